@@ -1,0 +1,55 @@
+"""The errors of this package. An author of interceptors meets the first three; the proxy maps the rest to outcomes."""
+
+from __future__ import annotations
+
+__all__ = [
+    "EventTooLarge",
+    "HookError",
+    "InterceptorError",
+    "LoadError",
+    "NotJson",
+    "StaleEvent",
+]
+
+
+class InterceptorError(Exception):
+    """Base of every error that `interceptors` raises."""
+
+
+class StaleEvent(InterceptorError):
+    """An event was touched after its hook had returned it; its bytes are another event's by now."""
+
+    def __init__(self) -> None:
+        super().__init__("this event is over and its buffer has moved on; keep event.detach() instead of the event")
+
+
+class NotJson(InterceptorError, ValueError):
+    """`event.json()` was asked of data that is not JSON. The message never shows the data."""
+
+
+class LoadError(InterceptorError):
+    """An interceptor cannot be loaded: not found, not a class of ours, an unknown hook, or options that do not fit.
+
+    `option` is the path below `options` that is wrong, or "" when it is the interceptor itself.
+    """
+
+    def __init__(self, message: str, option: str = "") -> None:
+        super().__init__(message)
+        self.option = option
+
+
+class HookError(InterceptorError):
+    """A hook raised, or returned what it must not, and its interceptor says `on_error = "abort"`."""
+
+    def __init__(self, interceptor: str, hook: str, problem: str) -> None:
+        super().__init__(f"{interceptor}.{hook}: {problem}")
+        self.interceptor = interceptor
+        self.hook = hook
+
+
+class EventTooLarge(InterceptorError):
+    """One event is larger than the limit (`max_event_bytes`)."""
+
+    def __init__(self, max_event_bytes: int) -> None:
+        super().__init__(f"an event is larger than max_event_bytes ({max_event_bytes} bytes)")
+        self.max_event_bytes = max_event_bytes

@@ -1,0 +1,96 @@
+"""The `weirpool` command: serve, check, demo. Exit status: 0, 1 (failed while running), 2 (wrong usage or configuration)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from .config import Config, load_config, single_upstream
+from .demo import run_demo
+from .errors import ConfigError
+from .logs import configure_logging
+from .routes import load_interceptors
+from .serve import bind_sockets, run_server
+from .supervisor import run_workers
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+    except ConfigError as error:
+        for line in error.errors:
+            print(f"weirpool: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="weirpool", description="A streaming reverse proxy for Server-Sent Events, programmable in Python."
+    )
+    parser.add_argument("--version", action="version", version=f"weirpool {_version()}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the proxy")
+    source = serve.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", metavar="FILE", help="the configuration, in YAML")
+    source.add_argument("--upstream", metavar="URL", help="no configuration: everything goes to this upstream")
+    serve.add_argument(
+        "--bind", metavar="HOST:PORT", action="append", help="where to listen; may be repeated (default 127.0.0.1:8000)"
+    )
+    serve.add_argument("--workers", metavar="N", type=_count, default=1, help="processes (default 1)")
+    serve.set_defaults(run=_serve)
+
+    check = commands.add_parser("check", help="check a configuration: exit status 0, or the errors with their paths")
+    check.add_argument("file", metavar="FILE")
+    check.set_defaults(run=_check)
+
+    demo = commands.add_parser("demo", help="an embedded upstream, the proxy, and a stream to watch")
+    demo.add_argument("--port", type=int, default=8000, help="the proxy's port; 0: any free one (default 8000)")
+    demo.add_argument("--once", action="store_true", help="end after the stream")
+    demo.set_defaults(run=lambda arguments: run_demo(arguments.port, once=arguments.once))
+    return parser
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    config = single_upstream(arguments.upstream) if arguments.upstream else load_config(arguments.config)
+    configure_logging(config.log.format, config.log.level)
+    load_interceptors(config)  # so that a mistake ends the command, and not each worker in turn
+    sockets = bind_sockets(arguments.bind or ["127.0.0.1:8000"], config.reverse_proxy.timeouts.send)
+    if arguments.workers == 1:
+        return run_server(config, sockets)
+    return run_workers(arguments.workers, lambda fd: run_server(config, sockets, fd))
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    config: Config = load_config(arguments.file)
+    load_interceptors(config)
+    routes = len(config.reverse_proxy.routes)
+    print(f"{arguments.file}: ok ({routes} route{'s' if routes != 1 else ''})")
+    return 0
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _version() -> str:
+    try:
+        return version("weirpool")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

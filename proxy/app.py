@@ -1,0 +1,149 @@
+"""The Quart-Trio app: its lifespan, its own pages, and the door to the exchange.
+
+Paths that belong to the app itself go on into Quart; everything else becomes an `Exchange` at the ASGI level, without Quart's
+request context, which is the larger part of what a request costs there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import structlog
+import trio
+from hypercorn.typing import HTTPScope
+from quart import Response
+from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGIHTTPConnection
+
+from pools import report, run_reports
+
+from .config import Config, load_config
+from .downstream import Receive, Scope, Send, path_is_known
+from .errors import ConfigError
+from .exchange import Exchange
+from .logs import configure_logging
+from .worker import Worker
+
+__all__ = ["Weirpool", "create_app"]
+
+PAGES = ("/metrics", "/healthz", "/readyz", "/status")
+
+
+class Weirpool(QuartTrio):
+    """The ASGI app of one worker."""
+
+    worker: Worker
+
+
+class _Door:
+    """Quart's `asgi_http_class`: decides who serves a request."""
+
+    def __init__(self, app: Weirpool, scope: Scope) -> None:
+        self._serve: Callable[[Any, Any], Awaitable[None]]
+        if scope["path"] in app.config["WEIRPOOL_PAGES"]:
+            self._serve = TrioASGIHTTPConnection(app, cast(HTTPScope, scope))
+        else:
+            self._serve = Exchange(app.worker, scope)
+
+    async def __call__(self, receive: Receive, send: Send) -> None:
+        await self._serve(receive, send)
+
+
+def create_app(config: Config | None = None) -> Weirpool:
+    """Make the app: from `config`, or from the file that `WEIRPOOL_CONFIG` names. Raises `ConfigError`.
+
+    Configures logging for the process. Blocks on the configuration and on what it imports.
+    """
+    if config is None:
+        path = os.environ.get("WEIRPOOL_CONFIG")
+        if not path:
+            raise ConfigError("WEIRPOOL_CONFIG is not set; it must name the configuration file")
+        config = load_config(path)
+    configure_logging(config.log.format, config.log.level)
+    worker = Worker(config)
+    app = Weirpool("proxy", static_folder=None)
+    app.worker = worker
+    app.config["WEIRPOOL_PAGES"] = frozenset(config.admin.prefix + page for page in PAGES)
+    app.asgi_http_class = _Door  # type: ignore[assignment]
+    _add_pages(app, config.admin.prefix)
+
+    @app.while_serving
+    async def lifespan() -> Any:
+        # The tasks live in the app's lifespan nursery, which Quart-Trio cancels at shutdown: a nursery of our own must not
+        # span the yield of a generator.
+        scopes = []
+        for maintain in (
+            *(transport.maintain for transport in worker.routes.transports.values()),
+            lambda: run_reports(worker.pools, config.reporting.interval),
+        ):
+            scopes.append(await app.nursery.start(_owned, maintain))
+        worker.ready = True
+        structlog.get_logger("proxy").info("started", **_started(worker))
+        yield
+        worker.ready = False
+        for scope in scopes:
+            scope.cancel()
+        for transport in worker.routes.transports.values():
+            await transport.aclose()
+        report(worker.pools)
+
+    return app
+
+
+async def _owned(
+    run: Callable[[], Awaitable[None]], task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Run a task of the lifespan in a scope of its own, so that the lifespan ends it."""
+    with trio.CancelScope() as scope:
+        task_status.started(scope)
+        await run()
+
+
+def _started(worker: Worker) -> dict[str, Any]:
+    """What the start-up line says."""
+    return {
+        "pid": os.getpid(),
+        "routes": [route.name for route in worker.routes.routes],
+        "upstreams": sorted(worker.routes.transports),
+        "writer": "direct" if path_is_known() else "asgi",  # where the response allows it; asgi serves the rest
+        **worker.start_details,
+    }
+
+
+def _add_pages(app: Weirpool, prefix: str) -> None:
+    worker = app.worker
+
+    @app.get(f"{prefix}/healthz")
+    async def healthz() -> Response:
+        return Response("ok\n", content_type="text/plain; charset=utf-8")
+
+    @app.get(f"{prefix}/readyz")
+    async def readyz() -> Response:
+        if worker.ready:
+            return Response("ready\n", content_type="text/plain; charset=utf-8")
+        return Response("not ready\n", status=503, content_type="text/plain; charset=utf-8")
+
+    @app.get(f"{prefix}/metrics")
+    async def metrics() -> Response:
+        return Response(worker.metrics.render(), content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get(f"{prefix}/status")
+    async def status() -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "draining": worker.draining,
+            "streams": len(worker.live),
+            "pools": [
+                {"pool": item.pool, "in_use": item.in_use, "current_size": item.current_size, "reuse_rate": item.reuse_rate}
+                for item in worker.pools.statistics()
+            ],
+            "upstreams": {
+                name: [
+                    {"origin": item.origin, "lent": item.lent, "idle": item.idle, "waiting": item.waiting}
+                    for item in transport.statistics()
+                ]
+                for name, transport in worker.routes.transports.items()
+            },
+        }

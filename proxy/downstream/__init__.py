@@ -1,0 +1,30 @@
+"""Downstream, the client's side: two writers with one interface, and the choice between them."""
+
+from __future__ import annotations
+
+from .asgi import AsgiWriter
+from .direct import DirectWriter
+from .hypercorn import ClientConnection, inspect_server, path_is_known
+from .writer import Receive, Scope, Send, Writer, has_no_body
+
+__all__ = [
+    "WRITERS",
+    "ClientConnection",
+    "Receive",
+    "Scope",
+    "Send",
+    "Writer",
+    "choose_writer",
+    "has_no_body",
+    "inspect_server",
+    "path_is_known",
+]
+
+WRITERS = ("asgi", "direct")
+
+
+def choose_writer(scope: Scope, send: Send, connection: ClientConnection | None, *, chunked: bool) -> Writer:
+    """The direct writer where it can go, else the portable one. `chunked`: the response has a body of unknown length."""
+    if connection is None or connection.tls or connection.http2 or not chunked or scope["http_version"] != "1.1":
+        return AsgiWriter(send, connection)
+    return DirectWriter(send, connection)

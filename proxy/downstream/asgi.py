@@ -1,0 +1,63 @@
+"""The portable writer: the response through ASGI's `send`.
+
+ASGI servers keep what they are given, so that each write is copied once, out of the pooled buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import trio
+
+from interceptors.chain import Part
+
+from ..errors import ClientGone
+from ..headers import HeaderList
+from .hypercorn import ClientConnection
+from .writer import Send
+
+__all__ = ["AsgiWriter"]
+
+
+class AsgiWriter:
+    """Implements `Writer` on ASGI alone; with a known connection behind it, it can also reset."""
+
+    name = "asgi"
+
+    def __init__(self, send: Send, connection: ClientConnection | None) -> None:
+        self._send = send
+        self._connection = connection
+        self._unsent = b""
+        self.started = False
+        self.bytes_sent = 0
+
+    @property
+    def stalled(self) -> bool:
+        return bool(self._unsent)
+
+    async def start(self, status: int, headers: HeaderList) -> None:
+        self.started = True
+        await self._pass({"type": "http.response.start", "status": status, "headers": headers})
+
+    def write(self, parts: Sequence[Part]) -> bool:
+        self._unsent = b"".join(parts)
+        self.bytes_sent += len(self._unsent)
+        return False
+
+    async def drain(self) -> None:
+        await self._pass({"type": "http.response.body", "body": self._unsent, "more_body": True})
+        self._unsent = b""
+
+    async def finish(self) -> None:
+        await self._pass({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def abort(self) -> None:
+        if self._connection is not None:
+            await self._connection.abort()
+        # Without it: the app returns in the middle of a response, and servers then close the connection.
+
+    async def _pass(self, message: dict[str, object]) -> None:
+        try:
+            await self._send(message)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise ClientGone from error

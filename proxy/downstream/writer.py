@@ -1,0 +1,72 @@
+"""The interface of the two writers, and who is chosen.
+
+A writer sends one response. The order is: `start`, then any number of `write`s, each answered with False followed by `drain`
+before anything else, then `finish` or `abort`. Only `write` is synchronous: the relay calls it from `pump()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, Protocol
+
+from interceptors.chain import Part
+
+from ..headers import HeaderList
+
+__all__ = ["Receive", "Scope", "Send", "Writer", "has_no_body"]
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class Writer(Protocol):
+    """Sends one response to the client."""
+
+    name: str
+    """`asgi` or `direct`: in the log and in a metric."""
+
+    @property
+    def started(self) -> bool:
+        """Whether a head has been sent, so that no other can be."""
+        ...
+
+    bytes_sent: int
+    """Bytes of the body that were handed over, without framing."""
+
+    @property
+    def stalled(self) -> bool:
+        """Whether bytes are waiting to leave, before which nothing else may."""
+        ...
+
+    async def start(self, status: int, headers: HeaderList) -> None:
+        """Send the head. Raises `ClientGone`."""
+        ...
+
+    def write(self, parts: Sequence[Part]) -> bool:
+        """Take all parts, in order. True: they have left, and the caller may reuse their memory at once.
+
+        False: they were taken, but must leave through `drain()` first; their memory is free in this case, too. Never blocks.
+        Raises `ClientGone`.
+        """
+        ...
+
+    async def drain(self) -> None:
+        """Send what a `write` could not. Blocks as long as the client takes nothing; the caller sets the deadline.
+
+        Raises `ClientGone`.
+        """
+        ...
+
+    async def finish(self) -> None:
+        """End the response clean. Raises `ClientGone`."""
+        ...
+
+    async def abort(self) -> None:
+        """End it such that the client sees that it is not whole. Bounded in time, also when cancelled; raises nothing."""
+        ...
+
+
+def has_no_body(method: str, status: int) -> bool:
+    """RFC 9110, section 6.4.1: a response to HEAD, 1xx, 204 and 304 have no body."""
+    return method == "HEAD" or status < 200 or status in (204, 304)

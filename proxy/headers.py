@@ -1,0 +1,165 @@
+"""Headers on their way through: what belongs to one hop stays on it, everything else passes in its order, duplicates included.
+
+Sans I/O. Names are lower-case bytes, as ASGI has them. Rules: RFC 9110, section 7.6 (message forwarding), RFC 7239 (Forwarded).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from interceptors.api import find_header
+
+from .errors import RequestRefused
+
+__all__ = ["HeaderList", "HeaderSettings", "TrustedProxies", "request_headers", "response_headers", "split_target"]
+
+HeaderList = list[tuple[bytes, bytes]]
+
+# RFC 9110, section 7.6.1, and its predecessors' names. Proxy-Authorization is for us, not for the upstream.
+_HOP_BY_HOP = frozenset(
+    b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade".split()
+)
+# `Connection` may name headers of the hop, but not take away what the message means (RFC 9110, section 7.6.1).
+_NEVER_NAMED = frozenset(b"host content-length content-type content-encoding cache-control authorization cookie".split())
+# Said about the client by whoever stands in front of us: believed from trusted proxies only.
+_FORWARDING = frozenset(
+    b"forwarded x-forwarded-for x-forwarded-host x-forwarded-port x-forwarded-proto x-forwarded-server".split()
+)
+
+_ABSOLUTE_FORM = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
+
+
+class TrustedProxies:
+    """Addresses and networks whose `Forwarded` and `X-Forwarded-*` are believed."""
+
+    __slots__ = ("_networks",)
+
+    def __init__(self, networks: Iterable[str] = ()) -> None:
+        self._networks = tuple(ipaddress.ip_network(item, strict=False) for item in networks)
+
+    def __contains__(self, address: str | None) -> bool:
+        if not self._networks or address is None:
+            return False
+        try:
+            ip = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return any(ip in network for network in self._networks)
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderSettings:
+    """What a route does to request headers; prepared once."""
+
+    host: bytes | None
+    """The Host header; None: the client's."""
+    set: tuple[tuple[bytes, bytes], ...]
+    removed: frozenset[bytes]
+    """Names that do not pass: those to be removed, and those to be set."""
+
+
+def split_target(raw_path: bytes, query: bytes) -> tuple[bytes, bytes]:
+    """The path and the target (path and query) of a request, byte for byte; an absolute-form target loses its origin.
+
+    Raises `RequestRefused` for a target that is no path (`*`, an authority).
+    """
+    path = raw_path
+    if not path.startswith(b"/"):
+        match = _ABSOLUTE_FORM.match(path)
+        if match is None:
+            raise RequestRefused(400, "bad_request", "the request target must be a path")
+        path = path[match.end() :] or b"/"
+    return path, path + b"?" + query if query else path
+
+
+def request_headers(
+    headers: Sequence[tuple[bytes, bytes]],
+    settings: HeaderSettings,
+    *,
+    client: str | None,
+    scheme: str,
+    trusted: bool,
+    identity: bool,
+    body: bytes | None,
+) -> HeaderList:
+    """The headers that go upstream.
+
+    `trusted`: the client is a proxy whose forwarding headers are believed. `identity`: ask for an unencoded body. `body`: the
+    Content-Length, b"" for a body of unknown length, None for no body. Raises `RequestRefused` for a request that two servers
+    could read differently (RFC 9112, section 6.3).
+    """
+    named = _connection_names(headers)
+    result: HeaderList = []
+    host = settings.host
+    own_host = find_header(headers, b"host") or b""
+    result.append((b"host", own_host if host is None else host))
+    seen_host = False
+    for name, value in headers:
+        if name == b"host":
+            if seen_host:
+                raise RequestRefused(400, "bad_request", "the request has more than one Host header")
+            seen_host = True
+        elif name in _HOP_BY_HOP or name in named or name in settings.removed:
+            continue
+        elif name in (b"content-length", b"expect"):
+            continue  # framing is told by `body`; Hypercorn has answered "100-continue" already
+        elif (name in _FORWARDING and not trusted) or (name == b"accept-encoding" and identity):
+            continue
+        elif name in (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"):
+            continue  # written below, with ours
+        else:
+            result.append((name, value))
+    if identity:
+        result.append((b"accept-encoding", b"identity"))
+    if body is not None:
+        result.append((b"content-length", body) if body else (b"transfer-encoding", b"chunked"))
+    result += _forwarding(headers, client=client, scheme=scheme, host=own_host, trusted=trusted)
+    result += settings.set
+    return result
+
+
+def response_headers(headers: Iterable[tuple[bytes, bytes]], *, dropped: frozenset[bytes], sse: bool) -> HeaderList:
+    """The headers that go to the client. `dropped`: names that the server adds itself, or that are true no more."""
+    listed = [(name.lower(), value) for name, value in headers]
+    named = _connection_names(listed)
+    result = [
+        (name, value)
+        for name, value in listed
+        if name not in _HOP_BY_HOP
+        and name not in named
+        and name not in dropped
+        and not (sse and name == b"x-accel-buffering")
+    ]
+    if sse:
+        result.append((b"x-accel-buffering", b"no"))
+    return result
+
+
+def _connection_names(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
+    """The names that `Connection` lists."""
+    names: set[bytes] = set()
+    for name, value in headers:
+        if name == b"connection":
+            names.update(item.strip().lower() for item in value.split(b","))
+    return frozenset(names - _NEVER_NAMED)
+
+
+def _forwarding(
+    headers: Sequence[tuple[bytes, bytes]], *, client: str | None, scheme: str, host: bytes, trusted: bool
+) -> HeaderList:
+    """X-Forwarded-For, -Proto and -Host; a trusted proxy's word is kept and ours appended."""
+    before = [value for name, value in headers if name == b"x-forwarded-for"] if trusted else []
+    result: HeaderList = []
+    if client is not None:
+        before = [*before, client.encode("ascii", "replace")]
+    if before:
+        result.append((b"x-forwarded-for", b", ".join(before)))
+    proto = find_header(headers, b"x-forwarded-proto") if trusted else None
+    result.append((b"x-forwarded-proto", proto or scheme.encode("ascii")))
+    forwarded_host = find_header(headers, b"x-forwarded-host") if trusted else None
+    if forwarded_host or host:
+        result.append((b"x-forwarded-host", forwarded_host or host))
+    return result

@@ -1,0 +1,163 @@
+"""Prometheus metrics of one worker: every name and label is there from the start, at 0.
+
+What is counted per event is counted in plain integers by whoever sees it and read when Prometheus asks; what is counted per
+exchange uses prometheus-client's own types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+from interceptors import Outcome
+from interceptors.chain import EventCounts
+from pools import Pools
+
+from .downstream import WRITERS
+
+__all__ = ["ACTIONS", "LiveExchange", "Metrics", "RouteTally"]
+
+ACTIONS = ("passed", "changed", "dropped", "added")
+_TTFB_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class LiveExchange(Protocol):
+    """What an exchange under way shows to the metrics."""
+
+    @property
+    def counts(self) -> EventCounts | None:
+        """None when no interceptor sees its events."""
+        ...
+
+    @property
+    def bytes_downstream(self) -> int: ...
+
+    @property
+    def bytes_upstream(self) -> int: ...
+
+
+@dataclass(slots=True)
+class RouteTally:
+    """What a route has moved: sums of the exchanges that have ended, and the exchanges that are live."""
+
+    ended: EventCounts = field(default_factory=EventCounts)
+    bytes_downstream: int = 0
+    bytes_upstream: int = 0
+    live: set[LiveExchange] = field(default_factory=set)
+
+    def events(self, action: str) -> int:
+        """Events of the route so far, live streams included."""
+        counts = [self.ended, *(item.counts for item in self.live if item.counts is not None)]
+        return sum(int(getattr(item, action)) for item in counts)
+
+    def bytes(self, direction: str) -> int:
+        """Body bytes so far, live streams included: `downstream` (to clients) or `upstream` (to upstreams)."""
+        if direction == "downstream":
+            return self.bytes_downstream + sum(item.bytes_downstream for item in self.live)
+        return self.bytes_upstream + sum(item.bytes_upstream for item in self.live)
+
+
+class Metrics:
+    """The registry of one worker."""
+
+    def __init__(self, pools: Pools, routes: Sequence[str]) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.routes = {route: RouteTally() for route in routes}
+        self.exchanges = Counter(
+            "weirpool_exchanges", "Exchanges that have ended, by outcome.", ["route", "outcome"], registry=self.registry
+        )
+        self.time_to_first_byte = Histogram(
+            "weirpool_time_to_first_byte_seconds",
+            "From the request's head to the first byte of the response's body.",
+            ["route"],
+            buckets=_TTFB_BUCKETS,
+            registry=self.registry,
+        )
+        self.writers = Counter(
+            "weirpool_writer", "Responses sent, by the writer that sent them.", ["writer"], registry=self.registry
+        )
+        for route in routes:
+            self.time_to_first_byte.labels(route)
+            for outcome in Outcome:
+                self.exchanges.labels(route, outcome)
+        for writer in WRITERS:
+            self.writers.labels(writer)
+        self.registry.register(_PoolCollector(pools))
+        self.registry.register(_RouteCollector(self.routes))
+
+    def render(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)
+
+    def ended(self, exchange: LiveExchange, route: str) -> None:
+        """Add a live exchange to its route's sums. Call once, when it has ended."""
+        tally = self.routes[route]
+        tally.live.discard(exchange)
+        tally.bytes_downstream += exchange.bytes_downstream
+        tally.bytes_upstream += exchange.bytes_upstream
+        if exchange.counts is not None:
+            for action in ACTIONS:
+                setattr(tally.ended, action, getattr(tally.ended, action) + getattr(exchange.counts, action))
+
+
+class _PoolCollector(Collector):
+    def __init__(self, pools: Pools) -> None:
+        self._pools = pools
+
+    def collect(self) -> Iterator[Metric]:
+        all_stats = self._pools.statistics()
+        gauges = (
+            ("buffer_pool_reuse_rate", "Reuses as a share of all leases.", "reuse_rate"),
+            ("buffer_pool_current_size", "Idle buffers.", "current_size"),
+            ("buffer_pool_in_use", "Buffers on loan.", "in_use"),
+            ("buffer_pool_high_water", "The most buffers that were on loan at once.", "high_water"),
+        )
+        counters = (
+            ("buffer_pool_allocations", "Leases that made a new buffer.", "allocations"),
+            ("buffer_pool_reuses", "Leases that took an idle buffer.", "reuses"),
+            ("buffer_pool_leaks", "Leases that were lost.", "leaks"),
+        )
+        for name, text, attribute in gauges:
+            gauge = GaugeMetricFamily(name, text, labels=["pool"])
+            for stats in all_stats:
+                gauge.add_metric([stats.pool], getattr(stats, attribute))
+            yield gauge
+        for name, text, attribute in counters:
+            counter = CounterMetricFamily(name, text, labels=["pool"])
+            for stats in all_stats:
+                counter.add_metric([stats.pool], getattr(stats, attribute))
+            yield counter
+        discards = CounterMetricFamily(
+            "buffer_pool_discards", "Buffers that came back and were not kept.", labels=["pool", "reason"]
+        )
+        for stats in all_stats:
+            for reason in ("oversize", "full", "exported"):
+                discards.add_metric([stats.pool, reason], getattr(stats, f"discards_{reason}"))
+        yield discards
+
+
+class _RouteCollector(Collector):
+    def __init__(self, routes: dict[str, RouteTally]) -> None:
+        self._routes = routes
+
+    def collect(self) -> Iterable[Metric]:
+        active = GaugeMetricFamily("weirpool_streams_active", "Exchanges under way.", labels=["route"])
+        events = CounterMetricFamily(
+            "weirpool_events", "Events of streams that interceptors see, by what became of them.", labels=["route", "action"]
+        )
+        moved = CounterMetricFamily("weirpool_bytes", "Bytes of bodies.", labels=["route", "direction"])
+        for route, tally in self._routes.items():
+            active.add_metric([route], len(tally.live))
+            for action in ACTIONS:
+                events.add_metric([route, action], tally.events(action))
+            for direction in ("downstream", "upstream"):
+                moved.add_metric([route, direction], tally.bytes(direction))
+        return (active, events, moved)

@@ -1,0 +1,131 @@
+"""The route table: what the configuration says about a path, compiled once, so that an exchange only looks things up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import httpx
+
+from interceptors import Interceptor, LoadError
+from interceptors.chain import Chain
+from interceptors.loader import load_interceptor
+from pools import Pools
+
+from .config import Config, Limits, Timeouts, Upstream
+from .config import Route as RouteSettings
+from .errors import ConfigError
+from .headers import HeaderSettings
+from .upstream import UpstreamTransport
+
+__all__ = ["Route", "RouteTable", "load_interceptors"]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route, ready for use."""
+
+    name: str
+    """The path prefix: its name in logs and metrics."""
+    prefix: bytes
+    upstream: str
+    url: httpx.URL
+    base: bytes
+    """The endpoint's own path, without a slash at its end."""
+    transport: UpstreamTransport
+    headers: HeaderSettings
+    chain: Chain
+    timeouts: Timeouts
+    limits: Limits
+    error_events: bool
+    strip_prefix: bool
+    allowed_hosts: frozenset[str] | None
+    allowed_origins: frozenset[str] | None
+
+    def matches(self, path: bytes) -> bool:
+        """Whether a raw path lies under the prefix, segment by segment: /v1 covers /v1 and /v1/x, not /v10."""
+        prefix = self.prefix
+        return path.startswith(prefix) and (prefix.endswith(b"/") or path[len(prefix) : len(prefix) + 1] in (b"", b"/"))
+
+    def target(self, target: bytes) -> bytes:
+        """The request target for the upstream: the client's, byte for byte, behind the endpoint's own path."""
+        if self.strip_prefix:
+            target = target[len(self.prefix.rstrip(b"/")) :]
+            if not target.startswith(b"/"):
+                target = b"/" + target
+        return self.base + target
+
+
+class RouteTable:
+    """All routes; the longest matching prefix wins."""
+
+    def __init__(self, config: Config, pools: Pools) -> None:
+        """Raises `ConfigError` when an interceptor or a CA file cannot be loaded."""
+        self.transports: dict[str, UpstreamTransport] = {}
+        interceptors = load_interceptors(config)
+        upstreams = {upstream.name: upstream for upstream in config.reverse_proxy.upstreams}
+        for index, upstream in enumerate(config.reverse_proxy.upstreams):
+            try:
+                self.transports[upstream.name] = UpstreamTransport(
+                    pools, max_connections=upstream.max_connections, ca_file=upstream.ca_file
+                )
+            except OSError as error:  # ssl.SSLError is one
+                raise ConfigError(f"reverse_proxy.upstreams[{index}].ca_file: {error}") from error
+        routes = [
+            self._compile(config, settings, upstreams[settings.upstream], interceptors)
+            for settings in config.reverse_proxy.routes
+        ]
+        self.routes = tuple(sorted(routes, key=lambda route: len(route.prefix), reverse=True))
+
+    def find(self, path: bytes) -> Route | None:
+        """The route of a raw path."""
+        for route in self.routes:
+            if route.matches(path):
+                return route
+        return None
+
+    def _compile(
+        self, config: Config, settings: RouteSettings, upstream: Upstream, interceptors: Mapping[str, Interceptor]
+    ) -> Route:
+        url = httpx.URL(upstream.endpoints[0])
+        rules = {name.lower().encode(): value.encode() for name, value in upstream.headers.set.items()}
+        host = {"upstream": url.netloc, "preserve": None}.get(upstream.host, upstream.host.encode())
+        return Route(
+            name=settings.path,
+            prefix=settings.path.encode(),
+            upstream=upstream.name,
+            url=url,
+            base=url.raw_path.rstrip(b"/"),
+            transport=self.transports[upstream.name],
+            headers=HeaderSettings(
+                host=host,
+                set=tuple(rules.items()),
+                removed=frozenset(rules) | {name.lower().encode() for name in upstream.headers.remove},
+            ),
+            chain=Chain([(name, interceptors[name]) for name in settings.interceptors]),
+            timeouts=config.timeouts_of(settings),
+            limits=config.limits_of(settings),
+            error_events=settings.dialect != "abort",
+            strip_prefix=settings.strip_prefix,
+            allowed_hosts=_lowered(settings.allowed_hosts),
+            allowed_origins=_lowered(settings.allowed_origins),
+        )
+
+
+def load_interceptors(config: Config) -> dict[str, Interceptor]:
+    """Load every interceptor that the configuration names. Raises `ConfigError`, with all that cannot be loaded."""
+    loaded: dict[str, Interceptor] = {}
+    mistakes: list[str] = []
+    for index, entry in enumerate(config.interceptors):
+        try:
+            loaded[entry.name] = load_interceptor(entry.use, entry.options)
+        except LoadError as error:
+            where = f"interceptors[{index}]." + (f"options.{error.option}" if error.option else "use")
+            mistakes.append(f"{where}: {error}")
+    if mistakes:
+        raise ConfigError(*mistakes)
+    return loaded
+
+
+def _lowered(items: list[str] | None) -> frozenset[str] | None:
+    return None if items is None else frozenset(item.lower() for item in items)

@@ -1,0 +1,6 @@
+"""Upstream, the server's side: an httpx transport on pooled buffers, its connections, and body framing."""
+
+from .connections import PoolState
+from .transport import UpstreamBody, UpstreamTransport
+
+__all__ = ["PoolState", "UpstreamBody", "UpstreamTransport"]

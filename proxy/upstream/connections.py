@@ -1,0 +1,312 @@
+"""Connections to one origin: made, kept alive, checked before reuse, bounded, and never lost.
+
+A `Connection` is a non-blocking socket, plain or TLS, read straight into the caller's buffer. A `ConnectionPool` hands them out:
+at most `max_connections` are open, idle ones included. Its invariants, whatever is cancelled and wherever:
+
+- `slots in use == connections lent`, and each comes back through `release`, which never blocks;
+- an idle connection is opened anew only when none is kept, so that lent + idle never exceeds the bound;
+- only the task that has a connection on loan reads, writes or closes it.
+
+It knows no HTTP. Foreign exceptions of sockets and TLS become ours here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import trio
+from trio.lowlevel import wait_readable, wait_writable
+
+from ..errors import (
+    ConnectFailed,
+    ConnectTimedOut,
+    DnsFailed,
+    PoolTimedOut,
+    ReadFailed,
+    TlsFailed,
+    Truncated,
+    WriteTimedOut,
+)
+
+__all__ = ["KEEPALIVE_EXPIRY_S", "Connection", "ConnectionPool", "Origin", "PoolState"]
+
+KEEPALIVE_EXPIRY_S = 60.0
+"""An idle connection is closed after this; servers keep theirs for 60 to 75 s as a rule."""
+
+
+class Origin(NamedTuple):
+    scheme: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+class Connection:
+    """One connection on loan, or idle. The socket is non-blocking; who has it on loan closes it through its pool."""
+
+    __slots__ = ("idle_since", "origin", "sock", "used", "written")
+
+    def __init__(self, origin: Origin, sock: socket.socket) -> None:
+        self.origin = origin
+        self.sock = sock
+        self.used = False
+        """It has carried an exchange before, so that the other side may have closed it meanwhile."""
+        self.written = 0
+        """Bytes of the current request that left."""
+        self.idle_since = 0.0
+
+    def receive_into(self, buffer: bytearray, at: int) -> int | None:
+        """Read what is there into `buffer[at:]`. The count, 0 at an orderly end, None when there is nothing yet.
+
+        Raises `ReadFailed` when the connection broke and `Truncated` when TLS ended without close_notify (RFC 8446,
+        section 6.1): whoever cuts the connection must not be able to pass that off as the end. Never blocks.
+        """
+        try:
+            if not at:
+                return self.sock.recv_into(buffer)
+            with memoryview(buffer) as view, view[at:] as room:
+                return self.sock.recv_into(room)
+        except (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return None
+        except ssl.SSLEOFError:
+            raise Truncated(f"{self.origin}: TLS ended without close_notify") from None
+        except OSError as error:
+            raise ReadFailed(f"{self.origin}: {_reason(error)}") from error
+
+    @property
+    def pending(self) -> bool:
+        """Whether TLS holds decrypted bytes, of which no readiness of the socket will tell."""
+        return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
+
+    async def wait_readable(self) -> None:
+        """Wait until reading may find something. Raises `ReadFailed` when the connection is closed meanwhile."""
+        if self.pending:
+            await trio.lowlevel.checkpoint()
+            return
+        try:
+            await wait_readable(self.sock)
+        except trio.ClosedResourceError:
+            raise ReadFailed(f"{self.origin}: closed") from None
+
+    async def send_all(self, data: bytes, timeout_s: float | None) -> None:
+        """Write everything; `timeout_s` bounds each wait for room. Raises `ReadFailed` (broken) and `WriteTimedOut`.
+
+        When cancelled, `written` says how much has left.
+        """
+        view = memoryview(data)
+        while view:
+            waiting_for = wait_writable
+            try:
+                sent = self.sock.send(view)
+            except (BlockingIOError, InterruptedError, ssl.SSLWantWriteError):
+                pass
+            except ssl.SSLWantReadError:
+                waiting_for = wait_readable
+            except OSError as error:
+                raise ReadFailed(f"{self.origin}: {_reason(error)}") from error
+            else:
+                self.written += sent
+                view = view[sent:]
+                continue
+            try:
+                with trio.fail_after(timeout_s if timeout_s is not None else float("inf")):
+                    await waiting_for(self.sock)
+            except trio.TooSlowError:
+                raise WriteTimedOut(f"{self.origin}: took nothing for {timeout_s} s") from None
+            except trio.ClosedResourceError:
+                raise ReadFailed(f"{self.origin}: closed") from None
+
+    def is_alive(self) -> bool:
+        """Whether an idle connection can carry a request: still open, and nobody has spoken out of turn."""
+        try:
+            if isinstance(self.sock, ssl.SSLSocket):
+                self.sock.recv(1)  # handles session tickets; there is nothing else to say now
+            else:
+                self.sock.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError, ssl.SSLWantReadError):
+            return True
+        except OSError:
+            return False
+        return False
+
+    def close(self) -> None:
+        """Close at once, without a TLS goodbye. Never blocks; safe to call again."""
+        if self.sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self.sock)
+            self.sock.close()
+
+
+@dataclass(frozen=True, slots=True)
+class PoolState:
+    """A snapshot of one origin's connections."""
+
+    origin: str
+    lent: int
+    idle: int
+    waiting: int
+    opened: int
+    reused: int
+
+
+class ConnectionPool:
+    """The connections of one origin."""
+
+    def __init__(self, origin: Origin, max_connections: int, ssl_context: ssl.SSLContext | None) -> None:
+        self._origin = origin
+        self._ssl_context = ssl_context
+        self._slots = trio.Semaphore(max_connections, max_value=max_connections)
+        self._max_connections = max_connections
+        self._idle: deque[Connection] = deque()
+        self._opened = 0
+        self._reused = 0
+
+    async def acquire(self, *, connect_timeout_s: float | None, fresh: bool = False) -> Connection:
+        """A connection, kept or new, on loan until `release`. `fresh` asks for a new one.
+
+        Raises `PoolTimedOut`, `DnsFailed`, `ConnectFailed`, `TlsFailed`, `ConnectTimedOut`. Cancelled at any point it leaves
+        nothing behind.
+        """
+        timeout_s = connect_timeout_s if connect_timeout_s is not None else float("inf")
+        try:
+            self._slots.acquire_nowait()
+        except trio.WouldBlock:
+            try:
+                with trio.fail_after(timeout_s):
+                    await self._slots.acquire()
+            except trio.TooSlowError:
+                raise PoolTimedOut(
+                    f"{self._origin}: all {self._max_connections} connections are in use (max_connections)"
+                ) from None
+        try:
+            connection = None if fresh else self._take_idle()
+            if connection is None:
+                if fresh:
+                    self._drop_one_idle()
+                connection = await self._open(timeout_s)
+                self._opened += 1
+            else:
+                self._reused += 1
+            connection.written = 0
+            return connection
+        except BaseException:
+            self._slots.release()
+            raise
+
+    def release(self, connection: Connection, *, reusable: bool) -> None:
+        """Take a connection back, to keep it or to close it. Never blocks. Call exactly once for each `acquire`."""
+        self._slots.release()
+        if reusable:
+            connection.used = True
+            connection.idle_since = trio.current_time()
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def expire(self) -> None:
+        """Close the connections that have idled too long, or that the other side has ended."""
+        oldest = trio.current_time() - KEEPALIVE_EXPIRY_S
+        kept = [item for item in self._idle if item.idle_since > oldest and item.is_alive()]
+        for connection in set(self._idle).difference(kept):
+            connection.close()
+        self._idle = deque(kept)
+
+    def close(self) -> None:
+        """Close what is idle. Connections on loan belong to who has them."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def state(self) -> PoolState:
+        """A snapshot."""
+        slots = self._slots.statistics()
+        return PoolState(
+            origin=str(self._origin),
+            lent=self._max_connections - self._slots.value,
+            idle=len(self._idle),
+            waiting=slots.tasks_waiting,
+            opened=self._opened,
+            reused=self._reused,
+        )
+
+    def _take_idle(self) -> Connection | None:
+        """The most recently used idle connection that is still good."""
+        oldest = trio.current_time() - KEEPALIVE_EXPIRY_S
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.idle_since > oldest and connection.is_alive():
+                return connection
+            connection.close()
+        return None
+
+    def _drop_one_idle(self) -> None:
+        """Keep lent + idle within the bound when a new connection is opened although some are idle."""
+        if self._idle:
+            self._idle.popleft().close()
+
+    async def _open(self, timeout_s: float) -> Connection:
+        origin = self._origin
+        try:
+            with trio.fail_after(timeout_s):
+                sock = await _connect(origin)
+                if self._ssl_context is None:
+                    return Connection(origin, sock)
+                return Connection(origin, await _start_tls(origin, sock, self._ssl_context))
+        except trio.TooSlowError:
+            raise ConnectTimedOut(f"{origin}: no connection within {timeout_s} s") from None
+
+
+async def _connect(origin: Origin) -> socket.socket:
+    """A connected, non-blocking socket; addresses are tried as RFC 8305 says."""
+    try:
+        stream = await trio.open_tcp_stream(origin.host, origin.port)
+    except socket.gaierror as error:
+        raise DnsFailed(f"{origin}: cannot resolve the name: {error.strerror}") from error
+    except OSError as error:
+        raise ConnectFailed(f"{origin}: {_reason(error)}") from error
+    sock = socket.socket(fileno=stream.socket.detach())
+    sock.setblocking(False)
+    return sock
+
+
+async def _start_tls(origin: Origin, sock: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
+    """The TLS handshake. Takes the socket over: it is closed when this raises."""
+    try:
+        tls = context.wrap_socket(
+            sock, server_hostname=origin.host, do_handshake_on_connect=False, suppress_ragged_eofs=False
+        )
+    except BaseException:
+        sock.close()
+        raise
+    try:
+        while True:
+            try:
+                tls.do_handshake()
+                return tls
+            except ssl.SSLWantReadError:
+                await wait_readable(tls)
+            except ssl.SSLWantWriteError:
+                await wait_writable(tls)
+    except OSError as error:
+        tls.close()
+        raise TlsFailed(f"{origin}: {_reason(error)}") from error
+    except BaseException:
+        tls.close()
+        raise
+
+
+def _reason(error: OSError) -> str:
+    """What went wrong, in words, without addresses or numbers that mean nothing to a reader."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate not accepted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {error.reason or error.strerror or error}"
+    causes = getattr(error.__cause__, "exceptions", None)  # trio.open_tcp_stream collects one for each address
+    if causes:
+        return "; ".join(dict.fromkeys(cause.strerror or str(cause) for cause in causes))
+    return error.strerror or str(error)

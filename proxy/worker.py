@@ -1,0 +1,65 @@
+"""What one worker process shares among its exchanges: pools, routes, metrics, who is live, and whether it is draining."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from pools import Pools
+
+from .config import Config
+from .headers import TrustedProxies
+from .metrics import Metrics
+from .routes import RouteTable
+
+if TYPE_CHECKING:
+    from .exchange import Exchange
+
+__all__ = ["NO_ROUTE", "Worker"]
+
+NO_ROUTE = ""
+"""The route label of requests that match no route."""
+
+
+class Worker:
+    """Made once per process from a checked configuration. Raises `ConfigError` when something it names cannot be loaded."""
+
+    def __init__(self, config: Config) -> None:
+        sizes = config.reverse_proxy.buffer_pools
+        self.config = config
+        self.pools = Pools(
+            sse_event=(sizes.sse_event.size, sizes.sse_event.max_pooled),
+            http_response=(sizes.http_response.size, sizes.http_response.max_pooled),
+            json=(sizes.json.size, sizes.json.max_pooled),
+            leak_detection=config.reverse_proxy.leak_detection,
+        )
+        self.routes = RouteTable(config, self.pools)
+        self.metrics = Metrics(self.pools, [NO_ROUTE, *(route.name for route in self.routes.routes)])
+        self.trusted_proxies = TrustedProxies(config.reverse_proxy.trusted_proxies)
+        self.start_details: dict[str, object] = {}
+        """What whoever runs the worker wants in its `started` line."""
+        self.live: set[Exchange] = set()
+        self.ready = False
+        self.draining = False
+        self.none_left = trio.Event()
+
+    def enter(self, exchange: Exchange) -> None:
+        self.live.add(exchange)
+
+    def leave(self, exchange: Exchange) -> None:
+        self.live.discard(exchange)
+        if self.draining and not self.live:
+            self.none_left.set()
+
+    def start_draining(self) -> None:
+        """From now on: not ready, and no new exchanges."""
+        self.draining = True
+        self.ready = False
+        if not self.live:
+            self.none_left.set()
+
+    def stop_live(self) -> None:
+        """End every live exchange; each ends with the outcome `draining`."""
+        for exchange in tuple(self.live):
+            exchange.stop()
