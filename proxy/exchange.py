@@ -14,7 +14,6 @@ from typing import Any
 import httpx
 import structlog
 import trio
-from trio_util import wait_any
 
 from interceptors import HookError, InterceptorError, Outcome, ResponseHead, StreamContext
 from interceptors.api import find_header
@@ -25,6 +24,7 @@ from pools import BufferScope, encode_json
 from .downstream import ClientConnection, Receive, Scope, Send, Writer, choose_writer, has_no_body, inspect_server
 from .errors import ClientGone, ProtocolFailure, RequestRefused, SendStalled, UpstreamFailure
 from .headers import request_headers, response_headers, split_target
+from .inbound import LINGER_S, Inbound, too_large
 from .relay import Relay
 from .routes import Route
 from .upstream import UpstreamBody
@@ -32,8 +32,6 @@ from .worker import NO_ROUTE, Worker
 
 __all__ = ["Exchange"]
 
-_LINGER_S = 5.0
-_LINGER_BYTES = 64 * 1024 * 1024
 _ABORT_S = 5.0
 
 
@@ -54,18 +52,21 @@ class Exchange:
         self._failure: Exception | None = None  # why it did not complete
         self._outcome: Outcome | None = None  # set early only by what has no exception: a client that left, a drain
         self._finished = False  # the whole body has been handed over
-        self._request_complete = False
-        self._request_done = trio.Event()
         self._sse = False
         self._started_at = trio.current_time()
         self._first_byte_s: float | None = None
         self._status: int | None = None
-        self.bytes_upstream = 0
+        self._inbound: Inbound | None = None
 
     @property
     def counts(self) -> EventCounts | None:
         """What became of the events; None when no interceptor sees them."""
         return self._chain.counts if self._chain is not None and self._chain.wants_events else None
+
+    @property
+    def bytes_upstream(self) -> int:
+        """Body bytes taken from the client."""
+        return self._inbound.bytes_received if self._inbound is not None else 0
 
     @property
     def bytes_downstream(self) -> int:
@@ -83,7 +84,7 @@ class Exchange:
         worker = self._worker
         self._connection = inspect_server(send)
         try:
-            self._route = route = self._admit()
+            route = self._admit()
         except RequestRefused as refusal:
             self._failure = refusal
             tally = worker.metrics.routes[NO_ROUTE if self._route is None else self._route.name]
@@ -91,9 +92,11 @@ class Exchange:
             tally = worker.metrics.routes[route.name]
         tally.live.add(self)
         worker.enter(self)
+        limit = self._route.limits.max_request_body_bytes if self._route is not None else 0
+        self._inbound = inbound = Inbound(receive, self._connection, limit)
         try:
             if self._failure is None:
-                await self._exchange(route, receive, send)
+                await self._exchange(route, inbound, send)
         except trio.Cancelled:
             # The server has run out of patience with its shutdown.
             if not self._finished and self._outcome is None:
@@ -104,8 +107,8 @@ class Exchange:
             if self._chain is not None:
                 self._chain.close(outcome)
             try:
-                with trio.CancelScope(shield=True), trio.move_on_after(_LINGER_S + _ABORT_S):
-                    await self._conclude(outcome, receive, send)
+                with trio.CancelScope(shield=True), trio.move_on_after(LINGER_S + _ABORT_S):
+                    await self._conclude(outcome, inbound, send)
             finally:
                 worker.leave(self)
                 self._account(outcome)
@@ -132,14 +135,14 @@ class Exchange:
                 raise RequestRefused(403, "origin_not_allowed", "this Origin is not allowed here")
         return route
 
-    async def _exchange(self, route: Route, receive: Receive, send: Send) -> None:
+    async def _exchange(self, route: Route, inbound: Inbound, send: Send) -> None:
         """Both directions, in one buffer scope and one nursery."""
         async with self._worker.pools.open_scope() as buffers, trio.open_nursery() as nursery:
             self._cancel = nursery.cancel_scope
             if route.timeouts.total is not None:
                 self._cancel.deadline = self._started_at + route.timeouts.total
             try:
-                await self._forward(route, buffers, nursery, receive, send)
+                await self._forward(route, buffers, nursery, inbound, send)
             except (UpstreamFailure, RequestRefused, InterceptorError, ClientGone, SendStalled) as failure:
                 self._failure = failure
             except httpx.LocalProtocolError as error:
@@ -151,72 +154,60 @@ class Exchange:
             nursery.cancel_scope.cancel()
 
     async def _forward(
-        self, route: Route, buffers: BufferScope, nursery: trio.Nursery, receive: Receive, send: Send
+        self, route: Route, buffers: BufferScope, nursery: trio.Nursery, inbound: Inbound, send: Send
     ) -> None:
         """Send the request, relay the response."""
-        to_upstream, body = trio.open_memory_channel[bytes](1)
-        request = await self._request(route, nursery, receive, body, to_upstream)
-        response = await route.transport.handle_async_request(request)
+        body = await self._body_length(route, inbound)
+        nursery.start_soon(self._watch_client, inbound)
+        response = await route.transport.handle_async_request(self._request(route, nursery, inbound, body))
         upstream = response.stream
         assert isinstance(upstream, UpstreamBody)
         try:
             await self._respond(route, response, upstream, buffers, send)
         finally:
             upstream.close()
-            body.close()  # whatever else the client sends is thrown away
+            inbound.forget_body()
         assert self._writer is not None
-        if not self._request_complete:
-            # The upstream answered before it had the whole request. Ending the response now would close the connection, and
-            # a client that is still sending would see that instead of the answer.
-            with trio.move_on_after(_LINGER_S):
-                await self._request_done.wait()
+        # When the upstream has answered before it had the whole request, ending the response now would close the connection, and
+        # a client that is still sending would see that instead of the answer.
+        if not inbound.complete and not await inbound.wait_complete():
+            raise RequestRefused(408, "request_not_ended", "the request went on long after it was answered")
         self._finished = True  # from here on, a client that leaves has everything
         await self._writer.finish()
 
-    async def _request(
-        self,
-        route: Route,
-        nursery: trio.Nursery,
-        receive: Receive,
-        body: trio.MemoryReceiveChannel[bytes],
-        to_upstream: trio.MemorySendChannel[bytes],
-    ) -> httpx.Request:
-        """Build the upstream request and start the inbound task."""
-        scope = self._scope
+    async def _body_length(self, route: Route, inbound: Inbound) -> bytes | None:
+        """The Content-Length of the request, b"" if that is not known, None if it has no body. Raises `RequestRefused`."""
         length = find_header(self._headers, b"content-length")
         chunked = find_header(self._headers, b"transfer-encoding") is not None
-        if length is not None and chunked:
-            raise RequestRefused(400, "bad_request", "the request has both Content-Length and Transfer-Encoding")
-        limit = route.limits.max_request_body_bytes
-        if length is not None and int(length) > limit:
-            raise _too_large(limit)
-        first = b""
-        if length is None and not chunked and scope["http_version"] == "2":
-            # HTTP/2 needs neither header for a body; its first message tells.
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            first = message.get("body", b"")
-            chunked = bool(first) or message.get("more_body", False)
-            self._request_complete = not message.get("more_body", False)
-        nursery.start_soon(self._inbound, receive, to_upstream, first, limit)
+        if length is not None:
+            if chunked:
+                # RFC 9112, section 6.3: the way to smuggle a request past one of two servers.
+                raise RequestRefused(400, "bad_request", "the request has both Content-Length and Transfer-Encoding")
+            if int(length) > route.limits.max_request_body_bytes:
+                raise too_large(route.limits.max_request_body_bytes)
+            return length
+        if not chunked and self._scope["http_version"] == "2":
+            chunked = await inbound.first_message()
+        return b"" if chunked else None
+
+    def _request(self, route: Route, nursery: trio.Nursery, inbound: Inbound, body: bytes | None) -> httpx.Request:
+        """The upstream request."""
         timeouts = route.timeouts
-        target = route.target(self._target)
         return httpx.Request(
-            scope["method"],
+            self._scope["method"],
             route.url,
             headers=request_headers(
                 self._headers,
                 route.headers,
                 client=self._client,
-                scheme=scope["scheme"],
+                scheme=self._scope["scheme"],
                 trusted=self._client in self._worker.trusted_proxies,
                 identity=route.chain.reads_body,
-                body=length if length is not None else (b"" if chunked else None),
+                body=body,
             ),
-            stream=_RequestBody(body),
+            stream=inbound.stream(),
             extensions={
-                "target": target,
+                "target": route.target(self._target),
                 "nursery": nursery,
                 "timeout": {"connect": timeouts.connect, "write": timeouts.write, "read": timeouts.first_byte},
             },
@@ -273,70 +264,17 @@ class Exchange:
             client=self._client,
         )
 
-    async def _inbound(self, receive: Receive, to_upstream: trio.MemorySendChannel[bytes], first: bytes, limit: int) -> None:
-        """Take in the request body, at the upstream's pace, and then wait for the client to leave."""
+    async def _watch_client(self, inbound: Inbound) -> None:
+        """The inbound task: take in the request, then end the exchange when the client leaves."""
         assert self._cancel is not None
-        async with to_upstream:
-            if first:
-                self.bytes_upstream += len(first)
-                await to_upstream.send(first)
-            while not self._request_complete:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    self._leave()
-                    return
-                data = message.get("body", b"")
-                self.bytes_upstream += len(data)
-                self._request_complete = not message.get("more_body", False)
-                if self.bytes_upstream > limit and not self._is_discarding(to_upstream):
-                    self._failure = _too_large(limit)
-                    self._cancel.cancel()
-                    return
-                if data and not await self._hand_over(to_upstream, data):
-                    self._leave()
-                    return
-        self._request_done.set()
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self._leave()
-
-    async def _hand_over(self, to_upstream: trio.MemorySendChannel[bytes], data: bytes) -> bool:
-        """Pass a piece of the request body on. False when the client leaves while the upstream takes nothing.
-
-        As long as we do not take what the client sent, the server does not read, and so does not see it leave. The socket
-        itself tells.
-        """
         try:
-            to_upstream.send_nowait(data)
-        except trio.BrokenResourceError:
-            pass  # the response is done, or the upload has failed: discard
-        except trio.WouldBlock:
-            if self._connection is None:
-                return await _send_or_discard(to_upstream, data)
-            return await self._send_or_hangup(to_upstream, data, self._connection)
-        return True
-
-    async def _send_or_hangup(
-        self, to_upstream: trio.MemorySendChannel[bytes], data: bytes, connection: ClientConnection
-    ) -> bool:
-        handed_over = False
-
-        async def send() -> None:
-            nonlocal handed_over
-            handed_over = await _send_or_discard(to_upstream, data)
-
-        await wait_any(send, connection.wait_hangup)
-        return handed_over
-
-    def _is_discarding(self, to_upstream: trio.MemorySendChannel[bytes]) -> bool:
-        return to_upstream.statistics().open_receive_channels == 0
-
-    def _leave(self) -> None:
-        """The client is gone."""
-        if self._finished or self._outcome is not None:
-            return
-        self._outcome = Outcome.CLIENT_DISCONNECTED
-        assert self._cancel is not None
+            await inbound.run()
+        except RequestRefused as refusal:
+            self._failure = self._failure or refusal
+        else:
+            if self._finished or self._outcome is not None:
+                return
+            self._outcome = Outcome.CLIENT_DISCONNECTED
         self._cancel.cancel()
 
     def _decide(self) -> Outcome:
@@ -358,7 +296,7 @@ class Exchange:
             return Outcome.UPSTREAM_ERROR
         return Outcome.UPSTREAM_TIMEOUT  # the total deadline has cancelled it
 
-    async def _conclude(self, outcome: Outcome, receive: Receive, send: Send) -> None:
+    async def _conclude(self, outcome: Outcome, inbound: Inbound, send: Send) -> None:
         """Tell the client how it ended, unless it ended well or the client is gone. Runs shielded, with a deadline."""
         if outcome is Outcome.COMPLETED:
             return
@@ -367,8 +305,16 @@ class Exchange:
             with suppress(ClientGone):
                 await self._say_error(writer, outcome)
             await writer.abort()
-        elif outcome is not Outcome.CLIENT_DISCONNECTED:
-            await self._answer(self._refusal(outcome), receive, send)
+        else:
+            gone = outcome is Outcome.CLIENT_DISCONNECTED
+            if (gone or not await self._answer(self._refusal(outcome), inbound, send)) and not inbound.over:
+                await self._cut()
+        await inbound.settle()
+
+    async def _cut(self) -> None:
+        """End the connection, or the HTTP/2 stream, without an answer. Without access to it, the server does it in its own time."""
+        if self._connection is not None:
+            await self._connection.abort()
 
     async def _say_error(self, writer: Writer, outcome: Outcome) -> None:
         """An error event, where one can be said: in an event stream, between two events, to a client that reads."""
@@ -398,34 +344,25 @@ class Exchange:
             return RequestRefused(503, "draining", "this server is shutting down", retry_after_s=1)
         return RequestRefused(504, "total_timeout", "the exchange took longer than it may")
 
-    async def _answer(self, refusal: RequestRefused, receive: Receive, send: Send) -> None:
-        """An answer of our own, such that a client that is still sending can read it."""
+    async def _answer(self, refusal: RequestRefused, inbound: Inbound, send: Send) -> bool:
+        """An answer of our own, such that a client that is still sending can read it. False when that client sends on and on."""
         self._status = refusal.status
         body = encode_json({"error": {"type": refusal.kind, "message": refusal.message}}) + b"\n"
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         if refusal.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % refusal.retry_after_s))
-        http1 = self._scope["http_version"] != "2"
-        if http1 and (self._worker.draining or (not self._request_complete and _has_body(self._headers))):
+        sending = not inbound.over and any(name in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
+        if self._scope["http_version"] != "2" and (self._worker.draining or sending):
             headers.append((b"connection", b"close"))
         try:
             await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
             await send({"type": "http.response.body", "body": body, "more_body": True})
-            await self._discard(receive)
+            if not await inbound.discard():
+                return False
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            return  # gone meanwhile
-
-    async def _discard(self, receive: Receive) -> None:
-        """Read and forget the rest of the request, for a bounded time and up to a bounded size."""
-        discarded = 0
-        with trio.move_on_after(_LINGER_S):
-            while not self._request_complete and discarded < _LINGER_BYTES:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    return
-                discarded += len(message.get("body", b""))
-                self._request_complete = not message.get("more_body", False)
+            pass  # gone meanwhile
+        return True
 
     def _account(self, outcome: Outcome) -> None:
         """One metric, one log line."""
@@ -449,29 +386,3 @@ class Exchange:
         if self._failure is not None and not isinstance(self._failure, ClientGone | SendStalled):
             line["error"] = str(self._failure)
         structlog.get_logger("proxy").info("exchange", **line)
-
-
-class _RequestBody(httpx.AsyncByteStream):
-    """The request body, as the inbound task hands it over."""
-
-    def __init__(self, pieces: trio.MemoryReceiveChannel[bytes]) -> None:
-        self._pieces = pieces
-
-    def __aiter__(self) -> trio.MemoryReceiveChannel[bytes]:
-        return self._pieces
-
-
-async def _send_or_discard(to_upstream: trio.MemorySendChannel[bytes], data: bytes) -> bool:
-    with suppress(trio.BrokenResourceError):
-        await to_upstream.send(data)
-    return True
-
-
-def _too_large(limit: int) -> RequestRefused:
-    return RequestRefused(413, "request_too_large", f"the request body is larger than {limit} bytes")
-
-
-def _has_body(headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    return (
-        find_header(headers, b"transfer-encoding") is not None or (find_header(headers, b"content-length") or b"0") != b"0"
-    )

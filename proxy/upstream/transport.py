@@ -350,11 +350,11 @@ class _Exchange:
                 if informational > _MAX_INFORMATIONAL:
                     raise ProtocolFailure(f"{connection.origin}: more than {_MAX_INFORMATIONAL} informational responses")
                 continue
-            if event is not h11.NEED_DATA:
-                raise ReadFailed(f"{connection.origin}: closed the connection without a response")
             await connection.wait_readable()
             with self._pools.http_response.acquire() as lease:
                 count = connection.receive_into(lease.buffer, 0)
+                if count == 0:
+                    raise ReadFailed(f"{connection.origin}: closed the connection without a response")
                 if count is not None:
                     protocol.receive_data(bytes(lease.buffer[:count]))
 

@@ -1,0 +1,149 @@
+"""The client's side of a request: its body as it arrives, and whether the client is still there.
+
+ASGI tells both through one `receive`, in order. A server whose application does not take what was sent stops reading, and then it
+cannot see the client leave, either; Hypercorn's reading task even waits for ever when the application returns without having taken
+everything. So this keeps two promises: a client that leaves is noticed although its body goes nowhere, and `settle` leaves nothing
+behind that the server would wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import httpx
+import trio
+from trio_util import wait_any
+
+from .downstream import ClientConnection, Receive
+from .errors import RequestRefused
+
+__all__ = ["Inbound"]
+
+LINGER_S = 10.0
+"""How long a client may go on sending a body that nobody wants, before its connection is cut."""
+LINGER_BYTES = 64 * 1024 * 1024
+_QUIET_S = 0.5
+
+
+class Inbound:
+    """Takes in one request. `run` is its task; before and after that, `first_message`, `discard` and `settle`."""
+
+    def __init__(self, receive: Receive, connection: ClientConnection | None, max_bytes: int) -> None:
+        self._receive = receive
+        self._connection = connection
+        self._max_bytes = max_bytes
+        self._to_upstream, self._body = trio.open_memory_channel[bytes](1)
+        self._first = b""
+        self._ended = trio.Event()
+        self.complete = False
+        """The whole request has arrived."""
+        self.gone = False
+        """The client has left: the server says so, or the socket does."""
+        self._disconnected = False  # the server has said so
+        self.bytes_received = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more can come that the server would wait to hand over."""
+        return self.complete or self._disconnected
+
+    async def first_message(self) -> bool:
+        """Take in the first message. True if the request has a body, which HTTP/2 tells in no other way."""
+        self._first = await self._next()
+        return bool(self._first) or not self.over
+
+    def stream(self) -> httpx.AsyncByteStream:
+        """The body, for the upstream request."""
+        return _Body(self._body)
+
+    def forget_body(self) -> None:
+        """Whatever else comes is thrown away. Synchronous."""
+        self._body.close()
+
+    async def run(self) -> None:
+        """Hand the body over at the upstream's pace, then wait until the client leaves; returns then, with `gone`.
+
+        Raises `RequestRefused` when the body is larger than it may be. Cancelled at any point, it loses nothing that matters.
+        """
+        async with self._to_upstream:
+            if self._first:
+                await self._hand_over(self._first)
+            while not self.complete and not self.gone:
+                data = await self._next()
+                if self.bytes_received > self._max_bytes and not self._is_discarding:
+                    raise too_large(self._max_bytes)
+                if data:
+                    await self._hand_over(data)
+        self._ended.set()
+        while not self.gone:
+            await self._next()
+
+    async def wait_complete(self) -> bool:
+        """While `run` discards, wait for the end of the request, for a bounded time. Whether it has ended."""
+        with trio.move_on_after(LINGER_S):
+            await self._ended.wait()
+        return self.over
+
+    async def discard(self) -> bool:
+        """Read and forget the rest, for a bounded time and up to a bounded size. Whether the request has ended."""
+        limit = self.bytes_received + LINGER_BYTES
+        with trio.move_on_after(LINGER_S):
+            while not self.over and self.bytes_received < limit:
+                await self._next()
+        return self.over
+
+    async def settle(self) -> None:
+        """After the connection or the stream was cut: take what the server still wants to hand over. Bounded in time."""
+        while not self.over:
+            with trio.move_on_after(_QUIET_S) as scope:
+                await self._next()
+            if scope.cancelled_caught:
+                return
+
+    @property
+    def _is_discarding(self) -> bool:
+        return self._to_upstream.statistics().open_receive_channels == 0
+
+    async def _next(self) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.gone = self._disconnected = True
+            return b""
+        data: bytes = message.get("body", b"")
+        self.bytes_received += len(data)
+        self.complete = self.complete or not message.get("more_body", False)
+        return data
+
+    async def _hand_over(self, data: bytes) -> None:
+        """Pass a piece on. While that must wait, the client's socket itself tells whether the client leaves."""
+        try:
+            self._to_upstream.send_nowait(data)
+        except trio.BrokenResourceError:
+            return  # nobody wants it any more
+        except trio.WouldBlock:
+            if self._connection is None:
+                await self._send(data)
+            else:
+                await wait_any(lambda: self._send(data), lambda: self._wait_hangup(self._connection))
+
+    async def _send(self, data: bytes) -> None:
+        with suppress(trio.BrokenResourceError):
+            await self._to_upstream.send(data)
+
+    async def _wait_hangup(self, connection: ClientConnection | None) -> None:
+        assert connection is not None
+        await connection.wait_hangup()
+        self.gone = True
+
+
+class _Body(httpx.AsyncByteStream):
+    def __init__(self, pieces: trio.MemoryReceiveChannel[bytes]) -> None:
+        self._pieces = pieces
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._pieces
+
+
+def too_large(max_bytes: int) -> RequestRefused:
+    return RequestRefused(413, "request_too_large", f"the request body is larger than {max_bytes} bytes")

@@ -1,0 +1,32 @@
+"""What holds for every test: when it is over, each buffer pool that it made has everything back."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pools import BufferPool
+
+
+@pytest.fixture(autouse=True)
+def every_buffer_comes_back(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail a test after which a pool still has a lease out. `@pytest.mark.leaks` is for tests that lose one on purpose."""
+    made: list[BufferPool] = []
+    original = BufferPool.__init__
+
+    def init(self: BufferPool, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        made.append(self)
+
+    monkeypatch.setattr(BufferPool, "__init__", init)
+    yield
+    if request.node.get_closest_marker("leaks"):
+        return
+    gc.collect()
+    for pool in made:
+        stats = pool.statistics()
+        assert stats.in_use == 0, f"{stats.in_use} leases of {pool.name!r} were not given back"
+        assert stats.leaks == 0, f"{stats.leaks} leases of {pool.name!r} were lost"

@@ -1,0 +1,1 @@
+"""What the tests share: scripted upstreams, a proxy in this process, raw clients."""

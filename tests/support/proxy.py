@@ -1,0 +1,93 @@
+"""A whole proxy in this process: the app, served by Hypercorn on a real loopback socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.trio import serve as hypercorn_serve
+
+from proxy.app import Weirpool, create_app
+from proxy.config import Config, parse_config
+from proxy.serve import bind_sockets, serve_app
+from proxy.worker import Worker
+
+__all__ = ["Proxy", "config_for", "open_proxy"]
+
+
+@dataclass
+class Proxy:
+    app: Weirpool
+    port: int
+    scheme: str = "http"
+
+    @property
+    def worker(self) -> Worker:
+        return self.app.worker
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{'localhost' if self.scheme == 'https' else '127.0.0.1'}:{self.port}"
+
+    def in_use(self) -> dict[str, int]:
+        return {stats.pool: stats.in_use for stats in self.worker.pools.statistics()}
+
+    def lent(self) -> int:
+        return sum(
+            state.lent for transport in self.worker.routes.transports.values() for state in transport.statistics()
+        )
+
+
+def config_for(
+    url: str, *, route: str = "", proxy: str = "", upstream: str = "", interceptors: str = "", names: str = ""
+) -> Config:
+    """A configuration with one route to `url`; each argument is more YAML (flow style) for its place."""
+    return parse_config(
+        f"""
+reverse_proxy:
+  upstreams: [{{name: up, endpoints: ["{url}"]{", " + upstream if upstream else ""}}}]
+  routes: [{{path: /, upstream: up, interceptors: [{names}]{", " + route if route else ""}}}]
+  leak_detection: paranoid
+{proxy}
+interceptors: [{interceptors}]
+drain: {{timeout: 1}}
+log: {{level: error}}
+"""
+    )
+
+
+@asynccontextmanager
+async def open_proxy(config: Config, *, tls: tuple[str, str] | None = None) -> AsyncIterator[Proxy]:
+    """Serve the app on a free port, as `weirpool serve` does; with `tls` (certificate and key files) as plain Hypercorn does."""
+    app = create_app(config)
+    (sock,) = bind_sockets(["127.0.0.1:0"], config.reverse_proxy.timeouts.send)
+    proxy = Proxy(app, sock.getsockname()[1], "https" if tls else "http")
+    shutdown = trio.Event()
+    async with trio.open_nursery() as nursery:
+        if tls is None:
+            await nursery.start(lambda task_status: serve_app(app, config, [sock], shutdown, task_status=task_status))
+        else:
+            server = HypercornConfig()
+            server.bind = [f"fd://{sock.detach()}"]
+            server.certfile, server.keyfile = tls
+            server.graceful_timeout = 1
+            server.errorlog = None
+            await nursery.start(
+                lambda task_status: hypercorn_serve(
+                    app, server, shutdown_trigger=shutdown.wait, mode="asgi", task_status=task_status
+                )
+            )
+        yield proxy
+        shutdown.set()
+        with trio.move_on_after(5) as scope:
+            await _wait_for_end(nursery)
+        nursery.cancel_scope.cancel()
+    assert not scope.cancelled_caught, "the server did not end"
+
+
+async def _wait_for_end(nursery: trio.Nursery) -> None:
+    while nursery.child_tasks:
+        await trio.sleep(0.01)
