@@ -670,6 +670,23 @@ async def test_a_head_that_is_not_http_as_we_accept_it_is_refused(
 
 
 @bounded
+@pytest.mark.parametrize(
+    "beginning", [b"", b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\nx: y\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"]
+)
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+async def test_a_connection_closed_before_a_whole_head_is_a_read_failure(
+    nursery: trio.Nursery, transport: UpstreamTransport, tls: ssl.SSLContext, beginning: bytes, secure: bool
+) -> None:
+    """Nothing came, or not all of it; with an upload or without."""
+    server = await serve(nursery, answering(beginning, then="end"), tls if secure else None)
+    for arguments in ({}, upload(b"x")):
+        with pytest.raises(ReadFailed) as caught:
+            await transport.handle_async_request(request(server, **arguments))
+        assert isinstance(caught.value, httpx.ReadError)
+        assert state(transport).lent == 0
+
+
+@bounded
 async def test_a_reset_before_a_head_is_a_read_failure(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
     async def script(peer: Peer) -> None:
         await peer.head()

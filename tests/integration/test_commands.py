@@ -1,0 +1,308 @@
+"""The commands as users run them: processes, signals, exit statuses, what they print."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from support.client import fetch, open_client
+from support.upstream import Peer, open_upstream, stream_of
+
+ROOT = Path(__file__).parents[2]
+WEIRPOOL = [sys.executable, "-m", "proxy"]
+
+
+class Process:
+    """A command under test, with the log lines it writes to stderr."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._news = trio.Event()
+
+    async def read(self) -> None:
+        assert self.process.stderr is not None
+        rest = b""
+        async for data in self.process.stderr:
+            *lines, rest = (rest + data).split(b"\n")
+            self.lines += [line.decode() for line in lines]
+            self._news.set()
+            self._news = trio.Event()
+
+    async def event(self, name: str, count: int = 1) -> list[dict[str, object]]:
+        """The first `count` log lines of that name, when they are there."""
+        with trio.fail_after(20):
+            while len(found := [item for item in map(_parse, self.lines) if item.get("event") == name]) < count:
+                await self._news.wait()
+        return found
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    async def exit_status(self) -> int:
+        with trio.fail_after(20):
+            return await self.process.wait()
+
+
+def _parse(line: str) -> dict[str, object]:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return {}
+
+
+@asynccontextmanager
+async def running(command: list[str], **options: object) -> AsyncIterator[Process]:
+    async with trio.open_nursery() as nursery:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}  # type: ignore[dict-item]
+        process = await trio.lowlevel.open_process(
+            command, stderr=subprocess.PIPE, cwd=ROOT, env=environment, start_new_session=True, **options
+        )
+        running = Process(process)
+        nursery.start_soon(running.read)
+        try:
+            yield running
+        finally:
+            if process.returncode is None:
+                process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+            nursery.cancel_scope.cancel()
+
+
+async def port_of(process: Process) -> int:
+    (started,) = await process.event("started")
+    (bind,) = started["bind"]  # type: ignore[misc]
+    return int(str(bind).rsplit(":", 1)[1])
+
+
+def check(text: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    file = tmp_path / "weirpool.yaml"
+    file.write_text(text)
+    return subprocess.run([*WEIRPOOL, "check", str(file)], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_check_accepts_the_example() -> None:
+    """`weirpool check deploy/weirpool.yaml` says ok, with status 0."""
+    environment = {**os.environ, "LLM_API_KEY": "sk-test"}
+    command = [*WEIRPOOL, "check", "deploy/weirpool.yaml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "ok" in done.stdout
+
+
+def test_check_names_every_mistake_with_its_path(tmp_path: Path) -> None:
+    done = check(
+        """
+reverse_proxy:
+  upstreams: [{name: llm, endpoints: ["ftp://x"]}]
+  routes:
+    - {path: /, upstream: lmm}
+interceptors: [{name: x, use: "no.such:Thing"}]
+""",
+        tmp_path,
+    )
+    assert done.returncode == 2
+    assert 'reverse_proxy.routes[0].upstream: no upstream is called "lmm"' in done.stderr
+    assert "reverse_proxy.upstreams[0].endpoints[0]: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_check_loads_interceptors(tmp_path: Path) -> None:
+    done = check(
+        """
+reverse_proxy:
+  upstreams: [{name: llm, endpoints: ["http://x"]}]
+  routes: [{path: /, upstream: llm, interceptors: [x]}]
+interceptors: [{name: x, use: "interceptors.redact:Redact", options: {patterns: ["("]}}]
+""",
+        tmp_path,
+    )
+    assert done.returncode == 2
+    assert "interceptors[0]." in done.stderr
+
+
+async def test_serve_upstream_and_drain_on_sigterm() -> None:
+    """`serve --upstream`: it says what it serves; on SIGTERM a live stream may end by itself, then the status is 0."""
+    go_on = trio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.start_stream()
+        await peer.chunk(b"data: 1\n\n")
+        await go_on.wait()
+        await peer.chunk(b"data: 2\n\n")
+        await peer.end()
+
+    async with open_upstream(script) as upstream:
+        command = [*WEIRPOOL, "serve", "--upstream", upstream.url, "--bind", "127.0.0.1:0"]
+        async with running(command) as process:
+            port = await port_of(process)
+            (started,) = await process.event("started")
+            assert started["writer"] == "direct"
+            assert isinstance(started["max_streams_by_open_files"], int)
+            client = await open_client(port)
+            await client.send("GET", "/")
+            answer = await client.head()
+            await client.read_until(answer, b"data: 1\n\n")
+            process.signal(signal.SIGTERM)
+            await process.event("drain")
+            go_on.set()
+            assert (await client.rest(answer)).complete
+            assert answer.body == b"data: 1\n\ndata: 2\n\n"
+            assert await process.exit_status() == 0
+            await client.aclose()
+            (exchange,) = await process.event("exchange")
+            assert exchange["outcome"] == "completed"
+            reports = await process.event("buffer_pool_report", 3)
+            assert {line["pool"]: line["in_use"] for line in reports} == {"sse_event": 0, "http_response": 0, "json": 0}
+
+
+async def test_workers_share_a_socket_and_a_dead_one_is_replaced() -> None:
+    """Two workers; one is killed and replaced; one SIGTERM ends all of them with status 0."""
+    async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
+        command = [*WEIRPOOL, "serve", "--upstream", upstream.url, "--bind", "127.0.0.1:0", "--workers", "2"]
+        async with running(command) as process:
+            first, second = await process.event("started", 2)
+            assert first["bind"] == second["bind"]
+            assert first["pid"] != second["pid"]
+            port = int(str(first["bind"][0]).rsplit(":", 1)[1])  # type: ignore[index]
+            os.kill(int(str(first["pid"])), signal.SIGKILL)
+            *_, third = await process.event("started", 3)
+            (died,) = await process.event("worker_died")
+            assert died["pid"] == first["pid"]
+            for _ in range(10):
+                assert (await fetch(port)).body == b"data: x\n\n"
+            process.signal(signal.SIGTERM)
+            assert await process.exit_status() == 0
+            for pid in (second["pid"], third["pid"]):
+                with pytest.raises(ProcessLookupError):
+                    os.kill(int(str(pid)), 0)
+            assert len(await process.event("drain", 2)) == 2  # once for each worker
+
+
+async def test_workers_end_when_their_supervisor_is_killed() -> None:
+    """No worker outlives a supervisor that could not say goodbye."""
+    async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
+        command = [*WEIRPOOL, "serve", "--upstream", upstream.url, "--bind", "127.0.0.1:0", "--workers", "2"]
+        async with running(command) as process:
+            started = await process.event("started", 2)
+            process.signal(signal.SIGKILL)
+            await process.event("drain", 2)
+            with trio.fail_after(10):
+                for line in started:
+                    while Path(f"/proc/{line['pid']}").exists():
+                        await trio.sleep(0.02)
+
+
+async def test_plain_hypercorn(tmp_path: Path) -> None:
+    """`WEIRPOOL_CONFIG=FILE hypercorn --worker-class trio "proxy:create_app()"` streams, reports and shuts down."""
+    async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
+        file = tmp_path / "weirpool.yaml"
+        file.write_text(
+            f"""
+reverse_proxy:
+  upstreams: [{{name: up, endpoints: ["{upstream.url}"]}}]
+  routes: [{{path: /, upstream: up}}]
+reporting: {{interval: 0.05}}
+"""
+        )
+        with trio.socket.socket() as sock:
+            await sock.bind(("127.0.0.1", 0))
+            port = sock.getsockname()[1]
+        command = [sys.executable, "-m", "hypercorn", "--worker-class", "trio", "--bind", f"127.0.0.1:{port}"]
+        async with running([*command, "proxy:create_app()"], env={"WEIRPOOL_CONFIG": str(file)}) as process:
+            await process.event("buffer_pool_report", 3)
+            answer = await fetch(port)
+            assert answer.body == b"data: x\n\n"
+            assert answer.complete
+            assert len(answer.all("date")) == 1
+            lines = await process.event("buffer_pool_report", 9)
+            fields = {"pool", "reuse_rate", "allocations", "reuses", "discards", "in_use", "current_size", "high_water"}
+            assert all(fields <= set(line) for line in lines)
+            process.signal(signal.SIGTERM)
+            await process.exit_status()
+
+
+async def test_the_demo_prints_a_redacted_stream() -> None:
+    """`weirpool demo --once`: the stream arrives through the proxy, without the key that the upstream sent."""
+    done = await trio.run_process([*WEIRPOOL, "demo", "--once", "--port", "0"], capture_stdout=True, cwd=ROOT)
+    text = done.stdout.decode()
+    assert "A weir lets the river run" in text
+    assert "[redacted]" in text
+    assert "sk-demo" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serve", "--upstream", "nonsense"], "--upstream: 'nonsense' is not an http:// or https:// URL"),
+        (["serve", "--upstream", "http://x", "--bind", "nowhere"], "--bind: 'nowhere' is not HOST:PORT"),
+        (["serve", "--config", "/no/such/file"], "/no/such/file: No such file or directory"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(arguments: list[str], message: str) -> None:
+    done = subprocess.run([*WEIRPOOL, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"weirpool: {message}\n"
+
+
+async def test_two_thousand_streams_through_one_worker() -> None:
+    """2,000 streams at once: each gets every event, none fails, and afterwards everything is back."""
+    streams, events = 2000, 5
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    all_there = trio.Event()
+    open_streams = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal open_streams
+        await peer.request()
+        await peer.start_stream()
+        open_streams += 1
+        if open_streams == streams:
+            all_there.set()
+        await all_there.wait()
+        for number in range(events):
+            await peer.chunk(b"data: %d\n\n" % number)
+            await trio.sleep(0.1)
+        await peer.end()
+
+    bodies: list[bytes] = []
+    slots = trio.CapacityLimiter(200)  # connections being opened at once
+
+    async def one(port: int) -> None:
+        async with slots:
+            client = await open_client(port)
+            await client.send("GET", "/")
+            answer = await client.head()
+        await client.rest(answer)
+        assert answer.complete
+        bodies.append(answer.body)
+        await client.aclose()
+
+    async with open_upstream(script) as upstream:
+        command = [*WEIRPOOL, "serve", "--upstream", upstream.url, "--bind", "127.0.0.1:0"]
+        async with running(command) as process:
+            port = await port_of(process)
+            with trio.fail_after(120):
+                async with trio.open_nursery() as nursery:
+                    for _ in range(streams):
+                        nursery.start_soon(one, port)
+            assert bodies == [b"".join(b"data: %d\n\n" % number for number in range(events))] * streams
+            status = json.loads((await fetch(port, "/status")).body)
+            assert {pool["pool"]: pool["in_use"] for pool in status["pools"]} == {
+                "sse_event": 0,
+                "http_response": 0,
+                "json": 0,
+            }
+            assert len(await process.event("exchange", streams)) == streams
