@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, cast
 
 import structlog
@@ -23,6 +24,7 @@ from .config import Config, load_config
 from .downstream import Receive, Scope, Send, path_is_known
 from .errors import ConfigError
 from .exchange import Exchange
+from .hub import Hub
 from .logs import configure_logging
 from .worker import Worker
 
@@ -74,6 +76,9 @@ def create_app(config: Config | None = None) -> Weirpool:
         # The tasks live in the app's lifespan nursery, which Quart-Trio cancels at shutdown: a nursery of our own must not
         # span the yield of a generator.
         scopes = []
+        if Hub.available():
+            worker.hub = Hub(worker.pools)
+            scopes.append(await app.nursery.start(_owned, partial(_run_hub, worker, worker.hub)))
         for maintain in (
             *(transport.maintain for transport in worker.routes.transports.values()),
             lambda: run_reports(worker.pools, config.reporting.interval),
@@ -99,6 +104,16 @@ async def _owned(
     with trio.CancelScope() as scope:
         task_status.started(scope)
         await run()
+
+
+async def _run_hub(worker: Worker, hub: Hub) -> None:
+    """A worker without its hub would accept streams and never move them: then better no worker."""
+    try:
+        await hub.run()
+    except Exception:
+        worker.ready = False
+        structlog.get_logger("proxy").critical("hub_died", exc_info=True)
+        os._exit(1)
 
 
 def _started(worker: Worker) -> dict[str, Any]:

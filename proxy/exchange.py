@@ -253,7 +253,7 @@ class Exchange:
             buffers,
             sse=self._sse,
         )
-        await self._relay.run(idle_s=route.timeouts.idle, send_s=route.timeouts.send)
+        await self._relay.run(self._worker.hub, idle_s=route.timeouts.idle, send_s=route.timeouts.send)
 
     def _context(self, route: Route) -> StreamContext:
         return StreamContext(

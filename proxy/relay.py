@@ -1,7 +1,7 @@
 """The relay: upstream bytes -> events -> interceptors -> downstream, for one response.
 
 `pump()` is the step, one synchronous function: read once, frame, run the interceptors, write, and say what is needed next. Who
-waits is another matter (`run`). Invariants:
+waits is another matter: the hub where there is one, else the stream's own task. Invariants:
 
 - between two steps a relay holds a lease only for an event that is not whole yet; an idle stream holds no buffer;
 - upstream is read only when everything written before has left: a slow client slows upstream, and memory stays bounded;
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -24,6 +25,9 @@ from pools import BufferScope, Lease, Pools
 from .downstream import Writer
 from .errors import ReadTimedOut, SendStalled
 from .upstream import UpstreamBody
+
+if TYPE_CHECKING:
+    from .hub import Hub
 
 __all__ = ["Need", "Relay"]
 
@@ -59,7 +63,8 @@ class Relay:
         self._sse = sse
         self._carry: Lease | None = None  # an event that is not whole yet lies at its beginning
         self._carried = 0
-        self._large = not sse
+        self.wants_large = not sse
+        """Whether the next pump wants a window of `http_response` rather than `sse_event`."""
         self._tail = b"\n\n"
         self.bytes_received = 0
         """Body bytes from upstream, without framing."""
@@ -72,8 +77,17 @@ class Relay:
         """Whether what has left ends with a whole event, so that something else may be said."""
         return self._chain is not None or _AT_BOUNDARY.search(self._tail) is not None
 
-    def pump(self, window: bytearray) -> Need:
-        """One step, in a borrowed window that may be reused as soon as this returns. Never blocks.
+    @property
+    def runs_hooks(self) -> bool:
+        """Whether a pump runs interceptors."""
+        return self._chain is not None
+
+    def fileno(self) -> int:
+        """The upstream socket's descriptor; -1 once it is closed."""
+        return self._body.connection.sock.fileno()
+
+    def pump(self, window: bytearray, now: float) -> Need:
+        """One step, in a borrowed window that may be reused as soon as this returns. Never blocks. `now`: Trio's time.
 
         Raises `UpstreamFailure` and `ClientGone`.
         """
@@ -87,12 +101,12 @@ class Relay:
         first, last = span
         if last > first:
             self.bytes_received += last - first
-            self.last_read = trio.current_time()
+            self.last_read = now
         filled = last - first > (len(buffer) - at) // 2
         if filled:
-            self._large = True  # read into a larger window while the small one comes back full
-        elif self._sse and self._large:
-            self._large = False
+            self.wants_large = True  # read into a larger window while the small one comes back full
+        elif self._sse:
+            self.wants_large = False
         if self._chain is None:
             all_sent = self._pass(buffer, first, last)
         else:
@@ -107,8 +121,8 @@ class Relay:
             return Need.NOTHING
         return Need.TURN if self._body.pending else Need.READ
 
-    async def run(self, *, idle_s: float | None, send_s: float | None) -> None:
-        """Move the body to its end, in the calling task.
+    async def run(self, hub: Hub | None, *, idle_s: float | None, send_s: float | None) -> None:
+        """Move the body to its end: through the hub, or without one in the calling task.
 
         `idle_s` bounds the silence of upstream, `send_s` each wait for the client. Raises `UpstreamFailure`, `ClientGone`,
         `SendStalled`, and the `InterceptorError` that ended the stream; everything before it has then been sent.
@@ -125,9 +139,9 @@ class Relay:
                 if self.failure is not None:
                     raise self.failure
                 return
-            need = await self._move(need, idle_s)
+            need = await self._move(need, hub, idle_s)
 
-    async def _move(self, need: Need, idle_s: float | None) -> Need:
+    async def _move(self, need: Need, hub: Hub | None, idle_s: float | None) -> Need:
         """Pump whenever upstream is readable, until something else is needed."""
         self.last_read = trio.current_time()
         while True:
@@ -135,21 +149,24 @@ class Relay:
             deadline = self.last_read + idle_s if idle_s is not None else float("inf")
             with trio.CancelScope(deadline=deadline):
                 while need is Need.READ or need is Need.TURN:
-                    if need is Need.READ:
-                        await self._body.wait_readable()
-                    else:
+                    if need is Need.TURN or self._body.pending:
                         await trio.lowlevel.checkpoint()
-                    need = self._pump_once()
+                        need = self._pump_once()
+                    elif hub is not None:
+                        need = await hub.move(self)
+                    else:
+                        await self._body.wait_readable()
+                        need = self._pump_once()
                 return need
             if idle_s is not None and trio.current_time() >= self.last_read + idle_s:
                 raise ReadTimedOut(f"{self._body.connection.origin}: silent for {idle_s} s")
 
     def _pump_once(self) -> Need:
         """Borrow a window, pump, give it back."""
-        pool = self._pools.http_response if self._large else self._pools.sse_event
+        pool = self._pools.http_response if self.wants_large else self._pools.sse_event
         lease = self._scope.acquire(pool)
         try:
-            return self.pump(lease.buffer)
+            return self.pump(lease.buffer, trio.current_time())
         finally:
             self._scope.release(lease)
 

@@ -10,6 +10,7 @@ from pools import Pools
 
 from .config import Config
 from .headers import TrustedProxies
+from .hub import Hub
 from .metrics import Metrics
 from .routes import RouteTable
 
@@ -37,6 +38,8 @@ class Worker:
         self.routes = RouteTable(config, self.pools)
         self.metrics = Metrics(self.pools, [NO_ROUTE, *(route.name for route in self.routes.routes)])
         self.trusted_proxies = TrustedProxies(config.reverse_proxy.trusted_proxies)
+        self.hub: Hub | None = None
+        """Moves streams while the app's lifespan runs it; without one each stream's task waits for itself."""
         self.start_details: dict[str, object] = {}
         """What whoever runs the worker wants in its `started` line."""
         self.live: set[Exchange] = set()

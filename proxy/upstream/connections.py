@@ -15,6 +15,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -135,6 +136,11 @@ class Connection:
         except OSError:
             return False
         return False
+
+    def shut_down(self) -> None:
+        """End both directions, so that whoever reads finds the end; the descriptor stays. For another task than the reader's."""
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close at once, without a TLS goodbye. Never blocks; safe to call again."""

@@ -23,7 +23,7 @@ import trio
 
 from pools import Pools
 
-from ..errors import ProtocolFailure, ReadFailed, ReadTimedOut, UpstreamFailure, WriteTimedOut
+from ..errors import ProtocolFailure, ReadFailed, ReadTimedOut, Truncated, UpstreamFailure, WriteTimedOut
 from .body import Chunked, ContentLength, Framing, UntilClose
 from .connections import Connection, ConnectionPool, Origin, PoolState
 
@@ -149,14 +149,13 @@ class UpstreamBody(httpx.AsyncByteStream):
         else:
             try:
                 received = self.connection.receive_into(buffer, at)
-            except ReadFailed as error:
+                if received == 0:
+                    self._framing.eof()
+            except (ReadFailed, Truncated) as error:
                 raise self._cause(error) from None
-            if received is None:
-                return None
+            if not received:
+                return None if received is None else (at, at)
             count = received
-            if not count:
-                self._framing.eof()
-                return at, at
         return self._framing.frame(buffer, at, at + count)
 
     async def wait_readable(self) -> None:
@@ -248,7 +247,7 @@ class _Upload:
                 self.failure = error
                 waiting.scope.cancel()
                 # After the head, the relay is who reads: it must not wait for the answer to a request that stays unfinished.
-                self._connection.close()
+                self._connection.shut_down()
         waiting.start_clock()
 
     async def _send(self, event: h11.Event) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import h11
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.errors import ProtocolFailure, Truncated
+from proxy.errors import ProtocolFailure
 from proxy.upstream.body import Chunked, ContentLength, Framing
 
 HEAD = b"HTTP/1.1 200 OK\r\n%b\r\n\r\n"
@@ -37,8 +38,7 @@ def read_with_ours(framing: Framing, pieces: list[bytes], start: int = 0) -> Rea
         was_complete = framing.complete
         framing.eof()
         assert was_complete
-    except ProtocolFailure as error:
-        assert isinstance(error, Truncated) or not framing.complete
+    except ProtocolFailure:
         return Reading(body, framing.complete, framing.surplus, True)
     return Reading(body, framing.complete, framing.surplus, False)
 
@@ -75,7 +75,7 @@ def read_with_h11(header: bytes, pieces: list[bytes]) -> Reading:
 def cut(wire: bytes, positions: list[int]) -> list[bytes]:
     """`wire` in pieces, none of them empty: an empty read is the end of the connection."""
     bounds = sorted({0, len(wire), *(position % (len(wire) + 1) for position in positions)})
-    return [wire[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [wire[a:b] for a, b in pairwise(bounds)]
 
 
 positions = st.lists(st.integers(0, 10_000), max_size=12)
@@ -84,8 +84,26 @@ bad_sizes = st.sampled_from(
     ["+{:x}", "-{:x}", "0x{:x}", "0_{:x}", " {:x}", "{:017x}", "{:021x}", "{:x}\r", "{:x} ;a", "", "{:x};\r", "{:x}\x00"]
 )
 trailer_lines = st.sampled_from(
-    [b"x: y\r\n", b"A:\r\n", b"x : y\r\n", b" x: y\r\n", b"x\r\n", b": y\r\n", b"x: \x01\r\n", b"x: \x00\r\n", b"x: y\n"]
-    + [b"content-length: 1\r\n", b"content-length: x\r\n", b"transfer-encoding: gzip\r\n", b"host: h\r\n", b"x: \x7f\r\n"]
+    [
+        *(
+            b"x: y\r\n",
+            b"A:\r\n",
+            b"x : y\r\n",
+            b" x: y\r\n",
+            b"x\r\n",
+            b": y\r\n",
+            b"x: \x01\r\n",
+            b"x: \x00\r\n",
+            b"x: y\n",
+        ),
+        *(
+            b"content-length: 1\r\n",
+            b"content-length: x\r\n",
+            b"transfer-encoding: gzip\r\n",
+            b"host: h\r\n",
+            b"x: \x7f\r\n",
+        ),
+    ]
 )
 
 
@@ -136,7 +154,7 @@ def test_a_valid_chunked_body_reads_as_h11_reads_it(wire: bytes, ours: list[int]
 
 
 @given(anything, positions, positions, st.integers(0, 3))
-@settings(deadline=None, max_examples=1500)
+@settings(deadline=None, max_examples=1000)
 def test_what_h11_rejects_is_rejected_and_what_both_accept_reads_alike(
     wire: bytes, ours: list[int], theirs: list[int], start: int
 ) -> None:
@@ -152,7 +170,7 @@ def test_what_h11_rejects_is_rejected_and_what_both_accept_reads_alike(
 
 
 @given(anything, positions, st.integers(0, 3))
-@settings(deadline=None, max_examples=700)
+@settings(deadline=None, max_examples=500)
 def test_the_cuts_change_nothing(wire: bytes, positions: list[int], start: int) -> None:
     """Whole, byte by byte, or cut at random, at the buffer's start or behind a prefix: the same verdict and the same bytes."""
     whole = read_with_ours(Chunked(), cut(wire, []))

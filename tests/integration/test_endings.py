@@ -66,9 +66,7 @@ async def closes(count: int, upstream_open: object) -> None:
 
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("when", ["before the head", "in the stream"])
-async def test_a_client_that_leaves_closes_the_upstream_at_once(
-    how: str, when: str, log: list[dict[str, object]]
-) -> None:
+async def test_a_client_that_leaves_closes_the_upstream_at_once(how: str, when: str, log: list[dict[str, object]]) -> None:
     """Before the first byte as well as mid-stream, the upstream sees its connection closed while it would stream on."""
     seen = trio.Event()
     arrived = trio.Event()
@@ -253,7 +251,10 @@ async def test_a_client_that_takes_nothing_stalls(log: list[dict[str, object]]) 
     """The send deadline ends an exchange whose client does not read."""
     event = b"data: " + b"x" * 16000 + b"\n\n"
     config = {"route": "timeouts: {send: 0.2}"}
-    async with open_upstream(stream_of(*[event] * 2000)) as upstream, open_proxy(config_for(upstream.url, **config)) as proxy:
+    async with (
+        open_upstream(stream_of(*[event] * 2000)) as upstream,
+        open_proxy(config_for(upstream.url, **config)) as proxy,
+    ):
         client = await open_client(proxy.port)
         await client.send("GET", "/")
         assert await outcome_of(log) == ["send_stalled"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+
 import pytest
 import trio
 from support.mcp_server import open_mcp_server
@@ -10,7 +11,10 @@ from support.proxy import config_for, open_proxy
 
 from proxy.demo import serve_upstream
 
-REDACT = {"interceptors": '{name: r, use: "interceptors.redact:Redact", options: {patterns: ["matches nothing"]}}', "names": "r"}
+REDACT = {
+    "interceptors": '{name: r, use: "interceptors.redact:Redact", options: {patterns: ["matches nothing"]}}',
+    "names": "r",
+}
 CHAINS = pytest.mark.parametrize("chain", [{}, REDACT], ids=["pass-through", "redact"])
 
 

@@ -36,9 +36,7 @@ class Proxy:
         return {stats.pool: stats.in_use for stats in self.worker.pools.statistics()}
 
     def lent(self) -> int:
-        return sum(
-            state.lent for transport in self.worker.routes.transports.values() for state in transport.statistics()
-        )
+        return sum(state.lent for transport in self.worker.routes.transports.values() for state in transport.statistics())
 
 
 def config_for(

@@ -121,7 +121,9 @@ async def open_upstream(script: Script, *, ssl_context: object = None) -> AsyncI
                 await stream.aclose()
 
     async with trio.open_nursery() as nursery:
-        listeners = await nursery.start(lambda task_status: trio.serve_tcp(handle, 0, host="127.0.0.1", task_status=task_status))
+        listeners = await nursery.start(
+            lambda task_status: trio.serve_tcp(handle, 0, host="127.0.0.1", task_status=task_status)
+        )
         upstream.port = listeners[0].socket.getsockname()[1]
         yield upstream
         nursery.cancel_scope.cancel()
