@@ -161,9 +161,10 @@ class StreamChain:
 
         Returns the parts to send and the index of the first byte of an unfinished block, which the caller must present
         again, followed by what comes next, at the `start` of the next call. `final` says that nothing comes next: an
-        unfinished block is then an event, too. Parts are valid until `release_parts()`, and must be released before the
-        buffer changes. Raises nothing: when a hook or a limit ends the stream, `failure` says so, and the parts are those
-        of the events before it; nothing may be processed after that.
+        unfinished block is then shown to the hooks, too, and what replaces it is left unfinished like it (a reader drops an
+        event without its empty line, and must not get one that is whole instead). Parts are valid until
+        `release_parts()`, and must be released before the buffer changes. Raises nothing: when a hook or a limit ends the
+        stream, `failure` says so, and the parts are those of the events before it; nothing may be processed after that.
         """
         pieces: list[_Piece] = []
         at = run = start  # run: where the bytes begin that nobody changed and that are not a piece yet
@@ -178,13 +179,14 @@ class StreamChain:
         try:
             while at < end:
                 behind = find_block_end(buffer, at, end, scan_from, plain)
-                if behind < 0:
+                whole = behind >= 0
+                if not whole:
                     if not final:
                         break
                     behind = end
                 if behind - at > self._max_event_bytes:
                     raise EventTooLarge(self._max_event_bytes)
-                passed = self._block(buffer, run, at, behind, pieces)
+                passed = self._block(buffer, run, at, behind, pieces, whole)
                 if not passed:
                     run = behind
                 if not plain and behind == end and buffer[end - 1] == _CR:
@@ -199,8 +201,11 @@ class StreamChain:
             pieces.append((buffer, run, at))
         return [memoryview(source)[first:last] for source, first, last in pieces], at
 
-    def _block(self, buffer: bytearray, run: int, at: int, behind: int, pieces: list[_Piece]) -> bool:
-        """One block. True if it leaves as it came; otherwise the untouched run before it and its replacement are pieces."""
+    def _block(self, buffer: bytearray, run: int, at: int, behind: int, pieces: list[_Piece], whole: bool) -> bool:
+        """One block, `whole` if it has its empty line. True if it leaves as it came.
+
+        Otherwise the untouched run before it and its replacement become pieces.
+        """
         text = at
         if self._first:
             self._first = False
@@ -216,16 +221,18 @@ class StreamChain:
                 self.counts.passed += 1
                 return True
             replacement = self._write(event, result)
+            if not whole and replacement:
+                source, first, last = replacement[-1]
+                replacement[-1] = (source, first, last - 1)  # without the empty line
+                self._output.used -= 1
         finally:
             event.end_of_life()
         if at > run:
             pieces.append((buffer, run, at))
-        last = pieces[-1] if pieces else None
         for piece in replacement:
-            if last is not None and last[0] is piece[0] and last[2] == piece[1]:
-                last = pieces[-1] = (last[0], last[1], piece[2])
+            if pieces and pieces[-1][0] is piece[0] and pieces[-1][2] == piece[1]:
+                pieces[-1] = (piece[0], pieces[-1][1], piece[2])  # right behind the one before
             else:
-                last = piece
                 pieces.append(piece)
         return False
 
@@ -278,7 +285,7 @@ class StreamChain:
         return [current]
 
     def _write(self, event: WireEvent, result: Event | list[Event]) -> list[_Piece]:
-        """Write what leaves instead of `event`, and count it. An event that cannot be written is its last hook's fault."""
+        """Write what leaves instead of `event`, and count it. One that cannot be written is the last hook's fault."""
         events = [result] if isinstance(result, Event) else result
         output = self._output
         pieces: list[_Piece] = []
@@ -288,7 +295,8 @@ class StreamChain:
                 item.write_to(output)
             except Exception as error:
                 output.used = start
-                raise HookError(self._owners[-1].name, "on_event", f"its event cannot be written: {error}") from error
+                self._fail(len(self._owners) - 1, error)
+                event.write_to(output)  # skip: the event passes as it came
             pieces.append((output.buffer, start, output.used))
         counts = self.counts
         if not events:

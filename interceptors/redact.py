@@ -13,6 +13,8 @@ that does not match keeps its bytes. Other data is matched as text. A secret spl
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
 from pools import decode_json, encode_json
 
@@ -46,11 +48,21 @@ class Redact(Interceptor):
 
     def redact(self, data: str) -> str:
         """The data with every match replaced; the same object when there is none."""
-        if "\\" not in data and not any(pattern.search(data) for pattern in self._patterns):
-            return data  # without escapes, a match inside a string is a match in the text
+        if not self._matches(data):
+            if "\\" not in data:
+                return data  # without escapes, a match inside a string is a match in the text
+            try:
+                decoded = decode_json(data)
+            except ValueError:
+                return data
+            if not any(self._matches(text) for text in _strings(decoded)):
+                return data
         if data.lstrip()[:1] in ("{", "[", '"'):
             data = _TOKEN.sub(self._redact_token, data)
         return self._substitute(data)
+
+    def _matches(self, text: str) -> bool:
+        return any(pattern.search(text) for pattern in self._patterns)
 
     def _substitute(self, text: str) -> str:
         for pattern in self._patterns:
@@ -67,6 +79,19 @@ class Redact(Interceptor):
                 return token  # not JSON after all; the pass over the whole text still sees it
         redacted = self._substitute(text)
         return token if redacted == text else encode_json(redacted).decode()
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string of a decoded JSON value, names included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield name
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
 
 
 class _RedactStream(StreamInterceptor):

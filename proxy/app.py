@@ -21,7 +21,7 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from pools import report, run_reports
 
 from .config import Config, load_config
-from .downstream import Receive, Scope, Send, path_is_known
+from .downstream import Receive, Scope, Send, contain_connections, path_is_known
 from .errors import ConfigError
 from .exchange import Exchange
 from .hub import Hub
@@ -64,6 +64,7 @@ def create_app(config: Config | None = None) -> Weirpool:
             raise ConfigError("WEIRPOOL_CONFIG is not set; it must name the configuration file")
         config = load_config(path)
     configure_logging(config.log.format, config.log.level)
+    contain_connections()
     worker = Worker(config)
     app = Weirpool("proxy", static_folder=None)
     app.worker = worker

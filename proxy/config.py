@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+import httpx
 import msgspec
 import yaml
 from msgspec import Meta, Struct
@@ -23,7 +24,7 @@ from .errors import ConfigError
 __all__ = ["Config", "load_config", "parse_config", "single_upstream"]
 
 Name = Annotated[str, Meta(min_length=1)]
-Seconds = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
 Count = Annotated[int, Meta(ge=1)]
 Header = dict[str, str]
 
@@ -194,7 +195,10 @@ def parse_config(text: str) -> Config:
         raise ConfigError(f"{where}{error.problem}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"not YAML: {error}") from None
-    tree = _expand(tree, "")
+    try:
+        tree = _expand(tree, "")
+    except RecursionError:
+        raise ConfigError("a YAML alias holds itself") from None
     config: Config = _convert(tree, Config, "")
     mistakes = list(_mistakes(config))
     if mistakes:
@@ -255,9 +259,9 @@ def _convert(tree: Any, kind: type[Any], path: str) -> Any:
     try:
         return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
-        # msgspec says "message - at `$.a.b[2]`", or only "message" at the top.
-        message, _, where = str(error).partition(" - at `$")
-        full = (path + where.rstrip("`")).lstrip(".")
+        # msgspec says "message - at `$.a.b[2]`", "message - at `key` in `$.a`", or only "message" at the top.
+        message, _, where = str(error).partition(" - at ")
+        full = (path + where.removeprefix("`key` in ").strip("`").removeprefix("$")).lstrip(".")
         raise ConfigError(f"{full}: {message}" if full else message) from None
 
 
@@ -280,7 +284,10 @@ def _mistakes(config: Config) -> Iterator[str]:
             yield f"{path}.ca_file: there is no file {upstream.ca_file!r}"
         if not upstream.host or not _is_field_value(upstream.host):
             yield f"{path}.host: expected upstream, preserve, or a host name"
+        lowered = [name.lower() for name in upstream.headers.set]
         for name, value in upstream.headers.set.items():
+            if lowered.count(name.lower()) > 1:
+                yield f"{path}.headers.set.{name}: this header is set twice"
             if not _TOKEN.fullmatch(name):
                 yield f"{path}.headers.set: {name!r} is not a header name"
             elif name.lower() in _FRAMING:
@@ -305,6 +312,8 @@ def _mistakes(config: Config) -> Iterator[str]:
         if route.path in prefixes:
             yield f"{path}.path: another route has the path {route.path!r}"
         prefixes.add(route.path)
+        if not _RAW_PATH.fullmatch(route.path):
+            yield f"{path}.path: {route.path!r} can match no request: a path has no space, query or fragment, and is ASCII"
         if route.upstream not in upstreams:
             yield f'{path}.upstream: no upstream is called "{route.upstream}"'
         for number, name in enumerate(route.interceptors):
@@ -367,6 +376,7 @@ def _unsupported_retry(settings: Retry) -> list[str]:
     return _differing(settings, Retry())
 
 
+_RAW_PATH = re.compile(r"/[!-\"$->@-~]*")  # visible ASCII but for ? and #
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FRAMING = frozenset(["host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer", "keep-alive"])
 
@@ -380,12 +390,14 @@ def _endpoint_problem(url: str) -> str | None:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
-        return f"{url!r} is not a URL: {error}"
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+        host = httpx.URL(url).host
+        host.encode("idna")
+    except (ValueError, httpx.InvalidURL):  # UnicodeError, of an impossible name, is a ValueError
+        return "not a URL with a host that can be looked up"
+    if parts.username is not None or "?" in url or "#" in url or port == 0:
+        return "an endpoint is a scheme, a host, a port and a path, and nothing else (a credential belongs into headers.set)"
+    if parts.scheme not in ("http", "https") or not host or url != url.strip():
         return f"{url!r} is not an http:// or https:// URL"
-    if parts.username is not None or parts.query or parts.fragment or port == 0:
-        return f"{url!r} must be a scheme, a host, a port and a path, and nothing else"
     if not re.fullmatch(r"[\x21-\x7e]*", parts.path):
         return f"{url!r} has a path that cannot be sent; percent-encode it"
     return None

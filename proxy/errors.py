@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import httpx
 
-from interceptors import Outcome
+from interceptors import HookError, Outcome
 
 __all__ = [
     "ClientGone",
@@ -29,7 +29,17 @@ __all__ = [
     "Truncated",
     "UpstreamFailure",
     "WriteTimedOut",
+    "outcome_of",
 ]
+
+
+def outcome_of(failure: Exception) -> Outcome:
+    """The outcome of an exchange that a failure has ended."""
+    if isinstance(failure, HookError):
+        return Outcome.INTERCEPTED
+    if isinstance(failure, UpstreamFailure | ClientGone | SendStalled | RequestRefused):
+        return failure.outcome
+    return Outcome.UPSTREAM_ERROR  # an event that is too large
 
 
 class ConfigError(Exception):
@@ -43,6 +53,10 @@ class ConfigError(Exception):
 class RequestRefused(Exception):
     """A request that is not forwarded. `kind` and `message` go into the answer's JSON body."""
 
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome.DRAINING if self.kind == "draining" else Outcome.INTERCEPTED
+
     def __init__(self, status: int, kind: str, message: str, retry_after_s: int | None = None) -> None:
         super().__init__(message)
         self.status = status
@@ -54,33 +68,43 @@ class RequestRefused(Exception):
 class ClientGone(Exception):
     """The client's connection broke while we wrote to it."""
 
+    outcome = Outcome.CLIENT_DISCONNECTED
+
 
 class SendStalled(Exception):
     """The client took nothing for the whole `send` deadline."""
 
+    outcome = Outcome.SEND_STALLED
+
 
 class UpstreamFailure(Exception):
-    """Base of what can go wrong upstream. Its message names the endpoint, never a path, a header or a body."""
+    """Base of what can go wrong upstream. Its message is for the log: it names the endpoint, never a path, a header or a body."""
 
     kind = "upstream_error"
+    public = "the upstream failed"
+    """What a client may know of it."""
     status = 502
     outcome = Outcome.UPSTREAM_ERROR
 
 
 class DnsFailed(UpstreamFailure, httpx.ConnectError):
     kind = "upstream_dns_failed"
+    public = "the upstream's name cannot be resolved"
 
 
 class ConnectFailed(UpstreamFailure, httpx.ConnectError):
     kind = "upstream_connect_failed"
+    public = "the upstream cannot be connected to"
 
 
 class TlsFailed(UpstreamFailure, httpx.ConnectError):
     kind = "upstream_tls_failed"
+    public = "TLS with the upstream failed"
 
 
 class ConnectTimedOut(UpstreamFailure, httpx.ConnectTimeout):
     kind = "upstream_connect_timeout"
+    public = "the upstream did not accept a connection in time"
     status = 504
     outcome = Outcome.UPSTREAM_TIMEOUT
 
@@ -89,18 +113,21 @@ class PoolTimedOut(UpstreamFailure, httpx.PoolTimeout):
     """No connection of the origin became free in time (`max_connections`)."""
 
     kind = "upstream_connections_exhausted"
+    public = "all connections to the upstream are in use"
     status = 504
     outcome = Outcome.UPSTREAM_TIMEOUT
 
 
 class WriteTimedOut(UpstreamFailure, httpx.WriteTimeout):
     kind = "upstream_write_timeout"
+    public = "the upstream did not take the request in time"
     status = 504
     outcome = Outcome.UPSTREAM_TIMEOUT
 
 
 class ReadTimedOut(UpstreamFailure, httpx.ReadTimeout):
     kind = "upstream_read_timeout"
+    public = "the upstream did not answer in time"
     status = 504
     outcome = Outcome.UPSTREAM_TIMEOUT
 
@@ -109,15 +136,18 @@ class ReadFailed(UpstreamFailure, httpx.ReadError):
     """The connection broke: reset, or closed before a head came."""
 
     kind = "upstream_connection_lost"
+    public = "the connection to the upstream broke"
 
 
 class ProtocolFailure(UpstreamFailure, httpx.RemoteProtocolError):
     """What the upstream sent is not HTTP as we accept it."""
 
     kind = "upstream_protocol_error"
+    public = "the upstream's response is not acceptable HTTP"
 
 
 class Truncated(ProtocolFailure):
     """The connection ended before the body did."""
 
     kind = "upstream_truncated"
+    public = "the upstream's response ended too early"

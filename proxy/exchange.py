@@ -7,22 +7,23 @@ Whatever happens inside is noted, not raised: when the nursery is done, one plac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import httpx
 import structlog
 import trio
 
-from interceptors import HookError, InterceptorError, Outcome, ResponseHead, StreamContext
+from interceptors import InterceptorError, Outcome, ResponseHead, StreamContext
 from interceptors.api import find_header
 from interceptors.chain import EventCounts, StreamChain
-from interceptors.sse import Fields, encode_event
-from pools import BufferScope, encode_json
+from pools import BufferScope
 
+from .answer import error_event, refusal_of, send_answer
 from .downstream import ClientConnection, Receive, Scope, Send, Writer, choose_writer, has_no_body, inspect_server
-from .errors import ClientGone, ProtocolFailure, RequestRefused, SendStalled, UpstreamFailure
+from .errors import ClientGone, ProtocolFailure, RequestRefused, SendStalled, UpstreamFailure, outcome_of
 from .headers import request_headers, response_headers, split_target
 from .inbound import LINGER_S, Inbound, too_large
 from .relay import Relay
@@ -32,7 +33,7 @@ from .worker import NO_ROUTE, Worker
 
 __all__ = ["Exchange"]
 
-_ABORT_S = 5.0
+_CONCLUDE_S = LINGER_S + 5.0
 
 
 class Exchange:
@@ -54,7 +55,7 @@ class Exchange:
         self._finished = False  # the whole body has been handed over
         self._sse = False
         self._started_at = trio.current_time()
-        self._first_byte_s: float | None = None
+        self._may_say_error = False  # an error event may go out, between events
         self._status: int | None = None
         self._inbound: Inbound | None = None
 
@@ -75,43 +76,44 @@ class Exchange:
 
     def stop(self) -> None:
         """End the exchange because the worker drains. Synchronous; the exchange's own task does the rest."""
-        if self._outcome is None and self._cancel is not None:
+        if self._outcome is None and self._cancel is not None and not self._finished:
             self._outcome = Outcome.DRAINING
             self._cancel.cancel()
 
     async def __call__(self, receive: Receive, send: Send) -> None:
-        """Serve it to its end. Raises nothing but `Cancelled`; everything borrowed has been given back then."""
+        """Serve it to its end. Raises only what cancels it; everything borrowed has been given back then."""
         worker = self._worker
         self._connection = inspect_server(send)
+        route: Route | None = None
         try:
             route = self._admit()
         except RequestRefused as refusal:
             self._failure = refusal
-            tally = worker.metrics.routes[NO_ROUTE if self._route is None else self._route.name]
-        else:
-            tally = worker.metrics.routes[route.name]
-        tally.live.add(self)
-        worker.enter(self)
-        limit = self._route.limits.max_request_body_bytes if self._route is not None else 0
-        self._inbound = inbound = Inbound(receive, self._connection, limit)
+        limits, timeouts = (route.limits, route.timeouts) if route is not None else (None, None)
+        self._inbound = inbound = Inbound(
+            receive,
+            self._connection,
+            max_bytes=limits.max_request_body_bytes if limits is not None else 0,
+            idle_s=timeouts.idle if timeouts is not None else None,
+        )
+        worker.enter(self, self._route_name, admitted=route is not None)
         try:
-            if self._failure is None:
+            if route is not None:
                 await self._exchange(route, inbound, send)
-        except trio.Cancelled:
-            # The server has run out of patience with its shutdown.
-            if not self._finished and self._outcome is None:
-                self._outcome = Outcome.DRAINING
-            raise
         finally:
             outcome = self._decide()
             if self._chain is not None:
                 self._chain.close(outcome)
             try:
-                with trio.CancelScope(shield=True), trio.move_on_after(LINGER_S + _ABORT_S):
+                with trio.CancelScope(shield=True), trio.move_on_after(_CONCLUDE_S):
                     await self._conclude(outcome, inbound, send)
             finally:
-                worker.leave(self)
+                worker.leave(self, self._route_name, admitted=route is not None)
                 self._account(outcome)
+
+    @property
+    def _route_name(self) -> str:
+        return NO_ROUTE if self._route is None else self._route.name
 
     def _admit(self) -> Route:
         """Find the route and check what can be checked before anything is opened. Raises `RequestRefused`."""
@@ -122,8 +124,8 @@ class Exchange:
         if route is None:
             raise RequestRefused(404, "no_route", "no route matches this path")
         if worker.draining:
-            raise RequestRefused(503, "draining", "this server is shutting down", retry_after_s=1)
-        if len(worker.live) >= route.limits.max_streams:
+            raise refusal_of(None, Outcome.DRAINING)
+        if worker.is_full(route):
             raise RequestRefused(503, "too_many_streams", "this server is at its limit of streams", retry_after_s=1)
         if route.allowed_hosts is not None:
             host = (find_header(self._headers, b"host") or b"").decode("latin-1").lower()
@@ -144,13 +146,11 @@ class Exchange:
             try:
                 await self._forward(route, buffers, nursery, inbound, send)
             except (UpstreamFailure, RequestRefused, InterceptorError, ClientGone, SendStalled) as failure:
-                self._failure = failure
-            except httpx.LocalProtocolError as error:
-                self._failure = RequestRefused(400, "bad_request", f"the request cannot be forwarded: {error}")
+                self._fail(failure)
+            except httpx.LocalProtocolError:
+                self._fail(RequestRefused(400, "bad_request", "a header or the target of the request cannot be forwarded"))
             except Exception as error:
-                structlog.get_logger("proxy").exception("internal_error", route=route.name)
-                self._failure = RequestRefused(500, "internal_error", "the proxy failed")
-                self._failure.__cause__ = error
+                self._fail_internally(error)
             nursery.cancel_scope.cancel()
 
     async def _forward(
@@ -163,17 +163,16 @@ class Exchange:
         upstream = response.stream
         assert isinstance(upstream, UpstreamBody)
         try:
-            await self._respond(route, response, upstream, buffers, send)
+            writer = await self._respond(route, response, upstream, buffers, send)
         finally:
             upstream.close()
             inbound.forget_body()
-        assert self._writer is not None
+        self._finished = True  # the client has the whole body: if it leaves from here on, it leaves content
         # When the upstream has answered before it had the whole request, ending the response now would close the connection, and
         # a client that is still sending would see that instead of the answer.
-        if not inbound.complete and not await inbound.wait_complete():
-            raise RequestRefused(408, "request_not_ended", "the request went on long after it was answered")
-        self._finished = True  # from here on, a client that leaves has everything
-        await self._writer.finish()
+        await inbound.wait_complete()
+        with suppress(ClientGone):
+            await _in_time(writer.finish, route.timeouts.send)
 
     async def _body_length(self, route: Route, inbound: Inbound) -> bytes | None:
         """The Content-Length of the request, b"" if that is not known, None if it has no body. Raises `RequestRefused`."""
@@ -188,7 +187,11 @@ class Exchange:
             return length
         if not chunked and self._scope["http_version"] == "2":
             chunked = await inbound.first_message()
-        return b"" if chunked else None
+        if not chunked:
+            # RFC 9110, section 8.6: a request whose method expects a body says that it has none. HTTP/2 clients leave that out.
+            http2 = self._scope["http_version"] == "2"
+            return b"0" if http2 and self._scope["method"] in ("POST", "PUT", "PATCH") else None
+        return b""
 
     def _request(self, route: Route, nursery: trio.Nursery, inbound: Inbound, body: bytes | None) -> httpx.Request:
         """The upstream request."""
@@ -215,7 +218,7 @@ class Exchange:
 
     async def _respond(
         self, route: Route, response: httpx.Response, upstream: UpstreamBody, buffers: BufferScope, send: Send
-    ) -> None:
+    ) -> Writer:
         """Head, then body, all but the end."""
         scope = self._scope
         bodiless = has_no_body(scope["method"], response.status_code)
@@ -226,34 +229,34 @@ class Exchange:
                 self._context(route), self._worker.pools.json, buffers, route.limits.max_event_bytes
             )
         dropped = self._connection.added_headers if self._connection is not None else frozenset()
+        encoding = response.headers.get("content-encoding", "").strip().lower() or "identity"
         if self.counts is not None:
-            encoding = response.headers.get("content-encoding", "identity").strip().lower()
-            if encoding not in ("", "identity"):
+            if encoding != "identity":
                 raise ProtocolFailure(
-                    f"{route.upstream}: the response is encoded ({encoding}) although identity was asked for, "
-                    "and an interceptor must see it"
+                    f"{route.upstream}: the response is encoded although identity was asked for, and an interceptor must see it"
                 )
             dropped |= {b"content-length"}
         headers = response_headers(response.headers.raw, dropped=dropped, sse=self._sse)
         if self._chain is not None:
             self._chain.start(ResponseHead(response.status_code, tuple(headers)))
         chunked = not bodiless and find_header(headers, b"content-length") is None
+        self._may_say_error = self._sse and chunked and encoding == "identity" and route.error_events
         self._writer = writer = choose_writer(scope, send, self._connection, chunked=chunked)
         self._status = response.status_code
         self._worker.metrics.writers.labels(writer.name).inc()
-        await writer.start(response.status_code, headers)
-        self._first_byte_s = trio.current_time() - self._started_at
-        if upstream.complete:
-            return
-        self._relay = Relay(
-            upstream,
-            writer,
-            self._chain if self.counts is not None else None,
-            self._worker.pools,
-            buffers,
-            sse=self._sse,
-        )
-        await self._relay.run(self._worker.hub, idle_s=route.timeouts.idle, send_s=route.timeouts.send)
+        await _in_time(partial(writer.start, response.status_code, headers), route.timeouts.send)
+        if not upstream.complete:
+            self._relay = relay = Relay(
+                upstream,
+                writer,
+                self._chain if self.counts is not None else None,
+                self._worker.pools,
+                buffers,
+                sse=self._sse,
+            )
+            hub = self._worker.hub if writer.synchronous else None
+            await relay.run(hub, idle_s=route.timeouts.idle, send_s=route.timeouts.send)
+        return writer
 
     def _context(self, route: Route) -> StreamContext:
         return StreamContext(
@@ -270,108 +273,81 @@ class Exchange:
         try:
             await inbound.run()
         except RequestRefused as refusal:
-            self._failure = self._failure or refusal
+            self._fail(refusal)
+        except Exception as error:
+            self._fail_internally(error)
         else:
-            if self._finished or self._outcome is not None:
+            if self._finished:
                 return
-            self._outcome = Outcome.CLIENT_DISCONNECTED
+            self._outcome = self._outcome or Outcome.CLIENT_DISCONNECTED
         self._cancel.cancel()
+
+    def _fail(self, failure: Exception) -> None:
+        """Note why the exchange failed; the first reason counts."""
+        self._failure = self._failure or failure
+
+    def _fail_internally(self, error: Exception) -> None:
+        structlog.get_logger("proxy").error("internal_error", route=self._route_name, exc_info=error)
+        self._fail(RequestRefused(500, "internal_error", "the proxy failed"))
 
     def _decide(self) -> Outcome:
         """The exchange's one outcome."""
-        failure = self._failure
         if self._outcome is not None:
             return self._outcome
-        if self._finished and failure is None:
+        if self._failure is not None:
+            return outcome_of(self._failure)
+        if self._finished:
             return Outcome.COMPLETED
-        if isinstance(failure, UpstreamFailure):
-            return failure.outcome
-        if isinstance(failure, ClientGone):
-            return Outcome.CLIENT_DISCONNECTED
-        if isinstance(failure, SendStalled):
-            return Outcome.SEND_STALLED
-        if isinstance(failure, HookError | RequestRefused):
-            return Outcome.INTERCEPTED
-        if isinstance(failure, InterceptorError):  # an event too large
-            return Outcome.UPSTREAM_ERROR
-        return Outcome.UPSTREAM_TIMEOUT  # the total deadline has cancelled it
+        if self._cancel is not None and trio.current_time() >= self._cancel.deadline:
+            return Outcome.UPSTREAM_TIMEOUT  # the total deadline
+        return Outcome.DRAINING  # cancelled from outside: the server has run out of patience with its shutdown
 
     async def _conclude(self, outcome: Outcome, inbound: Inbound, send: Send) -> None:
         """Tell the client how it ended, unless it ended well or the client is gone. Runs shielded, with a deadline."""
         if outcome is Outcome.COMPLETED:
             return
         writer = self._writer
-        if writer is not None and writer.started:
-            with suppress(ClientGone):
-                await self._say_error(writer, outcome)
-            await writer.abort()
-        else:
-            gone = outcome is Outcome.CLIENT_DISCONNECTED
-            if (gone or not await self._answer(self._refusal(outcome), inbound, send)) and not inbound.over:
-                await self._cut()
-        await inbound.settle()
+        try:
+            if writer is not None and writer.started:
+                if outcome not in (Outcome.CLIENT_DISCONNECTED, Outcome.SEND_STALLED):
+                    with suppress(ClientGone):
+                        await self._say_error(writer, refusal_of(self._failure, outcome))
+            elif outcome is not Outcome.CLIENT_DISCONNECTED:
+                refusal = refusal_of(self._failure, outcome)
+                self._status = refusal.status
+                http1 = self._scope["http_version"] != "2"
+                close = http1 and (self._worker.draining or (not inbound.over and _announces_body(self._headers)))
+                if await send_answer(refusal, inbound, send, close=close):
+                    return
+        finally:
+            await self._cut()
+            await inbound.settle()
 
     async def _cut(self) -> None:
-        """End the connection, or the HTTP/2 stream, without an answer. Without access to it, the server does it in its own time."""
+        """End the response such that the client sees that it is not whole. Without access to the connection, the app just returns
+        in the middle of it, and servers then close the connection.
+        """
         if self._connection is not None:
             await self._connection.abort()
 
-    async def _say_error(self, writer: Writer, outcome: Outcome) -> None:
-        """An error event, where one can be said: in an event stream, between two events, to a client that reads."""
-        relay, route = self._relay, self._route
-        if outcome in (Outcome.CLIENT_DISCONNECTED, Outcome.SEND_STALLED) or relay is None or route is None:
-            return
-        if not self._sse or not route.error_events or not relay.at_boundary or writer.stalled:
-            return
-        refusal = self._refusal(outcome)
-        data = encode_json({"error": {"type": refusal.kind, "message": refusal.message}}).decode()
-        with trio.move_on_after(1):
-            if not writer.write((encode_event(Fields("error", data, None, None)),)):
-                await writer.drain()
-
-    def _refusal(self, outcome: Outcome) -> RequestRefused:
-        """What to tell the client of a failure; nothing of the upstream's insides but which part failed."""
-        failure = self._failure
-        if isinstance(failure, RequestRefused):
-            return failure
-        if isinstance(failure, UpstreamFailure):
-            return RequestRefused(failure.status, failure.kind, str(failure))
-        if isinstance(failure, HookError):
-            return RequestRefused(502, "interceptor_failed", f"the interceptor {failure.interceptor!r} failed")
-        if isinstance(failure, InterceptorError):
-            return RequestRefused(502, "event_too_large", str(failure))
-        if outcome is Outcome.DRAINING:
-            return RequestRefused(503, "draining", "this server is shutting down", retry_after_s=1)
-        return RequestRefused(504, "total_timeout", "the exchange took longer than it may")
-
-    async def _answer(self, refusal: RequestRefused, inbound: Inbound, send: Send) -> bool:
-        """An answer of our own, such that a client that is still sending can read it. False when that client sends on and on."""
-        self._status = refusal.status
-        body = encode_json({"error": {"type": refusal.kind, "message": refusal.message}}) + b"\n"
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        if refusal.retry_after_s is not None:
-            headers.append((b"retry-after", b"%d" % refusal.retry_after_s))
-        sending = not inbound.over and any(name in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
-        if self._scope["http_version"] != "2" and (self._worker.draining or sending):
-            headers.append((b"connection", b"close"))
-        try:
-            await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-            if not await inbound.discard():
-                return False
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # gone meanwhile
-        return True
+    async def _say_error(self, writer: Writer, refusal: RequestRefused) -> None:
+        """An error event, where one can be said: in a plain event stream, between two events, to a client that reads."""
+        if self._may_say_error and not writer.stalled and (self._relay is None or self._relay.at_boundary):
+            with trio.move_on_after(1):
+                all_sent = writer.write((error_event(refusal),))
+                while not all_sent:
+                    all_sent = await writer.drain()
 
     def _account(self, outcome: Outcome) -> None:
         """One metric, one log line."""
-        route = NO_ROUTE if self._route is None else self._route.name
+        route = self._route_name
+        first_byte_s = None
+        if self._relay is not None and self._relay.first_read is not None:
+            first_byte_s = self._relay.first_read - self._started_at
         metrics = self._worker.metrics
-        metrics.ended(self, route)
         metrics.exchanges.labels(route, outcome.value).inc()
-        if self._first_byte_s is not None:
-            metrics.time_to_first_byte.labels(route).observe(self._first_byte_s)
+        if first_byte_s is not None:
+            metrics.time_to_first_byte.labels(route).observe(first_byte_s)
         line: dict[str, Any] = {
             "route": route,
             "upstream": None if self._route is None else self._route.upstream,
@@ -381,8 +357,20 @@ class Exchange:
             "events": None if self.counts is None else self.counts.total,
             "bytes": self.bytes_downstream,
             "duration": round(trio.current_time() - self._started_at, 6),
-            "time_to_first_byte": None if self._first_byte_s is None else round(self._first_byte_s, 6),
+            "time_to_first_byte": None if first_byte_s is None else round(first_byte_s, 6),
         }
         if self._failure is not None and not isinstance(self._failure, ClientGone | SendStalled):
             line["error"] = str(self._failure)
         structlog.get_logger("proxy").info("exchange", **line)
+
+
+async def _in_time(step: Callable[[], Awaitable[None]], send_s: float | None) -> None:
+    """One step of the writer, within the send deadline. Raises `SendStalled`."""
+    with trio.move_on_after(send_s if send_s is not None else float("inf")) as scope:
+        await step()
+    if scope.cancelled_caught:
+        raise SendStalled
+
+
+def _announces_body(headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    return any(name in (b"content-length", b"transfer-encoding") for name, _ in headers)

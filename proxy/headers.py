@@ -26,7 +26,8 @@ _HOP_BY_HOP = frozenset(
 _NEVER_NAMED = frozenset(b"host content-length content-type content-encoding cache-control authorization cookie".split())
 # Said about the client by whoever stands in front of us: believed from trusted proxies only.
 _FORWARDING = frozenset(
-    b"forwarded x-forwarded-for x-forwarded-host x-forwarded-port x-forwarded-proto x-forwarded-server".split()
+    b"forwarded x-forwarded-for x-forwarded-host x-forwarded-port x-forwarded-prefix x-forwarded-proto x-forwarded-server "
+    b"x-real-ip".split()
 )
 
 _ABSOLUTE_FORM = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
@@ -47,6 +48,8 @@ class TrustedProxies:
             ip = ipaddress.ip_address(address)
         except ValueError:
             return False
+        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped  # a client by IPv4 on a socket that speaks both
         return any(ip in network for network in self._networks)
 
 
@@ -116,8 +119,9 @@ def request_headers(
         result.append((b"accept-encoding", b"identity"))
     if body is not None:
         result.append((b"content-length", body) if body else (b"transfer-encoding", b"chunked"))
-    result += _forwarding(headers, client=client, scheme=scheme, host=own_host, trusted=trusted)
-    result += settings.set
+    forwarding = _forwarding(headers, client=client, scheme=scheme, host=own_host, trusted=trusted)
+    result += [header for header in forwarding if header[0] not in settings.removed]
+    result += [header for header in settings.set if not (identity and header[0] == b"accept-encoding")]
     return result
 
 

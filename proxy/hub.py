@@ -1,9 +1,9 @@
 """The hub: who waits. One epoll for the streams of a worker that only need moving.
 
-A stream's task parks here, inside its own nursery and cancel scope, and is woken only when there is something to decide: the client's
-socket is full, the stream has ended or failed, a deadline has fired. Meanwhile one task, the hub's, waits for the epoll's descriptor
-and pumps every stream that is readable, all through one borrowed window. So structure and cancellation stay Trio's, and the task switch
-per event goes. Invariants:
+A stream's task parks here, inside its own nursery and cancel scope, and is woken only when there is something to decide: the
+client's socket is full, the stream has ended or failed, a deadline has fired. Meanwhile one task, the hub's, waits for the epoll's
+descriptor and pumps every stream that is readable, all through one borrowed window. So structure and cancellation stay Trio's, and
+the task switch per event goes. Invariants:
 
 - a stream leaves the table and the epoll before its task is rescheduled, and is rescheduled exactly once;
 - every exception out of a pump is that stream's, none is the hub's;
@@ -42,6 +42,7 @@ class Stream(Protocol):
 
     wants_large: bool
     """Which window the next pump wants."""
+
     @property
     def runs_hooks(self) -> bool:
         """Whether a pump runs a user's code, which then must find its task's context variables."""
@@ -106,8 +107,8 @@ class Hub:
         if fd < 0:
             raise ReadFailed("the connection was closed")
         parked = _Parked(stream, fd, trio.lowlevel.current_task())
-        self._parked[fd] = parked
         self._epoll.register(fd, select.EPOLLIN)
+        self._parked[fd] = parked
 
         def abort(raise_cancel: RaiseCancelT) -> Abort:
             if self._pumping is parked:
@@ -159,10 +160,7 @@ class Hub:
         pump = parked.stream.pump
         result: Any
         try:
-            if parked.context is None:
-                need = pump(window, now)
-            else:
-                need = parked.context.run(pump, window, now)
+            need = pump(window, now) if parked.context is None else parked.context.run(pump, window, now)
         except BaseException as error:
             result = outcome.Error(error)
         else:

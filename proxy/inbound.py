@@ -24,15 +24,20 @@ LINGER_S = 10.0
 """How long a client may go on sending a body that nobody wants, before its connection is cut."""
 LINGER_BYTES = 64 * 1024 * 1024
 _QUIET_S = 0.5
+_QUIET_HTTP2_S = 0.05  # a stream that we reset is not reported
 
 
 class Inbound:
     """Takes in one request. `run` is its task; before and after that, `first_message`, `discard` and `settle`."""
 
-    def __init__(self, receive: Receive, connection: ClientConnection | None, max_bytes: int) -> None:
+    def __init__(
+        self, receive: Receive, connection: ClientConnection | None, *, max_bytes: int, idle_s: float | None
+    ) -> None:
+        """`idle_s` bounds the client's silence in the middle of its request."""
         self._receive = receive
         self._connection = connection
         self._max_bytes = max_bytes
+        self._idle_s = idle_s if idle_s is not None else float("inf")
         self._to_upstream, self._body = trio.open_memory_channel[bytes](1)
         self._first = b""
         self._ended = trio.Event()
@@ -64,26 +69,31 @@ class Inbound:
     async def run(self) -> None:
         """Hand the body over at the upstream's pace, then wait until the client leaves; returns then, with `gone`.
 
-        Raises `RequestRefused` when the body is larger than it may be. Cancelled at any point, it loses nothing that matters.
+        Raises `RequestRefused` when the body is larger than it may be, or the client silent in the middle of it. The body's end is
+        told to the upstream only when it has come: whoever ends the exchange otherwise ends the upload, too.
         """
-        async with self._to_upstream:
-            if self._first:
-                await self._hand_over(self._first)
-            while not self.complete and not self.gone:
+        if self._first:
+            await self._hand_over(self._first)
+        while not self.complete and not self.gone:
+            with trio.move_on_after(self._idle_s) as scope:
                 data = await self._next()
-                if self.bytes_received > self._max_bytes and not self._is_discarding:
-                    raise too_large(self._max_bytes)
-                if data:
-                    await self._hand_over(data)
+            if scope.cancelled_caught:
+                raise RequestRefused(408, "request_timeout", "the request did not go on in time")
+            if self.bytes_received > self._max_bytes and not self._is_discarding:
+                raise too_large(self._max_bytes)
+            if data:
+                await self._hand_over(data)
+        if self.complete:
+            self._to_upstream.close()
         self._ended.set()
         while not self.gone:
             await self._next()
 
-    async def wait_complete(self) -> bool:
-        """While `run` discards, wait for the end of the request, for a bounded time. Whether it has ended."""
-        with trio.move_on_after(LINGER_S):
-            await self._ended.wait()
-        return self.over
+    async def wait_complete(self) -> None:
+        """While `run` discards, wait for the end of the request, or for the client to leave, for a bounded time."""
+        if not self.complete:
+            with trio.move_on_after(LINGER_S):
+                await self._ended.wait()
 
     async def discard(self) -> bool:
         """Read and forget the rest, for a bounded time and up to a bounded size. Whether the request has ended."""
@@ -94,9 +104,13 @@ class Inbound:
         return self.over
 
     async def settle(self) -> None:
-        """After the connection or the stream was cut: take what the server still wants to hand over. Bounded in time."""
-        while not self.over:
-            with trio.move_on_after(_QUIET_S) as scope:
+        """After the connection or the stream was cut: take what the server still hands over, until it says that the client is gone.
+
+        The server may be closing the connection just now, and an app that returns meanwhile makes it write into that. Bounded.
+        """
+        quiet_s = _QUIET_S if self._connection is not None and not self._connection.http2 else _QUIET_HTTP2_S
+        while not self._disconnected:
+            with trio.move_on_after(quiet_s) as scope:
                 await self._next()
             if scope.cancelled_caught:
                 return

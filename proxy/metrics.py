@@ -52,11 +52,22 @@ class RouteTally:
     bytes_downstream: int = 0
     bytes_upstream: int = 0
     live: set[LiveExchange] = field(default_factory=set)
+    admitted: int = 0
+    """How many of the live ones are streams, and not answers of ours."""
 
     def events(self, action: str) -> int:
         """Events of the route so far, live streams included."""
         counts = [self.ended, *(item.counts for item in self.live if item.counts is not None)]
         return sum(int(getattr(item, action)) for item in counts)
+
+    def end(self, exchange: LiveExchange) -> None:
+        """Add an exchange that has ended to the sums."""
+        self.live.discard(exchange)
+        self.bytes_downstream += exchange.bytes_downstream
+        self.bytes_upstream += exchange.bytes_upstream
+        if exchange.counts is not None:
+            for action in ACTIONS:
+                setattr(self.ended, action, getattr(self.ended, action) + getattr(exchange.counts, action))
 
     def bytes(self, direction: str) -> int:
         """Body bytes so far, live streams included: `downstream` (to clients) or `upstream` (to upstreams)."""
@@ -96,16 +107,6 @@ class Metrics:
     def render(self) -> bytes:
         """The Prometheus text format."""
         return generate_latest(self.registry)
-
-    def ended(self, exchange: LiveExchange, route: str) -> None:
-        """Add a live exchange to its route's sums. Call once, when it has ended."""
-        tally = self.routes[route]
-        tally.live.discard(exchange)
-        tally.bytes_downstream += exchange.bytes_downstream
-        tally.bytes_upstream += exchange.bytes_upstream
-        if exchange.counts is not None:
-            for action in ACTIONS:
-                setattr(tally.ended, action, getattr(tally.ended, action) + getattr(exchange.counts, action))
 
 
 class _PoolCollector(Collector):

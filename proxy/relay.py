@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Need", "Relay"]
 
-_AT_BOUNDARY = re.compile(rb"(?:\n|\r\n?)(?:\n|\r\n?)\Z")
+_AT_BOUNDARY = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)\Z")  # a line's end, and an empty line
 _LEAST_ROOM = 1024  # read no less than this behind an unfinished event
 
 
@@ -65,9 +65,9 @@ class Relay:
         self._carried = 0
         self.wants_large = not sse
         """Whether the next pump wants a window of `http_response` rather than `sse_event`."""
-        self._tail = b"\n\n"
-        self.bytes_received = 0
-        """Body bytes from upstream, without framing."""
+        self._tail = bytearray(b"\n\n")
+        self.first_read: float | None = None
+        """Trio's time of the first bytes of the body."""
         self.last_read = 0.0
         """Trio's time of the last bytes from upstream."""
         self.failure: InterceptorError | None = None
@@ -100,8 +100,9 @@ class Relay:
             return Need.READ
         first, last = span
         if last > first:
-            self.bytes_received += last - first
             self.last_read = now
+            if self.first_read is None:
+                self.first_read = now
         filled = last - first > (len(buffer) - at) // 2
         if filled:
             self.wants_large = True  # read into a larger window while the small one comes back full
@@ -130,10 +131,12 @@ class Relay:
         need = Need.READ
         while True:
             if need is Need.WRITE:
-                with trio.move_on_after(send_s if send_s is not None else float("inf")) as scope:
-                    await self._writer.drain()
-                if scope.cancelled_caught:
-                    raise SendStalled
+                all_sent = False
+                while not all_sent:
+                    with trio.move_on_after(send_s if send_s is not None else float("inf")) as scope:
+                        all_sent = await self._writer.drain()
+                    if scope.cancelled_caught:
+                        raise SendStalled
                 need = self.next_need()
             if need is Need.NOTHING:
                 if self.failure is not None:
@@ -175,10 +178,12 @@ class Relay:
         if first == last:
             return True
         if self._sse:
-            tail = bytes(buffer[max(first, last - 4) : last])
-            self._tail = tail if len(tail) == 4 else (self._tail + tail)[-4:]
-        with memoryview(buffer) as view, view[first:last] as part:
+            self._tail = buffer[last - 4 : last] if last - first >= 4 else (self._tail + buffer[first:last])[-4:]
+        part = memoryview(buffer)[first:last]
+        try:
             return self._writer.write((part,))
+        finally:
+            part.release()
 
     def _intercept(self, chain: StreamChain, buffer: bytearray, start: int, last: int) -> bool:
         """Whole events through the chain; what is left stays behind for the next read."""

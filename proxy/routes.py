@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,11 +15,11 @@ from pools import Pools
 
 from .config import Config, Limits, Timeouts, Upstream
 from .config import Route as RouteSettings
-from .errors import ConfigError
+from .errors import ConfigError, RequestRefused
 from .headers import HeaderSettings
 from .upstream import UpstreamTransport
 
-__all__ = ["Route", "RouteTable", "load_interceptors"]
+__all__ = ["Route", "RouteTable", "load_interceptors", "normal_path"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Route:
     name: str
     """The path prefix: its name in logs and metrics."""
     prefix: bytes
+    """The same, normal as `normal_path` makes it."""
     upstream: str
     url: httpx.URL
     base: bytes
@@ -37,19 +39,26 @@ class Route:
     chain: Chain
     timeouts: Timeouts
     limits: Limits
+    max_streams: int | None
+    """The route's own limit, if it has one; the worker's counts besides."""
     error_events: bool
     strip_prefix: bool
     allowed_hosts: frozenset[str] | None
     allowed_origins: frozenset[str] | None
 
     def matches(self, path: bytes) -> bool:
-        """Whether a raw path lies under the prefix, segment by segment: /v1 covers /v1 and /v1/x, not /v10."""
+        """Whether a normal path lies under the prefix, segment by segment: /v1 covers /v1 and /v1/x, not /v10."""
         prefix = self.prefix
         return path.startswith(prefix) and (prefix.endswith(b"/") or path[len(prefix) : len(prefix) + 1] in (b"", b"/"))
 
     def target(self, target: bytes) -> bytes:
-        """The request target for the upstream: the client's, byte for byte, behind the endpoint's own path."""
+        """The request target for the upstream: the client's, byte for byte, behind the endpoint's own path.
+
+        Raises `RequestRefused` when the prefix is to be stripped and the client has spelt it in another way.
+        """
         if self.strip_prefix:
+            if not self.matches(target.partition(b"?")[0]):
+                raise RequestRefused(400, "bad_request", "this path must be spelt as its route is")
             target = target[len(self.prefix.rstrip(b"/")) :]
             if not target.startswith(b"/"):
                 target = b"/" + target
@@ -77,8 +86,9 @@ class RouteTable:
         ]
         self.routes = tuple(sorted(routes, key=lambda route: len(route.prefix), reverse=True))
 
-    def find(self, path: bytes) -> Route | None:
-        """The route of a raw path."""
+    def find(self, raw_path: bytes) -> Route | None:
+        """The route of a raw path, however it is spelt: what the upstream may take for a route's path is that route's."""
+        path = normal_path(raw_path)
         for route in self.routes:
             if route.matches(path):
                 return route
@@ -92,7 +102,7 @@ class RouteTable:
         host = {"upstream": url.netloc, "preserve": None}.get(upstream.host, upstream.host.encode())
         return Route(
             name=settings.path,
-            prefix=settings.path.encode(),
+            prefix=normal_path(settings.path.encode()),
             upstream=upstream.name,
             url=url,
             base=url.raw_path.rstrip(b"/"),
@@ -105,11 +115,41 @@ class RouteTable:
             chain=Chain([(name, interceptors[name]) for name in settings.interceptors]),
             timeouts=config.timeouts_of(settings),
             limits=config.limits_of(settings),
+            max_streams=settings.limits.get("max_streams"),
             error_events=settings.dialect != "abort",
             strip_prefix=settings.strip_prefix,
             allowed_hosts=_lowered(settings.allowed_hosts),
             allowed_origins=_lowered(settings.allowed_origins),
         )
+
+
+def normal_path(raw_path: bytes) -> bytes:
+    """A path as most servers understand it, for comparing only (RFC 3986, section 6.2.2; empty segments go, too).
+
+    Percent-encoded unreserved characters are decoded, dot segments resolved, and runs of slashes are one slash.
+    """
+    if b"%" in raw_path:
+        raw_path = _ESCAPE.sub(_unescape, raw_path)
+    if b"//" not in raw_path and b"/." not in raw_path:
+        return raw_path
+    segments: list[bytes] = []
+    parts = [part for part in raw_path.split(b"/") if part]
+    for part in parts:
+        if part == b"..":
+            del segments[-1:]
+        elif part != b".":
+            segments.append(part)
+    closed = raw_path.endswith(b"/") or (bool(parts) and parts[-1] in (b".", b".."))
+    return b"/" + b"/".join(segments) + (b"/" if closed and segments else b"")
+
+
+_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
+_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+
+
+def _unescape(match: re.Match[bytes]) -> bytes:
+    code = int(match[1], 16)
+    return bytes([code]) if code in _UNRESERVED else match[0].upper()
 
 
 def load_interceptors(config: Config) -> dict[str, Interceptor]:

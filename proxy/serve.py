@@ -77,8 +77,9 @@ async def _drain(worker: Worker, config: Config, shutdown: trio.Event, listeners
     structlog.get_logger("proxy").info(
         "drain", streams=len(worker.live), timeout=config.drain.timeout, delay=config.drain.delay
     )
-    worker.start_draining()
+    worker.ready = False  # balancers see that, and have `delay` to look elsewhere while everything still works
     await trio.sleep(config.drain.delay)
+    worker.start_draining()
     listeners_close.set()
     with trio.move_on_after(config.drain.timeout):
         await worker.none_left.wait()
@@ -157,7 +158,7 @@ def _hypercorn_config(config: Config, sockets: Sequence[socket.socket]) -> Hyper
     result.include_server_header = False
     result.keep_alive_timeout = _KEEP_ALIVE_S
     result.keep_alive_max_requests = 2**31
-    result.graceful_timeout = config.drain.timeout + 10
+    result.graceful_timeout = config.drain.timeout + 20  # a little longer than what ends by itself may take
     return result
 
 

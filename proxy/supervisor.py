@@ -50,22 +50,26 @@ class _Supervisor:
                 continue
             code = os.waitstatus_to_exitcode(status)
             if self._stopping:
-                worst = worst or abs(code)
+                if -code not in _PASSED_ON:  # one that had not come as far as handling the signal died of it, which is well
+                    worst = worst or abs(code)
                 continue
             self._log.error("worker_died", pid=pid, exit_status=code)
             time.sleep(max(0.0, started + _LEAST_LIFE_S - time.monotonic()))
-            if not self._stopping:  # a signal may have come meanwhile
-                self._start()
+            self._start()
         return worst
 
     def _start(self) -> None:
         # Between fork and the end of the handlers' change a signal must not be taken for the parent's.
         signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
-        pid = os.fork()
-        if pid == 0:
-            self._become_worker()
-        self._workers[pid] = time.monotonic()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
+        try:
+            if self._stopping:
+                return
+            pid = os.fork()
+            if pid == 0:
+                self._become_worker()
+            self._workers[pid] = time.monotonic()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
 
     def _become_worker(self) -> None:
         """Never returns."""

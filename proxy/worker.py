@@ -12,7 +12,7 @@ from .config import Config
 from .headers import TrustedProxies
 from .hub import Hub
 from .metrics import Metrics
-from .routes import RouteTable
+from .routes import Route, RouteTable
 
 if TYPE_CHECKING:
     from .exchange import Exchange
@@ -43,22 +43,39 @@ class Worker:
         self.start_details: dict[str, object] = {}
         """What whoever runs the worker wants in its `started` line."""
         self.live: set[Exchange] = set()
+        self.admitted = 0
         self.ready = False
         self.draining = False
         self.none_left = trio.Event()
 
-    def enter(self, exchange: Exchange) -> None:
+    def enter(self, exchange: Exchange, route: str, *, admitted: bool) -> None:
+        """An exchange begins. One that is refused is live until it has its answer, but takes no one's place."""
+        tally = self.metrics.routes[route]
+        tally.live.add(exchange)
+        tally.admitted += admitted
         self.live.add(exchange)
+        self.admitted += admitted
 
-    def leave(self, exchange: Exchange) -> None:
+    def leave(self, exchange: Exchange, route: str, *, admitted: bool) -> None:
+        """It has ended."""
+        tally = self.metrics.routes[route]
+        tally.end(exchange)
+        tally.admitted -= admitted
         self.live.discard(exchange)
+        self.admitted -= admitted
         if self.draining and not self.live:
             self.none_left.set()
 
+    def is_full(self, route: Route) -> bool:
+        """Whether the worker, or the route where it has a limit of its own, has as many streams as it may."""
+        if self.admitted >= self.config.reverse_proxy.limits.max_streams:
+            return True
+        return route.max_streams is not None and self.metrics.routes[route.name].admitted >= route.max_streams
+
     def start_draining(self) -> None:
-        """From now on: not ready, and no new exchanges."""
-        self.draining = True
+        """From now on, no new exchanges."""
         self.ready = False
+        self.draining = True
         if not self.live:
             self.none_left.set()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .asgi import AsgiWriter
 from .direct import DirectWriter
-from .hypercorn import ClientConnection, inspect_server, path_is_known
+from .hypercorn import ClientConnection, contain_connections, inspect_server, path_is_known
 from .writer import Receive, Scope, Send, Writer, has_no_body
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Send",
     "Writer",
     "choose_writer",
+    "contain_connections",
     "has_no_body",
     "inspect_server",
     "path_is_known",

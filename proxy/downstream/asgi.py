@@ -23,17 +23,15 @@ class AsgiWriter:
     """Implements `Writer` on ASGI alone; with a known connection behind it, it can also reset."""
 
     name = "asgi"
+    synchronous = False
 
     def __init__(self, send: Send, connection: ClientConnection | None) -> None:
         self._send = send
         self._connection = connection
         self._unsent = b""
         self.started = False
+        self.stalled = False
         self.bytes_sent = 0
-
-    @property
-    def stalled(self) -> bool:
-        return bool(self._unsent)
 
     async def start(self, status: int, headers: HeaderList) -> None:
         self.started = True
@@ -44,9 +42,15 @@ class AsgiWriter:
         self.bytes_sent += len(self._unsent)
         return False
 
-    async def drain(self) -> None:
-        await self._pass({"type": "http.response.body", "body": self._unsent, "more_body": True})
-        self._unsent = b""
+    async def drain(self) -> bool:
+        if self._unsent:
+            data, self._unsent = self._unsent, b""
+            self.stalled = True  # until it has left; a cancelled drain leaves it so
+            await self._pass({"type": "http.response.body", "body": data, "more_body": True})
+            if self._connection is not None:
+                await self._connection.wait_sent()
+            self.stalled = False
+        return True
 
     async def finish(self) -> None:
         await self._pass({"type": "http.response.body", "body": b"", "more_body": False})
@@ -59,5 +63,5 @@ class AsgiWriter:
     async def _pass(self, message: dict[str, object]) -> None:
         try:
             await self._send(message)
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError) as error:
             raise ClientGone from error

@@ -28,11 +28,13 @@ class DirectWriter:
     """Implements `Writer` on the client's socket. While bytes are unsent, nothing but them may be written."""
 
     name = "direct"
+    synchronous = True
 
     def __init__(self, send: Send, connection: ClientConnection) -> None:
         self._asgi = AsgiWriter(send, connection)
         self._connection = connection
         self._sock = connection.sock
+        self._sendmsg = connection.sock.sendmsg
         self._unsent: memoryview | None = None
         self.bytes_sent = 0
 
@@ -48,9 +50,7 @@ class DirectWriter:
         await self._asgi.start(status, headers)
 
     def write(self, parts: Sequence[Part]) -> bool:
-        size = 0
-        for part in parts:
-            size += len(part)
+        size = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
         if not size:
             return True  # a chunk of size 0 would end the body
         header = b"%x\r\n" % size
@@ -58,7 +58,7 @@ class DirectWriter:
         if len(message) > _MAX_PARTS:
             message = [b"".join(message)]
         try:
-            sent = self._sock.sendmsg(message)
+            sent = self._sendmsg(message)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as error:
@@ -69,18 +69,20 @@ class DirectWriter:
         self._unsent = memoryview(b"".join(message))[sent:]
         return False
 
-    async def drain(self) -> None:
-        while self._unsent:
-            if self._sock.fileno() < 0:
-                raise ClientGone
+    async def drain(self) -> bool:
+        unsent = self._unsent
+        if unsent is not None:
             try:
+                if self._sock.fileno() < 0:
+                    raise ClientGone
                 await trio.lowlevel.wait_writable(self._sock)
-                self._unsent = self._unsent[self._sock.send(self._unsent) :]
+                unsent = unsent[self._sock.send(unsent) :]
             except (BlockingIOError, InterruptedError):
-                continue
+                return False
             except (OSError, trio.ClosedResourceError) as error:
                 raise ClientGone from error
-        self._unsent = None
+            self._unsent = unsent or None
+        return self._unsent is None
 
     async def finish(self) -> None:
         assert self._unsent is None, "finish() before drain()"

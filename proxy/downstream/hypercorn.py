@@ -16,17 +16,38 @@ import socket
 import struct
 from typing import Any
 
+import hypercorn.trio.run as hypercorn_run
 import trio
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.tcp_server import TCPServer
 
-__all__ = ["ClientConnection", "inspect_server", "path_is_known"]
+__all__ = ["ClientConnection", "contain_connections", "inspect_server", "path_is_known"]
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: closing sends a reset
 _INTERNAL_ERROR = 0x2  # RFC 9113, section 7
 _LAST_BYTES_S = 1.0
+
+
+class _ContainedServer(TCPServer):
+    """Hypercorn's connection, but for one thing: what goes wrong on it is its own end, not the worker's.
+
+    Its reading task may close the connection while the application's writes, and Trio then raises `BusyResourceError` in one of
+    them, which Hypercorn lets pass: out of the connection, out of the server, out of the process.
+    """
+
+    async def run(self) -> None:
+        try:
+            await super().run()
+        except* trio.BusyResourceError:
+            await trio.aclose_forcefully(self.stream)
+
+
+def contain_connections() -> None:
+    """Let Hypercorn's Trio worker use `_ContainedServer`, if it is the Hypercorn that we know. Process-wide."""
+    if getattr(hypercorn_run, "TCPServer", None) is TCPServer:
+        vars(hypercorn_run)["TCPServer"] = _ContainedServer
 
 
 def path_is_known() -> bool:
@@ -45,8 +66,11 @@ def inspect_server(send: Any) -> ClientConnection | None:
     if type(protocol) not in (H11Protocol, H2Protocol):
         return None
     protocol_send = getattr(protocol, "send", None)
-    server = getattr(protocol_send, "__self__", None)
-    if type(server) is not TCPServer or getattr(protocol_send, "__func__", None) is not TCPServer.protocol_send:
+    server: Any = getattr(protocol_send, "__self__", None)
+    if (
+        type(server) not in (TCPServer, _ContainedServer)
+        or getattr(protocol_send, "__func__", None) is not TCPServer.protocol_send
+    ):
         return None
     transport: Any = server.stream
     tls = type(transport) is trio.SSLStream
@@ -98,16 +122,28 @@ class ClientConnection:
 
         Where the platform cannot tell (no epoll), this waits for ever.
         """
+        if self.sock.fileno() < 0:
+            return
         if not hasattr(select, "epoll"):
             await trio.sleep_forever()
         with select.epoll() as poll:
             poll.register(self.sock.fileno(), select.EPOLLRDHUP)  # and EPOLLHUP, EPOLLERR, which always tell
             await trio.lowlevel.wait_readable(poll.fileno())
 
+    async def wait_sent(self) -> None:
+        """Under HTTP/2, wait until what was handed over has left, as far as the client's windows let it.
+
+        Hypercorn's own limit does not hold when the window is shut: it then takes in whatever it is given.
+        """
+        if isinstance(self._protocol, H2Protocol):
+            buffer = self._protocol.stream_buffers.get(self._stream.stream_id)
+            if buffer is not None:
+                await buffer.drain()
+
     async def abort(self) -> None:
         """End the response such that the client sees that it is not whole: a reset, of the connection or the HTTP/2 stream.
 
-        What was sent before has a bounded time to leave. Waits a second at the most, also when cancelled.
+        What was sent before has a second to leave. Not cancelled by what surrounds it.
         """
         with trio.CancelScope(shield=True), trio.move_on_after(_LAST_BYTES_S):
             if isinstance(self._protocol, H2Protocol):
@@ -151,4 +187,4 @@ class ClientConnection:
                 return
             if not any(unsent):
                 return
-            await trio.sleep(0.005)
+            await trio.sleep(0.02)

@@ -25,6 +25,8 @@ class Writer(Protocol):
 
     name: str
     """`asgi` or `direct`: in the log and in a metric."""
+    synchronous: bool
+    """Whether a `write` can leave without a `drain`."""
 
     @property
     def started(self) -> bool:
@@ -51,10 +53,10 @@ class Writer(Protocol):
         """
         ...
 
-    async def drain(self) -> None:
-        """Send what a `write` could not. Blocks as long as the client takes nothing; the caller sets the deadline.
+    async def drain(self) -> bool:
+        """Wait until the client takes something, and give it that. True when everything has left; else call again.
 
-        Raises `ClientGone`.
+        Blocks as long as the client takes nothing: each call is one wait, and the caller sets its deadline. Raises `ClientGone`.
         """
         ...
 

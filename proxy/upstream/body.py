@@ -22,7 +22,7 @@ MAX_CHUNK_HEADER_BYTES = 4096
 MAX_TRAILER_BYTES = 16384
 
 # RFC 9112, section 7.1: chunk-size [ chunk-ext ] CRLF. Space before the CRLF is tolerated, as h11 does.
-_CHUNK_HEADER = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?[ \t]*\r\n")
+_CHUNK_HEADER = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*|[ \t]*)\r\n")
 # RFC 9110, section 5: field-name ":" OWS field-value OWS. A folded line (obs-fold) does not match.
 _TRAILER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*\r\n")
 _NOT_IN_TRAILERS = frozenset([b"content-length", b"transfer-encoding", b"host"])
@@ -94,6 +94,15 @@ class Chunked:
 
     def frame(self, buffer: bytearray, start: int, end: int) -> tuple[int, int]:
         first = last = at = start
+        if not start and not self._left and not self._line and not self._in_trailers:
+            # The usual case, at an event per read: one whole chunk, which stays where it is.
+            match = _CHUNK_HEADER.match(buffer, 0, end)
+            if match is not None:
+                at = match.end()
+                behind = at + int(match[1], 16)
+                if behind + 2 == end and behind > at and buffer[behind:end] == b"\r\n" and at <= MAX_CHUNK_HEADER_BYTES:
+                    return at, behind
+                at = 0
         while at < end:
             left = self._left
             if left > 2:

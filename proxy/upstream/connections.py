@@ -12,6 +12,7 @@ It knows no HTTP. Foreign exceptions of sockets and TLS become ours here, and no
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from collections import deque
@@ -172,6 +173,7 @@ class ConnectionPool:
         self._idle: deque[Connection] = deque()
         self._opened = 0
         self._reused = 0
+        self._closed = False
 
     async def acquire(self, *, connect_timeout_s: float | None, fresh: bool = False) -> Connection:
         """A connection, kept or new, on loan until `release`. `fresh` asks for a new one.
@@ -208,7 +210,7 @@ class ConnectionPool:
     def release(self, connection: Connection, *, reusable: bool) -> None:
         """Take a connection back, to keep it or to close it. Never blocks. Call exactly once for each `acquire`."""
         self._slots.release()
-        if reusable:
+        if reusable and not self._closed:
             connection.used = True
             connection.idle_since = trio.current_time()
             self._idle.append(connection)
@@ -224,7 +226,8 @@ class ConnectionPool:
         self._idle = deque(kept)
 
     def close(self) -> None:
-        """Close what is idle. Connections on loan belong to who has them."""
+        """Close what is idle, and keep nothing from now on. Connections on loan belong to who has them."""
+        self._closed = True
         while self._idle:
             self._idle.pop().close()
 
@@ -273,6 +276,8 @@ async def _connect(origin: Origin) -> socket.socket:
         stream = await trio.open_tcp_stream(origin.host, origin.port)
     except socket.gaierror as error:
         raise DnsFailed(f"{origin}: cannot resolve the name: {error.strerror}") from error
+    except UnicodeError as error:  # what the idna codec makes of an impossible name
+        raise DnsFailed(f"{origin}: not a name that can be resolved") from error
     except OSError as error:
         raise ConnectFailed(f"{origin}: {_reason(error)}") from error
     sock = socket.socket(fileno=stream.socket.detach())
@@ -286,9 +291,9 @@ async def _start_tls(origin: Origin, sock: socket.socket, context: ssl.SSLContex
         tls = context.wrap_socket(
             sock, server_hostname=origin.host, do_handshake_on_connect=False, suppress_ragged_eofs=False
         )
-    except BaseException:
+    except OSError as error:
         sock.close()
-        raise
+        raise TlsFailed(f"{origin}: {_reason(error)}") from error
     try:
         while True:
             try:
@@ -314,5 +319,5 @@ def _reason(error: OSError) -> str:
         return f"TLS failed: {error.reason or error.strerror or error}"
     causes = getattr(error.__cause__, "exceptions", None)  # trio.open_tcp_stream collects one for each address
     if causes:
-        return "; ".join(dict.fromkeys(cause.strerror or str(cause) for cause in causes))
-    return error.strerror or str(error)
+        return "; ".join(dict.fromkeys(_reason(cause) for cause in causes))
+    return os.strerror(error.errno) if error.errno else error.strerror or "failed"

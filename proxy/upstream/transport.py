@@ -4,8 +4,8 @@ It sends the `httpx.Request` it is given, byte for byte, and returns an `httpx.R
 writes the request's head and parses the response's; the body is framed by `body`, in the caller's buffer. Request extensions:
 
 - `target`: the request target as bytes; without it the URL's;
-- `timeout`: httpx's dict; `connect`, `pool` (both for getting a connection), `write` (each wait), `read` (until the head has come,
-  counted from the end of the request; between body bytes when the response is read through httpx);
+- `timeout`: httpx's dict; `connect` (waiting for a free connection, and opening one), `write` (each wait), `read` (until the head
+  has come, counted from the end of the request; between body bytes when the response is read through httpx);
 - `nursery`: a Trio nursery that may go on sending the request body after the head of the response has come. Without one, an
   answer that comes early ends the upload.
 
@@ -15,7 +15,7 @@ A request is sent a second time only when a kept connection turned out to be dea
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import h11
 import httpx
@@ -23,7 +23,7 @@ import trio
 
 from pools import Pools
 
-from ..errors import ProtocolFailure, ReadFailed, ReadTimedOut, Truncated, UpstreamFailure, WriteTimedOut
+from ..errors import ProtocolFailure, ReadFailed, ReadTimedOut, Truncated
 from .body import Chunked, ContentLength, Framing, UntilClose
 from .connections import Connection, ConnectionPool, Origin, PoolState
 
@@ -31,6 +31,7 @@ __all__ = ["UpstreamBody", "UpstreamTransport"]
 
 MAX_HEAD_BYTES = 65536
 _MAX_INFORMATIONAL = 64
+_CLOSE_S = 1.0
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -150,6 +151,8 @@ class UpstreamBody(httpx.AsyncByteStream):
             try:
                 received = self.connection.receive_into(buffer, at)
                 if received == 0:
+                    if self.upload is not None and self.upload.failure is not None:
+                        raise self.upload.failure  # what looks like the end is our own doing
                     self._framing.eof()
             except (ReadFailed, Truncated) as error:
                 raise self._cause(error) from None
@@ -233,18 +236,28 @@ class _Upload:
         self.failure: Exception | None = None
 
     async def run(self, waiting: _HeadWait) -> None:
-        """Send the body, then let the time for the head begin. Raises nothing but `Cancelled`."""
+        """Send the body, then let the time for the head begin. Raises nothing but `Cancelled`: `failure` tells."""
         with self.scope:
             try:
                 assert isinstance(self._stream, httpx.AsyncByteStream)
-                async for chunk in self._stream:
-                    await self._send(h11.Data(data=chunk))
+                chunks = aiter(self._stream)
+                try:
+                    async for chunk in chunks:
+                        await self._send(h11.Data(data=chunk))
+                finally:
+                    if isinstance(chunks, AsyncGenerator):
+                        with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_S):
+                            await chunks.aclose()  # not left to the garbage collector
                 await self._send(h11.EndOfMessage())
                 self.complete = True
             except ReadFailed:
                 pass  # the answer may be there all the same, and if it is not, reading tells
-            except (WriteTimedOut, h11.LocalProtocolError) as error:
+            except (
+                Exception
+            ) as error:  # too slow, a body that is not as long as announced, or whatever the body's source raises
                 self.failure = error
+                if isinstance(error, h11.LocalProtocolError):
+                    self.failure = httpx.LocalProtocolError(str(error))
                 waiting.scope.cancel()
                 # After the head, the relay is who reads: it must not wait for the answer to a request that stays unfinished.
                 self._connection.shut_down()
@@ -297,12 +310,13 @@ class _Exchange:
                 raise
         async with trio.open_nursery() as own:
             own.start_soon(upload.run, self._waiting)
+            result: httpx.Response | Exception
             try:
-                result: httpx.Response | UpstreamFailure = await self._response(upload)
-            except UpstreamFailure as error:
+                result = await self._response(upload)
+            except Exception as error:
                 result = error  # raised outside of the nursery, which would wrap it in a group
             upload.scope.cancel()
-        if isinstance(result, UpstreamFailure):
+        if isinstance(result, Exception):
             raise result
         return result
 
@@ -340,10 +354,17 @@ class _Exchange:
         while True:
             try:
                 event = protocol.next_event()
-            except h11.RemoteProtocolError as error:
-                raise ProtocolFailure(f"{connection.origin}: {error}") from error
+            except h11.RemoteProtocolError:
+                # Not h11's words: they quote the head, and with it whatever secret it holds.
+                raise ProtocolFailure(
+                    f"{connection.origin}: the response's head is not acceptable HTTP (RFC 9112)"
+                ) from None
             if isinstance(event, h11.Response):
+                if event.http_version not in (b"1.0", b"1.1"):
+                    raise ProtocolFailure(f"{connection.origin}: the response is not HTTP/1.1")
                 return event
+            if event is h11.PAUSED:
+                raise ProtocolFailure(f"{connection.origin}: switched to a protocol that nobody here speaks")
             if isinstance(event, h11.InformationalResponse):
                 informational += 1
                 if informational > _MAX_INFORMATIONAL:
@@ -351,7 +372,10 @@ class _Exchange:
                 continue
             await connection.wait_readable()
             with self._pools.http_response.acquire() as lease:
-                count = connection.receive_into(lease.buffer, 0)
+                try:
+                    count = connection.receive_into(lease.buffer, 0)
+                except Truncated:  # the same on TLS, but for the goodbye
+                    count = 0
                 if count == 0:
                     raise ReadFailed(f"{connection.origin}: closed the connection without a response")
                 if count is not None:

@@ -114,7 +114,7 @@ def chunked_bodies(draw: st.DrawFn, *, mistakes: bool) -> bytes:
     for data in draw(st.lists(st.binary(min_size=1, max_size=20), max_size=5)):
         form = draw(st.one_of(sizes, sizes, bad_sizes)) if mistakes else draw(sizes)
         length = len(data) + (draw(st.sampled_from([0, 0, 0, 0, 1, -1])) if mistakes else 0)
-        ends = st.sampled_from([b"\r\n"] * 6 + [b"\n", b"\r", b"", b"\n\r"]) if mistakes else st.just(b"\r\n")
+        ends = st.sampled_from([b"\r\n"] * 6 + [b"\n", b"\r", b"", b"\n\r", b"\rx"]) if mistakes else st.just(b"\r\n")
         wire += form.format(length).encode("latin-1") + draw(ends) + data + draw(ends)
     wire += draw(st.sampled_from([b"0", b"00", b"0;x", b"0 "])) + b"\r\n"
     if mistakes:
@@ -133,7 +133,20 @@ def chunked_bodies(draw: st.DrawFn, *, mistakes: bool) -> bytes:
     return bytes(changed)
 
 
+def edited(wire: bytes, at: int, removed: int, added: bytes) -> bytes:
+    """A valid body with one mistake, anywhere in it: the rest of it makes sense, if the mistake is not seen."""
+    at %= len(wire)
+    return wire[:at] + added + wire[at + removed :]
+
+
 anything = st.one_of(
+    st.builds(
+        edited,
+        chunked_bodies(mistakes=False),
+        st.integers(0, 200),
+        st.integers(0, 2),
+        st.sampled_from([b"", b"x", b"0", b"\n", b"\r", b" ", b"\x00", b";", b":"]),
+    ),
     chunked_bodies(mistakes=True),
     st.text(alphabet="0123aF;x: \r\n", max_size=40).map(str.encode),
     st.lists(

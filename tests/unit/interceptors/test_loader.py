@@ -1,0 +1,311 @@
+"""The loader finds a class by name and refuses, with a path, what could only fail later."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+
+from interceptors import Event, Interceptor, LoadError, StreamContext, StreamInterceptor, loader
+from interceptors.loader import ENTRY_POINT_GROUP, check_stream_class, load_interceptor
+from interceptors.redact import Redact
+
+
+class Plain(Interceptor):
+    """No options."""
+
+
+class Tuned(Interceptor):
+    def __init__(self, words: list[str], limit: int = 3, mode: Literal["a", "b"] = "a", scale: float | None = None) -> None:
+        self.given = (words, limit, mode, scale)
+
+
+class Picky(Interceptor):
+    def __init__(self, limit: int) -> None:
+        if limit < 0:
+            raise ValueError("limit is negative")
+
+
+class KeywordOnly(Interceptor):
+    def __init__(self, *, limit: int, **others: Any) -> None:
+        self.given = (limit, others)
+
+
+class Untyped(Interceptor):
+    def __init__(self, anything) -> None:  # type: ignore[no-untyped-def]
+        self.given = anything
+
+
+class SkipsErrors(Interceptor):
+    on_error = "skip"
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Puts classes into an importable module and answers with the name of the first, as `use` wants it."""
+
+    def put(*classes: type) -> str:
+        made = types.ModuleType("users_module")
+        for cls in classes:
+            monkeypatch.setattr(cls, "__module__", "users_module")
+            setattr(made, cls.__name__, cls)
+        monkeypatch.setitem(sys.modules, "users_module", made)
+        return f"users_module:{classes[0].__name__}"
+
+    return put
+
+
+def refused(use: str, options: dict[str, Any] | None = None) -> LoadError:
+    with pytest.raises(LoadError) as caught:
+        load_interceptor(use, options or {})
+    return caught.value
+
+
+# --- finding ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_class_is_loaded_by_module_and_name() -> None:
+    """`package.module:Class` imports the module and makes the class with its options."""
+    assert type(load_interceptor("interceptors.redact:Redact", {"patterns": ["a"]})) is Redact
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        ("no_such_module_anywhere:X", r"cannot import 'no_such_module_anywhere': ModuleNotFoundError"),
+        ("interceptors.redact:Nope", r"'interceptors\.redact' has no 'Nope'"),
+        ("interceptors.redact:re", r"not a subclass of interceptors\.Interceptor"),
+        ("interceptors.redact:StreamInterceptor", r"not a subclass of interceptors\.Interceptor"),
+        (
+            "nobody-registered-this",
+            r"neither package\.module:Class nor an entry point of the group 'weirpool\.interceptors'",
+        ),
+        ("interceptors.redact", r"neither package\.module:Class nor an entry point"),
+        (":Redact", r"cannot import ''"),
+        ("interceptors.redact:", r"has no ''"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_refused(use: str, message: str) -> None:
+    """Each wrong `use` is a LoadError of the interceptor itself (`option` is "") that says what is wrong."""
+    with pytest.raises(LoadError, match=message) as caught:
+        load_interceptor(use, {})
+    assert caught.value.option == ""
+
+
+def test_a_module_that_fails_while_it_is_imported_is_a_load_error(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a user's module raises becomes a LoadError that names module and exception, with the cause kept."""
+    (tmp_path / "broken_at_import.py").write_text("raise KeyError('set MY_TOKEN')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    error = refused("broken_at_import:X")
+    assert str(error) == "cannot import 'broken_at_import': KeyError: 'set MY_TOKEN'"
+    assert isinstance(error.__cause__, KeyError)
+
+
+class FakeEntryPoint:
+    def __init__(self, name: str, loaded: Any) -> None:
+        self.name = name
+        self.loaded = loaded
+
+    def load(self) -> Any:
+        if isinstance(self.loaded, Exception):
+            raise self.loaded
+        return self.loaded
+
+
+@pytest.fixture
+def entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is installed is up to the environment; these are the entry points of this test."""
+    points = [
+        FakeEntryPoint("redact", Redact),
+        FakeEntryPoint("tuned", Tuned),
+        FakeEntryPoint("broken", ImportError("no module named tokenizers")),
+        FakeEntryPoint("no-class", lambda: None),
+    ]
+
+    def installed(*, group: str) -> list[FakeEntryPoint]:
+        assert group == ENTRY_POINT_GROUP == "weirpool.interceptors"
+        return points
+
+    monkeypatch.setattr(loader, "entry_points", installed)
+
+
+@pytest.mark.usefixtures("entry_points")
+def test_a_name_without_colon_is_an_entry_point() -> None:
+    """An installed interceptor is loaded by its entry point's name, with its options checked as ever."""
+    assert type(load_interceptor("redact", {"patterns": ["a"]})) is Redact
+    assert refused("redact", {"patterns": 3}).option == "patterns"
+
+
+@pytest.mark.usefixtures("entry_points")
+def test_an_entry_point_that_cannot_be_loaded_is_refused() -> None:
+    """A broken one says why, one that is no interceptor says so, an unknown name says where it was looked for."""
+    assert str(refused("broken")) == "the entry point 'broken' cannot be loaded: no module named tokenizers"
+    assert "not a subclass" in str(refused("no-class"))
+    assert "'weirpool.interceptors'" in str(refused("unknown"))
+
+
+# --- options ------------------------------------------------------------------------------------------------------------
+
+
+def test_options_reach_init_and_absent_ones_keep_their_defaults(module: Callable[..., str]) -> None:
+    """Given options are passed by name, the rest are `__init__`'s defaults."""
+    use = module(Tuned)
+    assert load_interceptor(use, {"words": ["a"]}).given == (["a"], 3, "a", None)  # type: ignore[attr-defined]
+    full = {"scale": 2, "mode": "b", "limit": 7, "words": []}
+    interceptor: Any = load_interceptor(use, full)
+    assert interceptor.given == ([], 7, "b", 2.0)
+    assert isinstance(interceptor.given[3], float)
+
+
+@pytest.mark.parametrize(
+    ("options", "option", "message"),
+    [
+        ({}, "words", "Tuned needs the option 'words'"),
+        ({"words": "abc"}, "words", "Expected `array`, got `str`"),
+        ({"words": ["a", 3]}, "words", r"Expected `str`, got `int` - at `\$\[1\]`"),
+        ({"words": [], "limit": "7"}, "limit", "Expected `int`, got `str`"),
+        ({"words": [], "limit": None}, "limit", "Expected `int`, got `null`"),
+        ({"words": [], "mode": "c"}, "mode", "Invalid enum value 'c'"),
+        ({"words": [], "limti": 7}, "limti", "no option 'limti'; its options are: words, limit, mode, scale"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_refused_by_its_path(
+    module: Callable[..., str], options: dict[str, Any], option: str, message: str
+) -> None:
+    """Missing, unknown and mistyped options: `option` is the path below `options`, the message says what is expected."""
+    use = module(Tuned)
+    with pytest.raises(LoadError, match=message) as caught:
+        load_interceptor(use, options)
+    assert caught.value.option == option
+
+
+def test_an_interceptor_without_options_takes_none(module: Callable[..., str]) -> None:
+    """A class without `__init__` is made as it is; an option for it is refused."""
+    use = module(Plain)
+    assert type(load_interceptor(use, {})) is Plain
+    error = refused(use, {"limit": 1})
+    assert (error.option, str(error)) == ("limit", "Plain has no option 'limit'; its options are: none")
+
+
+def test_keyword_arguments_take_what_is_not_named(module: Callable[..., str]) -> None:
+    """`**others` accepts any option, while the named ones are still checked."""
+    use = module(KeywordOnly)
+    interceptor: Any = load_interceptor(use, {"limit": 1, "x": [1], "y": None})
+    assert interceptor.given == (1, {"x": [1], "y": None})
+    assert refused(use, {"limit": "x"}).option == "limit"
+    assert refused(use, {"x": 1}).option == "limit"
+
+
+def test_an_option_without_annotation_takes_anything(module: Callable[..., str]) -> None:
+    """No annotation, no conversion: the value arrives as it was configured."""
+    value = {"any": ["thing", 1, None]}
+    assert load_interceptor(module(Untyped), {"anything": value}).given == value  # type: ignore[attr-defined]
+
+
+def test_what_init_refuses_is_a_load_error(module: Callable[..., str]) -> None:
+    """An exception in `__init__` becomes a LoadError with its text; the exception is the cause."""
+    use = module(Picky)
+    error = refused(use, {"limit": -1})
+    assert str(error) == f"{use!r} refused its options: limit is negative"
+    assert isinstance(error.__cause__, ValueError)
+
+
+# --- hooks --------------------------------------------------------------------------------------------------------------
+
+
+class MisspeltOnInterceptor(Interceptor):
+    def on_evnet(self, event: Event) -> Event:
+        return event
+
+
+class StreamsHookOnInterceptor(Interceptor):
+    def on_event(self, event: Event) -> Event:
+        return event
+
+
+class InheritsMisspelt(MisspeltOnInterceptor):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("cls", "hook"),
+    [(MisspeltOnInterceptor, "on_evnet"), (StreamsHookOnInterceptor, "on_event"), (InheritsMisspelt, "on_evnet")],
+)
+def test_an_unknown_hook_on_an_interceptor_is_refused(module: Callable[..., str], cls: type, hook: str) -> None:
+    """Misspelt, inherited, or a stream's hook on the wrong class: it would never be called, and the error lists the known."""
+    error = refused(module(cls))
+    assert str(error).startswith(f"{cls.__name__} has an unknown hook {hook!r}; known are: ")
+    assert "on_error" in str(error)
+    assert error.option == ""
+
+
+class MisspeltStream(StreamInterceptor):
+    def on_events(self, event: Event) -> Event:
+        return event
+
+
+class AsyncStream(StreamInterceptor):
+    async def on_event(self, event: Event) -> Event:  # type: ignore[override]
+        return event
+
+
+class GoodStream(StreamInterceptor):
+    def on_event(self, event: Event) -> Event:
+        return event
+
+    def once(self) -> None:
+        """Not a hook by its name."""
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [
+        (MisspeltStream, "MisspeltStream has an unknown hook 'on_events'; known are: on_end, on_event, on_start"),
+        (AsyncStream, "AsyncStream.on_event is async; the hooks of a stream are synchronous"),
+    ],
+)
+def test_a_wrong_stream_class_in_the_module_is_refused_at_load(
+    module: Callable[..., str], stream: type[StreamInterceptor], message: str
+) -> None:
+    """The stream classes beside the interceptor are checked before any stream opens."""
+    assert str(refused(module(Plain, stream))) == message
+    with pytest.raises(LoadError) as caught:
+        check_stream_class(stream)
+    assert str(caught.value) == message
+
+
+def test_right_hooks_and_other_methods_are_accepted(module: Callable[..., str]) -> None:
+    """Known hooks pass, and so does any method that does not begin with `on_`."""
+    check_stream_class(GoodStream)
+    assert type(load_interceptor(module(Plain, GoodStream), {})) is Plain
+
+
+def test_stream_classes_that_are_only_imported_are_not_this_modules_business(
+    module: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong stream class that belongs to another module does not keep this one from loading."""
+    use = module(Plain)
+    sys.modules["users_module"].Foreign = MisspeltStream  # type: ignore[attr-defined]
+    assert MisspeltStream.__module__ != "users_module"
+    assert type(load_interceptor(use, {})) is Plain
+
+
+@pytest.mark.parametrize("value", ["abrot", "", None, True])
+def test_an_on_error_that_is_neither_is_refused(module: Callable[..., str], value: object) -> None:
+    """`on_error` is abort or skip; a typo would otherwise silently mean one of them."""
+    cls = type("Typo", (Interceptor,), {"on_error": value})
+    assert f"on_error is {value!r}, expected one of abort, skip" in str(refused(module(cls)))
+
+
+def test_on_error_skip_is_accepted(module: Callable[..., str]) -> None:
+    """The other documented value."""
+    assert load_interceptor(module(SkipsErrors), {}).on_error == "skip"
+
+
+def test_a_loaded_interceptor_opens_streams(module: Callable[..., str]) -> None:
+    """What comes back is ready for use: the default of an Interceptor is to stay out of a stream."""
+    context = StreamContext("/", "GET", "/", (), None)
+    assert load_interceptor(module(Plain), {}).open_stream(context) is None

@@ -1,0 +1,182 @@
+"""Redact: what matches is gone however JSON spells it, and what does not match keeps its bytes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from interceptors.redact import Redact
+from interceptors.testing import run_chain
+
+
+def redacted(patterns: list[str], data: str, replacement: str = "[redacted]") -> str:
+    """The data of the one event that leaves."""
+    stream = b"".join(b"data: " + line.encode() + b"\n" for line in data.split("\n")) + b"\n"
+    output = run_chain([Redact(patterns, replacement)], [stream]).output
+    assert output.endswith(b"\n\n")
+    lines = output[:-2].decode().split("\n")
+    assert all(line.startswith("data: ") for line in lines)
+    return "\n".join(line[6:] for line in lines)
+
+
+# --- JSON ---------------------------------------------------------------------------------------------------------------
+
+JSON_CASES: dict[str, tuple[str, str, str]] = {
+    "a value": ("secret", '{"a":"my secret!"}', '{"a":"my [redacted]!"}'),
+    "every occurrence": ("secret", '["secret secret","secret"]', '["[redacted] [redacted]","[redacted]"]'),
+    "deep inside": ("secret", '{"a":[{"b":[["secret"]]}]}', '{"a":[{"b":[["[redacted]"]]}]}'),
+    "a key": ("secret", '{"secret":1}', '{"[redacted]":1}'),
+    "a whole string": ("secret", '"secret"', '"[redacted]"'),
+    "one escaped letter": ("secret", r'{"a":"\u0073ecret"}', '{"a":"[redacted]"}'),
+    "all letters escaped": ("secret", r'{"a":"\u0073\u0065\u0063\u0072\u0065\u0074"}', '{"a":"[redacted]"}'),
+    "escapes in either case": ("/k~", r'{"a":"\u002f\u006b\u007E\u007e"}', '{"a":"[redacted]~"}'),
+    "an escaped key": ("secret", r'{"s\u0065cret":1}', '{"[redacted]":1}'),
+    "an escaped slash": ("a/b", r'["a\/b"]', '["[redacted]"]'),
+    "a pair of surrogates": ("\U0001f511", r'["\ud83d\udd11"]', '["[redacted]"]'),
+    "a quote inside": ('pass"word', r'["pass\"word"]', '["[redacted]"]'),
+    "a backslash inside": (r"C:\\key", r'["C:\\key"]', '["[redacted]"]'),
+    "a line end inside": ("a\nb", r'["a\nb"]', '["[redacted]"]'),
+    "behind an escaped quote": ("secret", r'["\"","\u0073ecret"]', r'["\"","[redacted]"]'),
+    "behind an escaped backslash": ("secret", r'["\\","\u0073ecret"]', r'["\\","[redacted]"]'),
+    "a number": ("4111[0-9]{4}", '{"card":41110000}', '{"card":"[redacted]"}'),
+    "a negative number": ("-42", "[-42]", '["[redacted]"]'),
+    "part of a number": ("4111", '{"card":41110000}', '{"card":"[redacted]0000"}'),
+    "a number with exponent": (r"1\.5e3", "[1.5e3]", '["[redacted]"]'),
+    "spaces before the JSON": ("secret", ' \t{"a":"\\u0073ecret"}', ' \t{"a":"[redacted]"}'),
+    "JSON over data lines": ("secret", '{"a":\n"\\u0073ecret"}', '{"a":\n"[redacted]"}'),
+    "not ASCII": ("sécret", '{"a":"s\\u00e9cret sécret"}', '{"a":"[redacted] [redacted]"}'),
+}
+
+
+@pytest.mark.parametrize(("pattern", "data", "expected"), JSON_CASES.values(), ids=JSON_CASES)
+def test_a_match_in_json_is_gone_however_it_is_spelt(pattern: str, data: str, expected: str) -> None:
+    """Strings, keys and numbers are matched decoded; the result is JSON of the same shape."""
+    out = redacted([pattern], data)
+    assert out == expected
+    json.loads(out)
+
+
+def test_untouched_bytes_stay() -> None:
+    """Spaces, escapes, number formats and order of all that does not match leave as they came."""
+    data = r'{ "a" : "\u00e9\/",  "b":1.0e+2 , "k": "\u0073ecret" ,"c":[ ],"d":"\ud83d\ude00" , "e":true}'
+    assert redacted(["secret"], data) == data.replace(r"\u0073ecret", "[redacted]")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [r'{ "a" : "\u00e9\/\u0073afe", "b":1.0e+2 }', "plain", "", '{"cut off":"in the mid', r"\u0073afe", "[DONE]"],
+)
+def test_an_event_without_a_match_leaves_as_the_very_bytes(data: str) -> None:
+    """Nothing to redact: the event passes with its own spacing, comments and line ends, and counts as passed."""
+    stream = b"data:" + data.encode() + b"\r\n:c\r\nid:7\r\n\r\n"
+    result = run_chain([Redact(["secret"])], [stream])
+    assert result.output == stream
+    assert (result.counts.passed, result.counts.changed) == (1, 0)
+
+
+def test_the_other_fields_of_a_redacted_event_stay() -> None:
+    """Type, id and retry are not data; they are kept."""
+    result = run_chain([Redact(["secret"])], [b"event: e\nid: secret\nretry: 5\ndata: secret\n\n"])
+    assert result.output == b"event: e\nid: secret\nretry: 5\ndata: [redacted]\n\n"
+    assert result.counts.changed == 1
+
+
+def test_a_pattern_that_reaches_over_several_values_is_found_in_the_text() -> None:
+    """What a pattern finds only across values is matched against the text as a whole."""
+    data = '{"user":"ann","password":"hunter2","x":1}'
+    assert redacted([r'"user":"\w+","password":"\w+"'], data, '"login":null') == '{"login":null,"x":1}'
+
+
+def test_a_string_and_what_spans_it_are_both_found() -> None:
+    """The pass over the text comes after the pass over the strings, so an escaped match is part of what it sees."""
+    data = r'{"k":"\u0073ecret","x":1}'
+    assert redacted([r"secret", r'"k":"[^"]*"'], data, "null") == '{null,"x":1}'
+
+
+# --- other data ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("my secret is secret", "my [redacted] is [redacted]"),
+        ("one\nsecret\nthree", "one\n[redacted]\nthree"),
+        ('{"cut off":"secret', '{"cut off":"[redacted]'),
+        ('{not json} "secret"', '{not json} "[redacted]"'),
+        ("[secret]", "[[redacted]]"),
+    ],
+)
+def test_data_that_is_not_json_is_matched_as_text(data: str, expected: str) -> None:
+    """Plain text, several lines, and what only begins like JSON."""
+    assert redacted(["secret"], data) == expected
+
+
+def test_a_pattern_may_reach_over_data_lines() -> None:
+    """The data is one text, its lines joined with LF."""
+    assert redacted([r"BEGIN.*END"], "a\nBEGIN\nkey\nEND\nb") == "a\nBEGIN\nkey\nEND\nb"
+    assert redacted([r"(?s)BEGIN.*END"], "a\nBEGIN\nkey\nEND\nb") == "a\n[redacted]\nb"
+
+
+# --- replacements -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "data", "expected"),
+    [
+        (r"(sk-)\w+", r"\1***", '{"k":"sk-abc"}', '{"k":"sk-***"}'),
+        (r"(sk-)\w+", r"\1***", '{"k":"\\u0073k-abc"}', '{"k":"sk-***"}'),
+        (r"(?P<user>\w+)@(?P<host>\w+)", r"\g<host>", "ann@home", "home"),
+        (r"(\w)(\d+)", r"\2\1", "a12", "12a"),
+        ("secret", "", '["a secret"]', '["a "]'),
+        ("secret", 'say "no"\\\\', '["a secret"]', r'["a say \"no\"\\"]'),
+        ("secret", r"\n", '["a secret"]', r'["a \n"]'),
+        ("secret", r"\n", "a secret b", "a \n b"),
+    ],
+)
+def test_the_replacement_is_a_template(pattern: str, replacement: str, data: str, expected: str) -> None:
+    """Groups by number and name as in `re.sub`; inside JSON strings what it gives is escaped."""
+    assert redacted([pattern], data, replacement) == expected
+
+
+def test_a_replacement_with_a_line_end_cannot_break_the_event() -> None:
+    """A line end in the replaced text becomes another data line, and not a field or the event's end."""
+    result = run_chain([Redact(["secret"], "x\n\nevent: evil")], [b"data: a secret\n\n"])
+    assert result.output == b"data: a x\ndata: \ndata: event: evil\n\n"
+
+
+def test_patterns_apply_in_their_order() -> None:
+    """Each pattern sees what the one before it left."""
+    assert redacted(["ab", "cd"], "abcd acbd", "c") == "cc acbd"
+    assert redacted(["ab", "xd"], "abd", "x") == "x"
+
+
+# --- options ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("patterns", "replacement", "message"),
+    [
+        ([], "x", "patterns is empty"),
+        (["ok", "("], "x", r"patterns\[1\]: missing \)"),
+        (["*"], "x", r"patterns\[0\]: nothing to repeat"),
+        (["(a)", "b"], r"\1", r"patterns\[1\]: invalid group reference"),
+        (["a"], r"\q", r"patterns\[0\]: bad escape"),
+        (["a"], r"\g<", r"patterns\[0\]: missing"),
+    ],
+)
+def test_bad_patterns_and_templates_are_refused_at_once(patterns: list[str], replacement: str, message: str) -> None:
+    """A ValueError that says which pattern, when the interceptor is made, and not at the first event."""
+    with pytest.raises(ValueError, match=message):
+        Redact(patterns, replacement)
+
+
+def test_chunks_do_not_matter() -> None:
+    """A secret is found wherever the network cut it, as long as it is in one event."""
+    stream = rb'data: {"a":"\u0073ecret"}' + b"\n\ndata: secret\n\n"
+    whole = run_chain([Redact(["secret"])], [stream]).output
+    assert whole == b'data: {"a":"[redacted]"}\n\ndata: [redacted]\n\n'
+    for step in (1, 3, 7):
+        chunks: list[Any] = [stream[at : at + step] for at in range(0, len(stream), step)]
+        assert run_chain([Redact(["secret"])], chunks).output == whole

@@ -1,0 +1,209 @@
+"""Event framing and encoding against the rules of WHATWG HTML 9.2.6, case by case; `tests/fuzz` does it at random."""
+
+from __future__ import annotations
+
+import pytest
+
+from interceptors.sse import BOM, Fields, encode_data, encode_event, encode_head, find_block_end, is_silent, parse_fields
+
+
+def blocks(stream: bytes, step: int | None = None) -> list[bytes]:
+    """The blocks of a stream as `find_block_end` cuts them, presented at once or growing by `step` bytes at a time."""
+    found: list[bytes] = []
+    start = seen = 0
+    for end in range(step, len(stream) + step, step) if step else [len(stream)]:
+        window = bytearray(stream[:end])
+        while start < len(window):
+            behind = find_block_end(window, start, len(window), start + seen, b"\r" not in window[start:])
+            if behind < 0:
+                seen = len(window) - start
+                break
+            found.append(stream[start:behind])
+            start, seen = behind, 0
+    return found
+
+
+EMPTY_LINES = {
+    "LF LF": b"\n\n",
+    "CRLF CRLF": b"\r\n\r\n",
+    "CR CR": b"\r\r",
+    "LF CRLF": b"\n\r\n",
+    "CRLF LF": b"\r\n\n",
+    "CR CRLF": b"\r\r\n",
+    "CRLF CR": b"\r\n\r",
+    "LF CR": b"\n\r",
+}
+
+
+@pytest.mark.parametrize("ending", EMPTY_LINES.values(), ids=EMPTY_LINES)
+def test_every_mix_of_line_ends_ends_a_block(ending: bytes) -> None:
+    """A line's end and an empty line, each LF, CR or CRLF, end a block; what follows is another one."""
+    assert blocks(b"data: a" + ending + b"data: b" + ending) == [b"data: a" + ending, b"data: b" + ending]
+
+
+@pytest.mark.parametrize("ending", EMPTY_LINES.values(), ids=EMPTY_LINES)
+def test_a_block_that_arrives_byte_by_byte_ends_at_the_same_empty_line(ending: bytes) -> None:
+    """Without a CR at the very end the cut is the same; with one, it comes before an LF that had not arrived yet."""
+    stream = b"data: a" + ending + b"data: b" + ending
+    cut = blocks(stream, step=1)
+    assert b"".join(cut) == stream
+    contents = [block.strip(b"\r\n") for block in cut]
+    assert [content for content in contents if content] == [b"data: a", b"data: b"]
+
+
+@pytest.mark.parametrize(
+    "unfinished", [b"data: a", b"data: a\n", b"data: a\r", b"data: a\r\n", b"data: a\rdata: b\r\n", b":"]
+)
+def test_one_line_end_ends_no_block(unfinished: bytes) -> None:
+    """A single line end, CRLF included, is the end of a line only."""
+    assert blocks(unfinished) == []
+
+
+@pytest.mark.parametrize("char", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"])
+def test_what_python_calls_a_line_end_is_none_here(char: str) -> None:
+    """U+2028 and the other ends of `str.splitlines` are data like any other, in framing and in parsing."""
+    block = f"data: a{char}{char}b\n\n".encode()
+    assert blocks(block) == [block]
+    assert parse_fields(block).data == f"a{char}{char}b"
+
+
+def test_an_empty_line_by_itself_is_a_block() -> None:
+    """Stray line ends between events are blocks of their own, CRLF one and not two."""
+    assert blocks(b"\n\r\n\rdata: a\n\n") == [b"\n", b"\r\n", b"\r", b"data: a\n\n"]
+
+
+def test_a_search_ends_at_the_windows_end() -> None:
+    """Bytes behind `end` are stale, somebody else's: they end no block."""
+    assert find_block_end(bytearray(b"data: a\n\n"), 0, 8, 0, True) == -1
+    assert find_block_end(bytearray(b"data: a\r\n\r\n"), 0, 9, 0, False) == -1
+    assert find_block_end(bytearray(b"data: a\r\r\n"), 0, 9, 0, False) == 9
+    assert find_block_end(bytearray(b"\r\n"), 0, 1, 0, False) == 1
+
+
+# --- silent blocks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "block", [b": ping\n\n", b":\n\n", b"\n", b"\r\n", b"\r", b": a\n: b\n\n", b":a\r:b\r\r", b"\n: c\n\n", b""]
+)
+def test_comments_and_empty_lines_are_silent(block: bytes) -> None:
+    """What holds only comments and line ends is nothing that a hook wants to see."""
+    assert is_silent(block, 0, len(block))
+
+
+@pytest.mark.parametrize(
+    "block", [b"data\n\n", b": c\ndata: a\n\n", b"foo\n\n", b"id: 1\n\n", b" : x\n\n", b":a\rretry: 1\r\r"]
+)
+def test_a_block_with_any_field_is_not_silent(block: bytes) -> None:
+    """A field, also an unknown one or one behind a comment, makes an event."""
+    assert not is_silent(block, 0, len(block))
+
+
+def test_silence_is_judged_between_the_indices() -> None:
+    """Neither what stands before `start` nor what stands behind `end` counts."""
+    window = b"data: a\n\n: ping\n\ndata: b\n\n"
+    assert is_silent(window, 9, 17)
+    assert not is_silent(window, 9, 18)
+
+
+# --- fields -------------------------------------------------------------------------------------------------------------
+
+FIELDS = {
+    "all fields": (b"event: e\nid: 7\nretry: 1500\ndata: d\n\n", Fields("e", "d", "7", 1500)),
+    "no field at all": (b": comment\n\n", Fields(None, None, None, None)),
+    "one space goes": (b"data:  two spaces\n\n", Fields(None, " two spaces", None, None)),
+    "no space is fine": (b"data:x\n\n", Fields(None, "x", None, None)),
+    "a tab stays": (b"data:\tx\n\n", Fields(None, "\tx", None, None)),
+    "colons in the value stay": (b"data: a: b:c\n\n", Fields(None, "a: b:c", None, None)),
+    "no colon, empty value": (b"data\n\n", Fields(None, "", None, None)),
+    "colon, empty value": (b"data:\n\n", Fields(None, "", None, None)),
+    "data lines are joined": (b"data: a\ndata\ndata: c\n\n", Fields(None, "a\n\nc", None, None)),
+    "also across others": (b"data: a\nid: 1\ndata: b\n\n", Fields(None, "a\nb", "1", None)),
+    "also with CR and CRLF": (b"data: a\rdata: b\r\ndata: c\r\r", Fields(None, "a\nb\nc", None, None)),
+    "the last event wins": (b"event: a\nevent: b\n\n", Fields("b", None, None, None)),
+    "an empty event is given": (b"event\ndata: x\n\n", Fields("", "x", None, None)),
+    "an empty id is given": (b"id\n\n", Fields(None, None, "", None)),
+    "an id with NUL is ignored": (b"id: a\nid: b\0c\n\n", Fields(None, None, "a", None)),
+    "NUL in data stays": (b"data: a\0b\n\n", Fields(None, "a\0b", None, None)),
+    "names are case-sensitive": (b"Data: a\nDATA: b\n\n", Fields(None, None, None, None)),
+    "a space before the colon": (b"data : a\n\n", Fields(None, None, None, None)),
+    "a space before the name": (b" data: a\n\n", Fields(None, None, None, None)),
+    "a name that begins alike": (b"datax: a\ndat: b\n\n", Fields(None, None, None, None)),
+    "retry of 0": (b"retry: 0\n\n", Fields(None, None, None, 0)),
+    "retry with a sign": (b"retry: +5\nretry: -5\n\n", Fields(None, None, None, None)),
+    "retry with more": (b"retry: 5s\nretry: 1_0\nretry: 1.5\nretry: 5 \n\n", Fields(None, None, None, None)),
+    "retry of nothing": (b"retry\nretry:\n\n", Fields(None, None, None, None)),
+    "retry in other digits": ("retry: \u0665\n\n".encode(), Fields(None, None, None, None)),
+    "a bad retry keeps a good one": (b"retry: 10\nretry: x\n\n", Fields(None, None, None, 10)),
+    "not UTF-8": (b"data: a\xffb\n\n", Fields(None, "a\ufffdb", None, None)),
+    "a character over two lines": (b"data: \xc3\ndata: \xa9\n\n", Fields(None, "\ufffd\n\ufffd", None, None)),
+    "a BOM that is not the stream's": (BOM + b"data: a\n\n", Fields(None, None, None, None)),
+    "a BOM in the data": (b"data: " + BOM + b"a\n\n", Fields(None, "\ufeffa", None, None)),
+    "no empty line at the end": (b"data: a", Fields(None, "a", None, None)),
+}
+
+
+@pytest.mark.parametrize(("block", "fields"), FIELDS.values(), ids=FIELDS)
+def test_fields_are_read_as_whatwg_says(block: bytes, fields: Fields) -> None:
+    """One rule of the specification a case."""
+    assert parse_fields(block) == fields
+
+
+# --- encoding -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "a\nb", "a\n", "\na", "a\n\nb", "\n", " leading", "trailing ", "é\u2028x", "\0", "a: b"]
+)
+def test_encoded_data_reads_back_as_it_was(text: str) -> None:
+    """Text with any LF, spaces and odd characters survives writing and reading."""
+    assert parse_fields(encode_data(text) + b"\n").data == text
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n"])
+def test_cr_and_crlf_in_data_begin_a_new_line(end: str) -> None:
+    """A CR cannot stand in a line: it, too, begins a new `data` line, so no text can end the event or add a field."""
+    text = f"a{end}id: evil{end}{end}data: b"
+    written = encode_data(text)
+    assert written == b"data: a\ndata: id: evil\ndata: \ndata: data: b\n"
+    assert parse_fields(written).data == text.replace(end, "\n")
+
+
+def test_a_whole_event_is_written_in_one_order() -> None:
+    """event, id, retry, data, empty line; each on its own line."""
+    assert encode_event(Fields("e", "a\nb", "7", 1500)) == b"event: e\nid: 7\nretry: 1500\ndata: a\ndata: b\n\n"
+
+
+def test_fields_that_are_none_are_not_written() -> None:
+    """None is absent, and an empty text is present and empty."""
+    assert encode_event(Fields(None, None, None, None)) == b"\n"
+    assert encode_event(Fields(None, "", None, None)) == b"data: \n\n"
+    assert encode_event(Fields("", None, "", 0)) == b"event: \nid: \nretry: 0\n\n"
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a\rb", "a\r\nb", "\n", "a\n\ndata: evil"])
+@pytest.mark.parametrize("name", ["event", "id"])
+def test_a_line_end_in_event_or_id_is_refused(name: str, value: str) -> None:
+    """It would end the line and let the rest be read as a field; the error names the field and does not show the value."""
+    with pytest.raises(ValueError, match=f"event's {name} cannot hold") as caught:
+        encode_head(value if name == "event" else None, value if name == "id" else None, None)
+    assert value not in str(caught.value)
+
+
+def test_nul_is_refused_in_an_id_and_nowhere_else() -> None:
+    """Readers ignore an id with NUL, so writing one would lose it silently."""
+    with pytest.raises(ValueError, match="id cannot hold a line end or NUL"):
+        encode_head(None, "a\0", None)
+    assert encode_head("a\0", None, None) == b"event: a\0\n"
+
+
+def test_a_negative_retry_is_refused() -> None:
+    """`retry` is a number of milliseconds."""
+    with pytest.raises(ValueError, match="retry"):
+        encode_head(None, None, -1)
+
+
+def test_a_lone_surrogate_is_written_as_a_question_mark() -> None:
+    """Text that UTF-8 cannot say does not break the stream."""
+    assert encode_data("a\ud800b") == b"data: a?b\n"
+    assert encode_head("\ud800", None, None) == b"event: ?\n"

@@ -1,0 +1,157 @@
+"""`run_chain`, with which authors test their interceptors: it behaves as the proxy does, and finds what was kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+import pools
+from interceptors import (
+    Event,
+    EventTooLarge,
+    HookError,
+    Interceptor,
+    Outcome,
+    ResponseHead,
+    StreamContext,
+    StreamInterceptor,
+)
+from interceptors.redact import Redact
+from interceptors.testing import run_chain
+from pools import BufferScope
+
+
+class Recorder(Interceptor):
+    """Writes down what its stream is told, and answers with what `answer` makes of an event."""
+
+    def __init__(self, answer: Any = None) -> None:
+        self.told: list[Any] = []
+        self.answer = answer or (lambda event: event)
+
+    def open_stream(self, context: StreamContext) -> StreamInterceptor:
+        self.told.append(context)
+        return _RecorderStream(self)
+
+
+class _RecorderStream(StreamInterceptor):
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+
+    def on_start(self, head: ResponseHead) -> None:
+        self.recorder.told.append(head)
+
+    def on_event(self, event: Event) -> Any:
+        self.recorder.told.append(event.data)
+        return self.recorder.answer(event)
+
+    def on_end(self, outcome: Outcome) -> None:
+        self.recorder.told.append(outcome)
+
+
+def test_the_example_of_the_module_holds() -> None:
+    """What the documentation shows is what happens."""
+    result = run_chain([Redact(patterns=["secret"])], [b'data: "sec', b'ret"\n\n'])
+    assert result.output == b'data: "[redacted]"\n\n'
+    assert result.failure is None
+    assert result.counts.changed == 1
+
+
+def test_a_stream_is_opened_started_fed_and_ended() -> None:
+    """The hooks hear of a GET of "/", a 200 event stream, each event once, and `completed`."""
+    recorder = Recorder()
+    result = run_chain([recorder], [b"data: a\n\nda", b"ta: b\n", b"\ndata: tail"])
+    context, head, *rest = recorder.told
+    assert (context.route, context.method, context.path, context.client) == ("/", "GET", "/", None)
+    assert (head.status, head.header("Content-Type"), head.header("x-none")) == (200, "text/event-stream", None)
+    assert rest == ["a", "b", "tail", Outcome.COMPLETED]
+    assert result.output == b"data: a\n\ndata: b\n\ndata: tail"
+
+
+def test_context_and_head_can_be_given() -> None:
+    """An interceptor that looks at the request or the response is tested with the author's own."""
+    context = StreamContext("/llm", "POST", "/llm/x", ((b"a", b"b"),), "192.0.2.1")
+    head = ResponseHead(206, ())
+    recorder = Recorder()
+    run_chain([recorder], [], context=context, head=head)
+    assert recorder.told[0] is context
+    assert recorder.told[1] is head
+
+
+def test_chunks_may_come_from_any_iterable() -> None:
+    """A generator, and empty chunks in between, are fine."""
+    result = run_chain([Recorder()], (bytes([byte]) * n for byte in b"data: x\n\n" for n in (1, 0)))
+    assert result.output == b"data: x\n\n"
+
+
+def test_a_failing_hook_is_the_results_failure_and_ends_the_stream() -> None:
+    """Output up to there, `failure` set, `intercepted` told, and no later chunk fed."""
+
+    def bomb(event: Event) -> Event:
+        if event.data == "b":
+            raise KeyError("x")
+        return event
+
+    recorder = Recorder(bomb)
+    with capture_logs():
+        result = run_chain([recorder], [b"data: a\n\n", b"data: b\n\n", b"data: c\n\n"])
+    assert isinstance(result.failure, HookError)
+    assert result.failure.interceptor == "Recorder"
+    assert result.output == b"data: a\n\n"
+    assert recorder.told[2:] == ["a", "b", Outcome.INTERCEPTED]
+
+
+def test_the_event_limit_is_the_callers() -> None:
+    """`max_event_bytes` is obeyed; without it a mebibyte is."""
+    assert isinstance(run_chain([Recorder()], [b"data: 123456\n\n"], max_event_bytes=10).failure, EventTooLarge)
+    assert run_chain([Recorder()], [b"data: " + b"x" * 1_000_000 + b"\n\n"]).failure is None
+    assert isinstance(run_chain([Recorder()], [b"data: " + b"x" * (1 << 20) + b"\n\n"]).failure, EventTooLarge)
+
+
+def test_a_failing_start_is_raised_and_the_stream_is_ended() -> None:
+    """`on_start` and `open_stream` have no result to stand in: their HookError comes out, and on_end is called."""
+    ended: list[Outcome] = []
+
+    class Stream(StreamInterceptor):
+        def on_start(self, head: ResponseHead) -> None:
+            raise KeyError("no start")
+
+        def on_end(self, outcome: Outcome) -> None:
+            ended.append(outcome)
+
+    class Starts(Interceptor):
+        def open_stream(self, context: StreamContext) -> StreamInterceptor:
+            return Stream()
+
+    with capture_logs(), pytest.raises(HookError, match=r"Starts\.on_start: KeyError: 'no start'"):
+        run_chain([Starts()], [b"data: a\n\n"])
+    assert ended == [Outcome.INTERCEPTED]
+
+
+def test_each_run_is_a_stream_of_its_own() -> None:
+    """One interceptor can be run again and again: a stream leaves nothing behind in the next."""
+    recorder = Recorder()
+    for _ in range(2):
+        recorder.told.clear()
+        assert run_chain([recorder], [b"data: a"]).output == b"data: a"
+        assert recorder.told[2:] == ["a", Outcome.COMPLETED]
+
+
+@pytest.mark.leaks
+def test_a_lease_that_is_not_back_is_an_assertion_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were the chain or the scope to forget a lease, an author's test would fail and name the pool."""
+    forgotten: list[pools.Lease] = []
+
+    async def forget(self: BufferScope, *_: object) -> None:
+        forgotten.extend(self._leases)
+
+    def borrow(event: Event) -> Event:
+        return event.replace("changed")
+
+    monkeypatch.setattr(BufferScope, "__aexit__", forget)
+    monkeypatch.setattr(pools.PooledOutput, "close", lambda self: None)
+    with pytest.raises(AssertionError, match=r"leases were not given back: \{'json': 1\}"):
+        run_chain([Recorder(borrow)], [b"data: a\n\n"])
+    for lease in forgotten:
+        lease.release()

@@ -1,0 +1,195 @@
+"""JSON in pooled buffers: pieces lie whole where they were written, and a big one does not stay in the pool."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from pools import BufferPool, BufferScope, PooledOutput, Pools, decode_json, encode_json
+
+SIZE = 128
+
+
+@pytest.fixture
+def pool() -> BufferPool:
+    return BufferPool("json", SIZE, 8)
+
+
+@pytest.fixture
+async def scope() -> AsyncIterator[BufferScope]:
+    async with BufferScope() as scope:
+        yield scope
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda data: data.decode()])
+def test_json_is_decoded_from_every_kind_of_text(kind: Any) -> None:
+    """bytes, bytearray, memoryview and str give the same value."""
+    assert decode_json(kind('{"a":[1,"é",null]}'.encode())) == {"a": [1, "é", None]}
+
+
+def test_decoding_in_place_keeps_no_view_of_the_buffer() -> None:
+    """The value holds nothing of the memoryview that it was read from, so the buffer can be pooled again."""
+    buffer = bytearray(b'{"key":"value"}')
+    with memoryview(buffer) as view:
+        value = decode_json(view)
+    buffer.clear()  # BufferError if something still saw it
+    assert value == {"key": "value"}
+
+
+def test_what_is_not_json_is_a_decode_error() -> None:
+    """msgspec's own error comes out, also where Python's json is more generous."""
+    for text in (b"", b"{", b"NaN", b"{} {}"):
+        with pytest.raises(msgspec.DecodeError):
+            decode_json(text)
+
+
+def test_json_is_encoded_on_one_line() -> None:
+    """A line end in a string is escaped, so that the text is one `data` line."""
+    text = encode_json({"a": "x\ny\r", "b": [1.5, None]})
+    assert b"\n" not in text
+    assert b"\r" not in text
+    assert json.loads(text) == {"a": "x\ny\r", "b": [1.5, None]}
+
+
+async def test_a_piece_lies_where_it_was_written(pool: BufferPool, scope: BufferScope) -> None:
+    """Bytes and JSON of several pieces stand in one buffer, each at its own start."""
+    output = PooledOutput(pool, scope)
+    spans = []
+    for value in ({"n": 1}, ["two"]):
+        start = output.begin()
+        output.write(b"data: ")
+        output.write_json(value)
+        output.write(b"\n\n")
+        spans.append((output.buffer, start, output.used))
+    assert spans[0][0] is spans[1][0]
+    assert [bytes(buffer[start:used]) for buffer, start, used in spans] == [b'data: {"n":1}\n\n', b'data: ["two"]\n\n']
+    assert pool.statistics().in_use == 1
+    output.close()
+    assert (pool.statistics().in_use, pool.statistics().current_size) == (0, 1)
+
+
+async def test_nothing_is_borrowed_before_the_first_piece(pool: BufferPool, scope: BufferScope) -> None:
+    """An output that is never written costs no lease, and closing it is fine."""
+    output = PooledOutput(pool, scope)
+    output.close()
+    assert pool.statistics().allocations == 0
+    assert output.begin() == 0
+    assert pool.statistics().in_use == 1
+
+
+@pytest.mark.parametrize("how", ["json", "bytes"])
+async def test_a_piece_larger_than_the_buffer_is_whole_and_its_buffer_is_discarded(
+    pool: BufferPool, scope: BufferScope, how: str
+) -> None:
+    """A large value is written completely; what it grew is discarded as oversize and never pooled."""
+    output = PooledOutput(pool, scope)
+    text = "x" * 50 * SIZE
+    start = output.begin()
+    output.write(b"data: ")
+    if how == "json":
+        output.write_json(text)
+    else:
+        output.write(b'"' + text.encode() + b'"')
+    output.write(b"\n\n")
+    assert bytes(output.buffer[start : output.used]) == b'data: "' + text.encode() + b'"\n\n'
+    output.close()
+    stats = pool.statistics()
+    assert (stats.discards_oversize, stats.current_size, stats.in_use) == (1, 0, 0)
+
+
+async def test_a_long_batch_rolls_over_to_new_leases_and_stays_pooled(scope: BufferScope) -> None:
+    """Many small pieces fill lease after lease; each piece is whole in one, and every buffer comes back to the pool."""
+    pool = BufferPool("json", SIZE, 100)
+    output = PooledOutput(pool, scope)
+    spans = []
+    for n in range(200):
+        start = output.begin()
+        output.write_json({"piece": n})
+        spans.append((output.buffer, start, output.used))
+    assert [bytes(buffer[start:used]) for buffer, start, used in spans] == [b'{"piece":%d}' % n for n in range(200)]
+    leases = pool.statistics().in_use
+    assert 10 < leases < 40
+    assert len({id(buffer) for buffer, _, _ in spans}) == leases
+    output.close()
+    stats = pool.statistics()
+    assert (stats.in_use, stats.current_size, stats.discards) == (0, leases, 0)
+
+
+async def test_a_new_lease_begins_exactly_when_the_buffer_is_full(pool: BufferPool, scope: BufferScope) -> None:
+    """`used == size` rolls over, one byte less does not: a piece may overhang by its own length only."""
+    output = PooledOutput(pool, scope)
+    output.begin()
+    output.write(b"x" * (SIZE - 1))
+    assert output.begin() == SIZE - 1
+    output.write(b"y")
+    first = output.buffer
+    assert output.begin() == 0
+    assert output.buffer is not first
+    assert bytes(first[:SIZE]) == b"x" * (SIZE - 1) + b"y"
+
+
+class Unspeakable:
+    """JSON has no word for this."""
+
+
+@pytest.mark.parametrize("value", [Unspeakable(), {"a": ["x" * 1000, Unspeakable()]}], ids=["at once", "half way"])
+async def test_a_value_that_json_cannot_say_leaves_used_where_it_was(
+    pool: BufferPool, scope: BufferScope, value: object
+) -> None:
+    """A failed `write_json` changes neither `used` nor what was written, and the piece can go on or be undone."""
+    output = PooledOutput(pool, scope)
+    output.begin()
+    output.write(b"before ")
+    start = output.begin()
+    output.write(b"data: ")
+    used = output.used
+    with pytest.raises(TypeError):
+        output.write_json(value)
+    assert output.used == used == 13
+    output.used = start  # undone
+    output.write(b"after")
+    assert bytes(output.buffer[: output.used]) == b"before after"
+
+
+async def test_closing_again_and_writing_anew_both_work(pool: BufferPool, scope: BufferScope) -> None:
+    """`close` twice gives back once; the next piece borrows the pooled buffer."""
+    output = PooledOutput(pool, scope)
+    for _ in range(2):
+        assert output.begin() == 0
+        output.write_json([1])
+        assert bytes(output.buffer[: output.used]) == b"[1]"
+        output.close()
+        output.close()
+        assert (output.used, len(output.buffer)) == (0, 0)
+    stats = pool.statistics()
+    assert (stats.allocations, stats.reuses, stats.in_use) == (1, 1, 0)
+
+
+async def test_a_view_of_a_piece_kept_after_close_costs_the_buffer() -> None:
+    """Parts that were not released when the output is closed keep their bytes, and nobody else writes there."""
+    pools = Pools()
+    async with pools.open_scope() as scope:
+        output = PooledOutput(pools.json, scope)
+        output.begin()
+        output.write(b"mine")
+        with memoryview(output.buffer)[: output.used] as kept:
+            output.close()
+            output.begin()
+            output.write(b"your")
+            assert bytes(kept) == b"mine"
+        assert pools.json.statistics().discards_exported == 1
+
+
+async def test_the_scope_returns_what_an_output_never_closed() -> None:
+    """Without `close` the scope's end is the end of the leases."""
+    pools = Pools()
+    async with pools.open_scope() as scope:
+        output = PooledOutput(pools.json, scope)
+        output.begin()
+        output.write_json({})
+        assert pools.json.statistics().in_use == 1
+    assert pools.json.statistics().in_use == 0

@@ -1,0 +1,454 @@
+"""The configuration: what is accepted and how it reads, and for each mistake the line that names its path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from proxy.config import Config, Limits, Timeouts, load_config, parse_config, single_upstream
+from proxy.errors import ConfigError
+
+EXAMPLE = """
+reverse_proxy:
+  upstreams:
+    - name: llm
+      endpoints: ["https://api.example.com"]
+      host: upstream                      # the Host header: upstream (default), preserve, or a literal
+      ca_file: null                       # verify against this CA instead of the system's
+      headers: {set: {authorization: "Bearer ${LLM_API_KEY}"}, remove: [x-internal]}
+      max_connections: 10000
+  routes:                                 # the longest matching prefix wins
+    - path: /
+      upstream: llm
+      interceptors: [redact-keys]
+      dialect: generic
+      timeouts: {idle: null}              # a route may override timeouts, limits, heartbeat, reconnect, retry
+      allowed_hosts: null                 # lists; a Host or Origin not in them gets 403
+      allowed_origins: null
+      strip_prefix: false
+  buffer_pools:                           # sizes in bytes
+    sse_event:     {size: 4096,  max_pooled: 1000}
+    http_response: {size: 16384, max_pooled: 500}
+    json:          {size: 8192,  max_pooled: 500}
+  timeouts: {connect: 10, write: 30, first_byte: 120, idle: 300, send: 30, total: null}   # seconds; null: none
+  limits: {max_event_bytes: 1048576, max_request_body_bytes: 16777216, max_streams: 10000, max_streams_per_client: null}
+  heartbeat: {interval: null, early: false}   # seconds of silence before a comment line; early: before the first byte
+  reconnect: {enabled: false, max_attempts: 5, initial_backoff: 1, max_backoff: 60}
+  retry: {max_attempts: 2, budget: 0.2}       # at most this share of requests may be retries
+  health: {consecutive_failures: 5, eject: 10, max_eject: 300, check_path: null, check_interval: 10}
+  trusted_proxies: []                     # addresses or networks whose Forwarded/X-Forwarded-* are believed
+  leak_detection: none                    # none, sampled, paranoid
+interceptors:
+  - name: redact-keys
+    use: interceptors.redact:Redact       # package.module:Class, or an entry point's name
+    options: {patterns: ["sk-[A-Za-z0-9]{20,}"]}
+reporting: {interval: 60}                 # seconds between pool reports in the log
+drain: {timeout: 30, delay: 0}            # seconds live streams may go on after SIGTERM; delay before listeners close
+admin: {prefix: "", port: null}           # /metrics, /healthz, /readyz, /status; an upstream's own are shadowed there
+log: {format: json, level: info}
+"""
+
+UPSTREAM = '{name: llm, endpoints: ["http://h"]}'
+ROUTE = "{path: /, upstream: llm}"
+
+
+def configuration(*, upstreams: str = UPSTREAM, routes: str = ROUTE, proxy: str = "", top: str = "") -> str:
+    """A small right configuration, with parts of it replaced and lines added."""
+    return f"reverse_proxy:\n  upstreams: [{upstreams}]\n  routes: [{routes}]\n  {proxy}\n{top}\n"
+
+
+def upstream(rest: str) -> str:
+    return configuration(upstreams=f'{{name: llm, endpoints: ["http://h"], {rest}}}')
+
+
+def route(rest: str) -> str:
+    return configuration(routes=f"{{path: /, upstream: llm, {rest}}}")
+
+
+def errors(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text)
+    assert str(caught.value) == "\n".join(caught.value.errors)
+    return list(caught.value.errors)
+
+
+# What is right
+
+
+def test_the_example_of_the_design_parses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And means what it says; it holds the defaults, so leaving them all out means the same."""
+    monkeypatch.setenv("LLM_API_KEY", "k:1")
+    config = parse_config(EXAMPLE)
+    (one,) = config.reverse_proxy.upstreams
+    assert one.headers.set == {"authorization": "Bearer k:1"}
+    assert one.headers.remove == ["x-internal"]
+    assert config.interceptors[0].options == {"patterns": ["sk-[A-Za-z0-9]{20,}"]}
+    (only,) = config.reverse_proxy.routes
+    assert config.timeouts_of(only).idle is None
+    assert config.reverse_proxy.timeouts.idle == 300
+    short = parse_config(configuration())
+    for name in ("buffer_pools", "timeouts", "limits", "heartbeat", "reconnect", "retry", "health"):
+        assert getattr(short.reverse_proxy, name) == getattr(config.reverse_proxy, name)
+    for name in ("reporting", "drain", "admin", "log"):
+        assert getattr(short, name) == getattr(config, name)
+
+
+def test_a_route_overrides_only_what_it_names() -> None:
+    config = parse_config(
+        configuration(
+            routes="{path: /a, upstream: llm, timeouts: {idle: null, connect: 2.5}, limits: {max_streams: 7}},"
+            "{path: /b, upstream: llm}",
+            proxy="timeouts: {connect: 1, send: 3}\n  limits: {max_event_bytes: 2048}",
+        )
+    )
+    a, b = config.reverse_proxy.routes
+    assert config.timeouts_of(a) == Timeouts(connect=2.5, send=3, idle=None)
+    assert config.timeouts_of(b) == Timeouts(connect=1, send=3)
+    assert config.limits_of(a) == Limits(max_event_bytes=2048, max_streams=7)
+    assert config.limits_of(b) == Limits(max_event_bytes=2048)
+
+
+def test_a_configuration_is_frozen() -> None:
+    config = parse_config(configuration())
+    with pytest.raises(AttributeError):
+        config.reverse_proxy.timeouts.idle = 1  # type: ignore[misc]
+
+
+def test_variables_are_replaced_wherever_a_text_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several in one, empty ones too; what only looks like one stays, and what they hold is not looked at again."""
+    monkeypatch.setenv("HOST_NAME", "h")
+    monkeypatch.setenv("EMPTY", "")
+    monkeypatch.setenv("NESTED", "${HOST_NAME}")
+    config = parse_config(
+        configuration(
+            upstreams='{name: llm, endpoints: ["http://${HOST_NAME}:80${EMPTY}"],'
+            ' headers: {set: {a: "${NESTED}", b: "$HOST_NAME ${1X} $${HOST_NAME}", c: "x${EMPTY}${HOST_NAME}"}}}'
+        )
+    )
+    (one,) = config.reverse_proxy.upstreams
+    assert one.endpoints == ["http://h:80"]
+    assert one.headers.set == {"a": "${HOST_NAME}", "b": "$HOST_NAME ${1X} $h", "c": "xh"}
+
+
+def test_anchors_and_merges_are_read() -> None:
+    """A key that a merge brings as well is no duplicate."""
+    config = parse_config(
+        configuration(
+            upstreams='&one {name: llm, endpoints: ["http://h"], max_connections: 5}, {<<: *one, name: other}',
+        )
+    )
+    assert [(item.name, item.max_connections) for item in config.reverse_proxy.upstreams] == [("llm", 5), ("other", 5)]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://h",
+        "https://h:8443",
+        "http://127.0.0.1:1/",
+        "http://[::1]:80/a/b",
+        "https://h/a%20b",
+        "HTTP://h/~x",
+        "http://my_host",
+    ],
+)
+def test_an_endpoint_is_a_scheme_a_host_a_port_and_a_path(url: str) -> None:
+    assert parse_config(configuration(upstreams=f'{{name: llm, endpoints: ["{url}"]}}')).reverse_proxy.upstreams[
+        0
+    ].endpoints == [url]
+    config = single_upstream(url)
+    assert isinstance(config, Config)
+    assert config.reverse_proxy.upstreams[0].endpoints == [url]
+    assert [(item.path, item.upstream) for item in config.reverse_proxy.routes] == [
+        ("/", config.reverse_proxy.upstreams[0].name)
+    ]
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "weirpool.yaml"
+    path.write_text(configuration(), encoding="utf-8")
+    assert load_config(path) == load_config(str(path)) == parse_config(configuration())
+
+
+# What is wrong
+
+
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"missing\.yaml: No such file"):
+        load_config(tmp_path / "missing.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"a: \xff")
+    with pytest.raises(ConfigError, match=r"latin\.yaml: not UTF-8 \(.* at byte 3\)"):
+        load_config(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", "Expected `object`, got `null`"),
+        ("[]", "Expected `object`, got `array`"),
+        ("interceptors: []", "Object missing required field `reverse_proxy`"),
+        ("a: [", "line 1, column 5: expected the node content, but found '<stream end>'"),
+        ("a: 1\nb: {c: 1,\n c: 2}", "line 3, column 2: the key 'c' occurs twice"),
+        ("a: 1\nb: 2\na: 1", "line 3, column 1: the key 'a' occurs twice"),
+        ("? [a]\n: b", "line 1, column 3: found unhashable key"),
+    ],
+)
+def test_what_is_no_mapping_or_no_yaml_is_refused(text: str, error: str) -> None:
+    """With its place in the text where there is no path."""
+    assert errors(text) == [error]
+
+
+def test_python_tags_are_refused() -> None:
+    """The loader is the safe one."""
+    (error,) = errors("a: !!python/object/apply:os.getcwd []")
+    assert "could not determine a constructor" in error
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "field"),
+    [
+        (configuration(top="nope: 1"), "", "nope"),
+        (configuration(proxy="nope: 1"), "reverse_proxy: ", "nope"),
+        (upstream("nope: 1"), "reverse_proxy.upstreams[0]: ", "nope"),
+        (upstream("headers: {add: {}}"), "reverse_proxy.upstreams[0].headers: ", "add"),
+        (route("nope: 1"), "reverse_proxy.routes[0]: ", "nope"),
+        (route("timeouts: {idel: 1}"), "reverse_proxy.routes[0].timeouts: ", "idel"),
+        (route("limits: {x: 1}"), "reverse_proxy.routes[0].limits: ", "x"),
+        (route("retry: {x: 1}"), "reverse_proxy.routes[0].retry: ", "x"),
+        (configuration(proxy="timeouts: {idel: 1}"), "reverse_proxy.timeouts: ", "idel"),
+        (configuration(proxy="buffer_pools: {sse: {size: 4096, max_pooled: 1}}"), "reverse_proxy.buffer_pools: ", "sse"),
+        (configuration(top="log: {levle: info}"), "log: ", "levle"),
+        (configuration(top="interceptors: [{name: a, use: b, opts: {}}]"), "interceptors[0]: ", "opts"),
+    ],
+)
+def test_an_unknown_key_is_refused(text: str, path: str, field: str) -> None:
+    assert errors(text) == [f"{path}Object contains unknown field `{field}`"]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (upstream("max_connections: many"), "reverse_proxy.upstreams[0].max_connections: Expected `int`, got `str`"),
+        (upstream("max_connections: true"), "reverse_proxy.upstreams[0].max_connections: Expected `int`, got `bool`"),
+        (upstream("max_connections: 0"), "reverse_proxy.upstreams[0].max_connections: Expected `int` >= 1"),
+        (upstream("headers: {remove: x}"), "reverse_proxy.upstreams[0].headers.remove: Expected `array`, got `str`"),
+        (
+            configuration(upstreams="{name: '', endpoints: ['http://h']}"),
+            "reverse_proxy.upstreams[0].name: Expected `str` of length >= 1",
+        ),
+        (
+            configuration(upstreams="{name: llm, endpoints: []}"),
+            "reverse_proxy.upstreams[0].endpoints: Expected `array` of length >= 1",
+        ),
+        (configuration(upstreams="{name: llm}"), "reverse_proxy.upstreams[0]: Object missing required field `endpoints`"),
+        (configuration(routes=""), "reverse_proxy.routes: Expected `array` of length >= 1"),
+        (
+            configuration(routes=f"{ROUTE}, {{path: a, upstream: llm}}"),
+            "reverse_proxy.routes[1].path: Expected `str` matching regex '^/'",
+        ),
+        (route("strip_prefix: 1"), "reverse_proxy.routes[0].strip_prefix: Expected `bool`, got `int`"),
+        (route("timeouts: {idle: 0}"), "reverse_proxy.routes[0].timeouts.idle: Expected `float` > 0.0"),
+        (route("timeouts: {idle: soon}"), "reverse_proxy.routes[0].timeouts.idle: Expected `float | null`, got `str`"),
+        (route("limits: {max_event_bytes: 63}"), "reverse_proxy.routes[0].limits.max_event_bytes: Expected `int` >= 64"),
+        (route("dialect: klingon"), "reverse_proxy.routes[0].dialect: Invalid enum value 'klingon'"),
+        (configuration(proxy="timeouts: {connect: -1}"), "reverse_proxy.timeouts.connect: Expected `float` > 0.0"),
+        (configuration(proxy="timeouts: {connect: .nan}"), "reverse_proxy.timeouts.connect: Expected `float` > 0.0"),
+        (configuration(proxy="leak_detection: some"), "reverse_proxy.leak_detection: Invalid enum value 'some'"),
+        (
+            configuration(proxy="buffer_pools: {json: {size: 1023, max_pooled: 1}}"),
+            "reverse_proxy.buffer_pools.json.size: Expected `int` >= 1024",
+        ),
+        (
+            configuration(proxy="buffer_pools: {json: {size: 4096}}"),
+            "reverse_proxy.buffer_pools.json: Object missing required field `max_pooled`",
+        ),
+        (configuration(top="drain: {timeout: -1}"), "drain.timeout: Expected `float` >= 0.0"),
+        (configuration(top="reporting: {interval: 0}"), "reporting.interval: Expected `float` > 0.0"),
+        (configuration(top="admin: {prefix: x}"), "admin.prefix: Expected `str` matching regex '^(/.*[^/])?$'"),
+        (configuration(top="admin: {prefix: /x/}"), "admin.prefix: Expected `str` matching regex '^(/.*[^/])?$'"),
+        (configuration(top="log: {format: xml}"), "log.format: Invalid enum value 'xml'"),
+    ],
+)
+def test_a_wrong_type_or_value_is_refused(text: str, error: str) -> None:
+    assert errors(text) == [error]
+
+
+def test_an_unset_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty key sent as a credential is worse than no start."""
+    monkeypatch.delenv("LLM_API_KEY", raising=False)
+    assert errors(EXAMPLE) == [
+        "reverse_proxy.upstreams[0].headers.set.authorization: the environment variable LLM_API_KEY is not set"
+    ]
+    assert errors(configuration(top="interceptors: [{name: a, use: b, options: {x: ['', '${LLM_API_KEY}']}}]")) == [
+        "interceptors[0].options.x[1]: the environment variable LLM_API_KEY is not set"
+    ]
+
+
+def test_a_route_to_an_upstream_that_does_not_exist_is_refused() -> None:
+    routes = "{path: /a, upstream: llm}, {path: /b, upstream: llm}, {path: /c, upstream: lmm}"
+    assert errors(configuration(routes=routes)) == ['reverse_proxy.routes[2].upstream: no upstream is called "lmm"']
+
+
+def test_an_interceptor_that_is_not_configured_is_refused() -> None:
+    text = configuration(routes="{path: /, upstream: llm, interceptors: [a, b]}", top="interceptors: [{name: a, use: m:C}]")
+    assert errors(text) == ['reverse_proxy.routes[0].interceptors[1]: no interceptor is called "b"']
+
+
+def test_names_and_paths_are_unique() -> None:
+    text = configuration(
+        upstreams=f"{UPSTREAM}, {UPSTREAM}",
+        routes=f"{ROUTE}, {ROUTE}",
+        top="interceptors: [{name: a, use: m:C}, {name: a, use: m:D}]",
+    )
+    assert errors(text) == [
+        "reverse_proxy.upstreams[1].name: another upstream is called 'llm'",
+        "interceptors[1].name: another interceptor is called 'a'",
+        "reverse_proxy.routes[1].path: another route has the path '/'",
+    ]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "",
+            "h",
+            "h:80",
+            "//h",
+            "ftp://h",
+            "http://",
+            "http:///a",
+            "http://:80",
+            "http://u@h",
+            "http://u:p@h",
+            "http://@h",
+        ),
+        *(
+            "http://h?a",
+            "http://h/#a",
+            "http://h:0",
+            "http://h:65536",
+            "http://h:x",
+            "http://[::1",
+            "http://h/a b",
+            "http://h/ä",
+            " http://h",
+            "http://h/x?",
+            "http://1.2.3.400",
+            "http://a..b",
+            "http://[v1.x]/",
+        ),
+    ],
+)
+def test_what_is_no_endpoint_is_refused(url: str) -> None:
+    """By both ways in, in the same words."""
+    (error,) = errors(configuration(upstreams=f'{{name: llm, endpoints: ["{url}"]}}'))
+    assert error.startswith("reverse_proxy.upstreams[0].endpoints[0]: ")
+    assert "u:p" not in error  # a credential in a URL is not repeated
+    with pytest.raises(ConfigError) as caught:
+        single_upstream(url)
+    assert caught.value.errors == (error.replace("reverse_proxy.upstreams[0].endpoints[0]", "--upstream"),)
+
+
+def test_a_ca_file_has_to_exist(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").touch()
+    parse_config(upstream(f"ca_file: {tmp_path}/ca.pem"))
+    for path in (f"{tmp_path}/other.pem", str(tmp_path)):
+        assert errors(upstream(f"ca_file: {path}")) == [f"reverse_proxy.upstreams[0].ca_file: there is no file {path!r}"]
+
+
+@pytest.mark.parametrize("host", ["''", "' h'", "'h '", '"a\\r\\nb"', '"h\\0"', '"h\\u00e4"'])
+def test_a_host_that_cannot_be_a_header_is_refused(host: str) -> None:
+    assert errors(upstream(f"host: {host}")) == [
+        "reverse_proxy.upstreams[0].host: expected upstream, preserve, or a host name"
+    ]
+
+
+def test_headers_that_cannot_be_sent_are_refused() -> None:
+    """Names that are no tokens, values that would end the line; with the path of each, and no value: it may be a secret."""
+    assert errors(
+        upstream('headers: {set: {"a b": x, "": y, ok: "a\\tb", bad: "a\\nb", sp: " x", nul: "\\0", uml: "\\u00e4"}}')
+    ) == [
+        "reverse_proxy.upstreams[0].headers.set: 'a b' is not a header name",
+        "reverse_proxy.upstreams[0].headers.set: '' is not a header name",
+        "reverse_proxy.upstreams[0].headers.set.bad: the value holds characters that a header cannot hold",
+        "reverse_proxy.upstreams[0].headers.set.sp: the value holds characters that a header cannot hold",
+        "reverse_proxy.upstreams[0].headers.set.nul: the value holds characters that a header cannot hold",
+        "reverse_proxy.upstreams[0].headers.set.uml: the value holds characters that a header cannot hold",
+    ]
+    assert errors(upstream('headers: {remove: [ok, "a:"]}')) == [
+        "reverse_proxy.upstreams[0].headers.remove[1]: 'a:' is not a header name"
+    ]
+
+
+@pytest.mark.parametrize("name", ["Host", "content-length", "Transfer-Encoding", "connection", "upgrade", "te", "trailer"])
+def test_headers_of_the_connection_are_not_for_rules(name: str) -> None:
+    assert errors(upstream(f"headers: {{set: {{{name}: x}}, remove: [{name}]}}")) == [
+        f"reverse_proxy.upstreams[0].headers.set.{name}: this header belongs to the connection and cannot be set",
+        f"reverse_proxy.upstreams[0].headers.remove[0]: {name!r} belongs to the connection and cannot be removed",
+    ]
+
+
+def test_trusted_proxies_are_addresses_or_networks() -> None:
+    text = configuration(proxy='trusted_proxies: [10.0.0.0/8, 10.0.0.1/8, "::1", "fd00::/8", nonsense, 10.0.0.0/33]')
+    assert [error.partition(": ")[0] for error in errors(text)] == [
+        "reverse_proxy.trusted_proxies[4]",
+        "reverse_proxy.trusted_proxies[5]",
+    ]
+
+
+def test_several_mistakes_are_told_at_once() -> None:
+    text = configuration(
+        upstreams='{name: llm, endpoints: ["h", "http://h"], host: ""}',
+        routes="{path: /, upstream: x, interceptors: [y], timeouts: {idle: 0}, limits: {z: 1}}",
+        proxy="trusted_proxies: [w]",
+    )
+    assert [error.partition(": ")[0] for error in errors(text)] == [
+        "reverse_proxy.upstreams[0].endpoints[0]",
+        "reverse_proxy.upstreams[0].endpoints",
+        "reverse_proxy.upstreams[0].host",
+        "reverse_proxy.routes[0].upstream",
+        "reverse_proxy.routes[0].interceptors[0]",
+        "reverse_proxy.routes[0].timeouts.idle",
+        "reverse_proxy.routes[0].limits",
+        "reverse_proxy.trusted_proxies[0]",
+    ]
+
+
+@pytest.mark.parametrize("where", ["reverse_proxy", "reverse_proxy.routes[0]"])
+@pytest.mark.parametrize(
+    ("setting", "path"),
+    [
+        ("limits: {max_streams_per_client: 5}", "limits.max_streams_per_client"),
+        ("heartbeat: {interval: 5}", "heartbeat.interval"),
+        ("heartbeat: {early: true}", "heartbeat.early"),
+        ("reconnect: {enabled: true}", "reconnect.enabled"),
+        ("reconnect: {max_backoff: 5}", "reconnect.max_backoff"),
+        ("retry: {max_attempts: 3}", "retry.max_attempts"),
+        ("retry: {budget: 0.5}", "retry.budget"),
+    ],
+)
+def test_what_is_not_supported_yet_is_refused_and_not_ignored(where: str, setting: str, path: str) -> None:
+    """Whoever sets it relies on it."""
+    text = configuration(proxy=setting) if where == "reverse_proxy" else route(setting)
+    assert errors(text) == [f"{where}.{path}: not supported yet"]
+
+
+def test_other_things_not_supported_yet_are_refused_too() -> None:
+    assert errors(configuration(proxy="health: {eject: 5}")) == ["reverse_proxy.health.eject: not supported yet"]
+    assert errors(configuration(top="admin: {port: 9000}")) == ["admin.port: not supported yet"]
+    for dialect in ("openai", "anthropic", "mcp"):
+        assert errors(route(f"dialect: {dialect}")) == [f"reverse_proxy.routes[0].dialect: {dialect!r} is not supported yet"]
+    assert errors(configuration(upstreams='{name: llm, endpoints: ["http://a", "http://b"]}')) == [
+        "reverse_proxy.upstreams[0].endpoints: more than one endpoint is not supported yet"
+    ]
+
+
+@pytest.mark.parametrize("prefix", ["/a?b", "/a#b", "/a b", "/\u00e4"])
+def test_a_prefix_that_can_match_nothing_is_refused(prefix: str) -> None:
+    """A raw path holds neither a query nor a fragment, so such a route would never be taken."""
+    (error,) = errors(
+        f'reverse_proxy: {{upstreams: [{{name: llm, endpoints: ["http://h"]}}], routes: [{{path: "{prefix}", upstream: llm}}]}}'
+    )
+    assert error.startswith("reverse_proxy.routes[0].path: ")

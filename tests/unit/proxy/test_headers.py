@@ -1,0 +1,268 @@
+"""Headers on their way through: what stays on its hop, what passes untouched, and what is said about the client."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from proxy.errors import RequestRefused
+from proxy.headers import HeaderList, HeaderSettings, TrustedProxies, request_headers, response_headers, split_target
+
+PLAIN = HeaderSettings(host=b"upstream.test", set=(), removed=frozenset())
+HOST = (b"host", b"client.test")
+
+
+def sent(headers: HeaderList, settings: HeaderSettings = PLAIN, **options: Any) -> HeaderList:
+    """The headers that go upstream."""
+    arguments: dict[str, Any] = {
+        "client": "192.0.2.1",
+        "scheme": "http",
+        "trusted": False,
+        "identity": False,
+        "body": None,
+        **options,
+    }
+    return request_headers(headers, settings, **arguments)
+
+
+def passed(headers: HeaderList, settings: HeaderSettings = PLAIN, **options: Any) -> HeaderList:
+    """Those of them that are neither Host nor said about the client."""
+    return [item for item in sent([HOST, *headers], settings, **options) if item[0] not in (b"host", *FORWARDING)]
+
+
+def named(headers: HeaderList, name: bytes) -> list[bytes]:
+    return [value for key, value in headers if key == name]
+
+
+FORWARDING = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
+
+
+def test_everything_else_passes_in_its_order_with_its_duplicates() -> None:
+    """Values byte for byte."""
+    headers = [(b"b", b"1"), (b"a", b"\xff, x"), (b"cookie", b"a=1"), (b"b", b""), (b"cookie", b"b=2"), (b"accept", b"*/*")]
+    assert passed(headers) == headers
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization"),
+        *(b"te", b"trailer", b"transfer-encoding", b"upgrade"),
+    ],
+)
+def test_hop_by_hop_headers_stay_on_their_hop(name: bytes) -> None:
+    """In both directions."""
+    headers = [(b"a", b"1"), (name, b"trailers"), (b"b", b"2")]
+    assert passed(headers) == [(b"a", b"1"), (b"b", b"2")]
+    assert response_headers(headers, dropped=frozenset(), sse=False) == [(b"a", b"1"), (b"b", b"2")]
+
+
+def test_headers_that_connection_names_stay_on_their_hop() -> None:
+    """In any case, with spaces, in several Connection headers, whichever comes first."""
+    headers = [
+        *[(b"x-one", b"1"), (b"connection", b"X-One , close"), (b"x-two", b"2"), (b"x-three", b"3"), (b"x-two", b"4")],
+        *[(b"connection", b",x-two,"), (b"close", b"5")],
+    ]
+    assert passed(headers) == [(b"x-three", b"3")]
+    assert response_headers(headers, dropped=frozenset(), sse=False) == [(b"x-three", b"3")]
+
+
+@pytest.mark.parametrize("name", [b"content-type", b"content-encoding", b"cache-control", b"authorization", b"cookie"])
+def test_connection_cannot_take_away_what_the_message_means(name: bytes) -> None:
+    """Or a client could strip the credentials that a proxy in front of us had added."""
+    headers = [(b"connection", b"close, " + name.upper()), (name, b"x")]
+    assert passed(headers) == [(name, b"x")]
+    assert response_headers(headers, dropped=frozenset(), sse=False) == [(name, b"x")]
+
+
+def test_connection_cannot_take_away_host_or_framing() -> None:
+    result = sent([HOST, (b"connection", b"host, content-length, x-forwarded-for"), (b"content-length", b"5")], body=b"5")
+    assert named(result, b"host") == [b"upstream.test"]
+    assert named(result, b"content-length") == [b"5"]
+    assert named(result, b"x-forwarded-for") == [b"192.0.2.1"]
+    assert response_headers(
+        [(b"connection", b"content-length"), (b"content-length", b"5")], dropped=frozenset(), sse=False
+    ) == [(b"content-length", b"5")]
+
+
+def test_connection_cannot_take_a_trusted_proxys_word_away() -> None:
+    """A client behind that proxy would otherwise hide where it comes from."""
+    headers = [HOST, (b"connection", b"x-forwarded-for"), (b"x-forwarded-for", b"203.0.113.9")]
+    assert named(sent(headers, trusted=True), b"x-forwarded-for") == [b"203.0.113.9, 192.0.2.1"]
+
+
+# Host
+
+
+@pytest.mark.parametrize(
+    ("mode", "host"), [(b"upstream.test:8080", b"upstream.test:8080"), (None, b"client.test"), (b"literal", b"literal")]
+)
+def test_host_is_the_upstreams_the_clients_or_a_literal(mode: bytes | None, host: bytes) -> None:
+    """Once, and first (RFC 9110, section 7.2), wherever the client had it."""
+    settings = HeaderSettings(host=mode, set=(), removed=frozenset())
+    result = sent([(b"a", b"1"), HOST, (b"b", b"2")], settings)
+    assert result[0] == (b"host", host)
+    assert len(named(result, b"host")) == 1
+
+
+def test_two_hosts_are_refused() -> None:
+    """Equal or not: two servers could take a different one each (RFC 9112, section 3.2)."""
+    for second in (b"client.test", b"other.test"):
+        with pytest.raises(RequestRefused) as caught:
+            sent([HOST, (b"a", b"1"), (b"host", second)])
+        assert (caught.value.status, caught.value.kind) == (400, "bad_request")
+
+
+def test_a_request_without_host_gets_one() -> None:
+    """HTTP/1.0 has none, and there is nothing to say about it then."""
+    assert sent([]) == [(b"host", b"upstream.test"), (b"x-forwarded-for", b"192.0.2.1"), (b"x-forwarded-proto", b"http")]
+
+
+# Framing and encoding
+
+
+def test_framing_is_told_by_the_body_and_nothing_else() -> None:
+    """The client's Content-Length, Transfer-Encoding and Expect are of its hop."""
+    headers = [(b"content-length", b"99"), (b"expect", b"100-continue"), (b"transfer-encoding", b"chunked")]
+    assert passed(headers, body=None) == []
+    assert passed(headers, body=b"5") == [(b"content-length", b"5")]
+    assert passed(headers, body=b"0") == [(b"content-length", b"0")]
+    assert passed(headers, body=b"") == [(b"transfer-encoding", b"chunked")]
+
+
+def test_an_interceptor_that_reads_needs_an_unencoded_body() -> None:
+    headers = [(b"accept-encoding", b"gzip"), (b"a", b"1"), (b"accept-encoding", b"br")]
+    assert passed(headers) == headers
+    assert passed(headers, identity=True) == [(b"a", b"1"), (b"accept-encoding", b"identity")]
+    assert passed([], identity=True) == [(b"accept-encoding", b"identity")]
+
+
+# Rules
+
+
+def test_rules_remove_and_set() -> None:
+    """A header that is set replaces all of the client's of its name, and Connection cannot take it away."""
+    settings = HeaderSettings(
+        host=b"h",
+        set=((b"authorization", b"Bearer ours"), (b"x-new", b"n")),
+        removed=frozenset([b"authorization", b"x-new", b"x-in"]),
+    )
+    headers = [(b"x-in", b"1"), (b"authorization", b"theirs"), (b"a", b"1"), (b"x-in", b"2"), (b"authorization", b"2")]
+    assert passed([*headers, (b"connection", b"x-new")], settings) == [
+        (b"a", b"1"),
+        (b"authorization", b"Bearer ours"),
+        (b"x-new", b"n"),
+    ]
+
+
+# What is said about the client
+
+CLAIMS = [
+    (b"forwarded", b"for=203.0.113.9"),
+    (b"x-forwarded-for", b"203.0.113.9"),
+    (b"x-forwarded-for", b"203.0.113.10"),
+    (b"x-forwarded-host", b"public.test"),
+    (b"x-forwarded-port", b"8443"),
+    (b"x-forwarded-proto", b"https"),
+    (b"x-forwarded-server", b"edge"),
+]
+
+
+def test_what_an_untrusted_client_says_of_itself_is_dropped() -> None:
+    """Only what we know of it goes up."""
+    assert sent([HOST, *CLAIMS, (b"a", b"1")]) == [
+        (b"host", b"upstream.test"),
+        (b"a", b"1"),
+        (b"x-forwarded-for", b"192.0.2.1"),
+        (b"x-forwarded-proto", b"http"),
+        (b"x-forwarded-host", b"client.test"),
+    ]
+
+
+def test_a_trusted_proxys_word_is_kept_and_its_address_appended() -> None:
+    assert sent([HOST, *CLAIMS, (b"a", b"1")], trusted=True) == [
+        (b"host", b"upstream.test"),
+        (b"forwarded", b"for=203.0.113.9"),
+        (b"x-forwarded-port", b"8443"),
+        (b"x-forwarded-server", b"edge"),
+        (b"a", b"1"),
+        (b"x-forwarded-for", b"203.0.113.9, 203.0.113.10, 192.0.2.1"),
+        (b"x-forwarded-proto", b"https"),
+        (b"x-forwarded-host", b"public.test"),
+    ]
+
+
+def test_a_trusted_proxy_that_says_nothing_is_spoken_of_like_a_client() -> None:
+    assert sent([HOST], trusted=True, scheme="https") == sent([HOST], trusted=False, scheme="https")
+    assert named(sent([HOST], trusted=True, scheme="https"), b"x-forwarded-proto") == [b"https"]
+
+
+def test_a_client_without_an_address_is_not_named() -> None:
+    """On a Unix socket; what a trusted proxy said stands."""
+    assert named(sent([HOST], client=None), b"x-forwarded-for") == []
+    assert named(sent([HOST, *CLAIMS], client=None, trusted=True), b"x-forwarded-for") == [b"203.0.113.9, 203.0.113.10"]
+
+
+def test_trusted_proxies_are_addresses_and_networks() -> None:
+    trusted = TrustedProxies(["10.0.0.0/8", "192.0.2.1", "fd00::/8", "172.16.5.4/16"])
+    for address in ("10.255.0.1", "192.0.2.1", "fd12::1", "172.16.0.1"):
+        assert address in trusted
+    for address in ("11.0.0.1", "192.0.2.2", "fe80::1", "", "unix:", "10.0.0", None):
+        assert address not in trusted
+    assert "10.0.0.1" not in TrustedProxies()
+
+
+# The target
+
+
+@pytest.mark.parametrize(
+    ("raw", "query", "path", "target"),
+    [
+        (b"/", b"", b"/", b"/"),
+        (b"/a/../%2e//b", b"c=%20+&d", b"/a/../%2e//b", b"/a/../%2e//b?c=%20+&d"),
+        (b"//a", b"?", b"//a", b"//a??"),
+        (b"http://h:80/a", b"b", b"/a", b"/a?b"),
+        (b"HTTPS://h", b"", b"/", b"/"),
+        (b"https://h", b"b", b"/", b"/?b"),
+        (b"http://h//a", b"", b"//a", b"//a"),
+    ],
+)
+def test_the_target_is_the_clients_byte_for_byte(raw: bytes, query: bytes, path: bytes, target: bytes) -> None:
+    """An absolute form loses its origin (RFC 9112, section 3.2.2), and nothing is normalised."""
+    assert split_target(raw, query) == (path, target)
+
+
+@pytest.mark.parametrize("raw", [b"*", b"", b"h:80", b"a/b", b"ftp://h/", b"http:/a"])
+def test_a_target_that_is_no_path_is_refused(raw: bytes) -> None:
+    with pytest.raises(RequestRefused) as caught:
+        split_target(raw, b"")
+    assert caught.value.status == 400
+
+
+# The way down
+
+
+def test_response_headers_pass_in_their_order_with_their_duplicates_in_lower_case() -> None:
+    """ASGI wants lower case; nothing else changes."""
+    headers = [(b"Set-Cookie", b"a"), (b"Server", b"x"), (b"set-cookie", b"B"), (b"X-Accel-Buffering", b"yes")]
+    assert response_headers(headers, dropped=frozenset(), sse=False) == [
+        (b"set-cookie", b"a"),
+        (b"server", b"x"),
+        (b"set-cookie", b"B"),
+        (b"x-accel-buffering", b"yes"),
+    ]
+
+
+def test_response_headers_that_the_server_adds_or_that_are_true_no_more_are_dropped() -> None:
+    headers = [(b"Date", b"1"), (b"a", b"2"), (b"Content-Length", b"3")]
+    assert response_headers(headers, dropped=frozenset([b"date", b"content-length"]), sse=False) == [(b"a", b"2")]
+
+
+def test_an_event_stream_asks_proxies_in_front_not_to_buffer() -> None:
+    """Once, whatever the upstream said."""
+    headers = [(b"X-Accel-Buffering", b"yes"), (b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no")]
+    assert response_headers(headers, dropped=frozenset(), sse=True) == [
+        (b"content-type", b"text/event-stream"),
+        (b"x-accel-buffering", b"no"),
+    ]
