@@ -113,7 +113,7 @@ class StreamChain:
         self._output = output
         self._max_event_bytes = max_event_bytes
         self._seen = 0  # bytes of the unfinished block that were searched in vain
-        self._first = True  # the next block is the stream's first, which may begin with a BOM
+        self._first = True  # nothing has left yet, so that the client would take a BOM for one
         # The last block ended with a CR at the window's end: an LF that comes next goes where that block went.
         self._pass_lf: bool | None = None
         self._closed = False
@@ -178,6 +178,14 @@ class StreamChain:
         scan_from = at + self._seen
         try:
             while at < end:
+                if self._first:
+                    # A BOM belongs to the stream, not to its first event: it stays where it is, whatever becomes of that.
+                    if buffer.startswith(BOM, at, end):
+                        self._first = False
+                        at = scan_from = at + len(BOM)
+                        continue
+                    if not final and BOM.startswith(bytes(buffer[at:end])):
+                        break
                 behind = find_block_end(buffer, at, end, scan_from, plain)
                 whole = behind >= 0
                 if not whole:
@@ -189,6 +197,8 @@ class StreamChain:
                 passed = self._block(buffer, run, at, behind, pieces, whole)
                 if not passed:
                     run = behind
+                if passed or pieces:
+                    self._first = False
                 if not plain and behind == end and buffer[end - 1] == _CR:
                     self._pass_lf = passed
                 at = scan_from = behind
@@ -206,27 +216,19 @@ class StreamChain:
 
         Otherwise the untouched run before it and its replacement become pieces.
         """
-        text = at
-        if self._first:
-            self._first = False
-            if buffer.startswith(BOM, at, behind):
-                text += len(BOM)
-        if is_silent(buffer, text, behind):
-            self.counts.passed += 1
+        counts = self.counts
+        if is_silent(buffer, at, behind):
+            counts.passed += 1
             return True
-        event = WireEvent(buffer, at, behind, text)
+        event = WireEvent(buffer, at, behind, whole=whole)
         try:
             result = self._run(event)
-            if result is event:
-                self.counts.passed += 1
-                return True
-            replacement = self._write(event, result)
-            if not whole and replacement:
-                source, first, last = replacement[-1]
-                replacement[-1] = (source, first, last - 1)  # without the empty line
-                self._output.used -= 1
+            replacement = None if result is event else self._write(event, result)
         finally:
             event.end_of_life()
+        if replacement is None:
+            counts.passed += 1
+            return True
         if at > run:
             pieces.append((buffer, run, at))
         for piece in replacement:
@@ -252,6 +254,7 @@ class StreamChain:
             if result is current:
                 continue
             if isinstance(result, Event):
+                result.made_by = index
                 current = result
                 continue
             return self._run_several(index, current, result)
@@ -274,18 +277,18 @@ class StreamChain:
         return events
 
     def _checked(self, index: int, current: Event, result: EventResult) -> list[Event]:
-        if result is None:
-            return []
-        if isinstance(result, Event):
-            return [result]
-        if isinstance(result, (list, tuple)) and all(isinstance(item, Event) for item in result):
-            return list(result)
+        events = [] if result is None else [result] if isinstance(result, Event) else result
+        if isinstance(events, (list, tuple)) and all(isinstance(item, Event) for item in events):
+            for item in events:
+                if item is not current:
+                    item.made_by = index
+            return list(events)
         kind = type(result).__name__
         self._fail(index, TypeError(f"returned {kind}, expected an Event, a list of Events, or None"))
         return [current]
 
-    def _write(self, event: WireEvent, result: Event | list[Event]) -> list[_Piece]:
-        """Write what leaves instead of `event`, and count it. One that cannot be written is the last hook's fault."""
+    def _write(self, event: WireEvent, result: Event | list[Event]) -> list[_Piece] | None:
+        """Write what leaves instead of `event`, and count it. None: it cannot be written, and `event` passes as it came."""
         events = [result] if isinstance(result, Event) else result
         output = self._output
         pieces: list[_Piece] = []
@@ -295,8 +298,13 @@ class StreamChain:
                 item.write_to(output)
             except Exception as error:
                 output.used = start
-                self._fail(len(self._owners) - 1, error)
-                event.write_to(output)  # skip: the event passes as it came
+                self._fail(getattr(item, "made_by", len(self._owners) - 1), error)
+                return None
+            if isinstance(item, WireEvent):
+                if not item.whole and item is not events[-1]:
+                    output.write(b"\n\n")  # something follows it
+            elif not event.whole and item is events[-1]:
+                output.used -= 1  # as unfinished as what it replaces: without its empty line
             pieces.append((output.buffer, start, output.used))
         counts = self.counts
         if not events:

@@ -29,7 +29,10 @@ class Event:
     are values: `replace` gives a new one. Raises `ValueError` for a field that cannot be written.
     """
 
-    __slots__ = ("_data", "_event", "_id", "_json", "_retry")
+    __slots__ = ("_data", "_event", "_id", "_json", "_retry", "made_by")
+
+    made_by: int
+    """Which hook of the chain returned it; the chain's own note."""
 
     def __init__(
         self,
@@ -91,9 +94,13 @@ class Event:
         id: str | None = UNSET,
         retry: int | None = UNSET,
     ) -> Event:
-        """A new event with the given fields changed (None removes a field) and the others as they are."""
-        if data is None and json is UNSET:
-            data, json = self._content()
+        """A new event with the given fields changed (None removes a field) and the others as they are.
+
+        `data=""` leaves an event without data as it is: with an empty `data` line it would become a message.
+        """
+        own_data, own_json = self._content()
+        if (data is None and json is UNSET) or (data == "" and own_data is None and own_json is UNSET):
+            data, json = own_data, own_json
         return Event(
             data,
             json=json,
@@ -126,14 +133,14 @@ class Event:
 class WireEvent(Event):
     """An event as it came: `buffer[start:end]`, parsed when first asked, stale after `end_of_life()`."""
 
-    __slots__ = ("_buffer", "_fields", "_from", "_text", "_to")
+    __slots__ = ("_buffer", "_fields", "_from", "_to", "whole")
 
-    def __init__(self, buffer: bytes | bytearray, start: int, end: int, text: int) -> None:
-        """`text` is where the fields begin: `start`, or behind the BOM of the stream's first block."""
+    def __init__(self, buffer: bytes | bytearray, start: int, end: int, *, whole: bool = True) -> None:
+        """`whole`: it has the empty line that ends it; only the last of a stream may lack it."""
         self._buffer: bytes | bytearray | None = buffer
         self._from = start
         self._to = end
-        self._text = text
+        self.whole = whole
         self._fields: Fields | None = None
         self._json = UNSET
 
@@ -152,7 +159,7 @@ class WireEvent(Event):
         if self._buffer is None:
             raise StaleEvent
         if self._fields is None:
-            self._fields = parse_fields(bytes(self._buffer[self._text : self._to]))
+            self._fields = parse_fields(bytes(self._buffer[self._from : self._to]))
         return self._fields
 
     @property
@@ -177,15 +184,23 @@ class WireEvent(Event):
         if self._json is UNSET:
             at = self._single_data_line()
             if at is None:
-                self._json = _decode(self.data)
+                self._json = _decode(self._strict_data())
             else:
                 with memoryview(self._buffer)[at[0] : at[1]] as text:
                     self._json = _decode(text)
         return self._json
 
+    def _strict_data(self) -> str:
+        """The data, but not with replacement characters for what is not UTF-8: that would be another JSON text."""
+        try:
+            self.raw.decode()
+        except UnicodeDecodeError:
+            raise NotJson("this event's data is not JSON: it is not UTF-8") from None
+        return self.data
+
     def _single_data_line(self) -> tuple[int, int] | None:
         """Where the data is, when the whole block is one `data` line ended by LF: the usual case, read in place."""
-        buffer, start = self._buffer, self._text
+        buffer, start = self._buffer, self._from
         assert buffer is not None
         if buffer[start : start + 5] != b"data:":
             return None
@@ -195,7 +210,7 @@ class WireEvent(Event):
         return (start + 6 if buffer[start + 5] == 0x20 else start + 5), end
 
     def detach(self) -> Event:
-        return WireEvent(self.raw, 0, self._to - self._from, self._text - self._from)
+        return WireEvent(self.raw, 0, self._to - self._from, whole=self.whole)
 
     def write_to(self, output: PooledOutput) -> None:
         output.write(self.raw)
@@ -214,3 +229,5 @@ def _decode(text: str | memoryview) -> Any:
         raise NotJson(f"this event's data is not JSON: {error}") from None
     except UnicodeDecodeError:
         raise NotJson("this event's data is not JSON: it is not UTF-8") from None
+    except RecursionError:
+        raise NotJson("this event's data is nested too deep to decode") from None

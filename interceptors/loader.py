@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any, get_args, get_type_hints
@@ -27,6 +28,12 @@ def load_interceptor(use: str, options: Mapping[str, Any]) -> Interceptor:
     if not (isinstance(cls, type) and issubclass(cls, Interceptor)):
         raise LoadError(f"{use!r} is not a subclass of interceptors.Interceptor")
     _check_hooks(cls, Interceptor)
+    if inspect.iscoroutinefunction(cls.open_stream):
+        raise LoadError(f"{cls.__qualname__}.open_stream is async; the hooks of a stream are synchronous")
+    # The streams are made later, by open_stream; a misspelt hook on their class is refused here all the same.
+    for value in vars(sys.modules[cls.__module__]).values():
+        if inspect.isclass(value) and issubclass(value, StreamInterceptor) and value.__module__ == cls.__module__:
+            _check_hooks(value, StreamInterceptor)
     if cls.on_error not in get_args(OnError):
         raise LoadError(f"{use!r}: on_error is {cls.on_error!r}, expected one of {', '.join(get_args(OnError))}")
     try:
@@ -36,11 +43,6 @@ def load_interceptor(use: str, options: Mapping[str, Any]) -> Interceptor:
         raise
     except Exception as error:
         raise LoadError(f"{use!r} refused its options: {error}") from error
-
-
-def check_stream_class(cls: type[StreamInterceptor]) -> None:
-    """Refuse a stream class with an unknown hook. Raises `LoadError`."""
-    _check_hooks(cls, StreamInterceptor)
 
 
 def _find_class(use: str) -> Any:
@@ -57,10 +59,6 @@ def _find_class(use: str) -> Any:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever a user's module does while it is imported
         raise LoadError(f"cannot import {module_name!r}: {type(error).__name__}: {error}") from error
-    # The streams are made later, by open_stream; a misspelt hook on their class is refused here all the same.
-    for value in vars(module).values():
-        if inspect.isclass(value) and issubclass(value, StreamInterceptor) and value.__module__ == module.__name__:
-            check_stream_class(value)
     try:
         return getattr(module, class_name)
     except AttributeError:

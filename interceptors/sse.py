@@ -24,6 +24,7 @@ _EMPTY_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n?|\n)")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _DATA_LINE_END = re.compile(r"\r\n|\r|\n")
 _DIGITS = re.compile(rb"[0-9]+")
+_MOST_DIGITS = 18  # of a retry; longer than any stream, and what would take time to read
 
 
 def find_block_end(buffer: bytes | bytearray, start: int, end: int, scan_from: int, plain: bool) -> int:
@@ -81,8 +82,8 @@ def parse_fields(block: bytes) -> Fields:
         elif name == b"id":
             if b"\0" not in value:
                 event_id = value.decode("utf-8", "replace")
-        elif name == b"retry" and _DIGITS.fullmatch(value):
-            retry = int(value[:18])
+        elif name == b"retry" and _DIGITS.fullmatch(value) and len(value.lstrip(b"0")) <= _MOST_DIGITS:
+            retry = int(value)
     text = b"\n".join(data).decode("utf-8", "replace") if data else None
     return Fields(event, text, event_id, retry)
 

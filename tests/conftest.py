@@ -7,8 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import structlog
 
 from pools import BufferPool
+
+
+@pytest.fixture(autouse=True)
+def logging_starts_afresh() -> Iterator[None]:
+    """An app configures logging for its process; a test must not inherit that of another."""
+    structlog.reset_defaults()
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ import pytest
 
 from interceptors import Event, HookError, InterceptorError, NotJson, StaleEvent
 from interceptors.event import UNSET, WireEvent
-from interceptors.sse import BOM
 from pools import BufferPool, BufferScope, PooledOutput
 
 BLOCK = b'event: delta\nid: 7\nretry: 1500\ndata: {"n":1}\n\n'
@@ -18,8 +17,7 @@ BLOCK = b'event: delta\nid: 7\nretry: 1500\ndata: {"n":1}\n\n'
 
 def wire(block: bytes = BLOCK, *, before: bytes = b"", behind: bytes = b"") -> WireEvent:
     """An event in a window with other bytes around it."""
-    text = len(before) + (len(BOM) if block.startswith(BOM) else 0)
-    return WireEvent(bytearray(before + block + behind), len(before), len(before) + len(block), text)
+    return WireEvent(bytearray(before + block + behind), len(before), len(before) + len(block))
 
 
 async def written(event: Event) -> bytes:
@@ -49,17 +47,10 @@ def test_absent_fields_are_none_and_absent_data_is_empty_text() -> None:
     assert (event.event, event.id, event.retry, event.data) == (None, None, None, "")
 
 
-def test_the_streams_bom_is_raw_and_not_part_of_a_field() -> None:
-    """The first block of a stream may begin with a BOM: `raw` has it, the fields do not."""
-    event = wire(BOM + b"data: [1]\n\n", before=b"stale")
-    assert (event.raw, event.data, event.json()) == (BOM + b"data: [1]\n\n", "[1]", [1])
-    assert (event.detach().raw, event.detach().data) == (event.raw, "[1]")
-
-
 def test_raw_is_a_copy() -> None:
     """`raw` may be kept: it does not change with the window."""
     window = bytearray(BLOCK)
-    event = WireEvent(window, 0, len(window), 0)
+    event = WireEvent(window, 0, len(window))
     raw = event.raw
     window[:] = b"x" * len(window)
     assert raw == BLOCK
@@ -131,6 +122,7 @@ JSON_BLOCKS = {
     "CRLF": b'data: {"a": [1]}\r\n\r\n',
     "CR": b'data: {"a": [1]}\r\r',
     "LF CR": b'data: {"a": [1]}\n\r',
+    "a CR line before the LF": b'data: {"a": [1]}\rid: 1\n\n',
     "unfinished tail": b'data: {"a": [1]}',
     "unfinished tail with LF": b'data: {"a": [1]}\n',
     "two spaces": b'data:  {"a": [1]} \n\n',
@@ -171,7 +163,7 @@ def test_decoding_leaves_no_view_of_the_window() -> None:
     """After `json()`, also after one that failed, the window can be resized: nothing of it is exported."""
     for block in (b'data: {"a":"text"}\n\n', b"data: [DONE]\n\n"):
         window = bytearray(block)
-        event = WireEvent(window, 0, len(window), 0)
+        event = WireEvent(window, 0, len(window))
         try:
             value: Any = event.json()
         except NotJson as error:
@@ -311,7 +303,7 @@ def test_an_event_that_is_over_can_still_be_printed() -> None:
 def test_a_detached_event_survives_its_original_and_its_window() -> None:
     """`detach` owns its bytes: fields, JSON and raw stay when the original is over and the window is overwritten."""
     window = bytearray(b"zz" + BLOCK)
-    event = WireEvent(window, 2, len(window), 2)
+    event = WireEvent(window, 2, len(window))
     kept = event.detach()
     event.end_of_life()
     window[:] = b"SECRET"

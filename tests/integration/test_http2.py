@@ -1,0 +1,545 @@
+"""HTTP/2 clients: streams on one connection that do not disturb each other, windows that stay shut, resets in both directions."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+import h2.settings
+import pytest
+import structlog
+import trio
+from support.certificates import Certificates
+from support.proxy import Proxy, config_for, open_proxy
+from support.upstream import Peer, Script, open_upstream, stream_of
+
+import proxy.upstream.connections as connections
+from proxy import exchange
+
+EVENT = b"data: " + b"x" * 1000 + b"\n\n"
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """The structlog lines of the test, although the app configures logging for itself."""
+    lines: list[dict[str, object]] = []
+
+    def keep(_: object, __: str, line: dict[str, object]) -> None:
+        lines.append(dict(line))
+        raise structlog.DropEvent
+
+    def configure(*_: object) -> None:
+        structlog.configure(processors=[keep], wrapper_class=structlog.BoundLogger)
+
+    monkeypatch.setattr("proxy.app.configure_logging", configure)
+    return lines
+
+
+@pytest.fixture
+def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel holds little between the upstream and the proxy, so that what the upstream can send tells what we read."""
+    connect = connections._connect
+
+    async def connect_small(origin: connections.Origin) -> socket.socket:
+        sock = await connect(origin)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+        return sock
+
+    monkeypatch.setattr(connections, "_connect", connect_small)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    with trio.fail_after(10):
+        while not condition():
+            await trio.sleep(0.005)
+
+
+async def outcomes_of(log: list[dict[str, object]], count: int = 1) -> list[object]:
+    """The outcomes of the exchanges, when there are as many as that."""
+    await until(lambda: len([line for line in log if line["event"] == "exchange"]) >= count)
+    return [line["outcome"] for line in log if line["event"] == "exchange"]
+
+
+@asynccontextmanager
+async def proxy_for(url: str, certificates: Certificates, route: str = "") -> AsyncIterator[Proxy]:
+    """A proxy with TLS that has nothing on loan when its exchanges are over; that it can end then, `open_proxy` asserts."""
+    async with open_proxy(config_for(url, route=route), tls=certificates.files) as proxy:
+        yield proxy
+        await until(lambda: not proxy.worker.live)
+        assert set(proxy.in_use().values()) == {0}
+        assert proxy.lent() == 0
+
+
+# A client
+
+
+@dataclass
+class Exchanged:
+    """One stream, from the client's side."""
+
+    status: int = 0
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    body: bytes = b""
+    ended: bool = False
+    """The server has ended it clean."""
+    reset: int | None = None
+    """The error code of the server's reset."""
+
+    @property
+    def over(self) -> bool:
+        return self.ended or self.reset is not None
+
+    def error_type(self) -> str:
+        assert self.ended
+        assert dict(self.headers)["content-type"] == "application/json"
+        kind = json.loads(self.body)["error"]["type"]
+        assert isinstance(kind, str)
+        return kind
+
+
+class Http2Client:
+    """It reads all the time; a stream's window opens only as `opens` says."""
+
+    def __init__(self, stream: trio.abc.Stream, window: int | None) -> None:
+        """`window`: of each stream, and then no window ever opens again; None: windows open as data comes."""
+        self.streams: dict[int, Exchanged] = {}
+        self.closed = False
+        self._stream = stream
+        self._opens = window is None
+        config = h2.config.H2Configuration(
+            client_side=True, header_encoding="utf-8", validate_outbound_headers=False, normalize_outbound_headers=False
+        )
+        self.h2 = h2.connection.H2Connection(config)
+        if window is not None:
+            self.h2.local_settings = h2.settings.Settings(
+                client=True, initial_values={h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window}
+            )
+        self._lock = trio.Lock()
+        self.h2.initiate_connection()
+
+    async def run(self) -> None:
+        await self.flush()
+        try:
+            while data := await self._stream.receive_some():
+                for event in self.h2.receive_data(data):
+                    self._handle(event)
+                await self.flush()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        self.closed = True
+
+    def _handle(self, event: h2.events.Event) -> None:
+        stream = self.streams.get(getattr(event, "stream_id", 0) or 0, Exchanged())
+        if isinstance(event, h2.events.ResponseReceived):
+            stream.headers = [(str(name), str(value)) for name, value in event.headers or ()]
+            stream.status = int(dict(stream.headers)[":status"])
+        elif isinstance(event, h2.events.DataReceived):
+            stream.body += event.data or b""
+            if self._opens and event.stream_id is not None:
+                self.h2.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id)
+        elif isinstance(event, h2.events.StreamEnded):
+            stream.ended = True
+        elif isinstance(event, h2.events.StreamReset):
+            stream.reset = event.error_code
+
+    async def flush(self) -> None:
+        async with self._lock:
+            if data := self.h2.data_to_send():
+                await self._stream.send_all(data)
+
+    async def start(
+        self, method: str = "GET", path: str = "/", headers: Iterable[tuple[str, str]] = (), *, end: bool = True
+    ) -> int:
+        """Send the head of a request; `end`: there is no body."""
+        stream_id = self.h2.get_next_available_stream_id()
+        self.streams[stream_id] = Exchanged()
+        pseudo = [(":method", method), (":path", path), (":scheme", "https"), (":authority", "localhost")]
+        self.h2.send_headers(stream_id, [*pseudo, *headers], end_stream=end)
+        await self.flush()
+        return stream_id
+
+    async def send(self, stream_id: int, data: bytes, *, end: bool = True) -> None:
+        """Send a body as far as the server's windows let it, and go on when they open."""
+        while data:
+            await until(lambda: self.h2.local_flow_control_window(stream_id) > 0)
+            size = min(len(data), self.h2.local_flow_control_window(stream_id), self.h2.max_outbound_frame_size)
+            self.h2.send_data(stream_id, data[:size])
+            data = data[size:]
+            await self.flush()
+        if end:
+            self.h2.end_stream(stream_id)
+            await self.flush()
+
+    async def reset(self, stream_id: int) -> None:
+        self.h2.reset_stream(stream_id, h2.errors.ErrorCodes.CANCEL)
+        await self.flush()
+
+    async def get(self, path: str = "/", headers: Iterable[tuple[str, str]] = ()) -> Exchanged:
+        stream = self.streams[await self.start("GET", path, headers)]
+        await until(lambda: stream.over)
+        return stream
+
+
+@asynccontextmanager
+async def open_http2(proxy: Proxy, certificates: Certificates, *, window: int | None = None) -> AsyncIterator[Http2Client]:
+    transport = await trio.open_tcp_stream("127.0.0.1", proxy.port)
+    stream = trio.SSLStream(transport, certificates.client("h2"), server_hostname="localhost", https_compatible=True)
+    await stream.do_handshake()
+    assert stream.selected_alpn_protocol() == "h2"
+    client = Http2Client(stream, window)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.run)
+        yield client
+        nursery.cancel_scope.cancel()
+    await trio.aclose_forcefully(stream)
+
+
+# Requests and streams
+
+
+async def test_a_stream_arrives_whole(certificates: Certificates, log: list[dict[str, object]]) -> None:
+    """Two megabytes of events, far more than a window, arrive byte for byte and end clean."""
+    events = [b"data: %d %s\n\n" % (number, b"x" * (number % 2000)) for number in range(2000)]
+    async with (
+        open_upstream(stream_of(*events)) as upstream,
+        proxy_for(upstream.url, certificates) as proxy,
+        open_http2(proxy, certificates) as client,
+    ):
+        answer = await client.get()
+        assert (answer.status, answer.ended, answer.body) == (200, True, b"".join(events))
+        assert await outcomes_of(log) == ["completed"]
+
+
+async def test_every_event_leaves_at_once(certificates: Certificates) -> None:
+    """An event arrives before the upstream sends the next one."""
+    gates = [trio.Event() for _ in range(3)]
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.start_stream()
+        for number, gate in enumerate(gates):
+            await peer.chunk(b"data: %d\n\n" % number)
+            await gate.wait()
+        await peer.end()
+
+    async with (
+        open_upstream(script) as upstream,
+        proxy_for(upstream.url, certificates) as proxy,
+        open_http2(proxy, certificates) as client,
+    ):
+        stream = client.streams[await client.start()]
+        for number, gate in enumerate(gates):
+            await until(lambda end=b"data: %d\n\n" % number: stream.body.endswith(end))
+            gate.set()
+        await until(lambda: stream.ended)
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "framing"),
+    [
+        ("GET", b"", []),
+        ("POST", b"", [(b"content-length", b"0")]),
+        ("POST", b"p" * 500_000, [(b"transfer-encoding", b"chunked")]),
+        ("DELETE", b"", []),
+    ],
+)
+async def test_request_bodies_with_and_without_length(
+    method: str, body: bytes, framing: list[tuple[bytes, bytes]], certificates: Certificates
+) -> None:
+    """HTTP/2 says nothing of a body's length: upstream it is chunked, and a POST without one says that it is empty."""
+    async with (
+        open_upstream(stream_of(b"data: x\n\n")) as upstream,
+        proxy_for(upstream.url, certificates) as proxy,
+        open_http2(proxy, certificates) as client,
+    ):
+        for _ in range(3):
+            stream_id = await client.start(method, end=not body)
+            if body:
+                await client.send(stream_id, body)
+            stream = client.streams[stream_id]
+            await until(lambda stream=stream: stream.over)
+            assert (stream.status, stream.ended, stream.body) == (200, True, b"data: x\n\n")
+        for request in upstream.requests:
+            assert (request.method, request.body) == (method, body)
+            told = [item for item in request.headers if item[0].lower() in (b"content-length", b"transfer-encoding")]
+            assert told == framing
+        assert upstream.accepted == 1
+
+
+async def test_a_told_length_is_told_upstream(certificates: Certificates) -> None:
+    async with (
+        open_upstream(stream_of(b"data: x\n\n")) as upstream,
+        proxy_for(upstream.url, certificates) as proxy,
+        open_http2(proxy, certificates) as client,
+    ):
+        stream_id = await client.start("POST", headers=[("content-length", "5")], end=False)
+        await client.send(stream_id, b"hello")
+        await until(lambda: client.streams[stream_id].ended)
+        (request,) = upstream.requests
+        assert (request.all("content-length"), request.all("transfer-encoding"), request.body) == ([b"5"], [], b"hello")
+
+
+async def test_streams_of_one_connection_run_at_once(certificates: Certificates, log: list[dict[str, object]]) -> None:
+    """Ten streams: each has its first event before any gets its second, and they end in another order than they began."""
+    gates = {b"/%d" % number: trio.Event() for number in range(10)}
+
+    async def script(peer: Peer) -> None:
+        target = (await peer.request()).target
+        await peer.start_stream()
+        await peer.chunk(b"data: first %s\n\n" % target)
+        await gates[target].wait()
+        await peer.chunk(b"data: last %s\n\n" % target)
+        await peer.end()
+
+    async with (
+        open_upstream(script) as upstream,
+        proxy_for(upstream.url, certificates) as proxy,
+        open_http2(proxy, certificates) as client,
+    ):
+        streams = {target: client.streams[await client.start(path=target.decode())] for target in gates}
+        for target, stream in streams.items():
+            await until(lambda stream=stream, end=b"data: first %s\n\n" % target: stream.body == end)
+        for target, stream in reversed(streams.items()):
+            assert not stream.over
+            gates[target].set()
+            await until(lambda stream=stream: stream.ended)
+            assert stream.body == b"data: first %s\n\ndata: last %s\n\n" % (target, target)
+        assert await outcomes_of(log, 10) == ["completed"] * 10
+
+
+# Windows that stay shut
+
+
+@pytest.mark.usefixtures("small_buffers")
+async def test_a_window_that_never_opens_bounds_memory_and_stalls(
+    certificates: Certificates, log: list[dict[str, object]]
+) -> None:
+    """The client reads its socket and opens no window: what upstream can send is bounded, and the send deadline ends it.
+
+    Meanwhile and afterwards the connection carries other streams.
+    """
+    sent = 0
+    closed = trio.Event()
+
+    async def script(peer: Peer) -> None:
+        nonlocal sent
+        peer.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)  # type: ignore[attr-defined]
+        request = await peer.request()
+        await peer.start_stream()
+        if request.target == b"/other":
+            await peer.chunk(b"data: x\n\n")
+            await peer.end()
+            return
+        try:
+            for _ in range(50_000):
+                await peer.chunk(EVENT)
+                sent += len(EVENT)
+        except trio.BrokenResourceError:
+            closed.set()
+
+    async with (
+        open_upstream(script) as upstream,
+        proxy_for(upstream.url, certificates, "timeouts: {send: 0.5}") as proxy,
+        open_http2(proxy, certificates, window=20_000) as client,
+    ):
+        stream = client.streams[await client.start()]
+        await until(lambda: len(stream.body) == 20_000)
+        assert (await client.get("/other")).body == b"data: x\n\n"
+        await until(lambda: stream.over)
+        with trio.fail_after(10):
+            await closed.wait()
+        assert stream.reset is not None
+        assert sent < 1_000_000  # of 50 MB
+        assert proxy.worker.metrics.routes["/"].bytes("downstream") < 100_000
+        assert await outcomes_of(log, 2) == ["completed", "send_stalled"]
+        assert (await client.get("/other")).ended
+
+
+@pytest.mark.parametrize("server", ["known", "unknown"])
+async def test_an_end_that_the_window_holds_back_stalls(
+    server: str, certificates: Certificates, log: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Upstream is done, but the last bytes have no window to leave through: not completed, and not waited for without end.
+
+    Under a server whose insides we do not know it is `finish()` that waits.
+    """
+    if server == "unknown":
+        monkeypatch.setattr(exchange, "inspect_server", lambda _: None)
+    async with (
+        open_upstream(stream_of(b"data: 1\n\n", b"data: 2\n\n")) as upstream,
+        proxy_for(upstream.url, certificates, "timeouts: {send: 0.1}") as proxy,
+        open_http2(proxy, certificates, window=10) as client,
+    ):
+        stream = client.streams[await client.start()]
+        assert await outcomes_of(log) == ["send_stalled"]
+        assert stream.body == b"data: 1\n\nd"
+        assert not stream.ended
+        if server == "known":
+            await until(lambda: stream.reset is not None)
+
+
+# Ends that are none
+
+
+@pytest.mark.parametrize("when", ["before the head", "in the stream", "in the upload"])
+async def test_a_stream_that_the_client_resets_closes_its_upstream(
+    when: str, certificates: Certificates, log: list[dict[str, object]]
+) -> None:
+    """And only that: another stream of the same connection goes on."""
+    arrived = trio.Event()
+    closed = trio.Event()
+    ended = trio.Event()
+    whole = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal whole
+        request = await peer.request(body=when != "in the upload")
+        if request.target == b"/other":
+            await peer.start_stream()
+            await peer.chunk(b"data: 1\n\n")
+            await ended.wait()
+            await peer.chunk(b"data: 2\n\n")
+            await peer.end()
+            return
+        if when == "in the stream":
+            await peer.start_stream()
+            await peer.chunk(b"data: 1\n\n")
+        arrived.set()
+        if when == "in the upload":
+            try:
+                while type(await peer._next()).__name__ == "Data":
+                    pass
+                whole += 1
+            finally:
+                closed.set()
+        await peer.wait_closed()
+        closed.set()
+
+    async with (
+        open_upstream(script) as upstream,
+        proxy_for(upstream.url, certificates) as proxy,
+        open_http2(proxy, certificates) as client,
+    ):
+        other = client.streams[await client.start(path="/other")]
+        stream_id = await client.start("POST", end=when != "in the upload")
+        if when == "in the upload":
+            await client.send(stream_id, bytes(1000), end=False)
+        with trio.fail_after(10):
+            await arrived.wait()
+            if when == "in the stream":
+                await until(lambda: client.streams[stream_id].body == b"data: 1\n\n")
+            await client.reset(stream_id)
+            await closed.wait()
+        assert await outcomes_of(log) == ["client_disconnected"]
+        assert whole == 0
+        ended.set()
+        await until(lambda: other.ended)
+        assert other.body == b"data: 1\n\ndata: 2\n\n"
+
+
+async def test_a_connection_that_breaks_ends_all_of_its_streams(
+    certificates: Certificates, log: list[dict[str, object]]
+) -> None:
+    """Five streams, and the client is gone: five upstreams are closed."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.start_stream()
+        await peer.chunk(b"data: 1\n\n")
+        await peer.wait_closed()
+
+    async with open_upstream(script) as upstream, proxy_for(upstream.url, certificates) as proxy:
+        async with open_http2(proxy, certificates) as client:
+            streams = [client.streams[await client.start()] for _ in range(5)]
+            await until(lambda: all(stream.body for stream in streams))
+        assert await outcomes_of(log, 5) == ["client_disconnected"] * 5
+        await until(lambda: upstream.open == 0)
+
+
+async def test_an_upstream_that_fails_before_its_head_gives_a_json_answer(
+    certificates: Certificates, log: list[dict[str, object]]
+) -> None:
+    """502, whole, and the connection goes on."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+
+    async with (
+        open_upstream(script) as upstream,
+        proxy_for(upstream.url, certificates) as proxy,
+        open_http2(proxy, certificates) as client,
+    ):
+        for _ in range(2):
+            answer = await client.get()
+            assert (answer.status, answer.error_type()) == (502, "upstream_connection_lost")
+            assert "connection" not in dict(answer.headers)  # RFC 9113, section 8.2.2
+        assert await outcomes_of(log, 2) == ["upstream_error"] * 2
+        assert not client.closed
+
+
+def break_unless_good(framing: bytes) -> Script:
+    async def script(peer: Peer) -> None:
+        request = await peer.request()
+        if request.target == b"/good":
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            return
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n" + framing)
+
+    return script
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        b"Transfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n",
+        b"Content-Length: 1000\r\n\r\ndata: 1\n\n",
+        b"Transfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\nnonsense\r\n",
+    ],
+)
+async def test_a_broken_upstream_resets_its_stream_and_no_other(
+    framing: bytes, certificates: Certificates, log: list[dict[str, object]]
+) -> None:
+    """What came is delivered, the end is a reset; and the connection serves a stream after each."""
+    async with (
+        open_upstream(break_unless_good(framing)) as upstream,
+        proxy_for(upstream.url, certificates) as proxy,
+        open_http2(proxy, certificates) as client,
+    ):
+        for _ in range(3):
+            broken = await client.get()
+            assert broken.body.startswith(b"data: 1\n\n")
+            assert not broken.ended
+            assert broken.reset == h2.errors.ErrorCodes.INTERNAL_ERROR
+            good = await client.get("/good")
+            assert (good.status, good.ended, good.body) == (200, True, b"ok")
+        assert await outcomes_of(log, 6) == ["upstream_error", "completed"] * 3
+
+
+async def test_a_header_that_cannot_be_forwarded_is_400_and_stays_unsaid(
+    certificates: Certificates, log: list[dict[str, object]]
+) -> None:
+    """HTTP/2 carries values that HTTP/1.1 cannot; such a value, a credential maybe, is in no answer and no log line."""
+    async with (
+        open_upstream(stream_of(b"data: x\n\n")) as upstream,
+        proxy_for(upstream.url, certificates) as proxy,
+        open_http2(proxy, certificates) as client,
+    ):
+        answer = await client.get(headers=[("authorization", "Bearer hush\x0bhush")])
+        assert (answer.status, answer.error_type()) == (400, "bad_request")
+        assert b"hush" not in answer.body
+        assert await outcomes_of(log) == ["intercepted"]
+        assert "hush" not in repr(log)
+        assert upstream.requests == []
+        assert (await client.get()).ended

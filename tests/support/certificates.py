@@ -1,0 +1,28 @@
+"""A certificate authority of the tests' own, and one certificate for `localhost`."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import trustme
+
+__all__ = ["Certificates"]
+
+
+class Certificates:
+    """`files` (certificate, key) are for a server; the contexts trust the authority that issued them."""
+
+    def __init__(self, directory: Path) -> None:
+        self._authority = trustme.CA()
+        issued = self._authority.issue_cert("localhost")
+        self.files = (str(directory / "cert.pem"), str(directory / "key.pem"))
+        issued.private_key_and_cert_chain_pem.write_to_path(self.files[0])
+        issued.private_key_pem.write_to_path(self.files[1])
+
+    def client(self, *protocols: str) -> ssl.SSLContext:
+        """A client's context that offers these protocols (ALPN)."""
+        context = ssl.create_default_context()
+        context.set_alpn_protocols(protocols or ["http/1.1"])
+        self._authority.configure_trust(context)
+        return context
