@@ -35,6 +35,7 @@ __all__ = ["TURN_PUMPS", "TURN_S", "Hub", "Stream"]
 
 TURN_S = 0.002
 TURN_PUMPS = 64
+_READ, _TURN = Need.READ, Need.TURN
 
 
 class Stream(Protocol):
@@ -56,10 +57,11 @@ class Stream(Protocol):
 class _Parked:
     """A stream in the hub, with the task that waits for it."""
 
-    __slots__ = ("context", "fd", "queued", "raise_cancel", "stream", "task")
+    __slots__ = ("context", "fd", "pump", "queued", "raise_cancel", "stream", "task")
 
     def __init__(self, stream: Stream, fd: int, task: Task) -> None:
         self.stream = stream
+        self.pump = stream.pump
         self.fd = fd
         self.task = task
         self.context: Context | None = task.context if stream.runs_hooks else None
@@ -131,49 +133,44 @@ class Hub:
                 queue.append(parked)
         now = trio.current_time()
         ends_at = perf_counter() + TURN_S
-        small: Lease | None = None
-        large: Lease | None = None
-        try:
-            for _ in range(min(len(queue), TURN_PUMPS)):
-                parked = queue.popleft()
-                parked.queued = False
-                if self._parked.get(parked.fd) is not parked:
-                    continue  # it left meanwhile; its number may be another's
-                if parked.stream.wants_large:
-                    if large is None:
-                        large = self._pools.http_response.acquire()
-                    lease = large
-                else:
-                    if small is None:
-                        small = self._pools.sse_event.acquire()
-                    lease = small
-                self._pump(parked, lease.buffer, now)
-                if perf_counter() > ends_at:
-                    break
-        finally:
-            for borrowed in (small, large):
-                if borrowed is not None:
-                    borrowed.release()
+        with self._pools.sse_event.acquire() as small:
+            large: Lease | None = None
+            try:
+                for _ in range(min(len(queue), TURN_PUMPS)):
+                    parked = queue.popleft()
+                    parked.queued = False
+                    if self._parked.get(parked.fd) is not parked:
+                        continue  # it left meanwhile; its number may be another's
+                    if not parked.stream.wants_large:
+                        self._pump(parked, small.buffer, now)
+                    else:
+                        large = large or self._pools.http_response.acquire()
+                        self._pump(parked, large.buffer, now)
+                    if perf_counter() > ends_at:
+                        break
+            finally:
+                if large is not None:
+                    large.release()
 
     def _pump(self, parked: _Parked, window: bytearray, now: float) -> None:
         self._pumping = parked
-        pump = parked.stream.pump
         result: Any
         try:
-            need = pump(window, now) if parked.context is None else parked.context.run(pump, window, now)
+            need = parked.pump(window, now) if parked.context is None else parked.context.run(parked.pump, window, now)
         except BaseException as error:
             result = outcome.Error(error)
         else:
             if parked.raise_cancel is None:
-                if need is Need.READ:
+                if need is _READ:
+                    self._pumping = None
                     return
-                if need is Need.TURN:
+                if need is _TURN:
+                    self._pumping = None
                     parked.queued = True
                     self._queue.append(parked)
                     return
             result = outcome.Value(need)
-        finally:
-            self._pumping = None
+        self._pumping = None
         self._remove(parked)
         if parked.raise_cancel is not None and isinstance(result, outcome.Value):
             result = outcome.capture(parked.raise_cancel)

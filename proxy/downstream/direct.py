@@ -54,9 +54,9 @@ class DirectWriter:
         if not size:
             return True  # a chunk of size 0 would end the body
         header = b"%x\r\n" % size
-        message: list[Part] = [header, *parts, b"\r\n"]
+        message = (header, *parts, b"\r\n")
         if len(message) > _MAX_PARTS:
-            message = [b"".join(message)]
+            message = (b"".join(message),)
         try:
             sent = self._sendmsg(message)
         except (BlockingIOError, InterruptedError):

@@ -53,11 +53,13 @@ class Origin(NamedTuple):
 class Connection:
     """One connection on loan, or idle. The socket is non-blocking; who has it on loan closes it through its pool."""
 
-    __slots__ = ("idle_since", "origin", "sock", "used", "written")
+    __slots__ = ("_recv_into", "idle_since", "origin", "sock", "tls", "used", "written")
 
     def __init__(self, origin: Origin, sock: socket.socket) -> None:
         self.origin = origin
         self.sock = sock
+        self._recv_into = sock.recv_into
+        self.tls = isinstance(sock, ssl.SSLSocket)
         self.used = False
         """It has carried an exchange before, so that the other side may have closed it meanwhile."""
         self.written = 0
@@ -72,9 +74,9 @@ class Connection:
         """
         try:
             if not at:
-                return self.sock.recv_into(buffer)
+                return self._recv_into(buffer)
             with memoryview(buffer) as view, view[at:] as room:
-                return self.sock.recv_into(room)
+                return self._recv_into(room)
         except (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return None
         except ssl.SSLEOFError:

@@ -125,17 +125,15 @@ class UpstreamBody(httpx.AsyncByteStream):
         self._keep_alive = keep_alive
         self._read_timeout_s = read_timeout_s
         self._closed = False
+        self._tls = connection.tls
         self.upload: _Upload | None = None
-
-    @property
-    def complete(self) -> bool:
+        self.complete = framing.complete
         """Whether the whole body has been received."""
-        return self._framing.complete
 
     @property
     def pending(self) -> bool:
         """Whether there is something to receive that readiness of the socket would not tell."""
-        return bool(self._early) or self.connection.pending
+        return bool(self._early) or (self._tls and self.connection.pending)
 
     def receive(self, buffer: bytearray, at: int) -> tuple[int, int] | None:
         """Read once into `buffer[at:]`, which must have room, and frame in place. Never blocks.
@@ -154,12 +152,16 @@ class UpstreamBody(httpx.AsyncByteStream):
                     if self.upload is not None and self.upload.failure is not None:
                         raise self.upload.failure  # what looks like the end is our own doing
                     self._framing.eof()
+                    self.complete = True
             except (ReadFailed, Truncated) as error:
                 raise self._cause(error) from None
             if not received:
                 return None if received is None else (at, at)
             count = received
-        return self._framing.frame(buffer, at, at + count)
+        framing = self._framing
+        span = framing.frame(buffer, at, at + count)
+        self.complete = framing.complete
+        return span
 
     async def wait_readable(self) -> None:
         """Wait until `receive` may find something."""
@@ -181,7 +183,7 @@ class UpstreamBody(httpx.AsyncByteStream):
             return
         self._closed = True
         uploaded = self.upload is None or self.upload.complete
-        clean = self._framing.complete and not self._framing.surplus and not self._early
+        clean = self.complete and not self._framing.surplus and not self._early
         if self.upload is not None:
             self.upload.scope.cancel()
         self._pool.release(self.connection, reusable=self._keep_alive and clean and uploaded)

@@ -247,7 +247,6 @@ async def test_a_second_mover_of_one_socket_fails_and_disturbs_nothing(new: New)
         MemoryError(),
         OSError(90, "Message too long"),
         ValueError("a bug"),
-        StopIteration(),
         trio.WouldBlock(),
         Odd(),
     ],
@@ -544,44 +543,46 @@ class AlwaysReady:
     runs_hooks = False
     task: Moved | None = None
 
-    def __init__(self, pumped: list[int], index: int) -> None:
+    def __init__(self, need: Need) -> None:
         self._fd = os.eventfd(1)
-        self._pumped = pumped
-        self._index = index
+        self._need = need
+        self.pumps = 0
 
     def fileno(self) -> int:
         return self._fd
 
     def pump(self, window: bytearray, now: float) -> Need:
-        self._pumped[self._index] += 1
-        return Need.READ if self._index % 5 else Need.TURN
+        self.pumps += 1
+        return self._need
 
     def close(self) -> None:
         os.close(self._fd)
 
 
+@pytest.mark.parametrize("needs", ["READ", "TURN", "either"])
 @pytest.mark.parametrize("turn_s", [-1.0, 0.0002, 60.0])
 async def test_five_hundred_busy_streams_share_the_hub_and_leave_room_for_others(
-    turn_s: float, monkeypatch: pytest.MonkeyPatch
+    turn_s: float, needs: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two turns of another task no more than two turns of the hub pass (Trio shuffles who runs first), each of at most
-    64 pumps, or one when every turn's time is up at once; and every stream is pumped as often as any other, up to a few.
-    At each of those moments the hub has no lease.
+    64 pumps, or one when every turn's time is up at once. Every stream is pumped as often as any other, up to a few; those whose
+    bytes wait in TLS, which need no word from epoll, may be up to half as often again. At no such moment is a lease on loan.
     """
     monkeypatch.setattr("proxy.hub.TURN_S", turn_s)
-    pumped = [0] * 500
-    streams = [AlwaysReady(pumped, index) for index in range(500)]
+    two = (Need.READ, Need.TURN) if needs == "either" else (Need[needs],) * 2
+    streams = [AlwaysReady(two[index % 2]) for index in range(500)]
     most = leases = 0
     async with open_bench() as bench:
         for stream in streams:
             bench.nursery.start_soon(Moved(bench.hub, stream).run)
         while len(bench.hub) < 500:
             await trio.lowlevel.checkpoint()
-        pumped[:] = [0] * 500
+        for stream in streams:
+            stream.pumps = 0
         before = 0
-        while before < 5_000:
+        while before < (7_500 if turn_s < 0 else 30_000):
             await trio.lowlevel.checkpoint()
-            now = sum(pumped)
+            now = sum(stream.pumps for stream in streams)
             most = max(most, now - before)
             before = now
             leases = max(leases, bench.in_use())
@@ -589,7 +590,9 @@ async def test_five_hundred_busy_streams_share_the_hub_and_leave_room_for_others
     for stream in streams:
         stream.close()
     assert most <= 2 * (1 if turn_s < 0 else TURN_PUMPS)
-    assert max(pumped) - min(pumped) <= 3, sorted(pumped)
+    fewest, highest = min(stream.pumps for stream in streams), max(stream.pumps for stream in streams)
+    assert fewest >= 10
+    assert highest <= (1.5 * fewest if needs == "either" else fewest + 4)
     assert leases == 0
 
 
@@ -763,7 +766,7 @@ async def test_relays_of_all_kinds_of_fate_share_a_hub() -> None:
                 body.close()
 
     async def feed(far: socket.socket, data: bytes) -> None:
-        with trio.socket.from_stdlib_socket(far) as sock:
+        with trio.socket.from_stdlib_socket(far) as sock, suppress(trio.BrokenResourceError):
             stream = trio.SocketStream(sock)
             at = 0
             while at < len(data):
@@ -776,7 +779,10 @@ async def test_relays_of_all_kinds_of_fate_share_a_hub() -> None:
             for number in range(100):
                 fate = ("completes", "is cut", "client leaves", "interceptor fails")[number % 4]
                 chained = fate == "interceptor fails" or dice.random() < 0.5
-                texts = [b"%d of %d" % (item, number) + b"x" * dice.randrange(200) for item in range(30)]
+                texts = [
+                    b"%d of %d" % (item, number) + b"x" * dice.randrange(200)
+                    for item in range(600 if fate == "client leaves" else 30)
+                ]
                 data = b"".join(b"%x\r\ndata: %s\n\n\r\n" % (len(text) + 8, text) for text in texts)
                 out = b"".join(b"data: %s\n\n" % (text.upper() if chained else text) for text in texts)
                 sinks[number] = Sink(300 if fate == "client leaves" else float("inf"))
