@@ -1,4 +1,4 @@
-"""The `weirpool` command: serve, check, demo. Exit status: 0, 1 (failed while running), 2 (wrong usage or configuration)."""
+"""The `weirpool` command: serve, check, demo, bench. Exit status: 0, 1 (failed while running), 2 (wrong usage or configuration)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from .bench.run import run_bench
 from .config import Config, load_config, single_upstream
 from .demo import run_demo
 from .errors import ConfigError
@@ -57,6 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--port", type=int, default=8000, help="the proxy's port; 0: any free one (default 8000)")
     demo.add_argument("--once", action="store_true", help="end after the stream")
     demo.set_defaults(run=lambda arguments: run_demo(arguments.port, once=arguments.once))
+
+    bench = commands.add_parser("bench", help="measure this proxy on this machine")
+    bench.add_argument("scenario", nargs="*", help="which scenarios (default: all)")
+    bench.set_defaults(run=lambda arguments: run_bench(arguments.scenario))
     return parser
 
 

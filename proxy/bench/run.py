@@ -1,0 +1,207 @@
+"""Scenarios, and a proxy to run them against: on one core, with the load on another."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .load import Result
+
+__all__ = [
+    "SCENARIOS",
+    "Scenario",
+    "Target",
+    "free_port",
+    "pinned",
+    "run_bench",
+    "run_scenario",
+    "running",
+    "weirpool_target",
+]
+
+PROXY_CORE, LOAD_CORE = "0", "1"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    name: str
+    streams: int
+    events: int
+    rate: float = 0
+    kind: str = "sse"
+    mode: str = "pass"
+    """`pass`, `inspect` (every event's JSON decoded) or `edit` (decoded, one field changed, encoded)."""
+    tls: bool = False
+    hold: bool = False
+    text: str = ""
+
+
+SCENARIOS = (
+    Scenario("paced", 100, 250, 40, text="100 streams x 40 events/s"),
+    Scenario("paced inspect", 100, 250, 40, mode="inspect", text="the same, every event decoded"),
+    Scenario("paced edit", 100, 250, 40, mode="edit", text="the same, every event decoded, edited, encoded"),
+    Scenario("paced tls", 100, 250, 40, tls=True, text="the same as paced, from a TLS upstream, handshakes included"),
+    Scenario("busy", 400, 250, 40, text="400 streams x 40 events/s"),
+    Scenario("saturated", 50, 16000, text="50 streams, as fast as they go"),
+    Scenario("saturated inspect", 50, 4000, mode="inspect", text="the same, every event decoded"),
+    Scenario("saturated edit", 50, 4000, mode="edit", text="the same, every event decoded, edited, encoded"),
+    Scenario("2000 streams", 2000, 8, 1, hold=True, text="2,000 streams x 1 event/s"),
+    Scenario("5000 streams", 5000, 8, 0.5, hold=True, text="5,000 streams x 0.5 events/s"),
+    Scenario("short", 20, 250, kind="json", text="JSON POSTs on 20 keep-alive connections"),
+)
+
+
+@dataclass
+class Target:
+    """A proxy under test."""
+
+    name: str
+    port: int
+    pids: list[int]
+    paths: dict[str, str] = field(default_factory=lambda: {"pass": "/", "inspect": "/inspect", "edit": "/edit"})
+    """The path of each mode; a mode that is missing is not measured."""
+    tls_port: int | None = None
+    """Where it listens for what goes to the TLS upstream."""
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def pinned(core: str, command: Sequence[str]) -> list[str]:
+    """A command on one core, where there are two."""
+    if (os.cpu_count() or 1) < 2 or not Path("/usr/bin/taskset").exists():
+        return list(command)
+    return ["taskset", "-c", core, *command]
+
+
+@contextmanager
+def running(command: Sequence[str], port: int, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A server process on the proxies' core, from when it accepts on `port`."""
+    process = subprocess.Popen(pinned(PROXY_CORE, command), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options)
+    try:
+        for _ in range(200):
+            with socket.socket() as sock:
+                if sock.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            if process.poll() is not None:
+                assert process.stderr is not None
+                raise RuntimeError(f"{command[0]} ended: {process.stderr.read().decode()[-2000:]}")
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def run_scenario(scenario: Scenario, target: Target, upstream_port: int, certificate: str | None = None) -> Result | None:
+    """One scenario against one proxy, in a load process of its own. None when the proxy has no such mode."""
+    path = target.paths.get(scenario.mode)
+    port = target.tls_port if scenario.tls else target.port
+    if path is None or port is None:
+        return None
+    settings = {
+        "proxy_port": port,
+        "upstream_port": upstream_port,
+        "pids": target.pids,
+        "streams": scenario.streams,
+        "events": scenario.events,
+        "rate": scenario.rate,
+        "kind": scenario.kind,
+        "path": path,
+        "certificate": certificate if scenario.tls else None,
+        "hold": scenario.hold,
+    }
+    command = pinned(LOAD_CORE, [sys.executable, "-m", "proxy.bench.load", json.dumps(settings)])
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return Result(**json.loads(done.stdout))
+
+
+@contextmanager
+def weirpool_target(upstream_port: int, tls_upstream: tuple[int, str] | None = None) -> Iterator[Target]:
+    """`weirpool serve` with a route for each mode. `tls_upstream`: port, and the file of its certificate."""
+    port = free_port()
+    upstreams = [{"name": "up", "endpoints": [f"http://127.0.0.1:{upstream_port}"]}]
+    routes: list[dict[str, Any]] = [
+        {"path": "/", "upstream": "up"},
+        {"path": "/inspect", "upstream": "up", "interceptors": ["inspect"]},
+        {"path": "/edit", "upstream": "up", "interceptors": ["edit"]},
+    ]
+    config: dict[str, Any] = {
+        "interceptors": [
+            {"name": "inspect", "use": "proxy.bench.hooks:Inspect"},
+            {"name": "edit", "use": "proxy.bench.hooks:Edit"},
+        ],
+        "log": {"level": "error"},
+        "drain": {"timeout": 0},
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        command = [sys.executable, "-m", "proxy", "serve"]
+        plain = Path(directory) / "plain.yaml"
+        plain.write_text(json.dumps(config | {"reverse_proxy": {"upstreams": upstreams, "routes": routes}}))
+        with running([*command, "--config", str(plain), "--bind", f"127.0.0.1:{port}"], port) as process:
+            target = Target("weirpool", port, [process.pid])
+            if tls_upstream is None:
+                yield target
+                return
+            upstreams[0] |= {"endpoints": [f"https://localhost:{tls_upstream[0]}"], "ca_file": tls_upstream[1]}  # type: ignore[dict-item]
+            secure = Path(directory) / "secure.yaml"
+            secure.write_text(json.dumps(config | {"reverse_proxy": {"upstreams": upstreams, "routes": routes}}))
+            tls_port = free_port()
+            with running([*command, "--config", str(secure), "--bind", f"127.0.0.1:{tls_port}"], tls_port) as second:
+                target.pids.append(second.pid)
+                target.tls_port = tls_port
+                yield target
+
+
+def reuse_rate(target: Target) -> float:
+    """The share of `sse_event` leases that took a pooled buffer, of all the proxy has done so far."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{target.port}/status") as answer:
+        status = json.load(answer)
+    return float(next(pool["reuse_rate"] for pool in status["pools"] if pool["pool"] == "sse_event"))
+
+
+def run_bench(names: Sequence[str] = ()) -> int:
+    """Run the scenarios against this proxy on this machine, and print a table. Returns the exit status."""
+    chosen = [item for item in SCENARIOS if not item.tls and (not names or item.name in names)]
+    if not chosen:
+        print(
+            "weirpool: no such scenario; there are: " + ", ".join(item.name for item in SCENARIOS if not item.tls),
+            file=sys.stderr,
+        )
+        return 2
+    upstream_port = free_port()
+    print(f"{'scenario':20} {'CPU us/event':>13} {'events/s':>11} {'p50 us':>8} {'p99 us':>8} {'kB/stream':>10} {'load':>5}")
+    with weirpool_target(upstream_port) as target:
+        for scenario in chosen:
+            result = run_scenario(scenario, target, upstream_port)
+            assert result is not None
+            memory = (result.rss_peak_kb - result.rss_before_kb) / scenario.streams
+            print(
+                f"{scenario.name:20} {result.cpu_us_per_event:13.1f} {result.events_per_s:11,.0f} {result.p50_us:8.0f}"
+                f" {result.p99_us:8.0f} {memory:10.1f} {result.load_cpu:5.2f}"
+                + (f"  {result.failed} streams failed" if result.failed else ""),
+                flush=True,
+            )
+        print(
+            f"\nreuse rate of sse_event: {reuse_rate(target):.4f}. `load`: the load's share of its own core; near 1 it is the limit."
+        )
+    return 0
