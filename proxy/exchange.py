@@ -34,6 +34,7 @@ from .worker import NO_ROUTE, Worker
 __all__ = ["Exchange"]
 
 _CONCLUDE_S = LINGER_S + 5.0
+_SMALL_BODY_BYTES = 16384
 
 
 class Exchange:
@@ -54,7 +55,7 @@ class Exchange:
         self._outcome: Outcome | None = None  # set early only by what has no exception: a client that left, a drain
         self._finished = False  # the whole body has been handed over
         self._sse = False
-        self._started_at = trio.current_time()
+        self._started_at = self._ended_at = trio.current_time()
         self._may_say_error = False  # an error event may go out, between events
         self._status: int | None = None
         self._inbound: Inbound | None = None
@@ -104,9 +105,11 @@ class Exchange:
             outcome = self._decide()
             if self._chain is not None:
                 self._chain.close(outcome)
+            self._ended_at = trio.current_time()
             try:
-                with trio.CancelScope(shield=True), trio.move_on_after(_CONCLUDE_S):
-                    await self._conclude(outcome, inbound, send)
+                if outcome is not Outcome.COMPLETED:
+                    with trio.CancelScope(shield=True), trio.move_on_after(_CONCLUDE_S):
+                        await self._conclude(outcome, inbound, send)
             finally:
                 worker.leave(self, self._route_name, admitted=route is not None)
                 self._account(outcome)
@@ -163,16 +166,19 @@ class Exchange:
         upstream = response.stream
         assert isinstance(upstream, UpstreamBody)
         try:
-            writer = await self._respond(route, response, upstream, buffers, send)
+            writer = await self._respond(route, response, upstream, buffers, inbound, send)
         finally:
             upstream.close()
             inbound.forget_body()
         self._finished = True  # the client has the whole body: if it leaves from here on, it leaves content
         # When the upstream has answered before it had the whole request, ending the response now would close the connection, and
         # a client that is still sending would see that instead of the answer.
-        await inbound.wait_complete()
         with suppress(ClientGone):
-            await _in_time(writer.finish, route.timeouts.send)
+            if not inbound.complete:
+                while not await writer.drain():
+                    pass
+                await inbound.wait_complete()
+            await self._in_time(writer.finish, route.timeouts.send)
 
     async def _body_length(self, route: Route, inbound: Inbound) -> bytes | None:
         """The Content-Length of the request, b"" if that is not known, None if it has no body. Raises `RequestRefused`."""
@@ -184,6 +190,8 @@ class Exchange:
                 raise RequestRefused(400, "bad_request", "the request has both Content-Length and Transfer-Encoding")
             if int(length) > route.limits.max_request_body_bytes:
                 raise too_large(route.limits.max_request_body_bytes)
+            if 0 < int(length) <= _SMALL_BODY_BYTES:
+                await inbound.first_message()  # as a rule it brings all of it, which then goes up with the head
             return length
         if not chunked and self._scope["http_version"] == "2":
             chunked = await inbound.first_message()
@@ -208,7 +216,7 @@ class Exchange:
                 identity=route.chain.reads_body,
                 body=body,
             ),
-            stream=inbound.stream(),
+            stream=httpx.ByteStream(b"") if body in (None, b"0") else inbound.stream(int(body) if body else None),
             extensions={
                 "target": route.target(self._target),
                 "nursery": nursery,
@@ -217,7 +225,13 @@ class Exchange:
         )
 
     async def _respond(
-        self, route: Route, response: httpx.Response, upstream: UpstreamBody, buffers: BufferScope, send: Send
+        self,
+        route: Route,
+        response: httpx.Response,
+        upstream: UpstreamBody,
+        buffers: BufferScope,
+        inbound: Inbound,
+        send: Send,
     ) -> Writer:
         """Head, then body, all but the end."""
         scope = self._scope
@@ -243,8 +257,9 @@ class Exchange:
         self._may_say_error = self._sse and chunked and encoding == "identity" and route.error_events
         self._writer = writer = choose_writer(scope, send, self._connection, chunked=chunked)
         self._status = response.status_code
-        self._worker.metrics.writers.labels(writer.name).inc()
-        await _in_time(partial(writer.start, response.status_code, headers), route.timeouts.send)
+        self._worker.metrics.writers[writer.name].inc()
+        inbound.answered = True
+        await self._in_time(partial(writer.start, response.status_code, headers), route.timeouts.send)
         if not upstream.complete:
             self._relay = relay = Relay(
                 upstream,
@@ -255,7 +270,8 @@ class Exchange:
                 sse=self._sse,
             )
             hub = self._worker.hub if writer.synchronous else None
-            await relay.run(hub, idle_s=route.timeouts.idle, send_s=route.timeouts.send)
+            in_vain = not writer.synchronous and self._connection is not None and self._connection.shields_send
+            await relay.run(hub, idle_s=route.timeouts.idle, send_s=None if in_vain else route.timeouts.send)
         return writer
 
     def _context(self, route: Route) -> StreamContext:
@@ -282,6 +298,16 @@ class Exchange:
             self._outcome = self._outcome or Outcome.CLIENT_DISCONNECTED
         self._cancel.cancel()
 
+    async def _in_time(self, step: Callable[[], Awaitable[None]], send_s: float | None) -> None:
+        """One step of the writer, within the send deadline. Raises `SendStalled`."""
+        if self._connection is not None and self._connection.shields_send:
+            await step()  # no deadline of ours could end it; TCP_USER_TIMEOUT does
+            return
+        with trio.move_on_after(send_s if send_s is not None else float("inf")) as scope:
+            await step()
+        if scope.cancelled_caught:
+            raise SendStalled
+
     def _fail(self, failure: Exception) -> None:
         """Note why the exchange failed; the first reason counts."""
         self._failure = self._failure or failure
@@ -303,9 +329,7 @@ class Exchange:
         return Outcome.DRAINING  # cancelled from outside: the server has run out of patience with its shutdown
 
     async def _conclude(self, outcome: Outcome, inbound: Inbound, send: Send) -> None:
-        """Tell the client how it ended, unless it ended well or the client is gone. Runs shielded, with a deadline."""
-        if outcome is Outcome.COMPLETED:
-            return
+        """Tell the client how it ended, unless it is gone. Runs shielded, with a deadline."""
         writer = self._writer
         try:
             if writer is not None and writer.started:
@@ -345,9 +369,9 @@ class Exchange:
         if self._relay is not None and self._relay.first_read is not None:
             first_byte_s = self._relay.first_read - self._started_at
         metrics = self._worker.metrics
-        metrics.exchanges.labels(route, outcome.value).inc()
+        metrics.exchanges[route, outcome].inc()
         if first_byte_s is not None:
-            metrics.time_to_first_byte.labels(route).observe(first_byte_s)
+            metrics.time_to_first_byte[route].observe(first_byte_s)
         line: dict[str, Any] = {
             "route": route,
             "upstream": None if self._route is None else self._route.upstream,
@@ -356,20 +380,12 @@ class Exchange:
             "outcome": outcome.value,
             "events": None if self.counts is None else self.counts.total,
             "bytes": self.bytes_downstream,
-            "duration": round(trio.current_time() - self._started_at, 6),
+            "duration": round(self._ended_at - self._started_at, 6),
             "time_to_first_byte": None if first_byte_s is None else round(first_byte_s, 6),
         }
         if self._failure is not None and not isinstance(self._failure, ClientGone | SendStalled):
             line["error"] = str(self._failure)
-        structlog.get_logger("proxy").info("exchange", **line)
-
-
-async def _in_time(step: Callable[[], Awaitable[None]], send_s: float | None) -> None:
-    """One step of the writer, within the send deadline. Raises `SendStalled`."""
-    with trio.move_on_after(send_s if send_s is not None else float("inf")) as scope:
-        await step()
-    if scope.cancelled_caught:
-        raise SendStalled
+        self._worker.log.info("exchange", **line)
 
 
 def _announces_body(headers: Sequence[tuple[bytes, bytes]]) -> bool:

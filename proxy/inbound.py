@@ -16,7 +16,7 @@ import trio
 from trio_util import wait_any
 
 from .downstream import ClientConnection, Receive
-from .errors import RequestRefused
+from .errors import ClientGone, RequestRefused
 
 __all__ = ["Inbound"]
 
@@ -38,8 +38,11 @@ class Inbound:
         self._connection = connection
         self._max_bytes = max_bytes
         self._idle_s = idle_s if idle_s is not None else float("inf")
-        self._to_upstream, self._body = trio.open_memory_channel[bytes](1)
+        self._to_upstream: trio.MemorySendChannel[bytes] | None = None
+        self._body: trio.MemoryReceiveChannel[bytes] | None = None
         self._first = b""
+        self.answered = False
+        """A response is under way: from then on the client may be silent as long as it likes."""
         self._ended = trio.Event()
         self.complete = False
         """The whole request has arrived."""
@@ -54,40 +57,61 @@ class Inbound:
         return self.complete or self._disconnected
 
     async def first_message(self) -> bool:
-        """Take in the first message. True if the request has a body, which HTTP/2 tells in no other way."""
-        self._first = await self._next()
-        return bool(self._first) or not self.over
+        """Take in the first message. Whether the request has a body, which HTTP/2 tells in no other way.
 
-    def stream(self) -> httpx.AsyncByteStream:
-        """The body, for the upstream request."""
+        Raises `ClientGone`, and `RequestRefused` for a client that says nothing in time.
+        """
+        with trio.move_on_after(self._idle_s) as scope:
+            self._first = await self._next()
+        if scope.cancelled_caught:
+            raise _too_slow()
+        if self.gone:
+            raise ClientGone
+        return bool(self._first) or not self.complete
+
+    def stream(self, length: int | None) -> httpx.AsyncByteStream:
+        """The body, for the upstream request: whole if it has come with the first message, else as it comes."""
+        if len(self._first) == length:
+            first, self._first = self._first, b""
+            return httpx.ByteStream(first)
+        self._to_upstream, self._body = trio.open_memory_channel[bytes](1)
         return _Body(self._body)
 
     def forget_body(self) -> None:
         """Whatever else comes is thrown away. Synchronous."""
-        self._body.close()
+        if self._body is not None:
+            self._body.close()
 
     async def run(self) -> None:
         """Hand the body over at the upstream's pace, then wait until the client leaves; returns then, with `gone`.
 
-        Raises `RequestRefused` when the body is larger than it may be, or the client silent in the middle of it. The body's end is
-        told to the upstream only when it has come: whoever ends the exchange otherwise ends the upload, too.
+        Raises `RequestRefused` when the body is larger than it may be, or the client silent in the middle of it. The body's end
+        is told to the upstream only when it has come: whoever ends the exchange otherwise ends the upload, too.
         """
         if self._first:
             await self._hand_over(self._first)
-        while not self.complete and not self.gone:
-            with trio.move_on_after(self._idle_s) as scope:
-                data = await self._next()
-            if scope.cancelled_caught:
-                raise RequestRefused(408, "request_timeout", "the request did not go on in time")
-            if self.bytes_received > self._max_bytes and not self._is_discarding:
-                raise too_large(self._max_bytes)
-            if data:
-                await self._hand_over(data)
-        if self.complete:
+        if not self.complete:
+            await self._take_in()
+        if self.complete and self._to_upstream is not None:
             self._to_upstream.close()
         self._ended.set()
         while not self.gone:
             await self._next()
+
+    async def _take_in(self) -> None:
+        """The rest of the body. One scope for all of it, whose deadline moves: a scope for each message costs more."""
+        while not self.complete and not self.gone:
+            with trio.CancelScope() as scope:
+                while not self.complete and not self.gone:
+                    scope.deadline = trio.current_time() + self._idle_s
+                    data = await self._next()
+                    scope.deadline = float("inf")
+                    if self.bytes_received > self._max_bytes and not self._is_discarding:
+                        raise too_large(self._max_bytes)
+                    if data:
+                        await self._hand_over(data)
+            if scope.cancelled_caught and not self.answered:
+                raise _too_slow()
 
     async def wait_complete(self) -> None:
         """While `run` discards, wait for the end of the request, or for the client to leave, for a bounded time."""
@@ -117,7 +141,7 @@ class Inbound:
 
     @property
     def _is_discarding(self) -> bool:
-        return self._to_upstream.statistics().open_receive_channels == 0
+        return self._to_upstream is None or self._to_upstream.statistics().open_receive_channels == 0
 
     async def _next(self) -> bytes:
         message = await self._receive()
@@ -131,6 +155,8 @@ class Inbound:
 
     async def _hand_over(self, data: bytes) -> None:
         """Pass a piece on. While that must wait, the client's socket itself tells whether the client leaves."""
+        if self._to_upstream is None:
+            return
         try:
             self._to_upstream.send_nowait(data)
         except trio.BrokenResourceError:
@@ -142,6 +168,7 @@ class Inbound:
                 await wait_any(lambda: self._send(data), lambda: self._wait_hangup(self._connection))
 
     async def _send(self, data: bytes) -> None:
+        assert self._to_upstream is not None
         with suppress(trio.BrokenResourceError):
             await self._to_upstream.send(data)
 
@@ -157,6 +184,10 @@ class _Body(httpx.AsyncByteStream):
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self._pieces
+
+
+def _too_slow() -> RequestRefused:
+    return RequestRefused(408, "request_timeout", "the request did not go on in time")
 
 
 def too_large(max_bytes: int) -> RequestRefused:

@@ -82,25 +82,25 @@ class Metrics:
     def __init__(self, pools: Pools, routes: Sequence[str]) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self.routes = {route: RouteTally() for route in routes}
-        self.exchanges = Counter(
+        exchanges = Counter(
             "weirpool_exchanges", "Exchanges that have ended, by outcome.", ["route", "outcome"], registry=self.registry
         )
-        self.time_to_first_byte = Histogram(
+        time_to_first_byte = Histogram(
             "weirpool_time_to_first_byte_seconds",
             "From the request's head to the first byte of the response's body.",
             ["route"],
             buckets=_TTFB_BUCKETS,
             registry=self.registry,
         )
-        self.writers = Counter(
+        writers = Counter(
             "weirpool_writer", "Responses sent, by the writer that sent them.", ["writer"], registry=self.registry
         )
-        for route in routes:
-            self.time_to_first_byte.labels(route)
-            for outcome in Outcome:
-                self.exchanges.labels(route, outcome)
-        for writer in WRITERS:
-            self.writers.labels(writer)
+        # Made once, so that they are there from the start, and an exchange need not look them up by their labels.
+        self.exchanges = {
+            (route, outcome): exchanges.labels(route, outcome.value) for route in routes for outcome in Outcome
+        }
+        self.time_to_first_byte = {route: time_to_first_byte.labels(route) for route in routes}
+        self.writers = {writer: writers.labels(writer) for writer in WRITERS}
         self.registry.register(_PoolCollector(pools))
         self.registry.register(_RouteCollector(self.routes))
 

@@ -131,21 +131,31 @@ class Relay:
         `idle_s` bounds the silence of upstream, `send_s` each wait for the client. Raises `UpstreamFailure`, `ClientGone`,
         `SendStalled`, and the `InterceptorError` that ended the stream; everything before it has then been sent.
         """
-        need = Need.READ
+        # What came with the head goes at once: often that is all.
+        need = self._pump_once() if self._body.pending else Need.READ
         while True:
             if need is Need.WRITE:
-                all_sent = False
-                while not all_sent:
-                    with trio.move_on_after(send_s if send_s is not None else float("inf")) as scope:
-                        all_sent = await self._writer.drain()
-                    if scope.cancelled_caught:
-                        raise SendStalled
+                if self._body.complete and self.failure is None and not self._writer.synchronous:
+                    return  # `finish` takes it along
+                await self._drain(send_s)
                 need = self.next_need()
             if need is Need.NOTHING:
                 if self.failure is not None:
                     raise self.failure
                 return
             need = await self._move(need, hub, idle_s)
+
+    async def _drain(self, send_s: float | None) -> None:
+        """Wait until the client has taken everything. Raises `SendStalled` when it takes nothing for `send_s`."""
+        all_sent = False
+        while not all_sent:
+            if send_s is None:
+                all_sent = await self._writer.drain()
+                continue
+            with trio.move_on_after(send_s) as scope:
+                all_sent = await self._writer.drain()
+            if scope.cancelled_caught:
+                raise SendStalled
 
     async def _move(self, need: Need, hub: Hub | None, idle_s: float | None) -> Need:
         """Pump whenever upstream is readable, until something else is needed."""

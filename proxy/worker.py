@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import structlog
 import trio
 
 from pools import Pools
@@ -38,6 +39,8 @@ class Worker:
         self.routes = RouteTable(config, self.pools)
         self.metrics = Metrics(self.pools, [NO_ROUTE, *(route.name for route in self.routes.routes)])
         self.trusted_proxies = TrustedProxies(config.reverse_proxy.trusted_proxies)
+        self.log: Any = structlog.get_logger("proxy").bind()
+        """Bound once: structlog's lazy loggers are put together anew at every call."""
         self.hub: Hub | None = None
         """Moves streams while the app's lifespan runs it; without one each stream's task waits for itself."""
         self.start_details: dict[str, object] = {}

@@ -2,9 +2,10 @@
 
     python -m proxy.bench.load '{"proxy_port": 8000, "upstream_port": 9001, "streams": 100, "rate": 40, "events": 250, ...}'
 
-It prints one line of JSON. Everything is non-blocking sockets and one epoll, and what it sends is made before it is needed, so that
-the load is not what is measured; `load_cpu` says what share of its core it took all the same. A stream counts as finished when the end
-of its chunked body has come, which no proxy can make up. Latency runs from the write at the upstream to the read at the client.
+It prints one line of JSON. Everything is non-blocking sockets and one epoll, and what it sends is made before it is needed, so
+that the load is not what is measured; `load_cpu` says what share of its core it took all the same. A stream counts as finished
+when the end of its chunked body has come, which no proxy can make up. Latency runs from the write at the upstream to the read at
+the client.
 """
 
 from __future__ import annotations
@@ -292,7 +293,7 @@ class _Load:
             self._close(peer)
             return
         peer.tail += data
-        head, blank, body = peer.tail.partition(b"\r\n\r\n")
+        _, blank, body = peer.tail.partition(b"\r\n\r\n")
         if not blank or (self.settings.kind == "json" and not body.endswith(self.json_body) and not body.endswith(_END)):
             return
         peer.tail = b""

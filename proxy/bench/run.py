@@ -139,7 +139,7 @@ def run_scenario(scenario: Scenario, target: Target, upstream_port: int, certifi
 def weirpool_target(upstream_port: int, tls_upstream: tuple[int, str] | None = None) -> Iterator[Target]:
     """`weirpool serve` with a route for each mode. `tls_upstream`: port, and the file of its certificate."""
     port = free_port()
-    upstreams = [{"name": "up", "endpoints": [f"http://127.0.0.1:{upstream_port}"]}]
+    upstreams: list[dict[str, Any]] = [{"name": "up", "endpoints": [f"http://127.0.0.1:{upstream_port}"]}]
     routes: list[dict[str, Any]] = [
         {"path": "/", "upstream": "up"},
         {"path": "/inspect", "upstream": "up", "interceptors": ["inspect"]},
@@ -162,7 +162,8 @@ def weirpool_target(upstream_port: int, tls_upstream: tuple[int, str] | None = N
             if tls_upstream is None:
                 yield target
                 return
-            upstreams[0] |= {"endpoints": [f"https://localhost:{tls_upstream[0]}"], "ca_file": tls_upstream[1]}  # type: ignore[dict-item]
+            upstreams[0]["endpoints"] = [f"https://localhost:{tls_upstream[0]}"]
+            upstreams[0]["ca_file"] = tls_upstream[1]
             secure = Path(directory) / "secure.yaml"
             secure.write_text(json.dumps(config | {"reverse_proxy": {"upstreams": upstreams, "routes": routes}}))
             tls_port = free_port()
@@ -201,7 +202,6 @@ def run_bench(names: Sequence[str] = ()) -> int:
                 + (f"  {result.failed} streams failed" if result.failed else ""),
                 flush=True,
             )
-        print(
-            f"\nreuse rate of sse_event: {reuse_rate(target):.4f}. `load`: the load's share of its own core; near 1 it is the limit."
-        )
+        print(f"\nreuse rate of sse_event: {reuse_rate(target):.4f}")
+        print("load: what share of its own core the load took; near 1, the load is the limit.")
     return 0

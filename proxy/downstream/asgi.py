@@ -47,13 +47,13 @@ class AsgiWriter:
             data, self._unsent = self._unsent, b""
             self.stalled = True  # until it has left; a cancelled drain leaves it so
             await self._pass({"type": "http.response.body", "body": data, "more_body": True})
-            if self._connection is not None:
-                await self._connection.wait_sent()
-            self.stalled = False
-        return True
+        all_sent = self._connection is None or await self._connection.wait_sent()
+        self.stalled = not all_sent
+        return all_sent
 
     async def finish(self) -> None:
-        await self._pass({"type": "http.response.body", "body": b"", "more_body": False})
+        data, self._unsent = self._unsent, b""
+        await self._pass({"type": "http.response.body", "body": data, "more_body": False})
 
     async def abort(self) -> None:
         if self._connection is not None:

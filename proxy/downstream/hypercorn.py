@@ -28,6 +28,7 @@ __all__ = ["ClientConnection", "contain_connections", "inspect_server", "path_is
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: closing sends a reset
 _INTERNAL_ERROR = 0x2  # RFC 9113, section 7
 _LAST_BYTES_S = 1.0
+_LOOK_S = 0.05
 
 
 class _ContainedServer(TCPServer):
@@ -109,6 +110,11 @@ class ClientConnection:
         return type(self._protocol) is H2Protocol
 
     @property
+    def shields_send(self) -> bool:
+        """Whether ASGI's `send` cannot be cancelled while the client takes nothing: so it is with HTTP/1.1."""
+        return not self.http2
+
+    @property
     def added_headers(self) -> frozenset[bytes]:
         """The headers that Hypercorn adds to every response."""
         config = self._stream.config
@@ -130,15 +136,22 @@ class ClientConnection:
             poll.register(self.sock.fileno(), select.EPOLLRDHUP)  # and EPOLLHUP, EPOLLERR, which always tell
             await trio.lowlevel.wait_readable(poll.fileno())
 
-    async def wait_sent(self) -> None:
-        """Under HTTP/2, wait until what was handed over has left, as far as the client's windows let it.
+    async def wait_sent(self) -> bool:
+        """Under HTTP/2, wait until some of what was handed over has left, as the client's windows let it. True when all has.
 
         Hypercorn's own limit does not hold when the window is shut: it then takes in whatever it is given.
         """
-        if isinstance(self._protocol, H2Protocol):
-            buffer = self._protocol.stream_buffers.get(self._stream.stream_id)
-            if buffer is not None:
+        if not isinstance(self._protocol, H2Protocol):
+            return True
+        buffer = self._protocol.stream_buffers.get(self._stream.stream_id)
+        if buffer is None:
+            return True
+        while waiting := len(buffer.buffer):
+            with trio.move_on_after(_LOOK_S):
                 await buffer.drain()
+            if 0 < len(buffer.buffer) < waiting:
+                return False
+        return True
 
     async def abort(self) -> None:
         """End the response such that the client sees that it is not whole: a reset, of the connection or the HTTP/2 stream.

@@ -61,7 +61,7 @@ class Writer(Protocol):
         ...
 
     async def finish(self) -> None:
-        """End the response clean. Raises `ClientGone`."""
+        """End the response clean; a writer that is not `synchronous` sends along what is unsent. Raises `ClientGone`."""
         ...
 
     async def abort(self) -> None:

@@ -33,6 +33,8 @@ class Framing(Protocol):
 
     complete: bool
     surplus: bool
+    framed: tuple[int, int]
+    """When `frame` has raised: the body bytes that came before what it refuses, in the same terms."""
 
     def frame(self, buffer: bytearray, start: int, end: int) -> tuple[int, int]: ...
 
@@ -44,12 +46,13 @@ class Framing(Protocol):
 class ContentLength:
     """A body of a known length; 0 for a response that has none (HEAD, 204, 304)."""
 
-    __slots__ = ("_left", "complete", "surplus")
+    __slots__ = ("_left", "complete", "framed", "surplus")
 
     def __init__(self, length: int) -> None:
         self._left = length
         self.complete = length == 0
         self.surplus = False
+        self.framed = (0, 0)
 
     def frame(self, buffer: bytearray, start: int, end: int) -> tuple[int, int]:
         last = min(end, start + self._left)
@@ -66,11 +69,12 @@ class ContentLength:
 class UntilClose:
     """A body that ends with the connection."""
 
-    __slots__ = ("complete", "surplus")
+    __slots__ = ("complete", "framed", "surplus")
 
     def __init__(self) -> None:
         self.complete = False
         self.surplus = False
+        self.framed = (0, 0)
 
     def frame(self, buffer: bytearray, start: int, end: int) -> tuple[int, int]:
         return start, end
@@ -82,7 +86,7 @@ class UntilClose:
 class Chunked:
     """The chunked transfer coding. Extensions are ignored, trailers are checked and dropped."""
 
-    __slots__ = ("_in_trailers", "_left", "_line", "_trailer_bytes", "complete", "surplus")
+    __slots__ = ("_in_trailers", "_left", "_line", "_trailer_bytes", "complete", "framed", "surplus")
 
     def __init__(self) -> None:
         self._left = 0  # bytes left of the current chunk, its CRLF included; 0: a chunk header comes next
@@ -91,6 +95,7 @@ class Chunked:
         self._trailer_bytes = 0
         self.complete = False
         self.surplus = False
+        self.framed = (0, 0)
 
     def frame(self, buffer: bytearray, start: int, end: int) -> tuple[int, int]:
         first = last = at = start
@@ -103,33 +108,37 @@ class Chunked:
                 if behind + 2 == end and behind > at and buffer[behind:end] == b"\r\n" and at <= MAX_CHUNK_HEADER_BYTES:
                     return at, behind
                 at = 0
-        while at < end:
-            left = self._left
-            if left > 2:
-                take = left - 2 if left - 2 < end - at else end - at
-                if last == at:
-                    last += take
-                elif last == 0:  # nothing precedes: the first run may stay where it is
-                    first, last = at, at + take
+        try:
+            while at < end:
+                left = self._left
+                if left > 2:
+                    take = left - 2 if left - 2 < end - at else end - at
+                    if last == at:
+                        last += take
+                    elif last == 0:  # nothing precedes: the first run may stay where it is
+                        first, last = at, at + take
+                    else:
+                        with memoryview(buffer) as view:
+                            view[last : last + take] = view[at : at + take]
+                        last += take
+                    at += take
+                    self._left = left - take
+                elif left:
+                    # The CRLF behind the data; anything else means that the sizes are wrong.
+                    if buffer[at] != (0x0D if left == 2 else 0x0A):
+                        raise ProtocolFailure("a chunk is not followed by CRLF")
+                    at += 1
+                    self._left = left - 1
+                elif self.complete:
+                    self.surplus = True
+                    break
+                elif self._in_trailers:
+                    at = self._trailer(buffer, at, end)
                 else:
-                    with memoryview(buffer) as view:
-                        view[last : last + take] = view[at : at + take]
-                    last += take
-                at += take
-                self._left = left - take
-            elif left:
-                # The CRLF behind the data; anything else means that the sizes are wrong.
-                if buffer[at] != (0x0D if left == 2 else 0x0A):
-                    raise ProtocolFailure("a chunk is not followed by CRLF")
-                at += 1
-                self._left = left - 1
-            elif self.complete:
-                self.surplus = True
-                break
-            elif self._in_trailers:
-                at = self._trailer(buffer, at, end)
-            else:
-                at = self._header(buffer, at, end)
+                    at = self._header(buffer, at, end)
+        except ProtocolFailure:
+            self.framed = (first, last)
+            raise
         return first, last
 
     def eof(self) -> None:

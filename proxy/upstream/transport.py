@@ -58,6 +58,8 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
         pool = self._pool_of(request.url)
         protocol = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
         head = _encode_head(protocol, request)
+        if isinstance(request.stream, httpx.ByteStream):
+            head += _encode_whole_body(protocol, request.stream)
         write_timeout_s = timeouts.get("write")
         fresh = False
         while True:
@@ -126,6 +128,7 @@ class UpstreamBody(httpx.AsyncByteStream):
         self._read_timeout_s = read_timeout_s
         self._closed = False
         self._tls = connection.tls
+        self._broken: ProtocolFailure | None = None  # to be raised when what came before it has been handed out
         self.upload: _Upload | None = None
         self.complete = framing.complete
         """Whether the whole body has been received."""
@@ -133,7 +136,7 @@ class UpstreamBody(httpx.AsyncByteStream):
     @property
     def pending(self) -> bool:
         """Whether there is something to receive that readiness of the socket would not tell."""
-        return bool(self._early) or (self._tls and self.connection.pending)
+        return bool(self._early) or (self._tls and self.connection.pending) or self._broken is not None
 
     def receive(self, buffer: bytearray, at: int) -> tuple[int, int] | None:
         """Read once into `buffer[at:]`, which must have room, and frame in place. Never blocks.
@@ -141,6 +144,8 @@ class UpstreamBody(httpx.AsyncByteStream):
         Returns `(first, last)`, the body bytes as `body` tells (none at all when they were all framing); None when nothing
         is there yet. Not to be called when `complete`. Raises `UpstreamFailure`.
         """
+        if self._broken is not None:
+            raise self._broken
         if self._early:
             count = min(len(self._early), len(buffer) - at)
             buffer[at : at + count] = self._early[:count]
@@ -151,7 +156,10 @@ class UpstreamBody(httpx.AsyncByteStream):
                 if received == 0:
                     if self.upload is not None and self.upload.failure is not None:
                         raise self.upload.failure  # what looks like the end is our own doing
-                    self._framing.eof()
+                    try:
+                        self._framing.eof()
+                    except Truncated as error:
+                        raise Truncated(f"{self.connection.origin}: {error}") from None
                     self.complete = True
             except (ReadFailed, Truncated) as error:
                 raise self._cause(error) from None
@@ -159,13 +167,19 @@ class UpstreamBody(httpx.AsyncByteStream):
                 return None if received is None else (at, at)
             count = received
         framing = self._framing
-        span = framing.frame(buffer, at, at + count)
+        try:
+            span = framing.frame(buffer, at, at + count)
+        except ProtocolFailure as error:
+            self._broken = ProtocolFailure(f"{self.connection.origin}: {error}")
+            if framing.framed[0] == framing.framed[1]:
+                raise self._broken from None
+            return framing.framed  # good bytes came before the bad ones
         self.complete = framing.complete
         return span
 
     async def wait_readable(self) -> None:
         """Wait until `receive` may find something."""
-        if self._early:
+        if self._early or self._broken is not None:
             await trio.lowlevel.checkpoint()
             return
         try:
@@ -174,7 +188,7 @@ class UpstreamBody(httpx.AsyncByteStream):
             raise self._cause(error) from None
 
     def _cause(self, error: Exception) -> Exception:
-        """Why the connection broke: an upload that could not go on has closed it, or it broke by itself."""
+        """Why the connection broke: an upload that could not go on has ended it, or it broke by itself."""
         return self.upload.failure if self.upload is not None and self.upload.failure is not None else error
 
     def close(self) -> None:
@@ -297,8 +311,7 @@ class _Exchange:
         self._waiting = _HeadWait(request.extensions.get("timeout", {}).get("read"))
 
     async def run(self) -> httpx.Response:
-        if not _has_body(self._request):
-            self._protocol.send(h11.EndOfMessage())
+        if self._protocol.our_state is not h11.SEND_BODY:
             self._waiting.start_clock()
             return await self._response(None)
         upload = _Upload(self._connection, self._protocol, self._request)
@@ -331,7 +344,10 @@ class _Exchange:
                 raise upload.failure
             raise ReadTimedOut(f"{self._connection.origin}: no response within {self._waiting.timeout_s} s")
         early, _ = self._protocol.trailing_data
-        framing, ends = _framing_of(self._request.method, head)
+        try:
+            framing, ends = _framing_of(self._request.method, head)
+        except ProtocolFailure as error:
+            raise ProtocolFailure(f"{self._connection.origin}: {error}") from None
         body = UpstreamBody(
             self._pools,
             self._pool,
@@ -394,9 +410,13 @@ def _encode_head(protocol: h11.Connection, request: httpx.Request) -> bytes:
     return data
 
 
-def _has_body(request: httpx.Request) -> bool:
-    """RFC 9112, section 6: a request has a body when its head says so."""
-    return "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
+def _encode_whole_body(protocol: h11.Connection, stream: httpx.ByteStream) -> bytes:
+    """A body that is in memory goes along with the head."""
+    try:
+        data = b"".join(protocol.send(h11.Data(data=piece)) or b"" for piece in stream if piece)
+        return data + (protocol.send(h11.EndOfMessage()) or b"")
+    except h11.LocalProtocolError as error:
+        raise httpx.LocalProtocolError(str(error)) from error
 
 
 def _framing_of(method: str, head: h11.Response) -> tuple[Framing, bool]:

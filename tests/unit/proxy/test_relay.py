@@ -377,6 +377,17 @@ async def test_an_event_larger_than_every_window(text: bytes, way: str) -> None:
         assert rig.pools.sse_event.statistics().discards == 0
 
 
+async def test_a_large_event_is_read_in_few_reads(way: str) -> None:
+    """Its buffer doubles as it fills, so that 300 kB that are there cost tens of reads, not hundreds."""
+    block = b"data: c" + b"y" * 300_000 + b"\n\n"
+    client = Client()
+    async with open_rig(way, client, ContentLength(len(block)), hook=edit) as rig:
+        connection = rig.relay._body.connection
+        await rig.run_fed(block)
+        assert (rig.error, client.received) == (None, block[:6] + block[6:].upper())
+        assert len(connection.reads) < 60
+
+
 @pytest.mark.parametrize(
     ("size", "pool"), [(1, "sse_event"), (500, "sse_event"), (600, "http_response"), (5000, "http_response")]
 )
