@@ -30,6 +30,7 @@ _OnEvent = Callable[[Event], EventResult]
 _Piece = tuple[bytearray, int, int]
 _LF = 0x0A
 _CR = 0x0D
+_COLON = 0x3A  # a line end, a comment, or something odd: fields begin with letters, and those are greater
 
 
 @dataclass(slots=True)
@@ -186,8 +187,12 @@ class StreamChain:
                         continue
                     if not final and BOM.startswith(bytes(buffer[at:end])):
                         break
-                behind = find_block_end(buffer, at, end, scan_from, plain)
-                whole = behind >= 0
+                if plain and buffer[at] != _LF:
+                    behind = buffer.find(b"\n\n", at if scan_from == at else scan_from - 1, end) + 2
+                    whole = behind > 1
+                else:
+                    behind = find_block_end(buffer, at, end, scan_from)
+                    whole = behind >= 0
                 if not whole:
                     if not final:
                         break
@@ -217,13 +222,16 @@ class StreamChain:
         Otherwise the untouched run before it and its replacement become pieces.
         """
         counts = self.counts
-        if is_silent(buffer, at, behind):
+        if buffer[at] <= _COLON and is_silent(buffer, at, behind):
             counts.passed += 1
             return True
-        event = WireEvent(buffer, at, behind, whole=whole)
+        event = WireEvent(buffer, at, behind, whole)
         try:
             result = self._run(event)
-            replacement = None if result is event else self._write(event, result)
+            if result is event:
+                counts.passed += 1
+                return True
+            replacement = self._write(event, result)
         finally:
             event.end_of_life()
         if replacement is None:
@@ -232,7 +240,7 @@ class StreamChain:
         if at > run:
             pieces.append((buffer, run, at))
         for piece in replacement:
-            if pieces and pieces[-1][0] is piece[0] and pieces[-1][2] == piece[1]:
+            if pieces and pieces[-1][2] == piece[1] and pieces[-1][0] is piece[0]:
                 pieces[-1] = (piece[0], pieces[-1][1], piece[2])  # right behind the one before
             else:
                 pieces.append(piece)
@@ -289,8 +297,18 @@ class StreamChain:
 
     def _write(self, event: WireEvent, result: Event | list[Event]) -> list[_Piece] | None:
         """Write what leaves instead of `event`, and count it. None: it cannot be written, and `event` passes as it came."""
-        events = [result] if isinstance(result, Event) else result
         output = self._output
+        if type(result) is Event and event.whole:  # one for one: the usual case
+            start = output.begin()
+            try:
+                result.write_to(output)
+            except Exception as error:
+                output.used = start
+                self._fail(result.made_by, error)
+                return None
+            self.counts.changed += 1
+            return [(output.buffer, start, output.used)]
+        events = [result] if isinstance(result, Event) else result
         pieces: list[_Piece] = []
         for item in events:
             start = output.begin()

@@ -18,6 +18,8 @@ from .sse import Fields, encode_event, encode_head, parse_fields
 
 __all__ = ["UNSET", "Event", "WireEvent"]
 
+_SPACE = 0x20
+
 UNSET: Any = type("Unset", (), {"__repr__": lambda _: "UNSET", "__bool__": lambda _: False})()
 """Not given; None is a value that JSON and fields have."""
 
@@ -45,7 +47,8 @@ class Event:
     ) -> None:
         if data is not None and json is not UNSET:
             raise ValueError("an event has either data or json, not both")
-        encode_head(event, id, retry)  # refused here, where the mistake is, and not when the event leaves
+        if event is not None or id is not None or retry is not None:
+            encode_head(event, id, retry)  # refused here, where the mistake is, and not when the event leaves
         self._event = event
         self._id = id
         self._retry = retry
@@ -116,9 +119,7 @@ class Event:
     def write_to(self, output: PooledOutput) -> None:
         """Append the block to a piece of `output`; JSON is encoded straight into the pooled buffer."""
         if self._data is None and self._json is not UNSET:
-            output.write(encode_head(self._event, self._id, self._retry) + b"data: ")
-            output.write_json(self._json)
-            output.write(b"\n\n")
+            output.write_json(self._json, encode_head(self._event, self._id, self._retry) + b"data: ", b"\n\n")
         else:
             output.write(self.raw)
 
@@ -133,14 +134,15 @@ class Event:
 class WireEvent(Event):
     """An event as it came: `buffer[start:end]`, parsed when first asked, stale after `end_of_life()`."""
 
-    __slots__ = ("_buffer", "_fields", "_from", "_to", "whole")
+    __slots__ = ("_buffer", "_fields", "_from", "_line", "_to", "whole")
 
-    def __init__(self, buffer: bytes | bytearray, start: int, end: int, *, whole: bool = True) -> None:
+    def __init__(self, buffer: bytes | bytearray, start: int, end: int, whole: bool = True) -> None:
         """`whole`: it has the empty line that ends it; only the last of a stream may lack it."""
         self._buffer: bytes | bytearray | None = buffer
         self._from = start
         self._to = end
         self.whole = whole
+        self._line = 0  # where the data begins, if the block is one line of data; -1 if it is not; 0 before anyone looked
         self._fields: Fields | None = None
         self._json = UNSET
 
@@ -156,10 +158,16 @@ class WireEvent(Event):
 
     def _parse(self) -> Fields:
         # Stale even when parsed before: an event that sometimes answers would hide the mistake.
-        if self._buffer is None:
+        buffer = self._buffer
+        if buffer is None:
             raise StaleEvent
         if self._fields is None:
-            self._fields = parse_fields(bytes(self._buffer[self._from : self._to]))
+            line = self._data_line(buffer)
+            if line > 0:
+                text = bytes(buffer[line : self._to - 2]).decode("utf-8", "replace")
+                self._fields = Fields(None, text, None, None)
+            else:
+                self._fields = parse_fields(bytes(buffer[self._from : self._to]))
         return self._fields
 
     @property
@@ -179,16 +187,40 @@ class WireEvent(Event):
         return self._parse().data or ""
 
     def json(self) -> Any:
-        if self._buffer is None:
+        buffer = self._buffer
+        if buffer is None:
             raise StaleEvent
         if self._json is UNSET:
-            at = self._single_data_line()
-            if at is None:
-                self._json = _decode(self._strict_data())
-            else:
-                with memoryview(self._buffer)[at[0] : at[1]] as text:
+            line = self._data_line(buffer)
+            if line > 0:
+                text = memoryview(buffer)[line : self._to - 2]
+                try:
                     self._json = _decode(text)
+                finally:
+                    text.release()
+            else:
+                self._json = _decode(self._strict_data())
         return self._json
+
+    def replace(
+        self,
+        data: str | None = None,
+        *,
+        json: Any = UNSET,
+        event: str | None = UNSET,
+        id: str | None = UNSET,
+        retry: int | None = UNSET,
+    ) -> Event:
+        buffer = self._buffer
+        if json is not UNSET and buffer is not None and data is None and self._data_line(buffer) > 0:
+            # Nothing but data was there, and that goes: no field need be read.
+            return Event(
+                json=json,
+                event=None if event is UNSET else event,
+                id=None if id is UNSET else id,
+                retry=None if retry is UNSET else retry,
+            )
+        return super().replace(data, json=json, event=event, id=id, retry=retry)
 
     def _strict_data(self) -> str:
         """The data, but not with replacement characters for what is not UTF-8: that would be another JSON text."""
@@ -198,19 +230,23 @@ class WireEvent(Event):
             raise NotJson("this event's data is not JSON: it is not UTF-8") from None
         return self.data
 
-    def _single_data_line(self) -> tuple[int, int] | None:
-        """Where the data is, when the whole block is one `data` line ended by LF: the usual case, read in place."""
-        buffer, start = self._buffer, self._from
-        assert buffer is not None
-        if buffer[start : start + 5] != b"data:":
-            return None
-        end = buffer.find(b"\n", start, self._to)
-        if end != self._to - 2 or buffer.find(b"\r", start, end) >= 0:
-            return None
-        return (start + 6 if buffer[start + 5] == 0x20 else start + 5), end
+    def _data_line(self, buffer: bytes | bytearray) -> int:
+        """Where the data begins, when the whole block is one `data` line ended by LF: the usual case. Else -1."""
+        line = self._line
+        if not line:
+            start, last = self._from, self._to - 2
+            line = -1
+            if (
+                buffer.startswith(b"data:", start)
+                and buffer.find(b"\n", start, self._to) == last
+                and buffer.find(b"\r", start, last) < 0
+            ):
+                line = start + 6 if buffer[start + 5] == _SPACE else start + 5
+            self._line = line
+        return line
 
     def detach(self) -> Event:
-        return WireEvent(self.raw, 0, self._to - self._from, whole=self.whole)
+        return WireEvent(self.raw, 0, self._to - self._from, self.whole)
 
     def write_to(self, output: PooledOutput) -> None:
         output.write(self.raw)

@@ -27,23 +27,19 @@ _DIGITS = re.compile(rb"[0-9]+")
 _MOST_DIGITS = 18  # of a retry; longer than any stream, and what would take time to read
 
 
-def find_block_end(buffer: bytes | bytearray, start: int, end: int, scan_from: int, plain: bool) -> int:
+def find_block_end(buffer: bytes | bytearray, start: int, end: int, scan_from: int) -> int:
     """The index behind the block that starts at `start`, or -1 when `buffer[start:end]` does not hold its end.
 
-    `scan_from` (at least `start`) says how far an earlier call has looked in vain. `plain` promises that there is no CR in
-    `buffer[start:end]`. When the block ends with a CR at `end - 1`, an LF that comes next still belongs to the block.
+    `scan_from` (at least `start`) says how far an earlier call has looked in vain. When the block ends with a CR at `end - 1`,
+    an LF that comes next still belongs to the block.
     """
     first = buffer[start] if start < end else 0
     if first == _LF:
         return start + 1
     if first == _CR:
         return start + 2 if start + 1 < end and buffer[start + 1] == _LF else start + 1
-    if scan_from > start:
-        scan_from = max(start, scan_from - 3)  # the empty line may have begun there
-    if plain:
-        at = buffer.find(b"\n\n", scan_from, end)
-        return at + 2 if at >= 0 else -1
-    match = _EMPTY_LINE.search(buffer, scan_from, end)
+    # The empty line may have begun up to three bytes before.
+    match = _EMPTY_LINE.search(buffer, max(start, scan_from - 3), end)
     return match.end() if match is not None else -1
 
 

@@ -63,10 +63,14 @@ class PooledOutput:
         self.buffer[self.used : used] = data
         self.used = used
 
-    def write_json(self, value: Any) -> None:
-        """Append the encoding of `value` to the piece. Errors as `encode_json`; `used` is then unchanged."""
-        _encoder.encode_into(value, self.buffer, self.used)
-        self.used = len(self.buffer)
+    def write_json(self, value: Any, before: bytes = b"", after: bytes = b"") -> None:
+        """Append the encoding of `value` to the piece, between two strings. Errors as `encode_json`; `used` is then unchanged."""
+        buffer, used = self.buffer, self.used
+        at = used + len(before)
+        buffer[used:at] = before
+        _encoder.encode_into(value, buffer, at)
+        buffer += after
+        self.used = len(buffer)
 
     def close(self) -> None:
         """Give the leases back; every view of a piece should be gone. Safe to call again."""

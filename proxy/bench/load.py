@@ -238,7 +238,7 @@ class _Load:
 
     def _answered(self, peer: _Peer, data: bytes) -> None:
         peer.tail += data
-        if not peer.tail.endswith(self.json_body):
+        if not peer.tail.endswith((self.json_body, _END)):
             return
         peer.tail = b""
         self.requests += 1

@@ -14,7 +14,7 @@ def blocks(stream: bytes, step: int | None = None) -> list[bytes]:
     for end in range(step, len(stream) + step, step) if step else [len(stream)]:
         window = bytearray(stream[:end])
         while start < len(window):
-            behind = find_block_end(window, start, len(window), start + seen, b"\r" not in window[start:])
+            behind = find_block_end(window, start, len(window), start + seen)
             if behind < 0:
                 seen = len(window) - start
                 break
@@ -74,10 +74,10 @@ def test_an_empty_line_by_itself_is_a_block() -> None:
 
 def test_a_search_ends_at_the_windows_end() -> None:
     """Bytes behind `end` are stale, somebody else's: they end no block."""
-    assert find_block_end(bytearray(b"data: a\n\n"), 0, 8, 0, True) == -1
-    assert find_block_end(bytearray(b"data: a\r\n\r\n"), 0, 9, 0, False) == -1
-    assert find_block_end(bytearray(b"data: a\r\r\n"), 0, 9, 0, False) == 9
-    assert find_block_end(bytearray(b"\r\n"), 0, 1, 0, False) == 1
+    assert find_block_end(bytearray(b"data: a\n\n"), 0, 8, 0) == -1
+    assert find_block_end(bytearray(b"data: a\r\n\r\n"), 0, 9, 0) == -1
+    assert find_block_end(bytearray(b"data: a\r\r\n"), 0, 9, 0) == 9
+    assert find_block_end(bytearray(b"\r\n"), 0, 1, 0) == 1
 
 
 # --- silent blocks ------------------------------------------------------------------------------------------------------
