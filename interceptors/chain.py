@@ -231,9 +231,24 @@ class StreamChain:
             if result is event:
                 counts.passed += 1
                 return True
-            replacement = self._write(event, result)
+            if type(result) is Event and whole:
+                # One for one, the usual case: behind what was written before, if that is the last piece.
+                output = self._output
+                start = output.begin()
+                if self._write_one(result, start):
+                    counts.changed += 1
+                    if at > run:
+                        pieces.append((buffer, run, at))
+                    elif start and pieces and pieces[-1][0] is output.buffer:
+                        pieces[-1] = (output.buffer, pieces[-1][1], output.used)
+                        return False
+                    pieces.append((output.buffer, start, output.used))
+                    return False
+                replacement = None
+            else:
+                replacement = self._write(event, result)
         finally:
-            event.end_of_life()
+            event._buffer = None  # end_of_life(), without the call
         if replacement is None:
             counts.passed += 1
             return True
@@ -297,26 +312,12 @@ class StreamChain:
 
     def _write(self, event: WireEvent, result: Event | list[Event]) -> list[_Piece] | None:
         """Write what leaves instead of `event`, and count it. None: it cannot be written, and `event` passes as it came."""
-        output = self._output
-        if type(result) is Event and event.whole:  # one for one: the usual case
-            start = output.begin()
-            try:
-                result.write_to(output)
-            except Exception as error:
-                output.used = start
-                self._fail(result.made_by, error)
-                return None
-            self.counts.changed += 1
-            return [(output.buffer, start, output.used)]
         events = [result] if isinstance(result, Event) else result
+        output = self._output
         pieces: list[_Piece] = []
         for item in events:
             start = output.begin()
-            try:
-                item.write_to(output)
-            except Exception as error:
-                output.used = start
-                self._fail(getattr(item, "made_by", len(self._owners) - 1), error)
+            if not self._write_one(item, start):
                 return None
             if isinstance(item, WireEvent):
                 if not item.whole and item is not events[-1]:
@@ -333,6 +334,16 @@ class StreamChain:
             counts.changed += 1
         counts.added += max(0, len(events) - 1)
         return pieces
+
+    def _write_one(self, event: Event, start: int) -> bool:
+        """Write one event where the output stands. False if that failed and its maker says `skip`."""
+        try:
+            event.write_to(self._output)
+        except Exception as error:
+            self._output.used = start
+            self._fail(getattr(event, "made_by", len(self._owners) - 1), error)
+            return False
+        return True
 
     def _fail(self, index: int, error: Exception) -> None:
         owner = self._owners[index]

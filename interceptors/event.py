@@ -119,7 +119,10 @@ class Event:
     def write_to(self, output: PooledOutput) -> None:
         """Append the block to a piece of `output`; JSON is encoded straight into the pooled buffer."""
         if self._data is None and self._json is not UNSET:
-            output.write_json(self._json, encode_head(self._event, self._id, self._retry) + b"data: ", b"\n\n")
+            before = b"data: "
+            if self._event is not None or self._id is not None or self._retry is not None:
+                before = encode_head(self._event, self._id, self._retry) + before
+            output.write_json(self._json, before, b"\n\n")
         else:
             output.write(self.raw)
 
@@ -147,7 +150,7 @@ class WireEvent(Event):
         self._json = UNSET
 
     def end_of_life(self) -> None:
-        """The bytes move on. The chain calls this when the event has left."""
+        """The bytes move on. The chain does this when the event has left."""
         self._buffer = None
 
     @property
@@ -191,11 +194,13 @@ class WireEvent(Event):
         if buffer is None:
             raise StaleEvent
         if self._json is UNSET:
-            line = self._data_line(buffer)
+            line = self._line or self._data_line(buffer)
             if line > 0:
                 text = memoryview(buffer)[line : self._to - 2]
                 try:
-                    self._json = _decode(text)
+                    self._json = decode_json(text)
+                except (ValueError, RecursionError) as error:
+                    raise _not_json(error) from None
                 finally:
                     text.release()
             else:
@@ -212,7 +217,7 @@ class WireEvent(Event):
         retry: int | None = UNSET,
     ) -> Event:
         buffer = self._buffer
-        if json is not UNSET and buffer is not None and data is None and self._data_line(buffer) > 0:
+        if json is not UNSET and buffer is not None and data is None and (self._line or self._data_line(buffer)) > 0:
             # Nothing but data was there, and that goes: no field need be read.
             return Event(
                 json=json,
@@ -258,12 +263,17 @@ class WireEvent(Event):
         return "<WireEvent, over>" if self._buffer is None else super().__repr__()
 
 
-def _decode(text: str | memoryview) -> Any:
+def _decode(text: str) -> Any:
     try:
         return decode_json(text)
-    except msgspec.DecodeError as error:
-        raise NotJson(f"this event's data is not JSON: {error}") from None
-    except UnicodeDecodeError:
-        raise NotJson("this event's data is not JSON: it is not UTF-8") from None
-    except RecursionError:
-        raise NotJson("this event's data is nested too deep to decode") from None
+    except (ValueError, RecursionError) as error:
+        raise _not_json(error) from None
+
+
+def _not_json(error: Exception) -> NotJson:
+    """Why not, without the data."""
+    if isinstance(error, msgspec.DecodeError):
+        return NotJson(f"this event's data is not JSON: {error}")
+    if isinstance(error, RecursionError):
+        return NotJson("this event's data is nested too deep to decode")
+    return NotJson("this event's data is not JSON: it is not UTF-8")

@@ -7,6 +7,7 @@ saves here is the object and the copy into place, not the resize.)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -16,18 +17,15 @@ from .scope import BufferScope
 
 __all__ = ["PooledOutput", "decode_json", "encode_json"]
 
-_decoder = msgspec.json.Decoder()
 _encoder = msgspec.json.Encoder()
+_encode_into = _encoder.encode_into
 
+# The methods themselves, not functions around them: an event pays for every call.
+decode_json: Callable[[bytes | bytearray | memoryview | str], Any] = msgspec.json.Decoder().decode
+"""Decode one JSON text (RFC 8259), read in place. Raises `msgspec.DecodeError`; keeps no reference to what it read."""
 
-def decode_json(data: bytes | bytearray | memoryview | str) -> Any:
-    """Decode one JSON text (RFC 8259), read in place. Raises `msgspec.DecodeError`; keeps no reference to `data`."""
-    return _decoder.decode(data)
-
-
-def encode_json(value: Any) -> bytes:
-    """Encode to new bytes, on one line. Raises `TypeError` or `msgspec.EncodeError` for what JSON cannot say."""
-    return _encoder.encode(value)
+encode_json: Callable[[Any], bytes] = _encoder.encode
+"""Encode to new bytes, on one line. Raises `TypeError` or `msgspec.EncodeError` for what JSON cannot say."""
 
 
 class PooledOutput:
@@ -68,7 +66,7 @@ class PooledOutput:
         buffer, used = self.buffer, self.used
         at = used + len(before)
         buffer[used:at] = before
-        _encoder.encode_into(value, buffer, at)
+        _encode_into(value, buffer, at)
         buffer += after
         self.used = len(buffer)
 

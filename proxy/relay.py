@@ -67,6 +67,7 @@ class Relay:
         self._sse = sse
         self._carry: Lease | None = None  # an event that is not whole yet lies at its beginning
         self._carried = 0
+        self._half_full = pools.sse_event.size // 2
         self.wants_large = not sse
         """Whether the next pump wants a window of `http_response` rather than `sse_event`."""
         self._tail = bytearray(b"\n\n")
@@ -110,8 +111,8 @@ class Relay:
             if self.first_read is None:
                 self.first_read = now
         if self._sse:
-            # Read into a larger window as long as the small one comes back full.
-            self.wants_large = size > (len(buffer) - at) >> 1
+            # Read into a larger window as long as more comes at once than half fills the small one.
+            self.wants_large = size > self._half_full
         if self._chain is None:
             all_sent = not size or self._pass(buffer, first, last)
         else:

@@ -25,6 +25,7 @@ MAX_TRAILER_BYTES = 16384
 _CHUNK_HEADER = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*|[ \t]*)\r\n")
 # RFC 9110, section 5: field-name ":" OWS field-value OWS. A folded line (obs-fold) does not match.
 _TRAILER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*\r\n")
+_CR, _LF = 0x0D, 0x0A
 _NOT_IN_TRAILERS = frozenset([b"content-length", b"transfer-encoding", b"host"])
 
 
@@ -99,17 +100,25 @@ class Chunked:
 
     def frame(self, buffer: bytearray, start: int, end: int) -> tuple[int, int]:
         first = last = at = start
-        if not start and not self._left and not self._line and not self._in_trailers:
-            # The usual case, at an event per read: one whole chunk, which stays where it is.
-            match = _CHUNK_HEADER.match(buffer, 0, end)
-            if match is not None:
-                at = match.end()
-                behind = at + int(match[1], 16)
-                if behind + 2 == end and behind > at and buffer[behind:end] == b"\r\n" and at <= MAX_CHUNK_HEADER_BYTES:
-                    return at, behind
-                at = 0
         try:
             while at < end:
+                if not self._left and not self._line and not self._in_trailers:
+                    # The usual case: a chunk that is whole.
+                    match = _CHUNK_HEADER.match(buffer, at, end)
+                    if match is not None:
+                        data = match.end()
+                        size = int(match[1], 16)
+                        behind = data + size
+                        if size and behind + 2 <= end and buffer[behind] == _CR and buffer[behind + 1] == _LF:
+                            if data - at > MAX_CHUNK_HEADER_BYTES:
+                                raise ProtocolFailure(f"a chunk header is longer than {MAX_CHUNK_HEADER_BYTES} bytes")
+                            if last:
+                                buffer[last : last + size] = buffer[data:behind]
+                                last += size
+                            else:  # nothing precedes: the first run may stay where it is
+                                first, last = data, behind
+                            at = behind + 2
+                            continue
                 left = self._left
                 if left > 2:
                     take = left - 2 if left - 2 < end - at else end - at
@@ -125,7 +134,7 @@ class Chunked:
                     self._left = left - take
                 elif left:
                     # The CRLF behind the data; anything else means that the sizes are wrong.
-                    if buffer[at] != (0x0D if left == 2 else 0x0A):
+                    if buffer[at] != (_CR if left == 2 else _LF):
                         raise ProtocolFailure("a chunk is not followed by CRLF")
                     at += 1
                     self._left = left - 1

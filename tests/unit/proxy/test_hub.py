@@ -594,7 +594,7 @@ async def test_five_hundred_busy_streams_share_the_hub_and_leave_room_for_others
     assert most <= 2 * (1 if turn_s < 0 else TURN_PUMPS)
     fewest, highest = min(stream.pumps for stream in streams), max(stream.pumps for stream in streams)
     assert fewest >= 10
-    assert highest <= (2 * fewest if needs == "either" else fewest + 4)
+    assert highest <= (2 * fewest if needs == "either" else 1.2 * fewest + 4)
     assert leases == 0
 
 
