@@ -175,7 +175,9 @@ class Relay:
                         await self._body.wait_readable()
                         need = self._pump_once()
                 return need
-            if idle_s is not None and trio.current_time() >= self.last_read + idle_s:
+            # Perhaps it was not upstream that stood still, but this process: look once more before saying so.
+            need = self._pump_once()
+            if idle_s is not None and need is Need.READ and trio.current_time() >= self.last_read + idle_s:
                 raise ReadTimedOut(f"{self._body.connection.origin}: silent for {idle_s} s")
 
     def _pump_once(self) -> Need:

@@ -94,6 +94,8 @@ class Connection:
         if self.pending:
             await trio.lowlevel.checkpoint()
             return
+        if self.sock.fileno() < 0:
+            raise ReadFailed(f"{self.origin}: closed")
         try:
             await wait_readable(self.sock)
         except trio.ClosedResourceError:

@@ -32,6 +32,7 @@ __all__ = ["UpstreamBody", "UpstreamTransport"]
 MAX_HEAD_BYTES = 65536
 _MAX_INFORMATIONAL = 64
 _CLOSE_S = 1.0
+_SMALL_BODY_BYTES = 16384
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -58,7 +59,7 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
         pool = self._pool_of(request.url)
         protocol = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
         head = _encode_head(protocol, request)
-        if isinstance(request.stream, httpx.ByteStream):
+        if isinstance(request.stream, httpx.ByteStream) and _is_small(request.headers):
             head += _encode_whole_body(protocol, request.stream)
         write_timeout_s = timeouts.get("write")
         fresh = False
@@ -410,8 +411,13 @@ def _encode_head(protocol: h11.Connection, request: httpx.Request) -> bytes:
     return data
 
 
+def _is_small(headers: httpx.Headers) -> bool:
+    """Whether a body, or none at all, may be written at once: nothing would be answered before it was there."""
+    return "transfer-encoding" not in headers and int(headers.get("content-length", "0")) <= _SMALL_BODY_BYTES
+
+
 def _encode_whole_body(protocol: h11.Connection, stream: httpx.ByteStream) -> bytes:
-    """A body that is in memory goes along with the head."""
+    """A small body that is in memory goes along with the head, and the end of the message with it."""
     try:
         data = b"".join(protocol.send(h11.Data(data=piece)) or b"" for piece in stream if piece)
         return data + (protocol.send(h11.EndOfMessage()) or b"")
