@@ -75,4 +75,6 @@ class PooledOutput:
         self.buffer = bytearray()
         self.used = 0
         while self._leases:
-            self._scope.release(self._leases.pop())
+            lease = self._leases.pop()
+            if not lease.returned:  # the scope may have ended before
+                self._scope.release(lease)

@@ -1,0 +1,156 @@
+"""The body of a response: the upstream connection for as long as it lasts, framed in place, given back when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import httpx
+import trio
+
+from pools import Pools
+
+from ..errors import ProtocolFailure, ReadFailed, ReadTimedOut, Truncated
+from .body import Framing
+from .connections import Connection, ConnectionPool
+
+if TYPE_CHECKING:
+    from .roundtrip import Upload
+
+__all__ = ["UpstreamBody"]
+
+
+class UpstreamBody(httpx.AsyncByteStream):
+    """The body of one response. Read it with `receive` and `wait_readable`, or, through httpx, as an async iterator.
+
+    Close it: `aclose` (never blocks) gives the connection back, kept alive if the exchange ended clean, closed if not.
+    """
+
+    def __init__(
+        self,
+        pools: Pools,
+        pool: ConnectionPool,
+        connection: Connection,
+        framing: Framing,
+        early: bytes,
+        keep_alive: bool,
+        read_timeout_s: float | None,
+    ) -> None:
+        self.connection = connection
+        self._pools = pools
+        self._pool = pool
+        self._framing = framing
+        self._early = early  # body bytes that came with the head
+        self._keep_alive = keep_alive
+        self._read_timeout_s = read_timeout_s
+        self._closed = False
+        self._tls = connection.tls
+        self._broken: ProtocolFailure | None = None  # to be raised when what came before it has been handed out
+        self.upload: Upload | None = None
+        self.complete = framing.complete
+        """Whether the whole body has been received."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is something to receive that readiness of the socket would not tell."""
+        return bool(self._early) or (self._tls and self.connection.pending) or self._broken is not None
+
+    def receive(self, buffer: bytearray, at: int) -> tuple[int, int] | None:
+        """Read once into `buffer[at:]`, which must have room, and frame in place. Never blocks.
+
+        Returns `(first, last)`, the body bytes as `body` tells (none at all when they were all framing); None when nothing
+        is there yet. Not to be called when `complete`. Raises `UpstreamFailure`.
+        """
+        if self._broken is not None:
+            raise self._broken
+        if self._early:
+            count = min(len(self._early), len(buffer) - at)
+            buffer[at : at + count] = self._early[:count]
+            self._early = self._early[count:]
+        else:
+            try:
+                received = self.connection.receive_into(buffer, at)
+                if received == 0:
+                    if self.upload is not None and self.upload.failure is not None:
+                        raise self.upload.failure  # what looks like the end is our own doing
+                    try:
+                        self._framing.eof()
+                    except Truncated as error:
+                        raise Truncated(f"{self.connection.origin}: {error}") from None
+                    self.complete = True
+            except (ReadFailed, Truncated) as error:
+                raise self._cause(error) from None
+            if not received:
+                return None if received is None else (at, at)
+            count = received
+        framing = self._framing
+        try:
+            span = framing.frame(buffer, at, at + count)
+        except ProtocolFailure as error:
+            self._broken = ProtocolFailure(f"{self.connection.origin}: {error}")
+            if framing.framed[0] == framing.framed[1]:
+                raise self._broken from None
+            return framing.framed  # good bytes came before the bad ones
+        self.complete = framing.complete
+        return span
+
+    async def wait_readable(self) -> None:
+        """Wait until `receive` may find something."""
+        if self._early or self._broken is not None:
+            await trio.lowlevel.checkpoint()
+            return
+        try:
+            await self.connection.wait_readable()
+        except ReadFailed as error:
+            raise self._cause(error) from None
+
+    def _cause(self, error: Exception) -> Exception:
+        """Why the connection broke: an upload that could not go on has ended it, or it broke by itself."""
+        return self.upload.failure if self.upload is not None and self.upload.failure is not None else error
+
+    def close(self) -> None:
+        """Give the connection back. Safe to call again; never blocks."""
+        if self._closed:
+            return
+        self._closed = True
+        uploaded = self.upload is None or self.upload.complete
+        clean = self.complete and not self._framing.surplus and not self._early
+        if self.upload is not None:
+            self.upload.scope.cancel()
+        self._pool.release(self.connection, reusable=self._keep_alive and clean and uploaded)
+
+    async def aclose(self) -> None:
+        self.close()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _BodyIterator(self)
+
+    async def next_bytes(self) -> bytes:
+        """The next piece of the body, a copy; b"" at its end. For users of httpx; the relay does not come this way."""
+        while not self.complete:
+            try:
+                with trio.fail_after(self._read_timeout_s if self._read_timeout_s is not None else float("inf")):
+                    await self.wait_readable()
+            except trio.TooSlowError:
+                raise ReadTimedOut(f"{self.connection.origin}: silent for {self._read_timeout_s} s") from None
+            with self._pools.http_response.acquire() as lease:
+                span = self.receive(lease.buffer, 0)
+                if span is not None and span[0] < span[1]:
+                    return bytes(lease.buffer[span[0] : span[1]])
+        return b""
+
+
+class _BodyIterator:
+    """Iterates over a body. An object, not a generator: no async generator owns a socket."""
+
+    def __init__(self, body: UpstreamBody) -> None:
+        self._body = body
+
+    def __aiter__(self) -> _BodyIterator:
+        return self
+
+    async def __anext__(self) -> bytes:
+        data = await self._body.next_bytes()
+        if not data:
+            raise StopAsyncIteration
+        return data
