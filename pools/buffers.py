@@ -12,15 +12,15 @@ on what it lends. `max_pooled` bounds only what it keeps. All of it belongs to o
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
+from sys import getsizeof
 
 from .errors import LeaseReturned
 from .leaks import LeakDetector
 
 __all__ = ["BufferPool", "Lease", "PoolStatistics"]
 
-_BYTEARRAY_OVERHEAD = sys.getsizeof(bytearray(64)) - 64  # the object, and the NUL that CPython keeps behind the bytes
+_BYTEARRAY_OVERHEAD = getsizeof(bytearray(64)) - 64  # the object, and the NUL that CPython keeps behind the bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,19 +181,24 @@ class BufferPool:
         """Keep or discard a buffer. Only a lease calls this, once."""
         self._in_use -= 1
         # The allocation decides, not the length: CPython may keep a megabyte behind a length of 7.
-        if sys.getsizeof(buffer) > self._largest:
+        if getsizeof(buffer) > self._largest:
             self._discards_oversize += 1
-        elif len(self._idle) >= self.max_pooled:
+            return
+        if len(self._idle) >= self.max_pooled:
             self._discards_full += 1
-        elif is_exported(buffer):
+            return
+        try:  # is_exported(), without the call
+            buffer.append(0)
+        except BufferError:
             self._discards_exported += 1
-        else:
-            missing = self.size - len(buffer)
-            if missing > 0:
-                buffer += bytes(missing)
-            elif missing < 0:
-                del buffer[self.size :]
-            self._idle.append(buffer)
+            return
+        buffer.pop()
+        missing = self.size - len(buffer)
+        if missing > 0:
+            buffer += bytes(missing)
+        elif missing:
+            del buffer[self.size :]
+        self._idle.append(buffer)
 
     def _lose(self, origin: str | None) -> None:
         self._in_use -= 1

@@ -127,31 +127,34 @@ class Hub:
     def _turn(self) -> None:
         """Pump the streams that are ready, each once, as long as the turn lasts."""
         queue = self._queue
+        parked_of = self._parked.get
         for fd, _ in self._epoll.poll(0, TURN_PUMPS):
-            parked = self._parked.get(fd)
+            parked = parked_of(fd)
             if parked is not None and not parked.queued:
                 parked.queued = True
                 queue.append(parked)
         now = trio.current_time()
-        ends_at = perf_counter() + TURN_S
-        with self._pools.sse_event.acquire() as small:
-            large: Lease | None = None
-            try:
-                for _ in range(min(len(queue), TURN_PUMPS)):
-                    parked = queue.popleft()
-                    parked.queued = False
-                    if self._parked.get(parked.fd) is not parked:
-                        continue  # it left meanwhile; its number may be another's
-                    if not parked.stream.wants_large:
-                        self._pump(parked, small.buffer, now)
-                    else:
-                        large = large or self._pools.http_response.acquire()
-                        self._pump(parked, large.buffer, now)
-                    if perf_counter() > ends_at:
-                        break
-            finally:
-                if large is not None:
-                    large.release()
+        ends_at = perf_counter() + TURN_S if len(queue) > 1 else 0.0  # one pump needs no clock
+        small = self._pools.sse_event.acquire()
+        large: Lease | None = None
+        try:
+            window = small.buffer
+            for _ in range(min(len(queue), TURN_PUMPS)):
+                parked = queue.popleft()
+                parked.queued = False
+                if parked_of(parked.fd) is not parked:
+                    continue  # it left meanwhile; its number may be another's
+                if not parked.stream.wants_large:
+                    self._pump(parked, window, now)
+                else:
+                    large = large or self._pools.http_response.acquire()
+                    self._pump(parked, large.buffer, now)
+                if not queue or perf_counter() > ends_at:
+                    break
+        finally:
+            small.release()
+            if large is not None:
+                large.release()
 
     def _pump(self, parked: _Parked, window: bytearray, now: float) -> None:
         self._pumping = parked

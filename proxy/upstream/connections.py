@@ -12,6 +12,7 @@ It knows no HTTP. Foreign exceptions of sockets and TLS become ours here, and no
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import ssl
@@ -275,7 +276,10 @@ class ConnectionPool:
 
 
 async def _connect(origin: Origin) -> socket.socket:
-    """A connected, non-blocking socket; addresses are tried as RFC 8305 says."""
+    """A connected, non-blocking socket. Of a name, the addresses are tried as RFC 8305 says; an address needs none of that."""
+    family = _address_family(origin.host)
+    if family is not None:
+        return await _connect_address(origin, family)
     try:
         stream = await trio.open_tcp_stream(origin.host, origin.port)
     except socket.gaierror as error:
@@ -286,6 +290,34 @@ async def _connect(origin: Origin) -> socket.socket:
         raise ConnectFailed(f"{origin}: {_reason(error)}") from error
     sock = socket.socket(fileno=stream.socket.detach())
     sock.setblocking(False)
+    return sock
+
+
+def _address_family(host: str) -> socket.AddressFamily | None:
+    """The family of an address, None for a name."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+        except OSError:
+            continue
+        return family
+    return None
+
+
+async def _connect_address(origin: Origin, family: socket.AddressFamily) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        error = sock.connect_ex((origin.host, origin.port))
+        if error == errno.EINPROGRESS:
+            await wait_writable(sock)
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise ConnectFailed(f"{origin}: {os.strerror(error)}")
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 

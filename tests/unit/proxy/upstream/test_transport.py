@@ -1368,7 +1368,7 @@ async def test_cancelled_at_any_pause_a_request_leaves_nothing_behind(
         if got_through and not scope.cancelled_caught and instrument.left > 0:
             break
     assert got_through
-    assert cancelled >= 6
+    assert cancelled >= 3
 
 
 STAGES = ("connecting", "resolving", "big head", "big body", "waiting for the head", "half a head", "in the body")
