@@ -53,7 +53,7 @@ SCENARIOS = (
     Scenario("paced edit", 100, 250, 40, mode="edit", text="the same, every event decoded, edited, encoded"),
     Scenario("paced tls", 100, 250, 40, tls=True, text="the same as paced, from a TLS upstream, handshakes included"),
     Scenario("busy", 400, 250, 40, text="400 streams x 40 events/s"),
-    Scenario("saturated", 50, 16000, text="50 streams, as fast as they go"),
+    Scenario("saturated", 50, 8000, text="50 streams, as fast as they go"),
     Scenario("saturated inspect", 50, 4000, mode="inspect", text="the same, every event decoded"),
     Scenario("saturated edit", 50, 4000, mode="edit", text="the same, every event decoded, edited, encoded"),
     Scenario("2000 streams", 2000, 8, 1, hold=True, text="2,000 streams x 1 event/s"),
