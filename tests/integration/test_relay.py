@@ -99,6 +99,32 @@ async def test_ten_megabytes_arrive_byte_for_byte(framing: str, content_type: by
         assert answer.all("content-length") == ([b"%d" % len(body)] if framing == "content-length" else [])
 
 
+@pytest.mark.parametrize("framing", ["chunked", "content-length", "until-close"])
+async def test_ten_megabytes_of_events_pass_an_idle_chain_byte_for_byte(framing: str) -> None:
+    """Each framing through an interceptor that looks at every event and changes none."""
+    body = b"".join(EVENTS) * 3
+    assert len(body) > 10 * 1024 * 1024
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+        if framing == "content-length":
+            await peer.send(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        elif framing == "chunked":
+            await peer.send(head + b"Transfer-Encoding: chunked\r\n\r\n")
+            for at in range(0, len(body), 100_000):
+                await peer.chunk(body[at : at + 100_000])
+            await peer.end()
+        else:
+            await peer.send(head + b"\r\n" + body)
+
+    async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url, **chain("idle chain"))) as proxy:
+        answer = await fetch(proxy.port)
+        assert answer.complete
+        assert hashlib.sha256(answer.body).digest() == hashlib.sha256(body).digest()
+        assert proxy.worker.metrics.routes["/"].events("passed") == 30_000
+
+
 async def test_every_event_leaves_at_once() -> None:
     """An event arrives at the client before the upstream sends the next one: nothing waits to be batched."""
     go_on = trio.Event()
