@@ -248,7 +248,7 @@ class StreamChain:
             else:
                 replacement = self._write(event, result)
         finally:
-            event._buffer = None  # end_of_life(), without the call
+            event.end_of_life()
         if replacement is None:
             counts.passed += 1
             return True

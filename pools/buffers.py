@@ -187,12 +187,9 @@ class BufferPool:
         if len(self._idle) >= self.max_pooled:
             self._discards_full += 1
             return
-        try:  # is_exported(), without the call
-            buffer.append(0)
-        except BufferError:
+        if is_exported(buffer):
             self._discards_exported += 1
             return
-        buffer.pop()
         missing = self.size - len(buffer)
         if missing > 0:
             buffer += bytes(missing)

@@ -5,6 +5,7 @@ The upstream speaks as an LLM API does: `POST` or `GET /v1/chat/completions` ans
 
 from __future__ import annotations
 
+import socket
 import sys
 
 import h11
@@ -61,8 +62,8 @@ async def _demo(port: int, once: bool, delay_s: float) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def _serve_proxy(config: Config, sock: object, task_status: trio.TaskStatus[list[str]]) -> None:
-    await serve_app(create_app(config), config, [sock], trio.Event(), task_status=task_status)  # type: ignore[list-item]
+async def _serve_proxy(config: Config, sock: socket.socket, task_status: trio.TaskStatus[list[str]]) -> None:
+    await serve_app(create_app(config), config, [sock], trio.Event(), task_status=task_status)
 
 
 async def _print_stream(url: str) -> None:

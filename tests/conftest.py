@@ -40,3 +40,19 @@ def every_buffer_comes_back(request: pytest.FixtureRequest, monkeypatch: pytest.
         stats = pool.statistics()
         assert stats.in_use == 0, f"{stats.in_use} leases of {pool.name!r} were not given back"
         assert stats.leaks == 0, f"{stats.leaks} leases of {pool.name!r} were lost"
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """The structlog lines of the test, although the app configures logging for itself."""
+    lines: list[dict[str, object]] = []
+
+    def keep(_: object, __: str, line: dict[str, object]) -> None:
+        lines.append(dict(line))
+        raise structlog.DropEvent
+
+    def configure(*_: object) -> None:
+        structlog.configure(processors=[keep], wrapper_class=structlog.BoundLogger)
+
+    monkeypatch.setattr("proxy.app.configure_logging", configure)
+    return lines

@@ -40,7 +40,6 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
         """`ca_file`: verify against these certificates instead of the system's. Raises `OSError` or `ssl.SSLError`."""
         self._pools = pools
         self._max_connections = max_connections
-        self._ca_file = ca_file
         self._ssl_context: ssl.SSLContext | None = None
         if ca_file is not None:
             self._ssl_context = _client_context(ca_file)

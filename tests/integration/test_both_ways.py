@@ -14,7 +14,6 @@ from pathlib import Path
 
 import h11
 import pytest
-import structlog
 import trio
 import trustme
 from support.client import Client, fetch, open_client
@@ -74,22 +73,6 @@ def edit_module(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("edit_interceptor")
     module.Edit = Edit  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "edit_interceptor", module)
-
-
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
-    """The structlog lines of the test, although the app configures logging for itself."""
-    lines: list[dict[str, object]] = []
-
-    def keep(_: object, __: str, line: dict[str, object]) -> None:
-        lines.append(dict(line))
-        raise structlog.DropEvent
-
-    def configure(*_: object) -> None:
-        structlog.configure(processors=[keep], wrapper_class=structlog.BoundLogger)
-
-    monkeypatch.setattr("proxy.app.configure_logging", configure)
-    return lines
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -14,28 +14,11 @@ import h2.config
 import h2.connection
 import h2.events
 import pytest
-import structlog
 import trio
 import trustme
 from support.client import Answer, Client, fetch, open_client
 from support.proxy import Proxy, config_for, open_proxy
 from support.upstream import Peer, Script, open_upstream, stream_of
-
-
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
-    """The structlog lines of the test, although the app configures logging for itself."""
-    lines: list[dict[str, object]] = []
-
-    def keep(_: object, __: str, line: dict[str, object]) -> None:
-        lines.append(dict(line))
-        raise structlog.DropEvent
-
-    def configure(*_: object) -> None:
-        structlog.configure(processors=[keep], wrapper_class=structlog.BoundLogger)
-
-    monkeypatch.setattr("proxy.app.configure_logging", configure)
-    return lines
 
 
 async def outcome_of(log: list[dict[str, object]], count: int = 1) -> list[object]:

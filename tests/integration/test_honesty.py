@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 import h11
 import msgspec
 import pytest
-import structlog
 import support.proxy
 import trio
 from support.certificates import Certificates
@@ -27,22 +26,6 @@ from proxy.config import Config, Drain, Route
 from proxy.serve import bind_sockets, serve_app
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
-
-
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
-    """The structlog lines of the test, although the app configures logging for itself."""
-    lines: list[dict[str, object]] = []
-
-    def keep(_: object, __: str, line: dict[str, object]) -> None:
-        lines.append(dict(line))
-        raise structlog.DropEvent
-
-    def configure(*_: object) -> None:
-        structlog.configure(processors=[keep], wrapper_class=structlog.BoundLogger)
-
-    monkeypatch.setattr("proxy.app.configure_logging", configure)
-    return lines
 
 
 async def until(condition: Callable[[], object]) -> None:

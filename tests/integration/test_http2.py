@@ -15,7 +15,6 @@ import h2.events
 import h2.settings
 import h11
 import pytest
-import structlog
 import trio
 from support.certificates import Certificates
 from support.proxy import Proxy, config_for, open_proxy
@@ -30,22 +29,6 @@ EVENT = b"data: " + b"x" * 1000 + b"\n\n"
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(tmp_path_factory.mktemp("certificates"))
-
-
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
-    """The structlog lines of the test, although the app configures logging for itself."""
-    lines: list[dict[str, object]] = []
-
-    def keep(_: object, __: str, line: dict[str, object]) -> None:
-        lines.append(dict(line))
-        raise structlog.DropEvent
-
-    def configure(*_: object) -> None:
-        structlog.configure(processors=[keep], wrapper_class=structlog.BoundLogger)
-
-    monkeypatch.setattr("proxy.app.configure_logging", configure)
-    return lines
 
 
 @pytest.fixture

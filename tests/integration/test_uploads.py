@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import h11
 import pytest
-import structlog
 import trio
 from support.client import Answer, Client, fetch, open_client
 from support.proxy import Proxy, config_for, open_proxy
@@ -21,22 +20,6 @@ import proxy.upstream.connections as connections
 
 FRAMINGS = ("chunked", "content-length")
 BODY_SIZE = 4_000_000
-
-
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
-    """The structlog lines of the test, although the app configures logging for itself."""
-    lines: list[dict[str, object]] = []
-
-    def keep(_: object, __: str, line: dict[str, object]) -> None:
-        lines.append(dict(line))
-        raise structlog.DropEvent
-
-    def configure(*_: object) -> None:
-        structlog.configure(processors=[keep], wrapper_class=structlog.BoundLogger)
-
-    monkeypatch.setattr("proxy.app.configure_logging", configure)
-    return lines
 
 
 @pytest.fixture
