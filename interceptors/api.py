@@ -1,22 +1,49 @@
-"""What an author of interceptors writes: `Interceptor`, one per process, and `StreamInterceptor`, one per stream."""
+"""What an author of interceptors writes: `Interceptor`, one per process, and an object for each stream.
+
+The order of a route's list is the order in which requests *and* events pass: what the first interceptor returns, the second sees.
+
+    request   client  -> first.on_request  -> second.on_request  -> upstream
+    response  client <-  second.on_response <- first.on_response <- upstream     (the first is asked first, here, too)
+    events    client <-  second.on_event   <- first.on_event     <- upstream
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from enum import StrEnum
 from typing import Any, Literal
 
-import structlog
-
+from .errors import StreamOver
 from .event import Event
+from .message import Headers, Request, Response, ResponseHead
+from .needs import Needs
 
-__all__ = ["EventResult", "Interceptor", "OnError", "Outcome", "ResponseHead", "StreamContext", "StreamInterceptor"]
+__all__ = [
+    "AsyncStreamInterceptor",
+    "End",
+    "EventResult",
+    "Interceptor",
+    "OnError",
+    "Outcome",
+    "StreamContext",
+    "StreamInterceptor",
+]
 
 OnError = Literal["abort", "skip"]
 
-EventResult = Event | Sequence[Event] | None
-"""What `on_event` returns: the event (itself, or a replacement), several, or None to drop it."""
+
+class End:
+    """Returned from `on_event`: these events leave, and the stream ends there, whole for the client. Upstream is left unread."""
+
+    __slots__ = ("events",)
+
+    def __init__(self, *events: Event) -> None:
+        self.events = events
+
+
+EventResult = Event | Sequence[Event] | End | None
+"""What `on_event` returns: the event (itself, or a replacement), several, None to drop it, or `End`."""
 
 
 class Outcome(StrEnum):
@@ -31,77 +58,146 @@ class Outcome(StrEnum):
     DRAINING = "draining"
 
 
-Headers = Sequence[tuple[bytes, bytes]]
-"""Names (lower case) and values, in order, duplicates included."""
+Emit = Callable[[Event], Awaitable[None]]
 
 
-def find_header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
-    """The first value of a header, by its lower-case name."""
-    for key, value in headers:
-        if key == name:
-            return value
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
-    """The head of the response, as the client gets it."""
-
-    status: int
-    headers: Headers
-
-    def header(self, name: str) -> str | None:
-        """The first value of a header; the name in any case."""
-        value = find_header(self.headers, name.lower().encode("latin-1"))
-        return None if value is None else value.decode("latin-1")
-
-
-@dataclass(frozen=True, slots=True)
 class StreamContext:
-    """What a stream's interceptors know of its exchange."""
+    """What a stream's interceptor knows of its exchange, and what it can do besides answering its hooks."""
 
-    route: str
-    """The route's path prefix."""
-    method: str
-    path: str
-    """The request's raw path, as it arrived, without the query."""
-    headers: Headers
-    """The request's headers, as the client sent them. Credentials among them: keep them out of logs."""
-    client: str | None
-    """The client's address."""
-    state: dict[str, Any] = field(default_factory=dict)
-    """Shared along the chain of this stream."""
+    __slots__ = ("_emit", "_owner", "request")
+
+    def __init__(self, request: Request, emit: Emit | None = None, owner: Any = None) -> None:
+        self._owner = owner
+        self.request = request
+        """The request, as it went upstream. Its body is there only for interceptors that say `wants_body`."""
+        self._emit = emit
+
+    @property
+    def route(self) -> str:
+        """The route's path prefix."""
+        return self.request.route
+
+    @property
+    def method(self) -> str:
+        return self.request.method
+
+    @property
+    def path(self) -> str:
+        """The request's path, as `Request.path`."""
+        return self.request.path
+
+    @property
+    def headers(self) -> Headers:
+        """The request's headers. Credentials among them: keep them out of logs."""
+        return self.request.headers
+
+    @property
+    def client(self) -> str | None:
+        """The client's address."""
+        return self.request.client
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Shared by every interceptor of this exchange, from `on_request` on."""
+        return self.request.state
 
     @property
     def log(self) -> Any:
         """A structlog logger that names the route."""
-        return structlog.get_logger("interceptors").bind(route=self.route)
+        return self.request.log
+
+    def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: Any) -> None:
+        """Run a task that ends with the stream: cancelled when that is over, its failure treated as a hook's."""
+        self.request.asked = self._owner
+        self.request.start_soon(async_fn, *args)
+
+    async def emit(self, event: Event) -> None:
+        """Send an event of one's own, from a task, between two of upstream's. Later interceptors see it as they see any.
+
+        Waits while many are on their way to a slow client; a checkpoint. Raises `StreamOver` when the stream has ended.
+        """
+        if self._emit is None:
+            raise StreamOver
+        await self._emit(event)
 
 
 class StreamInterceptor:
     """One stream. Override what you need; a hook that is not overridden costs nothing.
 
     The hooks are synchronous: they run between two reads of the proxy, so they must not block, and nothing can be cancelled
-    half way through one.
+    half way through one. Whoever must await something uses `AsyncStreamInterceptor`. Any hook may raise `Abort`.
+    """
+
+    needs: Needs = None
+    """Which events `on_event` is for, as an attribute of the class or, set before `open_stream` returns, of the object.
+
+    None: every event. A tuple of byte strings: events whose bytes, as they came, hold one of them; `()`: none at all. A compiled
+    pattern of bytes: events in which it is found. Whatever lies between is searched at once and leaves untouched, which costs far
+    less than a call for each event. It is a promise, not a filter: events that another interceptor made are shown all the same.
+    Mind that JSON may write a character in several ways, and that anchors and lookarounds see neighbouring events.
     """
 
     def on_start(self, head: ResponseHead) -> None:
         """The stream begins."""
 
     def on_event(self, event: Event) -> EventResult:
-        """One event: return it, a replacement, several, or None to drop it. Comments pass by without a call."""
+        """One event: return it, a replacement, several, None to drop it, or `End`. Comments pass by without a call."""
         return event
 
     def on_end(self, outcome: Outcome) -> None:
         """The stream is over. Called exactly once for every stream that `open_stream` was called for, however it ended."""
 
 
+class AsyncStreamInterceptor:
+    """One stream, for hooks that must await something. As `StreamInterceptor`, but what is not async there is here.
+
+    Upstream is not read while one awaits, and what was ready before it has left. Each call has the interceptor's `hook_timeout_s`.
+    """
+
+    needs: Needs = None
+    """As in `StreamInterceptor`."""
+
+    async def on_start(self, head: ResponseHead) -> None:
+        """The stream begins."""
+
+    async def on_event(self, event: Event) -> EventResult:
+        """One event. It stays valid while this awaits."""
+        return event
+
+    async def on_end(self, outcome: Outcome) -> None:
+        """The stream is over. Runs shielded from cancellation, so that it can close what it opened."""
+
+
 class Interceptor:
-    """One per process. Subclass it, and give `__init__` the options that the configuration may set."""
+    """One per process. Subclass it; `__init__` takes the options that the configuration may set, by their names and types, or
+    one parameter `options`, a dataclass or msgspec Struct of them.
+    """
 
     on_error: OnError = "abort"
-    """What an exception in a hook does: `abort` ends the stream with an error, `skip` logs it and lets the event pass."""
+    """What an exception in a hook does: `abort` ends the exchange with an error, `skip` logs it and goes on as if the hook had
+    done nothing."""
 
-    def open_stream(self, context: StreamContext) -> StreamInterceptor | None:
+    wants_body: bool = False
+    """Whether `on_request` needs the request's body, which is then collected first, up to the limit (413 beyond)."""
+
+    wants_json: bool = False
+    """Whether `open_stream` is also for `application/json` responses, whose whole body then comes as one event."""
+
+    hook_timeout_s: float | None = 30.0
+    """Seconds that each call of an async hook may take; None: any time. Longer is a failure of the hook."""
+
+    def lifespan(self) -> AbstractAsyncContextManager[object]:
+        """Entered when the process begins to serve and left when it has served, for clients, files, connections to databases."""
+        return nullcontext()
+
+    async def on_request(self, request: Request) -> Response | None:
+        """A request has come: look at it, change it, or answer it by returning a `Response`; the upstream then sees nothing."""
+        return None
+
+    async def on_response(self, head: ResponseHead) -> Response | None:
+        """The upstream's response begins, of any kind: look at its head, change it, or replace the response."""
+        return None
+
+    def open_stream(self, context: StreamContext) -> StreamInterceptor | AsyncStreamInterceptor | None:
         """An object for one stream, or None to stay out of it. Called when an event stream's head has arrived."""
         return None

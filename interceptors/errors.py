@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 __all__ = [
+    "Abort",
     "EventTooLarge",
     "HookError",
     "InterceptorError",
     "LoadError",
     "NotJson",
     "StaleEvent",
+    "StreamAborted",
+    "StreamOver",
 ]
 
 
@@ -36,6 +39,30 @@ class LoadError(InterceptorError):
     def __init__(self, message: str, option: str = "") -> None:
         super().__init__(message)
         self.option = option
+
+
+class Abort(Exception):  # an author raises it; it is no failure of a hook
+    """Raised in a hook: end the exchange here, such that the client sees that it is not whole. The client is told the reason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class StreamAborted(InterceptorError):
+    """A hook has raised `Abort`."""
+
+    def __init__(self, interceptor: str, reason: str) -> None:
+        super().__init__(reason)
+        self.interceptor = interceptor
+        self.reason = reason
+
+
+class StreamOver(InterceptorError):
+    """`emit` was called for a stream that has ended, or cannot take events."""
+
+    def __init__(self) -> None:
+        super().__init__("this stream is over: it takes no more events")
 
 
 class HookError(InterceptorError):

@@ -14,9 +14,10 @@ import msgspec
 from pools import PooledOutput, decode_json, encode_json
 
 from .errors import NotJson, StaleEvent
+from .needs import Finder
 from .sse import Fields, encode_event, encode_head, parse_fields
 
-__all__ = ["UNSET", "Event", "WireEvent"]
+__all__ = ["UNSET", "BodyEvent", "Event", "WireEvent", "not_for_a_body", "not_json"]
 
 _SPACE = 0x20
 
@@ -33,7 +34,7 @@ class Event:
 
     __slots__ = ("_data", "_event", "_id", "_json", "_retry", "made_by")
 
-    made_by: int
+    made_by: Any
     """Which hook of the chain returned it; the chain's own note."""
 
     def __init__(
@@ -149,6 +150,11 @@ class WireEvent(Event):
         self._fields: Fields | None = None
         self._json = UNSET
 
+    def holds(self, need: Finder) -> bool:
+        """Whether something that is needed is in the event's bytes."""
+        buffer = self._buffer
+        return buffer is not None and need(buffer, self._from, self._to) >= 0
+
     def end_of_life(self) -> None:
         """The bytes move on. The chain does this when the event has left."""
         self._buffer = None
@@ -200,7 +206,7 @@ class WireEvent(Event):
                 try:
                     self._json = decode_json(text)
                 except (ValueError, RecursionError) as error:
-                    raise _not_json(error) from None
+                    raise not_json(error) from None
                 finally:
                     text.release()
             else:
@@ -263,17 +269,77 @@ class WireEvent(Event):
         return "<WireEvent, over>" if self._buffer is None else super().__repr__()
 
 
+class BodyEvent(Event):
+    """The body of an `application/json` response, shown as one event: `data` is its text, `raw` its bytes.
+
+    Replace its `json` or its `data`; what has no meaning for a body (`event`, `id`, `retry`, a second event, none) is refused.
+    """
+
+    __slots__ = ("_body",)
+
+    def __init__(self, body: bytes | bytearray | memoryview) -> None:
+        self._body: bytes | bytearray | memoryview | None = body
+        self._event = self._id = self._retry = None
+        self._data = None
+        self._json = UNSET
+
+    def end_of_life(self) -> None:
+        """The bytes move on."""
+        self._body = None
+
+    @property
+    def raw(self) -> bytes:
+        return bytes(self._bytes())
+
+    @property
+    def data(self) -> str:
+        return self.raw.decode("utf-8", "replace")
+
+    def json(self) -> Any:
+        body = self._bytes()
+        if self._json is UNSET:
+            try:
+                self._json = decode_json(body)
+            except (ValueError, RecursionError) as error:
+                raise not_json(error, "this response's body") from None
+        return self._json
+
+    def detach(self) -> Event:
+        return BodyEvent(self.raw)
+
+    def write_to(self, output: PooledOutput) -> None:
+        output.write(self.raw)
+
+    def _content(self) -> tuple[str | None, Any]:
+        return self.data, UNSET
+
+    def _bytes(self) -> bytes | bytearray | memoryview:
+        if self._body is None:
+            raise StaleEvent
+        return self._body
+
+    def __repr__(self) -> str:
+        return "<BodyEvent>"
+
+
+def not_for_a_body(event: Event) -> str | None:
+    """What a hook did wrong that returned this event instead of a `BodyEvent`: only a stream could carry it. None if nothing."""
+    if isinstance(event, BodyEvent) or (event.event is None and event.id is None and event.retry is None):
+        return None
+    return "returned an event with a type, an id or a retry, expected one with json or data: the response is no stream"
+
+
 def _decode(text: str) -> Any:
     try:
         return decode_json(text)
     except (ValueError, RecursionError) as error:
-        raise _not_json(error) from None
+        raise not_json(error) from None
 
 
-def _not_json(error: Exception) -> NotJson:
+def not_json(error: Exception, what: str = "this event's data") -> NotJson:
     """Why not, without the data."""
     if isinstance(error, msgspec.DecodeError):
-        return NotJson(f"this event's data is not JSON: {error}")
+        return NotJson(f"{what} is not JSON: {error}")
     if isinstance(error, RecursionError):
-        return NotJson("this event's data is nested too deep to decode")
-    return NotJson("this event's data is not JSON: it is not UTF-8")
+        return NotJson(f"{what} is nested too deep to decode")
+    return NotJson(f"{what} is not JSON: it is not UTF-8")

@@ -1,20 +1,25 @@
 """Load interceptors by name, with their options, and refuse what could only fail later.
 
-`use` is `package.module:Class`, or the name of an entry point in the group `weirpool.interceptors`.
+`use` is `package.module:Class`, `./file.py:Class`, or the name of an entry point in the group `weirpool.interceptors`.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import fields, is_dataclass
+from hashlib import sha256
 from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
 import msgspec
 
-from .api import Interceptor, OnError, StreamInterceptor
+from .api import AsyncStreamInterceptor, Interceptor, OnError, StreamInterceptor
 from .errors import LoadError
 
 __all__ = ["ENTRY_POINT_GROUP", "load_interceptor"]
@@ -27,13 +32,18 @@ def load_interceptor(use: str, options: Mapping[str, Any]) -> Interceptor:
     cls = _find_class(use)
     if not (isinstance(cls, type) and issubclass(cls, Interceptor)):
         raise LoadError(f"{use!r} is not a subclass of interceptors.Interceptor")
-    _check_hooks(cls, Interceptor)
+    _check_hooks(cls, Interceptor, asynchronous=("on_request", "on_response"))
     if inspect.iscoroutinefunction(cls.open_stream):
-        raise LoadError(f"{cls.__qualname__}.open_stream is async; the hooks of a stream are synchronous")
+        raise LoadError(
+            f"{cls.__qualname__}.open_stream is async; it must not be: what it returns may be an AsyncStreamInterceptor"
+        )
     # The streams are made later, by open_stream; a misspelt hook on their class is refused here all the same.
     for value in vars(sys.modules[cls.__module__]).values():
-        if inspect.isclass(value) and issubclass(value, StreamInterceptor) and value.__module__ == cls.__module__:
-            _check_hooks(value, StreamInterceptor)
+        if inspect.isclass(value) and value.__module__ == cls.__module__:
+            if issubclass(value, StreamInterceptor):
+                _check_hooks(value, StreamInterceptor)
+            elif issubclass(value, AsyncStreamInterceptor):
+                _check_hooks(value, AsyncStreamInterceptor, asynchronous=("on_start", "on_event", "on_end"))
     if cls.on_error not in get_args(OnError):
         raise LoadError(f"{use!r}: on_error is {cls.on_error!r}, expected one of {', '.join(get_args(OnError))}")
     try:
@@ -50,22 +60,50 @@ def _find_class(use: str) -> Any:
     if not colon:
         found = [point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name == use]
         if not found:
-            raise LoadError(f"{use!r} is neither package.module:Class nor an entry point of the group {ENTRY_POINT_GROUP!r}")
+            raise LoadError(
+                f"{use!r} is neither package.module:Class, nor file.py:Class, nor an entry point of the group {ENTRY_POINT_GROUP!r}"
+            )
         try:
             return found[0].load()
         except Exception as error:
             raise LoadError(f"the entry point {use!r} cannot be loaded: {error}") from error
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # whatever a user's module does while it is imported
-        raise LoadError(f"cannot import {module_name!r}: {type(error).__name__}: {error}") from error
+    if module_name.endswith(".py"):
+        module = _import_file(module_name)
+    else:
+        try:
+            module = importlib.import_module(module_name)
+        except Exception as error:  # whatever a user's module does while it is imported
+            raise LoadError(f"cannot import {module_name!r}: {type(error).__name__}: {error}") from error
     try:
         return getattr(module, class_name)
     except AttributeError:
         raise LoadError(f"{module_name!r} has no {class_name!r}") from None
 
 
-def _check_hooks(cls: type, base: type) -> None:
+def _import_file(name: str) -> ModuleType:
+    """Import a file by its name, once per process. Its own directory is importable for it, as for a script."""
+    path = Path(name).resolve()
+    module_name = f"weirpool_file_{path.stem}_{sha256(str(path).encode()).hexdigest()[:8]}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    if not path.is_file():
+        raise LoadError(f"there is no file {str(path)!r}")
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise LoadError(f"cannot import {name!r}: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _check_hooks(cls: type, base: type, asynchronous: Collection[str] = ()) -> None:
     """A method `on_*` that nobody calls is a mistake that would show only as something that never happens."""
     known = sorted(name for name in dir(base) if name.startswith("on_"))
     for name in dir(cls):
@@ -73,14 +111,24 @@ def _check_hooks(cls: type, base: type) -> None:
             continue
         if name not in known:
             raise LoadError(f"{cls.__qualname__} has an unknown hook {name!r}; known are: {', '.join(known)}")
-        if name != "on_error" and inspect.iscoroutinefunction(getattr(cls, name)):
-            raise LoadError(f"{cls.__qualname__}.{name} is async; the hooks of a stream are synchronous")
+        if name == "on_error":
+            continue
+        is_async = inspect.iscoroutinefunction(inspect.unwrap(getattr(cls, name)))
+        if is_async and name not in asynchronous:
+            raise LoadError(
+                f"{cls.__qualname__}.{name} is async, but the hooks of a {base.__name__} are not; "
+                "subclass AsyncStreamInterceptor to await in them"
+            )
+        if not is_async and name in asynchronous:
+            raise LoadError(f"{cls.__qualname__}.{name} must be async: async def {name}(...)")
 
 
 def _check_options(cls: type[Interceptor], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Check options against the annotations of `__init__` and convert them."""
+    """Check options against the annotations of `__init__`, or of the class that its only parameter `options` names."""
     signature = inspect.signature(cls.__init__) if cls.__init__ is not object.__init__ else inspect.Signature()
     parameters = {name: item for name, item in signature.parameters.items() if name != "self"}
+    if list(parameters) == ["options"] and _is_options_class(hints := get_type_hints(cls.__init__)["options"]):
+        return {"options": _convert_options(options, hints)}
     takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
     hints = get_type_hints(cls.__init__) if parameters else {}
     for name in options:
@@ -102,3 +150,20 @@ def _check_options(cls: type[Interceptor], options: Mapping[str, Any]) -> dict[s
     if takes_any:
         arguments |= {name: value for name, value in options.items() if name not in arguments}
     return arguments
+
+
+def _is_options_class(hint: Any) -> bool:
+    return isinstance(hint, type) and (is_dataclass(hint) or issubclass(hint, msgspec.Struct))
+
+
+def _convert_options(options: Mapping[str, Any], cls: type) -> Any:
+    """Make an options class from the configuration. Raises `LoadError` with the path of the mistake, also for unknown names."""
+    known = [item.name for item in (fields(cls) if is_dataclass(cls) else msgspec.structs.fields(cls))]
+    for name in options:
+        if name not in known:
+            raise LoadError(f"there is no option {name!r}; the options are: {', '.join(known) or 'none'}", name)
+    try:
+        return msgspec.convert(dict(options), cls)
+    except msgspec.ValidationError as error:
+        problem, _, path = str(error).partition(" - at `$")
+        raise LoadError(problem, path.rstrip("`").removeprefix(".")) from None

@@ -23,7 +23,7 @@ class BufferScope:
     __slots__ = ("_leases", "_open")
 
     def __init__(self) -> None:
-        self._leases: set[Lease] = set()
+        self._leases: list[Lease] = []  # as a rule one or two; an empty list is small
         self._open = False
 
     async def __aenter__(self) -> BufferScope:
@@ -44,12 +44,13 @@ class BufferScope:
         if not self._open:
             raise ScopeClosed
         lease = pool.acquire()
-        self._leases.add(lease)
+        self._leases.append(lease)
         return lease
 
     def release(self, lease: Lease) -> None:
         """Give a lease of this scope back now. Raises `LeaseReturned` when that was done before."""
-        self._leases.discard(lease)
+        if lease in self._leases:
+            self._leases.remove(lease)
         lease.release()
 
     @property

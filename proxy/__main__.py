@@ -1,4 +1,7 @@
-"""The `weirpool` command: serve, check, demo, bench. Exit status: 0, 1 (failed while running), 2 (wrong usage or configuration)."""
+"""The `weirpool` command: serve, check, new-interceptor, demo, bench.
+
+Exit status: 0, 1 (failed while running), 2 (wrong usage or configuration).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from .bench.run import run_bench
 from .config import Config, load_config, single_upstream
@@ -13,6 +17,7 @@ from .demo import run_demo
 from .errors import ConfigError
 from .logs import configure_logging
 from .routes import load_interceptors
+from .scaffold import new_interceptor
 from .serve import bind_sockets, run_server
 from .supervisor import run_workers
 
@@ -54,6 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("file", metavar="FILE")
     check.set_defaults(run=_check)
 
+    new = commands.add_parser("new-interceptor", help="write a small interceptor and its test, to begin with")
+    new.add_argument("name", metavar="NAME", help="as in redact-keys")
+    new.set_defaults(run=_new_interceptor)
+
     demo = commands.add_parser("demo", help="an embedded upstream, the proxy, and a stream to watch")
     demo.add_argument("--port", type=int, default=8000, help="the proxy's port; 0: any free one (default 8000)")
     demo.add_argument("--once", action="store_true", help="end after the stream")
@@ -80,6 +89,11 @@ def _check(arguments: argparse.Namespace) -> int:
     load_interceptors(config)
     routes = len(config.reverse_proxy.routes)
     print(f"{arguments.file}: ok ({routes} route{'s' if routes != 1 else ''})")
+    return 0
+
+
+def _new_interceptor(arguments: argparse.Namespace) -> int:
+    print(new_interceptor(arguments.name, Path.cwd()), end="")
     return 0
 
 

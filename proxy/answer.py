@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import trio
 
-from interceptors import EventTooLarge, HookError, Outcome
+from interceptors import EventTooLarge, HookError, Outcome, StreamAborted
 from interceptors.sse import Fields, encode_event
 from pools import encode_json
 
@@ -26,6 +26,8 @@ def refusal_of(failure: Exception | None, outcome: Outcome) -> RequestRefused:
         return RequestRefused(failure.status, failure.kind, failure.public)
     if isinstance(failure, HookError):
         return RequestRefused(502, "interceptor_failed", f"the interceptor {failure.interceptor!r} failed")
+    if isinstance(failure, StreamAborted):
+        return RequestRefused(502, "aborted", failure.reason)
     if isinstance(failure, EventTooLarge):
         return RequestRefused(502, "event_too_large", str(failure))
     if outcome is Outcome.DRAINING:

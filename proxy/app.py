@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, cast
 
@@ -18,6 +19,8 @@ from quart import Response
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 
+from interceptors.chain import enter_lifespans
+from interceptors.hooks import Owner
 from pools import report, run_reports
 
 from .config import Config, load_config
@@ -30,6 +33,7 @@ from .worker import Worker
 
 __all__ = ["Weirpool", "create_app"]
 
+_LEAVE_S = 10.0
 PAGES = ("/metrics", "/healthz", "/readyz", "/status")
 
 
@@ -76,6 +80,8 @@ def create_app(config: Config | None = None) -> Weirpool:
     async def lifespan() -> Any:
         # The tasks live in the app's lifespan nursery, which Quart-Trio cancels at shutdown: a nursery of our own must not
         # span the yield of a generator.
+        owners = tuple(worker.routes.owners.values())
+        interceptors = await app.nursery.start(_keep_lifespans, owners)
         scopes = []
         if Hub.available():
             worker.hub = Hub(worker.pools)
@@ -93,6 +99,7 @@ def create_app(config: Config | None = None) -> Weirpool:
             scope.cancel()
         for transport in worker.routes.transports.values():
             await transport.aclose()
+        await interceptors.leave()
         report(worker.pools)
 
     return app
@@ -105,6 +112,31 @@ async def _owned(
     with trio.CancelScope() as scope:
         task_status.started(scope)
         await run()
+
+
+class _Lifespans:
+    """The interceptors' own set-ups, entered and left in one task, as nurseries and cancel scopes in them must be."""
+
+    def __init__(self) -> None:
+        self.wanted = trio.Event()
+        self.left = trio.Event()
+
+    async def leave(self) -> None:
+        """Let them all be left, and wait for that, for a bounded time."""
+        self.wanted.set()
+        with trio.move_on_after(_LEAVE_S):
+            await self.left.wait()
+
+
+async def _keep_lifespans(
+    owners: tuple[Owner, ...], task_status: trio.TaskStatus[_Lifespans] = trio.TASK_STATUS_IGNORED
+) -> None:
+    lifespans = _Lifespans()
+    async with AsyncExitStack() as stack:
+        await enter_lifespans(owners, stack)
+        task_status.started(lifespans)
+        await lifespans.wanted.wait()
+    lifespans.left.set()
 
 
 async def _run_hub(worker: Worker, hub: Hub) -> None:

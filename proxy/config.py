@@ -182,7 +182,12 @@ def load_config(path: str | os.PathLike[str]) -> Config:
         raise ConfigError(f"{os.fspath(path)}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{os.fspath(path)}: not UTF-8 ({error.reason} at byte {error.start})") from error
-    return parse_config(text)
+    config = parse_config(text)
+    entries = [
+        msgspec.structs.replace(entry, use=str(Path(path).parent.resolve() / entry.use)) if ".py:" in entry.use else entry
+        for entry in config.interceptors  # files of interceptors lie relative to the configuration's
+    ]
+    return msgspec.structs.replace(config, interceptors=entries)
 
 
 def parse_config(text: str) -> Config:

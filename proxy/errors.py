@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import httpx
 
-from interceptors import HookError, Outcome
+from interceptors import HookError, Outcome, StreamAborted
 
 __all__ = [
     "ClientGone",
@@ -35,7 +35,7 @@ __all__ = [
 
 def outcome_of(failure: Exception) -> Outcome:
     """The outcome of an exchange that a failure has ended."""
-    if isinstance(failure, HookError):
+    if isinstance(failure, HookError | StreamAborted):
         return Outcome.INTERCEPTED
     if isinstance(failure, UpstreamFailure | ClientGone | SendStalled | RequestRefused):
         return failure.outcome

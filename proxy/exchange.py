@@ -1,7 +1,8 @@
 """One exchange: one request in, one stream out, one outcome.
 
 It opens its buffer scope and its nursery: the *inbound* task takes in the request body as it arrives and then waits for the
-client to leave; the exchange's own task sends the request upstream and relays the response. Either one ending ends the other.
+client to leave; the exchange's own task takes the request upstream and the response back (`forward`). Either one ending ends the
+other.
 Whatever happens inside is noted, not raised: when the nursery is done, one place tells the client, and one place counts and logs.
 """
 
@@ -9,36 +10,51 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import httpx
 import structlog
 import trio
 
-from interceptors import InterceptorError, Outcome, ResponseHead, StreamContext
-from interceptors.api import find_header
-from interceptors.chain import EventCounts, StreamChain
-from pools import BufferScope
+from interceptors import InterceptorError, Outcome
+from interceptors.chain import EventCounts
+from interceptors.hooks import Owner
 
 from .answer import error_event, refusal_of, send_answer
-from .downstream import ClientConnection, Receive, Scope, Send, Writer, choose_writer, has_no_body, inspect_server
-from .errors import ClientGone, ProtocolFailure, RequestRefused, SendStalled, UpstreamFailure, outcome_of
-from .headers import request_headers, response_headers, split_target
-from .inbound import LINGER_S, Inbound, too_large
-from .relay import Relay
+from .downstream import ClientConnection, Receive, Scope, Send, Writer, inspect_server
+from .errors import ClientGone, RequestRefused, SendStalled, UpstreamFailure, outcome_of
+from .forward import Forward
+from .headers import find_header, split_target
+from .inbound import LINGER_S, Inbound
 from .routes import Route
-from .upstream import UpstreamBody
 from .worker import NO_ROUTE, Worker
 
 __all__ = ["Exchange"]
 
 _CONCLUDE_S = LINGER_S + 5.0
-_SMALL_BODY_BYTES = 16384
 
 
 class Exchange:
     """Serves one ASGI request that is for an upstream. Call it once."""
+
+    __slots__ = (
+        "_cancel",
+        "_client",
+        "_connection",
+        "_ended_at",
+        "_failure",
+        "_forward",
+        "_headers",
+        "_inbound",
+        "_outcome",
+        "_path",
+        "_route",
+        "_scope",
+        "_started_at",
+        "_status",
+        "_target",
+        "_worker",
+    )
 
     def __init__(self, worker: Worker, scope: Scope) -> None:
         self._worker = worker
@@ -48,22 +64,17 @@ class Exchange:
         self._route: Route | None = None
         self._cancel: trio.CancelScope | None = None
         self._connection: ClientConnection | None = None
-        self._writer: Writer | None = None
-        self._relay: Relay | None = None
-        self._chain: StreamChain | None = None
+        self._forward: Forward | None = None
         self._failure: Exception | None = None  # why it did not complete
         self._outcome: Outcome | None = None  # set early only by what has no exception: a client that left, a drain
-        self._finished = False  # the whole body has been handed over
-        self._sse = False
         self._started_at = self._ended_at = trio.current_time()
-        self._may_say_error = False  # an error event may go out, between events
-        self._status: int | None = None
+        self._status: int | None = None  # of an answer of ours
         self._inbound: Inbound | None = None
 
     @property
     def counts(self) -> EventCounts | None:
         """What became of the events; None when no interceptor sees them."""
-        return self._chain.counts if self._chain is not None and self._chain.wants_events else None
+        return self._forward.counts if self._forward is not None else None
 
     @property
     def bytes_upstream(self) -> int:
@@ -73,7 +84,13 @@ class Exchange:
     @property
     def bytes_downstream(self) -> int:
         """Body bytes handed to the client's connection."""
-        return self._writer.bytes_sent if self._writer is not None else 0
+        writer = self._forward.writer if self._forward is not None else None
+        return writer.bytes_sent if writer is not None else 0
+
+    @property
+    def _finished(self) -> bool:
+        """The client has the whole body."""
+        return self._forward is not None and self._forward.finished
 
     def stop(self) -> None:
         """End the exchange because the worker drains. Synchronous; the exchange's own task does the rest."""
@@ -103,11 +120,11 @@ class Exchange:
                 await self._exchange(route, inbound, send)
         finally:
             outcome = self._decide()
-            if self._chain is not None:
-                self._chain.close(outcome)
+            if self._forward is not None and self._forward.chain is not None:
+                await self._forward.chain.aclose(outcome)
             self._ended_at = trio.current_time()
             try:
-                if outcome is not Outcome.COMPLETED:
+                if not self._is_whole(outcome):
                     with trio.CancelScope(shield=True), trio.move_on_after(_CONCLUDE_S):
                         await self._conclude(outcome, inbound, send)
             finally:
@@ -142,12 +159,15 @@ class Exchange:
 
     async def _exchange(self, route: Route, inbound: Inbound, send: Send) -> None:
         """Both directions, in one buffer scope and one nursery."""
+        self._forward = forward = Forward(
+            self._worker, route, self._scope, self._path, self._target, inbound, send, self._connection
+        )
         async with self._worker.pools.open_scope() as buffers, trio.open_nursery() as nursery:
             self._cancel = nursery.cancel_scope
             if route.timeouts.total is not None:
                 self._cancel.deadline = self._started_at + route.timeouts.total
             try:
-                await self._forward(route, buffers, nursery, inbound, send)
+                await forward.run(buffers, nursery, self._watch_client, self._run_task)
             except (UpstreamFailure, RequestRefused, InterceptorError, ClientGone, SendStalled) as failure:
                 self._fail(failure)
             except httpx.LocalProtocolError:
@@ -156,138 +176,20 @@ class Exchange:
                 self._fail_internally(error)
             nursery.cancel_scope.cancel()
 
-    async def _forward(
-        self, route: Route, buffers: BufferScope, nursery: trio.Nursery, inbound: Inbound, send: Send
-    ) -> None:
-        """Send the request, relay the response."""
-        body = await self._body_length(route, inbound)
-        nursery.start_soon(self._watch_client, inbound)
-        response = await route.transport.handle_async_request(self._request(route, nursery, inbound, body))
-        upstream = response.stream
-        assert isinstance(upstream, UpstreamBody)
-        try:
-            writer = await self._respond(route, response, upstream, buffers, inbound, send)
-        finally:
-            upstream.close()
-            inbound.forget_body()
-        self._finished = True  # the client has the whole body: if it leaves from here on, it leaves content
-        # When the upstream has answered before it had the whole request, ending the response now would close the connection, and
-        # a client that is still sending would see that instead of the answer.
-        with suppress(ClientGone):
-            if not inbound.complete:
-                while not await writer.drain():
-                    pass
-                await inbound.wait_complete()
-            await self._in_time(writer.finish, route.timeouts.send)
+    async def _run_task(self, owner: Owner, async_fn: Callable[..., Awaitable[object]], args: tuple[Any, ...]) -> None:
+        """A task that an interceptor has started."""
+        assert self._cancel is not None
+        problem = await owner.run_task(async_fn, args)
+        if problem is not None and not self._finished:  # what is whole and with the client cannot be spoilt any more
+            self._fail(problem)
+            self._cancel.cancel()
 
-    async def _body_length(self, route: Route, inbound: Inbound) -> bytes | None:
-        """The Content-Length of the request, b"" if that is not known, None if it has no body. Raises `RequestRefused`."""
-        length = find_header(self._headers, b"content-length")
-        chunked = find_header(self._headers, b"transfer-encoding") is not None
-        if length is not None:
-            if chunked:
-                # RFC 9112, section 6.3: the way to smuggle a request past one of two servers.
-                raise RequestRefused(400, "bad_request", "the request has both Content-Length and Transfer-Encoding")
-            if int(length) > route.limits.max_request_body_bytes:
-                raise too_large(route.limits.max_request_body_bytes)
-            if 0 < int(length) <= _SMALL_BODY_BYTES:
-                await inbound.first_message()  # as a rule it brings all of it, which then goes up with the head
-            return length
-        if not chunked and self._scope["http_version"] == "2":
-            chunked = await inbound.first_message()
-        if not chunked:
-            # RFC 9110, section 8.6: a request whose method expects a body says that it has none. HTTP/2 clients leave that out.
-            http2 = self._scope["http_version"] == "2"
-            return b"0" if http2 and self._scope["method"] in ("POST", "PUT", "PATCH") else None
-        return b""
-
-    def _request(self, route: Route, nursery: trio.Nursery, inbound: Inbound, body: bytes | None) -> httpx.Request:
-        """The upstream request."""
-        timeouts = route.timeouts
-        return httpx.Request(
-            self._scope["method"],
-            route.url,
-            headers=request_headers(
-                self._headers,
-                route.headers,
-                client=self._client,
-                scheme=self._scope["scheme"],
-                trusted=self._client in self._worker.trusted_proxies,
-                identity=route.chain.reads_body,
-                body=body,
-            ),
-            stream=httpx.ByteStream(b"") if body in (None, b"0") else inbound.stream(int(body) if body else None),
-            extensions={
-                "target": route.target(self._target),
-                "nursery": nursery,
-                "timeout": {"connect": timeouts.connect, "write": timeouts.write, "read": timeouts.first_byte},
-            },
-        )
-
-    async def _respond(
-        self,
-        route: Route,
-        response: httpx.Response,
-        upstream: UpstreamBody,
-        buffers: BufferScope,
-        inbound: Inbound,
-        send: Send,
-    ) -> Writer:
-        """Head, then body, all but the end."""
-        scope = self._scope
-        bodiless = has_no_body(scope["method"], response.status_code)
-        content_type = response.headers.get("content-type", "")
-        self._sse = not bodiless and content_type.partition(";")[0].strip().lower() == "text/event-stream"
-        if self._sse and route.chain.interceptors:
-            self._chain = route.chain.open_stream(
-                self._context(route), self._worker.pools.json, buffers, route.limits.max_event_bytes
-            )
-        dropped = self._connection.added_headers if self._connection is not None else frozenset()
-        encoding = response.headers.get("content-encoding", "").strip().lower() or "identity"
-        if self.counts is not None:
-            if encoding != "identity":
-                raise ProtocolFailure(
-                    f"{route.upstream}: the response is encoded although identity was asked for, and an interceptor must see it"
-                )
-            dropped |= {b"content-length"}
-        headers = response_headers(response.headers.raw, dropped=dropped, sse=self._sse)
-        if self._chain is not None:
-            self._chain.start(ResponseHead(response.status_code, tuple(headers)))
-        chunked = not bodiless and find_header(headers, b"content-length") is None
-        self._may_say_error = self._sse and chunked and encoding == "identity" and route.error_events
-        self._writer = writer = choose_writer(scope, send, self._connection, chunked=chunked)
-        self._status = response.status_code
-        self._worker.metrics.writers[writer.name].inc()
-        inbound.answered = True
-        await self._in_time(partial(writer.start, response.status_code, headers), route.timeouts.send)
-        if not upstream.complete:
-            self._relay = relay = Relay(
-                upstream,
-                writer,
-                self._chain if self.counts is not None else None,
-                self._worker.pools,
-                buffers,
-                sse=self._sse,
-            )
-            hub = self._worker.hub if writer.synchronous else None
-            in_vain = not writer.synchronous and self._connection is not None and self._connection.shields_send
-            await relay.run(hub, idle_s=route.timeouts.idle, send_s=None if in_vain else route.timeouts.send)
-        return writer
-
-    def _context(self, route: Route) -> StreamContext:
-        return StreamContext(
-            route=route.name,
-            method=self._scope["method"],
-            path=self._path.decode("latin-1"),
-            headers=tuple(self._headers),
-            client=self._client,
-        )
-
-    async def _watch_client(self, inbound: Inbound) -> None:
+    async def _watch_client(self) -> None:
         """The inbound task: take in the request, then end the exchange when the client leaves."""
         assert self._cancel is not None
+        assert self._inbound is not None
         try:
-            await inbound.run()
+            await self._inbound.run()
         except RequestRefused as refusal:
             self._fail(refusal)
         except Exception as error:
@@ -297,16 +199,6 @@ class Exchange:
                 return
             self._outcome = self._outcome or Outcome.CLIENT_DISCONNECTED
         self._cancel.cancel()
-
-    async def _in_time(self, step: Callable[[], Awaitable[None]], send_s: float | None) -> None:
-        """One step of the writer, within the send deadline. Raises `SendStalled`."""
-        if self._connection is not None and self._connection.shields_send:
-            await step()  # no deadline of ours could end it; TCP_USER_TIMEOUT does
-            return
-        with trio.move_on_after(send_s if send_s is not None else float("inf")) as scope:
-            await step()
-        if scope.cancelled_caught:
-            raise SendStalled
 
     def _fail(self, failure: Exception) -> None:
         """Note why the exchange failed; the first reason counts."""
@@ -323,14 +215,20 @@ class Exchange:
         if self._failure is not None:
             return outcome_of(self._failure)
         if self._finished:
-            return Outcome.COMPLETED
+            return Outcome.INTERCEPTED if self._forward is not None and self._forward.intercepted else Outcome.COMPLETED
         if self._cancel is not None and trio.current_time() >= self._cancel.deadline:
             return Outcome.UPSTREAM_TIMEOUT  # the total deadline
         return Outcome.DRAINING  # cancelled from outside: the server has run out of patience with its shutdown
 
+    def _is_whole(self, outcome: Outcome) -> bool:
+        """Whether the client has got a response that is whole, so that nothing is left to be said."""
+        return outcome is Outcome.COMPLETED or (
+            outcome is Outcome.INTERCEPTED and self._finished and self._failure is None and self._outcome is None
+        )
+
     async def _conclude(self, outcome: Outcome, inbound: Inbound, send: Send) -> None:
         """Tell the client how it ended, unless it is gone. Runs shielded, with a deadline."""
-        writer = self._writer
+        writer = self._forward.writer if self._forward is not None else None
         try:
             if writer is not None and writer.started:
                 if outcome not in (Outcome.CLIENT_DISCONNECTED, Outcome.SEND_STALLED):
@@ -356,7 +254,9 @@ class Exchange:
 
     async def _say_error(self, writer: Writer, refusal: RequestRefused) -> None:
         """An error event, where one can be said: in a plain event stream, between two events, to a client that reads."""
-        if self._may_say_error and not writer.stalled and (self._relay is None or self._relay.at_boundary):
+        forward = self._forward
+        assert forward is not None
+        if forward.may_say_error and not writer.stalled and (forward.relay is None or forward.relay.at_boundary):
             with trio.move_on_after(1):
                 all_sent = writer.write((error_event(refusal),))
                 while not all_sent:
@@ -366,8 +266,9 @@ class Exchange:
         """One metric, one log line."""
         route = self._route_name
         first_byte_s = None
-        if self._relay is not None and self._relay.first_read is not None:
-            first_byte_s = self._relay.first_read - self._started_at
+        forward = self._forward
+        if forward is not None and forward.first_body_at is not None:
+            first_byte_s = forward.first_body_at - self._started_at
         metrics = self._worker.metrics
         metrics.exchanges[route, outcome].inc()
         if first_byte_s is not None:
@@ -376,7 +277,7 @@ class Exchange:
             "route": route,
             "upstream": None if self._route is None else self._route.upstream,
             "method": self._scope["method"],
-            "status": self._status,
+            "status": self._status if self._status is not None or forward is None else forward.status,
             "outcome": outcome.value,
             "events": None if self.counts is None else self.counts.total,
             "bytes": self.bytes_downstream,

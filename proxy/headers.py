@@ -10,13 +10,28 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from interceptors.api import find_header
-
 from .errors import RequestRefused
 
-__all__ = ["HeaderList", "HeaderSettings", "TrustedProxies", "request_headers", "response_headers", "split_target"]
+__all__ = [
+    "HeaderList",
+    "HeaderSettings",
+    "TrustedProxies",
+    "find_header",
+    "request_headers",
+    "response_headers",
+    "split_target",
+]
 
 HeaderList = list[tuple[bytes, bytes]]
+
+
+def find_header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    """The first value of a header, by its lower-case name."""
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
+
 
 # RFC 9110, section 7.6.1, and its predecessors' names. Proxy-Authorization is for us, not for the upstream.
 _HOP_BY_HOP = frozenset(

@@ -30,6 +30,23 @@ _QUIET_HTTP2_S = 0.05  # a stream that we reset is not reported
 class Inbound:
     """Takes in one request. `run` is its task; before and after that, `first_message`, `discard` and `settle`."""
 
+    __slots__ = (
+        "_body",
+        "_connection",
+        "_disconnected",
+        "_ended",
+        "_first",
+        "_idle_s",
+        "_max_bytes",
+        "_receive",
+        "_to_upstream",
+        "answered",
+        "bytes_received",
+        "complete",
+        "expects_body",
+        "gone",
+    )
+
     def __init__(
         self, receive: Receive, connection: ClientConnection | None, *, max_bytes: int, idle_s: float | None
     ) -> None:
@@ -41,9 +58,11 @@ class Inbound:
         self._to_upstream: trio.MemorySendChannel[bytes] | None = None
         self._body: trio.MemoryReceiveChannel[bytes] | None = None
         self._first = b""
+        self.expects_body = True
+        """Whether the request has announced a body, for whose pieces there is a time limit."""
         self.answered = False
         """A response is under way: from then on the client may be silent as long as it likes."""
-        self._ended = trio.Event()
+        self._ended: trio.Event | None = None  # set when the request has ended; made for whoever waits for that
         self.complete = False
         """The whole request has arrived."""
         self.gone = False
@@ -61,7 +80,7 @@ class Inbound:
 
         Raises `ClientGone`, and `RequestRefused` for a client that says nothing in time.
         """
-        with trio.move_on_after(self._idle_s) as scope:
+        with trio.CancelScope(deadline=trio.current_time() + self._idle_s) as scope:
             self._first = await self._next()
         if scope.cancelled_caught:
             raise _too_slow()
@@ -77,6 +96,27 @@ class Inbound:
         self._to_upstream, self._body = trio.open_memory_channel[bytes](1)
         return _Body(self._body)
 
+    async def collect(self, buffer: bytearray) -> int:
+        """Take in the whole body, into `buffer`, which grows as it must; its size. Instead of `stream`, and before `run`.
+
+        Raises `RequestRefused` when the body is larger than it may be, or the client silent in the middle of it, and `ClientGone`.
+        """
+        size = len(self._first)
+        buffer[:size] = self._first
+        self._first = b""
+        while not self.complete:
+            with trio.CancelScope(deadline=trio.current_time() + self._idle_s) as scope:
+                data = await self._next()
+            if scope.cancelled_caught:
+                raise _too_slow()
+            if self.gone:
+                raise ClientGone
+            if self.bytes_received > self._max_bytes:
+                raise too_large(self._max_bytes)
+            buffer[size : size + len(data)] = data
+            size += len(data)
+        return size
+
     def forget_body(self) -> None:
         """Whatever else comes is thrown away. Synchronous."""
         if self._body is not None:
@@ -90,11 +130,14 @@ class Inbound:
         """
         if self._first:
             await self._hand_over(self._first)
+        if not self.complete and not self.expects_body:
+            await self._next()  # the server has the end of the request already, and says so at once
         if not self.complete:
             await self._take_in()
         if self.complete and self._to_upstream is not None:
             self._to_upstream.close()
-        self._ended.set()
+        if self._ended is not None:
+            self._ended.set()
         while not self.gone:
             await self._next()
 
@@ -115,7 +158,8 @@ class Inbound:
 
     async def wait_complete(self) -> None:
         """While `run` discards, wait for the end of the request, or for the client to leave, for a bounded time."""
-        if not self.complete:
+        if not self.complete and not self.gone:
+            self._ended = trio.Event()
             with trio.move_on_after(LINGER_S):
                 await self._ended.wait()
 

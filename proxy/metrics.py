@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from interceptors import Outcome
 from interceptors.chain import EventCounts
+from interceptors.hooks import Owner
 from pools import Pools
 
 from .downstream import WRITERS
@@ -79,7 +80,7 @@ class RouteTally:
 class Metrics:
     """The registry of one worker."""
 
-    def __init__(self, pools: Pools, routes: Sequence[str]) -> None:
+    def __init__(self, pools: Pools, routes: Sequence[str], owners: Sequence[Owner] = ()) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self.routes = {route: RouteTally() for route in routes}
         exchanges = Counter(
@@ -103,6 +104,7 @@ class Metrics:
         self.writers = {writer: writers.labels(writer) for writer in WRITERS}
         self.registry.register(_PoolCollector(pools))
         self.registry.register(_RouteCollector(self.routes))
+        self.registry.register(_InterceptorCollector(owners))
 
     def render(self) -> bytes:
         """The Prometheus text format."""
@@ -143,6 +145,17 @@ class _PoolCollector(Collector):
             for reason in ("oversize", "full", "exported"):
                 discards.add_metric([stats.pool, reason], getattr(stats, f"discards_{reason}"))
         yield discards
+
+
+class _InterceptorCollector(Collector):
+    def __init__(self, owners: Sequence[Owner]) -> None:
+        self._owners = owners
+
+    def collect(self) -> Iterator[Metric]:
+        spent = CounterMetricFamily("weirpool_interceptor_seconds", "Time spent in hooks.", labels=["interceptor"])
+        for owner in self._owners:
+            spent.add_metric([owner.name], owner.seconds)
+        yield spent
 
 
 class _RouteCollector(Collector):

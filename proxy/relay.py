@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Need", "Relay"]
 
-_AT_BOUNDARY = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)\Z")  # a line's end, and an empty line
+# A line's end, and an empty line. A CR behind an LF is most likely half a CRLF: what stands between would part them.
+_AT_BOUNDARY = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|(?<!\n)\r)\Z")
 _LEAST_ROOM = 1024  # read no less than this behind an unfinished event
 
 
@@ -42,6 +43,10 @@ class Need(Enum):
     """Upstream has nothing more for now."""
     TURN = auto()
     """There may be more at once, of which no readiness will tell; let the others have a turn."""
+    HOOK = auto()
+    """An interceptor must be awaited."""
+    SAY = auto()
+    """What has left ends with a whole event, and an interceptor has something to say."""
     WRITE = auto()
     """The client has not taken everything; `writer.drain()` first."""
     NOTHING = auto()
@@ -49,25 +54,55 @@ class Need(Enum):
 
 
 # An enum's members are found through its metaclass, which costs more than a global.
-_READ, _TURN, _WRITE, _NOTHING = Need.READ, Need.TURN, Need.WRITE, Need.NOTHING
+_READ, _TURN, _HOOK, _SAY, _WRITE, _NOTHING = Need.READ, Need.TURN, Need.HOOK, Need.SAY, Need.WRITE, Need.NOTHING
 
 
 class Relay:
     """Moves one body. Make it when both heads are done; it takes nothing over but the leases it borrows."""
 
+    __slots__ = (
+        "_awaits",
+        "_body",
+        "_carried",
+        "_carry",
+        "_chain",
+        "_half_full",
+        "_moving",
+        "_pools",
+        "_scope",
+        "_speaker",
+        "_splits",
+        "_sse",
+        "_stopped",
+        "_tail",
+        "_writer",
+        "failure",
+        "first_read",
+        "last_read",
+        "wants_large",
+    )
+
     def __init__(
         self, body: UpstreamBody, writer: Writer, chain: StreamChain | None, pools: Pools, scope: BufferScope, *, sse: bool
     ) -> None:
-        """`chain`: None passes bytes through unparsed. `sse`: windows come from the pool for events."""
+        """`chain`: without one, or when none of its hooks sees events, bytes pass unparsed. `sse`: windows come from the pool for
+        events.
+        """
         self._body = body
         self._writer = writer
-        self._chain = chain
+        self._speaker = chain  # whose tasks may have something to say
+        self._chain = chain = chain if chain is not None and chain.wants_events else None
+        self._awaits = chain is not None and chain.is_async
+        self._stopped = (0, 0)  # what an async hook has stopped, in the lease of the unfinished event
+        self._moving: trio.CancelScope | None = None
         self._pools = pools
         self._scope = scope
         self._sse = sse
         self._carry: Lease | None = None  # an event that is not whole yet lies at its beginning
         self._carried = 0
         self._half_full = pools.sse_event.size // 2
+        # Chunks that nobody wants to see may leave with the framing that they came in.
+        self._splits = chain is None and body.chunked and writer.synchronous
         self.wants_large = not sse
         """Whether the next pump wants a window of `http_response` rather than `sse_event`."""
         self._tail = bytearray(b"\n\n")
@@ -96,16 +131,33 @@ class Relay:
 
         Raises `UpstreamFailure` and `ClientGone`.
         """
+        if self._splits:
+            return self._pass_chunks(window, now)
         carry = self._carry
+        if carry is None and self._awaits:
+            # What an async hook sees must stay where it is, whoever uses the window meanwhile.
+            carry = self._carry = self._scope.acquire(
+                self._pools.http_response if self.wants_large else self._pools.sse_event
+            )
         if carry is None:
             buffer, at = window, 0
         else:
             buffer, at = self._room(carry), self._carried
         span = self._body.receive(buffer, at)
         if span is None:
+            if carry is not None and not at:
+                self._keep(buffer, 0, 0)
             return _READ
         first, last = span
-        size = last - first
+        self._note(last - first, now)
+        if self._chain is None:
+            all_sent = first == last or self._pass(buffer, first, last)
+        else:
+            all_sent = self._intercept(self._chain, buffer, 0 if at else first, last)
+        return self.next_need() if all_sent else _WRITE
+
+    def _note(self, size: int, now: float) -> None:
+        """Bytes of the body have come."""
         if size:
             self.last_read = now
             if self.first_read is None:
@@ -113,17 +165,18 @@ class Relay:
         if self._sse:
             # Read into a larger window as long as more comes at once than half fills the small one.
             self.wants_large = size > self._half_full
-        if self._chain is None:
-            all_sent = not size or self._pass(buffer, first, last)
-        else:
-            all_sent = self._intercept(self._chain, buffer, 0 if at else first, last)
-        return self.next_need() if all_sent else _WRITE
 
     def next_need(self) -> Need:
         """What is needed when everything has been sent."""
-        body = self._body
-        if body.complete or self.failure is not None:
+        body, chain = self._body, self._speaker
+        if self.failure is not None:
             return _NOTHING
+        if chain is not None and chain.awaiting:
+            return _HOOK
+        if body.complete or (chain is not None and chain.ended):
+            return _NOTHING
+        if chain is not None and chain.emitted and self.at_boundary:
+            return _SAY
         return _TURN if body.pending else _READ
 
     async def run(self, hub: Hub | None, *, idle_s: float | None, send_s: float | None) -> None:
@@ -132,19 +185,67 @@ class Relay:
         `idle_s` bounds the silence of upstream, `send_s` each wait for the client. Raises `UpstreamFailure`, `ClientGone`,
         `SendStalled`, and the `InterceptorError` that ended the stream; everything before it has then been sent.
         """
+        if self._speaker is not None:
+            self._speaker.on_emit = self._interrupt
+        self.last_read = trio.current_time()
         # What came with the head goes at once: often that is all.
         need = self._pump_once() if self._body.pending else Need.READ
         while True:
             if need is Need.WRITE:
-                if self._body.complete and self.failure is None and not self._writer.synchronous:
+                last = self.failure is None and self._body.complete and (self._chain is None or not self._chain.awaiting)
+                if last and not self._writer.synchronous and not self._has_to_say:
                     return  # `finish` takes it along
+                began = trio.current_time()
                 await self._drain(send_s)
+                self.last_read += trio.current_time() - began  # upstream was not silent, it was not read
                 need = self.next_need()
-            if need is Need.NOTHING:
+            elif need is Need.HOOK:
+                began = trio.current_time()
+                need = await self._await_hooks()
+                self.last_read += trio.current_time() - began
+            elif self._has_to_say:
+                need = await self._say()
+            elif need is Need.NOTHING:
                 if self.failure is not None:
                     raise self.failure
                 return
-            need = await self._move(need, hub, idle_s)
+            else:
+                need = await self._move(need, hub, idle_s)
+
+    @property
+    def _has_to_say(self) -> bool:
+        speaker = self._speaker
+        return speaker is not None and speaker.emitted and self.failure is None and not speaker.ended and self.at_boundary
+
+    async def _await_hooks(self) -> Need:
+        """Await the hooks that have stopped the window's events, and go on with those."""
+        chain, carry = self._chain, self._carry
+        assert chain is not None
+        assert carry is not None
+        await chain.run_async()
+        self.failure = chain.failure
+        if self.failure is not None:
+            return _NOTHING
+        all_sent = self._intercept(chain, carry.buffer, *self._stopped)
+        return self.next_need() if all_sent else _WRITE
+
+    async def _say(self) -> Need:
+        """Send one event that an interceptor has emitted."""
+        speaker = self._speaker
+        assert speaker is not None
+        parts = await speaker.take_emitted()
+        self.failure = speaker.failure
+        try:
+            all_sent = self._writer.write(parts) if parts else True
+        finally:
+            _release(parts)
+            speaker.release_parts()
+        return self.next_need() if all_sent else _WRITE
+
+    def _interrupt(self) -> None:
+        """An interceptor has something to say: let the stream's task come back from where it waits."""
+        if self._moving is not None:
+            self._moving.cancel()
 
     async def _drain(self, send_s: float | None) -> None:
         """Wait until the client has taken everything. Raises `SendStalled` when it takes nothing for `send_s`."""
@@ -160,11 +261,10 @@ class Relay:
 
     async def _move(self, need: Need, hub: Hub | None, idle_s: float | None) -> Need:
         """Pump whenever upstream is readable, until something else is needed."""
-        self.last_read = trio.current_time()
         while True:
             # One deadline for many reads: only when it fires is it compared with the last read.
             deadline = self.last_read + idle_s if idle_s is not None else float("inf")
-            with trio.CancelScope(deadline=deadline):
+            with trio.CancelScope(deadline=deadline) as self._moving:
                 while need is Need.READ or need is Need.TURN:
                     if need is Need.TURN or self._body.pending:
                         await trio.lowlevel.checkpoint()
@@ -174,7 +274,11 @@ class Relay:
                     else:
                         await self._body.wait_readable()
                         need = self._pump_once()
+                self._moving = None
                 return need
+            self._moving = None
+            if self._has_to_say:
+                return _SAY
             # Perhaps it was not upstream that stood still, but this process: look once more before saying so.
             need = self._pump_once()
             if idle_s is not None and need is Need.READ and trio.current_time() >= self.last_read + idle_s:
@@ -192,12 +296,55 @@ class Relay:
     def _pass(self, buffer: bytearray, first: int, last: int) -> bool:
         """Bytes nobody wants to see: on they go, and only their last few are remembered."""
         if self._sse:
-            self._tail = buffer[last - 4 : last] if last - first >= 4 else (self._tail + buffer[first:last])[-4:]
+            self._remember(buffer, first, last)
         part = memoryview(buffer)[first:last]
         try:
             return self._writer.write((part,))
         finally:
             part.release()
+
+    def _pass_chunks(self, buffer: bytearray, now: float) -> Need:
+        """A pump of chunks that nobody wants to see: those that came whole leave as they are."""
+        body = self._body
+        split = body.receive_split(buffer)
+        if split is None:
+            return _READ
+        lead, wire, behind, first, last, size = split
+        self._note(size, now)
+        all_sent = True
+        if size:
+            view = memoryview(buffer)
+            if wire == 0 and first == last:
+                message: tuple[Part, ...] = (view[:behind],)
+            else:
+                message = (
+                    *((b"%x\r\n" % lead, view[:lead], b"\r\n") if lead else ()),
+                    *((view[wire:behind],) if wire < behind else ()),
+                    *((b"%x\r\n" % (last - first), view[first:last], b"\r\n") if first < last else ()),
+                )
+            if self._sse:
+                if lead:
+                    self._remember(buffer, 0, lead)
+                if wire < behind:
+                    self._tail = buffer[behind - 6 : behind - 2]  # a whole chunk is not smaller
+                if first < last:
+                    self._remember(buffer, first, last)
+            try:
+                all_sent = self._writer.write_chunks(message, size)
+            finally:
+                for part in message:
+                    if type(part) is memoryview:
+                        part.release()
+                view.release()
+        if not all_sent:
+            return _WRITE
+        if body.complete or self._speaker is not None:
+            return self.next_need()
+        return _TURN if body.pending else _READ
+
+    def _remember(self, buffer: bytearray, first: int, last: int) -> None:
+        """The last bytes that left, which tell whether an event has ended."""
+        self._tail = buffer[last - 4 : last] if last - first >= 4 else (self._tail + buffer[first:last])[-4:]
 
     def _intercept(self, chain: StreamChain, buffer: bytearray, start: int, last: int) -> bool:
         """Whole events through the chain; what is left stays behind for the next read."""
@@ -208,7 +355,10 @@ class Relay:
         finally:
             _release(parts)
             chain.release_parts()
-        self._keep(buffer, rest, last if self.failure is None else rest)
+        if chain.awaiting:
+            self._stopped = rest, last
+        else:
+            self._keep(buffer, rest, rest if self.failure is not None or chain.ended else last)
         return all_sent
 
     def _keep(self, buffer: bytearray, rest: int, last: int) -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import httpx
 
-from interceptors import Interceptor, LoadError
+from interceptors import LoadError
 from interceptors.chain import Chain
+from interceptors.hooks import Owner
 from interceptors.loader import load_interceptor
 from pools import Pools
 
@@ -71,7 +72,8 @@ class RouteTable:
     def __init__(self, config: Config, pools: Pools) -> None:
         """Raises `ConfigError` when an interceptor or a CA file cannot be loaded."""
         self.transports: dict[str, UpstreamTransport] = {}
-        interceptors = load_interceptors(config)
+        self.owners = interceptors = load_interceptors(config)
+        """The interceptors by the names that the configuration gave them."""
         upstreams = {upstream.name: upstream for upstream in config.reverse_proxy.upstreams}
         for index, upstream in enumerate(config.reverse_proxy.upstreams):
             try:
@@ -95,7 +97,7 @@ class RouteTable:
         return None
 
     def _compile(
-        self, config: Config, settings: RouteSettings, upstream: Upstream, interceptors: Mapping[str, Interceptor]
+        self, config: Config, settings: RouteSettings, upstream: Upstream, interceptors: Mapping[str, Owner]
     ) -> Route:
         url = httpx.URL(upstream.endpoints[0])
         rules = {name.lower().encode(): value.encode() for name, value in upstream.headers.set.items()}
@@ -112,7 +114,7 @@ class RouteTable:
                 set=tuple(rules.items()),
                 removed=frozenset(rules) | {name.lower().encode() for name in upstream.headers.remove},
             ),
-            chain=Chain([(name, interceptors[name]) for name in settings.interceptors]),
+            chain=Chain([interceptors[name] for name in settings.interceptors]),
             timeouts=config.timeouts_of(settings),
             limits=config.limits_of(settings),
             max_streams=settings.limits.get("max_streams"),
@@ -152,13 +154,13 @@ def _unescape(match: re.Match[bytes]) -> bytes:
     return bytes([code]) if code in _UNRESERVED else match[0].upper()
 
 
-def load_interceptors(config: Config) -> dict[str, Interceptor]:
+def load_interceptors(config: Config) -> dict[str, Owner]:
     """Load every interceptor that the configuration names. Raises `ConfigError`, with all that cannot be loaded."""
-    loaded: dict[str, Interceptor] = {}
+    loaded: dict[str, Owner] = {}
     mistakes: list[str] = []
     for index, entry in enumerate(config.interceptors):
         try:
-            loaded[entry.name] = load_interceptor(entry.use, entry.options)
+            loaded[entry.name] = Owner(entry.name, load_interceptor(entry.use, entry.options))
         except LoadError as error:
             where = f"interceptors[{index}]." + (f"options.{error.option}" if error.option else "use")
             mistakes.append(f"{where}: {error}")

@@ -37,7 +37,9 @@ class Worker:
             leak_detection=config.reverse_proxy.leak_detection,
         )
         self.routes = RouteTable(config, self.pools)
-        self.metrics = Metrics(self.pools, [NO_ROUTE, *(route.name for route in self.routes.routes)])
+        self.metrics = Metrics(
+            self.pools, [NO_ROUTE, *(route.name for route in self.routes.routes)], tuple(self.routes.owners.values())
+        )
         self.trusted_proxies = TrustedProxies(config.reverse_proxy.trusted_proxies)
         self.log: Any = structlog.get_logger("proxy").bind()
         """Bound once: structlog's lazy loggers are put together anew at every call."""

@@ -42,7 +42,8 @@ class Settings:
     """The proxy's processes, whose CPU time and memory are measured."""
     streams: int
     events: int
-    """Per stream; with `kind` "json" requests per client."""
+    """Per stream; with `kind` "json" requests per client; 0: as many as go in `seconds`."""
+    seconds: float = 0
     rate: float = 0
     """Events per second and stream; 0: as fast as it goes."""
     size: int = 200
@@ -110,7 +111,8 @@ class _Load:
         self.epoll = select.epoll()
         self.peers: dict[int, _Peer] = {}
         self.due: list[tuple[float, int, _Peer]] = []
-        self.opened = self.opening = self.finished = self.failed = self.requests = 0
+        self.opened = self.opening = self.finished = self.failed = self.requests = self.sent = 0
+        self.ends_at = 0.0
         self.latencies: list[float] = []
         self.tls = None
         if settings.certificate is not None:
@@ -144,6 +146,7 @@ class _Load:
         cpu = cpu_seconds(settings.pids)
         before = peak = resident_kb(settings.pids)
         begin = time.perf_counter()
+        self.ends_at = begin + settings.seconds
         own = time.process_time()
         sample_at = begin
         while self.finished + self.failed < settings.streams:
@@ -173,7 +176,7 @@ class _Load:
         cpu = cpu_seconds(settings.pids) - cpu
         peak = max(peak, resident_kb(settings.pids))
         own = time.process_time() - own
-        events = self.requests if settings.kind == "json" else self.finished * settings.events
+        events = self.requests if settings.kind == "json" else self.finished * settings.events or self.sent
         latencies = sorted(self.latencies)
         return Result(
             streams=settings.streams,
@@ -262,6 +265,9 @@ class _Load:
                 return
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setblocking(False)
+            if not self.settings.rate:
+                # What lies in buffers when the load ends is still to be relayed; a slow proxy would take minutes for megabytes.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 131072)
             peer = _Peer(sock, "upstream")
             if self.tls is not None:
                 peer.sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
@@ -301,7 +307,7 @@ class _Load:
             peer.out += self.json_answer
             self._flush(peer)
             return
-        peer.left = self.settings.events
+        peer.left = self.settings.events or sys.maxsize
         peer.out += _SSE_HEAD
         if self.settings.rate:
             self._flush(peer)
@@ -328,13 +334,18 @@ class _Load:
         saturate = not self.settings.rate and self.settings.kind == "sse"
         for _ in range(4):  # then the others have a turn
             if not peer.out and saturate and peer.left > 0:
-                if peer.left >= _EVENTS_PER_WRITE:
+                if self.settings.seconds and time.perf_counter() > self.ends_at:
+                    peer.out = _END
+                    peer.left = 0
+                elif peer.left >= _EVENTS_PER_WRITE:
                     peer.out = self.many
                     peer.left -= _EVENTS_PER_WRITE
+                    self.sent += _EVENTS_PER_WRITE
                 else:
                     peer.out = self.many[: len(self.many) // _EVENTS_PER_WRITE * peer.left]
+                    self.sent += peer.left
                     peer.left = 0
-                if not peer.left:
+                if not peer.left and not peer.out.endswith(_END):
                     peer.out += _END
             if not peer.out:
                 break

@@ -37,8 +37,11 @@ PROXY_CORE, LOAD_CORE = "0", "1"
 class Scenario:
     name: str
     streams: int
-    events: int
+    events: int = 0
+    """Of each stream; 0: as many as go in `seconds`."""
     rate: float = 0
+    seconds: float = 0
+    limit_s: float = 60
     kind: str = "sse"
     mode: str = "pass"
     """`pass`, `inspect` (every event's JSON decoded) or `edit` (decoded, one field changed, encoded)."""
@@ -48,16 +51,16 @@ class Scenario:
 
 
 SCENARIOS = (
-    Scenario("paced", 100, 250, 40, text="100 streams x 40 events/s"),
-    Scenario("paced inspect", 100, 250, 40, mode="inspect", text="the same, every event decoded"),
-    Scenario("paced edit", 100, 250, 40, mode="edit", text="the same, every event decoded, edited, encoded"),
-    Scenario("paced tls", 100, 250, 40, tls=True, text="the same as paced, from a TLS upstream, handshakes included"),
-    Scenario("busy", 400, 250, 40, text="400 streams x 40 events/s"),
-    Scenario("saturated", 50, 8000, text="50 streams, as fast as they go"),
-    Scenario("saturated inspect", 50, 4000, mode="inspect", text="the same, every event decoded"),
-    Scenario("saturated edit", 50, 4000, mode="edit", text="the same, every event decoded, edited, encoded"),
-    Scenario("2000 streams", 2000, 8, 1, hold=True, text="2,000 streams x 1 event/s"),
-    Scenario("5000 streams", 5000, 8, 0.5, hold=True, text="5,000 streams x 0.5 events/s"),
+    Scenario("paced", 100, 400, 40, text="100 streams x 40 events/s"),
+    Scenario("paced inspect", 100, 400, 40, mode="inspect", text="the same, every event decoded"),
+    Scenario("paced edit", 100, 400, 40, mode="edit", text="the same, every event decoded, edited, encoded"),
+    Scenario("paced tls", 100, 400, 40, tls=True, text="the same as paced, from a TLS upstream, handshakes included"),
+    Scenario("busy", 400, 400, 40, text="400 streams x 40 events/s"),
+    Scenario("saturated", 50, seconds=3, text="50 streams, as fast as they go"),
+    Scenario("saturated inspect", 50, seconds=3, mode="inspect", text="the same, every event decoded"),
+    Scenario("saturated edit", 50, seconds=3, mode="edit", text="the same, every event decoded, edited, encoded"),
+    Scenario("2000 streams", 2000, 8, 1, hold=True, limit_s=180, text="2,000 streams x 1 event/s"),
+    Scenario("5000 streams", 5000, 8, 0.5, hold=True, limit_s=180, text="5,000 streams x 0.5 events/s"),
     Scenario("short", 20, 250, kind="json", text="JSON POSTs on 20 keep-alive connections"),
 )
 
@@ -125,6 +128,8 @@ def run_scenario(scenario: Scenario, target: Target, upstream_port: int, certifi
         "streams": scenario.streams,
         "events": scenario.events,
         "rate": scenario.rate,
+        "seconds": scenario.seconds,
+        "limit_s": scenario.limit_s,
         "kind": scenario.kind,
         "path": path,
         "certificate": certificate if scenario.tls else None,
@@ -136,8 +141,10 @@ def run_scenario(scenario: Scenario, target: Target, upstream_port: int, certifi
 
 
 @contextmanager
-def weirpool_target(upstream_port: int, tls_upstream: tuple[int, str] | None = None) -> Iterator[Target]:
-    """`weirpool serve` with a route for each mode. `tls_upstream`: port, and the file of its certificate."""
+def weirpool_target(
+    upstream_port: int, tls_upstream: tuple[int, str] | None = None, python: Sequence[str] = (sys.executable,)
+) -> Iterator[Target]:
+    """`weirpool serve` with a route for each mode. `tls_upstream`: port and certificate file. `python`: what runs it."""
     port = free_port()
     upstreams: list[dict[str, Any]] = [{"name": "up", "endpoints": [f"http://127.0.0.1:{upstream_port}"]}]
     routes: list[dict[str, Any]] = [
@@ -154,7 +161,7 @@ def weirpool_target(upstream_port: int, tls_upstream: tuple[int, str] | None = N
         "drain": {"timeout": 0},
     }
     with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "-m", "proxy", "serve"]
+        command = [*python, "-m", "proxy", "serve"]
         plain = Path(directory) / "plain.yaml"
         plain.write_text(json.dumps(config | {"reverse_proxy": {"upstreams": upstreams, "routes": routes}}))
         with running([*command, "--config", str(plain), "--bind", f"127.0.0.1:{port}"], port) as process:

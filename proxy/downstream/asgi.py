@@ -42,6 +42,9 @@ class AsgiWriter:
         self.bytes_sent += len(self._unsent)
         return False
 
+    def write_chunks(self, message: Sequence[Part], size: int) -> bool:
+        raise NotImplementedError("ASGI servers frame bodies by themselves")
+
     async def drain(self) -> bool:
         if self._unsent:
             data, self._unsent = self._unsent, b""

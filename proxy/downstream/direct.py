@@ -21,7 +21,7 @@ from .writer import Send
 
 __all__ = ["DirectWriter"]
 
-_MAX_PARTS = 1000  # IOV_MAX is 1024 on Linux; two are ours
+_IOV_MAX = 1024  # on Linux
 
 
 class DirectWriter:
@@ -34,6 +34,7 @@ class DirectWriter:
         self._asgi = AsgiWriter(send, connection)
         self._connection = connection
         self._sock = connection.sock
+        self._send = connection.sock.send
         self._sendmsg = connection.sock.sendmsg
         self._unsent: memoryview | None = None
         self.bytes_sent = 0
@@ -53,18 +54,23 @@ class DirectWriter:
         size = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
         if not size:
             return True  # a chunk of size 0 would end the body
-        header = b"%x\r\n" % size
-        message = (header, *parts, b"\r\n")
-        if len(message) > _MAX_PARTS:
-            message = (b"".join(message),)
+        return self.write_chunks((b"%x\r\n" % size, *parts, b"\r\n"), size)
+
+    def write_chunks(self, message: Sequence[Part], size: int) -> bool:
         try:
-            sent = self._sendmsg(message)
+            if len(message) == 1:
+                sent = self._send(message[0])
+            elif len(message) <= _IOV_MAX:
+                sent = self._sendmsg(message)
+            else:
+                message = (b"".join(message),)
+                sent = self._send(message[0])
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as error:
             raise ClientGone from error
         self.bytes_sent += size
-        if sent == size + len(header) + 2:
+        if sent == (len(message[0]) if len(message) == 1 else sum(map(len, message))):
             return True
         self._unsent = memoryview(b"".join(message))[sent:]
         return False

@@ -53,6 +53,10 @@ class Writer(Protocol):
         """
         ...
 
+    def write_chunks(self, message: Sequence[Part], size: int) -> bool:
+        """As `write`, of whole chunks that are framed already and hold `size` bytes. Only of a writer that is `synchronous`."""
+        ...
+
     async def drain(self) -> bool:
         """Wait until the client takes something, and give it that. True when everything has left; else call again.
 

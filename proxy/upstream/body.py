@@ -7,6 +7,9 @@ own copy, bounded. What it cannot read it refuses with `ProtocolFailure`; an end
 `frame(buffer, start, end)` returns `(first, last)`: the body is `buffer[first:last]`, and bytes behind `last` are meaningless.
 `first` is `start`, except that with `start == 0`, when nothing precedes that must be joined, a body may stay where it lies.
 `complete` says that the body has ended; `surplus` that bytes came behind its end, so that the connection is of no more use.
+
+Whoever sends the body on in the same coding need not have it unpacked: `Chunked.split` finds the chunks that are whole, which may
+leave with the framing that they came in.
 """
 
 from __future__ import annotations
@@ -23,10 +26,19 @@ MAX_TRAILER_BYTES = 16384
 
 # RFC 9112, section 7.1: chunk-size [ chunk-ext ] CRLF. Space before the CRLF is tolerated, as h11 does.
 _CHUNK_HEADER = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*|[ \t]*)\r\n")
+# A chunk header that means the same to whoever comes next: without the extensions, which belong to one hop (RFC 9112, 7.1.1).
+_PLAIN_HEADER = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
+_LEAST_WHOLE = 4  # smaller chunks are unpacked; so the last bytes of the body lie together, for whoever must know them
 # RFC 9110, section 5: field-name ":" OWS field-value OWS. A folded line (obs-fold) does not match.
 _TRAILER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*\r\n")
 _CR, _LF = 0x0D, 0x0A
 _NOT_IN_TRAILERS = frozenset([b"content-length", b"transfer-encoding", b"host"])
+
+
+Split = tuple[int, int, int, int, int, int]
+"""`(lead, wire, behind, first, last, size)`: `buffer[:lead]` is data that ends a chunk of before, `buffer[wire:behind]` whole
+chunks with their framing, `buffer[first:last]` more data; `size` bytes of data in all.
+"""
 
 
 class Framing(Protocol):
@@ -87,7 +99,7 @@ class UntilClose:
 class Chunked:
     """The chunked transfer coding. Extensions are ignored, trailers are checked and dropped."""
 
-    __slots__ = ("_in_trailers", "_left", "_line", "_trailer_bytes", "complete", "framed", "surplus")
+    __slots__ = ("_in_trailers", "_left", "_line", "_trailer_bytes", "complete", "framed", "surplus", "was_split")
 
     def __init__(self) -> None:
         self._left = 0  # bytes left of the current chunk, its CRLF included; 0: a chunk header comes next
@@ -97,6 +109,8 @@ class Chunked:
         self.complete = False
         self.surplus = False
         self.framed = (0, 0)
+        self.was_split: Split = (0, 0, 0, 0, 0, 0)
+        """When `split` has raised: what came before it, as `framed`."""
 
     def frame(self, buffer: bytearray, start: int, end: int) -> tuple[int, int]:
         first = last = at = start
@@ -149,6 +163,36 @@ class Chunked:
             self.framed = (first, last)
             raise
         return first, last
+
+    def split(self, buffer: bytearray, end: int) -> Split:
+        """As `frame(buffer, 0, end)`, but chunks that are whole and plain stay as they are, framing included."""
+        left = self._left
+        lead = at = size = 0
+        if left and 2 < left <= end and buffer[left - 2] == _CR and buffer[left - 1] == _LF:
+            size = lead = left - 2
+            at = left
+            self._left = 0
+        wire = at
+        if not self._left and not self._line and not self._in_trailers:
+            while at < end:
+                match = _PLAIN_HEADER.match(buffer, at, end)
+                if match is None:
+                    break
+                count = int(match[1], 16)
+                behind = match.end() + count
+                if count < _LEAST_WHOLE or behind + 2 > end or buffer[behind] != _CR or buffer[behind + 1] != _LF:
+                    break
+                size += count
+                at = behind + 2
+            if at == end:
+                return lead, wire, at, at, at, size
+        try:
+            first, last = self.frame(buffer, at, end)
+        except ProtocolFailure:
+            first, last = self.framed
+            self.was_split = lead, wire, at, first, last, size + last - first
+            raise
+        return lead, wire, at, first, last, size + last - first
 
     def eof(self) -> None:
         if not self.complete:

@@ -265,14 +265,12 @@ class ConnectionPool:
 
     async def _open(self, timeout_s: float) -> Connection:
         origin = self._origin
-        try:
-            with trio.fail_after(timeout_s):
-                sock = await _connect(origin)
-                if self._ssl_context is None:
-                    return Connection(origin, sock)
-                return Connection(origin, await _start_tls(origin, sock, self._ssl_context))
-        except trio.TooSlowError:
-            raise ConnectTimedOut(f"{origin}: no connection within {timeout_s} s") from None
+        with trio.CancelScope(deadline=trio.current_time() + timeout_s):
+            sock = await _connect(origin)
+            if self._ssl_context is None:
+                return Connection(origin, sock)
+            return Connection(origin, await _start_tls(origin, sock, self._ssl_context))
+        raise ConnectTimedOut(f"{origin}: no connection within {timeout_s} s")
 
 
 async def _connect(origin: Origin) -> socket.socket:

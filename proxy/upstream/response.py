@@ -11,7 +11,7 @@ import trio
 from pools import Pools
 
 from ..errors import ProtocolFailure, ReadFailed, ReadTimedOut, Truncated
-from .body import Framing
+from .body import Chunked, Framing, Split
 from .connections import Connection, ConnectionPool
 
 if TYPE_CHECKING:
@@ -47,13 +47,12 @@ class UpstreamBody(httpx.AsyncByteStream):
         self._tls = connection.tls
         self._broken: ProtocolFailure | None = None  # to be raised when what came before it has been handed out
         self.upload: Upload | None = None
+        self.chunked = isinstance(framing, Chunked)
+        """Whether `receive_split` may be used."""
         self.complete = framing.complete
         """Whether the whole body has been received."""
-
-    @property
-    def pending(self) -> bool:
+        self.pending = bool(early) or (self._tls and connection.pending)
         """Whether there is something to receive that readiness of the socket would not tell."""
-        return bool(self._early) or (self._tls and self.connection.pending) or self._broken is not None
 
     def receive(self, buffer: bytearray, at: int) -> tuple[int, int] | None:
         """Read once into `buffer[at:]`, which must have room, and frame in place. Never blocks.
@@ -61,38 +60,69 @@ class UpstreamBody(httpx.AsyncByteStream):
         Returns `(first, last)`, the body bytes as `body` tells (none at all when they were all framing); None when nothing
         is there yet. Not to be called when `complete`. Raises `UpstreamFailure`.
         """
-        if self._broken is not None:
-            raise self._broken
-        if self._early:
-            count = min(len(self._early), len(buffer) - at)
-            buffer[at : at + count] = self._early[:count]
-            self._early = self._early[count:]
-        else:
-            try:
-                received = self.connection.receive_into(buffer, at)
-                if received == 0:
-                    if self.upload is not None and self.upload.failure is not None:
-                        raise self.upload.failure  # what looks like the end is our own doing
-                    try:
-                        self._framing.eof()
-                    except Truncated as error:
-                        raise Truncated(f"{self.connection.origin}: {error}") from None
-                    self.complete = True
-            except (ReadFailed, Truncated) as error:
-                raise self._cause(error) from None
-            if not received:
-                return None if received is None else (at, at)
-            count = received
+        count = self._read(buffer, at)
+        if not count:
+            return None if count is None else (at, at)
         framing = self._framing
         try:
             span = framing.frame(buffer, at, at + count)
         except ProtocolFailure as error:
-            self._broken = ProtocolFailure(f"{self.connection.origin}: {error}")
-            if framing.framed[0] == framing.framed[1]:
-                raise self._broken from None
-            return framing.framed  # good bytes came before the bad ones
+            span = framing.framed  # good bytes may have come before the bad ones
+            self._break(error, span[1] - span[0])
         self.complete = framing.complete
         return span
+
+    def receive_split(self, buffer: bytearray) -> Split | None:
+        """As `receive(buffer, 0)`, of a body that is `chunked`: whole chunks keep their framing."""
+        count = self._read(buffer, 0)
+        if not count:
+            return None if count is None else (0, 0, 0, 0, 0, 0)
+        framing = self._framing
+        assert type(framing) is Chunked
+        try:
+            split = framing.split(buffer, count)
+        except ProtocolFailure as error:
+            split = framing.was_split
+            self._break(error, split[5])
+        self.complete = framing.complete
+        return split
+
+    def _read(self, buffer: bytearray, at: int) -> int | None:
+        """The count of bytes that are now in `buffer[at:]`; 0 when the body has ended with its connection; None: nothing yet."""
+        if self._early:
+            count = min(len(self._early), len(buffer) - at)
+            buffer[at : at + count] = self._early[:count]
+            self._early = self._early[count:]
+            self._see_pending()
+            return count
+        if self._broken is not None:
+            raise self._broken
+        try:
+            received = self.connection.receive_into(buffer, at)
+            if received == 0:
+                if self.upload is not None and self.upload.failure is not None:
+                    raise self.upload.failure  # what looks like the end is our own doing
+                try:
+                    self._framing.eof()
+                except Truncated as error:
+                    raise Truncated(f"{self.connection.origin}: {error}") from None
+                self.complete = True
+        except (ReadFailed, Truncated) as error:
+            raise self._cause(error) from None
+        if self._tls:
+            self._see_pending()
+        return received
+
+    def _see_pending(self) -> None:
+        self.pending = bool(self._early) or (self._tls and self.connection.pending) or self._broken is not None
+
+    def _break(self, error: ProtocolFailure, framed: int) -> None:
+        """The framing is broken. Raised at once, or, when `framed` bytes came before, with the next read."""
+        self._broken = ProtocolFailure(f"{self.connection.origin}: {error}")
+        self._early = b""
+        self._see_pending()
+        if not framed:
+            raise self._broken from None
 
     async def wait_readable(self) -> None:
         """Wait until `receive` may find something."""

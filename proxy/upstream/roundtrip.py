@@ -1,6 +1,6 @@
 """One request on one connection: its body on the way up, until the head of the response has come down.
 
-h11 writes and parses; what has to be awaited is awaited here. It does not choose connections, and gives none back: it hands the
+`head` writes and reads; what has to be awaited is awaited here. It does not choose connections, and gives none back: it hands the
 connection to an `UpstreamBody`, or raises.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
-import h11
 import httpx
 import trio
 
@@ -17,20 +16,20 @@ from pools import Pools
 from ..errors import ProtocolFailure, ReadFailed, ReadTimedOut, Truncated
 from .body import Chunked, ContentLength, Framing, UntilClose
 from .connections import Connection, ConnectionPool
+from .head import BadRequest, BodyEncoder, HeadReader, ResponseHead
 from .response import UpstreamBody
 
 __all__ = ["RoundTrip", "Upload"]
 
-_MAX_INFORMATIONAL = 64
 _CLOSE_S = 1.0
 
 
 class Upload:
     """The request body on its way up. `complete` once all of it has left."""
 
-    def __init__(self, connection: Connection, protocol: h11.Connection, request: httpx.Request) -> None:
+    def __init__(self, connection: Connection, encoder: BodyEncoder, request: httpx.Request) -> None:
         self._connection = connection
-        self._protocol = protocol
+        self._encoder = encoder
         self._stream = request.stream
         self._write_timeout_s: float | None = request.extensions.get("timeout", {}).get("write")
         self.scope = trio.CancelScope()
@@ -45,12 +44,12 @@ class Upload:
                 chunks = aiter(self._stream)
                 try:
                     async for chunk in chunks:
-                        await self._send(h11.Data(data=chunk))
+                        await self._send(self._encoder.data(chunk))
                 finally:
                     if isinstance(chunks, AsyncGenerator):
                         with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_S):
                             await chunks.aclose()  # not left to the garbage collector
-                await self._send(h11.EndOfMessage())
+                await self._send(self._encoder.end())
                 self.complete = True
             except ReadFailed:
                 pass  # the answer may be there all the same, and if it is not, reading tells
@@ -58,15 +57,14 @@ class Upload:
                 Exception
             ) as error:  # too slow, a body that is not as long as announced, or whatever the body's source raises
                 self.failure = error
-                if isinstance(error, h11.LocalProtocolError):
+                if isinstance(error, BadRequest):
                     self.failure = httpx.LocalProtocolError(str(error))
                 waiting.scope.cancel()
                 # After the head, the relay is who reads: it must not wait for the answer to a request that stays unfinished.
                 self._connection.shut_down()
         waiting.start_clock()
 
-    async def _send(self, event: h11.Event) -> None:
-        data = self._protocol.send(event)
+    async def _send(self, data: bytes) -> None:
         if data:
             await self._connection.send_all(data, self._write_timeout_s)
 
@@ -87,20 +85,21 @@ class RoundTrip:
     """One request on one connection, from behind its head to the head of the response."""
 
     def __init__(
-        self, pools: Pools, pool: ConnectionPool, connection: Connection, protocol: h11.Connection, request: httpx.Request
+        self, pools: Pools, pool: ConnectionPool, connection: Connection, encoder: BodyEncoder | None, request: httpx.Request
     ) -> None:
+        """`encoder`: of the body that is still to be sent; None when all of the request has left."""
         self._pools = pools
         self._pool = pool
         self._connection = connection
-        self._protocol = protocol
+        self._encoder = encoder
         self._request = request
         self._waiting = _HeadWait(request.extensions.get("timeout", {}).get("read"))
 
     async def run(self) -> httpx.Response:
-        if self._protocol.our_state is not h11.SEND_BODY:
+        if self._encoder is None:
             self._waiting.start_clock()
             return await self._response(None)
-        upload = Upload(self._connection, self._protocol, self._request)
+        upload = Upload(self._connection, self._encoder, self._request)
         nursery: trio.Nursery | None = self._request.extensions.get("nursery")
         if nursery is not None:
             nursery.start_soon(upload.run, self._waiting)
@@ -129,51 +128,29 @@ class RoundTrip:
             if upload is not None and upload.failure is not None:
                 raise upload.failure
             raise ReadTimedOut(f"{self._connection.origin}: no response within {self._waiting.timeout_s} s")
-        early, _ = self._protocol.trailing_data
-        try:
-            framing, ends = _framing_of(self._request.method, head)
-        except ProtocolFailure as error:
-            raise ProtocolFailure(f"{self._connection.origin}: {error}") from None
+        framing = _framing_of(self._request.method, head)
         body = UpstreamBody(
             self._pools,
             self._pool,
             self._connection,
             framing,
-            early,
-            keep_alive=ends and _keeps_alive(head),
+            head.early,
+            keep_alive=not head.closes and not isinstance(framing, UntilClose),
             read_timeout_s=self._waiting.timeout_s,
         )
         body.upload = upload
         return httpx.Response(
-            head.status_code,
-            headers=list(head.headers.raw_items()),
+            head.status,
+            headers=head.headers,
             stream=body,
-            extensions={"http_version": b"HTTP/" + head.http_version, "reason_phrase": head.reason},
+            extensions={"http_version": b"HTTP/" + head.version, "reason_phrase": head.reason},
             request=self._request,
         )
 
-    async def _read_head(self) -> h11.Response:
-        connection, protocol = self._connection, self._protocol
-        informational = 0
+    async def _read_head(self) -> ResponseHead:
+        connection = self._connection
+        reader = HeadReader()
         while True:
-            try:
-                event = protocol.next_event()
-            except h11.RemoteProtocolError:
-                # Not h11's words: they quote the head, and with it whatever secret it holds.
-                raise ProtocolFailure(
-                    f"{connection.origin}: the response's head is not acceptable HTTP (RFC 9112)"
-                ) from None
-            if isinstance(event, h11.Response):
-                if event.http_version not in (b"1.0", b"1.1"):
-                    raise ProtocolFailure(f"{connection.origin}: the response is not HTTP/1.1")
-                return event
-            if event is h11.PAUSED:
-                raise ProtocolFailure(f"{connection.origin}: switched to a protocol that nobody here speaks")
-            if isinstance(event, h11.InformationalResponse):
-                informational += 1
-                if informational > _MAX_INFORMATIONAL:
-                    raise ProtocolFailure(f"{connection.origin}: more than {_MAX_INFORMATIONAL} informational responses")
-                continue
             await connection.wait_readable()
             with self._pools.http_response.acquire() as lease:
                 try:
@@ -183,31 +160,18 @@ class RoundTrip:
                 if count == 0:
                     raise ReadFailed(f"{connection.origin}: closed the connection without a response")
                 if count is not None:
-                    protocol.receive_data(bytes(lease.buffer[:count]))
+                    try:
+                        head = reader.receive(bytes(lease.buffer[:count]))
+                    except ProtocolFailure as error:
+                        raise ProtocolFailure(f"{connection.origin}: {error}") from None
+                    if head is not None:
+                        return head
 
 
-def _framing_of(method: str, head: h11.Response) -> tuple[Framing, bool]:
-    """How the body ends (RFC 9112, section 6.3), and whether it ends before the connection does."""
-    if method == "HEAD" or head.status_code in (204, 304):
-        return ContentLength(0), True
-    length = None
-    chunked = False
-    for name, value in head.headers:
-        if name == b"transfer-encoding":
-            chunked = True  # h11 has refused everything but "chunked"
-        elif name == b"content-length":
-            length = int(value)
-    if chunked:
-        if length is not None:
-            # Section 6.3, item 3: an attempt at response splitting, or a broken server. h11 would let it pass.
-            raise ProtocolFailure("the response has both Transfer-Encoding and Content-Length")
-        return Chunked(), True
-    if length is not None:
-        return ContentLength(length), True
-    return UntilClose(), False
-
-
-def _keeps_alive(head: h11.Response) -> bool:
-    if head.http_version < b"1.1":
-        return False
-    return not any(name == b"connection" and b"close" in value.lower() for name, value in head.headers)
+def _framing_of(method: str, head: ResponseHead) -> Framing:
+    """How the body ends (RFC 9112, section 6.3)."""
+    if method == "HEAD" or head.status in (204, 304):
+        return ContentLength(0)
+    if head.chunked:
+        return Chunked()
+    return UntilClose() if head.length is None else ContentLength(head.length)

@@ -1,7 +1,7 @@
 """The upstream transport: an `httpx.AsyncBaseTransport` on pooled buffers.
 
-It sends the `httpx.Request` it is given, byte for byte, and returns an `httpx.Response` whose stream is an `UpstreamBody`. h11
-writes the request's head and parses the response's; the body is framed by `body`, in the caller's buffer. Request extensions:
+It sends the `httpx.Request` it is given, byte for byte, and returns an `httpx.Response` whose stream is an `UpstreamBody`. `head`
+writes and reads heads; the body is framed by `body`, in the caller's buffer. Request extensions:
 
 - `target`: the request target as bytes; without it the URL's;
 - `timeout`: httpx's dict; `connect` (waiting for a free connection, and opening one), `write` (each wait), `read` (until the head
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import ssl
 
-import h11
 import httpx
 import trio
 
@@ -24,11 +23,11 @@ from pools import Pools
 
 from ..errors import ReadFailed
 from .connections import ConnectionPool, Origin, PoolState
+from .head import BadRequest, BodyEncoder, encode_head
 from .roundtrip import RoundTrip
 
 __all__ = ["UpstreamTransport"]
 
-MAX_HEAD_BYTES = 65536
 _SMALL_BODY_BYTES = 16384
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -53,17 +52,28 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
         """
         timeouts: dict[str, float | None] = request.extensions.get("timeout", {})
         pool = self._pool_of(request.url)
-        protocol = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
-        head = _encode_head(protocol, request)
-        if isinstance(request.stream, httpx.ByteStream) and _is_small(request.headers):
-            head += _encode_whole_body(protocol, request.stream)
+        headers = request.headers.raw
+        try:
+            encoder: BodyEncoder | None = BodyEncoder(headers)
+            head = encode_head(request.method, request.extensions.get("target") or request.url.raw_path, headers)
+            assert encoder is not None
+            if (
+                isinstance(request.stream, httpx.ByteStream)
+                and encoder.left is not None
+                and encoder.left <= _SMALL_BODY_BYTES
+            ):
+                # What is in memory goes along with the head: nothing would be answered before it was there.
+                head += b"".join([encoder.data(piece) for piece in request.stream]) + encoder.end()
+                encoder = None
+        except BadRequest as error:
+            raise httpx.LocalProtocolError(str(error)) from error
         write_timeout_s = timeouts.get("write")
         fresh = False
         while True:
             connection = await pool.acquire(connect_timeout_s=timeouts.get("connect"), fresh=fresh)
             try:
                 await connection.send_all(head, write_timeout_s)
-                return await RoundTrip(self._pools, pool, connection, protocol, request).run()
+                return await RoundTrip(self._pools, pool, connection, encoder, request).run()
             except BaseException as error:
                 pool.release(connection, reusable=False)
                 if not isinstance(error, ReadFailed) or not connection.used or connection.written:
@@ -98,30 +108,6 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
                 context = self._ssl_context = self._ssl_context or _client_context(None)
             pool = self._origins[origin] = ConnectionPool(origin, self._max_connections, context)
         return pool
-
-
-def _encode_head(protocol: h11.Connection, request: httpx.Request) -> bytes:
-    target = request.extensions.get("target", request.url.raw_path)
-    try:
-        data = protocol.send(h11.Request(method=request.method, target=target, headers=request.headers.raw))
-    except h11.LocalProtocolError as error:
-        raise httpx.LocalProtocolError(str(error)) from error
-    assert data is not None
-    return data
-
-
-def _is_small(headers: httpx.Headers) -> bool:
-    """Whether a body, or none at all, may be written at once: nothing would be answered before it was there."""
-    return "transfer-encoding" not in headers and int(headers.get("content-length", "0")) <= _SMALL_BODY_BYTES
-
-
-def _encode_whole_body(protocol: h11.Connection, stream: httpx.ByteStream) -> bytes:
-    """A small body that is in memory goes along with the head, and the end of the message with it."""
-    try:
-        data = b"".join(protocol.send(h11.Data(data=piece)) or b"" for piece in stream if piece)
-        return data + (protocol.send(h11.EndOfMessage()) or b"")
-    except h11.LocalProtocolError as error:
-        raise httpx.LocalProtocolError(str(error)) from error
 
 
 def _client_context(ca_file: str | None) -> ssl.SSLContext:

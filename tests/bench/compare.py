@@ -18,8 +18,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,6 +41,7 @@ http {{
   }}
 }}
 """
+ALLOCATION_RUNS = (60, 260)  # events of each of 20 streams
 RATIOS = (
     # scenario, figure, against, the most (or the least) it may be
     ("paced", "cpu_us_per_event", "naive", "<=", 0.30),
@@ -58,14 +59,16 @@ RATIOS = (
     ("2000 streams", "kb_per_stream", "nginx", "<=", 2.2),
     ("2000 streams", "p99_us", "naive", "<=", 0.05),
     ("short", "cpu_us_per_event", "naive", "<=", 0.30),
+    ("allocations", "allocations_per_event", "naive", "<=", 0.2),
+    ("allocations", "bytes_per_event", "naive", "<=", 0.05),
 )
 
 
 @contextmanager
-def naive(upstream_port: int) -> Iterator[Target]:
+def naive(upstream_port: int, python: Sequence[str] = (sys.executable,)) -> Iterator[Target]:
     port = free_port()
     command = [
-        sys.executable,
+        *python,
         "-m",
         "hypercorn",
         "--worker-class",
@@ -109,6 +112,36 @@ def figures(scenario: Scenario, target: Target, upstream_port: int, certificate:
     return found
 
 
+def allocations(make: Callable[..., AbstractContextManager[Target]]) -> dict[str, float]:
+    """Allocations and bytes allocated per event in the steady state, as memray counts them, Python's own allocator included.
+
+    Two runs that differ in their length alone, one subtracted from the other: what starting and opening cost falls out.
+    """
+    upstream_port = free_port()
+    counted = []
+    for events in ALLOCATION_RUNS:
+        with tempfile.TemporaryDirectory() as directory:
+            record = str(Path(directory) / "record.bin")
+            tracing = ("memray", "run", "--quiet", "--force", "--trace-python-allocators", "--output", record)
+            with make(upstream_port, python=(sys.executable, "-m", *tracing)) as target:
+                done = run_scenario(Scenario("allocations", 20, events, 20), target, upstream_port)
+                assert done is not None
+                assert not done.failed
+            stats = Path(directory) / "stats.json"
+            subprocess.run(
+                [sys.executable, "-m", "memray", "stats", "--json", "--force", "--output", str(stats), record],
+                check=True,
+                capture_output=True,
+            )
+            found = json.loads(stats.read_text())
+            counted.append((found["total_num_allocations"], found["total_bytes_allocated"]))
+    events = 20 * (ALLOCATION_RUNS[1] - ALLOCATION_RUNS[0])
+    return {
+        "allocations_per_event": (counted[1][0] - counted[0][0]) / events,
+        "bytes_per_event": (counted[1][1] - counted[0][1]) / events,
+    }
+
+
 def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
 
@@ -150,6 +183,8 @@ def compare(names: list[str], rounds: int) -> dict[str, object]:
                         f"{scenario.name:18} {target.name:9} round {number + 1}: {found['cpu_us_per_event']:8.1f} us/event",
                         flush=True,
                     )
+    if not names or "allocations" in names:
+        results["allocations"] = {name: [allocations(make)] for name, make in (("weirpool", weirpool), ("naive", naive))}
     return {
         "machine": {
             "processor": processor(),
@@ -193,11 +228,17 @@ def table(report: dict[str, object]) -> str:
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, targets in results.items():
+        if name == "allocations":
+            continue
         for target, found in targets.items():
             lines.append(
                 f"| {name} | {target} | {found['cpu_us_per_event']:.1f} | {found['events_per_s']:,.0f} | {found['p50_us']:,.0f} "
                 f"| {found['p99_us']:,.0f} | {found['kb_per_stream']:.1f} | {found['failed']:.0f} |"
             )
+    if "allocations" in results:
+        lines += ["", "| per event, steady state | allocations | bytes allocated |", "|---|---:|---:|"]
+        for target, found in results["allocations"].items():
+            lines.append(f"| {target} | {found['allocations_per_event']:.1f} | {found['bytes_per_event']:,.0f} |")
     lines += ["", "| scenario | figure | against | ratio | asked | |", "|---|---|---|---:|---:|---|"]
     for name, figure, against, sign, limit in RATIOS:
         targets = results.get(name, {})

@@ -1,4 +1,7 @@
-"""Our body framing against h11's: whatever h11 rejects we reject, and what both accept reads alike, however it is cut."""
+"""Our body framing against h11's: whatever h11 rejects we reject, and what both accept reads alike, however it is cut.
+
+And `split`, which lets whole chunks be, against `frame`, which unpacks all of them.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from itertools import pairwise
 import h11
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.chunks import unchunked
 
 from proxy.errors import ProtocolFailure
 from proxy.upstream.body import Chunked, ContentLength, Framing
 
+OLD = b"\r\n4\r\nold!\r\n"  # behind a read lies what was there before, which may look like anything
 HEAD = b"HTTP/1.1 200 OK\r\n%b\r\n\r\n"
 
 
@@ -41,6 +46,51 @@ def read_with_ours(framing: Framing, pieces: list[bytes], start: int = 0) -> Rea
     except ProtocolFailure:
         return Reading(body, framing.complete, framing.surplus, True)
     return Reading(body, framing.complete, framing.surplus, False)
+
+
+def steps_of_frame(pieces: list[bytes]) -> list[tuple[bytes, bool, bool, str]]:
+    """What `frame` makes of each read: data, completeness, surplus, refusal. It ends with the read that is refused."""
+    framing, steps = Chunked(), []
+    for piece in pieces:
+        buffer = bytearray(piece)
+        refusal = ""
+        try:
+            first, last = framing.frame(buffer, 0, len(buffer))
+        except ProtocolFailure as error:
+            (first, last), refusal = framing.framed, str(error)
+        steps.append((bytes(buffer[first:last]), framing.complete, framing.surplus, refusal))
+        if refusal:
+            break
+    return steps
+
+
+def steps_of_split(pieces: list[bytes]) -> tuple[list[tuple[bytes, bool, bool, str]], bytes]:
+    """The same of `split`, and what a relay would send on: chunks that came whole as they are, and the rest framed anew."""
+    framing, steps, sent = Chunked(), [], b""
+    for piece in pieces:
+        buffer = bytearray(piece + OLD)
+        refusal = ""
+        try:
+            split = framing.split(buffer, len(piece))
+        except ProtocolFailure as error:
+            split, refusal = framing.was_split, str(error)
+        lead, wire, behind, first, last, size = split
+        assert 0 <= lead <= wire <= behind <= first <= last <= len(piece)
+        assert buffer[len(piece) :] == OLD
+        whole = bytes(buffer[wire:behind])
+        assert whole == piece[wire:behind]
+        chunks = unchunked(whole)
+        assert all(len(chunk) >= 4 for chunk in chunks)
+        before, after = bytes(buffer[:lead]), bytes(buffer[first:last])
+        data = b"".join([before, *chunks, after])
+        assert len(data) == size
+        sent += b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (before,) if part)
+        sent += whole
+        sent += b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (after,) if part)
+        steps.append((data, framing.complete, framing.surplus, refusal))
+        if refusal:
+            break
+    return steps, sent
 
 
 def read_with_h11(header: bytes, pieces: list[bytes]) -> Reading:
@@ -206,6 +256,56 @@ def test_a_content_length_body_reads_as_h11_reads_it(
     """Too short, exact or too long, for both."""
     reading = read_with_ours(ContentLength(length), cut(wire, ours), start)
     assert reading == read_with_h11(b"Content-Length: %d" % length, cut(wire, theirs))
+
+
+@st.composite
+def rechunked(draw: st.DrawFn) -> bytes:
+    """A valid body in chunks of any sizes, most of them plain and large enough to pass whole; its data may look like framing."""
+    data = draw(
+        st.lists(st.sampled_from([b"\r\n", b"0\r\n\r\n", b"4\r\n", b"data: ", b"\n\n", b"x" * 30]), max_size=30).map(
+            b"".join
+        )
+    )
+    wire, at = b"", 0
+    while at < len(data):
+        piece = data[at : at + draw(st.integers(1, 40))]
+        form = draw(st.one_of(st.sampled_from(["{:x}", "{:X}", "00{:x}"]), st.just("{:x}"), sizes))
+        wire += form.format(len(piece)).encode() + b"\r\n" + piece + b"\r\n"
+        at += len(piece)
+    return wire + draw(st.sampled_from([b"0\r\n\r\n", b"000;x\r\n\r\n", b"0\r\nx: y\r\n\r\n"]))
+
+
+@given(st.one_of(rechunked(), chunked_bodies(mistakes=False)), positions, positions)
+@settings(deadline=None, max_examples=200)
+def test_what_split_sends_on_reads_as_h11_reads_what_came(wire: bytes, ours: list[int], theirs: list[int]) -> None:
+    """A valid body, however it is cut: chunks that pass whole and those that are framed anew make the same body, and no more."""
+    for pieces in (cut(wire, ours), cut(wire, []), cut(wire, list(range(len(wire))))):
+        steps, sent = steps_of_split(pieces)
+        body = b"".join(data for data, *_ in steps)
+        assert steps[-1][1:] == (True, False, "")
+        assert read_with_h11(CHUNKED, cut(wire, theirs)) == Reading(body, True, False, False)
+        assert b"".join(unchunked(sent)) == body
+        assert read_with_h11(CHUNKED, cut(sent + b"0\r\n\r\n", theirs)) == Reading(body, True, False, False)
+
+
+@given(
+    st.one_of(
+        anything,
+        st.builds(
+            edited, rechunked(), st.integers(0, 500), st.integers(0, 2), st.sampled_from([b"", b"x", b"0", b"\n", b"\r"])
+        ),
+    ),
+    positions,
+)
+@settings(deadline=None, max_examples=400)
+def test_split_finds_what_frame_finds(wire: bytes, positions: list[int]) -> None:
+    """Whole, byte by byte, or cut at random, and however broken: after each read the same data, the same completeness, the same
+    surplus, and the same refusal at the same place.
+    """
+    for pieces in (cut(wire, positions), cut(wire, []), cut(wire, list(range(len(wire))))):
+        steps, sent = steps_of_split(pieces)
+        assert steps == steps_of_frame(pieces)
+        assert b"".join(unchunked(sent)) == b"".join(data for data, *_ in steps)
 
 
 def test_the_comparison_sees_both_verdicts() -> None:

@@ -199,7 +199,9 @@ async def test_a_slow_client(chained: bool, way: Way, log: list[dict[str, object
         await client.send("GET", "/")
         await client.head()
         (exchange,) = proxy.worker.live
-        await until(lambda: exchange._writer is not None and exchange._writer.stalled)
+        await until(
+            lambda: (forward := exchange._forward) is not None and forward.writer is not None and forward.writer.stalled
+        )
         before = -1
         while before != sent:  # until upstream is blocked, too
             before = sent

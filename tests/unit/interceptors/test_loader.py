@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from interceptors import Event, Interceptor, LoadError, StreamContext, StreamInterceptor, loader
+from interceptors import Event, Interceptor, LoadError, Request, StreamContext, StreamInterceptor, loader
 from interceptors.loader import ENTRY_POINT_GROUP, load_interceptor
 from interceptors.redact import Redact
 
@@ -81,9 +81,9 @@ def test_a_class_is_loaded_by_module_and_name() -> None:
         ("interceptors.redact:StreamInterceptor", r"not a subclass of interceptors\.Interceptor"),
         (
             "nobody-registered-this",
-            r"neither package\.module:Class nor an entry point of the group 'weirpool\.interceptors'",
+            r"neither package\.module:Class, nor file\.py:Class, nor an entry point of the group 'weirpool\.interceptors'",
         ),
-        ("interceptors.redact", r"neither package\.module:Class nor an entry point"),
+        ("interceptors.redact", r"neither package\.module:Class, nor file\.py:Class, nor an entry point"),
         (":Redact", r"cannot import ''"),
         ("interceptors.redact:", r"has no ''"),
     ],
@@ -264,7 +264,11 @@ class GoodStream(StreamInterceptor):
     ("stream", "message"),
     [
         (MisspeltStream, "MisspeltStream has an unknown hook 'on_events'; known are: on_end, on_event, on_start"),
-        (AsyncStream, "AsyncStream.on_event is async; the hooks of a stream are synchronous"),
+        (
+            AsyncStream,
+            "AsyncStream.on_event is async, but the hooks of a StreamInterceptor are not; "
+            "subclass AsyncStreamInterceptor to await in them",
+        ),
     ],
 )
 def test_a_wrong_stream_class_in_the_module_is_refused_at_load(
@@ -303,5 +307,5 @@ def test_on_error_skip_is_accepted(module: Callable[..., str]) -> None:
 
 def test_a_loaded_interceptor_opens_streams(module: Callable[..., str]) -> None:
     """What comes back is ready for use: the default of an Interceptor is to stay out of a stream."""
-    context = StreamContext("/", "GET", "/", (), None)
+    context = StreamContext(Request())
     assert load_interceptor(module(Plain), {}).open_stream(context) is None

@@ -14,6 +14,7 @@ from interceptors import (
     HookError,
     Interceptor,
     Outcome,
+    Request,
     ResponseHead,
     StreamContext,
     StreamInterceptor,
@@ -64,18 +65,18 @@ def test_a_stream_is_opened_started_fed_and_ended() -> None:
     result = run_chain([recorder], [b"data: a\n\nda", b"ta: b\n", b"\ndata: tail"])
     context, head, *rest = recorder.told
     assert (context.route, context.method, context.path, context.client) == ("/", "GET", "/", None)
-    assert (head.status, head.header("Content-Type"), head.header("x-none")) == (200, "text/event-stream", None)
+    assert (head.status, head.headers.get("Content-Type"), head.headers.get("x-none")) == (200, "text/event-stream", None)
     assert rest == ["a", "b", "tail", Outcome.COMPLETED]
     assert result.output == b"data: a\n\ndata: b\n\ndata: tail"
 
 
-def test_context_and_head_can_be_given() -> None:
+def test_request_and_head_can_be_given() -> None:
     """An interceptor that looks at the request or the response is tested with the author's own."""
-    context = StreamContext("/llm", "POST", "/llm/x", ((b"a", b"b"),), "192.0.2.1")
-    head = ResponseHead(206, ())
+    request = Request(route="/llm", method="POST", path="/llm/x", headers=[(b"a", b"b")], client="192.0.2.1")
+    head = ResponseHead(206, [])
     recorder = Recorder()
-    run_chain([recorder], [], context=context, head=head)
-    assert recorder.told[0] is context
+    run_chain([recorder], [], request=request, head=head)
+    assert recorder.told[0].request is request
     assert recorder.told[1] is head
 
 

@@ -1,6 +1,7 @@
 """The hub: every invariant of its module's head, with scripted streams on real sockets, and with real relays.
 
-A scripted stream answers each pump with what the test tells it to. What is on the hub's epoll is read from the kernel.
+Each test runs in both ways of waiting, in Trio's place and as a task, unless it is about one of them. A scripted stream answers
+each pump with what the test tells it to. What is on the hub's epoll is read from the kernel.
 """
 
 from __future__ import annotations
@@ -8,28 +9,49 @@ from __future__ import annotations
 import gc
 import os
 import random
+import signal
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
 import pytest
+import structlog
 import trio
-from trio.testing import wait_all_tasks_blocked
+from support.chunks import unchunked
+from trio._core import _run as trio_run
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from interceptors import Event, HookError, Interceptor, StreamContext, StreamInterceptor
+import proxy.hub
+from interceptors import Event, HookError, Interceptor, Request, StreamContext, StreamInterceptor
 from interceptors.chain import Chain, Part
-from pools import Pools
+from pools import BufferPool, Pools
 from proxy.errors import ClientGone, ReadFailed, Truncated
 from proxy.hub import TURN_PUMPS, Hub
+from proxy.loop import trio_loop
 from proxy.relay import Need, Relay
 from proxy.upstream import UpstreamBody
 from proxy.upstream.body import Chunked
 from proxy.upstream.connections import Connection, Origin
 
 pytestmark = pytest.mark.skipif(not Hub.available(), reason="no epoll here")
+
+IN_PLACE, AS_TASK = "in Trio's place", "as a task"
+
+
+@pytest.fixture(params=[IN_PLACE, AS_TASK], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How the hub waits."""
+    if request.param == AS_TASK:
+        monkeypatch.setattr("proxy.hub.trio_loop", lambda: None)
+    return str(request.param)
+
+
+only_in_place = pytest.mark.parametrize("way", [IN_PLACE], indirect=True)
 
 Pump = Callable[["Scripted", bytearray, float], Need]
 
@@ -111,10 +133,23 @@ class Bench:
         self.hub = Hub(self.pools)
         self.nursery = nursery
         self.hub_scope = trio.CancelScope()
+        self.hub_error: BaseException | None = None
+        self.hub_over = trio.Event()
 
     async def run_hub(self) -> None:
-        with self.hub_scope:
-            await self.hub.run()
+        """Until it is cancelled, or fails."""
+        try:
+            with self.hub_scope:
+                await self.hub.run()
+        except (Exception, Odd) as error:
+            self.hub_error = error
+        finally:
+            self.hub_over.set()
+
+    @property
+    def in_trios_place(self) -> bool:
+        """Whether the hub waits there."""
+        return self.hub._trio_fd >= 0
 
     async def park(self, *streams: Any) -> list[Moved]:
         """Move streams, each in a task of its own; returns when all are parked."""
@@ -125,25 +160,35 @@ class Bench:
         return tasks
 
     def registered(self) -> set[int]:
-        """The descriptors on the hub's epoll, as the kernel tells."""
+        """The streams' descriptors on the hub's epoll, as the kernel tells. Trio's is there if the hub waits in its place."""
         with open(f"/proc/self/fdinfo/{self.hub._epoll.fileno()}") as lines:
-            return {int(line.split()[1]) for line in lines if line.startswith("tfd:")}
+            registered = {int(line.split()[1]) for line in lines if line.startswith("tfd:")}
+        if self.in_trios_place:
+            assert self.hub._trio_fd in registered
+        return registered - {self.hub._trio_fd}
 
     def in_use(self) -> int:
         return sum(item.in_use for item in self.pools.statistics())
 
 
 @asynccontextmanager
-async def open_bench() -> AsyncIterator[Bench]:
-    """Ten seconds for a test; at the end every task is cancelled, and the hub must be empty then."""
+async def open_bench(way: str | None = None) -> AsyncIterator[Bench]:
+    """Ten seconds for a test; at the end every task is cancelled, and the hub must be empty then, and not have failed.
+
+    `way`: how this hub must wait, if not as the fixture says.
+    """
+    if way is None:
+        way = IN_PLACE if proxy.hub.trio_loop is trio_loop else AS_TASK
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             bench = Bench(nursery)
             nursery.start_soon(bench.run_hub)
             await wait_all_tasks_blocked()
+            assert bench.in_trios_place is (way == IN_PLACE)
             yield bench
             nursery.cancel_scope.cancel()
     assert len(bench.hub) == 0
+    assert bench.hub_error is None
 
 
 @pytest.fixture
@@ -167,6 +212,57 @@ def one_pump_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 New = Callable[..., Scripted]
+
+
+class AlwaysReady:
+    """Readable for ever: an event counter that nobody reads."""
+
+    wants_large = False
+    runs_hooks = False
+    task: Moved | None = None
+
+    def __init__(self, need: Need, crowd: Crowd) -> None:
+        self._fd = os.eventfd(1)
+        self._need = need
+        self._crowd = crowd
+        self.pumps = 0
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def pump(self, window: bytearray, now: float) -> Need:
+        self.pumps += 1
+        self._crowd.pumps += 1
+        return self._need
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class Crowd:
+    """Streams that are always ready, with one count of their pumps."""
+
+    def __init__(self) -> None:
+        self.streams: list[AlwaysReady] = []
+        self.pumps = 0
+
+    async def join(self, bench: Bench, count: int, *needs: Need) -> None:
+        """Park so many streams, which need these by turns. Returns when all are parked."""
+        for index in range(count):
+            self.streams.append(AlwaysReady(needs[index % len(needs)], self))
+            bench.nursery.start_soon(Moved(bench.hub, self.streams[-1]).run)
+        expected = len(self.streams)
+        while len(bench.hub) < expected:
+            await trio.lowlevel.checkpoint()
+
+
+@pytest.fixture
+def crowd() -> Iterator[Crowd]:
+    """No streams yet; they are closed when the test is over."""
+    crowd = Crowd()
+    yield crowd
+    for stream in crowd.streams:
+        stream.close()
 
 
 # Streams move
@@ -538,61 +634,30 @@ async def test_turn_pumps_again_although_the_socket_has_nothing(new: New) -> Non
         assert bench.in_use() == 0
 
 
-class AlwaysReady:
-    """Readable for ever: an event counter that nobody reads."""
-
-    wants_large = False
-    runs_hooks = False
-    task: Moved | None = None
-
-    def __init__(self, need: Need) -> None:
-        self._fd = os.eventfd(1)
-        self._need = need
-        self.pumps = 0
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def pump(self, window: bytearray, now: float) -> Need:
-        self.pumps += 1
-        return self._need
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-
 @pytest.mark.parametrize("needs", ["READ", "TURN", "either"])
 @pytest.mark.parametrize("turn_s", [-1.0, 0.0002, 60.0])
 async def test_five_hundred_busy_streams_share_the_hub_and_leave_room_for_others(
-    turn_s: float, needs: str, monkeypatch: pytest.MonkeyPatch
+    turn_s: float, needs: str, crowd: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two turns of another task no more than two turns of the hub pass (Trio shuffles who runs first), each of at most
     64 pumps, or one when every turn's time is up at once. Every stream is pumped as often as any other, up to a few; those whose
     bytes wait in TLS, which need no word from epoll, may be up to twice as often. At no such moment is a lease on loan.
     """
     monkeypatch.setattr("proxy.hub.TURN_S", turn_s)
-    two = (Need.READ, Need.TURN) if needs == "either" else (Need[needs],) * 2
-    streams = [AlwaysReady(two[index % 2]) for index in range(500)]
     most = leases = 0
     async with open_bench() as bench:
-        for stream in streams:
-            bench.nursery.start_soon(Moved(bench.hub, stream).run)
-        while len(bench.hub) < 500:
-            await trio.lowlevel.checkpoint()
-        for stream in streams:
+        await crowd.join(bench, 500, *((Need.READ, Need.TURN) if needs == "either" else (Need[needs],)))
+        for stream in crowd.streams:
             stream.pumps = 0
-        before = 0
-        while before < (7_500 if turn_s < 0 else 30_000):
+        before = began = crowd.pumps
+        while before - began < (7_500 if turn_s < 0 else 30_000):
             await trio.lowlevel.checkpoint()
-            now = sum(stream.pumps for stream in streams)
-            most = max(most, now - before)
-            before = now
+            most = max(most, crowd.pumps - before)
+            before = crowd.pumps
             leases = max(leases, bench.in_use())
         bench.nursery.cancel_scope.cancel()
-    for stream in streams:
-        stream.close()
     assert most <= 2 * (1 if turn_s < 0 else TURN_PUMPS)
-    fewest, highest = min(stream.pumps for stream in streams), max(stream.pumps for stream in streams)
+    fewest, highest = min(stream.pumps for stream in crowd.streams), max(stream.pumps for stream in crowd.streams)
     assert fewest >= 10
     assert highest <= (2 * fewest if needs == "either" else 1.2 * fewest + 4)
     assert leases == 0
@@ -615,20 +680,23 @@ async def test_a_turn_ends_in_time(monkeypatch: pytest.MonkeyPatch, new: New) ->
         turns: list[int] = []
         original = bench.hub._turn
 
-        def count() -> None:
+        def count(wait_s: float) -> int:
             before = sum(stream.pumps for stream in streams)
-            original()
-            turns.append(sum(stream.pumps for stream in streams) - before)
+            pumps = original(wait_s)
+            turns.append(pumps)
+            assert sum(stream.pumps for stream in streams) - before == pumps
+            return pumps
 
         monkeypatch.setattr(bench.hub, "_turn", count)
         await wait_all_tasks_blocked()
-        assert turns == [3] * 10
+        assert [pumps for pumps in turns if pumps] == [3] * 10
+        assert [stream.pumps for stream in streams] == [1] * 30
 
 
 # Windows and contexts
 
 
-async def test_windows_are_the_pools_and_back_whenever_the_hub_waits(new: New) -> None:
+async def test_windows_are_the_pools_and_back_whenever_a_task_runs(new: New) -> None:
     """Each stream gets the window that it wants, all of a turn the same one; afterwards nothing is on loan."""
     seen: dict[str, list[tuple[int, int]]] = {"small": [], "large": []}
 
@@ -695,6 +763,556 @@ async def test_a_stream_with_hooks_is_pumped_in_its_tasks_context(new: New) -> N
         assert WHO.get() == "nobody"
 
 
+# Trio, beside the streams
+
+
+class Watch(trio.abc.Instrument):
+    """Calls a function at each step of Trio's: before it waits, after it has waited, before a task runs. Counts the waits."""
+
+    def __init__(self, look: Callable[[], None] = lambda: None) -> None:
+        self.waits = 0
+        self._look = look
+        self.failure: BaseException | None = None
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.waits += 1
+        self._safely()
+
+    def after_io_wait(self, timeout: float) -> None:
+        self._safely()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._safely()
+
+    def _safely(self) -> None:
+        try:
+            self._look()
+        except BaseException as error:
+            self.failure = self.failure or error
+
+
+@contextmanager
+def watching(look: Callable[[], None] = lambda: None) -> Iterator[Watch]:
+    """Watch Trio; who was there before looks first. What fails in `look` is raised in the end."""
+    watch = Watch(look)
+    trio.lowlevel.add_instrument(watch)
+    try:
+        yield watch
+    finally:
+        trio.lowlevel.remove_instrument(watch)
+    if watch.failure is not None:
+        raise watch.failure
+
+
+LOADS = {"idle": (), "saturated": (Need.READ,), "saturated inside TLS": (Need.TURN,)}
+
+
+@pytest.fixture(params=LOADS)
+async def loaded(request: pytest.FixtureRequest, way: str, crowd: Crowd) -> AsyncIterator[Bench]:
+    """A bench with a parked stream that nothing comes for, and with 100 saturated ones if that is the load."""
+    stream = Scripted()
+    async with open_bench() as bench:
+        await bench.park(stream)
+        if LOADS[request.param]:
+            await crowd.join(bench, 100, *LOADS[request.param])
+        yield bench
+        assert len(bench.hub) == 1 + len(crowd.streams)
+    stream.close()
+
+
+async def test_an_event_costs_no_pass_through_trios_loop_where_the_hub_waits_in_its_place(way: str, new: New) -> None:
+    """A thread sends 200 messages, each when the one before has been answered. Trio's loop comes round for the thread only; as a
+    task, the hub needs it for each of them.
+    """
+
+    def answer(stream: Scripted, window: bytearray, now: float) -> Need:
+        need = take(stream, window, now)
+        stream.sock.send(b"!")
+        return need
+
+    async with open_bench() as bench:
+        stream = new(answer)
+        stream.far.settimeout(10)
+
+        def talk() -> None:
+            for _ in range(200):
+                stream.far.send(b"x")
+                assert stream.far.recv(10) == b"!"
+
+        await bench.park(stream)
+        with watching() as watch:
+            await trio.to_thread.run_sync(talk)
+        assert stream.received == b"x" * 200
+        assert watch.waits < 20 if way == IN_PLACE else watch.waits >= 200
+
+
+async def test_threads_are_heard(loaded: Bench) -> None:
+    """Whatever the streams do, a thread can run something in Trio, and its own end is noticed."""
+
+    async def half(number: int) -> int:
+        await trio.lowlevel.checkpoint()
+        return number // 2
+
+    def work(number: int) -> int:
+        return trio.from_thread.run_sync(abs, -trio.from_thread.run(half, number))
+
+    for number in range(10):
+        assert await trio.to_thread.run_sync(work, 2 * number) == number
+
+
+async def test_signals_are_heard(loaded: Bench) -> None:
+    """Sent by a thread that has nothing else to do with Trio."""
+    with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+        thread = threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGUSR1))
+        thread.start()
+        assert await anext(signals) == signal.SIGUSR1
+        thread.join()
+
+
+def test_ctrl_c_ends_the_run(new: New) -> None:
+    """While the hub waits and nothing comes, SIGINT is Trio's, and raised in its main task, which Trio then ends as ever."""
+    thread = threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT))
+    stream = new()
+
+    async def main() -> None:
+        async with open_bench() as bench:
+            await bench.park(stream)
+            thread.start()
+            await trio.sleep_forever()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
+    try:
+        with pytest.raises(BaseExceptionGroup) as caught:
+            trio.run(main)
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    error: BaseException = caught.value
+    while isinstance(error, BaseExceptionGroup):
+        (error,) = error.exceptions
+    assert isinstance(error, KeyboardInterrupt)
+
+
+async def test_deadlines_are_kept(loaded: Bench) -> None:
+    """Deadlines shorter than anything the hub waits for: past, now, and soon. Five seconds late would be another deadline."""
+    for seconds in (-1.0, 0.0, 1e-9, 0.0005, 0.01):
+        began = trio.current_time()
+        with trio.CancelScope(deadline=began + seconds) as scope:
+            await trio.sleep_forever()
+        assert scope.cancelled_caught
+        assert seconds <= trio.current_time() - began < 5
+
+
+async def test_sockets_of_trios_are_served(loaded: Bench, crowd: Crowd) -> None:
+    """Two tasks play ping-pong; the streams have their share meanwhile, all of them about the same."""
+    ends = [trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in socket.socketpair()]
+    pumps = crowd.pumps
+
+    async def echo() -> None:
+        async with ends[0]:
+            async for data in ends[0]:
+                await ends[0].send_all(data)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(echo)
+        async with ends[1]:
+            for number in range(50):
+                await ends[1].send_all(b"%d" % number)
+                assert await ends[1].receive_some() == b"%d" % number
+    if crowd.streams:
+        assert crowd.pumps - pumps >= 100
+        shares = [stream.pumps for stream in crowd.streams]
+        assert max(shares) <= 1.2 * min(shares) + 4
+
+
+@pytest.mark.parametrize("size", [100, 1000])
+async def test_a_socket_of_trios_waits_for_a_few_turns_however_many_streams_are_saturated(
+    size: int, crowd: Crowd, new: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pump makes a socket ready that a task waits for. The task runs after the rest of that turn and two more at the most: the
+    hub looks for what is Trio's after each of its turns, which here are over after 64 pumps, and never in time.
+    """
+    monkeypatch.setattr("proxy.hub.TURN_S", 60.0)
+    other = new()
+    sent_at: list[int] = []
+    delays: list[int] = []
+
+    def tell(window: bytearray, now: float) -> Need:
+        crowd.pumps += 1
+        if len(sent_at) == len(delays):
+            sent_at.append(crowd.pumps)
+            other.far.send(b"x")
+        return Need.READ
+
+    async with open_bench() as bench:
+        await crowd.join(bench, size, Need.READ)
+        teller = AlwaysReady(Need.READ, crowd)
+        crowd.streams.append(teller)
+        teller.pump = tell  # type: ignore[method-assign]
+        bench.nursery.start_soon(Moved(bench.hub, teller).run)
+        while len(delays) < 20:
+            await trio.lowlevel.wait_readable(other.sock)
+            other.sock.recv(1)
+            delays.append(crowd.pumps - sent_at[-1])
+    assert max(delays) <= 3 * TURN_PUMPS
+
+
+async def test_a_hub_that_waits_leaves_trio_idle(new: New) -> None:
+    """`wait_all_tasks_blocked` comes back while streams are parked, and not before what is readable has been moved."""
+    async with open_bench() as bench:
+        streams = [new() for _ in range(100)]
+        await bench.park(*streams)
+        for cushion_s in (0.0, 0.001):
+            for stream in streams:
+                stream.far.send(b"x")
+            await wait_all_tasks_blocked(cushion_s)
+            assert {stream.received for stream in streams} == {b"x"}
+            for stream in streams:
+                stream.received = b""
+
+
+async def test_a_clock_that_jumps_jumps_while_streams_are_parked(autojump_clock: MockClock, new: New) -> None:
+    """And not before what is readable has been moved: it is pumped at the old time."""
+    times: list[float] = []
+
+    def pump(stream: Scripted, window: bytearray, now: float) -> Need:
+        times.append(now)
+        return take(stream, window, now)
+
+    async with open_bench() as bench:
+        stream = new(pump)
+        await bench.park(stream)
+        for number in range(3):
+            assert trio.current_time() == 3.0 * number
+            stream.far.send(b"x")
+            await trio.sleep(3.0)
+        assert [int(time // 3) for time in times] == [0, 1, 2]
+
+
+class WatchedEpoll:
+    """The hub's epoll, with a look at things before each wait."""
+
+    def __init__(self, epoll: Any, look: Callable[[], None]) -> None:
+        self._epoll = epoll
+        self._look = look
+
+    def poll(self, wait_s: float, most: int) -> Any:
+        self._look()
+        return self._epoll.poll(wait_s, most)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoll, name)
+
+
+async def test_no_window_is_on_loan_while_anybody_waits_or_a_task_runs(new: New) -> None:
+    """Neither when the hub waits, nor when Trio does, nor when any task runs: only within a turn."""
+    in_pumps: Counter[int] = Counter()
+
+    async with open_bench() as bench:
+
+        def pump(stream: Scripted, window: bytearray, now: float) -> Need:
+            in_pumps[bench.in_use()] += 1
+            need = take(stream, window, now)
+            if stream.pumps == 3:
+                trio.lowlevel.spawn_system_task(trio.lowlevel.checkpoint)
+            return Need.TURN if stream.pumps % 2 and need is Need.READ else need
+
+        def look() -> None:
+            assert bench.in_use() == 0
+
+        streams = [new(pump) for _ in range(6)]
+        for stream in streams[:3]:
+            stream.wants_large = True
+        tasks = await bench.park(*streams)
+        bench.hub._epoll = WatchedEpoll(bench.hub._epoll, look)  # type: ignore[assignment]
+        with watching(look):
+            for data in (b"one", b"two", b"three", b"four."):
+                for stream in streams:
+                    stream.far.send(data)
+                await wait_all_tasks_blocked()
+        assert all(task.ends == [Need.NOTHING] for task in tasks)
+        assert set(in_pumps) == {1, 2}
+
+
+# What a pump does to other tasks
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "sets an event",
+        "sends into a channel",
+        "starts a task",
+        "cancels",
+        "makes a deadline one of the past",
+        "makes a deadline earlier",
+        "calls in through the token",
+    ],
+)
+async def test_what_a_hook_does_to_another_task_happens_at_once(how: str, new: New) -> None:
+    """A task waits for ever, and so would Trio: there is no socket and no thread, and the only deadline is the test's own."""
+    awaited, over = trio.Event(), trio.Event()
+    sender, receiver = trio.open_memory_channel[None](1)
+    scope = trio.CancelScope(deadline=trio.current_time() + 3600)
+
+    async def wait() -> None:
+        with scope, receiver:
+            await (receiver.receive() if how == "sends into a channel" else awaited.wait())
+        over.set()
+
+    async def set_it() -> None:
+        awaited.set()
+
+    def hook(stream: Scripted, window: bytearray, now: float) -> Need:
+        if how == "sets an event":
+            awaited.set()
+        elif how == "sends into a channel":
+            sender.send_nowait(None)
+        elif how == "starts a task":
+            bench.nursery.start_soon(set_it)
+        elif how == "cancels":
+            scope.cancel()
+        elif how == "makes a deadline one of the past":
+            scope.deadline = now - 1
+        elif how == "makes a deadline earlier":
+            scope.deadline = now + 0.01
+        else:
+            trio.lowlevel.current_trio_token().run_sync_soon(awaited.set)
+        return take(stream, window, now)
+
+    async with open_bench() as bench:
+        stream = new(hook)
+        stream.runs_hooks = True
+        (task,) = await bench.park(stream)
+        bench.nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        began = trio.current_time()
+        stream.far.send(b"x")
+        await over.wait()
+        assert trio.current_time() - began < 5
+        assert (stream.received, task.ends, len(bench.hub)) == (b"x", [], 1)
+        sender.close()
+
+
+async def test_a_hook_may_use_whatever_trio_offers_to_synchronous_code(new: New) -> None:
+    """Also what asks for the task that runs, as locks and limiters do: it is the same in a stream's first pump, in its own task,
+    and in those that the hub does.
+    """
+    limiter = trio.CapacityLimiter(1)
+
+    def hook(stream: Scripted, window: bytearray, now: float) -> Need:
+        limiter.acquire_nowait()
+        limiter.release()
+        trio.lowlevel.current_task()
+        trio.current_effective_deadline()
+        return take(stream, window, now)
+
+    async with open_bench() as bench:
+        stream = new(hook)
+        stream.runs_hooks = True
+        (task,) = await bench.park(stream)
+        stream.far.send(b"x.")
+        await task.over.wait()
+        assert task.ends == [Need.NOTHING]
+
+
+async def test_a_hook_that_cancels_who_waits_for_a_ready_socket(new: New) -> None:
+    """One turn finds a stream and a socket of Trio's ready; the stream's hook cancels the task that waits for the socket, which
+    then is Trio's no longer. The task ends at once all the same, and the stream is moved on.
+    """
+    other = new()
+    scope, over = trio.CancelScope(), trio.Event()
+
+    async def wait() -> None:
+        with scope:
+            await trio.lowlevel.wait_readable(other.sock)
+        over.set()
+
+    def hook(stream: Scripted, window: bytearray, now: float) -> Need:
+        scope.cancel()
+        return take(stream, window, now)
+
+    async with open_bench() as bench:
+        stream = new(hook)
+        stream.runs_hooks = True
+        (task,) = await bench.park(stream)
+        bench.nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        other.far.send(b"x")
+        stream.far.send(b"x")
+        await over.wait()
+        stream.far.send(b"y.")
+        await task.over.wait()
+        assert (stream.received, task.ends) == (b"xy.", [Need.NOTHING])
+
+
+async def test_a_connection_that_another_worker_accepts_holds_nothing_up(new: New) -> None:
+    """Workers share their listening sockets. One wakes all of them, and one is the first; the others, who find nothing then, go
+    on with what comes after it. Here the other worker is first just before Trio waits, and then something comes.
+    """
+    stream = new()
+    accepted: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+
+        def accept() -> None:
+            if not accepted:
+                with suppress(BlockingIOError):
+                    accepted.append(listener.accept()[0])
+                    stream.far.send(b"x.")
+
+        async with open_bench() as bench:
+            bench.nursery.start_soon(trio.lowlevel.wait_readable, listener)
+            (task,) = await bench.park(stream)
+            watch = Watch()
+            watch.before_io_wait = lambda timeout: accept()  # type: ignore[method-assign]
+            trio.lowlevel.add_instrument(watch)
+            try:
+                with socket.create_connection(listener.getsockname()):
+                    await task.over.wait()
+            finally:
+                trio.lowlevel.remove_instrument(watch)
+        (connection,) = accepted
+        connection.close()
+
+
+# The hub's own life
+
+
+def around_trio() -> tuple[dict[str, list[Any]], set[str]]:
+    """Who watches Trio's loop, and what is on its epoll."""
+    runner = trio_run.GLOBAL_RUN_CONTEXT.runner
+    with open(f"/proc/self/fdinfo/{runner.io_manager._epoll.fileno()}") as lines:
+        return {name: list(found) for name, found in runner.instruments.items()}, {
+            line.split()[1] for line in lines if line.startswith("tfd:")
+        }
+
+
+async def test_a_hub_that_is_cancelled_leaves_trio_as_it_was(new: New) -> None:
+    """Streams are parked, and stay so; Trio's loop has no instrument and no descriptor of the hub's any more, sleeps, and serves;
+    a second hub runs as the first one did.
+    """
+    before = around_trio()
+    for _ in range(3):
+        async with open_bench() as bench:
+            assert around_trio() != before
+            streams = [new() for _ in range(3)]
+            tasks = await bench.park(*streams)
+            streams[0].far.send(b"x")
+            await wait_all_tasks_blocked()
+            bench.hub_scope.cancel()
+            await bench.hub_over.wait()
+            assert around_trio() == before
+            streams[1].far.send(b"x")
+            await trio.to_thread.run_sync(abs, 1)
+            await trio.sleep(0.001)
+            await wait_all_tasks_blocked()
+            assert [task.ends for task in tasks] == [[], [], []]
+            assert [stream.pumps for stream in streams] == [1, 0, 0]
+            assert len(bench.hub) == 3
+            assert bench.in_use() == 0
+        assert all(task.cancelled for task in tasks)
+    assert around_trio() == before
+
+
+async def test_two_hubs_share_one_run(way: str, new: New) -> None:
+    """One waits in Trio's place, the other as a task; both move their streams, and each goes on when the other has gone. When the
+    place is free, the next hub takes it.
+    """
+
+    async def moves(bench: Bench) -> None:
+        stream = new()
+        (task,) = await bench.park(stream)
+        stream.far.send(b"x.")
+        await task.over.wait()
+        assert (stream.received, task.ends) == (b"x.", [Need.NOTHING])
+
+    async with open_bench(way) as one:
+        async with open_bench(AS_TASK) as two:
+            idle = [new(), new()]
+            await one.park(idle[0])
+            await two.park(idle[1])
+            for bench in (one, two, one, two):
+                await moves(bench)
+        await moves(one)
+        async with open_bench(AS_TASK) as two:
+            one.hub_scope.cancel()
+            await one.hub_over.wait()
+            await moves(two)
+            async with open_bench(way) as three:
+                await moves(three)
+                await moves(two)
+
+
+async def test_a_run_in_another_thread_has_a_hub_of_its_own(way: str, new: New) -> None:
+    """Two loops in two threads, each with a hub in its place; neither knows of the other."""
+    stream = new()
+
+    async def inner() -> list[Any]:
+        async with open_bench(way) as bench:
+            (task,) = await bench.park(stream)
+            await task.over.wait()
+            return task.ends
+
+    async with open_bench(way) as bench:
+
+        def tell(outer: Scripted, window: bytearray, now: float) -> Need:
+            stream.far.send(b"x.")
+            return take(outer, window, now)
+
+        talker = new(tell)
+        (task,) = await bench.park(talker)
+        talker.far.send(b"y.")
+        assert await trio.to_thread.run_sync(trio.run, inner) == [Need.NOTHING]
+        await task.over.wait()
+
+
+@pytest.mark.parametrize("error", [OSError(9, "Bad file descriptor"), Odd()], ids=lambda error: type(error).__name__)
+async def test_an_exception_of_the_hub_itself_ends_its_run_with_it(
+    error: BaseException, new: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is raised out of `run`, once, and blames no stream: they stay parked, and can be cancelled. Trio goes on as before."""
+    before = around_trio()
+
+    def fail(wait_s: float) -> int:
+        raise error
+
+    async with open_bench() as bench:
+        stream = new()
+        (task,) = await bench.park(stream)
+        monkeypatch.setattr(bench.hub, "_turn", fail)
+        stream.far.send(b"x")
+        await bench.hub_over.wait()
+        assert bench.hub_error is error
+        bench.hub_error = None
+        assert around_trio() == before
+        await wait_all_tasks_blocked()
+        assert (stream.pumps, task.ends, bench.in_use()) == (0, [], 0)
+        task.scope.cancel()
+        await task.over.wait()
+        assert task.cancelled
+        assert len(bench.hub) == 0
+
+
+async def test_a_window_that_cannot_be_borrowed_is_the_streams_trouble(new: New, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without memory for a window one stream fails, and the hub lives on."""
+    async with open_bench() as bench:
+        one, two = new(), new()
+        tasks = await bench.park(one, two)
+
+        def acquire(pool: BufferPool) -> Any:
+            raise MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(BufferPool, "acquire", acquire)
+            one.far.send(b"x")
+            await tasks[0].over.wait()
+        assert [type(end) for end in tasks[0].ends] == [MemoryError]
+        two.far.send(b"x.")
+        await tasks[1].over.wait()
+        assert tasks[1].ends == [Need.NOTHING]
+
+
 # Real relays
 
 
@@ -718,11 +1336,16 @@ class Sink:
         self.bytes_sent = 0
         self._leaves_after = leaves_after
 
-    def write(self, parts: list[Part]) -> bool:
+    def write(self, parts: Sequence[Part]) -> bool:
         if len(self.received) >= self._leaves_after:
             raise ClientGone
         self.received += b"".join(parts)
         return True
+
+    def write_chunks(self, message: Sequence[Part], size: int) -> bool:
+        data = b"".join(unchunked(b"".join(message)))
+        assert len(data) == size
+        return self.write([data])
 
 
 class Shouting(Interceptor):
@@ -739,7 +1362,14 @@ class _ShoutingStream(StreamInterceptor):
         return event.replace(data=event.data.upper())
 
 
-async def test_relays_of_all_kinds_of_fate_share_a_hub() -> None:
+@pytest.fixture
+def unlogged() -> Iterator[None]:
+    """Lines with rendered tracebacks take longer than all the rest."""
+    with structlog.testing.capture_logs():
+        yield
+
+
+async def test_relays_of_all_kinds_of_fate_share_a_hub(unlogged: None) -> None:
     """100 relays at once; some complete, some lose upstream, some the client, some to an interceptor: each as its own."""
     dice = random.Random(5)
     ends: dict[int, object] = {}
@@ -757,8 +1387,7 @@ async def test_relays_of_all_kinds_of_fate_share_a_hub() -> None:
             None,
         )
         async with bench.pools.open_scope() as scope:
-            context = StreamContext(route="/", method="GET", path="/", headers=(), client=None)
-            chain = Chain([("s", Shouting())]).open_stream(context, bench.pools.json, scope, 1 << 20) if chained else None
+            chain = Chain([("s", Shouting())]).open_stream(Request(), bench.pools.json, scope, 1 << 20) if chained else None
             try:
                 await Relay(body, sinks[number], chain, bench.pools, scope, sse=True).run(bench.hub, idle_s=9, send_s=9)  # type: ignore[arg-type]
                 ends[number] = type(None)

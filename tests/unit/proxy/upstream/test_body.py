@@ -1,7 +1,11 @@
-"""Body framing: every case whole, byte by byte and split at every position, at the start of a buffer and behind a prefix."""
+"""Body framing: every case whole, byte by byte and split at every position, at the start of a buffer and behind a prefix.
+
+`Chunked.split` is compared with `frame` in each of these cases.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -13,6 +17,7 @@ from proxy.upstream.body import (
     Chunked,
     ContentLength,
     Framing,
+    Split,
     UntilClose,
 )
 
@@ -49,10 +54,87 @@ def splits(wire: bytes) -> Iterator[list[bytes]]:
         yield [wire[:i], wire[i:]]
 
 
+WHOLE_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
+
+
+def feed_split(framing: Chunked, piece: bytes) -> tuple[bytes, bytes, ProtocolFailure | None]:
+    """Show one read to `split`, as the relay does: all the data in it, the chunks that came whole, and why it was refused.
+
+    Checks what `split` promises: those chunks are whole, have no extensions, and hold no less than four bytes each, none of them
+    touched; the ranges follow each other; nothing behind the read changes.
+    """
+    behind = b"\r\n4\r\nold!\r\n"  # what the last read left there may look like anything
+    buffer = bytearray(piece + behind)
+    failure = None
+    try:
+        split = framing.split(buffer, len(piece))
+    except ProtocolFailure as error:
+        split, failure = framing.was_split, error
+    lead, wire, end_of_wire, first, last, size = split
+    assert buffer[len(piece) :] == behind
+    assert 0 <= lead <= wire <= end_of_wire <= first <= last <= len(piece)
+    assert wire == (lead + 2 if lead else 0)
+    chunks = bytes(buffer[wire:end_of_wire])
+    assert chunks == piece[wire:end_of_wire]
+    assert buffer[:lead] == piece[:lead]
+    data = bytes(buffer[:lead])
+    at = 0
+    while at < len(chunks):
+        header = WHOLE_CHUNK.match(chunks, at)
+        assert header is not None
+        at = header.end() + int(header[1], 16) + 2
+        assert chunks[at - 2 : at] == b"\r\n"
+        assert at - 2 - header.end() >= 4
+        data += chunks[header.end() : at - 2]
+    assert at == len(chunks)
+    data += buffer[first:last]
+    assert len(data) == size
+    buffer.append(0)  # BufferError, if it were exported
+    return data, chunks, failure
+
+
+def feed_frame(framing: Chunked, piece: bytes) -> tuple[bytes, ProtocolFailure | None]:
+    """Show one read to `frame`: all the data in it, and why it was refused."""
+    buffer = bytearray(piece)
+    try:
+        first, last = framing.frame(buffer, 0, len(piece))
+    except ProtocolFailure as error:
+        first, last = framing.framed
+        return bytes(buffer[first:last]), error
+    return bytes(buffer[first:last]), None
+
+
+def check_split_of(pieces: Sequence[bytes]) -> None:
+    """After each of these reads, `split` has found what `frame` has found: data, completeness, surplus, and failure."""
+    ours, reference = Chunked(), Chunked()
+    for piece in pieces:
+        data, _, failure = feed_split(ours, piece)
+        expected, expected_failure = feed_frame(reference, piece)
+        assert data == expected, pieces
+        assert (ours.complete, ours.surplus) == (reference.complete, reference.surplus), pieces
+        assert (type(failure), str(failure)) == (type(expected_failure), str(expected_failure)), pieces
+        if failure is not None:
+            return
+    for framing in (ours, reference):
+        if framing.complete:
+            framing.eof()
+        else:
+            with pytest.raises(Truncated):
+                framing.eof()
+
+
+def check_split(wire: bytes) -> None:
+    """However it is cut."""
+    for pieces in splits(wire):
+        check_split_of(pieces)
+
+
 def check_reads(
     make: Callable[[], Framing], wire: bytes, body: bytes, *, complete: bool = True, surplus: bool = False
 ) -> None:
     """However it is split, and wherever in the buffer it lies, `wire` is read as `body`."""
+    if make is Chunked:
+        check_split(wire)
     for prefix in (b"", b"x", PREFIX):
         for pieces in splits(wire):
             framing = make()
@@ -62,6 +144,7 @@ def check_reads(
 
 def check_refuses(wire: bytes, kind: type[ProtocolFailure] = ProtocolFailure) -> None:
     """However it is split, and wherever in the buffer it lies, a chunked body of these bytes is refused."""
+    check_split(wire)
     for prefix in (b"", PREFIX):
         for pieces in splits(wire):
             framing = Chunked()
@@ -280,6 +363,7 @@ def test_a_chunk_header_may_be_4096_bytes_long_and_no_longer() -> None:
         assert feed_all(Chunked(), pieces) == b"hello"
     for wire in (b"5;x" + longest[2:] + b"hello\r\n", b"5;" + b"x" * 4095, b"0" * 4097):
         for pieces in whole_and_trickling(wire):
+            check_split_of(pieces)
             framing = Chunked()
             with pytest.raises(ProtocolFailure, match="longer than 4096"):
                 feed_all(framing, pieces)
@@ -295,6 +379,119 @@ def test_trailers_may_be_16384_bytes_long_and_no_longer() -> None:
         assert framing.complete
     for trailers in (line * 16 + b"x:\r\n", b"x:" + b"y" * MAX_TRAILER_BYTES, b"x:" + b"y" * MAX_TRAILER_BYTES + b"\r\n"):
         for pieces in whole_and_trickling(b"0\r\n" + trailers):
+            check_split_of(pieces)
             framing = Chunked()
             with pytest.raises(ProtocolFailure, match="longer than 16384"):
                 feed_all(framing, pieces)
+
+
+# Split: chunks that came whole, with their framing
+
+
+MIXED = (
+    b"4\r\nabcd\r\n05\r\n\r\n0\r\n\r\n6;x=1\r\nfghijk\r\n3\r\nlmn\r\n0A\r\nopqrstuvwx\r\n4 \r\nyz12\r\n4\r\n3456\r\n"
+    b"0;y\r\nt: 1\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "piece", "expected"),
+    [
+        pytest.param(b"", b"4\r\nabcd\r\n", (0, 0, 9, 9, 9, 4), id="one whole chunk"),
+        pytest.param(b"", b"4\r\nabcd\r\n05\r\nefghi\r\n", (0, 0, 20, 20, 20, 9), id="two whole chunks"),
+        pytest.param(b"", b"4\r\nabcd\r\n7\r\nef", (0, 0, 9, 9, 11, 6), id="a whole one, and a beginning"),
+        pytest.param(b"", b"4\r\nabcd\r\n7", (0, 0, 9, 9, 9, 4), id="a whole one, and half a header"),
+        pytest.param(b"", b"4\r\nabcd\r", (0, 0, 0, 3, 7, 4), id="a chunk without its last byte"),
+        pytest.param(b"", b"3\r\nabc\r\n", (0, 0, 0, 3, 6, 3), id="a small one"),
+        pytest.param(
+            b"", b"4\r\nabcd\r\n3\r\nabc\r\n4\r\nefgh\r\n", (0, 0, 9, 9, 16, 11), id="a small one between large ones"
+        ),
+        pytest.param(b"", b"4;x\r\nabcd\r\n4\r\nabcd\r\n", (0, 0, 0, 5, 13, 8), id="an extension, and none"),
+        pytest.param(b"", b"4\r\nabcd\r\n4;x\r\nabcd\r\n", (0, 0, 9, 9, 13, 8), id="no extension, and one"),
+        pytest.param(b"", b"4 \r\nabcd\r\n", (0, 0, 0, 4, 8, 4), id="a space before the CRLF"),
+        pytest.param(b"", b"4\r\nabcd\r\n0\r\n\r\n", (0, 0, 9, 9, 9, 4), id="the end of the body"),
+        pytest.param(b"", b"0\r\n\r\n", (0, 0, 0, 0, 0, 0), id="nothing but the end"),
+        pytest.param(b"4\r\na", b"bcd\r\n4\r\nefgh\r\n", (3, 5, 14, 14, 14, 7), id="the rest of a chunk, and a whole one"),
+        pytest.param(b"4\r\na", b"bcd\r\n", (3, 5, 5, 5, 5, 3), id="the rest of a chunk"),
+        pytest.param(b"4\r\na", b"bcd\r\n7\r\nef", (3, 5, 5, 5, 7, 5), id="the rest of a chunk, and a beginning"),
+        pytest.param(b"4\r\na", b"bcd\r\n3\r\nefg\r\n", (3, 5, 5, 5, 8, 6), id="the rest of a chunk, and a small one"),
+        pytest.param(b"4\r\na", b"bcd\r", (0, 0, 0, 0, 3, 3), id="not all of a chunk's rest"),
+        pytest.param(b"4\r\na", b"bc", (0, 0, 0, 0, 2, 2), id="the middle of a chunk"),
+    ],
+)
+def test_split_leaves_whole_chunks_where_they_are(before: bytes, piece: bytes, expected: Split) -> None:
+    """What is whole and plain stays as it came, from the first chunk to the last before anything else; the rest is unpacked.
+
+    Once something had to be unpacked, all behind it is, so that a read leaves in three parts at most.
+    """
+    framing = Chunked()
+    feed_split(framing, before)
+    buffer = bytearray(piece)
+    assert framing.split(buffer, len(piece)) == expected
+
+
+@pytest.mark.parametrize(
+    "before", [b"4\r\nabcd", b"4\r\nabcd\r", b"4", b"4\r", b"4;x=", b"0\r\n", b"0\r\nx:", b"0\r\nx: y\r\n\r"]
+)
+def test_split_unpacks_what_begins_within_framing(before: bytes) -> None:
+    """A read that begins within a chunk's header, its CRLF or the trailers is read as `frame` reads it."""
+    for rest in (
+        b"\r\nabcd\r\n4\r\nabcd\r\n",
+        b"\n4\r\nabcd\r\n",
+        b"\r\n",
+        b"\n\r\n",
+        b" y\r\n\r\n",
+        b"\n",
+        b"\n4\r\nabcd\r\n",
+    ):
+        check_split_of([before, rest])
+        check_split_of([before, rest[:1], rest[1:]])
+
+
+def test_split_finds_what_frame_finds_in_three_reads_cut_anywhere() -> None:
+    """Two cuts at once, of a body that has every kind of chunk."""
+    for one in range(len(MIXED)):
+        for two in range(one, len(MIXED)):
+            check_split_of([MIXED[:one], MIXED[one:two], MIXED[two:]])
+
+
+@pytest.mark.parametrize(
+    "bad", [b"x\r\n", b"4\r\nabcdef", b"4\nabcd\r\n", b"0\r\nx\r\n", b"0\r\n\n", b"00000000000000004\r\n", b"\r\n"]
+)
+def test_split_tells_what_came_before_it_refuses(bad: bytes) -> None:
+    """As `frame` does, in `was_split`: the rest of a chunk, whole chunks, unpacked ones, and then what cannot be read."""
+    for good in (b"4\r\nabcd\r\n", b"4;x\r\nabcd\r\n", b"3\r\nabc\r\n", b"4\r\nabcd\r\n5\r\nefghi\r\n2\r\njk\r\n", b""):
+        wire = good + bad
+        for cut in range(len(wire)):
+            check_split_of([wire[:cut], wire[cut:]])
+    framing = Chunked()
+    feed_split(framing, b"6\r\nab")
+    data, chunks, failure = feed_split(framing, b"cdef\r\n4\r\nghij\r\n2\r\nkl\r\n" + bad)
+    assert data.startswith(b"cdefghijkl")
+    assert chunks == b"4\r\nghij\r\n"
+    assert failure is not None
+
+
+def test_split_and_frame_may_take_turns() -> None:
+    """They share one state: whichever is asked, read by read, the body is the same."""
+    for cut in range(1, 12):
+        pieces = [MIXED[at : at + cut] for at in range(0, len(MIXED), cut)]
+        for first_is_split in (True, False):
+            framing = Chunked()
+            data = b""
+            for number, piece in enumerate(pieces):
+                if (number % 2 == 0) is first_is_split:
+                    data += feed_split(framing, piece)[0]
+                else:
+                    data += feed(framing, piece)
+            assert framing.complete
+            assert data == b"abcd\r\n0\r\nfghijklmnopqrstuvwxyz123456"
+
+
+def test_whole_chunks_are_not_copied() -> None:
+    """Of a read full of whole chunks all stays where it is, however many they are."""
+    wire = b"".join(b"%x\r\n%b\r\n" % (size, bytes(size)) for size in range(4, 300))
+    buffer = bytearray(wire)
+    size = sum(range(4, 300))
+    assert Chunked().split(buffer, len(wire)) == (0, 0, len(wire), len(wire), len(wire), size)
+    assert buffer == wire

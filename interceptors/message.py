@@ -1,0 +1,187 @@
+"""What passes besides events: the request, the response's head, and an answer that an interceptor gives by itself."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import structlog
+
+from pools import decode_json, encode_json
+
+from .event import UNSET, Event, not_json
+
+__all__ = ["Headers", "Request", "Response", "ResponseHead", "StartSoon"]
+
+Headers = httpx.Headers
+"""Header fields by name, in any case; `multi_items()` and `get_list()` show those that occur more than once."""
+
+StartSoon = Callable[[Any, Callable[..., Awaitable[object]], tuple[Any, ...]], None]
+"""How an exchange runs a task: for whom (a `hooks.Owner`), what, and with what arguments."""
+
+
+class Request:
+    """A client's request, before it goes upstream. What `on_request` changes here is what the upstream gets.
+
+    `state` is a dict that every interceptor of the exchange shares.
+    """
+
+    def __init__(
+        self,
+        *,
+        method: str = "GET",
+        path: str = "/",
+        raw_path: bytes | None = None,
+        query: bytes = b"",
+        headers: Iterable[tuple[bytes, bytes]] | Headers = (),
+        body: bytes | bytearray | memoryview | None = b"",
+        route: str = "/",
+        client: str | None = None,
+    ) -> None:
+        self.method = method
+        self._path = path
+        self._raw_path = path.encode("latin-1", "replace") if raw_path is None else raw_path
+        self.query = query
+        """Byte for byte, without the question mark."""
+        self.headers: Headers = headers if isinstance(headers, httpx.Headers) else httpx.Headers(list(headers))
+        """As the client sent them. Credentials among them: keep them out of logs. What belongs to one hop does not go upstream."""
+        self.route = route
+        """The route's path prefix. It has been chosen; changing the path changes no route."""
+        self.client = client
+        """The client's address."""
+        self.state: dict[str, Any] = {}
+        self._body = body
+        self.body_replaced = False
+        """Whether an interceptor has called `replace_body`."""
+        self.spawn: StartSoon | None = None
+        """The exchange's own; use `start_soon`."""
+        self.asked: Any = None
+        """Whose hook is running: the chain's own note."""
+
+    @property
+    def path(self) -> str:
+        """The path as servers understand it: dot segments resolved, no runs of slashes, letters not percent-encoded.
+
+        So `/x/../%61dmin` is `/admin` here, and a check of it cannot be passed by another spelling. Setting it replaces `raw_path`.
+        """
+        return self._path
+
+    @path.setter
+    def path(self, path: str) -> None:
+        if not path.startswith("/"):
+            raise ValueError("a request's path begins with a slash")
+        try:
+            raw_path = quote(path, safe="/%:@!$&'()*+,;=~-._").encode("ascii")
+        except UnicodeEncodeError:
+            raise ValueError("a request's path holds a lone surrogate, which UTF-8 cannot write") from None
+        self._path, self._raw_path = path, raw_path
+
+    @property
+    def raw_path(self) -> bytes:
+        """The path as it came, which is what goes upstream unless `path` is set."""
+        return self._raw_path
+
+    @property
+    def body(self) -> bytes:
+        """The request's body, b"" when there is none. Raises `RuntimeError` where no interceptor says `wants_body`."""
+        return bytes(self._known_body())
+
+    def json(self) -> Any:
+        """The body decoded as JSON, anew at each call. Raises `NotJson`, and `RuntimeError` as `body` does."""
+        try:
+            return decode_json(self._known_body())
+        except (ValueError, RecursionError) as error:
+            raise not_json(error, "this request's body") from None
+
+    def replace_body(self, data: bytes | str | None = None, *, json: Any = UNSET) -> None:
+        """Send another body instead; of JSON also the Content-Type is set."""
+        if (data is None) == (json is UNSET):
+            raise ValueError("replace_body takes either data or json")
+        if json is not UNSET:
+            self._body = encode_json(json)
+            self.headers["content-type"] = "application/json"
+        else:
+            assert data is not None
+            self._body = data.encode() if isinstance(data, str) else data
+        self.body_replaced = True
+
+    def set_body(self, body: bytes | memoryview) -> None:
+        """The body has been collected. For whoever collects it; an interceptor calls `replace_body`."""
+        self._body = body
+
+    def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: Any) -> None:
+        """Run a task that ends with the exchange: cancelled when that is over, its failure treated as a hook's."""
+        if self.spawn is None:
+            raise RuntimeError("there is no exchange to run a task in")
+        self.spawn(self.asked, async_fn, args)
+
+    @property
+    def log(self) -> Any:
+        """A structlog logger that names the route."""
+        return structlog.get_logger("interceptors").bind(route=self.route)
+
+    def _known_body(self) -> bytes | bytearray | memoryview:
+        if self._body is None:
+            raise RuntimeError("this request's body passes unread; an interceptor that needs it says wants_body = True")
+        return self._body
+
+    def __repr__(self) -> str:
+        return f"<Request {self.method} {self.path}>"  # nothing that could be secret
+
+
+class ResponseHead:
+    """Status and headers of the response. `on_response` may change both; later they show what the client gets."""
+
+    def __init__(
+        self, status: int, headers: Iterable[tuple[bytes, bytes]] | Headers, request: Request | None = None
+    ) -> None:
+        self.status = status
+        self.headers: Headers = headers if isinstance(headers, httpx.Headers) else httpx.Headers(list(headers))
+        self.request = request or Request()
+
+    @property
+    def media_type(self) -> str:
+        """The Content-Type without its parameters, in lower case; "" when there is none."""
+        value: str = self.headers.get("content-type", "")
+        return value.partition(";")[0].strip().lower()
+
+    def __repr__(self) -> str:
+        return f"<ResponseHead {self.status} {self.media_type}>"
+
+
+class Response:
+    """An answer that an interceptor gives instead of the upstream: whole, or as a stream of events.
+
+    `Response(json=...)`, `Response("text")`, `Response(events=...)`. It goes to the client as it is; no other interceptor sees it.
+    """
+
+    def __init__(
+        self,
+        body: bytes | str = b"",
+        *,
+        status: int = 200,
+        headers: dict[str, str] | Iterable[tuple[bytes, bytes]] | Headers = (),
+        json: Any = UNSET,
+        events: Iterable[Event] | AsyncIterable[Event] | None = None,
+    ) -> None:
+        """Raises `ValueError` for a status that cannot end a request, and for more than one kind of body."""
+        if not 200 <= status <= 999:
+            raise ValueError(f"a response's status is 200 or more, not {status}")
+        if (json is not UNSET) + (events is not None) + bool(body) > 1:
+            raise ValueError("a response has one of body, json and events")
+        self.status = status
+        self.headers = httpx.Headers(headers if isinstance(headers, (dict, httpx.Headers)) else list(headers))
+        self.events = events
+        content_type = "text/plain; charset=utf-8" if isinstance(body, str) else "application/octet-stream"
+        if json is not UNSET:
+            body, content_type = encode_json(json), "application/json"
+        elif events is not None:
+            content_type = "text/event-stream"
+        self.body = body.encode() if isinstance(body, str) else body
+        if self.body or events is not None:
+            self.headers.setdefault("content-type", content_type)
+
+    def __repr__(self) -> str:
+        return f"<Response {self.status}>"

@@ -1,0 +1,51 @@
+"""Which events an interceptor needs to see, found by searches over many events at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+__all__ = ["Finder", "Needs", "finder_of"]
+
+Needs = re.Pattern[bytes] | Sequence[bytes] | None
+"""None: every event. Byte strings: events whose bytes hold one of them; none of them, no event. A pattern: where it is found."""
+
+Finder = Callable[[bytes | bytearray, int, int], int]
+"""Where, in `buffer[start:end]`, something begins that is needed; -1 if nowhere."""
+
+
+def finder_of(needs: Any) -> Finder | None:
+    """The search for `Needs`; None when every event is needed. Raises `TypeError`."""
+    if needs is None:
+        return None
+    if isinstance(needs, re.Pattern):
+        if not isinstance(needs.pattern, bytes):
+            raise TypeError("needs is a pattern of text, expected one of bytes: re.compile(rb'...')")
+        return _pattern_finder(needs)
+    if not isinstance(needs, (tuple, list)) or not all(isinstance(item, bytes) and item for item in needs):
+        raise TypeError("needs is not as expected: None, a tuple of byte strings, or a compiled pattern of bytes")
+    return _strings_finder(tuple(needs))
+
+
+def _strings_finder(strings: tuple[bytes, ...]) -> Finder:
+    def find(buffer: bytes | bytearray, start: int, end: int) -> int:
+        first = -1
+        for string in strings:
+            # The next need only begin before, and may end behind, what was found.
+            found = buffer.find(string, start, end if first < 0 else min(end, first + len(string) - 1))
+            if found >= 0:
+                first = found
+        return first
+
+    return find
+
+
+def _pattern_finder(pattern: re.Pattern[bytes]) -> Finder:
+    search = pattern.search
+
+    def find(buffer: bytes | bytearray, start: int, end: int) -> int:
+        match = search(buffer, start, end)
+        return -1 if match is None else match.start()
+
+    return find

@@ -1,0 +1,573 @@
+"""The chain of one stream: it frames events in the window it is given, runs the hooks over them, and answers with *parts*, the
+bytes to send in order. Events that nobody changed leave as slices of the window, adjacent ones as one slice; what was changed or
+added is written into leases of the `json` pool, which stay on loan until `release_parts()`.
+
+Sans I/O, and synchronous but for what async hooks need: `process` stops before one, `awaiting` says so, `run_async` awaits it, and
+`process` goes on. It knows nothing of sockets, of chunked bodies, or of who sends the parts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import trio
+
+from pools import PooledOutput
+
+from .api import AsyncStreamInterceptor, Emit, End, EventResult, Outcome, StreamInterceptor
+from .errors import EventTooLarge, InterceptorError, StreamOver
+from .event import BodyEvent, Event, WireEvent, not_for_a_body
+from .hooks import HOLD_S, Owner
+from .message import ResponseHead
+from .needs import Finder, finder_of
+from .sse import BOM, find_block_end, is_silent
+
+__all__ = ["MAX_EMITTED", "EventCounts", "Part", "StreamChain"]
+
+Part = memoryview | bytes
+
+MAX_EMITTED = 16
+"""Events of its own that a stream keeps for a client that is slow; then `emit` waits."""
+
+_Piece = tuple[bytearray, int, int]
+_LF = 0x0A
+_CR = 0x0D
+_COLON = 0x3A  # a line end, a comment, or something odd: fields begin with letters, and those are greater
+_LATER: Any = object()  # a hook must be awaited first
+
+
+@dataclass(slots=True)
+class EventCounts:
+    """What became of a stream's events. A comment counts as passed."""
+
+    passed: int = 0
+    changed: int = 0
+    dropped: int = 0
+    added: int = 0
+
+    @property
+    def total(self) -> int:
+        """Events that came from upstream."""
+        return self.passed + self.changed + self.dropped
+
+
+class _Hook:
+    """One `on_event` of the chain."""
+
+    __slots__ = ("call", "is_async", "need", "ordinal", "owner")
+
+    def __init__(self, owner: Owner, stream: StreamInterceptor | AsyncStreamInterceptor, ordinal: int) -> None:
+        self.owner = owner
+        self.call: Callable[[Event], EventResult | Awaitable[EventResult]] = stream.on_event
+        self.is_async = isinstance(stream, AsyncStreamInterceptor)
+        try:
+            self.need: Finder | None = finder_of(stream.needs)
+        except TypeError as error:
+            raise TypeError(f"{type(stream).__qualname__}: {error}") from None
+        self.ordinal = ordinal
+
+
+class StreamChain:
+    """The hooks of one stream. Not reusable."""
+
+    def __init__(self, output: PooledOutput, max_event_bytes: int) -> None:
+        self._members: list[tuple[Owner, StreamInterceptor | AsyncStreamInterceptor]] = []
+        self._hooks: tuple[_Hook, ...] = ()
+        self._selective = False  # every hook has said which events it needs
+        self._output = output
+        self._max_event_bytes = max_event_bytes
+        self._seen = 0  # bytes of the unfinished block that were searched in vain
+        self._first = True  # nothing has left yet, so that the client would take a BOM for one
+        # The last block ended with a CR at the window's end: an LF that comes next goes where that block went.
+        self._pass_lf: bool | None = None
+        self._closed = False
+        self._ending: int | None = None  # the hook that has returned `End`
+        self._body: bytes | None = None  # what the hooks have made of a JSON body; while `_is_body`
+        self._is_body = False
+        self._event: WireEvent | None = None  # whose hooks are to be awaited, and
+        self._awaited: tuple[list[Event], int] | None = None  # what is left of it, before which hook
+        self._answer: list[Event] | None = None  # what came of it
+        self._emitted: deque[tuple[int, Event]] = deque()
+        self._cut = False  # an event without its empty line has left: nothing may follow it
+        self._room: trio.Semaphore | None = None
+        self._ordinal = 0
+        self.on_emit: Callable[[], None] | None = None
+        """Called, synchronously, when `emitted` turns true."""
+        self.takes_emitted = True
+        """Cleared by whoever cannot send what is emitted; `emit` then raises `StreamOver`."""
+        self.counts = EventCounts()
+        self.failure: InterceptorError | None = None
+        """Why the stream must end. Set by `process` and its like, with the parts before it still valid."""
+        self.ended = False
+        """A hook has ended the stream, and what it wanted to leave is among the parts."""
+
+    def emitter(self, owner: Owner) -> Emit:
+        """`emit` for the member that is opened next, of that owner."""
+        self._ordinal += 1
+        ordinal = self._ordinal
+
+        async def emit(event: Event) -> None:
+            if not isinstance(event, Event):
+                raise TypeError(f"emit() takes an Event, not {type(event).__name__}")
+            own = event.detach()
+            own.made_by = owner
+            if self._room is None:
+                self._room = trio.Semaphore(MAX_EMITTED)
+            if self.takes_emitted:
+                await self._room.acquire()
+            if not self.takes_emitted:
+                raise StreamOver
+            self._emitted.append((ordinal, own))
+            if self.on_emit is not None:
+                self.on_emit()
+
+        return emit
+
+    def add(self, owner: Owner, stream: StreamInterceptor | AsyncStreamInterceptor) -> None:
+        """Append a member, before the stream starts. Raises `TypeError` for `needs` that are none."""
+        base = AsyncStreamInterceptor if isinstance(stream, AsyncStreamInterceptor) else StreamInterceptor
+        if type(stream).on_event is not base.on_event and not (isinstance(stream.needs, (tuple, list)) and not stream.needs):
+            self._hooks += (_Hook(owner, stream, self._ordinal),)
+        self._members.append((owner, stream))
+        self._selective = all(hook.need is not None for hook in self._hooks)
+
+    @property
+    def has_members(self) -> bool:
+        """Whether any interceptor takes part."""
+        return bool(self._members)
+
+    @property
+    def wants_events(self) -> bool:
+        """Whether any hook must see events. If none does, bytes may pass unframed."""
+        return bool(self._hooks)
+
+    @property
+    def is_async(self) -> bool:
+        """Whether some hook must be awaited: then the window must stay where it is until that is done."""
+        return any(hook.is_async for hook in self._hooks)
+
+    @property
+    def awaiting(self) -> bool:
+        """Whether `process` has stopped before an async hook: `run_async` is next, then `process` with what it has not consumed."""
+        return self._awaited is not None
+
+    @property
+    def emitted(self) -> bool:
+        """Whether somebody has added events: `take_emitted` is next."""
+        return bool(self._emitted) and not self._cut
+
+    async def start(self, head: ResponseHead) -> None:
+        """Run `on_start`. Raises `InterceptorError`."""
+        for owner, stream in self._members:
+            try:
+                if isinstance(stream, AsyncStreamInterceptor):
+                    await owner.call("on_start", stream.on_start(head))
+                else:
+                    with owner.timed("on_start"):
+                        stream.on_start(head)
+            except Exception as error:
+                problem = owner.failed("on_start", error)
+                if problem is not None:
+                    raise problem from error
+
+    async def aclose(self, outcome: Outcome) -> None:
+        """Run every `on_end`, once; further calls do nothing. An exception in one is logged and stops none of the others.
+
+        Not cancelled by what surrounds it; each async hook has its time. Without async hooks it does not block.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._output.close()
+        if self._event is not None:
+            self._event.end_of_life()
+        self._refuse_emitted()
+        for owner, stream in self._members:
+            try:
+                if isinstance(stream, AsyncStreamInterceptor):
+                    if type(stream).on_end is not AsyncStreamInterceptor.on_end:
+                        with trio.CancelScope(shield=True):
+                            await owner.call("on_end", stream.on_end(outcome))
+                else:
+                    with owner.timed("on_end"):
+                        stream.on_end(outcome)
+            except Exception as error:
+                owner.failed("on_end", error)
+
+    def _refuse_emitted(self) -> None:
+        self.takes_emitted = False
+        if self._room is not None:
+            for _ in range(self._room.statistics().tasks_waiting):
+                self._room.release()
+
+    def process(self, buffer: bytearray, start: int, end: int, *, final: bool = False) -> tuple[list[Part], int]:
+        """Run the hooks over every whole event in `buffer[start:end]`.
+
+        Returns the parts to send and the index of the first byte of an unfinished block, which the caller must present
+        again, followed by what comes next, at the `start` of the next call. `final` says that nothing comes next: an
+        unfinished block is then shown to the hooks, too, and what replaces it is left unfinished like it (a reader drops an
+        event without its empty line, and must not get one that is whole instead). Parts are valid until
+        `release_parts()`, and must be released before the buffer changes. Raises nothing: when a hook or a limit ends the
+        stream, `failure` or `ended` says so, and the parts are those of the events before it; nothing may be processed after that.
+        When it has stopped for an async hook (`awaiting`), the buffer must not move until that has run.
+        """
+        pieces: list[_Piece] = []
+        at = run = start  # run: where the bytes begin that nobody changed and that are not a piece yet
+        if self._pass_lf is not None and at < end:
+            if buffer[at] == _LF:
+                at += 1
+                if not self._pass_lf:
+                    run = at
+            self._pass_lf = None
+        plain = buffer.find(b"\r", at, end) < 0
+        scan_from = at + self._seen
+        clear_to = at  # nothing that a hook needs begins before; known only to those that have all said what they need
+        try:
+            while at < end:
+                if self._first:
+                    # A BOM belongs to the stream, not to its first event: it stays where it is, whatever becomes of that.
+                    if buffer.startswith(BOM, at, end):
+                        self._first = False
+                        at = scan_from = at + len(BOM)
+                        if self.counts.added:
+                            run = at  # something was said before it: now it would be part of an event
+                        continue
+                    if not final and BOM.startswith(bytes(buffer[at:end])):
+                        break
+                if self._selective and plain and scan_from == at and self._answer is None:
+                    if at >= clear_to:
+                        clear_to = self._find_needed(buffer, at, end)
+                    behind = self._skip(buffer, at, clear_to)
+                    if behind > at:
+                        self._first = False
+                        at = scan_from = behind
+                        continue
+                if plain and buffer[at] != _LF:
+                    behind = buffer.find(b"\n\n", at if scan_from == at else scan_from - 1, end) + 2
+                    whole = behind > 1
+                else:
+                    behind = find_block_end(buffer, at, end, scan_from)
+                    whole = behind >= 0
+                if not whole:
+                    if not final:
+                        break
+                    behind = end
+                if behind - at > self._max_event_bytes:
+                    raise EventTooLarge(self._max_event_bytes)
+                passed = self._block(buffer, run, at, behind, pieces, whole)
+                if self._awaited is not None:
+                    self._seen = 0
+                    break
+                if not passed:
+                    run = behind
+                if passed or pieces:
+                    self._first = False
+                if not whole:
+                    self._cut = True
+                    self._refuse_emitted()
+                if not plain and behind == end and buffer[end - 1] == _CR:
+                    self._pass_lf = passed
+                at = scan_from = behind
+                if self._ending is not None:
+                    self.ended = True
+                    break
+            if self._awaited is None and not self.ended:
+                self._seen = end - at
+                if self._seen > self._max_event_bytes:
+                    raise EventTooLarge(self._max_event_bytes)
+        except InterceptorError as error:
+            self.failure = error
+        if at > run:
+            pieces.append((buffer, run, at))
+        return [memoryview(source)[first:last] for source, first, last in pieces], at
+
+    async def run_async(self) -> None:
+        """Await the hooks that `process` has stopped before, and run those behind them. Raises nothing: `failure` tells."""
+        assert self._awaited is not None
+        assert self._event is not None
+        try:
+            self._answer = await self._run_from(*self._awaited)
+        except InterceptorError as error:
+            self.failure = error
+            self._event.end_of_life()
+        self._awaited = None
+
+    async def take_emitted(self) -> list[Part]:
+        """The parts of one event that somebody has added, when the hooks behind that one have seen it. Errors as `process`."""
+        ordinal, event = self._emitted.popleft()
+        if self._room is not None:
+            self._room.release()
+        index = next((at for at, hook in enumerate(self._hooks) if hook.ordinal > ordinal), len(self._hooks))
+        output = self._output
+        parts: list[Part] = []
+        try:
+            for item in await self._run_from([event], index):
+                start = output.begin()
+                if self._write_one(item, start):
+                    parts.append(memoryview(output.buffer)[start : output.used])
+                    self.counts.added += 1
+        except InterceptorError as error:
+            self.failure = error
+        self.ended = self._ending is not None
+        return parts
+
+    async def process_body(self, body: bytearray | memoryview) -> bytes | None:
+        """Show a JSON body to the hooks. What replaces it, or None when nobody changed it. Raises `InterceptorError`."""
+        event = BodyEvent(body)
+        self._is_body = True
+        try:
+            await self._run_from([event], 0)
+        finally:
+            event.end_of_life()
+        if self._body is None:
+            self.counts.passed += 1
+        else:
+            self.counts.changed += 1
+        return self._body
+
+    def release_parts(self) -> None:
+        """The parts have left (or were copied): give back what they were written in."""
+        self._output.close()
+
+    def _find_needed(self, buffer: bytearray, at: int, end: int) -> int:
+        """Where something begins that a hook needs to see; `end` if nowhere. One search for each need, over all the bytes."""
+        wanted = end
+        for hook in self._hooks:
+            assert hook.need is not None
+            found = hook.need(buffer, at, wanted)
+            if found >= 0:
+                wanted = found
+        return wanted
+
+    def _skip(self, buffer: bytearray, at: int, clear_to: int) -> int:
+        """The index behind the blocks from `at` on that end before `clear_to`, so that no hook needs to see them; or `at`.
+
+        Only for bytes without CR. Where lines are empty one after another it stops, so that blocks are counted as ever.
+        """
+        behind = buffer.rfind(b"\n\n", at, min(clear_to, at + self._max_event_bytes)) + 2
+        if behind < 2 or buffer[at] == _LF:
+            return at
+        empty = buffer.find(b"\n\n\n", at, behind + 1)
+        if empty >= 0:
+            behind = empty + 2
+        self.counts.passed += buffer.count(b"\n\n", at, behind)
+        return behind
+
+    def _block(self, buffer: bytearray, run: int, at: int, behind: int, pieces: list[_Piece], whole: bool) -> bool:
+        """One block, `whole` if it has its empty line. True if it leaves as it came.
+
+        Otherwise the untouched run before it and its replacement become pieces; or it waits for an async hook.
+        """
+        counts = self.counts
+        if buffer[at] <= _COLON and is_silent(buffer, at, behind):
+            counts.passed += 1
+            return True
+        event: WireEvent
+        if self._answer is None:
+            event = WireEvent(buffer, at, behind, whole)
+        else:
+            assert self._event is not None
+            event = self._event
+        try:
+            result: Event | list[Event]
+            if self._answer is None:
+                result = self._run(event)
+                if result is _LATER:
+                    self._event = event
+                    return False
+            else:
+                result = self._answer[0] if len(self._answer) == 1 else self._answer
+                self._answer = None
+            if result is event:
+                counts.passed += 1
+                return True
+            if type(result) is Event and whole:
+                # One for one, the usual case: behind what was written before, if that is the last piece.
+                output = self._output
+                start = output.begin()
+                if self._write_one(result, start):
+                    counts.changed += 1
+                    if at > run:
+                        pieces.append((buffer, run, at))
+                    elif start and pieces and pieces[-1][0] is output.buffer:
+                        pieces[-1] = (output.buffer, pieces[-1][1], output.used)
+                        return False
+                    pieces.append((output.buffer, start, output.used))
+                    return False
+                replacement = None
+            else:
+                replacement = self._write(event, result)
+        finally:
+            if self._awaited is None:
+                event.end_of_life()
+        if replacement is None:
+            counts.passed += 1
+            return True
+        if at > run:
+            pieces.append((buffer, run, at))
+        for piece in replacement:
+            if pieces and pieces[-1][2] == piece[1] and pieces[-1][0] is piece[0]:
+                pieces[-1] = (piece[0], pieces[-1][1], piece[2])  # right behind the one before
+            else:
+                pieces.append(piece)
+        return False
+
+    def _run(self, event: WireEvent) -> Event | list[Event]:
+        """Send one event through the hooks. The event itself if nobody touched it, else what is to leave instead."""
+        current: Event = event
+        clock = perf_counter()
+        for index, hook in enumerate(self._hooks):
+            need = hook.need
+            if need is not None and current is event and not event.holds(need):
+                continue
+            if hook.is_async:
+                self._awaited = [current], index
+                return _LATER  # type: ignore[no-any-return]
+            try:
+                result: Any = hook.call(current)
+            except Exception as error:
+                self._fail(hook.owner, error)
+                continue  # skip: the event passes this hook as it came
+            finally:
+                began, clock = clock, perf_counter()
+                hook.owner.seconds += clock - began
+                if clock - began > HOLD_S:
+                    hook.owner.warn("on_event", clock - began)
+            if result is current:
+                continue
+            if isinstance(result, Event):
+                result.made_by = hook.owner
+                current = result
+                continue
+            return self._run_several(index, current, result)
+        return current
+
+    def _run_several(self, index: int, current: Event, result: EventResult) -> list[Event]:
+        """The rest of the chain, after a hook that returned something else than one event."""
+        events = self._checked(index, current, result)
+        for later in range(index + 1, len(self._hooks)):
+            hook = self._hooks[later]
+            if hook.is_async:
+                self._awaited = events, later
+                return _LATER  # type: ignore[no-any-return]
+            following: list[Event] = []
+            for event in events:
+                if hook.need is not None and isinstance(event, WireEvent) and not event.holds(hook.need):
+                    following.append(event)
+                    continue
+                try:
+                    with hook.owner.timed("on_event"):
+                        answer: Any = hook.call(event)
+                except Exception as error:
+                    self._fail(hook.owner, error)
+                    following.append(event)
+                else:
+                    following += self._checked(later, event, answer)
+                    if self._ending == later:
+                        break
+            events = following
+        return events
+
+    async def _run_from(self, events: list[Event], index: int) -> list[Event]:
+        """As `_run_several`, from a hook on, awaiting those that must be. Raises `InterceptorError`."""
+        for at in range(index, len(self._hooks)):
+            hook = self._hooks[at]
+            following: list[Event] = []
+            for event in events:
+                if hook.need is not None and isinstance(event, WireEvent) and not event.holds(hook.need):
+                    following.append(event)
+                    continue
+                try:
+                    answer: Any
+                    if hook.is_async:
+                        answer = await hook.owner.call("on_event", hook.call(event))  # type: ignore[arg-type]
+                    else:
+                        with hook.owner.timed("on_event"):
+                            answer = hook.call(event)
+                except Exception as error:
+                    self._fail(hook.owner, error)
+                    following.append(event)
+                else:
+                    following += self._checked(at, event, answer)
+                    if self._ending == at:
+                        break
+            events = following
+        return events
+
+    def _checked(self, index: int, current: Event, result: Any) -> list[Event]:
+        """What a hook returned, as a list; or, when it is nonsense and its interceptor says `skip`, what the hook was given."""
+        owner = self._hooks[index].owner
+        events = result
+        if isinstance(result, End):
+            events = result.events
+        elif result is None:
+            events = ()
+        elif isinstance(result, Event):
+            events = (result,)
+        if not isinstance(events, (list, tuple)) or not all(isinstance(item, Event) for item in events):
+            self._fail(owner, owner.wrong("on_event", result, "an Event, a list of Events, End(...) or None"))
+            return [current]
+        if self._is_body and (len(events) != 1 or events[0] is not current):
+            try:
+                if len(events) != 1:
+                    raise owner.misused(
+                        "on_event", f"returned {len(events)} events, expected one: the response is a JSON body, not a stream"
+                    )
+                if (problem := not_for_a_body(events[0])) is not None:
+                    raise owner.misused("on_event", problem)
+                self._body = events[0].raw if isinstance(events[0], BodyEvent) else events[0].data.encode()
+            except Exception as error:
+                self._fail(owner, error)
+                return [current]
+        for item in events:
+            if item is not current:
+                item.made_by = owner
+        if isinstance(result, End):
+            self._ending = index
+        return list(events)
+
+    def _write(self, event: WireEvent, result: Event | list[Event]) -> list[_Piece] | None:
+        """Write what leaves instead of `event`, and count it. None: it cannot be written, and `event` passes as it came."""
+        events = [result] if isinstance(result, Event) else result
+        output = self._output
+        pieces: list[_Piece] = []
+        for item in events:
+            start = output.begin()
+            if not self._write_one(item, start):
+                if self._ending is not None and self._hooks[self._ending].owner is item.made_by:
+                    self._ending = None
+                return None
+            if isinstance(item, WireEvent):
+                if not item.whole and item is not events[-1]:
+                    output.write(b"\n\n")  # something follows it
+            elif not event.whole and item is events[-1]:
+                output.used -= 1  # as unfinished as what it replaces: without its empty line
+            pieces.append((output.buffer, start, output.used))
+        counts = self.counts
+        if not events:
+            counts.dropped += 1
+        elif any(item is event for item in events):
+            counts.passed += 1
+        else:
+            counts.changed += 1
+        counts.added += max(0, len(events) - 1)
+        return pieces
+
+    def _write_one(self, event: Event, start: int) -> bool:
+        """Write one event where the output stands. False if that failed and its maker says `skip`."""
+        try:
+            event.write_to(self._output)
+        except Exception as error:
+            self._output.used = start
+            self._fail(event.made_by, error)
+            return False
+        return True
+
+    def _fail(self, owner: Owner, error: Exception) -> None:
+        problem = owner.failed("on_event", error)
+        if problem is not None:
+            raise problem from error

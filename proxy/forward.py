@@ -1,0 +1,417 @@
+"""The way of one exchange: the request up, the response down, and its interceptors' say in both.
+
+It raises what goes wrong and leaves it to the exchange to note it, to tell the client, and to count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import httpx
+import trio
+
+from interceptors import Event, EventTooLarge, Request, Response, ResponseHead
+from interceptors.chain import EventCounts, StreamChain
+from interceptors.hooks import Owner
+from pools import BufferScope
+
+from .downstream import ClientConnection, Scope, Send, Writer, choose_writer, has_no_body
+from .errors import ClientGone, ProtocolFailure, ReadTimedOut, RequestRefused, SendStalled
+from .headers import HeaderList, find_header, request_headers, response_headers
+from .inbound import Inbound, too_large
+from .relay import Relay
+from .routes import Route, normal_path
+from .upstream import UpstreamBody
+from .worker import Worker
+
+__all__ = ["Forward"]
+
+_SMALL_BODY_BYTES = 16384
+_CLOSE_S = 1.0
+
+
+class Forward:
+    """Takes one admitted request to its route's upstream and the response back. Call `run` once."""
+
+    __slots__ = (
+        "_client",
+        "_collected_at",
+        "_connection",
+        "_headers",
+        "_inbound",
+        "_path",
+        "_route",
+        "_scope",
+        "_send",
+        "_sse",
+        "_target",
+        "_worker",
+        "chain",
+        "finished",
+        "intercepted",
+        "may_say_error",
+        "relay",
+        "status",
+        "writer",
+    )
+
+    def __init__(
+        self,
+        worker: Worker,
+        route: Route,
+        scope: Scope,
+        path: bytes,
+        target: bytes,
+        inbound: Inbound,
+        send: Send,
+        connection: ClientConnection | None,
+    ) -> None:
+        """`path` and `target`: as `split_target` tells them."""
+        self._worker = worker
+        self._route = route
+        self._scope = scope
+        self._path = path
+        self._target = target
+        self._headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
+        self._client: str | None = scope["client"][0] if scope.get("client") else None
+        self._inbound = inbound
+        self._send = send
+        self._connection = connection
+        self._sse = False
+        self.writer: Writer | None = None
+        self.relay: Relay | None = None
+        self.chain: StreamChain | None = None
+        """The interceptors of the response, from when its head has come. Whoever made this closes it."""
+        self.status: int | None = None
+        self.may_say_error = False
+        """An error event may go out, between events."""
+        self.finished = False
+        """The whole body has been handed over."""
+        self.intercepted = False
+        """An interceptor has answered, or has ended the stream."""
+        self._collected_at: float | None = None
+
+    @property
+    def counts(self) -> EventCounts | None:
+        """What became of the events; None when no interceptor sees them."""
+        return self.chain.counts if self.chain is not None and self.chain.wants_events else None
+
+    @property
+    def first_body_at(self) -> float | None:
+        """Trio's time of the first bytes of the response's body."""
+        return self.relay.first_read if self.relay is not None else self._collected_at
+
+    async def run(
+        self,
+        buffers: BufferScope,
+        nursery: trio.Nursery,
+        watch_client: Callable[[], Awaitable[None]],
+        run_task: Callable[[Owner, Callable[..., Awaitable[object]], tuple[Any, ...]], Awaitable[None]],
+    ) -> None:
+        """Send the request, relay the response. `watch_client` is the inbound task, `run_task` runs an interceptor's.
+
+        Raises `UpstreamFailure`, `RequestRefused`, `InterceptorError`, `ClientGone`, `SendStalled`, and `httpx.LocalProtocolError`
+        for a request that cannot be sent.
+        """
+        inbound, chain = self._inbound, self._route.chain
+        body = await self._body_length()
+        inbound.expects_body = body not in (None, b"0")
+        request: Request | None = None
+        stream: httpx.AsyncByteStream
+        if chain.owners:
+            request = self._request_for_hooks()
+            request.spawn = lambda owner, async_fn, args: nursery.start_soon(run_task, owner, async_fn, args)
+        if chain.wants_body:
+            assert request is not None
+            lease = buffers.acquire(self._worker.pools.http_response)
+            size = await inbound.collect(lease.buffer)
+            stream = httpx.ByteStream(b"")
+            nursery.start_soon(watch_client)
+            with memoryview(lease.buffer)[:size] as view:
+                request.set_body(view)
+                answer = await chain.on_request(request)
+                request.set_body(request.body)  # a copy, which later hooks may look at
+            buffers.release(lease)
+            body = b"%d" % len(request.body) if size or request.body_replaced else body
+            stream = httpx.ByteStream(request.body)
+        else:
+            stream = httpx.ByteStream(b"") if body in (None, b"0") else inbound.stream(int(body) if body else None)
+            nursery.start_soon(watch_client)
+            answer = await chain.on_request(request) if chain.sees_requests and request is not None else None
+            if request is not None and request.body_replaced:
+                inbound.forget_body()
+                stream = httpx.ByteStream(request.body)
+                body = b"%d" % len(request.body)
+        if answer is None:
+            answer = await self._ask_upstream(request, body, stream, nursery, buffers)
+        if answer is not None:
+            inbound.forget_body()
+            self.intercepted = True
+            await self._answer(answer)
+        assert self.writer is not None
+        self.finished = True  # the client has the whole body: if it leaves from here on, it leaves content
+        # When the answer has come before the whole request had, ending the response now would close the connection, and a client
+        # that is still sending would see that instead of the answer.
+        with suppress(ClientGone):
+            if not inbound.complete:
+                while not await self.writer.drain():
+                    pass
+                await inbound.wait_complete()
+            await self._in_time(self.writer.finish)
+
+    async def _body_length(self) -> bytes | None:
+        """The Content-Length of the request, b"" if that is not known, None if it has no body. Raises `RequestRefused`."""
+        limit = self._route.limits.max_request_body_bytes
+        length = find_header(self._headers, b"content-length")
+        chunked = find_header(self._headers, b"transfer-encoding") is not None
+        if length is not None:
+            if chunked:
+                # RFC 9112, section 6.3: the way to smuggle a request past one of two servers.
+                raise RequestRefused(400, "bad_request", "the request has both Content-Length and Transfer-Encoding")
+            if int(length) > limit:
+                raise too_large(limit)
+            if 0 < int(length) <= _SMALL_BODY_BYTES:
+                await self._inbound.first_message()  # as a rule it brings all of it, which then goes up with the head
+            return length
+        if not chunked and self._scope["http_version"] == "2":
+            chunked = await self._inbound.first_message()
+        if not chunked:
+            # RFC 9110, section 8.6: a request whose method expects a body says that it has none. HTTP/2 clients leave that out.
+            http2 = self._scope["http_version"] == "2"
+            return b"0" if http2 and self._scope["method"] in ("POST", "PUT", "PATCH") else None
+        return b""
+
+    def _request_for_hooks(self) -> Request:
+        return Request(
+            method=self._scope["method"],
+            path=normal_path(self._path).decode("latin-1"),
+            raw_path=self._path,
+            query=self._scope["query_string"],
+            headers=self._headers,
+            body=None,
+            route=self._route.name,
+            client=self._client,
+        )
+
+    async def _ask_upstream(
+        self,
+        request: Request | None,
+        body: bytes | None,
+        stream: httpx.AsyncByteStream,
+        nursery: trio.Nursery,
+        buffers: BufferScope,
+    ) -> Response | None:
+        """The request to the upstream, its response to the client. What an interceptor wants to answer instead, if it does."""
+        response = await self._route.transport.handle_async_request(self._upstream_request(request, body, stream, nursery))
+        upstream = response.stream
+        assert isinstance(upstream, UpstreamBody)
+        try:
+            answer = await self._respond(response, upstream, request, buffers)
+            del response  # a stream may last for hours, and its head has left
+            if answer is None and not upstream.complete:
+                await self._relay_body(upstream, buffers)
+            return answer
+        finally:
+            upstream.close()
+            self._inbound.forget_body()
+
+    def _upstream_request(
+        self, request: Request | None, body: bytes | None, stream: httpx.AsyncByteStream, nursery: trio.Nursery
+    ) -> httpx.Request:
+        route, timeouts = self._route, self._route.timeouts
+        method, headers, target = self._scope["method"], self._headers, self._target
+        if request is not None:
+            method = request.method
+            headers = [(name.lower(), value) for name, value in request.headers.raw]
+            target = request.raw_path + (b"?" + request.query if request.query else b"")
+        return httpx.Request(
+            method,
+            route.url,
+            headers=request_headers(
+                headers,
+                route.headers,
+                client=self._client,
+                scheme=self._scope["scheme"],
+                trusted=self._client in self._worker.trusted_proxies,
+                identity=route.chain.sees_streams,
+                body=body,
+            ),
+            stream=stream,
+            extensions={
+                "target": route.target(target),
+                "nursery": nursery,
+                "timeout": {"connect": timeouts.connect, "write": timeouts.write, "read": timeouts.first_byte},
+            },
+        )
+
+    async def _respond(
+        self, response: httpx.Response, upstream: UpstreamBody, request: Request | None, buffers: BufferScope
+    ) -> Response | None:
+        """Show the head to the interceptors, open the chain, choose the writer, send the head, and of a JSON body all of it."""
+        route = self._route
+        status, raw_headers = response.status_code, response.headers.raw
+        head: ResponseHead | None = None
+        if request is not None:
+            head = ResponseHead(status, raw_headers, request)
+            answer = await route.chain.on_response(head) if route.chain.sees_heads else None
+            if answer is not None:
+                return answer
+            status, raw_headers = head.status, head.headers.raw
+        bodiless = has_no_body(self._scope["method"], status)
+        media_type = _media_type(raw_headers)
+        self._sse = not bodiless and media_type == "text/event-stream"
+        json = not bodiless and not self._sse and route.chain.sees_json and _is_json(media_type)
+        if (self._sse and route.chain.sees_streams) or json:
+            assert request is not None
+            self.chain = route.chain.open_stream(
+                request, self._worker.pools.json, buffers, route.limits.max_event_bytes, json=json
+            )
+            if self.chain.failure is not None:
+                raise self.chain.failure
+        dropped = self._connection.added_headers if self._connection is not None else frozenset()
+        encoding = (_header(raw_headers, b"content-encoding") or b"").strip().lower() or b"identity"
+        changed: bytes | None = None
+        if self.counts is not None:
+            if encoding != b"identity":
+                raise ProtocolFailure(
+                    f"{route.upstream}: the response is encoded although identity was asked for, and an interceptor must see it"
+                )
+            dropped |= {b"content-length"}
+        if self.chain is not None:
+            assert head is not None
+            self.chain.takes_emitted = self._sse and encoding == b"identity"
+            if self.chain.takes_emitted and self.chain.has_members:
+                dropped |= {b"content-length"}  # a task may have something to add
+            await self.chain.start(head)
+            raw_headers = head.headers.raw
+            if json and self.chain.wants_events:
+                changed = await self._json_body(self.chain, upstream, buffers)
+        headers = response_headers(raw_headers, dropped=dropped, sse=self._sse)
+        if changed is not None:
+            headers.append((b"content-length", b"%d" % len(changed)))
+        chunked = not bodiless and find_header(headers, b"content-length") is None
+        self.may_say_error = self._sse and chunked and encoding == b"identity" and route.error_events
+        await self._start(status, headers, chunked=chunked)
+        if changed:
+            await self._write(changed, last=True)
+        return None
+
+    async def _start(self, status: int, headers: HeaderList, *, chunked: bool) -> None:
+        """Choose the writer and send the head."""
+        self.writer = writer = choose_writer(self._scope, self._send, self._connection, chunked=chunked)
+        self.status = status
+        self._worker.metrics.writers[writer.name].inc()
+        self._inbound.answered = True
+        await self._in_time(partial(writer.start, status, headers))
+
+    async def _relay_body(self, upstream: UpstreamBody, buffers: BufferScope) -> None:
+        """The body, all but its end."""
+        assert self.writer is not None
+        self.relay = relay = Relay(upstream, self.writer, self.chain, self._worker.pools, buffers, sse=self._sse)
+        hub = self._worker.hub if self.writer.synchronous else None
+        await relay.run(hub, idle_s=self._route.timeouts.idle, send_s=self._send_s)
+        self.intercepted = self.chain is not None and self.chain.ended
+
+    async def _json_body(self, chain: StreamChain, upstream: UpstreamBody, buffers: BufferScope) -> bytes:
+        """Collect a JSON body, in a pooled buffer, and show it to the interceptors. What leaves."""
+        limit, idle_s = self._route.limits.max_event_bytes, self._route.timeouts.idle
+        lease = buffers.acquire(self._worker.pools.http_response)
+        buffer, size = lease.buffer, 0
+        while not upstream.complete:
+            with trio.move_on_after(idle_s if idle_s is not None else float("inf")) as waiting:
+                await upstream.wait_readable()
+            if waiting.cancelled_caught:
+                raise ReadTimedOut(f"{upstream.connection.origin}: silent for {idle_s} s")
+            if len(buffer) - size < 1024:
+                buffer.extend(bytes(len(buffer)))
+            span = upstream.receive(buffer, size)
+            if span is not None:
+                first, last = span
+                if first != size:  # where the framing has left what came first
+                    buffer[size : size + last - first] = buffer[first:last]
+                if self._collected_at is None and last > first:
+                    self._collected_at = trio.current_time()
+                size += last - first
+            if size > limit:
+                raise EventTooLarge(limit)
+        with memoryview(buffer)[:size] as view:
+            changed = await chain.process_body(view)
+            result = bytes(view) if changed is None else changed
+        buffers.release(lease)
+        return result
+
+    async def _answer(self, response: Response) -> None:
+        """What an interceptor says instead of the upstream, all but its end."""
+        sse = response.events is not None
+        bodiless = has_no_body(self._scope["method"], response.status)
+        dropped = self._connection.added_headers if self._connection is not None else frozenset()
+        headers = response_headers(response.headers.raw, dropped=dropped | {b"content-length"}, sse=sse)
+        if not sse and response.status not in (204, 304):
+            headers.append((b"content-length", b"%d" % len(response.body)))
+        await self._start(response.status, headers, chunked=sse and not bodiless)
+        if bodiless:
+            return
+        if response.events is None:
+            if response.body:
+                await self._write(response.body, last=True)
+            return
+        self.may_say_error = self._route.error_events
+        events = aiter(response.events) if isinstance(response.events, AsyncIterable) else _iterate(response.events)
+        try:
+            async for event in events:
+                if not isinstance(event, Event):
+                    raise TypeError(f"the events of a Response hold a {type(event).__name__}, expected an Event")
+                await self._write(event.raw)
+        finally:
+            if hasattr(events, "aclose"):
+                with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_S):
+                    await events.aclose()  # not left to the garbage collector
+
+    async def _write(self, data: bytes, *, last: bool = False) -> None:
+        """Write and wait until the client has it; the last, where the writer can, is left for `finish` to take along."""
+        assert self.writer is not None
+        all_sent = self.writer.write((data,))
+        while not all_sent and not (last and not self.writer.synchronous):
+            with trio.move_on_after(float("inf") if self._send_s is None else self._send_s) as scope:
+                all_sent = await self.writer.drain()
+            if scope.cancelled_caught:
+                raise SendStalled
+
+    @property
+    def _send_s(self) -> float | None:
+        """The send deadline, where one can be kept: Hypercorn may shield what it sends, and TCP_USER_TIMEOUT must do."""
+        writer, connection = self.writer, self._connection
+        in_vain = writer is not None and not writer.synchronous and connection is not None and connection.shields_send
+        return None if in_vain else self._route.timeouts.send
+
+    async def _in_time(self, step: Callable[[], Awaitable[None]]) -> None:
+        """One step of the writer, within the send deadline. Raises `SendStalled`."""
+        if self._connection is not None and self._connection.shields_send:
+            await step()  # no deadline of ours could end it; TCP_USER_TIMEOUT does
+            return
+        send_s = self._route.timeouts.send
+        with trio.move_on_after(send_s if send_s is not None else float("inf")) as scope:
+            await step()
+        if scope.cancelled_caught:
+            raise SendStalled
+
+
+async def _iterate(events: Iterable[Event]) -> AsyncIterator[Event]:
+    for event in events:
+        yield event
+
+
+def _header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    """The first value of a header; names in any case."""
+    return next((value for key, value in headers if key.lower() == name), None)
+
+
+def _media_type(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    return (_header(headers, b"content-type") or b"").partition(b";")[0].strip().lower().decode("latin-1")
+
+
+def _is_json(media_type: str) -> bool:
+    return media_type == "application/json" or (media_type.startswith("application/") and media_type.endswith("+json"))

@@ -1,0 +1,129 @@
+"""`weirpool new-interceptor NAME`: a small, commented interceptor and its test, as a beginning."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from pathlib import Path
+
+from .errors import ConfigError
+
+__all__ = ["new_interceptor"]
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
+
+_MODULE = '''\
+"""{title}: what it does, in a sentence."""
+
+from dataclasses import dataclass
+
+from interceptors import (
+    Event,
+    EventResult,
+    Interceptor,
+    Outcome,
+    Request,
+    Response,
+    ResponseHead,
+    StreamContext,
+    StreamInterceptor,
+)
+
+
+@dataclass
+class Options:
+    """What the configuration may set below `options`; wrong names and types are refused at start."""
+
+    field: str = "seen_by"
+    value: str = "{name}"
+
+
+class {title}(Interceptor):
+    """One per process."""
+
+    on_error = "abort"  # or "skip": log what a hook raises, and go on as if it had done nothing
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    async def on_request(self, request: Request) -> Response | None:
+        """Look at a request, change it, or answer it: `return Response(status=403, json={{"error": "no"}})`."""
+        request.headers["x-seen-by"] = self.options.value
+        return None
+
+    def open_stream(self, context: StreamContext) -> StreamInterceptor | None:
+        """One object for each event stream; None to stay out of it."""
+        return {title}Stream(self.options)
+
+
+class {title}Stream(StreamInterceptor):
+    """One stream. Delete the hooks that you do not need: one that is not there costs nothing."""
+
+    # Only events with these bytes in them are shown to on_event; None shows every event.
+    needs = (b"{{",)
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.changed = 0
+
+    def on_start(self, head: ResponseHead) -> None:
+        """The stream begins."""
+
+    def on_event(self, event: Event) -> EventResult:
+        """Return the event, event.replace(...), a list of events, End(...), or None to drop it."""
+        message = event.json()  # decoded once, when first asked
+        message[self.options.field] = self.options.value
+        self.changed += 1
+        return event.replace(json=message)
+
+    def on_end(self, outcome: Outcome) -> None:
+        """The stream is over, however it ended. Called exactly once."""
+'''
+
+_TEST = '''\
+"""Run with pytest. No network and no proxy are needed."""
+
+from {module} import Options, {title}
+
+from interceptors import Request
+from interceptors.testing import run_chain, run_request
+
+
+def test_events_are_marked() -> None:
+    """Every JSON event gets the field, wherever the bytes are cut; what is no JSON object passes as it came."""
+    result = run_chain([{title}(Options())], [b'data: {{"a"', b": 1}}\\n\\ndata: [DONE]\\n\\n"])
+    assert result.output == b'data: {{"a":1,"seen_by":"{name}"}}\\n\\ndata: [DONE]\\n\\n'
+
+
+def test_requests_are_marked() -> None:
+    """The upstream gets a header more."""
+    request = Request(path="/v1/chat")
+    assert run_request([{title}(Options(value="me"))], request) is None
+    assert request.headers["x-seen-by"] == "me"
+'''
+
+_NEXT = """\
+{module}.py and test_{module}.py are written. Try it, and put it into a configuration:
+
+    pytest test_{module}.py
+
+    interceptors: [{{name: {name}, use: "./{module}.py:{title}", options: {{value: "{name}"}}}}]
+    reverse_proxy: {{..., routes: [{{path: /, upstream: ..., interceptors: [{name}]}}]}}
+"""
+
+
+def new_interceptor(name: str, directory: Path) -> str:
+    """Write the two files; what to do next. Raises `ConfigError` for an impossible name, and never overwrites a file."""
+    module = name.replace("-", "_")
+    if _NAME.fullmatch(name) is None or keyword.iskeyword(module):
+        raise ConfigError(f"{name!r} cannot be a name: small letters and digits, parts joined by - or _, as in redact-keys")
+    words = {"name": name, "module": module, "title": "".join(part.capitalize() for part in module.split("_"))}
+    for file, text in ((f"{module}.py", _MODULE), (f"test_{module}.py", _TEST)):
+        try:
+            with (directory / file).open("x", encoding="utf-8") as target:
+                target.write(text.format(**words))
+        except FileExistsError:
+            raise ConfigError(f"{file} is there already; nothing was overwritten") from None
+        except OSError as error:
+            raise ConfigError(f"{directory / file}: {error.strerror}") from error
+    return _NEXT.format(**words)

@@ -1,0 +1,198 @@
+"""Interceptors that a test defines, behind a whole proxy, in one of the ways in which it may run."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import trio
+
+from interceptors import AsyncStreamInterceptor, Event, EventResult, Interceptor, StreamContext, StreamInterceptor
+from proxy.config import Config
+from proxy.hub import Hub
+from support.certificates import Certificates
+from support.client import Answer, Client, fetch, open_client
+from support.proxy import Proxy, config_for, open_proxy
+from support.upstream import Peer, Script, Upstream, open_upstream
+
+__all__ = ["Feed", "Log", "Rig", "Serve", "Way", "config_with", "on_event", "on_event_async", "until"]
+
+Log = list[dict[str, Any]]
+Serve = Callable[..., AbstractAsyncContextManager["Rig"]]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    with trio.fail_after(10):
+        while not condition():
+            await trio.sleep(0.002)
+
+
+def config_with(url: str, *given: type[Interceptor], route: str = "", proxy: str = "") -> Config:
+    """One route to `url` with these interceptors, each named as its class is; `route` and `proxy` as in `config_for`."""
+    module = types.ModuleType("given_interceptors")  # the configuration loads by module name; this is the module
+    sys.modules[module.__name__] = module
+    for cls in given:
+        setattr(module, cls.__name__, cls)
+    entries = ", ".join(f'{{name: {cls.__name__}, use: "{module.__name__}:{cls.__name__}"}}' for cls in given)
+    return config_for(url, interceptors=entries, names=", ".join(cls.__name__ for cls in given), route=route, proxy=proxy)
+
+
+def on_event(hook: Callable[[Event], EventResult], name: str = "Hook", **attributes: Any) -> type[Interceptor]:
+    """An interceptor that is one `on_event`; `attributes` are of its class."""
+
+    class HookStream(StreamInterceptor):
+        def on_event(self, event: Event) -> EventResult:
+            return hook(event)
+
+    class Hook(Interceptor):
+        def open_stream(self, context: StreamContext) -> StreamInterceptor:
+            return HookStream()
+
+    return type(name, (Hook,), attributes)
+
+
+def on_event_async(
+    hook: Callable[[Event], Awaitable[EventResult]], name: str = "AsyncHook", **attributes: Any
+) -> type[Interceptor]:
+    """An interceptor that is one `on_event` to be awaited; `attributes` are of its class."""
+
+    class AsyncHookStream(AsyncStreamInterceptor):
+        async def on_event(self, event: Event) -> EventResult:
+            return await hook(event)
+
+    class AsyncHook(Interceptor):
+        def open_stream(self, context: StreamContext) -> AsyncStreamInterceptor:
+            return AsyncHookStream()
+
+    return type(name, (AsyncHook,), attributes)
+
+
+class Feed:
+    """An upstream that sends what the test tells it, when it does, on its first connection."""
+
+    def __init__(self) -> None:
+        self._told, self._tells = trio.open_memory_channel[bytes](1000)
+        self.closed = trio.Event()
+        """The proxy has closed the connection."""
+
+    def send(self, data: bytes) -> None:
+        """In a chunk of its own."""
+        self._told.send_nowait(b"%x\r\n%s\r\n" % (len(data), data))
+
+    def end(self) -> None:
+        """The end of the body; the connection stays open."""
+        self._told.send_nowait(b"0\r\n\r\n")
+
+    def hang_up(self) -> None:
+        """The connection ends, and the body with it or not."""
+        self._told.close()
+
+    async def script(self, peer: Peer) -> None:
+        await peer.request()
+        await peer.start_stream()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch, peer)
+            async for data in self._tells:
+                await peer.send(data)
+            nursery.cancel_scope.cancel()
+
+    async def _watch(self, peer: Peer) -> None:
+        await peer.wait_closed()
+        self.closed.set()
+        self._told.close()
+
+
+@dataclass
+class Rig:
+    """An upstream, the proxy in front of it, and what the proxy logs."""
+
+    upstream: Upstream
+    proxy: Proxy
+    log: Log
+    ssl_context: object = None
+    clients: list[Client] = field(default_factory=list)
+
+    async def client(self) -> Client:
+        """A connection of its own, which ends with the rig if not before."""
+        client = await open_client(self.proxy.port, self.ssl_context)
+        self.clients.append(client)
+        return client
+
+    async def fetch(self, target: str = "/", **request: Any) -> Answer:
+        """One request on a connection of its own."""
+        with trio.fail_after(10):
+            return await fetch(self.proxy.port, target, ssl_context=self.ssl_context, **request)
+
+    async def start(self, target: str = "/", method: str = "GET") -> tuple[Client, Answer]:
+        """A request of which so far the head of the answer has come."""
+        client = await self.client()
+        with trio.fail_after(10):
+            await client.send(method, target)
+            return client, await client.head()
+
+    def lines(self, event: str) -> Log:
+        return [line for line in self.log if line["event"] == event]
+
+    async def outcomes(self, count: int = 1) -> list[str]:
+        """The outcomes of all exchanges, when there are as many as that."""
+        await until(lambda: len(self.lines("exchange")) >= count)
+        return [line["outcome"] for line in self.lines("exchange")]
+
+    def failures(self) -> list[tuple[str, str]]:
+        """Which interceptor failed, and in which hook: one for each line in the log."""
+        return [(line["interceptor"], line["hook"]) for line in self.lines("interceptor_failed")]
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.proxy.worker.metrics.registry.get_sample_value(name, labels)
+
+    async def everything_is_back(self) -> None:
+        """No exchange is live, no buffer and no connection on loan, no stream in the hub; and the proxy itself never failed."""
+        worker = self.proxy.worker
+        await until(lambda: not worker.live)
+        assert set(self.proxy.in_use().values()) == {0}
+        assert self.proxy.lent() == 0
+        assert worker.hub is None or len(worker.hub) == 0
+        assert not self.lines("internal_error")
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a proxy runs: who waits for the upstream, and which writer serves the client."""
+
+    hub: bool = True
+    certificates: Certificates | None = None
+    """With them the client speaks TLS, and the portable writer serves it."""
+
+    def serve(self, log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
+        """The fixture `serve`: `async with serve(script, *interceptors, route=..., proxy=...) as rig`."""
+        if not self.hub:
+            monkeypatch.setattr("proxy.hub.Hub.available", staticmethod(lambda: False))
+        elif not Hub.available():
+            pytest.skip("no epoll here")
+        tls = self.certificates.files if self.certificates is not None else None
+        context = self.certificates.client() if self.certificates is not None else None
+
+        @asynccontextmanager
+        async def serve(
+            script: Script, *given: type[Interceptor], drains: bool = False, **settings: str
+        ) -> AsyncIterator[Rig]:
+            """`drains`: the proxy shall end under streams that live."""
+            async with open_upstream(script) as upstream:
+                async with open_proxy(config_with(upstream.url, *given, **settings), tls=tls) as proxy:
+                    assert (proxy.worker.hub is not None) is self.hub
+                    rig = Rig(upstream, proxy, log, context)
+                    yield rig
+                    if not drains:
+                        for client in rig.clients:
+                            await client.aclose()
+                        await rig.everything_is_back()
+                await rig.everything_is_back()
+                for client in rig.clients:
+                    await client.aclose()
+
+        return serve
