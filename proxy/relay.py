@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Need", "Relay"]
 
-# A line's end, and an empty line. A CR behind an LF is most likely half a CRLF: what stands between would part them.
-_AT_BOUNDARY = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|(?<!\n)\r)\Z")
+_AT_BOUNDARY = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)\Z")  # a line's end, and an empty line
 _LEAST_ROOM = 1024  # read no less than this behind an unfinished event
 
 
@@ -118,6 +117,11 @@ class Relay:
         return self._chain is not None or _AT_BOUNDARY.search(self._tail) is not None
 
     @property
+    def _may_speak(self) -> bool:
+        """Whether an interceptor may say something here. A CR behind an LF is most likely half a CRLF."""
+        return self.at_boundary and (self._chain is not None or not self._tail.endswith(b"\n\r"))
+
+    @property
     def runs_hooks(self) -> bool:
         """Whether a pump runs interceptors."""
         return self._chain is not None
@@ -175,7 +179,7 @@ class Relay:
             return _HOOK
         if body.complete or (chain is not None and chain.ended):
             return _NOTHING
-        if chain is not None and chain.emitted and self.at_boundary:
+        if chain is not None and chain.emitted and self._may_speak:
             return _SAY
         return _TURN if body.pending else _READ
 
@@ -215,7 +219,7 @@ class Relay:
     @property
     def _has_to_say(self) -> bool:
         speaker = self._speaker
-        return speaker is not None and speaker.emitted and self.failure is None and not speaker.ended and self.at_boundary
+        return speaker is not None and speaker.emitted and self.failure is None and not speaker.ended and self._may_speak
 
     async def _await_hooks(self) -> Need:
         """Await the hooks that have stopped the window's events, and go on with those."""

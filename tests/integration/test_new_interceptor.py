@@ -1,0 +1,62 @@
+"""`weirpool new-interceptor NAME`, as a newcomer runs it: what it writes works as written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFIG = """
+reverse_proxy:
+  upstreams: [{name: llm, endpoints: ["http://127.0.0.1:9"]}]
+  routes: [{path: /, upstream: llm, interceptors: [mark-all]}]
+interceptors: [{name: mark-all, use: "./mark_all.py:MarkAll", options: {%s}}]
+"""
+
+
+def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", *arguments], cwd=directory, capture_output=True, text=True, timeout=60)
+
+
+def test_what_it_writes_passes_its_own_test_and_types_and_loads(tmp_path: Path) -> None:
+    """The test beside it passes; `weirpool check` loads it by its file, relative to the configuration and not to where one stands,
+    and refuses an option that it does not have by its path."""
+    written = run(tmp_path, "proxy", "new-interceptor", "mark-all")
+    assert (written.returncode, written.stderr) == (0, "")
+    assert "pytest test_mark_all.py" in written.stdout
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["mark_all.py", "test_mark_all.py"]
+    tested = run(tmp_path, "pytest", "-q", "-p", "no:cacheprovider", "test_mark_all.py")
+    assert tested.returncode == 0, tested.stdout
+    assert "2 passed" in tested.stdout
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "weirpool.yaml").write_text(CONFIG % 'value: "me"')
+    checked = run(elsewhere, "proxy", "check", "../weirpool.yaml")
+    assert checked.returncode == 0, checked.stderr
+    (tmp_path / "weirpool.yaml").write_text(CONFIG % 'colour: "blue"')
+    refused = run(elsewhere, "proxy", "check", "../weirpool.yaml")
+    assert refused.returncode != 0
+    assert "interceptors[0].options" in refused.stderr
+    assert "colour" in refused.stderr
+
+
+def test_it_overwrites_nothing(tmp_path: Path) -> None:
+    """A second run says so, and what was there is as it was."""
+    (tmp_path / "mark_all.py").write_text("mine")
+    refused = run(tmp_path, "proxy", "new-interceptor", "mark-all")
+    assert refused.returncode != 0
+    assert "mark_all.py is there already" in refused.stderr
+    assert (tmp_path / "mark_all.py").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["", "Mark", "mark all", "../mark", "class", "1mark", "mark-", "märk"])
+def test_a_name_that_cannot_be_one_is_refused(name: str, tmp_path: Path) -> None:
+    """One line, no traceback, and nothing is written."""
+    refused = run(tmp_path, "proxy", "new-interceptor", name)
+    assert refused.returncode != 0
+    assert "cannot be a name" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert list(tmp_path.iterdir()) == []
