@@ -37,7 +37,6 @@ _Piece = tuple[bytearray, int, int]
 _LF = 0x0A
 _CR = 0x0D
 _COLON = 0x3A  # a line end, a comment, or something odd: fields begin with letters, and those are greater
-_LATER: Any = object()  # a hook must be awaited first
 
 
 @dataclass(slots=True)
@@ -69,6 +68,10 @@ class _Hook:
         except TypeError as error:
             raise TypeError(f"{type(stream).__qualname__}: {error}") from None
         self.ordinal = ordinal
+
+    def wants(self, event: Event) -> bool:
+        """Whether it is to see this one: `needs` is a promise about what comes from upstream."""
+        return self.need is None or not isinstance(event, WireEvent) or event.holds(self.need)
 
 
 class StreamChain:
@@ -373,10 +376,10 @@ class StreamChain:
             assert self._event is not None
             event = self._event
         try:
-            result: Event | list[Event]
+            result: Event | list[Event] | None
             if self._answer is None:
                 result = self._run(event)
-                if result is _LATER:
+                if result is None:
                     self._event = event
                     return False
             else:
@@ -416,8 +419,10 @@ class StreamChain:
                 pieces.append(piece)
         return False
 
-    def _run(self, event: WireEvent) -> Event | list[Event]:
-        """Send one event through the hooks. The event itself if nobody touched it, else what is to leave instead."""
+    def _run(self, event: WireEvent) -> Event | list[Event] | None:
+        """Send one event through the hooks. The event itself if nobody touched it, else what is to leave instead; None when a hook
+        must be awaited first.
+        """
         current: Event = event
         clock = perf_counter()
         for index, hook in enumerate(self._hooks):
@@ -426,7 +431,7 @@ class StreamChain:
                 continue
             if hook.is_async:
                 self._awaited = [current], index
-                return _LATER  # type: ignore[no-any-return]
+                return None
             try:
                 result: Any = hook.call(current)
             except Exception as error:
@@ -443,60 +448,55 @@ class StreamChain:
                 result.made_by = hook.owner
                 current = result
                 continue
-            return self._run_several(index, current, result)
+            events, later = self._run_sync(self._checked(index, current, result), index + 1)
+            if later < len(self._hooks):
+                self._awaited = events, later
+                return None
+            return events
         return current
 
-    def _run_several(self, index: int, current: Event, result: EventResult) -> list[Event]:
-        """The rest of the chain, after a hook that returned something else than one event."""
-        events = self._checked(index, current, result)
-        for later in range(index + 1, len(self._hooks)):
-            hook = self._hooks[later]
-            if hook.is_async:
-                self._awaited = events, later
-                return _LATER  # type: ignore[no-any-return]
-            following: list[Event] = []
-            for event in events:
-                if hook.need is not None and isinstance(event, WireEvent) and not event.holds(hook.need):
-                    following.append(event)
-                    continue
-                try:
-                    with hook.owner.timed("on_event"):
-                        answer: Any = hook.call(event)
-                except Exception as error:
-                    self._fail(hook.owner, error)
-                    following.append(event)
-                else:
-                    following += self._checked(later, event, answer)
-                    if self._ending == later:
-                        break
-            events = following
-        return events
-
-    async def _run_from(self, events: list[Event], index: int) -> list[Event]:
-        """As `_run_several`, from a hook on, awaiting those that must be. Raises `InterceptorError`."""
+    def _run_sync(self, events: list[Event], index: int) -> tuple[list[Event], int]:
+        """Send events through the hooks from `index` on, up to one that must be awaited; what is left, and before which."""
         for at in range(index, len(self._hooks)):
             hook = self._hooks[at]
+            if hook.is_async:
+                return events, at
             following: list[Event] = []
             for event in events:
-                if hook.need is not None and isinstance(event, WireEvent) and not event.holds(hook.need):
-                    following.append(event)
-                    continue
-                try:
-                    answer: Any
-                    if hook.is_async:
-                        answer = await hook.owner.call("on_event", hook.call(event))  # type: ignore[arg-type]
-                    else:
+                answer: Any = event
+                if hook.wants(event):
+                    try:
                         with hook.owner.timed("on_event"):
                             answer = hook.call(event)
-                except Exception as error:
-                    self._fail(hook.owner, error)
-                    following.append(event)
-                else:
-                    following += self._checked(at, event, answer)
-                    if self._ending == at:
-                        break
+                    except Exception as error:
+                        self._fail(hook.owner, error)
+                following += self._checked(at, event, answer)
+                if self._ending == at:
+                    break
             events = following
-        return events
+        return events, len(self._hooks)
+
+    async def _run_from(self, events: list[Event], index: int) -> list[Event]:
+        """Send events through the hooks from `index` on, awaiting those that must be. Raises `InterceptorError`."""
+        while True:
+            events, index = self._run_sync(events, index)
+            if index == len(self._hooks):
+                return events
+            hook = self._hooks[index]
+            following: list[Event] = []
+            for event in events:
+                answer: Any = event
+                if hook.wants(event):
+                    try:
+                        running: Any = hook.call(event)
+                        answer = await hook.owner.call("on_event", running)
+                    except Exception as error:
+                        self._fail(hook.owner, error)
+                following += self._checked(index, event, answer)
+                if self._ending == index:
+                    break
+            events = following
+            index += 1
 
     def _checked(self, index: int, current: Event, result: Any) -> list[Event]:
         """What a hook returned, as a list; or, when it is nonsense and its interceptor says `skip`, what the hook was given."""

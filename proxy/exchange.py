@@ -39,7 +39,6 @@ class Exchange:
 
     __slots__ = (
         "_cancel",
-        "_client",
         "_connection",
         "_ended_at",
         "_failure",
@@ -60,7 +59,6 @@ class Exchange:
         self._worker = worker
         self._scope = scope
         self._headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
-        self._client: str | None = scope["client"][0] if scope.get("client") else None
         self._route: Route | None = None
         self._cancel: trio.CancelScope | None = None
         self._connection: ClientConnection | None = None

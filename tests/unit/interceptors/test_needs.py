@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
+from unit.interceptors.scripted import drop, keep, upper
 
 from interceptors import Event, Interceptor, StreamInterceptor
 from interceptors.api import AsyncStreamInterceptor, End, Outcome, StreamContext
@@ -76,18 +77,6 @@ class _AsyncPickyStream(AsyncStreamInterceptor):
 
     async def on_event(self, event: Event) -> Any:
         return self.picky.on_event(event)
-
-
-def keep(event: Event) -> Event:
-    return event
-
-
-def drop(event: Event) -> None:
-    return None
-
-
-def upper(event: Event) -> Event:
-    return event.replace(event.data.upper())
 
 
 def mixed(event: Event) -> Any:
