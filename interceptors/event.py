@@ -20,6 +20,7 @@ from .sse import Fields, encode_event, encode_head, parse_fields
 __all__ = ["UNSET", "BodyEvent", "Event", "WireEvent", "not_for_a_body", "not_json"]
 
 _SPACE = 0x20
+_LONE = -2
 
 UNSET: Any = type("Unset", (), {"__repr__": lambda _: "UNSET", "__bool__": lambda _: False})()
 """Not given; None is a value that JSON and fields have."""
@@ -135,18 +136,33 @@ class Event:
         return f"<{type(self).__name__} event={self.event!r} id={self.id!r}>"
 
 
+_new_event = Event.__new__
+
+
 class WireEvent(Event):
     """An event as it came: `buffer[start:end]`, parsed when first asked, stale after `end_of_life()`."""
 
-    __slots__ = ("_buffer", "_fields", "_from", "_line", "_to", "whole")
+    __slots__ = ("_buffer", "_fields", "_from", "_line", "_to", "_view", "whole")
 
-    def __init__(self, buffer: bytes | bytearray, start: int, end: int, whole: bool = True) -> None:
-        """`whole`: it has the empty line that ends it; only the last of a stream may lack it."""
+    def __init__(
+        self,
+        buffer: bytes | bytearray,
+        start: int,
+        end: int,
+        whole: bool = True,
+        lone: bool = False,
+        view: memoryview | None = None,
+    ) -> None:
+        """`whole`: it has the empty line that ends it; only the last of a stream may lack it. `lone`: it is known to be one line
+        and an empty one, both ended by LF. `view`: of the buffer, lent until `forget_view` or the end of life.
+        """
         self._buffer: bytes | bytearray | None = buffer
         self._from = start
         self._to = end
         self.whole = whole
-        self._line = 0  # where the data begins, if the block is one line of data; -1 if it is not; 0 before anyone looked
+        # Where the data begins, if the block is one line of data; -1 if it is not. Before anyone has looked _LONE, or 0.
+        self._line = _LONE if lone else 0
+        self._view = view
         self._fields: Fields | None = None
         self._json = UNSET
 
@@ -157,7 +173,11 @@ class WireEvent(Event):
 
     def end_of_life(self) -> None:
         """The bytes move on. The chain does this when the event has left."""
-        self._buffer = None
+        self._buffer = self._view = None
+
+    def forget_view(self) -> None:
+        """The view is about to be released, and the event lives on."""
+        self._view = None
 
     @property
     def raw(self) -> bytes:
@@ -200,15 +220,15 @@ class WireEvent(Event):
         if buffer is None:
             raise StaleEvent
         if self._json is UNSET:
-            line = self._line or self._data_line(buffer)
+            line = self._line
+            if line <= 0:
+                line = self._data_line(buffer)
             if line > 0:
-                text = memoryview(buffer)[line : self._to - 2]
                 try:
-                    self._json = decode_json(text)
+                    # No name is bound to the slice, so that nothing is left of it when this returns or raises.
+                    self._json = decode_json((self._view or memoryview(buffer))[line : self._to - 2])
                 except (ValueError, RecursionError) as error:
                     raise not_json(error) from None
-                finally:
-                    text.release()
             else:
                 self._json = _decode(self._strict_data())
         return self._json
@@ -223,8 +243,14 @@ class WireEvent(Event):
         retry: int | None = UNSET,
     ) -> Event:
         buffer = self._buffer
-        if json is not UNSET and buffer is not None and data is None and (self._line or self._data_line(buffer)) > 0:
+        if json is not UNSET and buffer is not None and data is None and (self._line > 0 or self._data_line(buffer) > 0):
             # Nothing but data was there, and that goes: no field need be read.
+            if event is UNSET and id is UNSET and retry is UNSET:
+                # The usual change by far, and `__init__` would take twice the time to find nothing to check.
+                made = _new_event(Event)
+                made._event = made._id = made._retry = made._data = None
+                made._json = json
+                return made
             return Event(
                 json=json,
                 event=None if event is UNSET else event,
@@ -244,13 +270,12 @@ class WireEvent(Event):
     def _data_line(self, buffer: bytes | bytearray) -> int:
         """Where the data begins, when the whole block is one `data` line ended by LF: the usual case. Else -1."""
         line = self._line
-        if not line:
+        if line == 0 or line == _LONE:
             start, last = self._from, self._to - 2
+            known = line == _LONE
             line = -1
-            if (
-                buffer.startswith(b"data:", start)
-                and buffer.find(b"\n", start, self._to) == last
-                and buffer.find(b"\r", start, last) < 0
+            if buffer.startswith(b"data:", start) and (
+                known or (buffer.find(b"\n", start, self._to) == last and buffer.find(b"\r", start, last) < 0)
             ):
                 line = start + 6 if buffer[start + 5] == _SPACE else start + 5
             self._line = line

@@ -54,6 +54,11 @@ class EventCounts:
         return self.passed + self.changed + self.dropped
 
 
+def _views(pieces: list[_Piece]) -> list[Part]:
+    """Taken when all is written, for a buffer that is seen cannot grow."""
+    return [memoryview(source)[first:last] for source, first, last in pieces]
+
+
 class _Hook:
     """One `on_event` of the chain."""
 
@@ -220,6 +225,7 @@ class StreamChain:
         """
         pieces: list[_Piece] = []
         at = run = start  # run: where the bytes begin that nobody changed and that are not a piece yet
+        find, view = buffer.find, memoryview(buffer)
         if self._pass_lf is not None and at < end:
             if buffer[at] == _LF:
                 at += 1
@@ -249,9 +255,17 @@ class StreamChain:
                         self._first = False
                         at = scan_from = behind
                         continue
+                lone = False  # it is one line
                 if plain and buffer[at] != _LF:
-                    behind = buffer.find(b"\n\n", at if scan_from == at else scan_from - 1, end) + 2
-                    whole = behind > 1
+                    # One search for one byte finds the end of an event of one line, which is the usual one.
+                    line_end = find(b"\n", at if scan_from == at else scan_from - 1, end)
+                    behind = line_end + 2
+                    whole = 0 <= line_end < end - 1
+                    if whole and buffer[line_end + 1] == _LF:
+                        lone = scan_from == at
+                    elif whole:
+                        behind = find(b"\n\n", line_end + 1, end) + 2
+                        whole = behind > 1
                 else:
                     behind = find_block_end(buffer, at, end, scan_from)
                     whole = behind >= 0
@@ -261,7 +275,13 @@ class StreamChain:
                     behind = end
                 if behind - at > self._max_event_bytes:
                     raise EventTooLarge(self._max_event_bytes)
-                passed = self._block(buffer, run, at, behind, pieces, whole)
+                if buffer[at] <= _COLON and is_silent(buffer, at, behind):
+                    self.counts.passed += 1
+                    passed = True
+                else:
+                    event = WireEvent(buffer, at, behind, whole, lone, view) if self._answer is None else self._event
+                    assert event is not None
+                    passed = self._block(event, buffer, run, at, behind, pieces)
                 if self._awaited is not None:
                     self._seen = 0
                     break
@@ -284,9 +304,11 @@ class StreamChain:
                     raise EventTooLarge(self._max_event_bytes)
         except InterceptorError as error:
             self.failure = error
+        finally:
+            view.release()
         if at > run:
             pieces.append((buffer, run, at))
-        return [memoryview(source)[first:last] for source, first, last in pieces], at
+        return _views(pieces), at
 
     async def run_async(self) -> None:
         """Await the hooks that `process` has stopped before, and run those behind them. Raises nothing: `failure` tells."""
@@ -306,17 +328,17 @@ class StreamChain:
             self._room.release()
         index = next((at for at, hook in enumerate(self._hooks) if hook.ordinal > ordinal), len(self._hooks))
         output = self._output
-        parts: list[Part] = []
+        pieces: list[_Piece] = []
         try:
             for item in await self._run_from([event], index):
                 start = output.begin()
                 if self._write_one(item, start):
-                    parts.append(memoryview(output.buffer)[start : output.used])
+                    pieces.append((output.buffer, start, output.used))
                     self.counts.added += 1
         except InterceptorError as error:
             self.failure = error
         self.ended = self._ending is not None
-        return parts
+        return _views(pieces)
 
     async def process_body(self, body: bytearray | memoryview) -> bytes | None:
         """Show a JSON body to the hooks. What replaces it, or None when nobody changed it. Raises `InterceptorError`."""
@@ -360,35 +382,28 @@ class StreamChain:
         self.counts.passed += buffer.count(b"\n\n", at, behind)
         return behind
 
-    def _block(self, buffer: bytearray, run: int, at: int, behind: int, pieces: list[_Piece], whole: bool) -> bool:
-        """One block, `whole` if it has its empty line. True if it leaves as it came.
+    def _block(self, event: WireEvent, buffer: bytearray, run: int, at: int, behind: int, pieces: list[_Piece]) -> bool:
+        """One event, `buffer[at:behind]`. True if it leaves as it came.
 
         Otherwise the untouched run before it and its replacement become pieces; or it waits for an async hook.
         """
         counts = self.counts
-        if buffer[at] <= _COLON and is_silent(buffer, at, behind):
-            counts.passed += 1
-            return True
-        event: WireEvent
-        if self._answer is None:
-            event = WireEvent(buffer, at, behind, whole)
-        else:
-            assert self._event is not None
-            event = self._event
         try:
             result: Event | list[Event] | None
-            if self._answer is None:
+            answer = self._answer
+            if answer is None:
                 result = self._run(event)
                 if result is None:
                     self._event = event
+                    event.forget_view()
                     return False
             else:
-                result = self._answer[0] if len(self._answer) == 1 else self._answer
+                result = answer[0] if len(answer) == 1 else answer
                 self._answer = None
             if result is event:
                 counts.passed += 1
                 return True
-            if type(result) is Event and whole:
+            if type(result) is Event and event.whole:
                 # One for one, the usual case: behind what was written before, if that is the last piece.
                 output = self._output
                 start = output.begin()
@@ -425,29 +440,30 @@ class StreamChain:
         """
         current: Event = event
         clock = perf_counter()
-        for index, hook in enumerate(self._hooks):
-            need = hook.need
-            if need is not None and current is event and not event.holds(need):
+        for hook in self._hooks:
+            if hook.need is not None and current is event and not event.holds(hook.need):
                 continue
             if hook.is_async:
-                self._awaited = [current], index
+                self._awaited = [current], self._hooks.index(hook)
                 return None
+            owner = hook.owner
             try:
                 result: Any = hook.call(current)
             except Exception as error:
-                self._fail(hook.owner, error)
+                self._fail(owner, error)
                 continue  # skip: the event passes this hook as it came
             finally:
                 began, clock = clock, perf_counter()
-                hook.owner.seconds += clock - began
+                owner.seconds += clock - began
                 if clock - began > HOLD_S:
-                    hook.owner.warn("on_event", clock - began)
+                    owner.warn("on_event", clock - began)
             if result is current:
                 continue
             if isinstance(result, Event):
-                result.made_by = hook.owner
+                result.made_by = owner
                 current = result
                 continue
+            index = self._hooks.index(hook)
             events, later = self._run_sync(self._checked(index, current, result), index + 1)
             if later < len(self._hooks):
                 self._awaited = events, later
@@ -545,7 +561,7 @@ class StreamChain:
                 if not item.whole and item is not events[-1]:
                     output.write(b"\n\n")  # something follows it
             elif not event.whole and item is events[-1]:
-                output.used -= 1  # as unfinished as what it replaces: without its empty line
+                output.cut(output.used - 1)  # as unfinished as what it replaces: without its empty line
             pieces.append((output.buffer, start, output.used))
         counts = self.counts
         if not events:
@@ -562,7 +578,7 @@ class StreamChain:
         try:
             event.write_to(self._output)
         except Exception as error:
-            self._output.used = start
+            self._output.cut(start)
             self._fail(event.made_by, error)
             return False
         return True

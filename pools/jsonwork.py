@@ -1,6 +1,6 @@
 """JSON in pooled buffers: one decoder and one encoder, reused, and the leases that a batch of output is written to.
 
-`msgspec.json.Encoder.encode_into` writes at an offset and cuts the `bytearray` behind what it wrote; the pool restores the
+`msgspec.json.Encoder.encode_into` cuts the `bytearray` behind what it wrote, so output is appended; the pool restores the
 length when the lease returns. (msgspec 0.19 to 0.22 resize the buffer as they write, whatever room it had, so what pooling
 saves here is the object and the copy into place, not the resize.)
 """
@@ -33,47 +33,62 @@ class PooledOutput:
 
     `begin()` a piece, `write()` and `write_json()` it, and note `(buffer, start, used)`: a piece lies whole in one buffer
     and stays where it is until `close()`, which gives the leases back. A lease that holds `pool.size` bytes is followed
-    by a new one, so that a long batch grows no buffer out of the pool. A piece that failed half way is undone by setting
-    `used` back to its start.
+    by a new one, so that a long batch grows no buffer out of the pool. Views of a piece must not be taken before the last
+    one of the batch is written: a buffer that is seen cannot grow.
     """
 
-    __slots__ = ("_leases", "_pool", "_scope", "buffer", "used")
+    __slots__ = ("_leases", "_pool", "_scope", "_size", "buffer")
 
     def __init__(self, pool: BufferPool, scope: BufferScope) -> None:
         self._pool = pool
+        self._size = pool.size
         self._scope = scope
         self._leases: list[Lease] = []
         self.buffer = bytearray()
-        self.used = 0
+        """What has been written, and nothing else: appending is what msgspec does best."""
+
+    @property
+    def used(self) -> int:
+        """Where the next byte goes in `buffer`."""
+        return len(self.buffer)
 
     def begin(self) -> int:
         """Make room for a piece and return where it starts in `buffer`."""
-        if not self._leases or self.used >= self._pool.size:
+        used = len(self.buffer)
+        if used >= self._size or not self._leases:
             lease = self._scope.acquire(self._pool)
             self._leases.append(lease)
             self.buffer = lease.buffer
-            self.used = 0
-        return self.used
+            del self.buffer[:]  # the pool restores the length
+            return 0
+        return used
 
     def write(self, data: bytes) -> None:
         """Append bytes to the piece."""
-        used = self.used + len(data)
-        self.buffer[self.used : used] = data
-        self.used = used
+        self.buffer += data
 
     def write_json(self, value: Any, before: bytes = b"", after: bytes = b"") -> None:
-        """Append the encoding of `value` to the piece, between two strings. Errors as `encode_json`; `used` is then unchanged."""
-        buffer, used = self.buffer, self.used
-        at = used + len(before)
-        buffer[used:at] = before
-        _encode_into(value, buffer, at)
-        buffer += after
-        self.used = len(buffer)
+        """Append the encoding of `value` to the piece, between two strings.
+
+        Errors as `encode_json`; nothing of it is left then.
+        """
+        buffer = self.buffer
+        start = len(buffer)
+        try:
+            buffer += before
+            _encode_into(value, buffer, -1)
+            buffer += after
+        except BaseException:
+            del buffer[start:]
+            raise
+
+    def cut(self, at: int) -> None:
+        """Take back what was written from `at` on."""
+        del self.buffer[at:]
 
     def close(self) -> None:
         """Give the leases back; every view of a piece should be gone. Safe to call again."""
         self.buffer = bytearray()
-        self.used = 0
         while self._leases:
             lease = self._leases.pop()
             if not lease.returned:  # the scope may have ended before

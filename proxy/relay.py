@@ -145,6 +145,10 @@ class Relay:
             )
         if carry is None:
             buffer, at = window, 0
+        elif self.wants_large and not self._awaits and self._carried <= len(window) // 2:
+            # More comes at once than the rest of that small buffer takes: the window does, behind a copy of what is there.
+            buffer, at = window, self._carried
+            buffer[:at] = carry.buffer[:at]
         else:
             buffer, at = self._room(carry), self._carried
         span = self._body.receive(buffer, at)
@@ -389,9 +393,10 @@ class Relay:
     def _room(self, carry: Lease) -> bytearray:
         """The buffer of an unfinished event, with room to read on: its own, a larger one, or its own grown."""
         buffer = carry.buffer
-        if len(buffer) - self._carried >= _LEAST_ROOM:
+        is_small = carry.pool is self._pools.sse_event
+        if len(buffer) - self._carried >= _LEAST_ROOM and not (is_small and self.wants_large):
             return buffer
-        if carry.pool is self._pools.sse_event:
+        if is_small:
             larger = self._scope.acquire(self._pools.http_response)
             target = larger.buffer
             if len(target) < self._carried + _LEAST_ROOM:

@@ -490,6 +490,17 @@ async def test_a_burst_is_read_in_large_windows_and_a_trickle_in_small_ones(way:
             await rig.far.aclose()
 
 
+async def test_a_burst_of_events_that_reads_cut_is_read_in_large_windows(way: str) -> None:
+    """An event that is not whole at the end of a read, as nearly always in a burst, does not make the next window small."""
+    events = b"".join(b"data: p%d%s\n\n" % (n, b"z" * 90) for n in range(1000))
+    client = Client()
+    async with open_rig(way, client, ContentLength(len(events)), hook=edit, sizes={}) as rig:
+        await rig.far.send_all(events)
+        await rig.run()
+        assert (rig.error, client.received) == (None, events)
+        assert len(rig.relay._body.connection.reads) < len(events) / 10000
+
+
 # Bytes that readiness does not tell of
 
 
