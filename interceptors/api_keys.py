@@ -66,7 +66,7 @@ class ApiKeysOptions:
 class ApiKeys(Interceptor):
     """Answers 401 to a request without a key of ours; else the upstream gets its own credential, and never the client's.
 
-    Raises `ValueError` for options that do not fit, which never shows a value: it could be a key.
+    Raises `ValueError` for options that do not fit. It never shows what could be a key, put in the wrong place.
     """
 
     on_error: OnError = "abort"  # fail closed: a request that could not be checked goes nowhere
@@ -79,7 +79,7 @@ class ApiKeys(Interceptor):
             )
         for option, name in (("upstream_header", options.upstream_header), ("header", options.header)):
             if name is not None and not _HEADER_NAME.fullmatch(name):
-                raise ValueError(f"{option}: {name!r} is not a header's name")
+                raise ValueError(f"{option}: expected a header's name, and nothing of its value")
         if options.upstream_header.lower() in _NOT_FORWARDED:
             raise ValueError(f"upstream_header: {options.upstream_header!r} is the connection's and does not go upstream")
         self._upstream = options.upstream
