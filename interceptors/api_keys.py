@@ -1,0 +1,159 @@
+"""`api_keys`: clients authenticate with keys of ours, and the upstream's own credential is sent instead.
+
+    interceptors:
+      - name: keys
+        use: api_keys
+        options:
+          keys: {ann: "sha256:9f86...", ci: ["sha256:60303a...", "sha256:fd61a0..."]}
+          upstream: "Bearer ${LLM_API_KEY}"
+
+A client's key never goes upstream, into a log or into an answer; the configuration holds only hashes of keys. Whose key it was
+stands in `request.state["client_key"]` for the interceptors behind this one.
+
+A key is a long random string, so one SHA-256 is the right hash for it: slow hashes protect what people choose, and would cost
+every request milliseconds of the process's only thread.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from interceptors import Interceptor, OnError, Request, Response
+
+__all__ = ["ApiKeys", "ApiKeysOptions", "hash_key"]
+
+_HASH = re.compile(r"sha256:([0-9a-fA-F]{64})")
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # a token: RFC 9110, section 5.6.2
+_VISIBLE = re.compile(r"[!-~]+")
+_HEADER_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
+# What is the connection's or says where a message ends cannot carry a credential to the upstream.
+_NOT_FORWARDED = frozenset(
+    ["connection", "content-length", "host", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade"]
+)
+# RFC 6750, section 2.1. A scheme's name may have any case: RFC 9110, section 11.1.
+_BEARER = re.compile(rb"bearer +([^ ]+) *", re.IGNORECASE)
+_HOW_TO = 'python -c "from interceptors.api_keys import hash_key; print(hash_key(input()))"'
+
+
+def hash_key(key: str) -> str:
+    """What the configuration holds of a key: `sha256:` and 64 hexadecimal digits.
+
+    Raises `ValueError` for what no header could hold as one word: nothing, spaces, line ends, characters beyond ASCII.
+    """
+    if not _VISIBLE.fullmatch(key):
+        raise ValueError("a key is one or more visible ASCII characters, without spaces")
+    return f"sha256:{sha256(key.encode()).hexdigest()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiKeysOptions:
+    """The options of `ApiKeys`."""
+
+    keys: dict[str, str | list[str]]
+    """The hash of each client's key by the client's name, or a list of them while one key replaces another."""
+    upstream: str | None = field(default=None, repr=False)
+    """The credential that the upstream gets, the whole of a header's value. None: none."""
+    upstream_header: str = "authorization"
+    """The header in which it gets it."""
+    header: str | None = None
+    """The header in which a client sends its key. None: `Authorization: Bearer <key>` or `x-api-key: <key>`."""
+
+
+class ApiKeys(Interceptor):
+    """Answers 401 to a request without a key of ours; else the upstream gets its own credential, and never the client's.
+
+    Raises `ValueError` for options that do not fit. It never shows what could be a key, put in the wrong place.
+    """
+
+    on_error: OnError = "abort"  # fail closed: a request that could not be checked goes nowhere
+
+    def __init__(self, options: ApiKeysOptions) -> None:
+        self._clients = _clients_by_hash(options.keys)
+        if options.upstream is not None and not _HEADER_VALUE.fullmatch(options.upstream):
+            raise ValueError(
+                "upstream: expected a header's value, in ASCII and without a space at its end (is a variable empty?)"
+            )
+        for option, name in (("upstream_header", options.upstream_header), ("header", options.header)):
+            if name is not None and not _HEADER_NAME.fullmatch(name):
+                raise ValueError(f"{option}: expected a header's name, and nothing of its value")
+        if options.upstream_header.lower() in _NOT_FORWARDED:
+            raise ValueError(f"upstream_header: {options.upstream_header!r} is the connection's and does not go upstream")
+        self._upstream = options.upstream
+        self._upstream_header = options.upstream_header.lower()
+        self._read = ("authorization", "x-api-key") if options.header is None else (options.header.lower(),)
+        # Also what is not read here: a client may send its key in both, and neither is the upstream's business.
+        self._removed = {"authorization", "x-api-key", *self._read}
+
+    async def on_request(self, request: Request) -> Response | None:
+        """401, or the request with the credentials swapped and `state["client_key"]` set."""
+        presented = set(self._presented(request))
+        if not presented:
+            # RFC 6750, section 3.1: who has shown nothing is told how, and not that anything was wrong.
+            return _refuse("missing_api_key", "this request needs an API key", b"")
+        if len(presented) > 1:
+            return _refuse("invalid_api_key", "this request has more than one API key", b', error="invalid_token"')
+        client = self._client_of(presented.pop())
+        if client is None:
+            return _refuse("invalid_api_key", "this API key is not valid", b', error="invalid_token"')
+        for name in self._removed:
+            request.headers.pop(name, None)
+        if self._upstream is not None:
+            request.headers[self._upstream_header] = self._upstream
+        request.state["client_key"] = client
+        return None
+
+    def _presented(self, request: Request) -> Iterator[bytes]:
+        """Every key in the request's headers, as the bytes that came."""
+        for raw_name, value in request.headers.raw:
+            name = raw_name.lower().decode("latin-1")
+            if name not in self._read:
+                continue
+            if name != "authorization":
+                if value.strip():
+                    yield value.strip()
+            elif bearer := _BEARER.fullmatch(value.strip()):
+                yield bearer[1]
+
+    def _client_of(self, key: bytes) -> str | None:
+        """Whose key it is. The time it takes tells nothing about a key that is nobody's."""
+        digest = sha256(key).digest()
+        found = None
+        for known, client in self._clients:
+            if hmac.compare_digest(known, digest):
+                found = client  # and on: every entry is compared, whichever it is
+        return found
+
+
+def _clients_by_hash(keys: dict[str, str | list[str]]) -> tuple[tuple[bytes, str], ...]:
+    """Each hash with its client's name. Raises `ValueError` that begins with the path of the mistake."""
+    if not keys:
+        raise ValueError("keys: there are none, so nobody could come in")
+    clients: dict[bytes, str] = {}
+    for client, hashes in keys.items():
+        if not client:
+            raise ValueError("keys: a client's name is empty")
+        if not hashes:
+            raise ValueError(f"keys.{client}: there is no hash; to shut a client out, remove its name")
+        for index, text in enumerate([hashes] if isinstance(hashes, str) else hashes):
+            path = f"keys.{client}" if isinstance(hashes, str) else f"keys.{client}[{index}]"
+            match = _HASH.fullmatch(text)
+            if match is None:
+                raise ValueError(f'{path}: expected "sha256:" and 64 hexadecimal digits; to make it of a key: {_HOW_TO}')
+            digest = bytes.fromhex(match[1])
+            if digest in clients:
+                raise ValueError(f"{path}: the same key is a key of {clients[digest]!r}")
+            clients[digest] = client
+    return tuple(clients.items())
+
+
+def _refuse(kind: str, message: str, error: bytes) -> Response:
+    # RFC 6750, section 3: a challenge of this scheme has one or more parameters.
+    return Response(
+        status=401,
+        headers=[(b"www-authenticate", b'Bearer realm="weirpool"' + error)],
+        json={"error": {"type": kind, "message": message}},
+    )
