@@ -227,6 +227,7 @@ class Exchange:
     async def _conclude(self, outcome: Outcome, inbound: Inbound, send: Send) -> None:
         """Tell the client how it ended, unless it is gone. Runs shielded, with a deadline."""
         writer = self._forward.writer if self._forward is not None else None
+        answered = False
         try:
             if writer is not None and writer.started:
                 if outcome not in (Outcome.CLIENT_DISCONNECTED, Outcome.SEND_STALLED):
@@ -237,11 +238,11 @@ class Exchange:
                 self._status = refusal.status
                 http1 = self._scope["http_version"] != "2"
                 close = http1 and (self._worker.draining or (not inbound.over and _announces_body(self._headers)))
-                if await send_answer(refusal, inbound, send, close=close):
-                    return
+                answered = await send_answer(refusal, inbound, send, close=close)
         finally:
-            await self._cut()
-            await inbound.settle()
+            if not answered:
+                await self._cut()
+                await inbound.settle()
 
     async def _cut(self) -> None:
         """End the response such that the client sees that it is not whole. Without access to the connection, the app just returns

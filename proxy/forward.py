@@ -294,18 +294,19 @@ class Forward:
             headers.append((b"content-length", b"%d" % len(changed)))
         chunked = not bodiless and find_header(headers, b"content-length") is None
         self.may_say_error = self._sse and chunked and encoding == b"identity" and route.error_events
-        await self._start(status, headers, chunked=chunked)
+        await self._start(status, headers, chunked=chunked, whole=changed is not None or upstream.at_hand)
         if changed:
             await self._write(changed, last=True)
         return None
 
-    async def _start(self, status: int, headers: HeaderList, *, chunked: bool) -> None:
-        """Choose the writer and send the head."""
+    async def _start(self, status: int, headers: HeaderList, *, chunked: bool, whole: bool) -> None:
+        """Choose the writer and send the head; `whole` as for `Writer.start`."""
         self.writer = writer = choose_writer(self._scope, self._send, self._connection, chunked=chunked)
         self.status = status
         self._worker.metrics.writers[writer.name].inc()
         self._inbound.answered = True
-        await self._in_time(partial(writer.start, status, headers))
+        whole = whole and self._inbound.complete  # else the end waits for the rest of the request, and the head must not
+        await self._in_time(partial(writer.start, status, headers, whole=whole))
 
     async def _relay_body(self, upstream: UpstreamBody, buffers: BufferScope) -> None:
         """The body, all but its end."""
@@ -351,7 +352,7 @@ class Forward:
         headers = response_headers(response.headers.raw, dropped=dropped | {b"content-length"}, sse=sse)
         if not sse and response.status not in (204, 304):
             headers.append((b"content-length", b"%d" % len(response.body)))
-        await self._start(response.status, headers, chunked=sse and not bodiless)
+        await self._start(response.status, headers, chunked=sse and not bodiless, whole=not sse)
         if bodiless:
             return
         if response.events is None:

@@ -33,9 +33,13 @@ class AsgiWriter:
         self.stalled = False
         self.bytes_sent = 0
 
-    async def start(self, status: int, headers: HeaderList) -> None:
+    async def start(self, status: int, headers: HeaderList, *, whole: bool = False) -> None:
         self.started = True
+        if whole and self._connection is not None:
+            self._connection.hold_head(True)
         await self._pass({"type": "http.response.start", "status": status, "headers": headers})
+        if whole and self._connection is not None:
+            self._connection.hold_head(False)
 
     def write(self, parts: Sequence[Part]) -> bool:
         self._unsent = b"".join(parts)

@@ -47,7 +47,7 @@ class DirectWriter:
     def stalled(self) -> bool:
         return self._unsent is not None
 
-    async def start(self, status: int, headers: HeaderList) -> None:
+    async def start(self, status: int, headers: HeaderList, *, whole: bool = False) -> None:
         await self._asgi.start(status, headers)
 
     def write(self, parts: Sequence[Part]) -> bool:

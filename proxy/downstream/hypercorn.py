@@ -14,13 +14,17 @@ from __future__ import annotations
 import select
 import socket
 import struct
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import hypercorn.trio.run as hypercorn_run
 import trio
+from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 
 __all__ = ["ClientConnection", "contain_connections", "inspect_server", "path_is_known"]
@@ -29,14 +33,61 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: closing sends a reset
 _INTERNAL_ERROR = 0x2  # RFC 9113, section 7
 _LAST_BYTES_S = 1.0
 _LOOK_S = 0.05
+_READ_BYTES = 65536
+_SHORT_REQUEST_S = 1.0
 
 
-class _ContainedServer(TCPServer):
-    """Hypercorn's connection, but for one thing: what goes wrong on it is its own end, not the worker's.
+class _IdleTimer:
+    """Closes a connection that stays idle, or that is idle when the server ends: what Hypercorn has a task for, between requests.
 
-    Its reading task may close the connection while the application's writes, and Trio then raises `BusyResourceError` in one of
-    them, which Hypercorn lets pass: out of the connection, out of the server, out of the process.
+    There the task is made and cancelled for each request. Here it lasts through short ones, and is gone from under a stream.
     """
+
+    def __init__(self, server: _Connection) -> None:
+        self._server = server
+        self._scope: trio.CancelScope | None = None  # of the task, while there is one
+        self._idle = False
+
+    async def restart(self, task_group: TaskGroup, action: Callable[[], Awaitable[None]]) -> None:
+        """The connection is idle from now on."""
+        self._idle = True
+        if self._scope is None:
+            self._scope = trio.CancelScope()
+            task_group.spawn(self._run, self._scope)
+        self._scope.deadline = trio.current_time() + self._server.config.keep_alive_timeout
+
+    async def stop(self) -> None:
+        """A request has come."""
+        self._idle = False
+        if self._scope is not None:
+            self._scope.deadline = trio.current_time() + _SHORT_REQUEST_S
+
+    async def _run(self, scope: trio.CancelScope) -> None:
+        with scope:
+            await self._server.context.terminated.wait()
+        self._scope = None
+        if self._idle:
+            with trio.CancelScope(shield=True):
+                await self._server._initiate_server_close()
+
+
+class _Connection(TCPServer):
+    """Hypercorn's connection, but for two things.
+
+    What goes wrong on it is its own end, not the worker's: its reading task may close the connection while the application's
+    writes, and Trio then raises `BusyResourceError` in one of them, which Hypercorn lets pass: out of the connection, out of the
+    server, out of the process.
+
+    And what it sends over HTTP/1.1 leaves at once where the client's socket takes it, with one system call and no pass through
+    Trio's loop; a head that is held leaves with the body. Hypercorn takes three such passes for a response, one of them to send
+    nothing.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.idle_task: Any = _IdleTimer(self)
+        self.holds_head = False
+        self._held = b""
 
     async def run(self) -> None:
         try:
@@ -44,11 +95,46 @@ class _ContainedServer(TCPServer):
         except* trio.BusyResourceError:
             await trio.aclose_forcefully(self.stream)
 
+    async def _read_data(self) -> None:
+        if self.config.read_timeout is not None:
+            await super()._read_data()
+            return
+        # Without a deadline for each read, which Hypercorn sets even where there is none.
+        with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+            while data := await self.stream.receive_some(_READ_BYTES):
+                await self.protocol.handle(RawData(bytes(data)))
+            await self.protocol.handle(RawData(b""))
+        await self.protocol.handle(Closed())
+
+    async def protocol_send(self, event: Event) -> None:
+        if type(event) is RawData and type(self.protocol.protocol) is H11Protocol:
+            data = self._held + event.data
+            if self.holds_head:
+                self._held = data
+                return
+            self._held = b""
+            data = self._send_now(data)
+            if not data:
+                return
+            event = RawData(data)
+        await super().protocol_send(event)
+
+    def _send_now(self, data: bytes) -> bytes:
+        """What is left to be sent: nothing, as a rule. For the rest Hypercorn's own way waits, or tells what is wrong."""
+        stream: Any = self.stream
+        if not data or type(stream) is not trio.SocketStream or self.send_lock.locked():
+            return data
+        sock: Any = stream.socket
+        try:
+            return data[sock._sock.send(data) :]
+        except (OSError, AttributeError):
+            return data
+
 
 def contain_connections() -> None:
-    """Let Hypercorn's Trio worker use `_ContainedServer`, if it is the Hypercorn that we know. Process-wide."""
+    """Let Hypercorn's Trio worker use `_Connection`, if it is the Hypercorn that we know. Process-wide."""
     if getattr(hypercorn_run, "TCPServer", None) is TCPServer:
-        vars(hypercorn_run)["TCPServer"] = _ContainedServer
+        vars(hypercorn_run)["TCPServer"] = _Connection
 
 
 def path_is_known() -> bool:
@@ -69,8 +155,8 @@ def inspect_server(send: Any) -> ClientConnection | None:
     protocol_send = getattr(protocol, "send", None)
     server: Any = getattr(protocol_send, "__self__", None)
     if (
-        type(server) not in (TCPServer, _ContainedServer)
-        or getattr(protocol_send, "__func__", None) is not TCPServer.protocol_send
+        type(server) not in (TCPServer, _Connection)
+        or getattr(protocol_send, "__func__", None) is not type(server).protocol_send
     ):
         return None
     transport: Any = server.stream
@@ -82,24 +168,26 @@ def inspect_server(send: Any) -> ClientConnection | None:
     sock = getattr(transport.socket, "_sock", None)
     if type(sock) is not socket.socket:
         return None
-    return ClientConnection(stream, protocol, transport, sock, tls)
+    return ClientConnection(stream, protocol, server, transport, sock, tls)
 
 
 class ClientConnection:
     """The connection of one client under Hypercorn."""
 
-    __slots__ = ("_protocol", "_stream", "_transport", "sock", "tls")
+    __slots__ = ("_protocol", "_server", "_stream", "_transport", "sock", "tls")
 
     def __init__(
         self,
         stream: HTTPStream,
         protocol: H11Protocol | H2Protocol,
+        server: TCPServer,
         transport: trio.SocketStream,
         sock: socket.socket,
         tls: bool,
     ) -> None:
         self._stream = stream
         self._protocol = protocol
+        self._server = server
         self._transport = transport
         self.sock = sock
         """The socket itself, non-blocking. Hypercorn owns it: it may be closed at any await."""
@@ -122,6 +210,11 @@ class ClientConnection:
         if config.include_server_header:
             added.add(b"server")
         return frozenset(added)
+
+    def hold_head(self, hold: bool) -> None:
+        """Whether what is sent next is kept, to leave with what comes behind it; without effect under HTTP/2."""
+        if type(self._server) is _Connection:
+            self._server.holds_head = hold
 
     async def wait_hangup(self) -> None:
         """Return when the client has closed or reset its connection, although nobody reads what it still sends.

@@ -41,8 +41,11 @@ class Writer(Protocol):
         """Whether bytes are waiting to leave, before which nothing else may."""
         ...
 
-    async def start(self, status: int, headers: HeaderList) -> None:
-        """Send the head. Raises `ClientGone`."""
+    async def start(self, status: int, headers: HeaderList, *, whole: bool = False) -> None:
+        """Send the head. `whole`: the whole body is at hand and follows at once, so that the head may leave with it.
+
+        Raises `ClientGone`.
+        """
         ...
 
     def write(self, parts: Sequence[Part]) -> bool:

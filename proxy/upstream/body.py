@@ -59,24 +59,25 @@ class Framing(Protocol):
 class ContentLength:
     """A body of a known length; 0 for a response that has none (HEAD, 204, 304)."""
 
-    __slots__ = ("_left", "complete", "framed", "surplus")
+    __slots__ = ("complete", "framed", "left", "surplus")
 
     def __init__(self, length: int) -> None:
-        self._left = length
+        self.left = length
+        """Bytes that are still to come."""
         self.complete = length == 0
         self.surplus = False
         self.framed = (0, 0)
 
     def frame(self, buffer: bytearray, start: int, end: int) -> tuple[int, int]:
-        last = min(end, start + self._left)
-        self._left -= last - start
-        self.complete = self._left == 0
+        last = min(end, start + self.left)
+        self.left -= last - start
+        self.complete = self.left == 0
         self.surplus = self.surplus or last < end
         return start, last
 
     def eof(self) -> None:
         if not self.complete:
-            raise Truncated(f"the connection ended {self._left} bytes before the end of the body (Content-Length)")
+            raise Truncated(f"the connection ended {self.left} bytes before the end of the body (Content-Length)")
 
 
 class UntilClose:

@@ -11,7 +11,7 @@ import trio
 from pools import Pools
 
 from ..errors import ProtocolFailure, ReadFailed, ReadTimedOut, Truncated
-from .body import Chunked, Framing, Split
+from .body import Chunked, ContentLength, Framing, Split
 from .connections import Connection, ConnectionPool
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class UpstreamBody(httpx.AsyncByteStream):
         """Whether the whole body has been received."""
         self.pending = bool(early) or (self._tls and connection.pending)
         """Whether there is something to receive that readiness of the socket would not tell."""
+        self.at_hand = framing.complete or (isinstance(framing, ContentLength) and len(early) >= framing.left)
+        """Whether the whole body has come with the head."""
 
     def receive(self, buffer: bytearray, at: int) -> tuple[int, int] | None:
         """Read once into `buffer[at:]`, which must have room, and frame in place. Never blocks.

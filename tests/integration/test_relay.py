@@ -268,6 +268,40 @@ async def test_keep_alive_goes_on_after_a_direct_stream() -> None:
         assert proxy.worker.metrics.registry.get_sample_value("weirpool_writer_total", {"writer": "direct"}) == 5
 
 
+async def test_keep_alive_goes_on_after_an_answer_of_our_own() -> None:
+    """What the proxy itself has to say (here that the upstream broke) ends the exchange, and not the client's connection."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+
+    async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url)) as proxy:
+        client = await open_client(proxy.port)
+        for _ in range(3):
+            await client.send("POST", "/", body=b"{}")
+            answer = await client.answer()
+            assert (answer.status, answer.complete) == (502, True)
+            client.next_cycle()
+        await client.aclose()
+
+
+async def test_a_whole_answer_leaves_in_one_piece() -> None:
+    """When the upstream's body has come with its head, the client gets both at once, and the connection goes on."""
+
+    async def script(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.send(b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 7\r\n\r\n{"a":1}')
+
+    async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url)) as proxy:
+        stream = await trio.open_tcp_stream("127.0.0.1", proxy.port)
+        async with stream:
+            for _ in range(3):
+                await stream.send_all(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}")
+                piece = await stream.receive_some(65536)
+                assert piece.startswith(b"HTTP/1.1 200")
+                assert piece.endswith(b'\r\n\r\n{"a":1}')
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_request_bodies_arrive_as_they_were_sent(chunked: bool) -> None:
     """A 3 MB request body arrives whole, with a length or chunked."""

@@ -796,7 +796,7 @@ async def open_far_end(narrow: bool) -> AsyncIterator[tuple[DirectWriter, Counti
             async for piece in stream:
                 received.extend(piece)
 
-    connection = ClientConnection(None, None, None, near, False)  # type: ignore[arg-type]
+    connection = ClientConnection(None, None, None, None, near, False)  # type: ignore[arg-type]
     connection.sock = counting  # type: ignore[assignment]
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
