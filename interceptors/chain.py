@@ -67,6 +67,7 @@ class Chain:
             try:
                 answer = await owner.call(hook, getattr(owner.interceptor, hook)(about))
                 if isinstance(answer, Response):
+                    answer.made_by = owner
                     return answer
                 if answer is not None:
                     raise owner.wrong(hook, answer, "a Response or None")

@@ -171,6 +171,8 @@ class Response:
             raise ValueError(f"a response's status is 200 or more, not {status}")
         if (json is not UNSET) + (events is not None) + bool(body) > 1:
             raise ValueError("a response has one of body, json and events")
+        self.made_by: Any = None
+        """Which interceptor has given it: the chain's own note."""
         self.status = status
         self.headers = httpx.Headers(headers if isinstance(headers, (dict, httpx.Headers)) else list(headers))
         self.events = events

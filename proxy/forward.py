@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import trio
 
-from interceptors import Event, EventTooLarge, Request, Response, ResponseHead
+from interceptors import Event, EventTooLarge, HookError, Request, Response, ResponseHead
 from interceptors.chain import EventCounts, StreamChain
 from interceptors.hooks import Owner
 from pools import BufferScope
@@ -362,9 +362,7 @@ class Forward:
         self.may_say_error = self._route.error_events
         events = aiter(response.events) if isinstance(response.events, AsyncIterable) else _iterate(response.events)
         try:
-            async for event in events:
-                if not isinstance(event, Event):
-                    raise TypeError(f"the events of a Response hold a {type(event).__name__}, expected an Event")
+            while (event := await _next_event(response.made_by, events)) is not None:
                 await self._write(event.raw)
         finally:
             if hasattr(events, "aclose"):
@@ -403,6 +401,20 @@ class Forward:
 async def _iterate(events: Iterable[Event]) -> AsyncIterator[Event]:
     for event in events:
         yield event
+
+
+async def _next_event(owner: Owner, events: AsyncIterator[Event]) -> Event | None:
+    """The next event of an answer; None at its end. What is raised instead is its interceptor's failure: an `InterceptorError`.
+
+    Also when that says `skip`: an answer that breaks off must not look whole.
+    """
+    try:
+        event = await anext(events, None)
+        if event is not None and not isinstance(event, Event):
+            raise owner.misused("answer", f"holds a {type(event).__name__}, expected an Event")
+    except Exception as error:
+        raise owner.failed("events", error) or HookError(owner.name, "events", type(error).__name__) from error
+    return event
 
 
 def _header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
