@@ -145,7 +145,7 @@ class WireEvent(Event):
         self._buffer: bytes | bytearray | None = buffer
         self._from = start
         self._to = end
-        self.whole = whole
+        self.whole: bool = whole
         self._line = 0  # where the data begins, if the block is one line of data; -1 if it is not; 0 before anyone looked
         self._fields: Fields | None = None
         self._json = UNSET

@@ -53,7 +53,7 @@ class Request:
         """The client's address."""
         self.state: dict[str, Any] = {}
         self._body = body
-        self.body_replaced = False
+        self.body_replaced: bool = False
         """Whether an interceptor has called `replace_body`."""
         self.spawn: StartSoon | None = None
         """The exchange's own; use `start_soon`."""
@@ -139,7 +139,7 @@ class ResponseHead:
     ) -> None:
         self.status = status
         self.headers: Headers = headers if isinstance(headers, httpx.Headers) else httpx.Headers(list(headers))
-        self.request = request or Request()
+        self.request: Request = request or Request()
 
     @property
     def media_type(self) -> str:
@@ -172,14 +172,14 @@ class Response:
         if (json is not UNSET) + (events is not None) + bool(body) > 1:
             raise ValueError("a response has one of body, json and events")
         self.status = status
-        self.headers = httpx.Headers(headers if isinstance(headers, (dict, httpx.Headers)) else list(headers))
+        self.headers: Headers = httpx.Headers(headers if isinstance(headers, (dict, httpx.Headers)) else list(headers))
         self.events = events
         content_type = "text/plain; charset=utf-8" if isinstance(body, str) else "application/octet-stream"
         if json is not UNSET:
             body, content_type = encode_json(json), "application/json"
         elif events is not None:
             content_type = "text/event-stream"
-        self.body = body.encode() if isinstance(body, str) else body
+        self.body: bytes = body.encode() if isinstance(body, str) else body
         if self.body or events is not None:
             self.headers.setdefault("content-type", content_type)
 
