@@ -39,7 +39,7 @@ class End:
     __slots__ = ("events",)
 
     def __init__(self, *events: Event) -> None:
-        self.events = events
+        self.events: tuple[Event, ...] = events
 
 
 EventResult = Event | Sequence[Event] | End | None
@@ -68,7 +68,7 @@ class StreamContext:
 
     def __init__(self, request: Request, emit: Emit | None = None, owner: Any = None) -> None:
         self._owner = owner
-        self.request = request
+        self.request: Request = request
         """The request, as it went upstream. Its body is there only for interceptors that say `wants_body`."""
         self._emit = emit
 

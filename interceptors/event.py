@@ -159,7 +159,7 @@ class WireEvent(Event):
         self._buffer: bytes | bytearray | None = buffer
         self._from = start
         self._to = end
-        self.whole = whole
+        self.whole: bool = whole
         # Where the data begins, if the block is one line of data; -1 if it is not. Before anyone has looked _LONE, or 0.
         self._line = _LONE if lone else 0
         self._view = view

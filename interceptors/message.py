@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 import structlog
@@ -12,6 +11,7 @@ import structlog
 from pools import decode_json, encode_json
 
 from .event import UNSET, Event, not_json
+from .paths import normal_path, quote_path
 
 __all__ = ["Headers", "Request", "Response", "ResponseHead", "StartSoon"]
 
@@ -25,7 +25,7 @@ StartSoon = Callable[[Any, Callable[..., Awaitable[object]], tuple[Any, ...]], N
 class Request:
     """A client's request, before it goes upstream. What `on_request` changes here is what the upstream gets.
 
-    `state` is a dict that every interceptor of the exchange shares.
+    `state` is a dict that every interceptor of the exchange shares. `Request(path=...)` takes a path as a client may spell it.
     """
 
     def __init__(
@@ -41,8 +41,11 @@ class Request:
         client: str | None = None,
     ) -> None:
         self.method = method
+        if raw_path is None:  # a test's, mostly: understood as the proxy understands what comes
+            raw_path = path.encode("ascii") if path.isascii() else quote_path(path)
+            path = normal_path(raw_path).decode("latin-1")
         self._path = path
-        self._raw_path = path.encode("latin-1", "replace") if raw_path is None else raw_path
+        self._raw_path = raw_path
         self.query = query
         """Byte for byte, without the question mark."""
         self.headers: Headers = headers if isinstance(headers, httpx.Headers) else httpx.Headers(list(headers))
@@ -53,7 +56,7 @@ class Request:
         """The client's address."""
         self.state: dict[str, Any] = {}
         self._body = body
-        self.body_replaced = False
+        self.body_replaced: bool = False
         """Whether an interceptor has called `replace_body`."""
         self.spawn: StartSoon | None = None
         """The exchange's own; use `start_soon`."""
@@ -73,7 +76,7 @@ class Request:
         if not path.startswith("/"):
             raise ValueError("a request's path begins with a slash")
         try:
-            raw_path = quote(path, safe="/%:@!$&'()*+,;=~-._").encode("ascii")
+            raw_path = quote_path(path)
         except UnicodeEncodeError:
             raise ValueError("a request's path holds a lone surrogate, which UTF-8 cannot write") from None
         self._path, self._raw_path = path, raw_path
@@ -139,7 +142,7 @@ class ResponseHead:
     ) -> None:
         self.status = status
         self.headers: Headers = headers if isinstance(headers, httpx.Headers) else httpx.Headers(list(headers))
-        self.request = request or Request()
+        self.request: Request = request or Request()
 
     @property
     def media_type(self) -> str:
@@ -174,14 +177,14 @@ class Response:
         self.made_by: Any = None
         """Which interceptor has given it: the chain's own note."""
         self.status = status
-        self.headers = httpx.Headers(headers if isinstance(headers, (dict, httpx.Headers)) else list(headers))
+        self.headers: Headers = httpx.Headers(headers if isinstance(headers, (dict, httpx.Headers)) else list(headers))
         self.events = events
         content_type = "text/plain; charset=utf-8" if isinstance(body, str) else "application/octet-stream"
         if json is not UNSET:
             body, content_type = encode_json(json), "application/json"
         elif events is not None:
             content_type = "text/event-stream"
-        self.body = body.encode() if isinstance(body, str) else body
+        self.body: bytes = body.encode() if isinstance(body, str) else body
         if self.body or events is not None:
             self.headers.setdefault("content-type", content_type)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from interceptors import LoadError
 from interceptors.chain import Chain
 from interceptors.hooks import Owner
 from interceptors.loader import load_interceptor
+from interceptors.paths import normal_path
 from pools import Pools
 
 from .config import Config, Limits, Timeouts, Upstream
@@ -123,35 +123,6 @@ class RouteTable:
             allowed_hosts=_lowered(settings.allowed_hosts),
             allowed_origins=_lowered(settings.allowed_origins),
         )
-
-
-def normal_path(raw_path: bytes) -> bytes:
-    """A path as most servers understand it, for comparing only (RFC 3986, section 6.2.2; empty segments go, too).
-
-    Percent-encoded unreserved characters are decoded, dot segments resolved, and runs of slashes are one slash.
-    """
-    if b"%" in raw_path:
-        raw_path = _ESCAPE.sub(_unescape, raw_path)
-    if b"//" not in raw_path and b"/." not in raw_path:
-        return raw_path
-    segments: list[bytes] = []
-    parts = [part for part in raw_path.split(b"/") if part]
-    for part in parts:
-        if part == b"..":
-            del segments[-1:]
-        elif part != b".":
-            segments.append(part)
-    closed = raw_path.endswith(b"/") or (bool(parts) and parts[-1] in (b".", b".."))
-    return b"/" + b"/".join(segments) + (b"/" if closed and segments else b"")
-
-
-_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
-_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
-
-
-def _unescape(match: re.Match[bytes]) -> bytes:
-    code = int(match[1], 16)
-    return bytes([code]) if code in _UNRESERVED else match[0].upper()
 
 
 def load_interceptors(config: Config) -> dict[str, Owner]:

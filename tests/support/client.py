@@ -66,6 +66,13 @@ class Client:
             assert isinstance(event, h11.Data), event
             answer.body += bytes(event.data)
 
+    async def read_some(self) -> bytes:
+        """More of the body, as it comes. Raises `EOFError` at its end."""
+        event = await self._next()
+        if not isinstance(event, h11.Data):
+            raise EOFError(event)
+        return bytes(event.data)
+
     async def rest(self, answer: Answer) -> Answer:
         """The rest of the body; `complete` says whether it came whole, `error` how it broke."""
         try:

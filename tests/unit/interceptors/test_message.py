@@ -309,3 +309,18 @@ def test_an_answers_events_are_left_to_whoever_sends_it() -> None:
 
     events = endless()
     assert Response(events=events).events is events
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "raw_path"),
+    [
+        ("/x/../admin", "/admin", b"/x/../admin"),
+        ("//%61dmin/.", "/admin/", b"//%61dmin/."),
+        ("/a%2Fb", "/a%2Fb", b"/a%2Fb"),
+        ("/é/日", "/%C3%A9/%E6%97%A5", b"/%C3%A9/%E6%97%A5"),
+    ],
+)
+def test_a_path_without_its_raw_form_is_taken_as_a_client_spells_it(given: str, path: str, raw_path: bytes) -> None:
+    """A test's `Request(path=...)` shows a hook what the proxy would show it, so that it can try other spellings."""
+    request = Request(path=given)
+    assert (request.path, request.raw_path) == (path, raw_path)
