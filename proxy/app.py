@@ -1,7 +1,7 @@
 """The Quart-Trio app: its lifespan, its own pages, and the door to the exchange.
 
 Paths that belong to the app itself go on into Quart; everything else becomes an `Exchange` at the ASGI level, without Quart's
-request context, which is the larger part of what a request costs there.
+request context, which is the larger part of what a request costs there, and without its frames under a stream that lasts.
 """
 
 from __future__ import annotations
@@ -10,21 +10,19 @@ import os
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import structlog
 import trio
-from hypercorn.typing import HTTPScope
 from quart import Response
 from quart_trio import QuartTrio
-from quart_trio.asgi import TrioASGIHTTPConnection
 
 from interceptors.chain import enter_lifespans
 from interceptors.hooks import Owner
 from pools import report, run_reports
 
 from .config import Config, load_config
-from .downstream import Receive, Scope, Send, contain_connections, path_is_known
+from .downstream import contain_connections, path_is_known
 from .errors import ConfigError
 from .exchange import Exchange
 from .hub import Hub
@@ -38,23 +36,17 @@ PAGES = ("/metrics", "/healthz", "/readyz", "/status")
 
 
 class Weirpool(QuartTrio):
-    """The ASGI app of one worker."""
+    """The ASGI app of one worker, and the door to the exchange: it decides who serves a request."""
 
     worker: Worker
+    pages: frozenset[str]
+    """The paths that are the app's own."""
 
-
-class _Door:
-    """Quart's `asgi_http_class`: decides who serves a request."""
-
-    def __init__(self, app: Weirpool, scope: Scope) -> None:
-        self._serve: Callable[[Any, Any], Awaitable[None]]
-        if scope["path"] in app.config["WEIRPOOL_PAGES"]:
-            self._serve = TrioASGIHTTPConnection(app, cast(HTTPScope, scope))
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"] not in self.pages:
+            await Exchange(self.worker, scope)(receive, send)
         else:
-            self._serve = Exchange(app.worker, scope)
-
-    async def __call__(self, receive: Receive, send: Send) -> None:
-        await self._serve(receive, send)
+            await super().__call__(scope, receive, send)
 
 
 def create_app(config: Config | None = None) -> Weirpool:
@@ -72,8 +64,7 @@ def create_app(config: Config | None = None) -> Weirpool:
     worker = Worker(config)
     app = Weirpool("proxy", static_folder=None)
     app.worker = worker
-    app.config["WEIRPOOL_PAGES"] = frozenset(config.admin.prefix + page for page in PAGES)
-    app.asgi_http_class = _Door  # type: ignore[assignment]
+    app.pages = frozenset(config.admin.prefix + page for page in PAGES)
     _add_pages(app, config.admin.prefix)
 
     @app.while_serving
