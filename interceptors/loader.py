@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
@@ -25,10 +26,15 @@ from .errors import LoadError
 __all__ = ["ENTRY_POINT_GROUP", "load_interceptor"]
 
 ENTRY_POINT_GROUP = "weirpool.interceptors"
+# How an exception's message may begin, so that it is shown at the option that it is about: `patterns[0]: `, `keys.ann: `.
+_OPTION_PATH = re.compile(r"(?P<path>(?P<option>\w+)(?:\.[\w-]+|\[\d+\])*): ")
 
 
 def load_interceptor(use: str, options: Mapping[str, Any]) -> Interceptor:
-    """Import the class that `use` names, check it, and make it with `options`. Raises `LoadError`; may import and so block."""
+    """Import the class that `use` names, check it, and make it with `options`. Raises `LoadError`; may import and so block.
+
+    An exception of `__init__` whose message begins with an option's path and a colon is shown at that path.
+    """
     cls = _find_class(use)
     if not (isinstance(cls, type) and issubclass(cls, Interceptor)):
         raise LoadError(f"{use!r} is not a subclass of interceptors.Interceptor")
@@ -52,6 +58,9 @@ def load_interceptor(use: str, options: Mapping[str, Any]) -> Interceptor:
     except LoadError:
         raise
     except Exception as error:
+        path = _OPTION_PATH.match(str(error))
+        if path is not None and path["option"] in _option_names(cls):
+            raise LoadError(str(error)[path.end() :], path["path"]) from error
         raise LoadError(f"{use!r} refused its options: {error}") from error
 
 
@@ -152,13 +161,25 @@ def _check_options(cls: type[Interceptor], options: Mapping[str, Any]) -> dict[s
     return arguments
 
 
+def _option_names(cls: type[Interceptor]) -> Collection[str]:
+    """The options that `__init__` takes: its parameters, or the fields of the class that its only one names."""
+    names = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+    if names == ["options"] and _is_options_class(hint := get_type_hints(cls.__init__)["options"]):
+        return _field_names(hint)
+    return names
+
+
+def _field_names(cls: Any) -> list[str]:
+    return [item.name for item in (fields(cls) if is_dataclass(cls) else msgspec.structs.fields(cls))]
+
+
 def _is_options_class(hint: Any) -> bool:
     return isinstance(hint, type) and (is_dataclass(hint) or issubclass(hint, msgspec.Struct))
 
 
 def _convert_options(options: Mapping[str, Any], cls: type) -> Any:
     """Make an options class from the configuration. Raises `LoadError` with the path of the mistake, also for unknown names."""
-    known = [item.name for item in (fields(cls) if is_dataclass(cls) else msgspec.structs.fields(cls))]
+    known = _field_names(cls)
     for name in options:
         if name not in known:
             raise LoadError(f"there is no option {name!r}; the options are: {', '.join(known) or 'none'}", name)

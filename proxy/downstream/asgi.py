@@ -35,10 +35,14 @@ class AsgiWriter:
 
     async def start(self, status: int, headers: HeaderList, *, whole: bool = False) -> None:
         self.started = True
-        if whole and self._connection is not None:
-            self._connection.hold_head(True)
-        await self._pass({"type": "http.response.start", "status": status, "headers": headers})
-        if whole and self._connection is not None:
+        head = {"type": "http.response.start", "status": status, "headers": headers}
+        if self._connection is None or not whole:
+            await self._pass(head)
+            return
+        self._connection.hold_head(True)
+        try:
+            await self._pass(head)
+        finally:
             self._connection.hold_head(False)
 
     def write(self, parts: Sequence[Part]) -> bool:

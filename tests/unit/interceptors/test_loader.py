@@ -309,3 +309,10 @@ def test_a_loaded_interceptor_opens_streams(module: Callable[..., str]) -> None:
     """What comes back is ready for use: the default of an Interceptor is to stay out of a stream."""
     context = StreamContext(Request())
     assert load_interceptor(module(Plain), {}).open_stream(context) is None
+
+
+def test_a_mistake_that_only_the_class_can_see_is_shown_at_its_option() -> None:
+    """An exception whose message begins with an option's path is that option's; one that begins with another word is not."""
+    error = refused("interceptors.redact:Redact", {"patterns": ["fine", "("]})
+    assert (error.option, str(error)[:22]) == ("patterns[1]", "missing ), unterminate")
+    assert refused("interceptors.redact:Redact", {"patterns": []}).option == ""
