@@ -119,7 +119,10 @@ class Request:
         self._body = body
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: Any) -> None:
-        """Run a task that ends with the exchange: cancelled when that is over, its failure treated as a hook's."""
+        """Run a task that ends with the exchange: cancelled when that is over, its failure treated as a hook's.
+
+        For `on_request`, `on_response` and tasks; the hooks of a stream call `context.start_soon`, which knows whose they are.
+        """
         start_task(self, TASK_OF.get() or self.asked, async_fn, args)
 
     @property
