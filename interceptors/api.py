@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from .errors import StreamOver
 from .event import Event
-from .message import Headers, Request, Response, ResponseHead
+from .message import Headers, Request, Response, ResponseHead, start_task
 from .needs import Needs
 
 __all__ = [
@@ -108,8 +108,7 @@ class StreamContext:
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: Any) -> None:
         """Run a task that ends with the stream: cancelled when that is over, its failure treated as a hook's."""
-        self.request.asked = self._owner
-        self.request.start_soon(async_fn, *args)
+        start_task(self.request, self._owner, async_fn, args)
 
     async def emit(self, event: Event) -> None:
         """Send an event of one's own, from a task, between two of upstream's. Later interceptors see it as they see any.

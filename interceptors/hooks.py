@@ -16,6 +16,7 @@ import trio
 
 from .api import Interceptor
 from .errors import Abort, HookError, InterceptorError, StreamAborted, StreamOver
+from .message import TASK_OF
 
 __all__ = ["HOLD_S", "Owner"]
 
@@ -89,6 +90,7 @@ class Owner:
 
         A task that speaks until its stream takes no more has done its work: `StreamOver` is no failure of it.
         """
+        TASK_OF.set(self)
         try:
             await async_fn(*args)
         except StreamOver:

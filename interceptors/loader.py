@@ -22,6 +22,7 @@ import msgspec
 
 from .api import AsyncStreamInterceptor, Interceptor, OnError, StreamInterceptor
 from .errors import LoadError
+from .needs import finder_of
 
 __all__ = ["ENTRY_POINT_GROUP", "load_interceptor"]
 
@@ -48,8 +49,11 @@ def load_interceptor(use: str, options: Mapping[str, Any]) -> Interceptor:
         if inspect.isclass(value) and value.__module__ == cls.__module__:
             if issubclass(value, StreamInterceptor):
                 _check_hooks(value, StreamInterceptor)
+                _check_needs(value)
             elif issubclass(value, AsyncStreamInterceptor):
                 _check_hooks(value, AsyncStreamInterceptor, asynchronous=("on_start", "on_event", "on_end"))
+                _check_needs(value)
+    _check_attributes(cls, use)
     if cls.on_error not in get_args(OnError):
         raise LoadError(f"{use!r}: on_error is {cls.on_error!r}, expected one of {', '.join(get_args(OnError))}")
     try:
@@ -130,6 +134,25 @@ def _check_hooks(cls: type, base: type, asynchronous: Collection[str] = ()) -> N
             )
         if not is_async and name in asynchronous:
             raise LoadError(f"{cls.__qualname__}.{name} must be async: async def {name}(...)")
+
+
+def _check_attributes(cls: type[Interceptor], use: str) -> None:
+    """Attributes that are of the wrong kind, or that nobody reads."""
+    unknown = sorted(name for name in dir(cls) if name.startswith("wants_") and not hasattr(Interceptor, name))
+    if unknown:
+        raise LoadError(f"{use!r}: there is no {unknown[0]!r}; known are: wants_body, wants_json")
+    timeout_s = cls.hook_timeout_s
+    if timeout_s is not None and not (isinstance(timeout_s, (int, float)) and timeout_s > 0):
+        raise LoadError(f"{use!r}: hook_timeout_s is {timeout_s!r}, expected seconds, more than none, or None")
+
+
+def _check_needs(cls: type[StreamInterceptor] | type[AsyncStreamInterceptor]) -> None:
+    if hasattr(cls.needs, "__get__"):
+        return  # a property, say: known only of an object
+    try:
+        finder_of(cls.needs)
+    except TypeError as error:
+        raise LoadError(f"{cls.__qualname__}: {error}") from None
 
 
 def _check_options(cls: type[Interceptor], options: Mapping[str, Any]) -> dict[str, Any]:

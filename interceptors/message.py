@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from contextvars import ContextVar
 from typing import Any
 
 import httpx
@@ -13,13 +14,16 @@ from pools import decode_json, encode_json
 from .event import UNSET, Event, not_json
 from .paths import normal_path, quote_path
 
-__all__ = ["Headers", "Request", "Response", "ResponseHead", "StartSoon"]
+__all__ = ["TASK_OF", "Headers", "Request", "Response", "ResponseHead", "StartSoon", "start_task"]
 
 Headers = httpx.Headers
 """Header fields by name, in any case; `multi_items()` and `get_list()` show those that occur more than once."""
 
 StartSoon = Callable[[Any, Callable[..., Awaitable[object]], tuple[Any, ...]], None]
 """How an exchange runs a task: for whom (a `hooks.Owner`), what, and with what arguments."""
+
+TASK_OF: ContextVar[Any] = ContextVar("interceptors.TASK_OF", default=None)
+"""In a task that an interceptor has started, and in those that it starts: whose it is (a `hooks.Owner`)."""
 
 
 class Request:
@@ -110,15 +114,16 @@ class Request:
             self._body = data.encode() if isinstance(data, str) else data
         self.body_replaced = True
 
-    def set_body(self, body: bytes | memoryview) -> None:
-        """The body has been collected. For whoever collects it; an interceptor calls `replace_body`."""
+    def set_body(self, body: bytes | memoryview | None) -> None:
+        """The body has been collected, or passes unread (None). For whoever collects it; an interceptor calls `replace_body`."""
         self._body = body
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: Any) -> None:
-        """Run a task that ends with the exchange: cancelled when that is over, its failure treated as a hook's."""
-        if self.spawn is None:
-            raise RuntimeError("there is no exchange to run a task in")
-        self.spawn(self.asked, async_fn, args)
+        """Run a task that ends with the exchange: cancelled when that is over, its failure treated as a hook's.
+
+        For `on_request`, `on_response` and tasks; the hooks of a stream call `context.start_soon`, which knows whose they are.
+        """
+        start_task(self, TASK_OF.get() or self.asked, async_fn, args)
 
     @property
     def log(self) -> Any:
@@ -132,6 +137,13 @@ class Request:
 
     def __repr__(self) -> str:
         return f"<Request {self.method} {self.path}>"  # nothing that could be secret
+
+
+def start_task(request: Request, owner: Any, async_fn: Callable[..., Awaitable[object]], args: tuple[Any, ...]) -> None:
+    """Run a task for an owner, in the exchange of a request."""
+    if request.spawn is None:
+        raise RuntimeError("there is no exchange to run a task in")
+    request.spawn(owner, async_fn, args)
 
 
 class ResponseHead:

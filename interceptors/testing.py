@@ -8,8 +8,8 @@ Nothing is kept: a lease that is not back at the end is an `AssertionError`. Eac
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -185,4 +185,21 @@ def _run_trio(interceptors: Sequence[Interceptor], request: Request, run: Callab
             raise problems[0]
         return results[0]
 
-    return trio.run(main)
+    with nullcontext() if any(item.wants_body for item in interceptors) else _passing_unread(request):
+        return trio.run(main)
+
+
+@contextmanager
+def _passing_unread(request: Request) -> Iterator[None]:
+    """No interceptor `wants_body`: as behind a proxy, none may ask for it, unless one has replaced it."""
+    try:
+        body = request.body
+    except RuntimeError:  # that is how it was made
+        body = None
+    if not request.body_replaced:
+        request.set_body(None)
+    try:
+        yield
+    finally:
+        if not request.body_replaced:
+            request.set_body(body)

@@ -316,3 +316,49 @@ def test_a_mistake_that_only_the_class_can_see_is_shown_at_its_option() -> None:
     error = refused("interceptors.redact:Redact", {"patterns": ["fine", "("]})
     assert (error.option, str(error)[:22]) == ("patterns[1]", "missing ), unterminate")
     assert refused("interceptors.redact:Redact", {"patterns": []}).option == ""
+
+
+class TextNeeds(StreamInterceptor):
+    needs = ("error",)  # type: ignore[assignment]
+
+
+class BareNeeds(StreamInterceptor):
+    needs = b"error"
+
+
+class LaterNeeds(StreamInterceptor):
+    @property
+    def needs(self) -> Any:  # type: ignore[override]
+        return (b"error",)
+
+
+@pytest.mark.parametrize("cls", [TextNeeds, BareNeeds])
+def test_needs_that_are_none_are_refused_at_load(module: Callable[..., str], cls: type) -> None:
+    """On a stream's class in the module, and not first when a stream opens."""
+    with pytest.raises(LoadError, match=f"{cls.__name__}: needs is"):
+        load_interceptor(module(Plain, cls), {})
+
+
+def test_needs_that_only_an_object_knows_are_left_to_it(module: Callable[..., str]) -> None:
+    assert isinstance(load_interceptor(module(Plain, LaterNeeds), {}), Plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("hook_timeout_s", "30", "hook_timeout_s is '30'"),
+        ("hook_timeout_s", 0, "hook_timeout_s is 0"),
+        ("wants_bodies", True, "no 'wants_bodies'"),
+    ],
+)
+def test_an_attribute_that_is_misspelt_or_of_the_wrong_kind_is_refused(
+    module: Callable[..., str], name: str, value: object, message: str
+) -> None:
+    """It would do nothing, or fail in the first hook that is awaited."""
+    with pytest.raises(LoadError, match=message):
+        load_interceptor(module(type("Wrong", (Interceptor,), {name: value})), {})
+
+
+@pytest.mark.parametrize("value", [None, 1, 0.5])
+def test_a_right_timeout_is_accepted(module: Callable[..., str], value: float | None) -> None:
+    load_interceptor(module(type("Right", (Interceptor,), {"hook_timeout_s": value})), {})

@@ -111,7 +111,7 @@ class Request
     path: str (may be set)
     raw_path: bytes
     replace_body(self, data: bytes | str | None = None, *, json: Any = UNSET) -> None
-    set_body(self, body: bytes | memoryview) -> None
+    set_body(self, body: bytes | memoryview | None) -> None
     start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: Any) -> None
 class Response
     __init__(body: bytes | str = b'', *, status: int = 200, headers: dict[str, str] | Iterable[tuple[bytes, bytes]] |

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import trio
 from structlog.testing import capture_logs
+from trio.testing import wait_all_tasks_blocked
 
 import pools
 from interceptors import (
@@ -13,6 +15,7 @@ from interceptors import (
     EventTooLarge,
     HookError,
     Interceptor,
+    InterceptorError,
     Outcome,
     Request,
     ResponseHead,
@@ -20,7 +23,7 @@ from interceptors import (
     StreamInterceptor,
 )
 from interceptors.redact import Redact
-from interceptors.testing import run_chain
+from interceptors.testing import run_chain, run_request
 from pools import BufferScope
 
 
@@ -156,3 +159,54 @@ def test_a_lease_that_is_not_back_is_an_assertion_error(monkeypatch: pytest.Monk
         run_chain([Recorder(borrow)], [b"data: a\n\n"])
     for lease in forgotten:
         lease.release()
+
+
+def test_a_body_that_nobody_wants_cannot_be_asked_for() -> None:
+    """As behind a proxy, where it passes unread; when the run is over, the test has it again."""
+
+    class Asks(Interceptor):
+        async def on_request(self, request: Request) -> None:
+            request.json()
+
+    class Wants(Asks):
+        wants_body = True
+
+    class Replaces(Interceptor):
+        async def on_request(self, request: Request) -> None:
+            request.replace_body(json=[2])
+            assert request.json() == [2]
+
+    request = Request(body=b"[1]")
+    with pytest.raises(InterceptorError, match="wants_body"):
+        run_request([Asks()], request)
+    assert request.body == b"[1]"
+    assert run_request([Wants()], request) is None
+    assert run_request([Asks(), Wants()], request) is None
+    assert run_request([Replaces()], request) is None
+    assert request.body == b"[2]"
+    with pytest.raises(InterceptorError, match="wants_body"):
+        run_request([Asks()], Request(body=None))
+
+
+def test_a_task_s_task_is_its_interceptor_s() -> None:
+    """What a task starts through the request counts as its interceptor's, whichever other hook runs meanwhile."""
+
+    class Starts(Interceptor):
+        on_error = "skip"
+
+        async def on_request(self, request: Request) -> None:
+            request.start_soon(self.task, request)
+
+        async def task(self, request: Request) -> None:
+            await trio.sleep(0)
+            await trio.sleep(0)
+            request.start_soon(self.fails)
+
+        async def fails(self) -> None:
+            raise ValueError("skipped")
+
+    class Waits(Interceptor):
+        async def on_request(self, request: Request) -> None:
+            await wait_all_tasks_blocked()
+
+    assert run_request([Starts(), Waits()], Request()) is None
