@@ -1,143 +1,155 @@
-"""`audit`: who asked what, and what came: JSON Lines of requests, response heads, events and ends.
+"""`audit`: a line of JSON for each request, each response's head, each event and each end of a stream.
 
     interceptors:
       - name: audit
-        use: interceptors.audit:Audit
+        use: audit
         options: {path: /var/log/weirpool/audit.jsonl, events: meta}
 
-Credentials are never written: not the headers that hold them, and the query only where it is asked for. See docs/builtins/audit.md.
+Hooks only queue lines (`jsonl`). Credentials are never among what is written down, and a query only if asked for.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
+from secrets import token_hex
+from typing import Annotated, Any, Literal
 
-from .api import EventResult, Interceptor, Outcome, StreamContext, StreamInterceptor
-from .errors import LoadError
-from .event import Event
-from .jsonl import LineWriter, expand_path, now_utc
-from .message import Request, Response, ResponseHead
-from .needs import Needs
+import msgspec
 
-__all__ = ["Audit", "Options"]
-
-_CREDENTIALS = frozenset(
-    [
-        "authorization",
-        "proxy-authorization",
-        "cookie",
-        "set-cookie",
-        "x-api-key",
-        "api-key",
-        "x-goog-api-key",
-        "mcp-session-id",
-    ]
+from interceptors import (
+    Event,
+    EventResult,
+    Headers,
+    Interceptor,
+    LoadError,
+    Outcome,
+    Request,
+    ResponseHead,
+    StreamContext,
+    StreamInterceptor,
 )
-_STATE = "audit_exchange"
+
+from .jsonl import LineWriter, RotatingFile, encode_line
+
+__all__ = ["CREDENTIALS", "Audit", "AuditOptions"]
+
+CREDENTIALS = frozenset(
+    {
+        "api-key",
+        "authorization",
+        "cookie",
+        "proxy-authorization",
+        "set-cookie",
+        "x-amz-security-token",
+        "x-api-key",
+        "x-auth-token",
+        "x-goog-api-key",
+    }
+)
+"""Headers that are never written down."""
+
+_ID = "exchange_id"  # in a request's state, for other interceptors, too
+_MEDIA_TYPE = "audit.media_type"
+_SSE = "text/event-stream"
 
 
-@dataclass(frozen=True)
-class Options:
-    path: str
-    """The file; `{pid}` in it is the worker's process number."""
-    max_bytes: int = 64 * 1024 * 1024
-    """A file that would grow beyond this is renamed first."""
-    keep: int = 5
-    """Old files that are kept."""
+class AuditOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What to write down, and where."""
+
+    path: Annotated[str, msgspec.Meta(min_length=1)]
+    """The file; `{pid}` in it is the worker's process id."""
+    max_bytes: Annotated[int, msgspec.Meta(ge=1)] = 64 << 20
+    """The file is begun anew before it would be larger."""
+    keep: Annotated[int, msgspec.Meta(ge=1)] = 5
+    """How many older files stay."""
+    requests: bool = True
+    """A line for each request and for each response's head."""
     events: Literal["none", "meta", "data"] = "meta"
-    """Of each event: nothing, its type, id and size, or its data, too."""
-    headers: list[str] = field(default_factory=list)
-    """Request headers to write; one that holds credentials is refused."""
-    query: bool = False
-    """Whether to write the query, which may hold credentials."""
+    """A line for each event: none, its type, id and size, or its data, too."""
+    headers: tuple[str, ...] = ("content-type", "user-agent")
+    """The headers to write down, of requests and of responses."""
     body: bool = False
-    """Whether to write the request's body, as text; it is then collected first."""
+    """Write down the request's body, as text; it is then collected first."""
+    query: bool = False
+    """Write down the query, values and all."""
 
 
 class Audit(Interceptor):
-    """One line for each request, each response's head, each event (`events`) and each stream's end, tied together by `exchange`."""
+    """Writes down what passes it. It never changes anything, and what fails in it stops nothing."""
 
-    def __init__(self, options: Options) -> None:
-        if options.max_bytes < 4096 or options.keep < 0:
-            raise LoadError("max_bytes is at least 4096, and keep at least 0", "max_bytes" if options.keep >= 0 else "keep")
+    on_error = "skip"
+    wants_json = True  # to hear how such an exchange ends; the body itself passes unseen
+
+    def __init__(self, options: AuditOptions) -> None:
+        """Raises `LoadError` for a header that holds credentials."""
         for index, name in enumerate(options.headers):
-            if name.lower() in _CREDENTIALS:
-                raise LoadError(f"{name!r} holds credentials, which are never written", f"headers[{index}]")
-        self._options = options
-        self._path = expand_path(options.path)
-        self._writer = LineWriter(max_bytes=options.max_bytes, keep=options.keep)
+            if name.lower() in CREDENTIALS:
+                raise LoadError(f"{name!r} holds credentials, which are never written down", f"headers[{index}]")
+        self.options = options
         self.wants_body = options.body
+        self._headers = tuple(name.lower() for name in options.headers)
+        self._writer = LineWriter(RotatingFile(options.path, max_bytes=options.max_bytes, keep=options.keep))
 
-    @asynccontextmanager
-    async def lifespan(self) -> AsyncIterator[None]:
-        # Made anew here: with several workers this is after the fork, and each has its own `{pid}`.
-        self._path = expand_path(self._options.path)
-        async with self._writer.open(self._path):
-            yield
+    def lifespan(self) -> AbstractAsyncContextManager[object]:
+        return self._writer.opened()
 
-    async def on_request(self, request: Request) -> Response | None:
-        options = self._options
-        exchange = request.state[_STATE] = secrets.token_hex(8)
-        line: dict[str, Any] = {
-            "route": request.route,
-            "client": request.client,
-            "client_key": request.state.get("client_key"),
-            "method": request.method,
-            "path": request.path,
-        }
-        if options.query:
-            line["query"] = request.query.decode("latin-1")
-        if options.headers:
-            line["headers"] = {name: request.headers[name] for name in options.headers if name in request.headers}
-        if options.body:
-            line["body"] = request.body.decode("utf-8", "replace")
-        self.write("request", exchange, line)
-        return None
+    async def on_request(self, request: Request) -> None:
+        if not self.options.requests:
+            return
+        details: dict[str, Any] = {"headers": self._chosen(request.headers)}
+        if self.options.query:
+            details["query"] = request.query.decode("latin-1")
+        if self.options.body:
+            details["body"] = request.body.decode("utf-8", "replace")
+        self.write("request", request, **_about(request), **details)
 
-    async def on_response(self, head: ResponseHead) -> Response | None:
-        self.write("response", self.exchange_of(head.request), {"status": head.status, "media_type": head.media_type})
-        return None
+    async def on_response(self, head: ResponseHead) -> None:
+        head.request.state[_MEDIA_TYPE] = head.media_type
+        if self.options.requests:
+            self.write("response", head.request, status=head.status, headers=self._chosen(head.headers))
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor:
-        stream = _CountingStream if self._options.events == "none" else _EventsStream
-        return stream(self, self.exchange_of(context.request), data=self._options.events == "data")
+        return _AuditStream(self, context.request)
 
-    @staticmethod
-    def exchange_of(request: Request) -> str | None:
-        """What ties the lines of one exchange together; None when an interceptor before this one failed and was skipped."""
-        exchange: str | None = request.state.get(_STATE)
-        return exchange
+    def write(self, event: str, request: Request, **details: Any) -> None:
+        """Queue one line. Never blocks."""
+        exchange = request.state.get(_ID)
+        if exchange is None:
+            exchange = request.state[_ID] = token_hex(8)
+        self._writer.put(encode_line({"time": datetime.now(UTC), "event": event, "exchange": exchange, **details}))
 
-    def write(self, event: str, exchange: str | None, line: dict[str, Any]) -> None:
-        self._writer.write(self._path, {"time": now_utc(), "event": event, "exchange": exchange, **line})
+    def _chosen(self, headers: Headers) -> dict[str, str]:
+        return {name: headers[name] for name in self._headers if name in headers}
 
 
-class _CountingStream(StreamInterceptor):
-    """Sees no event, so that bytes pass unparsed."""
-
-    needs: Needs = ()
-
-    def __init__(self, audit: Audit, exchange: str | None, *, data: bool) -> None:
+class _AuditStream(StreamInterceptor):
+    def __init__(self, audit: Audit, request: Request) -> None:
         self._audit = audit
-        self._exchange = exchange
-        self._data = data
-        self._events: int | None = None
+        self._request = request
+        self._status: int | None = None
+        self._with_data = audit.options.events == "data"
+        self._events: int | None = 0
+        if audit.options.events == "none" or request.state.get(_MEDIA_TYPE, _SSE) != _SSE:
+            self.needs = ()  # no event is parsed, no JSON body collected
+            self._events = None
 
-    def on_end(self, outcome: Outcome) -> None:
-        self._audit.write("end", self._exchange, {"outcome": outcome.value, "events": self._events})
-
-
-class _EventsStream(_CountingStream):
-    needs: Needs = None
+    def on_start(self, head: ResponseHead) -> None:
+        self._status = head.status
 
     def on_event(self, event: Event) -> EventResult:
-        self._events = (self._events or 0) + 1
-        line: dict[str, Any] = {"type": event.event, "id": event.id, "bytes": len(event.raw)}
-        if self._data:
-            line["data"] = event.data
-        self._audit.write("event", self._exchange, line)
+        assert self._events is not None
+        self._events += 1
+        details = {"data": event.data} if self._with_data else {}
+        self._audit.write("stream_event", self._request, type=event.event, id=event.id, bytes=len(event.raw), **details)
         return event
+
+    def on_end(self, outcome: Outcome) -> None:
+        # All that one wants to know of an exchange, so that this line can be read by itself.
+        self._audit.write(
+            "end", self._request, **_about(self._request), status=self._status, events=self._events, outcome=outcome
+        )
+
+
+def _about(request: Request) -> dict[str, Any]:
+    return {"route": request.route, "client": request.client, "method": request.method, "path": request.path}

@@ -1,76 +1,180 @@
-"""`record`: a tape of each event stream, with its timing, as a JSON Lines file that `replay` plays back.
+"""`record`: a tape of each event stream, its events with their timing, which `replay` plays back.
 
     interceptors:
       - name: record
-        use: interceptors.record:Record
+        use: record
         options: {directory: /var/lib/weirpool/tapes}
 
-A tape's lines: a head, events, an end; `tape` says what is in them. See docs/builtins/record.md.
+A tape is a file of JSON lines: a `TapeHeader`, a `TapeLine` for each event, and a `TapeLine` with the end. One of which anything
+was lost has no end. Hooks only queue lines (`jsonl`).
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
-from pathlib import Path
+from secrets import token_hex
+from typing import Annotated, Literal
 
+import msgspec
 import trio
 
-from .api import EventResult, Interceptor, Outcome, StreamContext, StreamInterceptor
-from .event import Event
-from .jsonl import LineWriter
-from .message import ResponseHead
-from .tape import end_line, event_line, head_line
+from interceptors import Event, EventResult, Interceptor, Outcome, ResponseHead, StreamContext, StreamInterceptor
 
-__all__ = ["Options", "Record"]
+from .jsonl import Line, LineWriter, encode_line
+
+__all__ = ["Record", "RecordOptions", "TapeHeader", "TapeLine"]
+
+# A line's end, and an empty line. Only the last event of a stream may lack it, and clients then drop that event.
+_WHOLE = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)\Z")
+_DATA = re.compile(rb"(?:\A|[\r\n])data(?:[:\r\n])")
 
 
-@dataclass(frozen=True)
-class Options:
-    directory: str
-    """Where tapes go, one file for each stream; made if it is not there."""
+class TapeHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """A tape's first line."""
+
+    weirpool_tape: Literal[1] = 1
+    """The version of the format."""
+    method: str
+    path: str
+    """Without its query."""
+    status: Annotated[int, msgspec.Meta(ge=200, le=999)]
+    headers: dict[str, str]
+    """The response's, of which only the Content-Type is recorded."""
+
+
+class TapeLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An event, or with `end` the outcome of the exchange, which is a tape's last line."""
+
+    at: Annotated[float, msgspec.Meta(ge=0)]
+    """Seconds since the response's head."""
+    event: str | None = None
+    data: str | None = None
+    """None when the event has no line of data, so that clients show it to nobody."""
+    id: str | None = None
+    retry: int | None = None
+    end: Outcome | None = None
+
+
+class RecordOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the tapes go."""
+
+    directory: Annotated[str, msgspec.Meta(min_length=1)]
+    """Made if it is not there. Each tape is a file in it, named by its time (UTC) and a random id."""
 
 
 class Record(Interceptor):
-    """Writes a tape for each event stream. What interceptors before it made of the events is what it sees."""
+    """Records what passes it. It never changes anything, and what fails in it stops nothing."""
 
-    def __init__(self, options: Options) -> None:
-        self._directory = Path(options.directory)
-        self._writer = LineWriter()
+    on_error = "skip"
 
-    @asynccontextmanager
-    async def lifespan(self) -> AsyncIterator[None]:
-        await trio.to_thread.run_sync(lambda: self._directory.mkdir(mode=0o700, parents=True, exist_ok=True))
-        async with self._writer.open():
-            yield
+    def __init__(self, options: RecordOptions) -> None:
+        self._directory = options.directory
+        self._writer = LineWriter(_Tapes(options.directory))
+
+    def lifespan(self) -> AbstractAsyncContextManager[object]:
+        return self._writer.opened()
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor:
-        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}.jsonl"
-        return _RecordStream(self._writer, self._directory / name, context)
+        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{token_hex(4)}.jsonl"
+        return _RecordStream(_Tape(os.path.join(self._directory, name)), self._writer)
+
+
+class _Tape:
+    """One tape on its way to the disk."""
+
+    __slots__ = ("error", "path")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.error: OSError | None = None
+        """Why lines of it could not be written; then no later ones are, either."""
 
 
 class _RecordStream(StreamInterceptor):
-    def __init__(self, writer: LineWriter, path: Path, context: StreamContext) -> None:
+    def __init__(self, tape: _Tape, writer: LineWriter) -> None:
+        self._tape = tape
         self._writer = writer
-        self._path = path
-        self._context = context
         self._began: float | None = None
+        self._whole = True
 
     def on_start(self, head: ResponseHead) -> None:
         self._began = trio.current_time()
-        self._writer.write(self._path, head_line(self._context.method, self._context.path, head))
+        content_type = head.headers.get("content-type")
+        request = head.request
+        self._put(
+            TapeHeader(
+                method=request.method,
+                path=request.path,
+                status=head.status,
+                headers={} if content_type is None else {"content-type": content_type},
+            )
+        )
 
     def on_event(self, event: Event) -> EventResult:
-        self._writer.write(self._path, event_line(self._at, event))
+        raw = event.raw
+        if raw.endswith(b"\n\n") or _WHOLE.search(raw[-4:]):
+            data = event.data
+            self._put(
+                TapeLine(
+                    at=self._at(),
+                    event=event.event,
+                    data=data if data or _DATA.search(raw) else None,
+                    id=event.id,
+                    retry=event.retry,
+                )
+            )
         return event
 
     def on_end(self, outcome: Outcome) -> None:
-        if self._began is not None:  # else it never began, and there is nothing to play
-            self._writer.write(self._path, end_line(self._at, outcome))
+        if self._began is not None:
+            self._put(TapeLine(at=self._at(), end=outcome))
 
-    @property
     def _at(self) -> float:
-        return 0.0 if self._began is None else trio.current_time() - self._began
+        assert self._began is not None
+        return round(trio.current_time() - self._began, 6)
+
+    def _put(self, value: TapeHeader | TapeLine) -> None:
+        if self._whole and self._tape.error is None:
+            self._whole = self._writer.put(encode_line(value), self._tape)
+
+
+class _Tapes:
+    """The sink: each line goes to its tape. No file stays open, for a stream may be silent for hours."""
+
+    def __init__(self, directory: str) -> None:
+        self.path = directory
+
+    def open(self) -> None:
+        os.makedirs(self.path, mode=0o700, exist_ok=True)
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise PermissionError(None, "Permission denied")
+
+    def write(self, lines: Sequence[Line]) -> tuple[Sequence[Line], OSError | None]:
+        tapes: dict[_Tape, list[Line]] = {}
+        for line in lines:
+            if line.target is not None:  # a count of lost lines belongs on no tape; the log has it
+                tapes.setdefault(line.target, []).append(line)
+        lost: list[Line] = []
+        why: OSError | None = None
+        for tape, own in tapes.items():
+            if tape.error is None:
+                try:
+                    with open(tape.path, "ab", opener=_open_private) as file:
+                        file.write(b"".join([line.data for line in own]))
+                except OSError as error:
+                    tape.error = error
+            if tape.error is not None:
+                lost += own
+                why = tape.error
+        return lost, why
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

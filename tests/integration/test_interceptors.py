@@ -28,6 +28,7 @@ from interceptors import (
     Interceptor,
     Outcome,
     Request,
+    Response,
     ResponseHead,
     StreamContext,
     StreamInterceptor,
@@ -1183,3 +1184,43 @@ async def test_tasks_emit_over_http2(log: Log, certificates: Certificates, monke
         ticks = [block for block in body.split(b"\n\n") if block.startswith(b"data: tick")]
         assert ticks == [b"data: tick %d" % number for number in range(30)]
         assert b"data: up\n\n" in body
+
+
+# Answers of events
+
+
+class Unlucky(Interceptor):
+    """Answers with events, and fails behind the first."""
+
+    async def on_request(self, request: Request) -> Response | None:
+        return Response(events=self.events(request.path))
+
+    async def events(self, path: str) -> Any:
+        yield Event("one")
+        if path == "/abort":
+            raise Abort("enough")
+        if path == "/nonsense":
+            yield "two"
+        raise LookupError("no more")
+
+
+class UnluckyButSkipped(Unlucky):
+    on_error = "skip"
+
+
+@pytest.mark.parametrize("cls", [Unlucky, UnluckyButSkipped])
+@pytest.mark.parametrize("path", ["/abort", "/raise", "/nonsense"])
+async def test_an_answer_that_fails_half_way_is_seen_to(path: str, cls: type[Interceptor], serve: Serve) -> None:
+    """It is its interceptor's failure, named in the log, and never looks whole, whatever `on_error` says."""
+
+    async def nobody(peer: Peer) -> None:
+        raise AssertionError("the upstream is not asked")
+
+    async with serve(nobody, cls) as rig:
+        with trio.fail_after(10):
+            answer = await rig.fetch(path)
+        assert not answer.complete
+        assert answer.body.startswith(b"data: one\n\nevent: error\n")
+        assert (b"enough" in answer.body) is (path == "/abort")
+        assert await rig.outcomes() == ["intercepted"]
+        assert rig.failures() == ([] if path == "/abort" else [(cls.__name__, "events")])

@@ -1,4 +1,7 @@
-"""`audit`, `record` and `replay` behind a whole proxy on real sockets; and what becomes of an answer of events that breaks off."""
+"""The built-ins that write files, behind whole proxies on real sockets: what a stream leaves on disk, and what comes back of it.
+
+Where it matters who waits and who writes, a test runs three times: with the hub, without it, and with TLS.
+"""
 
 from __future__ import annotations
 
@@ -8,149 +11,220 @@ from typing import Any
 
 import pytest
 import trio
-from support.client import Client, fetch, open_client
-from support.interceptors import Log, Rig, Serve, Way, until
-from support.proxy import Proxy, config_for, open_proxy
-from support.upstream import Peer, open_upstream, stream_of
+from support.certificates import Certificates
+from support.interceptors import Feed, Log, Serve, Way
+from support.upstream import Peer, stream_of
 
-from interceptors import Abort, Event, Interceptor, Request, Response
+from interceptors import Interceptor
+from interceptors.audit import Audit, AuditOptions
+from interceptors.record import Record, RecordOptions
+from interceptors.replay import Replay, ReplayOptions
 
-SECRET = "secret-0123456789"
-EVENTS = (b'id: 1\nevent: e\ndata: {"a":1}\n\n', b"data: two\ndata: lines\n\n", b"retry: 50\ndata: [DONE]\n\n")
-SECRETS = [("Authorization", f"Bearer {SECRET}"), ("Cookie", f"s={SECRET}"), ("X-Api-Key", SECRET)]
-
-
-def entry(name: str, **options: Any) -> dict[str, str]:
-    """One interceptor, as `config_for` takes it, by its entry point's class."""
-    use = {
-        "audit": "interceptors.audit:Audit",
-        "record": "interceptors.record:Record",
-        "replay": "interceptors.replay:Replay",
-    }
-    return {"interceptors": json.dumps({"name": name, "use": use[name], "options": options}), "names": name}
+SECRET = "s3cr3t"
 
 
-async def is_quiet(proxy: Proxy) -> None:
-    """Every exchange is over, and everything is back."""
-    await until(lambda: not proxy.worker.live)
-    assert set(proxy.in_use().values()) == {0}
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
 
 
-async def test_a_tape_plays_what_was_recorded(tmp_path: Path, log: Log) -> None:
-    """Through two proxies, one that records and one that replays, the client gets the same events, and the tape holds no secret."""
-    tapes = tmp_path / "tapes"
-    async with open_upstream(stream_of(*EVENTS)) as upstream:
-        async with open_proxy(config_for(upstream.url, **entry("record", directory=str(tapes)))) as proxy:
-            direct = await fetch(proxy.port, f"/v1?key={SECRET}", headers=SECRETS)
-            await is_quiet(proxy)
-        (tape,) = tapes.iterdir()
-        assert SECRET not in tape.read_text()
-        async with open_proxy(config_for(upstream.url, **entry("replay", path=str(tape), speed="instant"))) as proxy:
-            replayed = await fetch(proxy.port, "/anything")
-            await is_quiet(proxy)
-        assert len(upstream.requests) == 1
-    assert direct.complete
-    assert replayed.complete
-    assert replayed.body.split(b"\n\n") == [
-        b'event: e\nid: 1\ndata: {"a":1}',
-        b"data: two\ndata: lines",
-        b"retry: 50\ndata: [DONE]",
-        b"",
+@pytest.fixture(params=["hub", "no hub", "tls"])
+def serve(request: pytest.FixtureRequest, log: Log, monkeypatch: pytest.MonkeyPatch, certificates: Certificates) -> Serve:
+    """A proxy in each of three ways."""
+    way = Way(hub=request.param != "no hub", certificates=certificates if request.param == "tls" else None)
+    return way.serve(log, monkeypatch)
+
+
+@pytest.fixture
+def serve_once(log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
+    """A proxy in the usual way, for what does not depend on it."""
+    return Way().serve(log, monkeypatch)
+
+
+def given(cls: Any, options: Any) -> type[Interceptor]:
+    """The class as one without options, as the rig takes them."""
+    return type(cls.__name__, (cls,), {"__init__": lambda self: cls.__init__(self, options), "__module__": __name__})
+
+
+def recording(tmp_path: Path) -> type[Interceptor]:
+    return given(Record, RecordOptions(directory=str(tmp_path / "tapes")))
+
+
+def replaying(tmp_path: Path, speed: Any = "instant") -> type[Interceptor]:
+    (tape,) = (tmp_path / "tapes").iterdir()
+    return given(Replay, ReplayOptions(path=str(tape), speed=speed))
+
+
+def auditing(tmp_path: Path, **options: Any) -> type[Interceptor]:
+    return given(Audit, AuditOptions(path=str(tmp_path / "audit.jsonl"), **options))
+
+
+def audited(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (tmp_path / "audit.jsonl").read_bytes().splitlines()]
+
+
+async def never(peer: Peer) -> None:
+    """An upstream that nobody should ask; the rig counts who does."""
+    await peer.request()
+
+
+# Tapes
+
+
+async def test_a_recorded_stream_comes_back_from_another_proxy(serve: Serve, tmp_path: Path) -> None:
+    """The same head and the same events, whole, and no upstream is asked: also events of many lines and without data."""
+    events = [
+        b"data: 1\n\n",
+        b"event: e\nid: 2\nretry: 10\ndata: a\ndata: w\xc3\xb6\n\nid: 3\n\n",
+        b'data: {"x":"' + b"y" * 20000 + b'"}\n\n',
     ]
-    assert dict(replayed.headers)[b"content-type"].startswith(b"text/event-stream")
+    async with serve(stream_of(b": comment\n\n", *events), recording(tmp_path)) as rig:
+        answer = await rig.fetch("/v1?key=1", method="POST", body=b"{}")
+        assert answer.body == b": comment\n\n" + b"".join(events)
+        assert await rig.outcomes() == ["completed"]
+    async with serve(never, replaying(tmp_path)) as rig:
+        for _ in range(2):
+            again = await rig.fetch("/other")
+            assert (again.status, again.all("content-type")) == (200, [b"text/event-stream"])
+            assert (again.body, again.complete) == (b"".join(events), True)
+        assert rig.upstream.accepted == 0
+        assert (await rig.outcomes(3))[1:] == ["intercepted"] * 2
 
 
-async def test_a_stream_that_broke_breaks_again(tmp_path: Path, log: Log) -> None:
-    """The tape of a stream that its upstream cut ends with an error event and a broken connection."""
+async def test_a_stream_that_broke_breaks_again(serve: Serve, tmp_path: Path) -> None:
+    """Upstream hangs up in the middle. Played back, the client gets the events that came, an error event that says why, and no end
+    of a whole response; the proxy itself has not failed.
+    """
+    feed = Feed()
+    async with serve(feed.script, recording(tmp_path)) as rig:
+        feed.send(b"data: 1\n\n")
+        feed.hang_up()
+        answer = await rig.fetch()
+        assert not answer.complete
+        assert await rig.outcomes() == ["upstream_error"]
+    async with serve(never, replaying(tmp_path)) as rig:
+        again = await rig.fetch()
+        message = '{"error":{"type":"aborted","message":"the recorded stream ended here: upstream_error"}}'
+        assert again.body == b"data: 1\n\nevent: error\ndata: " + message.encode() + b"\n\n"
+        assert not again.complete
+        assert await rig.outcomes(2) == ["upstream_error", "intercepted"]
+        assert rig.failures() == []
+
+
+async def test_a_client_may_leave_a_tape_that_plays(serve: Serve, tmp_path: Path) -> None:
+    """The next event is an hour away: the exchange ends with its client, and nothing is left behind."""
     tapes = tmp_path / "tapes"
-
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.start_stream()
-        await peer.chunk(EVENTS[0])
-
-    async with open_upstream(script) as upstream:
-        async with open_proxy(config_for(upstream.url, **entry("record", directory=str(tapes)))) as proxy:
-            assert not (await fetch(proxy.port)).complete
-            await is_quiet(proxy)
-        (tape,) = tapes.iterdir()
-        async with open_proxy(config_for(upstream.url, **entry("replay", path=str(tape), speed="instant"))) as proxy:
-            answer = await fetch(proxy.port)
-            await is_quiet(proxy)
-    assert not answer.complete
-    assert b"the recorded stream ended with upstream_error" in answer.body
-    assert [line["outcome"] for line in log if line["event"] == "exchange"] == ["upstream_error", "intercepted"]
+    tapes.mkdir()
+    (tapes / "tape.jsonl").write_text(
+        '{"weirpool_tape":1,"method":"GET","path":"/","status":200,"headers":{"content-type":"text/event-stream"}}\n'
+        '{"at":0,"data":"1"}\n{"at":3600,"data":"2"}\n{"at":3600,"end":"completed"}\n'
+    )
+    async with serve(never, replaying(tmp_path, "real")) as rig:
+        client, answer = await rig.start()
+        with trio.fail_after(10):
+            await client.read_until(answer, b"data: 1\n\n")
+        await client.aclose()
+        assert await rig.outcomes() == ["client_disconnected"]
 
 
-async def test_every_exchange_is_in_the_audit(tmp_path: Path, log: Log) -> None:
-    """One that completes and one whose client leaves: each has its lines, tied together, and no credential stands in any."""
-    path = tmp_path / "audit.jsonl"
+# Audit
+
+
+async def test_every_exchange_has_its_lines(serve: Serve, tmp_path: Path) -> None:
+    """A stream that completes, a client that leaves in the middle of one, a JSON answer, an upstream that hangs up: each has its
+    request under an id of its own, and each body that began has its end with the outcome.
+    """
+    gone = trio.Event()
 
     async def script(peer: Peer) -> None:
         while True:
             request = await peer.request()
-            await peer.start_stream(b"Set-Cookie: s=" + SECRET.encode())
-            await peer.chunk(EVENTS[0])
-            if request.target.startswith(b"/stay"):
+            if request.target == b"/json":
+                await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+                continue
+            if request.target == b"/dead":
+                return
+            await peer.start_stream()
+            await peer.chunk(b"event: hello\ndata: 1\n\ndata: 2\n\n")
+            if request.target == b"/left":
                 await peer.wait_closed()
+                gone.set()
                 return
             await peer.end()
 
-    async with open_upstream(script) as upstream:
-        async with open_proxy(config_for(upstream.url, **entry("audit", path=str(path), events="data"))) as proxy:
-            assert (await fetch(proxy.port, f"/go?key={SECRET}", headers=SECRETS)).complete
-            client: Client = await open_client(proxy.port)
-            await client.send("GET", f"/stay?key={SECRET}", SECRETS)
-            await client.read_until(await client.head(), EVENTS[0])
-            client.reset()
-            await is_quiet(proxy)
-    assert SECRET not in path.read_text()
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    for target, outcome in (("/go", "completed"), ("/stay", "client_disconnected")):
-        (exchange,) = [line["exchange"] for line in lines if line.get("path") == target]
-        its = [line for line in lines if line["exchange"] == exchange]
-        assert [line["event"] for line in its] == ["request", "response", "event", "end"]
-        assert (its[1]["status"], its[2]["data"], its[3]["outcome"]) == (200, '{"a":1}', outcome)
-
-
-@pytest.fixture
-def serve(log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
-    return Way().serve(log, monkeypatch)
-
-
-class Unlucky(Interceptor):
-    """Answers with events, and fails behind the first."""
-
-    async def on_request(self, request: Request) -> Response | None:
-        return Response(events=self.events(request.path))
-
-    async def events(self, path: str) -> Any:
-        yield Event("one")
-        if path == "/abort":
-            raise Abort("enough")
-        if path == "/nonsense":
-            yield "two"
-        raise LookupError("no more")
-
-
-class UnluckyButSkipped(Unlucky):
-    on_error = "skip"
-
-
-@pytest.mark.parametrize("cls", [Unlucky, UnluckyButSkipped])
-@pytest.mark.parametrize("path", ["/abort", "/raise", "/nonsense"])
-async def test_an_answer_that_fails_half_way_is_seen_to(path: str, cls: type[Interceptor], serve: Serve) -> None:
-    """It is its interceptor's failure, named in the log, and never looks whole, whatever `on_error` says."""
-
-    async def nobody(peer: Peer) -> None:
-        raise AssertionError("the upstream is not asked")
-
-    async with serve(nobody, cls) as rig:
-        assert isinstance(rig, Rig)
+    async with serve(script, auditing(tmp_path)) as rig:
+        assert (await rig.fetch("/whole")).complete
+        client, answer = await rig.start("/left")
         with trio.fail_after(10):
-            answer = await rig.fetch(path)
-        assert not answer.complete
-        assert answer.body.startswith(b"data: one\n\nevent: error\n")
-        assert (b"enough" in answer.body) is (path == "/abort")
-        assert await rig.outcomes() == ["intercepted"]
-        assert rig.failures() == ([] if path == "/abort" else [(cls.__name__, "events")])
+            await client.read_until(answer, b"data: 2\n\n")
+            await client.aclose()
+            await gone.wait()
+        assert (await rig.fetch("/json")).body == b"{}"
+        assert (await rig.fetch("/dead", method="POST", body=b"{}")).status == 502
+        outcomes = await rig.outcomes(4)
+        assert outcomes == ["completed", "client_disconnected", "completed", "upstream_error"]
+
+    lines = audited(tmp_path)
+    requests = {line["path"]: line["exchange"] for line in lines if line["event"] == "request"}
+    assert list(requests) == ["/whole", "/left", "/json", "/dead"]
+    assert len(set(requests.values())) == 4
+    exchanges = {path: [line for line in lines if line["exchange"] == exchange] for path, exchange in requests.items()}
+    whole = ["request", "response", "stream_event", "stream_event", "end"]
+    assert {path: [line["event"] for line in own] for path, own in exchanges.items()} == {
+        "/whole": whole,
+        "/left": whole,
+        "/json": ["request", "response", "end"],
+        "/dead": ["request"],
+    }
+    ends = {line["path"]: (line["status"], line["events"], line["outcome"]) for line in lines if line["event"] == "end"}
+    assert ends == {
+        "/whole": (200, 2, "completed"),
+        "/left": (200, 2, "client_disconnected"),
+        "/json": (200, None, "completed"),
+    }
+    assert {line["client"] for line in lines if line["event"] == "end"} == {"127.0.0.1"}
+
+
+async def test_a_secret_in_headers_or_query_is_in_no_file(serve_once: Serve, tmp_path: Path) -> None:
+    """Whatever else is asked for: not the request's credentials, not a cookie that upstream sets, not the query."""
+    secret = SECRET.encode()
+
+    async def script(peer: Peer) -> None:
+        request = await peer.request()
+        assert request.all("authorization") == [b"Bearer " + secret]
+        await peer.start_stream(b"Set-Cookie: session=" + secret)
+        await peer.chunk(b"data: 1\n\n")
+        await peer.end()
+
+    headers = [(name, f"Bearer {SECRET}") for name in ("Authorization", "Cookie", "X-Api-Key", "Proxy-Authorization")]
+    interceptors = auditing(tmp_path, events="data", body=True), recording(tmp_path)
+    async with serve_once(script, *interceptors) as rig:
+        answer = await rig.fetch(f"/v1?key={SECRET}", headers=headers, method="POST", body=b'{"public":1}')
+        assert answer.all("set-cookie") == [b"session=" + secret]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 2
+    for path in files:
+        assert secret not in path.read_bytes()
+    assert [line["body"] for line in audited(tmp_path) if line["event"] == "request"] == ['{"public":1}']
+
+
+async def test_an_audit_without_events_leaves_a_stream_unparsed(serve_once: Serve, tmp_path: Path) -> None:
+    """The proxy counts no events, as without interceptors, and yet the end is written down."""
+    async with serve_once(stream_of(b"data: 1\n\n"), auditing(tmp_path, events="none")) as rig:
+        assert (await rig.fetch()).body == b"data: 1\n\n"
+        assert await rig.outcomes() == ["completed"]
+        assert rig.lines("exchange")[0]["events"] is None
+    assert [line["event"] for line in audited(tmp_path)] == ["request", "response", "end"]
+
+
+async def test_streams_that_a_shutdown_ends_are_in_the_files(serve_once: Serve, tmp_path: Path) -> None:
+    """What is written while the process ends arrives, too: the outcome is `draining`, in the audit and on the tape."""
+    feed = Feed()
+    async with serve_once(feed.script, auditing(tmp_path), recording(tmp_path), drains=True) as rig:
+        feed.send(b"data: 1\n\n")
+        client, answer = await rig.start()
+        with trio.fail_after(10):
+            await client.read_until(answer, b"data: 1\n\n")
+    assert audited(tmp_path)[-1]["outcome"] == "draining"
+    (tape,) = (tmp_path / "tapes").iterdir()
+    assert [json.loads(line).get("end") for line in tape.read_bytes().splitlines()] == [None, None, "draining"]

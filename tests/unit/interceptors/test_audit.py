@@ -1,113 +1,206 @@
-"""`audit`: which lines it writes, and what never stands in one."""
+"""Audit: what it writes down, what it never does, and what it costs when it is told to look at nothing."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
-from interceptors import Interceptor, LoadError, Request, ResponseHead
+from interceptors import (
+    Abort,
+    Event,
+    EventResult,
+    Interceptor,
+    LoadError,
+    Request,
+    ResponseHead,
+    StreamContext,
+    StreamInterceptor,
+)
+from interceptors.audit import CREDENTIALS, Audit, AuditOptions
 from interceptors.loader import load_interceptor
-from interceptors.testing import run_chain, run_request, run_response
+from interceptors.testing import run_chain, run_json, run_request, run_response
 
-USE = "interceptors.audit:Audit"
-SECRET = "sk-secret-0123456789"
-
-
-def load(path: Path, **options: Any) -> Interceptor:
-    return load_interceptor(USE, {"path": str(path), **options})
+SSE = (b"content-type", b"text/event-stream")
+EVENTS = [b"event: greeting\nid: 7\ndata: hello w\xc3\xb6rld\n\n: a comment\n\n", b"data: two\n\n"]
 
 
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
+def audit(tmp_path: Path, **options: Any) -> Audit:
+    return Audit(AuditOptions(path=str(tmp_path / "audit.jsonl"), **options))
 
 
-def request_with_secrets() -> Request:
-    headers = [
-        (b"authorization", b"Bearer " + SECRET.encode()),
-        (b"cookie", b"session=" + SECRET.encode()),
-        (b"x-api-key", SECRET.encode()),
-        (b"user-agent", b"curl/8"),
-    ]
+def lines(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (tmp_path / "audit.jsonl").read_bytes().splitlines()]
+
+
+def request(**given: Any) -> Request:
+    headers = [(b"Content-Type", b"application/json"), (b"User-Agent", b"curl/8"), (b"X-Team", b"blue")]
     return Request(
-        method="POST",
-        path="/v1/chat",
-        query=b"key=" + SECRET.encode(),
-        headers=headers,
-        body=b'{"q": 1}',
-        client="192.0.2.1",
+        method="POST", path="/v1/chat", query=b"key=hidden", headers=headers, route="/v1", client="192.0.2.1", **given
     )
 
 
-def test_a_request_is_one_line_without_credentials(tmp_path: Path) -> None:
-    """Who, what and when; of the headers only those that were asked for, and of the query nothing."""
-    path = tmp_path / "audit.jsonl"
-    run_request([load(path, headers=["User-Agent"])], request_with_secrets())
-    (line,) = lines_of(path)
-    assert line.pop("time").endswith("Z")
-    assert len(line.pop("exchange")) == 16
-    assert line == {
-        "event": "request",
-        "route": "/",
-        "client": "192.0.2.1",
-        "client_key": None,
-        "method": "POST",
-        "path": "/v1/chat",
-        "headers": {"User-Agent": "curl/8"},
-    }
-    assert SECRET not in path.read_text()
+def exchange(interceptor: Interceptor, request: Request, chunks: list[bytes] = EVENTS) -> None:
+    """All of one exchange whose response is a stream."""
+    run_request([interceptor], request)
+    head = ResponseHead(200, [SSE, (b"x-model", b"m")], request)
+    run_response([interceptor], head)
+    assert run_chain([interceptor], chunks, request=request, head=head).output == b"".join(chunks)
 
 
-def test_query_and_body_are_written_when_asked_for(tmp_path: Path) -> None:
-    path = tmp_path / "audit.jsonl"
-    interceptor = load(path, query=True, body=True)
-    assert interceptor.wants_body
-    run_request([interceptor], request_with_secrets())
-    (line,) = lines_of(path)
-    assert (line["query"], line["body"]) == ("key=" + SECRET, '{"q": 1}')
-
-
-def test_a_responses_head_is_a_line(tmp_path: Path) -> None:
-    path = tmp_path / "audit.jsonl"
-    run_response([load(path)], ResponseHead(418, [(b"content-type", b"text/plain; x=y"), (b"set-cookie", SECRET.encode())]))
-    (line,) = lines_of(path)
-    assert (line["event"], line["status"], line["media_type"]) == ("response", 418, "text/plain")
-    assert SECRET not in path.read_text()
-
-
-@pytest.mark.parametrize("events", ["none", "meta", "data"])
-def test_events_are_written_as_far_as_asked(events: str, tmp_path: Path) -> None:
-    """All bytes pass as they came; the last line says how it ended."""
-    path = tmp_path / "audit.jsonl"
-    sent = [b"id: 7\nevent: e\ndata: on", b"e\n\n: beat\n\ndata: two\n\n"]
-    assert run_chain([load(path, events=events)], sent).output == b"".join(sent)
-    *seen, end = lines_of(path)
-    for line in seen:
-        del line["time"], line["exchange"]
-    meta = [
-        {"event": "event", "type": "e", "id": "7", "bytes": 26},
-        {"event": "event", "type": None, "id": None, "bytes": 11},
+def test_an_exchange_is_a_line_for_each_of_its_parts_tied_by_one_id(tmp_path: Path) -> None:
+    """Request, response, events and end, with what the documentation says of each, in UTC and under one random id."""
+    exchange(audit(tmp_path), request())
+    written = lines(tmp_path)
+    (exchange_id,) = {line.pop("exchange") for line in written}
+    assert re.fullmatch("[0-9a-f]{16}", exchange_id)
+    for line in written:
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", line.pop("time"))
+    about = {"route": "/v1", "client": "192.0.2.1", "method": "POST", "path": "/v1/chat"}
+    assert written == [
+        {"event": "request", **about, "headers": {"content-type": "application/json", "user-agent": "curl/8"}},
+        {"event": "response", "status": 200, "headers": {"content-type": "text/event-stream"}},
+        {"event": "stream_event", "type": "greeting", "id": "7", "bytes": 42},
+        {"event": "stream_event", "type": None, "id": None, "bytes": 11},
+        {"event": "end", **about, "status": 200, "events": 2, "outcome": "completed"},
     ]
-    if events == "data":
-        meta = [{**line, "data": data} for line, data in zip(meta, ("one", "two"), strict=True)]
-    assert seen == ([] if events == "none" else meta)
-    assert (end["event"], end["outcome"], end["events"]) == ("end", "completed", None if events == "none" else 2)
+
+
+def test_two_exchanges_have_two_ids_and_others_may_know_them(tmp_path: Path) -> None:
+    """The id is in the request's state, so that another interceptor can name it."""
+    first, second = request(), request()
+    run_request([audit(tmp_path)], first)
+    run_request([audit(tmp_path)], second)
+    assert [line["exchange"] for line in lines(tmp_path)] == [first.state["exchange_id"], second.state["exchange_id"]]
+    assert first.state["exchange_id"] != second.state["exchange_id"]
+
+
+def test_data_is_written_down_only_if_asked_for(tmp_path: Path) -> None:
+    """`events: data` has the text of each event; otherwise no word of it is in the file."""
+    exchange(audit(tmp_path), request())
+    assert "hello" not in (tmp_path / "audit.jsonl").read_text()
+    exchange(audit(tmp_path, events="data"), request())
+    assert [line["data"] for line in lines(tmp_path) if "data" in line] == ["hello wörld", "two"]
+
+
+@pytest.mark.parametrize("requests", [True, False])
+def test_parts_may_be_left_out(requests: bool, tmp_path: Path) -> None:
+    """Without requests and without events, one line for each stream remains, which tells all of it."""
+    exchange(audit(tmp_path, requests=requests, events="none"), request())
+    written = lines(tmp_path)
+    assert [line["event"] for line in written] == (["request", "response"] if requests else []) + ["end"]
+    assert {name: written[-1][name] for name in ("path", "status", "events", "outcome")} == {
+        "path": "/v1/chat",
+        "status": 200,
+        "events": None,
+        "outcome": "completed",
+    }
+
+
+def test_events_that_are_not_written_down_are_not_even_parsed(tmp_path: Path) -> None:
+    """`events: none` sees no event: what is larger than an event may be passes, as without any interceptor."""
+    large = b"data: " + b"x" * 1000 + b"\n\n"
+    seeing = run_chain([audit(tmp_path)], [large], max_event_bytes=100)
+    assert (seeing.failure is not None, seeing.output) == (True, b"")
+    stream = audit(tmp_path, events="none").open_stream(StreamContext(request()))
+    assert stream is not None
+    assert stream.needs == ()
+
+
+def test_a_json_response_has_its_end_and_its_body_passes_unseen(tmp_path: Path) -> None:
+    """How it ended is written down, what was in it is not, even where the data of events is."""
+    interceptor, about = audit(tmp_path, events="data"), request()
+    head = ResponseHead(200, [(b"content-type", b"application/json")], about)
+    run_response([interceptor], head)
+    assert run_json([interceptor], b'{"a": "unseen"}', request=about, head=head) == b'{"a": "unseen"}'
+    assert [line["event"] for line in lines(tmp_path)] == ["response", "end"]
+    assert lines(tmp_path)[1]["outcome"] == "completed"
+    assert lines(tmp_path)[1]["events"] is None
+    assert "unseen" not in (tmp_path / "audit.jsonl").read_text()
+
+
+def test_a_stream_that_another_interceptor_breaks_says_so(tmp_path: Path) -> None:
+    """The outcome is that of the exchange, whoever ended it."""
+
+    class BreaksStream(StreamInterceptor):
+        def on_event(self, event: Event) -> EventResult:
+            raise Abort("no more")
+
+    class Breaks(Interceptor):
+        def open_stream(self, context: Any) -> StreamInterceptor:
+            return BreaksStream()
+
+    run_chain([audit(tmp_path), Breaks()], EVENTS, request=request())
+    assert [(line["event"], line.get("outcome")) for line in lines(tmp_path)] == [
+        ("stream_event", None),
+        ("end", "intercepted"),
+    ]
+
+
+def test_query_and_body_are_written_down_only_if_asked_for(tmp_path: Path) -> None:
+    """Both may be secret; a body is collected only by the instance that wants it."""
+    assert not audit(tmp_path).wants_body
+    run_request([audit(tmp_path)], request(body=b'{"a":"private"}'))
+    text = (tmp_path / "audit.jsonl").read_text()
+    assert "hidden" not in text
+    assert "private" not in text
+    both = audit(tmp_path, query=True, body=True)
+    assert both.wants_body
+    run_request([both], request(body=b'{"a":"private\xff"}'))
+    assert lines(tmp_path)[-1]["query"] == "key=hidden"
+    assert lines(tmp_path)[-1]["body"] == '{"a":"private\ufffd"}'
+
+
+def test_headers_are_chosen_by_name(tmp_path: Path) -> None:
+    """In any case, of requests and responses; one that is not there is left out, one that comes twice is joined."""
+    about = request()
+    run_request([audit(tmp_path, headers=("X-Team", "x-model"))], about)
+    head = ResponseHead(200, [(b"X-Model", b"a"), (b"x-model", b"b")], about)
+    run_response([audit(tmp_path, headers=("X-Team", "x-model"))], head)
+    assert [line["headers"] for line in lines(tmp_path)] == [{"x-team": "blue"}, {"x-model": "a, b"}]
+
+
+@pytest.mark.parametrize("name", sorted(CREDENTIALS))
+def test_a_header_that_holds_credentials_is_refused_at_load(name: str) -> None:
+    """However it is spelt; the error names the option."""
+    with pytest.raises(LoadError, match=rf"'{name.title()}' holds credentials") as refused:
+        load_interceptor("audit", {"path": "audit.jsonl", "headers": ["accept", name.title()]})
+    assert refused.value.option == "headers[1]"
 
 
 @pytest.mark.parametrize(
-    ("options", "where"),
+    ("options", "option"),
     [
-        ({"headers": ["accept", "Authorization"]}, "headers[1]"),
-        ({"headers": ["COOKIE"]}, "headers[0]"),
-        ({"max_bytes": 1}, "max_bytes"),
-        ({"keep": -1}, "keep"),
-        ({"events": "all"}, "events"),
-        ({"level": 1}, "level"),
+        ({}, ""),
+        ({"path": ""}, "path"),
+        ({"path": "a", "keep": 0}, "keep"),
+        ({"path": "a", "max_bytes": 0}, "max_bytes"),
+        ({"path": "a", "events": "all"}, "events"),
+        ({"path": "a", "header": []}, "header"),
     ],
 )
-def test_wrong_options_are_refused_with_their_path(options: dict[str, Any], where: str, tmp_path: Path) -> None:
+def test_options_that_make_no_sense_are_refused_at_load(options: dict[str, Any], option: str) -> None:
+    """With the path of the mistake, before any file is opened."""
     with pytest.raises(LoadError) as refused:
-        load(tmp_path / "audit.jsonl", **options)
-    assert refused.value.option == where
+        load_interceptor("audit", options)
+    assert refused.value.option == option
+
+
+def test_loading_opens_no_file(tmp_path: Path) -> None:
+    """`weirpool check` loads what it checks, and must leave no file behind."""
+    loaded = load_interceptor("audit", {"path": str(tmp_path / "audit.jsonl")})
+    assert isinstance(loaded, Audit)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_what_the_disk_loses_stops_no_stream() -> None:
+    """A device that is always full: events pass as they came, and the log says what is missing."""
+    with capture_logs() as log:
+        result = run_chain([Audit(AuditOptions(path="/dev/full"))], EVENTS)
+    assert (result.output, result.failure) == (b"".join(EVENTS), None)
+    assert [(line["event"], line.get("count")) for line in log] == [("lines_dropped", None), ("lines_lost", 3)]

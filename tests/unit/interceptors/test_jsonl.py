@@ -1,131 +1,366 @@
-"""Files of lines: nothing is lost in an orderly life, and no writer ever waits for a disk."""
+"""The writer of lines: hooks never wait, the order stays, what is lost is counted, and nothing is lost at an orderly end."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
-import stat
+import resource
+import struct
+import termios
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 import trio
+from structlog.testing import capture_logs
 
-import interceptors.jsonl as jsonl
-from interceptors.jsonl import LineWriter, expand_path
-
-
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
+from interceptors import InterceptorError
+from interceptors.jsonl import LEAVE_S, Line, LineWriter, RotatingFile, encode_line
 
 
-async def test_every_line_is_written_in_order_by_the_end(tmp_path: Path) -> None:
-    """Also those that were queued last of all; the file is its owner's alone."""
-    path = tmp_path / "a.jsonl"
-    writer = LineWriter()
-    async with writer.open(path):
-        for number in range(1000):
-            writer.write(path, {"n": number})
-            if number % 100 == 0:
-                await trio.sleep(0)
-    assert [line["n"] for line in lines_of(path)] == list(range(1000))
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+def rotating(path: Path | str, max_bytes: int = 1 << 20, keep: int = 5) -> RotatingFile:
+    return RotatingFile(str(path), max_bytes=max_bytes, keep=keep)
 
 
-async def test_what_is_queued_is_written_when_its_owner_is_cancelled(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    writer = LineWriter()
+def numbered(count: int) -> list[bytes]:
+    return [b"%d\n" % number for number in range(count)]
+
+
+class Disk:
+    """A sink in memory, which stands still while `gate` is shut, and fails as long as it holds errors."""
+
+    path = "the disk"
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.errors: list[OSError] = []
+        self.lines: list[bytes] = []
+        self.batches = 0
+
+    def open(self) -> None:
+        """Nothing to do."""
+
+    def write(self, lines: Sequence[Line]) -> tuple[Sequence[Line], OSError | None]:
+        self.batches += 1
+        self.entered.set()
+        assert self.gate.wait(10)
+        if self.errors:
+            return lines, self.errors.pop(0)
+        self.lines += [line.data for line in lines]
+        return (), None
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+async def in_thread(wait: Callable[[float], bool]) -> None:
+    """Wait for a thread, which does not go by Trio's clock."""
+    assert await trio.to_thread.run_sync(wait, 10)
+
+
+async def until_written(disk: Disk, count: int) -> None:
+    with trio.fail_after(10):
+        while len(disk.lines) < count:
+            await trio.sleep(0.002)
+
+
+# The writer
+
+
+async def test_everything_queued_is_written_in_order_at_an_orderly_end(tmp_path: Path) -> None:
+    """Leaving waits for the disk: a thousand lines put at once are in the file, none lost, none out of order."""
+    writer = LineWriter(rotating(tmp_path / "lines"))
+    async with writer.opened():
+        for line in numbered(1000):
+            assert writer.put(line)
+    assert (tmp_path / "lines").read_bytes() == b"".join(numbered(1000))
+
+
+async def test_everything_queued_is_written_when_cancelled(tmp_path: Path) -> None:
+    """A cancelled lifespan writes what is queued, and the cancellation goes on."""
+    writer = LineWriter(rotating(tmp_path / "lines"))
     with trio.CancelScope() as scope:
-        async with writer.open(path):
-            writer.write(path, {"n": 1})
+        async with writer.opened():
+            assert writer.put(b"1\n")
             scope.cancel()
             await trio.sleep_forever()
-    assert lines_of(path) == [{"n": 1}]
+    assert scope.cancelled_caught
+    assert (tmp_path / "lines").read_bytes() == b"1\n"
 
 
-async def test_files_are_renamed_before_they_grow_too_large(tmp_path: Path) -> None:
-    """As many old ones as are to be kept, the newest with the smallest number; no line is cut in two."""
-    path = tmp_path / "a.jsonl"
-    writer = LineWriter(max_bytes=100, keep=2)
-    async with writer.open(path):
-        for number in range(5):
-            writer.write(path, {"n": number, "pad": "x" * 60})
-            while writer._queued_bytes:
-                await trio.sleep(0)
-    assert sorted(item.name for item in tmp_path.iterdir()) == ["a.jsonl", "a.jsonl.1", "a.jsonl.2"]
-    kept = [lines_of(tmp_path / name)[0]["n"] for name in ("a.jsonl", "a.jsonl.1", "a.jsonl.2")]
-    assert kept == [4, 3, 2]
+async def test_lines_leave_while_the_process_serves_and_together(tmp_path: Path) -> None:
+    """Nobody need end for lines to be written, and those that come close together are one batch."""
+    disk = Disk()
+    writer = LineWriter(disk)
+    async with writer.opened():
+        for _ in range(2):
+            before, batches = len(disk.lines), disk.batches
+            for line in numbered(50):
+                writer.put(line)
+            await until_written(disk, before + 50)
+            assert disk.batches == batches + 1
 
 
-async def test_a_slow_disk_costs_lines_and_nobody_s_time(tmp_path: Path) -> None:
-    """A pipe that nobody reads stands for it. What does not fit into the queue is dropped, and its number is written later."""
-    path = tmp_path / "pipe"
+async def test_it_may_be_opened_again(tmp_path: Path) -> None:
+    """One interceptor may live through several lifespans; each appends."""
+    writer = LineWriter(rotating(tmp_path / "lines"))
+    for line in numbered(3):
+        async with writer.opened():
+            writer.put(line)
+    assert (tmp_path / "lines").read_bytes() == b"".join(numbered(3))
+
+
+async def test_a_slow_disk_drops_lines_counts_them_where_they_were_and_logs_once() -> None:
+    """While the disk stands still hooks go on: what has no room is refused at once, its count stands in its place, the log has one
+    line of it, and when the disk follows again so do the lines.
+    """
+    disk = Disk()
+    writer = LineWriter(disk, max_held_bytes=40)
+    with capture_logs() as log:
+        async with writer.opened():
+            disk.gate.clear()
+            took = [writer.put(line) for line in numbered(10)]
+            await in_thread(disk.entered.wait)
+            took += [writer.put(b"%d\n" % number) for number in range(10, 30)]
+            assert took == [True] * 16 + [False] * 14  # ten of two bytes, then six of three, also with ten under way
+            disk.gate.set()
+            await until_written(disk, 10)
+            assert writer.put(b"30\n")
+    dropped = b'{"event":"lines_dropped","count":14}\n'
+    assert disk.lines == [*(b"%d\n" % number for number in range(16)), dropped, b"30\n"]
+    assert log == [
+        {"event": "lines_dropped", "log_level": "warning", "path": "the disk", "reason": "the disk does not keep up"}
+    ]
+
+
+async def test_a_line_larger_than_the_queue_is_counted_and_stops_nothing() -> None:
+    """One that can never have room is dropped; the next is written behind its count."""
+    disk = Disk()
+    writer = LineWriter(disk, max_held_bytes=100)
+    async with writer.opened():
+        assert not writer.put(b"x" * 101)
+        assert writer.put(b"1\n")
+    assert disk.lines == [b'{"event":"lines_dropped","count":1}\n', b"1\n"]
+
+
+async def test_what_a_failing_disk_loses_is_counted_until_it_is_told() -> None:
+    """Lines of failed batches, and the counts that fail with them, add up to one true count."""
+    disk = Disk()
+    disk.errors = [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EIO, "Input/output error")]
+    writer = LineWriter(disk)
+    with capture_logs() as log:
+        async with writer.opened():
+            for batch in range(3):
+                disk.entered.clear()
+                writer.put(b"a%d\n" % batch)
+                writer.put(b"b%d\n" % batch)
+                await in_thread(disk.entered.wait)
+                with trio.fail_after(10):
+                    while writer._writing:
+                        await trio.sleep(0.002)
+    assert disk.lines == [b'{"event":"lines_dropped","count":4}\n', b"a2\n", b"b2\n"]
+    assert [line["event"] for line in log] == ["lines_dropped"]
+    assert log[0]["reason"] == "[Errno 28] No space left on device"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+async def test_a_full_disk_fails_nobody_and_the_log_says_what_is_lost() -> None:
+    """A device that is always full: the hooks never hear of it, and the end, which cannot write the count either, logs it."""
+    writer = LineWriter(rotating("/dev/full"))
+    with capture_logs() as log:
+        async with writer.opened():
+            assert all(writer.put(line) for line in numbered(7))
+    assert [line["event"] for line in log] == ["lines_dropped", "lines_lost"]
+    assert log[1]["count"] == 7
+
+
+async def test_a_fifo_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
+    """A write that blocks blocks its thread alone: the loop goes on, and all lines arrive when somebody reads."""
+    path = tmp_path / "fifo"
     os.mkfifo(path)
+    line = encode_line({"x": "y" * 1000})
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    writer = LineWriter(max_queued_bytes=300_000)
-    got = b""
-    with structlog.testing.capture_logs() as logs, trio.fail_after(20):
-        async with writer.open(path):
-            for number in range(20):
-                writer.write(path, {"n": number, "pad": "x" * 30_000})
-                await trio.sleep(0)
-            assert sum(item["event"] == "lines_dropped" for item in logs) == 1
-            while writer._queued_bytes:  # now somebody reads
-                got += _read(reader)
-                await trio.sleep(0.001)
-            writer.write(path, {"n": "after"})
-            while writer._queued_bytes:
-                got += _read(reader)
-                await trio.sleep(0.001)
-    got += _read(reader)
-    os.close(reader)
-    lines = [json.loads(line) for line in got.splitlines()]
-    written = [line["n"] for line in lines if "n" in line]
-    (dropped,) = [line["count"] for line in lines if line.get("event") == "lines_dropped"]
-    assert written[-1] == "after"
-    assert len(written) - 1 + dropped == 20
-    assert dropped >= 10
-
-
-def _read(reader: int) -> bytes:
     try:
-        return os.read(reader, 65536)
-    except BlockingIOError:
-        return b""
+        writer = LineWriter(rotating(path))
+        async with writer.opened():
+            for _ in range(200):
+                assert writer.put(line)
+            await until_full(reader)
+            for _ in range(100):
+                await trio.lowlevel.checkpoint()
+                assert writer.put(line)
+            got = await trio.to_thread.run_sync(read_exactly, reader, 300 * len(line))
+        assert got == 300 * line
+    finally:
+        os.close(reader)
 
 
-async def test_a_disk_that_fails_is_told_once_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When it works again, the file says how many lines are missing."""
-    path = tmp_path / "a.jsonl"
-    fails = True
-    append = jsonl._append
+async def test_leaving_does_not_wait_for_ever_for_a_disk_that_hangs(tmp_path: Path, mock_clock: Any) -> None:
+    """When its time is over, leaving gives the hanging write up, and the log says how many lines may be lost with it."""
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    line = encode_line({"x": "y" * 1000})
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        writer = LineWriter(rotating(path))
+        with capture_logs() as log:
+            async with trio.open_nursery() as nursery:
 
-    def failing(path: Path, data: bytes) -> None:
-        if fails and data:
-            raise OSError(28, "No space left on device")
-        append(path, data)
+                async def lifespan() -> None:
+                    async with writer.opened():
+                        for _ in range(200):
+                            writer.put(line)
 
-    monkeypatch.setattr(jsonl, "_append", failing)
-    writer = LineWriter()
-    with structlog.testing.capture_logs() as logs:
-        async with writer.open(path):
-            for number in range(3):
-                writer.write(path, {"n": number})
-                while writer._queued_bytes:
-                    await trio.sleep(0)
-            fails = False
-            writer.write(path, {"n": 3})
-    assert [(item["event"], item["why"]) for item in logs] == [("lines_dropped", "No space left on device")]
-    dropped, line = lines_of(path)
-    assert (dropped["event"], dropped["count"], line) == ("lines_dropped", 3, {"n": 3})
-
-
-async def test_a_path_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        async with LineWriter().open(tmp_path / "nowhere" / "a.jsonl"):
-            raise AssertionError("not entered")
+                nursery.start_soon(lifespan)
+                await until_full(reader)
+                mock_clock.jump(LEAVE_S + 1)
+        assert [(entry["event"], entry["count"]) for entry in log] == [("lines_lost", 200)]
+        await trio.to_thread.run_sync(read_exactly, reader, 200 * len(line))  # lets the thread go
+    finally:
+        os.close(reader)
 
 
-def test_the_process_number_may_be_part_of_a_path() -> None:
-    assert expand_path("/x/audit-{pid}.jsonl") == Path(f"/x/audit-{os.getpid()}.jsonl")
+async def until_full(reader: int) -> None:
+    """Wait, in a thread, until the FIFO takes no more."""
+
+    def poll() -> None:
+        for _ in range(10000):
+            waiting = struct.unpack("i", fcntl.ioctl(reader, termios.FIONREAD, b"\0" * 4))[0]
+            if waiting > 65536 - 4096:
+                return
+            threading.Event().wait(0.001)
+        raise AssertionError("nobody has filled the FIFO")
+
+    await trio.to_thread.run_sync(poll)
+
+
+def read_exactly(fd: int, size: int) -> bytes:
+    os.set_blocking(fd, True)
+    data = b""
+    while len(data) < size:
+        data += os.read(fd, size - len(data))
+    return data
+
+
+async def test_an_error_of_the_one_who_uses_it_comes_out_as_it_is(tmp_path: Path) -> None:
+    """Not in a group that the nursery would make of it, and the lines are written all the same."""
+    writer = LineWriter(rotating(tmp_path / "lines"))
+    with pytest.raises(KeyError, match="mine"):
+        async with writer.opened():
+            writer.put(b"1\n")
+            raise KeyError("mine")
+    assert (tmp_path / "lines").read_bytes() == b"1\n"
+
+
+async def test_a_path_that_cannot_be_opened_is_an_error_that_names_it(tmp_path: Path) -> None:
+    """When the process begins to serve, and not with the first line."""
+    writer = LineWriter(rotating(tmp_path / "missing" / "lines"))
+    with pytest.raises(InterceptorError, match=r"cannot write to '.*/missing/lines': No such file or directory"):
+        async with writer.opened():
+            pass
+
+
+# The file
+
+
+@contextmanager
+def opened(file: RotatingFile) -> Iterator[Callable[..., tuple[list[bytes], OSError | None]]]:
+    file.open()
+    try:
+
+        def write(*lines: bytes) -> tuple[list[bytes], OSError | None]:
+            left, error = file.write([Line(line) for line in lines])
+            return [line.data for line in left], error
+
+        yield write
+    finally:
+        file.close()
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_a_file_is_begun_anew_before_it_would_be_too_large(tmp_path: Path) -> None:
+    """No file is larger than the limit, lines are never cut, the newest of the old is .1, and only as many as told stay."""
+    with opened(rotating(tmp_path / "f", max_bytes=6, keep=2)) as write:
+        assert write(*numbered(3)) == ([], None)
+        assert contents(tmp_path) == {"f": b"0\n1\n2\n"}
+        assert write(b"3\n") == ([], None)
+        assert contents(tmp_path) == {"f": b"3\n", "f.1": b"0\n1\n2\n"}
+        assert write(*numbered(8)) == ([], None)
+        assert contents(tmp_path) == {"f": b"5\n6\n7\n", "f.1": b"2\n3\n4\n", "f.2": b"3\n0\n1\n"}
+
+
+def test_a_line_larger_than_a_file_may_be_has_a_file_of_its_own(tmp_path: Path) -> None:
+    """It is written whole, and the next line goes into the next file."""
+    with opened(rotating(tmp_path / "f", max_bytes=4)) as write:
+        write(b"0\n", b"too long\n", b"1\n")
+    assert contents(tmp_path) == {"f": b"1\n", "f.1": b"too long\n", "f.2": b"0\n"}
+
+
+def test_a_file_that_is_there_is_appended_to_and_counts(tmp_path: Path) -> None:
+    """A restart loses nothing, and what was there counts for the limit."""
+    (tmp_path / "f").write_bytes(b"old\n")
+    with opened(rotating(tmp_path / "f", max_bytes=6)) as write:
+        write(b"0\n", b"1\n")
+    assert contents(tmp_path) == {"f": b"1\n", "f.1": b"old\n0\n"}
+
+
+def test_a_line_that_a_crash_has_cut_spoils_no_other(tmp_path: Path) -> None:
+    """The file ended within a line: that is ended, and the next begins on its own."""
+    (tmp_path / "f").write_bytes(b"0\n{cut")
+    with opened(rotating(tmp_path / "f")) as write:
+        write(b"1\n")
+    assert contents(tmp_path) == {"f": b"0\n{cut\n1\n"}
+
+
+def test_a_disk_that_is_full_within_a_line_spoils_no_other(tmp_path: Path) -> None:
+    """A short write: those lines count as written that are whole, and when there is room again the cut one is ended first."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with opened(rotating(tmp_path / "f")) as write:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (7, hard))
+        try:
+            left, error = write(b"one\n", b"two is long\n", b"three\n")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert left == [b"two is long\n", b"three\n"]
+        assert error is not None
+        assert error.errno == errno.EFBIG
+        assert write(b"four\n") == ([], None)
+    assert contents(tmp_path) == {"f": b"one\ntwo\nfour\n"}
+
+
+def test_a_rotation_that_fails_is_tried_again(tmp_path: Path) -> None:
+    """While the older file cannot be moved, lines are lost and said to be; then it goes on."""
+    (tmp_path / "f.1").mkdir()
+    with opened(rotating(tmp_path / "f", max_bytes=4, keep=1)) as write:
+        left, error = write(b"0\n", b"1\n", b"2\n")
+        assert (left, type(error)) == ([b"2\n"], IsADirectoryError)
+        (tmp_path / "f.1").rmdir()
+        assert write(b"3\n") == ([], None)
+    assert contents(tmp_path) == {"f": b"3\n", "f.1": b"0\n1\n"}
+
+
+def test_only_the_owner_may_read_and_each_process_may_have_its_own(tmp_path: Path) -> None:
+    """New files have mode 0600, also those after a rotation; `{pid}` is the process's id."""
+    with opened(rotating(tmp_path / "f-{pid}", max_bytes=2, keep=2)) as write:
+        write(*numbered(2))
+    name = f"f-{os.getpid()}"
+    assert sorted(contents(tmp_path)) == [name, f"{name}.1"]
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+
+
+def test_a_line_is_json_on_one_line() -> None:
+    """Whatever a text holds, it does not end the line."""
+    text = "a\nb\r\u2028\u0000é"
+    line = encode_line({"data": text})
+    assert line.count(b"\n") == 1
+    assert json.loads(line) == {"data": text}
