@@ -181,10 +181,14 @@ def weirpool_target(
 
 
 def reuse_rate(target: Target) -> float:
-    """The share of `sse_event` leases that took a pooled buffer, of all the proxy has done so far."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{target.port}/status") as answer:
-        status = json.load(answer)
-    return float(next(pool["reuse_rate"] for pool in status["pools"] if pool["pool"] == "sse_event"))
+    """The share of all leases, of whichever pool, that took a pooled buffer, of all the proxy has done so far."""
+    counts = {"allocations": 0.0, "reuses": 0.0}
+    with urllib.request.urlopen(f"http://127.0.0.1:{target.port}/metrics") as answer:
+        for line in answer.read().decode().splitlines():
+            for name in counts:
+                if line.startswith(f"buffer_pool_{name}_total{{"):
+                    counts[name] += float(line.rpartition(" ")[2])
+    return counts["reuses"] / (counts["reuses"] + counts["allocations"])
 
 
 def run_bench(names: Sequence[str] = ()) -> int:
@@ -209,6 +213,6 @@ def run_bench(names: Sequence[str] = ()) -> int:
                 + (f"  {result.failed} streams failed" if result.failed else ""),
                 flush=True,
             )
-        print(f"\nreuse rate of sse_event: {reuse_rate(target):.4f}")
+        print(f"\nreuse rate of all pools: {reuse_rate(target):.5f}")
         print("load: what share of its own core the load took; near 1, the load is the limit.")
     return 0
