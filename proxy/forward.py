@@ -16,6 +16,7 @@ import trio
 from interceptors import Event, EventTooLarge, HookError, Request, Response, ResponseHead
 from interceptors.chain import EventCounts, StreamChain
 from interceptors.hooks import Owner
+from interceptors.paths import normal_path
 from pools import BufferScope
 
 from .downstream import ClientConnection, Scope, Send, Writer, choose_writer, has_no_body
@@ -23,7 +24,7 @@ from .errors import ClientGone, ProtocolFailure, ReadTimedOut, RequestRefused, S
 from .headers import HeaderList, find_header, request_headers, response_headers
 from .inbound import Inbound, too_large
 from .relay import Relay
-from .routes import Route, normal_path
+from .routes import Route
 from .upstream import UpstreamBody
 from .worker import Worker
 

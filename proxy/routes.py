@@ -20,7 +20,7 @@ from .errors import ConfigError, RequestRefused
 from .headers import HeaderSettings
 from .upstream import UpstreamTransport
 
-__all__ = ["Route", "RouteTable", "load_interceptors", "normal_path"]
+__all__ = ["Route", "RouteTable", "load_interceptors"]
 
 
 @dataclass(frozen=True, slots=True)
