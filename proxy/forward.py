@@ -194,6 +194,7 @@ class Forward:
             headers=self._headers,
             body=None,
             route=self._route.name,
+            dialect=self._route.dialect,
             client=self._client,
         )
 

@@ -201,7 +201,7 @@ class Relay:
         while True:
             if need is Need.WRITE:
                 last = self.failure is None and self._body.complete and (self._chain is None or not self._chain.awaiting)
-                if last and not self._writer.synchronous and not self._has_to_say:
+                if last and not self._writer.synchronous and not self._has_to_say and not self._completes:
                     return  # `finish` takes it along
                 began = trio.current_time()
                 await self._drain(send_s)
@@ -216,7 +216,10 @@ class Relay:
             elif need is Need.NOTHING:
                 if self.failure is not None:
                     raise self.failure
-                return
+                if not self._completes:
+                    return
+                assert self._speaker is not None
+                need = self._speak(await self._speaker.complete())
             else:
                 need = await self._move(need, hub, idle_s)
 
@@ -224,6 +227,12 @@ class Relay:
     def _has_to_say(self) -> bool:
         speaker = self._speaker
         return speaker is not None and speaker.emitted and self.failure is None and not speaker.ended and self._may_speak
+
+    @property
+    def _completes(self) -> bool:
+        """Whether interceptors are to be asked, at the end of upstream's stream, what they have left to say."""
+        speaker = self._speaker
+        return speaker is not None and speaker.completes and not speaker.ended and self._body.complete and self._may_speak
 
     async def _await_hooks(self) -> Need:
         """Await the hooks that have stopped the window's events, and go on with those."""
@@ -239,9 +248,13 @@ class Relay:
 
     async def _say(self) -> Need:
         """Send one event that an interceptor has emitted."""
+        assert self._speaker is not None
+        return self._speak(await self._speaker.take_emitted())
+
+    def _speak(self, parts: list[Part]) -> Need:
+        """Send what interceptors have added."""
         speaker = self._speaker
         assert speaker is not None
-        parts = await speaker.take_emitted()
         self.failure = speaker.failure
         try:
             all_sent = self._writer.write(parts) if parts else True

@@ -42,6 +42,7 @@ class Route:
     limits: Limits
     max_streams: int | None
     """The route's own limit, if it has one; the worker's counts besides."""
+    dialect: str
     error_events: bool
     strip_prefix: bool
     allowed_hosts: frozenset[str] | None
@@ -118,6 +119,7 @@ class RouteTable:
             timeouts=config.timeouts_of(settings),
             limits=config.limits_of(settings),
             max_streams=settings.limits.get("max_streams"),
+            dialect=settings.dialect,
             error_events=settings.dialect != "abort",
             strip_prefix=settings.strip_prefix,
             allowed_hosts=_lowered(settings.allowed_hosts),
