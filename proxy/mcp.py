@@ -87,18 +87,16 @@ class Place:
         if absolute and (parts.scheme not in ("", "http", "https") or authority not in self.authorities | {host.lower()}):
             return reference
         upstream_path = self.base + (path[len(self.prefix) :] or "/" if self.strip_prefix else path)
-        target = urljoin(upstream_path, parts._replace(scheme="", netloc="").geturl())
-        if self.base:
-            if target != self.base and not target.startswith((self.base + "/", self.base + "?")):
-                return reference
-            target = target[len(self.base) :]
-        if not target.startswith("/"):
-            target = "/" + target
+        path_of_it = parts.path or ("/" if absolute else "")
+        target = _resolved(upstream_path, parts._replace(scheme="", netloc="", path=path_of_it).geturl())
+        if not target.startswith(self.base + "/"):
+            return reference
+        target = target[len(self.base) :]
         if self.strip_prefix:
             target = self.prefix + target
-        elif not _under(self.prefix, target):
+        if target.startswith("//") or not _under(self.prefix, target):  # another host's, for a client; another route's
             return reference
-        return reference if not absolute and urljoin(path, reference) == target else target
+        return reference if not absolute and _resolved(path, reference) == target else target
 
 
 class _First(Interceptor):
@@ -213,6 +211,12 @@ def _is_json(request: Request) -> bool:
     """Whether a body calls itself JSON, or nothing at all."""
     media_type: str = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     return media_type in ("", "application/json") or media_type.endswith("+json")
+
+
+def _resolved(path: str, reference: str) -> str:
+    """What a reference without an origin means in a document at that path (RFC 3986, section 5.2)."""
+    origin = "http://h"
+    return urljoin(origin + path, reference).removeprefix(origin)
 
 
 def _under(prefix: str, target: str) -> bool:
