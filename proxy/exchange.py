@@ -267,11 +267,8 @@ class Exchange:
         """An error event, where one can be said: in a plain event stream, between two events, to a client that reads."""
         forward, calls = self._forward, self._calls
         assert forward is not None
-        if (
-            calls is not None
-            and calls.resumable
-            and (outcome is Outcome.DRAINING or isinstance(self._failure, UpstreamFailure))
-        ):
+        lost = outcome is Outcome.DRAINING or isinstance(self._failure, UpstreamFailure)
+        if lost and calls is not None and calls.resumable:
             return  # the client comes back for the rest, unless its requests have been answered with an error
         if forward.may_say_error and not writer.stalled and (forward.relay is None or forward.relay.at_boundary):
             events = error_events(

@@ -12,19 +12,12 @@ Everything else passes as it is. Uses the public plug-in API only; knows no exch
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from interceptors import (
-    Event,
-    Interceptor,
-    NotJson,
-    Request,
-    Response,
-    StreamContext,
-    StreamInterceptor,
-)
+from interceptors import Event, Interceptor, NotJson, Request, Response, StreamContext, StreamInterceptor
 from interceptors.dialects.mcp_headers import PROTOCOL_VERSION, Rejection, check, has_mirrors, mirror, revision_of
 from interceptors.hooks import Owner
 from interceptors.paths import normal_path
@@ -33,7 +26,6 @@ __all__ = ["Calls", "Place", "calls_of", "surround"]
 
 _KEY = "proxy.mcp"
 _PARSE_ERROR = -32700
-_OLD_ENDPOINT = b"endpoint"
 
 
 @dataclass(slots=True)
@@ -133,15 +125,12 @@ class _First(Interceptor):
 
 class _Last(Interceptor):
     async def on_request(self, request: Request) -> Response | None:
-        calls = calls_of(request)
-        if calls is None or calls.message is None:
-            return None
-        before, calls.message = calls.message, None
-        if request.body_replaced:
-            try:
+        calls, before = calls_of(request), None
+        if calls is not None:
+            before, calls.message = calls.message, None
+        if request.method == "POST" and request.body_replaced and has_mirrors(revision_of(request.headers)):
+            with suppress(NotJson):  # the interceptor's doing, and the server's to refuse
                 mirror(request.headers, request.json(), before)
-            except NotJson:
-                return None  # the interceptor's doing, and the server's to refuse
         return None
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor | None:
@@ -154,7 +143,7 @@ class _Last(Interceptor):
 class _EndpointStream(StreamInterceptor):
     """The first `endpoint` event of a GET's stream."""
 
-    needs = (_OLD_ENDPOINT,)
+    needs = (b"endpoint",)
 
     def __init__(self, place: Place, path: bytes, host: str) -> None:
         self._place: Place | None = place

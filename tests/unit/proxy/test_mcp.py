@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from urllib.parse import urljoin
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from interceptors import Interceptor, Request
+from interceptors.dialects.mcp_headers import VERSION_KEY
+from interceptors.testing import run_request
 from pools import Pools
 from proxy.config import parse_config
-from proxy.mcp import Place
+from proxy.mcp import Place, surround
 from proxy.routes import Route, RouteTable
 
 
@@ -114,3 +119,80 @@ def test_only_mcp_routes_have_the_two_interceptors() -> None:
     """First and last, around the route's own; the public names are the route's."""
     assert [owner.name for owner in route("http://up.test", "/", strip=False).chain.owners] == ["mcp (first)", "mcp (last)"]
     assert route("http://up.test", "/", strip=False).chain.wants_body
+
+
+VALID = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "tools/call",
+    "params": {"_meta": {VERSION_KEY: "2026-07-28"}, "name": "add", "arguments": {"a": 1}},
+}
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=5)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(["jsonrpc", "id", "method", "params", "name", "_meta", "result", "x"]), inner, max_size=4
+        ),
+    ),
+    max_leaves=8,
+)
+
+
+@given(
+    body=st.one_of(
+        st.binary(max_size=40),
+        VALUES.map(lambda value: json.dumps(value).encode()),
+        st.builds(lambda key, value: json.dumps(VALID | {key: value}).encode(), st.sampled_from(list(VALID)), VALUES),
+        st.just(json.dumps(VALID).encode()),
+    ),
+    method=st.sampled_from(["POST", "GET", "DELETE"]),
+    revision=st.sampled_from([None, "2025-11-25", "2026-07-28", "x"]),
+    named=st.lists(
+        st.tuples(
+            st.sampled_from([b"mcp-method", b"mcp-name", b"mcp-param-a", b"content-type"]),
+            st.sampled_from(
+                [b"tools/call", b"add", b"1", b"", b"\xff", b"=?base64?YWRk?=", b"application/json", b"text/plain"]
+            ),
+        ),
+        max_size=4,
+    ),
+)
+def test_any_message_passes_unchanged_or_ends_in_a_named_error(
+    body: bytes, method: str, revision: str | None, named: list[tuple[bytes, bytes]]
+) -> None:
+    """Whatever comes: to the byte, headers and all, or a JSON-RPC error with status 400; never an exception."""
+    headers = [*named, *([(b"mcp-protocol-version", revision.encode())] if revision else [])]
+    request = Request(method=method, headers=headers, body=body)
+    answer = run_request([owner.interceptor for owner in surround([], place())], request)
+    assert (request.body, request.body_replaced, request.headers.raw) == (body, False, headers)
+    if answer is not None:
+        said = json.loads(answer.body)
+        assert (answer.status, said["jsonrpc"]) == (400, "2.0")
+        assert said["error"]["code"] in (-32020, -32600, -32700)
+        assert method == "POST"
+        assert revision in ("2026-07-28", "x")
+
+
+class SaysCall(Interceptor):
+    async def on_request(self, request: Request) -> None:
+        request.replace_body(json=VALID)
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+@pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
+def test_a_body_that_an_interceptor_makes_of_another_type_gets_its_headers(method: str, revision: str) -> None:
+    """What was no JSON before has mirrors when it is; a revision without mirrors, and what is no POST, has none."""
+    headers = [(b"mcp-protocol-version", revision.encode()), (b"content-type", b"text/plain")]
+    request = Request(method=method, headers=headers, body=b"add 1")
+    first, last = (owner.interceptor for owner in surround([], place()))
+    assert run_request([first, SaysCall(), last], request) is None
+    expected = ("tools/call", "add") if (method, revision) == ("POST", "2026-07-28") else (None, None)
+    assert (request.headers.get("mcp-method"), request.headers.get("mcp-name")) == expected
+
+
+def test_the_configuration_on_the_documentations_page_is_one() -> None:
+    """docs/mcp_proxy.md begins with a configuration that loads."""
+    page = (Path(__file__).parents[3] / "docs" / "mcp_proxy.md").read_text()
+    (route,) = RouteTable(parse_config(page.split("```yaml\n")[1].split("```")[0]), Pools()).routes
+    assert (route.dialect, route.strip_prefix, route.allowed_hosts) == ("mcp", True, {"mcp.example.com"})
