@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -60,7 +61,7 @@ def chunkings(stream: bytes) -> Iterator[list[bytes]]:
     for seed in range(4):
         random = Random(seed)
         cuts = sorted({0, len(stream), *(random.randrange(len(stream)) for _ in range(random.choice([3, 30, 200])))})
-        yield [stream[first:last] for first, last in zip(cuts, cuts[1:], strict=False)]
+        yield [stream[first:last] for first, last in pairwise(cuts)]
 
 
 # --- OpenAI chat completions --------------------------------------------------------------------------------------------
