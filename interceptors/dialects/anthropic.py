@@ -7,6 +7,7 @@ otherwise is a contradiction. The blocks of tools that the provider runs itself 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 from .errors import DialectError, dict_in, int_in, list_in, str_in
@@ -58,6 +59,7 @@ class AnthropicReader(Reader):
             kind = event_type
         elif event_type is not None and kind != event_type and (kind in _TYPES or event_type in _TYPES):
             raise DialectError("the event's type is not the type in its data")
+        self.commit()
         parts: list[Part] = []
         if kind == "content_block_delta":
             if self.deltas:
@@ -68,7 +70,7 @@ class AnthropicReader(Reader):
         elif kind == "content_block_stop":
             if self.deltas:
                 index = _index(message)
-                self._started.pop(index, None)
+                self._leaving.append(partial(self._started.pop, index, None))
                 self._stop(parts, index, message)
         elif kind == "message_start":
             started = dict_in(message, "message") or {}
@@ -93,7 +95,7 @@ class AnthropicReader(Reader):
         if index in self._started:
             raise DialectError("content_block_start: this index has begun before")
         content = dict_in(message, "content_block") or {}
-        self._started[index] = None
+        self._leaving.append(partial(self._started.setdefault, index))
         kind = str_in(content, "type", "content_block.")
         if kind in _BLOCKS:
             of, key = _BLOCKS[kind]

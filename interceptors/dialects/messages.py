@@ -266,8 +266,9 @@ class _Messages:
         for part in parts:
             if isinstance(part, TextDelta) and not part.whole:
                 part.drop()
-        if reader.opens(message):
+        if reader.opens(message) and isinstance(last, TextDelta):
             before.append(event.replace(json=message))
+            reader.commit()
         return End(*before, *self._ending(reader, last))
 
     def _ending(self, reader: Reader, last: Part) -> list[Event]:

@@ -7,6 +7,7 @@ OpenRouter and others put their thinking. Out of scope: `function_call` (depreca
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 from .errors import dict_in, int_in, list_in, str_in
@@ -38,11 +39,11 @@ class OpenAIChatReader(Reader):
     def __init__(self, *, deltas: bool = True, hold_tool_calls: bool = False) -> None:
         super().__init__(deltas=deltas, hold_tool_calls=hold_tool_calls)
         self._choices: dict[int, tuple[str | None, dict[str, Any]]] = {}  # unfinished ones, each with its last chunk
-        self._chunk: tuple[str | None, dict[str, Any]] | None = None
 
     def read(self, message: Any, event_type: str | None = None) -> list[Part]:
         if not isinstance(message, dict):
             return []
+        self.commit()
         parts: list[Part] = []
         self.model = str_in(message, "model") or self.model
         origin = event_type, message
@@ -117,7 +118,7 @@ class OpenAIChatReader(Reader):
             self._end(parts, block)
         for block in [block for block in self._calls if block.output == index]:
             self._complete(parts, block, message)
-        self._choices.pop(index, None)
+        self._leaving.append(partial(self._choices.pop, index, None))
 
     def knows(self, event_type: str) -> bool:
         return event_type == "message"  # what an event without a type is

@@ -10,6 +10,7 @@ So that an ending can repeat what was said, as clients expect, the reader keeps 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 from .errors import DialectError, dict_in, int_in, list_in, str_in
@@ -66,6 +67,7 @@ class OpenAIResponsesReader(Reader):
         self._response: dict[str, Any] = {}  # as it was shown last
         self._items: dict[int, dict[str, Any]] = {}  # as they were added, or, when done, as they are
         self._done: set[int] = set()
+        self._ended: set[tuple[str, Block]] = set()  # which done events have left: of a text, of its part
         self._said: dict[Block, list[str]] = {}  # what has left of each text, and of each call's arguments
         self._previous: list[Part] = []
         self._sequence_number = -1
@@ -79,7 +81,7 @@ class OpenAIResponsesReader(Reader):
             kind = event_type
         elif event_type is not None and kind != event_type and self.knows(event_type):
             raise DialectError("the event's type is not the type in its data")
-        self._note()
+        self.commit()
         self._sequence_number = int_in(message, "sequence_number") or self._sequence_number
         self._names_events = event_type is not None
         parts: list[Part] = []
@@ -109,7 +111,9 @@ class OpenAIResponsesReader(Reader):
         elif kind in _TEXT_DONES:
             of, field, key = _TEXT_DONES[kind]
             str_in(message, key)
-            self._whole(parts, _block(message, of, field), message, key, message)
+            block = _block(message, of, field)
+            self._whole(parts, block, message, key, message)
+            self._leaving.append(partial(self._ended.add, ("text", block)))
         elif kind in _PART_EVENTS:
             field, done = _PART_EVENTS[kind]
             part = dict_in(message, "part") or {}
@@ -119,7 +123,7 @@ class OpenAIResponsesReader(Reader):
         elif kind in _ITEM_EVENTS:
             item = dict_in(message, "item") or {}
             output = int_in(message, "output_index") or 0
-            self._items[output] = item
+            self._leaving.append(partial(self._items.__setitem__, output, item))
             self._read_item(parts, item, output, _ITEM_EVENTS[kind], origin)
         elif kind in _ARGUMENT_DELTAS:
             str_in(message, "delta")
@@ -149,6 +153,7 @@ class OpenAIResponsesReader(Reader):
         str_in(part, key, "part.")
         if done:
             self._whole(parts, block, part, key, part)
+            self._leaving.append(partial(self._ended.add, ("part", block)))
         elif part.get(key):
             self._text(parts, block, part, key, origin, part)
 
@@ -177,9 +182,7 @@ class OpenAIResponsesReader(Reader):
             else:
                 self._arguments(parts, block, self._begin_call(block, call_id, name), item, key, origin)
         if done:
-            self._done.add(output)
-            for said in [said for said in self._said if said.output == output]:
-                del self._said[said]
+            self._leaving.append(partial(self._forget, output))
 
     def _read_response(self, parts: list[Part], response: dict[str, Any]) -> None:
         """The response itself, with all of its output as it is by now."""
@@ -208,14 +211,21 @@ class OpenAIResponsesReader(Reader):
         code = message.get("code")
         return ProviderError(MESSAGE, None, code if isinstance(code, str) else None, message, "message")
 
-    def _note(self) -> None:
-        """Keep what has left of the message before, now that nobody changes it any more."""
+    def commit(self) -> None:
+        super().commit()
         for part in self._previous:
             if isinstance(part, TextDelta) and not part.whole:
                 self._said.setdefault(part.block, []).append(part.text)
             elif isinstance(part, ToolCallDelta) and not self.hold_tool_calls:
                 self._said.setdefault(part.block, []).append(part.arguments)
         self._previous = []
+
+    def _forget(self, output: int) -> None:
+        """An item is done: it has its texts by itself."""
+        self._done.add(output)
+        for block in [block for block in self._said if block.output == output]:
+            del self._said[block]
+        self._ended = {(what, block) for what, block in self._ended if block.output != output}
 
     def knows(self, event_type: str) -> bool:
         return event_type.startswith("response.") or event_type == "error"
@@ -251,13 +261,14 @@ class OpenAIResponsesReader(Reader):
     def make_delta(self, block: Block, text: str) -> Made:
         made = super().make_delta(block, text)
         assert isinstance(made.data, dict)
-        self._note()
         self._said.setdefault(block, []).append(text)
         return Made(made.event and made.data["type"], made.data)
 
     def make_ending(self, reason: str | None = None) -> list[Made]:
         """Done events for what has begun, and `response.completed` if that is the reason, else `response.incomplete`."""
-        self._note()
+        for part in self._previous:
+            if isinstance(part, TextDelta) and not part.whole:
+                self._said.setdefault(part.block, [])  # its part may have begun, although nothing of it has left
         messages: list[dict[str, Any]] = []
         for output in sorted(self._items.keys() - self._done):
             item = {**self._items[output], "status": "incomplete"}
@@ -283,7 +294,7 @@ class OpenAIResponsesReader(Reader):
         return made
 
     def _end_content(self, messages: list[dict[str, Any]], item: dict[str, Any], output: int) -> list[dict[str, Any]]:
-        """The parts that an unfinished item has had, with done events for the one that is open."""
+        """The parts that an unfinished item has had, with the done events that have not left."""
         content = []
         texts = sorted(
             (block for block in self._said if block.output == output and block.field == "content"),
@@ -297,9 +308,10 @@ class OpenAIResponsesReader(Reader):
                 part = {"type": "refusal", "refusal": text}
                 done = {"type": "response.refusal.done", "refusal": text}
             content.append(part)
-            if block in self._open:
-                where = {"item_id": item.get("id"), "output_index": output, "content_index": block.part}
+            where = {"item_id": item.get("id"), "output_index": output, "content_index": block.part}
+            if ("text", block) not in self._ended:
                 messages.append({**done, **where})
+            if ("part", block) not in self._ended:
                 messages.append({"type": "response.content_part.done", **where, "part": part})
         return content
 

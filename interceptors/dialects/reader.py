@@ -8,7 +8,7 @@ other fields, JSON that is no object. What contradicts its dialect is a `Dialect
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from .errors import DialectError, dict_in, int_in
@@ -70,6 +70,7 @@ class Reader(ABC):
         self._open: dict[Block, None] = {}  # blocks whose text has begun and not ended, in their order
         self._over: set[Block] = set()
         self._calls: dict[Block, Call] = {}
+        self._leaving: list[Callable[[], object]] = []  # what is to be noted when the message that was read last has left
 
     # --- what the hooks' side asks ----------------------------------------------------------------------------------------
 
@@ -102,6 +103,12 @@ class Reader(ABC):
         """Whether a block begins with this event, so that it must leave before the block can end."""
         return False
 
+    def commit(self) -> None:
+        """The message that was read last leaves, whatever was made of it. `read` does this when it is given the next."""
+        for note in self._leaving:
+            note()
+        self._leaving.clear()
+
     def can_add(self, block: Block) -> bool:
         """Whether `make_delta` can be asked for more of a block: it has had a delta."""
         return block in self._last
@@ -113,7 +120,9 @@ class Reader(ABC):
 
     @abstractmethod
     def make_ending(self, reason: str | None = None) -> list[Made]:
-        """What must follow so that clients see a whole answer, wherever it is cut off. Nothing may be read afterwards."""
+        """What must follow so that clients see a whole answer, when the message that was read last does not leave, unless it was
+        committed. Nothing may be read afterwards.
+        """
 
     @abstractmethod
     def cut_body(self, message: dict[str, Any], block: Block, text: str, reason: str | None = None) -> None:
