@@ -42,7 +42,7 @@ def list_in(holder: dict[str, Any], name: str, where: str = "") -> list[dict[str
         _refuse(value, where, name, "a list")
     for item in value:
         if not isinstance(item, dict):
-            _refuse(item, where, name + "[]", "an object")
+            _refuse(item, where, f"{name}[]", "an object")
     return value
 
 

@@ -12,12 +12,18 @@ from typing import Any, ClassVar
 
 from .errors import dict_in, int_in, list_in, str_in
 from .parts import Block, Finish, Kind, Part, ProviderError, Usage
-from .reader import DONE, Made, Reader, error_of, finish_of, usage_of
+from .reader import DONE, Made, Origin, Reader, error_of, finish_of, usage_of
 
 __all__ = ["OpenAIChatReader"]
 
-_TEXTS: tuple[tuple[str, Kind], ...] = (("content", "text"), ("refusal", "refusal"))
-_THOUGHTS = ("reasoning_content", "reasoning")
+# In the order in which a message that is not streamed is read. Thoughts are no fields of OpenAI's own: any other value passes.
+_FIELDS: dict[str, Kind] = {
+    "reasoning_content": "thinking",
+    "reasoning": "thinking",
+    "content": "text",
+    "refusal": "refusal",
+    "tool_calls": "tool_call",
+}
 _DETAILS = (
     ("prompt_tokens_details", "cached_tokens"),
     ("prompt_tokens_details", "cache_write_tokens"),
@@ -38,7 +44,8 @@ class OpenAIChatReader(Reader):
 
     def __init__(self, *, deltas: bool = True, hold_tool_calls: bool = False) -> None:
         super().__init__(deltas=deltas, hold_tool_calls=hold_tool_calls)
-        self._choices: dict[int, tuple[str | None, dict[str, Any]]] = {}  # unfinished ones, each with its last chunk
+        self._choices: dict[int, Origin] = {}  # unfinished ones, each with its last chunk
+        self._blocks: dict[tuple[int, str], Block] = {}  # made once: every event would pay for it
 
     def read(self, message: Any, event_type: str | None = None) -> list[Part]:
         if not isinstance(message, dict):
@@ -76,28 +83,35 @@ class OpenAIChatReader(Reader):
         index: int,
         delta: dict[str, Any],
         choice: dict[str, Any],
-        origin: tuple[str | None, dict[str, Any]],
+        origin: Origin,
     ) -> None:
-        for name in _THOUGHTS:
-            if isinstance(delta.get(name), str) and delta[name]:
-                self._text(parts, Block("thinking", index, 0, name), delta, name, origin, choice)
-        for name, kind in _TEXTS:
-            if str_in(delta, name, "choices[].delta."):
-                self._text(parts, Block(kind, index, 0, name), delta, name, origin, choice)
+        for name, value in delta.items():
+            kind = _FIELDS.get(name)
+            if kind is None or not value or (kind == "thinking" and not isinstance(value, str)):
+                continue
+            if kind == "tool_call":
+                self._read_tool_calls(parts, index, delta, origin)
+                continue
+            str_in(delta, name, "choices[].delta.")
+            block = self._blocks.get((index, name))
+            if block is None:
+                block = self._blocks[index, name] = Block(kind, index, 0, name)
+            self._text(parts, block, delta, name, origin, choice)
+
+    def _read_tool_calls(self, parts: list[Part], index: int, delta: dict[str, Any], origin: Origin) -> None:
+        where = "choices[].delta.tool_calls[]."
         for position, item in enumerate(list_in(delta, "tool_calls", "choices[].delta.")):
-            part = int_in(item, "index", "choices[].delta.tool_calls[].")
+            part = int_in(item, "index", where)
             block = Block("tool_call", index, position if part is None else part, "tool_calls")
-            function = dict_in(item, "function", "choices[].delta.tool_calls[].") or {}
-            where = "choices[].delta.tool_calls[].function."
-            str_in(function, "arguments", where)
-            call = self._begin_call(block, str_in(item, "id", where), str_in(function, "name", where))
+            function = dict_in(item, "function", where) or {}
+            str_in(function, "arguments", f"{where}function.")
+            call = self._begin_call(block, str_in(item, "id", where), str_in(function, "name", f"{where}function."))
             self._arguments(parts, block, call, function, "arguments", origin)
 
     def _read_whole(self, parts: list[Part], index: int, message: dict[str, Any], choice: dict[str, Any]) -> None:
-        for name in _THOUGHTS:
-            if isinstance(message.get(name), str):
-                self._whole(parts, Block("thinking", index, 0, name), message, name, choice)
-        for name, kind in _TEXTS:
+        for name, kind in _FIELDS.items():
+            if kind == "tool_call" or (kind == "thinking" and not isinstance(message.get(name), str)):
+                continue
             str_in(message, name, "choices[].message.")
             self._whole(parts, Block(kind, index, 0, name), message, name, choice)
         where = "choices[].message.tool_calls[]."
@@ -161,7 +175,7 @@ class OpenAIChatReader(Reader):
             if not here and not behind:
                 continue  # it was seen whole before
             said: dict[str, Any] = choice.get("message") or {}
-            names = [*_THOUGHTS, *(name for name, _ in _TEXTS), "tool_calls"]
+            names = list(_FIELDS)
             for name in names[names.index(block.field) :] if here else names:
                 if name == "tool_calls":
                     kept = said.get(name) or []

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from .errors import DialectError, dict_in, int_in, list_in, str_in
 from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, ToolCallDelta, Usage
-from .reader import MESSAGE, Made, Reader, error_of, finish_of, usage_of
+from .reader import MESSAGE, Made, Origin, Reader, error_of, finish_of, usage_of
 
 __all__ = ["OpenAIResponsesReader"]
 
@@ -101,9 +101,7 @@ class OpenAIResponsesReader(Reader):
         self._previous = parts
         return parts
 
-    def _read_event(
-        self, parts: list[Part], kind: str, message: dict[str, Any], origin: tuple[str | None, dict[str, Any]]
-    ) -> None:
+    def _read_event(self, parts: list[Part], kind: str, message: dict[str, Any], origin: Origin) -> None:
         if kind in _TEXT_DELTAS:
             of, field, _ = _TEXT_DELTAS[kind]
             if str_in(message, "delta"):
@@ -142,7 +140,7 @@ class OpenAIResponsesReader(Reader):
         index: int,
         field: str,
         done: bool,
-        origin: tuple[str | None, dict[str, Any]],
+        origin: Origin,
     ) -> None:
         """One part of an item's content or summary: with its whole text, or as it begins, which is without any as a rule."""
         kind = str_in(part, "type", "part.")
@@ -163,7 +161,7 @@ class OpenAIResponsesReader(Reader):
         item: dict[str, Any],
         output: int,
         done: bool,
-        origin: tuple[str | None, dict[str, Any]],
+        origin: Origin,
         whole: bool = False,
     ) -> None:
         """One item of the output."""

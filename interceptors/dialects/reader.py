@@ -14,12 +14,15 @@ from typing import Any, ClassVar, NamedTuple
 from .errors import DialectError, dict_in, int_in
 from .parts import Block, Finish, Part, ProviderError, TextDelta, TextEnd, ToolCall, ToolCallDelta, Usage
 
-__all__ = ["DONE", "MAX_ARGUMENTS", "MESSAGE", "Made", "Reader"]
+__all__ = ["DONE", "MAX_ARGUMENTS", "MESSAGE", "Made", "Origin", "Reader"]
 
 DONE = "[DONE]"
 MAX_ARGUMENTS = 1 << 20
 """Characters of one tool call's arguments that are joined; more are a `DialectError`."""
 MESSAGE = Block("message", 0)
+
+Origin = tuple[str | None, dict[str, Any]]
+"""The type of an event, and its message."""
 
 
 class Made(NamedTuple):
@@ -66,8 +69,9 @@ class Reader(ABC):
         self.hold_tool_calls = hold_tool_calls
         self.model: str | None = None
         """The model that answers, once it was named."""
-        self._last: dict[Block, tuple[str | None, dict[str, Any]]] = {}  # each block's last delta: what another is made of
-        self._open: dict[Block, None] = {}  # blocks whose text has begun and not ended, in their order
+        # What another delta of a block is made of: the last one, of texts that have begun and not ended (in their order), and of others.
+        self._open: dict[Block, Origin] = {}
+        self._last: dict[Block, Origin] = {}
         self._over: set[Block] = set()
         self._calls: dict[Block, Call] = {}
         self._leaving: list[Callable[[], object]] = []  # what is to be noted when the message that was read last has left
@@ -111,11 +115,11 @@ class Reader(ABC):
 
     def can_add(self, block: Block) -> bool:
         """Whether `make_delta` can be asked for more of a block: it has had a delta."""
-        return block in self._last
+        return block in self._open or block in self._last
 
     def make_delta(self, block: Block, text: str) -> Made:
         """Another delta of a block that has had one: more text, or more of a tool call's arguments."""
-        event_type, message = self._last[block]
+        event_type, message = self._open.get(block) or self._last[block]
         return Made(event_type, self._another(block, message, text))
 
     @abstractmethod
@@ -140,20 +144,19 @@ class Reader(ABC):
         block: Block,
         holder: dict[str, Any],
         key: str,
-        origin: tuple[str | None, dict[str, Any]],
+        origin: Origin,
         tokens: dict[str, Any] | None = None,
     ) -> None:
         """A delta with text in `holder[key]`."""
-        if block in self._over:
+        if self._over and block in self._over:
             raise DialectError(f"there is more text of a block that was over: {tuple(block)}")
-        self._last[block] = origin
-        self._open[block] = None
+        self._open[block] = origin
         parts.append(TextDelta(block, holder, key, tokens=tokens))
 
     def _end(self, parts: list[Part], block: Block) -> None:
         """The text of a block is complete, if it is open."""
         if block in self._open:
-            del self._open[block]
+            self._last[block] = self._open.pop(block)
             self._over.add(block)
             here = next(
                 (part for part in parts if isinstance(part, TextDelta) and part.block == block and not part.whole), None
@@ -188,7 +191,7 @@ class Reader(ABC):
         call: Call,
         holder: dict[str, Any],
         key: str,
-        origin: tuple[str | None, dict[str, Any]],
+        origin: Origin,
     ) -> None:
         """A delta of a call, its arguments in `holder[key]`, which may be absent."""
         piece: str = holder.get(key) or ""
