@@ -46,7 +46,7 @@ class MessageStream(StreamInterceptor):
     holds_tool_calls: bool = False
     """Whether tool calls are held back until they are complete, so that `on_tool_call` can change them."""
 
-    _messages: _Messages | None = None
+    _dialect_side: _DialectSide | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -85,15 +85,15 @@ class MessageStream(StreamInterceptor):
         `completed`); None: that a filter has ended it. Takes effect when the hook returns. Raises `TypeError` outside of hooks of
         texts and tool calls.
         """
-        if self._messages is None:
+        if self._dialect_side is None:
             raise TypeError("finish() was called outside of a hook")
-        self._messages.ask_to_finish(reason, text)
+        self._dialect_side.ask_to_finish(reason, text)
 
     def on_event(self, event: Event) -> EventResult:
-        return event if self._messages is None else self._messages.on_event(event)
+        return event if self._dialect_side is None else self._dialect_side.on_event(event)
 
     def on_complete(self) -> Event | Sequence[Event] | None:
-        return None if self._messages is None else self._messages.on_complete()
+        return None if self._dialect_side is None else self._dialect_side.on_complete()
 
 
 class MessageInterceptor(Interceptor):
@@ -116,9 +116,9 @@ class MessageInterceptor(Interceptor):
             return None
         if not isinstance(stream, MessageStream):
             raise TypeError(f"open_messages returned {type(stream).__name__}, expected a MessageStream or None")
-        messages = _Messages(stream, readers)
-        stream._messages = messages
-        stream.needs = messages.needs()
+        side = _DialectSide(stream, readers)
+        stream._dialect_side = side
+        stream.needs = side.needs()
         return stream
 
 
@@ -142,15 +142,13 @@ def _recognise(message: Any) -> type[Reader] | None:
     """Which of OpenAI's two a first message is of; None: neither, and the next may tell."""
     if not isinstance(message, dict):
         return None
-    if "choices" in message:
-        return OpenAIChatReader
     kind = message.get("type")
-    if message.get("object") == "response" or (isinstance(kind, str) and kind.startswith("response.")):
+    if message.get("object") == "response" or (isinstance(kind, str) and (kind.startswith("response.") or kind == "error")):
         return OpenAIResponsesReader
-    return None
+    return OpenAIChatReader if "choices" in message or "error" in message else None
 
 
-class _Messages:
+class _DialectSide:
     """Between the events of one stream and the hooks of its `MessageStream`."""
 
     def __init__(self, stream: MessageStream, readers: tuple[type[Reader], ...]) -> None:
@@ -262,9 +260,12 @@ class _Messages:
         reason, text = self._asked
         if reader.is_body(message):
             reader.cut_body(message, last.block, text, reason)
-            return event.replace(json=message)
-        for part in parts:
+            return End(event.replace(json=message))
+        at = parts.index(last)
+        for index, part in enumerate(parts):
             if isinstance(part, TextDelta) and not part.whole:
+                if index < at and part.text:  # another choice's, in the same event
+                    before.append(_event(reader.make_delta(part.block, part.text)))
                 part.drop()
         if reader.opens(message) and isinstance(last, TextDelta):
             before.append(event.replace(json=message))

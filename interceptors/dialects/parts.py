@@ -31,7 +31,7 @@ class Part:
     __slots__ = ("block", "changed")
 
     def __init__(self, block: Block) -> None:
-        self.block = block
+        self.block: Block = block
         self.changed: bool = False
         """Whether it was set, so that the message is no longer what came."""
 

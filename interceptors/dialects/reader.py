@@ -58,7 +58,7 @@ class Reader(ABC):
     names_events: ClassVar[bool] = True
     """Whether events of this dialect have a type besides the one in their data."""
     default_reason: ClassVar[str]
-    """What `ending` gives as the reason when it is not told one: the dialect's word for an answer that a filter has ended."""
+    """What `make_ending` gives as the reason when it is not told one: the dialect's word for an answer that a filter has ended."""
 
     def __init__(self, *, deltas: bool = True, hold_tool_calls: bool = False) -> None:
         """`deltas`: read texts and tool calls, too, and not only how an answer ended, usage and errors.
@@ -69,7 +69,7 @@ class Reader(ABC):
         self.hold_tool_calls = hold_tool_calls
         self.model: str | None = None
         """The model that answers, once it was named."""
-        # What another delta of a block is made of: the last one, of texts that have begun and not ended (in their order), and of others.
+        # Each block's last delta, of which another can be made: of texts that have begun and not ended, in their order; of others.
         self._open: dict[Block, Origin] = {}
         self._last: dict[Block, Origin] = {}
         self._over: set[Block] = set()
@@ -285,4 +285,5 @@ def _word(value: Any) -> str | None:
 
 
 def finish_of(output: int, reason: str) -> Finish:
+    """Why a choice, or, with 0, a message has ended."""
     return Finish(Block("message", output), reason)

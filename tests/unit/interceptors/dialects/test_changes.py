@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 from unit.interceptors.dialects.recorder import Made, Recorder
 from unit.interceptors.dialects.test_contradictions import CHANGES
-from unit.interceptors.dialects.test_transcripts import STREAMS
+from unit.interceptors.dialects.test_transcripts import BODIES, STREAMS
 from unit.interceptors.dialects.transcripts import (
     ANTHROPIC,
     CHAT,
@@ -329,6 +329,7 @@ def test_zero_tokens_are_told_and_absent_ones_are_not() -> None:
         ("/anything", "anthropic", "anthropic: text, with a ping", True),
         ("/anything", "openai", "chat: text", True),
         ("/anything", "openai", "responses: text", True),
+        ("/anything", "openai", "responses: failed", True),
         ("/v1/responses/resp_1", "openai", "responses: text", True),
         ("/anything", "generic", "chat: text", False),
         ("/v1/completions", "generic", "chat: text", False),
@@ -343,6 +344,15 @@ def test_the_routes_dialect_or_the_path_tells(path: str, dialect: str, name: str
     result = run_chain([recorder], [transcript.stream()], request=request(path, dialect))
     assert result.output == transcript.stream()
     assert recorder.seen == (transcript.seen if understood else [])
+
+
+@pytest.mark.parametrize("name", [name for name in BODIES if not name.startswith("anthropic")])
+def test_a_body_tells_by_itself_which_of_openais_it_is(name: str) -> None:
+    """Where the path does not; an error is one in both."""
+    _, body, seen = BODIES[name]
+    recorder = Recorder()
+    run_json([recorder], json.dumps(body).encode(), request=request("/anything", "openai"))
+    assert recorder.seen == seen
 
 
 # --- what an author gets wrong ------------------------------------------------------------------------------------------

@@ -13,7 +13,19 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from unit.interceptors.dialects.recorder import Made, Recorder
 from unit.interceptors.dialects.test_transcripts import BODIES, STREAMS
-from unit.interceptors.dialects.transcripts import ANTHROPIC, CHAT, PATHS, RESPONSES, choice, chunk, request, stream_of
+from unit.interceptors.dialects.transcripts import (
+    ANTHROPIC,
+    CHAT,
+    PATHS,
+    RESPONSES,
+    call_events,
+    choice,
+    chunk,
+    request,
+    responses_stream,
+    stream_of,
+    tool_delta,
+)
 
 from interceptors import HookError, Interceptor
 from interceptors.dialects import AnthropicReader, DialectError, OpenAIChatReader, OpenAIResponsesReader, Reader
@@ -232,6 +244,24 @@ def test_text_behind_a_blocks_end_is_refused() -> None:
     with capture_logs():
         result = run_chain([Recorder()], [stream], request=request(CHAT))
     assert "there is more text of a block that was over" in str(result.failure)
+
+
+def test_arguments_that_never_end_are_refused() -> None:
+    """They are joined in memory, up to a million characters."""
+    deltas = [chunk(choice(tool_delta(0, "x" * 900_000, "call_a", "f"))), chunk(choice(tool_delta(0, "x" * 200_000)))]
+    with capture_logs():
+        result = run_chain([Recorder()], [stream_of(deltas, named=False)], request=request(CHAT))
+    assert "the arguments of a tool call are longer than 1048576 characters" in str(result.failure)
+    assert result.output == stream_of(deltas[:1], named=False)
+
+
+def test_arguments_that_are_not_what_their_deltas_were_are_refused() -> None:
+    """A client could take either."""
+    events = responses_stream(call_events(["{", "}"], 0))
+    next(event for event in events if "arguments" in event)["arguments"] = '{"other": 1}'
+    with capture_logs():
+        result = run_chain([Recorder()], [stream_of(events, named=True)], request=request(RESPONSES))
+    assert "the arguments of a tool call are not what its deltas were" in str(result.failure)
 
 
 def test_skip_passes_what_cannot_be_read() -> None:

@@ -129,6 +129,14 @@ def check_responses(messages: list[Any]) -> None:
     assert len(last["response"]["output"]) == sum(kind == "response.output_item.added" for kind, _ in counts)
 
 
+def test_what_was_shown_before_in_the_same_event_leaves() -> None:
+    """Another choice's text, which a hook has let pass."""
+    stream = stream_of([chunk(choice({"content": "b"}), choice({"content": "c"}, index=1))], named=False)
+    messages = messages_of(run_chain([finish_at(2, False, "!")], [stream], request=request(CHAT)).output)
+    said = [(item["index"], item["delta"]) for message in messages[:-1] for item in message["choices"]]
+    assert said == [(0, {"content": "b"}), (1, {"content": "!"}), (0, {}), (1, {})]
+
+
 CHECKS = {CHAT: check_chat, RESPONSES: check_responses, ANTHROPIC: check_anthropic}
 
 
