@@ -157,6 +157,15 @@ def test_the_next_interceptor_sees_what_the_one_before_has_made() -> None:
     assert [item[0] for item in recorder.seen] == ["usage", "text", "text ends", "finish", "usage"]
 
 
+def test_a_body_passes_one_interceptor_after_the_other() -> None:
+    """The second sees what the first has made of it, which is no longer what came."""
+    recorder = Recorder()
+    body = json.dumps(anthropic_body({"type": "text", "text": "a"})).encode()
+    changed = run_json([UPPER(), LATE(), recorder], body, request=request(ANTHROPIC))
+    assert json.loads(changed) == anthropic_body({"type": "text", "text": "A"})
+    assert recorder.seen[:2] == [("text", 0, "A", "whole"), ("text ends", 0, "whole")]
+
+
 # --- tool calls ---------------------------------------------------------------------------------------------------------
 
 CALLS: dict[str, Any] = {

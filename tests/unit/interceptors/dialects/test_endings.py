@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from importlib import import_module
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
+from support.required import lacking
 from unit.interceptors.dialects.recorder import Made
 from unit.interceptors.dialects.transcripts import (
     ANTHROPIC,
@@ -60,7 +63,7 @@ ANSWERS: dict[str, list[Any]] = {
 }
 
 
-def finish_at(call: int, holds: bool, text: str) -> Made:
+def finish_at(call: int, holds: bool, text: str, reason: str | None = None) -> Made:
     """Ends the answer at that call of a hook of content."""
     calls = 0
 
@@ -68,7 +71,7 @@ def finish_at(call: int, holds: bool, text: str) -> Made:
         nonlocal calls
         calls += 1
         if calls == call:
-            stream.finish(text=text if hasattr(part, "kind") else "")
+            stream.finish(reason, text if hasattr(part, "kind") else "")
 
     hooks = dict.fromkeys(("on_text_delta", "on_text_end", "on_tool_call_delta", "on_tool_call"), count)
     return Made(holds_tool_calls=holds, **hooks)
@@ -152,3 +155,30 @@ def test_an_answer_that_is_ended_anywhere_is_whole(path: str, holds: bool, text:
         call += 1
     assert result.failure is None
     assert call > 10
+
+
+TYPES = {
+    CHAT: ("openai.types.chat", "ChatCompletionChunk"),
+    RESPONSES: ("openai.types.responses", "ResponseStreamEvent"),
+    ANTHROPIC: ("anthropic.types", "RawMessageStreamEvent"),
+}
+
+
+@pytest.mark.parametrize("reason", [None, "completed"])
+@pytest.mark.parametrize("path", PATHS.values())
+def test_an_ended_answer_is_of_the_sdks_types(path: str, reason: str | None) -> None:
+    """Every event that was made has what the official SDK's types demand."""
+    module, name = TYPES[path]
+    try:
+        types: TypeAdapter[Any] = TypeAdapter(getattr(import_module(module), name))
+    except ImportError:
+        lacking(module.partition(".")[0], "WEIRPOOL_REQUIRE_CLIENTS")
+    if reason is not None and path != RESPONSES:
+        reason = {CHAT: "stop", ANTHROPIC: "end_turn"}[path]
+    stream = stream_of(ANSWERS[path], named=path != CHAT)
+    call = 1
+    while (result := run_chain([finish_at(call, False, "!", reason)], [stream], request=request(path))).ended:
+        for message in messages_of(result.output):
+            if message != "[DONE]":
+                types.validate_python(message)
+        call += 1
