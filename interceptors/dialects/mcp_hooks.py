@@ -1,0 +1,426 @@
+"""Interceptors that think in MCP's messages: subclass `McpInterceptor`, and mark methods with what they are for.
+
+    class NoShell(McpInterceptor):
+        strict = True
+
+        @on_mcp_request("tools/call")
+        def no_shell(self, message: McpMessage) -> McpError | None:
+            return McpError(INVALID_PARAMS, "no shells here") if message.name == "shell" else None
+
+Built on the plug-in API alone. Invariants: each message is shown once to each hook; a request that a hook has answered never goes
+upstream, and its answer reaches the client once; what no hook has changed leaves as the very bytes that came; what is no MCP passes
+unseen, or, where the interceptor says `strict`, ends in an error of its own. Messages are `mcp`'s, headers `mcp_headers`'.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import translate
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from urllib.parse import parse_qsl
+
+from pools import decode_json, encode_json
+
+from ..api import EventResult, Interceptor, Outcome, StreamContext, StreamInterceptor
+from ..errors import Abort, NotJson, StreamOver
+from ..event import Event
+from ..message import Headers, Request, Response, ResponseHead
+from .mcp import (
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    METHOD_NOT_FOUND,
+    PARSE_ERROR,
+    Call,
+    Calls,
+    Kind,
+    McpError,
+    McpMessage,
+    Payload,
+    RequestId,
+    ambiguity,
+    parse,
+)
+from .mcp_headers import check, has_mirrors, mirror, revision_of
+
+__all__ = ["McpInterceptor", "on_mcp_notification", "on_mcp_request", "on_mcp_response"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SESSION_ID = "mcp-session-id"
+# How the old transport's servers name the session in the endpoint's query: the SDKs of TypeScript and Python.
+_SESSION_PARAMETERS = ("sessionId", "session_id")
+_MARKS = "__mcp_hooks__"
+# As the official SDK's servers answer from 2026-07-28 on. Until then an error is an answer as any, with 200.
+_HTTP_STATUS = {
+    PARSE_ERROR: 400,
+    INVALID_REQUEST: 400,
+    INVALID_PARAMS: 400,
+    METHOD_NOT_FOUND: 404,
+    -32020: 400,
+    -32021: 400,
+    -32022: 400,
+}
+
+
+def on_mcp_request(pattern: str | None = None) -> Callable[[F], F]:
+    """Mark a method for requests whose method matches a glob, in either direction; None: for all.
+
+    It may return a result (a dict) or an `McpError`: a client's request is then answered with that, and never goes upstream.
+    """
+    return _mark(Kind.REQUEST, pattern)
+
+
+def on_mcp_response(pattern: str | None = None) -> Callable[[F], F]:
+    """Mark a method for responses, results and errors, to requests whose method matches a glob.
+
+    None: for all, also for those whose request is not known (`message.request` is None), which no glob matches.
+    """
+    return _mark(Kind.RESPONSE, pattern)
+
+
+def on_mcp_notification(pattern: str | None = None) -> Callable[[F], F]:
+    """Mark a method for notifications whose method matches a glob, in either direction; None: for all."""
+    return _mark(Kind.NOTIFICATION, pattern)
+
+
+def _mark(kind: Kind, pattern: str | None) -> Callable[[F], F]:
+    if pattern is not None and not isinstance(pattern, str):
+        raise TypeError(f"write @on_mcp_{kind}() or @on_mcp_{kind}('a/glob*'), with parentheses")
+
+    def mark(function: F) -> F:
+        if inspect.iscoroutinefunction(function):
+            raise TypeError(f"{function.__qualname__} is async, but hooks for MCP messages are not")
+        setattr(function, _MARKS, [(kind, pattern), *getattr(function, _MARKS, [])])
+        return function
+
+    return mark
+
+
+class _Hook(NamedTuple):
+    name: str
+    matches: Callable[[str], Any] | None
+
+
+@dataclass
+class _Exchange:
+    """What is known of one HTTP request and its response."""
+
+    request: Request
+    session: str | None
+    revision: str | None
+    old: bool
+    """It speaks the old transport of HTTP and SSE, whose responses come on another stream."""
+    calls: dict[RequestId, Call] = field(default_factory=dict)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    """Of a batch that went upstream without those that a hook has answered: these answers, until they are merged."""
+
+    def describe(self, message: McpMessage) -> None:
+        message.session, message.revision, message.http = self.session, self.revision, self.request
+
+
+class McpInterceptor(Interceptor):
+    """One per process, as any interceptor. Mark methods with `on_mcp_request`, `on_mcp_response`, `on_mcp_notification`; they are
+    synchronous, take one `McpMessage`, and run in the order of their definition. Their names must not begin with `on_`.
+
+    Who overrides `on_request`, `on_response` or `open_stream` as well, calls `super()`'s.
+    """
+
+    wants_body = True
+    wants_json = True
+
+    strict: bool = False
+    """What becomes of that which is no MCP. False: it passes, unseen. True: a client's body is refused with 400 when it is no
+    JSON-RPC, when two readers may understand it differently, or when it contradicts its headers, and with 415 when it is
+    compressed; a successful response or an event that is no JSON breaks off. For interceptors that must not be passed by."""
+
+    _hooks: ClassVar[dict[Kind, tuple[_Hook, ...]]] = {}
+    # Made in `__new__`, so that a subclass's `__init__` need not call another.
+    _calls: Calls
+    _old_streams: dict[str, StreamContext]  # of the old transport, by session
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        marks: dict[str, list[tuple[Kind, str | None]]] = {}
+        for base in reversed(cls.__mro__):
+            marks |= {name: getattr(item, _MARKS) for name, item in vars(base).items() if hasattr(item, _MARKS)}
+        found: dict[Kind, tuple[_Hook, ...]] = {}
+        for name, items in marks.items():
+            for kind, pattern in items:
+                matches = None if pattern is None else re.compile(translate(pattern)).match
+                found[kind] = (*found.get(kind, ()), _Hook(name, matches))
+        cls._hooks = found
+
+    def __new__(cls, *_arguments: Any, **_options: Any) -> Self:
+        made = super().__new__(cls)
+        made._calls = Calls()
+        made._old_streams = {}
+        return made
+
+    async def on_request(self, request: Request) -> Response | None:
+        """Show what the client says to the hooks."""
+        exchange = self._exchange(request)
+        body = request.body
+        if not body:
+            return None
+        if (request.headers.get("content-encoding") or "identity").strip().lower() != "identity":
+            return _refuse(415, INVALID_REQUEST, "a compressed body cannot be read here") if self.strict else None
+        try:
+            payload = parse(body, from_client=True)
+        except NotJson as error:
+            return _refuse(400, PARSE_ERROR, str(error)) if self.strict else None
+        if self.strict and (refusal := _refusal_of(body, payload, request.headers)) is not None:
+            return refusal
+        answers = self._from_client(exchange, payload)
+        left = payload.encode() if payload.is_changed else body
+        if left is not None and payload.is_changed:
+            request.replace_body(left)
+            if not payload.is_batch:
+                mirror(request.headers, payload.messages[0].json(), decode_json(body))
+        if exchange.old and answers:
+            return await self._answer_on_stream(exchange, answers, nothing_left=left is None)
+        if left is None:
+            return _answer(exchange, answers, is_batch=payload.is_batch)
+        exchange.answers = [answer for answer, _ in answers]
+        return None
+
+    async def on_response(self, head: ResponseHead) -> Response | None:
+        """What was answered of a batch must reach the client also where the rest has no answer of its own."""
+        exchange = self._exchange(head.request)
+        if head.status >= 300:
+            exchange.answers = []  # refused as a whole: that is what the client must see
+        if not exchange.answers:
+            return None
+        if head.status in (202, 204) or not (head.media_type == "text/event-stream" or _is_json(head.media_type)):
+            return Response(json=exchange.answers)
+        return None
+
+    def open_stream(self, context: StreamContext) -> StreamInterceptor:
+        return _McpStream(self, self._exchange(context.request), context)
+
+    def _exchange(self, request: Request) -> _Exchange:
+        key = f"mcp:{id(self)}"
+        exchange: _Exchange | None = request.state.get(key)
+        if exchange is None:
+            headers = request.headers
+            session: str | None = headers.get(SESSION_ID)
+            revision = revision_of(headers)
+            old = False
+            if session is None and "text/event-stream" not in headers.get("accept", "").lower():
+                session = _session_in(request.query.decode("latin-1"))
+                old = session is not None
+            exchange = request.state[key] = _Exchange(request, session, revision, old)
+        return exchange
+
+    def _from_client(self, exchange: _Exchange, payload: Payload) -> list[tuple[dict[str, Any], int]]:
+        """Run the hooks; the answers that they gave, each with its HTTP status."""
+        answers = []
+        for message in payload.messages:
+            exchange.describe(message)
+            if message.kind is Kind.RESPONSE and message.id is not None and exchange.session is not None:
+                message.request = self._calls.find(exchange.session, message.id, from_client=False)
+            answer = self._run(message)
+            if answer is not None:
+                message.dropped = True
+                answers.append(_response(message, answer))
+            elif message.kind is Kind.REQUEST:
+                call = message.call
+                exchange.calls[call.id] = call
+                if exchange.session is not None:
+                    self._calls.remember(exchange.session, call)
+        return answers
+
+    def _from_server(self, exchange: _Exchange, payload: Payload) -> None:
+        """Run the hooks. Raises what they raise, and `TypeError` for an answer."""
+        for message in payload.messages:
+            exchange.describe(message)
+            session = exchange.session
+            if message.kind is Kind.RESPONSE and message.id is not None:
+                message.request = exchange.calls.get(message.id)
+                if message.request is None and session is not None:
+                    message.request = self._calls.find(session, message.id, from_client=True)
+            if self._run(message) is not None:
+                raise TypeError(
+                    "a request of the server can be changed, not answered: the answer would be the client's to send"
+                )
+            if message.kind is Kind.REQUEST and session is not None:
+                self._calls.remember(session, message.call)
+
+    def _run(self, message: McpMessage) -> dict[str, Any] | McpError | None:
+        """Show a message to the hooks that are for it; what one of them answers."""
+        for hook in self._hooks.get(message.kind, ()):
+            if hook.matches is not None:
+                method = message.method or (message.request.method if message.request is not None else None)
+                if method is None or not hook.matches(method):
+                    continue
+            answer: Any = getattr(self, hook.name)(message)
+            if answer is not None:
+                if message.kind is not Kind.REQUEST or not isinstance(answer, (dict, McpError)):
+                    expected = "a dict, an McpError or None" if message.kind is Kind.REQUEST else "None"
+                    raise TypeError(
+                        f"{type(self).__qualname__}.{hook.name} returned {type(answer).__name__}, expected {expected}"
+                    )
+                return answer
+            if message.dropped:
+                return None
+        return None
+
+    async def _answer_on_stream(
+        self, exchange: _Exchange, answers: list[tuple[dict[str, Any], int]], *, nothing_left: bool
+    ) -> Response | None:
+        """2024-11-05, "HTTP with SSE": the answer to a POST comes on the session's stream, and the POST gets 202."""
+        stream = self._old_streams.get(exchange.session or "")
+        try:
+            if stream is None:
+                raise StreamOver
+            for answer, _ in answers:
+                await stream.emit(Event(event="message", json=answer))
+        except StreamOver:
+            # Its stream is over, or another worker's. A client that is told so need not wait for an answer.
+            return Response(status=403, json=answers[0][0])
+        return Response("Accepted", status=202) if nothing_left else None
+
+
+class _McpStream(StreamInterceptor):
+    """One response: an event stream, or a JSON body as one event."""
+
+    def __init__(self, interceptor: McpInterceptor, exchange: _Exchange, context: StreamContext) -> None:
+        self._interceptor = interceptor
+        self._exchange = exchange
+        self._context = context
+        self._is_body = False
+        self._succeeds = True
+
+    def on_start(self, head: ResponseHead) -> None:
+        self._is_body = head.media_type != "text/event-stream"
+        self._succeeds = head.status < 300
+        exchange = self._exchange
+        session: str | None = head.headers.get(SESSION_ID)
+        if session is not None and exchange.session is None:  # the answer to `initialize`
+            exchange.session = session
+            for call in exchange.calls.values():
+                self._interceptor._calls.remember(session, call)
+
+    def on_event(self, event: Event) -> EventResult:
+        if self._is_body:
+            return self._on_body(event)
+        if event.event == "endpoint":
+            self._learn(event.data)
+        data = event.data
+        if event.event not in (None, "", "message") or not data:  # not MCP's, or a priming event
+            return event
+        payload = self._read(data)
+        if payload is None:
+            return event
+        changed: Event | None = event
+        if payload.is_changed:
+            left = payload.encode()
+            changed = None if left is None else event.replace(left.decode())
+        # The answers to the others of a batch (2025-03-26) go first, as soon as the server has begun to answer.
+        answers = self._take_answers()
+        return [*answers, *([changed] if changed is not None else [])] if answers else changed
+
+    def _on_body(self, event: Event) -> EventResult:
+        answers, self._exchange.answers = self._exchange.answers, []
+        data = event.data
+        payload = self._read(data) if data else None
+        if answers:
+            if data and payload is None:
+                raise Abort("the server answered a batch with what is no JSON")
+            rest = payload.encode_each() if payload is not None else []
+            return event.replace((b"[" + b",".join([*rest, *map(encode_json, answers)]) + b"]").decode())
+        if payload is None or not payload.is_changed:
+            return event
+        return event.replace((payload.encode() or b"").decode())  # a body cannot be dropped, only be empty
+
+    def _read(self, data: str) -> Payload | None:
+        """What the server says, shown to the hooks; None when it is no JSON. Raises what hooks raise, and `Abort`."""
+        try:
+            payload = parse(data, from_client=False)
+        except NotJson as error:
+            if self._interceptor.strict and self._succeeds:
+                raise Abort(str(error)) from None
+            return None
+        self._interceptor._from_server(self._exchange, payload)
+        return payload
+
+    def _take_answers(self) -> list[Event]:
+        answers, self._exchange.answers = self._exchange.answers, []
+        return _events(answers)
+
+    def on_complete(self) -> Sequence[Event]:
+        return self._take_answers()
+
+    def on_end(self, outcome: Outcome) -> None:
+        streams, session = self._interceptor._old_streams, self._exchange.session or ""
+        if streams.get(session) is self._context:
+            del streams[session]
+
+    def _learn(self, endpoint: str) -> None:
+        """2024-11-05, "HTTP with SSE": the first event is the URI for the client's POSTs, which names the session."""
+        session = _session_in(endpoint.partition("?")[2])
+        if session is not None and self._exchange.session is None:
+            self._exchange.session = session
+            self._exchange.old = True
+            self._interceptor._old_streams[session] = self._context
+
+
+def _session_in(query: str) -> str | None:
+    found = dict(parse_qsl(query))
+    return next((found[name] for name in _SESSION_PARAMETERS if name in found), None)
+
+
+def _refusal_of(body: bytes, payload: Payload, headers: Headers) -> Response | None:
+    """What a strict interceptor says to a client's JSON that is not what it takes it for."""
+    try:
+        problem = payload.problem or ambiguity(body)
+    except NotJson as error:
+        return _refuse(400, PARSE_ERROR, str(error))
+    if problem is not None:
+        return _refuse(400, INVALID_REQUEST, problem)
+    rejection = check(headers, decode_json(body))
+    return None if rejection is None else Response(status=rejection.status, json=rejection.json())
+
+
+def _refuse(status: int, code: int, message: str) -> Response:
+    return Response(status=status, json={"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": message}})
+
+
+def _response(message: McpMessage, answer: dict[str, Any] | McpError) -> tuple[dict[str, Any], int]:
+    """The response that a hook's answer is, and the HTTP status that it has when it is alone."""
+    head = {"jsonrpc": "2.0", "id": message.id}
+    if not isinstance(answer, McpError):
+        return head | {"result": answer}, 200
+    status = answer.http_status
+    if status is None:
+        status = _HTTP_STATUS.get(answer.code, 200) if has_mirrors(message.revision) else 200
+    return head | {"error": answer.json()}, status
+
+
+def _answer(exchange: _Exchange, answers: list[tuple[dict[str, Any], int]], *, is_batch: bool) -> Response:
+    """The response to a POST of which nothing is left for the upstream."""
+    if not answers:
+        return Response(status=202)  # notifications, all of them dropped
+    found = [answer for answer, _ in answers]
+    status = 200 if is_batch else answers[0][1]
+    if status == 200 and not _accepts_json(exchange.request.headers):
+        return Response(events=_events(found))
+    return Response(status=status, json=found if is_batch else found[0])
+
+
+def _events(answers: list[dict[str, Any]]) -> list[Event]:
+    return [Event(event="message", json=answer) for answer in answers]
+
+
+def _accepts_json(headers: Headers) -> bool:
+    """Whether the client takes JSON; one that asks for an event stream and for nothing else does not."""
+    accepted = [item.partition(";")[0].strip().lower() for item in headers.get_list("accept", split_commas=True)]
+    return "text/event-stream" not in accepted or any(
+        item in ("application/json", "application/*", "*/*") for item in accepted
+    )
+
+
+def _is_json(media_type: str) -> bool:
+    return media_type == "application/json" or (media_type.startswith("application/") and media_type.endswith("+json"))
