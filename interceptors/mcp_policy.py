@@ -7,8 +7,8 @@
           tools: {allow: ["search_*", "read_file"], deny: ["*_admin"]}
           resources: {deny: ["file:///etc/*"]}
 
-A request for what is not allowed is answered with a JSON-RPC error and never reaches the server; lists show what is left. Deny wins
-over allow. It fails closed: what it cannot read, or what a server might understand differently, is refused (`McpInterceptor.strict`).
+A request for what is not allowed is answered with a JSON-RPC error and never reaches the server; lists show what is left. Deny
+wins over allow. It fails closed: what it cannot read, or what a server might understand differently, is refused (`strict`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import translate
 from typing import Any
+
+import msgspec
 
 from .api import OnError
 from .dialects.mcp import INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND, McpError, McpMessage
@@ -49,13 +51,12 @@ _KNOWN = (
 _FOLDED = {method.casefold(): method for method in _KNOWN}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What may be used: globs (`*`, `?`, `[...]`) of names, methods or URIs."""
 
     allow: list[str] | None = None
     """Those, and no others. None: all."""
-    deny: list[str] = field(default_factory=list)
+    deny: list[str] = []
     """Not those, also where `allow` has them."""
 
 
@@ -90,14 +91,14 @@ class McpPolicy(McpInterceptor):
         self._tools = _Matcher(rules["tools"])
         self._prompts = _Matcher(rules["prompts"])
         self._resources = _Matcher(rules["resources"])
-        self._lists: dict[
-            str, tuple[str, Callable[[str], bool]]
-        ] = {  # of a result: what names an entry, and whether it is shown
-            "tools": ("name", self._tools.allows),
-            "prompts": ("name", self._prompts.allows),
-            "resources": ("uri", self._allows_uri),
-            "resourceTemplates": ("uriTemplate", self._allows_uri),
-        }
+        # The members of a result that are lists to be filtered: what names an entry, and whether it is shown.
+        self._lists: dict[str, tuple[str, Callable[[str], bool]]] = {}
+        if not self._tools.is_open:
+            self._lists["tools"] = "name", self._tools.allows
+        if not self._prompts.is_open:
+            self._lists["prompts"] = "name", self._prompts.allows
+        if not self._resources.is_open:
+            self._lists |= {"resources": ("uri", self._allows_uri), "resourceTemplates": ("uriTemplate", self._allows_uri)}
 
     @on_mcp_request()
     def check_request(self, message: McpMessage) -> McpError | None:
@@ -153,7 +154,10 @@ class McpPolicy(McpInterceptor):
         """Denied if it is so in any spelling, also without its query and fragment; allowed if it is so in all."""
         if self._resources.is_open:
             return True
-        found = spellings(uri)
+        try:
+            found = spellings(uri)
+        except ValueError:
+            return False
         shorter = [re.split(r"[?#]", spelling, maxsplit=1)[0] for spelling in found]
         return self._resources.permits(found) and not any(map(self._resources.denies, (*found, *shorter)))
 

@@ -301,8 +301,8 @@ class Payload:
         return any(message.dropped or message.changed for message in self.messages)
 
     def encode(self) -> bytes | None:
-        """What is left of it as JSON text: the very bytes that came when nothing is changed, None when nothing is left. A batch stays
-        one. Raises `TypeError` for what a hook has put in and JSON cannot say.
+        """What is left of it as JSON text: the very bytes that came when nothing is changed, None when nothing is left. A batch
+        stays one. Raises `TypeError` for what a hook has put in and JSON cannot say.
         """
         if not self.is_changed:
             return self._data
