@@ -133,8 +133,9 @@ class McpInterceptor(Interceptor):
 
     strict: bool = False
     """What becomes of that which is no MCP. False: it passes, unseen. True: a client's body is refused with 400 when it is no
-    JSON-RPC, when two readers may understand it differently, or when it contradicts its headers, and with 415 when it is
-    compressed; a successful response or an event that is no JSON breaks off. For interceptors that must not be passed by."""
+    JSON-RPC, when two readers may understand it differently, when it is a request without an id, or when it contradicts its
+    headers, and with 415 when it is compressed; a successful response or an event that is no JSON breaks off. For interceptors
+    that must not be passed by."""
 
     _hooks: ClassVar[dict[Kind, tuple[_Hook, ...]]] = {}
     # Made in `__new__`, so that a subclass's `__init__` need not call another.
@@ -375,13 +376,19 @@ def _session_in(query: str) -> str | None:
 def _refusal_of(body: bytes, payload: Payload, headers: Headers) -> Response | None:
     """What a strict interceptor says to a client's JSON that is not what it takes it for."""
     try:
-        problem = payload.problem or ambiguity(body)
+        problem = payload.problem or _disguise(payload) or ambiguity(body)
     except NotJson as error:
         return _refuse(400, PARSE_ERROR, str(error))
     if problem is not None:
         return _refuse(400, INVALID_REQUEST, problem)
     rejection = check(headers, decode_json(body))
     return None if rejection is None else Response(status=rejection.status, json=rejection.json())
+
+
+def _disguise(payload: Payload) -> str | None:
+    """A request without an id, which a server might run although nobody waits for its result, and no hook for requests has seen."""
+    notified = [message.method or "" for message in payload.messages if message.kind is Kind.NOTIFICATION]
+    return None if all(method.startswith("notifications/") for method in notified) else "a request has an id"
 
 
 def _refuse(status: int, code: int, message: str) -> Response:

@@ -557,6 +557,14 @@ def test_a_strict_interceptor_refuses_headers_that_contradict_the_body(headers: 
     assert json.loads(response.body)["error"]["code"] == -32020
 
 
+def test_a_strict_interceptor_refuses_a_request_without_an_id() -> None:
+    """Some server might run it all the same, and hooks for requests have not seen it; real notifications pass."""
+    response = run_request([Strict()], post([rpc("notifications/x"), rpc("tools/call", params={"name": "shell"})]))
+    assert response is not None
+    assert response.status == 400
+    assert run_request([Strict()], post(rpc("notifications/x"))) is None
+
+
 def test_a_compressed_body_passes_unseen_or_is_refused() -> None:
     """What cannot be read cannot be checked."""
     for coding in ("gzip", "identity, br"):
