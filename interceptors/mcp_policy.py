@@ -14,10 +14,8 @@ wins over allow. It fails closed: what it cannot read, or what a server might un
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import translate
-from typing import Any
 
 import msgspec
 
@@ -90,34 +88,33 @@ class McpPolicy(McpInterceptor):
         self._methods = _Matcher(rules["methods"], always=_ALWAYS)
         self._tools = _Matcher(rules["tools"])
         self._prompts = _Matcher(rules["prompts"])
-        self._resources = _Matcher(rules["resources"])
-        # The members of a result that are lists to be filtered: what names an entry, and whether it is shown.
-        self._lists: dict[str, tuple[str, Callable[[str], bool]]] = {}
-        if not self._tools.is_open:
-            self._lists["tools"] = "name", self._tools.allows
-        if not self._prompts.is_open:
-            self._lists["prompts"] = "name", self._prompts.allows
-        if not self._resources.is_open:
-            self._lists |= {"resources": ("uri", self._allows_uri), "resourceTemplates": ("uriTemplate", self._allows_uri)}
+        self._resources = _UriMatcher(rules["resources"])
+        # The members of a result that are lists: what names an entry, and who says whether it is shown.
+        self._lists = {
+            "tools": ("name", self._tools),
+            "prompts": ("name", self._prompts),
+            "resources": ("uri", self._resources),
+            "resourceTemplates": ("uriTemplate", self._resources),
+        }
 
     @on_mcp_request()
     def check_request(self, message: McpMessage) -> McpError | None:
         """The error for what the client may not ask for. What the server asks for is not this one's business."""
         if not message.from_client:
             return None
-        method, params = message.method or "", message.params
+        method = message.method or ""
         if not self._allows_method(method):
             return McpError(METHOD_NOT_FOUND, "this method is not allowed here")
         if method == "tools/call":
-            return None if self._allows(self._tools.allows, message.name) else _refused("tool")
+            return None if self._tools.allows(message.name) else _refused("tool")
         if method == "prompts/get":
-            return None if self._allows(self._prompts.allows, message.name) else _refused("prompt")
+            return None if self._prompts.allows(message.name) else _refused("prompt")
         if method in ("resources/read", "resources/subscribe", "resources/unsubscribe"):
-            return None if self._allows(self._allows_uri, message.name) else self._no_resource(message)
+            return None if self._resources.allows(message.name) else _no_resource(message)
         if method == "subscriptions/listen":
-            return self._check_listen(message, params)
+            return self._check_listen(message)
         if method == "completion/complete":
-            return self._check_completion(message, params)
+            return self._check_completion(message)
         return None
 
     @on_mcp_notification()
@@ -126,61 +123,43 @@ class McpPolicy(McpInterceptor):
         if message.from_client:
             if not self._allows_method(message.method or ""):
                 message.drop()
-        elif message.method == "notifications/resources/updated" and not self._allows(self._allows_uri, message.name):
+        elif message.method == "notifications/resources/updated" and not self._resources.allows(message.name):
             message.drop()
 
     @on_mcp_response()
     def show_allowed(self, message: McpMessage) -> None:
         """Lists are told by their shape, whatever they answer: a client that uses an id twice could make us believe anything."""
-        result = message.result if not message.from_client else None
-        if not isinstance(result, dict):
+        result = message.json().get("result")
+        if message.from_client or not isinstance(result, dict):
             return
-        for member, (key, allows) in self._lists.items():
-            entries = result.get(member)
-            if isinstance(entries, list):
-                result[member] = [
-                    entry for entry in entries if isinstance(entry, dict) and self._allows(allows, entry.get(key))
+        for member, (key, matcher) in self._lists.items():
+            if isinstance(result.get(member), list) and not matcher.is_open:
+                entries = message.result[member]
+                message.result[member] = [
+                    item for item in entries if isinstance(item, dict) and matcher.allows(item.get(key))
                 ]
 
     def _allows_method(self, method: str) -> bool:
         folded = method.strip().casefold()
         return _FOLDED.get(folded, method) == method and self._methods.allows(method)
 
-    def _allows(self, allows: Callable[[str], bool], name: object) -> bool:
-        """What has no name that is text is as good as not there."""
-        return isinstance(name, str) and allows(name)
-
-    def _allows_uri(self, uri: str) -> bool:
-        """Denied if it is so in any spelling, also without its query and fragment; allowed if it is so in all."""
-        if self._resources.is_open:
-            return True
-        try:
-            found = spellings(uri)
-        except ValueError:
-            return False
-        shorter = [re.split(r"[?#]", spelling, maxsplit=1)[0] for spelling in found]
-        return self._resources.permits(found) and not any(map(self._resources.denies, (*found, *shorter)))
-
-    def _check_listen(self, message: McpMessage, params: dict[str, Any]) -> McpError | None:
+    def _check_listen(self, message: McpMessage) -> McpError | None:
         """2026-07-28, `subscriptions/listen`: the URIs of the resources that the client wants to hear of."""
-        asked = params.get("notifications")
+        asked = message.params.get("notifications")
         uris = asked.get("resourceSubscriptions") if isinstance(asked, dict) else None
-        if uris is None or (isinstance(uris, list) and all(self._allows(self._allows_uri, uri) for uri in uris)):
+        if uris is None or (isinstance(uris, list) and all(self._resources.allows(uri) for uri in uris)):
             return None
-        return self._no_resource(message)
+        return _no_resource(message)
 
-    def _check_completion(self, message: McpMessage, params: dict[str, Any]) -> McpError | None:
+    def _check_completion(self, message: McpMessage) -> McpError | None:
         """A completion tells of the prompt or the resource's template that it refers to."""
-        ref = params.get("ref")
+        ref = message.params.get("ref")
         kind = ref.get("type") if isinstance(ref, dict) else None
         if kind == "ref/prompt":
-            return None if self._allows(self._prompts.allows, message.name) else _refused("prompt")
+            return None if self._prompts.allows(message.name) else _refused("prompt")
         if kind == "ref/resource":
-            return None if self._allows(self._allows_uri, message.name) else self._no_resource(message)
+            return None if self._resources.allows(message.name) else _no_resource(message)
         return McpError(INVALID_PARAMS, "a completion refers to a prompt or a resource")
-
-    def _no_resource(self, message: McpMessage) -> McpError:
-        return _refused("resource", INVALID_PARAMS if has_mirrors(message.revision) else RESOURCE_NOT_FOUND)
 
 
 class _Matcher:
@@ -190,19 +169,38 @@ class _Matcher:
         self._allow = None if rule.allow is None else [re.compile(translate(glob)).match for glob in (*rule.allow, *always)]
         self._deny = [re.compile(translate(glob.casefold())).match for glob in rule.deny]
         self.is_open = self._allow is None and not self._deny
-        """It allows everything."""
+        """There is no rule: it allows everything."""
 
-    def allows(self, name: str) -> bool:
-        return self.permits((name,)) and not self.denies(name)
+    def allows(self, name: object) -> bool:
+        """What has no name that is text is as good as not there."""
+        return self.is_open or (isinstance(name, str) and self._allows(name))
 
-    def permits(self, names: tuple[str, ...]) -> bool:
-        """Whether `allow` has all of them."""
-        return self._allow is None or all(any(match(name) for match in self._allow) for name in names)
+    def _allows(self, name: str) -> bool:
+        return self._permits(name) and not self._denies(name)
 
-    def denies(self, name: str) -> bool:
+    def _permits(self, name: str) -> bool:
+        return self._allow is None or any(match(name) for match in self._allow)
+
+    def _denies(self, name: str) -> bool:
         return any(match(name.strip().casefold()) or match(name.casefold()) for match in self._deny)
+
+
+class _UriMatcher(_Matcher):
+    """Of URIs: denied if that is so in any spelling, also without its query and fragment; allowed if that is so in all."""
+
+    def _allows(self, name: str) -> bool:
+        try:
+            found = spellings(name)
+        except ValueError:
+            return False
+        shorter = [re.split(r"[?#]", spelling, maxsplit=1)[0] for spelling in found]
+        return all(map(self._permits, found)) and not any(map(self._denies, (*found, *shorter)))
 
 
 def _refused(what: str, code: int = INVALID_PARAMS) -> McpError:
     """The code for what is not there: that is how servers say it of a name that they do not know."""
     return McpError(code, f"this {what} is not allowed here")
+
+
+def _no_resource(message: McpMessage) -> McpError:
+    return _refused("resource", INVALID_PARAMS if has_mirrors(message.revision) else RESOURCE_NOT_FOUND)

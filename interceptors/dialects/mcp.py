@@ -1,16 +1,13 @@
 """MCP messages: JSON-RPC 2.0 as the Model Context Protocol speaks it, in a JSON body or in an event's data, both ways.
 
 `parse` reads one message or a batch (2025-03-26). It never refuses JSON: what is no message of MCP is `MALFORMED`, and says why.
-`Payload.encode` writes it again: whatever nobody changed keeps its bytes, member by member. `Calls` remembers which request a
-response answers. Shapes: MCP 2024-11-05 to 2026-07-28, "Base Protocol". Sans I/O; `mcp_headers` knows headers, `mcp_hooks` hooks.
+`Payload.encode` writes it again: whatever nobody changed keeps its bytes, member by member. Shapes: MCP 2024-11-05 to 2026-07-28,
+"Base Protocol". Sans I/O; it does not know which request a response answers (`mcp_calls`), nor headers (`mcp_headers`).
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -22,6 +19,7 @@ from pools import decode_json, encode_json
 from ..errors import NotJson
 from ..event import not_json
 from ..message import Request
+from .mcp_calls import Call, RequestId
 
 __all__ = [
     "INTERNAL_ERROR",
@@ -30,13 +28,10 @@ __all__ = [
     "METHOD_NOT_FOUND",
     "PARSE_ERROR",
     "RESOURCE_NOT_FOUND",
-    "Call",
-    "Calls",
     "Kind",
     "McpError",
     "McpMessage",
     "Payload",
-    "RequestId",
     "ambiguity",
     "parse",
 ]
@@ -48,13 +43,6 @@ INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
 RESOURCE_NOT_FOUND = -32002
 """Up to 2025-11-25; from 2026-07-28 on a resource that is not there is `INVALID_PARAMS`."""
-
-RequestId = str | int
-"""MCP narrows JSON-RPC's: no null, no fraction. `1` and `"1"` are two ids."""
-
-MAX_CALLS = 10_000
-MAX_AGE_S = 3600.0
-_MAX_CALL_CHARACTERS = 4096
 
 # The parameter that says what a message is about.
 _ABOUT = {
@@ -92,17 +80,6 @@ class McpError:
         """The `error` member of a response."""
         error: dict[str, Any] = {"code": self.code, "message": self.message}
         return error if self.data is None else error | {"data": self.data}
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What is kept of a request until its response has come: never its parameters."""
-
-    id: RequestId
-    method: str
-    name: str | None
-    """The tool, resource (URI) or prompt that it is about."""
-    from_client: bool
 
 
 class McpMessage:
@@ -318,50 +295,10 @@ class Payload:
         return [message.encode(bytes(raw)) for message, raw in pairs if not message.dropped]
 
 
-class Calls:
-    """Which request a response answers, beyond one exchange: a response to a server's request comes in a later POST, a resumed
-    stream brings responses to earlier POSTs.
-
-    Keyed by session, direction and id. It keeps the newest `max_calls` of all sessions together, each for `max_age_s` seconds, also
-    when its response has come, for that may be sent again; one whose method, name and ids have over 4096 characters it does not
-    keep. One process's: where several workers serve a session, a response may come to one that does not know its request.
-    """
-
-    def __init__(
-        self, max_calls: int = MAX_CALLS, max_age_s: float = MAX_AGE_S, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._max_calls = max_calls
-        self._max_age_s = max_age_s
-        self._clock = clock
-        self._calls: OrderedDict[tuple[str, bool, RequestId], tuple[float, Call]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._calls)
-
-    def remember(self, session: str, call: Call) -> None:
-        """Keep a request, in place of an older one with the same id."""
-        if len(session) + len(str(call.id)) + len(call.method) + len(call.name or "") > _MAX_CALL_CHARACTERS:
-            return
-        now = self._clock()
-        key = (session, call.from_client, call.id)
-        self._calls.pop(key, None)
-        self._calls[key] = (now, call)
-        while self._calls:
-            oldest, (since, _) = next(iter(self._calls.items()))
-            if len(self._calls) <= self._max_calls and now - since <= self._max_age_s:
-                return
-            del self._calls[oldest]
-
-    def find(self, session: str, request_id: RequestId, *, from_client: bool) -> Call | None:
-        """The request with this id that the client (or the server) of the session has sent; None where that is not known."""
-        since, call = self._calls.get((session, from_client, request_id), (0.0, None))
-        return call if call is not None and self._clock() - since <= self._max_age_s else None
-
-
 def parse(data: bytes | str, *, from_client: bool) -> Payload:
     """Read a body or an event's data, UTF-8. Raises `NotJson`, never for JSON that is no message."""
-    raw = data.encode() if isinstance(data, str) else data
     try:
+        raw = data.encode() if isinstance(data, str) else data
         return Payload(raw, decode_json(raw), from_client=from_client)
     except (ValueError, RecursionError) as error:
         raise not_json(error, "this MCP message") from None
@@ -386,14 +323,20 @@ def ambiguity(data: bytes) -> str | None:
     except (ValueError, RecursionError):
         raise NotJson("this MCP message is not JSON as every reader understands it") from None
     for message in tree if isinstance(tree, list) else [tree]:
-        params = message.get("params") if isinstance(message, dict) else None
-        for place in (message, params, params.get("ref") if isinstance(params, dict) else None):
+        places = [message]
+        for member in ("params", "ref", "notifications"):
+            places += [place[member] for place in places if isinstance(place, dict) and member in place]
+        for place in places:
             if isinstance(place, dict) and not _distinct(place):
                 found.append("two names in a message differ only in their case, or one is a known one in another case")
     return found[0] if found else None
 
 
-_KNOWN = ("jsonrpc", "id", "method", "params", "result", "error", "name", "uri", "ref", "type", "arguments", "notifications")
+# What somebody may go by, of a message and its parameters.
+_KNOWN = (
+    *("jsonrpc", "id", "method", "params", "result", "error"),
+    *("_meta", "name", "uri", "arguments", "ref", "type", "notifications", "resourceSubscriptions"),
+)
 _BY_FOLDED = {name.casefold(): name for name in _KNOWN}
 
 

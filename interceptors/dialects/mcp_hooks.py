@@ -27,23 +27,11 @@ from pools import decode_json, encode_json
 from ..api import EventResult, Interceptor, Outcome, StreamContext, StreamInterceptor
 from ..errors import Abort, NotJson, StreamOver
 from ..event import Event
-from ..message import Headers, Request, Response, ResponseHead
-from .mcp import (
-    INVALID_PARAMS,
-    INVALID_REQUEST,
-    METHOD_NOT_FOUND,
-    PARSE_ERROR,
-    Call,
-    Calls,
-    Kind,
-    McpError,
-    McpMessage,
-    Payload,
-    RequestId,
-    ambiguity,
-    parse,
-)
-from .mcp_headers import check, has_mirrors, mirror, revision_of
+from ..message import Request, Response, ResponseHead
+from .mcp import INVALID_REQUEST, PARSE_ERROR, Kind, McpError, McpMessage, Payload, parse
+from .mcp_answers import answer, events_of, refuse, refuse_disguised, response_to, status_of
+from .mcp_calls import Call, Calls, RequestId
+from .mcp_headers import mirror, revision_of
 
 __all__ = ["McpInterceptor", "on_mcp_notification", "on_mcp_request", "on_mcp_response"]
 
@@ -53,16 +41,6 @@ SESSION_ID = "mcp-session-id"
 # How the old transport's servers name the session in the endpoint's query: the SDKs of TypeScript and Python.
 _SESSION_PARAMETERS = ("sessionId", "session_id")
 _MARKS = "__mcp_hooks__"
-# As the official SDK's servers answer from 2026-07-28 on. Until then an error is an answer as any, with 200.
-_HTTP_STATUS = {
-    PARSE_ERROR: 400,
-    INVALID_REQUEST: 400,
-    INVALID_PARAMS: 400,
-    METHOD_NOT_FOUND: 404,
-    -32020: 400,
-    -32021: 400,
-    -32022: 400,
-}
 
 
 def on_mcp_request(pattern: str | None = None) -> Callable[[F], F]:
@@ -113,9 +91,15 @@ class _Exchange:
     revision: str | None
     old: bool
     """It speaks the old transport of HTTP and SSE, whose responses come on another stream."""
+    pending: list[dict[str, Any]]
+    """Of a batch that goes upstream without the requests that a hook has answered: the responses to these, until they are merged.
+    Shared by all such interceptors of the exchange, for another one may answer the rest."""
     calls: dict[RequestId, Call] = field(default_factory=dict)
-    answers: list[dict[str, Any]] = field(default_factory=list)
-    """Of a batch that went upstream without those that a hook has answered: these answers, until they are merged."""
+
+    def take_pending(self) -> list[dict[str, Any]]:
+        taken = self.pending[:]
+        self.pending.clear()
+        return taken
 
     def describe(self, message: McpMessage) -> None:
         message.session, message.revision, message.http = self.session, self.revision, self.request
@@ -167,42 +151,47 @@ class McpInterceptor(Interceptor):
         if not body:
             return None
         if (request.headers.get("content-encoding") or "identity").strip().lower() != "identity":
-            return _refuse(415, INVALID_REQUEST, "a compressed body cannot be read here") if self.strict else None
+            return refuse(415, INVALID_REQUEST, "a compressed body cannot be read here") if self.strict else None
         try:
             payload = parse(body, from_client=True)
         except NotJson as error:
-            return _refuse(400, PARSE_ERROR, str(error)) if self.strict else None
-        if self.strict and (refusal := _refusal_of(body, payload, request.headers)) is not None:
+            return refuse(400, PARSE_ERROR, str(error)) if self.strict else None
+        if self.strict and (refusal := refuse_disguised(body, payload, request.headers)) is not None:
             return refusal
-        answers = self._from_client(exchange, payload)
-        left = payload.encode() if payload.is_changed else body
-        if left is not None and payload.is_changed:
+        responses, status = self._from_client(exchange, payload)
+        if not payload.is_changed:
+            return None
+        left = payload.encode()
+        if left is not None:
             request.replace_body(left)
             if not payload.is_batch:
                 mirror(request.headers, payload.messages[0].json(), decode_json(body))
-        if exchange.old and answers:
-            return await self._answer_on_stream(exchange, answers, nothing_left=left is None)
-        if left is None:
-            return _answer(exchange, answers, is_batch=payload.is_batch)
-        exchange.answers = [answer for answer, _ in answers]
-        return None
+        if exchange.old and responses:
+            return await self._answer_on_stream(exchange, responses, nothing_left=left is None)
+        exchange.pending.extend(responses)
+        if left is not None:
+            return None
+        responses = exchange.take_pending()
+        if not responses:
+            return Response(status=202)  # notifications, all of them dropped
+        return answer(request.headers, responses, status=200 if payload.is_batch else status, is_batch=payload.is_batch)
 
     async def on_response(self, head: ResponseHead) -> Response | None:
         """What was answered of a batch must reach the client also where the rest has no answer of its own."""
         exchange = self._exchange(head.request)
         if head.status >= 300:
-            exchange.answers = []  # refused as a whole: that is what the client must see
-        if not exchange.answers:
+            exchange.take_pending()  # refused as a whole: that is what the client must see
+        if not exchange.pending:
             return None
         if head.status in (202, 204) or not (head.media_type == "text/event-stream" or _is_json(head.media_type)):
-            return Response(json=exchange.answers)
+            return answer(head.request.headers, exchange.take_pending(), is_batch=True)
         return None
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor:
         return _McpStream(self, self._exchange(context.request), context)
 
     def _exchange(self, request: Request) -> _Exchange:
-        key = f"mcp:{id(self)}"
+        key = f"mcp.{id(self)}"
         exchange: _Exchange | None = request.state.get(key)
         if exchange is None:
             headers = request.headers
@@ -212,26 +201,28 @@ class McpInterceptor(Interceptor):
             if session is None and "text/event-stream" not in headers.get("accept", "").lower():
                 session = _session_in(request.query.decode("latin-1"))
                 old = session is not None
-            exchange = request.state[key] = _Exchange(request, session, revision, old)
+            pending = request.state.setdefault("mcp.pending", [])
+            exchange = request.state[key] = _Exchange(request, session, revision, old, pending)
         return exchange
 
-    def _from_client(self, exchange: _Exchange, payload: Payload) -> list[tuple[dict[str, Any], int]]:
-        """Run the hooks; the answers that they gave, each with its HTTP status."""
-        answers = []
+    def _from_client(self, exchange: _Exchange, payload: Payload) -> tuple[list[dict[str, Any]], int]:
+        """Run the hooks; the responses that they gave, and the HTTP status of the last."""
+        responses, status = [], 200
         for message in payload.messages:
             exchange.describe(message)
             if message.kind is Kind.RESPONSE and message.id is not None and exchange.session is not None:
                 message.request = self._calls.find(exchange.session, message.id, from_client=False)
-            answer = self._run(message)
-            if answer is not None:
+            given = self._run(message)
+            if given is not None:
                 message.dropped = True
-                answers.append(_response(message, answer))
+                responses.append(response_to(message, given))
+                status = status_of(message, given)
             elif message.kind is Kind.REQUEST:
                 call = message.call
                 exchange.calls[call.id] = call
                 if exchange.session is not None:
                     self._calls.remember(exchange.session, call)
-        return answers
+        return responses, status
 
     def _from_server(self, exchange: _Exchange, payload: Payload) -> None:
         """Run the hooks. Raises what they raise, and `TypeError` for an answer."""
@@ -256,31 +247,31 @@ class McpInterceptor(Interceptor):
                 method = message.method or (message.request.method if message.request is not None else None)
                 if method is None or not hook.matches(method):
                     continue
-            answer: Any = getattr(self, hook.name)(message)
-            if answer is not None:
-                if message.kind is not Kind.REQUEST or not isinstance(answer, (dict, McpError)):
+            given: Any = getattr(self, hook.name)(message)
+            if given is not None:
+                if message.kind is not Kind.REQUEST or not isinstance(given, (dict, McpError)):
                     expected = "a dict, an McpError or None" if message.kind is Kind.REQUEST else "None"
                     raise TypeError(
-                        f"{type(self).__qualname__}.{hook.name} returned {type(answer).__name__}, expected {expected}"
+                        f"{type(self).__qualname__}.{hook.name} returned {type(given).__name__}, expected {expected}"
                     )
-                return answer
+                return given
             if message.dropped:
                 return None
         return None
 
     async def _answer_on_stream(
-        self, exchange: _Exchange, answers: list[tuple[dict[str, Any], int]], *, nothing_left: bool
+        self, exchange: _Exchange, responses: list[dict[str, Any]], *, nothing_left: bool
     ) -> Response | None:
         """2024-11-05, "HTTP with SSE": the answer to a POST comes on the session's stream, and the POST gets 202."""
         stream = self._old_streams.get(exchange.session or "")
         try:
             if stream is None:
                 raise StreamOver
-            for answer, _ in answers:
-                await stream.emit(Event(event="message", json=answer))
+            for event in events_of(responses):
+                await stream.emit(event)
         except StreamOver:
             # Its stream is over, or another worker's. A client that is told so need not wait for an answer.
-            return Response(status=403, json=answers[0][0])
+            return Response(status=403, json=responses[0])
         return Response("Accepted", status=202) if nothing_left else None
 
 
@@ -319,19 +310,20 @@ class _McpStream(StreamInterceptor):
         if payload.is_changed:
             left = payload.encode()
             changed = None if left is None else event.replace(left.decode())
-        # The answers to the others of a batch (2025-03-26) go first, as soon as the server has begun to answer.
-        answers = self._take_answers()
-        return [*answers, *([changed] if changed is not None else [])] if answers else changed
+        # The responses to the others of a batch (2025-03-26) go first, as soon as the server has begun to answer.
+        if self._exchange.pending:
+            return [*self.on_complete(), *([changed] if changed is not None else [])]
+        return changed
 
     def _on_body(self, event: Event) -> EventResult:
-        answers, self._exchange.answers = self._exchange.answers, []
+        pending = self._exchange.take_pending()
         data = event.data
         payload = self._read(data) if data else None
-        if answers:
+        if pending:
             if data and payload is None:
                 raise Abort("the server answered a batch with what is no JSON")
             rest = payload.encode_each() if payload is not None else []
-            return event.replace((b"[" + b",".join([*rest, *map(encode_json, answers)]) + b"]").decode())
+            return event.replace((b"[" + b",".join([*rest, *map(encode_json, pending)]) + b"]").decode())
         if payload is None or not payload.is_changed:
             return event
         return event.replace((payload.encode() or b"").decode())  # a body cannot be dropped, only be empty
@@ -347,12 +339,8 @@ class _McpStream(StreamInterceptor):
         self._interceptor._from_server(self._exchange, payload)
         return payload
 
-    def _take_answers(self) -> list[Event]:
-        answers, self._exchange.answers = self._exchange.answers, []
-        return _events(answers)
-
     def on_complete(self) -> Sequence[Event]:
-        return self._take_answers()
+        return events_of(self._exchange.take_pending())
 
     def on_end(self, outcome: Outcome) -> None:
         streams, session = self._interceptor._old_streams, self._exchange.session or ""
@@ -371,62 +359,6 @@ class _McpStream(StreamInterceptor):
 def _session_in(query: str) -> str | None:
     found = dict(parse_qsl(query))
     return next((found[name] for name in _SESSION_PARAMETERS if name in found), None)
-
-
-def _refusal_of(body: bytes, payload: Payload, headers: Headers) -> Response | None:
-    """What a strict interceptor says to a client's JSON that is not what it takes it for."""
-    try:
-        problem = payload.problem or _disguise(payload) or ambiguity(body)
-    except NotJson as error:
-        return _refuse(400, PARSE_ERROR, str(error))
-    if problem is not None:
-        return _refuse(400, INVALID_REQUEST, problem)
-    rejection = check(headers, decode_json(body))
-    return None if rejection is None else Response(status=rejection.status, json=rejection.json())
-
-
-def _disguise(payload: Payload) -> str | None:
-    """A request without an id, which a server might run although nobody waits for its result, and no hook for requests has seen."""
-    notified = [message.method or "" for message in payload.messages if message.kind is Kind.NOTIFICATION]
-    return None if all(method.startswith("notifications/") for method in notified) else "a request has an id"
-
-
-def _refuse(status: int, code: int, message: str) -> Response:
-    return Response(status=status, json={"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": message}})
-
-
-def _response(message: McpMessage, answer: dict[str, Any] | McpError) -> tuple[dict[str, Any], int]:
-    """The response that a hook's answer is, and the HTTP status that it has when it is alone."""
-    head = {"jsonrpc": "2.0", "id": message.id}
-    if not isinstance(answer, McpError):
-        return head | {"result": answer}, 200
-    status = answer.http_status
-    if status is None:
-        status = _HTTP_STATUS.get(answer.code, 200) if has_mirrors(message.revision) else 200
-    return head | {"error": answer.json()}, status
-
-
-def _answer(exchange: _Exchange, answers: list[tuple[dict[str, Any], int]], *, is_batch: bool) -> Response:
-    """The response to a POST of which nothing is left for the upstream."""
-    if not answers:
-        return Response(status=202)  # notifications, all of them dropped
-    found = [answer for answer, _ in answers]
-    status = 200 if is_batch else answers[0][1]
-    if status == 200 and not _accepts_json(exchange.request.headers):
-        return Response(events=_events(found))
-    return Response(status=status, json=found if is_batch else found[0])
-
-
-def _events(answers: list[dict[str, Any]]) -> list[Event]:
-    return [Event(event="message", json=answer) for answer in answers]
-
-
-def _accepts_json(headers: Headers) -> bool:
-    """Whether the client takes JSON; one that asks for an event stream and for nothing else does not."""
-    accepted = [item.partition(";")[0].strip().lower() for item in headers.get_list("accept", split_commas=True)]
-    return "text/event-stream" not in accepted or any(
-        item in ("application/json", "application/*", "*/*") for item in accepted
-    )
 
 
 def _is_json(media_type: str) -> bool:

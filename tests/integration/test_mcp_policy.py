@@ -1,5 +1,6 @@
-"""The policy in front of a real server, asked by the official client. The SDK reads annotations as it runs: none are postponed here."""
+"""The policy in front of a real server, asked by the official client. The SDK reads annotations as it runs: none is postponed."""
 
+import json
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +14,9 @@ from mcp import MCPError
 from mcp.client import Client
 from mcp.client.sse import sse_client
 from mcp.server import MCPServer
+from support.client import fetch
 from support.proxy import config_for, open_proxy
+from support.upstream import Peer, open_upstream
 
 POLICY = {
     "interceptors": """{name: policy, use: mcp_policy, options: {
@@ -136,3 +139,68 @@ async def test_a_client_sees_and_uses_only_what_is_allowed(path: str, mode: str,
         "2 + 2": {"result": 4},
     }
     assert calls == ["subtract", "public", "add"]
+
+
+PLAIN = b'[{"jsonrpc":"2.0","id":1,"result":{}}]'
+ANSWERS = {
+    "json": (b"200 OK", b"Content-Type: application/json", PLAIN),
+    "stream": (b"200 OK", b"Content-Type: text/event-stream", b"data: " + PLAIN[1:-1] + b"\n\n"),
+    "accepted": (b"202 Accepted", b"Content-Type: application/json", b""),
+    "refused": (b"400 Bad Request", b"Content-Type: application/json", b'{"error":"no batches"}'),
+}
+
+
+@pytest.mark.parametrize(("status", "content_type", "body"), ANSWERS.values(), ids=ANSWERS)
+async def test_of_a_batch_only_what_is_denied_is_answered_here(status: bytes, content_type: bytes, body: bytes) -> None:
+    """2025-03-26, however the server answers the rest: the client gets one whole answer, with a response to each request."""
+    batch = [
+        {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "add"}},
+        {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "shell"}},
+    ]
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 %s\r\n%s\r\nContent-Length: %d\r\n\r\n%s" % (status, content_type, len(body), body))
+
+    with trio.fail_after(10):
+        async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url, **POLICY)) as proxy:
+            headers = [("Accept", "application/json, text/event-stream"), ("Content-Type", "application/json")]
+            answer = await fetch(proxy.port, "/mcp", method="POST", headers=headers, body=json.dumps(batch).encode())
+    assert [json.loads(request.body) for request in upstream.requests] == [batch[:1]]
+    assert answer.complete
+    if status.startswith(b"400"):
+        assert (answer.status, answer.body) == (400, body)
+        return
+    assert answer.status == 200
+    if b"event-stream" in content_type:
+        found = [json.loads(line[6:]) for line in answer.body.decode().split("\n") if line.startswith("data: ")]
+    else:
+        found = json.loads(answer.body)
+    assert sorted(item["id"] for item in found) == ([2] if not body else [1, 2])
+    assert [item["error"]["code"] for item in found if item["id"] == 2] == [-32602]
+
+
+async def test_who_is_denied_everything_never_reaches_the_server() -> None:
+    """No connection is opened; the refusal of a body that cannot be read is an answer as whole as any."""
+
+    async def script(peer: Peer) -> None:
+        raise AssertionError
+
+    call = b'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"shell"}}'
+    with trio.fail_after(10):
+        async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url, **POLICY)) as proxy:
+            answers = [
+                await fetch(proxy.port, "/mcp", method="POST", headers=headers, body=body)
+                for headers, body in (
+                    ([], call),
+                    ([], b"[" + call + b"]"),
+                    ([("Accept", "text/event-stream")], call),
+                    ([("Content-Encoding", "gzip")], b"\x1f\x8b"),
+                    ([], call.replace(b'"method"', b'"method":"ping","method"')),
+                )
+            ]
+    assert upstream.accepted == 0
+    assert [(answer.status, answer.complete) for answer in answers] == [
+        (status, True) for status in (200, 200, 200, 415, 400)
+    ]
+    assert answers[2].body.startswith(b"event: message\ndata: {")

@@ -12,7 +12,8 @@ from mcp_types.jsonrpc import jsonrpc_message_adapter
 from pydantic import ValidationError
 
 from interceptors import NotJson
-from interceptors.dialects.mcp import Call, Calls, Kind, McpError, McpMessage, ambiguity, parse
+from interceptors.dialects.mcp import Kind, McpError, McpMessage, ambiguity, parse
+from interceptors.dialects.mcp_calls import Call, Calls
 
 KINDS: dict[str, tuple[str, Kind]] = {
     "a request": ('{"jsonrpc":"2.0","id":1,"method":"tools/list"}', Kind.REQUEST),
@@ -194,9 +195,11 @@ def test_what_somebody_waits_for_cannot_be_dropped() -> None:
     assert (response.method, only(ODD).result, only("7").id, only("7").method) == (None, None, None, None)
 
 
-@pytest.mark.parametrize("text", ["", "{", "\ufeff{}", "nope", '{"a":"\\ud800"}', "[" * 5000 + "]" * 5000, "1e400"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "\ufeff{}", "nope", '{"a":"\\ud800"}', "[" * 5000 + "]" * 5000, "1e400", "\ud800"]
+)
 def test_what_is_no_json_is_one_named_error(text: str) -> None:
-    """Its message shows nothing of the text."""
+    """Also a text that UTF-8 cannot write. Its message shows nothing of it."""
     with pytest.raises(NotJson, match="this MCP message is"):
         parse(text, from_client=True)
 
@@ -213,6 +216,7 @@ def test_what_is_no_json_is_one_named_error(text: str) -> None:
         '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","name":"b"}}',
         '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","arguments":{"x":1,"x":2}}}',
         '[{"jsonrpc":"2.0","id":1,"method":"ping"},{"jsonrpc":"2.0","id":1,"method":"a","params":{"ref":{"Uri":"x"}}}]',
+        '{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{"notifications":{"ResourceSubscriptions":["x"]}}}',
     ],
 )
 def test_what_two_readers_may_take_for_two_messages_is_told(text: str) -> None:

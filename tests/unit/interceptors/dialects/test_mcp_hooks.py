@@ -392,6 +392,27 @@ def test_a_batch_whose_rest_is_answered_with_rubbish_breaks_off() -> None:
     assert json.loads(run_json([answering], b"", request=request)) == [PONG]
 
 
+def test_several_interceptors_answer_one_batch() -> None:
+    """Each takes out its own, and no answer is lost, whether something is left for the server or the last takes the rest."""
+
+    class Other(McpInterceptor):
+        @on_mcp_request("tools/call")
+        def answer(self, message: McpMessage) -> dict[str, Any]:
+            return {"content": []}
+
+    other = rpc("tools/call", 5, params={"name": "x"})
+    response = run_request([Answering(), Other()], post([rpc("ping", 1), other]))
+    assert response is not None
+    assert json.loads(response.body) == [PONG, rpc(id=5, result={"content": []})]
+    chain, request = [Answering(), Other()], post([*BATCH, other])
+    assert run_request(chain, request) is None
+    assert json.loads(run_json(chain, json.dumps(LISTED).encode(), request=request)) == [
+        LISTED,
+        PONG,
+        rpc(id=5, result={"content": []}),
+    ]
+
+
 def test_what_a_hook_must_not_return_is_its_failure() -> None:
     """Named with its class: an answer to a notification, to a response, to the server, and what is no answer."""
 
