@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -183,7 +184,12 @@ class McpMessage:
     @property
     def changed(self) -> bool:
         """Whether anything in it is not as it came."""
-        return any(self._now(member) != before for member, before in self._before.items())
+        return bool(self.changes())
+
+    def changes(self) -> dict[str, bytes | None]:
+        """The members that are not as they came, as JSON text; None for one that is gone."""
+        found = {member: self._now(member) for member in self._before}
+        return {member: now for member, now in found.items() if now != self._before[member]} if found else found
 
     def drop(self) -> None:
         """Let a notification go no further. Raises `ValueError` for a request or a response: somebody waits for it."""
@@ -194,22 +200,14 @@ class McpMessage:
         """The whole message, as it is now. Look only: what is changed in here is not seen."""
         return self._json
 
-    def encode(self, raw: bytes) -> bytes:
-        """The message, of which `raw` is the text as it came; members that are as they came keep their bytes."""
-        if not self.changed:
+    def encode(self, raw: bytes, changes: dict[str, bytes | None]) -> bytes:
+        """The message with these `changes`, of which `raw` is the text as it came: the other members keep their bytes."""
+        if not changes:
             return raw
         came: dict[str, msgspec.Raw] = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-        members = []
-        for member in self._json:
-            if member in self._before and (now := self._now(member)) != self._before[member]:
-                written = now
-            elif member in came:
-                written = bytes(came[member])
-            else:
-                continue  # an empty `params` that nobody has filled
-            if written is not None:
-                members.append(encode_json(member) + b":" + written)
-        return b"{" + b",".join(members) + b"}"
+        written = {member: bytes(came[member]) for member in self._json if member in came}
+        written |= {member: now for member, now in changes.items() if now is not None}
+        return b"{" + b",".join([encode_json(member) + b":" + text for member, text in written.items()]) + b"}"
 
     def _member(self, member: str) -> Any:
         if self.kind is not Kind.RESPONSE or member not in self._json:
@@ -255,10 +253,11 @@ class McpMessage:
 class Payload:
     """What one body or one event holds: a message, or a batch of them. Made by `parse`."""
 
-    __slots__ = ("_data", "is_batch", "messages")
+    __slots__ = ("data", "is_batch", "messages")
 
     def __init__(self, data: bytes, json: Any, *, from_client: bool) -> None:
-        self._data = data
+        self.data = data
+        """As it came."""
         self.is_batch = isinstance(json, list)
         self.messages = [McpMessage(item, from_client=from_client) for item in (json if self.is_batch else [json])]
 
@@ -272,27 +271,25 @@ class Payload:
             return "two requests of a batch have the same id"
         return next((message.problem for message in self.messages if message.problem is not None), None)
 
-    @property
-    def is_changed(self) -> bool:
-        """Whether anything in it is not as it came."""
-        return any(message.dropped or message.changed for message in self.messages)
-
     def encode(self) -> bytes | None:
-        """What is left of it as JSON text: the very bytes that came when nothing is changed, None when nothing is left. A batch
-        stays one. Raises `TypeError` for what a hook has put in and JSON cannot say.
+        """What is left of it as JSON text: `data` itself when nothing is changed, None when nothing is left. A batch stays one.
+
+        Raises `TypeError` for what a hook has put in and JSON cannot say.
         """
-        if not self.is_changed:
-            return self._data
-        left = self.encode_each()
+        changes = [message.changes() for message in self.messages]
+        if not any(changes) and not any(message.dropped for message in self.messages):
+            return self.data
+        left = self.encode_each(changes)
         if not left:
             return None
         return b"[" + b",".join(left) + b"]" if self.is_batch else left[0]
 
-    def encode_each(self) -> list[bytes]:
-        """Every message that is left, as JSON text."""
-        raws = msgspec.json.decode(self._data, type=list[msgspec.Raw]) if self.is_batch else [self._data]
-        pairs = zip(self.messages, raws, strict=True)
-        return [message.encode(bytes(raw)) for message, raw in pairs if not message.dropped]
+    def encode_each(self, changes: Sequence[dict[str, bytes | None]] | None = None) -> list[bytes]:
+        """Every message that is left, as JSON text; `changes`: each one's, where they are known."""
+        raws = msgspec.json.decode(self.data, type=list[msgspec.Raw]) if self.is_batch else [self.data]
+        changes = changes if changes is not None else [message.changes() for message in self.messages]
+        triples = zip(self.messages, raws, changes, strict=True)
+        return [message.encode(bytes(raw), changed) for message, raw, changed in triples if not message.dropped]
 
 
 def parse(data: bytes | str, *, from_client: bool) -> Payload:

@@ -159,9 +159,9 @@ class McpInterceptor(Interceptor):
         if self.strict and (refusal := refuse_disguised(body, payload, request.headers)) is not None:
             return refusal
         responses, status = self._from_client(exchange, payload)
-        if not payload.is_changed:
-            return None
         left = payload.encode()
+        if left is payload.data:
+            return None
         if left is not None:
             request.replace_body(left)
             if not payload.is_batch:
@@ -306,9 +306,9 @@ class _McpStream(StreamInterceptor):
         payload = self._read(data)
         if payload is None:
             return event
+        left = payload.encode()
         changed: Event | None = event
-        if payload.is_changed:
-            left = payload.encode()
+        if left is not payload.data:
             changed = None if left is None else event.replace(left.decode())
         # The responses to the others of a batch (2025-03-26) go first, as soon as the server has begun to answer.
         if self._exchange.pending:
@@ -324,9 +324,10 @@ class _McpStream(StreamInterceptor):
                 raise Abort("the server answered a batch with what is no JSON")
             rest = payload.encode_each() if payload is not None else []
             return event.replace((b"[" + b",".join([*rest, *map(encode_json, pending)]) + b"]").decode())
-        if payload is None or not payload.is_changed:
+        left = payload.encode() if payload is not None else None
+        if payload is None or left is payload.data:
             return event
-        return event.replace((payload.encode() or b"").decode())  # a body cannot be dropped, only be empty
+        return event.replace((left or b"").decode())  # a body cannot be dropped, only be empty
 
     def _read(self, data: str) -> Payload | None:
         """What the server says, shown to the hooks; None when it is no JSON. Raises what hooks raise, and `Abort`."""

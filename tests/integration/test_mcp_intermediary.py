@@ -227,6 +227,28 @@ async def test_a_stream_that_ends_behind_a_retry_is_whole(route: str) -> None:
     assert (answer.body, answer.complete) == (b"".join(events), True)
 
 
+async def test_what_must_be_seen_and_cannot_is_refused() -> None:
+    """A stream of responses that is compressed although identity was asked for: 502, with the request's id. Others pass so."""
+    raw = streamed(b"\x1f\x8b").replace(b"Transfer-Encoding", b"Content-Encoding: gzip\r\nTransfer-Encoding")
+    async with serving(raw) as rig:
+        answer = await rig.fetch("POST", "/mcp", JSON, body=b'{"jsonrpc":"2.0","id":5,"method":"x"}')
+        assert (answer.status, json.loads(answer.body)["id"]) == (502, 5)
+        assert rig.upstream.requests[0].all("accept-encoding") == [b"identity"]
+        note = await rig.fetch("POST", "/mcp", JSON, body=b'{"jsonrpc":"2.0","method":"x"}')
+        assert (note.status, note.body) == (200, b"\x1f\x8b")
+
+
+async def test_an_event_that_is_too_large_is_said_to_be() -> None:
+    """Beyond `max_event_bytes` the open request gets an error, although the stream could be resumed: it would not get better."""
+    events = (b"id: 1\ndata:\n\n", b"data: " + b"x" * 5000 + b"\n\n")
+    async with serving(streamed(*events), route="dialect: mcp, limits: {max_event_bytes: 1000}") as rig:
+        answer = await rig.fetch("POST", "/mcp", JSON, body=b'{"jsonrpc":"2.0","id":5,"method":"x"}')
+    assert not answer.complete
+    before, _, said = answer.body.partition(b"event: message\ndata: ")
+    assert before == events[0]
+    assert (json.loads(said)["id"], json.loads(said)["error"]["data"]) == (5, {"type": "event_too_large"})
+
+
 # A client that leaves
 
 
