@@ -112,8 +112,9 @@ async def use(client: Client) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "mode", "no_resource"), [("/mcp", "auto", -32602), ("/mcp", "legacy", -32002), ("/sse", "legacy", -32002)]
 )
+@pytest.mark.parametrize("dialect", ["generic", "mcp"])
 @pytest.mark.filterwarnings("default")
-async def test_a_client_sees_and_uses_only_what_is_allowed(path: str, mode: str, no_resource: int) -> None:
+async def test_a_client_sees_and_uses_only_what_is_allowed(path: str, mode: str, no_resource: int, dialect: str) -> None:
     """In the newest revision, in that with sessions, and over the old transport, whose answers come on another stream: the server
     is asked for nothing that is denied, and the session goes on.
     """
@@ -121,7 +122,10 @@ async def test_a_client_sees_and_uses_only_what_is_allowed(path: str, mode: str,
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with trio.fail_after(30):
-            async with open_server(calls) as urls, open_proxy(config_for(urls[path], **POLICY)) as proxy:
+            async with (
+                open_server(calls) as urls,
+                open_proxy(config_for(urls[path], route=f"dialect: {dialect}", **POLICY)) as proxy,
+            ):
                 url = proxy.url + path
                 server: Any = sse_client(url) if path == "/sse" else url
                 async with Client(server, mode=mode) as client:  # type: ignore[arg-type]
