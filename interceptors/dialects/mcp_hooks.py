@@ -318,7 +318,12 @@ class _McpStream(StreamInterceptor):
     def _on_body(self, event: Event) -> EventResult:
         pending = self._exchange.take_pending()
         data = event.data
-        payload = self._read(data) if data else None
+        try:
+            payload = self._read(data) if data else None
+        except Exception as error:
+            if pending:  # with `on_error = "skip"` the body would pass without them
+                raise Abort("a hook has failed, and the answers to others of the batch would be lost") from error
+            raise
         if pending:
             if data and payload is None:
                 raise Abort("the server answered a batch with what is no JSON")

@@ -392,6 +392,24 @@ def test_a_batch_whose_rest_is_answered_with_rubbish_breaks_off() -> None:
     assert json.loads(run_json([answering], b"", request=request)) == [PONG]
 
 
+def test_a_failed_hook_does_not_lose_the_answers_to_a_batch() -> None:
+    """Not even where its interceptor says `skip`: a body without them would look whole."""
+
+    class Failing(Answering):
+        on_error = "skip"
+
+        @on_mcp_response("tools/list")
+        def fail(self, message: McpMessage) -> None:
+            raise ValueError
+
+    failing, request = Failing(), post(BATCH)
+    run_request([failing], request)
+    with pytest.raises(StreamAborted, match="a hook has failed"):
+        run_json([failing], json.dumps([LISTED]).encode(), request=request)
+    run_request([failing], request := post(rpc("tools/list", 2)))
+    assert json.loads(run_json([failing], json.dumps(LISTED).encode(), request=request)) == LISTED
+
+
 def test_several_interceptors_answer_one_batch() -> None:
     """Each takes out its own, and no answer is lost, whether something is left for the server or the last takes the rest."""
 
