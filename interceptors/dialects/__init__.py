@@ -1,7 +1,7 @@
-"""Dialects: what flows, as messages instead of events. Sans I/O, and the hooks on top.
+"""Dialects: what flows, as messages instead of events; sans I/O, and the hooks on top.
 
-Of MCP: `mcp_headers`, and what is beside it. Of LLM APIs, here: an author of interceptors needs `MessageInterceptor`, `MessageStream` and the parts that its hooks are given. The readers can be
-used alone: `OpenAIChatReader().read(message)`.
+Here: what LLM APIs say. An author of interceptors needs `MessageInterceptor`, `MessageStream` and the parts that its hooks are given;
+the readers can be used alone: `OpenAIChatReader().read(message)`. What is MCP's is in modules of its own beside them.
 """
 
 from .anthropic import AnthropicReader
