@@ -1,0 +1,172 @@
+"""The `openai` and `anthropic` SDKs get the same through the proxy as without it, behind every chain of interceptors."""
+
+from __future__ import annotations
+
+import tomllib
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx2
+import openai
+import pytest
+import trio
+from support.chains import CHAINS, built_ins, config_of, supports
+from support.llm_sdks import HEADERS, WAYS, Call, Seen, observe
+from support.llm_upstream import LlmUpstream, open_llm_upstream
+from support.proxy import Proxy, open_proxy
+
+pytestmark = [
+    # The SDK's helper for streams of responses holds types that Pydantic does not expect where it puts them.
+    pytest.mark.filterwarnings("ignore:Pydantic serializer warnings"),
+    pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning"),  # the SDK leaves its own unfinished at `[DONE]`
+]
+
+PROVIDERS = ["openai", "anthropic"]
+OWN_ERRORS: dict[str, type[Exception]] = {"openai": openai.APIError, "anthropic": anthropic.APIError}
+METHODS = {"openai": ["chat.completions", "responses"], "anthropic": ["messages"]}
+ERRORS = ["error-400", "error-429", "error-500", "error-500-final", "error-503", "error-529", "error-429-once"]
+
+each_provider = pytest.mark.parametrize("provider", PROVIDERS)
+each_chain = pytest.mark.parametrize("chain", CHAINS)
+each_way = pytest.mark.parametrize("way", WAYS)
+
+
+@dataclass
+class Rig:
+    upstream: LlmUpstream
+    proxy: Proxy
+
+    async def both(self, way: str, calls: list[Call], **settings: Any) -> tuple[dict[str, Seen], dict[str, Seen]]:
+        """What an SDK sees without the proxy and through it. The upstream has been asked for the same, as often."""
+        with trio.fail_after(30):
+            direct = await observe(way, self.upstream.url, calls, **settings)
+            asked, self.upstream.asked = self.upstream.asked, Counter()
+            through = await observe(way, self.proxy.url, calls, **settings)
+        assert self.upstream.asked == asked
+        return direct, through
+
+
+@asynccontextmanager
+async def open_rig(provider: str, chain: str, directory: Path, dialect: str = "generic") -> AsyncIterator[Rig]:
+    async with open_llm_upstream() as upstream:
+        config = config_of(upstream.url, chain, directory, header=HEADERS[provider], dialect=dialect)
+        async with open_proxy(config) as proxy:
+            yield Rig(upstream, proxy)
+
+
+def plain(seen: dict[str, Seen]) -> dict[str, Any]:
+    return {name: found.plain() for name, found in seen.items()}
+
+
+def test_the_chain_of_built_ins_has_every_built_in() -> None:
+    """A built-in that is added is added to the chain, too; but for `replay`, which answers in the upstream's place."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert built_ins() == set(project["project"]["entry-points"]["weirpool.interceptors"]) - {"replay"}
+
+
+@each_way
+@each_chain
+@each_provider
+async def test_answers_are_the_same(provider: str, chain: str, way: str, tmp_path: Path) -> None:
+    """Text, parallel tool calls and thinking, with usage: as a message, as chunks, and as the SDK's helpers put those together."""
+    calls = [
+        call
+        for method in METHODS[provider]
+        for model in ("text", "tools", "thinking")
+        for call in (
+            Call(f"{method}.create", model),
+            Call(f"{method}.create", model, stream=True),
+            Call(f"{method}.stream", model),
+        )
+    ]
+    async with open_rig(provider, chain, tmp_path) as rig:
+        direct, through = await rig.both(way, calls)
+    assert plain(through) == plain(direct)
+    for name, seen in direct.items():
+        assert seen.error is None, name
+        assert len(seen.items) > (5 if "stream" in name else 0), name
+
+
+@each_way
+@each_chain
+@each_provider
+async def test_errors_are_the_same_and_are_retried_as_often(provider: str, chain: str, way: str, tmp_path: Path) -> None:
+    """Statuses, bodies and headers make the SDK raise the same error after as many attempts, all of them its own."""
+    calls = [Call(f"{METHODS[provider][0]}.create", model, stream=stream) for model in ERRORS for stream in (False, True)]
+    async with open_rig(provider, chain, tmp_path) as rig:
+        direct, through = await rig.both(way, calls, max_retries=2)
+        asked = rig.upstream.asked
+    assert plain(through) == plain(direct)
+    assert {model: asked[model] // 2 for model in ERRORS} == {
+        "error-400": 1,
+        "error-429": 3,
+        "error-500": 3,
+        "error-500-final": 1,
+        "error-503": 3,
+        "error-529": 3,
+        "error-429-once": 2,
+    }
+    kinds = {name: type(seen.error).__name__ for name, seen in direct.items()}
+    assert set(kinds.values()) >= {"BadRequestError", "RateLimitError", "InternalServerError", "NoneType"}
+
+
+@each_way
+@each_chain
+@each_provider
+async def test_an_error_inside_a_stream_is_the_same(provider: str, chain: str, way: str, tmp_path: Path) -> None:
+    """An event with an error raises what it raises without the proxy, after the same chunks."""
+    calls = [Call(f"{method}.create", "error-event", stream=True) for method in METHODS[provider]]
+    async with open_rig(provider, chain, tmp_path) as rig:
+        direct, through = await rig.both(way, calls)
+    assert plain(through) == plain(direct)
+    for seen in direct.values():
+        assert seen.items
+        assert isinstance(seen.error, OWN_ERRORS[provider])
+
+
+@pytest.mark.parametrize("dialect", ["generic", "own", "abort"])
+@each_way
+@each_chain
+@each_provider
+async def test_a_lost_connection_raises_an_error_of_the_sdk(
+    provider: str, chain: str, way: str, dialect: str, tmp_path: Path
+) -> None:
+    """The upstream breaks off inside a stream: the same chunks, then the error there is without the proxy, or the SDK's own."""
+    dialect = provider if dialect == "own" else dialect
+    if not supports(dialect):
+        pytest.skip(f"no route may have the dialect {dialect} yet")
+    calls = [Call(f"{method}.create", "lost", stream=True) for method in METHODS[provider]]
+    async with open_rig(provider, chain, tmp_path, dialect) as rig:
+        direct, through = await rig.both(way, calls)
+    for name, seen in through.items():
+        assert seen.items == direct[name].items
+        assert seen.items
+        assert direct[name].error is not None
+        if dialect == "abort" and provider == "anthropic":
+            # This SDK lets the HTTP client's errors through: directly of a connection that is closed, here of one that is reset.
+            assert isinstance(direct[name].error, httpx2.TransportError)
+            assert isinstance(seen.error, httpx2.TransportError)
+        elif dialect == "abort":
+            assert type(seen.error) is type(direct[name].error)
+        else:
+            assert isinstance(seen.error, OWN_ERRORS[provider]), seen.error
+
+
+@pytest.mark.parametrize("chain", ["none", "built-ins"])
+@each_provider
+async def test_a_connection_lost_before_the_head_is_retried_by_the_sdk_alone(
+    provider: str, chain: str, tmp_path: Path
+) -> None:
+    """Through the proxy that is a 502, which the SDK takes for a reason to try again, as it does with the loss itself."""
+    calls = [Call(f"{METHODS[provider][0]}.create", "lost-head")]
+    async with open_rig(provider, chain, tmp_path) as rig:
+        direct, through = await rig.both("sync", calls, max_retries=1)
+        assert rig.upstream.asked == {"lost-head": 2}
+    (lost,), (refused,) = direct.values(), through.values()
+    assert type(lost.error).__name__ == "APIConnectionError"
+    assert type(refused.error).__name__ == "InternalServerError"

@@ -1,0 +1,111 @@
+"""The chains of interceptors behind which a client must see what it sees without a proxy. A new built-in goes into `_built_ins`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from interceptors import Event, Interceptor, StreamContext, StreamInterceptor
+from interceptors.api_keys import hash_key
+from proxy.config import Config, parse_config
+from proxy.errors import ConfigError
+
+__all__ = ["CHAINS", "KEY", "Idle", "Inspecting", "built_ins", "config_of", "supports"]
+
+KEY = "sk-test-0123456789"
+"""The key that clients send, and that the upstream gets."""
+
+
+class Idle(Interceptor):
+    """Is there for every stream and JSON body, and looks at nothing."""
+
+    wants_json = True
+
+    def open_stream(self, context: StreamContext) -> StreamInterceptor:
+        return StreamInterceptor()
+
+
+class Inspecting(Interceptor):
+    """Looks at every event and at JSON bodies, and changes nothing."""
+
+    wants_json = True
+
+    def open_stream(self, context: StreamContext) -> StreamInterceptor:
+        return _InspectingStream()
+
+
+class _InspectingStream(StreamInterceptor):
+    def on_event(self, event: Event) -> Event:
+        assert event.data is not None
+        return event
+
+
+def _built_ins(directory: Path, header: str) -> dict[str, dict[str, Any]]:
+    """The options of every built-in such that it lets everything pass. `header`: where the client sends its key."""
+    upstream = {"upstream": f"Bearer {KEY}" if header == "authorization" else KEY, "upstream_header": header}
+    return {
+        "api_keys": {"keys": {"ann": hash_key(KEY)}, **upstream},
+        "rate_limit": {"requests_per_minute": 1_000_000, "burst": 1_000_000},
+        "audit": {"path": str(directory / "audit.jsonl"), "events": "data", "body": True, "query": True},
+        "redact": {"patterns": ["matches[ ]nothing [0-9]{20}"]},
+        "record": {"directory": str(directory / "tapes")},
+    }
+
+
+def built_ins() -> set[str]:
+    """The built-ins that the chain `built-ins` has."""
+    return set(_built_ins(Path(), "authorization"))
+
+
+def _idle() -> list[dict[str, Any]]:
+    return [{"name": "idle", "use": "support.chains:Idle"}]
+
+
+def _inspecting() -> list[dict[str, Any]]:
+    return [{"name": "inspecting", "use": "support.chains:Inspecting"}]
+
+
+CHAINS = ["none", "idle", "inspecting", "redact", "built-ins"]
+
+
+def _entries(chain: str, directory: Path, header: str) -> list[dict[str, Any]]:
+    options = _built_ins(directory, header)
+    every = [{"name": name, "use": name, "options": options[name]} for name in options]
+    return {
+        "none": [],
+        "idle": _idle(),
+        "inspecting": _inspecting(),
+        "redact": [entry for entry in every if entry["name"] == "redact"],
+        "built-ins": [*every, *_idle(), *_inspecting()],
+    }[chain]
+
+
+def config_of(url: str, chain: str, directory: Path, *, header: str = "authorization", dialect: str = "generic") -> Config:
+    """A configuration with one route to `url` behind this chain; its files lie in `directory`."""
+    entries = _entries(chain, directory, header)
+    names = [entry["name"] for entry in entries]
+    return parse_config(
+        yaml.safe_dump(
+            {
+                "reverse_proxy": {
+                    "upstreams": [{"name": "up", "endpoints": [url]}],
+                    "routes": [{"path": "/", "upstream": "up", "interceptors": names, "dialect": dialect}],
+                    "leak_detection": "paranoid",
+                },
+                "interceptors": entries,
+                "drain": {"timeout": 1},
+                "log": {"level": "error"},
+            }
+        )
+    )
+
+
+def supports(dialect: str) -> bool:
+    """Whether a route may have this dialect."""
+    try:
+        config_of("http://127.0.0.1:1", "none", Path(), dialect=dialect)
+    except ConfigError:
+        return False
+    return True
