@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
 import anthropic
+import anyio
 import openai
 import trio
 
 from support.chains import KEY
 
-__all__ = ["HEADERS", "WAYS", "Call", "Seen", "client_of", "observe", "run_in"]
+__all__ = ["HEADERS", "LEAVES", "WAYS", "Call", "Leave", "Seen", "leave", "observe"]
 
 WAYS = ["sync", "trio", "asyncio"]
 HEADERS = {"openai": "authorization", "anthropic": "x-api-key"}
@@ -88,7 +90,7 @@ class Seen:
 def _describe(error: Exception | None) -> Any:
     if error is None:
         return None
-    found = {"type": f"{type(error).__module__}.{type(error).__qualname__}", "text": str(error)}
+    found: dict[str, Any] = {"type": f"{type(error).__module__}.{type(error).__qualname__}", "text": str(error)}
     for name in ("status_code", "code", "param", "type", "body", "request_id"):
         if hasattr(error, name):
             found[f".{name}"] = getattr(error, name)
@@ -97,7 +99,7 @@ def _describe(error: Exception | None) -> Any:
     return found
 
 
-def client_of(provider: str, url: str, *, is_async: bool, **settings: Any) -> Any:
+def _client_of(provider: str, url: str, *, is_async: bool, **settings: Any) -> Any:
     """The SDK's client for this address."""
     module: Any = openai if provider == "openai" else anthropic
     http_class = module.DefaultAsyncHttpxClient if is_async else module.DefaultHttpxClient
@@ -106,7 +108,7 @@ def client_of(provider: str, url: str, *, is_async: bool, **settings: Any) -> An
     return client_class(base_url=base_url, api_key=KEY, http_client=http_class(verify=_TLS), **settings)
 
 
-async def run_in(way: str, run: Callable[[], Any], run_async: Callable[[], Awaitable[Any]]) -> Any:
+async def _run_in(way: str, run: Callable[[], Any], run_async: Callable[[], Awaitable[Any]]) -> Any:
     """`run` or `run_async`, in one of the `WAYS`."""
     if way == "trio":
         return await run_async()
@@ -124,14 +126,14 @@ async def observe(way: str, url: str, calls: list[Call], **settings: Any) -> dic
     provider = calls[0].provider
 
     def run() -> dict[str, Seen]:
-        with client_of(provider, url, is_async=False, **settings) as client:
+        with _client_of(provider, url, is_async=False, **settings) as client:
             return {call.name: _observe_sync(client, call) for call in calls}
 
     async def run_async() -> dict[str, Seen]:
-        async with client_of(provider, url, is_async=True, **settings) as client:
+        async with _client_of(provider, url, is_async=True, **settings) as client:
             return {call.name: await _observe_async(client, call) for call in calls}
 
-    seen: dict[str, Seen] = await run_in(way, run, run_async)
+    seen: dict[str, Seen] = await _run_in(way, run, run_async)
     return seen
 
 
@@ -175,3 +177,107 @@ async def _observe_async(client: Any, call: Call) -> Seen:
     except Exception as error:
         seen.error = error
     return seen
+
+
+@dataclass(frozen=True)
+class Leave:
+    """How a client leaves a stream, and when: before the `head`, before the `first` event, or before the `second`."""
+
+    way: str
+    stage: str
+    how: str
+    """`cancel`: the task that waits. `close`: the stream. `timeout`: the SDK's own, the only way out of a call that blocks."""
+
+    @property
+    def model(self) -> str:
+        return f"wait-{self.stage}"
+
+    def __str__(self) -> str:
+        return f"{self.way}-{self.how}-before-{self.stage}"
+
+
+LEAVES = [
+    Leave("sync", "head", "timeout"),
+    Leave("sync", "first", "close"),
+    Leave("sync", "second", "close"),
+    *(
+        Leave(way, stage, how)
+        for way in ("trio", "asyncio")
+        for stage, how in (
+            ("head", "cancel"),
+            ("first", "cancel"),
+            ("second", "cancel"),
+            ("first", "close"),
+            ("second", "close"),
+        )
+    ),
+]
+
+
+async def leave(leaving: Leave, provider: str, url: str, is_waiting: Callable[[], bool]) -> float:
+    """Ask for a stream and leave it as soon as `is_waiting` says that the upstream waits. When that was, by `time.perf_counter`.
+
+    A client's `timeout` has no such moment: the time is then that of its error, when everything is over.
+    """
+    method = "messages.create" if provider == "anthropic" else "chat.completions.create"
+    arguments = Call(method, leaving.model, stream=True).arguments()
+
+    def run() -> float:
+        with _client_of(provider, url, is_async=False, max_retries=0) as client:
+            create = attrgetter(method)(client)
+            if leaving.how == "timeout":
+                try:
+                    create(**arguments, timeout=0.3)
+                except (openai.APITimeoutError, anthropic.APITimeoutError):
+                    return time.perf_counter()
+                raise AssertionError("no timeout")
+            stream = create(**arguments)
+            if leaving.stage == "second":
+                next(iter(stream))
+            while not is_waiting():
+                time.sleep(0.001)
+            left_at = time.perf_counter()
+            stream.close()
+            return left_at
+
+    async def run_async() -> float:
+        async with _client_of(provider, url, is_async=True, max_retries=0) as client:
+            return await _leave_async(leaving, attrgetter(method)(client), arguments, is_waiting)
+
+    left_at: float = await _run_in(leaving.way, run, run_async)
+    return left_at
+
+
+async def _leave_async(leaving: Leave, create: Any, arguments: dict[str, Any], is_waiting: Callable[[], bool]) -> float:
+    is_there = anyio.Event()  # the client has got as far as it will
+
+    async def ask() -> None:
+        if leaving.stage == "head":
+            is_there.set()
+        stream = await create(**arguments)
+        if leaving.stage == "first":
+            is_there.set()
+        async for _ in stream:
+            is_there.set()
+
+    async def all_wait() -> None:
+        await is_there.wait()
+        while not is_waiting():
+            await anyio.sleep(0.001)
+
+    if leaving.how == "cancel":
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            await all_wait()
+            left_at = time.perf_counter()
+            group.cancel_scope.cancel()
+        return left_at
+    stream = await create(**arguments)
+    if leaving.stage == "second":
+        async for _ in stream:
+            break
+    is_there.set()
+    await all_wait()
+    left_at = time.perf_counter()
+    await stream.close()
+    return left_at

@@ -14,13 +14,12 @@ Nothing here is random or from a clock, so that two answers to the same request 
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
-
-import trio
 
 from support.upstream import Peer, Request, Upstream, open_upstream
 
@@ -40,7 +39,7 @@ _TOOLS = [("call_1", "weather"), ("call_2", "search")]
 
 @dataclass
 class LlmUpstream:
-    """What the upstream has seen. Times are Trio's, in seconds."""
+    """What the upstream has seen. Times are of `time.perf_counter`, which all threads share."""
 
     upstream: Upstream
     asked: Counter[str] = field(default_factory=Counter)
@@ -111,7 +110,7 @@ async def _answer(llm: LlmUpstream, peer: Peer, request: Request, model: str, *,
 async def _wait(llm: LlmUpstream, peer: Peer) -> None:
     llm.waits += 1
     await peer.wait_closed()
-    llm.left_at.append(trio.current_time())
+    llm.left_at.append(time.perf_counter())
     raise EOFError
 
 
