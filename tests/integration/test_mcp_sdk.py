@@ -1,0 +1,144 @@
+"""The official MCP client and server get the same through the proxy as without it, in every revision that they speak."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from mcp.client import Client
+from support.chains import CHAINS, config_of
+from support.mcp_client import REVISIONS, call_with_progress, open_mcp_client, use
+from support.mcp_server import McpServer, open_mcp_server
+from support.proxy import open_proxy
+
+# The SDK warns of what it will drop, and leaves streams and generators to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("default", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+each_chain = pytest.mark.parametrize("chain", CHAINS)
+each_protocol = pytest.mark.parametrize(
+    ("transport", "revision"),
+    [
+        *(("http", revision) for revision in [*REVISIONS, "auto"]),
+        *(("json", revision) for revision in REVISIONS[-2:]),
+        *(("sse", revision) for revision in ("2024-11-05", "2025-11-25")),
+    ],
+)
+with_http = pytest.mark.parametrize(("transport", "revision"), [("http", revision) for revision in REVISIONS])
+Requests = Counter[tuple[Any, ...]]
+
+
+@dataclass
+class Rig:
+    """One protocol behind one chain."""
+
+    transport: str
+    revision: str
+    chain: str
+    directory: Path
+    monkeypatch: pytest.MonkeyPatch
+    resumable: bool = False
+
+    async def both(self, run: Callable[[McpServer, Client], Awaitable[Any]]) -> tuple[Any, Requests]:
+        """What `run` gives, and the requests that the server got meanwhile: the same without the proxy and through it."""
+        with trio.fail_after(30):
+            async with open_mcp_server(self.transport, resumable=self.resumable) as server:
+                direct = await self._run(run, server, server.url), server.requests
+            async with open_mcp_server(self.transport, resumable=self.resumable) as server:
+                async with open_proxy(config_of(server.url, self.chain, self.directory)) as proxy:
+                    through = await self._run(run, server, proxy.url), server.requests
+        assert through == direct
+        return direct
+
+    async def _run(self, run: Callable[[McpServer, Client], Awaitable[Any]], server: McpServer, url: str) -> Any:
+        async with open_mcp_client(url, self.revision, self.monkeypatch, sse=self.transport == "sse") as client:
+            return await run(server, client)
+
+
+@pytest.fixture
+def rig(transport: str, revision: str, chain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    return Rig(transport, revision, chain, tmp_path, monkeypatch)
+
+
+def text_of(result: Any) -> str:
+    (content,) = result.content
+    return str(content.text)
+
+
+@each_protocol
+@each_chain
+async def test_everything_is_the_same(rig: Rig) -> None:
+    """Handshake, lists, resources, prompts, calls with progress, errors, and what the server asks of the client meanwhile."""
+    seen, requests = await rig.both(lambda _, client: use(client))
+    assert seen["add"].structured_content == {"result": 42}
+    assert seen["count"][0].structured_content == {"result": ["1", "2", "3", "4", "5"]}
+    if rig.transport != "json":
+        assert [progress[0] for progress in seen["count"][1]] == [1, 2, 3, 4, 5]
+    if rig.revision not in ("2024-11-05", "2025-03-26") and (rig.transport != "json" or rig.revision == "2026-07-28"):
+        assert text_of(seen["greet"]) == "Hello, Ann"
+        assert text_of(seen["river"]) == "Rhein"
+    assert seen["fail"].is_error
+    assert {request[0] for request in requests} == {
+        "auto": {"POST"},
+        "2026-07-28": {"POST"},
+    }.get(rig.revision, {"POST", "GET"} if rig.transport == "sse" else {"POST", "GET", "DELETE"})
+
+
+@pytest.mark.parametrize(("transport", "revision"), [("http", "2025-11-25")])
+@each_chain
+async def test_a_call_goes_on_when_the_server_has_closed_its_stream(rig: Rig) -> None:
+    """The server closes the call's stream; the client comes back with `Last-Event-ID`, misses nothing and gets nothing twice."""
+    rig.resumable = True
+    (result, progress), requests = await rig.both(lambda _, client: call_with_progress(client, "poll", {}))
+    assert text_of(result) == "polled"
+    assert [done for done, _, _ in progress] == [1, 2, 3]
+    assert sum(count for request, count in requests.items() if "last-event-id" in request) == 1
+
+
+@pytest.mark.parametrize(("transport", "revision"), [("http", "2026-07-28")])
+@each_chain
+async def test_a_subscription_hears_of_changes(rig: Rig) -> None:
+    """`subscriptions/listen` of 2026-07-28: the events come while other calls go on, and leaving it ends it at the server."""
+
+    async def run(server: McpServer, client: Client) -> Any:
+        async with client.listen(tools_list_changed=True) as subscription:
+            await client.call_tool("change", {})
+            event = await anext(aiter(subscription))
+        return subscription.honored, event, text_of(await client.call_tool("add", {"a": 1, "b": 2}))
+
+    (_, event, three), _ = await rig.both(run)
+    assert type(event).__name__ == "ToolsListChanged"
+    assert three == "3"
+
+
+@pytest.mark.parametrize("progress", [False, True], ids=["before the first byte", "after it"])
+@pytest.mark.parametrize(
+    ("transport", "revision"),
+    [*(("http", revision) for revision in REVISIONS), ("sse", "2024-11-05"), ("sse", "2025-11-25")],
+)
+@each_chain
+async def test_a_cancelled_call_is_cancelled_at_the_server(rig: Rig, progress: bool) -> None:
+    """Before 2026-07-28 the client says so in a notification, from then on by closing the stream; nobody makes one up."""
+
+    async def run(server: McpServer, client: Client) -> str:
+        reported = trio.Event()
+
+        async def note(*_: object) -> None:
+            reported.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: client.call_tool("wait", {"progress": progress}, progress_callback=note))
+            while not server.waits or (progress and not reported.is_set()):
+                await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
+        with trio.fail_after(5):
+            while not server.cancelled_at:
+                await trio.sleep(0.001)
+        return text_of(await client.call_tool("add", {"a": 1, "b": 2}))
+
+    three, _ = await rig.both(run)
+    assert three == "3"
