@@ -30,7 +30,8 @@ async def test_leaving_closes_the_upstream_connection(provider: str, leaving: Le
                     await trio.sleep(0.001)
 
         await leave_through(upstream.url)
-        for chain in CHAINS:
+        chains = CHAINS if leaving.how != "timeout" else ["none", "built-ins"]  # that takes half a second
+        for chain in chains:
             log.clear()
             config = config_of(upstream.url, chain, tmp_path, header=HEADERS[provider])
             async with open_proxy(config) as proxy:
@@ -38,4 +39,4 @@ async def test_leaving_closes_the_upstream_connection(provider: str, leaving: Le
                 await until(lambda: any(line["event"] == "exchange" for line in log))
                 assert [line["outcome"] for line in log if line["event"] == "exchange"] == ["client_disconnected"]
                 await until(lambda: proxy.lent() == 0)
-        assert upstream.asked == {leaving.model: len(CHAINS) + 1}
+        assert upstream.asked == {leaving.model: len(chains) + 1}

@@ -12,7 +12,7 @@ from interceptors.api_keys import hash_key
 from proxy.config import Config, parse_config
 from proxy.errors import ConfigError
 
-__all__ = ["CHAINS", "KEY", "Idle", "Inspecting", "built_ins", "config_of", "supports"]
+__all__ = ["CHAINS", "KEY", "Idle", "Inspecting", "built_ins", "config_of", "supports", "yaml_of"]
 
 KEY = "sk-test-0123456789"
 """The key that clients send, and that the upstream gets."""
@@ -84,21 +84,24 @@ def _entries(chain: str, directory: Path, header: str) -> list[dict[str, Any]]:
 
 def config_of(url: str, chain: str, directory: Path, *, header: str = "authorization", dialect: str = "generic") -> Config:
     """A configuration with one route to `url` behind this chain; its files lie in `directory`."""
+    return parse_config(yaml_of(url, chain, directory, header=header, dialect=dialect))
+
+
+def yaml_of(url: str, chain: str, directory: Path, *, header: str = "authorization", dialect: str = "generic") -> str:
+    """The same, as it is written."""
     entries = _entries(chain, directory, header)
     names = [entry["name"] for entry in entries]
-    return parse_config(
-        yaml.safe_dump(
-            {
-                "reverse_proxy": {
-                    "upstreams": [{"name": "up", "endpoints": [url]}],
-                    "routes": [{"path": "/", "upstream": "up", "interceptors": names, "dialect": dialect}],
-                    "leak_detection": "paranoid",
-                },
-                "interceptors": entries,
-                "drain": {"timeout": 1},
-                "log": {"level": "error"},
-            }
-        )
+    return yaml.safe_dump(
+        {
+            "reverse_proxy": {
+                "upstreams": [{"name": "up", "endpoints": [url]}],
+                "routes": [{"path": "/", "upstream": "up", "interceptors": names, "dialect": dialect}],
+                "leak_detection": "paranoid",
+            },
+            "interceptors": entries,
+            "drain": {"timeout": 1},
+            "log": {"level": "error"},
+        }
     )
 
 

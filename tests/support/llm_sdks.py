@@ -15,6 +15,7 @@ from typing import Any
 
 import anthropic
 import anyio
+import httpx2
 import openai
 import trio
 
@@ -227,7 +228,7 @@ async def leave(leaving: Leave, provider: str, url: str, is_waiting: Callable[[]
             create = attrgetter(method)(client)
             if leaving.how == "timeout":
                 try:
-                    create(**arguments, timeout=0.3)
+                    create(**arguments, timeout=httpx2.Timeout(10, read=0.5))
                 except (openai.APITimeoutError, anthropic.APITimeoutError):
                     return time.perf_counter()
                 raise AssertionError("no timeout")

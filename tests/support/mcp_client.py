@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import httpx2
 import mcp_types
 import pytest
+import trio
 from mcp.client import Client
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 
 from support.chains import KEY
+from support.mcp_server import McpServer
 
-__all__ = ["REVISIONS", "call_with_progress", "open_mcp_client", "use"]
+__all__ = ["REVISIONS", "call_with_progress", "leave_call", "open_mcp_client", "use"]
 
 REVISIONS = ["2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28"]
 """Those of Streamable HTTP."""
@@ -87,3 +90,24 @@ async def call_with_progress(client: Client, tool: str, arguments: dict[str, Any
 
     result = await client.call_tool(tool, arguments, progress_callback=note)
     return result, progress
+
+
+async def leave_call(server: McpServer, client: Client, *, progress: bool) -> float:
+    """Cancel a call that waits, after some `progress` or before it has said anything. How many seconds until the server's tool was
+    cancelled.
+    """
+    waits, cancelled = server.waits, len(server.cancelled_at)
+    reported = trio.Event()
+
+    async def note(*_: object) -> None:
+        reported.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: client.call_tool("wait", {"progress": progress}, progress_callback=note))
+        while server.waits == waits or (progress and not reported.is_set()):
+            await trio.sleep(0.001)
+        left_at = time.perf_counter()
+        nursery.cancel_scope.cancel()
+    while len(server.cancelled_at) == cancelled:
+        await trio.sleep(0.001)
+    return server.cancelled_at[-1] - left_at
