@@ -93,8 +93,13 @@ async def llm_rows(provider: str, rounds: int) -> list[tuple[str, list[float]]]:
 
 
 def _words(leaving: Leave) -> str:
-    stage = {"head": "before the head", "first": "before the first event", "second": "after the first event"}[leaving.stage]
-    return f"{leaving.way}, {leaving.how} {stage}"
+    stages = {
+        "head": "before the head",
+        "first": "before the first event",
+        "second": "after the first event",
+        "body": "within a JSON body",
+    }
+    return f"{leaving.way}, {leaving.how} {stages[leaving.stage]}"
 
 
 async def mcp_rows(rounds: int, patch: pytest.MonkeyPatch) -> list[tuple[str, list[float]]]:
@@ -102,7 +107,7 @@ async def mcp_rows(rounds: int, patch: pytest.MonkeyPatch) -> list[tuple[str, li
     for transport, revision in (("http", "2026-07-28"), ("http", "2025-11-25"), ("sse", "2024-11-05")):
         sse = transport == "sse"
         name = f"`mcp` {revision}, {'closes the stream' if revision == '2026-07-28' else 'sends a notification'}"
-        made: list[tuple[str, list[float]]] = [(f"{name}, {when} its first byte", []) for when in ("before", "after")]
+        made: list[tuple[str, list[float]]] = [(f"{name}, {when} its first message", []) for when in ("before", "after")]
         async with open_mcp_server(transport) as server:
 
             async def fill(url: str) -> None:
@@ -124,7 +129,7 @@ async def mcp_rows(rounds: int, patch: pytest.MonkeyPatch) -> list[tuple[str, li
 async def run(rounds: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         rows = [*await llm_rows("openai", rounds), *await llm_rows("anthropic", rounds), *await mcp_rows(rounds, patch)]
-    print("| SDK, and how a stream is left | direct | Weirpool, no chain | Weirpool, every built-in |")
+    print("| SDK, and how an answer is left | direct | Weirpool, no chain | Weirpool, every built-in |")
     print("|---|---:|---:|---:|")
     for name, cells in rows:
         print(f"| {name} | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
@@ -136,6 +141,7 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)
+    sys.unraisablehook = lambda _: None  # the SDKs leave generators to the garbage collector
     began = time.perf_counter()
     trio.run(run, arguments.rounds)
     print(f"\n{arguments.rounds} rounds, {time.perf_counter() - began:.0f} s", file=sys.stderr)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 from mcp.client import Client
-from support.chains import CHAINS, config_of
+from mcp.shared.exceptions import MCPError
+from support.chains import CHAINS, config_of, supports
+from support.interceptors import Log
 from support.mcp_client import REVISIONS, call_with_progress, leave_call, open_mcp_client, use
 from support.mcp_server import McpServer, open_mcp_server
 from support.proxy import open_proxy
@@ -41,6 +43,9 @@ class Rig:
     directory: Path
     monkeypatch: pytest.MonkeyPatch
     resumable: bool = False
+    dialect: str = "generic"
+    said: list[str] = field(default_factory=list)
+    """The types of what the server has said outside of calls."""
 
     async def both(self, run: Callable[[McpServer, Client], Awaitable[Any]]) -> tuple[Any, Requests]:
         """What `run` gives, and the requests that the server got meanwhile: the same without the proxy and through it."""
@@ -48,13 +53,19 @@ class Rig:
             async with open_mcp_server(self.transport, resumable=self.resumable) as server:
                 direct = await self._run(run, server, server.url), server.requests
             async with open_mcp_server(self.transport, resumable=self.resumable) as server:
-                async with open_proxy(config_of(server.url, self.chain, self.directory)) as proxy:
+                async with open_proxy(config_of(server.url, self.chain, self.directory, dialect=self.dialect)) as proxy:
                     through = await self._run(run, server, proxy.url), server.requests
         assert through == direct
         return direct
 
     async def _run(self, run: Callable[[McpServer, Client], Awaitable[Any]], server: McpServer, url: str) -> Any:
-        async with open_mcp_client(url, self.revision, self.monkeypatch, sse=self.transport == "sse") as client:
+        self.said.clear()
+
+        async def note(message: Any) -> None:
+            self.said.append(type(message).__name__)
+
+        sse = self.transport == "sse"
+        async with open_mcp_client(url, self.revision, self.monkeypatch, sse=sse, on_message=note) as client:
             return await run(server, client)
 
 
@@ -112,6 +123,51 @@ async def test_a_subscription_hears_of_changes(rig: Rig) -> None:
     (_, event, three), _ = await rig.both(run)
     assert type(event).__name__ == "ToolsListChanged"
     assert three == "3"
+
+
+@pytest.mark.parametrize(
+    ("transport", "revision"), [*(("http", revision) for revision in REVISIONS[:3]), ("sse", "2024-11-05")]
+)
+@each_chain
+async def test_what_the_server_says_outside_of_calls_comes_once(rig: Rig) -> None:
+    """A notification of no call's arrives on the stream that the client has opened with GET."""
+
+    async def run(server: McpServer, client: Client) -> str:
+        while not any(method == "GET" for method, *_ in server.requests):
+            await trio.sleep(0.001)
+        await client.call_tool("announce", {})
+        while not rig.said:
+            await trio.sleep(0.001)
+        await client.call_tool("add", {"a": 1, "b": 2})
+        return ", ".join(rig.said)
+
+    said, _ = await rig.both(run)
+    assert said == "ToolListChangedNotification"
+
+
+@pytest.mark.parametrize("dialect", ["generic", "mcp", "abort"])
+@pytest.mark.parametrize(("transport", "revision"), [("http", "2025-11-25"), ("http", "2026-07-28")])
+@each_chain
+async def test_a_connection_lost_within_a_call_ends_the_call(rig: Rig, dialect: str, log: Log) -> None:
+    """The client's call ends with an `MCPError`, as without the proxy, and the next one is served."""
+    if not supports(dialect):
+        pytest.skip(f"no route may have the dialect {dialect} yet")
+    rig.dialect = dialect
+
+    async def run(_: McpServer, client: Client) -> Any:
+        reported: list[float] = []
+
+        async def note(done: float, *_: object) -> None:
+            reported.append(done)
+
+        with pytest.raises(MCPError) as lost:
+            await client.call_tool("lose", {}, progress_callback=note)
+        three = text_of(await client.call_tool("add", {"a": 1, "b": 2}))
+        return type(lost.value), reported, three
+
+    seen, _ = await rig.both(run)
+    assert seen == (MCPError, [1], "3")
+    assert [line["outcome"] for line in log if line["event"] == "exchange"].count("upstream_error") == 1
 
 
 @pytest.mark.parametrize(

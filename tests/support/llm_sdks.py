@@ -182,7 +182,7 @@ async def _observe_async(client: Any, call: Call) -> Seen:
 
 @dataclass(frozen=True)
 class Leave:
-    """How a client leaves a stream, and when: before the `head`, before the `first` event, or before the `second`."""
+    """How a client leaves an answer, and when: before its `head`, its `first` event, its `second`, or the end of a JSON `body`."""
 
     way: str
     stage: str
@@ -197,31 +197,23 @@ class Leave:
         return f"{self.way}-{self.how}-before-{self.stage}"
 
 
+_STAGES = ["head", "first", "second", "body"]
 LEAVES = [
     Leave("sync", "head", "timeout"),
     Leave("sync", "first", "close"),
     Leave("sync", "second", "close"),
-    *(
-        Leave(way, stage, how)
-        for way in ("trio", "asyncio")
-        for stage, how in (
-            ("head", "cancel"),
-            ("first", "cancel"),
-            ("second", "cancel"),
-            ("first", "close"),
-            ("second", "close"),
-        )
-    ),
+    *(Leave(way, stage, "cancel") for way in ("trio", "asyncio") for stage in _STAGES),
+    *(Leave(way, stage, "close") for way in ("trio", "asyncio") for stage in ("first", "second")),
 ]
 
 
 async def leave(leaving: Leave, provider: str, url: str, is_waiting: Callable[[], bool]) -> float:
-    """Ask for a stream and leave it as soon as `is_waiting` says that the upstream waits. When that was, by `time.perf_counter`.
+    """Ask for an answer and leave it as soon as `is_waiting` says that the upstream waits. When that was, by `time.perf_counter`.
 
     A client's `timeout` has no such moment: the time is then that of its error, when everything is over.
     """
     method = "messages.create" if provider == "anthropic" else "chat.completions.create"
-    arguments = Call(method, leaving.model, stream=True).arguments()
+    arguments = Call(method, leaving.model, stream=leaving.stage != "body").arguments()
 
     def run() -> float:
         with _client_of(provider, url, is_async=False, max_retries=0) as client:
@@ -253,7 +245,7 @@ async def _leave_async(leaving: Leave, create: Any, arguments: dict[str, Any], i
     is_there = anyio.Event()  # the client has got as far as it will
 
     async def ask() -> None:
-        if leaving.stage == "head":
+        if leaving.stage in ("head", "body"):
             is_there.set()
         stream = await create(**arguments)
         if leaving.stage == "first":

@@ -7,12 +7,15 @@
 - `error-429-once`: that once, then as `text`. `error-500-final`: the headers forbid another attempt.
 - `error-event`: two events, then an error in the stream. `lost`: the connection breaks there. `lost-head`: before the head.
 - `wait-head`, `wait-first`, `wait-second`: sends nothing; the head; the head and the first event; then waits until it is left.
+  `wait-body`, not streamed: the head and the beginning of the body.
 
+What is not streamed is compressed for clients that take that, as both providers do.
 Nothing here is random or from a clock, so that two answers to the same request are equal.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
 from collections import Counter
@@ -88,8 +91,15 @@ async def _answer(llm: LlmUpstream, peer: Peer, request: Request, model: str, *,
     said = model if model in ("tools", "thinking") else "text"
     name = b"request-id: req_0001" if anthropic else b"x-request-id: req_0001"
     if not stream:
+        lines = [b"HTTP/1.1 200 OK", b"Content-Type: application/json", name]
         data = json.dumps(whole(said)).encode()
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n%s\r\nContent-Length: %d\r\n\r\n" % (name, len(data))
+        if any(b"gzip" in value for value in request.all("accept-encoding")):
+            data = gzip.compress(data, mtime=0)
+            lines += [b"Content-Encoding: gzip", b"Vary: Accept-Encoding"]
+        head = b"\r\n".join([*lines, b"Content-Length: %d\r\n\r\n" % len(data)])
+        if model == "wait-body":
+            await peer.send(head + data[:100])
+            await _wait(llm, peer)
         await peer.send(head + data)
         return
     await peer.start_stream(name, b"Cache-Control: no-cache")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,9 +27,17 @@ REVISIONS = ["2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28"]
 
 @asynccontextmanager
 async def open_mcp_client(
-    url: str, revision: str, monkeypatch: pytest.MonkeyPatch, *, sse: bool = False
+    url: str,
+    revision: str,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    sse: bool = False,
+    on_message: Callable[[Any], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Client]:
-    """A client that speaks this revision with the server at `url`, whichever newer ones both know; `auto`: the newest."""
+    """A client that speaks this revision with the server at `url`, whichever newer ones both know; `auto`: the newest.
+
+    `on_message` gets what the server says outside of calls.
+    """
 
     async def elicit(_: Any, params: mcp_types.ElicitRequestParams) -> mcp_types.ElicitResult:
         assert params.message == "Who is asking?"
@@ -49,7 +57,9 @@ async def open_mcp_client(
             sse_client(url + "/sse", headers=headers) if sse else streamable_http_client(url + "/mcp", http_client=http)
         )
         mode = revision if modern else "legacy"
-        async with Client(transport, mode=mode, elicitation_callback=elicit, sampling_callback=sample) as client:
+        async with Client(
+            transport, mode=mode, elicitation_callback=elicit, sampling_callback=sample, message_handler=on_message
+        ) as client:
             assert client.protocol_version == ("2026-07-28" if modern else revision)
             yield client
 

@@ -19,6 +19,9 @@ from pydantic import BaseModel
 __all__ = ["McpServer", "open_mcp_server"]
 
 
+_LOST = "this never arrives"
+
+
 class _Name(BaseModel):
     name: str
 
@@ -122,6 +125,19 @@ def _make(seen: McpServer) -> MCPServer:
         await context.notify_tools_changed()
         return "changed"
 
+    @server.tool()
+    async def announce(context: Context) -> str:
+        """Say, outside of any call, that the list of tools has changed: on the stream that the client has opened for that."""
+        await context.session.send_tool_list_changed()
+        return "announced"
+
+    @server.tool()
+    async def lose(context: Context) -> str:
+        """Lose the connection in the middle of the call's stream."""
+        await context.report_progress(1, 2)
+        await context.report_progress(2, 2, _LOST)
+        return ""
+
     @server.resource("river://{name}")
     async def about(name: str) -> str:
         """A river."""
@@ -150,6 +166,8 @@ def _noting(app: Any, seen: McpServer) -> Any:
                 has = [name.decode() for name in (b"mcp-session-id", b"last-event-id", b"authorization") if name in headers]
                 accept = headers.get(b"accept", b"").decode()
                 seen.requests[scope["method"], scope["path"], message["status"], accept, *named, *has] += 1
+            if _LOST.encode() in message.get("body", b""):
+                raise ConnectionError  # Hypercorn then closes the connection, and the body has no end
             await send(message)
 
         await app(scope, receive, send_noted)
