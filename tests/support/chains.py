@@ -43,7 +43,7 @@ class _InspectingStream(StreamInterceptor):
 
 
 def _built_ins(directory: Path, header: str) -> dict[str, dict[str, Any]]:
-    """The options of every built-in such that it lets everything pass. `header`: where the client sends its key."""
+    """The options of every built-in, such that it lets everything pass. `header`: where the client sends its key."""
     upstream = {"upstream": f"Bearer {KEY}" if header == "authorization" else KEY, "upstream_header": header}
     return {
         "api_keys": {"keys": {"ann": hash_key(KEY)}, **upstream},
@@ -59,27 +59,22 @@ def built_ins() -> set[str]:
     return set(_built_ins(Path(), "authorization"))
 
 
-def _idle() -> list[dict[str, Any]]:
-    return [{"name": "idle", "use": "support.chains:Idle"}]
-
-
-def _inspecting() -> list[dict[str, Any]]:
-    return [{"name": "inspecting", "use": "support.chains:Inspecting"}]
-
-
-CHAINS = ["none", "idle", "inspecting", "redact", "built-ins"]
-
-
-def _entries(chain: str, directory: Path, header: str) -> list[dict[str, Any]]:
-    options = _built_ins(directory, header)
-    every = [{"name": name, "use": name, "options": options[name]} for name in options]
+def _chains(directory: Path, header: str) -> dict[str, list[dict[str, Any]]]:
+    """The entries of each chain, in the order of the route."""
+    idle, inspecting = ({"name": cls.__name__, "use": f"{__name__}:{cls.__name__}"} for cls in (Idle, Inspecting))
+    every = {
+        name: {"name": name, "use": name, "options": options} for name, options in _built_ins(directory, header).items()
+    }
     return {
         "none": [],
-        "idle": _idle(),
-        "inspecting": _inspecting(),
-        "redact": [entry for entry in every if entry["name"] == "redact"],
-        "built-ins": [*every, *_idle(), *_inspecting()],
-    }[chain]
+        "idle": [idle],
+        "inspecting": [inspecting],
+        "redact": [every["redact"]],
+        "built-ins": [*every.values(), idle, inspecting],
+    }
+
+
+CHAINS = list(_chains(Path(), "authorization"))
 
 
 def config_of(url: str, chain: str, directory: Path, *, header: str = "authorization", dialect: str = "generic") -> Config:
@@ -89,7 +84,7 @@ def config_of(url: str, chain: str, directory: Path, *, header: str = "authoriza
 
 def yaml_of(url: str, chain: str, directory: Path, *, header: str = "authorization", dialect: str = "generic") -> str:
     """The same, as it is written."""
-    entries = _entries(chain, directory, header)
+    entries = _chains(directory, header)[chain]
     names = [entry["name"] for entry in entries]
     return yaml.safe_dump(
         {

@@ -103,9 +103,7 @@ async def call_with_progress(client: Client, tool: str, arguments: dict[str, Any
 
 
 async def leave_call(server: McpServer, client: Client, *, progress: bool) -> float:
-    """Cancel a call that waits, after some `progress` or before it has said anything. How many seconds until the server's tool was
-    cancelled.
-    """
+    """Cancel a call that waits, after some `progress` or in silence. How many seconds until the server's tool was cancelled."""
     waits, cancelled = server.waits, len(server.cancelled_at)
     reported = trio.Event()
 

@@ -33,6 +33,8 @@ class McpServer:
     url: str = ""
     requests: Counter[tuple[Any, ...]] = field(default_factory=Counter)
     """How many requests there were, by method, path, status and the headers that MCP names."""
+    open: int = 0
+    """How many of them are not over."""
     waits: int = 0
     """Calls of the tool `wait`, which go on until they are cancelled."""
     cancelled_at: list[float] = field(default_factory=list)
@@ -155,7 +157,10 @@ def _noting(app: Any, seen: McpServer) -> Any:
     """The app, with every request noted when its answer begins."""
 
     async def noting(scope: Any, receive: Any, send: Any) -> None:
-        noted = scope["type"] != "http"
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        noted = False
 
         async def send_noted(message: Any) -> None:
             nonlocal noted
@@ -170,7 +175,11 @@ def _noting(app: Any, seen: McpServer) -> Any:
                 raise ConnectionError  # Hypercorn then closes the connection, and the body has no end
             await send(message)
 
-        await app(scope, receive, send_noted)
+        seen.open += 1
+        try:
+            await app(scope, receive, send_noted)
+        finally:
+            seen.open -= 1
 
     return noting
 
