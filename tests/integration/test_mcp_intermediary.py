@@ -13,7 +13,7 @@ import pytest
 import trio
 from support.client import Answer, Client, fetch, open_client
 from support.interceptors import config_with, until
-from support.mcp_server import open_mcp_server, open_old_mcp_server
+from support.mcp_server import open_mcp_server
 from support.proxy import Proxy, config_for, open_proxy
 from support.upstream import Peer, Upstream, open_upstream
 
@@ -426,41 +426,14 @@ async def test_the_old_transports_client_works_behind_a_stripped_prefix() -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with trio.fail_after(30):
-            async with open_old_mcp_server() as direct:
-                config = config_for(direct, route="dialect: mcp, strip_prefix: true")
+            async with open_mcp_server("sse") as server:
+                config = config_for(server.url, route="dialect: mcp, strip_prefix: true")
                 config = replaced(config, config.reverse_proxy.routes[0], "/tools")
                 async with open_proxy(config) as proxy:
                     async with sse_client(proxy.url + "/tools/sse") as streams, ClientSession(*streams) as session:
                         await session.initialize()
                         result = await session.call_tool("add", {"a": 19, "b": 23})
                         assert result.structured_content == {"result": 42}
-
-
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
-@pytest.mark.filterwarnings("default")
-async def test_the_official_client_sees_what_it_sees_without_the_proxy(mode: str) -> None:
-    """The newest revision and the one with sessions, through `dialect: mcp`: list, call, progress, and an error of the server's."""
-    from mcp.client import Client
-
-    async def use(url: str) -> list[object]:
-        progress: list[object] = []
-
-        async def on_progress(done: float, total: float | None, message: str | None) -> None:
-            progress.append((done, total, message))
-
-        async with Client(url + "/mcp", mode=mode) as client:  # type: ignore[arg-type]
-            tools = await client.list_tools()
-            result = await client.call_tool("add", {"a": 19, "b": 23}, progress_callback=on_progress)
-            wrong = await client.call_tool("add", {"a": "x"})
-            return [client.protocol_version, tools.tools, result.structured_content, progress, wrong.is_error, wrong.content]
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with trio.fail_after(30):
-            async with open_mcp_server() as direct, open_proxy(config_for(direct, route="dialect: mcp")) as proxy:
-                expected = await use(direct)
-                assert (expected[2], bool(expected[3]), expected[4]) == ({"result": 42}, True, True)
-                assert await use(proxy.url) == expected
 
 
 # Origin and Host

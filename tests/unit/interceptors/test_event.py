@@ -362,7 +362,10 @@ def test_errors_name_what_went_wrong() -> None:
 def test_a_type_and_data_mean_what_the_parser_says(block: bytes) -> None:
     """An event of a type and one line of data, and what only looks like it: type, JSON and replacement as from parsed fields."""
     fields = parse_fields(block)
-    parsed = json.loads(fields.data) if fields.data else NotJson
+    try:
+        parsed = json.loads(fields.data or "")
+    except ValueError:
+        parsed = NotJson
     assert wire(block, before=b"data: 0\n\n", behind=b"data: 9\n\n").event == fields.event
     seen = wire(block, behind=b"data: 9\n\n")
     if parsed is NotJson:
