@@ -244,6 +244,7 @@ class Forward:
             extensions={
                 "target": route.target(target),
                 "nursery": nursery,
+                "retry": route.retry,
                 "timeout": {"connect": timeouts.connect, "write": timeouts.write, "read": timeouts.first_byte},
             },
         )

@@ -14,11 +14,11 @@ from interceptors.loader import load_interceptor
 from interceptors.paths import normal_path
 from pools import Pools
 
-from .config import Config, Limits, Timeouts, Upstream
+from .config import Config, Health, Limits, Timeouts, Upstream
 from .config import Route as RouteSettings
 from .errors import ConfigError, RequestRefused
 from .headers import HeaderSettings
-from .upstream import UpstreamTransport
+from .upstream import Balancer, Checks, Endpoint, Endpoints, RetryPolicy, UpstreamTransport
 
 __all__ = ["Route", "RouteTable", "load_interceptors"]
 
@@ -33,15 +33,17 @@ class Route:
     """The same, normal as `normal_path` makes it."""
     upstream: str
     url: httpx.URL
-    base: bytes
-    """The endpoint's own path, without a slash at its end."""
-    transport: UpstreamTransport
+    """Of the first endpoint; which one a request goes to, the transport decides."""
+    transport: Balancer
     headers: HeaderSettings
     chain: Chain
     timeouts: Timeouts
     limits: Limits
+    retry: RetryPolicy
     max_streams: int | None
     """The route's own limit, if it has one; the worker's counts besides."""
+    clients: str
+    """Where `max_streams_per_client` counts: the route's name where that has a limit of its own, else "", over all such routes."""
     error_events: bool
     strip_prefix: bool
     allowed_hosts: frozenset[str] | None
@@ -53,7 +55,7 @@ class Route:
         return path.startswith(prefix) and (prefix.endswith(b"/") or path[len(prefix) : len(prefix) + 1] in (b"", b"/"))
 
     def target(self, target: bytes) -> bytes:
-        """The request target for the upstream: the client's, byte for byte, behind the endpoint's own path.
+        """The request target for the upstream: the client's, byte for byte. An endpoint's own path comes before it.
 
         Raises `RequestRefused` when the prefix is to be stripped and the client has spelt it in another way.
         """
@@ -63,7 +65,7 @@ class Route:
             target = target[len(self.prefix.rstrip(b"/")) :]
             if not target.startswith(b"/"):
                 target = b"/" + target
-        return self.base + target
+        return target
 
 
 class RouteTable:
@@ -71,17 +73,16 @@ class RouteTable:
 
     def __init__(self, config: Config, pools: Pools) -> None:
         """Raises `ConfigError` when an interceptor or a CA file cannot be loaded."""
-        self.transports: dict[str, UpstreamTransport] = {}
+        self.transports: dict[str, Balancer] = {}
         self.owners = interceptors = load_interceptors(config)
         """The interceptors by the names that the configuration gave them."""
         upstreams = {upstream.name: upstream for upstream in config.reverse_proxy.upstreams}
         for index, upstream in enumerate(config.reverse_proxy.upstreams):
             try:
-                self.transports[upstream.name] = UpstreamTransport(
-                    pools, max_connections=upstream.max_connections, ca_file=upstream.ca_file
-                )
+                transport = UpstreamTransport(pools, max_connections=upstream.max_connections, ca_file=upstream.ca_file)
             except OSError as error:  # ssl.SSLError is one
                 raise ConfigError(f"reverse_proxy.upstreams[{index}].ca_file: {error}") from error
+            self.transports[upstream.name] = _balancer(upstream, transport, config.reverse_proxy.health)
         routes = [
             self._compile(config, settings, upstreams[settings.upstream], interceptors)
             for settings in config.reverse_proxy.routes
@@ -100,14 +101,14 @@ class RouteTable:
         self, config: Config, settings: RouteSettings, upstream: Upstream, interceptors: Mapping[str, Owner]
     ) -> Route:
         url = httpx.URL(upstream.endpoints[0])
-        rules = {name.lower().encode(): value.encode() for name, value in upstream.headers.set.items()}
+        rules = _set_headers(upstream)
+        retry = config.retry_of(settings)
         host = {"upstream": url.netloc, "preserve": None}.get(upstream.host, upstream.host.encode())
         return Route(
             name=settings.path,
             prefix=normal_path(settings.path.encode()),
             upstream=upstream.name,
             url=url,
-            base=url.raw_path.rstrip(b"/"),
             transport=self.transports[upstream.name],
             headers=HeaderSettings(
                 host=host,
@@ -117,12 +118,31 @@ class RouteTable:
             chain=Chain([interceptors[name] for name in settings.interceptors]),
             timeouts=config.timeouts_of(settings),
             limits=config.limits_of(settings),
+            retry=RetryPolicy(retry.max_attempts, retry.budget),
+            clients=settings.path if "max_streams_per_client" in settings.limits else "",
             max_streams=settings.limits.get("max_streams"),
             error_events=settings.dialect != "abort",
             strip_prefix=settings.strip_prefix,
             allowed_hosts=_lowered(settings.allowed_hosts),
             allowed_origins=_lowered(settings.allowed_origins),
         )
+
+
+def _balancer(upstream: Upstream, transport: UpstreamTransport, health: Health) -> Balancer:
+    endpoints = Endpoints(
+        [Endpoint(url) for url in upstream.endpoints],
+        consecutive_failures=health.consecutive_failures,
+        eject_s=health.eject,
+        max_eject_s=health.max_eject,
+    )
+    checks = None
+    if health.check_path is not None:
+        checks = Checks(health.check_path, health.check_interval, list(_set_headers(upstream).items()))
+    return Balancer(upstream.name, transport, endpoints, host=upstream.host, checks=checks)
+
+
+def _set_headers(upstream: Upstream) -> dict[bytes, bytes]:
+    return {name.lower().encode(): value.encode() for name, value in upstream.headers.set.items()}
 
 
 def load_interceptors(config: Config) -> dict[str, Owner]:
