@@ -18,6 +18,7 @@ __all__ = [
     "TrustedProxies",
     "client_of",
     "find_header",
+    "network_of",
     "request_headers",
     "response_headers",
     "split_target",
@@ -91,6 +92,19 @@ def client_of(peer: str | None, headers: Sequence[tuple[bytes, bytes]], trusted:
         if address not in trusted:
             break
     return client
+
+
+def network_of(address: str) -> str:
+    """What counts as one client's: an IPv4 address, of IPv6 the /64, for a host may send from any address of that."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv4Address):
+        return address
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return str(ipaddress.ip_network((ip, 64), strict=False))
 
 
 # The value as a token or a quoted string; in elements that are joined by commas, parameters by semicolons.

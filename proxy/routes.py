@@ -134,6 +134,7 @@ def _balancer(upstream: Upstream, transport: UpstreamTransport, health: Health) 
         consecutive_failures=health.consecutive_failures,
         eject_s=health.eject,
         max_eject_s=health.max_eject,
+        checked=health.check_path is not None,
     )
     checks = None
     if health.check_path is not None:

@@ -11,7 +11,7 @@ import trio
 from pools import Pools
 
 from .config import Config
-from .headers import TrustedProxies, client_of
+from .headers import TrustedProxies, client_of, network_of
 from .hub import Hub
 from .metrics import Metrics
 from .routes import Route, RouteTable
@@ -94,7 +94,7 @@ class Worker:
         if route.limits.max_streams_per_client is None:
             return None
         client = client_of(peer, headers, self.trusted_proxies)
-        return None if client is None else (route.clients, client)
+        return None if client is None else (route.clients, network_of(client))
 
     def start_draining(self) -> None:
         """From now on, no new exchanges."""

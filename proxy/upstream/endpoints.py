@@ -5,7 +5,7 @@ An endpoint is *up*, *ejected* until a time, or *due*: ejected, and its time is 
 that has stayed up for as long as it was out last, and while no other endpoint is up: a long ejection keeps requests on those that
 answer, and when none does it would only prolong the outage. A due endpoint gets one request at a time, its *probe*: an answer lets
 it back, a failure ejects it again. Checks (`health.check_path`) count by themselves: as many in a row that fail eject, and one that
-succeeds lets a due endpoint back.
+succeeds lets a due endpoint back; where there are checks, a request is a probe only when no other endpoint can take it.
 
 Invariants, whatever is told and in whatever order:
 
@@ -145,29 +145,40 @@ class Endpoints:
     """The endpoints of one upstream."""
 
     def __init__(
-        self, endpoints: Sequence[Endpoint], *, consecutive_failures: int = 5, eject_s: float = 10, max_eject_s: float = 300
+        self,
+        endpoints: Sequence[Endpoint],
+        *,
+        consecutive_failures: int = 5,
+        eject_s: float = 10,
+        max_eject_s: float = 300,
+        checked: bool = False,
     ) -> None:
-        """At least one endpoint."""
+        """At least one endpoint. `checked`: there are checks, so that no request need be risked to find out who is back."""
         self.all = tuple(endpoints)
         self._consecutive_failures = consecutive_failures
         self._eject_s = eject_s
         self._max_eject_s = max_eject_s
+        # Before those that are up: by being the least busy, one with old streams that go on would not get its probe.
+        self._rank_of_due = 2 if checked else 0
         self._next = 0  # where to begin to look, so that ties go round
 
     def choose(self, now: float, tried: Collection[Endpoint] = ()) -> Turn:
-        """A turn at a due endpoint, as its probe, or else at the least busy one that is up; ties go round.
+        """A turn at a due endpoint, as its probe, or else at the least busy one that is up; ties go round. Checked: the other way.
 
         `tried` are taken only when no other can be. Raises `NoneInService`.
         """
         best: Endpoint | None = None
-        best_rank = (2, 0, 0)
+        best_rank = (2, 0, 0)  # worse than any: what is tried ranks 1 at most
         count, start = len(self.all), self._next
         for step in range(count):
             endpoint = self.all[(start + step) % count]
             if endpoint.ejected_until is not None and (endpoint.probing or now < endpoint.ejected_until):
                 continue
-            # Due first: by being the least busy, one with old streams that go on would not get its probe.
-            rank = (int(endpoint in tried), int(endpoint.ejected_until is None), endpoint.outstanding)
+            rank = (
+                int(endpoint in tried),
+                1 if endpoint.ejected_until is None else self._rank_of_due,
+                endpoint.outstanding,
+            )
             if rank < best_rank:
                 best, best_rank = endpoint, rank
                 chosen = (start + step) % count

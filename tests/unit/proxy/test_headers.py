@@ -12,6 +12,7 @@ from proxy.headers import (
     HeaderSettings,
     TrustedProxies,
     client_of,
+    network_of,
     request_headers,
     response_headers,
     split_target,
@@ -324,3 +325,18 @@ def test_the_client_is_whom_the_outermost_trusted_proxy_saw(
 
 def test_without_trusted_proxies_the_client_is_the_peer() -> None:
     assert client_of("10.0.0.1", xff(b"6.6.6.6"), TrustedProxies()) == "10.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("198.51.100.1", "198.51.100.1"),
+        ("::ffff:198.51.100.1", "198.51.100.1"),
+        ("2001:db8:0:1:2:3:4:5", "2001:db8:0:1::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("unix:/x", "unix:/x"),
+    ],
+)
+def test_one_clients_addresses_count_as_one(address: str, network: str) -> None:
+    """Of IPv6, a host has a /64 to send from."""
+    assert network_of(address) == network

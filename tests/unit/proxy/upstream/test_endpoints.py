@@ -252,15 +252,28 @@ def test_a_check_lets_back_when_the_time_is_over_and_not_before() -> None:
     assert states(endpoints) == ["up"]
 
 
+def test_where_there_are_checks_no_request_is_risked_while_another_endpoint_is_up() -> None:
+    """When none is, it is the probe all the same: waiting for the next check would only make the outage longer."""
+    endpoints = several(2, checked=True)
+    fail(endpoints, 0, 0, times=2)
+    assert [chosen(endpoints, 20) for _ in range(3)] == [1, 1, 1]
+    assert fail(endpoints, 1, 20, times=2)
+    probe = endpoints.choose(21)
+    assert (probe.endpoint, probe.probe) == (endpoints.all[0], True)
+    probe.end()
+    assert endpoints.check_succeeded(endpoints.all[0], 22)
+    assert chosen(endpoints, 22) == 0
+
+
 # Whatever happens
 
 
 class Anything(RuleBasedStateMachine):
     """Turns, verdicts, ends, checks and time in any order, beside a model that only counts."""
 
-    @initialize(count=st.integers(1, 4), failures=st.integers(1, 3))
-    def begin(self, count: int, failures: int) -> None:
-        self.endpoints = several(count, consecutive_failures=failures)
+    @initialize(count=st.integers(1, 4), failures=st.integers(1, 3), checked=st.booleans())
+    def begin(self, count: int, failures: int, checked: bool) -> None:
+        self.endpoints = several(count, consecutive_failures=failures, checked=checked)
         self.now = 0.0
         self.turns: list[Turn] = []
         self.settled: set[int] = set()
