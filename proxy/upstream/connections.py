@@ -5,8 +5,8 @@ one origin; all pools of an upstream share its `Slots`: at most `max_connections
 whatever is cancelled and wherever:
 
 - `slots in use == connections lent`, and each comes back through `release`, which never blocks;
-- a new connection is opened only when its origin has none idle, and then an idle one of another origin makes room if it must, so
-  that lent + idle never exceeds the bound;
+- a new connection is opened only when its origin has none idle, or a fresh one is asked for, and then one that is idle makes room
+  if it must, so that lent + idle never exceeds the bound;
 - no more wait for a slot than `Slots.max_waiting`, and none longer than its connect deadline;
 - only the task that has a connection on loan reads, writes or closes it.
 
