@@ -113,6 +113,30 @@ async def test_a_kept_connection_that_was_closed_is_not_the_endpoints_failure(po
     assert len(upstream.requests) == 3
 
 
+async def test_a_retry_takes_a_new_connection(pools: Pools) -> None:
+    """A second kept one may be as dead as the first: one attempt more is enough, however many are kept."""
+
+    async def script(peer: Peer) -> None:
+        number = upstream.accepted
+        await peer.request()
+        await peer.send(OK)
+        if number <= 2:
+            await peer.request()  # and closes
+        else:
+            await good(peer)
+
+    async with open_upstream(script) as upstream:
+        transport = balancer(pools, upstream.url)
+        for count in (2, 1):
+            responses = [await transport.handle_async_request(request(retry=RetryPolicy(2, 1))) for _ in range(count)]
+            for response in responses:
+                assert await response.aread() == b"ok"
+                await response.aclose()
+        assert idle(transport)
+        await transport.aclose()
+    assert upstream.accepted == 3
+
+
 async def test_without_a_policy_nothing_is_sent_twice(pools: Pools) -> None:
     async with open_upstream(resets) as upstream:
         transport = balancer(pools, upstream.url)
