@@ -27,7 +27,7 @@ def refusal_of(failure: Exception | None, outcome: Outcome) -> RequestRefused:
     if isinstance(failure, RequestRefused):
         return failure
     if isinstance(failure, UpstreamFailure):
-        return RequestRefused(failure.status, failure.kind, failure.public)
+        return RequestRefused(failure.status, failure.kind, failure.public, failure.retry_after_s)
     if isinstance(failure, HookError):
         return RequestRefused(502, "interceptor_failed", f"the interceptor {failure.interceptor!r} failed")
     if isinstance(failure, StreamAborted):

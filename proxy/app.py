@@ -179,10 +179,16 @@ def _add_pages(app: Weirpool, prefix: str) -> None:
                 for item in worker.pools.statistics()
             ],
             "upstreams": {
-                name: [
-                    {"origin": item.origin, "lent": item.lent, "idle": item.idle, "waiting": item.waiting}
-                    for item in transport.statistics()
-                ]
+                name: {
+                    "endpoints": [
+                        {"endpoint": item.endpoint, "state": item.state, "outstanding": item.outstanding}
+                        for item in transport.endpoint_states()
+                    ],
+                    "connections": [
+                        {"origin": item.origin, "lent": item.lent, "idle": item.idle, "waiting": item.waiting}
+                        for item in transport.statistics()
+                    ],
+                }
                 for name, transport in worker.routes.transports.items()
             },
         }

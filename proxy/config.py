@@ -173,6 +173,10 @@ class Config(_Settings, frozen=True):
         """The limits of a route: its own where it has some, else the common ones."""
         return msgspec.structs.replace(self.reverse_proxy.limits, **route.limits)
 
+    def retry_of(self, route: Route) -> Retry:
+        """The retries of a route: its own where it has some, else the common ones."""
+        return msgspec.structs.replace(self.reverse_proxy.retry, **route.retry)
+
 
 def load_config(path: str | os.PathLike[str]) -> Config:
     """Read and check a configuration file. Raises `ConfigError`; blocks on the file."""
@@ -279,12 +283,15 @@ def _mistakes(config: Config) -> Iterator[str]:
         if upstream.name in upstreams:
             yield f"{path}.name: another upstream is called {upstream.name!r}"
         upstreams.add(upstream.name)
+        places: set[str] = set()
         for number, endpoint in enumerate(upstream.endpoints):
             problem = _endpoint_problem(endpoint)
             if problem is not None:
                 yield f"{path}.endpoints[{number}]: {problem}"
-        if len(upstream.endpoints) > 1:
-            yield f"{path}.endpoints: more than one endpoint is not supported yet"
+            elif (url := str(httpx.URL(endpoint)).rstrip("/")) in places:
+                yield f"{path}.endpoints[{number}]: this endpoint is listed twice"
+            else:
+                places.add(url)
         if upstream.ca_file is not None and not Path(upstream.ca_file).is_file():
             yield f"{path}.ca_file: there is no file {upstream.ca_file!r}"
         if not upstream.host or not _is_field_value(upstream.host):
@@ -326,10 +333,10 @@ def _mistakes(config: Config) -> Iterator[str]:
                 yield f'{path}.interceptors[{number}]: no interceptor is called "{name}"'
         kinds: tuple[tuple[str, type[Any], dict[str, Any], Callable[[Any], list[str]]], ...] = (
             ("timeouts", Timeouts, route.timeouts, lambda _: []),
-            ("limits", Limits, route.limits, _unsupported_limits),
+            ("limits", Limits, route.limits, lambda _: []),
             ("heartbeat", Heartbeat, route.heartbeat, _unsupported_heartbeat),
             ("reconnect", Reconnect, route.reconnect, _unsupported_reconnect),
-            ("retry", Retry, route.retry, _unsupported_retry),
+            ("retry", Retry, route.retry, lambda _: []),
         )
         for key, kind, own, unsupported in kinds:
             try:
@@ -340,16 +347,14 @@ def _mistakes(config: Config) -> Iterator[str]:
                 for name in unsupported(settings):
                     yield f"{path}.{key}.{name}: not supported yet"
 
-    for name in _unsupported_limits(proxy.limits):
-        yield f"reverse_proxy.limits.{name}: not supported yet"
     for name in _unsupported_heartbeat(proxy.heartbeat):
         yield f"reverse_proxy.heartbeat.{name}: not supported yet"
     for name in _unsupported_reconnect(proxy.reconnect):
         yield f"reverse_proxy.reconnect.{name}: not supported yet"
-    for name in _unsupported_retry(proxy.retry):
-        yield f"reverse_proxy.retry.{name}: not supported yet"
-    for name in _differing(proxy.health, Health()):
-        yield f"reverse_proxy.health.{name}: not supported yet"
+    if proxy.health.max_eject < proxy.health.eject:
+        yield f"reverse_proxy.health.max_eject: less than eject ({proxy.health.eject:g})"
+    if proxy.health.check_path is not None and not _TARGET.fullmatch(proxy.health.check_path):
+        yield "reverse_proxy.health.check_path: expected a path that begins with / and holds no space; percent-encode it"
     if config.admin.port is not None:
         yield "admin.port: not supported yet"
     for index, network in enumerate(proxy.trusted_proxies):
@@ -363,10 +368,6 @@ def _differing(settings: Any, defaults: Any) -> list[str]:
     return [name for name in settings.__struct_fields__ if getattr(settings, name) != getattr(defaults, name)]
 
 
-def _unsupported_limits(settings: Limits) -> list[str]:
-    return ["max_streams_per_client"] if settings.max_streams_per_client is not None else []
-
-
 def _unsupported_heartbeat(settings: Heartbeat) -> list[str]:
     return _differing(settings, Heartbeat())
 
@@ -375,11 +376,8 @@ def _unsupported_reconnect(settings: Reconnect) -> list[str]:
     return _differing(settings, Reconnect())
 
 
-def _unsupported_retry(settings: Retry) -> list[str]:
-    return _differing(settings, Retry())
-
-
 _RAW_PATH = re.compile(r"/[!-\"$->@-~]*")  # visible ASCII but for ? and #
+_TARGET = re.compile(r"/[!\"$-~]*")  # the same, with a query
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FRAMING = frozenset(["host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer", "keep-alive"])
 

@@ -19,6 +19,8 @@ __all__ = [
     "ConnectFailed",
     "ConnectTimedOut",
     "DnsFailed",
+    "NoEndpoint",
+    "PoolFull",
     "PoolTimedOut",
     "ProtocolFailure",
     "ReadFailed",
@@ -85,6 +87,19 @@ class UpstreamFailure(Exception):
     """What a client may know of it."""
     status = 502
     outcome = Outcome.UPSTREAM_ERROR
+    retry_after_s: int | None = None
+    unsent = False
+    """No byte of the request had left: whoever sends it again does nothing twice."""
+    stale = False
+    """It befell a kept connection, which the server may just have closed in its own time."""
+
+
+class NoEndpoint(UpstreamFailure, httpx.ConnectError):
+    """Every endpoint of the upstream is ejected: nothing was tried."""
+
+    kind = "no_endpoint"
+    public = "no endpoint of the upstream is in service"
+    status = 503
 
 
 class DnsFailed(UpstreamFailure, httpx.ConnectError):
@@ -110,12 +125,22 @@ class ConnectTimedOut(UpstreamFailure, httpx.ConnectTimeout):
 
 
 class PoolTimedOut(UpstreamFailure, httpx.PoolTimeout):
-    """No connection of the origin became free in time (`max_connections`)."""
+    """No connection to the upstream became free in time (`max_connections`)."""
 
     kind = "upstream_connections_exhausted"
     public = "all connections to the upstream are in use"
-    status = 504
+    status = 503
     outcome = Outcome.UPSTREAM_TIMEOUT
+    retry_after_s = 1
+
+
+class PoolFull(UpstreamFailure, httpx.PoolTimeout):
+    """All connections to the upstream are in use, and as many requests wait for one as may."""
+
+    kind = "upstream_connections_exhausted"
+    public = "all connections to the upstream are in use"
+    status = 503
+    retry_after_s = 1
 
 
 class WriteTimedOut(UpstreamFailure, httpx.WriteTimeout):

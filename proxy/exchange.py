@@ -27,6 +27,7 @@ from .forward import Forward
 from .headers import find_header, split_target
 from .inbound import LINGER_S, Inbound
 from .mcp import Calls, calls_of
+from .metrics import REFUSALS
 from .routes import Route
 from .worker import NO_ROUTE, Worker
 
@@ -48,6 +49,7 @@ class Exchange:
         "_inbound",
         "_outcome",
         "_path",
+        "_place",
         "_route",
         "_scope",
         "_started_at",
@@ -61,6 +63,7 @@ class Exchange:
         self._scope = scope
         self._headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         self._route: Route | None = None
+        self._place: tuple[str, str] | None = None
         self._cancel: trio.CancelScope | None = None
         self._connection: ClientConnection | None = None
         self._forward: Forward | None = None
@@ -113,7 +116,7 @@ class Exchange:
             max_bytes=limits.max_request_body_bytes if limits is not None else 0,
             idle_s=timeouts.idle if timeouts is not None else None,
         )
-        worker.enter(self, self._route_name, admitted=route is not None)
+        worker.enter(self, self._route_name, admitted=route is not None, place=self._place)
         try:
             if route is not None:
                 await self._exchange(route, inbound, send)
@@ -127,7 +130,7 @@ class Exchange:
                     with trio.CancelScope(shield=True), trio.move_on_after(_CONCLUDE_S):
                         await self._conclude(outcome, inbound, send)
             finally:
-                worker.leave(self, self._route_name, admitted=route is not None)
+                worker.leave(self, self._route_name, admitted=route is not None, place=self._place)
                 self._account(outcome)
 
     @property
@@ -155,6 +158,12 @@ class Exchange:
             raise refusal_of(None, Outcome.DRAINING)
         if worker.is_full(route):
             raise RequestRefused(503, "too_many_streams", "this server is at its limit of streams", retry_after_s=1)
+        self._place = worker.client_place(
+            route, self._scope["client"][0] if self._scope.get("client") else None, self._headers
+        )
+        most = route.limits.max_streams_per_client
+        if self._place is not None and most is not None and worker.client_streams.get(self._place, 0) >= most:
+            raise RequestRefused(429, "too_many_client_streams", "this client is at its limit of streams", retry_after_s=1)
         if route.allowed_hosts is not None:
             host = (find_header(self._headers, b"host") or b"").decode("latin-1").lower()
             if host not in route.allowed_hosts and host.rsplit(":", 1)[0] not in route.allowed_hosts:
@@ -288,6 +297,9 @@ class Exchange:
             first_byte_s = forward.first_body_at - self._started_at
         metrics = self._worker.metrics
         metrics.exchanges[route, outcome].inc()
+        kind = getattr(self._failure, "kind", None)
+        if kind in REFUSALS:
+            metrics.refused[route, kind].inc()
         if first_byte_s is not None:
             metrics.time_to_first_byte[route].observe(first_byte_s)
         line: dict[str, Any] = {

@@ -23,6 +23,7 @@ from .downstream import ClientConnection, Scope, Send, Writer, choose_writer, ha
 from .errors import ClientGone, ProtocolFailure, ReadTimedOut, RequestRefused, SendStalled
 from .headers import HeaderList, find_header, request_headers, response_headers
 from .inbound import Inbound, too_large
+from .mcp import calls_of
 from .relay import Relay
 from .routes import Route
 from .upstream import UpstreamBody
@@ -248,9 +249,16 @@ class Forward:
             extensions={
                 "target": route.target(target),
                 "nursery": nursery,
+                "retry": route.retry,
+                **self._affinity(request),
                 "timeout": {"connect": timeouts.connect, "write": timeouts.write, "read": timeouts.first_byte},
             },
         )
+
+    def _affinity(self, request: Request | None) -> dict[str, bytes]:
+        """The session that a request names in its target, where MCP's old transport does."""
+        calls = calls_of(request)
+        return {} if calls is None or calls.session is None else {"affinity": calls.session}
 
     async def _respond(
         self, response: httpx.Response, upstream: UpstreamBody, request: Request | None, buffers: BufferScope
@@ -260,6 +268,8 @@ class Forward:
         status, raw_headers = response.status_code, response.headers.raw
         head: ResponseHead | None = None
         if request is not None:
+            if (calls := calls_of(request)) is not None:
+                calls.endpoint = response.extensions["endpoint"]
             head = ResponseHead(status, raw_headers, request)
             answer = await route.chain.on_response(head) if route.chain.sees_heads else None
             if answer is not None:

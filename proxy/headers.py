@@ -16,7 +16,9 @@ __all__ = [
     "HeaderList",
     "HeaderSettings",
     "TrustedProxies",
+    "client_of",
     "find_header",
+    "network_of",
     "request_headers",
     "response_headers",
     "split_target",
@@ -66,6 +68,61 @@ class TrustedProxies:
         if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
             ip = ip.ipv4_mapped  # a client by IPv4 on a socket that speaks both
         return any(ip in network for network in self._networks)
+
+
+def client_of(peer: str | None, headers: Sequence[tuple[bytes, bytes]], trusted: TrustedProxies) -> str | None:
+    """The client's address: the peer's, or, behind trusted proxies, the one that the outermost of them has seen.
+
+    Of `X-Forwarded-For`, or else of `Forwarded` (RFC 7239, section 5.2), the last address that is no trusted proxy's counts: what
+    stands before it is the client's own word. An entry that is no address (`unknown`, a name) counts as the proxy that wrote it.
+    """
+    if peer not in trusted:
+        return peer
+    listed = [value for name, value in headers if name == b"x-forwarded-for"]
+    if listed:
+        hops = b",".join(listed).split(b",")
+    else:
+        hops = [match[1] for name, value in headers if name == b"forwarded" for match in _FORWARDED_FOR.finditer(value)]
+    client = peer
+    for hop in reversed(hops):
+        address = _address(hop)
+        if address is None:
+            break
+        client = address
+        if address not in trusted:
+            break
+    return client
+
+
+def network_of(address: str) -> str:
+    """What counts as one client's: an IPv4 address, of IPv6 the /64, for a host may send from any address of that."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv4Address):
+        return address
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return str(ipaddress.ip_network((ip, 64), strict=False))
+
+
+# The value as a token or a quoted string; in elements that are joined by commas, parameters by semicolons.
+_FORWARDED_FOR = re.compile(rb'(?:^|[;,])[ \t]*for=("[^"\\]*"|[^\s;,"]*)', re.IGNORECASE)
+
+
+def _address(hop: bytes) -> str | None:
+    """An address in its one spelling, without the port and the brackets it may come with; None for anything else."""
+    text = hop.strip().strip(b'"').decode("latin-1")
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        ip = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return str(ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None else ip)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,15 @@
   again when one has changed the body.
 - The JSON-RPC requests of a POST are remembered until their responses have passed, so that an error inside the stream can answer
   those that are still open.
-- The old transport's (2024-11-05) `endpoint` event is rewritten such that the client's POSTs come to this route.
+- The old transport's (2024-11-05) `endpoint` event is rewritten such that the client's POSTs come to this route, and go on to
+  the endpoint whose stream it was.
 
 Everything else passes as it is. Uses the public plug-in API only; knows no exchange and no socket.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,9 +23,12 @@ from interceptors.dialects.mcp_headers import PROTOCOL_VERSION, Rejection, check
 from interceptors.hooks import Owner
 from interceptors.paths import normal_path
 
+from .upstream import Endpoint
+
 __all__ = ["Calls", "Place", "calls_of", "surround"]
 
 _KEY = "proxy.mcp"
+_SESSION = "mcp-session-id"
 _PARSE_ERROR = -32700
 
 
@@ -40,6 +44,10 @@ class Calls:
     """Events with ids have passed: a client whose stream breaks off may come back for the rest (2025-03-26 to 2025-11-25)."""
     message: Any = None
     """The body as it came, until the request goes upstream."""
+    session: bytes | None = None
+    """What names the session that the request belongs to, on the old transport: the target that an `endpoint` event told."""
+    endpoint: Endpoint | None = None
+    """Which endpoint has answered."""
 
 
 def calls_of(request: Request | None) -> Calls | None:
@@ -47,9 +55,11 @@ def calls_of(request: Request | None) -> Calls | None:
     return None if request is None else request.state.get(_KEY)
 
 
-def surround(owners: Sequence[Owner], place: Place) -> list[Owner]:
-    """A route's interceptors, with the proxy's own around them."""
-    return [Owner("mcp (first)", _First(place)), *owners, Owner("mcp (last)", _Last())]
+def surround(
+    owners: Sequence[Owner], places: Mapping[Endpoint, Place], remember: Callable[[bytes, Endpoint], None]
+) -> list[Owner]:
+    """A route's interceptors, with the proxy's own around them. `remember` ties a session to an endpoint."""
+    return [Owner("mcp (first)", _First(places, remember)), *owners, Owner("mcp (last)", _Last())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +104,14 @@ class Place:
 class _First(Interceptor):
     wants_body = True
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, places: Mapping[Endpoint, Place], remember: Callable[[bytes, Endpoint], None]) -> None:
+        self._places = places
+        self._remember = remember
 
     async def on_request(self, request: Request) -> Response | None:
         calls = request.state[_KEY] = Calls(request.raw_path)
+        if request.method == "POST" and request.query and _SESSION not in request.headers:
+            calls.session = request.raw_path + b"?" + request.query
         if request.method != "POST" or not _is_json(request):
             return None
         mirrored = has_mirrors(revision_of(request.headers))
@@ -117,10 +130,12 @@ class _First(Interceptor):
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor | None:
         headers = context.headers
-        if context.method != "GET" or any(name in headers for name in (PROTOCOL_VERSION, "mcp-session-id", "last-event-id")):
+        if context.method != "GET" or any(name in headers for name in (PROTOCOL_VERSION, _SESSION, "last-event-id")):
             return None  # a GET of Streamable HTTP
         calls = calls_of(context.request)
-        return _EndpointStream(self._place, calls.raw_path if calls else context.request.raw_path, headers.get("host", ""))
+        if calls is None or calls.endpoint is None:
+            return None
+        return _EndpointStream(self._places[calls.endpoint], calls, headers.get("host", ""), self._remember)
 
 
 class _Last(Interceptor):
@@ -145,16 +160,20 @@ class _EndpointStream(StreamInterceptor):
 
     needs = (b"endpoint",)
 
-    def __init__(self, place: Place, path: bytes, host: str) -> None:
+    def __init__(self, place: Place, calls: Calls, host: str, remember: Callable[[bytes, Endpoint], None]) -> None:
         self._place: Place | None = place
-        self._path = path.decode("latin-1")
+        self._calls = calls
         self._host = host
+        self._remember = remember
 
     def on_event(self, event: Event) -> Event:
         if self._place is None or event.event != "endpoint":
             return event
         place, self._place = self._place, None
-        rewritten = place.client_view(event.data, path=self._path, host=self._host)
+        path = self._calls.raw_path.decode("latin-1")
+        rewritten = place.client_view(event.data, path=path, host=self._host)
+        if self._calls.endpoint is not None:
+            self._remember(_resolved(path, rewritten).encode("utf-8", "replace"), self._calls.endpoint)
         return event if rewritten == event.data else event.replace(data=rewritten)
 
 

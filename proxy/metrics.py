@@ -6,7 +6,7 @@ exchange uses prometheus-client's own types.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,10 +22,13 @@ from pools import Pools
 
 from .downstream import WRITERS
 from .errors import ConfigError
+from .upstream import Balancer
 
-__all__ = ["ACTIONS", "LiveExchange", "Metrics", "RouteTally"]
+__all__ = ["ACTIONS", "REFUSALS", "LiveExchange", "Metrics", "RouteTally"]
 
 ACTIONS = ("passed", "changed", "dropped", "added")
+REFUSALS = ("too_many_streams", "too_many_client_streams", "upstream_connections_exhausted", "no_endpoint")
+"""Why a request is refused although nothing is wrong with it: the error types in the answers."""
 _TTFB_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -81,7 +84,13 @@ class RouteTally:
 class Metrics:
     """The registry of one worker."""
 
-    def __init__(self, pools: Pools, routes: Sequence[str], owners: Sequence[Owner] = ()) -> None:
+    def __init__(
+        self,
+        pools: Pools,
+        routes: Sequence[str],
+        owners: Sequence[Owner] = (),
+        upstreams: Mapping[str, Balancer] | None = None,
+    ) -> None:
         """Raises `ConfigError` when an interceptor has a metric under a name of the proxy's."""
         self.registry = CollectorRegistry(auto_describe=False)
         self.routes = {route: RouteTally() for route in routes}
@@ -98,15 +107,20 @@ class Metrics:
         writers = Counter(
             "weirpool_writer", "Responses sent, by the writer that sent them.", ["writer"], registry=self.registry
         )
+        refused = Counter(
+            "weirpool_refused", "Requests refused because a limit was reached.", ["route", "reason"], registry=self.registry
+        )
         # Made once, so that they are there from the start, and an exchange need not look them up by their labels.
         self.exchanges = {
             (route, outcome): exchanges.labels(route, outcome.value) for route in routes for outcome in Outcome
         }
         self.time_to_first_byte = {route: time_to_first_byte.labels(route) for route in routes}
         self.writers = {writer: writers.labels(writer) for writer in WRITERS}
+        self.refused = {(route, reason): refused.labels(route, reason) for route in routes for reason in REFUSALS}
         self.registry.register(_PoolCollector(pools))
         self.registry.register(_RouteCollector(self.routes))
         self.registry.register(_InterceptorCollector(owners))
+        self.registry.register(_EndpointCollector(upstreams or {}))
         authors = _AuthorsCollector(owners)
         ours = {metric.name for metric in self.registry.collect()}
         for owner, metric in authors.metrics():
@@ -188,6 +202,32 @@ class _AuthorsCollector(Collector):
             for sample in metric.samples:
                 family.samples.append(sample._replace(labels={"interceptor": owner.name, **sample.labels}))
         return families.values()
+
+
+class _EndpointCollector(Collector):
+    def __init__(self, upstreams: Mapping[str, Balancer]) -> None:
+        self._upstreams = upstreams
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ["upstream", "endpoint"]
+        states = [(name, state) for name, upstream in self._upstreams.items() for state in upstream.endpoint_states()]
+        up = GaugeMetricFamily("weirpool_endpoint_up", "1: in service; 0: ejected.", labels=labels)
+        outstanding = GaugeMetricFamily("weirpool_endpoint_outstanding", "Exchanges under way.", labels=labels)
+        failures = CounterMetricFamily("weirpool_endpoint_failures", "Requests and checks that failed.", labels=labels)
+        ejections = CounterMetricFamily("weirpool_endpoint_ejections", "Times it was taken out of service.", labels=labels)
+        retries = CounterMetricFamily("weirpool_retries", "Attempts after one that had failed.", labels=labels)
+        for name, state in states:
+            where = [name, state.endpoint]
+            up.add_metric(where, state.state == "up")
+            outstanding.add_metric(where, state.outstanding)
+            failures.add_metric(where, state.failures)
+            ejections.add_metric(where, state.ejections)
+            retries.add_metric(where, state.retries)
+        yield from (up, outstanding, failures, ejections, retries)
+        waiting = GaugeMetricFamily("weirpool_upstream_waiting", "Requests that wait for a connection.", labels=["upstream"])
+        for name, upstream in self._upstreams.items():
+            waiting.add_metric([name], sum(pool.waiting for pool in upstream.statistics()))
+        yield waiting
 
 
 class _RouteCollector(Collector):

@@ -14,12 +14,12 @@ from interceptors.loader import load_interceptor
 from interceptors.paths import normal_path
 from pools import Pools
 
-from .config import Config, Limits, Timeouts, Upstream
+from .config import Config, Health, Limits, Timeouts, Upstream
 from .config import Route as RouteSettings
 from .errors import ConfigError, RequestRefused
 from .headers import HeaderSettings
 from .mcp import Place, surround
-from .upstream import UpstreamTransport
+from .upstream import Balancer, Checks, Endpoint, Endpoints, RetryPolicy, UpstreamTransport
 
 __all__ = ["Route", "RouteTable", "load_interceptors"]
 
@@ -34,15 +34,17 @@ class Route:
     """The same, normal as `normal_path` makes it."""
     upstream: str
     url: httpx.URL
-    base: bytes
-    """The endpoint's own path, without a slash at its end."""
-    transport: UpstreamTransport
+    """Of the first endpoint; which one a request goes to, the transport decides."""
+    transport: Balancer
     headers: HeaderSettings
     chain: Chain
     timeouts: Timeouts
     limits: Limits
+    retry: RetryPolicy
     max_streams: int | None
     """The route's own limit, if it has one; the worker's counts besides."""
+    clients: str
+    """Where `max_streams_per_client` counts: the route's name where that has a limit of its own, else "", over all such routes."""
     dialect: str
     error_events: bool
     strip_prefix: bool
@@ -55,7 +57,7 @@ class Route:
         return path.startswith(prefix) and (prefix.endswith(b"/") or path[len(prefix) : len(prefix) + 1] in (b"", b"/"))
 
     def target(self, target: bytes) -> bytes:
-        """The request target for the upstream: the client's, byte for byte, behind the endpoint's own path.
+        """The request target for the upstream: the client's, byte for byte. An endpoint's own path comes before it.
 
         Raises `RequestRefused` when the prefix is to be stripped and the client has spelt it in another way.
         """
@@ -65,7 +67,7 @@ class Route:
             target = target[len(self.prefix.rstrip(b"/")) :]
             if not target.startswith(b"/"):
                 target = b"/" + target
-        return self.base + target
+        return target
 
 
 class RouteTable:
@@ -73,17 +75,16 @@ class RouteTable:
 
     def __init__(self, config: Config, pools: Pools) -> None:
         """Raises `ConfigError` when an interceptor or a CA file cannot be loaded."""
-        self.transports: dict[str, UpstreamTransport] = {}
+        self.transports: dict[str, Balancer] = {}
         self.owners = interceptors = load_interceptors(config)
         """The interceptors by the names that the configuration gave them."""
         upstreams = {upstream.name: upstream for upstream in config.reverse_proxy.upstreams}
         for index, upstream in enumerate(config.reverse_proxy.upstreams):
             try:
-                self.transports[upstream.name] = UpstreamTransport(
-                    pools, max_connections=upstream.max_connections, ca_file=upstream.ca_file
-                )
+                transport = UpstreamTransport(pools, max_connections=upstream.max_connections, ca_file=upstream.ca_file)
             except OSError as error:  # ssl.SSLError is one
                 raise ConfigError(f"reverse_proxy.upstreams[{index}].ca_file: {error}") from error
+            self.transports[upstream.name] = _balancer(upstream, transport, config.reverse_proxy.health)
         routes = [
             self._compile(config, settings, upstreams[settings.upstream], interceptors)
             for settings in config.reverse_proxy.routes
@@ -102,25 +103,28 @@ class RouteTable:
         self, config: Config, settings: RouteSettings, upstream: Upstream, interceptors: Mapping[str, Owner]
     ) -> Route:
         url = httpx.URL(upstream.endpoints[0])
-        rules = {name.lower().encode(): value.encode() for name, value in upstream.headers.set.items()}
+        rules = _set_headers(upstream)
+        retry = config.retry_of(settings)
         host = {"upstream": url.netloc, "preserve": None}.get(upstream.host, upstream.host.encode())
-        prefix, base = normal_path(settings.path.encode()), url.raw_path.rstrip(b"/")
+        prefix, transport = normal_path(settings.path.encode()), self.transports[upstream.name]
         owners = [interceptors[name] for name in settings.interceptors]
         if settings.dialect == "mcp":
-            place = Place(
-                prefix=prefix.decode().rstrip("/"),
-                strip_prefix=settings.strip_prefix,
-                base=base.decode(),
-                authorities=frozenset(item.decode().lower() for item in (url.netloc, host) if item),
-            )
-            owners = surround(owners, place)
+            places = {
+                endpoint: Place(
+                    prefix=prefix.decode().rstrip("/"),
+                    strip_prefix=settings.strip_prefix,
+                    base=endpoint.base.decode(),
+                    authorities=frozenset(item.decode().lower() for item in (endpoint.host, host) if item),
+                )
+                for endpoint in transport.endpoints.all
+            }
+            owners = surround(owners, places, transport.remember)
         return Route(
             name=settings.path,
             prefix=prefix,
             upstream=upstream.name,
             url=url,
-            base=base,
-            transport=self.transports[upstream.name],
+            transport=transport,
             headers=HeaderSettings(
                 host=host,
                 set=tuple(rules.items()),
@@ -129,6 +133,8 @@ class RouteTable:
             chain=Chain(owners),
             timeouts=config.timeouts_of(settings),
             limits=config.limits_of(settings),
+            retry=RetryPolicy(retry.max_attempts, retry.budget),
+            clients=settings.path if "max_streams_per_client" in settings.limits else "",
             max_streams=settings.limits.get("max_streams"),
             dialect=settings.dialect,
             error_events=settings.dialect != "abort",
@@ -136,6 +142,24 @@ class RouteTable:
             allowed_hosts=_lowered(settings.allowed_hosts),
             allowed_origins=_lowered(settings.allowed_origins),
         )
+
+
+def _balancer(upstream: Upstream, transport: UpstreamTransport, health: Health) -> Balancer:
+    endpoints = Endpoints(
+        [Endpoint(url) for url in upstream.endpoints],
+        consecutive_failures=health.consecutive_failures,
+        eject_s=health.eject,
+        max_eject_s=health.max_eject,
+        checked=health.check_path is not None,
+    )
+    checks = None
+    if health.check_path is not None:
+        checks = Checks(health.check_path, health.check_interval, list(_set_headers(upstream).items()))
+    return Balancer(upstream.name, transport, endpoints, host=upstream.host, checks=checks)
+
+
+def _set_headers(upstream: Upstream) -> dict[bytes, bytes]:
+    return {name.lower().encode(): value.encode() for name, value in upstream.headers.set.items()}
 
 
 def load_interceptors(config: Config) -> dict[str, Owner]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -10,7 +11,7 @@ import trio
 from pools import Pools
 
 from .config import Config
-from .headers import TrustedProxies
+from .headers import TrustedProxies, client_of, network_of
 from .hub import Hub
 from .metrics import Metrics
 from .routes import Route, RouteTable
@@ -38,7 +39,10 @@ class Worker:
         )
         self.routes = RouteTable(config, self.pools)
         self.metrics = Metrics(
-            self.pools, [NO_ROUTE, *(route.name for route in self.routes.routes)], tuple(self.routes.owners.values())
+            self.pools,
+            [NO_ROUTE, *(route.name for route in self.routes.routes)],
+            tuple(self.routes.owners.values()),
+            self.routes.transports,
         )
         self.trusted_proxies = TrustedProxies(config.reverse_proxy.trusted_proxies)
         self.log: Any = structlog.get_logger("proxy").bind()
@@ -49,20 +53,28 @@ class Worker:
         """What whoever runs the worker wants in its `started` line."""
         self.live: set[Exchange] = set()
         self.admitted = 0
+        self.client_streams: dict[tuple[str, str], int] = {}
+        """Streams of each client, where they are limited: by what `client_place` says."""
         self.ready = False
         self.draining = False
         self.none_left = trio.Event()
 
-    def enter(self, exchange: Exchange, route: str, *, admitted: bool) -> None:
+    def enter(self, exchange: Exchange, route: str, *, admitted: bool, place: tuple[str, str] | None = None) -> None:
         """An exchange begins. One that is refused is live until it has its answer, but takes no one's place."""
+        if admitted and place is not None:
+            self.client_streams[place] = self.client_streams.get(place, 0) + 1
         tally = self.metrics.routes[route]
         tally.live.add(exchange)
         tally.admitted += admitted
         self.live.add(exchange)
         self.admitted += admitted
 
-    def leave(self, exchange: Exchange, route: str, *, admitted: bool) -> None:
-        """It has ended."""
+    def leave(self, exchange: Exchange, route: str, *, admitted: bool, place: tuple[str, str] | None = None) -> None:
+        """It has ended; the arguments are those of `enter`."""
+        if admitted and place is not None:
+            self.client_streams[place] -= 1
+            if not self.client_streams[place]:
+                del self.client_streams[place]
         tally = self.metrics.routes[route]
         tally.end(exchange)
         tally.admitted -= admitted
@@ -76,6 +88,13 @@ class Worker:
         if self.admitted >= self.config.reverse_proxy.limits.max_streams:
             return True
         return route.max_streams is not None and self.metrics.routes[route.name].admitted >= route.max_streams
+
+    def client_place(self, route: Route, peer: str | None, headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, str] | None:
+        """Where the streams of a request's client are counted; None when they are not limited, or the server tells no address."""
+        if route.limits.max_streams_per_client is None:
+            return None
+        client = client_of(peer, headers, self.trusted_proxies)
+        return None if client is None else (route.clients, network_of(client))
 
     def start_draining(self) -> None:
         """From now on, no new exchanges."""

@@ -1,7 +1,20 @@
-"""Upstream, the server's side: an httpx transport on pooled buffers, its connections, and body framing."""
+"""Upstream, the server's side: endpoints, retries and sessions, on an httpx transport on pooled buffers, with its connections."""
 
+from .balancer import Balancer, Checks
 from .connections import PoolState
+from .endpoints import Endpoint, Endpoints, EndpointState
 from .response import UpstreamBody
+from .retry import RetryPolicy
 from .transport import UpstreamTransport
 
-__all__ = ["PoolState", "UpstreamBody", "UpstreamTransport"]
+__all__ = [
+    "Balancer",
+    "Checks",
+    "Endpoint",
+    "EndpointState",
+    "Endpoints",
+    "PoolState",
+    "RetryPolicy",
+    "UpstreamBody",
+    "UpstreamTransport",
+]

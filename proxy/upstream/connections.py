@@ -1,10 +1,13 @@
-"""Connections to one origin: made, kept alive, checked before reuse, bounded, and never lost.
+"""Connections to the origins of one upstream: made, kept alive, checked before reuse, bounded, and never lost.
 
-A `Connection` is a non-blocking socket, plain or TLS, read straight into the caller's buffer. A `ConnectionPool` hands them out:
-at most `max_connections` are open, idle ones included. Its invariants, whatever is cancelled and wherever:
+A `Connection` is a non-blocking socket, plain or TLS, read straight into the caller's buffer. A `ConnectionPool` hands out those of
+one origin; all pools of an upstream share its `Slots`: at most `max_connections` are open, idle ones included. The invariants,
+whatever is cancelled and wherever:
 
 - `slots in use == connections lent`, and each comes back through `release`, which never blocks;
-- an idle connection is opened anew only when none is kept, so that lent + idle never exceeds the bound;
+- a new connection is opened only when its origin has none idle, or a fresh one is asked for, and then one that is idle makes room
+  if it must, so that lent + idle never exceeds the bound;
+- no more wait for a slot than `Slots.max_waiting`, and none longer than its connect deadline;
 - only the task that has a connection on loan reads, writes or closes it.
 
 It knows no HTTP. Foreign exceptions of sockets and TLS become ours here, and nowhere else.
@@ -28,6 +31,7 @@ from ..errors import (
     ConnectFailed,
     ConnectTimedOut,
     DnsFailed,
+    PoolFull,
     PoolTimedOut,
     ReadFailed,
     TlsFailed,
@@ -35,10 +39,12 @@ from ..errors import (
     WriteTimedOut,
 )
 
-__all__ = ["KEEPALIVE_EXPIRY_S", "Connection", "ConnectionPool", "Origin", "PoolState"]
+__all__ = ["KEEPALIVE_EXPIRY_S", "Connection", "ConnectionPool", "Origin", "PoolState", "Slots"]
 
 KEEPALIVE_EXPIRY_S = 60.0
 """An idle connection is closed after this; servers keep theirs for 60 to 75 s as a rule."""
+
+_MIN_WAITING = 64  # of an upstream with few connections, such as a model that answers two at a time
 
 
 class Origin(NamedTuple):
@@ -167,15 +173,54 @@ class PoolState:
     reused: int
 
 
+class Slots:
+    """How many connections an upstream may have, over all its origins, and how many may wait for one."""
+
+    def __init__(self, max_connections: int) -> None:
+        self.max_connections = max_connections
+        self.max_waiting = max(_MIN_WAITING, max_connections)
+        self.pools: list[ConnectionPool] = []
+        self._free = trio.Semaphore(max_connections, max_value=max_connections)
+
+    async def acquire(self, origin: Origin, timeout_s: float) -> None:
+        """Take a slot, first come, first served. Raises `PoolFull` at once when too many wait already, and `PoolTimedOut`."""
+        try:
+            self._free.acquire_nowait()
+        except trio.WouldBlock:
+            if self._free.statistics().tasks_waiting >= self.max_waiting:
+                raise PoolFull(f"{origin}: {self.max_waiting} requests wait for a connection already") from None
+            try:
+                with trio.fail_after(timeout_s):
+                    await self._free.acquire()
+            except trio.TooSlowError:
+                raise PoolTimedOut(
+                    f"{origin}: all {self.max_connections} connections are in use (max_connections)"
+                ) from None
+
+    def release(self) -> None:
+        self._free.release()
+
+    def make_room(self) -> None:
+        """Before a connection is opened, on a slot that has been taken: close the idle one that would be too many."""
+        lent = self.max_connections - self._free.value
+        if lent + sum(len(pool.idle) for pool in self.pools) > self.max_connections:
+            oldest = min((pool for pool in self.pools if pool.idle), key=lambda pool: pool.idle[0].idle_since)
+            oldest.idle.popleft().close()
+
+
 class ConnectionPool:
     """The connections of one origin."""
 
-    def __init__(self, origin: Origin, max_connections: int, ssl_context: ssl.SSLContext | None) -> None:
+    def __init__(self, origin: Origin, slots: Slots, ssl_context: ssl.SSLContext | None) -> None:
+        """`slots`: shared with the pools of the same upstream's other origins."""
         self._origin = origin
         self._ssl_context = ssl_context
-        self._slots = trio.Semaphore(max_connections, max_value=max_connections)
-        self._max_connections = max_connections
-        self._idle: deque[Connection] = deque()
+        self._slots = slots
+        slots.pools.append(self)
+        self.idle: deque[Connection] = deque()
+        """Connections that are kept, the one that has idled longest first."""
+        self._lent = 0
+        self._waiting = 0
         self._opened = 0
         self._reused = 0
         self._closed = False
@@ -183,25 +228,20 @@ class ConnectionPool:
     async def acquire(self, *, connect_timeout_s: float | None, fresh: bool = False) -> Connection:
         """A connection, kept or new, on loan until `release`. `fresh` asks for a new one.
 
-        Raises `PoolTimedOut`, `DnsFailed`, `ConnectFailed`, `TlsFailed`, `ConnectTimedOut`. Cancelled at any point it leaves
-        nothing behind.
+        Raises `PoolFull`, `PoolTimedOut`, `DnsFailed`, `ConnectFailed`, `TlsFailed`, `ConnectTimedOut`. Cancelled at any point it
+        leaves nothing behind.
         """
         timeout_s = connect_timeout_s if connect_timeout_s is not None else float("inf")
+        self._waiting += 1
         try:
-            self._slots.acquire_nowait()
-        except trio.WouldBlock:
-            try:
-                with trio.fail_after(timeout_s):
-                    await self._slots.acquire()
-            except trio.TooSlowError:
-                raise PoolTimedOut(
-                    f"{self._origin}: all {self._max_connections} connections are in use (max_connections)"
-                ) from None
+            await self._slots.acquire(self._origin, timeout_s)
+        finally:
+            self._waiting -= 1
+        self._lent += 1
         try:
             connection = None if fresh else self._take_idle()
             if connection is None:
-                if fresh:
-                    self._drop_one_idle()
+                self._slots.make_room()
                 connection = await self._open(timeout_s)
                 self._opened += 1
             else:
@@ -209,41 +249,42 @@ class ConnectionPool:
             connection.written = 0
             return connection
         except BaseException:
+            self._lent -= 1
             self._slots.release()
             raise
 
     def release(self, connection: Connection, *, reusable: bool) -> None:
         """Take a connection back, to keep it or to close it. Never blocks. Call exactly once for each `acquire`."""
+        self._lent -= 1
         self._slots.release()
         if reusable and not self._closed:
             connection.used = True
             connection.idle_since = trio.current_time()
-            self._idle.append(connection)
+            self.idle.append(connection)
         else:
             connection.close()
 
     def expire(self) -> None:
         """Close the connections that have idled too long, or that the other side has ended."""
         oldest = trio.current_time() - KEEPALIVE_EXPIRY_S
-        kept = [item for item in self._idle if item.idle_since > oldest and item.is_alive()]
-        for connection in set(self._idle).difference(kept):
+        kept = [item for item in self.idle if item.idle_since > oldest and item.is_alive()]
+        for connection in set(self.idle).difference(kept):
             connection.close()
-        self._idle = deque(kept)
+        self.idle = deque(kept)
 
     def close(self) -> None:
         """Close what is idle, and keep nothing from now on. Connections on loan belong to who has them."""
         self._closed = True
-        while self._idle:
-            self._idle.pop().close()
+        while self.idle:
+            self.idle.pop().close()
 
     def state(self) -> PoolState:
         """A snapshot."""
-        slots = self._slots.statistics()
         return PoolState(
             origin=str(self._origin),
-            lent=self._max_connections - self._slots.value,
-            idle=len(self._idle),
-            waiting=slots.tasks_waiting,
+            lent=self._lent,
+            idle=len(self.idle),
+            waiting=self._waiting,
             opened=self._opened,
             reused=self._reused,
         )
@@ -251,17 +292,12 @@ class ConnectionPool:
     def _take_idle(self) -> Connection | None:
         """The most recently used idle connection that is still good."""
         oldest = trio.current_time() - KEEPALIVE_EXPIRY_S
-        while self._idle:
-            connection = self._idle.pop()
+        while self.idle:
+            connection = self.idle.pop()
             if connection.idle_since > oldest and connection.is_alive():
                 return connection
             connection.close()
         return None
-
-    def _drop_one_idle(self) -> None:
-        """Keep lent + idle within the bound when a new connection is opened although some are idle."""
-        if self._idle:
-            self._idle.popleft().close()
 
     async def _open(self, timeout_s: float) -> Connection:
         origin = self._origin

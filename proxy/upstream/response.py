@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
 import httpx
@@ -47,6 +47,8 @@ class UpstreamBody(httpx.AsyncByteStream):
         self._tls = connection.tls
         self._broken: ProtocolFailure | None = None  # to be raised when what came before it has been handed out
         self.upload: Upload | None = None
+        self.on_close: Callable[[], None] | None = None
+        """Called once, when the connection has been given back."""
         self.chunked = isinstance(framing, Chunked)
         """Whether `receive_split` may be used."""
         self.complete = framing.complete
@@ -150,6 +152,8 @@ class UpstreamBody(httpx.AsyncByteStream):
         if self.upload is not None:
             self.upload.scope.cancel()
         self._pool.release(self.connection, reusable=self._keep_alive and clean and uploaded)
+        if self.on_close is not None:
+            self.on_close()
 
     async def aclose(self) -> None:
         self.close()

@@ -10,19 +10,21 @@ writes and reads heads; the body is framed by `body`, in the caller's buffer. Re
   answer that comes early ends the upload.
 
 A request is sent a second time only when a kept connection turned out to be dead and none of the request's bytes was written.
+Which endpoint a request goes to, and whether a failed one is tried again, is `balancer`'s.
 """
 
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
 
 import httpx
 import trio
 
 from pools import Pools
 
-from ..errors import ReadFailed
-from .connections import ConnectionPool, Origin, PoolState
+from ..errors import ReadFailed, UpstreamFailure
+from .connections import ConnectionPool, Origin, PoolState, Slots
 from .head import BadRequest, BodyEncoder, encode_head
 from .roundtrip import RoundTrip
 
@@ -33,12 +35,12 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class UpstreamTransport(httpx.AsyncBaseTransport):
-    """Connections to any number of origins, each bounded by `max_connections`. Belongs to one Trio loop."""
+    """Connections to any number of origins, together at most `max_connections`. Belongs to one Trio loop."""
 
     def __init__(self, pools: Pools, *, max_connections: int = 10000, ca_file: str | None = None) -> None:
         """`ca_file`: verify against these certificates instead of the system's. Raises `OSError` or `ssl.SSLError`."""
         self._pools = pools
-        self._max_connections = max_connections
+        self._slots = Slots(max_connections)
         self._ssl_context: ssl.SSLContext | None = None
         if ca_file is not None:
             self._ssl_context = _client_context(ca_file)
@@ -50,12 +52,27 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
         Raises an `UpstreamFailure` (each is an httpx exception too), or `httpx.LocalProtocolError` for a request that cannot
         be sent. Cancelled at any point, it closes the connection and gives back its slot and every buffer.
         """
+        target = request.extensions.get("target") or request.url.raw_path
+        return await self.send(request, request.url, target, request.headers.raw)
+
+    async def send(
+        self,
+        request: httpx.Request,
+        url: httpx.URL,
+        target: bytes,
+        headers: Sequence[tuple[bytes, bytes]],
+        *,
+        fresh: bool = False,
+    ) -> httpx.Response:
+        """As `handle_async_request`, to this URL's origin, with this target and these headers. `fresh`: on a new connection.
+
+        A failure says whether any byte of the request has left (`unsent`), and whether its connection was a kept one (`stale`).
+        """
         timeouts: dict[str, float | None] = request.extensions.get("timeout", {})
-        pool = self._pool_of(request.url)
-        headers = request.headers.raw
+        pool = self._pool_of(url)
         try:
             encoder: BodyEncoder | None = BodyEncoder(headers)
-            head = encode_head(request.method, request.extensions.get("target") or request.url.raw_path, headers)
+            head = encode_head(request.method, target, headers)
             assert encoder is not None
             if (
                 isinstance(request.stream, httpx.ByteStream)
@@ -68,14 +85,20 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
         except BadRequest as error:
             raise httpx.LocalProtocolError(str(error)) from error
         write_timeout_s = timeouts.get("write")
-        fresh = False
         while True:
-            connection = await pool.acquire(connect_timeout_s=timeouts.get("connect"), fresh=fresh)
+            try:
+                connection = await pool.acquire(connect_timeout_s=timeouts.get("connect"), fresh=fresh)
+            except UpstreamFailure as failure:
+                failure.unsent = True
+                raise
             try:
                 await connection.send_all(head, write_timeout_s)
                 return await RoundTrip(self._pools, pool, connection, encoder, request).run()
             except BaseException as error:
                 pool.release(connection, reusable=False)
+                if isinstance(error, UpstreamFailure):
+                    error.unsent = not connection.written
+                    error.stale = connection.used and isinstance(error, ReadFailed)
                 if not isinstance(error, ReadFailed) or not connection.used or connection.written:
                     raise
                 fresh = True  # a kept connection was dead, and none of this request's bytes has left
@@ -106,7 +129,7 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
             context = None
             if origin.scheme == "https":
                 context = self._ssl_context = self._ssl_context or _client_context(None)
-            pool = self._origins[origin] = ConnectionPool(origin, self._max_connections, context)
+            pool = self._origins[origin] = ConnectionPool(origin, self._slots, context)
         return pool
 
 

@@ -400,13 +400,13 @@ def test_trusted_proxies_are_addresses_or_networks() -> None:
 
 def test_several_mistakes_are_told_at_once() -> None:
     text = configuration(
-        upstreams='{name: llm, endpoints: ["h", "http://h"], host: ""}',
+        upstreams='{name: llm, endpoints: ["h", "http://h", "http://H:80/"], host: ""}',
         routes="{path: /, upstream: x, interceptors: [y], timeouts: {idle: 0}, limits: {z: 1}}",
         proxy="trusted_proxies: [w]",
     )
     assert [error.partition(": ")[0] for error in errors(text)] == [
         "reverse_proxy.upstreams[0].endpoints[0]",
-        "reverse_proxy.upstreams[0].endpoints",
+        "reverse_proxy.upstreams[0].endpoints[2]",
         "reverse_proxy.upstreams[0].host",
         "reverse_proxy.routes[0].upstream",
         "reverse_proxy.routes[0].interceptors[0]",
@@ -420,13 +420,10 @@ def test_several_mistakes_are_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("setting", "path"),
     [
-        ("limits: {max_streams_per_client: 5}", "limits.max_streams_per_client"),
         ("heartbeat: {interval: 5}", "heartbeat.interval"),
         ("heartbeat: {early: true}", "heartbeat.early"),
         ("reconnect: {enabled: true}", "reconnect.enabled"),
         ("reconnect: {max_backoff: 5}", "reconnect.max_backoff"),
-        ("retry: {max_attempts: 3}", "retry.max_attempts"),
-        ("retry: {budget: 0.5}", "retry.budget"),
     ],
 )
 def test_what_is_not_supported_yet_is_refused_and_not_ignored(where: str, setting: str, path: str) -> None:
@@ -436,11 +433,54 @@ def test_what_is_not_supported_yet_is_refused_and_not_ignored(where: str, settin
 
 
 def test_other_things_not_supported_yet_are_refused_too() -> None:
-    assert errors(configuration(proxy="health: {eject: 5}")) == ["reverse_proxy.health.eject: not supported yet"]
     assert errors(configuration(top="admin: {port: 9000}")) == ["admin.port: not supported yet"]
-    assert errors(configuration(upstreams='{name: llm, endpoints: ["http://a", "http://b"]}')) == [
-        "reverse_proxy.upstreams[0].endpoints: more than one endpoint is not supported yet"
-    ]
+
+
+def test_endpoints_health_and_retries_are_taken() -> None:
+    """Several endpoints, each with its own scheme and path; a route may have its own retries."""
+    text = configuration(
+        upstreams='{name: llm, endpoints: ["http://a", "http://a/x", "https://a/x"]}',
+        routes="{path: /, upstream: llm, retry: {max_attempts: 1}}",
+        proxy="health: {consecutive_failures: 1, eject: 0.5, max_eject: 0.5, check_path: '/health?x=1', check_interval: 2}\n"
+        "  retry: {max_attempts: 3, budget: 0}\n"
+        "  limits: {max_streams_per_client: 5}",
+    )
+    config = parse_config(text)
+    proxy = config.reverse_proxy
+    assert proxy.upstreams[0].endpoints == ["http://a", "http://a/x", "https://a/x"]
+    assert (proxy.health.check_path, proxy.health.eject, proxy.limits.max_streams_per_client) == ("/health?x=1", 0.5, 5)
+    retry = config.retry_of(proxy.routes[0])
+    assert (retry.max_attempts, retry.budget) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "path"),
+    [
+        ("health: {consecutive_failures: 0}", "health.consecutive_failures"),
+        ("health: {eject: 0}", "health.eject"),
+        ("health: {eject: 301}", "health.max_eject"),
+        ("health: {check_path: health}", "health.check_path"),
+        ("health: {check_path: '/a b'}", "health.check_path"),
+        ("health: {check_path: '/a#b'}", "health.check_path"),
+        ("health: {check_interval: 0}", "health.check_interval"),
+        ("retry: {max_attempts: 0}", "retry.max_attempts"),
+        ("retry: {budget: 1.1}", "retry.budget"),
+        ("limits: {max_streams_per_client: 0}", "limits.max_streams_per_client"),
+    ],
+)
+def test_what_health_and_retries_cannot_be_is_refused(setting: str, path: str) -> None:
+    (error,) = errors(configuration(proxy=setting))
+    assert error.startswith(f"reverse_proxy.{path}: ")
+    if not setting.startswith("health"):
+        (error,) = errors(route(setting))
+        assert error.startswith(f"reverse_proxy.routes[0].{path}: ")
+
+
+@pytest.mark.parametrize("twice", ["http://a/x/", "http://A:80/x"])
+def test_an_endpoint_listed_twice_is_refused(twice: str) -> None:
+    """It would get twice the requests, and count as two."""
+    (error,) = errors(configuration(upstreams=f'{{name: llm, endpoints: ["http://a/x", "{twice}"]}}'))
+    assert error == "reverse_proxy.upstreams[0].endpoints[1]: this endpoint is listed twice"
 
 
 @pytest.mark.parametrize("prefix", ["/a?b", "/a#b", "/a b", "/\u00e4"])

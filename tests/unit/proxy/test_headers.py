@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from proxy.errors import RequestRefused
-from proxy.headers import HeaderList, HeaderSettings, TrustedProxies, request_headers, response_headers, split_target
+from proxy.headers import (
+    HeaderList,
+    HeaderSettings,
+    TrustedProxies,
+    client_of,
+    network_of,
+    request_headers,
+    response_headers,
+    split_target,
+)
 
 PLAIN = HeaderSettings(host=b"upstream.test", set=(), removed=frozenset())
 HOST = (b"host", b"client.test")
@@ -266,3 +275,68 @@ def test_an_event_stream_asks_proxies_in_front_not_to_buffer() -> None:
         (b"content-type", b"text/event-stream"),
         (b"x-accel-buffering", b"no"),
     ]
+
+
+def xff(*values: bytes) -> HeaderList:
+    return [(b"x-forwarded-for", value) for value in values]
+
+
+def forwarded(*values: bytes) -> HeaderList:
+    return [(b"forwarded", value) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers", "client"),
+    [
+        # Nobody's word counts but a trusted proxy's.
+        ("192.0.2.1", xff(b"198.51.100.1"), "192.0.2.1"),
+        ("192.0.2.1", forwarded(b"for=198.51.100.1"), "192.0.2.1"),
+        (None, xff(b"198.51.100.1"), None),
+        ("10.0.0.1", [], "10.0.0.1"),
+        ("10.0.0.1", xff(b"198.51.100.1"), "198.51.100.1"),
+        ("::ffff:10.0.0.1", xff(b"198.51.100.1"), "198.51.100.1"),
+        # What stands before the first address that is not trusted is its own word.
+        ("10.0.0.1", xff(b"6.6.6.6, 198.51.100.1"), "198.51.100.1"),
+        ("10.0.0.1", xff(b"6.6.6.6", b"198.51.100.1 ,10.0.0.2"), "198.51.100.1"),
+        ("10.0.0.1", xff(b"10.0.0.3, 10.0.0.2"), "10.0.0.3"),
+        # One address, one spelling.
+        ("10.0.0.1", xff(b"2001:DB8:0::1"), "2001:db8::1"),
+        ("10.0.0.1", xff(b"[2001:db8::1]:443"), "2001:db8::1"),
+        ("10.0.0.1", xff(b"198.51.100.1:4711"), "198.51.100.1"),
+        ("10.0.0.1", xff(b"::ffff:198.51.100.1"), "198.51.100.1"),
+        # What is no address counts as the proxy that wrote it.
+        ("10.0.0.1", xff(b"unknown"), "10.0.0.1"),
+        ("10.0.0.1", xff(b"6.6.6.6, unknown, 10.0.0.2"), "10.0.0.2"),
+        ("10.0.0.1", xff(b""), "10.0.0.1"),
+        ("10.0.0.1", xff(b"198.51.100.1,"), "10.0.0.1"),
+        ("10.0.0.1", forwarded(b"for=198.51.100.1;proto=https"), "198.51.100.1"),
+        ("10.0.0.1", forwarded(b'proto=https;For="[2001:db8::1]:4711"'), "2001:db8::1"),
+        ("10.0.0.1", forwarded(b"for=6.6.6.6, for=198.51.100.1", b"for=10.0.0.2;by=10.0.0.1"), "198.51.100.1"),
+        ("10.0.0.1", forwarded(b"for=_hidden"), "10.0.0.1"),
+        ("10.0.0.1", forwarded(b"by=6.6.6.6"), "10.0.0.1"),
+        ("10.0.0.1", [*forwarded(b"for=6.6.6.6"), *xff(b"198.51.100.1")], "198.51.100.1"),
+    ],
+)
+def test_the_client_is_whom_the_outermost_trusted_proxy_saw(
+    peer: str | None, headers: HeaderList, client: str | None
+) -> None:
+    assert client_of(peer, headers, TrustedProxies(["10.0.0.0/8"])) == client
+
+
+def test_without_trusted_proxies_the_client_is_the_peer() -> None:
+    assert client_of("10.0.0.1", xff(b"6.6.6.6"), TrustedProxies()) == "10.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("198.51.100.1", "198.51.100.1"),
+        ("::ffff:198.51.100.1", "198.51.100.1"),
+        ("2001:db8:0:1:2:3:4:5", "2001:db8:0:1::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("unix:/x", "unix:/x"),
+    ],
+)
+def test_one_clients_addresses_count_as_one(address: str, network: str) -> None:
+    """Of IPv6, a host has a /64 to send from."""
+    assert network_of(address) == network

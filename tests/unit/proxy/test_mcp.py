@@ -164,7 +164,7 @@ def test_any_message_passes_unchanged_or_ends_in_a_named_error(
     """Whatever comes: to the byte, headers and all, or a JSON-RPC error with status 400; never an exception."""
     headers = [*named, *([(b"mcp-protocol-version", revision.encode())] if revision else [])]
     request = Request(method=method, headers=headers, body=body)
-    answer = run_request([owner.interceptor for owner in surround([], place())], request)
+    answer = run_request([owner.interceptor for owner in surround([], {}, lambda key, endpoint: None)], request)
     assert (request.body, request.body_replaced, request.headers.raw) == (body, False, headers)
     if answer is not None:
         said = json.loads(answer.body)
@@ -185,7 +185,7 @@ def test_a_body_that_an_interceptor_makes_of_another_type_gets_its_headers(metho
     """What was no JSON before has mirrors when it is; a revision without mirrors, and what is no POST, has none."""
     headers = [(b"mcp-protocol-version", revision.encode()), (b"content-type", b"text/plain")]
     request = Request(method=method, headers=headers, body=b"add 1")
-    first, last = (owner.interceptor for owner in surround([], place()))
+    first, last = (owner.interceptor for owner in surround([], {}, lambda key, endpoint: None))
     assert run_request([first, SaysCall(), last], request) is None
     expected = ("tools/call", "add") if (method, revision) == ("POST", "2026-07-28") else (None, None)
     assert (request.headers.get("mcp-method"), request.headers.get("mcp-name")) == expected

@@ -65,15 +65,6 @@ def test_the_target_is_the_clients_byte_for_byte(target: bytes) -> None:
     assert only().target(target) == target
 
 
-@pytest.mark.parametrize("endpoint", ["http://h/base", "http://h/base/", "http://h/base//"])
-def test_an_endpoints_own_path_comes_first(endpoint: str) -> None:
-    """Joined with one slash, and the client's bytes behind it untouched."""
-    route = only(endpoint)
-    assert route.target(b"/v1/x?y") == b"/base/v1/x?y"
-    assert route.target(b"/") == b"/base/"
-    assert route.target(b"//a/../b") == b"/base//a/../b"
-
-
 @pytest.mark.parametrize(
     ("prefix", "target", "stripped"),
     [
@@ -90,10 +81,8 @@ def test_an_endpoints_own_path_comes_first(endpoint: str) -> None:
     ],
 )
 def test_strip_prefix_takes_the_prefix_away_and_leaves_a_path(prefix: str, target: bytes, stripped: bytes) -> None:
-    """With an endpoint's own path in its place."""
     rest = ", strip_prefix: true"
     assert only(path=prefix, rest=rest).target(target) == stripped
-    assert only("http://h/base", prefix, rest).target(target) == b"/base" + stripped
     assert only(path=prefix).target(target) == target
 
 
@@ -128,12 +117,16 @@ def test_a_route_has_its_own_timeouts_limits_and_lists() -> None:
     """Lists of names are compared in lower case; `abort` means no error events."""
     plain, own = table(
         "{path: /plain, upstream: llm},"
-        "{path: /o, upstream: llm, timeouts: {idle: 5}, limits: {max_streams: 3}, allowed_hosts: [A.test],"
+        "{path: /o, upstream: llm, timeouts: {idle: 5}, limits: {max_streams: 3, max_streams_per_client: 2},"
+        " retry: {max_attempts: 4}, allowed_hosts: [A.test],"
         " allowed_origins: [], dialect: abort}"
     ).routes
     assert (plain.timeouts.idle, plain.limits.max_streams) == (300, 10000)
     assert (plain.allowed_hosts, plain.allowed_origins, plain.error_events) == (None, None, True)
-    assert (own.timeouts.idle, own.limits.max_streams) == (5, 3)
+    assert (own.timeouts.idle, own.limits.max_streams, own.limits.max_streams_per_client) == (5, 3, 2)
+    assert (plain.retry.max_attempts, own.retry.max_attempts) == (2, 4)
+    assert plain.retry.budget is not own.retry.budget
+    assert (plain.clients, own.clients) == ("", "/o")
     assert (own.allowed_hosts, own.allowed_origins, own.error_events) == ({"a.test"}, set(), False)
 
 

@@ -14,7 +14,7 @@ import trio
 import trustme
 
 from proxy.errors import ConnectFailed, PoolTimedOut, ReadFailed, Truncated, WriteTimedOut
-from proxy.upstream.connections import KEEPALIVE_EXPIRY_S, Connection, ConnectionPool, Origin
+from proxy.upstream.connections import KEEPALIVE_EXPIRY_S, Connection, ConnectionPool, Origin, Slots
 
 ORIGIN = Origin("http", "upstream.test", 80)
 
@@ -88,7 +88,7 @@ async def make_pool(listener: trio.SocketListener) -> AsyncIterator[Callable[[in
 
     def make(max_connections: int) -> ConnectionPool:
         port = listener.socket.getsockname()[1]
-        made.append(ConnectionPool(Origin("http", "127.0.0.1", port), max_connections, None))
+        made.append(ConnectionPool(Origin("http", "127.0.0.1", port), Slots(max_connections), None))
         return made[-1]
 
     yield make
@@ -413,7 +413,7 @@ async def test_a_cancelled_waiter_takes_no_slot(make_pool: Callable[[int], Conne
 async def test_a_failed_attempt_gives_its_slot_back() -> None:
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
-        pool = ConnectionPool(Origin("http", "127.0.0.1", unheard.getsockname()[1]), 1, None)
+        pool = ConnectionPool(Origin("http", "127.0.0.1", unheard.getsockname()[1]), Slots(1), None)
         for _ in range(3):
             with pytest.raises(ConnectFailed, match="Connection refused"):
                 await acquire(pool)

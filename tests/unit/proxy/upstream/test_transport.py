@@ -20,6 +20,7 @@ from proxy.errors import (
     ConnectFailed,
     ConnectTimedOut,
     DnsFailed,
+    PoolFull,
     PoolTimedOut,
     ProtocolFailure,
     ReadFailed,
@@ -1159,13 +1160,45 @@ async def test_more_requests_than_connections_all_get_their_turn(nursery: trio.N
 
 
 @bounded
-async def test_each_origin_has_its_own_bound(nursery: trio.Nursery, pools: Pools) -> None:
-    transport = UpstreamTransport(pools, max_connections=1)
-    one, two = await serve(nursery, answer_forever), await serve(nursery, answer_forever)
-    responses = [await transport.handle_async_request(request(server)) for server in (one, two)]
-    assert [pool.origin for pool in transport.statistics()] == [one.url, two.url]
-    for response in responses:
+async def test_all_origins_share_one_bound(nursery: trio.Nursery, pools: Pools) -> None:
+    """`max_connections` is the upstream's: what one origin has on loan another lacks; of the idle the oldest makes room."""
+    transport = UpstreamTransport(pools, max_connections=2)
+    one, two, three = [await serve(nursery, answer_forever) for _ in range(3)]
+    held = [await transport.handle_async_request(request(server)) for server in (one, two)]
+    with pytest.raises(PoolTimedOut):
+        await transport.handle_async_request(request(three, timeout={"connect": 0.05}))
+    for response in held:
         await read(response)
+    assert await fetch(transport, three) == (200, b"ok")
+    states = {item.origin: (item.lent, item.idle, item.waiting) for item in transport.statistics()}
+    assert states == {one.url: (0, 0, 0), two.url: (0, 1, 0), three.url: (0, 1, 0)}
+    await transport.aclose()
+
+
+@bounded
+async def test_no_more_wait_for_a_connection_than_may(nursery: trio.Nursery, pools: Pools) -> None:
+    """64 may wait for the only one. The next, which would wait for ever, is refused at once, and none of its bytes left."""
+    transport = UpstreamTransport(pools, max_connections=1)
+    server = await serve(nursery, answer_forever)
+    held = await transport.handle_async_request(request(server))
+    done = 0
+
+    async def wait() -> None:
+        nonlocal done
+        await fetch(transport, server)
+        done += 1
+
+    async with trio.open_nursery() as waiters:
+        for _ in range(64):
+            waiters.start_soon(wait)
+        while state(transport).waiting < 64:
+            await trio.lowlevel.checkpoint()
+        with pytest.raises(PoolFull, match="64 requests wait") as caught:
+            await transport.handle_async_request(request(server))
+        assert caught.value.unsent
+        assert (caught.value.status, caught.value.retry_after_s) == (503, 1)
+        await read(held)
+    assert done == 64
     await transport.aclose()
 
 

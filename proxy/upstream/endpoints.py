@@ -1,0 +1,258 @@
+"""Which endpoint of an upstream takes the next request: the least busy one that is in service. Sans I/O; the caller tells the time.
+
+An endpoint is *up*, *ejected* until a time, or *due*: ejected, and its time is over. `consecutive_failures` in a row eject it for
+`eject_s` seconds, and each ejection lasts twice as long as the one before, up to `max_eject_s`. It lasts `eject_s` again for one
+that has stayed up for as long as it was out last, and while no other endpoint is up: a long ejection keeps requests on those that
+answer, and when none does it would only prolong the outage. A due endpoint gets one request at a time, its *probe*: an answer lets
+it back, a failure ejects it again. Checks (`health.check_path`) count by themselves: as many in a row that fail eject, and one that
+succeeds lets a due endpoint back; where there are checks, a request is a probe only when no other endpoint can take it.
+
+Invariants, whatever is told and in whatever order:
+
+- `outstanding` of an endpoint is the number of its turns that have not ended, and never negative;
+- `choose` never gives an endpoint whose time is not over, and never a second probe while one is under way;
+- what becomes of a turn that was no probe says nothing about an endpoint that was ejected meanwhile.
+
+It must not know HTTP, sockets, retries or sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import httpx
+
+__all__ = ["Endpoint", "EndpointState", "Endpoints", "NoneInService", "Turn"]
+
+
+class NoneInService(Exception):
+    """Every endpoint is ejected, or has its probe under way."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__("no endpoint is in service")
+        self.retry_after_s = retry_after_s
+        """Seconds until the first of them may be asked again; 0 when a probe is what it waits for."""
+
+
+class Endpoint:
+    """One place where an upstream can be reached, and how it has been lately. Compared by identity."""
+
+    __slots__ = (
+        "back_since",
+        "base",
+        "check_failures",
+        "ejected_for",
+        "ejected_until",
+        "ejections",
+        "failed",
+        "failures",
+        "host",
+        "name",
+        "outstanding",
+        "probing",
+        "retries",
+        "url",
+    )
+
+    def __init__(self, url: str) -> None:
+        self.url = httpx.URL(url)
+        self.base: bytes = self.url.raw_path.rstrip(b"/")
+        """Its own path, without a slash at the end; request targets come behind it."""
+        self.host: bytes = self.url.netloc
+        """Its Host header (RFC 9110, section 7.2)."""
+        self.name = str(self.url).rstrip("/")
+        """In logs and metrics."""
+        self.outstanding = 0
+        """Turns that have not ended."""
+        self.failures = 0
+        """In a row."""
+        self.check_failures = 0
+        """In a row, of checks."""
+        self.ejected_until: float | None = None
+        self.ejected_for = 0.0
+        """Seconds of the last ejection."""
+        self.back_since = float("-inf")
+        """When the last ejection was over, by an answer."""
+        self.probing = False
+        self.ejections = 0
+        self.failed = 0
+        """Failures in all, of requests and checks."""
+        self.retries = 0
+        """Attempts that it got because one before had failed, there or elsewhere."""
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.name!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointState:
+    """A snapshot of one endpoint."""
+
+    endpoint: str
+    state: Literal["up", "ejected", "probing"]
+    outstanding: int
+    failures: int
+    """In all, of requests and checks."""
+    ejections: int
+    retries: int
+
+
+class Turn:
+    """One attempt at an endpoint, and the exchange that may come of it. Tell what became of it, and in any case `end` it."""
+
+    __slots__ = ("_ended", "_owner", "_settled", "endpoint", "probe")
+
+    def __init__(self, owner: Endpoints, endpoint: Endpoint, *, probe: bool) -> None:
+        self.endpoint = endpoint
+        self.probe = probe
+        self._owner = owner
+        self._settled = False
+        self._ended = False
+        endpoint.outstanding += 1
+        endpoint.probing = endpoint.probing or probe
+
+    def succeed(self, now: float) -> bool:
+        """It has answered. Whether that has let it back. Only the first verdict counts."""
+        if self._settled:
+            return False
+        self._settle()
+        return self._owner._succeeded(self.endpoint, now, probe=self.probe)
+
+    def fail(self, now: float) -> bool:
+        """It has failed. Whether that has ejected it. Only the first verdict counts."""
+        if self._settled:
+            return False
+        self._settle()
+        return self._owner._failed(self.endpoint, now, probe=self.probe)
+
+    def end(self) -> None:
+        """The exchange is over, or was given up without a verdict. Safe to call again."""
+        if not self._ended:
+            self._ended = True
+            self.endpoint.outstanding -= 1
+            if not self._settled:
+                self._settle()
+
+    def _settle(self) -> None:
+        self._settled = True
+        if self.probe:
+            self.endpoint.probing = False
+
+
+class Endpoints:
+    """The endpoints of one upstream."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        *,
+        consecutive_failures: int = 5,
+        eject_s: float = 10,
+        max_eject_s: float = 300,
+        checked: bool = False,
+    ) -> None:
+        """At least one endpoint. `checked`: there are checks, so that no request need be risked to find out who is back."""
+        self.all = tuple(endpoints)
+        self._consecutive_failures = consecutive_failures
+        self._eject_s = eject_s
+        self._max_eject_s = max_eject_s
+        # Before those that are up: by being the least busy, one with old streams that go on would not get its probe.
+        self._rank_of_due = 2 if checked else 0
+        self._next = 0  # where to begin to look, so that ties go round
+
+    def choose(self, now: float, tried: Collection[Endpoint] = ()) -> Turn:
+        """A turn at a due endpoint, as its probe, or else at the least busy one that is up; ties go round. Checked: the other way.
+
+        `tried` are taken only when no other can be. Raises `NoneInService`.
+        """
+        best: Endpoint | None = None
+        best_rank = (2, 0, 0)  # worse than any: what is tried ranks 1 at most
+        count, start = len(self.all), self._next
+        for step in range(count):
+            endpoint = self.all[(start + step) % count]
+            if endpoint.ejected_until is not None and (endpoint.probing or now < endpoint.ejected_until):
+                continue
+            rank = (
+                int(endpoint in tried),
+                1 if endpoint.ejected_until is None else self._rank_of_due,
+                endpoint.outstanding,
+            )
+            if rank < best_rank:
+                best, best_rank = endpoint, rank
+                chosen = (start + step) % count
+        if best is None:
+            waits = [item.ejected_until - now for item in self.all if item.ejected_until is not None and not item.probing]
+            raise NoneInService(max(0.0, min(waits)) if waits else 0.0)
+        self._next = (chosen + 1) % count
+        return Turn(self, best, probe=best.ejected_until is not None)
+
+    def pin(self, endpoint: Endpoint, now: float) -> Turn:
+        """A turn at this endpoint, whatever its state: for who can be served by no other. A due one takes it as its probe."""
+        due = endpoint.ejected_until is not None and now >= endpoint.ejected_until and not endpoint.probing
+        return Turn(self, endpoint, probe=due)
+
+    def check_succeeded(self, endpoint: Endpoint, now: float) -> bool:
+        """A check was answered well. Whether that has let the endpoint back; its time must be over."""
+        endpoint.check_failures = 0
+        if endpoint.ejected_until is None or now < endpoint.ejected_until:
+            return False
+        self._let_back(endpoint, now)
+        return True
+
+    def check_failed(self, endpoint: Endpoint, now: float) -> bool:
+        """A check failed. Whether that has ejected the endpoint; one that is out just stays out."""
+        endpoint.failed += 1
+        endpoint.check_failures += 1
+        if endpoint.ejected_until is not None or endpoint.check_failures < self._consecutive_failures:
+            return False
+        self._eject(endpoint, now)
+        return True
+
+    def states(self) -> tuple[EndpointState, ...]:
+        """A snapshot of each. One whose time is over is still ejected, until something lets it back."""
+        return tuple(
+            EndpointState(
+                endpoint=item.name,
+                state="up" if item.ejected_until is None else "probing" if item.probing else "ejected",
+                outstanding=item.outstanding,
+                failures=item.failed,
+                ejections=item.ejections,
+                retries=item.retries,
+            )
+            for item in self.all
+        )
+
+    def _succeeded(self, endpoint: Endpoint, now: float, *, probe: bool) -> bool:
+        if endpoint.ejected_until is None:
+            endpoint.failures = 0
+        elif probe:
+            self._let_back(endpoint, now)
+            return True
+        return False
+
+    def _failed(self, endpoint: Endpoint, now: float, *, probe: bool) -> bool:
+        endpoint.failed += 1
+        if endpoint.ejected_until is None:
+            endpoint.failures += 1
+            if endpoint.failures < self._consecutive_failures:
+                return False
+        elif not probe:
+            return False
+        self._eject(endpoint, now)
+        return True
+
+    def _eject(self, endpoint: Endpoint, now: float) -> None:
+        was_out = endpoint.ejected_until is not None
+        lasted = not was_out and now - endpoint.back_since >= endpoint.ejected_for
+        alone = all(item.ejected_until is not None for item in self.all if item is not endpoint)
+        endpoint.ejected_for = self._eject_s if lasted or alone else min(2 * endpoint.ejected_for, self._max_eject_s)
+        endpoint.ejected_until = now + endpoint.ejected_for
+        endpoint.ejections += 1
+        endpoint.failures = endpoint.check_failures = 0
+
+    def _let_back(self, endpoint: Endpoint, now: float) -> None:
+        endpoint.ejected_until = None
+        endpoint.back_since = now
+        endpoint.failures = endpoint.check_failures = 0

@@ -1,0 +1,186 @@
+"""The balancer on real sockets: what a session's key does, which failures count, and that cancelling it leaves nothing behind."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+import httpx
+import pytest
+import trio
+from support.upstream import Peer, Script, open_upstream
+
+from pools import Pools
+from proxy.errors import NoEndpoint, ReadFailed
+from proxy.upstream import Balancer, Endpoint, Endpoints, RetryPolicy, UpstreamTransport
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@pytest.fixture
+def pools() -> Pools:
+    return Pools(leak_detection="paranoid")
+
+
+def balancer(pools: Pools, *urls: str, failures: int = 100) -> Balancer:
+    endpoints = Endpoints([Endpoint(url) for url in urls], consecutive_failures=failures)
+    return Balancer("up", UpstreamTransport(pools, max_connections=10), endpoints)
+
+
+def request(method: str = "GET", target: bytes = b"/", **extensions: object) -> httpx.Request:
+    extensions = {"target": target, "timeout": {}} | extensions
+    headers = [("host", "ignored"), *([("content-length", "0")] if method == "POST" else [])]
+    return httpx.Request(method, "http://ignored/", headers=headers, stream=httpx.ByteStream(b""), extensions=extensions)
+
+
+async def good(peer: Peer) -> None:
+    while True:
+        await peer.request()
+        await peer.send(OK)
+
+
+async def resets(peer: Peer) -> None:
+    await peer.request()
+    sock = peer.stream.socket  # type: ignore[attr-defined]
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def idle(transport: Balancer) -> bool:
+    """Nothing is outstanding, lent or waited for."""
+    return not any(item.outstanding for item in transport.endpoint_states()) and not any(
+        item.lent or item.waiting for item in transport.statistics()
+    )
+
+
+async def test_any_bytes_may_be_a_sessions_key(pools: Pools) -> None:
+    """For sessions that no header tells: whoever knows the key says where it belongs, and asks with it."""
+    async with open_upstream(good) as one, open_upstream(good) as two:
+        transport = balancer(pools, one.url, two.url)
+        response = await transport.handle_async_request(request())
+        endpoint = response.extensions["endpoint"]
+        await response.aread()
+        await response.aclose()
+        assert transport.find(b"/messages?session=1") is None
+        transport.remember(b"/messages?session=1", endpoint)
+        for _ in range(5):
+            response = await transport.handle_async_request(request("POST", affinity=b"/messages?session=1"))
+            assert response.extensions["endpoint"] is endpoint
+            await response.aread()
+            await response.aclose()
+        transport.forget(b"/messages?session=1")
+        assert transport.find(b"/messages?session=1") is None
+        assert idle(transport)
+        await transport.aclose()
+    assert sorted([len(one.requests), len(two.requests)]) == [0, 6]
+
+
+async def test_a_request_may_be_sent_a_second_time_as_it_was(pools: Pools) -> None:
+    """The balancer changes nothing in it: base path and Host belong to the attempt."""
+    async with open_upstream(good) as upstream:
+        transport = balancer(pools, f"{upstream.url}/base")
+        again = request(target=b"/x")
+        for _ in range(2):
+            response = await transport.handle_async_request(again)
+            await response.aread()
+            await response.aclose()
+        assert again.extensions["target"] == b"/x"
+        assert again.headers["host"] == "ignored"
+        await transport.aclose()
+    assert [item.target for item in upstream.requests] == [b"/base/x"] * 2
+
+
+async def test_a_kept_connection_that_was_closed_is_not_the_endpoints_failure(pools: Pools) -> None:
+    """A server may close one just when the next request is written; that says nothing, and a GET is simply sent again."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        if upstream.accepted == 1:
+            await peer.request()  # and closes
+        else:
+            await good(peer)
+
+    async with open_upstream(script) as upstream:
+        transport = balancer(pools, upstream.url, failures=1)
+        for _ in range(2):
+            response = await transport.handle_async_request(request(retry=RetryPolicy(2, 1)))
+            await response.aread()
+            await response.aclose()
+        (state,) = transport.endpoint_states()
+        assert (state.state, state.failures, state.retries) == ("up", 0, 1)
+        await transport.aclose()
+    assert len(upstream.requests) == 3
+
+
+async def test_a_retry_takes_a_new_connection(pools: Pools) -> None:
+    """A second kept one may be as dead as the first: one attempt more is enough, however many are kept."""
+
+    async def script(peer: Peer) -> None:
+        number = upstream.accepted
+        await peer.request()
+        await peer.send(OK)
+        if number <= 2:
+            await peer.request()  # and closes
+        else:
+            await good(peer)
+
+    async with open_upstream(script) as upstream:
+        transport = balancer(pools, upstream.url)
+        for count in (2, 1):
+            responses = [await transport.handle_async_request(request(retry=RetryPolicy(2, 1))) for _ in range(count)]
+            for response in responses:
+                assert await response.aread() == b"ok"
+                await response.aclose()
+        assert idle(transport)
+        await transport.aclose()
+    assert upstream.accepted == 3
+
+
+async def test_without_a_policy_nothing_is_sent_twice(pools: Pools) -> None:
+    async with open_upstream(resets) as upstream:
+        transport = balancer(pools, upstream.url)
+        with pytest.raises(ReadFailed):
+            await transport.handle_async_request(request())
+        assert idle(transport)
+    assert len(upstream.requests) == 1
+
+
+async def test_when_every_endpoint_is_out_the_failure_says_for_how_long(pools: Pools, autojump_clock: object) -> None:
+    """In whole seconds, rounded up, and never none at all."""
+    transport = balancer(pools, "http://127.0.0.1:1", failures=1)
+    transport.endpoints.pin(transport.endpoints.all[0], trio.current_time()).fail(trio.current_time())
+    for waited, told in ((0, 10), (8.5, 2), (1, 1)):
+        await trio.sleep(waited)
+        with pytest.raises(NoEndpoint) as caught:
+            await transport.handle_async_request(request())
+        assert caught.value.retry_after_s == told
+
+
+@pytest.mark.parametrize("script", [good, resets])
+async def test_cancelled_anywhere_it_leaves_nothing_behind(script: Script, pools: Pools) -> None:
+    """After each number of the loop's turns, from before the first to after the last attempt."""
+    finished = 0
+    async with open_upstream(script) as one, open_upstream(script) as two:
+        transport = balancer(pools, one.url, two.url, failures=1_000_000)
+        policy = RetryPolicy(3, 1)
+        for turns in range(120):
+
+            async def ask() -> None:
+                nonlocal finished
+                try:
+                    response = await transport.handle_async_request(request(retry=policy))
+                except ReadFailed:
+                    pass
+                else:
+                    await response.aclose()
+                finished += 1
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask)
+                for _ in range(turns):
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+            assert idle(transport)
+        assert 0 < finished < 120
+        await transport.aclose()
