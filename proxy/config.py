@@ -148,6 +148,8 @@ class Drain(_Settings, frozen=True):
 class Admin(_Settings, frozen=True):
     prefix: Annotated[str, Meta(pattern="^(/.*[^/])?$")] = ""
     port: Annotated[int, Meta(ge=1, le=65535)] | None = None
+    host: Annotated[str, Meta(pattern=r"^[0-9A-Fa-f.:]+$")] = "127.0.0.1"
+    """Where `port` listens: an address, not a name."""
 
 
 class Log(_Settings, frozen=True):
@@ -352,8 +354,6 @@ def _mistakes(config: Config) -> Iterator[str]:
         yield f"reverse_proxy.retry.{name}: not supported yet"
     for name in _differing(proxy.health, Health()):
         yield f"reverse_proxy.health.{name}: not supported yet"
-    if config.admin.port is not None:
-        yield "admin.port: not supported yet"
     for index, network in enumerate(proxy.trusted_proxies):
         try:
             ipaddress.ip_network(network, strict=False)

@@ -6,7 +6,7 @@ exchange uses prometheus-client's own types.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,7 +17,6 @@ from prometheus_client.registry import Collector
 
 from interceptors import Outcome
 from interceptors.chain import EventCounts
-from interceptors.hooks import Owner
 from pools import Pools
 
 from .downstream import WRITERS
@@ -80,13 +79,16 @@ class RouteTally:
 class Metrics:
     """The registry of one worker."""
 
-    def __init__(self, pools: Pools, routes: Sequence[str], owners: Sequence[Owner] = ()) -> None:
+    def __init__(
+        self, pools: Pools, routes: Sequence[str], interceptor_seconds: Callable[[], Mapping[str, float]] = dict
+    ) -> None:
+        """`interceptor_seconds` tells, by an interceptor's name, the time spent in its hooks."""
         self.registry = CollectorRegistry(auto_describe=False)
-        self.routes = {route: RouteTally() for route in routes}
-        exchanges = Counter(
+        self.routes: dict[str, RouteTally] = {}
+        self._exchanges = Counter(
             "weirpool_exchanges", "Exchanges that have ended, by outcome.", ["route", "outcome"], registry=self.registry
         )
-        time_to_first_byte = Histogram(
+        self._time_to_first_byte = Histogram(
             "weirpool_time_to_first_byte_seconds",
             "From the request's head to the first byte of the response's body.",
             ["route"],
@@ -97,14 +99,23 @@ class Metrics:
             "weirpool_writer", "Responses sent, by the writer that sent them.", ["writer"], registry=self.registry
         )
         # Made once, so that they are there from the start, and an exchange need not look them up by their labels.
-        self.exchanges = {
-            (route, outcome): exchanges.labels(route, outcome.value) for route in routes for outcome in Outcome
-        }
-        self.time_to_first_byte = {route: time_to_first_byte.labels(route) for route in routes}
+        self.exchanges: dict[tuple[str, Outcome], Counter] = {}
+        self.time_to_first_byte: dict[str, Histogram] = {}
         self.writers = {writer: writers.labels(writer) for writer in WRITERS}
         self.registry.register(_PoolCollector(pools))
         self.registry.register(_RouteCollector(self.routes))
-        self.registry.register(_InterceptorCollector(owners))
+        self.registry.register(_InterceptorCollector(interceptor_seconds))
+        self.add_routes(routes)
+
+    def add_routes(self, routes: Sequence[str]) -> None:
+        """Count these routes, too, from 0 on; one that is known by its name counts on."""
+        for route in routes:
+            if route in self.routes:
+                continue
+            self.routes[route] = RouteTally()
+            self.time_to_first_byte[route] = self._time_to_first_byte.labels(route)
+            for outcome in Outcome:
+                self.exchanges[route, outcome] = self._exchanges.labels(route, outcome.value)
 
     def render(self) -> bytes:
         """The Prometheus text format."""
@@ -148,13 +159,13 @@ class _PoolCollector(Collector):
 
 
 class _InterceptorCollector(Collector):
-    def __init__(self, owners: Sequence[Owner]) -> None:
-        self._owners = owners
+    def __init__(self, seconds: Callable[[], Mapping[str, float]]) -> None:
+        self._seconds = seconds
 
     def collect(self) -> Iterator[Metric]:
         spent = CounterMetricFamily("weirpool_interceptor_seconds", "Time spent in hooks.", labels=["interceptor"])
-        for owner in self._owners:
-            spent.add_metric([owner.name], owner.seconds)
+        for name, seconds in self._seconds().items():
+            spent.add_metric([name], seconds)
         yield spent
 
 

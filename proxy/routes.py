@@ -69,13 +69,15 @@ class Route:
 class RouteTable:
     """All routes; the longest matching prefix wins."""
 
-    def __init__(self, config: Config, pools: Pools) -> None:
-        """Raises `ConfigError` when an interceptor or a CA file cannot be loaded."""
-        self.transports: dict[str, UpstreamTransport] = {}
+    def __init__(self, config: Config, pools: Pools, kept: Mapping[str, UpstreamTransport] | None = None) -> None:
+        """`kept`: transports, by upstream, that go on. Raises `ConfigError` when an interceptor or a CA file cannot be loaded."""
+        self.transports: dict[str, UpstreamTransport] = dict(kept or {})
         self.owners = interceptors = load_interceptors(config)
         """The interceptors by the names that the configuration gave them."""
         upstreams = {upstream.name: upstream for upstream in config.reverse_proxy.upstreams}
         for index, upstream in enumerate(config.reverse_proxy.upstreams):
+            if upstream.name in self.transports:
+                continue
             try:
                 self.transports[upstream.name] = UpstreamTransport(
                     pools, max_connections=upstream.max_connections, ca_file=upstream.ca_file

@@ -20,6 +20,7 @@ from typing import Any
 
 import hypercorn.trio.run as hypercorn_run
 import trio
+from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
@@ -27,7 +28,7 @@ from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 
-__all__ = ["ClientConnection", "contain_connections", "inspect_server", "path_is_known"]
+__all__ = ["ClientConnection", "contain_connections", "cut_connections", "inspect_server", "path_is_known"]
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: closing sends a reset
 _INTERNAL_ERROR = 0x2  # RFC 9113, section 7
@@ -90,10 +91,20 @@ class _Connection(TCPServer):
         self._held = b""
 
     async def run(self) -> None:
+        _connections.add(self)
         try:
             await super().run()
-        except* trio.BusyResourceError:
+        except* (trio.BusyResourceError, trio.ClosedResourceError):  # the latter: cut, in its handshake
             await trio.aclose_forcefully(self.stream)
+        finally:
+            _connections.discard(self)
+
+    def cut(self) -> None:
+        """Reset it. Whoever waits for its socket is told; what a TLS or HTTP/2 layer holds is lost. Synchronous."""
+        transport: Any = getattr(self.stream, "transport_stream", self.stream)
+        if transport.socket.fileno() >= 0:
+            transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            transport.socket.close()
 
     async def _read_data(self) -> None:
         if self.config.read_timeout is not None:
@@ -135,6 +146,17 @@ def contain_connections() -> None:
     """Let Hypercorn's Trio worker use `_Connection`, if it is the Hypercorn that we know. Process-wide."""
     if getattr(hypercorn_run, "TCPServer", None) is TCPServer:
         vars(hypercorn_run)["TCPServer"] = _Connection
+
+
+_connections: set[_Connection] = set()
+
+
+def cut_connections(config: Config) -> int:
+    """Reset the connections of the server that runs with `config`; how many there were. Whatever they wait for, they end."""
+    found = [connection for connection in _connections if connection.config is config]
+    for connection in found:
+        connection.cut()
+    return len(found)
 
 
 def path_is_known() -> bool:

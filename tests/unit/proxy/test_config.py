@@ -267,6 +267,7 @@ def test_an_unknown_key_is_refused(text: str, path: str, field: str) -> None:
         (configuration(top="reporting: {interval: 0}"), "reporting.interval: Expected `float` > 0.0"),
         (configuration(top="admin: {prefix: x}"), "admin.prefix: Expected `str` matching regex '^(/.*[^/])?$'"),
         (configuration(top="admin: {prefix: /x/}"), "admin.prefix: Expected `str` matching regex '^(/.*[^/])?$'"),
+        (configuration(top="admin: {host: localhost}"), "admin.host: Expected `str` matching regex '^[0-9A-Fa-f.:]+$'"),
         (configuration(top="log: {format: xml}"), "log.format: Invalid enum value 'xml'"),
     ],
 )
@@ -437,7 +438,6 @@ def test_what_is_not_supported_yet_is_refused_and_not_ignored(where: str, settin
 
 def test_other_things_not_supported_yet_are_refused_too() -> None:
     assert errors(configuration(proxy="health: {eject: 5}")) == ["reverse_proxy.health.eject: not supported yet"]
-    assert errors(configuration(top="admin: {port: 9000}")) == ["admin.port: not supported yet"]
     for dialect in ("openai", "anthropic", "mcp"):
         assert errors(route(f"dialect: {dialect}")) == [f"reverse_proxy.routes[0].dialect: {dialect!r} is not supported yet"]
     assert errors(configuration(upstreams='{name: llm, endpoints: ["http://a", "http://b"]}')) == [
