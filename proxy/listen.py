@@ -15,6 +15,7 @@ import structlog
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.logging import Logger
 
+from .downstream import ServerConfig
 from .errors import ConfigError
 
 __all__ = ["Tls", "bind_socket", "bind_sockets", "hypercorn_config", "name_of"]
@@ -57,7 +58,7 @@ def bind_socket(bind: str, send_timeout_s: float | None, option: str = "--bind")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if send_timeout_s is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
             # Hypercorn shields its sends from cancellation; accepted sockets inherit this, and the kernel ends the wait.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(send_timeout_s * 1000))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(send_timeout_s * 1000)))
         sock.bind((host, int(port_text)))
         sock.listen(_BACKLOG)
         sock.setblocking(False)
@@ -73,9 +74,9 @@ def name_of(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def hypercorn_config(sockets: Sequence[socket.socket], tls: Tls | None = None) -> HypercornConfig:
+def hypercorn_config(sockets: Sequence[socket.socket], tls: Tls | None = None) -> ServerConfig:
     """As `deploy/hypercorn.toml`, which gives the reasons. Takes the sockets over."""
-    result = HypercornConfig()
+    result = ServerConfig()
     result.bind = [f"fd://{sock.detach()}" for sock in sockets]
     result.backlog = _BACKLOG
     result.logger_class = _Log

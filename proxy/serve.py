@@ -17,13 +17,12 @@ from typing import Any
 
 import structlog
 import trio
-from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio import serve as hypercorn_serve
 from hypercorn.utils import LifespanFailureError
 
 from .app import Weirpool, create_app
 from .config import Config
-from .downstream import cut_connections
+from .downstream import ServerConfig, cut_connections
 from .listen import Tls, bind_sockets, hypercorn_config, name_of
 from .reload import reload_worker
 from .worker import Worker
@@ -96,7 +95,7 @@ async def serve_app(
         nursery.cancel_scope.cancel()
 
 
-async def _drain(worker: Worker, server: HypercornConfig, shutdown: trio.Event, listeners_close: trio.Event) -> None:
+async def _drain(worker: Worker, server: ServerConfig, shutdown: trio.Event, listeners_close: trio.Event) -> None:
     await shutdown.wait()
     drain = worker.config.drain
     structlog.get_logger("proxy").info("drain", streams=len(worker.live), timeout=drain.timeout, delay=drain.delay)
@@ -108,6 +107,7 @@ async def _drain(worker: Worker, server: HypercornConfig, shutdown: trio.Event, 
     with trio.move_on_after(drain.timeout):
         await worker.none_left.wait()
     worker.stop_live()
+    server.drained.set()
     # Who takes nothing, or is in the middle of a handshake, would hold the process: nothing that Hypercorn has begun to send can be
     # cancelled. What has ended by itself has closed its connection by now.
     await trio.sleep(LAST_WORDS_S)
