@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -9,9 +10,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import trio
 from support.client import fetch, open_client
 from support.process import WEIRPOOL, Process, running
+from support.proxy import Proxy, config_for, open_proxy
 from support.upstream import Peer, open_upstream, stream_of
 
 
@@ -142,6 +145,23 @@ async def test_plain_hypercorn_opens_the_port_too(tmp_path: Path) -> None:
             assert (await fetch(admin, "/readyz")).body == b"ready\n"
             process.signal(signal.SIGTERM)
             await process.exit_status()
+
+
+@pytest.mark.leaks
+async def test_a_lost_lease_shows_in_metrics_and_log_with_its_place(log: list[dict[str, object]]) -> None:
+    """`leak_detection: paranoid`: an error line says where the lease was taken, and the metric counts it."""
+
+    def forgetful(proxy: Proxy) -> None:
+        proxy.worker.pools.json.acquire()
+
+    async with open_proxy(config_for("http://127.0.0.1:9")) as proxy:
+        assert b'buffer_pool_leaks_total{pool="json"} 0.0' in (await fetch(proxy.port, "/metrics")).body
+        forgetful(proxy)
+        gc.collect()
+        (line,) = [line for line in log if line["event"] == "buffer_leaked"]
+        assert line["pool"] == "json"
+        assert "in forgetful" in str(line["taken_at"])
+        assert b'buffer_pool_leaks_total{pool="json"} 1.0' in (await fetch(proxy.port, "/metrics")).body
 
 
 async def until(condition: Callable[[], bool]) -> None:
