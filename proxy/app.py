@@ -23,6 +23,7 @@ from .config import Config, load_config
 from .downstream import contain_connections, path_is_known
 from .errors import ConfigError
 from .exchange import Exchange
+from .generations import LEAVE_S
 from .hub import Hub
 from .listen import name_of
 from .logs import configure_logging
@@ -71,6 +72,7 @@ def create_app(config: Config | None = None) -> Weirpool:
     worker = Worker(config)
     app = Weirpool("proxy", static_folder=None)
     app.worker = worker
+    app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = LEAVE_S + 2  # then Quart-Trio cancels what runs in its lifespan
     app.pages = frozenset(config.admin.prefix + page for page in PAGES) if config.admin.port is None else frozenset()
     add_pages(app, worker, config.admin.prefix)
 

@@ -35,10 +35,11 @@ from .upstream import UpstreamTransport
 if TYPE_CHECKING:
     from .exchange import Exchange
 
-__all__ = ["Generation", "Generations"]
+__all__ = ["LEAVE_S", "Generation", "Generations"]
 
 _ENTER_S = 60.0
-_LEAVE_S = 10.0
+LEAVE_S = 10.0
+"""When the app ends, its interceptors' lifespans have this long to be left."""
 
 
 class Generation:
@@ -135,7 +136,7 @@ class Generations:
             await self._close_transport(transport)
         for generation in self._all:
             generation.over.set()
-        with trio.move_on_after(_LEAVE_S):
+        with trio.move_on_after(LEAVE_S):
             for generation in tuple(self._all):
                 await generation.left.wait()
 

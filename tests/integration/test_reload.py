@@ -286,6 +286,49 @@ async def test_a_lifespan_that_fails_at_start_is_one_line_and_a_status(tmp_path:
             assert others == []
 
 
+async def test_a_lifespan_that_fails_later_ends_the_process(tmp_path: Path) -> None:
+    """Streams would go on with an interceptor that is torn down: the line says why, and the status is not 0."""
+    (tmp_path / "later.py").write_text(
+        "from contextlib import asynccontextmanager\nimport trio\nfrom interceptors import Interceptor\n"
+        "class Later(Interceptor):\n    @asynccontextmanager\n    async def lifespan(self):\n"
+        "        async with trio.open_nursery() as nursery:\n            nursery.start_soon(self.fail)\n            yield\n"
+        "            nursery.cancel_scope.cancel()\n"
+        "    async def fail(self):\n        await trio.sleep(0.2)\n        raise OSError('lost')\n"
+    )
+    file = tmp_path / "weirpool.yaml"
+    file.write_text(
+        'reverse_proxy: {upstreams: [{name: up, endpoints: ["http://127.0.0.1:9"]}], routes: [{path: /, upstream: up}]}\n'
+        'interceptors: [{name: later, use: "later.py:Later"}]\n'
+    )
+    async with running([*WEIRPOOL, "serve", "--config", str(file), "--bind", "127.0.0.1:0"]) as process:
+        await process.event("started")
+        (line,) = await process.event("lifespan_failed")
+        assert "OSError: lost" in str(line["exception"])
+        assert await process.exit_status() == 1
+
+
+async def test_a_process_that_ends_reloads_no_more(tmp_path: Path) -> None:
+    """SIGHUP during a drain is refused, and ends nothing sooner."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.start_stream()
+        await peer.wait_closed()
+
+    async with open_upstream(script) as upstream, site(tmp_path, upstream) as (place, process):
+        client = await open_client(await port_of(process))
+        await client.send("GET", "/")
+        await client.head()
+        process.signal(signal.SIGTERM)
+        await process.event("drain")
+        place.write("new")
+        assert (await reload(process))["ok"] is False
+        assert place.notes == ["old entered"]
+        client.reset()
+        assert await process.exit_status() == 0
+        assert place.notes == ["old entered", "old left"]
+
+
 # What has changed
 
 
