@@ -76,6 +76,7 @@ class Generations:
         self._pools = pools
         self.current = Generation(config, pools)
         self._all = [self.current]
+        self._closing = False
         self._maintained: dict[UpstreamTransport, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
         self._seconds: defaultdict[str, float] = defaultdict(float)  # of interceptors that are gone
@@ -125,13 +126,13 @@ class Generations:
         new = Generation(config, self._pools, kept)
         await self._open(new)
         old, self.current = self.current, new
-        self._all.append(new)
         old.superseded = True
         old.end_if_unused()
         return new
 
     async def aclose(self) -> None:
         """Close every transport and leave every lifespan, which has a bounded time for it."""
+        self._closing = True  # what is being entered just now will be left at once
         for transport in tuple(self._maintained):
             await self._close_transport(transport)
         for generation in self._all:
@@ -164,6 +165,10 @@ class Generations:
                     entering = f"interceptors[{index}]: the lifespan of {owner.name!r} failed"
                     await stack.enter_async_context(owner.interceptor.lifespan())
                 started = True
+                if generation not in self._all:
+                    self._all.append(generation)
+                if self._closing:
+                    generation.over.set()
                 task_status.started(None)
                 await generation.over.wait()
         except Exception as error:
