@@ -119,13 +119,19 @@ async def _drain(worker: Worker, server: ServerConfig, shutdown: trio.Event, lis
 async def _serve_until_signal(app: Weirpool, serving: Serving, parent_alive_fd: int | None) -> None:
     shutdown = trio.Event()
     async with trio.open_nursery() as nursery:
+
+        async def serve(task_status: trio.TaskStatus[list[str]]) -> None:
+            await serve_app(app, serving.sockets, shutdown, serving.tls, task_status)
+            nursery.cancel_scope.cancel()
+
         reloads = _Reloads()
         await nursery.start(_watch_signals, shutdown, reloads)
-        nursery.start_soon(reloads.run, app.worker, serving.file)
         if parent_alive_fd is not None:
             nursery.start_soon(_watch_parent, parent_alive_fd, shutdown)
-        await serve_app(app, serving.sockets, shutdown, serving.tls)
-        nursery.cancel_scope.cancel()
+        await nursery.start(serve)
+        nursery.start_soon(
+            reloads.run, app.worker, serving.file
+        )  # what was wished for before waits until there is what to reload
 
 
 class _Reloads:
