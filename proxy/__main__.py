@@ -1,6 +1,6 @@
 """The `weirpool` command: serve, check, new-interceptor, demo, bench.
 
-Exit status: 0, 1 (failed while running), 2 (wrong usage or configuration).
+Exit status: 0, 1 (failed while running), 2 (wrong usage or configuration), 3 (could not begin to serve; the log says why).
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from .admin import bind_admin
 from .bench.run import run_bench
 from .config import Config, load_config, single_upstream
 from .demo import run_demo
 from .errors import ConfigError
+from .listen import Tls, bind_sockets
 from .logs import configure_logging
+from .reload import check_reload
 from .routes import load_interceptors
 from .scaffold import new_interceptor
-from .serve import bind_sockets, run_server
+from .serve import Serving, hold_reloads, run_server
 from .supervisor import run_workers
 
 __all__ = ["main"]
@@ -52,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--bind", metavar="HOST:PORT", action="append", help="where to listen; may be repeated (default 127.0.0.1:8000)"
     )
+    serve.add_argument("--certfile", metavar="FILE", help="serve TLS (HTTP/1.1 and HTTP/2) with this certificate, PEM")
+    serve.add_argument("--keyfile", metavar="FILE", help="its key, PEM")
     serve.add_argument("--workers", metavar="N", type=_count, default=1, help="processes (default 1)")
     serve.set_defaults(run=_serve)
 
@@ -75,13 +80,32 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    hold_reloads()
     config = single_upstream(arguments.upstream) if arguments.upstream else load_config(arguments.config)
     configure_logging(config.log.format, config.log.level)
     load_interceptors(config)  # so that a mistake ends the command, and not each worker in turn
-    sockets = bind_sockets(arguments.bind or ["127.0.0.1:8000"], config.reverse_proxy.timeouts.send)
+    if (arguments.certfile is None) != (arguments.keyfile is None):
+        raise ConfigError("--certfile and --keyfile go together")
+    tls = None
+    if arguments.certfile is not None:
+        tls = Tls(arguments.certfile, arguments.keyfile)
+        tls.check()
+    serving = Serving(
+        sockets=bind_sockets(arguments.bind or ["127.0.0.1:8000"], config.reverse_proxy.timeouts.send),
+        admin_sockets=bind_admin(config.admin, arguments.workers),
+        tls=tls,
+        file=arguments.config,
+    )
     if arguments.workers == 1:
-        return run_server(config, sockets)
-    return run_workers(arguments.workers, lambda fd: run_server(config, sockets, fd))
+        return run_server(config, serving)
+
+    def reload() -> bool:
+        nonlocal config
+        new = check_reload(arguments.config)
+        config = new or config
+        return new is not None
+
+    return run_workers(arguments.workers, lambda index, fd: run_server(config, serving, index, fd), reload)
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -148,6 +148,8 @@ class Drain(_Settings, frozen=True):
 class Admin(_Settings, frozen=True):
     prefix: Annotated[str, Meta(pattern="^(/.*[^/])?$")] = ""
     port: Annotated[int, Meta(ge=1, le=65535)] | None = None
+    host: Annotated[str, Meta(pattern=r"^[0-9A-Fa-f.:]+$")] = "127.0.0.1"
+    """Where `port` listens: an address, not a name."""
 
 
 class Log(_Settings, frozen=True):
@@ -355,8 +357,6 @@ def _mistakes(config: Config) -> Iterator[str]:
         yield f"reverse_proxy.health.max_eject: less than eject ({proxy.health.eject:g})"
     if proxy.health.check_path is not None and not _TARGET.fullmatch(proxy.health.check_path):
         yield "reverse_proxy.health.check_path: expected a path that begins with / and holds no space; percent-encode it"
-    if config.admin.port is not None:
-        yield "admin.port: not supported yet"
     for index, network in enumerate(proxy.trusted_proxies):
         try:
             ipaddress.ip_network(network, strict=False)

@@ -63,7 +63,7 @@ async def _demo(port: int, once: bool, delay_s: float) -> None:
 
 
 async def _serve_proxy(config: Config, sock: socket.socket, task_status: trio.TaskStatus[list[str]]) -> None:
-    await serve_app(create_app(config), config, [sock], trio.Event(), task_status=task_status)
+    await serve_app(create_app(config), [sock], trio.Event(), task_status=task_status)
 
 
 async def _print_stream(url: str) -> None:

@@ -116,6 +116,8 @@ class Exchange:
             max_bytes=limits.max_request_body_bytes if limits is not None else 0,
             idle_s=timeouts.idle if timeouts is not None else None,
         )
+        if self._connection is not None and timeouts is not None:
+            self._connection.limit_send(timeouts.send)
         worker.enter(self, self._route_name, admitted=route is not None, place=self._place)
         try:
             if route is not None:
@@ -227,10 +229,11 @@ class Exchange:
 
     def _decide(self) -> Outcome:
         """The exchange's one outcome."""
-        if self._outcome is not None:
-            return self._outcome
-        if self._failure is not None:
-            return outcome_of(self._failure)
+        stated = self._outcome or (outcome_of(self._failure) if self._failure is not None else None)
+        if stated is Outcome.CLIENT_DISCONNECTED and self._connection is not None and self._connection.timed_out:
+            return Outcome.SEND_STALLED  # the kernel kept the deadline, where nothing of ours could
+        if stated is not None:
+            return stated
         if self._finished:
             return Outcome.INTERCEPTED if self._forward is not None and self._forward.intercepted else Outcome.COMPLETED
         if self._cancel is not None and trio.current_time() >= self._cancel.deadline:

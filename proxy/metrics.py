@@ -6,7 +6,7 @@ exchange uses prometheus-client's own types.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,12 +24,15 @@ from .downstream import WRITERS
 from .errors import ConfigError
 from .upstream import Balancer
 
-__all__ = ["ACTIONS", "REFUSALS", "LiveExchange", "Metrics", "RouteTally"]
+__all__ = ["ACTIONS", "REFUSALS", "Collectors", "LiveExchange", "Metrics", "RouteTally"]
 
 ACTIONS = ("passed", "changed", "dropped", "added")
 REFUSALS = ("too_many_streams", "too_many_client_streams", "upstream_connections_exhausted", "no_endpoint")
 """Why a request is refused although nothing is wrong with it: the error types in the answers."""
 _TTFB_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+Collectors = Sequence[tuple[Owner, Collector]]
+"""The metrics of interceptors, each with the interceptor that it is of."""
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -88,16 +91,20 @@ class Metrics:
         self,
         pools: Pools,
         routes: Sequence[str],
-        owners: Sequence[Owner] = (),
-        upstreams: Mapping[str, Balancer] | None = None,
+        *,
+        interceptor_seconds: Callable[[], Mapping[str, float]] = dict,
+        collectors: Callable[[], Collectors] = tuple,
+        upstreams: Callable[[], Mapping[str, Balancer]] = dict,
     ) -> None:
-        """Raises `ConfigError` when an interceptor has a metric under a name of the proxy's."""
+        """Each of the last three is asked whenever Prometheus asks: the time spent in hooks, by an interceptor's name; the metrics
+        of interceptors; the upstreams. Raises `ConfigError` as `check` does.
+        """
         self.registry = CollectorRegistry(auto_describe=False)
-        self.routes = {route: RouteTally() for route in routes}
-        exchanges = Counter(
+        self.routes: dict[str, RouteTally] = {}
+        self._exchanges = Counter(
             "weirpool_exchanges", "Exchanges that have ended, by outcome.", ["route", "outcome"], registry=self.registry
         )
-        time_to_first_byte = Histogram(
+        self._time_to_first_byte = Histogram(
             "weirpool_time_to_first_byte_seconds",
             "From the request's head to the first byte of the response's body.",
             ["route"],
@@ -107,26 +114,45 @@ class Metrics:
         writers = Counter(
             "weirpool_writer", "Responses sent, by the writer that sent them.", ["writer"], registry=self.registry
         )
-        refused = Counter(
+        self._refused = Counter(
             "weirpool_refused", "Requests refused because a limit was reached.", ["route", "reason"], registry=self.registry
         )
         # Made once, so that they are there from the start, and an exchange need not look them up by their labels.
-        self.exchanges = {
-            (route, outcome): exchanges.labels(route, outcome.value) for route in routes for outcome in Outcome
-        }
-        self.time_to_first_byte = {route: time_to_first_byte.labels(route) for route in routes}
+        self.exchanges: dict[tuple[str, Outcome], Counter] = {}
+        self.time_to_first_byte: dict[str, Histogram] = {}
         self.writers = {writer: writers.labels(writer) for writer in WRITERS}
-        self.refused = {(route, reason): refused.labels(route, reason) for route in routes for reason in REFUSALS}
+        self.refused: dict[tuple[str, str], Counter] = {}
         self.registry.register(_PoolCollector(pools))
         self.registry.register(_RouteCollector(self.routes))
-        self.registry.register(_InterceptorCollector(owners))
-        self.registry.register(_EndpointCollector(upstreams or {}))
-        authors = _AuthorsCollector(owners)
-        ours = {metric.name for metric in self.registry.collect()}
-        for owner, metric in authors.metrics():
-            if metric.name in ours:
+        self.registry.register(_InterceptorCollector(interceptor_seconds))
+        self.registry.register(_EndpointCollector(upstreams))
+        self.add_routes(routes)
+        self._own_names = {metric.name for metric in self.registry.collect()}
+        self.check(collectors())
+        self._authors = _AuthorsCollector(collectors)
+        self.registry.register(self._authors)
+
+    def check(self, collectors: Collectors) -> None:
+        """Whether these metrics of interceptors may be shown. Raises `ConfigError` for one under a name of the proxy's."""
+        for owner, metric in _collected(collectors):
+            if metric.name in self._own_names:
                 raise ConfigError(f"interceptors: {owner.name!r} has a metric called {metric.name!r}, and so has the proxy")
-        self.registry.register(authors)
+
+    def keep(self, collectors: Collectors) -> None:
+        """These interceptors are gone; what they have counted stays."""
+        self._authors.keep(collectors)
+
+    def add_routes(self, routes: Sequence[str]) -> None:
+        """Count these routes, too, from 0 on; one that is known by its name counts on."""
+        for route in routes:
+            if route in self.routes:
+                continue
+            self.routes[route] = RouteTally()
+            self.time_to_first_byte[route] = self._time_to_first_byte.labels(route)
+            for outcome in Outcome:
+                self.exchanges[route, outcome] = self._exchanges.labels(route, outcome.value)
+            for reason in REFUSALS:
+                self.refused[route, reason] = self._refused.labels(route, reason)
 
     def render(self) -> bytes:
         """The Prometheus text format."""
@@ -170,47 +196,73 @@ class _PoolCollector(Collector):
 
 
 class _InterceptorCollector(Collector):
-    def __init__(self, owners: Sequence[Owner]) -> None:
-        self._owners = owners
+    def __init__(self, seconds: Callable[[], Mapping[str, float]]) -> None:
+        self._seconds = seconds
 
     def collect(self) -> Iterator[Metric]:
         spent = CounterMetricFamily("weirpool_interceptor_seconds", "Time spent in hooks.", labels=["interceptor"])
-        for owner in self._owners:
-            spent.add_metric([owner.name], owner.seconds)
+        for name, seconds in self._seconds().items():
+            spent.add_metric([name], seconds)
         yield spent
 
 
+def _collected(collectors: Collectors) -> Iterator[tuple[Owner, Metric]]:
+    """The metrics of interceptors, as they have them. One that fails is logged, and the others are shown."""
+    for owner, collector in collectors:
+        try:
+            for metric in collector.collect():
+                yield owner, metric
+        except Exception as error:
+            owner.failed("collectors", error)
+
+
 class _AuthorsCollector(Collector):
-    """The metrics of interceptors, with the label `interceptor`: one family, whichever of them have it."""
+    """The metrics of interceptors, with the label `interceptor`: one family, whichever of them have it.
 
-    def __init__(self, owners: Sequence[Owner]) -> None:
-        self._collectors = [(owner, collector) for owner in owners for collector in owner.interceptor.collectors()]
+    A reload makes interceptors anew: while some of the old ones are there, their figures and the new ones' are summed, and what
+    they have counted is kept when they go.
+    """
 
-    def metrics(self) -> Iterator[tuple[Owner, Metric]]:
-        """Each as its interceptor has it. One that fails is logged, and the others are shown."""
-        for owner, collector in self._collectors:
-            try:
-                for metric in collector.collect():
-                    yield owner, metric
-            except Exception as error:
-                owner.failed("collectors", error)
+    def __init__(self, collectors: Callable[[], Collectors]) -> None:
+        self._collectors = collectors
+        self._gone: dict[str, Metric] = {}
+
+    def keep(self, collectors: Collectors) -> None:
+        self._gone = self._merge(collectors, counters_only=True)
 
     def collect(self) -> Iterable[Metric]:
+        return self._merge(self._collectors()).values()
+
+    def _merge(self, collectors: Collectors, *, counters_only: bool = False) -> dict[str, Metric]:
         families: dict[str, Metric] = {}
-        for owner, metric in self.metrics():
+        samples: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
+
+        def add(metric: Metric, labels: dict[str, str]) -> None:
             family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type, metric.unit))
             for sample in metric.samples:
-                family.samples.append(sample._replace(labels={"interceptor": owner.name, **sample.labels}))
-        return families.values()
+                named = {**labels, **sample.labels}
+                at = samples.setdefault((sample.name, tuple(sorted(named.items()))), len(family.samples))
+                if at < len(family.samples):
+                    family.samples[at] = family.samples[at]._replace(value=family.samples[at].value + sample.value)
+                else:
+                    family.samples.append(sample._replace(labels=named))
+
+        for metric in self._gone.values():
+            add(metric, {})
+        for owner, metric in _collected(collectors):
+            if not counters_only or metric.type in ("counter", "histogram", "summary"):
+                add(metric, {"interceptor": owner.name})
+        return families
 
 
 class _EndpointCollector(Collector):
-    def __init__(self, upstreams: Mapping[str, Balancer]) -> None:
+    def __init__(self, upstreams: Callable[[], Mapping[str, Balancer]]) -> None:
         self._upstreams = upstreams
 
     def collect(self) -> Iterator[Metric]:
         labels = ["upstream", "endpoint"]
-        states = [(name, state) for name, upstream in self._upstreams.items() for state in upstream.endpoint_states()]
+        upstreams = self._upstreams()
+        states = [(name, state) for name, upstream in upstreams.items() for state in upstream.endpoint_states()]
         up = GaugeMetricFamily("weirpool_endpoint_up", "1: in service; 0: ejected.", labels=labels)
         outstanding = GaugeMetricFamily("weirpool_endpoint_outstanding", "Exchanges under way.", labels=labels)
         failures = CounterMetricFamily("weirpool_endpoint_failures", "Requests and checks that failed.", labels=labels)
@@ -225,7 +277,7 @@ class _EndpointCollector(Collector):
             retries.add_metric(where, state.retries)
         yield from (up, outstanding, failures, ejections, retries)
         waiting = GaugeMetricFamily("weirpool_upstream_waiting", "Requests that wait for a connection.", labels=["upstream"])
-        for name, upstream in self._upstreams.items():
+        for name, upstream in upstreams.items():
             waiting.add_metric([name], sum(pool.waiting for pool in upstream.statistics()))
         yield waiting
 

@@ -73,13 +73,15 @@ class Route:
 class RouteTable:
     """All routes; the longest matching prefix wins."""
 
-    def __init__(self, config: Config, pools: Pools) -> None:
-        """Raises `ConfigError` when an interceptor or a CA file cannot be loaded."""
-        self.transports: dict[str, Balancer] = {}
+    def __init__(self, config: Config, pools: Pools, kept: Mapping[str, Balancer] | None = None) -> None:
+        """`kept`: transports, by upstream, that go on. Raises `ConfigError` when an interceptor or a CA file cannot be loaded."""
+        self.transports: dict[str, Balancer] = dict(kept or {})
         self.owners = interceptors = load_interceptors(config)
         """The interceptors by the names that the configuration gave them."""
         upstreams = {upstream.name: upstream for upstream in config.reverse_proxy.upstreams}
         for index, upstream in enumerate(config.reverse_proxy.upstreams):
+            if upstream.name in self.transports:
+                continue
             try:
                 transport = UpstreamTransport(pools, max_connections=upstream.max_connections, ca_file=upstream.ca_file)
             except OSError as error:  # ssl.SSLError is one

@@ -1,8 +1,8 @@
-"""`weirpool serve`: one server process, its sockets, its limits, and how it drains.
+"""`weirpool serve`: one server process, its signals, and how it drains.
 
-Hypercorn serves; this sets what matters to streams (`deploy/hypercorn.toml` says why, setting by setting) and does what Hypercorn
-gives an app no notice of: on SIGTERM or SIGINT the worker says that it is not ready, waits `drain.delay`, closes its listeners,
-lets live streams go on for `drain.timeout`, and ends. A second signal, a second later at the earliest, ends it at once.
+Hypercorn serves; this does what Hypercorn gives an app no notice of: on SIGTERM or SIGINT the worker says that it is not ready,
+waits `drain.delay`, closes its listeners, lets live streams go on for `drain.timeout`, and ends, whatever its clients do. A second
+signal, a second later at the earliest, ends it at once. SIGHUP reloads the configuration.
 """
 
 from __future__ import annotations
@@ -12,98 +12,155 @@ import resource
 import signal
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 import trio
-from hypercorn.config import Config as HypercornConfig
-from hypercorn.logging import Logger
 from hypercorn.trio import serve as hypercorn_serve
+from hypercorn.utils import LifespanFailureError
 
 from .app import Weirpool, create_app
 from .config import Config
-from .errors import ConfigError
+from .downstream import ServerConfig, cut_connections
+from .listen import Tls, bind_sockets, hypercorn_config, name_of
+from .reload import reload_worker
 from .worker import Worker
 
-__all__ = ["bind_sockets", "run_server", "serve_app"]
+__all__ = ["LAST_WORDS_S", "START_FAILED", "Serving", "bind_sockets", "hold_reloads", "run_server", "serve_app"]
 
-_BACKLOG = 4096
-_KEEP_ALIVE_S = 75.0
+LAST_WORDS_S = 2.0
+"""After `drain.timeout` a stream has this long for its error event and its end; then its connection is reset."""
+
+START_FAILED = 3
+"""The exit status of a process that could not begin to serve, and has said why in a `start_failed` line."""
+
 _SAME_SIGNAL_S = 1.0
 _FILES_BESIDE_STREAMS = 64
 
 
-def bind_sockets(binds: Sequence[str], send_timeout_s: float | None) -> list[socket.socket]:
-    """Listening sockets for `HOST:PORT`s. Raises `ConfigError`."""
-    return [_bind(bind, send_timeout_s) for bind in binds]
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What a server process needs besides its configuration."""
+
+    sockets: Sequence[socket.socket]
+    """Of the main port."""
+    admin_sockets: Sequence[socket.socket] = ()
+    """One for each worker, when the app's own pages have ports of their own."""
+    tls: Tls | None = None
+    file: str | None = None
+    """The configuration file, which SIGHUP has read again."""
 
 
-def run_server(config: Config, sockets: Sequence[socket.socket], parent_alive_fd: int | None = None) -> int:
+def hold_reloads() -> None:
+    """Let a SIGHUP wait until `run_server` can hear it: by default it would end the process."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+
+
+def run_server(config: Config, serving: Serving, index: int = 0, parent_alive_fd: int | None = None) -> int:
     """Serve until a signal, or until `parent_alive_fd` reads an end of file. Returns the process's exit status."""
     details: dict[str, Any] = {
-        "bind": [_name(sock) for sock in sockets],
+        "bind": [name_of(sock) for sock in serving.sockets],
+        "tls": serving.tls is not None,
         "max_streams_by_open_files": _raise_file_limit(),
     }
     app = create_app(config)
     app.worker.start_details = details
-    trio.run(_serve_until_signal, app, config, sockets, parent_alive_fd)
-    return 0
+    for number, sock in enumerate(serving.admin_sockets):
+        if number == index:
+            app.admin_socket = sock
+        else:
+            sock.close()  # another worker's
+    status = 0
+    try:
+        trio.run(_serve_until_signal, app, serving, parent_alive_fd)
+    except* LifespanFailureError:  # the app has said why
+        status = START_FAILED
+    return status
 
 
 async def serve_app(
     app: Weirpool,
-    config: Config,
     sockets: Sequence[socket.socket],
     shutdown: trio.Event,
+    tls: Tls | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until `shutdown` is set, then drain. Takes the sockets over."""
-    worker = app.worker
+    server = hypercorn_config(sockets, tls)
     async with trio.open_nursery() as nursery:
         listeners_close = trio.Event()
-        nursery.start_soon(_drain, worker, config, shutdown, listeners_close)
-        await hypercorn_serve(
-            app,
-            _hypercorn_config(config, sockets),
-            shutdown_trigger=listeners_close.wait,
-            mode="asgi",
-            task_status=task_status,
-        )
+        nursery.start_soon(_drain, app.worker, server, shutdown, listeners_close)
+        await hypercorn_serve(app, server, shutdown_trigger=listeners_close.wait, mode="asgi", task_status=task_status)
         nursery.cancel_scope.cancel()
 
 
-async def _drain(worker: Worker, config: Config, shutdown: trio.Event, listeners_close: trio.Event) -> None:
+async def _drain(worker: Worker, server: ServerConfig, shutdown: trio.Event, listeners_close: trio.Event) -> None:
     await shutdown.wait()
-    structlog.get_logger("proxy").info(
-        "drain", streams=len(worker.live), timeout=config.drain.timeout, delay=config.drain.delay
-    )
+    drain = worker.config.drain
+    structlog.get_logger("proxy").info("drain", streams=len(worker.live), timeout=drain.timeout, delay=drain.delay)
     worker.ready = False  # balancers see that, and have `delay` to look elsewhere while everything still works
-    await trio.sleep(config.drain.delay)
+    await trio.sleep(drain.delay)
+    server.graceful_timeout = drain.timeout + 2 * LAST_WORDS_S  # a little longer than what ends by itself may take
     worker.start_draining()
     listeners_close.set()
-    with trio.move_on_after(config.drain.timeout):
+    with trio.move_on_after(drain.timeout):
         await worker.none_left.wait()
     worker.stop_live()
+    server.drained.set()
+    # Who takes nothing, or is in the middle of a handshake, would hold the process: nothing that Hypercorn has begun to send can be
+    # cancelled. What has ended by itself has closed its connection by now.
+    await trio.sleep(LAST_WORDS_S)
+    cut = cut_connections(server)
+    if cut:
+        structlog.get_logger("proxy").warning("drain_cut", connections=cut)
 
 
-async def _serve_until_signal(
-    app: Weirpool, config: Config, sockets: Sequence[socket.socket], parent_alive_fd: int | None
-) -> None:
+async def _serve_until_signal(app: Weirpool, serving: Serving, parent_alive_fd: int | None) -> None:
     shutdown = trio.Event()
     async with trio.open_nursery() as nursery:
-        await nursery.start(_watch_signals, shutdown)
+
+        async def serve(task_status: trio.TaskStatus[list[str]]) -> None:
+            await serve_app(app, serving.sockets, shutdown, serving.tls, task_status)
+            nursery.cancel_scope.cancel()
+
+        reloads = _Reloads()
+        await nursery.start(_watch_signals, shutdown, reloads)
         if parent_alive_fd is not None:
             nursery.start_soon(_watch_parent, parent_alive_fd, shutdown)
-        await serve_app(app, config, sockets, shutdown)
-        nursery.cancel_scope.cancel()
+        await nursery.start(serve)
+        nursery.start_soon(
+            reloads.run, app.worker, serving.file
+        )  # what was wished for before waits until there is what to reload
 
 
-async def _watch_signals(shutdown: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+class _Reloads:
+    """The wish to reload: however often it is uttered while a reload runs, one more reload fulfils it."""
+
+    def __init__(self) -> None:
+        self._wanted = trio.Event()
+
+    def want(self) -> None:
+        self._wanted.set()
+
+    async def run(self, worker: Worker, file: str | None) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            await reload_worker(worker, file)
+
+
+async def _watch_signals(
+    shutdown: trio.Event, reloads: _Reloads, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
     first_at = float("-inf")
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         task_status.started()
-        async for _ in signals:
-            if not shutdown.is_set():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])  # see `hold_reloads`
+        async for number in signals:
+            if number == signal.SIGHUP:
+                reloads.want()
+            elif not shutdown.is_set():
                 first_at = trio.current_time()
                 shutdown.set()
             elif trio.current_time() > first_at + _SAME_SIGNAL_S:
@@ -115,78 +172,6 @@ async def _watch_parent(fd: int, shutdown: trio.Event) -> None:
     """The supervisor holds the other end of this pipe; when that closes, nobody will tell us to stop any more."""
     await trio.lowlevel.wait_readable(fd)
     shutdown.set()
-
-
-class _Log(Logger):
-    """Hypercorn's own log, through structlog."""
-
-    def __init__(self, config: HypercornConfig) -> None:
-        self._log = structlog.get_logger("hypercorn")
-
-    async def access(self, *_: Any) -> None:
-        return  # the exchange line says more
-
-    async def debug(self, message: str, *args: Any, **_: Any) -> None:
-        self._log.debug("server", message=message % args if args else message)
-
-    async def info(self, message: str, *args: Any, **_: Any) -> None:
-        self._log.debug("server", message=message % args if args else message)
-
-    async def warning(self, message: str, *args: Any, **_: Any) -> None:
-        self._log.warning("server", message=message % args if args else message)
-
-    async def error(self, message: str, *args: Any, **_: Any) -> None:
-        self._log.error("server", message=message % args if args else message)
-
-    async def critical(self, message: str, *args: Any, **_: Any) -> None:
-        self._log.critical("server", message=message % args if args else message)
-
-    async def exception(self, message: str, *args: Any, **_: Any) -> None:
-        self._log.exception("server", message=message % args if args else message)
-
-    async def log(self, level: int, message: str, *args: Any, **_: Any) -> None:
-        self._log.log(level, "server", message=message % args if args else message)
-
-
-def _hypercorn_config(config: Config, sockets: Sequence[socket.socket]) -> HypercornConfig:
-    """As `deploy/hypercorn.toml`, which gives the reasons."""
-    result = HypercornConfig()
-    result.bind = [f"fd://{sock.detach()}" for sock in sockets]
-    result.backlog = _BACKLOG
-    result.logger_class = _Log
-    result.include_date_header = False
-    result.include_server_header = False
-    result.keep_alive_timeout = _KEEP_ALIVE_S
-    result.keep_alive_max_requests = 2**31
-    result.graceful_timeout = config.drain.timeout + 20  # a little longer than what ends by itself may take
-    return result
-
-
-def _bind(bind: str, send_timeout_s: float | None) -> socket.socket:
-    host, colon, port_text = bind.rpartition(":")
-    if not colon or not port_text.isdigit() or int(port_text) > 65535:
-        raise ConfigError(f"--bind: {bind!r} is not HOST:PORT")
-    host = host.removeprefix("[").removesuffix("]")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if send_timeout_s is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-            # Hypercorn shields its sends from cancellation; accepted sockets inherit this, and the kernel ends the wait.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(send_timeout_s * 1000))
-        sock.bind((host, int(port_text)))
-        sock.listen(_BACKLOG)
-        sock.setblocking(False)
-    except OSError as error:
-        sock.close()
-        raise ConfigError(f"--bind: cannot listen on {bind}: {error.strerror or error}") from error
-    return sock
-
-
-def _name(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _raise_file_limit() -> int:

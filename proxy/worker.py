@@ -1,4 +1,4 @@
-"""What one worker process shares among its exchanges: pools, routes, metrics, who is live, and whether it is draining."""
+"""What one worker process shares among its exchanges: pools, generations, metrics, who is live, and whether it is draining."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import trio
 from pools import Pools
 
 from .config import Config
+from .errors import ConfigError
+from .generations import Generations
 from .headers import TrustedProxies, client_of, network_of
 from .hub import Hub
 from .metrics import Metrics
@@ -30,21 +32,21 @@ class Worker:
 
     def __init__(self, config: Config) -> None:
         sizes = config.reverse_proxy.buffer_pools
-        self.config = config
         self.pools = Pools(
             sse_event=(sizes.sse_event.size, sizes.sse_event.max_pooled),
             http_response=(sizes.http_response.size, sizes.http_response.max_pooled),
             json=(sizes.json.size, sizes.json.max_pooled),
             leak_detection=config.reverse_proxy.leak_detection,
         )
-        self.routes = RouteTable(config, self.pools)
+        self.generations = Generations(config, self.pools)
         self.metrics = Metrics(
             self.pools,
             [NO_ROUTE, *(route.name for route in self.routes.routes)],
-            tuple(self.routes.owners.values()),
-            self.routes.transports,
+            interceptor_seconds=self.generations.interceptor_seconds,
+            collectors=self.generations.collectors,
+            upstreams=lambda: self.routes.transports,
         )
-        self.trusted_proxies = TrustedProxies(config.reverse_proxy.trusted_proxies)
+        self.generations.on_retire = self.metrics.keep
         self.log: Any = structlog.get_logger("proxy").bind()
         """Bound once: structlog's lazy loggers are put together anew at every call."""
         self.hub: Hub | None = None
@@ -59,8 +61,31 @@ class Worker:
         self.draining = False
         self.none_left = trio.Event()
 
+    @property
+    def config(self) -> Config:
+        """The configuration of new exchanges."""
+        return self.generations.current.config
+
+    @property
+    def routes(self) -> RouteTable:
+        """The routes of new exchanges."""
+        return self.generations.current.routes
+
+    @property
+    def trusted_proxies(self) -> TrustedProxies:
+        """Whom new exchanges believe."""
+        return self.generations.current.trusted_proxies
+
+    async def reload(self, config: Config) -> None:
+        """Let `config` take over for new exchanges. Raises `ConfigError`, and then nothing has changed."""
+        if self.draining or not self.ready:
+            raise ConfigError("this worker is ending, and begins no new configuration")
+        new = await self.generations.replace(config, self.metrics.check)
+        self.metrics.add_routes([route.name for route in new.routes.routes])
+
     def enter(self, exchange: Exchange, route: str, *, admitted: bool, place: tuple[str, str] | None = None) -> None:
         """An exchange begins. One that is refused is live until it has its answer, but takes no one's place."""
+        self.generations.enter(exchange)
         if admitted and place is not None:
             self.client_streams[place] = self.client_streams.get(place, 0) + 1
         tally = self.metrics.routes[route]
@@ -80,6 +105,7 @@ class Worker:
         tally.admitted -= admitted
         self.live.discard(exchange)
         self.admitted -= admitted
+        self.generations.leave(exchange)
         if self.draining and not self.live:
             self.none_left.set()
 

@@ -1,4 +1,4 @@
-"""What holds for every test: when it is over, each buffer pool that it made has everything back."""
+"""What holds for every test: when it is over, each buffer pool that it made has everything back. Leak detection is paranoid."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import structlog
 
-from pools import BufferPool
+from pools import BufferPool, LeakDetector
+from pools.buffers import Lease
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,7 @@ def every_buffer_comes_back(request: pytest.FixtureRequest, monkeypatch: pytest.
         made.append(self)
 
     monkeypatch.setattr(BufferPool, "__init__", init)
+    monkeypatch.setattr(LeakDetector.__init__, "__defaults__", ("paranoid",))  # where a test does not choose
     yield
     if request.node.get_closest_marker("leaks"):
         return
@@ -38,8 +40,14 @@ def every_buffer_comes_back(request: pytest.FixtureRequest, monkeypatch: pytest.
         gc.collect()  # what is lost in a cycle shows as lost, and not only as not given back
     for pool in made:
         stats = pool.statistics()
-        assert stats.in_use == 0, f"{stats.in_use} leases of {pool.name!r} were not given back"
+        assert stats.in_use == 0, f"{stats.in_use} leases of {pool.name!r} were not given back{_taken_at(pool)}"
         assert stats.leaks == 0, f"{stats.leaks} leases of {pool.name!r} were lost"
+
+
+def _taken_at(pool: BufferPool) -> str:
+    """Where the leases that are still on loan were taken."""
+    leases = [item for item in gc.get_objects() if type(item) is Lease and item.pool is pool and not item.returned]
+    return "".join(f"; taken at:\n{lease._origin}" for lease in leases)
 
 
 @pytest.fixture

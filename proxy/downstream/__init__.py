@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .asgi import AsgiWriter
 from .direct import DirectWriter
-from .hypercorn import ClientConnection, contain_connections, inspect_server, path_is_known
+from .hypercorn import ClientConnection, ServerConfig, contain_connections, cut_connections, inspect_server, path_is_known
 from .writer import Receive, Scope, Send, Writer, has_no_body
 
 __all__ = [
@@ -13,9 +13,11 @@ __all__ = [
     "Receive",
     "Scope",
     "Send",
+    "ServerConfig",
     "Writer",
     "choose_writer",
     "contain_connections",
+    "cut_connections",
     "has_no_body",
     "inspect_server",
     "path_is_known",

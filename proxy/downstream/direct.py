@@ -7,13 +7,14 @@ nobody else writes: Hypercorn sends only what the application sends.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 import trio
 
 from interceptors.chain import Part
 
-from ..errors import ClientGone
+from ..errors import ClientGone, SendStalled
 from ..headers import HeaderList
 from .asgi import AsgiWriter
 from .hypercorn import ClientConnection
@@ -68,7 +69,7 @@ class DirectWriter:
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as error:
-            raise ClientGone from error
+            raise _lost(error) from error
         self.bytes_sent += size
         if sent == (len(message[0]) if len(message) == 1 else sum(map(len, message))):
             return True
@@ -86,7 +87,7 @@ class DirectWriter:
             except (BlockingIOError, InterruptedError):
                 return False
             except (OSError, trio.ClosedResourceError) as error:
-                raise ClientGone from error
+                raise _lost(error) from error
             self._unsent = unsent or None
         return self._unsent is None
 
@@ -96,3 +97,8 @@ class DirectWriter:
 
     async def abort(self) -> None:
         await self._connection.abort()
+
+
+def _lost(error: Exception) -> ClientGone | SendStalled:
+    """The kernel may be the first to give up a client that takes nothing."""
+    return SendStalled() if isinstance(error, OSError) and error.errno == errno.ETIMEDOUT else ClientGone()

@@ -11,6 +11,7 @@ through plain ASGI. `tests/integration/test_hypercorn.py` fails when an installe
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import struct
@@ -20,6 +21,7 @@ from typing import Any
 
 import hypercorn.trio.run as hypercorn_run
 import trio
+from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
@@ -27,14 +29,24 @@ from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 
-__all__ = ["ClientConnection", "contain_connections", "inspect_server", "path_is_known"]
+__all__ = ["ClientConnection", "ServerConfig", "contain_connections", "cut_connections", "inspect_server", "path_is_known"]
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: closing sends a reset
+_USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)  # RFC 5482; Linux has it
 _INTERNAL_ERROR = 0x2  # RFC 9113, section 7
 _LAST_BYTES_S = 1.0
 _LOOK_S = 0.05
 _READ_BYTES = 65536
 _SHORT_REQUEST_S = 1.0
+
+
+class ServerConfig(Config):
+    """Hypercorn's configuration, for a server that drains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drained = trio.Event()
+        """Idle connections stay until this is set, so that a request on one gets an answer while the server drains."""
 
 
 class _IdleTimer:
@@ -63,8 +75,9 @@ class _IdleTimer:
             self._scope.deadline = trio.current_time() + _SHORT_REQUEST_S
 
     async def _run(self, scope: trio.CancelScope) -> None:
+        config = self._server.config
         with scope:
-            await self._server.context.terminated.wait()
+            await (config.drained if isinstance(config, ServerConfig) else self._server.context.terminated).wait()
         self._scope = None
         if self._idle:
             with trio.CancelScope(shield=True):
@@ -87,23 +100,37 @@ class _Connection(TCPServer):
         super().__init__(*args)
         self.idle_task: Any = _IdleTimer(self)
         self.holds_head = False
+        self.timed_out = False
+        self.send_timeout_s: float | None = -1.0  # what the client's socket has; unlike any, until it is set
         self._held = b""
 
     async def run(self) -> None:
+        _connections.add(self)
         try:
             await super().run()
-        except* trio.BusyResourceError:
+        except* (trio.BusyResourceError, trio.ClosedResourceError):  # the latter: cut, in its handshake
             await trio.aclose_forcefully(self.stream)
+        finally:
+            _connections.discard(self)
+
+    def cut(self) -> None:
+        """Reset it. Whoever waits for its socket is told; what a TLS or HTTP/2 layer holds is lost. Synchronous."""
+        transport: Any = getattr(self.stream, "transport_stream", self.stream)
+        if transport.socket.fileno() >= 0:
+            transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            transport.socket.close()
 
     async def _read_data(self) -> None:
         if self.config.read_timeout is not None:
             await super()._read_data()
             return
         # Without a deadline for each read, which Hypercorn sets even where there is none.
-        with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+        try:
             while data := await self.stream.receive_some(_READ_BYTES):
                 await self.protocol.handle(RawData(bytes(data)))
             await self.protocol.handle(RawData(b""))
+        except (trio.ClosedResourceError, trio.BrokenResourceError) as error:
+            self._note(error)
         await self.protocol.handle(Closed())
 
     async def protocol_send(self, event: Event) -> None:
@@ -117,7 +144,24 @@ class _Connection(TCPServer):
             if not data:
                 return
             event = RawData(data)
-        await super().protocol_send(event)
+        if type(event) is not RawData:
+            await super().protocol_send(event)
+            return
+        # As Hypercorn does it, but that what went wrong is looked at.
+        async with self.send_lock:
+            try:
+                with trio.CancelScope(shield=True):
+                    await self.stream.send_all(event.data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                self._note(error)
+                await self.protocol.handle(Closed())
+
+    def _note(self, error: BaseException | None) -> None:
+        """The kernel gives up a client that takes nothing with ETIMEDOUT, and tells it once: whoever reads or writes first."""
+        while error is not None:
+            if isinstance(error, OSError) and error.errno == errno.ETIMEDOUT:
+                self.timed_out = True
+            error = error.__cause__ or error.__context__
 
     def _send_now(self, data: bytes) -> bytes:
         """What is left to be sent: nothing, as a rule. For the rest Hypercorn's own way waits, or tells what is wrong."""
@@ -135,6 +179,17 @@ def contain_connections() -> None:
     """Let Hypercorn's Trio worker use `_Connection`, if it is the Hypercorn that we know. Process-wide."""
     if getattr(hypercorn_run, "TCPServer", None) is TCPServer:
         vars(hypercorn_run)["TCPServer"] = _Connection
+
+
+_connections: set[_Connection] = set()
+
+
+def cut_connections(config: Config) -> int:
+    """Reset the connections of the server that runs with `config`; how many there were. Whatever they wait for, they end."""
+    found = [connection for connection in _connections if connection.config is config]
+    for connection in found:
+        connection.cut()
+    return len(found)
 
 
 def path_is_known() -> bool:
@@ -210,6 +265,25 @@ class ClientConnection:
         if config.include_server_header:
             added.add(b"server")
         return frozenset(added)
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether the kernel has given the client up because it took nothing."""
+        return type(self._server) is _Connection and self._server.timed_out
+
+    def limit_send(self, timeout_s: float | None) -> None:
+        """Let the kernel give a client up that takes nothing for so long; None: never. For what cannot be cancelled.
+
+        Not under HTTP/2, whose streams share the connection: there the listening socket's limit stays.
+        """
+        server = self._server
+        if type(server) is not _Connection or self.http2 or server.send_timeout_s == timeout_s or _USER_TIMEOUT is None:
+            return
+        server.send_timeout_s = timeout_s
+        with suppress(OSError):
+            self.sock.setsockopt(
+                socket.IPPROTO_TCP, _USER_TIMEOUT, 0 if timeout_s is None else max(1, int(timeout_s * 1000))
+            )
 
     def hold_head(self, hold: bool) -> None:
         """Whether what is sent next is kept, to leave with what comes behind it; without effect under HTTP/2."""

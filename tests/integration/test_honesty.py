@@ -137,7 +137,7 @@ async def served(config: Config) -> AsyncIterator[tuple[int, Callable[[], bool],
     port = sock.getsockname()[1]
     shutdown = trio.Event()
     async with trio.open_nursery() as nursery:
-        await nursery.start(lambda task_status: serve_app(app, config, [sock], shutdown, task_status=task_status))
+        await nursery.start(lambda task_status: serve_app(app, [sock], shutdown, task_status=task_status))
         yield port, lambda: app.worker.draining, shutdown
         with trio.fail_after(10):
             shutdown.set()

@@ -1206,7 +1206,7 @@ def test_a_metric_called_as_one_of_the_proxys_is_refused_at_start() -> None:
             return [Counter("weirpool_exchanges", "Mine.", registry=None)]
 
     with pytest.raises(ConfigError, match="'Posing' has a metric called 'weirpool_exchanges', and so has the proxy"):
-        Metrics(Pools(), [], [Owner("Posing", Posing())])
+        Metrics(Pools(), [], collectors=lambda: [(Owner("Posing", Posing()), Posing().collectors()[0])])
 
 
 # HTTP/2

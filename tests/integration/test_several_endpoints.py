@@ -595,7 +595,7 @@ async def test_a_session_never_goes_to_an_endpoint_that_does_not_know_it() -> No
 
 @pytest.mark.parametrize("strip", [False, True])
 async def test_a_session_of_the_old_transport_stays_where_its_stream_is(strip: bool) -> None:
-    """HTTP+SSE (MCP 2024-11-05): the session is in the target that the `endpoint` event tells; each endpoint has a path of its own."""
+    """HTTP+SSE (MCP 2024-11-05): the session is in the target that the `endpoint` event tells; both have paths of their own."""
     posted: list[tuple[str, bytes]] = []
 
     def old(name: str, base: bytes) -> Script:

@@ -66,7 +66,7 @@ async def open_proxy(config: Config, *, tls: tuple[str, str] | None = None) -> A
     shutdown = trio.Event()
     async with trio.open_nursery() as nursery:
         if tls is None:
-            await nursery.start(lambda task_status: serve_app(app, config, [sock], shutdown, task_status=task_status))
+            await nursery.start(lambda task_status: serve_app(app, [sock], shutdown, task_status=task_status))
         else:
             server = HypercornConfig()
             server.bind = [f"fd://{sock.detach()}"]

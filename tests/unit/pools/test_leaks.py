@@ -130,3 +130,9 @@ def test_a_log_that_fails_does_not_escape_the_finaliser(monkeypatch: pytest.Monk
     gc.collect()
     assert pool.statistics().leaks == 1
     assert unraisable == []
+
+
+def test_the_tests_themselves_run_paranoid() -> None:
+    """Where a test does not choose a level, `tests/conftest.py` does, so that a failure says where the lease was taken."""
+    assert BufferPool("json", 64, 8).detector.level == "paranoid"
+    assert LeakDetector().level == "paranoid"

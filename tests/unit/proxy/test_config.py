@@ -267,6 +267,7 @@ def test_an_unknown_key_is_refused(text: str, path: str, field: str) -> None:
         (configuration(top="reporting: {interval: 0}"), "reporting.interval: Expected `float` > 0.0"),
         (configuration(top="admin: {prefix: x}"), "admin.prefix: Expected `str` matching regex '^(/.*[^/])?$'"),
         (configuration(top="admin: {prefix: /x/}"), "admin.prefix: Expected `str` matching regex '^(/.*[^/])?$'"),
+        (configuration(top="admin: {host: localhost}"), "admin.host: Expected `str` matching regex '^[0-9A-Fa-f.:]+$'"),
         (configuration(top="log: {format: xml}"), "log.format: Invalid enum value 'xml'"),
     ],
 )
@@ -430,10 +431,6 @@ def test_what_is_not_supported_yet_is_refused_and_not_ignored(where: str, settin
     """Whoever sets it relies on it."""
     text = configuration(proxy=setting) if where == "reverse_proxy" else route(setting)
     assert errors(text) == [f"{where}.{path}: not supported yet"]
-
-
-def test_other_things_not_supported_yet_are_refused_too() -> None:
-    assert errors(configuration(top="admin: {port: 9000}")) == ["admin.port: not supported yet"]
 
 
 def test_endpoints_health_and_retries_are_taken() -> None:

@@ -111,8 +111,9 @@ def test_what_is_rewritten_comes_to_where_it_would_have_without_the_proxy(
     table = route(f"http://up.test:8080{base}", prefix or "/", strip=strip)
     target = urljoin(asked, seen)
     assert table.matches(target.partition("?")[0].encode())
-    direct = urljoin("http://up.test:8080" + table.target(asked.encode()).decode(), reference)
-    assert "http://up.test:8080" + table.target(target.encode()).decode() == direct.replace(":8080?", ":8080/?")
+    upstream = "http://up.test:8080" + base
+    direct = urljoin(upstream + table.target(asked.encode()).decode(), reference)
+    assert upstream + table.target(target.encode()).decode() == direct.replace(":8080?", ":8080/?")
 
 
 def test_only_mcp_routes_have_the_two_interceptors() -> None:

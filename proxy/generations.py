@@ -1,0 +1,237 @@
+"""What one reading of the configuration has compiled, and how the next one takes its place.
+
+A *generation* is a configuration with its routes, its interceptors and its upstream transports. New exchanges begin in the current
+one and stay in theirs to their end. Invariants:
+
+- each generation has a task of its own in the app's lifespan nursery, which enters its interceptors' lifespans and leaves them, in
+  that one task, as nurseries and cancel scopes inside them must be;
+- a generation is over when another has taken its place and its last exchange has ended; then its lifespans are left, and the
+  transports that no other generation has are closed;
+- what cannot be set up never becomes current.
+
+It does not know where a configuration comes from, nor what an exchange does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from interceptors.hooks import Owner
+from pools import Pools
+
+from .config import Config
+from .errors import ConfigError
+from .headers import TrustedProxies
+from .metrics import Collectors
+from .routes import RouteTable
+from .upstream import Balancer
+
+if TYPE_CHECKING:
+    from .exchange import Exchange
+
+__all__ = ["LEAVE_S", "Generation", "Generations"]
+
+_ENTER_S = 60.0
+LEAVE_S = 10.0
+"""When the app ends, its interceptors' lifespans have this long to be left."""
+
+
+class Generation:
+    """One compiled configuration, and the exchanges that began with it. Raises `ConfigError` when something cannot be loaded."""
+
+    def __init__(self, config: Config, pools: Pools, kept: Mapping[str, Balancer] | None = None) -> None:
+        """`kept`: the transports, by upstream, that go on from the generation before. Blocks on what it imports."""
+        self.config = config
+        self.routes = RouteTable(config, pools, kept)
+        self.trusted_proxies = TrustedProxies(config.reverse_proxy.trusted_proxies)
+        self.collectors = _collectors(self.owners)
+        """The metrics of its interceptors, each with the interceptor's name."""
+        self.live: set[Exchange] = set()
+        self.superseded = False
+        self.over = trio.Event()
+        """Set when nothing needs its interceptors any more."""
+        self.left = trio.Event()
+        """Set when their lifespans have been left."""
+
+    def end_if_unused(self) -> None:
+        """Let it be over if another has taken its place and no exchange is left."""
+        if self.superseded and not self.live:
+            self.over.set()
+
+    @property
+    def owners(self) -> tuple[Owner, ...]:
+        """Its interceptors."""
+        return tuple(self.routes.owners.values())
+
+
+class Generations:
+    """The current generation, and those that still have exchanges."""
+
+    def __init__(self, config: Config, pools: Pools) -> None:
+        """Compile the first. Raises `ConfigError`."""
+        self._pools = pools
+        self.current = Generation(config, pools)
+        self._all = [self.current]
+        self._closing = False
+        self._maintained: dict[Balancer, trio.CancelScope] = {}
+        self._nursery: trio.Nursery | None = None
+        self._seconds: defaultdict[str, float] = defaultdict(float)  # of interceptors that are gone
+        self.on_retire: Callable[[Collectors], None] = lambda collectors: None
+        """Called, synchronously, with the metrics of a generation that is over."""
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def interceptor_seconds(self) -> dict[str, float]:
+        """The time spent in hooks, by the interceptor's name, of all that there have been."""
+        seconds = self._seconds.copy()
+        for generation in self._all:
+            for owner in generation.owners:
+                seconds[owner.name] += owner.seconds
+        return dict(seconds)
+
+    def collectors(self) -> Collectors:
+        """The metrics of the interceptors that there are."""
+        return [item for generation in self._all for item in generation.collectors]
+
+    def enter(self, exchange: Exchange) -> None:
+        """An exchange begins, in the current generation."""
+        self.current.live.add(exchange)
+
+    def leave(self, exchange: Exchange) -> None:
+        """It has ended, in whichever it began."""
+        for generation in self._all:
+            if exchange in generation.live:
+                generation.live.discard(exchange)
+                generation.end_if_unused()
+                return
+
+    async def start(self, nursery: trio.Nursery) -> None:
+        """Set the first one up, in the app's lifespan nursery. Raises `ConfigError` when a lifespan fails."""
+        self._nursery = nursery
+        await self._open(self.current)
+
+    async def replace(self, config: Config, check: Callable[[Collectors], None] = lambda collectors: None) -> Generation:
+        """Compile `config` and make it current. Raises `ConfigError`, as `check` may, and then the current one stays.
+
+        The transport of an upstream that is the same goes on, with its connections. One with a `ca_file` is made anew: what the
+        file holds may have changed. Blocks on what the interceptors import.
+        """
+        before = self.current.config.reverse_proxy
+        after = config.reverse_proxy
+        same = before.health == after.health
+        kept = {
+            upstream.name: self.current.routes.transports[upstream.name]
+            for upstream in after.upstreams
+            if same and upstream in before.upstreams and upstream.ca_file is None
+        }
+        new = Generation(config, self._pools, kept)
+        check(new.collectors)
+        await self._open(new)
+        old, self.current = self.current, new
+        old.superseded = True
+        old.end_if_unused()
+        return new
+
+    async def aclose(self) -> None:
+        """Close every transport and leave every lifespan, which has a bounded time for it."""
+        self._closing = True  # what is being entered just now will be left at once
+        for transport in tuple(self._maintained):
+            await self._close_transport(transport)
+        for generation in self._all:
+            generation.over.set()
+        with trio.move_on_after(LEAVE_S):
+            for generation in tuple(self._all):
+                await generation.left.wait()
+
+    async def _open(self, generation: Generation) -> None:
+        assert self._nursery is not None, "start comes first"
+        with trio.move_on_after(_ENTER_S) as scope:
+            problem: ConfigError | None = await self._nursery.start(self._keep, generation)
+            if problem is not None:
+                raise problem
+        if scope.cancelled_caught:
+            raise ConfigError(f"interceptors: their lifespans were not entered within {_ENTER_S:.0f} s")
+        for transport in generation.routes.transports.values():
+            if transport not in self._maintained:
+                self._maintained[transport] = await self._nursery.start(_maintain, transport)
+
+    async def _keep(
+        self, generation: Generation, task_status: trio.TaskStatus[ConfigError | None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Own a generation: from the entering of its lifespans to the leaving. Says that it started with what is wrong, or None."""
+        entering: str | None = None
+        started = False
+        try:
+            async with AsyncExitStack() as stack:
+                for index, owner in enumerate(generation.owners):
+                    entering = f"interceptors[{index}]: the lifespan of {owner.name!r} failed"
+                    await stack.enter_async_context(owner.interceptor.lifespan())
+                started = True
+                if generation not in self._all:
+                    self._all.append(generation)
+                if self._closing:
+                    generation.over.set()
+                task_status.started(None)
+                await generation.over.wait()
+        except Exception as error:
+            if not started:
+                first = _first(error)
+                task_status.started(ConfigError(f"{entering}: {type(first).__name__}: {first}"))
+                return
+            leaving = generation.over.is_set()
+            structlog.get_logger("proxy").critical("lifespan_failed", leaving=leaving, exc_info=True)
+            if not leaving:
+                # Its exchanges would go on with interceptors that are half torn down: then better no worker.
+                os._exit(1)
+        await self._retire(generation)
+
+    async def _retire(self, generation: Generation) -> None:
+        self._all.remove(generation)
+        for owner in generation.owners:
+            self._seconds[owner.name] += owner.seconds
+        self.on_retire(generation.collectors)
+        used = {transport for other in self._all for transport in other.routes.transports.values()}
+        for transport in generation.routes.transports.values():
+            if transport not in used:
+                await self._close_transport(transport)
+        generation.left.set()
+
+    async def _close_transport(self, transport: Balancer) -> None:
+        scope = self._maintained.pop(transport, None)
+        if scope is not None:
+            scope.cancel()
+            await transport.aclose()
+
+
+async def _maintain(transport: Balancer, task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED) -> None:
+    with trio.CancelScope() as scope:
+        task_status.started(scope)
+        await transport.maintain()
+
+
+def _collectors(owners: Sequence[Owner]) -> Collectors:
+    """Ask interceptors for their metrics. Raises `ConfigError` when one fails."""
+    found = []
+    for owner in owners:
+        try:
+            found += [(owner, collector) for collector in owner.interceptor.collectors()]
+        except Exception as error:
+            raise ConfigError(
+                f"interceptors: collectors() of {owner.name!r} failed: {type(error).__name__}: {error}"
+            ) from error
+    return found
+
+
+def _first(error: BaseException) -> BaseException:
+    """The exception that an exception group is about."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,222 @@
+"""Memory is bounded by configuration: load a proxy to its limits and print what it takes beside what `docs/capacity.md` computes.
+
+    .venv/bin/python tests/bench/memory_bound.py [--streams 100] [--event-bytes 262144] [--tls]
+
+Each scenario is a process of its own, `weirpool serve` with small limits, and the worst that clients and upstreams can do within
+them. What is measured is the growth of its resident memory over a warm process. Exit status 1 when any takes more than computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from support.certificates import Certificates  # noqa: E402
+from support.client import fetch, open_client  # noqa: E402
+from support.process import WEIRPOOL, Process, running  # noqa: E402
+from support.upstream import Peer, open_upstream  # noqa: E402
+
+HTTP_RESPONSE = 16384
+PIECE = 65536
+QUEUED_PIECES = 13
+STREAM, STREAM_TLS = 64 * 1024, 192 * 1024
+"""What a stream costs besides what it holds of bodies, its client's connection plain or with TLS."""
+PAGE = 4096
+
+TOUCH = """
+from interceptors import Interceptor, StreamInterceptor
+class Touch(Interceptor):
+    def open_stream(self, context): return Stream()
+class Stream(StreamInterceptor):
+    def on_event(self, event): return event
+class Collect(Interceptor):
+    wants_body = True
+    async def on_request(self, request): ...
+"""
+
+
+@dataclass(frozen=True)
+class Limits:
+    streams: int
+    event: int
+    """`max_event_bytes`"""
+    body: int
+    """`max_request_body_bytes`"""
+    certificates: Certificates | None = None
+
+    @property
+    def copies(self) -> int:
+        """How much of what a client does not take is held, in events or windows: TLS has the portable writer, which copies."""
+        return 4 if self.certificates is None else 8
+
+
+@dataclass(frozen=True)
+class Scenario:
+    name: str
+    held: Callable[[Limits], int]
+    """Bytes of one stream, besides `STREAM`: the formula."""
+    upstream: Callable[[Peer, Limits], Awaitable[None]]
+    request: Callable[[Limits], bytes]
+    interceptor: str = ""
+
+
+# The upstream's part
+
+
+async def quiet(peer: Peer, limits: Limits) -> None:
+    await peer.request()
+    await peer.start_stream()
+    await peer.chunk(b"data: x\n\n")
+    await peer.wait_closed()
+
+
+async def large_events(peer: Peer, limits: Limits) -> None:
+    await peer.request()
+    await peer.start_stream()
+    event = b"data: " + b"x" * (limits.event - 100) + b"\n\n"
+    while True:
+        await peer.chunk(event)
+
+
+async def unfinished_event(peer: Peer, limits: Limits) -> None:
+    await peer.request()
+    await peer.start_stream()
+    await peer.chunk(b"data: x\n\n")
+    await peer.chunk(b"data: " + b"x" * (limits.event - 100))
+    await peer.wait_closed()
+
+
+async def takes_no_body(peer: Peer, limits: Limits) -> None:
+    await peer.request(body=False)
+    await trio.sleep_forever()
+
+
+# The client's part
+
+
+def get(limits: Limits) -> bytes:
+    return b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def upload(limits: Limits) -> bytes:
+    return b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % limits.body + b"x" * (limits.body - 1)
+
+
+SCENARIOS = [
+    Scenario("quiet streams", lambda limits: 0, quiet, get),
+    Scenario("stalled clients, pass-through", lambda limits: limits.copies * HTTP_RESPONSE, large_events, get),
+    Scenario("stalled clients, large events seen", lambda limits: limits.copies * limits.event, large_events, get, "Touch"),
+    Scenario("unfinished large events, seen", lambda limits: 2 * limits.event, unfinished_event, get, "Touch"),
+    Scenario("uploads that nobody takes", lambda limits: min(limits.body, QUEUED_PIECES * PIECE), takes_no_body, upload),
+    Scenario("uploads that are collected", lambda limits: 3 * limits.body, takes_no_body, upload, "Collect"),
+]
+
+
+def resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+
+
+async def settled(pid: int) -> int:
+    """The resident memory, when it has not grown for a second."""
+    most, since = 0, trio.current_time()
+    while trio.current_time() < since + 1:
+        now = resident(pid)
+        if now > most + 256 * 1024:
+            most, since = now, trio.current_time()
+        await trio.sleep(0.05)
+    return most
+
+
+async def measure(scenario: Scenario, limits: Limits, directory: Path) -> tuple[int, int]:
+    """Resident bytes taken, and computed."""
+    (directory / "touch.py").write_text(TOUCH)
+    interceptor = scenario.interceptor
+
+    async def script(peer: Peer) -> None:
+        await scenario.upstream(peer, limits)
+
+    async with open_upstream(script) as upstream:
+        file = directory / "weirpool.yaml"
+        file.write_text(
+            f"""
+reverse_proxy:
+  upstreams: [{{name: up, endpoints: ["{upstream.url}"]}}]
+  routes: [{{path: /, upstream: up, interceptors: [{"it" if interceptor else ""}]}}]
+  limits: {{max_streams: {limits.streams}, max_event_bytes: {limits.event}, max_request_body_bytes: {limits.body}}}
+  timeouts: {{send: null, write: null, first_byte: null}}
+  buffer_pools: {{sse_event: {{size: 4096, max_pooled: 20}}, http_response: {{size: {HTTP_RESPONSE}, max_pooled: 20}}}}
+interceptors: [{f'{{name: it, use: "touch.py:{interceptor}"}}' if interceptor else ""}]
+drain: {{timeout: 0}}
+"""
+        )
+        command = [*WEIRPOOL, "serve", "--config", str(file), "--bind", "127.0.0.1:0"]
+        if limits.certificates is not None:
+            command += ["--certfile", limits.certificates.files[0], "--keyfile", limits.certificates.files[1]]
+        async with running(command) as process:
+            return await load(process, scenario, limits)
+
+
+async def load(process: Process, scenario: Scenario, limits: Limits) -> tuple[int, int]:
+    (started,) = await process.event("started")
+    pid, port = int(str(started["pid"])), int(str(started["bind"][0]).rsplit(":", 1)[1])  # type: ignore[index]
+    context = limits.certificates.client() if limits.certificates is not None else None
+    await fetch(port, "/metrics", ssl_context=context)  # what is imported on first use
+    before = await settled(pid)
+    clients = []
+    async with trio.open_nursery() as nursery:
+        for _ in range(limits.streams):
+            client = await open_client(port, context)
+            transport = getattr(client.stream, "transport_stream", client.stream)
+            transport.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            clients.append(client)
+            nursery.start_soon(client.stream.send_all, scenario.request(limits))
+        taken = await settled(pid) - before
+        refused = await fetch(port, ssl_context=context)
+        assert refused.status == 503, "the proxy was not at its limit"
+        nursery.cancel_scope.cancel()
+    for client in clients:
+        await client.aclose()
+    each = (STREAM if context is None else STREAM_TLS) + scenario.held(limits)
+    return taken, limits.streams * each + 2 * 20 * (4096 + HTTP_RESPONSE)
+
+
+async def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, default=100)
+    parser.add_argument("--event-bytes", type=int, default=262144)
+    parser.add_argument("--body-bytes", type=int, default=1048576)
+    parser.add_argument("--tls", action="store_true", help="the clients' connections have TLS")
+    arguments = parser.parse_args()
+    directory = tempfile.TemporaryDirectory()
+    certificates = Certificates(Path(directory.name)) if arguments.tls else None
+    limits = Limits(arguments.streams, arguments.event_bytes, arguments.body_bytes, certificates)
+    kind = "TLS" if certificates else "plain"
+    print(f"{limits.streams} streams, {kind}, events of {limits.event} bytes, request bodies of {limits.body} bytes\n")
+    print(f"{'':36} {'measured':>10} {'computed':>10}  a stream")
+    worst = 0
+    for scenario in SCENARIOS:
+        taken, computed = await measure(scenario, limits, Path(directory.name))
+        print(
+            f"{scenario.name:36} {taken / 1e6:7.1f} MB {computed / 1e6:7.1f} MB  {taken / limits.streams / 1e3:.0f} kB"
+            + ("" if taken <= computed else "  MORE THAN COMPUTED"),
+            flush=True,
+        )
+        worst |= taken > computed
+    directory.cleanup()
+    return worst
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    sys.exit(trio.run(main))

@@ -1,0 +1,175 @@
+"""The app's own pages on a port of their own: what each port shows, until when, and with several workers."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+from support.client import fetch, open_client
+from support.process import WEIRPOOL, Process, running
+from support.proxy import Proxy, config_for, open_proxy
+from support.upstream import Peer, open_upstream, stream_of
+
+
+def free_ports(count: int) -> int:
+    """The first of `count` ports in a row that nobody has now."""
+    for first in range(20000 + os.getpid() % 5000, 32000):
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as sock:
+                    sock.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+    raise AssertionError("no free ports")
+
+
+def write(directory: Path, url: str, rest: str) -> str:
+    file = directory / "weirpool.yaml"
+    file.write_text(
+        f'reverse_proxy: {{upstreams: [{{name: up, endpoints: ["{url}"]}}], routes: [{{path: /, upstream: up}}]}}\n{rest}\n'
+    )
+    return str(file)
+
+
+def port_in(line: dict[str, object]) -> int:
+    return int(str(line["bind"][0]).rsplit(":", 1)[1])  # type: ignore[index]
+
+
+async def drained(process: Process) -> None:
+    process.signal(signal.SIGTERM)
+    assert await process.exit_status() == 0
+
+
+async def test_the_pages_are_on_their_port_and_nowhere_else(tmp_path: Path) -> None:
+    """On the main port their paths go to the upstream; on theirs there is nothing else, and it is on loopback."""
+    admin = free_ports(1)
+    async with open_upstream(stream_of(b"data: upstream's\n\n")) as upstream:
+        file = write(tmp_path, upstream.url, f"admin: {{port: {admin}}}")
+        async with running([*WEIRPOOL, "serve", "--config", file, "--bind", "127.0.0.1:0"]) as process:
+            (started,) = await process.event("started")
+            assert started["admin"] == f"127.0.0.1:{admin}"
+            for page in ("/metrics", "/healthz", "/readyz", "/status"):
+                assert (await fetch(port_in(started), page)).body == b"data: upstream's\n\n"
+                answer = await fetch(admin, page)
+                assert (answer.status, b"upstream's" in answer.body) == (200, False)
+            assert (await fetch(admin, "/v1/messages")).status == 404
+            assert len(upstream.requests) == 4
+            await drained(process)
+
+
+async def test_the_pages_can_be_seen_until_the_drain_is_over(tmp_path: Path) -> None:
+    """When the main port is closed already, /readyz says 503, /healthz 200, and /metrics counts the stream that goes on."""
+    admin = free_ports(1)
+    go_on = trio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.start_stream()
+        await peer.chunk(b"data: 1\n\n")
+        await go_on.wait()
+        await peer.end()
+
+    async with open_upstream(script) as upstream:
+        file = write(tmp_path, upstream.url, f"admin: {{port: {admin}}}")
+        async with running([*WEIRPOOL, "serve", "--config", file, "--bind", "127.0.0.1:0"]) as process:
+            (started,) = await process.event("started")
+            client = await open_client(port_in(started))
+            await client.send("GET", "/")
+            answer = await client.head()
+            process.signal(signal.SIGTERM)
+            await until(lambda: not listens(port_in(started)))
+            assert (await fetch(admin, "/readyz")).status == 503
+            assert (await fetch(admin, "/healthz")).status == 200
+            assert b'weirpool_streams_active{route="/"} 1.0' in (await fetch(admin, "/metrics")).body
+            go_on.set()
+            assert (await client.rest(answer)).complete
+            assert await process.exit_status() == 0
+            await client.aclose()
+
+
+async def test_each_worker_has_a_port_of_its_own(tmp_path: Path) -> None:
+    """The configured port is the first worker's, the next the second's; one that replaces a dead worker has its port."""
+    admin = free_ports(2)
+    async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
+        file = write(tmp_path, upstream.url, f"admin: {{port: {admin}, prefix: /-}}")
+        command = [*WEIRPOOL, "serve", "--config", file, "--bind", "127.0.0.1:0", "--workers", "2"]
+        async with running(command) as process:
+            started = await process.event("started", 2)
+            pids = {line["admin"]: line["pid"] for line in started}
+            assert set(pids) == {f"127.0.0.1:{admin}", f"127.0.0.1:{admin + 1}"}
+            for _ in range(10):
+                await fetch(port_in(started[0]))
+            counted = 0
+            for port in (admin, admin + 1):
+                assert f'"pid":{pids[f"127.0.0.1:{port}"]}'.encode() in (await fetch(port, "/-/status")).body
+                text = (await fetch(port, "/-/metrics")).body.decode()
+                (line,) = [line for line in text.splitlines() if 'exchanges_total{outcome="completed",route="/"}' in line]
+                counted += int(float(line.split()[-1]))
+            assert counted == 10
+            os.kill(int(str(pids[f"127.0.0.1:{admin}"])), signal.SIGKILL)
+            third = (await process.event("started", 3))[2]
+            assert third["admin"] == f"127.0.0.1:{admin}"
+            assert f'"pid":{third["pid"]}'.encode() in (await fetch(admin, "/-/status")).body
+            await drained(process)
+
+
+async def test_a_port_that_is_taken_is_said_at_once(tmp_path: Path) -> None:
+    """One line with the setting's path, status 2; also when only the last worker's is taken."""
+    admin = free_ports(2)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", admin + 1))
+        taken.listen()
+        file = write(tmp_path, "http://127.0.0.1:9", f"admin: {{port: {admin}}}")
+        command = [*WEIRPOOL, "serve", "--config", file, "--bind", "127.0.0.1:0", "--workers", "2"]
+        async with running(command) as process:
+            assert await process.exit_status() == 2
+            await until(lambda: bool(process.lines))
+            assert process.lines == [f"weirpool: admin.port: cannot listen on 127.0.0.1:{admin + 1}: Address already in use"]
+
+
+async def test_plain_hypercorn_opens_the_port_too(tmp_path: Path) -> None:
+    admin = free_ports(1)
+    async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
+        file = write(tmp_path, upstream.url, f"admin: {{port: {admin}}}")
+        command = [sys.executable, "-m", "hypercorn", "--worker-class", "trio", "--bind", f"127.0.0.1:{free_ports(1) + 7}"]
+        async with running([*command, "proxy:create_app()"], env={"WEIRPOOL_CONFIG": file}) as process:
+            await process.event("started")
+            assert (await fetch(admin, "/readyz")).body == b"ready\n"
+            process.signal(signal.SIGTERM)
+            await process.exit_status()
+
+
+@pytest.mark.leaks
+async def test_a_lost_lease_shows_in_metrics_and_log_with_its_place(log: list[dict[str, object]]) -> None:
+    """`leak_detection: paranoid`: an error line says where the lease was taken, and the metric counts it."""
+
+    def forgetful(proxy: Proxy) -> None:
+        proxy.worker.pools.json.acquire()
+
+    async with open_proxy(config_for("http://127.0.0.1:9")) as proxy:
+        assert b'buffer_pool_leaks_total{pool="json"} 0.0' in (await fetch(proxy.port, "/metrics")).body
+        forgetful(proxy)
+        gc.collect()
+        (line,) = [line for line in log if line["event"] == "buffer_leaked"]
+        assert line["pool"] == "json"
+        assert "in forgetful" in str(line["taken_at"])
+        assert b'buffer_pool_leaks_total{pool="json"} 1.0' in (await fetch(proxy.port, "/metrics")).body
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(10):
+        while not condition():
+            await trio.sleep(0.01)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,82 @@
+"""A command of ours as a process: its log lines as they come, signals, its exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+__all__ = ["ROOT", "WEIRPOOL", "Process", "port_of", "running"]
+
+ROOT = Path(__file__).parents[2]
+WEIRPOOL = [sys.executable, "-m", "proxy"]
+
+
+class Process:
+    """A command under test, with the log lines it writes to stderr."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._news = trio.Event()
+
+    async def read(self) -> None:
+        assert self.process.stderr is not None
+        rest = b""
+        async for data in self.process.stderr:
+            *lines, rest = (rest + data).split(b"\n")
+            self.lines += [line.decode() for line in lines]
+            self._news.set()
+            self._news = trio.Event()
+
+    async def event(self, name: str, count: int = 1) -> list[dict[str, object]]:
+        """The first `count` log lines of that name, when they are there."""
+        with trio.fail_after(20):
+            while len(found := [item for item in map(_parse, self.lines) if item.get("event") == name]) < count:
+                await self._news.wait()
+        return found
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    async def exit_status(self) -> int:
+        with trio.fail_after(20):
+            return await self.process.wait()
+
+
+def _parse(line: str) -> dict[str, object]:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return {}
+
+
+@asynccontextmanager
+async def running(command: list[str], **options: object) -> AsyncIterator[Process]:
+    async with trio.open_nursery() as nursery:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}  # type: ignore[dict-item]
+        process = await trio.lowlevel.open_process(
+            command, stderr=subprocess.PIPE, cwd=ROOT, env=environment, start_new_session=True, **options
+        )
+        running = Process(process)
+        nursery.start_soon(running.read)
+        try:
+            yield running
+        finally:
+            if process.returncode is None:
+                process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+            nursery.cancel_scope.cancel()
+
+
+async def port_of(process: Process) -> int:
+    (started,) = await process.event("started")
+    (bind,) = started["bind"]  # type: ignore[misc]
+    return int(str(bind).rsplit(":", 1)[1])
