@@ -66,6 +66,8 @@ class Limits(_Settings, frozen=True):
 
 
 class Heartbeat(_Settings, frozen=True):
+    """`interval`: seconds of silence before a comment line; None: none. `early`: also before the upstream has answered."""
+
     interval: Seconds | None = None
     early: bool = False
 
@@ -172,6 +174,10 @@ class Config(_Settings, frozen=True):
     def limits_of(self, route: Route) -> Limits:
         """The limits of a route: its own where it has some, else the common ones."""
         return msgspec.structs.replace(self.reverse_proxy.limits, **route.limits)
+
+    def heartbeat_of(self, route: Route) -> Heartbeat:
+        """The heartbeat of a route: its own where it has one, else the common one."""
+        return msgspec.structs.replace(self.reverse_proxy.heartbeat, **route.heartbeat)
 
 
 def load_config(path: str | os.PathLike[str]) -> Config:
@@ -329,7 +335,7 @@ def _mistakes(config: Config) -> Iterator[str]:
         kinds: tuple[tuple[str, type[Any], dict[str, Any], Callable[[Any], list[str]]], ...] = (
             ("timeouts", Timeouts, route.timeouts, lambda _: []),
             ("limits", Limits, route.limits, _unsupported_limits),
-            ("heartbeat", Heartbeat, route.heartbeat, _unsupported_heartbeat),
+            ("heartbeat", Heartbeat, route.heartbeat, lambda _: []),
             ("reconnect", Reconnect, route.reconnect, _unsupported_reconnect),
             ("retry", Retry, route.retry, _unsupported_retry),
         )
@@ -341,11 +347,13 @@ def _mistakes(config: Config) -> Iterator[str]:
             else:
                 for name in unsupported(settings):
                     yield f"{path}.{key}.{name}: not supported yet"
+                if key == "heartbeat" and own and _is_early_for_nothing(config.heartbeat_of(route)):
+                    yield f"{path}.heartbeat.early: nothing goes out without an interval"
 
     for name in _unsupported_limits(proxy.limits):
         yield f"reverse_proxy.limits.{name}: not supported yet"
-    for name in _unsupported_heartbeat(proxy.heartbeat):
-        yield f"reverse_proxy.heartbeat.{name}: not supported yet"
+    if _is_early_for_nothing(proxy.heartbeat):
+        yield "reverse_proxy.heartbeat.early: nothing goes out without an interval"
     for name in _unsupported_reconnect(proxy.reconnect):
         yield f"reverse_proxy.reconnect.{name}: not supported yet"
     for name in _unsupported_retry(proxy.retry):
@@ -369,8 +377,8 @@ def _unsupported_limits(settings: Limits) -> list[str]:
     return ["max_streams_per_client"] if settings.max_streams_per_client is not None else []
 
 
-def _unsupported_heartbeat(settings: Heartbeat) -> list[str]:
-    return _differing(settings, Heartbeat())
+def _is_early_for_nothing(settings: Heartbeat) -> bool:
+    return settings.early and settings.interval is None
 
 
 def _unsupported_reconnect(settings: Reconnect) -> list[str]:

@@ -19,6 +19,7 @@ __all__ = [
     "ConnectFailed",
     "ConnectTimedOut",
     "DnsFailed",
+    "NotAStream",
     "PoolTimedOut",
     "ProtocolFailure",
     "ReadFailed",
@@ -144,6 +145,16 @@ class ProtocolFailure(UpstreamFailure, httpx.RemoteProtocolError):
 
     kind = "upstream_protocol_error"
     public = "the upstream's response is not acceptable HTTP"
+
+
+class NotAStream(UpstreamFailure):
+    """The upstream's answer is no event stream, when the client has got the head of one already (an early heartbeat)."""
+
+    kind = "upstream_not_a_stream"
+
+    def __init__(self, upstream: str, status: int) -> None:
+        super().__init__(f"{upstream}: answered {status} with no event stream, when one had begun with an early heartbeat")
+        self.public = f"the upstream has answered with status {status}, and not with an event stream"
 
 
 class Truncated(ProtocolFailure):

@@ -20,8 +20,9 @@ from interceptors.paths import normal_path
 from pools import BufferScope
 
 from .downstream import ClientConnection, Scope, Send, Writer, choose_writer, has_no_body
-from .errors import ClientGone, ProtocolFailure, ReadTimedOut, RequestRefused, SendStalled
+from .errors import ClientGone, NotAStream, ProtocolFailure, ReadTimedOut, RequestRefused, SendStalled
 from .headers import HeaderList, find_header, request_headers, response_headers
+from .heartbeat import PING, only_accepts_streams, while_beating
 from .inbound import Inbound, too_large
 from .relay import Relay
 from .routes import Route
@@ -43,6 +44,7 @@ class Forward:
         "_connection",
         "_headers",
         "_inbound",
+        "_may_beat",
         "_path",
         "_route",
         "_scope",
@@ -82,6 +84,7 @@ class Forward:
         self._send = send
         self._connection = connection
         self._sse = False
+        self._may_beat = False  # a comment may go out, between events
         self.writer: Writer | None = None
         self.relay: Relay | None = None
         self.chain: StreamChain | None = None
@@ -206,18 +209,59 @@ class Forward:
         buffers: BufferScope,
     ) -> Response | None:
         """The request to the upstream, its response to the client. What an interceptor wants to answer instead, if it does."""
-        response = await self._route.transport.handle_async_request(self._upstream_request(request, body, stream, nursery))
-        upstream = response.stream
-        assert isinstance(upstream, UpstreamBody)
+        upstream: UpstreamBody | None = None
+
+        async def ask() -> httpx.Response:
+            nonlocal upstream
+            response = await self._route.transport.handle_async_request(
+                self._upstream_request(request, body, stream, nursery)
+            )
+            assert isinstance(response.stream, UpstreamBody)
+            upstream = response.stream
+            return response
+
         try:
+            response = await while_beating(ask, self._early_beat_s, self._beat_early)
+            assert upstream is not None
             answer = await self._respond(response, upstream, request, buffers)
             del response  # a stream may last for hours, and its head has left
             if answer is None and not upstream.complete:
                 await self._relay_body(upstream, buffers)
             return answer
         finally:
-            upstream.close()
-            self._inbound.forget_body()
+            if upstream is not None:
+                upstream.close()
+                self._inbound.forget_body()
+
+    @property
+    def _early_beat_s(self) -> float | None:
+        """After how many seconds heartbeats begin although the upstream has not answered yet; None: they do not."""
+        heartbeat = self._route.heartbeat
+        if not heartbeat.early or self._scope["method"] == "HEAD":
+            return None
+        accept = [value for name, value in self._headers if name == b"accept"]
+        return heartbeat.interval if only_accepts_streams(accept) else None
+
+    async def _beat_early(self) -> float:
+        """A heartbeat before the upstream has answered; before the first, the head of an event stream."""
+        interval_s = self._route.heartbeat.interval
+        assert interval_s is not None
+        if not self._inbound.complete:
+            return interval_s  # a client that is still sending does not read
+        if self.writer is None:
+            self._sse = self._may_beat = True
+            self.may_say_error = self._route.error_events
+            dropped = self._connection.added_headers if self._connection is not None else frozenset()
+            head = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
+            await self._start(200, response_headers(head, dropped=dropped, sse=True), chunked=True, whole=False)
+        return await self._beat()
+
+    async def _beat(self) -> float:
+        """A heartbeat while no relay moves the stream."""
+        interval_s = self._route.heartbeat.interval
+        assert interval_s is not None
+        await self._write(PING)
+        return interval_s
 
     def _upstream_request(
         self, request: Request | None, body: bytes | None, stream: httpx.AsyncByteStream, nursery: trio.Nursery
@@ -237,7 +281,7 @@ class Forward:
                 client=self._client,
                 scheme=self._scope["scheme"],
                 trusted=self._client in self._worker.trusted_proxies,
-                identity=route.chain.sees_streams,
+                identity=route.chain.sees_streams or self._early_beat_s is not None,
                 body=body,
             ),
             stream=stream,
@@ -263,6 +307,10 @@ class Forward:
             status, raw_headers = head.status, head.headers.raw
         bodiless = has_no_body(self._scope["method"], status)
         media_type = _media_type(raw_headers)
+        encoding = (_header(raw_headers, b"content-encoding") or b"").strip().lower() or b"identity"
+        begun = self.writer is not None  # by an early heartbeat
+        if begun and (status != 200 or media_type != "text/event-stream" or encoding != b"identity"):
+            raise NotAStream(route.upstream, status)
         self._sse = not bodiless and media_type == "text/event-stream"
         json = not bodiless and not self._sse and route.chain.sees_json and _is_json(media_type)
         if (self._sse and route.chain.sees_streams) or json:
@@ -273,7 +321,6 @@ class Forward:
             if self.chain.failure is not None:
                 raise self.chain.failure
         dropped = self._connection.added_headers if self._connection is not None else frozenset()
-        encoding = (_header(raw_headers, b"content-encoding") or b"").strip().lower() or b"identity"
         changed: bytes | None = None
         if self.counts is not None:
             if encoding != b"identity":
@@ -290,11 +337,14 @@ class Forward:
             raw_headers = head.headers.raw
             if json and self.chain.wants_events:
                 changed = await self._json_body(self.chain, upstream, buffers)
+        if begun:
+            return None
         headers = response_headers(raw_headers, dropped=dropped, sse=self._sse)
         if changed is not None:
             headers.append((b"content-length", b"%d" % len(changed)))
         chunked = not bodiless and find_header(headers, b"content-length") is None
-        self.may_say_error = self._sse and chunked and encoding == b"identity" and route.error_events
+        self._may_beat = self._sse and chunked and encoding == b"identity"
+        self.may_say_error = self._may_beat and route.error_events
         await self._start(status, headers, chunked=chunked, whole=changed is not None or upstream.at_hand)
         if changed:
             await self._write(changed, last=True)
@@ -312,9 +362,13 @@ class Forward:
     async def _relay_body(self, upstream: UpstreamBody, buffers: BufferScope) -> None:
         """The body, all but its end."""
         assert self.writer is not None
-        self.relay = relay = Relay(upstream, self.writer, self.chain, self._worker.pools, buffers, sse=self._sse)
+        preceded = self.writer.bytes_sent > 0
+        self.relay = relay = Relay(
+            upstream, self.writer, self.chain, self._worker.pools, buffers, sse=self._sse, preceded=preceded
+        )
         hub = self._worker.hub if self.writer.synchronous else None
-        await relay.run(hub, idle_s=self._route.timeouts.idle, send_s=self._send_s)
+        beat_s = self._route.heartbeat.interval if self._may_beat else None
+        await relay.run(hub, idle_s=self._route.timeouts.idle, send_s=self._send_s, beat_s=beat_s)
         self.intercepted = self.chain is not None and self.chain.ended
 
     async def _json_body(self, chain: StreamChain, upstream: UpstreamBody, buffers: BufferScope) -> bytes:
@@ -353,7 +407,12 @@ class Forward:
         headers = response_headers(response.headers.raw, dropped=dropped | {b"content-length"}, sse=sse)
         if not sse and response.status not in (204, 304):
             headers.append((b"content-length", b"%d" % len(response.body)))
-        await self._start(response.status, headers, chunked=sse and not bodiless, whole=not sse)
+        if self.writer is None:
+            await self._start(response.status, headers, chunked=sse and not bodiless, whole=not sse)
+        elif not sse or response.status != 200:
+            raise RequestRefused(
+                response.status, "answered_too_late", "an interceptor has answered when the stream had begun"
+            )
         if bodiless:
             return
         if response.events is None:
@@ -361,9 +420,11 @@ class Forward:
                 await self._write(response.body, last=True)
             return
         self.may_say_error = self._route.error_events
+        beat_s = self._route.heartbeat.interval
         events = aiter(response.events) if isinstance(response.events, AsyncIterable) else _iterate(response.events)
         try:
-            while (event := await _next_event(response.made_by, events)) is not None:
+            next_event = partial(_next_event, response.made_by, events)
+            while (event := await while_beating(next_event, beat_s, self._beat)) is not None:
                 await self._write(event.raw)
         finally:
             if hasattr(events, "aclose"):

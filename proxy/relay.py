@@ -13,23 +13,29 @@ It knows neither HTTP heads nor outcomes.
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from interceptors import InterceptorError
 from interceptors.chain import Part, StreamChain
+from interceptors.sse import BOM
 from pools import BufferScope, Lease, Pools
 
 from .downstream import Writer
 from .errors import ReadTimedOut, SendStalled
+from .heartbeat import PING, while_beating
 from .upstream import UpstreamBody
 
 if TYPE_CHECKING:
     from .hub import Hub
 
 __all__ = ["Need", "Relay"]
+
+T = TypeVar("T")
 
 _AT_BOUNDARY = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)\Z")  # a line's end, and an empty line
 _LEAST_ROOM = 1024  # read no less than this behind an unfinished event
@@ -61,11 +67,16 @@ class Relay:
 
     __slots__ = (
         "_awaits",
+        "_beat_s",
+        "_beating",
         "_body",
+        "_bom",
         "_carried",
         "_carry",
         "_chain",
         "_half_full",
+        "_in_hook",
+        "_last_write",
         "_moving",
         "_pools",
         "_scope",
@@ -82,10 +93,18 @@ class Relay:
     )
 
     def __init__(
-        self, body: UpstreamBody, writer: Writer, chain: StreamChain | None, pools: Pools, scope: BufferScope, *, sse: bool
+        self,
+        body: UpstreamBody,
+        writer: Writer,
+        chain: StreamChain | None,
+        pools: Pools,
+        scope: BufferScope,
+        *,
+        sse: bool,
+        preceded: bool = False,
     ) -> None:
         """`chain`: without one, or when none of its hooks sees events, bytes pass unparsed. `sse`: windows come from the pool for
-        events.
+        events. `preceded`: a comment has left already, before the first byte of the body.
         """
         self._body = body
         self._writer = writer
@@ -105,11 +124,18 @@ class Relay:
         self.wants_large = not sse
         """Whether the next pump wants a window of `http_response` rather than `sse_event`."""
         self._tail = bytearray(b"\n\n")
+        self._bom: bytes | None = None  # what has come of a BOM that must not pass
+        self._beat_s: float | None = None
+        self._in_hook = False
+        self._beating: trio.Event | None = None  # while a heartbeat, beside an async hook, is on its way to a slow client
+        self._last_write = 0.0  # Trio's time; when bytes pass unparsed, what was read last may have left later
         self.first_read: float | None = None
         """Trio's time of the first bytes of the body."""
         self.last_read = 0.0
         """Trio's time of the last bytes from upstream."""
         self.failure: InterceptorError | None = None
+        if preceded:
+            self._drop_bom()
 
     @property
     def at_boundary(self) -> bool:
@@ -159,7 +185,7 @@ class Relay:
         first, last = span
         self._note(last - first, now)
         if self._chain is None:
-            all_sent = first == last or self._pass(buffer, first, last)
+            all_sent = (first == last and not self._bom) or self._pass(buffer, first, last)
         else:
             all_sent = self._intercept(self._chain, buffer, 0 if at else first, last)
         return self.next_need() if all_sent else _WRITE
@@ -187,15 +213,26 @@ class Relay:
             return _SAY
         return _TURN if body.pending else _READ
 
-    async def run(self, hub: Hub | None, *, idle_s: float | None, send_s: float | None) -> None:
+    async def run(self, hub: Hub | None, *, idle_s: float | None, send_s: float | None, beat_s: float | None = None) -> None:
         """Move the body to its end: through the hub, or without one in the calling task.
 
-        `idle_s` bounds the silence of upstream, `send_s` each wait for the client. Raises `UpstreamFailure`, `ClientGone`,
-        `SendStalled`, and the `InterceptorError` that ended the stream; everything before it has then been sent.
+        `idle_s` bounds the silence of upstream, `send_s` each wait for the client. After `beat_s` of silence towards the client a
+        heartbeat goes out, between two events; only for event streams of unknown length that are not encoded. Raises
+        `UpstreamFailure`, `ClientGone`, `SendStalled`, and the `InterceptorError` that ended the stream; everything before it has
+        then been sent.
         """
         if self._speaker is not None:
             self._speaker.on_emit = self._interrupt
-        self.last_read = trio.current_time()
+        self._beat_s = beat_s
+        self.last_read = self._last_write = trio.current_time()
+        if beat_s is None or not self._awaits:
+            await self._run(hub, idle_s, send_s)
+        else:
+            await while_beating(
+                partial(self._run, hub, idle_s, send_s), beat_s, partial(self._beat_beside_hook, beat_s, send_s)
+            )
+
+    async def _run(self, hub: Hub | None, idle_s: float | None, send_s: float | None) -> None:
         # What came with the head goes at once: often that is all.
         need = self._pump_once() if self._body.pending else Need.READ
         while True:
@@ -205,7 +242,8 @@ class Relay:
                     return  # `finish` takes it along
                 began = trio.current_time()
                 await self._drain(send_s)
-                self.last_read += trio.current_time() - began  # upstream was not silent, it was not read
+                self._last_write = trio.current_time()
+                self.last_read += self._last_write - began  # upstream was not silent, it was not read
                 need = self.next_need()
             elif need is Need.HOOK:
                 began = trio.current_time()
@@ -230,24 +268,39 @@ class Relay:
         chain, carry = self._chain, self._carry
         assert chain is not None
         assert carry is not None
-        await chain.run_async()
+        await self._in_hooks(chain.run_async)
         self.failure = chain.failure
         if self.failure is not None:
             return _NOTHING
+        sent_before = self._writer.bytes_sent
         all_sent = self._intercept(chain, carry.buffer, *self._stopped)
+        if self._writer.bytes_sent > sent_before:
+            self._last_write = trio.current_time()
         return self.next_need() if all_sent else _WRITE
+
+    async def _in_hooks(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Await something of the chain's, beside which heartbeats may go out; the last of them has left when this returns."""
+        self._in_hook = True
+        result = await step()
+        self._in_hook = False
+        if self._beating is not None:
+            await self._beating.wait()
+        return result
 
     async def _say(self) -> Need:
         """Send one event that an interceptor has emitted."""
         speaker = self._speaker
         assert speaker is not None
-        parts = await speaker.take_emitted()
+        if self.first_read is None:
+            self._drop_bom()
+        parts = await self._in_hooks(speaker.take_emitted)
         self.failure = speaker.failure
         try:
             all_sent = self._writer.write(parts) if parts else True
         finally:
             _release(parts)
             speaker.release_parts()
+        self._last_write = trio.current_time()
         return self.next_need() if all_sent else _WRITE
 
     def _interrupt(self) -> None:
@@ -270,9 +323,10 @@ class Relay:
     async def _move(self, need: Need, hub: Hub | None, idle_s: float | None) -> Need:
         """Pump whenever upstream is readable, until something else is needed."""
         while True:
-            # One deadline for many reads: only when it fires is it compared with the last read.
-            deadline = self.last_read + idle_s if idle_s is not None else float("inf")
-            with trio.CancelScope(deadline=deadline) as self._moving:
+            # One deadline for many reads: only when it fires is it compared with the last read, and the last write.
+            idle_at = self.last_read + idle_s if idle_s is not None else float("inf")
+            beat_at = self._beat_at()
+            with trio.CancelScope(deadline=min(idle_at, beat_at)) as self._moving:
                 while need is Need.READ or need is Need.TURN:
                     if need is Need.TURN or self._body.pending:
                         await trio.lowlevel.checkpoint()
@@ -287,10 +341,54 @@ class Relay:
             self._moving = None
             if self._has_to_say:
                 return _SAY
+            now = trio.current_time()
+            if now >= beat_at:
+                if now >= self._beat_at() and not self._beat(now):
+                    return _WRITE
+                if now < idle_at:
+                    continue
             # Perhaps it was not upstream that stood still, but this process: look once more before saying so.
             need = self._pump_once()
             if idle_s is not None and need is Need.READ and trio.current_time() >= self.last_read + idle_s:
                 raise ReadTimedOut(f"{self._body.connection.origin}: silent for {idle_s} s")
+
+    def _beat_at(self) -> float:
+        """When the next heartbeat is due. A write that nobody noted happened with the last read."""
+        if self._beat_s is None:
+            return float("inf")
+        last = self._last_write if self._chain is not None else max(self._last_write, self.last_read)
+        return last + self._beat_s
+
+    def _beat(self, now: float) -> bool:
+        """Send a heartbeat, if what has left ends with a whole event: otherwise nothing can be said before upstream goes on.
+
+        False: it must leave through `drain` first. Raises `ClientGone`.
+        """
+        self._last_write = now
+        if not self._may_speak:
+            return True
+        if self._chain is not None or self.first_read is None:
+            self._drop_bom()
+        return self._writer.write((PING,))
+
+    async def _beat_beside_hook(self, beat_s: float, send_s: float | None) -> float:
+        """Send a heartbeat if one is due while an async hook is awaited. When to look again, in seconds."""
+        now = trio.current_time()
+        if self._in_hook and now >= self._beat_at() and not self._beat(now):
+            self._beating = trio.Event()
+            await self._drain(send_s)
+            self._beating.set()
+            self._beating = None
+        due_s = self._beat_at() - now
+        return due_s if due_s > 0 else beat_s
+
+    def _drop_bom(self) -> None:
+        """Something leaves before the first byte of the body: where that is no longer the first, a BOM would belong to a line."""
+        if self._chain is not None:
+            self._chain.preceded = True
+        elif self._bom is None and self._sse:
+            self._bom = b""
+            self._splits = False
 
     def _pump_once(self) -> Need:
         """Borrow a window, pump, give it back."""
@@ -304,12 +402,28 @@ class Relay:
     def _pass(self, buffer: bytearray, first: int, last: int) -> bool:
         """Bytes nobody wants to see: on they go, and only their last few are remembered."""
         if self._sse:
+            if self._bom is not None:
+                return self._pass_without_bom(bytes(buffer[first:last]))
             self._remember(buffer, first, last)
         part = memoryview(buffer)[first:last]
         try:
             return self._writer.write((part,))
         finally:
             part.release()
+
+    def _pass_without_bom(self, data: bytes) -> bool:
+        """The first bytes behind a heartbeat, until it is known whether they are a BOM."""
+        assert self._bom is not None
+        self._bom += data
+        if len(self._bom) < len(BOM) and BOM.startswith(self._bom) and not self._body.complete:
+            return True
+        data = self._bom.removeprefix(BOM)
+        self._bom = None
+        self._splits = self._body.chunked and self._writer.synchronous
+        if not data:
+            return True
+        self._remember(bytearray(data), 0, len(data))
+        return self._writer.write((data,))
 
     def _pass_chunks(self, buffer: bytearray, now: float) -> Need:
         """A pump of chunks that nobody wants to see: those that came whole leave as they are."""
@@ -358,8 +472,11 @@ class Relay:
         """Whole events through the chain; what is left stays behind for the next read."""
         parts, rest = chain.process(buffer, start, last, final=self._body.complete)
         self.failure = chain.failure
+        all_sent = True
         try:
-            all_sent = self._writer.write(parts) if parts else True
+            if parts:
+                self._last_write = self.last_read
+                all_sent = self._writer.write(parts)
         finally:
             _release(parts)
             chain.release_parts()

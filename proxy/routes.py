@@ -14,7 +14,7 @@ from interceptors.loader import load_interceptor
 from interceptors.paths import normal_path
 from pools import Pools
 
-from .config import Config, Limits, Timeouts, Upstream
+from .config import Config, Heartbeat, Limits, Timeouts, Upstream
 from .config import Route as RouteSettings
 from .errors import ConfigError, RequestRefused
 from .headers import HeaderSettings
@@ -40,6 +40,7 @@ class Route:
     chain: Chain
     timeouts: Timeouts
     limits: Limits
+    heartbeat: Heartbeat
     max_streams: int | None
     """The route's own limit, if it has one; the worker's counts besides."""
     error_events: bool
@@ -117,6 +118,7 @@ class RouteTable:
             chain=Chain([interceptors[name] for name in settings.interceptors]),
             timeouts=config.timeouts_of(settings),
             limits=config.limits_of(settings),
+            heartbeat=config.heartbeat_of(settings),
             max_streams=settings.limits.get("max_streams"),
             error_events=settings.dialect != "abort",
             strip_prefix=settings.strip_prefix,
