@@ -347,7 +347,7 @@ def _mistakes(config: Config) -> Iterator[str]:
             else:
                 for name in unsupported(settings):
                     yield f"{path}.{key}.{name}: not supported yet"
-                if key == "heartbeat" and own and _is_early_for_nothing(config.heartbeat_of(route)):
+                if key == "heartbeat" and own.get("early") and _is_early_for_nothing(config.heartbeat_of(route)):
                     yield f"{path}.heartbeat.early: nothing goes out without an interval"
 
     for name in _unsupported_limits(proxy.limits):

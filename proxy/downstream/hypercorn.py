@@ -88,6 +88,7 @@ class _Connection(TCPServer):
         self.idle_task: Any = _IdleTimer(self)
         self.holds_head = False
         self._held = b""
+        self._reading = trio.CancelScope()
 
     async def run(self) -> None:
         try:
@@ -100,11 +101,17 @@ class _Connection(TCPServer):
             await super()._read_data()
             return
         # Without a deadline for each read, which Hypercorn sets even where there is none.
-        with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+        with self._reading, suppress(trio.ClosedResourceError, trio.BrokenResourceError):
             while data := await self.stream.receive_some(_READ_BYTES):
                 await self.protocol.handle(RawData(bytes(data)))
             await self.protocol.handle(RawData(b""))
         await self.protocol.handle(Closed())
+
+    def stop_reading(self) -> None:
+        """The connection was aborted. Hypercorn's reading task waits for ever, otherwise, when a request was pipelined behind one
+        whose response has ended in the middle.
+        """
+        self._reading.cancel()
 
     async def protocol_send(self, event: Event) -> None:
         if type(event) is RawData and type(self.protocol.protocol) is H11Protocol:
@@ -260,6 +267,8 @@ class ClientConnection:
         if self.sock.fileno() >= 0:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._transport.socket.close()
+        if type(self._server) is _Connection:
+            self._server.stop_reading()
 
     async def _reset_stream(self, protocol: H2Protocol) -> bool:
         """RFC 9113, section 5.4.2. False when the protocol object is not as we know it."""

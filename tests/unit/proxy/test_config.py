@@ -421,8 +421,6 @@ def test_several_mistakes_are_told_at_once() -> None:
     ("setting", "path"),
     [
         ("limits: {max_streams_per_client: 5}", "limits.max_streams_per_client"),
-        ("heartbeat: {interval: 5}", "heartbeat.interval"),
-        ("heartbeat: {early: true}", "heartbeat.early"),
         ("reconnect: {enabled: true}", "reconnect.enabled"),
         ("reconnect: {max_backoff: 5}", "reconnect.max_backoff"),
         ("retry: {max_attempts: 3}", "retry.max_attempts"),
@@ -433,6 +431,23 @@ def test_what_is_not_supported_yet_is_refused_and_not_ignored(where: str, settin
     """Whoever sets it relies on it."""
     text = configuration(proxy=setting) if where == "reverse_proxy" else route(setting)
     assert errors(text) == [f"{where}.{path}: not supported yet"]
+
+
+def test_a_route_has_its_own_heartbeat_or_the_common_one() -> None:
+    """Key by key; without an interval there is none, whatever the common setting says of `early`."""
+    own = ("interval: 5", "interval: null", "early: false")
+    routes = ["{path: /, upstream: llm}", *(f"{{path: /{n}, upstream: llm, heartbeat: {{{x}}}}}" for n, x in enumerate(own))]
+    config = parse_config(configuration(proxy="heartbeat: {interval: 15, early: true}", routes=", ".join(routes)))
+    settings = [config.heartbeat_of(route) for route in config.reverse_proxy.routes]
+    assert [(item.interval, item.early) for item in settings] == [(15, True), (5, True), (None, True), (15, False)]
+
+
+@pytest.mark.parametrize("where", ["reverse_proxy", "reverse_proxy.routes[0]"])
+def test_an_early_heartbeat_without_an_interval_is_refused(where: str) -> None:
+    """It would never go out."""
+    setting = "heartbeat: {early: true}"
+    text = configuration(proxy=setting) if where == "reverse_proxy" else route(setting)
+    assert errors(text) == [f"{where}.heartbeat.early: nothing goes out without an interval"]
 
 
 def test_other_things_not_supported_yet_are_refused_too() -> None:

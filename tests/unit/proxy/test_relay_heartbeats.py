@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.event_source import comments, dispatched
@@ -407,6 +408,35 @@ async def test_what_was_said_before_the_relay_counts(hook: Hook | None, way: str
         rig.far.send(b"\xef\xbb\xbfdata: 1\n\n")
         await trio.sleep(1)
         assert client.received == b"data: 1\n\n"
+
+
+async def test_an_event_that_passes_costs_no_more(
+    way: str, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """No deadline is set for it, and no task is woken: a thousand events make as many scopes and parkings with heartbeats as
+    without.
+    """
+    scope, made = trio.CancelScope, [0]
+
+    def counting(*args: Any, **kwargs: Any) -> trio.CancelScope:
+        made[0] += 1
+        return scope(*args, **kwargs)
+
+    counts = []
+    for beat_s in (None, BEAT_S):
+        client = Client(True)
+        async with open_rig(way, client) as rig:
+            rig.beat_s = beat_s
+            await trio.testing.wait_all_tasks_blocked()
+            with monkeypatch.context() as patch:
+                patch.setattr(trio, "CancelScope", counting)
+                made[0] = 0
+                for _ in range(1000):
+                    rig.far.send(b"data: 1\n\n")
+                    await trio.testing.wait_all_tasks_blocked()
+                counts.append(made[0])
+        assert client.received == b"data: 1\n\n" * 1000
+    assert counts[0] == counts[1] < 10
 
 
 LINES = st.sampled_from(
