@@ -73,6 +73,8 @@ class Heartbeat(_Settings, frozen=True):
 
 
 class Reconnect(_Settings, frozen=True):
+    """`max_attempts`: in a row, without an event between them. Backoffs in seconds."""
+
     enabled: bool = False
     max_attempts: Count = 5
     initial_backoff: Seconds = 1
@@ -178,6 +180,10 @@ class Config(_Settings, frozen=True):
     def heartbeat_of(self, route: Route) -> Heartbeat:
         """The heartbeat of a route: its own where it has one, else the common one."""
         return msgspec.structs.replace(self.reverse_proxy.heartbeat, **route.heartbeat)
+
+    def reconnect_of(self, route: Route) -> Reconnect:
+        """How a route reconnects: its own way where it has one, else the common one."""
+        return msgspec.structs.replace(self.reverse_proxy.reconnect, **route.reconnect)
 
 
 def load_config(path: str | os.PathLike[str]) -> Config:
@@ -336,7 +342,7 @@ def _mistakes(config: Config) -> Iterator[str]:
             ("timeouts", Timeouts, route.timeouts, lambda _: []),
             ("limits", Limits, route.limits, _unsupported_limits),
             ("heartbeat", Heartbeat, route.heartbeat, lambda _: []),
-            ("reconnect", Reconnect, route.reconnect, _unsupported_reconnect),
+            ("reconnect", Reconnect, route.reconnect, lambda _: []),
             ("retry", Retry, route.retry, _unsupported_retry),
         )
         for key, kind, own, unsupported in kinds:
@@ -349,13 +355,15 @@ def _mistakes(config: Config) -> Iterator[str]:
                     yield f"{path}.{key}.{name}: not supported yet"
                 if key == "heartbeat" and own.get("early") and _is_early_for_nothing(config.heartbeat_of(route)):
                     yield f"{path}.heartbeat.early: nothing goes out without an interval"
+                if key == "reconnect" and own and _backs_off_too_far(config.reconnect_of(route)):
+                    yield f"{path}.reconnect.initial_backoff: more than max_backoff"
 
     for name in _unsupported_limits(proxy.limits):
         yield f"reverse_proxy.limits.{name}: not supported yet"
     if _is_early_for_nothing(proxy.heartbeat):
         yield "reverse_proxy.heartbeat.early: nothing goes out without an interval"
-    for name in _unsupported_reconnect(proxy.reconnect):
-        yield f"reverse_proxy.reconnect.{name}: not supported yet"
+    if _backs_off_too_far(proxy.reconnect):
+        yield "reverse_proxy.reconnect.initial_backoff: more than max_backoff"
     for name in _unsupported_retry(proxy.retry):
         yield f"reverse_proxy.retry.{name}: not supported yet"
     for name in _differing(proxy.health, Health()):
@@ -381,8 +389,8 @@ def _is_early_for_nothing(settings: Heartbeat) -> bool:
     return settings.early and settings.interval is None
 
 
-def _unsupported_reconnect(settings: Reconnect) -> list[str]:
-    return _differing(settings, Reconnect())
+def _backs_off_too_far(settings: Reconnect) -> bool:
+    return settings.initial_backoff > settings.max_backoff
 
 
 def _unsupported_retry(settings: Retry) -> list[str]:

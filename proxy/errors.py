@@ -20,6 +20,7 @@ __all__ = [
     "ConnectTimedOut",
     "DnsFailed",
     "NotAStream",
+    "NotResumed",
     "PoolTimedOut",
     "ProtocolFailure",
     "ReadFailed",
@@ -155,6 +156,16 @@ class NotAStream(UpstreamFailure):
     def __init__(self, upstream: str, status: int) -> None:
         super().__init__(f"{upstream}: answered {status} with no event stream, when one had begun with an early heartbeat")
         self.public = f"the upstream has answered with status {status}, and not with an event stream"
+
+
+class NotResumed(UpstreamFailure):
+    """The upstream's answer is not how its event stream goes on."""
+
+    kind = "upstream_not_resumed"
+
+    def __init__(self, upstream: str, status: int) -> None:
+        super().__init__(f"{upstream}: answered {status} with no plain event stream, when one was to be resumed")
+        self.public = f"the upstream's stream broke, and it has answered with status {status} when that was to go on"
 
 
 class Truncated(ProtocolFailure):

@@ -20,11 +20,21 @@ from interceptors.paths import normal_path
 from pools import BufferScope
 
 from .downstream import ClientConnection, Scope, Send, Writer, choose_writer, has_no_body
-from .errors import ClientGone, NotAStream, ProtocolFailure, ReadTimedOut, RequestRefused, SendStalled
+from .errors import (
+    ClientGone,
+    NotAStream,
+    NotResumed,
+    ProtocolFailure,
+    ReadTimedOut,
+    RequestRefused,
+    SendStalled,
+    UpstreamFailure,
+)
 from .headers import HeaderList, find_header, request_headers, response_headers
 from .heartbeat import PING, only_accepts_streams, while_beating
 from .inbound import Inbound, too_large
 from .relay import Relay
+from .resume import Resume
 from .routes import Route
 from .upstream import UpstreamBody
 from .worker import Worker
@@ -51,6 +61,7 @@ class Forward:
         "_send",
         "_sse",
         "_target",
+        "_upstream",
         "_worker",
         "chain",
         "finished",
@@ -85,6 +96,7 @@ class Forward:
         self._connection = connection
         self._sse = False
         self._may_beat = False  # a comment may go out, between events
+        self._upstream: UpstreamBody | None = None  # the connection that is on loan
         self.writer: Writer | None = None
         self.relay: Relay | None = None
         self.chain: StreamChain | None = None
@@ -209,29 +221,25 @@ class Forward:
         buffers: BufferScope,
     ) -> Response | None:
         """The request to the upstream, its response to the client. What an interceptor wants to answer instead, if it does."""
-        upstream: UpstreamBody | None = None
-
-        async def ask() -> httpx.Response:
-            nonlocal upstream
-            response = await self._route.transport.handle_async_request(
-                self._upstream_request(request, body, stream, nursery)
-            )
-            assert isinstance(response.stream, UpstreamBody)
-            upstream = response.stream
-            return response
-
+        upstream_request = self._upstream_request(request, body, stream, nursery)
         try:
-            response = await while_beating(ask, self._early_beat_s, self._beat_early)
-            assert upstream is not None
-            answer = await self._respond(response, upstream, request, buffers)
-            del response  # a stream may last for hours, and its head has left
-            if answer is None and not upstream.complete:
-                await self._relay_body(upstream, buffers)
+            response = await while_beating(partial(self._send_up, upstream_request), self._early_beat_s, self._beat_early)
+            assert self._upstream is not None
+            answer = await self._respond(response, self._upstream, request, buffers)
+            del response, upstream_request  # a stream may last for hours, and its head has left
+            if answer is None and not self._upstream.complete:
+                await self._relay_body(request, body, nursery, buffers)
             return answer
         finally:
-            if upstream is not None:
-                upstream.close()
+            if self._upstream is not None:
+                self._upstream.close()
                 self._inbound.forget_body()
+
+    async def _send_up(self, request: httpx.Request) -> httpx.Response:
+        response = await self._route.transport.handle_async_request(request)
+        assert isinstance(response.stream, UpstreamBody)
+        self._upstream = response.stream
+        return response
 
     @property
     def _early_beat_s(self) -> float | None:
@@ -264,7 +272,12 @@ class Forward:
         return interval_s
 
     def _upstream_request(
-        self, request: Request | None, body: bytes | None, stream: httpx.AsyncByteStream, nursery: trio.Nursery
+        self,
+        request: Request | None,
+        body: bytes | None,
+        stream: httpx.AsyncByteStream,
+        nursery: trio.Nursery,
+        last_event_id: bytes | None = None,
     ) -> httpx.Request:
         route, timeouts = self._route, self._route.timeouts
         method, headers, target = self._scope["method"], self._headers, self._target
@@ -272,6 +285,8 @@ class Forward:
             method = request.method
             headers = [(name.lower(), value) for name, value in request.headers.raw]
             target = request.raw_path + (b"?" + request.query if request.query else b"")
+        if last_event_id is not None:
+            headers = [*(item for item in headers if item[0] != b"last-event-id"), (b"last-event-id", last_event_id)]
         return httpx.Request(
             method,
             route.url,
@@ -281,7 +296,7 @@ class Forward:
                 client=self._client,
                 scheme=self._scope["scheme"],
                 trusted=self._client in self._worker.trusted_proxies,
-                identity=route.chain.sees_streams or self._early_beat_s is not None,
+                identity=route.chain.sees_streams or self._early_beat_s is not None or self._may_reconnect(method, body),
                 body=body,
             ),
             stream=stream,
@@ -359,17 +374,95 @@ class Forward:
         whole = whole and self._inbound.complete  # else the end waits for the rest of the request, and the head must not
         await self._in_time(partial(writer.start, status, headers, whole=whole))
 
-    async def _relay_body(self, upstream: UpstreamBody, buffers: BufferScope) -> None:
-        """The body, all but its end."""
+    async def _relay_body(
+        self, request: Request | None, body: bytes | None, nursery: trio.Nursery, buffers: BufferScope
+    ) -> None:
+        """The body, all but its end; over several connections if the route reconnects."""
         assert self.writer is not None
+        assert self._upstream is not None
+        route, chain = self._route, self.chain
+        method = self._scope["method"] if request is None else request.method
+        resume: Resume | None = None
+        if self.status == 200 and self._may_beat and self._may_reconnect(method, body):
+            resume = Resume(route.reconnect, route.dialect, route.limits.max_event_bytes)
         preceded = self.writer.bytes_sent > 0
         self.relay = relay = Relay(
-            upstream, self.writer, self.chain, self._worker.pools, buffers, sse=self._sse, preceded=preceded
+            self._upstream,
+            self.writer,
+            chain,
+            self._worker.pools,
+            buffers,
+            sse=self._sse,
+            preceded=preceded,
+            resume=resume,
         )
         hub = self._worker.hub if self.writer.synchronous else None
-        beat_s = self._route.heartbeat.interval if self._may_beat else None
-        await relay.run(hub, idle_s=self._route.timeouts.idle, send_s=self._send_s, beat_s=beat_s)
-        self.intercepted = self.chain is not None and self.chain.ended
+        beat_s = route.heartbeat.interval if self._may_beat else None
+        while True:
+            failure: UpstreamFailure | None = None
+            try:
+                await relay.run(hub, idle_s=route.timeouts.idle, send_s=self._send_s, beat_s=beat_s)
+            except UpstreamFailure as error:
+                if resume is None:
+                    raise
+                failure = error
+            self.intercepted = chain is not None and chain.ended
+            if resume is None or self.intercepted:
+                return
+            if not resume.wants_more(clean=failure is None):
+                if failure is not None:
+                    raise failure
+                return
+            self._upstream.close()
+            if not await self._reconnect(resume, failure, request, nursery):
+                return
+            relay.go_on(self._upstream)
+
+    def _may_reconnect(self, method: str, body: bytes | None) -> bool:
+        """Whether a stream that answers such a request is resumed: one that is safe to send again, and has no body."""
+        return self._route.reconnect.enabled and method == "GET" and body in (None, b"0")
+
+    async def _reconnect(
+        self, resume: Resume, failure: UpstreamFailure | None, request: Request | None, nursery: trio.Nursery
+    ) -> bool:
+        """Open the response in which the stream goes on. False: there is nothing more; raises why it cannot go on.
+
+        `failure`: how the last connection ended, None for clean.
+        """
+        route = self._route
+        beat_s = route.heartbeat.interval
+        await self._write(b": reconnecting\n")
+        while (delay_s := resume.next_delay_s()) is not None:
+            self._worker.log.info(
+                "reconnect",
+                route=route.name,
+                upstream=route.upstream,
+                delay=round(delay_s, 3),
+                error=None if failure is None else str(failure),
+            )
+            await while_beating(partial(trio.sleep, delay_s), beat_s, self._beat)
+            again = self._upstream_request(request, None, httpx.ByteStream(b""), nursery, resume.last_event_id)
+            try:
+                response = await while_beating(partial(self._send_up, again), beat_s, self._beat)
+            except UpstreamFailure as error:
+                failure = error
+                continue
+            status, headers = response.status_code, response.headers.raw
+            if status == 204:
+                return False  # WHATWG HTML, section 9.2.1: the client is to stop reconnecting
+            encoding = (_header(headers, b"content-encoding") or b"identity").strip().lower()
+            if status == 200 and _media_type(headers) == "text/event-stream" and encoding == b"identity":
+                resume.begin()
+                await self._write(b": reconnected\n")
+                return True
+            failure = NotResumed(route.upstream, status)
+            assert self._upstream is not None
+            self._upstream.close()
+            if status < 500 and status != 429:
+                break  # it would say the same again
+        if failure is not None:
+            raise failure
+        return False  # as often as it may be asked, it has ended clean without another event
 
     async def _json_body(self, chain: StreamChain, upstream: UpstreamBody, buffers: BufferScope) -> bytes:
         """Collect a JSON body, in a pooled buffer, and show it to the interceptors. What leaves."""

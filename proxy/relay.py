@@ -28,6 +28,7 @@ from pools import BufferScope, Lease, Pools
 from .downstream import Writer
 from .errors import ReadTimedOut, SendStalled
 from .heartbeat import PING, while_beating
+from .resume import Resume
 from .upstream import UpstreamBody
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Relay:
         "_last_write",
         "_moving",
         "_pools",
+        "_resume",
         "_scope",
         "_speaker",
         "_splits",
@@ -102,16 +104,24 @@ class Relay:
         *,
         sse: bool,
         preceded: bool = False,
+        resume: Resume | None = None,
     ) -> None:
         """`chain`: without one, or when none of its hooks sees events, bytes pass unparsed. `sse`: windows come from the pool for
-        events. `preceded`: a comment has left already, before the first byte of the body.
+        events. `preceded`: a comment has left already, before the first byte of the body. `resume`: only whole events leave,
+        without those that the client has had already; when the body has ended, `go_on` may be called.
         """
         self._body = body
         self._writer = writer
         self._speaker = chain  # whose tasks may have something to say
         self._chain = chain = chain if chain is not None and chain.wants_events else None
         self._awaits = chain is not None and chain.is_async
-        self._stopped = (0, 0)  # what an async hook has stopped, in the lease of the unfinished event
+        self._resume = resume
+        self._stopped: tuple[int, int, int | None, int] = (
+            0,
+            0,
+            None,
+            0,
+        )  # as `_intercept` takes it, where an async hook has stopped
         self._moving: trio.CancelScope | None = None
         self._pools = pools
         self._scope = scope
@@ -120,7 +130,7 @@ class Relay:
         self._carried = 0
         self._half_full = pools.sse_event.size // 2
         # Chunks that nobody wants to see may leave with the framing that they came in.
-        self._splits = chain is None and body.chunked and writer.synchronous
+        self._splits = chain is None and resume is None and body.chunked and writer.synchronous
         self.wants_large = not sse
         """Whether the next pump wants a window of `http_response` rather than `sse_event`."""
         self._tail = bytearray(b"\n\n")
@@ -140,12 +150,17 @@ class Relay:
     @property
     def at_boundary(self) -> bool:
         """Whether what has left ends with a whole event, so that something else may be said."""
-        return self._chain is not None or _AT_BOUNDARY.search(self._tail) is not None
+        return self._leaves_whole or _AT_BOUNDARY.search(self._tail) is not None
 
     @property
     def _may_speak(self) -> bool:
         """Whether an interceptor may say something here. A CR behind an LF is most likely half a CRLF."""
-        return self.at_boundary and (self._chain is not None or not self._tail.endswith(b"\n\r"))
+        return self.at_boundary and (self._leaves_whole or not self._tail.endswith(b"\n\r"))
+
+    @property
+    def _leaves_whole(self) -> bool:
+        """Whether whole events leave; an unfinished one waits here."""
+        return self._chain is not None or self._resume is not None
 
     @property
     def runs_hooks(self) -> bool:
@@ -184,7 +199,9 @@ class Relay:
             return _READ
         first, last = span
         self._note(last - first, now)
-        if self._chain is None:
+        if self._resume is not None:
+            all_sent = self._take(self._resume, buffer, 0 if at else first, last)
+        elif self._chain is None:
             all_sent = (first == last and not self._bom) or self._pass(buffer, first, last)
         else:
             all_sent = self._intercept(self._chain, buffer, 0 if at else first, last)
@@ -232,13 +249,18 @@ class Relay:
                 partial(self._run, hub, idle_s, send_s), beat_s, partial(self._beat_beside_hook, beat_s, send_s)
             )
 
+    def go_on(self, body: UpstreamBody) -> None:
+        """Let the next `run` move another body, in which the stream goes on; what was not whole of the last one is forgotten."""
+        self._keep(bytearray(), 0, 0)
+        self._body = body
+
     async def _run(self, hub: Hub | None, idle_s: float | None, send_s: float | None) -> None:
         # What came with the head goes at once: often that is all.
         need = self._pump_once() if self._body.pending else Need.READ
         while True:
             if need is Need.WRITE:
                 last = self.failure is None and self._body.complete and (self._chain is None or not self._chain.awaiting)
-                if last and not self._writer.synchronous and not self._has_to_say:
+                if last and not self._writer.synchronous and not self._has_to_say and self._resume is None:
                     return  # `finish` takes it along
                 began = trio.current_time()
                 await self._drain(send_s)
@@ -356,7 +378,7 @@ class Relay:
         """When the next heartbeat is due. A write that nobody noted happened with the last read."""
         if self._beat_s is None:
             return float("inf")
-        last = self._last_write if self._chain is not None else max(self._last_write, self.last_read)
+        last = self._last_write if self._leaves_whole else max(self._last_write, self.last_read)
         return last + self._beat_s
 
     def _beat(self, now: float) -> bool:
@@ -386,7 +408,7 @@ class Relay:
         """Something leaves before the first byte of the body: where that is no longer the first, a BOM would belong to a line."""
         if self._chain is not None:
             self._chain.preceded = True
-        elif self._bom is None and self._sse:
+        elif self._bom is None and self._sse and self._resume is None:
             self._bom = b""
             self._splits = False
 
@@ -468,9 +490,32 @@ class Relay:
         """The last bytes that left, which tell whether an event has ended."""
         self._tail = buffer[last - 4 : last] if last - first >= 4 else (self._tail + buffer[first:last])[-4:]
 
-    def _intercept(self, chain: StreamChain, buffer: bytearray, start: int, last: int) -> bool:
-        """Whole events through the chain; what is left stays behind for the next read."""
-        parts, rest = chain.process(buffer, start, last, final=self._body.complete)
+    def _take(self, resume: Resume, buffer: bytearray, start: int, end: int) -> bool:
+        """Whole events that the client has not had yet, to the chain if there is one; what is left stays for the next read."""
+        first, last, rest = resume.take(buffer, start, end)
+        if resume.failure is not None:
+            end = rest
+        if self._chain is not None:
+            return self._intercept(self._chain, buffer, first, last, rest, end)
+        self.failure = resume.failure
+        all_sent = True
+        if first < last:
+            self._last_write = self.last_read
+            part = memoryview(buffer)[first:last]
+            try:
+                all_sent = self._writer.write((part,))
+            finally:
+                part.release()
+        self._keep(buffer, rest, end)
+        return all_sent
+
+    def _intercept(
+        self, chain: StreamChain, buffer: bytearray, start: int, last: int, behind: int | None = None, end: int = 0
+    ) -> bool:
+        """Whole events through the chain; what is left stays behind for the next read. With `behind`, that is `buffer[behind:end]`,
+        and the chain gets nothing but whole events.
+        """
+        parts, rest = chain.process(buffer, start, last, final=self._body.complete and behind is None)
         self.failure = chain.failure
         all_sent = True
         try:
@@ -481,9 +526,13 @@ class Relay:
             _release(parts)
             chain.release_parts()
         if chain.awaiting:
-            self._stopped = rest, last
-        else:
-            self._keep(buffer, rest, rest if self.failure is not None or chain.ended else last)
+            self._stopped = rest, last, behind, end
+            return all_sent
+        if behind is not None:
+            assert self._resume is not None
+            self.failure = self.failure or self._resume.failure
+            rest, last = behind, end
+        self._keep(buffer, rest, rest if self.failure is not None or chain.ended else last)
         return all_sent
 
     def _keep(self, buffer: bytearray, rest: int, last: int) -> None:

@@ -14,7 +14,7 @@ from interceptors.loader import load_interceptor
 from interceptors.paths import normal_path
 from pools import Pools
 
-from .config import Config, Heartbeat, Limits, Timeouts, Upstream
+from .config import Config, Heartbeat, Limits, Reconnect, Timeouts, Upstream
 from .config import Route as RouteSettings
 from .errors import ConfigError, RequestRefused
 from .headers import HeaderSettings
@@ -41,6 +41,8 @@ class Route:
     timeouts: Timeouts
     limits: Limits
     heartbeat: Heartbeat
+    reconnect: Reconnect
+    dialect: str
     max_streams: int | None
     """The route's own limit, if it has one; the worker's counts besides."""
     error_events: bool
@@ -119,6 +121,8 @@ class RouteTable:
             timeouts=config.timeouts_of(settings),
             limits=config.limits_of(settings),
             heartbeat=config.heartbeat_of(settings),
+            reconnect=config.reconnect_of(settings),
+            dialect=settings.dialect,
             max_streams=settings.limits.get("max_streams"),
             error_events=settings.dialect != "abort",
             strip_prefix=settings.strip_prefix,

@@ -421,8 +421,6 @@ def test_several_mistakes_are_told_at_once() -> None:
     ("setting", "path"),
     [
         ("limits: {max_streams_per_client: 5}", "limits.max_streams_per_client"),
-        ("reconnect: {enabled: true}", "reconnect.enabled"),
-        ("reconnect: {max_backoff: 5}", "reconnect.max_backoff"),
         ("retry: {max_attempts: 3}", "retry.max_attempts"),
         ("retry: {budget: 0.5}", "retry.budget"),
     ],
@@ -448,6 +446,21 @@ def test_an_early_heartbeat_without_an_interval_is_refused(where: str) -> None:
     setting = "heartbeat: {early: true}"
     text = configuration(proxy=setting) if where == "reverse_proxy" else route(setting)
     assert errors(text) == [f"{where}.heartbeat.early: nothing goes out without an interval"]
+
+
+@pytest.mark.parametrize("where", ["reverse_proxy", "reverse_proxy.routes[0]"])
+def test_a_backoff_that_begins_above_its_most_is_refused(where: str) -> None:
+    setting = "reconnect: {initial_backoff: 61}"
+    text = configuration(proxy=setting) if where == "reverse_proxy" else route(setting)
+    assert errors(text) == [f"{where}.reconnect.initial_backoff: more than max_backoff"]
+
+
+def test_a_route_reconnects_in_its_own_way_or_the_common_one() -> None:
+    """Key by key; off unless it says otherwise."""
+    routes = "{path: /, upstream: llm}, {path: /a, upstream: llm, reconnect: {enabled: true, max_attempts: 2}}"
+    config = parse_config(configuration(proxy="reconnect: {max_backoff: 9}", routes=routes))
+    settings = [config.reconnect_of(route) for route in config.reverse_proxy.routes]
+    assert [(item.enabled, item.max_attempts, item.max_backoff) for item in settings] == [(False, 5, 9), (True, 2, 9)]
 
 
 def test_other_things_not_supported_yet_are_refused_too() -> None:
