@@ -120,6 +120,14 @@ def test_a_replay_that_breaks_goes_on_being_one() -> None:
     assert passed == events(range(1, 12))
 
 
+def test_a_new_connection_is_read_from_its_beginning() -> None:
+    """However much of an unfinished event the one before had brought."""
+    resume = resume_for()
+    passed = feed(resume, event(1) + b"id: 2\ndata: " + b"x" * 40)
+    resume.begin()
+    assert passed + feed(resume, event(1) + event(2)) == event(1) + event(2)
+
+
 def test_the_first_event_is_known_however_long_ago_it_was() -> None:
     """A server that begins anew is understood after more events than are remembered; and memory stays bounded."""
     resume = resume_for()
