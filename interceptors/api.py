@@ -9,10 +9,12 @@ The order of a route's list is the order in which requests *and* events pass: wh
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from enum import StrEnum
 from typing import Any, Literal
+
+from prometheus_client.registry import Collector
 
 from .errors import StreamOver
 from .event import Event
@@ -82,6 +84,11 @@ class StreamContext:
         return self.request.method
 
     @property
+    def dialect(self) -> str:
+        """The route's dialect, as `Request.dialect`."""
+        return self.request.dialect
+
+    @property
     def path(self) -> str:
         """The request's path, as `Request.path`."""
         return self.request.path
@@ -143,6 +150,13 @@ class StreamInterceptor:
         """One event: return it, a replacement, several, None to drop it, or `End`. Comments pass by without a call."""
         return event
 
+    def on_complete(self) -> Event | Sequence[Event] | None:
+        """Upstream has ended its stream, whole: the last occasion to add events, which later interceptors see as they see any.
+
+        Not called for a stream that ends in any other way, or in the middle of an event; `on_end` is.
+        """
+        return None
+
     def on_end(self, outcome: Outcome) -> None:
         """The stream is over. Called exactly once for every stream that `open_stream` was called for, however it ended."""
 
@@ -162,6 +176,10 @@ class AsyncStreamInterceptor:
     async def on_event(self, event: Event) -> EventResult:
         """One event. It stays valid while this awaits."""
         return event
+
+    async def on_complete(self) -> Event | Sequence[Event] | None:
+        """Upstream has ended its stream, whole: the last occasion to add events."""
+        return None
 
     async def on_end(self, outcome: Outcome) -> None:
         """The stream is over. Runs shielded from cancellation, so that it can close what it opened."""
@@ -188,6 +206,13 @@ class Interceptor:
     def lifespan(self) -> AbstractAsyncContextManager[object]:
         """Entered when the process begins to serve and left when it has served, for clients, files, connections to databases."""
         return nullcontext()
+
+    def collectors(self) -> Iterable[Collector]:
+        """Metrics of one's own (`prometheus_client.Counter(..., registry=None)` and the like), for the proxy's `/metrics`.
+
+        Asked once, at start. The proxy adds the label `interceptor`, so that a class may serve under several names.
+        """
+        return ()
 
     async def on_request(self, request: Request) -> Response | None:
         """A request has come: look at it, change it, or answer it by returning a `Response`; the upstream then sees nothing."""

@@ -42,6 +42,7 @@ class Request:
         headers: Iterable[tuple[bytes, bytes]] | Headers = (),
         body: bytes | bytearray | memoryview | None = b"",
         route: str = "/",
+        dialect: str = "generic",
         client: str | None = None,
     ) -> None:
         self.method = method
@@ -56,6 +57,8 @@ class Request:
         """As the client sent them. Credentials among them: keep them out of logs. What belongs to one hop does not go upstream."""
         self.route = route
         """The route's path prefix. It has been chosen; changing the path changes no route."""
+        self.dialect = dialect
+        """What the route's `dialect` says that it speaks: openai, anthropic, mcp, generic or abort."""
         self.client = client
         """The client's address."""
         self.state: dict[str, Any] = {}

@@ -85,6 +85,7 @@ class StreamChain:
     def __init__(self, output: PooledOutput, max_event_bytes: int) -> None:
         self._members: list[tuple[Owner, StreamInterceptor | AsyncStreamInterceptor]] = []
         self._hooks: tuple[_Hook, ...] = ()
+        self._completers: list[tuple[Owner, StreamInterceptor | AsyncStreamInterceptor, int]] = []
         self._selective = False  # every hook has said which events it needs
         self._output = output
         self._max_event_bytes = max_event_bytes
@@ -142,6 +143,8 @@ class StreamChain:
         base = AsyncStreamInterceptor if isinstance(stream, AsyncStreamInterceptor) else StreamInterceptor
         if type(stream).on_event is not base.on_event and not (isinstance(stream.needs, (tuple, list)) and not stream.needs):
             self._hooks += (_Hook(owner, stream, self._ordinal),)
+        if type(stream).on_complete is not base.on_complete:
+            self._completers.append((owner, stream, self._ordinal))
         self._members.append((owner, stream))
         self._selective = all(hook.need is not None for hook in self._hooks)
 
@@ -169,6 +172,11 @@ class StreamChain:
     def emitted(self) -> bool:
         """Whether somebody has added events: `take_emitted` is next."""
         return bool(self._emitted) and not self._cut
+
+    @property
+    def completes(self) -> bool:
+        """Whether somebody may have something to say at the end of upstream's stream: `complete` is next."""
+        return bool(self._completers) and self.takes_emitted and not self._cut
 
     async def start(self, head: ResponseHead) -> None:
         """Run `on_start`. Raises `InterceptorError`."""
@@ -328,19 +336,52 @@ class StreamChain:
         ordinal, event = self._emitted.popleft()
         if self._room is not None:
             self._room.release()
-        index = next((at for at, hook in enumerate(self._hooks) if hook.ordinal > ordinal), len(self._hooks))
-        output = self._output
         pieces: list[_Piece] = []
         try:
-            for item in await self._run_from([event], index):
-                start = output.begin()
-                if self._write_one(item, start):
-                    pieces.append((output.buffer, start, output.used))
-                    self.counts.added += 1
+            await self._add([event], ordinal, pieces)
         except InterceptorError as error:
             self.failure = error
-        self.ended = self._ending is not None
         return _views(pieces)
+
+    async def complete(self) -> list[Part]:
+        """Run every `on_complete`, once: the parts of what is added, when the hooks behind have seen it. Errors as `process`."""
+        pieces: list[_Piece] = []
+        try:
+            while self._completers and not self.ended:
+                owner, stream, ordinal = self._completers.pop(0)
+                await self._add(await self._completed(owner, stream), ordinal, pieces)
+        except InterceptorError as error:
+            self.failure = error
+        return _views(pieces)
+
+    async def _completed(self, owner: Owner, stream: StreamInterceptor | AsyncStreamInterceptor) -> list[Event]:
+        """What one `on_complete` returns. Raises `InterceptorError`."""
+        try:
+            if isinstance(stream, AsyncStreamInterceptor):
+                result: Any = await owner.call("on_complete", stream.on_complete())
+            else:
+                with owner.timed("on_complete"):
+                    result = stream.on_complete()
+            events = [] if result is None else [result] if isinstance(result, Event) else result
+            if not isinstance(events, (list, tuple)) or not all(isinstance(item, Event) for item in events):
+                raise owner.wrong("on_complete", result, "an Event, a list of Events or None")
+        except Exception as error:
+            self._fail(owner, error, "on_complete")
+            return []
+        for item in events:
+            item.made_by = owner
+        return list(events)
+
+    async def _add(self, events: list[Event], ordinal: int, pieces: list[_Piece]) -> None:
+        """Write events of the member with that ordinal, when the hooks behind it have seen them. Raises `InterceptorError`."""
+        index = next((at for at, hook in enumerate(self._hooks) if hook.ordinal > ordinal), len(self._hooks))
+        output = self._output
+        for item in await self._run_from(events, index):
+            start = output.begin()
+            if self._write_one(item, start):
+                pieces.append((output.buffer, start, output.used))
+                self.counts.added += 1
+        self.ended = self._ending is not None
 
     async def process_body(self, body: bytearray | memoryview) -> bytes | None:
         """Show a JSON body to the hooks. What replaces it, or None when nobody changed it. Raises `InterceptorError`."""
@@ -585,7 +626,7 @@ class StreamChain:
             return False
         return True
 
-    def _fail(self, owner: Owner, error: Exception) -> None:
-        problem = owner.failed("on_event", error)
+    def _fail(self, owner: Owner, error: Exception, hook: str = "on_event") -> None:
+        problem = owner.failed(hook, error)
         if problem is not None:
             raise problem from error

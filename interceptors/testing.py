@@ -102,6 +102,9 @@ def run_chain(
                 await _feed(stream, pending, output, final=final)
                 if stream.failure is not None or stream.ended:
                     break
+            if stream.completes and stream.failure is None and not stream.ended:
+                output += b"".join(await stream.complete())
+                stream.release_parts()
             return ChainResult(bytes(output), stream.counts, stream.failure, stream.ended)
 
         return await _in_stream(chain, pools, request, stream_head, script, max_event_bytes=max_event_bytes)

@@ -209,6 +209,7 @@ class Forward:
             headers=self._headers,
             body=None,
             route=self._route.name,
+            dialect=self._route.dialect,
             client=self._client,
         )
 
@@ -415,6 +416,7 @@ class Forward:
                 return
             self._upstream.close()
             if not await self._reconnect(resume, failure, request, nursery):
+                await relay.complete(self._send_s)
                 return
             relay.go_on(self._upstream)
 

@@ -21,6 +21,7 @@ from interceptors.hooks import Owner
 from pools import Pools
 
 from .downstream import WRITERS
+from .errors import ConfigError
 
 __all__ = ["ACTIONS", "LiveExchange", "Metrics", "RouteTally"]
 
@@ -81,6 +82,7 @@ class Metrics:
     """The registry of one worker."""
 
     def __init__(self, pools: Pools, routes: Sequence[str], owners: Sequence[Owner] = ()) -> None:
+        """Raises `ConfigError` when an interceptor has a metric under a name of the proxy's."""
         self.registry = CollectorRegistry(auto_describe=False)
         self.routes = {route: RouteTally() for route in routes}
         exchanges = Counter(
@@ -105,6 +107,12 @@ class Metrics:
         self.registry.register(_PoolCollector(pools))
         self.registry.register(_RouteCollector(self.routes))
         self.registry.register(_InterceptorCollector(owners))
+        authors = _AuthorsCollector(owners)
+        ours = {metric.name for metric in self.registry.collect()}
+        for owner, metric in authors.metrics():
+            if metric.name in ours:
+                raise ConfigError(f"interceptors: {owner.name!r} has a metric called {metric.name!r}, and so has the proxy")
+        self.registry.register(authors)
 
     def render(self) -> bytes:
         """The Prometheus text format."""
@@ -156,6 +164,30 @@ class _InterceptorCollector(Collector):
         for owner in self._owners:
             spent.add_metric([owner.name], owner.seconds)
         yield spent
+
+
+class _AuthorsCollector(Collector):
+    """The metrics of interceptors, with the label `interceptor`: one family, whichever of them have it."""
+
+    def __init__(self, owners: Sequence[Owner]) -> None:
+        self._collectors = [(owner, collector) for owner in owners for collector in owner.interceptor.collectors()]
+
+    def metrics(self) -> Iterator[tuple[Owner, Metric]]:
+        """Each as its interceptor has it. One that fails is logged, and the others are shown."""
+        for owner, collector in self._collectors:
+            try:
+                for metric in collector.collect():
+                    yield owner, metric
+            except Exception as error:
+                owner.failed("collectors", error)
+
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, Metric] = {}
+        for owner, metric in self.metrics():
+            family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type, metric.unit))
+            for sample in metric.samples:
+                family.samples.append(sample._replace(labels={"interceptor": owner.name, **sample.labels}))
+        return families.values()
 
 
 class _RouteCollector(Collector):

@@ -260,7 +260,8 @@ class Relay:
         while True:
             if need is Need.WRITE:
                 last = self.failure is None and self._body.complete and (self._chain is None or not self._chain.awaiting)
-                if last and not self._writer.synchronous and not self._has_to_say and self._resume is None:
+                goes_on = self._resume is not None or self._has_to_say or self._completes
+                if last and not self._writer.synchronous and not goes_on:
                     return  # `finish` takes it along
                 began = trio.current_time()
                 await self._drain(send_s)
@@ -276,7 +277,9 @@ class Relay:
             elif need is Need.NOTHING:
                 if self.failure is not None:
                     raise self.failure
-                return
+                if not self._completes:
+                    return
+                need = await self._complete()
             else:
                 need = await self._move(need, hub, idle_s)
 
@@ -284,6 +287,28 @@ class Relay:
     def _has_to_say(self) -> bool:
         speaker = self._speaker
         return speaker is not None and speaker.emitted and self.failure is None and not speaker.ended and self._may_speak
+
+    @property
+    def _completes(self) -> bool:
+        """Whether interceptors are to be asked, at the end of upstream's stream, what they have left to say."""
+        is_over = self._body.complete and (self._resume is None or not self._resume.wants_more(clean=True))
+        return is_over and self._may_complete
+
+    @property
+    def _may_complete(self) -> bool:
+        speaker = self._speaker
+        return speaker is not None and speaker.completes and not speaker.ended and self._may_speak
+
+    async def complete(self, send_s: float | None) -> None:
+        """Ask interceptors what they have left to say: the stream was to go on, and has turned out to be over. Raises as `run`."""
+        if self._may_complete and await self._complete() is _WRITE:
+            await self._drain(send_s)
+        if self.failure is not None:
+            raise self.failure
+
+    async def _complete(self) -> Need:
+        assert self._speaker is not None
+        return self._speak(await self._in_hooks(self._speaker.complete))
 
     async def _await_hooks(self) -> Need:
         """Await the hooks that have stopped the window's events, and go on with those."""
@@ -311,11 +336,15 @@ class Relay:
 
     async def _say(self) -> Need:
         """Send one event that an interceptor has emitted."""
+        assert self._speaker is not None
+        return self._speak(await self._in_hooks(self._speaker.take_emitted))
+
+    def _speak(self, parts: list[Part]) -> Need:
+        """Send what interceptors have added."""
         speaker = self._speaker
         assert speaker is not None
         if self.first_read is None:
             self._drop_bom()
-        parts = await self._in_hooks(speaker.take_emitted)
         self.failure = speaker.failure
         try:
             all_sent = self._writer.write(parts) if parts else True

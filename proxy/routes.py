@@ -42,9 +42,9 @@ class Route:
     limits: Limits
     heartbeat: Heartbeat
     reconnect: Reconnect
-    dialect: str
     max_streams: int | None
     """The route's own limit, if it has one; the worker's counts besides."""
+    dialect: str
     error_events: bool
     strip_prefix: bool
     allowed_hosts: frozenset[str] | None
@@ -122,8 +122,8 @@ class RouteTable:
             limits=config.limits_of(settings),
             heartbeat=config.heartbeat_of(settings),
             reconnect=config.reconnect_of(settings),
-            dialect=settings.dialect,
             max_streams=settings.limits.get("max_streams"),
+            dialect=settings.dialect,
             error_events=settings.dialect != "abort",
             strip_prefix=settings.strip_prefix,
             allowed_hosts=_lowered(settings.allowed_hosts),

@@ -14,6 +14,8 @@ from typing import Any
 import httpx
 import pytest
 import trio
+from prometheus_client import Counter, Metric
+from prometheus_client.registry import Collector
 from support.certificates import Certificates
 from support.interceptors import Feed, Log, Rig, Serve, Way, on_event, on_event_async, until
 from support.upstream import Peer, stream_of
@@ -33,7 +35,11 @@ from interceptors import (
     StreamContext,
     StreamInterceptor,
 )
+from interceptors.hooks import Owner
 from interceptors.stream import MAX_EMITTED
+from pools import Pools
+from proxy.errors import ConfigError
+from proxy.metrics import Metrics
 
 
 @pytest.fixture(scope="module")
@@ -308,6 +314,56 @@ async def test_what_is_emitted_never_stands_inside_of_an_event(end: bytes, looks
         # After the last CR another LF might come, so that the next event may be on its way before the task has its turn.
         orders = [mine + whole + last] if looks else [whole + mine + last, whole + last + mine]
         assert answer.body in orders
+
+
+def with_last(looks: bool, *events: Event) -> type[Interceptor]:
+    """An interceptor that adds these when upstream has ended; `looks`: it also looks at each event."""
+
+    class LastStream(StreamInterceptor):
+        def on_complete(self) -> list[Event]:
+            return list(events)
+
+    class LookingLastStream(LastStream):
+        def on_event(self, event: Event) -> EventResult:
+            return event
+
+    class Last(Interceptor):
+        def open_stream(self, context: StreamContext) -> StreamInterceptor:
+            return LookingLastStream() if looks else LastStream()
+
+    return Last
+
+
+@pytest.mark.parametrize("looks", [False, True])
+async def test_the_last_word_leaves_before_the_end_of_a_whole_stream(looks: bool, serve: Serve) -> None:
+    """`on_complete` adds to a stream that upstream has ended whole, also to one that came in one piece with its length; not to one
+    that breaks off or stops in the middle of an event.
+    """
+    last = with_last(looks, Event("last"))
+    async with serve(stream_of(b"data: 1\n\n"), last) as rig:
+        answer = await rig.fetch()
+        assert (answer.body, answer.complete) == (b"data: 1\n\ndata: last\n\n", True)
+        assert await rig.outcomes() == ["completed"]
+    async with serve(stream_of(b"data: 1\n\ndata: 2"), last) as rig:
+        assert (await rig.fetch()).body == b"data: 1\n\ndata: 2"
+
+    async def with_length(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 9\r\n\r\ndata: 1\n\n")
+
+    async with serve(with_length, last) as rig:
+        answer = await rig.fetch()
+        assert (answer.body, answer.complete) == (b"data: 1\n\ndata: last\n\n", True)
+
+    async def broken(peer: Peer) -> None:
+        await peer.request()
+        await peer.start_stream()
+        await peer.send(b"9\r\ndata: 1\n\n\r\n")
+
+    async with serve(broken, last) as rig:
+        answer = await rig.fetch()
+        assert b"last" not in answer.body
+        assert not answer.complete
 
 
 async def test_later_interceptors_see_what_an_earlier_one_emits(serve: Serve) -> None:
@@ -1107,6 +1163,50 @@ async def test_a_hook_that_holds_the_loop_is_named(serve_once: Serve) -> None:
         spent = rig.metric("weirpool_interceptor_seconds_total", interceptor="Heavy")
         assert spent is not None
         assert spent >= 0.06
+
+
+async def test_metrics_of_an_interceptor_are_the_proxys(serve_once: Serve) -> None:
+    """`collectors()` are on /metrics from the start, labelled with the interceptor's name; one that fails takes no other along."""
+
+    class Counting(Interceptor):
+        def __init__(self) -> None:
+            self.requests = Counter("my_requests", "Requests.", ["kind"], registry=None)
+            self.requests.labels("GET")
+
+        def collectors(self) -> list[Collector]:
+            return [self.requests]
+
+        async def on_request(self, request: Request) -> None:
+            self.requests.labels(request.method).inc()
+
+    class Broken(Collector):
+        def collect(self) -> list[Metric]:
+            raise RuntimeError
+
+    class Failing(Interceptor):
+        def collectors(self) -> list[Collector]:
+            return [Broken()]
+
+    Twin = type("Twin", (Counting,), {})
+    async with serve_once(stream_of(b"data: 1\n\n"), Failing, Counting, Twin) as rig:
+        assert rig.metric("my_requests_total", kind="GET", interceptor="Counting") == 0
+        assert (await rig.fetch()).complete
+        text = (await rig.fetch("/metrics")).body
+        for name in ("Counting", "Twin"):
+            assert f'my_requests_total{{interceptor="{name}",kind="GET"}} 1.0'.encode() in text
+        assert text.count(b"# TYPE my_requests_total counter") == 1
+        assert rig.failures()[0] == ("Failing", "collectors")
+
+
+def test_a_metric_called_as_one_of_the_proxys_is_refused_at_start() -> None:
+    """Its samples would stand among the proxy's own."""
+
+    class Posing(Interceptor):
+        def collectors(self) -> list[Collector]:
+            return [Counter("weirpool_exchanges", "Mine.", registry=None)]
+
+    with pytest.raises(ConfigError, match="'Posing' has a metric called 'weirpool_exchanges', and so has the proxy"):
+        Metrics(Pools(), [], [Owner("Posing", Posing())])
 
 
 # HTTP/2

@@ -177,6 +177,7 @@ async def test_interceptors_see_one_stream(serve: Serve) -> None:
     async with serve(Breaking(lambda had: 0).script, Watch, route=FAST) as rig:
         answer = await rig.fetch("/60/cut", headers=[("Last-Event-ID", "0"), ("X-Own", "1")])
         assert (answer.complete, data_of(answer)) == (True, WHOLE)
+        assert await rig.outcomes() == ["completed"]
         assert seen == ["request", 200, "start", *WHOLE, "completed"]
         first, second = rig.upstream.requests
         assert first.all("last-event-id") == [b"0"]
@@ -366,6 +367,35 @@ async def test_events_of_interceptors_go_out_between(serve: Serve) -> None:
         answer = await rig.fetch()
         assert answer.complete
         assert sorted(data_of(answer)) == sorted([*WHOLE, "mine"])
+
+
+@pytest.mark.parametrize(
+    ("answers", "whole"),
+    [
+        ((MORE,), True),
+        ((b"HTTP/1.1 204 No Content\r\n\r\n",), True),
+        ((EMPTY, EMPTY, EMPTY), True),
+        ((CUT, CUT, CUT), False),
+    ],
+    ids=["goes on", "204", "nothing more", "cannot"],
+)
+async def test_the_last_word_is_said_once_at_the_end(answers: tuple[bytes], whole: bool, serve: Serve) -> None:
+    """And not where a connection ends clean, as each of these does first; what cannot go on has no `on_complete`."""
+
+    class Last(Interceptor):
+        def open_stream(self, context: StreamContext) -> StreamInterceptor:
+            return LastStream()
+
+    class LastStream(StreamInterceptor):
+        def on_complete(self) -> Event:
+            return Event(event="last", data="")
+
+    async with serve(then(*answers), Last, route=FAST) as rig:
+        answer = await rig.fetch()
+        assert answer.complete is whole
+        kinds = [event.type for event in dispatched(answer.body)]
+        assert kinds.count("last") == whole
+        assert kinds[-1] == ("last" if whole else "error")
 
 
 # Where nothing is resumed

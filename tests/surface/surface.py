@@ -192,6 +192,9 @@ class Moderate(AsyncStreamInterceptor):
     async def on_event(self, event: Event) -> EventResult:
         return event
 
+    async def on_complete(self) -> Event:
+        return Event("goodbye")
+
     async def on_end(self, outcome: Outcome) -> None: ...
 
 

@@ -263,7 +263,10 @@ class GoodStream(StreamInterceptor):
 @pytest.mark.parametrize(
     ("stream", "message"),
     [
-        (MisspeltStream, "MisspeltStream has an unknown hook 'on_events'; known are: on_end, on_event, on_start"),
+        (
+            MisspeltStream,
+            "MisspeltStream has an unknown hook 'on_events'; known are: on_complete, on_end, on_event, on_start",
+        ),
         (
             AsyncStream,
             "AsyncStream.on_event is async, but the hooks of a StreamInterceptor are not; "

@@ -51,6 +51,7 @@ class Abort(Exception)
     __init__(reason: str) -> None
 class AsyncStreamInterceptor
     needs: Needs = None
+    async on_complete(self) -> Event | Sequence[Event] | None
     async on_end(self, outcome: Outcome) -> None
     async on_event(self, event: Event) -> EventResult
     async on_start(self, head: ResponseHead) -> None
@@ -79,6 +80,7 @@ Headers = <class 'httpx.Headers'>
 class HookError(InterceptorError)
     __init__(interceptor: str, hook: str, problem: str) -> None
 class Interceptor
+    collectors(self) -> Iterable[Collector]
     hook_timeout_s: float | None = 30.0
     lifespan(self) -> AbstractAsyncContextManager[object]
     on_error: OnError = 'abort'
@@ -104,7 +106,7 @@ class Outcome(StrEnum)
 class Request
     __init__(*, method: str = 'GET', path: str = '/', raw_path: bytes | None = None, query: bytes = b'', headers:
         Iterable[tuple[bytes, bytes]] | Headers = (), body: bytes | bytearray | memoryview | None = b'', route: str =
-        '/', client: str | None = None) -> None
+        '/', dialect: str = 'generic', client: str | None = None) -> None
     body: bytes
     json(self) -> Any
     log: Any
@@ -126,6 +128,7 @@ class StreamAborted(InterceptorError)
 class StreamContext
     __init__(request: Request, emit: Emit | None = None, owner: Any = None) -> None
     client: str | None
+    dialect: str
     async emit(self, event: Event) -> None
     headers: Headers
     log: Any
@@ -137,6 +140,7 @@ class StreamContext
     state: dict[str, Any]
 class StreamInterceptor
     needs: Needs = None
+    on_complete(self) -> Event | Sequence[Event] | None
     on_end(self, outcome: Outcome) -> None
     on_event(self, event: Event) -> EventResult
     on_start(self, head: ResponseHead) -> None
