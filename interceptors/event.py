@@ -142,7 +142,7 @@ _new_event = Event.__new__
 class WireEvent(Event):
     """An event as it came: `buffer[start:end]`, parsed when first asked, stale after `end_of_life()`."""
 
-    __slots__ = ("_buffer", "_fields", "_from", "_line", "_to", "_view", "whole")
+    __slots__ = ("_buffer", "_fields", "_from", "_line", "_to", "_type_end", "_typed", "_view", "whole")
 
     def __init__(
         self,
@@ -162,6 +162,7 @@ class WireEvent(Event):
         self.whole: bool = whole
         # Where the data begins, if the block is one line of data; -1 if it is not. Before anyone has looked _LONE, or 0.
         self._line = _LONE if lone else 0
+        self._typed = self._type_end = 0  # the same for a line with the type and a line of data; where the first ends
         self._view = view
         self._fields: Fields | None = None
         self._json = UNSET
@@ -201,6 +202,10 @@ class WireEvent(Event):
 
     @property
     def event(self) -> str | None:
+        buffer = self._buffer
+        if buffer is not None and self._fields is None and self._typed_line(buffer) > 0:
+            start = self._from + 6
+            return bytes(buffer[start + (buffer[start] == _SPACE) : self._type_end]).decode("utf-8", "replace")
         return self._parse().event
 
     @property
@@ -223,6 +228,8 @@ class WireEvent(Event):
             line = self._line
             if line <= 0:
                 line = self._data_line(buffer)
+                if line < 0:
+                    line = self._typed_line(buffer)
             if line > 0:
                 try:
                     # No name is bound to the slice, so that nothing is left of it when this returns or raises.
@@ -243,20 +250,16 @@ class WireEvent(Event):
         retry: int | None = UNSET,
     ) -> Event:
         buffer = self._buffer
-        if json is not UNSET and buffer is not None and data is None and (self._line > 0 or self._data_line(buffer) > 0):
-            # Nothing but data was there, and that goes: no field need be read.
-            if event is UNSET and id is UNSET and retry is UNSET:
-                # The usual change by far, and `__init__` would take twice the time to find nothing to check.
+        if json is not UNSET and buffer is not None and data is None and event is UNSET and id is UNSET and retry is UNSET:
+            lone = self._line > 0 or self._data_line(buffer) > 0
+            if lone or self._typed_line(buffer) > 0:
+                # The usual changes by far: nothing but data was there, or a type, and `__init__` would take twice the time to find
+                # nothing to check.
                 made = _new_event(Event)
-                made._event = made._id = made._retry = made._data = None
+                made._event = None if lone else self.event
+                made._id = made._retry = made._data = None
                 made._json = json
                 return made
-            return Event(
-                json=json,
-                event=None if event is UNSET else event,
-                id=None if id is UNSET else id,
-                retry=None if retry is UNSET else retry,
-            )
         return super().replace(data, json=json, event=event, id=id, retry=retry)
 
     def _strict_data(self) -> str:
@@ -279,6 +282,25 @@ class WireEvent(Event):
             ):
                 line = start + 6 if buffer[start + 5] == _SPACE else start + 5
             self._line = line
+        return line
+
+    def _typed_line(self, buffer: bytes | bytearray) -> int:
+        """As `_data_line`, of a block that is one `event` line and one `data` line, ended by LF: what many LLM APIs send."""
+        line = self._typed
+        if line == 0:
+            start, last = self._from, self._to - 2
+            line = -1
+            if buffer.startswith(b"event:", start):
+                at = buffer.find(b"\n", start, last)
+                if (
+                    at > 0
+                    and buffer.startswith(b"data:", at + 1)
+                    and buffer.find(b"\n", at + 1, self._to) == last
+                    and buffer.find(b"\r", start, last) < 0
+                ):
+                    self._type_end = at
+                    line = at + 7 if buffer[at + 6] == _SPACE else at + 6
+            self._typed = line
         return line
 
     def detach(self) -> Event:

@@ -21,6 +21,7 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 
 from .api import AsyncStreamInterceptor, Interceptor, OnError, StreamInterceptor
+from .dialects import MessageStream
 from .errors import LoadError
 from .needs import finder_of
 
@@ -48,7 +49,7 @@ def load_interceptor(use: str, options: Mapping[str, Any]) -> Interceptor:
     for value in vars(sys.modules[cls.__module__]).values():
         if inspect.isclass(value) and value.__module__ == cls.__module__:
             if issubclass(value, StreamInterceptor):
-                _check_hooks(value, StreamInterceptor)
+                _check_hooks(value, MessageStream if issubclass(value, MessageStream) else StreamInterceptor)
                 _check_needs(value)
             elif issubclass(value, AsyncStreamInterceptor):
                 _check_hooks(value, AsyncStreamInterceptor, asynchronous=("on_start", "on_event", "on_end"))

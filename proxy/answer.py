@@ -1,9 +1,13 @@
-"""Answers of our own: what a client is told of a failure, as a response or as an event inside a stream.
+"""Answers of our own: what a client is told of a failure, as a response or as events inside a stream.
 
-Nothing here names an upstream's address, a header or a body: that is for the log.
+Both look as the route's dialect has its own errors look, so that the official SDKs raise their own exceptions for them. Nothing
+here names an upstream's address, a header or a body: that is for the log.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import trio
 
@@ -15,7 +19,7 @@ from .downstream import Send
 from .errors import RequestRefused, UpstreamFailure
 from .inbound import Inbound
 
-__all__ = ["error_event", "refusal_of", "send_answer"]
+__all__ = ["error_body", "error_events", "refusal_of", "send_answer"]
 
 
 def refusal_of(failure: Exception | None, outcome: Outcome) -> RequestRefused:
@@ -35,17 +39,69 @@ def refusal_of(failure: Exception | None, outcome: Outcome) -> RequestRefused:
     return RequestRefused(504, "total_timeout", "the exchange took longer than it may")
 
 
-def error_event(refusal: RequestRefused) -> bytes:
-    """The failure as an event of the generic dialect."""
-    return encode_event(Fields("error", _body(refusal).decode(), None, None))
+def error_body(refusal: RequestRefused, dialect: str, open_calls: Sequence[int | str] = ()) -> bytes:
+    """The failure as the JSON body of a response. `open_calls`: the ids of the JSON-RPC requests that it answers."""
+    return encode_json(_body(refusal, dialect, open_calls[0] if len(open_calls) == 1 else None)) + b"\n"
 
 
-async def send_answer(refusal: RequestRefused, inbound: Inbound, send: Send, *, close: bool) -> bool:
-    """Answer such that a client that is still sending can read it; `close` says so to it, where HTTP/1.1 can.
+def error_events(
+    refusal: RequestRefused, dialect: str, path: bytes = b"", open_calls: Sequence[int | str] = ()
+) -> tuple[bytes, ...]:
+    """The failure as events, to be sent between two others. `path`: the client's.
+
+    openai: an event without a name, whose data has `error`; where the path is that of the Responses API, its own `error` event,
+    which holds the same. anthropic: its `error` event. mcp: a JSON-RPC error response for each open request; none where there is
+    none. generic: `error`.
+    """
+    if dialect == "mcp":
+        return tuple(_event("message", _body(refusal, dialect, ident)) for ident in open_calls)
+    body = _body(refusal, dialect)
+    if dialect != "openai":
+        return (_event("error", body),)
+    if not path.rstrip(b"/").endswith(b"/responses"):
+        return (_event(None, body),)
+    # That API's events are numbered; how many there were is not known here. Its SDK raises for what holds `error`.
+    own = {"type": "error", "code": refusal.kind, "message": refusal.message, "param": None, "sequence_number": 0}
+    return (_event("error", own | body),)
+
+
+def _event(name: str | None, body: dict[str, Any]) -> bytes:
+    return encode_event(Fields(name, encode_json(body).decode(), None, None))
+
+
+def _body(refusal: RequestRefused, dialect: str, ident: int | str | None = None) -> dict[str, Any]:
+    kind, message, status = refusal.kind, refusal.message, refusal.status
+    if dialect == "openai":
+        family = "invalid_request_error" if status < 500 else "server_error"
+        return {"error": {"message": message, "type": family, "param": None, "code": kind}}
+    if dialect == "anthropic":
+        return {"type": "error", "error": {"type": _ANTHROPIC.get(status, "api_error"), "message": message}}
+    if dialect == "mcp":
+        code = -32600 if status < 500 and status != 408 else _MCP.get(status, -32000)
+        return {"jsonrpc": "2.0", "id": ident, "error": {"code": code, "message": message, "data": {"type": kind}}}
+    return {"error": {"type": kind, "message": message}}
+
+
+# docs.anthropic.com, "Errors": what each status is called.
+_ANTHROPIC = {
+    400: "invalid_request_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+# JSON-RPC has -32600 for an invalid request and -32603 for an internal error; -32000 to -32019 are free for implementations, and
+# the SDKs take -32000 for a lost connection, -32001 for a timeout.
+_MCP = {408: -32001, 500: -32603, 504: -32001}
+
+
+async def send_answer(refusal: RequestRefused, body: bytes, inbound: Inbound, send: Send, *, close: bool) -> bool:
+    """Answer, with a JSON body, such that a client that is still sending can read it; `close` says so to it, where HTTP/1.1 can.
 
     False when the client sends on and on, or has gone: the connection should then be cut.
     """
-    body = _body(refusal) + b"\n"
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if refusal.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % refusal.retry_after_s))
@@ -60,7 +116,3 @@ async def send_answer(refusal: RequestRefused, inbound: Inbound, send: Send, *, 
     except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
         return False
     return True
-
-
-def _body(refusal: RequestRefused) -> bytes:
-    return encode_json({"error": {"type": refusal.kind, "message": refusal.message}})

@@ -336,8 +336,6 @@ def _mistakes(config: Config) -> Iterator[str]:
         for number, name in enumerate(route.interceptors):
             if name not in names:
                 yield f'{path}.interceptors[{number}]: no interceptor is called "{name}"'
-        if route.dialect not in ("generic", "abort"):
-            yield f"{path}.dialect: {route.dialect!r} is not supported yet"
         kinds: tuple[tuple[str, type[Any], dict[str, Any], Callable[[Any], list[str]]], ...] = (
             ("timeouts", Timeouts, route.timeouts, lambda _: []),
             ("limits", Limits, route.limits, _unsupported_limits),

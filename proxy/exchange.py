@@ -20,12 +20,13 @@ from interceptors import InterceptorError, Outcome
 from interceptors.chain import EventCounts
 from interceptors.hooks import Owner
 
-from .answer import error_event, refusal_of, send_answer
+from .answer import error_body, error_events, refusal_of, send_answer
 from .downstream import ClientConnection, Receive, Scope, Send, Writer, inspect_server
 from .errors import ClientGone, RequestRefused, SendStalled, UpstreamFailure, outcome_of
 from .forward import Forward
 from .headers import find_header, split_target
 from .inbound import LINGER_S, Inbound
+from .mcp import Calls, calls_of
 from .routes import Route
 from .worker import NO_ROUTE, Worker
 
@@ -133,6 +134,15 @@ class Exchange:
     def _route_name(self) -> str:
         return NO_ROUTE if self._route is None else self._route.name
 
+    @property
+    def _dialect(self) -> str:
+        return "generic" if self._route is None else self._route.dialect
+
+    @property
+    def _calls(self) -> Calls | None:
+        """The request's JSON-RPC requests, on a route that speaks MCP."""
+        return calls_of(self._forward.request) if self._forward is not None else None
+
     def _admit(self) -> Route:
         """Find the route and check what can be checked before anything is opened. Raises `RequestRefused`."""
         worker = self._worker
@@ -150,8 +160,8 @@ class Exchange:
             if host not in route.allowed_hosts and host.rsplit(":", 1)[0] not in route.allowed_hosts:
                 raise RequestRefused(403, "host_not_allowed", "this Host is not allowed here")
         if route.allowed_origins is not None:
-            origin = find_header(self._headers, b"origin")
-            if origin is not None and origin.decode("latin-1").lower() not in route.allowed_origins:
+            origins = {value.decode("latin-1").lower() for name, value in self._headers if name == b"origin"}
+            if not origins <= route.allowed_origins:  # none at all is no browser's cross-origin request
                 raise RequestRefused(403, "origin_not_allowed", "this Origin is not allowed here")
         return route
 
@@ -232,13 +242,15 @@ class Exchange:
             if writer is not None and writer.started:
                 if outcome not in (Outcome.CLIENT_DISCONNECTED, Outcome.SEND_STALLED):
                     with suppress(ClientGone):
-                        await self._say_error(writer, refusal_of(self._failure, outcome))
+                        await self._say_error(writer, outcome)
             elif outcome is not Outcome.CLIENT_DISCONNECTED:
                 refusal = refusal_of(self._failure, outcome)
                 self._status = refusal.status
                 http1 = self._scope["http_version"] != "2"
                 close = http1 and (self._worker.draining or (not inbound.over and _announces_body(self._headers)))
-                answered = await send_answer(refusal, inbound, send, close=close)
+                calls = self._calls
+                body = error_body(refusal, self._dialect, calls.open if calls is not None else ())
+                answered = await send_answer(refusal, body, inbound, send, close=close)
         finally:
             if not answered:
                 await self._cut()
@@ -251,13 +263,19 @@ class Exchange:
         if self._connection is not None:
             await self._connection.abort()
 
-    async def _say_error(self, writer: Writer, refusal: RequestRefused) -> None:
+    async def _say_error(self, writer: Writer, outcome: Outcome) -> None:
         """An error event, where one can be said: in a plain event stream, between two events, to a client that reads."""
-        forward = self._forward
+        forward, calls = self._forward, self._calls
         assert forward is not None
+        lost = outcome is Outcome.DRAINING or isinstance(self._failure, UpstreamFailure)
+        if lost and calls is not None and calls.resumable:
+            return  # the client comes back for the rest, unless its requests have been answered with an error
         if forward.may_say_error and not writer.stalled and (forward.relay is None or forward.relay.at_boundary):
+            events = error_events(
+                refusal_of(self._failure, outcome), self._dialect, self._path, calls.open if calls is not None else ()
+            )
             with trio.move_on_after(1):
-                all_sent = writer.write((error_event(refusal),))
+                all_sent = not events or writer.write(events)
                 while not all_sent:
                     all_sent = await writer.drain()
 

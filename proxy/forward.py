@@ -68,6 +68,7 @@ class Forward:
         "intercepted",
         "may_say_error",
         "relay",
+        "request",
         "status",
         "writer",
     )
@@ -99,6 +100,8 @@ class Forward:
         self._upstream: UpstreamBody | None = None  # the connection that is on loan
         self.writer: Writer | None = None
         self.relay: Relay | None = None
+        self.request: Request | None = None
+        """As interceptors see it; None when there is none."""
         self.chain: StreamChain | None = None
         """The interceptors of the response, from when its head has come. Whoever made this closes it."""
         self.status: int | None = None
@@ -138,7 +141,7 @@ class Forward:
         request: Request | None = None
         stream: httpx.AsyncByteStream
         if chain.owners:
-            request = self._request_for_hooks()
+            request = self.request = self._request_for_hooks()
             request.spawn = lambda owner, async_fn, args: nursery.start_soon(run_task, owner, async_fn, args)
         if chain.wants_body:
             assert request is not None

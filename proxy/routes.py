@@ -18,6 +18,7 @@ from .config import Config, Heartbeat, Limits, Reconnect, Timeouts, Upstream
 from .config import Route as RouteSettings
 from .errors import ConfigError, RequestRefused
 from .headers import HeaderSettings
+from .mcp import Place, surround
 from .upstream import UpstreamTransport
 
 __all__ = ["Route", "RouteTable", "load_interceptors"]
@@ -105,19 +106,29 @@ class RouteTable:
         url = httpx.URL(upstream.endpoints[0])
         rules = {name.lower().encode(): value.encode() for name, value in upstream.headers.set.items()}
         host = {"upstream": url.netloc, "preserve": None}.get(upstream.host, upstream.host.encode())
+        prefix, base = normal_path(settings.path.encode()), url.raw_path.rstrip(b"/")
+        owners = [interceptors[name] for name in settings.interceptors]
+        if settings.dialect == "mcp":
+            place = Place(
+                prefix=prefix.decode().rstrip("/"),
+                strip_prefix=settings.strip_prefix,
+                base=base.decode(),
+                authorities=frozenset(item.decode().lower() for item in (url.netloc, host) if item),
+            )
+            owners = surround(owners, place)
         return Route(
             name=settings.path,
-            prefix=normal_path(settings.path.encode()),
+            prefix=prefix,
             upstream=upstream.name,
             url=url,
-            base=url.raw_path.rstrip(b"/"),
+            base=base,
             transport=self.transports[upstream.name],
             headers=HeaderSettings(
                 host=host,
                 set=tuple(rules.items()),
                 removed=frozenset(rules) | {name.lower().encode() for name in upstream.headers.remove},
             ),
-            chain=Chain([interceptors[name] for name in settings.interceptors]),
+            chain=Chain(owners),
             timeouts=config.timeouts_of(settings),
             limits=config.limits_of(settings),
             heartbeat=config.heartbeat_of(settings),

@@ -9,7 +9,7 @@ from pathlib import Path
 __all__ = ["PAGES", "Block", "blocks_of", "files_of"]
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "docs/interceptors.md"]
+PAGES = ["README.md", "docs/interceptors.md", "docs/dialects.md", "docs/mcp.md"]
 
 _FENCE = re.compile(r"```(\w*)")
 _FILE = re.compile(r"In `([\w.]+)`:")

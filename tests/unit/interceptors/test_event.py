@@ -10,6 +10,7 @@ import pytest
 
 from interceptors import Event, HookError, InterceptorError, NotJson, StaleEvent
 from interceptors.event import UNSET, WireEvent
+from interceptors.sse import parse_fields
 from pools import BufferPool, BufferScope, PooledOutput
 
 BLOCK = b'event: delta\nid: 7\nretry: 1500\ndata: {"n":1}\n\n'
@@ -331,3 +332,46 @@ def test_errors_name_what_went_wrong() -> None:
     """A HookError carries the interceptor and the hook, for the log and for whoever handles it."""
     error = HookError("guard", "on_event", "KeyError: 'x'")
     assert (error.interceptor, error.hook, str(error)) == ("guard", "on_event", "guard.on_event: KeyError: 'x'")
+
+
+# --- the shapes that are read without being parsed ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b'event: delta\ndata: {"n":1}\n\n',
+        b'event:delta\ndata:{"n":1}\n\n',
+        b'event:  two spaces\ndata:  {"n":1}\n\n',
+        b'event: \ndata: {"n":1}\n\n',
+        b'event: \xff\xc3\xa9\ndata: {"n":1}\n\n',
+        b"event: a\nevent: b\n\n",
+        b'event: a\ndata: {"n":1}\nid: 3\n\n',
+        b'event: a\ndata: {"n":\ndata: 1}\n\n',
+        b"event: a\ndatax: 2\n\n",
+        b'event: a\rdata: {"n":2}\ndata: {"n":1}\n\n',
+        b'event: a\ndata: {"n":1}\r\n\n',
+        b'event: a\r\ndata: {"n":1}\r\n\r\n',
+        b"event: a\n\n",
+        b'event\ndata: {"n":1}\n\n',
+        b'data: {"n":1}\nevent: a\n\n',
+        b'event: a\ndata: {"n":1}\n',
+        b'event: a\ndata: {"n":1}',
+    ],
+)
+def test_a_type_and_data_mean_what_the_parser_says(block: bytes) -> None:
+    """An event of a type and one line of data, and what only looks like it: type, JSON and replacement as from parsed fields."""
+    fields = parse_fields(block)
+    try:
+        parsed = json.loads(fields.data or "")
+    except ValueError:
+        parsed = NotJson
+    assert wire(block, before=b"data: 0\n\n", behind=b"data: 9\n\n").event == fields.event
+    seen = wire(block, behind=b"data: 9\n\n")
+    if parsed is NotJson:
+        with pytest.raises(NotJson):
+            seen.json()
+    else:
+        assert seen.json() == parsed
+    made = seen.replace(json={"m": 2})
+    assert (made.event, made.id, made.retry, made.json()) == (fields.event, fields.id, fields.retry, {"m": 2})

@@ -466,8 +466,6 @@ def test_a_route_reconnects_in_its_own_way_or_the_common_one() -> None:
 def test_other_things_not_supported_yet_are_refused_too() -> None:
     assert errors(configuration(proxy="health: {eject: 5}")) == ["reverse_proxy.health.eject: not supported yet"]
     assert errors(configuration(top="admin: {port: 9000}")) == ["admin.port: not supported yet"]
-    for dialect in ("openai", "anthropic", "mcp"):
-        assert errors(route(f"dialect: {dialect}")) == [f"reverse_proxy.routes[0].dialect: {dialect!r} is not supported yet"]
     assert errors(configuration(upstreams='{name: llm, endpoints: ["http://a", "http://b"]}')) == [
         "reverse_proxy.upstreams[0].endpoints: more than one endpoint is not supported yet"
     ]

@@ -1,0 +1,89 @@
+"""What an MCP client is told when the server is not asked: answers to its requests, and refusals of what cannot be understood. Sans
+I/O. HTTP statuses: MCP, basic/transports, and where that leaves a choice, those of the official Python SDK's servers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pools import decode_json
+
+from ..errors import NotJson
+from ..event import Event
+from ..message import Headers, Response
+from .mcp import (
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    METHOD_NOT_FOUND,
+    PARSE_ERROR,
+    Kind,
+    McpError,
+    McpMessage,
+    Payload,
+    ambiguity,
+)
+from .mcp_headers import HEADER_MISMATCH, check, has_mirrors
+
+__all__ = ["answer", "events_of", "refuse", "refuse_disguised", "response_to", "status_of"]
+
+# From 2026-07-28 on. Until then an error is an answer as any, with 200.
+_STATUS = {PARSE_ERROR: 400, INVALID_REQUEST: 400, INVALID_PARAMS: 400, METHOD_NOT_FOUND: 404, HEADER_MISMATCH: 400}
+_STATUS |= {-32021: 400, -32022: 400}  # a capability is missing; the revision is not supported
+
+
+def response_to(message: McpMessage, given: dict[str, Any] | McpError) -> dict[str, Any]:
+    """The JSON-RPC response to a request: a result, or an error."""
+    head = {"jsonrpc": "2.0", "id": message.id}
+    return head | ({"error": given.json()} if isinstance(given, McpError) else {"result": given})
+
+
+def status_of(message: McpMessage, given: dict[str, Any] | McpError) -> int:
+    """The HTTP status of that response, when it is the only one."""
+    if not isinstance(given, McpError):
+        return 200
+    if given.http_status is not None:
+        return given.http_status
+    return _STATUS.get(given.code, 200) if has_mirrors(message.revision) else 200
+
+
+def answer(headers: Headers, responses: list[dict[str, Any]], *, status: int = 200, is_batch: bool) -> Response:
+    """The answer to a POST with these headers: JSON, or a stream for a client that takes nothing else."""
+    if status == 200 and not _accepts_json(headers):
+        return Response(events=events_of(responses))
+    return Response(status=status, json=responses if is_batch else responses[0])
+
+
+def events_of(responses: list[dict[str, Any]]) -> list[Event]:
+    """An event for each."""
+    return [Event(event="message", json=response) for response in responses]
+
+
+def refuse(status: int, code: int, problem: str) -> Response:
+    """The refusal of a body as a whole."""
+    return Response(status=status, json={"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": problem}})
+
+
+def refuse_disguised(body: bytes, payload: Payload, headers: Headers) -> Response | None:
+    """The refusal of JSON that is no MCP, or that a server may take for something else than `payload`; None if it is neither."""
+    try:
+        problem = payload.problem or _call_without_id(payload) or ambiguity(body)
+    except NotJson as error:
+        return refuse(400, PARSE_ERROR, str(error))
+    if problem is not None:
+        return refuse(400, INVALID_REQUEST, problem)
+    rejection = check(headers, decode_json(body))
+    return None if rejection is None else Response(status=rejection.status, json=rejection.json())
+
+
+def _call_without_id(payload: Payload) -> str | None:
+    """A server might run it although nobody waits for its result, and no hook for requests has seen it."""
+    notified = [message.method or "" for message in payload.messages if message.kind is Kind.NOTIFICATION]
+    return None if all(method.startswith("notifications/") for method in notified) else "a request has an id"
+
+
+def _accepts_json(headers: Headers) -> bool:
+    """Whether the client takes JSON; one that asks for an event stream and for nothing else does not."""
+    accepted = [item.partition(";")[0].strip().lower() for item in headers.get_list("accept", split_commas=True)]
+    return "text/event-stream" not in accepted or any(
+        item in ("application/json", "application/*", "*/*") for item in accepted
+    )

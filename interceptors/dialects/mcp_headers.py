@@ -1,0 +1,223 @@
+"""The headers of MCP's Streamable HTTP: which revision a request speaks, and which headers repeat what its body says.
+
+From revision 2026-07-28 on a POST's `MCP-Protocol-Version`, `Mcp-Method`, `Mcp-Name` and `Mcp-Param-*` mirror its body, so that
+intermediaries can route without reading it. Whoever does read the body must verify them (`check`), and whoever changes it must
+change them (`mirror`). Rules: MCP 2026-07-28, basic/transports, "Streamable HTTP"; where that leaves a choice, what servers made
+with the official Python SDK do. Sans I/O; knows nothing of sessions and of what a method means.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..message import Headers
+
+__all__ = [
+    "HEADER_MISMATCH",
+    "INVALID_REQUEST",
+    "METHOD",
+    "NAME",
+    "NAMED_BY",
+    "PARAM_PREFIX",
+    "PROTOCOL_VERSION",
+    "REVISIONS",
+    "VERSION_KEY",
+    "Rejection",
+    "check",
+    "decode_value",
+    "encode_value",
+    "has_mirrors",
+    "mirror",
+    "revision_of",
+]
+
+PROTOCOL_VERSION = "mcp-protocol-version"
+METHOD = "mcp-method"
+NAME = "mcp-name"
+PARAM_PREFIX = "mcp-param-"
+
+VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
+"""Where `params._meta` says the revision, from 2026-07-28 on."""
+
+NAMED_BY: Mapping[str, str] = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+"""The methods that have an `Mcp-Name`, and the parameter that it mirrors."""
+
+REVISIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28")
+"""Those that are known, oldest first."""
+
+HEADER_MISMATCH = -32020
+INVALID_REQUEST = -32600
+
+_UNMIRRORED = frozenset(REVISIONS[: REVISIONS.index("2026-07-28")])
+_SENTINEL = re.compile(r"=\?base64\?(.*)\?=")
+_PLAIN = re.compile(r"[\x20-\x7e]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a request must be refused: HTTP status 400, with a JSON-RPC error as its body."""
+
+    code: int
+    message: str
+    """Names the header, never its value."""
+    id: int | str | None = None
+    """The request's, where it has one."""
+    status: int = 400
+
+    def json(self) -> dict[str, Any]:
+        """The JSON-RPC error response."""
+        return {"jsonrpc": "2.0", "id": self.id, "error": {"code": self.code, "message": self.message}}
+
+
+def revision_of(headers: Headers) -> str | None:
+    """The revision that a request says it speaks, as it says it; None where it says nothing.
+
+    That is 2025-03-26 or older: the header is there since 2025-06-18, and absent on the first request of a session (`initialize`)
+    and all through 2024-11-05, the old transport of HTTP and SSE.
+    """
+    value: str | None = next(iter(headers.get_list(PROTOCOL_VERSION)), None)
+    return value
+
+
+def has_mirrors(revision: str | None) -> bool:
+    """Whether the headers of a revision's POSTs repeat the body: 2026-07-28's and, as the SDK has it, any unknown one's."""
+    return revision is not None and revision not in _UNMIRRORED
+
+
+def check(headers: Headers, message: Any) -> Rejection | None:
+    """Whether a POST's headers say what its decoded body says; None when they do, and for a revision without mirrors.
+
+    A request must have them all. On what is none (a notification, a response), none is asked for, and one that is there must be
+    right. Parameters that the body does not hold have no header. `Mcp-Param-*` are the server's to verify: only it knows which
+    argument each mirrors. What the SDK's servers refuse as no single message (a batch) is refused here, too: no header fits it.
+    """
+    if not has_mirrors(revision_of(headers)):
+        return None
+    if not isinstance(message, dict):
+        return Rejection(INVALID_REQUEST, "the body must be a single JSON-RPC message")
+    method, params = message.get("method"), message.get("params")
+    given = message.get("id")
+    ident = given if isinstance(given, (int, str)) and not isinstance(given, bool) else None
+    for name in (PROTOCOL_VERSION, METHOD, NAME):
+        if len(headers.get_list(name)) > 1:  # readers of the first and of the last would disagree
+            return Rejection(HEADER_MISMATCH, f"{name} header appears more than once", ident)
+    required = "id" in message and "method" in message
+    version = _version_in(params)
+    if version is not None and headers[PROTOCOL_VERSION] != version:
+        return Rejection(HEADER_MISMATCH, f"{PROTOCOL_VERSION} header does not match the protocol version in _meta", ident)
+    said = headers.get(METHOD)
+    if said != method and (required or said is not None):
+        return Rejection(HEADER_MISMATCH, f"{METHOD} header does not match the body's method", ident)
+    key = NAMED_BY.get(method) if isinstance(method, str) else None
+    if key is not None:
+        said, value = headers.get(NAME), _member(params, key)
+        decoded = decode_value(said) if said is not None else None
+        if decoded != value or (said is not None and decoded is None):
+            if said is None and not required:
+                return None
+            return Rejection(HEADER_MISMATCH, f"{NAME} header does not match the body's parameter {key!r}", ident)
+    return None
+
+
+def mirror(headers: Headers, message: Any, before: Any = None) -> None:
+    """Make a POST's headers say what its body now says. Headers that are right already stay as they are, byte for byte.
+
+    `before`: the body as it was, which the headers mirrored. It tells which argument an `Mcp-Param-*` repeats: the one that has
+    its value. Where two arguments had that value and now differ, nothing is guessed; the header stays, and a server that
+    knows it refuses the request. Does nothing for a revision without mirrors, and for what is no single message.
+    """
+    if not has_mirrors(revision_of(headers)) or not isinstance(message, dict):
+        return
+    method, params = message.get("method"), message.get("params")
+    version = _version_in(params)
+    if isinstance(version, str) and _PLAIN.fullmatch(version):
+        _set(headers, PROTOCOL_VERSION, version)
+    if not isinstance(method, str):
+        return
+    required = "id" in message
+    if required or METHOD in headers:
+        _set(headers, METHOD, method)
+    key = NAMED_BY.get(method)
+    if key is not None:
+        name = _member(params, key)
+        if not isinstance(name, str):
+            headers.pop(NAME, None)
+        elif required or NAME in headers:
+            _set(headers, NAME, name)
+    elif NAME in headers and _member(before, "method") != method:
+        del headers[NAME]  # it was the old method's
+    if before is not None:
+        old, new = (_member(_member(body, "params"), "arguments") for body in (before, message))
+        _mirror_arguments(headers, old, new)
+
+
+def encode_value(value: str) -> str:
+    """A value as a header can hold it: itself, or `=?base64?...?=` for what is no visible ASCII, has spaces at its ends, or looks
+    like that already.
+    """
+    if _PLAIN.fullmatch(value) and value == value.strip() and not _SENTINEL.fullmatch(value):
+        return value
+    return f"=?base64?{base64.b64encode(value.encode('utf-8', 'surrogatepass')).decode('ascii')}?="
+
+
+def decode_value(value: str) -> str | None:
+    """The reverse of `encode_value`. None for a sentinel whose payload is not the canonical base64 of UTF-8."""
+    match = _SENTINEL.fullmatch(value)
+    if match is None:
+        return value
+    try:
+        decoded = base64.b64decode(match[1], validate=True)
+        return decoded.decode("utf-8") if base64.b64encode(decoded).decode("ascii") == match[1] else None
+    except (binascii.Error, ValueError):  # UnicodeError, of the payload or what it holds, is a ValueError
+        return None
+
+
+def _version_in(params: Any) -> Any:
+    return _member(_member(params, "_meta"), VERSION_KEY)
+
+
+def _member(tree: Any, key: str) -> Any:
+    return tree.get(key) if isinstance(tree, dict) else None
+
+
+def _set(headers: Headers, name: str, value: str) -> None:
+    if [decode_value(said) for said in headers.get_list(name)] != [value]:
+        headers[name] = encode_value(value)
+
+
+def _mirror_arguments(headers: Headers, old: Any, new: Any) -> None:
+    before, after = dict(_scalars(old)), dict(_scalars(new))
+    for name in {name for name in headers if name.startswith(PARAM_PREFIX)}:
+        said = headers.get_list(name)
+        value = decode_value(said[0])
+        if len(said) > 1 or value is None:
+            continue
+        now = {after.get(path) for path, was in before.items() if was == value}
+        if len(now) != 1:
+            continue  # no argument that we know, or several that have gone apart
+        (current,) = now
+        if current is None:  # the header of an argument that is absent is absent
+            del headers[name]
+        else:
+            _set(headers, name, current)
+
+
+def _scalars(arguments: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every argument that a header may mirror (a property, or a property of properties), as a header has it."""
+    stack: list[tuple[tuple[str, ...], Any]] = [((), arguments)]  # no recursion: a client decides how deep this is
+    while stack:
+        path, node = stack.pop()
+        if isinstance(node, dict):
+            stack.extend(((*path, key), value) for key, value in node.items())
+        elif isinstance(node, bool):
+            yield path, "true" if node else "false"
+        elif isinstance(node, (str, int, float)):
+            try:
+                yield path, str(node)
+            except ValueError:  # an integer with more digits than Python writes: no client mirrors it
+                continue

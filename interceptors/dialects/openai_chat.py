@@ -1,0 +1,209 @@
+"""OpenAI chat completions: `chat.completion.chunk` events up to `[DONE]`, and the `chat.completion` of an unstreamed response.
+
+Source: the types of OpenAI's Python SDK, `openai.types.chat`. Besides, `reasoning_content` and `reasoning`, where DeepSeek, vLLM,
+OpenRouter and others put their thinking. Out of scope: `function_call` (deprecated before streams had tool calls), audio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+from .errors import dict_in, int_in, list_in, str_in
+from .parts import Block, Finish, Kind, Part, ProviderError, Usage
+from .reader import DONE, Made, Origin, Reader, error_of, finish_of, usage_of
+
+__all__ = ["OpenAIChatReader"]
+
+# In the order in which a message that is not streamed is read. Thoughts are no fields of OpenAI's own: any other value passes.
+_FIELDS: dict[str, Kind] = {
+    "reasoning_content": "thinking",
+    "reasoning": "thinking",
+    "content": "text",
+    "refusal": "refusal",
+    "tool_calls": "tool_call",
+}
+_DETAILS = (
+    ("prompt_tokens_details", "cached_tokens"),
+    ("prompt_tokens_details", "cache_write_tokens"),
+    ("completion_tokens_details", "reasoning_tokens"),
+)
+
+
+class OpenAIChatReader(Reader):
+    """A choice's texts end with its `finish_reason`, whatever comes between their deltas, and so do its tool calls."""
+
+    needles: ClassVar[Mapping[type[Part], bytes]] = {
+        Finish: rb'"finish_reason"\s*:\s*"',
+        Usage: rb'"usage"\s*:\s*\{',
+        ProviderError: rb'"error"',
+    }
+    names_events: ClassVar[bool] = False
+    default_reason: ClassVar[str] = "content_filter"
+
+    def __init__(self, *, deltas: bool = True, hold_tool_calls: bool = False) -> None:
+        super().__init__(deltas=deltas, hold_tool_calls=hold_tool_calls)
+        self._choices: dict[int, Origin] = {}  # unfinished ones, each with its last chunk
+        self._blocks: dict[tuple[int, str], Block] = {}  # made once: every event would pay for it
+
+    def read(self, message: Any, event_type: str | None = None) -> list[Part]:
+        if not isinstance(message, dict):
+            return []
+        self.commit()
+        parts: list[Part] = []
+        self.model = str_in(message, "model") or self.model
+        origin = event_type, message
+        for position, choice in enumerate(list_in(message, "choices")):
+            index = int_in(choice, "index", "choices[].")
+            if index is None:
+                index = position
+            if self.deltas:
+                delta = dict_in(choice, "delta", "choices[].")
+                if delta is not None:
+                    self._choices[index] = origin
+                    self._read_delta(parts, index, delta, choice, origin)
+                whole = dict_in(choice, "message", "choices[].")
+                if whole is not None:
+                    self._read_whole(parts, index, whole, choice)
+            reason = str_in(choice, "finish_reason", "choices[].")
+            if reason is not None:
+                self._finish(parts, index, message)
+                parts.append(finish_of(index, reason))
+        usage = dict_in(message, "usage")
+        if usage is not None:
+            parts.append(usage_of(usage, self.model, ("prompt_tokens", "completion_tokens"), _DETAILS))
+        if message.get("error") is not None:
+            parts.append(error_of(message, "error"))
+        return parts
+
+    def _read_delta(
+        self,
+        parts: list[Part],
+        index: int,
+        delta: dict[str, Any],
+        choice: dict[str, Any],
+        origin: Origin,
+    ) -> None:
+        for name, value in delta.items():
+            kind = _FIELDS.get(name)
+            if kind is None or not value or (kind == "thinking" and not isinstance(value, str)):
+                continue
+            if kind == "tool_call":
+                self._read_tool_calls(parts, index, delta, origin)
+                continue
+            str_in(delta, name, "choices[].delta.")
+            block = self._blocks.get((index, name))
+            if block is None:
+                block = self._blocks[index, name] = Block(kind, index, 0, name)
+            self._text(parts, block, delta, name, origin, choice)
+
+    def _read_tool_calls(self, parts: list[Part], index: int, delta: dict[str, Any], origin: Origin) -> None:
+        where = "choices[].delta.tool_calls[]."
+        for position, item in enumerate(list_in(delta, "tool_calls", "choices[].delta.")):
+            part = int_in(item, "index", where)
+            block = Block("tool_call", index, position if part is None else part, "tool_calls")
+            function = dict_in(item, "function", where) or {}
+            str_in(function, "arguments", f"{where}function.")
+            call = self._begin_call(block, str_in(item, "id", where), str_in(function, "name", f"{where}function."))
+            self._arguments(parts, block, call, function, "arguments", origin)
+
+    def _read_whole(self, parts: list[Part], index: int, message: dict[str, Any], choice: dict[str, Any]) -> None:
+        for name, kind in _FIELDS.items():
+            if kind == "tool_call" or (kind == "thinking" and not isinstance(message.get(name), str)):
+                continue
+            str_in(message, name, "choices[].message.")
+            self._whole(parts, Block(kind, index, 0, name), message, name, choice)
+        where = "choices[].message.tool_calls[]."
+        for position, item in enumerate(list_in(message, "tool_calls", "choices[].message.")):
+            block = Block("tool_call", index, position, "tool_calls")
+            for holder_name, key in (("function", "arguments"), ("custom", "input")):
+                holder = dict_in(item, holder_name, where)
+                if holder is not None:
+                    arguments = str_in(holder, key, f"{where}{holder_name}.") or ""
+                    name_of_tool = str_in(holder, "name", f"{where}{holder_name}.")
+                    self._whole_call(
+                        parts, block, str_in(item, "id", where), name_of_tool, arguments, holder, key, whole=True
+                    )
+                    break
+
+    def _finish(self, parts: list[Part], index: int, message: dict[str, Any]) -> None:
+        for block in [block for block in self._open if block.output == index]:
+            self._end(parts, block)
+        for block in [block for block in self._calls if block.output == index]:
+            self._complete(parts, block, message)
+        self._leaving.append(partial(self._choices.pop, index, None))
+
+    def knows(self, event_type: str) -> bool:
+        return event_type == "message"  # what an event without a type is
+
+    def says_nothing(self, message: dict[str, Any]) -> bool:
+        if message.get("usage") is not None or message.get("error") is not None:
+            return False
+        return all(
+            not value or (name == "delta" and _is_empty(value))
+            for choice in message["choices"]
+            for name, value in choice.items()
+            if name not in ("index", "logprobs")
+        )
+
+    def is_body(self, message: dict[str, Any]) -> bool:
+        return any("message" in choice for choice in message.get("choices") or ())
+
+    def _another(self, block: Block, message: dict[str, Any], text: str) -> dict[str, Any]:
+        delta: dict[str, Any] = {block.field: text}
+        if block.kind == "tool_call":
+            delta = {"tool_calls": [{"index": block.part, "function": {"arguments": text}}]}
+        return _chunk_like(message, {"index": block.output, "delta": delta, "finish_reason": None})
+
+    def make_ending(self, reason: str | None = None) -> list[Made]:
+        made = [
+            Made(
+                event_type,
+                _chunk_like(message, {"index": index, "delta": {}, "finish_reason": reason or self.default_reason}),
+            )
+            for index, (event_type, message) in sorted(self._choices.items())
+        ]
+        self._choices.clear()
+        return [*made, Made(None, DONE)]
+
+    def cut_body(self, message: dict[str, Any], block: Block, text: str, reason: str | None = None) -> None:
+        behind = False
+        for position, choice in enumerate(message["choices"]):
+            index = choice.get("index")
+            here = block.output == (position if index is None else index)
+            if not here and not behind:
+                continue  # it was seen whole before
+            said: dict[str, Any] = choice.get("message") or {}
+            names = list(_FIELDS)
+            for name in names[names.index(block.field) :] if here else names:
+                if name == "tool_calls":
+                    kept = said.get(name) or []
+                    said.pop(name, None)
+                    if here and block.kind == "tool_call" and block.part:
+                        said[name] = kept[: block.part]
+                elif said.get(name):
+                    said[name] = text if here and name == block.field else None
+            if choice.get("logprobs"):
+                choice["logprobs"] = None
+            choice["finish_reason"] = reason or self.default_reason
+            behind = True
+
+
+def _chunk_like(message: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
+    """A chunk with the ids of another, and one choice: no usage, and nothing that told of the other's content."""
+    kept = ("id", "object", "created", "model", "system_fingerprint", "service_tier", "provider")
+    return {**{name: message[name] for name in kept if name in message}, "choices": [choice]}
+
+
+def _is_empty(delta: Any) -> bool:
+    """Whether a delta says nothing: no text, and of tool calls at most where they would go on."""
+    return isinstance(delta, dict) and all(
+        not value
+        or (
+            name == "tool_calls"
+            and not any(item.get("id") or (item.get("function") or {}).get("name") for item in value)
+            and not any((item.get("function") or {}).get("arguments") for item in value)
+        )
+        for name, value in delta.items()
+    )

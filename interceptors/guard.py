@@ -1,0 +1,108 @@
+"""`guard`: end an answer of an LLM, as its dialect ends answers, when a regular expression is found in its text.
+
+    interceptors:
+      - name: guard
+        use: guard
+        options: {patterns: ["(?i)internal use only"], message: " [stopped]"}
+
+A match may be cut over any number of deltas. Nothing is held back for it: of a match that is cut, what came before the last of its
+deltas has left. (`redact` holds text back.) Of each text that is open, the last `window` characters are kept to search in, and a
+few more, for what looks behind.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Literal
+
+from .api import StreamContext
+from .dialects import Block, MessageInterceptor, MessageStream, TextDelta, TextEnd
+
+__all__ = ["Guard"]
+
+# Whether such a pattern matches at the end of what has come depends on what comes next.
+_LOOKS_AHEAD = re.compile(r"\$|\\[bBZ]|\(\?[=!]")
+_BEHIND = 32  # characters before the window, for \b, ^ and lookbehinds
+
+
+class Guard(MessageInterceptor):
+    """Options: `patterns`, Python regular expressions; `reason` and `message`, how the answer ends; `kinds` of text; `window`."""
+
+    def __init__(
+        self,
+        patterns: list[str],
+        reason: str | None = None,
+        message: str = "",
+        kinds: list[Literal["text", "thinking", "refusal"]] | None = None,
+        window: int = 1000,
+    ) -> None:
+        if not patterns:
+            raise ValueError("patterns: there are none, so nothing would be stopped")
+        if window < 1:
+            raise ValueError("window: expected a number of characters, at least 1")
+        self.patterns: list[tuple[re.Pattern[str], bool]] = []
+        for index, pattern in enumerate(patterns):
+            try:
+                compiled = re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"patterns[{index}]: {error}") from None
+            if compiled.search(""):
+                raise ValueError(
+                    f"patterns[{index}]: it matches where there is nothing, so that every answer would be stopped"
+                )
+            self.patterns.append((compiled, bool(_LOOKS_AHEAD.search(pattern))))
+        self.reason = reason
+        self.message = message
+        self.kinds: frozenset[str] = frozenset(("text", "thinking", "refusal") if kinds is None else kinds)
+        self.window = window
+
+    def open_messages(self, context: StreamContext) -> MessageStream:
+        return _GuardStream(self, context)
+
+    def find(self, text: str, start: int, *, ended: bool) -> tuple[int, int] | None:
+        """Where, from `start` on, the first match begins, and the number of its pattern.
+
+        Unless the text has `ended`, a match at its end does not count if what comes next may undo it.
+        """
+        return min(self._matches(text, start, ended), default=None)
+
+    def _matches(self, text: str, start: int, ended: bool) -> Iterable[tuple[int, int]]:
+        for index, (pattern, looks_ahead) in enumerate(self.patterns):
+            match = pattern.search(text, start)
+            if match is not None and (ended or not looks_ahead or match.end() < len(text)):
+                yield match.start(), index
+
+
+class _GuardStream(MessageStream):
+    def __init__(self, guard: Guard, context: StreamContext) -> None:
+        self._guard = guard
+        self._context = context
+        self._tails: dict[Block, str] = {}
+
+    def on_text_delta(self, delta: TextDelta) -> None:
+        guard = self._guard
+        if delta.kind not in guard.kinds:
+            return
+        tail = "" if delta.whole else self._tails.get(delta.block, "")
+        text = tail + delta.text
+        found = guard.find(text, self._start(tail), ended=delta.whole)
+        if found is not None:
+            self._stop(delta, text[len(tail) : found[0]], found[1])
+        elif not delta.whole:
+            self._tails[delta.block] = text[-(guard.window + _BEHIND) :]
+
+    def on_text_end(self, end: TextEnd) -> None:
+        tail = "" if end.whole else self._tails.pop(end.block, "")
+        found = self._guard.find(tail, self._start(tail), ended=True) if tail else None
+        if found is not None:
+            self._stop(end, "", found[1])
+
+    def _start(self, tail: str) -> int:
+        """Where to search from: what is before was searched, and may have been cut."""
+        return _BEHIND if len(tail) == self._guard.window + _BEHIND else 0
+
+    def _stop(self, part: TextDelta | TextEnd, text: str, pattern: int) -> None:
+        guard = self._guard
+        self._context.log.warning("guard_stopped", pattern=pattern, kind=part.kind)
+        self.finish(guard.reason, text if part.kind == "thinking" else text + guard.message)

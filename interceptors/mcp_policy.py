@@ -1,0 +1,206 @@
+"""`mcp_policy`: which methods, tools, resources and prompts of an MCP server clients may use, and see.
+
+    interceptors:
+      - name: policy
+        use: mcp_policy
+        options:
+          tools: {allow: ["search_*", "read_file"], deny: ["*_admin"]}
+          resources: {deny: ["file:///etc/*"]}
+
+A request for what is not allowed is answered with a JSON-RPC error and never reaches the server; lists show what is left. Deny
+wins over allow. It fails closed: what it cannot read, or what a server might understand differently, is refused (`strict`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from fnmatch import translate
+
+import msgspec
+
+from .api import OnError
+from .dialects.mcp import INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND, McpError, McpMessage
+from .dialects.mcp_headers import has_mirrors
+from .dialects.mcp_hooks import McpInterceptor, on_mcp_notification, on_mcp_request, on_mcp_response
+from .uris import spellings
+
+__all__ = ["McpPolicy", "McpPolicyOptions", "Rule"]
+
+_ALWAYS = ("initialize", "server/discover", "ping", "notifications/*")
+# Methods that this must recognise: a server that does not mind their case must not be asked for them in another one.
+_KNOWN = (
+    "initialize",
+    "server/discover",
+    "ping",
+    "logging/setLevel",
+    "tools/list",
+    "tools/call",
+    "resources/list",
+    "resources/templates/list",
+    "resources/read",
+    "resources/subscribe",
+    "resources/unsubscribe",
+    "subscriptions/listen",
+    "prompts/list",
+    "prompts/get",
+    "completion/complete",
+)
+_FOLDED = {method.casefold(): method for method in _KNOWN}
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What may be used: globs (`*`, `?`, `[...]`) of names, methods or URIs."""
+
+    allow: list[str] | None = None
+    """Those, and no others. None: all."""
+    deny: list[str] = []
+    """Not those, also where `allow` has them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class McpPolicyOptions:
+    """The options of `McpPolicy`."""
+
+    methods: Rule = field(default_factory=Rule)
+    """The methods of the client's requests and notifications. The protocol's own (`initialize`, `server/discover`, `ping`,
+    `notifications/*`) need no `allow`."""
+    tools: Rule = field(default_factory=Rule)
+    resources: Rule = field(default_factory=Rule)
+    """URIs, and the URI templates of resources."""
+    prompts: Rule = field(default_factory=Rule)
+
+
+class McpPolicy(McpInterceptor):
+    """Refuses what is not allowed, and takes it out of lists. Raises `ValueError` for options that would do nothing."""
+
+    on_error: OnError = "abort"  # fail closed: what could not be checked goes nowhere
+    strict = True
+
+    def __init__(self, options: McpPolicyOptions) -> None:
+        rules = {name: getattr(options, name) for name in ("methods", "tools", "resources", "prompts")}
+        if all(rule.allow is None and not rule.deny for rule in rules.values()):
+            raise ValueError("there is no rule, so everything would be allowed")
+        for name, rule in rules.items():
+            for part, globs in (("allow", rule.allow or []), ("deny", rule.deny)):
+                if "" in globs:
+                    raise ValueError(f"{name}.{part}[{globs.index('')}]: the glob is empty and would match nothing")
+        self._methods = _Matcher(rules["methods"], always=_ALWAYS)
+        self._tools = _Matcher(rules["tools"])
+        self._prompts = _Matcher(rules["prompts"])
+        self._resources = _UriMatcher(rules["resources"])
+        # The members of a result that are lists: what names an entry, and who says whether it is shown.
+        self._lists = {
+            "tools": ("name", self._tools),
+            "prompts": ("name", self._prompts),
+            "resources": ("uri", self._resources),
+            "resourceTemplates": ("uriTemplate", self._resources),
+        }
+
+    @on_mcp_request()
+    def check_request(self, message: McpMessage) -> McpError | None:
+        """The error for what the client may not ask for. What the server asks for is not this one's business."""
+        if not message.from_client:
+            return None
+        method = message.method or ""
+        if not self._allows_method(method):
+            return McpError(METHOD_NOT_FOUND, "this method is not allowed here")
+        if method == "tools/call":
+            return None if self._tools.allows(message.name) else _refused("tool")
+        if method == "prompts/get":
+            return None if self._prompts.allows(message.name) else _refused("prompt")
+        if method in ("resources/read", "resources/subscribe", "resources/unsubscribe"):
+            return None if self._resources.allows(message.name) else _no_resource(message)
+        if method == "subscriptions/listen":
+            return self._check_listen(message)
+        if method == "completion/complete":
+            return self._check_completion(message)
+        return None
+
+    @on_mcp_notification()
+    def check_notification(self, message: McpMessage) -> None:
+        """One that is not allowed goes no further, in either direction: the server's name resources."""
+        if message.from_client:
+            if not self._allows_method(message.method or ""):
+                message.drop()
+        elif message.method == "notifications/resources/updated" and not self._resources.allows(message.name):
+            message.drop()
+
+    @on_mcp_response()
+    def show_allowed(self, message: McpMessage) -> None:
+        """Lists are told by their shape, whatever they answer: a client that uses an id twice could make us believe anything."""
+        result = message.json().get("result")
+        if message.from_client or not isinstance(result, dict):
+            return
+        for member, (key, matcher) in self._lists.items():
+            if isinstance(result.get(member), list) and not matcher.is_open:
+                entries = message.result[member]
+                message.result[member] = [
+                    item for item in entries if isinstance(item, dict) and matcher.allows(item.get(key))
+                ]
+
+    def _allows_method(self, method: str) -> bool:
+        folded = method.strip().casefold()
+        return _FOLDED.get(folded, method) == method and self._methods.allows(method)
+
+    def _check_listen(self, message: McpMessage) -> McpError | None:
+        """2026-07-28, `subscriptions/listen`: the URIs of the resources that the client wants to hear of."""
+        asked = message.params.get("notifications")
+        uris = asked.get("resourceSubscriptions") if isinstance(asked, dict) else None
+        if uris is None or (isinstance(uris, list) and all(self._resources.allows(uri) for uri in uris)):
+            return None
+        return _no_resource(message)
+
+    def _check_completion(self, message: McpMessage) -> McpError | None:
+        """A completion tells of the prompt or the resource's template that it refers to."""
+        ref = message.params.get("ref")
+        kind = ref.get("type") if isinstance(ref, dict) else None
+        if kind == "ref/prompt":
+            return None if self._prompts.allows(message.name) else _refused("prompt")
+        if kind == "ref/resource":
+            return None if self._resources.allows(message.name) else _no_resource(message)
+        return McpError(INVALID_PARAMS, "a completion refers to a prompt or a resource")
+
+
+class _Matcher:
+    """A rule, compiled. What it denies it denies in any case of letters; what it allows it allows as it is written."""
+
+    def __init__(self, rule: Rule, always: tuple[str, ...] = ()) -> None:
+        self._allow = None if rule.allow is None else [re.compile(translate(glob)).match for glob in (*rule.allow, *always)]
+        self._deny = [re.compile(translate(glob.casefold())).match for glob in rule.deny]
+        self.is_open = self._allow is None and not self._deny
+        """There is no rule: it allows everything."""
+
+    def allows(self, name: object) -> bool:
+        """What has no name that is text is as good as not there."""
+        return self.is_open or (isinstance(name, str) and self._allows(name))
+
+    def _allows(self, name: str) -> bool:
+        return self._permits(name) and not self._denies(name)
+
+    def _permits(self, name: str) -> bool:
+        return self._allow is None or any(match(name) for match in self._allow)
+
+    def _denies(self, name: str) -> bool:
+        return any(match(name.strip().casefold()) or match(name.casefold()) for match in self._deny)
+
+
+class _UriMatcher(_Matcher):
+    """Of URIs: denied if that is so in any spelling, also without its query and fragment; allowed if that is so in all."""
+
+    def _allows(self, name: str) -> bool:
+        try:
+            found = spellings(name)
+        except ValueError:
+            return False
+        shorter = [re.split(r"[?#]", spelling, maxsplit=1)[0] for spelling in found]
+        return all(map(self._permits, found)) and not any(map(self._denies, (*found, *shorter)))
+
+
+def _refused(what: str, code: int = INVALID_PARAMS) -> McpError:
+    """The code for what is not there: that is how servers say it of a name that they do not know."""
+    return McpError(code, f"this {what} is not allowed here")
+
+
+def _no_resource(message: McpMessage) -> McpError:
+    return _refused("resource", INVALID_PARAMS if has_mirrors(message.revision) else RESOURCE_NOT_FOUND)

@@ -1,0 +1,375 @@
+"""Errors in the dialect: the official SDKs raise their own exceptions for what the proxy says of a failure."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+from support.client import fetch
+from support.proxy import Proxy, config_for, open_proxy
+from support.upstream import Peer, Script, open_upstream
+
+CHAT = [
+    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m",'
+    b'"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
+]
+RESPONSE = [
+    b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","content_index":0,"delta":"hi","item_id":"i",'
+    b'"output_index":0,"sequence_number":1,"logprobs":[]}\n\n'
+]
+MESSAGE = [
+    b'event: message_start\ndata: {"type":"message_start","message":{"id":"m","type":"message","role":"assistant","content":[],'
+    b'"model":"m","stop_reason":null,"stop_sequence":null,"usage":{"input_tokens":1,"output_tokens":1}}}\n\n',
+    b'event: ping\ndata: {"type":"ping"}\n\n',
+]
+
+
+def breaking_after(*events: bytes) -> Script:
+    """An upstream whose connection breaks after these events."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.start_stream()
+        for event in events:
+            await peer.chunk(event)
+
+    return script
+
+
+@asynccontextmanager
+async def serving(script: Script, dialect: str, *, route: str = "") -> AsyncIterator[Proxy]:
+    async with open_upstream(script) as upstream:
+        async with open_proxy(config_for(upstream.url, route=f"dialect: {dialect}{', ' + route if route else ''}")) as proxy:
+            yield proxy
+
+
+async def refuse(peer: Peer) -> None:
+    """An upstream that closes every connection without an answer."""
+    await peer.request()
+
+
+def data_of(body: bytes) -> Any:
+    """The data of the last event."""
+    assert body.endswith(b"\n\n")
+    (line,) = [line for line in body.rstrip(b"\n").split(b"\n\n")[-1].split(b"\n") if line.startswith(b"data: ")]
+    return json.loads(line.removeprefix(b"data: "))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_openai_raises_api_error_inside_a_chat_completion(asynchronous: bool) -> None:
+    """What came before is yielded; then `APIError`, and not a connection error, tells what happened."""
+    import openai
+
+    call: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "?"}], "stream": True}
+
+    def read(url: str) -> list[str]:
+        with openai.OpenAI(base_url=url + "/v1", api_key="sk-test", max_retries=0) as client:
+            return take(client.chat.completions.create(**call))
+
+    def take(stream: Any) -> list[str]:
+        seen = []
+        with pytest.raises(openai.APIError) as caught:
+            for chunk in stream:
+                seen.append(chunk.choices[0].delta.content)
+        check(caught.value)
+        return seen
+
+    def check(error: openai.APIError) -> None:
+        assert not isinstance(error, openai.APIConnectionError)
+        assert (error.message, error.code, error.type) == (
+            "the upstream's response ended too early",
+            "upstream_truncated",
+            "server_error",
+        )
+
+    async with serving(breaking_after(*CHAT), "openai") as proxy:
+        with trio.fail_after(10):
+            if not asynchronous:
+                assert await trio.to_thread.run_sync(read, proxy.url) == ["hi"]
+                return
+            async with openai.AsyncOpenAI(base_url=proxy.url + "/v1", api_key="sk-test", max_retries=0) as client:
+                seen = []
+                with pytest.raises(openai.APIError) as caught:
+                    async for chunk in await client.chat.completions.create(**call):
+                        seen.append(chunk.choices[0].delta.content)
+                check(caught.value)
+                assert seen == ["hi"]
+
+
+async def test_openai_raises_api_error_inside_a_response() -> None:
+    """The Responses API has an `error` event of its own; the SDK raises for it."""
+    import openai
+
+    async with serving(breaking_after(*RESPONSE), "openai") as proxy:
+        with trio.fail_after(10):
+            async with openai.AsyncOpenAI(base_url=proxy.url + "/v1", api_key="sk-test", max_retries=0) as client:
+                seen = []
+                with pytest.raises(openai.APIError) as caught:
+                    async for event in await client.responses.create(model="m", input="?", stream=True):
+                        seen.append(event.type)
+        assert seen == ["response.output_text.delta"]
+        assert not isinstance(caught.value, openai.APIConnectionError)
+        assert caught.value.code == "upstream_truncated"
+        answer = await fetch(proxy.port, "/v1/responses", method="POST", body=b"{}")
+        assert not answer.complete
+        said = data_of(answer.body)
+        assert {"type", "code", "message", "param", "sequence_number"} <= set(said)
+        assert (said["type"], said["code"]) == ("error", "upstream_truncated")
+        assert b"\n\nevent: error\ndata: " in answer.body
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_anthropic_raises_api_status_error_inside_a_stream(asynchronous: bool) -> None:
+    """Its `error` event becomes its `APIStatusError`, with the body that its API sends."""
+    import anthropic
+
+    call: dict[str, Any] = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "?"}], "stream": True}
+
+    def check(error: anthropic.APIStatusError) -> None:
+        assert error.body == {
+            "type": "error",
+            "error": {"type": "api_error", "message": "the upstream's response ended too early"},
+        }
+
+    def read(url: str) -> list[str]:
+        seen = []
+        with anthropic.Anthropic(base_url=url, api_key="sk-test", max_retries=0) as client:
+            with pytest.raises(anthropic.APIStatusError) as caught:
+                for event in client.messages.create(**call):
+                    seen.append(event.type)
+        check(caught.value)
+        return seen
+
+    async with serving(breaking_after(*MESSAGE), "anthropic") as proxy:
+        with trio.fail_after(10):
+            if not asynchronous:
+                assert await trio.to_thread.run_sync(read, proxy.url) == ["message_start"]
+                return
+            async with anthropic.AsyncAnthropic(base_url=proxy.url, api_key="sk-test", max_retries=0) as client:
+                seen = []
+                with pytest.raises(anthropic.APIStatusError) as caught:
+                    async for event in await client.messages.create(**call):
+                        seen.append(event.type)
+                check(caught.value)
+                assert seen == ["message_start"]
+
+
+def mcp_server(*, event_id: bytes = b"", resumed: bytes | None = None) -> Script:
+    """An MCP server whose `tools/call` sends a notification, and then breaks off. `resumed`: what a GET with Last-Event-ID gets."""
+
+    async def script(peer: Peer) -> None:
+        while True:
+            request = await peer.request()
+            if request.method == "GET":
+                if resumed is None or not request.all("last-event-id"):
+                    await peer.send(b"HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n")
+                    continue
+                await peer.start_stream()
+                await peer.chunk(resumed)
+                await peer.end()
+                continue
+            message = json.loads(request.body or b"{}")
+            if "id" not in message:
+                await peer.send(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
+                continue
+            if message["method"] == "tools/call":
+                await peer.start_stream()
+                await peer.chunk(
+                    event_id + b'event: message\ndata: {"jsonrpc":"2.0","method":"notifications/message",'
+                    b'"params":{"level":"info","data":"x"}}\n\n'
+                )
+                return
+            result: dict[str, Any] = {"tools": []}
+            if message["method"] == "initialize":
+                server = {"name": "s", "version": "1"}
+                result = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": server}
+            body = json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}).encode()
+            await peer.send(
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nMcp-Session-Id: s-1\r\n"
+                b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+            )
+
+    return script
+
+
+@pytest.mark.filterwarnings("default")
+async def test_mcp_raises_its_error_for_a_call_whose_stream_breaks() -> None:
+    """The open request gets a JSON-RPC error response: `MCPError`, with the proxy's words, and at once."""
+    from mcp.client import Client
+    from mcp.shared.exceptions import MCPError
+
+    async with serving(mcp_server(), "mcp") as proxy:
+        with trio.fail_after(10), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            async with Client(proxy.url + "/mcp", mode="legacy") as client:
+                with pytest.raises(MCPError) as caught:
+                    await client.call_tool("add", {})
+        assert caught.value.error.code == -32000
+        assert caught.value.error.message == "the upstream's response ended too early"
+        assert caught.value.error.data == {"type": "upstream_truncated"}
+
+
+@pytest.mark.filterwarnings("default")
+async def test_an_mcp_stream_that_can_be_resumed_is_left_to_the_client() -> None:
+    """Events with ids have passed: an error response would end the call, where the client can have the rest by a GET."""
+    from mcp.client import Client
+
+    resumed = (
+        b'id: 2\nevent: message\ndata: {"jsonrpc":"2.0","id":2,"result":{"content":[{"type":"text","text":"done"}]}}\n\n'
+    )
+    async with serving(mcp_server(event_id=b"id: 1\nretry: 10\n", resumed=resumed), "mcp") as proxy:
+        with trio.fail_after(10), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            async with Client(proxy.url + "/mcp", mode="legacy") as client:
+                result = await client.call_tool("add", {})
+        assert result.content[0].text == "done"  # type: ignore[union-attr]
+
+
+def post(*messages: dict[str, Any]) -> dict[str, Any]:
+    body = json.dumps(messages[0] if len(messages) == 1 else messages).encode()
+    return {"method": "POST", "body": body, "headers": [("Content-Type", "application/json")]}
+
+
+def request(ident: Any) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": ident, "method": "tools/call", "params": {"name": "x"}}
+
+
+async def test_mcp_answers_every_open_request_and_no_other() -> None:
+    """In a batch, those that upstream has answered have their answer; each other one gets an error of its own."""
+    answered = b'event: message\ndata: {"jsonrpc":"2.0","id":"b","result":{}}\n\n'
+    async with serving(breaking_after(answered), "mcp") as proxy:
+        batch = post(request(1), request("b"), {"jsonrpc": "2.0", "method": "notifications/x"}, request(3))
+        answer = await fetch(proxy.port, "/mcp", **batch)
+    assert not answer.complete
+    assert answer.body.startswith(answered)
+    events = answer.body.removeprefix(answered).split(b"\n\n")
+    assert [event.split(b"\n")[0] for event in events] == [b"event: message", b"event: message", b""]
+    said = [json.loads(event.split(b"\n")[1].removeprefix(b"data: ")) for event in events[:2]]
+    assert [(message["jsonrpc"], message["id"]) for message in said] == [("2.0", 1), ("2.0", 3)]
+    assert {message["error"]["data"]["type"] for message in said} == {"upstream_truncated"}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"method": "GET"},
+        post({"jsonrpc": "2.0", "method": "notifications/x"}),
+        post({"jsonrpc": "2.0", "id": 1, "result": {}}),
+        {"method": "POST", "body": b"not JSON"},
+    ],
+    ids=["GET", "notification", "response", "not JSON"],
+)
+async def test_mcp_says_nothing_where_nobody_waits_for_an_answer(asked: dict[str, Any]) -> None:
+    """Without an open request there is no message that would be an answer; the stream breaks off, and that is seen."""
+    event = b'event: message\ndata: {"jsonrpc":"2.0","method":"notifications/x"}\n\n'
+    async with serving(breaking_after(event), "mcp") as proxy:
+        answer = await fetch(proxy.port, "/mcp", **asked)
+    assert answer.body == event
+    assert not answer.complete
+
+
+@pytest.mark.parametrize("dialect", ["generic", "abort"])
+async def test_the_other_dialects_are_as_they_were(dialect: str) -> None:
+    """generic says its `error` event, abort says nothing."""
+    async with serving(breaking_after(b"data: 1\n\n"), dialect) as proxy:
+        answer = await fetch(proxy.port, "/v1/responses")
+    said = b'event: error\ndata: {"error":{"type":"upstream_truncated","message":"the upstream\'s response ended too early"}}\n\n'
+    assert answer.body == b"data: 1\n\n" + (said if dialect == "generic" else b"")
+    assert not answer.complete
+
+
+OPENAI = {"error": {"message": "M", "type": "server_error", "param": None, "code": "upstream_connection_lost"}}
+ANTHROPIC = {"type": "error", "error": {"type": "api_error", "message": "M"}}
+MCP = {"jsonrpc": "2.0", "id": 7, "error": {"code": -32000, "message": "M", "data": {"type": "upstream_connection_lost"}}}
+GENERIC = {"error": {"type": "upstream_connection_lost", "message": "M"}}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "expected"),
+    [("openai", OPENAI), ("anthropic", ANTHROPIC), ("mcp", MCP), ("generic", GENERIC), ("abort", GENERIC)],
+)
+async def test_a_whole_answer_has_the_dialects_body(dialect: str, expected: dict[str, Any]) -> None:
+    """502 as ever, and the body that the dialect's SDK reads."""
+    async with serving(refuse, dialect) as proxy:
+        answer = await fetch(proxy.port, "/x", **post(request(7)))
+    assert (answer.status, answer.all("content-type")) == (502, [b"application/json"])
+    expected = json.loads(json.dumps(expected).replace('"M"', '"the connection to the upstream broke"'))
+    assert json.loads(answer.body) == expected
+
+
+@pytest.mark.parametrize(
+    ("route", "asked", "status", "expected"),
+    [
+        (
+            'allowed_origins: ["https://a.test"]',
+            {"headers": [("Origin", "https://b.test")]},
+            403,
+            ("invalid_request_error", "permission_error", -32600),
+        ),
+        ('allowed_hosts: ["a.test"]', {}, 403, ("invalid_request_error", "permission_error", -32600)),
+        (
+            "limits: {max_request_body_bytes: 3}",
+            {"method": "POST", "body": b"four"},
+            413,
+            ("invalid_request_error", "request_too_large", -32600),
+        ),
+        ("limits: {max_streams: 1}", {}, 503, ("server_error", "overloaded_error", -32000)),
+        ("timeouts: {first_byte: 0.05}", {}, 504, ("server_error", "timeout_error", -32001)),
+    ],
+    ids=["origin", "host", "too large", "full", "timeout"],
+)
+async def test_refusals_have_the_dialects_body(
+    route: str, asked: dict[str, Any], status: int, expected: tuple[str, str, int]
+) -> None:
+    """403, 413, 503 and 504: the status tells as ever, the body in the dialect; to whom nobody can tell, `id` is null."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.wait_closed()
+
+    found: dict[str, Any] = {}
+    for dialect in ("openai", "anthropic", "mcp"):
+        async with serving(script, dialect, route=route) as proxy, trio.open_nursery() as nursery:
+            if status == 503:
+                nursery.start_soon(fetch_forever, proxy.port)
+                while not proxy.worker.live:
+                    await trio.sleep(0.002)
+            with trio.fail_after(10):
+                answer = await fetch(proxy.port, "/x", **asked)
+            nursery.cancel_scope.cancel()
+        assert answer.status == status
+        found[dialect] = json.loads(answer.body)
+    assert found["anthropic"]["type"] == "error"
+    assert found["mcp"]["id"] is None
+    kinds = (found["openai"]["error"]["type"], found["anthropic"]["error"]["type"], found["mcp"]["error"]["code"])
+    assert kinds == expected
+
+
+async def fetch_forever(port: int) -> None:
+    await fetch(port, "/x")
+
+
+async def test_the_sdks_raise_their_status_errors_for_whole_answers() -> None:
+    """403 becomes each SDK's own permission error, 502 its server error."""
+    import anthropic
+    import openai
+
+    for refused, openai_error, anthropic_error in (
+        (True, openai.PermissionDeniedError, anthropic.PermissionDeniedError),
+        (False, openai.InternalServerError, anthropic.InternalServerError),
+    ):
+        route = 'allowed_hosts: ["a.test"]' if refused else ""
+        async with serving(refuse, "openai", route=route) as proxy:
+            async with openai.AsyncOpenAI(base_url=proxy.url + "/v1", api_key="sk-test", max_retries=0) as client:
+                with pytest.raises(openai_error) as caught:
+                    await client.chat.completions.create(model="m", messages=[{"role": "user", "content": "?"}])
+        assert caught.value.code == ("host_not_allowed" if refused else "upstream_connection_lost")  # type: ignore[attr-defined]
+        async with serving(refuse, "anthropic", route=route) as proxy:
+            async with anthropic.AsyncAnthropic(base_url=proxy.url, api_key="sk-test", max_retries=0) as client:
+                with pytest.raises(anthropic_error):
+                    await client.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": "?"}])

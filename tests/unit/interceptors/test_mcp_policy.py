@@ -1,0 +1,421 @@
+"""The policy: what is denied never reaches the server, however it is spelt, and no list shows it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interceptors import LoadError, Request, Response, ResponseHead, StreamAborted
+from interceptors.dialects.mcp_headers import VERSION_KEY
+from interceptors.loader import load_interceptor
+from interceptors.mcp_policy import McpPolicy
+from interceptors.testing import run_chain, run_json, run_request
+
+MODERN = "2026-07-28"
+
+
+def policy(**options: Any) -> McpPolicy:
+    loaded = load_interceptor("mcp_policy", options)
+    assert isinstance(loaded, McpPolicy)
+    return loaded
+
+
+def rpc(method: str, id: Any = 1, **params: Any) -> dict[str, Any]:
+    head = {"jsonrpc": "2.0", "method": method, "params": params}
+    return head if id is None else head | {"id": id}
+
+
+def call(name: Any, id: Any = 1) -> dict[str, Any]:
+    return rpc("tools/call", id, name=name, arguments={})
+
+
+def post(body: Any, **headers: str) -> Request:
+    named = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
+    named |= {name.replace("_", "-"): value for name, value in headers.items()}
+    data = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else json.dumps(body).encode()
+    pairs = [(name.encode(), value.encode()) for name, value in named.items()]
+    return Request(method="POST", path="/mcp", headers=pairs, body=data)
+
+
+def modern(body: dict[str, Any], **headers: str) -> Request:
+    body["params"]["_meta"] = {VERSION_KEY: MODERN}
+    return post(body, mcp_protocol_version=MODERN, mcp_method=body["method"], **headers)
+
+
+def error_of(response: Response | None) -> tuple[int, int]:
+    """The HTTP status and the JSON-RPC code of a refusal."""
+    assert response is not None
+    return response.status, json.loads(response.body)["error"]["code"]
+
+
+def passes(interceptor: McpPolicy, body: Any) -> bool:
+    """Whether it goes upstream, which then means: as the very bytes."""
+    request = post(body)
+    before = request.body
+    if run_request([interceptor], request) is not None:
+        return False
+    assert request.body == before
+    return True
+
+
+# --- what is allowed ----------------------------------------------------------------------------------------------------
+
+
+def test_deny_wins_and_an_allow_list_is_all_there_is() -> None:
+    """Globs; without `allow` everything that is not denied is allowed."""
+    both = policy(tools={"allow": ["read_*", "add"], "deny": ["*_secret"]})
+    names = ["add", "adder", "read_file", "read_secret", "ADD", "write", ""]
+    assert [name for name in names if passes(both, call(name))] == ["add", "read_file"]
+    denying = policy(tools={"deny": ["*_secret", "Shell"]})
+    assert [name for name in [*names, "shell", "SHELL", " shell "] if passes(denying, call(name))] == [
+        "add",
+        "adder",
+        "read_file",
+        "ADD",
+        "write",
+        "",
+    ]
+    assert not passes(policy(tools={"allow": []}), call("add"))
+
+
+def test_each_rule_is_for_its_own_kind() -> None:
+    """A rule for tools says nothing of prompts, resources and methods."""
+    tools = policy(tools={"allow": []})
+    assert passes(tools, rpc("prompts/get", name="greet"))
+    assert passes(tools, rpc("resources/read", uri="file:///a"))
+    assert passes(tools, rpc("tools/list"))
+    prompts = policy(prompts={"deny": ["greet"]})
+    assert passes(prompts, call("greet"))
+    assert not passes(prompts, rpc("prompts/get", name="greet"))
+    assert not passes(prompts, rpc("completion/complete", ref={"type": "ref/prompt", "name": "greet"}, argument={}))
+    assert passes(prompts, rpc("completion/complete", ref={"type": "ref/prompt", "name": "other"}, argument={}))
+
+
+def test_methods_are_allowed_and_denied_too() -> None:
+    """The protocol's own need no `allow`, and can be denied; the server's requests and all responses are not concerned."""
+    allowing = policy(methods={"allow": ["tools/*"], "deny": ["tools/call"]})
+    passing = ["initialize", "server/discover", "ping", "tools/list"]
+    assert [method for method in (*passing, "tools/call", "prompts/list") if passes(allowing, rpc(method))] == passing
+    assert passes(allowing, rpc("notifications/initialized", None))
+    assert passes(allowing, {"jsonrpc": "2.0", "id": 1, "result": {"tools": [{"name": "a"}]}})
+    asked = b'data: {"jsonrpc":"2.0","id":1,"method":"sampling/createMessage"}\n\n'
+    assert run_chain([allowing], [asked], request=post(b"")).output == asked
+    response = run_request([policy(methods={"deny": ["notifications/*"]})], post(rpc("notifications/x", None)))
+    assert response is not None
+    assert (response.status, response.body) == (202, b"")
+
+
+def test_subscriptions_are_reads() -> None:
+    """To subscribe, to unsubscribe and to listen (2026-07-28) needs the resource to be allowed, each of them."""
+    denying = policy(resources={"deny": ["file:///etc/*"]})
+    for method in ("resources/read", "resources/subscribe", "resources/unsubscribe"):
+        assert not passes(denying, rpc(method, uri="file:///etc/passwd"))
+        assert passes(denying, rpc(method, uri="file:///home/a"))
+    for uris, allowed in (
+        (["file:///home/a"], True),
+        (["file:///home/a", "file:///etc/b"], False),
+        ("file:///etc/b", False),
+        ([7], False),
+    ):
+        assert passes(denying, rpc("subscriptions/listen", notifications={"resourceSubscriptions": uris})) is allowed
+    assert passes(denying, rpc("subscriptions/listen", notifications={"toolsListChanged": True}))
+    updated = b'data: {"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"file:///etc/passwd"}}\n\n'
+    assert run_chain([denying], [updated], request=post(b"")).output == b""
+    assert run_chain([denying], [updated.replace(b"etc", b"tmp")], request=post(b"")).counts.passed == 1
+    for ref, allowed in (
+        ({"type": "ref/resource", "uri": "file:///home/{a}"}, True),
+        ({"type": "ref/resource", "uri": "file:///etc/{a}"}, False),
+        ({"type": "ref/resource", "uri": "file:///etc/{a}", "name": "x"}, False),
+        ({"type": "ref/other", "uri": "file:///home/{a}"}, False),
+        ("ref", False),
+    ):
+        assert passes(denying, rpc("completion/complete", ref=ref, argument={})) is allowed
+
+
+# --- how it is said -----------------------------------------------------------------------------------------------------
+
+REFUSALS: dict[
+    str, tuple[dict[str, Any], int, int, int]
+] = {  # code and status up to 2025-11-25, code and status from 2026-07-28 on
+    "a tool": (call("x"), -32602, -32602, 400),
+    "a prompt": (rpc("prompts/get", name="x"), -32602, -32602, 400),
+    "a resource": (rpc("resources/read", uri="x:y"), -32002, -32602, 400),
+    "a method": (rpc("logging/setLevel", level="debug"), -32601, -32601, 404),
+}
+
+
+@pytest.mark.parametrize(("body", "code", "modern_code", "modern_status"), REFUSALS.values(), ids=REFUSALS)
+def test_a_refusal_is_said_as_the_revision_says_it(
+    body: dict[str, Any], code: int, modern_code: int, modern_status: int
+) -> None:
+    """The code of what is not there; 200 with an error inside up to 2025-11-25, the code's HTTP status since."""
+    nothing: dict[str, Any] = {"allow": []}
+    interceptor = policy(tools=nothing, prompts=nothing, resources=nothing, methods={"deny": ["logging/*"]})
+    assert error_of(run_request([interceptor], post(body, mcp_protocol_version="2025-11-25"))) == (200, code)
+    named = body["params"].get("name") or body["params"].get("uri")
+    request = modern(body, **({"mcp_name": named} if named else {}))
+    assert error_of(run_request([interceptor], request)) == (modern_status, modern_code)
+
+
+def test_of_a_batch_only_what_is_denied_is_taken_out() -> None:
+    """The server gets the rest, the client one answer for each."""
+    interceptor = policy(tools={"deny": ["shell"]})
+    request = post([call("add", 1), call("shell", 2), rpc("ping", 3)])
+    assert run_request([interceptor], request) is None
+    assert [item["id"] for item in request.json()] == [1, 3]
+    server = b'[{"jsonrpc":"2.0","id":1,"result":{}},{"jsonrpc":"2.0","id":3,"result":{}}]'
+    answered = json.loads(run_json([interceptor], server, request=request))
+    assert [item["id"] for item in answered] == [1, 3, 2]
+    assert answered[2]["error"]["code"] == -32602
+    response = run_request([interceptor], post([call("shell", 1), call("shell", "1")]))
+    assert response is not None
+    assert [item["id"] for item in json.loads(response.body)] == [1, "1"]
+
+
+# --- no way around it ---------------------------------------------------------------------------------------------------
+
+SHELL = '"params":{"name":"shell"}'
+BYPASSES: dict[str, bytes | str] = {
+    "as it is": f'{{"jsonrpc":"2.0","id":1,"method":"tools/call",{SHELL}}}',
+    "in a batch": f'[{{"jsonrpc":"2.0","id":1,"method":"tools/call",{SHELL}}}]',
+    "an escaped name": '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"\\u0073hell"}}',
+    "an escaped method": f'{{"jsonrpc":"2.0","id":1,"method":"tools\\/\\u0063all",{SHELL}}}',
+    "an escaped key": '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"n\\u0061me":"shell"}}',
+    "a second method": f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","method":"ping",{SHELL}}}',
+    "a second name": '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"shell","name":"add"}}',
+    "second params": f'{{"jsonrpc":"2.0","id":1,"method":"tools/call",{SHELL},"params":{{"name":"add"}}}}',
+    "a key in another case": '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"add","Name":"shell"}}',
+    "a method's key in another case": f'{{"jsonrpc":"2.0","id":1,"method":"ping","METHOD":"tools/call",{SHELL}}}',
+    "a method in another case": f'{{"jsonrpc":"2.0","id":1,"method":"Tools/Call",{SHELL}}}',
+    "a method with spaces": f'{{"jsonrpc":"2.0","id":1,"method":" tools/call ",{SHELL}}}',
+    "a name with spaces": '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":" shell\\n"}}',
+    "a name in another case": '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"SHELL"}}',
+    "a name that is a list": '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":["shell"]}}',
+    "params that are a list": '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":["shell"]}',
+    "no version": f'{{"id":1,"method":"tools/call",{SHELL}}}',
+    "an id that is null": f'{{"jsonrpc":"2.0","id":null,"method":"tools/call",{SHELL}}}',
+    "without an id": f'{{"jsonrpc":"2.0","method":"tools/call",{SHELL}}}',
+    "a batch in a batch": f'[[{{"jsonrpc":"2.0","id":1,"method":"tools/call",{SHELL}}}]]',
+    "rubbish beside it": f'[7,{{"jsonrpc":"2.0","id":1,"method":"tools/call",{SHELL}}}]',
+    "a BOM": f'\ufeff{{"jsonrpc":"2.0","id":1,"method":"tools/call",{SHELL}}}',
+    "UTF-16": f'{{"jsonrpc":"2.0","id":1,"method":"tools/call",{SHELL}}}'.encode("utf-16"),
+    "UTF-32": f'{{"jsonrpc":"2.0","id":1,"method":"tools/call",{SHELL}}}'.encode("utf-32-le"),
+    "not UTF-8": f'{{"jsonrpc":"2.0","id":1,"x":"\xff","method":"tools/call",{SHELL}}}'.encode("latin-1"),
+    "a number that is none": f'{{"jsonrpc":"2.0","id":1,"x":NaN,"method":"tools/call",{SHELL}}}',
+    "a lone surrogate": f'{{"jsonrpc":"2.0","id":1,"x":"\\ud800","method":"tools/call",{SHELL}}}',
+    "two texts": f'{{"jsonrpc":"2.0","id":1,"method":"ping"}}{{"jsonrpc":"2.0","id":1,"method":"tools/call",{SHELL}}}',
+    "compressed": gzip.compress(f'{{"jsonrpc":"2.0","id":1,"method":"tools/call",{SHELL}}}'.encode()),
+}
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", ""])
+@pytest.mark.parametrize("body", BYPASSES.values(), ids=BYPASSES)
+def test_no_spelling_of_a_denied_call_reaches_the_server(body: bytes | str, content_type: str) -> None:
+    """Whatever the Content-Type says."""
+    request = post(body, content_type=content_type)
+    assert run_request([policy(tools={"deny": ["shell"]})], request) is not None
+
+
+def test_a_compressed_body_is_refused() -> None:
+    """It cannot be read here, and the server could."""
+    body = gzip.compress(json.dumps(call("shell")).encode())
+    for coding in ("gzip", "identity, gzip", "x-unknown"):
+        assert error_of(run_request([policy(tools={"deny": ["shell"]})], post(body, content_encoding=coding)))[0] == 415
+    plain = post(call("shell"), content_encoding="deflate")
+    assert error_of(run_request([policy(tools={"deny": ["shell"]})], plain))[0] == 415
+
+
+def test_headers_do_not_lead_around_it() -> None:
+    """2026-07-28: a server that goes by `Mcp-Name` would run another tool than the body names."""
+    interceptor = policy(tools={"deny": ["shell"]})
+    assert run_request([interceptor], modern(call("add"), mcp_name="add")) is None
+    assert error_of(run_request([interceptor], modern(call("add"), mcp_name="shell"))) == (400, -32020)
+
+
+def test_a_get_and_a_delete_pass() -> None:
+    """They have no body, and so ask for nothing; one that has a body is looked at like any."""
+    interceptor = policy(tools={"deny": ["shell"]})
+    for method in ("GET", "DELETE"):
+        assert run_request([interceptor], Request(method=method, path="/mcp")) is None
+        body = json.dumps(call("shell")).encode()
+        assert run_request([interceptor], Request(method=method, path="/mcp", body=body)) is not None
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file:///etc/passwd",
+        "FILE:///etc/passwd",
+        "file:/etc/passwd",
+        "file://localhost/etc/passwd",
+        "file:///public/../etc/passwd",
+        "file:///public/%2e%2e/etc/passwd",
+        "file:///public/%252e%252e/etc/passwd",
+        "file:///%65tc/passwd",
+        "file:///ETC/passwd",
+        "file:////etc/passwd",
+        "file:///public\\..\\etc\\passwd",
+        "file:///etc/passwd?x",
+        "file:///etc/passwd#public",
+        " file:///etc/passwd",
+        "file:///e\ttc/passwd",
+        "file:///%25252525252565tc/passwd",
+    ],
+)
+def test_no_spelling_of_a_denied_resource_reaches_the_server(uri: str) -> None:
+    """Denied by its own rule, and not let in by what is allowed beside it."""
+    exact = policy(resources={"deny": ["file:///etc/passwd"]})
+    beside = policy(resources={"allow": ["file:///public/*"]})
+    for interceptor in (exact, beside):
+        assert error_of(run_request([interceptor], post(rpc("resources/read", uri=uri)))) == (200, -32002)
+    assert passes(exact, rpc("resources/read", uri="file:///etc/hosts"))
+    assert passes(beside, rpc("resources/read", uri="file:///public/a%20b?c"))
+
+
+# --- lists --------------------------------------------------------------------------------------------------------------
+
+LISTS: dict[str, tuple[str, str, str, list[str]]] = {
+    "tools/list": ("tools", "name", "tools", ["add", "shell"]),
+    "prompts/list": ("prompts", "name", "prompts", ["add", "shell"]),
+    "resources/list": ("resources", "uri", "resources", ["x:add", "x:shell"]),
+    "resources/templates/list": ("resourceTemplates", "uriTemplate", "resources", ["x:add/{a}", "x:shell/{a}"]),
+}
+
+
+@pytest.mark.parametrize(("method", "member", "key", "rule", "names"), [(method, *rest) for method, rest in LISTS.items()])
+@pytest.mark.parametrize("correlated", [True, False])
+def test_a_list_shows_only_what_is_allowed(
+    method: str, member: str, key: str, rule: str, names: list[str], correlated: bool
+) -> None:
+    """In a body and in a stream, page by page, also where nobody knows any more what was asked; the rest of it stays."""
+    interceptor = policy(**{rule: {"deny": ["*shell*"]}})
+    request = post(rpc(method) if correlated else rpc("ping", 7))
+    assert run_request([interceptor], request) is None
+    entries = [{key: name, "title": name} for name in names]
+    page = {"jsonrpc": "2.0", "id": 1, "result": {member: entries, "nextCursor": "b2", "_meta": {"x": 1.0}}}
+    expected = page | {"result": page["result"] | {member: entries[:1]}}  # type: ignore[operator]
+    text = json.dumps(page).encode()
+    assert json.loads(run_json([interceptor], text, request=request)) == expected
+    assert json.loads(run_json([interceptor], b"[" + text + b"]", request=request)) == [expected]
+    output = run_chain([interceptor], [b"id: 3\ndata: " + text + b"\n\n"], request=request).output
+    assert output.startswith(b"id: 3\ndata: ")
+    assert json.loads(output[12:]) == expected
+
+
+def test_a_list_of_allowed_entries_and_what_is_no_list_stay_byte_for_byte() -> None:
+    """So do lists that no rule is about."""
+    interceptor = policy(tools={"deny": ["shell"]})
+    for result in (
+        '{ "tools" : [{"name":"a", "n":1e2}] }',
+        '{"tools":"all"}',
+        '{"prompts":[{"name":"shell"}, 7]}',
+        "[]",
+        '{"content":[]}',
+    ):
+        text = b'{"jsonrpc":"2.0", "id":1,"result":%s}' % result.encode()
+        assert run_json([interceptor], text, request=post(rpc("tools/list"))) == text
+
+
+def test_entries_without_a_name_are_not_shown() -> None:
+    """Nobody can say that they are allowed."""
+    text = b'{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":7},{},8,{"name":"a"},{"name":"sh\\u0065ll"}]}}'
+    left = json.loads(run_json([policy(tools={"deny": ["shell"]})], text, request=post(rpc("tools/list"))))
+    assert left["result"]["tools"] == [{"name": "a"}]
+
+
+def test_a_reused_id_does_not_hide_a_list() -> None:
+    """A client that asks for the list, then for something else with the same id, and resumes, gets no more of it."""
+    interceptor = policy(tools={"deny": ["shell"]})
+    assert error_of(run_request([interceptor], post([rpc("tools/list", 1), rpc("ping", 1)]))) == (400, -32600)
+    run_request([interceptor], post(rpc("tools/list", 1), mcp_session_id="s"))
+    run_request([interceptor], post(rpc("ping", 1), mcp_session_id="s"))
+    stream = b'data: {"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"shell"}]}}\n\n'
+    get = Request(path="/mcp", headers=[(b"mcp-session-id", b"s")])
+    assert b"shell" not in run_chain([interceptor], [stream], request=get).output
+
+
+def test_a_list_that_cannot_be_read_is_not_shown() -> None:
+    """What is no JSON for us might be for the client: the response breaks off."""
+    text = b'{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"shell","description":"\\ud800"}]}}'
+    with pytest.raises(StreamAborted):
+        run_json([policy(tools={"deny": ["shell"]})], text, request=post(rpc("tools/list")))
+
+
+def test_errors_of_the_server_pass() -> None:
+    """Bodies of 400, 401 and 404, which clients read, are no lists."""
+    interceptor = policy(tools={"deny": ["shell"]})
+    request = post(rpc("tools/list"))
+    head = ResponseHead(401, [(b"content-type", b"application/json")], request)
+    for body in (b'{"error":"invalid_token"}', b"not JSON"):
+        assert run_json([interceptor], body, request=request, head=head) == body
+
+
+# --- options ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "path", "match"),
+    [
+        ({}, "", "no rule"),
+        ({"tools": {}}, "", "no rule"),
+        ({"tools": {"alow": ["a"]}}, "tools", "unknown field"),
+        ({"tool": {"deny": ["a"]}}, "tool", "no option 'tool'"),
+        ({"tools": ["a"]}, "tools", "Expected `object`"),
+        ({"prompts": {"deny": ["a", ""]}}, "prompts.deny[1]", "empty"),
+        ({"methods": {"allow": "ping"}}, "methods.allow", "Expected `array"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_at_their_path(options: dict[str, Any], path: str, match: str) -> None:
+    """A misspelt rule that allows everything would be worse than none."""
+    with pytest.raises(LoadError, match=match) as refused:
+        load_interceptor("mcp_policy", options)
+    assert refused.value.option == path
+
+
+# --- whatever a client may think of -------------------------------------------------------------------------------------
+
+NAME = st.sampled_from(["shell", "SHELL", "sh\\u0065ll", " shell", "add"])
+KEY = st.sampled_from(["name", "Name", "n\\u0061me", "uri"])
+METHOD = st.sampled_from(["tools/call", "tools\\/call", "TOOLS/call", "ping", "tools/list"])
+PARAMS = st.lists(st.tuples(KEY, NAME), max_size=3).map(
+    lambda pairs: "{" + ",".join(f'"{key}":"{value}"' for key, value in pairs) + "}"
+)
+MEMBER = st.one_of(
+    st.just('"jsonrpc":"2.0"'),
+    st.just('"id":1'),
+    METHOD.map(lambda method: f'"method":"{method}"'),
+    PARAMS.map(lambda params: f'"params":{params}'),
+)
+MESSAGE = st.lists(MEMBER, max_size=6).map(lambda members: "{" + ",".join(members) + "}")
+
+
+def readings(text: str) -> list[Any]:
+    """As readers of several kinds understand a JSON text: the first or the last of two members counts, case does or does not."""
+
+    def reader(first: bool, folded: bool) -> Any:
+        def pairs(members: list[tuple[str, Any]]) -> dict[str, Any]:
+            made: dict[str, Any] = {}
+            for name, value in reversed(members) if first else members:
+                made[name.casefold() if folded else name] = value
+            return made
+
+        return json.loads(text, object_pairs_hook=pairs)
+
+    return [reader(first, folded) for first in (True, False) for folded in (True, False)]
+
+
+@given(MESSAGE | st.lists(MESSAGE, max_size=3).map(lambda items: "[" + ",".join(items) + "]"))
+def test_no_reader_finds_a_denied_call_in_what_goes_upstream(text: str) -> None:
+    """Neither one that takes the first of two members, nor one that does not mind case or spaces."""
+    request = post(text)
+    if run_request([policy(tools={"deny": ["shell"]})], request) is not None:
+        return
+    for reading in readings(request.body.decode()):
+        for message in reading if isinstance(reading, list) else [reading]:
+            if str(message.get("method")).strip().casefold() == "tools/call":
+                assert str(message["params"]["name"]).strip().casefold() != "shell"
