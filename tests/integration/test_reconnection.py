@@ -398,6 +398,24 @@ async def test_the_last_word_is_said_once_at_the_end(answers: tuple[bytes], whol
         assert kinds[-1] == ("last" if whole else "error")
 
 
+@pytest.mark.parametrize("how", ["clean", "cut"])
+async def test_with_mcp_a_clean_end_is_passed_on(how: str, serve: Serve) -> None:
+    """A server may close after an event with an id, and it is the client that comes back; a connection that broke is resumed."""
+
+    async def script(peer: Peer) -> None:
+        had = asked_for(await peer.request())
+        await peer.start_stream()
+        await peer.chunk(b"".join(EVENTS[had:]) if had else EVENTS[0])
+        if had or how == "clean":
+            await peer.end()
+
+    async with serve(script, route=FAST + ", dialect: mcp") as rig:
+        answer = await rig.fetch()
+        assert answer.complete
+        assert data_of(answer) == (WHOLE[:1] if how == "clean" else WHOLE[:-1])
+        assert len(rig.upstream.requests) == (1 if how == "clean" else 2)
+
+
 # Where nothing is resumed
 
 
