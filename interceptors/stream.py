@@ -108,6 +108,8 @@ class StreamChain:
         """Called, synchronously, when `emitted` turns true."""
         self.takes_emitted = True
         """Cleared by whoever cannot send what is emitted; `emit` then raises `StreamOver`."""
+        self.preceded = False
+        """Set by whoever has sent something before the first byte from upstream."""
         self.counts = EventCounts()
         self.failure: InterceptorError | None = None
         """Why the stream must end. Set by `process` and its like, with the parts before it still valid."""
@@ -250,7 +252,7 @@ class StreamChain:
                     if buffer.startswith(BOM, at, end):
                         self._first = False
                         at = scan_from = at + len(BOM)
-                        if self.counts.added:
+                        if self.counts.added or self.preceded:
                             run = at  # something was said before it: now it would be part of an event
                         continue
                     if not final and BOM.startswith(bytes(buffer[at:end])):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -66,11 +66,15 @@ class Limits(_Settings, frozen=True):
 
 
 class Heartbeat(_Settings, frozen=True):
+    """`interval`: seconds of silence before a comment line; None: none. `early`: also before the upstream has answered."""
+
     interval: Seconds | None = None
     early: bool = False
 
 
 class Reconnect(_Settings, frozen=True):
+    """`max_attempts`: in a row, without an event between them. Backoffs in seconds."""
+
     enabled: bool = False
     max_attempts: Count = 5
     initial_backoff: Seconds = 1
@@ -178,6 +182,14 @@ class Config(_Settings, frozen=True):
     def retry_of(self, route: Route) -> Retry:
         """The retries of a route: its own where it has some, else the common ones."""
         return msgspec.structs.replace(self.reverse_proxy.retry, **route.retry)
+
+    def heartbeat_of(self, route: Route) -> Heartbeat:
+        """The heartbeat of a route: its own where it has one, else the common one."""
+        return msgspec.structs.replace(self.reverse_proxy.heartbeat, **route.heartbeat)
+
+    def reconnect_of(self, route: Route) -> Reconnect:
+        """How a route reconnects: its own way where it has one, else the common one."""
+        return msgspec.structs.replace(self.reverse_proxy.reconnect, **route.reconnect)
 
 
 def load_config(path: str | os.PathLike[str]) -> Config:
@@ -333,26 +345,28 @@ def _mistakes(config: Config) -> Iterator[str]:
         for number, name in enumerate(route.interceptors):
             if name not in names:
                 yield f'{path}.interceptors[{number}]: no interceptor is called "{name}"'
-        kinds: tuple[tuple[str, type[Any], dict[str, Any], Callable[[Any], list[str]]], ...] = (
-            ("timeouts", Timeouts, route.timeouts, lambda _: []),
-            ("limits", Limits, route.limits, lambda _: []),
-            ("heartbeat", Heartbeat, route.heartbeat, _unsupported_heartbeat),
-            ("reconnect", Reconnect, route.reconnect, _unsupported_reconnect),
-            ("retry", Retry, route.retry, lambda _: []),
+        kinds: tuple[tuple[str, type[Any], dict[str, Any]], ...] = (
+            ("timeouts", Timeouts, route.timeouts),
+            ("limits", Limits, route.limits),
+            ("heartbeat", Heartbeat, route.heartbeat),
+            ("reconnect", Reconnect, route.reconnect),
+            ("retry", Retry, route.retry),
         )
-        for key, kind, own, unsupported in kinds:
+        for key, kind, own in kinds:
             try:
-                settings = _convert(own, kind, f"{path}.{key}")
+                _convert(own, kind, f"{path}.{key}")
             except ConfigError as error:
                 yield from error.errors
             else:
-                for name in unsupported(settings):
-                    yield f"{path}.{key}.{name}: not supported yet"
+                if key == "heartbeat" and own.get("early") and _is_early_for_nothing(config.heartbeat_of(route)):
+                    yield f"{path}.heartbeat.early: nothing goes out without an interval"
+                if key == "reconnect" and own and _backs_off_too_far(config.reconnect_of(route)):
+                    yield f"{path}.reconnect.initial_backoff: more than max_backoff"
 
-    for name in _unsupported_heartbeat(proxy.heartbeat):
-        yield f"reverse_proxy.heartbeat.{name}: not supported yet"
-    for name in _unsupported_reconnect(proxy.reconnect):
-        yield f"reverse_proxy.reconnect.{name}: not supported yet"
+    if _is_early_for_nothing(proxy.heartbeat):
+        yield "reverse_proxy.heartbeat.early: nothing goes out without an interval"
+    if _backs_off_too_far(proxy.reconnect):
+        yield "reverse_proxy.reconnect.initial_backoff: more than max_backoff"
     if proxy.health.max_eject < proxy.health.eject:
         yield f"reverse_proxy.health.max_eject: less than eject ({proxy.health.eject:g})"
     if proxy.health.check_path is not None and not _TARGET.fullmatch(proxy.health.check_path):
@@ -364,16 +378,12 @@ def _mistakes(config: Config) -> Iterator[str]:
             yield f"reverse_proxy.trusted_proxies[{index}]: {error}"
 
 
-def _differing(settings: Any, defaults: Any) -> list[str]:
-    return [name for name in settings.__struct_fields__ if getattr(settings, name) != getattr(defaults, name)]
+def _is_early_for_nothing(settings: Heartbeat) -> bool:
+    return settings.early and settings.interval is None
 
 
-def _unsupported_heartbeat(settings: Heartbeat) -> list[str]:
-    return _differing(settings, Heartbeat())
-
-
-def _unsupported_reconnect(settings: Reconnect) -> list[str]:
-    return _differing(settings, Reconnect())
+def _backs_off_too_far(settings: Reconnect) -> bool:
+    return settings.initial_backoff > settings.max_backoff
 
 
 _RAW_PATH = re.compile(r"/[!-\"$->@-~]*")  # visible ASCII but for ? and #

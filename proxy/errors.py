@@ -20,6 +20,8 @@ __all__ = [
     "ConnectTimedOut",
     "DnsFailed",
     "NoEndpoint",
+    "NotAStream",
+    "NotResumed",
     "PoolFull",
     "PoolTimedOut",
     "ProtocolFailure",
@@ -169,6 +171,26 @@ class ProtocolFailure(UpstreamFailure, httpx.RemoteProtocolError):
 
     kind = "upstream_protocol_error"
     public = "the upstream's response is not acceptable HTTP"
+
+
+class NotAStream(UpstreamFailure):
+    """The upstream's answer is no event stream, when the client has got the head of one already (an early heartbeat)."""
+
+    kind = "upstream_not_a_stream"
+
+    def __init__(self, upstream: str, status: int) -> None:
+        super().__init__(f"{upstream}: answered {status} with no event stream, when one had begun with an early heartbeat")
+        self.public = f"the upstream has answered with status {status}, and not with an event stream"
+
+
+class NotResumed(UpstreamFailure):
+    """The upstream's answer is not how its event stream goes on."""
+
+    kind = "upstream_not_resumed"
+
+    def __init__(self, upstream: str, status: int) -> None:
+        super().__init__(f"{upstream}: answered {status} with no plain event stream, when one was to be resumed")
+        self.public = f"the upstream's stream broke, and it has answered with status {status} when that was to go on"
 
 
 class Truncated(ProtocolFailure):

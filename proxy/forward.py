@@ -20,11 +20,22 @@ from interceptors.paths import normal_path
 from pools import BufferScope
 
 from .downstream import ClientConnection, Scope, Send, Writer, choose_writer, has_no_body
-from .errors import ClientGone, ProtocolFailure, ReadTimedOut, RequestRefused, SendStalled
+from .errors import (
+    ClientGone,
+    NotAStream,
+    NotResumed,
+    ProtocolFailure,
+    ReadTimedOut,
+    RequestRefused,
+    SendStalled,
+    UpstreamFailure,
+)
 from .headers import HeaderList, find_header, request_headers, response_headers
+from .heartbeat import PING, only_accepts_streams, while_beating
 from .inbound import Inbound, too_large
 from .mcp import calls_of
 from .relay import Relay
+from .resume import Resume
 from .routes import Route
 from .upstream import UpstreamBody
 from .worker import Worker
@@ -44,12 +55,14 @@ class Forward:
         "_connection",
         "_headers",
         "_inbound",
+        "_may_beat",
         "_path",
         "_route",
         "_scope",
         "_send",
         "_sse",
         "_target",
+        "_upstream",
         "_worker",
         "chain",
         "finished",
@@ -84,6 +97,8 @@ class Forward:
         self._send = send
         self._connection = connection
         self._sse = False
+        self._may_beat = False  # a comment may go out, between events
+        self._upstream: UpstreamBody | None = None  # the connection that is on loan
         self.writer: Writer | None = None
         self.relay: Relay | None = None
         self.request: Request | None = None
@@ -211,21 +226,63 @@ class Forward:
         buffers: BufferScope,
     ) -> Response | None:
         """The request to the upstream, its response to the client. What an interceptor wants to answer instead, if it does."""
-        response = await self._route.transport.handle_async_request(self._upstream_request(request, body, stream, nursery))
-        upstream = response.stream
-        assert isinstance(upstream, UpstreamBody)
+        upstream_request = self._upstream_request(request, body, stream, nursery)
         try:
-            answer = await self._respond(response, upstream, request, buffers)
-            del response  # a stream may last for hours, and its head has left
-            if answer is None and not upstream.complete:
-                await self._relay_body(upstream, buffers)
+            response = await while_beating(partial(self._send_up, upstream_request), self._early_beat_s, self._beat_early)
+            assert self._upstream is not None
+            answer = await self._respond(response, self._upstream, request, buffers)
+            del response, upstream_request  # a stream may last for hours, and its head has left
+            if answer is None and not self._upstream.complete:
+                await self._relay_body(request, body, nursery, buffers)
             return answer
         finally:
-            upstream.close()
-            self._inbound.forget_body()
+            if self._upstream is not None:
+                self._upstream.close()
+                self._inbound.forget_body()
+
+    async def _send_up(self, request: httpx.Request) -> httpx.Response:
+        response = await self._route.transport.handle_async_request(request)
+        assert isinstance(response.stream, UpstreamBody)
+        self._upstream = response.stream
+        return response
+
+    @property
+    def _early_beat_s(self) -> float | None:
+        """After how many seconds heartbeats begin although the upstream has not answered yet; None: they do not."""
+        heartbeat = self._route.heartbeat
+        if not heartbeat.early or self._scope["method"] == "HEAD":
+            return None
+        accept = [value for name, value in self._headers if name == b"accept"]
+        return heartbeat.interval if only_accepts_streams(accept) else None
+
+    async def _beat_early(self) -> float:
+        """A heartbeat before the upstream has answered; before the first, the head of an event stream."""
+        interval_s = self._route.heartbeat.interval
+        assert interval_s is not None
+        if not self._inbound.complete:
+            return interval_s  # a client that is still sending does not read
+        if self.writer is None:
+            self._sse = self._may_beat = True
+            self.may_say_error = self._route.error_events
+            dropped = self._connection.added_headers if self._connection is not None else frozenset()
+            head = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
+            await self._start(200, response_headers(head, dropped=dropped, sse=True), chunked=True, whole=False)
+        return await self._beat()
+
+    async def _beat(self) -> float:
+        """A heartbeat while no relay moves the stream."""
+        interval_s = self._route.heartbeat.interval
+        assert interval_s is not None
+        await self._write(PING)
+        return interval_s
 
     def _upstream_request(
-        self, request: Request | None, body: bytes | None, stream: httpx.AsyncByteStream, nursery: trio.Nursery
+        self,
+        request: Request | None,
+        body: bytes | None,
+        stream: httpx.AsyncByteStream,
+        nursery: trio.Nursery,
+        last_event_id: bytes | None = None,
     ) -> httpx.Request:
         route, timeouts = self._route, self._route.timeouts
         method, headers, target = self._scope["method"], self._headers, self._target
@@ -233,6 +290,8 @@ class Forward:
             method = request.method
             headers = [(name.lower(), value) for name, value in request.headers.raw]
             target = request.raw_path + (b"?" + request.query if request.query else b"")
+        if last_event_id is not None:
+            headers = [*(item for item in headers if item[0] != b"last-event-id"), (b"last-event-id", last_event_id)]
         return httpx.Request(
             method,
             route.url,
@@ -242,14 +301,15 @@ class Forward:
                 client=self._client,
                 scheme=self._scope["scheme"],
                 trusted=self._client in self._worker.trusted_proxies,
-                identity=route.chain.sees_streams,
+                identity=route.chain.sees_streams or self._early_beat_s is not None or self._may_reconnect(method, body),
                 body=body,
             ),
             stream=stream,
             extensions={
                 "target": route.target(target),
                 "nursery": nursery,
-                "retry": route.retry,
+                # A reconnection has attempts of its own, with time between them.
+                "retry": route.retry if last_event_id is None else None,
                 **self._affinity(request),
                 "timeout": {"connect": timeouts.connect, "write": timeouts.write, "read": timeouts.first_byte},
             },
@@ -277,6 +337,10 @@ class Forward:
             status, raw_headers = head.status, head.headers.raw
         bodiless = has_no_body(self._scope["method"], status)
         media_type = _media_type(raw_headers)
+        encoding = (_header(raw_headers, b"content-encoding") or b"").strip().lower() or b"identity"
+        begun = self.writer is not None  # by an early heartbeat
+        if begun and (status != 200 or media_type != "text/event-stream" or encoding != b"identity"):
+            raise NotAStream(route.upstream, status)
         self._sse = not bodiless and media_type == "text/event-stream"
         json = not bodiless and not self._sse and route.chain.sees_json and _is_json(media_type)
         if (self._sse and route.chain.sees_streams) or json:
@@ -287,7 +351,6 @@ class Forward:
             if self.chain.failure is not None:
                 raise self.chain.failure
         dropped = self._connection.added_headers if self._connection is not None else frozenset()
-        encoding = (_header(raw_headers, b"content-encoding") or b"").strip().lower() or b"identity"
         changed: bytes | None = None
         if self.counts is not None:
             if encoding != b"identity":
@@ -304,11 +367,14 @@ class Forward:
             raw_headers = head.headers.raw
             if json and self.chain.wants_events:
                 changed = await self._json_body(self.chain, upstream, buffers)
+        if begun:
+            return None
         headers = response_headers(raw_headers, dropped=dropped, sse=self._sse)
         if changed is not None:
             headers.append((b"content-length", b"%d" % len(changed)))
         chunked = not bodiless and find_header(headers, b"content-length") is None
-        self.may_say_error = self._sse and chunked and encoding == b"identity" and route.error_events
+        self._may_beat = self._sse and chunked and encoding == b"identity"
+        self.may_say_error = self._may_beat and route.error_events
         await self._start(status, headers, chunked=chunked, whole=changed is not None or upstream.at_hand)
         if changed:
             await self._write(changed, last=True)
@@ -323,13 +389,96 @@ class Forward:
         whole = whole and self._inbound.complete  # else the end waits for the rest of the request, and the head must not
         await self._in_time(partial(writer.start, status, headers, whole=whole))
 
-    async def _relay_body(self, upstream: UpstreamBody, buffers: BufferScope) -> None:
-        """The body, all but its end."""
+    async def _relay_body(
+        self, request: Request | None, body: bytes | None, nursery: trio.Nursery, buffers: BufferScope
+    ) -> None:
+        """The body, all but its end; over several connections if the route reconnects."""
         assert self.writer is not None
-        self.relay = relay = Relay(upstream, self.writer, self.chain, self._worker.pools, buffers, sse=self._sse)
+        assert self._upstream is not None
+        route, chain = self._route, self.chain
+        method = self._scope["method"] if request is None else request.method
+        resume: Resume | None = None
+        if self.status == 200 and self._may_beat and self._may_reconnect(method, body):
+            resume = Resume(route.reconnect, route.dialect, route.limits.max_event_bytes)
+        preceded = self.writer.bytes_sent > 0
+        self.relay = relay = Relay(
+            self._upstream,
+            self.writer,
+            chain,
+            self._worker.pools,
+            buffers,
+            sse=self._sse,
+            preceded=preceded,
+            resume=resume,
+        )
         hub = self._worker.hub if self.writer.synchronous else None
-        await relay.run(hub, idle_s=self._route.timeouts.idle, send_s=self._send_s)
-        self.intercepted = self.chain is not None and self.chain.ended
+        beat_s = route.heartbeat.interval if self._may_beat else None
+        while True:
+            failure: UpstreamFailure | None = None
+            try:
+                await relay.run(hub, idle_s=route.timeouts.idle, send_s=self._send_s, beat_s=beat_s)
+            except UpstreamFailure as error:
+                if resume is None:
+                    raise
+                failure = error
+            self.intercepted = chain is not None and chain.ended
+            if resume is None or self.intercepted:
+                return
+            if not resume.wants_more(clean=failure is None):
+                if failure is not None:
+                    raise failure
+                return
+            self._upstream.close()
+            if not await self._reconnect(resume, failure, request, nursery):
+                await relay.complete(self._send_s)
+                return
+            relay.go_on(self._upstream)
+
+    def _may_reconnect(self, method: str, body: bytes | None) -> bool:
+        """Whether a stream that answers such a request is resumed: one that is safe to send again, and has no body."""
+        return self._route.reconnect.enabled and method == "GET" and body in (None, b"0")
+
+    async def _reconnect(
+        self, resume: Resume, failure: UpstreamFailure | None, request: Request | None, nursery: trio.Nursery
+    ) -> bool:
+        """Open the response in which the stream goes on. False: there is nothing more; raises why it cannot go on.
+
+        `failure`: how the last connection ended, None for clean.
+        """
+        route = self._route
+        beat_s = route.heartbeat.interval
+        await self._write(b": reconnecting\n")
+        while (delay_s := resume.next_delay_s()) is not None:
+            self._worker.log.info(
+                "reconnect",
+                route=route.name,
+                upstream=route.upstream,
+                delay=round(delay_s, 3),
+                error=None if failure is None else str(failure),
+            )
+            await while_beating(partial(trio.sleep, delay_s), beat_s, self._beat)
+            again = self._upstream_request(request, None, httpx.ByteStream(b""), nursery, resume.last_event_id)
+            try:
+                response = await while_beating(partial(self._send_up, again), beat_s, self._beat)
+            except UpstreamFailure as error:
+                failure = error
+                continue
+            status, headers = response.status_code, response.headers.raw
+            if status == 204:
+                return False  # WHATWG HTML, section 9.2.1: the client is to stop reconnecting
+            encoding = (_header(headers, b"content-encoding") or b"identity").strip().lower()
+            if status == 200 and _media_type(headers) == "text/event-stream" and encoding == b"identity":
+                resume.begin()
+                await self._write(b": reconnected\n")
+                return True
+            failure = NotResumed(route.upstream, status)
+            assert self._upstream is not None
+            self._upstream.close()
+            if status < 500 and status != 429:
+                break  # it would say the same again
+        if failure is not None:
+            raise failure
+        return False  # as often as it may be asked, it has ended clean without another event
 
     async def _json_body(self, chain: StreamChain, upstream: UpstreamBody, buffers: BufferScope) -> bytes:
         """Collect a JSON body, in a pooled buffer, and show it to the interceptors. What leaves."""
@@ -367,7 +516,12 @@ class Forward:
         headers = response_headers(response.headers.raw, dropped=dropped | {b"content-length"}, sse=sse)
         if not sse and response.status not in (204, 304):
             headers.append((b"content-length", b"%d" % len(response.body)))
-        await self._start(response.status, headers, chunked=sse and not bodiless, whole=not sse)
+        if self.writer is None:
+            await self._start(response.status, headers, chunked=sse and not bodiless, whole=not sse)
+        elif not sse or response.status != 200:
+            raise RequestRefused(
+                response.status, "answered_too_late", "an interceptor has answered when the stream had begun"
+            )
         if bodiless:
             return
         if response.events is None:
@@ -375,9 +529,11 @@ class Forward:
                 await self._write(response.body, last=True)
             return
         self.may_say_error = self._route.error_events
+        beat_s = self._route.heartbeat.interval
         events = aiter(response.events) if isinstance(response.events, AsyncIterable) else _iterate(response.events)
         try:
-            while (event := await _next_event(response.made_by, events)) is not None:
+            next_event = partial(_next_event, response.made_by, events)
+            while (event := await while_beating(next_event, beat_s, self._beat)) is not None:
                 await self._write(event.raw)
         finally:
             if hasattr(events, "aclose"):

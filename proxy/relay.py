@@ -13,23 +13,30 @@ It knows neither HTTP heads nor outcomes.
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from interceptors import InterceptorError
 from interceptors.chain import Part, StreamChain
+from interceptors.sse import BOM
 from pools import BufferScope, Lease, Pools
 
 from .downstream import Writer
 from .errors import ReadTimedOut, SendStalled
+from .heartbeat import PING, while_beating
+from .resume import Resume
 from .upstream import UpstreamBody
 
 if TYPE_CHECKING:
     from .hub import Hub
 
 __all__ = ["Need", "Relay"]
+
+T = TypeVar("T")
 
 _AT_BOUNDARY = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)\Z")  # a line's end, and an empty line
 _LEAST_ROOM = 1024  # read no less than this behind an unfinished event
@@ -61,13 +68,19 @@ class Relay:
 
     __slots__ = (
         "_awaits",
+        "_beat_s",
+        "_beating",
         "_body",
+        "_bom",
         "_carried",
         "_carry",
         "_chain",
         "_half_full",
+        "_in_hook",
+        "_last_write",
         "_moving",
         "_pools",
+        "_resume",
         "_scope",
         "_speaker",
         "_splits",
@@ -82,17 +95,33 @@ class Relay:
     )
 
     def __init__(
-        self, body: UpstreamBody, writer: Writer, chain: StreamChain | None, pools: Pools, scope: BufferScope, *, sse: bool
+        self,
+        body: UpstreamBody,
+        writer: Writer,
+        chain: StreamChain | None,
+        pools: Pools,
+        scope: BufferScope,
+        *,
+        sse: bool,
+        preceded: bool = False,
+        resume: Resume | None = None,
     ) -> None:
         """`chain`: without one, or when none of its hooks sees events, bytes pass unparsed. `sse`: windows come from the pool for
-        events.
+        events. `preceded`: a comment has left already, before the first byte of the body. `resume`: only whole events leave,
+        without those that the client has had already; when the body has ended, `go_on` may be called.
         """
         self._body = body
         self._writer = writer
         self._speaker = chain  # whose tasks may have something to say
         self._chain = chain = chain if chain is not None and chain.wants_events else None
         self._awaits = chain is not None and chain.is_async
-        self._stopped = (0, 0)  # what an async hook has stopped, in the lease of the unfinished event
+        self._resume = resume
+        self._stopped: tuple[int, int, int | None, int] = (
+            0,
+            0,
+            None,
+            0,
+        )  # as `_intercept` takes it, where an async hook has stopped
         self._moving: trio.CancelScope | None = None
         self._pools = pools
         self._scope = scope
@@ -101,25 +130,37 @@ class Relay:
         self._carried = 0
         self._half_full = pools.sse_event.size // 2
         # Chunks that nobody wants to see may leave with the framing that they came in.
-        self._splits = chain is None and body.chunked and writer.synchronous
+        self._splits = chain is None and resume is None and body.chunked and writer.synchronous
         self.wants_large = not sse
         """Whether the next pump wants a window of `http_response` rather than `sse_event`."""
         self._tail = bytearray(b"\n\n")
+        self._bom: bytes | None = None  # what has come of a BOM that must not pass
+        self._beat_s: float | None = None
+        self._in_hook = False
+        self._beating: trio.Event | None = None  # while a heartbeat, beside an async hook, is on its way to a slow client
+        self._last_write = 0.0  # Trio's time; when bytes pass unparsed, what was read last may have left later
         self.first_read: float | None = None
         """Trio's time of the first bytes of the body."""
         self.last_read = 0.0
         """Trio's time of the last bytes from upstream."""
         self.failure: InterceptorError | None = None
+        if preceded:
+            self._drop_bom()
 
     @property
     def at_boundary(self) -> bool:
         """Whether what has left ends with a whole event, so that something else may be said."""
-        return self._chain is not None or _AT_BOUNDARY.search(self._tail) is not None
+        return self._leaves_whole or _AT_BOUNDARY.search(self._tail) is not None
 
     @property
     def _may_speak(self) -> bool:
         """Whether an interceptor may say something here. A CR behind an LF is most likely half a CRLF."""
-        return self.at_boundary and (self._chain is not None or not self._tail.endswith(b"\n\r"))
+        return self.at_boundary and (self._leaves_whole or not self._tail.endswith(b"\n\r"))
+
+    @property
+    def _leaves_whole(self) -> bool:
+        """Whether whole events leave; an unfinished one waits here."""
+        return self._chain is not None or self._resume is not None
 
     @property
     def runs_hooks(self) -> bool:
@@ -158,8 +199,10 @@ class Relay:
             return _READ
         first, last = span
         self._note(last - first, now)
-        if self._chain is None:
-            all_sent = first == last or self._pass(buffer, first, last)
+        if self._resume is not None:
+            all_sent = self._take(self._resume, buffer, 0 if at else first, last)
+        elif self._chain is None:
+            all_sent = (first == last and not self._bom) or self._pass(buffer, first, last)
         else:
             all_sent = self._intercept(self._chain, buffer, 0 if at else first, last)
         return self.next_need() if all_sent else _WRITE
@@ -187,25 +230,43 @@ class Relay:
             return _SAY
         return _TURN if body.pending else _READ
 
-    async def run(self, hub: Hub | None, *, idle_s: float | None, send_s: float | None) -> None:
+    async def run(self, hub: Hub | None, *, idle_s: float | None, send_s: float | None, beat_s: float | None = None) -> None:
         """Move the body to its end: through the hub, or without one in the calling task.
 
-        `idle_s` bounds the silence of upstream, `send_s` each wait for the client. Raises `UpstreamFailure`, `ClientGone`,
-        `SendStalled`, and the `InterceptorError` that ended the stream; everything before it has then been sent.
+        `idle_s` bounds the silence of upstream, `send_s` each wait for the client. After `beat_s` of silence towards the client a
+        heartbeat goes out, between two events; only for event streams of unknown length that are not encoded. Raises
+        `UpstreamFailure`, `ClientGone`, `SendStalled`, and the `InterceptorError` that ended the stream; everything before it has
+        then been sent.
         """
         if self._speaker is not None:
             self._speaker.on_emit = self._interrupt
-        self.last_read = trio.current_time()
+        self._beat_s = beat_s
+        self.last_read = self._last_write = trio.current_time()
+        if beat_s is None or not self._awaits:
+            await self._run(hub, idle_s, send_s)
+        else:
+            await while_beating(
+                partial(self._run, hub, idle_s, send_s), beat_s, partial(self._beat_beside_hook, beat_s, send_s)
+            )
+
+    def go_on(self, body: UpstreamBody) -> None:
+        """Let the next `run` move another body, in which the stream goes on; what was not whole of the last one is forgotten."""
+        self._keep(bytearray(), 0, 0)
+        self._body = body
+
+    async def _run(self, hub: Hub | None, idle_s: float | None, send_s: float | None) -> None:
         # What came with the head goes at once: often that is all.
         need = self._pump_once() if self._body.pending else Need.READ
         while True:
             if need is Need.WRITE:
                 last = self.failure is None and self._body.complete and (self._chain is None or not self._chain.awaiting)
-                if last and not self._writer.synchronous and not self._has_to_say and not self._completes:
+                goes_on = self._resume is not None or self._has_to_say or self._completes
+                if last and not self._writer.synchronous and not goes_on:
                     return  # `finish` takes it along
                 began = trio.current_time()
                 await self._drain(send_s)
-                self.last_read += trio.current_time() - began  # upstream was not silent, it was not read
+                self._last_write = trio.current_time()
+                self.last_read += self._last_write - began  # upstream was not silent, it was not read
                 need = self.next_need()
             elif need is Need.HOOK:
                 began = trio.current_time()
@@ -218,8 +279,7 @@ class Relay:
                     raise self.failure
                 if not self._completes:
                     return
-                assert self._speaker is not None
-                need = self._speak(await self._speaker.complete())
+                need = await self._complete()
             else:
                 need = await self._move(need, hub, idle_s)
 
@@ -231,36 +291,67 @@ class Relay:
     @property
     def _completes(self) -> bool:
         """Whether interceptors are to be asked, at the end of upstream's stream, what they have left to say."""
+        is_over = self._body.complete and (self._resume is None or not self._resume.wants_more(clean=True))
+        return is_over and self._may_complete
+
+    @property
+    def _may_complete(self) -> bool:
         speaker = self._speaker
-        return speaker is not None and speaker.completes and not speaker.ended and self._body.complete and self._may_speak
+        return speaker is not None and speaker.completes and not speaker.ended and self._may_speak
+
+    async def complete(self, send_s: float | None) -> None:
+        """Ask interceptors what they have left to say: the stream was to go on, and has turned out to be over. Raises as `run`."""
+        if self._may_complete and await self._complete() is _WRITE:
+            await self._drain(send_s)
+        if self.failure is not None:
+            raise self.failure
+
+    async def _complete(self) -> Need:
+        assert self._speaker is not None
+        return self._speak(await self._in_hooks(self._speaker.complete))
 
     async def _await_hooks(self) -> Need:
         """Await the hooks that have stopped the window's events, and go on with those."""
         chain, carry = self._chain, self._carry
         assert chain is not None
         assert carry is not None
-        await chain.run_async()
+        await self._in_hooks(chain.run_async)
         self.failure = chain.failure
         if self.failure is not None:
             return _NOTHING
+        sent_before = self._writer.bytes_sent
         all_sent = self._intercept(chain, carry.buffer, *self._stopped)
+        if self._writer.bytes_sent > sent_before:
+            self._last_write = trio.current_time()
         return self.next_need() if all_sent else _WRITE
+
+    async def _in_hooks(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Await something of the chain's, beside which heartbeats may go out; the last of them has left when this returns."""
+        self._in_hook = True
+        result = await step()
+        self._in_hook = False
+        if self._beating is not None:
+            await self._beating.wait()
+        return result
 
     async def _say(self) -> Need:
         """Send one event that an interceptor has emitted."""
         assert self._speaker is not None
-        return self._speak(await self._speaker.take_emitted())
+        return self._speak(await self._in_hooks(self._speaker.take_emitted))
 
     def _speak(self, parts: list[Part]) -> Need:
         """Send what interceptors have added."""
         speaker = self._speaker
         assert speaker is not None
+        if self.first_read is None:
+            self._drop_bom()
         self.failure = speaker.failure
         try:
             all_sent = self._writer.write(parts) if parts else True
         finally:
             _release(parts)
             speaker.release_parts()
+        self._last_write = trio.current_time()
         return self.next_need() if all_sent else _WRITE
 
     def _interrupt(self) -> None:
@@ -283,9 +374,10 @@ class Relay:
     async def _move(self, need: Need, hub: Hub | None, idle_s: float | None) -> Need:
         """Pump whenever upstream is readable, until something else is needed."""
         while True:
-            # One deadline for many reads: only when it fires is it compared with the last read.
-            deadline = self.last_read + idle_s if idle_s is not None else float("inf")
-            with trio.CancelScope(deadline=deadline) as self._moving:
+            # One deadline for many reads: only when it fires is it compared with the last read, and the last write.
+            idle_at = self.last_read + idle_s if idle_s is not None else float("inf")
+            beat_at = self._beat_at()
+            with trio.CancelScope(deadline=min(idle_at, beat_at)) as self._moving:
                 while need is Need.READ or need is Need.TURN:
                     if need is Need.TURN or self._body.pending:
                         await trio.lowlevel.checkpoint()
@@ -300,10 +392,54 @@ class Relay:
             self._moving = None
             if self._has_to_say:
                 return _SAY
+            now = trio.current_time()
+            if now >= beat_at:
+                if now >= self._beat_at() and not self._beat(now):
+                    return _WRITE
+                if now < idle_at:
+                    continue
             # Perhaps it was not upstream that stood still, but this process: look once more before saying so.
             need = self._pump_once()
             if idle_s is not None and need is Need.READ and trio.current_time() >= self.last_read + idle_s:
                 raise ReadTimedOut(f"{self._body.connection.origin}: silent for {idle_s} s")
+
+    def _beat_at(self) -> float:
+        """When the next heartbeat is due. A write that nobody noted happened with the last read."""
+        if self._beat_s is None:
+            return float("inf")
+        last = self._last_write if self._leaves_whole else max(self._last_write, self.last_read)
+        return last + self._beat_s
+
+    def _beat(self, now: float) -> bool:
+        """Send a heartbeat, if what has left ends with a whole event: otherwise nothing can be said before upstream goes on.
+
+        False: it must leave through `drain` first. Raises `ClientGone`.
+        """
+        self._last_write = now
+        if not self._may_speak:
+            return True
+        if self._chain is not None or self.first_read is None:
+            self._drop_bom()
+        return self._writer.write((PING,))
+
+    async def _beat_beside_hook(self, beat_s: float, send_s: float | None) -> float:
+        """Send a heartbeat if one is due while an async hook is awaited. When to look again, in seconds."""
+        now = trio.current_time()
+        if self._in_hook and now >= self._beat_at() and not self._beat(now):
+            self._beating = trio.Event()
+            await self._drain(send_s)
+            self._beating.set()
+            self._beating = None
+        due_s = self._beat_at() - now
+        return due_s if due_s > 0 else beat_s
+
+    def _drop_bom(self) -> None:
+        """Something leaves before the first byte of the body: where that is no longer the first, a BOM would belong to a line."""
+        if self._chain is not None:
+            self._chain.preceded = True
+        elif self._bom is None and self._sse and self._resume is None:
+            self._bom = b""
+            self._splits = False
 
     def _pump_once(self) -> Need:
         """Borrow a window, pump, give it back."""
@@ -317,12 +453,28 @@ class Relay:
     def _pass(self, buffer: bytearray, first: int, last: int) -> bool:
         """Bytes nobody wants to see: on they go, and only their last few are remembered."""
         if self._sse:
+            if self._bom is not None:
+                return self._pass_without_bom(bytes(buffer[first:last]))
             self._remember(buffer, first, last)
         part = memoryview(buffer)[first:last]
         try:
             return self._writer.write((part,))
         finally:
             part.release()
+
+    def _pass_without_bom(self, data: bytes) -> bool:
+        """The first bytes behind a heartbeat, until it is known whether they are a BOM."""
+        assert self._bom is not None
+        self._bom += data
+        if len(self._bom) < len(BOM) and BOM.startswith(self._bom) and not self._body.complete:
+            return True
+        data = self._bom.removeprefix(BOM)
+        self._bom = None
+        self._splits = self._body.chunked and self._writer.synchronous
+        if not data:
+            return True
+        self._remember(bytearray(data), 0, len(data))
+        return self._writer.write((data,))
 
     def _pass_chunks(self, buffer: bytearray, now: float) -> Need:
         """A pump of chunks that nobody wants to see: those that came whole leave as they are."""
@@ -367,19 +519,49 @@ class Relay:
         """The last bytes that left, which tell whether an event has ended."""
         self._tail = buffer[last - 4 : last] if last - first >= 4 else (self._tail + buffer[first:last])[-4:]
 
-    def _intercept(self, chain: StreamChain, buffer: bytearray, start: int, last: int) -> bool:
-        """Whole events through the chain; what is left stays behind for the next read."""
-        parts, rest = chain.process(buffer, start, last, final=self._body.complete)
+    def _take(self, resume: Resume, buffer: bytearray, start: int, end: int) -> bool:
+        """Whole events that the client has not had yet, to the chain if there is one; what is left stays for the next read."""
+        first, last, rest = resume.take(buffer, start, end)
+        if resume.failure is not None:
+            end = rest
+        if self._chain is not None:
+            return self._intercept(self._chain, buffer, first, last, rest, end)
+        self.failure = resume.failure
+        all_sent = True
+        if first < last:
+            self._last_write = self.last_read
+            part = memoryview(buffer)[first:last]
+            try:
+                all_sent = self._writer.write((part,))
+            finally:
+                part.release()
+        self._keep(buffer, rest, end)
+        return all_sent
+
+    def _intercept(
+        self, chain: StreamChain, buffer: bytearray, start: int, last: int, behind: int | None = None, end: int = 0
+    ) -> bool:
+        """Whole events through the chain; what is left stays behind for the next read. With `behind`, that is `buffer[behind:end]`,
+        and the chain gets nothing but whole events.
+        """
+        parts, rest = chain.process(buffer, start, last, final=self._body.complete and behind is None)
         self.failure = chain.failure
+        all_sent = True
         try:
-            all_sent = self._writer.write(parts) if parts else True
+            if parts:
+                self._last_write = self.last_read
+                all_sent = self._writer.write(parts)
         finally:
             _release(parts)
             chain.release_parts()
         if chain.awaiting:
-            self._stopped = rest, last
-        else:
-            self._keep(buffer, rest, rest if self.failure is not None or chain.ended else last)
+            self._stopped = rest, last, behind, end
+            return all_sent
+        if behind is not None:
+            assert self._resume is not None
+            self.failure = self.failure or self._resume.failure
+            rest, last = behind, end
+        self._keep(buffer, rest, rest if self.failure is not None or chain.ended else last)
         return all_sent
 
     def _keep(self, buffer: bytearray, rest: int, last: int) -> None:

@@ -14,7 +14,7 @@ from interceptors.loader import load_interceptor
 from interceptors.paths import normal_path
 from pools import Pools
 
-from .config import Config, Health, Limits, Timeouts, Upstream
+from .config import Config, Health, Heartbeat, Limits, Reconnect, Timeouts, Upstream
 from .config import Route as RouteSettings
 from .errors import ConfigError, RequestRefused
 from .headers import HeaderSettings
@@ -41,6 +41,8 @@ class Route:
     timeouts: Timeouts
     limits: Limits
     retry: RetryPolicy
+    heartbeat: Heartbeat
+    reconnect: Reconnect
     max_streams: int | None
     """The route's own limit, if it has one; the worker's counts besides."""
     clients: str
@@ -137,6 +139,8 @@ class RouteTable:
             limits=config.limits_of(settings),
             retry=RetryPolicy(retry.max_attempts, retry.budget),
             clients=settings.path if "max_streams_per_client" in settings.limits else "",
+            heartbeat=config.heartbeat_of(settings),
+            reconnect=config.reconnect_of(settings),
             max_streams=settings.limits.get("max_streams"),
             dialect=settings.dialect,
             error_events=settings.dialect != "abort",

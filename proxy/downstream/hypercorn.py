@@ -103,6 +103,7 @@ class _Connection(TCPServer):
         self.timed_out = False
         self.send_timeout_s: float | None = -1.0  # what the client's socket has; unlike any, until it is set
         self._held = b""
+        self._reading = trio.CancelScope()
 
     async def run(self) -> None:
         _connections.add(self)
@@ -125,13 +126,20 @@ class _Connection(TCPServer):
             await super()._read_data()
             return
         # Without a deadline for each read, which Hypercorn sets even where there is none.
-        try:
-            while data := await self.stream.receive_some(_READ_BYTES):
-                await self.protocol.handle(RawData(bytes(data)))
-            await self.protocol.handle(RawData(b""))
-        except (trio.ClosedResourceError, trio.BrokenResourceError) as error:
-            self._note(error)
+        with self._reading:
+            try:
+                while data := await self.stream.receive_some(_READ_BYTES):
+                    await self.protocol.handle(RawData(bytes(data)))
+                await self.protocol.handle(RawData(b""))
+            except (trio.ClosedResourceError, trio.BrokenResourceError) as error:
+                self._note(error)
         await self.protocol.handle(Closed())
+
+    def stop_reading(self) -> None:
+        """The connection was aborted. Hypercorn's reading task waits for ever, otherwise, when a request was pipelined behind one
+        whose response has ended in the middle.
+        """
+        self._reading.cancel()
 
     async def protocol_send(self, event: Event) -> None:
         if type(event) is RawData and type(self.protocol.protocol) is H11Protocol:
@@ -334,6 +342,8 @@ class ClientConnection:
         if self.sock.fileno() >= 0:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._transport.socket.close()
+        if type(self._server) is _Connection:
+            self._server.stop_reading()
 
     async def _reset_stream(self, protocol: H2Protocol) -> bool:
         """RFC 9113, section 5.4.2. False when the protocol object is not as we know it."""

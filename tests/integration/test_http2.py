@@ -193,6 +193,31 @@ async def open_http2(proxy: Proxy, certificates: Certificates, *, window: int | 
 # Requests and streams
 
 
+async def test_heartbeats_go_out_early_and_between_events(certificates: Certificates) -> None:
+    """On one stream of several, before the upstream answers and in its silence; the other, which wants any type, has none early."""
+    go = trio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await go.wait()
+        await peer.start_stream()
+        await peer.chunk(b"data: 1\n\n")
+        await peer.wait_closed()
+
+    route = "heartbeat: {interval: 0.05, early: true}"
+    async with open_upstream(script) as upstream, proxy_for(upstream.url, certificates, route) as proxy:
+        async with open_http2(proxy, certificates) as client:
+            early = client.streams[await client.start(headers=[("accept", "text/event-stream")])]
+            other = client.streams[await client.start(headers=[("accept", "*/*")])]
+            await until(lambda: early.body.count(b": ping\n") >= 2)
+            assert early.status == 200
+            assert other.status == 0
+            go.set()
+            for stream in (early, other):
+                await until(lambda stream=stream: b"data: 1\n\n: ping\n: ping\n" in stream.body)
+            assert not other.body.startswith(b":")
+
+
 async def test_a_stream_arrives_whole(certificates: Certificates, log: list[dict[str, object]]) -> None:
     """Two megabytes of events, far more than a window, arrive byte for byte and end clean."""
     events = [b"data: %d %s\n\n" % (number, b"x" * (number % 2000)) for number in range(2000)]

@@ -417,22 +417,6 @@ def test_several_mistakes_are_told_at_once() -> None:
     ]
 
 
-@pytest.mark.parametrize("where", ["reverse_proxy", "reverse_proxy.routes[0]"])
-@pytest.mark.parametrize(
-    ("setting", "path"),
-    [
-        ("heartbeat: {interval: 5}", "heartbeat.interval"),
-        ("heartbeat: {early: true}", "heartbeat.early"),
-        ("reconnect: {enabled: true}", "reconnect.enabled"),
-        ("reconnect: {max_backoff: 5}", "reconnect.max_backoff"),
-    ],
-)
-def test_what_is_not_supported_yet_is_refused_and_not_ignored(where: str, setting: str, path: str) -> None:
-    """Whoever sets it relies on it."""
-    text = configuration(proxy=setting) if where == "reverse_proxy" else route(setting)
-    assert errors(text) == [f"{where}.{path}: not supported yet"]
-
-
 def test_endpoints_health_and_retries_are_taken() -> None:
     """Several endpoints, each with its own scheme and path; a route may have its own retries."""
     text = configuration(
@@ -478,6 +462,38 @@ def test_an_endpoint_listed_twice_is_refused(twice: str) -> None:
     """It would get twice the requests, and count as two."""
     (error,) = errors(configuration(upstreams=f'{{name: llm, endpoints: ["http://a/x", "{twice}"]}}'))
     assert error == "reverse_proxy.upstreams[0].endpoints[1]: this endpoint is listed twice"
+
+
+def test_a_route_has_its_own_heartbeat_or_the_common_one() -> None:
+    """Key by key; without an interval there is none, whatever the common setting says of `early`."""
+    own = ("interval: 5", "interval: null", "early: false")
+    routes = ["{path: /, upstream: llm}", *(f"{{path: /{n}, upstream: llm, heartbeat: {{{x}}}}}" for n, x in enumerate(own))]
+    config = parse_config(configuration(proxy="heartbeat: {interval: 15, early: true}", routes=", ".join(routes)))
+    settings = [config.heartbeat_of(route) for route in config.reverse_proxy.routes]
+    assert [(item.interval, item.early) for item in settings] == [(15, True), (5, True), (None, True), (15, False)]
+
+
+@pytest.mark.parametrize("where", ["reverse_proxy", "reverse_proxy.routes[0]"])
+def test_an_early_heartbeat_without_an_interval_is_refused(where: str) -> None:
+    """It would never go out."""
+    setting = "heartbeat: {early: true}"
+    text = configuration(proxy=setting) if where == "reverse_proxy" else route(setting)
+    assert errors(text) == [f"{where}.heartbeat.early: nothing goes out without an interval"]
+
+
+@pytest.mark.parametrize("where", ["reverse_proxy", "reverse_proxy.routes[0]"])
+def test_a_backoff_that_begins_above_its_most_is_refused(where: str) -> None:
+    setting = "reconnect: {initial_backoff: 61}"
+    text = configuration(proxy=setting) if where == "reverse_proxy" else route(setting)
+    assert errors(text) == [f"{where}.reconnect.initial_backoff: more than max_backoff"]
+
+
+def test_a_route_reconnects_in_its_own_way_or_the_common_one() -> None:
+    """Key by key; off unless it says otherwise."""
+    routes = "{path: /, upstream: llm}, {path: /a, upstream: llm, reconnect: {enabled: true, max_attempts: 2}}"
+    config = parse_config(configuration(proxy="reconnect: {max_backoff: 9}", routes=routes))
+    settings = [config.reconnect_of(route) for route in config.reverse_proxy.routes]
+    assert [(item.enabled, item.max_attempts, item.max_backoff) for item in settings] == [(False, 5, 9), (True, 2, 9)]
 
 
 @pytest.mark.parametrize("prefix", ["/a?b", "/a#b", "/a b", "/\u00e4"])
