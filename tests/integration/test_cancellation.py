@@ -14,16 +14,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import h11
 import pytest
-import support.proxy
 import trio
 from support.certificates import Certificates
 from support.client import Answer, Client
 from support.injection import ARMED, Injector, armed_exchanges
 from support.interceptors import Log, Rig, Way, on_event, on_event_async, until
+from support.proxy import limit_send_buffers
 from support.upstream import Peer, Request
 
 from interceptors import (
@@ -36,7 +35,6 @@ from interceptors import (
     StreamInterceptor,
 )
 from interceptors import Request as HookRequest
-from proxy.upstream import connections
 
 EVENTS = [b"data: %d\n\n" % number for number in range(4)]
 LARGE = [b"data: %d %s\n\n" % (number, b"x" * 20_000) for number in range(40)]
@@ -50,22 +48,8 @@ BROKEN = (EOFError, trio.BrokenResourceError, trio.ClosedResourceError, h11.Remo
 
 @pytest.fixture(autouse=True)
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxy's sockets take little, so that it soon has to wait for whoever does not read."""
-
-    async def connect(origin: connections.Origin) -> socket.socket:
-        sock = await original_connect(origin)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BYTES)
-        return sock
-
-    def bind(*args: Any) -> list[socket.socket]:
-        sockets = original_bind(*args)
-        for sock in sockets:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BYTES)  # accepted ones inherit it
-        return sockets
-
-    original_connect, original_bind = connections._connect, support.proxy.bind_sockets
-    monkeypatch.setattr(connections, "_connect", connect)
-    monkeypatch.setattr(support.proxy, "bind_sockets", bind)
+    """The proxy soon has to wait for whoever does not read."""
+    limit_send_buffers(monkeypatch, SMALL_BYTES)
 
 
 # What ends it
