@@ -259,7 +259,7 @@ async def play(client: Client, kind: str, fault: Fault, stage: Stage, over: Call
             nursery.start_soon(_send, client, fault)
             try:
                 if kind == "gone":
-                    await stage.reached.wait() if fault.script is not None else await trio.sleep(0)
+                    await stage.reached.wait()
                     client.reset()
                     stage.go_on.set()
                     return None
@@ -276,12 +276,13 @@ async def _send(client: Client, fault: Fault) -> None:
         await client.send("POST" if fault.uploads else "GET", FAULTY, body=UPLOAD if fault.uploads else None)
 
 
-def refuse_while(condition: Callable[[], bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Meanwhile, connect to a port where nobody listens."""
+def refuse(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the exchange is over, let the proxy connect to a port where nobody listens."""
 
     async def connect(origin: connections.Origin) -> socket.socket:
-        if not condition():
+        if stage.over.is_set():
             return await original(origin)
+        await stage.reach()
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
             return await original(origin._replace(port=unused.getsockname()[1]))
@@ -314,8 +315,8 @@ async def test_a_fault(name: str, client: str, interceptors: str, log: Log, monk
             await peer.chunk(b"data: good\n\n")
             await peer.end()
 
-    refuses = [fault.script is None]
-    refuse_while(lambda: any(refuses), monkeypatch)
+    if fault.script is None:
+        refuse(stage, monkeypatch)
     serve = Way().serve(log, monkeypatch)
     async with serve(script, *INTERCEPTORS[interceptors], **settings(fault, client)) as rig:
         side = await rig.client()
@@ -336,7 +337,6 @@ async def test_a_fault(name: str, client: str, interceptors: str, log: Log, monk
         await rig.everything_is_back()
         (state,) = rig.proxy.worker.routes.transports["up"].statistics()
         await until(lambda: rig.upstream.open <= state.idle)
-        refuses.clear()
         good = await rig.fetch("/good")
         assert (good.status, good.complete) == (200, True)
 
