@@ -21,7 +21,7 @@ from pools import BufferScope
 
 from .downstream import ClientConnection, Scope, Send, Writer, choose_writer, has_no_body
 from .errors import ClientGone, ProtocolFailure, ReadTimedOut, RequestRefused, SendStalled
-from .headers import HeaderList, find_header, request_headers, response_headers
+from .headers import HeaderList, check_response_headers, find_header, request_headers, response_headers
 from .inbound import Inbound, too_large
 from .relay import Relay
 from .routes import Route
@@ -302,6 +302,8 @@ class Forward:
 
     async def _start(self, status: int, headers: HeaderList, *, chunked: bool, whole: bool) -> None:
         """Choose the writer and send the head; `whole` as for `Writer.start`."""
+        if self._route.chain.owners:
+            check_response_headers(headers)
         self.writer = writer = choose_writer(self._scope, self._send, self._connection, chunked=chunked)
         self.status = status
         self._worker.metrics.writers[writer.name].inc()

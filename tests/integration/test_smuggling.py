@@ -127,8 +127,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 async def test_what_could_be_read_in_two_ways_goes_nowhere(name: str, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """4xx or 501 (or an end without a word), nothing of it upstream that would be a request, and the connection is of no more use: what
-    follows on it is answered by nobody (RFC 9112, section 6.1).
+    """4xx or 501, or an end without a word; nothing of it is a request upstream; and the connection is of no more use: what follows
+    on it is answered by nobody (RFC 9112, section 6.1).
     """
     async with served(log, monkeypatch) as (rig, wire):
         answer = await exchange(rig, REFUSED[name])
