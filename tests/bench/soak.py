@@ -3,9 +3,10 @@
     pip install -e '.[test]' && python tests/bench/soak.py --minutes 30       # two minutes: --minutes 2
 
 The proxy runs in a process of its own, at about 60 % of a core: the load paces itself by the CPU time that the proxy takes. Both
-ends are this process. Some clients stay, on a route that passes events and on one that edits them, quickly or slowly; others
-leave at random, reset or stop reading; upstreams reset their streams. Printed is a summary as JSON. The exit status is 1 when a client that stayed missed an event or saw one twice, when a broken stream looked whole, when a lease, a stream, a connection
-or a descriptor is still there at the end, or when memory has grown by more than 5 % between an early and a late sample.
+ends are this process. Some clients stay, on a route that passes events and on one that edits them, quickly or slowly; others leave
+at random, reset or stop reading; upstreams reset their streams. Printed is a summary as JSON. The exit status is 1 when a client
+that stayed missed an event or saw one twice, when a broken stream looked whole, when a lease, a stream, a connection or a descriptor
+is still there at the end, or when memory has grown by more than 5 % between an early and a late sample.
 
 Linux only: CPU time, memory and descriptors are read from /proc.
 """
