@@ -5,8 +5,8 @@
 The proxy runs in a process of its own, at about 60 % of a core: the load paces itself by the CPU time that the proxy takes. Both
 ends are this process. Some clients stay, on a route that passes events and on one that edits them, quickly or slowly; others leave
 at random, reset or stop reading; upstreams reset their streams. Printed is a summary as JSON. The exit status is 1 when a client
-that stayed missed an event or saw one twice, when a broken stream looked whole, when a lease, a stream, a connection or a descriptor
-is still there at the end, or when memory has grown by more than 5 % between an early and a late sample.
+that stayed missed an event or saw one twice, when a broken stream looked whole, when a lease, a stream, a connection or a
+descriptor is still there at the end, or when memory has grown by more than 5 % between an early and a late sample.
 
 Linux only: CPU time, memory and descriptors are read from /proc.
 """
@@ -45,15 +45,19 @@ LOAD = 0.6
 MOST_GROWTH = 0.05
 SEND_S = 2.0
 BATCH = 10
+EDITORS = "abcdef"
+"""The interceptors of the editing route. So many, that the proxy and not this load is what is busy."""
+LAST_EDIT = b'"%s":true}' % EDITORS[-1].encode()
 PAD = b"x" * 100
 CONFIG = """
 reverse_proxy:
   upstreams: [{{name: up, endpoints: ["http://127.0.0.1:{upstream}"]}}]
   routes:
     - {{path: /pass, upstream: up}}
-    - {{path: /edit, upstream: up, interceptors: [edit]}}
+    - {{path: /edit, upstream: up, interceptors: [{names}]}}
   timeouts: {{send: {send}, idle: 20}}
-interceptors: [{{name: edit, use: "edit.py:Edit"}}]
+interceptors:
+{editors}
 drain: {{timeout: 1}}
 log: {{level: warning}}
 """
@@ -62,14 +66,20 @@ from interceptors import Interceptor, StreamInterceptor
 
 
 class Edit(Interceptor):
+    def __init__(self, key):
+        self.key = key
+
     def open_stream(self, context):
-        return EditStream()
+        return EditStream(self.key)
 
 
 class EditStream(StreamInterceptor):
+    def __init__(self, key):
+        self.key = key
+
     def on_event(self, event):
         message = event.json()
-        message["edited"] = True
+        message[self.key] = True
         return event.replace(json=message)
 """
 NUMBER = re.compile(rb'"n":(\d+)')
@@ -172,7 +182,7 @@ class Reader:
                 self._soak.violated(f"{self._route}: event {int(number)} where {self.seen} was to come")
                 self.seen = int(number)
             self.seen += 1
-        self.edited += events.count(b'"edited":true')
+        self.edited += events.count(LAST_EDIT)
 
 
 async def request(port: int, soak: Soak, route: str, events: int, reset: int = 0) -> tuple[trio.SocketStream, Reader]:
@@ -370,7 +380,10 @@ async def run(minutes: float) -> int:
     with tempfile.TemporaryDirectory() as directory:
         (upstream,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         config = Path(directory) / "weirpool.yaml"
-        config.write_text(CONFIG.format(upstream=upstream.socket.getsockname()[1], send=SEND_S))
+        editors = "\n".join(f'  - {{name: {name}, use: "edit.py:Edit", options: {{key: {name}}}}}' for name in EDITORS)
+        config.write_text(
+            CONFIG.format(upstream=upstream.socket.getsockname()[1], send=SEND_S, editors=editors, names=", ".join(EDITORS))
+        )
         (Path(directory) / "edit.py").write_text(EDIT)
         command = [sys.executable, "-m", "proxy", "serve", "--config", str(config), "--bind", f"127.0.0.1:{port}"]
         with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as process:
