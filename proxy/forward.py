@@ -30,7 +30,7 @@ from .errors import (
     SendStalled,
     UpstreamFailure,
 )
-from .headers import HeaderList, find_header, request_headers, response_headers
+from .headers import HeaderList, check_response_headers, find_header, request_headers, response_headers
 from .heartbeat import PING, only_accepts_streams, while_beating
 from .inbound import Inbound, too_large
 from .mcp import calls_of
@@ -382,6 +382,8 @@ class Forward:
 
     async def _start(self, status: int, headers: HeaderList, *, chunked: bool, whole: bool) -> None:
         """Choose the writer and send the head; `whole` as for `Writer.start`."""
+        if self._route.chain.owners:
+            check_response_headers(headers)
         self.writer = writer = choose_writer(self._scope, self._send, self._connection, chunked=chunked)
         self.status = status
         self._worker.metrics.writers[writer.name].inc()

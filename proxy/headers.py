@@ -16,6 +16,7 @@ __all__ = [
     "HeaderList",
     "HeaderSettings",
     "TrustedProxies",
+    "check_response_headers",
     "client_of",
     "find_header",
     "network_of",
@@ -47,6 +48,8 @@ _FORWARDING = frozenset(
     b"x-real-ip".split()
 )
 
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _ABSOLUTE_FORM = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 
 
@@ -212,6 +215,17 @@ def response_headers(headers: Iterable[tuple[bytes, bytes]], *, dropped: frozens
     if sse:
         result.append((b"x-accel-buffering", b"no"))
     return result
+
+
+def check_response_headers(headers: HeaderList) -> None:
+    """Raise `RequestRefused` for headers that an interceptor has made and that would not be the lines they are meant to be
+    (RFC 9110, section 5.5); a server would find out when the head is under way.
+    """
+    for name, value in headers:
+        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+            raise RequestRefused(
+                502, "interceptor_failed", "an interceptor has set a response header that holds what a header cannot hold"
+            )
 
 
 def _connection_names(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:

@@ -59,9 +59,12 @@ class _IdleTimer:
         self._server = server
         self._scope: trio.CancelScope | None = None  # of the task, while there is one
         self._idle = False
+        self._over = False
 
     async def restart(self, task_group: TaskGroup, action: Callable[[], Awaitable[None]]) -> None:
         """The connection is idle from now on."""
+        if self._over:
+            return
         self._idle = True
         if self._scope is None:
             self._scope = trio.CancelScope()
@@ -74,6 +77,13 @@ class _IdleTimer:
         if self._scope is not None:
             self._scope.deadline = trio.current_time() + _SHORT_REQUEST_S
 
+    def end(self) -> None:
+        """The client has closed its side, and nothing more can come: whoever still has to write ends the connection."""
+        self._over = True
+        self._idle = False
+        if self._scope is not None:
+            self._scope.cancel()
+
     async def _run(self, scope: trio.CancelScope) -> None:
         config = self._server.config
         with scope:
@@ -85,7 +95,7 @@ class _IdleTimer:
 
 
 class _Connection(TCPServer):
-    """Hypercorn's connection, but for two things.
+    """Hypercorn's connection, but for three things.
 
     What goes wrong on it is its own end, not the worker's: its reading task may close the connection while the application's
     writes, and Trio then raises `BusyResourceError` in one of them, which Hypercorn lets pass: out of the connection, out of the
@@ -94,6 +104,9 @@ class _Connection(TCPServer):
     And what it sends over HTTP/1.1 leaves at once where the client's socket takes it, with one system call and no pass through
     Trio's loop; a head that is held leaves with the body. Hypercorn takes three such passes for a response, one of them to send
     nothing.
+
+    And when the client has closed an idle connection it ends at once; Hypercorn keeps its task and its descriptor until the time
+    for keep-alive is over.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -134,6 +147,7 @@ class _Connection(TCPServer):
             except (trio.ClosedResourceError, trio.BrokenResourceError) as error:
                 self._note(error)
         await self.protocol.handle(Closed())
+        self.idle_task.end()
 
     def stop_reading(self) -> None:
         """The connection was aborted. Hypercorn's reading task waits for ever, otherwise, when a request was pipelined behind one
@@ -369,8 +383,12 @@ class ClientConnection:
             from termios import TIOCOUTQ
         except ImportError:
             return
+        if self.sock.fileno() < 0:
+            return
         unsent = bytearray(4)
-        while self.sock.fileno() >= 0:
+        broken = select.poll()
+        broken.register(self.sock.fileno(), 0)  # POLLHUP and POLLERR always tell
+        while self.sock.fileno() >= 0 and not broken.poll(0):  # after a reset, what was not acknowledged never will be
             try:
                 ioctl(self.sock.fileno(), TIOCOUTQ, unsent)
             except OSError:

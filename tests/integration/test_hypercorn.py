@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from fcntl import ioctl
+from pathlib import Path
+from termios import TIOCOUTQ
+
 import pytest
+from support.certificates import Certificates
 from support.client import fetch
+from support.interceptors import Log, Way, until
 from support.proxy import config_for, open_proxy
-from support.upstream import open_upstream, stream_of
+from support.upstream import Peer, open_upstream, stream_of
 
 from proxy import exchange
 from proxy.downstream import inspect_server, path_is_known
@@ -38,3 +46,40 @@ async def test_a_send_that_is_not_hypercorns_is_not_inspected() -> None:
     async def send(_: object) -> None: ...
 
     assert inspect_server(send) is None
+
+
+async def test_a_client_that_has_left_keeps_no_descriptor() -> None:
+    """One that closes its connection after its answer is forgotten at once, not when the time for keep-alive is over (75 s)."""
+    async with open_upstream(stream_of(b"data: x\n\n")) as upstream, open_proxy(config_for(upstream.url)) as proxy:
+        await fetch(proxy.port)
+        await until(lambda: not proxy.worker.live)
+        at_rest = len(os.listdir("/proc/self/fd"))
+        for _ in range(20):
+            assert (await fetch(proxy.port)).complete
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= at_rest)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_nobody_waits_for_a_client_that_was_reset(
+    tls: bool, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in flight has a time to arrive when a response is cut; after a reset it never will, and the exchange ends at once."""
+    monkeypatch.setattr("proxy.downstream.hypercorn._LAST_BYTES_S", 60.0)
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.start_stream()
+        while True:
+            await peer.chunk(b"data: " + b"x" * 8000 + b"\n\n")
+
+    def unsent() -> int:
+        (exchange,) = rig.proxy.worker.live
+        assert exchange._connection is not None
+        return int.from_bytes(ioctl(exchange._connection.sock.fileno(), TIOCOUTQ, bytes(4)), sys.byteorder)
+
+    async with Way(certificates=Certificates(tmp_path) if tls else None).serve(log, monkeypatch)(script) as rig:
+        client, _ = await rig.start()
+        await until(unsent)
+        client.reset()
+        assert await rig.outcomes() == ["client_disconnected"]  # within ten seconds
+        rig.clients.clear()

@@ -11,7 +11,7 @@ __all__ = ["Certificates"]
 
 
 class Certificates:
-    """`files` (certificate, key) are for a server; the contexts trust the authority that issued them."""
+    """`files` (certificate, key) are for a server, `ca_file` is who issued them; `client()` trusts that authority."""
 
     def __init__(self, directory: Path) -> None:
         self._authority = trustme.CA()
@@ -19,6 +19,10 @@ class Certificates:
         self.files = (str(directory / "cert.pem"), str(directory / "key.pem"))
         issued.private_key_and_cert_chain_pem.write_to_path(self.files[0])
         issued.private_key_pem.write_to_path(self.files[1])
+        self.ca_file = str(directory / "ca.pem")
+        self._authority.cert_pem.write_to_path(self.ca_file)
+        self.server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        issued.configure_cert(self.server)
 
     def client(self, *protocols: str) -> ssl.SSLContext:
         """A client's context that offers these protocols (ALPN)."""

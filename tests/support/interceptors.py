@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import sys
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,14 +33,14 @@ async def until(condition: Callable[[], object]) -> None:
             await trio.sleep(0.002)
 
 
-def config_with(url: str, *given: type[Interceptor], route: str = "", proxy: str = "") -> Config:
-    """One route to `url` with these interceptors, each named as its class is; `route` and `proxy` as in `config_for`."""
+def config_with(url: str, *given: type[Interceptor], **more: str) -> Config:
+    """One route to `url` with these interceptors, each named as its class is; `route`, `proxy`, `upstream` as in `config_for`."""
     module = types.ModuleType("given_interceptors")  # the configuration loads by module name; this is the module
     sys.modules[module.__name__] = module
     for cls in given:
         setattr(module, cls.__name__, cls)
     entries = ", ".join(f'{{name: {cls.__name__}, use: "{module.__name__}:{cls.__name__}"}}' for cls in given)
-    return config_for(url, interceptors=entries, names=", ".join(cls.__name__ for cls in given), route=route, proxy=proxy)
+    return config_for(url, interceptors=entries, names=", ".join(cls.__name__ for cls in given), **more)
 
 
 def on_event(hook: Callable[[Event], EventResult], name: str = "Hook", **attributes: Any) -> type[Interceptor]:
@@ -179,10 +180,14 @@ class Way:
 
         @asynccontextmanager
         async def serve(
-            script: Script, *given: type[Interceptor], drains: bool = False, **settings: str
+            script: Script,
+            *given: type[Interceptor],
+            drains: bool = False,
+            upstream_tls: ssl.SSLContext | None = None,
+            **settings: str,
         ) -> AsyncIterator[Rig]:
-            """`drains`: the proxy shall end under streams that live."""
-            async with open_upstream(script) as upstream:
+            """`drains`: the proxy shall end under streams that live. `upstream_tls`: the upstream's own context, if it has one."""
+            async with open_upstream(script, ssl_context=upstream_tls) as upstream:
                 async with open_proxy(config_with(upstream.url, *given, **settings), tls=tls) as proxy:
                     assert (proxy.worker.hub is not None) is self.hub
                     rig = Rig(upstream, proxy, log, context)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import pytest
 import trio
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio import serve as hypercorn_serve
@@ -13,9 +15,10 @@ from hypercorn.trio import serve as hypercorn_serve
 from proxy.app import Weirpool, create_app
 from proxy.config import Config, parse_config
 from proxy.serve import bind_sockets, serve_app
+from proxy.upstream import connections
 from proxy.worker import Worker
 
-__all__ = ["Proxy", "config_for", "open_proxy"]
+__all__ = ["Proxy", "config_for", "limit_send_buffers", "open_proxy"]
 
 
 @dataclass
@@ -89,3 +92,22 @@ async def open_proxy(config: Config, *, tls: tuple[str, str] | None = None) -> A
 async def _wait_for_end(nursery: trio.Nursery) -> None:
     while nursery.child_tasks:
         await trio.sleep(0.01)
+
+
+def limit_send_buffers(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Let the sockets of proxies that are opened from now on take about `size` bytes before they have to wait."""
+
+    async def connect(origin: connections.Origin) -> socket.socket:
+        sock = await original_connect(origin)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+        return sock
+
+    def bind(addresses: list[str], send_timeout_s: float | None) -> list[socket.socket]:
+        sockets = original_bind(addresses, send_timeout_s)
+        for sock in sockets:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)  # accepted ones inherit it
+        return sockets
+
+    original_connect, original_bind = connections._connect, bind_sockets
+    monkeypatch.setattr(connections, "_connect", connect)
+    monkeypatch.setattr(f"{__name__}.bind_sockets", bind)

@@ -38,7 +38,13 @@ class Peer:
             raise EOFError
         request = Request(head.method.decode(), head.target, list(head.headers.raw_items()))
         self.upstream.requests.append(request)
-        while body:
+        if body:
+            await self.take_body(request)
+        return request
+
+    async def take_body(self, request: Request) -> None:
+        """The body of a request of which only the head was taken. Raises `EOFError` when it ends too early."""
+        while True:
             event = await self._next()
             if isinstance(event, h11.Data):
                 request.body += bytes(event.data)
@@ -50,7 +56,6 @@ class Peer:
                 break
             else:
                 raise EOFError
-        return request
 
     async def _next(self) -> object:
         while True:

@@ -89,3 +89,20 @@ async def test_a_task_that_had_no_turn_yet_counts(autojump_clock: MockClock) -> 
         assert len(nursery.child_tasks) == 1
         began = trio.current_time()
     assert server.closed_at == began + 75
+
+
+async def test_when_the_client_has_closed_there_is_nothing_to_wait_for(autojump_clock: MockClock) -> None:
+    """The task ends at once, also before its first turn; nobody is closed by it, and none is made afterwards."""
+    for has_run in (True, False):
+        async with trio.open_nursery() as nursery:
+            server = Server(nursery)
+            began = trio.current_time()
+            await server.idle()
+            if has_run:
+                await wait_all_tasks_blocked()
+            server.timer.end()
+            await wait_all_tasks_blocked()
+            await server.idle()
+            assert not nursery.child_tasks
+        assert trio.current_time() == began
+        assert server.closed_at is None

@@ -1,0 +1,355 @@
+"""The fault matrix: what an upstream does wrong, by who is waiting for it, by who has a say. One test a cell.
+
+Each cell shows the outcome in the log and in the metric, what the client sees, and that everything is back: the leases, the one
+connection that the upstream may have (`max_connections: 1`), and the sockets of the upstream's side. A cell sets only the deadline
+that it is about, so that a slow machine changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import h11
+import pytest
+import trio
+from support.client import Answer, Client
+from support.interceptors import Log, Way, on_event, until
+from support.proxy import limit_send_buffers
+from support.upstream import Peer
+
+from interceptors import Event, EventResult, Interceptor, Outcome
+from proxy.upstream import connections
+
+FAULTY = "/faulty"
+UPLOAD = bytes(2_000_000)
+FLOOD = b"data: " + b"x" * 8000 + b"\n\n"
+FLOOD_COUNT = 2000
+SHORT_S = 0.15
+BROKEN = (EOFError, trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError, h11.LocalProtocolError)
+SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+
+
+class Stage:
+    """What a script does before it does wrong: it lets the client know, and waits for it."""
+
+    def __init__(self, client: str) -> None:
+        self.client = client
+        self.reached = trio.Event()
+        self.go_on = trio.Event()
+        self.over = trio.Event()
+        """The exchange has ended."""
+        if client != "gone":
+            self.go_on.set()
+
+    async def reach(self) -> None:
+        self.reached.set()
+        await self.go_on.wait()
+
+    @property
+    def floods(self) -> bool:
+        """More than fits into all buffers comes before the fault, for a client that does not take it."""
+        return self.client == "stalled"
+
+
+async def start(peer: Peer, stage: Stage, length: int | None = None) -> None:
+    """The head of an event stream, an event, and as much as it takes to stall a client; chunked unless `length` is given."""
+    flood = FLOOD_COUNT if stage.floods else 0
+    if length is None:
+        await peer.start_stream()
+    else:
+        await peer.send(SSE_HEAD + b"Content-Length: %d\r\n\r\n" % (length + flood * len(FLOOD)))
+    put = peer.chunk if length is None else peer.send
+    await put(b"data: 1\n\n")
+    for _ in range(flood):
+        await put(FLOOD)
+    await stage.reach()
+
+
+# What the upstream does. A script that returns closes its connection.
+
+
+async def hangs_before_head(peer: Peer, stage: Stage) -> None:
+    await stage.reach()
+    await peer.wait_closed()
+
+
+async def hangs_mid_head(peer: Peer, stage: Stage) -> None:
+    await peer.send(b"HTTP/1.1 200 OK\r\nContent-Ty")
+    await stage.reach()
+    await peer.wait_closed()
+
+
+async def trickles_head(peer: Peer, stage: Stage) -> None:
+    await stage.reach()
+    for byte in SSE_HEAD * 20:
+        await peer.send(bytes([byte]))
+        await trio.sleep(0.02)
+
+
+async def sends_garbage(peer: Peer, stage: Stage) -> None:
+    await stage.reach()
+    await peer.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+    await peer.wait_closed()
+
+
+async def endless_head(peer: Peer, stage: Stage) -> None:
+    await peer.send(b"HTTP/1.1 200 OK\r\n")
+    await stage.reach()
+    while True:
+        await peer.send(b"X-More: " + b"x" * 1000 + b"\r\n")
+
+
+async def floods_with_1xx(peer: Peer, stage: Stage) -> None:
+    await stage.reach()
+    while True:
+        await peer.send(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")
+
+
+async def closes_before_head(peer: Peer, stage: Stage) -> None:
+    await stage.reach()
+
+
+async def hangs_mid_event(peer: Peer, stage: Stage) -> None:
+    await start(peer, stage)
+    await peer.chunk(b"data: half")
+    await peer.wait_closed()
+
+
+async def trickles_body(peer: Peer, stage: Stage) -> None:
+    await start(peer, stage)
+    while True:
+        for byte in b"data: slow\n\n":
+            await peer.chunk(bytes([byte]))
+            await trio.sleep(0.01)
+
+
+async def resets_mid_chunk(peer: Peer, stage: Stage) -> None:
+    await start(peer, stage)
+    await peer.send(b"100\r\ndata: half")
+    await trio.sleep(0.01)  # a reset may overtake what is under way
+    sock = peer.stream.socket  # type: ignore[attr-defined]
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+async def ends_early(peer: Peer, stage: Stage) -> None:
+    await start(peer, stage)
+
+
+async def garbage_for_a_chunk(peer: Peer, stage: Stage) -> None:
+    await start(peer, stage)
+    await peer.send(b"this is no chunk\r\n")
+    await peer.wait_closed()
+
+
+async def endless_event(peer: Peer, stage: Stage) -> None:
+    await start(peer, stage)
+    await peer.chunk(b"data: ")
+    while True:
+        await peer.chunk(b"y" * 500)
+        await trio.sleep(0.002)
+
+
+async def less_than_content_length(peer: Peer, stage: Stage) -> None:
+    await start(peer, stage, length=1000)
+
+
+async def more_than_content_length(peer: Peer, stage: Stage) -> None:
+    await start(peer, stage, length=18)
+    await peer.send(b"data: 2\n\nHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged")
+    await peer.wait_closed()
+
+
+async def stops_reading(peer: Peer, stage: Stage) -> None:
+    await stage.reach()
+    await stage.over.wait()
+    await peer.wait_closed()
+
+
+async def answers_early(peer: Peer, stage: Stage) -> None:
+    await stage.reach()
+    await peer.send(b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\nslow")
+    await peer.wait_closed()
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`status` and `kind` of the answer that a client sees; without a kind it is the upstream's own. `whole`: it comes whole."""
+
+    script: Callable[[Peer, Stage], Awaitable[None]] | None
+    outcome: str
+    status: int = 200
+    kind: str = ""
+    whole: bool = False
+    timeout: str = ""
+    body: bytes = b"data: 1\n\n"
+    uploads: bool = False
+
+    @property
+    def in_body(self) -> bool:
+        return self.status == 200
+
+
+ERROR, TIMEOUT = "upstream_error", "upstream_timeout"
+FAULTS = {
+    "refuses": Fault(None, ERROR, 502, "upstream_connect_failed"),
+    "closes before head": Fault(closes_before_head, ERROR, 502, "upstream_connection_lost"),
+    "hangs before head": Fault(hangs_before_head, TIMEOUT, 504, "upstream_read_timeout", timeout="first_byte"),
+    "hangs mid-head": Fault(hangs_mid_head, TIMEOUT, 504, "upstream_read_timeout", timeout="first_byte"),
+    "trickles its head": Fault(trickles_head, TIMEOUT, 504, "upstream_read_timeout", timeout="first_byte"),
+    "sends garbage": Fault(sends_garbage, ERROR, 502, "upstream_protocol_error"),
+    "endless head": Fault(endless_head, ERROR, 502, "upstream_protocol_error"),
+    "1xx flood": Fault(floods_with_1xx, ERROR, 502, "upstream_protocol_error"),
+    "stops reading": Fault(stops_reading, TIMEOUT, 504, "upstream_write_timeout", timeout="write", uploads=True),
+    "answers early": Fault(answers_early, "completed", 429, body=b"slow", whole=True, uploads=True),
+    "hangs mid-event": Fault(hangs_mid_event, TIMEOUT, timeout="idle"),
+    "trickles its body": Fault(trickles_body, TIMEOUT, timeout="total"),
+    "resets mid-chunk": Fault(resets_mid_chunk, ERROR),
+    "ends early": Fault(ends_early, ERROR),
+    "garbage for a chunk": Fault(garbage_for_a_chunk, ERROR),
+    "endless event": Fault(endless_event, TIMEOUT, timeout="total"),
+    "less than Content-Length": Fault(less_than_content_length, ERROR),
+    "more than Content-Length": Fault(more_than_content_length, "completed", whole=True, body=b"data: 1\n\ndata: 2\n\n"),
+}
+CLIENTS = ["patient", "gone", "stalled"]
+
+
+def _edit(event: Event) -> EventResult:
+    return event.replace(data=event.data + "!")
+
+
+INTERCEPTORS: dict[str, tuple[type[Interceptor], ...]] = {"none": (), "editing": (on_event(_edit),)}
+
+
+def expected(name: str, client: str, interceptors: str) -> tuple[Fault, set[str]]:
+    """The fault as this cell sees it, and the outcomes that it may have."""
+    fault = FAULTS[name]
+    if name == "endless event" and interceptors == "editing":
+        fault = Fault(endless_event, ERROR)  # `max_event_bytes`
+    if client == "gone":  # it leaves just before the fault: either may be seen first
+        return fault, {"client_disconnected", fault.outcome}
+    if client == "stalled" and fault.in_body:
+        # A body with a length goes through Hypercorn, which cannot be told to stop: there the kernel ends the connection.
+        by_length = "Content-Length" in name and interceptors == "none"
+        return fault, {"client_disconnected" if by_length else "send_stalled"}
+    return fault, {fault.outcome}
+
+
+def settings(fault: Fault, client: str) -> dict[str, str]:
+    short = {fault.timeout: SHORT_S} if fault.timeout and not (client == "stalled" and fault.in_body) else {}
+    if fault.timeout == "total":
+        short = {key: 4 * value for key, value in short.items()}
+    if client == "stalled":
+        short["send"] = SHORT_S
+    return {
+        "upstream": "max_connections: 1",
+        "proxy": f"  timeouts: {json.dumps(short)}\n  limits: {{max_event_bytes: 20000}}",
+    }
+
+
+async def play(client: Client, kind: str, fault: Fault, stage: Stage, over: Callable[[], object]) -> Answer | None:
+    """The client's part; what it saw."""
+    with suppress(*BROKEN):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_send, client, fault)
+            try:
+                if kind == "gone":
+                    await stage.reached.wait()
+                    client.reset()
+                    stage.go_on.set()
+                    return None
+                if kind == "stalled":
+                    await until(over)
+                return await client.answer()
+            finally:
+                nursery.cancel_scope.cancel()
+    return None
+
+
+async def _send(client: Client, fault: Fault) -> None:
+    with suppress(*BROKEN):
+        await client.send("POST" if fault.uploads else "GET", FAULTY, body=UPLOAD if fault.uploads else None)
+
+
+def refuse(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the exchange is over, let the proxy connect to a port where nobody listens."""
+
+    async def connect(origin: connections.Origin) -> socket.socket:
+        if stage.over.is_set():
+            return await original(origin)
+        await stage.reach()
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            return await original(origin._replace(port=unused.getsockname()[1]))
+
+    original = connections._connect
+    monkeypatch.setattr(connections, "_connect", connect)
+
+
+@pytest.mark.parametrize("interceptors", INTERCEPTORS)
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("name", FAULTS)
+async def test_a_fault(name: str, client: str, interceptors: str, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One outcome, in log and metric; nothing looks whole that is not; everything is back, and a request can follow."""
+    fault, outcomes = expected(name, client, interceptors)
+    limit_send_buffers(monkeypatch, 65536)
+    monkeypatch.setattr("proxy.inbound.LINGER_S", 0.5)  # for a client that neither sends nor reads
+    stage = Stage(client)
+
+    async def script(peer: Peer) -> None:
+        while True:
+            request = await peer.request(body=False)
+            if request.target == FAULTY.encode():
+                assert fault.script is not None
+                if not fault.uploads:
+                    await peer.take_body(request)
+                await fault.script(peer, stage)
+                return
+            await peer.take_body(request)
+            await peer.start_stream()
+            await peer.chunk(b"data: good\n\n")
+            await peer.end()
+
+    if fault.script is None:
+        refuse(stage, monkeypatch)
+    serve = Way().serve(log, monkeypatch)
+    async with serve(script, *INTERCEPTORS[interceptors], **settings(fault, client)) as rig:
+        side = await rig.client()
+        side.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # type: ignore[attr-defined]
+        answer = await play(side, client, fault, stage, lambda: rig.lines("exchange"))
+        (outcome,) = await rig.outcomes()
+        stage.over.set()
+        assert outcome in outcomes
+        for each in Outcome:
+            assert rig.metric("weirpool_exchanges_total", route="/", outcome=each.value) == (each.value == outcome)
+        if client == "patient" or (client == "stalled" and not fault.in_body):
+            assert answer is not None
+            check_answer(answer, fault, interceptors)
+        elif answer is not None:
+            assert not answer.complete
+        await side.aclose()
+        rig.clients.clear()
+        await rig.everything_is_back()
+        (state,) = rig.proxy.worker.routes.transports["up"].statistics()
+        await until(lambda: rig.upstream.open <= state.idle)
+        good = await rig.fetch("/good")
+        assert (good.status, good.complete) == (200, True)
+
+
+def check_answer(answer: Answer, fault: Fault, interceptors: str) -> None:
+    """What a client sees that has read all there was."""
+    assert answer.status == fault.status
+    if fault.kind:
+        assert answer.complete
+        assert json.loads(answer.body)["error"]["type"] == fault.kind
+        return
+    body = fault.body
+    if fault.in_body and interceptors == "editing":
+        body = body.replace(b"\n\n", b"!\n\n")
+    assert answer.complete is fault.whole
+    assert answer.body == body if fault.whole else answer.body.startswith(body)

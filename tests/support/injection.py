@@ -1,0 +1,111 @@
+"""Something done to one exchange at its n-th checkpoint, wherever that is: what a test of cancellation at every await needs.
+
+An `Instrument` of Trio's counts the steps of the exchange's task and of every task below it. After each step such a task waits at
+an await; after the n-th, the test's action is done, as if the signal, the deadline or the reset had come just then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.lowlevel import Task
+
+from proxy.exchange import Exchange
+
+__all__ = ["ARMED", "Injector", "armed_exchanges"]
+
+ARMED = "/armed"
+"""The path of the requests whose exchange is watched; all others are let be."""
+_ROOT = Path(__file__).parents[2]
+_OURS = tuple(str(_ROOT / name) for name in ("proxy", "interceptors", "pools"))
+
+
+class Injector(trio.abc.Instrument):
+    """Watches the next armed exchange, and does `act` at its checkpoint number `at`, counted from 1."""
+
+    def __init__(self, at: int, act: Callable[[Injector], None]) -> None:
+        self.at = at
+        self.act = act
+        self.count = 0
+        self.exchange: Exchange | None = None
+        self.scope = trio.CancelScope()
+        """Around the whole exchange, as its server's."""
+        self.ended = trio.Event()
+        """The exchange has returned."""
+        self.where = ""
+        """The awaits at which it was done, outermost first: `module.function` of what is ours."""
+        self.left: set[Task] = set()
+        """Tasks of the exchange that are still there."""
+
+    @property
+    def fired(self) -> bool:
+        return self.count >= self.at
+
+    async def watch(self, exchange: Exchange, receive: Any, send: Any) -> None:
+        self.exchange = exchange
+        self.left.add(trio.lowlevel.current_task())
+        trio.lowlevel.add_instrument(self)
+        try:
+            with self.scope:
+                await Exchange.__call__(exchange, receive, send)
+        finally:
+            trio.lowlevel.remove_instrument(self)
+            self.left.discard(trio.lowlevel.current_task())
+            self.ended.set()
+
+    def task_spawned(self, task: Task) -> None:
+        if task.parent_nursery is not None and task.parent_nursery.parent_task in self.left:
+            self.left.add(task)
+
+    def task_exited(self, task: Task) -> None:
+        self.left.discard(task)
+
+    def after_task_step(self, task: Task) -> None:
+        if task in self.left and self.exchange is not None:
+            self.count += 1
+            if self.count == self.at:
+                self.where = _where(task)
+                self.act(self)
+
+
+def armed_exchanges(monkeypatch: pytest.MonkeyPatch) -> Callable[[Injector], None]:
+    """Let the app's exchanges at `ARMED` be watched. What this returns says by whom the next one is."""
+    waiting: list[Injector] = []
+
+    class Watched(Exchange):
+        __slots__ = ("_armed",)
+
+        def __init__(self, worker: Any, scope: MutableMapping[str, Any]) -> None:
+            super().__init__(worker, scope)
+            self._armed = scope["path"] == ARMED
+
+        async def __call__(self, receive: Any, send: Any) -> None:
+            if self._armed:
+                await waiting.pop().watch(self, receive, send)
+            else:
+                await super().__call__(receive, send)
+
+    monkeypatch.setattr("proxy.app.Exchange", Watched)
+    return waiting.append
+
+
+def _where(task: Task) -> str:
+    """What the task awaits, as far as it is code of ours."""
+    names = []
+    awaited: Any = task.coro
+    while awaited is not None:
+        frame = (
+            getattr(awaited, "cr_frame", None) or getattr(awaited, "ag_frame", None) or getattr(awaited, "gi_frame", None)
+        )
+        if frame is not None and frame.f_code.co_filename.startswith(_OURS):
+            names.append(f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}")
+        awaited = (
+            getattr(awaited, "cr_await", None)
+            or getattr(awaited, "ag_await", None)
+            or getattr(awaited, "gi_yieldfrom", None)
+        )
+    return " > ".join(names)
