@@ -34,16 +34,17 @@ class AsgiWriter:
         self.bytes_sent = 0
 
     async def start(self, status: int, headers: HeaderList, *, whole: bool = False) -> None:
-        self.started = True
+        self.started = self.stalled = True  # until the head has left: a server that was stopped in it takes nothing more
         head = {"type": "http.response.start", "status": status, "headers": headers}
         if self._connection is None or not whole:
             await self._pass(head)
-            return
-        self._connection.hold_head(True)
-        try:
-            await self._pass(head)
-        finally:
-            self._connection.hold_head(False)
+        else:
+            self._connection.hold_head(True)
+            try:
+                await self._pass(head)
+            finally:
+                self._connection.hold_head(False)
+        self.stalled = False
 
     def write(self, parts: Sequence[Part]) -> bool:
         self._unsent = b"".join(parts)

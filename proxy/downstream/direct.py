@@ -46,7 +46,7 @@ class DirectWriter:
 
     @property
     def stalled(self) -> bool:
-        return self._unsent is not None
+        return self._unsent is not None or self._asgi.stalled
 
     async def start(self, status: int, headers: HeaderList, *, whole: bool = False) -> None:
         await self._asgi.start(status, headers)

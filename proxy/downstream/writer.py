@@ -38,7 +38,7 @@ class Writer(Protocol):
 
     @property
     def stalled(self) -> bool:
-        """Whether bytes are waiting to leave, before which nothing else may."""
+        """Whether bytes, or the head, are waiting to leave, before which nothing else may."""
         ...
 
     async def start(self, status: int, headers: HeaderList, *, whole: bool = False) -> None:

@@ -234,9 +234,7 @@ def expected(name: str, client: str, interceptors: str) -> tuple[Fault, set[str]
     if client == "gone":  # it leaves just before the fault: either may be seen first
         return fault, {"client_disconnected", fault.outcome}
     if client == "stalled" and fault.in_body:
-        # A body with a length goes through Hypercorn, which cannot be told to stop: there the kernel ends the connection.
-        by_length = "Content-Length" in name and interceptors == "none"
-        return fault, {"client_disconnected" if by_length else "send_stalled"}
+        return fault, {"send_stalled"}
     return fault, {fault.outcome}
 
 
