@@ -12,6 +12,7 @@ through plain ASGI. `tests/integration/test_hypercorn.py` fails when an installe
 from __future__ import annotations
 
 import errno
+import re
 import select
 import socket
 import struct
@@ -19,8 +20,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+import h11
 import hypercorn.trio.run as hypercorn_run
 import trio
+from h11._receivebuffer import ReceiveBuffer
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.h2 import H2Protocol
@@ -94,8 +97,39 @@ class _IdleTimer:
                 await self._server._initiate_server_close()
 
 
+_LAX = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]")
+
+
+class _StrictBuffer(ReceiveBuffer):
+    """What h11 reads a client's heads and trailers from, without its leniency: a line ends with CRLF and is not folded.
+
+    RFC 9112, sections 2.2 and 5.2, let a server take a bare LF, and a folded line; where two servers read a head in two ways, a
+    request can be smuggled past one of them.
+    """
+
+    def maybe_extract_lines(self) -> list[bytearray] | None:
+        data = self._data
+        if data.startswith(b"\r\n"):
+            return super().maybe_extract_lines()
+        searched = max(0, self._multiple_lines_search - 3)
+        end = data.find(b"\r\n\r\n", searched)
+        if _LAX.search(data, searched, len(data) - data.endswith(b"\r") if end < 0 else end + 4):
+            raise h11.RemoteProtocolError("a line does not end with CRLF, or is folded", error_status_hint=400)
+        if end < 0:
+            self._multiple_lines_search = len(data)
+            return None
+        return self._extract(end + 4)[:-4].split(b"\r\n")
+
+
+def _be_strict(protocol: Any) -> None:
+    """Let an HTTP/1.1 connection that has read nothing read strictly, if its h11 is the one that we know."""
+    connection: Any = getattr(protocol, "connection", None)
+    if type(getattr(connection, "_receive_buffer", None)) is ReceiveBuffer and not connection._receive_buffer:
+        connection._receive_buffer = _StrictBuffer()
+
+
 class _Connection(TCPServer):
-    """Hypercorn's connection, but for three things.
+    """Hypercorn's connection, but for four things.
 
     What goes wrong on it is its own end, not the worker's: its reading task may close the connection while the application's
     writes, and Trio then raises `BusyResourceError` in one of them, which Hypercorn lets pass: out of the connection, out of the
@@ -104,6 +138,8 @@ class _Connection(TCPServer):
     And what it sends over HTTP/1.1 leaves at once where the client's socket takes it, with one system call and no pass through
     Trio's loop; a head that is held leaves with the body. Hypercorn takes three such passes for a response, one of them to send
     nothing.
+
+    And a client's head is read strictly.
 
     And when the client has closed an idle connection it ends at once; Hypercorn keeps its task and its descriptor until the time
     for keep-alive is over.
@@ -135,6 +171,7 @@ class _Connection(TCPServer):
             transport.socket.close()
 
     async def _read_data(self) -> None:
+        _be_strict(self.protocol.protocol)
         if self.config.read_timeout is not None:
             await super()._read_data()
             return
