@@ -295,7 +295,7 @@ async def settled(port: int, pid: int, most_descriptors: int, soak: Soak) -> dic
         metrics = await trio.to_thread.run_sync(page, port, "/metrics")
         in_use = {name: float(value) for name, value in re.findall(r'buffer_pool_in_use\{pool="(\w+)"\} (\S+)', metrics)}
         leaks = sum(float(value) for value in re.findall(r"buffer_pool_leaks_total\{[^}]*\} (\S+)", metrics))
-        origins = [origin for items in status["upstreams"].values() for origin in items]
+        origins = [origin for upstream in status["upstreams"].values() for origin in upstream["connections"]]
         idle = sum(origin["idle"] for origin in origins)
         found = {
             "streams": status["streams"],
