@@ -32,6 +32,8 @@ async def serve(script: Script, log: Log) -> AsyncIterator[Rig]:
         async with open_proxy(config_for(upstream.url, interceptors=f"{KEYS}, {USAGE}", names="keys, usage")) as proxy:
             rig = Rig(upstream, proxy, log)
             yield rig
+            for client in rig.clients:
+                await client.aclose()
             await rig.everything_is_back()
 
 
