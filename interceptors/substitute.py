@@ -4,7 +4,9 @@ A piece leaves as soon as nothing that may follow can change it. Python's `re` c
 finds what matches, and `regex`, which knows partial matches, says from where on a match is still possible or may still grow. That
 question is the pattern in an atomic group and then `(?!)`, which nothing satisfies: what is found is the first place at which the
 engine, in its order of trying, came to the end of the text before it had a match. So that an end that is only an end so far is
-never taken for the end of the text, `$`, `\\Z`, `\\b` and `\\B` read the character behind them there.
+never taken for the end of the text, `$`, `\\Z`, `\\b` and `\\B` read the character behind them there. Classes of characters are
+written such that both engines mean the same; only in `(?i)` of a dotless i, and in characters younger than Python's tables, do they
+differ, where a text might wait in vain, or not wait.
 
 Sans I/O; knows nothing of events. Not more than `window` characters wait in a `Flow`, besides those that a pattern may look
 back at.
@@ -28,20 +30,23 @@ _PIECES = (
 )
 _PIECE = re.compile(rf"{_PIECES}|.", re.DOTALL)
 _VERBOSE_PIECE = re.compile(rf"{_PIECES}|#[^\n]*|.", re.DOTALL)
-_IN_SET = re.compile(r"\\.|\[", re.DOTALL)
+_IN_SET = re.compile(r"\\.|\[|[^\\\[]+", re.DOTALL)
 _GLOBAL_FLAGS = re.compile(r"(?:\(\?[aiLmsux]+\))+")
-_VERBOSE_PART = re.compile(r"\(\?[aiLmsu]*(?:x|-[ims]*x)[a-zA-Z-]*:")
+_PART_WITH_FLAGS = re.compile(r"\(\?[ims-]*[aLux][aiLmsux-]*:")
 _REPEATED = re.compile(r"\s*[*+{]")
 _MORE = r"(?=[\s\S])"  # reads the next character
-_MORE_LINE = (
-    r"(?=\n[\s\S]|[^\n])"  # the next two, if the first is a line end: $ stands before a line end that is the last character
-)
-_READS_ON = {
-    "$": rf"(?:{_MORE_LINE}$)",
-    r"\Z": rf"(?:{_MORE}\Z)",
-    r"\b": rf"(?:{_MORE}\b)",
-    r"\B": rf"(?:{_MORE}\B)",
+# The next two, if the first is a line end: $ stands before a line end that is the last character.
+_MORE_LINE = r"(?=\n[\s\S]|[^\n])"
+# To `re`, a letter of a word is what is alphanumeric; to `regex`, marks are among them, and some numbers are not.
+_WORD, _SPACE = r"\p{L}\p{N}_", r"\s\x1c-\x1f"
+_CLASSES = {r"\w": f"[{_WORD}]", r"\s": f"[{_SPACE}]"}
+_COMPLEMENTS = {r"\W": f"[{_WORD}]", r"\S": f"[{_SPACE}]"}
+_SET_PARTS = {"[": r"\[", r"\w": _WORD, r"\s": _SPACE}  # [[:alpha:]] is no class of letters
+_BOUNDARIES = {
+    r"\b": f"(?:(?<=[{_WORD}])(?![{_WORD}])|(?<![{_WORD}])(?=[{_WORD}]))",
+    r"\B": f"(?:(?<=[{_WORD}])(?=[{_WORD}])|(?<![{_WORD}])(?![{_WORD}]))",
 }
+_READS_ON = {"$": _MORE_LINE, r"\Z": _MORE, r"\z": _MORE, r"\b": _MORE, r"\B": _MORE}
 _FLAGS = {
     re.ASCII: regex.ASCII,
     re.IGNORECASE: regex.IGNORECASE,
@@ -68,10 +73,11 @@ class Substitution:
             raise ValueError("it can match nothing, so that something would be put where there is nothing to replace")
         self.template = template
         self.behind = 1 + _behind(parsed)  # ^ and \b look at one character
-        source = _rewrite(pattern, verbose=bool(self.pattern.flags & re.VERBOSE))
+        given = self.pattern.flags
+        source = _rewrite(pattern, verbose=bool(given & re.VERBOSE), ascii=bool(given & re.ASCII))
         flags = regex.VERSION0
         for ours, theirs in _FLAGS.items():
-            if self.pattern.flags & ours:
+            if given & ours:
                 flags |= theirs
         try:
             self.undecided = regex.compile(f"(?>{source}\n)(?!)" if flags & regex.VERBOSE else f"(?>{source})(?!)", flags)
@@ -83,10 +89,10 @@ class Substitution:
         return self.pattern.sub(self.template, text)
 
 
-def _rewrite(pattern: str, *, verbose: bool) -> str:
+def _rewrite(pattern: str, *, verbose: bool, ascii: bool) -> str:
     """The source of a pattern such that it reads on at its end and `regex` takes it as `re` does."""
-    if _VERBOSE_PART.search(pattern):
-        raise ValueError("it is verbose in one of its parts: write (?x) at its beginning, or write it without")
+    if _PART_WITH_FLAGS.search(pattern):
+        raise ValueError("one of its parts is verbose, or ASCII: write (?x) or (?a) at its beginning")
     flags = _GLOBAL_FLAGS.match(pattern)
     pieces: list[str] = []
     groups: list[int] = []  # those that are open, by the piece that opened them
@@ -110,16 +116,40 @@ def _rewrite(pattern: str, *, verbose: bool) -> str:
             elif lookbehind is None and _REPEATED.match(pattern, found.end()):
                 # At the end of the text `regex` prefers to have done with a repeated group, unless it must read on in it.
                 pieces[opened] += _MORE
-        elif found["set"]:  # [[:alpha:]] is no class of letters
-            piece = "[" + _IN_SET.sub(lambda inner: r"\[" if inner[0] == "[" else inner[0], piece[1:])
+        elif found["set"]:
+            piece = _rewrite_set(piece, ascii)
         elif piece == "{":  # {e<=1} is no edit distance
             piece = r"\{"
         elif piece in _READS_ON:
             reads_on = True
-            if lookbehind is None:
-                piece = _READS_ON[piece]
+            more = _READS_ON[piece] if lookbehind is None else ""
+            piece = f"(?:{more}{piece if ascii else _BOUNDARIES.get(piece, piece)})"
+        elif not ascii:
+            piece = _not_in(_COMPLEMENTS[piece]) if piece in _COMPLEMENTS else _CLASSES.get(piece, piece)
         pieces.append(piece)
     return "".join(pieces)
+
+
+def _rewrite_set(source: str, ascii: bool) -> str:
+    """A set, such that `regex` takes it as `re` does. What is in none of its classes stands beside it."""
+    start = "[^" if source.startswith("[^") else "["
+    inner = ""
+    others = []  # classes of which the set has what is not in them
+    for found in _IN_SET.finditer(source, len(start), len(source) - 1):
+        part = found[0]
+        if not ascii and part in _COMPLEMENTS:
+            others.append(_COMPLEMENTS[part])
+        else:
+            inner += part if part != "[" and ascii else _SET_PARTS.get(part, part)
+    if start == "[" and not others:
+        return f"[{inner}]"
+    sets = "|".join([*([f"[{inner}]"] if inner else []), *map(_not_in, others)])
+    return f"(?:{sets})" if start == "[" else _not_in(f"(?:{sets})")
+
+
+def _not_in(source: str) -> str:
+    """A character that is none of these. No `[^...]`: `regex` takes `(?:[^a]|[^b])` for `[^ab]`."""
+    return rf"(?:(?!{source})[\s\S])"
 
 
 def _behind(node: Any) -> int:
@@ -128,8 +158,9 @@ def _behind(node: Any) -> int:
     if isinstance(node, _parser.SubPattern):
         for op, value in node.data:
             if op in (_parser.ASSERT, _parser.ASSERT_NOT) and value[0] < 0:
-                behind = max(behind, value[1].getwidth()[1])
-            behind = max(behind, _behind(value))
+                behind = max(behind, value[1].getwidth()[1] + _behind(value[1]))
+            else:
+                behind = max(behind, _behind(value))
     elif isinstance(node, (list, tuple)):
         behind = max((_behind(item) for item in node), default=0)
     return behind

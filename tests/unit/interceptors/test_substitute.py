@@ -18,9 +18,24 @@ PATTERNS = [
     "a++b", "[^b]+b", "a{2,3}", r"(?<=k)s+", "(?<!k)s+", r"(?<=\bk=)s+", "(?<=a{2}b)s", "a(?=b)", "a(?!b)", "a(?=b+c)",
     "ab$", "(?m)ab$", r"ab\Z", "^ab", "(?m)^a", r"\Aab", r"a\Bb", r"a(?:\B|b)", r"a\s*$", "a$|b", "(?:ab(?:c|$))+",
     r"[\w.]+@[\w.]+\.\w+", r"(?:\d{4}-){2}\d{4}", "-----BEGIN-----[^-]+-----END-----", "(?x) a # what$ [is\n  b",
+    r"[\W_]ab", r"[^\W\d]+=", r"[^\s\S]|a", r"(?:[^x]|[^a])b", r"a\W", r"\w{2}\b", r"(?a)\w{2}\b", "(?<=(?<=ab)c)s",
     "a{e<=1}", "[[:alpha:]]b", r"[\[ab]c", r"\N{LATIN SMALL LETTER A}b", "(?P<q>['\"]?)secret(?P=q)", "(a)?b(?(1)c|d)",
 ]  # fmt: skip
-ALPHABET = [*'aabbckss=@.-1E \n"[', "secret", "sk-", "ab", "aab", "-----BEGIN-----", "-----END-----", "AKIA", "ass"]
+ALPHABET = [
+    *'aabbckss=@.-1E \n"[',
+    "secret",
+    "sk-",
+    "ab",
+    "aab",
+    "-----BEGIN-----",
+    "-----END-----",
+    "AKIA",
+    "ass",
+    "²",
+    "\u0301",
+    "\x1c",
+    "é",
+]
 
 
 def substitution(pattern: str, template: str = TEMPLATE) -> Substitution:
@@ -62,11 +77,11 @@ def larger(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600, deadline=None, derandomize=True)  # an oddity of an engine's must not fail somebody else's change
 @given(
     pattern=st.recursive(ATOMS, larger, max_leaves=8),
     flags=st.sampled_from(["", "(?i)", "(?m)", "(?s)"]),
-    pieces=st.lists(st.text("aaabbc \nA", max_size=4), max_size=5),
+    pieces=st.lists(st.text("aaabbc \nA²\u0301", max_size=4), max_size=5),
 )
 def test_patterns_nobody_thought_of(pattern: str, flags: str, pieces: list[str]) -> None:
     """Any pattern is either refused or found in pieces as in the whole."""
@@ -144,7 +159,8 @@ def test_of_a_piece_larger_than_the_window_all_but_the_window_leaves() -> None:
         ("a*", "can match nothing"),
         (r"\b", "can match nothing"),
         ("(?=a)", "can match nothing"),
-        ("a(?x: b )", "verbose in one of its parts"),
+        ("a(?x: b )", "one of its parts is verbose, or ASCII"),
+        (r"a(?a:\w)", "one of its parts is verbose, or ASCII"),
         ("(?<=a(?=b))b", "looks ahead in a lookbehind"),
     ],
 )
