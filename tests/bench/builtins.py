@@ -8,6 +8,7 @@ The threads that write files are not included. The second table is of the same e
 
 from __future__ import annotations
 
+import logging
 import statistics
 import tempfile
 import time
@@ -16,6 +17,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import structlog
 import trio
 
 from interceptors import Event, Interceptor, Outcome, Request, ResponseHead, StreamContext, StreamInterceptor
@@ -114,6 +116,8 @@ async def measure(use: Interceptor, make: Callable[[], Request]) -> tuple[float,
 
 
 def main() -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # lines of `usage`
+
     def request(path: str = "/v1/chat", method: str = "GET") -> Request:
         return Request(
             method=method,
