@@ -77,6 +77,12 @@ class MessageStream(StreamInterceptor):
     def on_provider_error(self, error: ProviderError) -> None:
         """The provider reports an error. Set `error.message`."""
 
+    @property
+    def model(self) -> str | None:
+        """The model that answers, as the provider names it; None until an event that the hooks are shown has named it."""
+        reader = self._messages.reader if self._messages is not None else None
+        return reader.model if reader is not None else None
+
     def finish(self, reason: str | None = None, text: str = "") -> None:
         """End the answer here as its dialect ends answers, so that the client sees a whole one. Upstream is left unread.
 
@@ -109,7 +115,7 @@ class MessageInterceptor(Interceptor):
         """An object for one answer, or None to stay out of it."""
         return None
 
-    def open_stream(self, context: StreamContext) -> MessageStream | None:
+    def open_stream(self, context: StreamContext) -> StreamInterceptor | None:
         readers = readers_for(context.dialect, context.path)
         stream = self.open_messages(context) if readers else None
         if stream is None:
@@ -159,7 +165,7 @@ class _DialectSide:
         self._readers = readers
         self._holds = stream.holds_tool_calls
         self._deltas = self._holds or not self._handlers.keys().isdisjoint(_CONTENT)
-        self._reader = self._make(readers[0]) if len(readers) == 1 else None
+        self.reader = self._make(readers[0]) if len(readers) == 1 else None
         self._current: Part | None = None
         self._asked: tuple[str | None, str] | None = None
 
@@ -186,12 +192,12 @@ class _DialectSide:
             message = event.json()
         except NotJson as error:
             return self._on_other(event, error)
-        reader = self._reader
+        reader = self.reader
         if reader is None:
             recognised = _recognise(message)
             if recognised is None:
                 return event
-            reader = self._reader = self._make(recognised)
+            reader = self.reader = self._make(recognised)
         parts = reader.read(message, event.event if reader.names_events else None)
         if not parts:
             return event
@@ -212,16 +218,16 @@ class _DialectSide:
 
     def on_complete(self) -> Sequence[Event] | None:
         """Upstream has ended: the texts that it left open end with it."""
-        if self._reader is None:
+        if self.reader is None:
             return None
         before: list[Event] = []
-        if (last := self._run(self._reader, self._reader.read_end(), before)) is not None:
-            before += self._ending(self._reader, last)
+        if (last := self._run(self.reader, self.reader.read_end(), before)) is not None:
+            before += self._ending(self.reader, last)
         return before
 
     def _on_other(self, event: Event, error: NotJson) -> EventResult:
         """An event whose data is no JSON: `[DONE]`, none, or of a type that is not the dialect's."""
-        data, reader = event.data, self._reader
+        data, reader = event.data, self.reader
         if not data or reader is None:
             return event
         if data.startswith(DONE):  # as the SDK reads it

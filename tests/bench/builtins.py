@@ -3,11 +3,12 @@
     PYTHONPATH=. .venv/bin/python tests/bench/builtins.py
 
 Medians of CPU time in this process, framing of events included; `(none)` is a chain whose one hook returns each event as it came.
-The threads that write files are not included.
+The threads that write files are not included. The second table is of the same events as a chat stream, read as messages.
 """
 
 from __future__ import annotations
 
+import logging
 import statistics
 import tempfile
 import time
@@ -16,11 +17,13 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import structlog
 import trio
 
 from interceptors import Event, Interceptor, Outcome, Request, ResponseHead, StreamContext, StreamInterceptor
 from interceptors.api_keys import hash_key
 from interceptors.chain import Chain, enter_lifespans
+from interceptors.dialects import MessageInterceptor, MessageStream, TextDelta, Usage
 from interceptors.hooks import Owner
 from interceptors.loader import load_interceptor
 from pools import Pools
@@ -41,6 +44,31 @@ class Passing(Interceptor):
 class PassingStream(StreamInterceptor):
     def on_event(self, event: Event) -> Event:
         return event
+
+
+class Reading(MessageInterceptor):
+    """A stream with hooks of messages, and nothing else."""
+
+    def __init__(self, stream: type[MessageStream]) -> None:
+        self.stream = stream
+
+    def open_messages(self, context: StreamContext) -> MessageStream:
+        return self.stream()
+
+
+class TextHook(MessageStream):
+    def on_text_delta(self, delta: TextDelta) -> None:
+        pass
+
+
+class UsageHook(MessageStream):
+    def on_usage(self, usage: Usage) -> None:
+        pass
+
+
+class ChangingHook(MessageStream):
+    def on_text_delta(self, delta: TextDelta) -> None:
+        delta.text += "!"
 
 
 def thread_us(since: float = 0.0) -> float:
@@ -88,10 +116,18 @@ async def measure(use: Interceptor, make: Callable[[], Request]) -> tuple[float,
 
 
 def main() -> None:
-    def request() -> Request:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # lines of `usage`
+
+    def request(path: str = "/v1/chat", method: str = "GET") -> Request:
         return Request(
-            path="/v1/chat", headers=[(b"authorization", b"Bearer key-1"), (b"user-agent", b"x")], client="192.0.2.1"
+            method=method,
+            path=path,
+            headers=[(b"authorization", b"Bearer key-1"), (b"user-agent", b"x")],
+            client="192.0.2.1",
         )
+
+    def chat() -> Request:
+        return request("/v1/chat/completions", "POST")
 
     def load(name: str, **options: Any) -> Interceptor:
         return load_interceptor(f"interceptors.{name}:{''.join(part.title() for part in name.split('_'))}", options)
@@ -109,11 +145,24 @@ def main() -> None:
             "audit, events data": load("audit", path=path, events="data"),
             "record": load("record", directory=directory),
         }
-        print("| | us per event | us per request |")
-        print("|---|---:|---:|")
-        for name, use in rows.items():
-            event_us, request_us = trio.run(measure, use, request)
-            print(f"| {name} | {event_us:.1f} | {request_us:.1f} |", flush=True)
+        messages = {
+            "(none)": Passing(),
+            "a hook of usage that does nothing": Reading(UsageHook),
+            "a hook of texts that does nothing": Reading(TextHook),
+            "a hook that changes every text": Reading(ChangingHook),
+            "usage": load("usage"),
+            "guard, one pattern, no match": load("guard", patterns=["internal use only"]),
+            "redact, one pattern, no match": load("redact", patterns=["sk-[A-Za-z0-9]{20,}"]),
+            "redact, one pattern, every event": load("redact", patterns=["[0-9]{4}"]),
+            "redact, one pattern, every text waits": load("redact", patterns=["[0-9]+!"]),
+        }
+        for title, table, make in (("", rows, request), ("a chat stream", messages, chat)):
+            print(f"| {title} | us per event | us per request |")
+            print("|---|---:|---:|")
+            for name, use in table.items():
+                event_us, request_us = trio.run(measure, use, make)
+                print(f"| {name} | {event_us:.1f} | {request_us:.1f} |", flush=True)
+            print()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,213 @@
+"""`usage`: how many tokens and requests, by route, model and client, as the provider tells them.
+
+    interceptors:
+      - name: usage
+        use: usage
+        options: {ask: true}
+
+Only events that tell how an answer ended, usage or an error are read; the others pass unparsed, and nothing is estimated from them.
+What was told is counted once, when the answer is over, however it ended; the last word counts, and what was never told is not 0.
+What fails here stops nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from prometheus_client import Counter
+from prometheus_client.registry import Collector
+
+from . import dialects
+from .api import EventResult, Outcome, StreamContext, StreamInterceptor
+from .dialects import Finish, MessageInterceptor, MessageStream, ProviderError
+from .dialects.messages import readers_for
+from .errors import NotJson
+from .event import Event
+from .message import Request, Response, ResponseHead
+
+__all__ = ["KINDS", "Usage"]
+
+KINDS = ("input", "output", "cached", "cache_written", "reasoning")
+"""The kinds of tokens, as `dialects.Usage` names them."""
+
+_CHAT = "/chat/completions"
+_CALLS = (_CHAT, "/responses", "/messages")  # a POST there is a call of a model, whatever comes of it
+_OTHER = "other"
+_MODEL = "usage.model"
+_ASKED = "usage.asked"
+_MOST = 1 << 53  # no provider counts so far, and a float would no longer tell two of them apart
+_MAX_NAME = 200
+
+
+class _Asked(msgspec.Struct):
+    """What a request's body says that matters here."""
+
+    model: Any = None
+    stream: Any = None
+    stream_options: Any = None
+
+
+class _Labels:
+    """Values that a label may have: so many different ones, and `other`."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._known = {"-"}
+
+    def of(self, value: str | None, *, new: bool = True) -> str:
+        """The label for a value, `-` for none. `new`: it may be one that was not there before."""
+        value = value or "-"
+        if value not in self._known:
+            if not new or len(self._known) > self._most:
+                return _OTHER
+            self._known.add(value)
+        return value
+
+
+class Usage(MessageInterceptor):
+    """Options: `ask`, add to requests of OpenAI chat streams that usage be told, and know the model that a request asks for;
+    `max_models` and `max_clients`, how many of them have a label of their own.
+    """
+
+    on_error = "skip"
+
+    def __init__(self, ask: bool = False, max_models: int = 100, max_clients: int = 1000) -> None:
+        for option, value in (("max_models", max_models), ("max_clients", max_clients)):
+            if value < 1:
+                raise ValueError(f"{option}: expected 1 or more")
+        self.wants_body = ask
+        self._models = _Labels(max_models)
+        self._clients = _Labels(max_clients)
+        names = ["route", "model", "client"]
+        self._tokens = Counter(
+            "weirpool_llm_tokens",
+            "Tokens, as providers tell them: input, output, cached, cache_written, reasoning.",
+            [*names, "kind"],
+            registry=None,
+        )
+        self._requests = Counter(
+            "weirpool_llm_requests", "Requests to models that were answered, failures included.", names, registry=None
+        )
+        self._untold = Counter(
+            "weirpool_llm_answers_without_usage", "Answers, failures not included, that told no usage.", names, registry=None
+        )
+
+    def collectors(self) -> Iterable[Collector]:
+        return self._tokens, self._requests, self._untold
+
+    async def on_request(self, request: Request) -> Response | None:
+        if not self.wants_body or request.method != "POST" or not readers_for(request.dialect, request.path):
+            return None
+        body = request.body
+        try:
+            asked = msgspec.json.decode(body, type=_Asked)
+        except (msgspec.DecodeError, RecursionError):
+            return None  # not ours to judge: the upstream will
+        if isinstance(asked.model, str):
+            request.state[_MODEL] = asked.model
+        options = asked.stream_options
+        if asked.stream is not True or not request.path.rstrip("/").endswith(_CHAT):
+            return None
+        if options is None or (isinstance(options, dict) and options.get("include_usage") is not True):
+            fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])  # all else stays as the client wrote it
+            fields["stream_options"] = msgspec.Raw(msgspec.json.encode({**(options or {}), "include_usage": True}))
+            request.replace_body(msgspec.json.encode(fields))
+            request.state[_ASKED] = True
+        return None
+
+    def open_stream(self, context: StreamContext) -> StreamInterceptor | None:
+        stream = super().open_stream(context)
+        return _Hiding(stream) if isinstance(stream, _UsageStream) and context.state.get(_ASKED) else stream
+
+    def open_messages(self, context: StreamContext) -> MessageStream | None:
+        # What GET shows of an answer was counted when it was made.
+        return _UsageStream(self, context) if context.method == "POST" else None
+
+    def count(self, route: str, model: str | None, client: str | None, told: dict[str, int], *, failed: bool) -> None:
+        """Count one answer."""
+        # A request that failed may have asked for any name: it must not use up the labels.
+        labels = route, self._models.of(model, new=not failed or bool(told)), self._clients.of(client)
+        self._requests.labels(*labels).inc()
+        for kind, tokens in told.items():
+            self._tokens.labels(*labels, kind).inc(tokens)
+        if not told and not failed:
+            self._untold.labels(*labels).inc()
+
+
+class _UsageStream(MessageStream):
+    def __init__(self, usage: Usage, context: StreamContext) -> None:
+        self._usage = usage
+        self._context = context
+        self._is_call = context.path.rstrip("/").endswith(_CALLS)
+        self._status = 0
+        self._streamed = False
+        self._told: dict[str, int] = {}
+        self._reasons: dict[str, None] = {}
+        self._error: str | None = None
+
+    def on_start(self, head: ResponseHead) -> None:
+        self._status = head.status
+        self._streamed = head.media_type == "text/event-stream"
+
+    def on_usage(self, usage: dialects.Usage) -> None:
+        self._is_call = True
+        for kind in KINDS:
+            tokens: int | None = getattr(usage, kind)
+            if tokens is not None and 0 <= tokens < _MOST:
+                self._told[kind] = tokens
+
+    def on_finish(self, finish: Finish) -> None:
+        self._is_call = True
+        self._reasons[finish.reason[:_MAX_NAME]] = None
+
+    def on_provider_error(self, error: ProviderError) -> None:
+        self._error = (error.type or error.code or "error")[:_MAX_NAME]
+
+    def on_end(self, outcome: Outcome) -> None:
+        if not self._is_call:
+            return  # a list of models, a batch: no answer of a model
+        context, told = self._context, self._told
+        model = self.model or context.state.get(_MODEL)
+        client = context.state.get("client_key")
+        model = None if model is None else model[:_MAX_NAME]
+        client = None if client is None else str(client)[:_MAX_NAME]
+        failed = self._status >= 400 or (self._error is not None and not self._reasons)
+        self._usage.count(context.route, model, client, told, failed=failed)
+        context.log.info(
+            "usage",
+            model=model or "-",
+            client=client or "-",
+            status=self._status,
+            streamed=self._streamed,
+            finish_reason=",".join(self._reasons) or None,
+            error=self._error,
+            outcome=outcome.value,
+            **{kind: told.get(kind) for kind in KINDS},
+        )
+
+
+class _Hiding(StreamInterceptor):
+    """Around the stream of a client that has not asked for usage: the chunk that has nothing else does not leave."""
+
+    def __init__(self, counting: _UsageStream) -> None:
+        self._counting = counting
+        self._streamed = False
+        self.needs = counting.needs
+
+    def on_start(self, head: ResponseHead) -> None:
+        self._streamed = head.media_type == "text/event-stream"
+        self._counting.on_start(head)
+
+    def on_event(self, event: Event) -> EventResult:
+        answer = self._counting.on_event(event)
+        try:
+            message = event.json()
+        except NotJson:
+            return answer
+        only_usage = isinstance(message, dict) and message.get("choices") == [] and isinstance(message.get("usage"), dict)
+        return None if only_usage and self._streamed else answer
+
+    def on_end(self, outcome: Outcome) -> None:
+        self._counting.on_end(outcome)

@@ -1,0 +1,466 @@
+"""Redact in answers of LLMs: a secret never reaches the client, however it is cut, and what is none is hardly ever late."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from unit.interceptors.dialects.transcripts import (
+    ANTHROPIC,
+    CHAT,
+    PATHS,
+    RESPONSES,
+    anthropic_body,
+    block,
+    call_events,
+    call_item,
+    chat_body,
+    choice,
+    chunk,
+    chunkings,
+    message_end,
+    message_item,
+    message_start,
+    messages_of,
+    request,
+    response,
+    responses_stream,
+    stream_of,
+    summary_events,
+    text_block,
+    text_events,
+    text_part,
+    tool_block,
+    tool_delta,
+)
+
+from interceptors import Event, Interceptor, LoadError, Outcome, Request, StreamContext, StreamInterceptor
+from interceptors.loader import load_interceptor
+from interceptors.redact import Redact
+from interceptors.testing import run_chain, run_json
+
+SECRET = "sk-Zq3xV81L"
+KEY = "sk-[A-Za-z0-9]{8}"
+Blocks = list[tuple[str, list[str]]]
+"""An answer: of each text or call its kind and its deltas."""
+
+
+def streamed(dialect: str, blocks: Blocks) -> bytes:
+    """As a provider would stream it, each in a block of its own."""
+    made: list[Any] = []
+    if dialect == "chat":
+        for index, (kind, pieces) in enumerate(blocks):
+            if kind == "tool":
+                made.append(chunk(choice(tool_delta(index, "", f"call_{index}", "send"))))
+                made += [chunk(choice(tool_delta(index, piece))) for piece in pieces]
+            else:
+                field = {"text": "content", "thinking": "reasoning_content"}[kind]
+                made += [chunk(choice({field: piece})) for piece in pieces]
+        return stream_of([*made, chunk(choice({}, "stop")), "[DONE]"], named=False)
+    if dialect == "responses":
+        for index, (kind, pieces) in enumerate(blocks):
+            made.append(
+                {
+                    "text": lambda pieces, index: text_events(pieces, index, id=f"msg_{index}"),
+                    "thinking": summary_events,
+                    "tool": call_events,
+                }[kind](pieces, index)
+            )
+        return stream_of(responses_stream(*made), named=True)
+    made.append(message_start())
+    for index, (kind, pieces) in enumerate(blocks):
+        if kind == "tool":
+            made += tool_block(index, *pieces)
+        elif kind == "text":
+            made += text_block(index, *pieces)
+        else:
+            deltas = [{"type": "thinking_delta", "thinking": piece} for piece in pieces]
+            made += block(index, {"type": "thinking", "thinking": "", "signature": ""}, *deltas)
+    return stream_of([*made, *message_end()], named=True)
+
+
+def said(stream: bytes, kind: str) -> str:
+    """What a client has put together of one kind."""
+    text = ""
+    for message in messages_of(stream):
+        if not isinstance(message, dict):
+            continue
+        for item in message.get("choices", ()):
+            delta = item["delta"]
+            text += delta.get({"text": "content", "thinking": "reasoning_content"}.get(kind, ""), None) or ""
+            if kind == "tool":
+                text += "".join(call["function"]["arguments"] for call in delta.get("tool_calls", ()))
+        delta = message.get("delta")
+        if isinstance(delta, str):
+            names = {"text": "output_text", "thinking": "reasoning_summary_text", "tool": "function_call_arguments"}
+            text += delta if message["type"] == f"response.{names[kind]}.delta" else ""
+        elif isinstance(delta, dict):
+            text += delta.get({"text": "text", "thinking": "thinking", "tool": "partial_json"}[kind], "")
+    return text
+
+
+def pieces_of(text: str, cuts: tuple[int, ...]) -> list[str]:
+    return [text[first:last] for first, last in zip((0, *cuts), (*cuts, len(text)), strict=True)]
+
+
+def everywhere(text: str, deltas: int) -> Iterator[list[str]]:
+    """A text cut at every possible place into so many deltas."""
+    for cuts in combinations(range(1, len(text)), deltas - 1):
+        yield pieces_of(text, cuts)
+
+
+@pytest.mark.parametrize("kind", ["text", "thinking", "tool"])
+@pytest.mark.parametrize("dialect", PATHS)
+def test_a_secret_cut_anywhere_never_reaches_the_client(dialect: str, kind: str) -> None:
+    """Over two and over three deltas, in texts, in thoughts and in arguments of tools, and in all that repeats them."""
+    before, after = ('{"k":"', '"}') if kind == "tool" else ("a ", " b")
+    whole = before + SECRET + after
+    for deltas in (2, 3):
+        for pieces in everywhere(whole, deltas):
+            result = run_chain([Redact([KEY])], [streamed(dialect, [(kind, pieces)])], request=request(PATHS[dialect]))
+            assert result.failure is None
+            assert said(result.output, kind) == f"{before}[redacted]{after}"
+            assert SECRET.encode() not in result.output
+            assert SECRET[-5:].encode() not in result.output
+
+
+@pytest.mark.parametrize("dialect", PATHS)
+def test_the_network_cuts_where_it_likes(dialect: str) -> None:
+    """Whole, byte by byte and at random the same leaves."""
+    stream = streamed(dialect, [("thinking", ["a", SECRET[:4], SECRET[4:]]), ("text", ["x " + SECRET, SECRET[:5]])])
+    whole = run_chain([Redact([KEY])], [stream], request=request(PATHS[dialect])).output
+    assert (said(whole, "thinking"), said(whole, "text")) == ("a[redacted]", "x [redacted]sk-Zq")
+    for chunks in chunkings(stream):
+        assert run_chain([Redact([KEY])], chunks, request=request(PATHS[dialect])).output == whole
+
+
+INTERLEAVED: dict[str, tuple[str, list[Any]]] = {
+    "chat": (
+        CHAT,
+        [
+            chunk(choice({"content": "a sk-Zq"}, index=0), choice({"content": "b sk-Zq3x"}, index=1)),
+            chunk(choice({"content": "3xV8"}, index=0)),
+            chunk(choice({"reasoning_content": "c sk-Zq3"}, index=0)),
+            chunk(choice({"content": "V81L!"}, index=1)),
+            chunk(choice({"content": "1L", "reasoning_content": "xV81L"}, index=0)),
+            chunk(choice({}, "stop", index=1)),
+            chunk(choice({"content": " d sk-"}, "stop", index=0)),
+            "[DONE]",
+        ],
+    ),
+    "anthropic": (
+        ANTHROPIC,
+        [
+            message_start(),
+            {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": "a sk-Zq"}},
+            {"type": "content_block_start", "index": 1, "content_block": {"type": "text", "text": ""}},
+            {"type": "content_block_delta", "index": 1, "delta": {"type": "text_delta", "text": "b sk-Zq3x"}},
+            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "3xV81L"}},
+            {"type": "content_block_delta", "index": 1, "delta": {"type": "text_delta", "text": "V81L! d sk-"}},
+            {"type": "content_block_stop", "index": 0},
+            {"type": "content_block_stop", "index": 1},
+            *message_end(),
+        ],
+    ),
+    "responses": (
+        RESPONSES,
+        [
+            event
+            for pair in zip(
+                text_events(["a sk-Zq", "3xV8", "1L"], 0, id="msg_0"),
+                text_events(["b sk-Zq3x", "V81L!", " d sk-"], 1, id="msg_1"),
+                strict=True,
+            )
+            for event in pair
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize(("path", "messages"), INTERLEAVED.values(), ids=INTERLEAVED)
+def test_texts_at_once_do_not_mix(path: str, messages: list[Any]) -> None:
+    """Several choices, blocks and items: each is a text of its own."""
+    output = run_chain([Redact([KEY], "#")], [stream_of(messages, named=path != CHAT)], request=request(path)).output
+    texts: dict[Any, str] = {}
+    for message in messages_of(output):
+        for item in message.get("choices", ()) if isinstance(message, dict) else ():
+            for name, value in item["delta"].items():
+                texts[name, item["index"]] = texts.get((name, item["index"]), "") + value
+        if isinstance(message, dict) and "delta" in message and "choices" not in message:
+            delta, index = message["delta"], message.get("index", message.get("output_index"))
+            if isinstance(delta, str) or "text" in delta:
+                texts[index] = texts.get(index, "") + (delta if isinstance(delta, str) else delta["text"])
+        if isinstance(message, dict) and message.get("type") == "content_block_start":
+            texts[message["index"]] = texts.get(message["index"], "") + message["content_block"]["text"]
+    assert list(texts.values()) == (["a # d sk-", "b #!", "c #"] if path == CHAT else ["a #", "b #! d sk-"])
+
+
+# --- how late ------------------------------------------------------------------------------------------------------------
+
+
+def opened(redact: Redact, path: str) -> StreamInterceptor:
+    stream = redact.open_stream(StreamContext(request(path)))
+    assert stream is not None
+    return stream
+
+
+def leaving(stream: StreamInterceptor, message: Any, kind: str = "text") -> str:
+    """The text that leaves with one event."""
+    event = Event(message) if isinstance(message, str) else Event(json=message)
+    result: Any = stream.on_event(event)
+    events = [] if result is None else result if isinstance(result, list) else [result]
+    return said(b"".join(item.raw for item in events), kind)
+
+
+DELTAS = {
+    CHAT: lambda text: chunk(choice({"content": text})),
+    ANTHROPIC: lambda text: {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}},
+    RESPONSES: lambda text: {
+        "type": "response.output_text.delta", "item_id": "m", "output_index": 0, "content_index": 0, "delta": text,
+    },
+}  # fmt: skip
+ENDS = {
+    CHAT: chunk(choice({}, "stop")),
+    ANTHROPIC: {"type": "content_block_stop", "index": 0},
+    RESPONSES: {"type": "response.output_text.done", "item_id": "m", "output_index": 0, "content_index": 0, "text": "is sk"},
+}
+
+
+@pytest.mark.parametrize("path", PATHS.values())
+def test_text_waits_only_while_it_could_become_a_secret(path: str) -> None:
+    """After each delta all has left but the longest end that a secret could begin with; the rest leaves before the block's end."""
+    stream = opened(Redact([KEY, "password: [a-z]+;"]), path)
+    given_and_left = [
+        ("Hello", "Hello"),
+        (" pass", " "),
+        ("age s", "passage "),
+        ("k", ""),
+        ("-", ""),
+        ("12", ""),
+        ("!", "sk-12!"),
+        (" password", " "),
+        (": abc", ""),
+        (" is s", "password: abc is "),
+        ("k", ""),
+    ]
+    for text, left in given_and_left:
+        assert leaving(stream, DELTAS[path](text)) == left
+    assert leaving(stream, ENDS[path]) == "sk"
+
+
+def test_what_waits_leaves_at_done_and_when_upstream_ends_without_it() -> None:
+    """No finish reason, no [DONE]: nothing that was said is lost, and it comes before what ends the answer."""
+    for end in ([], ["[DONE]"]):
+        stream = stream_of([chunk(choice({"content": "is sk-1"})), *end], named=False)
+        output = run_chain([Redact([KEY])], [stream], request=request(CHAT)).output
+        assert said(output, "text") == "is sk-1"
+        assert messages_of(output)[len(messages_of(output)) - len(end) :] == end
+
+
+def test_of_a_stream_that_breaks_off_nothing_that_waits_leaves() -> None:
+    """Half a secret stays here, whoever breaks it off."""
+
+    class Breaking(Interceptor):
+        def open_stream(self, context: StreamContext) -> StreamInterceptor:
+            return BreakingStream()
+
+    class BreakingStream(StreamInterceptor):
+        def on_event(self, event: Event) -> Event:
+            if event.data == "broken":
+                raise RuntimeError
+            return event
+
+    message = chunk(choice({"content": "is sk-Zq3xV"}))
+    stream_bytes = stream_of([message], named=False) + b"event: x\ndata: broken\n\n"
+    result = run_chain([Redact([KEY]), Breaking()], [stream_bytes], request=request(CHAT))
+    assert result.failure is not None
+    assert said(result.output, "text") == "is "
+    stream = opened(Redact([KEY]), CHAT)
+    assert leaving(stream, message) == "is "
+    stream.on_end(Outcome.CLIENT_DISCONNECTED)
+
+
+# --- what does not match --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dialect", PATHS)
+def test_an_answer_without_secrets_leaves_as_the_very_bytes(dialect: str) -> None:
+    """Nothing matched and nothing waited: every event passes as it came."""
+    blocks: Blocks = [("thinking", ["Hm ", "✨"]), ("text", ["Hello", " there"])]
+    stream = streamed(dialect, blocks)
+    result = run_chain([Redact([KEY])], [stream], request=request(PATHS[dialect]))
+    assert (result.output, result.counts.changed, result.counts.added) == (stream, 0, 0)
+
+
+def test_only_events_whose_text_waited_change() -> None:
+    """The two that share what waited; the others keep their bytes."""
+    stream = streamed("anthropic", [("text", ["One", " s", "o", " two"])])
+    result = run_chain([Redact([KEY])], [stream], request=request(ANTHROPIC))
+    assert said(result.output, "text") == "One so two"
+    assert result.counts.changed == 2
+    blocks = stream.split(b"\n\n")
+    assert [item for item in result.output.split(b"\n\n") if item in blocks] == [
+        item for item in blocks if b'" s"' not in item and b'"o"' not in item
+    ]
+
+
+def test_what_matches_only_in_a_piece_is_not_redacted() -> None:
+    """A delta is no text of its own: `ass` between `cl` and `ical` stays, and an anchor is the text's beginning."""
+    stream = streamed("chat", [("text", ["cl", "ass", "ical", " ass"])])
+    output = run_chain([Redact([r"\bass\b", "^ass"], "#")], [stream], request=request(CHAT)).output
+    assert said(output, "text") == "classical #"
+
+
+# --- the rest of an event ------------------------------------------------------------------------------------------------
+
+
+def test_all_other_strings_of_an_event_are_redacted_as_in_any() -> None:
+    """Names, ids, what nobody knows, in events with text and without; the text beside them keeps what it is."""
+    secret = {"user": SECRET, SECRET: r"sk-Zq3x\V81L", "ass": "ass"}
+    messages = [
+        chunk(choice({"content": "cl"}), **secret),
+        chunk(choice({"content": "ass"}), other=[SECRET]),
+        {"type": "unknown", "x": SECRET},
+        chunk(choice({"content": "ical"}, "stop")),
+    ]
+    stream = stream_of(messages, named=False) + b"event: x\ndata: " + SECRET.encode() + b"\n\n"
+    output = run_chain([Redact([KEY, r"\bass\b"], "#")], [stream], request=request(CHAT)).output
+    assert said(output, "text") == "classical"
+    assert SECRET.encode() not in output
+    assert messages_of(output)[0]["user"] == "#"
+    assert messages_of(output)[-1] == "#"
+
+
+def test_logprobs_do_not_show_what_was_redacted() -> None:
+    """Tokens of a text that is not what came are gone with it."""
+    made = [
+        chunk({**choice({"content": piece}), "logprobs": {"content": [{"token": piece}]}}) for piece in ("sk-Zq3x", "V81L")
+    ]
+    output = run_chain([Redact([KEY])], [stream_of([*made, "[DONE]"], named=False)], request=request(CHAT)).output
+    assert b"Zq3x" not in output
+    assert b"V81L" not in output
+
+
+def test_an_error_of_the_provider_is_redacted() -> None:
+    """Providers put keys into their messages."""
+    for path, body in (
+        (CHAT, {"error": {"message": f"Incorrect API key provided: {SECRET}"}}),
+        (ANTHROPIC, {"type": "error", "error": {"type": "x", "message": SECRET}}),
+    ):
+        assert SECRET.encode() not in run_json([Redact([KEY])], json.dumps(body).encode(), request=request(path))
+
+
+# --- repetitions and bodies ----------------------------------------------------------------------------------------------
+
+
+def test_repetitions_show_what_the_deltas_showed() -> None:
+    """OpenAI responses say each text up to five times."""
+    blocks: Blocks = [
+        ("thinking", ["t sk-Zq3x", "V81L"]),
+        ("text", ["a sk-", "Zq3xV81L b"]),
+        ("tool", ['{"k":"sk-Zq', '3xV81L"}']),
+    ]
+    output = run_chain([Redact([KEY], "<x>")], [streamed("responses", blocks)], request=request(RESPONSES)).output
+    shown = json.dumps(messages_of(output))
+    assert SECRET not in shown
+    final = messages_of(output)[-1]["response"]["output"]
+    assert final[0]["summary"][0]["text"] == said(output, "thinking") == "t <x>"
+    assert final[1]["content"][0]["text"] == said(output, "text") == "a <x> b"
+    assert final[2]["arguments"] == said(output, "tool") == '{"k":"<x>"}'
+
+
+BODIES: dict[str, Any] = {
+    CHAT: chat_body(
+        {"content": f"a {SECRET}", "reasoning_content": SECRET},
+        {"tool_calls": [{"id": "c", "type": "function", "function": {"name": "send", "arguments": f'{{"k":"{SECRET}"}}'}}]},
+    ),
+    RESPONSES: response("completed", [message_item(text_part(f"a {SECRET}")), call_item(f'{{"k":"{SECRET}"}}')]),
+    ANTHROPIC: anthropic_body(
+        {"type": "thinking", "thinking": SECRET, "signature": "s"},
+        {"type": "text", "text": f"a {SECRET}"},
+        {"type": "tool_use", "id": "t", "name": "send", "input": {"k": SECRET}},
+    ),
+}
+
+
+@pytest.mark.parametrize("path", PATHS.values())
+def test_an_answer_that_is_not_streamed_is_redacted(path: str) -> None:
+    """Texts, thoughts and arguments; one without secrets keeps its bytes."""
+    body = json.dumps(BODIES[path])
+    output = run_json([Redact([KEY], "#")], body.encode(), request=request(path))
+    assert json.loads(output) == json.loads(body.replace(SECRET, "#"))
+    clean = body.replace(SECRET, "fine").encode()
+    assert run_json([Redact([KEY])], clean, request=request(path)) == clean
+
+
+def test_arguments_are_redacted_as_json() -> None:
+    """An escape hides nothing, and what replaces a match is written such that the arguments stay JSON."""
+    for dialect in PATHS:
+        stream = streamed(dialect, [("tool", ['{"k":"s\\u006', 'b-Zq3xV81L","n":1}'])])
+        output = run_chain([Redact([KEY], 'say "no"')], [stream], request=request(PATHS[dialect])).output
+        assert json.loads(said(output, "tool")) == {"k": 'say "no"', "n": 1}
+
+
+# --- everything at once -----------------------------------------------------------------------------------------------------
+
+# Of letters that stand nowhere else in these answers.
+PATTERNS = [
+    "ЖЯ-[А-Яа-я]{3,}", "ЖЯ-[а-я]{2}", r"\bЖЯ\b", "(?i)жя", "Ж.*?Я", "(?:ЖЯ)+", "(?<=Ж)Я+", "Ж(?!Я)", "Ж$", "^Ж",
+    r"(Ж+)-\1", "ЖЖ|ЖЖЯ",
+]  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    dialect=st.sampled_from(list(PATHS)),
+    patterns=st.lists(st.sampled_from(PATTERNS), min_size=1, max_size=3, unique=True),
+    pieces=st.lists(
+        st.lists(st.sampled_from([*'ЖЖЯЯжяд- \n"\\', "ЖЯ-", "ЖЯ-абв"]), min_size=1, max_size=5).map("".join),
+        min_size=1, max_size=6,
+    ),
+    replacement=st.sampled_from(["#", "", r"<\g<0>>", "ЖЯ"]),
+)  # fmt: skip
+def test_what_leaves_is_what_re_makes_of_the_whole_text(
+    dialect: str, patterns: list[str], pieces: list[str], replacement: str
+) -> None:
+    """Pattern by pattern, for any text and any cuts, and so do the repetitions."""
+    expected = "".join(pieces)
+    for pattern in patterns:
+        expected = re.sub(pattern, replacement, expected)
+    stream = streamed(dialect, [("text", pieces)])
+    result = run_chain([Redact(patterns, replacement)], [stream], request=request(PATHS[dialect]))
+    assert result.failure is None
+    assert said(result.output, "text") == expected
+    if dialect == "responses" and expected:
+        assert messages_of(result.output)[-1]["response"]["output"][0]["content"][0]["text"] == expected
+
+
+# --- others ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "dialect"), [("/events", "generic"), ("/messages", "mcp"), ("/v1/chat/completions", "mcp")]
+)
+def test_other_streams_are_redacted_event_by_event(path: str, dialect: str) -> None:
+    """Also of a route that says `dialect: mcp`: what looks like a chat there is none."""
+    made = Request(method="POST", path=path, dialect=dialect)
+    messages = [chunk(choice({"content": SECRET})), chunk(choice({"content": SECRET[:5]})), "[DONE]"]
+    output = run_chain([Redact([KEY], "#")], [stream_of(messages, named=False)], request=made).output
+    assert [item["choices"][0]["delta"]["content"] for item in messages_of(output)[:2]] == ["#", SECRET[:5]]
+
+
+@pytest.mark.parametrize(
+    ("options", "path"),
+    [({"patterns": ["a"], "window": 0}, "window"), ({"patterns": ["a", "b*"]}, "patterns[1]"), ({"patterns": []}, "")],
+)
+def test_options_that_do_not_fit_are_refused_at_their_path(options: dict[str, Any], path: str) -> None:
+    """At start, by the name of the entry point."""
+    with pytest.raises(LoadError) as caught:
+        load_interceptor("redact", options)
+    assert caught.value.option == path
