@@ -80,7 +80,8 @@ class MessageStream(StreamInterceptor):
     @property
     def model(self) -> str | None:
         """The model that answers, as the provider names it; None until an event that the hooks are shown has named it."""
-        reader = self._messages.reader if self._messages is not None else None
+        side = self._dialect_side
+        reader = side.reader if side is not None else None
         return reader.model if reader is not None else None
 
     def finish(self, reason: str | None = None, text: str = "") -> None:
