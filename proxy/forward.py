@@ -34,7 +34,7 @@ from .headers import HeaderList, check_response_headers, find_header, request_he
 from .heartbeat import PING, only_accepts_streams, while_beating
 from .inbound import Inbound, too_large
 from .mcp import calls_of
-from .relay import Relay
+from .relay import Mover, Relay, open_relay
 from .resume import Resume
 from .routes import Route
 from .upstream import UpstreamBody
@@ -403,7 +403,7 @@ class Forward:
         if self.status == 200 and self._may_beat and self._may_reconnect(method, body):
             resume = Resume(route.reconnect, route.dialect, route.limits.max_event_bytes)
         preceded = self.writer.bytes_sent > 0
-        self.relay = relay = Relay(
+        self.relay = relay = open_relay(
             self._upstream,
             self.writer,
             chain,
@@ -415,10 +415,11 @@ class Forward:
         )
         hub = self._worker.hub if self.writer.synchronous else None
         beat_s = route.heartbeat.interval if self._may_beat else None
+        mover = Mover(relay, hub, idle_s=route.timeouts.idle, send_s=self._send_s, beat_s=beat_s)
         while True:
             failure: UpstreamFailure | None = None
             try:
-                await relay.run(hub, idle_s=route.timeouts.idle, send_s=self._send_s, beat_s=beat_s)
+                await mover.run()
             except UpstreamFailure as error:
                 if resume is None:
                     raise
@@ -432,7 +433,7 @@ class Forward:
                 return
             self._upstream.close()
             if not await self._reconnect(resume, failure, request, nursery):
-                await relay.complete(self._send_s)
+                await mover.complete()
                 return
             relay.go_on(self._upstream)
 

@@ -2,7 +2,7 @@
 
 A heartbeat is a comment line with one line end (WHATWG HTML, section 9.2.6): it begins no event, and ends none. An empty line
 behind it would: clients have been seen to take that for an event without data. While a relay moves a stream it beats by itself
-(`Relay.run`); here is what beats when there is no relay yet, or when it has to wait for something else.
+(`Mover`); here is what beats when there is no relay yet, or when it has to wait for something else.
 
 It knows neither heads nor writers.
 """
