@@ -82,7 +82,7 @@ class Relay(ABC):
         self.first_read: float | None = None
         """Trio's time of the first bytes of the body."""
         self.last_read = 0.0
-        """Trio's time of the last bytes from upstream."""
+        """Trio's time of the last bytes from upstream, put off by as long as the mover has then waited for somebody else."""
         self.last_write = 0.0
         """Trio's time of the last write; of bytes that pass unparsed, not every one is noted: `last_left`."""
         self.failure: InterceptorError | None = None
