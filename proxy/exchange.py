@@ -86,13 +86,13 @@ class Exchange:
     @property
     def bytes_downstream(self) -> int:
         """Body bytes handed to the client's connection."""
-        writer = self._forward.writer if self._forward is not None else None
+        writer = self._forward.reply.writer if self._forward is not None else None
         return writer.bytes_sent if writer is not None else 0
 
     @property
     def _finished(self) -> bool:
         """The client has the whole body."""
-        return self._forward is not None and self._forward.finished
+        return self._forward is not None and self._forward.reply.finished
 
     def stop(self) -> None:
         """End the exchange because the worker drains. Synchronous; the exchange's own task does the rest."""
@@ -248,7 +248,7 @@ class Exchange:
 
     async def _conclude(self, outcome: Outcome, inbound: Inbound, send: Send) -> None:
         """Tell the client how it ended, unless it is gone. Runs shielded, with a deadline."""
-        writer = self._forward.writer if self._forward is not None else None
+        writer = self._forward.reply.writer if self._forward is not None else None
         answered = False
         try:
             if writer is not None and writer.started:
@@ -282,7 +282,7 @@ class Exchange:
         lost = outcome is Outcome.DRAINING or isinstance(self._failure, UpstreamFailure)
         if lost and calls is not None and calls.resumable:
             return  # the client comes back for the rest, unless its requests have been answered with an error
-        if forward.may_say_error and not writer.stalled and (forward.relay is None or forward.relay.at_boundary):
+        if forward.reply.may_say_error and not writer.stalled and (forward.relay is None or forward.relay.at_boundary):
             events = error_events(
                 refusal_of(self._failure, outcome), self._dialect, self._path, calls.open if calls is not None else ()
             )
@@ -309,7 +309,7 @@ class Exchange:
             "route": route,
             "upstream": None if self._route is None else self._route.upstream,
             "method": self._scope["method"],
-            "status": self._status if self._status is not None or forward is None else forward.status,
+            "status": self._status if self._status is not None or forward is None else forward.reply.status,
             "outcome": outcome.value,
             "events": None if self.counts is None else self.counts.total,
             "bytes": self.bytes_downstream,

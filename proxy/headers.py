@@ -18,7 +18,9 @@ __all__ = [
     "TrustedProxies",
     "check_response_headers",
     "client_of",
+    "content_encoding",
     "find_header",
+    "media_type",
     "network_of",
     "request_headers",
     "response_headers",
@@ -34,6 +36,20 @@ def find_header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | 
         if key == name:
             return value
     return None
+
+
+def media_type(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The media type of a response, in lower case and without parameters; header names in any case."""
+    return (_find_any_case(headers, b"content-type") or b"").partition(b";")[0].strip().lower().decode("latin-1")
+
+
+def content_encoding(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """How a response's body is encoded, in lower case; `identity` where nothing is said. Header names in any case."""
+    return (_find_any_case(headers, b"content-encoding") or b"").strip().lower() or b"identity"
+
+
+def _find_any_case(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    return next((value for key, value in headers if key.lower() == name), None)
 
 
 # RFC 9110, section 7.6.1, and its predecessors' names. Proxy-Authorization is for us, not for the upstream.

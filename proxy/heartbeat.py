@@ -1,8 +1,8 @@
 """What a heartbeat looks like, and how one goes out beside something else that is awaited.
 
 A heartbeat is a comment line with one line end (WHATWG HTML, section 9.2.6): it begins no event, and ends none. An empty line
-behind it would: clients have been seen to take that for an event without data. While a relay moves a stream it beats by itself
-(`Relay.run`); here is what beats when there is no relay yet, or when it has to wait for something else.
+behind it would: clients have been seen to take that for an event without data. While a relay moves a stream, its mover sees to
+heartbeats; here is what beats when there is no relay yet, or when it has to wait for something else.
 
 It knows neither heads nor writers.
 """

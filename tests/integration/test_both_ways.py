@@ -200,7 +200,7 @@ async def test_a_slow_client(chained: bool, way: Way, log: list[dict[str, object
         await client.head()
         (exchange,) = proxy.worker.live
         await until(
-            lambda: (forward := exchange._forward) is not None and forward.writer is not None and forward.writer.stalled
+            lambda: (forward := exchange._forward) and (writer := forward.reply.writer) is not None and writer.stalled
         )
         before = -1
         while before != sent:  # until upstream is blocked, too

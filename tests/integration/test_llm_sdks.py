@@ -67,7 +67,10 @@ async def see(
 def assert_equal(direct: dict[str, Seen], through: dict[str, dict[str, Seen]]) -> None:
     for chain, seen in through.items():
         for name, expected in direct.items():
-            assert seen[name].plain() == expected.plain(), (chain, name)
+            if chain in ("redact", "built-ins"):  # which may hold text back, and holds tool calls until they are whole
+                assert seen[name].result() == expected.result(), (chain, name)
+            else:
+                assert seen[name].plain() == expected.plain(), (chain, name)
 
 
 def test_the_chain_of_built_ins_has_every_built_in() -> None:

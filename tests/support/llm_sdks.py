@@ -87,6 +87,49 @@ class Seen:
         """To be compared: everything but what differs from run to run."""
         return {"items": self.items, "request_id": self.request_id, "error": _describe(self.error)}
 
+    def result(self) -> dict[str, Any]:
+        """As `plain`, but however the texts and the arguments were cut: joined, block by block, and what came with them once."""
+        texts: dict[str, str] = {}
+        others = set()
+        for item in self.items:
+            blank = _take_texts(item, texts)
+            others.add(repr(blank))
+        return {**self.plain(), "items": (texts, others)}
+
+
+_CUT = (
+    "content",
+    "reasoning_content",
+    "refusal",
+    "arguments",
+    "arguments_delta",
+    "text",
+    "thinking",
+    "partial_json",
+    "delta",
+)
+# An event's number, what has come so far, and what belongs to the cut: there are as many as there are pieces.
+_OF_THE_CUT = ("sequence_number", "snapshot", "parsed_arguments", "obfuscation", "logprobs")
+_PLACES = ("type", "index", "output_index", "content_index", "summary_index")
+
+
+def _take_texts(tree: Any, texts: dict[str, str], place: str = "") -> Any:
+    """A message without what a stream may cut anywhere, which goes to `texts`, and without what is null."""
+    if isinstance(tree, list):
+        return [_take_texts(item, texts, place) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    place += "/" + ",".join(f"{name}={tree[name]}" for name in _PLACES if name in tree)
+    left = {}
+    for name, value in tree.items():
+        if value is None or name in _OF_THE_CUT or (name == "arguments" and "arguments_delta" in tree):
+            continue
+        if name in _CUT and isinstance(value, str):
+            texts[f"{place}.{name}"] = texts.get(f"{place}.{name}", "") + value
+        else:
+            left[name] = _take_texts(value, texts, f"{place}.{name}")
+    return left
+
 
 def _describe(error: Exception | None) -> Any:
     if error is None:

@@ -12,6 +12,8 @@ from proxy.headers import (
     HeaderSettings,
     TrustedProxies,
     client_of,
+    content_encoding,
+    media_type,
     network_of,
     request_headers,
     response_headers,
@@ -340,3 +342,21 @@ def test_without_trusted_proxies_the_client_is_the_peer() -> None:
 def test_one_clients_addresses_count_as_one(address: str, network: str) -> None:
     """Of IPv6, a host has a /64 to send from."""
     assert network_of(address) == network
+
+
+@pytest.mark.parametrize(
+    ("headers", "kind", "encoding"),
+    [
+        (
+            [(b"Content-Type", b" Text/Event-Stream ; charset=utf-8"), (b"Content-Encoding", b" GZip ")],
+            "text/event-stream",
+            b"gzip",
+        ),
+        ([(b"content-type", b"application/json"), (b"content-type", b"text/plain")], "application/json", b"identity"),
+        ([(b"content-encoding", b" ")], "", b"identity"),
+        ([], "", b"identity"),
+    ],
+)
+def test_what_a_body_is_said_to_be(headers: HeaderList, kind: str, encoding: bytes) -> None:
+    """In lower case, whatever the case of the name, without parameters; nothing said is no type, and no encoding."""
+    assert (media_type(headers), content_encoding(headers)) == (kind, encoding)

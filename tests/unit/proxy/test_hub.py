@@ -33,7 +33,7 @@ from pools import BufferPool, Pools
 from proxy.errors import ClientGone, ReadFailed, Truncated
 from proxy.hub import TURN_PUMPS, Hub
 from proxy.loop import trio_loop
-from proxy.relay import Need, Relay
+from proxy.relay import Mover, Need, open_relay
 from proxy.upstream import UpstreamBody
 from proxy.upstream.body import Chunked
 from proxy.upstream.connections import Connection, Origin
@@ -1389,7 +1389,8 @@ async def test_relays_of_all_kinds_of_fate_share_a_hub(unlogged: None) -> None:
         async with bench.pools.open_scope() as scope:
             chain = Chain([("s", Shouting())]).open_stream(Request(), bench.pools.json, scope, 1 << 20) if chained else None
             try:
-                await Relay(body, sinks[number], chain, bench.pools, scope, sse=True).run(bench.hub, idle_s=9, send_s=9)  # type: ignore[arg-type]
+                moved = open_relay(body, sinks[number], chain, bench.pools, scope, sse=True)  # type: ignore[arg-type]
+                await Mover(moved, bench.hub, idle_s=9, send_s=9).run()
                 ends[number] = type(None)
             except Exception as error:
                 ends[number] = type(error)

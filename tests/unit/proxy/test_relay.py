@@ -28,7 +28,7 @@ from proxy.downstream import ClientConnection
 from proxy.downstream.direct import DirectWriter
 from proxy.errors import ClientGone, ProtocolFailure, ReadTimedOut, SendStalled, Truncated
 from proxy.hub import Hub
-from proxy.relay import Need, Relay
+from proxy.relay import Mover, Need, Relay, open_relay
 from proxy.upstream import UpstreamBody
 from proxy.upstream.body import Chunked, ContentLength, Framing, UntilClose
 from proxy.upstream.connections import Connection, Origin
@@ -207,7 +207,7 @@ class Rig:
     async def run(self) -> None:
         """Move the body to its end, and note how that was."""
         try:
-            await self.relay.run(self.hub, idle_s=self.idle_s, send_s=self.send_s)
+            await Mover(self.relay, self.hub, idle_s=self.idle_s, send_s=self.send_s).run()
         except Exception as error:
             self.error = error
         self.ended_at = trio.current_time()
@@ -264,7 +264,7 @@ async def open_rig(
             chain = None
             if hook is not None:
                 chain = Chain([("hook", Hook(hook))]).open_stream(Request(), pools.json, scope, max_event_bytes)
-            rig = Rig(pools, scope, hub, far, Relay(body, writer, chain, pools, scope, sse=sse))
+            rig = Rig(pools, scope, hub, far, open_relay(body, writer, chain, pools, scope, sse=sse))
             try:
                 yield rig
             finally:
@@ -405,7 +405,7 @@ async def test_a_large_event_is_read_in_few_reads(way: str) -> None:
     block = b"data: c" + b"y" * 300_000 + b"\n\n"
     client = Client()
     async with open_rig(way, client, ContentLength(len(block)), hook=edit) as rig:
-        connection = rig.relay._body.connection
+        connection = rig.relay.body.connection
         await rig.run_fed(block)
         assert (rig.error, client.received) == (None, block[:6] + block[6:].upper())
         assert len(connection.reads) < 60
@@ -485,7 +485,7 @@ async def test_a_burst_is_read_in_large_windows_and_a_trickle_in_small_ones(way:
             await wait_all_tasks_blocked()
             stats = rig.pools.http_response.statistics()
             assert stats.allocations + stats.reuses >= 5
-            reads = rig.relay._body.connection.reads
+            reads = rig.relay.body.connection.reads
             assert max(count or 0 for _, count in reads) == 2048
             await rig.far.aclose()
 
@@ -498,7 +498,7 @@ async def test_a_burst_of_events_that_reads_cut_is_read_in_large_windows(way: st
         await rig.far.send_all(events)
         await rig.run()
         assert (rig.error, client.received) == (None, events)
-        assert len(rig.relay._body.connection.reads) < len(events) / 10000
+        assert len(rig.relay.body.connection.reads) < len(events) / 10000
 
 
 # Bytes that readiness does not tell of
@@ -672,7 +672,7 @@ async def test_upstream_is_not_read_while_bytes_are_unsent(hook: Any, way: str) 
             nursery.start_soon(rig.run)
             await rig.far.send_all(event * 50)
             await wait_all_tasks_blocked()
-            reads = rig.relay._body.connection.reads
+            reads = rig.relay.body.connection.reads
             assert len(reads) == 1
             assert client.stalled
             assert rig.hub is None or len(rig.hub) == 0
@@ -861,7 +861,7 @@ async def test_at_boundary_for_every_sequence_of_line_ends(piece: int) -> None:
         for stream in itertools.product(b"x\r\n", repeat=7):
             data = bytes(stream)
             body = UpstreamBody(pools, NoPool(), connection, UntilClose(), b"", True, None)  # type: ignore[arg-type]
-            relay = Relay(body, client, None, pools, scope, sse=True)
+            relay = open_relay(body, client, None, pools, scope, sse=True)
             assert relay.at_boundary
             for at in range(0, 7, piece):
                 far.send(data[at : at + piece])
@@ -930,7 +930,7 @@ class Passing:
         self.connection = ScriptedConnection()
         self.client = Client()
         self.body = UpstreamBody(pools, NoPool(), self.connection, Chunked(), b"", True, None)  # type: ignore[arg-type]
-        self.relay = Relay(self.body, self.client, None, pools, scope, sse=True)
+        self.relay = open_relay(self.body, self.client, None, pools, scope, sse=True)
         # What the last stream left in a window may look like anything.
         self.window = bytearray(b"\r\n4\r\nold!\r\n" * 200)
 
@@ -1012,7 +1012,7 @@ async def test_chunks_that_came_whole_leave_in_one_piece_and_uncopied() -> None:
             return True
 
         passing.client.write_chunks = write_chunks  # type: ignore[method-assign]
-        passing.relay = Relay(passing.body, passing.client, None, pools, scope, sse=True)
+        passing.relay = open_relay(passing.body, passing.client, None, pools, scope, sse=True)
         passing.feed(b"4\r\nabcd\r\n05\r\nefghi\r\n")
         passing.feed(b"6\r\njkl")
         passing.feed(b"mno\r\n4\r\npqrs\r\n3\r\ntuv\r\n7\r\nwx")

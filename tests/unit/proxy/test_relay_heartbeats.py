@@ -25,7 +25,7 @@ from interceptors.chain import Chain, Part
 from pools import Pools
 from proxy.errors import ClientGone, ReadTimedOut, SendStalled
 from proxy.hub import Hub
-from proxy.relay import Relay
+from proxy.relay import Mover, Relay, open_relay
 from proxy.upstream import UpstreamBody
 from proxy.upstream.body import Chunked, Framing, UntilClose
 from proxy.upstream.connections import Connection, Origin
@@ -146,7 +146,7 @@ class Rig:
     async def run(self) -> None:
         self.began = trio.current_time()
         try:
-            await self.relay.run(self.hub, idle_s=self.idle_s, send_s=self.send_s, beat_s=self.beat_s)
+            await Mover(self.relay, self.hub, idle_s=self.idle_s, send_s=self.send_s, beat_s=self.beat_s).run()
         except Exception as error:
             self.error = error
         self.ended_at = trio.current_time()
@@ -171,7 +171,7 @@ async def open_rig(
             chain = None
             if hook is not None:
                 chain = Chain([("hook", hook)]).open_stream(Request(), pools.json, scope, 1 << 20)
-            rig = Rig(Relay(body, client, chain, pools, scope, sse=True, preceded=preceded), far, hub, chain)  # type: ignore[arg-type]
+            rig = Rig(open_relay(body, client, chain, pools, scope, sse=True, preceded=preceded), far, hub, chain)  # type: ignore[arg-type]
             async with trio.open_nursery() as moving:
                 moving.start_soon(rig.run)
                 yield rig

@@ -1,0 +1,209 @@
+"""The relay of whole events: through the interceptors that see them, and over several connections where the stream is to go on.
+
+An event that is not whole yet waits here, at the beginning of a lease of its own, and never leaves in pieces.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from interceptors.chain import StreamChain
+from pools import BufferScope, Lease, Pools
+
+from ..downstream import Writer
+from ..resume import Resume
+from ..upstream import UpstreamBody
+from .step import Need, Relay, release_parts
+
+__all__ = ["EventRelay"]
+
+_LEAST_ROOM = 1024  # read no less than this behind an unfinished event
+_READ, _WRITE, _NOTHING = Need.READ, Need.WRITE, Need.NOTHING
+
+
+class EventRelay(Relay):
+    """Implements `Relay` for events: with a chain that sees them, with a `Resume`, or with both."""
+
+    __slots__ = ("_awaits", "_carried", "_carry", "_chain", "_resume", "_stopped")
+
+    def __init__(
+        self,
+        body: UpstreamBody,
+        writer: Writer,
+        speaker: StreamChain | None,
+        pools: Pools,
+        scope: BufferScope,
+        *,
+        sse: bool,
+        resume: Resume | None,
+    ) -> None:
+        super().__init__(body, writer, speaker, pools, scope, sse=sse)
+        self._chain = chain = speaker if speaker is not None and speaker.wants_events else None
+        self._awaits = chain is not None and chain.is_async
+        self._resume = resume
+        self._carry: Lease | None = None  # an event that is not whole yet lies at its beginning
+        self._carried = 0
+        # As `_intercept` takes it, where an async hook has stopped.
+        self._stopped: tuple[int, int, int | None, int] = (0, 0, None, 0)
+
+    @property
+    def at_boundary(self) -> bool:
+        return True
+
+    @property
+    def may_speak(self) -> bool:
+        return True
+
+    @property
+    def last_left(self) -> float:
+        return self.last_write
+
+    @property
+    def runs_hooks(self) -> bool:
+        return self._chain is not None
+
+    @property
+    def awaits(self) -> bool:
+        return self._awaits
+
+    @property
+    def is_over(self) -> bool:
+        return self.body.complete and (self._resume is None or not self._resume.wants_more(clean=True))
+
+    @property
+    def ends_in_finish(self) -> bool:
+        return self._resume is None and super().ends_in_finish
+
+    def precede(self) -> None:
+        if self._chain is not None:
+            self._chain.preceded = True
+
+    def go_on(self, body: UpstreamBody) -> None:
+        self._keep(bytearray(), 0, 0)
+        super().go_on(body)
+
+    def pump(self, window: bytearray, now: float) -> Need:
+        carry = self._carry
+        if carry is None and self._awaits:
+            # What an async hook sees must stay where it is, whoever uses the window meanwhile.
+            carry = self._carry = self._scope.acquire(
+                self._pools.http_response if self.wants_large else self._pools.sse_event
+            )
+        if carry is None:
+            buffer, at = window, 0
+        elif self.wants_large and not self._awaits and self._carried <= len(window) // 2:
+            # More comes at once than the rest of that small buffer takes: the window does, behind a copy of what is there.
+            buffer, at = window, self._carried
+            buffer[:at] = carry.buffer[:at]
+        else:
+            buffer, at = self._room(carry), self._carried
+        span = self.body.receive(buffer, at)
+        if span is None:
+            if carry is not None and not at:
+                self._keep(buffer, 0, 0)
+            return _READ
+        first, last = span
+        self._note(last - first, now)
+        if self._resume is not None:
+            all_sent = self._take(self._resume, buffer, 0 if at else first, last)
+        else:
+            assert self._chain is not None
+            all_sent = self._intercept(self._chain, buffer, 0 if at else first, last)
+        return self.next_need() if all_sent else _WRITE
+
+    def proceed(self) -> Need:
+        chain, carry = self._chain, self._carry
+        assert chain is not None
+        assert carry is not None
+        self.failure = chain.failure
+        if self.failure is not None:
+            return _NOTHING
+        sent_before = self.writer.bytes_sent
+        all_sent = self._intercept(chain, carry.buffer, *self._stopped)
+        if self.writer.bytes_sent > sent_before:
+            self.last_write = trio.current_time()
+        return self.next_need() if all_sent else _WRITE
+
+    def _take(self, resume: Resume, buffer: bytearray, start: int, end: int) -> bool:
+        """Whole events that the client has not had yet, to the chain if there is one; what is left stays for the next read."""
+        first, last, rest = resume.take(buffer, start, end)
+        if resume.failure is not None:
+            end = rest
+        if self._chain is not None:
+            return self._intercept(self._chain, buffer, first, last, rest, end)
+        self.failure = resume.failure
+        all_sent = True
+        if first < last:
+            self.last_write = self.last_read
+            part = memoryview(buffer)[first:last]
+            try:
+                all_sent = self.writer.write((part,))
+            finally:
+                part.release()
+        self._keep(buffer, rest, end)
+        return all_sent
+
+    def _intercept(
+        self, chain: StreamChain, buffer: bytearray, start: int, last: int, behind: int | None = None, end: int = 0
+    ) -> bool:
+        """Whole events through the chain; what is left stays behind for the next read. With `behind`, that is `buffer[behind:end]`,
+        and the chain gets nothing but whole events.
+        """
+        parts, rest = chain.process(buffer, start, last, final=self.body.complete and behind is None)
+        self.failure = chain.failure
+        all_sent = True
+        try:
+            if parts:
+                self.last_write = self.last_read
+                all_sent = self.writer.write(parts)
+        finally:
+            release_parts(parts)
+            chain.release_parts()
+        if chain.awaiting:
+            self._stopped = rest, last, behind, end
+            return all_sent
+        if behind is not None:
+            assert self._resume is not None
+            self.failure = self.failure or self._resume.failure
+            rest, last = behind, end
+        self._keep(buffer, rest, rest if self.failure is not None or chain.ended else last)
+        return all_sent
+
+    def _keep(self, buffer: bytearray, rest: int, last: int) -> None:
+        """Keep `buffer[rest:last]`, the beginning of an event, in a lease of its own; or let that lease go."""
+        size = last - rest
+        carry = self._carry
+        if not size:
+            if carry is not None:
+                self._carry = None
+                self._carried = 0
+                self._scope.release(carry)
+            return
+        if carry is None:
+            pool = self._pools.sse_event if size <= self._pools.sse_event.size // 2 else self._pools.http_response
+            carry = self._carry = self._scope.acquire(pool)
+        if buffer is not carry.buffer or rest:
+            target = carry.buffer
+            if len(target) < size:
+                target.extend(bytes(size - len(target)))
+            with memoryview(buffer) as source, memoryview(target) as view:
+                view[:size] = source[rest:last]
+        self._carried = size
+
+    def _room(self, carry: Lease) -> bytearray:
+        """The buffer of an unfinished event, with room to read on: its own, a larger one, or its own grown."""
+        buffer = carry.buffer
+        is_small = carry.pool is self._pools.sse_event
+        if len(buffer) - self._carried >= _LEAST_ROOM and not (is_small and self.wants_large):
+            return buffer
+        if is_small:
+            larger = self._scope.acquire(self._pools.http_response)
+            target = larger.buffer
+            if len(target) < self._carried + _LEAST_ROOM:
+                target.extend(bytes(self._carried + _LEAST_ROOM))
+            target[: self._carried] = buffer[: self._carried]
+            self._carry = larger
+            self._scope.release(carry)
+            return target
+        buffer.extend(bytes(len(buffer)))  # too large for any pool: doubled, and discarded when it is given back
+        return buffer

@@ -1,0 +1,186 @@
+"""The mover: waits for what a relay's steps need, in the stream's own task: upstream (in the hub, where there is one), the client,
+interceptors. Meanwhile it sees to heartbeats.
+
+Whatever awaits is here, with its deadlines; nothing here touches a byte of the body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import trio
+
+from ..errors import ReadTimedOut, SendStalled
+from ..heartbeat import while_beating
+from .step import Need, Relay
+
+if TYPE_CHECKING:
+    from ..hub import Hub
+
+__all__ = ["Mover"]
+
+T = TypeVar("T")
+
+
+class Mover:
+    """Moves one relay. `run` moves the body that it has to its end, and may be called again when it has got another one."""
+
+    __slots__ = ("_beat_s", "_beating", "_hub", "_idle_s", "_in_hook", "_moving", "_send_s", "relay")
+
+    def __init__(
+        self, relay: Relay, hub: Hub | None, *, idle_s: float | None, send_s: float | None, beat_s: float | None = None
+    ) -> None:
+        """`idle_s` bounds the silence of upstream, `send_s` each wait for the client. After `beat_s` of silence towards the client
+        a heartbeat goes out, between two events; only for event streams of unknown length that are not encoded.
+        """
+        self.relay = relay
+        self._hub = hub
+        self._idle_s = idle_s
+        self._send_s = send_s
+        self._beat_s = beat_s
+        self._moving: trio.CancelScope | None = None
+        self._in_hook = False
+        self._beating: trio.Event | None = None  # while a heartbeat, beside an async hook, is on its way to a slow client
+
+    async def run(self) -> None:
+        """Move the body to its end: through the hub, or without one in the calling task.
+
+        Raises `UpstreamFailure`, `ClientGone`, `SendStalled`, and the `InterceptorError` that ended the stream; everything before
+        it has then been sent.
+        """
+        relay = self.relay
+        if relay.speaker is not None:
+            relay.speaker.on_emit = self._interrupt
+        relay.last_read = relay.last_write = trio.current_time()
+        if self._beat_s is None or not relay.awaits:
+            await self._run()
+        else:
+            await while_beating(self._run, self._beat_s, partial(self._beat_beside_hook, self._beat_s))
+
+    async def complete(self) -> None:
+        """Ask interceptors what they have left to say: the stream was to go on, and has turned out to be over. Raises as `run`."""
+        relay = self.relay
+        if relay.may_complete and await self._complete() is Need.WRITE:
+            await self._drain()
+        if relay.failure is not None:
+            raise relay.failure
+
+    async def _run(self) -> None:
+        relay = self.relay
+        # What came with the head goes at once: often that is all.
+        need = relay.pump_once() if relay.body.pending else Need.READ
+        while True:
+            if need is Need.WRITE:
+                if relay.ends_in_finish:
+                    return
+                began = trio.current_time()
+                await self._drain()
+                relay.last_write = trio.current_time()
+                relay.last_read += relay.last_write - began  # upstream was not silent, it was not read
+                need = relay.next_need()
+            elif need is Need.HOOK:
+                began = trio.current_time()
+                need = await self._await_hooks()
+                relay.last_read += trio.current_time() - began
+            elif relay.has_to_say:
+                need = await self._say()
+            elif need is Need.NOTHING:
+                if relay.failure is not None:
+                    raise relay.failure
+                if not (relay.is_over and relay.may_complete):
+                    return
+                need = await self._complete()
+            else:
+                need = await self._move(need)
+
+    async def _move(self, need: Need) -> Need:
+        """Pump whenever upstream is readable, until something else is needed."""
+        relay, hub, idle_s = self.relay, self._hub, self._idle_s
+        while True:
+            # One deadline for many reads: only when it fires is it compared with the last read, and the last write.
+            idle_at = relay.last_read + idle_s if idle_s is not None else float("inf")
+            beat_at = self._beat_at()
+            with trio.CancelScope(deadline=min(idle_at, beat_at)) as self._moving:
+                while need is Need.READ or need is Need.TURN:
+                    if need is Need.TURN or relay.body.pending:
+                        await trio.lowlevel.checkpoint()
+                        need = relay.pump_once()
+                    elif hub is not None:
+                        need = await hub.move(relay)
+                    else:
+                        await relay.body.wait_readable()
+                        need = relay.pump_once()
+                self._moving = None
+                return need
+            self._moving = None
+            if relay.has_to_say:
+                return Need.SAY
+            now = trio.current_time()
+            if now >= beat_at:
+                if now >= self._beat_at() and not relay.beat(now):
+                    return Need.WRITE
+                if now < idle_at:
+                    continue
+            # Perhaps it was not upstream that stood still, but this process: look once more before saying so.
+            need = relay.pump_once()
+            if idle_s is not None and need is Need.READ and trio.current_time() >= relay.last_read + idle_s:
+                raise ReadTimedOut(f"{relay.body.connection.origin}: silent for {idle_s} s")
+
+    def _interrupt(self) -> None:
+        """An interceptor has something to say: let the stream's task come back from where it waits."""
+        if self._moving is not None:
+            self._moving.cancel()
+
+    async def _drain(self) -> None:
+        """Wait until the client has taken everything. Raises `SendStalled` when it takes nothing for `send_s`."""
+        writer, send_s = self.relay.writer, self._send_s
+        all_sent = False
+        while not all_sent:
+            if send_s is None:
+                all_sent = await writer.drain()
+                continue
+            with trio.move_on_after(send_s) as scope:
+                all_sent = await writer.drain()
+            if scope.cancelled_caught:
+                raise SendStalled
+
+    async def _complete(self) -> Need:
+        assert self.relay.speaker is not None
+        return self.relay.speak(await self._in_hooks(self.relay.speaker.complete))
+
+    async def _say(self) -> Need:
+        """Send one event that an interceptor has emitted."""
+        assert self.relay.speaker is not None
+        return self.relay.speak(await self._in_hooks(self.relay.speaker.take_emitted))
+
+    async def _await_hooks(self) -> Need:
+        """Await the hooks that have stopped the window's events, and go on with those."""
+        assert self.relay.speaker is not None
+        await self._in_hooks(self.relay.speaker.run_async)
+        return self.relay.proceed()
+
+    async def _in_hooks(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Await something of the chain's, beside which heartbeats may go out; the last of them has left when this returns."""
+        self._in_hook = True
+        result = await step()
+        self._in_hook = False
+        if self._beating is not None:
+            await self._beating.wait()
+        return result
+
+    def _beat_at(self) -> float:
+        """When the next heartbeat is due."""
+        return float("inf") if self._beat_s is None else self.relay.last_left + self._beat_s
+
+    async def _beat_beside_hook(self, beat_s: float) -> float:
+        """Send a heartbeat if one is due while an async hook is awaited. When to look again, in seconds."""
+        now = trio.current_time()
+        if self._in_hook and now >= self._beat_at() and not self.relay.beat(now):
+            self._beating = trio.Event()
+            await self._drain()
+            self._beating.set()
+            self._beating = None
+        due_s = self._beat_at() - now
+        return due_s if due_s > 0 else beat_s

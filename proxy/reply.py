@@ -1,0 +1,164 @@
+"""The response to the client: its head, what is written to its body besides what a relay moves, and its end.
+
+It keeps the send deadline wherever one can be kept, and knows what may be said between events. It knows no upstream, and no
+outcome; what to say is the exchange's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from functools import partial
+
+import trio
+
+from .downstream import ClientConnection, Scope, Send, Writer, choose_writer, has_no_body
+from .errors import ClientGone, SendStalled
+from .headers import HeaderList, check_response_headers, response_headers
+from .heartbeat import PING, only_accepts_streams
+from .inbound import Inbound
+from .routes import Route
+from .worker import Worker
+
+__all__ = ["Reply"]
+
+
+class Reply:
+    """The response of one exchange: `start`, then `write` or a relay on its writer, then `finish`.
+
+    What awaits raises `ClientGone`, and `SendStalled` when the client takes nothing for as long as it may.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_inbound",
+        "_route",
+        "_scope",
+        "_send",
+        "_worker",
+        "finished",
+        "may_add",
+        "status",
+        "writer",
+    )
+
+    def __init__(
+        self,
+        worker: Worker,
+        route: Route,
+        scope: Scope,
+        inbound: Inbound,
+        send: Send,
+        connection: ClientConnection | None,
+    ) -> None:
+        self._worker = worker
+        self._route = route
+        self._scope = scope
+        self._inbound = inbound
+        self._send = send
+        self._connection = connection
+        self.writer: Writer | None = None
+        """None before `start`."""
+        self.status: int | None = None
+        self.may_add = False
+        """Something of ours may go out between events: the body is an event stream of unknown length, and not encoded."""
+        self.finished = False
+        """The whole body has been handed over."""
+
+    @property
+    def may_say_error(self) -> bool:
+        """An error event may go out, between events."""
+        return self.may_add and self._route.error_events
+
+    @property
+    def send_s(self) -> float | None:
+        """The send deadline, where one can be kept: Hypercorn may shield what it sends, and TCP_USER_TIMEOUT must do."""
+        writer, connection = self.writer, self._connection
+        in_vain = writer is not None and not writer.synchronous and connection is not None and connection.shields_send
+        return None if in_vain else self._route.timeouts.send
+
+    @property
+    def beat_s(self) -> float | None:
+        """After how many seconds of silence a heartbeat is due; None: never."""
+        return self._route.heartbeat.interval
+
+    @property
+    def early_beat_s(self) -> float | None:
+        """After how many seconds heartbeats begin although the upstream has not answered yet; None: they do not."""
+        if not self._route.heartbeat.early or self._scope["method"] == "HEAD":
+            return None
+        accept = [value for name, value in self._scope["headers"] if name == b"accept"]
+        return self.beat_s if only_accepts_streams(accept) else None
+
+    def is_bodiless(self, status: int) -> bool:
+        """Whether a response with that status has no body, whatever its head says."""
+        return has_no_body(self._scope["method"], status)
+
+    def headers(
+        self, headers: Iterable[tuple[bytes, bytes]], *, sse: bool, dropped: frozenset[bytes] = frozenset()
+    ) -> HeaderList:
+        """What of a response's headers goes to the client. `dropped`: besides those that the server adds itself."""
+        added = self._connection.added_headers if self._connection is not None else frozenset()
+        return response_headers(headers, dropped=dropped | added, sse=sse)
+
+    async def start(self, status: int, headers: HeaderList, *, chunked: bool, whole: bool, may_add: bool) -> None:
+        """Choose the writer and send the head; `whole` as for `Writer.start`. Raises `RequestRefused` for bad headers, too."""
+        if self._route.chain.owners:
+            check_response_headers(headers)
+        self.may_add = may_add
+        self.writer = writer = choose_writer(self._scope, self._send, self._connection, chunked=chunked)
+        self.status = status
+        self._worker.metrics.writers[writer.name].inc()
+        self._inbound.answered = True
+        whole = whole and self._inbound.complete  # else the end waits for the rest of the request, and the head must not
+        await self._in_time(partial(writer.start, status, headers, whole=whole))
+
+    async def write(self, data: bytes, *, last: bool = False) -> None:
+        """Write and wait until the client has it; the last, where the writer can, is left for `finish` to take along."""
+        assert self.writer is not None
+        all_sent = self.writer.write((data,))
+        while not all_sent and not (last and not self.writer.synchronous):
+            with trio.move_on_after(float("inf") if self.send_s is None else self.send_s) as scope:
+                all_sent = await self.writer.drain()
+            if scope.cancelled_caught:
+                raise SendStalled
+
+    async def beat_early(self) -> float:
+        """A heartbeat before the upstream has answered; before the first, the head of an event stream. As `while_beating` asks."""
+        assert self.beat_s is not None
+        if not self._inbound.complete:
+            return self.beat_s  # a client that is still sending does not read
+        if self.writer is None:
+            head = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
+            await self.start(200, self.headers(head, sse=True), chunked=True, whole=False, may_add=True)
+        return await self.beat()
+
+    async def beat(self) -> float:
+        """A heartbeat while no relay moves the stream. As `while_beating` asks."""
+        assert self.beat_s is not None
+        await self.write(PING)
+        return self.beat_s
+
+    async def finish(self) -> None:
+        """End the response, when the whole request has come. Does not raise `ClientGone`: there is nothing left to be lost."""
+        assert self.writer is not None
+        self.finished = True  # the client has the whole body: if it leaves from here on, it leaves content
+        # When the answer has come before the whole request had, ending the response now would close the connection, and a client
+        # that is still sending would see that instead of the answer.
+        with suppress(ClientGone):
+            if not self._inbound.complete:
+                while not await self.writer.drain():
+                    pass
+                await self._inbound.wait_complete()
+            await self._in_time(self.writer.finish)
+
+    async def _in_time(self, step: Callable[[], Awaitable[None]]) -> None:
+        """One step of the writer, within the send deadline. Raises `SendStalled`."""
+        if self._connection is not None and self._connection.shields_send:
+            await step()  # no deadline of ours could end it; TCP_USER_TIMEOUT does
+            return
+        send_s = self._route.timeouts.send
+        with trio.move_on_after(send_s if send_s is not None else float("inf")) as scope:
+            await step()
+        if scope.cancelled_caught:
+            raise SendStalled

@@ -1,0 +1,119 @@
+"""The request to the upstream: made from the client's, as interceptors have left it; sent once, or again where a stream goes on.
+
+It holds the connection that is on loan. It knows no response beyond that, and no client.
+"""
+
+from __future__ import annotations
+
+import httpx
+import trio
+
+from interceptors import Request
+
+from .downstream import Scope
+from .headers import request_headers
+from .mcp import calls_of
+from .routes import Route
+from .upstream import UpstreamBody
+from .worker import Worker
+
+__all__ = ["UpstreamRequest"]
+
+
+class UpstreamRequest:
+    """One request. Whoever made it closes `response_body`."""
+
+    __slots__ = (
+        "_body",
+        "_identity",
+        "_nursery",
+        "_request",
+        "_scope",
+        "_target",
+        "_worker",
+        "response_body",
+        "route",
+    )
+
+    def __init__(
+        self,
+        worker: Worker,
+        route: Route,
+        scope: Scope,
+        target: bytes,
+        request: Request | None,
+        body: bytes | None,
+        nursery: trio.Nursery,
+        *,
+        identity: bool,
+    ) -> None:
+        """`target`: as `split_target` tells it. `request`: as interceptors have left it, if there are any. `body`: as for
+        `request_headers`. `nursery`: of the task that sends a body. `identity`: ask for an unencoded response.
+        """
+        self._worker = worker
+        self.route = route
+        self._scope = scope
+        self._target = target
+        self._request = request
+        self._body = body
+        self._nursery = nursery
+        self._identity = identity
+        self.response_body: UpstreamBody | None = None
+        """Of the last response: the connection that is on loan."""
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether a stream that answers it is resumed: it is safe to send again, and has no body."""
+        method = self._scope["method"] if self._request is None else self._request.method
+        return self.route.reconnect.enabled and method == "GET" and self._body in (None, b"0")
+
+    async def send(self, stream: httpx.AsyncByteStream) -> httpx.Response:
+        """Send it, with the body that is `stream`; the response, when its head has come. Raises `UpstreamFailure`, and
+        `RequestRefused` and `httpx.LocalProtocolError` for what cannot be sent.
+        """
+        return await self._send(stream, self._body, None)
+
+    async def send_again(self, last_event_id: bytes) -> httpx.Response:
+        """Ask for what comes after that event; `response_body` must have been closed. Raises as `send`."""
+        return await self._send(httpx.ByteStream(b""), None, last_event_id)
+
+    async def _send(self, stream: httpx.AsyncByteStream, body: bytes | None, last_event_id: bytes | None) -> httpx.Response:
+        response = await self.route.transport.handle_async_request(self._build(stream, body, last_event_id))
+        assert isinstance(response.stream, UpstreamBody)
+        self.response_body = response.stream
+        return response
+
+    def _build(self, stream: httpx.AsyncByteStream, body: bytes | None, last_event_id: bytes | None) -> httpx.Request:
+        route, timeouts, scope, request = self.route, self.route.timeouts, self._scope, self._request
+        method, headers, target = scope["method"], scope["headers"], self._target
+        if request is not None:
+            method = request.method
+            headers = [(name.lower(), value) for name, value in request.headers.raw]
+            target = request.raw_path + (b"?" + request.query if request.query else b"")
+        if last_event_id is not None:
+            headers = [*(item for item in headers if item[0] != b"last-event-id"), (b"last-event-id", last_event_id)]
+        client: str | None = scope["client"][0] if scope.get("client") else None
+        calls = calls_of(request)
+        return httpx.Request(
+            method,
+            route.url,
+            headers=request_headers(
+                headers,
+                route.headers,
+                client=client,
+                scheme=scope["scheme"],
+                trusted=client in self._worker.trusted_proxies,
+                identity=self._identity or self.may_repeat,
+                body=body,
+            ),
+            stream=stream,
+            extensions={
+                "target": route.target(target),
+                "nursery": self._nursery,
+                # A reconnection has attempts of its own, with time between them.
+                "retry": route.retry if last_event_id is None else None,
+                # The session that a request names in its target, where MCP's old transport does.
+                **({} if calls is None or calls.session is None else {"affinity": calls.session}),
+                "timeout": {"connect": timeouts.connect, "write": timeouts.write, "read": timeouts.first_byte},
+            },
+        )
