@@ -184,10 +184,14 @@ class Memory:
     peak: int
 
     @classmethod
-    def now(cls) -> Memory:
-        """What is held of what was taken since tracing began, and the most that was at once."""
+    def now(cls, pooled: int) -> Memory:
+        """What is held of what was taken since tracing began, and the most that was at once; without `pooled`, the bytes that the
+        pools have made buffers of meanwhile: how many a batch needs at once depends on how the bytes come, and their number has a
+        bound of its own.
+        """
         gc.collect()
-        return cls(*tracemalloc.get_traced_memory())
+        held, peak = tracemalloc.get_traced_memory()
+        return cls(held - pooled, peak - pooled)
 
 
 class Reader:
@@ -226,14 +230,18 @@ async def test_a_hundred_thousand_events_keep_their_order_and_leave_nothing_behi
         client, _ = await rig.start()
         reader = Reader(client)
 
+        def made() -> int:
+            return sum(stats.allocations * stats.size for stats in rig.proxy.worker.pools.statistics())
+
         async def read(numbers: range, traced: bool) -> Memory:
+            before = made()
             if traced:
                 tracemalloc.start()
             try:
                 await reader.read(numbers)
                 assert len(rig.proxy.worker.live) == 1
                 await until(lambda: not any(rig.proxy.in_use().values()))
-                return Memory.now() if traced else Memory(0, 0)
+                return Memory.now(made() - before) if traced else Memory(0, 0)
             finally:
                 tracemalloc.stop()
                 rests.go_on(numbers.stop)
