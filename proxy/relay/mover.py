@@ -44,8 +44,8 @@ class Mover:
         self._in_hook = False
         self._beating: trio.Event | None = None  # while a heartbeat, beside an async hook, is on its way to a slow client
 
-    async def run(self) -> None:
-        """Move the body to its end: through the hub, or without one in the calling task.
+    def run(self) -> Awaitable[None]:
+        """Move the body to its end, when awaited: through the hub, or without one in the calling task.
 
         Raises `UpstreamFailure`, `ClientGone`, `SendStalled`, and the `InterceptorError` that ended the stream; everything before
         it has then been sent.
@@ -54,10 +54,10 @@ class Mover:
         if relay.speaker is not None:
             relay.speaker.on_emit = self._interrupt
         relay.last_read = relay.last_write = trio.current_time()
+        # No coroutine of its own: one more frame would be there for as long as the stream.
         if self._beat_s is None or not relay.awaits:
-            await self._run()
-        else:
-            await while_beating(self._run, self._beat_s, partial(self._beat_beside_hook, self._beat_s))
+            return self._run()
+        return while_beating(self._run, self._beat_s, partial(self._beat_beside_hook, self._beat_s))
 
     async def complete(self) -> None:
         """Ask interceptors what they have left to say: the stream was to go on, and has turned out to be over. Raises as `run`."""
