@@ -94,6 +94,11 @@ class Exchange:
         """The client has the whole body."""
         return self._forward is not None and self._forward.reply.finished
 
+    @property
+    def _ended(self) -> bool:
+        """And its end."""
+        return self._forward is not None and self._forward.reply.ended
+
     def stop(self) -> None:
         """End the exchange because the worker drains. Synchronous; the exchange's own task does the rest."""
         if self._outcome is None and self._cancel is not None and not self._finished:
@@ -234,7 +239,7 @@ class Exchange:
             return Outcome.SEND_STALLED  # the kernel kept the deadline, where nothing of ours could
         if stated is not None:
             return stated
-        if self._finished:
+        if self._ended:
             return Outcome.INTERCEPTED if self._forward is not None and self._forward.intercepted else Outcome.COMPLETED
         if self._cancel is not None and trio.current_time() >= self._cancel.deadline:
             return Outcome.UPSTREAM_TIMEOUT  # the total deadline
@@ -243,7 +248,7 @@ class Exchange:
     def _is_whole(self, outcome: Outcome) -> bool:
         """Whether the client has got a response that is whole, so that nothing is left to be said."""
         return outcome is Outcome.COMPLETED or (
-            outcome is Outcome.INTERCEPTED and self._finished and self._failure is None and self._outcome is None
+            outcome is Outcome.INTERCEPTED and self._ended and self._failure is None and self._outcome is None
         )
 
     async def _conclude(self, outcome: Outcome, inbound: Inbound, send: Send) -> None:
@@ -252,7 +257,7 @@ class Exchange:
         answered = False
         try:
             if writer is not None and writer.started:
-                if outcome not in (Outcome.CLIENT_DISCONNECTED, Outcome.SEND_STALLED):
+                if outcome not in (Outcome.CLIENT_DISCONNECTED, Outcome.SEND_STALLED) and not self._finished:
                     with suppress(ClientGone):
                         await self._say_error(writer, outcome)
             elif outcome is not Outcome.CLIENT_DISCONNECTED:

@@ -160,8 +160,13 @@ class Generations:
         if scope.cancelled_caught:
             raise ConfigError(f"interceptors: their lifespans were not entered within {_ENTER_S:.0f} s")
         for transport in generation.routes.transports.values():
+            if self._closing:
+                raise ConfigError("this worker is ending, and begins no new configuration")
             if transport not in self._maintained:
-                self._maintained[transport] = await self._nursery.start(_maintain, transport)
+                maintained = await self._nursery.start(_maintain, transport)
+                self._maintained[transport] = maintained
+                if self._closing:
+                    await self._close_transport(transport)
 
     async def _keep(
         self, generation: Generation, task_status: trio.TaskStatus[ConfigError | None] = trio.TASK_STATUS_IGNORED
@@ -174,6 +179,8 @@ class Generations:
                 for index, owner in enumerate(generation.owners):
                     entering = f"interceptors[{index}]: the lifespan of {owner.name!r} failed"
                     await stack.enter_async_context(owner.interceptor.lifespan())
+                # A lifespan that could not be cancelled may have been entered too late, when nobody waits for it any more.
+                await trio.lowlevel.checkpoint_if_cancelled()
                 started = True
                 if generation not in self._all:
                     self._all.append(generation)

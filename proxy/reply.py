@@ -36,6 +36,7 @@ class Reply:
         "_scope",
         "_send",
         "_worker",
+        "ended",
         "finished",
         "may_add",
         "status",
@@ -64,6 +65,8 @@ class Reply:
         """Something of ours may go out between events: the body is an event stream of unknown length, and not encoded."""
         self.finished = False
         """The whole body has been handed over."""
+        self.ended = False
+        """And so has its end."""
 
     @property
     def may_say_error(self) -> bool:
@@ -151,6 +154,7 @@ class Reply:
                     pass
                 await self._inbound.wait_complete()
             await self._in_time(self.writer.finish)
+        self.ended = True
 
     async def _in_time(self, step: Callable[[], Awaitable[None]]) -> None:
         """One step of the writer, within the send deadline. Raises `SendStalled`."""

@@ -62,8 +62,10 @@ class Mover:
     async def complete(self) -> None:
         """Ask interceptors what they have left to say: the stream was to go on, and has turned out to be over. Raises as `run`."""
         relay = self.relay
+        await self._say_all()  # while there was no connection, nobody asked
         if relay.may_complete and await self._complete() is Need.WRITE:
             await self._drain()
+        await self._say_all()
         if relay.failure is not None:
             raise relay.failure
 
@@ -149,6 +151,12 @@ class Mover:
     async def _complete(self) -> Need:
         assert self.relay.speaker is not None
         return self.relay.speak(await self._in_hooks(self.relay.speaker.complete))
+
+    async def _say_all(self) -> None:
+        """Send what interceptors have emitted."""
+        while self.relay.has_to_say:
+            if await self._say() is Need.WRITE:
+                await self._drain()
 
     async def _say(self) -> Need:
         """Send one event that an interceptor has emitted."""

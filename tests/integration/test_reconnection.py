@@ -239,6 +239,36 @@ async def test_204_ends_the_stream_whole(serve: Serve) -> None:
         assert await rig.outcomes() == ["completed"]
 
 
+async def test_what_is_emitted_without_a_connection_leaves_also_when_there_is_no_other(serve: Serve) -> None:
+    """The interceptor speaks while the proxy asks for more, and upstream then says that there is none: the client hears it."""
+    asked, emitted = trio.Event(), trio.Event()
+    left = [b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + EVENTS[0] + EVENTS[1]]
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        if left:
+            await peer.send(left.pop())
+            return
+        asked.set()
+        await emitted.wait()
+        await peer.send(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    class Speak(Interceptor):
+        def open_stream(self, context: StreamContext) -> StreamInterceptor:
+            context.start_soon(self.speak, context)
+            return StreamInterceptor()
+
+        async def speak(self, context: StreamContext) -> None:
+            await asked.wait()
+            await context.emit(Event("mine"))
+            emitted.set()
+
+    async with serve(script, Speak, route=FAST) as rig:
+        answer = await rig.fetch()
+        assert (answer.complete, data_of(answer)) == (True, [*WHOLE[:2], "mine"])
+        assert await rig.outcomes() == ["completed"]
+
+
 async def test_a_server_that_ends_clean_again_and_again_has_ended(serve: Serve) -> None:
     """As often as it may be asked, it has nothing more to say: the stream is whole."""
     async with serve(then(EMPTY, EMPTY, EMPTY), route=FAST) as rig:

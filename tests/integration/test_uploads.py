@@ -352,6 +352,29 @@ async def test_a_client_that_uploads_on_gets_an_early_answer_whole(framing: str,
             await client.aclose()
 
 
+async def test_an_answer_whose_end_could_not_be_sent_in_time_has_not_completed(log: list[dict[str, object]]) -> None:
+    """The upstream has answered early and whole, and the total time is over while the client's upload still stands: the response's
+    end waits for that, and the client must not take the response for a whole one.
+    """
+
+    async def script(peer: Peer) -> None:
+        await peer.request(body=False)
+        await peer.start_stream()
+        await peer.send(b"9\r\ndata: 1\n\n\r\n0\r\n\r\n")
+        await peer.wait_closed()
+
+    async with open_upstream(script) as upstream, proxy_for(upstream.url, route="timeouts: {total: 0.5}") as proxy:
+        client = await open_client(proxy.port)
+        await begin(client, "content-length")
+        await send(client, 1000)
+        with trio.fail_after(10):
+            answer = await client.head()
+            await client.rest(answer)
+        assert (answer.body, answer.complete) == (b"data: 1\n\n", False)
+        assert await outcomes_of(log) == ["upstream_timeout"]
+        await client.aclose()
+
+
 @pytest.mark.parametrize("framing", FRAMINGS)
 async def test_an_upstream_that_resets_in_an_upload_is_502(framing: str, log: list[dict[str, object]]) -> None:
     """The client, still sending, reads why; the request is not sent a second time."""

@@ -20,16 +20,21 @@ DIARY: list[str] = []
 
 
 class Noting(Interceptor):
-    def __init__(self, mark: str, seconds: float = 0) -> None:
+    def __init__(self, mark: str, seconds: float = 0, stubborn: bool = False) -> None:
+        """`stubborn`: what it waits for cannot be cancelled, like a thread."""
         self.mark = mark
         self.seconds = seconds
+        self.stubborn = stubborn
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
-        await trio.sleep(self.seconds)
+        with trio.CancelScope(shield=self.stubborn):
+            await trio.sleep(self.seconds)
         DIARY.append(f"{self.mark} entered")
-        yield
-        DIARY.append(f"{self.mark} left")
+        try:
+            yield
+        finally:
+            DIARY.append(f"{self.mark} left")
 
 
 @pytest.fixture(autouse=True)
@@ -37,13 +42,14 @@ def empty_diary() -> None:
     DIARY.clear()
 
 
-def configured(mark: str, seconds: float = 0, upstream: str = "http://a") -> Config:
+def configured(mark: str, seconds: float = 0, upstream: str = "http://a", stubborn: bool = False) -> Config:
+    options = f'{{mark: "{mark}", seconds: {seconds}, stubborn: {str(stubborn).lower()}}}'
     return parse_config(
         f"""
 reverse_proxy:
   upstreams: [{{name: up, endpoints: ["{upstream}"]}}]
   routes: [{{path: /, upstream: up}}]
-interceptors: [{{name: noting, use: "{__name__}:Noting", options: {{mark: "{mark}", seconds: {seconds}}}}}]
+interceptors: [{{name: noting, use: "{__name__}:Noting", options: {options}}}]
 """
     )
 
@@ -101,10 +107,29 @@ async def test_a_lifespan_that_is_never_entered_changes_nothing(nursery: trio.Nu
     assert DIARY == ["1 entered", "1 left"]
 
 
-async def test_what_is_entered_while_all_is_closed_is_left_at_once(nursery: trio.Nursery, autojump_clock: object) -> None:
+async def test_a_lifespan_that_is_entered_too_late_is_left_at_once(nursery: trio.Nursery, autojump_clock: object) -> None:
+    """Nobody waits for it any more: nothing of its generation stays, and the end waits for nothing."""
     generations = Generations(configured("1"), Pools())
     await generations.start(nursery)
-    nursery.start_soon(generations.replace, configured("2", seconds=5))
+    with pytest.raises(ConfigError, match="were not entered within 60 s"):
+        await generations.replace(configured("2", seconds=90, stubborn=True))
+    assert len(generations) == 1
+    began = trio.current_time()
+    await generations.aclose()
+    assert trio.current_time() == began
+    assert DIARY == ["1 entered", "2 entered", "2 left", "1 left"]
+
+
+async def test_what_is_entered_while_all_is_closed_is_left_at_once(nursery: trio.Nursery, autojump_clock: object) -> None:
+    """And it never becomes current, nor are its upstreams looked after."""
+    generations = Generations(configured("1"), Pools())
+
+    async def replace() -> None:
+        with pytest.raises(ConfigError, match="this worker is ending"):
+            await generations.replace(configured("2", seconds=5))
+
+    await generations.start(nursery)
+    nursery.start_soon(replace)
     await trio.testing.wait_all_tasks_blocked()
     await generations.aclose()
     await trio.sleep(6)
