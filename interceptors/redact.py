@@ -19,12 +19,9 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
-
-from pools import decode_json
 
 from .api import EventResult, StreamContext, StreamInterceptor
 from .dialects import Block, MessageInterceptor, MessageStream, TextDelta, TextEnd, ToolCall
@@ -36,7 +33,9 @@ __all__ = ["Redact"]
 
 # A JSON string (one without an end reaches to the end of the text), or a number. Between strings, JSON holds neither quotes nor
 # backslashes, so this finds whole tokens. Nothing follows what repeats, so it never goes back.
-_TOKEN = re.compile(r'"(?:[^"\\]+|\\.)*"?|-?[0-9][0-9.eE+-]*', re.DOTALL)
+_TOKEN = re.compile(r'"((?:[^"\\]+|\\.)*)("?)|-?[0-9][0-9.eE+-]*', re.DOTALL)
+_ESCAPE = re.compile(r"\\(u[0-9A-Fa-f]{4}|.)", re.DOTALL)
+_ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 # A pattern with one of these matches, or does not, because of what stands around the match.
 _LOOKS_AROUND = re.compile(r"[$^]|\\[bBAZ]|\(\?[=!<]")
 
@@ -97,13 +96,7 @@ class Redact(MessageInterceptor):
 
     def _hides(self, data: str) -> bool:
         """Whether a match may stand behind escapes, although the text has none. Without escapes, the text is the strings'."""
-        if "\\" not in data:
-            return False
-        try:
-            decoded = decode_json(data)
-        except (ValueError, RecursionError):
-            return True  # perhaps only stricter than the client's decoder; token by token tells
-        return any(self._matches(text) for text in _strings(decoded))
+        return "\\" in data
 
     def substitute(self, text: str) -> str:
         """A text with every match replaced, pattern by pattern."""
@@ -128,35 +121,29 @@ class Redact(MessageInterceptor):
         return data
 
     def _redact_token(self, match: re.Match[str], *, done: Collection[str]) -> str:
-        token = match[0]
-        text = token
-        if token[0] == '"':
-            text = token[1:].removesuffix('"')
-            if "\\" in token:
-                with suppress(ValueError):  # not JSON after all, or cut off: as it stands
-                    text = json.loads(token)  # the standard library's: it takes lone surrogates, as JavaScript does
+        token, inner, end = match[0], match[1], match[2]
+        text = token if inner is None else _unescaped(inner)
         if text in done:
             return token
         redacted = self.substitute(text)
         if redacted == text:
             return token
         written = json.dumps(redacted, ensure_ascii=not redacted.isprintable())
-        unended = token[0] == '"' and (len(token) == 1 or token[-1] != '"')
-        return written[:-1] if unended else written
+        return written[:-1] if inner is not None and not end else written
 
 
-def _strings(value: Any) -> Iterator[str]:
-    """Every string of a decoded JSON value, names included."""
-    todo = [value]
-    while todo:
-        item = todo.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, dict):
-            yield from item
-            todo.extend(item.values())
-        elif isinstance(item, list):
-            todo.extend(item)
+def _unescaped(inner: str) -> str:
+    """What the inside of a JSON string says; what is no JSON (cut off, an unknown escape), as a lax reader would have it."""
+    if "\\" not in inner:
+        return inner
+    try:
+        # The standard library's: it takes lone surrogates, as JavaScript does.
+        text: str = json.loads(f'"{inner}"', strict=False)
+    except ValueError:
+        return _ESCAPE.sub(
+            lambda match: chr(int(match[1][1:], 16)) if len(match[1]) > 1 else _ESCAPED.get(match[1], match[1]), inner
+        )
+    return text
 
 
 class _RedactStream(StreamInterceptor):

@@ -18,7 +18,10 @@ def configure_logging(format: Literal["json", "console"] = "json", level: str = 
         renderer = structlog.processors.JSONRenderer()
         exceptions: structlog.typing.Processor = structlog.processors.format_exc_info
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            exception_formatter=structlog.dev.plain_traceback,  # others show variables, which may be secret
+        )
         exceptions = structlog.processors.StackInfoRenderer()
     structlog.configure(
         processors=[

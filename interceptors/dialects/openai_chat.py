@@ -103,10 +103,11 @@ class OpenAIChatReader(Reader):
         for position, item in enumerate(list_in(delta, "tool_calls", "choices[].delta.")):
             part = int_in(item, "index", where)
             block = Block("tool_call", index, position if part is None else part, "tool_calls")
-            function = dict_in(item, "function", where) or {}
-            str_in(function, "arguments", f"{where}function.")
-            call = self._begin_call(block, str_in(item, "id", where), str_in(function, "name", f"{where}function."))
-            self._arguments(parts, block, call, function, "arguments", origin)
+            kind, key = ("custom", "input") if item.get("custom") is not None else ("function", "arguments")
+            holder = dict_in(item, kind, where) or {}
+            str_in(holder, key, f"{where}{kind}.")
+            call = self._begin_call(block, str_in(item, "id", where), str_in(holder, "name", f"{where}{kind}."))
+            self._arguments(parts, block, call, holder, key, origin)
 
     def _read_whole(self, parts: list[Part], index: int, message: dict[str, Any], choice: dict[str, Any]) -> None:
         for name, kind in _FIELDS.items():
@@ -153,7 +154,8 @@ class OpenAIChatReader(Reader):
     def _another(self, block: Block, message: dict[str, Any], text: str) -> dict[str, Any]:
         delta: dict[str, Any] = {block.field: text}
         if block.kind == "tool_call":
-            delta = {"tool_calls": [{"index": block.part, "function": {"arguments": text}}]}
+            call = {"custom": {"input": text}} if _is_custom(message, block) else {"function": {"arguments": text}}
+            delta = {"tool_calls": [{"index": block.part, **call}]}
         return _chunk_like(message, {"index": block.output, "delta": delta, "finish_reason": None})
 
     def make_ending(self, reason: str | None = None) -> list[Made]:
@@ -196,14 +198,28 @@ def _chunk_like(message: dict[str, Any], choice: dict[str, Any]) -> dict[str, An
     return {**{name: message[name] for name in kept if name in message}, "choices": [choice]}
 
 
+def _is_custom(message: dict[str, Any], block: Block) -> bool:
+    """Whether the call of a block is one of a custom tool, by the message that brought its last piece."""
+    for choice in message.get("choices") or ():
+        for item in (choice.get("delta") or {}).get("tool_calls") or ():
+            if item.get("index") == block.part:
+                return item.get("custom") is not None
+    return False
+
+
 def _is_empty(delta: Any) -> bool:
     """Whether a delta says nothing: no text, and of tool calls at most where they would go on."""
     return isinstance(delta, dict) and all(
         not value
         or (
             name == "tool_calls"
-            and not any(item.get("id") or (item.get("function") or {}).get("name") for item in value)
-            and not any((item.get("function") or {}).get("arguments") for item in value)
+            and not any(item.get("id") or _holder(item).get("name") for item in value)
+            and not any(_holder(item).get("arguments") or _holder(item).get("input") for item in value)
         )
         for name, value in delta.items()
     )
+
+
+def _holder(item: dict[str, Any]) -> dict[str, Any]:
+    """Where a tool call has its name and its arguments."""
+    return item.get("custom") or item.get("function") or {}

@@ -180,3 +180,25 @@ def test_chunks_do_not_matter() -> None:
     for step in (1, 3, 7):
         chunks: list[Any] = [stream[at : at + step] for at in range(0, len(stream), step)]
         assert run_chain([Redact(["secret"])], chunks).output == whole
+
+
+_HIDDEN = "\\u0073k-" + "A" * 24
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        f'{{"k":"{_HIDDEN}',
+        f'{{"k":"a\r{_HIDDEN}"}}',
+        f'{{"k":"{_HIDDEN}","k":"x"}}',
+        f'{{"k":"\\x{_HIDDEN}"}}',
+        f'{{"k":"{_HIDDEN}\\u00',
+        f'{{"k":"{_HIDDEN}\\"',
+        f'["{_HIDDEN}", NaN, undefined]',
+    ],
+)
+def test_an_escape_hides_nothing_in_what_is_not_quite_json(data: str) -> None:
+    """Cut off, with a name twice, with what only lax readers take: a client's reader may show the string all the same."""
+    redacted = Redact(patterns=["sk-[A-Za-z0-9]{20,}"]).redact(data)
+    assert "[redacted]" in redacted
+    assert "A" * 24 not in redacted

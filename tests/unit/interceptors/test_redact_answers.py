@@ -464,3 +464,35 @@ def test_options_that_do_not_fit_are_refused_at_their_path(options: dict[str, An
     with pytest.raises(LoadError) as caught:
         load_interceptor("redact", options)
     assert caught.value.option == path
+
+
+@pytest.mark.parametrize("cut", range(1, 26))
+def test_a_secret_in_the_input_of_a_custom_tool_never_passes(cut: int) -> None:
+    """OpenAI chat's custom tools take text, not JSON, and stream it as `custom.input`."""
+    secret = "sk-" + "A" * 24
+
+    def chunk(item: dict[str, Any] | None, finish: str | None = None) -> bytes:
+        delta = {} if item is None else {"tool_calls": [{"index": 0, **item}]}
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        return b"data: " + json.dumps({"id": "x", "object": "chat.completion.chunk", "choices": [choice]}).encode() + b"\n\n"
+
+    events = [
+        chunk({"id": "c", "type": "custom", "custom": {"name": "shell", "input": ""}}),
+        chunk({"custom": {"input": secret[:cut]}}),
+        chunk({"custom": {"input": secret[cut:]}}),
+        chunk(None, "tool_calls"),
+        b"data: [DONE]\n\n",
+    ]
+    request = Request(method="POST", path="/v1/chat/completions")
+    result = run_chain([Redact(patterns=["sk-[A-Za-z0-9]{20,}"])], events, request=request)
+    assert result.failure is None
+    calls = [
+        item
+        for line in result.output.decode().split("\n\n")
+        if line.startswith("data: {")
+        for choice in json.loads(line[6:])["choices"]
+        for item in choice["delta"].get("tool_calls", ())
+    ]
+    assert "".join(item["custom"].get("input", "") for item in calls) == "[redacted]"
+    assert calls[0]["custom"]["name"] == "shell"
+    assert result.output.endswith(b"data: [DONE]\n\n")

@@ -61,3 +61,41 @@ def test_the_last_spelling_is_understood_as_itself(uri: str) -> None:
     assert isinstance(last, str)
     if "%" not in last and "?" not in last and "#" not in last and last.isprintable():
         assert spellings(last)[-1] == spellings(spellings(last)[-1])[-1]
+
+
+@pytest.mark.parametrize(
+    ("uri", "understood"),
+    [
+        ("file:etc/passwd", "file:///etc/passwd"),
+        ("http:internal/a", "http://internal/a"),
+        ("http:/internal/a", "http://internal/a"),
+        ("http:///internal/a", "http://internal/a"),
+        ("HTTP:\\internal\\a", "http://internal/a"),
+        ("http://internal:080/a", "http://internal/a"),
+        ("http://internal:0080/a", "http://internal/a"),
+        ("http://internal:08080/a", "http://internal:8080/a"),
+        ("file:///x%3f/a", "file:///x?/a"),
+    ],
+)
+def test_what_the_parsers_of_browsers_make_of_it_is_among_the_spellings(uri: str, understood: str) -> None:
+    """WHATWG URL: slashes behind the web's schemes are not counted, a file has an absolute path, a port is a number."""
+    assert understood in spellings(uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file:///public/%3f/%2e%2e/%2e%2e/etc/passwd",
+        "file:///public/%23/../../etc/passwd",
+        "file:///public/%253f/%252e%252e/%252e%252e/etc/passwd",
+        "file:///public/%3f%2f..%2f..%2fetc/passwd",
+        "http://x\\@internal/a",
+        "http://ｉnternal/a",
+        "http://%EF%BD%89nternal/a",
+        "file://ｌocalhost/etc/passwd",
+    ],
+)
+def test_what_two_readers_read_as_two_uris_is_an_error(uri: str) -> None:
+    """Whoever compares it refuses it."""
+    with pytest.raises(ValueError, match="URI"):
+        spellings(uri)
