@@ -132,6 +132,9 @@ async def test_a_slow_disk_drops_lines_counts_them_where_they_were_and_logs_once
             assert took == [True] * 16 + [False] * 14  # ten of two bytes, then six of three, also with ten under way
             disk.gate.set()
             await until_written(disk, 10)
+            with trio.fail_after(10):
+                while writer._writing_bytes:  # the thread is done; the writer is told a moment later
+                    await trio.sleep(0.002)
             assert writer.put(b"30\n")
     dropped = b'{"event":"lines_dropped","count":14}\n'
     assert disk.lines == [*(b"%d\n" % number for number in range(16)), dropped, b"30\n"]
