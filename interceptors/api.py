@@ -12,14 +12,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from enum import StrEnum
-from typing import Any, Literal
-
-from prometheus_client.registry import Collector
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import StreamOver
 from .event import Event
 from .message import Headers, Request, Response, ResponseHead, start_task
 from .needs import Needs
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
 
 __all__ = [
     "AsyncStreamInterceptor",

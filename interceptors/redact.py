@@ -85,18 +85,14 @@ class Redact(MessageInterceptor):
         if data.lstrip()[:1] not in ("{", "[", '"'):
             return self.substitute(data) if self._matches(data) else data
         matches = self._matches(data)
-        if not matches and not self._looks_around and not self._hides(data):
-            return data
+        if not matches and not self._looks_around and "\\" not in data:
+            return data  # without escapes, the text is the strings'
         if matches:
             data = self._substitute_between(data)
         return _TOKEN.sub(partial(self._redact_token, done=done), data)
 
     def _matches(self, text: str) -> bool:
         return any(substitution.pattern.search(text) for substitution in self._substitutions)
-
-    def _hides(self, data: str) -> bool:
-        """Whether a match may stand behind escapes, although the text has none. Without escapes, the text is the strings'."""
-        return "\\" in data
 
     def substitute(self, text: str) -> str:
         """A text with every match replaced, pattern by pattern."""

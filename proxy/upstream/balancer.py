@@ -236,7 +236,8 @@ class Balancer(httpx.AsyncBaseTransport):
             except (UpstreamFailure, httpx.LocalProtocolError) as error:
                 problem = f"check: {error}"
             else:
-                await response.stream.aclose()  # type: ignore[union-attr]
+                assert isinstance(response.stream, UpstreamBody)
+                response.stream.close()
                 problem = "" if 200 <= response.status_code < 400 else f"check: status {response.status_code}"
         now = trio.current_time()
         if not problem:
