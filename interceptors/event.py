@@ -17,10 +17,13 @@ from .errors import NotJson, StaleEvent
 from .needs import Finder
 from .sse import Fields, encode_event, encode_head, parse_fields
 
-__all__ = ["UNSET", "BodyEvent", "Event", "WireEvent", "not_for_a_body", "not_json"]
+__all__ = ["UNSET", "BodyEvent", "Event", "JsonEvent", "WireEvent", "not_for_a_body", "not_json"]
 
 _SPACE = 0x20
-_LONE = -2
+# For where the data of a wire event begins: nobody has looked yet; nobody has, but its block is known to be one line; the block is
+# not of the usual kind.
+_UNSEEN, _LONE, _ODD = 0, -1, -2
+_BARE = len(b"data: ")  # nothing but the field's name comes before the data of an event that has no type
 
 UNSET: Any = type("Unset", (), {"__repr__": lambda _: "UNSET", "__bool__": lambda _: False})()
 """Not given; None is a value that JSON and fields have."""
@@ -118,15 +121,14 @@ class Event:
         """An event with the same content that may be kept."""
         return self
 
-    def write_to(self, output: PooledOutput) -> None:
-        """Append the block to a piece of `output`; JSON is encoded straight into the pooled buffer."""
-        if self._data is None and self._json is not UNSET:
-            before = b"data: "
-            if self._event is not None or self._id is not None or self._retry is not None:
-                before = encode_head(self._event, self._id, self._retry) + before
-            output.write_json(self._json, before, b"\n\n")
-        else:
-            output.write(self.raw)
+    def add_to(self, output: PooledOutput) -> int:
+        """Write the block as a piece of `output`, JSON straight into the pooled buffer; where it begins in `output.buffer`."""
+        if self._data is not None or self._json is UNSET:
+            return output.add(self.raw)
+        before = b"data: "
+        if self._event is not None or self._id is not None or self._retry is not None:
+            before = encode_head(self._event, self._id, self._retry) + before
+        return output.add_json(self._json, before, b"\n\n")
 
     def _content(self) -> tuple[str | None, Any]:
         return (self._data, UNSET) if self._data is not None else (None, self._json)
@@ -139,10 +141,20 @@ class Event:
 _new_event = Event.__new__
 
 
+class JsonEvent(Event):
+    """An event that is JSON data and nothing else: what `replace(json=...)` makes of nearly every event. One field to set."""
+
+    __slots__ = ()
+    _data = _event = _id = _retry = None
+
+    def add_to(self, output: PooledOutput) -> int:
+        return output.add_json(self._json, b"data: ", b"\n\n")
+
+
 class WireEvent(Event):
     """An event as it came: `buffer[start:end]`, parsed when first asked, stale after `end_of_life()`."""
 
-    __slots__ = ("_buffer", "_fields", "_from", "_line", "_to", "_type_end", "_typed", "_view", "whole")
+    __slots__ = ("_buffer", "_fields", "_from", "_line", "_to", "_view", "whole")
 
     def __init__(
         self,
@@ -160,9 +172,7 @@ class WireEvent(Event):
         self._from = start
         self._to = end
         self.whole: bool = whole
-        # Where the data begins, if the block is one line of data; -1 if it is not. Before anyone has looked _LONE, or 0.
-        self._line = _LONE if lone else 0
-        self._typed = self._type_end = 0  # the same for a line with the type and a line of data; where the first ends
+        self._line = _LONE if lone else _UNSEEN
         self._view = view
         self._fields: Fields | None = None
         self._json = UNSET
@@ -192,10 +202,10 @@ class WireEvent(Event):
         if buffer is None:
             raise StaleEvent
         if self._fields is None:
-            line = self._data_line(buffer)
+            line = self._data_at(buffer)
             if line > 0:
                 text = bytes(buffer[line : self._to - 2]).decode("utf-8", "replace")
-                self._fields = Fields(None, text, None, None)
+                self._fields = Fields(self._type(buffer, line), text, None, None)
             else:
                 self._fields = parse_fields(bytes(buffer[self._from : self._to]))
         return self._fields
@@ -203,9 +213,8 @@ class WireEvent(Event):
     @property
     def event(self) -> str | None:
         buffer = self._buffer
-        if buffer is not None and self._fields is None and self._typed_line(buffer) > 0:
-            start = self._from + 6
-            return bytes(buffer[start + (buffer[start] == _SPACE) : self._type_end]).decode("utf-8", "replace")
+        if buffer is not None and (line := self._data_at(buffer)) > 0:
+            return self._type(buffer, line)
         return self._parse().event
 
     @property
@@ -226,14 +235,15 @@ class WireEvent(Event):
             raise StaleEvent
         if self._json is UNSET:
             line = self._line
-            if line <= 0:
-                line = self._data_line(buffer)
-                if line < 0:
-                    line = self._typed_line(buffer)
+            if line == _LONE and buffer.startswith(b"data: ", self._from):
+                self._line = line = self._from + _BARE
+            elif line <= 0:
+                line = self._data_at(buffer)
             if line > 0:
+                view = self._view
                 try:
                     # No name is bound to the slice, so that nothing is left of it when this returns or raises.
-                    self._json = decode_json((self._view or memoryview(buffer))[line : self._to - 2])
+                    self._json = decode_json((view if view is not None else memoryview(buffer))[line : self._to - 2])
                 except (ValueError, RecursionError) as error:
                     raise not_json(error) from None
             else:
@@ -251,12 +261,18 @@ class WireEvent(Event):
     ) -> Event:
         buffer = self._buffer
         if json is not UNSET and buffer is not None and data is None and event is UNSET and id is UNSET and retry is UNSET:
-            lone = self._line > 0 or self._data_line(buffer) > 0
-            if lone or self._typed_line(buffer) > 0:
-                # The usual changes by far: nothing but data was there, or a type, and `__init__` would take twice the time to find
-                # nothing to check.
+            # The usual changes by far: nothing but data was there, or a type, and `__init__` would take twice the time to find
+            # nothing to check.
+            line = self._line
+            if line <= 0:
+                line = self._data_at(buffer)
+            if 0 < line <= self._from + _BARE:
+                bare = _new_event(JsonEvent)
+                bare._json = json
+                return bare
+            if line > 0:
                 made = _new_event(Event)
-                made._event = None if lone else self.event
+                made._event = self._type(buffer, line)
                 made._id = made._retry = made._data = None
                 made._json = json
                 return made
@@ -270,44 +286,41 @@ class WireEvent(Event):
             raise NotJson("this event's data is not JSON: it is not UTF-8") from None
         return self.data
 
-    def _data_line(self, buffer: bytes | bytearray) -> int:
-        """Where the data begins, when the whole block is one `data` line ended by LF: the usual case. Else -1."""
+    def _data_at(self, buffer: bytes | bytearray) -> int:
+        """Where the data begins, when the block is one `data` line, or an `event` line and a `data` line, ended by LF: what nearly
+        every event is. Else `_ODD`.
+        """
         line = self._line
-        if line == 0 or line == _LONE:
-            start, last = self._from, self._to - 2
-            known = line == _LONE
-            line = -1
-            if buffer.startswith(b"data:", start) and (
-                known or (buffer.find(b"\n", start, self._to) == last and buffer.find(b"\r", start, last) < 0)
-            ):
-                line = start + 6 if buffer[start + 5] == _SPACE else start + 5
-            self._line = line
+        if line > 0 or line == _ODD:
+            return line
+        lone = line == _LONE
+        start = at = self._from
+        last = self._to - 2
+        if not lone and buffer.startswith(b"event:", start):
+            at = buffer.find(b"\n", start, last) + 1
+        line = _ODD
+        if (
+            at >= start
+            and buffer.startswith(b"data:", at)
+            and (lone or (buffer.find(b"\n", at, self._to) == last and buffer.find(b"\r", start, last) < 0))
+        ):
+            line = at + 6 if buffer[at + 5] == _SPACE else at + 5
+        self._line = line
         return line
 
-    def _typed_line(self, buffer: bytes | bytearray) -> int:
-        """As `_data_line`, of a block that is one `event` line and one `data` line, ended by LF: what many LLM APIs send."""
-        line = self._typed
-        if line == 0:
-            start, last = self._from, self._to - 2
-            line = -1
-            if buffer.startswith(b"event:", start):
-                at = buffer.find(b"\n", start, last)
-                if (
-                    at > 0
-                    and buffer.startswith(b"data:", at + 1)
-                    and buffer.find(b"\n", at + 1, self._to) == last
-                    and buffer.find(b"\r", start, last) < 0
-                ):
-                    self._type_end = at
-                    line = at + 7 if buffer[at + 6] == _SPACE else at + 6
-            self._typed = line
-        return line
+    def _type(self, buffer: bytes | bytearray, line: int) -> str | None:
+        """The type of an event whose data begins at `line`, as `_data_at` tells."""
+        start = self._from
+        if line <= start + _BARE:
+            return None
+        start += 7 if buffer[start + 6] == _SPACE else 6
+        return bytes(buffer[start : buffer.find(b"\n", start)]).decode("utf-8", "replace")
 
     def detach(self) -> Event:
         return WireEvent(self.raw, 0, self._to - self._from, self.whole)
 
-    def write_to(self, output: PooledOutput) -> None:
-        output.write(self.raw)
+    def add_to(self, output: PooledOutput) -> int:
+        return output.add(self.raw)
 
     def _content(self) -> tuple[str | None, Any]:
         return self._parse().data, UNSET
@@ -354,8 +367,8 @@ class BodyEvent(Event):
     def detach(self) -> Event:
         return BodyEvent(self.raw)
 
-    def write_to(self, output: PooledOutput) -> None:
-        output.write(self.raw)
+    def add_to(self, output: PooledOutput) -> int:
+        return output.add(self.raw)
 
     def _content(self) -> tuple[str | None, Any]:
         return self.data, UNSET

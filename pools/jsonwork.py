@@ -31,8 +31,8 @@ encode_json: Callable[[Any], bytes] = _encoder.encode
 class PooledOutput:
     """The output of one batch, written piece by piece into leases of one pool.
 
-    `begin()` a piece, `write()` and `write_json()` it, and note `(buffer, start, used)`: a piece lies whole in one buffer
-    and stays where it is until `close()`, which gives the leases back. A lease that holds `pool.size` bytes is followed
+    `add` and `add_json` write a piece each and tell where it begins; note `(buffer, start, used)`: a piece lies whole in one
+    buffer and stays where it is until `close()`, which gives the leases back. A lease that holds `pool.size` bytes is followed
     by a new one, so that a long batch grows no buffer out of the pool. Views of a piece must not be taken before the last
     one of the batch is written: a buffer that is seen cannot grow.
     """
@@ -52,28 +52,21 @@ class PooledOutput:
         """Where the next byte goes in `buffer`."""
         return len(self.buffer)
 
-    def begin(self) -> int:
-        """Make room for a piece and return where it starts in `buffer`."""
-        used = len(self.buffer)
-        if used >= self._size or not self._leases:
-            lease = self._scope.acquire(self._pool)
-            self._leases.append(lease)
-            self.buffer = lease.buffer
-            del self.buffer[:]  # the pool restores the length
-            return 0
-        return used
-
-    def write(self, data: bytes) -> None:
-        """Append bytes to the piece."""
+    def add(self, data: bytes) -> int:
+        """A piece of these bytes; where it begins in `buffer`."""
+        start = self._begin()
         self.buffer += data
+        return start
 
-    def write_json(self, value: Any, before: bytes = b"", after: bytes = b"") -> None:
-        """Append the encoding of `value` to the piece, between two strings.
+    def add_json(self, value: Any, before: bytes = b"", after: bytes = b"") -> int:
+        """A piece of the encoding of `value` between two strings; where it begins in `buffer`.
 
         Errors as `encode_json`; nothing of it is left then.
         """
+        start = len(self.buffer)
+        if start >= self._size or not self._leases:
+            start = self._begin()
         buffer = self.buffer
-        start = len(buffer)
         try:
             buffer += before
             _encode_into(value, buffer, -1)
@@ -81,6 +74,22 @@ class PooledOutput:
         except BaseException:
             del buffer[start:]
             raise
+        return start
+
+    def extend(self, data: bytes) -> None:
+        """Let the last piece go on with these bytes."""
+        self.buffer += data
+
+    def _begin(self) -> int:
+        """Make room for a piece; where it begins in `buffer`."""
+        used = len(self.buffer)
+        if used < self._size and self._leases:
+            return used
+        lease = self._scope.acquire(self._pool)
+        self._leases.append(lease)
+        self.buffer = lease.buffer
+        del self.buffer[:]  # the pool restores the length
+        return 0
 
     def cut(self, at: int) -> None:
         """Take back what was written from `at` on."""

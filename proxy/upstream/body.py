@@ -26,6 +26,7 @@ MAX_TRAILER_BYTES = 16384
 
 # RFC 9112, section 7.1: chunk-size [ chunk-ext ] CRLF. Space before the CRLF is tolerated, as h11 does.
 _CHUNK_HEADER = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*|[ \t]*)\r\n")
+_NEXT_HEADER = re.compile(rb"\r\n" + _CHUNK_HEADER.pattern)  # behind the data of a chunk
 # A chunk header that means the same to whoever comes next: without the extensions, which belong to one hop (RFC 9112, 7.1.1).
 _PLAIN_HEADER = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 _LEAST_WHOLE = 4  # smaller chunks are unpacked; so the last bytes of the body lie together, for whoever must know them
@@ -118,22 +119,27 @@ class Chunked:
         try:
             while at < end:
                 if not self._left and not self._line and not self._in_trailers:
-                    # The usual case: a chunk that is whole.
+                    # The usual case: chunks that are whole, one behind the other.
                     match = _CHUNK_HEADER.match(buffer, at, end)
-                    if match is not None:
+                    while match is not None:
                         data = match.end()
                         size = int(match[1], 16)
                         behind = data + size
-                        if size and behind + 2 <= end and buffer[behind] == _CR and buffer[behind + 1] == _LF:
-                            if data - at > MAX_CHUNK_HEADER_BYTES:
-                                raise ProtocolFailure(f"a chunk header is longer than {MAX_CHUNK_HEADER_BYTES} bytes")
-                            if last:
-                                buffer[last : last + size] = buffer[data:behind]
-                                last += size
-                            else:  # nothing precedes: the first run may stay where it is
-                                first, last = data, behind
-                            at = behind + 2
-                            continue
+                        if not size or behind + 2 > end:
+                            break
+                        match = _NEXT_HEADER.match(buffer, behind, end)
+                        if match is None and (buffer[behind] != _CR or buffer[behind + 1] != _LF):
+                            break
+                        if data - at > MAX_CHUNK_HEADER_BYTES:
+                            raise ProtocolFailure(f"a chunk header is longer than {MAX_CHUNK_HEADER_BYTES} bytes")
+                        if last:
+                            buffer[last : last + size] = buffer[data:behind]
+                            last += size
+                        else:  # nothing precedes: the first run may stay where it is
+                            first, last = data, behind
+                        at = behind + 2
+                    if at == end:
+                        break
                 left = self._left
                 if left > 2:
                     take = left - 2 if left - 2 < end - at else end - at

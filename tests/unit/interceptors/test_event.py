@@ -26,8 +26,7 @@ async def written(event: Event) -> bytes:
     pool = BufferPool("json", 64, 1)
     async with BufferScope() as scope:
         output = PooledOutput(pool, scope)
-        start = output.begin()
-        event.write_to(output)
+        start = event.add_to(output)
         return bytes(output.buffer[start : output.used])
 
 

@@ -261,7 +261,7 @@ def test_a_tail_of_comments_passes_unseen() -> None:
 
 @pytest.mark.parametrize(
     ("hook", "output"),
-    [(keep, b"data: a\r\n\r\n"), (drop, b""), (upper, b"data: A\n\n"), (lambda event: [event], b"data: a\r\n\r")],
+    [(keep, b"data: a\r\n\r\n"), (drop, b""), (upper, b"data: A\n\n"), (lambda event: [event], b"data: a\r\n\r\n")],
     ids=["pass", "drop", "change", "list"],
 )
 def test_an_lf_after_a_cr_at_a_windows_end_goes_where_its_block_went(hook: OnEvent, output: bytes) -> None:

@@ -61,6 +61,7 @@ class End
 class Event
     __init__(data: str | None = None, *, json: Any = UNSET, event: str | None = None, id: str | None = None, retry: int
         | None = None) -> None
+    add_to(self, output: PooledOutput) -> int
     data: str
     detach(self) -> Event
     event: str | None
@@ -71,7 +72,6 @@ class Event
     replace(self, data: str | None = None, *, json: Any = UNSET, event: str | None = UNSET, id: str | None = UNSET,
         retry: int | None = UNSET) -> Event
     retry: int | None
-    write_to(self, output: PooledOutput) -> None
 EventResult = interceptors.event.Event | collections.abc.Sequence[interceptors.event.Event] | interceptors.api.End |
         None
 class EventTooLarge(InterceptorError)

@@ -60,10 +60,8 @@ async def test_a_piece_lies_where_it_was_written(pool: BufferPool, scope: Buffer
     output = PooledOutput(pool, scope)
     spans = []
     for value in ({"n": 1}, ["two"]):
-        start = output.begin()
-        output.write(b"data: ")
-        output.write_json(value)
-        output.write(b"\n\n")
+        start = output.add_json(value, b"data: ", b"\n")
+        output.extend(b"\n")
         spans.append((output.buffer, start, output.used))
     assert spans[0][0] is spans[1][0]
     assert [bytes(buffer[start:used]) for buffer, start, used in spans] == [b'data: {"n":1}\n\n', b'data: ["two"]\n\n']
@@ -77,7 +75,7 @@ async def test_nothing_is_borrowed_before_the_first_piece(pool: BufferPool, scop
     output = PooledOutput(pool, scope)
     output.close()
     assert pool.statistics().allocations == 0
-    assert output.begin() == 0
+    assert output.add(b"data") == 0
     assert pool.statistics().in_use == 1
 
 
@@ -88,14 +86,9 @@ async def test_a_piece_larger_than_the_buffer_is_whole_and_its_buffer_is_discard
     """A large value is written completely; what it grew is discarded as oversize and never pooled."""
     output = PooledOutput(pool, scope)
     text = "x" * 50 * SIZE
-    start = output.begin()
-    output.write(b"data: ")
-    if how == "json":
-        output.write_json(text)
-    else:
-        output.write(b'"' + text.encode() + b'"')
-    output.write(b"\n\n")
-    assert bytes(output.buffer[start : output.used]) == b'data: "' + text.encode() + b'"\n\n'
+    block = b'data: "' + text.encode() + b'"\n\n'
+    start = output.add_json(text, b"data: ", b"\n\n") if how == "json" else output.add(block)
+    assert bytes(output.buffer[start : output.used]) == block
     output.close()
     stats = pool.statistics()
     assert (stats.discards_oversize, stats.current_size, stats.in_use) == (1, 0, 0)
@@ -107,8 +100,7 @@ async def test_a_long_batch_rolls_over_to_new_leases_and_stays_pooled(scope: Buf
     output = PooledOutput(pool, scope)
     spans = []
     for n in range(200):
-        start = output.begin()
-        output.write_json({"piece": n})
+        start = output.add_json({"piece": n})
         spans.append((output.buffer, start, output.used))
     assert [bytes(buffer[start:used]) for buffer, start, used in spans] == [b'{"piece":%d}' % n for n in range(200)]
     leases = pool.statistics().in_use
@@ -119,15 +111,14 @@ async def test_a_long_batch_rolls_over_to_new_leases_and_stays_pooled(scope: Buf
     assert (stats.in_use, stats.current_size, stats.discards) == (0, leases, 0)
 
 
-async def test_a_new_lease_begins_exactly_when_the_buffer_is_full(pool: BufferPool, scope: BufferScope) -> None:
+@pytest.mark.parametrize("how", ["json", "bytes"])
+async def test_a_new_lease_begins_exactly_when_the_buffer_is_full(pool: BufferPool, scope: BufferScope, how: str) -> None:
     """`used == size` rolls over, one byte less does not: a piece may overhang by its own length only."""
     output = PooledOutput(pool, scope)
-    output.begin()
-    output.write(b"x" * (SIZE - 1))
-    assert output.begin() == SIZE - 1
-    output.write(b"y")
+    output.add(b"x" * (SIZE - 1))
+    assert output.add(b"y") == SIZE - 1
     first = output.buffer
-    assert output.begin() == 0
+    assert (output.add(b"z") if how == "bytes" else output.add_json(1)) == 0
     assert output.buffer is not first
     assert bytes(first[:SIZE]) == b"x" * (SIZE - 1) + b"y"
 
@@ -140,18 +131,22 @@ class Unspeakable:
 async def test_a_value_that_json_cannot_say_leaves_used_where_it_was(
     pool: BufferPool, scope: BufferScope, value: object
 ) -> None:
-    """A failed `write_json` changes neither `used` nor what was written, and the piece can go on or be undone."""
+    """A failed `add_json` leaves nothing of its piece, neither of the value nor of what stands before it."""
     output = PooledOutput(pool, scope)
-    output.begin()
-    output.write(b"before ")
-    start = output.begin()
-    output.write(b"data: ")
-    used = output.used
+    output.add(b"before ")
     with pytest.raises(TypeError):
-        output.write_json(value)
-    assert output.used == used == 13
-    output.cut(start)  # undone
-    output.write(b"after")
+        output.add_json(value, b"data: ", b"\n\n")
+    assert output.used == 7
+    output.add(b"after")
+    assert bytes(output.buffer[: output.used]) == b"before after"
+
+
+async def test_what_was_written_last_can_be_taken_back(pool: BufferPool, scope: BufferScope) -> None:
+    """`cut` takes back from anywhere, and the output goes on from there."""
+    output = PooledOutput(pool, scope)
+    output.add(b"before ")
+    output.cut(output.add(b"data: "))
+    output.add(b"after")
     assert bytes(output.buffer[: output.used]) == b"before after"
 
 
@@ -159,8 +154,7 @@ async def test_closing_again_and_writing_anew_both_work(pool: BufferPool, scope:
     """`close` twice gives back once; the next piece borrows the pooled buffer."""
     output = PooledOutput(pool, scope)
     for _ in range(2):
-        assert output.begin() == 0
-        output.write_json([1])
+        assert output.add_json([1]) == 0
         assert bytes(output.buffer[: output.used]) == b"[1]"
         output.close()
         output.close()
@@ -174,12 +168,10 @@ async def test_a_view_of_a_piece_kept_after_close_costs_the_buffer() -> None:
     pools = Pools()
     async with pools.open_scope() as scope:
         output = PooledOutput(pools.json, scope)
-        output.begin()
-        output.write(b"mine")
+        output.add(b"mine")
         with memoryview(output.buffer)[: output.used] as kept:
             output.close()
-            output.begin()
-            output.write(b"your")
+            output.add(b"your")
             assert bytes(kept) == b"mine"
         assert pools.json.statistics().discards_exported == 1
 
@@ -189,7 +181,6 @@ async def test_the_scope_returns_what_an_output_never_closed() -> None:
     pools = Pools()
     async with pools.open_scope() as scope:
         output = PooledOutput(pools.json, scope)
-        output.begin()
-        output.write_json({})
+        output.add_json({})
         assert pools.json.statistics().in_use == 1
     assert pools.json.statistics().in_use == 0
