@@ -54,7 +54,7 @@ class Settings:
     """For a TLS upstream: a PEM file with certificate and key."""
     limit_s: float = 60
     hold: bool = False
-    """Keep every stream open until all have had their events, so that memory is that of all of them."""
+    """No stream ends before all have had their events, so that memory is that of all of them, open at the same time."""
 
 
 @dataclass
@@ -111,6 +111,7 @@ class _Load:
         self.epoll = select.epoll()
         self.peers: dict[int, _Peer] = {}
         self.due: list[tuple[float, int, _Peer]] = []
+        self.held: list[_Peer] = []  # upstreams that have sent their events
         self.opened = self.opening = self.finished = self.failed = self.requests = self.sent = 0
         self.ends_at = 0.0
         self.latencies: list[float] = []
@@ -169,9 +170,12 @@ class _Load:
             while self.due and self.due[0][0] <= now:
                 at, _, peer = heapq.heappop(self.due)
                 self._emit(peer, at)
-            if now > sample_at:
+            full = len(self.held) >= settings.streams - self.failed and bool(self.held)
+            if full or now > sample_at:
                 peak = max(peak, resident_kb(settings.pids))
                 sample_at = now + 0.2
+            if full:
+                self._let_go()
         wall_s = time.perf_counter() - begin
         cpu = cpu_seconds(settings.pids) - cpu
         peak = max(peak, resident_kb(settings.pids))
@@ -236,8 +240,7 @@ class _Load:
         peer.tail = (peer.tail + data[-5:])[-5:]
         if peer.tail == _END:
             self.finished += 1
-            if not self.settings.hold:
-                self._close(peer)
+            self._close(peer)
 
     def _answered(self, peer: _Peer, data: bytes) -> None:
         peer.tail += data
@@ -323,11 +326,21 @@ class _Load:
         event = self.event % time.perf_counter_ns()
         peer.left -= 1
         peer.out += b"%x\r\n%s\r\n" % (len(event), event)
-        if not peer.left:
-            peer.out += _END
-        else:
+        if peer.left:
             heapq.heappush(self.due, (at + 1 / self.settings.rate, id(peer), peer))
+        elif self.settings.hold:
+            self.held.append(peer)
+        else:
+            peer.out += _END
         self._flush(peer)
+
+    def _let_go(self) -> None:
+        """All streams have had their events, and are open: end them."""
+        for peer in self.held:
+            if peer.sock.fileno() >= 0:
+                peer.out += _END
+                self._flush(peer)
+        self.held.clear()
 
     def _flush(self, peer: _Peer) -> None:
         """Write what there is; when all has left and the stream is not paced, make more."""
