@@ -202,6 +202,7 @@ class StreamChain:
         if self._closed:
             return
         self._closed = True
+        self.on_emit = None
         self._output.close()
         if self._event is not None:
             self._event.end_of_life()

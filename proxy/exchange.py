@@ -2,7 +2,7 @@
 
 It opens its buffer scope and its nursery: the *inbound* task takes in the request body as it arrives and then waits for the
 client to leave; the exchange's own task takes the request upstream and the response back (`forward`). Either one ending ends the
-other.
+other. A request that has come whole needs no inbound task where the server can call when the client leaves: most of them do not.
 Whatever happens inside is noted, not raised: when the nursery is done, one place tells the client, and one place counts and logs.
 """
 
@@ -139,6 +139,7 @@ class Exchange:
             finally:
                 worker.leave(self, self._route_name, admitted=route is not None, place=self._place)
                 self._account(outcome)
+                self._let_go()
 
     @property
     def _route_name(self) -> str:
@@ -191,7 +192,13 @@ class Exchange:
             if route.timeouts.total is not None:
                 self._cancel.deadline = self._started_at + route.timeouts.total
             try:
-                await forward.run(buffers, nursery, self._watch_client, self._run_task)
+                try:
+                    await forward.begin(buffers, nursery, self._watch_client, self._run_task)
+                    if (moving := forward.move(buffers)) is not None:
+                        await moving
+                finally:
+                    forward.close()
+                await forward.reply.finish()
             except (UpstreamFailure, RequestRefused, InterceptorError, ClientGone, SendStalled) as failure:
                 self._fail(failure)
             except httpx.LocalProtocolError:
@@ -208,7 +215,18 @@ class Exchange:
             self._fail(problem)
             self._cancel.cancel()
 
-    async def _watch_client(self) -> None:
+    def _watch_client(self, nursery: trio.Nursery) -> None:
+        """End the exchange when the client leaves: told by the server, if that is all that is left to hear, else in a task."""
+        assert self._inbound is not None
+        if not self._inbound.listen(self._told):
+            nursery.start_soon(self._take_in)
+
+    def _told(self) -> None:
+        assert self._inbound is not None
+        self._inbound.left()
+        self._client_left()
+
+    async def _take_in(self) -> None:
         """The inbound task: take in the request, then end the exchange when the client leaves."""
         assert self._cancel is not None
         assert self._inbound is not None
@@ -219,10 +237,21 @@ class Exchange:
         except Exception as error:
             self._fail_internally(error)
         else:
-            if self._finished:
-                return
-            self._outcome = self._outcome or Outcome.CLIENT_DISCONNECTED
+            self._client_left()
+            return
         self._cancel.cancel()
+
+    def _client_left(self) -> None:
+        assert self._cancel is not None
+        if not self._finished:
+            self._outcome = self._outcome or Outcome.CLIENT_DISCONNECTED
+            self._cancel.cancel()
+
+    def _let_go(self) -> None:
+        """Refer to nothing that refers to this, so that all of it is freed now, and not when the garbage collector gets to it."""
+        self._failure = None  # its traceback knows the frames that it came through
+        if self._forward is not None and self._forward.request is not None:
+            self._forward.request.spawn = None
 
     def _fail(self, failure: Exception) -> None:
         """Note why the exchange failed; the first reason counts."""

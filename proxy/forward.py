@@ -41,9 +41,14 @@ _SMALL_BODY_BYTES = 16384
 
 
 class Forward:
-    """Takes one admitted request to its route's upstream and the response back. Call `run` once."""
+    """Takes one admitted request to its route's upstream and the response back: `begin`, await what `move` returns, and `close`.
+
+    What it awaits is awaited by its owner, and `begin` is over when the head has left: a stream may last for hours, and every frame
+    below it is memory.
+    """
 
     __slots__ = (
+        "_answered",
         "_inbound",
         "_json",
         "_path",
@@ -52,8 +57,8 @@ class Forward:
         "_sse",
         "_target",
         "_worker",
+        "asking",
         "chain",
-        "intercepted",
         "relay",
         "reply",
         "request",
@@ -80,13 +85,19 @@ class Forward:
         self._sse = False
         self._json: JsonBody | None = None
         self.reply = Reply(worker, route, scope, inbound, send, connection)
+        self.asking: UpstreamRequest | None = None
+        """None when the upstream is not asked."""
         self.relay: Relay | None = None
         self.request: Request | None = None
         """As interceptors see it; None when there is none."""
         self.chain: StreamChain | None = None
         """The interceptors of the response, from when its head has come. Whoever made this closes it."""
-        self.intercepted = False
+        self._answered = False
+
+    @property
+    def intercepted(self) -> bool:
         """An interceptor has answered, or has ended the stream."""
+        return self._answered or (self.chain is not None and self.chain.ended)
 
     @property
     def counts(self) -> EventCounts | None:
@@ -99,14 +110,15 @@ class Forward:
         source = self.relay or self._json
         return source.first_read if source is not None else None
 
-    async def run(
+    async def begin(
         self,
         buffers: BufferScope,
         nursery: trio.Nursery,
-        watch_client: Callable[[], Awaitable[None]],
+        watch_client: Callable[[trio.Nursery], None],
         run_task: Callable[[Owner, Callable[..., Awaitable[object]], tuple[Any, ...]], Awaitable[None]],
     ) -> None:
-        """Send the request, relay the response. `watch_client` is the inbound task, `run_task` runs an interceptor's.
+        """Send the request, and all of the response but a body that is to be relayed. `watch_client` lets the exchange end when the
+        client leaves, `run_task` runs an interceptor's task.
 
         Raises `UpstreamFailure`, `RequestRefused`, `InterceptorError`, `ClientGone`, `SendStalled`, and `httpx.LocalProtocolError`
         for a request that cannot be sent.
@@ -124,7 +136,7 @@ class Forward:
             lease = buffers.acquire(self._worker.pools.http_response)
             size = await inbound.collect(lease.buffer)
             stream = httpx.ByteStream(b"")
-            nursery.start_soon(watch_client)
+            watch_client(nursery)
             with memoryview(lease.buffer)[:size] as view:
                 request.set_body(view)
                 answer = await chain.on_request(request)
@@ -134,7 +146,7 @@ class Forward:
             stream = httpx.ByteStream(request.body)
         else:
             stream = httpx.ByteStream(b"") if body in (None, b"0") else inbound.stream(int(body) if body else None)
-            nursery.start_soon(watch_client)
+            watch_client(nursery)
             answer = await chain.on_request(request) if chain.sees_requests and request is not None else None
             if request is not None and request.body_replaced:
                 inbound.forget_body()
@@ -144,9 +156,23 @@ class Forward:
             answer = await self._ask_upstream(request, body, stream, nursery, buffers)
         if answer is not None:
             inbound.forget_body()
-            self.intercepted = True
+            self._answered = True
             await send_intercepted(answer, self.reply)
-        await self.reply.finish()
+
+    def move(self, buffers: BufferScope) -> Awaitable[None] | None:
+        """What moves the body of the response, all but its end, when awaited; None if none is left to be moved.
+
+        Raises, when awaited, as `begin`.
+        """
+        if self._answered or self.asking is None or self.asking.response_body is None or self.asking.response_body.complete:
+            return None
+        return self._relay_body(self.asking, self.asking.response_body, buffers)
+
+    def close(self) -> None:
+        """Give back what the upstream has lent. Synchronous; safe to call again."""
+        if self.asking is not None and self.asking.response_body is not None:
+            self.asking.response_body.close()
+            self._inbound.forget_body()
 
     async def _body_length(self) -> bytes | None:
         """The Content-Length of the request, b"" if that is not known, None if it has no body. Raises `RequestRefused`."""
@@ -191,9 +217,9 @@ class Forward:
         nursery: trio.Nursery,
         buffers: BufferScope,
     ) -> Response | None:
-        """The request to the upstream, its response to the client. What an interceptor wants to answer instead, if it does."""
+        """The request to the upstream, the head of its response to the client. What an interceptor wants to answer instead."""
         route, reply = self._route, self.reply
-        asking = UpstreamRequest(
+        self.asking = asking = UpstreamRequest(
             self._worker,
             route,
             self._scope,
@@ -203,18 +229,12 @@ class Forward:
             nursery,
             identity=route.chain.sees_streams or reply.early_beat_s is not None,
         )
-        try:
-            response = await while_beating(partial(asking.send, stream), reply.early_beat_s, reply.beat_early)
-            assert asking.response_body is not None
-            answer = await self._respond(response, asking.response_body, request, buffers)
-            del response  # a stream may last for hours, and its head has left
-            if answer is None and not asking.response_body.complete:
-                await self._relay_body(asking, buffers)
-            return answer
-        finally:
-            if asking.response_body is not None:
-                asking.response_body.close()
-                self._inbound.forget_body()
+        response = await while_beating(partial(asking.send, stream), reply.early_beat_s, reply.beat_early)
+        assert asking.response_body is not None
+        answer = await self._respond(response, asking.response_body, request, buffers)
+        if answer is not None:
+            asking.response_body.close()
+        return answer
 
     async def _respond(
         self, response: httpx.Response, upstream: UpstreamBody, request: Request | None, buffers: BufferScope
@@ -287,16 +307,15 @@ class Forward:
             await self.reply.write(changed, last=True)
         return None
 
-    async def _relay_body(self, asking: UpstreamRequest, buffers: BufferScope) -> None:
+    def _relay_body(self, asking: UpstreamRequest, body: UpstreamBody, buffers: BufferScope) -> Awaitable[None]:
         """The body, all but its end; over several connections if the route reconnects."""
         route, reply, chain = self._route, self.reply, self.chain
         assert reply.writer is not None
-        assert asking.response_body is not None
         resume: Resume | None = None
         if reply.status == 200 and reply.may_add and asking.may_repeat:
             resume = Resume(route.reconnect, route.dialect, route.limits.max_event_bytes)
         self.relay = relay = open_relay(
-            asking.response_body,
+            body,
             reply.writer,
             chain,
             self._worker.pools,
@@ -313,10 +332,8 @@ class Forward:
             beat_s=reply.beat_s if reply.may_add else None,
         )
         if resume is not None:
-            self.intercepted = await move_over_connections(mover, resume, asking, reply, self._worker.log)
-        else:
-            await mover.run()
-            self.intercepted = chain is not None and chain.ended
+            return move_over_connections(mover, resume, asking, reply, self._worker.log)
+        return mover.run()
 
 
 def _is_json(media_type: str) -> bool:

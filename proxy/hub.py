@@ -259,6 +259,7 @@ class Hub:
         if parked.raise_cancel is not None and isinstance(result, outcome.Value):
             result = outcome.capture(parked.raise_cancel)
         trio.lowlevel.reschedule(parked.task, result)
+        result = None  # an error's traceback knows this frame, and must not be known by it
 
     def is_pumping(self, parked: _Parked) -> bool:
         """Whether it is this stream's pump that is running."""

@@ -8,14 +8,14 @@ behind that the server would wait for.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 import httpx
 import trio
 from trio_util import wait_any
 
-from .downstream import ClientConnection, Receive
+from .downstream import ClientConnection, Message, Messages, Receive
 from .errors import ClientGone, RequestRefused
 
 __all__ = ["Inbound"]
@@ -28,7 +28,7 @@ _QUIET_HTTP2_S = 0.05  # a stream that we reset is not reported
 
 
 class Inbound:
-    """Takes in one request. `run` is its task; before and after that, `first_message`, `discard` and `settle`."""
+    """Takes in one request. `run` is its task, unless `listen` does without; before and after, there are the other methods."""
 
     __slots__ = (
         "_body",
@@ -122,6 +122,27 @@ class Inbound:
         if self._body is not None:
             self._body.close()
 
+    def listen(self, on_gone: Callable[[], None]) -> bool:
+        """Do without a task, if the request is whole and its server calls when the client leaves: `on_gone`, synchronously, which
+        is to call `left`.
+
+        False: `run` is needed. What has come of the request is taken in before, if nobody else wants it.
+        """
+        messages = getattr(self._receive, "__self__", None)
+        if type(messages) is not Messages or self._first:
+            return False
+        while (self.complete or not self.expects_body) and (message := messages.receive_nowait()) is not None:
+            self._take(message)
+        if not self.complete or self.gone:
+            return False
+        self._end_body()
+        messages.on_disconnect = on_gone
+        return True
+
+    def left(self) -> None:
+        """The server has said that the client is gone."""
+        self.gone = self._disconnected = True
+
     async def run(self) -> None:
         """Hand the body over at the upstream's pace, then wait until the client leaves; returns then, with `gone`.
 
@@ -134,12 +155,16 @@ class Inbound:
             await self._next()  # the server has the end of the request already, and says so at once
         if not self.complete:
             await self._take_in()
-        if self.complete and self._to_upstream is not None:
-            self._to_upstream.close()
+        if self.complete:
+            self._end_body()
         if self._ended is not None:
             self._ended.set()
         while not self.gone:
             await self._next()
+
+    def _end_body(self) -> None:
+        if self._to_upstream is not None:
+            self._to_upstream.close()
 
     async def _take_in(self) -> None:
         """The rest of the body. One scope for all of it, whose deadline moves: a scope for each message costs more."""
@@ -188,9 +213,11 @@ class Inbound:
         return self._to_upstream is None or self._to_upstream.statistics().open_receive_channels == 0
 
     async def _next(self) -> bytes:
-        message = await self._receive()
+        return self._take(await self._receive())
+
+    def _take(self, message: Message) -> bytes:
         if message["type"] == "http.disconnect":
-            self.gone = self._disconnected = True
+            self.left()
             return b""
         data: bytes = message.get("body", b"")
         self.bytes_received += len(data)

@@ -23,8 +23,8 @@ from .upstream_request import UpstreamRequest
 __all__ = ["move_over_connections"]
 
 
-async def move_over_connections(mover: Mover, resume: Resume, asking: UpstreamRequest, reply: Reply, log: Any) -> bool:
-    """Move the stream to its end; whether it was an interceptor that has ended it while it moved.
+async def move_over_connections(mover: Mover, resume: Resume, asking: UpstreamRequest, reply: Reply, log: Any) -> None:
+    """Move the stream to its end.
 
     `mover` has a relay with that `resume`, on the first response to `asking`. Raises what `Mover.run` raises, and the last
     `UpstreamFailure` when the stream cannot go on.
@@ -37,15 +37,15 @@ async def move_over_connections(mover: Mover, resume: Resume, asking: UpstreamRe
         except UpstreamFailure as error:
             failure = error
         if relay.speaker is not None and relay.speaker.ended:
-            return True
+            return
         if not resume.wants_more(clean=failure is None):
             if failure is not None:
                 raise failure
-            return False
+            return
         relay.body.close()
         if not await _reconnect(resume, failure, asking, reply, log):
             await mover.complete()
-            return False
+            return
         assert asking.response_body is not None
         relay.go_on(asking.response_body)
 

@@ -7,6 +7,7 @@ signal, a second later at the earliest, ends it at once. SIGHUP reloads the conf
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -36,6 +37,7 @@ START_FAILED = 3
 """The exit status of a process that could not begin to serve, and has said why in a `start_failed` line."""
 
 _SAME_SIGNAL_S = 1.0
+_COLLECT_AFTER = (5000, 10, 10)
 _FILES_BESIDE_STREAMS = 64
 
 
@@ -72,6 +74,7 @@ def run_server(config: Config, serving: Serving, index: int = 0, parent_alive_fd
         else:
             sock.close()  # another worker's
     status = 0
+    _calm_collector()
     try:
         trio.run(_serve_until_signal, app, serving, parent_alive_fd)
     except* LifespanFailureError:  # the app has said why
@@ -172,6 +175,17 @@ async def _watch_parent(fd: int, shutdown: trio.Event) -> None:
     """The supervisor holds the other end of this pipe; when that closes, nobody will tell us to stop any more."""
     await trio.lowlevel.wait_readable(fd)
     shutdown.set()
+
+
+def _calm_collector() -> None:
+    """Let the garbage collector look less often, and never at what was there before the first request.
+
+    An exchange leaves nothing for it. But each open stream is some 70 objects that it would look at in vain, while nothing else
+    runs: with 2,000 streams for 100 ms, some eight times while they open.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_AFTER)
 
 
 def _raise_file_limit() -> int:

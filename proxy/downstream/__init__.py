@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from .asgi import AsgiWriter
 from .direct import DirectWriter
-from .hypercorn import ClientConnection, ServerConfig, contain_connections, cut_connections, inspect_server, path_is_known
-from .writer import Receive, Scope, Send, Writer, has_no_body
+from .hypercorn import (
+    ClientConnection,
+    Messages,
+    ServerConfig,
+    contain_connections,
+    cut_connections,
+    inspect_server,
+    path_is_known,
+)
+from .writer import Message, Receive, Scope, Send, Writer, has_no_body
 
 __all__ = [
     "WRITERS",
     "ClientConnection",
+    "Message",
+    "Messages",
     "Receive",
     "Scope",
     "Send",

@@ -13,11 +13,12 @@ from interceptors.chain import Part
 
 from ..headers import HeaderList
 
-__all__ = ["Receive", "Scope", "Send", "Writer", "has_no_body"]
+__all__ = ["Message", "Receive", "Scope", "Send", "Writer", "has_no_body"]
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
 
 class Writer(Protocol):

@@ -157,11 +157,6 @@ async def upload(client: Client) -> Answer:
     return await client.answer()
 
 
-async def post(client: Client) -> Answer:
-    await client.send("POST", ARMED, body=b"hello")
-    return await client.answer()
-
-
 @dataclass
 class Streams:
     """How often `on_end` was called for each stream that was opened."""
@@ -257,11 +252,9 @@ class Exchanging:
 KINDS = {
     "stream": Exchanging(places=("connections._connect_address", "roundtrip._read_head", "hub.move")),
     "stream, no hub": Exchanging(hub=False, places=("connections._connect_address", "response.wait_readable")),
-    "both sides kept": Exchanging(
-        play=get_twice, others=1, keep=True, places=("roundtrip._read_head", "hub.move", "inbound.run")
-    ),
+    "both sides kept": Exchanging(play=get_twice, others=1, keep=True, places=("roundtrip._read_head", "hub.move")),
     "slow client": Exchanging(
-        play=get_slowly, script=large_stream, body=b"".join(LARGE), keep=True, places=("direct.drain", "asgi.finish")
+        play=get_slowly, script=large_stream, body=b"".join(LARGE), keep=True, places=("direct.drain",)
     ),
     "editing": Exchanging(
         body=b"".join(b"data: %d!\n\n" % number for number in range(4)),
@@ -283,12 +276,12 @@ KINDS = {
         play=upload,
         script=take_upload,
         body=b"%d" % len(UPLOAD),
-        places=("inbound._take_in", "inbound._hand_over", "connections.send_all"),
+        places=("inbound._take_in", "inbound._hand_over", "inbound.run", "connections.send_all"),
     ),
     "collected body": Exchanging(
-        play=post,
+        play=upload,
         script=take_upload,
-        body=b"5",
+        body=b"%d" % len(UPLOAD),
         given=lambda streams: (WantsBody,),
         places=("hooks.call", "inbound.collect"),
     ),
@@ -305,7 +298,7 @@ KINDS = {
         places=("intercepted._next_event",),
     ),
     "tls upstream": Exchanging(upstream_tls=True, places=("connections._start_tls", "hub.move")),
-    "tls client": Exchanging(client_tls=True, places=("asgi.drain", "response.wait_readable")),
+    "tls client": Exchanging(client_tls=True, places=("asgi.drain", "asgi.finish", "response.wait_readable")),
 }
 
 

@@ -64,7 +64,7 @@ async def test_nobody_waits_for_a_client_that_was_reset(
     tls: bool, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is in flight has a time to arrive when a response is cut; after a reset it never will, and the exchange ends at once."""
-    monkeypatch.setattr("proxy.downstream.hypercorn._LAST_BYTES_S", 60.0)
+    monkeypatch.setattr("proxy.downstream.hypercorn.client._LAST_BYTES_S", 60.0)
 
     async def script(peer: Peer) -> None:
         await peer.request()

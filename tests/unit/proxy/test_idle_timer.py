@@ -8,7 +8,7 @@ from typing import Any
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from proxy.downstream.hypercorn import _IdleTimer
+from proxy.downstream.hypercorn.idle import IdleTimer
 
 
 class Server:
@@ -18,7 +18,7 @@ class Server:
         self.config = SimpleNamespace(keep_alive_timeout=75.0)
         self.context = SimpleNamespace(terminated=trio.Event())
         self.group = SimpleNamespace(spawn=nursery.start_soon)
-        self.timer = _IdleTimer(self)  # type: ignore[arg-type]
+        self.timer = IdleTimer(self)  # type: ignore[arg-type]
         self.closed_at: float | None = None
 
     async def idle(self) -> None:

@@ -1,0 +1,22 @@
+"""What we know of Hypercorn's insides, all in one place, and checked where it is used.
+
+`client` finds the connection of a client behind ASGI's `send`; `connection` is Hypercorn's, but for what we do otherwise, and
+`idle`, `strict` and `apps` are parts of that: the time between requests, the reading of heads, the calling of the app.
+`tests/integration/test_hypercorn.py` fails when an installed Hypercorn is another than the one that we know.
+"""
+
+from __future__ import annotations
+
+from .apps import Messages
+from .client import ClientConnection, inspect_server, path_is_known
+from .connection import ServerConfig, contain_connections, cut_connections
+
+__all__ = [
+    "ClientConnection",
+    "Messages",
+    "ServerConfig",
+    "contain_connections",
+    "cut_connections",
+    "inspect_server",
+    "path_is_known",
+]

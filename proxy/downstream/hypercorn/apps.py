@@ -1,0 +1,117 @@
+"""The calling of the app, and what ASGI's `receive` gives it.
+
+Hypercorn has a Trio memory channel for each request, and needs it for little: one task puts messages in, one takes them out. Its
+two ends, and what it has for any number of waiting tasks, are 2 kB that stay for as long as a stream; and whoever puts a message
+into it waits for ever when the app has returned without having taken everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.trio.task_group import TaskGroup
+
+__all__ = ["AppTasks", "Messages"]
+
+Message = MutableMapping[str, Any]
+
+
+class Messages:
+    """What a client's connection has for one application: at most so many messages, for one task that takes them.
+
+    `put` is for the connection, `receive` is ASGI's; both block while they must wait, and are cancelled at no other time.
+    """
+
+    __slots__ = ("_limit", "_messages", "_over", "_waiting", "on_disconnect")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = max(1, limit)
+        self._messages: list[Message] = []
+        self._waiting: trio.lowlevel.Task | None = None  # who puts, when it is full; who takes, when it is empty
+        self._over = False
+        self.on_disconnect: Callable[[], None] | None = None
+        """Called, synchronously, when `http.disconnect` comes: for whoever has nothing else to wait for."""
+
+    async def put(self, message: Message) -> None:
+        """Add one, as soon as there is room. Nobody wants it any more when `close` has been called."""
+        while len(self._messages) >= self._limit and not self._over:
+            await self._wait()
+        if self._over:
+            return
+        self._messages.append(message)
+        self._wake()
+        if self.on_disconnect is not None and message["type"] == "http.disconnect":
+            self.on_disconnect()
+
+    async def receive(self) -> Message:
+        """The next one."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self._messages:
+            await self._wait()
+        return self._take()
+
+    def receive_nowait(self) -> Message | None:
+        """The next one, if it is there."""
+        return self._take() if self._messages else None
+
+    def close(self) -> None:
+        """The app has returned."""
+        self._over = True
+        self.on_disconnect = None
+        self._messages.clear()
+        self._wake()
+
+    def _take(self) -> Message:
+        message = self._messages.pop(0)
+        self._wake()
+        return message
+
+    async def _wait(self) -> None:
+        if self._waiting is not None:
+            raise trio.BusyResourceError("another task waits for this request's messages")
+        self._waiting = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._forget)
+
+    def _wake(self) -> None:
+        task, self._waiting = self._waiting, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+
+    def _forget(self, _: Any) -> trio.lowlevel.Abort:
+        """Trio cancels the task that waits."""
+        self._waiting = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+
+class AppTasks(TaskGroup):
+    """Hypercorn's group of a connection's tasks, which calls the app for each request."""
+
+    async def spawn_app(self, app: Any, config: Any, scope: Any, send: Any) -> Callable[[Any], Awaitable[None]]:
+        messages = Messages(config.max_app_queue_size)
+        assert self._nursery is not None
+        self._nursery.start_soon(_run_app, app, config, scope, messages, send)
+        return messages.put
+
+
+async def _run_app(app: Any, config: Any, scope: Any, messages: Messages, send: Callable[[Any], Awaitable[None]]) -> None:
+    """As Hypercorn does it: what the app raises is logged, and the connection hears that it has returned."""
+    receive: Any = messages.receive
+    try:
+        if type(app) is ASGIWrapper:
+            await app.app(scope, receive, send)
+        else:
+            await app(scope, receive, send, trio.to_thread.run_sync, trio.from_thread.run)
+    except trio.Cancelled:
+        raise
+    except BaseExceptionGroup as error:
+        if error.split(trio.Cancelled)[1] is None:
+            raise
+        await config.log.exception("Error in ASGI Framework")
+    except Exception:
+        await config.log.exception("Error in ASGI Framework")
+    finally:
+        messages.close()
+        await send(None)

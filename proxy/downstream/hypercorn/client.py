@@ -1,0 +1,216 @@
+"""The client's connection, behind ASGI's `send`.
+
+ASGI gives no access to the client's socket, no way to reset an HTTP/2 stream, and no word on which headers the server adds. Under
+Hypercorn's Trio worker all of that can be reached from `send`:
+
+    HTTPStream.app_send -> H11Protocol.stream_send (or H2Protocol) -> TCPServer.protocol_send -> TCPServer.stream
+
+That path is private. `inspect_server` checks every hop's type and answers None when one differs, and then everything works
+through plain ASGI.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from contextlib import suppress
+from typing import Any
+
+import trio
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.trio.tcp_server import TCPServer
+
+from .connection import RESET, Connection
+
+__all__ = ["ClientConnection", "inspect_server", "path_is_known"]
+
+_USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)  # RFC 5482; Linux has it
+_INTERNAL_ERROR = 0x2  # RFC 9113, section 7
+_LAST_BYTES_S = 1.0
+_LOOK_S = 0.05
+
+
+def path_is_known() -> bool:
+    """Whether the installed Hypercorn looks like one whose path we know; each connection is checked on its own as well."""
+    hops = ((HTTPStream, "app_send"), (H11Protocol, "stream_send"), (TCPServer, "protocol_send"))
+    return all(callable(getattr(owner, name, None)) for owner, name in hops)
+
+
+def inspect_server(send: Any) -> ClientConnection | None:
+    """The client's connection behind an ASGI `send`, or None when the server is not a Hypercorn that we know."""
+    stream = getattr(send, "__self__", None)
+    if type(stream) is not HTTPStream or getattr(send, "__func__", None) is not HTTPStream.app_send:
+        return None
+    stream_send = getattr(stream, "send", None)
+    protocol: Any = getattr(stream_send, "__self__", None)
+    if type(protocol) not in (H11Protocol, H2Protocol):
+        return None
+    protocol_send = getattr(protocol, "send", None)
+    server: Any = getattr(protocol_send, "__self__", None)
+    if (
+        type(server) not in (TCPServer, Connection)
+        or getattr(protocol_send, "__func__", None) is not type(server).protocol_send
+    ):
+        return None
+    transport: Any = server.stream
+    tls = type(transport) is trio.SSLStream
+    if tls:
+        transport = transport.transport_stream
+    if type(transport) is not trio.SocketStream:
+        return None
+    sock = getattr(transport.socket, "_sock", None)
+    if type(sock) is not socket.socket:
+        return None
+    return ClientConnection(stream, protocol, server, transport, sock, tls)
+
+
+class ClientConnection:
+    """The connection of one client under Hypercorn."""
+
+    __slots__ = ("_protocol", "_server", "_stream", "_transport", "sock", "tls")
+
+    def __init__(
+        self,
+        stream: HTTPStream,
+        protocol: H11Protocol | H2Protocol,
+        server: TCPServer,
+        transport: trio.SocketStream,
+        sock: socket.socket,
+        tls: bool,
+    ) -> None:
+        self._stream = stream
+        self._protocol = protocol
+        self._server = server
+        self._transport = transport
+        self.sock = sock
+        """The socket itself, non-blocking. Hypercorn owns it: it may be closed at any await."""
+        self.tls = tls
+
+    @property
+    def http2(self) -> bool:
+        return type(self._protocol) is H2Protocol
+
+    @property
+    def shields_send(self) -> bool:
+        """Whether ASGI's `send` cannot be cancelled while the client takes nothing: so it is with HTTP/1.1."""
+        return not self.http2
+
+    @property
+    def added_headers(self) -> frozenset[bytes]:
+        """The headers that Hypercorn adds to every response."""
+        config = self._stream.config
+        added = {b"date"} if config.include_date_header else set()
+        if config.include_server_header:
+            added.add(b"server")
+        return frozenset(added)
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether the kernel has given the client up because it took nothing."""
+        return type(self._server) is Connection and self._server.timed_out
+
+    def limit_send(self, timeout_s: float | None) -> None:
+        """Let the kernel give a client up that takes nothing for so long; None: never. For what cannot be cancelled.
+
+        Not under HTTP/2, whose streams share the connection: there the listening socket's limit stays.
+        """
+        server = self._server
+        if type(server) is not Connection or self.http2 or server.send_timeout_s == timeout_s or _USER_TIMEOUT is None:
+            return
+        server.send_timeout_s = timeout_s
+        with suppress(OSError):
+            self.sock.setsockopt(
+                socket.IPPROTO_TCP, _USER_TIMEOUT, 0 if timeout_s is None else max(1, int(timeout_s * 1000))
+            )
+
+    def hold_head(self, hold: bool) -> None:
+        """Whether what is sent next is kept, to leave with what comes behind it; without effect under HTTP/2."""
+        if type(self._server) is Connection:
+            self._server.holds_head = hold
+
+    async def wait_hangup(self) -> None:
+        """Return when the client has closed or reset its connection, although nobody reads what it still sends.
+
+        Where the platform cannot tell (no epoll), this waits for ever.
+        """
+        if self.sock.fileno() < 0:
+            return
+        if not hasattr(select, "epoll"):
+            await trio.sleep_forever()
+        with select.epoll() as poll:
+            poll.register(self.sock.fileno(), select.EPOLLRDHUP)  # and EPOLLHUP, EPOLLERR, which always tell
+            await trio.lowlevel.wait_readable(poll.fileno())
+
+    async def wait_sent(self) -> bool:
+        """Under HTTP/2, wait until some of what was handed over has left, as the client's windows let it. True when all has.
+
+        Hypercorn's own limit does not hold when the window is shut: it then takes in whatever it is given.
+        """
+        if not isinstance(self._protocol, H2Protocol):
+            return True
+        buffer = self._protocol.stream_buffers.get(self._stream.stream_id)
+        if buffer is None:
+            return True
+        while waiting := len(buffer.buffer):
+            with trio.move_on_after(_LOOK_S):
+                await buffer.drain()
+            if 0 < len(buffer.buffer) < waiting:
+                return False
+        return True
+
+    async def abort(self) -> None:
+        """End the response such that the client sees that it is not whole: a reset, of the connection or the HTTP/2 stream.
+
+        What was sent before has a second to leave. Not cancelled by what surrounds it.
+        """
+        with trio.CancelScope(shield=True), trio.move_on_after(_LAST_BYTES_S):
+            if isinstance(self._protocol, H2Protocol):
+                if await self._reset_stream(self._protocol):
+                    return
+            else:
+                await self._let_last_bytes_leave()
+        if self.sock.fileno() >= 0:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            self._transport.socket.close()
+        if type(self._server) is Connection:
+            self._server.stop_reading()
+
+    async def _reset_stream(self, protocol: H2Protocol) -> bool:
+        """RFC 9113, section 5.4.2. False when the protocol object is not as we know it."""
+        stream_id = self._stream.stream_id
+        try:
+            buffer = protocol.stream_buffers.get(stream_id)
+            if buffer is not None:
+                with trio.move_on_after(_LAST_BYTES_S / 2):
+                    await buffer.drain()
+            protocol.connection.reset_stream(stream_id, _INTERNAL_ERROR)
+            await protocol._flush()
+            await protocol._window_updated(stream_id)  # as Hypercorn does on a client's reset: frees the buffer
+        except AttributeError:
+            return False
+        except Exception:  # h2 refuses to reset what is closed already, and then there is nothing to tell
+            return self.sock.fileno() < 0 or stream_id not in protocol.streams
+        return True
+
+    async def _let_last_bytes_leave(self) -> None:
+        """A reset discards what the kernel has not sent; wait until the client's side has acknowledged it."""
+        try:
+            from fcntl import ioctl
+            from termios import TIOCOUTQ
+        except ImportError:
+            return
+        if self.sock.fileno() < 0:
+            return
+        unsent = bytearray(4)
+        broken = select.poll()
+        broken.register(self.sock.fileno(), 0)  # POLLHUP and POLLERR always tell
+        while self.sock.fileno() >= 0 and not broken.poll(0):  # after a reset, what was not acknowledged never will be
+            try:
+                ioctl(self.sock.fileno(), TIOCOUTQ, unsent)
+            except OSError:
+                return
+            if not any(unsent):
+                return
+            await trio.sleep(0.02)

@@ -1,0 +1,180 @@
+"""Hypercorn's connection, but for what we do otherwise."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from typing import Any
+
+import hypercorn.trio.run as hypercorn_run
+import trio
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio import tcp_server
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.tcp_server import TCPServer
+
+from .apps import AppTasks
+from .idle import IdleTimer, ServerConfig
+from .strict import be_strict
+
+__all__ = ["RESET", "Connection", "ServerConfig", "contain_connections", "cut_connections"]
+
+RESET = struct.pack("ii", 1, 0)
+"""For SO_LINGER: on, 0 s. Closing the socket then sends a reset."""
+_READ_BYTES = 65536
+
+
+class Connection(TCPServer):
+    """Hypercorn's connection, but for four things.
+
+    What goes wrong on it is its own end, not the worker's: its reading task may close the connection while the application's
+    writes, and Trio then raises `BusyResourceError` in one of them, which Hypercorn lets pass: out of the connection, out of the
+    server, out of the process.
+
+    And what it sends over HTTP/1.1 leaves at once where the client's socket takes it, with one system call and no pass through
+    Trio's loop; a head that is held leaves with the body. Hypercorn takes three such passes for a response, one of them to send
+    nothing.
+
+    And a client's head is read strictly.
+
+    And when the client has closed an idle connection it ends at once; Hypercorn keeps its task and its descriptor until the time
+    for keep-alive is over.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.protocol: Any = None
+        self.idle_task: Any = IdleTimer(self)
+        self.holds_head = False
+        self.timed_out = False
+        self.send_timeout_s: float | None = -1.0  # what the client's socket has; unlike any, until it is set
+        self._held = b""
+        self._handing_over: trio.CancelScope | None = None
+
+    async def run(self) -> None:
+        _connections.add(self)
+        try:
+            await super().run()
+        except* (trio.BusyResourceError, trio.ClosedResourceError):  # the latter: cut, in its handshake
+            await trio.aclose_forcefully(self.stream)
+        finally:
+            _connections.discard(self)
+            # They know this connection; so all of it is freed now, and not when the garbage collector gets to it.
+            self.idle_task = self.protocol = None
+
+    def cut(self) -> None:
+        """Reset it. Whoever waits for its socket is told; what a TLS or HTTP/2 layer holds is lost. Synchronous."""
+        transport: Any = getattr(self.stream, "transport_stream", self.stream)
+        if transport.socket.fileno() >= 0:
+            transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            transport.socket.close()
+
+    async def _read_data(self) -> None:
+        be_strict(self.protocol.protocol)
+        if self.config.read_timeout is not None:
+            await super()._read_data()
+            return
+        # Without a deadline for each read, which Hypercorn sets even where there is none.
+        try:
+            stream: Any = self.stream
+            if type(stream) is trio.SocketStream:
+                await self._read_socket(stream.socket)
+            else:
+                while data := await stream.receive_some(_READ_BYTES):
+                    await self._hand_over(bytes(data))
+            await self._hand_over(b"")
+        except (trio.ClosedResourceError, trio.BrokenResourceError, OSError) as error:
+            self._note(error)
+        await self.protocol.handle(Closed())
+        self.idle_task.end()
+
+    async def _read_socket(self, sock: Any) -> None:
+        """Hand over what the client sends, to its end, with three frames less under a task that waits than Trio's stream has.
+
+        Raises `trio.ClosedResourceError` when somebody closes the socket, and `OSError`.
+        """
+        while True:
+            if sock.fileno() < 0:
+                raise trio.ClosedResourceError
+            await trio.lowlevel.wait_readable(sock)
+            try:
+                data = sock._sock.recv(_READ_BYTES)
+            except BlockingIOError:
+                continue
+            if not data:
+                return
+            await self._hand_over(data)
+
+    async def _hand_over(self, data: bytes) -> None:
+        with trio.CancelScope() as self._handing_over:
+            await self.protocol.handle(RawData(data))
+        self._handing_over = None
+
+    def stop_reading(self) -> None:
+        """The connection was aborted. Hypercorn's reading task waits for ever, otherwise, when a request was pipelined behind one
+        whose response has ended in the middle.
+        """
+        if self._handing_over is not None:
+            self._handing_over.cancel()
+
+    async def protocol_send(self, event: Event) -> None:
+        if type(event) is RawData and type(self.protocol.protocol) is H11Protocol:
+            data = self._held + event.data
+            if self.holds_head:
+                self._held = data
+                return
+            self._held = b""
+            data = self._send_now(data)
+            if not data:
+                return
+            event = RawData(data)
+        if type(event) is not RawData:
+            await super().protocol_send(event)
+            return
+        # As Hypercorn does it, but that what went wrong is looked at.
+        async with self.send_lock:
+            try:
+                with trio.CancelScope(shield=True):
+                    await self.stream.send_all(event.data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                self._note(error)
+                await self.protocol.handle(Closed())
+
+    def _note(self, error: BaseException | None) -> None:
+        """The kernel gives up a client that takes nothing with ETIMEDOUT, and tells it once: whoever reads or writes first."""
+        while error is not None:
+            if isinstance(error, OSError) and error.errno == errno.ETIMEDOUT:
+                self.timed_out = True
+            error = error.__cause__ or error.__context__
+
+    def _send_now(self, data: bytes) -> bytes:
+        """What is left to be sent: nothing, as a rule. For the rest Hypercorn's own way waits, or tells what is wrong."""
+        stream: Any = self.stream
+        if not data or type(stream) is not trio.SocketStream or self.send_lock.locked():
+            return data
+        sock: Any = stream.socket
+        try:
+            return data[sock._sock.send(data) :]
+        except (OSError, AttributeError):
+            return data
+
+
+def contain_connections() -> None:
+    """Let Hypercorn's Trio worker use `Connection`, if it is the Hypercorn that we know. Process-wide."""
+    if getattr(hypercorn_run, "TCPServer", None) is TCPServer and getattr(tcp_server, "TaskGroup", None) is TaskGroup:
+        vars(hypercorn_run)["TCPServer"] = Connection
+        vars(tcp_server)["TaskGroup"] = AppTasks
+
+
+_connections: set[Connection] = set()
+
+
+def cut_connections(config: Config) -> int:
+    """Reset the connections of the server that runs with `config`; how many there were. Whatever they wait for, they end."""
+    found = [connection for connection in _connections if connection.config is config]
+    for connection in found:
+        connection.cut()
+    return len(found)

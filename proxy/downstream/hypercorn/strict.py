@@ -1,0 +1,41 @@
+"""The reading of a client's heads and trailers, without h11's leniency."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import h11
+from h11._receivebuffer import ReceiveBuffer
+
+__all__ = ["be_strict"]
+
+_LAX = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]")
+
+
+class _StrictBuffer(ReceiveBuffer):
+    """What h11 reads a client's heads and trailers from, without its leniency: a line ends with CRLF and is not folded.
+
+    RFC 9112, sections 2.2 and 5.2, let a server take a bare LF, and a folded line; where two servers read a head in two ways, a
+    request can be smuggled past one of them.
+    """
+
+    def maybe_extract_lines(self) -> list[bytearray] | None:
+        data = self._data
+        if data.startswith(b"\r\n"):
+            return super().maybe_extract_lines()
+        searched = max(0, self._multiple_lines_search - 3)
+        end = data.find(b"\r\n\r\n", searched)
+        if _LAX.search(data, searched, len(data) - data.endswith(b"\r") if end < 0 else end + 4):
+            raise h11.RemoteProtocolError("a line does not end with CRLF, or is folded", error_status_hint=400)
+        if end < 0:
+            self._multiple_lines_search = len(data)
+            return None
+        return self._extract(end + 4)[:-4].split(b"\r\n")
+
+
+def be_strict(protocol: Any) -> None:
+    """Let an HTTP/1.1 connection that has read nothing read strictly, if its h11 is the one that we know."""
+    connection: Any = getattr(protocol, "connection", None)
+    if type(getattr(connection, "_receive_buffer", None)) is ReceiveBuffer and not connection._receive_buffer:
+        connection._receive_buffer = _StrictBuffer()

@@ -1,0 +1,170 @@
+"""What an exchange leaves behind is freed when it ends: nothing of ours, nor of Hypercorn's, waits for the garbage collector.
+
+A proxy with thousands of streams can afford to collect rarely only because of that (`weirpool serve` does).
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+
+import pytest
+import trio
+import trio.testing
+from support.client import Client
+from support.interceptors import config_with, on_event, on_event_async, until
+from support.proxy import Proxy, open_proxy
+from support.upstream import Peer, open_upstream
+
+from interceptors import Event, EventResult, Interceptor, Request, Response, StreamContext
+
+OURS = ("proxy.", "interceptors.", "pools.", "hypercorn.")
+STREAM = b"data: 1\n\ndata: 2\n\n"
+TIMES = 3
+
+
+@pytest.fixture(autouse=True)
+def no_collection() -> Iterator[None]:
+    """Nothing is collected but where the test does."""
+    gc.disable()
+    yield
+    gc.set_debug(0)
+    gc.enable()
+    gc.collect()
+
+
+def garbage() -> Counter[str]:
+    """What waits for the collector, by type, of the packages that a test is about; it is collected by this."""
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        gc.collect()
+        names = (f"{type(one).__module__}.{type(one).__qualname__}" for one in gc.garbage)
+        return Counter(name for name in names if name.startswith(OURS))
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.collect()
+
+
+async def script(peer: Peer) -> None:
+    """An event stream; its target says how it ends."""
+    while True:
+        request = await peer.request()
+        if request.target == b"/json":
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+            continue
+        await peer.start_stream()
+        await peer.chunk(STREAM)
+        if request.target == b"/broken":
+            return
+        if request.target == b"/endless":
+            await peer.wait_closed()
+            return
+        await peer.end()
+
+
+async def whole(client: Client) -> None:
+    await client.send("GET", "/")
+    assert b"data: 2\n\n" in (await client.answer()).body
+
+
+async def kept_alive(client: Client) -> None:
+    for _ in range(3):
+        await whole(client)
+        client.next_cycle()
+
+
+async def left(client: Client) -> None:
+    await client.send("GET", "/endless")
+    await client.read_until(await client.head(), b"data: 2\n\n")
+
+
+async def broken(client: Client) -> None:
+    await client.send("GET", "/broken")
+    with suppress(Exception):
+        await client.answer()
+
+
+async def upload(client: Client) -> None:
+    await client.send("POST", "/", None, bytes(300_000))
+    await client.answer()
+
+
+async def json_body(client: Client) -> None:
+    await client.send("POST", "/json", None, b"{}")
+    assert (await client.answer()).body == b"{}"
+
+
+async def refused(client: Client) -> None:
+    await client.send("GET", "/", [("Host", "elsewhere.test")])
+    assert (await client.answer()).status == 403
+
+
+def change(event: Event) -> EventResult:
+    return event.replace(data=event.data + "!") if event.data == "1" else event
+
+
+async def change_later(event: Event) -> EventResult:
+    await trio.sleep(0)
+    return change(event)
+
+
+class Speaker(Interceptor):
+    """Has a task in each stream, which emits."""
+
+    def open_stream(self, context: StreamContext) -> None:
+        context.start_soon(self.speak, context)
+
+    async def speak(self, context: StreamContext) -> None:
+        await context.emit(Event("said"))
+
+
+class Answering(Interceptor):
+    """Answers by itself, with events."""
+
+    async def on_request(self, request: Request) -> Response:
+        return Response(events=[Event("1"), Event("2")])
+
+
+CHAINS: dict[str, tuple[type[Interceptor], ...]] = {
+    "no chain": (),
+    "changed": (on_event(change),),
+    "awaited": (on_event_async(change_later),),
+    "task": (Speaker,),
+    "answered": (Answering,),
+}
+EXCHANGES: dict[str, Callable[[Client], Awaitable[None]]] = {
+    "whole": whole,
+    "kept alive": kept_alive,
+    "left": left,
+    "broken": broken,
+    "upload": upload,
+    "json": json_body,
+    "refused": refused,
+}
+
+
+@pytest.mark.parametrize("chain", list(CHAINS))
+@pytest.mark.parametrize("kind", list(EXCHANGES))
+async def test_an_exchange_leaves_nothing_to_the_garbage_collector(kind: str, chain: str) -> None:
+    """Several of each kind, and no object of ours is left that only the collector would find."""
+    if chain == "answered" and kind in ("left", "broken", "json"):
+        pytest.skip("no upstream has a say")
+
+    async def exchange(proxy: Proxy) -> None:
+        stream = await trio.open_tcp_stream("127.0.0.1", proxy.port)
+        client = Client(stream)
+        await EXCHANGES[kind](client)
+        await client.aclose()
+        await until(lambda: not proxy.worker.live)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+
+    async with open_upstream(script) as upstream:
+        async with open_proxy(config_with(upstream.url, *CHAINS[chain], route="allowed_hosts: [proxy.test]")) as proxy:
+            await exchange(proxy)  # what is made once is made
+            garbage()
+            for _ in range(TIMES):
+                await exchange(proxy)
+            assert not garbage()

@@ -1,0 +1,135 @@
+"""What ASGI's `receive` gives an app, between the connection that puts in and the app that takes."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from proxy.downstream import Messages
+
+BODY = {"type": "http.request", "body": b"1", "more_body": True}
+END = {"type": "http.request", "body": b"", "more_body": False}
+GONE = {"type": "http.disconnect"}
+
+
+async def test_messages_come_in_order() -> None:
+    """What is put first is taken first, by awaiting and without."""
+    messages = Messages(10)
+    for message in (BODY, END, GONE):
+        await messages.put(message)
+    assert await messages.receive() is BODY
+    assert messages.receive_nowait() is END
+    assert await messages.receive() is GONE
+    assert messages.receive_nowait() is None
+
+
+async def test_who_takes_waits_for_who_puts(nursery: trio.Nursery) -> None:
+    """An empty one blocks its reader until something comes."""
+    messages = Messages(10)
+    taken: list[object] = []
+
+    async def take() -> None:
+        taken.append(await messages.receive())
+
+    nursery.start_soon(take)
+    await trio.testing.wait_all_tasks_blocked()
+    assert not taken
+    await messages.put(BODY)
+    await trio.testing.wait_all_tasks_blocked()
+    assert taken == [BODY]
+
+
+async def test_who_puts_waits_for_who_takes(nursery: trio.Nursery) -> None:
+    """A full one blocks its writer, message by message: an upload goes at the pace of whoever takes it."""
+    messages = Messages(2)
+    put: list[int] = []
+
+    async def fill() -> None:
+        for number in range(4):
+            await messages.put(BODY)
+            put.append(number)
+
+    nursery.start_soon(fill)
+    for expected in (2, 3, 4):
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(put) == expected
+        await messages.receive()
+
+
+async def test_one_that_is_closed_takes_everything_and_keeps_nothing(nursery: trio.Nursery) -> None:
+    """When the app has returned, whoever waits to put is let go, and later messages vanish."""
+    messages = Messages(1)
+    done = trio.Event()
+
+    async def fill() -> None:
+        for _ in range(3):
+            await messages.put(BODY)
+        done.set()
+
+    nursery.start_soon(fill)
+    await trio.testing.wait_all_tasks_blocked()
+    assert not done.is_set()
+    messages.close()
+    with trio.fail_after(1):
+        await done.wait()
+    assert messages.receive_nowait() is None
+
+
+@pytest.mark.parametrize("empty", [True, False], ids=["taking", "putting"])
+async def test_who_waits_can_be_cancelled_and_another_can_wait_then(empty: bool) -> None:
+    """A wait that is cancelled leaves nothing behind: no message is lost, none is put twice."""
+    messages = Messages(1)
+    if not empty:
+        await messages.put(BODY)
+    with trio.move_on_after(0.01) as scope:
+        await (messages.receive() if empty else messages.put(END))
+    assert scope.cancelled_caught
+    with trio.fail_after(1):
+        if not empty:
+            assert await messages.receive() is BODY
+        await messages.put(END)
+        assert await messages.receive() is END
+    assert messages.receive_nowait() is None
+
+
+async def test_a_message_is_not_taken_by_who_is_cancelled() -> None:
+    """`receive` in a cancelled scope raises, and what was there is still there."""
+    messages = Messages(1)
+    await messages.put(BODY)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await messages.receive()
+    assert messages.receive_nowait() is BODY
+
+
+async def test_two_do_not_wait_at_once(nursery: trio.Nursery) -> None:
+    """There is one reader, and who breaks that hears of it."""
+    messages = Messages(1)
+    nursery.start_soon(messages.receive)
+    await trio.testing.wait_all_tasks_blocked()
+    with pytest.raises(trio.BusyResourceError):
+        await messages.receive()
+    await messages.put(BODY)
+
+
+async def test_a_disconnect_is_told_at_once_and_is_a_message_as_well() -> None:
+    """Whoever has nothing else to wait for is called; whoever reads gets the message."""
+    messages = Messages(2)
+    told: list[str] = []
+    messages.on_disconnect = lambda: told.append("gone")
+    await messages.put(END)
+    assert not told
+    await messages.put(GONE)
+    assert told == ["gone"]
+    assert [await messages.receive(), await messages.receive()] == [END, GONE]
+
+
+async def test_nobody_is_told_who_has_returned() -> None:
+    """After `close` nothing is called any more."""
+    messages = Messages(2)
+    told: list[str] = []
+    messages.on_disconnect = lambda: told.append("gone")
+    messages.close()
+    await messages.put(GONE)
+    assert not told
