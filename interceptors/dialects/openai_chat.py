@@ -45,7 +45,9 @@ class OpenAIChatReader(Reader):
     def __init__(self, *, deltas: bool = True, hold_tool_calls: bool = False) -> None:
         super().__init__(deltas=deltas, hold_tool_calls=hold_tool_calls)
         self._choices: dict[int, Origin] = {}  # unfinished ones, each with its last chunk
-        self._blocks: dict[tuple[int, str], Block] = {}  # made once: every event would pay for it
+        # By choice, so that the end of one looks at no other: its texts, by field, and its calls that are not complete.
+        self._texts: dict[int, dict[str, Block]] = {}
+        self._begun: dict[int, list[Block]] = {}
 
     def read(self, message: Any, event_type: str | None = None) -> list[Part]:
         if not isinstance(message, dict):
@@ -93,9 +95,12 @@ class OpenAIChatReader(Reader):
                 self._read_tool_calls(parts, index, delta, origin)
                 continue
             str_in(delta, name, "choices[].delta.")
-            block = self._blocks.get((index, name))
-            if block is None:
-                block = self._blocks[index, name] = Block(kind, index, 0, name)
+            texts = self._texts.get(index)
+            if texts is None:
+                texts = self._texts[index] = {}
+            block = texts.get(name)
+            if block is None:  # made once: every event would pay for it
+                block = texts[name] = Block(kind, index, 0, name)
             self._text(parts, block, delta, name, origin, choice)
 
     def _read_tool_calls(self, parts: list[Part], index: int, delta: dict[str, Any], origin: Origin) -> None:
@@ -106,6 +111,8 @@ class OpenAIChatReader(Reader):
             kind, key = ("custom", "input") if item.get("custom") is not None else ("function", "arguments")
             holder = dict_in(item, kind, where) or {}
             str_in(holder, key, f"{where}{kind}.")
+            if block not in self._calls:
+                self._begun.setdefault(index, []).append(block)
             call = self._begin_call(block, str_in(item, "id", where), str_in(holder, "name", f"{where}{kind}."))
             self._arguments(parts, block, call, holder, key, origin)
 
@@ -129,9 +136,9 @@ class OpenAIChatReader(Reader):
                     break
 
     def _finish(self, parts: list[Part], index: int, message: dict[str, Any]) -> None:
-        for block in [block for block in self._open if block.output == index]:
+        for block in self._texts.get(index, {}).values():
             self._end(parts, block)
-        for block in [block for block in self._calls if block.output == index]:
+        for block in self._begun.pop(index, ()):
             self._complete(parts, block, message)
         self._leaving.append(partial(self._choices.pop, index, None))
 
@@ -154,7 +161,8 @@ class OpenAIChatReader(Reader):
     def _another(self, block: Block, message: dict[str, Any], text: str) -> dict[str, Any]:
         delta: dict[str, Any] = {block.field: text}
         if block.kind == "tool_call":
-            call = {"custom": {"input": text}} if _is_custom(message, block) else {"function": {"arguments": text}}
+            key = self._calls[block].key  # where its last piece stood
+            call = {"custom": {"input": text}} if key == "input" else {"function": {"arguments": text}}
             delta = {"tool_calls": [{"index": block.part, **call}]}
         return _chunk_like(message, {"index": block.output, "delta": delta, "finish_reason": None})
 
@@ -196,15 +204,6 @@ def _chunk_like(message: dict[str, Any], choice: dict[str, Any]) -> dict[str, An
     """A chunk with the ids of another, and one choice: no usage, and nothing that told of the other's content."""
     kept = ("id", "object", "created", "model", "system_fingerprint", "service_tier", "provider")
     return {**{name: message[name] for name in kept if name in message}, "choices": [choice]}
-
-
-def _is_custom(message: dict[str, Any], block: Block) -> bool:
-    """Whether the call of a block is one of a custom tool, by the message that brought its last piece."""
-    for choice in message.get("choices") or ():
-        for item in (choice.get("delta") or {}).get("tool_calls") or ():
-            if item.get("index") == block.part:
-                return item.get("custom") is not None
-    return False
 
 
 def _is_empty(delta: Any) -> bool:

@@ -157,7 +157,7 @@ class ToolCall(Part):
         self.name: str | None = name
         self.whole: bool = whole
         self.repeated: bool = repeated
-        """Shown before; the reader has written into it what the call was changed to."""
+        """Shown before, the same; the reader has written into it what the call was changed to."""
         self.held: bool = held
         """Its deltas were held back, so that it can be changed."""
         self.withheld: bool = False
