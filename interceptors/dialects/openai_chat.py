@@ -24,6 +24,8 @@ _FIELDS: dict[str, Kind] = {
     "refusal": "refusal",
     "tool_calls": "tool_call",
 }
+# Where a content is a list of parts: of each type of part the kind of its text, which stands in a field of that name.
+_PARTS: dict[str, Kind] = {"text": "text", "refusal": "refusal"}
 _DETAILS = (
     ("prompt_tokens_details", "cached_tokens"),
     ("prompt_tokens_details", "cache_write_tokens"),
@@ -120,6 +122,9 @@ class OpenAIChatReader(Reader):
         for name, kind in _FIELDS.items():
             if kind == "tool_call" or (kind == "thinking" and not isinstance(message.get(name), str)):
                 continue
+            if name == "content" and isinstance(message.get(name), list):
+                self._read_parts(parts, index, message, choice)
+                continue
             str_in(message, name, "choices[].message.")
             self._whole(parts, Block(kind, index, 0, name), message, name, choice)
         where = "choices[].message.tool_calls[]."
@@ -134,6 +139,16 @@ class OpenAIChatReader(Reader):
                         parts, block, str_in(item, "id", where), name_of_tool, arguments, holder, key, whole=True
                     )
                     break
+
+    def _read_parts(self, parts: list[Part], index: int, message: dict[str, Any], choice: dict[str, Any]) -> None:
+        """A content that is a list, as a request may have it and some servers answer; parts of other types pass."""
+        where = "choices[].message.content[]."
+        for position, part in enumerate(list_in(message, "content", "choices[].message.")):
+            of = str_in(part, "type", where)
+            if of in _PARTS:
+                kind = _PARTS[of]
+                str_in(part, kind, where)
+                self._whole(parts, Block(kind, index, position, "content"), part, kind, choice)
 
     def _finish(self, parts: list[Part], index: int, message: dict[str, Any]) -> None:
         for block in self._texts.get(index, {}).values():
@@ -192,6 +207,10 @@ class OpenAIChatReader(Reader):
                     said.pop(name, None)
                     if here and block.kind == "tool_call" and block.part:
                         said[name] = kept[: block.part]
+                elif here and name == block.field and isinstance(said.get(name), list):
+                    del said[name][block.part + 1 :]
+                    for part in said[name][block.part :]:  # it, unless a choice before had the same index
+                        part[block.kind] = text
                 elif said.get(name):
                     said[name] = text if here and name == block.field else None
             if choice.get("logprobs"):

@@ -98,6 +98,34 @@ def test_every_text_of_a_body_is_changed() -> None:
     assert changed(ANTHROPIC, anthropic_body({"type": "text", "text": "a"})) == anthropic_body({"type": "text", "text": "A"})
 
 
+def test_a_content_that_is_a_list_stays_one() -> None:
+    """Each of its texts is changed in its place, and what is no text is as it was."""
+
+    def content(*texts: str) -> dict[str, Any]:
+        parts = [{"type": "text", "text": text, "annotations": []} for text in texts]
+        return chat_body({"content": [parts[0], {"type": "image_url", "text": "x"}, *parts[1:]]})
+
+    sent = json.dumps(content("one", "two")).encode()
+    assert json.loads(run_json([UPPER()], sent, request=request(CHAT))) == content("ONE", "TWO")
+
+
+def test_an_answer_can_be_ended_in_a_content_that_is_a_list() -> None:
+    """What is behind the part in which it ends is gone: parts, calls, other choices' texts. What is before it stays."""
+    parts = [{"type": "text", "text": text} for text in ("one", "two", "three")]
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    sent = chat_body({"reasoning": "r", "content": parts, "tool_calls": [call]}, {"content": [parts[2]]})
+
+    def stop(stream: MessageStream, delta: Any) -> None:
+        if delta.text == "two":
+            stream.finish("stop", "tw")
+
+    left = json.loads(run_json([Made(on_text_delta=stop)], json.dumps(sent).encode(), request=request(CHAT)))
+    first, second = (item["message"] for item in left["choices"])
+    assert (first["reasoning"], first["content"]) == ("r", [parts[0], {"type": "text", "text": "tw"}])
+    assert "tool_calls" not in first
+    assert second["content"] is None
+
+
 @pytest.mark.parametrize("path", PATHS.values())
 def test_text_that_was_held_back_leaves_before_the_block_ends(path: str) -> None:
     """Its deltas do not leave at all; one more delta, made like the last one, has all of it."""

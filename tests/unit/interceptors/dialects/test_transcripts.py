@@ -380,6 +380,22 @@ BODIES: dict[str, tuple[str, Any, list[tuple[Any, ...]]]] = {
             ("usage", "gpt-4o", None, 0, None, None),
         ],
     ),
+    "chat: a content that is a list": (
+        CHAT,
+        chat_body(
+            {"content": [{"type": "text", "text": "a"}, {"type": "new"}, {"type": "refusal", "refusal": "b"}]},
+            {"content": []},
+            usage=None,
+        ),
+        [
+            ("text", 0, "a", "whole"),
+            ("text ends", 0, "whole"),
+            ("refusal", 0, "b", "whole"),
+            ("refusal ends", 0, "whole"),
+            ("finish", 0, "stop"),
+            ("finish", 1, "stop"),
+        ],
+    ),
     "chat: an error": (
         CHAT,
         {
