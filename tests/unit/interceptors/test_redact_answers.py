@@ -564,6 +564,15 @@ def test_arguments_that_are_json_stay_json(dialect: str, pattern: str, arguments
         assert repeated(result.output, "tool") == {expected}
 
 
+def test_what_was_too_long_to_wait_is_redacted_where_it_is_repeated() -> None:
+    """It has left in deltas, for the window was full; the repetition, which is whole, does not show it again."""
+    secret = "BEGIN" + "x" * 30 + "END"
+    stream = streamed("responses", [("text", ["a ", *secret, " b"])])
+    result = run_chain([Redact(["BEGINx+END"], window=10)], [stream], request=request(RESPONSES))
+    assert said(result.output, "text") == f"a {secret} b"
+    assert repeated(result.output, "text") == {"a [redacted] b"}
+
+
 def test_patterns_apply_to_arguments_in_their_order() -> None:
     """Also where one reaches over several strings: what the first has redacted, the second sees redacted."""
     over = '"user":"ann","password":"[^"]*"'
