@@ -11,7 +11,8 @@ Everything that does not match keeps its bytes. Other data is matched as text.
 
 In answers of LLMs, streamed or not, a text is one text, however it is cut into deltas: what could still become a match waits for
 what comes next, and leaves at the end of its block at the latest. Tool calls wait until they are whole. All else in such an event
-is redacted as in any. In other streams a secret that is split over several events is not found.
+is redacted as in any, but what is JSON stays JSON, and what was put in place of a match is not searched again. In other streams a
+secret that is split over several events is not found.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 from .api import EventResult, StreamContext, StreamInterceptor
 from .dialects import Block, MessageInterceptor, MessageStream, TextDelta, TextEnd, ToolCall
@@ -40,6 +40,7 @@ _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 _LOOKS_AROUND = re.compile(r"[$^]|\\[bBAZ]|\(\?[=!<]")
 
 
+_MOST_AGAIN = 1 << 26  # characters that are looked at again: some hundredths of a second
 _STREAMED = "redact.streamed"
 
 
@@ -80,16 +81,46 @@ class Redact(MessageInterceptor):
         """For one text that comes in pieces: what each pattern leaves goes through the next."""
         return [Flow(substitution, self._window) for substitution in self._substitutions]
 
-    def redact(self, data: str, done: Collection[str] = ()) -> str:
-        """The data with every match replaced; the same object when there is none. `done`: strings in JSON that stay as they are."""
-        if data.lstrip()[:1] not in ("{", "[", '"'):
-            return self.substitute(data) if self._matches(data) else data
+    def redact(self, data: str) -> str:
+        """The data with every match replaced; the same object when there is none."""
         matches = self._matches(data)
-        if not matches and not self._looks_around and "\\" not in data:
+        if not _looks_like_json(data):
+            return self.substitute(data) if matches else data
+        if not matches:
+            return self._redact_hidden(data)
+        return _TOKEN.sub(partial(_redact_token, substitute=self.substitute), self._substitute_between(data))
+
+    def redact_json(self, data: str, done: Container[str] = (), written: set[str] | None = None) -> str:
+        """As `redact`, and JSON stays JSON: a match that reaches over several of its strings and numbers takes each of them.
+
+        `done`: strings that stay as they are. What is put into strings goes into `written`.
+        """
+        written = set() if written is None else written
+        if not self._matches(data):
+            return self._redact_hidden(data, done, written)
+        if not _is_json(data):
+            return self.redact(data)
+        for substitution in self._substitutions:
+            data = _TOKEN.sub(partial(_redact_token, substitute=substitution.sub, done=done, written=written), data)
+            tokens = list(_TOKEN.finditer(data))
+            taken: dict[int, str] = {}  # what becomes of tokens, by where they begin
+            for match, at in _reaching(substitution.pattern, data, tokens, done, written):
+                redacted = match.expand(substitution.template)
+                while at < len(tokens) and tokens[at].start() < match.end():
+                    taken[tokens[at].start()] = redacted
+                    at += 1
+            if taken:
+                data = _TOKEN.sub(partial(_replace_token, taken=taken), data)
+                written.update(taken.values())
+        return data
+
+    def _redact_hidden(self, data: str, done: Container[str] = (), written: set[str] | None = None) -> str:
+        """Of data without a match in the whole: what only a string by itself shows."""
+        if not self._looks_around and "\\" not in data:
             return data  # without escapes, the text is the strings'
-        if matches:
-            data = self._substitute_between(data)
-        return _TOKEN.sub(partial(self._redact_token, done=done), data)
+        if not _looks_like_json(data):
+            return data
+        return _TOKEN.sub(partial(_redact_token, substitute=self.substitute, done=done, written=written), data)
 
     def _matches(self, text: str) -> bool:
         return any(substitution.pattern.search(text) for substitution in self._substitutions)
@@ -103,29 +134,93 @@ class Redact(MessageInterceptor):
     def _substitute_between(self, data: str) -> str:
         """Replace the matches that are not inside one token; those are left to `_redact_token`, which knows how to write them."""
         for substitution in self._substitutions:
-            spans = [match.span() for match in _TOKEN.finditer(data)]
-            starts = [start for start, _ in spans]
-
-            def replace(
-                match: re.Match[str], spans: Any = spans, starts: Any = starts, template: str = substitution.template
-            ) -> str:
-                at = bisect_right(starts, match.start()) - 1
-                inside = at >= 0 and match.end() <= spans[at][1]
-                return match[0] if inside else match.expand(template)
-
-            data = substitution.pattern.sub(replace, data)
+            pieces: list[str] = []
+            last = 0
+            for match, _ in _reaching(substitution.pattern, data, list(_TOKEN.finditer(data))):
+                pieces += data[last : match.start()], match.expand(substitution.template)
+                last = match.end()
+            data = "".join([*pieces, data[last:]])
         return data
 
-    def _redact_token(self, match: re.Match[str], *, done: Collection[str]) -> str:
-        token, inner, end = match[0], match[1], match[2]
-        text = token if inner is None else _unescaped(inner)
-        if text in done:
-            return token
-        redacted = self.substitute(text)
-        if redacted == text:
-            return token
-        written = json.dumps(redacted, ensure_ascii=not redacted.isprintable())
-        return written[:-1] if inner is not None and not end else written
+
+def _redact_token(
+    match: re.Match[str],
+    *,
+    substitute: Callable[[str], str],
+    done: Container[str] = (),
+    written: set[str] | None = None,
+) -> str:
+    """A string or a number of JSON, redacted by what it says. What is put in its place goes into `written`."""
+    token, inner, end = match[0], match[1], match[2]
+    text = token if inner is None else _unescaped(inner)
+    if text in done:
+        return token
+    redacted = substitute(text)
+    if redacted == text:
+        return token
+    if written is not None:
+        written.add(redacted)
+    string = _written(redacted)
+    return string[:-1] if inner is not None and not end else string
+
+
+def _replace_token(match: re.Match[str], *, taken: dict[int, str]) -> str:
+    return _written(taken[match.start()]) if match.start() in taken else match[0]
+
+
+def _reaching(
+    pattern: re.Pattern[str], data: str, tokens: list[re.Match[str]], *done: Container[str]
+) -> Iterator[tuple[re.Match[str], int]]:
+    """The matches that reach out of one token, each with the number of the first token that ends behind its beginning.
+
+    None begins or ends inside a string that is done: it would find again what was put there in place of a match. (Such a match may
+    be as long as all the rest: where there are absurdly many, the last ones count.)
+    """
+    starts = [token.start() for token in tokens]
+    spare = _MOST_AGAIN
+    at = 0
+    while (match := pattern.search(data, at)) is not None:
+        start, at = match.span()
+        first = bisect_right(starts, start) - 1
+        if first >= 0 and at <= tokens[first].end():
+            continue
+        if spare > 0:
+            last = bisect_right(starts, at - 1) - 1
+            if first >= 0 and starts[first] < start and _is_done(tokens[first], start, done):
+                spare -= at - start
+                at = tokens[first].end()
+                continue
+            if last > first and _is_done(tokens[last], at, done):
+                spare -= at - start
+                at = starts[last] + 1
+                continue
+        yield match, first if first >= 0 and start < tokens[first].end() else first + 1
+
+
+def _is_done(token: re.Match[str], at: int, done: tuple[Container[str], ...]) -> bool:
+    """Whether a place is inside a string that is done."""
+    if token[1] is None or at >= token.end():
+        return False
+    text = _unescaped(token[1])
+    return any(text in strings for strings in done)
+
+
+def _looks_like_json(data: str) -> bool:
+    return data.lstrip()[:1] in ("{", "[", '"')
+
+
+def _written(text: str) -> str:
+    """A text as a JSON string."""
+    return json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+def _is_json(text: str) -> bool:
+    """Whether a lax reader takes a text as JSON: with line ends in strings, numbers of any length, NaN."""
+    try:
+        json.loads(text, strict=False, parse_int=str)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _unescaped(inner: str) -> str:
@@ -163,13 +258,17 @@ class _RedactMessages(MessageStream):
         self._interceptor = interceptor
         self._flows: dict[Block, list[Flow]] = {}
         self._here: dict[Block, str] = {}
-        self.done: set[str] = set()
-        """The strings of this event that were redacted as parts of their texts, as they leave."""
+        self._done: set[str] = set()  # the strings of this event that were redacted as what they are, as they leave
+        self._arguments: set[str] = set()  # of all calls so far: what repeats one is not shown to the hook
+
+    def __contains__(self, text: object) -> bool:
+        """Whether a string of this event was redacted as what it is, and stays as it is now."""
+        return text in self._done or text in self._arguments
 
     def begin(self) -> None:
         """Another event is about to be read."""
         self._here.clear()
-        self.done.clear()
+        self._done.clear()
 
     def on_text_delta(self, delta: TextDelta) -> None:
         if delta.whole:
@@ -177,7 +276,7 @@ class _RedactMessages(MessageStream):
         else:
             text = self._feed(delta.block, delta.text)
             self._here[delta.block] = text
-        self.done.add(text)
+        self._done.add(text)
         if text:
             delta.text = text
         else:
@@ -190,11 +289,11 @@ class _RedactMessages(MessageStream):
         del self._flows[end.block]
         if text:
             end.add(text)
-            self.done.update((text, self._here.get(end.block, "") + text))
+            self._done.update((text, self._here.get(end.block, "") + text))
 
     def on_tool_call(self, call: ToolCall) -> None:
-        call.arguments = self._interceptor.redact(call.arguments)
-        self.done.add(call.arguments)
+        call.arguments = self._interceptor.redact_json(call.arguments, written=self._done)
+        self._arguments.add(call.arguments)
 
     def _feed(self, block: Block, text: str, *, final: bool = False) -> str:
         flows = self._flows.get(block)
@@ -209,7 +308,7 @@ class _RedactAnswer(StreamInterceptor):
     """One answer of an LLM: its texts and tool calls by what they are, and all else event by event."""
 
     def __init__(self, interceptor: Redact, messages: _RedactMessages) -> None:
-        self._redact = interceptor.redact
+        self._redact = interceptor.redact_json
         self._messages = messages
 
     def on_event(self, event: Event) -> EventResult:
@@ -226,5 +325,5 @@ class _RedactAnswer(StreamInterceptor):
 
     def _redact_rest(self, event: Event) -> Event:
         data = event.data
-        redacted = self._redact(data, self._messages.done)
+        redacted = self._redact(data, self._messages)
         return event if redacted == data else event.replace(redacted)

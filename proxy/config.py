@@ -10,6 +10,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -297,15 +298,15 @@ def _mistakes(config: Config) -> Iterator[str]:
         if upstream.name in upstreams:
             yield f"{path}.name: another upstream is called {upstream.name!r}"
         upstreams.add(upstream.name)
-        places: set[str] = set()
+        places: set[tuple[str, str, int, bytes]] = set()
         for number, endpoint in enumerate(upstream.endpoints):
             problem = _endpoint_problem(endpoint)
             if problem is not None:
                 yield f"{path}.endpoints[{number}]: {problem}"
-            elif (url := str(httpx.URL(endpoint)).rstrip("/")) in places:
+            elif (place := _place_of(endpoint)) in places:
                 yield f"{path}.endpoints[{number}]: this endpoint is listed twice"
             else:
-                places.add(url)
+                places.add(place)
         if upstream.ca_file is not None and not Path(upstream.ca_file).is_file():
             yield f"{path}.ca_file: there is no file {upstream.ca_file!r}"
         if not upstream.host or not _is_field_value(upstream.host):
@@ -345,6 +346,10 @@ def _mistakes(config: Config) -> Iterator[str]:
         for number, name in enumerate(route.interceptors):
             if name not in names:
                 yield f'{path}.interceptors[{number}]: no interceptor is called "{name}"'
+        for number, origin in enumerate(route.allowed_origins or ()):
+            problem = _origin_problem(origin)
+            if problem is not None:
+                yield f"{path}.allowed_origins[{number}]: {problem}"
         kinds: tuple[tuple[str, type[Any], dict[str, Any]], ...] = (
             ("timeouts", Timeouts, route.timeouts),
             ("limits", Limits, route.limits),
@@ -389,6 +394,8 @@ def _backs_off_too_far(settings: Reconnect) -> bool:
 _RAW_PATH = re.compile(r"/[!-\"$->@-~]*")  # visible ASCII but for ? and #
 _TARGET = re.compile(r"/[!\"$-~]*")  # the same, with a query
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_ORIGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#@\s]*)([/?#]\S*)?")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 _FRAMING = frozenset(["host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer", "keep-alive"])
 
 
@@ -411,4 +418,38 @@ def _endpoint_problem(url: str) -> str | None:
         return f"{url!r} is not an http:// or https:// URL"
     if not re.fullmatch(r"[\x21-\x7e]*", parts.path):
         return f"{url!r} has a path that cannot be sent; percent-encode it"
+    return None
+
+
+def _place_of(endpoint: str) -> tuple[str, str, int, bytes]:
+    """Where an endpoint is, however its URL spells it (RFC 3986, section 6.2.2.1 and 6.2.3)."""
+    url = httpx.URL(endpoint)
+    host = url.host.lower()
+    with suppress(ValueError):  # a name
+        host = str(ipaddress.ip_address(host))
+    return url.scheme, host, url.port or _DEFAULT_PORTS[url.scheme], url.raw_path.rstrip(b"/")
+
+
+def _origin_problem(origin: str) -> str | None:
+    """Why no request can have this `Origin` (RFC 6454, section 6.2: what a browser writes has no path, and no default port)."""
+    if origin.lower() == "null":
+        return None
+    if "*" in origin:
+        return "an origin is compared whole, without wildcards: list each, or leave allowed_origins out to allow all"
+    found = _ORIGIN.fullmatch(origin)
+    problem = "expected an origin as browsers send it, such as https://app.example.com or http://localhost:3000, or null"
+    if found is None:
+        return problem
+    scheme, authority, path = found[1].lower(), found[2].lower(), found[3]
+    written = f"{scheme}://{authority}"
+    if scheme in _DEFAULT_PORTS:
+        try:
+            url = httpx.URL(written)
+        except (ValueError, httpx.InvalidURL):
+            return problem
+        if not url.host:
+            return problem
+        written = f"{scheme}://{url.netloc.decode('ascii')}"
+    if path is not None or written != origin.lower():
+        return f"browsers send an origin without a path and without its scheme's own port, and names in ASCII: write {written!r}"
     return None

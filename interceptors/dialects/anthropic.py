@@ -83,7 +83,7 @@ class AnthropicReader(Reader):
                 parts.append(finish_of(0, reason))
             self._read_usage(parts, message)
         elif kind == "message_stop":
-            parts += self.read_end()
+            self._end_all(parts)
         elif kind == "message":
             self._read_whole(parts, message)
         elif kind == "error" and message.get("error") is not None:

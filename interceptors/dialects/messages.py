@@ -66,7 +66,9 @@ class MessageStream(StreamInterceptor):
         """Some of a tool call's arguments, to be looked at."""
 
     def on_tool_call(self, call: ToolCall) -> None:
-        """A whole tool call; once for each. Set `call.arguments`, on a class that says `holds_tool_calls`."""
+        """A whole tool call; once for each, and again only for a repetition that says another. Set `call.arguments`, on a class
+        that says `holds_tool_calls`.
+        """
 
     def on_finish(self, finish: Finish) -> None:
         """An answer, or one of several choices, has ended, and why."""

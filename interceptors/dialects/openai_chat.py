@@ -24,6 +24,8 @@ _FIELDS: dict[str, Kind] = {
     "refusal": "refusal",
     "tool_calls": "tool_call",
 }
+# Where a content is a list of parts: of each type of part the kind of its text, which stands in a field of that name.
+_PARTS: dict[str, Kind] = {"text": "text", "refusal": "refusal"}
 _DETAILS = (
     ("prompt_tokens_details", "cached_tokens"),
     ("prompt_tokens_details", "cache_write_tokens"),
@@ -45,7 +47,9 @@ class OpenAIChatReader(Reader):
     def __init__(self, *, deltas: bool = True, hold_tool_calls: bool = False) -> None:
         super().__init__(deltas=deltas, hold_tool_calls=hold_tool_calls)
         self._choices: dict[int, Origin] = {}  # unfinished ones, each with its last chunk
-        self._blocks: dict[tuple[int, str], Block] = {}  # made once: every event would pay for it
+        # By choice, so that the end of one looks at no other: its texts, by field, and its calls that are not complete.
+        self._texts: dict[int, dict[str, Block]] = {}
+        self._begun: dict[int, list[Block]] = {}
 
     def read(self, message: Any, event_type: str | None = None) -> list[Part]:
         if not isinstance(message, dict):
@@ -93,9 +97,12 @@ class OpenAIChatReader(Reader):
                 self._read_tool_calls(parts, index, delta, origin)
                 continue
             str_in(delta, name, "choices[].delta.")
-            block = self._blocks.get((index, name))
-            if block is None:
-                block = self._blocks[index, name] = Block(kind, index, 0, name)
+            texts = self._texts.get(index)
+            if texts is None:
+                texts = self._texts[index] = {}
+            block = texts.get(name)
+            if block is None:  # made once: every event would pay for it
+                block = texts[name] = Block(kind, index, 0, name)
             self._text(parts, block, delta, name, origin, choice)
 
     def _read_tool_calls(self, parts: list[Part], index: int, delta: dict[str, Any], origin: Origin) -> None:
@@ -106,12 +113,17 @@ class OpenAIChatReader(Reader):
             kind, key = ("custom", "input") if item.get("custom") is not None else ("function", "arguments")
             holder = dict_in(item, kind, where) or {}
             str_in(holder, key, f"{where}{kind}.")
+            if block not in self._calls:
+                self._begun.setdefault(index, []).append(block)
             call = self._begin_call(block, str_in(item, "id", where), str_in(holder, "name", f"{where}{kind}."))
             self._arguments(parts, block, call, holder, key, origin)
 
     def _read_whole(self, parts: list[Part], index: int, message: dict[str, Any], choice: dict[str, Any]) -> None:
         for name, kind in _FIELDS.items():
             if kind == "tool_call" or (kind == "thinking" and not isinstance(message.get(name), str)):
+                continue
+            if name == "content" and isinstance(message.get(name), list):
+                self._read_parts(parts, index, message, choice)
                 continue
             str_in(message, name, "choices[].message.")
             self._whole(parts, Block(kind, index, 0, name), message, name, choice)
@@ -128,10 +140,20 @@ class OpenAIChatReader(Reader):
                     )
                     break
 
+    def _read_parts(self, parts: list[Part], index: int, message: dict[str, Any], choice: dict[str, Any]) -> None:
+        """A content that is a list, as a request may have it and some servers answer; parts of other types pass."""
+        where = "choices[].message.content[]."
+        for position, part in enumerate(list_in(message, "content", "choices[].message.")):
+            of = str_in(part, "type", where)
+            if of in _PARTS:
+                kind = _PARTS[of]
+                str_in(part, kind, where)
+                self._whole(parts, Block(kind, index, position, "content"), part, kind, choice)
+
     def _finish(self, parts: list[Part], index: int, message: dict[str, Any]) -> None:
-        for block in [block for block in self._open if block.output == index]:
+        for block in self._texts.get(index, {}).values():
             self._end(parts, block)
-        for block in [block for block in self._calls if block.output == index]:
+        for block in self._begun.pop(index, ()):
             self._complete(parts, block, message)
         self._leaving.append(partial(self._choices.pop, index, None))
 
@@ -154,7 +176,8 @@ class OpenAIChatReader(Reader):
     def _another(self, block: Block, message: dict[str, Any], text: str) -> dict[str, Any]:
         delta: dict[str, Any] = {block.field: text}
         if block.kind == "tool_call":
-            call = {"custom": {"input": text}} if _is_custom(message, block) else {"function": {"arguments": text}}
+            key = self._calls[block].key  # where its last piece stood
+            call = {"custom": {"input": text}} if key == "input" else {"function": {"arguments": text}}
             delta = {"tool_calls": [{"index": block.part, **call}]}
         return _chunk_like(message, {"index": block.output, "delta": delta, "finish_reason": None})
 
@@ -184,6 +207,10 @@ class OpenAIChatReader(Reader):
                     said.pop(name, None)
                     if here and block.kind == "tool_call" and block.part:
                         said[name] = kept[: block.part]
+                elif here and name == block.field and isinstance(said.get(name), list):
+                    del said[name][block.part + 1 :]
+                    for part in said[name][block.part :]:  # it, unless a choice before had the same index
+                        part[block.kind] = text
                 elif said.get(name):
                     said[name] = text if here and name == block.field else None
             if choice.get("logprobs"):
@@ -196,15 +223,6 @@ def _chunk_like(message: dict[str, Any], choice: dict[str, Any]) -> dict[str, An
     """A chunk with the ids of another, and one choice: no usage, and nothing that told of the other's content."""
     kept = ("id", "object", "created", "model", "system_fingerprint", "service_tier", "provider")
     return {**{name: message[name] for name in kept if name in message}, "choices": [choice]}
-
-
-def _is_custom(message: dict[str, Any], block: Block) -> bool:
-    """Whether the call of a block is one of a custom tool, by the message that brought its last piece."""
-    for choice in message.get("choices") or ():
-        for item in (choice.get("delta") or {}).get("tool_calls") or ():
-            if item.get("index") == block.part:
-                return item.get("custom") is not None
-    return False
 
 
 def _is_empty(delta: Any) -> bool:

@@ -67,8 +67,9 @@ class OpenAIResponsesReader(Reader):
         self._response: dict[str, Any] = {}  # as it was shown last
         self._items: dict[int, dict[str, Any]] = {}  # as they were added, or, when done, as they are
         self._done: set[int] = set()
-        self._ended: set[tuple[str, Block]] = set()  # which done events have left: of a text, of its part
-        self._said: dict[Block, list[str]] = {}  # what has left of each text, and of each call's arguments
+        # By output item, so that the end of one looks at no other.
+        self._ended: dict[int, set[tuple[str, Block]]] = {}  # which done events have left: of a text, of its part
+        self._said: dict[int, dict[Block, list[str]]] = {}  # what has left of each text, and of each call's arguments
         self._previous: list[Part] = []
         self._sequence_number = -1
         self._names_events = False
@@ -111,7 +112,7 @@ class OpenAIResponsesReader(Reader):
             str_in(message, key)
             block = _block(message, of, field)
             self._whole(parts, block, message, key, message)
-            self._leaving.append(partial(self._ended.add, ("text", block)))
+            self._leaving.append(partial(self._note_end, "text", block))
         elif kind in _PART_EVENTS:
             field, done = _PART_EVENTS[kind]
             part = dict_in(message, "part") or {}
@@ -151,7 +152,7 @@ class OpenAIResponsesReader(Reader):
         str_in(part, key, "part.")
         if done:
             self._whole(parts, block, part, key, part)
-            self._leaving.append(partial(self._ended.add, ("part", block)))
+            self._leaving.append(partial(self._note_end, "part", block))
         elif part.get(key):
             self._text(parts, block, part, key, origin, part)
 
@@ -191,7 +192,7 @@ class OpenAIResponsesReader(Reader):
                 self._read_item(parts, item, output, True, (None, response), whole=True)
         status = str_in(response, "status", "response.")
         if status in _FINAL:
-            parts += self.read_end()
+            self._end_all(parts)
             reason = status
             if status == "incomplete":
                 details = dict_in(response, "incomplete_details", "response.") or {}
@@ -213,17 +214,22 @@ class OpenAIResponsesReader(Reader):
         super().commit()
         for part in self._previous:
             if isinstance(part, TextDelta) and not part.whole:
-                self._said.setdefault(part.block, []).append(part.text)
+                self._said_of(part.block).append(part.text)
             elif isinstance(part, ToolCallDelta) and not self.hold_tool_calls:
-                self._said.setdefault(part.block, []).append(part.arguments)
+                self._said_of(part.block).append(part.arguments)
         self._previous = []
+
+    def _said_of(self, block: Block) -> list[str]:
+        return self._said.setdefault(block.output, {}).setdefault(block, [])
+
+    def _note_end(self, what: str, block: Block) -> None:
+        self._ended.setdefault(block.output, set()).add((what, block))
 
     def _forget(self, output: int) -> None:
         """An item is done: it has its texts by itself."""
         self._done.add(output)
-        for block in [block for block in self._said if block.output == output]:
-            del self._said[block]
-        self._ended = {(what, block) for what, block in self._ended if block.output != output}
+        self._said.pop(output, None)
+        self._ended.pop(output, None)
 
     def knows(self, event_type: str) -> bool:
         return event_type.startswith("response.") or event_type == "error"
@@ -259,21 +265,21 @@ class OpenAIResponsesReader(Reader):
     def make_delta(self, block: Block, text: str) -> Made:
         made = super().make_delta(block, text)
         assert isinstance(made.data, dict)
-        self._said.setdefault(block, []).append(text)
+        self._said_of(block).append(text)
         return Made(made.event and made.data["type"], made.data)
 
     def make_ending(self, reason: str | None = None) -> list[Made]:
         """Done events for what has begun, and `response.completed` if that is the reason, else `response.incomplete`."""
         for part in self._previous:
             if isinstance(part, TextDelta) and not part.whole:
-                self._said.setdefault(part.block, [])  # its part may have begun, although nothing of it has left
+                self._said_of(part.block)  # its part may have begun, although nothing of it has left
         messages: list[dict[str, Any]] = []
         for output in sorted(self._items.keys() - self._done):
             item = {**self._items[output], "status": "incomplete"}
             if item.get("type") == "message":
                 item["content"] = self._end_content(messages, item, output)
             elif item.get("type") in _CALLS:
-                item[_CALLS[item["type"]]] = "".join(self._said.get(Block("tool_call", output), []))
+                item[_CALLS[item["type"]]] = "".join(self._said_of(Block("tool_call", output)))
             self._items[output] = item
             messages.append({"type": "response.output_item.done", "output_index": output, "item": item})
         completed = reason == "completed"
@@ -294,12 +300,9 @@ class OpenAIResponsesReader(Reader):
     def _end_content(self, messages: list[dict[str, Any]], item: dict[str, Any], output: int) -> list[dict[str, Any]]:
         """The parts that an unfinished item has had, with the done events that have not left."""
         content = []
-        texts = sorted(
-            (block for block in self._said if block.output == output and block.field == "content"),
-            key=lambda block: block.part,
-        )
-        for block in texts:
-            text = "".join(self._said[block])
+        said, ended = self._said.get(output, {}), self._ended.get(output, ())
+        for block in sorted((block for block in said if block.field == "content"), key=lambda block: block.part):
+            text = "".join(said[block])
             part: dict[str, Any] = {"type": "output_text", "text": text, "annotations": []}
             done: dict[str, Any] = {"type": "response.output_text.done", "text": text, "logprobs": []}
             if block.kind == "refusal":
@@ -307,9 +310,9 @@ class OpenAIResponsesReader(Reader):
                 done = {"type": "response.refusal.done", "refusal": text}
             content.append(part)
             where = {"item_id": item.get("id"), "output_index": output, "content_index": block.part}
-            if ("text", block) not in self._ended:
+            if ("text", block) not in ended:
                 messages.append({**done, **where})
-            if ("part", block) not in self._ended:
+            if ("part", block) not in ended:
                 messages.append({"type": "response.content_part.done", **where, "part": part})
         return content
 

@@ -20,7 +20,9 @@ class Block(NamedTuple):
     output: int
     """OpenAI chat: the choice. OpenAI responses: the output item. Anthropic: the content block."""
     part: int = 0
-    """OpenAI chat: which of the choice's tool calls. OpenAI responses: which part of the item's content or summary."""
+    """OpenAI chat: which of the choice's tool calls, or which part of a content that is a list. OpenAI responses: which part of the
+    item's content or summary.
+    """
     field: str = "content"
     """OpenAI: the field in which the text stands, where there may be several: `reasoning_content`, `summary`."""
 
@@ -157,7 +159,7 @@ class ToolCall(Part):
         self.name: str | None = name
         self.whole: bool = whole
         self.repeated: bool = repeated
-        """Shown before; the reader has written into it what the call was changed to."""
+        """Shown before, the same; the reader has written into it what the call was changed to."""
         self.held: bool = held
         """Its deltas were held back, so that it can be changed."""
         self.withheld: bool = False

@@ -37,7 +37,7 @@ class Made(NamedTuple):
 class Call:
     """A tool call on its way."""
 
-    __slots__ = ("done", "holder", "id", "key", "message", "name", "pieces", "size")
+    __slots__ = ("done", "holder", "id", "key", "message", "name", "pieces", "said", "size")
 
     def __init__(self, id: str | None, name: str | None) -> None:
         self.id = id
@@ -48,6 +48,7 @@ class Call:
         self.holder: dict[str, Any] | None = None
         self.key = ""
         self.done: ToolCall | None = None
+        self.said = ""  # its arguments as they came, once it is done
 
 
 class Reader(ABC):
@@ -73,6 +74,7 @@ class Reader(ABC):
         self._open: dict[Block, Origin] = {}
         self._last: dict[Block, Origin] = {}
         self._over: set[Block] = set()
+        self._here: dict[Block, TextDelta] = {}  # each block's last delta in the message that is being read
         self._calls: dict[Block, Call] = {}
         self._leaving: list[Callable[[], object]] = []  # what is to be noted when the message that was read last has left
 
@@ -83,12 +85,10 @@ class Reader(ABC):
         """The parts of one message: an event's data, or the body of a response that is not streamed. Raises `DialectError`."""
 
     def read_end(self) -> list[Part]:
-        """`[DONE]`, or upstream's stream is over: whatever is still open ends here."""
+        """`[DONE]`, or upstream's stream is over: the last message has left, and whatever is still open ends here."""
+        self.commit()
         parts: list[Part] = []
-        for block in list(self._open):
-            self._end(parts, block)
-        for block in list(self._calls):
-            self._complete(parts, block, None)
+        self._end_all(parts)
         return parts
 
     @abstractmethod
@@ -112,6 +112,7 @@ class Reader(ABC):
         for note in self._leaving:
             note()
         self._leaving.clear()
+        self._here.clear()
 
     def can_add(self, block: Block) -> bool:
         """Whether `make_delta` can be asked for more of a block: it has had a delta."""
@@ -151,17 +152,22 @@ class Reader(ABC):
         if self._over and block in self._over:
             raise DialectError(f"there is more text of a block that was over: {tuple(block)}")
         self._open[block] = origin
-        parts.append(TextDelta(block, holder, key, tokens=tokens))
+        delta = self._here[block] = TextDelta(block, holder, key, tokens=tokens)
+        parts.append(delta)
 
     def _end(self, parts: list[Part], block: Block) -> None:
         """The text of a block is complete, if it is open."""
         if block in self._open:
             self._last[block] = self._open.pop(block)
             self._over.add(block)
-            here = next(
-                (part for part in parts if isinstance(part, TextDelta) and part.block == block and not part.whole), None
-            )
-            parts.append(TextEnd(block, here))
+            parts.append(TextEnd(block, self._here.get(block)))
+
+    def _end_all(self, parts: list[Part]) -> None:
+        """Whatever is open ends."""
+        for block in list(self._open):
+            self._end(parts, block)
+        for block in list(self._calls):
+            self._complete(parts, block, None)
 
     def _whole(
         self, parts: list[Part], block: Block, holder: dict[str, Any], key: str, tokens: dict[str, Any] | None = None
@@ -216,7 +222,7 @@ class Reader(ABC):
         call = self._calls[block]
         if call.done is not None:
             return
-        arguments = "".join(call.pieces)
+        arguments = call.said = "".join(call.pieces)
         call.pieces.clear()
         held = self.hold_tool_calls
         here = call.holder if held and call.message is message else None
@@ -240,7 +246,7 @@ class Reader(ABC):
         *,
         whole: bool = False,
     ) -> None:
-        """All arguments of a call stand in `holder[key]`."""
+        """All arguments of a call stand in `holder[key]`. What repeats a call and says another is one that nobody was shown."""
         call = self._begin_call(block, id, name)
         if call.done is None:
             if call.pieces and "".join(call.pieces) != arguments:
@@ -248,14 +254,24 @@ class Reader(ABC):
             withheld = self.hold_tool_calls and bool(call.pieces)
             call.pieces.clear()
             call.holder = call.message = None
+            call.said = arguments
             call.done = ToolCall(block, call.id, call.name, arguments, holder, key, held=self.hold_tool_calls, whole=whole)
             call.done.withheld = withheld
             parts.append(call.done)
             return
+        same = (not arguments or arguments == call.said) and (not name or name == call.name)
         again = ToolCall(
-            block, call.id, call.name, arguments, holder, key, held=self.hold_tool_calls, whole=True, repeated=True
+            block,
+            id or call.id,
+            name or call.name,
+            arguments,
+            holder,
+            key,
+            held=self.hold_tool_calls,
+            whole=True,
+            repeated=same,
         )
-        if call.done.changed:
+        if same and call.done.changed:
             again.write(call.done.arguments)
         parts.append(again)
 

@@ -337,6 +337,21 @@ def test_all_other_strings_of_an_event_are_redacted_as_in_any() -> None:
     assert messages_of(output)[-1] == "#"
 
 
+def test_an_event_of_an_answer_stays_json() -> None:
+    """A pattern that goes on to the end of what it is given ends with the string; one over two values takes both."""
+    message = chunk(choice({"content": "my sk-Zq"}), user="sk-Zq", login="ann", password="hunter2")
+    patterns = ["sk-.*", r'"login": ?"ann", ?"password": ?"\w+"']
+    stream = stream_of([message, chunk(choice({}, "stop"))], named=False)
+    result = run_chain([Redact(patterns, "sk-#")], [stream], request=request(CHAT))
+    assert result.failure is None
+    assert said(result.output, "text") == "my sk-#"
+    assert messages_of(result.output)[0]["user"] == "sk-#"
+    assert b"hunter2" not in result.output
+    body = json.dumps({**chat_body({"content": "my sk-Zq"}), "user": "sk-Zq", "n": 1})
+    output = json.loads(run_json([Redact(["sk-.*"], "#")], body.encode(), request=request(CHAT)))
+    assert output == json.loads(body.replace("sk-Zq", "#"))
+
+
 def test_logprobs_do_not_show_what_was_redacted() -> None:
     """Tokens of a text that is not what came are gone with it."""
     made = [
@@ -405,6 +420,235 @@ def test_arguments_are_redacted_as_json() -> None:
         stream = streamed(dialect, [("tool", ['{"k":"s\\u006', 'b-Zq3xV81L","n":1}'])])
         output = run_chain([Redact([KEY], 'say "no"')], [stream], request=request(PATHS[dialect])).output
         assert json.loads(said(output, "tool")) == {"k": 'say "no"', "n": 1}
+
+
+HIDDEN = r"\u0073k-Zq3xV81L"  # the secret, as JSON may spell it
+
+
+def repeating(shown: str, again: str, last: str, kind: str = "function_call") -> bytes:
+    """A call of OpenAI responses whose two repetitions say what they like."""
+    key, name = {
+        "function_call": ("arguments", "function_call_arguments"),
+        "custom_tool_call": ("input", "custom_tool_call_input"),
+    }[kind]
+
+    def item(value: str) -> dict[str, Any]:
+        return {"id": "c", "type": kind, "call_id": "call", "name": "send", "status": "completed", key: value}
+
+    where = {"item_id": "c", "output_index": 0}
+    messages = [
+        {"type": "response.output_item.added", "output_index": 0, "item": item("")},
+        {"type": f"response.{name}.delta", **where, "delta": shown},
+        {"type": f"response.{name}.done", **where, key: shown},
+        {"type": "response.output_item.done", "output_index": 0, "item": item(again)},
+    ]
+    return stream_of(responses_stream(messages, end={
+        "type": "response.completed", "response": response("completed", [item(last)]),
+    }), named=True)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["function_call", "custom_tool_call"])
+def test_a_repetition_that_says_other_arguments_is_redacted_by_itself(kind: str) -> None:
+    """Behind an escape, in either repetition, whatever the call said before: what a client takes has no secret."""
+    key = "arguments" if kind == "function_call" else "input"
+    hidden, other = f'{{"k":"{HIDDEN}"}}', f'{{"k":"{HIDDEN}","n":[2]}}'
+    for shown, again, last in (
+        ('{"k":1}', hidden, other),
+        (hidden, other, hidden),
+        (hidden, '{"k":1}', other),
+        ('{"k":1}', '{"k":1}', hidden),
+    ):
+        stream = repeating(shown, again, last, kind)
+        result = run_chain([Redact([KEY])], [stream], request=request(RESPONSES))
+        assert result.failure is None
+        messages = messages_of(result.output)
+        left = [messages[-2]["item"][key], messages[-1]["response"]["output"][0][key]]
+        assert [json.loads(item) for item in left] == [
+            json.loads(item.replace(HIDDEN, "[redacted]")) for item in (again, last)
+        ]
+        assert b"Zq3xV81L" not in result.output
+
+
+def test_a_text_that_is_repeated_as_another_is_redacted_by_itself() -> None:
+    """Texts and thoughts: the repetition has a secret that no delta had."""
+    messages = responses_stream(summary_events(["fine"]), text_events(["fine"], 1))
+    last = len(messages) - 1
+    stream = stream_of(messages[:3], named=True) + stream_of(messages[3:], named=True).replace(b"fine", SECRET.encode())
+    result = run_chain([Redact([KEY])], [stream], request=request(RESPONSES))
+    assert result.failure is None
+    assert SECRET.encode() not in result.output
+    output = messages_of(result.output)[last]["response"]["output"]
+    assert [output[0]["summary"][0]["text"], output[1]["content"][0]["text"]] == ["[redacted]"] * 2
+
+
+def repeated(stream: bytes, kind: str) -> set[str]:
+    """All that the repetitions of a Responses stream say of one kind."""
+    found = set()
+
+    def look(value: Any) -> None:
+        if isinstance(value, dict):
+            is_text = value.get("type") in ("output_text", "response.output_text.done")
+            is_thought = value.get("type") in ("summary_text", "response.reasoning_summary_text.done")
+            if value.get("status") != "in_progress" and kind == "tool" and "arguments" in value:
+                found.add(value["arguments"])
+            elif value.get("text") and {"text": is_text, "thinking": is_thought}.get(kind):
+                found.add(value["text"])
+            for inner in value.values():
+                look(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                look(inner)
+
+    for message in messages_of(stream):
+        look(message)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "redacted"),
+    [
+        ("sk-[A-Za-z0-9]+", r"sk-x\g<0>", "sk-xsk-Zq3xV81L"),
+        ("sk-.*", "sk-x", "sk-x"),
+        (r"\w*Zq\w*", "Zq", "sk-Zq"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["text", "thinking", "tool"])
+def test_a_replacement_that_matches_its_own_pattern_is_put_in_once(
+    kind: str, pattern: str, replacement: str, redacted: str
+) -> None:
+    """In the deltas, in all that repeats them, and in an event whose other strings stand behind it."""
+    before, after = ('{"k":"', '"}') if kind == "tool" else ("a ", "")
+    stream = streamed("responses", [(kind, [f"{before}sk-", f"Zq3xV81L{after}"])])
+    result = run_chain([Redact([pattern], replacement)], [stream], request=request(RESPONSES))
+    assert result.failure is None
+    assert said(result.output, kind) == before + redacted + after
+    assert repeated(result.output, kind) == {before + redacted + after}
+    assert [message["type"] for message in messages_of(result.output)].count("response.completed") == 1
+
+
+@pytest.mark.parametrize("path", PATHS.values())
+def test_in_an_answer_that_is_not_streamed_it_is_put_in_once(path: str) -> None:
+    """Anthropic's decoded input among them."""
+    body = json.dumps(BODIES[path])
+    output = run_json([Redact([KEY], r"<\g<0>>")], body.encode(), request=request(path))
+    assert json.loads(output) == json.loads(body.replace(SECRET, f"<{SECRET}>"))
+
+
+# Of the arguments of a call: the pattern, what upstream says and what leaves.
+ARGUMENTS: dict[str, tuple[str, str, str]] = {
+    "to the end of a string": ("sk-.*", '{"k":"sk-Zq","n":1}', '{"k":"#","n":1}'),
+    "to the end of a string, escaped": ("sk-.*", r'{"k":"\u0073k-Zq","n":1}', '{"k":"#","n":1}'),
+    "a name": ("sk-.*", '{"sk-Zq":1}', '{"#":1}'),
+    "a number": ("4111[0-9]+", '[41110000,"x"]', '["#","x"]'),
+    "arguments that are one number": ("4111[0-9]+", "41110000", '"#"'),
+    "arguments that are one string": ("sk-.*", '"sk-Zq"', '"#"'),
+    "a name and its value": ('"password":"[^"]*"', '{"password":"hunter2","n":1}', '{"#":"#","n":1}'),
+    "from inside one string into the next": ("ter2.*hun", '["hunter2", true, "hunter3"]', '["#", true, "#"]'),
+    "syntax alone": (r"\},\{", '[{},{}]', '[{},{}]'),
+    "syntax and a number": (r":[0-9]+\}", '{"a":1}', '{"a":"#"}'),
+    "spaces stay": ("sk-.*", '{ "k" : "sk-Zq" ,"a":[ ] }', '{ "k" : "#" ,"a":[ ] }'),
+    "no JSON": ("sk-.*", "send sk-Zq now", "send #"),
+    "JSON that is cut off": ("sk-[A-Za-z]+", r'{"k":"\u0073k-Zq', '{"k":"#'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dialect", PATHS)
+@pytest.mark.parametrize(("pattern", "arguments", "expected"), ARGUMENTS.values(), ids=ARGUMENTS)
+def test_arguments_that_are_json_stay_json(dialect: str, pattern: str, arguments: str, expected: str) -> None:
+    """A pattern is about what strings say; what reaches over several takes each. What is no JSON is text."""
+    stream = streamed(dialect, [("tool", [arguments[:4], arguments[4:]])])
+    result = run_chain([Redact([pattern], "#")], [stream], request=request(PATHS[dialect]))
+    assert result.failure is None
+    assert said(result.output, "tool") == expected
+    if dialect == "responses":
+        assert repeated(result.output, "tool") == {expected}
+
+
+def test_what_was_too_long_to_wait_is_redacted_where_it_is_repeated() -> None:
+    """It has left in deltas, for the window was full; the repetition, which is whole, does not show it again."""
+    secret = "BEGIN" + "x" * 30 + "END"
+    stream = streamed("responses", [("text", ["a ", *secret, " b"])])
+    result = run_chain([Redact(["BEGINx+END"], window=10)], [stream], request=request(RESPONSES))
+    assert said(result.output, "text") == f"a {secret} b"
+    assert repeated(result.output, "text") == {"a [redacted] b"}
+
+
+def test_patterns_apply_to_arguments_in_their_order() -> None:
+    """Also where one reaches over several strings: what the first has redacted, the second sees redacted."""
+    over = '"user":"ann","password":"[^"]*"'
+    arguments = '{"user":"ann","password":"hunter2"}'
+    for patterns, expected in ((["ann", over], '{"user":"#","password":"hunter2"}'), ([over, "ann"], '{"#":"#","#":"#"}')):
+        stream = streamed("chat", [("tool", [arguments])])
+        assert said(run_chain([Redact(patterns, "#")], [stream], request=request(CHAT)).output, "tool") == expected
+
+
+def test_many_replacements_that_match_again_cost_no_square() -> None:
+    """What would be looked at again for each of them is bounded; beyond that more is redacted, and never less."""
+    arguments = json.dumps(["sk-Zq"] * 20_000)
+    redacted = Redact(["sk-.*"], "sk-x").redact_json(arguments)
+    assert set(json.loads(redacted)) == {"sk-x"}
+
+
+# Of letters that stand nowhere else in these events, and of what JSON itself is made of.
+OVER_STRINGS = ["Я.*", "Ж[^,]*", '"Ж":.', r"\W+Я", "(?s)Ж.*Я", r'Я"\}', "Ж+"]
+OVER_JSON = [*OVER_STRINGS, '".*', r'[{\[]."', "[0-9]..", r"\W+", "[a-zЯ]+.?"]
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-99, 999) | st.floats(0, 9) | st.text('ЖЯaд "\\{}[]:,\n1', max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('ЖЯ"', max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+arguments = st.builds(
+    lambda value, spaced, escaped: json.dumps(
+        value, separators=(", ", ": ") if spaced else (",", ":"), ensure_ascii=escaped
+    ),
+    json_values, st.booleans(), st.booleans(),
+)  # fmt: skip
+replacements = st.sampled_from(["#", "", r"<\g<0>>", "ЖЯ"])
+
+
+def shape(text: str) -> str:
+    """Of JSON how its lists and objects lie in each other, and its literals."""
+
+    def bare(value: Any) -> Any:
+        if isinstance(value, list):
+            return [bare(inner) for inner in value]
+        return value if value is None or isinstance(value, bool) else 0
+
+    # Names may become the same.
+    return str(bare(json.loads(text, object_pairs_hook=lambda pairs: [inner for _, inner in pairs])))
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    patterns=st.lists(st.sampled_from(OVER_JSON), min_size=1, max_size=3, unique=True),
+    arguments=arguments,
+    replacement=replacements,
+)
+def test_json_stays_json_of_its_shape_whatever_the_patterns(patterns: list[str], arguments: str, replacement: str) -> None:
+    """Lists and objects as long as they were, literals where they were."""
+    redacted = Redact(patterns, replacement).redact_json(arguments)
+    assert shape(redacted) == shape(arguments)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    dialect=st.sampled_from(list(PATHS)),
+    patterns=st.lists(st.sampled_from(OVER_STRINGS), min_size=1, max_size=3, unique=True),
+    arguments=arguments,
+    cut=st.integers(0, 30),
+    replacement=replacements,
+)
+def test_arguments_that_are_json_are_repeated_as_they_were_shown(
+    dialect: str, patterns: list[str], arguments: str, cut: int, replacement: str
+) -> None:
+    """JSON of the same shape in every dialect, and the same in all repetitions."""
+    stream = streamed(dialect, [("tool", [arguments[:cut], arguments[cut:]])])
+    result = run_chain([Redact(patterns, replacement)], [stream], request=request(PATHS[dialect]))
+    assert result.failure is None
+    left = said(result.output, "tool")
+    assert shape(left) == shape(arguments)
+    if dialect == "responses":
+        assert repeated(result.output, "tool") == {left}
 
 
 # --- everything at once -----------------------------------------------------------------------------------------------------

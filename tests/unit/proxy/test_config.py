@@ -457,11 +457,76 @@ def test_what_health_and_retries_cannot_be_is_refused(setting: str, path: str) -
         assert error.startswith(f"reverse_proxy.routes[0].{path}: ")
 
 
-@pytest.mark.parametrize("twice", ["http://a/x/", "http://A:80/x"])
+@pytest.mark.parametrize("twice", ["http://a/x/", "http://A:80/x", "HTTP://a:80/x", "HTTP://a/x", "http://a:080/x//"])
 def test_an_endpoint_listed_twice_is_refused(twice: str) -> None:
     """It would get twice the requests, and count as two."""
     (error,) = errors(configuration(upstreams=f'{{name: llm, endpoints: ["http://a/x", "{twice}"]}}'))
     assert error == "reverse_proxy.upstreams[0].endpoints[1]: this endpoint is listed twice"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("HTTPS://a:443", "https://a", True),
+        ("https://A/", "Https://a:443", True),
+        ("http://[::1]", "http://[0:0:0:0:0:0:0:1]:80", True),
+        ("http://[FE80::1]:1", "http://[fe80::1]:1", True),
+        ("http://\u00e4.test", "http://xn--4ca.test:80", True),
+        ("HTTPS://a:80", "https://a", False),
+        ("http://a:443", "https://a", False),
+        ("http://a/x", "http://a/X", False),
+    ],
+)
+def test_one_endpoint_is_recognised_however_its_url_is_spelt(one: str, other: str, same: bool) -> None:
+    """The scheme and the host in any case, the scheme's own port or none; a path means what it says."""
+    text = configuration(upstreams=f'{{name: llm, endpoints: ["{one}", "{other}"]}}')
+    if same:
+        assert errors(text) == ["reverse_proxy.upstreams[0].endpoints[1]: this endpoint is listed twice"]
+    else:
+        parse_config(text)
+
+
+@pytest.mark.parametrize(
+    ("origin", "instead"),
+    [
+        ("https://a.example/", "https://a.example"),
+        ("https://A.example:8443/app?x#y", "https://a.example:8443"),
+        ("HTTPS://a.example:443", "https://a.example"),
+        ("http://a.example:80", "http://a.example"),
+        ("http://[::1]:80/", "http://[::1]"),
+        ("https://\u00e4.example", "https://xn--4ca.example"),
+        ("app://./", "app://."),
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused(origin: str, instead: str) -> None:
+    """It would match nothing, and say so to nobody; what is to be written instead is taken."""
+    (error,) = errors(route(f'allowed_origins: ["https://fine.example", "{origin}"]'))
+    path, _, problem = error.partition(": ")
+    assert path == "reverse_proxy.routes[0].allowed_origins[1]"
+    assert problem.endswith(f": write {instead!r}")
+    parse_config(route(f'allowed_origins: ["{instead}"]'))
+
+
+@pytest.mark.parametrize(
+    "origin", ["a.example", "", "https://", "https:a", "https://u:p@a.example", " https://a", "https://a b", "https://a:x", "*",
+               "https://*.a.example"],
+)  # fmt: skip
+def test_what_is_no_origin_is_refused(origin: str) -> None:
+    """With what one looks like; a credential is not repeated."""
+    (error,) = errors(route(f'allowed_origins: ["{origin}"]'))
+    assert error.startswith("reverse_proxy.routes[0].allowed_origins[0]: ")
+    assert "u:p" not in error
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["null", "https://A.example", "http://localhost:3000", "http://[::1]:3000", "https://1.2.3.4", "chrome-extension://abc",
+     "file://", "https://a:80"],
+)  # fmt: skip
+def test_origins_that_clients_send_are_taken(origin: str) -> None:
+    """Those of web pages, extensions and apps; in any case, for they are compared so."""
+    (made,) = parse_config(route(f'allowed_origins: ["{origin}"]')).reverse_proxy.routes
+    assert made.allowed_origins == [origin]
 
 
 def test_a_route_has_its_own_heartbeat_or_the_common_one() -> None:

@@ -23,6 +23,7 @@ from unit.interceptors.dialects.transcripts import (
     chat_body,
     choice,
     chunk,
+    chunkings,
     message_end,
     message_item,
     message_start,
@@ -97,6 +98,34 @@ def test_every_text_of_a_body_is_changed() -> None:
     assert changed(ANTHROPIC, anthropic_body({"type": "text", "text": "a"})) == anthropic_body({"type": "text", "text": "A"})
 
 
+def test_a_content_that_is_a_list_stays_one() -> None:
+    """Each of its texts is changed in its place, and what is no text is as it was."""
+
+    def content(*texts: str) -> dict[str, Any]:
+        parts = [{"type": "text", "text": text, "annotations": []} for text in texts]
+        return chat_body({"content": [parts[0], {"type": "image_url", "text": "x"}, *parts[1:]]})
+
+    sent = json.dumps(content("one", "two")).encode()
+    assert json.loads(run_json([UPPER()], sent, request=request(CHAT))) == content("ONE", "TWO")
+
+
+def test_an_answer_can_be_ended_in_a_content_that_is_a_list() -> None:
+    """What is behind the part in which it ends is gone: parts, calls, other choices' texts. What is before it stays."""
+    parts = [{"type": "text", "text": text} for text in ("one", "two", "three")]
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    sent = chat_body({"reasoning": "r", "content": parts, "tool_calls": [call]}, {"content": [parts[2]]})
+
+    def stop(stream: MessageStream, delta: Any) -> None:
+        if delta.text == "two":
+            stream.finish("stop", "tw")
+
+    left = json.loads(run_json([Made(on_text_delta=stop)], json.dumps(sent).encode(), request=request(CHAT)))
+    first, second = (item["message"] for item in left["choices"])
+    assert (first["reasoning"], first["content"]) == ("r", [parts[0], {"type": "text", "text": "tw"}])
+    assert "tool_calls" not in first
+    assert second["content"] is None
+
+
 @pytest.mark.parametrize("path", PATHS.values())
 def test_text_that_was_held_back_leaves_before_the_block_ends(path: str) -> None:
     """Its deltas do not leave at all; one more delta, made like the last one, has all of it."""
@@ -119,6 +148,40 @@ def test_text_that_was_held_back_stays_behind_what_came_last() -> None:
     """Where the last text and the end of the block are one event, there is one place for both."""
     (message, done) = run(CHAT, [chunk(choice({"content": "One"}, "stop")), "[DONE]"], LATE())
     assert (message, done) == (chunk(choice({"content": "One"}, "stop")), "[DONE]")
+
+
+def test_text_that_was_held_back_stays_behind_the_last_of_several_deltas_in_one_event() -> None:
+    """Two entries of one choice in the chunk that ends it, however it arrives: what is added is the text's end, not its middle."""
+
+    def keep(stream: Any, delta: Any) -> None:
+        stream.kept = getattr(stream, "kept", {})
+        stream.kept[delta.block] = stream.kept.get(delta.block, "") + delta.text[-1]
+        delta.text = delta.text[:-1].upper()
+
+    def add(stream: Any, end: Any) -> None:
+        end.add(f"({stream.kept.pop(end.block)})")
+
+    made = [choice({"content": "abc"}), choice({"content": "de"}, index=1), choice({"content": "fg"})]
+    stream = stream_of([chunk(*made, choice({}, "stop"), choice({}, "stop", index=1)), "[DONE]"], named=False)
+    for chunks in chunkings(stream):
+        result = run_chain([Made(on_text_delta=keep, on_text_end=add)], chunks, request=request(CHAT))
+        assert result.failure is None
+        (message, done) = messages_of(result.output)
+        texts = [(item["index"], item["delta"].get("content")) for item in message["choices"]]
+        assert (texts, done) == ([(0, "AB"), (1, "D(e)"), (0, "F(cg)"), (0, None), (1, None)], "[DONE]")
+
+
+def test_a_text_that_only_upstreams_end_ends_is_repeated_whole() -> None:
+    """The last delta has left by then: it is in the text that the ending repeats, and what is added does not stand in it."""
+    finish = Made(on_text_end=lambda stream, _: stream.finish("completed", "!"))
+    messages = run(RESPONSES, responses_stream(text_events(["Hel", "lo"]))[:-4], finish)
+    assert messages[-1]["response"]["output"][0]["content"][0]["text"] == "Hello!"
+    add = Made(on_text_end=lambda _, end: end.add("!"))
+    for path in PATHS.values():
+        deltas = [item for item in streamed(path, ["Hel", "lo"]) if "delta" in str(item) and "stop" not in str(item)]
+        added = run(path, deltas, add)
+        assert added[:-1] == deltas
+        assert "!" in str(added[-1])
 
 
 def test_a_dropped_delta_leaves_what_else_its_event_carries() -> None:
@@ -221,6 +284,59 @@ def test_a_hook_is_called_once_for_each_call(path: str) -> None:
         made = Made(on_tool_call=note, holds_tool_calls=holds)
         run(path, CALLS[path](*PIECES), made)
         assert calls == [("get_weather", {"key": "secret"}), ("get_time", {})]
+
+
+def _spoken(first: str, again: str, key: str = "arguments") -> list[Any]:
+    """A call of OpenAI responses that is repeated with other arguments, where it is done and where the response is."""
+    events = call_events([first], 0)
+    if key == "input":
+        for event in events:
+            event["type"] = event["type"].replace("function_call_arguments", "custom_tool_call_input")
+            if "arguments" in event:
+                event["input"] = event.pop("arguments")
+            if "item" in event:
+                event["item"]["type"] = "custom_tool_call"
+                event["item"]["input"] = event["item"].pop("arguments")
+    events[-1]["item"][key] = again
+    return responses_stream(events)
+
+
+@pytest.mark.parametrize("key", ["arguments", "input"])
+@pytest.mark.parametrize("holds", [False, True])
+def test_a_repetition_that_says_another_call_is_shown_to_the_hook(holds: bool, key: str) -> None:
+    """A client may take either: other arguments, or another name. One that says the same, or nothing, is not shown again."""
+    seen: list[Any] = []
+    made = Made(on_tool_call=lambda _, call: seen.append((call.name, call.arguments)), holds_tool_calls=holds)
+    spoken = _spoken("{}", '{"a":1}', key)
+    messages = run(RESPONSES, spoken, made)
+    assert seen == [("get_weather", "{}"), ("get_weather", '{"a":1}'), ("get_weather", '{"a":1}')]
+    assert without_numbers(messages) == without_numbers(spoken)
+    seen.clear()
+    spoken = _spoken("{}", "", key)
+    spoken[-2]["item"]["name"] = "delete_file"
+    run(RESPONSES, spoken, made)
+    assert seen == [("get_weather", "{}"), ("delete_file", "")]
+
+
+def test_a_repetition_that_says_another_call_is_changed_by_itself() -> None:
+    """What the hook made of the first is not put in its place."""
+    changed = run(RESPONSES, _spoken("secret 1", "secret 2"), Made(on_tool_call=hide, holds_tool_calls=True))
+    assert "secret" not in json.dumps(changed)
+    assert changed[-2]["item"]["arguments"] == changed[-1]["response"]["output"][0]["arguments"] == "*** 2"
+    assert [item["arguments"] for item in changed if "arguments" in item] == ["*** 1"]
+
+
+def test_held_calls_of_several_choices_keep_their_kinds() -> None:
+    """A function of one choice and a custom tool of the other, at the same place in the same chunk."""
+    custom = {"tool_calls": [{"index": 0, "id": "b", "type": "custom", "custom": {"name": "shell", "input": "secret"}}]}
+    messages = [
+        chunk(choice(tool_delta(0, "secret", "a", "f")), choice(custom, index=1)),
+        chunk(choice({}, "tool_calls"), choice({}, "tool_calls", index=1)),
+        "[DONE]",
+    ]
+    changed = run(CHAT, messages, Made(on_tool_call=hide, holds_tool_calls=True))
+    made = [(item["index"], item["delta"]["tool_calls"]) for message in changed[1:3] for item in message["choices"]]
+    assert made == [(0, [{"index": 0, "function": {"arguments": "***"}}]), (1, [{"index": 0, "custom": {"input": "***"}}])]
 
 
 def test_a_tool_call_in_one_chunk_is_changed_in_its_place() -> None:

@@ -186,6 +186,16 @@ def test_bodies_that_are_not_as_they_should_be(change: str, data: st.DataObject)
         (CHAT, {"choices": "none"}, "choices is a string, expected a list"),
         (CHAT, {"choices": [1]}, "choices[] is a number, expected an object"),
         (CHAT, chunk(choice({"content": ["x"]})), "choices[].delta.content is a list, expected a string"),
+        (
+            CHAT,
+            {"choices": [{"message": {"content": ["x"]}}]},
+            "choices[].message.content[] is a string, expected an object",
+        ),
+        (
+            CHAT,
+            {"choices": [{"message": {"content": [{"type": "text", "text": 1}]}}]},
+            "choices[].message.content[].text is a number, expected a string",
+        ),
         (CHAT, chunk(choice({}, 1)), "choices[].finish_reason is a number, expected a string"),
         (CHAT, chunk(usage={"prompt_tokens": "12"}), "usage.prompt_tokens is a string, expected a whole number"),
         (RESPONSES, {"type": "response.output_text.delta", "delta": {}}, "delta is an object, expected a string"),

@@ -96,6 +96,29 @@ STREAMS: dict[str, Transcript] = {
             ("finish", 0, "stop"),
         ],
     ),
+    "chat: two entries of one choice in one chunk": Transcript(
+        CHAT,
+        [
+            chunk(choice({"content": "a"}), choice({"content": "b"}, index=1), choice({"content": "c"})),
+            chunk(choice({"content": "d"}), choice({"reasoning_content": "e"}), choice({"content": "f"}, "stop")),
+            chunk(choice({"content": "g"}, index=1), choice({}, "stop", index=1)),
+            "[DONE]",
+        ],
+        [
+            ("text", 0, "a", ""),
+            ("text", 1, "b", ""),
+            ("text", 0, "c", ""),
+            ("text", 0, "d", ""),
+            ("thinking", 0, "e", ""),
+            ("text", 0, "f", ""),
+            ("text ends", 0, ""),
+            ("thinking ends", 0, ""),
+            ("finish", 0, "stop"),
+            ("text", 1, "g", ""),
+            ("text ends", 1, ""),
+            ("finish", 1, "stop"),
+        ],
+    ),
     "chat: parallel tool calls": Transcript(
         CHAT,
         [
@@ -355,6 +378,22 @@ BODIES: dict[str, tuple[str, Any, list[tuple[Any, ...]]]] = {
             ("call", 0, 1, "call_b", "shell", "ls"),
             ("finish", 0, "tool_calls"),
             ("usage", "gpt-4o", None, 0, None, None),
+        ],
+    ),
+    "chat: a content that is a list": (
+        CHAT,
+        chat_body(
+            {"content": [{"type": "text", "text": "a"}, {"type": "new"}, {"type": "refusal", "refusal": "b"}]},
+            {"content": []},
+            usage=None,
+        ),
+        [
+            ("text", 0, "a", "whole"),
+            ("text ends", 0, "whole"),
+            ("refusal", 0, "b", "whole"),
+            ("refusal ends", 0, "whole"),
+            ("finish", 0, "stop"),
+            ("finish", 1, "stop"),
         ],
     ),
     "chat: an error": (
