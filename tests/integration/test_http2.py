@@ -481,6 +481,27 @@ async def test_an_answer_lets_go_of_a_connection_that_breaks(
                 await until(lambda: rig.lines("exchange"))
 
 
+async def test_a_connection_that_breaks_before_anything_was_sent_is_let_go_at_once(
+    certificates: Certificates, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are no last bytes that could still leave, and nothing waits for them: the exchange has ended, and its place is free."""
+    monkeypatch.setattr("proxy.downstream.hypercorn._LAST_BYTES_S", 60.0)
+    arrived = trio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        arrived.set()
+        await peer.wait_closed()
+
+    serve = Way(certificates=certificates).serve(log, monkeypatch)
+    async with serve(script) as rig, open_http2(rig.proxy, certificates) as client:
+        await client.start()
+        await arrived.wait()
+        client.reset_connection()
+        assert await rig.outcomes() == ["client_disconnected"]
+        await rig.everything_is_back()
+
+
 async def test_an_upstream_that_fails_before_its_head_gives_a_json_answer(
     certificates: Certificates, log: list[dict[str, object]]
 ) -> None:

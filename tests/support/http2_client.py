@@ -6,13 +6,14 @@ import json
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import h2.config
 import h2.connection
 import h2.errors
 import h2.events
+import h2.exceptions
 import h2.settings
 import trio
 
@@ -36,9 +37,12 @@ class Exchanged:
     reset: int | None = None
     """The error code of the server's reset."""
 
+    left: bool = False
+    """The client has reset it."""
+
     @property
     def over(self) -> bool:
-        return self.ended or self.reset is not None
+        return self.ended or self.reset is not None or self.left
 
     def error_type(self) -> str:
         assert self.ended
@@ -51,10 +55,15 @@ class Exchanged:
 class Http2Client:
     """It reads all the time; a stream's window opens only as `opens` says."""
 
-    def __init__(self, stream: trio.SSLStream[trio.SocketStream], window: int | None) -> None:
-        """`window`: of each stream, and then no window ever opens again; None: windows open as data comes."""
+    def __init__(
+        self, stream: trio.SSLStream[trio.SocketStream], nursery: trio.Nursery, *, window: int | None = None
+    ) -> None:
+        """`nursery`: ends with the connection.
+
+        `window`: of each stream, and then no window ever opens again; None: windows open as data comes."""
         self.streams: dict[int, Exchanged] = {}
         self.closed = False
+        self.nursery = nursery
         self._stream = stream
         self._opens = window is None
         config = h2.config.H2Configuration(
@@ -110,20 +119,30 @@ class Http2Client:
         return stream_id
 
     async def send(self, stream_id: int, data: bytes, *, end: bool = True) -> None:
-        """Send a body as far as the server's windows let it, and go on when they open."""
+        """Send a body as far as the server's windows let it, and go on when they open. It stops when the stream is over."""
+        stream = self.streams[stream_id]
+
+        def may_go_on() -> bool:
+            return stream.over or self.closed or self.h2.local_flow_control_window(stream_id) > 0
+
         while data:
-            await until(lambda: self.h2.local_flow_control_window(stream_id) > 0)
+            await until(may_go_on)
+            if stream.over or self.closed:
+                return
             size = min(len(data), self.h2.local_flow_control_window(stream_id), self.h2.max_outbound_frame_size)
             self.h2.send_data(stream_id, data[:size])
             data = data[size:]
             await self.flush()
-        if end:
+        if end and not stream.over:
             self.h2.end_stream(stream_id)
             await self.flush()
 
     async def reset(self, stream_id: int) -> None:
-        self.h2.reset_stream(stream_id, h2.errors.ErrorCodes.CANCEL)
-        await self.flush()
+        """Reset a stream, unless it is over."""
+        self.streams[stream_id].left = True
+        with suppress(h2.exceptions.ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError):
+            self.h2.reset_stream(stream_id, h2.errors.ErrorCodes.CANCEL)
+            await self.flush()
 
     def reset_connection(self) -> None:
         """Vanish: the other side gets a reset."""
@@ -182,6 +201,10 @@ class Http2Requester:
     async def reset_stream(self) -> None:
         await self.connection.reset(self._id)
 
+    def reset_stream_soon(self) -> None:
+        """The same from where nothing can be awaited."""
+        self.connection.nursery.start_soon(self.reset_stream)
+
     def reset(self) -> None:
         """The whole connection."""
         self.connection.reset_connection()
@@ -193,8 +216,8 @@ async def open_http2(proxy: Proxy, certificates: Certificates, *, window: int | 
     stream = trio.SSLStream(transport, certificates.client("h2"), server_hostname="localhost", https_compatible=True)
     await stream.do_handshake()
     assert stream.selected_alpn_protocol() == "h2"
-    client = Http2Client(stream, window)
     async with trio.open_nursery() as nursery:
+        client = Http2Client(stream, nursery, window=window)
         nursery.start_soon(client.run)
         yield client
         nursery.cancel_scope.cancel()
