@@ -52,6 +52,7 @@ class Forward:
         "_sse",
         "_target",
         "_worker",
+        "asking",
         "chain",
         "intercepted",
         "relay",
@@ -80,6 +81,8 @@ class Forward:
         self._sse = False
         self._json: JsonBody | None = None
         self.reply = Reply(worker, route, scope, inbound, send, connection)
+        self.asking: UpstreamRequest | None = None
+        """None when the upstream is not asked."""
         self.relay: Relay | None = None
         self.request: Request | None = None
         """As interceptors see it; None when there is none."""
@@ -193,7 +196,7 @@ class Forward:
     ) -> Response | None:
         """The request to the upstream, its response to the client. What an interceptor wants to answer instead, if it does."""
         route, reply = self._route, self.reply
-        asking = UpstreamRequest(
+        self.asking = asking = UpstreamRequest(
             self._worker,
             route,
             self._scope,
