@@ -53,14 +53,12 @@ class Exchanged:
 
 
 class Http2Client:
-    """It reads all the time; a stream's window opens only as `opens` says."""
+    """It reads all the time; its windows open as data comes, or never again."""
 
     def __init__(
         self, stream: trio.SSLStream[trio.SocketStream], nursery: trio.Nursery, *, window: int | None = None
     ) -> None:
-        """`nursery`: ends with the connection.
-
-        `window`: of each stream, and then no window ever opens again; None: windows open as data comes."""
+        """`nursery`: ends with the connection. `window`: of each stream, and then none ever opens again; None: as data comes."""
         self.streams: dict[int, Exchanged] = {}
         self.closed = False
         self.nursery = nursery
