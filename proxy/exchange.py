@@ -339,9 +339,11 @@ class Exchange:
             metrics.refused[route, kind].inc()
         if first_byte_s is not None:
             metrics.time_to_first_byte[route].observe(first_byte_s)
+        endpoint = forward.asking.endpoint if forward is not None and forward.asking is not None else None
         line: dict[str, Any] = {
             "route": route,
             "upstream": None if self._route is None else self._route.upstream,
+            "endpoint": None if endpoint is None else endpoint.origin,
             "method": self._scope["method"],
             "status": self._status if self._status is not None or forward is None else forward.reply.status,
             "outcome": outcome.value,

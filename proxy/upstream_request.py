@@ -14,7 +14,7 @@ from .downstream import Scope
 from .headers import request_headers
 from .mcp import calls_of
 from .routes import Route
-from .upstream import UpstreamBody
+from .upstream import Endpoint, UpstreamBody
 from .worker import Worker
 
 __all__ = ["UpstreamRequest"]
@@ -31,6 +31,7 @@ class UpstreamRequest:
         "_scope",
         "_target",
         "_worker",
+        "endpoint",
         "response_body",
         "route",
     )
@@ -58,6 +59,8 @@ class UpstreamRequest:
         self._body = body
         self._nursery = nursery
         self._identity = identity
+        self.endpoint: Endpoint | None = None
+        """The one that was asked last; None when none was."""
         self.response_body: UpstreamBody | None = None
         """Of the last response: the connection that is on loan."""
 
@@ -78,7 +81,11 @@ class UpstreamRequest:
         return await self._send(httpx.ByteStream(b""), None, last_event_id)
 
     async def _send(self, stream: httpx.AsyncByteStream, body: bytes | None, last_event_id: bytes | None) -> httpx.Response:
-        response = await self.route.transport.handle_async_request(self._build(stream, body, last_event_id))
+        request = self._build(stream, body, last_event_id)
+        try:
+            response = await self.route.transport.handle_async_request(request)
+        finally:
+            self.endpoint = request.extensions.get("endpoint", self.endpoint)
         assert isinstance(response.stream, UpstreamBody)
         self.response_body = response.stream
         return response

@@ -7,7 +7,8 @@ transport, request extensions are
 - `retry`: the route's `RetryPolicy`; without one, a request is tried once;
 - `affinity`: the key of the session that the request belongs to, as bytes; without one, the value of its `Mcp-Session-Id` is.
 
-The response's extension `endpoint` is the `Endpoint` that answered.
+The response's extension `endpoint` is the `Endpoint` that answered. The request's own is the one that was asked last, also when the
+request fails; without it none was asked.
 
 What counts as an endpoint's failure: no connection, no TLS, a request not taken in time, and no whole and acceptable head of a
 response, in time or at all. What does not: any response, whatever its status; what breaks after the head; a kept connection that
@@ -87,7 +88,7 @@ class Balancer(httpx.AsyncBaseTransport):
         attempt = 1
         tried: list[Endpoint] = []
         while True:
-            endpoint = turn.endpoint
+            request.extensions["endpoint"] = endpoint = turn.endpoint
             try:
                 response = await self._transport.send(
                     request, endpoint.url, endpoint.base + target, self._headers_for(endpoint, request), fresh=attempt > 1

@@ -50,6 +50,7 @@ class Endpoint:
         "failures",
         "host",
         "name",
+        "origin",
         "outstanding",
         "probing",
         "retries",
@@ -64,6 +65,8 @@ class Endpoint:
         """Its Host header (RFC 9110, section 7.2)."""
         self.name = str(self.url).rstrip("/")
         """In logs and metrics."""
+        self.origin = f"{self.url.scheme}://{self.url.netloc.decode()}"
+        """As its URL has it (RFC 6454, section 6.2), without a path and without credentials."""
         self.outstanding = 0
         """Turns that have not ended."""
         self.failures = 0

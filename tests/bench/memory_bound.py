@@ -1,6 +1,8 @@
 """Memory is bounded by configuration: load a proxy to its limits and print what it takes beside what `docs/capacity.md` computes.
 
-    .venv/bin/python tests/bench/memory_bound.py [--streams 100] [--event-bytes 262144] [--tls]
+    .venv/bin/python tests/bench/memory_bound.py [--streams 100] [--clients plain|tls|http2|http2-unread] [--upstream-tls]
+
+`http2`: a connection for each stream, whose window is soon shut. `http2-unread`: windows are open, and nobody reads the connection.
 
 Each scenario is a process of its own, `weirpool serve` with small limits, and the worst that clients and upstreams can do within
 them. What is measured is the growth of its resident memory over a warm process. Exit status 1 when any takes more than computed.
@@ -11,12 +13,17 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+import ssl
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import h2.config
+import h2.connection
+import h2.settings
 import trio
 
 ROOT = Path(__file__).parents[2]
@@ -24,14 +31,18 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from support.certificates import Certificates  # noqa: E402
 from support.client import fetch, open_client  # noqa: E402
+from support.http2_client import Http2Client  # noqa: E402
 from support.process import WEIRPOOL, Process, running  # noqa: E402
 from support.upstream import Peer, open_upstream  # noqa: E402
 
 HTTP_RESPONSE = 16384
 PIECE = 65536
-QUEUED_PIECES = 13
-STREAM, STREAM_TLS = 64 * 1024, 192 * 1024
-"""What a stream costs besides what it holds of bodies, its client's connection plain or with TLS."""
+QUEUED_PIECES = 18
+"""Hypercorn's queue has ten; the one that it hands over it has as it was read, framed and copied; the rest is on its way up."""
+STREAM = {"plain": 64 * 1024, "tls": 192 * 1024, "http2": 256 * 1024, "http2-unread": 256 * 1024}
+"""What a stream costs besides what it holds of bodies, by its client's connection."""
+UPSTREAM_TLS = 64 * 1024
+"""More, where the upstream's connection has TLS."""
 PAGE = 4096
 
 TOUCH = """
@@ -53,12 +64,21 @@ class Limits:
     """`max_event_bytes`"""
     body: int
     """`max_request_body_bytes`"""
-    certificates: Certificates | None = None
+    clients: str
+    upstream_tls: bool
+    certificates: Certificates
 
     @property
     def copies(self) -> int:
         """How much of what a client does not take is held, in events or windows: TLS has the portable writer, which copies."""
-        return 4 if self.certificates is None else 8
+        return 4 if self.clients == "plain" else 8
+
+    @property
+    def context(self) -> ssl.SSLContext | None:
+        """The clients'."""
+        if self.clients == "plain":
+            return None
+        return self.certificates.client("h2" if self.clients.startswith("http2") else "http/1.1")
 
 
 @dataclass(frozen=True)
@@ -67,8 +87,8 @@ class Scenario:
     held: Callable[[Limits], int]
     """Bytes of one stream, besides `STREAM`: the formula."""
     upstream: Callable[[Peer, Limits], Awaitable[None]]
-    request: Callable[[Limits], bytes]
     interceptor: str = ""
+    uploads: bool = False
 
 
 # The upstream's part
@@ -98,6 +118,8 @@ async def unfinished_event(peer: Peer, limits: Limits) -> None:
 
 
 async def takes_no_body(peer: Peer, limits: Limits) -> None:
+    transport = getattr(peer.stream, "transport_stream", peer.stream)
+    transport.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # else the kernel takes a megabyte or two
     await peer.request(body=False)
     await trio.sleep_forever()
 
@@ -105,21 +127,47 @@ async def takes_no_body(peer: Peer, limits: Limits) -> None:
 # The client's part
 
 
-def get(limits: Limits) -> bytes:
-    return b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-def upload(limits: Limits) -> bytes:
+def http1_request(scenario: Scenario, limits: Limits) -> bytes:
+    if not scenario.uploads:
+        return b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
     return b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % limits.body + b"x" * (limits.body - 1)
 
 
+def http2_request_with_open_windows() -> bytes:
+    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))
+    client.initiate_connection()
+    client.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 2**31 - 1})
+    client.increment_flow_control_window(2**31 - 1 - 65535)
+    client.send_headers(1, [(":method", "GET"), (":path", "/"), (":scheme", "https"), (":authority", "x")], end_stream=True)
+    return client.data_to_send()
+
+
+async def ask(stream: trio.abc.Stream, nursery: trio.Nursery, scenario: Scenario, limits: Limits) -> None:
+    """A client's request, with as much of its body as the proxy takes."""
+    if limits.clients == "http2-unread":
+        await stream.send_all(http2_request_with_open_windows())
+    elif limits.clients == "http2":
+        client = Http2Client(stream, nursery, window=1000)  # type: ignore[arg-type]
+        nursery.start_soon(client.run)
+        if not scenario.uploads:
+            await client.start()
+        else:
+            number = await client.start("POST", headers=[("content-length", str(limits.body))], end=False)
+            with suppress(trio.TooSlowError):  # nobody takes it
+                await client.send(number, b"x" * (limits.body - 1), end=False)
+    else:
+        await stream.send_all(http1_request(scenario, limits))
+
+
 SCENARIOS = [
-    Scenario("quiet streams", lambda limits: 0, quiet, get),
-    Scenario("stalled clients, pass-through", lambda limits: limits.copies * HTTP_RESPONSE, large_events, get),
-    Scenario("stalled clients, large events seen", lambda limits: limits.copies * limits.event, large_events, get, "Touch"),
-    Scenario("unfinished large events, seen", lambda limits: 2 * limits.event, unfinished_event, get, "Touch"),
-    Scenario("uploads that nobody takes", lambda limits: min(limits.body, QUEUED_PIECES * PIECE), takes_no_body, upload),
-    Scenario("uploads that are collected", lambda limits: 3 * limits.body, takes_no_body, upload, "Collect"),
+    Scenario("quiet streams", lambda limits: 0, quiet),
+    Scenario("stalled clients, pass-through", lambda limits: limits.copies * HTTP_RESPONSE, large_events),
+    Scenario("stalled clients, large events seen", lambda limits: limits.copies * limits.event, large_events, "Touch"),
+    Scenario("unfinished large events, seen", lambda limits: 2 * limits.event, unfinished_event, "Touch"),
+    Scenario(
+        "uploads that nobody takes", lambda limits: min(limits.body, QUEUED_PIECES * PIECE), takes_no_body, uploads=True
+    ),
+    Scenario("uploads that are collected", lambda limits: 3 * limits.body, takes_no_body, "Collect", uploads=True),
 ]
 
 
@@ -146,12 +194,13 @@ async def measure(scenario: Scenario, limits: Limits, directory: Path) -> tuple[
     async def script(peer: Peer) -> None:
         await scenario.upstream(peer, limits)
 
-    async with open_upstream(script) as upstream:
+    upstream_tls = limits.certificates.server if limits.upstream_tls else None
+    async with open_upstream(script, ssl_context=upstream_tls) as upstream:
         file = directory / "weirpool.yaml"
         file.write_text(
             f"""
 reverse_proxy:
-  upstreams: [{{name: up, endpoints: ["{upstream.url}"]}}]
+  upstreams: [{{name: up, endpoints: ["{upstream.url}"], ca_file: "{limits.certificates.ca_file}"}}]
   routes: [{{path: /, upstream: up, interceptors: [{"it" if interceptor else ""}]}}]
   limits: {{max_streams: {limits.streams}, max_event_bytes: {limits.event}, max_request_body_bytes: {limits.body}}}
   timeouts: {{send: null, write: null, first_byte: null}}
@@ -161,7 +210,7 @@ drain: {{timeout: 0}}
 """
         )
         command = [*WEIRPOOL, "serve", "--config", str(file), "--bind", "127.0.0.1:0"]
-        if limits.certificates is not None:
+        if limits.clients != "plain":
             command += ["--certfile", limits.certificates.files[0], "--keyfile", limits.certificates.files[1]]
         async with running(command) as process:
             return await load(process, scenario, limits)
@@ -170,24 +219,24 @@ drain: {{timeout: 0}}
 async def load(process: Process, scenario: Scenario, limits: Limits) -> tuple[int, int]:
     (started,) = await process.event("started")
     pid, port = int(str(started["pid"])), int(str(started["bind"][0]).rsplit(":", 1)[1])  # type: ignore[index]
-    context = limits.certificates.client() if limits.certificates is not None else None
+    context = limits.certificates.client() if limits.clients != "plain" else None
     await fetch(port, "/metrics", ssl_context=context)  # what is imported on first use
     before = await settled(pid)
     clients = []
     async with trio.open_nursery() as nursery:
         for _ in range(limits.streams):
-            client = await open_client(port, context)
+            client = await open_client(port, limits.context)
             transport = getattr(client.stream, "transport_stream", client.stream)
             transport.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             clients.append(client)
-            nursery.start_soon(client.stream.send_all, scenario.request(limits))
+            nursery.start_soon(ask, client.stream, nursery, scenario, limits)
         taken = await settled(pid) - before
         refused = await fetch(port, ssl_context=context)
         assert refused.status == 503, "the proxy was not at its limit"
         nursery.cancel_scope.cancel()
     for client in clients:
         await client.aclose()
-    each = (STREAM if context is None else STREAM_TLS) + scenario.held(limits)
+    each = STREAM[limits.clients] + UPSTREAM_TLS * limits.upstream_tls + scenario.held(limits)
     return taken, limits.streams * each + 2 * 20 * (4096 + HTTP_RESPONSE)
 
 
@@ -195,17 +244,30 @@ async def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=100)
     parser.add_argument("--event-bytes", type=int, default=262144)
-    parser.add_argument("--body-bytes", type=int, default=1048576)
-    parser.add_argument("--tls", action="store_true", help="the clients' connections have TLS")
+    parser.add_argument("--body-bytes", type=int, default=2097152)
+    parser.add_argument("--clients", choices=list(STREAM), default="plain", help="the clients' connections")
+    parser.add_argument("--upstream-tls", action="store_true", help="the upstream's connections have TLS")
+    parser.add_argument("--only", default="", help="scenarios with this in their name")
     arguments = parser.parse_args()
     directory = tempfile.TemporaryDirectory()
-    certificates = Certificates(Path(directory.name)) if arguments.tls else None
-    limits = Limits(arguments.streams, arguments.event_bytes, arguments.body_bytes, certificates)
-    kind = "TLS" if certificates else "plain"
+    certificates = Certificates(Path(directory.name))
+    limits = Limits(
+        arguments.streams,
+        arguments.event_bytes,
+        arguments.body_bytes,
+        arguments.clients,
+        arguments.upstream_tls,
+        certificates,
+    )
+    kind = f"{limits.clients} clients, {'TLS' if limits.upstream_tls else 'plain'} upstream"
     print(f"{limits.streams} streams, {kind}, events of {limits.event} bytes, request bodies of {limits.body} bytes\n")
     print(f"{'':36} {'measured':>10} {'computed':>10}  a stream")
     worst = 0
     for scenario in SCENARIOS:
+        if arguments.only not in scenario.name:
+            continue
+        if scenario.uploads and limits.clients == "http2-unread":
+            continue  # who does not read cannot send on: the windows for uploads stay as they are
         taken, computed = await measure(scenario, limits, Path(directory.name))
         print(
             f"{scenario.name:36} {taken / 1e6:7.1f} MB {computed / 1e6:7.1f} MB  {taken / limits.streams / 1e3:.0f} kB"

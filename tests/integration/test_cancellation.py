@@ -11,7 +11,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,6 +20,7 @@ import pytest
 import trio
 from support.certificates import Certificates
 from support.client import Answer, Client
+from support.http2_client import Http2Requester, open_http2
 from support.injection import ARMED, Injector, armed_exchanges
 from support.interceptors import Log, Rig, Way, on_event, on_event_async, until
 from support.proxy import limit_send_buffers
@@ -52,27 +53,36 @@ def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     limit_send_buffers(monkeypatch, SMALL_BYTES)
 
 
+Side = Client | Http2Requester
+
+
 # What ends it
 
 
-def drain(client: Client, injector: Injector) -> None:
+def drain(client: Side, injector: Injector) -> None:
     """As the worker does when it has drained long enough."""
     assert injector.exchange is not None
     injector.exchange.stop()
 
 
-def cancel(client: Client, injector: Injector) -> None:
+def cancel(client: Side, injector: Injector) -> None:
     """From outside, as the server does when it shuts down."""
     injector.scope.cancel()
 
 
-def reset(client: Client, injector: Injector) -> None:
-    """The client's connection is reset."""
-    client.reset()
+def reset(client: Side, injector: Injector) -> None:
+    """The client's connection is reset, or its stream."""
+    if isinstance(client, Http2Requester):
+        client.reset_stream_soon()
+    else:
+        client.reset()
 
 
-def leave(client: Client, injector: Injector) -> None:
+def leave(client: Side, injector: Injector) -> None:
     """The client closes its connection."""
+    if isinstance(client, Http2Requester):
+        client.connection.close_connection()
+        return
     getattr(client.stream, "transport_stream", client.stream).socket.close()
 
 
@@ -122,12 +132,12 @@ async def json_body(peer: Peer, request: Request) -> None:
     await peer.send(b'"secret"')
 
 
-async def get(client: Client) -> Answer:
+async def get(client: Side) -> Answer:
     await client.send("GET", ARMED)
     return await client.answer()
 
 
-async def get_twice(client: Client) -> Answer:
+async def get_twice(client: Side) -> Answer:
     """The second request of a connection that the client keeps."""
     await client.send("GET", "/good")
     assert (await client.answer()).body == GOOD
@@ -135,7 +145,7 @@ async def get_twice(client: Client) -> Answer:
     return await get(client)
 
 
-async def get_slowly(client: Client) -> Answer:
+async def get_slowly(client: Side) -> Answer:
     """So that the proxy has to wait for the client."""
     await client.send("GET", ARMED)
     answer = await client.head()
@@ -143,8 +153,9 @@ async def get_slowly(client: Client) -> Answer:
     return await client.rest(answer)
 
 
-async def upload(client: Client) -> Answer:
+async def upload(client: Side) -> Answer:
     """A body in pieces, of unknown length."""
+    assert isinstance(client, Client)
     head = f"POST {ARMED} HTTP/1.1\r\nHost: proxy.test\r\nTransfer-Encoding: chunked\r\n\r\n"
     await client.stream.send_all(head.encode())
     for at in range(0, len(UPLOAD), 60_000):
@@ -210,6 +221,11 @@ async def _think(event: Event) -> EventResult:
     return event.replace(data=event.data + "!")
 
 
+async def _pass(event: Event) -> EventResult:
+    await trio.sleep(0)
+    return event
+
+
 class Answers(Interceptor):
     """Answers instead of the upstream, with events that take a while."""
 
@@ -233,7 +249,7 @@ class WantsBody(Interceptor):
 class Exchanging:
     """A kind of exchange. `places`: functions of ours that must have been waited in when it was ended, or nothing was shown."""
 
-    play: Callable[[Client], Awaitable[Answer]] = get
+    play: Callable[[Side], Awaitable[Answer]] = get
     script: Callable[[Peer, Request], Awaitable[None]] = stream
     body: bytes | None = b"".join(EVENTS)
     """What the client gets when nothing ends it; None: not always the same."""
@@ -243,6 +259,7 @@ class Exchanging:
     given: Callable[[Streams], tuple[type[Interceptor], ...]] = lambda streams: ()
     upstream_tls: bool = False
     client_tls: bool = False
+    http2: bool = False
     hub: bool = True
     keep: bool = False
     """The upstream's connection is kept from one exchange to the next."""
@@ -299,6 +316,14 @@ KINDS = {
     ),
     "tls upstream": Exchanging(upstream_tls=True, places=("connections._start_tls", "hub.move")),
     "tls client": Exchanging(client_tls=True, places=("asgi.drain", "asgi.finish", "response.wait_readable")),
+    "http2": Exchanging(http2=True, places=("asgi.drain", "client.wait_sent", "response.wait_readable")),
+    "http2, editing": Exchanging(
+        http2=True,
+        body=b"".join(b"data: %d!\n\n" % number for number in range(4)),
+        given=lambda streams: (streams.interceptor(Edits), on_event_async(_pass, "Pass")),
+        keep=True,
+        places=("asgi.drain", "stream.run_async", "response.wait_readable"),
+    ),
 }
 
 
@@ -334,9 +359,10 @@ async def test_an_exchange_ended_at_any_await_leaves_nothing_behind(
                 return
 
     settings = {"upstream": "max_connections: 1"}
+    may_end_as = {exchanging.outcome, ends_as}
     if exchanging.upstream_tls:
         settings["upstream"] += f', ca_file: "{certificates.ca_file}"'
-    serve = Way(exchanging.hub, certificates if exchanging.client_tls else None).serve(log, monkeypatch)
+    serve = Way(exchanging.hub, certificates if exchanging.client_tls or exchanging.http2 else None).serve(log, monkeypatch)
     upstream_tls = certificates.server if exchanging.upstream_tls else None
     places: Counter[str] = Counter()
     async with serve(script, *exchanging.given(streams), upstream_tls=upstream_tls, **settings) as rig:
@@ -346,25 +372,23 @@ async def test_an_exchange_ended_at_any_await_leaves_nothing_behind(
             untouched = 0
             for at in range(1, MOST_CHECKPOINTS):
                 lines, metric = len(rig.lines("exchange")), ended(rig)
-                client = await rig.client()
-                injector = Injector(at, partial(act, client))
-                watch(injector)
-                answer: Answer | None = None
-                with trio.fail_after(10), suppress(*BROKEN):
-                    answer = await exchanging.play(client)
-                with trio.fail_after(10):
-                    await injector.ended.wait()
-                fired, where = injector.fired, f"ended at checkpoint {at}: {injector.where}"
-                places.update(injector.where.split(" > "))
-                await client.aclose()
-                rig.clients.clear()
+                async with open_side(rig, certificates if exchanging.http2 else None) as client:
+                    injector = Injector(at, partial(act, client))
+                    watch(injector)
+                    answer: Answer | None = None
+                    with trio.fail_after(10), suppress(*BROKEN):
+                        answer = await exchanging.play(client)
+                    with trio.fail_after(10):
+                        await injector.ended.wait()
+                    fired, where = injector.fired, f"ended at checkpoint {at}: {injector.where}"
+                    places.update(injector.where.split(" > "))
                 assert not injector.left, where
                 await rig.everything_is_back()
                 new = [line["outcome"] for line in rig.lines("exchange")[lines:]]
                 assert ended(rig) - metric == len(new), where
                 *others, outcome = new
                 assert others == ["completed"] * exchanging.others, where
-                assert outcome in ({exchanging.outcome, ends_as} if fired else {exchanging.outcome}), where
+                assert outcome in (may_end_as if fired else {exchanging.outcome}), where
                 if not fired:
                     assert answer is not None, where
                     assert answer.complete, where
@@ -380,6 +404,19 @@ async def test_an_exchange_ended_at_any_await_leaves_nothing_behind(
                 break
         streams.check()
         assert [place for place in exchanging.places if not places[place]] == [], sorted(places)
+
+
+@asynccontextmanager
+async def open_side(rig: Rig, http2: Certificates | None) -> AsyncIterator[Side]:
+    """A client, whose connection ends with this. `http2`: the proxy's certificates, if that is what it speaks."""
+    if http2 is not None:
+        async with open_http2(rig.proxy, http2) as connection:
+            yield Http2Requester(connection)
+        return
+    client = await rig.client()
+    yield client
+    await client.aclose()
+    rig.clients.clear()
 
 
 def descriptors() -> int:

@@ -640,6 +640,7 @@ async def test_the_log_line_has_no_secret(log: list[dict[str, object]]) -> None:
         assert set(line) >= {
             "route",
             "upstream",
+            "endpoint",
             "status",
             "outcome",
             "events",

@@ -1,5 +1,7 @@
 """The fault matrix: what an upstream does wrong, by who is waiting for it, by who has a say. One test a cell.
 
+Over HTTP/1.1 and HTTP/2, and with upstreams that speak TLS, which can do wrong what others cannot.
+
 Each cell shows the outcome in the log and in the metric, what the client sees, and that everything is back: the leases, the one
 connection that the upstream may have (`max_connections: 1`), and the sockets of the upstream's side. A cell sets only the deadline
 that it is about, so that a slow machine changes nothing.
@@ -10,15 +12,18 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
+import h2.errors
 import h11
 import pytest
 import trio
+from support.certificates import Certificates
 from support.client import Answer, Client
-from support.interceptors import Log, Way, on_event, until
+from support.http2_client import Http2Requester, open_http2
+from support.interceptors import Log, Rig, Way, on_event, until
 from support.proxy import limit_send_buffers
 from support.upstream import Peer
 
@@ -29,7 +34,11 @@ FAULTY = "/faulty"
 UPLOAD = bytes(2_000_000)
 FLOOD = b"data: " + b"x" * 8000 + b"\n\n"
 FLOOD_COUNT = 2000
-SHORT_S = 0.15
+WINDOW = 20_000
+"""Of an HTTP/2 stream whose client never opens it: answers that are not streams fit."""
+SHORT_S = 0.1
+TOTAL_S = 0.4
+"""In which a head and an event arrive."""
 BROKEN = (EOFError, trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError, h11.LocalProtocolError)
 SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 
@@ -43,7 +52,7 @@ class Stage:
         self.go_on = trio.Event()
         self.over = trio.Event()
         """The exchange has ended."""
-        if client != "gone":
+        if client not in LEAVING:
             self.go_on.set()
 
     async def reach(self) -> None:
@@ -70,7 +79,14 @@ async def start(peer: Peer, stage: Stage, length: int | None = None) -> None:
     await stage.reach()
 
 
-# What the upstream does. A script that returns closes its connection.
+def transport_of(peer: Peer) -> trio.SocketStream:
+    """What is below TLS, if there is TLS."""
+    stream = getattr(peer.stream, "transport_stream", peer.stream)
+    assert isinstance(stream, trio.SocketStream)
+    return stream
+
+
+# What the upstream does. A script that returns closes its connection; under TLS without close_notify.
 
 
 async def hangs_before_head(peer: Peer, stage: Stage) -> None:
@@ -132,7 +148,7 @@ async def resets_mid_chunk(peer: Peer, stage: Stage) -> None:
     await start(peer, stage)
     await peer.send(b"100\r\ndata: half")
     await trio.sleep(0.01)  # a reset may overtake what is under way
-    sock = peer.stream.socket  # type: ignore[attr-defined]
+    sock = transport_of(peer).socket
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 
@@ -177,6 +193,46 @@ async def answers_early(peer: Peer, stage: Stage) -> None:
     await peer.wait_closed()
 
 
+# What it does where there is TLS
+
+
+async def says_it_closes(peer: Peer, stage: Stage) -> None:
+    """No fault: a body that is framed by the connection's end, and an end with close_notify. What follows differs only in that."""
+    await peer.send(SSE_HEAD + b"\r\ndata: 1\n\n")
+    await stage.reach()
+    assert isinstance(peer.stream, trio.SSLStream)
+    await peer.stream.unwrap()
+
+
+async def closes_without_a_word(peer: Peer, stage: Stage) -> None:
+    await peer.send(SSE_HEAD + b"\r\ndata: 1\n\n")
+    await stage.reach()
+
+
+async def plain_text_for_a_head(peer: Peer, stage: Stage) -> None:
+    await stage.reach()
+    await transport_of(peer).send_all(SSE_HEAD + b"\r\ndata: forged\n\n")
+    await peer.wait_closed()
+
+
+async def plain_text_in_the_body(peer: Peer, stage: Stage) -> None:
+    await start(peer, stage)
+    await transport_of(peer).send_all(b"e\r\ndata: forged\n\n\r\n0\r\n\r\n")
+    await peer.wait_closed()
+
+
+async def forged_record(peer: Peer, stage: Stage) -> None:
+    """RFC 8446, section 5.2: application data that nobody has encrypted."""
+    await start(peer, stage)
+    await transport_of(peer).send_all(b"\x17\x03\x03\x00\x40" + bytes(64))
+    await peer.wait_closed()
+
+
+async def half_a_record(peer: Peer, stage: Stage) -> None:
+    await start(peer, stage)
+    await transport_of(peer).send_all(b"\x17\x03\x03\x00\x40" + bytes(32))
+
+
 @dataclass(frozen=True)
 class Fault:
     """`status` and `kind` of the answer that a client sees; without a kind it is the upstream's own. `whole`: it comes whole."""
@@ -216,7 +272,22 @@ FAULTS = {
     "less than Content-Length": Fault(less_than_content_length, ERROR),
     "more than Content-Length": Fault(more_than_content_length, "completed", whole=True, body=b"data: 1\n\ndata: 2\n\n"),
 }
+TLS_FAULTS = FAULTS | {
+    "says that it closes": Fault(says_it_closes, "completed", whole=True),
+    "closes without close_notify": Fault(closes_without_a_word, ERROR),
+    "plain text for a head": Fault(plain_text_for_a_head, ERROR, 502, "upstream_connection_lost"),
+    "plain text in the body": Fault(plain_text_in_the_body, ERROR),
+    "forged record": Fault(forged_record, ERROR),
+    "half a record": Fault(half_a_record, ERROR),
+}
 CLIENTS = ["patient", "gone", "stalled"]
+LEAVING = ["gone", "resets its stream"]
+HTTP2_CELLS = [
+    (name, client)
+    for name, fault in FAULTS.items()
+    for client in ("patient", "gone", "resets its stream", "stalled")
+    if client != "stalled" or fault.in_body  # what is no stream fits into the window
+]
 
 
 def _edit(event: Event) -> EventResult:
@@ -228,10 +299,10 @@ INTERCEPTORS: dict[str, tuple[type[Interceptor], ...]] = {"none": (), "editing":
 
 def expected(name: str, client: str, interceptors: str) -> tuple[Fault, set[str]]:
     """The fault as this cell sees it, and the outcomes that it may have."""
-    fault = FAULTS[name]
+    fault = TLS_FAULTS[name]
     if name == "endless event" and interceptors == "editing":
         fault = Fault(endless_event, ERROR)  # `max_event_bytes`
-    if client == "gone":  # it leaves just before the fault: either may be seen first
+    if client in LEAVING:  # it leaves just before the fault: either may be seen first
         return fault, {"client_disconnected", fault.outcome}
     if client == "stalled" and fault.in_body:
         return fault, {"send_stalled"}
@@ -239,9 +310,9 @@ def expected(name: str, client: str, interceptors: str) -> tuple[Fault, set[str]
 
 
 def settings(fault: Fault, client: str) -> dict[str, str]:
-    short = {fault.timeout: SHORT_S} if fault.timeout and not (client == "stalled" and fault.in_body) else {}
-    if fault.timeout == "total":
-        short = {key: 4 * value for key, value in short.items()}
+    short = {}
+    if fault.timeout and not (client == "stalled" and fault.in_body):
+        short[fault.timeout] = TOTAL_S if fault.timeout == "total" else SHORT_S
     if client == "stalled":
         short["send"] = SHORT_S
     return {
@@ -250,15 +321,21 @@ def settings(fault: Fault, client: str) -> dict[str, str]:
     }
 
 
-async def play(client: Client, kind: str, fault: Fault, stage: Stage, over: Callable[[], object]) -> Answer | None:
+Side = Client | Http2Requester
+
+
+async def play(client: Side, kind: str, fault: Fault, stage: Stage, over: Callable[[], object]) -> Answer | None:
     """The client's part; what it saw."""
     with suppress(*BROKEN):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_send, client, fault)
             try:
-                if kind == "gone":
+                if kind in LEAVING:
                     await stage.reached.wait()
-                    client.reset()
+                    if isinstance(client, Http2Requester) and kind == "resets its stream":
+                        await client.reset_stream()
+                    else:
+                        client.reset()
                     stage.go_on.set()
                     return None
                 if kind == "stalled":
@@ -269,7 +346,7 @@ async def play(client: Client, kind: str, fault: Fault, stage: Stage, over: Call
     return None
 
 
-async def _send(client: Client, fault: Fault) -> None:
+async def _send(client: Side, fault: Fault) -> None:
     with suppress(*BROKEN):
         await client.send("POST" if fault.uploads else "GET", FAULTY, body=UPLOAD if fault.uploads else None)
 
@@ -289,54 +366,122 @@ def refuse(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "_connect", connect)
 
 
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
 @pytest.mark.parametrize("interceptors", INTERCEPTORS)
 @pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("name", FAULTS)
 async def test_a_fault(name: str, client: str, interceptors: str, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """One outcome, in log and metric; nothing looks whole that is not; everything is back, and a request can follow."""
-    fault, outcomes = expected(name, client, interceptors)
-    limit_send_buffers(monkeypatch, 65536)
-    monkeypatch.setattr("proxy.inbound.LINGER_S", 0.5)  # for a client that neither sends nor reads
-    stage = Stage(client)
+    await Cell(name, client, interceptors).check(log, monkeypatch)
 
-    async def script(peer: Peer) -> None:
-        while True:
-            request = await peer.request(body=False)
-            if request.target == FAULTY.encode():
-                assert fault.script is not None
-                if not fault.uploads:
-                    await peer.take_body(request)
-                await fault.script(peer, stage)
-                return
-            await peer.take_body(request)
-            await peer.start_stream()
-            await peer.chunk(b"data: good\n\n")
-            await peer.end()
 
-    if fault.script is None:
-        refuse(stage, monkeypatch)
-    serve = Way().serve(log, monkeypatch)
-    async with serve(script, *INTERCEPTORS[interceptors], **settings(fault, client)) as rig:
+@pytest.mark.parametrize("interceptors", INTERCEPTORS)
+@pytest.mark.parametrize(("name", "client"), HTTP2_CELLS)
+async def test_a_fault_under_http2(
+    name: str, client: str, interceptors: str, certificates: Certificates, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As over HTTP/1.1; a stream that is not whole is reset, never ended; and the connection, if it still is there, goes on."""
+    await Cell(name, client, interceptors, http2=certificates).check(log, monkeypatch)
+
+
+@pytest.mark.parametrize("interceptors", INTERCEPTORS)
+@pytest.mark.parametrize("name", TLS_FAULTS)
+async def test_a_fault_of_a_tls_upstream(
+    name: str, interceptors: str, certificates: Certificates, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without TLS; and what is not TLS, or ends without a word, is a fault of its own."""
+    await Cell(name, "patient", interceptors, upstream_tls=certificates).check(log, monkeypatch)
+
+
+@dataclass(frozen=True)
+class Cell:
+    name: str
+    client: str
+    interceptors: str
+    http2: Certificates | None = None
+    """Of the proxy, whose client then speaks HTTP/2."""
+    upstream_tls: Certificates | None = None
+
+    async def check(self, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Play it, and see what the module's docstring says."""
+        fault, outcomes = expected(self.name, self.client, self.interceptors)
+        limit_send_buffers(monkeypatch, 65536)
+        monkeypatch.setattr("proxy.inbound.LINGER_S", 0.2)  # for a client that neither sends nor reads
+        if self.client != "patient":
+            monkeypatch.setattr("proxy.inbound._QUIET_S", SHORT_S)
+            monkeypatch.setattr("proxy.downstream.hypercorn.client._LAST_BYTES_S", SHORT_S)  # that it does not take
+        stage = Stage(self.client)
+
+        async def script(peer: Peer) -> None:
+            while True:
+                request = await peer.request(body=False)
+                if request.target == FAULTY.encode():
+                    assert fault.script is not None
+                    if not fault.uploads:
+                        await peer.take_body(request)
+                    await fault.script(peer, stage)
+                    return
+                await peer.take_body(request)
+                await peer.start_stream()
+                await peer.chunk(b"data: good\n\n")
+                await peer.end()
+
+        if fault.script is None:
+            refuse(stage, monkeypatch)
+        given = settings(fault, self.client)
+        context = None
+        if self.upstream_tls is not None:
+            context = self.upstream_tls.server
+            given["upstream"] += f', ca_file: "{self.upstream_tls.ca_file}"'
+        serve = Way(certificates=self.http2).serve(log, monkeypatch)
+        async with serve(script, *INTERCEPTORS[self.interceptors], upstream_tls=context, **given) as rig:
+            async with self.open_side(rig) as side:
+                answer = await play(side, self.client, fault, stage, lambda: rig.lines("exchange"))
+                (outcome,) = await rig.outcomes()
+                stage.over.set()
+                assert outcome in outcomes
+                for each in Outcome:
+                    assert rig.metric("weirpool_exchanges_total", route="/", outcome=each.value) == (each.value == outcome)
+                if self.client == "patient" or (self.client == "stalled" and not fault.in_body):
+                    assert answer is not None
+                    check_answer(answer, fault, self.interceptors)
+                elif answer is not None:
+                    assert not answer.complete
+                if isinstance(side, Http2Requester) and self.client != "gone":
+                    await check_connection(side, self.client, answer)
+            await rig.everything_is_back()
+            (state,) = rig.proxy.worker.routes.transports["up"].statistics()
+            await until(lambda: rig.upstream.open <= state.idle)
+            good = await rig.fetch("/good")
+            assert (good.status, good.complete) == (200, True)
+
+    @asynccontextmanager
+    async def open_side(self, rig: Rig) -> AsyncIterator[Side]:
+        """The client, whose connection ends with this."""
+        if self.http2 is not None:
+            window = WINDOW if self.client == "stalled" else None
+            async with open_http2(rig.proxy, self.http2, window=window) as connection:
+                yield Http2Requester(connection)
+            return
         side = await rig.client()
         side.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # type: ignore[attr-defined]
-        answer = await play(side, client, fault, stage, lambda: rig.lines("exchange"))
-        (outcome,) = await rig.outcomes()
-        stage.over.set()
-        assert outcome in outcomes
-        for each in Outcome:
-            assert rig.metric("weirpool_exchanges_total", route="/", outcome=each.value) == (each.value == outcome)
-        if client == "patient" or (client == "stalled" and not fault.in_body):
-            assert answer is not None
-            check_answer(answer, fault, interceptors)
-        elif answer is not None:
-            assert not answer.complete
+        yield side
         await side.aclose()
         rig.clients.clear()
-        await rig.everything_is_back()
-        (state,) = rig.proxy.worker.routes.transports["up"].statistics()
-        await until(lambda: rig.upstream.open <= state.idle)
-        good = await rig.fetch("/good")
-        assert (good.status, good.complete) == (200, True)
+
+
+async def check_connection(side: Http2Requester, client: str, answer: Answer | None) -> None:
+    """A stream that was not whole has been reset; and the connection serves another."""
+    if client == "stalled":
+        assert answer is not None
+    if answer is not None and not answer.complete:
+        assert answer.error == f"reset: {int(h2.errors.ErrorCodes.INTERNAL_ERROR)}"
+    good = await side.connection.get("/good")
+    assert (good.status, good.ended, good.reset) == (200, True, None)
 
 
 def check_answer(answer: Answer, fault: Fault, interceptors: str) -> None:

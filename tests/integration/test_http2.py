@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-import h2.config
-import h2.connection
 import h2.errors
-import h2.events
-import h2.settings
 import h11
 import pytest
 import trio
 from support.certificates import Certificates
+from support.http2_client import open_http2
+from support.interceptors import Log, Way
 from support.proxy import Proxy, config_for, open_proxy
 from support.upstream import Peer, Script, open_upstream, stream_of
 
 import proxy.upstream.connections as connections
+from interceptors import Interceptor, Request, Response
 from proxy import exchange
 
 EVENT = b"data: " + b"x" * 1000 + b"\n\n"
@@ -64,130 +62,6 @@ async def proxy_for(url: str, certificates: Certificates, route: str = "") -> As
         await until(lambda: not proxy.worker.live)
         assert set(proxy.in_use().values()) == {0}
         assert proxy.lent() == 0
-
-
-# A client
-
-
-@dataclass
-class Exchanged:
-    """One stream, from the client's side."""
-
-    status: int = 0
-    headers: list[tuple[str, str]] = field(default_factory=list)
-    body: bytes = b""
-    ended: bool = False
-    """The server has ended it clean."""
-    reset: int | None = None
-    """The error code of the server's reset."""
-
-    @property
-    def over(self) -> bool:
-        return self.ended or self.reset is not None
-
-    def error_type(self) -> str:
-        assert self.ended
-        assert dict(self.headers)["content-type"] == "application/json"
-        kind = json.loads(self.body)["error"]["type"]
-        assert isinstance(kind, str)
-        return kind
-
-
-class Http2Client:
-    """It reads all the time; a stream's window opens only as `opens` says."""
-
-    def __init__(self, stream: trio.abc.Stream, window: int | None) -> None:
-        """`window`: of each stream, and then no window ever opens again; None: windows open as data comes."""
-        self.streams: dict[int, Exchanged] = {}
-        self.closed = False
-        self._stream = stream
-        self._opens = window is None
-        config = h2.config.H2Configuration(
-            client_side=True, header_encoding="utf-8", validate_outbound_headers=False, normalize_outbound_headers=False
-        )
-        self.h2 = h2.connection.H2Connection(config)
-        if window is not None:
-            self.h2.local_settings = h2.settings.Settings(
-                client=True, initial_values={h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window}
-            )
-        self._lock = trio.Lock()
-        self.h2.initiate_connection()
-
-    async def run(self) -> None:
-        await self.flush()
-        try:
-            while data := await self._stream.receive_some():
-                for event in self.h2.receive_data(data):
-                    self._handle(event)
-                await self.flush()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
-        self.closed = True
-
-    def _handle(self, event: h2.events.Event) -> None:
-        stream = self.streams.get(getattr(event, "stream_id", 0) or 0, Exchanged())
-        if isinstance(event, h2.events.ResponseReceived):
-            stream.headers = [(str(name), str(value)) for name, value in event.headers or ()]
-            stream.status = int(dict(stream.headers)[":status"])
-        elif isinstance(event, h2.events.DataReceived):
-            stream.body += event.data or b""
-            if self._opens and event.stream_id is not None:
-                self.h2.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id)
-        elif isinstance(event, h2.events.StreamEnded):
-            stream.ended = True
-        elif isinstance(event, h2.events.StreamReset):
-            stream.reset = event.error_code
-
-    async def flush(self) -> None:
-        async with self._lock:
-            if data := self.h2.data_to_send():
-                await self._stream.send_all(data)
-
-    async def start(
-        self, method: str = "GET", path: str = "/", headers: Iterable[tuple[str, str]] = (), *, end: bool = True
-    ) -> int:
-        """Send the head of a request; `end`: there is no body."""
-        stream_id = self.h2.get_next_available_stream_id()
-        self.streams[stream_id] = Exchanged()
-        pseudo = [(":method", method), (":path", path), (":scheme", "https"), (":authority", "localhost")]
-        self.h2.send_headers(stream_id, [*pseudo, *headers], end_stream=end)
-        await self.flush()
-        return stream_id
-
-    async def send(self, stream_id: int, data: bytes, *, end: bool = True) -> None:
-        """Send a body as far as the server's windows let it, and go on when they open."""
-        while data:
-            await until(lambda: self.h2.local_flow_control_window(stream_id) > 0)
-            size = min(len(data), self.h2.local_flow_control_window(stream_id), self.h2.max_outbound_frame_size)
-            self.h2.send_data(stream_id, data[:size])
-            data = data[size:]
-            await self.flush()
-        if end:
-            self.h2.end_stream(stream_id)
-            await self.flush()
-
-    async def reset(self, stream_id: int) -> None:
-        self.h2.reset_stream(stream_id, h2.errors.ErrorCodes.CANCEL)
-        await self.flush()
-
-    async def get(self, path: str = "/", headers: Iterable[tuple[str, str]] = ()) -> Exchanged:
-        stream = self.streams[await self.start("GET", path, headers)]
-        await until(lambda: stream.over)
-        return stream
-
-
-@asynccontextmanager
-async def open_http2(proxy: Proxy, certificates: Certificates, *, window: int | None = None) -> AsyncIterator[Http2Client]:
-    transport = await trio.open_tcp_stream("127.0.0.1", proxy.port)
-    stream = trio.SSLStream(transport, certificates.client("h2"), server_hostname="localhost", https_compatible=True)
-    await stream.do_handshake()
-    assert stream.selected_alpn_protocol() == "h2"
-    client = Http2Client(stream, window)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(client.run)
-        yield client
-        nursery.cancel_scope.cancel()
-    await trio.aclose_forcefully(stream)
 
 
 # Requests and streams
@@ -578,6 +452,50 @@ async def test_a_connection_that_breaks_ends_all_of_its_streams(
             await until(lambda: all(stream.body for stream in streams))
         assert await outcomes_of(log, 5) == ["client_disconnected"] * 5
         await until(lambda: upstream.open == 0)
+
+
+class Answering(Interceptor):
+    """Answers what does not fit into a shut window."""
+
+    async def on_request(self, request: Request) -> Response:
+        return Response(body=b"x" * 1000)
+
+
+async def test_an_answer_lets_go_of_a_connection_that_breaks(
+    certificates: Certificates, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole answer was handed over, its last bytes had no window to leave through, and then the client is gone, with its
+    connection: the exchange ends, although there is no send deadline.
+    """
+    serve = Way(certificates=certificates).serve(log, monkeypatch)
+    async with serve(stream_of(), Answering, proxy="  timeouts: {send: null}") as rig:
+        async with open_http2(rig.proxy, certificates, window=10) as client:
+            stream = client.streams[await client.start()]
+            await until(lambda: len(stream.body) == 10)
+            client.reset_connection()
+            with trio.fail_after(3):
+                await until(lambda: rig.lines("exchange"))
+
+
+async def test_a_connection_that_breaks_before_anything_was_sent_is_let_go_at_once(
+    certificates: Certificates, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are no last bytes that could still leave, and nothing waits for them: the exchange has ended, and its place is free."""
+    monkeypatch.setattr("proxy.downstream.hypercorn.client._LAST_BYTES_S", 60.0)
+    arrived = trio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        arrived.set()
+        await peer.wait_closed()
+
+    serve = Way(certificates=certificates).serve(log, monkeypatch)
+    async with serve(script) as rig, open_http2(rig.proxy, certificates) as client:
+        await client.start()
+        await arrived.wait()
+        client.reset_connection()
+        assert await rig.outcomes() == ["client_disconnected"]
+        await rig.everything_is_back()
 
 
 async def test_an_upstream_that_fails_before_its_head_gives_a_json_answer(

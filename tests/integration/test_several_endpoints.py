@@ -21,6 +21,7 @@ from support.proxy import Proxy, open_proxy
 from support.upstream import Peer, Script, Upstream, open_upstream
 
 from proxy.config import Config, parse_config
+from proxy.upstream import Endpoint
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -203,6 +204,64 @@ async def test_path_scheme_and_host_follow_the_endpoint(host: str, expected: byt
     for upstream in (plain, tls):
         netloc = f"{upstream.host}:{upstream.port}".encode()
         assert [request.all("host") for request in upstream.requests] == [[expected or netloc]] * 2
+
+
+async def endpoints_in(log: list[dict[str, object]], count: int) -> list[object]:
+    """What the lines of so many exchanges name as their endpoint."""
+    await until(lambda: len([line for line in log if line["event"] == "exchange"]) >= count)
+    return [line["endpoint"] for line in log if line["event"] == "exchange"]
+
+
+async def test_the_log_names_the_endpoint_of_each_exchange(tmp_path: Path, log: list[dict[str, object]]) -> None:
+    """Its origin, whatever its path; one has TLS. A credential could not be part of it."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    async with open_upstream(good) as plain, open_upstream(good) as other, open_upstream(good, ssl_context=context) as tls:
+        settings = config(f"{plain.url}/a/", other.url, f"{tls.url}/b", upstream=f"ca_file: {tmp_path}/ca.pem")
+        async with open_proxy(settings) as proxy:
+            for number, upstream in enumerate([plain, other, tls] * 2, 1):
+                assert (await fetch(proxy.port)).body == b"ok"
+                assert (await endpoints_in(log, number))[-1] == upstream.url
+            await all_back(proxy)
+    assert [len(upstream.requests) for upstream in (plain, other, tls)] == [2, 2, 2]
+    assert Endpoint("https://me:hush@api.example.com/a").origin == "https://api.example.com"
+    assert Endpoint("http://[::1]:8000").origin == "http://[::1]:8000"
+
+
+async def test_the_log_names_the_endpoint_that_was_tried_last(log: list[dict[str, object]]) -> None:
+    """After a retry the one that it moved to, whether it answers or not."""
+    async with unheard() as dead, unheard() as dead_too, open_upstream(good) as upstream, open_upstream(closes) as bad:
+        async with open_proxy(config(dead, upstream.url)) as proxy:
+            assert (await fetch(proxy.port)).status == 200
+        async with open_proxy(config(dead, bad.url)) as proxy:
+            assert kind(await fetch(proxy.port)) == "upstream_connection_lost"
+        async with open_proxy(config(bad.url, dead_too)) as proxy:
+            assert kind(await fetch(proxy.port)) == "upstream_connect_failed"
+        assert await endpoints_in(log, 3) == [upstream.url, bad.url, dead_too]
+
+
+async def test_the_log_names_no_endpoint_where_none_was_asked(log: list[dict[str, object]]) -> None:
+    """A client's mistake; every endpoint ejected. One that was asked and did not answer is named."""
+    async with open_upstream(hangs) as upstream:
+        one_strike = "  health: {consecutive_failures: 1, eject: 60}\n  retry: {max_attempts: 1}"
+        async with open_proxy(config(upstream.url, route=SOON, proxy=one_strike)) as proxy:
+            assert (await fetch(proxy.port, method="POST", headers=[("Content-Length", "999999999")])).status == 413
+            assert (await fetch(proxy.port)).status == 504
+            assert kind(await fetch(proxy.port)) == "no_endpoint"
+            assert await endpoints_in(log, 3) == [None, upstream.url, None]
+
+
+async def test_the_log_names_the_endpoint_that_a_client_did_not_wait_for(log: list[dict[str, object]]) -> None:
+    """The client leaves before any head has come."""
+    async with open_upstream(hangs) as upstream, unheard() as dead:
+        async with open_proxy(config(dead, upstream.url)) as proxy:
+            client = await open_client(proxy.port)
+            await client.send("GET", "/")
+            await until(lambda: bool(upstream.requests))
+            await client.aclose()
+            assert await endpoints_in(log, 1) == [upstream.url]
 
 
 # Retries

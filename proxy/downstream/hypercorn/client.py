@@ -182,7 +182,7 @@ class ClientConnection:
         stream_id = self._stream.stream_id
         try:
             buffer = protocol.stream_buffers.get(stream_id)
-            if buffer is not None:
+            if buffer is not None and buffer.buffer:  # one that has never held anything is never said to be empty
                 with trio.move_on_after(_LAST_BYTES_S / 2):
                     await buffer.drain()
             protocol.connection.reset_stream(stream_id, _INTERNAL_ERROR)

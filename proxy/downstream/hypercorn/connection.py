@@ -11,6 +11,7 @@ import hypercorn.trio.run as hypercorn_run
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio import tcp_server
 from hypercorn.trio.task_group import TaskGroup
@@ -28,7 +29,7 @@ _READ_BYTES = 65536
 
 
 class Connection(TCPServer):
-    """Hypercorn's connection, but for four things.
+    """Hypercorn's connection, but for five things.
 
     What goes wrong on it is its own end, not the worker's: its reading task may close the connection while the application's
     writes, and Trio then raises `BusyResourceError` in one of them, which Hypercorn lets pass: out of the connection, out of the
@@ -42,6 +43,8 @@ class Connection(TCPServer):
 
     And when the client has closed an idle connection it ends at once; Hypercorn keeps its task and its descriptor until the time
     for keep-alive is over.
+
+    And when an HTTP/2 connection ends, so does the wait of whoever still has something to send on it.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -89,6 +92,10 @@ class Connection(TCPServer):
         except (trio.ClosedResourceError, trio.BrokenResourceError, OSError) as error:
             self._note(error)
         await self.protocol.handle(Closed())
+        if isinstance(self.protocol.protocol, H2Protocol):
+            # Whoever waits for one to be sent waits for ever, otherwise.
+            for buffer in list(self.protocol.protocol.stream_buffers.values()):
+                await buffer.close()
         self.idle_task.end()
 
     async def _read_socket(self, sock: Any) -> None:
