@@ -42,10 +42,13 @@ class Weirpool(QuartTrio):
     """Where that port listens, if whoever runs the app has opened it."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.entry(scope, receive, send)
+
+    def entry(self, scope: Any, receive: Any, send: Any) -> Awaitable[None]:
+        """What serves a request, when awaited."""
         if scope["type"] == "http" and scope["path"] not in self.pages:
-            await Exchange(self.worker, scope)(receive, send)
-        else:
-            await self.serve_page(scope, receive, send)
+            return Exchange(self.worker, scope)(receive, send)
+        return self.serve_page(scope, receive, send)
 
     async def serve_page(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve what is not an exchange."""

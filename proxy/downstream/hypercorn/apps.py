@@ -14,7 +14,7 @@ import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.trio.task_group import TaskGroup
 
-__all__ = ["AppTasks", "Messages"]
+__all__ = ["AppTasks", "LazyEvent", "Messages"]
 
 Message = MutableMapping[str, Any]
 
@@ -86,6 +86,36 @@ class Messages:
         return trio.lowlevel.Abort.SUCCEEDED
 
 
+class LazyEvent:
+    """An event as Hypercorn has them, for one that hardly anybody waits for."""
+
+    __slots__ = ("_event", "_set")
+
+    def __init__(self) -> None:
+        self._event: trio.Event | None = None
+        self._set = False
+
+    async def clear(self) -> None:
+        self._event = None
+        self._set = False
+
+    async def wait(self) -> None:
+        """Wait until it is set, if it is not."""
+        if self._event is None:
+            self._event = trio.Event()
+            if self._set:
+                self._event.set()
+        await self._event.wait()
+
+    async def set(self) -> None:
+        self._set = True
+        if self._event is not None:
+            self._event.set()
+
+    def is_set(self) -> bool:
+        return self._set
+
+
 class AppTasks(TaskGroup):
     """Hypercorn's group of a connection's tasks, which calls the app for each request."""
 
@@ -101,7 +131,9 @@ async def _run_app(app: Any, config: Any, scope: Any, messages: Messages, send: 
     receive: Any = messages.receive
     try:
         if type(app) is ASGIWrapper:
-            await app.app(scope, receive, send)
+            # An app whose class tells by a plain method what serves a request saves a frame under each stream.
+            entry = getattr(type(app.app), "entry", type(app.app).__call__)
+            await entry(app.app, scope, receive, send)
         else:
             await app(scope, receive, send, trio.to_thread.run_sync, trio.from_thread.run)
     except trio.Cancelled:

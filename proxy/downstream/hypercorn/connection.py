@@ -16,8 +16,9 @@ from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio import tcp_server
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import EventWrapper
 
-from .apps import AppTasks
+from .apps import AppTasks, LazyEvent
 from .idle import IdleTimer, ServerConfig
 from .strict import be_strict
 
@@ -50,6 +51,7 @@ class Connection(TCPServer):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.protocol: Any = None
+        self.send_lock: Any = None  # made for the first who must wait
         self.idle_task: Any = IdleTimer(self)
         self.holds_head = False
         self.timed_out = False
@@ -76,19 +78,31 @@ class Connection(TCPServer):
             transport.socket.close()
 
     async def _read_data(self) -> None:
-        be_strict(self.protocol.protocol)
+        protocol: Any = self.protocol.protocol
+        be_strict(protocol)
+        if type(protocol) is H11Protocol and type(protocol.can_read) is EventWrapper:
+            protocol.can_read = LazyEvent()
         if self.config.read_timeout is not None:
             await super()._read_data()
             return
-        # Without a deadline for each read, which Hypercorn sets even where there is none.
+        # Without a deadline for each read, which Hypercorn sets even where there is none. Off the socket itself where that can be,
+        # which are three frames less under a task that waits than Trio's stream has.
+        stream: Any = self.stream
+        sock: Any = stream.socket if type(stream) is trio.SocketStream else None
+        data = b" "
         try:
-            stream: Any = self.stream
-            if type(stream) is trio.SocketStream:
-                await self._read_socket(stream.socket)
-            else:
-                while data := await stream.receive_some(_READ_BYTES):
-                    await self._hand_over(bytes(data))
-            await self._hand_over(b"")
+            while data:
+                if sock is None:
+                    data = bytes(await stream.receive_some(_READ_BYTES))
+                elif sock.fileno() < 0:
+                    raise trio.ClosedResourceError
+                else:
+                    await trio.lowlevel.wait_readable(sock)
+                    try:
+                        data = sock._sock.recv(_READ_BYTES)
+                    except BlockingIOError:
+                        continue
+                await self._hand_over(data)
         except (trio.ClosedResourceError, trio.BrokenResourceError, OSError) as error:
             self._note(error)
         await self.protocol.handle(Closed())
@@ -97,23 +111,6 @@ class Connection(TCPServer):
             for buffer in list(self.protocol.protocol.stream_buffers.values()):
                 await buffer.close()
         self.idle_task.end()
-
-    async def _read_socket(self, sock: Any) -> None:
-        """Hand over what the client sends, to its end, with three frames less under a task that waits than Trio's stream has.
-
-        Raises `trio.ClosedResourceError` when somebody closes the socket, and `OSError`.
-        """
-        while True:
-            if sock.fileno() < 0:
-                raise trio.ClosedResourceError
-            await trio.lowlevel.wait_readable(sock)
-            try:
-                data = sock._sock.recv(_READ_BYTES)
-            except BlockingIOError:
-                continue
-            if not data:
-                return
-            await self._hand_over(data)
 
     async def _hand_over(self, data: bytes) -> None:
         with trio.CancelScope() as self._handing_over:
@@ -142,6 +139,8 @@ class Connection(TCPServer):
             await super().protocol_send(event)
             return
         # As Hypercorn does it, but that what went wrong is looked at.
+        if self.send_lock is None:
+            self.send_lock = trio.Lock()
         async with self.send_lock:
             try:
                 with trio.CancelScope(shield=True):
@@ -160,7 +159,7 @@ class Connection(TCPServer):
     def _send_now(self, data: bytes) -> bytes:
         """What is left to be sent: nothing, as a rule. For the rest Hypercorn's own way waits, or tells what is wrong."""
         stream: Any = self.stream
-        if not data or type(stream) is not trio.SocketStream or self.send_lock.locked():
+        if not data or type(stream) is not trio.SocketStream or (self.send_lock is not None and self.send_lock.locked()):
             return data
         sock: Any = stream.socket
         try:

@@ -1,4 +1,4 @@
-"""What ASGI's `receive` gives an app, between the connection that puts in and the app that takes."""
+"""What ASGI's `receive` gives an app, between the connection that puts in and the app that takes; and the events of a connection."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import trio
 import trio.testing
 
 from proxy.downstream import Messages
+from proxy.downstream.hypercorn.apps import LazyEvent
 
 BODY = {"type": "http.request", "body": b"1", "more_body": True}
 END = {"type": "http.request", "body": b"", "more_body": False}
@@ -133,3 +134,37 @@ async def test_nobody_is_told_who_has_returned() -> None:
     messages.close()
     await messages.put(GONE)
     assert not told
+
+
+# --- LazyEvent, with the meaning of Hypercorn's -------------------------------------------------------------------------
+
+
+async def test_an_event_that_is_set_lets_everybody_go(nursery: trio.Nursery) -> None:
+    """Who waits already, and who comes later."""
+    event = LazyEvent()
+    through: list[int] = []
+
+    async def wait(number: int) -> None:
+        await event.wait()
+        through.append(number)
+
+    nursery.start_soon(wait, 1)
+    nursery.start_soon(wait, 2)
+    await trio.testing.wait_all_tasks_blocked()
+    assert (through, event.is_set()) == ([], False)
+    await event.set()
+    await wait(3)
+    await trio.testing.wait_all_tasks_blocked()
+    assert (sorted(through), event.is_set()) == ([1, 2, 3], True)
+
+
+async def test_an_event_that_is_cleared_makes_wait_again() -> None:
+    """Set before anybody waits, and cleared: a later wait waits."""
+    event = LazyEvent()
+    await event.set()
+    await event.wait()
+    await event.clear()
+    assert not event.is_set()
+    with trio.move_on_after(0.01) as scope:
+        await event.wait()
+    assert scope.cancelled_caught
