@@ -20,9 +20,7 @@ from .sse import Fields, encode_event, encode_head, parse_fields
 __all__ = ["UNSET", "BodyEvent", "Event", "JsonEvent", "WireEvent", "not_for_a_body", "not_json"]
 
 _SPACE = 0x20
-# For where the data of a wire event begins: nobody has looked yet; nobody has, but its block is known to be one line; the block is
-# not of the usual kind.
-_UNSEEN, _LONE, _ODD = 0, -1, -2
+_UNSEEN, _ODD = 0, -1  # for where the data of a wire event begins: nobody has looked yet; the block is not of the usual kind
 _BARE = len(b"data: ")  # nothing but the field's name comes before the data of an event that has no type
 
 UNSET: Any = type("Unset", (), {"__repr__": lambda _: "UNSET", "__bool__": lambda _: False})()
@@ -162,17 +160,18 @@ class WireEvent(Event):
         start: int,
         end: int,
         whole: bool = True,
-        lone: bool = False,
+        line: int = _UNSEEN,
         view: memoryview | None = None,
     ) -> None:
-        """`whole`: it has the empty line that ends it; only the last of a stream may lack it. `lone`: it is known to be one line
-        and an empty one, both ended by LF. `view`: of the buffer, lent until `forget_view` or the end of life.
+        """`whole`: it has the empty line that ends it; only the last of a stream may lack it. `line`: where its data begins, if it
+        is known to be one line `data: ...` and an empty one, both ended by LF. `view`: of the buffer, lent until `forget_view` or
+        the end of life.
         """
         self._buffer: bytes | bytearray | None = buffer
         self._from = start
         self._to = end
         self.whole: bool = whole
-        self._line = _LONE if lone else _UNSEEN
+        self._line = line
         self._view = view
         self._fields: Fields | None = None
         self._json = UNSET
@@ -234,11 +233,7 @@ class WireEvent(Event):
         if buffer is None:
             raise StaleEvent
         if self._json is UNSET:
-            line = self._line
-            if line == _LONE and buffer.startswith(b"data: ", self._from):
-                self._line = line = self._from + _BARE
-            elif line <= 0:
-                line = self._data_at(buffer)
+            line = self._line or self._data_at(buffer)
             if line > 0:
                 view = self._view
                 try:
@@ -263,9 +258,7 @@ class WireEvent(Event):
         if json is not UNSET and buffer is not None and data is None and event is UNSET and id is UNSET and retry is UNSET:
             # The usual changes by far: nothing but data was there, or a type, and `__init__` would take twice the time to find
             # nothing to check.
-            line = self._line
-            if line <= 0:
-                line = self._data_at(buffer)
+            line = self._line or self._data_at(buffer)
             if 0 < line <= self._from + _BARE:
                 bare = _new_event(JsonEvent)
                 bare._json = json
@@ -290,19 +283,18 @@ class WireEvent(Event):
         """Where the data begins, when the block is one `data` line, or an `event` line and a `data` line, ended by LF: what nearly
         every event is. Else `_ODD`.
         """
-        line = self._line
-        if line > 0 or line == _ODD:
-            return line
-        lone = line == _LONE
+        if self._line != _UNSEEN:
+            return self._line
         start = at = self._from
         last = self._to - 2
-        if not lone and buffer.startswith(b"event:", start):
+        if buffer.startswith(b"event:", start):
             at = buffer.find(b"\n", start, last) + 1
         line = _ODD
         if (
             at >= start
             and buffer.startswith(b"data:", at)
-            and (lone or (buffer.find(b"\n", at, self._to) == last and buffer.find(b"\r", start, last) < 0))
+            and buffer.find(b"\n", at, self._to) == last
+            and buffer.find(b"\r", start, last) < 0
         ):
             line = at + 6 if buffer[at + 5] == _SPACE else at + 5
         self._line = line

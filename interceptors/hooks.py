@@ -73,6 +73,12 @@ class Owner:
             return None
         return HookError(self.name, hook, f"{type(error).__name__}: {error}")
 
+    def fail(self, hook: str, error: Exception) -> None:
+        """As `failed`, but raise what ends the exchange."""
+        problem = self.failed(hook, error)
+        if problem is not None:
+            raise problem from error
+
     async def call(self, hook: str, running: Awaitable[T]) -> T:
         """Await an async hook within its time. Raises what it raises, and `TimeoutError`."""
         began = perf_counter()

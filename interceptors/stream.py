@@ -9,7 +9,7 @@ Sans I/O, and synchronous but for what async hooks need: `process` stops before 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -18,12 +18,12 @@ import trio
 
 from pools import PooledOutput
 
-from .api import AsyncStreamInterceptor, Emit, End, EventResult, Outcome, StreamInterceptor
+from .api import AsyncStreamInterceptor, Emit, Outcome, StreamInterceptor
 from .errors import EventTooLarge, InterceptorError, StreamOver
-from .event import BodyEvent, Event, JsonEvent, WireEvent, not_for_a_body
+from .event import BodyEvent, Event, JsonEvent, WireEvent
+from .event_hooks import EventHooks
 from .hooks import HOLD_S, Owner
 from .message import ResponseHead
-from .needs import Finder, finder_of
 from .sse import BOM, find_block_end, is_silent
 
 __all__ = ["MAX_EMITTED", "EventCounts", "Part", "StreamChain"]
@@ -59,32 +59,12 @@ def _views(pieces: list[_Piece]) -> list[Part]:
     return [memoryview(source)[first:last] for source, first, last in pieces]
 
 
-class _Hook:
-    """One `on_event` of the chain."""
-
-    __slots__ = ("call", "is_async", "need", "ordinal", "owner")
-
-    def __init__(self, owner: Owner, stream: StreamInterceptor | AsyncStreamInterceptor, ordinal: int) -> None:
-        self.owner = owner
-        self.call: Callable[[Event], EventResult | Awaitable[EventResult]] = stream.on_event
-        self.is_async = isinstance(stream, AsyncStreamInterceptor)
-        try:
-            self.need: Finder | None = finder_of(stream.needs)
-        except TypeError as error:
-            raise TypeError(f"{type(stream).__qualname__}: {error}") from None
-        self.ordinal = ordinal
-
-    def wants(self, event: Event) -> bool:
-        """Whether it is to see this one: `needs` is a promise about what comes from upstream."""
-        return self.need is None or not isinstance(event, WireEvent) or event.holds(self.need)
-
-
 class StreamChain:
     """The hooks of one stream. Not reusable."""
 
     def __init__(self, output: PooledOutput, max_event_bytes: int) -> None:
         self._members: list[tuple[Owner, StreamInterceptor | AsyncStreamInterceptor]] = []
-        self._hooks: tuple[_Hook, ...] = ()
+        self._hooks = EventHooks()
         self._completers: list[tuple[Owner, StreamInterceptor | AsyncStreamInterceptor, int]] = []
         self._selective = False  # every hook has said which events it needs
         self._swift = False  # no hook must be awaited
@@ -95,9 +75,6 @@ class StreamChain:
         # The last block ended with a CR at the window's end: an LF that comes next goes where that block went.
         self._pass_lf: bool | None = None
         self._closed = False
-        self._ending: int | None = None  # the hook that has returned `End`
-        self._body: bytes | None = None  # what the hooks have made of a JSON body; while `_is_body`
-        self._is_body = False
         self._event: WireEvent | None = None  # whose hooks are to be awaited, and
         self._awaited: tuple[list[Event], int] | None = None  # what is left of it, before which hook
         self._answer: list[Event] | None = None  # what came of it
@@ -141,14 +118,13 @@ class StreamChain:
 
     def add(self, owner: Owner, stream: StreamInterceptor | AsyncStreamInterceptor) -> None:
         """Append a member, before the stream starts. Raises `TypeError` for `needs` that are none."""
+        self._hooks.add(owner, stream, self._ordinal)
         base = AsyncStreamInterceptor if isinstance(stream, AsyncStreamInterceptor) else StreamInterceptor
-        if type(stream).on_event is not base.on_event and not (isinstance(stream.needs, (tuple, list)) and not stream.needs):
-            self._hooks += (_Hook(owner, stream, self._ordinal),)
         if type(stream).on_complete is not base.on_complete:
             self._completers.append((owner, stream, self._ordinal))
         self._members.append((owner, stream))
-        self._selective = all(hook.need is not None for hook in self._hooks)
-        self._swift = not self.is_async
+        self._selective = self._hooks.is_selective
+        self._swift = not self._hooks.is_async
 
     @property
     def has_members(self) -> bool:
@@ -158,12 +134,12 @@ class StreamChain:
     @property
     def wants_events(self) -> bool:
         """Whether any hook must see events. If none does, bytes may pass unframed."""
-        return bool(self._hooks)
+        return bool(self._hooks.hooks)
 
     @property
     def is_async(self) -> bool:
         """Whether some hook must be awaited: then the window must stay where it is until that is done."""
-        return any(hook.is_async for hook in self._hooks)
+        return self._hooks.is_async
 
     @property
     def awaiting(self) -> bool:
@@ -264,7 +240,7 @@ class StreamChain:
                 if plain and scan_from == at and self._answer is None:
                     if self._selective:
                         if at >= clear_to:
-                            clear_to = self._find_needed(buffer, at, end)
+                            clear_to = self._hooks.find_needed(buffer, at, end)
                         behind = self._skip(buffer, at, clear_to)
                         if behind > at:
                             self._first = False
@@ -275,21 +251,18 @@ class StreamChain:
                         moved, at = behind > at, behind
                         if self.failure is not None:
                             break
-                        self.ended = self._ending is not None
+                        self.ended = self._hooks.ending is not None
                         if self.ended:
                             break
                         if moved:
                             scan_from = at
                             continue
-                lone = False  # it is one line
                 if plain and buffer[at] != _LF:
                     # One search for one byte finds the end of an event of one line, which is the usual one.
                     line_end = find(b"\n", at if scan_from == at else scan_from - 1, end)
                     behind = line_end + 2
                     whole = 0 <= line_end < end - 1
-                    if whole and buffer[line_end + 1] == _LF:
-                        lone = scan_from == at
-                    elif whole:
+                    if whole and buffer[line_end + 1] != _LF:
                         behind = find(b"\n\n", line_end + 1, end) + 2
                         whole = behind > 1
                 else:
@@ -305,7 +278,7 @@ class StreamChain:
                     self.counts.passed += 1
                     passed = True
                 else:
-                    event = WireEvent(buffer, at, behind, whole, lone, view) if self._answer is None else self._event
+                    event = WireEvent(buffer, at, behind, whole, view=view) if self._answer is None else self._event
                     assert event is not None
                     passed = self._block(event, buffer, run, at, behind, pieces)
                 if self._awaited is not None:
@@ -321,7 +294,7 @@ class StreamChain:
                 if not plain and behind == end and buffer[end - 1] == _CR:
                     self._pass_lf = passed
                 at = scan_from = behind
-                if self._ending is not None:
+                if self._hooks.ending is not None:
                     self.ended = True
                     break
             if self._awaited is None and not self.ended and self.failure is None:
@@ -341,7 +314,7 @@ class StreamChain:
         assert self._awaited is not None
         assert self._event is not None
         try:
-            self._answer = await self._run_from(*self._awaited)
+            self._answer = await self._hooks.run(*self._awaited)
         except InterceptorError as error:
             self.failure = error
             self._event.end_of_life()
@@ -382,7 +355,7 @@ class StreamChain:
             if not isinstance(events, (list, tuple)) or not all(isinstance(item, Event) for item in events):
                 raise owner.wrong("on_complete", result, "an Event, a list of Events or None")
         except Exception as error:
-            self._fail(owner, error, "on_complete")
+            owner.fail("on_complete", error)
             return []
         for item in events:
             item.made_by = owner
@@ -390,42 +363,32 @@ class StreamChain:
 
     async def _add(self, events: list[Event], ordinal: int, pieces: list[_Piece]) -> None:
         """Write events of the member with that ordinal, when the hooks behind it have seen them. Raises `InterceptorError`."""
-        index = next((at for at, hook in enumerate(self._hooks) if hook.ordinal > ordinal), len(self._hooks))
+        index = self._hooks.index_behind(ordinal)
         output = self._output
-        for item in await self._run_from(events, index):
+        for item in await self._hooks.run(events, index):
             start = self._write_one(item)
             if start >= 0:
                 pieces.append((output.buffer, start, output.used))
                 self.counts.added += 1
-        self.ended = self._ending is not None
+        self.ended = self._hooks.ending is not None
 
     async def process_body(self, body: bytearray | memoryview) -> bytes | None:
         """Show a JSON body to the hooks. What replaces it, or None when nobody changed it. Raises `InterceptorError`."""
         event = BodyEvent(body)
-        self._is_body = True
+        self._hooks.is_body = True
         try:
-            await self._run_from([event], 0)
+            await self._hooks.run([event], 0)
         finally:
             event.end_of_life()
-        if self._body is None:
+        if self._hooks.body is None:
             self.counts.passed += 1
         else:
             self.counts.changed += 1
-        return self._body
+        return self._hooks.body
 
     def release_parts(self) -> None:
         """The parts have left (or were copied): give back what they were written in."""
         self._output.close()
-
-    def _find_needed(self, buffer: bytearray, at: int, end: int) -> int:
-        """Where something begins that a hook needs to see; `end` if nowhere. One search for each need, over all the bytes."""
-        wanted = end
-        for hook in self._hooks:
-            assert hook.need is not None
-            found = hook.need(buffer, at, wanted)
-            if found >= 0:
-                wanted = found
-        return wanted
 
     def _skip(self, buffer: bytearray, at: int, clear_to: int) -> int:
         """The index behind the blocks from `at` on that end before `clear_to`, so that no hook needs to see them; or `at`.
@@ -447,10 +410,12 @@ class StreamChain:
         """Whole blocks of fields that begin before `until`, of bytes without CR, up to the first that is anything else; `run` and
         `at` behind them.
 
-        What `process` does for any block, and `_run_sync`, for nearly every block there is, and in two thirds of the time: hooks
+        What `process` does for any block, and `EventHooks`, for nearly every block there is, and in two thirds of the time: hooks
         that are not awaited answer with the event, or with another in its place. Raises nothing: `failure` tells.
         """
-        find, counts, output = buffer.find, self.counts, self._output
+        find, startswith = buffer.find, buffer.startswith
+        hooks, output, max_event_bytes = self._hooks.hooks, self._output, self._max_event_bytes
+        passed = changed = 0
         written, opened = output.buffer, -1  # the piece that is being written, and where it begins
         event: WireEvent
         try:
@@ -460,24 +425,26 @@ class StreamChain:
                 behind = line_end + 2
                 if not 1 < behind <= end:
                     break
-                lone = buffer[line_end + 1] == _LF
-                if not lone:
+                data_at = 0
+                if buffer[line_end + 1] != _LF:
                     behind = find(b"\n\n", line_end + 1, end) + 2
                     if behind == 1:
                         break
-                if buffer[at] <= _COLON or behind - at > self._max_event_bytes:
+                elif startswith(b"data: ", at):
+                    data_at = at + 6
+                if (not data_at and buffer[at] <= _COLON) or behind - at > max_event_bytes:
                     break
-                event = WireEvent(buffer, at, behind, True, lone, view)
+                event = WireEvent(buffer, at, behind, True, data_at, view)
                 current: Event = event
                 clock = perf_counter()
-                for hook in self._hooks:
+                for hook in hooks:
                     if hook.need is not None and current is event and not event.holds(hook.need):
                         continue
                     owner = hook.owner
                     try:
                         result: Any = hook.call(current)
                     except Exception as error:
-                        self._fail(owner, error)
+                        owner.fail("on_event", error)
                         continue  # skip: the event passes this hook as it came
                     finally:
                         now = perf_counter()
@@ -486,22 +453,22 @@ class StreamChain:
                         if took_s > HOLD_S:
                             owner.warn("on_event", took_s)
                     if result is not current:
-                        if not isinstance(result, Event):
+                        if type(result) is not JsonEvent and not isinstance(result, Event):
                             break
                         result.made_by = owner
                         current = result
                 else:
                     result = current
                 if result is event:
-                    counts.passed += 1
+                    passed += 1
                 elif type(result) is JsonEvent or type(result) is Event:
                     try:
                         start = result.add_to(output)
                     except Exception as error:
-                        self._fail(result.made_by, error)
-                        counts.passed += 1
+                        result.made_by.fail("on_event", error)
+                        passed += 1
                     else:
-                        counts.changed += 1
+                        changed += 1
                         if at > run or start == 0:
                             # Something lies between it and what was written before.
                             if opened >= 0:
@@ -518,8 +485,8 @@ class StreamChain:
                         opened = -1
                     events = [current]
                     if result is not current:
-                        index = self._hooks.index(hook)
-                        events, _ = self._run_sync(self._checked(index, current, result), index + 1)
+                        index = hooks.index(hook)
+                        events, _ = self._hooks.run_sync(self._hooks.check(index, current, result), index + 1)
                     if not self._settle(event, events, buffer, run, at, pieces):
                         run = behind
                     at = behind
@@ -532,6 +499,8 @@ class StreamChain:
             event.end_of_life()
         if opened >= 0:
             pieces.append((written, opened, len(written)))
+        self.counts.passed += passed
+        self.counts.changed += changed
         return run, at
 
     def _block(self, event: WireEvent, buffer: bytearray, run: int, at: int, behind: int, pieces: list[_Piece]) -> bool:
@@ -542,8 +511,8 @@ class StreamChain:
         try:
             events, self._answer = self._answer, None
             if events is None:
-                events, later = self._run_sync([event], 0)
-                if later < len(self._hooks):
+                events, later = self._hooks.run_sync([event], 0)
+                if later < len(self._hooks.hooks):
                     self._awaited = events, later
                     self._event = event
                     event.forget_view()
@@ -570,83 +539,6 @@ class StreamChain:
                 pieces.append(piece)
         return False
 
-    def _run_sync(self, events: list[Event], index: int) -> tuple[list[Event], int]:
-        """Send events through the hooks from `index` on, up to one that must be awaited; what is left, and before which."""
-        for at in range(index, len(self._hooks)):
-            hook = self._hooks[at]
-            if hook.is_async:
-                if any(map(hook.wants, events)):
-                    return events, at
-                continue
-            following: list[Event] = []
-            for event in events:
-                answer: Any = event
-                if hook.wants(event):
-                    try:
-                        with hook.owner.timed("on_event"):
-                            answer = hook.call(event)
-                    except Exception as error:
-                        self._fail(hook.owner, error)
-                following += self._checked(at, event, answer)
-                if self._ending == at:
-                    break
-            events = following
-        return events, len(self._hooks)
-
-    async def _run_from(self, events: list[Event], index: int) -> list[Event]:
-        """Send events through the hooks from `index` on, awaiting those that must be. Raises `InterceptorError`."""
-        while True:
-            events, index = self._run_sync(events, index)
-            if index == len(self._hooks):
-                return events
-            hook = self._hooks[index]
-            following: list[Event] = []
-            for event in events:
-                answer: Any = event
-                if hook.wants(event):
-                    try:
-                        running: Any = hook.call(event)
-                        answer = await hook.owner.call("on_event", running)
-                    except Exception as error:
-                        self._fail(hook.owner, error)
-                following += self._checked(index, event, answer)
-                if self._ending == index:
-                    break
-            events = following
-            index += 1
-
-    def _checked(self, index: int, current: Event, result: Any) -> list[Event]:
-        """What a hook returned, as a list; or, when it is nonsense and its interceptor says `skip`, what the hook was given."""
-        owner = self._hooks[index].owner
-        events = result
-        if isinstance(result, End):
-            events = result.events
-        elif result is None:
-            events = ()
-        elif isinstance(result, Event):
-            events = (result,)
-        if not isinstance(events, (list, tuple)) or not all(isinstance(item, Event) for item in events):
-            self._fail(owner, owner.wrong("on_event", result, "an Event, a list of Events, End(...) or None"))
-            return [current]
-        if self._is_body and (len(events) != 1 or events[0] is not current):
-            try:
-                if len(events) != 1:
-                    raise owner.misused(
-                        "on_event", f"returned {len(events)} events, expected one: the response is a JSON body, not a stream"
-                    )
-                if (problem := not_for_a_body(events[0])) is not None:
-                    raise owner.misused("on_event", problem)
-                self._body = events[0].raw if isinstance(events[0], BodyEvent) else events[0].data.encode()
-            except Exception as error:
-                self._fail(owner, error)
-                return [current]
-        for item in events:
-            if item is not current:
-                item.made_by = owner
-        if isinstance(result, End):
-            self._ending = index
-        return list(events)
-
     def _write(self, event: WireEvent, events: list[Event]) -> list[_Piece] | None:
         """Write what leaves instead of `event`, and count it. None: it cannot be written, and `event` passes as it came."""
         output = self._output
@@ -654,8 +546,8 @@ class StreamChain:
         for item in events:
             start = self._write_one(item)
             if start < 0:
-                if self._ending is not None and self._hooks[self._ending].owner is item.made_by:
-                    self._ending = None
+                if self._hooks.ending is not None and self._hooks.hooks[self._hooks.ending].owner is item.made_by:
+                    self._hooks.ending = None
                 return None
             if isinstance(item, WireEvent):
                 if not item.whole and item is not events[-1]:
@@ -678,10 +570,5 @@ class StreamChain:
         try:
             return event.add_to(self._output)
         except Exception as error:
-            self._fail(event.made_by, error)
+            event.made_by.fail("on_event", error)
             return -1
-
-    def _fail(self, owner: Owner, error: Exception, hook: str = "on_event") -> None:
-        problem = owner.failed(hook, error)
-        if problem is not None:
-            raise problem from error

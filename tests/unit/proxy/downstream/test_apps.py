@@ -1,4 +1,4 @@
-"""What ASGI's `receive` gives an app, between the connection that puts in and the app that takes; and the events of a connection."""
+"""What ASGI's `receive` gives an app, and the events of a connection."""
 
 from __future__ import annotations
 
