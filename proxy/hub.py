@@ -13,7 +13,10 @@ is an ordinary task that waits for its epoll's descriptor. Invariants:
 - every exception out of a pump is that stream's, none is the hub's;
 - a descriptor is unregistered, never masked (EPOLLHUP arrives at mask 0), and only its own task closes it, after it has left;
 - bytes that wait inside TLS are pumped without waiting for the socket;
-- the hub looks for what is Trio's after `TURN_S` or `TURN_PUMPS`, whichever is first; who was not served then is served next;
+- the hub looks for what is Trio's after `TURN_S` or `TURN_PUMPS`, whichever is first;
+- who was not served then is served in the next turn, before whoever has come since: first those that read little at a time, then
+  those that fill large windows, of whom at least one is served in each turn. So an event waits for streams that never run dry no
+  longer than for the end of a turn;
 - windows are borrowed for a turn in which there is something to read, and are back before anybody waits.
 
 It knows relays by `pump`, and nothing of what they move.
@@ -95,7 +98,9 @@ class Hub:
         self._pools = pools
         self._epoll = select.epoll()
         self._parked: dict[int, _Parked] = {}
-        self._queue: deque[_Parked] = deque()  # to be pumped next, whatever the epoll says
+        # To be pumped next, whatever the epoll says: who reads little at a time, and who fills large windows.
+        self._light: deque[_Parked] = deque()
+        self._heavy: deque[_Parked] = deque()
         self._pumping: _Parked | None = None
         self._loop: TrioLoop | None = None
         self._trio_fd = -1  # Trio's epoll, while the hub waits in its place
@@ -123,7 +128,7 @@ class Hub:
             if loop is not None:
                 await self._run_in_trios_place(loop)
             while True:
-                if self._queue:
+                if self._light or self._heavy:
                     await trio.lowlevel.checkpoint()
                 else:
                     await trio.lowlevel.wait_readable(self._epoll.fileno())
@@ -190,41 +195,53 @@ class Hub:
 
     def _turn(self, wait_s: float) -> int:
         """Wait for streams and pump those that are ready, each once, as long as a turn lasts. How many were pumped."""
-        queue = self._queue
-        events = self._epoll.poll(0 if queue else wait_s, TURN_PUMPS)
+        light, heavy = self._light, self._heavy
+        events = self._epoll.poll(0 if light or heavy else wait_s, TURN_PUMPS)
         clock = self._clock = perf_counter()
         now = clock + self._trio_ahead
         ends_at = clock + TURN_S
         pumps = 0
-        late = bool(queue)  # who was not served in the last turn goes first
+        late = some_wait = bool(light)  # who was not served in the last turn goes first
         try:
             for fd, _ in events:
                 ready = self._parked.get(fd)
                 if ready is None:
                     self._for_trio = self._for_trio or fd == self._trio_fd
-                elif not late:
+                elif ready.queued:
+                    pass
+                elif late or ready.stream.wants_large:
+                    self._enqueue(ready)
+                else:
                     self._pump(ready, now)
                     pumps += 1
                     late = perf_counter() > ends_at
-                elif not ready.queued:
-                    ready.queued = True
-                    queue.append(ready)
-            if not pumps:
-                for _ in range(min(len(queue), TURN_PUMPS)):
-                    parked = queue.popleft()
-                    parked.queued = False
-                    if self._parked.get(parked.fd) is parked:  # else it left meanwhile, and its number may be another's
-                        self._pump(parked, now)
-                        pumps += 1
-                        if perf_counter() > ends_at:
-                            break
-            if self._trio_ready is not None and (queue or len(events) == TURN_PUMPS) and self._trio_ready.poll(0):
+            for _ in range(min(len(light), TURN_PUMPS) if some_wait else 0):
+                if pumps and perf_counter() > ends_at:
+                    break
+                pumps += self._pump_queued(light.popleft(), now)
+            for number in range(min(len(heavy), max(1, TURN_PUMPS - pumps))):
+                if number and perf_counter() > ends_at:
+                    break
+                pumps += self._pump_queued(heavy.popleft(), now)
+            if self._trio_ready is not None and (light or heavy or len(events) == TURN_PUMPS) and self._trio_ready.poll(0):
                 self._for_trio = True  # among so many, Trio's epoll may not have had its turn
         finally:
             self._small_window = self._large_window = None
             while self._leases:
                 self._leases.pop().release()
         return pumps
+
+    def _enqueue(self, parked: _Parked) -> None:
+        parked.queued = True
+        (self._heavy if parked.stream.wants_large else self._light).append(parked)
+
+    def _pump_queued(self, parked: _Parked, now: float) -> bool:
+        """Pump a stream that was queued, unless it has left meanwhile, and its number may be another's."""
+        parked.queued = False
+        if self._parked.get(parked.fd) is not parked:
+            return False
+        self._pump(parked, now)
+        return True
 
     def _pump(self, parked: _Parked, now: float) -> None:
         self._pumping = parked
@@ -250,8 +267,7 @@ class Hub:
                     return
                 if need is _TURN:
                     self._pumping = None
-                    parked.queued = True
-                    self._queue.append(parked)
+                    self._enqueue(parked)
                     return
             result = outcome.Value(need)
         self._pumping = None

@@ -53,6 +53,8 @@ class Settings:
     certificate: str | None = None
     """For a TLS upstream: a PEM file with certificate and key."""
     limit_s: float = 60
+    beside: int = 0
+    """Streams that never run dry, beside those that are measured."""
     hold: bool = False
     """No stream ends before all have had their events, so that memory is that of all of them, open at the same time."""
 
@@ -82,6 +84,7 @@ class _Peer:
     left: int = 0
     tail: bytes = b""
     started: bool = False
+    greedy: bool = False
     greeting: bool = False
     times: list[float] = field(default_factory=list)
 
@@ -112,7 +115,7 @@ class _Load:
         self.peers: dict[int, _Peer] = {}
         self.due: list[tuple[float, int, _Peer]] = []
         self.held: list[_Peer] = []  # upstreams that have sent their events
-        self.opened = self.opening = self.finished = self.failed = self.requests = self.sent = 0
+        self.opened = self.opening = self.finished = self.failed = self.requests = self.sent = self.greedy = 0
         self.ends_at = 0.0
         self.latencies: list[float] = []
         self.tls = None
@@ -154,6 +157,8 @@ class _Load:
             now = time.perf_counter()
             if now - begin > settings.limit_s:
                 break
+            while self.greedy < settings.beside:
+                self._open(greedy=True)
             while self.opened < settings.streams and self.opening < _OPENING_AT_ONCE:
                 self._open()
             wait_s = 0.1
@@ -200,16 +205,17 @@ class _Load:
 
     # The clients
 
-    def _open(self) -> None:
-        self.opened += 1
+    def _open(self, *, greedy: bool = False) -> None:
+        self.greedy += greedy
+        self.opened += not greedy
         sock = socket.create_connection(("127.0.0.1", self.settings.proxy_port))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setblocking(False)
-        self.opening += 1
-        peer = _Peer(sock, "client", left=self.settings.events)
+        self.opening += not greedy
+        peer = _Peer(sock, "client", left=self.settings.events, greedy=greedy)
         self.peers[sock.fileno()] = peer
         self.epoll.register(sock, select.EPOLLIN)
-        sock.send(self.request)
+        sock.send(self.request.replace(b"Accept:", b"X-Greedy: 1\r\nAccept:") if greedy else self.request)
         peer.times.append(time.perf_counter())
 
     def _read(self, peer: _Peer) -> None:
@@ -219,6 +225,8 @@ class _Load:
             return
         except OSError:
             data = b""
+        if peer.greedy:
+            return
         if not peer.started:
             peer.started = True
             self.opening -= 1
@@ -233,7 +241,7 @@ class _Load:
             now = time.perf_counter_ns()
             at = data.find(b'"t":')
             while at >= 0:
-                digits = data[at + 4 : at + 24].partition(b",")[0]
+                digits = data[at + 4 : at + 24].partition(b",")[0].strip()  # some proxies encode with spaces
                 if digits.isdigit():
                     self.latencies.append((now - int(digits)) / 1e3)
                 at = data.find(b'"t":', at + 4)
@@ -302,7 +310,7 @@ class _Load:
             self._close(peer)
             return
         peer.tail += data
-        _, blank, body = peer.tail.partition(b"\r\n\r\n")
+        head, blank, body = peer.tail.partition(b"\r\n\r\n")
         if not blank or (self.settings.kind == "json" and not body.endswith(self.json_body) and not body.endswith(_END)):
             return
         peer.tail = b""
@@ -310,9 +318,10 @@ class _Load:
             peer.out += self.json_answer
             self._flush(peer)
             return
-        peer.left = self.settings.events or sys.maxsize
+        peer.greedy = b"\r\nx-greedy:" in head.lower()
+        peer.left = sys.maxsize if peer.greedy else self.settings.events or sys.maxsize
         peer.out += _SSE_HEAD
-        if self.settings.rate:
+        if self.settings.rate and not peer.greedy:
             self._flush(peer)
             # Streams begin at different moments of their period, as they would.
             first = time.perf_counter() + (self.opened * 0.6180339887 % 1) / self.settings.rate
@@ -344,7 +353,7 @@ class _Load:
 
     def _flush(self, peer: _Peer) -> None:
         """Write what there is; when all has left and the stream is not paced, make more."""
-        saturate = not self.settings.rate and self.settings.kind == "sse"
+        saturate = peer.greedy or (not self.settings.rate and self.settings.kind == "sse")
         for _ in range(4):  # then the others have a turn
             if not peer.out and saturate and peer.left > 0:
                 if self.settings.seconds and time.perf_counter() > self.ends_at:

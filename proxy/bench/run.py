@@ -47,6 +47,8 @@ class Scenario:
     """`pass`, `inspect` (every event's JSON decoded) or `edit` (decoded, one field changed, encoded)."""
     tls: bool = False
     hold: bool = False
+    beside: int = 0
+    """Streams that never run dry, beside those that are measured."""
     text: str = ""
 
 
@@ -59,6 +61,15 @@ SCENARIOS = (
     Scenario("saturated", 50, seconds=3, text="50 streams, as fast as they go"),
     Scenario("saturated inspect", 50, seconds=3, mode="inspect", text="the same, every event decoded"),
     Scenario("saturated edit", 50, seconds=3, mode="edit", text="the same, every event decoded, edited, encoded"),
+    Scenario(
+        "beside saturated",
+        100,
+        400,
+        40,
+        mode="edit",
+        beside=10,
+        text="100 x 40 events/s, beside 10 as fast as they go; all edited",
+    ),
     Scenario("2000 streams", 2000, 8, 1, hold=True, limit_s=180, text="2,000 streams x 1 event/s"),
     Scenario("5000 streams", 5000, 8, 0.5, hold=True, limit_s=180, text="5,000 streams x 0.5 events/s"),
     Scenario("short", 20, 250, kind="json", text="JSON POSTs on 20 keep-alive connections"),
@@ -134,6 +145,7 @@ def run_scenario(scenario: Scenario, target: Target, upstream_port: int, certifi
         "path": path,
         "certificate": certificate if scenario.tls else None,
         "hold": scenario.hold,
+        "beside": scenario.beside,
     }
     command = pinned(LOAD_CORE, [sys.executable, "-m", "proxy.bench.load", json.dumps(settings)])
     done = subprocess.run(command, capture_output=True, text=True, check=True)

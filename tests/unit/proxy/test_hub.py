@@ -449,7 +449,7 @@ async def test_cancelled_in_the_hubs_queue(one_pump_a_turn: None, new: New) -> N
         while not any(stream.pumps for stream in streams):
             await trio.lowlevel.checkpoint()
         waiting = [task for task in tasks if not task.stream.pumps]
-        assert {id(task.stream) for task in waiting} == {id(parked.stream) for parked in bench.hub._queue}
+        assert {id(task.stream) for task in waiting} == {id(parked.stream) for parked in bench.hub._light}
         assert len(waiting) >= 10
         for task in waiting:
             task.scope.cancel()
@@ -576,7 +576,7 @@ async def test_a_descriptor_number_that_is_used_again_is_not_confused(one_pump_a
         for stream in (*fillers, old):
             stream.far.send(b"x")
         await trio.lowlevel.checkpoint()
-        while not any(parked.stream is old for parked in bench.hub._queue):
+        while not any(parked.stream is old for parked in bench.hub._light):
             await trio.lowlevel.checkpoint()
         tasks[-1].scope.cancel()
         old.close()
@@ -591,7 +591,7 @@ async def test_a_descriptor_number_that_is_used_again_is_not_confused(one_pump_a
         bench.nursery.start_soon(task.run)
         while bench.registered().isdisjoint({number}):
             await trio.lowlevel.checkpoint()
-        assert any(parked.stream is old for parked in bench.hub._queue), "the test is too slow to prove anything"
+        assert any(parked.stream is old for parked in bench.hub._light), "the test is too slow to prove anything"
         await wait_all_tasks_blocked()
         assert [stream.pumps for stream in fillers] == [1] * 40
         assert (old.pumps, newer.pumps, task.ends) == (0, 0, [])
@@ -691,6 +691,41 @@ async def test_a_turn_ends_in_time(monkeypatch: pytest.MonkeyPatch, new: New) ->
         await wait_all_tasks_blocked()
         assert [pumps for pumps in turns if pumps] == [3] * 10
         assert [stream.pumps for stream in streams] == [1] * 30
+
+
+async def test_who_reads_little_does_not_wait_for_who_never_runs_dry(monkeypatch: pytest.MonkeyPatch, new: New) -> None:
+    """With a clock of its own: twenty streams fill large windows, 0.9 ms each time, and always have more. A small event that comes
+    waits for no more of them than a turn has, and each of them is pumped as often as any other.
+    """
+    clock = [0.0]
+    monkeypatch.setattr("proxy.hub.perf_counter", lambda: clock[0])
+    order: list[Scripted] = []
+
+    def fill(stream: Scripted, window: bytearray, now: float) -> Need:
+        clock[0] += 0.0009
+        order.append(stream)
+        if len(order) % 7 == 3:
+            light.far.send(b"x")
+        return Need.READ if len(order) < 400 else Need.NOTHING
+
+    def read(stream: Scripted, window: bytearray, now: float) -> Need:
+        order.append(stream)
+        return take(stream, window, now)
+
+    async with open_bench() as bench:
+        light, heavy = new(read), [new(fill) for _ in range(20)]
+        for stream in heavy:
+            stream.wants_large = True
+            stream.far.send(b"x")
+        tasks = await bench.park(light, *heavy)
+        for task in tasks[1:]:
+            await task.over.wait()
+    sent = [at + 1 for at, stream in enumerate(order) if stream is not light and (at + 1) % 7 == 3]
+    waits = [next((at for at in range(begin, len(order)) if order[at] is light), len(order)) - begin for begin in sent]
+    assert len(sent) > 30
+    assert max(waits[:-1]) <= 3, waits
+    pumps = [stream.pumps for stream in heavy]
+    assert max(pumps) - min(pumps) <= 4, pumps
 
 
 # Windows and contexts
