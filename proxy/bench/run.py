@@ -192,15 +192,22 @@ def weirpool_target(
                 yield target
 
 
-def reuse_rate(target: Target) -> float:
-    """The share of all leases, of whichever pool, that took a pooled buffer, of all the proxy has done so far."""
+def leases(target: Target) -> tuple[float, float]:
+    """How many leases, of whichever pool, had to make a buffer so far, and how many took a pooled one."""
     counts = {"allocations": 0.0, "reuses": 0.0}
     with urllib.request.urlopen(f"http://127.0.0.1:{target.port}/metrics") as answer:
         for line in answer.read().decode().splitlines():
             for name in counts:
                 if line.startswith(f"buffer_pool_{name}_total{{"):
                     counts[name] += float(line.rpartition(" ")[2])
-    return counts["reuses"] / (counts["reuses"] + counts["allocations"])
+    return counts["allocations"], counts["reuses"]
+
+
+def reuse_rate(target: Target, since: tuple[float, float] = (0.0, 0.0)) -> float:
+    """The share of leases that took a pooled buffer: of all so far, or of those since the proxy had had so many."""
+    made, taken = leases(target)
+    made, taken = made - since[0], taken - since[1]
+    return taken / (taken + made)
 
 
 def run_bench(names: Sequence[str] = ()) -> int:
