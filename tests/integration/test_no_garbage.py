@@ -27,12 +27,14 @@ TIMES = 3
 
 @pytest.fixture(autouse=True)
 def no_collection() -> Iterator[None]:
-    """Nothing is collected but where the test does."""
+    """Nothing is collected but where the test does, and then nothing is looked at that was there before."""
+    gc.collect()
+    gc.freeze()
     gc.disable()
     yield
     gc.set_debug(0)
     gc.enable()
-    gc.collect()
+    gc.unfreeze()
 
 
 def garbage() -> Counter[str]:
