@@ -33,6 +33,7 @@ Part = memoryview | bytes
 MAX_EMITTED = 16
 """Events of its own that a stream keeps for a client that is slow; then `emit` waits."""
 
+_SEARCHED_AGAIN = 4096  # so many bytes of an unfinished block are sooner searched once more than treated apart
 _Piece = tuple[bytearray, int, int]
 _LF = 0x0A
 _CR = 0x0D
@@ -237,7 +238,7 @@ class StreamChain:
                         continue
                     if not final and BOM.startswith(bytes(buffer[at:end])):
                         break
-                if plain and scan_from == at and self._answer is None:
+                if plain and scan_from - at <= _SEARCHED_AGAIN and self._answer is None:
                     if self._selective:
                         if at >= clear_to:
                             clear_to = self._hooks.find_needed(buffer, at, end)
