@@ -312,6 +312,21 @@ def test_chunks_tell_nothing(chain: list[Member], stream: bytes, at: list[int]) 
     assert usual == general
 
 
+@pytest.mark.parametrize("on_error", ["skip", "abort"])
+@pytest.mark.parametrize(
+    "behind", [[], [Member(["pass"])], [Member(["pass", "json"])]], ids=["alone", "who looks", "who replaces"]
+)
+@pytest.mark.parametrize("act", ACTS)
+def test_both_ways_tell_the_same_of_each_act_among_replacements(act: str, behind: list[Member], on_error: str) -> None:
+    """Whatever a hook does, amid events of one window that others leave for or that pass: nothing random about it."""
+    for script in (
+        ["pass", "json", "json", act, "json", act, "pass"],
+        ["pass", act, "pass", act, act, "json", "much json", act],
+    ):
+        usual, general = both([Member(script, on_error), *behind], [b"".join(USUAL)])
+        assert usual == general
+
+
 def test_the_comparison_compares_two_ways() -> None:
     """The loop takes all the usual blocks but the first, and none when it is switched off."""
     chunks = [b"".join(USUAL) * 2]
