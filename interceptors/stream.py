@@ -418,7 +418,7 @@ class StreamChain:
         hooks, output, max_event_bytes = self._hooks.hooks, self._output, self._max_event_bytes
         passed = changed = 0
         written, opened = output.buffer, -1  # the piece that is being written, and where it begins
-        event: WireEvent
+        event: WireEvent | None = None
         try:
             while at < until:
                 # One search for one byte finds the end of an event of one line.
@@ -439,7 +439,7 @@ class StreamChain:
                 current: Event = event
                 clock = perf_counter()
                 for hook in hooks:
-                    if hook.need is not None and current is event and not event.holds(hook.need):
+                    if hook.need is not None and isinstance(current, WireEvent) and not current.holds(hook.need):
                         continue
                     owner = hook.owner
                     try:
@@ -491,13 +491,14 @@ class StreamChain:
                     if not self._settle(event, events, buffer, run, at, pieces):
                         run = behind
                     at = behind
-                    event.end_of_life()
                     break
                 event.end_of_life()
                 at = behind
         except InterceptorError as error:
             self.failure = error
-            event.end_of_life()
+        finally:
+            if event is not None:
+                event.end_of_life()
         if opened >= 0:
             pieces.append((written, opened, len(written)))
         self.counts.passed += passed
@@ -544,16 +545,16 @@ class StreamChain:
         """Write what leaves instead of `event`, and count it. None: it cannot be written, and `event` passes as it came."""
         output = self._output
         pieces: list[_Piece] = []
-        for item in events:
+        for number, item in enumerate(events, 1):
             start = self._write_one(item)
             if start < 0:
                 if self._hooks.ending is not None and self._hooks.hooks[self._hooks.ending].owner is item.made_by:
                     self._hooks.ending = None
                 return None
             if isinstance(item, WireEvent):
-                if not item.whole and item is not events[-1]:
+                if not item.whole and number < len(events):
                     output.extend(b"\n\n")  # something follows it
-            elif not event.whole and item is events[-1]:
+            elif not event.whole and number == len(events):
                 output.cut(output.used - 1)  # as unfinished as what it replaces: without its empty line
             pieces.append((output.buffer, start, output.used))
         counts = self.counts

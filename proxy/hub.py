@@ -16,7 +16,7 @@ is an ordinary task that waits for its epoll's descriptor. Invariants:
 - the hub looks for what is Trio's after `TURN_S` or `TURN_PUMPS`, whichever is first;
 - who was not served then is served in the next turn, before whoever has come since: first those that read little at a time, then
   those that fill large windows, of whom at least one is served in each turn. So an event waits for streams that never run dry no
-  longer than for the end of a turn;
+  longer than for the end of a turn, and of one more for each `TURN_PUMPS` of them: so many does epoll tell of at a time;
 - windows are borrowed for a turn in which there is something to read, and are back before anybody waits.
 
 It knows relays by `pump`, and nothing of what they move.
@@ -174,6 +174,8 @@ class Hub:
         Blocks the thread, as Trio's own wait would; to be called just before that.
         """
         if not self._parked:
+            self._light.clear()  # who has left is remembered no longer
+            self._heavy.clear()
             return
         runnable, wants_idle, deadline = loop.runnable, loop.wants_idle, loop.next_deadline()
         began = self._clock = perf_counter()
