@@ -226,6 +226,8 @@ class _Load:
         except OSError:
             data = b""
         if peer.greedy:
+            if not data:
+                raise RuntimeError("a stream that was to be beside the others has ended")
             return
         if not peer.started:
             peer.started = True
@@ -385,6 +387,8 @@ class _Load:
     def _close(self, peer: _Peer) -> None:
         number = peer.sock.fileno()
         if number >= 0:
+            if peer in self.held:
+                self.held.remove(peer)  # its client has failed, and is counted as such
             self.peers.pop(number, None)
             self.epoll.unregister(number)
             peer.sock.close()
