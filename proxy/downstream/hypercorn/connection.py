@@ -93,9 +93,9 @@ class Connection(TCPServer):
         # which are three frames less under a task that waits than Trio's stream has.
         stream: Any = self.stream
         sock: Any = stream.socket if type(stream) is trio.SocketStream else None
-        data = b" "
+        data, more = b"", True
         try:
-            while data and not self._stopped:
+            while more and not self._stopped:
                 if self.config.read_timeout:
                     with trio.fail_after(self.config.read_timeout):
                         data = bytes(await stream.receive_some(_READ_BYTES))
@@ -109,7 +109,9 @@ class Connection(TCPServer):
                         data = sock._sock.recv(_READ_BYTES)
                     except BlockingIOError:
                         continue
+                more = bool(data)
                 await self._hand_over(data)
+                data = b""  # a stream may last for hours, and its request has been handed over
         except (trio.ClosedResourceError, trio.BrokenResourceError, trio.TooSlowError, OSError) as error:
             self._note(error)
         await self.protocol.handle(Closed())
