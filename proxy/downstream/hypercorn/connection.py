@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from contextlib import suppress
 from typing import Any
 
 import hypercorn.trio.run as hypercorn_run
@@ -76,6 +77,14 @@ class Connection(TCPServer):
             _connections.discard(self)
             # They know this connection; so all of it is freed now, and not when the garbage collector gets to it.
             self.idle_task = self.protocol = None
+
+    async def _close(self) -> None:
+        """As Hypercorn does it, but that what fails in Trio's `send_eof` would be left to the garbage collector, on Python 3.13."""
+        stream: Any = self.stream
+        if type(stream) is trio.SocketStream:
+            with suppress(OSError):  # it is closed already, or the client is gone
+                stream.socket.shutdown(socket.SHUT_WR)
+        await stream.aclose()
 
     def cut(self) -> None:
         """Reset it. Whoever waits for its socket is told; what a TLS or HTTP/2 layer holds is lost. Synchronous."""
