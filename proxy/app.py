@@ -42,10 +42,10 @@ class Weirpool(QuartTrio):
     """Where that port listens, if whoever runs the app has opened it."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await self.entry(scope, receive, send)
+        await self.asgi_entry(scope, receive, send)
 
-    def entry(self, scope: Any, receive: Any, send: Any) -> Awaitable[None]:
-        """What serves a request, when awaited."""
+    def asgi_entry(self, scope: Any, receive: Any, send: Any) -> Awaitable[None]:
+        """What serves a request, when awaited: `__call__`, which Hypercorn wants as a coroutine function, without its frame."""
         if scope["type"] == "http" and scope["path"] not in self.pages:
             return Exchange(self.worker, scope)(receive, send)
         return self.serve_page(scope, receive, send)

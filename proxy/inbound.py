@@ -131,7 +131,7 @@ class Inbound:
         messages = getattr(self._receive, "__self__", None)
         if type(messages) is not Messages or self._first:
             return False
-        while (self.complete or not self.expects_body) and (message := messages.receive_nowait()) is not None:
+        while (self.complete or self._to_upstream is None) and (message := messages.receive_nowait()) is not None:
             self._take(message)
         if not self.complete or self.gone:
             return False

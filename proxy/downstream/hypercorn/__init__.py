@@ -1,7 +1,8 @@
 """What we know of Hypercorn's insides, all in one place, and checked where it is used.
 
 `client` finds the connection of a client behind ASGI's `send`; `connection` is Hypercorn's, but for what we do otherwise, and
-`idle`, `strict` and `apps` are parts of that: the time between requests, the reading of heads, the calling of the app.
+`idle`, `strict`, `late` and `apps` are parts of that: the time between requests, the reading of heads, what comes for streams that
+are over, the calling of the app.
 `tests/integration/test_hypercorn.py` fails when an installed Hypercorn is another than the one that we know.
 """
 

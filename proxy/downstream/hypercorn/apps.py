@@ -22,7 +22,8 @@ Message = MutableMapping[str, Any]
 class Messages:
     """What a client's connection has for one application: at most so many messages, for one task that takes them.
 
-    `put` is for the connection, `receive` is ASGI's; both block while they must wait, and are cancelled at no other time.
+    `put` is for the connection, `receive` is ASGI's. Both block only while they must wait; `receive` is a point of cancellation
+    always. One task may wait to put, while others say that the client has gone: that never waits.
     """
 
     __slots__ = ("_limit", "_messages", "_over", "_waiting", "on_disconnect")
@@ -36,8 +37,12 @@ class Messages:
         """Called, synchronously, when `http.disconnect` comes: for whoever has nothing else to wait for."""
 
     async def put(self, message: Message) -> None:
-        """Add one, as soon as there is room. Nobody wants it any more when `close` has been called."""
-        while len(self._messages) >= self._limit and not self._over:
+        """Add one, as soon as there is room; the last, a disconnect, at once, whoever waits for room.
+
+        Nobody wants it any more when `close` has been called.
+        """
+        last: bool = message["type"].endswith(".disconnect")
+        while len(self._messages) >= self._limit and not self._over and not last:
             await self._wait()
         if self._over:
             return
@@ -131,9 +136,10 @@ async def _run_app(app: Any, config: Any, scope: Any, messages: Messages, send: 
     receive: Any = messages.receive
     try:
         if type(app) is ASGIWrapper:
-            # An app whose class tells by a plain method what serves a request saves a frame under each stream.
-            entry = getattr(type(app.app), "entry", type(app.app).__call__)
-            await entry(app.app, scope, receive, send)
+            # An app whose class tells by a plain method what serves a request saves a frame under each stream. Of that very class:
+            # one that is derived from it may have a `__call__` of its own.
+            kind = type(app.app)
+            await vars(kind).get("asgi_entry", kind.__call__)(app.app, scope, receive, send)
         else:
             await app(scope, receive, send, trio.to_thread.run_sync, trio.from_thread.run)
     except trio.Cancelled:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from contextlib import suppress
 from typing import Any
 
 import hypercorn.trio.run as hypercorn_run
+import structlog
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData
@@ -20,6 +22,7 @@ from hypercorn.trio.worker_context import EventWrapper
 
 from .apps import AppTasks, LazyEvent
 from .idle import IdleTimer, ServerConfig
+from .late import take_late_data
 from .strict import be_strict
 
 __all__ = ["RESET", "Connection", "ServerConfig", "contain_connections", "cut_connections"]
@@ -30,11 +33,11 @@ _READ_BYTES = 65536
 
 
 class Connection(TCPServer):
-    """Hypercorn's connection, but for five things.
+    """Hypercorn's connection, but for six things.
 
-    What goes wrong on it is its own end, not the worker's: its reading task may close the connection while the application's
-    writes, and Trio then raises `BusyResourceError` in one of them, which Hypercorn lets pass: out of the connection, out of the
-    server, out of the process.
+    What goes wrong on it is its own end, not the worker's: Hypercorn lets it pass, out of the connection, out of the server, out of
+    the process. Its reading task may close the connection while the application's writes, and Trio then raises `BusyResourceError`
+    in one of them; what else there may be is nothing that we know of, and is logged.
 
     And what it sends over HTTP/1.1 leaves at once where the client's socket takes it, with one system call and no pass through
     Trio's loop; a head that is held leaves with the body. Hypercorn takes three such passes for a response, one of them to send
@@ -45,7 +48,8 @@ class Connection(TCPServer):
     And when the client has closed an idle connection it ends at once; Hypercorn keeps its task and its descriptor until the time
     for keep-alive is over.
 
-    And when an HTTP/2 connection ends, so does the wait of whoever still has something to send on it.
+    And when an HTTP/2 connection ends, so does the wait of whoever still has something to send on it; and what a client sends for a
+    stream that has been answered is thrown away.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -58,6 +62,7 @@ class Connection(TCPServer):
         self.send_timeout_s: float | None = -1.0  # what the client's socket has; unlike any, until it is set
         self._held = b""
         self._handing_over: trio.CancelScope | None = None
+        self._stopped = False
 
     async def run(self) -> None:
         _connections.add(self)
@@ -65,10 +70,21 @@ class Connection(TCPServer):
             await super().run()
         except* (trio.BusyResourceError, trio.ClosedResourceError):  # the latter: cut, in its handshake
             await trio.aclose_forcefully(self.stream)
+        except* Exception as error:
+            structlog.get_logger("proxy").error("internal_error", exc_info=error)
+            await trio.aclose_forcefully(self.stream)
         finally:
             _connections.discard(self)
             # They know this connection; so all of it is freed now, and not when the garbage collector gets to it.
             self.idle_task = self.protocol = None
+
+    async def _close(self) -> None:
+        """As Hypercorn does it, but that what fails in Trio's `send_eof` would be left to the garbage collector, on Python 3.13."""
+        stream: Any = self.stream
+        if type(stream) is trio.SocketStream:
+            with suppress(OSError):  # it is closed already, or the client is gone
+                stream.socket.shutdown(socket.SHUT_WR)
+        await stream.aclose()
 
     def cut(self) -> None:
         """Reset it. Whoever waits for its socket is told; what a TLS or HTTP/2 layer holds is lost. Synchronous."""
@@ -82,17 +98,17 @@ class Connection(TCPServer):
         be_strict(protocol)
         if type(protocol) is H11Protocol and type(protocol.can_read) is EventWrapper:
             protocol.can_read = LazyEvent()
-        if self.config.read_timeout is not None:
-            await super()._read_data()
-            return
         # Without a deadline for each read, which Hypercorn sets even where there is none. Off the socket itself where that can be,
         # which are three frames less under a task that waits than Trio's stream has.
         stream: Any = self.stream
         sock: Any = stream.socket if type(stream) is trio.SocketStream else None
-        data = b" "
+        data, more = b"", True
         try:
-            while data:
-                if sock is None:
+            while more and not self._stopped:
+                if self.config.read_timeout:
+                    with trio.fail_after(self.config.read_timeout):
+                        data = bytes(await stream.receive_some(_READ_BYTES))
+                elif sock is None:
                     data = bytes(await stream.receive_some(_READ_BYTES))
                 elif sock.fileno() < 0:
                     raise trio.ClosedResourceError
@@ -102,8 +118,10 @@ class Connection(TCPServer):
                         data = sock._sock.recv(_READ_BYTES)
                     except BlockingIOError:
                         continue
+                more = bool(data)
                 await self._hand_over(data)
-        except (trio.ClosedResourceError, trio.BrokenResourceError, OSError) as error:
+                data = b""  # a stream may last for hours, and its request has been handed over
+        except (trio.ClosedResourceError, trio.BrokenResourceError, trio.TooSlowError, OSError) as error:
             self._note(error)
         await self.protocol.handle(Closed())
         if isinstance(self.protocol.protocol, H2Protocol):
@@ -113,14 +131,16 @@ class Connection(TCPServer):
         self.idle_task.end()
 
     async def _hand_over(self, data: bytes) -> None:
+        take_late_data(self.protocol.protocol)
         with trio.CancelScope() as self._handing_over:
             await self.protocol.handle(RawData(data))
         self._handing_over = None
 
     def stop_reading(self) -> None:
-        """The connection was aborted. Hypercorn's reading task waits for ever, otherwise, when a request was pipelined behind one
-        whose response has ended in the middle.
+        """The connection is closed or broken. Hypercorn's reading task waits for ever, otherwise, when a request was pipelined
+        behind one whose response has ended in the middle, or was the last before the server ends.
         """
+        self._stopped = True
         if self._handing_over is not None:
             self._handing_over.cancel()
 
@@ -135,6 +155,12 @@ class Connection(TCPServer):
             if not data:
                 return
             event = RawData(data)
+        if type(event) is Closed:
+            # Quart cancels whoever ends a response, as soon as Hypercorn says that it has ended.
+            with trio.CancelScope(shield=True):
+                await super().protocol_send(event)
+            self.stop_reading()
+            return
         if type(event) is not RawData:
             await super().protocol_send(event)
             return
@@ -148,6 +174,7 @@ class Connection(TCPServer):
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 self._note(error)
                 await self.protocol.handle(Closed())
+                self.stop_reading()
 
     def _note(self, error: BaseException | None) -> None:
         """The kernel gives up a client that takes nothing with ETIMEDOUT, and tells it once: whoever reads or writes first."""

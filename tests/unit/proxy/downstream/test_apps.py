@@ -126,6 +126,16 @@ async def test_a_disconnect_is_told_at_once_and_is_a_message_as_well() -> None:
     assert [await messages.receive(), await messages.receive()] == [END, GONE]
 
 
+async def test_a_disconnect_waits_for_nobody(nursery: trio.Nursery) -> None:
+    """It comes behind what is there already, although there is no room and another waits for that."""
+    messages = Messages(1)
+    await messages.put(BODY)
+    nursery.start_soon(messages.put, END)
+    await trio.testing.wait_all_tasks_blocked()
+    await messages.put(GONE)
+    assert [await messages.receive(), await messages.receive()] == [BODY, GONE]
+
+
 async def test_nobody_is_told_who_has_returned() -> None:
     """After `close` nothing is called any more."""
     messages = Messages(2)
