@@ -218,10 +218,11 @@ class Exchange:
     def _watch_client(self, nursery: trio.Nursery) -> None:
         """End the exchange when the client leaves: told by the server, if that is all that is left to hear, else in a task."""
         assert self._inbound is not None
-        if not self._inbound.listen(self._told):
+        if not self._inbound.listen(self._on_disconnect):
             nursery.start_soon(self._take_in)
 
-    def _told(self) -> None:
+    def _on_disconnect(self) -> None:
+        """The server says that the client is gone."""
         assert self._inbound is not None
         self._inbound.left()
         self._client_left()
