@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,11 @@ def test_only_one_package_knows_hypercorns_insides() -> None:
     insides = ("hypercorn.protocol", "hypercorn.trio.t", "hypercorn.app_wrappers", "h11._")
     knowing = {path.parent.relative_to(ROOT) for path in MODULES if any(name in path.read_text() for name in insides)}
     assert knowing == {Path("proxy/downstream/hypercorn")}
+
+
+def test_every_package_is_in_the_distribution() -> None:
+    """A folder of modules that `pyproject.toml` does not name would be there in a clone and missing where it is installed."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert sorted(settings["tool"]["setuptools"]["packages"]) == sorted(
+        {".".join(path.parent.relative_to(ROOT).parts) for path in MODULES}
+    )
