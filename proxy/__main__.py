@@ -74,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=lambda arguments: run_demo(arguments.port, once=arguments.once))
 
     bench = commands.add_parser("bench", help="measure this proxy on this machine")
-    bench.add_argument("scenario", nargs="*", help="which scenarios (default: all)")
+    bench.add_argument(
+        "scenario", nargs="*", help="which scenarios (default: the usual ones; a name that there is not lists all)"
+    )
     bench.set_defaults(run=lambda arguments: run_bench(arguments.scenario))
     return parser
 

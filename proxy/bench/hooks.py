@@ -8,7 +8,9 @@ __all__ = ["Edit", "Inspect"]
 
 
 class Inspect(Interceptor):
-    """Decodes every event."""
+    """Decodes every event, and every JSON body."""
+
+    wants_json = True
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor:
         return _Inspect()
@@ -21,7 +23,9 @@ class _Inspect(StreamInterceptor):
 
 
 class Edit(Interceptor):
-    """Decodes every event, changes one field, encodes it."""
+    """Decodes every event, and every JSON body, changes one field, encodes it."""
+
+    wants_json = True
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor:
         return _Edit()

@@ -127,7 +127,8 @@ class _Load:
         now = self.event % 10**15
         chunk = b"%x\r\n%s\r\n" % (len(now), now)
         self.many = chunk * _EVENTS_PER_WRITE
-        self.json_body = b'{"t":1,"pad":"%s"}' % pad.encode()
+        self.json_body = b'{"t":1,"i":1,"pad":"%s"}' % pad.encode()
+        self.json_end = self.json_body[-20:]  # what stays when the body is edited
         self.json_answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
             len(self.json_body),
             self.json_body,
@@ -254,7 +255,7 @@ class _Load:
 
     def _answered(self, peer: _Peer, data: bytes) -> None:
         peer.tail += data
-        if not peer.tail.endswith((self.json_body, _END)):
+        if not peer.tail.endswith((self.json_end, _END)):
             return
         peer.tail = b""
         self.requests += 1

@@ -12,7 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from .load import Result
 
 __all__ = [
     "SCENARIOS",
+    "USUAL",
     "Scenario",
     "Target",
     "free_port",
@@ -52,15 +53,19 @@ class Scenario:
     text: str = ""
 
 
+def _in_each_mode(scenario: Scenario) -> Iterator[Scenario]:
+    """A scenario, and the same with interceptors."""
+    yield scenario
+    for mode, what in (("inspect", "decoded"), ("edit", "decoded, edited, encoded")):
+        unit = "event" if scenario.kind == "sse" else "body"
+        yield replace(scenario, name=f"{scenario.name} {mode}", mode=mode, text=f"the same, every {unit} {what}")
+
+
 SCENARIOS = (
-    Scenario("paced", 100, 400, 40, text="100 streams x 40 events/s"),
-    Scenario("paced inspect", 100, 400, 40, mode="inspect", text="the same, every event decoded"),
-    Scenario("paced edit", 100, 400, 40, mode="edit", text="the same, every event decoded, edited, encoded"),
-    Scenario("paced tls", 100, 400, 40, tls=True, text="the same as paced, from a TLS upstream, handshakes included"),
-    Scenario("busy", 400, 400, 40, text="400 streams x 40 events/s"),
-    Scenario("saturated", 50, seconds=3, text="50 streams, as fast as they go"),
-    Scenario("saturated inspect", 50, seconds=3, mode="inspect", text="the same, every event decoded"),
-    Scenario("saturated edit", 50, seconds=3, mode="edit", text="the same, every event decoded, edited, encoded"),
+    *_in_each_mode(Scenario("paced", 100, 400, 40, text="100 streams x 40 events/s")),
+    *_in_each_mode(Scenario("paced tls", 100, 400, 40, tls=True, text="as paced, from a TLS upstream, handshakes included")),
+    *_in_each_mode(Scenario("busy", 400, 400, 40, text="400 streams x 40 events/s")),
+    *_in_each_mode(Scenario("saturated", 50, seconds=3, text="50 streams, as fast as they go")),
     Scenario(
         "beside saturated",
         100,
@@ -70,10 +75,16 @@ SCENARIOS = (
         beside=10,
         text="100 x 40 events/s, beside 10 as fast as they go; all edited",
     ),
-    Scenario("2000 streams", 2000, 8, 1, hold=True, limit_s=180, text="2,000 streams x 1 event/s"),
-    Scenario("5000 streams", 5000, 8, 0.5, hold=True, limit_s=180, text="5,000 streams x 0.5 events/s"),
-    Scenario("short", 20, 250, kind="json", text="JSON POSTs on 20 keep-alive connections"),
+    *_in_each_mode(Scenario("2000 streams", 2000, 8, 1, hold=True, limit_s=180, text="2,000 streams x 1 event/s")),
+    *_in_each_mode(Scenario("5000 streams", 5000, 8, 0.5, hold=True, limit_s=180, text="5,000 streams x 0.5 events/s")),
+    *_in_each_mode(Scenario("short", 20, 250, kind="json", text="JSON POSTs on 20 keep-alive connections")),
 )
+
+USUAL = (
+    *("paced", "paced inspect", "paced edit", "paced tls", "busy", "saturated", "saturated inspect", "saturated edit"),
+    *("beside saturated", "2000 streams", "short"),
+)
+"""What is run when nothing else is asked for."""
 
 
 @dataclass
@@ -212,7 +223,7 @@ def reuse_rate(target: Target, since: tuple[float, float] = (0.0, 0.0)) -> float
 
 def run_bench(names: Sequence[str] = ()) -> int:
     """Run the scenarios against this proxy on this machine, and print a table. Returns the exit status."""
-    chosen = [item for item in SCENARIOS if not item.tls and (not names or item.name in names)]
+    chosen = [item for item in SCENARIOS if not item.tls and item.name in (names or USUAL)]
     if not chosen:
         print(
             "weirpool: no such scenario; there are: " + ", ".join(item.name for item in SCENARIOS if not item.tls),

@@ -27,6 +27,7 @@ import trustme
 
 from proxy.bench.run import (
     SCENARIOS,
+    USUAL,
     Scenario,
     Target,
     free_port,
@@ -168,14 +169,14 @@ def compare(names: list[str], rounds: int) -> dict[str, object]:
         issued.private_key_and_cert_chain_pem.write_to_path(directory / "server.pem")
         authority.cert_pem.write_to_path(directory / "ca.pem")
         for scenario in SCENARIOS:
-            if names and scenario.name not in names:
+            if scenario.name not in (names or USUAL):
                 continue
             for number in range(rounds):
                 # Fresh processes for every measurement: memory that one scenario has freed would hide what the next needs.
                 for make in (weirpool, naive, aiohttp, nginx):
                     if make is nginx and shutil.which("nginx") is None:
                         continue
-                    if scenario.tls and make is not weirpool:
+                    if make is not weirpool and (scenario.tls or (scenario.kind == "json" and scenario.mode != "pass")):
                         continue
                     manager = (
                         weirpool_target(upstream_port, (upstream_port, str(directory / "ca.pem")))
