@@ -244,9 +244,11 @@ class Exchange:
 
     def _client_left(self) -> None:
         assert self._cancel is not None
-        if not self._finished:
+        if self._finished:
+            return
+        if self._failure is None:  # else that came first
             self._outcome = self._outcome or Outcome.CLIENT_DISCONNECTED
-            self._cancel.cancel()
+        self._cancel.cancel()
 
     def _let_go(self) -> None:
         """Refer to nothing that refers to this, so that all of it is freed now, and not when the garbage collector gets to it."""
@@ -265,8 +267,11 @@ class Exchange:
     def _decide(self) -> Outcome:
         """The exchange's one outcome."""
         stated = self._outcome or (outcome_of(self._failure) if self._failure is not None else None)
-        if stated is Outcome.CLIENT_DISCONNECTED and self._connection is not None and self._connection.timed_out:
-            return Outcome.SEND_STALLED  # the kernel kept the deadline, where nothing of ours could
+        if stated is Outcome.CLIENT_DISCONNECTED and (
+            isinstance(self._failure, SendStalled) or (self._connection is not None and self._connection.timed_out)
+        ):
+            # The kernel kept the deadline. It tells that once, and to whoever does not hear it the client has just left.
+            return Outcome.SEND_STALLED
         if stated is not None:
             return stated
         if self._ended:
