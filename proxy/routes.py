@@ -18,7 +18,8 @@ from .config import Config, Health, Heartbeat, Limits, Reconnect, Timeouts, Upst
 from .config import Route as RouteSettings
 from .errors import ConfigError, RequestRefused
 from .headers import HeaderSettings
-from .mcp import Place, surround
+from .mcp import surround
+from .place import Place
 from .upstream import Balancer, Checks, Endpoint, Endpoints, RetryPolicy, UpstreamTransport
 
 __all__ = ["Route", "RouteTable", "load_interceptors"]

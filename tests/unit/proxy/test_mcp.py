@@ -15,7 +15,8 @@ from interceptors.dialects.mcp_headers import VERSION_KEY
 from interceptors.testing import run_request
 from pools import Pools
 from proxy.config import parse_config
-from proxy.mcp import Place, surround
+from proxy.mcp import surround
+from proxy.place import Place
 from proxy.routes import Route, RouteTable
 
 
