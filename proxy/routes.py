@@ -24,6 +24,8 @@ from .upstream import Balancer, Checks, Endpoint, Endpoints, RetryPolicy, Upstre
 
 __all__ = ["Route", "RouteTable", "load_interceptors"]
 
+_DEFAULT_PORTS = {"http": b":80", "https": b":443"}
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
@@ -38,6 +40,8 @@ class Route:
     """Of the first endpoint; which one a request goes to, the transport decides."""
     transport: Balancer
     headers: HeaderSettings
+    places: Mapping[Endpoint, Place]
+    """Where the route stands, by endpoint."""
     chain: Chain
     timeouts: Timeouts
     limits: Limits
@@ -113,16 +117,8 @@ class RouteTable:
         host = {"upstream": url.netloc, "preserve": None}.get(upstream.host, upstream.host.encode())
         prefix, transport = normal_path(settings.path.encode()), self.transports[upstream.name]
         owners = [interceptors[name] for name in settings.interceptors]
+        places = {endpoint: _place(endpoint, prefix, settings.strip_prefix, host) for endpoint in transport.endpoints.all}
         if settings.dialect == "mcp":
-            places = {
-                endpoint: Place(
-                    prefix=prefix.decode().rstrip("/"),
-                    strip_prefix=settings.strip_prefix,
-                    base=endpoint.base.decode(),
-                    authorities=frozenset(item.decode().lower() for item in (endpoint.host, host) if item),
-                )
-                for endpoint in transport.endpoints.all
-            }
             owners = surround(owners, places, transport.remember)
         return Route(
             name=settings.path,
@@ -134,7 +130,9 @@ class RouteTable:
                 host=host,
                 set=tuple(rules.items()),
                 removed=frozenset(rules) | {name.lower().encode() for name in upstream.headers.remove},
+                prefix=prefix.rstrip(b"/") if settings.strip_prefix else b"",
             ),
+            places=places,
             chain=Chain(owners),
             timeouts=config.timeouts_of(settings),
             limits=config.limits_of(settings),
@@ -149,6 +147,17 @@ class RouteTable:
             allowed_hosts=_lowered(settings.allowed_hosts),
             allowed_origins=_lowered(settings.allowed_origins),
         )
+
+
+def _place(endpoint: Endpoint, prefix: bytes, strip_prefix: bool, host: bytes | None) -> Place:
+    """`host`: the Host header that the endpoint gets; None: the client's."""
+    own = endpoint.host if endpoint.url.port else endpoint.host + _DEFAULT_PORTS[endpoint.url.scheme]
+    return Place(
+        prefix=prefix.decode().rstrip("/"),
+        strip_prefix=strip_prefix,
+        base=endpoint.base.decode(),
+        authorities=frozenset(item.decode().lower() for item in (own, endpoint.host, host) if item),
+    )
 
 
 def _balancer(upstream: Upstream, transport: UpstreamTransport, health: Health) -> Balancer:

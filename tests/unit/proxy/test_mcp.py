@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from interceptors import Interceptor, Request
@@ -53,7 +53,10 @@ def place(prefix: str = "", base: str = "", *, strip: bool = False) -> Place:
         (place("/tools", strip=True), "/tools/sse", "../messages", "/tools/messages"),
         (place("/tools", strip=True), "/tools", "messages", "/tools/messages"),
         (place("/tools", strip=True), "/tools/sse", "http://up.test:8080/messages?s=1#f", "/tools/messages?s=1#f"),
-        (place("/tools", strip=True), "/tools/sse", "/tools/messages", "/tools/tools/messages"),
+        # A server that knows the prefix, as from X-Forwarded-Prefix.
+        (place("/tools", strip=True), "/tools/sse", "/tools/messages", "/tools/messages"),
+        (place("/tools", strip=True), "/tools/sse", "http://proxy.test/tools/messages", "/tools/messages"),
+        (place("/tools", strip=True), "/tools/sse", "/toolshed/messages", "/tools/toolshed/messages"),
         (place("/tools", strip=True), "/tools/sse", "http://other.test/messages", "http://other.test/messages"),
         # An endpoint with a path of its own.
         (place(base="/base"), "/sse", "/base/messages?s=1", "/messages?s=1"),
@@ -104,6 +107,10 @@ def test_what_is_rewritten_comes_to_where_it_would_have_without_the_proxy(
     base: str, prefix: str, strip: bool, path: str, reference: str
 ) -> None:
     """The invariant: a client that resolves the reference, sent through the route, asks upstream for what a direct client would."""
+    knows = urlsplit(reference).path
+    assume(
+        not (strip and prefix and (knows == prefix or knows.startswith(prefix + "/")))
+    )  # the server's own path is ambiguous
     where = place(prefix, base, strip=strip)
     asked = prefix + path
     seen = where.client_view(reference, path=asked, host="proxy.test")
