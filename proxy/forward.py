@@ -347,10 +347,13 @@ class Forward:
             preceded=reply.writer.bytes_sent > 0,
             resume=resume,
         )
+        listening = self._sse and self._scope["method"] in route.listening
+        if listening:
+            reply.send_probes()
         mover = Mover(
             relay,
             self._worker.hub if reply.writer.synchronous else None,
-            idle_s=route.timeouts.idle,
+            idle_s=None if listening else route.timeouts.idle,
             send_s=reply.send_s,
             beat_s=reply.beat_s if reply.may_add else None,
         )

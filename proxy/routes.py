@@ -48,6 +48,8 @@ class Route:
     retry: RetryPolicy
     heartbeat: Heartbeat
     reconnect: Reconnect
+    listening: frozenset[str]
+    """Methods whose event streams may be silent for as long as they like."""
     max_streams: int | None
     """The route's own limit, if it has one; the worker's counts besides."""
     clients: str
@@ -140,6 +142,9 @@ class RouteTable:
             clients=settings.path if "max_streams_per_client" in settings.limits else "",
             heartbeat=config.heartbeat_of(settings),
             reconnect=config.reconnect_of(settings),
+            listening=frozenset(
+                ("GET",) if settings.listening is None and settings.dialect == "mcp" else settings.listening or ()
+            ),
             max_streams=settings.limits.get("max_streams"),
             dialect=settings.dialect,
             error_events=settings.dialect != "abort",
