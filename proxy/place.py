@@ -62,7 +62,7 @@ class Place:
         """The reference for a response header: a client that resolves it reaches the same resource through this proxy.
 
         An absolute URL of the upstream's own origin becomes a path, and so does a path that the client would resolve to another
-        place. Everything else stays as it is: another origin, and what no request can reach.
+        place. Everything else stays as it is: what is right already, another origin, and what no request can reach.
         """
         target = self._local_target(reference, client)
         if target is None:
@@ -73,6 +73,8 @@ class Place:
             if resolved(client.outer + client.path, reference) == client.outer + target:
                 return reference
         public = client.outer + target
+        if _is_url_of(reference, client.origin, public):
+            return reference
         if _leaves_host(public):  # as a path it would be another host's
             return reference if client.origin is None else client.origin + public
         return public
@@ -80,7 +82,9 @@ class Place:
     def public_url(self, reference: str, client: ClientSide) -> str:
         """As `public_reference`, but an absolute URL with the client's scheme and host."""
         target = self._local_target(reference, client) if reference else None
-        return reference if target is None or client.origin is None else client.origin + client.outer + target
+        if target is None or client.origin is None or _is_url_of(reference, client.origin, client.outer + target):
+            return reference
+        return client.origin + client.outer + target
 
     def _local_target(self, reference: str, client: ClientSide, *, exact: bool = False) -> str | None:
         """The path, query and fragment with which this proxy serves what a reference names; None for what it does not serve.
@@ -156,6 +160,15 @@ def _parts(reference: str) -> tuple[str, str | None, str, str]:
 def _is_relative(reference: str) -> bool:
     scheme, authority, _, _ = _parts(reference)
     return not scheme and authority is None
+
+
+def _is_url_of(reference: str, origin: str | None, target: str) -> bool:
+    """Whether an absolute URL names just this target at this origin."""
+    if origin is None:
+        return False
+    scheme, authority, path, rest = _parts(reference)
+    its_scheme, its_authority, _, _ = _parts(origin)
+    return scheme == its_scheme and _host_and_port(authority) == _host_and_port(its_authority) and path + rest == target
 
 
 def _host_and_port(authority: str | None) -> tuple[str, int | None] | None:

@@ -116,7 +116,7 @@ async def test_behind_trusted_proxies_the_origin_is_theirs(trusted: str, origin:
         answer = await ask(proxy, "/tools/mcp", *forwarded)
         outer = "/gw" if trusted else ""
         assert answer.all("www-authenticate") == [f'Bearer resource_metadata="{origin}{outer}/tools{METADATA}"'.encode()]
-        assert answer.all("location") == [f"{outer}/tools/a".encode()]
+        assert answer.all("location") == [f"{origin}/gw/tools/a".encode() if trusted else b"/tools/a"]
         (request,) = upstream.requests
         assert request.all("x-forwarded-prefix") == [f"{outer}/tools".encode()]
 

@@ -58,7 +58,9 @@ def seen(
         # The server knows the prefix.
         (TOOLS, "/tools/mcp", "/tools/mcp"),
         (TOOLS, "/tools", "/tools"),
-        (TOOLS, f"http://{HOST}/tools/mcp", "/tools/mcp"),
+        (TOOLS, f"http://{HOST}/tools/mcp", None),
+        (TOOLS, f"http://{HOST.upper()}/tools/mcp?x#y", None),
+        (TOOLS, f"https://{HOST}/tools/mcp", "/tools/mcp"),
         (TOOLS, f"{OWN}/tools/mcp?x", "/tools/mcp?x"),
         (TOOLS, "/toolshed", "/tools/toolshed"),
         (TOOLS, "/tools/../mcp", "/tools/mcp"),
@@ -97,6 +99,7 @@ def seen(
         # A prefix that is not stripped: a path is right already, and an own URL becomes one, also outside of the prefix.
         (PLAIN, f"{OWN}/mcp", "/mcp"),
         (PLAIN, f"{OWN}/login", "/login"),
+        (PLAIN, f"http://{HOST}/mcp", None),
         (PLAIN, "/mcp/../login", None),
         (PLAIN, "/login", None),
         (PLAIN, f"{OWN}//evil.test/x", f"http://{HOST}//evil.test/x"),
@@ -201,7 +204,8 @@ def test_resource_metadata_has_the_clients_origin(place: Place, origin: str | No
     [
         (TOOLS, "/mcp", "/gw/tools/mcp"),
         (TOOLS, f"{OWN}/mcp", "/gw/tools/mcp"),
-        (TOOLS, f"http://{HOST}/gw/tools/mcp", "/gw/tools/mcp"),
+        (TOOLS, f"http://{HOST}/gw/tools/mcp", f"http://{HOST}/gw/tools/mcp"),
+        (TOOLS, f"https://{HOST}/gw/tools/mcp", "/gw/tools/mcp"),
         (TOOLS, "/gw/tools/mcp", "/gw/tools/mcp"),
         (TOOLS, "other", "other"),
         (BASED, "/gw/tools/srv/mcp", "/gw/tools/mcp"),
