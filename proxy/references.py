@@ -19,7 +19,7 @@ _NAMES = frozenset([*_WHOLE, b"link", b"www-authenticate"])
 
 # The first alternative skips quoted strings, also one that is not closed: what they hold is text.
 _QUOTED = r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)'
-_LINK = re.compile(rf"{_QUOTED}|((?:\A|,)[ \t]*<)([^>]*)(?=>)", re.DOTALL)
+_LINK = re.compile(rf"{_QUOTED}|((?:\A|,)[ \t]*<)([^<>]*)(?=>)", re.DOTALL)
 _METADATA = re.compile(
     r"(?<![!#$%&'*+.^_`|~0-9A-Za-z-])(resource_metadata[ \t]*=[ \t]*)"
     rf'(?:"((?:[^"\\]|\\.)*)"|([^\s,;"]+))|{_QUOTED}',

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from proxy.place import ClientSide, Place
@@ -234,3 +236,22 @@ def test_every_line_is_rewritten_and_others_stay() -> None:
         headers[2],
         (b"link", b"</tools/b>"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "piece"),
+    [
+        ("Link", ",   <"),
+        ("Link", ', "'),
+        ("Link", ", "),
+        ("WWW-Authenticate", 'resource_metadata="'),
+        ("WWW-Authenticate", 'resource_metadata="\\"'),
+        ("WWW-Authenticate", "resource_metadata "),
+        ("Location", "/.."),
+    ],
+)
+def test_headers_made_to_be_slow_are_not(name: str, piece: str) -> None:
+    """64 kB of them, which is what a head may be, in time that is linear: a square would take many seconds."""
+    began = time.process_time()
+    seen(TOOLS, name, piece * (65536 // len(piece)))
+    assert time.process_time() - began < 2
