@@ -148,8 +148,7 @@ async def sockets_of(proxy: Proxy) -> tuple[socket.socket, socket.socket]:
     return forward.relay.body.connection.sock, connection.sock
 
 
-@pytest.mark.parametrize("upstream_tls", [False, True])
-@pytest.mark.parametrize("send_s", ["30", "null", "1", "3600"])
+@pytest.mark.parametrize(("send_s", "upstream_tls"), [("30", False), ("null", True), ("1", False), ("3600", False)])
 async def test_peers_of_a_listening_stream_are_probed(
     send_s: str, upstream_tls: bool, serve: Serve, certificates: Certificates
 ) -> None:
