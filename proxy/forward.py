@@ -20,13 +20,15 @@ from pools import BufferScope
 
 from .downstream import ClientConnection, Scope, Send
 from .errors import NotAStream, ProtocolFailure, RequestRefused
-from .headers import content_encoding, find_header, media_type
+from .headers import HeaderList, client_origin, content_encoding, find_header, media_type, outer_prefix
 from .heartbeat import while_beating
 from .inbound import Inbound, too_large
 from .intercepted import send_intercepted
 from .json_body import JsonBody
 from .mcp import calls_of
+from .place import ClientSide
 from .reconnection import move_over_connections
+from .references import client_headers, hold_references
 from .relay import Mover, Relay, open_relay
 from .reply import Reply
 from .resume import Resume
@@ -242,6 +244,8 @@ class Forward:
         """Show the head to the interceptors, open the chain, choose the writer, send the head, and of a JSON body all of it."""
         route = self._route
         status, raw_headers = response.status_code, response.headers.raw
+        if hold_references(raw_headers):
+            raw_headers = self._with_client_references(response, request)
         head: ResponseHead | None = None
         if request is not None:
             if (calls := calls_of(request)) is not None:
@@ -307,6 +311,25 @@ class Forward:
             await self.reply.write(changed, last=True)
         return None
 
+    def _with_client_references(self, response: httpx.Response, request: Request | None) -> HeaderList:
+        """The response's headers, with URL references that lead the client to this route."""
+        scope = self._scope
+        headers, peer = scope["headers"], scope["client"][0] if scope.get("client") else None
+        trusted = peer in self._worker.trusted_proxies
+        origin = client_origin(headers, scheme=scope["scheme"], trusted=trusted)
+        client = ClientSide(
+            path=self._path.decode("latin-1"),
+            hosts=(
+                (find_header(headers, b"host") or b"").decode("latin-1"),
+                response.request.headers.get("host", ""),
+                "" if origin is None else origin.partition("://")[2],
+            ),
+            asked=None if request is None else request.raw_path.decode("latin-1"),
+            origin=origin,
+            outer=outer_prefix(headers).decode("latin-1") if trusted else "",
+        )
+        return client_headers(response.headers.raw, self._route.places[response.extensions["endpoint"]], client)
+
     def _relay_body(self, asking: UpstreamRequest, body: UpstreamBody, buffers: BufferScope) -> Awaitable[None]:
         """The body, all but its end; over several connections if the route reconnects."""
         route, reply, chain = self._route, self.reply, self.chain
@@ -324,10 +347,13 @@ class Forward:
             preceded=reply.writer.bytes_sent > 0,
             resume=resume,
         )
+        listening = self._sse and self._scope["method"] in route.listening
+        if listening:
+            reply.send_probes()
         mover = Mover(
             relay,
             self._worker.hub if reply.writer.synchronous else None,
-            idle_s=route.timeouts.idle,
+            idle_s=None if listening else route.timeouts.idle,
             send_s=reply.send_s,
             beat_s=reply.beat_s if reply.may_add else None,
         )

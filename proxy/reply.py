@@ -93,6 +93,11 @@ class Reply:
         accept = [value for name, value in self._scope["headers"] if name == b"accept"]
         return self.beat_s if only_accepts_streams(accept) else None
 
+    def send_probes(self) -> None:
+        """Find out that the client is gone although nothing is sent to it, where its connection can be reached."""
+        if self._connection is not None:
+            self._connection.send_probes()
+
     def is_bodiless(self, status: int) -> bool:
         """Whether a response with that status has no body, whatever its head says."""
         return has_no_body(self._scope["method"], status)
