@@ -1,7 +1,7 @@
 """Anthropic messages: the events from `message_start` to `message_stop`, and the `message` of an unstreamed response.
 
 Source: the types of Anthropic's Python SDK, `anthropic.types`. The `type` in the data says what an event is; where there is
-none, the event's type does. The calls of tools that the provider runs itself (`server_tool_use`, `mcp_tool_use`) are no `ToolCall`s.
+none, the event's type does. Calls of tools that the provider runs itself (`server_tool_use`, `mcp_tool_use`) are no `ToolCall`s.
 """
 
 from __future__ import annotations

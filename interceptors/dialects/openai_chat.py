@@ -142,9 +142,8 @@ class OpenAIChatReader(Reader):
         for name, value in delta.items():
             kind = _FIELDS.get(name)
             if kind is None or not value:
-                if self.others and name == "audio" and isinstance(value, dict) and value.get("transcript"):
-                    if self._str(value, "transcript", "choices[].delta.audio."):
-                        self._text(parts, self._block(index, "other", name), value, "transcript", origin, choice)
+                if self.others and name == "audio" and isinstance(value, dict) and isinstance(value.get("transcript"), str):
+                    self._text(parts, self._block(index, "other", name), value, "transcript", origin, choice)
                 continue
             if isinstance(value, str) and kind != "tool_call" and name != "reasoning_details":
                 texts = self._texts.get(index)
