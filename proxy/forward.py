@@ -18,6 +18,7 @@ from interceptors.hooks import Owner
 from interceptors.paths import normal_path
 from pools import BufferScope
 
+from .cors import Cors
 from .downstream import ClientConnection, Scope, Send
 from .errors import NotAStream, ProtocolFailure, RequestRefused
 from .headers import HeaderList, client_origin, content_encoding, find_header, media_type, outer_prefix
@@ -54,6 +55,7 @@ class Forward:
         "_inbound",
         "_json",
         "_path",
+        "_preflight",
         "_route",
         "_scope",
         "_sse",
@@ -76,8 +78,13 @@ class Forward:
         inbound: Inbound,
         send: Send,
         connection: ClientConnection | None,
+        *,
+        cors: Cors | None = None,
+        preflight: bool = False,
     ) -> None:
-        """`path` and `target`: as `split_target` tells them."""
+        """`path` and `target`: as `split_target` tells them. `cors`: for a request of an allowed origin; `preflight`: it is one,
+        and is answered here.
+        """
         self._worker = worker
         self._route = route
         self._scope = scope
@@ -86,7 +93,8 @@ class Forward:
         self._inbound = inbound
         self._sse = False
         self._json: JsonBody | None = None
-        self.reply = Reply(worker, route, scope, inbound, send, connection)
+        self._preflight = preflight
+        self.reply = Reply(worker, route, scope, inbound, send, connection, cors)
         self.asking: UpstreamRequest | None = None
         """None when the upstream is not asked."""
         self.relay: Relay | None = None
@@ -130,8 +138,12 @@ class Forward:
         inbound.expects_body = body not in (None, b"0")
         request: Request | None = None
         stream: httpx.AsyncByteStream
+        if self._preflight and self.reply.cors is not None:  # neither interceptors nor the upstream see it
+            watch_client(nursery)
+            await self._answer(self.reply.cors.answer_preflight(self._scope["headers"]))
+            return
         if chain.owners:
-            request = self.request = self._request_for_hooks()
+            request = self.request = self._request_for_hooks(has_body=body not in (None, b"0"))
             request.spawn = lambda owner, async_fn, args: nursery.start_soon(run_task, owner, async_fn, args)
         if chain.wants_body:
             assert request is not None
@@ -157,9 +169,13 @@ class Forward:
         if answer is None:
             answer = await self._ask_upstream(request, body, stream, nursery, buffers)
         if answer is not None:
-            inbound.forget_body()
-            self._answered = True
-            await send_intercepted(answer, self.reply)
+            await self._answer(answer)
+
+    async def _answer(self, answer: Response) -> None:
+        """Send what is answered instead of the upstream."""
+        self._inbound.forget_body()
+        self._answered = True
+        await send_intercepted(answer, self.reply)
 
     def move(self, buffers: BufferScope) -> Awaitable[None] | None:
         """What moves the body of the response, all but its end, when awaited; None if none is left to be moved.
@@ -198,7 +214,7 @@ class Forward:
             return b"0" if http2 and self._scope["method"] in ("POST", "PUT", "PATCH") else None
         return b""
 
-    def _request_for_hooks(self) -> Request:
+    def _request_for_hooks(self, *, has_body: bool) -> Request:
         return Request(
             method=self._scope["method"],
             path=normal_path(self._path).decode("latin-1"),
@@ -209,6 +225,7 @@ class Forward:
             route=self._route.name,
             dialect=self._route.dialect,
             client=self._scope["client"][0] if self._scope.get("client") else None,
+            has_body=has_body,
         )
 
     async def _ask_upstream(
@@ -297,6 +314,8 @@ class Forward:
         if begun:
             return None
         headers = self.reply.headers(raw_headers, sse=self._sse, dropped=dropped)
+        if self.reply.cors is not None:
+            headers = self.reply.cors.expose_session(headers)
         if changed is not None:
             headers.append((b"content-length", b"%d" % len(changed)))
         chunked = not bodiless and find_header(headers, b"content-length") is None

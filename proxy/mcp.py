@@ -20,6 +20,7 @@ from typing import Any
 from interceptors import Event, Interceptor, NotJson, Request, Response, StreamContext, StreamInterceptor
 from interceptors.dialects.mcp_headers import PROTOCOL_VERSION, Rejection, check, has_mirrors, mirror, revision_of
 from interceptors.hooks import Owner
+from interceptors.refusals import request_ids
 
 from .place import Place, resolved
 from .upstream import Endpoint
@@ -37,7 +38,7 @@ class Calls:
 
     raw_path: bytes
     """The path that the client has asked for."""
-    open: list[int | str] = field(default_factory=list)
+    open: list[float | str] = field(default_factory=list)
     """Their ids, as the client knows them, until the response has passed."""
     resumable: bool = False
     """Events with ids have passed: a client whose stream breaks off may come back for the rest (2025-03-26 to 2025-11-25)."""
@@ -83,7 +84,7 @@ class _First(Interceptor):
         rejection = check(request.headers, message)
         if rejection is not None:
             return _refuse(rejection)
-        calls.open = _requests_in(message)
+        calls.open = request_ids(message)
         if mirrored:
             calls.message = message
         return None
@@ -156,23 +157,13 @@ class _AnswerStream(StreamInterceptor):
             except NotJson:
                 return event
             for message in messages if isinstance(messages, list) else [messages]:
-                if isinstance(message, dict) and "method" not in message:
+                if isinstance(message, dict) and message.get("method") is None:
                     self._calls.open = [ident for ident in self._calls.open if ident != message.get("id")]
         return event
 
 
 def _refuse(rejection: Rejection) -> Response:
     return Response(status=rejection.status, json=rejection.json())
-
-
-def _requests_in(message: Any) -> list[int | str]:
-    """The ids of the JSON-RPC requests in a decoded body, which may be a batch (2025-03-26)."""
-    found = []
-    for item in message if isinstance(message, list) else [message]:
-        ident = item.get("id") if isinstance(item, dict) and "method" in item else None
-        if isinstance(ident, (int, str)) and not isinstance(ident, bool):
-            found.append(ident)
-    return found
 
 
 def _is_json(request: Request) -> bool:
