@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from interceptors.api_keys import hash_key
 from interceptors.dialects import MessageInterceptor, MessageStream, TextDelta, ToolCall
 from interceptors.loader import load_interceptor
 
-__all__ = ["CHAINS", "CHANGING", "EXACT", "Policy", "Watch", "entries", "load_chain"]
+__all__ = ["CHAINS", "CHANGING", "EXACT", "HOLDING", "Policy", "Watch", "entries", "load_chain"]
 
 _NOWHERE = "matches[ ]nothing [0-9]{20}"
 
@@ -33,8 +32,10 @@ CHAINS: dict[str, list[str]] = {
 }
 CHANGING = ("redact-secret", "guard-secret", "all-secret")
 """Those that look for the secret. Behind `redact`, `guard` must find nothing."""
+HOLDING = {"redact", "policy"}
+"""The interceptors that hold tool calls until they are complete, and give them on in one piece."""
 EXACT = [name for name in CHAINS if name not in CHANGING and name != "policy"]
-"""Those behind which every byte is as it came."""
+"""Those behind which every byte is as it came, but for the pieces of calls that were held."""
 
 
 class Watch(MessageInterceptor):
@@ -93,8 +94,20 @@ def entries(directory: Path, secret: str, keys: dict[str, str]) -> dict[str, dic
 def load_chain(chain: str, directory: Path, secret: str | None, key: str) -> list[Interceptor]:
     """New interceptors, as a configuration makes them."""
     configured = entries(directory, re.escape(secret) if secret is not None else _NOWHERE, {"ann": key})
-    own: dict[str, Callable[[], Interceptor]] = {"watch": Watch, "policy": Policy}
-    return [
-        own[name]() if name in own else load_interceptor(configured[name]["use"], configured[name]["options"])
-        for name in CHAINS[chain]
-    ]
+    return [load_interceptor(_CLASSES[name], configured[name]["options"]) for name in CHAINS[chain]]
+
+
+_CLASSES = {
+    "api_keys": "interceptors.api_keys:ApiKeys",
+    "rate_limit": "interceptors.rate_limit:RateLimit",
+    "usage": "interceptors.usage:Usage",
+    "audit": "interceptors.audit:Audit",
+    "record": "interceptors.record:Record",
+    "redact": "interceptors.redact:Redact",
+    "redact_secret": "interceptors.redact:Redact",
+    "guard": "interceptors.guard:Guard",
+    "guard_secret": "interceptors.guard:Guard",
+    "watch": f"{__name__}:Watch",
+    "policy": f"{__name__}:Policy",
+}
+"""By their modules: to look up entry points takes longer than all the rest of a run."""

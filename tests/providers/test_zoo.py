@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 from prometheus_client import CollectorRegistry
-from providers.chains import CHAINS, CHANGING, EXACT, load_chain
+from providers.chains import CHAINS, CHANGING, EXACT, HOLDING, load_chain
 from providers.rig import Answer, Rig, key_of, open_rig
 from providers.sdks import Result, read
 from providers.transcripts import Case, Expected, chunkings, data_of, load_cases, normalised
@@ -86,12 +86,12 @@ def leaks(case: Case, output: bytes) -> list[str]:
 def calls_of(seen: list[tuple[Any, str | None, str]]) -> list[dict[str, Any]]:
     """The calls that a hook was shown, comparably."""
     made = []
-    for id, name, arguments in seen:
+    for call_id, name, arguments in seen:
         try:
             decoded = json.loads(arguments) if arguments else {}
         except ValueError:
             decoded = arguments
-        made.append({"id": id, "name": name, "arguments": decoded})
+        made.append({"id": call_id, "name": name, "arguments": decoded})
     return ordered(made)
 
 
@@ -134,7 +134,7 @@ def test_the_transcript_is_true(case: Case) -> None:
     assert result.joined("refusal") == expect.refusal
     assert ordered(result.tool_calls()) == ordered(expect.tool_calls)
     if not case.failed:
-        assert ",".join(result.reasons) or None == expect.finish
+        assert (",".join(result.reasons) or None) == expect.finish
     if case.secret is not None:
         assert leaks(case, case.data), "the secret is nowhere in what a client gets"
 
@@ -189,7 +189,9 @@ def _metrics(interceptors: list[Interceptor]) -> dict[str, float]:
 
 
 def ways(case: Case, chain: str) -> dict[str, list[bytes]]:
-    return chunkings(case.data, every_byte=chain in EVERY_BYTE) if case.is_sse else {"whole": [case.data]}
+    if not case.is_sse:
+        return {"whole": [case.data]}
+    return chunkings(case.data, f"{case}, {chain}", every_byte=chain in EVERY_BYTE)
 
 
 def cells(chains: list[str] | tuple[str, ...]) -> Any:
@@ -206,13 +208,13 @@ def cells(chains: list[str] | tuple[str, ...]) -> Any:
     )
 
 
-@cells(EXACT)
+@cells([chain for chain in EXACT if chain != "none"])
 def test_what_does_not_match_is_exact(case: Case, chain: str, tmp_path: Path) -> None:
     """Every byte leaves as it came, however the stream is cut; and `usage` and the hooks have seen what there was."""
     for way, chunks in ways(case, chain).items():
         run = Run(case, chain, tmp_path, chunks)
         assert run.failure is None, way
-        assert run.output == case.data, way
+        check_unchanged(case, chain, run.output)
         if "usage" in CHAINS[chain]:
             check_usage(case.expect, case, run.line())
             check_metrics(case, run.metrics)
@@ -223,6 +225,24 @@ def test_what_does_not_match_is_exact(case: Case, chain: str, tmp_path: Path) ->
             assert (texts.get("text", ""), texts.get("refusal", "")) == (case.expect.text, case.expect.refusal), way
             assert texts.get("thinking", "") == case.expect.thinking, way
             assert calls_of(run.seen["calls"]) == expected_calls(case), way
+
+
+def check_unchanged(case: Case, chain: str, output: bytes) -> None:
+    """The same bytes; where calls were held, they may have left in other pieces, which are the same calls."""
+    if output == case.data:
+        return
+    assert case.is_sse, chain
+    assert case.expect.tool_calls, chain
+    assert HOLDING.intersection(CHAINS[chain]), chain
+    assert without_calls(output) == without_calls(case.data), chain
+    assert through(case, output).comparable() == direct(case).comparable(), chain
+
+
+def without_calls(stream: bytes) -> list[str]:
+    return [data for data in data_of(stream) if not any(word in data for word in _OF_CALLS)]
+
+
+_OF_CALLS = ("tool_call", "function_call", "tool_use", "partial_json")
 
 
 def check_metrics(case: Case, metrics: dict[str, float]) -> None:
@@ -243,14 +263,12 @@ def test_a_policy_sees_the_calls_that_a_client_gets(case: Case, chain: str, tmp_
         run = Run(case, chain, tmp_path, chunks)
         assert run.failure is None, way
         assert calls_of(run.seen["calls"]) == expected_calls(case), way
-        assert through(case, run.output).comparable() == direct(case).comparable(), way
-        if not case.expect.tool_calls:
-            assert run.output == case.data, way
+        check_unchanged(case, chain, run.output)
 
 
 @cells(["redact-secret", "all-secret"])
 def test_a_secret_does_not_leave(case: Case, chain: str, tmp_path: Path) -> None:
-    """`redact` replaces it wherever it is and however it is cut; all else, as the SDK has it, is the same; `guard` has nothing to find."""
+    """`redact` replaces it wherever it is, however it is cut; all else is the same for the SDK, and `guard` finds nothing."""
     assert case.secret is not None
     outputs = set()
     for way, chunks in ways(case, chain).items():
@@ -332,11 +350,10 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 def test_the_same_over_a_real_proxy(case: Case, rig: Rig) -> None:
     """From YAML, on sockets, with the provider's status and content type: as in process, behind each chain."""
     original = Answer(case.status, case.type, case.data)
-    for chain in EXACT:
-        assert rig.ask(case, chain) == original, chain
-    answer = rig.ask(case, "policy")
-    assert (answer.status, answer.content_type) == (case.status, case.type)
-    assert through(case, answer.body).comparable() == direct(case).comparable()
+    for chain in [*EXACT, "policy"]:
+        answer = rig.ask(case, chain)
+        assert (answer.status, answer.content_type) == (case.status, case.type), chain
+        check_unchanged(case, chain, answer.body)
     for chain in ("usage", "all"):
         check_usage(case.expect, case, rig.usage(case, chain))
     if case.secret is None:
