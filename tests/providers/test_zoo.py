@@ -105,8 +105,11 @@ def expected_calls(case: Case) -> list[dict[str, Any]]:
     return ordered(expect.tool_calls if expect.hook_calls is None else expect.hook_calls)
 
 
-def check_usage(expect: Expected, case: Case, line: dict[str, Any]) -> None:
+def check_usage(expect: Expected, case: Case, line: dict[str, Any] | None) -> None:
     """What `usage` writes about one answer."""
+    if line is None:
+        assert is_foreign(case), "no line"
+        return
     for kind in KINDS:
         told = (expect.usage or {}).get(kind)
         if told is None or line[kind] is None:
@@ -119,6 +122,11 @@ def check_usage(expect: Expected, case: Case, line: dict[str, Any]) -> None:
         assert line["model"] == expect.model
     if not expect.failed:
         assert line["error"] == expect.error
+
+
+def is_foreign(case: Case) -> bool:
+    """An error that is not in the dialect, on a path that is not the dialect's: nothing tells that a model was to answer."""
+    return case.expect.failed and case.status >= 400 and case.dialect != "generic"
 
 
 # --- the transcripts themselves --------------------------------------------------------------------------------------------
@@ -169,9 +177,10 @@ class Run:
     def seen(self) -> Any:
         return self.request.state["seen"]
 
-    def line(self) -> dict[str, Any]:
-        (line,) = [dict(line) for line in self.logs if line["event"] == "usage"]
-        return line
+    def line(self) -> dict[str, Any] | None:
+        lines = [dict(line) for line in self.logs if line["event"] == "usage"]
+        assert len(lines) <= 1
+        return lines[0] if lines else None
 
 
 def _metrics(interceptors: list[Interceptor]) -> dict[str, float]:
@@ -247,6 +256,8 @@ _OF_CALLS = ("tool_call", "function_call", "tool_use", "partial_json")
 
 def check_metrics(case: Case, metrics: dict[str, float]) -> None:
     """Each token, request and answer without usage is counted once."""
+    if is_foreign(case):
+        return
     assert metrics["weirpool_llm_requests_total"] == 1
     told = {kind: value for kind in KINDS if (value := metrics.get(f"weirpool_llm_tokens_total.{kind}")) is not None}
     expected = case.expect.usage or {}
@@ -297,7 +308,7 @@ def test_guard_ends_an_answer_before_the_secret(case: Case, chain: str, tmp_path
         assert run.failure is None, way
         if case.guard_stops:
             check_guarded(case, run.output)
-        else:
+        elif case.guard != "either":
             assert run.output == case.data, way
         outputs.add(normalised(run.output))
     assert len(outputs) == 1, "it depends on how the stream was cut"
@@ -354,7 +365,7 @@ def test_the_same_over_a_real_proxy(case: Case, rig: Rig) -> None:
         answer = rig.ask(case, chain)
         assert (answer.status, answer.content_type) == (case.status, case.type), chain
         check_unchanged(case, chain, answer.body)
-    for chain in ("usage", "all"):
+    for chain in () if is_foreign(case) else ("usage", "all"):
         check_usage(case.expect, case, rig.usage(case, chain))
     if case.secret is None:
         return
@@ -363,6 +374,8 @@ def test_the_same_over_a_real_proxy(case: Case, rig: Rig) -> None:
         assert (answer.status, answer.content_type) == (case.status, case.type), chain
         assert not leaks(case, answer.body), chain
         check_redacted(case, answer.body)
+    if case.guard == "either":
+        return
     answer = rig.ask(case, "guard-secret")
     assert answer.status == case.status
     if case.guard_stops:

@@ -60,7 +60,8 @@ class Case:
     cut: bool = False
     """The stream ends in the middle of an event."""
     secret: str | None = None
-    guard: Literal["stops", "passes"] | None = None
+    guard: Literal["stops", "passes", "either"] | None = None
+    """What `guard` does if the secret is its pattern; `either`: both are right, for what no reader must understand."""
 
     def __post_init__(self) -> None:
         assert _NAME.fullmatch(self.name), f"{self.id}: name must be words of [a-z0-9], joined by hyphens"
