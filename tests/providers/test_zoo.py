@@ -125,8 +125,9 @@ def check_usage(expect: Expected, case: Case, line: dict[str, Any] | None) -> No
 
 
 def is_foreign(case: Case) -> bool:
-    """An error that is not in the dialect, on a path that is not the dialect's: nothing tells that a model was to answer."""
-    return case.expect.failed and case.status >= 400 and case.dialect != "generic"
+    """An error that `usage` need not count: no JSON, or not in the dialect on a path that is not the dialect's."""
+    readable = case.is_sse or case.is_json
+    return case.expect.failed and case.status >= 400 and (case.dialect != "generic" or not readable)
 
 
 # --- the transcripts themselves --------------------------------------------------------------------------------------------
