@@ -60,8 +60,8 @@ class Case:
     cut: bool = False
     """The stream ends in the middle of an event."""
     secret: str | None = None
-    guard: Literal["stops", "passes", "either"] | None = None
-    """What `guard` does if the secret is its pattern; `either`: both are right, for what no reader must understand."""
+    guard: Literal["stops"] | None = None
+    """The secret is in the answer itself, although not in `expect`."""
 
     def __post_init__(self) -> None:
         assert _NAME.fullmatch(self.name), f"{self.id}: name must be words of [a-z0-9], joined by hyphens"
@@ -111,12 +111,11 @@ class Case:
         return self.expect.failed or self.expect.error is not None or self.status >= 400
 
     @property
-    def guard_stops(self) -> bool:
-        """Whether `guard` ends the answer if the secret is its pattern."""
-        if self.guard is not None:
-            return self.guard == "stops"
-        texts = (self.expect.text, self.expect.thinking, self.expect.refusal)
-        return self.secret is not None and any(self.secret in text for text in texts)
+    def secret_is_in_answer(self) -> bool:
+        """Whether it is in what the model said, and not only in an error: `guard` then ends the answer with a filter's reason."""
+        expect = self.expect
+        told = [expect.text, expect.thinking, expect.refusal, json.dumps(expect.tool_calls)]
+        return self.guard == "stops" or (self.secret is not None and any(self.secret in text for text in told))
 
 
 def load_cases() -> list[Case]:
