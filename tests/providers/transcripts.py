@@ -143,15 +143,17 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     }
 
 
-def chunkings(data: bytes, seed: str, *, every_byte: bool) -> dict[str, list[bytes]]:
-    """Ways in which a stream may arrive."""
-    ways = {"whole": [data], "events": re.findall(rb"(?s).+?(?:\r?\n\r?\n|\Z)", data)}
+def chunkings(data: bytes, seed: str, *, largest: int) -> dict[str, list[bytes]]:
+    """Ways in which a stream may arrive: whole, event by event, in pieces of up to `largest` bytes."""
     random = Random(seed)
-    cuts = sorted({0, len(data), *(random.randrange(len(data)) for _ in range(random.choice([3, 12])))})
-    ways["cut at random"] = [data[first:last] for first, last in pairwise(cuts)]
-    if every_byte:
-        ways["bytes"] = [data[at : at + 1] for at in range(len(data))]
-    return ways
+    cuts = [0]
+    while cuts[-1] < len(data):
+        cuts.append(min(len(data), cuts[-1] + random.randint(1, largest)))
+    return {
+        "whole": [data],
+        "events": re.findall(rb"(?s).+?(?:\r?\n\r?\n|\Z)", data),
+        f"pieces of {largest}": [data[first:last] for first, last in pairwise(cuts)],
+    }
 
 
 def normalised(data: bytes) -> bytes:
