@@ -13,7 +13,7 @@ from interceptors.loader import load_interceptor
 
 __all__ = ["CHAINS", "CHANGING", "EXACT", "HOLDING", "Policy", "Watch", "entries", "load_chain"]
 
-_NOWHERE = "matches[ ]nothing [0-9]{20}"
+_NOWHERE = "☃nowhere [0-9]{20}"  # no transcript has a beginning of it, which `redact` would hold
 
 CHAINS: dict[str, list[str]] = {
     "none": [],

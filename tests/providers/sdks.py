@@ -296,6 +296,8 @@ class _Messages:
         self._result = result
         self._blocks = 0
         self._current: dict[Any, int] = {}
+        self._given: set[int] = set()
+        """The blocks whose start has an input."""
 
     def add(self, event: dict[str, Any]) -> None:
         kind, result = event.get("type"), self._result
@@ -303,14 +305,21 @@ class _Messages:
             _read_message(result, event.get("message") or {})
         elif kind == "content_block_start":
             self._current[event.get("index")] = self._blocks
-            _read_block(result, self._blocks, event.get("content_block") or {}, streamed=True)
+            content = event.get("content_block") or {}
+            if content.get("input"):
+                self._given.add(self._blocks)
+            _read_block(result, self._blocks, content, streamed=True)
             self._blocks += 1
         elif kind == "content_block_delta":
             block, delta = self._current.get(event.get("index"), -1), event.get("delta") or {}
             result.add_text(("text", block), delta.get("text"))
             result.add_text(("thinking", block), delta.get("thinking"))
             if delta.get("type") == "input_json_delta" and (block,) in result.calls:
-                result.calls[(block,)].arguments += _text_of(delta.get("partial_json"))
+                call = result.calls[(block,)]
+                if block in self._given:  # as the SDK: what comes in deltas counts
+                    self._given.discard(block)
+                    call.arguments = ""
+                call.arguments += _text_of(delta.get("partial_json"))
         elif kind == "message_delta":
             result.add_reason((event.get("delta") or {}).get("stop_reason"))
             if event.get("usage") is not None:

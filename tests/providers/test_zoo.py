@@ -13,7 +13,7 @@ import pytest
 import trio
 from prometheus_client import CollectorRegistry
 from providers.chains import CHAINS, CHANGING, EXACT, HOLDING, load_chain
-from providers.rig import Answer, Rig, key_of, open_rig
+from providers.rig import Rig, key_of, open_rig
 from providers.sdks import Result, read
 from providers.transcripts import Case, Expected, chunkings, data_of, load_cases, normalised
 from structlog.testing import capture_logs
@@ -24,8 +24,6 @@ from interceptors.testing import run_chain, run_json, run_request
 from interceptors.usage import KINDS
 
 CASES = load_cases()
-EVERY_BYTE = ("all", "all-secret")
-"""The chains that get a stream byte by byte, too, which takes long."""
 REPLACED = "[redacted]"
 
 
@@ -105,8 +103,11 @@ def expected_calls(case: Case) -> list[dict[str, Any]]:
     return ordered(expect.tool_calls if expect.hook_calls is None else expect.hook_calls)
 
 
-def check_usage(expect: Expected, case: Case, line: dict[str, Any]) -> None:
+def check_usage(expect: Expected, case: Case, line: dict[str, Any] | None) -> None:
     """What `usage` writes about one answer."""
+    if line is None:
+        assert is_foreign(case), "no line"
+        return
     for kind in KINDS:
         told = (expect.usage or {}).get(kind)
         if told is None or line[kind] is None:
@@ -119,6 +120,12 @@ def check_usage(expect: Expected, case: Case, line: dict[str, Any]) -> None:
         assert line["model"] == expect.model
     if not expect.failed:
         assert line["error"] == expect.error
+
+
+def is_foreign(case: Case) -> bool:
+    """An error that `usage` need not count: no JSON, or not in the dialect on a path that is not the dialect's."""
+    readable = case.is_sse or case.is_json
+    return case.expect.failed and case.status >= 400 and (case.dialect != "generic" or not readable)
 
 
 # --- the transcripts themselves --------------------------------------------------------------------------------------------
@@ -169,9 +176,10 @@ class Run:
     def seen(self) -> Any:
         return self.request.state["seen"]
 
-    def line(self) -> dict[str, Any]:
-        (line,) = [dict(line) for line in self.logs if line["event"] == "usage"]
-        return line
+    def line(self) -> dict[str, Any] | None:
+        lines = [dict(line) for line in self.logs if line["event"] == "usage"]
+        assert len(lines) <= 1
+        return lines[0] if lines else None
 
 
 def _metrics(interceptors: list[Interceptor]) -> dict[str, float]:
@@ -191,7 +199,9 @@ def _metrics(interceptors: list[Interceptor]) -> dict[str, float]:
 def ways(case: Case, chain: str) -> dict[str, list[bytes]]:
     if not case.is_sse:
         return {"whole": [case.data]}
-    return chunkings(case.data, f"{case}, {chain}", every_byte=chain in EVERY_BYTE)
+    # Byte by byte takes long: it is for the chain that has everything.
+    largest = 1 if chain == ("all" if case.secret is None else "all-secret") else 9 if chain == "all" else 400
+    return chunkings(case.data, f"{case}, {chain}", largest=largest)
 
 
 def cells(chains: list[str] | tuple[str, ...]) -> Any:
@@ -247,6 +257,8 @@ _OF_CALLS = ("tool_call", "function_call", "tool_use", "partial_json")
 
 def check_metrics(case: Case, metrics: dict[str, float]) -> None:
     """Each token, request and answer without usage is counted once."""
+    if is_foreign(case):
+        return
     assert metrics["weirpool_llm_requests_total"] == 1
     told = {kind: value for kind in KINDS if (value := metrics.get(f"weirpool_llm_tokens_total.{kind}")) is not None}
     expected = case.expect.usage or {}
@@ -290,31 +302,33 @@ def check_redacted(case: Case, output: bytes) -> None:
 
 @cells(["guard-secret"])
 def test_guard_ends_an_answer_before_the_secret(case: Case, chain: str, tmp_path: Path) -> None:
-    """The answer ends as its dialect ends answers, and the SDK reads it; where no text has the secret, every byte is as it came."""
+    """However the stream is cut, the secret does not leave, and the SDK sees that the answer has ended."""
     outputs = set()
     for way, chunks in ways(case, chain).items():
         run = Run(case, chain, tmp_path, chunks)
         assert run.failure is None, way
-        if case.guard_stops:
-            check_guarded(case, run.output)
-        else:
-            assert run.output == case.data, way
+        check_guarded(case, run.output)
         outputs.add(normalised(run.output))
     assert len(outputs) == 1, "it depends on how the stream was cut"
 
 
 def check_guarded(case: Case, output: bytes) -> None:
-    """The answer has ended before the secret was whole, with a filter's reason, and what came before is as it was."""
+    """The answer has ended before the secret was whole, as its dialect ends answers, and what came before is as it was."""
     assert case.secret is not None
     assert not leaks(case, output)
     result, original = through(case, output), direct(case)
-    assert result.error is None, result.error_text
-    assert result.reasons[-1] == {"chat": "content_filter", "responses": "content_filter", "messages": "refusal"}[case.api]
     for key, text in result.texts.items():
         assert original.texts[key].startswith(text), "a text that upstream did not send"
+    if case.secret_is_in_answer:
+        assert result.error is None, result.error_text
+        assert result.reasons[-1] == ("refusal" if case.api == "messages" else "content_filter")
+    else:
+        assert result.error or result.reasons, "nothing shows the client that the answer failed"
     if case.is_sse:
         *_, last = data_of(output)
         assert last == "[DONE]" if case.api == "chat" else json.loads(last)["type"] == _LAST[case.api]
+    else:
+        json.loads(output)
 
 
 _LAST = {"responses": "response.incomplete", "messages": "message_stop"}
@@ -349,12 +363,11 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_same_over_a_real_proxy(case: Case, rig: Rig) -> None:
     """From YAML, on sockets, with the provider's status and content type: as in process, behind each chain."""
-    original = Answer(case.status, case.type, case.data)
     for chain in [*EXACT, "policy"]:
         answer = rig.ask(case, chain)
         assert (answer.status, answer.content_type) == (case.status, case.type), chain
         check_unchanged(case, chain, answer.body)
-    for chain in ("usage", "all"):
+    for chain in () if is_foreign(case) else ("usage", "all"):
         check_usage(case.expect, case, rig.usage(case, chain))
     if case.secret is None:
         return
@@ -365,7 +378,4 @@ def test_the_same_over_a_real_proxy(case: Case, rig: Rig) -> None:
         check_redacted(case, answer.body)
     answer = rig.ask(case, "guard-secret")
     assert answer.status == case.status
-    if case.guard_stops:
-        check_guarded(case, answer.body)
-    else:
-        assert answer == original
+    check_guarded(case, answer.body)

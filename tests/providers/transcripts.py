@@ -60,7 +60,8 @@ class Case:
     cut: bool = False
     """The stream ends in the middle of an event."""
     secret: str | None = None
-    guard: Literal["stops", "passes"] | None = None
+    guard: Literal["stops"] | None = None
+    """The secret is in the answer itself, although not in `expect`."""
 
     def __post_init__(self) -> None:
         assert _NAME.fullmatch(self.name), f"{self.id}: name must be words of [a-z0-9], joined by hyphens"
@@ -70,7 +71,8 @@ class Case:
         assert _SECRET.fullmatch(self.secret), f"{self.id}: secret must consist of letters, digits, '-' and spaces"
         told = [self.expect.text, self.expect.thinking, self.expect.refusal, json.dumps(self.expect.tool_calls)]
         assert self.secret in self.body or any(self.secret in text for text in told), f"{self.id}: the secret is nowhere"
-        if self.is_sse and self.api != "responses" and any(self.secret in text for text in told):
+        repeats = self.api == "responses" or '"message":' in self.body  # which then has it whole
+        if self.is_sse and not repeats and any(self.secret in text for text in told):
             assert self.secret not in self.body, f"{self.id}: the secret is in one event, it must be cut over several"
 
     def __str__(self) -> str:
@@ -109,12 +111,11 @@ class Case:
         return self.expect.failed or self.expect.error is not None or self.status >= 400
 
     @property
-    def guard_stops(self) -> bool:
-        """Whether `guard` ends the answer if the secret is its pattern."""
-        if self.guard is not None:
-            return self.guard == "stops"
-        texts = (self.expect.text, self.expect.thinking, self.expect.refusal)
-        return self.secret is not None and any(self.secret in text for text in texts)
+    def secret_is_in_answer(self) -> bool:
+        """Whether it is in what the model said, and not only in an error: `guard` then ends the answer with a filter's reason."""
+        expect = self.expect
+        told = [expect.text, expect.thinking, expect.refusal, json.dumps(expect.tool_calls)]
+        return self.guard == "stops" or (self.secret is not None and any(self.secret in text for text in told))
 
 
 def load_cases() -> list[Case]:
@@ -142,15 +143,17 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     }
 
 
-def chunkings(data: bytes, seed: str, *, every_byte: bool) -> dict[str, list[bytes]]:
-    """Ways in which a stream may arrive."""
-    ways = {"whole": [data], "events": re.findall(rb"(?s).+?(?:\r?\n\r?\n|\Z)", data)}
+def chunkings(data: bytes, seed: str, *, largest: int) -> dict[str, list[bytes]]:
+    """Ways in which a stream may arrive: whole, event by event, in pieces of up to `largest` bytes."""
     random = Random(seed)
-    cuts = sorted({0, len(data), *(random.randrange(len(data)) for _ in range(random.choice([3, 12])))})
-    ways["cut at random"] = [data[first:last] for first, last in pairwise(cuts)]
-    if every_byte:
-        ways["bytes"] = [data[at : at + 1] for at in range(len(data))]
-    return ways
+    cuts = [0]
+    while cuts[-1] < len(data):
+        cuts.append(min(len(data), cuts[-1] + random.randint(1, largest)))
+    return {
+        "whole": [data],
+        "events": re.findall(rb"(?s).+?(?:\r?\n\r?\n|\Z)", data),
+        f"pieces of {largest}": [data[first:last] for first, last in pairwise(cuts)],
+    }
 
 
 def normalised(data: bytes) -> bytes:
