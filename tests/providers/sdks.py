@@ -120,7 +120,9 @@ def read(api: str, streamed: bool, status: int, content_type: str, body: bytes) 
                 result, made.to_dict(warnings=False)
             )
     except Exception as error:
-        result.error, result.error_text = type(error).__name__, str(error)
+        result.error = type(error).__name__
+        if not isinstance(error, ValueError):  # which says at which character it is no JSON
+            result.error_text = str(error)
     if streamed and status < 400:
         _prepare(status, content_type, body)
         try:
