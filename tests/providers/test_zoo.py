@@ -95,7 +95,7 @@ def calls_of(seen: list[tuple[Any, str | None, str]]) -> list[dict[str, Any]]:
 
 def ordered(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Calls that grow side by side may be complete in any order. An id that is a number is the same as text, and "" is none."""
-    return sorted(({**call, "id": str(call["id"] or "")} for call in calls), key=repr)
+    return sorted(({**call, "id": "" if call["id"] is None else str(call["id"])} for call in calls), key=repr)
 
 
 def expected_calls(case: Case) -> list[dict[str, Any]]:
