@@ -39,6 +39,9 @@ class Event:
     made_by: Any
     """Which hook of the chain returned it; the chain's own note."""
 
+    is_body: bool = False
+    """Whether this is the whole body of a response that is not a stream, whatever its content type says."""
+
     def __init__(
         self,
         data: str | None = None,
@@ -92,11 +95,6 @@ class Event:
         """The block as bytes, its empty line included: for a wire event the very bytes that came (a copy of them)."""
         text = self.data if self._data is not None or self._json is not UNSET else None
         return encode_event(Fields(self._event, text, self._id, self._retry))
-
-    @property
-    def is_body(self) -> bool:
-        """Whether this is the whole body of a response that is not a stream, whatever its content type says."""
-        return False
 
     def json(self) -> Any:
         """The data decoded as JSON, once; later calls give the same object. Raises `NotJson`."""
@@ -239,6 +237,9 @@ class WireEvent(Event):
 
     @property
     def data(self) -> str:
+        buffer = self._buffer
+        if buffer is not None and (line := self._line or self._data_at(buffer)) > 0:
+            return bytes(buffer[line : self._to - 2]).decode("utf-8", "replace")
         return self._parse().data or ""
 
     @property
@@ -349,6 +350,8 @@ class BodyEvent(Event):
 
     __slots__ = ("_body",)
 
+    is_body = True
+
     def __init__(self, body: bytes | bytearray | memoryview) -> None:
         self._body: bytes | bytearray | memoryview | None = body
         self._event = self._id = self._retry = None
@@ -367,10 +370,6 @@ class BodyEvent(Event):
     def end_of_life(self) -> None:
         """The bytes move on."""
         self._body = None
-
-    @property
-    def is_body(self) -> bool:
-        return True
 
     @property
     def raw(self) -> bytes:

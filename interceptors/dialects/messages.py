@@ -20,7 +20,7 @@ from .anthropic import AnthropicReader
 from .openai_chat import OpenAIChatReader
 from .openai_responses import OpenAIResponsesReader
 from .parts import Finish, Part, ProviderError, TextDelta, TextEnd, ToolCall, ToolCallDelta, Unread, Usage
-from .reader import DONE, MESSAGE, Made, Reader, Touch
+from .reader import DONE, Made, Reader, Touch
 
 __all__ = ["MessageInterceptor", "MessageStream", "readers_for"]
 
@@ -237,10 +237,11 @@ class _DialectSide:
         self._asked = reason, text
 
     def on_event(self, event: Event) -> EventResult:
-        problem = None
+        problem, lax = None, False
         try:
             message = event.json()
         except NotJson as error:
+            lax = True
             data, problem = event.data, str(error)
             if data.startswith(DONE) and not event.is_body:  # as the SDK reads it
                 return self._on_done(event)
@@ -263,14 +264,16 @@ class _DialectSide:
             problems = reader.problems if problem is None else [problem, *reader.problems]
             self._context.note_unread(problems[0], event.event, count=len(problems))
         if self._sees_unread:
-            parts.insert(0, Unread(MESSAGE, event, message, parts, self._handlers, problem or (*reader.problems, None)[0]))
+            if problem is None and reader.problems:
+                problem = reader.problems[0]
+            parts.insert(0, Unread(event, message, parts, self._handlers, problem))
         in_order = self._holds and (self._waiting or reader.calls or reader.has_removed)
         if not parts and not in_order:
             return event
         before: list[Event] = []
         last = self._run(reader, parts, before)
         if last is not None:
-            return self._finish(reader, event, message, problem is not None, parts, last, before)
+            return self._finish(reader, event, message, lax, parts, last, before)
         changed = dropped = False
         for part in parts:
             if part.changed:
@@ -280,12 +283,10 @@ class _DialectSide:
             return [*before, event] if before else event
         silent = dropped and not event.is_body and reader.says_nothing(message)
         if in_order and not (isinstance(message, dict) and message.get("type") == "ping"):  # Anthropic's keep no place
-            return self._pass_in_order(
-                reader, _Waiting(event, message, problem is not None, changed, silent, before, reader)
-            )
+            return self._pass_in_order(reader, _Waiting(event, message, lax, changed, silent, before, reader))
         if silent:
             return before or None
-        event = _replace(event, message, problem is not None) if changed else event
+        event = _replace(event, message, lax) if changed else event
         return [*before, event] if before else event
 
     def on_complete(self) -> Sequence[Event] | None:
@@ -327,7 +328,7 @@ class _DialectSide:
         if not self._sees_unread:
             return event
         reader = self._make(self._readers[0])
-        unread = Unread(MESSAGE, event, message, [], self._handlers, problem)
+        unread = Unread(event, message, [], self._handlers, problem)
         if self._run(reader, [unread], []) is None:
             return event
         return self._finish(reader, event, message, problem is not None, [unread], unread, [])

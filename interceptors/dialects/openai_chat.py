@@ -72,33 +72,30 @@ class OpenAIChatReader(Reader):
         if type(choices) is list:
             origin = event_type, message
             for position, choice in enumerate(choices):
-                if type(choice) is dict:
-                    self._read_choice(parts, position, choice, origin)
-                else:
+                if type(choice) is not dict:
                     self._odd("choices[]", choice, "an object")
+                    continue
+                self._has_choices = True
+                field = choice.get
+                index = field("index")
+                if type(index) is not int:
+                    number = self._number(choice, "index", "choices[].")
+                    index = position if number is None else number
+                if self.deltas:
+                    delta = field("delta")
+                    if type(delta) is dict:
+                        self._choices[index] = origin
+                        self._read_delta(parts, index, delta, choice, origin)
+                    elif delta is not None:
+                        self._odd("choices[].delta", delta, "an object")
+                    if field("text") or field("message") is not None:
+                        self._read_beside(parts, index, choice, origin, delta)
+                if field("finish_reason") or "usage" in choice or "error" in choice:
+                    self._read_end_of_choice(parts, index, choice)
         elif choices is not None:
             self._odd("choices", choices, "a list")
         if choices is None or get("usage") is not None or get("error") is not None or "x_groq" in message:
             self._read_rest(parts, message, event_type)
-
-    def _read_choice(self, parts: list[Part], position: int, choice: dict[str, Any], origin: Origin) -> None:
-        self._has_choices = True
-        get = choice.get
-        index = get("index")
-        if type(index) is not int:
-            number = self._number(choice, "index", "choices[].")
-            index = position if number is None else number
-        if self.deltas:
-            delta = get("delta")
-            if type(delta) is dict:
-                self._choices[index] = origin
-                self._read_delta(parts, index, delta, choice, origin)
-            elif delta is not None:
-                self._odd("choices[].delta", delta, "an object")
-            if get("text") or get("message") is not None:
-                self._read_beside(parts, index, choice, origin, delta)
-        if get("finish_reason") or "usage" in choice or "error" in choice:
-            self._read_end_of_choice(parts, index, choice)
 
     def _read_beside(self, parts: list[Part], index: int, choice: dict[str, Any], origin: Origin, delta: Any) -> None:
         """What a choice has beside a delta, or in its place: a text, a whole message."""

@@ -43,6 +43,9 @@ class Block(NamedTuple):
     """OpenAI: the field that holds the text, where there may be several: `reasoning_content`, `summary`."""
 
 
+_MESSAGE = Block("message", 0)
+
+
 class Part:
     """Something in one message."""
 
@@ -309,7 +312,6 @@ class Unread(Part):
 
     def __init__(
         self,
-        block: Block,
         event: Event,
         message: Any,
         parts: Sequence[Part],
@@ -319,7 +321,7 @@ class Unread(Part):
         """`message`: the event's data, decoded; None if it is not JSON. `parts`: what else is in it, those of the types in
         `handlers` for other hooks.
         """
-        self.block = block
+        self.block = _MESSAGE
         self.changed = False
         self.problem: str | None = problem
         """What the reader does not understand; None where the rest is only unknown. It names fields, and shows no content."""

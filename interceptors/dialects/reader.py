@@ -165,8 +165,10 @@ class Reader(ABC):
 
     def read(self, message: Any, event_type: str | None = None) -> list[Part]:
         """The parts of one message of a stream: an event's data, with the event's type. Raises `DialectError`."""
-        if self._leaving or self.problems or self.calls or self._here:
+        if self._leaving or self.problems or self.calls:
             self._begin_message()
+        elif self._here:
+            self._here.clear()
         parts: list[Part] = []
         if type(message) is dict:
             self._read(parts, message, event_type)
