@@ -258,7 +258,7 @@ class _DialectSide:
         elif message is None:
             parts = reader.read_nothing()
         else:
-            named = reader.names_events or type(message) is not dict or "choices" not in message
+            named = reader.names_events or not isinstance(message, dict) or "choices" not in message
             parts = reader.read(message, event.event if named else None)
         if problem is not None or reader.problems:
             problems = reader.problems if problem is None else [problem, *reader.problems]

@@ -72,7 +72,7 @@ class OpenAIChatReader(Reader):
         if type(choices) is list:
             origin = event_type, message
             for position, choice in enumerate(choices):
-                if type(choice) is not dict:
+                if not isinstance(choice, dict):
                     self._odd("choices[]", choice, "an object")
                     continue
                 self._has_choices = True
@@ -83,7 +83,7 @@ class OpenAIChatReader(Reader):
                     index = position if number is None else number
                 if self.deltas:
                     delta = field("delta")
-                    if type(delta) is dict:
+                    if isinstance(delta, dict):
                         self._choices[index] = origin
                         self._read_delta(parts, index, delta, choice, origin)
                     elif delta is not None:

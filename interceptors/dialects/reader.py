@@ -170,7 +170,7 @@ class Reader(ABC):
         elif self._here:
             self._here.clear()
         parts: list[Part] = []
-        if type(message) is dict:
+        if isinstance(message, dict):
             self._read(parts, message, event_type)
         else:
             self._odd("the data", message, "an object")
