@@ -1,6 +1,7 @@
 """The relay of whole events: through the interceptors that see them, and over several connections where the stream is to go on.
 
-An event that is not whole yet waits here, at the beginning of a lease of its own, and never leaves in pieces.
+An event that is not whole yet waits here, at the beginning of a lease of its own. It leaves in pieces only if it is above the limit
+and no interceptor needs it.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ class EventRelay(Relay):
 
     @property
     def at_boundary(self) -> bool:
-        return True
+        return self._chain is None or self._chain.at_boundary
 
     @property
     def may_speak(self) -> bool:
-        return True
+        return self._chain is None or self._chain.may_speak
 
     @property
     def last_left(self) -> float:
