@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from . import dialects
 from .api import EventResult, Outcome, StreamContext, StreamInterceptor
 from .dialects import Finish, MessageInterceptor, MessageStream, ProviderError
-from .dialects.messages import readers_for
+from .dialects.answers import readers_for
 from .errors import NotJson
 from .event import Event
 from .message import Request, Response, ResponseHead
@@ -137,6 +137,8 @@ class Usage(MessageInterceptor):
 
 
 class _UsageStream(MessageStream):
+    passes_large = True
+
     def __init__(self, usage: Usage, context: StreamContext) -> None:
         self._usage = usage
         self._context = context
@@ -190,6 +192,8 @@ class _UsageStream(MessageStream):
 
 class _Hiding(StreamInterceptor):
     """Around the stream of a client that has not asked for usage: the chunk that has nothing else does not leave."""
+
+    passes_large = True
 
     def __init__(self, counting: _UsageStream) -> None:
         self._counting = counting

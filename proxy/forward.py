@@ -14,6 +14,7 @@ import trio
 
 from interceptors import Request, Response, ResponseHead
 from interceptors.chain import EventCounts, StreamChain
+from interceptors.dialects.answers import may_be_mislabelled
 from interceptors.hooks import Owner
 from interceptors.paths import normal_path
 from pools import BufferScope
@@ -24,7 +25,7 @@ from .headers import content_encoding, find_header, media_type
 from .heartbeat import while_beating
 from .inbound import Inbound, too_large
 from .intercepted import send_intercepted
-from .json_body import JsonBody
+from .json_body import JsonBody, is_event_stream
 from .mcp import calls_of
 from .reconnection import move_over_connections
 from .relay import Mover, Relay, open_relay
@@ -239,7 +240,9 @@ class Forward:
     async def _respond(
         self, response: httpx.Response, upstream: UpstreamBody, request: Request | None, buffers: BufferScope
     ) -> Response | None:
-        """Show the head to the interceptors, open the chain, choose the writer, send the head, and of a JSON body all of it."""
+        """Show the head to the interceptors, find out what the body is, open the chain, choose the writer, send the head, and of a
+        JSON body all of it.
+        """
         route = self._route
         status, raw_headers = response.status_code, response.headers.raw
         head: ResponseHead | None = None
@@ -254,9 +257,12 @@ class Forward:
         bodiless = self.reply.is_bodiless(status)
         kind, encoding = media_type(raw_headers), content_encoding(raw_headers)
         begun = self.reply.writer is not None  # by an early heartbeat
-        if begun and (status != 200 or kind != "text/event-stream" or encoding != b"identity"):
+        self._sse = not bodiless and (
+            kind == "text/event-stream"
+            or (encoding == b"identity" and await self._is_mislabelled_stream(request, upstream, buffers, begun=begun))
+        )
+        if begun and (status != 200 or not self._sse or encoding != b"identity"):
             raise NotAStream(route.upstream, status)
-        self._sse = not bodiless and kind == "text/event-stream"
         json = not bodiless and not self._sse and route.chain.sees_json and _is_json(kind)
         if (self._sse and route.chain.sees_streams) or json:
             assert request is not None
@@ -290,6 +296,8 @@ class Forward:
                     max_bytes=route.limits.max_event_bytes,
                     idle_s=route.timeouts.idle,
                 )
+                if changed is None:
+                    dropped = frozenset()  # too large for interceptors, and exact
         if begun:
             return None
         headers = self.reply.headers(raw_headers, sse=self._sse, dropped=dropped)
@@ -306,6 +314,16 @@ class Forward:
         if changed:
             await self.reply.write(changed, last=True)
         return None
+
+    async def _is_mislabelled_stream(
+        self, request: Request | None, upstream: UpstreamBody, buffers: BufferScope, *, begun: bool
+    ) -> bool:
+        """Whether a body that no event stream's head has announced is one all the same, where interceptors must see it."""
+        route, reply = self._route, self.reply
+        if request is None or not route.chain.sees_streams or not may_be_mislabelled(route.dialect, request.path):
+            return False
+        looks = partial(is_event_stream, upstream, self._worker.pools.sse_event, buffers, idle_s=route.timeouts.idle)
+        return await while_beating(looks, reply.beat_s if begun else None, reply.beat)
 
     def _relay_body(self, asking: UpstreamRequest, body: UpstreamBody, buffers: BufferScope) -> Awaitable[None]:
         """The body, all but its end; over several connections if the route reconnects."""
