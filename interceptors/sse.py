@@ -21,6 +21,7 @@ __all__ = [
     "encode_head",
     "find_block_end",
     "find_empty_line",
+    "first_of_body",
     "is_silent",
     "looks_like_sse",
     "parse_fields",
@@ -37,6 +38,7 @@ _LINE_END = re.compile(rb"\r\n|\r|\n")
 _DATA_LINE_END = re.compile(r"\r\n|\r|\n")
 _BLANK = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*")
 _FIRST_LINES = (b":", b"data:", b"event:", b"id:", b"retry:")
+_NOT_SPACE = re.compile(rb"[^ \t\r\n]")  # JSON's white space (RFC 8259, section 2)
 _LONGEST_FIRST = max(map(len, _FIRST_LINES))
 _DIGITS = re.compile(rb"[0-9]+")
 _MOST_DIGITS = 18  # of a retry; longer than any stream, and what would take time to read
@@ -62,6 +64,12 @@ def looks_like_sse(beginning: bytes | bytearray, *, whole: bool) -> bool | None:
     if line.startswith(_FIRST_LINES):
         return True
     return None if not whole and any(first.startswith(line) for first in _FIRST_LINES) else False
+
+
+def first_of_body(buffer: bytes | bytearray, start: int, end: int) -> tuple[int, bool]:
+    """The index of the first byte that is not white space, or -1, and whether a JSON body begins with it: no event stream does."""
+    match = _NOT_SPACE.search(buffer, start, end)
+    return (-1, False) if match is None else (match.start(), buffer[match.start()] in b"{[")
 
 
 def find_block_end(buffer: bytes | bytearray, start: int, end: int, scan_from: int) -> int:

@@ -30,7 +30,7 @@ from .event_hooks import EventHooks
 from .hooks import HOLD_S, Owner
 from .large import LargePassage
 from .message import ResponseHead
-from .sse import BOM, find_block_end, is_silent
+from .sse import BOM, find_block_end, first_of_body, is_silent
 
 __all__ = ["MAX_EMITTED", "EventCounts", "Part", "StreamChain"]
 
@@ -43,8 +43,6 @@ _SEARCHED_AGAIN = 4096  # so many bytes of an unfinished block are sooner search
 _Piece = tuple[bytearray, int, int]
 _LF = 0x0A
 _CR = 0x0D
-_BODY_BEGINS = b"{["
-_NOT_SPACE = re.compile(rb"[^ \t\r\n]")  # JSON's white space (RFC 8259, section 2)
 _SPACE = re.compile(rb"[ \t]")
 _COLON = 0x3A  # a line end, a comment, or something odd: fields begin with letters, and those are greater
 
@@ -393,14 +391,14 @@ class StreamChain:
                 start += len(BOM)
             elif not final and BOM.startswith(bytes(buffer[at:end])):
                 return run, at, end
-        match = _NOT_SPACE.search(buffer, start, end)
-        if match is None:
+        first, is_body = first_of_body(buffer, start, end)
+        if first < 0:
             # Empty lines pass. White space in a line waits: before a JSON body it is no event.
             space = None if final else _SPACE.search(buffer, start, end)
             if space is None or end - space.start() > self._max_event_bytes:
                 return run, at, end
             return run, at, space.start()
-        if buffer[match.start()] not in _BODY_BEGINS:
+        if not is_body:
             self._stage = _EVENTS
             return run, at, end
         if start > at and (self.counts.added or self.preceded):
@@ -410,7 +408,7 @@ class StreamChain:
         self._cut = True
         self._refuse_emitted()
         self._hooks.begin_body()
-        self._lead = match.start() - start
+        self._lead = first - start
         return run, start, end
 
     def _process_body(
