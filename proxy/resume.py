@@ -140,6 +140,8 @@ class Resume:
                 self._blank = found < 0
                 if self.is_body:
                     self.done = True
+                    if first == last:
+                        first = last = at
                     break
             behind = find_block_end(buffer, at, end, scan_from)
             if (behind if behind >= 0 else end) - at > self._max_event_bytes:
