@@ -257,10 +257,8 @@ class Forward:
         bodiless = self.reply.is_bodiless(status)
         kind, encoding = media_type(raw_headers), content_encoding(raw_headers)
         begun = self.reply.writer is not None  # by an early heartbeat
-        self._sse = not bodiless and (
-            kind == "text/event-stream"
-            or (encoding == b"identity" and await self._is_mislabelled_stream(request, upstream, buffers, begun=begun))
-        )
+        is_stream = partial(self._is_event_stream, buffers, raw_headers, upstream)
+        self._sse = not bodiless and await while_beating(is_stream, self.reply.beat_s if begun else None, self.reply.beat)
         if begun and (status != 200 or not self._sse or encoding != b"identity"):
             raise NotAStream(route.upstream, status)
         json = not bodiless and not self._sse and route.chain.sees_json and _is_json(kind)
@@ -315,15 +313,20 @@ class Forward:
             await self.reply.write(changed, last=True)
         return None
 
-    async def _is_mislabelled_stream(
-        self, request: Request | None, upstream: UpstreamBody, buffers: BufferScope, *, begun: bool
+    async def _is_event_stream(
+        self, buffers: BufferScope, headers: list[tuple[bytes, bytes]], upstream: UpstreamBody
     ) -> bool:
-        """Whether a body that no event stream's head has announced is one all the same, where interceptors must see it."""
-        route, reply = self._route, self.reply
-        if request is None or not route.chain.sees_streams or not may_be_mislabelled(route.dialect, request.path):
+        """Whether a response is an event stream: by its head, or by the first bytes of its body where interceptors must see it whatever
+        its head says. Raises `UpstreamFailure`.
+        """
+        route, request = self._route, self.request
+        if media_type(headers) == "text/event-stream":
+            return True
+        if request is None or not route.chain.sees_streams or content_encoding(headers) != b"identity":
             return False
-        looks = partial(is_event_stream, upstream, self._worker.pools.sse_event, buffers, idle_s=route.timeouts.idle)
-        return await while_beating(looks, reply.beat_s if begun else None, reply.beat)
+        if not may_be_mislabelled(route.dialect, request.path):
+            return False
+        return await is_event_stream(upstream, self._worker.pools.sse_event, buffers, idle_s=route.timeouts.idle)
 
     def _relay_body(self, asking: UpstreamRequest, body: UpstreamBody, buffers: BufferScope) -> Awaitable[None]:
         """The body, all but its end; over several connections if the route reconnects."""
@@ -350,7 +353,9 @@ class Forward:
             beat_s=reply.beat_s if reply.may_add else None,
         )
         if resume is not None:
-            return move_over_connections(mover, resume, asking, reply, self._worker.log)
+            return move_over_connections(
+                mover, resume, asking, reply, partial(self._is_event_stream, buffers), self._worker.log
+            )
         return mover.run()
 
 

@@ -316,6 +316,22 @@ async def test_json_under_text_event_stream_on_a_route_that_reconnects(log: Log)
             assert rig.upstream.accepted == 1
 
 
+async def test_a_stream_under_another_name_goes_on_over_connections(log: Log) -> None:
+    """As under its own: the next response may have the wrong type again, and one that is no stream is refused."""
+    bodies = [b"id: 1\ndata: 1\n\n", b"id: 1\ndata: 1\n\nid: 2\ndata: 2\n\n", b"no stream"]
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(head(b"text/plain", b"Transfer-Encoding: chunked"))
+        await peer.chunk(bodies.pop(0))
+
+    quick = "reconnect: {enabled: true, initial_backoff: 0.001, max_backoff: 0.01, max_attempts: 1}"
+    async with serve(script, log, "redact", route=quick) as rig:
+        answer = await rig.fetch("/v1/responses")
+        assert [line for line in answer.body.splitlines() if line.startswith(b"data: ")][:2] == [b"data: 1", b"data: 2"]
+        assert (answer.complete, b"no stream" in answer.body, rig.upstream.accepted) == (False, False, 3)
+
+
 # --- larger than an event may be ----------------------------------------------------------------------------------------
 
 EMBEDDINGS = json.dumps(
