@@ -316,8 +316,8 @@ class Forward:
     async def _is_event_stream(
         self, buffers: BufferScope, headers: list[tuple[bytes, bytes]], upstream: UpstreamBody
     ) -> bool:
-        """Whether a response is an event stream: by its head, or by the first bytes of its body where interceptors must see it whatever
-        its head says. Raises `UpstreamFailure`.
+        """Whether a response is an event stream: by its head, or, where interceptors must see it whatever its head says, by the
+        first bytes of its body. Raises `UpstreamFailure`.
         """
         route, request = self._route, self.request
         if media_type(headers) == "text/event-stream":

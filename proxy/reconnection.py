@@ -91,6 +91,8 @@ async def _reconnect(
             )
         except UpstreamFailure as error:
             failure = error
+            if asking.response_body is not None:
+                asking.response_body.close()
             continue
         if status == 204:
             return False  # WHATWG HTML, section 9.2.1: the client is to stop reconnecting
