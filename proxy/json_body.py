@@ -27,7 +27,7 @@ async def is_event_stream(upstream: UpstreamBody, pool: BufferPool, buffers: Buf
     while decided is None:
         size = await _read(upstream, lease.buffer, size, idle_s)
         decided = looks_like_sse(lease.buffer[:size], whole=upstream.complete)
-    upstream.unread(bytes(lease.buffer[:size]))
+    _unread(upstream, lease.buffer, size)
     buffers.release(lease)
     return decided
 
@@ -65,13 +65,18 @@ class JsonBody:
         result: bytes | None = None
         if size > max_bytes:
             chain.begin_large_body(lease.buffer, size)
-            upstream.unread(bytes(lease.buffer[:size]))
+            _unread(upstream, lease.buffer, size)
         else:
             with memoryview(lease.buffer)[:size] as view:
                 changed = await chain.process_body(view)
                 result = bytes(view) if changed is None else changed
         buffers.release(lease)
         return result
+
+
+def _unread(upstream: UpstreamBody, buffer: bytearray, size: int) -> None:
+    with memoryview(buffer) as view:
+        upstream.unread(bytes(view[:size]))
 
 
 async def _read(upstream: UpstreamBody, buffer: bytearray, size: int, idle_s: float | None) -> int:

@@ -105,9 +105,7 @@ async def test_what_looks_like_sse_is_a_stream_for_all_interceptors(content_type
         assert answer.all("content-type") == ([content_type] if content_type else [])
         assert answer.all("content-length") == []
         (line,) = rig.lines("usage")
-        assert (line["input"], line["output"], line["streamed"]) == (11, 5, True) or not content_type.startswith(
-            b"text/event"
-        )
+        assert (line["input"], line["output"], line["streamed"]) == (11, 5, True)
 
 
 @TYPES
@@ -259,6 +257,56 @@ async def test_a_stream_under_another_name_ends_and_beats_as_a_stream(log: Log) 
             gate.set()
             await client.rest(answer)
         assert (answer.complete, b'"code":"upstream_truncated"' in answer.body) == (False, True)
+
+
+async def test_a_stream_under_another_name_after_early_heartbeats(log: Log) -> None:
+    """The head has left as an event stream's, and what comes is one."""
+    gate = trio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await gate.wait()
+        await peer.send(head(b"text/plain", b"Content-Length: %d" % len(FIRST + LAST)) + FIRST + LAST)
+
+    async with serve(script, log, "redact", route="heartbeat: {interval: 0.02, early: true}") as rig:
+        client = await rig.client()
+        with trio.fail_after(10):
+            await client.send("POST", CHAT, [("Accept", "text/event-stream")], body=b"{}")
+            answer = await client.head()
+            gate.set()
+            await client.rest(answer)
+        assert (answer.complete, texts(answer.body)) == (True, "key [redacted]")
+
+
+@pytest.mark.parametrize("sent", ["nothing", "a first byte", "a large event", "a large body", "JSON in a stream"])
+async def test_a_client_that_leaves_ends_it_all(sent: str, log: Log) -> None:
+    """While the first bytes are waited for, and in the middle of what is large: upstream is closed, and every lease is back."""
+    content_type, body = {
+        "nothing": (b"text/plain", b""),
+        "a first byte": (b"text/plain", b"d"),
+        "a large event": (b"text/event-stream", b"data: " + b"A" * 1_500_000),
+        "a large body": (b"application/json", b'{"a":"' + b"A" * 1_500_000),
+        "JSON in a stream": (b"text/event-stream", b'{"a":"' + b"A" * 100_000),
+    }[sent]
+    sending, closed = trio.Event(), trio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(head(content_type, b"Content-Length: 9000000") + body)
+        sending.set()
+        await peer.wait_closed()
+        closed.set()
+
+    async with serve(script, log, "usage", route="dialect: openai") as rig:
+        client = await rig.client()
+        with trio.fail_after(10):
+            await client.send("POST", CHAT, body=b"{}")
+            await sending.wait()
+            if sent.startswith("a large"):
+                await client.head()
+                await client.read_some()
+            client.reset()
+            await closed.wait()
 
 
 # --- JSON under the name of an event stream -----------------------------------------------------------------------------
