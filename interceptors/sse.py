@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 __all__ = [
     "BOM",
+    "FIELD_LINE_BYTES",
     "MAX_BLANK_BYTES",
     "Fields",
     "encode_data",
@@ -21,6 +22,7 @@ __all__ = [
     "encode_head",
     "find_block_end",
     "find_empty_line",
+    "find_field_line",
     "first_of_body",
     "is_silent",
     "looks_like_sse",
@@ -39,6 +41,9 @@ _DATA_LINE_END = re.compile(r"\r\n|\r|\n")
 _BLANK = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*")
 _FIRST_LINES = (b":", b"data:", b"event:", b"id:", b"retry:")
 _NOT_SPACE = re.compile(rb"[^ \t\r\n]")  # JSON's white space (RFC 8259, section 2)
+_FIELD_LINE = re.compile(rb"[\r\n](?:data|event|id|retry)[:\r\n]")
+FIELD_LINE_BYTES = len(b"\nevent:")
+"""The most bytes that tell a field's line."""
 _LONGEST_FIRST = max(map(len, _FIRST_LINES))
 _DIGITS = re.compile(rb"[0-9]+")
 _MOST_DIGITS = 18  # of a retry; longer than any stream, and what would take time to read
@@ -70,6 +75,14 @@ def first_of_body(buffer: bytes | bytearray, start: int, end: int) -> tuple[int,
     """The index of the first byte that is not white space, or -1, and whether a JSON body begins with it: no event stream does."""
     match = _NOT_SPACE.search(buffer, start, end)
     return (-1, False) if match is None else (match.start(), buffer[match.start()] in b"{[")
+
+
+def find_field_line(buffer: bytes | bytearray, start: int, end: int) -> int:
+    """Where a line of a field begins, with the end of the line before it, or -1. No JSON text holds one: a client that finds one in what
+    began like JSON reads events.
+    """
+    match = _FIELD_LINE.search(buffer, start, end)
+    return -1 if match is None else match.start()
 
 
 def find_block_end(buffer: bytes | bytearray, start: int, end: int, scan_from: int) -> int:

@@ -2,8 +2,8 @@
 bytes to send in order. Events that nobody changed leave as slices of the window, adjacent ones as one slice; what was changed or
 added is written into leases of the `json` pool, which stay on loan until `release_parts()`.
 
-What comes need not be events: a stream whose first byte after a BOM and white space is `{` or `[` is one JSON body, shown to hooks
-whole. Events and bodies above the limit pass in pieces if no hook needs them (`large`).
+What comes need not be events: a stream whose first byte after a BOM and white space is `{` or `[`, and that has no field in any line,
+is one JSON body, shown to hooks whole. Events and bodies above the limit pass in pieces if no hook needs them (`large`).
 
 Sans I/O, and synchronous but for what async hooks need: `process` stops before one, `awaiting` says so, `run_async` awaits it, and
 `process` goes on. It knows nothing of sockets, of chunked bodies, or of who sends the parts.
@@ -30,7 +30,7 @@ from .event_hooks import EventHooks
 from .hooks import HOLD_S, Owner
 from .large import LargePassage
 from .message import ResponseHead
-from .sse import BOM, find_block_end, first_of_body, is_silent
+from .sse import BOM, FIELD_LINE_BYTES, find_block_end, find_field_line, first_of_body, is_silent
 
 __all__ = ["MAX_EMITTED", "EventCounts", "Part", "StreamChain"]
 
@@ -185,7 +185,7 @@ class StreamChain:
     @property
     def emitted(self) -> bool:
         """Whether somebody has added events: `take_emitted` is next."""
-        return bool(self._emitted) and not self._cut
+        return bool(self._emitted) and not self._cut and self.may_speak
 
     @property
     def completes(self) -> bool:
@@ -370,7 +370,7 @@ class StreamChain:
         if self._stage is _BEGINNING:
             run, at, end = self._begin(buffer, run, at, end, final)
         if self._stage is _BODY:
-            return self._process_body(buffer, run, at, end, final, pieces)
+            return self._collect_body(buffer, run, at, end, final, pieces)
         if self._stage is _LARGE:
             assert self._large is not None
             at, over = self._large.take(buffer, at, end, final=final)
@@ -405,22 +405,30 @@ class StreamChain:
             run = start  # as before an event: something has left before the BOM
         self._first = False
         self._stage = _BODY
-        self._cut = True
-        self._refuse_emitted()
-        self._hooks.begin_body()
         self._lead = first - start
         return run, start, end
 
-    def _process_body(
+    def _collect_body(
         self, buffer: bytearray, run: int, at: int, end: int, final: bool, pieces: list[_Piece]
     ) -> tuple[int, int, int]:
         """A JSON body, `buffer[at:end]` and what comes next: shown when it is whole. Raises `InterceptorError`."""
         hooks, first = self._hooks, at + self._lead
         if self._answer is None:
-            if not hooks.hooks or end - first > self._max_event_bytes:
-                return run, self._begin_large(buffer, first, end, final=final), end
-            if not final:
+            # A client finds events also after a line that begins like JSON, and so must the hooks.
+            if find_field_line(buffer, max(first, at + self._seen - FIELD_LINE_BYTES), end) >= 0:
+                self._stage, self._seen = _EVENTS, 0
                 return run, at, end
+            self._seen = end - at
+            is_large = end - first > self._max_event_bytes
+            if not final and not is_large:
+                return run, at, end
+            self._seen = 0
+            self._cut = True
+            self._refuse_emitted()
+            may_be_events = bool(hooks.hooks)
+            hooks.begin_body()
+            if is_large:
+                return run, self._begin_large(buffer, first, end, final=final, may_be_events=may_be_events), end
             event = BodyEvent(bytes(buffer[first:end]))
             events, later = hooks.run_sync([event], 0)
             if later < len(hooks.hooks):
@@ -442,14 +450,14 @@ class StreamChain:
         pieces.append((self._output.buffer, start, self._output.used))
         return end, end, end
 
-    def _begin_large(self, buffer: bytearray, at: int, end: int, *, final: bool) -> int:
+    def _begin_large(self, buffer: bytearray, at: int, end: int, *, final: bool, may_be_events: bool = False) -> int:
         """`buffer[at:end]` begins an event or body that is too large to be shown: the index up to which it leaves now.
 
         Raises `EventTooLarge` when a hook needs it.
         """
         watchers = self._hooks.watchers_of_large(buffer, at, end, self._max_event_bytes)
         self._stage = _LARGE
-        self._large = LargePassage(watchers, self._max_event_bytes, is_body=self._hooks.is_body)
+        self._large = LargePassage(watchers, self._max_event_bytes, is_body=self._hooks.is_body, may_be_events=may_be_events)
         self._seen = 0
         self.counts.passed += 1
         return self._large.take(buffer, at, end, final=final)[0]

@@ -257,9 +257,13 @@ class Forward:
         bodiless = self.reply.is_bodiless(status)
         kind, encoding = media_type(raw_headers), content_encoding(raw_headers)
         begun = self.reply.writer is not None  # by an early heartbeat
-        is_stream = partial(self._is_event_stream, buffers, raw_headers, upstream)
-        self._sse = not bodiless and await while_beating(is_stream, self.reply.beat_s if begun else None, self.reply.beat)
-        if begun and (status != 200 or not self._sse or encoding != b"identity"):
+        if begun and (status != 200 or encoding != b"identity"):
+            raise NotAStream(route.upstream, status)
+        self._sse = not bodiless and kind == "text/event-stream"
+        if request is not None and not bodiless and not self._sse:
+            looks = partial(self._is_event_stream, buffers, raw_headers, upstream)
+            self._sse = await while_beating(looks, self.reply.beat_s if begun else None, self.reply.beat)
+        if begun and not self._sse:
             raise NotAStream(route.upstream, status)
         json = not bodiless and not self._sse and route.chain.sees_json and _is_json(kind)
         if (self._sse and route.chain.sees_streams) or json:

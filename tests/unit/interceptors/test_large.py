@@ -10,6 +10,7 @@ import pytest
 import trio
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.event_source import dispatched
 from unit.interceptors.scripted import BOM, open_chain
 
 from interceptors import AsyncStreamInterceptor, Event, EventTooLarge, Interceptor, StreamContext, StreamInterceptor
@@ -20,9 +21,10 @@ LIMIT = 16
 
 
 class Member(Interceptor):
-    """Upper-cases each event that it is shown."""
+    """Upper-cases each event that it is shown, and adds `last` at the end."""
 
     wants_json = True
+    last: Event | None = None
 
     def __init__(self, needs: Needs = None, passes_large: bool = False, is_async: bool = False) -> None:
         self.needs, self.passes_large, self.is_async = needs, passes_large, is_async
@@ -52,6 +54,9 @@ class _Member(StreamInterceptor):
     def on_event(self, event: Event) -> Event:
         return self.member.on_event(event)
 
+    def on_complete(self) -> Event | None:
+        return self.member.last
+
 
 class _AsyncMember(AsyncStreamInterceptor):
     def __init__(self, member: Member) -> None:
@@ -60,6 +65,9 @@ class _AsyncMember(AsyncStreamInterceptor):
     async def on_event(self, event: Event) -> Event:
         await trio.lowlevel.checkpoint()
         return self.member.on_event(event)
+
+    async def on_complete(self) -> Event | None:
+        return self.member.last
 
 
 def cut(stream: bytes, sizes: list[int]) -> list[bytes]:
@@ -119,14 +127,9 @@ def test_a_large_event_that_no_hook_must_see_passes_unchanged(
 def test_a_large_event_without_its_end_passes_as_unfinished(end: bytes, sizes: list[int]) -> None:
     """A reader drops it; nothing may follow it that would finish it."""
     stream = SMALL + LARGE.rstrip(b"\n") + end
-
-    class Last(Member):
-        def open_stream(self, context: StreamContext) -> Any:
-            stream: Any = super().open_stream(context)
-            stream.on_complete = lambda: Event("never")
-            return stream
-
-    result = run_chain([Last((b"y",))], cut(stream, sizes), max_event_bytes=LIMIT)
+    member = Member((b"y",))
+    member.last = Event("never")
+    result = run_chain([member], cut(stream, sizes), max_event_bytes=LIMIT)
     assert (result.output, result.failure, result.counts.total) == (stream, None, 2)
 
 
@@ -297,7 +300,7 @@ def test_json_in_an_event_stream_is_one_body(before: bytes, is_async: bool, size
 @pytest.mark.parametrize(
     "chain", [[NoJson()], [Member(needs=())], [Member((b"never",))]], ids=["blind", "no needs", "needs"]
 )
-@pytest.mark.parametrize("body", [b'{"a":\n\n1}', b"{broken\n\ndata: x\n\n", b"[" + b" " * 100])
+@pytest.mark.parametrize("body", [b'{"a":\n\n1}', b"{broken\n\nda: x\n\n", b"[" + b" " * 100])
 def test_json_in_an_event_stream_that_nobody_wants_passes(chain: list[Interceptor], body: bytes, sizes: list[int]) -> None:
     """As it came, at any size."""
     limit = 1 << 20 if isinstance(chain[0], Member) and chain[0].needs == (b"never",) else 4
@@ -333,10 +336,48 @@ def test_what_is_no_json_is_a_stream(stream: bytes, sizes: list[int]) -> None:
     assert (result.output, result.failure) == (stream, None)
 
 
-def test_a_heartbeat_waits_before_a_json_body() -> None:
-    """Nothing is added to it: no event of a task, no `on_complete`."""
+FIELDS = [b"data: ab\n\n", b"id\r\ndata:ab\r\n\r\n", b"event: e\rdata: ab\r\r", b"retry: 1\ndata: ab\n\n"]
+
+
+@EACH_CUT
+@BOTH_KINDS
+@pytest.mark.parametrize("wants_json", [False, True], ids=["blind", "sees json"])
+@pytest.mark.parametrize("fields", FIELDS)
+@pytest.mark.parametrize("before", [b"{}\n\n", b'{"status":\n"queued"}\n', b" [\r\r", BOM + b"{\n"])
+def test_events_after_what_begins_like_json_are_events(
+    before: bytes, fields: bytes, wants_json: bool, is_async: bool, sizes: list[int]
+) -> None:
+    """A client of an event stream reads them, so the hooks see them, and `on_complete` is called."""
+
+    class Sees(Member):
+        last = Event("last")
+
+        def on_event(self, event: Event) -> Event:
+            assert not event.is_body
+            return event.replace(event.data.upper()) if event.data else event
+
+    sees = Sees(is_async=is_async)
+    sees.wants_json = wants_json
+    result = run_chain([sees], cut(before + fields, sizes))
+    assert result.failure is None
+    assert [event.data for event in dispatched(result.output)][-2:] == ["AB", "last"]
+
+
+@EACH_CUT
+@pytest.mark.parametrize("fields", FIELDS)
+def test_events_after_a_large_body_end_the_stream(fields: bytes, sizes: list[int]) -> None:
+    """What a hook was to see of them has not been shown, so that they do not pass."""
+    result = run_chain([NoJson()], cut(b"{" + b" " * 50 + b"\n" + fields, sizes), max_event_bytes=LIMIT)
+    assert isinstance(result.failure, EventTooLarge)
+    assert b"ab" not in result.output
+
+
+def test_nothing_is_added_to_a_json_body() -> None:
+    """No event of a task, and nothing from `on_complete`."""
 
     class Speaks(Sees):
+        last = Event("never")
+
         def open_stream(self, context: StreamContext) -> Any:
             async def speak() -> None:
                 for _ in range(3):
@@ -344,9 +385,7 @@ def test_a_heartbeat_waits_before_a_json_body() -> None:
                 await context.emit(Event("never"))
 
             context.start_soon(speak)
-            stream: Any = super().open_stream(context)
-            stream.on_complete = lambda: Event("never")
-            return stream
+            return super().open_stream(context)
 
     result = run_chain([Speaks()], [b"[", b"1", b"]", b""])
     assert result.output == b"[1,2]"
