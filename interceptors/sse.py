@@ -27,12 +27,14 @@ __all__ = [
     "is_silent",
     "looks_like_sse",
     "parse_fields",
+    "unknown_lines",
 ]
 
 BOM = b"\xef\xbb\xbf"
 
 _LF = 0x0A
 _CR = 0x0D
+_FIELDS = frozenset((b"data", b"event", b"id", b"retry"))
 
 # A line's end followed by an empty line. An LF after the last CR belongs to it, but may not have arrived yet.
 _EMPTY_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n?|\n)")
@@ -78,8 +80,8 @@ def first_of_body(buffer: bytes | bytearray, start: int, end: int) -> tuple[int,
 
 
 def find_field_line(buffer: bytes | bytearray, start: int, end: int) -> int:
-    """Where a line of a field begins, with the end of the line before it, or -1. No JSON text holds one: a client that finds one in what
-    began like JSON reads events.
+    """Where a line of a field begins, with the end of the line before it, or -1. No JSON text holds one: a client that finds one in
+    what began like JSON reads events.
     """
     match = _FIELD_LINE.search(buffer, start, end)
     return -1 if match is None else match.start()
@@ -145,6 +147,13 @@ def parse_fields(block: bytes) -> Fields:
             retry = int(value)
     text = b"\n".join(data).decode("utf-8", "replace") if data else None
     return Fields(event, text, event_id, retry)
+
+
+def unknown_lines(block: bytes) -> str:
+    """The lines of a block that are neither fields of an event nor comments. Readers by the rules ignore them; others do not."""
+    lines = _LINE_END.split(block)
+    unknown = [line for line in lines if line and line[:1] != b":" and line.partition(b":")[0] not in _FIELDS]
+    return b"\n".join(unknown).decode("utf-8", "replace")
 
 
 def encode_head(event: str | None, event_id: str | None, retry: int | None) -> bytes:

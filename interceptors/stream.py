@@ -2,7 +2,7 @@
 bytes to send in order. Events that nobody changed leave as slices of the window, adjacent ones as one slice; what was changed or
 added is written into leases of the `json` pool, which stay on loan until `release_parts()`.
 
-What comes need not be events: a stream whose first byte after a BOM and white space is `{` or `[`, and that has no field in any line,
+What comes need not be events: a stream whose first byte after a BOM and white space is `{` or `[`, and that has no line of a field,
 is one JSON body, shown to hooks whole. Events and bodies above the limit pass in pieces if no hook needs them (`large`).
 
 Sans I/O, and synchronous but for what async hooks need: `process` stops before one, `awaiting` says so, `run_async` awaits it, and
