@@ -231,41 +231,45 @@ class _DialectSide:
             if not data and not event.unknown:
                 return event
             message = _lenient(data)
-        lax = problem is not None
         reader = self.reader
         if reader is None:
             reader = self.reader = self._recognise(message, event)
             if reader is None:
                 return self._on_unknown(event, message, problem)
-        if message is None:
+        if event.is_body:
+            parts = reader.read_body(message)
+        elif message is None:
             parts = reader.read_nothing()
         else:
-            parts = reader.read_body(message) if event.is_body else reader.read(message, event.event)
+            named = reader.names_events or type(message) is not dict or "choices" not in message
+            parts = reader.read(message, event.event if named else None)
         if problem is not None or reader.problems:
             problems = reader.problems if problem is None else [problem, *reader.problems]
-            self._note_problems(event, problems)
-            problem = problems[0]
+            self._context.note_unread(problems[0], event.event, count=len(problems))
         if self._sees_unread:
-            parts.insert(0, self._unread(event, message, parts, problem))
-        if not parts and not self._waiting and not reader.calls and not reader.has_removed:
+            parts.insert(0, Unread(MESSAGE, event, message, parts, self._handlers, problem or (*reader.problems, None)[0]))
+        in_order = self._holds and (self._waiting or reader.calls or reader.has_removed)
+        if not parts and not in_order:
             return event
         before: list[Event] = []
         last = self._run(reader, parts, before)
         if last is not None:
-            return self._finish(reader, event, message, lax, parts, last, before)
+            return self._finish(reader, event, message, problem is not None, parts, last, before)
         changed = dropped = False
         for part in parts:
             if part.changed:
                 changed = True
                 dropped = dropped or (isinstance(part, TextDelta) and part.dropped)
+        if not changed and not in_order:
+            return [*before, event] if before else event
         silent = dropped and not event.is_body and reader.says_nothing(message)
-        is_ping = isinstance(message, dict) and message.get("type") == "ping"  # of Anthropic: it keeps no place
-        if (self._waiting or reader.calls or reader.has_removed) and not is_ping:
-            return self._pass_in_order(reader, _Waiting(event, message, lax, changed, silent, before, reader))
-        if changed:
-            if silent:
-                return before or None
-            event = _replace(event, message, lax)
+        if in_order and not (isinstance(message, dict) and message.get("type") == "ping"):  # Anthropic's keep no place
+            return self._pass_in_order(
+                reader, _Waiting(event, message, problem is not None, changed, silent, before, reader)
+            )
+        if silent:
+            return before or None
+        event = _replace(event, message, problem is not None) if changed else event
         return [*before, event] if before else event
 
     def on_complete(self) -> Sequence[Event] | None:
@@ -303,25 +307,14 @@ class _DialectSide:
     def _on_unknown(self, event: Event, message: Any, problem: str | None) -> EventResult:
         """An event before the first that tells which format the answer has."""
         if problem is not None:
-            self._note_problems(event, [problem])
+            self._context.note_unread(problem, event.event)
         if not self._sees_unread:
             return event
         reader = self._make(self._readers[0])
-        unread = self._unread(event, message, [], problem)
+        unread = Unread(MESSAGE, event, message, [], self._handlers, problem)
         if self._run(reader, [unread], []) is None:
             return event
         return self._finish(reader, event, message, problem is not None, [unread], unread, [])
-
-    def _note_problems(self, event: Event, problems: list[str]) -> None:
-        self._context.note_unread(problems[0], event.event, count=len(problems))
-
-    def _unread(self, event: Event, message: Any, parts: list[Part], problem: str | None) -> Unread:
-        shown: set[tuple[int, str]] = set()
-        handlers = self._handlers
-        for part in parts:
-            if type(part) in handlers and isinstance(part, (TextDelta, ToolCallDelta)):
-                shown.add((id(part.holder), part.key))
-        return Unread(MESSAGE, event.data, message, shown, problem, event.unknown)
 
     def _run(self, reader: Reader, parts: list[Part], before: list[Event]) -> Part | None:
         """Run the hooks on the parts of one message. The part whose hook has asked to finish; later ones were not shown."""
@@ -389,8 +382,7 @@ class _DialectSide:
         assert self._asked is not None
         reason, text = self._asked
         if event.is_body:
-            if not isinstance(message, dict):
-                return End(event.replace(data=""))
+            message = message if isinstance(message, dict) else {}  # then an error takes its place
             reader.cut_body(message, last, text, reason)
             reader.settle(message, reader.calls)
             return End(_replace(event, message, lax))

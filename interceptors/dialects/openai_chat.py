@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, TextEnd, ToolCall, Unread, Usage
-from .reader import DONE, Call, Made, Origin, Reader, Touch, error_of, finish_of, note, own_error_of
+from .reader import DONE, STOPPED, Call, Made, Origin, Reader, Touch, error_of, finish_of, note, own_error_of
 
 __all__ = ["OpenAIChatReader"]
 
@@ -41,8 +41,9 @@ class OpenAIChatReader(Reader):
     needles: ClassVar[Mapping[type[Part], bytes]] = {
         Finish: rb'"finish_reason"\s*:\s*"',
         Usage: rb'"usage"\s*:\s*\{',
-        ProviderError: rb'"error"|event: ?error',
+        ProviderError: rb'"error"|"message"\s*:\s*"',
     }
+    names_events: ClassVar[bool] = False
     default_reason: ClassVar[str] = "content_filter"
 
     def __init__(
@@ -50,6 +51,7 @@ class OpenAIChatReader(Reader):
     ) -> None:
         super().__init__(deltas=deltas, whole_calls=whole_calls, hold_tool_calls=hold_tool_calls, others=others)
         self._choices: dict[int, Origin] = {}  # unfinished ones, each with its last chunk
+        self._has_choices = False
         # By choice, so that the end of one looks at no other: its texts, by field, and its calls that are not complete.
         self._texts: dict[int, dict[str, Block]] = {}
         self._begun: dict[int, dict[Block, Call]] = {}
@@ -62,32 +64,52 @@ class OpenAIChatReader(Reader):
         ] = {}  # of choices whose calls were removed: the new number of each that is left
 
     def _read(self, parts: list[Part], message: dict[str, Any], event_type: str | None) -> None:
-        self.model = self._str(message, "model") or self.model
-        origin = event_type, message
-        for position, choice in self._items(message, "choices"):
-            index = choice.get("index")
-            if type(index) is not int:
-                index = self._number(choice, "index", "choices[].")
-                index = position if index is None else index
-            if self.deltas:
-                delta = choice.get("delta")
-                if isinstance(delta, dict):
-                    self._choices[index] = origin
-                    self._read_delta(parts, index, delta, choice, origin)
-                elif delta is not None:
-                    self._odd("choices[].delta", delta, "an object")
-                if isinstance(choice.get("text"), str) and choice["text"]:
-                    self._choices[index] = origin
-                    block = self._block(index, "text", "text")
-                    # Beside a delta, it is the same text once more.
-                    self._text(parts, block, choice, "text", origin, choice).repeated = bool(delta)
-                if choice.get("message") is not None:
-                    whole = self._dict(choice, "message", "choices[].")
-                    if whole is not None:
-                        self._choices.setdefault(index, origin)
-                        self._read_whole(parts, index, whole, choice, grows=isinstance(delta, dict))
+        get = message.get
+        model = get("model")
+        if model is not self.model:
+            self.model = self._str(message, "model") or self.model
+        choices = get("choices")
+        if type(choices) is list:
+            origin = event_type, message
+            for position, choice in enumerate(choices):
+                if type(choice) is dict:
+                    self._read_choice(parts, position, choice, origin)
+                else:
+                    self._odd("choices[]", choice, "an object")
+        elif choices is not None:
+            self._odd("choices", choices, "a list")
+        if choices is None or get("usage") is not None or get("error") is not None or "x_groq" in message:
+            self._read_rest(parts, message, event_type)
+
+    def _read_choice(self, parts: list[Part], position: int, choice: dict[str, Any], origin: Origin) -> None:
+        self._has_choices = True
+        get = choice.get
+        index = get("index")
+        if type(index) is not int:
+            number = self._number(choice, "index", "choices[].")
+            index = position if number is None else number
+        if self.deltas:
+            delta = get("delta")
+            if type(delta) is dict:
+                self._choices[index] = origin
+                self._read_delta(parts, index, delta, choice, origin)
+            elif delta is not None:
+                self._odd("choices[].delta", delta, "an object")
+            if get("text") or get("message") is not None:
+                self._read_beside(parts, index, choice, origin, delta)
+        if get("finish_reason") or "usage" in choice or "error" in choice:
             self._read_end_of_choice(parts, index, choice)
-        self._read_rest(parts, message, event_type)
+
+    def _read_beside(self, parts: list[Part], index: int, choice: dict[str, Any], origin: Origin, delta: Any) -> None:
+        """What a choice has beside a delta, or in its place: a text, a whole message."""
+        if isinstance(choice.get("text"), str) and choice["text"]:
+            self._choices[index] = origin
+            # Beside a delta, it is the same text once more.
+            self._text(parts, self._block(index, "text", "text"), choice, "text", origin, choice).repeated = bool(delta)
+        whole = self._dict(choice, "message", "choices[].")
+        if whole is not None:
+            self._choices.setdefault(index, origin)
+            self._read_whole(parts, index, whole, choice, grows=isinstance(delta, dict))
 
     def _read_whole_body(self, parts: list[Part], message: dict[str, Any]) -> None:
         self.model = self._str(message, "model") or self.model
@@ -274,10 +296,13 @@ class OpenAIChatReader(Reader):
             if kind == "tool_call":
                 self._read_whole_calls(parts, index, message, name, grows=grows)
             elif name == "reasoning_details":
+                repeats = isinstance(message.get("reasoning"), str)
                 for position, item in self._items(message, name, "choices[].message."):
                     key = _DETAILS.get(item["type"]) if isinstance(item.get("type"), str) else None
                     if key is not None and self._str(item, key, "choices[].message.reasoning_details[]."):
-                        self._show_whole(parts, Block(kind, index, position, name), item, key, choice, grows=grows)
+                        self._show_whole(
+                            parts, Block(kind, index, position, name), item, key, choice, grows=grows, repeats=repeats
+                        )
             elif isinstance(value, str):
                 self._show_whole(parts, Block(kind, index, 0, name), message, name, choice, grows=grows)
             elif name == "content" and isinstance(value, list):
@@ -287,12 +312,20 @@ class OpenAIChatReader(Reader):
                 self._odd(f"choices[].message.{name}", value, "a string")
 
     def _show_whole(
-        self, parts: list[Part], block: Block, holder: dict[str, Any], key: str, choice: dict[str, Any], *, grows: bool
+        self,
+        parts: list[Part],
+        block: Block,
+        holder: dict[str, Any],
+        key: str,
+        choice: dict[str, Any],
+        *,
+        grows: bool,
+        repeats: bool = False,
     ) -> None:
-        if not grows:
+        if not grows and not repeats:
             self._whole(parts, block, holder, key, choice)
             return
-        repeated = block in self._open or block in self._over
+        repeated = repeats or block in self._open or block in self._over
         delta = TextDelta(block, holder, key, whole=True, repeated=repeated, tokens=choice)
         parts += delta, TextEnd(block, delta, whole=True, repeated=repeated)
 
@@ -417,6 +450,10 @@ class OpenAIChatReader(Reader):
             )
             for index, (event_type, message) in sorted(self._choices.items())
         ]
+        if not self._has_choices:  # the first event does not leave: an answer with nothing in it
+            empty = {"id": "", "object": "chat.completion.chunk", "created": 0, "model": self.model or ""}
+            choice = {"index": 0, "delta": {}, "finish_reason": reason or self.default_reason}
+            made.append(Made(None, {**empty, "choices": [choice]}))
         self._choices.clear()
         return [*made, Made(None, DONE)]
 
@@ -443,6 +480,9 @@ class OpenAIChatReader(Reader):
             choice["finish_reason"] = reason or self.default_reason
         if everything:
             _keep(message, ("id", "object", "created", "model", "choices", "usage"))
+            if not isinstance(message.get("choices"), list):
+                message.clear()
+                message["error"] = {"message": STOPPED, "type": "content_filter", "param": None, "code": None}
 
 
 def _keep(holder: dict[str, Any], names: tuple[str, ...]) -> None:

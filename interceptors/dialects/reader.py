@@ -21,12 +21,14 @@ from .errors import DialectError
 from .parts import Block, Finish, Part, ProviderError, TextDelta, TextEnd, ToolCall, ToolCallDelta, Usage, arguments_text
 from .tokens import COUNTS, read_counts
 
-__all__ = ["DONE", "MAX_ARGUMENTS", "MESSAGE", "Call", "Made", "Origin", "Place", "Reader", "Touch"]
+__all__ = ["DONE", "MAX_ARGUMENTS", "MESSAGE", "STOPPED", "Call", "Made", "Origin", "Place", "Reader", "Touch"]
 
 DONE = "[DONE]"
 MAX_ARGUMENTS = 1 << 20
 """Characters of one tool call's arguments that are joined for a hook; more are a `DialectError`."""
 MESSAGE = Block("message", 0)
+STOPPED = "this answer was stopped by a filter"
+"""What clients are shown in place of a provider's error that must not leave."""
 
 Origin = tuple[str | None, dict[str, Any]]
 """The type of an event, and its message."""
@@ -123,6 +125,8 @@ class Reader(ABC):
 
     needles: ClassVar[Mapping[type[Part], bytes]]
     """Patterns, found in the bytes of each event that has a `Finish`, `Usage` or `ProviderError`."""
+    names_events: ClassVar[bool] = True
+    """Whether events of this dialect have a type besides the one in their data."""
     default_reason: ClassVar[str]
     """The reason `make_ending` gives by default: the dialect's word for an answer that a filter has ended."""
 
@@ -161,12 +165,13 @@ class Reader(ABC):
 
     def read(self, message: Any, event_type: str | None = None) -> list[Part]:
         """The parts of one message of a stream: an event's data, with the event's type. Raises `DialectError`."""
-        self._begin_message()
-        if not isinstance(message, dict):
-            self._odd("the data", message, "an object")
-            return []
+        if self._leaving or self.problems or self.calls or self._here:
+            self._begin_message()
         parts: list[Part] = []
-        self._read(parts, message, event_type)
+        if type(message) is dict:
+            self._read(parts, message, event_type)
+        else:
+            self._odd("the data", message, "an object")
         return parts
 
     def read_body(self, message: Any) -> list[Part]:
