@@ -91,7 +91,7 @@ class Chain:
             request.asked = owner
             began = perf_counter()
             try:
-                member = owner.interceptor.open_stream(StreamContext(request, stream.emitter(owner), owner))
+                member = owner.interceptor.open_stream(StreamContext(request, stream.emitter(owner), owner, is_body=json))
                 if member is None:
                     continue
                 if not isinstance(member, (StreamInterceptor, AsyncStreamInterceptor)):

@@ -14,6 +14,7 @@ import trio
 
 from interceptors import Request, Response, ResponseHead
 from interceptors.chain import EventCounts, StreamChain
+from interceptors.dialects.answers import may_be_mislabelled
 from interceptors.hooks import Owner
 from interceptors.paths import normal_path
 from pools import BufferScope
@@ -25,7 +26,7 @@ from .headers import HeaderList, client_origin, content_encoding, find_header, m
 from .heartbeat import while_beating
 from .inbound import Inbound, too_large
 from .intercepted import send_intercepted
-from .json_body import JsonBody
+from .json_body import JsonBody, is_event_stream
 from .mcp import calls_of
 from .place import ClientSide
 from .reconnection import move_over_connections
@@ -258,7 +259,9 @@ class Forward:
     async def _respond(
         self, response: httpx.Response, upstream: UpstreamBody, request: Request | None, buffers: BufferScope
     ) -> Response | None:
-        """Show the head to the interceptors, open the chain, choose the writer, send the head, and of a JSON body all of it."""
+        """Show the head to the interceptors, find out what the body is, open the chain, choose the writer, send the head, and of a
+        JSON body all of it.
+        """
         route = self._route
         status, raw_headers = response.status_code, response.headers.raw
         if hold_references(raw_headers):
@@ -275,9 +278,14 @@ class Forward:
         bodiless = self.reply.is_bodiless(status)
         kind, encoding = media_type(raw_headers), content_encoding(raw_headers)
         begun = self.reply.writer is not None  # by an early heartbeat
-        if begun and (status != 200 or kind != "text/event-stream" or encoding != b"identity"):
+        if begun and (status != 200 or encoding != b"identity"):
             raise NotAStream(route.upstream, status)
         self._sse = not bodiless and kind == "text/event-stream"
+        if request is not None and not bodiless and not self._sse:
+            looks = partial(self._is_event_stream, buffers, raw_headers, upstream)
+            self._sse = await while_beating(looks, self.reply.beat_s if begun else None, self.reply.beat)
+        if begun and not self._sse:
+            raise NotAStream(route.upstream, status)
         json = not bodiless and not self._sse and route.chain.sees_json and _is_json(kind)
         if (self._sse and route.chain.sees_streams) or json:
             assert request is not None
@@ -311,6 +319,8 @@ class Forward:
                     max_bytes=route.limits.max_event_bytes,
                     idle_s=route.timeouts.idle,
                 )
+                if changed is None:
+                    dropped = frozenset()  # too large for interceptors, and exact
         if begun:
             return None
         headers = self.reply.headers(raw_headers, sse=self._sse, dropped=dropped)
@@ -329,6 +339,21 @@ class Forward:
         if changed:
             await self.reply.write(changed, last=True)
         return None
+
+    async def _is_event_stream(
+        self, buffers: BufferScope, headers: list[tuple[bytes, bytes]], upstream: UpstreamBody
+    ) -> bool:
+        """Whether a response is an event stream: by its head, or, where interceptors must see it whatever its head says, by the
+        first bytes of its body. Raises `UpstreamFailure`.
+        """
+        route, request = self._route, self.request
+        if media_type(headers) == "text/event-stream":
+            return True
+        if request is None or not route.chain.sees_streams or content_encoding(headers) != b"identity":
+            return False
+        if not may_be_mislabelled(route.dialect, request.path):
+            return False
+        return await is_event_stream(upstream, self._worker.pools.sse_event, buffers, idle_s=route.timeouts.idle)
 
     def _with_client_references(self, response: httpx.Response, request: Request | None) -> HeaderList:
         """The response's headers, with URL references that lead the client to this route."""
@@ -377,7 +402,9 @@ class Forward:
             beat_s=reply.beat_s if reply.may_add else None,
         )
         if resume is not None:
-            return move_over_connections(mover, resume, asking, reply, self._worker.log)
+            return move_over_connections(
+                mover, resume, asking, reply, partial(self._is_event_stream, buffers), self._worker.log
+            )
         return mover.run()
 
 

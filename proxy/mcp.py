@@ -120,6 +120,7 @@ class _EndpointStream(StreamInterceptor):
     """The first `endpoint` event of a GET's stream."""
 
     needs = (b"endpoint",)
+    passes_large = True
 
     def __init__(self, place: Place, calls: Calls, host: str, remember: Callable[[bytes, Endpoint], None]) -> None:
         self._place: Place | None = place
@@ -142,6 +143,7 @@ class _AnswerStream(StreamInterceptor):
     """The responses in a POST's stream, as they leave for the client."""
 
     needs = (b"id:", b'"result"', b'"error"')  # a key in another spelling is missed: then an answered request counts as open
+    passes_large = True
 
     def __init__(self, calls: Calls, *, resumable: bool) -> None:
         self._calls = calls

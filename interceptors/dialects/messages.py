@@ -16,13 +16,13 @@ from typing import Any
 from ..api import End, EventResult, Interceptor, StreamContext, StreamInterceptor
 from ..errors import NotJson
 from ..event import Event
-from .anthropic import AnthropicReader
+from .answers import readers_for
 from .openai_chat import OpenAIChatReader
 from .openai_responses import OpenAIResponsesReader
 from .parts import Finish, Part, ProviderError, TextDelta, TextEnd, ToolCall, ToolCallDelta, Unread, Usage
 from .reader import DONE, Made, Reader, Touch
 
-__all__ = ["MessageInterceptor", "MessageStream", "readers_for"]
+__all__ = ["MessageInterceptor", "MessageStream"]
 
 _HOOKS: dict[type[Part], str] = {
     Unread: "on_unread",
@@ -149,22 +149,6 @@ class MessageInterceptor(Interceptor):
         stream._dialect_side = side
         stream.needs = side.needs()
         return stream
-
-
-def readers_for(dialect: str, path: str) -> tuple[type[Reader], ...]:
-    """Which reader a response needs, by its route's dialect and its request's path; two: the first message will tell. Or none."""
-    path = path.rstrip("/")
-    if dialect == "anthropic":
-        return (AnthropicReader,)
-    if dialect == "mcp":
-        return ()  # its paths may end with /messages, too
-    if path.endswith("/chat/completions"):
-        return (OpenAIChatReader,)
-    if path.endswith("/responses"):
-        return (OpenAIResponsesReader,)
-    if dialect == "openai":
-        return (OpenAIChatReader, OpenAIResponsesReader)
-    return (AnthropicReader,) if path.endswith("/messages") else ()
 
 
 def _recognise(message: Any) -> type[Reader] | None:
