@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Finder", "Needs", "finder_of"]
-
-Needs = re.Pattern[bytes] | Sequence[bytes] | None
-"""None: every event. Byte strings: events whose bytes hold one of them; none of them, no event. A pattern: where it is found."""
+__all__ = ["Finder", "Needs", "Search", "finder_of"]
 
 Finder = Callable[[bytes | bytearray, int, int], int]
 """Where, in `buffer[start:end]`, something begins that is needed; -1 if nowhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """In place of `Needs`: a search that may look for something else as the stream goes on. For the proxy's own interceptors."""
+
+    find: Finder
+
+
+Needs = re.Pattern[bytes] | Sequence[bytes] | None
+"""None: every event. Byte strings: events whose bytes hold one of them; none of them, no event. A pattern: where it is found."""
 
 
 def finder_of(needs: Any) -> Finder | None:
@@ -23,6 +32,8 @@ def finder_of(needs: Any) -> Finder | None:
         if not isinstance(needs.pattern, bytes):
             raise TypeError("needs is a pattern of text, expected one of bytes: re.compile(rb'...')")
         return _pattern_finder(needs)
+    if isinstance(needs, Search):
+        return needs.find
     if not isinstance(needs, (tuple, list)) or not all(isinstance(item, bytes) and item for item in needs):
         raise TypeError("needs is not as expected: None, a tuple of byte strings, or a compiled pattern of bytes")
     return _strings_finder(tuple(needs))
