@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, TextEnd, ToolCallDelta, Unread, Usage, arguments_text
-from .reader import Call, Made, Origin, Place, Reader, Touch, error_of, finish_of, note, own_error_of, position_of
+from .reader import STOPPED, Call, Made, Origin, Place, Reader, Touch, error_of, finish_of, note, own_error_of, position_of
 
 __all__ = ["AnthropicReader"]
 
@@ -46,6 +46,7 @@ class AnthropicReader(Reader):
         self, *, deltas: bool = True, whole_calls: bool = True, hold_tool_calls: bool = False, others: bool = False
     ) -> None:
         super().__init__(deltas=deltas, whole_calls=whole_calls, hold_tool_calls=hold_tool_calls, others=others)
+        self._has_started = False  # its `message_start` has left
         self._started: dict[int, None] = {}  # content blocks that have begun and not stopped
         self._begun: dict[int, int] = {}  # how many blocks have begun at each index
         self._call_at: dict[int, Call | None] = {}  # the call that the block at an index is, if it is one
@@ -77,6 +78,7 @@ class AnthropicReader(Reader):
                 if call is not None:
                     self._touch(call, None, message)
         elif kind == "message_start":
+            self._leaving.append(self._note_message)
             started = self._dict(message, "message") or {}
             self.model = self._str(started, "model", "message.") or self.model
             if self.deltas:
@@ -152,6 +154,9 @@ class AnthropicReader(Reader):
             begins = arguments_text(content["input"]) if content["input"] else ""
             parts.append(ToolCallDelta(call.block, call.id, call.name, begins, content, "input"))
         self._leaving.append(note(self._note_start, index, self._call_at[index], list_of is not None))
+
+    def _note_message(self) -> None:
+        self._has_started = True
 
     def _note_start(self, index: int, call: Call | None, in_list: bool) -> None:
         """A block has left, in an event of its own or in the list of `message_start`."""
@@ -291,7 +296,13 @@ class AnthropicReader(Reader):
         return Made(made.event and "content_block_delta", made.data)  # the last one may have been a start
 
     def make_ending(self, reason: str | None = None) -> list[Made]:
-        messages: list[dict[str, Any]] = [{"type": "content_block_stop", "index": index} for index in self._started]
+        messages: list[dict[str, Any]] = []
+        if not self._has_started:
+            empty = {"id": "", "type": "message", "role": "assistant", "model": self.model or "", "content": []}
+            usage = {"input_tokens": 0, "output_tokens": 0}
+            message = {**empty, "stop_reason": None, "stop_sequence": None, "usage": usage}
+            messages.append({"type": "message_start", "message": message})
+        messages += [{"type": "content_block_stop", "index": index} for index in self._started]
         delta = {"stop_reason": reason or self.default_reason, "stop_sequence": None}
         messages += [
             {"type": "message_delta", "delta": delta, "usage": {"output_tokens": self._output_tokens}},
@@ -302,7 +313,11 @@ class AnthropicReader(Reader):
 
     def cut_body(self, message: dict[str, Any], part: Part, text: str, reason: str | None = None) -> None:
         content = message.get("content")
-        if isinstance(part, Unread) or not isinstance(content, list):
+        if not isinstance(content, list):
+            message.clear()
+            message.update({"type": "error", "error": {"type": "api_error", "message": STOPPED}})
+            return
+        if isinstance(part, Unread):
             for name in [name for name in message if name not in ("id", "type", "role", "model", "usage")]:
                 del message[name]
             message["content"] = []

@@ -405,8 +405,7 @@ class _DialectSide:
         assert self._asked is not None
         reason, text = self._asked
         if event.is_body:
-            if not isinstance(message, dict):
-                return End(event.replace(data=""))
+            message = message if isinstance(message, dict) else {}  # then an error takes its place
             reader.cut_body(message, last, text, reason)
             reader.settle(message, reader.calls)
             return End(_replace(event, message, lax))

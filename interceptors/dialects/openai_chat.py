@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, TextEnd, ToolCall, Unread, Usage
-from .reader import DONE, Call, Made, Origin, Reader, Touch, error_of, finish_of, note, own_error_of
+from .reader import DONE, STOPPED, Call, Made, Origin, Reader, Touch, error_of, finish_of, note, own_error_of
 
 __all__ = ["OpenAIChatReader"]
 
@@ -50,6 +50,7 @@ class OpenAIChatReader(Reader):
     ) -> None:
         super().__init__(deltas=deltas, whole_calls=whole_calls, hold_tool_calls=hold_tool_calls, others=others)
         self._choices: dict[int, Origin] = {}  # unfinished ones, each with its last chunk
+        self._has_choices = False
         # By choice, so that the end of one looks at no other: its texts, by field, and its calls that are not complete.
         self._texts: dict[int, dict[str, Block]] = {}
         self._begun: dict[int, dict[Block, Call]] = {}
@@ -65,6 +66,7 @@ class OpenAIChatReader(Reader):
         self.model = self._str(message, "model") or self.model
         origin = event_type, message
         for position, choice in self._items(message, "choices"):
+            self._has_choices = True
             index = choice.get("index")
             if type(index) is not int:
                 index = self._number(choice, "index", "choices[].")
@@ -274,10 +276,13 @@ class OpenAIChatReader(Reader):
             if kind == "tool_call":
                 self._read_whole_calls(parts, index, message, name, grows=grows)
             elif name == "reasoning_details":
+                repeats = isinstance(message.get("reasoning"), str)
                 for position, item in self._items(message, name, "choices[].message."):
                     key = _DETAILS.get(item["type"]) if isinstance(item.get("type"), str) else None
                     if key is not None and self._str(item, key, "choices[].message.reasoning_details[]."):
-                        self._show_whole(parts, Block(kind, index, position, name), item, key, choice, grows=grows)
+                        self._show_whole(
+                            parts, Block(kind, index, position, name), item, key, choice, grows=grows, repeats=repeats
+                        )
             elif isinstance(value, str):
                 self._show_whole(parts, Block(kind, index, 0, name), message, name, choice, grows=grows)
             elif name == "content" and isinstance(value, list):
@@ -287,12 +292,20 @@ class OpenAIChatReader(Reader):
                 self._odd(f"choices[].message.{name}", value, "a string")
 
     def _show_whole(
-        self, parts: list[Part], block: Block, holder: dict[str, Any], key: str, choice: dict[str, Any], *, grows: bool
+        self,
+        parts: list[Part],
+        block: Block,
+        holder: dict[str, Any],
+        key: str,
+        choice: dict[str, Any],
+        *,
+        grows: bool,
+        repeats: bool = False,
     ) -> None:
-        if not grows:
+        if not grows and not repeats:
             self._whole(parts, block, holder, key, choice)
             return
-        repeated = block in self._open or block in self._over
+        repeated = repeats or block in self._open or block in self._over
         delta = TextDelta(block, holder, key, whole=True, repeated=repeated, tokens=choice)
         parts += delta, TextEnd(block, delta, whole=True, repeated=repeated)
 
@@ -417,6 +430,10 @@ class OpenAIChatReader(Reader):
             )
             for index, (event_type, message) in sorted(self._choices.items())
         ]
+        if not self._has_choices:  # the first event does not leave: an answer with nothing in it
+            empty = {"id": "", "object": "chat.completion.chunk", "created": 0, "model": self.model or ""}
+            choice = {"index": 0, "delta": {}, "finish_reason": reason or self.default_reason}
+            made.append(Made(None, {**empty, "choices": [choice]}))
         self._choices.clear()
         return [*made, Made(None, DONE)]
 
@@ -443,6 +460,9 @@ class OpenAIChatReader(Reader):
             choice["finish_reason"] = reason or self.default_reason
         if everything:
             _keep(message, ("id", "object", "created", "model", "choices", "usage"))
+            if not isinstance(message.get("choices"), list):
+                message.clear()
+                message["error"] = {"message": STOPPED, "type": "content_filter", "param": None, "code": None}
 
 
 def _keep(holder: dict[str, Any], names: tuple[str, ...]) -> None:

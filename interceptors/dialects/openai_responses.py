@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, ToolCallDelta, Unread, Usage
-from .reader import Call, Made, Origin, Reader, Touch, error_of, finish_of, note, own_error_of, position_of
+from .reader import STOPPED, Call, Made, Origin, Reader, Touch, error_of, finish_of, note, own_error_of, position_of
 
 __all__ = ["OpenAIResponsesReader"]
 
@@ -84,7 +84,7 @@ class OpenAIResponsesReader(Reader):
         self, *, deltas: bool = True, whole_calls: bool = True, hold_tool_calls: bool = False, others: bool = False
     ) -> None:
         super().__init__(deltas=deltas, whole_calls=whole_calls, hold_tool_calls=hold_tool_calls, others=others)
-        self._response: dict[str, Any] = {}  # as it was shown last
+        self._response: dict[str, Any] = {}  # as it left last
         self._outputs: dict[int, _Item] = {}  # every item, by its own number
         self._at: dict[int, _Item] = {}  # the newest item at each index
         self._by_id: dict[str, _Item] = {}
@@ -294,7 +294,7 @@ class OpenAIResponsesReader(Reader):
 
     def _read_response(self, parts: list[Part], response: dict[str, Any]) -> None:
         """The response itself, with all of its output as it is by now."""
-        self._response = response
+        self._leaving.append(note(self._note_response, response))
         self.model = self._str(response, "model", "response.") or self.model
         status = self._str(response, "status", "response.")
         if self.deltas:
@@ -329,6 +329,9 @@ class OpenAIResponsesReader(Reader):
 
     def _say(self, block: Block, text: str) -> None:
         self._outputs[block.output].said.setdefault(block, []).append(text)
+
+    def _note_response(self, response: dict[str, Any]) -> None:
+        self._response = response
 
     def _note_item(self, item: _Item, content: dict[str, Any], done: bool) -> None:
         if item.call is not None and item.call.removed:
@@ -452,7 +455,7 @@ class OpenAIResponsesReader(Reader):
             output.append(content)
         completed = reason == "completed"
         response = {
-            **self._response,
+            **(self._response or {"id": "", "object": "response", "created_at": 0, "model": self.model or ""}),
             "status": "completed" if completed else "incomplete",
             "incomplete_details": None if completed else {"reason": reason or self.default_reason},
             "output": output,
@@ -486,10 +489,14 @@ class OpenAIResponsesReader(Reader):
     def cut_body(self, message: dict[str, Any], part: Part, text: str, reason: str | None = None) -> None:
         output = message.get("output")
         if isinstance(part, Unread) or not isinstance(output, list):
-            kept = ("id", "object", "created_at", "model", "usage", "error")
-            for name in [name for name in message if name not in kept]:
+            if not isinstance(output, list):
+                message.clear()
+                message["error"] = {"message": STOPPED, "type": "content_filter", "param": None, "code": None}
+                return
+            for name in [name for name in message if name not in ("id", "object", "created_at", "model", "usage")]:
                 del message[name]
             message["output"] = []
+            message["error"] = None
         else:
             index = self._outputs[part.block.output].index
             del output[index + (part.block.kind != "tool_call") :]

@@ -21,12 +21,14 @@ from .errors import DialectError
 from .parts import Block, Finish, Part, ProviderError, TextDelta, TextEnd, ToolCall, ToolCallDelta, Usage, arguments_text
 from .tokens import COUNTS, read_counts
 
-__all__ = ["DONE", "MAX_ARGUMENTS", "MESSAGE", "Call", "Made", "Origin", "Place", "Reader", "Touch"]
+__all__ = ["DONE", "MAX_ARGUMENTS", "MESSAGE", "STOPPED", "Call", "Made", "Origin", "Place", "Reader", "Touch"]
 
 DONE = "[DONE]"
 MAX_ARGUMENTS = 1 << 20
 """Characters of one tool call's arguments that are joined for a hook; more are a `DialectError`."""
 MESSAGE = Block("message", 0)
+STOPPED = "this answer was stopped by a filter"
+"""What clients are shown in place of a provider's error that must not leave."""
 
 Origin = tuple[str | None, dict[str, Any]]
 """The type of an event, and its message."""

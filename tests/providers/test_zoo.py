@@ -323,7 +323,8 @@ def check_guarded(case: Case, output: bytes) -> None:
         assert result.error is None, result.error_text
         assert result.reasons[-1] == ("refusal" if case.api == "messages" else "content_filter")
     else:
-        assert result.error or result.reasons, "nothing shows the client that the answer failed"
+        shown = result.error or result.reasons or not (original.error or original.reasons)
+        assert shown, "nothing shows the client that the answer failed"
     if case.is_sse:
         *_, last = data_of(output)
         assert last == "[DONE]" if case.api == "chat" else json.loads(last)["type"] == _LAST[case.api]
