@@ -252,3 +252,9 @@ class Interceptor:
     def open_stream(self, context: StreamContext) -> StreamInterceptor | AsyncStreamInterceptor | None:
         """An object for one stream, or None to stay out of it. Called when an event stream's head has arrived."""
         return None
+
+    def _opened(
+        self, stream: StreamInterceptor | AsyncStreamInterceptor, context: StreamContext
+    ) -> StreamInterceptor | AsyncStreamInterceptor:
+        """What the chain takes instead of what `open_stream` has returned."""
+        return stream

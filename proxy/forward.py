@@ -216,7 +216,7 @@ class Forward:
         return b""
 
     def _request_for_hooks(self, *, has_body: bool) -> Request:
-        return Request(
+        request = Request(
             method=self._scope["method"],
             path=normal_path(self._path).decode("latin-1"),
             raw_path=self._path,
@@ -228,6 +228,8 @@ class Forward:
             client=self._scope["client"][0] if self._scope.get("client") else None,
             has_body=has_body,
         )
+        request.sessions = self._route.sessions
+        return request
 
     async def _ask_upstream(
         self,
@@ -270,6 +272,9 @@ class Forward:
         if request is not None:
             if (calls := calls_of(request)) is not None:
                 calls.endpoint = response.extensions["endpoint"]
+                calls.encoded = content_encoding(raw_headers) != b"identity"
+                if request.method == "GET" and request.client in self._worker.trusted_proxies:
+                    calls.outer = outer_prefix(self._scope["headers"])
             head = ResponseHead(status, raw_headers, request)
             answer = await route.chain.on_response(head) if route.chain.sees_heads else None
             if answer is not None:

@@ -414,13 +414,12 @@ async def test_the_first_endpoint_event_leads_back_to_this_route(
                 assert upstream.requests[-1].target == base.encode() + b"/messages?s=1"
 
 
-async def test_a_stream_of_streamable_http_has_no_endpoint_event() -> None:
-    """A GET that names a session or a version is not the old transport's: nothing is rewritten there."""
-    event = b"event: endpoint\ndata: /messages\n\n"
-    async with serving(streamed(event), route="dialect: mcp, strip_prefix: true", path="/tools") as rig:
-        for header in (("Mcp-Session-Id", "s"), ("MCP-Protocol-Version", "2025-11-25"), ("Last-Event-ID", "1")):
-            assert (await rig.fetch("GET", "/tools/sse", header)).body == event
-        assert (await rig.fetch("GET", "/tools/sse")).body == b"event: endpoint\ndata: /tools/messages\n\n"
+async def test_an_encoded_stream_passes_only_where_nothing_in_it_is_for_the_proxy() -> None:
+    """It was asked for without an encoding. One with a session id is Streamable HTTP's; any other may be the old transport's."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\n"
+    async with serving(head + b"xyz") as rig:
+        assert (await rig.fetch("GET", "/sse", ("Mcp-Session-Id", "s"))).body == b"xyz"
+        assert (await rig.fetch("GET", "/sse")).status == 502
 
 
 @pytest.mark.filterwarnings("default")
