@@ -1,8 +1,8 @@
 // Runs MCP sessions with clients from npm and prints what each session saw.
 //
-// stdin: JSON {sessions: [{name, client, url, path, steps: [...]}], at_once, timeout_ms}. `url` has no path but the prefix;
+// stdin: a line of JSON {sessions: [{name, client, url, path, steps: [...]}], at_once, timeout_ms}. `url` has no path but the prefix;
 // `path` is where the old transport's stream is.
-// stdout: JSON {name: {steps: [what each step gave], requests: [...]}}.
+// stdout: a line of JSON {name: {steps: [what each step gave], requests: [...]}}.
 //
 // A step is {op, ...}:
 //   {op: 'list'}                            the tools, as the server describes them
@@ -10,8 +10,10 @@
 //   {op: 'together', calls: [{tool, arguments}]}   the same for several calls at once
 //   {op: 'listening', count}                waits until `count` GETs have been answered with a stream
 //   {op: 'notified', count}                 waits until `count` notifications of a changed list have come
+//   {op: 'meet'}                            waits until all sessions are here or over; then prints the line "met" and reads a line
 // A step that takes longer than `timeout_ms` gives 'timeout'. After two of them the session ends.
 
+import { createInterface } from 'node:readline';
 import { createMCPClient } from '@ai-sdk/mcp';
 import * as ai1 from '@ai-sdk/mcp-1';
 import { Client } from '@modelcontextprotocol/sdk/client/index.js';
@@ -139,6 +141,25 @@ const CLIENTS = {
   'ai1 http': s => ai(s, ai1.experimental_createMCPClient, { type: 'http', url: s.url + '/mcp' }),
 };
 
+// Where all sessions wait for each other, and then for a line of stdin.
+class Meeting {
+  arrived = 0;
+
+  constructor(size) {
+    this.size = size;
+    this.over = new Promise(resolve => (this.end = resolve));
+  }
+
+  arrive() {
+    this.arrived += 1;
+    if (this.arrived === this.size) {
+      console.log('met');
+      lines.next().then(this.end);
+    }
+    return this.over;
+  }
+}
+
 const TIMEOUT = Symbol('timeout');
 
 function within(timeout_ms, promise) {
@@ -165,20 +186,28 @@ function take(client, session, step) {
   }
 }
 
-async function run({ client: kind, url, path, steps }, timeout_ms) {
+async function run({ client: kind, url, path, steps }, timeout_ms, meeting) {
   const session = new Session(url, path);
+  const meets = steps.some(step => step.op === 'meet');
   const seen = [];
   const outcome = () => ({ steps: seen, requests: session.requests });
   let client;
   try {
     client = await within(timeout_ms, CLIENTS[kind](session));
   } catch (error) {
-    return { ...outcome(), connect: failure(error) };
+    client = failure(error);
   }
-  if (client === TIMEOUT) return { ...outcome(), connect: 'timeout' };
+  if (client === TIMEOUT || client.error) {
+    if (meets) meeting.arrive();
+    return { ...outcome(), connect: client.error ? client : 'timeout' };
+  }
   let late = 0;
   for (const step of steps) {
-    if (late === 2) break;
+    if (step.op === 'meet') {
+      await meeting.arrive();
+      continue;
+    }
+    if (late === 2) continue;
     const result = await within(timeout_ms, take(client, session, step)).catch(failure);
     seen.push(result === TIMEOUT ? 'timeout' : result);
     late += result === TIMEOUT ? 1 : 0;
@@ -191,13 +220,13 @@ async function run({ client: kind, url, path, steps }, timeout_ms) {
 // What a client leaves to nobody (a fetch that it does not await) must not end the other sessions.
 process.on('unhandledRejection', () => {});
 
-let input = '';
-for await (const piece of process.stdin) input += piece;
-const { sessions, at_once, timeout_ms } = JSON.parse(input);
+const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
+const { sessions, at_once, timeout_ms } = JSON.parse((await lines.next()).value);
+const meeting = new Meeting(sessions.length);
 const queue = [...sessions];
 const results = {};
 async function work() {
-  for (let session; (session = queue.shift()); ) results[session.name] = await run(session, timeout_ms);
+  for (let session; (session = queue.shift()); ) results[session.name] = await run(session, timeout_ms, meeting);
 }
 await Promise.all(Array.from({ length: at_once }, work));
-process.stdout.write(JSON.stringify(results), () => process.exit(0));
+process.stdout.write(JSON.stringify(results) + '\n', () => process.exit(0));
