@@ -35,6 +35,8 @@ __all__ = [
 
 OnError = Literal["abort", "skip"]
 
+_UNREAD = "stream.unread"
+
 
 class End:
     """Returned from `on_event`: these events leave, and the stream ends there, whole for the client. Upstream is left unread."""
@@ -117,6 +119,17 @@ class StreamContext:
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: Any) -> None:
         """Run a task that ends with the stream: cancelled when that is over, its failure treated as a hook's."""
         start_task(self.request, self._owner, async_fn, args)
+
+    def note_unread(self, reason: str, event_type: str | None = None, *, count: int = 1) -> None:
+        """Something in the stream is not as its dialect has it, and passed unread: count it, and log the first of each stream.
+
+        `reason` names fields; it must not show content.
+        """
+        if self._owner is not None:
+            self._owner.unread_parts += count
+        if not self.state.get(_UNREAD):
+            self.state[_UNREAD] = True
+            self.log.warning("unread_part", event_type=event_type, reason=reason)
 
     async def emit(self, event: Event) -> None:
         """Send an event of one's own, from a task, between two of upstream's. Later interceptors see it as they see any.

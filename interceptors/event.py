@@ -85,6 +85,11 @@ class Event:
         text = self.data if self._data is not None or self._json is not UNSET else None
         return encode_event(Fields(self._event, text, self._id, self._retry))
 
+    @property
+    def is_body(self) -> bool:
+        """Whether this is the whole body of a response that is not a stream, whatever its content type says."""
+        return False
+
     def json(self) -> Any:
         """The data decoded as JSON, once; later calls give the same object. Raises `NotJson`."""
         if self._json is UNSET:
@@ -335,9 +340,22 @@ class BodyEvent(Event):
         self._data = None
         self._json = UNSET
 
+    @classmethod
+    def of(cls, event: Event) -> BodyEvent:
+        """The body that a hook made by returning `event`, for later hooks. Raises what encoding its `json` raises."""
+        if isinstance(event, BodyEvent):
+            return event
+        body = cls(event.data.encode())
+        body._json = event._json
+        return body
+
     def end_of_life(self) -> None:
         """The bytes move on."""
         self._body = None
+
+    @property
+    def is_body(self) -> bool:
+        return True
 
     @property
     def raw(self) -> bytes:

@@ -147,7 +147,8 @@ class EventHooks:
                     )
                 if (problem := not_for_a_body(events[0])) is not None:
                     raise owner.misused("on_event", problem)
-                self.body = events[0].raw if isinstance(events[0], BodyEvent) else events[0].data.encode()
+                events = [BodyEvent.of(events[0])]
+                self.body = events[0].raw
             except Exception as error:
                 owner.fail("on_event", error)
                 return [current]

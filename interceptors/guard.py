@@ -1,4 +1,4 @@
-"""`guard`: end an answer of an LLM, as its dialect ends answers, when a regular expression is found in its text.
+"""`guard`: end an answer of an LLM, as its dialect ends answers, when a regular expression is found in it.
 
     interceptors:
       - name: guard
@@ -8,6 +8,9 @@
 A match may be cut over any number of deltas. Nothing is held back for it: of a match that is cut, what came before the last of its
 deltas has left. (`redact` holds text back.) Of each text that is open, the last `window` characters are kept to search in, and a
 few more, for what looks behind.
+
+Besides texts and the arguments of tool calls, which are searched decoded, all other strings of each event are searched, each by itself:
+those in unknown fields and events, and all of an event that is not JSON.
 """
 
 from __future__ import annotations
@@ -17,12 +20,15 @@ from collections.abc import Iterable
 from typing import Literal
 
 from .api import StreamContext
-from .dialects import Block, MessageInterceptor, MessageStream, TextDelta, TextEnd
+from .dialects import Block, MessageInterceptor, MessageStream, TextDelta, TextEnd, ToolCall, ToolCallDelta, Unread
+from .unescape import unescape
 
 __all__ = ["Guard"]
 
 # Whether such a pattern matches at the end of what has come depends on what comes next.
 _LOOKS_AHEAD = re.compile(r"\$|\\[bBZ]|\(\?[=!]")
+# A pattern with one of these matches, or does not, because of what stands around the match.
+_LOOKS_AROUND = re.compile(r"[$^]|\\[bBAZ]|\(\?[=!<]")
 _BEHIND = 32  # characters before the window, for \b, ^ and lookbehinds
 
 
@@ -34,7 +40,7 @@ class Guard(MessageInterceptor):
         patterns: list[str],
         reason: str | None = None,
         message: str = "",
-        kinds: list[Literal["text", "thinking", "refusal"]] | None = None,
+        kinds: list[Literal["text", "thinking", "refusal", "tool_call"]] | None = None,
         window: int = 1000,
     ) -> None:
         if not patterns:
@@ -52,9 +58,10 @@ class Guard(MessageInterceptor):
                     f"patterns[{index}]: it matches where there is nothing, so that every answer would be stopped"
                 )
             self.patterns.append((compiled, bool(_LOOKS_AHEAD.search(pattern))))
+        self._looks_around = any(_LOOKS_AROUND.search(pattern) for pattern in patterns)
         self.reason = reason
         self.message = message
-        self.kinds: frozenset[str] = frozenset(("text", "thinking", "refusal") if kinds is None else kinds)
+        self.kinds: frozenset[str] = frozenset(("text", "thinking", "refusal", "tool_call") if kinds is None else kinds)
         self.window = window
 
     def open_messages(self, context: StreamContext) -> MessageStream:
@@ -66,6 +73,16 @@ class Guard(MessageInterceptor):
         Unless the text has `ended`, a match at its end does not count if what comes next may undo it.
         """
         return min(self._matches(text, start, ended), default=None)
+
+    def find_in(self, unread: Unread) -> int | None:
+        """The number of the pattern that one of these strings matches."""
+        data = unread.data
+        if not self._looks_around and "\\" not in data and not any(pattern.search(data) for pattern, _ in self.patterns):
+            return None  # without escapes, what is in a string is in the data
+        for text in unread.texts():
+            if (found := self.find(text, 0, ended=True)) is not None:
+                return found[1]
+        return None
 
     def _matches(self, text: str, start: int, ended: bool) -> Iterable[tuple[int, int]]:
         for index, (pattern, looks_ahead) in enumerate(self.patterns):
@@ -80,6 +97,11 @@ class _GuardStream(MessageStream):
         self._context = context
         self._tails: dict[Block, str] = {}
 
+    def on_unread(self, unread: Unread) -> None:
+        pattern = self._guard.find_in(unread)
+        if pattern is not None:
+            self._stop("unread", pattern)
+
     def on_text_delta(self, delta: TextDelta) -> None:
         guard = self._guard
         if delta.kind not in guard.kinds:
@@ -88,21 +110,41 @@ class _GuardStream(MessageStream):
         text = tail + delta.text
         found = guard.find(text, self._start(tail), ended=delta.whole)
         if found is not None:
-            self._stop(delta, text[len(tail) : found[0]], found[1])
+            left = text[len(tail) : found[0]]
+            self._stop(delta.kind, found[1], left if delta.kind == "thinking" else left + guard.message)
         elif not delta.whole:
             self._tails[delta.block] = text[-(guard.window + _BEHIND) :]
 
     def on_text_end(self, end: TextEnd) -> None:
-        tail = "" if end.whole else self._tails.pop(end.block, "")
+        # The tail stays: some servers end a text, and go on with it.
+        tail = "" if end.whole else self._tails.get(end.block, "")
         found = self._guard.find(tail, self._start(tail), ended=True) if tail else None
         if found is not None:
-            self._stop(end, "", found[1])
+            self._stop(end.kind, found[1], "" if end.kind == "thinking" else self._guard.message)
+
+    def on_tool_call_delta(self, delta: ToolCallDelta) -> None:
+        guard = self._guard
+        if "tool_call" not in guard.kinds:
+            return
+        tail = self._tails.get(delta.block, "")
+        text = tail + delta.arguments
+        found = guard.find(unescape(text), 0, ended=False) or guard.find(delta.name or "", 0, ended=True)
+        if found is not None:
+            self._stop("tool_call", found[1])
+        self._tails[delta.block] = text[-(guard.window + _BEHIND) :]
+
+    def on_tool_call(self, call: ToolCall) -> None:
+        guard = self._guard
+        if "tool_call" not in guard.kinds:
+            return
+        found = guard.find(unescape(call.arguments), 0, ended=True) or guard.find(call.name or "", 0, ended=True)
+        if found is not None:
+            self._stop("tool_call", found[1])
 
     def _start(self, tail: str) -> int:
         """Where to search from: what is before was searched, and may have been cut."""
         return _BEHIND if len(tail) == self._guard.window + _BEHIND else 0
 
-    def _stop(self, part: TextDelta | TextEnd, text: str, pattern: int) -> None:
-        guard = self._guard
-        self._context.log.warning("guard_stopped", pattern=pattern, kind=part.kind)
-        self.finish(guard.reason, text if part.kind == "thinking" else text + guard.message)
+    def _stop(self, kind: str, pattern: int, text: str = "") -> None:
+        self._context.log.warning("guard_stopped", pattern=pattern, kind=kind)
+        self.finish(self._guard.reason, text)

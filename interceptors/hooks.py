@@ -29,13 +29,15 @@ T = TypeVar("T")
 class Owner:
     """One interceptor of a route, under the name that the configuration gave it."""
 
-    __slots__ = ("interceptor", "name", "seconds")
+    __slots__ = ("interceptor", "name", "seconds", "unread_parts")
 
     def __init__(self, name: str, interceptor: Interceptor) -> None:
         self.name = name
         self.interceptor = interceptor
         self.seconds = 0.0
         """Time spent in its hooks so far."""
+        self.unread_parts = 0
+        """Parts of answers that its reader did not understand."""
 
     def note(self, hook: str, seconds: float) -> None:
         """A synchronous hook has taken this long."""

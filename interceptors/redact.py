@@ -13,6 +13,9 @@ In answers of LLMs, streamed or not, a text is one text, however it is cut into 
 what comes next, and leaves at the end of its block at the latest. Tool calls wait until they are whole. All else in such an event
 is redacted as in any, but what is JSON stays JSON, and what was put in place of a match is not searched again. In other streams a
 secret that is split over several events is not found.
+
+Some servers end a text and go on with it. What left at the first end cannot be taken back, so a match that reaches back into it breaks
+the answer off. On routes of `dialect: mcp`, JSON bodies are redacted like events, and JSON stays JSON.
 """
 
 from __future__ import annotations
@@ -25,17 +28,17 @@ from functools import partial
 
 from .api import EventResult, StreamContext, StreamInterceptor
 from .dialects import Block, MessageInterceptor, MessageStream, TextDelta, TextEnd, ToolCall
+from .errors import Abort
 from .event import Event
 from .message import Response, ResponseHead
-from .substitute import Flow, Substitution
+from .substitute import Flow, ReachesBack, Substitution
+from .unescape import unescape
 
 __all__ = ["Redact"]
 
 # A JSON string (one without an end reaches to the end of the text), or a number. Between strings, JSON holds neither quotes nor
 # backslashes, so this finds whole tokens. Nothing follows what repeats, so it never goes back.
 _TOKEN = re.compile(r'"((?:[^"\\]+|\\.)*)("?)|-?[0-9][0-9.eE+-]*', re.DOTALL)
-_ESCAPE = re.compile(r"\\(u[0-9A-Fa-f]{4}|.)", re.DOTALL)
-_ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 # A pattern with one of these matches, or does not, because of what stands around the match.
 _LOOKS_AROUND = re.compile(r"[$^]|\\[bBAZ]|\(\?[=!<]")
 
@@ -71,8 +74,10 @@ class Redact(MessageInterceptor):
         answer = super().open_stream(context)
         if isinstance(answer, _RedactMessages):
             return _RedactAnswer(self, answer)
-        # JSON bodies that are no answers pass, and are not collected.
-        return _RedactStream(self) if context.state.get(_STREAMED, True) else None
+        if context.dialect == "mcp":
+            return _RedactStream(self.redact_json)
+        # Other JSON bodies pass, and are not collected.
+        return _RedactStream(self.redact) if context.state.get(_STREAMED, True) else None
 
     def open_messages(self, context: StreamContext) -> MessageStream:
         return _RedactMessages(self)
@@ -152,7 +157,7 @@ def _redact_token(
 ) -> str:
     """A string or a number of JSON, redacted by what it says. What is put in its place goes into `written`."""
     token, inner, end = match[0], match[1], match[2]
-    text = token if inner is None else _unescaped(inner)
+    text = token if inner is None else unescape(inner)
     if text in done:
         return token
     redacted = substitute(text)
@@ -201,7 +206,7 @@ def _is_done(token: re.Match[str], at: int, done: tuple[Container[str], ...]) ->
     """Whether a place is inside a string that is done."""
     if token[1] is None or at >= token.end():
         return False
-    text = _unescaped(token[1])
+    text = unescape(token[1])
     return any(text in strings for strings in done)
 
 
@@ -223,25 +228,11 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _unescaped(inner: str) -> str:
-    """What the inside of a JSON string says; what is no JSON (cut off, an unknown escape), as a lax reader would have it."""
-    if "\\" not in inner:
-        return inner
-    try:
-        # The standard library's: it takes lone surrogates, as JavaScript does.
-        text: str = json.loads(f'"{inner}"', strict=False)
-    except ValueError:
-        return _ESCAPE.sub(
-            lambda match: chr(int(match[1][1:], 16)) if len(match[1]) > 1 else _ESCAPED.get(match[1], match[1]), inner
-        )
-    return text
-
-
 class _RedactStream(StreamInterceptor):
     __slots__ = ("_redact",)
 
-    def __init__(self, interceptor: Redact) -> None:
-        self._redact = interceptor.redact
+    def __init__(self, redact: Callable[[str], str]) -> None:
+        self._redact = redact
 
     def on_event(self, event: Event) -> EventResult:
         data = event.data
@@ -268,7 +259,8 @@ class _RedactMessages(MessageStream):
     def begin(self) -> None:
         """Another event is about to be read."""
         self._here.clear()
-        self._done.clear()
+        if not self.has_waiting:
+            self._done.clear()
 
     def on_text_delta(self, delta: TextDelta) -> None:
         if delta.whole:
@@ -286,7 +278,6 @@ class _RedactMessages(MessageStream):
         if end.whole or end.block not in self._flows:
             return
         text = self._feed(end.block, "", final=True)
-        del self._flows[end.block]
         if text:
             end.add(text)
             self._done.update((text, self._here.get(end.block, "") + text))
@@ -299,8 +290,11 @@ class _RedactMessages(MessageStream):
         flows = self._flows.get(block)
         if flows is None:
             flows = self._flows[block] = self._interceptor.open_flow()
-        for flow in flows:
-            text = flow.feed(text, final=final)
+        try:
+            for flow in flows:
+                text = flow.feed(text, final=final)
+        except ReachesBack:
+            raise Abort("a match begins in text that left when its block ended the first time") from None
         return text
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import regex
 
-__all__ = ["Flow", "Substitution"]
+__all__ = ["Flow", "ReachesBack", "Substitution"]
 
 # One piece of a pattern's source, as `re` reads it.
 _PIECES = (
@@ -166,10 +166,14 @@ def _behind(node: Any) -> int:
     return behind
 
 
+class ReachesBack(Exception):
+    """A text goes on after its end, and a match begins in what has left."""
+
+
 class Flow:
     """One substitution over one text. What `feed` gives leaves, in its order."""
 
-    __slots__ = ("_at", "_buffer", "_run", "_sub", "_window")
+    __slots__ = ("_at", "_buffer", "_gone", "_run", "_sub", "_window")
 
     def __init__(self, substitution: Substitution, window: int) -> None:
         """`window`: characters that may wait. Of a match that is longer, what has come is replaced, and what goes on matching is
@@ -179,32 +183,68 @@ class Flow:
         self._window = window
         self._buffer = ""
         self._at = 0  # what is before it has left; it is kept for what looks back
+        self._gone: tuple[int, int] | None = None  # what left at the text's end, and might have become a match
         self._run: tuple[int, int] | None = None  # a match that was replaced and still grows, where it is kept in the buffer
 
     def feed(self, text: str, *, final: bool = False) -> str:
-        """What leaves now that this has come. `final`: nothing comes behind it."""
+        """What leaves now that this has come. `final`: the text ends here.
+
+        More may come all the same. Then what matches across that end is refused with `ReachesBack`, because its beginning has left,
+        and what goes on with a match that was replaced at the end is gone.
+        """
         self._buffer += text
         left: list[str] = []
         if self._run is None or self._run_on(final):
+            if self._gone is not None and text:
+                self._look_back()
             if final:
                 self._finish(left)
             else:
                 self._go_on(left)
         start = self._at if self._run is None else self._run[0]
+        if self._gone is not None:
+            start = min(start, self._gone[0])
         cut = max(0, start - self._sub.behind)
         if cut:
             self._buffer = self._buffer[cut:]
             self._at -= cut
             if self._run is not None:
                 self._run = self._run[0] - cut, self._run[1] - cut
+            if self._gone is not None:
+                self._gone = self._gone[0] - cut, self._gone[1] - cut
         return "".join(left)
 
     def _finish(self, left: list[str]) -> None:
-        for match in self._sub.pattern.finditer(self._buffer, self._at):
-            left += self._buffer[self._at : match.start()], match.expand(self._sub.template)
+        buffer, substitution = self._buffer, self._sub
+        begin = self._at if self._gone is None else self._gone[0]
+        last = None
+        for match in substitution.pattern.finditer(buffer, self._at):
+            left += buffer[self._at : match.start()], match.expand(substitution.template)
             self._at = match.end()
-        left.append(self._buffer[self._at :])
-        self._at = len(self._buffer)
+            last = match
+        left.append(buffer[self._at :])
+        if last is not None and last.end() == len(buffer):
+            self._run = last.span()
+        elif begin < len(buffer):
+            self._gone = begin, len(buffer)
+        self._at = len(buffer)
+
+    def _look_back(self) -> None:
+        """Raise `ReachesBack` for a match that begins in what left at the end of the text."""
+        assert self._gone is not None
+        begin, end = self._gone
+        buffer, pattern = self._buffer, self._sub.pattern
+        at = begin
+        while (match := pattern.search(buffer, at)) is not None and match.start() < end:
+            if match.end() > end:
+                raise ReachesBack
+            at = match.end()
+        if len(buffer) - begin > 2 * self._window:
+            self._gone = None
+            return
+        undecided = self._sub.undecided.search(buffer, at, partial=True)
+        if undecided is None or undecided.start() >= end:
+            self._gone = None
 
     def _go_on(self, left: list[str]) -> None:
         """As `_finish`, up to where what comes next may change it."""

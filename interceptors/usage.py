@@ -23,21 +23,21 @@ from . import dialects
 from .api import EventResult, Outcome, StreamContext, StreamInterceptor
 from .dialects import Finish, MessageInterceptor, MessageStream, ProviderError
 from .dialects.messages import readers_for
+from .dialects.parts import Tokens
+from .dialects.tokens import COUNTS as KINDS
+from .dialects.tokens import merge_counts
 from .errors import NotJson
 from .event import Event
 from .message import Request, Response, ResponseHead
 
 __all__ = ["KINDS", "Usage"]
 
-KINDS = ("input", "output", "cached", "cache_written", "reasoning")
-"""The kinds of tokens, as `dialects.Usage` names them."""
-
 _CHAT = "/chat/completions"
 _CALLS = (_CHAT, "/responses", "/messages")  # a POST there is a call of a model, whatever comes of it
 _OTHER = "other"
+_FAILED = frozenset(("error", "failed"))
 _MODEL = "usage.model"
 _ASKED = "usage.asked"
-_MOST = 1 << 53  # no provider counts so far, and a float would no longer tell two of them apart
 _MAX_NAME = 200
 
 
@@ -125,7 +125,7 @@ class Usage(MessageInterceptor):
         # What GET shows of an answer was counted when it was made.
         return _UsageStream(self, context) if context.method == "POST" else None
 
-    def count(self, route: str, model: str | None, client: str | None, told: dict[str, int], *, failed: bool) -> None:
+    def count(self, route: str, model: str | None, client: str | None, told: dict[str, Tokens], *, failed: bool) -> None:
         """Count one answer."""
         # A request that failed may have asked for any name: it must not use up the labels.
         labels = route, self._models.of(model, new=not failed or bool(told)), self._clients.of(client)
@@ -143,7 +143,7 @@ class _UsageStream(MessageStream):
         self._is_call = context.path.rstrip("/").endswith(_CALLS)
         self._status = 0
         self._streamed = False
-        self._told: dict[str, int] = {}
+        self._told: dict[str, Tokens] = {}
         self._reasons: dict[str, None] = {}
         self._error: str | None = None
 
@@ -153,10 +153,7 @@ class _UsageStream(MessageStream):
 
     def on_usage(self, usage: dialects.Usage) -> None:
         self._is_call = True
-        for kind in KINDS:
-            tokens: int | None = getattr(usage, kind)
-            if tokens is not None and 0 <= tokens < _MOST:
-                self._told[kind] = tokens
+        merge_counts(self._told, {kind: getattr(usage, kind) for kind in KINDS})
 
     def on_finish(self, finish: Finish) -> None:
         self._is_call = True
@@ -173,7 +170,7 @@ class _UsageStream(MessageStream):
         client = context.state.get("client_key")
         model = None if model is None else model[:_MAX_NAME]
         client = None if client is None else str(client)[:_MAX_NAME]
-        failed = self._status >= 400 or (self._error is not None and not self._reasons)
+        failed = self._status >= 400 or self._error is not None or not _FAILED.isdisjoint(self._reasons)
         self._usage.count(context.route, model, client, told, failed=failed)
         context.log.info(
             "usage",

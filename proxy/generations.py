@@ -15,7 +15,6 @@ It does not know where a configuration comes from, nor what an exchange does.
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
@@ -29,7 +28,7 @@ from pools import Pools
 from .config import Config
 from .errors import ConfigError
 from .headers import TrustedProxies
-from .metrics import Collectors
+from .metrics import Collectors, InterceptorTotals
 from .routes import RouteTable
 from .upstream import Balancer
 
@@ -82,20 +81,19 @@ class Generations:
         self._closing = False
         self._maintained: dict[Balancer, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
-        self._seconds: defaultdict[str, float] = defaultdict(float)  # of interceptors that are gone
+        self._gone: dict[str, InterceptorTotals] = {}
         self.on_retire: Callable[[Collectors], None] = lambda collectors: None
         """Called, synchronously, with the metrics of a generation that is over."""
 
     def __len__(self) -> int:
         return len(self._all)
 
-    def interceptor_seconds(self) -> dict[str, float]:
-        """The time spent in hooks, by the interceptor's name, of all that there have been."""
-        seconds = self._seconds.copy()
+    def interceptor_totals(self) -> dict[str, InterceptorTotals]:
+        """By the interceptor's name, the sums over all generations so far."""
+        totals = dict(self._gone)
         for generation in self._all:
-            for owner in generation.owners:
-                seconds[owner.name] += owner.seconds
-        return dict(seconds)
+            _add_totals(totals, generation.owners)
+        return totals
 
     def collectors(self) -> Collectors:
         """The metrics of the interceptors that there are."""
@@ -202,8 +200,7 @@ class Generations:
 
     async def _retire(self, generation: Generation) -> None:
         self._all.remove(generation)
-        for owner in generation.owners:
-            self._seconds[owner.name] += owner.seconds
+        _add_totals(self._gone, generation.owners)
         self.on_retire(generation.collectors)
         used = {transport for other in self._all for transport in other.routes.transports.values()}
         for transport in generation.routes.transports.values():
@@ -242,3 +239,9 @@ def _first(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def _add_totals(totals: dict[str, InterceptorTotals], owners: Sequence[Owner]) -> None:
+    for owner in owners:
+        before = totals.get(owner.name, InterceptorTotals(0.0, 0))
+        totals[owner.name] = InterceptorTotals(before.seconds + owner.seconds, before.unread_parts + owner.unread_parts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -24,7 +24,7 @@ from .downstream import WRITERS
 from .errors import ConfigError
 from .upstream import Balancer
 
-__all__ = ["ACTIONS", "REFUSALS", "Collectors", "LiveExchange", "Metrics", "RouteTally"]
+__all__ = ["ACTIONS", "REFUSALS", "Collectors", "InterceptorTotals", "LiveExchange", "Metrics", "RouteTally"]
 
 ACTIONS = ("passed", "changed", "dropped", "added")
 REFUSALS = ("too_many_streams", "too_many_client_streams", "upstream_connections_exhausted", "no_endpoint")
@@ -35,6 +35,13 @@ Collectors = Sequence[tuple[Owner, Collector]]
 """The metrics of interceptors, each with the interceptor that it is of."""
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class InterceptorTotals(NamedTuple):
+    """Of one interceptor: seconds spent in its hooks, and parts of answers that passed without being understood."""
+
+    seconds: float
+    unread_parts: int
 
 
 class LiveExchange(Protocol):
@@ -92,11 +99,11 @@ class Metrics:
         pools: Pools,
         routes: Sequence[str],
         *,
-        interceptor_seconds: Callable[[], Mapping[str, float]] = dict,
+        interceptor_totals: Callable[[], Mapping[str, InterceptorTotals]] = dict,
         collectors: Callable[[], Collectors] = tuple,
         upstreams: Callable[[], Mapping[str, Balancer]] = dict,
     ) -> None:
-        """Each of the last three is asked whenever Prometheus asks: the time spent in hooks, by an interceptor's name; the metrics
+        """Each of the last three is asked whenever Prometheus asks: what each interceptor has taken and not understood; the metrics
         of interceptors; the upstreams. Raises `ConfigError` as `check` does.
         """
         self.registry = CollectorRegistry(auto_describe=False)
@@ -124,7 +131,7 @@ class Metrics:
         self.refused: dict[tuple[str, str], Counter] = {}
         self.registry.register(_PoolCollector(pools))
         self.registry.register(_RouteCollector(self.routes))
-        self.registry.register(_InterceptorCollector(interceptor_seconds))
+        self.registry.register(_InterceptorCollector(interceptor_totals))
         self.registry.register(_EndpointCollector(upstreams))
         self.add_routes(routes)
         self._own_names = {metric.name for metric in self.registry.collect()}
@@ -196,14 +203,21 @@ class _PoolCollector(Collector):
 
 
 class _InterceptorCollector(Collector):
-    def __init__(self, seconds: Callable[[], Mapping[str, float]]) -> None:
-        self._seconds = seconds
+    def __init__(self, totals: Callable[[], Mapping[str, InterceptorTotals]]) -> None:
+        self._totals = totals
 
     def collect(self) -> Iterator[Metric]:
         spent = CounterMetricFamily("weirpool_interceptor_seconds", "Time spent in hooks.", labels=["interceptor"])
-        for name, seconds in self._seconds().items():
-            spent.add_metric([name], seconds)
+        unread = CounterMetricFamily(
+            "weirpool_unread_parts",
+            "Parts of LLM answers and MCP messages that passed without being understood.",
+            labels=["interceptor"],
+        )
+        for name, totals in self._totals().items():
+            spent.add_metric([name], totals.seconds)
+            unread.add_metric([name], totals.unread_parts)
         yield spent
+        yield unread
 
 
 def _collected(collectors: Collectors) -> Iterator[tuple[Owner, Metric]]:

@@ -42,7 +42,7 @@ class Worker:
         self.metrics = Metrics(
             self.pools,
             [NO_ROUTE, *(route.name for route in self.routes.routes)],
-            interceptor_seconds=self.generations.interceptor_seconds,
+            interceptor_totals=self.generations.interceptor_totals,
             collectors=self.generations.collectors,
             upstreams=lambda: self.routes.transports,
         )

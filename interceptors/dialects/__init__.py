@@ -9,7 +9,7 @@ from .errors import DialectError
 from .messages import MessageInterceptor, MessageStream
 from .openai_chat import OpenAIChatReader
 from .openai_responses import OpenAIResponsesReader
-from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, TextEnd, ToolCall, ToolCallDelta, Usage
+from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, TextEnd, ToolCall, ToolCallDelta, Unread, Usage
 from .reader import Made, Reader
 
 __all__ = [
@@ -30,5 +30,6 @@ __all__ = [
     "TextEnd",
     "ToolCall",
     "ToolCallDelta",
+    "Unread",
     "Usage",
 ]

@@ -1,167 +1,247 @@
 """Anthropic messages: the events from `message_start` to `message_stop`, and the `message` of an unstreamed response.
 
-Source: the types of Anthropic's Python SDK, `anthropic.types`. A message's `type` says what it is; an event type that says
-otherwise is a contradiction. The blocks of tools that the provider runs itself (`server_tool_use` and their results) pass unread.
+Source: the types of Anthropic's Python SDK, `anthropic.types`. The `type` in the data says what an event is; where there is none, the
+event's type does. The blocks of tools that the provider runs itself (`server_tool_use`, `mcp_tool_use` and their results) pass
+unread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, ClassVar
 
-from .errors import DialectError, dict_in, int_in, list_in, str_in
-from .parts import Block, Finish, Kind, Part, ProviderError, Usage, input_text
-from .reader import Made, Reader, error_of, finish_of, usage_of
+from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, TextEnd, ToolCallDelta, Unread, Usage, arguments_text
+from .reader import Call, Made, Origin, Place, Reader, Touch, error_of, finish_of, note, own_error_of
 
 __all__ = ["AnthropicReader"]
 
-_TYPES = frozenset(
-    (
-        "message_start",
-        "content_block_start",
-        "content_block_delta",
-        "content_block_stop",
-        "message_delta",
-        "message_stop",
-        "error",
-    )
-)
 _BLOCKS: dict[str, tuple[Kind, str]] = {"text": ("text", "text"), "thinking": ("thinking", "thinking")}
 _DELTAS: dict[str, tuple[Kind, str]] = {"text_delta": ("text", "text"), "thinking_delta": ("thinking", "thinking")}
-_DETAILS = (
-    ("", "cache_read_input_tokens"),
-    ("", "cache_creation_input_tokens"),
-    ("output_tokens_details", "thinking_tokens"),
-)
 
 
 class AnthropicReader(Reader):
-    """A text ends with its `content_block_stop`, or with the message."""
+    """A text ends with its `content_block_stop`, with a block that begins at its index, or with the message."""
 
     needles: ClassVar[Mapping[type[Part], bytes]] = {
         Finish: rb'"stop_reason"\s*:\s*"',
         Usage: rb'"usage"\s*:\s*\{',
-        ProviderError: rb'"error"',
+        ProviderError: rb'"error"|event: ?error',
     }
     default_reason: ClassVar[str] = "refusal"
 
-    def __init__(self, *, deltas: bool = True, hold_tool_calls: bool = False) -> None:
-        super().__init__(deltas=deltas, hold_tool_calls=hold_tool_calls)
+    def __init__(self, *, deltas: bool = True, whole_calls: bool = True, hold_tool_calls: bool = False) -> None:
+        super().__init__(deltas=deltas, whole_calls=whole_calls, hold_tool_calls=hold_tool_calls)
         self._started: dict[int, None] = {}  # content blocks that have begun and not stopped
-        self._output_tokens = 0
+        self._begun: dict[int, int] = {}  # how many blocks have begun at each index
+        self._call_at: dict[int, Call | None] = {}  # the call that the block at an index is, if it is one
+        self._newest = 0  # the index of the block that began last
+        self._output_tokens: int | float = 0
+        # Where blocks are removed, those that follow move up: the index of each as it leaves, and of the next that begins.
+        self._moved: dict[int, int] = {}
+        self._next = 0
 
-    def read(self, message: Any, event_type: str | None = None) -> list[Part]:
-        if not isinstance(message, dict):
-            return []
-        kind = str_in(message, "type")
-        if kind is None:
-            kind = event_type
-        elif event_type is not None and kind != event_type and (kind in _TYPES or event_type in _TYPES):
-            raise DialectError("the event's type is not the type in its data")
-        self.commit()
-        parts: list[Part] = []
+    def _read(self, parts: list[Part], message: dict[str, Any], event_type: str | None) -> None:
+        kind = message.get("type")
+        if not isinstance(kind, str):
+            kind = self._str(message, "type") or event_type
         if kind == "content_block_delta":
             if self.deltas:
                 self._read_delta(parts, message, event_type)
         elif kind == "content_block_start":
             if self.deltas:
-                self._read_start(parts, message, event_type)
+                content = self._dict(message, "content_block") or {}
+                self._start(parts, self._index(message), content, (event_type, message))
         elif kind == "content_block_stop":
             if self.deltas:
-                index = _index(message)
-                self._leaving.append(partial(self._started.pop, index, None))
-                self._stop(parts, index, message)
+                index = self._index(message)
+                self._leaving.append(note(self._note_stop, index))
+                self._stop(parts, index)
+                call = self._call_at.get(index)
+                if call is not None:
+                    self._touch(call, None, message)
         elif kind == "message_start":
-            started = dict_in(message, "message") or {}
-            self.model = str_in(started, "model", "message.") or self.model
+            started = self._dict(message, "message") or {}
+            self.model = self._str(started, "model", "message.") or self.model
+            if self.deltas:
+                for index, content in self._items(started, "content", "message."):
+                    self._start(parts, index, content, (event_type, message), list_of=started["content"])
             self._read_usage(parts, started)
         elif kind == "message_delta":
-            delta = dict_in(message, "delta") or {}
-            reason = str_in(delta, "stop_reason", "delta.")
-            if reason is not None:
+            delta = self._dict(message, "delta") or {}
+            reason = self._str(delta, "stop_reason", "delta.")
+            if reason:
                 parts.append(finish_of(0, reason))
             self._read_usage(parts, message)
         elif kind == "message_stop":
+            self._endless.clear()
             self._end_all(parts)
         elif kind == "message":
-            self._read_whole(parts, message)
-        elif kind == "error" and message.get("error") is not None:
-            parts.append(error_of(message, "error"))
-        return parts
+            self._read_message(parts, message)
+        if kind == "error" or message.get("error") is not None:
+            parts.append(error_of(message, "error") if message.get("error") is not None else own_error_of(message))
 
-    def _read_start(self, parts: list[Part], message: dict[str, Any], event_type: str | None) -> None:
-        index = _index(message)
-        if index in self._started:
-            raise DialectError("content_block_start: this index has begun before")
-        content = dict_in(message, "content_block") or {}
-        self._leaving.append(partial(self._started.setdefault, index))
-        kind = str_in(content, "type", "content_block.")
-        if kind in _BLOCKS:
+    def _read_whole_body(self, parts: list[Part], message: dict[str, Any]) -> None:
+        self._read_message(parts, message)
+        if message.get("error") is not None:
+            parts.append(error_of(message, "error"))
+        elif message.get("type") == "error":
+            parts.append(own_error_of(message))
+
+    def _index(self, message: dict[str, Any]) -> int:
+        index = message.get("index")
+        if type(index) is int:
+            return index
+        index = self._number(message, "index")
+        if index is None:
+            self._odd("index", message.get("index"), "the number of a content block")
+            return self._newest
+        return index
+
+    def _block(self, kind: Kind, index: int) -> Block:
+        return Block(kind, index, max(0, self._begun.get(index, 0) - 1))
+
+    def _start(
+        self, parts: list[Part], index: int, content: dict[str, Any], origin: Origin, list_of: list[Any] | None = None
+    ) -> None:
+        """A block begins. If there is one at this index, it ends. `list_of`: the list that has the block, if it is in one."""
+        for of, _ in _BLOCKS.values():
+            block = self._block(of, index)
+            if block in self._open:
+                self._endless.discard(block)
+                self._end(parts, block)
+        before = self._call_at.get(index)
+        if before is not None:
+            self._endless.discard(before.block)
+            self._complete(parts, before)
+        self._begun[index] = self._begun.get(index, 0) + 1
+        self._newest = index
+        self._call_at[index] = None
+        kind = content.get("type")
+        if isinstance(kind, str) and kind in _BLOCKS:
             of, key = _BLOCKS[kind]
-            if str_in(content, key, "content_block."):
-                self._text(parts, Block(of, index), content, key, (event_type, message))
+            if self._str(content, key, "content_block."):
+                self._text(parts, self._block(of, index), content, key, origin)
         elif kind == "tool_use":
-            block = Block("tool_call", index)
-            begun = block in self._calls
-            call_id, name = str_in(content, "id", "content_block."), str_in(content, "name", "content_block.")
-            call = self._begin_call(block, call_id, name)
-            if content.get("input") and not begun:  # all of it at once: deltas, if there were any, would replace it
-                self._whole_call(parts, block, call_id, name, input_text(content["input"]), content, "input")
-            else:
-                self._arguments(parts, block, call, {}, "partial_json", (event_type, message))
+            call = self._begin_call(Call(self._block("tool_call", index), self._id(content, "id", "content_block."), index))
+            self._call_at[index] = call
+            self._name_call(call, self._str(content, "name", "content_block."))
+            self._touch(call, list_of, content if list_of is not None else origin[1])
+            if not isinstance(content.get("input"), dict):
+                if content.get("input") is not None:
+                    self._odd("content_block.input", content["input"], "an object")
+                content.setdefault("input", {})
+            # Not a piece: deltas replace the input that a call begins with.
+            call.begun = Place(content, "input", True)
+            begins = arguments_text(content["input"]) if content["input"] else ""
+            parts.append(ToolCallDelta(call.block, call.id, call.name, begins, content, "input"))
+        self._leaving.append(note(self._note_start, index, self._call_at[index], list_of is not None))
+
+    def _note_start(self, index: int, call: Call | None, in_list: bool) -> None:
+        """A block has left, in an event of its own or in the list of `message_start`."""
+        if call is not None and call.removed:
+            return
+        if in_list or not self.has_removed:
+            self._moved[index] = self._next = max(self._next, index)
+            self._next += 1
+        if not in_list:
+            self._started[self._moved[index]] = None
+
+    def _note_stop(self, index: int) -> None:
+        self._started.pop(self._moved.get(index, index), None)
 
     def _read_delta(self, parts: list[Part], message: dict[str, Any], event_type: str | None) -> None:
-        index = _index(message)
-        delta = dict_in(message, "delta") or {}
-        kind = str_in(delta, "type", "delta.")
-        if kind in _DELTAS:
+        index = message.get("index")
+        if type(index) is not int:
+            index = self._index(message)
+        delta = message.get("delta")
+        if not isinstance(delta, dict):
+            if delta is not None:
+                self._odd("delta", delta, "an object")
+            return
+        kind = delta.get("type")
+        if isinstance(kind, str) and kind in _DELTAS:
             of, key = _DELTAS[kind]
-            if str_in(delta, key, "delta."):
-                self._text(parts, Block(of, index), delta, key, (event_type, message))
+            if self._str(delta, key, "delta."):
+                self._text(parts, self._block(of, index), delta, key, (event_type, message))
         elif kind == "input_json_delta":
-            block = Block("tool_call", index)
-            str_in(delta, "partial_json", "delta.")
-            call = self._calls.get(block)
+            call = self._call_at.get(index)
             if call is not None:  # else a tool's that the provider runs itself
-                self._arguments(parts, block, call, delta, "partial_json", (event_type, message))
+                self._touch(call, None, message)
+                self._arguments(parts, call, delta, "partial_json")
 
-    def _stop(self, parts: list[Part], index: int, message: dict[str, Any]) -> None:
+    def _stop(self, parts: list[Part], index: int) -> None:
         for kind, _ in _BLOCKS.values():
-            self._end(parts, Block(kind, index))
-        block = Block("tool_call", index)
-        if block in self._calls:
-            self._complete(parts, block, message)
+            self._end(parts, self._block(kind, index))
+        call = self._call_at.get(index)
+        if call is not None:
+            self._complete(parts, call)
 
     def _read_usage(self, parts: list[Part], holder: dict[str, Any]) -> None:
-        usage = dict_in(holder, "usage")
+        usage = self._usage(parts, holder)
         if usage is not None:
-            part = usage_of(usage, self.model, ("input_tokens", "output_tokens"), _DETAILS)
-            self._output_tokens = part.output or self._output_tokens
-            parts.append(part)
+            tokens = usage.get("output_tokens")
+            self._output_tokens = tokens if isinstance(tokens, (int, float)) and tokens else self._output_tokens
 
-    def _read_whole(self, parts: list[Part], message: dict[str, Any]) -> None:
-        self.model = str_in(message, "model") or self.model
+    def _read_message(self, parts: list[Part], message: dict[str, Any]) -> None:
+        """A whole message."""
+        self.model = self._str(message, "model") or self.model
         if self.deltas:
-            for index, content in enumerate(list_in(message, "content")):
-                kind = str_in(content, "type", "content[].")
-                if kind in _BLOCKS:
+            for index, content in self._items(message, "content"):
+                kind = content.get("type")
+                if isinstance(kind, str) and kind in _BLOCKS:
                     of, key = _BLOCKS[kind]
-                    str_in(content, key, "content[].")
-                    self._whole(parts, Block(of, index), content, key)
+                    self._str(content, key, "content[].")
+                    if isinstance(content.get(key), str):
+                        self._whole(parts, self._block(of, index), content, key)
                 elif kind == "tool_use":
-                    call_id, name = str_in(content, "id", "content[]."), str_in(content, "name", "content[].")
-                    arguments = input_text(content.get("input"))
-                    self._whole_call(
-                        parts, Block("tool_call", index), call_id, name, arguments, content, "input", whole=True
-                    )
-        reason = str_in(message, "stop_reason")
-        if reason is not None:
+                    call = self._call_at.get(index)
+                    if call is None:
+                        call_id = self._id(content, "id", "content[].")
+                        call = self._begin_call(Call(self._block("tool_call", index), call_id, index))
+                    name = self._str(content, "name", "content[].")
+                    call = self._whole_call(parts, call, name, content, "input", decoded=True)
+                    self._touch(call, message["content"], content)
+        reason = self._str(message, "stop_reason")
+        if reason:
             parts.append(finish_of(0, reason))
         self._read_usage(parts, message)
 
-    def knows(self, event_type: str) -> bool:
-        return event_type in _TYPES
+    def settle(self, message: dict[str, Any], touches: list[Touch], event_type: str | None) -> list[dict[str, Any]]:
+        for call, content, item in touches:
+            if not call.removed:
+                continue
+            assert call.part is not None
+            text = call.part.refusal
+            if content is not None:
+                replacement = [] if text is None else [{"type": "text", "text": text}]
+                at = next(position for position, other in enumerate(content) if other is item)
+                content[at : at + 1] = replacement
+            elif text is None:
+                return []
+            elif message.get("type") == "content_block_start":
+                index = self._shift(message)
+                return [
+                    {**message, "index": index, "content_block": {"type": "text", "text": ""}},
+                    {"type": "content_block_delta", "index": index, "delta": {"type": "text_delta", "text": text}},
+                    {"type": "content_block_stop", "index": index},
+                ]
+            else:
+                return []
+        for holder in (message, message.get("delta")):
+            if isinstance(holder, dict) and holder.get("stop_reason") == "tool_use":
+                if self._calls and all(call.removed for call in self._calls):
+                    holder["stop_reason"] = "end_turn"
+        if "index" in message:
+            message["index"] = self._shift(message)
+        return [message]
+
+    def _shift(self, message: dict[str, Any]) -> int:
+        """The index of a block where others were removed: without gaps, because SDKs count on it."""
+        index = self._index(message)
+        if "content_block" in message:
+            self._moved[index] = self._next
+            self._next += 1
+        return self._moved.get(index, index)
 
     def says_nothing(self, message: dict[str, Any]) -> bool:
         delta = message.get("delta")
@@ -171,18 +251,13 @@ class AnthropicReader(Reader):
             and "index" in message
         )
 
-    def is_body(self, message: dict[str, Any]) -> bool:
-        return message.get("type") == "message"
-
     def opens(self, message: dict[str, Any]) -> bool:
         return "content_block" in message
 
     def _another(self, block: Block, message: dict[str, Any], text: str) -> dict[str, Any]:
-        delta = {
-            "text": {"type": "text_delta", "text": text},
-            "thinking": {"type": "thinking_delta", "thinking": text},
-            "tool_call": {"type": "input_json_delta", "partial_json": text},
-        }[block.kind]
+        delta = {"type": "text_delta", "text": text}
+        if block.kind == "thinking":
+            delta = {"type": "thinking_delta", "thinking": text}
         return {"type": "content_block_delta", "index": block.output, "delta": delta}
 
     def make_delta(self, block: Block, text: str) -> Made:
@@ -199,17 +274,15 @@ class AnthropicReader(Reader):
         self._started.clear()
         return [Made(message["type"], message) for message in messages]
 
-    def cut_body(self, message: dict[str, Any], block: Block, text: str, reason: str | None = None) -> None:
-        content = message["content"]
-        del content[block.output + (block.kind != "tool_call") :]
-        if block.kind != "tool_call":
-            content[-1][block.kind] = text
+    def cut_body(self, message: dict[str, Any], part: Part, text: str, reason: str | None = None) -> None:
+        content = message.get("content")
+        if isinstance(part, Unread) or not isinstance(content, list):
+            for name in [name for name in message if name not in ("id", "type", "role", "model", "usage")]:
+                del message[name]
+            message["content"] = []
+        else:
+            del content[part.block.output + (part.block.kind != "tool_call") :]
+            if isinstance(part, (TextDelta, TextEnd)):
+                content[-1][part.block.kind] = text
         message["stop_reason"] = reason or self.default_reason
         message["stop_sequence"] = None
-
-
-def _index(message: dict[str, Any]) -> int:
-    index = int_in(message, "index")
-    if index is None:
-        raise DialectError("index is absent, expected the number of a content block")
-    return index

@@ -2,12 +2,14 @@
 
 `MessageInterceptor` finds out which dialect a response has and gives its `MessageStream` a reader. Each event is read once, the
 hooks that are overridden are run on its parts, and what they have changed is written back. An event in which nothing was changed
-leaves as it came.
+leaves as it came. What a reader does not understand leaves as it came, too; it is counted, and logged once for each stream.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,15 +17,15 @@ from ..api import End, EventResult, Interceptor, StreamContext, StreamIntercepto
 from ..errors import NotJson
 from ..event import Event
 from .anthropic import AnthropicReader
-from .errors import DialectError
 from .openai_chat import OpenAIChatReader
 from .openai_responses import OpenAIResponsesReader
-from .parts import Finish, Part, ProviderError, TextDelta, TextEnd, ToolCall, ToolCallDelta, Usage
-from .reader import DONE, Made, Reader
+from .parts import Finish, Part, ProviderError, TextDelta, TextEnd, ToolCall, ToolCallDelta, Unread, Usage
+from .reader import DONE, MESSAGE, Made, Reader, Touch
 
 __all__ = ["MessageInterceptor", "MessageStream", "readers_for"]
 
 _HOOKS: dict[type[Part], str] = {
+    Unread: "on_unread",
     TextDelta: "on_text_delta",
     TextEnd: "on_text_end",
     ToolCallDelta: "on_tool_call_delta",
@@ -32,7 +34,7 @@ _HOOKS: dict[type[Part], str] = {
     Usage: "on_usage",
     ProviderError: "on_provider_error",
 }
-_CONTENT = (TextDelta, TextEnd, ToolCallDelta, ToolCall)
+_CONTENT = (TextDelta, TextEnd, ToolCallDelta, ToolCall, Unread)
 
 
 class MessageStream(StreamInterceptor):
@@ -44,7 +46,10 @@ class MessageStream(StreamInterceptor):
     """
 
     holds_tool_calls: bool = False
-    """Whether tool calls are held back until they are complete, so that `on_tool_call` can change them."""
+    """Whether nothing of a tool call leaves before `on_tool_call` returns, so that this hook can change, drop and refuse it.
+
+    Events that follow the beginning of a call wait with it, so that the order stays.
+    """
 
     _dialect_side: _DialectSide | None = None
 
@@ -66,8 +71,9 @@ class MessageStream(StreamInterceptor):
         """Some of a tool call's arguments, to be looked at."""
 
     def on_tool_call(self, call: ToolCall) -> None:
-        """A whole tool call; once for each, and again only for a repetition that says another. Set `call.arguments`, on a class
-        that says `holds_tool_calls`.
+        """A whole tool call. Once for each; again for a repetition that contradicts it, and when more arguments come after its end.
+
+        On a class with `holds_tool_calls`: set `call.arguments`, or `call.drop()`, or `call.refuse(text)`.
         """
 
     def on_finish(self, finish: Finish) -> None:
@@ -79,6 +85,12 @@ class MessageStream(StreamInterceptor):
     def on_provider_error(self, error: ProviderError) -> None:
         """The provider reports an error. Set `error.message`."""
 
+    def on_unread(self, unread: Unread) -> None:
+        """An event has something that no other hook is shown: unknown fields and types, or what the reader does not understand.
+
+        Called first for every event and body, for interceptors that protect: search `unread.texts()`.
+        """
+
     @property
     def model(self) -> str | None:
         """The model that answers, as the provider names it; None until an event that the hooks are shown has named it."""
@@ -86,13 +98,18 @@ class MessageStream(StreamInterceptor):
         reader = side.reader if side is not None else None
         return reader.model if reader is not None else None
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether events wait for a tool call that is held."""
+        return self._dialect_side is not None and bool(self._dialect_side._waiting)
+
     def finish(self, reason: str | None = None, text: str = "") -> None:
         """End the answer here as its dialect ends answers, so that the client sees a whole one. Upstream is left unread.
 
-        What the hook was given does not leave, nor does anything behind it; `text` leaves in its place. `reason` is in the
+        What the hook was given does not leave, nor does anything after it; `text` leaves in its place. `reason` is in the
         dialect's own words (a `finish_reason`, a `stop_reason`; in OpenAI responses the reason of an incomplete one, or
         `completed`); None: that a filter has ended it. Takes effect when the hook returns. Raises `TypeError` outside of hooks of
-        texts and tool calls.
+        texts and tool calls, and `on_unread`.
         """
         if self._dialect_side is None:
             raise TypeError("finish() was called outside of a hook")
@@ -125,7 +142,7 @@ class MessageInterceptor(Interceptor):
             return None
         if not isinstance(stream, MessageStream):
             raise TypeError(f"open_messages returned {type(stream).__name__}, expected a MessageStream or None")
-        side = _DialectSide(stream, readers)
+        side = _DialectSide(stream, readers, context)
         stream._dialect_side = side
         stream.needs = side.needs()
         return stream
@@ -157,26 +174,49 @@ def _recognise(message: Any) -> type[Reader] | None:
     return OpenAIChatReader if "choices" in message or "error" in message else None
 
 
+class _Waiting:
+    """An event that waits for a tool call."""
+
+    __slots__ = ("before", "changed", "event", "lax", "message", "notes", "silent", "touches")
+
+    def __init__(
+        self, event: Event, message: Any, lax: bool, changed: bool, silent: bool, before: list[Event], reader: Reader
+    ) -> None:
+        self.event = event
+        self.message = message
+        self.lax = lax
+        self.changed = changed
+        self.silent = silent
+        """It need not leave: its texts were dropped."""
+        self.before = before
+        """Made events that leave before it."""
+        self.touches: list[Touch] = reader.calls
+        self.notes = reader.take_notes()
+
+
 class _DialectSide:
     """Between the events of one stream and the hooks of its `MessageStream`."""
 
-    def __init__(self, stream: MessageStream, readers: tuple[type[Reader], ...]) -> None:
+    def __init__(self, stream: MessageStream, readers: tuple[type[Reader], ...], context: StreamContext) -> None:
         own, base = type(stream), MessageStream
         self._handlers: dict[type[Part], Callable[[Any], None]] = {
             part: getattr(stream, name) for part, name in _HOOKS.items() if getattr(own, name) is not getattr(base, name)
         }
         self._readers = readers
+        self._context = context
         self._holds = stream.holds_tool_calls
         self._deltas = self._holds or not self._handlers.keys().isdisjoint(_CONTENT)
+        self._sees_unread = Unread in self._handlers
         self.reader = self._make(readers[0]) if len(readers) == 1 else None
         self._current: Part | None = None
         self._asked: tuple[str | None, str] | None = None
+        self._waiting: deque[_Waiting] = deque()
 
     def _make(self, reader: type[Reader]) -> Reader:
-        return reader(deltas=self._deltas, hold_tool_calls=self._holds)
+        return reader(deltas=self._deltas, whole_calls=ToolCall in self._handlers, hold_tool_calls=self._holds)
 
     def needs(self) -> re.Pattern[bytes] | tuple[bytes, ...] | None:
-        """Which events must be read at all: what tells how an answer ended, and usage, is in few."""
+        """Which events must be read at all: what shows how an answer ended, and usage, is in few."""
         if self._deltas:
             return None
         needles = {reader.needles[part] for reader in self._readers for part in self._handlers}
@@ -185,69 +225,119 @@ class _DialectSide:
     def ask_to_finish(self, reason: str | None, text: str) -> None:
         part = self._current
         if not isinstance(part, _CONTENT):
-            raise TypeError("finish() was called outside of the hooks of texts and tool calls")
+            raise TypeError("finish() was called outside of the hooks of texts and tool calls, and on_unread")
         if text and not isinstance(part, (TextDelta, TextEnd)):
-            raise TypeError("finish() was given text in a hook of tool calls, where no text can stand")
+            raise TypeError("finish() was given text outside of the hooks of texts, where no text can stand")
         self._asked = reason, text
 
     def on_event(self, event: Event) -> EventResult:
+        problem = None
         try:
             message = event.json()
         except NotJson as error:
-            return self._on_other(event, error)
+            data, problem = event.data, str(error)
+            if data.startswith(DONE) and not event.is_body:  # as the SDK reads it
+                return self._on_done(event)
+            if not data:
+                return event
+            message = _lenient(data)
+        lax = problem is not None
         reader = self.reader
         if reader is None:
-            recognised = _recognise(message)
-            if recognised is None:
-                return event
-            reader = self.reader = self._make(recognised)
-        parts = reader.read(message, event.event if reader.names_events else None)
-        if not parts:
+            reader = self.reader = self._recognise(message, event)
+            if reader is None:
+                return self._on_unknown(event, message, problem)
+        if message is None:
+            parts = reader.read_nothing()
+        else:
+            parts = reader.read_body(message) if event.is_body else reader.read(message, event.event)
+        if problem is not None or reader.problems:
+            problems = reader.problems if problem is None else [problem, *reader.problems]
+            self._note_problems(event, problems)
+            problem = problems[0]
+        if self._sees_unread:
+            parts.insert(0, self._unread(event, message, parts, problem))
+        if not parts and not self._waiting and not reader.calls and not reader.has_removed:
             return event
         before: list[Event] = []
         last = self._run(reader, parts, before)
         if last is not None:
-            return self._finish(reader, event, message, parts, last, before)
+            return self._finish(reader, event, message, lax, parts, last, before)
         changed = dropped = False
         for part in parts:
             if part.changed:
                 changed = True
-                dropped = dropped or isinstance(part, ToolCallDelta) or (isinstance(part, TextDelta) and part.dropped)
-        if changed and not (dropped and reader.says_nothing(message)):
-            event = event.replace(json=message)
-        elif changed:
-            return before or None
+                dropped = dropped or (isinstance(part, TextDelta) and part.dropped)
+        silent = dropped and not event.is_body and reader.says_nothing(message)
+        if self._waiting or reader.calls or reader.has_removed:
+            return self._pass_in_order(reader, _Waiting(event, message, lax, changed, silent, before, reader))
+        if changed:
+            if silent:
+                return before or None
+            event = _replace(event, message, lax)
         return [*before, event] if before else event
 
     def on_complete(self) -> Sequence[Event] | None:
-        """Upstream has ended: the texts that it left open end with it."""
+        """Upstream has ended: the texts and calls that it left open end with it."""
         if self.reader is None:
             return None
         before: list[Event] = []
         if (last := self._run(self.reader, self.reader.read_end(), before)) is not None:
-            before += self._ending(self.reader, last)
-        return before
+            return [*self._leave(self.reader), *before, *self._ending(self.reader, last)]
+        return [*self._leave(self.reader), *before]
 
-    def _on_other(self, event: Event, error: NotJson) -> EventResult:
-        """An event whose data is no JSON: `[DONE]`, none, or of a type that is not the dialect's."""
-        data, reader = event.data, self.reader
-        if not data or reader is None:
+    def _on_done(self, event: Event) -> EventResult:
+        """`[DONE]`."""
+        reader = self.reader
+        if reader is None:
             return event
-        if data.startswith(DONE):  # as the SDK reads it
-            before: list[Event] = []
-            if (last := self._run(reader, reader.read_end(), before)) is not None:
-                return End(*before, *self._ending(reader, last))
-            return [*before, event] if before else event
-        if event.event is not None and not reader.knows(event.event):
+        before: list[Event] = []
+        last = self._run(reader, reader.read_end(), before)
+        before = [*self._leave(reader), *before]
+        if last is not None:
+            return End(*before, *self._ending(reader, last))
+        return [*before, event] if before else event
+
+    def _recognise(self, message: Any, event: Event) -> Reader | None:
+        """Which of OpenAI's two formats a first message has; None: neither, and the next may tell."""
+        if not isinstance(message, dict):
+            return None
+        kind = message.get("type") or event.event
+        if message.get("object") == "response" or (
+            isinstance(kind, str) and (kind.startswith("response.") or kind == "error")
+        ):
+            return self._make(OpenAIResponsesReader)
+        return self._make(OpenAIChatReader) if "choices" in message or "error" in message else None
+
+    def _on_unknown(self, event: Event, message: Any, problem: str | None) -> EventResult:
+        """An event before the first that tells which format the answer has."""
+        if problem is not None:
+            self._note_problems(event, [problem])
+        if not self._sees_unread:
             return event
-        raise DialectError(str(error)) from None
+        reader = self._make(self._readers[0])
+        unread = self._unread(event, message, [], problem)
+        if self._run(reader, [unread], []) is None:
+            return event
+        return self._finish(reader, event, message, problem is not None, [unread], unread, [])
+
+    def _note_problems(self, event: Event, problems: list[str]) -> None:
+        self._context.note_unread(problems[0], event.event, count=len(problems))
+
+    def _unread(self, event: Event, message: Any, parts: list[Part], problem: str | None) -> Unread:
+        shown: set[tuple[int, str]] = set()
+        handlers = self._handlers
+        for part in parts:
+            if type(part) in handlers and isinstance(part, (TextDelta, ToolCallDelta)):
+                shown.add((id(part.holder), part.key))
+        return Unread(MESSAGE, event.data, message, shown, problem)
 
     def _run(self, reader: Reader, parts: list[Part], before: list[Event]) -> Part | None:
-        """Run the hooks on the parts of one message. The part whose hook has asked to finish; those behind it were not shown."""
+        """Run the hooks on the parts of one message. The part whose hook has asked to finish; later ones were not shown."""
         handlers = self._handlers
         for part in parts:
             handler = handlers.get(type(part))
-            if handler is not None and not (type(part) is ToolCall and part.repeated):
+            if handler is not None:
                 self._current = part
                 try:
                     handler(part)
@@ -257,34 +347,81 @@ class _DialectSide:
                     return part
             if type(part) is TextEnd and part.added:
                 before.append(_event(reader.make_delta(part.block, part.added)))
-            elif type(part) is ToolCall and part.withheld and part.arguments:
-                before.append(_event(reader.make_delta(part.block, part.arguments)))
+            elif type(part) is ToolCall and part.held:
+                reader.decide(part.call)
         return None
 
+    def _pass_in_order(self, reader: Reader, waiting: _Waiting) -> EventResult:
+        """Let an event leave after those that wait for a tool call; it waits as well if its own calls are not decided."""
+        alone = not self._waiting
+        self._waiting.append(waiting)
+        left = self._leave(reader)
+        if self._waiting and self._waiting[-1] is waiting:
+            waiting.event = waiting.event.detach()
+        elif alone and left == [waiting.event]:
+            return waiting.event
+        return left or None
+
+    def _leave(self, reader: Reader) -> list[Event]:
+        """The events that need not wait any longer."""
+        left: list[Event] = []
+        while self._waiting:
+            first = self._waiting[0]
+            if any(touch.call.left is None for touch in first.touches):
+                break
+            self._waiting.popleft()
+            left += first.before
+            edited = any(touch.call.edited for touch in first.touches)
+            if reader.has_removed and isinstance(first.message, dict):
+                messages = reader.settle(first.message, first.touches, first.event.event)
+            else:
+                messages = [first.message]
+            for note in first.notes:
+                note()
+            for number, message in enumerate(messages):
+                if number:
+                    kind = message.get("type")
+                    left.append(Event(json=message, event=kind if first.event.event is not None else None))
+                elif edited or reader.has_removed:
+                    if not (edited and first.touches and not first.event.is_body and reader.says_nothing(message)):
+                        left.append(_replace(first.event, message, first.lax))
+                elif not (first.changed and first.silent):
+                    left.append(_replace(first.event, message, first.lax) if first.changed else first.event)
+        return left
+
     def _finish(
-        self, reader: Reader, event: Event, message: dict[str, Any], parts: list[Part], last: Part, before: list[Event]
+        self, reader: Reader, event: Event, message: Any, lax: bool, parts: list[Part], last: Part, before: list[Event]
     ) -> EventResult:
         """What leaves instead of an event whose hook has asked to finish."""
         assert self._asked is not None
         reason, text = self._asked
-        if reader.is_body(message):
-            reader.cut_body(message, last.block, text, reason)
-            return End(event.replace(json=message))
+        if event.is_body:
+            if not isinstance(message, dict):
+                return End(event.replace(data=""))
+            reader.cut_body(message, last, text, reason)
+            return End(_replace(event, message, lax))
+        left = self._leave(reader)
+        if self._waiting:  # what waits for a call leaves no more, nor does anything after it
+            reader.take_notes()
+            return End(*left, *self._ending(reader, last))
         at = parts.index(last)
         for index, part in enumerate(parts):
             if isinstance(part, TextDelta) and not part.whole:
                 if index < at and part.text:  # another choice's, in the same event
                     before.append(_event(reader.make_delta(part.block, part.text)))
                 part.drop()
-        if reader.opens(message) and isinstance(last, TextDelta):
-            before.append(event.replace(json=message))
+        if isinstance(last, TextDelta) and reader.opens(message):
+            before.append(_replace(event, message, lax))
             reader.commit()
-        return End(*before, *self._ending(reader, last))
+        else:
+            reader.take_notes()
+        return End(*left, *before, *self._ending(reader, last))
 
     def _ending(self, reader: Reader, last: Part) -> list[Event]:
         """The last words, where the block can still take them, and the dialect's ending."""
         assert self._asked is not None
         reason, text = self._asked
+        self._waiting.clear()
         made = []
         if text and reader.can_add(last.block) and not (isinstance(last, (TextDelta, TextEnd)) and last.whole):
             made.append(reader.make_delta(last.block, text))
@@ -295,3 +432,16 @@ def _event(made: Made) -> Event:
     if isinstance(made.data, str):
         return Event(made.data, event=made.event)
     return Event(json=made.data, event=made.event)
+
+
+def _lenient(data: str) -> Any:
+    """What lax readers make of data that is not JSON by RFC 8259: lone surrogates, NaN, numbers of any size. None if nothing."""
+    try:
+        return json.loads(data, strict=False)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _replace(event: Event, message: Any, lax: bool) -> Event:
+    """The event with another message. What only a lax reader takes is written for one."""
+    return event.replace(json.dumps(message)) if lax else event.replace(json=message)

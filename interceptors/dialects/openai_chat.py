@@ -1,36 +1,38 @@
 """OpenAI chat completions: `chat.completion.chunk` events up to `[DONE]`, and the `chat.completion` of an unstreamed response.
 
-Source: the types of OpenAI's Python SDK, `openai.types.chat`. Besides, `reasoning_content` and `reasoning`, where DeepSeek, vLLM,
-OpenRouter and others put their thinking. Out of scope: `function_call` (deprecated before streams had tool calls), audio.
+Source: the types of OpenAI's Python SDK, `openai.types.chat`. In addition: `reasoning_content` and `reasoning` (DeepSeek, vLLM and
+others), `reasoning_details` (OpenRouter), a `content` that is a list with thinking in it (Mistral), a cumulative `message` beside the
+`delta` (Perplexity), and `function_call`, which came before tool calls. Out of scope: audio.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, ClassVar
 
-from .errors import dict_in, int_in, list_in, str_in
-from .parts import Block, Finish, Kind, Part, ProviderError, Usage
-from .reader import DONE, Made, Origin, Reader, error_of, finish_of, usage_of
+from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, TextEnd, ToolCall, Unread, Usage
+from .reader import DONE, Call, Made, Origin, Reader, Touch, error_of, finish_of, note, own_error_of
 
 __all__ = ["OpenAIChatReader"]
 
-# In the order in which a message that is not streamed is read. Thoughts are no fields of OpenAI's own: any other value passes.
+# In the order in which a message that is not streamed is read.
 _FIELDS: dict[str, Kind] = {
     "reasoning_content": "thinking",
     "reasoning": "thinking",
+    "reasoning_details": "thinking",
     "content": "text",
     "refusal": "refusal",
     "tool_calls": "tool_call",
+    "function_call": "tool_call",
 }
-# Where a content is a list of parts: of each type of part the kind of its text, which stands in a field of that name.
-_PARTS: dict[str, Kind] = {"text": "text", "refusal": "refusal"}
-_DETAILS = (
-    ("prompt_tokens_details", "cached_tokens"),
-    ("prompt_tokens_details", "cache_write_tokens"),
-    ("completion_tokens_details", "reasoning_tokens"),
-)
+# Where a content is a list of parts: the kind of text of each type of part, and the field that holds it.
+_PARTS: dict[str, tuple[Kind, str]] = {
+    "text": ("text", "text"),
+    "output_text": ("text", "text"),
+    "refusal": ("refusal", "refusal"),
+    "thinking": ("thinking", "thinking"),
+}
+_DETAILS = {"reasoning.text": "text", "reasoning.summary": "summary"}
 
 
 class OpenAIChatReader(Reader):
@@ -39,47 +41,86 @@ class OpenAIChatReader(Reader):
     needles: ClassVar[Mapping[type[Part], bytes]] = {
         Finish: rb'"finish_reason"\s*:\s*"',
         Usage: rb'"usage"\s*:\s*\{',
-        ProviderError: rb'"error"',
+        ProviderError: rb'"error"|event: ?error',
     }
-    names_events: ClassVar[bool] = False
     default_reason: ClassVar[str] = "content_filter"
 
-    def __init__(self, *, deltas: bool = True, hold_tool_calls: bool = False) -> None:
-        super().__init__(deltas=deltas, hold_tool_calls=hold_tool_calls)
+    def __init__(self, *, deltas: bool = True, whole_calls: bool = True, hold_tool_calls: bool = False) -> None:
+        super().__init__(deltas=deltas, whole_calls=whole_calls, hold_tool_calls=hold_tool_calls)
         self._choices: dict[int, Origin] = {}  # unfinished ones, each with its last chunk
         # By choice, so that the end of one looks at no other: its texts, by field, and its calls that are not complete.
         self._texts: dict[int, dict[str, Block]] = {}
-        self._begun: dict[int, list[Block]] = {}
+        self._begun: dict[int, dict[Block, Call]] = {}
+        self._last_call: dict[tuple[int, Any], Call] = {}  # by choice and place in it
+        self._by_id: dict[tuple[int, Any, str], Call] = {}
+        self._templates: dict[Block, dict[str, Any]] = {}  # of `reasoning_details`: the item that a delta of it needs
+        self._left: dict[int, set[int]] = {}  # by choice, the numbers of calls that have left, if calls are held
+        self._kept: dict[
+            int, dict[int, int]
+        ] = {}  # of choices whose calls were removed: the new number of each that is left
 
-    def read(self, message: Any, event_type: str | None = None) -> list[Part]:
-        if not isinstance(message, dict):
-            return []
-        self.commit()
-        parts: list[Part] = []
-        self.model = str_in(message, "model") or self.model
+    def _read(self, parts: list[Part], message: dict[str, Any], event_type: str | None) -> None:
+        self.model = self._str(message, "model") or self.model
         origin = event_type, message
-        for position, choice in enumerate(list_in(message, "choices")):
-            index = int_in(choice, "index", "choices[].")
-            if index is None:
-                index = position
+        for position, choice in self._items(message, "choices"):
+            index = choice.get("index")
+            if type(index) is not int:
+                index = self._number(choice, "index", "choices[].")
+                index = position if index is None else index
             if self.deltas:
-                delta = dict_in(choice, "delta", "choices[].")
-                if delta is not None:
+                delta = choice.get("delta")
+                if isinstance(delta, dict):
                     self._choices[index] = origin
                     self._read_delta(parts, index, delta, choice, origin)
-                whole = dict_in(choice, "message", "choices[].")
+                elif delta is not None:
+                    self._odd("choices[].delta", delta, "an object")
+                if choice.get("message") is not None:
+                    whole = self._dict(choice, "message", "choices[].")
+                    if whole is not None:
+                        self._choices.setdefault(index, origin)
+                        self._read_whole(parts, index, whole, choice, grows=isinstance(delta, dict))
+            self._read_end_of_choice(parts, index, choice)
+        self._read_rest(parts, message, event_type)
+
+    def _read_whole_body(self, parts: list[Part], message: dict[str, Any]) -> None:
+        self.model = self._str(message, "model") or self.model
+        for position, choice in self._items(message, "choices"):
+            index = self._number(choice, "index", "choices[].")
+            index = position if index is None else index
+            if self.deltas:
+                whole = self._dict(choice, "message", "choices[].")
                 if whole is not None:
                     self._read_whole(parts, index, whole, choice)
-            reason = str_in(choice, "finish_reason", "choices[].")
-            if reason is not None:
-                self._finish(parts, index, message)
+                delta = self._dict(choice, "delta", "choices[].")  # of a chunk that is not sent as an event
+                if delta is not None:
+                    self._read_whole(parts, index, delta, choice)
+            self._read_end_of_choice(parts, index, choice)
+        self._read_rest(parts, message, None)
+
+    def _read_end_of_choice(self, parts: list[Part], index: int, choice: dict[str, Any]) -> None:
+        reason = choice.get("finish_reason")
+        if reason:
+            if isinstance(reason, str):
+                self._finish(parts, index)
                 parts.append(finish_of(index, reason))
-        usage = dict_in(message, "usage")
-        if usage is not None:
-            parts.append(usage_of(usage, self.model, ("prompt_tokens", "completion_tokens"), _DETAILS))
+            else:
+                self._odd("choices[].finish_reason", reason, "a string")
+        if choice.get("usage") is not None:
+            self._usage(parts, choice, "choices[].")
+        if choice.get("error") is not None:
+            parts.append(error_of(choice, "error"))
+
+    def _read_rest(self, parts: list[Part], message: dict[str, Any], event_type: str | None) -> None:
+        self._usage(parts, message)
+        groq = message.get("x_groq")
+        if isinstance(groq, dict):
+            self._usage(parts, groq, "x_groq.")
+            if groq.get("error") is not None:
+                parts.append(error_of(groq, "error"))
         if message.get("error") is not None:
             parts.append(error_of(message, "error"))
-        return parts
+        elif message.get("object") == "error" or event_type == "error" or message.get("type") == "error":
+            parts.append(own_error_of(message))
 
     def _read_delta(
         self,
@@ -91,94 +132,260 @@ class OpenAIChatReader(Reader):
     ) -> None:
         for name, value in delta.items():
             kind = _FIELDS.get(name)
-            if kind is None or not value or (kind == "thinking" and not isinstance(value, str)):
+            if kind is None or not value:
+                continue
+            if isinstance(value, str) and kind != "tool_call" and name != "reasoning_details":
+                texts = self._texts.get(index)
+                block = texts.get(name) if texts is not None else None
+                if block is None:  # made once: every event would pay for it
+                    block = self._block(index, kind, name)
+                self._text(parts, block, delta, name, origin, choice)
+            elif name == "tool_calls":
+                self._read_tool_calls(parts, index, delta)
+            elif name == "function_call":
+                if isinstance(value, dict):
+                    call = self._find_call(parts, index, name, None, None, "function_call")
+                    self._name_call(call, self._str(value, "name", "choices[].delta.function_call."))
+                    self._touch(call, delta, value)
+                    self._arguments(parts, call, value, "arguments")
+                else:
+                    self._odd("choices[].delta.function_call", value, "an object")
+            elif name == "reasoning_details":
+                self._read_details(parts, index, delta, origin, repeated=isinstance(delta.get("reasoning"), str))
+            elif name == "content" and isinstance(value, list):
+                for of, holder, key in self._texts_in(value, "choices[].delta.content[]"):
+                    self._text(parts, self._block(index, of, name), holder, key, origin, choice)
+            else:
+                self._odd(f"choices[].delta.{name}", value, "a string")
+
+    def _block(self, index: int, kind: Kind, field: str) -> Block:
+        """The block of a choice's text. A list in `content` may have several kinds of text; that of `content` itself is first."""
+        texts = self._texts.setdefault(index, {})
+        key = field if _FIELDS[field] == kind else f"{field}/{kind}"
+        block = texts.get(key)
+        if block is None:
+            block = texts[key] = Block(kind, index, 0, field)
+        return block
+
+    def _texts_in(self, content: list[Any], where: str) -> list[tuple[Kind, dict[str, Any], str]]:
+        """The texts in a content that is a list: the kind of each, and where it is. Thinking may be a list of texts itself."""
+        found: list[tuple[Kind, dict[str, Any], str]] = []
+        for item in content:
+            if not isinstance(item, dict):
+                self._odd(where, item, "an object")
+                continue
+            of = item.get("type")
+            if not isinstance(of, str) or of not in _PARTS:
+                continue
+            kind, key = _PARTS[of]
+            value = item.get(key)
+            if isinstance(value, str):
+                if value:
+                    found.append((kind, item, key))
+            elif kind == "thinking" and isinstance(value, list):
+                for inner in value:
+                    if isinstance(inner, dict) and isinstance(inner.get("text"), str) and inner["text"]:
+                        found.append((kind, inner, "text"))
+            elif value is not None:
+                self._odd(f"{where}.{key}", value, "a string")
+        return found
+
+    def _read_details(self, parts: list[Part], index: int, delta: dict[str, Any], origin: Origin, *, repeated: bool) -> None:
+        """OpenRouter's `reasoning_details`. Where `reasoning` has the same text, they repeat it."""
+        for position, item in self._items(delta, "reasoning_details", "choices[].delta."):
+            key = _DETAILS.get(item["type"]) if isinstance(item.get("type"), str) else None
+            if key is None or not self._str(item, key, "choices[].delta.reasoning_details[]."):
+                continue
+            number = self._number(item, "index", "choices[].delta.reasoning_details[].")
+            number = position if number is None else number
+            texts = self._texts.setdefault(index, {})
+            block = texts.setdefault(
+                f"reasoning_details/{number}/{key}", Block("thinking", index, number, "reasoning_details")
+            )
+            self._templates[block] = item
+            self._text(parts, block, item, key, origin).repeated = repeated
+
+    def _find_call(self, parts: list[Part], index: int, place: Any, number: int | None, id: str | None, kind: str) -> Call:
+        """The call that an item belongs to. Another id at a place begins another call, and completes the one before it."""
+        last = self._last_call.get((index, place))
+        if id is None or (last is not None and (last.id is None or last.id == id)):
+            call = last
+        else:
+            call = self._by_id.get((index, place, id))
+            if last is not None:
+                self._complete(parts, last)
+        if call is None:
+            begun = self._begun.setdefault(index, {})
+            part = len(begun) if number is None else number
+            while Block("tool_call", index, part, "tool_calls") in begun:
+                part = len(begun) if part < len(begun) else part + 1
+            call = self._begin_call(Call(Block("tool_call", index, part, "tool_calls"), id, number, kind))
+            begun[call.block] = call
+        if call.id is None:
+            call.id = id
+        if id is not None:
+            self._by_id[index, place, id] = call
+        self._last_call[index, place] = call
+        return call
+
+    def _read_tool_calls(self, parts: list[Part], index: int, delta: dict[str, Any]) -> None:
+        where = "choices[].delta.tool_calls[]."
+        items = delta["tool_calls"]
+        if isinstance(items, dict):  # as TGI had it
+            items = [items]
+        elif not isinstance(items, list):
+            self._odd("choices[].delta.tool_calls", items, "a list")
+            return
+        for position, item in enumerate(items):
+            if not isinstance(item, dict):
+                self._odd("choices[].delta.tool_calls[]", item, "an object")
+                continue
+            number = self._number(item, "index", where)
+            kind, key = ("custom", "input") if item.get("custom") is not None else ("function", "arguments")
+            holder = self._dict(item, kind, where)
+            if holder is None:
+                holder = item.setdefault(kind, {}) if self.hold_tool_calls and item.get(kind) is None else {}
+            call = self._find_call(
+                parts, index, position if number is None else number, number, self._id(item, "id", where), kind
+            )
+            self._name_call(call, self._str(holder, "name", f"{where}{kind}."))
+            self._touch(call, delta, item)
+            self._arguments(parts, call, holder, key)
+
+    def _read_whole(
+        self, parts: list[Part], index: int, message: dict[str, Any], choice: dict[str, Any], *, grows: bool = False
+    ) -> None:
+        """A whole message. `grows`: it stands beside a delta, and has what all deltas so far had."""
+        for name, kind in _FIELDS.items():
+            value = message.get(name)
+            if not value:
                 continue
             if kind == "tool_call":
-                self._read_tool_calls(parts, index, delta, origin)
-                continue
-            str_in(delta, name, "choices[].delta.")
-            texts = self._texts.get(index)
-            if texts is None:
-                texts = self._texts[index] = {}
-            block = texts.get(name)
-            if block is None:  # made once: every event would pay for it
-                block = texts[name] = Block(kind, index, 0, name)
-            self._text(parts, block, delta, name, origin, choice)
+                self._read_whole_calls(parts, index, message, name, grows=grows)
+            elif name == "reasoning_details":
+                for position, item in self._items(message, name, "choices[].message."):
+                    key = _DETAILS.get(item["type"]) if isinstance(item.get("type"), str) else None
+                    if key is not None and self._str(item, key, "choices[].message.reasoning_details[]."):
+                        self._show_whole(parts, Block(kind, index, position, name), item, key, choice, grows=grows)
+            elif isinstance(value, str):
+                self._show_whole(parts, Block(kind, index, 0, name), message, name, choice, grows=grows)
+            elif name == "content" and isinstance(value, list):
+                for position, (of, holder, key) in enumerate(self._texts_in(value, "choices[].message.content[]")):
+                    self._show_whole(parts, Block(of, index, position, name), holder, key, choice, grows=grows)
+            else:
+                self._odd(f"choices[].message.{name}", value, "a string")
 
-    def _read_tool_calls(self, parts: list[Part], index: int, delta: dict[str, Any], origin: Origin) -> None:
-        where = "choices[].delta.tool_calls[]."
-        for position, item in enumerate(list_in(delta, "tool_calls", "choices[].delta.")):
-            part = int_in(item, "index", where)
-            block = Block("tool_call", index, position if part is None else part, "tool_calls")
-            kind, key = ("custom", "input") if item.get("custom") is not None else ("function", "arguments")
-            holder = dict_in(item, kind, where) or {}
-            str_in(holder, key, f"{where}{kind}.")
-            if block not in self._calls:
-                self._begun.setdefault(index, []).append(block)
-            call = self._begin_call(block, str_in(item, "id", where), str_in(holder, "name", f"{where}{kind}."))
-            self._arguments(parts, block, call, holder, key, origin)
+    def _show_whole(
+        self, parts: list[Part], block: Block, holder: dict[str, Any], key: str, choice: dict[str, Any], *, grows: bool
+    ) -> None:
+        if not grows:
+            self._whole(parts, block, holder, key, choice)
+            return
+        repeated = block in self._open or block in self._over
+        delta = TextDelta(block, holder, key, whole=True, repeated=repeated, tokens=choice)
+        parts += delta, TextEnd(block, delta, whole=True, repeated=repeated)
 
-    def _read_whole(self, parts: list[Part], index: int, message: dict[str, Any], choice: dict[str, Any]) -> None:
-        for name, kind in _FIELDS.items():
-            if kind == "tool_call" or (kind == "thinking" and not isinstance(message.get(name), str)):
-                continue
-            if name == "content" and isinstance(message.get(name), list):
-                self._read_parts(parts, index, message, choice)
-                continue
-            str_in(message, name, "choices[].message.")
-            self._whole(parts, Block(kind, index, 0, name), message, name, choice)
+    def _read_whole_calls(self, parts: list[Part], index: int, message: dict[str, Any], field: str, *, grows: bool) -> None:
+        if field == "function_call":
+            value = self._dict(message, field, "choices[].message.")
+            if value is not None:
+                call = self._find_call(parts, index, field, None, None, field)
+                name = self._str(value, "name", "choices[].message.function_call.")
+                self._touch(self._whole_call(parts, call, name, value, "arguments", grows=grows), message, value)
+            return
         where = "choices[].message.tool_calls[]."
-        for position, item in enumerate(list_in(message, "tool_calls", "choices[].message.")):
-            block = Block("tool_call", index, position, "tool_calls")
-            for holder_name, key in (("function", "arguments"), ("custom", "input")):
-                holder = dict_in(item, holder_name, where)
-                if holder is not None:
-                    arguments = str_in(holder, key, f"{where}{holder_name}.") or ""
-                    name_of_tool = str_in(holder, "name", f"{where}{holder_name}.")
-                    self._whole_call(
-                        parts, block, str_in(item, "id", where), name_of_tool, arguments, holder, key, whole=True
-                    )
-                    break
+        for position, item in self._items(message, field, "choices[].message."):
+            kind, key = ("custom", "input") if item.get("custom") is not None else ("function", "arguments")
+            holder = self._dict(item, kind, where) or {}
+            number = self._number(item, "index", where)
+            place = position if number is None else number
+            call = self._find_call(parts, index, place, number, self._id(item, "id", where), kind)
+            name = self._str(holder, "name", f"{where}{kind}.")
+            self._touch(self._whole_call(parts, call, name, holder, key, grows=grows), message, item)
 
-    def _read_parts(self, parts: list[Part], index: int, message: dict[str, Any], choice: dict[str, Any]) -> None:
-        """A content that is a list, as a request may have it and some servers answer; parts of other types pass."""
-        where = "choices[].message.content[]."
-        for position, part in enumerate(list_in(message, "content", "choices[].message.")):
-            of = str_in(part, "type", where)
-            if of in _PARTS:
-                kind = _PARTS[of]
-                str_in(part, kind, where)
-                self._whole(parts, Block(kind, index, position, "content"), part, kind, choice)
+    def _end_mark(self, block: Block) -> Any:
+        return block.output
 
-    def _finish(self, parts: list[Part], index: int, message: dict[str, Any]) -> None:
+    def _finish(self, parts: list[Part], index: int) -> None:
+        if index in self._endless:
+            return
         for block in self._texts.get(index, {}).values():
             self._end(parts, block)
-        for block in self._begun.pop(index, ()):
-            self._complete(parts, block, message)
-        self._leaving.append(partial(self._choices.pop, index, None))
+        for call in self._begun.get(index, {}).values():
+            self._complete(parts, call)
+        self._leaving.append(note(self._choices.pop, index, None))
 
-    def knows(self, event_type: str) -> bool:
-        return event_type == "message"  # what an event without a type is
+    def settle(self, message: dict[str, Any], touches: list[Touch], event_type: str | None) -> list[dict[str, Any]]:
+        for call, holder, item in touches:
+            index = call.block.output
+            if not call.removed:
+                if index in self._kept and item.get("index") is not None:
+                    item["index"] = self._number_of(call)
+                continue
+            if index not in self._kept:
+                self._kept[index] = {number: number for number in self._left.get(index, ())}
+            assert call.part is not None
+            if isinstance(holder.get("tool_calls"), list):
+                holder["tool_calls"] = [other for other in holder["tool_calls"] if other is not item]
+                if not holder["tool_calls"]:
+                    del holder["tool_calls"]
+            else:
+                holder.pop("function_call" if call.kind == "function_call" else "tool_calls", None)
+            text, call.part.refusal = call.part.refusal, None
+            if text:
+                content = holder.get("content")
+                if isinstance(content, list):
+                    content.append({"type": "text", "text": text})
+                else:
+                    holder["content"] = (content or "") + text
+        for position, choice in enumerate(message.get("choices") or ()):
+            if isinstance(choice, dict) and choice.get("finish_reason") in ("tool_calls", "function_call"):
+                index = choice.get("index")
+                calls = self._begun.get(position if type(index) is not int else index, {}).values()
+                if calls and all(call.removed for call in calls):
+                    choice["finish_reason"] = "stop"
+        return [] if touches and not self.is_body and self.says_nothing(message) else [message]
+
+    def _number_of(self, call: Call) -> int | None:
+        """The number of a call where others of its choice were removed: without gaps, because SDKs count on it."""
+        kept = self._kept[call.block.output]
+        if call.index is not None and call.index not in kept:
+            kept[call.index] = max(kept.values(), default=-1) + 1
+        return None if call.index is None else kept[call.index]
+
+    def _touch(self, call: Call, holder: Any, item: Any) -> None:
+        super()._touch(call, holder, item)
+        if self.hold_tool_calls and call.index is not None:
+            self._leaving.append(note(self._note_number, call))
+
+    def _note_number(self, call: Call) -> None:
+        if call.index is not None and not call.removed:
+            self._left.setdefault(call.block.output, set()).add(call.index)
 
     def says_nothing(self, message: dict[str, Any]) -> bool:
-        if message.get("usage") is not None or message.get("error") is not None:
+        choices = message.get("choices")
+        if message.get("usage") is not None or message.get("error") is not None or not isinstance(choices, list):
             return False
         return all(
-            not value or (name == "delta" and _is_empty(value))
-            for choice in message["choices"]
-            for name, value in choice.items()
-            if name not in ("index", "logprobs")
+            isinstance(choice, dict)
+            and all(
+                not value or (name == "delta" and _is_empty(value))
+                for name, value in choice.items()
+                if name not in ("index", "logprobs")
+            )
+            for choice in choices
         )
-
-    def is_body(self, message: dict[str, Any]) -> bool:
-        return any("message" in choice for choice in message.get("choices") or ())
 
     def _another(self, block: Block, message: dict[str, Any], text: str) -> dict[str, Any]:
         delta: dict[str, Any] = {block.field: text}
-        if block.kind == "tool_call":
-            key = self._calls[block].key  # where its last piece stood
-            call = {"custom": {"input": text}} if key == "input" else {"function": {"arguments": text}}
-            delta = {"tool_calls": [{"index": block.part, **call}]}
+        if block.field == "reasoning_details":
+            template = self._templates[block]
+            key = _DETAILS[template["type"]]
+            delta = {"reasoning_details": [{**template, key: text}]}
+        elif block.field == "content" and block.kind == "thinking":
+            delta = {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": text}]}]}
+        elif block.field == "content" and block.kind == "refusal":
+            delta = {"refusal": text}
         return _chunk_like(message, {"index": block.output, "delta": delta, "finish_reason": None})
 
     def make_ending(self, reason: str | None = None) -> list[Made]:
@@ -192,35 +399,79 @@ class OpenAIChatReader(Reader):
         self._choices.clear()
         return [*made, Made(None, DONE)]
 
-    def cut_body(self, message: dict[str, Any], block: Block, text: str, reason: str | None = None) -> None:
-        behind = False
-        for position, choice in enumerate(message["choices"]):
+    def cut_body(self, message: dict[str, Any], part: Part, text: str, reason: str | None = None) -> None:
+        everything = isinstance(part, Unread)
+        after = everything
+        for position, choice in enumerate(message.get("choices") or ()):
+            said = (choice.get("message") or choice.get("delta")) if isinstance(choice, dict) else None
+            if not isinstance(said, dict):
+                continue
             index = choice.get("index")
-            here = block.output == (position if index is None else index)
-            if not here and not behind:
-                continue  # it was seen whole before
-            said: dict[str, Any] = choice.get("message") or {}
-            names = list(_FIELDS)
-            for name in names[names.index(block.field) :] if here else names:
-                if name == "tool_calls":
-                    kept = said.get(name) or []
-                    said.pop(name, None)
-                    if here and block.kind == "tool_call" and block.part:
-                        said[name] = kept[: block.part]
-                elif here and name == block.field and isinstance(said.get(name), list):
-                    del said[name][block.part + 1 :]
-                    for part in said[name][block.part :]:  # it, unless a choice before had the same index
-                        part[block.kind] = text
-                elif said.get(name):
-                    said[name] = text if here and name == block.field else None
+            here = not everything and part.block.output == (position if type(index) is not int else index)
+            if not here and not after:
+                continue  # all of it was shown before
+            after = True
+            if everything:
+                _keep(said, ("role",))
+                said["content"] = None
+            else:
+                _cut_message(said, part if here else None, text)
             if choice.get("logprobs"):
                 choice["logprobs"] = None
             choice["finish_reason"] = reason or self.default_reason
-            behind = True
+        if everything:
+            _keep(message, ("id", "object", "created", "model", "choices", "usage"))
+
+
+def _keep(holder: dict[str, Any], names: tuple[str, ...]) -> None:
+    for name in [name for name in holder if name not in names]:
+        del holder[name]
+
+
+def _cut_message(said: dict[str, Any], part: Part | None, text: str) -> None:
+    """Leave of a message what comes before a part, and `text` in its place; nothing without a part."""
+    field = "" if part is None else part.block.field
+    if isinstance(part, ToolCall) and part.call is not None and part.call.kind == "function_call":
+        field = "function_call"
+    names = list(_FIELDS)
+    for name in names[names.index(field) if field else 0 :]:
+        value = said.get(name)
+        if not value:
+            continue
+        if name != field or part is None:
+            if _FIELDS[name] == "tool_call":
+                del said[name]
+            else:
+                said[name] = None
+        elif _FIELDS[name] == "tool_call":
+            del said[name]
+            if isinstance(value, list) and part.block.part:
+                said[name] = value[: part.block.part]
+        elif isinstance(value, list):
+            said[name] = _cut_list(value, part, text)
+        else:
+            said[name] = text
+
+
+def _cut_list(items: list[Any], part: Part, text: str) -> list[Any]:
+    """The items of a content up to the one that holds a part's text, of which `text` is left."""
+    delta = part.delta if isinstance(part, TextEnd) else part
+    holder = delta.holder if isinstance(delta, TextDelta) else None
+    kept: list[Any] = []
+    for item in items:
+        inner = item.get("thinking") if isinstance(item, dict) else None
+        if item is holder:
+            assert isinstance(delta, TextDelta)
+            return [*kept, {**item, delta.key: text}]
+        if isinstance(inner, list) and any(other is holder for other in inner):
+            at = next(position for position, other in enumerate(inner) if other is holder)
+            return [*kept, {**item, "thinking": [*inner[:at], {**inner[at], "text": text}]}]
+        kept.append(item)
+    return kept
 
 
 def _chunk_like(message: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
-    """A chunk with the ids of another, and one choice: no usage, and nothing that told of the other's content."""
+    """A chunk with the ids of another, and one choice: no usage, and nothing that shows the other's content."""
     kept = ("id", "object", "created", "model", "system_fingerprint", "service_tier", "provider")
     return {**{name: message[name] for name in kept if name in message}, "choices": [choice]}
 
@@ -228,16 +479,15 @@ def _chunk_like(message: dict[str, Any], choice: dict[str, Any]) -> dict[str, An
 def _is_empty(delta: Any) -> bool:
     """Whether a delta says nothing: no text, and of tool calls at most where they would go on."""
     return isinstance(delta, dict) and all(
-        not value
-        or (
-            name == "tool_calls"
-            and not any(item.get("id") or _holder(item).get("name") for item in value)
-            and not any(_holder(item).get("arguments") or _holder(item).get("input") for item in value)
-        )
+        not value or (name == "tool_calls" and isinstance(value, list) and all(map(_is_empty_call, value)))
         for name, value in delta.items()
     )
 
 
-def _holder(item: dict[str, Any]) -> dict[str, Any]:
-    """Where a tool call has its name and its arguments."""
-    return item.get("custom") or item.get("function") or {}
+def _is_empty_call(item: Any) -> bool:
+    holder = (item.get("custom") or item.get("function") or {}) if isinstance(item, dict) else {"name": item}
+    return (
+        isinstance(item, dict)
+        and isinstance(holder, dict)
+        and not (item.get("id") or holder.get("name") or holder.get("arguments") or holder.get("input"))
+    )

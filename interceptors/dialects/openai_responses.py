@@ -4,18 +4,17 @@ Source: the types of OpenAI's Python SDK, `openai.types.responses`. A text is sh
 events (`response.output_text.done`, `response.content_part.done`, `response.output_item.done`, `response.completed`). Calls of
 tools that the provider runs itself (`mcp_call`, `web_search_call`, ...) pass unread.
 
+Items are told apart by their ids, and by `output_index` where an event has no id: servers use one index for several items.
 So that an ending can repeat what was said, as clients expect, the reader keeps an answer's text until its item is done.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, ClassVar
 
-from .errors import DialectError, dict_in, int_in, list_in, str_in
-from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, ToolCallDelta, Usage
-from .reader import MESSAGE, Made, Origin, Reader, error_of, finish_of, usage_of
+from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, ToolCallDelta, Unread, Usage
+from .reader import Call, Made, Origin, Reader, Touch, error_of, finish_of, note, own_error_of
 
 __all__ = ["OpenAIResponsesReader"]
 
@@ -30,6 +29,7 @@ _TEXT_DELTAS = {f"{name}.delta": value for name, value in _TEXTS.items()}
 _TEXT_DONES = {f"{name}.done": value for name, value in _TEXTS.items()}
 _PARTS: dict[str, tuple[Kind, str]] = {
     "output_text": ("text", "text"),
+    "text": ("text", "text"),
     "refusal": ("refusal", "refusal"),
     "reasoning_text": ("thinking", "text"),
     "summary_text": ("thinking", "text"),
@@ -44,12 +44,30 @@ _ITEM_EVENTS = {"response.output_item.added": False, "response.output_item.done"
 _ARGUMENT_DELTAS = frozenset(("response.function_call_arguments.delta", "response.custom_tool_call_input.delta"))
 _ARGUMENT_DONES = {"response.function_call_arguments.done": "arguments", "response.custom_tool_call_input.done": "input"}
 _CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
-_DETAILS = (
-    ("input_tokens_details", "cached_tokens"),
-    ("input_tokens_details", "cache_write_tokens"),
-    ("output_tokens_details", "reasoning_tokens"),
-)
 _FINAL = ("completed", "incomplete", "failed", "cancelled")
+
+
+class _Item:
+    """One item of the output."""
+
+    __slots__ = ("call", "done", "ended", "has_ids", "index", "kind", "leaves_at", "output", "said", "shown")
+
+    def __init__(self, output: int, index: int) -> None:
+        self.output = output
+        """Its number in this reader, which no other item has."""
+        self.index = index
+        self.kind: str | None = None
+        self.has_ids = False
+        self.call: Call | None = None
+        self.done = False
+        self.shown: dict[str, Any] | None = None
+        """As it left last; None before it was added."""
+        self.leaves_at: int | None = None
+        """Its index as it leaves: smaller than `index` where items before it were removed."""
+        self.said: dict[Block, list[str]] = {}
+        """What has left of each text, and of the call's arguments."""
+        self.ended: set[tuple[str, Block]] = set()
+        """Which done events have left: of a text, of its part."""
 
 
 class OpenAIResponsesReader(Reader):
@@ -58,187 +76,306 @@ class OpenAIResponsesReader(Reader):
     needles: ClassVar[Mapping[type[Part], bytes]] = {
         Finish: rb'"response\.(?:completed|incomplete|failed|cancelled)"|"object"\s*:\s*"response"',
         Usage: rb'"usage"\s*:\s*\{',
-        ProviderError: rb'"error"',
+        ProviderError: rb'"error"|event: ?error',
     }
     default_reason: ClassVar[str] = "content_filter"
 
-    def __init__(self, *, deltas: bool = True, hold_tool_calls: bool = False) -> None:
-        super().__init__(deltas=deltas, hold_tool_calls=hold_tool_calls)
+    def __init__(self, *, deltas: bool = True, whole_calls: bool = True, hold_tool_calls: bool = False) -> None:
+        super().__init__(deltas=deltas, whole_calls=whole_calls, hold_tool_calls=hold_tool_calls)
         self._response: dict[str, Any] = {}  # as it was shown last
-        self._items: dict[int, dict[str, Any]] = {}  # as they were added, or, when done, as they are
-        self._done: set[int] = set()
-        # By output item, so that the end of one looks at no other.
-        self._ended: dict[int, set[tuple[str, Block]]] = {}  # which done events have left: of a text, of its part
-        self._said: dict[int, dict[Block, list[str]]] = {}  # what has left of each text, and of each call's arguments
-        self._previous: list[Part] = []
+        self._outputs: dict[int, _Item] = {}  # every item, by its own number
+        self._at: dict[int, _Item] = {}  # the newest item at each index
+        self._by_id: dict[str, _Item] = {}
+        self._newest: _Item | None = None
+        self._parts: list[Part] = []  # of the message that was read last
         self._sequence_number = -1
         self._names_events = False
+        self._next_index = 0  # of the next item that leaves, where items were removed
 
-    def read(self, message: Any, event_type: str | None = None) -> list[Part]:
-        if not isinstance(message, dict):
-            return []
-        kind = str_in(message, "type")
-        if kind is None:
-            kind = event_type
-        elif event_type is not None and kind != event_type and self.knows(event_type):
-            raise DialectError("the event's type is not the type in its data")
-        self.commit()
-        self._sequence_number = int_in(message, "sequence_number") or self._sequence_number
+    def _read(self, parts: list[Part], message: dict[str, Any], event_type: str | None) -> None:
+        kind = message.get("type")
+        if not isinstance(kind, str):
+            kind = self._str(message, "type") or event_type
+        number = message.get("sequence_number")
+        if number is not None:
+            number = self._number(message, "sequence_number")
+            self._sequence_number = self._sequence_number if number is None else number
         self._names_events = event_type is not None
-        parts: list[Part] = []
-        if kind is None:
-            if message.get("object") == "response":
-                self._read_response(parts, message)
-            elif message.get("error") is not None:
-                parts.append(error_of(message, "error"))
-        elif kind == "error":
-            parts.append(self._error(message))
-        elif kind.startswith("response."):
+        self._parts = parts
+        if kind is not None and kind.startswith("response."):
             if self.deltas:
                 self._read_event(parts, kind, message, (event_type, message))
-            response = dict_in(message, "response")
+            response = self._dict(message, "response")
             if response is not None:
                 self._read_response(parts, response)
-        self._previous = parts
-        return parts
+            if message.get("error") is not None:
+                parts.append(error_of(message, "error"))
+        elif kind == "error" or message.get("error") is not None:
+            parts.append(error_of(message, "error") if message.get("error") is not None else own_error_of(message))
+        elif message.get("object") == "response":
+            self._read_response(parts, message)
+
+    def _read_whole_body(self, parts: list[Part], message: dict[str, Any]) -> None:
+        if message.get("object") == "response" or isinstance(message.get("output"), list):
+            self._read_response(parts, message)
+        elif message.get("error") is not None:
+            parts.append(error_of(message, "error"))
+        elif message.get("type") == "error" or message.get("object") == "error":
+            parts.append(own_error_of(message))
 
     def _read_event(self, parts: list[Part], kind: str, message: dict[str, Any], origin: Origin) -> None:
         if kind in _TEXT_DELTAS:
             of, field, _ = _TEXT_DELTAS[kind]
-            if str_in(message, "delta"):
-                self._text(parts, _block(message, of, field), message, "delta", origin, message)
+            if self._str(message, "delta"):
+                self._text(parts, self._block(message, of, field), message, "delta", origin, message)
+                self._leaving.append(note(self._note_said, parts))
         elif kind in _TEXT_DONES:
             of, field, key = _TEXT_DONES[kind]
-            str_in(message, key)
-            block = _block(message, of, field)
-            self._whole(parts, block, message, key, message)
-            self._leaving.append(partial(self._note_end, "text", block))
+            item = self._find(message)
+            block = Block(of, item.output, self._part_index(message, field), field)
+            if self._str(message, key) is not None:
+                self._whole(parts, block, message, key, message)
+            else:
+                self._end(parts, block)
+            self._leaving.append(note(item.ended.add, ("text", block)))
         elif kind in _PART_EVENTS:
             field, done = _PART_EVENTS[kind]
-            part = dict_in(message, "part") or {}
-            self._read_part(
-                parts, part, int_in(message, "output_index") or 0, _part_index(message, field), field, done, origin
-            )
+            part = self._dict(message, "part") or {}
+            self._read_part(parts, part, self._find(message), self._part_index(message, field), field, done, origin)
         elif kind in _ITEM_EVENTS:
-            item = dict_in(message, "item") or {}
-            output = int_in(message, "output_index") or 0
-            self._leaving.append(partial(self._items.__setitem__, output, item))
-            self._read_item(parts, item, output, _ITEM_EVENTS[kind], origin)
+            content = self._dict(message, "item") or {}
+            index = self._number(message, "output_index")
+            done = _ITEM_EVENTS[kind]
+            item = self._find_item(parts, content, index, begins=not done)
+            self._leaving.append(note(self._note_item, item, content, done))
+            self._read_item(parts, content, item, done, origin, None)
         elif kind in _ARGUMENT_DELTAS:
-            str_in(message, "delta")
-            block = _call_block(message)
-            self._arguments(parts, block, self._begin_call(block, None, None), message, "delta", origin)
+            call = self._call_of(self._find(message))
+            self._touch(call, None, message)
+            self._arguments(parts, call, message, "delta")
+            self._leaving.append(note(self._note_said, parts))
         elif kind in _ARGUMENT_DONES:
             key = _ARGUMENT_DONES[kind]
-            arguments = str_in(message, key) or ""
-            self._whole_call(parts, _call_block(message), None, str_in(message, "name"), arguments, message, key)
+            call = self._whole_call(parts, self._call_of(self._find(message)), self._str(message, "name"), message, key)
+            self._touch(call, None, message)
+
+    # Items.
+
+    def _find(self, message: dict[str, Any]) -> _Item:
+        """The item that an event belongs to: by `item_id`, or else by `output_index`."""
+        id = message.get("item_id")
+        item = self._by_id.get(id) if isinstance(id, str) else None
+        if item is None:
+            index = message.get("output_index")
+            if type(index) is not int:
+                index = self._number(message, "output_index")
+            item = self._newest if index is None else self._at.get(index)
+            if item is None:
+                item = self._add(0 if index is None else index)
+        return item
+
+    def _find_item(self, parts: list[Part], content: dict[str, Any], index: int | None, *, begins: bool) -> _Item:
+        """The item that an event shows: by its `id` or `call_id`, or else by its index, if that is not another item's."""
+        ids = [id for id in (self._id(content, "id", "item."), self._id(content, "call_id", "item.")) if id is not None]
+        item = next((self._by_id[id] for id in ids if id in self._by_id), None)
+        if item is None:
+            at = self._newest if index is None else self._at.get(index)
+            kind = content.get("type")
+            is_call = isinstance(kind, str) and kind in _CALLS
+            known = at is not None and (at.kind is not None or at.has_ids)  # else its deltas came first
+            if at is not None and not (known and (begins or (is_call and ids and (at.call is None or at.has_ids)))):
+                item = at
+            else:
+                if at is not None and begins:
+                    self._end_item(parts, at, calls=not (at.has_ids and ids))
+                item = self._add(0 if index is None else index)
+        for id in ids:
+            self._by_id[id] = item
+        item.has_ids = item.has_ids or bool(ids)
+        return item
+
+    def _add(self, index: int) -> _Item:
+        output = index
+        while output in self._outputs:
+            output = max(len(self._outputs), output + 1)
+        item = self._outputs[output] = self._at[index] = self._newest = _Item(output, index)
+        return item
+
+    def _end_item(self, parts: list[Part], item: _Item, *, calls: bool) -> None:
+        """Another item begins at its index. Calls that have ids may still go on."""
+        for block in [block for block in self._open if block.output == item.output]:
+            self._end(parts, block)
+        if calls and item.call is not None:
+            self._complete(parts, item.call)
+
+    def _call_of(self, item: _Item) -> Call:
+        if item.call is None:
+            item.call = self._begin_call(Call(Block("tool_call", item.output), None, item.index))
+        return item.call
+
+    def _part_index(self, message: dict[str, Any], field: str) -> int:
+        name = "content_index" if field == "content" else "summary_index"
+        index = message.get(name)
+        return index if type(index) is int else self._number(message, name) or 0
+
+    def _block(self, message: dict[str, Any], kind: Kind, field: str) -> Block:
+        return Block(kind, self._find(message).output, self._part_index(message, field), field)
+
+    # What a message has of them.
 
     def _read_part(
-        self,
-        parts: list[Part],
-        part: dict[str, Any],
-        output: int,
-        index: int,
-        field: str,
-        done: bool,
-        origin: Origin,
+        self, parts: list[Part], part: dict[str, Any], item: _Item, index: int, field: str, done: bool, origin: Origin
     ) -> None:
-        """One part of an item's content or summary: with its whole text, or as it begins, which is without any as a rule."""
-        kind = str_in(part, "type", "part.")
-        if kind not in _PARTS:
+        """One part of an item's content or summary: with its whole text, or as it begins, which is usually without any."""
+        kind = part.get("type")
+        if not isinstance(kind, str) or kind not in _PARTS:
             return
         of, key = _PARTS[kind]
-        block = Block(of, output, index, field)
-        str_in(part, key, "part.")
+        block = Block(of, item.output, index, field)
+        if self._str(part, key, "part.") is None:
+            return
         if done:
             self._whole(parts, block, part, key, part)
-            self._leaving.append(partial(self._note_end, "part", block))
+            self._leaving.append(note(item.ended.add, ("part", block)))
         elif part.get(key):
             self._text(parts, block, part, key, origin, part)
+            self._leaving.append(note(self._note_said, parts))
 
     def _read_item(
         self,
         parts: list[Part],
-        item: dict[str, Any],
-        output: int,
+        content: dict[str, Any],
+        item: _Item,
         done: bool,
         origin: Origin,
-        whole: bool = False,
+        output: list[Any] | None,
     ) -> None:
-        """One item of the output."""
-        kind = str_in(item, "type", "item.")
+        """One item of the output. `output`: the list that has it, if it is not in an event of its own."""
+        kind = self._str(content, "type", "item.")
+        item.kind = kind or item.kind
         if kind in ("message", "reasoning"):
             for field in ("summary", "content"):
-                for index, part in enumerate(list_in(item, field, "item.")):
-                    self._read_part(parts, part, output, index, field, done, origin)
+                if isinstance(content.get(field), str):
+                    block = Block("text" if kind == "message" else "thinking", item.output, 0, field)
+                    if done:
+                        self._whole(parts, block, content, field)
+                    elif content[field]:
+                        self._text(parts, block, content, field, origin)
+                    continue
+                for index, part in self._items(content, field, "item."):
+                    self._read_part(parts, part, item, index, field, done, origin)
         elif kind in _CALLS:
             key = _CALLS[kind]
-            block = Block("tool_call", output)
-            call_id, name = str_in(item, "call_id", "item."), str_in(item, "name", "item.")
-            arguments = str_in(item, key, "item.") or ""
+            call = self._call_of(item)
+            call.id = call.id or self._id(content, "call_id", "item.")
+            call.kind = kind
+            name = self._str(content, "name", "item.")
+            holder = None if output is None else output
             if done:
-                self._whole_call(parts, block, call_id, name, arguments, item, key, whole=whole)
+                call = self._whole_call(parts, call, name, content, key)
             else:
-                self._arguments(parts, block, self._begin_call(block, call_id, name), item, key, origin)
-        if done:
-            self._leaving.append(partial(self._forget, output))
+                self._name_call(call, name)
+                self._arguments(parts, call, content, key)
+            self._touch(call, holder, content)
 
     def _read_response(self, parts: list[Part], response: dict[str, Any]) -> None:
         """The response itself, with all of its output as it is by now."""
         self._response = response
-        self.model = str_in(response, "model", "response.") or self.model
+        self.model = self._str(response, "model", "response.") or self.model
+        status = self._str(response, "status", "response.")
         if self.deltas:
-            for output, item in enumerate(list_in(response, "output", "response.")):
-                self._read_item(parts, item, output, True, (None, response), whole=True)
-        status = str_in(response, "status", "response.")
+            for index, content in self._items(response, "output", "response."):
+                item = self._find_item(parts, content, index, begins=False)
+                self._read_item(parts, content, item, True, (None, response), response["output"])
+                self._leaving.append(note(self._note_item, item, content, True))
         if status in _FINAL:
+            self._endless.clear()
             self._end_all(parts)
             reason = status
             if status == "incomplete":
-                details = dict_in(response, "incomplete_details", "response.") or {}
-                reason = str_in(details, "reason", "response.incomplete_details.") or status
+                details = self._dict(response, "incomplete_details", "response.") or {}
+                reason = self._str(details, "reason", "response.incomplete_details.") or status
             parts.append(finish_of(0, reason))
-        usage = dict_in(response, "usage", "response.")
-        if usage is not None:
-            parts.append(usage_of(usage, self.model, ("input_tokens", "output_tokens"), _DETAILS))
+        self._usage(parts, response, "response.")
         if response.get("error") is not None:
             parts.append(error_of(response, "error"))
 
-    def _error(self, message: dict[str, Any]) -> ProviderError:
-        if message.get("error") is not None:
-            return error_of(message, "error")
-        code = message.get("code")
-        return ProviderError(MESSAGE, None, code if isinstance(code, str) else None, message, "message")
+    # What has left.
 
-    def commit(self) -> None:
-        super().commit()
-        for part in self._previous:
+    def _note_said(self, parts: list[Part]) -> None:
+        for part in parts:
             if isinstance(part, TextDelta) and not part.whole:
-                self._said_of(part.block).append(part.text)
-            elif isinstance(part, ToolCallDelta) and not self.hold_tool_calls:
-                self._said_of(part.block).append(part.arguments)
-        self._previous = []
+                self._say(part.block, part.text)
+            elif isinstance(part, ToolCallDelta):
+                self._say(part.block, part.arguments)
 
-    def _said_of(self, block: Block) -> list[str]:
-        return self._said.setdefault(block.output, {}).setdefault(block, [])
+    def _say(self, block: Block, text: str) -> None:
+        self._outputs[block.output].said.setdefault(block, []).append(text)
 
-    def _note_end(self, what: str, block: Block) -> None:
-        self._ended.setdefault(block.output, set()).add((what, block))
+    def _note_item(self, item: _Item, content: dict[str, Any], done: bool) -> None:
+        if item.call is not None and item.call.removed:
+            return
+        self._place(item)
+        item.shown = content
+        if done:  # it has its texts by itself
+            item.done = True
+            item.said.clear()
+            item.ended.clear()
 
-    def _forget(self, output: int) -> None:
-        """An item is done: it has its texts by itself."""
-        self._done.add(output)
-        self._said.pop(output, None)
-        self._ended.pop(output, None)
+    def _place(self, item: _Item) -> int:
+        """The index of an item as it leaves: without gaps, because SDKs count on it."""
+        if item.leaves_at is None:
+            item.leaves_at = self._next_index if self.has_removed else item.index
+            self._next_index = max(self._next_index, item.leaves_at + 1)
+        return item.leaves_at
 
-    def knows(self, event_type: str) -> bool:
-        return event_type.startswith("response.") or event_type == "error"
+    # What leaves instead.
+
+    def settle(self, message: dict[str, Any], touches: list[Touch], event_type: str | None) -> list[dict[str, Any]]:
+        for call, output, content in touches:
+            if not call.removed:
+                continue
+            assert call.part is not None
+            text = call.part.refusal
+            if output is not None:
+                at = next(position for position, other in enumerate(output) if other is content)
+                output[at : at + 1] = [] if text is None else [_refusal(call, text)]
+            elif text is None or message.get("type") != "response.output_item.added":
+                return []
+            else:
+                return self._refuse(message, call, text)
+        if "output_index" in message:
+            message["output_index"] = self._place(self._find_shown(message))
+        return [message]
+
+    def _find_shown(self, message: dict[str, Any]) -> _Item:
+        content = message.get("item")
+        for id in (content.get("id"), content.get("call_id")) if isinstance(content, dict) else ():
+            if isinstance(id, str) and id in self._by_id:
+                return self._by_id[id]
+        return self._find(message)
+
+    def _refuse(self, message: dict[str, Any], call: Call, text: str) -> list[dict[str, Any]]:
+        """A message of the model in place of a call, as events."""
+        item = self._outputs[call.block.output]
+        done = _refusal(call, text)
+        index = self._place(item)
+        where = {"item_id": done["id"], "output_index": index, "content_index": 0}
+        empty = {"type": "output_text", "text": "", "annotations": []}
+        made: list[dict[str, Any]] = [
+            {"type": "response.output_item.added", "item": {**done, "status": "in_progress", "content": []}},
+            {"type": "response.content_part.added", **where, "part": empty},
+            {"type": "response.output_text.delta", **where, "delta": text, "logprobs": []},
+            {"type": "response.output_text.done", **where, "text": text, "logprobs": []},
+            {"type": "response.content_part.done", **where, "part": done["content"][0]},
+            {"type": "response.output_item.done", "item": done},
+        ]
+        item.shown, item.done = done, True
+        number = message.get("sequence_number", self._sequence_number)
+        return [{**event, "output_index": index, "sequence_number": number} for event in made]
 
     def says_nothing(self, message: dict[str, Any]) -> bool:
         return message.get("delta") == ""
-
-    def is_body(self, message: dict[str, Any]) -> bool:
-        return message.get("object") == "response"
 
     def opens(self, message: dict[str, Any]) -> bool:
         return message.get("type") in (
@@ -254,9 +391,11 @@ class OpenAIResponsesReader(Reader):
         }
         if "delta" not in message:  # the text began with its part or item: name them as a delta does
             made["type"] = next(
-                (name for name, (kind, field, _) in _TEXT_DELTAS.items() if (kind, field) == (block.kind, block.field))
+                (name for name, (kind, field, _) in _TEXT_DELTAS.items() if (kind, field) == (block.kind, block.field)),
+                "response.output_text.delta",
             )
-            made["item_id"] = message.get("item_id") or self._items.get(block.output, {}).get("id")
+            shown = self._outputs[block.output].shown or message.get("item") or {}
+            made["item_id"] = message.get("item_id") or shown.get("id")
             made["content_index" if block.field == "content" else "summary_index"] = block.part
         if "logprobs" in message:
             made["logprobs"] = []
@@ -265,29 +404,37 @@ class OpenAIResponsesReader(Reader):
     def make_delta(self, block: Block, text: str) -> Made:
         made = super().make_delta(block, text)
         assert isinstance(made.data, dict)
-        self._said_of(block).append(text)
+        self._say(block, text)
         return Made(made.event and made.data["type"], made.data)
 
     def make_ending(self, reason: str | None = None) -> list[Made]:
         """Done events for what has begun, and `response.completed` if that is the reason, else `response.incomplete`."""
-        for part in self._previous:
+        for part in self._parts:
             if isinstance(part, TextDelta) and not part.whole:
-                self._said_of(part.block)  # its part may have begun, although nothing of it has left
+                # Its part may have begun, although nothing of it has left.
+                self._outputs[part.block.output].said.setdefault(part.block, [])
         messages: list[dict[str, Any]] = []
-        for output in sorted(self._items.keys() - self._done):
-            item = {**self._items[output], "status": "incomplete"}
-            if item.get("type") == "message":
-                item["content"] = self._end_content(messages, item, output)
-            elif item.get("type") in _CALLS:
-                item[_CALLS[item["type"]]] = "".join(self._said_of(Block("tool_call", output)))
-            self._items[output] = item
-            messages.append({"type": "response.output_item.done", "output_index": output, "item": item})
+        shown = sorted(
+            (item for item in self._outputs.values() if item.shown is not None), key=lambda item: item.leaves_at or 0
+        )
+        output: list[dict[str, Any]] = []
+        for item in shown:
+            assert item.shown is not None
+            content = item.shown
+            if not item.done:
+                content = {**item.shown, "status": "incomplete"}
+                if content.get("type") == "message":
+                    content["content"] = self._end_content(messages, content, item)
+                elif content.get("type") in _CALLS:
+                    content[_CALLS[content["type"]]] = "".join(item.said.get(Block("tool_call", item.output), ()))
+                messages.append({"type": "response.output_item.done", "output_index": item.leaves_at, "item": content})
+            output.append(content)
         completed = reason == "completed"
         response = {
             **self._response,
             "status": "completed" if completed else "incomplete",
             "incomplete_details": None if completed else {"reason": reason or self.default_reason},
-            "output": [item for _, item in sorted(self._items.items())],
+            "output": output,
         }
         messages.append({"type": "response.completed" if completed else "response.incomplete", "response": response})
         made = []
@@ -297,47 +444,59 @@ class OpenAIResponsesReader(Reader):
             made.append(Made(message["type"] if self._names_events else None, message))
         return made
 
-    def _end_content(self, messages: list[dict[str, Any]], item: dict[str, Any], output: int) -> list[dict[str, Any]]:
+    def _end_content(self, messages: list[dict[str, Any]], content: dict[str, Any], item: _Item) -> list[dict[str, Any]]:
         """The parts that an unfinished item has had, with the done events that have not left."""
-        content = []
-        said, ended = self._said.get(output, {}), self._ended.get(output, ())
-        for block in sorted((block for block in said if block.field == "content"), key=lambda block: block.part):
-            text = "".join(said[block])
+        found = []
+        for block in sorted((block for block in item.said if block.field == "content"), key=lambda block: block.part):
+            text = "".join(item.said[block])
             part: dict[str, Any] = {"type": "output_text", "text": text, "annotations": []}
             done: dict[str, Any] = {"type": "response.output_text.done", "text": text, "logprobs": []}
             if block.kind == "refusal":
                 part = {"type": "refusal", "refusal": text}
                 done = {"type": "response.refusal.done", "refusal": text}
-            content.append(part)
-            where = {"item_id": item.get("id"), "output_index": output, "content_index": block.part}
-            if ("text", block) not in ended:
+            found.append(part)
+            where = {"item_id": content.get("id"), "output_index": item.leaves_at, "content_index": block.part}
+            if ("text", block) not in item.ended:
                 messages.append({**done, **where})
-            if ("part", block) not in ended:
+            if ("part", block) not in item.ended:
                 messages.append({"type": "response.content_part.done", **where, "part": part})
-        return content
+        return found
 
-    def cut_body(self, message: dict[str, Any], block: Block, text: str, reason: str | None = None) -> None:
-        output = message["output"]
-        del output[block.output + (block.kind != "tool_call") :]
-        if block.kind != "tool_call":
-            item = output[-1]
-            parts = item[block.field]
-            del parts[block.part + 1 :]
-            parts[-1][_PARTS[parts[-1]["type"]][1]] = text
-            if block.field == "summary":
-                item.pop("content", None)
-            item["status"] = "incomplete"
+    def cut_body(self, message: dict[str, Any], part: Part, text: str, reason: str | None = None) -> None:
+        output = message.get("output")
+        if isinstance(part, Unread) or not isinstance(output, list):
+            kept = ("id", "object", "created_at", "model", "usage", "error")
+            for name in [name for name in message if name not in kept]:
+                del message[name]
+            message["output"] = []
+        else:
+            index = self._outputs[part.block.output].index
+            del output[index + (part.block.kind != "tool_call") :]
+            if part.block.kind != "tool_call":
+                _cut_item(output[-1], part.block, text)
         message["status"] = "incomplete"
         message["incomplete_details"] = {"reason": reason or self.default_reason}
 
 
-def _part_index(message: dict[str, Any], field: str) -> int:
-    return int_in(message, "content_index" if field == "content" else "summary_index") or 0
+def _cut_item(item: dict[str, Any], block: Block, text: str) -> None:
+    """Leave `text` of one of an item's texts, and nothing of what follows it."""
+    parts = item[block.field]
+    if isinstance(parts, str):
+        item[block.field] = text
+    else:
+        del parts[block.part + 1 :]
+        parts[-1][_PARTS[parts[-1]["type"]][1]] = text
+    if block.field == "summary":
+        item.pop("content", None)
+    item["status"] = "incomplete"
 
 
-def _block(message: dict[str, Any], kind: Kind, field: str) -> Block:
-    return Block(kind, int_in(message, "output_index") or 0, _part_index(message, field), field)
-
-
-def _call_block(message: dict[str, Any]) -> Block:
-    return Block("tool_call", int_in(message, "output_index") or 0)
+def _refusal(call: Call, text: str) -> dict[str, Any]:
+    """The item that takes a refused call's place."""
+    return {
+        "id": f"msg_{call.id or call.block.output}",
+        "type": "message",
+        "status": "completed",
+        "role": "assistant",
+        "content": [{"type": "output_text", "text": text, "annotations": []}],
+    }

@@ -4,11 +4,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from pools import decode_json, encode_json
 
-__all__ = ["Block", "Finish", "Kind", "Part", "ProviderError", "TextDelta", "TextEnd", "ToolCall", "ToolCallDelta", "Usage"]
+__all__ = [
+    "Block",
+    "Finish",
+    "Kind",
+    "Part",
+    "ProviderError",
+    "TextDelta",
+    "TextEnd",
+    "ToolCall",
+    "ToolCallDelta",
+    "Unread",
+    "Usage",
+]
 
 Kind = Literal["text", "thinking", "refusal", "tool_call", "message"]
 
@@ -21,10 +34,10 @@ class Block(NamedTuple):
     """OpenAI chat: the choice. OpenAI responses: the output item. Anthropic: the content block."""
     part: int = 0
     """OpenAI chat: which of the choice's tool calls, or which part of a content that is a list. OpenAI responses: which part of the
-    item's content or summary.
+    item's content or summary. Anthropic: 0, or how many blocks began at this index before.
     """
     field: str = "content"
-    """OpenAI: the field in which the text stands, where there may be several: `reasoning_content`, `summary`."""
+    """OpenAI: the field that holds the text, where there may be several: `reasoning_content`, `summary`."""
 
 
 class Part:
@@ -42,9 +55,12 @@ class Part:
 
 
 class TextDelta(Part):
-    """Some text of a block, never empty when it is read: one delta of many, or, when `whole`, all of it."""
+    """Some text of a block, never empty when it is read: one delta of many, or, when `whole`, all of it.
 
-    __slots__ = ("_holder", "_key", "_tokens", "dropped", "repeated", "whole")
+    `holder` and `key` are the reader's: where the text is.
+    """
+
+    __slots__ = ("holder", "key", "_tokens", "dropped", "repeated", "whole")
 
     def __init__(
         self,
@@ -64,8 +80,8 @@ class TextDelta(Part):
         """The block's whole text: of an answer that is not streamed, or repeated at the end of one that is."""
         self.repeated: bool = repeated
         """The client has been shown this text before, as deltas: change it as those, and do not count it."""
-        self._holder = holder
-        self._key = key
+        self.holder = holder
+        self.key = key
         self._tokens = tokens
 
     @property
@@ -75,15 +91,15 @@ class TextDelta(Part):
 
     @property
     def text(self) -> str:
-        text: str = self._holder[self._key]
+        text: str = self.holder[self.key]
         return text
 
     @text.setter
     def text(self, text: str) -> None:
         if not isinstance(text, str):
             raise TypeError(f"the text of a delta is a string, not {type(text).__name__}")
-        if text != self._holder[self._key]:
-            self._holder[self._key] = text
+        if text != self.holder[self.key]:
+            self.holder[self.key] = text
             self.changed = True
             if self._tokens is not None and self._tokens.get("logprobs"):
                 self._tokens["logprobs"] = [] if isinstance(self._tokens["logprobs"], list) else None
@@ -98,7 +114,7 @@ class TextDelta(Part):
 class TextEnd(Part):
     """A block's text is complete: after its last delta, or after a `whole` text."""
 
-    __slots__ = ("_delta", "added", "repeated", "whole")
+    __slots__ = ("delta", "added", "repeated", "whole")
 
     def __init__(self, block: Block, delta: TextDelta | None = None, *, whole: bool = False, repeated: bool = False) -> None:
         """`delta`: the block's text in the same message, behind which more can be written."""
@@ -107,7 +123,7 @@ class TextEnd(Part):
         self.repeated: bool = repeated
         self.added: str = ""
         """What was added and has no place in this message: an event of its own, before this one."""
-        self._delta = delta
+        self.delta = delta
 
     @property
     def kind(self) -> Kind:
@@ -115,8 +131,8 @@ class TextEnd(Part):
 
     def add(self, text: str) -> None:
         """Put text at the block's end."""
-        if self._delta is not None:
-            self._delta.text += text
+        if self.delta is not None:
+            self.delta.text += text
         else:
             self.added += text
 
@@ -124,10 +140,16 @@ class TextEnd(Part):
 class ToolCallDelta(Part):
     """Some of a tool call's arguments, or its beginning. Read only: `ToolCall` is there to change a call."""
 
-    __slots__ = ("arguments", "id", "name")
+    __slots__ = ("holder", "key", "arguments", "id", "name")
 
-    def __init__(self, block: Block, id: str | None, name: str | None, arguments: str) -> None:
-        super().__init__(block)
+    def __init__(
+        self, block: Block, id: str | None, name: str | None, arguments: str, holder: dict[str, Any], key: str
+    ) -> None:
+        """`holder[key]` is the piece, as text or decoded; it may be absent."""
+        self.block = block
+        self.changed = False
+        self.holder = holder
+        self.key = key
         self.id: str | None = id
         """The call's id and name, as known so far."""
         self.name: str | None = name
@@ -136,37 +158,28 @@ class ToolCallDelta(Part):
 
 
 class ToolCall(Part):
-    """A tool call that the client is to run, complete."""
+    """A tool call that the client is to run, complete.
 
-    __slots__ = ("_arguments", "_holder", "_key", "held", "id", "name", "repeated", "whole", "withheld")
+    On a class with `holds_tool_calls`, set `arguments`, or call `drop()` or `refuse(text)`: nothing of the call has left yet.
+    """
+
+    __slots__ = ("_arguments", "call", "dropped", "held", "id", "name", "refusal")
 
     def __init__(
-        self,
-        block: Block,
-        id: str | None,
-        name: str | None,
-        arguments: str,
-        holder: dict[str, Any] | None = None,
-        key: str = "arguments",
-        *,
-        held: bool = False,
-        whole: bool = False,
-        repeated: bool = False,
+        self, block: Block, id: str | None, name: str | None, arguments: str, *, held: bool = False, call: Any = None
     ) -> None:
-        """`holder[key]`: the arguments in this message, if they are there; as text, or decoded if `key` is `input` (Anthropic)."""
         super().__init__(block)
+        self.call: Any = call
+        """The reader's own note."""
         self.id: str | None = id
         self.name: str | None = name
-        self.whole: bool = whole
-        self.repeated: bool = repeated
-        """Shown before, the same; the reader has written into it what the call was changed to."""
         self.held: bool = held
-        """Its deltas were held back, so that it can be changed."""
-        self.withheld: bool = False
-        """None of its arguments have left yet: they need an event of their own, before this one."""
+        """Nothing of it leaves before the hook returns, so it can be changed, dropped and refused."""
+        self.dropped: bool = False
+        """`drop()` or `refuse()` was called."""
+        self.refusal: str | None = None
+        """The text that takes the call's place."""
         self._arguments = arguments
-        self._holder = holder
-        self._key = key
 
     @property
     def arguments(self) -> str:
@@ -175,29 +188,39 @@ class ToolCall(Part):
 
     @arguments.setter
     def arguments(self, arguments: str) -> None:
-        if not self.held:
-            raise TypeError(
-                "a tool call can be changed only where its deltas are held back: set holds_tool_calls = True on the class"
-            )
         if not isinstance(arguments, str):
             raise TypeError(f"the arguments of a tool call are JSON text, not {type(arguments).__name__}")
         if arguments != self._arguments:
-            self.write(arguments)
+            self._must_be_held("its arguments can be changed")
+            self._arguments = arguments
+            self.changed = True
 
     def json(self) -> Any:
-        """The arguments decoded, anew at each call. Raises `ValueError` when they are no JSON."""
+        """The arguments, decoded. Raises `ValueError` when they are no JSON."""
         return decode_json(self._arguments or "{}")
 
-    def write(self, arguments: str) -> None:
-        """Set the arguments, here and in the message. For readers; an interceptor sets `arguments`."""
-        if self._holder is not None:
-            self._holder[self._key] = decode_json(arguments) if isinstance(self._holder.get(self._key), dict) else arguments
-        self._arguments = arguments
-        self.changed = True
+    def drop(self) -> None:
+        """Remove the call: the client gets an answer without it. Raises `TypeError` unless the class has `holds_tool_calls`."""
+        self._must_be_held("it can be dropped")
+        self.dropped = self.changed = True
+
+    def refuse(self, text: str) -> None:
+        """Put a text in the place of the call. Raises `TypeError` unless the class has `holds_tool_calls`."""
+        if not isinstance(text, str):
+            raise TypeError(f"the text in the place of a tool call is a string, not {type(text).__name__}")
+        self._must_be_held("it can be refused")
+        self.refusal = text
+        self.dropped = self.changed = True
+
+    def _must_be_held(self, what: str) -> None:
+        if not self.held:
+            raise TypeError(f"a tool call has left before its hook, so {what} no more: set holds_tool_calls = True on the class")
 
 
-def input_text(value: Any) -> str:
-    """Decoded arguments (Anthropic's `input`) as JSON text."""
+def arguments_text(value: Any) -> str:
+    """A call's arguments as JSON text: text as it is, decoded JSON (an object) encoded, "" for none."""
+    if isinstance(value, str):
+        return value
     return "" if value is None else encode_json(value).decode()
 
 
@@ -211,8 +234,12 @@ class Finish(Part):
         self.reason: str = reason
 
 
+Tokens = int | float
+"""A number of tokens. Some providers count in fractions."""
+
+
 class Usage(Part):
-    """Tokens, as told so far: what a later one tells replaces what an earlier one told. None is not told; 0 is none.
+    """Token counts reported so far: a later report replaces an earlier one, except that 0 never replaces a count. None: not reported.
 
     `input` includes cached tokens in OpenAI's dialects and not in Anthropic's; `output` includes reasoning in all.
     """
@@ -224,47 +251,96 @@ class Usage(Part):
         block: Block,
         model: str | None,
         json: dict[str, Any],
-        input: int | None,
-        output: int | None,
-        cached: int | None,
-        cache_written: int | None,
-        reasoning: int | None,
+        input: Tokens | None,
+        output: Tokens | None,
+        cached: Tokens | None,
+        cache_written: Tokens | None,
+        reasoning: Tokens | None,
     ) -> None:
         super().__init__(block)
         self.model: str | None = model
         """The model that has answered, as the provider names it."""
         self.json: dict[str, Any] = json
-        """All that was told, in the dialect's own words."""
-        self.input: int | None = input
-        self.output: int | None = output
-        self.cached: int | None = cached
+        """The whole report, in the provider's own words."""
+        self.input: Tokens | None = input
+        self.output: Tokens | None = output
+        self.cached: Tokens | None = cached
         """Input tokens that were read from a cache."""
-        self.cache_written: int | None = cache_written
+        self.cache_written: Tokens | None = cache_written
         """Input tokens that were written to a cache."""
-        self.reasoning: int | None = reasoning
+        self.reasoning: Tokens | None = reasoning
 
 
 class ProviderError(Part):
     """The provider says what went wrong: in a stream, or instead of an answer."""
 
-    __slots__ = ("_holder", "_key", "code", "type")
+    __slots__ = ("holder", "key", "code", "type")
 
     def __init__(self, block: Block, type: str | None, code: str | None, holder: dict[str, Any], key: str) -> None:
         """`holder[key]` is the message, if it is text."""
         super().__init__(block)
         self.type: str | None = type
         self.code: str | None = code
-        self._holder = holder
-        self._key = key
+        self.holder = holder
+        self.key = key
 
     @property
     def message(self) -> str:
         """What it says to people, "" when nothing."""
-        text = self._holder.get(self._key)
+        text = self.holder.get(self.key)
         return text if isinstance(text, str) else ""
 
     @message.setter
     def message(self, message: str) -> None:
-        if message != self._holder.get(self._key):
-            self._holder[self._key] = message
+        if message != self.holder.get(self.key):
+            self.holder[self.key] = message
             self.changed = True
+
+
+class Unread(Part):
+    """What no other hook is shown of an event or a body: unknown fields and types, and what the reader cannot understand."""
+
+    __slots__ = ("_message", "_shown", "data", "problem")
+
+    def __init__(self, block: Block, data: str, message: Any, shown: set[tuple[int, str]], problem: str | None) -> None:
+        """`message`: decoded, or None for data that is not JSON. `shown`: `(id(holder), key)` of each text another hook is shown."""
+        super().__init__(block)
+        self.data: str = data
+        """All of the event's data, as it came."""
+        self.problem: str | None = problem
+        """What the reader does not understand; None where the rest is only unknown. It names fields, and shows no content."""
+        self._message = message
+        self._shown = shown
+
+    def texts(self) -> Iterator[str]:
+        """The decoded strings of the rest; all of the data if that is not JSON.
+
+        Without what other hooks are shown, and without the protocol's own words: names that are identifiers, and the values of
+        `id`, `object`, `type`, `model`, `role`, `finish_reason` and the like.
+        """
+        if self._message is None:
+            yield self.data
+            return
+        pending = [self._message]
+        while pending:
+            value = pending.pop()
+            if isinstance(value, dict):
+                for name, inner in value.items():
+                    if not name.isidentifier():
+                        yield name
+                    if (id(value), name) not in self._shown and not (isinstance(inner, str) and name in _PROTOCOL):
+                        pending.append(inner)
+            elif isinstance(value, list):
+                pending += value
+            elif isinstance(value, str):
+                yield value
+
+
+# Fields whose text identifies something or is a word of the protocol. A pattern for an answer's text must not match in them.
+_PROTOCOL = frozenset(
+    (
+        *("id", "object", "type", "model", "role", "finish_reason", "native_finish_reason", "stop_reason", "status"),
+        *("item_id", "call_id", "tool_use_id", "tool_call_id", "response_id", "previous_response_id", "request_id"),
+        *("system_fingerprint", "service_tier", "provider", "obfuscation", "signature", "encrypted_content", "event"),
+    )
+)

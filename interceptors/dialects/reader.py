@@ -1,28 +1,37 @@
-"""What the readers of LLM dialects have in common: which texts and tool calls are open, and the templates of what may be added.
+"""What the readers of LLM dialects have in common: texts and tool calls on their way, and what may be written in their place.
 
-Sans I/O: a reader is given the decoded messages of one response in their order, each once, and answers with the parts of each.
-It knows nothing of events' bytes, of hooks, or of what becomes of the parts. What it does not know, it passes: other event types,
-other fields, JSON that is no object. What contradicts its dialect is a `DialectError`.
+Sans I/O: a reader is given the decoded messages of one response in order, each once, and returns the parts of each. It knows nothing
+of events' bytes, of hooks, or of when a message leaves. Fields, types and values that it does not understand pass as they came, are
+listed in `problems`, and never end an answer.
+
+With `hold_tool_calls`, a message that belongs to a tool call must not leave before the call is complete and `decide` was called:
+`calls` names the calls of the message that was read last. `settle` then writes what leaves in its place.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
-from .errors import DialectError, dict_in, int_in
-from .parts import Block, Finish, Part, ProviderError, TextDelta, TextEnd, ToolCall, ToolCallDelta, Usage
+from pools import decode_json
 
-__all__ = ["DONE", "MAX_ARGUMENTS", "MESSAGE", "Made", "Origin", "Reader"]
+from .errors import DialectError
+from .parts import Block, Finish, Part, ProviderError, TextDelta, TextEnd, ToolCall, ToolCallDelta, Usage, arguments_text
+from .tokens import COUNTS, read_counts
+
+__all__ = ["DONE", "MAX_ARGUMENTS", "MESSAGE", "Call", "Made", "Origin", "Place", "Reader", "Touch"]
 
 DONE = "[DONE]"
 MAX_ARGUMENTS = 1 << 20
-"""Characters of one tool call's arguments that are joined; more are a `DialectError`."""
+"""Characters of one tool call's arguments that are joined for a hook; more are a `DialectError`."""
 MESSAGE = Block("message", 0)
 
 Origin = tuple[str | None, dict[str, Any]]
 """The type of an event, and its message."""
+
+_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
 
 
 class Made(NamedTuple):
@@ -34,21 +43,79 @@ class Made(NamedTuple):
     """A message to be encoded, or text."""
 
 
+class Place(NamedTuple):
+    """Where arguments, or a piece of them, are written: `holder[key]`."""
+
+    holder: dict[str, Any]
+    key: str
+    decoded: bool
+    """As an object, not as text."""
+
+    def write(self, arguments: str) -> None:
+        self.holder[self.key] = (decode_json(arguments) if arguments else {}) if self.decoded else arguments
+
+
 class Call:
     """A tool call on its way."""
 
-    __slots__ = ("done", "holder", "id", "key", "message", "name", "pieces", "said", "size")
+    __slots__ = (
+        "begun",
+        "block",
+        "complete",
+        "id",
+        "index",
+        "kind",
+        "left",
+        "name",
+        "of",
+        "part",
+        "pieces",
+        "places",
+        "repeats",
+        "size",
+    )
 
-    def __init__(self, id: str | None, name: str | None) -> None:
+    def __init__(self, block: Block, id: str | None, index: int | None = None, kind: str = "") -> None:
+        self.block = block
         self.id = id
-        self.name = name
+        self.name: str | None = None
+        self.index = index
+        """Its number in upstream's messages, where the dialect has one."""
+        self.kind = kind
+        """How the dialect names this kind of call."""
         self.pieces: list[str] = []
         self.size = 0
-        self.message: dict[str, Any] | None = None  # that brought the last piece, and where it stands in it
-        self.holder: dict[str, Any] | None = None
-        self.key = ""
-        self.done: ToolCall | None = None
-        self.said = ""  # its arguments as they came, once it is done
+        self.complete = False
+        self.part: ToolCall | None = None
+        """As hooks were shown it last."""
+        self.begun: Place | None = None
+        self.places: list[Place] = []
+        """Where the pieces are that have not left yet, if calls are held; `begun` is where they go if there are none."""
+        self.repeats: list[Place] = []
+        """Where the complete arguments are repeated, in messages that have not left yet."""
+        self.left: str | None = None
+        """The arguments that have left, once `decide` was called."""
+        self.of: Call | None = None
+        """The call that it repeats and contradicts."""
+
+    @property
+    def edited(self) -> bool:
+        """Whether a hook has changed, dropped or refused it."""
+        return self.part is not None and self.part.changed
+
+    @property
+    def removed(self) -> bool:
+        """Whether a hook has dropped or refused it."""
+        return self.part is not None and self.part.dropped
+
+
+class Touch(NamedTuple):
+    """A place in a message that belongs to a tool call."""
+
+    call: Call
+    holder: Any
+    """The object or list that has the item; None where the whole message is the call's."""
+    item: Any
 
 
 class Reader(ABC):
@@ -56,88 +123,211 @@ class Reader(ABC):
 
     needles: ClassVar[Mapping[type[Part], bytes]]
     """Patterns, found in the bytes of each event that has a `Finish`, `Usage` or `ProviderError`."""
-    names_events: ClassVar[bool] = True
-    """Whether events of this dialect have a type besides the one in their data."""
     default_reason: ClassVar[str]
-    """What `make_ending` gives as the reason when it is not told one: the dialect's word for an answer that a filter has ended."""
+    """The reason `make_ending` gives by default: the dialect's word for an answer that a filter has ended."""
 
-    def __init__(self, *, deltas: bool = True, hold_tool_calls: bool = False) -> None:
+    def __init__(self, *, deltas: bool = True, whole_calls: bool = True, hold_tool_calls: bool = False) -> None:
         """`deltas`: read texts and tool calls, too, and not only how an answer ended, usage and errors.
 
-        `hold_tool_calls`: take the arguments out of their deltas, so that a whole call can still be changed.
+        `whole_calls`: join the arguments of each call. `hold_tool_calls`: as above; implies `whole_calls`.
         """
         self.deltas = deltas
+        self.whole_calls = whole_calls or hold_tool_calls
         self.hold_tool_calls = hold_tool_calls
         self.model: str | None = None
         """The model that answers, once it was named."""
-        # Each block's last delta, of which another can be made: of texts that have begun and not ended, in their order; of others.
+        self.problems: list[str] = []
+        """What was not understood in the message that was read last. Names of fields, no content."""
+        self.calls: list[Touch] = []
+        """Where the message that was read last belongs to tool calls. Only with `hold_tool_calls`."""
+        self.has_removed = False
+        """A call was dropped or refused: every message that leaves must pass through `settle`."""
+        self.is_body = False
+        # Each block's last delta, as a template for another: of texts that have begun and not ended, in their order; of others.
         self._open: dict[Block, Origin] = {}
         self._last: dict[Block, Origin] = {}
         self._over: set[Block] = set()
+        # Blocks that went on after their end: further ends are not believed. Of chat, a choice stands for all of its blocks.
+        self._endless: set[Any] = set()
         self._here: dict[Block, TextDelta] = {}  # each block's last delta in the message that is being read
-        self._calls: dict[Block, Call] = {}
-        self._leaving: list[Callable[[], object]] = []  # what is to be noted when the message that was read last has left
+        self._calls: list[Call] = []
+        self._leaving: list[Callable[[], object]] = []  # to be noted when the message that was read last has left
 
     # --- what the hooks' side asks ----------------------------------------------------------------------------------------
 
-    @abstractmethod
     def read(self, message: Any, event_type: str | None = None) -> list[Part]:
-        """The parts of one message: an event's data, or the body of a response that is not streamed. Raises `DialectError`."""
+        """The parts of one message of a stream: an event's data, with the event's type. Raises `DialectError`."""
+        self._begin_message()
+        if not isinstance(message, dict):
+            self._odd("the data", message, "an object")
+            return []
+        parts: list[Part] = []
+        self._read(parts, message, event_type)
+        return parts
+
+    def read_body(self, message: Any) -> list[Part]:
+        """The parts of a response that is not streamed. Raises `DialectError`."""
+        self.is_body = True
+        self._begin_message()
+        if not isinstance(message, dict):
+            self._odd("the body", message, "an object")
+            return []
+        parts: list[Part] = []
+        self._read_whole_body(parts, message)
+        self._end_all(parts)
+        return parts
+
+    def read_nothing(self) -> list[Part]:
+        """An event whose data cannot be read: the parts of nothing."""
+        self._begin_message()
+        return []
 
     def read_end(self) -> list[Part]:
-        """`[DONE]`, or upstream's stream is over: the last message has left, and whatever is still open ends here."""
-        self.commit()
+        """`[DONE]`, or upstream's stream is over: whatever is still open ends here."""
+        self._begin_message()
+        self._endless.clear()
         parts: list[Part] = []
         self._end_all(parts)
         return parts
 
+    def take_notes(self) -> list[Callable[[], object]]:
+        """What is to be called when the message that was read last has left, if that is not now: `read` calls it otherwise."""
+        notes, self._leaving = self._leaving, []
+        return notes
+
+    def commit(self) -> None:
+        """The message that was read last leaves."""
+        for note in self._leaving:
+            note()
+        self._leaving.clear()
+
+    def decide(self, call: Call) -> None:
+        """A held call leaves as its hook left it: write its arguments. Raises `DialectError` for what cannot be taken back."""
+        part = call.part
+        assert part is not None
+        came = "".join(place_text(place) for place in call.places)
+        if part.dropped:
+            self.has_removed = True
+            if call.left is not None or (call.of is not None and call.of.left is not None and not call.of.removed):
+                raise DialectError("a tool call that has left cannot be taken back")
+        elif call.left is None:
+            if part.changed:
+                self._write(call, part.arguments)
+        elif not part.arguments.startswith(call.left):
+            raise DialectError("the arguments of a tool call that have left cannot be taken back")
+        elif (rest := part.arguments[len(call.left) :]) != came:
+            part.changed = True
+            self._write(call, rest)
+        if part.changed and not part.dropped:
+            for place in call.repeats:
+                place.write(part.arguments)
+        call.left = part.arguments
+        call.places = []
+        call.repeats = []
+
     @abstractmethod
-    def knows(self, event_type: str) -> bool:
-        """Whether the dialect has events of this type, whose data must be JSON."""
+    def settle(self, message: dict[str, Any], touches: list[Touch], event_type: str | None) -> list[dict[str, Any]]:
+        """What leaves in place of a message when calls were edited: the message itself, changed; others; or nothing."""
 
     @abstractmethod
     def says_nothing(self, message: dict[str, Any]) -> bool:
         """Whether an event whose deltas were dropped need not leave at all."""
 
-    @abstractmethod
-    def is_body(self, message: dict[str, Any]) -> bool:
-        """Whether a message is a whole response, which is not streamed."""
-
     def opens(self, message: dict[str, Any]) -> bool:
         """Whether a block begins with this event, so that it must leave before the block can end."""
         return False
 
-    def commit(self) -> None:
-        """The message that was read last leaves, whatever was made of it. `read` does this when it is given the next."""
-        for note in self._leaving:
-            note()
-        self._leaving.clear()
-        self._here.clear()
-
     def can_add(self, block: Block) -> bool:
-        """Whether `make_delta` can be asked for more of a block: it has had a delta."""
+        """Whether `make_delta` can be asked for more of a text: it has had a delta."""
         return block in self._open or block in self._last
 
     def make_delta(self, block: Block, text: str) -> Made:
-        """Another delta of a block that has had one: more text, or more of a tool call's arguments."""
+        """Another delta of a text that has had one."""
         event_type, message = self._open.get(block) or self._last[block]
         return Made(event_type, self._another(block, message, text))
 
     @abstractmethod
     def make_ending(self, reason: str | None = None) -> list[Made]:
-        """What must follow so that clients see a whole answer, when the message that was read last does not leave, unless it was
-        committed. Nothing may be read afterwards.
-        """
+        """What must follow what has left so that clients see a whole answer. Nothing may be read afterwards."""
 
     @abstractmethod
-    def cut_body(self, message: dict[str, Any], block: Block, text: str, reason: str | None = None) -> None:
-        """End an answer that is not streamed in one of its blocks, of which `text` is left, and nothing of what is behind it."""
+    def cut_body(self, message: dict[str, Any], part: Part, text: str, reason: str | None = None) -> None:
+        """End an answer that is not streamed at one of its parts: `text` is left of its block, and nothing of what follows it.
+
+        For an `Unread`, nothing at all is left.
+        """
 
     # --- for the dialects -------------------------------------------------------------------------------------------------
 
     @abstractmethod
+    def _read(self, parts: list[Part], message: dict[str, Any], event_type: str | None) -> None: ...
+
+    @abstractmethod
+    def _read_whole_body(self, parts: list[Part], message: dict[str, Any]) -> None: ...
+
+    @abstractmethod
     def _another(self, block: Block, message: dict[str, Any], text: str) -> dict[str, Any]:
-        """A message like `message`, with nothing but a delta of this block. It shares no dict with `message` that is written to."""
+        """A message like `message`, with nothing but a delta of this text. It shares no dict with `message` that is written to."""
+
+    def _begin_message(self) -> None:
+        if self._leaving:
+            self.commit()
+        if self.problems:
+            self.problems = []
+        if self.calls:
+            self.calls = []
+        if self._here:
+            self._here = {}
+
+    def _odd(self, where: str, value: Any, expected: str) -> None:
+        """Note that something is not as the dialect has it."""
+        self.problems.append(f"{where} is {_NAMES.get(type(value), 'null')}, expected {expected}")
+
+    def _str(self, holder: dict[str, Any], name: str, where: str = "") -> str | None:
+        """The text in a field, None when there is none. JSON's null means what an absent field means."""
+        value = holder.get(name)
+        if value is None or isinstance(value, str):
+            return value
+        self._odd(where + name, value, "a string")
+        return None
+
+    def _id(self, holder: dict[str, Any], name: str, where: str = "") -> str | None:
+        """An id: some servers use numbers, and "" for none."""
+        value = holder.get(name)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return str(value)
+        return self._str(holder, name, where) or None
+
+    def _dict(self, holder: dict[str, Any], name: str, where: str = "") -> dict[str, Any] | None:
+        value = holder.get(name)
+        if value is None or isinstance(value, dict):
+            return value
+        self._odd(where + name, value, "an object")
+        return None
+
+    def _items(self, holder: dict[str, Any], name: str, where: str = "") -> Iterator[tuple[int, dict[str, Any]]]:
+        """The objects in a list, each with its position."""
+        value = holder.get(name)
+        if isinstance(value, list):
+            for position, item in enumerate(value):
+                if isinstance(item, dict):
+                    yield position, item
+                else:
+                    self._odd(f"{where}{name}[]", item, "an object")
+        elif value is not None:
+            self._odd(where + name, value, "a list")
+
+    def _number(self, holder: dict[str, Any], name: str, where: str = "") -> int | None:
+        """The whole number in a field, None when there is none."""
+        value = holder.get(name)
+        if type(value) is int or value is None:
+            return value
+        self._odd(where + name, value, "a whole number")
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10 else None
+
+    # Texts.
 
     def _text(
         self,
@@ -147,17 +337,23 @@ class Reader(ABC):
         key: str,
         origin: Origin,
         tokens: dict[str, Any] | None = None,
-    ) -> None:
+    ) -> TextDelta:
         """A delta with text in `holder[key]`."""
-        if self._over and block in self._over:
-            raise DialectError(f"there is more text of a block that was over: {tuple(block)}")
+        if self._over and block in self._over:  # it was over, and was not: the next end may be no end, either
+            self._over.discard(block)
+            self._endless.add(self._end_mark(block))
         self._open[block] = origin
         delta = self._here[block] = TextDelta(block, holder, key, tokens=tokens)
         parts.append(delta)
+        return delta
+
+    def _end_mark(self, block: Block) -> Any:
+        """What `_endless` has for a block whose ends are not believed."""
+        return block
 
     def _end(self, parts: list[Part], block: Block) -> None:
         """The text of a block is complete, if it is open."""
-        if block in self._open:
+        if block in self._open and not (self._endless and self._end_mark(block) in self._endless):
             self._last[block] = self._open.pop(block)
             self._over.add(block)
             parts.append(TextEnd(block, self._here.get(block)))
@@ -166,8 +362,8 @@ class Reader(ABC):
         """Whatever is open ends."""
         for block in list(self._open):
             self._end(parts, block)
-        for block in list(self._calls):
-            self._complete(parts, block, None)
+        for call in self._calls:
+            self._complete(parts, call)
 
     def _whole(
         self, parts: list[Part], block: Block, holder: dict[str, Any], key: str, tokens: dict[str, Any] | None = None
@@ -175,131 +371,169 @@ class Reader(ABC):
         """All the text of a block stands in `holder[key]`; where it was open, that ends it."""
         self._end(parts, block)
         if holder.get(key):
-            repeated = block in self._over
+            repeated = block in self._over or block in self._open
             self._over.add(block)
             delta = TextDelta(block, holder, key, whole=True, repeated=repeated, tokens=tokens)
             parts.append(delta)
             parts.append(TextEnd(block, delta, whole=True, repeated=repeated))
 
-    def _begin_call(self, block: Block, id: str | None, name: str | None) -> Call:
-        """The call of a block; what is told later completes what was told before."""
-        call = self._calls.get(block)
-        if call is None:
-            call = self._calls[block] = Call(id, name)
-        call.id = call.id or id
-        call.name = call.name or name
+    # Tool calls.
+
+    def _begin_call(self, call: Call) -> Call:
+        self._calls.append(call)
         return call
 
-    def _arguments(
-        self,
-        parts: list[Part],
-        block: Block,
-        call: Call,
-        holder: dict[str, Any],
-        key: str,
-        origin: Origin,
-    ) -> None:
-        """A delta of a call, its arguments in `holder[key]`, which may be absent."""
-        piece: str = holder.get(key) or ""
-        if piece and call.done is not None:
-            raise DialectError(f"there are more arguments of a tool call that was complete: {tuple(block)}")
-        part = ToolCallDelta(block, call.id, call.name, piece)
-        parts.append(part)
-        if not piece:
+    def _name_call(self, call: Call, name: str | None) -> None:
+        """A name, or a piece of one: servers send it in pieces, or again with every delta."""
+        if name and name != call.name:
+            call.name = (call.name or "") + name
+
+    def _touch(self, call: Call, holder: Any, item: Any) -> None:
+        if self.hold_tool_calls:
+            self.calls.append(Touch(call, holder, item))
+
+    def _arguments(self, parts: list[Part], call: Call, holder: dict[str, Any], key: str, *, decoded: bool = False) -> None:
+        """A delta of a call: a piece of its arguments in `holder[key]`, which may be absent. Raises `DialectError`."""
+        value = holder.get(key)
+        piece = arguments_text(value)
+        parts.append(ToolCallDelta(call.block, call.id, call.name, piece, holder, key))
+        if self.hold_tool_calls and call.begun is None:
+            call.begun = Place(holder, key, decoded)
+        if not piece or not self.whole_calls:
             return
+        if call.complete:
+            call.complete = False
+            self._endless.add(self._end_mark(call.block))
         call.size += len(piece)
         if call.size > MAX_ARGUMENTS:
             raise DialectError(f"the arguments of a tool call are longer than {MAX_ARGUMENTS} characters")
         call.pieces.append(piece)
-        call.message, call.holder, call.key = origin[1], holder, key
-        self._last[block] = origin
         if self.hold_tool_calls:
-            holder[key] = ""
-            part.changed = True
+            call.places.append(Place(holder, key, decoded or not isinstance(value, str)))
 
-    def _complete(self, parts: list[Part], block: Block, message: dict[str, Any] | None) -> None:
-        """A call whose arguments came as deltas is complete, with `message`, unless it was before."""
-        call = self._calls[block]
-        if call.done is not None:
+    def _complete(self, parts: list[Part], call: Call) -> None:
+        """All of a call has come, unless it was complete before."""
+        if call.complete or not self.whole_calls or (self._endless and self._end_mark(call.block) in self._endless):
             return
-        arguments = call.said = "".join(call.pieces)
-        call.pieces.clear()
-        held = self.hold_tool_calls
-        here = call.holder if held and call.message is message else None
-        call.done = ToolCall(block, call.id, call.name, arguments, here, call.key, held=held)
-        if here is not None:
-            here[call.key] = arguments
-        elif held:
-            call.done.withheld = bool(arguments)
-        call.holder = call.message = None
-        parts.append(call.done)
+        call.complete = True
+        if not call.pieces and call.begun is not None and call.begun.decoded and (whole := place_text(call.begun)) != "{}":
+            call.pieces.append(whole)  # it began with all of its arguments, and no deltas have replaced them
+            call.places.append(call.begun)
+        arguments = "".join(call.pieces)
+        call.pieces = [arguments] if arguments else []
+        call.part = ToolCall(call.block, call.id, call.name, arguments, held=self.hold_tool_calls, call=call)
+        parts.append(call.part)
 
     def _whole_call(
         self,
         parts: list[Part],
-        block: Block,
-        id: str | None,
+        call: Call,
         name: str | None,
-        arguments: str,
         holder: dict[str, Any],
         key: str,
         *,
-        whole: bool = False,
-    ) -> None:
-        """All arguments of a call stand in `holder[key]`. What repeats a call and says another is one that nobody was shown."""
-        call = self._begin_call(block, id, name)
-        if call.done is None:
-            if call.pieces and "".join(call.pieces) != arguments:
-                raise DialectError(f"the arguments of a tool call are not what its deltas were: {tuple(block)}")
-            withheld = self.hold_tool_calls and bool(call.pieces)
-            call.pieces.clear()
-            call.holder = call.message = None
-            call.said = arguments
-            call.done = ToolCall(block, call.id, call.name, arguments, holder, key, held=self.hold_tool_calls, whole=whole)
-            call.done.withheld = withheld
-            parts.append(call.done)
-            return
-        same = (not arguments or arguments == call.said) and (not name or name == call.name)
-        again = ToolCall(
-            block,
-            id or call.id,
-            name or call.name,
-            arguments,
-            holder,
-            key,
-            held=self.hold_tool_calls,
-            whole=True,
-            repeated=same,
-        )
-        if same and call.done.changed:
-            again.write(call.done.arguments)
-        parts.append(again)
+        decoded: bool = False,
+        grows: bool = False,
+    ) -> Call:
+        """A message has all of a call, its arguments in `holder[key]`. The call that it is: a new one if it contradicts the known.
+
+        `grows`: a message that grows with the deltas may repeat a part of the call only.
+        """
+        arguments = arguments_text(holder.get(key))
+        place = Place(holder, key, decoded or not isinstance(holder.get(key), str))
+        if not call.complete and not call.pieces:
+            if name:
+                call.name = name
+            if arguments:
+                call.pieces.append(arguments)
+                call.places.append(place)
+            elif call.begun is None:
+                call.begun = place
+            if not grows:
+                self._complete(parts, call)
+            return call
+        said = "".join(call.pieces)
+        if not grows:
+            self._complete(parts, call)
+        same_name = not name or name == call.name or (grows and (call.name or "").startswith(name))
+        if same_name and (not arguments or arguments == said or (grows and said.startswith(arguments))):
+            if arguments and self.hold_tool_calls:
+                call.repeats.append(place)
+                if call.left is not None and call.edited and call.part is not None and not call.removed:
+                    place.write(call.part.arguments)
+            return call
+        if not self.whole_calls:
+            return call
+        # A client may take either: hooks are shown both.
+        other = Call(call.block, call.id, call.index, call.kind)
+        other.name = name or call.name
+        other.complete = True
+        other.begun = place
+        if arguments:
+            other.places.append(place)
+        other.pieces = [arguments] if arguments else []
+        other.of = call
+        other.part = ToolCall(call.block, call.id, other.name, arguments, held=self.hold_tool_calls, call=other)
+        self._calls.append(other)
+        parts.append(other.part)
+        return other
+
+    def _write(self, call: Call, arguments: str) -> None:
+        """Put arguments in the first of the places that have some, or else where the call begins; nothing in the others."""
+        places = call.places or ([call.begun] if call.begun is not None else [])
+        if not places:
+            raise DialectError("the arguments of a tool call cannot be changed: it has none")
+        first, *others = places
+        for place in others:
+            place.write("")
+        if call.places and call.begun is not None and call.begun.decoded and call.begun is not first:
+            call.begun.write("")  # deltas replace what the call began with
+        first.write(arguments)
+
+    # What ends an answer.
+
+    def _usage(self, parts: list[Part], holder: dict[str, Any], where: str = "") -> dict[str, Any] | None:
+        """The usage in a field, if there is any."""
+        usage = holder.get("usage")
+        if usage is None:
+            return None
+        if not isinstance(usage, dict):
+            self._odd(f"{where}usage", usage, "an object")
+            return None
+        counts = read_counts(usage)
+        parts.append(Usage(MESSAGE, self.model, usage, *(counts.get(kind) for kind in COUNTS)))
+        return usage
 
 
-def usage_of(
-    usage: dict[str, Any], model: str | None, names: tuple[str, str], details: tuple[tuple[str, str], ...]
-) -> Usage:
-    """Usage by its names: input and output, and for cached, cache-written and reasoning tokens an object and a name in it."""
-    found: list[int | None] = [int_in(usage, name, "usage.") for name in names]
-    for holder, name in details:
-        inner = dict_in(usage, holder, "usage.") if holder else usage
-        found.append(None if inner is None else int_in(inner, name, f"usage.{holder}."))
-    return Usage(MESSAGE, model, usage, *found)
+def place_text(place: Place) -> str:
+    """What a place holds now, as JSON text."""
+    return arguments_text(place.holder.get(place.key))
 
 
 def error_of(holder: dict[str, Any], key: str) -> ProviderError:
     """The provider's error in `holder[key]`: an object, or, from servers that are less strict, text or anything."""
     error = holder[key]
     if not isinstance(error, dict):
-        return ProviderError(MESSAGE, None, None, holder, key)
+        return ProviderError(MESSAGE, _word(holder.get("error_type")), _word(holder.get("code")), holder, key)
     return ProviderError(MESSAGE, _word(error.get("type")), _word(error.get("code")), error, "message")
 
 
+def own_error_of(message: dict[str, Any]) -> ProviderError:
+    """The provider's error, where it is the message itself."""
+    kind = _word(message.get("type"))
+    return ProviderError(MESSAGE, None if kind == "error" else kind, _word(message.get("code")), message, "message")
+
+
 def _word(value: Any) -> str | None:
-    """A code: some servers say a number."""
-    return str(value) if isinstance(value, (str, int)) else None
+    """A code: some servers use a number."""
+    return str(value) if isinstance(value, (str, int)) and value != "" and not isinstance(value, bool) else None
 
 
 def finish_of(output: int, reason: str) -> Finish:
     """Why a choice, or, with 0, a message has ended."""
     return Finish(Block("message", output), reason)
+
+
+def note(function: Callable[..., object], *args: Any) -> Callable[[], object]:
+    """Something to be noted when a message has left."""
+    return partial(function, *args)

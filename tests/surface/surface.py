@@ -148,6 +148,7 @@ class Limit(StreamInterceptor):
         assert_type(event.event, str | None)
         assert_type(event.id, str | None)
         assert_type(event.retry, int | None)
+        assert_type(event.is_body, bool)
         assert_type(event.json(), Any)
         assert_type(event.detach(), Event)
         assert_type(event.replace(), Event)

@@ -122,10 +122,10 @@ def test_a_body_may_be_replaced(kind: Any, hook: OnEvent, left: bytes) -> None:
 
 @KINDS
 def test_later_hooks_see_what_an_earlier_one_made_of_it(kind: Any) -> None:
-    """In the list's order, through the very hooks that see events."""
+    """In the list's order, through the very hooks that see events; what a hook has made of a body is still a body."""
 
     def add(word: str) -> OnEvent:
-        return lambda event: event.replace(json=[*event.json(), word])
+        return lambda event: event.replace(json=[*event.json(), word]) if event.is_body else None
 
     assert run_json([kind(add("a")), Hook(add("b")), kind(add("c"))], b'["first"]') == b'["first","a","b","c"]'
 

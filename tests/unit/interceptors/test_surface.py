@@ -66,6 +66,7 @@ class Event
     detach(self) -> Event
     event: str | None
     id: str | None
+    is_body: bool
     json(self) -> Any
     made_by: Any
     raw: bytes

@@ -65,8 +65,8 @@ def looks_of(reader: Reader, events: list[Any]) -> int:
     looks = 0
     for message in messages:
         for part in reader.read(message):
-            if isinstance(part, ToolCall) and part.withheld:
-                reader.make_delta(part.block, part.arguments)
+            if isinstance(part, ToolCall) and part.held:
+                reader.decide(part.call)
     reader.commit()
     return looks
 

@@ -1,0 +1,75 @@
+"""Token counts, in every spelling that providers use. One table for all dialects: servers mix them.
+
+A count of 0 never replaces another count: some servers repeat a report with zeros, or fill in the fields of two APIs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any
+
+from .parts import Tokens
+
+__all__ = ["COUNTS", "merge_counts", "read_counts"]
+
+COUNTS = ("input", "output", "cached", "cache_written", "reasoning")
+"""What is counted, as `Usage` names it."""
+
+_MOST = 1 << 53
+"""No provider counts this far, and a float could no longer tell two such counts apart."""
+
+# OpenAI chat and responses, Anthropic; `prompt_cache_hit_tokens`: DeepSeek; `cached_tokens`: Moonshot; `reasoning_tokens`: Perplexity.
+_PLACES: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "input": (("prompt_tokens",), ("input_tokens",)),
+    "output": (("completion_tokens",), ("output_tokens",)),
+    "cached": (
+        ("prompt_tokens_details", "cached_tokens"),
+        ("input_tokens_details", "cached_tokens"),
+        ("cached_tokens",),
+        ("prompt_cache_hit_tokens",),
+        ("cache_read_input_tokens",),
+    ),
+    "cache_written": (
+        ("prompt_tokens_details", "cache_write_tokens"),
+        ("input_tokens_details", "cache_write_tokens"),
+        ("prompt_tokens_details", "cache_creation_tokens"),
+        ("cache_creation_input_tokens",),
+    ),
+    "reasoning": (
+        ("completion_tokens_details", "reasoning_tokens"),
+        ("output_tokens_details", "reasoning_tokens"),
+        ("output_tokens_details", "thinking_tokens"),
+        ("reasoning_tokens",),
+    ),
+}
+
+
+def read_counts(usage: dict[str, Any]) -> dict[str, Tokens]:
+    """The counts in one report, by the names of `COUNTS`; those that it does not have are absent."""
+    counts: dict[str, Tokens] = {}
+    for kind, places in _PLACES.items():
+        for place in places:
+            value: Any = usage
+            for name in place:
+                value = value.get(name) if isinstance(value, dict) else None
+            tokens = _number(value)
+            if tokens is not None and not counts.get(kind):
+                counts[kind] = tokens
+    return counts
+
+
+def merge_counts(counts: dict[str, Tokens], later: Mapping[str, Tokens | None]) -> None:
+    """Update `counts` with a later report: what it has replaces what was there, except that 0 never replaces a count."""
+    for kind, tokens in later.items():
+        if tokens or (tokens is not None and kind not in counts):
+            counts[kind] = tokens
+
+
+def _number(value: Any) -> Tokens | None:
+    """A count: a whole number, or a float, or digits in a string. None for anything else."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 17:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value) or not 0 <= value < _MOST:
+        return None
+    return int(value) if value == int(value) else value
