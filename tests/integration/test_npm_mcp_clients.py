@@ -22,9 +22,10 @@ from support.process import WEIRPOOL, Process, port_of, running
 # The Python SDK leaves streams and generators to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("default", "ignore::DeprecationWarning", "ignore::ResourceWarning")
 
-OLD = ["sdk sse", "ai sse", "ai1 sse"]
+OLD = ["sdk sse", "sdk sse, headers", "ai sse", "ai1 sse"]
 STREAMABLE = ["sdk http", "ai http", "ai http legacy", "ai1 http"]
 CLIENTS = [*OLD, *STREAMABLE]
+"""`sdk`: the TypeScript SDK; `ai` and `ai1`: the AI SDK's versions 2 and 1. `drive.mjs` makes them."""
 
 PLACES = {
     "root": ("one", ""),
@@ -69,7 +70,7 @@ def wait(what: str, count: int) -> dict[str, Any]:
 
 
 def steps(client: str, server: str) -> list[dict[str, Any]]:
-    """List, a call, one with progress, many at once, one that the policy denies, one more, and a notification of no call's."""
+    """List, a call, one with progress, many at once, one that the policy denies, one more, and a notification outside of calls."""
     at_once = {"op": "together", "calls": [add(number, number) for number in range(5)]}
     common = [{"op": "list"}, add(19, 23), call("count", to=3), at_once, call("fail"), add(1, 2)]
     if client == "ai http":  # in 2026-07-28 a client does not listen with GET
@@ -78,7 +79,7 @@ def steps(client: str, server: str) -> list[dict[str, Any]]:
     return [*common, wait("listening", 1), call("announce"), wait("notified", welcome + 1)]
 
 
-def returning(client: str, how: str) -> list[dict[str, Any]]:
+def reconnecting(client: str, how: str) -> list[dict[str, Any]]:
     """The stream on which the client listens is cut, the client opens another one, and calls go on."""
     if client in OLD:  # a new session, in which the server says welcome
         return [wait("notified", 1), add(1, 2), call("leave", how=how), wait("notified", 2), add(3, 4)]
@@ -86,8 +87,8 @@ def returning(client: str, how: str) -> list[dict[str, Any]]:
     return [*missed, add(3, 4), *([call("poll")] if client == "sdk http" else [])]
 
 
-RETURNING = [("sdk sse", "end"), ("sdk http", "end"), ("sdk http", "reset"), ("ai http", "reset"), ("ai1 http", "reset")]
-"""What each client returns after. The AI SDK does not return on the old transport, nor after a whole stream."""
+RECONNECTING = [("sdk sse", "end"), ("sdk http", "end"), ("sdk http", "reset"), ("ai http", "reset"), ("ai1 http", "reset")]
+"""After which end of its stream each client reconnects. The AI SDK does not on the old transport, nor after a clean end."""
 
 NAMES = ["path", "middle of the path", "another parameter", "value only"]
 """How a server of the old transport may name a session (`serve.mjs`)."""
@@ -137,8 +138,8 @@ def sessions_at(base: dict[str, str]) -> Iterator[dict[str, Any]]:
                 yield session(name, client, base[process] + prefix, steps(client, server_of(place)))
     for place in TYPESCRIPT:
         process, prefix = PLACES[place]
-        for client, how in RETURNING:
-            yield session(f"{client}, {how}, {place}", client, base[process] + prefix, returning(client, how))
+        for client, how in RECONNECTING:
+            yield session(f"{client}, {how}, {place}", client, base[process] + prefix, reconnecting(client, how))
         for name in NAMES:
             path = f"/sse?name={quote(name)}"
             yield session(f"{name}, {place}", "sdk sse", base[process] + prefix, steps("sdk sse", "TypeScript"), path)
@@ -240,9 +241,9 @@ def test_the_server_names_a_session_as_it_likes(seen: Seen, name: str, place: st
 
 
 @pytest.mark.parametrize("place", TYPESCRIPT)
-@pytest.mark.parametrize(("client", "how"), RETURNING)
-def test_a_client_returns_when_its_stream_is_cut(seen: Seen, client: str, how: str, place: str) -> None:
-    """Streamable HTTP: with `Last-Event-ID`, and it gets what it missed. The old transport: in a new session, with a version."""
+@pytest.mark.parametrize(("client", "how"), RECONNECTING)
+def test_a_client_reconnects_when_its_stream_is_cut(seen: Seen, client: str, how: str, place: str) -> None:
+    """Streamable HTTP: with `Last-Event-ID`, and it gets what it missed. The old transport: a new session works, too."""
     session = seen.sessions[f"{client}, {how}, {place}"]
     steps = session["steps"]
     assert "timeout" not in steps, session
@@ -252,12 +253,14 @@ def test_a_client_returns_when_its_stream_is_cut(seen: Seen, client: str, how: s
         assert last["progress"] == [[number, None, f"– {number} 水"] for number in (1, 2, 3)]
         last = steps[-2]
     assert last["result"]["content"] == [{"type": "text", "text": "7"}]
-    returns = [request for request in session["requests"] if request["method"] == "GET" and request["status"] == 200][1:]
-    assert returns
+    reconnections = [request for request in session["requests"] if request["method"] == "GET" and request["status"] == 200][
+        1:
+    ]
+    assert reconnections
     if client in OLD:
-        assert returns[0]["version"] == "2025-11-25"
+        assert reconnections[0]["version"] == "2025-11-25"
     else:
-        assert all(request["last_event_id"] and request["session"] for request in returns), returns
+        assert all(request["last_event_id"] and request["session"] for request in reconnections), reconnections
 
 
 async def test_sessions_go_on_across_a_reload(tmp_path: Path) -> None:

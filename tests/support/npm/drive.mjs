@@ -11,7 +11,7 @@
 //   {op: 'listening', count}                waits until `count` GETs have been answered with a stream
 //   {op: 'notified', count}                 waits until `count` notifications of a changed list have come
 //   {op: 'meet'}                            waits until all sessions are here or over; then prints the line "met" and reads a line
-// A step that takes longer than `timeout_ms` gives 'timeout'. After two of them the session ends.
+// A step that takes longer than `timeout_ms` gives 'timeout'. After two of them the other steps but `meet` are left out.
 
 import { createInterface } from 'node:readline';
 import { createMCPClient } from '@ai-sdk/mcp';
@@ -131,7 +131,12 @@ async function ai(session, create, transport, options = {}) {
   };
 }
 
+// What a client of the old transport may be configured to send, and what means something on the other transport only.
+const OTHERS = { 'last-event-id': '7', 'mcp-session-id': 'mine', 'mcp-protocol-version': '2025-11-25' };
+
 const CLIENTS = {
+  'sdk sse, headers': s =>
+    official(s, new SSEClientTransport(new URL(s.stream), { fetch: s.fetch, requestInit: { headers: OTHERS } })),
   'sdk sse': s => official(s, new SSEClientTransport(new URL(s.stream), { fetch: s.fetch })),
   'sdk http': s => official(s, new StreamableHTTPClientTransport(new URL(s.url + '/mcp'), { fetch: s.fetch })),
   'ai sse': s => ai(s, createMCPClient, { type: 'sse', url: s.stream }),
