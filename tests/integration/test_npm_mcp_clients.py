@@ -36,6 +36,7 @@ PLACES = {
     "two endpoints, prefix, no interceptor": ("two", "/plain"),
     "TypeScript server, prefix": ("one", "/ts"),
     "TypeScript server, two endpoints, prefix": ("two", "/ts"),
+    "TypeScript server, four workers, prefix": ("workers", "/ts"),
 }
 """The process, and the prefix that is stripped there."""
 
@@ -216,7 +217,7 @@ def test_a_denied_call_has_its_error_and_the_session_goes_on(seen: Seen, client:
     for through in seen.through(client, place):
         assert "connect" not in through, (through["connect"], through["requests"])
         denied = through["steps"][DENIED]
-        if place == "four workers":  # the error may be the server's, where another worker has the stream
+        if "four workers" in place:  # the error may be the server's, where another worker has the stream
             assert "error" in denied, (denied, through["requests"])
         else:
             assert is_denial(denied), (denied, through["requests"])
@@ -235,7 +236,8 @@ def test_the_server_names_a_session_as_it_likes(seen: Seen, name: str, place: st
     """The old transport: whatever URI the `endpoint` event has, calls reach the session, and a denied one gets its error."""
     through, direct = seen.sessions[f"{name}, {place}"], seen.direct("sdk sse", place)
     assert "connect" not in through, (through["connect"], through["requests"])
-    assert is_denial(through["steps"][DENIED]), (through["steps"][DENIED], through["requests"])
+    denied = through["steps"][DENIED]
+    assert is_denial(denied) or ("four workers" in place and "error" in denied), (denied, through["requests"])
     assert without_denied(through["steps"]) == without_denied(direct["steps"]), through["requests"]
     assert {status for _, _, status in sent(through)} == {202}
 
