@@ -171,6 +171,8 @@ function handler() {
   };
 }
 
+process.on('unhandledRejection', error => console.error(error)); // one session's fault must not end the others
+
 const urls = [];
 for (let number = 0; number < Number(process.argv[2]); number += 1) {
   const server = http.createServer(handler());
