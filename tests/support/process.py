@@ -40,7 +40,7 @@ class Process:
         with trio.fail_after(20):
             while len(found := [item for item in map(_parse, self.lines) if item.get("event") == name]) < count:
                 await self._news.wait()
-        return found
+        return found[:count]
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
