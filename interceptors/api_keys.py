@@ -60,7 +60,8 @@ class ApiKeysOptions:
     upstream_header: str = "authorization"
     """The header in which it gets it."""
     header: str | None = None
-    """The header in which a client sends its key. None: `Authorization: Bearer <key>` or `x-api-key: <key>`."""
+    """The header in which a client sends its key. None: `Authorization: Bearer <key>` or `x-api-key: <key>`, and both are
+    removed. With any other header than `authorization` the client's `Authorization` and `x-api-key` go upstream unchanged."""
 
 
 class ApiKeys(Interceptor):
@@ -84,27 +85,38 @@ class ApiKeys(Interceptor):
             raise ValueError(f"upstream_header: {options.upstream_header!r} is the connection's and does not go upstream")
         self._upstream = options.upstream
         self._upstream_header = options.upstream_header.lower()
-        self._read = ("authorization", "x-api-key") if options.header is None else (options.header.lower(),)
-        # Also what is not read here: a client may send its key in both, and neither is the upstream's business.
-        self._removed = {"authorization", "x-api-key", *self._read}
+        header = None if options.header is None else options.header.lower()
+        self._read = ("authorization", "x-api-key") if header is None else (header,)
+        # A key in a header of its own leaves `Authorization` and `x-api-key` to the server. Else both are removed: a client may
+        # send its key in both.
+        self._removed = self._read if header not in (None, "authorization") else ("authorization", "x-api-key")
 
     async def on_request(self, request: Request) -> Response | None:
-        """401, or the request with the credentials swapped and `state["client_key"]` set."""
+        """401, or the request with the credentials swapped and `state["client_key"]` set.
+
+        A CORS preflight passes without a key, and without the upstream's credential.
+        """
+        if request.is_preflight:
+            self._remove_keys(request)
+            return None
         presented = set(self._presented(request))
         if not presented:
             # RFC 6750, section 3.1: who has shown nothing is told how, and not that anything was wrong.
-            return _refuse("missing_api_key", "this request needs an API key", b"")
+            return _refuse(request, "missing_api_key", "this request needs an API key", b"")
         if len(presented) > 1:
-            return _refuse("invalid_api_key", "this request has more than one API key", b', error="invalid_token"')
+            return _refuse(request, "invalid_api_key", "this request has more than one API key", b', error="invalid_token"')
         client = self._client_of(presented.pop())
         if client is None:
-            return _refuse("invalid_api_key", "this API key is not valid", b', error="invalid_token"')
-        for name in self._removed:
-            request.headers.pop(name, None)
+            return _refuse(request, "invalid_api_key", "this API key is not valid", b', error="invalid_token"')
+        self._remove_keys(request)
         if self._upstream is not None:
             request.headers[self._upstream_header] = self._upstream
         request.state["client_key"] = client
         return None
+
+    def _remove_keys(self, request: Request) -> None:
+        for name in self._removed:
+            request.headers.pop(name, None)
 
     def _presented(self, request: Request) -> Iterator[bytes]:
         """Every key in the request's headers, as the bytes that came."""
@@ -150,10 +162,6 @@ def _clients_by_hash(keys: dict[str, str | list[str]]) -> tuple[tuple[bytes, str
     return tuple(clients.items())
 
 
-def _refuse(kind: str, message: str, error: bytes) -> Response:
+def _refuse(request: Request, kind: str, message: str, error: bytes) -> Response:
     # RFC 6750, section 3: a challenge of this scheme has one or more parameters.
-    return Response(
-        status=401,
-        headers=[(b"www-authenticate", b'Bearer realm="weirpool"' + error)],
-        json={"error": {"type": kind, "message": message}},
-    )
+    return request.refuse(401, kind, message, headers=[(b"www-authenticate", b'Bearer realm="weirpool"' + error)])

@@ -15,7 +15,7 @@ from pools import PooledOutput, decode_json, encode_json
 
 from .errors import NotJson, StaleEvent
 from .needs import Finder
-from .sse import Fields, encode_event, encode_head, parse_fields
+from .sse import Fields, encode_event, encode_head, parse_fields, unknown_lines
 
 __all__ = ["UNSET", "BodyEvent", "Event", "JsonEvent", "WireEvent", "not_for_a_body", "not_json"]
 
@@ -78,6 +78,14 @@ class Event:
         if self._data is None:
             return encode_json(self._json).decode() if self._json is not UNSET else ""
         return self._data
+
+    @property
+    def unknown(self) -> str:
+        """The lines of the block that are no fields of an event, as some servers send them; "" where there are none.
+
+        `replace` leaves them out.
+        """
+        return ""
 
     @property
     def raw(self) -> bytes:
@@ -232,6 +240,13 @@ class WireEvent(Event):
     @property
     def data(self) -> str:
         return self._parse().data or ""
+
+    @property
+    def unknown(self) -> str:
+        buffer = self._buffer
+        if buffer is None:
+            raise StaleEvent
+        return "" if self._data_at(buffer) > 0 else unknown_lines(self.raw)
 
     def json(self) -> Any:
         buffer = self._buffer

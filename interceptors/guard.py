@@ -9,8 +9,8 @@ A match may be cut over any number of deltas. Nothing is held back for it: of a 
 deltas has left. (`redact` holds text back.) Of each text that is open, the last `window` characters are kept to search in, and a
 few more, for what looks behind.
 
-Besides texts and the arguments of tool calls, which are searched decoded, all other strings of each event are searched, each by itself:
-those in unknown fields and events, and all of an event that is not JSON.
+Besides texts and the arguments of tool calls, which are searched decoded, all other strings of each event are searched, each by
+itself: those in unknown fields and events, and all of an event that is not JSON.
 """
 
 from __future__ import annotations
@@ -92,6 +92,8 @@ class Guard(MessageInterceptor):
 
 
 class _GuardStream(MessageStream):
+    sees_other_texts = True
+
     def __init__(self, guard: Guard, context: StreamContext) -> None:
         self._guard = guard
         self._context = context
@@ -104,14 +106,14 @@ class _GuardStream(MessageStream):
 
     def on_text_delta(self, delta: TextDelta) -> None:
         guard = self._guard
-        if delta.kind not in guard.kinds:
+        if delta.kind != "other" and delta.kind not in guard.kinds:
             return
         tail = "" if delta.whole else self._tails.get(delta.block, "")
         text = tail + delta.text
         found = guard.find(text, self._start(tail), ended=delta.whole)
         if found is not None:
             left = text[len(tail) : found[0]]
-            self._stop(delta.kind, found[1], left if delta.kind == "thinking" else left + guard.message)
+            self._stop(delta.kind, found[1], left if delta.kind in ("thinking", "other") else left + guard.message)
         elif not delta.whole:
             self._tails[delta.block] = text[-(guard.window + _BEHIND) :]
 
@@ -120,7 +122,7 @@ class _GuardStream(MessageStream):
         tail = "" if end.whole else self._tails.get(end.block, "")
         found = self._guard.find(tail, self._start(tail), ended=True) if tail else None
         if found is not None:
-            self._stop(end.kind, found[1], "" if end.kind == "thinking" else self._guard.message)
+            self._stop(end.kind, found[1], "" if end.kind in ("thinking", "other") else self._guard.message)
 
     def on_tool_call_delta(self, delta: ToolCallDelta) -> None:
         guard = self._guard

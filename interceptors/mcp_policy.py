@@ -14,15 +14,20 @@ wins over allow. It fails closed: what it cannot read, or what a server might un
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import translate
 
 import msgspec
 
-from .api import OnError
+from .api import EventResult, OnError, Outcome, StreamContext, StreamInterceptor
 from .dialects.mcp import INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND, McpError, McpMessage
 from .dialects.mcp_headers import has_mirrors
-from .dialects.mcp_hooks import McpInterceptor, on_mcp_notification, on_mcp_request, on_mcp_response
+from .dialects.mcp_hooks import McpInterceptor, on_mcp_notification, on_mcp_request
+from .errors import Abort, NotJson
+from .event import BodyEvent, Event
+from .mcp_lists import VisibleLists
+from .message import Response, ResponseHead
 from .uris import spellings
 
 __all__ = ["McpPolicy", "McpPolicyOptions", "Rule"]
@@ -89,13 +94,30 @@ class McpPolicy(McpInterceptor):
         self._tools = _Matcher(rules["tools"])
         self._prompts = _Matcher(rules["prompts"])
         self._resources = _UriMatcher(rules["resources"])
-        # The members of a result that are lists: what names an entry, and who says whether it is shown.
-        self._lists = {
-            "tools": ("name", self._tools),
-            "prompts": ("name", self._prompts),
-            "resources": ("uri", self._resources),
-            "resourceTemplates": ("uriTemplate", self._resources),
+        matchers = {
+            "tools": self._tools,
+            "prompts": self._prompts,
+            "resources": self._resources,
+            "resourceTemplates": self._resources,
         }
+        self._lists = VisibleLists({name: matcher.allows for name, matcher in matchers.items() if not matcher.is_open})
+
+    async def on_response(self, head: ResponseHead) -> Response | None:
+        """Official clients find their media types anywhere in Content-Type (`application/json-rpc`, a second header): so the body
+        gets the type that they read it as. Raises `Abort` where they would read it in two ways.
+        """
+        value = ", ".join(head.headers.get_list("content-type")).lower()
+        read_as = [kind for kind in ("application/json", "text/event-stream") if kind in value]
+        if len(read_as) > 1:
+            raise Abort("the response has two content types")
+        if read_as and head.media_type != read_as[0]:
+            head.headers["content-type"] = read_as[0]
+        return await super().on_response(head)
+
+    def open_stream(self, context: StreamContext) -> StreamInterceptor:
+        """What the server sends is filtered by its shape: a client that uses an id twice could make us believe anything."""
+        stream = super().open_stream(context)
+        return _ShownStream(self._lists, stream) if self._lists else stream
 
     @on_mcp_request()
     def check_request(self, message: McpMessage) -> McpError | None:
@@ -119,25 +141,9 @@ class McpPolicy(McpInterceptor):
 
     @on_mcp_notification()
     def check_notification(self, message: McpMessage) -> None:
-        """One that is not allowed goes no further, in either direction: the server's name resources."""
-        if message.from_client:
-            if not self._allows_method(message.method or ""):
-                message.drop()
-        elif message.method == "notifications/resources/updated" and not self._resources.allows(message.name):
+        """One of the client's that is not allowed goes no further."""
+        if message.from_client and not self._allows_method(message.method or ""):
             message.drop()
-
-    @on_mcp_response()
-    def show_allowed(self, message: McpMessage) -> None:
-        """Lists are told by their shape, whatever they answer: a client that uses an id twice could make us believe anything."""
-        result = message.json().get("result")
-        if message.from_client or not isinstance(result, dict):
-            return
-        for member, (key, matcher) in self._lists.items():
-            if isinstance(result.get(member), list) and not matcher.is_open:
-                entries = message.result[member]
-                message.result[member] = [
-                    item for item in entries if isinstance(item, dict) and matcher.allows(item.get(key))
-                ]
 
     def _allows_method(self, method: str) -> bool:
         folded = method.strip().casefold()
@@ -160,6 +166,35 @@ class McpPolicy(McpInterceptor):
         if kind == "ref/resource":
             return None if self._resources.allows(message.name) else _no_resource(message)
         return McpError(INVALID_PARAMS, "a completion refers to a prompt or a resource")
+
+
+class _ShownStream(StreamInterceptor):
+    """The server's messages without what the client may not see, then as any interceptor for MCP sees them."""
+
+    def __init__(self, lists: VisibleLists, stream: StreamInterceptor) -> None:
+        self._lists = lists
+        self._stream = stream
+
+    def on_start(self, head: ResponseHead) -> None:
+        self._stream.on_start(head)
+
+    def on_event(self, event: Event) -> EventResult:
+        data = event.data
+        try:
+            shown = self._lists.show(data)
+        except NotJson as error:
+            raise Abort(str(error)) from None
+        if shown is data:
+            return self._stream.on_event(event)
+        if event.is_body:
+            return self._stream.on_event(BodyEvent((shown or "").encode()))
+        return None if shown is None else self._stream.on_event(event.replace(shown))
+
+    def on_complete(self) -> Event | Sequence[Event] | None:
+        return self._stream.on_complete()
+
+    def on_end(self, outcome: Outcome) -> None:
+        self._stream.on_end(outcome)
 
 
 class _Matcher:

@@ -11,10 +11,12 @@ import structlog
 
 from pools import decode_json, encode_json
 
+from .errors import NotJson
 from .event import UNSET, Event, not_json
 from .paths import normal_path, quote_path
+from .refusals import error_json, only_id, request_ids
 
-__all__ = ["TASK_OF", "Headers", "Request", "Response", "ResponseHead", "StartSoon", "start_task"]
+__all__ = ["TASK_OF", "Headers", "Request", "Response", "ResponseHead", "StartSoon", "is_preflight", "start_task"]
 
 Headers = httpx.Headers
 """Header fields by name, in any case; `multi_items()` and `get_list()` show those that occur more than once."""
@@ -22,8 +24,32 @@ Headers = httpx.Headers
 StartSoon = Callable[[Any, Callable[..., Awaitable[object]], tuple[Any, ...]], None]
 """How an exchange runs a task: for whom (a `hooks.Owner`), what, and with what arguments."""
 
+# With these some servers run another method than OPTIONS. A browser sends none of them with a preflight.
+_METHOD_OVERRIDES = (b"x-http-method-override", b"x-http-method", b"x-method-override")
+
 TASK_OF: ContextVar[Any] = ContextVar("interceptors.TASK_OF", default=None)
 """In a task that an interceptor has started, and in those that it starts: whose it is (a `hooks.Owner`)."""
+
+
+def is_preflight(method: str, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a request is a CORS preflight, as far as its head tells: see `Request.is_preflight`."""
+    if method != "OPTIONS":
+        return False
+    listed = list(headers)
+    names = [name.lower() for name, _ in listed]
+    return (
+        names.count(b"origin") == 1
+        and names.count(b"access-control-request-method") == 1
+        and not any(name in names for name in _METHOD_OVERRIDES)
+        and not _announces_body(listed)
+    )
+
+
+def _announces_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(
+        name.lower() == b"transfer-encoding" or (name.lower() == b"content-length" and value.strip() != b"0")
+        for name, value in headers
+    )
 
 
 class Request:
@@ -44,7 +70,9 @@ class Request:
         route: str = "/",
         dialect: str = "generic",
         client: str | None = None,
+        has_body: bool | None = None,
     ) -> None:
+        """`has_body` None: found out from `body` and the headers."""
         self.method = method
         if raw_path is None:  # a test's, mostly: understood as the proxy understands what comes
             raw_path = path.encode("ascii") if path.isascii() else quote_path(path)
@@ -63,6 +91,8 @@ class Request:
         """The client's address."""
         self.state: dict[str, Any] = {}
         self._body = body
+        self.has_body: bool = bool(body) or _announces_body(self.headers.raw) if has_body is None else has_body
+        """Whether the client sends a body, also one that passes unread."""
         self.body_replaced: bool = False
         """Whether an interceptor has called `replace_body`."""
         self.spawn: StartSoon | None = None
@@ -120,6 +150,41 @@ class Request:
     def set_body(self, body: bytes | memoryview | None) -> None:
         """The body has been collected, or passes unread (None). For whoever collects it; an interceptor calls `replace_body`."""
         self._body = body
+
+    @property
+    def is_preflight(self) -> bool:
+        """Whether this is a CORS preflight, with which a browser asks if a page may send a request. It has no credentials.
+
+        OPTIONS with one `Origin` and one `Access-Control-Request-Method`, without a body, and without a header that makes some
+        servers run another method. Let it pass where you ask for credentials or count requests: a browser sends the request
+        itself only after the answer.
+        """
+        return is_preflight(self.method, self.headers.raw) and not self.has_body
+
+    def refuse(
+        self,
+        status: int,
+        kind: str,
+        message: str,
+        *,
+        headers: dict[str, str] | Iterable[tuple[bytes, bytes]] | Headers = (),
+    ) -> Response:
+        """A refusal, as `on_request` returns it: the error has the shape of the route's dialect, like the proxy's own.
+
+        `kind` is a word for programs (`quota_exceeded`), `message` is for people. On a route of `dialect: mcp` the error is a
+        JSON-RPC response with the request's id, null where the body has no request, has several, or cannot be read.
+        """
+        return Response(
+            status=status, headers=headers, json=error_json(self.dialect, status, kind, message, self._call_id())
+        )
+
+    def _call_id(self) -> float | str | None:
+        if self.dialect != "mcp" or self.method != "POST" or self._body is None:
+            return None
+        try:
+            return only_id(request_ids(self.json()))
+        except NotJson:
+            return None
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: Any) -> None:
         """Run a task that ends with the exchange: cancelled when that is over, its failure treated as a hook's.

@@ -132,16 +132,19 @@ class RateLimit(Interceptor):
         yield
 
     async def on_request(self, request: Request) -> Response | None:
-        """429 when the client's bucket is empty."""
+        """429 when the client's bucket is empty. A CORS preflight takes no token."""
+        if request.is_preflight:
+            return None
         wait_s = await self.store.take(self._key_of(request), self._rate_per_s, self._burst)
         if wait_s <= 0:
             return None
         # RFC 6585, section 4; whole seconds: RFC 9110, section 10.2.3. Rounded up, for earlier would be too early.
         retry_after_s = max(1, math.ceil(wait_s))
-        return Response(
-            status=429,
+        return request.refuse(
+            429,
+            "rate_limited",
+            f"too many requests; try again in {retry_after_s} s",
             headers={"retry-after": str(retry_after_s)},
-            json={"error": {"type": "rate_limited", "message": f"too many requests; try again in {retry_after_s} s"}},
         )
 
     def _key_of(self, request: Request) -> str:

@@ -14,8 +14,8 @@ what comes next, and leaves at the end of its block at the latest. Tool calls wa
 is redacted as in any, but what is JSON stays JSON, and what was put in place of a match is not searched again. In other streams a
 secret that is split over several events is not found.
 
-Some servers end a text and go on with it. What left at the first end cannot be taken back, so a match that reaches back into it breaks
-the answer off. On routes of `dialect: mcp`, JSON bodies are redacted like events, and JSON stays JSON.
+Some servers end a text and go on with it. What left at the first end cannot be taken back, so a match that reaches back into it
+breaks the answer off. On routes of `dialect: mcp`, JSON bodies are redacted like events, and JSON stays JSON.
 """
 
 from __future__ import annotations
@@ -235,15 +235,14 @@ class _RedactStream(StreamInterceptor):
         self._redact = redact
 
     def on_event(self, event: Event) -> EventResult:
-        data = event.data
-        redacted = self._redact(data)
-        return event if redacted == data else event.replace(redacted)
+        return _redact_event(event, self._redact)
 
 
 class _RedactMessages(MessageStream):
     """The texts and tool calls of one answer."""
 
     holds_tool_calls = True
+    sees_other_texts = True
 
     def __init__(self, interceptor: Redact) -> None:
         self._interceptor = interceptor
@@ -318,6 +317,13 @@ class _RedactAnswer(StreamInterceptor):
         return [self._redact_rest(item) for item in result] if isinstance(result, Sequence) else []
 
     def _redact_rest(self, event: Event) -> Event:
-        data = event.data
-        redacted = self._redact(data, self._messages)
-        return event if redacted == data else event.replace(redacted)
+        return _redact_event(event, partial(self._redact, done=self._messages))
+
+
+def _redact_event(event: Event, redact: Callable[[str], str]) -> Event:
+    """An event with its data redacted, and without the lines that are no fields where something in them matches."""
+    data, unknown = event.data, event.unknown
+    redacted = redact(data)
+    if redacted == data and (not unknown or redact(unknown) == unknown):
+        return event
+    return event.replace(redacted)

@@ -12,12 +12,23 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-__all__ = ["BOM", "Fields", "encode_data", "encode_event", "encode_head", "find_block_end", "is_silent", "parse_fields"]
+__all__ = [
+    "BOM",
+    "Fields",
+    "encode_data",
+    "encode_event",
+    "encode_head",
+    "find_block_end",
+    "is_silent",
+    "parse_fields",
+    "unknown_lines",
+]
 
 BOM = b"\xef\xbb\xbf"
 
 _LF = 0x0A
 _CR = 0x0D
+_FIELDS = frozenset((b"data", b"event", b"id", b"retry"))
 
 # A line's end followed by an empty line. An LF after the last CR belongs to it, but may not have arrived yet.
 _EMPTY_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n?|\n)")
@@ -82,6 +93,13 @@ def parse_fields(block: bytes) -> Fields:
             retry = int(value)
     text = b"\n".join(data).decode("utf-8", "replace") if data else None
     return Fields(event, text, event_id, retry)
+
+
+def unknown_lines(block: bytes) -> str:
+    """The lines of a block that are neither fields of an event nor comments. Readers by the rules ignore them; others do not."""
+    lines = _LINE_END.split(block)
+    unknown = [line for line in lines if line and line[:1] != b":" and line.partition(b":")[0] not in _FIELDS]
+    return b"\n".join(unknown).decode("utf-8", "replace")
 
 
 def encode_head(event: str | None, event_id: str | None, retry: int | None) -> bytes:

@@ -188,7 +188,9 @@ def _run_trio(interceptors: Sequence[Interceptor], request: Request, run: Callab
             raise problems[0]
         return results[0]
 
-    with nullcontext() if any(item.wants_body for item in interceptors) else _passing_unread(request):
+    # On routes of `dialect: mcp` the proxy itself collects the body.
+    collected = request.dialect == "mcp" or any(item.wants_body for item in interceptors)
+    with nullcontext() if collected else _passing_unread(request):
         return trio.run(main)
 
 

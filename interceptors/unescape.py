@@ -1,4 +1,4 @@
-"""What JSON text says between its quotes, read as lax readers do: pieces of it, text that is cut off, and unknown escapes included."""
+"""What JSON text says between its quotes, read as lax readers do: also pieces of it, text that is cut off, and unknown escapes."""
 
 from __future__ import annotations
 

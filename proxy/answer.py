@@ -12,9 +12,11 @@ from typing import Any
 import trio
 
 from interceptors import EventTooLarge, HookError, Outcome, StreamAborted
+from interceptors.refusals import error_json, only_id
 from interceptors.sse import Fields, encode_event
 from pools import encode_json
 
+from .cors import Cors
 from .downstream import Send
 from .errors import RequestRefused, UpstreamFailure
 from .inbound import Inbound
@@ -39,13 +41,13 @@ def refusal_of(failure: Exception | None, outcome: Outcome) -> RequestRefused:
     return RequestRefused(504, "total_timeout", "the exchange took longer than it may")
 
 
-def error_body(refusal: RequestRefused, dialect: str, open_calls: Sequence[int | str] = ()) -> bytes:
+def error_body(refusal: RequestRefused, dialect: str, open_calls: Sequence[float | str] = ()) -> bytes:
     """The failure as the JSON body of a response. `open_calls`: the ids of the JSON-RPC requests that it answers."""
-    return encode_json(_body(refusal, dialect, open_calls[0] if len(open_calls) == 1 else None)) + b"\n"
+    return encode_json(_body(refusal, dialect, only_id(open_calls))) + b"\n"
 
 
 def error_events(
-    refusal: RequestRefused, dialect: str, path: bytes = b"", open_calls: Sequence[int | str] = ()
+    refusal: RequestRefused, dialect: str, path: bytes = b"", open_calls: Sequence[float | str] = ()
 ) -> tuple[bytes, ...]:
     """The failure as events, to be sent between two others. `path`: the client's.
 
@@ -69,35 +71,13 @@ def _event(name: str | None, body: dict[str, Any]) -> bytes:
     return encode_event(Fields(name, encode_json(body).decode(), None, None))
 
 
-def _body(refusal: RequestRefused, dialect: str, ident: int | str | None = None) -> dict[str, Any]:
-    kind, message, status = refusal.kind, refusal.message, refusal.status
-    if dialect == "openai":
-        family = "invalid_request_error" if status < 500 else "server_error"
-        return {"error": {"message": message, "type": family, "param": None, "code": kind}}
-    if dialect == "anthropic":
-        return {"type": "error", "error": {"type": _ANTHROPIC.get(status, "api_error"), "message": message}}
-    if dialect == "mcp":
-        code = -32600 if status < 500 and status != 408 else _MCP.get(status, -32000)
-        return {"jsonrpc": "2.0", "id": ident, "error": {"code": code, "message": message, "data": {"type": kind}}}
-    return {"error": {"type": kind, "message": message}}
+def _body(refusal: RequestRefused, dialect: str, ident: float | str | None = None) -> dict[str, Any]:
+    return error_json(dialect, refusal.status, refusal.kind, refusal.message, ident)
 
 
-# docs.anthropic.com, "Errors": what each status is called.
-_ANTHROPIC = {
-    400: "invalid_request_error",
-    403: "permission_error",
-    404: "not_found_error",
-    408: "timeout_error",
-    413: "request_too_large",
-    503: "overloaded_error",
-    504: "timeout_error",
-}
-# JSON-RPC has -32600 for an invalid request and -32603 for an internal error; -32000 to -32019 are free for implementations, and
-# the SDKs take -32000 for a lost connection, -32001 for a timeout.
-_MCP = {408: -32001, 500: -32603, 504: -32001}
-
-
-async def send_answer(refusal: RequestRefused, body: bytes, inbound: Inbound, send: Send, *, close: bool) -> bool:
+async def send_answer(
+    refusal: RequestRefused, body: bytes, inbound: Inbound, send: Send, *, close: bool, cors: Cors | None = None
+) -> bool:
     """Answer, with a JSON body, such that a client that is still sending can read it; `close` says so to it, where HTTP/1.1 can.
 
     False when the client sends on and on, or has gone: the connection should then be cut.
@@ -107,6 +87,8 @@ async def send_answer(refusal: RequestRefused, body: bytes, inbound: Inbound, se
         headers.append((b"retry-after", b"%d" % refusal.retry_after_s))
     if close:
         headers.append((b"connection", b"close"))
+    if cors is not None:
+        headers = cors.grant(headers)
     try:
         await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": True})

@@ -28,6 +28,7 @@ Name = Annotated[str, Meta(min_length=1)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
 Count = Annotated[int, Meta(ge=1)]
 Header = dict[str, str]
+Method = Annotated[str, Meta(pattern="^[A-Z]+$")]
 
 
 class _Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -108,6 +109,8 @@ class Route(_Settings, frozen=True):
     allowed_hosts: list[str] | None = None
     allowed_origins: list[str] | None = None
     strip_prefix: bool = False
+    listening: list[Method] | None = None
+    """Methods whose event streams `timeouts.idle` does not cut; None: GET with `dialect: mcp`, otherwise none."""
 
 
 class BufferPoolSize(_Settings, frozen=True):

@@ -19,8 +19,10 @@ import trio
 from interceptors import InterceptorError, Outcome
 from interceptors.chain import EventCounts
 from interceptors.hooks import Owner
+from interceptors.message import is_preflight
 
 from .answer import error_body, error_events, refusal_of, send_answer
+from .cors import Cors, origins_of
 from .downstream import ClientConnection, Receive, Scope, Send, Writer, inspect_server
 from .errors import ClientGone, RequestRefused, SendStalled, UpstreamFailure, outcome_of
 from .forward import Forward
@@ -40,8 +42,10 @@ class Exchange:
     """Serves one ASGI request that is for an upstream. Call it once."""
 
     __slots__ = (
+        "_admitted",
         "_cancel",
         "_connection",
+        "_cors",
         "_ended_at",
         "_failure",
         "_forward",
@@ -50,6 +54,7 @@ class Exchange:
         "_outcome",
         "_path",
         "_place",
+        "_preflight",
         "_route",
         "_scope",
         "_started_at",
@@ -64,6 +69,9 @@ class Exchange:
         self._headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         self._route: Route | None = None
         self._place: tuple[str, str] | None = None
+        self._admitted = False  # it counts against the limits of streams
+        self._cors: Cors | None = None
+        self._preflight = False  # a preflight that is answered here
         self._cancel: trio.CancelScope | None = None
         self._connection: ClientConnection | None = None
         self._forward: Forward | None = None
@@ -123,7 +131,7 @@ class Exchange:
         )
         if self._connection is not None and timeouts is not None:
             self._connection.limit_send(timeouts.send)
-        worker.enter(self, self._route_name, admitted=route is not None, place=self._place)
+        worker.enter(self, self._route_name, admitted=self._admitted, place=self._place)
         try:
             if route is not None:
                 await self._exchange(route, inbound, send)
@@ -137,7 +145,7 @@ class Exchange:
                     with trio.CancelScope(shield=True), trio.move_on_after(_CONCLUDE_S):
                         await self._conclude(outcome, inbound, send)
             finally:
-                worker.leave(self, self._route_name, admitted=route is not None, place=self._place)
+                worker.leave(self, self._route_name, admitted=self._admitted, place=self._place)
                 self._account(outcome)
                 self._let_go()
 
@@ -162,6 +170,18 @@ class Exchange:
         self._route = route = worker.routes.find(path)
         if route is None:
             raise RequestRefused(404, "no_route", "no route matches this path")
+        self._cors = Cors.of(route.allowed_origins, self._headers)
+        if route.allowed_hosts is not None:
+            host = (find_header(self._headers, b"host") or b"").decode("latin-1").lower()
+            if host not in route.allowed_hosts and host.rsplit(":", 1)[0] not in route.allowed_hosts:
+                raise RequestRefused(403, "host_not_allowed", "this Host is not allowed here")
+        if route.allowed_origins is not None:
+            origins = {value.decode("latin-1").lower() for value in origins_of(self._headers)}
+            if not origins <= route.allowed_origins:  # none at all is no browser's cross-origin request
+                raise RequestRefused(403, "origin_not_allowed", "this Origin is not allowed here")
+        self._preflight = self._cors is not None and is_preflight(self._scope["method"], self._headers)
+        if self._preflight:
+            return route  # also at a limit: without this answer the page could not read the refusal of its request
         if worker.draining:
             raise refusal_of(None, Outcome.DRAINING)
         if worker.is_full(route):
@@ -172,20 +192,22 @@ class Exchange:
         most = route.limits.max_streams_per_client
         if self._place is not None and most is not None and worker.client_streams.get(self._place, 0) >= most:
             raise RequestRefused(429, "too_many_client_streams", "this client is at its limit of streams", retry_after_s=1)
-        if route.allowed_hosts is not None:
-            host = (find_header(self._headers, b"host") or b"").decode("latin-1").lower()
-            if host not in route.allowed_hosts and host.rsplit(":", 1)[0] not in route.allowed_hosts:
-                raise RequestRefused(403, "host_not_allowed", "this Host is not allowed here")
-        if route.allowed_origins is not None:
-            origins = {value.decode("latin-1").lower() for name, value in self._headers if name == b"origin"}
-            if not origins <= route.allowed_origins:  # none at all is no browser's cross-origin request
-                raise RequestRefused(403, "origin_not_allowed", "this Origin is not allowed here")
+        self._admitted = True
         return route
 
     async def _exchange(self, route: Route, inbound: Inbound, send: Send) -> None:
         """Both directions, in one buffer scope and one nursery."""
         self._forward = forward = Forward(
-            self._worker, route, self._scope, self._path, self._target, inbound, send, self._connection
+            self._worker,
+            route,
+            self._scope,
+            self._path,
+            self._target,
+            inbound,
+            send,
+            self._connection,
+            cors=self._cors,
+            preflight=self._preflight,
         )
         async with self._worker.pools.open_scope() as buffers, trio.open_nursery() as nursery:
             self._cancel = nursery.cancel_scope
@@ -302,7 +324,7 @@ class Exchange:
                 close = http1 and (self._worker.draining or (not inbound.over and _announces_body(self._headers)))
                 calls = self._calls
                 body = error_body(refusal, self._dialect, calls.open if calls is not None else ())
-                answered = await send_answer(refusal, body, inbound, send, close=close)
+                answered = await send_answer(refusal, body, inbound, send, close=close, cors=self._cors)
         finally:
             if not answered:
                 await self._cut()

@@ -18,15 +18,18 @@ from interceptors.hooks import Owner
 from interceptors.paths import normal_path
 from pools import BufferScope
 
+from .cors import Cors
 from .downstream import ClientConnection, Scope, Send
 from .errors import NotAStream, ProtocolFailure, RequestRefused
-from .headers import content_encoding, find_header, media_type
+from .headers import HeaderList, client_origin, content_encoding, find_header, media_type, outer_prefix
 from .heartbeat import while_beating
 from .inbound import Inbound, too_large
 from .intercepted import send_intercepted
 from .json_body import JsonBody
 from .mcp import calls_of
+from .place import ClientSide
 from .reconnection import move_over_connections
+from .references import client_headers, hold_references
 from .relay import Mover, Relay, open_relay
 from .reply import Reply
 from .resume import Resume
@@ -52,6 +55,7 @@ class Forward:
         "_inbound",
         "_json",
         "_path",
+        "_preflight",
         "_route",
         "_scope",
         "_sse",
@@ -74,8 +78,13 @@ class Forward:
         inbound: Inbound,
         send: Send,
         connection: ClientConnection | None,
+        *,
+        cors: Cors | None = None,
+        preflight: bool = False,
     ) -> None:
-        """`path` and `target`: as `split_target` tells them."""
+        """`path` and `target`: as `split_target` tells them. `cors`: for a request of an allowed origin; `preflight`: it is one,
+        and is answered here.
+        """
         self._worker = worker
         self._route = route
         self._scope = scope
@@ -84,7 +93,8 @@ class Forward:
         self._inbound = inbound
         self._sse = False
         self._json: JsonBody | None = None
-        self.reply = Reply(worker, route, scope, inbound, send, connection)
+        self._preflight = preflight
+        self.reply = Reply(worker, route, scope, inbound, send, connection, cors)
         self.asking: UpstreamRequest | None = None
         """None when the upstream is not asked."""
         self.relay: Relay | None = None
@@ -128,8 +138,12 @@ class Forward:
         inbound.expects_body = body not in (None, b"0")
         request: Request | None = None
         stream: httpx.AsyncByteStream
+        if self._preflight and self.reply.cors is not None:  # neither interceptors nor the upstream see it
+            watch_client(nursery)
+            await self._answer(self.reply.cors.answer_preflight(self._scope["headers"]))
+            return
         if chain.owners:
-            request = self.request = self._request_for_hooks()
+            request = self.request = self._request_for_hooks(has_body=body not in (None, b"0"))
             request.spawn = lambda owner, async_fn, args: nursery.start_soon(run_task, owner, async_fn, args)
         if chain.wants_body:
             assert request is not None
@@ -155,9 +169,13 @@ class Forward:
         if answer is None:
             answer = await self._ask_upstream(request, body, stream, nursery, buffers)
         if answer is not None:
-            inbound.forget_body()
-            self._answered = True
-            await send_intercepted(answer, self.reply)
+            await self._answer(answer)
+
+    async def _answer(self, answer: Response) -> None:
+        """Send what is answered instead of the upstream."""
+        self._inbound.forget_body()
+        self._answered = True
+        await send_intercepted(answer, self.reply)
 
     def move(self, buffers: BufferScope) -> Awaitable[None] | None:
         """What moves the body of the response, all but its end, when awaited; None if none is left to be moved.
@@ -196,7 +214,7 @@ class Forward:
             return b"0" if http2 and self._scope["method"] in ("POST", "PUT", "PATCH") else None
         return b""
 
-    def _request_for_hooks(self) -> Request:
+    def _request_for_hooks(self, *, has_body: bool) -> Request:
         return Request(
             method=self._scope["method"],
             path=normal_path(self._path).decode("latin-1"),
@@ -207,6 +225,7 @@ class Forward:
             route=self._route.name,
             dialect=self._route.dialect,
             client=self._scope["client"][0] if self._scope.get("client") else None,
+            has_body=has_body,
         )
 
     async def _ask_upstream(
@@ -242,6 +261,8 @@ class Forward:
         """Show the head to the interceptors, open the chain, choose the writer, send the head, and of a JSON body all of it."""
         route = self._route
         status, raw_headers = response.status_code, response.headers.raw
+        if hold_references(raw_headers):
+            raw_headers = self._with_client_references(response, request)
         head: ResponseHead | None = None
         if request is not None:
             if (calls := calls_of(request)) is not None:
@@ -293,6 +314,8 @@ class Forward:
         if begun:
             return None
         headers = self.reply.headers(raw_headers, sse=self._sse, dropped=dropped)
+        if self.reply.cors is not None:
+            headers = self.reply.cors.expose_session(headers)
         if changed is not None:
             headers.append((b"content-length", b"%d" % len(changed)))
         chunked = not bodiless and find_header(headers, b"content-length") is None
@@ -306,6 +329,25 @@ class Forward:
         if changed:
             await self.reply.write(changed, last=True)
         return None
+
+    def _with_client_references(self, response: httpx.Response, request: Request | None) -> HeaderList:
+        """The response's headers, with URL references that lead the client to this route."""
+        scope = self._scope
+        headers, peer = scope["headers"], scope["client"][0] if scope.get("client") else None
+        trusted = peer in self._worker.trusted_proxies
+        origin = client_origin(headers, scheme=scope["scheme"], trusted=trusted)
+        client = ClientSide(
+            path=self._path.decode("latin-1"),
+            hosts=(
+                (find_header(headers, b"host") or b"").decode("latin-1"),
+                response.request.headers.get("host", ""),
+                "" if origin is None else origin.partition("://")[2],
+            ),
+            asked=None if request is None else request.raw_path.decode("latin-1"),
+            origin=origin,
+            outer=outer_prefix(headers).decode("latin-1") if trusted else "",
+        )
+        return client_headers(response.headers.raw, self._route.places[response.extensions["endpoint"]], client)
 
     def _relay_body(self, asking: UpstreamRequest, body: UpstreamBody, buffers: BufferScope) -> Awaitable[None]:
         """The body, all but its end; over several connections if the route reconnects."""
@@ -324,10 +366,13 @@ class Forward:
             preceded=reply.writer.bytes_sent > 0,
             resume=resume,
         )
+        listening = self._sse and self._scope["method"] in route.listening
+        if listening:
+            reply.send_probes()
         mover = Mover(
             relay,
             self._worker.hub if reply.writer.synchronous else None,
-            idle_s=route.timeouts.idle,
+            idle_s=None if listening else route.timeouts.idle,
             send_s=reply.send_s,
             beat_s=reply.beat_s if reply.may_add else None,
         )

@@ -18,10 +18,12 @@ __all__ = [
     "TrustedProxies",
     "check_response_headers",
     "client_of",
+    "client_origin",
     "content_encoding",
     "find_header",
     "media_type",
     "network_of",
+    "outer_prefix",
     "request_headers",
     "response_headers",
     "split_target",
@@ -66,6 +68,7 @@ _FORWARDING = frozenset(
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~%-]+)(?::[0-9]*)?")
 _ABSOLUTE_FORM = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 
 
@@ -153,6 +156,8 @@ class HeaderSettings:
     set: tuple[tuple[bytes, bytes], ...]
     removed: frozenset[bytes]
     """Names that do not pass: those to be removed, and those to be set."""
+    prefix: bytes = b""
+    """What the route strips from paths, without a slash at its end."""
 
 
 def split_target(raw_path: bytes, query: bytes) -> tuple[bytes, bytes]:
@@ -204,6 +209,8 @@ def request_headers(
             continue
         elif name in (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"):
             continue  # written below, with ours
+        elif name == b"x-forwarded-prefix" and settings.prefix:
+            continue
         else:
             result.append((name, value))
     if identity:
@@ -211,9 +218,39 @@ def request_headers(
     if body is not None:
         result.append((b"content-length", body) if body else (b"transfer-encoding", b"chunked"))
     forwarding = _forwarding(headers, client=client, scheme=scheme, host=own_host, trusted=trusted)
+    if settings.prefix:
+        outer = outer_prefix(headers) if trusted else b""
+        forwarding.append((b"x-forwarded-prefix", outer + settings.prefix))
     result += [header for header in forwarding if header[0] not in settings.removed]
     result += [header for header in settings.set if not (identity and header[0] == b"accept-encoding")]
     return result
+
+
+def outer_prefix(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """The prefix that trusted proxies have stripped: their `X-Forwarded-Prefix`, outermost first, without a slash at its end."""
+    values = b",".join([value for name, value in headers if name == b"x-forwarded-prefix"])
+    parts = [item.strip().strip(b"/") for item in values.split(b",")]
+    return b"".join([b"/" + part for part in parts if part])
+
+
+def client_origin(headers: Sequence[tuple[bytes, bytes]], *, scheme: str, trusted: bool) -> str | None:
+    """Scheme and host of the URL that the client has used, as the proxies in front of this one say it, where they are trusted.
+
+    None when there is no Host header, or one that no URL can hold.
+    """
+    host = find_header(headers, b"host")
+    if trusted:
+        proto = _first_item(headers, b"x-forwarded-proto").lower()
+        scheme = proto.decode("ascii") if proto in (b"http", b"https") else scheme
+        host = _first_item(headers, b"x-forwarded-host") or host
+    if host is None or not _HOST.fullmatch(host):
+        return None
+    return f"{scheme}://{host.decode('ascii')}"
+
+
+def _first_item(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> bytes:
+    """The first item of a list: the word of the outermost proxy."""
+    return (find_header(headers, name) or b"").partition(b",")[0].strip()
 
 
 def response_headers(headers: Iterable[tuple[bytes, bytes]], *, dropped: frozenset[bytes], sse: bool) -> HeaderList:

@@ -26,7 +26,7 @@ async def send_intercepted(response: Response, reply: Reply) -> None:
     """Send all but the end. Raises as `Reply` does, `InterceptorError`, and `RequestRefused` when it comes too late."""
     sse = response.events is not None
     bodiless = reply.is_bodiless(response.status)
-    headers = reply.headers(response.headers.raw, sse=sse, dropped=frozenset((b"content-length",)))
+    headers = reply.own_headers(response.headers.raw, sse=sse, dropped=frozenset((b"content-length",)))
     if not sse and response.status not in (204, 304):
         headers.append((b"content-length", b"%d" % len(response.body)))
     if reply.writer is None:

@@ -16,16 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urljoin, urlsplit
 
 from interceptors import Event, Interceptor, NotJson, Request, Response, StreamContext, StreamInterceptor
 from interceptors.dialects.mcp_headers import PROTOCOL_VERSION, Rejection, check, has_mirrors, mirror, revision_of
 from interceptors.hooks import Owner
-from interceptors.paths import normal_path
+from interceptors.refusals import request_ids
 
+from .place import Place, resolved
 from .upstream import Endpoint
 
-__all__ = ["Calls", "Place", "calls_of", "surround"]
+__all__ = ["Calls", "calls_of", "surround"]
 
 _KEY = "proxy.mcp"
 _SESSION = "mcp-session-id"
@@ -38,7 +38,7 @@ class Calls:
 
     raw_path: bytes
     """The path that the client has asked for."""
-    open: list[int | str] = field(default_factory=list)
+    open: list[float | str] = field(default_factory=list)
     """Their ids, as the client knows them, until the response has passed."""
     resumable: bool = False
     """Events with ids have passed: a client whose stream breaks off may come back for the rest (2025-03-26 to 2025-11-25)."""
@@ -60,45 +60,6 @@ def surround(
 ) -> list[Owner]:
     """A route's interceptors, with the proxy's own around them. `remember` ties a session to an endpoint."""
     return [Owner("mcp (first)", _First(places, remember)), *owners, Owner("mcp (last)", _Last())]
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a route stands between its clients and its upstream: what turns the upstream's references into the client's."""
-
-    prefix: str
-    """The route's, without a slash at its end."""
-    strip_prefix: bool
-    base: str
-    """The endpoint's own path, without a slash at its end."""
-    authorities: frozenset[str]
-    """How the upstream may call itself, in lower case: its URL's host and port, and the Host header that it gets."""
-
-    def client_view(self, reference: str, *, path: str, host: str) -> str:
-        """A URL reference of the upstream's, such that a client that resolves it comes to this route and so to the same resource.
-
-        `path`: what the client asked for; `host`: its Host header, for an upstream that has been told it. What resolves rightly
-        already, another origin, and what no request on this route can reach stay as they are.
-        """
-        try:
-            parts = urlsplit(reference)
-            authority = parts.netloc.lower()
-        except ValueError:
-            return reference
-        absolute = bool(parts.scheme or parts.netloc)
-        if absolute and (parts.scheme not in ("", "http", "https") or authority not in self.authorities | {host.lower()}):
-            return reference
-        upstream_path = self.base + (path[len(self.prefix) :] or "/" if self.strip_prefix else path)
-        path_of_it = parts.path or ("/" if absolute else "")
-        target = _resolved(upstream_path, parts._replace(scheme="", netloc="", path=path_of_it).geturl())
-        if not target.startswith(self.base + "/"):
-            return reference
-        target = target[len(self.base) :]
-        if self.strip_prefix:
-            target = self.prefix + target
-        if target.startswith("//") or not _under(self.prefix, target):  # another host's, for a client; another route's
-            return reference
-        return reference if not absolute and _resolved(path, reference) == target else target
 
 
 class _First(Interceptor):
@@ -123,7 +84,7 @@ class _First(Interceptor):
         rejection = check(request.headers, message)
         if rejection is not None:
             return _refuse(rejection)
-        calls.open = _requests_in(message)
+        calls.open = request_ids(message)
         if mirrored:
             calls.message = message
         return None
@@ -173,7 +134,7 @@ class _EndpointStream(StreamInterceptor):
         path = self._calls.raw_path.decode("latin-1")
         rewritten = place.client_view(event.data, path=path, host=self._host)
         if self._calls.endpoint is not None:
-            self._remember(_resolved(path, rewritten).encode("utf-8", "replace"), self._calls.endpoint)
+            self._remember(resolved(path, rewritten).encode("utf-8", "replace"), self._calls.endpoint)
         return event if rewritten == event.data else event.replace(data=rewritten)
 
 
@@ -196,7 +157,7 @@ class _AnswerStream(StreamInterceptor):
             except NotJson:
                 return event
             for message in messages if isinstance(messages, list) else [messages]:
-                if isinstance(message, dict) and "method" not in message:
+                if isinstance(message, dict) and message.get("method") is None:
                     self._calls.open = [ident for ident in self._calls.open if ident != message.get("id")]
         return event
 
@@ -205,28 +166,7 @@ def _refuse(rejection: Rejection) -> Response:
     return Response(status=rejection.status, json=rejection.json())
 
 
-def _requests_in(message: Any) -> list[int | str]:
-    """The ids of the JSON-RPC requests in a decoded body, which may be a batch (2025-03-26)."""
-    found = []
-    for item in message if isinstance(message, list) else [message]:
-        ident = item.get("id") if isinstance(item, dict) and "method" in item else None
-        if isinstance(ident, (int, str)) and not isinstance(ident, bool):
-            found.append(ident)
-    return found
-
-
 def _is_json(request: Request) -> bool:
     """Whether a body calls itself JSON, or nothing at all."""
     media_type: str = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     return media_type in ("", "application/json") or media_type.endswith("+json")
-
-
-def _resolved(path: str, reference: str) -> str:
-    """What a reference without an origin means in a document at that path (RFC 3986, section 5.2)."""
-    origin = "http://h"
-    return urljoin(origin + path, reference).removeprefix(origin)
-
-
-def _under(prefix: str, target: str) -> bool:
-    path = normal_path(target.partition("?")[0].encode("utf-8", "replace"))
-    return path.startswith(prefix.encode()) and path[len(prefix) : len(prefix) + 1] in (b"", b"/")

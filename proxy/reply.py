@@ -12,6 +12,7 @@ from functools import partial
 
 import trio
 
+from .cors import Cors
 from .downstream import ClientConnection, Scope, Send, Writer, choose_writer, has_no_body
 from .errors import ClientGone, SendStalled
 from .headers import HeaderList, check_response_headers, response_headers
@@ -36,6 +37,7 @@ class Reply:
         "_scope",
         "_send",
         "_worker",
+        "cors",
         "ended",
         "finished",
         "may_add",
@@ -51,7 +53,10 @@ class Reply:
         inbound: Inbound,
         send: Send,
         connection: ClientConnection | None,
+        cors: Cors | None = None,
     ) -> None:
+        """`cors`: for a request of an allowed origin."""
+        self.cors = cors
         self._worker = worker
         self._route = route
         self._scope = scope
@@ -93,6 +98,11 @@ class Reply:
         accept = [value for name, value in self._scope["headers"] if name == b"accept"]
         return self.beat_s if only_accepts_streams(accept) else None
 
+    def send_probes(self) -> None:
+        """Find out that the client is gone although nothing is sent to it, where its connection can be reached."""
+        if self._connection is not None:
+            self._connection.send_probes()
+
     def is_bodiless(self, status: int) -> bool:
         """Whether a response with that status has no body, whatever its head says."""
         return has_no_body(self._scope["method"], status)
@@ -103,6 +113,13 @@ class Reply:
         """What of a response's headers goes to the client. `dropped`: besides those that the server adds itself."""
         added = self._connection.added_headers if self._connection is not None else frozenset()
         return response_headers(headers, dropped=dropped | added, sse=sse)
+
+    def own_headers(
+        self, headers: Iterable[tuple[bytes, bytes]], *, sse: bool, dropped: frozenset[bytes] = frozenset()
+    ) -> HeaderList:
+        """As `headers`, of a response that is not the server's: a page of an allowed origin may read it."""
+        listed = self.headers(headers, sse=sse, dropped=dropped)
+        return listed if self.cors is None else self.cors.grant(listed)
 
     async def start(self, status: int, headers: HeaderList, *, chunked: bool, whole: bool, may_add: bool) -> None:
         """Choose the writer and send the head; `whole` as for `Writer.start`. Raises `RequestRefused` for bad headers, too."""
@@ -133,7 +150,7 @@ class Reply:
             return self.beat_s  # a client that is still sending does not read
         if self.writer is None:
             head = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
-            await self.start(200, self.headers(head, sse=True), chunked=True, whole=False, may_add=True)
+            await self.start(200, self.own_headers(head, sse=True), chunked=True, whole=False, may_add=True)
         return await self.beat()
 
     async def beat(self) -> float:

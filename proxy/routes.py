@@ -18,10 +18,13 @@ from .config import Config, Health, Heartbeat, Limits, Reconnect, Timeouts, Upst
 from .config import Route as RouteSettings
 from .errors import ConfigError, RequestRefused
 from .headers import HeaderSettings
-from .mcp import Place, surround
+from .mcp import surround
+from .place import Place
 from .upstream import Balancer, Checks, Endpoint, Endpoints, RetryPolicy, UpstreamTransport
 
 __all__ = ["Route", "RouteTable", "load_interceptors"]
+
+_DEFAULT_PORTS = {"http": b":80", "https": b":443"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +40,16 @@ class Route:
     """Of the first endpoint; which one a request goes to, the transport decides."""
     transport: Balancer
     headers: HeaderSettings
+    places: Mapping[Endpoint, Place]
+    """Where the route stands, by endpoint."""
     chain: Chain
     timeouts: Timeouts
     limits: Limits
     retry: RetryPolicy
     heartbeat: Heartbeat
     reconnect: Reconnect
+    listening: frozenset[str]
+    """Methods whose event streams may be silent for as long as they like."""
     max_streams: int | None
     """The route's own limit, if it has one; the worker's counts besides."""
     clients: str
@@ -112,16 +119,8 @@ class RouteTable:
         host = {"upstream": url.netloc, "preserve": None}.get(upstream.host, upstream.host.encode())
         prefix, transport = normal_path(settings.path.encode()), self.transports[upstream.name]
         owners = [interceptors[name] for name in settings.interceptors]
+        places = {endpoint: _place(endpoint, prefix, settings.strip_prefix, host) for endpoint in transport.endpoints.all}
         if settings.dialect == "mcp":
-            places = {
-                endpoint: Place(
-                    prefix=prefix.decode().rstrip("/"),
-                    strip_prefix=settings.strip_prefix,
-                    base=endpoint.base.decode(),
-                    authorities=frozenset(item.decode().lower() for item in (endpoint.host, host) if item),
-                )
-                for endpoint in transport.endpoints.all
-            }
             owners = surround(owners, places, transport.remember)
         return Route(
             name=settings.path,
@@ -133,7 +132,9 @@ class RouteTable:
                 host=host,
                 set=tuple(rules.items()),
                 removed=frozenset(rules) | {name.lower().encode() for name in upstream.headers.remove},
+                prefix=prefix.rstrip(b"/") if settings.strip_prefix else b"",
             ),
+            places=places,
             chain=Chain(owners),
             timeouts=config.timeouts_of(settings),
             limits=config.limits_of(settings),
@@ -141,6 +142,9 @@ class RouteTable:
             clients=settings.path if "max_streams_per_client" in settings.limits else "",
             heartbeat=config.heartbeat_of(settings),
             reconnect=config.reconnect_of(settings),
+            listening=frozenset(
+                ("GET",) if settings.listening is None and settings.dialect == "mcp" else settings.listening or ()
+            ),
             max_streams=settings.limits.get("max_streams"),
             dialect=settings.dialect,
             error_events=settings.dialect != "abort",
@@ -148,6 +152,17 @@ class RouteTable:
             allowed_hosts=_lowered(settings.allowed_hosts),
             allowed_origins=_lowered(settings.allowed_origins),
         )
+
+
+def _place(endpoint: Endpoint, prefix: bytes, strip_prefix: bool, host: bytes | None) -> Place:
+    """`host`: the Host header that the endpoint gets; None: the client's."""
+    own = endpoint.host if endpoint.url.port else endpoint.host + _DEFAULT_PORTS[endpoint.url.scheme]
+    return Place(
+        prefix=prefix.decode().rstrip("/"),
+        strip_prefix=strip_prefix,
+        base=endpoint.base.decode(),
+        authorities=frozenset(item.decode().lower() for item in (own, endpoint.host, host) if item),
+    )
 
 
 def _balancer(upstream: Upstream, transport: UpstreamTransport, health: Health) -> Balancer:

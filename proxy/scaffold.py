@@ -47,7 +47,7 @@ class {title}(Interceptor):
         self.options = options
 
     async def on_request(self, request: Request) -> Response | None:
-        """Look at a request, change it, or answer it: `return Response(status=403, json={{"error": "no"}})`."""
+        """Look at a request, change it, or answer it: `return request.refuse(403, "not_here", "not here")`."""
         request.headers["x-seen-by"] = self.options.value
         return None
 

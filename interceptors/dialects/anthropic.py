@@ -1,8 +1,7 @@
 """Anthropic messages: the events from `message_start` to `message_stop`, and the `message` of an unstreamed response.
 
-Source: the types of Anthropic's Python SDK, `anthropic.types`. The `type` in the data says what an event is; where there is none, the
-event's type does. The blocks of tools that the provider runs itself (`server_tool_use`, `mcp_tool_use` and their results) pass
-unread.
+Source: the types of Anthropic's Python SDK, `anthropic.types`. The `type` in the data says what an event is; where there is
+none, the event's type does. Calls of tools that the provider runs itself (`server_tool_use`, `mcp_tool_use`) are no `ToolCall`s.
 """
 
 from __future__ import annotations
@@ -11,12 +10,26 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, TextEnd, ToolCallDelta, Unread, Usage, arguments_text
-from .reader import Call, Made, Origin, Place, Reader, Touch, error_of, finish_of, note, own_error_of
+from .reader import Call, Made, Origin, Place, Reader, Touch, error_of, finish_of, note, own_error_of, position_of
 
 __all__ = ["AnthropicReader"]
 
 _BLOCKS: dict[str, tuple[Kind, str]] = {"text": ("text", "text"), "thinking": ("thinking", "thinking")}
+_KINDS: tuple[Kind, ...] = ("text", "thinking", "other")
 _DELTAS: dict[str, tuple[Kind, str]] = {"text_delta": ("text", "text"), "thinking_delta": ("thinking", "thinking")}
+# `input_json_delta`: of a tool that the provider runs itself.
+_OTHERS = {"input_json_delta": "partial_json", "compaction_delta": "content"}
+_TYPES = frozenset(
+    (
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+        "message",
+    )
+)
 
 
 class AnthropicReader(Reader):
@@ -29,8 +42,10 @@ class AnthropicReader(Reader):
     }
     default_reason: ClassVar[str] = "refusal"
 
-    def __init__(self, *, deltas: bool = True, whole_calls: bool = True, hold_tool_calls: bool = False) -> None:
-        super().__init__(deltas=deltas, whole_calls=whole_calls, hold_tool_calls=hold_tool_calls)
+    def __init__(
+        self, *, deltas: bool = True, whole_calls: bool = True, hold_tool_calls: bool = False, others: bool = False
+    ) -> None:
+        super().__init__(deltas=deltas, whole_calls=whole_calls, hold_tool_calls=hold_tool_calls, others=others)
         self._started: dict[int, None] = {}  # content blocks that have begun and not stopped
         self._begun: dict[int, int] = {}  # how many blocks have begun at each index
         self._call_at: dict[int, Call | None] = {}  # the call that the block at an index is, if it is one
@@ -44,6 +59,8 @@ class AnthropicReader(Reader):
         kind = message.get("type")
         if not isinstance(kind, str):
             kind = self._str(message, "type") or event_type
+        if event_type == "error" and kind not in _TYPES:
+            kind = event_type
         if kind == "content_block_delta":
             if self.deltas:
                 self._read_delta(parts, message, event_type)
@@ -104,7 +121,7 @@ class AnthropicReader(Reader):
         self, parts: list[Part], index: int, content: dict[str, Any], origin: Origin, list_of: list[Any] | None = None
     ) -> None:
         """A block begins. If there is one at this index, it ends. `list_of`: the list that has the block, if it is in one."""
-        for of, _ in _BLOCKS.values():
+        for of in _KINDS:
             block = self._block(of, index)
             if block in self._open:
                 self._endless.discard(block)
@@ -163,14 +180,16 @@ class AnthropicReader(Reader):
             of, key = _DELTAS[kind]
             if self._str(delta, key, "delta."):
                 self._text(parts, self._block(of, index), delta, key, (event_type, message))
-        elif kind == "input_json_delta":
-            call = self._call_at.get(index)
-            if call is not None:  # else a tool's that the provider runs itself
-                self._touch(call, None, message)
-                self._arguments(parts, call, delta, "partial_json")
+        elif kind == "input_json_delta" and self._call_at.get(index) is not None:
+            call = self._call_at[index]
+            assert call is not None
+            self._touch(call, None, message)
+            self._arguments(parts, call, delta, "partial_json")
+        elif self.others and isinstance(kind, str) and kind in _OTHERS and self._str(delta, _OTHERS[kind], "delta."):
+            self._text(parts, self._block("other", index), delta, _OTHERS[kind], (event_type, message))
 
     def _stop(self, parts: list[Part], index: int) -> None:
-        for kind, _ in _BLOCKS.values():
+        for kind in _KINDS:
             self._end(parts, self._block(kind, index))
         call = self._call_at.get(index)
         if call is not None:
@@ -206,7 +225,8 @@ class AnthropicReader(Reader):
             parts.append(finish_of(0, reason))
         self._read_usage(parts, message)
 
-    def settle(self, message: dict[str, Any], touches: list[Touch], event_type: str | None) -> list[dict[str, Any]]:
+    def settle(self, message: dict[str, Any], touches: list[Touch]) -> list[dict[str, Any]] | None:
+        changed = False
         for call, content, item in touches:
             if not call.removed:
                 continue
@@ -214,8 +234,9 @@ class AnthropicReader(Reader):
             text = call.part.refusal
             if content is not None:
                 replacement = [] if text is None else [{"type": "text", "text": text}]
-                at = next(position for position, other in enumerate(content) if other is item)
+                at = position_of(item, content)
                 content[at : at + 1] = replacement
+                changed = True
             elif text is None:
                 return []
             elif message.get("type") == "content_block_start":
@@ -227,13 +248,15 @@ class AnthropicReader(Reader):
                 ]
             else:
                 return []
+        removed_all = bool(self._calls) and all(call.removed for call in self._calls)
         for holder in (message, message.get("delta")):
-            if isinstance(holder, dict) and holder.get("stop_reason") == "tool_use":
-                if self._calls and all(call.removed for call in self._calls):
-                    holder["stop_reason"] = "end_turn"
-        if "index" in message:
-            message["index"] = self._shift(message)
-        return [message]
+            if removed_all and isinstance(holder, dict) and holder.get("stop_reason") == "tool_use":
+                holder["stop_reason"] = "end_turn"
+                changed = True
+        if "index" in message and (index := self._shift(message)) != message["index"]:
+            message["index"] = index
+            changed = True
+        return [message] if changed else None
 
     def _shift(self, message: dict[str, Any]) -> int:
         """The index of a block where others were removed: without gaps, because SDKs count on it."""
@@ -258,6 +281,9 @@ class AnthropicReader(Reader):
         delta = {"type": "text_delta", "text": text}
         if block.kind == "thinking":
             delta = {"type": "thinking_delta", "thinking": text}
+        elif block.kind == "other":
+            kind = message["delta"]["type"]
+            delta = {"type": kind, _OTHERS[kind]: text}
         return {"type": "content_block_delta", "index": block.output, "delta": delta}
 
     def make_delta(self, block: Block, text: str) -> Made:

@@ -345,13 +345,13 @@ def _distinct(place: dict[str, Any]) -> bool:
 
 
 def _classify(json: Any) -> tuple[Kind, str | None]:
-    """The kind of a message, and what is wrong with it."""
+    """The kind of a message, and what is wrong with it. A null member counts as absent, for clients and servers take it so."""
     problem = _problem_of(json)
     if problem is not None:
         return Kind.MALFORMED, problem
-    if "method" not in json:
+    if json.get("method") is None:
         return Kind.RESPONSE, None
-    return (Kind.REQUEST if "id" in json else Kind.NOTIFICATION), None
+    return (Kind.NOTIFICATION if json.get("id") is None else Kind.REQUEST), None
 
 
 def _problem_of(json: Any) -> str | None:
@@ -359,26 +359,29 @@ def _problem_of(json: Any) -> str | None:
         return "a message is a JSON object"
     if json.get("jsonrpc") != "2.0":
         return 'a message has "jsonrpc": "2.0"'
-    answers = [member for member in ("result", "error") if member in json]
-    if "method" in json:
-        if not isinstance(json["method"], str):
+    method, ident = json.get("method"), json.get("id")
+    answers = [member for member in ("result", "error") if json.get(member) is not None]
+    if method is not None:
+        if not isinstance(method, str):
             return "a method is a string"
         if answers:
             return f"a message has a method or a {answers[0]}, not both"
-        if "id" in json and not _is_id(json["id"]):
+        if ident is not None and not _is_id(ident):
             return "a request's id is a string or an integer"
         if not isinstance(json.get("params"), dict | None):
             return "params are an object"
         return None
+    if not answers and "result" in json:
+        answers = ["result"]  # an answer without a value
     if len(answers) != 1:
         return "a message has one of method, result and error"
     if answers == ["error"]:
         error = json["error"]
         if not (isinstance(error, dict) and type(error.get("code")) is int and isinstance(error.get("message"), str)):
             return "an error is an object with a code and a message"
-        if json.get("id") is None:  # of a request that could not be read
+        if ident is None:  # of a request that could not be read
             return None
-    return None if _is_id(json.get("id")) else "a response's id is a string or an integer"
+    return None if _is_id(ident) else "a response's id is a string or an integer"
 
 
 def _is_id(value: Any) -> bool:

@@ -11,6 +11,7 @@ from pools import decode_json
 from ..errors import NotJson
 from ..event import Event
 from ..message import Headers, Response
+from ..refusals import only_id, request_ids
 from .mcp import (
     INVALID_PARAMS,
     INVALID_REQUEST,
@@ -58,19 +59,22 @@ def events_of(responses: list[dict[str, Any]]) -> list[Event]:
     return [Event(event="message", json=response) for response in responses]
 
 
-def refuse(status: int, code: int, problem: str) -> Response:
-    """The refusal of a body as a whole."""
-    return Response(status=status, json={"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": problem}})
+def refuse(status: int, code: int, problem: str, ident: float | str | None = None) -> Response:
+    """The refusal of a body as a whole. `ident`: of the request in it, where it can be read."""
+    return Response(status=status, json={"jsonrpc": "2.0", "id": ident, "error": {"code": code, "message": problem}})
 
 
 def refuse_disguised(body: bytes, payload: Payload, headers: Headers) -> Response | None:
     """The refusal of JSON that is no MCP, or that a server may take for something else than `payload`; None if it is neither."""
     try:
-        problem = payload.problem or _call_without_id(payload) or ambiguity(body)
+        unclear = ambiguity(body)
     except NotJson as error:
         return refuse(400, PARSE_ERROR, str(error))
+    problem = payload.problem or _call_without_id(payload) or unclear
     if problem is not None:
-        return refuse(400, INVALID_REQUEST, problem)
+        # Two readers of an ambiguous body may not even agree on its id.
+        ident = None if unclear else only_id(request_ids([message.json() for message in payload.messages]))
+        return refuse(400, INVALID_REQUEST, problem, ident)
     rejection = check(headers, decode_json(body))
     return None if rejection is None else Response(status=rejection.status, json=rejection.json())
 

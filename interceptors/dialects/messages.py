@@ -51,6 +51,9 @@ class MessageStream(StreamInterceptor):
     Events that follow the beginning of a call wait with it, so that the order stays.
     """
 
+    sees_other_texts: bool = False
+    """Whether `on_text_delta` and `on_text_end` are also for texts of the kind `other`, which most hooks must not change."""
+
     _dialect_side: _DialectSide | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -205,6 +208,7 @@ class _DialectSide:
         self._readers = readers
         self._context = context
         self._holds = stream.holds_tool_calls
+        self._others = stream.sees_other_texts
         self._deltas = self._holds or not self._handlers.keys().isdisjoint(_CONTENT)
         self._sees_unread = Unread in self._handlers
         self.reader = self._make(readers[0]) if len(readers) == 1 else None
@@ -213,7 +217,9 @@ class _DialectSide:
         self._waiting: deque[_Waiting] = deque()
 
     def _make(self, reader: type[Reader]) -> Reader:
-        return reader(deltas=self._deltas, whole_calls=ToolCall in self._handlers, hold_tool_calls=self._holds)
+        return reader(
+            deltas=self._deltas, whole_calls=ToolCall in self._handlers, hold_tool_calls=self._holds, others=self._others
+        )
 
     def needs(self) -> re.Pattern[bytes] | tuple[bytes, ...] | None:
         """Which events must be read at all: what shows how an answer ended, and usage, is in few."""
@@ -238,7 +244,7 @@ class _DialectSide:
             data, problem = event.data, str(error)
             if data.startswith(DONE) and not event.is_body:  # as the SDK reads it
                 return self._on_done(event)
-            if not data:
+            if not data and not event.unknown:
                 return event
             message = _lenient(data)
         lax = problem is not None
@@ -269,7 +275,8 @@ class _DialectSide:
                 changed = True
                 dropped = dropped or (isinstance(part, TextDelta) and part.dropped)
         silent = dropped and not event.is_body and reader.says_nothing(message)
-        if self._waiting or reader.calls or reader.has_removed:
+        is_ping = isinstance(message, dict) and message.get("type") == "ping"  # of Anthropic: it keeps no place
+        if (self._waiting or reader.calls or reader.has_removed) and not is_ping:
             return self._pass_in_order(reader, _Waiting(event, message, lax, changed, silent, before, reader))
         if changed:
             if silent:
@@ -301,7 +308,7 @@ class _DialectSide:
     def _recognise(self, message: Any, event: Event) -> Reader | None:
         """Which of OpenAI's two formats a first message has; None: neither, and the next may tell."""
         if not isinstance(message, dict):
-            return None
+            return self._make(OpenAIChatReader) if event.is_body and isinstance(message, list) else None
         kind = message.get("type") or event.event
         if message.get("object") == "response" or (
             isinstance(kind, str) and (kind.startswith("response.") or kind == "error")
@@ -330,7 +337,7 @@ class _DialectSide:
         for part in parts:
             if type(part) in handlers and isinstance(part, (TextDelta, ToolCallDelta)):
                 shown.add((id(part.holder), part.key))
-        return Unread(MESSAGE, event.data, message, shown, problem)
+        return Unread(MESSAGE, event.data, message, shown, problem, event.unknown)
 
     def _run(self, reader: Reader, parts: list[Part], before: list[Event]) -> Part | None:
         """Run the hooks on the parts of one message. The part whose hook has asked to finish; later ones were not shown."""
@@ -367,26 +374,28 @@ class _DialectSide:
         left: list[Event] = []
         while self._waiting:
             first = self._waiting[0]
-            if any(touch.call.left is None for touch in first.touches):
+            if any(touch.call.left is None or not touch.call.complete for touch in first.touches):
                 break
             self._waiting.popleft()
             left += first.before
-            edited = any(touch.call.edited for touch in first.touches)
+            made = None
             if reader.has_removed and isinstance(first.message, dict):
-                messages = reader.settle(first.message, first.touches, first.event.event)
-            else:
-                messages = [first.message]
+                made = reader.settle(first.message, first.touches)
+            if made is None:
+                edited = any(touch.call.edited for touch in first.touches)
+                if edited or first.changed:
+                    silent = first.silent or (edited and not first.event.is_body and reader.says_nothing(first.message))
+                    made = [] if silent else [first.message]
             for note in first.notes:
                 note()
-            for number, message in enumerate(messages):
-                if number:
-                    kind = message.get("type")
-                    left.append(Event(json=message, event=kind if first.event.event is not None else None))
-                elif edited or reader.has_removed:
-                    if not (edited and first.touches and not first.event.is_body and reader.says_nothing(message)):
-                        left.append(_replace(first.event, message, first.lax))
-                elif not (first.changed and first.silent):
-                    left.append(_replace(first.event, message, first.lax) if first.changed else first.event)
+            if made is None:
+                left.append(first.event)
+                continue
+            for number, message in enumerate(made):
+                if number == 0:
+                    left.append(_replace(first.event, message, first.lax))
+                else:
+                    left.append(Event(json=message, event=message.get("type") if first.event.event is not None else None))
         return left
 
     def _finish(
@@ -399,6 +408,7 @@ class _DialectSide:
             if not isinstance(message, dict):
                 return End(event.replace(data=""))
             reader.cut_body(message, last, text, reason)
+            reader.settle(message, reader.calls)
             return End(_replace(event, message, lax))
         left = self._leave(reader)
         if self._waiting:  # what waits for a call leaves no more, nor does anything after it

@@ -1,8 +1,8 @@
 """OpenAI chat completions: `chat.completion.chunk` events up to `[DONE]`, and the `chat.completion` of an unstreamed response.
 
 Source: the types of OpenAI's Python SDK, `openai.types.chat`. In addition: `reasoning_content` and `reasoning` (DeepSeek, vLLM and
-others), `reasoning_details` (OpenRouter), a `content` that is a list with thinking in it (Mistral), a cumulative `message` beside the
-`delta` (Perplexity), and `function_call`, which came before tool calls. Out of scope: audio.
+others), `reasoning_details` (OpenRouter), a `content` that is a list with thinking in it (Mistral), a cumulative `message` beside
+the `delta` (Perplexity), `text` in the choice (completions, Together), and `function_call`, which came before tool calls.
 """
 
 from __future__ import annotations
@@ -45,8 +45,10 @@ class OpenAIChatReader(Reader):
     }
     default_reason: ClassVar[str] = "content_filter"
 
-    def __init__(self, *, deltas: bool = True, whole_calls: bool = True, hold_tool_calls: bool = False) -> None:
-        super().__init__(deltas=deltas, whole_calls=whole_calls, hold_tool_calls=hold_tool_calls)
+    def __init__(
+        self, *, deltas: bool = True, whole_calls: bool = True, hold_tool_calls: bool = False, others: bool = False
+    ) -> None:
+        super().__init__(deltas=deltas, whole_calls=whole_calls, hold_tool_calls=hold_tool_calls, others=others)
         self._choices: dict[int, Origin] = {}  # unfinished ones, each with its last chunk
         # By choice, so that the end of one looks at no other: its texts, by field, and its calls that are not complete.
         self._texts: dict[int, dict[str, Block]] = {}
@@ -74,6 +76,11 @@ class OpenAIChatReader(Reader):
                     self._read_delta(parts, index, delta, choice, origin)
                 elif delta is not None:
                     self._odd("choices[].delta", delta, "an object")
+                if isinstance(choice.get("text"), str) and choice["text"]:
+                    self._choices[index] = origin
+                    block = self._block(index, "text", "text")
+                    # Beside a delta, it is the same text once more.
+                    self._text(parts, block, choice, "text", origin, choice).repeated = bool(delta)
                 if choice.get("message") is not None:
                     whole = self._dict(choice, "message", "choices[].")
                     if whole is not None:
@@ -94,6 +101,8 @@ class OpenAIChatReader(Reader):
                 delta = self._dict(choice, "delta", "choices[].")  # of a chunk that is not sent as an event
                 if delta is not None:
                     self._read_whole(parts, index, delta, choice)
+                if isinstance(choice.get("text"), str):
+                    self._whole(parts, Block("text", index, 0, "text"), choice, "text", choice)
             self._read_end_of_choice(parts, index, choice)
         self._read_rest(parts, message, None)
 
@@ -133,6 +142,8 @@ class OpenAIChatReader(Reader):
         for name, value in delta.items():
             kind = _FIELDS.get(name)
             if kind is None or not value:
+                if self.others and name == "audio" and isinstance(value, dict) and isinstance(value.get("transcript"), str):
+                    self._text(parts, self._block(index, "other", name), value, "transcript", origin, choice)
                 continue
             if isinstance(value, str) and kind != "tool_call" and name != "reasoning_details":
                 texts = self._texts.get(index)
@@ -161,7 +172,7 @@ class OpenAIChatReader(Reader):
     def _block(self, index: int, kind: Kind, field: str) -> Block:
         """The block of a choice's text. A list in `content` may have several kinds of text; that of `content` itself is first."""
         texts = self._texts.setdefault(index, {})
-        key = field if _FIELDS[field] == kind else f"{field}/{kind}"
+        key = field if _FIELDS.get(field) == kind else f"{field}/{kind}"
         block = texts.get(key)
         if block is None:
             block = texts[key] = Block(kind, index, 0, field)
@@ -241,7 +252,7 @@ class OpenAIChatReader(Reader):
                 self._odd("choices[].delta.tool_calls[]", item, "an object")
                 continue
             number = self._number(item, "index", where)
-            kind, key = ("custom", "input") if item.get("custom") is not None else ("function", "arguments")
+            kind, key = _kind_of(item)
             holder = self._dict(item, kind, where)
             if holder is None:
                 holder = item.setdefault(kind, {}) if self.hold_tool_calls and item.get(kind) is None else {}
@@ -295,7 +306,7 @@ class OpenAIChatReader(Reader):
             return
         where = "choices[].message.tool_calls[]."
         for position, item in self._items(message, field, "choices[].message."):
-            kind, key = ("custom", "input") if item.get("custom") is not None else ("function", "arguments")
+            kind, key = _kind_of(item)
             holder = self._dict(item, kind, where) or {}
             number = self._number(item, "index", where)
             place = position if number is None else number
@@ -315,13 +326,16 @@ class OpenAIChatReader(Reader):
             self._complete(parts, call)
         self._leaving.append(note(self._choices.pop, index, None))
 
-    def settle(self, message: dict[str, Any], touches: list[Touch], event_type: str | None) -> list[dict[str, Any]]:
+    def settle(self, message: dict[str, Any], touches: list[Touch]) -> list[dict[str, Any]] | None:
+        changed = False
         for call, holder, item in touches:
             index = call.block.output
             if not call.removed:
                 if index in self._kept and item.get("index") is not None:
+                    changed = changed or item["index"] != self._number_of(call)
                     item["index"] = self._number_of(call)
                 continue
+            changed = True
             if index not in self._kept:
                 self._kept[index] = {number: number for number in self._left.get(index, ())}
             assert call.part is not None
@@ -340,10 +354,13 @@ class OpenAIChatReader(Reader):
                     holder["content"] = (content or "") + text
         for position, choice in enumerate(message.get("choices") or ()):
             if isinstance(choice, dict) and choice.get("finish_reason") in ("tool_calls", "function_call"):
-                index = choice.get("index")
-                calls = self._begun.get(position if type(index) is not int else index, {}).values()
+                number = choice.get("index")
+                calls = self._begun.get(position if type(number) is not int else number, {}).values()
                 if calls and all(call.removed for call in calls):
+                    changed = True
                     choice["finish_reason"] = "stop"
+        if not changed:
+            return None
         return [] if touches and not self.is_body and self.says_nothing(message) else [message]
 
     def _number_of(self, call: Call) -> int | None:
@@ -384,6 +401,10 @@ class OpenAIChatReader(Reader):
             delta = {"reasoning_details": [{**template, key: text}]}
         elif block.field == "content" and block.kind == "thinking":
             delta = {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": text}]}]}
+        elif block.field == "text":
+            return _chunk_like(message, {"index": block.output, "text": text, "finish_reason": None})
+        elif block.kind == "other":
+            delta = {"audio": {"transcript": text}}
         elif block.field == "content" and block.kind == "refusal":
             delta = {"refusal": text}
         return _chunk_like(message, {"index": block.output, "delta": delta, "finish_reason": None})
@@ -414,6 +435,7 @@ class OpenAIChatReader(Reader):
             if everything:
                 _keep(said, ("role",))
                 said["content"] = None
+                choice.pop("text", None)
             else:
                 _cut_message(said, part if here else None, text)
             if choice.get("logprobs"):
@@ -460,8 +482,7 @@ def _cut_list(items: list[Any], part: Part, text: str) -> list[Any]:
     kept: list[Any] = []
     for item in items:
         inner = item.get("thinking") if isinstance(item, dict) else None
-        if item is holder:
-            assert isinstance(delta, TextDelta)
+        if isinstance(delta, TextDelta) and isinstance(item, dict) and item is holder:
             return [*kept, {**item, delta.key: text}]
         if isinstance(inner, list) and any(other is holder for other in inner):
             at = next(position for position, other in enumerate(inner) if other is holder)
@@ -482,6 +503,12 @@ def _is_empty(delta: Any) -> bool:
         not value or (name == "tool_calls" and isinstance(value, list) and all(map(_is_empty_call, value)))
         for name, value in delta.items()
     )
+
+
+def _kind_of(item: dict[str, Any]) -> tuple[str, str]:
+    """Where a call has its name, and under which name its arguments. Some servers send an empty `custom` beside `function`."""
+    custom = item.get("custom") is not None and (item["custom"] != {} or not item.get("function"))
+    return ("custom", "input") if custom else ("function", "arguments")
 
 
 def _is_empty_call(item: Any) -> bool:

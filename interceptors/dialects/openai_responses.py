@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, ToolCallDelta, Unread, Usage
-from .reader import Call, Made, Origin, Reader, Touch, error_of, finish_of, note, own_error_of
+from .reader import Call, Made, Origin, Reader, Touch, error_of, finish_of, note, own_error_of, position_of
 
 __all__ = ["OpenAIResponsesReader"]
 
@@ -80,8 +80,10 @@ class OpenAIResponsesReader(Reader):
     }
     default_reason: ClassVar[str] = "content_filter"
 
-    def __init__(self, *, deltas: bool = True, whole_calls: bool = True, hold_tool_calls: bool = False) -> None:
-        super().__init__(deltas=deltas, whole_calls=whole_calls, hold_tool_calls=hold_tool_calls)
+    def __init__(
+        self, *, deltas: bool = True, whole_calls: bool = True, hold_tool_calls: bool = False, others: bool = False
+    ) -> None:
+        super().__init__(deltas=deltas, whole_calls=whole_calls, hold_tool_calls=hold_tool_calls, others=others)
         self._response: dict[str, Any] = {}  # as it was shown last
         self._outputs: dict[int, _Item] = {}  # every item, by its own number
         self._at: dict[int, _Item] = {}  # the newest item at each index
@@ -149,6 +151,8 @@ class OpenAIResponsesReader(Reader):
             item = self._find_item(parts, content, index, begins=not done)
             self._leaving.append(note(self._note_item, item, content, done))
             self._read_item(parts, content, item, done, origin, None)
+            if done and self.others:
+                self._end_item(parts, item, calls=False, kind="other")
         elif kind in _ARGUMENT_DELTAS:
             call = self._call_of(self._find(message))
             self._touch(call, None, message)
@@ -158,13 +162,21 @@ class OpenAIResponsesReader(Reader):
             key = _ARGUMENT_DONES[kind]
             call = self._whole_call(parts, self._call_of(self._find(message)), self._str(message, "name"), message, key)
             self._touch(call, None, message)
+        elif self.others and kind.endswith(".delta") and isinstance(message.get("delta"), str) and message["delta"]:
+            item = self._find(message)
+            self._text(
+                parts, Block("other", item.output, self._part_index(message, "content"), kind), message, "delta", origin
+            )
+        elif self.others and kind.endswith(".done"):
+            item = self._find(message)
+            self._end(parts, Block("other", item.output, self._part_index(message, "content"), f"{kind[:-5]}.delta"))
 
     # Items.
 
     def _find(self, message: dict[str, Any]) -> _Item:
         """The item that an event belongs to: by `item_id`, or else by `output_index`."""
-        id = message.get("item_id")
-        item = self._by_id.get(id) if isinstance(id, str) else None
+        item_id = message.get("item_id")
+        item = self._by_id.get(item_id) if isinstance(item_id, str) else None
         if item is None:
             index = message.get("output_index")
             if type(index) is not int:
@@ -176,8 +188,10 @@ class OpenAIResponsesReader(Reader):
 
     def _find_item(self, parts: list[Part], content: dict[str, Any], index: int | None, *, begins: bool) -> _Item:
         """The item that an event shows: by its `id` or `call_id`, or else by its index, if that is not another item's."""
-        ids = [id for id in (self._id(content, "id", "item."), self._id(content, "call_id", "item.")) if id is not None]
-        item = next((self._by_id[id] for id in ids if id in self._by_id), None)
+        ids = [
+            name for name in (self._id(content, "id", "item."), self._id(content, "call_id", "item.")) if name is not None
+        ]
+        item = next((self._by_id[name] for name in ids if name in self._by_id), None)
         if item is None:
             at = self._newest if index is None else self._at.get(index)
             kind = content.get("type")
@@ -189,8 +203,8 @@ class OpenAIResponsesReader(Reader):
                 if at is not None and begins:
                     self._end_item(parts, at, calls=not (at.has_ids and ids))
                 item = self._add(0 if index is None else index)
-        for id in ids:
-            self._by_id[id] = item
+        for name in ids:
+            self._by_id[name] = item
         item.has_ids = item.has_ids or bool(ids)
         return item
 
@@ -201,9 +215,9 @@ class OpenAIResponsesReader(Reader):
         item = self._outputs[output] = self._at[index] = self._newest = _Item(output, index)
         return item
 
-    def _end_item(self, parts: list[Part], item: _Item, *, calls: bool) -> None:
-        """Another item begins at its index. Calls that have ids may still go on."""
-        for block in [block for block in self._open if block.output == item.output]:
+    def _end_item(self, parts: list[Part], item: _Item, *, calls: bool, kind: Kind | None = None) -> None:
+        """End the texts of an item, or only those of one kind; and its call, unless that has ids, and may still go on."""
+        for block in [block for block in self._open if block.output == item.output and kind in (None, block.kind)]:
             self._end(parts, block)
         if calls and item.call is not None:
             self._complete(parts, item.call)
@@ -284,8 +298,12 @@ class OpenAIResponsesReader(Reader):
         self.model = self._str(response, "model", "response.") or self.model
         status = self._str(response, "status", "response.")
         if self.deltas:
+            known: set[_Item] = set()
             for index, content in self._items(response, "output", "response."):
                 item = self._find_item(parts, content, index, begins=False)
+                if item in known:  # an id that occurs twice
+                    item = self._add(index)
+                known.add(item)
                 self._read_item(parts, content, item, True, (None, response), response["output"])
                 self._leaving.append(note(self._note_item, item, content, True))
         if status in _FINAL:
@@ -331,28 +349,31 @@ class OpenAIResponsesReader(Reader):
 
     # What leaves instead.
 
-    def settle(self, message: dict[str, Any], touches: list[Touch], event_type: str | None) -> list[dict[str, Any]]:
+    def settle(self, message: dict[str, Any], touches: list[Touch]) -> list[dict[str, Any]] | None:
+        changed = False
         for call, output, content in touches:
             if not call.removed:
                 continue
             assert call.part is not None
             text = call.part.refusal
             if output is not None:
-                at = next(position for position, other in enumerate(output) if other is content)
+                at = position_of(content, output)
                 output[at : at + 1] = [] if text is None else [_refusal(call, text)]
+                changed = True
             elif text is None or message.get("type") != "response.output_item.added":
                 return []
             else:
                 return self._refuse(message, call, text)
-        if "output_index" in message:
-            message["output_index"] = self._place(self._find_shown(message))
-        return [message]
+        if "output_index" in message and (index := self._place(self._find_shown(message))) != message["output_index"]:
+            message["output_index"] = index
+            changed = True
+        return [message] if changed else None
 
     def _find_shown(self, message: dict[str, Any]) -> _Item:
         content = message.get("item")
-        for id in (content.get("id"), content.get("call_id")) if isinstance(content, dict) else ():
-            if isinstance(id, str) and id in self._by_id:
-                return self._by_id[id]
+        for name in (content.get("id"), content.get("call_id")) if isinstance(content, dict) else ():
+            if isinstance(name, str) and name in self._by_id:
+                return self._by_id[name]
         return self._find(message)
 
     def _refuse(self, message: dict[str, Any], call: Call, text: str) -> list[dict[str, Any]]:

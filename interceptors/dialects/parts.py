@@ -23,7 +23,8 @@ __all__ = [
     "Usage",
 ]
 
-Kind = Literal["text", "thinking", "refusal", "tool_call", "message"]
+Kind = Literal["text", "thinking", "refusal", "other", "tool_call", "message"]
+"""`other`: text that the client is shown, and is none of these: the input of a tool that the provider runs, a transcript."""
 
 
 class Block(NamedTuple):
@@ -60,7 +61,7 @@ class TextDelta(Part):
     `holder` and `key` are the reader's: where the text is.
     """
 
-    __slots__ = ("holder", "key", "_tokens", "dropped", "repeated", "whole")
+    __slots__ = ("_tokens", "dropped", "holder", "key", "repeated", "whole")
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class TextDelta(Part):
 
     @property
     def kind(self) -> Kind:
-        """`text`, `thinking` (a reasoning or its summary) or `refusal`."""
+        """`text`, `thinking` (a reasoning or its summary) or `refusal`; `other` where the class has `sees_other_texts`."""
         return self.block.kind
 
     @property
@@ -114,7 +115,7 @@ class TextDelta(Part):
 class TextEnd(Part):
     """A block's text is complete: after its last delta, or after a `whole` text."""
 
-    __slots__ = ("delta", "added", "repeated", "whole")
+    __slots__ = ("added", "delta", "repeated", "whole")
 
     def __init__(self, block: Block, delta: TextDelta | None = None, *, whole: bool = False, repeated: bool = False) -> None:
         """`delta`: the block's text in the same message, behind which more can be written."""
@@ -140,7 +141,7 @@ class TextEnd(Part):
 class ToolCallDelta(Part):
     """Some of a tool call's arguments, or its beginning. Read only: `ToolCall` is there to change a call."""
 
-    __slots__ = ("holder", "key", "arguments", "id", "name")
+    __slots__ = ("arguments", "holder", "id", "key", "name")
 
     def __init__(
         self, block: Block, id: str | None, name: str | None, arguments: str, holder: dict[str, Any], key: str
@@ -214,7 +215,9 @@ class ToolCall(Part):
 
     def _must_be_held(self, what: str) -> None:
         if not self.held:
-            raise TypeError(f"a tool call has left before its hook, so {what} no more: set holds_tool_calls = True on the class")
+            raise TypeError(
+                f"a tool call has left before its hook, so {what} no more: set holds_tool_calls = True on the class"
+            )
 
 
 def arguments_text(value: Any) -> str:
@@ -239,7 +242,7 @@ Tokens = int | float
 
 
 class Usage(Part):
-    """Token counts reported so far: a later report replaces an earlier one, except that 0 never replaces a count. None: not reported.
+    """Token counts reported so far. A later report replaces an earlier one, except that 0 never replaces a count. None: no report.
 
     `input` includes cached tokens in OpenAI's dialects and not in Anthropic's; `output` includes reasoning in all.
     """
@@ -274,7 +277,7 @@ class Usage(Part):
 class ProviderError(Part):
     """The provider says what went wrong: in a stream, or instead of an answer."""
 
-    __slots__ = ("holder", "key", "code", "type")
+    __slots__ = ("code", "holder", "key", "type")
 
     def __init__(self, block: Block, type: str | None, code: str | None, holder: dict[str, Any], key: str) -> None:
         """`holder[key]` is the message, if it is text."""
@@ -300,17 +303,23 @@ class ProviderError(Part):
 class Unread(Part):
     """What no other hook is shown of an event or a body: unknown fields and types, and what the reader cannot understand."""
 
-    __slots__ = ("_message", "_shown", "data", "problem")
+    __slots__ = ("_lines", "_message", "_shown", "data", "problem")
 
-    def __init__(self, block: Block, data: str, message: Any, shown: set[tuple[int, str]], problem: str | None) -> None:
-        """`message`: decoded, or None for data that is not JSON. `shown`: `(id(holder), key)` of each text another hook is shown."""
+    def __init__(
+        self, block: Block, data: str, message: Any, shown: set[tuple[int, str]], problem: str | None, lines: str = ""
+    ) -> None:
+        """`message`: decoded, or None for data that is not JSON. `shown`: `(id(holder), key)` of each text that a hook is shown.
+
+        `lines`: of the event, besides its fields.
+        """
         super().__init__(block)
-        self.data: str = data
-        """All of the event's data, as it came."""
+        self.data: str = f"{data}\n{lines}" if lines else data
+        """All of the event's data as it came, and its lines that are no fields of an event."""
         self.problem: str | None = problem
         """What the reader does not understand; None where the rest is only unknown. It names fields, and shows no content."""
         self._message = message
         self._shown = shown
+        self._lines = lines
 
     def texts(self) -> Iterator[str]:
         """The decoded strings of the rest; all of the data if that is not JSON.
@@ -321,6 +330,8 @@ class Unread(Part):
         if self._message is None:
             yield self.data
             return
+        if self._lines:
+            yield self._lines
         pending = [self._message]
         while pending:
             value = pending.pop()
@@ -341,6 +352,6 @@ _PROTOCOL = frozenset(
     (
         *("id", "object", "type", "model", "role", "finish_reason", "native_finish_reason", "stop_reason", "status"),
         *("item_id", "call_id", "tool_use_id", "tool_call_id", "response_id", "previous_response_id", "request_id"),
-        *("system_fingerprint", "service_tier", "provider", "obfuscation", "signature", "encrypted_content", "event"),
+        *("system_fingerprint", "service_tier", "provider", "obfuscation", "signature", "event"),
     )
 )

@@ -1,8 +1,8 @@
 """What the readers of LLM dialects have in common: texts and tool calls on their way, and what may be written in their place.
 
-Sans I/O: a reader is given the decoded messages of one response in order, each once, and returns the parts of each. It knows nothing
-of events' bytes, of hooks, or of when a message leaves. Fields, types and values that it does not understand pass as they came, are
-listed in `problems`, and never end an answer.
+Sans I/O: a reader is given the decoded messages of one response in order, each once, and returns the parts of each. It knows
+nothing of events' bytes, of hooks, or of when a message leaves. Fields, types and values that it does not understand pass as they
+came, are listed in `problems`, and never end an answer.
 
 With `hold_tool_calls`, a message that belongs to a tool call must not leave before the call is complete and `decide` was called:
 `calls` names the calls of the message that was read last. `settle` then writes what leaves in its place.
@@ -126,12 +126,16 @@ class Reader(ABC):
     default_reason: ClassVar[str]
     """The reason `make_ending` gives by default: the dialect's word for an answer that a filter has ended."""
 
-    def __init__(self, *, deltas: bool = True, whole_calls: bool = True, hold_tool_calls: bool = False) -> None:
+    def __init__(
+        self, *, deltas: bool = True, whole_calls: bool = True, hold_tool_calls: bool = False, others: bool = False
+    ) -> None:
         """`deltas`: read texts and tool calls, too, and not only how an answer ended, usage and errors.
 
-        `whole_calls`: join the arguments of each call. `hold_tool_calls`: as above; implies `whole_calls`.
+        `whole_calls`: join the arguments of each call. `hold_tool_calls`: as above; implies `whole_calls`. `others`: read texts of
+        the kind `other`.
         """
         self.deltas = deltas
+        self.others = others
         self.whole_calls = whole_calls or hold_tool_calls
         self.hold_tool_calls = hold_tool_calls
         self.model: str | None = None
@@ -171,7 +175,8 @@ class Reader(ABC):
         self._begin_message()
         if not isinstance(message, dict):
             self._odd("the body", message, "an object")
-            return []
+            items = message if isinstance(message, list) else []  # Gemini's errors
+            return [error_of(item, "error") for item in items if isinstance(item, dict) and item.get("error") is not None]
         parts: list[Part] = []
         self._read_whole_body(parts, message)
         self._end_all(parts)
@@ -226,8 +231,11 @@ class Reader(ABC):
         call.repeats = []
 
     @abstractmethod
-    def settle(self, message: dict[str, Any], touches: list[Touch], event_type: str | None) -> list[dict[str, Any]]:
-        """What leaves in place of a message when calls were edited: the message itself, changed; others; or nothing."""
+    def settle(self, message: dict[str, Any], touches: list[Touch]) -> list[dict[str, Any]] | None:
+        """What leaves in place of a message when calls were removed: the message itself, changed; others; or nothing.
+
+        None where the message stays as it is.
+        """
 
     @abstractmethod
     def says_nothing(self, message: dict[str, Any]) -> bool:
@@ -385,7 +393,7 @@ class Reader(ABC):
 
     def _name_call(self, call: Call, name: str | None) -> None:
         """A name, or a piece of one: servers send it in pieces, or again with every delta."""
-        if name and name != call.name:
+        if name and name != call.name and name != "null":  # some servers send None as text with each further piece
             call.name = (call.name or "") + name
 
     def _touch(self, call: Call, holder: Any, item: Any) -> None:
@@ -537,3 +545,8 @@ def finish_of(output: int, reason: str) -> Finish:
 def note(function: Callable[..., object], *args: Any) -> Callable[[], object]:
     """Something to be noted when a message has left."""
     return partial(function, *args)
+
+
+def position_of(item: Any, items: list[Any]) -> int:
+    """Where a list has this very object; behind its end if it has it no longer."""
+    return next((position for position, other in enumerate(items) if other is item), len(items))

@@ -19,7 +19,8 @@ COUNTS = ("input", "output", "cached", "cache_written", "reasoning")
 _MOST = 1 << 53
 """No provider counts this far, and a float could no longer tell two such counts apart."""
 
-# OpenAI chat and responses, Anthropic; `prompt_cache_hit_tokens`: DeepSeek; `cached_tokens`: Moonshot; `reasoning_tokens`: Perplexity.
+# OpenAI chat and responses, Anthropic, and besides: `prompt_cache_hit_tokens` of DeepSeek, `cached_tokens` of Moonshot,
+# `reasoning_tokens` of Perplexity and SGLang.
 _PLACES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "input": (("prompt_tokens",), ("input_tokens",)),
     "output": (("completion_tokens",), ("output_tokens",)),

@@ -38,6 +38,7 @@ from ..errors import (
     Truncated,
     WriteTimedOut,
 )
+from ..keepalive import send_probes
 
 __all__ = ["KEEPALIVE_EXPIRY_S", "Connection", "ConnectionPool", "Origin", "PoolState", "Slots"]
 
@@ -303,6 +304,7 @@ class ConnectionPool:
         origin = self._origin
         with trio.CancelScope(deadline=trio.current_time() + timeout_s):
             sock = await _connect(origin)
+            send_probes(sock)  # a listening stream has no other limit
             if self._ssl_context is None:
                 return Connection(origin, sock)
             return Connection(origin, await _start_tls(origin, sock, self._ssl_context))

@@ -14,6 +14,8 @@ from support.client import fetch
 from support.proxy import Proxy, config_for, open_proxy
 from support.upstream import Peer, Script, open_upstream
 
+from interceptors.api_keys import hash_key
+
 CHAT = [
     b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m",'
     b'"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
@@ -373,3 +375,132 @@ async def test_the_sdks_raise_their_status_errors_for_whole_answers() -> None:
             async with anthropic.AsyncAnthropic(base_url=proxy.url, api_key="sk-test", max_retries=0) as client:
                 with pytest.raises(anthropic_error):
                     await client.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": "?"}])
+
+
+# --- what built-ins answer ------------------------------------------------------------------------------------------------
+
+KEYS = f'{{name: keys, use: api_keys, options: {{keys: {{ann: "{hash_key("wk-ann")}"}}}}}}'
+LIMIT = "{name: limit, use: rate_limit, options: {requests_per_minute: 1, burst: 1, by: address}}"
+NO_KEY, LIMITED = "this request needs an API key", "too many requests; try again in 60 s"
+REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "mcp": (
+        {"jsonrpc": "2.0", "id": 7, "error": {"code": -32000, "message": NO_KEY, "data": {"type": "missing_api_key"}}},
+        {"jsonrpc": "2.0", "id": 7, "error": {"code": -32000, "message": LIMITED, "data": {"type": "rate_limited"}}},
+    ),
+    "anthropic": (
+        {"type": "error", "error": {"type": "authentication_error", "message": NO_KEY}},
+        {"type": "error", "error": {"type": "rate_limit_error", "message": LIMITED}},
+    ),
+    "openai": (
+        {"error": {"message": NO_KEY, "type": "invalid_request_error", "param": None, "code": "missing_api_key"}},
+        {"error": {"message": LIMITED, "type": "invalid_request_error", "param": None, "code": "rate_limited"}},
+    ),
+    "generic": (
+        {"error": {"type": "missing_api_key", "message": NO_KEY}},
+        {"error": {"type": "rate_limited", "message": LIMITED}},
+    ),
+}
+REFUSED["abort"] = REFUSED["generic"]
+
+
+@asynccontextmanager
+async def refusing(dialect: str, names: str = "limit, keys") -> AsyncIterator[Proxy]:
+    """A proxy whose built-ins refuse: the first request has no key, and the second is one too many. No server is asked."""
+    config = config_for("http://127.0.0.1:1", route=f"dialect: {dialect}", interceptors=f"{KEYS}, {LIMIT}", names=names)
+    async with open_proxy(config) as proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize("dialect", REFUSED)
+async def test_what_built_ins_answer_has_the_dialects_body(dialect: str) -> None:
+    """401 and 429, their headers as ever."""
+    no_key, limited = REFUSED[dialect]
+    async with refusing(dialect) as proxy:
+        answer = await fetch(proxy.port, "/x", **post(request(7)))
+        assert (answer.status, json.loads(answer.body)) == (401, no_key)
+        assert answer.all("www-authenticate") == [b'Bearer realm="weirpool"']
+        answer = await fetch(proxy.port, "/x", **post(request(7)))
+        assert (answer.status, json.loads(answer.body)) == (429, limited)
+        assert answer.all("retry-after") == [b"60"]
+        assert answer.all("content-type") == [b"application/json"]
+
+
+HUGE = 123456789012345678901234567890
+
+
+@pytest.mark.parametrize(
+    ("asked", "ident"),
+    [
+        *((post(request(ident)), ident) for ident in (0, 7, "7", "", -1, HUGE, "é\u2028")),
+        (post(request(1.5)), 1.5),
+        (post(request(3)) | {"headers": [("Content-Type", "text/plain")]}, 3),
+        (post(request(None)), None),
+        (post(request(True)), None),
+        (post({"jsonrpc": "2.0", "method": "notifications/x"}), None),
+        (post({"jsonrpc": "2.0", "id": 1, "result": {}}), None),
+        (post({"jsonrpc": "2.0", "id": 1, "method": None, "result": {}}), None),
+        ({"method": "POST", "body": b'[{"id":"a","method":"x"},{"method":"notifications/x"}]'}, "a"),
+        (post(request(1), request(2)), None),
+        ({"method": "POST", "body": b'{"jsonrpc":"2.0","id":1,"method":"x"'}, None),
+        ({"method": "POST", "body": b"\x1f\x8b", "headers": [("Content-Encoding", "gzip")]}, None),
+        ({"method": "POST", "body": b""}, None),
+        ({"method": "GET"}, None),
+        ({"method": "DELETE"}, None),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+async def test_what_built_ins_answer_on_mcp_has_the_requests_id(asked: dict[str, Any], ident: object) -> None:
+    """Of the same type; null where there is no request, where there are several, and where the body cannot be read."""
+    async with refusing("mcp", "keys") as proxy:
+        answer = await fetch(proxy.port, "/mcp", **asked)
+    message = json.loads(answer.body)
+    assert (answer.status, type(message["id"]), message["id"]) == (401, type(ident), ident)
+
+
+async def test_sdks_raise_what_they_have_for_401_and_429() -> None:
+    """`AuthenticationError` and `RateLimitError`, with the kind or the type and the message."""
+    import anthropic
+    import openai
+
+    call: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "?"}]}
+    with trio.fail_after(20):
+        async with refusing("openai") as proxy:
+            async with openai.AsyncOpenAI(base_url=proxy.url + "/v1", api_key="wk-nobody", max_retries=0) as client:
+                with pytest.raises(openai.AuthenticationError) as wrong_key:
+                    await client.chat.completions.create(**call)
+                with pytest.raises(openai.RateLimitError) as limited:
+                    await client.chat.completions.create(**call, stream=True)
+        assert (wrong_key.value.code, limited.value.code) == ("invalid_api_key", "rate_limited")
+        assert "this API key is not valid" in str(wrong_key.value)
+        assert LIMITED in str(limited.value)
+        async with refusing("anthropic") as proxy:
+            async with anthropic.AsyncAnthropic(base_url=proxy.url, api_key="wk-nobody", max_retries=0) as other:
+                with pytest.raises(anthropic.AuthenticationError) as denied:
+                    await other.messages.create(**call, max_tokens=9)
+                with pytest.raises(anthropic.RateLimitError) as too_many:
+                    await other.messages.create(**call, max_tokens=9, stream=True)
+        assert denied.value.body == {
+            "type": "error",
+            "error": {"type": "authentication_error", "message": "this API key is not valid"},
+        }
+        assert too_many.value.body == REFUSED["anthropic"][1]
+
+
+@pytest.mark.filterwarnings("default")
+async def test_the_mcp_sdk_shows_the_message_of_a_refusal() -> None:
+    """A model that is told when to try again can do so; "Server returned an error response" would not help it."""
+    from mcp.client import Client
+    from mcp.shared.exceptions import MCPError
+
+    limit = LIMIT.replace("burst: 1", "burst: 3")
+    async with open_upstream(mcp_server()) as upstream:
+        config = config_for(upstream.url, route="dialect: mcp", interceptors=limit, names="limit")
+        async with open_proxy(config) as proxy:
+            with trio.fail_after(10), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                async with Client(proxy.url + "/mcp", mode="legacy") as client:
+                    with pytest.raises(MCPError) as caught:
+                        for _ in range(4):
+                            await client.list_tools(cursor=str(_))
+    assert (caught.value.error.code, caught.value.error.data) == (-32000, {"type": "rate_limited"})
+    assert caught.value.error.message.startswith("too many requests; try again in ")

@@ -111,6 +111,19 @@ async def test_upstream_sees_its_own_credential_and_never_a_clients_key(serve: S
         assert await rig.outcomes(len(sent)) == ["completed"] * len(sent)
 
 
+async def test_with_a_header_of_its_own_the_clients_token_reaches_the_server(serve: Serve) -> None:
+    """An MCP server with OAuth behind a gateway's key: the server sees the user's token, and not the gateway's key."""
+    entry = KEYS.replace('upstream: "Bearer ${UPSTREAM_KEY}"', "header: x-gateway-key")
+    async with serve(stream_of(*EVENTS), "keys", entry) as rig:
+        client = await rig.client()
+        token = ("Authorization", "Bearer user-oauth-token")
+        assert (await ask(client, ("X-Gateway-Key", ANN), token)).status == 200
+        (request,) = rig.upstream.requests
+        assert request.all("authorization") == [b"Bearer user-oauth-token"]
+        assert request.all("x-gateway-key") == []
+        assert (await ask(client, bearer(ANN))).status == 401  # a key in any other header is no key
+
+
 async def test_without_a_key_of_ours_the_client_gets_401_and_may_go_on(serve: Serve) -> None:
     """On one connection: no key, a wrong one with a body, two that differ, HEAD; each is answered, upstream sees none of them,
     and the right key then comes in.

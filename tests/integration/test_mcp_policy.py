@@ -208,3 +208,40 @@ async def test_who_is_denied_everything_never_reaches_the_server() -> None:
         (status, True) for status in (200, 200, 200, 415, 400)
     ]
     assert answers[2].body.startswith(b"event: message\ndata: {")
+
+
+LIST = b'{"jsonrpc":"2.0","id":1,"error":null,"result":{"tools":[{"name":"add"},{"name":"shell"}]}}'
+
+
+@pytest.mark.parametrize(
+    ("types", "status"),
+    [
+        ([b"application/json"], 200),
+        ([b"text/event-stream"], 200),
+        ([b"Application/JSON-RPC; charset=utf-8"], 200),
+        ([b"text/html", b"application/json"], 200),
+        ([b"text/event-streams"], 200),
+        ([b"text/plain; was=text/event-stream"], 200),
+        ([b"application/json", b"text/event-stream"], 502),
+    ],
+)
+@pytest.mark.parametrize("dialect", ["generic", "mcp"])
+async def test_what_official_clients_read_as_a_response_is_filtered(types: list[bytes], status: int, dialect: str) -> None:
+    """They look for their media types in all of Content-Type; where two of them would read two things, the response is refused."""
+    body = b"event: message\ndata: " + LIST + b"\n\n" if any(b"event-stream" in item for item in types) else LIST
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        lines = [b"Content-Type: " + item for item in types]
+        head = [b"HTTP/1.1 200 OK", b"Content-Length: %d" % len(body), *lines]
+        await peer.send(b"\r\n".join(head) + b"\r\n\r\n" + body)
+
+    asked = b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}'
+    with trio.fail_after(10):
+        async with open_upstream(script) as upstream:
+            async with open_proxy(config_for(upstream.url, route=f"dialect: {dialect}", **POLICY)) as proxy:
+                headers = [("Accept", "application/json, text/event-stream"), ("Content-Type", "application/json")]
+                answer = await fetch(proxy.port, "/mcp", method="POST", headers=headers, body=asked)
+    assert (answer.status, answer.complete) == (status, True)
+    assert b"shell" not in answer.body
+    assert (b'"add"' in answer.body) == (status == 200)

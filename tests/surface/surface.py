@@ -77,6 +77,8 @@ class Whole(Interceptor):
         assert_type(request.state, dict[str, Any])
         assert_type(request.body, bytes)
         assert_type(request.body_replaced, bool)
+        assert_type(request.has_body, bool)
+        assert_type(request.is_preflight, bool)
         assert_type(request.json(), Any)
         assert_type(request.log, Any)
         request.state["seen"] = 1
@@ -93,6 +95,8 @@ class Whole(Interceptor):
             request.replace_body(b"bytes")
         else:
             request.replace_body(json={"n": 1})
+        if request.path == "/refused":
+            return request.refuse(403, "not_here", "not here", headers={"retry-after": "1"})
         if request.path == "/answer":
             return Response(status=403, json={"error": "not here"})
         return None
@@ -307,6 +311,7 @@ def without_a_network() -> None:
         body=b"{}",
         route="/",
         client="127.0.0.1",
+        has_body=True,
     )
     head = ResponseHead(200, Headers({"content-type": "text/event-stream"}), request)
     result = run_chain([Narrow(), Whole(Options())], [b"data: a\n", b"\n"], request=request, head=head, max_event_bytes=100)

@@ -124,6 +124,8 @@ def requests(request: Request) -> None:
     request.body = b"other"  # expect-error
     request.replace_body({"a": 1})  # expect-error
     request.start_soon(print, "a")  # expect-error
+    request.refuse("no")  # expect-error
+    request.is_preflight = True  # expect-error
 
 
 def answers() -> None:

@@ -22,7 +22,11 @@ from proxy.config import Config, load_config, parse_config
 from proxy.routes import load_interceptors
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
-YAML = [block for block in [*BLOCKS, *blocks_of("docs/endpoints.md")] if block.language == "yaml"]
+YAML = [
+    block
+    for block in [*BLOCKS, *blocks_of("docs/endpoints.md"), *blocks_of("docs/mcp_proxy.md")]
+    if block.language == "yaml"
+]
 
 
 @pytest.fixture

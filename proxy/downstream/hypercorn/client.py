@@ -22,6 +22,7 @@ from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.tcp_server import TCPServer
 
+from ...keepalive import send_probes
 from .connection import RESET, Connection
 
 __all__ = ["ClientConnection", "inspect_server", "path_is_known"]
@@ -124,6 +125,16 @@ class ClientConnection:
             self.sock.setsockopt(
                 socket.IPPROTO_TCP, _USER_TIMEOUT, 0 if timeout_s is None else max(1, int(timeout_s * 1000))
             )
+        if server.probes:
+            send_probes(self.sock)  # they depend on that
+
+    def send_probes(self) -> None:
+        """Find out that the client is gone although nothing is sent to it."""
+        if type(self._server) is Connection:
+            if self._server.probes:
+                return
+            self._server.probes = True
+        send_probes(self.sock)
 
     def hold_head(self, hold: bool) -> None:
         """Whether what is sent next is kept, to leave with what comes behind it; without effect under HTTP/2."""

@@ -60,6 +60,7 @@ class Connection(TCPServer):
         self.holds_head = False
         self.timed_out = False
         self.send_timeout_s: float | None = -1.0  # what the client's socket has; unlike any, until it is set
+        self.probes = False  # whether the client is probed while it is silent
         self._held = b""
         self._handing_over: trio.CancelScope | None = None
         self._stopped = False

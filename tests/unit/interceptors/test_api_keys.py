@@ -78,14 +78,40 @@ def test_an_upstream_without_a_credential_gets_none() -> None:
 
 
 def test_a_header_of_ones_own_is_the_only_one_read() -> None:
-    """`header` names where the key is; the usual two are then no keys, and do not go upstream either."""
-    answer, request = asked([("X-Team-Key", BOB), ("authorization", "Bearer x"), ("x-api-key", "y")], header="x-team-key")
+    """`header` names where the key is. The usual two are then no keys: they are the server's, `upstream` replaces its own."""
+    headers = [("X-Team-Key", BOB), ("authorization", "Bearer x"), ("x-api-key", "y")]
+    answer, request = asked(headers, header="x-team-key")
     assert answer is None
-    assert request.headers.multi_items() == [("authorization", UPSTREAM)]
+    assert sorted(request.headers.multi_items()) == [("authorization", UPSTREAM), ("x-api-key", "y")]
     assert request.state == {"client_key": "bob"}
+    answer, request = asked(headers, header="x-team-key", upstream_header="x-goog-api-key", upstream="secret")
+    assert answer is None
+    assert sorted(request.headers.multi_items()) == [
+        ("authorization", "Bearer x"),
+        ("x-api-key", "y"),
+        ("x-goog-api-key", "secret"),
+    ]
     answer, _ = asked([("authorization", f"Bearer {BOB}")], header="x-team-key")
     assert answer is not None
     assert answer.status == 401
+
+
+@pytest.mark.parametrize("value", [f"Bearer {ANN}", "bearer  a b", "Basic dTpw", "DPoP x.y", "no-scheme", ""])
+def test_with_a_header_of_its_own_the_clients_authorization_passes(value: str) -> None:
+    """Unchanged, whatever its scheme, twice if it comes twice; the gateway's key does not go upstream."""
+    others = [("authorization", value), ("authorization", "second"), ("x-api-key", "theirs")]
+    answer, request = asked([("X-Gateway-Key", ANN), *others], header="X-Gateway-Key", upstream=None)
+    assert answer is None
+    assert request.headers.multi_items() == others
+    assert request.state == {"client_key": "ann"}
+
+
+@pytest.mark.parametrize("header", [None, "authorization", "Authorization"])
+def test_otherwise_both_usual_headers_are_removed(header: str | None) -> None:
+    """A client may send its key in both."""
+    answer, request = asked([("authorization", f"Bearer {ANN}"), ("x-api-key", ANN)], header=header, upstream=None)
+    assert answer is None
+    assert request.headers.multi_items() == []
 
 
 # --- 401 ----------------------------------------------------------------------------------------------------------------

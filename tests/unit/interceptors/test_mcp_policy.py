@@ -198,6 +198,8 @@ BYPASSES: dict[str, bytes | str] = {
     "a name that is a list": '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":["shell"]}}',
     "params that are a list": '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":["shell"]}',
     "no version": f'{{"id":1,"method":"tools/call",{SHELL}}}',
+    "a null result": f'{{"jsonrpc":"2.0","id":1,"method":"tools/call",{SHELL},"result":null,"error":null}}',
+    "a result": f'{{"jsonrpc":"2.0","id":1,"method":"tools/call",{SHELL},"result":{{}}}}',
     "an id that is null": f'{{"jsonrpc":"2.0","id":null,"method":"tools/call",{SHELL}}}',
     "without an id": f'{{"jsonrpc":"2.0","method":"tools/call",{SHELL}}}',
     "a batch in a batch": f'[[{{"jsonrpc":"2.0","id":1,"method":"tools/call",{SHELL}}}]]',
@@ -340,10 +342,93 @@ def test_a_reused_id_does_not_hide_a_list() -> None:
 
 
 def test_a_list_that_cannot_be_read_is_not_shown() -> None:
-    """What is no JSON for us might be for the client: the response breaks off."""
-    text = b'{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"shell","description":"\\ud800"}]}}'
-    with pytest.raises(StreamAborted):
-        run_json([policy(tools={"deny": ["shell"]})], text, request=post(rpc("tools/list")))
+    """What is no JSON for us might be for the client: the response breaks off, whatever its status is."""
+    interceptor, request = policy(tools={"deny": ["shell"]}), post(rpc("tools/list"))
+    texts = [
+        '{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"add","description":"\\ud800"},{"name":"shell"}]}}',
+        '{"jsonrpc":"2.0","id":1,"x":NaN,"result":{"tools":[{"name":"shell"}]}}',
+        '\ufeff{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"shell"}]}}',
+        '{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"shell"}]}}{}',
+    ]
+    for text in texts:
+        for status in (200, 404):
+            head = ResponseHead(status, [(b"content-type", b"application/json")], request)
+            with pytest.raises(StreamAborted):
+                run_json([interceptor], text.encode(), request=request, head=head)
+        assert b"shell" not in run_chain([interceptor], [f"data: {text}\n\n".encode()], request=request).output
+
+
+RESULT = '{"tools":[{"name":"read_file"},{"name":"run_shell","inputSchema":{"type":"object"}}],"nextCursor":"b"}'
+ENVELOPES: dict[str, str] = {
+    "an error that is null": f'{{"jsonrpc":"2.0","id":1,"error":null,"result":{RESULT}}}',
+    "an error, too": f'{{"jsonrpc":"2.0","id":1,"error":{{"code":1,"message":"x"}},"result":{RESULT}}}',
+    "a method that is null": f'{{"jsonrpc":"2.0","id":1,"method":null,"result":{RESULT}}}',
+    "a method": f'{{"jsonrpc":"2.0","id":1,"method":"x","params":{{}},"result":{RESULT}}}',
+    "no version": f'{{"id":1,"result":{RESULT}}}',
+    "another version": f'{{"jsonrpc":2.0,"id":1,"result":{RESULT}}}',
+    "an id with a fraction": f'{{"jsonrpc":"2.0","id":1.0,"result":{RESULT}}}',
+    "an id that is text": f'{{"jsonrpc":"2.0","id":"1","result":{RESULT}}}',
+    "an id that is null": f'{{"jsonrpc":"2.0","id":null,"result":{RESULT}}}',
+    "an id that is true": f'{{"jsonrpc":"2.0","id":true,"result":{RESULT}}}',
+    "an id that is a list": f'{{"jsonrpc":"2.0","id":[1],"result":{RESULT}}}',
+    "no id": f'{{"jsonrpc":"2.0","result":{RESULT}}}',
+    "members that nobody knows": f'{{"jsonrpc":"2.0","id":1,"x":{{"y":[1.10]}},"result":{RESULT}}}',
+    "a batch": f'[{{"jsonrpc":"2.0","id":2,"result":{{}}}},{{"id":1.5,"result":{RESULT}}}]',
+    "a batch in a batch": f'[[{{"jsonrpc":"2.0","id":1,"result":{RESULT}}}]]',
+    "two results, the second counts": f'{{"jsonrpc":"2.0","id":1,"result":{{}},"result":{RESULT}}}',
+    "two results, the first counts": f'{{"jsonrpc":"2.0","id":1,"result":{RESULT},"result":{{}}}}',
+    "two lists": '{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"run_shell"}],"tools":[{"name":"read_file"}]}}',
+    "two names": '{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"read_file"},{"name":"run_shell","name":"a"}]}}',
+    "a result in another case": f'{{"jsonrpc":"2.0","id":1,"Result":{RESULT}}}',
+    "a list in another case": '{"jsonrpc":"2.0","id":1,"result":{"TOOLS":[{"name":"read_file"},{"name":"run_shell"}]}}',
+    "a letter that folds": '{"jsonrpc":"2.0","id":1,"re\u017fult":{"tool\u017f":[{"name":"read_file"},{"name":"run_shell"}]}}',
+    "a name in another case": '{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"read_file"},{"name":"a","Name":"run_shell"}]}}',
+    "escapes": '{"jsonrpc":"2.0","id":1,"result":{"\\u0074ools":[{"name":"read_file"},{"n\\u0061me":"run_\\u0073hell"}]}}',
+    "an object in place of the list": '{"id":1,"result":{"tools":{"0":{"name":"read_file"},"2":{"name":"run_shell"}}}}',
+    "entries that are text": '{"jsonrpc":"2.0","id":1,"result":{"tools":["run_shell",["run_shell"],{"name":"read_file"}]}}',
+    "an entry with a number for a name": '{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":7,"x":"run_shell"}]}}',
+    "spaces before it": f' \t{{"jsonrpc":"2.0","id":1,"result":{RESULT}}}',
+    "a result in a result": f'{{"jsonrpc":"2.0","id":1,"result":{{"status":"completed","result":{RESULT}}}}}',
+}
+
+
+@pytest.mark.parametrize("text", ENVELOPES.values(), ids=ENVELOPES)
+def test_no_envelope_hides_a_list(text: str) -> None:
+    """Whatever a client could accept as a response, as a body and as an event of any name: what is denied is not in it, and what is
+    allowed is, in the last of two members.
+    """
+    interceptor = policy(tools={"deny": ["run_*"]})
+    request = post(rpc("tools/list"))
+    outputs = [run_json([interceptor], text.encode(), request=request)]
+    for field in (b"", b"event: message\n", b"event: other\n"):
+        outputs.append(run_chain([interceptor], [field + b"data: " + text.encode() + b"\n\n"], request=request).output)
+    for output in outputs:
+        assert b"run_shell" not in output
+        assert (b"read_file" in output) == (("read_file" in text) and not text.endswith('"result":{}}'))
+        assert (b"1.10" in output) == ("1.10" in text)  # numbers leave as they came
+
+
+def test_each_kind_of_list_is_filtered_in_other_spellings() -> None:
+    """The official Python client reads snake case as well as camel case."""
+    interceptor = policy(prompts={"deny": ["x*"]}, resources={"deny": ["x:*"]})
+    text = b"""{"id":1,"result":{"prompts":[{"name":"x1"}],"RESOURCES":[{"Uri":"x:2"}],
+        "resource_templates":[{"uri_template":"x:3"}],"resourceTemplates":[{"uriTemplate":"x:4"},{"uriTemplate":"y:{a}"}]}}"""
+    output = run_json([interceptor], text, request=post(rpc("resources/list")))
+    assert json.loads(output)["result"] == {
+        "prompts": [],
+        "RESOURCES": [],
+        "resource_templates": [],
+        "resourceTemplates": [{"uriTemplate": "y:{a}"}],
+    }
+
+
+def test_a_denied_resource_is_not_named_in_an_odd_notification() -> None:
+    """The official Python client accepts a notification that has a result, too."""
+    updated = (
+        '{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"file:///etc/passwd"},"result":{}}'
+    )
+    output = run_chain([policy(resources={"deny": ["file:///etc/*"]})], [f"data: {updated}\n\n".encode()], request=post(b""))
+    assert (output.output, output.failure) == (b"", None)
 
 
 def test_errors_of_the_server_pass() -> None:
@@ -419,3 +504,30 @@ def test_no_reader_finds_a_denied_call_in_what_goes_upstream(text: str) -> None:
         for message in reading if isinstance(reading, list) else [reading]:
             if str(message.get("method")).strip().casefold() == "tools/call":
                 assert str(message["params"]["name"]).strip().casefold() != "shell"
+
+
+ENTRY = st.lists(st.tuples(KEY, NAME), max_size=2).map(
+    lambda pairs: "{" + ",".join(f'"{key}":"{value}"' for key, value in pairs) + "}"
+)
+ENTRIES = st.lists(ENTRY | NAME.map(lambda name: f'"{name}"') | st.just("7"), max_size=3).map(
+    lambda items: f"[{','.join(items)}]"
+)
+LIST = st.tuples(st.sampled_from(["tools", "Tools", "t\\u006fols", "x"]), ENTRIES).map(lambda pair: f'"{pair[0]}":{pair[1]}')
+RESULTS = st.lists(LIST, max_size=2).map(lambda lists: "{" + ",".join(lists) + "}")
+ANSWER_MEMBER = st.one_of(
+    st.just('"jsonrpc":"2.0"'),
+    st.sampled_from(["1", "1.0", "null", '"1"']).map(lambda ident: f'"id":{ident}'),
+    st.sampled_from(['"error":null', '"method":null', '"method":"x"', '"error":{"code":1,"message":"x"}']),
+    st.tuples(st.sampled_from(["result", "Result", "r\\u0065sult"]), RESULTS).map(lambda pair: f'"{pair[0]}":{pair[1]}'),
+)
+ANSWER = st.lists(ANSWER_MEMBER, max_size=6).map(lambda members: "{" + ",".join(members) + "}")
+
+
+@given(ANSWER | st.lists(ANSWER, max_size=3).map(lambda items: "[" + ",".join(items) + "]"))
+def test_no_reader_finds_a_denied_entry_in_what_a_client_gets(text: str) -> None:
+    """Neither one that takes the first of two members, nor one that does not mind case or spaces, in any envelope."""
+    output = run_json([policy(tools={"deny": ["shell"]})], text.encode(), request=post(rpc("tools/list")))
+    for reading in readings(output.decode()):
+        for message in reading if isinstance(reading, list) else [reading]:
+            for entry in message.get("result", {}).get("tools", []):
+                assert str(entry.get("name")).strip().casefold() != "shell"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -324,3 +325,54 @@ def test_a_path_without_its_raw_form_is_taken_as_a_client_spells_it(given: str, 
     """A test's `Request(path=...)` shows a hook what the proxy would show it, so that it can try other spellings."""
     request = Request(path=given)
     assert (request.path, request.raw_path) == (path, raw_path)
+
+
+class Refuses(Interceptor):
+    """Does not say `wants_body`."""
+
+    async def on_request(self, request: Request) -> Response | None:
+        return None if request.is_preflight else request.refuse(402, "no_credit", "pay first", headers={"x-pay": "here"})
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body", "expected"),
+    [
+        ("generic", b"", {"error": {"type": "no_credit", "message": "pay first"}}),
+        ("anthropic", b"", {"type": "error", "error": {"type": "invalid_request_error", "message": "pay first"}}),
+        (
+            "mcp",
+            b'{"jsonrpc":"2.0","id":"7","method":"ping"}',
+            {"jsonrpc": "2.0", "id": "7", "error": {"code": -32600, "message": "pay first", "data": {"type": "no_credit"}}},
+        ),
+    ],
+)
+def test_a_refusal_has_the_shape_of_the_routes_dialect(dialect: str, body: bytes, expected: dict[str, Any]) -> None:
+    """For an author's interceptor as for the built-ins; it need not ask for the body that has the id."""
+    answer = run_request([Refuses()], Request(method="POST", dialect=dialect, body=body))
+    assert answer is not None
+    assert (answer.status, answer.headers["x-pay"], json.loads(answer.body)) == (402, "here", expected)
+
+
+ASKS = [(b"Origin", b"https://a.test"), (b"Access-Control-Request-Method", b"POST")]
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (Request(method="OPTIONS", headers=ASKS), True),
+        (Request(method="OPTIONS", headers=[*ASKS, (b"content-length", b"0")]), True),
+        (Request(method="GET", headers=ASKS), False),
+        (Request(method="OPTIONS", headers=ASKS[:1]), False),
+        (Request(method="OPTIONS", headers=ASKS[1:]), False),
+        (Request(method="OPTIONS", headers=[*ASKS, ASKS[0]]), False),
+        (Request(method="OPTIONS", headers=ASKS, body=b"x"), False),
+        (Request(method="OPTIONS", headers=ASKS, body=None, has_body=True), False),
+        (Request(method="OPTIONS", headers=[*ASKS, (b"Content-Length", b"1")], body=None), False),
+        (Request(method="OPTIONS", headers=[*ASKS, (b"Transfer-Encoding", b"chunked")], body=None), False),
+        (Request(method="OPTIONS", headers=[*ASKS, (b"X-HTTP-Method-Override", b"POST")]), False),
+    ],
+)
+def test_a_preflight_is_what_a_browser_sends(request_: Request, expected: bool) -> None:
+    """Nothing else passes a check that lets preflights pass."""
+    assert request_.is_preflight is expected
+    assert (run_request([Refuses()], request_) is None) is expected

@@ -265,7 +265,7 @@ def test_what_is_no_answer_of_a_model_is_not_counted(path: str, dialect: str, me
 
 def test_usage_that_is_nonsense_stops_nothing() -> None:
     """The answer leaves as it came, a negative count is as not told, and the request is counted."""
-    for told, counted in (({"prompt_tokens": "7"}, {}), ({"prompt_tokens": -7, "completion_tokens": 2}, {"output": 2})):
+    for told, counted in (({"prompt_tokens": "seven"}, {}), ({"prompt_tokens": -7, "completion_tokens": 2}, {"output": 2})):
         body = json.dumps(chat_body({"content": "Hi"}, usage=told)).encode()
         usage = Usage()
         with capture_logs() as logs:

@@ -12,6 +12,7 @@ from proxy.headers import (
     HeaderSettings,
     TrustedProxies,
     client_of,
+    client_origin,
     content_encoding,
     media_type,
     network_of,
@@ -360,3 +361,51 @@ def test_one_clients_addresses_count_as_one(address: str, network: str) -> None:
 def test_what_a_body_is_said_to_be(headers: HeaderList, kind: str, encoding: bytes) -> None:
     """In lower case, whatever the case of the name, without parameters; nothing said is no type, and no encoding."""
     assert (media_type(headers), content_encoding(headers)) == (kind, encoding)
+
+
+# The stripped prefix, and the client's URL
+
+STRIPPED = HeaderSettings(host=b"upstream.test", set=(), removed=frozenset(), prefix=b"/tools")
+PREFIX = b"x-forwarded-prefix"
+
+
+@pytest.mark.parametrize(
+    ("settings", "trusted", "values", "expected"),
+    [
+        (STRIPPED, False, [], [b"/tools"]),
+        (STRIPPED, False, [b"/evil"], [b"/tools"]),
+        (STRIPPED, True, [], [b"/tools"]),
+        (STRIPPED, True, [b"/gw"], [b"/gw/tools"]),
+        (STRIPPED, True, [b"/gw/"], [b"/gw/tools"]),
+        (STRIPPED, True, [b"/"], [b"/tools"]),
+        (STRIPPED, True, [b"/a, /b/", b"/c"], [b"/a/b/c/tools"]),
+        (PLAIN, False, [b"/evil"], []),
+        (PLAIN, True, [b"/gw/"], [b"/gw/"]),
+        (HeaderSettings(b"h", ((PREFIX, b"/set"),), frozenset([PREFIX]), b"/tools"), True, [b"/gw"], [b"/set"]),
+        (HeaderSettings(b"h", (), frozenset([PREFIX]), b"/tools"), True, [b"/gw"], []),
+    ],
+)
+def test_the_server_gets_the_stripped_prefix(
+    settings: HeaderSettings, trusted: bool, values: list[bytes], expected: list[bytes]
+) -> None:
+    """After a trusted proxy's; the client's own is dropped; `headers.set` and `headers.remove` decide last."""
+    assert named(sent([HOST, *((PREFIX, value) for value in values)], settings, trusted=trusted), PREFIX) == expected
+
+
+@pytest.mark.parametrize(
+    ("headers", "trusted", "expected"),
+    [
+        ([HOST], False, "https://client.test"),
+        ([(b"host", b"[::1]:8000")], False, "https://[::1]:8000"),
+        ([HOST, (b"x-forwarded-host", b"evil.test"), (b"x-forwarded-proto", b"http")], False, "https://client.test"),
+        ([HOST, (b"x-forwarded-host", b"public.test:81"), (b"x-forwarded-proto", b"HTTP")], True, "http://public.test:81"),
+        ([HOST, (b"x-forwarded-host", b"a.test, b.test"), (b"x-forwarded-proto", b"http,https")], True, "http://a.test"),
+        ([HOST, (b"x-forwarded-proto", b"gopher")], True, "https://client.test"),
+        ([(b"host", b'a"b')], False, None),
+        ([(b"host", b"a/b")], False, None),
+        ([], False, None),
+    ],
+)
+def test_the_origin_that_the_client_has_used(headers: HeaderList, trusted: bool, expected: str | None) -> None:
+    """As trusted proxies say it; never what no URL can hold, and so could end a quoted string."""
+    assert client_origin(headers, scheme="https", trusted=trusted) == expected

@@ -574,8 +574,28 @@ def test_a_strict_interceptor_refuses_what_is_no_mcp(body: bytes) -> None:
     assert response is not None
     assert response.status == 400
     error = json.loads(response.body)
-    assert error["id"] is None
+    assert error["id"] == (1 if body.endswith(b'"id":1 }') else None)  # of the request, where there is one that can be read
     assert error["error"]["code"] in (-32700, -32600)
+
+
+@pytest.mark.parametrize(
+    ("body", "ident"),
+    [
+        (b'{"jsonrpc":"2.0","id":0,"method":"ping","params":[]}', 0),
+        (b'{"jsonrpc":"2.0","id":"7","method":"ping","result":{}}', "7"),
+        (b'[{"jsonrpc":"2.0","id":7,"method":"ping","params":1},{"jsonrpc":"2.0","method":"notifications/x"}]', 7),
+        (b'[{"jsonrpc":"2.0","id":1,"method":"ping"},{"jsonrpc":"2.0","id":1,"method":"ping"}]', None),
+        (b'{"jsonrpc":"2.0","id":1,"id":2,"method":"ping"}', None),
+        (b'{"jsonrpc":"2.0","id":1,"ID":2,"method":"ping"}', None),
+        (b'{"jsonrpc":"2.0","method":"tools/call"}', None),
+    ],
+)
+def test_a_refusal_has_the_requests_id(body: bytes, ident: object) -> None:
+    """Of the same type; null where the body has no request, has several, or two readers could find two ids in it."""
+    response = run_request([Strict()], post(body))
+    assert response is not None
+    error = json.loads(response.body)
+    assert (type(error["id"]), error["id"]) == (type(ident), ident)
 
 
 @pytest.mark.parametrize(

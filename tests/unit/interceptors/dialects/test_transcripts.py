@@ -442,7 +442,8 @@ BODIES: dict[str, tuple[str, Any, list[tuple[Any, ...]]]] = {
         {"type": "error", "error": {"type": "rate_limit_error", "message": "slow down"}, "request_id": "req_1"},
         [("error", "rate_limit_error", None, "slow down")],
     ),
-    "JSON that is no object": (CHAT, [{"error": 1}], []),
+    "JSON that is no object": (CHAT, [{"choices": 1}], []),
+    "a list of errors": (CHAT, [{"error": {"message": "no", "code": 400}}], [("error", None, "400", "no")]),
     "an object of another kind": (ANTHROPIC, {"input_tokens": 14}, []),
 }
 

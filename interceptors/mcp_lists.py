@@ -1,0 +1,151 @@
+"""Which entries of a server's lists an MCP client may see: for `mcp_policy`. Sans I/O.
+
+It goes by the shape of the JSON and not by its envelope: official clients accept responses with null or superfluous members, and
+some with names in another case. So whatever a client could take for a list is filtered, in every message of a batch. A text from
+which nothing is taken out keeps its bytes. Sources: the readers of messages in the official SDKs for Python (the last of two
+members counts, unknown ones are ignored, snake case is as good), TypeScript (arrays of messages) and Go (any number as id).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from pools import encode_json
+
+from .errors import NotJson
+
+__all__ = ["VisibleLists"]
+
+Allows = Callable[[object], bool]
+
+# Each list of a result, and the member that names an entry.
+_LISTS = {"tools": "name", "prompts": "name", "resources": "uri", "resourceTemplates": "uriTemplate"}
+_UPDATED = "notifications/resources/updated"
+# Letters as JSON may write them: ASCII, and the two others that fold to it. Other escapes (\u001b, \u0026) hide no name.
+_ESCAPED_LETTERS = ("\\u004", "\\u005", "\\u006", "\\u007", "\\u017f", "\\u212a")
+_NOT_JSON_BEFORE = "\ufeff \t\r\n"  # what readers skip before a JSON text
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that keeps every member, also the first of two with the same name."""
+
+    def __init__(self, members: list[tuple[str, Any]]) -> None:
+        super().__init__(members)
+        self.members = members
+
+
+def _raw(text: str) -> msgspec.Raw:
+    return msgspec.Raw(text.encode())  # a number leaves as it came
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_Object, parse_int=_raw, parse_float=_raw, parse_constant=_no_constant).decode
+
+
+class VisibleLists:
+    """The rules for entries of lists: `rules` has what allows a name, by the list's member (`tools`, `resourceTemplates`, ...)."""
+
+    def __init__(self, rules: Mapping[str, Allows]) -> None:
+        self._rules = {_folded(member): (_folded(_LISTS[member]), allows) for member, allows in rules.items()}
+        self._searched = {"resource" if member.startswith("resource") else member for member in rules}
+        self._allows_uri = rules.get("resources")
+
+    def __bool__(self) -> bool:
+        return bool(self._rules)
+
+    def show(self, text: str) -> str | None:
+        """The JSON text with what may be seen: `text` itself where nothing is taken out, None where nothing is left.
+
+        Raises `NotJson` for what has a list and that other readers of JSON might understand.
+        """
+        if not self._may_have_list(text):
+            return text
+        try:
+            tree = _decode(text)
+            shown, changed = self._show(tree)
+            if not changed:
+                return text
+            return encode_json(tree).decode() if shown else None
+        except (ValueError, TypeError, RecursionError):  # of the encoder: half of a surrogate pair
+            raise NotJson("this has a list of an MCP server and is not JSON as every reader understands it") from None
+
+    def _may_have_list(self, text: str) -> bool:
+        """Whether the text has the name of a list, perhaps with escapes. Nearly all events have none and are not decoded here."""
+        if not text.startswith(("{", "[")) and not text.lstrip(_NOT_JSON_BEFORE).startswith(("{", "[")):
+            return False
+        folded = text.lower() if text.isascii() else text.casefold()
+        if "\\u" in folded and any(escape in folded for escape in _ESCAPED_LETTERS):
+            return True
+        return any(name in folded for name in self._searched)
+
+    def _show(self, tree: Any) -> tuple[bool, bool]:
+        """Take out, in place, what may not be seen of a message or a batch. Whether anything is left, and whether it changed."""
+        if isinstance(tree, list):
+            results = [self._show(item) for item in tree]
+            tree[:] = [item for item, (shown, _) in zip(tree, results, strict=True) if shown]
+            return bool(tree) or not results, any(changed or not shown for shown, changed in results)
+        if not isinstance(tree, _Object):
+            return True, False
+        if self._is_denied_update(tree):
+            return False, True
+        changed = False
+        for name, value in tree.members:
+            folded = _folded(name)
+            if folded == "result":
+                changed |= self._show(value)[1]
+            elif folded in self._rules:
+                changed |= _filter(value, *self._rules[folded])
+        return True, changed
+
+    def _is_denied_update(self, message: _Object) -> bool:
+        """A notification that a resource has changed, which names it."""
+        if self._allows_uri is None:
+            return False
+        methods = [value for value in _members(message, "method") if isinstance(value, str)]
+        if not any(method.strip().casefold() == _UPDATED for method in methods):
+            return False
+        uris = [uri for params in _members(message, "params") for uri in _members(params, "uri")]
+        return not uris or not all(map(self._allows_uri, uris))
+
+
+def _filter(entries: Any, key: str, allows: Allows) -> bool:
+    """Take the entries out that may not be seen, in place. An object in place of a list has its entries as values."""
+    if isinstance(entries, list):
+        kept = [entry for entry in entries if _is_visible(entry, key, allows)]
+        changed = len(kept) < len(entries)
+        entries[:] = kept
+        return changed
+    if not isinstance(entries, _Object):
+        return False
+    gone = {
+        name
+        for name, entry in entries.members
+        if isinstance(entry, (str, list, dict)) and not _is_visible(entry, key, allows)
+    }
+    for name in gone:
+        del entries[name]
+    return bool(gone)
+
+
+def _is_visible(entry: Any, key: str, allows: Allows) -> bool:
+    """Whether every name that a reader could find in an entry is allowed. One without a name is not shown."""
+    names = list(_members(entry, key))
+    return bool(names) and all(map(allows, names))
+
+
+def _members(value: Any, name: str) -> Iterator[Any]:
+    """The members that a reader could take for the one with this (folded) name."""
+    if isinstance(value, _Object):
+        yield from (member for own, member in value.members if _folded(own) == name)
+
+
+def _folded(name: str) -> str:
+    """As the most tolerant reader compares names: without case, and camel case like snake case."""
+    return name.casefold().replace("_", "")

@@ -1,0 +1,210 @@
+"""Streams on which clients listen: silence does not cut them, and peers that are gone are found by TCP keepalive."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import trio
+from support.certificates import Certificates
+from support.client import Answer, Client
+from support.http2_client import open_http2
+from support.interceptors import Feed, Log, Rig, Serve, Way, config_with, on_event, until
+from support.proxy import Proxy, open_proxy
+from support.upstream import open_upstream
+
+IDLE_S = 0.1
+SILENCE_S = 2.5 * IDLE_S
+IDLE = f"timeouts: {{idle: {IDLE_S}}}"
+NOTICE = b'event: message\ndata: {"jsonrpc":"2.0","method":"notifications/tools/list_changed"}\n\n'
+CALL = b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}'
+ACCEPT = ("Accept", "application/json, text/event-stream")
+FIVE_MINUTES_S = 300
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(params=["hub", "no hub", "TLS"])
+def serve(request: pytest.FixtureRequest, certificates: Certificates, log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
+    """TLS is served by the portable writer."""
+    way = Way(hub="no hub" not in request.param, certificates=certificates if "TLS" in request.param else None)
+    return way.serve(log, monkeypatch)
+
+
+async def listen(rig: Rig, *headers: tuple[str, str], method: str = "GET") -> tuple[Client, Answer]:
+    client = await rig.client()
+    with trio.fail_after(10):
+        await client.send(method, "/", [ACCEPT, *headers], CALL if method == "POST" else None)
+        return client, await client.head()
+
+
+OPEN = b": open\n\n"
+
+
+@pytest.mark.parametrize(
+    ("route", "proxy", "method", "first"),
+    [
+        (f"dialect: mcp, {IDLE}", "", "GET", OPEN),
+        (f"dialect: mcp, {IDLE}", "", "GET", b"event: endpoint\ndata: /messages?s=1\n\n"),
+        (f"dialect: mcp, {IDLE}", "", "GET", b""),
+        (f"dialect: mcp, {IDLE}", "", "GET", b"event: mess"),
+        ("dialect: mcp", f"  timeouts: {{idle: {IDLE_S}}}", "GET", OPEN),
+        (f"dialect: mcp, {IDLE}, heartbeat: {{interval: 0.05}}", "", "GET", OPEN),
+        (f"dialect: mcp, {IDLE}, reconnect: {{enabled: true}}", "", "GET", OPEN),
+        (f"listening: [GET], {IDLE}", "", "GET", OPEN),
+        (f"dialect: openai, listening: [GET, POST], {IDLE}", "", "POST", OPEN),
+        (f"dialect: mcp, listening: [POST], {IDLE}", "", "POST", OPEN),
+    ],
+)
+async def test_a_listening_stream_may_be_silent(route: str, proxy: str, method: str, first: bytes, serve: Serve) -> None:
+    """Whatever came before the silence, also nothing or half an event; what comes after it arrives, and the stream stays open."""
+    feed = Feed()
+    async with serve(feed.script, route=route, proxy=proxy) as rig:
+        client, answer = await listen(rig, ("Mcp-Session-Id", "s1"), method=method)
+        if first:
+            feed.send(first)
+        await trio.sleep(SILENCE_S)
+        feed.send(b"age\ndata: 1\n\n" if first == b"event: mess" else NOTICE)
+        with trio.fail_after(10):
+            await client.read_until(answer, b"data: 1\n\n" if first == b"event: mess" else NOTICE)
+        with trio.move_on_after(SILENCE_S):
+            await client.rest(answer)
+        assert not answer.error
+        assert not rig.lines("exchange")
+        assert len(rig.upstream.requests) == 1
+
+
+async def test_interceptors_may_see_the_events_of_a_listening_stream(serve: Serve) -> None:
+    feed = Feed()
+    async with serve(feed.script, on_event(lambda event: event), route=f"dialect: mcp, {IDLE}") as rig:
+        client, answer = await listen(rig)
+        await trio.sleep(SILENCE_S)
+        feed.send(NOTICE)
+        with trio.fail_after(10):
+            await client.read_until(answer, NOTICE)
+
+
+@pytest.mark.parametrize(
+    ("route", "method"),
+    [
+        ("dialect: mcp", "POST"),
+        ("dialect: mcp, listening: []", "GET"),
+        ("dialect: mcp, listening: [POST]", "GET"),
+        ("listening: [GET]", "POST"),
+        ("dialect: generic", "GET"),
+        ("dialect: openai", "GET"),
+    ],
+)
+async def test_any_other_silent_stream_is_cut(route: str, method: str, serve: Serve) -> None:
+    """After timeouts.idle; a request that was not answered gets its error first."""
+    feed = Feed()
+    async with serve(feed.script, route=f"{route}, {IDLE}") as rig:
+        client, answer = await listen(rig, method=method)
+        feed.send(b": open\n\n")
+        with trio.fail_after(10):
+            await client.rest(answer)
+        assert not answer.complete
+        if (route, method) == ("dialect: mcp", "POST"):
+            assert b'"id":1,"error":{"code":-32001,' in answer.body
+        assert await rig.outcomes() == ["upstream_timeout"]
+
+
+async def test_a_body_that_is_no_event_stream_is_cut(serve: Serve) -> None:
+    """As the rest of a document that a server does not send."""
+
+    async def script(peer: object) -> None:
+        await peer.request()  # type: ignore[attr-defined]
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 10\r\n\r\nhalf")  # type: ignore[attr-defined]
+        await trio.sleep_forever()
+
+    async with serve(script, route=f"dialect: mcp, {IDLE}") as rig:
+        client, answer = await listen(rig)
+        with trio.fail_after(10):
+            await client.rest(answer)
+        assert not answer.complete
+        assert await rig.outcomes() == ["upstream_timeout"]
+
+
+def probes(sock: socket.socket) -> tuple[int, int, int] | None:
+    """Seconds before the first probe and between two, and how many; None: none."""
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
+        return None
+    names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    after_s, every_s, count = (sock.getsockopt(socket.IPPROTO_TCP, name) for name in names)
+    return after_s, every_s, count
+
+
+async def sockets_of(proxy: Proxy) -> tuple[socket.socket, socket.socket]:
+    """The upstream's and the client's socket of the one live exchange, once its stream is moved."""
+    await until(lambda: len(proxy.worker.live) == 1 and next(iter(proxy.worker.live))._forward.relay is not None)
+    (exchange,) = proxy.worker.live
+    forward, connection = exchange._forward, exchange._connection
+    assert forward is not None
+    assert forward.relay is not None
+    assert connection is not None
+    return forward.relay.body.connection.sock, connection.sock
+
+
+@pytest.mark.parametrize(("send_s", "upstream_tls"), [("30", False), ("null", True), ("1", False), ("3600", False)])
+async def test_peers_of_a_listening_stream_are_probed(
+    send_s: str, upstream_tls: bool, serve: Serve, certificates: Certificates
+) -> None:
+    """The first probe goes out after five minutes at most; towards the client several must be lost before `timeouts.send` is over,
+    for TCP_USER_TIMEOUT would end the connection with a single one unanswered.
+    """
+    feed = Feed()
+    context = certificates.server if upstream_tls else None
+    ca = f"ca_file: {certificates.ca_file}" if upstream_tls else ""
+    route = f"dialect: mcp, timeouts: {{send: {send_s}}}"
+    async with serve(feed.script, route=route, upstream_tls=context, upstream=ca) as rig:
+        await listen(rig)
+        upstream, client = await sockets_of(rig.proxy)
+        assert probes(upstream) == (60, 15, 4)
+        found = probes(client)
+        assert found is not None
+        assert found[0] <= FIVE_MINUTES_S
+        if send_s == "30":
+            assert found[0] + 3 * found[1] < 30
+
+
+async def test_a_connection_that_listened_serves_a_route_with_another_send_timeout(serve: Serve) -> None:
+    """The probes follow the connection's TCP_USER_TIMEOUT."""
+    feed = Feed()
+    routes = "dialect: mcp, timeouts: {send: null}"
+    async with serve(feed.script, route=routes, proxy="  timeouts: {send: 30}") as rig:
+        await listen(rig)
+        _, client = await sockets_of(rig.proxy)
+        assert probes(client) == (60, 15, 4)
+        (exchange,) = rig.proxy.worker.live
+        assert exchange._connection is not None
+        exchange._connection.limit_send(8)
+        assert probes(client) == (4, 1, 4)
+
+
+async def test_other_clients_are_not_probed(serve: Serve) -> None:
+    feed = Feed()
+    async with serve(feed.script) as rig:
+        await listen(rig)
+        _, client = await sockets_of(rig.proxy)
+        assert probes(client) is None
+
+
+async def test_a_listening_stream_of_http_2(certificates: Certificates, log: Log) -> None:
+    """Among other streams of its connection, which stay as they are."""
+    feed = Feed()
+    async with open_upstream(feed.script) as upstream:
+        config = config_with(upstream.url, route=f"dialect: mcp, {IDLE}")
+        async with open_proxy(config, tls=certificates.files) as proxy, open_http2(proxy, certificates) as client:
+            stream = client.streams[await client.start("GET", "/", [("accept", "text/event-stream")])]
+            await until(lambda: stream.status)
+            _, sock = await sockets_of(proxy)
+            found = probes(sock)
+            assert found is not None
+            assert found[0] <= FIVE_MINUTES_S
+            await trio.sleep(SILENCE_S)
+            feed.send(NOTICE)
+            await until(lambda: stream.body.endswith(NOTICE))
+            assert not stream.over
