@@ -161,10 +161,11 @@ class StreamInterceptor:
     Mind that JSON may write a character in several ways, and that anchors and lookarounds see neighbouring events.
     """
 
-    passes_large: bool = False
-    """What becomes of an event or JSON body that is above `limits.max_event_bytes` and that `on_event` is for. False: the stream
-    ends with an error, because this interceptor must not miss it. True: it passes unseen and unchanged, at any size, unless another
-    interceptor needs it. An attribute of the class or of the object, as `needs`.
+    passes_unseen: bool = False
+    """What becomes of what `on_event` is for and cannot be shown: an event or JSON body above `limits.max_event_bytes`, a response
+    that is encoded although identity was asked for. False: the stream ends with an error, because this interceptor must not miss
+    it. True: it passes unseen and unchanged, at any size, unless another interceptor needs it. An attribute of the class or of the
+    object, as `needs`.
     """
 
     def on_start(self, head: ResponseHead) -> None:
@@ -194,7 +195,7 @@ class AsyncStreamInterceptor:
     needs: Needs = None
     """As in `StreamInterceptor`."""
 
-    passes_large: bool = False
+    passes_unseen: bool = False
     """As in `StreamInterceptor`."""
 
     async def on_start(self, head: ResponseHead) -> None:

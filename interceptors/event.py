@@ -15,7 +15,7 @@ from pools import PooledOutput, decode_json, encode_json
 
 from .errors import NotJson, StaleEvent
 from .needs import Finder
-from .sse import Fields, encode_event, encode_head, parse_fields, unknown_lines
+from .sse import BOM, Fields, encode_event, encode_head, parse_fields, unknown_lines
 
 __all__ = ["UNSET", "BodyEvent", "Event", "JsonEvent", "WireEvent", "not_for_a_body", "not_json"]
 
@@ -343,7 +343,7 @@ class WireEvent(Event):
 
 
 class BodyEvent(Event):
-    """The body of an `application/json` response, shown as one event: `data` is its text, `raw` its bytes.
+    """The body of a JSON response, shown as one event: `data` is its text without a BOM, `raw` its bytes.
 
     Replace its `json` or its `data`; what has no meaning for a body (`event`, `id`, `retry`, a second event, none) is refused.
     """
@@ -377,13 +377,13 @@ class BodyEvent(Event):
 
     @property
     def data(self) -> str:
-        return self.raw.decode("utf-8", "replace")
+        return self.raw.decode("utf-8", "replace").removeprefix("\ufeff")
 
     def json(self) -> Any:
         body = self._bytes()
         if self._json is UNSET:
             try:
-                self._json = decode_json(body)
+                self._json = decode_json(body[len(BOM) :] if bytes(body[: len(BOM)]) == BOM else body)
             except (ValueError, RecursionError) as error:
                 raise not_json(error, "this response's body") from None
         return self._json

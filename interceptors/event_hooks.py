@@ -21,7 +21,7 @@ __all__ = ["EventHook", "EventHooks"]
 class EventHook:
     """One `on_event` of the chain."""
 
-    __slots__ = ("call", "is_async", "need", "ordinal", "overlap", "owner", "passes_large")
+    __slots__ = ("call", "is_async", "need", "ordinal", "overlap", "owner", "passes_unseen")
 
     def __init__(self, owner: Owner, stream: StreamInterceptor | AsyncStreamInterceptor, ordinal: int) -> None:
         self.owner = owner
@@ -31,10 +31,10 @@ class EventHook:
             self.need: Finder | None = finder_of(stream.needs)
         except TypeError as error:
             raise TypeError(f"{type(stream).__qualname__}: {error}") from None
-        if not isinstance(stream.passes_large, bool):
-            raise TypeError(f"{type(stream).__qualname__}: passes_large is not True or False")
+        if not isinstance(stream.passes_unseen, bool):
+            raise TypeError(f"{type(stream).__qualname__}: passes_unseen is not True or False")
         self.overlap = overlap_of(stream.needs)
-        self.passes_large = stream.passes_large
+        self.passes_unseen = stream.passes_unseen
         self.ordinal = ordinal
 
     def wants(self, event: Event) -> bool:
@@ -68,6 +68,11 @@ class EventHooks:
         return any(hook.is_async for hook in self.hooks)
 
     @property
+    def pass_unseen(self) -> bool:
+        """Whether every hook lets pass what cannot be shown to it."""
+        return all(hook.passes_unseen for hook in self.hooks)
+
+    @property
     def is_selective(self) -> bool:
         """Whether every hook has said which events it needs."""
         return all(hook.need is not None for hook in self.hooks)
@@ -90,7 +95,7 @@ class EventHooks:
         """The hooks for which the rest of an event or body must be searched that is too large to be shown and begins with
         `buffer[at:end]`: so far, none of them needs it. Raises `EventTooLarge` when one does and must not miss it.
         """
-        watchers = tuple(hook for hook in self.hooks if not hook.passes_large)
+        watchers = tuple(hook for hook in self.hooks if not hook.passes_unseen)
         if any(hook.need is None or hook.need(buffer, at, end) >= 0 for hook in watchers):
             raise EventTooLarge(max_event_bytes)
         return watchers

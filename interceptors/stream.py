@@ -162,6 +162,14 @@ class StreamChain:
         """Whether any hook must see events. If none does, bytes may pass unframed."""
         return bool(self._hooks.hooks)
 
+    def pass_unseen(self) -> bool:
+        """Before `start`: the stream cannot be shown to hooks. Whether all of them let it pass; then none is called for events."""
+        if not self._hooks.pass_unseen:
+            return False
+        self._hooks.hooks = ()
+        self._completers.clear()
+        return True
+
     @property
     def is_async(self) -> bool:
         """Whether some hook must be awaited: then the window must stay where it is until that is done."""

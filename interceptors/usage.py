@@ -137,7 +137,7 @@ class Usage(MessageInterceptor):
 
 
 class _UsageStream(MessageStream):
-    passes_large = True
+    passes_unseen = True
 
     def __init__(self, usage: Usage, context: StreamContext) -> None:
         self._usage = usage
@@ -189,7 +189,7 @@ class _UsageStream(MessageStream):
 class _Hiding(StreamInterceptor):
     """Around the stream of a client that has not asked for usage: the chunk that has nothing else does not leave."""
 
-    passes_large = True
+    passes_unseen = True
 
     def __init__(self, counting: _UsageStream) -> None:
         self._counting = counting

@@ -5,6 +5,7 @@ It raises what goes wrong and leaves it to the exchange to note it, to tell the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -26,7 +27,7 @@ from .headers import HeaderList, client_origin, content_encoding, find_header, m
 from .heartbeat import while_beating
 from .inbound import Inbound, too_large
 from .intercepted import send_intercepted
-from .json_body import JsonBody, is_event_stream
+from .json_body import JsonBody, LooksLike, look_at
 from .mcp import calls_of
 from .place import ClientSide
 from .reconnection import move_over_connections
@@ -41,6 +42,8 @@ from .worker import Worker
 
 __all__ = ["Forward"]
 
+# Types whose bodies begin like JSON, and are streams of JSON texts: they pass as they come.
+_JSON_LINES = re.compile("ndjson|jsonl|json-seq|json-lines|json-stream")
 _SMALL_BODY_BYTES = 16384
 
 
@@ -285,13 +288,20 @@ class Forward:
         begun = self.reply.writer is not None  # by an early heartbeat
         if begun and (status != 200 or encoding != b"identity"):
             raise NotAStream(route.upstream, status)
+        looks_like: LooksLike | None = None
         self._sse = not bodiless and kind == "text/event-stream"
         if request is not None and not bodiless and not self._sse:
-            looks = partial(self._is_event_stream, buffers, raw_headers, upstream)
-            self._sse = await while_beating(looks, self.reply.beat_s if begun else None, self.reply.beat)
+            look = partial(self._looks_like, buffers, raw_headers, upstream)
+            looks_like = await while_beating(look, self.reply.beat_s if begun else None, self.reply.beat)
+            self._sse = looks_like == "events"
         if begun and not self._sse:
             raise NotAStream(route.upstream, status)
-        json = not bodiless and not self._sse and route.chain.sees_json and _is_json(kind)
+        json = (
+            not bodiless
+            and not self._sse
+            and route.chain.sees_json
+            and (_is_json(kind) or (looks_like == "json" and not _JSON_LINES.search(kind)))
+        )
         if (self._sse and route.chain.sees_streams) or json:
             assert request is not None
             self.chain = route.chain.open_stream(
@@ -302,11 +312,13 @@ class Forward:
         dropped: frozenset[bytes] = frozenset()
         changed: bytes | None = None
         if self.counts is not None:
-            if encoding != b"identity":
+            assert self.chain is not None
+            if encoding == b"identity":
+                dropped = frozenset((b"content-length",))
+            elif not self.chain.pass_unseen():
                 raise ProtocolFailure(
                     f"{route.upstream}: the response is encoded although identity was asked for, and an interceptor must see it"
                 )
-            dropped = frozenset((b"content-length",))
         if self.chain is not None:
             assert head is not None
             self.chain.takes_emitted = self._sse and encoding == b"identity"
@@ -345,20 +357,20 @@ class Forward:
             await self.reply.write(changed, last=True)
         return None
 
-    async def _is_event_stream(
+    async def _looks_like(
         self, buffers: BufferScope, headers: list[tuple[bytes, bytes]], upstream: UpstreamBody
-    ) -> bool:
-        """Whether a response is an event stream: by its head, or, where interceptors must see it whatever its head says, by the
-        first bytes of its body. Raises `UpstreamFailure`.
+    ) -> LooksLike | None:
+        """What a response is: by its head, or, where interceptors must see it whatever its head says, by the first bytes of its
+        body; None where the head alone counts. Raises `UpstreamFailure`.
         """
         route, request = self._route, self.request
         if media_type(headers) == "text/event-stream":
-            return True
+            return "events"
         if request is None or not route.chain.sees_streams or content_encoding(headers) != b"identity":
-            return False
+            return None
         if not may_be_mislabelled(route.dialect, request.path):
-            return False
-        return await is_event_stream(upstream, self._worker.pools.sse_event, buffers, idle_s=route.timeouts.idle)
+            return None
+        return await look_at(upstream, self._worker.pools.sse_event, buffers, idle_s=route.timeouts.idle)
 
     def _with_client_references(self, response: httpx.Response, request: Request | None) -> HeaderList:
         """The response's headers, with URL references that lead the client to this route."""
@@ -407,9 +419,7 @@ class Forward:
             beat_s=reply.beat_s if reply.may_add else None,
         )
         if resume is not None:
-            return move_over_connections(
-                mover, resume, asking, reply, partial(self._is_event_stream, buffers), self._worker.log
-            )
+            return move_over_connections(mover, resume, asking, reply, partial(self._looks_like, buffers), self._worker.log)
         return mover.run()
 
 

@@ -5,31 +5,48 @@ Everything is read into a pooled buffer, and what was only looked at is given ba
 
 from __future__ import annotations
 
+from typing import Literal
+
 import trio
 
 from interceptors.chain import StreamChain
-from interceptors.sse import looks_like_sse
+from interceptors.sse import BOM, MAX_BLANK_BYTES, first_of_body, looks_like_sse
 from pools import BufferPool, BufferScope
 
 from .errors import ReadTimedOut
 from .upstream import UpstreamBody
 
-__all__ = ["JsonBody", "is_event_stream"]
+__all__ = ["JsonBody", "LooksLike", "look_at"]
 
 
-async def is_event_stream(upstream: UpstreamBody, pool: BufferPool, buffers: BufferScope, *, idle_s: float | None) -> bool:
-    """Whether a body looks like an event stream. Waits for the bytes that decide it and no more, and leaves the body unread.
+LooksLike = Literal["events", "json", "other"]
+
+
+async def look_at(upstream: UpstreamBody, pool: BufferPool, buffers: BufferScope, *, idle_s: float | None) -> LooksLike:
+    """What a body looks like. Waits for the bytes that decide it and no more, and leaves the body unread.
 
     `idle_s` bounds the silence of upstream. Raises `UpstreamFailure`.
     """
     lease = buffers.acquire(pool)
-    size, decided = 0, looks_like_sse(b"", whole=upstream.complete)
-    while decided is None:
+    size, found = 0, _looks_like(b"", whole=upstream.complete)
+    while found is None:
         size = await _read(upstream, lease.buffer, size, idle_s)
-        decided = looks_like_sse(lease.buffer[:size], whole=upstream.complete)
+        found = _looks_like(lease.buffer[:size], whole=upstream.complete)
     _unread(upstream, lease.buffer, size)
     buffers.release(lease)
-    return decided
+    return found
+
+
+def _looks_like(beginning: bytes | bytearray, *, whole: bool) -> LooksLike | None:
+    """None: more bytes decide."""
+    is_sse = looks_like_sse(beginning, whole=whole)
+    if is_sse is not False:
+        return None if is_sse is None else "events"
+    after_bom = len(BOM) if beginning.startswith(BOM) else 0
+    at, is_json = first_of_body(beginning, after_bom, len(beginning))
+    if at < 0 and not whole and len(beginning) < MAX_BLANK_BYTES:
+        return None  # white space so far
+    return "json" if is_json else "other"
 
 
 class JsonBody:

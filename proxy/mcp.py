@@ -136,7 +136,7 @@ class _Last(Interceptor):
 class _ListeningStream(StreamInterceptor):
     """A GET's stream. Its first event decides: `endpoint` announces a session of the old transport, and is rewritten."""
 
-    passes_large = True
+    passes_unseen = True
 
     def __init__(self, place: Place, calls: Calls, endpoint: Endpoint, context: StreamContext, transport: Balancer) -> None:
         self._place = place
@@ -186,7 +186,7 @@ class _AnswerStream(StreamInterceptor):
     """The responses in a POST's stream, as they leave for the client."""
 
     needs = (b"id:", b'"result"', b'"error"')  # a key in another spelling is missed: then an answered request counts as open
-    passes_large = True
+    passes_unseen = True
 
     def __init__(self, calls: Calls, *, resumable: bool) -> None:
         self._calls = calls

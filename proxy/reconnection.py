@@ -16,6 +16,7 @@ import trio
 from .errors import NotResumed, UpstreamFailure
 from .headers import content_encoding
 from .heartbeat import while_beating
+from .json_body import LooksLike
 from .relay import Mover
 from .reply import Reply
 from .resume import Resume
@@ -25,13 +26,13 @@ from .upstream_request import UpstreamRequest
 __all__ = ["move_over_connections"]
 
 
-IsStream = Callable[[list[tuple[bytes, bytes]], UpstreamBody], Awaitable[bool]]
+Look = Callable[[list[tuple[bytes, bytes]], UpstreamBody], Awaitable[LooksLike | None]]
 
 
 async def move_over_connections(
-    mover: Mover, resume: Resume, asking: UpstreamRequest, reply: Reply, is_stream: IsStream, log: Any
+    mover: Mover, resume: Resume, asking: UpstreamRequest, reply: Reply, look: Look, log: Any
 ) -> None:
-    """Move the stream to its end. `is_stream` decides whether a response is an event stream, by its headers and its body.
+    """Move the stream to its end. `look` decides what a response is, by its headers and its body.
 
     `mover` has a relay with that `resume`, on the first response to `asking`. Raises what `Mover.run` raises, and the last
     `UpstreamFailure` when the stream cannot go on.
@@ -50,7 +51,7 @@ async def move_over_connections(
                 raise failure
             return
         relay.body.close()
-        if not await _reconnect(resume, failure, asking, reply, is_stream, log):
+        if not await _reconnect(resume, failure, asking, reply, look, log):
             await mover.complete()
             return
         assert asking.response_body is not None
@@ -62,7 +63,7 @@ async def _reconnect(
     failure: UpstreamFailure | None,
     asking: UpstreamRequest,
     reply: Reply,
-    is_stream: IsStream,
+    look: Look,
     log: Any,
 ) -> bool:
     """Open the response in which the stream goes on. False: there is nothing more; raises why it cannot go on.
@@ -87,7 +88,7 @@ async def _reconnect(
             goes_on = (
                 status == 200
                 and content_encoding(headers) == b"identity"
-                and await while_beating(partial(is_stream, headers, body), reply.beat_s, reply.beat)
+                and await while_beating(partial(look, headers, body), reply.beat_s, reply.beat) == "events"
             )
         except UpstreamFailure as error:
             failure = error

@@ -342,7 +342,6 @@ class _McpStream(StreamInterceptor):
         self._interceptor = interceptor
         self._exchange = exchange
         self._context = context
-        self._is_body = False
         self._succeeds = True
         self._live: LiveSession | None = None
         self._begun = False
@@ -350,7 +349,6 @@ class _McpStream(StreamInterceptor):
         self._is_first_choice = context.method == "GET" and live_of(context) is None
 
     def on_start(self, head: ResponseHead) -> None:
-        self._is_body = head.media_type != "text/event-stream"
         self._succeeds = head.status < 300
         exchange = self._exchange
         session: str | None = head.headers.get(SESSION_ID)
@@ -360,7 +358,7 @@ class _McpStream(StreamInterceptor):
                 exchange.remember(call)
 
     def on_event(self, event: Event) -> EventResult:
-        if self._is_body:
+        if event.is_body:
             return self._on_body(event)
         if self._is_first_choice:
             self._find_session(event)

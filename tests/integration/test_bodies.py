@@ -443,6 +443,33 @@ async def test_a_large_body_passes_usage(content_type: bytes, by: str, log: Log)
         assert answer.all("content-length") == length
 
 
+@pytest.mark.parametrize("content_type", [b"text/plain; charset=utf-8", b"", b"application/octet-stream", b"text/json"])
+@pytest.mark.parametrize("before", [b"", b"\n  ", b"\xef\xbb\xbf"], ids=["at once", "white space", "BOM"])
+async def test_json_under_another_type_is_json_for_interceptors(content_type: bytes, before: bytes, log: Log) -> None:
+    """An unstreamed answer: its secret is redacted, and its tokens are counted."""
+    message = {"role": "assistant", "content": "key sk-abcdefgh12345"}
+    answer = {"choices": [{"index": 0, "message": message}], "usage": {"prompt_tokens": 11, "completion_tokens": 5}}
+    body = before + json.dumps(answer).encode()
+    async with serve(answering(content_type, body, by="chunks"), log, "redact", "usage") as rig:
+        got = await post(rig, CHAT)
+        assert json.loads(got.body.decode("utf-8-sig"))["choices"][0]["message"]["content"] == "key [redacted]"
+        (line,) = rig.lines("usage")
+        assert (line["input"], line["output"], line["streamed"]) == (11, 5, False)
+
+
+@pytest.mark.parametrize("content_type", [b"application/json", b"text/event-stream"])
+async def test_an_encoded_answer_passes_usage_and_no_protector(content_type: bytes, log: Log) -> None:
+    """Wei-Shaw/claude-relay-service#1027: gzip, although identity was asked for."""
+    body = gzip.compress(b"data: {}\n\n")
+    script = answering(content_type, body, lines=(b"Content-Encoding: gzip",))
+    async with serve(script, log, "usage") as rig:
+        answer = await post(rig, CHAT)
+        assert (answer.status, answer.complete, answer.body) == (200, True, body)
+    for name in ("redact", "guard"):
+        async with serve(script, log, name, "usage") as rig:
+            assert (await post(rig, CHAT)).status == 502
+
+
 @pytest.mark.parametrize("names", [("redact",), ("guard",), ("usage", "redact")], ids="-".join)
 @pytest.mark.parametrize("content_type", [b"application/json", b"text/event-stream"], ids=["json", "sse"])
 @pytest.mark.parametrize("body", [IMAGE, RESPONSE % OUTPUT], ids=["an event", "a body"])

@@ -138,7 +138,7 @@ class Whole(Interceptor):
 
 class Limit(StreamInterceptor):
     needs = (b"error", b"usage")
-    passes_large = True
+    passes_unseen = True
 
     def __init__(self, context: StreamContext, most: int) -> None:
         self.context = context

@@ -26,13 +26,13 @@ class Member(Interceptor):
     wants_json = True
     last: Event | None = None
 
-    def __init__(self, needs: Needs = None, passes_large: bool = False, is_async: bool = False) -> None:
-        self.needs, self.passes_large, self.is_async = needs, passes_large, is_async
+    def __init__(self, needs: Needs = None, passes_unseen: bool = False, is_async: bool = False) -> None:
+        self.needs, self.passes_unseen, self.is_async = needs, passes_unseen, is_async
         self.seen: list[bytes] = []
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor | AsyncStreamInterceptor:
         stream = _AsyncMember(self) if self.is_async else _Member(self)
-        stream.needs, stream.passes_large = self.needs, self.passes_large
+        stream.needs, stream.passes_unseen = self.needs, self.passes_unseen
         return stream
 
     def on_event(self, event: Event) -> Event:
@@ -181,7 +181,7 @@ def expected(stream: list[bytes], members: list[Member], limit: int) -> tuple[by
     output = b""
     for raw in stream:
         if len(raw) > limit:
-            if any(member.needs_it(raw) and not member.passes_large for member in members):
+            if any(member.needs_it(raw) and not member.passes_unseen for member in members):
                 return output, raw
             output += raw
             continue
@@ -248,7 +248,7 @@ def in_a_stream(chain: list[Interceptor], body: bytes, sizes: list[int]) -> tupl
 @BOTH_KINDS
 @pytest.mark.parametrize("run", [as_json, in_a_stream])
 @pytest.mark.parametrize(
-    ("needs", "passes_large", "passes"),
+    ("needs", "passes_unseen", "passes"),
     [
         (None, True, True),
         (None, False, False),
@@ -258,10 +258,10 @@ def in_a_stream(chain: list[Interceptor], body: bytes, sizes: list[int]) -> tupl
     ],
 )
 def test_a_large_body(
-    needs: Needs, passes_large: bool, passes: bool, run: RunBody, is_async: bool, sizes: list[int]
+    needs: Needs, passes_unseen: bool, passes: bool, run: RunBody, is_async: bool, sizes: list[int]
 ) -> None:
     """It passes unchanged and unseen, or nothing of it leaves: whatever its content type says."""
-    member = Member(needs, passes_large, is_async)
+    member = Member(needs, passes_unseen, is_async)
     output, failure = run([member], BODY, sizes)
     assert (output == BODY, failure is None, member.seen) == (passes, passes, [])
     if not passes:

@@ -55,7 +55,7 @@ class AsyncStreamInterceptor
     async on_end(self, outcome: Outcome) -> None
     async on_event(self, event: Event) -> EventResult
     async on_start(self, head: ResponseHead) -> None
-    passes_large: bool = False
+    passes_unseen: bool = False
 class End
     __init__(*events: Event) -> None
     events
@@ -67,13 +67,14 @@ class Event
     detach(self) -> Event
     event: str | None
     id: str | None
-    is_body: bool
+    is_body: bool = False
     json(self) -> Any
     made_by: Any
     raw: bytes
     replace(self, data: str | None = None, *, json: Any = UNSET, event: str | None = UNSET, id: str | None = UNSET,
         retry: int | None = UNSET) -> Event
     retry: int | None
+    unknown: str
 EventResult = interceptors.event.Event | collections.abc.Sequence[interceptors.event.Event] | interceptors.api.End |
         None
 class EventTooLarge(InterceptorError)
@@ -139,6 +140,7 @@ class StreamContext
     is_body
     log: Any
     method: str
+    note_unread(self, reason: str, event_type: str | None = None, *, count: int = 1) -> None
     path: str
     request
     route: str
@@ -150,7 +152,7 @@ class StreamInterceptor
     on_end(self, outcome: Outcome) -> None
     on_event(self, event: Event) -> EventResult
     on_start(self, head: ResponseHead) -> None
-    passes_large: bool = False
+    passes_unseen: bool = False
 class StreamOver(InterceptorError)
     __init__() -> None
 class ChainResult

@@ -909,7 +909,7 @@ async def test_a_large_event_that_nobody_needs_passes_in_pieces(way: str) -> Non
         speaker = rig.relay.speaker
         assert speaker is not None
         (hook,) = speaker._hooks.hooks
-        hook.passes_large = True
+        hook.passes_unseen = True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rig.run)
             await rig.far.send_all(b"data: p\n\n" + large[:-1])
