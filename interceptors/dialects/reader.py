@@ -402,6 +402,13 @@ class Reader(ABC):
         """A name, or a piece of one: servers send it in pieces, or again with every delta."""
         if name and name != call.name and name != "null":  # some servers send None as text with each further piece
             call.name = (call.name or "") + name
+            self._reopen(call)
+
+    def _reopen(self, call: Call) -> None:
+        """More of a call comes: if it was complete, it was not, and the next end may be no end, either."""
+        if call.complete:
+            call.complete = False
+            self._endless.add(self._end_mark(call.block))
 
     def _touch(self, call: Call, holder: Any, item: Any) -> None:
         if self.hold_tool_calls:
@@ -416,9 +423,7 @@ class Reader(ABC):
             call.begun = Place(holder, key, decoded)
         if not piece or not self.whole_calls:
             return
-        if call.complete:
-            call.complete = False
-            self._endless.add(self._end_mark(call.block))
+        self._reopen(call)
         call.size += len(piece)
         if call.size > MAX_ARGUMENTS:
             raise DialectError(f"the arguments of a tool call are longer than {MAX_ARGUMENTS} characters")

@@ -419,6 +419,16 @@ def test_b2_a_name_in_pieces(names: Sequence[str], name: str) -> None:
     assert (result.failure is not None) == (name == "delete_file")
 
 
+@pytest.mark.parametrize("holds", [True, False])
+def test_b_a_name_that_goes_on_after_the_calls_end_is_shown_to_the_hook(holds: bool) -> None:
+    """A policy must see the name that a client has in the end."""
+    first, second = item(0, "call_a", "delete", "{}"), item(0, None, "_file")
+    sent = stream(chunk({"tool_calls": [first]}, "tool_calls"), chunk({"tool_calls": [second]}), "[DONE]")
+    calls = Calls(holds)
+    assert run(CHAT, sent, lambda: calls).failure is not None
+    assert [name for _, name, _ in calls.seen] == ["delete", "delete_file"]
+
+
 @pytest.mark.parametrize(
     ("path", "events", "seen"),
     [
