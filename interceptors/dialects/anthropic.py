@@ -279,6 +279,9 @@ class AnthropicReader(Reader):
             and "index" in message
         )
 
+    def keeps_alive(self, message: Any) -> bool:
+        return isinstance(message, dict) and message.get("type") == "ping" and not self.calls
+
     def opens(self, message: dict[str, Any]) -> bool:
         return "content_block" in message
 

@@ -275,8 +275,7 @@ class _DialectSide:
                 changed = True
                 dropped = dropped or (isinstance(part, TextDelta) and part.dropped)
         silent = dropped and not event.is_body and reader.says_nothing(message)
-        is_ping = isinstance(message, dict) and message.get("type") == "ping"  # of Anthropic: it keeps no place
-        if (self._waiting or reader.calls or reader.has_removed) and not is_ping:
+        if (self._waiting or reader.calls or reader.has_removed) and not reader.keeps_alive(message):
             return self._pass_in_order(reader, _Waiting(event, message, lax, changed, silent, before, reader))
         if changed:
             if silent:

@@ -154,12 +154,12 @@ class OpenAIChatReader(Reader):
                     block = self._block(index, kind, name)
                 self._text(parts, block, delta, name, origin, choice)
             elif name == "tool_calls":
-                self._read_tool_calls(parts, index, delta)
+                self._read_tool_calls(parts, index, delta, choice)
             elif name == "function_call":
                 if isinstance(value, dict):
                     call = self._find_call(parts, index, name, None, None, "function_call")
                     self._name_call(call, self._str(value, "name", "choices[].delta.function_call."))
-                    self._touch(call, delta, value)
+                    self._touch(call, delta, value, choice)
                     self._arguments(parts, call, value, "arguments")
                 else:
                     self._odd("choices[].delta.function_call", value, "an object")
@@ -241,7 +241,7 @@ class OpenAIChatReader(Reader):
         self._last_call[index, place] = call
         return call
 
-    def _read_tool_calls(self, parts: list[Part], index: int, delta: dict[str, Any]) -> None:
+    def _read_tool_calls(self, parts: list[Part], index: int, delta: dict[str, Any], choice: dict[str, Any]) -> None:
         where = "choices[].delta.tool_calls[]."
         items = delta["tool_calls"]
         if isinstance(items, dict):  # as TGI had it
@@ -262,7 +262,7 @@ class OpenAIChatReader(Reader):
                 parts, index, position if number is None else number, number, self._id(item, "id", where), kind
             )
             self._name_call(call, self._str(holder, "name", f"{where}{kind}."))
-            self._touch(call, delta, item)
+            self._touch(call, delta, item, choice)
             self._arguments(parts, call, holder, key)
 
     def _read_whole(
@@ -274,7 +274,7 @@ class OpenAIChatReader(Reader):
             if not value:
                 continue
             if kind == "tool_call":
-                self._read_whole_calls(parts, index, message, name, grows=grows)
+                self._read_whole_calls(parts, index, message, name, choice, grows=grows)
             elif name == "reasoning_details":
                 repeats = isinstance(message.get("reasoning"), str)
                 for position, item in self._items(message, name, "choices[].message."):
@@ -309,13 +309,15 @@ class OpenAIChatReader(Reader):
         delta = TextDelta(block, holder, key, whole=True, repeated=repeated, tokens=choice)
         parts += delta, TextEnd(block, delta, whole=True, repeated=repeated)
 
-    def _read_whole_calls(self, parts: list[Part], index: int, message: dict[str, Any], field: str, *, grows: bool) -> None:
+    def _read_whole_calls(
+        self, parts: list[Part], index: int, message: dict[str, Any], field: str, choice: dict[str, Any], *, grows: bool
+    ) -> None:
         if field == "function_call":
             value = self._dict(message, field, "choices[].message.")
             if value is not None:
                 call = self._find_call(parts, index, field, None, None, field)
                 name = self._str(value, "name", "choices[].message.function_call.")
-                self._touch(self._whole_call(parts, call, name, value, "arguments", grows=grows), message, value)
+                self._touch(self._whole_call(parts, call, name, value, "arguments", grows=grows), message, value, choice)
             return
         where = "choices[].message.tool_calls[]."
         for position, item in self._items(message, field, "choices[].message."):
@@ -325,7 +327,7 @@ class OpenAIChatReader(Reader):
             place = position if number is None else number
             call = self._find_call(parts, index, place, number, self._id(item, "id", where), kind)
             name = self._str(holder, "name", f"{where}{kind}.")
-            self._touch(self._whole_call(parts, call, name, holder, key, grows=grows), message, item)
+            self._touch(self._whole_call(parts, call, name, holder, key, grows=grows), message, item, choice)
 
     def _end_mark(self, block: Block) -> Any:
         return block.output
@@ -383,10 +385,17 @@ class OpenAIChatReader(Reader):
             kept[call.index] = max(kept.values(), default=-1) + 1
         return None if call.index is None else kept[call.index]
 
-    def _touch(self, call: Call, holder: Any, item: Any) -> None:
+    def _touch(self, call: Call, holder: Any, item: Any, choice: dict[str, Any] | None = None) -> None:
         super()._touch(call, holder, item)
-        if self.hold_tool_calls and call.index is not None:
+        if not self.hold_tool_calls:
+            return
+        if call.index is not None:
             self._leaving.append(note(self._note_number, call))
+        if choice is not None and choice.get("logprobs"):
+            if call.left is None or not call.complete:
+                call.tokens.append(choice)
+            elif call.edited:
+                choice["logprobs"] = None
 
     def _note_number(self, call: Call) -> None:
         if call.index is not None and not call.removed:

@@ -75,6 +75,7 @@ class Call:
         "places",
         "repeats",
         "size",
+        "tokens",
     )
 
     def __init__(self, block: Block, id: str | None, index: int | None = None, kind: str = "") -> None:
@@ -95,6 +96,8 @@ class Call:
         """Where the pieces are that have not left yet, if calls are held; `begun` is where they go if there are none."""
         self.repeats: list[Place] = []
         """Where the complete arguments are repeated, in messages that have not left yet."""
+        self.tokens: list[dict[str, Any]] = []
+        """What has `logprobs` that show its tokens, in messages that have not left yet."""
         self.left: str | None = None
         """The arguments that have left, once `decide` was called."""
         self.of: Call | None = None
@@ -225,12 +228,15 @@ class Reader(ABC):
         elif (rest := part.arguments[len(call.left) :]) != came:
             part.changed = True
             self._write(call, rest)
-        if part.changed and not part.dropped:
-            for place in call.repeats:
+        if part.changed:
+            for holder in call.tokens:
+                holder["logprobs"] = None
+            for place in [] if part.dropped else call.repeats:
                 place.write(part.arguments)
         call.left = part.arguments
         call.places = []
         call.repeats = []
+        call.tokens = []
 
     @abstractmethod
     def settle(self, message: dict[str, Any], touches: list[Touch]) -> list[dict[str, Any]] | None:
@@ -242,6 +248,10 @@ class Reader(ABC):
     @abstractmethod
     def says_nothing(self, message: dict[str, Any]) -> bool:
         """Whether an event whose deltas were dropped need not leave at all."""
+
+    def keeps_alive(self, message: Any) -> bool:
+        """Whether an event only keeps the connection alive, so that it may overtake those that wait for a call."""
+        return False
 
     def opens(self, message: dict[str, Any]) -> bool:
         """Whether a block begins with this event, so that it must leave before the block can end."""
