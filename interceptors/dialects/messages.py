@@ -17,10 +17,11 @@ from ..api import End, EventResult, Interceptor, StreamContext, StreamIntercepto
 from ..errors import NotJson
 from ..event import Event
 from .anthropic import AnthropicReader
+from .errors import DialectError
 from .openai_chat import OpenAIChatReader
 from .openai_responses import OpenAIResponsesReader
 from .parts import Finish, Part, ProviderError, TextDelta, TextEnd, ToolCall, ToolCallDelta, Unread, Usage
-from .reader import DONE, MESSAGE, Made, Reader, Touch
+from .reader import DONE, HELD_EVENT, MAX_HELD, MESSAGE, Call, Made, Reader, Touch
 
 __all__ = ["MessageInterceptor", "MessageStream", "readers_for"]
 
@@ -180,7 +181,7 @@ def _recognise(message: Any) -> type[Reader] | None:
 class _Waiting:
     """An event that waits for a tool call."""
 
-    __slots__ = ("before", "changed", "event", "lax", "message", "notes", "silent", "touches")
+    __slots__ = ("_blocked_by", "before", "changed", "event", "lax", "message", "notes", "silent", "size", "touches")
 
     def __init__(
         self, event: Event, message: Any, lax: bool, changed: bool, silent: bool, before: list[Event], reader: Reader
@@ -195,6 +196,18 @@ class _Waiting:
         """Made events that leave before it."""
         self.touches: list[Touch] = reader.calls
         self.notes = reader.take_notes()
+        self.size = 0
+        self._blocked_by: Call | None = None
+
+    def is_blocked(self) -> bool:
+        """Whether one of its calls is not decided. Asks first for the one of the last time: there may be thousands."""
+        call = self._blocked_by
+        if call is not None and (call.left is None or not call.complete):
+            return True
+        self._blocked_by = next(
+            (touch.call for touch in self.touches if touch.call.left is None or not touch.call.complete), None
+        )
+        return self._blocked_by is not None
 
 
 class _DialectSide:
@@ -215,6 +228,7 @@ class _DialectSide:
         self._current: Part | None = None
         self._asked: tuple[str | None, str] | None = None
         self._waiting: deque[_Waiting] = deque()
+        self._held = 0  # the size of what waits
 
     def _make(self, reader: type[Reader]) -> Reader:
         return reader(
@@ -364,6 +378,10 @@ class _DialectSide:
         left = self._leave(reader)
         if self._waiting and self._waiting[-1] is waiting:
             waiting.event = waiting.event.detach()
+            waiting.size = HELD_EVENT + len(waiting.event.raw)
+            self._held += waiting.size
+            if self._held > MAX_HELD:
+                raise DialectError("more events than fit in memory wait for a tool call that is not complete")
         elif alone and left == [waiting.event]:
             return waiting.event
         return left or None
@@ -373,9 +391,10 @@ class _DialectSide:
         left: list[Event] = []
         while self._waiting:
             first = self._waiting[0]
-            if any(touch.call.left is None or not touch.call.complete for touch in first.touches):
+            if first.is_blocked():
                 break
             self._waiting.popleft()
+            self._held -= first.size
             left += first.before
             made = None
             if reader.has_removed and isinstance(first.message, dict):

@@ -54,9 +54,11 @@ class OpenAIChatReader(Reader):
         # By choice, so that the end of one looks at no other: its texts, by field, and its calls that are not complete.
         self._texts: dict[int, dict[str, Block]] = {}
         self._begun: dict[int, dict[Block, Call]] = {}
+        self._free: dict[int, int] = {}
         self._last_call: dict[tuple[int, Any], Call] = {}  # by choice and place in it
         self._by_id: dict[tuple[int, Any, str], Call] = {}
         self._templates: dict[Block, dict[str, Any]] = {}  # of `reasoning_details`: the item that a delta of it needs
+        self._removed_in: dict[int, int] = {}  # by choice, how many of its calls were removed
         self._left: dict[int, set[int]] = {}  # by choice, the numbers of calls that have left, if calls are held
         self._kept: dict[
             int, dict[int, int]
@@ -69,8 +71,7 @@ class OpenAIChatReader(Reader):
             self._has_choices = True
             index = choice.get("index")
             if type(index) is not int:
-                index = self._number(choice, "index", "choices[].")
-                index = position if index is None else index
+                index = self._index(choice, position)
             if self.deltas:
                 delta = choice.get("delta")
                 if isinstance(delta, dict):
@@ -94,8 +95,7 @@ class OpenAIChatReader(Reader):
     def _read_whole_body(self, parts: list[Part], message: dict[str, Any]) -> None:
         self.model = self._str(message, "model") or self.model
         for position, choice in self._items(message, "choices"):
-            index = self._number(choice, "index", "choices[].")
-            index = position if index is None else index
+            index = self._index(choice, position)
             if self.deltas:
                 whole = self._dict(choice, "message", "choices[].")
                 if whole is not None:
@@ -107,6 +107,10 @@ class OpenAIChatReader(Reader):
                     self._whole(parts, Block("text", index, 0, "text"), choice, "text", choice)
             self._read_end_of_choice(parts, index, choice)
         self._read_rest(parts, message, None)
+
+    def _index(self, choice: dict[str, Any], position: int) -> int:
+        index = self._number(choice, "index", "choices[].")
+        return position if index is None else index
 
     def _read_end_of_choice(self, parts: list[Part], index: int, choice: dict[str, Any]) -> None:
         reason = choice.get("finish_reason")
@@ -230,8 +234,11 @@ class OpenAIChatReader(Reader):
         if call is None:
             begun = self._begun.setdefault(index, {})
             part = len(begun) if number is None else number
-            while Block("tool_call", index, part, "tool_calls") in begun:
-                part = len(begun) if part < len(begun) else part + 1
+            if Block("tool_call", index, part, "tool_calls") in begun:
+                part = max(self._free.get(index, 0), len(begun))
+                while Block("tool_call", index, part, "tool_calls") in begun:
+                    part += 1
+                self._free[index] = part + 1  # so that many calls at one place are numbered in linear time
             call = self._begin_call(Call(Block("tool_call", index, part, "tool_calls"), id, number, kind))
             begun[call.block] = call
         if call.id is None:
@@ -257,7 +264,9 @@ class OpenAIChatReader(Reader):
             kind, key = _kind_of(item)
             holder = self._dict(item, kind, where)
             if holder is None:
-                holder = item.setdefault(kind, {}) if self.hold_tool_calls and item.get(kind) is None else {}
+                holder = {}
+                if self.hold_tool_calls and item.get(kind) is None:
+                    item[kind] = holder  # also where it is null
             call = self._find_call(
                 parts, index, position if number is None else number, number, self._id(item, "id", where), kind
             )
@@ -337,12 +346,14 @@ class OpenAIChatReader(Reader):
             return
         for block in self._texts.get(index, {}).values():
             self._end(parts, block)
-        for call in self._begun.get(index, {}).values():
+        for call in list(self._open_calls.get(index, {}).values()):
             self._complete(parts, call)
         self._leaving.append(note(self._choices.pop, index, None))
 
     def settle(self, message: dict[str, Any], touches: list[Touch]) -> list[dict[str, Any]] | None:
         changed = False
+        gone = {id(item) for call, _, item in touches if call.removed}
+        cleaned: set[int] = set()
         for call, holder, item in touches:
             index = call.block.output
             if not call.removed:
@@ -354,12 +365,13 @@ class OpenAIChatReader(Reader):
             if index not in self._kept:
                 self._kept[index] = {number: number for number in self._left.get(index, ())}
             assert call.part is not None
-            if isinstance(holder.get("tool_calls"), list):
-                holder["tool_calls"] = [other for other in holder["tool_calls"] if other is not item]
-                if not holder["tool_calls"]:
-                    del holder["tool_calls"]
-            else:
-                holder.pop("function_call" if call.kind == "function_call" else "tool_calls", None)
+            if call.kind == "function_call":
+                holder.pop("function_call", None)
+            elif id(holder) not in cleaned:  # once for each list: it may have thousands of calls
+                cleaned.add(id(holder))
+                items = holder.pop("tool_calls", None)
+                if isinstance(items, list) and (left := [other for other in items if id(other) not in gone]):
+                    holder["tool_calls"] = left
             text, call.part.refusal = call.part.refusal, None
             if text:
                 content = holder.get("content")
@@ -369,9 +381,8 @@ class OpenAIChatReader(Reader):
                     holder["content"] = (content or "") + text
         for position, choice in enumerate(message.get("choices") or ()):
             if isinstance(choice, dict) and choice.get("finish_reason") in ("tool_calls", "function_call"):
-                number = choice.get("index")
-                calls = self._begun.get(position if type(number) is not int else number, {}).values()
-                if calls and all(call.removed for call in calls):
+                index = self._index(choice, position)
+                if self._begun.get(index) and self._removed_in.get(index, 0) >= len(self._begun[index]):
                     changed = True
                     choice["finish_reason"] = "stop"
         if not changed:
@@ -396,6 +407,10 @@ class OpenAIChatReader(Reader):
                 call.tokens.append(choice)
             elif call.edited:
                 choice["logprobs"] = None
+
+    def _note_removed(self, call: Call) -> None:
+        super()._note_removed(call)
+        self._removed_in[call.block.output] = self._removed_in.get(call.block.output, 0) + 1
 
     def _note_number(self, call: Call) -> None:
         if call.index is not None and not call.removed:
@@ -453,8 +468,7 @@ class OpenAIChatReader(Reader):
             said = (choice.get("message") or choice.get("delta")) if isinstance(choice, dict) else None
             if not isinstance(said, dict):
                 continue
-            index = choice.get("index")
-            here = not everything and part.block.output == (position if type(index) is not int else index)
+            here = not everything and part.block.output == self._index(choice, position)
             if not here and not after:
                 continue  # all of it was shown before
             after = True

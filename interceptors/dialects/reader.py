@@ -21,11 +21,32 @@ from .errors import DialectError
 from .parts import Block, Finish, Part, ProviderError, TextDelta, TextEnd, ToolCall, ToolCallDelta, Usage, arguments_text
 from .tokens import COUNTS, read_counts
 
-__all__ = ["DONE", "MAX_ARGUMENTS", "MESSAGE", "STOPPED", "Call", "Made", "Origin", "Place", "Reader", "Touch"]
+__all__ = [
+    "DONE",
+    "HELD_EVENT",
+    "MAX_ARGUMENTS",
+    "MAX_HELD",
+    "MAX_NAME",
+    "MESSAGE",
+    "STOPPED",
+    "Call",
+    "Made",
+    "Origin",
+    "Place",
+    "Reader",
+    "Touch",
+]
 
 DONE = "[DONE]"
 MAX_ARGUMENTS = 1 << 20
 """Characters of one tool call's arguments that are joined for a hook; more are a `DialectError`."""
+MAX_HELD = 1 << 25
+"""Bytes of events that wait for a tool call, `HELD_EVENT` more for each; characters of the arguments of all calls of an answer.
+More are a `DialectError`.
+"""
+HELD_EVENT = 1 << 10
+MAX_NAME = 1 << 14
+"""Characters of one tool call's name; more are a `DialectError`."""
 MESSAGE = Block("message", 0)
 STOPPED = "this answer was stopped by a filter"
 """What clients are shown in place of a provider's error that must not leave."""
@@ -64,6 +85,7 @@ class Call:
         "begun",
         "block",
         "complete",
+        "echoes",
         "id",
         "index",
         "kind",
@@ -96,6 +118,8 @@ class Call:
         """Where the pieces are that have not left yet, if calls are held; `begun` is where they go if there are none."""
         self.repeats: list[Place] = []
         """Where the complete arguments are repeated, in messages that have not left yet."""
+        self.echoes: list[Place] = []
+        """Where pieces of it are repeated that nothing is assembled from, in messages that have not left yet."""
         self.tokens: list[dict[str, Any]] = []
         """What has `logprobs` that show its tokens, in messages that have not left yet."""
         self.left: str | None = None
@@ -159,7 +183,11 @@ class Reader(ABC):
         # Blocks that went on after their end: further ends are not believed. Of chat, a choice stands for all of its blocks.
         self._endless: set[Any] = set()
         self._here: dict[Block, TextDelta] = {}  # each block's last delta in the message that is being read
-        self._calls: list[Call] = []
+        self._size = 0  # of the arguments of all calls
+        self._known_calls = 0
+        self._removed_calls = 0
+        # By choice, item or content block, so that the end of one looks at no other: calls that are not complete.
+        self._open_calls: dict[int, dict[int, Call]] = {}
         self._leaving: list[Callable[[], object]] = []  # to be noted when the message that was read last has left
 
     # --- what the hooks' side asks ----------------------------------------------------------------------------------------
@@ -218,6 +246,8 @@ class Reader(ABC):
         came = "".join(place_text(place) for place in call.places)
         if part.dropped:
             self.has_removed = True
+            if call.of is None:
+                self._note_removed(call)
             if call.left is not None or (call.of is not None and call.of.left is not None and not call.of.removed):
                 raise DialectError("a tool call that has left cannot be taken back")
         elif call.left is None:
@@ -233,10 +263,13 @@ class Reader(ABC):
                 holder["logprobs"] = None
             for place in [] if part.dropped else call.repeats:
                 place.write(part.arguments)
+            for place in call.echoes:
+                place.write("")
         call.left = part.arguments
         call.places = []
         call.repeats = []
         call.tokens = []
+        call.echoes = []
 
     @abstractmethod
     def settle(self, message: dict[str, Any], touches: list[Touch]) -> list[dict[str, Any]] | None:
@@ -382,8 +415,9 @@ class Reader(ABC):
         """Whatever is open ends."""
         for block in list(self._open):
             self._end(parts, block)
-        for call in self._calls:
-            self._complete(parts, call)
+        for calls in list(self._open_calls.values()):
+            for call in list(calls.values()):
+                self._complete(parts, call)
 
     def _whole(
         self, parts: list[Part], block: Block, holder: dict[str, Any], key: str, tokens: dict[str, Any] | None = None
@@ -400,13 +434,23 @@ class Reader(ABC):
     # Tool calls.
 
     def _begin_call(self, call: Call) -> Call:
-        self._calls.append(call)
+        self._known_calls += 1
+        self._note_open(call)
         return call
+
+    def _note_removed(self, call: Call) -> None:
+        self._removed_calls += 1
+
+    def _note_open(self, call: Call) -> None:
+        if self.whole_calls:
+            self._open_calls.setdefault(call.block.output, {})[id(call)] = call
 
     def _name_call(self, call: Call, name: str | None) -> None:
         """A name, or a piece of one: servers send it in pieces, or again with every delta."""
         if name and name != call.name and name != "null":  # some servers send None as text with each further piece
             call.name = (call.name or "") + name
+            if len(call.name) > MAX_NAME:
+                raise DialectError(f"the name of a tool call is longer than {MAX_NAME} characters")
 
     def _touch(self, call: Call, holder: Any, item: Any) -> None:
         if self.hold_tool_calls:
@@ -423,19 +467,30 @@ class Reader(ABC):
             return
         if call.complete:
             call.complete = False
+            self._note_open(call)
             self._endless.add(self._end_mark(call.block))
-        call.size += len(piece)
-        if call.size > MAX_ARGUMENTS:
-            raise DialectError(f"the arguments of a tool call are longer than {MAX_ARGUMENTS} characters")
+        self._count(call, piece)
         call.pieces.append(piece)
         if self.hold_tool_calls:
             call.places.append(Place(holder, key, decoded or not isinstance(value, str)))
+
+    def _count(self, call: Call, piece: str) -> None:
+        """Raises `DialectError` for more than is to be kept."""
+        call.size += len(piece)
+        self._size += len(piece)
+        if call.size > MAX_ARGUMENTS:
+            raise DialectError(f"the arguments of a tool call are longer than {MAX_ARGUMENTS} characters")
+        if self._size > MAX_HELD:
+            raise DialectError(f"the arguments of all tool calls are longer than {MAX_HELD} characters")
 
     def _complete(self, parts: list[Part], call: Call) -> None:
         """All of a call has come, unless it was complete before."""
         if call.complete or not self.whole_calls or (self._endless and self._end_mark(call.block) in self._endless):
             return
         call.complete = True
+        here = self._open_calls.get(call.block.output)
+        if here is not None and here.pop(id(call), None) is not None and not here:
+            del self._open_calls[call.block.output]
         if not call.pieces and call.begun is not None and call.begun.decoded and (whole := place_text(call.begun)) != "{}":
             call.pieces.append(whole)  # it began with all of its arguments, and no deltas have replaced them
             call.places.append(call.begun)
@@ -465,6 +520,7 @@ class Reader(ABC):
             if name:
                 call.name = name
             if arguments:
+                self._count(call, arguments)
                 call.pieces.append(arguments)
                 call.places.append(place)
             elif call.begun is None:
@@ -492,9 +548,9 @@ class Reader(ABC):
         if arguments:
             other.places.append(place)
         other.pieces = [arguments] if arguments else []
+        self._count(other, arguments)
         other.of = call
         other.part = ToolCall(call.block, call.id, other.name, arguments, held=self.hold_tool_calls, call=other)
-        self._calls.append(other)
         parts.append(other.part)
         return other
 
@@ -559,6 +615,6 @@ def note(function: Callable[..., object], *args: Any) -> Callable[[], object]:
     return partial(function, *args)
 
 
-def position_of(item: Any, items: list[Any]) -> int:
-    """Where a list has this very object; behind its end if it has it no longer."""
-    return next((position for position, other in enumerate(items) if other is item), len(items))
+def replace_items(items: list[Any], replacements: dict[int, dict[str, Any] | None]) -> None:
+    """Replace items of a list, by their `id()`, all at once: there may be thousands. None: the item is removed."""
+    items[:] = [made for item in items if (made := replacements.get(id(item), item)) is not None]
