@@ -69,10 +69,14 @@ Emit = Callable[[Event], Awaitable[None]]
 class StreamContext:
     """What a stream's interceptor knows of its exchange, and what it can do besides answering its hooks."""
 
-    __slots__ = ("_emit", "_owner", "request")
+    __slots__ = ("_emit", "_owner", "is_body", "request")
 
-    def __init__(self, request: Request, emit: Emit | None = None, owner: Any = None) -> None:
+    def __init__(self, request: Request, emit: Emit | None = None, owner: Any = None, *, is_body: bool = False) -> None:
         self._owner = owner
+        self.is_body: bool = is_body
+        """Whether the response is a JSON body, which comes as one event. False for a response that is an event stream, or calls
+        itself one: whether it then is one, each event tells with `Event.is_body`.
+        """
         self.request: Request = request
         """The request, as it went upstream. Its body is there only for interceptors that say `wants_body`."""
         self._emit = emit
@@ -157,6 +161,13 @@ class StreamInterceptor:
     Mind that JSON may write a character in several ways, and that anchors and lookarounds see neighbouring events.
     """
 
+    passes_unseen: bool = False
+    """What becomes of what `on_event` is for and cannot be shown: an event or JSON body above `limits.max_event_bytes`, a response
+    that is encoded although identity was asked for. False: the stream ends with an error, because this interceptor must not miss
+    it. True: it passes unseen and unchanged, at any size, unless another interceptor needs it. An attribute of the class or of the
+    object, as `needs`.
+    """
+
     def on_start(self, head: ResponseHead) -> None:
         """The stream begins."""
 
@@ -182,6 +193,9 @@ class AsyncStreamInterceptor:
     """
 
     needs: Needs = None
+    """As in `StreamInterceptor`."""
+
+    passes_unseen: bool = False
     """As in `StreamInterceptor`."""
 
     async def on_start(self, head: ResponseHead) -> None:
@@ -239,3 +253,9 @@ class Interceptor:
     def open_stream(self, context: StreamContext) -> StreamInterceptor | AsyncStreamInterceptor | None:
         """An object for one stream, or None to stay out of it. Called when an event stream's head has arrived."""
         return None
+
+    def _opened(
+        self, stream: StreamInterceptor | AsyncStreamInterceptor, context: StreamContext
+    ) -> StreamInterceptor | AsyncStreamInterceptor:
+        """What the chain takes instead of what `open_stream` has returned."""
+        return stream

@@ -50,8 +50,6 @@ CREDENTIALS = frozenset(
 """Headers that are never written down."""
 
 _ID = "exchange_id"  # in a request's state, for other interceptors, too
-_MEDIA_TYPE = "audit.media_type"
-_SSE = "text/event-stream"
 
 
 class AuditOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,12 +103,11 @@ class Audit(Interceptor):
         self.write("request", request, **_about(request), **details)
 
     async def on_response(self, head: ResponseHead) -> None:
-        head.request.state[_MEDIA_TYPE] = head.media_type
         if self.options.requests:
             self.write("response", head.request, status=head.status, headers=self._chosen(head.headers))
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor:
-        return _AuditStream(self, context.request)
+        return _AuditStream(self, context)
 
     def write(self, event: str, request: Request, **details: Any) -> None:
         """Queue one line. Never blocks."""
@@ -124,13 +121,13 @@ class Audit(Interceptor):
 
 
 class _AuditStream(StreamInterceptor):
-    def __init__(self, audit: Audit, request: Request) -> None:
+    def __init__(self, audit: Audit, context: StreamContext) -> None:
         self._audit = audit
-        self._request = request
+        self._request = context.request
         self._status: int | None = None
         self._with_data = audit.options.events == "data"
         self._events: int | None = 0
-        if audit.options.events == "none" or request.state.get(_MEDIA_TYPE, _SSE) != _SSE:
+        if audit.options.events == "none" or context.is_body:
             self.needs = ()  # no event is parsed, no JSON body collected
             self._events = None
 
@@ -138,6 +135,9 @@ class _AuditStream(StreamInterceptor):
         self._status = head.status
 
     def on_event(self, event: Event) -> EventResult:
+        if event.is_body:
+            self._events = None
+            return event
         assert self._events is not None
         self._events += 1
         details = {"data": event.data} if self._with_data else {}

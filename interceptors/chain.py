@@ -91,12 +91,13 @@ class Chain:
             request.asked = owner
             began = perf_counter()
             try:
-                member = owner.interceptor.open_stream(StreamContext(request, stream.emitter(owner), owner))
+                context = StreamContext(request, stream.emitter(owner), owner, is_body=json)
+                member = owner.interceptor.open_stream(context)
                 if member is None:
                     continue
                 if not isinstance(member, (StreamInterceptor, AsyncStreamInterceptor)):
                     raise owner.wrong("open_stream", member, "a StreamInterceptor, an AsyncStreamInterceptor or None")
-                stream.add(owner, member)
+                stream.add(owner, owner.interceptor._opened(member, context))
             except Exception as error:
                 problem = owner.failed("open_stream", error)
                 if problem is not None:

@@ -15,7 +15,7 @@ from pools import PooledOutput, decode_json, encode_json
 
 from .errors import NotJson, StaleEvent
 from .needs import Finder
-from .sse import Fields, encode_event, encode_head, parse_fields, unknown_lines
+from .sse import BOM, Fields, encode_event, encode_head, parse_fields, unknown_lines
 
 __all__ = ["UNSET", "BodyEvent", "Event", "JsonEvent", "WireEvent", "not_for_a_body", "not_json"]
 
@@ -38,6 +38,9 @@ class Event:
 
     made_by: Any
     """Which hook of the chain returned it; the chain's own note."""
+
+    is_body: bool = False
+    """Whether this is the whole body of a response that is not a stream, whatever its content type says."""
 
     def __init__(
         self,
@@ -92,11 +95,6 @@ class Event:
         """The block as bytes, its empty line included: for a wire event the very bytes that came (a copy of them)."""
         text = self.data if self._data is not None or self._json is not UNSET else None
         return encode_event(Fields(self._event, text, self._id, self._retry))
-
-    @property
-    def is_body(self) -> bool:
-        """Whether this is the whole body of a response that is not a stream, whatever its content type says."""
-        return False
 
     def json(self) -> Any:
         """The data decoded as JSON, once; later calls give the same object. Raises `NotJson`."""
@@ -239,6 +237,9 @@ class WireEvent(Event):
 
     @property
     def data(self) -> str:
+        buffer = self._buffer
+        if buffer is not None and (line := self._line or self._data_at(buffer)) > 0:
+            return bytes(buffer[line : self._to - 2]).decode("utf-8", "replace")
         return self._parse().data or ""
 
     @property
@@ -342,12 +343,14 @@ class WireEvent(Event):
 
 
 class BodyEvent(Event):
-    """The body of an `application/json` response, shown as one event: `data` is its text, `raw` its bytes.
+    """The body of a JSON response, shown as one event: `data` is its text without a BOM, `raw` its bytes.
 
     Replace its `json` or its `data`; what has no meaning for a body (`event`, `id`, `retry`, a second event, none) is refused.
     """
 
     __slots__ = ("_body",)
+
+    is_body = True
 
     def __init__(self, body: bytes | bytearray | memoryview) -> None:
         self._body: bytes | bytearray | memoryview | None = body
@@ -369,22 +372,18 @@ class BodyEvent(Event):
         self._body = None
 
     @property
-    def is_body(self) -> bool:
-        return True
-
-    @property
     def raw(self) -> bytes:
         return bytes(self._bytes())
 
     @property
     def data(self) -> str:
-        return self.raw.decode("utf-8", "replace")
+        return self.raw.decode("utf-8", "replace").removeprefix("\ufeff")
 
     def json(self) -> Any:
         body = self._bytes()
         if self._json is UNSET:
             try:
-                self._json = decode_json(body)
+                self._json = decode_json(body[len(BOM) :] if bytes(body[: len(BOM)]) == BOM else body)
             except (ValueError, RecursionError) as error:
                 raise not_json(error, "this response's body") from None
         return self._json

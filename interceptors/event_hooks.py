@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from .api import AsyncStreamInterceptor, End, EventResult, StreamInterceptor
+from .errors import EventTooLarge
 from .event import BodyEvent, Event, WireEvent, not_for_a_body
 from .hooks import Owner
-from .needs import Finder, finder_of
+from .needs import Finder, finder_of, overlap_of
 
 __all__ = ["EventHook", "EventHooks"]
 
@@ -20,7 +21,7 @@ __all__ = ["EventHook", "EventHooks"]
 class EventHook:
     """One `on_event` of the chain."""
 
-    __slots__ = ("call", "is_async", "need", "ordinal", "owner")
+    __slots__ = ("call", "is_async", "need", "ordinal", "overlap", "owner", "passes_unseen")
 
     def __init__(self, owner: Owner, stream: StreamInterceptor | AsyncStreamInterceptor, ordinal: int) -> None:
         self.owner = owner
@@ -30,6 +31,10 @@ class EventHook:
             self.need: Finder | None = finder_of(stream.needs)
         except TypeError as error:
             raise TypeError(f"{type(stream).__qualname__}: {error}") from None
+        if not isinstance(stream.passes_unseen, bool):
+            raise TypeError(f"{type(stream).__qualname__}: passes_unseen is not True or False")
+        self.overlap = overlap_of(stream.needs)
+        self.passes_unseen = stream.passes_unseen
         self.ordinal = ordinal
 
     def wants(self, event: Event) -> bool:
@@ -63,6 +68,11 @@ class EventHooks:
         return any(hook.is_async for hook in self.hooks)
 
     @property
+    def pass_unseen(self) -> bool:
+        """Whether every hook lets pass what cannot be shown to it."""
+        return all(hook.passes_unseen for hook in self.hooks)
+
+    @property
     def is_selective(self) -> bool:
         """Whether every hook has said which events it needs."""
         return all(hook.need is not None for hook in self.hooks)
@@ -80,6 +90,20 @@ class EventHooks:
             if found >= 0:
                 wanted = found
         return wanted
+
+    def watchers_of_large(self, buffer: bytes | bytearray, at: int, end: int, max_event_bytes: int) -> tuple[EventHook, ...]:
+        """The hooks for which the rest of an event or body must be searched that is too large to be shown and begins with
+        `buffer[at:end]`: so far, none of them needs it. Raises `EventTooLarge` when one does and must not miss it.
+        """
+        watchers = tuple(hook for hook in self.hooks if not hook.passes_unseen)
+        if any(hook.need is None or hook.need(buffer, at, end) >= 0 for hook in watchers):
+            raise EventTooLarge(max_event_bytes)
+        return watchers
+
+    def begin_body(self) -> None:
+        """What comes is the body of a response that is not a stream: for those that want bodies."""
+        self.is_body = True
+        self.hooks = tuple(hook for hook in self.hooks if hook.owner.interceptor.wants_json)
 
     def run_sync(self, events: list[Event], index: int) -> tuple[list[Event], int]:
         """Send events through the hooks from `index` on, up to one that must be awaited; what is left, and before which."""

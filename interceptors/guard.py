@@ -16,7 +16,6 @@ itself: those in unknown fields and events, and all of an event that is not JSON
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Literal
 
 from .api import StreamContext
@@ -72,23 +71,28 @@ class Guard(MessageInterceptor):
 
         Unless the text has `ended`, a match at its end does not count if what comes next may undo it.
         """
-        return min(self._matches(text, start, ended), default=None)
+        first: tuple[int, int] | None = None
+        for index, (pattern, looks_ahead) in enumerate(self.patterns):
+            match = pattern.search(text, start)
+            if match is not None and (ended or not looks_ahead or match.end() < len(text)):
+                found = match.start(), index
+                first = found if first is None else min(first, found)
+        return first
 
     def find_in(self, unread: Unread) -> int | None:
         """The number of the pattern that one of these strings matches."""
-        data = unread.data
-        if not self._looks_around and "\\" not in data and not any(pattern.search(data) for pattern, _ in self.patterns):
-            return None  # without escapes, what is in a string is in the data
+        if not self._looks_around:
+            data = unread.data
+            if "\\" not in data:  # then what is in a string is in the data as it stands
+                for pattern, _ in self.patterns:
+                    if pattern.search(data):
+                        break
+                else:
+                    return None
         for text in unread.texts():
             if (found := self.find(text, 0, ended=True)) is not None:
                 return found[1]
         return None
-
-    def _matches(self, text: str, start: int, ended: bool) -> Iterable[tuple[int, int]]:
-        for index, (pattern, looks_ahead) in enumerate(self.patterns):
-            match = pattern.search(text, start)
-            if match is not None and (ended or not looks_ahead or match.end() < len(text)):
-                yield match.start(), index
 
 
 class _GuardStream(MessageStream):

@@ -89,6 +89,10 @@ class Request:
         """What the route's `dialect` says that it speaks: openai, anthropic, mcp, generic or abort."""
         self.client = client
         """The client's address."""
+        self.target: bytes = raw_path + b"?" + query if query else raw_path
+        """What the client asked for: path and query as they came, whatever interceptors make of them."""
+        self.sessions: Any = None
+        """What the process knows of the MCP sessions of the route's upstream (`dialects.mcp_sessions`). The proxy's own note."""
         self.state: dict[str, Any] = {}
         self._body = body
         self.has_body: bool = bool(body) or _announces_body(self.headers.raw) if has_body is None else has_body

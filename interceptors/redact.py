@@ -30,7 +30,6 @@ from .api import EventResult, StreamContext, StreamInterceptor
 from .dialects import Block, MessageInterceptor, MessageStream, TextDelta, TextEnd, ToolCall
 from .errors import Abort
 from .event import Event
-from .message import Response, ResponseHead
 from .substitute import Flow, ReachesBack, Substitution
 from .unescape import unescape
 
@@ -44,7 +43,6 @@ _LOOKS_AROUND = re.compile(r"[$^]|\\[bBAZ]|\(\?[=!<]")
 
 
 _MOST_AGAIN = 1 << 26  # characters that are looked at again: some hundredths of a second
-_STREAMED = "redact.streamed"
 
 
 class Redact(MessageInterceptor):
@@ -66,10 +64,6 @@ class Redact(MessageInterceptor):
         self._window = window
         self._looks_around = any(_LOOKS_AROUND.search(pattern) for pattern in patterns)
 
-    async def on_response(self, head: ResponseHead) -> Response | None:
-        head.request.state[_STREAMED] = head.media_type == "text/event-stream"
-        return None
-
     def open_stream(self, context: StreamContext) -> StreamInterceptor | None:
         answer = super().open_stream(context)
         if isinstance(answer, _RedactMessages):
@@ -77,7 +71,7 @@ class Redact(MessageInterceptor):
         if context.dialect == "mcp":
             return _RedactStream(self.redact_json)
         # Other JSON bodies pass, and are not collected.
-        return _RedactStream(self.redact) if context.state.get(_STREAMED, True) else None
+        return None if context.is_body else _RedactStream(self.redact)
 
     def open_messages(self, context: StreamContext) -> MessageStream:
         return _RedactMessages(self)

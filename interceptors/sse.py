@@ -14,12 +14,18 @@ from typing import NamedTuple
 
 __all__ = [
     "BOM",
+    "FIELD_LINE_BYTES",
+    "MAX_BLANK_BYTES",
     "Fields",
     "encode_data",
     "encode_event",
     "encode_head",
     "find_block_end",
+    "find_empty_line",
+    "find_field_line",
+    "first_of_body",
     "is_silent",
+    "looks_like_sse",
     "parse_fields",
     "unknown_lines",
 ]
@@ -34,8 +40,51 @@ _FIELDS = frozenset((b"data", b"event", b"id", b"retry"))
 _EMPTY_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n?|\n)")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _DATA_LINE_END = re.compile(r"\r\n|\r|\n")
+_BLANK = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*")
+_FIRST_LINES = (b":", b"data:", b"event:", b"id:", b"retry:")
+_NOT_SPACE = re.compile(rb"[^ \t\r\n]")  # JSON's white space (RFC 8259, section 2)
+_FIELD_LINE = re.compile(rb"[\r\n](?:data|event|id|retry)[:\r\n]")
+FIELD_LINE_BYTES = len(b"\nevent:")
+"""The most bytes that tell a field's line."""
+_LONGEST_FIRST = max(map(len, _FIRST_LINES))
 _DIGITS = re.compile(rb"[0-9]+")
 _MOST_DIGITS = 18  # of a retry; longer than any stream, and what would take time to read
+
+MAX_BLANK_BYTES = 4096
+"""A body that begins with so many bytes of empty lines counts as an event stream: the wait for its first line is bounded."""
+
+
+def looks_like_sse(beginning: bytes | bytearray, *, whole: bool) -> bool | None:
+    """Whether a body that begins with these bytes is an event stream, whatever its content type says; None: more bytes decide.
+
+    It is if its first line, after a BOM and empty lines, is a comment or begins with `data:`, `event:`, `id:` or `retry:`. `whole`:
+    no more bytes come. The answer does not depend on how the body is cut into reads.
+    """
+    if not whole and len(beginning) < len(BOM) and BOM.startswith(beginning):
+        return None
+    match = _BLANK.match(beginning, 0, MAX_BLANK_BYTES)
+    assert match is not None
+    at = match.end()
+    if at == MAX_BLANK_BYTES:
+        return True
+    line = bytes(beginning[at : at + _LONGEST_FIRST])
+    if line.startswith(_FIRST_LINES):
+        return True
+    return None if not whole and any(first.startswith(line) for first in _FIRST_LINES) else False
+
+
+def first_of_body(buffer: bytes | bytearray, start: int, end: int) -> tuple[int, bool]:
+    """The index of the first byte that is not white space, or -1, and whether a JSON body begins with it: no event stream does."""
+    match = _NOT_SPACE.search(buffer, start, end)
+    return (-1, False) if match is None else (match.start(), buffer[match.start()] in b"{[")
+
+
+def find_field_line(buffer: bytes | bytearray, start: int, end: int) -> int:
+    """Where a line of a field begins, with the end of the line before it, or -1. No JSON text holds one: a client that finds one in
+    what began like JSON reads events.
+    """
+    match = _FIELD_LINE.search(buffer, start, end)
+    return -1 if match is None else match.start()
 
 
 def find_block_end(buffer: bytes | bytearray, start: int, end: int, scan_from: int) -> int:
@@ -50,7 +99,12 @@ def find_block_end(buffer: bytes | bytearray, start: int, end: int, scan_from: i
     if first == _CR:
         return start + 2 if start + 1 < end and buffer[start + 1] == _LF else start + 1
     # The empty line may have begun up to three bytes before.
-    match = _EMPTY_LINE.search(buffer, max(start, scan_from - 3), end)
+    return find_empty_line(buffer, max(start, scan_from - 3), end)
+
+
+def find_empty_line(buffer: bytes | bytearray, start: int, end: int) -> int:
+    """The index after the first empty line that follows another line's end, or -1. `start` may be inside a block."""
+    match = _EMPTY_LINE.search(buffer, start, end)
     return match.end() if match is not None else -1
 
 

@@ -2,15 +2,20 @@
 bytes to send in order. Events that nobody changed leave as slices of the window, adjacent ones as one slice; what was changed or
 added is written into leases of the `json` pool, which stay on loan until `release_parts()`.
 
+What comes need not be events: a stream whose first byte after a BOM and white space is `{` or `[`, and that has no line of a field,
+is one JSON body, shown to hooks whole. Events and bodies above the limit pass in pieces if no hook needs them (`large`).
+
 Sans I/O, and synchronous but for what async hooks need: `process` stops before one, `awaiting` says so, `run_async` awaits it, and
 `process` goes on. It knows nothing of sockets, of chunked bodies, or of who sends the parts.
 """
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 from time import perf_counter
 from typing import Any
 
@@ -19,12 +24,13 @@ import trio
 from pools import PooledOutput
 
 from .api import AsyncStreamInterceptor, Emit, Outcome, StreamInterceptor
-from .errors import EventTooLarge, InterceptorError, StreamOver
+from .errors import InterceptorError, StreamOver
 from .event import BodyEvent, Event, JsonEvent, WireEvent
 from .event_hooks import EventHooks
 from .hooks import HOLD_S, Owner
+from .large import LargePassage
 from .message import ResponseHead
-from .sse import BOM, find_block_end, is_silent
+from .sse import BOM, FIELD_LINE_BYTES, find_block_end, find_field_line, first_of_body, is_silent
 
 __all__ = ["MAX_EMITTED", "EventCounts", "Part", "StreamChain"]
 
@@ -37,7 +43,23 @@ _SEARCHED_AGAIN = 4096  # so many bytes of an unfinished block are sooner search
 _Piece = tuple[bytearray, int, int]
 _LF = 0x0A
 _CR = 0x0D
+_SPACE = re.compile(rb"[ \t]")
 _COLON = 0x3A  # a line end, a comment, or something odd: fields begin with letters, and those are greater
+
+
+class _Stage(Enum):
+    """What the next bytes of a stream are."""
+
+    BEGINNING = auto()
+    """Only a BOM and white space have come: it may turn out to be a JSON body."""
+    EVENTS = auto()
+    BODY = auto()
+    """A JSON body, which is shown when it is whole."""
+    LARGE = auto()
+    """The rest of an event or a body that is too large to be shown."""
+
+
+_BEGINNING, _EVENTS, _BODY, _LARGE = _Stage.BEGINNING, _Stage.EVENTS, _Stage.BODY, _Stage.LARGE
 
 
 @dataclass(slots=True)
@@ -76,7 +98,10 @@ class StreamChain:
         # The last block ended with a CR at the window's end: an LF that comes next goes where that block went.
         self._pass_lf: bool | None = None
         self._closed = False
-        self._event: WireEvent | None = None  # whose hooks are to be awaited, and
+        self._stage = _BEGINNING
+        self._lead = 0  # white space that waits before a JSON body
+        self._large: LargePassage | None = None
+        self._event: WireEvent | BodyEvent | None = None  # whose hooks are to be awaited, and
         self._awaited: tuple[list[Event], int] | None = None  # what is left of it, before which hook
         self._answer: list[Event] | None = None  # what came of it
         self._emitted: deque[tuple[int, Event]] = deque()
@@ -137,6 +162,14 @@ class StreamChain:
         """Whether any hook must see events. If none does, bytes may pass unframed."""
         return bool(self._hooks.hooks)
 
+    def pass_unseen(self) -> bool:
+        """Before `start`: the stream cannot be shown to hooks. Whether all of them let it pass; then none is called for events."""
+        if not self._hooks.pass_unseen:
+            return False
+        self._hooks.hooks = ()
+        self._completers.clear()
+        return True
+
     @property
     def is_async(self) -> bool:
         """Whether some hook must be awaited: then the window must stay where it is until that is done."""
@@ -148,9 +181,19 @@ class StreamChain:
         return self._awaited is not None
 
     @property
+    def at_boundary(self) -> bool:
+        """Whether what has left ends with a whole event, so that an error event can follow."""
+        return self._stage is not _LARGE
+
+    @property
+    def may_speak(self) -> bool:
+        """Whether something may leave between two parts of the stream: not inside an event, nor before or inside a JSON body."""
+        return self._stage is _EVENTS or self._stage is _BEGINNING
+
+    @property
     def emitted(self) -> bool:
         """Whether somebody has added events: `take_emitted` is next."""
-        return bool(self._emitted) and not self._cut
+        return bool(self._emitted) and not self._cut and self.may_speak
 
     @property
     def completes(self) -> bool:
@@ -212,6 +255,8 @@ class StreamChain:
         `release_parts()`, and must be released before the buffer changes. Raises nothing: when a hook or a limit ends the
         stream, `failure` or `ended` says so, and the parts are those of the events before it; nothing may be processed after that.
         When it has stopped for an async hook (`awaiting`), the buffer must not move until that has run.
+
+        Of a JSON body, and of the end of a large event, more than the last block may have to be presented again.
         """
         pieces: list[_Piece] = []
         at = run = start  # run: where the bytes begin that nobody changed and that are not a piece yet
@@ -222,6 +267,16 @@ class StreamChain:
                 if not self._pass_lf:
                     run = at
             self._pass_lf = None
+        if self._stage is not _EVENTS:
+            try:
+                run, at, end = self._process_apart(buffer, run, at, end, final, pieces)
+            except InterceptorError as error:
+                self.failure = error
+            if self.failure is not None or self._stage is _BODY or self._stage is _LARGE:
+                view.release()
+                if at > run:
+                    pieces.append((buffer, run, at))
+                return _views(pieces), at
         plain = buffer.find(b"\r", at, end) < 0
         scan_from = at + self._seen
         # Nothing that a hook needs begins before; known only to those that have all said what they need.
@@ -273,14 +328,16 @@ class StreamChain:
                     if not final:
                         break
                     behind = end
-                if behind - at > self._max_event_bytes:
-                    raise EventTooLarge(self._max_event_bytes)
-                if buffer[at] <= _COLON and is_silent(buffer, at, behind):
+                if behind - at > self._max_event_bytes and self._answer is None:
+                    self._hooks.watchers_of_large(buffer, at, behind, self._max_event_bytes)
+                    self.counts.passed += 1
+                    passed = True
+                elif buffer[at] <= _COLON and is_silent(buffer, at, behind):
                     self.counts.passed += 1
                     passed = True
                 else:
                     event = WireEvent(buffer, at, behind, whole, view=view) if self._answer is None else self._event
-                    assert event is not None
+                    assert isinstance(event, WireEvent)
                     passed = self._block(event, buffer, run, at, behind, pieces)
                 if self._awaited is not None:
                     self._seen = 0
@@ -301,7 +358,8 @@ class StreamChain:
             if self._awaited is None and not self.ended and self.failure is None:
                 self._seen = end - at
                 if self._seen > self._max_event_bytes:
-                    raise EventTooLarge(self._max_event_bytes)
+                    self._first = False
+                    at = self._begin_large(buffer, at, end, final=False)
         except InterceptorError as error:
             self.failure = error
         finally:
@@ -309,6 +367,108 @@ class StreamChain:
         if at > run:
             pieces.append((buffer, run, at))
         return _views(pieces), at
+
+    def _process_apart(
+        self, buffer: bytearray, run: int, at: int, end: int, final: bool, pieces: list[_Piece]
+    ) -> tuple[int, int, int]:
+        """What `process` does with anything but events: `run` and `at` after it, and up to where events may follow.
+
+        Raises `InterceptorError`.
+        """
+        if self._stage is _BEGINNING:
+            run, at, end = self._begin(buffer, run, at, end, final)
+        if self._stage is _BODY:
+            return self._collect_body(buffer, run, at, end, final, pieces)
+        if self._stage is _LARGE:
+            assert self._large is not None
+            at, over = self._large.take(buffer, at, end, final=final)
+            if over:
+                self._stage, self._large = _EVENTS, None
+                if at == end and buffer[end - 1] == _CR:
+                    self._pass_lf = True
+            elif final:
+                self._cut = True
+                self._refuse_emitted()
+        return run, at, end
+
+    def _begin(self, buffer: bytearray, run: int, at: int, end: int, final: bool) -> tuple[int, int, int]:
+        """Find out whether a JSON body comes or events, as soon as the first byte that is not white space is there."""
+        start = at
+        if self._first:
+            if buffer.startswith(BOM, at, end):
+                start += len(BOM)
+            elif not final and BOM.startswith(bytes(buffer[at:end])):
+                return run, at, end
+        first, is_body = first_of_body(buffer, start, end)
+        if first < 0:
+            # Empty lines pass. White space in a line waits: before a JSON body it is no event.
+            space = None if final else _SPACE.search(buffer, start, end)
+            if space is None or end - space.start() > self._max_event_bytes:
+                return run, at, end
+            return run, at, space.start()
+        if not is_body:
+            self._stage = _EVENTS
+            return run, at, end
+        if start > at and (self.counts.added or self.preceded):
+            run = start  # as before an event: something has left before the BOM
+        self._first = False
+        self._stage = _BODY
+        self._lead = first - start
+        return run, start, end
+
+    def _collect_body(
+        self, buffer: bytearray, run: int, at: int, end: int, final: bool, pieces: list[_Piece]
+    ) -> tuple[int, int, int]:
+        """A JSON body, `buffer[at:end]` and what comes next: shown when it is whole. Raises `InterceptorError`."""
+        hooks, first = self._hooks, at + self._lead
+        if self._answer is None:
+            # A client finds events also after a line that begins like JSON, and so must the hooks.
+            if find_field_line(buffer, max(first, at + self._seen - FIELD_LINE_BYTES), end) >= 0:
+                self._stage, self._seen = _EVENTS, 0
+                return run, at, end
+            self._seen = end - at
+            is_large = end - first > self._max_event_bytes
+            if not final and not is_large:
+                return run, at, end
+            self._seen = 0
+            self._cut = True
+            self._refuse_emitted()
+            may_be_events = bool(hooks.hooks)
+            hooks.begin_body()
+            if is_large:
+                return run, self._begin_large(buffer, first, end, final=final, may_be_events=may_be_events), end
+            event = BodyEvent(bytes(buffer[first:end]))
+            events, later = hooks.run_sync([event], 0)
+            if later < len(hooks.hooks):
+                self._awaited = events, later
+                self._event = event
+                return run, at, end
+            event.end_of_life()
+        elif self._event is not None:
+            self._answer = None
+            self._event.end_of_life()
+        self.ended = hooks.ending is not None
+        if hooks.body is None:
+            self.counts.passed += 1
+            return run, end, end
+        self.counts.changed += 1
+        if first > run:
+            pieces.append((buffer, run, first))
+        start = self._output.add(hooks.body)
+        pieces.append((self._output.buffer, start, self._output.used))
+        return end, end, end
+
+    def _begin_large(self, buffer: bytearray, at: int, end: int, *, final: bool, may_be_events: bool = False) -> int:
+        """`buffer[at:end]` begins an event or body that is too large to be shown: the index up to which it leaves now.
+
+        Raises `EventTooLarge` when a hook needs it.
+        """
+        watchers = self._hooks.watchers_of_large(buffer, at, end, self._max_event_bytes)
+        self._stage = _LARGE
+        self._large = LargePassage(watchers, self._max_event_bytes, is_body=self._hooks.is_body, may_be_events=may_be_events)
+        self._seen = 0
+        self.counts.passed += 1
+        return self._large.take(buffer, at, end, final=final)[0]
 
     async def run_async(self) -> None:
         """Await the hooks that `process` has stopped before, and run those behind them. Raises nothing: `failure` tells."""
@@ -372,6 +532,14 @@ class StreamChain:
                 pieces.append((output.buffer, start, output.used))
                 self.counts.added += 1
         self.ended = self._hooks.ending is not None
+
+    def begin_large_body(self, buffer: bytearray, size: int) -> None:
+        """`buffer[:size]` begins a JSON body that is too large to be shown. `process` is next, with all of the body.
+
+        Raises `EventTooLarge` when a hook needs it.
+        """
+        self._hooks.is_body = True
+        self._begin_large(buffer, 0, size, final=False)
 
     async def process_body(self, body: bytearray | memoryview) -> bytes | None:
         """Show a JSON body to the hooks. What replaces it, or None when nobody changed it. Raises `InterceptorError`."""

@@ -59,7 +59,12 @@ def run_response(interceptors: Sequence[Interceptor], head: ResponseHead) -> Res
 
 
 def run_json(
-    interceptors: Sequence[Interceptor], body: bytes, *, request: Request | None = None, head: ResponseHead | None = None
+    interceptors: Sequence[Interceptor],
+    body: bytes,
+    *,
+    request: Request | None = None,
+    head: ResponseHead | None = None,
+    max_event_bytes: int = 1 << 20,
 ) -> bytes:
     """Show an `application/json` body to those that say `wants_json`. The body that leaves. Raises `InterceptorError`."""
     request = request or Request()
@@ -67,10 +72,14 @@ def run_json(
 
     async def run(chain: Chain, pools: Pools) -> bytes:
         async def script(stream: StreamChain) -> bytes:
-            changed = await stream.process_body(bytearray(body))
+            buffer = bytearray(body)
+            if len(buffer) > max_event_bytes:
+                stream.begin_large_body(buffer, len(buffer))
+                return body
+            changed = await stream.process_body(buffer)
             return body if changed is None else changed
 
-        return await _in_stream(chain, pools, request, json_head, script, json=True)
+        return await _in_stream(chain, pools, request, json_head, script, json=True, max_event_bytes=max_event_bytes)
 
     return _run_trio(interceptors, request, run)
 

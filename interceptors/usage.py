@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from . import dialects
 from .api import EventResult, Outcome, StreamContext, StreamInterceptor
 from .dialects import Finish, MessageInterceptor, MessageStream, ProviderError
-from .dialects.messages import readers_for
+from .dialects.answers import readers_for
 from .dialects.parts import Tokens
 from .dialects.tokens import COUNTS as KINDS
 from .dialects.tokens import merge_counts
@@ -137,19 +137,20 @@ class Usage(MessageInterceptor):
 
 
 class _UsageStream(MessageStream):
+    passes_unseen = True
+
     def __init__(self, usage: Usage, context: StreamContext) -> None:
         self._usage = usage
         self._context = context
         self._is_call = context.path.rstrip("/").endswith(_CALLS)
         self._status = 0
-        self._streamed = False
+        self._streamed = not context.is_body
         self._told: dict[str, Tokens] = {}
         self._reasons: dict[str, None] = {}
         self._error: str | None = None
 
     def on_start(self, head: ResponseHead) -> None:
         self._status = head.status
-        self._streamed = head.media_type == "text/event-stream"
 
     def on_usage(self, usage: dialects.Usage) -> None:
         self._is_call = True
@@ -188,13 +189,13 @@ class _UsageStream(MessageStream):
 class _Hiding(StreamInterceptor):
     """Around the stream of a client that has not asked for usage: the chunk that has nothing else does not leave."""
 
+    passes_unseen = True
+
     def __init__(self, counting: _UsageStream) -> None:
         self._counting = counting
-        self._streamed = False
         self.needs = counting.needs
 
     def on_start(self, head: ResponseHead) -> None:
-        self._streamed = head.media_type == "text/event-stream"
         self._counting.on_start(head)
 
     def on_event(self, event: Event) -> EventResult:
@@ -204,7 +205,7 @@ class _Hiding(StreamInterceptor):
         except NotJson:
             return answer
         only_usage = isinstance(message, dict) and message.get("choices") == [] and isinstance(message.get("usage"), dict)
-        return None if only_usage and self._streamed else answer
+        return None if only_usage and not event.is_body else answer
 
     def on_end(self, outcome: Outcome) -> None:
         self._counting.on_end(outcome)

@@ -22,6 +22,7 @@ from .reload import check_reload
 from .routes import load_interceptors
 from .scaffold import new_interceptor
 from .serve import Serving, hold_reloads, run_server
+from .siblings import open_mailboxes
 from .supervisor import run_workers
 
 __all__ = ["main"]
@@ -97,6 +98,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         admin_sockets=bind_admin(config.admin, arguments.workers),
         tls=tls,
         file=arguments.config,
+        mailboxes=open_mailboxes(arguments.workers) if arguments.workers > 1 else (),
     )
     if arguments.workers == 1:
         return run_server(config, serving)

@@ -108,6 +108,8 @@ async def _start(app: Weirpool, config: Config) -> list[trio.CancelScope]:
     if Hub.available():
         worker.hub = Hub(worker.pools)
         runs.append(partial(_run_hub, worker, worker.hub))
+    if worker.siblings is not None:
+        runs.append(worker.siblings.run)
     if config.admin.port is not None:
         if app.admin_socket is None:  # under another server than `weirpool serve`
             (app.admin_socket,) = bind_admin(config.admin, 1)

@@ -10,7 +10,6 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -21,6 +20,7 @@ import yaml
 from msgspec import Meta, Struct
 
 from .errors import ConfigError
+from .upstream.endpoints import place_of
 
 __all__ = ["Config", "load_config", "parse_config", "single_upstream"]
 
@@ -92,6 +92,8 @@ class Health(_Settings, frozen=True):
     consecutive_failures: Count = 5
     eject: Seconds = 10
     max_eject: Seconds = 300
+    gone_after: Seconds | None = None
+    """Out of service for longer, without a break: its sessions are told that they have ended. None: `max_eject`."""
     check_path: str | None = None
     check_interval: Seconds = 10
 
@@ -301,12 +303,12 @@ def _mistakes(config: Config) -> Iterator[str]:
         if upstream.name in upstreams:
             yield f"{path}.name: another upstream is called {upstream.name!r}"
         upstreams.add(upstream.name)
-        places: set[tuple[str, str, int, bytes]] = set()
+        places: set[str] = set()
         for number, endpoint in enumerate(upstream.endpoints):
             problem = _endpoint_problem(endpoint)
             if problem is not None:
                 yield f"{path}.endpoints[{number}]: {problem}"
-            elif (place := _place_of(endpoint)) in places:
+            elif (place := place_of(httpx.URL(endpoint))) in places:
                 yield f"{path}.endpoints[{number}]: this endpoint is listed twice"
             else:
                 places.add(place)
@@ -422,15 +424,6 @@ def _endpoint_problem(url: str) -> str | None:
     if not re.fullmatch(r"[\x21-\x7e]*", parts.path):
         return f"{url!r} has a path that cannot be sent; percent-encode it"
     return None
-
-
-def _place_of(endpoint: str) -> tuple[str, str, int, bytes]:
-    """Where an endpoint is, however its URL spells it (RFC 3986, section 6.2.2.1 and 6.2.3)."""
-    url = httpx.URL(endpoint)
-    host = url.host.lower()
-    with suppress(ValueError):  # a name
-        host = str(ipaddress.ip_address(host))
-    return url.scheme, host, url.port or _DEFAULT_PORTS[url.scheme], url.raw_path.rstrip(b"/")
 
 
 def _origin_problem(origin: str) -> str | None:

@@ -29,6 +29,7 @@ __all__ = [
     "ReadTimedOut",
     "RequestRefused",
     "SendStalled",
+    "SessionGone",
     "TlsFailed",
     "Truncated",
     "UpstreamFailure",
@@ -102,6 +103,15 @@ class NoEndpoint(UpstreamFailure, httpx.ConnectError):
     kind = "no_endpoint"
     public = "no endpoint of the upstream is in service"
     status = 503
+
+
+class SessionGone(UpstreamFailure, httpx.ConnectError):
+    """The session's endpoint is gone for good: no endpoint was asked. MCP, "Session Management": 404 makes a client start anew."""
+
+    kind = "session_gone"
+    public = "this session has ended: the server that held it is gone; start a new one"
+    status = 404
+    unsent = True
 
 
 class DnsFailed(UpstreamFailure, httpx.ConnectError):

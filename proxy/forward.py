@@ -5,6 +5,7 @@ It raises what goes wrong and leaves it to the exchange to note it, to tell the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ import trio
 
 from interceptors import Request, Response, ResponseHead
 from interceptors.chain import EventCounts, StreamChain
+from interceptors.dialects.answers import may_be_mislabelled
 from interceptors.hooks import Owner
 from interceptors.paths import normal_path
 from pools import BufferScope
@@ -25,7 +27,7 @@ from .headers import HeaderList, client_origin, content_encoding, find_header, m
 from .heartbeat import while_beating
 from .inbound import Inbound, too_large
 from .intercepted import send_intercepted
-from .json_body import JsonBody
+from .json_body import JsonBody, LooksLike, look_at
 from .mcp import calls_of
 from .place import ClientSide
 from .reconnection import move_over_connections
@@ -40,6 +42,8 @@ from .worker import Worker
 
 __all__ = ["Forward"]
 
+# Types whose bodies begin like JSON, and are streams of JSON texts: they pass as they come.
+_JSON_LINES = re.compile("ndjson|jsonl|json-seq|json-lines|json-stream")
 _SMALL_BODY_BYTES = 16384
 
 
@@ -215,7 +219,7 @@ class Forward:
         return b""
 
     def _request_for_hooks(self, *, has_body: bool) -> Request:
-        return Request(
+        request = Request(
             method=self._scope["method"],
             path=normal_path(self._path).decode("latin-1"),
             raw_path=self._path,
@@ -227,6 +231,8 @@ class Forward:
             client=self._scope["client"][0] if self._scope.get("client") else None,
             has_body=has_body,
         )
+        request.sessions = self._route.sessions
+        return request
 
     async def _ask_upstream(
         self,
@@ -258,7 +264,9 @@ class Forward:
     async def _respond(
         self, response: httpx.Response, upstream: UpstreamBody, request: Request | None, buffers: BufferScope
     ) -> Response | None:
-        """Show the head to the interceptors, open the chain, choose the writer, send the head, and of a JSON body all of it."""
+        """Show the head to the interceptors, find out what the body is, open the chain, choose the writer, send the head, and of a
+        JSON body all of it.
+        """
         route = self._route
         status, raw_headers = response.status_code, response.headers.raw
         if hold_references(raw_headers):
@@ -267,6 +275,9 @@ class Forward:
         if request is not None:
             if (calls := calls_of(request)) is not None:
                 calls.endpoint = response.extensions["endpoint"]
+                calls.encoded = content_encoding(raw_headers) != b"identity"
+                if request.method == "GET" and request.client in self._worker.trusted_proxies:
+                    calls.outer = outer_prefix(self._scope["headers"])
             head = ResponseHead(status, raw_headers, request)
             answer = await route.chain.on_response(head) if route.chain.sees_heads else None
             if answer is not None:
@@ -275,10 +286,22 @@ class Forward:
         bodiless = self.reply.is_bodiless(status)
         kind, encoding = media_type(raw_headers), content_encoding(raw_headers)
         begun = self.reply.writer is not None  # by an early heartbeat
-        if begun and (status != 200 or kind != "text/event-stream" or encoding != b"identity"):
+        if begun and (status != 200 or encoding != b"identity"):
             raise NotAStream(route.upstream, status)
+        looks_like: LooksLike | None = None
         self._sse = not bodiless and kind == "text/event-stream"
-        json = not bodiless and not self._sse and route.chain.sees_json and _is_json(kind)
+        if request is not None and not bodiless and not self._sse:
+            look = partial(self._looks_like, buffers, raw_headers, upstream)
+            looks_like = await while_beating(look, self.reply.beat_s if begun else None, self.reply.beat)
+            self._sse = looks_like == "events"
+        if begun and not self._sse:
+            raise NotAStream(route.upstream, status)
+        json = (
+            not bodiless
+            and not self._sse
+            and route.chain.sees_json
+            and (_is_json(kind) or (looks_like == "json" and not _JSON_LINES.search(kind)))
+        )
         if (self._sse and route.chain.sees_streams) or json:
             assert request is not None
             self.chain = route.chain.open_stream(
@@ -289,11 +312,13 @@ class Forward:
         dropped: frozenset[bytes] = frozenset()
         changed: bytes | None = None
         if self.counts is not None:
-            if encoding != b"identity":
+            assert self.chain is not None
+            if encoding == b"identity":
+                dropped = frozenset((b"content-length",))
+            elif not self.chain.pass_unseen():
                 raise ProtocolFailure(
                     f"{route.upstream}: the response is encoded although identity was asked for, and an interceptor must see it"
                 )
-            dropped = frozenset((b"content-length",))
         if self.chain is not None:
             assert head is not None
             self.chain.takes_emitted = self._sse and encoding == b"identity"
@@ -311,6 +336,8 @@ class Forward:
                     max_bytes=route.limits.max_event_bytes,
                     idle_s=route.timeouts.idle,
                 )
+                if changed is None:
+                    dropped = frozenset()  # too large for interceptors, and exact
         if begun:
             return None
         headers = self.reply.headers(raw_headers, sse=self._sse, dropped=dropped)
@@ -329,6 +356,21 @@ class Forward:
         if changed:
             await self.reply.write(changed, last=True)
         return None
+
+    async def _looks_like(
+        self, buffers: BufferScope, headers: list[tuple[bytes, bytes]], upstream: UpstreamBody
+    ) -> LooksLike | None:
+        """What a response is: by its head, or, where interceptors must see it whatever its head says, by the first bytes of its
+        body; None where the head alone counts. Raises `UpstreamFailure`.
+        """
+        route, request = self._route, self.request
+        if media_type(headers) == "text/event-stream":
+            return "events"
+        if request is None or not route.chain.sees_streams or content_encoding(headers) != b"identity":
+            return None
+        if not may_be_mislabelled(route.dialect, request.path):
+            return None
+        return await look_at(upstream, self._worker.pools.sse_event, buffers, idle_s=route.timeouts.idle)
 
     def _with_client_references(self, response: httpx.Response, request: Request | None) -> HeaderList:
         """The response's headers, with URL references that lead the client to this route."""
@@ -377,7 +419,7 @@ class Forward:
             beat_s=reply.beat_s if reply.may_add else None,
         )
         if resume is not None:
-            return move_over_connections(mover, resume, asking, reply, self._worker.log)
+            return move_over_connections(mover, resume, asking, reply, partial(self._looks_like, buffers), self._worker.log)
         return mover.run()
 
 

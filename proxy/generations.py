@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from interceptors import Request
+from interceptors.dialects.mcp_hooks import McpInterceptor
 from interceptors.hooks import Owner
 from pools import Pools
 
@@ -30,6 +32,7 @@ from .errors import ConfigError
 from .headers import TrustedProxies
 from .metrics import Collectors, InterceptorTotals
 from .routes import RouteTable
+from .sessions import Sessions
 from .upstream import Balancer
 
 if TYPE_CHECKING:
@@ -45,10 +48,12 @@ LEAVE_S = 10.0
 class Generation:
     """One compiled configuration, and the exchanges that began with it. Raises `ConfigError` when something cannot be loaded."""
 
-    def __init__(self, config: Config, pools: Pools, kept: Mapping[str, Balancer] | None = None) -> None:
-        """`kept`: the transports, by upstream, that go on from the generation before. Blocks on what it imports."""
+    def __init__(self, config: Config, pools: Pools, sessions: Sessions, kept: Mapping[str, Balancer] | None = None) -> None:
+        """`sessions`: the worker's. `kept`: the transports, by upstream, that go on from the generation before. Blocks on what it
+        imports.
+        """
         self.config = config
-        self.routes = RouteTable(config, pools, kept)
+        self.routes = RouteTable(config, pools, kept, sessions)
         self.trusted_proxies = TrustedProxies(config.reverse_proxy.trusted_proxies)
         self.collectors = _collectors(self.owners)
         """The metrics of its interceptors, each with the interceptor's name."""
@@ -76,7 +81,10 @@ class Generations:
     def __init__(self, config: Config, pools: Pools) -> None:
         """Compile the first. Raises `ConfigError`."""
         self._pools = pools
-        self.current = Generation(config, pools)
+        self.sessions = Sessions()
+        """What outlives them all."""
+        self.sessions.mcp.owners_of = self._mcp_interceptors
+        self.current = Generation(config, pools, self.sessions)
         self._all = [self.current]
         self._closing = False
         self._maintained: dict[Balancer, trio.CancelScope] = {}
@@ -130,13 +138,29 @@ class Generations:
             for upstream in after.upstreams
             if same and upstream in before.upstreams and upstream.ca_file is None
         }
-        new = Generation(config, self._pools, kept)
+        new = Generation(config, self._pools, self.sessions, kept)
         check(new.collectors)
+        for name, transport in new.routes.transports.items():
+            was = self.current.routes.transports.get(name)
+            if was is not None and was is not transport:
+                transport.endpoints.resume(was.endpoints, trio.current_time())
         await self._open(new)
         old, self.current = self.current, new
+        self.sessions.mcp.reloads += 1
+        for route in new.routes.routes:
+            route.sessions.since = self.sessions.mcp.reloads
         old.superseded = True
         old.end_if_unused()
         return new
+
+    def _mcp_interceptors(self, request: Request) -> list[Owner]:
+        """Those that a request's path leads to now; where its route is gone, as before: they may protect something."""
+        path = request.target.partition(b"?")[0]
+        for generation in (self.current, *reversed(self._all)):
+            route = generation.routes.find(path)
+            if route is not None and route.upstream == request.sessions.upstream:
+                return [owner for owner in route.chain.owners if isinstance(owner.interceptor, McpInterceptor)]
+        return []
 
     async def aclose(self) -> None:
         """Close every transport and leave every lifespan, which has a bounded time for it."""

@@ -4,26 +4,39 @@
   again when one has changed the body.
 - The JSON-RPC requests of a POST are remembered until their responses have passed, so that an error inside the stream can answer
   those that are still open.
-- The old transport's (2024-11-05) `endpoint` event is rewritten such that the client's POSTs come to this route, and go on to
-  the endpoint whose stream it was.
+- The old transport's (2024-11-05) `endpoint` event, the first of a GET's stream, is rewritten: the client's POSTs come to this
+  route, and go on to the endpoint whose stream it was.
 
 Everything else passes as it is. Uses the public plug-in API only; knows no exchange and no socket.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from interceptors import Event, Interceptor, NotJson, Request, Response, StreamContext, StreamInterceptor
-from interceptors.dialects.mcp_headers import PROTOCOL_VERSION, Rejection, check, has_mirrors, mirror, revision_of
+from interceptors import (
+    Event,
+    EventResult,
+    Interceptor,
+    NotJson,
+    Outcome,
+    Request,
+    Response,
+    StreamContext,
+    StreamInterceptor,
+)
+from interceptors.dialects.mcp_headers import Rejection, check, has_mirrors, mirror, revision_of
+from interceptors.dialects.mcp_hooks import through_current
+from interceptors.dialects.mcp_sessions import LiveSession, canonical, has_data, session_of
 from interceptors.hooks import Owner
+from interceptors.needs import Search
 from interceptors.refusals import request_ids
 
-from .place import Place, resolved
-from .upstream import Endpoint
+from .place import Place
+from .upstream import Balancer, Endpoint
 
 __all__ = ["Calls", "calls_of", "surround"]
 
@@ -44,10 +57,14 @@ class Calls:
     """Events with ids have passed: a client whose stream breaks off may come back for the rest (2025-03-26 to 2025-11-25)."""
     message: Any = None
     """The body as it came, until the request goes upstream."""
-    session: bytes | None = None
-    """What names the session that the request belongs to, on the old transport: the target that an `endpoint` event told."""
+    uri: bytes | None = None
+    """Of a POST, as sessions of the old transport are named: path and query."""
     endpoint: Endpoint | None = None
     """Which endpoint has answered."""
+    outer: bytes = b""
+    """The prefix that trusted proxies in front of this one have stripped."""
+    encoded: bool = False
+    """The answer is encoded, so that its events cannot be seen."""
 
 
 def calls_of(request: Request | None) -> Calls | None:
@@ -55,48 +72,47 @@ def calls_of(request: Request | None) -> Calls | None:
     return None if request is None else request.state.get(_KEY)
 
 
-def surround(
-    owners: Sequence[Owner], places: Mapping[Endpoint, Place], remember: Callable[[bytes, Endpoint], None]
-) -> list[Owner]:
-    """A route's interceptors, with the proxy's own around them. `remember` ties a session to an endpoint."""
-    return [Owner("mcp (first)", _First(places, remember)), *owners, Owner("mcp (last)", _Last())]
+def surround(owners: Sequence[Owner], places: Mapping[Endpoint, Place], transport: Balancer) -> list[Owner]:
+    """A route's interceptors, with the proxy's own around them. `transport` ties sessions to endpoints."""
+    return [Owner("mcp (first)", _First(places, transport)), *owners, Owner("mcp (last)", _Last())]
 
 
 class _First(Interceptor):
     wants_body = True
 
-    def __init__(self, places: Mapping[Endpoint, Place], remember: Callable[[bytes, Endpoint], None]) -> None:
+    def __init__(self, places: Mapping[Endpoint, Place], transport: Balancer) -> None:
         self._places = places
-        self._remember = remember
+        self._transport = transport
 
     async def on_request(self, request: Request) -> Response | None:
         calls = request.state[_KEY] = Calls(request.raw_path)
-        if request.method == "POST" and request.query and _SESSION not in request.headers:
-            calls.session = request.raw_path + b"?" + request.query
+        if request.method == "POST":
+            calls.uri = canonical(request.target)
         if request.method != "POST" or not _is_json(request):
             return None
-        mirrored = has_mirrors(revision_of(request.headers))
+        mirrored = has_mirrors(revision_of(request.headers)) and not _is_old(request)
         try:
             message = request.json()
         except NotJson:
             # What cannot be read cannot be verified. Where there is nothing to verify, the server says what it thinks of it.
             return _refuse(Rejection(_PARSE_ERROR, "the body is not JSON")) if mirrored else None
-        rejection = check(request.headers, message)
+        rejection = check(request.headers, message) if mirrored else None
         if rejection is not None:
-            return _refuse(rejection)
+            if request.sessions is None or not await request.sessions.find_elsewhere(request):
+                return _refuse(rejection)
+            mirrored = False  # the old transport has no such headers, whichever revision a client names
         calls.open = request_ids(message)
         if mirrored:
             calls.message = message
         return None
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor | None:
-        headers = context.headers
-        if context.method != "GET" or any(name in headers for name in (PROTOCOL_VERSION, _SESSION, "last-event-id")):
-            return None  # a GET of Streamable HTTP
         calls = calls_of(context.request)
-        if calls is None or calls.endpoint is None:
+        if context.method != "GET" or calls is None or calls.endpoint is None:
             return None
-        return _EndpointStream(self._places[calls.endpoint], calls, headers.get("host", ""), self._remember)
+        if calls.encoded and _SESSION in context.headers:
+            return None  # Streamable HTTP: nothing in its stream is for the proxy
+        return _ListeningStream(self._places[calls.endpoint], calls, calls.endpoint, context, self._transport)
 
 
 class _Last(Interceptor):
@@ -104,7 +120,8 @@ class _Last(Interceptor):
         calls, before = calls_of(request), None
         if calls is not None:
             before, calls.message = calls.message, None
-        if request.method == "POST" and request.body_replaced and has_mirrors(revision_of(request.headers)):
+        mirrored = request.body_replaced and has_mirrors(revision_of(request.headers))
+        if request.method == "POST" and mirrored and not _is_old(request):
             with suppress(NotJson):  # the interceptor's doing, and the server's to refuse
                 mirror(request.headers, request.json(), before)
         return None
@@ -116,32 +133,60 @@ class _Last(Interceptor):
         return _AnswerStream(calls, resumable=not has_mirrors(revision_of(context.headers)))
 
 
-class _EndpointStream(StreamInterceptor):
-    """The first `endpoint` event of a GET's stream."""
+class _ListeningStream(StreamInterceptor):
+    """A GET's stream. Its first event decides: `endpoint` announces a session of the old transport, and is rewritten."""
 
-    needs = (b"endpoint",)
+    passes_unseen = True
 
-    def __init__(self, place: Place, calls: Calls, host: str, remember: Callable[[bytes, Endpoint], None]) -> None:
-        self._place: Place | None = place
+    def __init__(self, place: Place, calls: Calls, endpoint: Endpoint, context: StreamContext, transport: Balancer) -> None:
+        self._place = place
         self._calls = calls
-        self._host = host
-        self._remember = remember
+        self._endpoint = endpoint
+        self._context = context
+        self._transport = transport
+        self._begun = False
+        self._live: LiveSession | None = None
+        self.needs = Search(self._find)  # type: ignore[assignment]  # no part of the plug-in API
 
-    def on_event(self, event: Event) -> Event:
-        if self._place is None or event.event != "endpoint":
+    def _find(self, buffer: bytes | bytearray, start: int, end: int) -> int:
+        """Every event up to the first, and after a reload every event of a session of the old transport."""
+        return start if not self._begun or (self._live is not None and self._live.superseded) else -1
+
+    def on_event(self, event: Event) -> EventResult:
+        if self._begun:
+            live = self._live
+            return through_current(live, event) if live is not None and live.superseded else event
+        if not has_data(event):
             return event
-        place, self._place = self._place, None
-        path = self._calls.raw_path.decode("latin-1")
-        rewritten = place.client_view(event.data, path=path, host=self._host)
-        if self._calls.endpoint is not None:
-            self._remember(resolved(path, rewritten).encode("utf-8", "replace"), self._calls.endpoint)
-        return event if rewritten == event.data else event.replace(data=rewritten)
+        self._begun = True
+        return self._open_session(event) if event.event == "endpoint" else event
+
+    def on_end(self, outcome: Outcome) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            self._context.request.sessions.close(live, outcome)
+            self._transport.release(live.uri)
+        del self._context, self.needs  # they refer to this
+
+    def _open_session(self, event: Event) -> Event:
+        request, told, outer = self._context.request, event.data, self._calls.outer
+        rewritten = told
+        # A server that honours X-Forwarded-Prefix writes what the client must send, and proxies in front remove their part of it.
+        if not outer or not told.startswith(outer.decode("latin-1") + self._place.prefix + "/"):
+            path, outer = self._calls.raw_path.decode("latin-1"), b""
+            rewritten = self._place.client_view(told, path=path, host=request.headers.get("host", ""))
+        uri = session_of(request.target, rewritten)[len(outer) :]
+        self._live = request.sessions.open(uri, self._context, self)
+        self._transport.remember(uri, self._endpoint)
+        self._transport.hold(uri)
+        return event if rewritten == told else event.replace(data=rewritten)
 
 
 class _AnswerStream(StreamInterceptor):
     """The responses in a POST's stream, as they leave for the client."""
 
     needs = (b"id:", b'"result"', b'"error"')  # a key in another spelling is missed: then an answered request counts as open
+    passes_unseen = True
 
     def __init__(self, calls: Calls, *, resumable: bool) -> None:
         self._calls = calls
@@ -164,6 +209,11 @@ class _AnswerStream(StreamInterceptor):
 
 def _refuse(rejection: Rejection) -> Response:
     return Response(status=rejection.status, json=rejection.json())
+
+
+def _is_old(request: Request) -> bool:
+    """Whether a request belongs to a session of the old transport, as far as this worker knows."""
+    return request.sessions is not None and request.sessions.owns(request)
 
 
 def _is_json(request: Request) -> bool:

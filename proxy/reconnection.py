@@ -7,24 +7,32 @@ continuation.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 import trio
 
 from .errors import NotResumed, UpstreamFailure
-from .headers import content_encoding, media_type
+from .headers import content_encoding
 from .heartbeat import while_beating
+from .json_body import LooksLike
 from .relay import Mover
 from .reply import Reply
 from .resume import Resume
+from .upstream import UpstreamBody
 from .upstream_request import UpstreamRequest
 
 __all__ = ["move_over_connections"]
 
 
-async def move_over_connections(mover: Mover, resume: Resume, asking: UpstreamRequest, reply: Reply, log: Any) -> None:
-    """Move the stream to its end.
+Look = Callable[[list[tuple[bytes, bytes]], UpstreamBody], Awaitable[LooksLike | None]]
+
+
+async def move_over_connections(
+    mover: Mover, resume: Resume, asking: UpstreamRequest, reply: Reply, look: Look, log: Any
+) -> None:
+    """Move the stream to its end. `look` decides what a response is, by its headers and its body.
 
     `mover` has a relay with that `resume`, on the first response to `asking`. Raises what `Mover.run` raises, and the last
     `UpstreamFailure` when the stream cannot go on.
@@ -43,7 +51,7 @@ async def move_over_connections(mover: Mover, resume: Resume, asking: UpstreamRe
                 raise failure
             return
         relay.body.close()
-        if not await _reconnect(resume, failure, asking, reply, log):
+        if not await _reconnect(resume, failure, asking, reply, look, log):
             await mover.complete()
             return
         assert asking.response_body is not None
@@ -51,7 +59,12 @@ async def move_over_connections(mover: Mover, resume: Resume, asking: UpstreamRe
 
 
 async def _reconnect(
-    resume: Resume, failure: UpstreamFailure | None, asking: UpstreamRequest, reply: Reply, log: Any
+    resume: Resume,
+    failure: UpstreamFailure | None,
+    asking: UpstreamRequest,
+    reply: Reply,
+    look: Look,
+    log: Any,
 ) -> bool:
     """Open the response in which the stream goes on. False: there is nothing more; raises why it cannot go on.
 
@@ -70,19 +83,26 @@ async def _reconnect(
         await while_beating(partial(trio.sleep, delay_s), reply.beat_s, reply.beat)
         try:
             response = await while_beating(partial(asking.send_again, resume.last_event_id), reply.beat_s, reply.beat)
+            status, headers, body = response.status_code, response.headers.raw, asking.response_body
+            assert body is not None
+            goes_on = (
+                status == 200
+                and content_encoding(headers) == b"identity"
+                and await while_beating(partial(look, headers, body), reply.beat_s, reply.beat) == "events"
+            )
         except UpstreamFailure as error:
             failure = error
+            if asking.response_body is not None:
+                asking.response_body.close()
             continue
-        status, headers = response.status_code, response.headers.raw
         if status == 204:
             return False  # WHATWG HTML, section 9.2.1: the client is to stop reconnecting
-        if status == 200 and media_type(headers) == "text/event-stream" and content_encoding(headers) == b"identity":
+        if goes_on:
             resume.begin()
             await reply.write(b": reconnected\n")
             return True
         failure = NotResumed(route.upstream, status)
-        assert asking.response_body is not None
-        asking.response_body.close()
+        body.close()
         if status < 500 and status != 429:
             break  # it would say the same again
     if failure is not None:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 
 from interceptors import EventTooLarge
-from interceptors.sse import BOM, find_block_end
+from interceptors.sse import BOM, find_block_end, first_of_body
 
 from .config import Reconnect
 
@@ -63,6 +63,7 @@ class Resume:
 
     __slots__ = (
         "_attempts",
+        "_blank",
         "_clean_end_is_one",
         "_ends",
         "_first",
@@ -78,6 +79,7 @@ class Resume:
         "_settings",
         "done",
         "failure",
+        "is_body",
         "last_event_id",
     )
 
@@ -97,6 +99,7 @@ class Resume:
         self._attempts = 0
         self._replay = _Replay.NO
         self._first = True  # a BOM may come
+        self._blank = True  # only white space has come
         self._scanned = 0  # bytes of the unfinished block that were searched in vain
         self._pass_lf: bool | None = None  # the last block ended with a CR at the end of what was there, and passed or not
         self.last_event_id = b""
@@ -105,12 +108,15 @@ class Resume:
         """Why the stream must end."""
         self.done = False
         """An event has said that it is the last."""
+        self.is_body = False
+        """What comes is a JSON body and no event stream: all of it passes, and nothing goes on after it."""
 
     def take(self, buffer: bytearray, start: int, end: int) -> tuple[int, int, int]:
         """Look through `buffer[start:end]`. Returns `(first, last, rest)`: `buffer[first:last]` are whole blocks that pass, and
         `buffer[rest:end]` is one that is not whole yet, which the caller must present again, followed by what comes next.
 
-        A block that is longer than it may be ends the stream: `failure`. Raises nothing.
+        A block that is longer than it may be ends the stream: `failure`. When `is_body` turns true, all of `buffer[first:end]`
+        passes, and nothing that comes next is for this method. Raises nothing.
         """
         at = first = last = start
         if self._pass_lf is not None and at < end:
@@ -129,6 +135,14 @@ class Resume:
                     scan_from = at
                 self._first = False
                 continue
+            if self._blank:
+                found, self.is_body = first_of_body(buffer, at, end)
+                self._blank = found < 0
+                if self.is_body:
+                    self.done = True
+                    if first == last:
+                        first = last = at
+                    break
             behind = find_block_end(buffer, at, end, scan_from)
             if (behind if behind >= 0 else end) - at > self._max_event_bytes:
                 self.failure = EventTooLarge(self._max_event_bytes)

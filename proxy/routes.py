@@ -9,6 +9,7 @@ import httpx
 
 from interceptors import LoadError
 from interceptors.chain import Chain
+from interceptors.dialects.mcp_sessions import SessionBook
 from interceptors.hooks import Owner
 from interceptors.loader import load_interceptor
 from interceptors.paths import normal_path
@@ -20,7 +21,9 @@ from .errors import ConfigError, RequestRefused
 from .headers import HeaderSettings
 from .mcp import surround
 from .place import Place
+from .sessions import Sessions
 from .upstream import Balancer, Checks, Endpoint, Endpoints, RetryPolicy, UpstreamTransport
+from .upstream.affinity import Affinity
 
 __all__ = ["Route", "RouteTable", "load_interceptors"]
 
@@ -39,6 +42,8 @@ class Route:
     url: httpx.URL
     """Of the first endpoint; which one a request goes to, the transport decides."""
     transport: Balancer
+    sessions: SessionBook
+    """What is known of MCP sessions of the upstream."""
     headers: HeaderSettings
     places: Mapping[Endpoint, Place]
     """Where the route stands, by endpoint."""
@@ -82,8 +87,13 @@ class Route:
 class RouteTable:
     """All routes; the longest matching prefix wins."""
 
-    def __init__(self, config: Config, pools: Pools, kept: Mapping[str, Balancer] | None = None) -> None:
-        """`kept`: transports, by upstream, that go on. Raises `ConfigError` when an interceptor or a CA file cannot be loaded."""
+    def __init__(
+        self, config: Config, pools: Pools, kept: Mapping[str, Balancer] | None = None, sessions: Sessions | None = None
+    ) -> None:
+        """`kept`: transports, by upstream, that go on. `sessions`: the worker's. Raises `ConfigError` when an interceptor or a CA
+        file cannot be loaded.
+        """
+        self._sessions = sessions = sessions or Sessions()
         self.transports: dict[str, Balancer] = dict(kept or {})
         self.owners = interceptors = load_interceptors(config)
         """The interceptors by the names that the configuration gave them."""
@@ -95,7 +105,9 @@ class RouteTable:
                 transport = UpstreamTransport(pools, max_connections=upstream.max_connections, ca_file=upstream.ca_file)
             except OSError as error:  # ssl.SSLError is one
                 raise ConfigError(f"reverse_proxy.upstreams[{index}].ca_file: {error}") from error
-            self.transports[upstream.name] = _balancer(upstream, transport, config.reverse_proxy.health)
+            self.transports[upstream.name] = _balancer(
+                upstream, transport, config.reverse_proxy.health, sessions.ties_of(upstream.name)
+            )
         routes = [
             self._compile(config, settings, upstreams[settings.upstream], interceptors)
             for settings in config.reverse_proxy.routes
@@ -121,13 +133,14 @@ class RouteTable:
         owners = [interceptors[name] for name in settings.interceptors]
         places = {endpoint: _place(endpoint, prefix, settings.strip_prefix, host) for endpoint in transport.endpoints.all}
         if settings.dialect == "mcp":
-            owners = surround(owners, places, transport.remember)
+            owners = surround(owners, places, transport)
         return Route(
             name=settings.path,
             prefix=prefix,
             upstream=upstream.name,
             url=url,
             transport=transport,
+            sessions=self._sessions.book_of(upstream.name),
             headers=HeaderSettings(
                 host=host,
                 set=tuple(rules.items()),
@@ -165,18 +178,19 @@ def _place(endpoint: Endpoint, prefix: bytes, strip_prefix: bool, host: bytes | 
     )
 
 
-def _balancer(upstream: Upstream, transport: UpstreamTransport, health: Health) -> Balancer:
+def _balancer(upstream: Upstream, transport: UpstreamTransport, health: Health, sessions: Affinity) -> Balancer:
     endpoints = Endpoints(
         [Endpoint(url) for url in upstream.endpoints],
         consecutive_failures=health.consecutive_failures,
         eject_s=health.eject,
         max_eject_s=health.max_eject,
+        gone_after_s=health.max_eject if health.gone_after is None else health.gone_after,
         checked=health.check_path is not None,
     )
     checks = None
     if health.check_path is not None:
         checks = Checks(health.check_path, health.check_interval, list(_set_headers(upstream).items()))
-    return Balancer(upstream.name, transport, endpoints, host=upstream.host, checks=checks)
+    return Balancer(upstream.name, transport, endpoints, host=upstream.host, checks=checks, sessions=sessions)
 
 
 def _set_headers(upstream: Upstream) -> dict[bytes, bytes]:

@@ -26,6 +26,7 @@ from .config import Config
 from .downstream import ServerConfig, cut_connections
 from .listen import Tls, bind_sockets, hypercorn_config, name_of
 from .reload import reload_worker
+from .siblings import Mailbox, Siblings
 from .worker import Worker
 
 __all__ = ["LAST_WORDS_S", "START_FAILED", "Serving", "bind_sockets", "hold_reloads", "run_server", "serve_app"]
@@ -52,6 +53,8 @@ class Serving:
     tls: Tls | None = None
     file: str | None = None
     """The configuration file, which SIGHUP has read again."""
+    mailboxes: Sequence[Mailbox] = ()
+    """One for each worker, when there are several."""
 
 
 def hold_reloads() -> None:
@@ -73,6 +76,8 @@ def run_server(config: Config, serving: Serving, index: int = 0, parent_alive_fd
             app.admin_socket = sock
         else:
             sock.close()  # another worker's
+    if serving.mailboxes:
+        app.worker.join(Siblings(serving.mailboxes, index, app.worker.generations.sessions.mcp))
     status = 0
     _calm_collector()
     try:

@@ -119,8 +119,8 @@ class UpstreamRequest:
                 "nursery": self._nursery,
                 # A reconnection has attempts of its own, with time between them.
                 "retry": route.retry if last_event_id is None else None,
-                # The session that a request names in its target, where MCP's old transport does.
-                **({} if calls is None or calls.session is None else {"affinity": calls.session}),
+                # On MCP's old transport the target that the client asked for is the session.
+                **({} if calls is None or calls.uri is None else {"affinity": calls.uri}),
                 "timeout": {"connect": timeouts.connect, "write": timeouts.write, "read": timeouts.first_byte},
             },
         )

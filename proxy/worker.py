@@ -17,6 +17,7 @@ from .headers import TrustedProxies, client_of, network_of
 from .hub import Hub
 from .metrics import Metrics
 from .routes import Route, RouteTable
+from .siblings import Siblings
 
 if TYPE_CHECKING:
     from .exchange import Exchange
@@ -51,6 +52,8 @@ class Worker:
         """Bound once: structlog's lazy loggers are put together anew at every call."""
         self.hub: Hub | None = None
         """Moves streams while the app's lifespan runs it; without one each stream's task waits for itself."""
+        self.siblings: Siblings | None = None
+        """The other workers; None when there are none."""
         self.start_details: dict[str, object] = {}
         """What whoever runs the worker wants in its `started` line."""
         self.live: set[Exchange] = set()
@@ -75,6 +78,11 @@ class Worker:
     def trusted_proxies(self) -> TrustedProxies:
         """Whom new exchanges believe."""
         return self.generations.current.trusted_proxies
+
+    def join(self, siblings: Siblings) -> None:
+        """There are other workers, which may have the sessions that this one does not know."""
+        self.siblings = siblings
+        self.generations.sessions.mcp.ask_others = siblings.ask
 
     async def reload(self, config: Config) -> None:
         """Let `config` take over for new exchanges. Raises `ConfigError`, and then nothing has changed."""

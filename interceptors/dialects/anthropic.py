@@ -38,7 +38,7 @@ class AnthropicReader(Reader):
     needles: ClassVar[Mapping[type[Part], bytes]] = {
         Finish: rb'"stop_reason"\s*:\s*"',
         Usage: rb'"usage"\s*:\s*\{',
-        ProviderError: rb'"error"|event: ?error',
+        ProviderError: rb'"error"|"message"\s*:\s*"',
     }
     default_reason: ClassVar[str] = "refusal"
 

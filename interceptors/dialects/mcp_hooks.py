@@ -20,26 +20,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import translate
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
-from urllib.parse import parse_qsl
 
 from pools import decode_json, encode_json
 
-from ..api import EventResult, Interceptor, Outcome, StreamContext, StreamInterceptor
-from ..errors import Abort, NotJson, StreamOver
+from ..api import AsyncStreamInterceptor, End, EventResult, Interceptor, Outcome, StreamContext, StreamInterceptor
+from ..errors import Abort, NotJson
 from ..event import Event
-from ..message import Request, Response, ResponseHead
+from ..hooks import Owner
+from ..message import Headers, Request, Response, ResponseHead
 from .mcp import INVALID_REQUEST, PARSE_ERROR, Kind, McpError, McpMessage, Payload, parse
 from .mcp_answers import answer, events_of, refuse, refuse_disguised, response_to, status_of
-from .mcp_calls import Call, Calls, RequestId
-from .mcp_headers import mirror, revision_of
+from .mcp_calls import Call, RequestId
+from .mcp_headers import has_mirrors, mirror, revision_of
+from .mcp_sessions import LiveSession, McpSessions, SessionBook, canonical, has_data, live_of, session_of
 
-__all__ = ["McpInterceptor", "on_mcp_notification", "on_mcp_request", "on_mcp_response"]
+__all__ = ["McpInterceptor", "on_mcp_notification", "on_mcp_request", "on_mcp_response", "through_current"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 SESSION_ID = "mcp-session-id"
-# How the old transport's servers name the session in the endpoint's query: the SDKs of TypeScript and Python.
-_SESSION_PARAMETERS = ("sessionId", "session_id")
+_NO_SUCH_METHOD = "weirpool/denied"
+"""What a denied call becomes where only the server can answer on the session's stream: no server has this method."""
 _MARKS = "__mcp_hooks__"
 
 
@@ -84,22 +85,41 @@ class _Hook(NamedTuple):
 
 @dataclass
 class _Exchange:
-    """What is known of one HTTP request and its response."""
+    """What is known of one HTTP request and its response, by one interceptor."""
 
     request: Request
+    interceptor: str
+    """Its name in the configuration."""
+    book: SessionBook
     session: str | None
+    """Of Streamable HTTP the value of `Mcp-Session-Id`, of the old transport the URI for POSTs."""
     revision: str | None
     old: bool
-    """It speaks the old transport of HTTP and SSE, whose responses come on another stream."""
+    """It belongs to a session of the old transport of HTTP and SSE, whose responses come on another stream."""
     pending: list[dict[str, Any]]
     """Of a batch that goes upstream without the requests that a hook has answered: the responses to these, until they are merged.
     Shared by all such interceptors of the exchange, for another one may answer the rest."""
     calls: dict[RequestId, Call] = field(default_factory=dict)
+    denied: dict[RequestId, dict[str, Any]] = field(default_factory=dict)
+    """Answers to requests that go upstream with a method that no server has (`_NO_SUCH_METHOD`)."""
 
     def take_pending(self) -> list[dict[str, Any]]:
         taken = self.pending[:]
         self.pending.clear()
         return taken
+
+    def remember(self, call: Call) -> None:
+        if self.session is not None:
+            self.book.remember(self.interceptor, self.session, call)
+
+    def find(self, message: McpMessage, *, from_client: bool) -> Call | None:
+        if self.session is None or message.id is None:
+            return None
+        return self.book.find(self.interceptor, self.session, message.id, from_client=from_client)
+
+    def join(self, live: LiveSession) -> None:
+        """Its stream is that of a session of the old transport."""
+        self.session, self.old = live.uri.decode("latin-1"), True
 
     def describe(self, message: McpMessage) -> None:
         message.session, message.revision, message.http = self.session, self.revision, self.request
@@ -122,9 +142,8 @@ class McpInterceptor(Interceptor):
     that must not be passed by."""
 
     _hooks: ClassVar[dict[Kind, tuple[_Hook, ...]]] = {}
-    # Made in `__new__`, so that a subclass's `__init__` need not call another.
-    _calls: Calls
-    _old_streams: dict[str, StreamContext]  # of the old transport, by session
+    # For requests that come without a proxy. Made in `__new__`, so that a subclass's `__init__` need not call another.
+    _own_sessions: McpSessions
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -140,8 +159,7 @@ class McpInterceptor(Interceptor):
 
     def __new__(cls, *_arguments: Any, **_options: Any) -> Self:
         made = super().__new__(cls)
-        made._calls = Calls()
-        made._old_streams = {}
+        made._own_sessions = McpSessions()
         return made
 
     async def on_request(self, request: Request) -> Response | None:
@@ -150,24 +168,25 @@ class McpInterceptor(Interceptor):
         body = request.body
         if not body:
             return None
-        if (request.headers.get("content-encoding") or "identity").strip().lower() != "identity":
-            return refuse(415, INVALID_REQUEST, "a compressed body cannot be read here") if self.strict else None
-        try:
-            payload = parse(body, from_client=True)
-        except NotJson as error:
-            return refuse(400, PARSE_ERROR, str(error)) if self.strict else None
-        if self.strict and (refusal := refuse_disguised(body, payload, request.headers)) is not None:
-            return refusal
+        refusal, payload = self._read_client(exchange, body)
+        if refusal is not None:
+            return await self._refuse(exchange, body, refusal)
+        if payload is None:
+            return None
         responses, status = self._from_client(exchange, payload)
         left = payload.encode()
         if left is payload.data:
             return None
+        on_stream = bool(responses) and await self._answer_on_stream(exchange, responses)
+        if responses and not on_stream and _may_be_old(request):
+            self._let_server_answer(exchange, payload, responses)
+            return None
         if left is not None:
             request.replace_body(left)
-            if not payload.is_batch:
+            if not payload.is_batch and not exchange.old:
                 mirror(request.headers, payload.messages[0].json(), decode_json(body))
-        if exchange.old and responses:
-            return await self._answer_on_stream(exchange, responses, nothing_left=left is None)
+        if on_stream:
+            return Response("Accepted", status=202) if left is None else None
         exchange.pending.extend(responses)
         if left is not None:
             return None
@@ -179,6 +198,10 @@ class McpInterceptor(Interceptor):
     async def on_response(self, head: ResponseHead) -> Response | None:
         """What was answered of a batch must reach the client also where the rest has no answer of its own."""
         exchange = self._exchange(head.request)
+        if exchange.denied and head.status >= 300 and not exchange.calls:
+            # No acceptance: there is no such session. A client of Streamable HTTP gets its answer here.
+            is_batch = isinstance(decode_json(head.request.body), list)
+            return answer(head.request.headers, list(exchange.denied.values()), is_batch=is_batch)
         if head.status >= 300:
             exchange.take_pending()  # refused as a whole: that is what the client must see
         if not exchange.pending:
@@ -190,28 +213,59 @@ class McpInterceptor(Interceptor):
     def open_stream(self, context: StreamContext) -> StreamInterceptor:
         return _McpStream(self, self._exchange(context.request), context)
 
-    def _exchange(self, request: Request) -> _Exchange:
+    def _opened(
+        self, stream: StreamInterceptor | AsyncStreamInterceptor, context: StreamContext
+    ) -> StreamInterceptor | AsyncStreamInterceptor:
+        own = type(self).open_stream is McpInterceptor.open_stream
+        if own or context.method != "GET" or not isinstance(stream, StreamInterceptor):
+            return stream
+        return _Replaceable(self, stream, context)
+
+    def _exchange(self, request: Request, name: str | None = None) -> _Exchange:
         key = f"mcp.{id(self)}"
         exchange: _Exchange | None = request.state.get(key)
         if exchange is None:
-            headers = request.headers
-            session: str | None = headers.get(SESSION_ID)
-            revision = revision_of(headers)
-            old = False
-            if session is None and "text/event-stream" not in headers.get("accept", "").lower():
-                session = _session_in(request.query.decode("latin-1"))
-                old = session is not None
+            book: SessionBook = request.sessions or self._own_sessions.of("")
+            old = book.owns(request)
+            session: str | None = canonical(request.target).decode("latin-1") if old else request.headers.get(SESSION_ID)
+            if name is None:
+                name = "" if request.asked is None else request.asked.name
             pending = request.state.setdefault("mcp.pending", [])
-            exchange = request.state[key] = _Exchange(request, session, revision, old, pending)
+            exchange = _Exchange(request, name, book, session, revision_of(request.headers), old, pending)
+            request.state[key] = exchange
         return exchange
+
+    def _read_client(self, exchange: _Exchange, body: bytes) -> tuple[Response | None, Payload | None]:
+        """What the client says; or the refusal of what is no MCP; neither where that passes unseen."""
+        headers = exchange.request.headers
+        if (headers.get("content-encoding") or "identity").strip().lower() != "identity":
+            problem = "a compressed body cannot be read here"
+            return (refuse(415, INVALID_REQUEST, problem) if self.strict else None), None
+        try:
+            payload = parse(body, from_client=True)
+        except NotJson as error:
+            return (refuse(400, PARSE_ERROR, str(error)) if self.strict else None), None
+        if self.strict:
+            # On the old transport no header mirrors the body, whichever revision a client names.
+            refusal = refuse_disguised(body, payload, Headers() if exchange.old else headers)
+            if refusal is not None:
+                return refusal, None
+        return None, payload
+
+    async def _refuse(self, exchange: _Exchange, body: bytes, refusal: Response) -> Response:
+        """On the old transport a status of 4xx would end the session, and the call would wait for its answer."""
+        error = decode_json(refusal.body)
+        error["id"] = _id_in(body) if error["id"] is None else error["id"]
+        on_stream = await self._answer_on_stream(exchange, [error])
+        return Response("Accepted", status=202) if on_stream else refusal
 
     def _from_client(self, exchange: _Exchange, payload: Payload) -> tuple[list[dict[str, Any]], int]:
         """Run the hooks; the responses that they gave, and the HTTP status of the last."""
         responses, status = [], 200
         for message in payload.messages:
             exchange.describe(message)
-            if message.kind is Kind.RESPONSE and message.id is not None and exchange.session is not None:
-                message.request = self._calls.find(exchange.session, message.id, from_client=False)
+            if message.kind is Kind.RESPONSE:
+                message.request = exchange.find(message, from_client=False)
             given = self._run(message)
             if given is not None:
                 message.dropped = True
@@ -220,25 +274,24 @@ class McpInterceptor(Interceptor):
             elif message.kind is Kind.REQUEST:
                 call = message.call
                 exchange.calls[call.id] = call
-                if exchange.session is not None:
-                    self._calls.remember(exchange.session, call)
+                exchange.remember(call)
         return responses, status
 
     def _from_server(self, exchange: _Exchange, payload: Payload) -> None:
         """Run the hooks. Raises what they raise, and `TypeError` for an answer."""
         for message in payload.messages:
             exchange.describe(message)
-            session = exchange.session
             if message.kind is Kind.RESPONSE and message.id is not None:
-                message.request = exchange.calls.get(message.id)
-                if message.request is None and session is not None:
-                    message.request = self._calls.find(session, message.id, from_client=True)
+                if (denied := exchange.denied.get(message.id)) is not None:
+                    _replace(message, denied)
+                    continue
+                message.request = exchange.calls.get(message.id) or exchange.find(message, from_client=True)
             if self._run(message) is not None:
                 raise TypeError(
                     "a request of the server can be changed, not answered: the answer would be the client's to send"
                 )
-            if message.kind is Kind.REQUEST and session is not None:
-                self._calls.remember(session, message.call)
+            if message.kind is Kind.REQUEST:
+                exchange.remember(message.call)
 
     def _run(self, message: McpMessage) -> dict[str, Any] | McpError | None:
         """Show a message to the hooks that are for it; what one of them answers."""
@@ -259,20 +312,27 @@ class McpInterceptor(Interceptor):
                 return None
         return None
 
-    async def _answer_on_stream(
-        self, exchange: _Exchange, responses: list[dict[str, Any]], *, nothing_left: bool
-    ) -> Response | None:
-        """2024-11-05, "HTTP with SSE": the answer to a POST comes on the session's stream, and the POST gets 202."""
-        stream = self._old_streams.get(exchange.session or "")
-        try:
-            if stream is None:
-                raise StreamOver
-            for event in events_of(responses):
-                await stream.emit(event)
-        except StreamOver:
-            # Its stream is over, or another worker's. A client that is told so need not wait for an answer.
-            return Response(status=403, json=responses[0])
-        return Response("Accepted", status=202) if nothing_left else None
+    async def _answer_on_stream(self, exchange: _Exchange, responses: list[dict[str, Any]]) -> bool:
+        """2024-11-05, "HTTP with SSE": the answer to a POST comes on the session's stream, and the POST gets 202. Whether that is
+        possible: there is such a session, here or in another process.
+        """
+        request = exchange.request
+        if request.method != "POST":
+            return False
+        messages = [encode_json(response).decode() for response in responses]
+        ask_others = SESSION_ID not in request.headers  # a session of Streamable HTTP
+        return await exchange.book.deliver(canonical(request.target), messages, ask_others=ask_others)
+
+    def _let_server_answer(self, exchange: _Exchange, payload: Payload, responses: list[dict[str, Any]]) -> None:
+        """No process here knows the session, and another machine's may. Then only the server can answer on its stream."""
+        exchange.denied = {response["id"]: response for response in responses}
+        left: list[Any] = []
+        for message in payload.messages:
+            if message.id in exchange.denied and message.kind is Kind.REQUEST:
+                left.append({"jsonrpc": "2.0", "id": message.id, "method": _NO_SUCH_METHOD})
+            elif not message.dropped:
+                left.append(message.json())
+        exchange.request.replace_body(json=left if payload.is_batch else left[0])
 
 
 class _McpStream(StreamInterceptor):
@@ -282,24 +342,29 @@ class _McpStream(StreamInterceptor):
         self._interceptor = interceptor
         self._exchange = exchange
         self._context = context
-        self._is_body = False
         self._succeeds = True
+        self._live: LiveSession | None = None
+        self._begun = False
+        # A part that `through_current` has made takes the place of those that were there when the stream began.
+        self._is_first_choice = context.method == "GET" and live_of(context) is None
 
     def on_start(self, head: ResponseHead) -> None:
-        self._is_body = head.media_type != "text/event-stream"
         self._succeeds = head.status < 300
         exchange = self._exchange
         session: str | None = head.headers.get(SESSION_ID)
         if session is not None and exchange.session is None:  # the answer to `initialize`
             exchange.session = session
             for call in exchange.calls.values():
-                self._interceptor._calls.remember(session, call)
+                exchange.remember(call)
 
     def on_event(self, event: Event) -> EventResult:
-        if self._is_body:
+        if event.is_body:
             return self._on_body(event)
-        if event.event == "endpoint":
-            self._learn(event.data)
+        if self._is_first_choice:
+            self._find_session(event)
+            live = self._live
+            if live is not None and live.superseded:
+                return through_current(live, event) if live.leader is self._interceptor else event
         data = event.data
         if event.event not in (None, "", "message") or not data:  # not MCP's, or a priming event
             return event
@@ -349,22 +414,118 @@ class _McpStream(StreamInterceptor):
         return events_of(self._exchange.take_pending())
 
     def on_end(self, outcome: Outcome) -> None:
-        streams, session = self._interceptor._old_streams, self._exchange.session or ""
-        if streams.get(session) is self._context:
-            del streams[session]
+        live, self._live = self._live, None
+        if live is not None and live.leader is self._interceptor:
+            self._exchange.book.close(live, outcome)
 
-    def _learn(self, endpoint: str) -> None:
-        """2024-11-05, "HTTP with SSE": the first event is the URI for the client's POSTs, which names the session."""
-        session = _session_in(endpoint.partition("?")[2])
-        if session is not None and self._exchange.session is None:
-            self._exchange.session = session
-            self._exchange.old = True
-            self._interceptor._old_streams[session] = self._context
+    def _find_session(self, event: Event) -> None:
+        """2024-11-05, "HTTP with SSE": the first event is the URI for the client's POSTs, which is the session."""
+        if self._begun or not has_data(event):
+            return
+        self._begun = True
+        live = live_of(self._context)
+        if live is None and event.event == "endpoint":
+            uri = session_of(self._context.request.target, event.data)
+            live = self._exchange.book.open(uri, self._context, self._interceptor)
+        if live is not None:
+            live.context = self._context
+            self._live = live
+            self._exchange.join(live)
 
 
-def _session_in(query: str) -> str | None:
-    found = dict(parse_qsl(query))
-    return next((found[name] for name in _SESSION_PARAMETERS if name in found), None)
+class _Replaceable(StreamInterceptor):
+    """What an interceptor with an `open_stream` of its own has made for a GET: it, too, gives way after a reload."""
+
+    def __init__(self, interceptor: McpInterceptor, stream: StreamInterceptor, context: StreamContext) -> None:
+        self._interceptor = interceptor
+        self._stream = stream
+        self._context = context
+        self.needs = stream.needs
+
+    def on_start(self, head: ResponseHead) -> None:
+        self._stream.on_start(head)
+
+    def on_event(self, event: Event) -> EventResult:
+        live = live_of(self._context)
+        if live is not None and live.superseded:
+            return through_current(live, event) if live.leader is self._interceptor else event
+        return self._stream.on_event(event)
+
+    def on_complete(self) -> Event | Sequence[Event] | None:
+        return self._stream.on_complete()
+
+    def on_end(self, outcome: Outcome) -> None:
+        self._stream.on_end(outcome)
+
+
+def through_current(live: LiveSession, event: Event) -> EventResult:
+    """What the MCP interceptors of the current configuration make of an event on a stream that is older than that."""
+    events: list[Event] = [event]
+    for owner, part in live.refresh(_open_part):
+        following: list[Event] = []
+        for item in events:
+            try:
+                with owner.timed("on_event"):
+                    result = part.on_event(item)
+            except Abort:
+                raise
+            except Exception as error:
+                if owner.failed("on_event", error) is not None:
+                    raise Abort(
+                        f"the interceptor {owner.name!r} failed"
+                    ) from error  # whatever the leader does with failures
+                result = item
+            if isinstance(result, End):
+                return End(*following, *result.events)
+            following += [] if result is None else [result] if isinstance(result, Event) else result
+        events = following
+    return events[0] if len(events) == 1 else events
+
+
+def _open_part(live: LiveSession, owner: Owner) -> StreamInterceptor:
+    """One interceptor's part of a stream that is older than the interceptor."""
+    interceptor, request = owner.interceptor, live.context.request
+    assert isinstance(interceptor, McpInterceptor)
+    exchange = interceptor._exchange(request, owner.name)
+    exchange.join(live)
+    context = StreamContext(request, live.context.emit, owner)
+    part = interceptor.open_stream(context)
+    if not isinstance(part, StreamInterceptor):  # an override's, that is to be awaited
+        part = _McpStream(interceptor, exchange, context)
+    part.on_start(ResponseHead(200, [(b"content-type", b"text/event-stream")], request))
+    return part
+
+
+def _may_be_old(request: Request) -> bool:
+    """Whether no rule of Streamable HTTP explains this POST: it has no session, and would not take the answer as a stream, which a
+    client of Streamable HTTP must; and a query, which may name a session of the old transport.
+    """
+    headers = request.headers
+    return (
+        request.method == "POST"
+        and bool(request.query)
+        and SESSION_ID not in headers
+        and "text/event-stream" not in headers.get("accept", "").lower()
+        and not has_mirrors(revision_of(headers))
+    )
+
+
+def _id_in(body: bytes) -> RequestId | None:
+    """The id of a request that is refused, where it can be read."""
+    try:
+        message = decode_json(body)
+    except (ValueError, RecursionError):
+        return None
+    ident = message.get("id") if isinstance(message, dict) else None
+    return ident if isinstance(ident, str) or type(ident) is int else None
+
+
+def _replace(message: McpMessage, response: dict[str, Any]) -> None:
+    """Let another response take the place of one."""
+    if "error" in response:
+        message.error = response["error"]
+    else:
+        message.result = response["result"]
 
 
 def _is_json(media_type: str) -> bool:

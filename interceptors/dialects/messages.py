@@ -16,14 +16,14 @@ from typing import Any
 from ..api import End, EventResult, Interceptor, StreamContext, StreamInterceptor
 from ..errors import NotJson
 from ..event import Event
-from .anthropic import AnthropicReader
+from .answers import readers_for
 from .errors import DialectError
 from .openai_chat import OpenAIChatReader
 from .openai_responses import OpenAIResponsesReader
 from .parts import Finish, Part, ProviderError, TextDelta, TextEnd, ToolCall, ToolCallDelta, Unread, Usage
-from .reader import DONE, HELD_EVENT, MAX_HELD, MESSAGE, Call, Made, Reader, Touch
+from .reader import DONE, HELD_EVENT, MAX_HELD, Call, Made, Reader, Touch
 
-__all__ = ["MessageInterceptor", "MessageStream", "readers_for"]
+__all__ = ["MessageInterceptor", "MessageStream"]
 
 _HOOKS: dict[type[Part], str] = {
     Unread: "on_unread",
@@ -152,22 +152,6 @@ class MessageInterceptor(Interceptor):
         return stream
 
 
-def readers_for(dialect: str, path: str) -> tuple[type[Reader], ...]:
-    """Which reader a response needs, by its route's dialect and its request's path; two: the first message will tell. Or none."""
-    path = path.rstrip("/")
-    if dialect == "anthropic":
-        return (AnthropicReader,)
-    if dialect == "mcp":
-        return ()  # its paths may end with /messages, too
-    if path.endswith("/chat/completions"):
-        return (OpenAIChatReader,)
-    if path.endswith("/responses"):
-        return (OpenAIResponsesReader,)
-    if dialect == "openai":
-        return (OpenAIChatReader, OpenAIResponsesReader)
-    return (AnthropicReader,) if path.endswith("/messages") else ()
-
-
 def _recognise(message: Any) -> type[Reader] | None:
     """Which of OpenAI's two a first message is of; None: neither, and the next may tell."""
     if not isinstance(message, dict):
@@ -251,33 +235,38 @@ class _DialectSide:
         self._asked = reason, text
 
     def on_event(self, event: Event) -> EventResult:
-        problem = None
+        problem, lax = None, False
         try:
             message = event.json()
         except NotJson as error:
+            lax = True
             data, problem = event.data, str(error)
             if data.startswith(DONE) and not event.is_body:  # as the SDK reads it
                 return self._on_done(event)
             if not data and not event.unknown:
                 return event
             message = _lenient(data)
-        lax = problem is not None
         reader = self.reader
         if reader is None:
             reader = self.reader = self._recognise(message, event)
             if reader is None:
                 return self._on_unknown(event, message, problem)
-        if message is None:
+        if event.is_body:
+            parts = reader.read_body(message)
+        elif message is None:
             parts = reader.read_nothing()
         else:
-            parts = reader.read_body(message) if event.is_body else reader.read(message, event.event)
+            named = reader.names_events or not isinstance(message, dict) or "choices" not in message
+            parts = reader.read(message, event.event if named else None)
         if problem is not None or reader.problems:
             problems = reader.problems if problem is None else [problem, *reader.problems]
-            self._note_problems(event, problems)
-            problem = problems[0]
+            self._context.note_unread(problems[0], event.event, count=len(problems))
         if self._sees_unread:
-            parts.insert(0, self._unread(event, message, parts, problem))
-        if not parts and not self._waiting and not reader.calls and not reader.has_removed:
+            if problem is None and reader.problems:
+                problem = reader.problems[0]
+            parts.insert(0, Unread(event, message, parts, self._handlers, problem))
+        in_order = self._holds and (self._waiting or reader.calls or reader.has_removed)
+        if not parts and not in_order:
             return event
         before: list[Event] = []
         last = self._run(reader, parts, before)
@@ -288,13 +277,14 @@ class _DialectSide:
             if part.changed:
                 changed = True
                 dropped = dropped or (isinstance(part, TextDelta) and part.dropped)
+        if not changed and not in_order:
+            return [*before, event] if before else event
         silent = dropped and not event.is_body and reader.says_nothing(message)
-        if (self._waiting or reader.calls or reader.has_removed) and not reader.keeps_alive(message):
+        if in_order and not reader.keeps_alive(message):
             return self._pass_in_order(reader, _Waiting(event, message, lax, changed, silent, before, reader))
-        if changed:
-            if silent:
-                return before or None
-            event = _replace(event, message, lax)
+        if silent:
+            return before or None
+        event = _replace(event, message, lax) if changed else event
         return [*before, event] if before else event
 
     def on_complete(self) -> Sequence[Event] | None:
@@ -332,25 +322,14 @@ class _DialectSide:
     def _on_unknown(self, event: Event, message: Any, problem: str | None) -> EventResult:
         """An event before the first that tells which format the answer has."""
         if problem is not None:
-            self._note_problems(event, [problem])
+            self._context.note_unread(problem, event.event)
         if not self._sees_unread:
             return event
         reader = self._make(self._readers[0])
-        unread = self._unread(event, message, [], problem)
+        unread = Unread(event, message, [], self._handlers, problem)
         if self._run(reader, [unread], []) is None:
             return event
         return self._finish(reader, event, message, problem is not None, [unread], unread, [])
-
-    def _note_problems(self, event: Event, problems: list[str]) -> None:
-        self._context.note_unread(problems[0], event.event, count=len(problems))
-
-    def _unread(self, event: Event, message: Any, parts: list[Part], problem: str | None) -> Unread:
-        shown: set[tuple[int, str]] = set()
-        handlers = self._handlers
-        for part in parts:
-            if type(part) in handlers and isinstance(part, (TextDelta, ToolCallDelta)):
-                shown.add((id(part.holder), part.key))
-        return Unread(MESSAGE, event.data, message, shown, problem, event.unknown)
 
     def _run(self, reader: Reader, parts: list[Part], before: list[Event]) -> Part | None:
         """Run the hooks on the parts of one message. The part whose hook has asked to finish; later ones were not shown."""

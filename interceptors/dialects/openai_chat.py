@@ -41,8 +41,9 @@ class OpenAIChatReader(Reader):
     needles: ClassVar[Mapping[type[Part], bytes]] = {
         Finish: rb'"finish_reason"\s*:\s*"',
         Usage: rb'"usage"\s*:\s*\{',
-        ProviderError: rb'"error"|event: ?error',
+        ProviderError: rb'"error"|"message"\s*:\s*"',
     }
+    names_events: ClassVar[bool] = False
     default_reason: ClassVar[str] = "content_filter"
 
     def __init__(
@@ -65,32 +66,48 @@ class OpenAIChatReader(Reader):
         ] = {}  # of choices whose calls were removed: the new number of each that is left
 
     def _read(self, parts: list[Part], message: dict[str, Any], event_type: str | None) -> None:
-        self.model = self._str(message, "model") or self.model
-        origin = event_type, message
-        for position, choice in self._items(message, "choices"):
-            self._has_choices = True
-            index = choice.get("index")
-            if type(index) is not int:
-                index = self._index(choice, position)
-            if self.deltas:
-                delta = choice.get("delta")
-                if isinstance(delta, dict):
-                    self._choices[index] = origin
-                    self._read_delta(parts, index, delta, choice, origin)
-                elif delta is not None:
-                    self._odd("choices[].delta", delta, "an object")
-                if isinstance(choice.get("text"), str) and choice["text"]:
-                    self._choices[index] = origin
-                    block = self._block(index, "text", "text")
-                    # Beside a delta, it is the same text once more.
-                    self._text(parts, block, choice, "text", origin, choice).repeated = bool(delta)
-                if choice.get("message") is not None:
-                    whole = self._dict(choice, "message", "choices[].")
-                    if whole is not None:
-                        self._choices.setdefault(index, origin)
-                        self._read_whole(parts, index, whole, choice, grows=isinstance(delta, dict))
-            self._read_end_of_choice(parts, index, choice)
-        self._read_rest(parts, message, event_type)
+        get = message.get
+        model = get("model")
+        if model is not self.model:
+            self.model = self._str(message, "model") or self.model
+        choices = get("choices")
+        if type(choices) is list:
+            origin = event_type, message
+            for position, choice in enumerate(choices):
+                if not isinstance(choice, dict):
+                    self._odd("choices[]", choice, "an object")
+                    continue
+                self._has_choices = True
+                field = choice.get
+                index = field("index")
+                if type(index) is not int:
+                    index = self._index(choice, position)
+                if self.deltas:
+                    delta = field("delta")
+                    if isinstance(delta, dict):
+                        self._choices[index] = origin
+                        self._read_delta(parts, index, delta, choice, origin)
+                    elif delta is not None:
+                        self._odd("choices[].delta", delta, "an object")
+                    if field("text") or field("message") is not None:
+                        self._read_beside(parts, index, choice, origin, delta)
+                if field("finish_reason") or "usage" in choice or "error" in choice:
+                    self._read_end_of_choice(parts, index, choice)
+        elif choices is not None:
+            self._odd("choices", choices, "a list")
+        if choices is None or get("usage") is not None or get("error") is not None or "x_groq" in message:
+            self._read_rest(parts, message, event_type)
+
+    def _read_beside(self, parts: list[Part], index: int, choice: dict[str, Any], origin: Origin, delta: Any) -> None:
+        """What a choice has beside a delta, or in its place: a text, a whole message."""
+        if isinstance(choice.get("text"), str) and choice["text"]:
+            self._choices[index] = origin
+            # Beside a delta, it is the same text once more.
+            self._text(parts, self._block(index, "text", "text"), choice, "text", origin, choice).repeated = bool(delta)
+        whole = self._dict(choice, "message", "choices[].")
+        if whole is not None:
+            self._choices.setdefault(index, origin)
+            self._read_whole(parts, index, whole, choice, grows=isinstance(delta, dict))
 
     def _read_whole_body(self, parts: list[Part], message: dict[str, Any]) -> None:
         self.model = self._str(message, "model") or self.model

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from pools import decode_json, encode_json
+
+from ..event import Event
 
 __all__ = [
     "Block",
@@ -39,6 +41,9 @@ class Block(NamedTuple):
     """
     field: str = "content"
     """OpenAI: the field that holds the text, where there may be several: `reasoning_content`, `summary`."""
+
+
+_MESSAGE = Block("message", 0)
 
 
 class Part:
@@ -303,23 +308,33 @@ class ProviderError(Part):
 class Unread(Part):
     """What no other hook is shown of an event or a body: unknown fields and types, and what the reader cannot understand."""
 
-    __slots__ = ("_lines", "_message", "_shown", "data", "problem")
+    __slots__ = ("_event", "_handlers", "_message", "_parts", "problem")
 
     def __init__(
-        self, block: Block, data: str, message: Any, shown: set[tuple[int, str]], problem: str | None, lines: str = ""
+        self,
+        event: Event,
+        message: Any,
+        parts: Sequence[Part],
+        handlers: Container[type[Part]],
+        problem: str | None,
     ) -> None:
-        """`message`: decoded, or None for data that is not JSON. `shown`: `(id(holder), key)` of each text that a hook is shown.
-
-        `lines`: of the event, besides its fields.
+        """`message`: the event's data, decoded; None if it is not JSON. `parts`: what else is in it, those of the types in
+        `handlers` for other hooks.
         """
-        super().__init__(block)
-        self.data: str = f"{data}\n{lines}" if lines else data
-        """All of the event's data as it came, and its lines that are no fields of an event."""
+        self.block = _MESSAGE
+        self.changed = False
         self.problem: str | None = problem
         """What the reader does not understand; None where the rest is only unknown. It names fields, and shows no content."""
+        self._event = event
         self._message = message
-        self._shown = shown
-        self._lines = lines
+        self._parts = parts
+        self._handlers = handlers
+
+    @property
+    def data(self) -> str:
+        """All of the event's data as it came, and its lines that are no fields of an event."""
+        data, lines = self._event.data, self._event.unknown
+        return f"{data}\n{lines}" if lines else data
 
     def texts(self) -> Iterator[str]:
         """The decoded strings of the rest; all of the data if that is not JSON.
@@ -330,8 +345,13 @@ class Unread(Part):
         if self._message is None:
             yield self.data
             return
-        if self._lines:
-            yield self._lines
+        if self._event.unknown:
+            yield self._event.unknown
+        shown = {
+            (id(part.holder), part.key)
+            for part in self._parts
+            if type(part) in self._handlers and isinstance(part, (TextDelta, ToolCallDelta))
+        }
         pending = [self._message]
         while pending:
             value = pending.pop()
@@ -339,7 +359,7 @@ class Unread(Part):
                 for name, inner in value.items():
                     if not name.isidentifier():
                         yield name
-                    if (id(value), name) not in self._shown and not (isinstance(inner, str) and name in _PROTOCOL):
+                    if (id(value), name) not in shown and not (isinstance(inner, str) and name in _PROTOCOL):
                         pending.append(inner)
             elif isinstance(value, list):
                 pending += value

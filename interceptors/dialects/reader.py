@@ -152,6 +152,8 @@ class Reader(ABC):
 
     needles: ClassVar[Mapping[type[Part], bytes]]
     """Patterns, found in the bytes of each event that has a `Finish`, `Usage` or `ProviderError`."""
+    names_events: ClassVar[bool] = True
+    """Whether events of this dialect have a type besides the one in their data."""
     default_reason: ClassVar[str]
     """The reason `make_ending` gives by default: the dialect's word for an answer that a filter has ended."""
 
@@ -194,12 +196,15 @@ class Reader(ABC):
 
     def read(self, message: Any, event_type: str | None = None) -> list[Part]:
         """The parts of one message of a stream: an event's data, with the event's type. Raises `DialectError`."""
-        self._begin_message()
-        if not isinstance(message, dict):
-            self._odd("the data", message, "an object")
-            return []
+        if self._leaving or self.problems or self.calls:
+            self._begin_message()
+        elif self._here:
+            self._here.clear()
         parts: list[Part] = []
-        self._read(parts, message, event_type)
+        if isinstance(message, dict):
+            self._read(parts, message, event_type)
+        else:
+            self._odd("the data", message, "an object")
         return parts
 
     def read_body(self, message: Any) -> list[Part]:

@@ -1,6 +1,7 @@
 """The relay of whole events: through the interceptors that see them, and over several connections where the stream is to go on.
 
-An event that is not whole yet waits here, at the beginning of a lease of its own, and never leaves in pieces.
+An event that is not whole yet waits here, at the beginning of a lease of its own. It leaves in pieces only if it is above the limit
+and no interceptor needs it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _READ, _WRITE, _NOTHING = Need.READ, Need.WRITE, Need.NOTHING
 class EventRelay(Relay):
     """Implements `Relay` for events: with a chain that sees them, with a `Resume`, or with both."""
 
-    __slots__ = ("_awaits", "_carried", "_carry", "_chain", "_resume", "_stopped")
+    __slots__ = ("_awaits", "_carried", "_carry", "_chain", "_passes", "_resume", "_stopped")
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class EventRelay(Relay):
         self._chain = chain = speaker if speaker is not None and speaker.wants_events else None
         self._awaits = chain is not None and chain.is_async
         self._resume = resume
+        self._passes = False  # a body that is no event stream, and that no interceptor sees
         self._carry: Lease | None = None  # an event that is not whole yet lies at its beginning
         self._carried = 0
         # As `_intercept` takes it, where an async hook has stopped.
@@ -48,11 +50,11 @@ class EventRelay(Relay):
 
     @property
     def at_boundary(self) -> bool:
-        return True
+        return not self._passes if self._chain is None else self._chain.at_boundary
 
     @property
     def may_speak(self) -> bool:
-        return True
+        return not self._passes if self._chain is None else self._chain.may_speak
 
     @property
     def last_left(self) -> float:
@@ -106,8 +108,9 @@ class EventRelay(Relay):
         self._note(last - first, now)
         if self._resume is not None:
             all_sent = self._take(self._resume, buffer, 0 if at else first, last)
+        elif self._chain is None:
+            all_sent = self._pass(buffer, 0 if at else first, last)
         else:
-            assert self._chain is not None
             all_sent = self._intercept(self._chain, buffer, 0 if at else first, last)
         return self.next_need() if all_sent else _WRITE
 
@@ -129,19 +132,29 @@ class EventRelay(Relay):
         first, last, rest = resume.take(buffer, start, end)
         if resume.failure is not None:
             end = rest
+        if resume.is_body:
+            self._resume = None
+            if self._chain is not None:
+                return self._intercept(self._chain, buffer, first, end)
+            self._passes = True
+            last = rest = end
         if self._chain is not None:
             return self._intercept(self._chain, buffer, first, last, rest, end)
         self.failure = resume.failure
-        all_sent = True
-        if first < last:
-            self.last_write = self.last_read
-            part = memoryview(buffer)[first:last]
-            try:
-                all_sent = self.writer.write((part,))
-            finally:
-                part.release()
+        all_sent = self._pass(buffer, first, last)
         self._keep(buffer, rest, end)
         return all_sent
+
+    def _pass(self, buffer: bytearray, first: int, last: int) -> bool:
+        """Bytes that no interceptor sees."""
+        if first == last:
+            return True
+        self.last_write = self.last_read
+        part = memoryview(buffer)[first:last]
+        try:
+            return self.writer.write((part,))
+        finally:
+            part.release()
 
     def _intercept(
         self, chain: StreamChain, buffer: bytearray, start: int, last: int, behind: int | None = None, end: int = 0

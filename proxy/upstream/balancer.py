@@ -5,7 +5,8 @@ port, the path that the target comes behind, and, where the upstream's `host` is
 transport, request extensions are
 
 - `retry`: the route's `RetryPolicy`; without one, a request is tried once;
-- `affinity`: the key of the session that the request belongs to, as bytes; without one, the value of its `Mcp-Session-Id` is.
+- `affinity`: what may name the session that the request belongs to, as bytes. Where no session has that name, and without one,
+  the value of its `Mcp-Session-Id` does.
 
 The response's extension `endpoint` is the `Endpoint` that answered. The request's own is the one that was asked last, also when the
 request fails; without it none was asked.
@@ -19,12 +20,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from functools import partial
 
 import httpx
 import structlog
 import trio
 
-from ..errors import NoEndpoint, PoolFull, PoolTimedOut, UpstreamFailure
+from ..errors import NoEndpoint, PoolFull, PoolTimedOut, SessionGone, UpstreamFailure
 from .affinity import Affinity
 from .connections import PoolState
 from .endpoints import Endpoint, Endpoints, EndpointState, NoneInService, Turn
@@ -35,6 +37,7 @@ from .transport import UpstreamTransport
 __all__ = ["Balancer", "Checks"]
 
 _SESSION = b"mcp-session-id"
+_SESSION_LENGTH = len(_SESSION)
 _OUR_BOUND = (PoolFull, PoolTimedOut)
 
 
@@ -63,25 +66,29 @@ class Balancer(httpx.AsyncBaseTransport):
         *,
         host: str = "upstream",
         checks: Checks | None = None,
+        sessions: Affinity | None = None,
     ) -> None:
-        """`host`: the Host header, as the configuration says it: upstream, preserve, or a literal."""
+        """`host`: the Host header, as the configuration says it: upstream, preserve, or a literal. `sessions`: what is known of
+        them already, and is shared with the balancers of other configurations.
+        """
         self.endpoints = endpoints
         self._name = name
         self._transport = transport
         self._host = host
         self._checks = checks
-        self._sessions = Affinity()
+        self._sessions = Affinity() if sessions is None else sessions
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request to an endpoint, perhaps to another; returns when a response's head has come. Its stream must be closed.
 
-        Raises as `UpstreamTransport` does, and `NoEndpoint` at once when every endpoint is ejected. `connect` and `read` of its
-        timeouts hold for each attempt. Cancelled at any point it leaves nothing behind.
+        Raises as `UpstreamTransport` does, at once `NoEndpoint` when every endpoint is ejected, and `SessionGone` when that of the
+        request's session is gone. `connect` and `read` of its timeouts hold for each attempt. Cancelled at any point it leaves
+        nothing behind.
         """
         target = request.extensions.get("target") or request.url.raw_path
         policy: RetryPolicy | None = request.extensions.get("retry")
-        session = self._session_of(request)
-        tied = self._sessions.find(session, trio.current_time()) if session is not None else None
+        headers = request.headers.raw
+        session, tied = self._session_of(request, headers)
         turn = self._first_turn(tied)
         if policy is not None:
             policy.budget.deposit()
@@ -91,7 +98,7 @@ class Balancer(httpx.AsyncBaseTransport):
             request.extensions["endpoint"] = endpoint = turn.endpoint
             try:
                 response = await self._transport.send(
-                    request, endpoint.url, endpoint.base + target, self._headers_for(endpoint, request), fresh=attempt > 1
+                    request, endpoint.url, endpoint.base + target, self._headers_for(endpoint, headers), fresh=attempt > 1
                 )
             except UpstreamFailure as failure:
                 self._note_failure(turn, failure)
@@ -111,19 +118,28 @@ class Balancer(httpx.AsyncBaseTransport):
                 break
         if turn.succeed(trio.current_time()):
             self._say_back(endpoint)
-        self._note_session(request.method, session, response, endpoint)
         assert isinstance(response.stream, UpstreamBody)
         response.stream.on_close = turn.end
+        self._note_session(request.method, session, response, turn)
         response.extensions["endpoint"] = endpoint
         return response
 
     def remember(self, key: bytes, endpoint: Endpoint) -> None:
         """Tie a session to an endpoint: requests whose extension `affinity` is `key` go there, and nowhere else."""
-        self._sessions.remember(key, endpoint, trio.current_time())
+        self._sessions.remember(key, endpoint.place, trio.current_time())
 
     def find(self, key: bytes) -> Endpoint | None:
-        """The endpoint that a session is tied to; None when it is not known, or no longer."""
-        return self._sessions.find(key, trio.current_time())
+        """The endpoint that a session is tied to; None when the session is not known, or no longer, or its endpoint not listed."""
+        place = self._sessions.find(key, trio.current_time())
+        return None if place is None else self.endpoints.at(place)
+
+    def hold(self, key: bytes) -> None:
+        """A stream of the session is open: until `release`, the session does not age."""
+        self._sessions.hold(key)
+
+    def release(self, key: bytes) -> None:
+        """That stream has ended."""
+        self._sessions.release(key, trio.current_time())
 
     def forget(self, key: bytes) -> None:
         """The session has ended."""
@@ -176,8 +192,7 @@ class Balancer(httpx.AsyncBaseTransport):
         turn.endpoint.retries += 1
         return turn
 
-    def _headers_for(self, endpoint: Endpoint, request: httpx.Request) -> Sequence[tuple[bytes, bytes]]:
-        headers = request.headers.raw
+    def _headers_for(self, endpoint: Endpoint, headers: list[tuple[bytes, bytes]]) -> Sequence[tuple[bytes, bytes]]:
         if self._host != "upstream":
             return headers
         return [(name, endpoint.host if name.lower() == b"host" else value) for name, value in headers]
@@ -190,20 +205,45 @@ class Balancer(httpx.AsyncBaseTransport):
         if turn.fail(trio.current_time()):
             self._say_ejected(turn.endpoint, str(failure))
 
-    def _session_of(self, request: httpx.Request) -> bytes | None:
-        key: bytes | None = request.extensions.get("affinity")
-        if key is None and len(self.endpoints.all) > 1:
-            key = _session_id(request.headers)
-        return key
+    def _session_of(
+        self, request: httpx.Request, headers: list[tuple[bytes, bytes]]
+    ) -> tuple[bytes | None, Endpoint | None]:
+        """The session that a request belongs to, and the endpoint that it is tied to, if any. Raises `SessionGone`."""
+        key, place = request.extensions.get("affinity"), None
+        now = trio.current_time()
+        if key is not None:
+            place = self._sessions.find(key, now)
+        if place is None:
+            key = _session_id(headers)
+            place = self._sessions.find(key, now) if key is not None else None
+        if place is None:
+            return key, None
+        endpoint = self.endpoints.at(place)
+        if endpoint is None:
+            raise SessionGone(f"{self._name}: the session's endpoint is no longer configured")
+        if self.endpoints.is_gone(endpoint, now):
+            raise SessionGone(f"{self._name}: the session's endpoint, {endpoint.origin}, is out of service for too long")
+        return key, endpoint
 
-    def _note_session(self, method: str, session: bytes | None, response: httpx.Response, endpoint: Endpoint) -> None:
+    def _note_session(self, method: str, session: bytes | None, response: httpx.Response, turn: Turn) -> None:
         """MCP, 2025-03-26 and later, "Session Management": a response's head makes a session; 404 says that there is none."""
-        if len(self.endpoints.all) > 1 and response.is_success:
-            made = _session_id(response.headers)
+        if response.is_success:
+            made = _session_id(response.headers.raw)
             if made is not None:
-                self.remember(made, endpoint)
-        if session is not None and (response.status_code == 404 or (method == "DELETE" and response.is_success)):
+                self.remember(made, turn.endpoint)
+        if session is None:
+            return
+        if response.status_code == 404 or (method == "DELETE" and response.is_success):
             self.forget(session)
+        elif response.is_success:
+            assert isinstance(response.stream, UpstreamBody)
+            self._sessions.renew(session, trio.current_time())
+            self._sessions.hold(session)
+            response.stream.on_close = partial(self._end, turn, session)
+
+    def _end(self, turn: Turn, session: bytes) -> None:
+        turn.end()
+        self.release(session)
 
     def _say_ejected(self, endpoint: Endpoint, error: str) -> None:
         structlog.get_logger("proxy").warning(
@@ -248,5 +288,8 @@ class Balancer(httpx.AsyncBaseTransport):
             self._say_ejected(endpoint, problem)
 
 
-def _session_id(headers: httpx.Headers) -> bytes | None:
-    return next((value for name, value in headers.raw if name.lower() == _SESSION), None)
+def _session_id(headers: list[tuple[bytes, bytes]]) -> bytes | None:
+    for name, value in headers:
+        if len(name) == _SESSION_LENGTH and name.lower() == _SESSION:
+            return value
+    return None

@@ -7,6 +7,9 @@ answer, and when none does it would only prolong the outage. A due endpoint gets
 it back, a failure ejects it again. Checks (`health.check_path`) count by themselves: as many in a row that fail eject, and one that
 succeeds lets a due endpoint back; where there are checks, a request is a probe only when no other endpoint can take it.
 
+An endpoint is *gone* when it has been out for longer than `gone_after_s` without one answer or good check: its sessions should be
+given up. It stays an endpoint, and an answer to its probe lets it back.
+
 Invariants, whatever is told and in whatever order:
 
 - `outstanding` of an endpoint is the number of its turns that have not ended, and never negative;
@@ -18,13 +21,27 @@ It must not know HTTP, sockets, retries or sessions.
 
 from __future__ import annotations
 
+import ipaddress
+import math
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 import httpx
 
-__all__ = ["Endpoint", "EndpointState", "Endpoints", "NoneInService", "Turn"]
+__all__ = ["Endpoint", "EndpointState", "Endpoints", "NoneInService", "Turn", "place_of"]
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def place_of(url: httpx.URL) -> str:
+    """Where an endpoint is, however its URL is spelt (RFC 3986, sections 6.2.2.1 and 6.2.3). Without credentials."""
+    host = url.host.lower()
+    with suppress(ValueError):  # a name
+        host = str(ipaddress.ip_address(host))
+    path = url.raw_path.rstrip(b"/").decode("ascii")
+    return f"{url.scheme}://{host} {url.port or _DEFAULT_PORTS.get(url.scheme)}{path}"
 
 
 class NoneInService(Exception):
@@ -52,7 +69,9 @@ class Endpoint:
         "name",
         "origin",
         "outstanding",
+        "place",
         "probing",
+        "quiet_since",
         "retries",
         "url",
     )
@@ -67,6 +86,8 @@ class Endpoint:
         """In logs and metrics."""
         self.origin = f"{self.url.scheme}://{self.url.netloc.decode()}"
         """As its URL has it (RFC 6454, section 6.2), without a path and without credentials."""
+        self.place = place_of(self.url)
+        """What identifies it in every configuration."""
         self.outstanding = 0
         """Turns that have not ended."""
         self.failures = 0
@@ -76,6 +97,8 @@ class Endpoint:
         self.ejected_until: float | None = None
         self.ejected_for = 0.0
         """Seconds of the last ejection."""
+        self.quiet_since = float("-inf")
+        """Of one that is out: when it was ejected first, or has last answered since."""
         self.back_since = float("-inf")
         """When the last ejection was over, by an answer."""
         self.probing = False
@@ -85,8 +108,21 @@ class Endpoint:
         self.retries = 0
         """Attempts that it got because one before had failed, there or elsewhere."""
 
+    def resume(self, before: Endpoint, latest: float) -> None:
+        """Go on from how the same endpoint was in the configuration before. `latest`: its ejection ends then at the latest."""
+        for name in _HEALTH:
+            setattr(self, name, getattr(before, name))
+        if self.ejected_until is not None:
+            self.ejected_until = min(self.ejected_until, latest)
+
     def __repr__(self) -> str:
         return f"Endpoint({self.name!r})"
+
+
+_HEALTH = (
+    *("back_since", "check_failures", "ejected_for", "ejected_until", "ejections", "failed", "failures"),
+    *("quiet_since", "retries"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,16 +190,34 @@ class Endpoints:
         consecutive_failures: int = 5,
         eject_s: float = 10,
         max_eject_s: float = 300,
+        gone_after_s: float = math.inf,
         checked: bool = False,
     ) -> None:
         """At least one endpoint. `checked`: there are checks, so that no request need be risked to find out who is back."""
         self.all = tuple(endpoints)
+        self._by_place = {endpoint.place: endpoint for endpoint in self.all}
+        self._gone_after_s = gone_after_s
         self._consecutive_failures = consecutive_failures
         self._eject_s = eject_s
         self._max_eject_s = max_eject_s
         # Before those that are up: by being the least busy, one with old streams that go on would not get its probe.
         self._rank_of_due = 2 if checked else 0
         self._next = 0  # where to begin to look, so that ties go round
+
+    def resume(self, before: Endpoints, now: float) -> None:
+        """Go on from how these endpoints were before a reload, as far as they were there."""
+        for endpoint in self.all:
+            was = before.at(endpoint.place)
+            if was is not None:
+                endpoint.resume(was, now + self._max_eject_s)
+
+    def at(self, place: str) -> Endpoint | None:
+        """The endpoint at a place; None when there is none, or no longer."""
+        return self._by_place.get(place)
+
+    def is_gone(self, endpoint: Endpoint, now: float) -> bool:
+        """Whether it has been out of service without a break for longer than the limit."""
+        return endpoint.ejected_until is not None and now - endpoint.quiet_since > self._gone_after_s
 
     def choose(self, now: float, tried: Collection[Endpoint] = ()) -> Turn:
         """A turn at a due endpoint, as its probe, or else at the least busy one that is up; ties go round. Checked: the other way.
@@ -200,6 +254,7 @@ class Endpoints:
         """A check was answered well. Whether that has let the endpoint back; its time must be over."""
         endpoint.check_failures = 0
         if endpoint.ejected_until is None or now < endpoint.ejected_until:
+            endpoint.quiet_since = now
             return False
         self._let_back(endpoint, now)
         return True
@@ -233,6 +288,8 @@ class Endpoints:
         elif probe:
             self._let_back(endpoint, now)
             return True
+        else:
+            endpoint.quiet_since = now
         return False
 
     def _failed(self, endpoint: Endpoint, now: float, *, probe: bool) -> bool:
@@ -248,6 +305,8 @@ class Endpoints:
 
     def _eject(self, endpoint: Endpoint, now: float) -> None:
         was_out = endpoint.ejected_until is not None
+        if not was_out:
+            endpoint.quiet_since = now
         lasted = not was_out and now - endpoint.back_since >= endpoint.ejected_for
         alone = all(item.ejected_until is not None for item in self.all if item is not endpoint)
         endpoint.ejected_for = self._eject_s if lasted or alone else min(2 * endpoint.ejected_for, self._max_eject_s)

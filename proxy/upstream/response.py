@@ -41,6 +41,7 @@ class UpstreamBody(httpx.AsyncByteStream):
         self._pool = pool
         self._framing = framing
         self._early = early  # body bytes that came with the head
+        self._unread: memoryview | None = None  # bytes of the body that `receive` returns once more
         self._keep_alive = keep_alive
         self._read_timeout_s = read_timeout_s
         self._closed = False
@@ -64,6 +65,8 @@ class UpstreamBody(httpx.AsyncByteStream):
         Returns `(first, last)`, the body bytes as `body` tells (none at all when they were all framing); None when nothing
         is there yet. Not to be called when `complete`. Raises `UpstreamFailure`.
         """
+        if self._unread is not None:
+            return at, at + self._read_again(self._unread, buffer, at)
         count = self._read(buffer, at)
         if not count:
             return None if count is None else (at, at)
@@ -78,6 +81,9 @@ class UpstreamBody(httpx.AsyncByteStream):
 
     def receive_split(self, buffer: bytearray) -> Split | None:
         """As `receive(buffer, 0)`, of a body that is `chunked`: whole chunks keep their framing."""
+        if self._unread is not None:
+            again = self._read_again(self._unread, buffer, 0)
+            return 0, 0, 0, 0, again, again
         count = self._read(buffer, 0)
         if not count:
             return None if count is None else (0, 0, 0, 0, 0, 0)
@@ -90,6 +96,23 @@ class UpstreamBody(httpx.AsyncByteStream):
             self._break(error, split[5])
         self.complete = framing.complete
         return split
+
+    def unread(self, data: bytes) -> None:
+        """Let `receive` return these bytes once more: they are all of the body that has been received, and were looked at only."""
+        if data:
+            self.at_hand = self.at_hand or self._framing.complete
+            self._unread = memoryview(data)
+            self.complete, self.pending = False, True
+
+    def _read_again(self, data: memoryview, buffer: bytearray, at: int) -> int:
+        """The count of bytes that are now in `buffer[at:]`, of those that were given to `unread`."""
+        count = min(len(data), len(buffer) - at)
+        buffer[at : at + count] = data[:count]
+        self._unread = data[count:] if count < len(data) else None
+        if self._unread is None:
+            self.complete = self._framing.complete
+        self._see_pending()
+        return count
 
     def _read(self, buffer: bytearray, at: int) -> int | None:
         """The count of bytes that are now in `buffer[at:]`; 0 when the body has ended with its connection; None: nothing yet."""
@@ -118,7 +141,12 @@ class UpstreamBody(httpx.AsyncByteStream):
         return received
 
     def _see_pending(self) -> None:
-        self.pending = bool(self._early) or (self._tls and self.connection.pending) or self._broken is not None
+        self.pending = (
+            bool(self._early)
+            or self._unread is not None
+            or (self._tls and self.connection.pending)
+            or self._broken is not None
+        )
 
     def _break(self, error: ProtocolFailure, framed: int) -> None:
         """The framing is broken. Raised at once, or, when `framed` bytes came before, with the next read."""
@@ -130,7 +158,7 @@ class UpstreamBody(httpx.AsyncByteStream):
 
     async def wait_readable(self) -> None:
         """Wait until `receive` may find something."""
-        if self._early or self._broken is not None:
+        if self._early or self._unread is not None or self._broken is not None:
             await trio.lowlevel.checkpoint()
             return
         try:

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import trio
 from support.client import Answer, Client, fetch, open_client
-from support.interceptors import config_with, until
+from support.interceptors import config_with, on_event, until
 from support.mcp_server import open_mcp_server
 from support.proxy import Proxy, config_for, open_proxy
 from support.upstream import Peer, Upstream, open_upstream
@@ -239,9 +239,15 @@ async def test_what_must_be_seen_and_cannot_is_refused() -> None:
 
 
 async def test_an_event_that_is_too_large_is_said_to_be() -> None:
-    """Beyond `max_event_bytes` the open request gets an error, although the stream could be resumed: it would not get better."""
+    """Above `max_event_bytes`, where an interceptor needs it, the open request gets an error although the stream could be resumed:
+    it would not get better. Where none does, it passes.
+    """
     events = (b"id: 1\ndata:\n\n", b"data: " + b"x" * 5000 + b"\n\n")
-    async with serving(streamed(*events), route="dialect: mcp, limits: {max_event_bytes: 1000}") as rig:
+    limited = "dialect: mcp, limits: {max_event_bytes: 1000}"
+    async with serving(streamed(*events), route=limited) as rig:
+        answer = await rig.fetch("POST", "/mcp", JSON, body=b'{"jsonrpc":"2.0","id":5,"method":"x"}')
+        assert (answer.body, answer.complete) == (b"".join(events), True)
+    async with serving(streamed(*events), on_event(lambda event: event), route=limited) as rig:
         answer = await rig.fetch("POST", "/mcp", JSON, body=b'{"jsonrpc":"2.0","id":5,"method":"x"}')
     assert not answer.complete
     before, _, said = answer.body.partition(b"event: message\ndata: ")
@@ -408,13 +414,12 @@ async def test_the_first_endpoint_event_leads_back_to_this_route(
                 assert upstream.requests[-1].target == base.encode() + b"/messages?s=1"
 
 
-async def test_a_stream_of_streamable_http_has_no_endpoint_event() -> None:
-    """A GET that names a session or a version is not the old transport's: nothing is rewritten there."""
-    event = b"event: endpoint\ndata: /messages\n\n"
-    async with serving(streamed(event), route="dialect: mcp, strip_prefix: true", path="/tools") as rig:
-        for header in (("Mcp-Session-Id", "s"), ("MCP-Protocol-Version", "2025-11-25"), ("Last-Event-ID", "1")):
-            assert (await rig.fetch("GET", "/tools/sse", header)).body == event
-        assert (await rig.fetch("GET", "/tools/sse")).body == b"event: endpoint\ndata: /tools/messages\n\n"
+async def test_an_encoded_stream_passes_only_where_nothing_in_it_is_for_the_proxy() -> None:
+    """It was asked for without an encoding. One with a session id is Streamable HTTP's; any other may be the old transport's."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\n"
+    async with serving(head + b"xyz") as rig:
+        assert (await rig.fetch("GET", "/sse", ("Mcp-Session-Id", "s"))).body == b"xyz"
+        assert (await rig.fetch("GET", "/sse")).status == 502
 
 
 @pytest.mark.filterwarnings("default")

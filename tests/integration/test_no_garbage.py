@@ -148,6 +148,35 @@ EXCHANGES: dict[str, Callable[[Client], Awaitable[None]]] = {
 }
 
 
+@pytest.mark.parametrize("told", [b"event: endpoint\ndata: /m?s=1\n\n", b"data: {}\n\n"])
+async def test_a_listening_stream_of_mcp_leaves_nothing_to_the_garbage_collector(told: bytes) -> None:
+    """Of either transport, also when it has seen a reload."""
+
+    async def server(peer: Peer) -> None:
+        await peer.request()
+        await peer.start_stream()
+        await peer.chunk(told)
+        await peer.wait_closed()
+
+    async def listen(proxy: Proxy) -> None:
+        client = Client(await trio.open_tcp_stream("127.0.0.1", proxy.port))
+        await client.send("GET", "/sse")
+        await client.read_until(await client.head(), told)
+        await proxy.worker.reload(proxy.worker.config)
+        await client.aclose()
+        await until(lambda: not proxy.worker.live)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+
+    async with open_upstream(server) as upstream:
+        async with open_proxy(config_with(upstream.url, route="dialect: mcp")) as proxy:
+            await listen(proxy)
+            garbage()
+            for _ in range(TIMES):
+                await listen(proxy)
+            left = garbage()  # a configuration may be left
+            assert not [name for name in left if name.rpartition(".")[2] in ("Request", "StreamChain", "LiveSession")], left
+
+
 @pytest.mark.parametrize("chain", list(CHAINS))
 @pytest.mark.parametrize("kind", list(EXCHANGES))
 async def test_an_exchange_leaves_nothing_to_the_garbage_collector(kind: str, chain: str) -> None:

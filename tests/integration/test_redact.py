@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
+import pytest
 import trio
+from support.client import Answer
 from support.interceptors import Feed, Log, Rig
 from support.proxy import config_for, open_proxy
 from support.upstream import Peer, Script, open_upstream
@@ -74,3 +78,70 @@ async def test_json_that_is_no_answer_passes_as_it_is_and_uncollected(log: Log) 
         assert (answer.status, answer.body) == (200, answers[b"/v1/files"])
         answer = await rig.fetch("/v1/chat/completions", method="POST", body=b"{}")
         assert json.loads(answer.body)["choices"][0]["message"] == {"content": "[redacted]"}
+
+
+KEY = "sk-Zq3xV81L"
+RESULT = {
+    "jsonrpc": "2.0",
+    "id": 5,
+    "result": {
+        "content": [
+            {"type": "text", "text": f"key {KEY}"},
+            {"type": "resource", "resource": {"uri": f"x:{KEY}", "text": "t"}},
+        ],
+        "structuredContent": {"token": KEY, KEY: 1.50},
+    },
+}
+ERROR = {"jsonrpc": "2.0", "id": 6, "error": {"code": -32000, "message": f"bad key {KEY}", "data": [{"key": KEY}]}}
+CONTENTS = {"jsonrpc": "2.0", "id": "7", "result": {"contents": [{"uri": "a", "text": KEY}]}}
+
+
+async def mcp_answer(log: Log, body: bytes, *headers: bytes, content_type: bytes = b"application/json") -> Answer:
+    """What a client of an MCP route gets for a POST."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        lines = [b"content-type: " + content_type, b"content-length: %d" % len(body), *headers]
+        await peer.send(b"HTTP/1.1 200 OK\r\n" + b"\r\n".join(lines) + b"\r\n\r\n" + body)
+
+    async with open_upstream(script) as upstream:
+        route = "dialect: mcp, limits: {max_event_bytes: 65536}"
+        config = config_for(upstream.url, interceptors=REDACT, names="redact", route=route)
+        async with open_proxy(config) as proxy:
+            rig = Rig(upstream, proxy, log)
+            request = json.dumps({"jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": {"name": "f"}}).encode()
+            answer = await rig.fetch("/mcp", method="POST", body=request)
+            for client in rig.clients:
+                await client.aclose()
+            await rig.everything_is_back()
+            return answer
+
+
+@pytest.mark.parametrize("content_type", [b"application/json", b"text/event-stream", b"text/plain"])
+@pytest.mark.parametrize("message", [RESULT, ERROR, CONTENTS, [RESULT, ERROR]], ids=["result", "error", "contents", "batch"])
+@pytest.mark.parametrize("escaped", [False, True])
+async def test_results_of_mcp_are_redacted_as_json_and_as_events(
+    message: Any, content_type: bytes, escaped: bool, log: Log
+) -> None:
+    """Every string, names and values, decoded; JSON stays JSON, the rest keeps its bytes, and the length fits."""
+    sent = json.dumps(message, indent=1).replace("\n", " ")
+    expected = sent.replace(KEY, "[redacted]")
+    sent = sent.replace(KEY, "\\u0073k-Zq3xV81L") if escaped else sent
+    is_event = content_type == b"text/event-stream"
+    body = f"data: {sent}\n\n" if is_event else sent
+    answer = await mcp_answer(log, body.encode(), content_type=content_type)
+    assert answer.complete
+    assert answer.body.decode() == (f"data: {expected}\n\n" if is_event else expected)
+    if not is_event:
+        assert answer.all("content-length") == [str(len(expected)).encode()]
+
+
+async def test_what_redact_cannot_see_on_mcp_is_refused(log: Log) -> None:
+    """An encoded body, a body above the limit, and one that is no JSON is searched as text."""
+    body = json.dumps(RESULT).encode()
+    for sent, header in ((gzip.compress(body), b"content-encoding: gzip"), (body + b" " * 70_000, b"x: y")):
+        answer = await mcp_answer(log, sent, header)
+        assert answer.status == 502
+        assert b"sk-" not in answer.body
+    answer = await mcp_answer(log, f'{{"jsonrpc": "2.0", "result": {KEY}'.encode())
+    assert answer.body == b'{"jsonrpc": "2.0", "result": [redacted]'

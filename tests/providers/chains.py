@@ -93,7 +93,7 @@ def entries(directory: Path, secret: str, keys: dict[str, str]) -> dict[str, dic
 
 def load_chain(chain: str, directory: Path, secret: str | None, key: str) -> list[Interceptor]:
     """New interceptors, as a configuration makes them."""
-    configured = entries(directory, re.escape(secret) if secret is not None else _NOWHERE, {"ann": key})
+    configured = entries(directory / chain, re.escape(secret) if secret is not None else _NOWHERE, {"ann": key})
     return [load_interceptor(_CLASSES[name], configured[name]["options"]) for name in CHAINS[chain]]
 
 

@@ -84,7 +84,11 @@ class Result:
         return [call.plain() for call in self.calls.values()]
 
     def comparable(self) -> dict[str, Any]:
-        """What must be equal, however the texts were cut. Log probabilities show a text's tokens, so a changed text has none."""
+        """What must be equal, however the texts were cut.
+
+        That is not: log probabilities, which a changed text has not, and a `text` beside `delta`, of which the SDK's helper
+        keeps the first piece.
+        """
         return {
             "texts": self.texts,
             "calls": self.tool_calls(),
@@ -92,15 +96,16 @@ class Result:
             "model": self.model,
             "usage": self.usage,
             "error": (self.error, self.error_text),
-            "final": _without_logprobs(self.final),
+            "final": _comparable(self.final),
         }
 
 
-def _without_logprobs(tree: Any) -> Any:
+def _comparable(tree: Any) -> Any:
     if isinstance(tree, list):
-        return [_without_logprobs(item) for item in tree]
+        return [_comparable(item) for item in tree]
     if isinstance(tree, dict):
-        return {name: _without_logprobs(value) for name, value in tree.items() if name != "logprobs"}
+        dropped = ("logprobs", "text") if "message" in tree else ("logprobs",)
+        return {name: _comparable(value) for name, value in tree.items() if name not in dropped}
     return tree
 
 
@@ -120,7 +125,9 @@ def read(api: str, streamed: bool, status: int, content_type: str, body: bytes) 
                 result, made.to_dict(warnings=False)
             )
     except Exception as error:
-        result.error, result.error_text = type(error).__name__, str(error)
+        result.error = type(error).__name__
+        if not isinstance(error, ValueError):  # which says at which character it is no JSON
+            result.error_text = str(error)
     if streamed and status < 400:
         _prepare(status, content_type, body)
         try:

@@ -188,12 +188,16 @@ def _noting(app: Any, seen: McpServer) -> Any:
 async def open_mcp_server(transport: str = "http", *, resumable: bool = False) -> AsyncIterator[McpServer]:
     """Serve on a free loopback port: Streamable HTTP on `/mcp`, answers as JSON there (`json`), or the old transport on `/sse`.
 
+    `both`: Streamable HTTP and the old transport.
     `resumable`: keep what was sent, and let clients come back after 20 ms.
     """
     seen = McpServer()
     server = _make(seen)
     if transport == "sse":
         app = server.sse_app()
+    elif transport == "both":
+        app = server.streamable_http_app()
+        app.router.routes += server.sse_app().routes
     elif resumable:
         app = server.streamable_http_app(event_store=_Events(), retry_interval=20)
     else:

@@ -36,7 +36,7 @@ class Process:
             self._news = trio.Event()
 
     async def event(self, name: str, count: int = 1) -> list[dict[str, object]]:
-        """The first `count` log lines of that name, when they are there."""
+        """The log lines of that name, when `count` are there."""
         with trio.fail_after(20):
             while len(found := [item for item in map(_parse, self.lines) if item.get("event") == name]) < count:
                 await self._news.wait()
@@ -77,6 +77,6 @@ async def running(command: list[str], **options: object) -> AsyncIterator[Proces
 
 
 async def port_of(process: Process) -> int:
-    (started,) = await process.event("started")
+    started, *_ = await process.event("started")  # one for each worker
     (bind,) = started["bind"]  # type: ignore[misc]
     return int(str(bind).rsplit(":", 1)[1])

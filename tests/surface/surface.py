@@ -121,6 +121,7 @@ class Whole(Interceptor):
         assert_type(context.client, str | None)
         assert_type(context.state, dict[str, Any])
         assert_type(context.log, Any)
+        assert_type(context.is_body, bool)
         if context.path == "/out":
             return None
         context.start_soon(self.tick, context)
@@ -137,6 +138,7 @@ class Whole(Interceptor):
 
 class Limit(StreamInterceptor):
     needs = (b"error", b"usage")
+    passes_unseen = True
 
     def __init__(self, context: StreamContext, most: int) -> None:
         self.context = context

@@ -123,6 +123,20 @@ def test_a_json_response_has_its_end_and_its_body_passes_unseen(tmp_path: Path) 
     assert "unseen" not in (tmp_path / "audit.jsonl").read_text()
 
 
+def test_the_body_and_not_the_content_type_tells_what_is_written_down(tmp_path: Path) -> None:
+    """Events under `application/json`, as the chain is opened for them; a JSON body under `text/event-stream` passes unseen."""
+    interceptor, about = audit(tmp_path, events="data"), request()
+    head = ResponseHead(200, [(b"content-type", b"application/json")], about)
+    run_chain([interceptor], [b"data: seen\n\n"], request=about, head=head)
+    assert run_chain([interceptor], [b'{"a": "unseen"}'], request=request()).output == b'{"a": "unseen"}'
+    assert [(line["event"], line.get("events")) for line in lines(tmp_path)] == [
+        ("stream_event", None),
+        ("end", 1),
+        ("end", None),
+    ]
+    assert "unseen" not in (tmp_path / "audit.jsonl").read_text()
+
+
 def test_a_stream_that_another_interceptor_breaks_says_so(tmp_path: Path) -> None:
     """The outcome is that of the exchange, whoever ended it."""
 

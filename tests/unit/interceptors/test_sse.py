@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from interceptors.sse import BOM, Fields, encode_data, encode_event, encode_head, find_block_end, is_silent, parse_fields
+from interceptors.sse import (
+    BOM,
+    MAX_BLANK_BYTES,
+    Fields,
+    encode_data,
+    encode_event,
+    encode_head,
+    find_block_end,
+    is_silent,
+    looks_like_sse,
+    parse_fields,
+)
 
 
 def blocks(stream: bytes, step: int | None = None) -> list[bytes]:
@@ -207,3 +218,48 @@ def test_a_lone_surrogate_is_written_as_a_question_mark() -> None:
     """Text that UTF-8 cannot say does not break the stream."""
     assert encode_data("a\ud800b") == b"data: a?b\n"
     assert encode_head("\ud800", None, None) == b"event: ?\n"
+
+
+LOOKS = {
+    b"data: x\n\n": True,
+    b"data:x": True,
+    b"event: e\n": True,
+    b"id:\n": True,
+    b"retry: 5\n": True,
+    b":\n": True,
+    b": comment": True,
+    BOM + b"data: x": True,
+    b"\n\r\n\rdata: x": True,
+    BOM + b"\n\n: x": True,
+    b"\n" * 4000 + b"id: 1": True,
+    b"\n" * MAX_BLANK_BYTES + b"{": True,
+    b"\n" * (MAX_BLANK_BYTES - 1) + b"{": False,
+    b"": False,
+    BOM: False,
+    BOM[:2]: False,
+    BOM[:2] + b"data: x": False,
+    BOM + BOM + b"data: x": False,
+    b"\n\n": False,
+    b"data\n": False,
+    b"data :x": False,
+    b"Data: x": False,
+    b" data: x": False,
+    b"dat": False,
+    b"retr": False,
+    b"idea: x": False,
+    b"id 1": False,
+    b"{}": False,
+    b"<html>": False,
+    b"foo: x\ndata: x\n\n": False,
+}
+
+
+@pytest.mark.parametrize(("body", "looks"), LOOKS.items())
+def test_what_looks_like_an_event_stream(body: bytes, looks: bool) -> None:
+    """Byte by byte: the first answer is the answer for the whole, comes with the byte that decides, and stays."""
+    assert looks_like_sse(body, whole=True) is looks
+    answers = [looks_like_sse(body[:end], whole=False) for end in range(len(body) + 1)]
+    decided = next((at for at, answer in enumerate(answers) if answer is not None), len(answers))
+    assert set(answers[decided:]) <= {looks}
+    if looks:
+        assert decided < len(answers)

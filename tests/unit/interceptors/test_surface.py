@@ -55,6 +55,7 @@ class AsyncStreamInterceptor
     async on_end(self, outcome: Outcome) -> None
     async on_event(self, event: Event) -> EventResult
     async on_start(self, head: ResponseHead) -> None
+    passes_unseen: bool = False
 class End
     __init__(*events: Event) -> None
     events
@@ -66,13 +67,14 @@ class Event
     detach(self) -> Event
     event: str | None
     id: str | None
-    is_body: bool
+    is_body: bool = False
     json(self) -> Any
     made_by: Any
     raw: bytes
     replace(self, data: str | None = None, *, json: Any = UNSET, event: str | None = UNSET, id: str | None = UNSET,
         retry: int | None = UNSET) -> Event
     retry: int | None
+    unknown: str
 EventResult = interceptors.event.Event | collections.abc.Sequence[interceptors.event.Event] | interceptors.api.End |
         None
 class EventTooLarge(InterceptorError)
@@ -130,13 +132,15 @@ class StaleEvent(InterceptorError)
 class StreamAborted(InterceptorError)
     __init__(interceptor: str, reason: str) -> None
 class StreamContext
-    __init__(request: Request, emit: Emit | None = None, owner: Any = None) -> None
+    __init__(request: Request, emit: Emit | None = None, owner: Any = None, *, is_body: bool = False) -> None
     client: str | None
     dialect: str
     async emit(self, event: Event) -> None
     headers: Headers
+    is_body
     log: Any
     method: str
+    note_unread(self, reason: str, event_type: str | None = None, *, count: int = 1) -> None
     path: str
     request
     route: str
@@ -148,6 +152,7 @@ class StreamInterceptor
     on_end(self, outcome: Outcome) -> None
     on_event(self, event: Event) -> EventResult
     on_start(self, head: ResponseHead) -> None
+    passes_unseen: bool = False
 class StreamOver(InterceptorError)
     __init__() -> None
 class ChainResult
@@ -159,7 +164,7 @@ class ChainResult
 run_chain(interceptors: Sequence[Interceptor], chunks: Iterable[bytes], *, request: Request | None = None, head:
         ResponseHead | None = None, max_event_bytes: int = 1048576) -> ChainResult
 run_json(interceptors: Sequence[Interceptor], body: bytes, *, request: Request | None = None, head: ResponseHead | None
-        = None) -> bytes
+        = None, max_event_bytes: int = 1048576) -> bytes
 run_request(interceptors: Sequence[Interceptor], request: Request) -> Response | None
 run_response(interceptors: Sequence[Interceptor], head: ResponseHead) -> Response | None
 """

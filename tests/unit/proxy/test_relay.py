@@ -873,6 +873,58 @@ async def test_at_boundary_for_every_sequence_of_line_ends(piece: int) -> None:
     assert checked > 500
 
 
+@pytest.mark.parametrize("framing", ["chunked", "content-length", "until close"])
+@pytest.mark.parametrize("looked_at", [1, 5, 700, 3000])
+@pytest.mark.parametrize("slow", [False, True], ids=["quick", "slow"])
+@pytest.mark.parametrize("hook", [None, edit], ids=["passing", "seen"])
+async def test_what_was_only_looked_at_is_received_once_more(
+    way: str, framing: str, looked_at: int, slow: bool, hook: Any
+) -> None:
+    """The first bytes of a body, or all of it, and then the rest: nothing is lost or comes twice, and every lease is back."""
+    data = b"".join(b"data: p%d\n\n" % number for number in range(200))
+    kind, wire = framed(framing, data, lambda: 100)
+    writer = Client(refuses=lambda: slow)
+    async with open_rig(way, writer, kind, hook=hook) as rig:
+        await rig.far.send_all(wire)
+        if framing == "until close":
+            await rig.far.aclose()
+        body, buffer, size = rig.relay.body, bytearray(4096), 0
+        while size < looked_at and not body.complete:
+            span = body.receive(buffer, size)
+            assert span is not None
+            buffer[size : size + span[1] - span[0]] = buffer[span[0] : span[1]]
+            size += span[1] - span[0]
+        body.unread(bytes(buffer[:size]))
+        assert (body.complete, body.pending) == (False, True)
+        await rig.run()
+        assert body.complete
+        assert writer.received == data
+
+
+async def test_a_large_event_that_nobody_needs_passes_in_pieces(way: str) -> None:
+    """Through windows of 1 and 2 kB; inside it nothing else may be said, and after it everything may."""
+    client = Client()
+    large = b"data: " + b"x" * 100_000 + b"\n\n"
+    async with open_rig(way, client, UntilClose(), hook=edit, max_event_bytes=3000) as rig:
+        speaker = rig.relay.speaker
+        assert speaker is not None
+        (hook,) = speaker._hooks.hooks
+        hook.passes_unseen = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.run)
+            await rig.far.send_all(b"data: p\n\n" + large[:-1])
+            await wait_all_tasks_blocked()
+            assert len(client.received) >= 100_000
+            assert not rig.relay.at_boundary
+            assert not rig.relay.may_speak
+            await rig.far.send_all(large[-1:])
+            await wait_all_tasks_blocked()
+            assert client.received == b"data: p\n\n" + large
+            assert rig.relay.at_boundary
+            assert rig.relay.may_speak
+            await rig.far.aclose()
+
+
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 async def test_at_boundary_in_a_stream(end: bytes, way: str) -> None:
     """Byte by byte through a running relay, chunk headers between them: events, a comment, several lines."""

@@ -323,3 +323,33 @@ def test_any_bytes_pass_unchanged_up_to_the_last_whole_event(stream: bytes, seed
     passed = feed(resume, stream, lambda: dice.choice((1, 2, 3, 10, 100)))
     assert stream.removeprefix(b"\xef\xbb\xbf").startswith(passed)
     assert dispatched(passed) == dispatched(stream)
+
+
+# What is no event stream
+
+
+@pytest.mark.parametrize("before", [b"", b"\n\n", b" \n\t", b"\r\n\r\n ", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_a_json_body_passes_whole_and_does_not_go_on(before: bytes, size: int) -> None:
+    """As soon as its first byte is there, however it is cut: a BOM alone stays behind."""
+    resume, data = resume_for(), before + b'[1,\n\n"x'
+    passed, rest = b"", b""
+    for at in range(0, len(data), size):
+        buffer = bytearray(rest + data[at : at + size])
+        if resume.is_body:
+            passed += buffer
+            continue
+        first, last, behind = resume.take(buffer, 0, len(buffer))
+        passed += buffer[first : len(buffer) if resume.is_body else last]
+        rest = b"" if resume.is_body else bytes(buffer[behind:])
+    assert passed == data.removeprefix(b"\xef\xbb\xbf")
+    assert resume.is_body
+    assert not resume.wants_more(clean=False)
+
+
+def test_only_the_beginning_makes_a_json_body() -> None:
+    """After an event, `{` is a field that nobody knows."""
+    resume = resume_for()
+    assert feed(resume, event(1) + b"{\n\n") == event(1) + b"{\n\n"
+    assert not resume.is_body
+    assert resume.wants_more(clean=False)

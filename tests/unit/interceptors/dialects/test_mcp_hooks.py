@@ -38,14 +38,14 @@ def rpc(method: str | None = None, id: Any = None, **members: Any) -> dict[str, 
     return head | ({"id": id} if id is not None else {}) | ({"method": method} if method is not None else {}) | members
 
 
-def post(body: Any, *, session: str | None = "s", query: bytes = b"", **headers: str) -> Request:
+def post(body: Any, *, session: str | None = "s", target: str = "/mcp", **headers: str) -> Request:
     named = {"accept": BOTH, "content-type": "application/json"} | ({"mcp-session-id": session} if session else {})
     named |= {name.replace("_", "-"): value for name, value in headers.items()}
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     return Request(
         method="POST",
-        path="/mcp",
-        query=query,
+        path=target.partition("?")[0],
+        query=target.partition("?")[2].encode(),
         headers=[(name.encode(), value.encode()) for name, value in named.items()],
         body=data,
     )
@@ -476,60 +476,124 @@ def test_a_failed_hook_that_says_skip_leaves_the_message_as_it_came() -> None:
 # --- the old transport: HTTP with SSE -----------------------------------------------------------------------------------
 
 
-async def old_exchange(
-    endpoint: str, query: bytes, body: Any, *, over: bool = False
-) -> tuple[Response | None, list[Event], Any]:
-    emitted: list[Event] = []
+class Old:
+    """A session of the old transport: the interceptor, and what was put on the stream."""
 
-    async def emit(event: Event) -> None:
-        if over:
+    def __init__(self, endpoint: str, *, over: bool = False) -> None:
+        self.emitted: list[Any] = []
+        self.seen = Seen()
+        self._over = over
+        seen = self.seen
+
+        class Both(Answering):
+            @on_mcp_response()
+            def answered(self, message: McpMessage) -> None:
+                seen.answered(message)
+
+        self.interceptor = Both()
+        self._get = Request(path="/a/sse", headers=[(b"accept", b"text/event-stream")])
+        self.stream = self.interceptor.open_stream(StreamContext(self._get, self._emit))
+        self.stream.on_start(sse_head(self._get))
+        event = Event(endpoint, event="endpoint")
+        assert self.stream.on_event(event) is event
+
+    async def _emit(self, event: Event) -> None:
+        if self._over:
             raise StreamOver
-        emitted.append(event)
+        self.emitted.append(event.json())
 
-    seen = Seen()
-
-    class Both(Answering):
-        @on_mcp_response()
-        def answered(self, message: McpMessage) -> None:
-            seen.answered(message)
-
-    interceptor = Both()
-    get = Request(path="/sse", headers=[(b"accept", b"text/event-stream")])
-    await interceptor.on_request(get)
-    stream = interceptor.open_stream(StreamContext(get, emit))
-    stream.on_start(sse_head(get))
-    event = Event(endpoint, event="endpoint")
-    assert stream.on_event(event) is event
-    response = await interceptor.on_request(post(body, session=None, query=query, accept="*/*"))
-    listed = Event(json=rpc(id=2, result={"tools": [1]}), event="message")
-    assert stream.on_event(listed) is listed
-    stream.on_end(Outcome.COMPLETED)
-    assert not interceptor._old_streams
-    return response, emitted, seen.seen
+    async def post(self, target: str, body: Any, **headers: str) -> Response | None:
+        return await self.interceptor.on_request(post(body, session=None, target=target, **({"accept": "*/*"} | headers)))
 
 
-@pytest.mark.parametrize("name", ["session_id", "sessionId"])
-async def test_over_the_old_transport_an_answer_comes_on_the_sessions_stream(name: str) -> None:
-    """The POST gets 202, the stream the answer: its client would wait for ever otherwise."""
-    response, emitted, _ = await old_exchange(f"/messages/?{name}=ab", f"{name}=ab".encode(), rpc("ping", 1))
-    assert response is not None
-    assert response.status == 202
-    assert [event.json() for event in emitted] == [PONG]
-
-
-async def test_over_the_old_transport_a_response_finds_its_request() -> None:
-    """It comes on the stream, the request in a POST whose query names the session."""
-    response, emitted, seen = await old_exchange("/messages/?session_id=ab", b"session_id=ab", rpc("tools/list", 2))
-    assert (response, emitted) == (None, [])
-    assert seen == [(Kind.RESPONSE, False, "tools/list", None)]
-
-
-async def test_over_the_old_transport_who_cannot_be_answered_is_told() -> None:
-    """The stream is over, or another worker's: an HTTP error, for an acceptance would mean an answer that never comes."""
-    for arguments in ({"query": b"session_id=zz"}, {"query": b"session_id=ab", "over": True}):
-        response, emitted, _ = await old_exchange("/messages/?session_id=ab", body=rpc("ping", 1), **arguments)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("endpoint", "target"),
+    [
+        ("/messages/?session_id=ab", "/messages/?session_id=ab"),
+        ("/m?sessionId=ab&x=%2F", "/m?sessionId=ab&x=%2F"),
+        ("?sid=ab", "/a/sse?sid=ab"),
+        ("messages/ab", "/a/messages/ab"),
+        ("../m;s=ab", "/m;s=ab"),
+        ("/ab/messages#x", "/ab/messages"),
+        ("http://mcp.test:8000/messages/ab?", "/messages/ab"),
+        ("//mcp.test/messages//ab/../b", "/messages//b"),
+        (" /messages/ab\n", "/messages/ab"),
+        ("/messages/{ab}?é='1'", "/messages/%7Bab%7D?%C3%A9=%271%27"),
+    ],
+)
+async def test_over_the_old_transport_the_session_is_the_uri_and_its_stream_has_the_answers(
+    endpoint: str, target: str
+) -> None:
+    """However it is spelt: the POST gets 202, the stream the answer. Headers do not matter; another URI is another session."""
+    old = Old(endpoint)
+    for headers in ({}, {"mcp_protocol_version": "2025-11-25"}, {"accept": BOTH}):
+        response = await old.post(target, rpc("ping", 1), **headers)
         assert response is not None
-        assert (response.status, json.loads(response.body), emitted) == (403, PONG, [])
+        assert (response.status, old.emitted.pop()) == (202, PONG)
+    assert await old.post(target, rpc("tools/list", 2)) is None
+    for other in (target + "x", target.replace("b", "B")):
+        response = await old.post(other, rpc("ping", 1), accept=BOTH)
+        assert response is not None
+        assert (response.status, old.emitted) == (200, [])
+        assert await old.post(other, rpc("tools/list", 3), accept=BOTH) is None
+    for ident in (2, 3):
+        listed = Event(json=rpc(id=ident, result={"tools": [1]}), event="message")
+        assert old.stream.on_event(listed) is listed
+    assert old.seen.seen == [(Kind.RESPONSE, False, "tools/list", None), (Kind.RESPONSE, False, None, None)]
+    old.stream.on_end(Outcome.COMPLETED)
+    response = await old.post(target, rpc("ping", 1), accept=BOTH)
+    assert response is not None
+    assert (response.status, old.emitted) == (200, [])
+
+
+async def test_over_the_old_transport_only_the_first_event_names_a_session() -> None:
+    """What is called `endpoint` later is the server's data."""
+    old = Old("/m?s=1")
+    later = Event("/m?s=2", event="endpoint")
+    assert old.stream.on_event(later) is later
+    for target, status in (("/m?s=2", 200), ("/m?s=1", 202)):
+        response = await old.post(target, rpc("ping", 1), accept=BOTH)
+        assert response is not None
+        assert response.status == status
+
+
+async def test_over_the_old_transport_a_refusal_does_not_end_the_session() -> None:
+    """What a strict interceptor refuses with 4xx elsewhere is answered on the stream, with the id where it can be read."""
+    old = Old("/m?s=1")
+    type(old.interceptor).strict = True
+    for body, ident in ((b'{"jsonrpc":"2.0","id":7,"method":"x","method":"y"}', 7), (b"{", None), (rpc(id="7", x=1), "7")):
+        response = await old.post("/m?s=1", body, mcp_protocol_version=MODERN)
+        assert response is not None
+        answer = old.emitted.pop()
+        assert (response.status, answer["id"], "error" in answer) == (202, ident, True)
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_where_only_the_server_can_answer_on_the_stream_it_is_asked_for_what_does_not_exist(over: bool) -> None:
+    """The stream is over, or on another machine. The denied call never goes on; what is accepted is the old transport's, and what
+    is answered or refused is answered here as for any client of Streamable HTTP.
+    """
+    old = Old("/m?s=1", over=over)
+    target = "/m?s=1" if over else "/m?s=2"
+    body = [rpc("ping", 1, params={"secret": 1}), rpc("tools/list", 2)]
+    for batch in (False, True):
+        request = post(body if batch else body[0], session=None, target=target, accept="*/*")
+        assert run_request([old.interceptor], request) is None
+        said = [rpc("weirpool/denied", 1), *body[1:]]
+        assert request.json() == (said if batch else said[0])
+        accepted = ResponseHead(202, [(b"content-type", b"text/plain")], request)
+        assert run_response([old.interceptor], accepted) is None
+        errors = [rpc(id=1, error={"code": -32601, "message": "no"}), rpc(id=2, result={})]
+        answered = json.loads(
+            run_json([old.interceptor], json.dumps(errors if batch else errors[0]).encode(), request=request)
+        )
+        assert answered == ([PONG, errors[1]] if batch else PONG)
+        refused = run_response([old.interceptor], ResponseHead(406, [(b"content-type", b"application/json")], request))
+        if batch:
+            assert refused is None
+        else:
+            assert refused is not None
+            assert (refused.status, json.loads(refused.body)) == (200, PONG)
 
 
 # --- what is no MCP -----------------------------------------------------------------------------------------------------
@@ -811,7 +875,9 @@ async def test_many_answers_over_the_old_transport_wait_for_a_slow_stream() -> N
     done: list[Response | None] = []
 
     async def ask() -> None:
-        done.append(await interceptor.on_request(post(rpc("ping", 1), session=None, query=b"session_id=ab", accept="*/*")))
+        done.append(
+            await interceptor.on_request(post(rpc("ping", 1), session=None, target="/m?session_id=ab", accept="*/*"))
+        )
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ask)

@@ -6,9 +6,8 @@ import pytest
 
 from proxy.upstream import affinity as affinity_module
 from proxy.upstream.affinity import MAX_SESSION_AGE_S, Affinity
-from proxy.upstream.endpoints import Endpoint
 
-ONE, TWO = Endpoint("http://one"), Endpoint("http://two")
+ONE, TWO = "http://one 80", "http://two 80"
 
 
 def test_a_session_is_found_until_it_is_forgotten() -> None:
@@ -24,14 +23,19 @@ def test_a_session_is_found_until_it_is_forgotten() -> None:
 
 
 def test_a_session_ages_from_its_last_use() -> None:
+    """A use is a response of its endpoint, and lasts as long as that: to look is none, for a client may try in vain for days."""
     sessions = Affinity()
-    sessions.remember(b"used", ONE, 0)
-    sessions.remember(b"unused", ONE, 1)
-    assert sessions.find(b"used", MAX_SESSION_AGE_S) is ONE
-    assert sessions.find(b"unused", MAX_SESSION_AGE_S + 2) is None
-    assert sessions.find(b"used", 2 * MAX_SESSION_AGE_S) is ONE
-    assert sessions.find(b"used", 3 * MAX_SESSION_AGE_S + 1) is None
+    for key in (b"used", b"unused", b"streaming"):
+        sessions.remember(key, ONE, 0)
+    sessions.hold(b"streaming")
+    sessions.renew(b"used", MAX_SESSION_AGE_S)
+    assert sessions.find(b"unused", MAX_SESSION_AGE_S) is ONE
+    assert [sessions.find(key, MAX_SESSION_AGE_S + 1) for key in (b"used", b"unused", b"streaming")] == [ONE, None, ONE]
+    sessions.release(b"streaming", 2 * MAX_SESSION_AGE_S)
+    assert [sessions.find(key, 3 * MAX_SESSION_AGE_S) for key in (b"used", b"streaming")] == [None, ONE]
+    assert sessions.find(b"streaming", 3 * MAX_SESSION_AGE_S + 1) is None
     assert len(sessions) == 0
+    assert not sessions._held
 
 
 def test_the_one_used_longest_ago_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +43,7 @@ def test_the_one_used_longest_ago_makes_room(monkeypatch: pytest.MonkeyPatch) ->
     sessions = Affinity()
     for now, key in enumerate([b"a", b"b", b"c"]):
         sessions.remember(key, ONE, now)
-    sessions.find(b"a", 5)
+    sessions.renew(b"a", 5)
     sessions.remember(b"d", TWO, 6)
     assert [sessions.find(key, 7) for key in (b"a", b"b", b"c", b"d")] == [ONE, None, ONE, TWO]
 

@@ -1,0 +1,236 @@
+"""MCP sessions as far as a process knows them: the open streams of the old transport, and which response answers which request.
+
+All of it outlives the interceptors that one reading of the configuration has made: a process has one `McpSessions`, and each
+request carries the part of its upstream, a `SessionBook`. An interceptor that is used without a proxy makes one itself.
+
+The old transport is HTTP with SSE (MCP 2024-11-05): the first event of a GET's stream, `endpoint`, holds the URI for the client's
+POSTs. That URI, resolved as the client resolves it, is the session, byte for byte; how it is spelt means nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from hashlib import blake2b
+from urllib.parse import urlsplit
+
+from ..api import Outcome, StreamContext, StreamInterceptor
+from ..errors import StreamOver
+from ..event import Event
+from ..hooks import Owner
+from ..message import Request
+from .mcp_calls import Call, Calls, RequestId
+
+__all__ = ["LiveSession", "McpSessions", "SessionBook", "canonical", "has_data", "live_of", "resolve", "session_of"]
+
+AskOthers = Callable[[str, bytes, list[str]], Awaitable[bool]]
+"""Let another process put messages (JSON) on the stream of a session: its upstream, its URI, the messages. Whether one had it."""
+
+_LIVE = "mcp.live"
+_ELSEWHERE = "mcp.elsewhere"
+# What a URI cannot hold (RFC 3986), and the quote that browsers encode in queries: clients differ in whether they encode these.
+_UNSAFE = re.compile(rb"[^!#$%&()*+,\-./0-9:;=?@A-Z\[\]_a-z~]")
+_DATA_LINE = re.compile(rb"(?:^|[\r\n])data(?=[:\r\n])")
+
+
+class LiveSession:
+    """A session of the old transport whose stream is open in this process."""
+
+    __slots__ = ("_book", "_opened_at", "_parts", "_resolved_at", "context", "leader", "uri")
+
+    def __init__(self, book: SessionBook, uri: bytes, context: StreamContext, leader: object) -> None:
+        self._book = book
+        self._opened_at = self._resolved_at = book.since
+        self.uri = uri
+        self.context: StreamContext = context
+        """Of the last MCP interceptor on the stream: what is emitted here is shown to none of them."""
+        self.leader = leader
+        """Who came first on the stream; after a reload its part of the stream stands for all of them."""
+        self._parts: Sequence[tuple[Owner, StreamInterceptor]] | None = None
+
+    @property
+    def superseded(self) -> bool:
+        """Whether the configuration has been read again since the stream began."""
+        return self._opened_at != self._book.shared.reloads
+
+    def refresh(
+        self, open_part: Callable[[LiveSession, Owner], StreamInterceptor]
+    ) -> Sequence[tuple[Owner, StreamInterceptor]]:
+        """The MCP interceptors that the current configuration has for this stream, each with its part of it."""
+        if self._parts is None or self._resolved_at != self._book.shared.reloads:
+            self._resolved_at = self._book.shared.reloads
+            self._end_parts(Outcome.COMPLETED)
+            owners = self._book.shared.owners_of(self.context.request)
+            self._parts = [(owner, open_part(self, owner)) for owner in owners]
+        return self._parts
+
+    def close(self, outcome: Outcome) -> None:
+        """The stream is over. Refer to nothing that refers to this, so that all of it is freed at once."""
+        self._end_parts(outcome)
+        self.leader = None
+        self.context.state.pop(_LIVE, None)
+
+    def _end_parts(self, outcome: Outcome) -> None:
+        for owner, part in self._parts or ():
+            try:
+                part.on_end(outcome)
+            except Exception as error:
+                owner.failed("on_end", error)
+        self._parts = None
+
+    async def emit(self, messages: Sequence[str]) -> None:
+        """Put messages on the stream. Waits for a slow client. Raises `StreamOver`."""
+        for message in messages:
+            await self.context.emit(Event(message, event="message"))
+
+
+class McpSessions:
+    """What a process knows of the sessions of all its upstreams."""
+
+    def __init__(self) -> None:
+        self.calls = Calls()
+        self.live: dict[tuple[str, bytes], LiveSession] = {}
+        self.reloads = 0
+        """How often the configuration has been read again."""
+        self.owners_of: Callable[[Request], Sequence[Owner]] = lambda request: ()
+        """The interceptors that the current configuration has where a request led."""
+        self.ask_others: AskOthers | None = None
+
+    def of(self, upstream: str) -> SessionBook:
+        """The part of one upstream, by its name."""
+        return SessionBook(self, upstream)
+
+    async def deliver(self, upstream: str, uri: bytes, messages: Sequence[str]) -> bool:
+        """Put messages on the stream of a session, if that is open in this process. Whether it was."""
+        live = self.live.get((upstream, uri))
+        if live is None:
+            return False
+        try:
+            await live.emit(messages)
+        except StreamOver:
+            return False
+        return True
+
+
+class SessionBook:
+    """The sessions of one upstream."""
+
+    __slots__ = ("shared", "since", "upstream")
+
+    def __init__(self, shared: McpSessions, upstream: str) -> None:
+        self.shared = shared
+        self.upstream = upstream
+        self.since = shared.reloads
+        """The number of reloads when the configuration that it belongs to became current."""
+
+    def open(self, uri: bytes, context: StreamContext, leader: object) -> LiveSession:
+        """A stream has announced a session. The newest stream of a session counts."""
+        live = self.shared.live[self.upstream, uri] = LiveSession(self, uri, context, leader)
+        context.state[_LIVE] = live
+        return live
+
+    def close(self, live: LiveSession, outcome: Outcome) -> None:
+        """Its stream is over."""
+        if self.shared.live.get((self.upstream, live.uri)) is live:
+            del self.shared.live[self.upstream, live.uri]
+        live.close(outcome)
+
+    def has(self, uri: bytes) -> bool:
+        """Whether the session's stream is open in this process."""
+        return (self.upstream, uri) in self.shared.live
+
+    def owns(self, request: Request) -> bool:
+        """Whether a request belongs to a session of the old transport, as far as this process knows."""
+        return request.method == "POST" and (_ELSEWHERE in request.state or self.has(canonical(request.target)))
+
+    async def find_elsewhere(self, request: Request) -> bool:
+        """Whether a POST belongs to such a session of another process; `owns` then knows it, too."""
+        if not await self.deliver(canonical(request.target), (), ask_others=True):
+            return False
+        request.state[_ELSEWHERE] = True
+        return True
+
+    async def deliver(self, uri: bytes, messages: Sequence[str], *, ask_others: bool) -> bool:
+        """Put messages on the stream of a session, here or in another process. Whether there was one."""
+        if await self.shared.deliver(self.upstream, uri, messages):
+            return True
+        if not ask_others or self.shared.ask_others is None:
+            return False
+        return await self.shared.ask_others(self.upstream, uri, list(messages))
+
+    def remember(self, interceptor: str, session: str, call: Call) -> None:
+        """A request has passed this interceptor (the name that the configuration gives it)."""
+        self.shared.calls.remember(self._key(interceptor, session), call)
+
+    def find(self, interceptor: str, session: str, request_id: RequestId, *, from_client: bool) -> Call | None:
+        """The request with this id, as it passed this interceptor; None where that is not known."""
+        return self.shared.calls.find(self._key(interceptor, session), request_id, from_client=from_client)
+
+    def _key(self, interceptor: str, session: str) -> str:
+        parts = (self.upstream, interceptor, session)
+        # A digest: session ids are credentials, and may be long.
+        return blake2b("\0".join(parts).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+def live_of(context: StreamContext) -> LiveSession | None:
+    """The session that this stream has announced, if it has."""
+    live: LiveSession | None = context.state.get(_LIVE)
+    return live
+
+
+def session_of(target: bytes, endpoint: str) -> bytes:
+    """The session that an `endpoint` event announces to a client that has asked for `target`."""
+    return canonical(resolve(target, endpoint))
+
+
+def canonical(target: bytes) -> bytes:
+    """A request target (path and query), with everything percent-encoded that only some clients encode."""
+    if _UNSAFE.search(target) is None:
+        return target
+    return _UNSAFE.sub(lambda match: b"%%%02X" % match[0][0], target)
+
+
+def resolve(target: bytes, reference: str) -> bytes:
+    """Path and query of a URI reference, as a client resolves it that has asked for `target` (RFC 3986, section 5.2).
+
+    Another origin is left out: whichever it is, a POST that comes here has come by it.
+    """
+    text = re.sub(r"[\t\r\n]", "", reference.strip(" \t\r\n\f\0")).partition("#")[0]
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return text.encode("utf-8", "replace")
+    has_authority = bool(parts.scheme or parts.netloc)
+    rest = text[len(parts.scheme) + 1 if parts.scheme else 0 :]
+    if rest.startswith("//"):
+        rest = rest[2 + len(parts.netloc) :]
+    path, mark, query = rest.partition("?")
+    base, base_mark, base_query = target.decode("utf-8", "surrogateescape").partition("?")
+    if not path and not has_authority:
+        path = base
+        if not mark:
+            mark, query = base_mark, base_query
+    elif not path.startswith("/"):
+        path = "/" + path if has_authority else base[: base.rfind("/") + 1] + path
+    return (_without_dots(path) + (mark + query if query else "")).encode("utf-8", "surrogateescape")
+
+
+def _without_dots(path: str) -> str:
+    """RFC 3986, section 5.2.4."""
+    if "/." not in path:
+        return path
+    kept: list[str] = []
+    segments = path.split("/")
+    for segment in segments[1:]:
+        if segment == "..":
+            del kept[-1:]
+        elif segment != ".":
+            kept.append(segment)
+    if segments[-1] in (".", ".."):
+        kept.append("")
+    return "/" + "/".join(kept)
+
+
+def has_data(event: Event) -> bool:
+    """Whether a block is an event at all: without a `data` field a client drops it (WHATWG HTML, section 9.2.6)."""
+    return bool(event.data) or _DATA_LINE.search(event.raw) is not None
