@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from .errors import DialectError
 from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, TextEnd, ToolCall, Unread, Usage
 from .reader import DONE, STOPPED, Call, Made, Origin, Reader, Touch, error_of, finish_of, note, own_error_of
 
@@ -239,14 +240,29 @@ class OpenAIChatReader(Reader):
             self._templates[block] = item
             self._text(parts, block, item, key, origin).repeated = repeated
 
-    def _find_call(self, parts: list[Part], index: int, place: Any, number: int | None, id: str | None, kind: str) -> Call:
-        """The call that an item belongs to. Another id at a place begins another call, and completes the one before it."""
+    def _find_call(
+        self,
+        parts: list[Part],
+        index: int,
+        place: Any,
+        number: int | None,
+        id: str | None,
+        kind: str,
+        *,
+        goes_on: bool = False,
+    ) -> Call:
+        """The call that an item belongs to. Another id at a place begins another call, and completes the one before it.
+
+        `goes_on`: the item has arguments and no name, so that it begins no call: some servers make up an id for each piece.
+        """
         last = self._last_call.get((index, place))
         if id is None or (last is not None and (last.id is None or last.id == id)):
             call = last
         else:
             call = self._by_id.get((index, place, id))
-            if last is not None:
+            if call is None and goes_on and last is not None and last.name:
+                call = last
+            if last is not None and call is not last:
                 self._complete(parts, last)
         if call is None:
             begun = self._begun.setdefault(index, {})
@@ -284,10 +300,13 @@ class OpenAIChatReader(Reader):
                 holder = {}
                 if self.hold_tool_calls and item.get(kind) is None:
                     item[kind] = holder  # also where it is null
-            call = self._find_call(
-                parts, index, position if number is None else number, number, self._id(item, "id", where), kind
-            )
-            self._name_call(call, self._str(holder, "name", f"{where}{kind}."))
+            call_id, name = self._id(item, "id", where), self._str(holder, "name", f"{where}{kind}.")
+            goes_on = call_id is not None and not name and bool(holder.get(key))
+            place = position if number is None else number
+            call = self._find_call(parts, index, place, number, call_id, kind, goes_on=goes_on)
+            if name and name != call.name and call.name and call_id not in (None, call.id):
+                raise DialectError("a tool call has arguments before its name, at the index of another")
+            self._name_call(call, name)
             self._touch(call, delta, item, choice)
             self._arguments(parts, call, holder, key)
 

@@ -246,6 +246,8 @@ class Reader(ABC):
 
     def decide(self, call: Call) -> None:
         """A held call leaves as its hook left it: write its arguments. Raises `DialectError` for what cannot be taken back."""
+        if not call.complete:  # it goes on in the same message, and is shown again
+            return
         part = call.part
         assert part is not None
         came = "".join(place_text(place) for place in call.places)
@@ -446,6 +448,12 @@ class Reader(ABC):
     def _note_removed(self, call: Call) -> None:
         self._removed_calls += 1
 
+    def _reopen(self, call: Call) -> None:
+        """A call goes on after its end: it is complete, and shown again, at the end of the stream."""
+        call.complete = False
+        self._note_open(call)
+        self._endless.add(self._end_mark(call.block))
+
     def _note_open(self, call: Call) -> None:
         if self.whole_calls:
             self._open_calls.setdefault(call.block.output, {})[id(call)] = call
@@ -456,6 +464,8 @@ class Reader(ABC):
             call.name = (call.name or "") + name
             if len(call.name) > MAX_NAME:
                 raise DialectError(f"the name of a tool call is longer than {MAX_NAME} characters")
+            if call.complete:
+                self._reopen(call)
 
     def _touch(self, call: Call, holder: Any, item: Any) -> None:
         if self.hold_tool_calls:
@@ -471,9 +481,7 @@ class Reader(ABC):
         if not piece or not self.whole_calls:
             return
         if call.complete:
-            call.complete = False
-            self._note_open(call)
-            self._endless.add(self._end_mark(call.block))
+            self._reopen(call)
         self._count(call, piece)
         call.pieces.append(piece)
         if self.hold_tool_calls:
