@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .errors import DialectError
-from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, TextEnd, ToolCall, Unread, Usage
+from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, TextEnd, ToolCall, Unread, Usage, arguments_text
 from .reader import DONE, STOPPED, Call, Made, Origin, Reader, Touch, error_of, finish_of, note, own_error_of
 
 __all__ = ["OpenAIChatReader"]
@@ -302,7 +302,15 @@ class OpenAIChatReader(Reader):
                     item[kind] = holder  # also where it is null
             call_id, name = self._id(item, "id", where), self._str(holder, "name", f"{where}{kind}.")
             goes_on = call_id is not None and not name and bool(holder.get(key))
-            place = position if number is None else number
+            place: Any = position if number is None else number
+            last = self._last_call.get((index, place))
+            if (
+                last is not None
+                and last.kind != kind
+                and (last.name or last.size)
+                and (call_id is None or last.id in (None, call_id))
+            ):
+                place = place, kind  # SDKs keep the two apart
             call = self._find_call(parts, index, place, number, call_id, kind, goes_on=goes_on)
             if name and name != call.name and call.name and call_id not in (None, call.id):
                 raise DialectError("a tool call has arguments before its name, at the index of another")
@@ -369,10 +377,17 @@ class OpenAIChatReader(Reader):
             kind, key = _kind_of(item)
             holder = self._dict(item, kind, where) or {}
             number = self._number(item, "index", where)
-            place = position if number is None else number
-            call = self._find_call(parts, index, place, number, self._id(item, "id", where), kind)
-            name = self._str(holder, "name", f"{where}{kind}.")
-            self._touch(self._whole_call(parts, call, name, holder, key, grows=grows), message, item, choice)
+            place: Any = position if number is None else number
+            call_id, name = self._id(item, "id", where), self._str(holder, "name", f"{where}{kind}.")
+            last = self._last_call.get((index, place))
+            known = self._by_id.get((index, place, call_id)) if call_id is not None else None
+            found = known or (last if last is not None and (call_id is None or last.id is None) else None)
+            if found is not None and (not grows or found.repeats_in(name, arguments_text(holder.get(key)))):
+                call = self._whole_call(parts, found, name, holder, key, grows=grows)
+            else:  # deltas must not go on with it: most clients do not read it
+                call = self._find_call(parts, index, ("message", place), number, call_id, kind)
+                call = self._whole_call(parts, call, name, holder, key)
+            self._touch(call, message, item, choice)
 
     def _end_mark(self, block: Block) -> Any:
         return block.output
@@ -546,12 +561,25 @@ def _cut_message(said: dict[str, Any], part: Part | None, text: str) -> None:
                 said[name] = None
         elif _FIELDS[name] == "tool_call":
             del said[name]
-            if isinstance(value, list) and part.block.part:
-                said[name] = value[: part.block.part]
+            at = _position_of(part, value) if isinstance(value, list) else 0
+            if at:
+                said[name] = value[:at]
         elif isinstance(value, list):
             said[name] = _cut_list(value, part, text)
         else:
             said[name] = text
+
+
+def _position_of(part: Part, items: list[Any]) -> int:
+    """Where a list has a call; 0 if it has it no longer."""
+    call = part.call if isinstance(part, ToolCall) else None
+    places = (
+        [] if call is None else [place.holder for place in (*call.places, *call.repeats, call.begun) if place is not None]
+    )
+    for position, item in enumerate(items):
+        if isinstance(item, dict) and any(inner is holder for inner in item.values() for holder in places):
+            return position
+    return 0
 
 
 def _cut_list(items: list[Any], part: Part, text: str) -> list[Any]:

@@ -91,6 +91,7 @@ class Call:
         "kind",
         "left",
         "name",
+        "name_is_cut",
         "of",
         "part",
         "pieces",
@@ -104,6 +105,8 @@ class Call:
         self.block = block
         self.id = id
         self.name: str | None = None
+        self.name_is_cut = False
+        """Its name came in several messages."""
         self.index = index
         """Its number in upstream's messages, where the dialect has one."""
         self.kind = kind
@@ -126,6 +129,10 @@ class Call:
         """The arguments that have left, once `decide` was called."""
         self.of: Call | None = None
         """The call that it repeats and contradicts."""
+
+    def repeats_in(self, name: str | None, arguments: str) -> bool:
+        """Whether a message that grows with the deltas repeats this call, or the beginning of it."""
+        return (not name or (self.name or "").startswith(name)) and "".join(self.pieces).startswith(arguments)
 
     @property
     def edited(self) -> bool:
@@ -461,6 +468,7 @@ class Reader(ABC):
     def _name_call(self, call: Call, name: str | None) -> None:
         """A name, or a piece of one: servers send it in pieces, or again with every delta."""
         if name and name != call.name and name != "null":  # some servers send None as text with each further piece
+            call.name_is_cut = call.name is not None
             call.name = (call.name or "") + name
             if len(call.name) > MAX_NAME:
                 raise DialectError(f"the name of a tool call is longer than {MAX_NAME} characters")
@@ -529,7 +537,7 @@ class Reader(ABC):
         """
         arguments = arguments_text(holder.get(key))
         place = Place(holder, key, decoded or not isinstance(holder.get(key), str))
-        if not call.complete and not call.pieces:
+        if not call.complete and not call.pieces and not (grows and call.name):
             if name:
                 call.name = name
             if arguments:
@@ -544,8 +552,8 @@ class Reader(ABC):
         said = "".join(call.pieces)
         if not grows:
             self._complete(parts, call)
-        same_name = not name or name == call.name or (grows and (call.name or "").startswith(name))
-        if same_name and (not arguments or arguments == said or (grows and said.startswith(arguments))):
+        same_name = not name or name == call.name
+        if call.repeats_in(name, arguments) if grows else (same_name and (not arguments or arguments == said)):
             if arguments and self.hold_tool_calls:
                 call.repeats.append(place)
                 if call.left is not None and call.edited and call.part is not None and not call.removed:
