@@ -257,6 +257,9 @@ class OpenAIChatReader(Reader):
         """
         last = self._last_call.get((index, place))
         if id is None or (last is not None and (last.id is None or last.id == id)):
+            if last is not None and last.kind != kind and (last.name or last.size):  # SDKs keep the two apart
+                place = place, kind
+                last = self._last_call.get((index, place))
             call = last
         else:
             call = self._by_id.get((index, place, id))
@@ -301,19 +304,14 @@ class OpenAIChatReader(Reader):
                 if self.hold_tool_calls and item.get(kind) is None:
                     item[kind] = holder  # also where it is null
             call_id, name = self._id(item, "id", where), self._str(holder, "name", f"{where}{kind}.")
-            goes_on = call_id is not None and not name and bool(holder.get(key))
-            place: Any = position if number is None else number
-            last = self._last_call.get((index, place))
-            if (
-                last is not None
-                and last.kind != kind
-                and (last.name or last.size)
-                and (call_id is None or last.id in (None, call_id))
-            ):
-                place = place, kind  # SDKs keep the two apart
-            call = self._find_call(parts, index, place, number, call_id, kind, goes_on=goes_on)
-            if name and name != call.name and call.name and call_id not in (None, call.id):
-                raise DialectError("a tool call has arguments before its name, at the index of another")
+            place = position if number is None else number
+            if call_id is None:
+                call = self._find_call(parts, index, place, number, None, kind)
+            else:
+                goes_on = not name and bool(holder.get(key))
+                call = self._find_call(parts, index, place, number, call_id, kind, goes_on=goes_on)
+                if name and call.name and name != call.name and call_id != call.id:
+                    raise DialectError("a tool call has arguments before its name, at the index of another")
             self._name_call(call, name)
             self._touch(call, delta, item, choice)
             self._arguments(parts, call, holder, key)

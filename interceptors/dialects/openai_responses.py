@@ -162,7 +162,7 @@ class OpenAIResponsesReader(Reader):
         if kind in _TEXT_DELTAS:
             of, field, _ = _TEXT_DELTAS[kind]
             if self._str(message, "delta"):
-                self._text(parts, self._block(message, of, field), message, "delta", origin, message)
+                self._text(parts, self._note_text(self._block(message, of, field)), message, "delta", origin, message)
                 self._leaving.append(note(self._note_said, parts))
         elif kind in _TEXT_DONES:
             of, field, key = _TEXT_DONES[kind]
@@ -214,9 +214,8 @@ class OpenAIResponsesReader(Reader):
     def _read_other(self, parts: list[Part], kind: str, message: dict[str, Any], origin: Origin) -> None:
         if self.others and kind.endswith(".delta") and isinstance(message.get("delta"), str) and message["delta"]:
             item = self._find(message)
-            self._text(
-                parts, Block("other", item.output, self._part_index(message, "content"), kind), message, "delta", origin
-            )
+            block = Block("other", item.output, self._part_index(message, "content"), kind)
+            self._text(parts, self._note_text(block), message, "delta", origin)
         elif self.others and kind.endswith(".done"):
             item = self._find(message)
             self._end(parts, Block("other", item.output, self._part_index(message, "content"), f"{kind[:-5]}.delta"))
@@ -292,18 +291,11 @@ class OpenAIResponsesReader(Reader):
     def _block(self, message: dict[str, Any], kind: Kind, field: str) -> Block:
         return Block(kind, self._find(message).output, self._part_index(message, field), field)
 
-    def _text(
-        self,
-        parts: list[Part],
-        block: Block,
-        holder: dict[str, Any],
-        key: str,
-        origin: Origin,
-        tokens: dict[str, Any] | None = None,
-    ) -> TextDelta:
+    def _note_text(self, block: Block) -> Block:
+        """Note a text that begins, so that the end of its item looks at no other item's."""
         if block not in self._open:
             self._outputs[block.output].texts[block] = None
-        return super()._text(parts, block, holder, key, origin, tokens)
+        return block
 
     # What a message has of them.
 
@@ -322,7 +314,7 @@ class OpenAIResponsesReader(Reader):
             self._whole(parts, block, part, key, part)
             self._leaving.append(note(item.ended.add, ("part", block)))
         elif part.get(key):
-            self._text(parts, block, part, key, origin, part)
+            self._text(parts, self._note_text(block), part, key, origin, part)
             self._leaving.append(note(self._note_said, parts))
 
     def _read_item(
@@ -344,7 +336,7 @@ class OpenAIResponsesReader(Reader):
                     if done:
                         self._whole(parts, block, content, field)
                     elif content[field]:
-                        self._text(parts, block, content, field, origin)
+                        self._text(parts, self._note_text(block), content, field, origin)
                     continue
                 for index, part in self._items(content, field, "item."):
                     self._read_part(parts, part, item, index, field, done, origin)
