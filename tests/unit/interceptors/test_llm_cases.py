@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from structlog.testing import capture_logs
 from unit.interceptors.dialects.transcripts import messages_of
@@ -958,3 +959,26 @@ def test_a_secret_in_a_name_that_is_cut_does_not_leave() -> None:
     result = run(CHAT, sent, redact)
     assert b"sk-abcd" not in result.output
     assert result.failure is not None
+
+
+def test_half_a_character_in_a_name_leaves_the_metrics_readable() -> None:
+    """A model's name is a label: Prometheus's text is UTF-8, which cannot write it."""
+    usage = Usage()
+    sent = stream(chunk({}, "\ud83d"), "[DONE]").replace(
+        b"{", b'{"model": "gpt-\\ud83d", "usage": {"prompt_tokens": 3}, ', 1
+    )
+    registry = CollectorRegistry()
+    for collector in usage.collectors():
+        registry.register(collector)
+    with capture_logs() as lines:
+        assert run_chain([usage], [sent], request=Request(method="POST", path=CHAT)).output == sent
+    assert b'model="gpt-?"' in generate_latest(registry)
+    assert [line["model"] for line in lines if line["event"] == "usage"] == ["gpt-?"]
+
+
+def test_thousands_of_reasons_make_no_log_line_of_thousands() -> None:
+    """And one that tells of a failure counts, whenever it comes."""
+    sent = stream(*[chunk({}, f"reason-{number}") for number in range(3000)], chunk({}, "error"), "[DONE]")
+    line, metrics = usage_of(CHAT, sent)
+    assert len(line["finish_reason"].split(",")) == 11
+    assert metrics.get("weirpool_llm_answers_without_usage_total", 0) == 0
