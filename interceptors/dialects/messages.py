@@ -178,7 +178,7 @@ class _Waiting:
         """It need not leave: its texts were dropped."""
         self.before = before
         """Made events that leave before it."""
-        self.touches: list[Touch] = reader.calls
+        self.touches: list[Touch] = reader.calls[:]  # the reader goes on with an empty list
         self.notes = reader.take_notes()
         self.size = 0
         self._blocked_by: Call | None = None

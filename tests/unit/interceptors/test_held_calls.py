@@ -404,3 +404,15 @@ def test_a_shell_that_the_client_runs_is_held_with_all_that_repeats_it(decision:
         assert (b"shell_call" in result.output) == (decision == "change")
         assert (b'{"commands":["ls"]}' in result.output) == (decision == "change")
         assert (b"[no shell]" in result.output) == (decision == "refuse")
+
+
+@pytest.mark.parametrize("name", ["drop_1", "refuse_1"])
+def test_a_text_between_the_pieces_of_a_call_changes_nothing_of_it(name: str) -> None:
+    """The call behind a removed one moves up with all of its pieces, also those behind a text that waits with it."""
+    pieces = [tool_delta(1, "", "call_1", "pass_1"), {"content": "Well."}, tool_delta(1, '{"secret"'), tool_delta(1, ": 1}")]
+    removed = [chunk(choice(tool_delta(0, "{}", "call_0", name)))]
+    events = [*removed, *(chunk(choice(piece)) for piece in pieces), chunk(choice({}, "tool_calls")), "[DONE]"]
+    sent = stream_of(events, named=False)
+    for chunks in chunkings(sent):
+        output = run_chain([Policy()], chunks, request=request(CHAT)).output
+        assert read(CHAT, output, streamed=True)[1:] == ([("pass_1", '{"secret": 1}')], "tool_calls")
