@@ -34,6 +34,7 @@ from interceptors.dialects.mcp_sessions import LiveSession, canonical, has_data,
 from interceptors.hooks import Owner
 from interceptors.needs import Search
 from interceptors.refusals import request_ids
+from interceptors.sse import find_block_end
 
 from .place import Place
 from .upstream import Balancer, Endpoint
@@ -43,6 +44,7 @@ __all__ = ["Calls", "calls_of", "surround"]
 _KEY = "proxy.mcp"
 _SESSION = "mcp-session-id"
 _PARSE_ERROR = -32700
+_MOST_ENDPOINT = 8192  # bytes of the event that announces a session
 
 
 @dataclass(slots=True)
@@ -130,13 +132,13 @@ class _Last(Interceptor):
         calls = calls_of(context.request)
         if calls is None or not calls.open:
             return None
-        return _AnswerStream(calls, resumable=not has_mirrors(revision_of(context.headers)))
+        stream = _AnswerStream(calls, resumable=not has_mirrors(revision_of(context.headers)))
+        stream.passes_unseen = not calls.encoded
+        return stream
 
 
 class _ListeningStream(StreamInterceptor):
     """A GET's stream. Its first event decides: `endpoint` announces a session of the old transport, and is rewritten."""
-
-    passes_unseen = True
 
     def __init__(self, place: Place, calls: Calls, endpoint: Endpoint, context: StreamContext, transport: Balancer) -> None:
         self._place = place
@@ -150,7 +152,12 @@ class _ListeningStream(StreamInterceptor):
 
     def _find(self, buffer: bytes | bytearray, start: int, end: int) -> int:
         """Every event up to the first, and after a reload every event of a session of the old transport."""
-        return start if not self._begun or (self._live is not None and self._live.superseded) else -1
+        if self._begun:
+            return start if self._live is not None and self._live.superseded else -1
+        if end - start > _MOST_ENDPOINT and find_block_end(buffer, start, start + _MOST_ENDPOINT, start) < 0:
+            self._begun = True  # so large an event announces no session, and may pass at any size
+            return -1
+        return start
 
     def on_event(self, event: Event) -> EventResult:
         if self._begun:

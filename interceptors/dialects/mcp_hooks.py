@@ -320,8 +320,8 @@ class McpInterceptor(Interceptor):
         if request.method != "POST":
             return False
         messages = [encode_json(response).decode() for response in responses]
-        ask_others = SESSION_ID not in request.headers  # a session of Streamable HTTP
-        return await exchange.book.deliver(canonical(request.target), messages, ask_others=ask_others)
+        # Headers do not decide: clients of the old transport send `Mcp-Session-Id` if they are configured to.
+        return await exchange.book.deliver(canonical(request.target), messages)
 
     def _let_server_answer(self, exchange: _Exchange, payload: Payload, responses: list[dict[str, Any]]) -> None:
         """No process here knows the session, and another machine's may. Then only the server can answer on its stream."""

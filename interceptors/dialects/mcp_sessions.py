@@ -145,16 +145,16 @@ class SessionBook:
 
     async def find_elsewhere(self, request: Request) -> bool:
         """Whether a POST belongs to such a session of another process; `owns` then knows it, too."""
-        if not await self.deliver(canonical(request.target), (), ask_others=True):
+        if not await self.deliver(canonical(request.target), ()):
             return False
         request.state[_ELSEWHERE] = True
         return True
 
-    async def deliver(self, uri: bytes, messages: Sequence[str], *, ask_others: bool) -> bool:
+    async def deliver(self, uri: bytes, messages: Sequence[str]) -> bool:
         """Put messages on the stream of a session, here or in another process. Whether there was one."""
         if await self.shared.deliver(self.upstream, uri, messages):
             return True
-        if not ask_others or self.shared.ask_others is None:
+        if self.shared.ask_others is None:
             return False
         return await self.shared.ask_others(self.upstream, uri, list(messages))
 
