@@ -276,6 +276,8 @@ class _RedactMessages(MessageStream):
             self._done.update((text, self._here.get(end.block, "") + text))
 
     def on_tool_call(self, call: ToolCall) -> None:
+        if call.name and call.call.name_is_cut and self._interceptor.substitute(call.name) != call.name:
+            raise Abort("a match in the name of a tool call, which comes in pieces")
         call.arguments = self._interceptor.redact_json(call.arguments, written=self._done)
         self._arguments.add(call.arguments)
 

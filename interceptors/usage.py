@@ -39,6 +39,7 @@ _FAILED = frozenset(("error", "failed"))
 _MODEL = "usage.model"
 _ASKED = "usage.asked"
 _MAX_NAME = 200
+_MAX_REASONS = 10
 
 
 class _Asked(msgspec.Struct):
@@ -47,6 +48,11 @@ class _Asked(msgspec.Struct):
     model: Any = None
     stream: Any = None
     stream_options: Any = None
+
+
+def _name(text: str) -> str:
+    """A name for labels and logs: not too long, and without half of a surrogate pair, with which no metric could be shown."""
+    return text[:_MAX_NAME].encode("utf-8", "replace").decode()
 
 
 class _Labels:
@@ -158,10 +164,11 @@ class _UsageStream(MessageStream):
 
     def on_finish(self, finish: Finish) -> None:
         self._is_call = True
-        self._reasons[finish.reason[:_MAX_NAME]] = None
+        if len(self._reasons) < _MAX_REASONS or finish.reason in _FAILED:
+            self._reasons[_name(finish.reason)] = None
 
     def on_provider_error(self, error: ProviderError) -> None:
-        self._error = (error.type or error.code or "error")[:_MAX_NAME]
+        self._error = _name(error.type or error.code or "error")
 
     def on_end(self, outcome: Outcome) -> None:
         if not self._is_call:
@@ -169,8 +176,8 @@ class _UsageStream(MessageStream):
         context, told = self._context, self._told
         model = self.model or context.state.get(_MODEL)
         client = context.state.get("client_key")
-        model = None if model is None else model[:_MAX_NAME]
-        client = None if client is None else str(client)[:_MAX_NAME]
+        model = None if model is None else _name(model)
+        client = None if client is None else _name(str(client))
         failed = self._status >= 400 or self._error is not None or not _FAILED.isdisjoint(self._reasons)
         self._usage.count(context.route, model, client, told, failed=failed)
         context.log.info(

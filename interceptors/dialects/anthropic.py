@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, TextEnd, ToolCallDelta, Unread, Usage, arguments_text
-from .reader import STOPPED, Call, Made, Origin, Place, Reader, Touch, error_of, finish_of, note, own_error_of, position_of
+from .reader import STOPPED, Call, Made, Origin, Place, Reader, Touch, error_of, finish_of, note, own_error_of, replace_items
 
 __all__ = ["AnthropicReader"]
 
@@ -50,6 +50,7 @@ class AnthropicReader(Reader):
         self._started: dict[int, None] = {}  # content blocks that have begun and not stopped
         self._begun: dict[int, int] = {}  # how many blocks have begun at each index
         self._call_at: dict[int, Call | None] = {}  # the call that the block at an index is, if it is one
+        self._order: list[int] = []  # the indices of the blocks, in the order in which they have begun
         self._newest = 0  # the index of the block that began last
         self._output_tokens: int | float = 0
         # Where blocks are removed, those that follow move up: the index of each as it leaves, and of the next that begins.
@@ -71,7 +72,7 @@ class AnthropicReader(Reader):
                 self._start(parts, self._index(message), content, (event_type, message))
         elif kind == "content_block_stop":
             if self.deltas:
-                index = self._index(message)
+                index = self._begun_at(message)
                 self._leaving.append(note(self._note_stop, index))
                 self._stop(parts, index)
                 call = self._call_at.get(index)
@@ -116,6 +117,17 @@ class AnthropicReader(Reader):
             return self._newest
         return index
 
+    def _begun_at(self, message: dict[str, Any]) -> int:
+        """The index of the block that a delta belongs to. The official SDKs take it for the block's position in the answer, so that
+        is what it is where no block has begun at that index.
+        """
+        index = message.get("index")
+        if type(index) is not int:
+            index = self._index(message)
+        if index not in self._begun and -len(self._order) <= index < len(self._order):
+            return self._order[index]
+        return index
+
     def _block(self, kind: Kind, index: int) -> Block:
         return Block(kind, index, max(0, self._begun.get(index, 0) - 1))
 
@@ -133,6 +145,7 @@ class AnthropicReader(Reader):
             self._endless.discard(before.block)
             self._complete(parts, before)
         self._begun[index] = self._begun.get(index, 0) + 1
+        self._order.append(index)
         self._newest = index
         self._call_at[index] = None
         kind = content.get("type")
@@ -172,9 +185,7 @@ class AnthropicReader(Reader):
         self._started.pop(self._moved.get(index, index), None)
 
     def _read_delta(self, parts: list[Part], message: dict[str, Any], event_type: str | None) -> None:
-        index = message.get("index")
-        if type(index) is not int:
-            index = self._index(message)
+        index = self._begun_at(message)
         delta = message.get("delta")
         if not isinstance(delta, dict):
             if delta is not None:
@@ -232,15 +243,16 @@ class AnthropicReader(Reader):
 
     def settle(self, message: dict[str, Any], touches: list[Touch]) -> list[dict[str, Any]] | None:
         changed = False
+        replacements: dict[int, dict[str, Any] | None] = {}
+        lists: dict[int, list[Any]] = {}
         for call, content, item in touches:
             if not call.removed:
                 continue
             assert call.part is not None
             text = call.part.refusal
             if content is not None:
-                replacement = [] if text is None else [{"type": "text", "text": text}]
-                at = position_of(item, content)
-                content[at : at + 1] = replacement
+                replacements[id(item)] = None if text is None else {"type": "text", "text": text}
+                lists[id(content)] = content
                 changed = True
             elif text is None:
                 return []
@@ -253,7 +265,9 @@ class AnthropicReader(Reader):
                 ]
             else:
                 return []
-        removed_all = bool(self._calls) and all(call.removed for call in self._calls)
+        for items in lists.values():
+            replace_items(items, replacements)
+        removed_all = bool(self._known_calls) and self._removed_calls >= self._known_calls
         for holder in (message, message.get("delta")):
             if removed_all and isinstance(holder, dict) and holder.get("stop_reason") == "tool_use":
                 holder["stop_reason"] = "end_turn"
@@ -278,6 +292,9 @@ class AnthropicReader(Reader):
             and not any(value for name, value in delta.items() if name != "type")
             and "index" in message
         )
+
+    def keeps_alive(self, message: Any) -> bool:
+        return isinstance(message, dict) and message.get("type") == "ping" and not self.calls
 
     def opens(self, message: dict[str, Any]) -> bool:
         return "content_block" in message

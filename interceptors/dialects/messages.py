@@ -17,10 +17,11 @@ from ..api import End, EventResult, Interceptor, StreamContext, StreamIntercepto
 from ..errors import NotJson
 from ..event import Event
 from .answers import readers_for
+from .errors import DialectError
 from .openai_chat import OpenAIChatReader
 from .openai_responses import OpenAIResponsesReader
 from .parts import Finish, Part, ProviderError, TextDelta, TextEnd, ToolCall, ToolCallDelta, Unread, Usage
-from .reader import DONE, Made, Reader, Touch
+from .reader import DONE, HELD_EVENT, MAX_HELD, Call, Made, Reader, Touch
 
 __all__ = ["MessageInterceptor", "MessageStream"]
 
@@ -164,7 +165,7 @@ def _recognise(message: Any) -> type[Reader] | None:
 class _Waiting:
     """An event that waits for a tool call."""
 
-    __slots__ = ("before", "changed", "event", "lax", "message", "notes", "silent", "touches")
+    __slots__ = ("_blocked_by", "before", "changed", "event", "lax", "message", "notes", "silent", "size", "touches")
 
     def __init__(
         self, event: Event, message: Any, lax: bool, changed: bool, silent: bool, before: list[Event], reader: Reader
@@ -177,8 +178,20 @@ class _Waiting:
         """It need not leave: its texts were dropped."""
         self.before = before
         """Made events that leave before it."""
-        self.touches: list[Touch] = reader.calls
+        self.touches: list[Touch] = reader.calls[:]  # the reader goes on with an empty list
         self.notes = reader.take_notes()
+        self.size = 0
+        self._blocked_by: Call | None = None
+
+    def is_blocked(self) -> bool:
+        """Whether one of its calls is not decided. Asks first for the one of the last time: there may be thousands."""
+        call = self._blocked_by
+        if call is not None and (call.left is None or not call.complete):
+            return True
+        self._blocked_by = next(
+            (touch.call for touch in self.touches if touch.call.left is None or not touch.call.complete), None
+        )
+        return self._blocked_by is not None
 
 
 class _DialectSide:
@@ -199,6 +212,7 @@ class _DialectSide:
         self._current: Part | None = None
         self._asked: tuple[str | None, str] | None = None
         self._waiting: deque[_Waiting] = deque()
+        self._held = 0  # the size of what waits
 
     def _make(self, reader: type[Reader]) -> Reader:
         return reader(
@@ -266,7 +280,7 @@ class _DialectSide:
         if not changed and not in_order:
             return [*before, event] if before else event
         silent = dropped and not event.is_body and reader.says_nothing(message)
-        if in_order and not (isinstance(message, dict) and message.get("type") == "ping"):  # Anthropic's keep no place
+        if in_order and not reader.keeps_alive(message):
             return self._pass_in_order(reader, _Waiting(event, message, lax, changed, silent, before, reader))
         if silent:
             return before or None
@@ -343,6 +357,10 @@ class _DialectSide:
         left = self._leave(reader)
         if self._waiting and self._waiting[-1] is waiting:
             waiting.event = waiting.event.detach()
+            waiting.size = HELD_EVENT + len(waiting.event.raw)
+            self._held += waiting.size
+            if self._held > MAX_HELD:
+                raise DialectError("more events than fit in memory wait for a tool call that is not complete")
         elif alone and left == [waiting.event]:
             return waiting.event
         return left or None
@@ -352,9 +370,10 @@ class _DialectSide:
         left: list[Event] = []
         while self._waiting:
             first = self._waiting[0]
-            if any(touch.call.left is None or not touch.call.complete for touch in first.touches):
+            if first.is_blocked():
                 break
             self._waiting.popleft()
+            self._held -= first.size
             left += first.before
             made = None
             if reader.has_removed and isinstance(first.message, dict):

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, TextEnd, ToolCall, Unread, Usage
+from .errors import DialectError
+from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, TextEnd, ToolCall, Unread, Usage, arguments_text
 from .reader import DONE, STOPPED, Call, Made, Origin, Reader, Touch, error_of, finish_of, note, own_error_of
 
 __all__ = ["OpenAIChatReader"]
@@ -55,9 +56,11 @@ class OpenAIChatReader(Reader):
         # By choice, so that the end of one looks at no other: its texts, by field, and its calls that are not complete.
         self._texts: dict[int, dict[str, Block]] = {}
         self._begun: dict[int, dict[Block, Call]] = {}
+        self._free: dict[int, int] = {}
         self._last_call: dict[tuple[int, Any], Call] = {}  # by choice and place in it
         self._by_id: dict[tuple[int, Any, str], Call] = {}
         self._templates: dict[Block, dict[str, Any]] = {}  # of `reasoning_details`: the item that a delta of it needs
+        self._removed_in: dict[int, int] = {}  # by choice, how many of its calls were removed
         self._left: dict[int, set[int]] = {}  # by choice, the numbers of calls that have left, if calls are held
         self._kept: dict[
             int, dict[int, int]
@@ -79,8 +82,7 @@ class OpenAIChatReader(Reader):
                 field = choice.get
                 index = field("index")
                 if type(index) is not int:
-                    number = self._number(choice, "index", "choices[].")
-                    index = position if number is None else number
+                    index = self._index(choice, position)
                 if self.deltas:
                     delta = field("delta")
                     if isinstance(delta, dict):
@@ -111,8 +113,7 @@ class OpenAIChatReader(Reader):
     def _read_whole_body(self, parts: list[Part], message: dict[str, Any]) -> None:
         self.model = self._str(message, "model") or self.model
         for position, choice in self._items(message, "choices"):
-            index = self._number(choice, "index", "choices[].")
-            index = position if index is None else index
+            index = self._index(choice, position)
             if self.deltas:
                 whole = self._dict(choice, "message", "choices[].")
                 if whole is not None:
@@ -124,6 +125,10 @@ class OpenAIChatReader(Reader):
                     self._whole(parts, Block("text", index, 0, "text"), choice, "text", choice)
             self._read_end_of_choice(parts, index, choice)
         self._read_rest(parts, message, None)
+
+    def _index(self, choice: dict[str, Any], position: int) -> int:
+        index = self._number(choice, "index", "choices[].")
+        return position if index is None else index
 
     def _read_end_of_choice(self, parts: list[Part], index: int, choice: dict[str, Any]) -> None:
         reason = choice.get("finish_reason")
@@ -171,12 +176,12 @@ class OpenAIChatReader(Reader):
                     block = self._block(index, kind, name)
                 self._text(parts, block, delta, name, origin, choice)
             elif name == "tool_calls":
-                self._read_tool_calls(parts, index, delta)
+                self._read_tool_calls(parts, index, delta, choice)
             elif name == "function_call":
                 if isinstance(value, dict):
                     call = self._find_call(parts, index, name, None, None, "function_call")
                     self._name_call(call, self._str(value, "name", "choices[].delta.function_call."))
-                    self._touch(call, delta, value)
+                    self._touch(call, delta, value, choice)
                     self._arguments(parts, call, value, "arguments")
                 else:
                     self._odd("choices[].delta.function_call", value, "an object")
@@ -235,20 +240,41 @@ class OpenAIChatReader(Reader):
             self._templates[block] = item
             self._text(parts, block, item, key, origin).repeated = repeated
 
-    def _find_call(self, parts: list[Part], index: int, place: Any, number: int | None, id: str | None, kind: str) -> Call:
-        """The call that an item belongs to. Another id at a place begins another call, and completes the one before it."""
+    def _find_call(
+        self,
+        parts: list[Part],
+        index: int,
+        place: Any,
+        number: int | None,
+        id: str | None,
+        kind: str,
+        *,
+        goes_on: bool = False,
+    ) -> Call:
+        """The call that an item belongs to. Another id at a place begins another call, and completes the one before it.
+
+        `goes_on`: the item has arguments and no name, so that it begins no call: some servers make up an id for each piece.
+        """
         last = self._last_call.get((index, place))
         if id is None or (last is not None and (last.id is None or last.id == id)):
+            if last is not None and last.kind != kind and (last.name or last.size):  # SDKs keep the two apart
+                place = place, kind
+                last = self._last_call.get((index, place))
             call = last
         else:
             call = self._by_id.get((index, place, id))
-            if last is not None:
+            if call is None and goes_on and last is not None and last.name:
+                call = last
+            if last is not None and call is not last:
                 self._complete(parts, last)
         if call is None:
             begun = self._begun.setdefault(index, {})
             part = len(begun) if number is None else number
-            while Block("tool_call", index, part, "tool_calls") in begun:
-                part = len(begun) if part < len(begun) else part + 1
+            if Block("tool_call", index, part, "tool_calls") in begun:
+                part = max(self._free.get(index, 0), len(begun))
+                while Block("tool_call", index, part, "tool_calls") in begun:
+                    part += 1
+                self._free[index] = part + 1  # so that many calls at one place are numbered in linear time
             call = self._begin_call(Call(Block("tool_call", index, part, "tool_calls"), id, number, kind))
             begun[call.block] = call
         if call.id is None:
@@ -258,7 +284,7 @@ class OpenAIChatReader(Reader):
         self._last_call[index, place] = call
         return call
 
-    def _read_tool_calls(self, parts: list[Part], index: int, delta: dict[str, Any]) -> None:
+    def _read_tool_calls(self, parts: list[Part], index: int, delta: dict[str, Any], choice: dict[str, Any]) -> None:
         where = "choices[].delta.tool_calls[]."
         items = delta["tool_calls"]
         if isinstance(items, dict):  # as TGI had it
@@ -274,12 +300,20 @@ class OpenAIChatReader(Reader):
             kind, key = _kind_of(item)
             holder = self._dict(item, kind, where)
             if holder is None:
-                holder = item.setdefault(kind, {}) if self.hold_tool_calls and item.get(kind) is None else {}
-            call = self._find_call(
-                parts, index, position if number is None else number, number, self._id(item, "id", where), kind
-            )
-            self._name_call(call, self._str(holder, "name", f"{where}{kind}."))
-            self._touch(call, delta, item)
+                holder = {}
+                if self.hold_tool_calls and item.get(kind) is None:
+                    item[kind] = holder  # also where it is null
+            call_id, name = self._id(item, "id", where), self._str(holder, "name", f"{where}{kind}.")
+            place = position if number is None else number
+            if call_id is None:
+                call = self._find_call(parts, index, place, number, None, kind)
+            else:
+                goes_on = not name and bool(holder.get(key))
+                call = self._find_call(parts, index, place, number, call_id, kind, goes_on=goes_on)
+                if name and call.name and name != call.name and call_id != call.id:
+                    raise DialectError("a tool call has arguments before its name, at the index of another")
+            self._name_call(call, name)
+            self._touch(call, delta, item, choice)
             self._arguments(parts, call, holder, key)
 
     def _read_whole(
@@ -291,7 +325,7 @@ class OpenAIChatReader(Reader):
             if not value:
                 continue
             if kind == "tool_call":
-                self._read_whole_calls(parts, index, message, name, grows=grows)
+                self._read_whole_calls(parts, index, message, name, choice, grows=grows)
             elif name == "reasoning_details":
                 repeats = isinstance(message.get("reasoning"), str)
                 for position, item in self._items(message, name, "choices[].message."):
@@ -326,23 +360,32 @@ class OpenAIChatReader(Reader):
         delta = TextDelta(block, holder, key, whole=True, repeated=repeated, tokens=choice)
         parts += delta, TextEnd(block, delta, whole=True, repeated=repeated)
 
-    def _read_whole_calls(self, parts: list[Part], index: int, message: dict[str, Any], field: str, *, grows: bool) -> None:
+    def _read_whole_calls(
+        self, parts: list[Part], index: int, message: dict[str, Any], field: str, choice: dict[str, Any], *, grows: bool
+    ) -> None:
         if field == "function_call":
             value = self._dict(message, field, "choices[].message.")
             if value is not None:
                 call = self._find_call(parts, index, field, None, None, field)
                 name = self._str(value, "name", "choices[].message.function_call.")
-                self._touch(self._whole_call(parts, call, name, value, "arguments", grows=grows), message, value)
+                self._touch(self._whole_call(parts, call, name, value, "arguments", grows=grows), message, value, choice)
             return
         where = "choices[].message.tool_calls[]."
         for position, item in self._items(message, field, "choices[].message."):
             kind, key = _kind_of(item)
             holder = self._dict(item, kind, where) or {}
             number = self._number(item, "index", where)
-            place = position if number is None else number
-            call = self._find_call(parts, index, place, number, self._id(item, "id", where), kind)
-            name = self._str(holder, "name", f"{where}{kind}.")
-            self._touch(self._whole_call(parts, call, name, holder, key, grows=grows), message, item)
+            place: Any = position if number is None else number
+            call_id, name = self._id(item, "id", where), self._str(holder, "name", f"{where}{kind}.")
+            last = self._last_call.get((index, place))
+            known = self._by_id.get((index, place, call_id)) if call_id is not None else None
+            found = known or (last if last is not None and (call_id is None or last.id is None) else None)
+            if found is not None and (not grows or found.repeats_in(name, arguments_text(holder.get(key)))):
+                call = self._whole_call(parts, found, name, holder, key, grows=grows)
+            else:  # deltas must not go on with it: most clients do not read it
+                call = self._find_call(parts, index, ("message", place), number, call_id, kind)
+                call = self._whole_call(parts, call, name, holder, key)
+            self._touch(call, message, item, choice)
 
     def _end_mark(self, block: Block) -> Any:
         return block.output
@@ -352,12 +395,14 @@ class OpenAIChatReader(Reader):
             return
         for block in self._texts.get(index, {}).values():
             self._end(parts, block)
-        for call in self._begun.get(index, {}).values():
+        for call in list(self._open_calls.get(index, {}).values()):
             self._complete(parts, call)
         self._leaving.append(note(self._choices.pop, index, None))
 
     def settle(self, message: dict[str, Any], touches: list[Touch]) -> list[dict[str, Any]] | None:
         changed = False
+        gone = {id(item) for call, _, item in touches if call.removed}
+        cleaned: set[int] = set()
         for call, holder, item in touches:
             index = call.block.output
             if not call.removed:
@@ -369,12 +414,13 @@ class OpenAIChatReader(Reader):
             if index not in self._kept:
                 self._kept[index] = {number: number for number in self._left.get(index, ())}
             assert call.part is not None
-            if isinstance(holder.get("tool_calls"), list):
-                holder["tool_calls"] = [other for other in holder["tool_calls"] if other is not item]
-                if not holder["tool_calls"]:
-                    del holder["tool_calls"]
-            else:
-                holder.pop("function_call" if call.kind == "function_call" else "tool_calls", None)
+            if call.kind == "function_call":
+                holder.pop("function_call", None)
+            elif id(holder) not in cleaned:  # once for each list: it may have thousands of calls
+                cleaned.add(id(holder))
+                items = holder.pop("tool_calls", None)
+                if isinstance(items, list) and (left := [other for other in items if id(other) not in gone]):
+                    holder["tool_calls"] = left
             text, call.part.refusal = call.part.refusal, None
             if text:
                 content = holder.get("content")
@@ -384,9 +430,8 @@ class OpenAIChatReader(Reader):
                     holder["content"] = (content or "") + text
         for position, choice in enumerate(message.get("choices") or ()):
             if isinstance(choice, dict) and choice.get("finish_reason") in ("tool_calls", "function_call"):
-                number = choice.get("index")
-                calls = self._begun.get(position if type(number) is not int else number, {}).values()
-                if calls and all(call.removed for call in calls):
+                index = self._index(choice, position)
+                if self._begun.get(index) and self._removed_in.get(index, 0) >= len(self._begun[index]):
                     changed = True
                     choice["finish_reason"] = "stop"
         if not changed:
@@ -400,10 +445,21 @@ class OpenAIChatReader(Reader):
             kept[call.index] = max(kept.values(), default=-1) + 1
         return None if call.index is None else kept[call.index]
 
-    def _touch(self, call: Call, holder: Any, item: Any) -> None:
+    def _touch(self, call: Call, holder: Any, item: Any, choice: dict[str, Any] | None = None) -> None:
         super()._touch(call, holder, item)
-        if self.hold_tool_calls and call.index is not None:
+        if not self.hold_tool_calls:
+            return
+        if call.index is not None:
             self._leaving.append(note(self._note_number, call))
+        if choice is not None and choice.get("logprobs"):
+            if call.left is None or not call.complete:
+                call.tokens.append(choice)
+            elif call.edited:
+                choice["logprobs"] = None
+
+    def _note_removed(self, call: Call) -> None:
+        super()._note_removed(call)
+        self._removed_in[call.block.output] = self._removed_in.get(call.block.output, 0) + 1
 
     def _note_number(self, call: Call) -> None:
         if call.index is not None and not call.removed:
@@ -461,8 +517,7 @@ class OpenAIChatReader(Reader):
             said = (choice.get("message") or choice.get("delta")) if isinstance(choice, dict) else None
             if not isinstance(said, dict):
                 continue
-            index = choice.get("index")
-            here = not everything and part.block.output == (position if type(index) is not int else index)
+            here = not everything and part.block.output == self._index(choice, position)
             if not here and not after:
                 continue  # all of it was shown before
             after = True
@@ -504,12 +559,25 @@ def _cut_message(said: dict[str, Any], part: Part | None, text: str) -> None:
                 said[name] = None
         elif _FIELDS[name] == "tool_call":
             del said[name]
-            if isinstance(value, list) and part.block.part:
-                said[name] = value[: part.block.part]
+            at = _position_of(part, value) if isinstance(value, list) else 0
+            if at:
+                said[name] = value[:at]
         elif isinstance(value, list):
             said[name] = _cut_list(value, part, text)
         else:
             said[name] = text
+
+
+def _position_of(part: Part, items: list[Any]) -> int:
+    """Where a list has a call; 0 if it has it no longer."""
+    call = part.call if isinstance(part, ToolCall) else None
+    places = (
+        [] if call is None else [place.holder for place in (*call.places, *call.repeats, call.begun) if place is not None]
+    )
+    for position, item in enumerate(items):
+        if isinstance(item, dict) and any(inner is holder for inner in item.values() for holder in places):
+            return position
+    return 0
 
 
 def _cut_list(items: list[Any], part: Part, text: str) -> list[Any]:

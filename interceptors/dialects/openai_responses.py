@@ -2,7 +2,8 @@
 
 Source: the types of OpenAI's Python SDK, `openai.types.responses`. A text is shown as deltas, and then again, whole, in up to four
 events (`response.output_text.done`, `response.content_part.done`, `response.output_item.done`, `response.completed`). Calls of
-tools that the provider runs itself (`mcp_call`, `web_search_call`, ...) pass unread.
+tools that the provider runs itself (`mcp_call`, `web_search_call`, ...) pass unread. A call of a shell, a patch or a computer is
+a tool call with its action as the arguments, because the client runs it.
 
 Items are told apart by their ids, and by `output_index` where an event has no id: servers use one index for several items.
 So that an ending can repeat what was said, as clients expect, the reader keeps an answer's text until its item is done.
@@ -14,7 +15,21 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, ToolCallDelta, Unread, Usage
-from .reader import STOPPED, Call, Made, Origin, Reader, Touch, error_of, finish_of, note, own_error_of, position_of
+from .reader import (
+    STOPPED,
+    Call,
+    Made,
+    Origin,
+    Place,
+    Reader,
+    Touch,
+    error_of,
+    finish_of,
+    note,
+    own_error_of,
+    place_text,
+    replace_items,
+)
 
 __all__ = ["OpenAIResponsesReader"]
 
@@ -44,13 +59,28 @@ _ITEM_EVENTS = {"response.output_item.added": False, "response.output_item.done"
 _ARGUMENT_DELTAS = frozenset(("response.function_call_arguments.delta", "response.custom_tool_call_input.delta"))
 _ARGUMENT_DONES = {"response.function_call_arguments.done": "arguments", "response.custom_tool_call_input.done": "input"}
 _CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
+# Tools of OpenAI that the client runs: the call's name, and the field that says what to do, decoded.
+_ACTIONS = {
+    "local_shell_call": ("local_shell", "action"),
+    "shell_call": ("shell", "action"),
+    "apply_patch_call": ("apply_patch", "operation"),
+    "computer_call": ("computer", "action"),
+}
+# Of each of their events that repeat a piece of such a call: the field that has it.
+_ECHOES = {
+    "response.shell_call_command.added": "command",
+    "response.shell_call_command.delta": "delta",
+    "response.shell_call_command.done": "command",
+    "response.apply_patch_call_operation_diff.delta": "delta",
+    "response.apply_patch_call_operation_diff.done": "diff",
+}
 _FINAL = ("completed", "incomplete", "failed", "cancelled")
 
 
 class _Item:
     """One item of the output."""
 
-    __slots__ = ("call", "done", "ended", "has_ids", "index", "kind", "leaves_at", "output", "said", "shown")
+    __slots__ = ("call", "done", "ended", "has_ids", "index", "kind", "leaves_at", "output", "said", "shown", "texts")
 
     def __init__(self, output: int, index: int) -> None:
         self.output = output
@@ -66,6 +96,8 @@ class _Item:
         """Its index as it leaves: smaller than `index` where items before it were removed."""
         self.said: dict[Block, list[str]] = {}
         """What has left of each text, and of the call's arguments."""
+        self.texts: dict[Block, None] = {}
+        """Its texts that have begun, and may have ended."""
         self.ended: set[tuple[str, Block]] = set()
         """Which done events have left: of a text, of its part."""
 
@@ -92,6 +124,7 @@ class OpenAIResponsesReader(Reader):
         self._parts: list[Part] = []  # of the message that was read last
         self._sequence_number = -1
         self._names_events = False
+        self._free = 0
         self._next_index = 0  # of the next item that leaves, where items were removed
 
     def _read(self, parts: list[Part], message: dict[str, Any], event_type: str | None) -> None:
@@ -129,7 +162,7 @@ class OpenAIResponsesReader(Reader):
         if kind in _TEXT_DELTAS:
             of, field, _ = _TEXT_DELTAS[kind]
             if self._str(message, "delta"):
-                self._text(parts, self._block(message, of, field), message, "delta", origin, message)
+                self._text(parts, self._note_text(self._block(message, of, field)), message, "delta", origin, message)
                 self._leaving.append(note(self._note_said, parts))
         elif kind in _TEXT_DONES:
             of, field, key = _TEXT_DONES[kind]
@@ -162,11 +195,27 @@ class OpenAIResponsesReader(Reader):
             key = _ARGUMENT_DONES[kind]
             call = self._whole_call(parts, self._call_of(self._find(message)), self._str(message, "name"), message, key)
             self._touch(call, None, message)
-        elif self.others and kind.endswith(".delta") and isinstance(message.get("delta"), str) and message["delta"]:
+        else:
+            if kind in _ECHOES and self.hold_tool_calls:
+                self._read_echo(message, _ECHOES[kind])
+            self._read_other(parts, kind, message, origin)
+
+    def _read_echo(self, message: dict[str, Any], key: str) -> None:
+        """A piece of a call that is complete only in its item: it waits for that, and is left out if the call is changed."""
+        call = self._find(message).call
+        if call is None:
+            return
+        self._touch(call, None, message)
+        if call.left is None:
+            call.echoes.append(Place(message, key, False))
+        elif call.edited:
+            message[key] = ""
+
+    def _read_other(self, parts: list[Part], kind: str, message: dict[str, Any], origin: Origin) -> None:
+        if self.others and kind.endswith(".delta") and isinstance(message.get("delta"), str) and message["delta"]:
             item = self._find(message)
-            self._text(
-                parts, Block("other", item.output, self._part_index(message, "content"), kind), message, "delta", origin
-            )
+            block = Block("other", item.output, self._part_index(message, "content"), kind)
+            self._text(parts, self._note_text(block), message, "delta", origin)
         elif self.others and kind.endswith(".done"):
             item = self._find(message)
             self._end(parts, Block("other", item.output, self._part_index(message, "content"), f"{kind[:-5]}.delta"))
@@ -195,7 +244,7 @@ class OpenAIResponsesReader(Reader):
         if item is None:
             at = self._newest if index is None else self._at.get(index)
             kind = content.get("type")
-            is_call = isinstance(kind, str) and kind in _CALLS
+            is_call = isinstance(kind, str) and (kind in _CALLS or kind in _ACTIONS)
             known = at is not None and (at.kind is not None or at.has_ids)  # else its deltas came first
             if at is not None and not (known and (begins or (is_call and ids and (at.call is None or at.has_ids)))):
                 item = at
@@ -210,15 +259,22 @@ class OpenAIResponsesReader(Reader):
 
     def _add(self, index: int) -> _Item:
         output = index
-        while output in self._outputs:
-            output = max(len(self._outputs), output + 1)
+        if output in self._outputs:
+            output = max(self._free, len(self._outputs))
+            while output in self._outputs:
+                output += 1
+            self._free = output + 1  # so that many items at one index are numbered in linear time
         item = self._outputs[output] = self._at[index] = self._newest = _Item(output, index)
         return item
 
     def _end_item(self, parts: list[Part], item: _Item, *, calls: bool, kind: Kind | None = None) -> None:
         """End the texts of an item, or only those of one kind; and its call, unless that has ids, and may still go on."""
-        for block in [block for block in self._open if block.output == item.output and kind in (None, block.kind)]:
-            self._end(parts, block)
+        texts, item.texts = item.texts, {}
+        for block in texts:
+            if kind in (None, block.kind):
+                self._end(parts, block)
+            if block in self._open:
+                item.texts[block] = None
         if calls and item.call is not None:
             self._complete(parts, item.call)
 
@@ -234,6 +290,12 @@ class OpenAIResponsesReader(Reader):
 
     def _block(self, message: dict[str, Any], kind: Kind, field: str) -> Block:
         return Block(kind, self._find(message).output, self._part_index(message, field), field)
+
+    def _note_text(self, block: Block) -> Block:
+        """Note a text that begins, so that the end of its item looks at no other item's."""
+        if block not in self._open:
+            self._outputs[block.output].texts[block] = None
+        return block
 
     # What a message has of them.
 
@@ -252,7 +314,7 @@ class OpenAIResponsesReader(Reader):
             self._whole(parts, block, part, key, part)
             self._leaving.append(note(item.ended.add, ("part", block)))
         elif part.get(key):
-            self._text(parts, block, part, key, origin, part)
+            self._text(parts, self._note_text(block), part, key, origin, part)
             self._leaving.append(note(self._note_said, parts))
 
     def _read_item(
@@ -274,7 +336,7 @@ class OpenAIResponsesReader(Reader):
                     if done:
                         self._whole(parts, block, content, field)
                     elif content[field]:
-                        self._text(parts, block, content, field, origin)
+                        self._text(parts, self._note_text(block), content, field, origin)
                     continue
                 for index, part in self._items(content, field, "item."):
                     self._read_part(parts, part, item, index, field, done, origin)
@@ -291,6 +353,21 @@ class OpenAIResponsesReader(Reader):
                 self._name_call(call, name)
                 self._arguments(parts, call, content, key)
             self._touch(call, holder, content)
+        elif kind in _ACTIONS and not _is_hosted(content):
+            name, key = _ACTIONS[kind]
+            if content.get(key) is None and content.get(f"{key}s") is not None:
+                key += "s"
+            call = self._call_of(item)
+            call.id = call.id or self._id(content, "call_id", "item.")
+            call.kind = kind
+            if done:
+                call = self._whole_call(parts, call, name, content, key)
+            else:
+                # Not a piece: the item that is done replaces what it begins with.
+                call.name = name
+                call.begun = Place(content, key, True)
+                parts.append(ToolCallDelta(call.block, call.id, name, place_text(call.begun), content, key))
+            self._touch(call, output, content)
 
     def _read_response(self, parts: list[Part], response: dict[str, Any]) -> None:
         """The response itself, with all of its output as it is by now."""
@@ -354,19 +431,23 @@ class OpenAIResponsesReader(Reader):
 
     def settle(self, message: dict[str, Any], touches: list[Touch]) -> list[dict[str, Any]] | None:
         changed = False
+        replacements: dict[int, dict[str, Any] | None] = {}
+        lists: dict[int, list[Any]] = {}
         for call, output, content in touches:
             if not call.removed:
                 continue
             assert call.part is not None
             text = call.part.refusal
             if output is not None:
-                at = position_of(content, output)
-                output[at : at + 1] = [] if text is None else [_refusal(call, text)]
+                replacements[id(content)] = None if text is None else _refusal(call, text)
+                lists[id(output)] = output
                 changed = True
             elif text is None or message.get("type") != "response.output_item.added":
                 return []
             else:
                 return self._refuse(message, call, text)
+        for items in lists.values():
+            replace_items(items, replacements)
         if "output_index" in message and (index := self._place(self._find_shown(message))) != message["output_index"]:
             message["output_index"] = index
             changed = True
@@ -517,6 +598,13 @@ def _cut_item(item: dict[str, Any], block: Block, text: str) -> None:
     if block.field == "summary":
         item.pop("content", None)
     item["status"] = "incomplete"
+
+
+def _is_hosted(item: dict[str, Any]) -> bool:
+    """Whether the provider runs a call of a shell, in a container of its own."""
+    environment = item.get("environment")
+    kind = environment.get("type") if isinstance(environment, dict) else None
+    return isinstance(kind, str) and kind.startswith("container")
 
 
 def _refusal(call: Call, text: str) -> dict[str, Any]:

@@ -21,11 +21,32 @@ from .errors import DialectError
 from .parts import Block, Finish, Part, ProviderError, TextDelta, TextEnd, ToolCall, ToolCallDelta, Usage, arguments_text
 from .tokens import COUNTS, read_counts
 
-__all__ = ["DONE", "MAX_ARGUMENTS", "MESSAGE", "STOPPED", "Call", "Made", "Origin", "Place", "Reader", "Touch"]
+__all__ = [
+    "DONE",
+    "HELD_EVENT",
+    "MAX_ARGUMENTS",
+    "MAX_HELD",
+    "MAX_NAME",
+    "MESSAGE",
+    "STOPPED",
+    "Call",
+    "Made",
+    "Origin",
+    "Place",
+    "Reader",
+    "Touch",
+]
 
 DONE = "[DONE]"
 MAX_ARGUMENTS = 1 << 20
 """Characters of one tool call's arguments that are joined for a hook; more are a `DialectError`."""
+MAX_HELD = 1 << 25
+"""Bytes of events that wait for a tool call, `HELD_EVENT` more for each; characters of the arguments of all calls of an answer.
+More are a `DialectError`.
+"""
+HELD_EVENT = 1 << 10
+MAX_NAME = 1 << 14
+"""Characters of one tool call's name; more are a `DialectError`."""
 MESSAGE = Block("message", 0)
 STOPPED = "this answer was stopped by a filter"
 """What clients are shown in place of a provider's error that must not leave."""
@@ -64,23 +85,28 @@ class Call:
         "begun",
         "block",
         "complete",
+        "echoes",
         "id",
         "index",
         "kind",
         "left",
         "name",
+        "name_is_cut",
         "of",
         "part",
         "pieces",
         "places",
         "repeats",
         "size",
+        "tokens",
     )
 
     def __init__(self, block: Block, id: str | None, index: int | None = None, kind: str = "") -> None:
         self.block = block
         self.id = id
         self.name: str | None = None
+        self.name_is_cut = False
+        """Its name came in several messages."""
         self.index = index
         """Its number in upstream's messages, where the dialect has one."""
         self.kind = kind
@@ -95,10 +121,18 @@ class Call:
         """Where the pieces are that have not left yet, if calls are held; `begun` is where they go if there are none."""
         self.repeats: list[Place] = []
         """Where the complete arguments are repeated, in messages that have not left yet."""
+        self.echoes: list[Place] = []
+        """Where pieces of it are repeated that nothing is assembled from, in messages that have not left yet."""
+        self.tokens: list[dict[str, Any]] = []
+        """What has `logprobs` that show its tokens, in messages that have not left yet."""
         self.left: str | None = None
         """The arguments that have left, once `decide` was called."""
         self.of: Call | None = None
         """The call that it repeats and contradicts."""
+
+    def repeats_in(self, name: str | None, arguments: str) -> bool:
+        """Whether a message that grows with the deltas repeats this call, or the beginning of it."""
+        return (not name or (self.name or "").startswith(name)) and "".join(self.pieces).startswith(arguments)
 
     @property
     def edited(self) -> bool:
@@ -158,7 +192,11 @@ class Reader(ABC):
         # Blocks that went on after their end: further ends are not believed. Of chat, a choice stands for all of its blocks.
         self._endless: set[Any] = set()
         self._here: dict[Block, TextDelta] = {}  # each block's last delta in the message that is being read
-        self._calls: list[Call] = []
+        self._size = 0  # of the arguments of all calls
+        self._known_calls = 0
+        self._removed_calls = 0
+        # By choice, item or content block, so that the end of one looks at no other: calls that are not complete.
+        self._open_calls: dict[int, dict[int, Call]] = {}
         self._leaving: list[Callable[[], object]] = []  # to be noted when the message that was read last has left
 
     # --- what the hooks' side asks ----------------------------------------------------------------------------------------
@@ -215,11 +253,15 @@ class Reader(ABC):
 
     def decide(self, call: Call) -> None:
         """A held call leaves as its hook left it: write its arguments. Raises `DialectError` for what cannot be taken back."""
+        if not call.complete:  # it goes on in the same message, and is shown again
+            return
         part = call.part
         assert part is not None
         came = "".join(place_text(place) for place in call.places)
         if part.dropped:
             self.has_removed = True
+            if call.of is None:
+                self._note_removed(call)
             if call.left is not None or (call.of is not None and call.of.left is not None and not call.of.removed):
                 raise DialectError("a tool call that has left cannot be taken back")
         elif call.left is None:
@@ -230,12 +272,18 @@ class Reader(ABC):
         elif (rest := part.arguments[len(call.left) :]) != came:
             part.changed = True
             self._write(call, rest)
-        if part.changed and not part.dropped:
-            for place in call.repeats:
+        if part.changed:
+            for holder in call.tokens:
+                holder["logprobs"] = None
+            for place in [] if part.dropped else call.repeats:
                 place.write(part.arguments)
+            for place in call.echoes:
+                place.write("")
         call.left = part.arguments
         call.places = []
         call.repeats = []
+        call.tokens = []
+        call.echoes = []
 
     @abstractmethod
     def settle(self, message: dict[str, Any], touches: list[Touch]) -> list[dict[str, Any]] | None:
@@ -247,6 +295,10 @@ class Reader(ABC):
     @abstractmethod
     def says_nothing(self, message: dict[str, Any]) -> bool:
         """Whether an event whose deltas were dropped need not leave at all."""
+
+    def keeps_alive(self, message: Any) -> bool:
+        """Whether an event only keeps the connection alive, so that it may overtake those that wait for a call."""
+        return False
 
     def opens(self, message: dict[str, Any]) -> bool:
         """Whether a block begins with this event, so that it must leave before the block can end."""
@@ -377,8 +429,9 @@ class Reader(ABC):
         """Whatever is open ends."""
         for block in list(self._open):
             self._end(parts, block)
-        for call in self._calls:
-            self._complete(parts, call)
+        for calls in list(self._open_calls.values()):
+            for call in list(calls.values()):
+                self._complete(parts, call)
 
     def _whole(
         self, parts: list[Part], block: Block, holder: dict[str, Any], key: str, tokens: dict[str, Any] | None = None
@@ -395,20 +448,32 @@ class Reader(ABC):
     # Tool calls.
 
     def _begin_call(self, call: Call) -> Call:
-        self._calls.append(call)
+        self._known_calls += 1
+        self._note_open(call)
         return call
+
+    def _note_removed(self, call: Call) -> None:
+        self._removed_calls += 1
+
+    def _reopen(self, call: Call) -> None:
+        """A call goes on after its end: it is complete, and shown again, at the end of the stream."""
+        call.complete = False
+        self._note_open(call)
+        self._endless.add(self._end_mark(call.block))
+
+    def _note_open(self, call: Call) -> None:
+        if self.whole_calls:
+            self._open_calls.setdefault(call.block.output, {})[id(call)] = call
 
     def _name_call(self, call: Call, name: str | None) -> None:
         """A name, or a piece of one: servers send it in pieces, or again with every delta."""
         if name and name != call.name and name != "null":  # some servers send None as text with each further piece
+            call.name_is_cut = call.name is not None
             call.name = (call.name or "") + name
-            self._reopen(call)
-
-    def _reopen(self, call: Call) -> None:
-        """More of a call comes: if it was complete, it was not, and the next end may be no end, either."""
-        if call.complete:
-            call.complete = False
-            self._endless.add(self._end_mark(call.block))
+            if len(call.name) > MAX_NAME:
+                raise DialectError(f"the name of a tool call is longer than {MAX_NAME} characters")
+            if call.complete:
+                self._reopen(call)
 
     def _touch(self, call: Call, holder: Any, item: Any) -> None:
         if self.hold_tool_calls:
@@ -423,19 +488,30 @@ class Reader(ABC):
             call.begun = Place(holder, key, decoded)
         if not piece or not self.whole_calls:
             return
-        self._reopen(call)
-        call.size += len(piece)
-        if call.size > MAX_ARGUMENTS:
-            raise DialectError(f"the arguments of a tool call are longer than {MAX_ARGUMENTS} characters")
+        if call.complete:
+            self._reopen(call)
+        self._count(call, piece)
         call.pieces.append(piece)
         if self.hold_tool_calls:
             call.places.append(Place(holder, key, decoded or not isinstance(value, str)))
+
+    def _count(self, call: Call, piece: str) -> None:
+        """Raises `DialectError` for more than is to be kept."""
+        call.size += len(piece)
+        self._size += len(piece)
+        if call.size > MAX_ARGUMENTS:
+            raise DialectError(f"the arguments of a tool call are longer than {MAX_ARGUMENTS} characters")
+        if self._size > MAX_HELD:
+            raise DialectError(f"the arguments of all tool calls are longer than {MAX_HELD} characters")
 
     def _complete(self, parts: list[Part], call: Call) -> None:
         """All of a call has come, unless it was complete before."""
         if call.complete or not self.whole_calls or (self._endless and self._end_mark(call.block) in self._endless):
             return
         call.complete = True
+        here = self._open_calls.get(call.block.output)
+        if here is not None and here.pop(id(call), None) is not None and not here:
+            del self._open_calls[call.block.output]
         if not call.pieces and call.begun is not None and call.begun.decoded and (whole := place_text(call.begun)) != "{}":
             call.pieces.append(whole)  # it began with all of its arguments, and no deltas have replaced them
             call.places.append(call.begun)
@@ -461,10 +537,11 @@ class Reader(ABC):
         """
         arguments = arguments_text(holder.get(key))
         place = Place(holder, key, decoded or not isinstance(holder.get(key), str))
-        if not call.complete and not call.pieces:
+        if not call.complete and not call.pieces and not (grows and call.name):
             if name:
                 call.name = name
             if arguments:
+                self._count(call, arguments)
                 call.pieces.append(arguments)
                 call.places.append(place)
             elif call.begun is None:
@@ -475,8 +552,8 @@ class Reader(ABC):
         said = "".join(call.pieces)
         if not grows:
             self._complete(parts, call)
-        same_name = not name or name == call.name or (grows and (call.name or "").startswith(name))
-        if same_name and (not arguments or arguments == said or (grows and said.startswith(arguments))):
+        same_name = not name or name == call.name
+        if call.repeats_in(name, arguments) if grows else (same_name and (not arguments or arguments == said)):
             if arguments and self.hold_tool_calls:
                 call.repeats.append(place)
                 if call.left is not None and call.edited and call.part is not None and not call.removed:
@@ -492,9 +569,9 @@ class Reader(ABC):
         if arguments:
             other.places.append(place)
         other.pieces = [arguments] if arguments else []
+        self._count(other, arguments)
         other.of = call
         other.part = ToolCall(call.block, call.id, other.name, arguments, held=self.hold_tool_calls, call=other)
-        self._calls.append(other)
         parts.append(other.part)
         return other
 
@@ -559,6 +636,6 @@ def note(function: Callable[..., object], *args: Any) -> Callable[[], object]:
     return partial(function, *args)
 
 
-def position_of(item: Any, items: list[Any]) -> int:
-    """Where a list has this very object; behind its end if it has it no longer."""
-    return next((position for position, other in enumerate(items) if other is item), len(items))
+def replace_items(items: list[Any], replacements: dict[int, dict[str, Any] | None]) -> None:
+    """Replace items of a list, by their `id()`, all at once: there may be thousands. None: the item is removed."""
+    items[:] = [made for item in items if (made := replacements.get(id(item), item)) is not None]

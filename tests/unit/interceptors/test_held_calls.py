@@ -281,3 +281,138 @@ def test_a_call_that_is_not_held_cannot_be_removed() -> None:
     with capture_logs():
         result = run_chain([Late()], [stream_of(events_of(CHAT, ["f"]), named=False)], request=request(CHAT))
     assert "set holds_tool_calls = True on the class" in str(result.failure)
+
+
+# --- Attacks ------------------------------------------------------------------------------------------------------------
+
+
+def test_only_anthropics_pings_overtake_a_call() -> None:
+    """A chunk of chat that says `ping` waits with its call, and goes with it."""
+    call = chunk(choice(tool_delta(0, '{"secret": 1}', "call_0", "drop_1"))) | {"type": "ping"}
+    sent = stream_of([call, chunk(choice({}, "tool_calls")), "[DONE]"], named=False)
+    output = run_chain([Policy()], [sent], request=request(CHAT)).output
+    assert b"drop_1" not in output
+    assert b"secret" not in output
+
+
+@pytest.mark.parametrize("name", ["drop_1", "refuse_1", "change_1"])
+@pytest.mark.parametrize("streamed", [True, False])
+def test_the_tokens_of_a_call_that_is_changed_do_not_leave(name: str, streamed: bool) -> None:
+    """`logprobs` beside a call, and beside a repetition of it."""
+    tokens = {"content": [{"token": '{"secret', "logprob": -1.0}]}
+    first = choice({"content": "Well.", **tool_delta(0, '{"secret": 1}', "call_0", name)}) | {"logprobs": tokens}
+    again = {"index": 0, "delta": {}, "message": first["delta"], "logprobs": tokens, "finish_reason": "tool_calls"}
+    if streamed:
+        output = run_chain(
+            [Policy()], [stream_of([chunk(first), chunk(again), "[DONE]"], named=False)], request=request(CHAT)
+        ).output
+    else:
+        body = {"object": "chat.completion", "choices": [{**again, "index": 0}]}
+        output = run_json([Policy()], json.dumps(body).encode(), request=request(CHAT))
+    assert b"secret" not in output
+    assert b"Well." in output
+
+
+@pytest.mark.parametrize("size", [100_000, 10])
+def test_what_waits_for_a_call_is_bounded(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Large events, or many small ones: the answer ends, and nothing of the call has left."""
+    monkeypatch.setattr("interceptors.dialects.messages.MAX_HELD", 300_000)
+    first = stream_of([chunk(choice(tool_delta(0, "{", "call_0", "pass_1")))], named=False)
+    text = stream_of([chunk(choice({"content": "x" * size}))], named=False)
+    for count, fits in ((1, True), (400, False)):
+        with capture_logs():
+            result = run_chain([Policy()], [first, text * count], request=request(CHAT))
+        assert (result.failure is None) == fits
+        assert fits or b"pass_1" not in result.output
+    assert "wait for a tool call" in str(result.failure)
+
+
+def test_what_has_left_is_no_more_in_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any number of calls fits, one after another."""
+    monkeypatch.setattr("interceptors.dialects.messages.MAX_HELD", 10_000)
+    sent = stream_of(events_of(ANTHROPIC, [f"pass_{number}" for number in range(50)]), named=True)
+    result = run_chain([Policy()], [sent], request=request(ANTHROPIC))
+    assert (result.failure, result.output) == (None, sent)
+
+
+@pytest.mark.parametrize("holder", [None, {}])
+def test_a_call_without_a_function_yet(holder: Any) -> None:
+    """`"function": null`, and a name and arguments later."""
+    begin = choice({"tool_calls": [{"index": 0, "id": "call_0", "type": "function", "function": holder}]})
+    sent = stream_of(
+        [chunk(begin), chunk(choice(tool_delta(0, "{}", None, "pass_1"))), chunk(choice({}, "tool_calls")), "[DONE]"],
+        named=False,
+    )
+    result = run_chain([Policy()], [sent], request=request(CHAT))
+    assert (result.failure, result.output) == (None, sent)
+
+
+def test_a_call_that_goes_on_in_the_event_that_ends_it_leaves_as_it_came() -> None:
+    """Two calls at one index, the first of which goes on behind the second."""
+    pieces = [
+        tool_delta(0, '{"a":', "call_a", "pass_1"),
+        tool_delta(0, "{}", "call_b", "pass_2"),
+        tool_delta(0, "1}", "call_a"),
+    ]
+    together = {"tool_calls": [piece["tool_calls"][0] for piece in pieces[1:]]}
+    sent = stream_of(
+        [chunk(choice(pieces[0])), chunk(choice(together)), chunk(choice({}, "tool_calls")), "[DONE]"], named=False
+    )
+    result = run_chain([Policy()], [sent], request=request(CHAT))
+    assert (result.failure, result.output) == (None, sent)
+
+
+@pytest.mark.parametrize("decision", ["drop", "refuse", "change", "pass"])
+def test_a_shell_that_the_client_runs_is_held_with_all_that_repeats_it(decision: str) -> None:
+    """Its commands come as events of their own, which go with the call."""
+    item = {"type": "shell_call", "id": "sh_1", "call_id": "call_1", "status": "in_progress", "action": {"commands": []}}
+    done = {**item, "status": "completed", "action": {"commands": ["rm -r secret"]}}
+    where = {"output_index": 0, "command_index": 0}
+    events = [
+        {"type": "response.output_item.added", "output_index": 0, "item": item},
+        {"type": "response.shell_call_command.added", **where, "command": ""},
+        {"type": "response.shell_call_command.delta", **where, "delta": "rm -r secret"},
+        {"type": "response.shell_call_command.done", **where, "command": "rm -r secret"},
+        {"type": "response.output_item.done", "output_index": 0, "item": done},
+        {"type": "response.completed", "response": response("completed", [done])},
+    ]
+
+    class Decide(MessageInterceptor):
+        def open_messages(self, context: Any) -> MessageStream:
+            return DecideStream()
+
+    class DecideStream(MessageStream):
+        holds_tool_calls = True
+
+        def on_tool_call(self, call: ToolCall) -> None:
+            assert (call.id, call.name, call.json()) == ("call_1", "shell", {"commands": ["rm -r secret"]})
+            if decision == "drop":
+                call.drop()
+            elif decision == "refuse":
+                call.refuse("[no shell]")
+            elif decision == "change":
+                call.arguments = '{"commands": ["ls"]}'
+
+    sent = stream_of(events, named=True)
+    for chunks in chunkings(sent):
+        result = run_chain([Decide()], chunks, request=request(RESPONSES))
+        assert result.failure is None
+        if decision == "pass":
+            assert result.output == sent
+            continue
+        assert b"secret" not in result.output
+        assert (b"shell_call" in result.output) == (decision == "change")
+        assert (b'{"commands":["ls"]}' in result.output) == (decision == "change")
+        assert (b"[no shell]" in result.output) == (decision == "refuse")
+
+
+@pytest.mark.parametrize("name", ["drop_1", "refuse_1"])
+def test_a_text_between_the_pieces_of_a_call_changes_nothing_of_it(name: str) -> None:
+    """The call behind a removed one moves up with all of its pieces, also those behind a text that waits with it."""
+    pieces = [tool_delta(1, "", "call_1", "pass_1"), {"content": "Well."}, tool_delta(1, '{"secret"'), tool_delta(1, ": 1}")]
+    removed = [chunk(choice(tool_delta(0, "{}", "call_0", name)))]
+    events = [*removed, *(chunk(choice(piece)) for piece in pieces), chunk(choice({}, "tool_calls")), "[DONE]"]
+    sent = stream_of(events, named=False)
+    for chunks in chunkings(sent):
+        output = run_chain([Policy()], chunks, request=request(CHAT)).output
+        assert read(CHAT, output, streamed=True)[1:] == ([("pass_1", '{"secret": 1}')], "tool_calls")

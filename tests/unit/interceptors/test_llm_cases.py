@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from structlog.testing import capture_logs
 from unit.interceptors.dialects.transcripts import messages_of
@@ -794,3 +795,200 @@ def test_words_of_the_protocol_stop_no_answer() -> None:
     """A pattern that matches `stop` or a model's name is about what the model says."""
     sent = stream(text("fine") | {"model": "gpt-x", "id": "chatcmpl-1234567890123456"}, chunk({}, "stop"), "[DONE]")
     check_exact(CHAT, sent, lambda: Guard(patterns=["stop|gpt|assistant|choices|content|[0-9]{16}"]))
+
+
+# --- Attacks ------------------------------------------------------------------------------------------------------------
+
+
+def client_call(kind: str, field: str, action: dict[str, Any], done: bool, **more: Any) -> dict[str, Any]:
+    """The event of an item of Responses that the client runs without a function."""
+    return {
+        "type": f"response.output_item.{'done' if done else 'added'}",
+        "output_index": 0,
+        "item": {"type": kind, "id": "i_1", "call_id": "c_1", field: action, **more},
+    }
+
+
+RUN = {"type": "exec", "command": ["rm", "-r", "/"]}
+
+
+@pytest.mark.parametrize(
+    ("path", "events", "call"),
+    [
+        pytest.param(
+            CHAT,
+            [
+                chunk({"tool_calls": [item(0, "call_a", None, '{"path":"/a"}')]}, "tool_calls"),
+                chunk({"tool_calls": [item(0, None, "delete_file", "")]}),
+            ],
+            ("call_a", "delete_file", '{"path":"/a"}'),
+            id="a name after the end",
+        ),
+        pytest.param(
+            CHAT,
+            [
+                chunk({"tool_calls": [item(0, "call_a", "delete_file", '{"path":')]}),
+                chunk({"tool_calls": [item(0, "call_b", None, '"/a"}')]}),
+                chunk({"tool_calls": [item(0, "call_c", None, " ")]}),
+            ],
+            ("call_a", "delete_file", '{"path":"/a"} '),
+            id="an id made up for each piece",
+        ),
+        pytest.param(
+            CHAT,
+            [
+                {
+                    "choices": [
+                        {
+                            "index": 0,
+                            "delta": {"role": "assistant"},
+                            "message": {"tool_calls": [item(0, "call_z", "read_", "{}")]},
+                            "finish_reason": None,
+                        }
+                    ]
+                },
+                chunk({"tool_calls": [item(0, None, "delete_file", "{}")]}),
+            ],
+            (None, "delete_file", "{}"),
+            id="a message beside the delta begins another call",
+        ),
+        pytest.param(
+            CHAT,
+            [
+                chunk({"tool_calls": [item(0, "call_a", "read", "{}", "custom")]}),
+                chunk({"tool_calls": [item(0, "call_a", "delete_file", "{}")]}),
+            ],
+            ("call_a", "delete_file", "{}"),
+            id="custom and function at one index",
+        ),
+        pytest.param(
+            RESPONSES,
+            [
+                client_call("local_shell_call", "action", RUN, done=False),
+                client_call("local_shell_call", "action", RUN, done=True),
+            ],
+            ("c_1", "local_shell", json.dumps(RUN, separators=(",", ":"))),
+            id="a local shell",
+        ),
+        pytest.param(
+            RESPONSES,
+            [
+                client_call("apply_patch_call", "operation", {}, done=False),
+                client_call("apply_patch_call", "operation", {"type": "delete_file", "path": "a"}, done=True),
+            ],
+            ("c_1", "apply_patch", '{"type":"delete_file","path":"a"}'),
+            id="a patch",
+        ),
+        pytest.param(
+            RESPONSES,
+            [client_call("computer_call", "actions", {"type": "click"}, done=True)],
+            ("c_1", "computer", '{"type":"click"}'),
+            id="a computer",
+        ),
+        pytest.param(
+            MESSAGES,
+            [
+                {
+                    "type": "content_block_start",
+                    "index": 3,
+                    "content_block": {"type": "tool_use", "id": "t_1", "name": "delete_file", "input": {}},
+                },
+                {
+                    "type": "content_block_delta",
+                    "index": 0,
+                    "delta": {"type": "input_json_delta", "partial_json": '{"a":1}'},
+                },
+                {"type": "content_block_stop", "index": 0},
+            ],
+            ("t_1", "delete_file", '{"a":1}'),
+            id="deltas at the position of the block",
+        ),
+    ],
+)
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_policy_sees_what_a_client_assembles(path: str, events: list[Any], call: Any, holds: bool) -> None:
+    """Each with the name and all the arguments that the official SDK has in the end, or the client runs."""
+    seen: list[Any] = []
+
+    class Stream(MessageStream):
+        holds_tool_calls = holds
+
+        def on_tool_call(self, call: ToolCall) -> None:
+            seen.append((call.id, call.name, call.arguments))
+
+    class Watch(MessageInterceptor):
+        def open_messages(self, context: Any) -> MessageStream:
+            seen.clear()
+            return Stream()
+
+    sent = stream(*events)
+    check_exact(path, sent, Watch)
+    assert call in seen
+
+
+def test_a_shell_of_the_provider_is_no_call() -> None:
+    """Its container is the provider's."""
+    hosted = {"environment": {"type": "container_reference", "container_id": "c"}}
+    calls = Calls()
+    sent = stream(client_call("shell_call", "action", RUN, done=True, **hosted))
+    check_exact(RESPONSES, sent, lambda: calls)
+    assert calls.seen == []
+
+
+class Stop(MessageInterceptor):
+    """Ends an answer at a call of `stop`, with what was there before."""
+
+    def open_messages(self, context: Any) -> MessageStream:
+        return StopStream()
+
+
+class StopStream(MessageStream):
+    def on_tool_call(self, call: ToolCall) -> None:
+        if call.name == "stop":
+            self.finish("stop")
+
+
+@pytest.mark.parametrize("index", [5, 1.0, "1", None])
+def test_a_body_is_cut_where_its_call_is(index: Any) -> None:
+    """Whatever numbers its calls and its choice have."""
+    calls = [item(0, "call_a", "first", "{}"), item(index, "call_b", "stop", "{}"), item(index, "call_c", "last", "{}")]
+    body = {
+        "choices": [{"index": index, "message": {"content": "Well.", "tool_calls": calls}, "finish_reason": "tool_calls"}]
+    }
+    output = run_json([Stop()], json.dumps(body).encode(), request=Request(method="POST", path=CHAT))
+    (choice,) = json.loads(output)["choices"]
+    assert choice["message"] == {"content": "Well.", "tool_calls": calls[:1]}
+    assert choice["finish_reason"] == "stop"
+
+
+def test_a_secret_in_a_name_that_is_cut_does_not_leave() -> None:
+    """A name cannot be changed, so the answer ends."""
+    sent = stream(
+        chunk({"tool_calls": [item(0, "call_a", "sk-abcd", "")]}), chunk({"tool_calls": [item(0, None, "efgh12345", "{}")]})
+    )
+    result = run(CHAT, sent, redact)
+    assert b"sk-abcd" not in result.output
+    assert result.failure is not None
+
+
+def test_half_a_character_in_a_name_leaves_the_metrics_readable() -> None:
+    """A model's name is a label: Prometheus's text is UTF-8, which cannot write it."""
+    usage = Usage()
+    sent = stream(chunk({}, "\ud83d"), "[DONE]").replace(
+        b"{", b'{"model": "gpt-\\ud83d", "usage": {"prompt_tokens": 3}, ', 1
+    )
+    registry = CollectorRegistry()
+    for collector in usage.collectors():
+        registry.register(collector)
+    with capture_logs() as lines:
+        assert run_chain([usage], [sent], request=Request(method="POST", path=CHAT)).output == sent
+    assert b'model="gpt-?"' in generate_latest(registry)
+    assert [line["model"] for line in lines if line["event"] == "usage"] == ["gpt-?"]
+
+
+def test_thousands_of_reasons_make_no_log_line_of_thousands() -> None:
+    """And one that tells of a failure counts, whenever it comes."""
+    sent = stream(*[chunk({}, f"reason-{number}") for number in range(3000)], chunk({}, "error"), "[DONE]")
+    line, metrics = usage_of(CHAT, sent)
+    assert len(line["finish_reason"].split(",")) == 11
+    assert metrics.get("weirpool_llm_answers_without_usage_total", 0) == 0
