@@ -353,6 +353,9 @@ def test_a_list_that_cannot_be_read_is_not_shown() -> None:
     for text in texts:
         for status in (200, 404):
             head = ResponseHead(status, [(b"content-type", b"application/json")], request)
+            if text.startswith("\ufeff"):  # a body's BOM is no part of its JSON
+                assert b"shell" not in run_json([interceptor], text.encode(), request=request, head=head)
+                continue
             with pytest.raises(StreamAborted):
                 run_json([interceptor], text.encode(), request=request, head=head)
         assert b"shell" not in run_chain([interceptor], [f"data: {text}\n\n".encode()], request=request).output
