@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from pools import PooledOutput, decode_json, encode_json
+from pools import PooledOutput, decode_json, encode_any_json
 
 from .errors import NotJson, StaleEvent
 from .needs import Finder
@@ -79,7 +79,7 @@ class Event:
     def data(self) -> str:
         """The data as text, its lines joined with LF; "" when there is none."""
         if self._data is None:
-            return encode_json(self._json).decode() if self._json is not UNSET else ""
+            return encode_any_json(self._json).decode() if self._json is not UNSET else ""
         return self._data
 
     @property
@@ -330,10 +330,16 @@ class WireEvent(Event):
         return bytes(buffer[start : buffer.find(b"\n", start)]).decode("utf-8", "replace")
 
     def detach(self) -> Event:
-        return WireEvent(self.raw, 0, self._to - self._from, self.whole)
+        copy = self._copy()
+        return WireEvent(copy, 0, len(copy), self.whole)
 
     def add_to(self, output: PooledOutput) -> int:
-        return output.add(self.raw)
+        return output.add(self._copy())
+
+    def _copy(self) -> bytes:
+        """The bytes, where they leave apart from what came: an LF that follows the last CR of CRLF then stays behind."""
+        raw = self.raw
+        return raw + b"\n" if raw.endswith(b"\r\n\r") else raw
 
     def _content(self) -> tuple[str | None, Any]:
         return self._parse().data, UNSET

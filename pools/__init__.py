@@ -6,7 +6,7 @@ Imports nothing else of this project.
 from .buffers import BufferPool, Lease, PoolStatistics, is_exported
 from .errors import LeaseReturned, PoolError, ScopeClosed
 from .family import POOL_NAMES, Pools
-from .jsonwork import PooledOutput, decode_json, encode_json
+from .jsonwork import PooledOutput, decode_json, encode_any_json, encode_json
 from .leaks import LeakDetector, LeakLevel
 from .report import report, run_reports
 from .scope import BufferScope
@@ -25,6 +25,7 @@ __all__ = [
     "Pools",
     "ScopeClosed",
     "decode_json",
+    "encode_any_json",
     "encode_json",
     "is_exported",
     "report",

@@ -7,6 +7,7 @@ saves here is the object and the copy into place, not the resize.)
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ import msgspec
 from .buffers import BufferPool, Lease
 from .scope import BufferScope
 
-__all__ = ["PooledOutput", "decode_json", "encode_json"]
+__all__ = ["PooledOutput", "decode_json", "encode_any_json", "encode_json"]
 
 _encoder = msgspec.json.Encoder()
 _encode_into = _encoder.encode_into
@@ -24,8 +25,23 @@ _encode_into = _encoder.encode_into
 decode_json: Callable[[bytes | bytearray | memoryview | str], Any] = msgspec.json.Decoder().decode
 """Decode one JSON text (RFC 8259), read in place. Raises `msgspec.DecodeError`; keeps no reference to what it read."""
 
+
 encode_json: Callable[[Any], bytes] = _encoder.encode
-"""Encode to new bytes, on one line. Raises `TypeError` or `msgspec.EncodeError` for what JSON cannot say."""
+"""Encode to new bytes, on one line. Raises `TypeError` or `msgspec.EncodeError` for what JSON cannot say, and `UnicodeEncodeError`
+for half of a surrogate pair.
+"""
+
+
+def encode_any_json(value: Any) -> bytes:
+    """As `encode_json`, with half of a surrogate pair as an escape: only lax readers take it."""
+    try:
+        return encode_json(value)
+    except UnicodeEncodeError:
+        return _escaped(value)
+
+
+def _escaped(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 class PooledOutput:
@@ -61,7 +77,7 @@ class PooledOutput:
     def add_json(self, value: Any, before: bytes = b"", after: bytes = b"") -> int:
         """A piece of the encoding of `value` between two strings; where it begins in `buffer`.
 
-        Errors as `encode_json`; nothing of it is left then.
+        Errors as `encode_any_json`; nothing of it is left then.
         """
         start = len(self.buffer)
         if start >= self._size or not self._leases:
@@ -69,7 +85,11 @@ class PooledOutput:
         buffer = self.buffer
         try:
             buffer += before
-            _encode_into(value, buffer, -1)
+            try:
+                _encode_into(value, buffer, -1)
+            except UnicodeEncodeError:
+                del buffer[start + len(before) :]
+                buffer += _escaped(value)
             buffer += after
         except BaseException:
             del buffer[start:]

@@ -10,7 +10,21 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, TextEnd, ToolCallDelta, Unread, Usage, arguments_text
-from .reader import STOPPED, Call, Made, Origin, Place, Reader, Touch, error_of, finish_of, note, own_error_of, replace_items
+from .reader import (
+    STOPPED,
+    Call,
+    Made,
+    Origin,
+    Place,
+    Reader,
+    Touch,
+    bare,
+    error_of,
+    finish_of,
+    note,
+    own_error_of,
+    replace_items,
+)
 
 __all__ = ["AnthropicReader"]
 
@@ -119,13 +133,14 @@ class AnthropicReader(Reader):
 
     def _begun_at(self, message: dict[str, Any]) -> int:
         """The index of the block that a delta belongs to. The official SDKs take it for the block's position in the answer, so that
-        is what it is where no block has begun at that index.
+        is what it is where no block has begun at that index, and no text without a start.
         """
         index = message.get("index")
         if type(index) is not int:
             index = self._index(message)
         if index not in self._begun and -len(self._order) <= index < len(self._order):
-            return self._order[index]
+            has_text = any(self._block(kind, index) in self._open for kind in _KINDS)
+            return index if has_text else self._order[index]
         return index
 
     def _block(self, kind: Kind, index: int) -> Block:
@@ -163,9 +178,9 @@ class AnthropicReader(Reader):
                     self._odd("content_block.input", content["input"], "an object")
                 content.setdefault("input", {})
             # Not a piece: deltas replace the input that a call begins with.
+            call.begins = arguments_text(content["input"]) if content["input"] else ""
             call.begun = Place(content, "input", True)
-            begins = arguments_text(content["input"]) if content["input"] else ""
-            parts.append(ToolCallDelta(call.block, call.id, call.name, begins, content, "input"))
+            parts.append(ToolCallDelta(call.block, call.id, call.name, call.begins, content, "input"))
         self._leaving.append(note(self._note_start, index, self._call_at[index], list_of is not None))
 
     def _note_message(self) -> None:
@@ -335,8 +350,7 @@ class AnthropicReader(Reader):
             message.update({"type": "error", "error": {"type": "api_error", "message": STOPPED}})
             return
         if isinstance(part, Unread):
-            for name in [name for name in message if name not in ("id", "type", "role", "model", "usage")]:
-                del message[name]
+            bare(message, ("id", "type", "role", "model", "usage"))
             message["content"] = []
         else:
             del content[part.block.output + (part.block.kind != "tool_call") :]

@@ -242,22 +242,29 @@ class _DialectSide:
             lax = True
             data, problem = event.data, str(error)
             if data.startswith(DONE) and not event.is_body:  # as the SDK reads it
-                return self._on_done(event)
+                return self._on_done(event, data)
             if not data and not event.unknown:
-                return event
+                if not self._waiting or event.id is None:
+                    return event
+                problem = None  # an id must not overtake what comes before it
             message = _lenient(data)
         reader = self.reader
         if reader is None:
             reader = self.reader = self._recognise(message, event)
             if reader is None:
                 return self._on_unknown(event, message, problem)
-        if event.is_body:
-            parts = reader.read_body(message)
-        elif message is None:
+        try:
+            if event.is_body:
+                parts = reader.read_body(message)
+            elif message is None:
+                parts = reader.read_nothing()
+            else:
+                named = reader.names_events or not isinstance(message, dict) or "choices" not in message
+                parts = reader.read(message, event.event if named else None)
+        except RecursionError:
+            message, problem = None, "the data is nested too deep"
+            reader.take_notes()
             parts = reader.read_nothing()
-        else:
-            named = reader.names_events or not isinstance(message, dict) or "choices" not in message
-            parts = reader.read(message, event.event if named else None)
         if problem is not None or reader.problems:
             problems = reader.problems if problem is None else [problem, *reader.problems]
             self._context.note_unread(problems[0], event.event, count=len(problems))
@@ -296,13 +303,16 @@ class _DialectSide:
             return [*self._leave(self.reader), *before, *self._ending(self.reader, last)]
         return [*self._leave(self.reader), *before]
 
-    def _on_done(self, event: Event) -> EventResult:
+    def _on_done(self, event: Event, data: str) -> EventResult:
         """`[DONE]`."""
         reader = self.reader
         if reader is None:
-            return event
+            return self._on_unknown(event, None, None)
         before: list[Event] = []
-        last = self._run(reader, reader.read_end(), before)
+        parts = reader.read_end()
+        if self._sees_unread and (data != DONE or event.unknown):
+            parts.insert(0, Unread(event, None, parts, self._handlers, None))
+        last = self._run(reader, parts, before)
         before = [*self._leave(reader), *before]
         if last is not None:
             return End(*before, *self._ending(reader, last))

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from .errors import DialectError
 from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, TextEnd, ToolCall, Unread, Usage, arguments_text
-from .reader import DONE, STOPPED, Call, Made, Origin, Reader, Touch, error_of, finish_of, note, own_error_of
+from .reader import DONE, STOPPED, Call, Made, Origin, Reader, Touch, bare, error_of, finish_of, note, own_error_of
 
 __all__ = ["OpenAIChatReader"]
 
@@ -32,6 +32,13 @@ _PARTS: dict[str, tuple[Kind, str]] = {
     "output_text": ("text", "text"),
     "refusal": ("refusal", "refusal"),
     "thinking": ("thinking", "thinking"),
+}
+# What chunks of one answer have in common. Other types are not the protocol's, and may hold anything.
+_OF_CHUNK: dict[str, tuple[type, ...]] = {
+    "id": (str, int),
+    "object": (str,),
+    "created": (int, float),
+    **dict.fromkeys(("model", "system_fingerprint", "service_tier", "provider"), (str, type(None))),
 }
 _DETAILS = {"reasoning.text": "text", "reasoning.summary": "summary"}
 
@@ -513,38 +520,45 @@ class OpenAIChatReader(Reader):
     def cut_body(self, message: dict[str, Any], part: Part, text: str, reason: str | None = None) -> None:
         everything = isinstance(part, Unread)
         after = everything
-        for position, choice in enumerate(message.get("choices") or ()):
-            said = (choice.get("message") or choice.get("delta")) if isinstance(choice, dict) else None
-            if not isinstance(said, dict):
-                continue
+        for position, choice in self._items(message, "choices"):
             here = not everything and part.block.output == self._index(choice, position)
             if not here and not after:
                 continue  # all of it was shown before
             after = True
+            for name in ("message", "delta"):
+                said = choice.get(name)
+                if not isinstance(said, dict):
+                    continue
+                if everything:
+                    bare(said, ("role",))
+                    said["content"] = None
+                else:
+                    _cut_message(said, part if here else None, text)
             if everything:
-                _keep(said, ("role",))
-                said["content"] = None
-                choice.pop("text", None)
-            else:
-                _cut_message(said, part if here else None, text)
+                choice["logprobs"] = None
+                said = {name: choice[name] for name in ("message", "delta") if isinstance(choice.get(name), dict)}
+                bare(choice, ("index", "logprobs"))
+                choice.update(said)
+            elif choice.get("text"):
+                choice["text"] = text if here and part.block.field == "text" else ""
             if choice.get("logprobs"):
                 choice["logprobs"] = None
             choice["finish_reason"] = reason or self.default_reason
         if everything:
-            _keep(message, ("id", "object", "created", "model", "choices", "usage"))
-            if not isinstance(message.get("choices"), list):
+            choices = message.pop("choices", None)
+            if isinstance(choices, list):
+                bare(message, ("id", "object", "created", "model", "usage"))
+                message["choices"] = [choice for choice in choices if isinstance(choice, dict)]
+            else:
                 message.clear()
                 message["error"] = {"message": STOPPED, "type": "content_filter", "param": None, "code": None}
-
-
-def _keep(holder: dict[str, Any], names: tuple[str, ...]) -> None:
-    for name in [name for name in holder if name not in names]:
-        del holder[name]
 
 
 def _cut_message(said: dict[str, Any], part: Part | None, text: str) -> None:
     """Leave of a message what comes before a part, and `text` in its place; nothing without a part."""
     field = "" if part is None else part.block.field
+    if field == "text":
+        return  # it is before the text of its choice
     if isinstance(part, ToolCall) and part.call is not None and part.call.kind == "function_call":
         field = "function_call"
     names = list(_FIELDS)
@@ -598,8 +612,11 @@ def _cut_list(items: list[Any], part: Part, text: str) -> list[Any]:
 
 def _chunk_like(message: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
     """A chunk with the ids of another, and one choice: no usage, and nothing that shows the other's content."""
-    kept = ("id", "object", "created", "model", "system_fingerprint", "service_tier", "provider")
-    return {**{name: message[name] for name in kept if name in message}, "choices": [choice]}
+    kept: dict[str, Any] = {}
+    for name, of in _OF_CHUNK.items():
+        if name in message and isinstance(message[name], of):
+            kept[name] = message[name]
+    return {**kept, "choices": [choice]}
 
 
 def _is_empty(delta: Any) -> bool:

@@ -23,6 +23,7 @@ from .reader import (
     Place,
     Reader,
     Touch,
+    bare,
     error_of,
     finish_of,
     note,
@@ -530,8 +531,8 @@ class OpenAIResponsesReader(Reader):
                 content = {**item.shown, "status": "incomplete"}
                 if content.get("type") == "message":
                     content["content"] = self._end_content(messages, content, item)
-                elif content.get("type") in _CALLS:
-                    content[_CALLS[content["type"]]] = "".join(item.said.get(Block("tool_call", item.output), ()))
+                elif isinstance(kind := content.get("type"), str) and kind in _CALLS:
+                    content[_CALLS[kind]] = "".join(item.said.get(Block("tool_call", item.output), ()))
                 messages.append({"type": "response.output_item.done", "output_index": item.leaves_at, "item": content})
             output.append(content)
         completed = reason == "completed"
@@ -574,8 +575,7 @@ class OpenAIResponsesReader(Reader):
                 message.clear()
                 message["error"] = {"message": STOPPED, "type": "content_filter", "param": None, "code": None}
                 return
-            for name in [name for name in message if name not in ("id", "object", "created_at", "model", "usage")]:
-                del message[name]
+            bare(message, ("id", "object", "created_at", "model", "usage"))
             message["output"] = []
             message["error"] = None
         else:

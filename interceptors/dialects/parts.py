@@ -7,9 +7,10 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
-from pools import decode_json, encode_json
+from pools import decode_json, encode_any_json
 
 from ..event import Event
+from ..unescape import unescape
 
 __all__ = [
     "Block",
@@ -229,7 +230,7 @@ def arguments_text(value: Any) -> str:
     """A call's arguments as JSON text: text as it is, decoded JSON (an object) encoded, "" for none."""
     if isinstance(value, str):
         return value
-    return "" if value is None else encode_json(value).decode()
+    return "" if value is None else encode_any_json(value).decode()
 
 
 class Finish(Part):
@@ -344,6 +345,8 @@ class Unread(Part):
         """
         if self._message is None:
             yield self.data
+            if "\\" in self.data:  # half of a JSON text, say
+                yield unescape(self.data)
             return
         if self._event.unknown:
             yield self._event.unknown

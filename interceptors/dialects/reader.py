@@ -10,8 +10,9 @@ With `hold_tool_calls`, a message that belongs to a tool call must not leave bef
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -75,13 +76,21 @@ class Place(NamedTuple):
     """As an object, not as text."""
 
     def write(self, arguments: str) -> None:
-        self.holder[self.key] = (decode_json(arguments) if arguments else {}) if self.decoded else arguments
+        self.holder[self.key] = (_decoded(arguments) if arguments else {}) if self.decoded else arguments
+
+
+def _decoded(arguments: str) -> Any:
+    try:
+        return decode_json(arguments)
+    except ValueError:
+        return json.loads(arguments, strict=False)  # half of a surrogate pair
 
 
 class Call:
     """A tool call on its way."""
 
     __slots__ = (
+        "begins",
         "begun",
         "block",
         "complete",
@@ -116,6 +125,8 @@ class Call:
         self.complete = False
         self.part: ToolCall | None = None
         """As hooks were shown it last."""
+        self.begins = ""
+        """The arguments that it begins with, if deltas replace them."""
         self.begun: Place | None = None
         self.places: list[Place] = []
         """Where the pieces are that have not left yet, if calls are held; `begun` is where they go if there are none."""
@@ -257,7 +268,6 @@ class Reader(ABC):
             return
         part = call.part
         assert part is not None
-        came = "".join(place_text(place) for place in call.places)
         if part.dropped:
             self.has_removed = True
             if call.of is None:
@@ -269,7 +279,7 @@ class Reader(ABC):
                 self._write(call, part.arguments)
         elif not part.arguments.startswith(call.left):
             raise DialectError("the arguments of a tool call that have left cannot be taken back")
-        elif (rest := part.arguments[len(call.left) :]) != came:
+        elif (rest := part.arguments[len(call.left) :]) != "".join(map(place_text, call.places)):
             part.changed = True
             self._write(call, rest)
         if part.changed:
@@ -512,8 +522,8 @@ class Reader(ABC):
         here = self._open_calls.get(call.block.output)
         if here is not None and here.pop(id(call), None) is not None and not here:
             del self._open_calls[call.block.output]
-        if not call.pieces and call.begun is not None and call.begun.decoded and (whole := place_text(call.begun)) != "{}":
-            call.pieces.append(whole)  # it began with all of its arguments, and no deltas have replaced them
+        if not call.pieces and call.begins and call.begun is not None:
+            call.pieces.append(call.begins)  # it began with all of its arguments, and no deltas have replaced them
             call.places.append(call.begun)
         arguments = "".join(call.pieces)
         call.pieces = [arguments] if arguments else []
@@ -605,6 +615,28 @@ class Reader(ABC):
 def place_text(place: Place) -> str:
     """What a place holds now, as JSON text."""
     return arguments_text(place.holder.get(place.key))
+
+
+def bare(message: dict[str, Any], names: Container[str]) -> None:
+    """Leave of an answer, or a part of one, what identifies it, where it is as the dialect has it; of usage the numbers.
+
+    Anything else may hold what a filter has found.
+    """
+    for name, value in list(message.items()):
+        if name == "usage" and name in names:
+            message[name] = _numbers(value)
+        elif name not in names or isinstance(value, (dict, list)) or (name in _TIMES and isinstance(value, str)):
+            del message[name]
+
+
+_TIMES = ("created", "created_at", "index")
+
+
+def _numbers(value: Any) -> Any:
+    """What of a report of usage cannot be text."""
+    if isinstance(value, dict):
+        return {name: _numbers(inner) for name, inner in value.items() if name.isidentifier()}
+    return value if isinstance(value, (int, float)) else None
 
 
 def error_of(holder: dict[str, Any], key: str) -> ProviderError:

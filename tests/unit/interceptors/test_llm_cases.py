@@ -797,6 +797,108 @@ def test_words_of_the_protocol_stop_no_answer() -> None:
     check_exact(CHAT, sent, lambda: Guard(patterns=["stop|gpt|assistant|choices|content|[0-9]{16}"]))
 
 
+# --- found by tests/fuzz/test_readers.py --------------------------------------------------------------------------------
+
+
+def delta_of_call(piece: Any, **more: Any) -> dict[str, Any]:
+    return chunk({"tool_calls": [{"index": 0, "function": {"arguments": piece}, **more}]})
+
+
+WORDS = "project nightjar"
+
+
+@pytest.mark.parametrize("data", ['{"a": "pr\\u006fject nightjar"', f"[DONE] {WORDS}", f"[DONE] {WORDS}\nx-y: 1"])
+@pytest.mark.parametrize("begun", [True, False])
+def test_guard_searches_data_that_is_half_json_or_follows_done(data: str, begun: bool) -> None:
+    """With its escapes decoded, and before any event that tells which format the answer has."""
+    result = run(CHAT, stream(*([text("a")] if begun else []), data.replace("\n", "\ndata: ")), guard)
+    assert (result.failure, result.ended) == (None, True)
+    assert b"nightjar" not in result.output
+
+
+@pytest.mark.parametrize("name", ["id", "object", "created", "model", "provider", "service_tier"])
+def test_the_ending_shows_nothing_of_what_it_is_for(name: str) -> None:
+    """It repeats a chunk's identifiers, and what stands in their place may hold the match."""
+    odd = text("a") | {name: [WORDS] if name != "created" else WORDS}
+    assert b"nightjar" not in run(CHAT, stream(text("b"), odd), guard).output
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"choices": [{"index": 0, "message": {"content": "a"}, WORDS: 1}]}),
+        (CHAT, {"choices": [{"index": 0, "message": {"content": "a"}, "x": {"y": WORDS}}], "usage": {"x": WORDS}}),
+        (CHAT, {"choices": [{"index": 0, "message": {"content": "a"}, "delta": {"content": WORDS}}]}),
+        (CHAT, {"choices": [{"index": 0, "text": WORDS}]}),
+        (CHAT, {"choices": [{"index": "1", "message": {"content": WORDS}}]}),
+        (CHAT, {"choices": [], "id": [WORDS]}),
+        (RESPONSES, {"object": "response", "output": [], "model": {"x": WORDS}, "usage": {WORDS: 1}}),
+        (MESSAGES, {"type": "message", "content": [], "role": [WORDS], "usage": {"input_tokens": 1, "x": [WORDS]}}),
+    ],
+)
+def test_nothing_of_a_match_is_left_in_a_body(path: str, body: Any) -> None:
+    """Wherever it was: what is left is JSON of the dialect."""
+    left = run_json([guard()], json.dumps(body).encode(), request=Request(method="POST", path=path))
+    assert "nightjar" not in json.dumps(json.loads(left))
+
+
+@pytest.mark.parametrize("between", ["pong", "[1]", '{"type":"new","delta":""}'])
+def test_unread_events_between_the_pieces_of_a_held_call(between: str) -> None:
+    """They keep their place, whatever becomes of the call."""
+    sent = stream(
+        delta_of_call('{"k":"sk-abcd', id="call_a"), between, delta_of_call('efgh12345"}'), chunk({}, "stop"), "[DONE]"
+    )
+    result = run(CHAT, sent, redact)
+    assert result.failure is None
+    first, second, *_ = result.output.split(b"\n\n")
+    assert b'{\\"k\\":\\"[redacted]\\"}' in first
+    assert second == b"data: " + between.encode()
+
+
+@pytest.mark.parametrize("function", [None, [None], {}])
+def test_a_call_without_a_function(function: Any) -> None:
+    """It passes, held or not."""
+    sent = stream(chunk({"tool_calls": [{"index": 0, "function": function}]}), chunk({}, "stop"), "[DONE]")
+    check_exact(CHAT, sent, redact, guard, Calls, lambda: Calls(True))
+
+
+def test_half_a_character_in_arguments_and_in_what_an_ending_repeats() -> None:
+    """JSON can say it, and so can what is written anew."""
+    half = "\ud83d"
+    sent = stream(delta_of_call({"a": half}, id="call_a"), chunk({}, "stop"), "[DONE]")
+    check_exact(CHAT, sent, redact, guard, Calls, lambda: Calls(True))
+    output = run(CHAT, sent.replace(half.encode("unicode-escape"), b"sk-abcdefgh12345 \\ud83d"), redact).output
+    assert messages_of(output)[0]["choices"][0]["delta"]["tool_calls"][0]["function"]["arguments"] == {
+        "a": f"[redacted] {half}"
+    }
+    created = {"type": "response.created", "response": {"object": "response", "x": half}}
+    result = run(RESPONSES, stream(created, {"type": "new", "x": WORDS}), guard)
+    assert (result.failure, messages_of(result.output)[-1]["response"]["x"]) == (None, half)
+
+
+def test_a_held_event_keeps_its_line_ends_and_an_id_its_place() -> None:
+    """CRLF that is cut before its LF, and an event that is nothing but an id."""
+    sent = stream(delta_of_call("{", id="call_a"), delta_of_call("}")) + b"id: 7\n\n" + stream(chunk({}, "stop"), "[DONE]")
+    for wire in (sent, sent.replace(b"\n", b"\r\n"), sent.replace(b"\n", b"\r")):
+        for at in range(len(wire)):
+            result = run_chain([redact()], [wire[:at], wire[at:]], request=Request(method="POST", path=CHAT))
+            assert (result.failure, result.output) == (None, wire)
+
+
+def test_json_as_deep_as_a_decoder_takes_it() -> None:
+    """What is then too deep to be encoded is unread: it passes, and is searched."""
+    for depth in range(900, 1000):
+        for leaf in ("a", WORDS):
+            nested = "[" * depth + json.dumps(leaf) + "]" * depth
+            item = {"type": "function_call", "id": "i", "name": "f", "arguments": 0}
+            done = json.dumps({"type": "response.output_item.done", "output_index": 0, "item": item})
+            sent = b"data: " + done.replace('"arguments": 0', f'"arguments": {nested}').encode() + b"\n\n"
+            for make in (redact, guard, Calls):
+                result = run_chain([make()], [sent], request=Request(method="POST", path=RESPONSES))
+                assert result.failure is None
+                assert result.output == sent or (make is guard and result.ended and b"nightjar" not in result.output)
+
+
 # --- Attacks ------------------------------------------------------------------------------------------------------------
 
 
@@ -992,3 +1094,20 @@ def test_thousands_of_reasons_make_no_log_line_of_thousands() -> None:
     line, metrics = usage_of(CHAT, sent)
     assert len(line["finish_reason"].split(",")) == 11
     assert metrics.get("weirpool_llm_answers_without_usage_total", 0) == 0
+
+
+def test_a_text_without_a_start_stays_one_text_when_another_block_begins() -> None:
+    """Clients that join by index have the same text."""
+    delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "sk-abcd"}}
+    start = {"type": "content_block_start", "index": 5, "content_block": {"type": "text", "text": "b"}}
+    rest = {**delta, "delta": {"type": "text_delta", "text": "efgh12345"}}
+    output = run(MESSAGES, stream(delta, start, rest, {"type": "message_stop"}), redact).output
+    assert b"abcd" not in output
+    assert b"efgh" not in output
+
+
+def test_an_ending_repeats_an_item_whose_type_is_none() -> None:
+    """An item of an odd type is open when `guard` ends the answer."""
+    added = {"type": "response.output_item.added", "output_index": 0, "item": {"id": "i", "type": [], "content": []}}
+    result = run(RESPONSES, stream(added, {"type": "new", "x": WORDS}), guard)
+    assert (result.failure, result.ended) == (None, True)
