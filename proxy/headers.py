@@ -234,7 +234,7 @@ def outer_prefix(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
 
 
 def client_origin(headers: Sequence[tuple[bytes, bytes]], *, scheme: str, trusted: bool) -> str | None:
-    """Scheme and host of the URL that the client has used, as the proxies in front of this one say it, where they are trusted.
+    """Scheme and host of the URL that the client has used. Trusted proxies in front of this one report them in headers.
 
     None when there is no Host header, or one that no URL can hold.
     """
