@@ -301,7 +301,7 @@ class Forward:
             not bodiless
             and not self._sse
             and route.chain.sees_json
-            and (is_json_type(kind) or (looks_like == "json" and self._is_one_json(kind)))
+            and (is_json_type(kind) or (looks_like == "json" and self._is_one_json(kind)) or self._is_hidden(encoding))
         )
         if (self._sse and route.chain.sees_streams) or json:
             assert request is not None
@@ -372,6 +372,11 @@ class Forward:
         if not may_be_mislabelled(route.dialect, request.path):
             return None
         return await look_at(upstream, self._worker.pools.sse_event, buffers, idle_s=route.timeouts.idle)
+
+    def _is_hidden(self, encoding: bytes) -> bool:
+        """Whether this is an answer that no interceptor can look at: clients decode it, and read it whatever its type says."""
+        assert self.request is not None
+        return encoding != b"identity" and has_one_answer(self._route.dialect, self.request.path)
 
     def _is_one_json(self, media_type: str) -> bool:
         """Whether clients read a body of this type that begins like JSON as one JSON text."""

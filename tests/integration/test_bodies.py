@@ -166,7 +166,6 @@ OTHERS = {
     "audio": (b"audio/mpeg", b"\xff\xfb\x90data: " * 100, {}),
     "nothing": (b"text/plain", b"", {}),
     "empty lines": (b"text/plain", b"\n\n\r\n", {}),
-    "an encoded body": (b"text/plain", gzip.compress(FIRST), {"lines": (b"Content-Encoding: gzip",)}),
     "half a field": (b"text/plain", b"retr", {}),
 }
 
@@ -477,11 +476,16 @@ async def test_json_under_another_type_is_json_for_interceptors(content_type: by
         assert (line["input"], line["output"], line["streamed"]) == (11, 5, False)
 
 
-@pytest.mark.parametrize("content_type", [b"application/json", b"text/event-stream"])
-async def test_an_encoded_answer_passes_usage_and_no_protector(content_type: bytes, log: Log) -> None:
-    """Wei-Shaw/claude-relay-service#1027: gzip, although identity was asked for."""
+@pytest.mark.parametrize(
+    "content_type", [b"application/json", b"text/event-stream", b"text/plain", b"application/x-ndjson", b""]
+)
+@pytest.mark.parametrize("encoding", [(b"gzip",), (b"identity", b"gzip")], ids=["gzip", "two headers"])
+async def test_an_encoded_answer_passes_usage_and_no_protector(
+    content_type: bytes, encoding: tuple[bytes, ...], log: Log
+) -> None:
+    """Wei-Shaw/claude-relay-service#1027: gzip, although identity was asked for, under any content type."""
     body = gzip.compress(b"data: {}\n\n")
-    script = answering(content_type, body, lines=(b"Content-Encoding: gzip",))
+    script = answering(content_type, body, lines=[b"Content-Encoding: " + value for value in encoding])
     async with serve(script, log, "usage") as rig:
         answer = await post(rig, CHAT)
         assert (answer.status, answer.complete, answer.body) == (200, True, body)
