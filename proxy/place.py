@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from interceptors.paths import normal_path, without_dots
 
-__all__ = ["ClientSide", "Place", "resolved"]
+__all__ = ["ClientSide", "Place"]
 
 _REFERENCE = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.-]*):)?(?://([^/?#]*))?([^?#]*)(.*)", re.DOTALL)  # RFC 3986, appendix B
 _AUTHORITY = re.compile(r"(\[[^\[\]]*\]|[^:\[\]@]+)(?::([0-9]*))?")
@@ -56,7 +56,7 @@ class Place:
         target = self._local_target(reference, ClientSide(path, (host,)), exact=True)
         if target is None or _leaves_host(target) or not _under(self.prefix, target):
             return reference
-        return reference if _is_relative(reference) and resolved(path, reference) == target else target
+        return reference if _is_relative(reference) and _resolved(path, reference) == target else target
 
     def public_reference(self, reference: str, client: ClientSide) -> str:
         """The reference for a response header: a client that resolves it reaches the same resource through this proxy.
@@ -70,7 +70,7 @@ class Place:
         if _is_relative(reference):
             if reference.startswith("/") and not self.strip_prefix and not self.base:
                 return reference
-            if resolved(client.outer + client.path, reference) == client.outer + target:
+            if _resolved(client.outer + client.path, reference) == client.outer + target:
                 return reference
         public = client.outer + target
         if _is_url_of(reference, client.origin, public):
@@ -142,7 +142,7 @@ class Place:
         return False
 
 
-def resolved(path: str, reference: str) -> str:
+def _resolved(path: str, reference: str) -> str:
     """What a reference without an origin means in a document at that path (RFC 3986, section 5.2)."""
     if not _is_relative(reference):
         return reference
