@@ -65,7 +65,7 @@ class ApiKeysOptions:
 
 
 class ApiKeys(Interceptor):
-    """Answers 401 to a request without a key of ours; else the upstream gets its own credential, and never the client's.
+    """Answers 401 to a request without a valid key; else the upstream gets its own credential, and never the client's.
 
     Raises `ValueError` for options that do not fit. It never shows what could be a key, put in the wrong place.
     """
@@ -157,7 +157,7 @@ def _clients_by_hash(keys: dict[str, str | list[str]]) -> tuple[tuple[bytes, str
                 raise ValueError(f'{path}: expected "sha256:" and 64 hexadecimal digits; to make it of a key: {_HOW_TO}')
             digest = bytes.fromhex(match[1])
             if digest in clients:
-                raise ValueError(f"{path}: the same key is a key of {clients[digest]!r}")
+                raise ValueError(f"{path}: duplicate key: already assigned to {clients[digest]!r}")
             clients[digest] = client
     return tuple(clients.items())
 

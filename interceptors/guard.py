@@ -20,14 +20,13 @@ from typing import Literal
 
 from .api import StreamContext
 from .dialects import Block, MessageInterceptor, MessageStream, TextDelta, TextEnd, ToolCall, ToolCallDelta, Unread
+from .substitute import LOOKS_AROUND
 from .unescape import unescape
 
 __all__ = ["Guard"]
 
 # Whether such a pattern matches at the end of what has come depends on what comes next.
 _LOOKS_AHEAD = re.compile(r"\$|\\[bBZ]|\(\?[=!]")
-# A pattern with one of these matches, or does not, because of what stands around the match.
-_LOOKS_AROUND = re.compile(r"[$^]|\\[bBAZ]|\(\?[=!<]")
 _BEHIND = 32  # characters before the window, for \b, ^ and lookbehinds
 
 
@@ -53,11 +52,9 @@ class Guard(MessageInterceptor):
             except re.error as error:
                 raise ValueError(f"patterns[{index}]: {error}") from None
             if compiled.search(""):
-                raise ValueError(
-                    f"patterns[{index}]: it matches where there is nothing, so that every answer would be stopped"
-                )
+                raise ValueError(f"patterns[{index}]: the pattern matches the empty string, so it would stop every answer")
             self.patterns.append((compiled, bool(_LOOKS_AHEAD.search(pattern))))
-        self._looks_around = any(_LOOKS_AROUND.search(pattern) for pattern in patterns)
+        self._looks_around = any(LOOKS_AROUND.search(pattern) for pattern in patterns)
         self.reason = reason
         self.message = message
         self.kinds: frozenset[str] = frozenset(("text", "thinking", "refusal", "tool_call") if kinds is None else kinds)

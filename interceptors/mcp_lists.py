@@ -74,7 +74,7 @@ class VisibleLists:
                 return text
             return encode_json(tree).decode() if shown else None
         except (ValueError, TypeError, RecursionError):  # of the encoder: half of a surrogate pair
-            raise NotJson("this has a list of an MCP server and is not JSON as every reader understands it") from None
+            raise NotJson("a list of an MCP server is in JSON that clients may read in different ways") from None
 
     def _may_have_list(self, text: str) -> bool:
         """Whether the text has the name of a list, perhaps with escapes. Nearly all events have none and are not decoded here."""

@@ -16,7 +16,17 @@ from .event import UNSET, Event, not_json
 from .paths import normal_path, quote_path
 from .refusals import error_json, only_id, request_ids
 
-__all__ = ["TASK_OF", "Headers", "Request", "Response", "ResponseHead", "StartSoon", "is_preflight", "start_task"]
+__all__ = [
+    "TASK_OF",
+    "Headers",
+    "Request",
+    "Response",
+    "ResponseHead",
+    "StartSoon",
+    "is_json_type",
+    "is_preflight",
+    "start_task",
+]
 
 Headers = httpx.Headers
 """Header fields by name, in any case; `multi_items()` and `get_list()` show those that occur more than once."""
@@ -31,8 +41,13 @@ TASK_OF: ContextVar[Any] = ContextVar("interceptors.TASK_OF", default=None)
 """In a task that an interceptor has started, and in those that it starts: whose it is (a `hooks.Owner`)."""
 
 
+def is_json_type(media_type: str) -> bool:
+    """Whether a response with this media type (lower case, without parameters) is JSON (RFC 8259; RFC 6839, section 3.1)."""
+    return media_type == "application/json" or (media_type.startswith("application/") and media_type.endswith("+json"))
+
+
 def is_preflight(method: str, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether a request is a CORS preflight, as far as its head tells: see `Request.is_preflight`."""
+    """Whether a request is a CORS preflight, judged by its head: see `Request.is_preflight`."""
     if method != "OPTIONS":
         return False
     listed = list(headers)

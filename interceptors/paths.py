@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import quote
 
-__all__ = ["normal_path", "quote_path"]
+__all__ = ["normal_path", "quote_path", "without_dots"]
 
 
 def normal_path(raw_path: bytes) -> bytes:
@@ -26,6 +26,20 @@ def normal_path(raw_path: bytes) -> bytes:
             segments.append(part)
     closed = raw_path.endswith(b"/") or (bool(parts) and parts[-1] in (b".", b".."))
     return b"/" + b"/".join(segments) + (b"/" if closed and segments else b"")
+
+
+def without_dots(path: str) -> str:
+    """A path with its dot segments resolved (RFC 3986, section 5.2.4), and nothing else changed: what a client sends."""
+    if "/." not in path:
+        return path
+    segments = path.split("/")
+    kept: list[str] = []
+    for segment in segments[1:]:
+        if segment == "..":
+            del kept[-1:]
+        elif segment != ".":
+            kept.append(segment)
+    return "/" + "/".join(kept) + ("/" if segments[-1] in (".", "..") and kept else "")
 
 
 def quote_path(path: str) -> bytes:

@@ -30,7 +30,7 @@ from .api import EventResult, StreamContext, StreamInterceptor
 from .dialects import Block, MessageInterceptor, MessageStream, TextDelta, TextEnd, ToolCall
 from .errors import Abort
 from .event import Event
-from .substitute import Flow, ReachesBack, Substitution
+from .substitute import LOOKS_AROUND, Flow, ReachesBack, Substitution
 from .unescape import unescape
 
 __all__ = ["Redact"]
@@ -38,8 +38,6 @@ __all__ = ["Redact"]
 # A JSON string (one without an end reaches to the end of the text), or a number. Between strings, JSON holds neither quotes nor
 # backslashes, so this finds whole tokens. Nothing follows what repeats, so it never goes back.
 _TOKEN = re.compile(r'"((?:[^"\\]+|\\.)*)("?)|-?[0-9][0-9.eE+-]*', re.DOTALL)
-# A pattern with one of these matches, or does not, because of what stands around the match.
-_LOOKS_AROUND = re.compile(r"[$^]|\\[bBAZ]|\(\?[=!<]")
 
 
 _MOST_AGAIN = 1 << 26  # characters that are looked at again: some hundredths of a second
@@ -62,7 +60,7 @@ class Redact(MessageInterceptor):
             except ValueError as error:
                 raise ValueError(f"patterns[{index}]: {error}") from None
         self._window = window
-        self._looks_around = any(_LOOKS_AROUND.search(pattern) for pattern in patterns)
+        self._looks_around = any(LOOKS_AROUND.search(pattern) for pattern in patterns)
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor | None:
         answer = super().open_stream(context)

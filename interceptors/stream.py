@@ -399,12 +399,13 @@ class StreamChain:
                 start += len(BOM)
             elif not final and BOM.startswith(bytes(buffer[at:end])):
                 return run, at, end
-        first, is_body = first_of_body(buffer, start, end)
+        first, is_body = first_of_body(buffer, start + self._lead, end)
         if first < 0:
             # Empty lines pass. White space in a line waits: before a JSON body it is no event.
             space = None if final else _SPACE.search(buffer, start, end)
             if space is None or end - space.start() > self._max_event_bytes:
                 return run, at, end
+            self._lead = end - space.start()  # not searched again: white space may come byte by byte
             return run, at, space.start()
         if not is_body:
             self._stage = _EVENTS

@@ -20,7 +20,10 @@ from typing import Any
 
 import regex
 
-__all__ = ["Flow", "ReachesBack", "Substitution"]
+__all__ = ["LOOKS_AROUND", "Flow", "ReachesBack", "Substitution"]
+
+LOOKS_AROUND = re.compile(r"[$^]|\\[bBAZ]|\(\?[=!<]")
+"""Found in the source of a pattern whose matches may depend on the text around them."""
 
 # One piece of a pattern's source, as `re` reads it.
 _PIECES = (

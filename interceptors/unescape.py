@@ -12,7 +12,7 @@ _LETTERS = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 
 
 def unescape(text: str) -> str:
-    """The text with JSON's escapes (RFC 8259, section 7) decoded. Linear; never fails: what is no escape stays as it is."""
+    """The text with JSON's escapes (RFC 8259, section 7) decoded. Linear. Never fails: an unknown escape loses its backslash."""
     return _ESCAPE.sub(_decoded, text) if "\\" in text else text
 
 

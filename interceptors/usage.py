@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from . import dialects
 from .api import EventResult, Outcome, StreamContext, StreamInterceptor
 from .dialects import Finish, MessageInterceptor, MessageStream, ProviderError
-from .dialects.answers import readers_for
+from .dialects.answers import CHAT, is_call, readers_for
 from .dialects.parts import Tokens
 from .dialects.tokens import COUNTS as KINDS
 from .dialects.tokens import merge_counts
@@ -32,8 +32,6 @@ from .message import Request, Response, ResponseHead
 
 __all__ = ["KINDS", "Usage"]
 
-_CHAT = "/chat/completions"
-_CALLS = (_CHAT, "/responses", "/messages")  # a POST there is a call of a model, whatever comes of it
 _OTHER = "other"
 _FAILED = frozenset(("error", "failed"))
 _MODEL = "usage.model"
@@ -114,7 +112,7 @@ class Usage(MessageInterceptor):
         if isinstance(asked.model, str):
             request.state[_MODEL] = asked.model
         options = asked.stream_options
-        if asked.stream is not True or not request.path.rstrip("/").endswith(_CHAT):
+        if asked.stream is not True or not request.path.rstrip("/").endswith(CHAT):
             return None
         if options is None or (isinstance(options, dict) and options.get("include_usage") is not True):
             fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])  # all else stays as the client wrote it
@@ -148,7 +146,7 @@ class _UsageStream(MessageStream):
     def __init__(self, usage: Usage, context: StreamContext) -> None:
         self._usage = usage
         self._context = context
-        self._is_call = context.path.rstrip("/").endswith(_CALLS)
+        self._is_call = is_call(context.path)
         self._status = 0
         self._streamed = not context.is_body
         self._told: dict[str, Tokens] = {}

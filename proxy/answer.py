@@ -78,7 +78,7 @@ def _body(refusal: RequestRefused, dialect: str, ident: float | str | None = Non
 async def send_answer(
     refusal: RequestRefused, body: bytes, inbound: Inbound, send: Send, *, close: bool, cors: Cors | None = None
 ) -> bool:
-    """Answer, with a JSON body, such that a client that is still sending can read it; `close` says so to it, where HTTP/1.1 can.
+    """Answer with a JSON body, which also a client that is still sending can read. `close`: announce the connection's end.
 
     False when the client sends on and on, or has gone: the connection should then be cut.
     """

@@ -93,7 +93,7 @@ class Health(_Settings, frozen=True):
     eject: Seconds = 10
     max_eject: Seconds = 300
     gone_after: Seconds | None = None
-    """Out of service for longer, without a break: its sessions are told that they have ended. None: `max_eject`."""
+    """Sessions of an endpoint that is out of service for longer, without a break, get 404. None: `max_eject`."""
     check_path: str | None = None
     check_interval: Seconds = 10
 

@@ -1,8 +1,8 @@
 """CORS on routes with `allowed_origins`: what lets a page of an allowed origin read what comes through this route. Sans I/O.
 
 Answers of Weirpool (refusals, interceptors' answers, preflights) allow the origin. A server's answer keeps its own CORS headers;
-the session's id is exposed where the server allows the origin. Rules: Fetch, "CORS protocol". It does not refuse an origin:
-that is the exchange's.
+the session's id is exposed where the server allows the origin. Rules: Fetch, "CORS protocol". Refusing other origins is the
+exchange's task.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Cors:
         return cls(origins[0])
 
     def grant(self, headers: HeaderList) -> HeaderList:
-        """The headers of an answer that Weirpool makes, such that the page can read it. What an interceptor exposes stays."""
+        """The headers of an answer that Weirpool makes, with those that let the page read it. What an interceptor exposes stays."""
         exposed = [value for name, value in headers if name.lower() == _EXPOSE]
         varies = [value for name, value in headers if name.lower() == b"vary"]
         kept = [item for item in headers if item[0].lower() not in (_ALLOW_ORIGIN, _EXPOSE, b"vary")]

@@ -106,7 +106,7 @@ class NoEndpoint(UpstreamFailure, httpx.ConnectError):
 
 
 class SessionGone(UpstreamFailure, httpx.ConnectError):
-    """The session's endpoint is gone for good: no endpoint was asked. MCP, "Session Management": 404 makes a client start anew."""
+    """The session's endpoint is gone; none was asked. MCP, "Session Management": after 404 a client starts a new session."""
 
     kind = "session_gone"
     public = "this session has ended: the server that held it is gone; start a new one"

@@ -177,7 +177,7 @@ class Exchange:
                 raise RequestRefused(403, "host_not_allowed", "this Host is not allowed here")
         if route.allowed_origins is not None:
             origins = {value.decode("latin-1").lower() for value in origins_of(self._headers)}
-            if not origins <= route.allowed_origins:  # none at all is no browser's cross-origin request
+            if not origins <= route.allowed_origins:  # without Origin it is not a cross-origin request of a browser
                 raise RequestRefused(403, "origin_not_allowed", "this Origin is not allowed here")
         self._preflight = self._cors is not None and is_preflight(self._scope["method"], self._headers)
         if self._preflight:

@@ -15,8 +15,9 @@ import trio
 
 from interceptors import Request, Response, ResponseHead
 from interceptors.chain import EventCounts, StreamChain
-from interceptors.dialects.answers import may_be_mislabelled
+from interceptors.dialects.answers import has_one_answer, may_be_mislabelled
 from interceptors.hooks import Owner
+from interceptors.message import is_json_type
 from interceptors.paths import normal_path
 from pools import BufferScope
 
@@ -42,7 +43,7 @@ from .worker import Worker
 
 __all__ = ["Forward"]
 
-# Types whose bodies begin like JSON, and are streams of JSON texts: they pass as they come.
+# Types whose bodies begin like JSON, and are streams of JSON texts: they pass as they come, except in answers.
 _JSON_LINES = re.compile("ndjson|jsonl|json-seq|json-lines|json-stream")
 _SMALL_BODY_BYTES = 16384
 
@@ -300,7 +301,7 @@ class Forward:
             not bodiless
             and not self._sse
             and route.chain.sees_json
-            and (_is_json(kind) or (looks_like == "json" and not _JSON_LINES.search(kind)))
+            and (is_json_type(kind) or (looks_like == "json" and self._is_one_json(kind)) or self._is_hidden(encoding))
         )
         if (self._sse and route.chain.sees_streams) or json:
             assert request is not None
@@ -372,6 +373,16 @@ class Forward:
             return None
         return await look_at(upstream, self._worker.pools.sse_event, buffers, idle_s=route.timeouts.idle)
 
+    def _is_hidden(self, encoding: bytes) -> bool:
+        """Whether this is an answer that no interceptor can look at: clients decode it, and read it whatever its type says."""
+        assert self.request is not None
+        return encoding != b"identity" and has_one_answer(self._route.dialect, self.request.path)
+
+    def _is_one_json(self, media_type: str) -> bool:
+        """Whether clients read a body of this type that begins like JSON as one JSON text."""
+        assert self.request is not None
+        return not _JSON_LINES.search(media_type) or has_one_answer(self._route.dialect, self.request.path)
+
     def _with_client_references(self, response: httpx.Response, request: Request | None) -> HeaderList:
         """The response's headers, with URL references that lead the client to this route."""
         scope = self._scope
@@ -421,7 +432,3 @@ class Forward:
         if resume is not None:
             return move_over_connections(mover, resume, asking, reply, partial(self._looks_like, buffers), self._worker.log)
         return mover.run()
-
-
-def _is_json(media_type: str) -> bool:
-    return media_type == "application/json" or (media_type.startswith("application/") and media_type.endswith("+json"))

@@ -46,8 +46,13 @@ def media_type(headers: Iterable[tuple[bytes, bytes]]) -> str:
 
 
 def content_encoding(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """How a response's body is encoded, in lower case; `identity` where nothing is said. Header names in any case."""
-    return (_find_any_case(headers, b"content-encoding") or b"").strip().lower() or b"identity"
+    """How a response's body is encoded, in lower case; `identity` where it is not. Header names in any case.
+
+    Clients join headers that occur twice, so all of them count.
+    """
+    values = b",".join([value for name, value in headers if name.lower() == b"content-encoding"])
+    codings = [item.strip().lower() for item in values.split(b",")] if values else []
+    return b", ".join([item for item in codings if item not in (b"", b"identity")]) or b"identity"
 
 
 def _find_any_case(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
@@ -234,7 +239,7 @@ def outer_prefix(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
 
 
 def client_origin(headers: Sequence[tuple[bytes, bytes]], *, scheme: str, trusted: bool) -> str | None:
-    """Scheme and host of the URL that the client has used, as the proxies in front of this one say it, where they are trusted.
+    """Scheme and host of the URL that the client has used. Trusted proxies in front of this one report them in headers.
 
     None when there is no Host header, or one that no URL can hold.
     """

@@ -28,10 +28,10 @@ def send_probes(sock: socket.socket) -> None:
     """
     after_s, every_s = PROBE_AFTER_S, PROBE_EVERY_S
     with suppress(OSError):
-        user_timeout_s = sock.getsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT) // 1000 if _USER_TIMEOUT is not None else 0
+        user_timeout_s = sock.getsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT) / 1000 if _USER_TIMEOUT is not None else 0
         if user_timeout_s:
-            after_s = max(1, min(after_s, user_timeout_s // 2))
-            every_s = max(1, min(every_s, user_timeout_s // 8))
+            after_s = max(1, min(after_s, int(user_timeout_s / 2)))
+            every_s = max(1, min(every_s, int(user_timeout_s / 8)))
         if _PROBE_AFTER is not None:
             sock.setsockopt(socket.IPPROTO_TCP, _PROBE_AFTER, after_s)
         if hasattr(socket, "TCP_KEEPINTVL"):

@@ -224,6 +224,7 @@ def _is_old(request: Request) -> bool:
 
 
 def _is_json(request: Request) -> bool:
-    """Whether a body calls itself JSON, or nothing at all."""
-    media_type: str = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return media_type in ("", "application/json") or media_type.endswith("+json")
+    """Whether a server may read a body as JSON. Official ones look for `application/json` anywhere in the header."""
+    value: str = request.headers.get("content-type", "").lower()
+    media_type = value.partition(";")[0].strip()
+    return not media_type or "application/json" in value or media_type.endswith("+json")

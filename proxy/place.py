@@ -10,9 +10,9 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 
-from interceptors.paths import normal_path
+from interceptors.paths import normal_path, without_dots
 
-__all__ = ["ClientSide", "Place", "resolved"]
+__all__ = ["ClientSide", "Place"]
 
 _REFERENCE = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.-]*):)?(?://([^/?#]*))?([^?#]*)(.*)", re.DOTALL)  # RFC 3986, appendix B
 _AUTHORITY = re.compile(r"(\[[^\[\]]*\]|[^:\[\]@]+)(?::([0-9]*))?")
@@ -48,15 +48,15 @@ class Place:
     """How the upstream may call itself, in lower case: its URL's host and port, and the Host header that it gets."""
 
     def client_view(self, reference: str, *, path: str, host: str) -> str:
-        """A URL reference of the upstream's, such that a client that resolves it comes to this route and so to the same resource.
+        """A URL reference of the upstream, rewritten so that a client that resolves it reaches the same resource on this route.
 
-        `path`: what the client asked for; `host`: its Host header, for an upstream that has been told it. What resolves rightly
-        already, another origin, and what no request on this route can reach stay as they are.
+        `path`: what the client asked for; `host`: its Host header, for an upstream that receives it. References that are right
+        already, that name another origin, or that no request on this route can reach are returned unchanged.
         """
         target = self._local_target(reference, ClientSide(path, (host,)), exact=True)
         if target is None or _leaves_host(target) or not _under(self.prefix, target):
             return reference
-        return reference if _is_relative(reference) and resolved(path, reference) == target else target
+        return reference if _is_relative(reference) and _resolved(path, reference) == target else target
 
     def public_reference(self, reference: str, client: ClientSide) -> str:
         """The reference for a response header: a client that resolves it reaches the same resource through this proxy.
@@ -70,7 +70,7 @@ class Place:
         if _is_relative(reference):
             if reference.startswith("/") and not self.strip_prefix and not self.base:
                 return reference
-            if resolved(client.outer + client.path, reference) == client.outer + target:
+            if _resolved(client.outer + client.path, reference) == client.outer + target:
                 return reference
         public = client.outer + target
         if _is_url_of(reference, client.origin, public):
@@ -98,7 +98,7 @@ class Place:
             path = path or "/"
         target: str | None
         if path.startswith("/"):
-            path = _without_dots(path)
+            path = without_dots(path)
             target = self._from_server_with_prefix(path, client.outer) or self._from_server(path, exact=exact)
         else:
             asked = client.path if client.asked is None else client.asked
@@ -142,7 +142,7 @@ class Place:
         return False
 
 
-def resolved(path: str, reference: str) -> str:
+def _resolved(path: str, reference: str) -> str:
     """What a reference without an origin means in a document at that path (RFC 3986, section 5.2)."""
     if not _is_relative(reference):
         return reference
@@ -187,21 +187,7 @@ def _merged(path: str, relative: str) -> str:
     """The path that a relative path means in a document at `path` (RFC 3986, section 5.2.3)."""
     if not relative:
         return path
-    return _without_dots(relative if relative.startswith("/") else path[: path.rfind("/") + 1] + relative)
-
-
-def _without_dots(path: str) -> str:
-    """A path with its dot segments resolved (RFC 3986, section 5.2.4), and nothing else."""
-    if "/." not in path:
-        return path
-    segments = path.split("/")
-    kept: list[str] = []
-    for segment in segments[1:]:
-        if segment == "..":
-            del kept[-1:]
-        elif segment != ".":
-            kept.append(segment)
-    return "/" + "/".join(kept) + ("/" if segments[-1] in (".", "..") and kept else "")
+    return without_dots(relative if relative.startswith("/") else path[: path.rfind("/") + 1] + relative)
 
 
 def _starts(path: str, prefix: str) -> bool:

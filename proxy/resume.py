@@ -136,7 +136,7 @@ class Resume:
                 self._first = False
                 continue
             if self._blank:
-                found, self.is_body = first_of_body(buffer, at, end)
+                found, self.is_body = first_of_body(buffer, scan_from, end)
                 self._blank = found < 0
                 if self.is_body:
                     self.done = True

@@ -9,7 +9,10 @@ from .openai_chat import OpenAIChatReader
 from .openai_responses import OpenAIResponsesReader
 from .reader import Reader
 
-__all__ = ["may_be_mislabelled", "readers_for"]
+__all__ = ["CHAT", "has_one_answer", "is_call", "may_be_mislabelled", "readers_for"]
+
+CHAT = "/chat/completions"
+_CALLS = (CHAT, "/responses", "/messages")
 
 _DIALECTS = frozenset(("openai", "anthropic", "mcp"))
 # The resources of OpenAI's API that are no answers of a model, each with at most two segments after it (`/files/ID/content`). With
@@ -27,7 +30,7 @@ def readers_for(dialect: str, path: str) -> tuple[type[Reader], ...]:
         return (AnthropicReader,)
     if dialect == "mcp":
         return ()  # its paths may end with /messages, too
-    if path.endswith("/chat/completions"):
+    if path.endswith(CHAT):
         return (OpenAIChatReader,)
     if path.endswith("/responses"):
         return (OpenAIResponsesReader,)
@@ -39,6 +42,20 @@ def readers_for(dialect: str, path: str) -> tuple[type[Reader], ...]:
 def may_be_mislabelled(dialect: str, path: str) -> bool:
     """Whether the first bytes of a response's body, and not its content type alone, decide if it is an event stream."""
     return dialect in _DIALECTS or bool(readers_for(dialect, path))
+
+
+def is_call(path: str) -> bool:
+    """Whether a POST to this path calls a model, whatever comes of it."""
+    return path.rstrip("/").endswith(_CALLS)
+
+
+def has_one_answer(dialect: str, path: str) -> bool:
+    """Whether clients read JSON in a response as one text, also under a type of JSON lines.
+
+    The official SDKs for LLMs read every type that ends with `json` so (`application/x-ndjson`), and those for MCP every type that
+    begins with `application/json` (`application/jsonl`).
+    """
+    return dialect == "mcp" or is_call(path)
 
 
 def _is_no_answer(path: str) -> bool:

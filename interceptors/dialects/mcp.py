@@ -318,7 +318,7 @@ def ambiguity(data: bytes) -> str | None:
     try:
         tree = json.loads(data.decode(), object_pairs_hook=pairs)
     except (ValueError, RecursionError):
-        raise NotJson("this MCP message is not JSON as every reader understands it") from None
+        raise NotJson("this MCP message is in JSON that clients and servers may read in different ways") from None
     for message in tree if isinstance(tree, list) else [tree]:
         places = [message]
         for member in ("params", "ref", "notifications"):

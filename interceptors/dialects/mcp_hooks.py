@@ -27,7 +27,7 @@ from ..api import AsyncStreamInterceptor, End, EventResult, Interceptor, Outcome
 from ..errors import Abort, NotJson
 from ..event import Event
 from ..hooks import Owner
-from ..message import Headers, Request, Response, ResponseHead
+from ..message import Headers, Request, Response, ResponseHead, is_json_type
 from .mcp import INVALID_REQUEST, PARSE_ERROR, Kind, McpError, McpMessage, Payload, parse
 from .mcp_answers import answer, events_of, refuse, refuse_disguised, response_to, status_of
 from .mcp_calls import Call, RequestId
@@ -199,14 +199,14 @@ class McpInterceptor(Interceptor):
         """What was answered of a batch must reach the client also where the rest has no answer of its own."""
         exchange = self._exchange(head.request)
         if exchange.denied and head.status >= 300 and not exchange.calls:
-            # No acceptance: there is no such session. A client of Streamable HTTP gets its answer here.
+            # The server did not accept it, so there is no such session: the client gets its answer here.
             is_batch = isinstance(decode_json(head.request.body), list)
             return answer(head.request.headers, list(exchange.denied.values()), is_batch=is_batch)
         if head.status >= 300:
             exchange.take_pending()  # refused as a whole: that is what the client must see
         if not exchange.pending:
             return None
-        if head.status in (202, 204) or not (head.media_type == "text/event-stream" or _is_json(head.media_type)):
+        if head.status in (202, 204) or not (head.media_type == "text/event-stream" or is_json_type(head.media_type)):
             return answer(head.request.headers, exchange.take_pending(), is_batch=True)
         return None
 
@@ -236,7 +236,7 @@ class McpInterceptor(Interceptor):
         return exchange
 
     def _read_client(self, exchange: _Exchange, body: bytes) -> tuple[Response | None, Payload | None]:
-        """What the client says; or the refusal of what is no MCP; neither where that passes unseen."""
+        """A refusal (strict, and the body is not MCP), or what the body holds. Neither for a body that passes unseen."""
         headers = exchange.request.headers
         if (headers.get("content-encoding") or "identity").strip().lower() != "identity":
             problem = "a compressed body cannot be read here"
@@ -434,13 +434,14 @@ class _McpStream(StreamInterceptor):
 
 
 class _Replaceable(StreamInterceptor):
-    """What an interceptor with an `open_stream` of its own has made for a GET: it, too, gives way after a reload."""
+    """The stream of a GET from a subclass that overrides `open_stream`: after a reload the new interceptors replace it."""
 
     def __init__(self, interceptor: McpInterceptor, stream: StreamInterceptor, context: StreamContext) -> None:
         self._interceptor = interceptor
         self._stream = stream
         self._context = context
         self.needs = stream.needs
+        self.passes_unseen = stream.passes_unseen
 
     def on_start(self, head: ResponseHead) -> None:
         self._stream.on_start(head)
@@ -471,9 +472,8 @@ def through_current(live: LiveSession, event: Event) -> EventResult:
                 raise
             except Exception as error:
                 if owner.failed("on_event", error) is not None:
-                    raise Abort(
-                        f"the interceptor {owner.name!r} failed"
-                    ) from error  # whatever the leader does with failures
+                    # `Abort` ends the stream even if the leader's `on_error` is skip.
+                    raise Abort(f"the interceptor {owner.name!r} failed") from error
                 result = item
             if isinstance(result, End):
                 return End(*following, *result.events)
@@ -526,7 +526,3 @@ def _replace(message: McpMessage, response: dict[str, Any]) -> None:
         message.error = response["error"]
     else:
         message.result = response["result"]
-
-
-def _is_json(media_type: str) -> bool:
-    return media_type == "application/json" or (media_type.startswith("application/") and media_type.endswith("+json"))

@@ -19,6 +19,7 @@ from ..errors import StreamOver
 from ..event import Event
 from ..hooks import Owner
 from ..message import Request
+from ..paths import without_dots
 from .mcp_calls import Call, Calls, RequestId
 
 __all__ = ["LiveSession", "McpSessions", "SessionBook", "canonical", "has_data", "live_of", "resolve", "session_of"]
@@ -45,7 +46,7 @@ class LiveSession:
         self.context: StreamContext = context
         """Of the last MCP interceptor on the stream: what is emitted here is shown to none of them."""
         self.leader = leader
-        """Who came first on the stream; after a reload its part of the stream stands for all of them."""
+        """The first interceptor on the stream: after a reload its part of the stream runs those of the new configuration."""
         self._parts: Sequence[tuple[Owner, StreamInterceptor]] | None = None
 
     @property
@@ -212,23 +213,7 @@ def resolve(target: bytes, reference: str) -> bytes:
             mark, query = base_mark, base_query
     elif not path.startswith("/"):
         path = "/" + path if has_authority else base[: base.rfind("/") + 1] + path
-    return (_without_dots(path) + (mark + query if query else "")).encode("utf-8", "surrogateescape")
-
-
-def _without_dots(path: str) -> str:
-    """RFC 3986, section 5.2.4."""
-    if "/." not in path:
-        return path
-    kept: list[str] = []
-    segments = path.split("/")
-    for segment in segments[1:]:
-        if segment == "..":
-            del kept[-1:]
-        elif segment != ".":
-            kept.append(segment)
-    if segments[-1] in (".", ".."):
-        kept.append("")
-    return "/" + "/".join(kept)
+    return (without_dots(path) + (mark + query if query else "")).encode("utf-8", "surrogateescape")
 
 
 def has_data(event: Event) -> bool:

@@ -152,16 +152,6 @@ class MessageInterceptor(Interceptor):
         return stream
 
 
-def _recognise(message: Any) -> type[Reader] | None:
-    """Which of OpenAI's two a first message is of; None: neither, and the next may tell."""
-    if not isinstance(message, dict):
-        return None
-    kind = message.get("type")
-    if message.get("object") == "response" or (isinstance(kind, str) and (kind.startswith("response.") or kind == "error")):
-        return OpenAIResponsesReader
-    return OpenAIChatReader if "choices" in message or "error" in message else None
-
-
 class _Waiting:
     """An event that waits for a tool call."""
 
@@ -319,7 +309,7 @@ class _DialectSide:
         return [*before, event] if before else event
 
     def _recognise(self, message: Any, event: Event) -> Reader | None:
-        """Which of OpenAI's two formats a first message has; None: neither, and the next may tell."""
+        """The reader for a first message: OpenAI has two formats. None: it shows neither, and the next message may."""
         if not isinstance(message, dict):
             return self._make(OpenAIChatReader) if event.is_body and isinstance(message, list) else None
         kind = message.get("type") or event.event
@@ -330,7 +320,7 @@ class _DialectSide:
         return self._make(OpenAIChatReader) if "choices" in message or "error" in message else None
 
     def _on_unknown(self, event: Event, message: Any, problem: str | None) -> EventResult:
-        """An event before the first that tells which format the answer has."""
+        """An event before the first one that shows the format of the answer."""
         if problem is not None:
             self._context.note_unread(problem, event.event)
         if not self._sees_unread:
@@ -370,7 +360,7 @@ class _DialectSide:
             waiting.size = HELD_EVENT + len(waiting.event.raw)
             self._held += waiting.size
             if self._held > MAX_HELD:
-                raise DialectError("more events than fit in memory wait for a tool call that is not complete")
+                raise DialectError(f"more than {MAX_HELD} bytes of events wait for a tool call that is not complete")
         elif alone and left == [waiting.event]:
             return waiting.event
         return left or None

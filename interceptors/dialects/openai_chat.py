@@ -69,9 +69,8 @@ class OpenAIChatReader(Reader):
         self._templates: dict[Block, dict[str, Any]] = {}  # of `reasoning_details`: the item that a delta of it needs
         self._removed_in: dict[int, int] = {}  # by choice, how many of its calls were removed
         self._left: dict[int, set[int]] = {}  # by choice, the numbers of calls that have left, if calls are held
-        self._kept: dict[
-            int, dict[int, int]
-        ] = {}  # of choices whose calls were removed: the new number of each that is left
+        # Of choices whose calls were removed: the new number of each call that is left.
+        self._kept: dict[int, dict[int, int]] = {}
 
     def _read(self, parts: list[Part], message: dict[str, Any], event_type: str | None) -> None:
         get = message.get
@@ -318,7 +317,9 @@ class OpenAIChatReader(Reader):
                 goes_on = not name and bool(holder.get(key))
                 call = self._find_call(parts, index, place, number, call_id, kind, goes_on=goes_on)
                 if name and call.name and name != call.name and call_id != call.id:
-                    raise DialectError("a tool call has arguments before its name, at the index of another")
+                    raise DialectError(
+                        "a tool call has its name after its arguments, at the index of another call: clients assign it differently"
+                    )
             self._name_call(call, name)
             self._touch(call, delta, item, choice)
             self._arguments(parts, call, holder, key)

@@ -190,7 +190,7 @@ class ToolCall(Part):
 
     @property
     def arguments(self) -> str:
-        """JSON text, as the model wrote it: it may be no JSON. For a `custom` tool the text of its input."""
+        """JSON text as the model wrote it, which may be invalid. For a `custom` tool the text of its input."""
         return self._arguments
 
     @arguments.setter
@@ -203,7 +203,7 @@ class ToolCall(Part):
             self.changed = True
 
     def json(self) -> Any:
-        """The arguments, decoded. Raises `ValueError` when they are no JSON."""
+        """The arguments, decoded. Raises `ValueError` if they are not JSON."""
         return decode_json(self._arguments or "{}")
 
     def drop(self) -> None:
@@ -222,7 +222,7 @@ class ToolCall(Part):
     def _must_be_held(self, what: str) -> None:
         if not self.held:
             raise TypeError(
-                f"a tool call has left before its hook, so {what} no more: set holds_tool_calls = True on the class"
+                f"this tool call was already sent, so {what} no longer: set holds_tool_calls = True on the class"
             )
 
 

@@ -200,7 +200,7 @@ class Reader(ABC):
         self._open: dict[Block, Origin] = {}
         self._last: dict[Block, Origin] = {}
         self._over: set[Block] = set()
-        # Blocks that went on after their end: further ends are not believed. Of chat, a choice stands for all of its blocks.
+        # Blocks that went on after their end: further ends are ignored. Of chat, a choice stands for all of its blocks.
         self._endless: set[Any] = set()
         self._here: dict[Block, TextDelta] = {}  # each block's last delta in the message that is being read
         self._size = 0  # of the arguments of all calls
@@ -273,12 +273,12 @@ class Reader(ABC):
             if call.of is None:
                 self._note_removed(call)
             if call.left is not None or (call.of is not None and call.of.left is not None and not call.of.removed):
-                raise DialectError("a tool call that has left cannot be taken back")
+                raise DialectError("a tool call was already sent and cannot be removed")
         elif call.left is None:
             if part.changed:
                 self._write(call, part.arguments)
         elif not part.arguments.startswith(call.left):
-            raise DialectError("the arguments of a tool call that have left cannot be taken back")
+            raise DialectError("the arguments of a tool call were already sent and cannot be changed")
         elif (rest := part.arguments[len(call.left) :]) != "".join(map(place_text, call.places)):
             part.changed = True
             self._write(call, rest)
@@ -416,7 +416,7 @@ class Reader(ABC):
         tokens: dict[str, Any] | None = None,
     ) -> TextDelta:
         """A delta with text in `holder[key]`."""
-        if self._over and block in self._over:  # it was over, and was not: the next end may be no end, either
+        if self._over and block in self._over:  # it goes on after its end: ignore further ends
             self._over.discard(block)
             self._endless.add(self._end_mark(block))
         self._open[block] = origin

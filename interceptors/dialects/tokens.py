@@ -17,7 +17,7 @@ COUNTS = ("input", "output", "cached", "cache_written", "reasoning")
 """What is counted, as `Usage` names it."""
 
 _MOST = 1 << 53
-"""No provider counts this far, and a float could no longer tell two such counts apart."""
+"""Larger counts are ignored: no provider has them, and floats are not exact from here on."""
 
 # OpenAI chat and responses, Anthropic, and besides: `prompt_cache_hit_tokens` of DeepSeek, `cached_tokens` of Moonshot,
 # `reasoning_tokens` of Perplexity and SGLang.

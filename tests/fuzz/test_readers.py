@@ -460,7 +460,7 @@ def check_nowhere(output: bytes) -> None:
 
 def check_failure(failure: Exception | None) -> None:
     """What a protector may break an answer off for: it cannot take back what has left."""
-    assert failure is None or "that left" in str(failure) or "taken back" in str(failure)
+    assert failure is None or "that left" in str(failure) or "already sent" in str(failure)
 
 
 def count_text(stream: bytes) -> int:

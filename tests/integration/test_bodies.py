@@ -164,10 +164,8 @@ OTHERS = {
     "an unknown field": (b"", b"Data: sk-abcdefgh12345\n\n", {}),
     "html": (b"text/html", b"\n\n<html>data: sk-abcdefgh12345</html>", {}),
     "audio": (b"audio/mpeg", b"\xff\xfb\x90data: " * 100, {}),
-    "lines of json": (b"application/x-ndjson", b'{"a":"sk-abcdefgh12345"}\n{}\n', {}),
     "nothing": (b"text/plain", b"", {}),
     "empty lines": (b"text/plain", b"\n\n\r\n", {}),
-    "an encoded body": (b"text/plain", gzip.compress(FIRST), {"lines": (b"Content-Encoding: gzip",)}),
     "half a field": (b"text/plain", b"retr", {}),
 }
 
@@ -204,6 +202,27 @@ async def test_where_the_first_bytes_decide(dialect: str, path: str, seen: bool,
     async with serve(answering(b"application/json", body), log, "redact", route=f"dialect: {dialect}") as rig:
         answer = await post(rig, path)
         assert answer.body == (body.replace(b"sk-abcdefgh12345", b"[redacted]") if seen else body)
+
+
+@pytest.mark.parametrize("body", [b'{"a":"sk-abcdefgh12345"}', b'{"a":"sk-abcdefgh12345"}\n{}\n'], ids=["one", "two"])
+@pytest.mark.parametrize(
+    ("dialect", "path", "content_type", "seen"),
+    [
+        ("openai", CHAT, b"application/x-ndjson", True),
+        ("generic", RESPONSES, b"application/x-ndjson", True),
+        ("anthropic", "/v1/messages", b"application/x-ndjson", True),
+        ("mcp", "/mcp", b"application/jsonl", True),
+        ("anthropic", "/v1/messages/batches/b/results", b"application/x-jsonl", False),
+        ("openai", "/api/chat", b"application/x-ndjson", False),
+    ],
+)
+async def test_json_under_a_type_of_json_lines(
+    dialect: str, path: str, content_type: bytes, seen: bool, body: bytes, log: Log
+) -> None:
+    """Official SDKs read it as JSON where they expect an answer: it is redacted there. Elsewhere JSON lines pass as they come."""
+    async with serve(answering(content_type, body), log, "redact", route=f"dialect: {dialect}") as rig:
+        answer = await post(rig, path)
+        assert (answer.status, answer.body) == (200, body.replace(b"sk-abcdefgh12345", b"[redacted]") if seen else body)
 
 
 @pytest.mark.parametrize(
@@ -457,11 +476,16 @@ async def test_json_under_another_type_is_json_for_interceptors(content_type: by
         assert (line["input"], line["output"], line["streamed"]) == (11, 5, False)
 
 
-@pytest.mark.parametrize("content_type", [b"application/json", b"text/event-stream"])
-async def test_an_encoded_answer_passes_usage_and_no_protector(content_type: bytes, log: Log) -> None:
-    """Wei-Shaw/claude-relay-service#1027: gzip, although identity was asked for."""
+@pytest.mark.parametrize(
+    "content_type", [b"application/json", b"text/event-stream", b"text/plain", b"application/x-ndjson", b""]
+)
+@pytest.mark.parametrize("encoding", [(b"gzip",), (b"identity", b"gzip")], ids=["gzip", "two headers"])
+async def test_an_encoded_answer_passes_usage_and_no_protector(
+    content_type: bytes, encoding: tuple[bytes, ...], log: Log
+) -> None:
+    """Wei-Shaw/claude-relay-service#1027: gzip, although identity was asked for, under any content type."""
     body = gzip.compress(b"data: {}\n\n")
-    script = answering(content_type, body, lines=(b"Content-Encoding: gzip",))
+    script = answering(content_type, body, lines=[b"Content-Encoding: " + value for value in encoding])
     async with serve(script, log, "usage") as rig:
         answer = await post(rig, CHAT)
         assert (answer.status, answer.complete, answer.body) == (200, True, body)

@@ -148,7 +148,7 @@ async def sockets_of(proxy: Proxy) -> tuple[socket.socket, socket.socket]:
     return forward.relay.body.connection.sock, connection.sock
 
 
-@pytest.mark.parametrize(("send_s", "upstream_tls"), [("30", False), ("null", True), ("1", False), ("3600", False)])
+@pytest.mark.parametrize(("send_s", "upstream_tls"), [("30", False), ("null", True), ("0.5", False), ("3600", False)])
 async def test_peers_of_a_listening_stream_are_probed(
     send_s: str, upstream_tls: bool, serve: Serve, certificates: Certificates
 ) -> None:
@@ -168,6 +168,8 @@ async def test_peers_of_a_listening_stream_are_probed(
         assert found[0] <= FIVE_MINUTES_S
         if send_s == "30":
             assert found[0] + 3 * found[1] < 30
+        if send_s == "0.5":
+            assert found[0] == 1
 
 
 async def test_a_connection_that_listened_serves_a_route_with_another_send_timeout(serve: Serve) -> None:

@@ -8,6 +8,7 @@ import pytest
 from unit.interceptors.scripted import BOM, AsyncHook, Hook, OnEvent, counted, drop, fail, keep, open_chain, send, upper
 
 from interceptors import Event, EventTooLarge
+from interceptors.sse import first_of_body
 from interceptors.testing import run_chain
 from pools import Pools
 
@@ -310,6 +311,28 @@ def test_a_streams_bom_is_no_part_of_its_first_event(step: int) -> None:
     chunks = [stream[at : at + step] for at in range(0, len(stream), step)]
     assert run_chain([Hook(see)], chunks).output == stream
     assert seen == ["a", ""]  # the second BOM is part of a field's name that nobody knows
+
+
+@pytest.mark.parametrize("before", [b"", BOM, b"\n", BOM + b"\n", b"\r"])
+def test_white_space_byte_by_byte_is_searched_once(before: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sends spaces one by one cannot occupy the worker, and what comes after them is a body all the same."""
+    searched: list[int] = []
+
+    def search(buffer: bytes | bytearray, start: int, end: int) -> tuple[int, bool]:
+        searched.append(end - start)
+        return first_of_body(buffer, start, end)
+
+    monkeypatch.setattr("interceptors.stream.first_of_body", search)
+    shown: list[str] = []
+
+    def note(event: Event) -> Event:
+        shown.append(event.data)
+        return event
+
+    stream = before + b" " * 1000 + b'{"a":1}'
+    result = run_chain([Hook(note)], [bytes([byte]) for byte in stream])
+    assert (result.output, result.failure, shown) == (stream, None, ['{"a":1}'])
+    assert sum(searched) <= 3 * len(stream)
 
 
 def test_a_bom_before_a_comment_is_silent() -> None:

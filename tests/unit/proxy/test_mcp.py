@@ -194,6 +194,26 @@ class SaysCall(Interceptor):
         request.replace_body(json=VALID)
 
 
+@pytest.mark.parametrize(
+    ("content_type", "status"),
+    [
+        (b"application/json", 400),
+        (b"application/json-rpc", 400),
+        (b"text/plain, application/json", 400),
+        (b"application/x+json; charset=utf-8", 400),
+        (b"", 400),
+        (b"text/plain", None),
+    ],
+)
+def test_which_bodies_are_verified(content_type: bytes, status: int | None) -> None:
+    """Headers that contradict the body are refused under every content type that official servers read as JSON."""
+    headers = [(b"mcp-protocol-version", b"2026-07-28"), (b"mcp-method", b"tools/list"), (b"content-type", content_type)]
+    request = Request(method="POST", headers=headers, body=json.dumps(VALID).encode(), dialect="mcp")
+    first = surround([], {}, lambda key, endpoint: None)[0].interceptor
+    answer = run_request([first], request)
+    assert (None if answer is None else answer.status) == status
+
+
 @pytest.mark.parametrize("method", ["POST", "GET"])
 @pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
 def test_a_body_that_an_interceptor_makes_of_another_type_gets_its_headers(method: str, revision: str) -> None:

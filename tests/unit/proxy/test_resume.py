@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from support.event_source import dispatched
 
 from interceptors import EventTooLarge
+from interceptors.sse import first_of_body
 from proxy.config import Reconnect
 from proxy.resume import MAX_ID_BYTES, WINDOW, Resume
 
@@ -48,6 +49,19 @@ def events(numbers: Iterable[int]) -> bytes:
 
 
 # What passes
+
+
+def test_white_space_byte_by_byte_is_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sends spaces one by one cannot occupy the worker: no byte is searched again before the first field."""
+    searched: list[int] = []
+
+    def search(buffer: bytes | bytearray, start: int, end: int) -> tuple[int, bool]:
+        searched.append(end - start)
+        return first_of_body(buffer, start, end)
+
+    monkeypatch.setattr("proxy.resume.first_of_body", search)
+    assert feed(resume_for(), b" " * 1000 + b"\n\ndata: x\n\n", itertools.repeat(1).__next__).endswith(b"data: x\n\n")
+    assert sum(searched) <= 1100
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])

@@ -22,6 +22,7 @@ from interceptors import (
     ResponseHead,
     StreamAborted,
     StreamContext,
+    StreamInterceptor,
     StreamOver,
 )
 from interceptors.dialects.mcp import INVALID_PARAMS, METHOD_NOT_FOUND, Kind, McpError, McpMessage
@@ -858,6 +859,22 @@ def test_an_abort_of_a_hook_is_an_abort() -> None:
     with pytest.raises(StreamAborted, match="enough"):
         run_request([Ending()], post(rpc("notifications/x")))
     assert isinstance(run_chain([Ending()], [sse(rpc("notifications/x"))]).failure, StreamAborted)
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_a_stream_of_ones_own_keeps_what_it_says_of_large_events(passes: bool) -> None:
+    """An `open_stream` of a subclass: its `passes_unseen` counts on the stream of a GET, too."""
+
+    class Watching(StreamInterceptor):
+        passes_unseen = passes
+
+    class Own(McpInterceptor):
+        def open_stream(self, context: StreamContext) -> StreamInterceptor:
+            return Watching()
+
+    event = sse(rpc("notifications/x", params={"text": "x" * 2000}))
+    result = run_chain([Own()], [event], request=Request(path="/mcp", dialect="mcp"), max_event_bytes=1000)
+    assert (result.failure is None, result.output == event) == (passes, passes)
 
 
 async def test_many_answers_over_the_old_transport_wait_for_a_slow_stream() -> None:
