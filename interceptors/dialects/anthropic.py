@@ -51,7 +51,7 @@ class AnthropicReader(Reader):
 
     needles: ClassVar[Mapping[type[Part], bytes]] = {
         Finish: rb'"stop_reason"\s*:\s*"',
-        Usage: rb'"usage"\s*:\s*\{',
+        Usage: rb'"usage"\s*:\s*[^\sn]',  # anything but null
         ProviderError: rb'"error"|"message"\s*:\s*"',
     }
     default_reason: ClassVar[str] = "refusal"

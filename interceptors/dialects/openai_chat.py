@@ -48,7 +48,7 @@ class OpenAIChatReader(Reader):
 
     needles: ClassVar[Mapping[type[Part], bytes]] = {
         Finish: rb'"finish_reason"\s*:\s*"',
-        Usage: rb'"usage"\s*:\s*\{',
+        Usage: rb'"usage"\s*:\s*[^\sn]',  # anything but null
         ProviderError: rb'"error"|"message"\s*:\s*"',
     }
     names_events: ClassVar[bool] = False

@@ -108,7 +108,7 @@ class OpenAIResponsesReader(Reader):
 
     needles: ClassVar[Mapping[type[Part], bytes]] = {
         Finish: rb'"response\.(?:completed|incomplete|failed|cancelled)"|"object"\s*:\s*"response"',
-        Usage: rb'"usage"\s*:\s*\{',
+        Usage: rb'"usage"\s*:\s*[^\sn]',  # anything but null
         ProviderError: rb'"error"|"message"\s*:\s*"',
     }
     default_reason: ClassVar[str] = "content_filter"

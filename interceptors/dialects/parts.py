@@ -170,7 +170,7 @@ class ToolCall(Part):
     On a class with `holds_tool_calls`, set `arguments`, or call `drop()` or `refuse(text)`: nothing of the call has left yet.
     """
 
-    __slots__ = ("_arguments", "call", "dropped", "held", "id", "name", "refusal")
+    __slots__ = ("_arguments", "_id", "_name", "call", "dropped", "held", "refusal")
 
     def __init__(
         self, block: Block, id: str | None, name: str | None, arguments: str, *, held: bool = False, call: Any = None
@@ -178,8 +178,8 @@ class ToolCall(Part):
         super().__init__(block)
         self.call: Any = call
         """The reader's own note."""
-        self.id: str | None = id
-        self.name: str | None = name
+        self._id = id
+        self._name = name
         self.held: bool = held
         """Nothing of it leaves before the hook returns, so it can be changed, dropped and refused."""
         self.dropped: bool = False
@@ -187,6 +187,15 @@ class ToolCall(Part):
         self.refusal: str | None = None
         """The text that takes the call's place."""
         self._arguments = arguments
+
+    @property
+    def id(self) -> str | None:
+        """Read only, as the name: clients send both back to the provider."""
+        return self._id
+
+    @property
+    def name(self) -> str | None:
+        return self._name
 
     @property
     def arguments(self) -> str:

@@ -413,6 +413,7 @@ class Cell:
         # For a client that neither sends nor reads. One of HTTP/2 that reads must have its end, however busy the machine is.
         patient_http2 = self.http2 is not None and self.client == "patient"
         monkeypatch.setattr("proxy.inbound.LINGER_S", 5.0 if patient_http2 else 0.2)
+        if self.client != "patient":
             monkeypatch.setattr("proxy.inbound._QUIET_S", SHORT_S)
             monkeypatch.setattr("proxy.downstream.hypercorn.client._LAST_BYTES_S", SHORT_S)  # that it does not take
         stage = Stage(self.client)
