@@ -5,7 +5,7 @@ events (`response.output_text.done`, `response.content_part.done`, `response.out
 tools that the provider runs itself (`mcp_call`, `web_search_call`, ...) pass unread. A call of a shell, a patch or a computer is
 a tool call with its action as the arguments, because the client runs it.
 
-Items are told apart by their ids, and by `output_index` where an event has no id: servers use one index for several items.
+Items are identified by their ids, or by `output_index` where an event has no id: servers use one index for several items.
 So that an ending can repeat what was said, as clients expect, the reader keeps an answer's text until its item is done.
 """
 
