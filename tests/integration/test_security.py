@@ -31,7 +31,8 @@ from interceptors import (
 )
 from interceptors.audit import Audit, AuditOptions
 from interceptors.record import Record, RecordOptions
-from proxy.config import ConfigError, parse_config
+from proxy.config import parse_config
+from proxy.errors import ConfigError
 
 SECRET = "s3cr3t"
 CREDENTIALS = [
