@@ -60,6 +60,8 @@ class Outcome(StrEnum):
     UPSTREAM_TIMEOUT = "upstream_timeout"
     SEND_STALLED = "send_stalled"
     INTERCEPTED = "intercepted"
+    REFUSED = "refused"
+    INTERNAL_ERROR = "internal_error"
     DRAINING = "draining"
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import structlog
 import trio
 
-from .api import Interceptor
+from .api import Interceptor, Outcome
 from .errors import Abort, HookError, InterceptorError, StreamAborted, StreamOver
 from .message import TASK_OF
 
@@ -30,6 +30,9 @@ class Owner:
     """One interceptor of a route, under the name that the configuration gave it."""
 
     __slots__ = ("interceptor", "name", "seconds", "unread_parts")
+
+    outcome = Outcome.INTERCEPTED
+    """Of an exchange that it answers, or whose stream it ends."""
 
     def __init__(self, name: str, interceptor: Interceptor) -> None:
         self.name = name

@@ -18,7 +18,7 @@ from pools import encode_json
 
 from .cors import Cors
 from .downstream import Send
-from .errors import RequestRefused, UpstreamFailure
+from .errors import ProxyDefect, RequestRefused, UpstreamFailure
 from .inbound import Inbound
 
 __all__ = ["error_body", "error_events", "refusal_of", "send_answer"]
@@ -30,6 +30,8 @@ def refusal_of(failure: Exception | None, outcome: Outcome) -> RequestRefused:
         return failure
     if isinstance(failure, UpstreamFailure):
         return RequestRefused(failure.status, failure.kind, failure.public, failure.retry_after_s)
+    if isinstance(failure, ProxyDefect):
+        return RequestRefused(500, "internal_error", "the proxy failed")
     if isinstance(failure, HookError):
         return RequestRefused(502, "interceptor_failed", f"the interceptor {failure.interceptor!r} failed")
     if isinstance(failure, StreamAborted):
@@ -37,7 +39,7 @@ def refusal_of(failure: Exception | None, outcome: Outcome) -> RequestRefused:
     if isinstance(failure, EventTooLarge):
         return RequestRefused(502, "event_too_large", str(failure))
     if outcome is Outcome.DRAINING:
-        return RequestRefused(503, "draining", "this server is shutting down", retry_after_s=1)
+        return RequestRefused(503, "draining", "this server is shutting down", retry_after_s=1, outcome=outcome)
     return RequestRefused(504, "total_timeout", "the exchange took longer than it may")
 
 

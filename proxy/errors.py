@@ -2,6 +2,7 @@
 
 - `ConfigError`: the configuration is wrong; names the path of the mistake.
 - `RequestRefused`: the client's request gets an answer of ours instead of the upstream's.
+- `ProxyDefect`: the proxy itself has failed, in one of its own interceptors.
 - `UpstreamFailure`: the upstream could not be reached or broke the protocol. Subclasses are httpx exceptions as well, so that
   the transport keeps httpx's contract.
 - `ClientGone`, `SendStalled`: the client's side of a stream ended it.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import httpx
 
-from interceptors import HookError, Outcome, StreamAborted
+from interceptors import HookError, InterceptorError, Outcome, StreamAborted
 
 __all__ = [
     "ClientGone",
@@ -25,6 +26,7 @@ __all__ = [
     "PoolFull",
     "PoolTimedOut",
     "ProtocolFailure",
+    "ProxyDefect",
     "ReadFailed",
     "ReadTimedOut",
     "RequestRefused",
@@ -42,7 +44,7 @@ def outcome_of(failure: Exception) -> Outcome:
     """The outcome of an exchange that a failure has ended."""
     if isinstance(failure, HookError | StreamAborted):
         return Outcome.INTERCEPTED
-    if isinstance(failure, UpstreamFailure | ClientGone | SendStalled | RequestRefused):
+    if isinstance(failure, UpstreamFailure | ClientGone | SendStalled | RequestRefused | ProxyDefect):
         return failure.outcome
     return Outcome.UPSTREAM_ERROR  # an event that is too large
 
@@ -58,16 +60,27 @@ class ConfigError(Exception):
 class RequestRefused(Exception):
     """A request that is not forwarded. `kind` and `message` go into the answer's JSON body."""
 
-    @property
-    def outcome(self) -> Outcome:
-        return Outcome.DRAINING if self.kind == "draining" else Outcome.INTERCEPTED
-
-    def __init__(self, status: int, kind: str, message: str, retry_after_s: int | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        message: str,
+        retry_after_s: int | None = None,
+        *,
+        outcome: Outcome = Outcome.REFUSED,
+    ) -> None:
         super().__init__(message)
+        self.outcome = outcome
         self.status = status
         self.kind = kind
         self.message = message
         self.retry_after_s = retry_after_s
+
+
+class ProxyDefect(InterceptorError):
+    """One of the proxy's own interceptors has failed."""
+
+    outcome = Outcome.INTERNAL_ERROR
 
 
 class ClientGone(Exception):

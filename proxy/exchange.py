@@ -121,7 +121,9 @@ class Exchange:
         try:
             route = self._admit()
         except RequestRefused as refusal:
-            self._failure = refusal
+            self._fail(refusal)
+        except Exception as error:
+            self._fail_internally(error)
         limits, timeouts = (route.limits, route.timeouts) if route is not None else (None, None)
         self._inbound = inbound = Inbound(
             receive,
@@ -135,13 +137,15 @@ class Exchange:
         try:
             if route is not None:
                 await self._exchange(route, inbound, send)
+        except Exception as error:  # also of a task in the nursery
+            self._fail_internally(error)
         finally:
             outcome = self._decide()
             if self._forward is not None and self._forward.chain is not None:
                 await self._forward.chain.aclose(outcome)
             self._ended_at = trio.current_time()
             try:
-                if not self._is_whole(outcome):
+                if not self._is_whole:
                     with trio.CancelScope(shield=True), trio.move_on_after(_CONCLUDE_S):
                         await self._conclude(outcome, inbound, send)
             finally:
@@ -284,7 +288,7 @@ class Exchange:
 
     def _fail_internally(self, error: Exception) -> None:
         structlog.get_logger("proxy").error("internal_error", route=self._route_name, exc_info=error)
-        self._fail(RequestRefused(500, "internal_error", "the proxy failed"))
+        self._fail(RequestRefused(500, "internal_error", "the proxy failed", outcome=Outcome.INTERNAL_ERROR))
 
     def _decide(self) -> Outcome:
         """The exchange's one outcome."""
@@ -297,16 +301,16 @@ class Exchange:
         if stated is not None:
             return stated
         if self._ended:
-            return Outcome.INTERCEPTED if self._forward is not None and self._forward.intercepted else Outcome.COMPLETED
+            assert self._forward is not None
+            return self._forward.outcome
         if self._cancel is not None and trio.current_time() >= self._cancel.deadline:
             return Outcome.UPSTREAM_TIMEOUT  # the total deadline
         return Outcome.DRAINING  # cancelled from outside: the server has run out of patience with its shutdown
 
-    def _is_whole(self, outcome: Outcome) -> bool:
-        """Whether the client has got a response that is whole, so that nothing is left to be said."""
-        return outcome is Outcome.COMPLETED or (
-            outcome is Outcome.INTERCEPTED and self._ended and self._failure is None and self._outcome is None
-        )
+    @property
+    def _is_whole(self) -> bool:
+        """The client has got a response that is whole, so that nothing is left to be said."""
+        return self._ended and self._failure is None and self._outcome is None
 
     async def _conclude(self, outcome: Outcome, inbound: Inbound, send: Send) -> None:
         """Tell the client how it ended, unless it is gone. Runs shielded, with a deadline."""

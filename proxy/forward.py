@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import trio
 
-from interceptors import Request, Response, ResponseHead
+from interceptors import Outcome, Request, Response, ResponseHead
 from interceptors.chain import EventCounts, StreamChain
 from interceptors.dialects.answers import has_one_answer, may_be_mislabelled
 from interceptors.hooks import Owner
@@ -56,7 +56,7 @@ class Forward:
     """
 
     __slots__ = (
-        "_answered",
+        "_answer_outcome",
         "_inbound",
         "_json",
         "_path",
@@ -107,12 +107,14 @@ class Forward:
         """As interceptors see it; None when there is none."""
         self.chain: StreamChain | None = None
         """The interceptors of the response, from when its head has come. Whoever made this closes it."""
-        self._answered = False
+        self._answer_outcome: Outcome | None = None  # set with an answer that is not the upstream's
 
     @property
-    def intercepted(self) -> bool:
-        """An interceptor has answered, or has ended the stream."""
-        return self._answered or (self.chain is not None and self.chain.ended)
+    def outcome(self) -> Outcome:
+        """Of a response that the client has got whole: whose it was."""
+        if self._answer_outcome is not None:
+            return self._answer_outcome
+        return Outcome.INTERCEPTED if self.chain is not None and self.chain.ended else Outcome.COMPLETED
 
     @property
     def counts(self) -> EventCounts | None:
@@ -145,7 +147,7 @@ class Forward:
         stream: httpx.AsyncByteStream
         if self._preflight and self.reply.cors is not None:  # neither interceptors nor the upstream see it
             watch_client(nursery)
-            await self._answer(self.reply.cors.answer_preflight(self._scope["headers"]))
+            await self._answer(self.reply.cors.answer_preflight(self._scope["headers"]), Outcome.COMPLETED)
             return
         if chain.owners:
             request = self.request = self._request_for_hooks(has_body=body not in (None, b"0"))
@@ -174,12 +176,12 @@ class Forward:
         if answer is None:
             answer = await self._ask_upstream(request, body, stream, nursery, buffers)
         if answer is not None:
-            await self._answer(answer)
+            await self._answer(answer, answer.made_by.outcome)
 
-    async def _answer(self, answer: Response) -> None:
+    async def _answer(self, answer: Response, outcome: Outcome) -> None:
         """Send what is answered instead of the upstream."""
         self._inbound.forget_body()
-        self._answered = True
+        self._answer_outcome = outcome
         await send_intercepted(answer, self.reply)
 
     def move(self, buffers: BufferScope) -> Awaitable[None] | None:
@@ -187,7 +189,12 @@ class Forward:
 
         Raises, when awaited, as `begin`.
         """
-        if self._answered or self.asking is None or self.asking.response_body is None or self.asking.response_body.complete:
+        if (
+            self._answer_outcome is not None
+            or self.asking is None
+            or self.asking.response_body is None
+            or self.asking.response_body.complete
+        ):
             return None
         return self._relay_body(self.asking, self.asking.response_body, buffers)
 

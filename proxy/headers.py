@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from interceptors import Outcome
+
 from .errors import RequestRefused
 
 __all__ = [
@@ -282,7 +284,10 @@ def check_response_headers(headers: HeaderList) -> None:
     for name, value in headers:
         if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
             raise RequestRefused(
-                502, "interceptor_failed", "an interceptor has set a response header that holds what a header cannot hold"
+                502,
+                "interceptor_failed",
+                "an interceptor has set a response header that holds what a header cannot hold",
+                outcome=Outcome.INTERCEPTED,
             )
 
 

@@ -33,7 +33,12 @@ async def send_intercepted(response: Response, reply: Reply) -> None:
         streams = sse and not bodiless
         await reply.start(response.status, headers, chunked=streams, whole=not sse, may_add=streams)
     elif not sse or response.status != 200:
-        raise RequestRefused(response.status, "answered_too_late", "an interceptor has answered when the stream had begun")
+        raise RequestRefused(
+            response.status,
+            "answered_too_late",
+            "an interceptor has answered when the stream had begun",
+            outcome=response.made_by.outcome,
+        )
     if bodiless:
         return
     if response.events is None:

@@ -17,6 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
+
 from interceptors import (
     Event,
     EventResult,
@@ -36,6 +38,7 @@ from interceptors.needs import Search
 from interceptors.refusals import request_ids
 from interceptors.sse import find_block_end
 
+from .errors import ProxyDefect
 from .place import Place
 from .upstream import Balancer, Endpoint
 
@@ -76,7 +79,19 @@ def calls_of(request: Request | None) -> Calls | None:
 
 def surround(owners: Sequence[Owner], places: Mapping[Endpoint, Place], transport: Balancer) -> list[Owner]:
     """A route's interceptors, with the proxy's own around them. `transport` ties sessions to endpoints."""
-    return [Owner("mcp (first)", _First(places, transport)), *owners, Owner("mcp (last)", _Last())]
+    return [_ProxyOwner("mcp (first)", _First(places, transport)), *owners, _ProxyOwner("mcp (last)", _Last())]
+
+
+class _ProxyOwner(Owner):
+    """What it answers, the proxy refuses; what it fails in, the proxy fails in."""
+
+    __slots__ = ()
+
+    outcome = Outcome.REFUSED
+
+    def failed(self, hook: str, error: Exception) -> ProxyDefect:
+        structlog.get_logger("proxy").error("internal_error", interceptor=self.name, hook=hook, exc_info=error)
+        return ProxyDefect(f"{self.name}.{hook}: {type(error).__name__}")
 
 
 class _First(Interceptor):

@@ -583,7 +583,7 @@ async def test_an_unknown_route_is_404_and_reads_the_body_first(log: list[dict[s
             async with open_proxy(config) as proxy:
                 patch.setattr(proxy.worker.routes, "routes", ())
                 assert await error_of(proxy, method="POST", body=bytes(1_000_000)) == (404, "no_route")
-                assert await outcome_of(log) == ["intercepted"]
+                assert await outcome_of(log) == ["refused"]
 
 
 @pytest.mark.parametrize("length", [5, 3_000_000])

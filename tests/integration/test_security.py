@@ -167,7 +167,7 @@ async def test_a_refusal_repeats_nothing(refusal: str, log: Log, monkeypatch: py
         answer = await rig.fetch(target, method="POST", headers=[*CREDENTIALS, ("Host", f"{SECRET}.test")], body=BODY)
         assert 400 <= answer.status < 500
         assert json.loads(answer.body)["error"]["type"]
-        assert await rig.outcomes() == ["intercepted"]
+        assert await rig.outcomes() == ["refused"]
         assert rig.upstream.accepted == 0
         assert SECRET not in repr(answer)
         assert SECRET not in repr(log)

@@ -246,7 +246,7 @@ async def test_a_chunked_body_over_the_limit_is_413_and_never_whole(log: list[di
         await until(lambda: seen.closed == 1)
         assert seen.whole == 0
         assert seen.data <= 1000
-        assert await outcomes_of(log) == ["intercepted"]
+        assert await outcomes_of(log) == ["refused"]
         await client.aclose()
 
 
@@ -294,7 +294,7 @@ async def test_a_client_that_falls_silent_in_its_request_gets_408(framing: str, 
         await until(lambda: seen.closed == 1)
         assert (seen.data, seen.whole) == (100, 0)
         await client.aclose()
-        assert await outcomes_of(log) == ["intercepted"]
+        assert await outcomes_of(log) == ["refused"]
 
 
 # The upstream ends it

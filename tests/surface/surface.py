@@ -272,6 +272,8 @@ def values() -> None:
         Outcome.UPSTREAM_TIMEOUT,
         Outcome.SEND_STALLED,
         Outcome.INTERCEPTED,
+        Outcome.REFUSED,
+        Outcome.INTERNAL_ERROR,
         Outcome.DRAINING,
     ]
     assert_type(outcomes, list[Outcome])

@@ -105,6 +105,8 @@ class Outcome(StrEnum)
     UPSTREAM_TIMEOUT = 'upstream_timeout'
     SEND_STALLED = 'send_stalled'
     INTERCEPTED = 'intercepted'
+    REFUSED = 'refused'
+    INTERNAL_ERROR = 'internal_error'
     DRAINING = 'draining'
 class Request
     __init__(*, method: str = 'GET', path: str = '/', raw_path: bytes | None = None, query: bytes = b'', headers:
