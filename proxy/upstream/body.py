@@ -30,8 +30,9 @@ _NEXT_HEADER = re.compile(rb"\r\n" + _CHUNK_HEADER.pattern)  # behind the data o
 # A chunk header that means the same to whoever comes next: without the extensions, which belong to one hop (RFC 9112, 7.1.1).
 _PLAIN_HEADER = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 _LEAST_WHOLE = 4  # smaller chunks are unpacked; so the last bytes of the body lie together, for whoever must know them
-# RFC 9110, section 5: field-name ":" OWS field-value OWS. A folded line (obs-fold) does not match.
-_TRAILER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*\r\n")
+# RFC 9110, section 5: field-name ":" OWS field-value OWS. A folded line (obs-fold) does not match. White space before the colon
+# is removed from a response (RFC 9112, section 5.1).
+_TRAILER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+)[\t ]*:[\t\x20-\x7e\x80-\xff]*\r\n")
 _CR, _LF = 0x0D, 0x0A
 _NOT_IN_TRAILERS = frozenset([b"content-length", b"transfer-encoding", b"host"])
 

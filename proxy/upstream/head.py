@@ -2,7 +2,8 @@
 
 Written and read here with one regular expression each: h11's state machines cost a short exchange more than everything else we do
 for it. What is read is held against h11 by `tests/fuzz/test_head_against_h11.py`: whatever h11 rejects is rejected, and so are a
-line that ends with a bare LF, a folded line, and a control character, which two readers could read differently.
+line that ends with a bare LF, a folded line, and a control character, which two readers could read differently. One exception: a
+proxy removes white space between a field's name and the colon from a response (RFC 9112, section 5.1).
 
 It does not know how a response's body is framed: `roundtrip` decides that.
 """
@@ -27,8 +28,8 @@ _NAME = re.compile(_TOKEN)
 _REQUEST_HEAD = re.compile(rb"%b [\x21-\x7e]+ HTTP/1\.1\r\n(?:%b:%b\r\n)+\r\n" % (_TOKEN, _TOKEN, _VALUE))
 # RFC 9112, section 4. The space before an empty reason is left out by some.
 _STATUS_LINE = re.compile(rb"HTTP/(1\.[01]) ([0-9]{3})(?: (%b))?\r\n" % _VALUE)
-_FIELD_LINE = re.compile(rb"(%b):[\t ]*(%b)\r\n" % (_TOKEN, _VALUE))
-_FIELD_LINES = re.compile(rb"(?:%b:%b\r\n)*" % (_TOKEN, _VALUE))
+_FIELD_LINE = re.compile(rb"(%b)[\t ]*:[\t ]*(%b)\r\n" % (_TOKEN, _VALUE))
+_FIELD_LINES = re.compile(rb"(?:%b[\t ]*:%b\r\n)*" % (_TOKEN, _VALUE))
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 
 
@@ -106,7 +107,7 @@ class ResponseHead:
     status: int
     reason: bytes
     headers: tuple[tuple[bytes, bytes], ...]
-    """As they came, in their order; `Content-Length` once, with one number."""
+    """As they came, in their order, without white space around names and values; `Content-Length` once, with one number."""
     length: int | None
     """Content-Length."""
     chunked: bool

@@ -119,7 +119,7 @@ REFUSED = {
     "a bare CR in the head": OK + b"X: a\rY: b\r\n" + LENGTH + b"\r\nhello",
     "a bare LF behind a chunk size": OK + CHUNKED + b"\r\n5\nhello\r\n0\r\n\r\n",
     "a bare LF behind a chunk": OK + CHUNKED + b"\r\n5\r\nhello\n0\r\n\r\n",
-    "a space before the colon": OK + b"Content-Length : 5\r\n\r\nhello",
+    "a space before the colon, and another length": OK + LENGTH + b"Content-Length : 6\r\n\r\nhello!",
     "chunked twice": OK + CHUNKED + CHUNKED + b"\r\n" + CHUNKS,
     "gzip, chunked": OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + CHUNKS,
     "identity": OK + b"Transfer-Encoding: identity\r\n\r\nhello",
