@@ -13,6 +13,7 @@ from typing import Any
 from pools import BufferPool, BufferScope, PooledOutput
 
 from .api import AsyncStreamInterceptor, Interceptor, StreamContext, StreamInterceptor
+from .checks import check_stream
 from .hooks import Owner
 from .message import Request, Response, ResponseHead
 from .stream import EventCounts, Part, StreamChain
@@ -97,6 +98,7 @@ class Chain:
                     continue
                 if not isinstance(member, (StreamInterceptor, AsyncStreamInterceptor)):
                     raise owner.wrong("open_stream", member, "a StreamInterceptor, an AsyncStreamInterceptor or None")
+                check_stream(member)
                 stream.add(owner, owner.interceptor._opened(member, context))
             except Exception as error:
                 problem = owner.failed("open_stream", error)

@@ -16,14 +16,13 @@ from hashlib import sha256
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import msgspec
 
-from .api import AsyncStreamInterceptor, Interceptor, OnError, StreamInterceptor
-from .dialects import MessageStream
+from .api import Interceptor
+from .checks import check_interceptor, check_settings
 from .errors import LoadError
-from .needs import finder_of
 
 __all__ = ["ENTRY_POINT_GROUP", "load_interceptor"]
 
@@ -40,26 +39,12 @@ def load_interceptor(use: str, options: Mapping[str, Any]) -> Interceptor:
     cls = _find_class(use)
     if not (isinstance(cls, type) and issubclass(cls, Interceptor)):
         raise LoadError(f"{use!r} is not a subclass of interceptors.Interceptor")
-    _check_hooks(cls, Interceptor, asynchronous=("on_request", "on_response"))
-    if inspect.iscoroutinefunction(cls.open_stream):
-        raise LoadError(
-            f"{cls.__qualname__}.open_stream is async; it must not be: what it returns may be an AsyncStreamInterceptor"
-        )
-    # The streams are made later, by open_stream; a misspelt hook on their class is refused here all the same.
-    for value in vars(sys.modules[cls.__module__]).values():
-        if inspect.isclass(value) and value.__module__ == cls.__module__:
-            if issubclass(value, StreamInterceptor):
-                _check_hooks(value, MessageStream if issubclass(value, MessageStream) else StreamInterceptor)
-                _check_needs(value)
-            elif issubclass(value, AsyncStreamInterceptor):
-                _check_hooks(value, AsyncStreamInterceptor, asynchronous=("on_start", "on_event", "on_end"))
-                _check_needs(value)
-    _check_attributes(cls, use)
-    if cls.on_error not in get_args(OnError):
-        raise LoadError(f"{use!r}: on_error is {cls.on_error!r}, expected one of {', '.join(get_args(OnError))}")
+    check_interceptor(cls)
     try:
         arguments = _check_options(cls, options)
-        return cls(**arguments)
+        made = cls(**arguments)
+        check_settings(made)
+        return made
     except LoadError:
         raise
     except Exception as error:
@@ -115,45 +100,6 @@ def _import_file(name: str) -> ModuleType:
         del sys.modules[module_name]
         raise LoadError(f"cannot import {name!r}: {type(error).__name__}: {error}") from error
     return module
-
-
-def _check_hooks(cls: type, base: type, asynchronous: Collection[str] = ()) -> None:
-    """A method `on_*` that nobody calls is a mistake that would show only as something that never happens."""
-    known = sorted(name for name in dir(base) if name.startswith("on_"))
-    for name in dir(cls):
-        if not name.startswith("on_"):
-            continue
-        if name not in known:
-            raise LoadError(f"{cls.__qualname__} has an unknown hook {name!r}; known are: {', '.join(known)}")
-        if name == "on_error":
-            continue
-        is_async = inspect.iscoroutinefunction(inspect.unwrap(getattr(cls, name)))
-        if is_async and name not in asynchronous:
-            raise LoadError(
-                f"{cls.__qualname__}.{name} is async, but the hooks of a {base.__name__} are not; "
-                "subclass AsyncStreamInterceptor to await in them"
-            )
-        if not is_async and name in asynchronous:
-            raise LoadError(f"{cls.__qualname__}.{name} must be async: async def {name}(...)")
-
-
-def _check_attributes(cls: type[Interceptor], use: str) -> None:
-    """Attributes that are of the wrong kind, or that nobody reads."""
-    unknown = sorted(name for name in dir(cls) if name.startswith("wants_") and not hasattr(Interceptor, name))
-    if unknown:
-        raise LoadError(f"{use!r}: there is no {unknown[0]!r}; known are: wants_body, wants_json")
-    timeout_s = cls.hook_timeout_s
-    if timeout_s is not None and not (isinstance(timeout_s, (int, float)) and timeout_s > 0):
-        raise LoadError(f"{use!r}: hook_timeout_s is {timeout_s!r}, expected seconds, more than none, or None")
-
-
-def _check_needs(cls: type[StreamInterceptor] | type[AsyncStreamInterceptor]) -> None:
-    if hasattr(cls.needs, "__get__"):
-        return  # a property, say: known only of an object
-    try:
-        finder_of(cls.needs)
-    except TypeError as error:
-        raise LoadError(f"{cls.__qualname__}: {error}") from None
 
 
 def _check_options(cls: type[Interceptor], options: Mapping[str, Any]) -> dict[str, Any]:

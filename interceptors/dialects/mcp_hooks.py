@@ -41,7 +41,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 SESSION_ID = "mcp-session-id"
 _NO_SUCH_METHOD = "weirpool/denied"
 """What a denied call becomes where only the server can answer on the session's stream: no server has this method."""
-_MARKS = "__mcp_hooks__"
+MARKS = "__mcp_hooks__"
+"""The attribute of a marked method that has its marks."""
 
 
 def on_mcp_request(pattern: str | None = None) -> Callable[[F], F]:
@@ -72,7 +73,7 @@ def _mark(kind: Kind, pattern: str | None) -> Callable[[F], F]:
     def mark(function: F) -> F:
         if inspect.iscoroutinefunction(function):
             raise TypeError(f"{function.__qualname__} is async, but hooks for MCP messages are not")
-        setattr(function, _MARKS, [(kind, pattern), *getattr(function, _MARKS, [])])
+        setattr(function, MARKS, [(kind, pattern), *getattr(function, MARKS, [])])
         return function
 
     return mark
@@ -127,7 +128,7 @@ class _Exchange:
 
 class McpInterceptor(Interceptor):
     """One per process, as any interceptor. Mark methods with `on_mcp_request`, `on_mcp_response`, `on_mcp_notification`; they are
-    synchronous, take one `McpMessage`, and run in the order of their definition. Their names must not begin with `on_`.
+    synchronous, take one `McpMessage`, and run in the order of their definition. Any name will do that no hook has.
 
     Who overrides `on_request`, `on_response` or `open_stream` as well, calls `super()`'s.
     """
@@ -149,7 +150,7 @@ class McpInterceptor(Interceptor):
         super().__init_subclass__(**arguments)
         marks: dict[str, list[tuple[Kind, str | None]]] = {}
         for base in reversed(cls.__mro__):
-            marks |= {name: getattr(item, _MARKS) for name, item in vars(base).items() if hasattr(item, _MARKS)}
+            marks |= {name: getattr(item, MARKS) for name, item in vars(base).items() if hasattr(item, MARKS)}
         found: dict[Kind, tuple[_Hook, ...]] = {}
         for name, items in marks.items():
             for kind, pattern in items:

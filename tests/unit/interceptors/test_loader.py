@@ -226,19 +226,38 @@ class StreamsHookOnInterceptor(Interceptor):
         return event
 
 
+class Strange(Interceptor):
+    def on_weekdays(self) -> None: ...
+
+
 class InheritsMisspelt(MisspeltOnInterceptor):
     pass
 
 
 @pytest.mark.parametrize(
-    ("cls", "hook"),
-    [(MisspeltOnInterceptor, "on_evnet"), (StreamsHookOnInterceptor, "on_event"), (InheritsMisspelt, "on_evnet")],
+    ("cls", "message"),
+    [
+        (
+            MisspeltOnInterceptor,
+            "MisspeltOnInterceptor has an unknown hook 'on_evnet': "
+            "did you mean 'on_event', which belongs on a class that extends StreamInterceptor?",
+        ),
+        (
+            StreamsHookOnInterceptor,
+            "StreamsHookOnInterceptor has an unknown hook 'on_event': it belongs on a class that extends StreamInterceptor",
+        ),
+        (
+            InheritsMisspelt,
+            "InheritsMisspelt has an unknown hook 'on_evnet': "
+            "did you mean 'on_event', which belongs on a class that extends StreamInterceptor?",
+        ),
+        (Strange, "Strange has an unknown hook 'on_weekdays'; known are: on_request, on_response"),
+    ],
 )
-def test_an_unknown_hook_on_an_interceptor_is_refused(module: Callable[..., str], cls: type, hook: str) -> None:
-    """Misspelt, inherited, or a stream's hook on the wrong class: it would never be called, and the error lists the known."""
+def test_an_unknown_hook_on_an_interceptor_is_refused(module: Callable[..., str], cls: type, message: str) -> None:
+    """Misspelt, inherited, or a stream's hook on the wrong class: it would never be called, and the error has its place."""
     error = refused(module(cls))
-    assert str(error).startswith(f"{cls.__name__} has an unknown hook {hook!r}; known are: ")
-    assert "on_error" in str(error)
+    assert str(error) == message
     assert error.option == ""
 
 
@@ -263,10 +282,7 @@ class GoodStream(StreamInterceptor):
 @pytest.mark.parametrize(
     ("stream", "message"),
     [
-        (
-            MisspeltStream,
-            "MisspeltStream has an unknown hook 'on_events'; known are: on_complete, on_end, on_event, on_start",
-        ),
+        (MisspeltStream, "MisspeltStream has an unknown hook 'on_events': did you mean 'on_event'?"),
         (
             AsyncStream,
             "AsyncStream.on_event is async, but the hooks of a StreamInterceptor are not; "
@@ -351,7 +367,7 @@ def test_needs_that_only_an_object_knows_are_left_to_it(module: Callable[..., st
     [
         ("hook_timeout_s", "30", "hook_timeout_s is '30'"),
         ("hook_timeout_s", 0, "hook_timeout_s is 0"),
-        ("wants_bodies", True, "no 'wants_bodies'"),
+        ("wants_bodies", True, "unknown setting 'wants_bodies'"),
     ],
 )
 def test_an_attribute_that_is_misspelt_or_of_the_wrong_kind_is_refused(

@@ -1,0 +1,213 @@
+"""Names that look like ours and have no effect are refused at load, with their place; an author's own names are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from textwrap import dedent, indent
+from typing import Any
+
+import pytest
+
+from interceptors import (
+    AsyncStreamInterceptor,
+    Event,
+    HookError,
+    Interceptor,
+    LoadError,
+    StreamContext,
+    StreamInterceptor,
+)
+from interceptors.dialects import MessageInterceptor, MessageStream
+from interceptors.dialects.mcp_hooks import McpInterceptor, on_mcp_request
+from interceptors.loader import load_interceptor
+from interceptors.testing import run_chain
+
+IMPORTS = "\n".join(
+    f"from {item.__module__} import {item.__name__}"
+    for item in (
+        Interceptor, StreamInterceptor, AsyncStreamInterceptor, MessageInterceptor, MessageStream, McpInterceptor, on_mcp_request
+    )
+)  # fmt: skip
+INTERCEPTORS = ("Interceptor", "MessageInterceptor", "McpInterceptor")
+STREAMS = ("StreamInterceptor", "AsyncStreamInterceptor", "MessageStream")
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[[str, str], Interceptor]:
+    """Loads a file that has a class with this base and this body, as `use: ./file.py:Mine` does."""
+
+    def load(base: str, body: str) -> Interceptor:
+        name = "Mine" if base in INTERCEPTORS else "MyStream"
+        text = f"{IMPORTS}\nclass {name}({base}):\n{indent(dedent(body), '    ')}\n"
+        text += "" if name == "Mine" else "class Mine(Interceptor): pass\n"
+        (tmp_path / "mine.py").write_text(text)
+        return load_interceptor(f"{tmp_path}/mine.py:Mine", {})
+
+    return load
+
+
+WRONG = [
+    ("StreamInterceptor", "hook_timeout_s = 5", "it belongs on a class that extends Interceptor"),
+    ("AsyncStreamInterceptor", "hook_timeout_s = None", "it belongs on a class that extends Interceptor"),
+    ("MessageStream", "hook_timeout_s = 5", "it belongs on a class that extends Interceptor"),
+    ("Interceptor", "hook_timeout = 5", "did you mean 'hook_timeout_s'?"),
+    ("AsyncStreamInterceptor", "hook_timeout_ms = 5", "did you mean 'hook_timeout_s', which belongs on"),
+    ("MessageStream", "hold_tool_calls = True", "did you mean 'holds_tool_calls'?"),
+    ("MessageStream", "holds_tool_call = True", "did you mean 'holds_tool_calls'?"),
+    ("MessageInterceptor", "holds_tool_calls = True", "it belongs on a class that extends MessageStream"),
+    ("Interceptor", "hold_tool_calls = True", "did you mean 'holds_tool_calls', which belongs on"),
+    ("StreamInterceptor", "holds_tool_calls = True", "it belongs on a class that extends MessageStream"),
+    ("StreamInterceptor", "pass_unseen = True", "did you mean 'passes_unseen'?"),
+    ("MessageStream", "pass_unseen = False", "did you mean 'passes_unseen'?"),
+    ("Interceptor", "passes_unseen = True", "it belongs on a class that extends StreamInterceptor"),
+    ("McpInterceptor", "passes_unseen: bool = True", "it belongs on a class that extends StreamInterceptor"),
+    ("Interceptor", "needs = (b'x',)", "it belongs on a class that extends StreamInterceptor"),
+    ("StreamInterceptor", "need = (b'x',)", "did you mean 'needs'?"),
+    ("MessageStream", "needs = (b'x',)", "finds out from its hooks"),
+    ("StreamInterceptor", "wants_json = True", "it belongs on a class that extends Interceptor"),
+    ("StreamInterceptor", "wants_body = True", "it belongs on a class that extends Interceptor"),
+    ("Interceptor", "want_json = True", "did you mean 'wants_json'?"),
+    ("Interceptor", "wants_jsons = 3", "known are: wants_body, wants_json"),
+    ("Interceptor", "wants_json = 'yes'", "expected True or False"),
+    ("MessageStream", "holds_tool_calls = 1", "expected True or False"),
+    ("StreamInterceptor", "passes_unseen = None", "expected True or False"),
+    ("Interceptor", "hook_timeout_s = True", "expected a positive number of seconds"),
+    ("Interceptor", "hook_timeout_s = float('nan')", "expected a positive number of seconds"),
+    ("MessageStream", "async def on_text_delta(self, delta): ...", "on_text_delta is async, but the hooks of a MessageStream"),
+    ("MessageStream", "async def on_start(self, head): ...", "on_start is async, but"),
+    ("MessageStream", "def on_text(self, text): ...", "unknown hook 'on_text'"),
+    ("MessageStream", "def on_text_deltas(self, text): ...", "did you mean 'on_text_delta'?"),
+    ("MessageStream", "def on_toolcall(self, call): ...", "did you mean 'on_tool_call'?"),
+    ("MessageStream", "def onFinish(self, call): ...", "did you mean 'on_finish'?"),
+    ("MessageStream", "def on_finish(self, call):\n    yield call", "because it has a yield"),
+    ("StreamInterceptor", "def on_event(self, event):\n    yield event", "because it has a yield"),
+    ("AsyncStreamInterceptor", "async def on_event(self, event):\n    yield event", "because it has a yield"),
+    ("AsyncStreamInterceptor", "def on_event(self, event): return event", "on_event must be async"),
+    ("AsyncStreamInterceptor", "def on_complete(self): ...", "on_complete must be async"),
+    ("StreamInterceptor", "on_event = None", "on_event is None, expected a method"),
+    ("StreamInterceptor", "def on_text_delta(self, delta): ...", "it belongs on a class that extends MessageStream"),
+    ("StreamInterceptor", "async def on_request(self, request): ...", "it belongs on a class that extends Interceptor"),
+    ("StreamInterceptor", "def open_stream(self, context): ...", "it belongs on a class that extends Interceptor"),
+    ("Interceptor", "def open_messages(self, context): ...", "it belongs on a class that extends MessageInterceptor"),
+    ("MessageInterceptor", "def open_message(self, context): ...", "did you mean 'open_messages'?"),
+    ("MessageInterceptor", "async def open_messages(self, context): ...", "open_messages is async, but it must not be"),
+    ("MessageInterceptor", "def on_text_delta(self, delta): ...", "it belongs on a class that extends MessageStream"),
+    ("Interceptor", "async def open_stream(self, context): ...", "open_stream is async, but it must not be"),
+    ("Interceptor", "async def collectors(self): ...", "collectors is async, but it must not be"),
+    ("Interceptor", "async def lifespan(self):\n    yield", "contextlib.asynccontextmanager"),
+    ("Interceptor", "async def lifespan(self): ...", "contextlib.asynccontextmanager"),
+    ("Interceptor", "def on_response(self, head): ...", "on_response must be async"),
+    ("McpInterceptor", "def on_call(self, message): ...", "unknown hook 'on_call'"),
+    ("Interceptor", "@on_mcp_request()\ndef look(self, message): ...", "has an effect on a McpInterceptor only"),
+    ("Interceptor", "def __init__(self): self.hook_timeout_s = 'x'", "expected a positive number of seconds"),
+    ("Interceptor", "def __init__(self): self.on_error = 'skipp'", "expected one of abort, skip"),
+    ("Interceptor", "def __init__(self): self.on_request = print", "make it a method"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("base", "body", "message"), WRONG)
+def test_a_name_without_effect_is_refused(load: Any, base: str, body: str, message: str) -> None:
+    """With the name that was meant, and the class where it belongs."""
+    with pytest.raises(LoadError) as caught:
+        load(base, body)
+    assert message in str(caught.value)
+    assert ("Mine" if base in INTERCEPTORS else "MyStream") in str(caught.value)
+
+
+RIGHT = [
+    *[(base, "strict = True\nmodel = 'm'\ndef finish(self): ...") for base in ("Interceptor", "StreamInterceptor")],
+    *[
+        (base, "timeout_s = 5\ntimeout = 3\nhook = print\nname = 'x'\nstream = None\nevent = b''\nbody = b'x'\n_needs = (b'x',)")
+        for base in (*INTERCEPTORS, *STREAMS)
+    ],
+    *[
+        (base, "def close(self): ...\ndef one_event(self): ...\ndef request(self): ...\nasync def text_delta(self): ...\n"
+               "def once(self): ...\ndef only_json(self): ...\nonline = True\ndef onboard(self): ...")
+        for base in (*INTERCEPTORS, *STREAMS)
+    ],
+    ("Interceptor", "needs = ['gpu', 'disk']\nneeded = True\npasses = 3"),
+    ("Interceptor", "def open_stream(self, context): ...\ndef open_streams(self): return 3"),
+    ("Interceptor", "open_streams = 0\ncollector = None\nlifespan_s = 5"),
+    ("StreamInterceptor", "passes_unseen = True\nneeds = (b'x',)\nneed = (b'y',)\nwanted_json = 'x'\nhook_timeouts = []"),
+    ("MessageStream", "passes_unseen = True\nholds_tool_calls = True\nsees_other_texts = True\nheld_tool_calls = []"),
+    ("McpInterceptor", "strict = True\n@on_mcp_request('x')\ndef on_call(self, message): ..."),
+    ("StreamInterceptor", "@property\ndef needs(self): return (b'x',)\n@property\ndef passes_unseen(self): return True"),
+    ("StreamInterceptor", "@staticmethod\ndef on_event(event): return event\n@classmethod\ndef on_start(cls, head): ..."),
+    ("Interceptor", "hook_timeout_s = 0.5\non_error = 'skip'\nwants_json = True\nwants_body = True"),
+    ("Interceptor", "def __init__(self):\n    self.passes_unseen = True\n    self.holds_tool_calls = True\n    self.needs = ()"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("base", "body"), RIGHT)
+def test_an_authors_own_names_are_accepted(load: Any, base: str, body: str) -> None:
+    """Also where they are like ours: a value of another kind, another word, a name beside the right one."""
+    assert isinstance(load(base, body), Interceptor)
+
+
+def test_all_mistakes_of_a_file_are_told_at_once(load: Any) -> None:
+    """Not one after the other, run by run."""
+    with pytest.raises(LoadError) as caught:
+        load("MessageStream", "hold_tool_calls = True\nhook_timeout_s = 1\nasync def on_finish(self, finish): ...")
+    assert str(caught.value).count("MyStream") == 3
+
+
+class Deferred(Interceptor):
+    """Opens what it is given: a stream whose class no loader has seen."""
+
+    def __init__(self, stream: Callable[[], Any]) -> None:
+        self.stream = stream
+
+    def open_stream(self, context: StreamContext) -> Any:
+        return self.stream()
+
+
+class SetsOnObject(StreamInterceptor):
+    def __init__(self, **names: Any) -> None:
+        vars(self).update(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"hook_timeout_s": 1.0}, "hook_timeout_s"),
+        ({"pass_unseen": True}, "did you mean 'passes_unseen'"),
+        ({"holds_tool_calls": True}, "belongs on a class that extends MessageStream"),
+        ({"on_event": print}, "make it a method"),
+    ],
+)
+def test_a_stream_is_checked_when_it_opens(names: dict[str, Any], message: str) -> None:
+    """Its class may be defined anywhere, and what it sets on its objects is known only then."""
+    with pytest.raises((LoadError, HookError), match=message):
+        run_chain([Deferred(partial(SetsOnObject, **names))], [b"data: a\n\n"])
+
+
+def test_what_a_stream_may_set_on_itself_is_accepted() -> None:
+    stream = partial(SetsOnObject, needs=(b"x",), passes_unseen=True, timeout_s=1, finish=print, model="m", context=None)
+    assert run_chain([Deferred(stream)], [b"data: a\n\n"]).failure is None
+
+
+def test_a_stream_of_two_kinds_is_refused() -> None:
+    class Both(StreamInterceptor, AsyncStreamInterceptor):  # type: ignore[misc]
+        pass
+
+    with pytest.raises((LoadError, HookError), match="subclass one of them"):
+        run_chain([Deferred(Both)], [b"data: a\n\n"])
+
+
+def test_an_async_hook_behind_a_decorator_or_in_a_mixin_is_found() -> None:
+    class Mixin:
+        async def on_event(self, event: Event) -> Event:
+            return event
+
+    class Stream(Mixin, StreamInterceptor):  # type: ignore[misc]
+        pass
+
+    with pytest.raises((LoadError, HookError), match="on_event is async"):
+        run_chain([Deferred(Stream)], [b"data: a\n\n"])
+
+
+def test_a_decorated_lifespan_is_accepted(load: Any) -> None:
+    body = "from contextlib import asynccontextmanager\n@asynccontextmanager\nasync def lifespan(self):\n    yield"
+    assert load("Interceptor", body)
