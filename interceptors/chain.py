@@ -45,6 +45,11 @@ class Chain:
         return bool(self._heads)
 
     @property
+    def sees_responses(self) -> bool:
+        """Whether some interceptor looks at responses, so that what a response says of its content must not contradict itself."""
+        return bool(self._heads or self._streams)
+
+    @property
     def sees_streams(self) -> bool:
         """Whether some interceptor may want a stream's events, so that a body must not arrive compressed."""
         return bool(self._streams)

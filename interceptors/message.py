@@ -11,6 +11,7 @@ import structlog
 
 from pools import decode_json, encode_json
 
+from .content import Contradiction, media_type
 from .errors import NotJson
 from .event import UNSET, Event, not_json
 from .paths import normal_path, quote_path
@@ -23,7 +24,6 @@ __all__ = [
     "Response",
     "ResponseHead",
     "StartSoon",
-    "is_json_type",
     "is_preflight",
     "start_task",
 ]
@@ -39,11 +39,6 @@ _METHOD_OVERRIDES = (b"x-http-method-override", b"x-http-method", b"x-method-ove
 
 TASK_OF: ContextVar[Any] = ContextVar("interceptors.TASK_OF", default=None)
 """In a task that an interceptor has started, and in those that it starts: whose it is (a `hooks.Owner`)."""
-
-
-def is_json_type(media_type: str) -> bool:
-    """Whether a response with this media type (lower case, without parameters) is JSON (RFC 8259; RFC 6839, section 3.1)."""
-    return media_type == "application/json" or (media_type.startswith("application/") and media_type.endswith("+json"))
 
 
 def is_preflight(method: str, headers: Iterable[tuple[bytes, bytes]]) -> bool:
@@ -245,9 +240,14 @@ class ResponseHead:
 
     @property
     def media_type(self) -> str:
-        """The Content-Type without its parameters, in lower case; "" when there is none."""
-        value: str = self.headers.get("content-type", "")
-        return value.partition(";")[0].strip().lower()
+        """The Content-Type without its parameters, in lower case; "" when there is none, or when there are several that differ.
+
+        The proxy refuses a response of the second kind before a hook sees it.
+        """
+        try:
+            return media_type(self.headers.raw)
+        except Contradiction:
+            return ""
 
     def __repr__(self) -> str:
         return f"<ResponseHead {self.status} {self.media_type}>"

@@ -15,16 +15,16 @@ import trio
 
 from interceptors import Outcome, Request, Response, ResponseHead
 from interceptors.chain import EventCounts, StreamChain
+from interceptors.content import Contradiction, content_coding, is_json_type, media_type
 from interceptors.dialects.answers import has_one_answer, may_be_mislabelled
 from interceptors.hooks import Owner
-from interceptors.message import is_json_type
 from interceptors.paths import normal_path
 from pools import BufferScope
 
 from .cors import Cors
 from .downstream import ClientConnection, Scope, Send
 from .errors import NotAStream, ProtocolFailure, RequestRefused
-from .headers import HeaderList, client_origin, content_encoding, find_header, media_type, outer_prefix
+from .headers import HeaderList, client_origin, find_header, outer_prefix
 from .heartbeat import while_beating
 from .inbound import Inbound, too_large
 from .intercepted import send_intercepted
@@ -263,27 +263,28 @@ class Forward:
             identity=route.chain.sees_streams or reply.early_beat_s is not None,
         )
         response = await while_beating(partial(asking.send, stream), reply.early_beat_s, reply.beat_early)
-        assert asking.response_body is not None
-        answer = await self._respond(response, asking.response_body, request, buffers)
-        if answer is not None:
+        answer = await self._respond(response, asking, request, buffers)
+        if answer is not None and asking.response_body is not None:
             asking.response_body.close()
         return answer
 
     async def _respond(
-        self, response: httpx.Response, upstream: UpstreamBody, request: Request | None, buffers: BufferScope
+        self, response: httpx.Response, asking: UpstreamRequest, request: Request | None, buffers: BufferScope
     ) -> Response | None:
         """Show the head to the interceptors, find out what the body is, open the chain, choose the writer, send the head, and of a
         JSON body all of it.
         """
-        route = self._route
-        status, raw_headers = response.status_code, response.headers.raw
+        route, upstream = self._route, asking.response_body
+        assert upstream is not None
+        status, raw_headers = response.status_code, asking.response_headers
+        kind, encoding = asking.media_type, asking.content_coding
         if hold_references(raw_headers):
-            raw_headers = self._with_client_references(response, request)
+            raw_headers = self._with_client_references(response, raw_headers, request)
         head: ResponseHead | None = None
         if request is not None:
             if (calls := calls_of(request)) is not None:
                 calls.endpoint = response.extensions["endpoint"]
-                calls.encoded = content_encoding(raw_headers) != b"identity"
+                calls.encoded = encoding != "identity"
                 if request.method == "GET" and request.client in self._worker.trusted_proxies:
                     calls.outer = outer_prefix(self._scope["headers"])
             head = ResponseHead(status, raw_headers, request)
@@ -291,15 +292,16 @@ class Forward:
             if answer is not None:
                 return answer
             status, raw_headers = head.status, head.headers.raw
+            if route.chain.sees_heads:
+                kind, encoding = _content_of(raw_headers)
         bodiless = self.reply.is_bodiless(status)
-        kind, encoding = media_type(raw_headers), content_encoding(raw_headers)
         begun = self.reply.writer is not None  # by an early heartbeat
-        if begun and (status != 200 or encoding != b"identity"):
+        if begun and (status != 200 or encoding != "identity"):
             raise NotAStream(route.upstream, status)
         looks_like: LooksLike | None = None
         self._sse = not bodiless and kind == "text/event-stream"
         if request is not None and not bodiless and not self._sse:
-            look = partial(self._looks_like, buffers, raw_headers, upstream)
+            look = partial(self._looks_like, buffers, kind, encoding, upstream)
             looks_like = await while_beating(look, self.reply.beat_s if begun else None, self.reply.beat)
             self._sse = looks_like == "events"
         if begun and not self._sse:
@@ -321,7 +323,7 @@ class Forward:
         changed: bytes | None = None
         if self.counts is not None:
             assert self.chain is not None
-            if encoding == b"identity":
+            if encoding == "identity":
                 dropped = frozenset((b"content-length",))
             elif not self.chain.pass_unseen():
                 raise ProtocolFailure(
@@ -329,7 +331,7 @@ class Forward:
                 )
         if self.chain is not None:
             assert head is not None
-            self.chain.takes_emitted = self._sse and encoding == b"identity"
+            self.chain.takes_emitted = self._sse and encoding == "identity"
             if self.chain.takes_emitted and self.chain.has_members:
                 dropped = frozenset((b"content-length",))  # a task may have something to add
             await self.chain.start(head)
@@ -359,38 +361,36 @@ class Forward:
             headers,
             chunked=chunked,
             whole=changed is not None or upstream.at_hand,
-            may_add=self._sse and chunked and encoding == b"identity",
+            may_add=self._sse and chunked and encoding == "identity",
         )
         if changed:
             await self.reply.write(changed, last=True)
         return None
 
-    async def _looks_like(
-        self, buffers: BufferScope, headers: list[tuple[bytes, bytes]], upstream: UpstreamBody
-    ) -> LooksLike | None:
+    async def _looks_like(self, buffers: BufferScope, kind: str, encoding: str, upstream: UpstreamBody) -> LooksLike | None:
         """What a response is: by its head, or, where interceptors must see it whatever its head says, by the first bytes of its
         body; None where the head alone counts. Raises `UpstreamFailure`.
         """
         route, request = self._route, self.request
-        if media_type(headers) == "text/event-stream":
+        if kind == "text/event-stream":
             return "events"
-        if request is None or not route.chain.sees_streams or content_encoding(headers) != b"identity":
+        if request is None or not route.chain.sees_streams or encoding != "identity":
             return None
         if not may_be_mislabelled(route.dialect, request.path):
             return None
         return await look_at(upstream, self._worker.pools.sse_event, buffers, idle_s=route.timeouts.idle)
 
-    def _is_hidden(self, encoding: bytes) -> bool:
+    def _is_hidden(self, encoding: str) -> bool:
         """Whether this is an answer that no interceptor can look at: clients decode it, and read it whatever its type says."""
         assert self.request is not None
-        return encoding != b"identity" and has_one_answer(self._route.dialect, self.request.path)
+        return encoding != "identity" and has_one_answer(self._route.dialect, self.request.path)
 
     def _is_one_json(self, media_type: str) -> bool:
         """Whether clients read a body of this type that begins like JSON as one JSON text."""
         assert self.request is not None
         return not _JSON_LINES.search(media_type) or has_one_answer(self._route.dialect, self.request.path)
 
-    def _with_client_references(self, response: httpx.Response, request: Request | None) -> HeaderList:
+    def _with_client_references(self, response: httpx.Response, received: HeaderList, request: Request | None) -> HeaderList:
         """The response's headers, with URL references that lead the client to this route."""
         scope = self._scope
         headers, peer = scope["headers"], scope["client"][0] if scope.get("client") else None
@@ -407,7 +407,7 @@ class Forward:
             origin=origin,
             outer=outer_prefix(headers).decode("latin-1") if trusted else "",
         )
-        return client_headers(response.headers.raw, self._route.places[response.extensions["endpoint"]], client)
+        return client_headers(received, self._route.places[response.extensions["endpoint"]], client)
 
     def _relay_body(self, asking: UpstreamRequest, body: UpstreamBody, buffers: BufferScope) -> Awaitable[None]:
         """The body, all but its end; over several connections if the route reconnects."""
@@ -439,3 +439,11 @@ class Forward:
         if resume is not None:
             return move_over_connections(mover, resume, asking, reply, partial(self._looks_like, buffers), self._worker.log)
         return mover.run()
+
+
+def _content_of(headers: HeaderList) -> tuple[str, str]:
+    """The media type and the content coding of a response as interceptors have left its head. Raises `RequestRefused`."""
+    try:
+        return media_type(headers), content_coding(headers)
+    except Contradiction as error:
+        raise RequestRefused(502, "interceptor_failed", f"an interceptor has changed a response whose {error}") from None

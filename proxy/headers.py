@@ -21,9 +21,8 @@ __all__ = [
     "check_response_headers",
     "client_of",
     "client_origin",
-    "content_encoding",
+    "end_to_end",
     "find_header",
-    "media_type",
     "network_of",
     "outer_prefix",
     "request_headers",
@@ -42,41 +41,36 @@ def find_header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | 
     return None
 
 
-def media_type(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The media type of a response, in lower case and without parameters; header names in any case."""
-    return (_find_any_case(headers, b"content-type") or b"").partition(b";")[0].strip().lower().decode("latin-1")
-
-
-def content_encoding(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """How a response's body is encoded, in lower case; `identity` where it is not. Header names in any case.
-
-    Clients join headers that occur twice, so all of them count.
-    """
-    values = b",".join([value for name, value in headers if name.lower() == b"content-encoding"])
-    codings = [item.strip().lower() for item in values.split(b",")] if values else []
-    return b", ".join([item for item in codings if item not in (b"", b"identity")]) or b"identity"
-
-
-def _find_any_case(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
-    return next((value for key, value in headers if key.lower() == name), None)
-
-
 # RFC 9110, section 7.6.1, and its predecessors' names. Proxy-Authorization is for us, not for the upstream.
 _HOP_BY_HOP = frozenset(
-    b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade".split()
+    b"connection keep-alive proxy-connection proxy-authenticate proxy-authentication-info proxy-authorization te trailer "
+    b"transfer-encoding upgrade http2-settings".split()
 )
-# `Connection` may name headers of the hop, but not take away what the message means (RFC 9110, section 7.6.1).
-_NEVER_NAMED = frozenset(b"host content-length content-type content-encoding cache-control authorization cookie".split())
-# Said about the client by whoever stands in front of us: believed from trusted proxies only.
+# Said about the client by proxies in front of this one: believed from trusted ones only.
 _FORWARDING = frozenset(
     b"forwarded x-forwarded-for x-forwarded-host x-forwarded-port x-forwarded-prefix x-forwarded-proto x-forwarded-server "
     b"x-real-ip".split()
+)
+# `Connection` may name fields of the hop, but must not take away what the message means, or where it has been (RFC 9110, section
+# 7.6.1: it must not name a field that is for all recipients).
+_NEVER_NAMED = _FORWARDING | frozenset(
+    b"host content-length content-type content-encoding cache-control authorization cookie via max-forwards".split()
 )
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~%-]+)(?::[0-9]*)?")
 _ABSOLUTE_FORM = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
+
+
+def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> HeaderList:
+    """The fields of a received message that are not its hop's, names in lower case (RFC 9110, section 7.6.1).
+
+    For a message as it arrives, once: what interceptors and the configuration add later is not the peer's `Connection`'s to remove.
+    """
+    listed = [(name.lower(), value) for name, value in headers]
+    hop = _HOP_BY_HOP | _connection_names(listed)
+    return [field for field in listed if field[0] not in hop]
 
 
 class TrustedProxies:
@@ -263,12 +257,10 @@ def _first_item(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> bytes:
 def response_headers(headers: Iterable[tuple[bytes, bytes]], *, dropped: frozenset[bytes], sse: bool) -> HeaderList:
     """The headers that go to the client. `dropped`: names that the server adds itself, or that are true no more."""
     listed = [(name.lower(), value) for name, value in headers]
-    named = _connection_names(listed)
     result = [
         (name, value)
         for name, value in listed
-        if name not in _HOP_BY_HOP
-        and name not in named
+        if name not in _HOP_BY_HOP  # set by an interceptor: framing is the server's
         and name not in dropped
         and not (sse and name == b"x-accel-buffering")
     ]

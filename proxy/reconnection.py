@@ -14,7 +14,6 @@ from typing import Any
 import trio
 
 from .errors import NotResumed, UpstreamFailure
-from .headers import content_encoding
 from .heartbeat import while_beating
 from .json_body import LooksLike
 from .relay import Mover
@@ -26,13 +25,13 @@ from .upstream_request import UpstreamRequest
 __all__ = ["move_over_connections"]
 
 
-Look = Callable[[list[tuple[bytes, bytes]], UpstreamBody], Awaitable[LooksLike | None]]
+Look = Callable[[str, str, UpstreamBody], Awaitable[LooksLike | None]]
 
 
 async def move_over_connections(
     mover: Mover, resume: Resume, asking: UpstreamRequest, reply: Reply, look: Look, log: Any
 ) -> None:
-    """Move the stream to its end. `look` decides what a response is, by its headers and its body.
+    """Move the stream to its end. `look` decides what a response is, by its media type, its content coding and its body.
 
     `mover` has a relay with that `resume`, on the first response to `asking`. Raises what `Mover.run` raises, and the last
     `UpstreamFailure` when the stream cannot go on.
@@ -83,12 +82,12 @@ async def _reconnect(
         await while_beating(partial(trio.sleep, delay_s), reply.beat_s, reply.beat)
         try:
             response = await while_beating(partial(asking.send_again, resume.last_event_id), reply.beat_s, reply.beat)
-            status, headers, body = response.status_code, response.headers.raw, asking.response_body
+            status, coding, body = response.status_code, asking.content_coding, asking.response_body
             assert body is not None
             goes_on = (
                 status == 200
-                and content_encoding(headers) == b"identity"
-                and await while_beating(partial(look, headers, body), reply.beat_s, reply.beat) == "events"
+                and coding == "identity"
+                and await while_beating(partial(look, asking.media_type, coding, body), reply.beat_s, reply.beat) == "events"
             )
         except UpstreamFailure as error:
             failure = error

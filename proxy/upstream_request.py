@@ -9,9 +9,11 @@ import httpx
 import trio
 
 from interceptors import Request
+from interceptors.content import Contradiction, content_coding, media_type, with_one_line
 
 from .downstream import Scope
-from .headers import request_headers
+from .errors import ProtocolFailure
+from .headers import HeaderList, end_to_end, request_headers
 from .mcp import calls_of
 from .routes import Route
 from .upstream import Endpoint, UpstreamBody
@@ -31,8 +33,11 @@ class UpstreamRequest:
         "_scope",
         "_target",
         "_worker",
+        "content_coding",
         "endpoint",
+        "media_type",
         "response_body",
+        "response_headers",
         "route",
     )
 
@@ -63,6 +68,10 @@ class UpstreamRequest:
         """The one that was asked last; None when none was."""
         self.response_body: UpstreamBody | None = None
         """Of the last response: the connection that is on loan."""
+        self.response_headers: HeaderList = []
+        """Of the last response, names in lower case, without the fields of the hop; equal media types and codings on one line."""
+        self.media_type = self.content_coding = ""
+        """Of the last response; both "" where it contradicts itself and no interceptor looks at it."""
 
     @property
     def may_repeat(self) -> bool:
@@ -88,6 +97,16 @@ class UpstreamRequest:
             self.endpoint = request.extensions.get("endpoint", self.endpoint)
         assert isinstance(response.stream, UpstreamBody)
         self.response_body = response.stream
+        self.response_headers = end_to_end(response.headers.raw)
+        self.media_type = self.content_coding = ""
+        try:
+            self.response_headers = headers = with_one_line(self.response_headers)
+            self.media_type, self.content_coding = media_type(headers), content_coding(headers)
+        except Contradiction as error:
+            if self.route.chain.sees_responses:
+                raise ProtocolFailure(
+                    f"{self.route.upstream}: the response's {error}, and an interceptor must see it"
+                ) from None
         return response
 
     def _build(self, stream: httpx.AsyncByteStream, body: bytes | None, last_event_id: bytes | None) -> httpx.Request:

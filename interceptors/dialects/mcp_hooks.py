@@ -24,10 +24,11 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 from pools import decode_json, encode_json
 
 from ..api import AsyncStreamInterceptor, End, EventResult, Interceptor, Outcome, StreamContext, StreamInterceptor
+from ..content import is_json_type
 from ..errors import Abort, NotJson
 from ..event import Event
 from ..hooks import Owner
-from ..message import Headers, Request, Response, ResponseHead, is_json_type
+from ..message import Headers, Request, Response, ResponseHead
 from .mcp import INVALID_REQUEST, PARSE_ERROR, Kind, McpError, McpMessage, Payload, parse
 from .mcp_answers import answer, events_of, refuse, refuse_disguised, response_to, status_of
 from .mcp_calls import Call, RequestId

@@ -13,8 +13,7 @@ from proxy.headers import (
     TrustedProxies,
     client_of,
     client_origin,
-    content_encoding,
-    media_type,
+    end_to_end,
     network_of,
     request_headers,
     response_headers,
@@ -76,8 +75,7 @@ def test_headers_that_connection_names_stay_on_their_hop() -> None:
         *[(b"x-one", b"1"), (b"connection", b"X-One , close"), (b"x-two", b"2"), (b"x-three", b"3"), (b"x-two", b"4")],
         *[(b"connection", b",x-two,"), (b"close", b"5")],
     ]
-    assert passed(headers) == [(b"x-three", b"3")]
-    assert response_headers(headers, dropped=frozenset(), sse=False) == [(b"x-three", b"3")]
+    assert passed(headers) == end_to_end(headers) == [(b"x-three", b"3")]
 
 
 @pytest.mark.parametrize("name", [b"content-type", b"content-encoding", b"cache-control", b"authorization", b"cookie"])
@@ -343,24 +341,6 @@ def test_without_trusted_proxies_the_client_is_the_peer() -> None:
 def test_one_clients_addresses_count_as_one(address: str, network: str) -> None:
     """Of IPv6, a host has a /64 to send from."""
     assert network_of(address) == network
-
-
-@pytest.mark.parametrize(
-    ("headers", "kind", "encoding"),
-    [
-        (
-            [(b"Content-Type", b" Text/Event-Stream ; charset=utf-8"), (b"Content-Encoding", b" GZip ")],
-            "text/event-stream",
-            b"gzip",
-        ),
-        ([(b"content-type", b"application/json"), (b"content-type", b"text/plain")], "application/json", b"identity"),
-        ([(b"content-encoding", b" ")], "", b"identity"),
-        ([], "", b"identity"),
-    ],
-)
-def test_what_a_body_is_said_to_be(headers: HeaderList, kind: str, encoding: bytes) -> None:
-    """In lower case, whatever the case of the name, without parameters; nothing said is no type, and no encoding."""
-    assert (media_type(headers), content_encoding(headers)) == (kind, encoding)
 
 
 # The stripped prefix, and the client's URL

@@ -1,0 +1,104 @@
+"""What a message says of its content: the media type and the content coding, read in one way by the proxy and by interceptors.
+
+A field may arrive on several lines, or as a list on one line, and recipients then differ in which value they use: browsers take the
+last media type (Fetch, "extract a MIME type"), most servers the first. So equal values count once, and values that differ raise
+`Contradiction`. Sans I/O. Rules: RFC 9110, sections 8.3 and 8.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = ["Contradiction", "content_coding", "content_types", "is_json_type", "media_type", "with_one_line"]
+
+Fields = Iterable[tuple[bytes, bytes]]
+_QUOTE, _BACKSLASH, _COMMA = b'"\\,'
+
+
+class Contradiction(ValueError):
+    """A message names two media types, or two content codings. The message has the field's name, and no value."""
+
+
+def content_types(headers: Fields) -> list[bytes]:
+    """Every `Content-Type` of a message with its parameters, one for each line and each item of a list; names in any case.
+
+    A comma inside a quoted string separates nothing. Raises `Contradiction` for a quoted string without an end in a value with a
+    comma: readers differ in where that item ends.
+    """
+    return _items(headers, b"content-type")
+
+
+def media_type(headers: Fields) -> str:
+    """The media type, in lower case and without parameters; "" when the message names none. Raises `Contradiction`."""
+    items = _items(headers, b"content-type")
+    if len(items) == 1:
+        return _essence(items[0])
+    return _agreed({_essence(item) for item in items}, "Content-Type") if items else ""
+
+
+def content_coding(headers: Fields) -> str:
+    """The content coding in lower case, `identity` when the message names none. Raises `Contradiction`.
+
+    A list of two codings, each legal, also contradicts: recipients differ in how many of them they undo.
+    """
+    items = _items(headers, b"content-encoding")
+    if not items:
+        return "identity"
+    return _agreed({item.strip().lower().decode("latin-1") for item in items}, "Content-Encoding") or "identity"
+
+
+def is_json_type(media_type: str) -> bool:
+    """Whether a media type (as `media_type` returns it) is JSON (RFC 8259; RFC 6839, section 3.1)."""
+    return media_type == "application/json" or (media_type.startswith("application/") and media_type.endswith("+json"))
+
+
+def with_one_line(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The same fields, with one line each for `Content-Type` and `Content-Encoding`: the first of the equal values.
+
+    Names in lower case. Raises `Contradiction`.
+    """
+    for name, read in ((b"content-type", media_type), (b"content-encoding", content_coding)):
+        items = _items(headers, name)
+        if len(items) > 1:
+            read(headers)
+            at = next(at for at, field in enumerate(headers) if field[0] == name)
+            headers = [
+                (name, items[0]) if n == at else field for n, field in enumerate(headers) if n <= at or field[0] != name
+            ]
+    return headers
+
+
+def _agreed(values: set[str], field: str) -> str:
+    if len(values) > 1:
+        raise Contradiction(f"{field} has several values that differ")
+    return values.pop()
+
+
+def _essence(value: bytes) -> str:
+    return value.partition(b";")[0].strip().lower().decode("latin-1")
+
+
+def _items(headers: Fields, name: bytes) -> list[bytes]:
+    lines = [value for key, value in headers if key.lower() == name]
+    if not lines or (len(lines) == 1 and b"," not in lines[0]):
+        return lines
+    return [item for line in lines for item in (_split(line, name) if b"," in line else (line,))]
+
+
+def _split(line: bytes, name: bytes) -> list[bytes]:
+    """The items of a list, in linear time; a regular expression for this would nest its repetitions."""
+    items: list[bytes] = []
+    start, quoted, escaped = 0, False, False
+    for at, byte in enumerate(line):
+        if escaped:
+            escaped = False
+        elif quoted and byte == _BACKSLASH:
+            escaped = True
+        elif byte == _QUOTE:
+            quoted = not quoted
+        elif byte == _COMMA and not quoted:
+            items.append(line[start:at].strip())
+            start = at + 1
+    if quoted:
+        raise Contradiction(f"{name.decode().title()} has a quoted string without an end")
+    return [*items, line[start:].strip()]

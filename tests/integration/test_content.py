@@ -1,0 +1,139 @@
+"""A response that names several media types or content codings, in front of interceptors and without, over a real proxy."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from support.interceptors import Log, Rig
+from support.proxy import open_proxy
+from support.upstream import Peer, open_upstream
+
+from interceptors import Interceptor, Response, ResponseHead
+from proxy.config import parse_config
+
+KEY = b"sk-ABCDEFGHIJKLMNOPQRSTUVWX"
+EVENTS = b"data: the key is " + KEY + b"\n\n"
+SSE, HTML = b"Content-Type: text/event-stream", b"Content-Type: text/html"
+GZIP, IDENTITY = b"Content-Encoding: gzip", b"Content-Encoding: identity"
+
+
+class Looks(Interceptor):
+    """Looks at heads only."""
+
+    async def on_response(self, head: ResponseHead) -> Response | None:
+        return None
+
+
+class Adds(Interceptor):
+    """Gives every response a second type."""
+
+    async def on_response(self, head: ResponseHead) -> Response | None:
+        head.headers = type(head.headers)([*head.headers.raw, (b"content-type", b"text/html")])
+        return None
+
+
+@asynccontextmanager
+async def serve(log: Log, *lines: bytes, body: bytes = EVENTS) -> AsyncIterator[Rig]:
+    """An upstream whose every answer has these lines; routes that redact, look at heads, count, and do nothing."""
+
+    async def script(peer: Peer) -> None:
+        while True:
+            request = await peer.request()
+            head = b"\r\n".join((b"HTTP/1.1 200 OK", b"Content-Length: %d" % len(body), *lines))
+            await peer.send(head + b"\r\n\r\n" + (b"" if request.method == "HEAD" else body))
+
+    async with open_upstream(script) as upstream:
+        config = parse_config(
+            f"""
+reverse_proxy:
+  upstreams: [{{name: up, endpoints: ["{upstream.url}"]}}]
+  routes:
+    - {{path: /redact, upstream: up, interceptors: [redact]}}
+    - {{path: /looks, upstream: up, interceptors: [looks]}}
+    - {{path: /adds, upstream: up, interceptors: [adds]}}
+    - {{path: /usage, upstream: up, interceptors: [usage]}}
+    - {{path: /mcp, upstream: up, dialect: mcp}}
+    - {{path: /plain, upstream: up}}
+interceptors:
+  - {{name: redact, use: redact, options: {{patterns: ["sk-[A-Za-z0-9]{{20,}}"]}}}}
+  - {{name: looks, use: "integration.test_content:Looks"}}
+  - {{name: adds, use: "integration.test_content:Adds"}}
+  - {{name: usage, use: usage}}
+log: {{level: info}}
+drain: {{timeout: 1}}
+"""
+        )
+        async with open_proxy(config) as proxy:
+            yield Rig(upstream, proxy, log)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [SSE, SSE],
+        [b"Content-Type: text/event-stream, text/event-stream"],
+        [b"Content-Type: Text/Event-Stream", b"content-type: text/event-stream ; charset=utf-8"],
+    ],
+)
+async def test_equal_types_are_one(lines: list[bytes], log: Log) -> None:
+    """Interceptors see the stream, and the client gets one line."""
+    async with serve(log, *lines) as rig:
+        answer = await rig.fetch("/redact")
+        assert (answer.status, KEY in answer.body) == (200, False)
+        assert len(answer.all("content-type")) == 1
+        assert b"," not in answer.all("content-type")[0]
+        await rig.fetch("/usage/v1/chat/completions", method="POST", body=b"{}")
+        assert rig.lines("exchange")[0]["events"] == 1
+        assert [line["streamed"] for line in rig.lines("usage")] == [True]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [HTML, SSE],
+        [SSE, HTML],
+        [b"Content-Type:", SSE],
+        [b"Content-Type: text/event-stream, text/html"],
+        [b'Content-Type: text/html; x="a, text/event-stream'],
+        [SSE, IDENTITY, GZIP],
+        [SSE, b"Content-Encoding: identity, gzip"],
+        [SSE, b"Content-Encoding:", GZIP],
+    ],
+)
+async def test_what_contradicts_is_refused_where_interceptors_look(lines: list[bytes], log: Log) -> None:
+    """502, nothing of the body leaves, and the endpoint stays in service. Other routes let it pass as it came."""
+    body = gzip.compress(EVENTS) if any(b"gzip" in line for line in lines) else EVENTS
+    async with serve(log, *lines, body=body) as rig:
+        for route in ("/redact", "/looks", "/usage", "/mcp"):
+            answer = await rig.fetch(route)
+            assert (answer.status, KEY in answer.body, body in answer.body) == (502, False, False), route
+        assert (await rig.fetch("/redact", method="HEAD")).status == 502
+        answer = await rig.fetch("/plain")
+        assert (answer.status, answer.body) == (200, body)
+        sent = [line.partition(b":") for line in lines]
+        assert [
+            name.lower() for name, _ in answer.headers if name.startswith(b"content-") and name != b"content-length"
+        ] == [name.lower() for name, _, _ in sent]
+        assert {line["outcome"] for line in rig.lines("exchange")} == {"upstream_error", "completed"}
+        assert not rig.lines("endpoint_ejected")
+        with trio.fail_after(5):
+            await rig.everything_is_back()
+
+
+async def test_an_interceptor_that_contradicts_is_a_failure(log: Log) -> None:
+    """Or the other interceptors would have looked at something else than the client reads."""
+    async with serve(log, SSE) as rig:
+        answer = await rig.fetch("/adds")
+        assert (answer.status, b"interceptor_failed" in answer.body, KEY in answer.body) == (502, True, False)
+
+
+async def test_equal_codings_are_one(log: Log) -> None:
+    """A coded stream is refused where an interceptor must see it; where none looks at its body, the client gets one line."""
+    async with serve(log, SSE, GZIP, GZIP, body=gzip.compress(EVENTS)) as rig:
+        assert (await rig.fetch("/redact")).status == 502
+        answer = await rig.fetch("/looks")
+        assert (answer.status, answer.all("content-encoding")) == (200, [b"gzip"])
