@@ -23,6 +23,7 @@ __all__ = [
     "find_block_end",
     "find_empty_line",
     "find_field_line",
+    "find_silence",
     "first_of_body",
     "is_silent",
     "looks_like_sse",
@@ -39,6 +40,8 @@ _FIELDS = frozenset((b"data", b"event", b"id", b"retry"))
 # A line's end followed by an empty line. An LF after the last CR belongs to it, but may not have arrived yet.
 _EMPTY_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n?|\n)")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
+# Whole blocks without a field: empty lines, and comments with the empty line that ends them. It never goes back.
+_SILENCE = re.compile(rb"(?:[\r\n]++|(?::[^\r\n]*+(?:\r\n|[\r\n]))++(?:\r\n|[\r\n]))*+")
 _DATA_LINE_END = re.compile(r"\r\n|\r|\n")
 _BLANK = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*")
 _FIRST_LINES = (b":", b"data:", b"event:", b"id:", b"retry:")
@@ -106,6 +109,23 @@ def find_empty_line(buffer: bytes | bytearray, start: int, end: int) -> int:
     """The index after the first empty line that follows another line's end, or -1. `start` may be inside a block."""
     match = _EMPTY_LINE.search(buffer, start, end)
     return match.end() if match is not None else -1
+
+
+def find_silence(buffer: bytes | bytearray, start: int, end: int, most: int) -> tuple[int, int]:
+    """The index after the whole blocks from `start` on that hold only comments and empty lines, and how many blocks these are.
+
+    `start` is where a block begins. Of `buffer[start:end]` the first `most` bytes are looked at, in one search: a line end costs no
+    more than any other byte. When the last block ends with a CR at `end - 1`, an LF that comes next still belongs to it.
+    """
+    match = _SILENCE.match(buffer, start, min(end, start + most))
+    assert match is not None
+    after = match.end()
+    if start < after < end and buffer[after - 1] == _CR and buffer[after] == _LF:
+        after += 1
+    if buffer.find(b":", start, after) >= 0:
+        return after, bytes(buffer[start:after]).splitlines().count(b"")  # of bytes: at LF, CR and CRLF, and nowhere else
+    line_ends = buffer.count(b"\n", start, after) + buffer.count(b"\r", start, after)
+    return after, line_ends - buffer.count(b"\r\n", start, after)
 
 
 def is_silent(buffer: bytes | bytearray, start: int, end: int) -> bool:

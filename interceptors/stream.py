@@ -30,7 +30,7 @@ from .event_hooks import EventHooks
 from .hooks import HOLD_S, Owner
 from .large import LargePassage
 from .message import ResponseHead
-from .sse import BOM, FIELD_LINE_BYTES, find_block_end, find_field_line, first_of_body, is_silent
+from .sse import BOM, FIELD_LINE_BYTES, find_block_end, find_field_line, find_silence, first_of_body, is_silent
 
 __all__ = ["MAX_EMITTED", "EventCounts", "Part", "StreamChain"]
 
@@ -44,6 +44,7 @@ _Piece = tuple[bytearray, int, int]
 _LF = 0x0A
 _CR = 0x0D
 _SPACE = re.compile(rb"[ \t]")
+_SILENT = b":\r\n"  # what a comment or an empty line begins with
 _COLON = 0x3A  # a line end, a comment, or something odd: fields begin with letters, and those are greater
 
 
@@ -293,6 +294,15 @@ class StreamChain:
                         continue
                     if not final and BOM.startswith(bytes(buffer[at:end])):
                         break
+                if buffer[at] in _SILENT and scan_from - at <= _SEARCHED_AGAIN and self._answer is None:
+                    behind, blocks = find_silence(buffer, at, end, self._max_event_bytes)
+                    if behind > at:
+                        self._first = False
+                        self.counts.passed += blocks
+                        if behind == end and buffer[end - 1] == _CR:
+                            self._pass_lf = True
+                        at = scan_from = behind
+                        continue
                 if plain and scan_from - at <= _SEARCHED_AGAIN and self._answer is None:
                     if self._selective:
                         if at >= clear_to:

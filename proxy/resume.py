@@ -22,7 +22,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 
 from interceptors import EventTooLarge
-from interceptors.sse import BOM, find_block_end, first_of_body
+from interceptors.sse import BOM, find_block_end, find_silence, first_of_body
 
 from .config import Reconnect
 
@@ -33,6 +33,7 @@ MAX_ID_BYTES = 1024
 """A longer id is not sent in a header: a stream whose last event has such a one cannot go on."""
 
 _LF, _CR = 0x0A, 0x0D
+_SILENT = b":\r\n"  # what a comment or an empty line begins with
 # RFC 9110, section 5.5: what a header's value may hold.
 _FIT_FOR_A_HEADER = re.compile(rb"[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?")
 _DIGITS = re.compile(rb"[0-9]{1,18}")
@@ -143,13 +144,18 @@ class Resume:
                     if first == last:
                         first = last = at
                     break
-            behind = find_block_end(buffer, at, end, scan_from)
-            if (behind if behind >= 0 else end) - at > self._max_event_bytes:
-                self.failure = EventTooLarge(self._max_event_bytes)
-                break
-            if behind < 0:
-                break
-            passes = self._note(bytes(buffer[at:behind]))
+            behind = at
+            if buffer[at] in _SILENT and scan_from == at:
+                behind, _ = find_silence(buffer, at, end, self._max_event_bytes)
+            passes = behind > at
+            if not passes:
+                behind = find_block_end(buffer, at, end, scan_from)
+                if (behind if behind >= 0 else end) - at > self._max_event_bytes:
+                    self.failure = EventTooLarge(self._max_event_bytes)
+                    break
+                if behind < 0:
+                    break
+                passes = self._note(bytes(buffer[at:behind]))
             if passes:
                 if first == last:
                     first = last = at
