@@ -35,13 +35,15 @@ BOM = b"\xef\xbb\xbf"
 
 _LF = 0x0A
 _CR = 0x0D
-_FIELDS = frozenset((b"data", b"event", b"id", b"retry"))
 
 # A line's end followed by an empty line. An LF after the last CR belongs to it, but may not have arrived yet.
 _EMPTY_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n?|\n)")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 # Whole blocks without a field: empty lines, and comments with the empty line that ends them. It never goes back.
 _SILENCE = re.compile(rb"(?:[\r\n]++|(?::[^\r\n]*+(?:\r\n|[\r\n]))++(?:\r\n|[\r\n]))*+")
+# Lines of a block, each with the line end before it, found without a step of Python for each: a block may have many thousands.
+_FIELDS = re.compile(rb"[\r\n](data|event|id|retry)(?![^:\r\n]):? ?([^\r\n]*)")
+_UNKNOWN_LINES = re.compile(rb"[\r\n](?!:|(?:data|event|id|retry)(?![^:\r\n]))([^\r\n]+)")
 _DATA_LINE_END = re.compile(r"\r\n|\r|\n")
 _BLANK = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*")
 _FIRST_LINES = (b":", b"data:", b"event:", b"id:", b"retry:")
@@ -152,10 +154,7 @@ def parse_fields(block: bytes) -> Fields:
     event_id: str | None = None
     retry: int | None = None
     data: list[bytes] = []
-    for line in _LINE_END.split(block):
-        name, _, value = line.partition(b":")
-        if value[:1] == b" ":
-            value = value[1:]
+    for name, value in _FIELDS.findall(b"\n" + block):
         if name == b"data":
             data.append(value)
         elif name == b"event":
@@ -163,7 +162,7 @@ def parse_fields(block: bytes) -> Fields:
         elif name == b"id":
             if b"\0" not in value:
                 event_id = value.decode("utf-8", "replace")
-        elif name == b"retry" and _DIGITS.fullmatch(value) and len(value.lstrip(b"0")) <= _MOST_DIGITS:
+        elif _DIGITS.fullmatch(value) and len(value.lstrip(b"0")) <= _MOST_DIGITS:
             retry = int(value)
     text = b"\n".join(data).decode("utf-8", "replace") if data else None
     return Fields(event, text, event_id, retry)
@@ -171,9 +170,7 @@ def parse_fields(block: bytes) -> Fields:
 
 def unknown_lines(block: bytes) -> str:
     """The lines of a block that are neither fields of an event nor comments. Readers by the rules ignore them; others do not."""
-    lines = _LINE_END.split(block)
-    unknown = [line for line in lines if line and line[:1] != b":" and line.partition(b":")[0] not in _FIELDS]
-    return b"\n".join(unknown).decode("utf-8", "replace")
+    return b"\n".join(_UNKNOWN_LINES.findall(b"\n" + block)).decode("utf-8", "replace")
 
 
 def encode_head(event: str | None, event_id: str | None, retry: int | None) -> bytes:

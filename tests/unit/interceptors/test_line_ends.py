@@ -14,7 +14,7 @@ from unit.interceptors.scripted import Hook, keep
 from interceptors import Event, Request, StreamContext, StreamInterceptor
 from interceptors.chain import Chain
 from interceptors.hooks import Owner
-from interceptors.sse import find_block_end, find_silence, is_silent
+from interceptors.sse import find_block_end, find_silence, is_silent, parse_fields, unknown_lines
 from interceptors.testing import run_chain
 from pools import Pools
 from proxy.config import Reconnect
@@ -115,3 +115,11 @@ def test_no_more_than_one_event_is_looked_at_together() -> None:
     result = run_chain([Hook(keep)], [b"\n" * 500 + comment + b"data: x\n\n"], max_event_bytes=100)
     assert result.failure is not None
     assert re.fullmatch(rb"\n*", result.output)
+
+
+@pytest.mark.parametrize("line", [b"x\n", b"x\r", b"x: y\r\n", b":\n"])
+def test_lines_inside_an_event_are_read_together(line: bytes) -> None:
+    """An event may have many thousands of lines that nobody understands."""
+    block = b"data: a\n" + line * 20000 + b"\n"
+    assert count_calls(parse_fields, block) < 20
+    assert count_calls(unknown_lines, block) < 20
