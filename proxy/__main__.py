@@ -11,17 +11,19 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import structlog
+
 from .admin import bind_admin
 from .bench.run import run_bench
 from .config import Config, load_config, single_upstream
 from .demo import run_demo
-from .errors import ConfigError
+from .errors import ConfigError, StartError
 from .listen import Tls, bind_sockets
-from .logs import configure_logging
+from .logs import configure_logging, release_stderr, take_over_stderr
 from .reload import check_reload
 from .routes import load_interceptors
 from .scaffold import new_interceptor
-from .serve import Serving, hold_reloads, run_server
+from .serve import START_FAILED, Serving, hold_reloads, run_server
 from .siblings import open_mailboxes
 from .supervisor import run_workers
 
@@ -33,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
+    except StartError as error:
+        structlog.get_logger("proxy").error("start_failed", errors=list(error.errors))
+        return START_FAILED
     except ConfigError as error:
+        release_stderr()
         for line in error.errors:
             print(f"weirpool: {line}", file=sys.stderr)
         return 2
@@ -86,6 +92,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     hold_reloads()
     config = single_upstream(arguments.upstream) if arguments.upstream else load_config(arguments.config)
     configure_logging(config.log.format, config.log.level)
+    take_over_stderr()
     load_interceptors(config)  # so that a mistake ends the command, and not each worker in turn
     if (arguments.certfile is None) != (arguments.keyfile is None):
         raise ConfigError("--certfile and --keyfile go together")

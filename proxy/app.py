@@ -20,13 +20,13 @@ from pools import report, run_reports
 
 from .admin import PAGES, add_pages, bind_admin, serve_admin
 from .config import Config, load_config
-from .downstream import contain_connections, path_is_known
+from .downstream import contain_connections, path_is_known, share_log
 from .errors import ConfigError
 from .exchange import Exchange
 from .generations import LEAVE_S
 from .hub import Hub
 from .listen import name_of
-from .logs import configure_logging
+from .logs import configure_logging, flush_log, take_over_stderr
 from .worker import Worker
 
 __all__ = ["Weirpool", "create_app"]
@@ -63,14 +63,19 @@ class Weirpool(QuartTrio):
 def create_app(config: Config | None = None) -> Weirpool:
     """Make the app: from `config`, or from the file that `WEIRPOOL_CONFIG` names. Raises `ConfigError`.
 
-    Configures logging for the process. Blocks on the configuration and on what it imports.
+    Configures logging for the process; without `config` the process is a server's, and its standard error is taken over. Blocks on
+    the configuration and on what it imports.
     """
+    adopted = config is None
     if config is None:
         path = os.environ.get("WEIRPOOL_CONFIG")
         if not path:
             raise ConfigError("WEIRPOOL_CONFIG is not set; it must name the configuration file")
         config = load_config(path)
     configure_logging(config.log.format, config.log.level)
+    if adopted:
+        take_over_stderr()
+        share_log()
     contain_connections()
     worker = Worker(config)
     app = Weirpool("proxy", static_folder=None)
@@ -134,6 +139,7 @@ async def _run_hub(worker: Worker, hub: Hub) -> None:
     except Exception:
         worker.ready = False
         structlog.get_logger("proxy").critical("hub_died", exc_info=True)
+        flush_log()
         os._exit(1)
 
 

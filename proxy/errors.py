@@ -32,6 +32,7 @@ __all__ = [
     "RequestRefused",
     "SendStalled",
     "SessionGone",
+    "StartError",
     "TlsFailed",
     "Truncated",
     "UpstreamFailure",
@@ -55,6 +56,10 @@ class ConfigError(Exception):
     def __init__(self, *errors: str) -> None:
         super().__init__("\n".join(errors))
         self.errors = errors
+
+
+class StartError(ConfigError):
+    """The configuration may be right, but the process cannot begin to serve: a port is taken."""
 
 
 class RequestRefused(Exception):

@@ -30,6 +30,7 @@ from pools import Pools
 from .config import Config
 from .errors import ConfigError
 from .headers import TrustedProxies
+from .logs import flush_log
 from .metrics import Collectors, InterceptorTotals
 from .routes import RouteTable
 from .sessions import Sessions
@@ -219,6 +220,7 @@ class Generations:
             structlog.get_logger("proxy").critical("lifespan_failed", leaving=leaving, exc_info=True)
             if not leaving:
                 # Its exchanges would go on with interceptors that are half torn down: then better no worker.
+                flush_log()
                 os._exit(1)
         await self._retire(generation)
 

@@ -16,7 +16,7 @@ from hypercorn.config import Config as HypercornConfig
 from hypercorn.logging import Logger
 
 from .downstream import ServerConfig
-from .errors import ConfigError
+from .errors import ConfigError, StartError
 
 __all__ = ["Tls", "bind_socket", "bind_sockets", "hypercorn_config", "name_of"]
 
@@ -41,12 +41,12 @@ class Tls:
 
 
 def bind_sockets(binds: Sequence[str], send_timeout_s: float | None) -> list[socket.socket]:
-    """Listening sockets for the `HOST:PORT`s of `--bind`. Raises `ConfigError`."""
+    """Listening sockets for the `HOST:PORT`s of `--bind`. Raises as `bind_socket`."""
     return [bind_socket(bind, send_timeout_s) for bind in binds]
 
 
 def bind_socket(bind: str, send_timeout_s: float | None, option: str = "--bind") -> socket.socket:
-    """A listening socket at `HOST:PORT`, which `option` has asked for. Raises `ConfigError`."""
+    """A listening socket at `HOST:PORT`, which `option` has asked for. Raises `ConfigError`; `StartError` if it cannot listen."""
     host, colon, port_text = bind.rpartition(":")
     if not colon or not port_text.isdigit() or int(port_text) > 65535:
         raise ConfigError(f"{option}: {bind!r} is not HOST:PORT")
@@ -64,7 +64,7 @@ def bind_socket(bind: str, send_timeout_s: float | None, option: str = "--bind")
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        raise ConfigError(f"{option}: cannot listen on {bind}: {error.strerror or error}") from error
+        raise StartError(f"{option}: cannot listen on {bind}: {error.strerror or error}") from error
     return sock
 
 

@@ -22,6 +22,7 @@ from pools import Pools
 
 from .downstream import WRITERS
 from .errors import ConfigError
+from .logs import dropped_lines
 from .upstream import Balancer
 
 __all__ = ["ACTIONS", "REFUSALS", "Collectors", "InterceptorTotals", "LiveExchange", "Metrics", "RouteTally"]
@@ -133,6 +134,7 @@ class Metrics:
         self.registry.register(_RouteCollector(self.routes))
         self.registry.register(_InterceptorCollector(interceptor_totals))
         self.registry.register(_EndpointCollector(upstreams))
+        self.registry.register(_ProcessCollector())
         self.add_routes(routes)
         self._own_names = {metric.name for metric in self.registry.collect()}
         self.check(collectors())
@@ -294,6 +296,13 @@ class _EndpointCollector(Collector):
         for name, upstream in upstreams.items():
             waiting.add_metric([name], sum(pool.waiting for pool in upstream.statistics()))
         yield waiting
+
+
+class _ProcessCollector(Collector):
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "weirpool_log_lines_dropped", "Log lines that could not be written in time.", value=dropped_lines()
+        )
 
 
 class _RouteCollector(Collector):

@@ -25,6 +25,7 @@ from .app import Weirpool, create_app
 from .config import Config
 from .downstream import ServerConfig, cut_connections
 from .listen import Tls, bind_sockets, hypercorn_config, name_of
+from .logs import flush_log
 from .reload import reload_worker
 from .siblings import Mailbox, Siblings
 from .worker import Worker
@@ -173,6 +174,7 @@ async def _watch_signals(
                 shutdown.set()
             elif trio.current_time() > first_at + _SAME_SIGNAL_S:
                 # The same signal may come twice at once, from a supervisor and from who signals the whole group.
+                flush_log()
                 os._exit(1)
 
 

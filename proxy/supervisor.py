@@ -12,11 +12,12 @@ import select
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 import structlog
 
+from .logs import flush_log
 from .serve import START_FAILED
 
 __all__ = ["run_workers"]
@@ -131,10 +132,11 @@ class _Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_HANDLED} - {signal.SIGHUP})
             status = self._run(index, self._read_end)
         except BaseException:
-            traceback.print_exc()
+            self._log.critical("process_failed", exc_info=True)
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            flush_log()
+            with suppress(OSError):
+                sys.stdout.flush()
             os._exit(status)
 
     def _pass_on(self, number: int) -> None:

@@ -11,6 +11,7 @@ import structlog
 
 from pools import BufferPool, LeakDetector
 from pools.buffers import Lease
+from proxy.logs import release_stderr
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +20,7 @@ def logging_starts_afresh() -> Iterator[None]:
     structlog.reset_defaults()
     yield
     structlog.reset_defaults()
+    release_stderr()
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from .hypercorn import (
     cut_connections,
     inspect_server,
     path_is_known,
+    share_log,
 )
 from .writer import Message, Receive, Scope, Send, Writer, has_no_body
 
@@ -31,6 +32,7 @@ __all__ = [
     "has_no_body",
     "inspect_server",
     "path_is_known",
+    "share_log",
 ]
 
 WRITERS = ("asgi", "direct")

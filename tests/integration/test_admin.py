@@ -122,7 +122,7 @@ async def test_each_worker_has_a_port_of_its_own(tmp_path: Path) -> None:
 
 
 async def test_a_port_that_is_taken_is_said_at_once(tmp_path: Path) -> None:
-    """One line with the setting's path, status 2; also when only the last worker's is taken."""
+    """A `start_failed` line with the setting's path, status 3; also when only the last worker's is taken."""
     admin = free_ports(2)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", admin + 1))
@@ -130,9 +130,9 @@ async def test_a_port_that_is_taken_is_said_at_once(tmp_path: Path) -> None:
         file = write(tmp_path, "http://127.0.0.1:9", f"admin: {{port: {admin}}}")
         command = [*WEIRPOOL, "serve", "--config", file, "--bind", "127.0.0.1:0", "--workers", "2"]
         async with running(command) as process:
-            assert await process.exit_status() == 2
-            await until(lambda: bool(process.lines))
-            assert process.lines == [f"weirpool: admin.port: cannot listen on 127.0.0.1:{admin + 1}: Address already in use"]
+            assert await process.exit_status() == 3
+            (line,) = await process.event("start_failed")
+            assert line["errors"] == [f"admin.port: cannot listen on 127.0.0.1:{admin + 1}: Address already in use"]
 
 
 async def test_plain_hypercorn_opens_the_port_too(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from .apps import Messages
 from .client import ClientConnection, inspect_server, path_is_known
 from .connection import ServerConfig, contain_connections, cut_connections
+from .server_log import share_log
 
 __all__ = [
     "ClientConnection",
@@ -20,4 +21,5 @@ __all__ = [
     "cut_connections",
     "inspect_server",
     "path_is_known",
+    "share_log",
 ]
