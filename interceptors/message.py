@@ -92,13 +92,16 @@ class Request:
         self.query = query
         """Byte for byte, without the question mark."""
         self.headers: Headers = headers if isinstance(headers, httpx.Headers) else httpx.Headers(list(headers))
-        """As the client sent them. Credentials among them: keep them out of logs. What belongs to one hop does not go upstream."""
+        """As the client sent them, without those of its connection (`Connection` and what that names, `TE`, `Upgrade`), and without
+        `Forwarded`, `X-Forwarded-*` and `X-Real-IP` of a client that is no trusted proxy. What is set here goes upstream.
+        Credentials among them: keep them out of logs.
+        """
         self.route = route
         """The route's path prefix. It has been chosen; changing the path changes no route."""
         self.dialect = dialect
         """What the route's `dialect` says that it speaks: openai, anthropic, mcp, generic or abort."""
         self.client = client
-        """The client's address."""
+        """The client's address; that of an IPv4 client is never written as IPv6."""
         self.target: bytes = raw_path + b"?" + query if query else raw_path
         """What the client asked for: path and query as they came, whatever interceptors make of them."""
         self.sessions: Any = None

@@ -26,7 +26,7 @@ from .cors import Cors, origins_of
 from .downstream import ClientConnection, Receive, Scope, Send, Writer, inspect_server
 from .errors import ClientGone, RequestRefused, SendStalled, UpstreamFailure, outcome_of
 from .forward import Forward
-from .headers import find_header, split_target
+from .headers import TrustedProxies, find_header, one_spelling, received_request, split_target
 from .inbound import LINGER_S, Inbound
 from .mcp import Calls, calls_of
 from .metrics import REFUSALS
@@ -65,7 +65,7 @@ class Exchange:
 
     def __init__(self, worker: Worker, scope: Scope) -> None:
         self._worker = worker
-        self._scope = scope
+        self._scope = scope = _received(scope, worker.trusted_proxies)
         self._headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         self._route: Route | None = None
         self._place: tuple[str, str] | None = None
@@ -183,6 +183,10 @@ class Exchange:
             origins = {value.decode("latin-1").lower() for value in origins_of(self._headers)}
             if not origins <= route.allowed_origins:  # without Origin it is not a cross-origin request of a browser
                 raise RequestRefused(403, "origin_not_allowed", "this Origin is not allowed here")
+        if worker.via.lists(self._headers):
+            raise RequestRefused(
+                508, "loop_detected", "this request has passed this proxy before: an endpoint leads back to it"
+            )
         self._preflight = self._cors is not None and is_preflight(self._scope["method"], self._headers)
         if self._preflight:
             return route  # also at a limit: without this answer the page could not read the refusal of its request
@@ -387,6 +391,17 @@ class Exchange:
         if self._failure is not None and not isinstance(self._failure, ClientGone | SendStalled):
             line["error"] = str(self._failure)
         self._worker.log.info("exchange", **line)
+
+
+def _received(scope: Scope, trusted: TrustedProxies) -> Scope:
+    """The request as everything here reads it: the peer's address in its one spelling, and no fields of the hop."""
+    peer = scope.get("client")
+    address = None if peer is None else one_spelling(peer[0])
+    return {
+        **scope,
+        "client": None if peer is None else (address, *peer[1:]),
+        "headers": received_request(scope["headers"], trusted=address in trusted),
+    }
 
 
 def _announces_body(headers: Sequence[tuple[bytes, bytes]]) -> bool:

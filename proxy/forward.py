@@ -24,7 +24,7 @@ from pools import BufferScope
 from .cors import Cors
 from .downstream import ClientConnection, Scope, Send
 from .errors import NotAStream, ProtocolFailure, RequestRefused
-from .headers import HeaderList, client_origin, find_header, outer_prefix
+from .headers import HeaderList, client_origin, find_header, forwards_left, outer_prefix
 from .heartbeat import while_beating
 from .inbound import Inbound, too_large
 from .intercepted import send_intercepted
@@ -46,6 +46,9 @@ __all__ = ["Forward"]
 # Types whose bodies begin like JSON, and are streams of JSON texts: they pass as they come, except in answers.
 _JSON_LINES = re.compile("ndjson|jsonl|json-seq|json-lines|json-stream")
 _SMALL_BODY_BYTES = 16384
+_FRAMING = frozenset((b"transfer-encoding",))
+# Interceptors may change what they see, and a part of the server's body is not a part of that (RFC 9110, section 14.2).
+_FRAMING_AND_RANGES = _FRAMING | frozenset((b"range", b"if-range"))
 
 
 class Forward:
@@ -145,9 +148,9 @@ class Forward:
         inbound.expects_body = body not in (None, b"0")
         request: Request | None = None
         stream: httpx.AsyncByteStream
-        if self._preflight and self.reply.cors is not None:  # neither interceptors nor the upstream see it
+        if (own := self._own_answer()) is not None:  # neither interceptors nor the upstream see the request
             watch_client(nursery)
-            await self._answer(self.reply.cors.answer_preflight(self._scope["headers"]), Outcome.COMPLETED)
+            await self._answer(own, Outcome.COMPLETED)
             return
         if chain.owners:
             request = self.request = self._request_for_hooks(has_body=body not in (None, b"0"))
@@ -177,6 +180,15 @@ class Forward:
             answer = await self._ask_upstream(request, body, stream, nursery, buffers)
         if answer is not None:
             await self._answer(answer, answer.made_by.outcome)
+
+    def _own_answer(self) -> Response | None:
+        """The answer to a request that is for the proxy itself. Raises `RequestRefused`."""
+        headers = self._scope["headers"]
+        if self._preflight and self.reply.cors is not None:
+            return self.reply.cors.answer_preflight(headers)
+        if self._scope["method"] == "OPTIONS" and forwards_left(headers) == 0:
+            return Response(status=204)
+        return None
 
     async def _answer(self, answer: Response, outcome: Outcome) -> None:
         """Send what is answered instead of the upstream."""
@@ -227,12 +239,13 @@ class Forward:
         return b""
 
     def _request_for_hooks(self, *, has_body: bool) -> Request:
+        hidden = _FRAMING_AND_RANGES if self._route.chain.sees_streams else _FRAMING
         request = Request(
             method=self._scope["method"],
             path=normal_path(self._path).decode("latin-1"),
             raw_path=self._path,
             query=self._scope["query_string"],
-            headers=self._scope["headers"],
+            headers=[field for field in self._scope["headers"] if field[0] not in hidden],
             body=None,
             route=self._route.name,
             dialect=self._route.dialect,
@@ -285,7 +298,7 @@ class Forward:
             if (calls := calls_of(request)) is not None:
                 calls.endpoint = response.extensions["endpoint"]
                 calls.encoded = encoding != "identity"
-                if request.method == "GET" and request.client in self._worker.trusted_proxies:
+                if request.method == "GET":
                     calls.outer = outer_prefix(self._scope["headers"])
             head = ResponseHead(status, raw_headers, request)
             answer = await route.chain.on_response(head) if route.chain.sees_heads else None
@@ -393,9 +406,8 @@ class Forward:
     def _with_client_references(self, response: httpx.Response, received: HeaderList, request: Request | None) -> HeaderList:
         """The response's headers, with URL references that lead the client to this route."""
         scope = self._scope
-        headers, peer = scope["headers"], scope["client"][0] if scope.get("client") else None
-        trusted = peer in self._worker.trusted_proxies
-        origin = client_origin(headers, scheme=scope["scheme"], trusted=trusted)
+        headers: HeaderList = scope["headers"]
+        origin = client_origin(headers, scheme=scope["scheme"])
         client = ClientSide(
             path=self._path.decode("latin-1"),
             hosts=(
@@ -405,7 +417,7 @@ class Forward:
             ),
             asked=None if request is None else request.raw_path.decode("latin-1"),
             origin=origin,
-            outer=outer_prefix(headers).decode("latin-1") if trusted else "",
+            outer=outer_prefix(headers).decode("latin-1"),
         )
         return client_headers(received, self._route.places[response.extensions["endpoint"]], client)
 

@@ -9,6 +9,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from secrets import token_hex
 
 from interceptors import Outcome
 
@@ -18,13 +19,18 @@ __all__ = [
     "HeaderList",
     "HeaderSettings",
     "TrustedProxies",
+    "Via",
     "check_response_headers",
     "client_of",
     "client_origin",
     "end_to_end",
     "find_header",
+    "forwards_left",
     "network_of",
+    "new_pseudonym",
+    "one_spelling",
     "outer_prefix",
+    "received_request",
     "request_headers",
     "response_headers",
     "split_target",
@@ -41,19 +47,14 @@ def find_header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | 
     return None
 
 
-# RFC 9110, section 7.6.1, and its predecessors' names. Proxy-Authorization is for us, not for the upstream.
+# RFC 9110, section 7.6.1, and its predecessors' names. Proxy-Authorization is for this proxy, not for the upstream.
 _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate proxy-authentication-info proxy-authorization te trailer "
     b"transfer-encoding upgrade http2-settings".split()
 )
-# Said about the client by proxies in front of this one: believed from trusted ones only.
-_FORWARDING = frozenset(
-    b"forwarded x-forwarded-for x-forwarded-host x-forwarded-port x-forwarded-prefix x-forwarded-proto x-forwarded-server "
-    b"x-real-ip".split()
-)
 # `Connection` may name fields of the hop, but must not take away what the message means, or where it has been (RFC 9110, section
-# 7.6.1: it must not name a field that is for all recipients).
-_NEVER_NAMED = _FORWARDING | frozenset(
+# 7.6.1: it must not name a field that is for all recipients). `_is_claim` is its other half.
+_NEVER_NAMED = frozenset(
     b"host content-length content-type content-encoding cache-control authorization cookie via max-forwards".split()
 )
 
@@ -63,23 +64,59 @@ _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~%-]+)(?::[0-9]*)?")
 _ABSOLUTE_FORM = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 
 
-def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> HeaderList:
-    """The fields of a received message that are not its hop's, names in lower case (RFC 9110, section 7.6.1).
+def end_to_end(headers: Iterable[tuple[bytes, bytes]], *, framing: bool = False) -> HeaderList:
+    """The fields of a received message that are not its hop's, names in lower case (RFC 9110, section 7.6.1). `framing`: and
+    `Transfer-Encoding`, for a request whose body is still to be read.
 
-    For a message as it arrives, once: what interceptors and the configuration add later is not the peer's `Connection`'s to remove.
+    For a message as it arrives, once: the peer's `Connection` must not remove what interceptors and the configuration add later.
     """
     listed = [(name.lower(), value) for name, value in headers]
     hop = _HOP_BY_HOP | _connection_names(listed)
-    return [field for field in listed if field[0] not in hop]
+    return [field for field in listed if field[0] not in hop or (framing and field[0] == b"transfer-encoding")]
+
+
+def received_request(headers: Iterable[tuple[bytes, bytes]], *, trusted: bool) -> HeaderList:
+    """The fields of a request as it arrives, for everything that reads it: `end_to_end` with its framing, without what a client
+    that is not `trusted` reports about itself or others.
+
+    `X_Forwarded_For` is removed from everyone: CGI and its successors take it for `X-Forwarded-For` (RFC 3875, section 4.1.18).
+    """
+    return [
+        (name, value)
+        for name, value in end_to_end(headers, framing=True)
+        if not (name[:1] in _CLAIM_INITIALS and _is_claim(name) and (not trusted or b"_" in name))
+    ]
+
+
+_CLAIM_INITIALS = (b"x", b"f")
+
+
+def _is_claim(name: bytes) -> bool:
+    """Whether a field says something about the client that only a proxy in front of this one can know."""
+    name = name.replace(b"_", b"-")
+    return name.startswith(b"x-forwarded-") or name in (b"forwarded", b"x-real-ip")
+
+
+def one_spelling(address: str) -> str:
+    """A peer's address as it is written and compared everywhere: that of an IPv4 client on a socket of both families is IPv4 (RFC
+    4291, section 2.5.5.2).
+    """
+    if not address.lower().startswith("::ffff:"):
+        return address
+    try:
+        mapped = ipaddress.IPv6Address(address).ipv4_mapped
+    except ValueError:
+        return address
+    return address if mapped is None else str(mapped)
 
 
 class TrustedProxies:
-    """Addresses and networks whose `Forwarded` and `X-Forwarded-*` are believed."""
+    """Addresses and networks whose `Forwarded` and `X-Forwarded-*` are believed. They are asked for addresses in `one_spelling`."""
 
     __slots__ = ("_networks",)
 
     def __init__(self, networks: Iterable[str] = ()) -> None:
-        self._networks = tuple(ipaddress.ip_network(item, strict=False) for item in networks)
+        self._networks = tuple(_network(item) for item in networks)
 
     def __contains__(self, address: str | None) -> bool:
         if not self._networks or address is None:
@@ -88,9 +125,70 @@ class TrustedProxies:
             ip = ipaddress.ip_address(address)
         except ValueError:
             return False
-        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-            ip = ip.ipv4_mapped  # a client by IPv4 on a socket that speaks both
         return any(ip in network for network in self._networks)
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    network = ipaddress.ip_network(text, strict=False)
+    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= 96:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            return ipaddress.ip_network((mapped, network.prefixlen - 96))
+    return network
+
+
+class Via:
+    """One instance of the proxy in `Via` (RFC 9110, section 7.6.3): what it appends, and whether a request has passed it before.
+
+    All workers of one `weirpool serve` have the same pseudonym, so that a loop over several workers is one. Responses get no entry,
+    which a gateway may leave out.
+    """
+
+    __slots__ = ("_entries", "_pseudonym")
+
+    def __init__(self, pseudonym: str) -> None:
+        """`pseudonym`: a token; see `new_pseudonym`."""
+        self._pseudonym = pseudonym.encode("ascii")
+        self._entries: dict[str, bytes] = {}
+
+    def append_to(self, headers: Iterable[tuple[bytes, bytes]], http_version: str) -> bytes:
+        """The value of `Via` for the upstream: what is there, then this instance. `http_version`: of the client's request."""
+        entry = self._entries.get(http_version)
+        if entry is None:
+            entry = self._entries[http_version] = b"%b %b" % (http_version.encode("ascii"), self._pseudonym)
+        before = [value for name, value in headers if name == b"via"]
+        return b", ".join([*before, entry]) if before else entry
+
+    def lists(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether a request has passed this instance."""
+        return any(
+            self._pseudonym in item.split()[1:2]
+            for name, value in headers
+            if name == b"via" and self._pseudonym in value
+            for item in value.split(b",")
+        )
+
+
+def new_pseudonym() -> str:
+    """A random name for an instance. It reveals no host and no version."""
+    return f"weirpool-{token_hex(8)}"
+
+
+def forwards_left(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
+    """`Max-Forwards` (RFC 9110, section 7.6.2); None without one. Raises `RequestRefused` for what is not one number.
+
+    Read it for the methods that it is about. A number that is too large counts as the largest one.
+    """
+    values = [value.strip() for name, value in headers if name == b"max-forwards"]
+    if not values:
+        return None
+    if len(values) > 1 or not values[0].isdigit():
+        raise RequestRefused(400, "bad_request", "Max-Forwards must be one number")
+    digits = values[0].lstrip(b"0")
+    return _MOST_FORWARDS if len(digits) > len(str(_MOST_FORWARDS)) else min(int(digits or b"0"), _MOST_FORWARDS)
+
+
+_MOST_FORWARDS = 2**31 - 1
 
 
 def client_of(peer: str | None, headers: Sequence[tuple[bytes, bytes]], trusted: TrustedProxies) -> str | None:
@@ -125,8 +223,6 @@ def network_of(address: str) -> str:
         return address
     if isinstance(ip, ipaddress.IPv4Address):
         return address
-    if ip.ipv4_mapped is not None:
-        return str(ip.ipv4_mapped)
     return str(ipaddress.ip_network((ip, 64), strict=False))
 
 
@@ -142,10 +238,9 @@ def _address(hop: bytes) -> str | None:
     elif text.count(":") == 1:
         text = text.partition(":")[0]
     try:
-        ip = ipaddress.ip_address(text)
+        return one_spelling(str(ipaddress.ip_address(text)))
     except ValueError:
         return None
-    return str(ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None else ip)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,17 +276,15 @@ def request_headers(
     *,
     client: str | None,
     scheme: str,
-    trusted: bool,
     identity: bool,
     body: bytes | None,
+    via: bytes,
 ) -> HeaderList:
-    """The headers that go upstream.
+    """The headers that go upstream: of `received_request`, as interceptors have left them.
 
-    `trusted`: the client is a proxy whose forwarding headers are believed. `identity`: ask for an unencoded body. `body`: the
-    Content-Length, b"" for a body of unknown length, None for no body. Raises `RequestRefused` for a request that two servers
-    could read differently (RFC 9112, section 6.3).
+    `identity`: ask for an unencoded body. `body`: the Content-Length, b"" for a body of unknown length, None for no body.
+    `via`: all of `Via`. Raises `RequestRefused` for a request that two servers could read differently (RFC 9112, section 6.3).
     """
-    named = _connection_names(headers)
     result: HeaderList = []
     host = settings.host
     own_host = find_header(headers, b"host") or b""
@@ -202,13 +295,13 @@ def request_headers(
             if seen_host:
                 raise RequestRefused(400, "bad_request", "the request has more than one Host header")
             seen_host = True
-        elif name in _HOP_BY_HOP or name in named or name in settings.removed:
-            continue
+        elif name in _HOP_BY_HOP or name in settings.removed:
+            continue  # of the hop: set by an interceptor, whose connection this is not
         elif name in (b"content-length", b"expect"):
             continue  # framing is told by `body`; Hypercorn has answered "100-continue" already
-        elif (name in _FORWARDING and not trusted) or (name == b"accept-encoding" and identity):
+        elif name == b"accept-encoding" and identity:
             continue
-        elif name in (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"):
+        elif name in (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"via"):
             continue  # written below, with ours
         elif name == b"x-forwarded-prefix" and settings.prefix:
             continue
@@ -218,10 +311,10 @@ def request_headers(
         result.append((b"accept-encoding", b"identity"))
     if body is not None:
         result.append((b"content-length", body) if body else (b"transfer-encoding", b"chunked"))
-    forwarding = _forwarding(headers, client=client, scheme=scheme, host=own_host, trusted=trusted)
+    forwarding = _forwarding(headers, client=client, scheme=scheme, host=own_host)
     if settings.prefix:
-        outer = outer_prefix(headers) if trusted else b""
-        forwarding.append((b"x-forwarded-prefix", outer + settings.prefix))
+        forwarding.append((b"x-forwarded-prefix", outer_prefix(headers) + settings.prefix))
+    forwarding.append((b"via", via))
     result += [header for header in forwarding if header[0] not in settings.removed]
     result += [header for header in settings.set if not (identity and header[0] == b"accept-encoding")]
     return result
@@ -234,16 +327,14 @@ def outer_prefix(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
     return b"".join([b"/" + part for part in parts if part])
 
 
-def client_origin(headers: Sequence[tuple[bytes, bytes]], *, scheme: str, trusted: bool) -> str | None:
+def client_origin(headers: Sequence[tuple[bytes, bytes]], *, scheme: str) -> str | None:
     """Scheme and host of the URL that the client has used. Trusted proxies in front of this one report them in headers.
 
     None when there is no Host header, or one that no URL can hold.
     """
-    host = find_header(headers, b"host")
-    if trusted:
-        proto = _first_item(headers, b"x-forwarded-proto").lower()
-        scheme = proto.decode("ascii") if proto in (b"http", b"https") else scheme
-        host = _first_item(headers, b"x-forwarded-host") or host
+    proto = _first_item(headers, b"x-forwarded-proto").lower()
+    scheme = proto.decode("ascii") if proto in (b"http", b"https") else scheme
+    host = _first_item(headers, b"x-forwarded-host") or find_header(headers, b"host")
     if host is None or not _HOST.fullmatch(host):
         return None
     return f"{scheme}://{host.decode('ascii')}"
@@ -289,22 +380,19 @@ def _connection_names(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes
     for name, value in headers:
         if name == b"connection":
             names.update(item.strip().lower() for item in value.split(b","))
-    return frozenset(names - _NEVER_NAMED)
+    return frozenset([name for name in names if name not in _NEVER_NAMED and not _is_claim(name)])
 
 
-def _forwarding(
-    headers: Sequence[tuple[bytes, bytes]], *, client: str | None, scheme: str, host: bytes, trusted: bool
-) -> HeaderList:
-    """X-Forwarded-For, -Proto and -Host; a trusted proxy's word is kept and ours appended."""
-    before = [value for name, value in headers if name == b"x-forwarded-for"] if trusted else []
+def _forwarding(headers: Sequence[tuple[bytes, bytes]], *, client: str | None, scheme: str, host: bytes) -> HeaderList:
+    """X-Forwarded-For, -Proto and -Host: ours, after a trusted proxy's or an interceptor's."""
+    before = [value for name, value in headers if name == b"x-forwarded-for"]
     result: HeaderList = []
     if client is not None:
-        before = [*before, client.encode("ascii", "replace")]
+        before.append(client.encode("ascii", "replace"))
     if before:
         result.append((b"x-forwarded-for", b", ".join(before)))
-    proto = find_header(headers, b"x-forwarded-proto") if trusted else None
-    result.append((b"x-forwarded-proto", proto or scheme.encode("ascii")))
-    forwarded_host = find_header(headers, b"x-forwarded-host") if trusted else None
-    if forwarded_host or host:
-        result.append((b"x-forwarded-host", forwarded_host or host))
+    result.append((b"x-forwarded-proto", find_header(headers, b"x-forwarded-proto") or scheme.encode("ascii")))
+    forwarded_host = find_header(headers, b"x-forwarded-host") or host
+    if forwarded_host:
+        result.append((b"x-forwarded-host", forwarded_host))
     return result

@@ -13,7 +13,7 @@ import resource
 import signal
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -24,6 +24,7 @@ from hypercorn.utils import LifespanFailureError
 from .app import Weirpool, create_app
 from .config import Config
 from .downstream import ServerConfig, cut_connections
+from .headers import Via, new_pseudonym
 from .listen import Tls, bind_sockets, hypercorn_config, name_of
 from .logs import flush_log
 from .reload import reload_worker
@@ -56,6 +57,8 @@ class Serving:
     """The configuration file, which SIGHUP has read again."""
     mailboxes: Sequence[Mailbox] = ()
     """One for each worker, when there are several."""
+    pseudonym: str = field(default_factory=new_pseudonym)
+    """Of all workers, in `Via`."""
 
 
 def hold_reloads() -> None:
@@ -72,6 +75,7 @@ def run_server(config: Config, serving: Serving, index: int = 0, parent_alive_fd
     }
     app = create_app(config)
     app.worker.start_details = details
+    app.worker.via = Via(serving.pseudonym)
     for number, sock in enumerate(serving.admin_sockets):
         if number == index:
             app.admin_socket = sock

@@ -12,8 +12,8 @@ from interceptors import Request
 from interceptors.content import Contradiction, content_coding, media_type, with_one_line
 
 from .downstream import Scope
-from .errors import ProtocolFailure
-from .headers import HeaderList, end_to_end, request_headers
+from .errors import ProtocolFailure, RequestRefused
+from .headers import HeaderList, end_to_end, forwards_left, request_headers
 from .mcp import calls_of
 from .routes import Route
 from .upstream import Endpoint, UpstreamBody
@@ -116,6 +116,12 @@ class UpstreamRequest:
             method = request.method
             headers = [(name.lower(), value) for name, value in request.headers.raw]
             target = request.raw_path + (b"?" + request.query if request.query else b"")
+        if method.upper() == "TRACE":
+            # RFC 9110, section 9.3.8: its answer would show the client what was added to the request, such as a credential.
+            raise RequestRefused(501, "not_supported", "TRACE is not supported")
+        if method == "OPTIONS" and (left := forwards_left(headers)) is not None:
+            fewer = (b"max-forwards", b"%d" % max(0, left - 1))
+            headers = [fewer if item[0] == b"max-forwards" else item for item in headers]
         if last_event_id is not None:
             headers = [*(item for item in headers if item[0] != b"last-event-id"), (b"last-event-id", last_event_id)]
         client: str | None = scope["client"][0] if scope.get("client") else None
@@ -128,9 +134,9 @@ class UpstreamRequest:
                 route.headers,
                 client=client,
                 scheme=scope["scheme"],
-                trusted=client in self._worker.trusted_proxies,
                 identity=self._identity or self.may_repeat,
                 body=body,
+                via=self._worker.via.append_to(headers, scope["http_version"]),
             ),
             stream=stream,
             extensions={

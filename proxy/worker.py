@@ -13,7 +13,7 @@ from pools import Pools
 from .config import Config
 from .errors import ConfigError
 from .generations import Generations
-from .headers import TrustedProxies, client_of, network_of
+from .headers import TrustedProxies, Via, client_of, network_of, new_pseudonym
 from .hub import Hub
 from .metrics import Metrics
 from .routes import Route, RouteTable
@@ -48,6 +48,8 @@ class Worker:
             upstreams=lambda: self.routes.transports,
         )
         self.generations.on_retire = self.metrics.keep
+        self.via = Via(new_pseudonym())
+        """This instance in requests that go upstream. `weirpool serve` gives all of its workers the same."""
         self.log: Any = structlog.get_logger("proxy").bind()
         """Bound once: structlog's lazy loggers are put together anew at every call."""
         self.hub: Hub | None = None

@@ -17,7 +17,7 @@ INITIAL_RETRIES = 10
 MAX_SAVED_RETRIES = 100
 """What it holds at most, however many requests went well."""
 
-_IDEMPOTENT = frozenset(["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"])
+_IDEMPOTENT = frozenset(["GET", "HEAD", "OPTIONS", "PUT", "DELETE"])
 
 
 class RetryBudget:

@@ -61,10 +61,12 @@ log: {{level: error}}
 
 
 @asynccontextmanager
-async def open_proxy(config: Config, *, tls: tuple[str, str] | None = None) -> AsyncIterator[Proxy]:
+async def open_proxy(
+    config: Config, *, tls: tuple[str, str] | None = None, bind: str = "127.0.0.1:0"
+) -> AsyncIterator[Proxy]:
     """Serve the app on a free port, as `weirpool serve` does; with `tls` (certificate and key files) as plain Hypercorn does."""
     app = create_app(config)
-    (sock,) = bind_sockets(["127.0.0.1:0"], config.reverse_proxy.timeouts.send)
+    (sock,) = bind_sockets([bind], config.reverse_proxy.timeouts.send)
     proxy = Proxy(app, sock.getsockname()[1], "https" if tls else "http")
     shutdown = trio.Event()
     async with trio.open_nursery() as nursery:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -11,10 +12,15 @@ from proxy.headers import (
     HeaderList,
     HeaderSettings,
     TrustedProxies,
+    Via,
     client_of,
     client_origin,
     end_to_end,
+    forwards_left,
     network_of,
+    new_pseudonym,
+    one_spelling,
+    received_request,
     request_headers,
     response_headers,
     split_target,
@@ -22,19 +28,21 @@ from proxy.headers import (
 
 PLAIN = HeaderSettings(host=b"upstream.test", set=(), removed=frozenset())
 HOST = (b"host", b"client.test")
+VIA = b"1.1 us"
 
 
 def sent(headers: HeaderList, settings: HeaderSettings = PLAIN, **options: Any) -> HeaderList:
-    """The headers that go upstream."""
+    """The headers that go upstream of a request that arrives with these."""
+    trusted = options.pop("trusted", False)
     arguments: dict[str, Any] = {
         "client": "192.0.2.1",
         "scheme": "http",
-        "trusted": False,
         "identity": False,
         "body": None,
+        "via": VIA,
         **options,
     }
-    return request_headers(headers, settings, **arguments)
+    return request_headers(received_request(headers, trusted=trusted), settings, **arguments)
 
 
 def passed(headers: HeaderList, settings: HeaderSettings = PLAIN, **options: Any) -> HeaderList:
@@ -46,7 +54,7 @@ def named(headers: HeaderList, name: bytes) -> list[bytes]:
     return [value for key, value in headers if key == name]
 
 
-FORWARDING = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
+FORWARDING = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"via")
 
 
 def test_everything_else_passes_in_its_order_with_its_duplicates() -> None:
@@ -59,13 +67,15 @@ def test_everything_else_passes_in_its_order_with_its_duplicates() -> None:
     "name",
     [
         *(b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization"),
-        *(b"te", b"trailer", b"transfer-encoding", b"upgrade"),
+        *(b"te", b"trailer", b"transfer-encoding", b"upgrade", b"http2-settings", b"proxy-authentication-info"),
     ],
 )
 def test_hop_by_hop_headers_stay_on_their_hop(name: bytes) -> None:
-    """In both directions."""
+    """In both directions, and when an interceptor sets them."""
     headers = [(b"a", b"1"), (name, b"trailers"), (b"b", b"2")]
-    assert passed(headers) == [(b"a", b"1"), (b"b", b"2")]
+    assert passed(headers) == end_to_end(headers) == [(b"a", b"1"), (b"b", b"2")]
+    set_later = request_headers(headers, PLAIN, client=None, scheme="http", identity=False, body=None, via=VIA)
+    assert set_later[1:3] == [(b"a", b"1"), (b"b", b"2")]
     assert response_headers(headers, dropped=frozenset(), sse=False) == [(b"a", b"1"), (b"b", b"2")]
 
 
@@ -78,12 +88,13 @@ def test_headers_that_connection_names_stay_on_their_hop() -> None:
     assert passed(headers) == end_to_end(headers) == [(b"x-three", b"3")]
 
 
-@pytest.mark.parametrize("name", [b"content-type", b"content-encoding", b"cache-control", b"authorization", b"cookie"])
+@pytest.mark.parametrize(
+    "name", [b"content-type", b"content-encoding", b"cache-control", b"authorization", b"cookie", b"via", b"max-forwards"]
+)
 def test_connection_cannot_take_away_what_the_message_means(name: bytes) -> None:
     """Or a client could strip the credentials that a proxy in front of us had added."""
     headers = [(b"connection", b"close, " + name.upper()), (name, b"x")]
-    assert passed(headers) == [(name, b"x")]
-    assert response_headers(headers, dropped=frozenset(), sse=False) == [(name, b"x")]
+    assert received_request(headers, trusted=False) == end_to_end(headers) == [(name, b"x")]
 
 
 def test_connection_cannot_take_away_host_or_framing() -> None:
@@ -91,13 +102,28 @@ def test_connection_cannot_take_away_host_or_framing() -> None:
     assert named(result, b"host") == [b"upstream.test"]
     assert named(result, b"content-length") == [b"5"]
     assert named(result, b"x-forwarded-for") == [b"192.0.2.1"]
-    assert response_headers(
-        [(b"connection", b"content-length"), (b"content-length", b"5")], dropped=frozenset(), sse=False
-    ) == [(b"content-length", b"5")]
+    assert end_to_end([(b"connection", b"content-length"), (b"content-length", b"5")]) == [(b"content-length", b"5")]
+
+
+def test_the_framing_of_a_request_stays_readable() -> None:
+    """For whoever reads the body. It goes neither to interceptors nor upstream."""
+    headers = [(b"Connection", b"transfer-encoding"), (b"Transfer-Encoding", b"chunked"), (b"te", b"trailers")]
+    assert received_request(headers, trusted=False) == [(b"transfer-encoding", b"chunked")]
+
+
+def test_what_is_set_after_the_removal_arrives() -> None:
+    """An interceptor's field, although the client's Connection named it, and its words about the client."""
+    headers = received_request([HOST, (b"connection", b"x-user-id"), (b"x-user-id", b"mallory")], trusted=False)
+    headers += [(b"x-user-id", b"alice"), (b"x-forwarded-user", b"alice"), (b"x-forwarded-proto", b"https")]
+    result = request_headers(headers, PLAIN, client="192.0.2.1", scheme="http", identity=False, body=None, via=VIA)
+    assert named(result, b"x-user-id") == named(result, b"x-forwarded-user") == [b"alice"]
+    assert named(result, b"x-forwarded-proto") == [b"https"]
 
 
 def test_connection_cannot_take_a_trusted_proxys_word_away() -> None:
-    """A client behind that proxy would otherwise hide where it comes from."""
+    """A client of that proxy would otherwise hide where it comes from, or who it is."""
+    user = (b"x-forwarded-user", b"alice")
+    assert user in sent([HOST, (b"connection", b"X-Forwarded-User"), user], trusted=True)
     headers = [HOST, (b"connection", b"x-forwarded-for"), (b"x-forwarded-for", b"203.0.113.9")]
     assert named(sent(headers, trusted=True), b"x-forwarded-for") == [b"203.0.113.9, 192.0.2.1"]
 
@@ -126,7 +152,12 @@ def test_two_hosts_are_refused() -> None:
 
 def test_a_request_without_host_gets_one() -> None:
     """HTTP/1.0 has none, and there is nothing to say about it then."""
-    assert sent([]) == [(b"host", b"upstream.test"), (b"x-forwarded-for", b"192.0.2.1"), (b"x-forwarded-proto", b"http")]
+    assert sent([]) == [
+        (b"host", b"upstream.test"),
+        (b"x-forwarded-for", b"192.0.2.1"),
+        (b"x-forwarded-proto", b"http"),
+        (b"via", VIA),
+    ]
 
 
 # Framing and encoding
@@ -187,7 +218,32 @@ def test_what_an_untrusted_client_says_of_itself_is_dropped() -> None:
         (b"x-forwarded-for", b"192.0.2.1"),
         (b"x-forwarded-proto", b"http"),
         (b"x-forwarded-host", b"client.test"),
+        (b"via", VIA),
     ]
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(b"x_forwarded_for", b"x-forwarded_for", b"x_forwarded-for", b"X_Forwarded_Proto", b"x-forwarded_host"),
+        *(b"x_real_ip", b"x-real_ip", b"x_forwarded_prefix", b"x-forwarded_user", b"x_forwarded-ssl"),
+    ],
+)
+def test_an_underscore_makes_no_other_name(name: bytes, trusted: bool) -> None:
+    """CGI's variable is the same (RFC 3875, section 4.1.18): neither a client nor a client of a trusted proxy writes it."""
+    assert sent([HOST, (name, b"6.6.6.6")], trusted=trusted) == sent([HOST], trusted=trusted)
+
+
+def test_every_x_forwarded_field_is_believed_from_trusted_proxies_only() -> None:
+    headers = [(b"x-forwarded-user", b"alice"), (b"x-forwarded-ssl", b"on"), (b"x-forwarded-client-cert", b"c")]
+    assert passed(headers) == []
+    assert passed(headers, trusted=True) == headers
+
+
+def test_other_names_with_an_underscore_pass() -> None:
+    headers = [(b"x_request_id", b"1"), (b"forwarded_to", b"2"), (b"xforwarded_for", b"3"), (b"x__forwarded_for", b"4")]
+    assert passed(headers) == headers
 
 
 def test_a_trusted_proxys_word_is_kept_and_its_address_appended() -> None:
@@ -200,6 +256,7 @@ def test_a_trusted_proxys_word_is_kept_and_its_address_appended() -> None:
         (b"x-forwarded-for", b"203.0.113.9, 203.0.113.10, 192.0.2.1"),
         (b"x-forwarded-proto", b"https"),
         (b"x-forwarded-host", b"public.test"),
+        (b"via", VIA),
     ]
 
 
@@ -214,6 +271,32 @@ def test_a_client_without_an_address_is_not_named() -> None:
     assert named(sent([HOST, *CLAIMS], client=None, trusted=True), b"x-forwarded-for") == [b"203.0.113.9, 203.0.113.10"]
 
 
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("::ffff:127.0.0.1", "127.0.0.1"),
+        ("::FFFF:7f00:1", "127.0.0.1"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("::1", "::1"),
+        ("2001:db8::ffff:1", "2001:db8::ffff:1"),
+        ("::ffff:0:127.0.0.1", "::ffff:0:127.0.0.1"),
+        ("::ffff:nonsense", "::ffff:nonsense"),
+        ("", ""),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+    ],
+)
+def test_an_ipv4_client_has_one_spelling(address: str, expected: str) -> None:
+    """RFC 4291, section 2.5.5.2: whether it came by a socket of both families makes no difference."""
+    assert one_spelling(address) == expected
+
+
+def test_a_mapped_network_is_trusted_as_the_ipv4_network_that_it_is() -> None:
+    trusted = TrustedProxies(["::ffff:10.0.0.0/104", "::ffff:192.0.2.1", "::/0"])
+    assert "10.1.2.3" in trusted
+    assert "192.0.2.1" in trusted
+    assert "192.0.2.2" not in trusted
+
+
 def test_trusted_proxies_are_addresses_and_networks() -> None:
     trusted = TrustedProxies(["10.0.0.0/8", "192.0.2.1", "fd00::/8", "172.16.5.4/16"])
     for address in ("10.255.0.1", "192.0.2.1", "fd12::1", "172.16.0.1"):
@@ -221,6 +304,69 @@ def test_trusted_proxies_are_addresses_and_networks() -> None:
     for address in ("11.0.0.1", "192.0.2.2", "fe80::1", "", "unix:", "10.0.0", None):
         assert address not in trusted
     assert "10.0.0.1" not in TrustedProxies()
+
+
+# Via and Max-Forwards
+
+
+def via(*values: bytes) -> HeaderList:
+    return [(b"via", value) for value in values]
+
+
+def test_a_gateway_adds_itself_after_what_is_there() -> None:
+    """With the protocol in which the request came (RFC 9110, section 7.6.3)."""
+    us = Via("us")
+    assert us.append_to([], "1.0") == b"1.0 us"
+    assert us.append_to([HOST, *via(b"1.1 a", b"2 b:80 (c, d)")], "2") == b"1.1 a, 2 b:80 (c, d), 2 us"
+    assert named(sent(via(b"1.1 a"), via=b"1.1 a, 1.1 us"), b"via") == [b"1.1 a, 1.1 us"]
+    assert named(sent([], HeaderSettings(b"h", (), frozenset([b"via"]))), b"via") == []
+
+
+@pytest.mark.parametrize(
+    ("values", "looped"),
+    [
+        ([b"1.1 us"], True),
+        ([b"1.1 a, 2 us ,1.0 b"], True),
+        ([b"1.1 a", b"HTTP/1.1\tus (comment)"], True),
+        ([], False),
+        ([b"1.1 usa, 1.1 a-us, us 1.1, 1.1 a (us)"], False),
+        ([b"us", b"", b",", b"1.1 them"], False),
+    ],
+)
+def test_a_request_that_has_passed_is_known_by_the_pseudonym(values: list[bytes], looped: bool) -> None:
+    assert Via("us").lists([HOST, *via(*values)]) is looped
+    assert not Via("us").lists([(b"x-via", value) for value in values])
+
+
+def test_two_instances_have_two_pseudonyms() -> None:
+    """Tokens, without the name of a host or a version."""
+    first, second = new_pseudonym(), new_pseudonym()
+    assert first != second
+    assert re.fullmatch("weirpool-[0-9a-f]{16}", first)
+
+
+@pytest.mark.parametrize(
+    ("values", "left"),
+    [
+        ([], None),
+        ([b"0"], 0),
+        ([b" 000 "], 0),
+        ([b"5"], 5),
+        ([b"007"], 7),
+        ([b"2147483648"], 2**31 - 1),
+        ([b"9" * 9000], 2**31 - 1),
+        ([b"0" * 9000 + b"1"], 1),
+    ],
+)
+def test_max_forwards_is_a_number(values: list[bytes], left: int | None) -> None:
+    assert forwards_left([HOST, *((b"max-forwards", value) for value in values)]) == left
+
+
+@pytest.mark.parametrize("values", [[b""], [b"-1"], [b"5, 4"], [b"5", b"5"], [b"\xb2"], [b"0x5"], [b"5.0"], [b"1_0"]])
+def test_any_other_max_forwards_is_refused(values: list[bytes]) -> None:
+    with pytest.raises(RequestRefused) as caught:
+        forwards_left([(b"max-forwards", value) for value in values])
+    assert caught.value.status == 400
 
 
 # The target
@@ -295,7 +441,6 @@ def forwarded(*values: bytes) -> HeaderList:
         (None, xff(b"198.51.100.1"), None),
         ("10.0.0.1", [], "10.0.0.1"),
         ("10.0.0.1", xff(b"198.51.100.1"), "198.51.100.1"),
-        ("::ffff:10.0.0.1", xff(b"198.51.100.1"), "198.51.100.1"),
         # What stands before the first address that is not trusted is its own word.
         ("10.0.0.1", xff(b"6.6.6.6, 198.51.100.1"), "198.51.100.1"),
         ("10.0.0.1", xff(b"6.6.6.6", b"198.51.100.1 ,10.0.0.2"), "198.51.100.1"),
@@ -332,7 +477,6 @@ def test_without_trusted_proxies_the_client_is_the_peer() -> None:
     ("address", "network"),
     [
         ("198.51.100.1", "198.51.100.1"),
-        ("::ffff:198.51.100.1", "198.51.100.1"),
         ("2001:db8:0:1:2:3:4:5", "2001:db8:0:1::/64"),
         ("fe80::1%eth0", "fe80::/64"),
         ("unix:/x", "unix:/x"),
@@ -388,4 +532,4 @@ def test_the_server_gets_the_stripped_prefix(
 )
 def test_the_origin_that_the_client_has_used(headers: HeaderList, trusted: bool, expected: str | None) -> None:
     """As trusted proxies say it; never what no URL can hold, and so could end a quoted string."""
-    assert client_origin(headers, scheme="https", trusted=trusted) == expected
+    assert client_origin(received_request(headers, trusted=trusted), scheme="https") == expected

@@ -38,7 +38,7 @@ def failed(kind: type[UpstreamFailure], *, unsent: bool) -> UpstreamFailure:
 
 
 LATE = [ReadFailed, ReadTimedOut, WriteTimedOut, ProtocolFailure]
-METHODS = ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"]
+METHODS = ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"]
 
 
 @pytest.mark.parametrize("kind", [ConnectFailed, ConnectTimedOut, TlsFailed, ReadFailed, WriteTimedOut])

@@ -1,0 +1,301 @@
+"""What of a request goes upstream and what of a response comes back: fields of the hop, who the client is, Via, TRACE."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import trio
+from support.certificates import Certificates
+from support.client import fetch
+from support.http2_client import Http2Requester, open_http2
+from support.interceptors import Log, Rig
+from support.process import WEIRPOOL, running
+from support.proxy import open_proxy
+from support.upstream import Peer, Request, Script, open_upstream
+
+import interceptors
+from interceptors import Interceptor, Response, ResponseHead
+from interceptors.api_keys import hash_key
+from proxy.config import parse_config
+
+ANN = "wk-ann-Zq3xV8"
+
+
+class Marks(Interceptor):
+    """Sets fields in both directions, and keeps what it has seen."""
+
+    seen: ClassVar[list[interceptors.Headers]] = []
+
+    async def on_request(self, request: interceptors.Request) -> Response | None:
+        self.seen.append(request.headers.copy())
+        request.headers["x-user-id"] = "alice"
+        request.headers["x-forwarded-user"] = "alice"
+        request.headers["connection"] = "x-user-id"
+        if "x-method" in request.headers:
+            request.method = request.headers["x-method"]
+        if "x-client" in request.headers:
+            return Response(str(request.client))
+        return None
+
+    async def on_response(self, head: ResponseHead) -> Response | None:
+        self.seen.append(head.headers.copy())
+        head.headers["x-mark"] = "ours"
+        return None
+
+
+async def echo(peer: Peer) -> None:
+    """An upstream that has TRACE: its answer is the head of the request. Its own Connection names fields."""
+    while True:
+        request = await peer.request()
+        body = b"".join(b"%s: %s\r\n" % field for field in request.headers)
+        head = b"HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Mark\r\nX-Mark: theirs\r\nKeep-Alive: timeout=5\r\n"
+        await peer.send(head + b"Content-Length: %d\r\n\r\n" % len(body) + (b"" if request.method == "HEAD" else body))
+
+
+@asynccontextmanager
+async def serve(log: Log, script: Script = echo, *, bind: str = "127.0.0.1:0", trusted: str = "") -> AsyncIterator[Rig]:
+    Marks.seen.clear()
+    async with open_upstream(script) as upstream:
+        config = parse_config(
+            f"""
+reverse_proxy:
+  trusted_proxies: [{trusted}]
+  upstreams:
+    - {{name: plain, endpoints: ["{upstream.url}"]}}
+    - {{name: secret, endpoints: ["{upstream.url}"], headers: {{set: {{authorization: "Bearer sk-secret", x-set: ours}}}}}}
+    - {{name: silent, endpoints: ["{upstream.url}"], headers: {{remove: [via]}}}}
+  routes:
+    - {{path: /, upstream: plain}}
+    - {{path: /marks, upstream: plain, interceptors: [marks]}}
+    - {{path: /keys, upstream: plain, interceptors: [keys]}}
+    - {{path: /secret, upstream: secret}}
+    - {{path: /silent, upstream: silent}}
+    - {{path: /origins, upstream: plain, allowed_origins: ["https://app.test"]}}
+interceptors:
+  - {{name: marks, use: "{__name__}:Marks"}}
+  - {{name: keys, use: api_keys, options: {{keys: {{ann: "{hash_key(ANN)}"}}, upstream: sk-upstream, upstream_header: x-api-key}}}}
+drain: {{timeout: 1}}
+log: {{level: info}}
+"""
+        )
+        async with open_proxy(config, bind=bind) as proxy:
+            rig = Rig(upstream, proxy, log)
+            yield rig
+            with trio.fail_after(5):
+                await rig.everything_is_back()
+
+
+def last(rig: Rig) -> Request:
+    return rig.upstream.requests[-1]
+
+
+# Fields of the hop
+
+
+async def test_the_clients_connection_cannot_remove_what_is_set(log: Log) -> None:
+    """By an interceptor, by `api_keys`, by the configuration."""
+    async with serve(log) as rig:
+        await rig.fetch("/marks", headers=[("Connection", "keep-alive, x-user-id"), ("X-User-Id", "mallory")])
+        assert last(rig).all("x-user-id") == [b"alice"]
+        assert last(rig).all("x-forwarded-user") == [b"alice"]
+        assert last(rig).all("connection") == []
+        key = [("Authorization", f"Bearer {ANN}"), ("Connection", "x-api-key, authorization")]
+        assert (await rig.fetch("/keys", headers=key)).status == 200
+        assert (last(rig).all("x-api-key"), last(rig).all("authorization")) == ([b"sk-upstream"], [])
+        await rig.fetch("/secret", headers=[("Connection", "x-set, authorization"), ("X-Set", "theirs")])
+        assert (last(rig).all("x-set"), last(rig).all("authorization")) == ([b"ours"], [b"Bearer sk-secret"])
+
+
+async def test_the_upstreams_connection_cannot_remove_what_is_set(log: Log) -> None:
+    async with serve(log) as rig:
+        assert (await rig.fetch("/marks")).all("x-mark") == [b"ours"]
+        assert (await rig.fetch("/plain")).all("x-mark") == []
+
+
+async def test_interceptors_see_no_field_of_the_hop(log: Log) -> None:
+    """Of the client's and of the upstream's, and nothing that a client claims about itself."""
+    sent = [("Connection", "TE, X-Hop"), ("TE", "trailers"), ("X-Hop", "1"), ("Upgrade", "h2c"), ("HTTP2-Settings", "AA")]
+    claims = [("X-Forwarded-User", "mallory"), ("X_Forwarded_For", "6.6.6.6"), ("Forwarded", "for=6.6.6.6")]
+    async with serve(log) as rig:
+        await rig.fetch("/marks", headers=[*sent, *claims, ("X-End", "2"), ("Transfer-Encoding", "chunked")], body=b"x")
+        request, response = Marks.seen
+        assert sorted(request) == ["host", "x-end"]
+        assert sorted(response) == ["content-length"]
+        assert last(rig).body == b"x"
+        assert not {b"x-hop", b"te", b"upgrade", b"http2-settings", b"x_forwarded_for"} & {
+            name.lower() for name, _ in last(rig).headers
+        }
+
+
+# Who the client is
+
+
+@pytest.mark.parametrize("target", ["/plain", "/marks"])
+async def test_an_underscore_makes_no_other_name(target: str, log: Log) -> None:
+    """Only what the proxy knows of the client goes up, however a client writes the names; other names pass."""
+    names = [
+        "X-Forwarded-For",
+        "X_Forwarded_For",
+        "X-Forwarded_Proto",
+        "x_real_ip",
+        "X_FORWARDED-HOST",
+        "X_Forwarded_Prefix",
+    ]
+    async with serve(log) as rig:
+        await rig.fetch(target, headers=[*((name, "6.6.6.6") for name in names), ("X_Other", "1")])
+        claims = {
+            name.lower(): value for name, value in last(rig).headers if name.lower().replace(b"_", b"-").startswith(b"x-")
+        }
+        claims.pop(b"x-user-id", None)
+        claims.pop(b"x-forwarded-user", None)
+        assert claims == {
+            b"x-forwarded-for": b"127.0.0.1",
+            b"x-forwarded-proto": b"http",
+            b"x-forwarded-host": b"proxy.test",
+            b"x_other": b"1",
+        }
+
+
+async def test_an_ipv4_client_of_a_socket_for_both_families_has_its_own_address(log: Log) -> None:
+    """In X-Forwarded-For, for interceptors, and compared with trusted proxies."""
+    async with serve(log, bind="[::]:0", trusted="127.0.0.0/8") as rig:
+        await rig.fetch("/plain")
+        assert last(rig).all("x-forwarded-for") == [b"127.0.0.1"]
+        await rig.fetch("/plain", headers=[("X-Forwarded-For", "192.0.2.1"), ("X_Forwarded_For", "6.6.6.6")])
+        assert last(rig).all("x-forwarded-for") == [b"192.0.2.1, 127.0.0.1"]
+        assert last(rig).all("x_forwarded_for") == []
+        assert (await rig.fetch("/marks", headers=[("X-Client", "?")])).body == b"127.0.0.1"
+
+
+# Via
+
+
+async def test_a_request_names_the_proxies_that_it_has_passed(log: Log) -> None:
+    """After what is there; a response names none of ours. `headers.remove` can leave it out."""
+    async with serve(log) as rig:
+        answer = await rig.fetch("/plain")
+        (entry,) = last(rig).all("via")
+        version, _, pseudonym = entry.partition(b" ")
+        assert version == b"1.1"
+        assert socket.gethostname().encode() not in pseudonym
+        assert answer.all("via") == []
+        await rig.fetch("/marks", headers=[("Via", "1.0 a (b, c)"), ("Via", "2 d"), ("Connection", "via")])
+        assert last(rig).all("via") == [b"1.0 a (b, c), 2 d, 1.1 " + pseudonym]
+        await rig.fetch("/silent")
+        assert last(rig).all("via") == []
+        stream = await trio.open_tcp_stream("127.0.0.1", rig.proxy.port)
+        async with stream:
+            await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
+            while await stream.receive_some():
+                pass
+        assert last(rig).all("via") == [b"1.0 " + pseudonym]
+
+
+async def test_a_request_that_comes_back_is_refused(log: Log) -> None:
+    """Wherever the pseudonym stands; another instance's is no loop."""
+    async with serve(log) as rig, serve(log) as other:
+        await rig.fetch("/plain")
+        (ours,) = last(rig).all("via")
+        await other.fetch("/plain", headers=[("Via", ours.decode())])
+        assert last(other).all("via")[0].startswith(ours + b", 1.1 weirpool-")
+        seen = len(rig.upstream.requests)
+        for via in (ours, b"1.1 a, " + ours + b", 2 b", b"1.1 a,HTTP/" + ours):
+            answer = await rig.fetch("/marks", headers=[("Via", via.decode())])
+            assert (answer.status, b"loop_detected" in answer.body) == (508, True)
+        assert len(rig.upstream.requests) == seen
+        assert [line["outcome"] for line in rig.lines("exchange")][-3:] == ["refused"] * 3
+
+
+async def test_a_worker_knows_a_request_that_another_worker_sent(tmp_path: Path) -> None:
+    """A server that is its own upstream: two exchanges for a request, whichever of its workers gets it."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    file = tmp_path / "weirpool.yaml"
+    file.write_text(
+        f"""
+reverse_proxy:
+  upstreams: [{{name: me, endpoints: ["http://127.0.0.1:{port}"]}}]
+  routes: [{{path: /, upstream: me}}]
+  limits: {{max_streams: 40}}
+"""
+    )
+    command = [*WEIRPOOL, "serve", "--config", str(file), "--bind", f"127.0.0.1:{port}", "--workers", "2"]
+    async with running(command) as process:
+        await process.event("started", 2)
+        for _ in range(8):
+            with trio.fail_after(10):
+                assert (await fetch(port, "/x")).status == 508
+        lines = await process.event("exchange", 16)
+        assert len(lines) == 16
+        assert [line["outcome"] for line in lines].count("refused") == 8
+
+
+# TRACE and Max-Forwards
+
+
+async def test_trace_goes_nowhere(log: Log) -> None:
+    """Its answer would show what was added on the way: also when an interceptor makes one of another request."""
+    async with serve(log) as rig:
+        key = [("Authorization", f"Bearer {ANN}")]
+        for target, headers in (("/secret", []), ("/secret", [("Max-Forwards", "0")]), ("/keys", key), ("/plain", [])):
+            answer = await rig.fetch(target, method="TRACE", headers=headers)
+            assert (answer.status, b"not_supported" in answer.body, b"sk-" in answer.body) == (501, True, False)
+        assert (await rig.fetch("/marks", headers=[("X-Method", "TRACE")])).status == 501
+        assert rig.upstream.requests == []
+        assert {line["outcome"] for line in rig.lines("exchange")} == {"refused"}
+
+
+@pytest.mark.parametrize("target", ["/plain", "/marks", "/origins"])
+async def test_options_may_be_forwarded_so_many_times(target: str, log: Log) -> None:
+    async with serve(log) as rig:
+        for value, expected in (("5", b"4"), ("1", b"0"), ("007", b"6")):
+            assert (await rig.fetch(target, method="OPTIONS", headers=[("Max-Forwards", value)])).status == 200
+            assert last(rig).all("max-forwards") == [expected]
+        seen = len(rig.upstream.requests)
+        headers = [("Max-Forwards", "0"), ("Connection", "max-forwards"), ("Origin", "https://app.test")]
+        answer = await rig.fetch(target, method="OPTIONS", headers=headers)
+        assert (answer.status, answer.body) == (204, b"")
+        assert answer.all("access-control-allow-origin") == ([b"https://app.test"] if target == "/origins" else [])
+        assert (await rig.fetch(target, method="OPTIONS", headers=[("Max-Forwards", "5, 4")])).status == 400
+        assert len(rig.upstream.requests) == seen
+
+
+async def test_max_forwards_of_other_methods_passes(log: Log) -> None:
+    async with serve(log) as rig:
+        for value in ("0", "5", "nonsense"):
+            await rig.fetch("/plain", headers=[("Max-Forwards", value)])
+            assert last(rig).all("max-forwards") == [value.encode()]
+
+
+async def test_it_is_the_same_over_http2(log: Log, tmp_path: Path) -> None:
+    """Under plain Hypercorn."""
+    certificates = Certificates(tmp_path)
+    async with serve(log) as rig:
+        async with (
+            open_proxy(rig.proxy.worker.config, tls=certificates.files) as proxy,
+            open_http2(proxy, certificates) as connection,
+        ):
+
+            async def ask(method: str, target: str, *headers: tuple[str, str]) -> tuple[int, bytes]:
+                client = Http2Requester(connection)
+                with trio.fail_after(5):
+                    await client.send(method, target, headers)
+                    answer = await client.answer()
+                return answer.status, answer.body
+
+            status, _ = await ask("GET", "/plain", ("x_forwarded_for", "6.6.6.6"), ("x-forwarded-user", "mallory"))
+            assert (status, last(rig).all("x-forwarded-for")) == (200, [b"127.0.0.1"])
+            assert last(rig).all("x_forwarded_for") == last(rig).all("x-forwarded-user") == []
+            (via,) = last(rig).all("via")
+            assert via.startswith(b"2 weirpool-")
+            assert (await ask("GET", "/plain", ("via", via.decode())))[0] == 508
+            assert (await ask("TRACE", "/secret"))[0] == 501
+            assert (await ask("OPTIONS", "/plain", ("max-forwards", "0"))) == (204, b"")
+            await ask("OPTIONS", "/plain", ("max-forwards", "2"))
+            assert last(rig).all("max-forwards") == [b"1"]
