@@ -23,6 +23,7 @@ __all__ = [
     "NoEndpoint",
     "NotAStream",
     "NotResumed",
+    "OutOfResources",
     "PoolFull",
     "PoolTimedOut",
     "ProtocolFailure",
@@ -113,6 +114,8 @@ class UpstreamFailure(Exception):
     """No byte of the request had left: whoever sends it again does nothing twice."""
     stale = False
     """It befell a kept connection, which the server may just have closed in its own time."""
+    ours = False
+    """A limit of this proxy or its machine: it says nothing about the endpoint, and another attempt would only add to it."""
 
 
 class NoEndpoint(UpstreamFailure, httpx.ConnectError):
@@ -121,6 +124,7 @@ class NoEndpoint(UpstreamFailure, httpx.ConnectError):
     kind = "no_endpoint"
     public = "no endpoint of the upstream is in service"
     status = 503
+    ours = True
 
 
 class SessionGone(UpstreamFailure, httpx.ConnectError):
@@ -162,6 +166,7 @@ class PoolTimedOut(UpstreamFailure, httpx.PoolTimeout):
     status = 503
     outcome = Outcome.UPSTREAM_TIMEOUT
     retry_after_s = 1
+    ours = True
 
 
 class PoolFull(UpstreamFailure, httpx.PoolTimeout):
@@ -170,7 +175,19 @@ class PoolFull(UpstreamFailure, httpx.PoolTimeout):
     kind = "upstream_connections_exhausted"
     public = "all connections to the upstream are in use"
     status = 503
+    ours = True
     retry_after_s = 1
+
+
+class OutOfResources(UpstreamFailure, httpx.ConnectError):
+    """This machine has no descriptor, memory, local port or thread left for it (EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL)."""
+
+    kind = "out_of_resources"
+    public = "this server has no resources left for a connection to the upstream"
+    status = 503
+    outcome = Outcome.REFUSED
+    retry_after_s = 1
+    ours = True
 
 
 class WriteTimedOut(UpstreamFailure, httpx.WriteTimeout):

@@ -34,7 +34,7 @@ from .logs import flush_log
 from .metrics import Collectors, InterceptorTotals
 from .routes import RouteTable
 from .sessions import Sessions
-from .upstream import Balancer
+from .upstream import Balancer, Resolver
 
 if TYPE_CHECKING:
     from .exchange import Exchange
@@ -49,12 +49,19 @@ LEAVE_S = 10.0
 class Generation:
     """One compiled configuration, and the exchanges that began with it. Raises `ConfigError` when something cannot be loaded."""
 
-    def __init__(self, config: Config, pools: Pools, sessions: Sessions, kept: Mapping[str, Balancer] | None = None) -> None:
-        """`sessions`: the worker's. `kept`: the transports, by upstream, that go on from the generation before. Blocks on what it
-        imports.
+    def __init__(
+        self,
+        config: Config,
+        pools: Pools,
+        sessions: Sessions,
+        kept: Mapping[str, Balancer] | None = None,
+        resolver: Resolver | None = None,
+    ) -> None:
+        """`sessions`, `resolver`: the worker's. `kept`: the transports, by upstream, that go on from the generation before. Blocks
+        on what it imports.
         """
         self.config = config
-        self.routes = RouteTable(config, pools, kept, sessions)
+        self.routes = RouteTable(config, pools, kept, sessions, resolver)
         self.trusted_proxies = TrustedProxies(config.reverse_proxy.trusted_proxies)
         self.collectors = _collectors(self.owners)
         """The metrics of its interceptors, each with the interceptor's name."""
@@ -85,7 +92,9 @@ class Generations:
         self.sessions = Sessions()
         """What outlives them all."""
         self.sessions.mcp.owners_of = self._mcp_interceptors
-        self.current = Generation(config, pools, self.sessions)
+        self._resolver = Resolver()
+        self._resolving: trio.CancelScope | None = None
+        self.current = Generation(config, pools, self.sessions, resolver=self._resolver)
         self._all = [self.current]
         self._closing = False
         self._maintained: dict[Balancer, trio.CancelScope] = {}
@@ -123,6 +132,7 @@ class Generations:
     async def start(self, nursery: trio.Nursery) -> None:
         """Set the first one up, in the app's lifespan nursery. Raises `ConfigError` when a lifespan fails."""
         self._nursery = nursery
+        self._resolving = await nursery.start(self._resolver.run)
         await self._open(self.current)
 
     async def replace(self, config: Config, check: Callable[[Collectors], None] = lambda collectors: None) -> Generation:
@@ -139,7 +149,7 @@ class Generations:
             for upstream in after.upstreams
             if same and upstream in before.upstreams and upstream.ca_file is None
         }
-        new = Generation(config, self._pools, self.sessions, kept)
+        new = Generation(config, self._pools, self.sessions, kept, self._resolver)
         check(new.collectors)
         for name, transport in new.routes.transports.items():
             was = self.current.routes.transports.get(name)
@@ -173,6 +183,8 @@ class Generations:
         with trio.move_on_after(LEAVE_S):
             for generation in tuple(self._all):
                 await generation.left.wait()
+        if self._resolving is not None:
+            self._resolving.cancel()
 
     async def _open(self, generation: Generation) -> None:
         assert self._nursery is not None, "start comes first"

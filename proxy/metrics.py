@@ -28,7 +28,14 @@ from .upstream import Balancer
 __all__ = ["ACTIONS", "REFUSALS", "Collectors", "InterceptorTotals", "LiveExchange", "Metrics", "RouteTally"]
 
 ACTIONS = ("passed", "changed", "dropped", "added")
-REFUSALS = ("too_many_streams", "too_many_client_streams", "upstream_connections_exhausted", "no_endpoint", "session_gone")
+REFUSALS = (
+    "too_many_streams",
+    "too_many_client_streams",
+    "upstream_connections_exhausted",
+    "out_of_resources",
+    "no_endpoint",
+    "session_gone",
+)
 """Why a request is refused although nothing is wrong with it: the error types in the answers."""
 _TTFB_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 

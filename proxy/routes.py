@@ -22,7 +22,7 @@ from .headers import HeaderSettings
 from .mcp import surround
 from .place import Place
 from .sessions import Sessions
-from .upstream import Balancer, Checks, Endpoint, Endpoints, RetryPolicy, UpstreamTransport
+from .upstream import Balancer, Checks, Endpoint, Endpoints, Resolver, RetryPolicy, UpstreamTransport
 from .upstream.affinity import Affinity
 
 __all__ = ["Route", "RouteTable", "load_interceptors"]
@@ -88,10 +88,15 @@ class RouteTable:
     """All routes; the longest matching prefix wins."""
 
     def __init__(
-        self, config: Config, pools: Pools, kept: Mapping[str, Balancer] | None = None, sessions: Sessions | None = None
+        self,
+        config: Config,
+        pools: Pools,
+        kept: Mapping[str, Balancer] | None = None,
+        sessions: Sessions | None = None,
+        resolver: Resolver | None = None,
     ) -> None:
-        """`kept`: transports, by upstream, that go on. `sessions`: the worker's. Raises `ConfigError` when an interceptor or a CA
-        file cannot be loaded.
+        """`kept`: transports, by upstream, that go on. `sessions`, `resolver`: the worker's. Raises `ConfigError` when an
+        interceptor or a CA file cannot be loaded.
         """
         self._sessions = sessions = sessions or Sessions()
         self.transports: dict[str, Balancer] = dict(kept or {})
@@ -102,7 +107,14 @@ class RouteTable:
             if upstream.name in self.transports:
                 continue
             try:
-                transport = UpstreamTransport(pools, max_connections=upstream.max_connections, ca_file=upstream.ca_file)
+                transport = UpstreamTransport(
+                    pools,
+                    resolver,
+                    max_connections=upstream.max_connections,
+                    tls=upstream.uses_tls,
+                    ca_file=upstream.ca_file,
+                    tls_server_name=upstream.tls_server_name,
+                )
             except OSError as error:  # ssl.SSLError is one
                 raise ConfigError(f"reverse_proxy.upstreams[{index}].ca_file: {error}") from error
             self.transports[upstream.name] = _balancer(

@@ -14,6 +14,7 @@ import msgspec
 
 from ..errors import ConfigError
 from ..upstream.endpoints import place_of
+from ..upstream.origin import address_family, server_name, to_a_labels
 from .schema import Config, Heartbeat, Limits, Reconnect, Retry, Timeouts
 
 __all__ = ["convert", "endpoint_problem", "mistakes_of"]
@@ -49,6 +50,12 @@ def mistakes_of(config: Config) -> Iterator[str]:
                 places.add(place)
         if upstream.ca_file is not None and not Path(upstream.ca_file).is_file():
             yield f"{path}.ca_file: there is no file {upstream.ca_file!r}"
+        if upstream.tls_server_name is not None:
+            problem = _server_name_problem(upstream.tls_server_name)
+            if problem is None and not upstream.uses_tls:
+                problem = "no endpoint of this upstream is https"
+            if problem is not None:
+                yield f"{path}.tls_server_name: {problem}"
         if not upstream.host or not _is_field_value(upstream.host):
             yield f"{path}.host: expected upstream, preserve, or a host name"
         lowered = [name.lower() for name in upstream.headers.set]
@@ -148,16 +155,27 @@ def endpoint_problem(url: str) -> str | None:
     try:
         parts = urlsplit(url)
         port = parts.port
-        host = httpx.URL(url).host
-        host.encode("idna")
-    except (ValueError, httpx.InvalidURL):  # UnicodeError, of an impossible name, is a ValueError
-        return "not a URL with a host that can be looked up"
+        host = httpx.URL(url).raw_host.decode("ascii")
+        if host and address_family(host) is None:
+            to_a_labels(host)
+    except (ValueError, httpx.InvalidURL):
+        return "not a URL with a host that can be looked up: expected an address, or a name of letters, digits, - and _ (IDNA 2008)"
     if parts.username is not None or "?" in url or "#" in url or port == 0:
         return "an endpoint is a scheme, a host, a port and a path, and nothing else (a credential belongs into headers.set)"
     if parts.scheme not in ("http", "https") or not host or url != url.strip():
         return f"{url!r} is not an http:// or https:// URL"
     if not re.fullmatch(r"[\x21-\x7e]*", parts.path):
         return f"{url!r} has a path that cannot be sent; percent-encode it"
+    return None
+
+
+def _server_name_problem(name: str) -> str | None:
+    try:
+        server_name(name)
+    except ValueError:
+        return (
+            f"{name!r} is neither a host name nor an address: expected one such as backend.example, without scheme and port"
+        )
     return None
 
 

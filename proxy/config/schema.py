@@ -49,8 +49,15 @@ class Upstream(_Settings, frozen=True):
     endpoints: Annotated[list[str], Meta(min_length=1)]
     host: str = "upstream"
     ca_file: str | None = None
+    tls_server_name: str | None = None
+    """The name that TLS sends (SNI) and verifies, or the address that it verifies; None: each endpoint's host."""
     headers: HeaderRules = HeaderRules()
     max_connections: Count = 10000
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether an endpoint is https."""
+        return any(url.lower().startswith("https:") for url in self.endpoints)
 
 
 class Timeouts(_Settings, frozen=True):

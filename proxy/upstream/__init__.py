@@ -3,6 +3,7 @@
 from .balancer import Balancer, Checks
 from .connections import PoolState
 from .endpoints import Endpoint, Endpoints, EndpointState
+from .resolver import Resolver
 from .response import UpstreamBody
 from .retry import RetryPolicy
 from .transport import UpstreamTransport
@@ -14,6 +15,7 @@ __all__ = [
     "EndpointState",
     "Endpoints",
     "PoolState",
+    "Resolver",
     "RetryPolicy",
     "UpstreamBody",
     "UpstreamTransport",

@@ -13,7 +13,8 @@ request fails; without it none was asked.
 
 What counts as an endpoint's failure: no connection, no TLS, a request not taken in time, and no whole and acceptable head of a
 response, in time or at all. What does not: any response, whatever its status; what breaks after the head; a kept connection that
-turned out to be closed; a request that cannot be sent; a client that leaves; and our own bound (`max_connections`).
+turned out to be closed; a request that cannot be sent; a client that leaves; and what is ours (`max_connections`, descriptors,
+memory, local ports).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import httpx
 import structlog
 import trio
 
-from ..errors import NoEndpoint, PoolFull, PoolTimedOut, SessionGone, UpstreamFailure
+from ..errors import NoEndpoint, SessionGone, UpstreamFailure
 from .affinity import Affinity
 from .connections import PoolState
 from .endpoints import Endpoint, Endpoints, EndpointState, NoneInService, Turn
@@ -38,7 +39,6 @@ __all__ = ["Balancer", "Checks"]
 
 _SESSION = b"mcp-session-id"
 _SESSION_LENGTH = len(_SESSION)
-_OUR_BOUND = (PoolFull, PoolTimedOut)
 
 
 class Checks:
@@ -200,7 +200,7 @@ class Balancer(httpx.AsyncBaseTransport):
     # What came of it
 
     def _note_failure(self, turn: Turn, failure: UpstreamFailure) -> None:
-        if isinstance(failure, _OUR_BOUND) or failure.stale:
+        if failure.ours or failure.stale:
             return
         if turn.fail(trio.current_time()):
             self._say_ejected(turn.endpoint, str(failure))
@@ -272,9 +272,9 @@ class Balancer(httpx.AsyncBaseTransport):
         with trio.move_on_after(checks.interval_s):
             try:
                 response = await self._transport.send(request, endpoint.url, checks.target, headers)
-            except _OUR_BOUND:
-                return
             except (UpstreamFailure, httpx.LocalProtocolError) as error:
+                if isinstance(error, UpstreamFailure) and error.ours:
+                    return
                 problem = f"check: {error}"
             else:
                 assert isinstance(response.stream, UpstreamBody)

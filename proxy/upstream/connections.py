@@ -10,37 +10,29 @@ whatever is cancelled and wherever:
 - no more wait for a slot than `Slots.max_waiting`, and none longer than its connect deadline;
 - only the task that has a connection on loan reads, writes or closes it.
 
-It knows no HTTP. Foreign exceptions of sockets and TLS become ours here, and nowhere else.
+It knows no HTTP, and no name resolution: `dial` opens the sockets.
 """
 
 from __future__ import annotations
 
-import errno
-import os
+import math
 import socket
 import ssl
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import trio
 from trio.lowlevel import wait_readable, wait_writable
 
-from ..errors import (
-    ConnectFailed,
-    ConnectTimedOut,
-    DnsFailed,
-    PoolFull,
-    PoolTimedOut,
-    ReadFailed,
-    TlsFailed,
-    Truncated,
-    WriteTimedOut,
-)
+from ..errors import ConnectTimedOut, PoolFull, PoolTimedOut, ReadFailed, Truncated, WriteTimedOut
 from ..keepalive import send_probes
+from . import dial
+from .failures import failure_of
+from .origin import Origin, server_name
+from .resolver import Resolver
 
-__all__ = ["KEEPALIVE_EXPIRY_S", "Connection", "ConnectionPool", "Origin", "PoolState", "Slots"]
+__all__ = ["KEEPALIVE_EXPIRY_S", "ConnectTime", "Connection", "ConnectionPool", "Origin", "PoolState", "Slots"]
 
 KEEPALIVE_EXPIRY_S = 60.0
 """An idle connection is closed after this; servers keep theirs for 60 to 75 s as a rule."""
@@ -48,14 +40,18 @@ KEEPALIVE_EXPIRY_S = 60.0
 _MIN_WAITING = 64  # of an upstream with few connections, such as a model that answers two at a time
 
 
-class Origin(NamedTuple):
-    scheme: str
-    host: str
-    port: int
+@dataclass(frozen=True, slots=True)
+class ConnectTime:
+    """How long it may take until a connection can carry the request: over waiting for one, resolving, TCP and TLS, together."""
 
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
+    timeout_s: float
+    deadline: float
+
+    @classmethod
+    def starting_now(cls, timeout_s: float | None) -> ConnectTime:
+        """None: no limit."""
+        timeout_s = math.inf if timeout_s is None else timeout_s
+        return cls(timeout_s, trio.current_time() + timeout_s)
 
 
 class Connection:
@@ -77,8 +73,8 @@ class Connection:
     def receive_into(self, buffer: bytearray, at: int) -> int | None:
         """Read what is there into `buffer[at:]`. The count, 0 at an orderly end, None when there is nothing yet.
 
-        Raises `ReadFailed` when the connection broke and `Truncated` when TLS ended without close_notify (RFC 8446,
-        section 6.1): whoever cuts the connection must not be able to pass that off as the end. Never blocks.
+        Raises `ReadFailed` when the connection broke, `OutOfResources`, and `Truncated` when TLS ended without close_notify (RFC
+        8446, section 6.1): whoever cuts the connection must not be able to pass that off as the end. Never blocks.
         """
         try:
             if not at:
@@ -90,7 +86,7 @@ class Connection:
         except ssl.SSLEOFError:
             raise Truncated(f"{self.origin}: TLS ended without close_notify") from None
         except OSError as error:
-            raise ReadFailed(f"{self.origin}: {_reason(error)}") from error
+            raise failure_of(self.origin, error, ReadFailed) from error
 
     @property
     def pending(self) -> bool:
@@ -108,6 +104,8 @@ class Connection:
             await wait_readable(self.sock)
         except trio.ClosedResourceError:
             raise ReadFailed(f"{self.origin}: closed") from None
+        except OSError as error:  # epoll_ctl(2)
+            raise failure_of(self.origin, error, ReadFailed) from error
 
     async def send_all(self, data: bytes, timeout_s: float | None) -> None:
         """Write everything; `timeout_s` bounds each wait for room. Raises `ReadFailed` (broken) and `WriteTimedOut`.
@@ -124,7 +122,7 @@ class Connection:
             except ssl.SSLWantReadError:
                 waiting_for = wait_readable
             except OSError as error:
-                raise ReadFailed(f"{self.origin}: {_reason(error)}") from error
+                raise failure_of(self.origin, error, ReadFailed) from error
             else:
                 self.written += sent
                 view = view[sent:]
@@ -136,6 +134,8 @@ class Connection:
                 raise WriteTimedOut(f"{self.origin}: took nothing for {timeout_s} s") from None
             except trio.ClosedResourceError:
                 raise ReadFailed(f"{self.origin}: closed") from None
+            except OSError as error:  # epoll_ctl(2)
+                raise failure_of(self.origin, error, ReadFailed) from error
 
     def is_alive(self) -> bool:
         """Whether an idle connection can carry a request: still open, and nobody has spoken out of turn."""
@@ -183,7 +183,7 @@ class Slots:
         self.pools: list[ConnectionPool] = []
         self._free = trio.Semaphore(max_connections, max_value=max_connections)
 
-    async def acquire(self, origin: Origin, timeout_s: float) -> None:
+    async def acquire(self, origin: Origin, deadline: float) -> None:
         """Take a slot, first come, first served. Raises `PoolFull` at once when too many wait already, and `PoolTimedOut`."""
         try:
             self._free.acquire_nowait()
@@ -191,12 +191,13 @@ class Slots:
             if self._free.statistics().tasks_waiting >= self.max_waiting:
                 raise PoolFull(f"{origin}: {self.max_waiting} requests wait for a connection already") from None
             try:
-                with trio.fail_after(timeout_s):
+                with trio.fail_at(deadline):
                     await self._free.acquire()
             except trio.TooSlowError:
-                raise PoolTimedOut(
-                    f"{origin}: all {self.max_connections} connections are in use (max_connections)"
-                ) from None
+                raise self.timed_out(origin) from None
+
+    def timed_out(self, origin: Origin) -> PoolTimedOut:
+        return PoolTimedOut(f"{origin}: all {self.max_connections} connections are in use (max_connections)")
 
     def release(self) -> None:
         self._free.release()
@@ -212,10 +213,21 @@ class Slots:
 class ConnectionPool:
     """The connections of one origin."""
 
-    def __init__(self, origin: Origin, slots: Slots, ssl_context: ssl.SSLContext | None) -> None:
-        """`slots`: shared with the pools of the same upstream's other origins."""
+    def __init__(
+        self,
+        origin: Origin,
+        slots: Slots,
+        resolver: Resolver,
+        ssl_context: ssl.SSLContext | None,
+        tls_server_name: str | None = None,
+    ) -> None:
+        """`slots`: shared with the pools of the same upstream's other origins. `tls_server_name`: as `server_name` returns it;
+        None: the origin's host.
+        """
         self._origin = origin
+        self._resolver = resolver
         self._ssl_context = ssl_context
+        self._tls_server_name = server_name(origin.host) if tls_server_name is None else tls_server_name
         self._slots = slots
         slots.pools.append(self)
         self.idle: deque[Connection] = deque()
@@ -226,16 +238,15 @@ class ConnectionPool:
         self._reused = 0
         self._closed = False
 
-    async def acquire(self, *, connect_timeout_s: float | None, fresh: bool = False) -> Connection:
+    async def acquire(self, time: ConnectTime, *, fresh: bool = False) -> Connection:
         """A connection, kept or new, on loan until `release`. `fresh` asks for a new one.
 
-        Raises `PoolFull`, `PoolTimedOut`, `DnsFailed`, `ConnectFailed`, `TlsFailed`, `ConnectTimedOut`. Cancelled at any point it
-        leaves nothing behind.
+        Raises `PoolFull`, `PoolTimedOut`, `DnsFailed`, `ConnectFailed`, `TlsFailed`, `ConnectTimedOut`, `OutOfResources`. Cancelled
+        at any point it leaves nothing behind.
         """
-        timeout_s = connect_timeout_s if connect_timeout_s is not None else float("inf")
         self._waiting += 1
         try:
-            await self._slots.acquire(self._origin, timeout_s)
+            await self._slots.acquire(self._origin, time.deadline)
         finally:
             self._waiting -= 1
         self._lent += 1
@@ -243,7 +254,7 @@ class ConnectionPool:
             connection = None if fresh else self._take_idle()
             if connection is None:
                 self._slots.make_room()
-                connection = await self._open(timeout_s)
+                connection = await self._open(time)
                 self._opened += 1
             else:
                 self._reused += 1
@@ -300,96 +311,15 @@ class ConnectionPool:
             connection.close()
         return None
 
-    async def _open(self, timeout_s: float) -> Connection:
+    async def _open(self, time: ConnectTime) -> Connection:
         origin = self._origin
-        with trio.CancelScope(deadline=trio.current_time() + timeout_s):
-            sock = await _connect(origin)
+        left_s = time.deadline - trio.current_time()
+        with trio.CancelScope(deadline=time.deadline):
+            sock = await dial.connect(origin, self._resolver)
             send_probes(sock)  # a listening stream has no other limit
             if self._ssl_context is None:
                 return Connection(origin, sock)
-            return Connection(origin, await _start_tls(origin, sock, self._ssl_context))
-        raise ConnectTimedOut(f"{origin}: no connection within {timeout_s} s")
-
-
-async def _connect(origin: Origin) -> socket.socket:
-    """A connected, non-blocking socket. Of a name, the addresses are tried as RFC 8305 says; an address needs none of that."""
-    family = _address_family(origin.host)
-    if family is not None:
-        return await _connect_address(origin, family)
-    try:
-        stream = await trio.open_tcp_stream(origin.host, origin.port)
-    except socket.gaierror as error:
-        raise DnsFailed(f"{origin}: cannot resolve the name: {error.strerror}") from error
-    except UnicodeError as error:  # what the idna codec makes of an impossible name
-        raise DnsFailed(f"{origin}: not a name that can be resolved") from error
-    except OSError as error:
-        raise ConnectFailed(f"{origin}: {_reason(error)}") from error
-    sock = socket.socket(fileno=stream.socket.detach())
-    sock.setblocking(False)
-    return sock
-
-
-def _address_family(host: str) -> socket.AddressFamily | None:
-    """The family of an address, None for a name."""
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            socket.inet_pton(family, host)
-        except OSError:
-            continue
-        return family
-    return None
-
-
-async def _connect_address(origin: Origin, family: socket.AddressFamily) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        error = sock.connect_ex((origin.host, origin.port))
-        if error == errno.EINPROGRESS:
-            await wait_writable(sock)
-            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error:
-            raise ConnectFailed(f"{origin}: {os.strerror(error)}")
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-async def _start_tls(origin: Origin, sock: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
-    """The TLS handshake. Takes the socket over: it is closed when this raises."""
-    try:
-        tls = context.wrap_socket(
-            sock, server_hostname=origin.host, do_handshake_on_connect=False, suppress_ragged_eofs=False
-        )
-    except OSError as error:
-        sock.close()
-        raise TlsFailed(f"{origin}: {_reason(error)}") from error
-    try:
-        while True:
-            try:
-                tls.do_handshake()
-                return tls
-            except ssl.SSLWantReadError:
-                await wait_readable(tls)
-            except ssl.SSLWantWriteError:
-                await wait_writable(tls)
-    except OSError as error:
-        tls.close()
-        raise TlsFailed(f"{origin}: {_reason(error)}") from error
-    except BaseException:
-        tls.close()
-        raise
-
-
-def _reason(error: OSError) -> str:
-    """What went wrong, in words, without addresses or numbers that mean nothing to a reader."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"certificate not accepted: {error.verify_message}"
-    if isinstance(error, ssl.SSLError):
-        return f"TLS failed: {error.reason or error.strerror or error}"
-    causes = getattr(error.__cause__, "exceptions", None)  # trio.open_tcp_stream collects one for each address
-    if causes:
-        return "; ".join(dict.fromkeys(_reason(cause) for cause in causes))
-    return os.strerror(error.errno) if error.errno else error.strerror or "failed"
+            return Connection(origin, await dial.start_tls(origin, sock, self._ssl_context, self._tls_server_name))
+        if left_s < time.timeout_s / 2:
+            raise self._slots.timed_out(origin)  # most of the time went by in the queue, which is not the endpoint's fault
+        raise ConnectTimedOut(f"{origin}: no connection within {time.timeout_s} s")

@@ -37,7 +37,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 def place_of(url: httpx.URL) -> str:
     """Where an endpoint is, however its URL is spelt (RFC 3986, sections 6.2.2.1 and 6.2.3). Without credentials."""
-    host = url.host.lower()
+    host = url.raw_host.decode("ascii").lower()
     with suppress(ValueError):  # a name
         host = str(ipaddress.ip_address(host))
     path = url.raw_path.rstrip(b"/").decode("ascii")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import httpx
 
-from ..errors import NoEndpoint, PoolFull, PoolTimedOut, UpstreamFailure
+from ..errors import UpstreamFailure
 
 __all__ = ["INITIAL_RETRIES", "MAX_SAVED_RETRIES", "RetryBudget", "RetryPolicy", "may_resend"]
 
@@ -55,8 +55,8 @@ class RetryPolicy:
 
 def may_resend(request: httpx.Request, failure: UpstreamFailure) -> bool:
     """Whether sending this request again, after this failure before a head of the response, can do nothing twice."""
-    if isinstance(failure, NoEndpoint | PoolFull | PoolTimedOut):
-        return False  # we are at our limit: another attempt would only add to that
+    if failure.ours:
+        return False
     if failure.unsent:
         return True
     return request.method in _IDEMPOTENT and isinstance(request.stream, httpx.ByteStream)

@@ -4,7 +4,8 @@ It sends the `httpx.Request` it is given, byte for byte, and returns an `httpx.R
 writes and reads heads; the body is framed by `body`, in the caller's buffer. Request extensions:
 
 - `target`: the request target as bytes; without it the URL's;
-- `timeout`: httpx's dict; `connect` (waiting for a free connection, and opening one), `write` (each wait), `read` (until the head
+- `timeout`: httpx's dict; `connect` (one deadline for a free connection, name resolution, TCP, TLS, and a second connection where
+  the first was dead), `write` (each wait), `read` (until the head
   has come, counted from the end of the request; between body bytes when the response is read through httpx);
 - `nursery`: a Trio nursery that may go on sending the request body after the head of the response has come. Without one, an
   answer that comes early ends the upload.
@@ -24,8 +25,10 @@ import trio
 from pools import Pools
 
 from ..errors import ReadFailed, UpstreamFailure
-from .connections import ConnectionPool, Origin, PoolState, Slots
+from .connections import ConnectionPool, ConnectTime, PoolState, Slots
 from .head import BadRequest, BodyEncoder, encode_head
+from .origin import Origin, server_name
+from .resolver import Resolver
 from .roundtrip import RoundTrip
 
 __all__ = ["UpstreamTransport"]
@@ -37,12 +40,26 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 class UpstreamTransport(httpx.AsyncBaseTransport):
     """Connections to any number of origins, together at most `max_connections`. Belongs to one Trio loop."""
 
-    def __init__(self, pools: Pools, *, max_connections: int = 10000, ca_file: str | None = None) -> None:
-        """`ca_file`: verify against these certificates instead of the system's. Raises `OSError` or `ssl.SSLError`."""
+    def __init__(
+        self,
+        pools: Pools,
+        resolver: Resolver | None = None,
+        *,
+        max_connections: int = 10000,
+        tls: bool = False,
+        ca_file: str | None = None,
+        tls_server_name: str | None = None,
+    ) -> None:
+        """`resolver`: the worker's; without one, origins must be addresses. `tls`: load the authorities now, and not with the first
+        connection, when no descriptor may be left. `ca_file`: verify against these instead of the system's. `tls_server_name`: send
+        and verify this name, or verify this address, instead of the origin's host. Raises `OSError`, `ssl.SSLError`, `ValueError`.
+        """
         self._pools = pools
+        self._resolver = Resolver() if resolver is None else resolver
         self._slots = Slots(max_connections)
+        self._tls_server_name = None if tls_server_name is None else server_name(tls_server_name)
         self._ssl_context: ssl.SSLContext | None = None
-        if ca_file is not None:
+        if tls or ca_file is not None:
             self._ssl_context = _client_context(ca_file)
         self._origins: dict[Origin, ConnectionPool] = {}
 
@@ -85,9 +102,10 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
         except BadRequest as error:
             raise httpx.LocalProtocolError(str(error)) from error
         write_timeout_s = timeouts.get("write")
+        time = ConnectTime.starting_now(timeouts.get("connect"))
         while True:
             try:
-                connection = await pool.acquire(connect_timeout_s=timeouts.get("connect"), fresh=fresh)
+                connection = await pool.acquire(time, fresh=fresh)
             except UpstreamFailure as failure:
                 failure.unsent = True
                 raise
@@ -121,7 +139,7 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
 
     def _pool_of(self, url: httpx.URL) -> ConnectionPool:
         try:
-            origin = Origin(url.scheme, url.host, url.port or _DEFAULT_PORTS[url.scheme])
+            origin = Origin(url.scheme, url.raw_host.decode("ascii"), url.port or _DEFAULT_PORTS[url.scheme])
         except KeyError:
             raise httpx.UnsupportedProtocol(f"{url.scheme!r} is neither http nor https") from None
         pool = self._origins.get(origin)
@@ -129,7 +147,9 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
             context = None
             if origin.scheme == "https":
                 context = self._ssl_context = self._ssl_context or _client_context(None)
-            pool = self._origins[origin] = ConnectionPool(origin, self._slots, context)
+            pool = self._origins[origin] = ConnectionPool(
+                origin, self._slots, self._resolver, context, self._tls_server_name
+            )
         return pool
 
 

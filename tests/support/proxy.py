@@ -15,7 +15,8 @@ from hypercorn.trio import serve as hypercorn_serve
 from proxy.app import Weirpool, create_app
 from proxy.config import Config, parse_config
 from proxy.serve import bind_sockets, serve_app
-from proxy.upstream import connections
+from proxy.upstream import Resolver, dial
+from proxy.upstream.origin import Origin
 from proxy.worker import Worker
 
 __all__ = ["Proxy", "config_for", "limit_send_buffers", "open_proxy"]
@@ -99,8 +100,8 @@ async def _wait_for_end(nursery: trio.Nursery) -> None:
 def limit_send_buffers(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """Let the sockets of proxies that are opened from now on take about `size` bytes before they have to wait."""
 
-    async def connect(origin: connections.Origin) -> socket.socket:
-        sock = await original_connect(origin)
+    async def connect(origin: Origin, resolver: Resolver) -> socket.socket:
+        sock = await original_connect(origin, resolver)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
         return sock
 
@@ -110,6 +111,6 @@ def limit_send_buffers(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)  # accepted ones inherit it
         return sockets
 
-    original_connect, original_bind = connections._connect, bind_sockets
-    monkeypatch.setattr(connections, "_connect", connect)
+    original_connect, original_bind = dial.connect, bind_sockets
+    monkeypatch.setattr(dial, "connect", connect)
     monkeypatch.setattr(f"{__name__}.bind_sockets", bind)

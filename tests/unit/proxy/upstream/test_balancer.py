@@ -9,10 +9,12 @@ import httpx
 import pytest
 import trio
 from support.upstream import Peer, Script, open_upstream
+from trio.testing import MockClock
 
 from pools import Pools
-from proxy.errors import NoEndpoint, ReadFailed
-from proxy.upstream import Balancer, Endpoint, Endpoints, RetryPolicy, UpstreamTransport
+from proxy.errors import ConnectFailed, NoEndpoint, OutOfResources, ReadFailed, UpstreamFailure
+from proxy.upstream import Balancer, Checks, Endpoint, Endpoints, Resolver, RetryPolicy, UpstreamTransport, dial
+from proxy.upstream.origin import Origin
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -184,3 +186,67 @@ async def test_cancelled_anywhere_it_leaves_nothing_behind(script: Script, pools
             assert idle(transport)
         assert 0 < finished < 120
         await transport.aclose()
+
+
+# What is ours
+
+
+@pytest.fixture
+def no_room(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """No connection can be opened for want of a descriptor; the origins that were asked for one."""
+    asked: list[str] = []
+
+    async def connect(origin: Origin, resolver: Resolver) -> socket.socket:
+        asked.append(str(origin))
+        raise OutOfResources(f"{origin}: Too many open files")
+
+    monkeypatch.setattr(dial, "connect", connect)
+    return asked
+
+
+async def test_what_is_ours_is_not_tried_again_and_counts_against_nobody(pools: Pools, no_room: list[str]) -> None:
+    """One attempt for each request, however many endpoints there are; each stays in service with no failure."""
+    transport = balancer(pools, "http://one.test", "http://127.0.0.1:9", failures=1)
+    policy = RetryPolicy(5, 1)
+    for _ in range(4):
+        with pytest.raises(OutOfResources):
+            await transport.handle_async_request(request(retry=policy))
+    assert len(no_room) == 4
+    assert [(item.state, item.failures, item.ejections, item.retries) for item in transport.endpoint_states()] == [
+        ("up", 0, 0, 0)
+    ] * 2
+    assert idle(transport)
+
+
+async def test_a_check_that_fails_for_want_of_resources_ejects_nobody(
+    pools: Pools, no_room: list[str], autojump_clock: MockClock
+) -> None:
+    endpoints = Endpoints([Endpoint("http://one.test")], consecutive_failures=1, checked=True)
+    transport = Balancer("up", UpstreamTransport(pools), endpoints, checks=Checks("/", 1))
+    with trio.move_on_after(5.5):
+        await transport.maintain()
+    assert len(no_room) == 6
+    (state,) = transport.endpoint_states()
+    assert (state.state, state.failures) == ("up", 0)
+
+
+async def test_a_probe_that_fails_for_want_of_resources_is_followed_by_another(
+    pools: Pools, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """An endpoint that is due again is neither ejected anew nor left without a probe."""
+    problems: list[UpstreamFailure] = [ConnectFailed("x"), OutOfResources("x"), OutOfResources("x"), ConnectFailed("x")]
+
+    async def connect(origin: Origin, resolver: Resolver) -> socket.socket:
+        raise problems.pop(0)
+
+    monkeypatch.setattr(dial, "connect", connect)
+    transport = balancer(pools, "http://one.test", failures=1)
+    states = []
+    for _ in range(4):
+        with pytest.raises(UpstreamFailure):
+            await transport.handle_async_request(request())
+        (state,) = transport.endpoint_states()
+        states.append((state.state, state.ejections))
+        if state.ejections == 1 and len(states) == 1:
+            await trio.sleep(10)
+    assert states == [("ejected", 1), ("ejected", 1), ("ejected", 1), ("ejected", 2)]

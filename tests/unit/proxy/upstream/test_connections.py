@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 import trio
 import trustme
+from trio.testing import MockClock
 
-from proxy.errors import ConnectFailed, PoolTimedOut, ReadFailed, Truncated, WriteTimedOut
-from proxy.upstream.connections import KEEPALIVE_EXPIRY_S, Connection, ConnectionPool, Origin, Slots
+from proxy.errors import ConnectFailed, ConnectTimedOut, PoolTimedOut, ReadFailed, Truncated, WriteTimedOut
+from proxy.upstream import Resolver, dial
+from proxy.upstream.connections import KEEPALIVE_EXPIRY_S, Connection, ConnectionPool, ConnectTime, Origin, Slots
 
 ORIGIN = Origin("http", "upstream.test", 80)
 
@@ -88,7 +91,7 @@ async def make_pool(listener: trio.SocketListener) -> AsyncIterator[Callable[[in
 
     def make(max_connections: int) -> ConnectionPool:
         port = listener.socket.getsockname()[1]
-        made.append(ConnectionPool(Origin("http", "127.0.0.1", port), Slots(max_connections), None))
+        made.append(ConnectionPool(Origin("http", "127.0.0.1", port), Slots(max_connections), Resolver(), None))
         return made[-1]
 
     yield make
@@ -97,7 +100,7 @@ async def make_pool(listener: trio.SocketListener) -> AsyncIterator[Callable[[in
 
 
 async def acquire(pool: ConnectionPool, **kwargs: Any) -> Connection:
-    return await pool.acquire(connect_timeout_s=None, **kwargs)
+    return await pool.acquire(ConnectTime.starting_now(None), **kwargs)
 
 
 def numbers(pool: ConnectionPool) -> dict[str, int]:
@@ -353,10 +356,10 @@ async def test_when_all_are_lent_one_waits_and_then_times_out(make_pool: Callabl
     pool = make_pool(1)
     held = await acquire(pool)
     with pytest.raises(PoolTimedOut, match="max_connections"):
-        await pool.acquire(connect_timeout_s=0.02)
+        await pool.acquire(ConnectTime.starting_now(0.02))
     assert numbers(pool) == {"lent": 1, "idle": 0, "waiting": 0, "opened": 1, "reused": 0}
     pool.release(held, reusable=True)
-    assert await pool.acquire(connect_timeout_s=0.02) is held
+    assert await pool.acquire(ConnectTime.starting_now(0.02)) is held
     pool.release(held, reusable=False)
 
 
@@ -413,7 +416,7 @@ async def test_a_cancelled_waiter_takes_no_slot(make_pool: Callable[[int], Conne
 async def test_a_failed_attempt_gives_its_slot_back() -> None:
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
-        pool = ConnectionPool(Origin("http", "127.0.0.1", unheard.getsockname()[1]), Slots(1), None)
+        pool = ConnectionPool(Origin("http", "127.0.0.1", unheard.getsockname()[1]), Slots(1), Resolver(), None)
         for _ in range(3):
             with pytest.raises(ConnectFailed, match="Connection refused"):
                 await acquire(pool)
@@ -490,3 +493,67 @@ async def test_a_socket_is_non_blocking_and_without_delay(make_pool: Callable[[i
     assert connection.sock.getblocking() is False
     assert connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     pool.release(connection, reusable=False)
+
+
+# One deadline
+
+
+def never_accepted(monkeypatch: pytest.MonkeyPatch, after_s: float = math.inf) -> None:
+    """New connections take that long, in Trio's time."""
+
+    async def connect(origin: Origin, resolver: Resolver) -> socket.socket:
+        await trio.sleep(after_s)
+        return socket.socket()
+
+    monkeypatch.setattr(dial, "connect", connect)
+
+
+@pytest.fixture
+def pool() -> ConnectionPool:
+    return ConnectionPool(ORIGIN, Slots(1), Resolver(), None)
+
+
+@pytest.mark.parametrize(
+    ("busy_s", "kind"), [(0.9, PoolTimedOut), (0.1, ConnectTimedOut), (0.0, ConnectTimedOut), (5.0, PoolTimedOut)]
+)
+async def test_waiting_and_connecting_have_one_deadline(
+    pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock, busy_s: float, kind: type[Exception]
+) -> None:
+    """The only connection is busy, and the new one is never accepted. Most of the time in the queue: not the endpoint's fault."""
+    never_accepted(monkeypatch, 0)
+    held = await acquire(pool)
+    never_accepted(monkeypatch)
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+
+        async def give_back() -> None:
+            await trio.sleep(busy_s)
+            pool.release(held, reusable=False)
+
+        nursery.start_soon(give_back)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(kind):
+            await pool.acquire(ConnectTime.starting_now(1))
+        assert trio.current_time() - began == pytest.approx(1)
+    assert numbers(pool) | {"opened": 0} == {"lent": 0, "idle": 0, "waiting": 0, "opened": 0, "reused": 0}
+
+
+async def test_a_second_connection_has_what_is_left_of_the_time(
+    pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """As a request uses it whose kept connection was dead: one time for both."""
+    never_accepted(monkeypatch, 0.6)
+    began = trio.current_time()
+    time = ConnectTime.starting_now(1)
+    first = await pool.acquire(time)
+    pool.release(first, reusable=False)
+    with pytest.raises(PoolTimedOut):
+        await pool.acquire(time, fresh=True)
+    assert trio.current_time() - began == pytest.approx(1)
+
+
+async def test_without_a_limit_it_waits(
+    pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    never_accepted(monkeypatch, 100_000)
+    pool.release(await pool.acquire(ConnectTime.starting_now(None)), reusable=False)

@@ -30,7 +30,7 @@ from proxy.errors import (
     UpstreamFailure,
     WriteTimedOut,
 )
-from proxy.upstream import PoolState, UpstreamBody, UpstreamTransport
+from proxy.upstream import PoolState, Resolver, UpstreamBody, UpstreamTransport
 from proxy.upstream import connections as connections_module
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -277,8 +277,15 @@ def pools() -> Pools:
 
 
 @pytest.fixture
-async def transport(pools: Pools, ca_file: str) -> AsyncIterator[UpstreamTransport]:
-    transport = UpstreamTransport(pools, ca_file=ca_file)
+async def resolver(nursery: trio.Nursery) -> Resolver:
+    resolver = Resolver()
+    await nursery.start(resolver.run)
+    return resolver
+
+
+@pytest.fixture
+async def transport(pools: Pools, resolver: Resolver, ca_file: str) -> AsyncIterator[UpstreamTransport]:
+    transport = UpstreamTransport(pools, resolver, ca_file=ca_file)
     yield transport
     await transport.aclose()
 
@@ -1250,13 +1257,19 @@ async def test_an_upload_goes_through_tls(nursery: trio.Nursery, transport: Upst
 
 @bounded
 async def test_a_certificate_that_does_not_verify_is_a_tls_failure(
-    nursery: trio.Nursery, pools: Pools, authority: trustme.CA, tls: ssl.SSLContext, ca_file: str, tmp_path: Path
+    nursery: trio.Nursery,
+    pools: Pools,
+    resolver: Resolver,
+    authority: trustme.CA,
+    tls: ssl.SSLContext,
+    ca_file: str,
+    tmp_path: Path,
 ) -> None:
     """Another host's, an unknown authority's, and, without a CA file, one that the system does not know."""
     trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
     server = await serve(nursery, answer_forever, tls)
     for ca, host in ((ca_file, "other.test"), (str(tmp_path / "other.pem"), NAME), (None, NAME), (ca_file, "127.0.0.1")):
-        transport = UpstreamTransport(pools, ca_file=ca)
+        transport = UpstreamTransport(pools, resolver, ca_file=ca)
         with pytest.raises(TlsFailed, match="certificate not accepted") as caught:
             await transport.handle_async_request(request(f"https://{host}:{server.port}"))
         assert isinstance(caught.value, httpx.ConnectError)
@@ -1345,7 +1358,13 @@ async def good_requests(transport: UpstreamTransport, server: Server, count: int
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
 @pytest.mark.parametrize("given", [None, False, True], ids=["no upload", "own nursery", "given nursery"])
 async def test_cancelled_at_any_pause_a_request_leaves_nothing_behind(
-    nursery: trio.Nursery, pools: Pools, ca_file: str, tls: ssl.SSLContext, secure: bool, given: bool | None
+    nursery: trio.Nursery,
+    pools: Pools,
+    resolver: Resolver,
+    ca_file: str,
+    tls: ssl.SSLContext,
+    secure: bool,
+    given: bool | None,
 ) -> None:
     """Cancelled at its first pause, its second, and so on until one gets through: each time the server sees its connection
     closed, no slot is lost and no buffer is out, and as many good requests as there may be connections succeed afterwards."""
@@ -1379,7 +1398,7 @@ async def test_cancelled_at_any_pause_a_request_leaves_nothing_behind(
     got_through = False
     cancelled = 0
     for step in range(1, 200):
-        transport = UpstreamTransport(pools, max_connections=2, ca_file=ca_file)
+        transport = UpstreamTransport(pools, resolver, max_connections=2, ca_file=ca_file)
         got_through = False
         with trio.CancelScope() as scope:
             instrument = CancelAtStep(scope, step)
@@ -1416,7 +1435,14 @@ STAGES = ("connecting", "resolving", "big head", "big body", "waiting for the he
     ],
 )
 async def test_cancelled_where_it_hangs_a_request_leaves_nothing_behind(
-    nursery: trio.Nursery, pools: Pools, ca_file: str, tls: ssl.SSLContext, full_port: int, secure: bool, stage: str
+    nursery: trio.Nursery,
+    pools: Pools,
+    resolver: Resolver,
+    ca_file: str,
+    tls: ssl.SSLContext,
+    full_port: int,
+    secure: bool,
+    stage: str,
 ) -> None:
     """At each stage that a server can stretch for ever, with every slot hanging there; afterwards none is lost."""
     hanging = True
@@ -1445,7 +1471,7 @@ async def test_cancelled_where_it_hangs_a_request_leaves_nothing_behind(
         "resolving": f"{server.url.partition(':')[0]}://hang.test",
         "handshake": f"https://{NAME}:{mute.port}",
     }.get(stage, server.url)
-    transport = UpstreamTransport(pools, max_connections=3, ca_file=ca_file)
+    transport = UpstreamTransport(pools, resolver, max_connections=3, ca_file=ca_file)
 
     async def hang() -> None:
         arguments: dict[str, Any] = {}
@@ -1468,7 +1494,7 @@ async def test_cancelled_where_it_hangs_a_request_leaves_nothing_behind(
     await server.wait_all_closed()
     hanging = False
     if url != server.url:
-        transport = UpstreamTransport(pools, max_connections=3, ca_file=ca_file)
+        transport = UpstreamTransport(pools, resolver, max_connections=3, ca_file=ca_file)
     await good_requests(transport, server, 3)
 
 
@@ -1493,7 +1519,9 @@ async def test_an_exception_in_the_request_body_gives_the_connection_back(
 
 
 @bounded
-async def test_it_serves_an_httpx_client(nursery: trio.Nursery, pools: Pools, ca_file: str, tls: ssl.SSLContext) -> None:
+async def test_it_serves_an_httpx_client(
+    nursery: trio.Nursery, pools: Pools, resolver: Resolver, ca_file: str, tls: ssl.SSLContext
+) -> None:
     """GET, POST, a stream, a HEAD, over TLS, on one connection; leaving the client closes it."""
 
     async def script(peer: Peer) -> None:
@@ -1508,7 +1536,7 @@ async def test_it_serves_an_httpx_client(nursery: trio.Nursery, pools: Pools, ca
                 await peer.send(CHUNKED + b"6\r\nline1\n\r\n6\r\nline2\n\r\n0\r\n\r\n")
 
     server = await serve(nursery, script, tls)
-    transport = UpstreamTransport(pools, ca_file=ca_file)
+    transport = UpstreamTransport(pools, resolver, ca_file=ca_file)
     async with httpx.AsyncClient(transport=transport, base_url=server.url) as client:
         response = await client.get("/", params={"a": "b"})
         assert (response.status_code, response.text, response.http_version) == (200, "line1\nline2\n", "HTTP/1.1")
@@ -1524,7 +1552,9 @@ async def test_it_serves_an_httpx_client(nursery: trio.Nursery, pools: Pools, ca
 
 
 @bounded
-async def test_its_failures_are_httpx_exceptions(nursery: trio.Nursery, pools: Pools, closed_port: int) -> None:
+async def test_its_failures_are_httpx_exceptions(
+    nursery: trio.Nursery, pools: Pools, resolver: Resolver, closed_port: int
+) -> None:
     """What httpx's users catch, they catch; and httpx's timeouts are heard."""
 
     async def script(peer: Peer) -> None:
@@ -1535,7 +1565,8 @@ async def test_its_failures_are_httpx_exceptions(nursery: trio.Nursery, pools: P
         await peer.end()
 
     server = await serve(nursery, script)
-    async with httpx.AsyncClient(transport=UpstreamTransport(pools), timeout=httpx.Timeout(5, read=0.1)) as client:
+    timeout = httpx.Timeout(5, read=0.1)
+    async with httpx.AsyncClient(transport=UpstreamTransport(pools, resolver), timeout=timeout) as client:
         with pytest.raises(httpx.ConnectError):
             await client.get(f"http://127.0.0.1:{closed_port}")
         with pytest.raises(httpx.ConnectError):

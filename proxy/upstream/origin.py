@@ -1,0 +1,64 @@
+"""Where a connection goes: scheme, host and port, with the one form of a host that everything uses.
+
+That form is an address, or a name as A-labels by IDNA 2008 (RFC 5891): it is resolved, sent as SNI, verified and written in Host.
+httpx converts the host of a URL with the same package in the same way (`raw_host`); nothing else here converts names. Sans I/O.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from typing import NamedTuple
+
+import idna
+
+__all__ = ["Origin", "address_family", "server_name", "to_a_labels"]
+
+_LABEL = re.compile(r"[a-z0-9_-]{1,63}")
+_MAX_NAME = 253  # RFC 1035, section 2.3.4, as text without the dot at the end
+
+
+class Origin(NamedTuple):
+    """`host`: an address without brackets, or a name as A-labels."""
+
+    scheme: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+def to_a_labels(name: str) -> str:
+    """A host name as lower-case A-labels (RFC 5891, section 4). A dot at the end stays. Raises `ValueError`.
+
+    `_` is accepted in an ASCII name: service names of containers have it.
+    """
+    text = name.lower()
+    if not text.isascii():
+        text = idna.encode(text).decode("ascii")  # idna.IDNAError is a ValueError
+    labels = text.removesuffix(".")
+    if len(labels) > _MAX_NAME or not all(_LABEL.fullmatch(label) for label in labels.split(".")):
+        raise ValueError("not a host name")
+    return text
+
+
+def server_name(host: str) -> str:
+    """The name that TLS sends (SNI) and verifies, of a name or an address: A-labels without a dot at the end (RFC 6066, section 3),
+    or the address, which is verified and not sent. Raises `ValueError`.
+    """
+    if address_family(host) is not None:
+        return host
+    return to_a_labels(host).removesuffix(".")
+
+
+def address_family(host: str) -> socket.AddressFamily | None:
+    """The family of an address, None for a name."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+        except (OSError, ValueError):  # UnicodeError and a NUL are ValueErrors
+            continue
+        return family
+    return None
