@@ -7,12 +7,22 @@ last media type (Fetch, "extract a MIME type"), most servers the first. So equal
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
-__all__ = ["Contradiction", "content_coding", "content_types", "is_json_type", "media_type", "with_one_line"]
+__all__ = [
+    "Contradiction",
+    "content_coding",
+    "content_types",
+    "is_json_in_utf8",
+    "is_json_type",
+    "media_type",
+    "with_one_line",
+]
 
 Fields = Iterable[tuple[bytes, bytes]]
 _QUOTE, _BACKSLASH, _COMMA = b'"\\,'
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
 
 
 class Contradiction(ValueError):
@@ -50,6 +60,26 @@ def content_coding(headers: Fields) -> str:
 def is_json_type(media_type: str) -> bool:
     """Whether a media type (as `media_type` returns it) is JSON (RFC 8259; RFC 6839, section 3.1)."""
     return media_type == "application/json" or (media_type.startswith("application/") and media_type.endswith("+json"))
+
+
+def is_json_in_utf8(headers: Fields) -> bool:
+    """Whether a message has exactly one `Content-Type`, which every recipient reads as JSON in UTF-8: `application/json` or a type
+    that ends with `+json`, with no parameter but one `charset`, which is `utf-8` (in any case, also quoted).
+
+    For bodies that are judged before a server reads them: some servers decode by `charset`, and differ in which of two they use.
+    """
+    lines = [value for name, value in headers if name.lower() == b"content-type"]
+    if len(lines) != 1:
+        return False
+    essence, *rest = (item.strip(b" \t") for item in lines[0].lower().split(b";"))
+    parameters = [item for item in rest if item]  # RFC 9110, section 5.6.6: a parameter may be empty
+    kind, _, subtype = essence.partition(b"/")
+    return (
+        (essence == b"application/json" or essence.endswith(b"+json"))
+        and _TOKEN.fullmatch(kind) is not None
+        and _TOKEN.fullmatch(subtype) is not None
+        and parameters in ([], [b"charset=utf-8"], [b'charset="utf-8"'])
+    )
 
 
 def with_one_line(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -17,6 +17,7 @@ import msgspec
 from pools import encode_json
 
 from .errors import NotJson
+from .uris import trim
 
 __all__ = ["VisibleLists"]
 
@@ -109,7 +110,7 @@ class VisibleLists:
         if self._allows_uri is None:
             return False
         methods = [value for value in _members(message, "method") if isinstance(value, str)]
-        if not any(method.strip().casefold() == _UPDATED for method in methods):
+        if not any(trim(method).casefold() == _UPDATED for method in methods):
             return False
         uris = [uri for params in _members(message, "params") for uri in _members(params, "uri")]
         return not uris or not all(map(self._allows_uri, uris))

@@ -28,7 +28,7 @@ from .errors import Abort, NotJson
 from .event import BodyEvent, Event
 from .mcp_lists import VisibleLists
 from .message import Response, ResponseHead
-from .uris import spellings
+from .uris import spellings, trim
 
 __all__ = ["McpPolicy", "McpPolicyOptions", "Rule"]
 
@@ -146,7 +146,7 @@ class McpPolicy(McpInterceptor):
             message.drop()
 
     def _allows_method(self, method: str) -> bool:
-        folded = method.strip().casefold()
+        folded = trim(method).casefold()
         return _FOLDED.get(folded, method) == method and self._methods.allows(method)
 
     def _check_listen(self, message: McpMessage) -> McpError | None:
@@ -217,7 +217,8 @@ class _Matcher:
         return self._allow is None or any(match(name) for match in self._allow)
 
     def _denies(self, name: str) -> bool:
-        return any(match(name.strip().casefold()) or match(name.casefold()) for match in self._deny)
+        written = {name.casefold(), trim(name).casefold()}
+        return any(match(text) for match in self._deny for text in written)
 
 
 class _UriMatcher(_Matcher):
@@ -228,8 +229,9 @@ class _UriMatcher(_Matcher):
             found = spellings(name)
         except ValueError:
             return False
-        shorter = [re.split(r"[?#]", spelling, maxsplit=1)[0] for spelling in found]
-        return all(map(self._permits, found)) and not any(map(self._denies, (*found, *shorter)))
+        denied = dict.fromkeys((*found.same, *found.careless))
+        denied |= dict.fromkeys([re.split(r"[?#]", spelling, maxsplit=1)[0] for spelling in denied])
+        return all(map(self._permits, found.same)) and not any(map(self._denies, denied))
 
 
 def _refused(what: str, code: int = INVALID_PARAMS) -> McpError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -75,14 +75,14 @@ class Request:
         path: str = "/",
         raw_path: bytes | None = None,
         query: bytes = b"",
-        headers: Iterable[tuple[bytes, bytes]] | Headers = (),
+        headers: Mapping[str, str] | Iterable[tuple[bytes, bytes]] | Headers = (),
         body: bytes | bytearray | memoryview | None = b"",
         route: str = "/",
         dialect: str = "generic",
         client: str | None = None,
         has_body: bool | None = None,
     ) -> None:
-        """`has_body` None: found out from `body` and the headers."""
+        """`headers`: a mapping of text, or pairs of bytes. `has_body` None: found out from `body` and the headers."""
         self.method = method
         if raw_path is None:  # a test's, mostly: understood as the proxy understands what comes
             raw_path = path.encode("ascii") if path.isascii() else quote_path(path)
@@ -91,7 +91,7 @@ class Request:
         self._raw_path = raw_path
         self.query = query
         """Byte for byte, without the question mark."""
-        self.headers: Headers = headers if isinstance(headers, httpx.Headers) else httpx.Headers(list(headers))
+        self.headers: Headers = _headers(headers)
         """As the client sent them, without those of its connection (`Connection` and what that names, `TE`, `Upgrade`), and without
         `Forwarded`, `X-Forwarded-*` and `X-Real-IP` of a client that is no trusted proxy. What is set here goes upstream.
         Credentials among them: keep them out of logs.
@@ -184,13 +184,16 @@ class Request:
         kind: str,
         message: str,
         *,
-        headers: dict[str, str] | Iterable[tuple[bytes, bytes]] | Headers = (),
+        headers: Mapping[str, str] | Iterable[tuple[bytes, bytes]] | Headers = (),
     ) -> Response:
         """A refusal, as `on_request` returns it: the error has the shape of the route's dialect, like the proxy's own.
 
         `kind` is a word for programs (`quota_exceeded`), `message` is for people. On a route of `dialect: mcp` the error is a
-        JSON-RPC response with the request's id, null where the body has no request, has several, or cannot be read.
+        JSON-RPC response with the request's id, null where the body has no request, has several, or cannot be read. Raises
+        `ValueError` for a status that is not an error (400 to 599).
         """
+        if not 400 <= status <= 599:
+            raise ValueError(f"a refusal's status is 400 to 599, not {status}: return a Response for any other answer")
         return Response(
             status=status, headers=headers, json=error_json(self.dialect, status, kind, message, self._call_id())
         )
@@ -224,6 +227,12 @@ class Request:
         return f"<Request {self.method} {self.path}>"  # nothing that could be secret
 
 
+def _headers(given: Mapping[str, str] | Iterable[tuple[bytes, bytes]] | Headers) -> Headers:
+    if isinstance(given, httpx.Headers):
+        return given
+    return httpx.Headers(dict(given) if isinstance(given, Mapping) else list(given))
+
+
 def start_task(request: Request, owner: Any, async_fn: Callable[..., Awaitable[object]], args: tuple[Any, ...]) -> None:
     """Run a task for an owner, in the exchange of a request."""
     if request.spawn is None:
@@ -235,10 +244,13 @@ class ResponseHead:
     """Status and headers of the response. `on_response` may change both; later they show what the client gets."""
 
     def __init__(
-        self, status: int, headers: Iterable[tuple[bytes, bytes]] | Headers, request: Request | None = None
+        self,
+        status: int,
+        headers: Mapping[str, str] | Iterable[tuple[bytes, bytes]] | Headers,
+        request: Request | None = None,
     ) -> None:
         self.status = status
-        self.headers: Headers = headers if isinstance(headers, httpx.Headers) else httpx.Headers(list(headers))
+        self.headers: Headers = _headers(headers)
         self.request: Request = request or Request()
 
     @property
@@ -267,7 +279,7 @@ class Response:
         body: bytes | str = b"",
         *,
         status: int = 200,
-        headers: dict[str, str] | Iterable[tuple[bytes, bytes]] | Headers = (),
+        headers: Mapping[str, str] | Iterable[tuple[bytes, bytes]] | Headers = (),
         json: Any = UNSET,
         events: Iterable[Event] | AsyncIterable[Event] | None = None,
     ) -> None:
@@ -279,7 +291,7 @@ class Response:
         self.made_by: Any = None
         """Which interceptor has given it: the chain's own note."""
         self.status = status
-        self.headers: Headers = httpx.Headers(headers if isinstance(headers, (dict, httpx.Headers)) else list(headers))
+        self.headers: Headers = httpx.Headers(_headers(headers))
         self.events = events
         content_type = "text/plain; charset=utf-8" if isinstance(body, str) else "application/octet-stream"
         if json is not UNSET:

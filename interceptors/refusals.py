@@ -21,6 +21,8 @@ _ANTHROPIC = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+# platform.openai.com/docs/guides/error-codes. Any other 4xx is an invalid_request_error, any other 5xx a server_error.
+_OPENAI = {429: "rate_limit_error"}
 # JSON-RPC has -32600 for an invalid request (any other 4xx here) and -32603 for an internal error. -32000 to -32019 are free for
 # implementations: the SDKs use -32000 for a lost connection and -32001 for a timeout. Any other 5xx is -32000.
 _MCP = {401: -32000, 408: -32001, 429: -32000, 500: -32603, 504: -32001}
@@ -29,7 +31,7 @@ _MCP = {401: -32000, 408: -32001, 429: -32000, 500: -32603, 504: -32001}
 def error_json(dialect: str, status: int, kind: str, message: str, ident: float | str | None = None) -> dict[str, Any]:
     """The error as a JSON object. `ident`: the id of the JSON-RPC request that it answers, used on routes of `dialect: mcp`."""
     if dialect == "openai":
-        family = "invalid_request_error" if status < 500 else "server_error"
+        family = _OPENAI.get(status, "invalid_request_error" if status < 500 else "server_error")
         return {"error": {"message": message, "type": family, "param": None, "code": kind}}
     if dialect == "anthropic":
         family = _ANTHROPIC.get(status, "invalid_request_error" if status < 500 else "api_error")

@@ -30,7 +30,9 @@ from interceptors import (
     StreamContext,
     StreamInterceptor,
 )
-from interceptors.dialects.mcp_headers import Rejection, check, has_mirrors, mirror, revision_of
+from interceptors.content import is_json_in_utf8
+from interceptors.dialects.mcp_answers import NOT_JSON_IN_UTF8
+from interceptors.dialects.mcp_headers import INVALID_REQUEST, Rejection, check, has_mirrors, mirror, revision_of
 from interceptors.dialects.mcp_hooks import through_current
 from interceptors.dialects.mcp_sessions import LiveSession, canonical, has_data, session_of
 from interceptors.hooks import Owner
@@ -105,9 +107,11 @@ class _First(Interceptor):
         calls = request.state[_KEY] = Calls(request.raw_path)
         if request.method == "POST":
             calls.uri = canonical(request.target)
-        if request.method != "POST" or not _is_json(request):
+        if request.method != "POST" or not request.has_body or not _may_be_json(request):
             return None
         mirrored = has_mirrors(revision_of(request.headers)) and not _is_old(request)
+        if not is_json_in_utf8(request.headers.raw) and (mirrored or "content-type" in request.headers):
+            return _refuse(Rejection(INVALID_REQUEST, NOT_JSON_IN_UTF8, status=415))
         try:
             message = request.json()
         except NotJson:
@@ -238,8 +242,7 @@ def _is_old(request: Request) -> bool:
     return request.sessions is not None and request.sessions.owns(request)
 
 
-def _is_json(request: Request) -> bool:
+def _may_be_json(request: Request) -> bool:
     """Whether a server may read a body as JSON. Official ones look for `application/json` anywhere in the header."""
     value: str = request.headers.get("content-type", "").lower()
-    media_type = value.partition(";")[0].strip()
-    return not media_type or "application/json" in value or media_type.endswith("+json")
+    return not value.strip() or "application/json" in value or "+json" in value

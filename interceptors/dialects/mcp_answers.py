@@ -25,7 +25,10 @@ from .mcp import (
 )
 from .mcp_headers import HEADER_MISMATCH, check, has_mirrors
 
-__all__ = ["answer", "events_of", "refuse", "refuse_disguised", "response_to", "status_of"]
+__all__ = ["NOT_JSON_IN_UTF8", "answer", "events_of", "refuse", "refuse_disguised", "response_to", "status_of"]
+
+NOT_JSON_IN_UTF8 = "the body must have one Content-Type: application/json, without parameters or with charset=utf-8"
+"""Why a body is refused with 415 that some server might read in another way than it is judged."""
 
 # From 2026-07-28 on. Until then an error is an answer as any, with 200.
 _STATUS = {PARSE_ERROR: 400, INVALID_REQUEST: 400, INVALID_PARAMS: 400, METHOD_NOT_FOUND: 404, HEADER_MISMATCH: 400}

@@ -24,13 +24,13 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 from pools import decode_json, encode_json
 
 from ..api import AsyncStreamInterceptor, End, EventResult, Interceptor, Outcome, StreamContext, StreamInterceptor
-from ..content import is_json_type
+from ..content import is_json_in_utf8, is_json_type
 from ..errors import Abort, NotJson
 from ..event import Event
 from ..hooks import Owner
 from ..message import Headers, Request, Response, ResponseHead
 from .mcp import INVALID_REQUEST, PARSE_ERROR, Kind, McpError, McpMessage, Payload, parse
-from .mcp_answers import answer, events_of, refuse, refuse_disguised, response_to, status_of
+from .mcp_answers import NOT_JSON_IN_UTF8, answer, events_of, refuse, refuse_disguised, response_to, status_of
 from .mcp_calls import Call, RequestId
 from .mcp_headers import has_mirrors, mirror, revision_of
 from .mcp_sessions import LiveSession, McpSessions, SessionBook, canonical, has_data, live_of, session_of
@@ -138,10 +138,13 @@ class McpInterceptor(Interceptor):
     wants_json = True
 
     strict: bool = False
-    """What becomes of that which is no MCP. False: it passes, unseen. True: a client's body is refused with 400 when it is no
-    JSON-RPC, when two readers may understand it differently, when it is a request without an id, or when it contradicts its
-    headers, and with 415 when it is compressed; a successful response or an event that is no JSON breaks off. For interceptors
-    that must not be passed by."""
+    """What becomes of a body that is not MCP.
+
+    False: it passes, unseen. True, for interceptors that protect: a client's body is refused with 400 when it is not JSON-RPC, when
+    two readers may understand it differently, when it is a request without an id, or when it contradicts its headers; with 415 when
+    it is compressed, or does not have exactly one Content-Type that means JSON in UTF-8. A successful response or an event that is
+    not JSON breaks off.
+    """
 
     _hooks: ClassVar[dict[Kind, tuple[_Hook, ...]]] = {}
     # For requests that come without a proxy. Made in `__new__`, so that a subclass's `__init__` need not call another.
@@ -243,6 +246,8 @@ class McpInterceptor(Interceptor):
         if (headers.get("content-encoding") or "identity").strip().lower() != "identity":
             problem = "a compressed body cannot be read here"
             return (refuse(415, INVALID_REQUEST, problem) if self.strict else None), None
+        if self.strict and not is_json_in_utf8(headers.raw):
+            return refuse(415, INVALID_REQUEST, NOT_JSON_IN_UTF8), None
         try:
             payload = parse(body, from_client=True)
         except NotJson as error:

@@ -393,7 +393,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "openai": (
         {"error": {"message": NO_KEY, "type": "invalid_request_error", "param": None, "code": "missing_api_key"}},
-        {"error": {"message": LIMITED, "type": "invalid_request_error", "param": None, "code": "rate_limited"}},
+        {"error": {"message": LIMITED, "type": "rate_limit_error", "param": None, "code": "rate_limited"}},
     ),
     "generic": (
         {"error": {"type": "missing_api_key", "message": NO_KEY}},

@@ -15,6 +15,7 @@ from mcp.client import Client
 from mcp.client.sse import sse_client
 from mcp.server import MCPServer
 from support.client import fetch
+from support.http2_client import Http2Client, Http2Requester
 from support.proxy import config_for, open_proxy
 from support.upstream import Peer, open_upstream
 
@@ -128,7 +129,7 @@ async def test_a_client_sees_and_uses_only_what_is_allowed(path: str, mode: str,
             ):
                 url = proxy.url + path
                 server: Any = sse_client(url) if path == "/sse" else url
-                async with Client(server, mode=mode) as client:  # type: ignore[arg-type]
+                async with Client(server, mode=mode) as client:
                     found = await use(client)
     assert found == {
         "tools": ["add", "subtract"],
@@ -194,7 +195,9 @@ async def test_who_is_denied_everything_never_reaches_the_server() -> None:
     with trio.fail_after(10):
         async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url, **POLICY)) as proxy:
             answers = [
-                await fetch(proxy.port, "/mcp", method="POST", headers=headers, body=body)
+                await fetch(
+                    proxy.port, "/mcp", method="POST", headers=[("Content-Type", "application/json"), *headers], body=body
+                )
                 for headers, body in (
                     ([], call),
                     ([], b"[" + call + b"]"),
@@ -219,7 +222,7 @@ LIST = b'{"jsonrpc":"2.0","id":1,"error":null,"result":{"tools":[{"name":"add"},
         ([b"application/json"], 200),
         ([b"text/event-stream"], 200),
         ([b"Application/JSON-RPC; charset=utf-8"], 200),
-        ([b"text/html", b"application/json"], 200),
+        ([b"text/html", b"application/json"], 502),
         ([b"text/event-streams"], 200),
         ([b"text/plain; was=text/event-stream"], 200),
         ([b"application/json", b"text/event-stream"], 502),
@@ -245,3 +248,44 @@ async def test_what_official_clients_read_as_a_response_is_filtered(types: list[
     assert (answer.status, answer.complete) == (status, True)
     assert b"shell" not in answer.body
     assert (b'"add"' in answer.body) == (status == 200)
+
+
+@pytest.mark.parametrize("dialect", ["generic", "mcp"])
+async def test_a_charset_hides_no_tool(dialect: str) -> None:
+    """Over HTTP/1.1 and HTTP/2: a body in another charset, or of several types, never reaches the server; JSON in UTF-8 does, with
+    the one line that came."""
+
+    async def script(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.send(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
+
+    utf_7 = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"+AHMAaABlAGwAbA-","arguments":{}}}'
+    add = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"add","arguments":{}}}'
+    sent = [
+        (["application/json; charset=utf-7"], utf_7, 415),
+        (["application/json; charset=utf-8; charset=utf-7"], utf_7, 415),
+        (["application/json", "text/plain"], utf_7, 415),
+        (["application/json", "application/json"], add, 415),
+        ([], add, 415),
+        (["application/json"], add, 202),
+        (["Application/JSON;charset=UTF-8"], add, 202),
+        (['application/json; charset="utf-8"'], add, 202),
+    ]
+    with trio.fail_after(20):
+        async with open_upstream(script) as upstream:
+            async with open_proxy(config_for(upstream.url, route=f"dialect: {dialect}", **POLICY)) as proxy:
+                async with trio.open_nursery() as nursery:
+                    connection = Http2Client(await trio.open_tcp_stream("127.0.0.1", proxy.port), nursery)
+                    nursery.start_soon(connection.run)
+                    for types, body, status in sent:
+                        headers = [("content-type", value) for value in types]
+                        answer = await fetch(proxy.port, "/mcp", method="POST", headers=headers, body=body)
+                        requester = Http2Requester(connection)
+                        await requester.send("POST", "/mcp", headers, body)
+                        assert (answer.status, (await requester.answer()).status) == (status, status)
+                    connection.close_connection()
+                    nursery.cancel_scope.cancel()
+    passed = [value for types, _, status in sent if status == 202 for value in types]
+    received = [request.all("content-type") for request in upstream.requests]
+    assert received == [[value.encode()] for value in passed for _ in range(2)]

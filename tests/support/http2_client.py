@@ -56,7 +56,11 @@ class Http2Client:
     """It reads all the time; its windows open as data comes, or never again."""
 
     def __init__(
-        self, stream: trio.SSLStream[trio.SocketStream], nursery: trio.Nursery, *, window: int | None = None
+        self,
+        stream: trio.SSLStream[trio.SocketStream] | trio.SocketStream,
+        nursery: trio.Nursery,
+        *,
+        window: int | None = None,
     ) -> None:
         """`nursery`: ends with the connection. `window`: of each stream, and then none ever opens again; None: as data comes."""
         self.streams: dict[int, Exchanged] = {}
@@ -144,13 +148,13 @@ class Http2Client:
 
     def reset_connection(self) -> None:
         """Vanish: the other side gets a reset."""
-        sock = self._stream.transport_stream.socket
+        sock = getattr(self._stream, "transport_stream", self._stream).socket
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.close()
 
     def close_connection(self) -> None:
         """Leave without a word of HTTP/2 or TLS."""
-        self._stream.transport_stream.socket.close()
+        getattr(self._stream, "transport_stream", self._stream).socket.close()
 
     async def get(self, path: str = "/", headers: Iterable[tuple[str, str]] = ()) -> Exchanged:
         stream = self.streams[await self.start("GET", path, headers)]

@@ -87,6 +87,7 @@ class OldClient:
 
     async def post(self, body: bytes, *, target: str | None = None, headers: list[tuple[str, str]] | None = None) -> Answer:
         """Over a connection of its own."""
+        headers = [("Content-Type", "application/json"), *(headers or [])]
         with trio.fail_after(10):
             return await fetch(self._port, target or self.target, method="POST", headers=headers, body=body)
 

@@ -244,8 +244,9 @@ def test_a_get_and_a_delete_pass() -> None:
     interceptor = policy(tools={"deny": ["shell"]})
     for method in ("GET", "DELETE"):
         assert run_request([interceptor], Request(method=method, path="/mcp")) is None
-        body = json.dumps(call("shell")).encode()
-        assert run_request([interceptor], Request(method=method, path="/mcp", body=body)) is not None
+        request = post(call("shell"))
+        request.method = method
+        assert error_of(run_request([interceptor], request)) == (200, -32602)
 
 
 @pytest.mark.parametrize(
@@ -277,6 +278,156 @@ def test_no_spelling_of_a_denied_resource_reaches_the_server(uri: str) -> None:
         assert error_of(run_request([interceptor], post(rpc("resources/read", uri=uri)))) == (200, -32002)
     assert passes(exact, rpc("resources/read", uri="file:///etc/hosts"))
     assert passes(beside, rpc("resources/read", uri="file:///public/a%20b?c"))
+
+
+OTHER_HOSTS = [
+    "file://x/etc/passwd",
+    "file://127.0.0.1/etc/passwd",
+    "file://[::1]/etc/passwd",
+    "file://localhost:80/etc/passwd",
+    "file://me:word@x/etc/passwd",
+    "file:\\\\x\\etc\\passwd",
+    "file://x/pub/%2e%2e/etc/passwd",
+    "\ufefffile:///etc/passwd",
+    "file:///etc/passwd\u3000",
+    "file:///etc/passwd%E3%80%80",
+    "a:" + "\\" * 5000,
+    "a:" + "\\" * 500 + "@",
+    "file:///pub/" + "a" * 8192,
+]
+
+
+@pytest.mark.parametrize("uri", OTHER_HOSTS, ids=lambda uri: uri[:30])
+def test_a_resource_is_denied_and_hidden_in_every_spelling(uri: str) -> None:
+    """Wherever a client asks for it, and wherever a server names it; no spelling lets in what an allow list does not have."""
+    exact = policy(resources={"deny": ["file:///etc/passwd"]})
+    beside = policy(resources={"allow": ["file:///etc/passwd"]})
+    hidden = uri.startswith("a:") and not uri.endswith("@") and len(uri) <= 8192  # an opaque URI, of another scheme
+    for interceptor in (exact, beside):
+        for method in ("resources/read", "resources/subscribe", "resources/unsubscribe"):
+            assert passes(interceptor, rpc(method, uri=uri)) is (hidden and interceptor is exact)
+        listen = rpc("subscriptions/listen", notifications={"resourceSubscriptions": ["file:///etc/passwd", uri]})
+        assert not passes(interceptor, listen)
+        complete = rpc("completion/complete", ref={"type": "ref/resource", "uri": uri})
+        assert passes(interceptor, complete) is (hidden and interceptor is exact)
+    for member, key in (("resources", "uri"), ("resourceTemplates", "uriTemplate")):
+        text = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {member: [{key: uri}, {key: "file:///pub/a"}]}})
+        shown = json.loads(run_json([exact], text.encode(), request=post(rpc("resources/list"))))["result"][member]
+        assert [entry[key] for entry in shown] == [*([uri] if hidden else []), "file:///pub/a"]
+    updated = rpc("notifications/resources/updated", None, uri=uri)
+    output = run_chain([exact], [f"data: {json.dumps(updated)}\n\n".encode()], request=post(b"")).output
+    assert bool(output) is hidden
+
+
+def test_a_host_alone_denies_nothing() -> None:
+    interceptor = policy(resources={"deny": ["file:///etc/*"]}, tools={"deny": ["shell"]})
+    assert passes(interceptor, rpc("resources/read", uri="file://x/pub/a"))
+    assert passes(interceptor, rpc("resources/read", uri="https://x/etc/passwd"))
+    assert passes(interceptor, call("reshell"))
+    named = policy(resources={"allow": ["file://nas/pub/*"]})
+    assert passes(named, rpc("resources/read", uri="file://nas/pub/a"))
+    assert not passes(named, rpc("resources/read", uri="file:///pub/a"))
+
+
+@pytest.mark.parametrize("space", ["\ufeff", "\u00a0", "\u2029", "\x85", "\x1c", " \ufeff\t"])
+def test_white_space_at_the_ends_hides_no_name(space: str) -> None:
+    """What JavaScript's `trim` removes and what Python's `strip` does: of tools, prompts and methods, asked for and listed."""
+    interceptor = policy(
+        tools={"deny": ["shell"]}, prompts={"deny": ["shell"]}, methods={"deny": ["ext/*", "notifications/x"]}
+    )
+    for name in (f"shell{space}", f"{space}shell", f"{space}SHELL{space}"):
+        assert not passes(interceptor, call(name))
+        assert not passes(interceptor, rpc("prompts/get", name=name))
+        assert not passes(interceptor, rpc("completion/complete", ref={"type": "ref/prompt", "name": name}))
+        for member in ("tools", "prompts"):
+            text = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {member: [{"name": name}, {"name": "reshell"}]}})
+            shown = json.loads(run_json([interceptor], text.encode(), request=post(rpc("tools/list"))))
+            assert shown["result"][member] == [{"name": "reshell"}]
+    for method in (f"tools/call{space}", f"{space}tools/call", f"ext/a{space}", f"{space}ext/a"):
+        assert not passes(interceptor, rpc(method, name="add"))
+    assert not passes(interceptor, rpc(f"notifications/x{space}", None))
+
+
+# --- content types ------------------------------------------------------------------------------------------------------
+
+UTF_7 = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"+AHMAaABlAGwAbA-","arguments":{}}}'
+REFUSED: list[list[str]] = [
+    *[
+        [value]
+        for value in (
+            "application/json; charset=utf-7",
+            "application/json; charset=utf-16",
+            "application/json; charset=utf8",
+            "application/json; charset=latin1",
+            "application/json; charset=",
+            "application/json; charset",
+            'application/json; charset="utf-7"',
+            'application/json; charset="utf-8',
+            "application/json; charset='utf-8'",
+            "application/json; charset = utf-8",
+            "application/json; charset=utf-8; charset=utf-7",
+            "application/json; charset=utf-8; charset=utf-8",
+            "application/json;;charset=utf-7",
+            "application/json; x=1",
+            "application/json; charset=utf-8; x=1",
+            "application/json; charset*=utf-8''utf-7",
+            'application/json; x="; charset=utf-8"',
+            "application/json, application/json",
+            "application/json, text/plain",
+            "application/json,",
+            "application/json charset=utf-8",
+            "application/json-rpc",
+            "application/jsonp",
+            "text/plain",
+            "text/json",
+            "multipart/form-data; boundary=application/json",
+            "application",
+            "/json",
+            "+json",
+            "application/",
+            "",
+            " ",
+        )
+    ],
+    ["application/json", "text/plain"],
+    ["application/json", "application/json"],
+    ["application/json", ""],
+    [],
+]
+PASSING = [
+    "application/json",
+    "Application/JSON;charset=UTF-8",
+    'application/json; charset="utf-8"',
+    'APPLICATION/JSON ; CHARSET="Utf-8"',
+    "application/json;charset=utf-8;",
+    " application/json ",
+    "application/vnd.mcp+json",
+    "application/vnd.mcp+JSON; charset=utf-8",
+]
+
+
+def typed(types: list[str], body: bytes) -> Request:
+    return Request(method="POST", path="/mcp", headers=[(b"content-type", item.encode()) for item in types], body=body)
+
+
+@pytest.mark.parametrize("types", REFUSED, ids=str)
+def test_a_body_that_a_server_could_read_in_another_way_is_refused(types: list[str]) -> None:
+    """One Content-Type, JSON, UTF-8: nothing else, for every strict interceptor; and no type is needed where there is no body."""
+    for interceptor in (policy(tools={"deny": ["shell"]}), policy(tools={"allow": ["ok"]})):
+        for body in (UTF_7, json.dumps(call("ok")).encode()):
+            assert error_of(run_request([interceptor], typed(types, body))) == (415, -32600)
+        assert run_request([interceptor], typed(types, b"")) is None
+
+
+@pytest.mark.parametrize("value", PASSING)
+def test_json_in_utf_8_passes_under_its_type(value: str) -> None:
+    request = typed([value], json.dumps(call("ok")).encode())
+    assert run_request([policy(tools={"allow": ["ok"]})], request) is None
+    assert request.headers["content-type"].strip() == value.strip()
+    assert error_of(run_request([policy(tools={"allow": ["ok"]})], typed([value], json.dumps(call("shell")).encode()))) == (
+        200,
+        -32602,
+    )
 
 
 # --- lists --------------------------------------------------------------------------------------------------------------

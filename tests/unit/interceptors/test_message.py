@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -376,3 +377,34 @@ def test_a_preflight_is_what_a_browser_sends(request_: Request, expected: bool) 
     """Nothing else passes a check that lets preflights pass."""
     assert request_.is_preflight is expected
     assert (run_request([Refuses()], request_) is None) is expected
+
+
+@pytest.mark.parametrize(
+    "given", [{"X-A": "b", "x-c": "d"}, [(b"X-A", b"b"), (b"x-c", b"d")], Headers({"x-a": "b", "x-c": "d"})]
+)
+def test_headers_may_be_a_mapping(given: Any) -> None:
+    """Of a request, a head, a response and a refusal alike: text by name, pairs of bytes, or `Headers`."""
+    request = Request(headers=given)
+    for headers in (
+        request.headers,
+        ResponseHead(200, given).headers,
+        Response(headers=given).headers,
+        request.refuse(403, "no", "no", headers=given).headers,
+        Request(headers=MappingProxyType(dict(Headers(given)))).headers,
+    ):
+        assert (headers["x-a"], headers["X-C"]) == ("b", "d")
+
+
+@pytest.mark.parametrize("status", [0, 100, 199, 200, 204, 302, 399, 600, 999])
+def test_a_refusal_is_an_error(status: int) -> None:
+    """A status of success would be read as an answer."""
+    with pytest.raises(ValueError, match=f"400 to 599, not {status}"):
+        Request().refuse(status, "no", "no")
+    assert Request().refuse(400, "no", "no").status == 400
+    assert Request().refuse(599, "no", "no").status == 599
+
+
+def test_a_limit_has_the_type_that_openai_has_for_it() -> None:
+    for status, kind in ((429, "rate_limit_error"), (401, "invalid_request_error"), (500, "server_error")):
+        body = json.loads(Request(dialect="openai").refuse(status, "quota", "none left").body)
+        assert body == {"error": {"message": "none left", "type": kind, "param": None, "code": "quota"}}

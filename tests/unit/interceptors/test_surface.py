@@ -110,24 +110,26 @@ class Outcome(StrEnum)
     DRAINING = 'draining'
 class Request
     __init__(*, method: str = 'GET', path: str = '/', raw_path: bytes | None = None, query: bytes = b'', headers:
-        Iterable[tuple[bytes, bytes]] | Headers = (), body: bytes | bytearray | memoryview | None = b'', route: str =
-        '/', dialect: str = 'generic', client: str | None = None, has_body: bool | None = None) -> None
+        Mapping[str, str] | Iterable[tuple[bytes, bytes]] | Headers = (), body: bytes | bytearray | memoryview | None =
+        b'', route: str = '/', dialect: str = 'generic', client: str | None = None, has_body: bool | None = None) ->
+        None
     body: bytes
     is_preflight: bool
     json(self) -> Any
     log: Any
     path: str (may be set)
     raw_path: bytes
-    refuse(self, status: int, kind: str, message: str, *, headers: dict[str, str] | Iterable[tuple[bytes, bytes]] |
+    refuse(self, status: int, kind: str, message: str, *, headers: Mapping[str, str] | Iterable[tuple[bytes, bytes]] |
         Headers = ()) -> Response
     replace_body(self, data: bytes | str | None = None, *, json: Any = UNSET) -> None
     set_body(self, body: bytes | memoryview | None) -> None
     start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: Any) -> None
 class Response
-    __init__(body: bytes | str = b'', *, status: int = 200, headers: dict[str, str] | Iterable[tuple[bytes, bytes]] |
+    __init__(body: bytes | str = b'', *, status: int = 200, headers: Mapping[str, str] | Iterable[tuple[bytes, bytes]] |
         Headers = (), json: Any = UNSET, events: Iterable[Event] | AsyncIterable[Event] | None = None) -> None
 class ResponseHead
-    __init__(status: int, headers: Iterable[tuple[bytes, bytes]] | Headers, request: Request | None = None) -> None
+    __init__(status: int, headers: Mapping[str, str] | Iterable[tuple[bytes, bytes]] | Headers, request: Request | None
+        = None) -> None
     media_type: str
 class StaleEvent(InterceptorError)
     __init__() -> None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext, suppress
+from time import process_time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interceptors.uris import spellings
+from interceptors.uris import MAX_URI, spellings, trim
 
 SAME: dict[str, tuple[str, str]] = {
     "as it is": ("file:///etc/passwd", "file:///etc/passwd"),
@@ -39,7 +43,7 @@ SAME: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize(("uri", "understood"), SAME.values(), ids=SAME)
 def test_what_a_server_may_understand_is_among_the_spellings(uri: str, understood: str) -> None:
     """First the URI as it came, last as it is understood when nothing is encoded any more."""
-    found = spellings(uri)
+    found = spellings(uri).same
     assert found[0] == uri
     assert found[-1] == understood
     assert len(set(found)) == len(found)
@@ -55,12 +59,12 @@ def test_a_uri_that_is_encoded_over_and_over_is_an_error() -> None:
 def test_the_last_spelling_is_understood_as_itself(uri: str) -> None:
     """Any text has spellings, or is that error; the last one has no other but what its own parts decode to."""
     try:
-        last = spellings(uri)[-1]
+        last = spellings(uri).same[-1]
     except ValueError:
         return
     assert isinstance(last, str)
     if "%" not in last and "?" not in last and "#" not in last and last.isprintable():
-        assert spellings(last)[-1] == spellings(spellings(last)[-1])[-1]
+        assert spellings(last).same[-1] == spellings(spellings(last).same[-1]).same[-1]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +83,7 @@ def test_the_last_spelling_is_understood_as_itself(uri: str) -> None:
 )
 def test_what_the_parsers_of_browsers_make_of_it_is_among_the_spellings(uri: str, understood: str) -> None:
     """WHATWG URL: slashes behind the web's schemes are not counted, a file has an absolute path, a port is a number."""
-    assert understood in spellings(uri)
+    assert understood in spellings(uri).same
 
 
 @pytest.mark.parametrize(
@@ -99,3 +103,119 @@ def test_what_two_readers_read_as_two_uris_is_an_error(uri: str) -> None:
     """Whoever compares it refuses it."""
     with pytest.raises(ValueError, match="URI"):
         spellings(uri)
+
+
+# --- linear time --------------------------------------------------------------------------------------------------------
+
+
+def seconds(uri: str) -> float:
+    """The least of three: what noise adds, it does not take away."""
+
+    def once() -> float:
+        began = process_time()
+        with suppress(ValueError):
+            spellings(uri)
+        return process_time() - began
+
+    return min(once() for _ in range(3))
+
+
+HOSTILE = {
+    "backslashes": ("a:", "\\", ""),
+    "slashes and backslashes": ("file:", "/\\", "x"),
+    "backslashes and at signs": ("a:/", "\\@", "/"),
+    "at signs": ("http://", "@", "/"),
+    "colons": ("http://", ":", ""),
+    "dots": ("file:///", "../", ""),
+    "dots of hosts": ("http://", ".", "x"),
+    "percent signs": ("file:///", "%", ""),
+    "encoded percent signs": ("file:///", "%25", "3f"),
+    "encoded over and over": ("file:///%", "25", "3f/../"),
+    "letters of a scheme": ("", "a", ""),
+    "zeros of a port": ("http://h:", "0", "1"),
+    "white space": ("x", "\u2003", "x"),
+    "white space at the end": ("file:///x", "\ufeff ", ""),
+    "line ends": ("file:", "\n", "x"),
+    "query": ("a:", "?#", ""),
+    "hosts that are not ASCII": ("a://", "\u00e9", ""),
+}
+
+
+@pytest.mark.parametrize(("before", "repeated", "after"), HOSTILE.values(), ids=HOSTILE)
+def test_the_longest_uri_costs_its_length(before: str, repeated: str, after: str) -> None:
+    """Eight times as much is at most some eight times as dear; what tries again is 64 times, or never ends."""
+
+    def uri(characters: int) -> str:
+        return before + repeated * ((characters - len(before) - len(after)) // len(repeated)) + after
+
+    short, long = seconds(uri(MAX_URI // 8)), seconds(uri(MAX_URI))
+    assert long < 30 * short + 0.002
+    assert long < 0.1
+
+
+def test_a_longer_uri_is_not_looked_at() -> None:
+    longest = "file:///" + "a" * (MAX_URI - 8)
+    assert spellings(longest).same == (longest,)
+    with pytest.raises(ValueError, match="more than 8192 characters"):
+        spellings(longest + "a")
+    assert seconds("a:" + "\\" * 50_000_000) < 0.05
+
+
+@given(st.text(alphabet="a:/\\@?#", max_size=14))
+def test_a_backslash_before_an_at_sign_is_an_error(rest: str) -> None:
+    """Wherever a reader that ends the host at a backslash, and one that does not, would find two hosts. The rule, spelt out: from
+    some slash or backslash of the first run on, an @ comes after a backslash, and no slash, ? or # in between."""
+    uri = f"s:{rest}"
+    run = len(rest) - len(rest.lstrip("/\\"))
+    parts = [rest[begin:at] for begin in range(run + 1) for at in range(begin, len(rest)) if rest[at] == "@"]
+    hidden = any("\\" in part and not {*part} & {*"/?#"} for part in parts)
+    with pytest.raises(ValueError, match="a URI has") if hidden else nullcontext():
+        spellings(uri)
+
+
+# --- what careless readers leave out ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file://x/etc/passwd",
+        "file://127.0.0.1/etc/passwd",
+        "file://[::1]/etc/passwd",
+        "file://localhost:80/etc/passwd",
+        "file://user:word@x:8080/etc/passwd",
+        "FILE://X/public/../etc/passwd",
+        "file:\\\\x\\etc\\passwd",
+        "file://x%2Fetc/passwd",
+        "file%3A%2F%2Fx%2fetc%2fpasswd",
+        "\ufefffile:///etc/passwd",
+        "file:///etc/passwd\u00a0",
+        "\u2029\ufeff file://x/etc/passwd\x85\u3000",
+        "%EF%BB%BFfile:///etc/passwd",
+        "file:///etc/passwd%20",
+    ],
+)
+def test_a_host_of_a_file_and_white_space_are_left_out(uri: str) -> None:
+    """Readers of paths take them away: so that spelling is there, besides the others."""
+    found = spellings(uri)
+    assert "file:///etc/passwd" in (*found.same, *found.careless)
+    assert found.same[0] == uri
+
+
+def test_a_drive_is_no_host() -> None:
+    """WHATWG URL: `file://c:/x` is on drive c."""
+    found = spellings("file://c:/etc/passwd").careless
+    assert {"file:///c:/etc/passwd", "file:///etc/passwd"} <= set(found)
+
+
+def test_hosts_of_the_web_count() -> None:
+    assert spellings("https://x/etc/passwd").careless == ()
+
+
+def test_white_space_is_what_either_language_removes() -> None:
+    """Python's `strip`, of every character; JavaScript's `trim`: ECMA-262, WhiteSpace and LineTerminator."""
+    python = [character for character in map(chr, range(sys.maxunicode + 1)) if not character.strip()]
+    javascript = [*"\t\v\f \u00a0\ufeff\n\r\u2028\u2029\u1680\u202f\u205f\u3000", *map(chr, range(0x2000, 0x200B))]
+    for character in {*python, *javascript}:
+        assert trim(f"{character}x{character * 2}") == "x"
+    assert trim("\u200bx") == "\u200bx"
