@@ -16,11 +16,15 @@ itself: those in unknown fields and events, and all of an event that is not JSON
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Literal
 
-from .api import StreamContext
+import regex
+
+from .api import EventResult, StreamContext, StreamInterceptor
+from .bounded import Around, Budget, Pattern
 from .dialects import Block, MessageInterceptor, MessageStream, TextDelta, TextEnd, ToolCall, ToolCallDelta, Unread
-from .substitute import LOOKS_AROUND
+from .event import Event
 from .unescape import unescape
 
 __all__ = ["Guard"]
@@ -45,20 +49,28 @@ class Guard(MessageInterceptor):
             raise ValueError("patterns: there are none, so nothing would be stopped")
         if window < 1:
             raise ValueError("window: expected a number of characters, at least 1")
-        self.patterns: list[tuple[re.Pattern[str], bool]] = []
+        self.budget = Budget()
+        self.patterns: list[tuple[Pattern, bool]] = []
         for index, pattern in enumerate(patterns):
+            name = f"patterns[{index}]"
             try:
                 compiled = re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"patterns[{index}]: {error}") from None
+                bounded = Pattern(compiled, name, self.budget)
+            except (ValueError, re.error, regex.error) as error:
+                raise ValueError(f"{name}: {error}") from None
             if compiled.search(""):
-                raise ValueError(f"patterns[{index}]: the pattern matches the empty string, so it would stop every answer")
-            self.patterns.append((compiled, bool(_LOOKS_AHEAD.search(pattern))))
-        self._looks_around = any(LOOKS_AROUND.search(pattern) for pattern in patterns)
+                raise ValueError(f"{name}: the pattern matches the empty string, so it would stop every answer")
+            self.patterns.append((bounded, bool(_LOOKS_AHEAD.search(pattern))))
+        self._looks_around = any(pattern.looks_around is Around.ANYTHING for pattern, _ in self.patterns)
+        self._sees_boundaries = any(pattern.looks_around is Around.BOUNDARIES for pattern, _ in self.patterns)
         self.reason = reason
         self.message = message
         self.kinds: frozenset[str] = frozenset(("text", "thinking", "refusal", "tool_call") if kinds is None else kinds)
         self.window = window
+
+    def open_stream(self, context: StreamContext) -> StreamInterceptor | None:
+        answer = super().open_stream(context)
+        return _GuardAnswer(self.budget, answer) if isinstance(answer, _GuardStream) else answer
 
     def open_messages(self, context: StreamContext) -> MessageStream:
         return _GuardStream(self, context)
@@ -78,7 +90,7 @@ class Guard(MessageInterceptor):
 
     def find_in(self, unread: Unread) -> int | None:
         """The number of the pattern that one of these strings matches."""
-        if not self._looks_around:
+        if not self._looks_around and (unread.is_json or not self._sees_boundaries):
             data = unread.data
             if "\\" not in data:  # then what is in a string is in the data as it stands
                 for pattern, _ in self.patterns:
@@ -90,6 +102,24 @@ class Guard(MessageInterceptor):
             if (found := self.find(text, 0, ended=True)) is not None:
                 return found[1]
         return None
+
+
+class _GuardAnswer(StreamInterceptor):
+    """One answer: before each of its events, the patterns have all of their time."""
+
+    __slots__ = ("_budget", "_messages")
+
+    def __init__(self, budget: Budget, messages: MessageStream) -> None:
+        self._budget = budget
+        self._messages = messages
+
+    def on_event(self, event: Event) -> EventResult:
+        self._budget.begin()
+        return self._messages.on_event(event)
+
+    def on_complete(self) -> Event | Sequence[Event] | None:
+        self._budget.begin()
+        return self._messages.on_complete()
 
 
 class _GuardStream(MessageStream):

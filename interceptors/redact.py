@@ -22,15 +22,17 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_right
 from collections.abc import Callable, Container, Iterator, Sequence
 from functools import partial
 
+from pools import decode_json
+
 from .api import EventResult, StreamContext, StreamInterceptor
+from .bounded import Around, Budget, Found
 from .dialects import Block, MessageInterceptor, MessageStream, TextDelta, TextEnd, ToolCall
 from .errors import Abort
 from .event import Event
-from .substitute import LOOKS_AROUND, Flow, ReachesBack, Substitution
+from .substitute import Flow, ReachesBack, Substitution
 from .unescape import unescape
 
 __all__ = ["Redact"]
@@ -38,8 +40,7 @@ __all__ = ["Redact"]
 # A JSON string (one without an end reaches to the end of the text), or a number. Between strings, JSON holds neither quotes nor
 # backslashes, so this finds whole tokens. Nothing follows what repeats, so it never goes back.
 _TOKEN = re.compile(r'"((?:[^"\\]+|\\.)*)("?)|-?[0-9][0-9.eE+-]*', re.DOTALL)
-
-
+_NUMBER = "0123456789+-.eE"
 _MOST_AGAIN = 1 << 26  # characters that are looked at again: some hundredths of a second
 
 
@@ -53,23 +54,24 @@ class Redact(MessageInterceptor):
             raise ValueError("patterns is empty, so nothing would be redacted")
         if window < 1:
             raise ValueError("window: expected a number of characters, at least 1")
-        self._substitutions = []
+        self.budget = Budget()
+        self._substitutions: list[Substitution] = []
         for index, pattern in enumerate(patterns):
+            name = f"patterns[{index}]"
             try:
-                self._substitutions.append(Substitution(pattern, replacement))
+                self._substitutions.append(Substitution(pattern, replacement, name, self.budget))
             except ValueError as error:
-                raise ValueError(f"patterns[{index}]: {error}") from None
+                raise ValueError(f"{name}: {error}") from None
         self._window = window
-        self._looks_around = any(LOOKS_AROUND.search(pattern) for pattern in patterns)
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor | None:
         answer = super().open_stream(context)
         if isinstance(answer, _RedactMessages):
             return _RedactAnswer(self, answer)
         if context.dialect == "mcp":
-            return _RedactStream(self.redact_json)
+            return _RedactStream(self.redact_json, self.budget)
         # Other JSON bodies pass, and are not collected.
-        return None if context.is_body else _RedactStream(self.redact)
+        return None if context.is_body else _RedactStream(self.redact, self.budget)
 
     def open_messages(self, context: StreamContext) -> MessageStream:
         return _RedactMessages(self)
@@ -80,12 +82,11 @@ class Redact(MessageInterceptor):
 
     def redact(self, data: str) -> str:
         """The data with every match replaced; the same object when there is none."""
-        matches = self._matches(data)
         if not _looks_like_json(data):
-            return self.substitute(data) if matches else data
-        if not matches:
+            return self.substitute(data)
+        if not self._matches(data):
             return self._redact_hidden(data)
-        return _TOKEN.sub(partial(_redact_token, substitute=self.substitute), self._substitute_between(data))
+        return self._redact_tokens(self._substitute_between(data), self._substitutions)
 
     def redact_json(self, data: str, done: Container[str] = (), written: set[str] | None = None) -> str:
         """As `redact`, and JSON stays JSON: a match that reaches over several of its strings and numbers takes each of them.
@@ -98,29 +99,34 @@ class Redact(MessageInterceptor):
         if not _is_json(data):
             return self.redact(data)
         for substitution in self._substitutions:
-            data = _TOKEN.sub(partial(_redact_token, substitute=substitution.sub, done=done, written=written), data)
-            tokens = list(_TOKEN.finditer(data))
-            taken: dict[int, str] = {}  # what becomes of tokens, by where they begin
-            for match, at in _reaching(substitution.pattern, data, tokens, done, written):
-                redacted = match.expand(substitution.template)
-                while at < len(tokens) and tokens[at].start() < match.end():
-                    taken[tokens[at].start()] = redacted
-                    at += 1
-            if taken:
-                data = _TOKEN.sub(partial(_replace_token, taken=taken), data)
-                written.update(taken.values())
+            data = self._redact_tokens(data, [substitution], done, written)
+            written_here: set[str] = set()
+            taken: dict[int, tuple[int, str]] = {}  # what becomes of tokens, by where they begin
+            for match, first in _reaching(substitution, data, done, written):
+                redacted = substitution.expand(match)
+                string, token = _written(redacted), first
+                while token is not None and token.start() < match.end():
+                    substitution.pattern.left_s()
+                    taken[token.start()] = token.end(), string
+                    token = _TOKEN.search(data, token.end())
+                if token is not first:
+                    written_here.add(redacted)
+            written |= written_here
+            data = _join(data, ((start, end, text) for start, (end, text) in taken.items()))
         return data
 
     def _redact_hidden(self, data: str, done: Container[str] = (), written: set[str] | None = None) -> str:
         """Of data without a match in the whole: what only a string by itself shows."""
-        if not self._looks_around and "\\" not in data:
+        if "\\" not in data and all(
+            substitution.pattern.looks_around is Around.NOTHING for substitution in self._substitutions
+        ):
             return data  # without escapes, the text is the strings'
         if not _looks_like_json(data):
             return data
-        return _TOKEN.sub(partial(_redact_token, substitute=self.substitute, done=done, written=written), data)
+        return self._redact_tokens(data, self._substitutions, done, written)
 
     def _matches(self, text: str) -> bool:
-        return any(substitution.pattern.search(text) for substitution in self._substitutions)
+        return any(substitution.pattern.first_place(text) >= 0 for substitution in self._substitutions)
 
     def substitute(self, text: str) -> str:
         """A text with every match replaced, pattern by pattern."""
@@ -131,67 +137,154 @@ class Redact(MessageInterceptor):
     def _substitute_between(self, data: str) -> str:
         """Replace the matches that are not inside one token; those are left to `_redact_token`, which knows how to write them."""
         for substitution in self._substitutions:
-            pieces: list[str] = []
-            last = 0
-            for match, _ in _reaching(substitution.pattern, data, list(_TOKEN.finditer(data))):
-                pieces += data[last : match.start()], match.expand(substitution.template)
-                last = match.end()
-            data = "".join([*pieces, data[last:]])
+            found = ((match.start(), match.end(), substitution.expand(match)) for match, _ in _reaching(substitution, data))
+            data = _join(data, found)
         return data
+
+    def _redact_tokens(
+        self,
+        data: str,
+        substitutions: list[Substitution],
+        done: Container[str] = (),
+        written: set[str] | None = None,
+    ) -> str:
+        """JSON with its strings and numbers redacted, each by what it says."""
+
+        def redacted() -> Iterator[tuple[int, int, str]]:
+            for token in self._tokens_to_see(data, substitutions):
+                if (text := _redact_token(token, substitutions, done, written)) is not None:
+                    yield *token.span(), text
+
+        return _join(data, redacted())
+
+    def _tokens_to_see(self, data: str, substitutions: list[Substitution]) -> Iterator[re.Match[str]]:
+        """The strings and numbers in which something may match. A large event has hundreds of thousands; in most, nothing does."""
+        patterns = [substitution.pattern for substitution in substitutions]
+        around = max((pattern.looks_around for pattern in patterns), key=lambda around: around.value)
+        if around is Around.ANYTHING or (around is Around.BOUNDARIES and not _is_json(data)):
+            for every in _TOKEN.finditer(data):
+                patterns[0].left_s()
+                yield every
+            return
+        # What matches in a string that has no escapes matches in the data, too. Otherwise only escapes make a difference.
+        tokens = _Tokens(data)
+        places = [-1] * (len(patterns) + 1)  # where each pattern matches next, and where the next backslash is
+        at, end = 0, len(data)
+        while at < end:
+            for index, place in enumerate(places):
+                if place >= at:
+                    continue
+                place = patterns[index].first_place(data, at) if index < len(patterns) else data.find("\\", at)
+                places[index] = end if place < 0 else place
+            tokens.edge = at
+            token = tokens.at(min(places))
+            if token is None:
+                return
+            patterns[0].left_s()
+            if token.start() <= min(places):
+                yield token
+                at = token.end()
+            else:
+                at = token.start()
+
+
+class _Tokens:
+    """The strings and numbers of JSON, each found when it is asked for, from the front to the back."""
+
+    __slots__ = ("_data", "edge")
+
+    def __init__(self, data: str, edge: int = 0) -> None:
+        self._data = data
+        self.edge = edge
+        """A place before the next one, where no string is open."""
+
+    def at(self, place: int) -> re.Match[str] | None:
+        """The token that has the character at `place`, or the first one after it. Never asked for a place before the last one."""
+        data, edge = self._data, self.edge
+        token: re.Match[str] | None
+        if data.find("\\", edge, place) < 0:
+            # Without escapes, each quote begins or ends a string.
+            inside = data.count('"', edge, place) % 2
+            start = data.rfind('"', edge, place) if inside else _begin_of_number(data, edge, place)
+            token = _TOKEN.search(data, start)
+            if token is not None and token.end() <= place:
+                token = _TOKEN.search(data, place)
+        else:
+            token = next((token for token in _TOKEN.finditer(data, edge) if token.end() > place), None)
+        if token is not None:
+            self.edge = token.start()
+        return token
+
+
+def _begin_of_number(data: str, edge: int, place: int) -> int:
+    """Where what may be the number around `place` begins, not before `edge`."""
+    size = 32
+    while True:
+        first = max(edge, place - size)
+        before = data[first:place]
+        rest = before.rstrip(_NUMBER)
+        if rest or first == edge:
+            return first + len(rest)
+        size *= 8
+
+
+def _join(data: str, replacements: Iterator[tuple[int, int, str]]) -> str:
+    """A text with parts of it replaced, in their order; the same object when there are none."""
+    pieces: list[str] = []
+    last = 0
+    for start, end, text in replacements:
+        pieces += data[last:start], text
+        last = end
+    return "".join([*pieces, data[last:]]) if pieces else data
 
 
 def _redact_token(
-    match: re.Match[str],
-    *,
-    substitute: Callable[[str], str],
-    done: Container[str] = (),
-    written: set[str] | None = None,
-) -> str:
-    """A string or a number of JSON, redacted by what it says. What is put in its place goes into `written`."""
-    token, inner, end = match[0], match[1], match[2]
-    text = token if inner is None else unescape(inner)
+    token: re.Match[str], substitutions: list[Substitution], done: Container[str], written: set[str] | None
+) -> str | None:
+    """A string or a number of JSON, redacted by what it says; None where nothing matches. What is put in its place goes into
+    `written`.
+    """
+    inner, end = token[1], token[2]
+    text = redacted = token[0] if inner is None else unescape(inner)
     if text in done:
-        return token
-    redacted = substitute(text)
+        return None
+    for substitution in substitutions:
+        redacted = substitution.sub(redacted)
     if redacted == text:
-        return token
+        return None
     if written is not None:
         written.add(redacted)
     string = _written(redacted)
     return string[:-1] if inner is not None and not end else string
 
 
-def _replace_token(match: re.Match[str], *, taken: dict[int, str]) -> str:
-    return _written(taken[match.start()]) if match.start() in taken else match[0]
-
-
-def _reaching(
-    pattern: re.Pattern[str], data: str, tokens: list[re.Match[str]], *done: Container[str]
-) -> Iterator[tuple[re.Match[str], int]]:
-    """The matches that reach out of one token, each with the number of the first token that ends behind its beginning.
+def _reaching(substitution: Substitution, data: str, *done: Container[str]) -> Iterator[tuple[Found, re.Match[str] | None]]:
+    """The matches that reach out of one token, each with the first token that ends after its beginning.
 
     None begins or ends inside a string that is done: it would find again what was put there in place of a match. (Such a match may
     be as long as all the rest: where there are absurdly many, the last ones count.)
     """
-    starts = [token.start() for token in tokens]
+    search = substitution.pattern.search
+    tokens = _Tokens(data)
     spare = _MOST_AGAIN
     at = 0
-    while (match := pattern.search(data, at)) is not None:
+    while (match := search(data, at)) is not None:
+        substitution.pattern.left_s()
         start, at = match.span()
-        first = bisect_right(starts, start) - 1
-        if first >= 0 and at <= tokens[first].end():
+        first = tokens.at(start)
+        if first is not None and first.start() <= start and at <= first.end():
             continue
-        if spare > 0:
-            last = bisect_right(starts, at - 1) - 1
-            if first >= 0 and starts[first] < start and _is_done(tokens[first], start, done):
+        if spare > 0 and first is not None and done:
+            if first.start() < start and _is_done(first, start, done):
                 spare -= at - start
-                at = tokens[first].end()
+                at = first.end()
                 continue
-            if last > first and _is_done(tokens[last], at, done):
+            last = _Tokens(data, first.start()).at(at - 1)
+            if last is not None and first.start() < last.start() < at and _is_done(last, at, done):
                 spare -= at - start
-                at = starts[last] + 1
+                at = last.start() + 1
                 continue
-        yield match, first if first >= 0 and start < tokens[first].end() else first + 1
+        yield match, first
 
 
 def _is_done(token: re.Match[str], at: int, done: tuple[Container[str], ...]) -> bool:
@@ -214,6 +307,12 @@ def _written(text: str) -> str:
 def _is_json(text: str) -> bool:
     """Whether a lax reader takes a text as JSON: with line ends in strings, numbers of any length, NaN."""
     try:
+        decode_json(text)
+    except (ValueError, RecursionError):
+        pass
+    else:
+        return True
+    try:
         json.loads(text, strict=False, parse_int=str)
     except (ValueError, RecursionError):
         return False
@@ -221,12 +320,14 @@ def _is_json(text: str) -> bool:
 
 
 class _RedactStream(StreamInterceptor):
-    __slots__ = ("_redact",)
+    __slots__ = ("_budget", "_redact")
 
-    def __init__(self, redact: Callable[[str], str]) -> None:
+    def __init__(self, redact: Callable[[str], str], budget: Budget) -> None:
         self._redact = redact
+        self._budget = budget
 
     def on_event(self, event: Event) -> EventResult:
+        self._budget.begin()
         return _redact_event(event, self._redact)
 
 
@@ -296,9 +397,11 @@ class _RedactAnswer(StreamInterceptor):
 
     def __init__(self, interceptor: Redact, messages: _RedactMessages) -> None:
         self._redact = interceptor.redact_json
+        self._budget = interceptor.budget
         self._messages = messages
 
     def on_event(self, event: Event) -> EventResult:
+        self._budget.begin()
         self._messages.begin()
         result = self._messages.on_event(event)
         if isinstance(result, Event):
@@ -306,6 +409,7 @@ class _RedactAnswer(StreamInterceptor):
         return [self._redact_rest(item) for item in result] if isinstance(result, Sequence) else result
 
     def on_complete(self) -> Sequence[Event]:
+        self._budget.begin()
         self._messages.begin()
         result = self._messages.on_complete()
         return [self._redact_rest(item) for item in result] if isinstance(result, Sequence) else []

@@ -341,6 +341,11 @@ class Unread(Part):
         self._handlers = handlers
 
     @property
+    def is_json(self) -> bool:
+        """Whether the event's data is JSON, for lax readers at least, and nothing else is in the event."""
+        return self._message is not None and not self._event.unknown
+
+    @property
     def data(self) -> str:
         """All of the event's data as it came, and its lines that are no fields of an event."""
         data, lines = self._event.data, self._event.unknown

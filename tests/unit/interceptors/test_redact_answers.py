@@ -584,7 +584,7 @@ def test_patterns_apply_to_arguments_in_their_order() -> None:
 
 def test_many_replacements_that_match_again_cost_no_square() -> None:
     """What would be looked at again for each of them is bounded; beyond that more is redacted, and never less."""
-    arguments = json.dumps(["sk-Zq"] * 20_000)
+    arguments = json.dumps(["sk-Zq"] * 4_000)
     redacted = Redact(["sk-.*"], "sk-x").redact_json(arguments)
     assert set(json.loads(redacted)) == {"sk-x"}
 

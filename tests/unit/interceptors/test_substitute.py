@@ -176,4 +176,4 @@ def test_a_template_with_groups_is_filled_in() -> None:
     flow = Flow(made, 100)
     pieces = ["an", "n@ho", "me, bob", "+x@w", "ork"]
     left = "".join(flow.feed(piece) for piece in pieces) + flow.feed("", final=True)
-    assert left == "home:ann, work:bob+x" == re.sub(made.pattern, made.template, "".join(pieces))
+    assert left == "home:ann, work:bob+x" == re.sub(made.pattern.re, made.template, "".join(pieces))
