@@ -153,12 +153,15 @@ class Request:
             raise not_json(error, "this request's body") from None
 
     def replace_body(self, data: bytes | str | None = None, *, json: Any = UNSET) -> None:
-        """Send another body instead; of JSON also the Content-Type is set."""
+        """Send another body instead; of JSON also the Content-Type is set, and a Content-Encoding removed. The client's digests of
+        its body (`Content-Digest` and the like) do not go upstream.
+        """
         if (data is None) == (json is UNSET):
             raise ValueError("replace_body takes either data or json")
         if json is not UNSET:
             self._body = encode_json(json)
             self.headers["content-type"] = "application/json"
+            self.headers.pop("content-encoding", None)
         else:
             assert data is not None
             self._body = data.encode() if isinstance(data, str) else data

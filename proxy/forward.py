@@ -24,7 +24,7 @@ from pools import BufferScope
 from .cors import Cors
 from .downstream import ClientConnection, Scope, Send
 from .errors import NotAStream, ProtocolFailure, RequestRefused
-from .headers import HeaderList, client_origin, find_header, forwards_left, outer_prefix
+from .headers import HeaderList, client_origin, find_header, forwards_left, outer_prefix, without_stale
 from .heartbeat import while_beating
 from .inbound import Inbound, too_large
 from .intercepted import send_intercepted
@@ -334,6 +334,7 @@ class Forward:
                 raise self.chain.failure
         dropped: frozenset[bytes] = frozenset()
         changed: bytes | None = None
+        stale = bodiless and self._is_unseen_body(status, kind)
         if self.counts is not None:
             assert self.chain is not None
             if encoding == "identity":
@@ -349,6 +350,7 @@ class Forward:
                 dropped = frozenset((b"content-length",))  # a task may have something to add
             await self.chain.start(head)
             raw_headers = head.headers.raw
+            stale = bool(dropped)
             if json and self.chain.wants_events:
                 self._json = JsonBody()
                 changed = await self._json.take(
@@ -359,10 +361,13 @@ class Forward:
                     max_bytes=route.limits.max_event_bytes,
                     idle_s=route.timeouts.idle,
                 )
+                stale = self._json.changed
                 if changed is None:
                     dropped = frozenset()  # too large for interceptors, and exact
         if begun:
             return None
+        if stale:
+            raw_headers = without_stale(raw_headers, asking.response_headers, length=bodiless)
         headers = self.reply.headers(raw_headers, sse=self._sse, dropped=dropped)
         if self.reply.cors is not None:
             headers = self.reply.cors.expose_session(headers)
@@ -392,6 +397,20 @@ class Forward:
         if not may_be_mislabelled(route.dialect, request.path):
             return None
         return await look_at(upstream, self._worker.pools.sse_event, buffers, idle_s=route.timeouts.idle)
+
+    def _is_unseen_body(self, status: int, kind: str) -> bool:
+        """Whether a response without a body stands for one that interceptors may change: what it states about that, its length too,
+        may then be false (RFC 9110, section 9.3.2). A 304 has no type, and may stand for any body.
+        """
+        chain, request = self._route.chain, self.request
+        if request is None or not chain.sees_streams or not (request.method == "HEAD" or status == 304):
+            return False
+        return (
+            kind == "text/event-stream"
+            or (chain.sees_json and is_json_type(kind))
+            or (status == 304 and not kind)
+            or may_be_mislabelled(self._route.dialect, request.path)
+        )
 
     def _is_hidden(self, encoding: str) -> bool:
         """Whether this is an answer that no interceptor can look at: clients decode it, and read it whatever its type says."""

@@ -34,6 +34,7 @@ __all__ = [
     "request_headers",
     "response_headers",
     "split_target",
+    "without_stale",
 ]
 
 HeaderList = list[tuple[bytes, bytes]]
@@ -57,6 +58,9 @@ _HOP_BY_HOP = frozenset(
 _NEVER_NAMED = frozenset(
     b"host content-length content-type content-encoding cache-control authorization cookie via max-forwards".split()
 )
+
+# What a message states about its content, true of no other (RFC 9110, sections 8.8 and 14.3; RFC 9530; RFC 1864).
+_ABOUT_CONTENT = frozenset(b"etag last-modified content-md5 digest content-digest repr-digest accept-ranges".split())
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
@@ -358,6 +362,16 @@ def response_headers(headers: Iterable[tuple[bytes, bytes]], *, dropped: frozens
     if sse:
         result.append((b"x-accel-buffering", b"no"))
     return result
+
+
+def without_stale(
+    headers: Iterable[tuple[bytes, bytes]], received: Iterable[tuple[bytes, bytes]], *, length: bool = False
+) -> HeaderList:
+    """The headers of a message whose content may be another than `received` describes: without its validators, digests and
+    `Accept-Ranges`, and with `length` without its `Content-Length`. What an interceptor has set to another value stays.
+    """
+    stale = {field for field in received if field[0] in _ABOUT_CONTENT or (length and field[0] == b"content-length")}
+    return [field for field in headers if (field[0].lower(), field[1]) not in stale]
 
 
 def check_response_headers(headers: HeaderList) -> None:

@@ -52,11 +52,13 @@ def _looks_like(beginning: bytes | bytearray, *, whole: bool) -> LooksLike | Non
 class JsonBody:
     """One body. Call `take` once."""
 
-    __slots__ = ("first_read",)
+    __slots__ = ("changed", "first_read")
 
     def __init__(self) -> None:
         self.first_read: float | None = None
         """Trio's time of the first bytes of the body."""
+        self.changed = False
+        """An interceptor has changed it."""
 
     async def take(
         self,
@@ -86,6 +88,7 @@ class JsonBody:
         else:
             with memoryview(lease.buffer)[:size] as view:
                 changed = await chain.process_body(view)
+                self.changed = changed is not None
                 result = bytes(view) if changed is None else changed
         buffers.release(lease)
         return result

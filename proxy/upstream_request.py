@@ -13,7 +13,7 @@ from interceptors.content import Contradiction, content_coding, media_type, with
 
 from .downstream import Scope
 from .errors import ProtocolFailure, RequestRefused
-from .headers import HeaderList, end_to_end, forwards_left, request_headers
+from .headers import HeaderList, end_to_end, forwards_left, request_headers, without_stale
 from .mcp import calls_of
 from .routes import Route
 from .upstream import Endpoint, UpstreamBody
@@ -115,6 +115,8 @@ class UpstreamRequest:
         if request is not None:
             method = request.method
             headers = [(name.lower(), value) for name, value in request.headers.raw]
+            if request.body_replaced:
+                headers = without_stale(headers, scope["headers"])
             target = request.raw_path + (b"?" + request.query if request.query else b"")
         if method.upper() == "TRACE":
             # RFC 9110, section 9.3.8: its answer would show the client what was added to the request, such as a credential.
