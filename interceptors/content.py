@@ -1,8 +1,8 @@
 """What a message says of its content: the media type and the content coding, read in one way by the proxy and by interceptors.
 
 A field may arrive on several lines, or as a list on one line, and recipients then differ in which value they use: browsers take the
-last media type (Fetch, "extract a MIME type"), most servers the first. So equal values count once, and values that differ raise
-`Contradiction`. Sans I/O. Rules: RFC 9110, sections 8.3 and 8.4.
+last media type (Fetch, "extract a MIME type"), most servers the first. So equal values count once, media types that differ raise
+`Contradiction`, and codings that differ are no identity. Sans I/O. Rules: RFC 9110, sections 8.3 and 8.4.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
 
 
 class Contradiction(ValueError):
-    """A message names two media types, or two content codings. The message has the field's name, and no value."""
+    """A message names two media types. The text of the error shows neither."""
 
 
 def content_types(headers: Fields) -> list[bytes]:
@@ -41,20 +41,23 @@ def content_types(headers: Fields) -> list[bytes]:
 def media_type(headers: Fields) -> str:
     """The media type, in lower case and without parameters; "" when the message names none. Raises `Contradiction`."""
     items = _items(headers, b"content-type")
-    if len(items) == 1:
-        return _essence(items[0])
-    return _agreed({_essence(item) for item in items}, "Content-Type") if items else ""
+    types = {_essence(item) for item in items}
+    if len(types) > 1:
+        raise Contradiction("Content-Type has several values that differ")
+    return types.pop() if types else ""
 
 
 def content_coding(headers: Fields) -> str:
-    """The content coding in lower case, `identity` when the message names none. Raises `Contradiction`.
+    """The content coding in lower case, `identity` when the body is in none. Equal values count once.
 
-    A list of two codings, each legal, also contradicts: recipients differ in how many of them they undo.
+    Values that differ are joined: recipients differ in how many of them they undo, so such a body counts as coded. Raises
+    `Contradiction` as `content_types` does.
     """
     items = _items(headers, b"content-encoding")
     if not items:
         return "identity"
-    return _agreed({item.strip().lower().decode("latin-1") for item in items}, "Content-Encoding") or "identity"
+    codings = dict.fromkeys([item.strip().lower().decode("latin-1") for item in items])
+    return ", ".join([coding for coding in codings if coding not in ("", "identity")]) or "identity"
 
 
 def is_json_type(media_type: str) -> bool:
@@ -83,25 +86,22 @@ def is_json_in_utf8(headers: Fields) -> bool:
 
 
 def with_one_line(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The same fields, with one line each for `Content-Type` and `Content-Encoding`: the first of the equal values.
+    """The same fields, with one line each for `Content-Type` and `Content-Encoding` where the values are equal: the first of them.
 
     Names in lower case. Raises `Contradiction`.
     """
-    for name, read in ((b"content-type", media_type), (b"content-encoding", content_coding)):
-        items = _items(headers, name)
-        if len(items) > 1:
-            read(headers)
-            at = next(at for at, field in enumerate(headers) if field[0] == name)
-            headers = [
-                (name, items[0]) if n == at else field for n, field in enumerate(headers) if n <= at or field[0] != name
-            ]
-    return headers
+    media_type(headers)
+    headers = _joined(headers, b"content-type")
+    codings = {item.strip().lower() for item in _items(headers, b"content-encoding")}
+    return _joined(headers, b"content-encoding") if len(codings) == 1 else headers
 
 
-def _agreed(values: set[str], field: str) -> str:
-    if len(values) > 1:
-        raise Contradiction(f"{field} has several values that differ")
-    return values.pop()
+def _joined(headers: list[tuple[bytes, bytes]], name: bytes) -> list[tuple[bytes, bytes]]:
+    items = _items(headers, name)
+    if len(items) < 2:
+        return headers
+    at = next(at for at, field in enumerate(headers) if field[0] == name)
+    return [*headers[:at], (name, items[0]), *(field for field in headers[at + 1 :] if field[0] != name)]
 
 
 def _essence(value: bytes) -> str:
