@@ -20,7 +20,7 @@ from interceptors.chain import EventCounts
 from interceptors.hooks import Owner
 from pools import Pools
 
-from .downstream import WRITERS
+from .downstream import WRITERS, client_connections
 from .errors import ConfigError
 from .logs import dropped_lines
 from .upstream import Balancer
@@ -310,6 +310,18 @@ class _ProcessCollector(Collector):
         yield CounterMetricFamily(
             "weirpool_log_lines_dropped", "Log lines that could not be written in time.", value=dropped_lines()
         )
+        yield GaugeMetricFamily("weirpool_client_connections", "Open connections of clients.", value=len(client_connections))
+        yield GaugeMetricFamily(
+            "weirpool_client_connections_limit", "As many may be open at once.", value=client_connections.limit
+        )
+        closed = CounterMetricFamily(
+            "weirpool_client_connections_closed",
+            "Connections closed because of the limit: idle ones, for others; new ones, when no other was idle.",
+            labels=["which"],
+        )
+        closed.add_metric(["idle"], client_connections.closed_idle)
+        closed.add_metric(["new"], client_connections.closed_new)
+        yield closed
 
 
 class _RouteCollector(Collector):

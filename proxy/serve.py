@@ -13,6 +13,7 @@ import resource
 import signal
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,7 @@ from hypercorn.utils import LifespanFailureError
 
 from .app import Weirpool, create_app
 from .config import Config
-from .downstream import ServerConfig, cut_connections
+from .downstream import ServerConfig, connections_by_open_files, cut_connections
 from .headers import Via, new_pseudonym
 from .listen import Tls, bind_sockets, hypercorn_config, name_of
 from .logs import flush_log
@@ -41,7 +42,6 @@ START_FAILED = 3
 
 _SAME_SIGNAL_S = 1.0
 _COLLECT_AFTER = (5000, 10, 10)
-_FILES_BESIDE_STREAMS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,9 +203,6 @@ def _raise_file_limit() -> int:
     """Allow this process as many open files as it may have. Returns how many streams that is enough for, at two each."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        try:
+        with suppress(OSError, ValueError):  # some systems refuse "unlimited"
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-        except (OSError, ValueError):
-            pass  # some systems refuse "unlimited"; what we have is then what we say
-    return max(0, (soft - _FILES_BESIDE_STREAMS) // 2)
+    return connections_by_open_files()

@@ -11,6 +11,7 @@ import trio
 from pools import Pools
 
 from .config import Config
+from .downstream import client_connections, connections_by_open_files
 from .errors import ConfigError
 from .generations import Generations
 from .headers import TrustedProxies, Via, client_of, network_of, new_pseudonym
@@ -40,6 +41,7 @@ class Worker:
             leak_detection=config.reverse_proxy.leak_detection,
         )
         self.generations = Generations(config, self.pools)
+        bound_connections(config)
         self.metrics = Metrics(
             self.pools,
             [NO_ROUTE, *(route.name for route in self.routes.routes)],
@@ -92,6 +94,7 @@ class Worker:
             raise ConfigError("this worker is ending, and begins no new configuration")
         new = await self.generations.replace(config, self.metrics.check)
         self.metrics.add_routes([route.name for route in new.routes.routes])
+        bound_connections(config)
 
     def enter(self, exchange: Exchange, route: str, *, admitted: bool, place: tuple[str, str] | None = None) -> None:
         """An exchange begins. One that is refused is live until it has its answer, but takes no one's place."""
@@ -143,3 +146,8 @@ class Worker:
         """End every live exchange; each ends with the outcome `draining`."""
         for exchange in tuple(self.live):
             exchange.stop()
+
+
+def bound_connections(config: Config) -> None:
+    """Bound the open client connections of this process."""
+    client_connections.limit = config.reverse_proxy.max_client_connections or connections_by_open_files()

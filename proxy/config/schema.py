@@ -147,6 +147,8 @@ class ReverseProxy(_Settings, frozen=True):
     reconnect: Reconnect = Reconnect()
     retry: Retry = Retry()
     health: Health = Health()
+    max_client_connections: Count | None = None
+    """Of a worker; None: half of its limit of open files, less a reserve."""
     trusted_proxies: list[str] = []
     leak_detection: Literal["none", "sampled", "paranoid"] = "none"
 

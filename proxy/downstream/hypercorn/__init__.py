@@ -9,6 +9,7 @@ are over, the calling of the app.
 from __future__ import annotations
 
 from .apps import Messages
+from .bound import client_connections, connections_by_open_files
 from .client import ClientConnection, inspect_server, path_is_known
 from .connection import ServerConfig, contain_connections, cut_connections
 from .server_log import share_log
@@ -17,6 +18,8 @@ __all__ = [
     "ClientConnection",
     "Messages",
     "ServerConfig",
+    "client_connections",
+    "connections_by_open_files",
     "contain_connections",
     "cut_connections",
     "inspect_server",

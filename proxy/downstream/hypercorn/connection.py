@@ -21,6 +21,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import EventWrapper
 
 from .apps import AppTasks, LazyEvent
+from .bound import client_connections, watch_accept
 from .idle import IdleTimer, ServerConfig
 from .late import take_late_data
 from .strict import be_strict
@@ -62,11 +63,13 @@ class Connection(TCPServer):
         self.send_timeout_s: float | None = -1.0  # what the client's socket has; unlike any, until it is set
         self.probes = False  # whether the client is probed while it is silent
         self._held = b""
+        self._is_http1 = True
         self._handing_over: trio.CancelScope | None = None
         self._stopped = False
 
     async def run(self) -> None:
         _connections.add(self)
+        client_connections.enter(self)
         try:
             await super().run()
         except* (trio.BusyResourceError, trio.ClosedResourceError):  # the latter: cut, in its handshake
@@ -76,6 +79,7 @@ class Connection(TCPServer):
             await trio.aclose_forcefully(self.stream)
         finally:
             _connections.discard(self)
+            client_connections.leave(self)
             # They know this connection; so all of it is freed now, and not when the garbage collector gets to it.
             self.idle_task = self.protocol = None
 
@@ -89,10 +93,23 @@ class Connection(TCPServer):
 
     def cut(self) -> None:
         """Reset it. Whoever waits for its socket is told; what a TLS or HTTP/2 layer holds is lost. Synchronous."""
+        sock = self._socket
+        if sock.fileno() >= 0:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            sock.close()
+
+    def close_idle(self) -> None:
+        """Close its socket. Every task that waits for it ends. Synchronous."""
+        self._socket.close()
+
+    def fileno(self) -> int:
+        """The socket's descriptor; negative when it is closed."""
+        return int(self._socket.fileno())
+
+    @property
+    def _socket(self) -> Any:
         transport: Any = getattr(self.stream, "transport_stream", self.stream)
-        if transport.socket.fileno() >= 0:
-            transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-            transport.socket.close()
+        return transport.socket
 
     async def _read_data(self) -> None:
         protocol: Any = self.protocol.protocol
@@ -136,6 +153,13 @@ class Connection(TCPServer):
         with trio.CancelScope() as self._handing_over:
             await self.protocol.handle(RawData(data))
         self._handing_over = None
+        protocol = self.protocol.protocol
+        if self._is_http1 and isinstance(protocol, H2Protocol):
+            self._is_http1 = False
+            # To Hypercorn the preface was a request. The connection is idle until the head of one has come.
+            if protocol.idle:
+                await self.idle_task.restart(self._task_group, self._idle_timeout)
+                client_connections.set_unused(self)
 
     def stop_reading(self) -> None:
         """The connection is closed or broken. Hypercorn's reading task waits for ever, otherwise, when a request was pipelined
@@ -200,6 +224,7 @@ def contain_connections() -> None:
     """Let Hypercorn's Trio worker use `Connection`, if it is the Hypercorn that we know. Process-wide."""
     if getattr(hypercorn_run, "TCPServer", None) is TCPServer and getattr(tcp_server, "TaskGroup", None) is TaskGroup:
         vars(hypercorn_run)["TCPServer"] = Connection
+        watch_accept()
         vars(tcp_server)["TaskGroup"] = AppTasks
 
 

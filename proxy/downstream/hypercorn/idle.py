@@ -9,6 +9,8 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio.task_group import TaskGroup
 
+from .bound import client_connections
+
 if TYPE_CHECKING:
     from .connection import Connection
 
@@ -43,6 +45,7 @@ class IdleTimer:
         if self._over:
             return
         self._idle = True
+        client_connections.set_idle(self._server)
         if self._scope is None:
             self._scope = trio.CancelScope()
             task_group.spawn(self._run, self._scope)
@@ -51,6 +54,7 @@ class IdleTimer:
     async def stop(self) -> None:
         """A request has come."""
         self._idle = False
+        client_connections.set_busy(self._server)
         if self._scope is not None:
             self._scope.deadline = trio.current_time() + _SHORT_REQUEST_S
 
