@@ -1,11 +1,11 @@
-"""Paths of requests in one spelling, so that a comparison of them cannot be passed by another. Sans I/O; knows no route."""
+"""Paths of requests in one spelling, so that a comparison cannot be evaded by another. Sans I/O; knows no route."""
 
 from __future__ import annotations
 
 import re
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
-__all__ = ["normal_path", "quote_path", "without_dots"]
+__all__ = ["fold_path", "normal_path", "quote_path", "unescape", "without_dots"]
 
 
 def normal_path(raw_path: bytes) -> bytes:
@@ -14,7 +14,7 @@ def normal_path(raw_path: bytes) -> bytes:
     Percent-encoded unreserved characters are decoded, dot segments resolved, and runs of slashes are one slash.
     """
     if b"%" in raw_path:
-        raw_path = _ESCAPE.sub(_unescape, raw_path)
+        raw_path = unescape(raw_path)
     if b"//" not in raw_path and b"/." not in raw_path:
         return raw_path
     segments: list[bytes] = []
@@ -26,6 +26,23 @@ def normal_path(raw_path: bytes) -> bytes:
             segments.append(part)
     closed = raw_path.endswith(b"/") or (bool(parts) and parts[-1] in (b".", b".."))
     return b"/" + b"/".join(segments) + (b"/" if closed and segments else b"")
+
+
+def fold_path(path: str) -> str:
+    """A path as upstreams that ignore case compare it, of a path in normal form: for comparing two folded paths only.
+
+    Letters beyond ASCII, percent-encoded or not, fold as well: servers that decode first differ in how, and some take U+017F for an
+    s, U+212A for a k, and U+0131 and U+0130 for an i.
+    """
+    if path.isascii() and "%" not in path:
+        return path.lower()
+    path = _BEYOND_ASCII.sub(lambda match: unquote(match[0], errors="surrogateescape"), path)
+    return path.upper().casefold().replace("i\u0307", "i")
+
+
+def unescape(path: bytes) -> bytes:
+    """Percent-encoded unreserved characters decoded, the digits of other escapes in upper case (RFC 3986, section 6.2.2)."""
+    return _ESCAPE.sub(_unescape, path)
 
 
 def without_dots(path: str) -> str:
@@ -48,6 +65,7 @@ def quote_path(path: str) -> bytes:
 
 
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
+_BEYOND_ASCII = re.compile("(?:%[89A-Fa-f][0-9A-Fa-f])+")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
 

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from . import dialects
 from .api import EventResult, Outcome, StreamContext, StreamInterceptor
 from .dialects import Finish, MessageInterceptor, MessageStream, ProviderError
-from .dialects.answers import CHAT, is_call, readers_for
+from .dialects.answers import is_call, is_chat, readers_for
 from .dialects.parts import Tokens
 from .dialects.tokens import COUNTS as KINDS
 from .dialects.tokens import merge_counts
@@ -112,7 +112,7 @@ class Usage(MessageInterceptor):
         if isinstance(asked.model, str):
             request.state[_MODEL] = asked.model
         options = asked.stream_options
-        if asked.stream is not True or not request.path.rstrip("/").endswith(CHAT):
+        if asked.stream is not True or not is_chat(request.path):
             return None
         if options is None or (isinstance(options, dict) and options.get("include_usage") is not True):
             fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])  # all else stays as the client wrote it

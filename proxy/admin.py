@@ -1,7 +1,8 @@
 """The app's own pages, and the port of their own that they may have (`admin.port`).
 
-On that port nothing but the pages is served; the main port then forwards their paths like any other. It stays open until the worker
-ends, so that a drain can be watched. With several workers each has a port: the configured one, the next, and so on.
+A page is served for one path, byte for byte; every other spelling is a path like any other. On a port of their own nothing but the
+pages is served, and the main port forwards their paths. That port stays open until the worker ends, so that a drain can be watched.
+With several workers each has a port: the configured one, the next, and so on.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 from hypercorn.trio import serve as hypercorn_serve
@@ -17,13 +18,16 @@ from quart import Response
 from quart_trio import QuartTrio
 
 from .config import Admin
-from .errors import ConfigError
+from .downstream import Scope, raw_target
+from .errors import ConfigError, RequestRefused
+from .http import Host, HostList, read_target, request_host
 from .listen import bind_socket, hypercorn_config
 from .worker import Worker
 
-__all__ = ["PAGES", "add_pages", "bind_admin", "serve_admin"]
+__all__ = ["PAGES", "Page", "add_pages", "bind_admin", "own_page", "page_paths", "serve_admin"]
 
 PAGES = ("/metrics", "/healthz", "/readyz", "/status")
+_PROBES = (b"/healthz", b"/readyz")
 _TEXT = "text/plain; charset=utf-8"
 _SEND_S = 10.0
 
@@ -40,20 +44,73 @@ def bind_admin(admin: Admin, workers: int) -> list[socket.socket]:
     return [bind_socket(f"{host}:{admin.port + index}", _SEND_S, "admin.port") for index in range(workers)]
 
 
+def page_paths(admin: Admin) -> frozenset[bytes]:
+    """The paths of the pages, byte for byte."""
+    return frozenset((admin.prefix + page).encode() for page in PAGES)
+
+
+class Page(NamedTuple):
+    """A request for one of the pages."""
+
+    path: bytes
+    scope: Scope
+    """With that path, also where the target is in absolute-form."""
+    host: Host | None
+    refusal: RequestRefused | None
+    """Why its host cannot be read."""
+
+
+def own_page(scope: Scope, paths: frozenset[bytes]) -> Page | None:
+    """A request for one of the pages at these paths; None for every other."""
+    try:
+        target = read_target(raw_target(scope))
+    except RequestRefused:
+        return None
+    if target.path not in paths:
+        return None
+    host = refusal = None
+    try:
+        _, host = request_host(scope["headers"], target.authority)
+    except RequestRefused as error:
+        refusal = error.with_traceback(None)
+    scope = {**scope, "path": target.path.decode(), "raw_path": target.path, "query_string": target.query}
+    return Page(target.path, scope, host, refusal)
+
+
 async def serve_admin(
-    pages: AsgiApp, sock: socket.socket, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
+    pages: AsgiApp, sock: socket.socket, admin: Admin, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Serve the pages until cancelled. Takes the socket over."""
+    """Serve the pages until cancelled. Takes the socket over.
+
+    `/metrics` and `/status` are for an address, `localhost` and the names in `admin.hosts`: a web page in an operator's browser can
+    reach this port by any other name (DNS rebinding). Probes are for every Host.
+    """
+    paths, hosts = page_paths(admin), HostList(["localhost", *admin.hosts])
+    probes = frozenset(admin.prefix.encode() + page for page in _PROBES)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             await _no_lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        page = own_page(scope, paths)
+        if page is None:
+            await _answer(send, 404, b"not found\n")
+        elif page.path in probes or (page.host is not None and (page.host.is_address or page.host in hosts)):
+            await pages(page.scope, receive, send)
         else:
-            await pages(scope, receive, send)
+            await _answer(send, 421, b"this Host is not served here: use an address, or list the name in admin.hosts\n")
 
     await hypercorn_serve(
         app, hypercorn_config([sock]), shutdown_trigger=trio.sleep_forever, mode="asgi", task_status=task_status
     )
+
+
+async def _answer(send: Any, status: int, body: bytes) -> None:
+    headers = [(b"content-type", _TEXT.encode()), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _no_lifespan(receive: Any, send: Any) -> None:

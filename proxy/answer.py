@@ -12,6 +12,7 @@ from typing import Any
 import trio
 
 from interceptors import EventTooLarge, HookError, Outcome, StreamAborted
+from interceptors.dialects.answers import is_responses
 from interceptors.refusals import error_json, only_id
 from interceptors.sse import Fields, encode_event
 from pools import encode_json
@@ -49,9 +50,9 @@ def error_body(refusal: RequestRefused, dialect: str, open_calls: Sequence[float
 
 
 def error_events(
-    refusal: RequestRefused, dialect: str, path: bytes = b"", open_calls: Sequence[float | str] = ()
+    refusal: RequestRefused, dialect: str, path: str = "", open_calls: Sequence[float | str] = ()
 ) -> tuple[bytes, ...]:
-    """The failure as events, to be sent between two others. `path`: the client's.
+    """The failure as events, to be sent between two others. `path`: the client's, in normal form.
 
     openai: an event without a name, whose data has `error`; where the path is that of the Responses API, its own `error` event,
     which holds the same. anthropic: its `error` event. mcp: a JSON-RPC error response for each open request; none where there is
@@ -62,7 +63,7 @@ def error_events(
     body = _body(refusal, dialect)
     if dialect != "openai":
         return (_event("error", body),)
-    if not path.rstrip(b"/").endswith(b"/responses"):
+    if not is_responses(path):
         return (_event(None, body),)
     # That API's events are numbered; how many there were is not known here. Its SDK raises for what holds `error`.
     own = {"type": "error", "code": refusal.kind, "message": refusal.message, "param": None, "sequence_number": 0}

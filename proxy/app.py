@@ -18,7 +18,7 @@ from quart_trio import QuartTrio
 
 from pools import report, run_reports
 
-from .admin import PAGES, add_pages, bind_admin, serve_admin
+from .admin import add_pages, bind_admin, own_page, page_paths, serve_admin
 from .config import Config, load_config
 from .downstream import contain_connections, path_is_known, share_log
 from .errors import ConfigError
@@ -36,8 +36,8 @@ class Weirpool(QuartTrio):
     """The ASGI app of one worker, and the door to the exchange: it decides who serves a request."""
 
     worker: Worker
-    pages: frozenset[str]
-    """The paths on the main port that are the app's own: none when they have a port of their own."""
+    pages: frozenset[bytes]
+    """The paths on the main port that are the app's own, byte for byte: none when they have a port of their own."""
     admin_socket: socket.socket | None = None
     """Where that port listens, if whoever runs the app has opened it."""
 
@@ -46,8 +46,15 @@ class Weirpool(QuartTrio):
 
     def asgi_entry(self, scope: Any, receive: Any, send: Any) -> Awaitable[None]:
         """What serves a request, when awaited: `__call__`, which Hypercorn wants as a coroutine function, without its frame."""
-        if scope["type"] == "http" and scope["path"] not in self.pages:
+        if scope["type"] == "http":
+            path = scope["raw_path"]
+            if path in self.pages or not path.startswith(b"/"):
+                page = own_page(scope, self.pages)
+                if page is not None and page.refusal is None:
+                    return self.serve_page(page.scope, receive, send)
             return Exchange(self.worker, scope)(receive, send)
+        if scope["type"] == "websocket":  # of a server that is not ours; ours makes a plain request of it
+            return _refuse_websocket(receive, send)
         return self.serve_page(scope, receive, send)
 
     async def serve_page(self, scope: Any, receive: Any, send: Any) -> None:
@@ -81,7 +88,7 @@ def create_app(config: Config | None = None) -> Weirpool:
     app = Weirpool("proxy", static_folder=None)
     app.worker = worker
     app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = LEAVE_S + 2  # then Quart-Trio cancels what runs in its lifespan
-    app.pages = frozenset(config.admin.prefix + page for page in PAGES) if config.admin.port is None else frozenset()
+    app.pages = page_paths(config.admin) if config.admin.port is None else frozenset()
     add_pages(app, worker, config.admin.prefix)
 
     @app.while_serving
@@ -105,6 +112,11 @@ def create_app(config: Config | None = None) -> Weirpool:
     return app
 
 
+async def _refuse_websocket(receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "websocket.close"})
+
+
 async def _start(app: Weirpool, config: Config) -> list[trio.CancelScope]:
     """Start what runs beside the exchanges. The scopes end it. Raises `ConfigError`."""
     worker = app.worker
@@ -119,7 +131,7 @@ async def _start(app: Weirpool, config: Config) -> list[trio.CancelScope]:
         if app.admin_socket is None:  # under another server than `weirpool serve`
             (app.admin_socket,) = bind_admin(config.admin, 1)
         worker.start_details["admin"] = name_of(app.admin_socket)
-        runs.append(partial(serve_admin, app.serve_page, app.admin_socket))
+        runs.append(partial(serve_admin, app.serve_page, app.admin_socket, config.admin))
     return [await app.nursery.start(_owned, run) for run in runs]
 
 

@@ -23,10 +23,11 @@ from interceptors.message import is_preflight
 
 from .answer import error_body, error_events, refusal_of, send_answer
 from .cors import Cors, origins_of
-from .downstream import ClientConnection, Receive, Scope, Send, Writer, inspect_server
+from .downstream import ClientConnection, Receive, Scope, Send, Writer, inspect_server, raw_target
 from .errors import ClientGone, RequestRefused, SendStalled, UpstreamFailure, outcome_of
 from .forward import Forward
-from .headers import TrustedProxies, find_header, one_spelling, received_request, split_target
+from .headers import TrustedProxies, one_spelling, received_request
+from .http import Target, read_target, request_host
 from .inbound import LINGER_S, Inbound
 from .mcp import Calls, calls_of
 from .metrics import REFUSALS
@@ -52,7 +53,6 @@ class Exchange:
         "_headers",
         "_inbound",
         "_outcome",
-        "_path",
         "_place",
         "_preflight",
         "_route",
@@ -75,6 +75,7 @@ class Exchange:
         self._cancel: trio.CancelScope | None = None
         self._connection: ClientConnection | None = None
         self._forward: Forward | None = None
+        self._target: Target
         self._failure: Exception | None = None  # why it did not complete
         self._outcome: Outcome | None = None  # set early only by what has no exception: a client that left, a drain
         self._started_at = self._ended_at = trio.current_time()
@@ -169,16 +170,22 @@ class Exchange:
     def _admit(self) -> Route:
         """Find the route and check what can be checked before anything is opened. Raises `RequestRefused`."""
         worker = self._worker
-        path, self._target = split_target(self._scope["raw_path"], self._scope["query_string"])
-        self._path = path
-        self._route = route = worker.routes.find(path)
+        raw, connects = raw_target(self._scope), self._scope["method"] == "CONNECT"
+        if connects and not raw.startswith(b"/"):
+            raise _not_supported()  # an authority, which has no route
+        self._target = target = read_target(raw)
+        if target.authority is not None and self._scope["http_version"] == "2":
+            raise RequestRefused(400, "bad_request", "the request target must be a path")  # RFC 9113, section 8.3.1
+        self._route = route = worker.routes.find(target.normal)
+        self._cors = None if route is None else Cors.of(route.allowed_origins, self._headers)
+        named, host = request_host(self._headers, target.authority)
+        if target.authority is not None:
+            self._headers = [(b"host", named), *(item for item in self._headers if item[0] != b"host")]
+            self._scope = {**self._scope, "headers": self._headers}
         if route is None:
             raise RequestRefused(404, "no_route", "no route matches this path")
-        self._cors = Cors.of(route.allowed_origins, self._headers)
-        if route.allowed_hosts is not None:
-            host = (find_header(self._headers, b"host") or b"").decode("latin-1").lower()
-            if host not in route.allowed_hosts and host.rsplit(":", 1)[0] not in route.allowed_hosts:
-                raise RequestRefused(403, "host_not_allowed", "this Host is not allowed here")
+        if route.allowed_hosts is not None and host not in route.allowed_hosts:
+            raise RequestRefused(403, "host_not_allowed", "this Host is not allowed here")
         if route.allowed_origins is not None:
             origins = {value.decode("latin-1").lower() for value in origins_of(self._headers)}
             if not origins <= route.allowed_origins:  # without Origin it is not a cross-origin request of a browser
@@ -187,6 +194,8 @@ class Exchange:
             raise RequestRefused(
                 508, "loop_detected", "this request has passed this proxy before: an endpoint leads back to it"
             )
+        if connects:
+            raise _not_supported()
         self._preflight = self._cors is not None and is_preflight(self._scope["method"], self._headers)
         if self._preflight:
             return route  # also at a limit: without this answer the page could not read the refusal of its request
@@ -209,7 +218,6 @@ class Exchange:
             self._worker,
             route,
             self._scope,
-            self._path,
             self._target,
             inbound,
             send,
@@ -354,7 +362,10 @@ class Exchange:
             return  # the client comes back for the rest, unless its requests have been answered with an error
         if forward.reply.may_say_error and not writer.stalled and (forward.relay is None or forward.relay.at_boundary):
             events = error_events(
-                refusal_of(self._failure, outcome), self._dialect, self._path, calls.open if calls is not None else ()
+                refusal_of(self._failure, outcome),
+                self._dialect,
+                self._target.normal,
+                calls.open if calls is not None else (),
             )
             with trio.move_on_after(1):
                 all_sent = not events or writer.write(events)
@@ -402,6 +413,10 @@ def _received(scope: Scope, trusted: TrustedProxies) -> Scope:
         "client": None if peer is None else (address, *peer[1:]),
         "headers": received_request(scope["headers"], trusted=address in trusted),
     }
+
+
+def _not_supported() -> RequestRefused:
+    return RequestRefused(501, "not_supported", "CONNECT is not supported, and neither is WebSocket")
 
 
 def _announces_body(headers: Sequence[tuple[bytes, bytes]]) -> bool:

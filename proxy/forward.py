@@ -18,7 +18,6 @@ from interceptors.chain import EventCounts, StreamChain
 from interceptors.content import Contradiction, content_coding, is_json_type, media_type
 from interceptors.dialects.answers import has_one_answer, may_be_mislabelled
 from interceptors.hooks import Owner
-from interceptors.paths import normal_path
 from pools import BufferScope
 
 from .cors import Cors
@@ -26,6 +25,7 @@ from .downstream import ClientConnection, Scope, Send
 from .errors import NotAStream, ProtocolFailure, RequestRefused
 from .headers import HeaderList, client_origin, find_header, forwards_left, outer_prefix, without_stale
 from .heartbeat import while_beating
+from .http import Target
 from .inbound import Inbound, too_large
 from .intercepted import send_intercepted
 from .json_body import JsonBody, LooksLike, look_at
@@ -62,7 +62,6 @@ class Forward:
         "_answer_outcome",
         "_inbound",
         "_json",
-        "_path",
         "_preflight",
         "_route",
         "_scope",
@@ -81,8 +80,7 @@ class Forward:
         worker: Worker,
         route: Route,
         scope: Scope,
-        path: bytes,
-        target: bytes,
+        target: Target,
         inbound: Inbound,
         send: Send,
         connection: ClientConnection | None,
@@ -90,13 +88,12 @@ class Forward:
         cors: Cors | None = None,
         preflight: bool = False,
     ) -> None:
-        """`path` and `target`: as `split_target` tells them. `cors`: for a request of an allowed origin; `preflight`: it is one,
+        """`cors`: for a request of an allowed origin; `preflight`: it is one,
         and is answered here.
         """
         self._worker = worker
         self._route = route
         self._scope = scope
-        self._path = path
         self._target = target
         self._inbound = inbound
         self._sse = False
@@ -242,9 +239,9 @@ class Forward:
         hidden = _FRAMING_AND_RANGES if self._route.chain.sees_streams else _FRAMING
         request = Request(
             method=self._scope["method"],
-            path=normal_path(self._path).decode("latin-1"),
-            raw_path=self._path,
-            query=self._scope["query_string"],
+            path=self._target.normal,
+            raw_path=self._target.path,
+            query=self._target.query,
             headers=[field for field in self._scope["headers"] if field[0] not in hidden],
             body=None,
             route=self._route.name,
@@ -252,6 +249,7 @@ class Forward:
             client=self._scope["client"][0] if self._scope.get("client") else None,
             has_body=has_body,
         )
+        request.target = self._target.raw
         request.sessions = self._route.sessions
         return request
 
@@ -428,7 +426,7 @@ class Forward:
         headers: HeaderList = scope["headers"]
         origin = client_origin(headers, scheme=scope["scheme"])
         client = ClientSide(
-            path=self._path.decode("latin-1"),
+            path=self._target.path.decode("latin-1"),
             hosts=(
                 (find_header(headers, b"host") or b"").decode("latin-1"),
                 response.request.headers.get("host", ""),

@@ -28,8 +28,9 @@ from interceptors.hooks import Owner
 from pools import Pools
 
 from .config import Config
-from .errors import ConfigError
+from .errors import ConfigError, RequestRefused
 from .headers import TrustedProxies
+from .http import read_target
 from .logs import flush_log
 from .metrics import Collectors, InterceptorTotals
 from .routes import RouteTable
@@ -166,9 +167,12 @@ class Generations:
 
     def _mcp_interceptors(self, request: Request) -> list[Owner]:
         """Those that a request's path leads to now; where its route is gone, as before: they may protect something."""
-        path = request.target.partition(b"?")[0]
+        path = read_target(request.target).normal
         for generation in (self.current, *reversed(self._all)):
-            route = generation.routes.find(path)
+            try:
+                route = generation.routes.find(path)
+            except RequestRefused:
+                continue
             if route is not None and route.upstream == request.sessions.upstream:
                 return [owner for owner in route.chain.owners if isinstance(owner.interceptor, McpInterceptor)]
         return []

@@ -14,6 +14,7 @@ from secrets import token_hex
 from interceptors import Outcome
 
 from .errors import RequestRefused
+from .http import parse_host
 
 __all__ = [
     "HeaderList",
@@ -33,7 +34,6 @@ __all__ = [
     "received_request",
     "request_headers",
     "response_headers",
-    "split_target",
     "without_stale",
 ]
 
@@ -64,8 +64,6 @@ _ABOUT_CONTENT = frozenset(b"etag last-modified content-md5 digest content-diges
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
-_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~%-]+)(?::[0-9]*)?")
-_ABSOLUTE_FORM = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 
 
 def end_to_end(headers: Iterable[tuple[bytes, bytes]], *, framing: bool = False) -> HeaderList:
@@ -260,20 +258,6 @@ class HeaderSettings:
     """What the route strips from paths, without a slash at its end."""
 
 
-def split_target(raw_path: bytes, query: bytes) -> tuple[bytes, bytes]:
-    """The path and the target (path and query) of a request, byte for byte; an absolute-form target loses its origin.
-
-    Raises `RequestRefused` for a target that is no path (`*`, an authority).
-    """
-    path = raw_path
-    if not path.startswith(b"/"):
-        match = _ABSOLUTE_FORM.match(path)
-        if match is None:
-            raise RequestRefused(400, "bad_request", "the request target must be a path")
-        path = path[match.end() :] or b"/"
-    return path, path + b"?" + query if query else path
-
-
 def request_headers(
     headers: Sequence[tuple[bytes, bytes]],
     settings: HeaderSettings,
@@ -339,7 +323,7 @@ def client_origin(headers: Sequence[tuple[bytes, bytes]], *, scheme: str) -> str
     proto = _first_item(headers, b"x-forwarded-proto").lower()
     scheme = proto.decode("ascii") if proto in (b"http", b"https") else scheme
     host = _first_item(headers, b"x-forwarded-host") or find_header(headers, b"host")
-    if host is None or not _HOST.fullmatch(host):
+    if host is None or parse_host(host) is None:
         return None
     return f"{scheme}://{host.decode('ascii')}"
 

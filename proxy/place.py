@@ -5,18 +5,16 @@ Sans I/O. It knows no header, no event and no exchange.
 
 from __future__ import annotations
 
-import ipaddress
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 
 from interceptors.paths import normal_path, without_dots
 
+from .http import DEFAULT_PORTS, parse_host
+
 __all__ = ["ClientSide", "Place"]
 
 _REFERENCE = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.-]*):)?(?://([^/?#]*))?([^?#]*)(.*)", re.DOTALL)  # RFC 3986, appendix B
-_AUTHORITY = re.compile(r"(\[[^\[\]]*\]|[^:\[\]@]+)(?::([0-9]*))?")
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +91,7 @@ class Place:
         """
         scheme, authority, path, rest = _parts(reference)
         if scheme or authority is not None:
-            if scheme not in ("", *_DEFAULT_PORTS) or not self._is_own(authority, scheme, client):
+            if scheme not in ("", *DEFAULT_PORTS) or not self._is_own(authority, scheme, client):
                 return None
             path = path or "/"
         target: str | None
@@ -130,14 +128,18 @@ class Place:
 
     def _is_own(self, authority: str | None, scheme: str, client: ClientSide) -> bool:
         """Whether an authority is the upstream's own, or one that the client has used."""
-        named = _host_and_port(authority)
+        named = parse_host(authority or "")
         if named is None:
             return False
-        implied = {_DEFAULT_PORTS[scheme]} if scheme else set(_DEFAULT_PORTS.values())
-        ports = implied if named[1] is None else {named[1]}
+        implied = {DEFAULT_PORTS[scheme]} if scheme else set(DEFAULT_PORTS.values())
+        ports = implied if named.port is None else {named.port}
         for item in (*self.authorities, *client.hosts):
-            own = _host_and_port(item)
-            if own is not None and own[0] == named[0] and not ports.isdisjoint(implied if own[1] is None else {own[1]}):
+            own = parse_host(item)
+            if (
+                own is not None
+                and own.name == named.name
+                and not ports.isdisjoint(implied if own.port is None else {own.port})
+            ):
                 return True
         return False
 
@@ -168,19 +170,7 @@ def _is_url_of(reference: str, origin: str | None, target: str) -> bool:
         return False
     scheme, authority, path, rest = _parts(reference)
     its_scheme, its_authority, _, _ = _parts(origin)
-    return scheme == its_scheme and _host_and_port(authority) == _host_and_port(its_authority) and path + rest == target
-
-
-def _host_and_port(authority: str | None) -> tuple[str, int | None] | None:
-    """None for what has user information, or is no authority."""
-    match = _AUTHORITY.fullmatch(authority or "")
-    if match is None:
-        return None
-    host = match[1].lower()
-    if host.startswith("["):
-        with suppress(ValueError):
-            host = str(ipaddress.IPv6Address(host[1:-1]))
-    return host, int(match[2]) if match[2] else None
+    return scheme == its_scheme and parse_host(authority or "") == parse_host(its_authority or "") and path + rest == target
 
 
 def _merged(path: str, relative: str) -> str:

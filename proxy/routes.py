@@ -12,13 +12,14 @@ from interceptors.chain import Chain
 from interceptors.dialects.mcp_sessions import SessionBook
 from interceptors.hooks import Owner
 from interceptors.loader import load_interceptor
-from interceptors.paths import normal_path
+from interceptors.paths import fold_path, normal_path
 from pools import Pools
 
 from .config import Config, Health, Heartbeat, Limits, Reconnect, Timeouts, Upstream
 from .config import Route as RouteSettings
 from .errors import ConfigError, RequestRefused
 from .headers import HeaderSettings
+from .http import DEFAULT_PORTS, HostList, stays_under
 from .mcp import surround
 from .place import Place
 from .sessions import Sessions
@@ -26,8 +27,6 @@ from .upstream import Balancer, Checks, Endpoint, Endpoints, Resolver, RetryPoli
 from .upstream.affinity import Affinity
 
 __all__ = ["Route", "RouteTable", "load_interceptors"]
-
-_DEFAULT_PORTS = {"http": b":80", "https": b":443"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,30 +61,37 @@ class Route:
     dialect: str
     error_events: bool
     strip_prefix: bool
-    allowed_hosts: frozenset[str] | None
+    allowed_hosts: HostList | None
     allowed_origins: frozenset[str] | None
 
-    def matches(self, path: bytes) -> bool:
-        """Whether a normal path lies under the prefix, segment by segment: /v1 covers /v1 and /v1/x, not /v10."""
-        prefix = self.prefix
-        return path.startswith(prefix) and (prefix.endswith(b"/") or path[len(prefix) : len(prefix) + 1] in (b"", b"/"))
+    bases: tuple[bytes, ...]
+    """The endpoints' own paths, where they have some."""
+
+    def matches(self, path: str) -> bool:
+        """Whether a path in normal form lies under the prefix: /v1 covers /v1 and /v1/x, neither /v10 nor /V1."""
+        return _covers(self.prefix.decode(), path)
 
     def target(self, target: bytes) -> bytes:
         """The request target for the upstream: the client's, byte for byte. An endpoint's own path comes before it.
 
-        Raises `RequestRefused` when the prefix is to be stripped and the client has spelt it in another way.
+        Raises `RequestRefused` (400) when the prefix is to be stripped and the request spells it in another way, and when the
+        target leads out of the own path of any of the endpoints.
         """
         if self.strip_prefix:
-            if not self.matches(target.partition(b"?")[0]):
+            if not self.matches(target.partition(b"?")[0].decode("latin-1")):
                 raise RequestRefused(400, "bad_request", "this path must be spelt as its route is")
             target = target[len(self.prefix.rstrip(b"/")) :]
             if not target.startswith(b"/"):
                 target = b"/" + target
+        if self.bases:
+            path = target.partition(b"?")[0]
+            if not all(stays_under(base, path) for base in self.bases):
+                raise RequestRefused(400, "bad_request", "this path leads out of the path that the upstream's endpoint has")
         return target
 
 
 class RouteTable:
-    """All routes; the longest matching prefix wins."""
+    """All routes; the longest prefix that matches wins."""
 
     def __init__(
         self,
@@ -125,13 +131,28 @@ class RouteTable:
             for settings in config.reverse_proxy.routes
         ]
         self.routes = tuple(sorted(routes, key=lambda route: len(route.prefix), reverse=True))
-
-    def find(self, raw_path: bytes) -> Route | None:
-        """The route of a raw path, however it is spelt: what the upstream may take for a route's path is that route's."""
-        path = normal_path(raw_path)
+        by_prefix: dict[str, list[Route]] = {}
         for route in self.routes:
-            if route.matches(path):
-                return route
+            by_prefix.setdefault(fold_path(route.prefix.decode()), []).append(route)
+        self._by_prefix = tuple(sorted(by_prefix.items(), key=lambda item: len(item[0]), reverse=True))
+
+    def find(self, path: str) -> Route | None:
+        """The route of a path in normal form: of those that match when case is ignored the most specific one, and of several that
+        differ in case only, the one that matches exactly.
+
+        So a path that an upstream may take for a route's path is that route's. Raises `RequestRefused` (400) where several
+        differ in case, and none matches exactly.
+        """
+        folded = fold_path(path)
+        for prefix, routes in self._by_prefix:
+            if not _covers(prefix, folded):
+                continue
+            if len(routes) == 1:
+                return routes[0]
+            for route in routes:
+                if route.matches(path):
+                    return route
+            raise RequestRefused(400, "bad_request", "this path must be spelt as its route is: several differ in case only")
         return None
 
     def _compile(
@@ -160,6 +181,7 @@ class RouteTable:
                 prefix=prefix.rstrip(b"/") if settings.strip_prefix else b"",
             ),
             places=places,
+            bases=tuple({endpoint.base for endpoint in transport.endpoints.all if endpoint.base}),
             chain=Chain(owners),
             timeouts=config.timeouts_of(settings),
             limits=config.limits_of(settings),
@@ -174,14 +196,19 @@ class RouteTable:
             dialect=settings.dialect,
             error_events=settings.dialect != "abort",
             strip_prefix=settings.strip_prefix,
-            allowed_hosts=_lowered(settings.allowed_hosts),
+            allowed_hosts=None if settings.allowed_hosts is None else HostList(settings.allowed_hosts),
             allowed_origins=_lowered(settings.allowed_origins),
         )
 
 
+def _covers(prefix: str, path: str) -> bool:
+    """Whether a path lies under a prefix, by whole segments."""
+    return path.startswith(prefix) and (prefix.endswith("/") or path[len(prefix) : len(prefix) + 1] in ("", "/"))
+
+
 def _place(endpoint: Endpoint, prefix: bytes, strip_prefix: bool, host: bytes | None) -> Place:
     """`host`: the Host header that the endpoint gets; None: the client's."""
-    own = endpoint.host if endpoint.url.port else endpoint.host + _DEFAULT_PORTS[endpoint.url.scheme]
+    own = endpoint.host if endpoint.url.port else endpoint.host + b":%d" % DEFAULT_PORTS[endpoint.url.scheme]
     return Place(
         prefix=prefix.decode().rstrip("/"),
         strip_prefix=strip_prefix,

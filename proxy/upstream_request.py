@@ -14,6 +14,7 @@ from interceptors.content import Contradiction, content_coding, media_type, with
 from .downstream import Scope
 from .errors import ProtocolFailure, RequestRefused
 from .headers import HeaderList, end_to_end, forwards_left, request_headers, without_stale
+from .http import Target, is_target
 from .mcp import calls_of
 from .routes import Route
 from .upstream import Endpoint, UpstreamBody
@@ -46,14 +47,14 @@ class UpstreamRequest:
         worker: Worker,
         route: Route,
         scope: Scope,
-        target: bytes,
+        target: Target,
         request: Request | None,
         body: bytes | None,
         nursery: trio.Nursery,
         *,
         identity: bool,
     ) -> None:
-        """`target`: as `split_target` tells it. `request`: as interceptors have left it, if there are any. `body`: as for
+        """`request`: as interceptors have left it, if there are any. `body`: as for
         `request_headers`. `nursery`: of the task that sends a body. `identity`: ask for an unencoded response.
         """
         self._worker = worker
@@ -111,13 +112,16 @@ class UpstreamRequest:
 
     def _build(self, stream: httpx.AsyncByteStream, body: bytes | None, last_event_id: bytes | None) -> httpx.Request:
         route, timeouts, scope, request = self.route, self.route.timeouts, self._scope, self._request
-        method, headers, target = scope["method"], scope["headers"], self._target
+        method, headers, target = scope["method"], scope["headers"], self._target.raw
         if request is not None:
             method = request.method
             headers = [(name.lower(), value) for name, value in request.headers.raw]
             if request.body_replaced:
                 headers = without_stale(headers, scope["headers"])
-            target = request.raw_path + (b"?" + request.query if request.query else b"")
+            if request.raw_path != self._target.path or request.query != self._target.query:
+                target = request.raw_path + (b"?" + request.query if request.query else b"")
+                if not is_target(target):
+                    raise RequestRefused(400, "bad_request", "an interceptor has set a path or a query that cannot be sent")
         if method.upper() == "TRACE":
             # RFC 9110, section 9.3.8: its answer would show the client what was added to the request, such as a credential.
             raise RequestRefused(501, "not_supported", "TRACE is not supported")

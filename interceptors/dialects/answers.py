@@ -1,18 +1,23 @@
-"""Which responses are answers of an LLM, by the dialect of their route and the path of their request. It knows no bodies."""
+"""Which responses are answers of an LLM, by the dialect of their route and the path of their request. It knows no bodies.
+
+Upstreams differ in whether the letters of a path count, so here they do not.
+"""
 
 from __future__ import annotations
 
 import re
 
+from ..paths import fold_path
 from .anthropic import AnthropicReader
 from .openai_chat import OpenAIChatReader
 from .openai_responses import OpenAIResponsesReader
 from .reader import Reader
 
-__all__ = ["CHAT", "has_one_answer", "is_call", "may_be_mislabelled", "readers_for"]
+__all__ = ["has_one_answer", "is_call", "is_chat", "is_responses", "may_be_mislabelled", "readers_for"]
 
-CHAT = "/chat/completions"
-_CALLS = (CHAT, "/responses", "/messages")
+_CHAT = "/chat/completions"
+_RESPONSES = "/responses"
+_CALLS = (_CHAT, _RESPONSES, "/messages")
 
 _DIALECTS = frozenset(("openai", "anthropic", "mcp"))
 # The resources of OpenAI's API that are no answers of a model, each with at most two segments after it (`/files/ID/content`). With
@@ -25,14 +30,14 @@ _NO_ANSWER = re.compile(
 
 def readers_for(dialect: str, path: str) -> tuple[type[Reader], ...]:
     """Which reader a response needs, by its route's dialect and its request's path; two: the first message decides. Or none."""
-    path = path.rstrip("/")
+    path = _folded(path)
     if dialect == "anthropic":
         return (AnthropicReader,)
     if dialect == "mcp":
         return ()  # its paths may end with /messages, too
-    if path.endswith(CHAT):
+    if path.endswith(_CHAT):
         return (OpenAIChatReader,)
-    if path.endswith("/responses"):
+    if path.endswith(_RESPONSES):
         return (OpenAIResponsesReader,)
     if dialect == "openai":
         return () if _is_no_answer(path) else (OpenAIChatReader, OpenAIResponsesReader)
@@ -46,7 +51,17 @@ def may_be_mislabelled(dialect: str, path: str) -> bool:
 
 def is_call(path: str) -> bool:
     """Whether a POST to this path calls a model, whatever comes of it."""
-    return path.rstrip("/").endswith(_CALLS)
+    return _folded(path).endswith(_CALLS)
+
+
+def is_chat(path: str) -> bool:
+    """Whether this is the path of OpenAI's chat completions."""
+    return _folded(path).endswith(_CHAT)
+
+
+def is_responses(path: str) -> bool:
+    """Whether this is the path of OpenAI's Responses API."""
+    return _folded(path).endswith(_RESPONSES)
 
 
 def has_one_answer(dialect: str, path: str) -> bool:
@@ -56,6 +71,10 @@ def has_one_answer(dialect: str, path: str) -> bool:
     begins with `application/json` (`application/jsonl`).
     """
     return dialect == "mcp" or is_call(path)
+
+
+def _folded(path: str) -> str:
+    return fold_path(path).rstrip("/")
 
 
 def _is_no_answer(path: str) -> bool:

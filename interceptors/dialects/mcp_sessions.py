@@ -185,7 +185,12 @@ def session_of(target: bytes, endpoint: str) -> bytes:
 
 
 def canonical(target: bytes) -> bytes:
-    """A request target (path and query), with everything percent-encoded that only some clients encode."""
+    """A request target (path and query), without a `?` that nothing follows, which only some clients keep, and with everything
+    percent-encoded that only some clients encode.
+    """
+    path, _, query = target.partition(b"?")
+    if not query:
+        target = path
     if _UNSAFE.search(target) is None:
         return target
     return _UNSAFE.sub(lambda match: b"%%%02X" % match[0][0], target)

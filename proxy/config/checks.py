@@ -13,6 +13,7 @@ import httpx
 import msgspec
 
 from ..errors import ConfigError
+from ..http import DEFAULT_PORTS, is_target, parse_host
 from ..upstream.endpoints import place_of
 from ..upstream.origin import address_family, server_name, to_a_labels
 from .schema import Config, Heartbeat, Limits, Reconnect, Retry, Timeouts
@@ -56,8 +57,8 @@ def mistakes_of(config: Config) -> Iterator[str]:
                 problem = "no endpoint of this upstream is https"
             if problem is not None:
                 yield f"{path}.tls_server_name: {problem}"
-        if not upstream.host or not _is_field_value(upstream.host):
-            yield f"{path}.host: expected upstream, preserve, or a host name"
+        if parse_host(upstream.host) is None:
+            yield f"{path}.host: expected upstream, preserve, or {_HOST_FORM}"
         lowered = [name.lower() for name in upstream.headers.set]
         for name, value in upstream.headers.set.items():
             if lowered.count(name.lower()) > 1:
@@ -74,6 +75,10 @@ def mistakes_of(config: Config) -> Iterator[str]:
             elif name.lower() in _FRAMING:
                 yield f"{path}.headers.remove[{number}]: {name!r} belongs to the connection and cannot be removed"
 
+    for number, host in enumerate(config.admin.hosts):
+        if parse_host(host) is None:
+            yield f"admin.hosts[{number}]: {_HOST_FORM}"
+
     names: set[str] = set()
     for index, entry in enumerate(config.interceptors):
         if entry.name in names:
@@ -86,13 +91,16 @@ def mistakes_of(config: Config) -> Iterator[str]:
         if route.path in prefixes:
             yield f"{path}.path: another route has the path {route.path!r}"
         prefixes.add(route.path)
-        if not _RAW_PATH.fullmatch(route.path):
-            yield f"{path}.path: {route.path!r} can match no request: a path has no space, query or fragment, and is ASCII"
+        if "?" in route.path or not is_target(route.path.encode()):
+            yield f"{path}.path: {route.path!r} can match no request: it has to be ASCII without a space, ?, # or backslash"
         if route.upstream not in upstreams:
             yield f'{path}.upstream: no upstream is called "{route.upstream}"'
         for number, name in enumerate(route.interceptors):
             if name not in names:
                 yield f'{path}.interceptors[{number}]: no interceptor is called "{name}"'
+        for number, host in enumerate(route.allowed_hosts or ()):
+            if parse_host(host) is None:
+                yield f"{path}.allowed_hosts[{number}]: {_HOST_FORM}"
         for number, origin in enumerate(route.allowed_origins or ()):
             problem = _origin_problem(origin)
             if problem is not None:
@@ -138,11 +146,10 @@ def _backs_off_too_far(settings: Reconnect) -> bool:
     return settings.initial_backoff > settings.max_backoff
 
 
-_RAW_PATH = re.compile(r"/[!-\"$->@-~]*")  # visible ASCII but for ? and #
 _TARGET = re.compile(r"/[!\"$-~]*")  # the same, with a query
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _ORIGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#@\s]*)([/?#]\S*)?")
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+_HOST_FORM = "a host name or address, with or without a port, such as api.example.com or [::1]:8000"
 _FRAMING = frozenset(["host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer", "keep-alive"])
 
 
@@ -191,7 +198,7 @@ def _origin_problem(origin: str) -> str | None:
         return problem
     scheme, authority, path = found[1].lower(), found[2].lower(), found[3]
     written = f"{scheme}://{authority}"
-    if scheme in _DEFAULT_PORTS:
+    if scheme in DEFAULT_PORTS:
         try:
             url = httpx.URL(written)
         except (ValueError, httpx.InvalidURL):

@@ -173,6 +173,8 @@ class Admin(_Settings, frozen=True):
     port: Annotated[int, Meta(ge=1, le=65535)] | None = None
     host: Annotated[str, Meta(pattern=r"^[0-9A-Fa-f.:]+$")] = "127.0.0.1"
     """Where `port` listens: an address, not a name."""
+    hosts: list[str] = []
+    """Names for which `/metrics` and `/status` are served on `port`, besides addresses and `localhost`."""
 
 
 class Log(_Settings, frozen=True):

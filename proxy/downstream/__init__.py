@@ -5,6 +5,7 @@ from __future__ import annotations
 from .asgi import AsgiWriter
 from .direct import DirectWriter
 from .hypercorn import (
+    RAW_TARGET,
     ClientConnection,
     Messages,
     ServerConfig,
@@ -36,10 +37,20 @@ __all__ = [
     "has_no_body",
     "inspect_server",
     "path_is_known",
+    "raw_target",
     "share_log",
 ]
 
 WRITERS = ("asgi", "direct")
+
+
+def raw_target(scope: Scope) -> bytes:
+    """A request's target as it came. A server that does not tell it loses a `?` without anything after it."""
+    target: bytes | None = scope["extensions"].get(RAW_TARGET) if scope.get("extensions") else None
+    if target is None:
+        query: bytes = scope["query_string"]
+        target = scope["raw_path"] + b"?" + query if query else scope["raw_path"]
+    return target
 
 
 def choose_writer(scope: Scope, send: Send, connection: ClientConnection | None, *, chunked: bool) -> Writer:

@@ -30,9 +30,9 @@ from typing import Literal
 
 import httpx
 
-__all__ = ["Endpoint", "EndpointState", "Endpoints", "NoneInService", "Turn", "place_of"]
+from ..http import DEFAULT_PORTS
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+__all__ = ["Endpoint", "EndpointState", "Endpoints", "NoneInService", "Turn", "place_of"]
 
 
 def place_of(url: httpx.URL) -> str:
@@ -41,7 +41,7 @@ def place_of(url: httpx.URL) -> str:
     with suppress(ValueError):  # a name
         host = str(ipaddress.ip_address(host))
     path = url.raw_path.rstrip(b"/").decode("ascii")
-    return f"{url.scheme}://{host} {url.port or _DEFAULT_PORTS.get(url.scheme)}{path}"
+    return f"{url.scheme}://{host} {url.port or DEFAULT_PORTS.get(url.scheme)}{path}"
 
 
 class NoneInService(Exception):

@@ -25,6 +25,7 @@ import trio
 from pools import Pools
 
 from ..errors import ReadFailed, UpstreamFailure
+from ..http import DEFAULT_PORTS
 from .connections import ConnectionPool, ConnectTime, PoolState, Slots
 from .head import BadRequest, BodyEncoder, encode_head
 from .origin import Origin, server_name
@@ -34,7 +35,6 @@ from .roundtrip import RoundTrip
 __all__ = ["UpstreamTransport"]
 
 _SMALL_BODY_BYTES = 16384
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class UpstreamTransport(httpx.AsyncBaseTransport):
@@ -139,7 +139,7 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
 
     def _pool_of(self, url: httpx.URL) -> ConnectionPool:
         try:
-            origin = Origin(url.scheme, url.raw_host.decode("ascii"), url.port or _DEFAULT_PORTS[url.scheme])
+            origin = Origin(url.scheme, url.raw_host.decode("ascii"), url.port or DEFAULT_PORTS[url.scheme])
         except KeyError:
             raise httpx.UnsupportedProtocol(f"{url.scheme!r} is neither http nor https") from None
         pool = self._origins.get(origin)

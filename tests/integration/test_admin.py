@@ -17,6 +17,8 @@ from support.process import WEIRPOOL, Process, running
 from support.proxy import Proxy, config_for, open_proxy
 from support.upstream import Peer, open_upstream, stream_of
 
+LOCAL = [("Host", "127.0.0.1")]
+
 
 def free_ports(count: int) -> int:
     """The first of `count` ports in a row that nobody has now."""
@@ -58,9 +60,9 @@ async def test_the_pages_are_on_their_port_and_nowhere_else(tmp_path: Path) -> N
             assert started["admin"] == f"127.0.0.1:{admin}"
             for page in ("/metrics", "/healthz", "/readyz", "/status"):
                 assert (await fetch(port_in(started), page)).body == b"data: upstream's\n\n"
-                answer = await fetch(admin, page)
+                answer = await fetch(admin, page, headers=LOCAL)
                 assert (answer.status, b"upstream's" in answer.body) == (200, False)
-            assert (await fetch(admin, "/v1/messages")).status == 404
+            assert (await fetch(admin, "/v1/messages", headers=LOCAL)).status == 404
             assert len(upstream.requests) == 4
             await drained(process)
 
@@ -86,9 +88,9 @@ async def test_the_pages_can_be_seen_until_the_drain_is_over(tmp_path: Path) -> 
             answer = await client.head()
             process.signal(signal.SIGTERM)
             await until(lambda: not listens(port_in(started)))
-            assert (await fetch(admin, "/readyz")).status == 503
-            assert (await fetch(admin, "/healthz")).status == 200
-            assert b'weirpool_streams_active{route="/"} 1.0' in (await fetch(admin, "/metrics")).body
+            assert (await fetch(admin, "/readyz", headers=LOCAL)).status == 503
+            assert (await fetch(admin, "/healthz", headers=LOCAL)).status == 200
+            assert b'weirpool_streams_active{route="/"} 1.0' in (await fetch(admin, "/metrics", headers=LOCAL)).body
             go_on.set()
             assert (await client.rest(answer)).complete
             assert await process.exit_status() == 0
@@ -109,15 +111,15 @@ async def test_each_worker_has_a_port_of_its_own(tmp_path: Path) -> None:
                 await fetch(port_in(started[0]))
             counted = 0
             for port in (admin, admin + 1):
-                assert f'"pid":{pids[f"127.0.0.1:{port}"]}'.encode() in (await fetch(port, "/-/status")).body
-                text = (await fetch(port, "/-/metrics")).body.decode()
+                assert f'"pid":{pids[f"127.0.0.1:{port}"]}'.encode() in (await fetch(port, "/-/status", headers=LOCAL)).body
+                text = (await fetch(port, "/-/metrics", headers=LOCAL)).body.decode()
                 (line,) = [line for line in text.splitlines() if 'exchanges_total{outcome="completed",route="/"}' in line]
                 counted += int(float(line.split()[-1]))
             assert counted == 10
             os.kill(int(str(pids[f"127.0.0.1:{admin}"])), signal.SIGKILL)
             third = (await process.event("started", 3))[2]
             assert third["admin"] == f"127.0.0.1:{admin}"
-            assert f'"pid":{third["pid"]}'.encode() in (await fetch(admin, "/-/status")).body
+            assert f'"pid":{third["pid"]}'.encode() in (await fetch(admin, "/-/status", headers=LOCAL)).body
             await drained(process)
 
 
@@ -142,7 +144,7 @@ async def test_plain_hypercorn_opens_the_port_too(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "hypercorn", "--worker-class", "trio", "--bind", f"127.0.0.1:{free_ports(1) + 7}"]
         async with running([*command, "proxy:create_app()"], env={"WEIRPOOL_CONFIG": file}) as process:
             await process.event("started")
-            assert (await fetch(admin, "/readyz")).body == b"ready\n"
+            assert (await fetch(admin, "/readyz", headers=LOCAL)).body == b"ready\n"
             process.signal(signal.SIGTERM)
             await process.exit_status()
 

@@ -14,7 +14,12 @@ import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.trio.task_group import TaskGroup
 
-__all__ = ["AppTasks", "LazyEvent", "Messages"]
+from .requests import ClientStream
+
+__all__ = ["RAW_TARGET", "AppTasks", "LazyEvent", "Messages"]
+
+RAW_TARGET = "weirpool.target"
+"""The ASGI extension with a request's target, byte for byte."""
 
 Message = MutableMapping[str, Any]
 
@@ -127,6 +132,9 @@ class AppTasks(TaskGroup):
     async def spawn_app(self, app: Any, config: Any, scope: Any, send: Any) -> Callable[[Any], Awaitable[None]]:
         messages = Messages(config.max_app_queue_size)
         assert self._nursery is not None
+        stream = getattr(send, "__self__", None)
+        if type(stream) is ClientStream:
+            scope["extensions"][RAW_TARGET] = stream.target
         self._nursery.start_soon(_run_app, app, config, scope, messages, send)
         return messages.put
 

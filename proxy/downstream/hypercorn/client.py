@@ -24,6 +24,7 @@ from hypercorn.trio.tcp_server import TCPServer
 
 from ...keepalive import send_probes
 from .connection import RESET, Connection
+from .requests import ClientStream, Http1, Http2
 
 __all__ = ["ClientConnection", "inspect_server", "path_is_known"]
 
@@ -41,12 +42,12 @@ def path_is_known() -> bool:
 
 def inspect_server(send: Any) -> ClientConnection | None:
     """The client's connection behind an ASGI `send`, or None when the server is not a Hypercorn that we know."""
-    stream = getattr(send, "__self__", None)
-    if type(stream) is not HTTPStream or getattr(send, "__func__", None) is not HTTPStream.app_send:
+    stream: Any = getattr(send, "__self__", None)
+    if type(stream) not in (HTTPStream, ClientStream) or getattr(send, "__func__", None) is not HTTPStream.app_send:
         return None
     stream_send = getattr(stream, "send", None)
     protocol: Any = getattr(stream_send, "__self__", None)
-    if type(protocol) not in (H11Protocol, H2Protocol):
+    if type(protocol) not in (H11Protocol, H2Protocol, Http1, Http2):
         return None
     protocol_send = getattr(protocol, "send", None)
     server: Any = getattr(protocol_send, "__self__", None)
@@ -91,7 +92,7 @@ class ClientConnection:
 
     @property
     def http2(self) -> bool:
-        return type(self._protocol) is H2Protocol
+        return isinstance(self._protocol, H2Protocol)
 
     @property
     def shields_send(self) -> bool:

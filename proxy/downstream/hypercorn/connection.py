@@ -24,6 +24,7 @@ from .apps import AppTasks, LazyEvent
 from .bound import client_connections, watch_accept
 from .idle import IdleTimer, ServerConfig
 from .late import take_late_data
+from .requests import read_requests_plainly
 from .strict import be_strict
 
 __all__ = ["RESET", "Connection", "ServerConfig", "contain_connections", "cut_connections"]
@@ -114,7 +115,7 @@ class Connection(TCPServer):
     async def _read_data(self) -> None:
         protocol: Any = self.protocol.protocol
         be_strict(protocol)
-        if type(protocol) is H11Protocol and type(protocol.can_read) is EventWrapper:
+        if isinstance(protocol, H11Protocol) and type(protocol.can_read) is EventWrapper:
             protocol.can_read = LazyEvent()
         # Without a deadline for each read, which Hypercorn sets even where there is none. Off the socket itself where that can be,
         # which are three frames less under a task that waits than Trio's stream has.
@@ -170,7 +171,7 @@ class Connection(TCPServer):
             self._handing_over.cancel()
 
     async def protocol_send(self, event: Event) -> None:
-        if type(event) is RawData and type(self.protocol.protocol) is H11Protocol:
+        if type(event) is RawData and isinstance(self.protocol.protocol, H11Protocol):
             data = self._held + event.data
             if self.holds_head:
                 self._held = data
@@ -226,6 +227,7 @@ def contain_connections() -> None:
         vars(hypercorn_run)["TCPServer"] = Connection
         watch_accept()
         vars(tcp_server)["TaskGroup"] = AppTasks
+        read_requests_plainly()
 
 
 _connections: set[Connection] = set()

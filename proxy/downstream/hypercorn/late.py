@@ -30,5 +30,5 @@ class _Streams(dict[int, Any]):
 
 def take_late_data(protocol: Any) -> None:
     """Let a connection, if it is one over HTTP/2, take the data of streams that are over."""
-    if type(protocol) is H2Protocol and type(protocol.streams) is dict:
+    if isinstance(protocol, H2Protocol) and type(protocol.streams) is dict:
         protocol.streams = _Streams(protocol.streams)

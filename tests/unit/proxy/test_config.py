@@ -359,10 +359,11 @@ def test_a_ca_file_has_to_exist(tmp_path: Path) -> None:
         assert errors(upstream(f"ca_file: {path}")) == [f"reverse_proxy.upstreams[0].ca_file: there is no file {path!r}"]
 
 
-@pytest.mark.parametrize("host", ["''", "' h'", "'h '", '"a\\r\\nb"', '"h\\0"', '"h\\u00e4"'])
+@pytest.mark.parametrize("host", ["h/x", "u@h", "'h:66666'", "''", "' h'", "'h '", '"a\\r\\nb"', '"h\\0"', '"h\\u00e4"'])
 def test_a_host_that_cannot_be_a_header_is_refused(host: str) -> None:
     assert errors(upstream(f"host: {host}")) == [
-        "reverse_proxy.upstreams[0].host: expected upstream, preserve, or a host name"
+        "reverse_proxy.upstreams[0].host: expected upstream, preserve, or a host name or address, with or without a port, such as "
+        "api.example.com or [::1]:8000"
     ]
 
 

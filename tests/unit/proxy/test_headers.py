@@ -23,7 +23,6 @@ from proxy.headers import (
     received_request,
     request_headers,
     response_headers,
-    split_target,
 )
 
 PLAIN = HeaderSettings(host=b"upstream.test", set=(), removed=frozenset())
@@ -366,33 +365,6 @@ def test_max_forwards_is_a_number(values: list[bytes], left: int | None) -> None
 def test_any_other_max_forwards_is_refused(values: list[bytes]) -> None:
     with pytest.raises(RequestRefused) as caught:
         forwards_left([(b"max-forwards", value) for value in values])
-    assert caught.value.status == 400
-
-
-# The target
-
-
-@pytest.mark.parametrize(
-    ("raw", "query", "path", "target"),
-    [
-        (b"/", b"", b"/", b"/"),
-        (b"/a/../%2e//b", b"c=%20+&d", b"/a/../%2e//b", b"/a/../%2e//b?c=%20+&d"),
-        (b"//a", b"?", b"//a", b"//a??"),
-        (b"http://h:80/a", b"b", b"/a", b"/a?b"),
-        (b"HTTPS://h", b"", b"/", b"/"),
-        (b"https://h", b"b", b"/", b"/?b"),
-        (b"http://h//a", b"", b"//a", b"//a"),
-    ],
-)
-def test_the_target_is_the_clients_byte_for_byte(raw: bytes, query: bytes, path: bytes, target: bytes) -> None:
-    """An absolute form loses its origin (RFC 9112, section 3.2.2), and nothing is normalised."""
-    assert split_target(raw, query) == (path, target)
-
-
-@pytest.mark.parametrize("raw", [b"*", b"", b"h:80", b"a/b", b"ftp://h/", b"http:/a"])
-def test_a_target_that_is_no_path_is_refused(raw: bytes) -> None:
-    with pytest.raises(RequestRefused) as caught:
-        split_target(raw, b"")
     assert caught.value.status == 400
 
 

@@ -1,0 +1,83 @@
+"""How a client's request becomes an ASGI scope: with its target as it came, and never as a WebSocket.
+
+ASGI's `raw_path` and `query_string` cannot tell `/x?` from `/x`, and Hypercorn decodes the path as ASCII, which raises for other
+bytes, out of the connection. `Upgrade` is ignored (RFC 9110, section 7.8): a handshake for WebSocket or h2c is the plain request
+that it also is. Extended CONNECT (RFC 8441) is not announced; one that comes, and a plain CONNECT, is a request with that method.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import h2.events
+import h11
+import hypercorn.protocol as hypercorn_protocol
+from h2.settings import SettingCodes
+from hypercorn.protocol import h2 as hypercorn_h2
+from hypercorn.protocol import h11 as hypercorn_h11
+from hypercorn.protocol.events import Event, Request
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h11 import H2ProtocolAssumedError, H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.protocol.ws_stream import WSStream
+
+__all__ = ["ClientStream", "Http1", "Http2", "read_requests_plainly"]
+
+
+class ClientStream(HTTPStream):
+    """One request of a client."""
+
+    target: bytes = b""
+    """The request target, byte for byte."""
+
+    async def handle(self, event: Event) -> None:
+        if type(event) is Request:
+            self.target = event.raw_path
+            if not event.raw_path.isascii():
+                event = replace(event, raw_path=event.raw_path.decode("ascii", "replace").encode("ascii", "replace"))
+        await super().handle(event)
+
+
+class Http1(H11Protocol):
+    """HTTP/1.1 without `Upgrade`."""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        if event.method == b"PRI" and event.target == b"*" and event.http_version == b"2.0":  # RFC 9113, section 3.4
+            raise H2ProtocolAssumedError(b"PRI * HTTP/2.0\r\n\r\n" + self.connection.trailing_data[0])
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        if any(name == b"upgrade" for name, _ in request.headers):
+            kept = [(name, value) for name, value in request.headers.raw_items() if name.lower() != b"upgrade"]
+            request = h11.Request(
+                method=request.method, headers=kept, target=request.target, http_version=request.http_version
+            )
+        await super()._create_stream(request)
+
+
+class Http2(H2Protocol):
+    """HTTP/2 without extended CONNECT."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        del self.connection.local_settings[SettingCodes.ENABLE_CONNECT_PROTOCOL]
+
+    async def _create_stream(self, request: h2.events.RequestReceived) -> None:
+        headers: Any = request.headers
+        if not any(name == b":path" for name, _ in headers):  # CONNECT: RFC 9113, section 8.5
+            headers.append((b":path", b""))
+        await super()._create_stream(request)
+
+
+def read_requests_plainly() -> None:
+    """Let Hypercorn use these classes, if it is the Hypercorn that we know. Process-wide."""
+    known = (
+        (hypercorn_protocol, "H11Protocol", H11Protocol, Http1),
+        (hypercorn_protocol, "H2Protocol", H2Protocol, Http2),
+        (hypercorn_h11, "HTTPStream", HTTPStream, ClientStream),
+        (hypercorn_h2, "HTTPStream", HTTPStream, ClientStream),
+        (hypercorn_h2, "WSStream", WSStream, ClientStream),
+    )
+    if all(getattr(module, name, None) is theirs for module, name, theirs, _ in known):
+        for module, name, _, ours in known:
+            vars(module)[name] = ours

@@ -1,0 +1,19 @@
+"""HTTP's grammar, sans I/O: what a request's target and host are. It knows no route, no exchange and no connection."""
+
+from __future__ import annotations
+
+from .host import DEFAULT_PORTS, Host, HostList, origin_port, parse_host, request_host
+from .target import Target, is_target, read_target, stays_under
+
+__all__ = [
+    "DEFAULT_PORTS",
+    "Host",
+    "HostList",
+    "Target",
+    "is_target",
+    "origin_port",
+    "parse_host",
+    "read_target",
+    "request_host",
+    "stays_under",
+]

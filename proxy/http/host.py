@@ -1,0 +1,95 @@
+"""The host of a request, and every other authority that is read: `uri-host [":" port]` (RFC 9110, section 7.2; RFC 3986, 3.2.2).
+
+A host is a name of unreserved characters, sub-delims and percent-escapes, an IPv4 address, or an IPv6 address in brackets; a port
+is at most five digits, not above 65535, and may be empty. User information, zone ids and `IPvFuture` are no part of it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from ..errors import RequestRefused
+
+__all__ = ["DEFAULT_PORTS", "Host", "HostList", "origin_port", "parse_host", "request_host"]
+
+DEFAULT_PORTS: Mapping[str, int] = {"http": 80, "https": 443}
+
+_AUTHORITY = re.compile(rb"(?:\[([0-9A-Fa-f:.]+)\]|((?:[0-9A-Za-z!$&'()*+,\-.;=_~]|%[0-9A-Fa-f]{2})+))(?::([0-9]{0,5}))?")
+
+
+class Host(NamedTuple):
+    """A host as it is compared."""
+
+    name: str
+    """In lower case; an IPv6 address in brackets, in its one spelling (RFC 5952)."""
+    port: int | None
+    """None when none is given, or an empty one."""
+
+    @property
+    def is_address(self) -> bool:
+        """Whether it is an IP address."""
+        if self.name.startswith("["):
+            return True
+        try:
+            ipaddress.IPv4Address(self.name)
+        except ValueError:
+            return False
+        return True
+
+
+def parse_host(value: bytes | str) -> Host | None:
+    """A host with or without a port; None for what is none."""
+    match = _AUTHORITY.fullmatch(value.encode("utf-8", "replace") if isinstance(value, str) else value)
+    if match is None:
+        return None
+    port = int(match[3]) if match[3] else None
+    if port is not None and port > 65535:
+        return None
+    if match[1] is None:
+        return Host(match[2].decode("ascii").lower(), port)
+    try:
+        return Host(f"[{ipaddress.IPv6Address(match[1].decode('ascii'))}]", port)
+    except ValueError:
+        return None
+
+
+def request_host(headers: Sequence[tuple[bytes, bytes]], authority: bytes | None) -> tuple[bytes, Host | None]:
+    """The host of a request, as it came and as it is compared: the authority of its absolute-form target, else its Host header.
+
+    An empty Host (and none, in HTTP/1.0) is None. Raises `RequestRefused` (400) for several Host headers, and for what is no host,
+    also where an authority replaces it (RFC 9112, sections 3.2 and 3.2.2).
+    """
+    values = [value for name, value in headers if name == b"host"]
+    if len(values) > 1:
+        raise RequestRefused(400, "bad_request", "the request has more than one Host header")
+    value = values[0] if values else b""
+    host = parse_host(value) if value else None
+    if (value and host is None) or (authority is not None and (host := parse_host(authority)) is None):
+        raise RequestRefused(400, "bad_request", "the request's host must be a name or an address, with or without a port")
+    return (value if authority is None else authority), host
+
+
+def origin_port(scheme: str, port: int | None) -> int | None:
+    """The port of an origin: its own, or its scheme's; None for a scheme that has none here."""
+    return port or DEFAULT_PORTS.get(scheme)
+
+
+class HostList:
+    """Hosts that are allowed: one without a port allows each of its ports."""
+
+    __slots__ = ("_hosts",)
+
+    def __init__(self, items: Iterable[str]) -> None:
+        """Raises `ValueError` for an item that is no host."""
+        self._hosts: set[Host] = set()
+        for item in items:
+            host = parse_host(item)
+            if host is None:
+                raise ValueError(f"{item!r} is not a host with or without a port")
+            self._hosts.add(host)
+
+    def __contains__(self, host: Host | None) -> bool:
+        return host is not None and (host in self._hosts or (host.port is not None and Host(host.name, None) in self._hosts))
