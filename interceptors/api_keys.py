@@ -32,7 +32,11 @@ _VISIBLE = re.compile(r"[!-~]+")
 _HEADER_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 # What is the connection's or says where a message ends cannot carry a credential to the upstream.
 _NOT_FORWARDED = frozenset(
-    ["connection", "content-length", "host", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade"]
+    [
+        *("connection", "content-length", "expect", "host", "http2-settings", "keep-alive", "te", "trailer"),
+        *("proxy-authenticate", "proxy-authentication-info", "proxy-authorization", "proxy-connection"),
+        *("transfer-encoding", "upgrade", "via"),
+    ]
 )
 # RFC 6750, section 2.1. A scheme's name may have any case: RFC 9110, section 11.1.
 _BEARER = re.compile(rb"bearer +([^ ]+) *", re.IGNORECASE)
@@ -86,6 +90,11 @@ class ApiKeys(Interceptor):
         self._upstream = options.upstream
         self._upstream_header = options.upstream_header.lower()
         header = None if options.header is None else options.header.lower()
+        # A client that has to send another header must not be asked for a bearer token: clients of MCP would begin to fetch one.
+        self._is_bearer = header in (None, "authorization")
+        self._where = "" if options.header is None else f" (header {options.header})"
+        # Both schemes have parameters: RFC 6750, section 3; RFC 9110, section 11.6.1, for `ApiKey`, which is nobody's.
+        self._challenge = 'Bearer realm="weirpool"' if self._is_bearer else f'ApiKey realm="weirpool", header="{header}"'
         self._read = ("authorization", "x-api-key") if header is None else (header,)
         # A key in a header of its own leaves `Authorization` and `x-api-key` to the server. Else both are removed: a client may
         # send its key in both.
@@ -101,18 +110,24 @@ class ApiKeys(Interceptor):
             return None
         presented = set(self._presented(request))
         if not presented:
-            # RFC 6750, section 3.1: who has shown nothing is told how, and not that anything was wrong.
-            return _refuse(request, "missing_api_key", "this request needs an API key", b"")
+            # RFC 6750, section 3.1: without a key the client learns how to send one, and not that anything was wrong.
+            return self._refuse(request, "missing_api_key", f"this request needs an API key{self._where}")
         if len(presented) > 1:
-            return _refuse(request, "invalid_api_key", "this request has more than one API key", b', error="invalid_token"')
+            return self._refuse(request, "invalid_api_key", f"this request has more than one API key{self._where}")
         client = self._client_of(presented.pop())
         if client is None:
-            return _refuse(request, "invalid_api_key", "this API key is not valid", b', error="invalid_token"')
+            return self._refuse(request, "invalid_api_key", f"this API key is not valid{self._where}")
         self._remove_keys(request)
         if self._upstream is not None:
             request.headers[self._upstream_header] = self._upstream
         request.state["client_key"] = client
         return None
+
+    def _refuse(self, request: Request, kind: str, message: str) -> Response:
+        challenge = self._challenge
+        if self._is_bearer and kind == "invalid_api_key":
+            challenge += ', error="invalid_token"'
+        return request.refuse(401, kind, message, headers={"www-authenticate": challenge})
 
     def _remove_keys(self, request: Request) -> None:
         for name in self._removed:
@@ -160,8 +175,3 @@ def _clients_by_hash(keys: dict[str, str | list[str]]) -> tuple[tuple[bytes, str
                 raise ValueError(f"{path}: duplicate key: already assigned to {clients[digest]!r}")
             clients[digest] = client
     return tuple(clients.items())
-
-
-def _refuse(request: Request, kind: str, message: str, error: bytes) -> Response:
-    # RFC 6750, section 3: a challenge of this scheme has one or more parameters.
-    return request.refuse(401, kind, message, headers=[(b"www-authenticate", b'Bearer realm="weirpool"' + error)])

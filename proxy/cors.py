@@ -48,10 +48,16 @@ class Cors:
         return cls(origins[0])
 
     def grant(self, headers: HeaderList) -> HeaderList:
-        """The headers of an answer that Weirpool makes, with those that let the page read it. What an interceptor exposes stays."""
+        """The headers of an answer that Weirpool makes, with those that let the page read it. What an interceptor exposes stays.
+
+        `Access-Control-Allow-Credentials` stays only where the answer itself has allowed this origin: beside another origin or `*`
+        it allowed the page nothing, and must not begin to when the origin is replaced (Fetch, "CORS check").
+        """
+        allowed = [value.strip() for name, value in headers if name.lower() == _ALLOW_ORIGIN] == [self._origin]
         exposed = [value for name, value in headers if name.lower() == _EXPOSE]
         varies = [value for name, value in headers if name.lower() == b"vary"]
-        kept = [item for item in headers if item[0].lower() not in (_ALLOW_ORIGIN, _EXPOSE, b"vary")]
+        replaced = (_ALLOW_ORIGIN, _EXPOSE, b"vary", *(() if allowed else (_ALLOW_CREDENTIALS,)))
+        kept = [item for item in headers if item[0].lower() not in replaced]
         return [
             *kept,
             (_ALLOW_ORIGIN, self._origin),

@@ -141,6 +141,27 @@ REFUSED: dict[str, tuple[list[tuple[str, str]], tuple[str, str, str]]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("header", "challenge"),
+    [
+        ("X-Gateway-Key", 'ApiKey realm="weirpool", header="x-gateway-key"'),
+        ("x-api-key", 'ApiKey realm="weirpool", header="x-api-key"'),
+        ("Authorization", 'Bearer realm="weirpool"'),
+    ],
+)
+def test_a_challenge_asks_for_what_is_read(header: str, challenge: str) -> None:
+    """No bearer token where it would not help; the message names the header."""
+    answer, _ = asked([], header=header)
+    assert answer is not None
+    assert answer.headers["www-authenticate"] == challenge
+    assert f"needs an API key (header {header})".encode() in answer.body
+    value = "Bearer wk-nobody" if header == "Authorization" else "wk-nobody"
+    answer, _ = asked([(header, value)], header=header)
+    assert answer is not None
+    assert answer.headers["www-authenticate"].startswith(challenge)
+    assert f"not valid (header {header})".encode() in answer.body
+
+
 @pytest.mark.parametrize(("headers", "expected"), REFUSED.values(), ids=REFUSED)
 def test_what_is_no_key_of_ours_gets_401(headers: list[tuple[str, str]], expected: tuple[str, str, str]) -> None:
     """A challenge as RFC 6750, section 3, has it, a JSON error, nothing of the key in either; and no client is named."""
