@@ -5,7 +5,7 @@ It lives as long as the process; `stream.StreamChain` is its part of one stream.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from time import perf_counter
 from typing import Any
@@ -15,7 +15,7 @@ from pools import BufferPool, BufferScope, PooledOutput
 from .api import AsyncStreamInterceptor, Interceptor, StreamContext, StreamInterceptor
 from .checks import check_stream
 from .hooks import Owner
-from .message import Request, Response, ResponseHead
+from .message import Request, Response, ResponseHead, address
 from .stream import EventCounts, Part, StreamChain
 
 __all__ = ["Chain", "EventCounts", "Part", "StreamChain", "enter_lifespans"]
@@ -24,20 +24,22 @@ __all__ = ["Chain", "EventCounts", "Part", "StreamChain", "enter_lifespans"]
 class Chain:
     """A route's interceptors, each with the name that the configuration gave it. An `Owner` may be shared by several chains."""
 
-    __slots__ = ("_heads", "_requests", "_streams", "owners", "wants_body")
+    __slots__ = ("_bodies", "_heads", "_requests", "_streams", "owners", "wants_body")
 
     def __init__(self, interceptors: Sequence[Owner | tuple[str, Interceptor]] = ()) -> None:
         self.owners = tuple(item if isinstance(item, Owner) else Owner(*item) for item in interceptors)
-        self._requests = tuple(owner for owner in self.owners if _overrides(owner, "on_request"))
+        asked = [owner for owner in self.owners if _overrides(owner, "on_request")]
+        self._requests = tuple(owner for owner in asked if not owner.interceptor.wants_body)
+        self._bodies = tuple(owner for owner in asked if owner.interceptor.wants_body)
         self._heads = tuple(owner for owner in self.owners if _overrides(owner, "on_response"))
         self._streams = tuple(owner for owner in self.owners if _overrides(owner, "open_stream"))
         self.wants_body = any(owner.interceptor.wants_body for owner in self.owners)
-        """Whether requests must be collected before `on_request`."""
+        """Whether requests must be collected, after `on_request_head` and before `on_request_body`."""
 
     @property
     def sees_requests(self) -> bool:
         """Whether `on_request` does anything."""
-        return bool(self._requests)
+        return bool(self._requests or self._bodies)
 
     @property
     def sees_heads(self) -> bool:
@@ -59,9 +61,26 @@ class Chain:
         """Whether some interceptor may want the body of an `application/json` response."""
         return any(owner.interceptor.wants_json for owner in self._streams)
 
-    async def on_request(self, request: Request) -> Response | None:
-        """Show a request to all, in order; the answer of the first that gives one. Raises `InterceptorError`."""
+    async def on_request(self, request: Request, show_body: Callable[[], None] | None = None) -> Response | None:
+        """Both of the following, of a request whose body is at hand; `show_body` is called between them."""
+        answer = await self.on_request_head(request)
+        if show_body is not None:
+            show_body()
+        if answer is not None:
+            address(request, answer)
+            return answer
+        return await self.on_request_body(request)
+
+    async def on_request_head(self, request: Request) -> Response | None:
+        """Show a request to those that do not want its body, in order; the answer of the first that gives one.
+
+        Call it as soon as the head has come: no byte of the body need be read to refuse a request. Raises `InterceptorError`.
+        """
         return await self._ask("on_request", self._requests, request, request)
+
+    async def on_request_body(self, request: Request) -> Response | None:
+        """As `on_request_head`, to those that want the body, when it has been set."""
+        return await self._ask("on_request", self._bodies, request, request)
 
     async def on_response(self, head: ResponseHead) -> Response | None:
         """Show a response's head to all, in order; what the first that does so replaces it with. Raises `InterceptorError`."""

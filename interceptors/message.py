@@ -24,6 +24,7 @@ __all__ = [
     "Response",
     "ResponseHead",
     "StartSoon",
+    "address",
     "is_preflight",
     "start_task",
 ]
@@ -192,14 +193,19 @@ class Request:
         """A refusal, as `on_request` returns it: the error has the shape of the route's dialect, like the proxy's own.
 
         `kind` is a word for programs (`quota_exceeded`), `message` is for people. On a route of `dialect: mcp` the error is a
-        JSON-RPC response with the request's id, null where the body has no request, has several, or cannot be read. Raises
-        `ValueError` for a status that is not an error (400 to 599).
+        JSON-RPC response with the request's id: null where the body has no request, has several, cannot be read, or has not come
+        when an interceptor refuses that does not say `wants_body`.
+
+        Raises `ValueError` for a status that is not an error (400 to 599).
         """
         if not 400 <= status <= 599:
             raise ValueError(f"a refusal's status is 400 to 599, not {status}: return a Response for any other answer")
-        return Response(
+        response = Response(
             status=status, headers=headers, json=error_json(self.dialect, status, kind, message, self._call_id())
         )
+        if self.dialect == "mcp" and self._body is None:
+            response.unaddressed = (status, kind, message)
+        return response
 
     def _call_id(self) -> float | str | None:
         if self.dialect != "mcp" or self.method != "POST" or self._body is None:
@@ -241,6 +247,12 @@ def start_task(request: Request, owner: Any, async_fn: Callable[..., Awaitable[o
     if request.spawn is None:
         raise RuntimeError("there is no exchange to run a task in")
     request.spawn(owner, async_fn, args)
+
+
+def address(request: Request, response: Response) -> None:
+    """The body has come after a refusal: put the id of the request in it there."""
+    if response.unaddressed is not None and request._body:
+        response.body = encode_json(error_json(request.dialect, *response.unaddressed, request._call_id()))
 
 
 class ResponseHead:
@@ -293,6 +305,8 @@ class Response:
             raise ValueError("a response has one of body, json and events")
         self.made_by: Any = None
         """Which interceptor has given it: the chain's own note."""
+        self.unaddressed: tuple[int, str, str] | None = None
+        """Of a refusal that was made before the body had come: status, kind and message. The proxy's own note."""
         self.status = status
         self.headers: Headers = httpx.Headers(_headers(headers))
         self.events = events

@@ -41,10 +41,19 @@ class ChainResult:
 
 
 def run_request(interceptors: Sequence[Interceptor], request: Request) -> Response | None:
-    """Show `request` to all `on_request` hooks, which may change it. The answer, if one gives it. Raises `InterceptorError`."""
+    """Show `request` to all `on_request` hooks, which may change it: first to those that do not want its body.
+
+    The answer, if one gives it. Raises `InterceptorError`.
+    """
 
     async def run(chain: Chain, pools: Pools) -> Response | None:
-        return await chain.on_request(request)
+        hidden = _hide_body(request)
+        try:
+            return await chain.on_request(
+                request, show_body=hidden if chain.wants_body or request.dialect == "mcp" else None
+            )
+        finally:
+            hidden()
 
     return _run_trio(interceptors, request, run)
 
@@ -205,15 +214,25 @@ def _run_trio(interceptors: Sequence[Interceptor], request: Request, run: Callab
 
 @contextmanager
 def _passing_unread(request: Request) -> Iterator[None]:
-    """No interceptor `wants_body`: as behind a proxy, none may ask for it, unless one has replaced it."""
+    """As behind a proxy, no interceptor may ask for a body that nobody wants, unless one has replaced it."""
+    show = _hide_body(request)
+    try:
+        yield
+    finally:
+        show()
+
+
+def _hide_body(request: Request) -> Callable[[], None]:
+    """Let nobody ask for the body until what is returned is called."""
     try:
         body = request.body
     except RuntimeError:  # that is how it was made
         body = None
     if not request.body_replaced:
         request.set_body(None)
-    try:
-        yield
-    finally:
+
+    def show() -> None:
         if not request.body_replaced:
             request.set_body(body)
+
+    return show

@@ -95,7 +95,7 @@ async def send_answer(
     try:
         await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": True})
-        if not await inbound.discard():
+        if inbound.holds_connection and not await inbound.discard():
             return False
         await send({"type": "http.response.body", "body": b"", "more_body": False})
     except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):

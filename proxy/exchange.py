@@ -231,7 +231,7 @@ class Exchange:
                 self._cancel.deadline = self._started_at + route.timeouts.total
             try:
                 try:
-                    await forward.begin(buffers, nursery, self._watch_client, self._run_task)
+                    await forward.begin(buffers, nursery, self._watch_client, self._on_disconnect, self._run_task)
                     if (moving := forward.move(buffers)) is not None:
                         await moving
                 finally:

@@ -18,8 +18,10 @@ from interceptors.chain import EventCounts, StreamChain
 from interceptors.content import Contradiction, content_coding, is_json_type, media_type
 from interceptors.dialects.answers import has_one_answer, may_be_mislabelled
 from interceptors.hooks import Owner
+from interceptors.message import address
 from pools import BufferScope
 
+from .collecting import CollectedBody
 from .cors import Cors
 from .downstream import ClientConnection, Scope, Send
 from .errors import NotAStream, ProtocolFailure, RequestRefused
@@ -49,6 +51,8 @@ _SMALL_BODY_BYTES = 16384
 _FRAMING = frozenset((b"transfer-encoding",))
 # Interceptors may change what they see, and a part of the server's body is not a part of that (RFC 9110, section 14.2).
 _FRAMING_AND_RANGES = _FRAMING | frozenset((b"range", b"if-range"))
+_ADDRESS_S = 0.1
+"""How long a refusal on an MCP route waits for the id that it answers."""
 
 
 class Forward:
@@ -60,6 +64,7 @@ class Forward:
 
     __slots__ = (
         "_answer_outcome",
+        "_collected",
         "_inbound",
         "_json",
         "_preflight",
@@ -99,6 +104,7 @@ class Forward:
         self._sse = False
         self._json: JsonBody | None = None
         self._preflight = preflight
+        self._collected: CollectedBody | None = None
         self.reply = Reply(worker, route, scope, inbound, send, connection, cors)
         self.asking: UpstreamRequest | None = None
         """None when the upstream is not asked."""
@@ -132,49 +138,52 @@ class Forward:
         buffers: BufferScope,
         nursery: trio.Nursery,
         watch_client: Callable[[trio.Nursery], None],
+        on_gone: Callable[[], None],
         run_task: Callable[[Owner, Callable[..., Awaitable[object]], tuple[Any, ...]], Awaitable[None]],
     ) -> None:
         """Send the request, and all of the response but a body that is to be relayed. `watch_client` lets the exchange end when the
-        client leaves, `run_task` runs an interceptor's task.
+        client leaves, and takes in the body; `on_gone` is for the time before that; `run_task` runs an interceptor's task.
 
-        Raises `UpstreamFailure`, `RequestRefused`, `InterceptorError`, `ClientGone`, `SendStalled`, and `httpx.LocalProtocolError`
-        for a request that cannot be sent.
+        Nothing of a body is waited for before the interceptors that do not want it have seen the head. Raises `UpstreamFailure`,
+        `RequestRefused`, `InterceptorError`, `ClientGone`, `SendStalled`, and `httpx.LocalProtocolError` for a request that cannot
+        be sent.
         """
         inbound, chain = self._inbound, self._route.chain
-        body = await self._body_length()
-        inbound.expects_body = body not in (None, b"0")
-        request: Request | None = None
-        stream: httpx.AsyncByteStream
+        length = await self._announced_length()
+        inbound.expects_body = has_body = length not in (None, b"0")
         if (own := self._own_answer()) is not None:  # neither interceptors nor the upstream see the request
             watch_client(nursery)
             await self._answer(own, Outcome.COMPLETED)
             return
-        if chain.owners:
-            request = self.request = self._request_for_hooks(has_body=body not in (None, b"0"))
-            request.spawn = lambda owner, async_fn, args: nursery.start_soon(run_task, owner, async_fn, args)
-        if chain.wants_body:
-            assert request is not None
-            lease = buffers.acquire(self._worker.pools.http_response)
-            size = await inbound.collect(lease.buffer)
-            stream = httpx.ByteStream(b"")
-            watch_client(nursery)
-            with memoryview(lease.buffer)[:size] as view:
-                request.set_body(view)
-                answer = await chain.on_request(request)
-                request.set_body(request.body)  # a copy, which later hooks may look at
-            buffers.release(lease)
-            body = b"%d" % len(request.body) if size or request.body_replaced else body
-            stream = httpx.ByteStream(request.body)
+        if has_body:
+            inbound.watch(on_gone)
         else:
-            stream = httpx.ByteStream(b"") if body in (None, b"0") else inbound.stream(int(body) if body else None)
             watch_client(nursery)
-            answer = await chain.on_request(request) if chain.sees_requests and request is not None else None
-            if request is not None and request.body_replaced:
-                inbound.forget_body()
-                stream = httpx.ByteStream(request.body)
-                body = b"%d" % len(request.body)
+        request, answer = self.request, None
+        if chain.owners:
+            request = self.request = self._request_for_hooks(has_body=has_body)
+            request.spawn = lambda owner, async_fn, args: nursery.start_soon(run_task, owner, async_fn, args)
+            if chain.sees_requests:
+                answer = await chain.on_request_head(request)
+        body: httpx.AsyncByteStream = httpx.ByteStream(b"")
+        if has_body:
+            if answer is not None:
+                await self._address(answer, length)
+            elif not self._has_new_body:
+                length = await self._length_of(length)
+                body = inbound.stream(int(length) if length else None)
+            watch_client(nursery)
+        if answer is None and chain.wants_body:
+            assert request is not None
+            answer = await self._show_body(request, body, buffers)
+            body = httpx.ByteStream(request.body)
+            if request.body or request.body_replaced:
+                length = b"%d" % len(request.body)
+        elif request is not None and request.body_replaced:
+            body = httpx.ByteStream(request.body)
+            length = b"%d" % len(request.body)
         if answer is None:
-            answer = await self._ask_upstream(request, body, stream, nursery, buffers)
+            answer = await self._ask_upstream(request, length, body, nursery, buffers)
         if answer is not None:
             await self._answer(answer, answer.made_by.outcome)
 
@@ -186,6 +195,67 @@ class Forward:
         if self._scope["method"] == "OPTIONS" and forwards_left(headers) == 0:
             return Response(status=204)
         return None
+
+    async def _announced_length(self) -> bytes | None:
+        """The Content-Length of the request, b"" if it is not known, None if there is no body: by its head, and by what of an
+        HTTP/2 request has come with that. Raises `RequestRefused`.
+        """
+        limit = self._route.limits.max_request_body_bytes
+        length = find_header(self._scope["headers"], b"content-length")
+        chunked = find_header(self._scope["headers"], b"transfer-encoding") is not None
+        if length is not None:
+            if chunked:
+                # RFC 9112, section 6.3: the way to smuggle a request past one of two servers.
+                raise RequestRefused(400, "bad_request", "the request has both Content-Length and Transfer-Encoding")
+            if int(length) > limit:
+                raise too_large(limit)
+            return length
+        if chunked or self._scope["http_version"] != "2":
+            return b"" if chunked else None
+        if self._inbound.has_begun() is False:
+            return b""  # the end of a request without a body comes with its head
+        return b"" if await self._inbound.first_message() else self._no_length
+
+    async def _length_of(self, length: bytes | None) -> bytes | None:
+        """The same, after a wait for a body that is small, or of which only its first message tells whether there is one."""
+        if length == b"" and self._scope["http_version"] == "2":
+            return length if await self._inbound.first_message() else self._no_length
+        if length and int(length) <= _SMALL_BODY_BYTES:
+            await self._inbound.first_message()  # usually it brings all of it, which then goes up with the head
+        return length
+
+    async def _address(self, answer: Response, length: bytes | None) -> None:
+        """On MCP routes: put the request's id into a refusal that has been decided, if the body is small, and here in no time."""
+        if answer.unaddressed is None or self.request is None or self._has_new_body:
+            return
+        if self._inbound.complete or (length and int(length) <= _SMALL_BODY_BYTES):
+            self.request.set_body(await self._inbound.small_body(_SMALL_BODY_BYTES, _ADDRESS_S))
+            address(self.request, answer)
+
+    @property
+    def _no_length(self) -> bytes | None:
+        """RFC 9110, section 8.6: a request whose method expects a body says that it has none. HTTP/2 clients leave that out."""
+        return b"0" if self._scope["method"] in ("POST", "PUT", "PATCH") else None
+
+    @property
+    def _has_new_body(self) -> bool:
+        """An interceptor has replaced the body."""
+        return self.request is not None and self.request.body_replaced
+
+    async def _show_body(self, request: Request, body: httpx.AsyncByteStream, buffers: BufferScope) -> Response | None:
+        """Collect the body, unless there is a new one, and show it to the interceptors that want it; the answer of one of them."""
+        chain, worker = self._route.chain, self._worker
+        if request.body_replaced:
+            return await chain.on_request_body(request)
+        lease = buffers.acquire(worker.pools.http_response)
+        self._collected = CollectedBody(worker.bodies, worker.config.reverse_proxy.limits.max_collected_bytes)
+        size = await self._inbound.collect(body, lease.buffer, self._collected.hold)
+        with memoryview(lease.buffer)[:size] as view:
+            request.set_body(view)
+            answer = await chain.on_request_body(request)
+            request.set_body(request.body)  # a copy, which later hooks may look at
+        buffers.release(lease)
+        return answer
 
     async def _answer(self, answer: Response, outcome: Outcome) -> None:
         """Send what is answered instead of the upstream."""
@@ -209,31 +279,11 @@ class Forward:
 
     def close(self) -> None:
         """Give back what the upstream has lent. Synchronous; safe to call again."""
+        if self._collected is not None:
+            self._collected.release()
         if self.asking is not None and self.asking.response_body is not None:
             self.asking.response_body.close()
             self._inbound.forget_body()
-
-    async def _body_length(self) -> bytes | None:
-        """The Content-Length of the request, b"" if that is not known, None if it has no body. Raises `RequestRefused`."""
-        limit = self._route.limits.max_request_body_bytes
-        length = find_header(self._scope["headers"], b"content-length")
-        chunked = find_header(self._scope["headers"], b"transfer-encoding") is not None
-        if length is not None:
-            if chunked:
-                # RFC 9112, section 6.3: the way to smuggle a request past one of two servers.
-                raise RequestRefused(400, "bad_request", "the request has both Content-Length and Transfer-Encoding")
-            if int(length) > limit:
-                raise too_large(limit)
-            if 0 < int(length) <= _SMALL_BODY_BYTES:
-                await self._inbound.first_message()  # as a rule it brings all of it, which then goes up with the head
-            return length
-        if not chunked and self._scope["http_version"] == "2":
-            chunked = await self._inbound.first_message()
-        if not chunked:
-            # RFC 9110, section 8.6: a request whose method expects a body says that it has none. HTTP/2 clients leave that out.
-            http2 = self._scope["http_version"] == "2"
-            return b"0" if http2 and self._scope["method"] in ("POST", "PUT", "PATCH") else None
-        return b""
 
     def _request_for_hooks(self, *, has_body: bool) -> Request:
         hidden = _FRAMING_AND_RANGES if self._route.chain.sees_streams else _FRAMING
@@ -274,6 +324,8 @@ class Forward:
             identity=route.chain.sees_streams or reply.early_beat_s is not None,
         )
         response = await while_beating(partial(asking.send, stream), reply.early_beat_s, reply.beat_early)
+        if self._collected is not None:
+            self._collected.release()
         answer = await self._respond(response, asking, request, buffers)
         if answer is not None and asking.response_body is not None:
             asking.response_body.close()

@@ -31,6 +31,7 @@ class Inbound:
     """Takes in one request. `run` is its task, unless `listen` does without; before and after, there are the other methods."""
 
     __slots__ = (
+        "_begun",
         "_body",
         "_connection",
         "_disconnected",
@@ -38,6 +39,7 @@ class Inbound:
         "_first",
         "_idle_s",
         "_max_bytes",
+        "_messages",
         "_receive",
         "_to_upstream",
         "answered",
@@ -55,6 +57,9 @@ class Inbound:
         self._connection = connection
         self._max_bytes = max_bytes
         self._idle_s = idle_s if idle_s is not None else float("inf")
+        messages = getattr(receive, "__self__", None)
+        self._messages = messages if type(messages) is Messages else None
+        self._begun = False  # the first message has been taken in, or is awaited
         self._to_upstream: trio.MemorySendChannel[bytes] | None = None
         self._body: trio.MemoryReceiveChannel[bytes] | None = None
         self._first = b""
@@ -71,50 +76,79 @@ class Inbound:
         self.bytes_received = 0
 
     @property
+    def holds_connection(self) -> bool:
+        """Whether the response must not end before the request has: over HTTP/1.1 the server would close the connection, and a
+        client that is still sending would see that, and not the answer. Over HTTP/2 it ends the stream only (RFC 9113, 8.1).
+        """
+        return self._connection is None or not self._connection.http2
+
+    @property
     def over(self) -> bool:
         """Whether nothing more can come that the server would wait to hand over."""
         return self.complete or self._disconnected
 
+    def watch(self, on_gone: Callable[[], None]) -> None:
+        """Until `listen` or `run`: call `on_gone`, synchronously, when the client leaves, where its server calls.
+
+        Nothing is taken in.
+        """
+        if self._messages is not None:
+            self._messages.on_disconnect = on_gone
+
+    def has_begun(self) -> bool | None:
+        """Whether anything of the request's body has come, or its end; None where only `first_message` can tell. Never blocks."""
+        if self._messages is None:
+            return None
+        if not self._begun and (message := self._messages.receive_nowait()) is not None:
+            self._begun = True
+            self._first = self._take(message)
+        return self._begun
+
     async def first_message(self) -> bool:
         """Take in the first message. Whether the request has a body, which HTTP/2 tells in no other way.
 
-        Raises `ClientGone`, and `RequestRefused` for a client that says nothing in time.
+        Raises `ClientGone`, and `RequestRefused` for a body that is larger than it may be, and for a client that says nothing in
+        time.
         """
-        with trio.CancelScope(deadline=trio.current_time() + self._idle_s) as scope:
-            self._first = await self._next()
-        if scope.cancelled_caught:
-            raise _too_slow()
+        if not self._begun:
+            self._begun = True
+            with trio.CancelScope(deadline=trio.current_time() + self._idle_s) as scope:
+                self._first = await self._next()
+            if scope.cancelled_caught:
+                raise _too_slow()
         if self.gone:
             raise ClientGone
+        if self.bytes_received > self._max_bytes:
+            raise too_large(self._max_bytes)
         return bool(self._first) or not self.complete
 
     def stream(self, length: int | None) -> httpx.AsyncByteStream:
-        """The body, for the upstream request: whole if it has come with the first message, else as it comes."""
-        if len(self._first) == length:
+        """The body, for whoever takes it: whole if it has come with the first message, else as `run` takes it in."""
+        if self.complete or len(self._first) == length:
             first, self._first = self._first, b""
             return httpx.ByteStream(first)
         self._to_upstream, self._body = trio.open_memory_channel[bytes](1)
         return _Body(self._body)
 
-    async def collect(self, buffer: bytearray) -> int:
-        """Take in the whole body, into `buffer`, which grows as it must; its size. Instead of `stream`, and before `run`.
+    async def small_body(self, max_bytes: int, wait_s: float) -> bytes | None:
+        """All of a body that nobody else wants, if it is as small as that and comes in time."""
+        with trio.move_on_after(0 if self.complete else wait_s):
+            while not self.complete and not self.gone and len(self._first) <= max_bytes:
+                self._first += await self._next()
+        body, self._first = self._first, b""
+        self._begun = True
+        return body if self.complete and len(body) <= max_bytes else None
 
-        Raises `RequestRefused` when the body is larger than it may be, or the client silent in the middle of it, and `ClientGone`.
+    async def collect(self, body: httpx.AsyncByteStream, buffer: bytearray, hold: Callable[[int], None]) -> int:
+        """Take in what `stream` has returned, into `buffer`, which grows as it must; its size. `hold` is told of each piece before.
+
+        `run` ends the exchange when the body is too large, the client silent or gone. Raises what `hold` raises.
         """
-        size = len(self._first)
-        buffer[:size] = self._first
-        self._first = b""
-        while not self.complete:
-            with trio.CancelScope(deadline=trio.current_time() + self._idle_s) as scope:
-                data = await self._next()
-            if scope.cancelled_caught:
-                raise _too_slow()
-            if self.gone:
-                raise ClientGone
-            if self.bytes_received > self._max_bytes:
-                raise too_large(self._max_bytes)
-            buffer[size : size + len(data)] = data
-            size += len(data)
+        size = 0
+        async for piece in body:
+            hold(len(piece))
+            buffer[size : size + len(piece)] = piece
+            size += len(piece)
         return size
 
     def forget_body(self) -> None:
@@ -128,8 +162,8 @@ class Inbound:
 
         False: `run` is needed. What has come of the request is taken in before, if nobody else wants it.
         """
-        messages = getattr(self._receive, "__self__", None)
-        if type(messages) is not Messages or self._first:
+        messages = self._messages
+        if messages is None or self._first:
             return False
         while (self.complete or self._to_upstream is None) and (message := messages.receive_nowait()) is not None:
             self._take(message)
@@ -149,6 +183,8 @@ class Inbound:
         Raises `RequestRefused` when the body is larger than it may be, or the client silent in the middle of it. The body's end
         is told to the upstream only when it has come: whoever ends the exchange otherwise ends the upload, too.
         """
+        if self._messages is not None:
+            self._messages.on_disconnect = None  # what came before the client left is handed over first
         if self._first:
             await self._hand_over(self._first)
         if not self.complete and not self.expects_body:

@@ -1,7 +1,8 @@
 """What the proxy itself does on a route with `dialect: mcp`, as two interceptors around the route's own: one first, one last.
 
-- Headers that mirror the body (revision 2026-07-28) are verified before any other interceptor sees the request, and made to fit
-  again when one has changed the body.
+- Headers that mirror the body (revision 2026-07-28) are verified before any interceptor of the route sees the body, and made to fit
+  again when one has changed it. Both want the body: interceptors that do not come before them.
+- A batch of more than `MAX_BATCH` messages is refused.
 - The JSON-RPC requests of a POST are remembered until their responses have passed, so that an error inside the stream can answer
   those that are still open.
 - The old transport's (2024-11-05) `endpoint` event, the first of a GET's stream, is rewritten: the client's POSTs come to this
@@ -31,6 +32,7 @@ from interceptors import (
     StreamInterceptor,
 )
 from interceptors.content import is_json_in_utf8
+from interceptors.dialects.mcp import PARSE_ERROR, BatchTooLong, is_too_long
 from interceptors.dialects.mcp_answers import NOT_JSON_IN_UTF8
 from interceptors.dialects.mcp_headers import INVALID_REQUEST, Rejection, check, has_mirrors, mirror, revision_of
 from interceptors.dialects.mcp_hooks import through_current
@@ -48,7 +50,6 @@ __all__ = ["Calls", "calls_of", "surround"]
 
 _KEY = "proxy.mcp"
 _SESSION = "mcp-session-id"
-_PARSE_ERROR = -32700
 _MOST_ENDPOINT = 8192  # bytes of the event that announces a session
 
 
@@ -104,19 +105,22 @@ class _First(Interceptor):
         self._transport = transport
 
     async def on_request(self, request: Request) -> Response | None:
-        calls = request.state[_KEY] = Calls(request.raw_path)
+        calls = request.state[_KEY] = Calls(request.target.partition(b"?")[0])
         if request.method == "POST":
             calls.uri = canonical(request.target)
         if request.method != "POST" or not request.has_body or not _may_be_json(request):
             return None
-        mirrored = has_mirrors(revision_of(request.headers)) and not _is_old(request)
+        # A body that an interceptor has put there is no longer what the client's headers are about.
+        mirrored = has_mirrors(revision_of(request.headers)) and not _is_old(request) and not request.body_replaced
         if not is_json_in_utf8(request.headers.raw) and (mirrored or "content-type" in request.headers):
             return _refuse(Rejection(INVALID_REQUEST, NOT_JSON_IN_UTF8, status=415))
         try:
             message = request.json()
         except NotJson:
             # What cannot be read cannot be verified. Where there is nothing to verify, the server says what it thinks of it.
-            return _refuse(Rejection(_PARSE_ERROR, "the body is not JSON")) if mirrored else None
+            return _refuse(Rejection(PARSE_ERROR, "the body is not JSON")) if mirrored else None
+        if is_too_long(message):
+            return _refuse(Rejection(INVALID_REQUEST, str(BatchTooLong())))
         rejection = check(request.headers, message) if mirrored else None
         if rejection is not None:
             if request.sessions is None or not await request.sessions.find_elsewhere(request):
@@ -137,6 +141,8 @@ class _First(Interceptor):
 
 
 class _Last(Interceptor):
+    wants_body = True
+
     async def on_request(self, request: Request) -> Response | None:
         calls, before = calls_of(request), None
         if calls is not None:

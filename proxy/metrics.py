@@ -31,6 +31,7 @@ ACTIONS = ("passed", "changed", "dropped", "added")
 REFUSALS = (
     "too_many_streams",
     "too_many_client_streams",
+    "too_many_bodies",
     "upstream_connections_exhausted",
     "out_of_resources",
     "no_endpoint",

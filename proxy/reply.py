@@ -163,10 +163,8 @@ class Reply:
         """End the response, when the whole request has come. Does not raise `ClientGone`: there is nothing left to be lost."""
         assert self.writer is not None
         self.finished = True  # the client has the whole body: if it leaves from here on, it leaves content
-        # When the answer has come before the whole request had, ending the response now would close the connection, and a client
-        # that is still sending would see that instead of the answer.
         with suppress(ClientGone):
-            if not self._inbound.complete:
+            if not self._inbound.complete and self._inbound.holds_connection:
                 while not await self.writer.drain():
                     pass
                 await self._inbound.wait_complete()

@@ -10,6 +10,7 @@ import trio
 
 from pools import Pools
 
+from .collecting import BodyBudget
 from .config import Config
 from .downstream import client_connections, connections_by_open_files
 from .errors import ConfigError
@@ -64,6 +65,7 @@ class Worker:
         self.admitted = 0
         self.client_streams: dict[tuple[str, str], int] = {}
         """Streams of each client, where they are limited: by what `client_place` says."""
+        self.bodies = BodyBudget()
         self.ready = False
         self.draining = False
         self.none_left = trio.Event()

@@ -17,7 +17,7 @@ import msgspec
 
 from pools import decode_json, encode_json
 
-from ..errors import NotJson
+from ..errors import InterceptorError, NotJson
 from ..event import not_json
 from ..message import Request
 from .mcp_calls import Call, RequestId
@@ -26,14 +26,17 @@ __all__ = [
     "INTERNAL_ERROR",
     "INVALID_PARAMS",
     "INVALID_REQUEST",
+    "MAX_BATCH",
     "METHOD_NOT_FOUND",
     "PARSE_ERROR",
     "RESOURCE_NOT_FOUND",
+    "BatchTooLong",
     "Kind",
     "McpError",
     "McpMessage",
     "Payload",
     "ambiguity",
+    "is_too_long",
     "parse",
 ]
 
@@ -42,6 +45,8 @@ INVALID_REQUEST = -32600
 METHOD_NOT_FOUND = -32601
 INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
+MAX_BATCH = 100
+"""Messages in a batch of a client. The revision that has batches, 2025-03-26, has no limit; its clients send a few."""
 RESOURCE_NOT_FOUND = -32002
 """Up to 2025-11-25; from 2026-07-28 on a resource that is not there is `INVALID_PARAMS`."""
 
@@ -55,6 +60,13 @@ _ABOUT = {
     "notifications/resources/updated": "uri",
 }
 _COMPLETE = "completion/complete"  # about what its `ref` refers to
+
+
+class BatchTooLong(InterceptorError):
+    """A client's batch has more than `MAX_BATCH` messages."""
+
+    def __init__(self) -> None:
+        super().__init__(f"a batch must have at most {MAX_BATCH} messages")
 
 
 class Kind(StrEnum):
@@ -293,12 +305,20 @@ class Payload:
 
 
 def parse(data: bytes | str, *, from_client: bool) -> Payload:
-    """Read a body or an event's data, UTF-8. Raises `NotJson`, never for JSON that is no message."""
+    """Read a body or an event's data, UTF-8. Raises `NotJson`, never for JSON that is no message, and `BatchTooLong`."""
     try:
         raw = data.encode() if isinstance(data, str) else data
-        return Payload(raw, decode_json(raw), from_client=from_client)
+        json = decode_json(raw)
     except (ValueError, RecursionError) as error:
         raise not_json(error, "this MCP message") from None
+    if from_client and is_too_long(json):
+        raise BatchTooLong
+    return Payload(raw, json, from_client=from_client)
+
+
+def is_too_long(json: Any) -> bool:
+    """Whether this is a batch with more messages than a client may send. Look before anything is made of each."""
+    return isinstance(json, list) and len(json) > MAX_BATCH
 
 
 def ambiguity(data: bytes) -> str | None:

@@ -15,6 +15,7 @@ unseen, or, where the interceptor says `strict`, ends in an error of its own. Me
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from ..errors import Abort, NotJson
 from ..event import Event
 from ..hooks import Owner
 from ..message import Headers, Request, Response, ResponseHead
-from .mcp import INVALID_REQUEST, PARSE_ERROR, Kind, McpError, McpMessage, Payload, parse
+from .mcp import INVALID_REQUEST, PARSE_ERROR, BatchTooLong, Kind, McpError, McpMessage, Payload, parse
 from .mcp_answers import NOT_JSON_IN_UTF8, answer, events_of, refuse, refuse_disguised, response_to, status_of
 from .mcp_calls import Call, RequestId
 from .mcp_headers import has_mirrors, mirror, revision_of
@@ -140,10 +141,10 @@ class McpInterceptor(Interceptor):
     strict: bool = False
     """What becomes of a body that is not MCP.
 
-    False: it passes, unseen. True, for interceptors that protect: a client's body is refused with 400 when it is not JSON-RPC, when
-    two readers may understand it differently, when it is a request without an id, or when it contradicts its headers; with 415 when
-    it is compressed, or does not have exactly one Content-Type that means JSON in UTF-8. A successful response or an event that is
-    not JSON breaks off.
+    False: it passes, unseen; only a batch of more than 100 messages is refused, with 400. True, for interceptors that protect: a
+    client's body is refused with 400 when it is not JSON-RPC, when two readers may understand it differently, when it is a request
+    without an id, or when it contradicts its headers; with 415 when it is compressed, or does not have exactly one Content-Type
+    that means JSON in UTF-8. A successful response or an event that is not JSON breaks off.
     """
 
     _hooks: ClassVar[dict[Kind, tuple[_Hook, ...]]] = {}
@@ -252,6 +253,8 @@ class McpInterceptor(Interceptor):
             payload = parse(body, from_client=True)
         except NotJson as error:
             return (refuse(400, PARSE_ERROR, str(error)) if self.strict else None), None
+        except BatchTooLong as error:
+            return refuse(400, INVALID_REQUEST, str(error)), None
         if self.strict:
             # On the old transport no header mirrors the body, whichever revision a client names.
             refusal = refuse_disguised(body, payload, Headers() if exchange.old else headers)
@@ -518,13 +521,13 @@ def _may_be_old(request: Request) -> bool:
 
 
 def _id_in(body: bytes) -> RequestId | None:
-    """The id of a request that is refused, where it can be read."""
+    """The id of a request that is refused; None where there is none, or several of which readers may take any."""
     try:
-        message = decode_json(body)
+        members = json.loads(body, object_pairs_hook=tuple)
     except (ValueError, RecursionError):
         return None
-    ident = message.get("id") if isinstance(message, dict) else None
-    return ident if isinstance(ident, str) or type(ident) is int else None
+    ids = [value for name, value in members if name.casefold() == "id"] if isinstance(members, tuple) else []
+    return ids[0] if len(ids) == 1 and (isinstance(ids[0], str) or type(ids[0]) is int) else None
 
 
 def _replace(message: McpMessage, response: dict[str, Any]) -> None:

@@ -118,6 +118,8 @@ def mistakes_of(config: Config) -> Iterator[str]:
             except ConfigError as error:
                 yield from error.errors
             else:
+                if "max_collected_bytes" in own:
+                    yield f"{path}.limits.max_collected_bytes: holds for the whole worker, and belongs to reverse_proxy.limits"
                 if key == "heartbeat" and own.get("early") and _is_early_for_nothing(config.heartbeat_of(route)):
                     yield f"{path}.heartbeat.early: nothing goes out without an interval"
                 if key == "reconnect" and own and _backs_off_too_far(config.reconnect_of(route)):

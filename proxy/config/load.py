@@ -20,6 +20,9 @@ from .schema import Config, ReverseProxy, Route, Upstream
 
 __all__ = ["load_config", "parse_config", "single_upstream"]
 
+_MCP_BODY_BYTES = 4194304
+"""The default of `max_request_body_bytes` with `dialect: mcp`, whose bodies are collected and decoded."""
+
 
 def load_config(path: str | os.PathLike[str]) -> Config:
     """Read and check a configuration file. Raises `ConfigError`; blocks on the file."""
@@ -55,6 +58,10 @@ def parse_config(text: str) -> Config:
     mistakes = list(mistakes_of(config))
     if mistakes:
         raise ConfigError(*mistakes)
+    if "max_request_body_bytes" not in (tree["reverse_proxy"].get("limits") or {}):
+        for route in config.reverse_proxy.routes:
+            if route.dialect == "mcp":
+                route.limits.setdefault("max_request_body_bytes", _MCP_BODY_BYTES)
     return config
 
 

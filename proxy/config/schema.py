@@ -74,8 +74,11 @@ class Timeouts(_Settings, frozen=True):
 class Limits(_Settings, frozen=True):
     max_event_bytes: Annotated[int, Meta(ge=64)] = 1048576
     max_request_body_bytes: Annotated[int, Meta(ge=0)] = 16777216
+    """On a route with `dialect: mcp` 4 MiB, unless a value is given (`load`)."""
     max_streams: Count = 10000
     max_streams_per_client: Count | None = None
+    max_collected_bytes: Count = 67108864
+    """Of all request bodies that a worker holds for interceptors. Not of a route."""
 
 
 class Heartbeat(_Settings, frozen=True):
