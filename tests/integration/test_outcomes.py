@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import trio
-from support.interceptors import Feed, Log, Serve, Way
-from support.upstream import Peer, stream_of
+from support.client import fetch
+from support.interceptors import Feed, Log, Rig, Serve, Way
+from support.proxy import open_proxy
+from support.upstream import Peer, open_upstream, stream_of
 
 from interceptors import Abort, Interceptor, Outcome, Request, Response, ResponseHead
+from proxy.config import parse_config
 from proxy.exchange import Exchange
 from proxy.forward import Forward
 from proxy.mcp import _First
@@ -67,12 +70,19 @@ async def test_a_limit_of_streams_refuses(limit: str, serve: Serve) -> None:
         assert await rig.outcomes() == ["refused"]
 
 
-async def test_no_route_is_refused(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_route_is_refused(log: Log) -> None:
     """404 for a path without a route counts on the pseudo-route, which is there from the start."""
-    async with serve(EVENTS) as rig:
-        monkeypatch.setattr(rig.proxy.worker.routes, "routes", ())
-        assert (await rig.fetch("/no-route")).status == 404
-        await only_outcome(rig, "refused")
+    config = parse_config(
+        """
+reverse_proxy:
+  upstreams: [{name: up, endpoints: ["http://127.0.0.1:9"]}]
+  routes: [{path: /a, upstream: up}]
+log: {level: error}
+"""
+    )
+    async with open_upstream(EVENTS) as upstream, open_proxy(config) as proxy:
+        assert (await fetch(proxy.port, "/no-route")).status == 404
+        await only_outcome(Rig(upstream, proxy, log), "refused")
 
 
 async def test_what_dialect_mcp_refuses_is_refused(serve: Serve) -> None:
