@@ -151,9 +151,11 @@ class Pattern:
 
     def search(self, text: str, at: int = 0) -> Found | None:
         """The first match that begins at `at` or later. What looks back sees the text before."""
+        if self._literal is not None:
+            at = self._skip(text, at)
+            if at < 0:
+                return None
         size = len(text) - at
-        if self._literal is not None and text.find(self._literal, at) < 0:
-            return None
         if size <= self._cheap:
             return self.re.search(text, at)
         if self._step:
@@ -169,15 +171,19 @@ class Pattern:
         if not self._step:
             found = self.search(text, at)
             return -1 if found is None else found.start()
-        if self._literal is not None and text.find(self._literal, at) < 0:
-            return -1
+        if self._literal is not None:
+            at = self._skip(text, at)
+            if at < 0:
+                return -1
         search, reach, size = self.re.search, self._reach, min(_FIRST_LOOK, self._step)
         while at + size + reach < len(text):
             self.left_s()
             found = search(text, at, at + size + reach)
             if found is not None and found.start() < at + size:
                 return found.start()
-            at += size
+            at = self._skip(text, at + size)
+            if at < 0:
+                return -1
             size = min(size * 2, self._step)
         found = search(text, at)
         return -1 if found is None else found.start()
@@ -205,8 +211,19 @@ class Pattern:
             if found is not None and found.start() < at + step:
                 # What repeats at its end may go on.
                 return self.re.match(text, found.start()) if found.end() == at + step + reach else found
-            at += step
+            at = self._skip(text, at + step)
+            if at < 0:
+                return None
         return search(text, at)
+
+    def _skip(self, text: str, at: int) -> int:
+        """The first place from `at` on at which a match may begin, by the text that is in every match; -1 if there is none."""
+        if self._literal is None:
+            return at
+        place = text.find(self._literal, at)
+        if place < 0:
+            return -1
+        return max(at, place - self._reach) if self._step else at
 
     def _search_slowly(self, text: str, at: int) -> Found | None:
         found: Found | None

@@ -24,14 +24,16 @@ import json
 import re
 from collections.abc import Callable, Container, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from pools import decode_json
 
 from .api import EventResult, StreamContext, StreamInterceptor
 from .bounded import Around, Budget, Found
 from .dialects import Block, MessageInterceptor, MessageStream, TextDelta, TextEnd, ToolCall
-from .errors import Abort
+from .errors import Abort, NotJson
 from .event import Event
+from .logprobs import drop_other_tokens, may_have_tokens
 from .substitute import Flow, ReachesBack, Substitution
 from .unescape import unescape
 
@@ -415,7 +417,30 @@ class _RedactAnswer(StreamInterceptor):
         return [self._redact_rest(item) for item in result] if isinstance(result, Sequence) else []
 
     def _redact_rest(self, event: Event) -> Event:
-        return _redact_event(event, partial(self._redact, done=self._messages))
+        # Last, so that tokens are compared with the texts as they leave.
+        return _without_other_tokens(_redact_event(event, partial(self._redact, done=self._messages)))
+
+
+def _without_other_tokens(event: Event) -> Event:
+    """An event without the `logprobs` that spell no text that leaves beside them."""
+    if not may_have_tokens(event.data):
+        return event
+    message, lax = _decoded(event)
+    if not drop_other_tokens(message):
+        return event
+    return event.replace(json.dumps(message)) if lax else event.replace(json=message)
+
+
+def _decoded(event: Event) -> tuple[Any, bool]:
+    """An event's message, as lax readers take it, and whether only they do. None where it is not JSON."""
+    try:
+        return event.json(), False
+    except NotJson:
+        pass
+    try:
+        return json.loads(event.data, strict=False), True
+    except (ValueError, RecursionError):
+        return None, True
 
 
 def _redact_event(event: Event, redact: Callable[[str], str]) -> Event:
