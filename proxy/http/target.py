@@ -19,6 +19,7 @@ __all__ = ["Target", "is_target", "read_target", "stays_under"]
 
 _ORIGIN_FORM = re.compile(rb"/[!\"$->@-\[\]-~]*(?:\?[!\"$-~]*)?")
 _ABSOLUTE_FORM = re.compile(rb"https?://([^/?#\\]*)", re.IGNORECASE)
+_SEPARATORS = tuple(re.compile(escapes, re.IGNORECASE) for escapes in (rb"%2f", rb"%5c", rb"%2f|%5c"))
 _PARAMETERS = re.compile(rb";[^/]*")
 
 
@@ -68,9 +69,13 @@ def stays_under(base: bytes, path: bytes) -> bool:
     """
     if b".." not in path and (b"%" not in path or b".." not in unescape(path)):
         return True
-    own = normal_path(base).rstrip(b"/")
-    readings = {base + path}
-    for escape in (b"%2f", b"%5c"):
-        readings |= {re.sub(escape, b"/", reading, flags=re.IGNORECASE) for reading in readings}
-    readings |= {_PARAMETERS.sub(b"", reading) for reading in readings}
-    return all((normal := normal_path(reading)) == own or normal.startswith(own + b"/") for reading in readings)
+    for own, whole in zip(_readings(base), _readings(base + path), strict=True):
+        if whole != own and not whole.startswith(own.rstrip(b"/") + b"/"):
+            return False
+    return True
+
+
+def _readings(path: bytes) -> list[bytes]:
+    """The normal forms of a path, one for each way in which servers decode it."""
+    decoded = [path, *(escapes.sub(b"/", path) for escapes in _SEPARATORS)]
+    return [normal_path(item) for item in [*decoded, *(_PARAMETERS.sub(b"", item) for item in decoded)]]

@@ -145,3 +145,19 @@ async def test_what_redact_cannot_see_on_mcp_is_refused(log: Log) -> None:
         assert b"sk-" not in answer.body
     answer = await mcp_answer(log, f'{{"jsonrpc": "2.0", "result": {KEY}'.encode())
     assert answer.body == b'{"jsonrpc": "2.0", "result": [redacted]'
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/Chat/completions", "/V1/CHAT/COMPLETIONS/", "/v1//chat/%43ompletion%53", "/v1/chat/completion%C5%BF"]
+)
+async def test_the_case_of_a_path_hides_no_answer(path: str, log: Log) -> None:
+    """On a route without `dialect` the path says what an answer is, and Express and ASP.NET Core ignore its case."""
+    feed = Feed()
+    for text in ("The key is sk-Zq3", "xV81L"):
+        feed.send(chunk(text))
+    feed.send(b"data: [DONE]\n\n")
+    feed.end()
+    async with serve(feed.script, log) as rig:
+        answer = await rig.fetch(path, method="POST", body=b"{}")
+        assert rig.upstream.requests[0].target.decode() == path
+        assert answer.body == leaves("The key is ") + leaves("[redacted]") + b"data: [DONE]\n\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from interceptors.dialects import AnthropicReader, OpenAIChatReader, OpenAIResponsesReader
-from interceptors.dialects.answers import may_be_mislabelled, readers_for
+from interceptors.dialects.answers import is_call, is_chat, is_responses, may_be_mislabelled, readers_for
 
 CHAT, RESPONSES, MESSAGES = (OpenAIChatReader,), (OpenAIResponsesReader,), (AnthropicReader,)
 EITHER = (OpenAIChatReader, OpenAIResponsesReader)
@@ -17,6 +17,19 @@ def test_an_answer_is_one_behind_any_prefix(prefix: str, dialect: str) -> None:
     """Also behind a prefix that is the name of something else."""
     assert readers_for(dialect, prefix + "/chat/completions") == CHAT
     assert readers_for(dialect, prefix + "/responses/") == RESPONSES
+
+
+@pytest.mark.parametrize("dialect", ["generic", "abort", "openai"])
+def test_the_case_of_a_path_does_not_count(dialect: str) -> None:
+    for path, readers in (("/v1/Chat/Completions", CHAT), ("/V1/RESPONSES", RESPONSES), ("/v1/chat/completion%C5%BF", CHAT)):
+        assert readers_for(dialect, path) == readers
+        assert may_be_mislabelled(dialect, path)
+        assert is_call(path)
+    assert is_chat("/CHAT/completions/")
+    assert is_responses("/v1/Responses/")
+    assert is_call("/v1/Messages")
+    assert readers_for("generic", "/V1/MESSAGES") == MESSAGES
+    assert readers_for("openai", "/V1/Embeddings") == ()
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1", "/openai/deployments/x", "/a/b/c"])
