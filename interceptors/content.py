@@ -17,7 +17,7 @@ __all__ = [
     "is_json_in_utf8",
     "is_json_type",
     "media_type",
-    "with_one_line",
+    "unify",
 ]
 
 Fields = Iterable[tuple[bytes, bytes]]
@@ -50,13 +50,9 @@ def media_type(headers: Fields) -> str:
 def content_coding(headers: Fields) -> str:
     """The content coding in lower case, `identity` when the body is in none. Equal values count once.
 
-    Values that differ are joined: recipients differ in how many of them they undo, so such a body counts as coded. Raises
-    `Contradiction` as `content_types` does.
+    Values that differ are joined: recipients differ in how many of them they undo, so such a body counts as coded.
     """
-    items = _items(headers, b"content-encoding")
-    if not items:
-        return "identity"
-    codings = dict.fromkeys([item.strip().lower().decode("latin-1") for item in items])
+    codings = _codings(headers)
     return ", ".join([coding for coding in codings if coding not in ("", "identity")]) or "identity"
 
 
@@ -85,15 +81,27 @@ def is_json_in_utf8(headers: Fields) -> bool:
     )
 
 
-def with_one_line(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The same fields, with one line each for `Content-Type` and `Content-Encoding` where the values are equal: the first of them.
+def unify(headers: list[tuple[bytes, bytes]]) -> tuple[list[tuple[bytes, bytes]], str, str]:
+    """A message's fields with one line each for `Content-Type` and `Content-Encoding` where the values are equal: the first of
+    them. And its `media_type` and `content_coding`.
 
     Names in lower case. Raises `Contradiction`.
     """
-    media_type(headers)
+    types = [value for name, value in headers if name == b"content-type"]
+    codings = [value for name, value in headers if name == b"content-encoding"]
+    if not codings and len(types) == 1 and b"," not in types[0]:
+        return headers, _essence(types[0]), "identity"
+    kind, coding = media_type(headers), content_coding(headers)
     headers = _joined(headers, b"content-type")
-    codings = {item.strip().lower() for item in _items(headers, b"content-encoding")}
-    return _joined(headers, b"content-encoding") if len(codings) == 1 else headers
+    return (_joined(headers, b"content-encoding") if len(_codings(headers)) == 1 else headers), kind, coding
+
+
+def _codings(headers: Fields) -> list[str]:
+    """Each value once, also an empty one."""
+    lines = [value for name, value in headers if name.lower() == b"content-encoding"]
+    if not lines:
+        return []
+    return list(dict.fromkeys([item.strip().lower().decode("latin-1") for item in b",".join(lines).split(b",")]))
 
 
 def _joined(headers: list[tuple[bytes, bytes]], name: bytes) -> list[tuple[bytes, bytes]]:
@@ -130,5 +138,5 @@ def _split(line: bytes, name: bytes) -> list[bytes]:
             items.append(line[start:at].strip())
             start = at + 1
     if quoted:
-        raise Contradiction(f"{name.decode().title()} has a quoted string without an end")
+        raise Contradiction("Content-Type has a quoted string without an end")
     return [*items, line[start:].strip()]

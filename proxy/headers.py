@@ -56,9 +56,9 @@ _HOP_BY_HOP = frozenset(
 # `Connection` may name fields of the hop, but must not take away what the message means, or where it has been (RFC 9110, section
 # 7.6.1: it must not name a field that is for all recipients). `_is_claim` is its other half.
 _NEVER_NAMED = frozenset(
-    b"host content-length content-type content-encoding cache-control authorization cookie via max-forwards".split()
+    b"host content-length transfer-encoding content-type content-encoding cache-control authorization cookie via "
+    b"max-forwards".split()
 )
-
 # What a message states about its content, true of no other (RFC 9110, sections 8.8 and 14.3; RFC 9530; RFC 1864).
 _ABOUT_CONTENT = frozenset(b"etag last-modified content-md5 digest content-digest repr-digest accept-ranges".split())
 
@@ -72,9 +72,16 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]], *, framing: bool = False)
 
     For a message as it arrives, once: the peer's `Connection` must not remove what interceptors and the configuration add later.
     """
-    listed = [(name.lower(), value) for name, value in headers]
-    hop = _HOP_BY_HOP | _connection_names(listed)
-    return [field for field in listed if field[0] not in hop or (framing and field[0] == b"transfer-encoding")]
+    result: HeaderList = []
+    named: list[bytes] = []
+    for name, value in headers:
+        name = name.lower()
+        if name not in _HOP_BY_HOP or (framing and name == b"transfer-encoding"):
+            result.append((name, value))
+        elif name == b"connection":
+            named += [item.strip().lower() for item in value.split(b",")]
+    removed = {name for name in named if name not in _NEVER_NAMED and not _is_claim(name)}
+    return [field for field in result if field[0] not in removed] if removed else result
 
 
 def received_request(headers: Iterable[tuple[bytes, bytes]], *, trusted: bool) -> HeaderList:
@@ -84,9 +91,9 @@ def received_request(headers: Iterable[tuple[bytes, bytes]], *, trusted: bool) -
     `X_Forwarded_For` is removed from everyone: CGI and its successors take it for `X-Forwarded-For` (RFC 3875, section 4.1.18).
     """
     return [
-        (name, value)
-        for name, value in end_to_end(headers, framing=True)
-        if not (name[:1] in _CLAIM_INITIALS and _is_claim(name) and (not trusted or b"_" in name))
+        field
+        for field in end_to_end(headers, framing=True)
+        if not field[0].startswith(_CLAIM_INITIALS) or not _is_claim(field[0]) or (trusted and b"_" not in field[0])
     ]
 
 
@@ -370,15 +377,6 @@ def check_response_headers(headers: HeaderList) -> None:
                 "an interceptor has set a response header that holds what a header cannot hold",
                 outcome=Outcome.INTERCEPTED,
             )
-
-
-def _connection_names(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
-    """The names that `Connection` lists."""
-    names: set[bytes] = set()
-    for name, value in headers:
-        if name == b"connection":
-            names.update(item.strip().lower() for item in value.split(b","))
-    return frozenset([name for name in names if name not in _NEVER_NAMED and not _is_claim(name)])
 
 
 def _forwarding(headers: Sequence[tuple[bytes, bytes]], *, client: str | None, scheme: str, host: bytes) -> HeaderList:

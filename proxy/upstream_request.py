@@ -9,7 +9,7 @@ import httpx
 import trio
 
 from interceptors import Request
-from interceptors.content import Contradiction, content_coding, media_type, with_one_line
+from interceptors.content import Contradiction, unify
 
 from .downstream import Scope
 from .errors import ProtocolFailure, RequestRefused
@@ -101,8 +101,7 @@ class UpstreamRequest:
         self.response_headers = end_to_end(response.headers.raw)
         self.media_type = self.content_coding = ""
         try:
-            self.response_headers = headers = with_one_line(self.response_headers)
-            self.media_type, self.content_coding = media_type(headers), content_coding(headers)
+            self.response_headers, self.media_type, self.content_coding = unify(self.response_headers)
         except Contradiction as error:
             if self.route.chain.sees_responses:
                 raise ProtocolFailure(

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 from pools import decode_json, encode_json
 
 from ..api import AsyncStreamInterceptor, End, EventResult, Interceptor, Outcome, StreamContext, StreamInterceptor
-from ..content import is_json_in_utf8, is_json_type
+from ..content import content_coding, is_json_in_utf8, is_json_type
 from ..errors import Abort, NotJson
 from ..event import Event
 from ..hooks import Owner
@@ -244,7 +244,7 @@ class McpInterceptor(Interceptor):
     def _read_client(self, exchange: _Exchange, body: bytes) -> tuple[Response | None, Payload | None]:
         """A refusal (strict, and the body is not MCP), or what the body holds. Neither for a body that passes unseen."""
         headers = exchange.request.headers
-        if (headers.get("content-encoding") or "identity").strip().lower() != "identity":
+        if content_coding(headers.raw) != "identity":
             problem = "a compressed body cannot be read here"
             return (refuse(415, INVALID_REQUEST, problem) if self.strict else None), None
         if self.strict and not is_json_in_utf8(headers.raw):

@@ -9,7 +9,7 @@ from time import process_time
 import pytest
 
 from interceptors import ResponseHead
-from interceptors.content import Contradiction, content_coding, content_types, media_type, with_one_line
+from interceptors.content import Contradiction, content_coding, content_types, media_type, unify
 
 TYPE, CODING = b"content-type", b"content-encoding"
 SSE = b"text/event-stream"
@@ -41,7 +41,7 @@ def coded(*values: bytes) -> list[tuple[bytes, bytes]]:
     ],
 )
 def test_equal_media_types_are_one(values: list[bytes], expected: str) -> None:
-    assert media_type(typed(*values)) == expected
+    assert media_type(typed(*values)) == unify(typed(*values))[1] == expected
     assert ResponseHead(200, typed(*values)).media_type == expected
 
 
@@ -67,7 +67,7 @@ def test_media_types_that_differ_contradict(values: list[bytes]) -> None:
         with pytest.raises(Contradiction):
             media_type(typed(*order))
         with pytest.raises(Contradiction):
-            with_one_line(typed(*order))
+            unify(typed(*order))
         assert ResponseHead(200, typed(*order)).media_type == ""
 
 
@@ -85,7 +85,7 @@ def test_media_types_that_differ_contradict(values: list[bytes]) -> None:
     ],
 )
 def test_equal_codings_are_one(values: list[bytes], expected: str) -> None:
-    assert content_coding(coded(*values)) == expected
+    assert content_coding(coded(*values)) == unify(coded(*values))[2] == expected
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_codings_that_differ_are_a_coding(values: list[bytes]) -> None:
     """So an interceptor that must see the body refuses it. They pass as they came."""
     for order in permutations(values):
         assert content_coding(coded(*order)) != "identity"
-        assert with_one_line(coded(*order)) == coded(*order)
+        assert unify(coded(*order))[0] == coded(*order)
 
 
 def test_every_value_is_listed_with_its_parameters() -> None:
@@ -118,9 +118,9 @@ def test_every_value_is_listed_with_its_parameters() -> None:
 def test_the_first_of_equal_values_stays_where_it_is() -> None:
     """With its parameters. Nothing else moves, and what is there once is not touched."""
     headers = [(b"a", b"1"), *typed(b"A/B; c=1 , a/b"), (b"b", b"2, 3"), *coded(b"GZIP"), *typed(b"a/b"), *coded(b"gzip")]
-    assert with_one_line(headers) == [(b"a", b"1"), (TYPE, b"A/B; c=1"), (b"b", b"2, 3"), (CODING, b"GZIP")]
+    assert unify(headers)[0] == [(b"a", b"1"), (TYPE, b"A/B; c=1"), (b"b", b"2, 3"), (CODING, b"GZIP")]
     once = [(b"a", b"1"), *typed(b' a/b; c="d,e"'), *coded(b"gzip")]
-    assert with_one_line(once) == once
+    assert unify(once) == (once, "a/b", "gzip")
 
 
 def test_a_long_list_costs_linear_time() -> None:
