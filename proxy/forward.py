@@ -6,7 +6,7 @@ It raises what goes wrong and leaves it to the exchange to note it, to tell the 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from .collecting import CollectedBody
 from .cors import Cors
 from .downstream import ClientConnection, Scope, Send
 from .errors import NotAStream, ProtocolFailure, RequestRefused
-from .headers import HeaderList, client_origin, find_header, forwards_left, outer_prefix, without_stale
+from .headers import HeaderList, client_origin, end_to_end, find_header, forwards_left, outer_prefix, without_stale
 from .heartbeat import while_beating
 from .http import Target
 from .inbound import Inbound, too_large
@@ -321,6 +321,7 @@ class Forward:
             request,
             body,
             nursery,
+            self._pass_interim,
             identity=route.chain.sees_streams or reply.early_beat_s is not None,
         )
         response = await while_beating(partial(asking.send, stream), reply.early_beat_s, reply.beat_early)
@@ -342,7 +343,7 @@ class Forward:
         status, raw_headers = response.status_code, asking.response_headers
         kind, encoding = asking.media_type, asking.content_coding
         if hold_references(raw_headers):
-            raw_headers = self._with_client_references(response, raw_headers, request)
+            raw_headers = self._with_client_references(response.request, raw_headers)
         head: ResponseHead | None = None
         if request is not None:
             if (calls := calls_of(request)) is not None:
@@ -472,8 +473,15 @@ class Forward:
         assert self.request is not None
         return not _JSON_LINES.search(media_type) or has_one_answer(self._route.dialect, self.request.path)
 
-    def _with_client_references(self, response: httpx.Response, received: HeaderList, request: Request | None) -> HeaderList:
-        """The response's headers, with URL references that lead the client to this route."""
+    async def _pass_interim(self, asked: httpx.Request, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """An informational response of the upstream goes to the client at once. Raises `ClientGone` and `SendStalled`."""
+        passed = end_to_end(headers)
+        if hold_references(passed):
+            passed = self._with_client_references(asked, passed)
+        await self.reply.send_interim(status, passed)
+
+    def _with_client_references(self, asked: httpx.Request, received: HeaderList) -> HeaderList:
+        """A response's headers, with URL references that lead the client to this route."""
         scope = self._scope
         headers: HeaderList = scope["headers"]
         origin = client_origin(headers, scheme=scope["scheme"])
@@ -481,14 +489,14 @@ class Forward:
             path=self._target.path.decode("latin-1"),
             hosts=(
                 (find_header(headers, b"host") or b"").decode("latin-1"),
-                response.request.headers.get("host", ""),
+                asked.headers.get("host", ""),
                 "" if origin is None else origin.partition("://")[2],
             ),
-            asked=None if request is None else request.raw_path.decode("latin-1"),
+            asked=None if self.request is None else self.request.raw_path.decode("latin-1"),
             origin=origin,
             outer=outer_prefix(headers).decode("latin-1"),
         )
-        return client_headers(received, self._route.places[response.extensions["endpoint"]], client)
+        return client_headers(received, self._route.places[asked.extensions["endpoint"]], client)
 
     def _relay_body(self, asking: UpstreamRequest, body: UpstreamBody, buffers: BufferScope) -> Awaitable[None]:
         """The body, all but its end; over several connections if the route reconnects."""

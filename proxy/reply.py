@@ -23,6 +23,8 @@ from .worker import Worker
 
 __all__ = ["Reply"]
 
+_EARLY_HINT = "http.response.early_hint"
+
 
 class Reply:
     """The response of one exchange: `start`, then `write` or a relay on its writer, then `finish`.
@@ -120,6 +122,20 @@ class Reply:
         """As `headers`, of a response that is not the server's: a page of an allowed origin may read it."""
         listed = self.headers(headers, sse=sse, dropped=dropped)
         return listed if self.cors is None else self.cors.grant(listed)
+
+    async def send_interim(self, status: int, headers: HeaderList) -> None:
+        """Send an informational response (RFC 9110, section 15.2), unless the head has left; not to a client of HTTP/1.0.
+
+        Under a server other than Hypercorn only ASGI's extension for early hints can carry one: 103, and of it the `Link` fields.
+        """
+        if self.writer is not None or self._scope["http_version"] == "1.0":
+            return
+        headers = [item for item in self.headers(headers, sse=False) if item[0] != b"content-length"]
+        if self._connection is not None:
+            await self._in_time(partial(self._connection.send_interim, status, headers))
+        elif status == 103 and _EARLY_HINT in (self._scope.get("extensions") or ()):
+            links = [value for name, value in headers if name == b"link"]
+            await self._in_time(partial(self._send, {"type": _EARLY_HINT, "links": links}))
 
     async def start(self, status: int, headers: HeaderList, *, chunked: bool, whole: bool, may_add: bool) -> None:
         """Choose the writer and send the head; `whole` as for `Writer.start`. Raises `RequestRefused` for bad headers, too."""

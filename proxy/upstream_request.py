@@ -17,7 +17,7 @@ from .headers import HeaderList, end_to_end, forwards_left, request_headers, wit
 from .http import Target, is_target
 from .mcp import calls_of
 from .routes import Route
-from .upstream import Endpoint, UpstreamBody
+from .upstream import Endpoint, OnInterim, UpstreamBody
 from .worker import Worker
 
 __all__ = ["UpstreamRequest"]
@@ -30,6 +30,7 @@ class UpstreamRequest:
         "_body",
         "_identity",
         "_nursery",
+        "_on_interim",
         "_request",
         "_scope",
         "_target",
@@ -51,11 +52,13 @@ class UpstreamRequest:
         request: Request | None,
         body: bytes | None,
         nursery: trio.Nursery,
+        on_interim: OnInterim,
         *,
         identity: bool,
     ) -> None:
         """`request`: as interceptors have left it, if there are any. `body`: as for
         `request_headers`. `nursery`: of the task that sends a body. `identity`: ask for an unencoded response.
+        `on_interim`: gets informational responses.
         """
         self._worker = worker
         self.route = route
@@ -64,6 +67,7 @@ class UpstreamRequest:
         self._request = request
         self._body = body
         self._nursery = nursery
+        self._on_interim = on_interim
         self._identity = identity
         self.endpoint: Endpoint | None = None
         """The one that was asked last; None when none was."""
@@ -147,6 +151,7 @@ class UpstreamRequest:
             extensions={
                 "target": route.target(target),
                 "nursery": self._nursery,
+                "interim": self._on_interim,
                 # A reconnection has attempts of its own, with time between them.
                 "retry": route.retry if last_event_id is None else None,
                 # On MCP's old transport the target that the client asked for is the session.

@@ -6,6 +6,7 @@ from .endpoints import Endpoint, Endpoints, EndpointState
 from .resolver import Resolver
 from .response import UpstreamBody
 from .retry import RetryPolicy
+from .roundtrip import OnInterim
 from .transport import UpstreamTransport
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Endpoint",
     "EndpointState",
     "Endpoints",
+    "OnInterim",
     "PoolState",
     "Resolver",
     "RetryPolicy",

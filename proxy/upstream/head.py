@@ -100,7 +100,7 @@ class BodyEncoder:
 
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
-    """The head of a final response (status 200 and above)."""
+    """The head of a response."""
 
     version: bytes
     """`1.0` or `1.1`."""
@@ -119,13 +119,15 @@ class ResponseHead:
 
 
 class HeadReader:
-    """Reads one response head from bytes as they come. Informational responses are skipped."""
+    """Reads one response head from bytes as they come, after any informational ones, which it keeps apart."""
 
-    __slots__ = ("_data", "_informational")
+    __slots__ = ("_data", "_informational", "interim")
 
     def __init__(self) -> None:
         self._data = b""
         self._informational = 0
+        self.interim: list[ResponseHead] = []
+        """Informational responses that have come, in their order; the caller empties it."""
 
     def receive(self, data: bytes) -> ResponseHead | None:
         """Take in what has arrived; the head when it is whole. Raises `ProtocolFailure`, which quotes nothing of the head."""
@@ -150,6 +152,7 @@ class HeadReader:
             self._informational += 1
             if self._informational > _MAX_INFORMATIONAL:
                 raise ProtocolFailure(f"more than {_MAX_INFORMATIONAL} informational responses")
+            self.interim.append(head)
             data = data[end:]
             seen = 0
 

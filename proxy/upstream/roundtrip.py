@@ -6,7 +6,7 @@ connection to an `UpstreamBody`, or raises.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 import httpx
 import trio
@@ -20,6 +20,8 @@ from .head import BadRequest, BodyEncoder, HeadReader, ResponseHead
 from .response import UpstreamBody
 
 __all__ = ["RoundTrip", "Upload"]
+
+OnInterim = Callable[[httpx.Request, int, Sequence[tuple[bytes, bytes]]], Awaitable[None]]
 
 _CLOSE_S = 1.0
 
@@ -150,22 +152,33 @@ class RoundTrip:
     async def _read_head(self) -> ResponseHead:
         connection = self._connection
         reader = HeadReader()
+        on_interim: OnInterim | None = self._request.extensions.get("interim")
         while True:
             await connection.wait_readable()
             with self._pools.http_response.acquire() as lease:
-                try:
-                    count = connection.receive_into(lease.buffer, 0)
-                except Truncated:  # the same on TLS, but for the goodbye
-                    count = 0
-                if count == 0:
-                    raise ReadFailed(f"{connection.origin}: closed the connection without a response")
-                if count is not None:
-                    try:
-                        head = reader.receive(bytes(lease.buffer[:count]))
-                    except ProtocolFailure as error:
-                        raise ProtocolFailure(f"{connection.origin}: {error}") from None
-                    if head is not None:
-                        return head
+                head = self._receive(reader, lease.buffer)
+            if reader.interim:
+                interim, reader.interim = reader.interim, []
+                if on_interim is not None:
+                    for each in interim:
+                        await on_interim(self._request, each.status, each.headers)
+            if head is not None:
+                return head
+
+    def _receive(self, reader: HeadReader, buffer: bytearray) -> ResponseHead | None:
+        connection = self._connection
+        try:
+            count = connection.receive_into(buffer, 0)
+        except Truncated:  # the same on TLS, but for the goodbye
+            count = 0
+        if count == 0:
+            raise ReadFailed(f"{connection.origin}: closed the connection without a response")
+        if count is None:
+            return None
+        try:
+            return reader.receive(bytes(buffer[:count]))
+        except ProtocolFailure as error:
+            raise ProtocolFailure(f"{connection.origin}: {error}") from None
 
 
 def _framing_of(method: str, head: ResponseHead) -> Framing:

@@ -7,6 +7,8 @@ writes and reads heads; the body is framed by `body`, in the caller's buffer. Re
 - `timeout`: httpx's dict; `connect` (one deadline for a free connection, name resolution, TCP, TLS, and a second connection where
   the first was dead), `write` (each wait), `read` (until the head
   has come, counted from the end of the request; between body bytes when the response is read through httpx);
+- `interim`: an async function that is awaited for each informational response (1xx, but 101) as it comes, with the request, its
+  status and its headers; without it they are skipped;
 - `nursery`: a Trio nursery that may go on sending the request body after the head of the response has come. Without one, an
   answer that comes early ends the upload.
 

@@ -16,6 +16,8 @@ import socket
 from contextlib import suppress
 from typing import Any
 
+import h2.exceptions
+import h11
 import trio
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
@@ -136,6 +138,18 @@ class ClientConnection:
                 return
             self._server.probes = True
         send_probes(self.sock)
+
+    async def send_interim(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Send an informational response, before the head. One that the server refuses to write is left out."""
+        protocol: Any = self._protocol
+        try:
+            if self.http2:
+                protocol.connection.send_headers(self._stream.stream_id, [(b":status", b"%d" % status), *headers])
+                await protocol._flush()
+            else:
+                await protocol._send_h11_event(h11.InformationalResponse(status_code=status, headers=headers))
+        except (AttributeError, h11.LocalProtocolError, h2.exceptions.ProtocolError):
+            return
 
     def hold_head(self, hold: bool) -> None:
         """Whether what is sent next is kept, to leave with what comes behind it; without effect under HTTP/2."""
