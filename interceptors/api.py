@@ -230,6 +230,25 @@ class Interceptor:
     wants_json: bool = False
     """Whether `open_stream` is also for `application/json` responses, whose whole body then comes as one event."""
 
+    wants_dialect: bool = False
+    """Whether what this interceptor can see depends on the route's `dialect`. The configuration check then warns of a route that
+    does not set one."""
+
+    sets_state: tuple[str, ...] | None = None
+    """The keys of `request.state` that `on_request` sets. None: not declared. The configuration check compares it with what the
+    interceptors after it need."""
+
+    needs_state: tuple[str, ...] = ()
+    """The keys of `request.state` without which `on_request` fails: an earlier interceptor of the route must set them. An
+    attribute of the class or, set in `__init__`, of the object, as all of these."""
+
+    uses_state: tuple[str, ...] = ()
+    """The keys of `request.state` that `on_request` uses if an earlier interceptor has set them."""
+
+    sets_headers: tuple[str, ...] = ()
+    """The request headers that `on_request` sets for the upstream. A rule of the upstream's `headers` for one of them is an error:
+    it would win."""
+
     hook_timeout_s: float | None = 30.0
     """Seconds that each call of an async hook may take; None: any time. Longer is a failure of the hook."""
 

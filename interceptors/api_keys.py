@@ -24,6 +24,8 @@ from hashlib import sha256
 
 from interceptors import Interceptor, OnError, Request, Response
 
+from .errors import refuse_options
+
 __all__ = ["ApiKeys", "ApiKeysOptions", "hash_key"]
 
 _HASH = re.compile(r"sha256:([0-9a-fA-F]{64})")
@@ -40,7 +42,6 @@ _NOT_FORWARDED = frozenset(
 )
 # RFC 6750, section 2.1. A scheme's name may have any case: RFC 9110, section 11.1.
 _BEARER = re.compile(rb"bearer +([^ ]+) *", re.IGNORECASE)
-_HOW_TO = 'python -c "from interceptors.api_keys import hash_key; print(hash_key(input()))"'
 
 
 def hash_key(key: str) -> str:
@@ -75,20 +76,24 @@ class ApiKeys(Interceptor):
     """
 
     on_error: OnError = "abort"  # fail closed: a request that could not be checked goes nowhere
+    sets_state = ("client_key",)
 
     def __init__(self, options: ApiKeysOptions) -> None:
-        self._clients = _clients_by_hash(options.keys)
+        mistakes: list[str] = []
+        self._clients = _clients_by_hash(options.keys, mistakes)
         if options.upstream is not None and not _HEADER_VALUE.fullmatch(options.upstream):
-            raise ValueError(
+            mistakes.append(
                 "upstream: expected a header's value, in ASCII and without a space at its end (is a variable empty?)"
             )
         for option, name in (("upstream_header", options.upstream_header), ("header", options.header)):
             if name is not None and not _HEADER_NAME.fullmatch(name):
-                raise ValueError(f"{option}: expected a header's name, and nothing of its value")
+                mistakes.append(f"{option}: expected a header's name, and nothing of its value")
         if options.upstream_header.lower() in _NOT_FORWARDED:
-            raise ValueError(f"upstream_header: {options.upstream_header!r} is the connection's and does not go upstream")
+            mistakes.append(f"upstream_header: {options.upstream_header!r} is the connection's and does not go upstream")
+        refuse_options(mistakes)
         self._upstream = options.upstream
         self._upstream_header = options.upstream_header.lower()
+        self.sets_headers = () if options.upstream is None else (self._upstream_header,)
         header = None if options.header is None else options.header.lower()
         # A client that has to send another header must not be asked for a bearer token: clients of MCP would begin to fetch one.
         self._is_bearer = header in (None, "authorization")
@@ -103,10 +108,12 @@ class ApiKeys(Interceptor):
     async def on_request(self, request: Request) -> Response | None:
         """401, or the request with the credentials swapped and `state["client_key"]` set.
 
-        A CORS preflight passes without a key, and without the upstream's credential.
+        A CORS preflight passes without a key and without any credential, the upstream's or the client's.
         """
         if request.is_preflight:
             self._remove_keys(request)
+            for name in self.sets_headers:
+                request.headers.pop(name, None)
             return None
         presented = set(self._presented(request))
         if not presented:
@@ -155,23 +162,27 @@ class ApiKeys(Interceptor):
         return found
 
 
-def _clients_by_hash(keys: dict[str, str | list[str]]) -> tuple[tuple[bytes, str], ...]:
-    """Each hash with its client's name. Raises `ValueError` that begins with the path of the mistake."""
+def _clients_by_hash(keys: dict[str, str | list[str]], mistakes: list[str]) -> tuple[tuple[bytes, str], ...]:
+    """Each hash with its client's name. Mistakes, which begin with their path, are added to `mistakes`."""
     if not keys:
-        raise ValueError("keys: there are none, so nobody could come in")
+        mistakes.append("keys: there are none, so nobody could come in")
     clients: dict[bytes, str] = {}
     for client, hashes in keys.items():
         if not client:
-            raise ValueError("keys: a client's name is empty")
+            mistakes.append("keys: a client's name is empty")
         if not hashes:
-            raise ValueError(f"keys.{client}: there is no hash; to shut a client out, remove its name")
+            mistakes.append(f"keys.{client}: there is no hash; to shut a client out, remove its name")
+            continue
         for index, text in enumerate([hashes] if isinstance(hashes, str) else hashes):
             path = f"keys.{client}" if isinstance(hashes, str) else f"keys.{client}[{index}]"
             match = _HASH.fullmatch(text)
             if match is None:
-                raise ValueError(f'{path}: expected "sha256:" and 64 hexadecimal digits; to make it of a key: {_HOW_TO}')
+                mistakes.append(
+                    f'{path}: expected "sha256:" and 64 hexadecimal digits; `weirpool new-key` makes a key and its hash'
+                )
+                continue
             digest = bytes.fromhex(match[1])
             if digest in clients:
-                raise ValueError(f"{path}: duplicate key: already assigned to {clients[digest]!r}")
-            clients[digest] = client
+                mistakes.append(f"{path}: duplicate key: already assigned to {clients[digest]!r}")
+            clients.setdefault(digest, client)
     return tuple(clients.items())

@@ -22,7 +22,6 @@ from interceptors import (
     EventResult,
     Headers,
     Interceptor,
-    LoadError,
     Outcome,
     Request,
     ResponseHead,
@@ -30,6 +29,7 @@ from interceptors import (
     StreamInterceptor,
 )
 
+from .errors import refuse_options
 from .jsonl import LineWriter, RotatingFile, encode_line
 
 __all__ = ["CREDENTIALS", "Audit", "AuditOptions"]
@@ -77,13 +77,18 @@ class Audit(Interceptor):
     """Writes down what passes it. It never changes anything, and what fails in it stops nothing."""
 
     on_error = "skip"
+    sets_state = ()
     wants_json = True  # to hear how such an exchange ends; the body itself passes unseen
 
     def __init__(self, options: AuditOptions) -> None:
-        """Raises `LoadError` for a header that holds credentials."""
-        for index, name in enumerate(options.headers):
-            if name.lower() in CREDENTIALS:
-                raise LoadError(f"{name!r} holds credentials, which are never written down", f"headers[{index}]")
+        """Raises `ValueError` for a header that holds credentials."""
+        refuse_options(
+            [
+                f"headers[{index}]: {name!r} holds credentials, which are never written down"
+                for index, name in enumerate(options.headers)
+                if name.lower() in CREDENTIALS
+            ]
+        )
         self.options = options
         self.wants_body = options.body
         self._headers = tuple(name.lower() for name in options.headers)

@@ -26,6 +26,7 @@ __all__ = ["check_interceptor", "check_settings", "check_stream"]
 _BASES = (Interceptor, StreamInterceptor, AsyncStreamInterceptor, MessageInterceptor, MessageStream, McpInterceptor)
 _OURS = __name__.partition(".")[0]
 _COMMON_WORDS = {"finish", "model", "strict"}  # an author may well use these for something else
+_NAMES = {"sets_state", "needs_state", "uses_state", "sets_headers"}
 _LIKENESS = 0.85
 _checked: WeakSet[type] = WeakSet()
 
@@ -161,6 +162,11 @@ def _wrong_value(cls: type, name: str, value: Any) -> Iterator[str]:
             finder_of(value)
         except TypeError as error:
             yield f"{cls.__qualname__}: {error}"
+    elif name in _NAMES:
+        if value is None and getattr(_base_of(cls), name) is None:
+            return
+        if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
+            yield f'{where}, expected a tuple of strings, such as ("client_key",)'
     elif isinstance(getattr(_base_of(cls), name), bool) and not isinstance(value, bool):
         yield f"{where}, expected True or False"
 

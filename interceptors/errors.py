@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "Abort",
     "EventTooLarge",
@@ -33,12 +35,32 @@ class NotJson(InterceptorError, ValueError):
 class LoadError(InterceptorError):
     """An interceptor cannot be loaded: not found, not a class of ours, an unknown hook, or options that do not fit.
 
-    `option` is the path below `options` that is wrong, or "" when it is the interceptor itself.
+    `option` is the path below `options` that is wrong, or "" when it is the interceptor itself. `hint` is what to write instead, if
+    that is known. Where several options are wrong, the first is this error, and `errors` has all.
     """
 
-    def __init__(self, message: str, option: str = "") -> None:
-        super().__init__(message)
+    def __init__(self, message: str, option: str = "", hint: str = "", others: Sequence[LoadError] = ()) -> None:
+        super().__init__(f"{message}: {hint}" if hint else message)
+        self.problem = message
         self.option = option
+        self.hint = hint
+        self._others = tuple(others)
+
+    @property
+    def errors(self) -> tuple[LoadError, ...]:
+        """Every mistake, this one first."""
+        return (self, *self._others)
+
+
+def refuse_options(mistakes: Sequence[str]) -> None:
+    """For `__init__`: raise what is wrong with options, each text with its path before it; nothing for none.
+
+    Raises `ValueError`, or an `ExceptionGroup` of several.
+    """
+    if len(mistakes) == 1:
+        raise ValueError(mistakes[0])
+    if mistakes:
+        raise ExceptionGroup("wrong options", [ValueError(text) for text in mistakes])
 
 
 class Abort(Exception):  # an author raises it; it is no failure of a hook

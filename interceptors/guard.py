@@ -24,6 +24,7 @@ import regex
 from .api import EventResult, StreamContext, StreamInterceptor
 from .bounded import Around, Budget, Pattern
 from .dialects import Block, MessageInterceptor, MessageStream, TextDelta, TextEnd, ToolCall, ToolCallDelta, Unread
+from .errors import refuse_options
 from .event import Event
 from .unescape import unescape
 
@@ -45,10 +46,11 @@ class Guard(MessageInterceptor):
         kinds: list[Literal["text", "thinking", "refusal", "tool_call"]] | None = None,
         window: int = 1000,
     ) -> None:
+        mistakes = []
         if not patterns:
-            raise ValueError("patterns: there are none, so nothing would be stopped")
+            mistakes.append("patterns: there are none, so nothing would be stopped")
         if window < 1:
-            raise ValueError("window: expected a number of characters, at least 1")
+            mistakes.append("window: expected a number of characters, at least 1")
         self.budget = Budget()
         self.patterns: list[tuple[Pattern, bool]] = []
         for index, pattern in enumerate(patterns):
@@ -57,10 +59,12 @@ class Guard(MessageInterceptor):
                 compiled = re.compile(pattern)
                 bounded = Pattern(compiled, name, self.budget)
             except (ValueError, re.error, regex.error) as error:
-                raise ValueError(f"{name}: {error}") from None
+                mistakes.append(f"{name}: {error}")
+                continue
             if compiled.search(""):
-                raise ValueError(f"{name}: the pattern matches the empty string, so it would stop every answer")
+                mistakes.append(f"{name}: the pattern matches the empty string, so it would stop every answer")
             self.patterns.append((bounded, bool(_LOOKS_AHEAD.search(pattern))))
+        refuse_options(mistakes)
         self._looks_around = any(pattern.looks_around is Around.ANYTHING for pattern, _ in self.patterns)
         self._sees_boundaries = any(pattern.looks_around is Around.BOUNDARIES for pattern, _ in self.patterns)
         self.reason = reason

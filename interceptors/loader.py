@@ -10,19 +10,22 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from hashlib import sha256
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any, Union, get_type_hints
 
 import msgspec
+from msgspec import UNSET, UnsetType
+from msgspec.inspect import AnyType, type_info
 
 from .api import Interceptor
 from .checks import check_interceptor, check_settings
 from .errors import LoadError
+from .values import Checker, Mistake
 
 __all__ = ["ENTRY_POINT_GROUP", "load_interceptor"]
 
@@ -34,24 +37,54 @@ _OPTION_PATH = re.compile(r"(?P<path>(?P<option>\w+)(?:\.[\w-]+|\[\d+\])*): ")
 def load_interceptor(use: str, options: Mapping[str, Any]) -> Interceptor:
     """Import the class that `use` names, check it, and make it with `options`. Raises `LoadError`; may import and so block.
 
-    An exception of `__init__` whose message begins with an option's path and a colon is shown at that path.
+    An exception of `__init__` whose message begins with an option's path and a colon is shown at that path. An `ExceptionGroup` of
+    them shows each. The error has every mistake (`LoadError.errors`).
     """
     cls = _find_class(use)
     if not (isinstance(cls, type) and issubclass(cls, Interceptor)):
         raise LoadError(f"{use!r} is not a subclass of interceptors.Interceptor")
-    check_interceptor(cls)
+    mistakes: list[LoadError] = []
     try:
-        arguments = _check_options(cls, options)
-        made = cls(**arguments)
-        check_settings(made)
-        return made
-    except LoadError:
-        raise
-    except Exception as error:
+        check_interceptor(cls)
+    except LoadError as error:
+        mistakes += error.errors
+    arguments, wrong = _check_options(cls, options)
+    mistakes += [LoadError(item.message, item.path, item.hint) for item in wrong]
+    if arguments is not None:
+        try:
+            made = cls(**arguments)
+            check_settings(made)
+        except Exception as error:
+            if not mistakes and isinstance(error, LoadError):
+                raise
+            known = {item.option for item in mistakes}
+            found = list(_from_init(use, error, _option_names(cls)))
+            # Beside mistakes, only what is clearly about another option: the object was made of what was left.
+            mistakes += [item for item in found if item.option not in known and (item.option or not known)]
+            raise _joined(mistakes) from error
+        if not mistakes:
+            return made
+    raise _joined(mistakes)
+
+
+def _joined(mistakes: Sequence[LoadError]) -> LoadError:
+    first, *others = mistakes
+    return LoadError(first.problem, first.option, first.hint, others)
+
+
+def _from_init(use: str, error: Exception, names: Collection[str]) -> Iterator[LoadError]:
+    """What `__init__` has found wrong. `names`: the options that there are."""
+    if isinstance(error, ExceptionGroup):
+        for item in error.exceptions:
+            yield from _from_init(use, item, names)
+    elif isinstance(error, LoadError):
+        yield from error.errors
+    else:
         path = _OPTION_PATH.match(str(error))
-        if path is not None and path["option"] in _option_names(cls):
-            raise LoadError(str(error)[path.end() :], path["path"]) from error
-        raise LoadError(f"{use!r} refused its options: {error}") from error
+        if path is not None and path["option"] in names:
+            yield LoadError(str(error)[path.end() :], path["path"])
+        else:
+            yield LoadError(f"{use!r} refused its options: {error}")
 
 
 def _find_class(use: str) -> Any:
@@ -102,59 +135,61 @@ def _import_file(name: str) -> ModuleType:
     return module
 
 
-def _check_options(cls: type[Interceptor], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Check options against the annotations of `__init__`, or of the class that its only parameter `options` names."""
-    signature = inspect.signature(cls.__init__) if cls.__init__ is not object.__init__ else inspect.Signature()
-    parameters = {name: item for name, item in signature.parameters.items() if name != "self"}
-    if list(parameters) == ["options"] and _is_options_class(hints := get_type_hints(cls.__init__)["options"]):
-        return {"options": _convert_options(options, hints)}
-    takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
+def _check_options(cls: type[Interceptor], options: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[Mistake]]:
+    """The arguments for `__init__`, by its annotations, or the class that its only parameter `options` names; and all mistakes.
+
+    Beside mistakes, the arguments are those that are right, so that `__init__` can find more; None where it cannot be called.
+    """
+    parameters = _parameters_of(cls)
     hints = get_type_hints(cls.__init__) if parameters else {}
-    for name in options:
-        if name not in parameters and not takes_any:
-            known = ", ".join(parameters) or "none"
-            raise LoadError(f"{cls.__qualname__} has no option {name!r}; its options are: {known}", name)
-    arguments: dict[str, Any] = {}
-    for name, item in parameters.items():
-        if item.kind in (item.VAR_KEYWORD, item.VAR_POSITIONAL):
-            continue
-        if name not in options:
-            if item.default is item.empty:
-                raise LoadError(f"{cls.__qualname__} needs the option {name!r}", name)
-            continue
-        try:
-            arguments[name] = msgspec.convert(options[name], hints.get(name, Any))
-        except msgspec.ValidationError as error:
-            raise LoadError(str(error), name) from None
+    checker = Checker("option")
+    if list(parameters) == ["options"] and _is_options_class(hints["options"]):
+        made = _convert(checker, options, hints["options"])
+        return None if made is None else {"options": made}, checker.mistakes
+    named = {name: item for name, item in parameters.items() if item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)}
+    takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
+    given = {name: value for name, value in options.items() if name in named or not takes_any}
+    fields: list[Any] = []
+    for name, item in named.items():
+        hint = hints.get(name, Any)
+        fields.append((name, hint) if item.default is item.empty else (name, Union[hint, UnsetType], UNSET))  # noqa: UP007
+    made = _convert(checker, given, msgspec.defstruct("Options", fields, kw_only=True))
+    if made is None:
+        return None, checker.mistakes
+    arguments = {name: value for name in named if (value := getattr(made, name)) is not UNSET}
     if takes_any:
-        arguments |= {name: value for name, value in options.items() if name not in arguments}
-    return arguments
+        arguments |= {name: value for name, value in options.items() if name not in named}
+    return arguments, checker.mistakes
+
+
+def _convert(checker: Checker, options: Mapping[str, Any], cls: type) -> Any:
+    """Make a record from the configuration, of what is right in it; None when that is not enough. Mistakes are in `checker`."""
+    try:
+        kind = type_info(cls)
+    except (TypeError, NameError):  # an annotation that msgspec cannot take apart
+        kind = AnyType()
+    values = checker.check(kind, dict(options))
+    try:
+        return msgspec.convert(values, cls)
+    except msgspec.ValidationError as error:  # a type that only msgspec knows
+        if not checker.mistakes:
+            problem, _, path = str(error).partition(" - at `$")
+            checker.wrong(path.rstrip("`").removeprefix("."), problem)
+    return None
+
+
+def _parameters_of(cls: type[Interceptor]) -> Mapping[str, inspect.Parameter]:
+    signature = inspect.signature(cls.__init__) if cls.__init__ is not object.__init__ else inspect.Signature()
+    return {name: item for name, item in signature.parameters.items() if name != "self"}
 
 
 def _option_names(cls: type[Interceptor]) -> Collection[str]:
     """The options that `__init__` takes: its parameters, or the fields of the class that its only one names."""
-    names = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+    names = list(_parameters_of(cls))
     if names == ["options"] and _is_options_class(hint := get_type_hints(cls.__init__)["options"]):
-        return _field_names(hint)
+        return [item.name for item in (fields(hint) if is_dataclass(hint) else msgspec.structs.fields(hint))]
     return names
-
-
-def _field_names(cls: Any) -> list[str]:
-    return [item.name for item in (fields(cls) if is_dataclass(cls) else msgspec.structs.fields(cls))]
 
 
 def _is_options_class(hint: Any) -> bool:
     return isinstance(hint, type) and (is_dataclass(hint) or issubclass(hint, msgspec.Struct))
-
-
-def _convert_options(options: Mapping[str, Any], cls: type) -> Any:
-    """Make an options class from the configuration. Raises `LoadError` with the path of the mistake, also for unknown names."""
-    known = _field_names(cls)
-    for name in options:
-        if name not in known:
-            raise LoadError(f"there is no option {name!r}; the options are: {', '.join(known) or 'none'}", name)
-    try:
-        return msgspec.convert(dict(options), cls)
-    except msgspec.ValidationError as error:
-        problem, _, path = str(error).partition(" - at `$")
-        raise LoadError(problem, path.rstrip("`").removeprefix(".")) from None

@@ -24,7 +24,7 @@ from .api import EventResult, OnError, Outcome, StreamContext, StreamInterceptor
 from .dialects.mcp import INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND, McpError, McpMessage
 from .dialects.mcp_headers import has_mirrors
 from .dialects.mcp_hooks import McpInterceptor, on_mcp_notification, on_mcp_request
-from .errors import Abort, NotJson
+from .errors import Abort, NotJson, refuse_options
 from .event import BodyEvent, Event
 from .mcp_lists import VisibleLists
 from .message import Response, ResponseHead
@@ -81,15 +81,21 @@ class McpPolicy(McpInterceptor):
 
     on_error: OnError = "abort"  # fail closed: what could not be checked goes nowhere
     strict = True
+    sets_state = ()
 
     def __init__(self, options: McpPolicyOptions) -> None:
         rules = {name: getattr(options, name) for name in ("methods", "tools", "resources", "prompts")}
         if all(rule.allow is None and not rule.deny for rule in rules.values()):
             raise ValueError("there is no rule, so everything would be allowed")
-        for name, rule in rules.items():
-            for part, globs in (("allow", rule.allow or []), ("deny", rule.deny)):
-                if "" in globs:
-                    raise ValueError(f"{name}.{part}[{globs.index('')}]: the glob is empty and would match nothing")
+        refuse_options(
+            [
+                f"{name}.{part}[{index}]: the glob is empty and would match nothing"
+                for name, rule in rules.items()
+                for part, globs in (("allow", rule.allow or []), ("deny", rule.deny))
+                for index, glob in enumerate(globs)
+                if not glob
+            ]
+        )
         self._methods = _Matcher(rules["methods"], always=_ALWAYS)
         self._tools = _Matcher(rules["tools"])
         self._prompts = _Matcher(rules["prompts"])

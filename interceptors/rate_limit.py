@@ -24,6 +24,8 @@ import trio
 
 from interceptors import Interceptor, OnError, Request, Response
 
+from .errors import refuse_options
+
 __all__ = ["BucketStore", "MemoryStore", "RateLimit"]
 
 
@@ -101,6 +103,8 @@ class RateLimit(Interceptor):
 
     on_error: OnError = "abort"  # a request that could not be counted goes nowhere
 
+    sets_state = ()
+
     store: BucketStore
     """The buckets; there from when `lifespan` is entered."""
 
@@ -111,12 +115,16 @@ class RateLimit(Interceptor):
         by: Literal["auto", "client_key", "address"] = "auto",
         max_clients: int = 10_000,
     ) -> None:
+        mistakes = []
         if not 0.001 <= requests_per_minute <= 1_000_000:  # nor is NaN
-            raise ValueError("requests_per_minute: expected a number from 0.001 to 1000000")
+            mistakes.append("requests_per_minute: expected a number from 0.001 to 1000000")
         if burst is not None and not 1 <= burst <= 1_000_000:
-            raise ValueError("burst: expected a whole number from 1 to 1000000")
+            mistakes.append("burst: expected a whole number from 1 to 1000000")
         if not 1 <= max_clients <= 1_000_000:
-            raise ValueError("max_clients: expected a whole number from 1 to 1000000")
+            mistakes.append("max_clients: expected a whole number from 1 to 1000000")
+        refuse_options(mistakes)
+        self.needs_state = ("client_key",) if by == "client_key" else ()
+        self.uses_state = ("client_key",) if by == "auto" else ()
         self._rate_per_s = requests_per_minute / 60
         self._burst = math.ceil(requests_per_minute / 6) if burst is None else burst
         self._by = by

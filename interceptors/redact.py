@@ -31,7 +31,7 @@ from pools import decode_json
 from .api import EventResult, StreamContext, StreamInterceptor
 from .bounded import Around, Budget, Found
 from .dialects import Block, MessageInterceptor, MessageStream, TextDelta, TextEnd, ToolCall
-from .errors import Abort, NotJson
+from .errors import Abort, NotJson, refuse_options
 from .event import Event
 from .logprobs import drop_other_tokens, may_have_tokens
 from .substitute import Flow, ReachesBack, Substitution
@@ -52,10 +52,11 @@ class Redact(MessageInterceptor):
     """
 
     def __init__(self, patterns: list[str], replacement: str = "[redacted]", window: int = 1000) -> None:
+        mistakes = []
         if not patterns:
-            raise ValueError("patterns is empty, so nothing would be redacted")
+            mistakes.append("patterns: there are none, so nothing would be redacted")
         if window < 1:
-            raise ValueError("window: expected a number of characters, at least 1")
+            mistakes.append("window: expected a number of characters, at least 1")
         self.budget = Budget()
         self._substitutions: list[Substitution] = []
         for index, pattern in enumerate(patterns):
@@ -63,7 +64,8 @@ class Redact(MessageInterceptor):
             try:
                 self._substitutions.append(Substitution(pattern, replacement, name, self.budget))
             except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
+                mistakes.append(f"{name}: {error}")
+        refuse_options(mistakes)
         self._window = window
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor | None:

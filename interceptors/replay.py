@@ -52,6 +52,8 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True):
 class Replay(Interceptor):
     """Answers with its tape; the upstream sees nothing, and interceptors behind it neither."""
 
+    sets_state = ()
+
     def __init__(self, options: ReplayOptions) -> None:
         self._path = options.path
         self._speed = {"real": 1.0, "instant": inf}[options.speed] if isinstance(options.speed, str) else options.speed

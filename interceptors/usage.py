@@ -26,7 +26,7 @@ from .dialects.answers import is_call, is_chat, readers_for
 from .dialects.parts import Tokens
 from .dialects.tokens import COUNTS as KINDS
 from .dialects.tokens import merge_counts
-from .errors import NotJson
+from .errors import NotJson, refuse_options
 from .event import Event
 from .message import Request, Response, ResponseHead
 
@@ -76,11 +76,11 @@ class Usage(MessageInterceptor):
     """
 
     on_error = "skip"
+    sets_state = ()
 
     def __init__(self, ask: bool = False, max_models: int = 100, max_clients: int = 1000) -> None:
-        for option, value in (("max_models", max_models), ("max_clients", max_clients)):
-            if value < 1:
-                raise ValueError(f"{option}: expected 1 or more")
+        counts = {"max_models": max_models, "max_clients": max_clients}
+        refuse_options([f"{option}: expected 1 or more" for option, value in counts.items() if value < 1])
         self.wants_body = ask
         self._models = _Labels(max_models)
         self._clients = _Labels(max_clients)

@@ -1,4 +1,4 @@
-"""The `weirpool` command: serve, check, new-interceptor, demo, bench.
+"""The `weirpool` command: serve, check, new-interceptor, new-key, demo, bench.
 
 Exit status: 0, 1 (failed while running), 2 (wrong usage or configuration), 3 (could not begin to serve; the log says why).
 """
@@ -6,6 +6,7 @@ Exit status: 0, 1 (failed while running), 2 (wrong usage or configuration), 3 (c
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -15,13 +16,13 @@ import structlog
 
 from .admin import bind_admin
 from .bench.run import run_bench
-from .config import Config, load_config, single_upstream
+from .config import check_config, log_warnings, single_upstream
 from .demo import run_demo
-from .errors import ConfigError, StartError
+from .errors import ConfigError, Problem, StartError
+from .keys import new_key
 from .listen import Tls, bind_sockets
 from .logs import configure_logging, release_stderr, take_over_stderr
 from .reload import check_reload
-from .routes import load_interceptors
 from .scaffold import new_interceptor
 from .serve import START_FAILED, Serving, hold_reloads, run_server
 from .siblings import open_mailboxes
@@ -40,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return START_FAILED
     except ConfigError as error:
         release_stderr()
-        for line in error.errors:
-            print(f"weirpool: {line}", file=sys.stderr)
+        for problem in error.problems:
+            print(problem.located if problem.file is not None else f"weirpool: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -67,13 +68,19 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--workers", metavar="N", type=_count, default=1, help="processes (default 1)")
     serve.set_defaults(run=_serve)
 
-    check = commands.add_parser("check", help="check a configuration: exit status 0, or the errors with their paths")
+    check = commands.add_parser("check", help="check a configuration: exit status 0, or 2 with every mistake and its place")
     check.add_argument("file", metavar="FILE")
+    check.add_argument("--strict", action="store_true", help="warnings fail, too")
+    check.add_argument("--json", action="store_true", help="the result as JSON, on standard output")
     check.set_defaults(run=_check)
 
     new = commands.add_parser("new-interceptor", help="write a small interceptor and its test, to begin with")
     new.add_argument("name", metavar="NAME", help="as in redact-keys")
     new.set_defaults(run=_new_interceptor)
+
+    key = commands.add_parser("new-key", help="make a client's key for api_keys, and the line for the configuration")
+    key.add_argument("name", metavar="NAME", help="the client's name")
+    key.set_defaults(run=_new_key)
 
     demo = commands.add_parser("demo", help="an embedded upstream, the proxy, and a stream to watch")
     demo.add_argument("--port", type=int, default=8000, help="the proxy's port; 0: any free one (default 8000)")
@@ -90,10 +97,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(arguments: argparse.Namespace) -> int:
     hold_reloads()
-    config = single_upstream(arguments.upstream) if arguments.upstream else load_config(arguments.config)
+    warnings: Sequence[Problem] = ()
+    if arguments.upstream:
+        config = single_upstream(arguments.upstream)
+    else:
+        # With its interceptors, so that a mistake ends the command, and not each worker in turn.
+        checked = check_config(arguments.config)
+        config, warnings = checked.require(), checked.warnings
     configure_logging(config.log.format, config.log.level)
     take_over_stderr()
-    load_interceptors(config)  # so that a mistake ends the command, and not each worker in turn
+    log_warnings(warnings)
     if (arguments.certfile is None) != (arguments.keyfile is None):
         raise ConfigError("--certfile and --keyfile go together")
     tls = None
@@ -120,10 +133,38 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    config: Config = load_config(arguments.file)
-    load_interceptors(config)
-    routes = len(config.reverse_proxy.routes)
-    print(f"{arguments.file}: ok ({routes} route{'s' if routes != 1 else ''})")
+    checked = check_config(arguments.file)
+    failed = bool(checked.errors) or (arguments.strict and bool(checked.warnings))
+    if arguments.json:
+        fields = ("path", "line", "column", "value", "message", "hint", "severity")
+        problems = [{name: getattr(problem, name) for name in fields} for problem in checked.problems]
+        print(json.dumps({"file": arguments.file, "ok": not failed, "problems": problems}, indent=2))
+        return 2 if failed else 0
+    for problem in checked.problems:
+        print(problem.located, file=sys.stderr)
+    counts = [
+        _counted(len(found), noun) for found, noun in ((checked.errors, "error"), (checked.warnings, "warning")) if found
+    ]
+    if failed:
+        print(f"{arguments.file}: {', '.join(counts)}", file=sys.stderr)
+        return 2
+    routes = _counted(len(checked.require().reverse_proxy.routes), "route")
+    print(f"{arguments.file}: ok ({', '.join([routes, *counts])})")
+    return 0
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' if count != 1 else ''}"
+
+
+def _new_key(arguments: argparse.Namespace) -> int:
+    key, line = new_key(arguments.name)
+    print(f"{key}\n{line}")
+    print(
+        "The first line is the client's key: it is not stored and cannot be shown again. "
+        "The second goes under options.keys of the interceptor api_keys.",
+        file=sys.stderr,
+    )
     return 0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,9 @@ from quart_trio import QuartTrio
 from pools import report, run_reports
 
 from .admin import add_pages, bind_admin, own_page, page_paths, serve_admin
-from .config import Config, load_config
+from .config import Config, check_config, log_warnings
 from .downstream import contain_connections, path_is_known, share_log
-from .errors import ConfigError
+from .errors import ConfigError, Problem
 from .exchange import Exchange
 from .generations import LEAVE_S
 from .hub import Hub
@@ -74,15 +74,18 @@ def create_app(config: Config | None = None) -> Weirpool:
     the configuration and on what it imports.
     """
     adopted = config is None
+    warnings: Sequence[Problem] = ()
     if config is None:
         path = os.environ.get("WEIRPOOL_CONFIG")
         if not path:
             raise ConfigError("WEIRPOOL_CONFIG is not set; it must name the configuration file")
-        config = load_config(path)
+        checked = check_config(path)
+        config, warnings = checked.require(), checked.warnings
     configure_logging(config.log.format, config.log.level)
     if adopted:
         take_over_stderr()
         share_log()
+        log_warnings(warnings)
     contain_connections()
     worker = Worker(config)
     app = Weirpool("proxy", static_folder=None)

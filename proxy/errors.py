@@ -10,6 +10,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import httpx
 
 from interceptors import HookError, InterceptorError, Outcome, StreamAborted
@@ -26,6 +29,7 @@ __all__ = [
     "OutOfResources",
     "PoolFull",
     "PoolTimedOut",
+    "Problem",
     "ProtocolFailure",
     "ProxyDefect",
     "ReadFailed",
@@ -51,12 +55,52 @@ def outcome_of(failure: Exception) -> Outcome:
     return Outcome.UPSTREAM_ERROR  # an event that is too large
 
 
-class ConfigError(Exception):
-    """The configuration is wrong. `errors` holds a line for each mistake, with its path."""
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake in the configuration, or one thing in it that is probably not meant."""
 
-    def __init__(self, *errors: str) -> None:
-        super().__init__("\n".join(errors))
-        self.errors = errors
+    path: str
+    """As in `reverse_proxy.routes[0].path`; "" where it is about the whole."""
+    message: str
+    hint: str = ""
+    """What to write instead, where that is known."""
+    severity: Literal["error", "warning"] = "error"
+    value: str | None = None
+    """The value as the file has it, references unreplaced; None where there is none, or where it may be a secret."""
+    line: int | None = None
+    column: int | None = None
+    """From 1."""
+    file: str | None = None
+
+    @property
+    def text(self) -> str:
+        """All of it but where it is."""
+        hint = f": {self.hint}" if self.hint else ""
+        value = f" (got {self.value})" if self.value is not None else ""
+        return f"{self.message}{hint}{value}"
+
+    def __str__(self) -> str:
+        """A line for a log: with the path, or the place where there is no path."""
+        if self.path:
+            return f"{self.path}: {self.text}"
+        return self.text if self.line is None else f"line {self.line}, column {self.column}: {self.text}"
+
+    @property
+    def located(self) -> str:
+        """A line for a terminal, as compilers write it, so that editors find the place."""
+        if self.file is None:
+            return str(self)
+        place = f"{self.file}:{self.line}:{self.column}" if self.line is not None else self.file
+        return f"{place}: {self.severity}: {f'{self.path}: ' if self.path else ''}{self.text}"
+
+
+class ConfigError(Exception):
+    """The configuration is wrong. `problems` has every mistake, `errors` a line for each, with its path."""
+
+    def __init__(self, *problems: str | Problem) -> None:
+        self.problems = tuple(Problem("", item) if isinstance(item, str) else item for item in problems)
+        self.errors = tuple(str(item) for item in self.problems)
+        super().__init__("\n".join(self.errors))
 
 
 class StartError(ConfigError):

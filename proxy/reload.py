@@ -13,9 +13,8 @@ import msgspec
 import structlog
 import trio
 
-from .config import Config, load_config
+from .config import Config, check_config, log_warnings
 from .errors import ConfigError
-from .routes import load_interceptors
 from .worker import Worker
 
 __all__ = ["changed_paths", "check_reload", "reload_worker"]
@@ -37,11 +36,14 @@ async def reload_worker(worker: Worker, file: str | None) -> None:
         return
     before = worker.config
     try:
-        config = await trio.to_thread.run_sync(load_config, file)
+        checked = await trio.to_thread.run_sync(check_config, file)
+        config = checked.require()
         await worker.reload(config)
     except Exception as error:
         _log_failure(error)
         return
+    if worker.siblings is None:  # else the supervisor has logged them
+        log_warnings(checked.warnings)
     changed = changed_paths(before, config)
     log.info(
         "reload",
@@ -58,11 +60,12 @@ def check_reload(file: str | None) -> Config | None:
         structlog.get_logger("proxy").warning("reload", ok=False, errors=[_NO_FILE])
         return None
     try:
-        config = load_config(file)
-        load_interceptors(config)
+        checked = check_config(file)
+        config = checked.require()
     except Exception as error:
         _log_failure(error)
         return None
+    log_warnings(checked.warnings)
     return config
 
 

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 
 import httpx
 
-from interceptors import LoadError
 from interceptors.chain import Chain
 from interceptors.dialects.mcp_sessions import SessionBook
 from interceptors.hooks import Owner
-from interceptors.loader import load_interceptor
 from interceptors.paths import fold_path, normal_path
 from pools import Pools
 
-from .config import Config, Health, Heartbeat, Limits, Reconnect, Timeouts, Upstream
+from .config import Config, Health, Heartbeat, Limits, Reconnect, Timeouts, Upstream, load_interceptors
 from .config import Route as RouteSettings
 from .errors import ConfigError, RequestRefused
 from .headers import HeaderSettings
@@ -26,7 +24,7 @@ from .sessions import Sessions
 from .upstream import Balancer, Checks, Endpoint, Endpoints, Resolver, RetryPolicy, UpstreamTransport
 from .upstream.affinity import Affinity
 
-__all__ = ["Route", "RouteTable", "load_interceptors"]
+__all__ = ["Route", "RouteTable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,21 +232,6 @@ def _balancer(upstream: Upstream, transport: UpstreamTransport, health: Health, 
 
 def _set_headers(upstream: Upstream) -> dict[bytes, bytes]:
     return {name.lower().encode(): value.encode() for name, value in upstream.headers.set.items()}
-
-
-def load_interceptors(config: Config) -> dict[str, Owner]:
-    """Load every interceptor that the configuration names. Raises `ConfigError`, with all that cannot be loaded."""
-    loaded: dict[str, Owner] = {}
-    mistakes: list[str] = []
-    for index, entry in enumerate(config.interceptors):
-        try:
-            loaded[entry.name] = Owner(entry.name, load_interceptor(entry.use, entry.options))
-        except LoadError as error:
-            where = f"interceptors[{index}]." + (f"options.{error.option}" if error.option else "use")
-            mistakes.append(f"{where}: {error}")
-    if mistakes:
-        raise ConfigError(*mistakes)
-    return loaded
 
 
 def _lowered(items: list[str] | None) -> frozenset[str] | None:

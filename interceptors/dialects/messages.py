@@ -134,6 +134,7 @@ class MessageInterceptor(Interceptor):
     """
 
     wants_json = True
+    wants_dialect = True
 
     def open_messages(self, context: StreamContext) -> MessageStream | None:
         """An object for one answer, or None to stay out of it."""

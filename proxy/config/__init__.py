@@ -1,9 +1,10 @@
-"""The configuration: YAML -> frozen typed settings (`schema`), read (`load`) and checked (`checks`).
+"""The configuration: YAML -> frozen typed settings, with every mistake at once.
 
-Every error names its path, and nothing is silently ignored.
+`schema` has the settings and their types, `source` the text and its places, `expand` the references in it, `checks` what belongs
+together, `wiring` the interceptors, and `load` calls them in order. Every mistake has a path, and nothing is silently ignored.
 """
 
-from .load import load_config, parse_config, single_upstream
+from .load import Checked, check_config, load_config, log_warnings, parse_config, single_upstream
 from .schema import (
     Admin,
     BufferPools,
@@ -24,11 +25,13 @@ from .schema import (
     Timeouts,
     Upstream,
 )
+from .wiring import load_interceptors
 
 __all__ = [
     "Admin",
     "BufferPoolSize",
     "BufferPools",
+    "Checked",
     "Config",
     "Drain",
     "HeaderRules",
@@ -44,7 +47,10 @@ __all__ = [
     "Route",
     "Timeouts",
     "Upstream",
+    "check_config",
     "load_config",
+    "load_interceptors",
+    "log_warnings",
     "parse_config",
     "single_upstream",
 ]

@@ -1,143 +1,193 @@
-"""What the schema alone cannot check: references between parts, and values with a grammar."""
+"""What the schema alone cannot check: names and references between parts, and values with a grammar."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator
+import ssl
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-import msgspec
 
-from ..errors import ConfigError
+from interceptors.paths import normal_path
+from interceptors.values import Mistake, nearest
+
 from ..http import DEFAULT_PORTS, is_target, parse_host
 from ..upstream.endpoints import place_of
 from ..upstream.origin import address_family, server_name, to_a_labels
-from .schema import Config, Heartbeat, Limits, Reconnect, Retry, Timeouts
+from .schema import Config, Heartbeat, Reconnect, Upstream
 
-__all__ = ["convert", "endpoint_problem", "mistakes_of"]
+__all__ = ["endpoint_problem", "mistakes_of", "warnings_of"]
 
-
-def convert(tree: Any, kind: type[Any], path: str) -> Any:
-    try:
-        return msgspec.convert(tree, kind)
-    except msgspec.ValidationError as error:
-        # msgspec says "message - at `$.a.b[2]`", "message - at `key` in `$.a`", or only "message" at the top.
-        message, _, where = str(error).partition(" - at ")
-        full = (path + where.removeprefix("`key` in ").strip("`").removeprefix("$")).lstrip(".")
-        raise ConfigError(f"{full}: {message}" if full else message) from None
+_OWN_PAGES = ("/metrics", "/healthz", "/readyz", "/status")
 
 
-def mistakes_of(config: Config) -> Iterator[str]:
-    """What only shows when the parts are seen together, and what a later version will support."""
+def mistakes_of(config: Config, bad: Collection[str] = ()) -> Iterator[Mistake]:
+    """What only shows when the parts are seen together. `bad`: paths where a stand-in stands for a value that is wrong."""
     proxy = config.reverse_proxy
-    upstreams: set[str] = set()
+    upstreams: dict[str, int] = {}
     for index, upstream in enumerate(proxy.upstreams):
         path = f"reverse_proxy.upstreams[{index}]"
         if upstream.name in upstreams:
-            yield f"{path}.name: another upstream is called {upstream.name!r}"
-        upstreams.add(upstream.name)
-        places: set[str] = set()
-        for number, endpoint in enumerate(upstream.endpoints):
-            problem = endpoint_problem(endpoint)
-            if problem is not None:
-                yield f"{path}.endpoints[{number}]: {problem}"
-            elif (place := place_of(httpx.URL(endpoint))) in places:
-                yield f"{path}.endpoints[{number}]: this endpoint is listed twice"
-            else:
-                places.add(place)
-        if upstream.ca_file is not None and not Path(upstream.ca_file).is_file():
-            yield f"{path}.ca_file: there is no file {upstream.ca_file!r}"
-        if upstream.tls_server_name is not None:
-            problem = _server_name_problem(upstream.tls_server_name)
-            if problem is None and not upstream.uses_tls:
-                problem = "no endpoint of this upstream is https"
-            if problem is not None:
-                yield f"{path}.tls_server_name: {problem}"
-        if parse_host(upstream.host) is None:
-            yield f"{path}.host: expected upstream, preserve, or {_HOST_FORM}"
-        lowered = [name.lower() for name in upstream.headers.set]
-        for name, value in upstream.headers.set.items():
-            if lowered.count(name.lower()) > 1:
-                yield f"{path}.headers.set.{name}: this header is set twice"
-            if not _TOKEN.fullmatch(name):
-                yield f"{path}.headers.set: {name!r} is not a header name"
-            elif name.lower() in _FRAMING:
-                yield f"{path}.headers.set.{name}: this header belongs to the connection and cannot be set"
-            elif not _is_field_value(value):
-                yield f"{path}.headers.set.{name}: the value holds characters that a header cannot hold"
-        for number, name in enumerate(upstream.headers.remove):
-            if not _TOKEN.fullmatch(name):
-                yield f"{path}.headers.remove[{number}]: {name!r} is not a header name"
-            elif name.lower() in _FRAMING:
-                yield f"{path}.headers.remove[{number}]: {name!r} belongs to the connection and cannot be removed"
+            yield Mistake(f"{path}.name", f"another upstream is called {upstream.name!r}", shows_value=False)
+        upstreams.setdefault(upstream.name, index)
+        yield from _mistakes_of_upstream(upstream, path)
 
     for number, host in enumerate(config.admin.hosts):
         if parse_host(host) is None:
-            yield f"admin.hosts[{number}]: {_HOST_FORM}"
+            yield Mistake(f"admin.hosts[{number}]", f"must be {_HOST_FORM}")
 
-    names: set[str] = set()
+    names: dict[str, int] = {}
     for index, entry in enumerate(config.interceptors):
         if entry.name in names:
-            yield f"interceptors[{index}].name: another interceptor is called {entry.name!r}"
-        names.add(entry.name)
+            yield Mistake(f"interceptors[{index}].name", f"another interceptor is called {entry.name!r}", shows_value=False)
+        names.setdefault(entry.name, index)
 
-    prefixes: set[str] = set()
+    has_all_upstreams = not _any_below(bad, "reverse_proxy.upstreams", ".name")
+    has_all_names = not _any_below(bad, "interceptors", ".name")
+    prefixes: dict[bytes, str] = {}
     for index, route in enumerate(proxy.routes):
         path = f"reverse_proxy.routes[{index}]"
-        if route.path in prefixes:
-            yield f"{path}.path: another route has the path {route.path!r}"
-        prefixes.add(route.path)
         if "?" in route.path or not is_target(route.path.encode()):
-            yield f"{path}.path: {route.path!r} can match no request: it has to be ASCII without a space, ?, # or backslash"
-        if route.upstream not in upstreams:
-            yield f'{path}.upstream: no upstream is called "{route.upstream}"'
+            yield Mistake(f"{path}.path", "can match no request: it must be ASCII without a space, ?, # or backslash")
+        elif (prefix := normal_path(route.path.encode())) in prefixes:
+            yield Mistake(f"{path}.path", f"another route has the path {prefixes[prefix]!r}")
+        else:
+            prefixes[prefix] = route.path
+        if route.upstream not in upstreams and has_all_upstreams:
+            yield _unknown(f"{path}.upstream", "upstream", route.upstream, upstreams)
         for number, name in enumerate(route.interceptors):
-            if name not in names:
-                yield f'{path}.interceptors[{number}]: no interceptor is called "{name}"'
+            if name not in names and has_all_names:
+                yield _unknown(f"{path}.interceptors[{number}]", "interceptor", name, names)
         for number, host in enumerate(route.allowed_hosts or ()):
             if parse_host(host) is None:
-                yield f"{path}.allowed_hosts[{number}]: {_HOST_FORM}"
+                yield Mistake(f"{path}.allowed_hosts[{number}]", f"must be {_HOST_FORM}")
         for number, origin in enumerate(route.allowed_origins or ()):
             problem = _origin_problem(origin)
             if problem is not None:
-                yield f"{path}.allowed_origins[{number}]: {problem}"
-        kinds: tuple[tuple[str, type[Any], dict[str, Any]], ...] = (
-            ("timeouts", Timeouts, route.timeouts),
-            ("limits", Limits, route.limits),
-            ("heartbeat", Heartbeat, route.heartbeat),
-            ("reconnect", Reconnect, route.reconnect),
-            ("retry", Retry, route.retry),
-        )
-        for key, kind, own in kinds:
-            try:
-                convert(own, kind, f"{path}.{key}")
-            except ConfigError as error:
-                yield from error.errors
-            else:
-                if "max_collected_bytes" in own:
-                    yield f"{path}.limits.max_collected_bytes: holds for the whole worker, and belongs to reverse_proxy.limits"
-                if key == "heartbeat" and own.get("early") and _is_early_for_nothing(config.heartbeat_of(route)):
-                    yield f"{path}.heartbeat.early: nothing goes out without an interval"
-                if key == "reconnect" and own and _backs_off_too_far(config.reconnect_of(route)):
-                    yield f"{path}.reconnect.initial_backoff: more than max_backoff"
+                yield Mistake(f"{path}.allowed_origins[{number}]", problem, shows_value=False)
+        if "max_collected_bytes" in route.limits:
+            worker_wide = "holds for the whole worker, and belongs to reverse_proxy.limits"
+            yield Mistake(f"{path}.limits.max_collected_bytes", worker_wide, shows_value=False)
+        if route.heartbeat.get("early") and _is_early_for_nothing(config.heartbeat_of(route)):
+            yield Mistake(f"{path}.heartbeat.early", "requires heartbeat.interval")
+        if route.reconnect and _backs_off_too_far(config.reconnect_of(route)):
+            yield Mistake(f"{path}.reconnect.initial_backoff", "must not be more than max_backoff")
 
     if _is_early_for_nothing(proxy.heartbeat):
-        yield "reverse_proxy.heartbeat.early: nothing goes out without an interval"
+        yield Mistake("reverse_proxy.heartbeat.early", "requires heartbeat.interval")
     if _backs_off_too_far(proxy.reconnect):
-        yield "reverse_proxy.reconnect.initial_backoff: more than max_backoff"
+        yield Mistake("reverse_proxy.reconnect.initial_backoff", "must not be more than max_backoff")
     if proxy.health.max_eject < proxy.health.eject:
-        yield f"reverse_proxy.health.max_eject: less than eject ({proxy.health.eject:g})"
+        yield Mistake("reverse_proxy.health.max_eject", f"must not be less than eject ({proxy.health.eject:g})")
     if proxy.health.check_path is not None and not _TARGET.fullmatch(proxy.health.check_path):
-        yield "reverse_proxy.health.check_path: expected a path that begins with / and holds no space; percent-encode it"
+        is_close = _TARGET.fullmatch(f"/{proxy.health.check_path}")
+        yield Mistake(
+            "reverse_proxy.health.check_path",
+            'must start with "/" and hold no space: percent-encode it',
+            f'did you mean "/{proxy.health.check_path}"?' if is_close else "",
+        )
     for index, network in enumerate(proxy.trusted_proxies):
         try:
             ipaddress.ip_network(network, strict=False)
-        except ValueError as error:
-            yield f"reverse_proxy.trusted_proxies[{index}]: {error}"
+        except ValueError:
+            yield Mistake(
+                f"reverse_proxy.trusted_proxies[{index}]", "must be an address or a network, such as 10.0.0.1 or 10.0.0.0/8"
+            )
+
+
+def warnings_of(config: Config) -> Iterator[Mistake]:
+    """What is probably not meant, in a configuration without mistakes."""
+    proxy = config.reverse_proxy
+    used = {name for route in proxy.routes for name in route.interceptors}
+    for index, entry in enumerate(config.interceptors):
+        if entry.name not in used:
+            yield Mistake(f"interceptors[{index}]", f"no route uses the interceptor {entry.name!r}", shows_value=False)
+    asked = {route.upstream for route in proxy.routes}
+    for index, upstream in enumerate(proxy.upstreams):
+        if upstream.name not in asked:
+            yield Mistake(
+                f"reverse_proxy.upstreams[{index}]", f"no route uses the upstream {upstream.name!r}", shows_value=False
+            )
+    paths = {normal_path(route.path.encode()): route.path for route in proxy.routes}
+    pages = {config.admin.prefix + page for page in _OWN_PAGES} if config.admin.port is None else set()
+    for index, route in enumerate(proxy.routes):
+        for number, name in enumerate(route.interceptors):
+            if name in route.interceptors[:number]:
+                where = f"reverse_proxy.routes[{index}].interceptors[{number}]"
+                yield Mistake(where, f"{name!r} is listed twice, and runs twice", shows_value=False)
+        path, own = f"reverse_proxy.routes[{index}].path", normal_path(route.path.encode())
+        if not own.endswith(b"/") and own + b"/" in paths:
+            other = paths[own + b"/"]
+            yield Mistake(path, f"the route {other!r} shadows this one: only requests for {route.path!r} itself come here")
+        if own.decode("latin-1") in pages:
+            yield Mistake(
+                path, "a page of the proxy's own shadows this path", "set admin.port or admin.prefix to move the pages"
+            )
+
+
+def _mistakes_of_upstream(upstream: Upstream, path: str) -> Iterator[Mistake]:
+    places: set[str] = set()
+    for number, endpoint in enumerate(upstream.endpoints):
+        problem = endpoint_problem(endpoint)
+        if problem is not None:
+            yield Mistake(f"{path}.endpoints[{number}]", problem, shows_value=False)  # it may hold a credential
+        elif (place := place_of(httpx.URL(endpoint))) in places:
+            yield Mistake(f"{path}.endpoints[{number}]", "this endpoint is listed twice", shows_value=False)
+        else:
+            places.add(place)
+    if upstream.ca_file is not None:
+        if not Path(upstream.ca_file).is_file():
+            yield Mistake(f"{path}.ca_file", f"there is no file {upstream.ca_file!r}", shows_value=False)
+        else:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(upstream.ca_file)
+            except OSError as error:  # ssl.SSLError is one
+                yield Mistake(f"{path}.ca_file", f"must be a file of certificates in PEM: {error}")
+    if upstream.tls_server_name is not None:
+        problem = _server_name_problem(upstream.tls_server_name)
+        if problem is None and not upstream.uses_tls:
+            problem = "no endpoint of this upstream is https"
+        if problem is not None:
+            yield Mistake(f"{path}.tls_server_name", problem)
+    if parse_host(upstream.host) is None:
+        yield Mistake(f"{path}.host", f"must be upstream, preserve, or {_HOST_FORM}")
+    lowered = [name.lower() for name in upstream.headers.set]
+    for name, value in upstream.headers.set.items():
+        where = f"{path}.headers.set.{name}"
+        if lowered.count(name.lower()) > 1:
+            yield Mistake(where, "this header is set twice", shows_value=False)
+        if not _TOKEN.fullmatch(name):
+            yield Mistake(where, f"{name!r} is not a header name", shows_value=False)
+        elif name.lower() in _FRAMING:
+            yield Mistake(where, "this header belongs to the connection and cannot be set", shows_value=False)
+        elif not _is_field_value(value):
+            yield Mistake(where, "the value holds characters that a header cannot hold", shows_value=False)
+    for number, name in enumerate(upstream.headers.remove):
+        if not _TOKEN.fullmatch(name):
+            yield Mistake(f"{path}.headers.remove[{number}]", f"{name!r} is not a header name", shows_value=False)
+        elif name.lower() in _FRAMING:
+            yield Mistake(
+                f"{path}.headers.remove[{number}]",
+                f"{name!r} belongs to the connection and cannot be removed",
+                shows_value=False,
+            )
+
+
+def _unknown(path: str, what: str, name: str, known: Collection[str]) -> Mistake:
+    near = nearest(name, known)
+    listed = ", ".join(f'"{item}"' for item in known)
+    hint = f'did you mean "{near}"?' if near is not None else f"there is {listed}" if known else "there is none"
+    return Mistake(path, f'no {what} is called "{name}"', hint, shows_value=False)
+
+
+def _any_below(bad: Collection[str], path: str, end: str) -> bool:
+    """Whether a list, an entry of it, or what ends so in an entry, is wrong."""
+    parent = path.rpartition(".")[0]
+    entry = re.compile(rf"{re.escape(path)}(\[\d+\]({re.escape(end)})?)?")
+    return any(entry.fullmatch(item) or item == parent for item in bad)
 
 
 def _is_early_for_nothing(settings: Heartbeat) -> bool:
@@ -148,7 +198,7 @@ def _backs_off_too_far(settings: Reconnect) -> bool:
     return settings.initial_backoff > settings.max_backoff
 
 
-_TARGET = re.compile(r"/[!\"$-~]*")  # the same, with a query
+_TARGET = re.compile(r"/[!\"$-~]*")  # visible ASCII but for #
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _ORIGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#@\s]*)([/?#]\S*)?")
 _HOST_FORM = "a host name or address, with or without a port, such as api.example.com or [::1]:8000"

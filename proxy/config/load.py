@@ -1,68 +1,90 @@
-"""The configuration: YAML -> frozen typed settings. Every error names its path, and nothing is silently ignored.
-
-Three passes: YAML with PyYAML's safe loader (a duplicate key is an error), `${VAR}` from the environment (an unset one is an
-error), then msgspec structs that forbid unknown keys. What only makes sense together is checked last, all mistakes at once.
-"""
+"""From a file to a checked configuration: YAML, references, types, what belongs together, interceptors. Every mistake at once."""
 
 from __future__ import annotations
 
 import os
-import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
-import yaml
+import msgspec.inspect as mi
+import structlog
 
-from ..errors import ConfigError
-from .checks import convert, endpoint_problem, mistakes_of
+from interceptors.values import Checker, Mistake, join, nearest
+
+from ..errors import ConfigError, Problem
+from .checks import endpoint_problem, mistakes_of, warnings_of
+from .expand import Expansion, expand
 from .schema import Config, ReverseProxy, Route, Upstream
+from .source import Source, read_yaml
+from .wiring import load_all, wiring_mistakes, wiring_warnings
 
-__all__ = ["load_config", "parse_config", "single_upstream"]
+__all__ = ["Checked", "check_config", "load_config", "log_warnings", "parse_config", "single_upstream"]
 
 _MCP_BODY_BYTES = 4194304
 """The default of `max_request_body_bytes` with `dialect: mcp`, whose bodies are collected and decoded."""
 
 
-def load_config(path: str | os.PathLike[str]) -> Config:
-    """Read and check a configuration file. Raises `ConfigError`; blocks on the file."""
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What came of checking a file."""
+
+    config: Config | None
+    """None when there are errors."""
+    problems: tuple[Problem, ...]
+    """Errors and warnings, in the order of the file."""
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        return tuple(problem for problem in self.problems if problem.severity == "error")
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        return tuple(problem for problem in self.problems if problem.severity == "warning")
+
+    def require(self) -> Config:
+        """The configuration. Raises `ConfigError` with every error when there are any."""
+        if self.config is None:
+            raise ConfigError(*self.errors)
+        return self.config
+
+
+def check_config(path: str | os.PathLike[str]) -> Checked:
+    """Check a configuration file and load its interceptors, which imports their modules. Raises nothing of its own; blocks."""
+    file = os.fspath(path)
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{os.fspath(path)}: {error.strerror}") from error
+        return Checked(None, (Problem("", f"{file}: {error.strerror}"),))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{os.fspath(path)}: not UTF-8 ({error.reason} at byte {error.start})") from error
-    config = parse_config(text)
-    entries = [
-        msgspec.structs.replace(entry, use=str(Path(path).parent.resolve() / entry.use)) if ".py:" in entry.use else entry
-        for entry in config.interceptors  # files of interceptors lie relative to the configuration's
-    ]
-    return msgspec.structs.replace(config, interceptors=entries)
+        return Checked(None, (Problem("", f"{file}: not UTF-8 ({error.reason} at byte {error.start})"),))
+    try:
+        reading = _Reading(text, Path(path).parent)
+        reading.check_interceptors()
+    except ConfigError as error:
+        return Checked(None, tuple(replace(problem, file=file) for problem in error.problems))
+    problems = tuple(replace(problem, file=file) for problem in reading.problems())
+    return Checked(None if any(problem.severity == "error" for problem in problems) else reading.config, problems)
+
+
+def log_warnings(warnings: Iterable[Problem]) -> None:
+    """Log what is probably not meant, a `config_warning` line each."""
+    for warning in warnings:
+        structlog.get_logger("proxy").warning("config_warning", path=warning.path, message=warning.text)
+
+
+def load_config(path: str | os.PathLike[str]) -> Config:
+    """Read and check a configuration file, its interceptors included. Raises `ConfigError`; blocks on files and imports."""
+    return check_config(path).require()
 
 
 def parse_config(text: str) -> Config:
-    """Check a configuration in YAML. Raises `ConfigError` with every mistake that could be told."""
-    try:
-        tree = yaml.load(text, _Loader)  # noqa: S506 (a subclass of the safe loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError(f"{where}{error.problem}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not YAML: {error}") from None
-    try:
-        tree = _expand(tree, "")
-    except RecursionError:
-        raise ConfigError("a YAML alias holds itself") from None
-    config: Config = convert(tree, Config, "")
-    mistakes = list(mistakes_of(config))
-    if mistakes:
-        raise ConfigError(*mistakes)
-    if "max_request_body_bytes" not in (tree["reverse_proxy"].get("limits") or {}):
-        for route in config.reverse_proxy.routes:
-            if route.dialect == "mcp":
-                route.limits.setdefault("max_request_body_bytes", _MCP_BODY_BYTES)
-    return config
+    """Check a configuration in YAML, but for its interceptors. Raises `ConfigError` with every mistake."""
+    reading = _Reading(text, Path.cwd())
+    problems = reading.problems()
+    return Checked(None if problems else reading.config, problems).require()
 
 
 def single_upstream(url: str) -> Config:
@@ -74,41 +96,173 @@ def single_upstream(url: str) -> Config:
     return Config(reverse_proxy=ReverseProxy(upstreams=[upstream], routes=[Route(path="/", upstream="upstream")]))
 
 
-class _Loader(yaml.SafeLoader):
-    """The safe loader, with duplicate keys refused: YAML 1.2, section 3.2.1.3, and PyYAML takes the last one."""
+class _Reading:
+    """One text on its way, and what has been found wrong with it."""
+
+    def __init__(self, text: str, directory: Path) -> None:
+        """Raises `ConfigError` where it is not YAML."""
+        self._directory = directory
+        self._source: Source = read_yaml(text)
+        self._expansion = Expansion(directory)
+        if self._source.tree is None:
+            raise ConfigError("this is empty: it must have the key `reverse_proxy`")
+        tree = expand(self._source.tree, self._expansion)
+        self._checker = _ConfigChecker(self._source.tree)
+        for item in self._expansion.mistakes:
+            self._checker.bad.add(item.path)
+        self.config: Config = self._checker.check(mi.type_info(Config), self._checker.settle(tree))
+        self._errors: list[Mistake] = [
+            Mistake(path, "this key stands here twice", shows_value=False) for path in self._source.duplicates
+        ]
+        self._warnings: list[Mistake] = []
+        self._errors += self._expansion.mistakes
+        unset = {item.path for item in self._expansion.mistakes}
+        self._errors += [item for item in self._checker.mistakes if item.path not in unset]
+        self._add(mistakes_of(self.config, self._checker.bad))
+        if "reverse_proxy.limits.max_request_body_bytes" not in self._source.places:
+            for route in self.config.reverse_proxy.routes:
+                if route.dialect == "mcp":
+                    route.limits.setdefault("max_request_body_bytes", _MCP_BODY_BYTES)
+
+    def check_interceptors(self) -> None:
+        """Load the interceptors, and see whether they can work together."""
+        entries = [
+            msgspec.structs.replace(entry, use=str(self._directory.resolve() / entry.use)) if ".py:" in entry.use else entry
+            for entry in self.config.interceptors  # files of interceptors lie relative to the configuration's
+        ]
+        self.config = msgspec.structs.replace(self.config, interceptors=entries)
+        loaded, mistakes = load_all(self.config, self._checker.bad)
+        self._add(mistakes)
+        self._add(wiring_mistakes(self.config, loaded))
+        self._warnings += wiring_warnings(self.config, loaded, self._source.places.keys())
+        if not self._errors:
+            self._warnings += warnings_of(self.config)
+
+    def _add(self, mistakes: Iterable[Mistake]) -> None:
+        """Mistakes of what is right in itself: what a stand-in stands for has been told."""
+        for item in mistakes:
+            above = item.path
+            while above and above not in self._checker.bad:
+                above = above[: max(above.rfind("."), above.rfind("["), 0)]
+            if not above:
+                self._errors.append(item)
+
+    def problems(self) -> tuple[Problem, ...]:
+        """Everything, in the order of the file."""
+        found = [self._problem(item, "error") for item in self._errors]
+        found += [self._problem(item, "warning") for item in self._warnings]
+        return tuple(sorted(found, key=lambda problem: (problem.line or 0, problem.column or 0)))
+
+    def _problem(self, item: Mistake, severity: Literal["error", "warning"]) -> Problem:
+        path = self._checker.written(item.path)
+        place = self._source.place_of(path)
+        is_there = place is not None and path in self._source.places
+        at_key = is_there and item.message.startswith(("unknown", "a key"))
+        mask = self._expansion.mask
+        return Problem(
+            path,
+            mask(item.message, path),
+            "" if self._expansion.is_short(path) else mask(item.hint, path),
+            severity,
+            place.text if place is not None and is_there and item.shows_value else None,
+            None if place is None else place.key_line if at_key else place.line,
+            None if place is None else place.key_column if at_key else place.column,
+        )
 
 
-def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key_node.value!r} occurs twice", key_node.start_mark
-                )
-            seen.add(key_node.value)
-    loader.flatten_mapping(node)
-    return loader.construct_mapping(node, deep=True)
+class _ConfigChecker(Checker):
+    """Knows where every key of the configuration belongs."""
+
+    def __init__(self, tree: Any) -> None:
+        super().__init__()
+        self._places: dict[str, list[str]] = {}
+        self._index(mi.type_info(Config), "")
+        self._tree = tree
+
+    def build(self, kind: Any, values: dict[str, Any]) -> Any:
+        return kind.cls(**values) if isinstance(kind, mi.StructType) else values
+
+    def allows_text_of(self, path: str) -> bool:
+        return ".options" not in path and ".headers.set" not in path and ".endpoints" not in path
+
+    def belongs(self, key: str, path: str) -> str:
+        here = _pattern(path)
+        places = [place for place in self._places.get(key, ()) if place != here]
+        below = [place for place in places if here and place.startswith(f"{here}.")]
+        if below:
+            return _belongs([f"{path}{place[len(here) :]}" for place in below])
+        if (
+            not places
+            and nearest(key, self._known_at(here)) is None
+            and (near := nearest(key, self._places, 0.8)) is not None
+        ):
+            return f"did you mean `{near}`, {_under(self._places[near])}?"
+        return _belongs(places)
+
+    def settle(self, tree: Any) -> Any:
+        """The tree, with values that stand at another level where they belong, so that they are checked, too."""
+        if not isinstance(tree, dict):
+            return tree
+        settled = dict(tree)
+        self._settle(settled, settled, mi.type_info(Config), "")
+        return settled
+
+    def written(self, path: str) -> str:
+        """Where the value of a path stands in the file."""
+        for target in sorted(self.moved, key=len, reverse=True):
+            if path == target or path.startswith((f"{target}.", f"{target}[")):
+                return self.moved[target] + path[len(target) :]
+        return path
+
+    def _settle(self, root: dict[Any, Any], tree: dict[Any, Any], kind: mi.Type, path: str) -> None:
+        fields = {field.encode_name: field for field in getattr(kind, "fields", ())}
+        for key, value in list(tree.items()):
+            if key in fields:
+                inner = fields[key].type
+                if isinstance(inner, mi.StructType) and isinstance(value, dict):
+                    tree[key] = dict(value)
+                    self._settle(root, tree[key], inner, join(path, key))
+                continue
+            places = [place for place in self._places.get(str(key), ()) if "[" not in place]
+            if len(places) == 1:
+                self._graft(root, key, value, places[0], path)
+
+    def _graft(self, root: dict[Any, Any], key: str, value: Any, place: str, path: str) -> None:
+        at = root
+        for part in place.split(".") if place else ():
+            inner = at.setdefault(part, {})
+            if not isinstance(inner, dict):
+                return
+            at = inner
+        if key not in at:
+            at[key] = value
+            self.moved[join(place, key)] = join(path, key)
+
+    def _index(self, kind: mi.Type, path: str) -> None:
+        while isinstance(kind, mi.Metadata):
+            record = (kind.extra or {}).get("record")
+            kind = mi.type_info(record) if record is not None else kind.type
+        if isinstance(kind, mi.ListType):
+            self._index(kind.item_type, f"{path}[]")
+        elif isinstance(kind, mi.StructType):
+            for field in kind.fields:
+                self._places.setdefault(field.encode_name, []).append(path)
+                self._index(field.type, join(path, field.encode_name))
+
+    def _known_at(self, here: str) -> Sequence[str]:
+        return [key for key, places in self._places.items() if here in places]
 
 
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+def _pattern(path: str) -> str:
+    """A path with `[]` for each index."""
+    parts = path.split("[")
+    return parts[0] + "".join(f"[]{part.partition(']')[2]}" for part in parts[1:])
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+def _belongs(places: Sequence[str]) -> str:
+    return f"it belongs {_under(places)}" if places else ""
 
 
-def _expand(tree: Any, path: str) -> Any:
-    """Replace `${VAR}` in every string value."""
-    if isinstance(tree, dict):
-        return {key: _expand(value, f"{path}.{key}" if path else str(key)) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_expand(value, f"{path}[{index}]") for index, value in enumerate(tree)]
-    if not isinstance(tree, str):
-        return tree
-
-    def value_of(match: re.Match[str]) -> str:
-        try:
-            return os.environ[match[1]]
-        except KeyError:
-            raise ConfigError(f"{path}: the environment variable {match[1]} is not set") from None
-
-    return _VARIABLE.sub(value_of, tree)
+def _under(places: Sequence[str]) -> str:
+    named = [f"under `{place}`" if place else "at the top level" for place in places[:3]]
+    return " or ".join(named)

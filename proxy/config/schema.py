@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -28,11 +29,28 @@ __all__ = [
     "Upstream",
 ]
 
+
+def _form(form: str, fix: Callable[[str], str] | None = None) -> dict[str, Any]:
+    """For `Meta(pattern=...)`: what the pattern asks for, behind "must", and how to make a right value of a wrong one."""
+    return {"form": form, "fix": fix}
+
+
+def _in_order(choices: Any) -> Meta:
+    """For messages: the choices as they are written, which msgspec would sort."""
+    return Meta(extra={"choices": get_args(choices)})
+
+
+Dialect = Literal["openai", "anthropic", "mcp", "generic", "abort"]
+LeakDetection = Literal["none", "sampled", "paranoid"]
+LogFormat = Literal["json", "console"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+_BYTES = {"unit": "bytes"}
 Name = Annotated[str, Meta(min_length=1)]
-Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
+Seconds = Annotated[float, Meta(gt=0, le=31_536_000, extra={"unit": "seconds"})]
+Duration = Annotated[float, Meta(ge=0, le=31_536_000, extra={"unit": "seconds"})]
 Count = Annotated[int, Meta(ge=1)]
 Header = dict[str, str]
-Method = Annotated[str, Meta(pattern="^[A-Z]+$")]
+Method = Annotated[str, Meta(pattern=r"^[A-Z]+\Z", extra=_form("be a method in capitals, such as GET", str.upper))]
 
 
 class _Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -72,8 +90,8 @@ class Timeouts(_Settings, frozen=True):
 
 
 class Limits(_Settings, frozen=True):
-    max_event_bytes: Annotated[int, Meta(ge=64)] = 1048576
-    max_request_body_bytes: Annotated[int, Meta(ge=0)] = 16777216
+    max_event_bytes: Annotated[int, Meta(ge=64, extra=_BYTES)] = 1048576
+    max_request_body_bytes: Annotated[int, Meta(ge=0, extra=_BYTES)] = 16777216
     """On a route with `dialect: mcp` 4 MiB, unless a value is given (`load`)."""
     max_streams: Count = 10000
     max_streams_per_client: Count | None = None
@@ -113,15 +131,15 @@ class Health(_Settings, frozen=True):
 
 
 class Route(_Settings, frozen=True):
-    path: Annotated[str, Meta(pattern="^/")]
+    path: Annotated[str, Meta(pattern="^/", extra=_form('start with "/"', lambda text: f"/{text}"))]
     upstream: str
     interceptors: list[str] = []
-    dialect: Literal["openai", "anthropic", "mcp", "generic", "abort"] = "generic"
-    timeouts: dict[str, Any] = {}
-    limits: dict[str, Any] = {}
-    heartbeat: dict[str, Any] = {}
-    reconnect: dict[str, Any] = {}
-    retry: dict[str, Any] = {}
+    dialect: Annotated[Dialect, _in_order(Dialect)] = "generic"
+    timeouts: Annotated[dict[str, Any], Meta(extra={"record": Timeouts})] = {}
+    limits: Annotated[dict[str, Any], Meta(extra={"record": Limits})] = {}
+    heartbeat: Annotated[dict[str, Any], Meta(extra={"record": Heartbeat})] = {}
+    reconnect: Annotated[dict[str, Any], Meta(extra={"record": Reconnect})] = {}
+    retry: Annotated[dict[str, Any], Meta(extra={"record": Retry})] = {}
     allowed_hosts: list[str] | None = None
     allowed_origins: list[str] | None = None
     strip_prefix: bool = False
@@ -130,7 +148,7 @@ class Route(_Settings, frozen=True):
 
 
 class BufferPoolSize(_Settings, frozen=True):
-    size: Annotated[int, Meta(ge=1024, le=16777216)]
+    size: Annotated[int, Meta(ge=1024, le=16777216, extra=_BYTES)]
     max_pooled: Annotated[int, Meta(ge=0)]
 
 
@@ -153,7 +171,7 @@ class ReverseProxy(_Settings, frozen=True):
     max_client_connections: Count | None = None
     """Of a worker; None: half of its limit of open files, less a reserve."""
     trusted_proxies: list[str] = []
-    leak_detection: Literal["none", "sampled", "paranoid"] = "none"
+    leak_detection: Annotated[LeakDetection, _in_order(LeakDetection)] = "none"
 
 
 class InterceptorEntry(_Settings, frozen=True):
@@ -167,22 +185,33 @@ class Reporting(_Settings, frozen=True):
 
 
 class Drain(_Settings, frozen=True):
-    timeout: Annotated[float, Meta(ge=0)] = 30
-    delay: Annotated[float, Meta(ge=0)] = 0
+    timeout: Duration = 30
+    delay: Duration = 0
 
 
 class Admin(_Settings, frozen=True):
-    prefix: Annotated[str, Meta(pattern="^(/.*[^/])?$")] = ""
+    prefix: Annotated[
+        str,
+        Meta(
+            pattern=r"^(/.*[^/])?\Z",
+            extra=_form('be empty, or start with "/" and not end with "/"', lambda text: f"/{text.strip('/')}"),
+        ),
+    ] = ""
     port: Annotated[int, Meta(ge=1, le=65535)] | None = None
-    host: Annotated[str, Meta(pattern=r"^[0-9A-Fa-f.:]+$")] = "127.0.0.1"
+    host: Annotated[
+        str,
+        Meta(
+            pattern=r"^[0-9A-Fa-f.:]+\Z", extra=_form("be an IP address, such as 127.0.0.1", {"localhost": "127.0.0.1"}.get)
+        ),
+    ] = "127.0.0.1"
     """Where `port` listens: an address, not a name."""
     hosts: list[str] = []
     """Names for which `/metrics` and `/status` are served on `port`, besides addresses and `localhost`."""
 
 
 class Log(_Settings, frozen=True):
-    format: Literal["json", "console"] = "json"
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Annotated[LogFormat, _in_order(LogFormat)] = "json"
+    level: Annotated[LogLevel, _in_order(LogLevel)] = "info"
 
 
 class Config(_Settings, frozen=True):

@@ -44,7 +44,9 @@ interceptors: [{name: x, use: "no.such:Thing"}]
         tmp_path,
     )
     assert done.returncode == 2
-    assert 'reverse_proxy.routes[0].upstream: no upstream is called "lmm"' in done.stderr
+    assert (
+        f'{tmp_path}/weirpool.yaml:5:27: error: reverse_proxy.routes[0].upstream: no upstream is called "lmm"' in done.stderr
+    )
     assert "reverse_proxy.upstreams[0].endpoints[0]: " in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -151,7 +151,7 @@ async def test_a_broken_file_changes_nothing_and_is_reported(tmp_path: Path) -> 
         good = place.file.read_text()
         broken = {
             good.replace("upstream: up", "upstream: uq"): 'reverse_proxy.routes[0].upstream: no upstream is called "uq"',
-            good.replace("fails: false", "fails: 7"): "interceptors[0].options.fails: Expected `bool`, got `int`",
+            good.replace("fails: false", "fails: 7"): "interceptors[0].options.fails: must be true or false",
             good.replace("fails: false", "fails: true"): (
                 "interceptors[0]: the lifespan of 'marked' failed: OSError: no such thing"
             ),

@@ -19,7 +19,6 @@ import interceptors
 from interceptors import Interceptor
 from interceptors.loader import load_interceptor
 from proxy.config import Config, load_config, parse_config
-from proxy.routes import load_interceptors
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 YAML = [
@@ -68,7 +67,7 @@ def test_a_configuration_of_a_page_is_accepted(block: Block, directory: Path) ->
     """As `weirpool check` takes it: it parses, and its interceptors load, from the page's own files where they are of that page."""
     files_of(block.page, directory)
     (directory / "weirpool.yaml").write_text(block.text, encoding="utf-8")
-    load_interceptors(load_config("weirpool.yaml"))
+    load_config("weirpool.yaml")
 
 
 def test_the_interceptors_of_the_page_load_as_a_configuration_loads_them(

@@ -189,7 +189,7 @@ def test_a_header_that_holds_credentials_is_refused_at_load(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "option"),
     [
-        ({}, ""),
+        ({}, "path"),
         ({"path": ""}, "path"),
         ({"path": "a", "keep": 0}, "keep"),
         ({"path": "a", "max_bytes": 0}, "max_bytes"),

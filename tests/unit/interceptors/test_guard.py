@@ -221,7 +221,7 @@ def test_other_streams_pass() -> None:
         ({"patterns": ["a", "("]}, "patterns[1]"),
         ({"patterns": ["a*"]}, "patterns[0]"),
         ({"patterns": ["a"], "window": 0}, "window"),
-        ({"patterns": ["a"], "kinds": ["texts"]}, "kinds"),
+        ({"patterns": ["a"], "kinds": ["texts"]}, "kinds[0]"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_at_their_path(options: dict[str, Any], path: str) -> None:

@@ -163,13 +163,13 @@ def test_options_reach_init_and_absent_ones_keep_their_defaults(module: Callable
 @pytest.mark.parametrize(
     ("options", "option", "message"),
     [
-        ({}, "words", "Tuned needs the option 'words'"),
-        ({"words": "abc"}, "words", "Expected `array`, got `str`"),
-        ({"words": ["a", 3]}, "words", r"Expected `str`, got `int` - at `\$\[1\]`"),
-        ({"words": [], "limit": "7"}, "limit", "Expected `int`, got `str`"),
-        ({"words": [], "limit": None}, "limit", "Expected `int`, got `null`"),
-        ({"words": [], "mode": "c"}, "mode", "Invalid enum value 'c'"),
-        ({"words": [], "limti": 7}, "limti", "no option 'limti'; its options are: words, limit, mode, scale"),
+        ({}, "words", "missing option `words`"),
+        ({"words": "abc"}, "words", "must be a list: write it in brackets"),
+        ({"words": ["a", 3]}, "words[1]", "must be a string: write it in quotes"),
+        ({"words": [], "limit": "many"}, "limit", "must be a whole number"),
+        ({"words": [], "limit": None}, "limit", "must be a whole number"),
+        ({"words": [], "mode": "c"}, "mode", "must be one of a, b"),
+        ({"words": [], "limti": 7}, "limti", "unknown option `limti`: did you mean `limit`"),
     ],
 )
 def test_an_option_that_does_not_fit_is_refused_by_its_path(
@@ -187,7 +187,7 @@ def test_an_interceptor_without_options_takes_none(module: Callable[..., str]) -
     use = module(Plain)
     assert type(load_interceptor(use, {})) is Plain
     error = refused(use, {"limit": 1})
-    assert (error.option, str(error)) == ("limit", "Plain has no option 'limit'; its options are: none")
+    assert (error.option, str(error)) == ("limit", "unknown option `limit`: the options here are none")
 
 
 def test_keyword_arguments_take_what_is_not_named(module: Callable[..., str]) -> None:
@@ -334,7 +334,7 @@ def test_a_mistake_that_only_the_class_can_see_is_shown_at_its_option() -> None:
     """An exception whose message begins with an option's path is that option's; one that begins with another word is not."""
     error = refused("interceptors.redact:Redact", {"patterns": ["fine", "("]})
     assert (error.option, str(error)[:22]) == ("patterns[1]", "missing ), unterminate")
-    assert refused("interceptors.redact:Redact", {"patterns": []}).option == ""
+    assert refused("interceptors.mcp_policy:McpPolicy", {}).option == ""
 
 
 class TextNeeds(StreamInterceptor):
@@ -381,3 +381,84 @@ def test_an_attribute_that_is_misspelt_or_of_the_wrong_kind_is_refused(
 @pytest.mark.parametrize("value", [None, 1, 0.5])
 def test_a_right_timeout_is_accepted(module: Callable[..., str], value: float | None) -> None:
     load_interceptor(module(type("Right", (Interceptor,), {"hook_timeout_s": value})), {})
+
+
+# --- every mistake at once ----------------------------------------------------------------------------------------------
+
+
+class Two(Interceptor):
+    def __init__(self, words: list[str], limit: int = 3) -> None:
+        wrong = [ValueError(f"words[{index}]: is empty") for index, word in enumerate(words) if not word]
+        if limit < 0:
+            wrong.append(ValueError("limit is negative"))
+        if wrong:
+            raise ExceptionGroup("options", wrong)
+
+
+def test_every_wrong_option_is_told(module: Callable[..., str]) -> None:
+    """Unknown, missing and mistyped options, and what `__init__` finds wrong in the others: one error has all of them."""
+    found = refused(module(Two), {"words": ["", "a", ""], "limit": "x", "limti": 3}).errors
+    assert sorted(item.option for item in found) == ["limit", "limti", "words[0]", "words[2]"]
+    found = refused(module(Two), {"words": [""], "limit": -1}).errors
+    assert (found[0].option, found[0].problem) == ("words[0]", "is empty")
+    assert "limit is negative" in found[1].problem
+    assert sorted(item.option for item in refused(module(Two), {"limit": None, "more": 1}).errors) == [
+        "limit",
+        "more",
+        "words",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("use", "options", "paths"),
+    [
+        ("redact", {"patterns": ["(", "a", "["], "window": 0}, ["patterns[0]", "patterns[2]", "window"]),
+        (
+            "guard",
+            {"patterns": ["(", "a*", "b"], "window": 0, "kinds": ["x"]},
+            ["kinds[0]", "patterns[0]", "patterns[1]", "window"],
+        ),
+        (
+            "api_keys",
+            {"keys": {"ann": "x", "bob": ["y"]}, "upstream": "", "header": ""},
+            ["header", "keys.ann", "keys.bob[0]", "upstream"],
+        ),
+        (
+            "rate_limit",
+            {"requests_per_minute": 0, "burst": 0, "max_clients": 0, "by": "x"},
+            ["burst", "by", "max_clients", "requests_per_minute"],
+        ),
+        ("usage", {"max_models": 0, "max_clients": 0, "ask": "maybe"}, ["ask", "max_clients", "max_models"]),
+        (
+            "mcp_policy",
+            {"tools": {"allow": [""], "deny": [""]}, "prompts": {"deny": [""]}},
+            ["prompts.deny[0]", "tools.allow[0]", "tools.deny[0]"],
+        ),
+        (
+            "audit",
+            {"path": "a", "keep": 0, "headers": ["cookie", "x", "authorization"]},
+            ["headers[0]", "headers[2]", "keep"],
+        ),
+        ("audit", {"path": "a", "headers": ["cookie", "x", "authorization"]}, ["headers[0]", "headers[2]"]),
+    ],
+)
+def test_a_built_in_tells_all_that_is_wrong_with_its_options(use: str, options: dict[str, Any], paths: list[str]) -> None:
+    """Types, ranges and what only the class knows, in one error."""
+    assert sorted(item.option for item in refused(use, options).errors) == paths
+
+
+def test_text_that_spells_a_number_is_taken_for_one(module: Callable[..., str]) -> None:
+    """`${RATE}` in a configuration gives text. What is no number stays wrong, and an option of text stays text."""
+    made: Any = load_interceptor(module(Tuned), {"words": ["7"], "limit": "7", "scale": "1e-1"})
+    assert made.given == (["7"], 7, "a", 0.1)
+    for text in ("7.5", "7s", "", " 7", "0x7"):
+        assert refused(module(Tuned), {"words": [], "limit": text}).option == "limit"
+
+
+@pytest.mark.parametrize("name", ["sets_state", "needs_state", "uses_state", "sets_headers"])
+def test_declared_names_are_a_tuple_of_strings(module: Callable[..., str], name: str) -> None:
+    """A string would be taken for its letters."""
+    wrong = type("Declares", (Interceptor,), {name: "client_key"})
+    assert f"{name} is 'client_key', expected a tuple of strings" in str(refused(module(wrong)))
+    right = type("Declares", (Interceptor,), {name: ("client_key",)})
+    assert getattr(load_interceptor(module(right), {}), name) == ("client_key",)

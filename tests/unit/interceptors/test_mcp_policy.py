@@ -602,11 +602,11 @@ def test_errors_of_the_server_pass() -> None:
     [
         ({}, "", "no rule"),
         ({"tools": {}}, "", "no rule"),
-        ({"tools": {"alow": ["a"]}}, "tools", "unknown field"),
-        ({"tool": {"deny": ["a"]}}, "tool", "no option 'tool'"),
-        ({"tools": ["a"]}, "tools", "Expected `object`"),
+        ({"tools": {"alow": ["a"]}}, "tools.alow", "unknown key `alow`: did you mean `allow`"),
+        ({"tool": {"deny": ["a"]}}, "tool", "unknown option `tool`: did you mean `tools`"),
+        ({"tools": ["a"]}, "tools", "must be a mapping"),
         ({"prompts": {"deny": ["a", ""]}}, "prompts.deny[1]", "empty"),
-        ({"methods": {"allow": "ping"}}, "methods.allow", "Expected `array"),
+        ({"methods": {"allow": "ping"}}, "methods.allow", "must be a list"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_at_their_path(options: dict[str, Any], path: str, match: str) -> None:

@@ -363,7 +363,7 @@ def test_options_out_of_range_are_refused_with_their_path(options: dict[str, Any
     ("options", "path"),
     [
         ({}, "requests_per_minute"),
-        ({"requests_per_minute": "60"}, "requests_per_minute"),
+        ({"requests_per_minute": "sixty"}, "requests_per_minute"),
         ({"requests_per_minute": True}, "requests_per_minute"),
         ({"requests_per_minute": 60, "burst": 1.5}, "burst"),
         ({"requests_per_minute": 60, "by": "key"}, "by"),

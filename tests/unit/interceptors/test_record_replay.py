@@ -337,13 +337,13 @@ async def test_a_tape_that_is_not_text_or_not_there_is_refused(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("use", "options", "option"),
     [
-        ("replay", {}, ""),
+        ("replay", {}, "path"),
         ("replay", {"path": "t", "speed": 0}, "speed"),
         ("replay", {"path": "t", "speed": -1.5}, "speed"),
         ("replay", {"path": "t", "speed": "fast"}, "speed"),
-        ("record", {}, ""),
+        ("record", {}, "directory"),
         ("record", {"directory": ""}, "directory"),
-        ("record", {"path": "t"}, "path"),
+        ("record", {"directory": "t", "path": "t"}, "path"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_at_load(use: str, options: dict[str, Any], option: str) -> None:

@@ -158,7 +158,7 @@ def test_patterns_apply_in_their_order() -> None:
 @pytest.mark.parametrize(
     ("patterns", "replacement", "message"),
     [
-        ([], "x", "patterns is empty"),
+        ([], "x", "patterns: there are none"),
         (["ok", "("], "x", r"patterns\[1\]: missing \)"),
         (["*"], "x", r"patterns\[0\]: nothing to repeat"),
         (["(a)", "b"], r"\1", r"patterns\[1\]: invalid group reference"),

@@ -701,7 +701,11 @@ def test_other_streams_are_redacted_event_by_event(path: str, dialect: str) -> N
 
 @pytest.mark.parametrize(
     ("options", "path"),
-    [({"patterns": ["a"], "window": 0}, "window"), ({"patterns": ["a", "b*"]}, "patterns[1]"), ({"patterns": []}, "")],
+    [
+        ({"patterns": ["a"], "window": 0}, "window"),
+        ({"patterns": ["a", "b*"]}, "patterns[1]"),
+        ({"patterns": []}, "patterns"),
+    ],
 )
 def test_options_that_do_not_fit_are_refused_at_their_path(options: dict[str, Any], path: str) -> None:
     """At start, by the name of the entry point."""

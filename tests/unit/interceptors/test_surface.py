@@ -86,15 +86,21 @@ class Interceptor
     collectors(self) -> Iterable[Collector]
     hook_timeout_s: float | None = 30.0
     lifespan(self) -> AbstractAsyncContextManager[object]
+    needs_state: tuple[str, ...] = ()
     on_error: OnError = 'abort'
     async on_request(self, request: Request) -> Response | None
     async on_response(self, head: ResponseHead) -> Response | None
     open_stream(self, context: StreamContext) -> StreamInterceptor | AsyncStreamInterceptor | None
+    sets_headers: tuple[str, ...] = ()
+    sets_state: tuple[str, ...] | None = None
+    uses_state: tuple[str, ...] = ()
     wants_body: bool = False
+    wants_dialect: bool = False
     wants_json: bool = False
 class InterceptorError(Exception)
 class LoadError(InterceptorError)
-    __init__(message: str, option: str = '') -> None
+    __init__(message: str, option: str = '', hint: str = '', others: Sequence[LoadError] = ()) -> None
+    errors: tuple[LoadError, ...]
 Needs = re.Pattern[bytes] | collections.abc.Sequence[bytes] | None
 class NotJson(InterceptorError, ValueError)
 OnError = typing.Literal['abort', 'skip']

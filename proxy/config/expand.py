@@ -1,0 +1,156 @@
+"""References in values: `${VAR}`, `${VAR:-default}` and `${file:PATH}`; `$${` is a literal `${`.
+
+A default and a path may hold references themselves. What a reference gives is text, never YAML, and is not looked at again. Nothing
+else may begin with `${`. `:-` is POSIX's: the default also stands in for an empty variable.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from interceptors.values import Mistake, join
+
+__all__ = ["Expansion", "expand"]
+
+_MAX_FILE = 1 << 20
+_FORMS = "write ${VAR}, ${VAR:-default} or ${file:PATH}, and $${ for a literal ${"
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_STOP = re.compile(r"\$\$\{|\$\{|\}")
+
+
+class Expansion:
+    """What the references of a tree were replaced by."""
+
+    def __init__(self, directory: Path) -> None:
+        """`directory`: where relative paths of files begin."""
+        self.directory = directory
+        self.mistakes: list[Mistake] = []
+        self.values: dict[str, list[tuple[str, str]]] = {}
+        """By path: what each reference gave, with the reference as it is written. Secrets among them."""
+
+    def mask(self, text: str, path: str) -> str:
+        """A text about the value at a path, with references instead of what they gave. What is shorter than four characters, or
+        three of the path's own, is no secret.
+        """
+        known = {value: written for found in self.values.values() for value, written in found if len(value) > 3}
+        known |= {value: written for value, written in self.values.get(path, ()) if len(value) > 2}
+        for value in sorted(known, key=len, reverse=True):
+            for form in {value, repr(value)[1:-1]}:
+                text = text.replace(form, known[value])
+        return text
+
+    def is_short(self, path: str) -> bool:
+        """Whether a reference at a path gave too little for `mask`: then nothing may be made of the value."""
+        return any(len(value) <= 2 for value, _ in self.values.get(path, ()))
+
+
+def expand(tree: Any, expansion: Expansion, path: str = "") -> Any:
+    """The tree with the references in its strings replaced. Mistakes are added to the expansion's. Blocks on files."""
+    if isinstance(tree, dict):
+        for key in tree:
+            if isinstance(key, str) and "${" in key:
+                expansion.mistakes.append(Mistake(join(path, key), "a key must not hold ${", shows_value=False))
+        return {key: expand(value, expansion, join(path, key)) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [expand(value, expansion, f"{path}[{index}]") for index, value in enumerate(tree)]
+    if not isinstance(tree, str) or "${" not in tree:
+        return tree
+    return _Text(tree, expansion, path).expand()
+
+
+class _Text:
+    """One string, and how far it has been read."""
+
+    def __init__(self, text: str, expansion: Expansion, path: str) -> None:
+        self._text, self._at = text, 0
+        self._expansion, self._path = expansion, path
+
+    def expand(self) -> str:
+        return self._until_end(nested=False, used=True) or ""
+
+    def _until_end(self, *, nested: bool, used: bool) -> str | None:
+        """The text up to its end or, `nested`, up to the brace that closes the reference; None when there is none.
+
+        `used` false: a default that is not needed, in which nothing is looked up.
+        """
+        parts: list[str] = []
+        while True:
+            stop = _STOP.search(self._text, self._at)
+            if stop is None:
+                parts.append(self._text[self._at :])
+                self._at = len(self._text)
+                return None if nested else "".join(parts)
+            parts.append(self._text[self._at : stop.start()])
+            self._at = stop.end()
+            if stop[0] == "$${":
+                parts.append("${")
+            elif stop[0] == "${":
+                parts.append(self._reference(stop.start(), used=used))
+            elif nested:
+                return "".join(parts)
+            else:
+                parts.append("}")
+
+    def _reference(self, start: int, *, used: bool) -> str:
+        value: str | None
+        if self._text.startswith("file:", self._at):
+            self._at += 5
+            name = self._until_end(nested=True, used=used)
+            if not name:
+                return self._malformed(start)
+            value = self._read(name) if used else ""
+        else:
+            found = _NAME.match(self._text, self._at)
+            if found is None:
+                return self._malformed(start)
+            self._at = found.end()
+            value = os.environ.get(found[0])
+            if self._text.startswith("}", self._at):
+                self._at += 1
+                if value is None:
+                    if used:
+                        self._wrong(f"the environment variable {found[0]} is not set")
+                    value = ""
+            elif self._text.startswith(":-", self._at):
+                self._at += 2
+                default = self._until_end(nested=True, used=used and not value)
+                if default is None:
+                    return self._malformed(start)
+                if not value:
+                    return default  # which the file shows
+            else:
+                return self._malformed(start)
+        if used and value:
+            self._expansion.values.setdefault(self._path, []).append((value, self._text[start : self._at]))
+        return value
+
+    def _read(self, name: str) -> str:
+        path = self._expansion.directory / name
+        try:
+            with path.open("rb") as file:
+                data = file.read(_MAX_FILE + 1)
+            if len(data) > _MAX_FILE:
+                self._wrong(f"the file {str(path)!r} is larger than {_MAX_FILE} bytes")
+                return ""
+            text = data.decode()
+        except UnicodeDecodeError:
+            self._wrong(f"the file {str(path)!r} is not UTF-8")
+            return ""
+        except (OSError, ValueError) as error:  # ValueError: a null character
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            self._wrong(f"the file {str(path)!r} cannot be read: {reason}")
+            return ""
+        return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+
+    def _malformed(self, start: int) -> str:
+        end = self._text.find("}", start)
+        written = self._text[start : end + 1 if end >= 0 else len(self._text)]
+        self._wrong(f"{written} is not a reference", _FORMS)
+        self._at = max(self._at, end + 1 if end >= 0 else len(self._text))
+        return ""
+
+    def _wrong(self, message: str, hint: str = "") -> None:
+        self._expansion.mistakes.append(Mistake(self._path, message, hint, shows_value=False))

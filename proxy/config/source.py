@@ -1,0 +1,146 @@
+"""A configuration's text: the tree that it holds, and where each value stands in it.
+
+PyYAML's safe loader reads it. It takes the last of two equal keys (YAML 1.2, section 3.2.1.3, forbids them): they are found here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from interceptors.values import join
+
+from ..errors import ConfigError, Problem
+
+__all__ = ["Place", "Source", "read_yaml"]
+
+_MAX_VALUES = 50_000  # aliases of aliases can write more than that on a few lines
+_MAX_TEXT = 60
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a value and its key stand: lines and columns from 1."""
+
+    line: int
+    column: int
+    key_line: int
+    key_column: int
+    text: str
+    """The value as it is written, shortened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What was read."""
+
+    tree: Any
+    places: dict[str, Place]
+    """By the path of the value."""
+    duplicates: list[str] = field(default_factory=list)
+    """Paths of keys that stand there twice."""
+
+    def place_of(self, path: str) -> Place | None:
+        """Where a path stands, or the nearest above it that does."""
+        while path not in self.places:
+            if not path:
+                return None
+            path = path[: max(path.rfind("."), path.rfind("["), 0)]
+        return self.places[path]
+
+
+def read_yaml(text: str) -> Source:
+    """Read YAML. Raises `ConfigError` where the text is not YAML."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        reading = _Reading(text)
+        if node is not None:
+            reading.walk(node, "", node)
+        tree = None if node is None else loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (None, None)
+        raise ConfigError(Problem("", str(error.problem), line=line, column=column)) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError("this is nested too deeply") from None
+    finally:
+        loader.dispose()
+    return Source(tree, reading.places, reading.duplicates)
+
+
+class _Reading:
+    """Where everything stands, found in the nodes before they become values."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._above: list[yaml.Node] = []
+        self._values = 0
+        self.places: dict[str, Place] = {}
+        self.duplicates: list[str] = []
+
+    def walk(self, node: yaml.Node, path: str, key: yaml.Node) -> None:
+        self._values += 1
+        if any(node is item for item in self._above):
+            raise ConfigError("a YAML alias holds itself")
+        if self._values > _MAX_VALUES:
+            raise ConfigError(f"this has more than {_MAX_VALUES} values")
+        mark, key_mark = node.start_mark, key.start_mark
+        self.places[path] = Place(
+            mark.line + 1, mark.column + 1, key_mark.line + 1, key_mark.column + 1, self._text_of(node)
+        )
+        self._above.append(node)
+        if isinstance(node, yaml.MappingNode):
+            self._walk_mapping(node, path, set())
+        elif isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                self.walk(item, f"{path}[{index}]", item)
+        self._above.pop()
+
+    def _walk_mapping(self, node: yaml.MappingNode, path: str, taken: set[str]) -> None:
+        """`taken`: the keys of the mapping that this one is merged into; they win."""
+        own: set[str] = set()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                continue
+            where = join(path, _key_of(key))
+            if key.value in own:
+                self.duplicates.append(where)
+            own.add(key.value)
+            if key.value not in taken:
+                self.walk(value, where, key)
+        for key, value in node.value:
+            if key.tag != _MERGE:
+                continue
+            taken |= own
+            for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if isinstance(merged, yaml.MappingNode) and merged not in self._above:
+                    self._above.append(merged)
+                    self._walk_mapping(merged, path, taken)
+                    self._above.pop()
+        taken |= own
+
+    def _text_of(self, node: yaml.Node) -> str:
+        if isinstance(node, yaml.ScalarNode):
+            text = (
+                json.dumps(node.value, ensure_ascii=False) if node.tag == "tag:yaml.org,2002:str" else node.value or "null"
+            )
+        else:
+            text = self._text[node.start_mark.index : node.end_mark.index].strip()
+            if "\n" in text:
+                text = "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
+        return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 3]}..."
+
+
+def _key_of(node: yaml.ScalarNode) -> str:
+    """A key in a path: as the value that it becomes is written in Python, which is how the other parts of a path see it."""
+    try:
+        return str(yaml.safe_load(node.value)) if node.style is None and node.tag != "tag:yaml.org,2002:str" else node.value
+    except yaml.YAMLError:
+        return str(node.value)

@@ -1,0 +1,158 @@
+"""The interceptors of a configuration: loaded, and checked for whether each route's can work together.
+
+What an interceptor needs and gives, it declares (`sets_state`, `needs_state`, `uses_state`, `sets_headers`, `wants_dialect`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from interceptors import Interceptor, LoadError
+from interceptors.hooks import Owner
+from interceptors.loader import load_interceptor
+from interceptors.values import Mistake
+
+from ..errors import ConfigError, Problem
+from .schema import Config, Route, Upstream
+
+__all__ = ["load_all", "load_interceptors", "wiring_mistakes", "wiring_warnings"]
+
+
+def load_interceptors(config: Config) -> dict[str, Owner]:
+    """Load every interceptor that the configuration names. Raises `ConfigError`, with all that cannot be loaded."""
+    loaded, mistakes = load_all(config)
+    if mistakes:
+        raise ConfigError(*[Problem(item.path, item.message, item.hint) for item in mistakes])
+    return {name: Owner(name, interceptor) for name, interceptor in loaded.items()}
+
+
+def load_all(config: Config, bad: Collection[str] = ()) -> tuple[dict[str, Interceptor], list[Mistake]]:
+    """The interceptors that can be loaded, by their names, and what is wrong with the others. `bad`: paths to leave out."""
+    loaded: dict[str, Interceptor] = {}
+    mistakes: list[Mistake] = []
+    for index, entry in enumerate(config.interceptors):
+        path = f"interceptors[{index}]"
+        if {"interceptors", path, f"{path}.use"} & set(bad):
+            continue
+        try:
+            loaded[entry.name] = load_interceptor(entry.use, entry.options)
+        except LoadError as error:
+            for item in error.errors:
+                where = f"{path}.options.{item.option}" if item.option else f"{path}.use"
+                if not any(wrong.startswith(where) for wrong in bad):  # an unset variable in it is known already
+                    mistakes.append(Mistake(where, item.problem, item.hint, shows_value=False))
+    return loaded, mistakes
+
+
+def wiring_mistakes(config: Config, loaded: Mapping[str, Interceptor]) -> Iterator[Mistake]:
+    """What cannot work: every request of a route would fail, or an option has no effect."""
+    upstreams = {upstream.name: upstream for upstream in config.reverse_proxy.upstreams}
+    for index, route in enumerate(config.reverse_proxy.routes):
+        chain = _chain_of(route, loaded)
+        upstream = upstreams.get(route.upstream)
+        for number, interceptor in chain:
+            if interceptor is None:
+                continue
+            path = f"reverse_proxy.routes[{index}].interceptors[{number}]"
+            name = route.interceptors[number]
+            for key in interceptor.needs_state:
+                if not _may_set(chain, number, key, undeclared=True):
+                    later = _setter_after(route, chain, number, key)
+                    hint = f'list "{later}" before "{name}"' if later else _who_sets(key, loaded, name)
+                    needs = f'"{name}" needs request.state["{key}"], which nothing before it sets'
+                    yield Mistake(path, needs, hint, shows_value=False)
+            for header in interceptor.sets_headers if upstream is not None else ():
+                assert upstream is not None
+                what = _rule_for(upstream, header)
+                if what is not None:
+                    yield Mistake(
+                        path,
+                        f'"{name}" sets {header}, and headers.{what} of the upstream "{upstream.name}" has the last word',
+                        "remove one of the two",
+                        shows_value=False,
+                    )
+
+
+def wiring_warnings(config: Config, loaded: Mapping[str, Interceptor], given: Collection[str]) -> Iterator[Mistake]:
+    """What is probably not meant. `given`: the paths that the file has."""
+    for index, route in enumerate(config.reverse_proxy.routes):
+        chain = _chain_of(route, loaded)
+        for number, interceptor in chain:
+            if interceptor is None:
+                continue
+            path = f"reverse_proxy.routes[{index}].interceptors[{number}]"
+            name = route.interceptors[number]
+            for key in interceptor.needs_state:
+                if not _may_set(chain, number, key, undeclared=False) and _may_set(chain, number, key, undeclared=True):
+                    yield Mistake(
+                        path,
+                        f'"{name}" needs request.state["{key}"], which nothing before it declares to set',
+                        f'declare sets_state = ("{key}",) on the class that sets it',
+                        shows_value=False,
+                    )
+            for key in interceptor.uses_state:
+                later = _setter_after(route, chain, number, key)
+                if later and not _may_set(chain, number, key, undeclared=True):
+                    yield Mistake(
+                        path,
+                        f'"{name}" uses request.state["{key}"], which "{later}" sets only after it',
+                        f'list "{later}" before "{name}"',
+                        shows_value=False,
+                    )
+        unsure = [
+            route.interceptors[number]
+            for number, interceptor in chain
+            if interceptor is not None and interceptor.wants_dialect
+        ]
+        if unsure and route.dialect in ("generic", "abort") and f"reverse_proxy.routes[{index}].dialect" not in given:
+            yield Mistake(
+                f"reverse_proxy.routes[{index}]",
+                f"without a dialect, the path of a request decides what {', '.join(unsure)} can see in its answer",
+                "set dialect to openai, anthropic or mcp, or to generic where no LLM answers",
+                shows_value=False,
+            )
+
+
+_Chain = Sequence[tuple[int, Interceptor | None]]
+"""A route's interceptors with their places in its list; None for one that is wrong."""
+
+
+def _chain_of(route: Route, loaded: Mapping[str, Interceptor]) -> _Chain:
+    return [(number, loaded.get(name)) for number, name in enumerate(route.interceptors)]
+
+
+def _may_set(chain: _Chain, before: int, key: str, *, undeclared: bool) -> bool:
+    """Whether an interceptor before a place sets a key. `undeclared`: also one that does not say what it sets."""
+    for number, interceptor in chain:
+        if number >= before:
+            return False
+        if interceptor is None:
+            return True
+        declared = interceptor.sets_state
+        if declared is None and undeclared and type(interceptor).on_request is not Interceptor.on_request:
+            return True
+        if declared is not None and key in declared:
+            return True
+    return False
+
+
+def _setter_after(route: Route, chain: _Chain, place: int, key: str) -> str | None:
+    for number, interceptor in chain:
+        if number > place and interceptor is not None and key in (interceptor.sets_state or ()):
+            return route.interceptors[number]
+    return None
+
+
+def _who_sets(key: str, loaded: Mapping[str, Interceptor], name: str) -> str:
+    setters = [f'"{other}"' for other, interceptor in loaded.items() if key in (interceptor.sets_state or ())]
+    if setters:
+        return f'list {" or ".join(setters)} before "{name}"'
+    return f'list an interceptor of api_keys before "{name}"' if key == "client_key" else ""
+
+
+def _rule_for(upstream: Upstream, header: str) -> str | None:
+    """The rule of an upstream that replaces or removes a header."""
+    for name in upstream.headers.set:
+        if name.lower() == header.lower():
+            return f"set.{name}"
+    return "remove" if header.lower() in [name.lower() for name in upstream.headers.remove] else None
