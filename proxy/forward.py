@@ -25,7 +25,16 @@ from .collecting import CollectedBody
 from .cors import Cors
 from .downstream import ClientConnection, Scope, Send
 from .errors import NotAStream, ProtocolFailure, RequestRefused
-from .headers import HeaderList, client_origin, end_to_end, find_header, forwards_left, outer_prefix, without_stale
+from .headers import (
+    HeaderList,
+    client_origin,
+    end_to_end,
+    find_header,
+    forwards_left,
+    outer_prefix,
+    refuse_trace,
+    without_stale,
+)
 from .heartbeat import while_beating
 from .http import Target
 from .inbound import Inbound, too_large
@@ -190,6 +199,7 @@ class Forward:
     def _own_answer(self) -> Response | None:
         """The answer to a request that is for the proxy itself. Raises `RequestRefused`."""
         headers = self._scope["headers"]
+        refuse_trace(self._scope["method"])
         if self._preflight and self.reply.cors is not None:
             return self.reply.cors.answer_preflight(headers)
         if self._scope["method"] == "OPTIONS" and forwards_left(headers) == 0:

@@ -32,6 +32,7 @@ __all__ = [
     "one_spelling",
     "outer_prefix",
     "received_request",
+    "refuse_trace",
     "request_headers",
     "response_headers",
     "without_stale",
@@ -198,6 +199,14 @@ def forwards_left(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
 
 
 _MOST_FORWARDS = 2**31 - 1
+
+
+def refuse_trace(method: str) -> None:
+    """Raise `RequestRefused` for TRACE: its answer shows the client all of the request that went upstream, also what was added to
+    it, such as a credential (RFC 9110, section 9.3.8).
+    """
+    if method.upper() == "TRACE":
+        raise RequestRefused(501, "not_supported", "TRACE is not supported")
 
 
 def client_of(peer: str | None, headers: Sequence[tuple[bytes, bytes]], trusted: TrustedProxies) -> str | None:
