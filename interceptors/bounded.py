@@ -389,7 +389,7 @@ def _first_piece(compiled: re.Pattern[str]) -> str:
 
 # What the source of a pattern begins with: flags, groups that open, and one character or set.
 _FIRST_PIECE = re.compile(
-    r"(?P<flags>(?:\(\?[aiLmsux]+\))*)(?:\((?:\?(?:P<\w+>|:))?)*"
+    r"(?P<flags>(?:\(\?[aiLmsux]++\))*)(?:\((?:\?(?:P<\w++>|:))?)*"
     r"(?P<piece>\[\^?\]?(?:\\.|[^\]\\])*\]|\\[^N0-9xuUAbBZz]|[^\\\[()|^$?*+{])",
     re.DOTALL,
 )

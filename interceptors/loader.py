@@ -31,7 +31,7 @@ __all__ = ["ENTRY_POINT_GROUP", "load_interceptor"]
 
 ENTRY_POINT_GROUP = "weirpool.interceptors"
 # How an exception's message may begin, so that it is shown at the option that it is about: `patterns[0]: `, `keys.ann: `.
-_OPTION_PATH = re.compile(r"(?P<path>(?P<option>\w+)(?:\.[\w-]+|\[\d+\])*): ")
+_OPTION_PATH = re.compile(r"(?P<path>(?P<option>\w+)(?:\.[\w-]++|\[\d++\])*): ")
 
 
 def load_interceptor(use: str, options: Mapping[str, Any]) -> Interceptor:

@@ -41,7 +41,7 @@ __all__ = ["Redact"]
 
 # A JSON string (one without an end reaches to the end of the text), or a number. Between strings, JSON holds neither quotes nor
 # backslashes, so this finds whole tokens. Nothing follows what repeats, so it never goes back.
-_TOKEN = re.compile(r'"((?:[^"\\]+|\\.)*)("?)|-?[0-9][0-9.eE+-]*', re.DOTALL)
+_TOKEN = re.compile(r'"((?:[^"\\]++|\\.)*)("?)|-?[0-9][0-9.eE+-]*', re.DOTALL)
 _NUMBER = "0123456789+-.eE"
 _MOST_AGAIN = 1 << 26  # characters that are looked at again: some hundredths of a second
 

@@ -22,7 +22,7 @@ _PIECES = (
 _PIECE = re.compile(rf"{_PIECES}|.", re.DOTALL)
 _VERBOSE_PIECE = re.compile(rf"{_PIECES}|#[^\n]*|.", re.DOTALL)
 _IN_SET = re.compile(r"\\.|\[|[^\\\[]+", re.DOTALL)
-_GLOBAL_FLAGS = re.compile(r"(?:\(\?[aiLmsux]+\))+")
+_GLOBAL_FLAGS = re.compile(r"(?:\(\?[aiLmsux]++\))+")
 _PART_WITH_FLAGS = re.compile(r"\(\?[ims-]*[aLux][aiLmsux-]*:")
 _REPEATED = re.compile(r"\s*[*+{]")
 _MORE = r"(?=[\s\S])"  # reads the next character

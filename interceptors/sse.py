@@ -39,8 +39,8 @@ _CR = 0x0D
 # A line's end followed by an empty line. An LF after the last CR belongs to it, but may not have arrived yet.
 _EMPTY_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n?|\n)")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
-# Whole blocks without a field: empty lines, and comments with the empty line that ends them. It never goes back.
-_SILENCE = re.compile(rb"(?:[\r\n]++|(?::[^\r\n]*+(?:\r\n|[\r\n]))++(?:\r\n|[\r\n]))*+")
+_LINE_ENDS = re.compile(rb"[\r\n]*")
+_SILENCE = re.compile(rb"(?:[\r\n]++|:[^\r\n]*+[\r\n])*")  # empty lines, and whole comments
 # Lines of a block, each with the line end before it, found without a step of Python for each: a block may have many thousands.
 _FIELDS = re.compile(rb"[\r\n](data|event|id|retry)(?![^:\r\n]):? ?([^\r\n]*)")
 _UNKNOWN_LINES = re.compile(rb"[\r\n](?!:|(?:data|event|id|retry)(?![^:\r\n]))([^\r\n]+)")
@@ -119,9 +119,13 @@ def find_silence(buffer: bytes | bytearray, start: int, end: int, most: int) -> 
     `start` is where a block begins. Of `buffer[start:end]` the first `most` bytes are looked at, in one search: a line end costs no
     more than any other byte. When the last block ends with a CR at `end - 1`, an LF that comes next still belongs to it.
     """
-    match = _SILENCE.match(buffer, start, min(end, start + most))
-    assert match is not None
-    after = match.end()
+    until = min(end, start + most)
+    empty, lines = _LINE_ENDS.match(buffer, start, until), _SILENCE.match(buffer, start, until)
+    assert empty is not None
+    assert lines is not None
+    # A comment ends with the first empty line after it.
+    found = [buffer.rfind(ends, start, lines.end()) for ends in (b"\n\n", b"\n\r", b"\r\r")]
+    after = max(empty.end(), *(at + 2 if at >= 0 else -1 for at in found))
     if start < after < end and buffer[after - 1] == _CR and buffer[after] == _LF:
         after += 1
     if buffer.find(b":", start, after) >= 0:

@@ -14,7 +14,7 @@ from .http import DEFAULT_PORTS, parse_host
 
 __all__ = ["ClientSide", "Place"]
 
-_REFERENCE = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.-]*):)?(?://([^/?#]*))?([^?#]*)(.*)", re.DOTALL)  # RFC 3986, appendix B
+_REFERENCE = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.-]*):)?(?://([^/?#]*+))?([^?#]*+)(.*)", re.DOTALL)  # RFC 3986, appendix B
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from .errors import ConfigError
 
 __all__ = ["new_interceptor"]
 
-_NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
+_NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]++)*")
 
 _MODULE = '''\
 """{title}: what it does, in a sentence."""

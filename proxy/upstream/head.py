@@ -22,14 +22,15 @@ MAX_HEAD_BYTES = 65536
 _MAX_INFORMATIONAL = 64
 _MAX_LENGTH_DIGITS = 18
 
+# Possessive (`++`, `*+`) where they repeat within a repetition: nothing goes back into them.
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _VALUE = rb"[\t\x20-\x7e\x80-\xff]*"
 _NAME = re.compile(_TOKEN)
-_REQUEST_HEAD = re.compile(rb"%b [\x21-\x7e]+ HTTP/1\.1\r\n(?:%b:%b\r\n)+\r\n" % (_TOKEN, _TOKEN, _VALUE))
+_REQUEST_HEAD = re.compile(rb"%b [\x21-\x7e]+ HTTP/1\.1\r\n(?:%b+:%b+\r\n)+\r\n" % (_TOKEN, _TOKEN, _VALUE))
 # RFC 9112, section 4. The space before an empty reason is left out by some.
 _STATUS_LINE = re.compile(rb"HTTP/(1\.[01]) ([0-9]{3})(?: (%b))?\r\n" % _VALUE)
-_FIELD_LINE = re.compile(rb"(%b)[\t ]*:[\t ]*(%b)\r\n" % (_TOKEN, _VALUE))
-_FIELD_LINES = re.compile(rb"(?:%b[\t ]*:%b\r\n)*" % (_TOKEN, _VALUE))
+_FIELD_LINE = re.compile(rb"(%b)[\t ]*:[\t ]*+(%b)\r\n" % (_TOKEN, _VALUE))
+_FIELD_LINES = re.compile(rb"(?:%b+[\t ]*+:%b+\r\n)*" % (_TOKEN, _VALUE))
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 
 
