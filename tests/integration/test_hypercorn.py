@@ -16,7 +16,9 @@ from support.proxy import config_for, open_proxy
 from support.upstream import Peer, open_upstream, stream_of
 
 from proxy import exchange
-from proxy.downstream import inspect_server, path_is_known
+from proxy.app import create_app
+from proxy.downstream import inspect_server, path_is_known, raw_target
+from proxy.downstream.hypercorn import RAW_TARGET
 
 
 async def test_the_path_is_known() -> None:
@@ -83,3 +85,26 @@ async def test_nobody_waits_for_a_client_that_was_reset(
         client.reset()
         assert await rig.outcomes() == ["client_disconnected"]  # within ten seconds
         rig.clients.clear()
+
+
+async def test_the_target_of_a_foreign_server_is_what_asgi_tells() -> None:
+    """ASGI cannot tell `/x?` from `/x`; a server whose parsing is ours can."""
+    scope = {"raw_path": b"/%61", "query_string": b"", "extensions": {}}
+    assert raw_target(scope) == raw_target({**scope, "extensions": None}) == b"/%61"
+    assert raw_target({**scope, "query_string": b"a=?"}) == b"/%61?a=?"
+    assert raw_target({**scope, "extensions": {RAW_TARGET: b"/%61?"}}) == b"/%61?"
+
+
+async def test_a_foreign_servers_websocket_is_closed() -> None:
+    """Before it is accepted: the server then answers 403."""
+    sent: list[object] = []
+
+    async def receive() -> dict[str, str]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: object) -> None:
+        sent.append(message)
+
+    app = create_app(config_for("http://127.0.0.1:9"))
+    await app({"type": "websocket", "path": "/", "raw_path": b"/", "query_string": b"", "headers": []}, receive, send)
+    assert sent == [{"type": "websocket.close"}]

@@ -162,7 +162,7 @@ async def test_a_refusal_repeats_nothing(refusal: str, log: Log, monkeypatch: py
         settings["route"] = "limits: {max_request_body_bytes: 3}"
     async with Way().serve(log, monkeypatch)(streams, **settings) as rig:
         if refusal == "route":
-            monkeypatch.setattr(rig.proxy.worker.routes, "routes", ())
+            monkeypatch.setattr(rig.proxy.worker.routes, "find", lambda path: None)
         target = f"{SECRET}:443" if refusal == "target" else TARGET
         answer = await rig.fetch(target, method="POST", headers=[*CREDENTIALS, ("Host", f"{SECRET}.test")], body=BODY)
         assert 400 <= answer.status < 500

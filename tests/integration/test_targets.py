@@ -142,7 +142,7 @@ async def test_a_target_with_octets_that_none_has_is_refused(log: Log) -> None:
 async def test_a_path_with_such_octets_ends_its_own_stream_only(log: Log, certificates: Certificates) -> None:
     """The same over HTTP/2, bytes beyond ASCII included: the connection and its other streams go on."""
     async with rig_of(lambda url: configuration(url, *KEYED), log, certificates) as rig:
-        for path in [*NO_TARGETS, "/caf\xe9", "http://h/x", "*", "x"]:
+        for path in [*NO_TARGETS, "/caf\xe9", "/a b", "/a\x01b", "/a\x7f", "http://h/x", "*", "x"]:
             assert ((await rig.h2(path)).status, rig.sent()) == (400, []), path
         assert (await rig.h2("/ok")).body == b"ok"
         assert not [line for line in log if line["event"] == "internal_error"]
