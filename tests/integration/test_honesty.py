@@ -361,7 +361,7 @@ async def test_no_spelling_of_a_path_goes_around_its_routes_checks(target: str, 
     "head",
     [
         b"HTTP/1.1 200 OK\r\nSet-Cookie: session=hush\r\nBad Header: x\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nSet-Cookie : session=hush\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nSet-Cookie\x0b: session=hush\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nSet-Cookie: session=hush\x00\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nSet-Cookie: session=hush\r\nContent-Length: hush\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nSet-Cookie: session=hush\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
