@@ -7,6 +7,7 @@ here names an upstream's address, a header or a body: that is for the log.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import trio
@@ -18,8 +19,8 @@ from interceptors.sse import Fields, encode_event
 from pools import encode_json
 
 from .cors import Cors
-from .downstream import Send
-from .errors import ProxyDefect, RequestRefused, UpstreamFailure
+from .downstream import Send, in_time
+from .errors import ProxyDefect, RequestRefused, SendStalled, UpstreamFailure
 from .inbound import Inbound
 
 __all__ = ["error_body", "error_events", "refusal_of", "send_answer"]
@@ -79,11 +80,19 @@ def _body(refusal: RequestRefused, dialect: str, ident: float | str | None = Non
 
 
 async def send_answer(
-    refusal: RequestRefused, body: bytes, inbound: Inbound, send: Send, *, close: bool, cors: Cors | None = None
+    refusal: RequestRefused,
+    body: bytes,
+    inbound: Inbound,
+    send: Send,
+    *,
+    close: bool,
+    send_s: float | None,
+    cors: Cors | None = None,
 ) -> bool:
     """Answer with a JSON body, which also a client that is still sending can read. `close`: announce the connection's end.
 
-    False when the client sends on and on, or has gone: the connection should then be cut.
+    `send_s` bounds each wait for the client. False when the client sends on and on, takes nothing, or has gone: the connection
+    should then be cut.
     """
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if refusal.retry_after_s is not None:
@@ -93,11 +102,14 @@ async def send_answer(
     if cors is not None:
         headers = cors.grant(headers)
     try:
-        await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body, "more_body": True})
+        for message in (
+            {"type": "http.response.start", "status": refusal.status, "headers": headers},
+            {"type": "http.response.body", "body": body, "more_body": True},
+        ):
+            await in_time(partial(send, message), send_s)
         if inbound.holds_connection and not await inbound.discard():
             return False
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-    except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+        await in_time(partial(send, {"type": "http.response.body", "body": b"", "more_body": False}), send_s)
+    except (SendStalled, OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
         return False
     return True

@@ -159,6 +159,13 @@ class Exchange:
         return NO_ROUTE if self._route is None else self._route.name
 
     @property
+    def _send_s(self) -> float | None:
+        """The send deadline of an answer; None over HTTP/1.1, where the socket has it."""
+        if self._connection is not None and self._connection.shields_send:
+            return None
+        return (self._worker.config.reverse_proxy if self._route is None else self._route).timeouts.send
+
+    @property
     def _dialect(self) -> str:
         return "generic" if self._route is None else self._route.dialect
 
@@ -340,7 +347,7 @@ class Exchange:
                 close = http1 and (self._worker.draining or (not inbound.over and _announces_body(self._headers)))
                 calls = self._calls
                 body = error_body(refusal, self._dialect, calls.open if calls is not None else ())
-                answered = await send_answer(refusal, body, inbound, send, close=close, cors=self._cors)
+                answered = await send_answer(refusal, body, inbound, send, close=close, send_s=self._send_s, cors=self._cors)
         finally:
             if not answered:
                 await self._cut()

@@ -6,15 +6,13 @@ outcome; what to say is the exchange's business.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 
-import trio
-
 from .cors import Cors
-from .downstream import ClientConnection, Scope, Send, Writer, choose_writer, has_no_body
-from .errors import ClientGone, SendStalled
+from .downstream import ClientConnection, Scope, Send, Writer, choose_writer, flush, has_no_body, in_time
+from .errors import ClientGone
 from .headers import HeaderList, check_response_headers, response_headers
 from .heartbeat import PING, only_accepts_streams
 from .inbound import Inbound
@@ -81,11 +79,15 @@ class Reply:
         return self.may_add and self._route.error_events
 
     @property
+    def _shielded_send_s(self) -> float | None:
+        """The send deadline of what goes through ASGI; None where Hypercorn shields it, and TCP_USER_TIMEOUT ends the wait."""
+        shielded = self._connection is not None and self._connection.shields_send
+        return None if shielded else self._route.timeouts.send
+
+    @property
     def send_s(self) -> float | None:
-        """The send deadline, where one can be kept: Hypercorn may shield what it sends, and TCP_USER_TIMEOUT must do."""
-        writer, connection = self.writer, self._connection
-        in_vain = writer is not None and not writer.synchronous and connection is not None and connection.shields_send
-        return None if in_vain else self._route.timeouts.send
+        """The send deadline of a wait for the client."""
+        return self._route.timeouts.send if self.writer is not None and self.writer.synchronous else self._shielded_send_s
 
     @property
     def beat_s(self) -> float | None:
@@ -147,17 +149,13 @@ class Reply:
         self._worker.metrics.writers[writer.name].inc()
         self._inbound.answered = True
         whole = whole and self._inbound.complete  # else the end waits for the rest of the request, and the head must not
-        await self._in_time(partial(writer.start, status, headers, whole=whole))
+        await in_time(partial(writer.start, status, headers, whole=whole), self._shielded_send_s)
 
     async def write(self, data: bytes, *, last: bool = False) -> None:
         """Write and wait until the client has it; the last, where the writer can, is left for `finish` to take along."""
         assert self.writer is not None
-        all_sent = self.writer.write((data,))
-        while not all_sent and not (last and not self.writer.synchronous):
-            with trio.move_on_after(float("inf") if self.send_s is None else self.send_s) as scope:
-                all_sent = await self.writer.drain()
-            if scope.cancelled_caught:
-                raise SendStalled
+        if not self.writer.write((data,)) and not (last and not self.writer.synchronous):
+            await flush(self.writer, self.send_s)
 
     async def beat_early(self) -> float:
         """A heartbeat before the upstream has answered; before the first, the head of an event stream. As `while_beating` asks."""
@@ -181,19 +179,7 @@ class Reply:
         self.finished = True  # the client has the whole body: if it leaves from here on, it leaves content
         with suppress(ClientGone):
             if not self._inbound.complete and self._inbound.holds_connection:
-                while not await self.writer.drain():
-                    pass
+                await flush(self.writer, self.send_s)
                 await self._inbound.wait_complete()
-            await self._in_time(self.writer.finish)
+            await in_time(self.writer.finish, self._shielded_send_s)
         self.ended = True
-
-    async def _in_time(self, step: Callable[[], Awaitable[None]]) -> None:
-        """One step of the writer, within the send deadline. Raises `SendStalled`."""
-        if self._connection is not None and self._connection.shields_send:
-            await step()  # no deadline of ours could end it; TCP_USER_TIMEOUT does
-            return
-        send_s = self._route.timeouts.send
-        with trio.move_on_after(send_s if send_s is not None else float("inf")) as scope:
-            await step()
-        if scope.cancelled_caught:
-            raise SendStalled

@@ -17,7 +17,7 @@ from .hypercorn import (
     path_is_known,
     share_log,
 )
-from .writer import Message, Receive, Scope, Send, Writer, has_no_body
+from .writer import Message, Receive, Scope, Send, Writer, flush, has_no_body, in_time
 
 __all__ = [
     "WRITERS",
@@ -34,7 +34,9 @@ __all__ = [
     "connections_by_open_files",
     "contain_connections",
     "cut_connections",
+    "flush",
     "has_no_body",
+    "in_time",
     "inspect_server",
     "path_is_known",
     "raw_target",

@@ -1,4 +1,4 @@
-"""The interface of the two writers, and who is chosen.
+"""The interface of the two writers, and the waits for a client, each with the `send` deadline.
 
 A writer sends one response. The order is: `start`, then any number of `write`s, each answered with False followed by `drain`
 before anything else, then `finish` or `abort`. Only `write` is synchronous: the relay calls it from `pump()`.
@@ -7,13 +7,18 @@ before anything else, then `finish` or `abort`. Only `write` is synchronous: the
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+import trio
 
 from interceptors.chain import Part
 
+from ..errors import SendStalled
 from ..headers import HeaderList
 
-__all__ = ["Message", "Receive", "Scope", "Send", "Writer", "has_no_body"]
+__all__ = ["Message", "Receive", "Scope", "Send", "Writer", "flush", "has_no_body", "in_time"]
+
+T = TypeVar("T")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -75,6 +80,24 @@ class Writer(Protocol):
     async def abort(self) -> None:
         """End it such that the client sees that it is not whole. Bounded in time, also when cancelled; raises nothing."""
         ...
+
+
+async def in_time(step: Callable[[], Awaitable[T]], send_s: float | None) -> T:
+    """Await one step of a writer, at most `send_s` seconds; None: any time. Raises `SendStalled`, and what the step raises."""
+    if send_s is None:
+        return await step()
+    with trio.move_on_after(send_s):
+        return await step()
+    raise SendStalled
+
+
+async def flush(writer: Writer, send_s: float | None) -> None:
+    """Wait until the client has taken everything.
+
+    Raises `SendStalled` when it takes nothing for `send_s` seconds, and `ClientGone`.
+    """
+    while not await in_time(writer.drain, send_s):
+        pass
 
 
 def has_no_body(method: str, status: int) -> bool:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from ..errors import ReadTimedOut, SendStalled
+from ..downstream import flush
+from ..errors import ReadTimedOut
 from ..heartbeat import while_beating
 from .step import Need, Relay
 
@@ -136,17 +137,7 @@ class Mover:
             self._moving.cancel()
 
     async def _drain(self) -> None:
-        """Wait until the client has taken everything. Raises `SendStalled` when it takes nothing for `send_s`."""
-        writer, send_s = self.relay.writer, self._send_s
-        all_sent = False
-        while not all_sent:
-            if send_s is None:
-                all_sent = await writer.drain()
-                continue
-            with trio.move_on_after(send_s) as scope:
-                all_sent = await writer.drain()
-            if scope.cancelled_caught:
-                raise SendStalled
+        await flush(self.relay.writer, self._send_s)
 
     async def _complete(self) -> Need:
         assert self.relay.speaker is not None

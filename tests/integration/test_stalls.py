@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import h2.config
 import h2.connection
+import msgspec
 import pytest
 import trio
 from support.certificates import Certificates
@@ -116,3 +117,61 @@ async def test_a_client_that_takes_nothing_is_cut(
                 assert proxy.worker.metrics.writers[writer]._value.get() == 1
                 assert set(proxy.in_use().values()) == {0}
                 assert proxy.lent() == 0
+
+
+async def at_once(peer: Peer) -> None:
+    """An answer before the request is whole."""
+    await peer.request(body=False)
+    await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+    await peer.wait_closed()
+
+
+async def large_at_once(peer: Peer) -> None:
+    """The same, larger than what the sockets hold."""
+    await peer.request(body=False)
+    await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 20000000\r\n\r\n")
+    await peer.send(b"x" * 20_000_000)
+    await peer.wait_closed()
+
+
+def http2_upload(*, whole: bool, path: str) -> bytes:
+    """A POST whose body comes later, or never, and whose client gives no window for the answer."""
+    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))
+    client.initiate_connection()
+    client.update_settings({4: 0})
+    head = [(":method", "POST"), (":path", path), (":scheme", "http"), (":authority", "x")]
+    client.send_headers(1, [*head, *([] if whole else [("content-length", "100000")])], end_stream=whole)
+    return client.data_to_send()
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "script", "outcome"),
+    [
+        (http2_upload(whole=False, path="/"), at_once, "send_stalled"),
+        (http2_upload(whole=True, path="/"), at_once, "send_stalled"),
+        (http2_upload(whole=True, path="/no-route"), at_once, "refused"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n", large_at_once, "send_stalled"),
+    ],
+    ids=["http2", "http2-whole", "http2-refused-whole", "http1"],
+)
+async def test_a_client_that_takes_nothing_of_the_last_bytes_is_cut(
+    request_bytes: bytes, script: Callable[[Peer], object], outcome: str, log: list[dict[str, object]]
+) -> None:
+    """Also when its request is not whole: the wait for the end of the answer has the deadline, as all others."""
+    settings = f"  timeouts: {{send: {SEND_S}, idle: 60}}"
+    async with open_upstream(script) as upstream:  # type: ignore[arg-type]
+        config = config_for(upstream.url, proxy=settings)
+        route = msgspec.structs.replace(config.reverse_proxy.routes[0], path="/" if outcome != "refused" else "/other")
+        config = msgspec.structs.replace(config, reverse_proxy=msgspec.structs.replace(config.reverse_proxy, routes=[route]))
+        async with open_proxy(config) as proxy:
+            sock = trio.socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await sock.connect(("127.0.0.1", proxy.port))
+            await sock.send(request_bytes)
+            began = trio.current_time()
+            await until(lambda: [line for line in log if line["event"] == "exchange"])
+            (line,) = [line for line in log if line["event"] == "exchange"]
+            assert line["outcome"] == outcome
+            assert SEND_S * 0.9 < trio.current_time() - began < SEND_S + 5
+            await until(lambda: not proxy.worker.live)
+            sock.close()
