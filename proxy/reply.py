@@ -134,10 +134,10 @@ class Reply:
             return
         headers = [item for item in self.headers(headers, sse=False) if item[0] != b"content-length"]
         if self._connection is not None:
-            await self._in_time(partial(self._connection.send_interim, status, headers))
+            await in_time(partial(self._connection.send_interim, status, headers), self._shielded_send_s)
         elif status == 103 and _EARLY_HINT in (self._scope.get("extensions") or ()):
             links = [value for name, value in headers if name == b"link"]
-            await self._in_time(partial(self._send, {"type": _EARLY_HINT, "links": links}))
+            await in_time(partial(self._send, {"type": _EARLY_HINT, "links": links}), self._shielded_send_s)
 
     async def start(self, status: int, headers: HeaderList, *, chunked: bool, whole: bool, may_add: bool) -> None:
         """Choose the writer and send the head; `whole` as for `Writer.start`. Raises `RequestRefused` for bad headers, too."""
