@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import http.server
+import json
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ import yaml
 from hypercorn.config import Config as HypercornConfig
 from support.pages import blocks_of
 
+from proxy import healthcheck
 from proxy.config import Config, load_config, parse_config
 from proxy.generations import LEAVE_S
 from proxy.listen import hypercorn_config
@@ -112,3 +117,77 @@ def test_metrics_and_settings_on_the_pages_exist(page: str) -> None:
         assert f'"{base}"' in source, name
     for outcome in re.findall(r'outcome="(\w+)"', text):
         assert outcome in (ROOT / "interceptors" / "message.py").read_text() + (ROOT / "interceptors" / "api.py").read_text()
+
+
+class Pages(http.server.BaseHTTPRequestHandler):
+    """What is ready on one path, and not ready on all others."""
+
+    ready = "/readyz"
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == self.ready else 503)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def page() -> Iterator[int]:
+    """The port of a server with `/readyz`."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def test_the_health_check_follows_the_configuration(page: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main port; `admin.port`, for each worker; `admin.prefix`. It reads nothing else of the file."""
+    file = tmp_path / "weirpool.yaml"
+
+    def check(text: str, *options: str) -> int:
+        file.write_text(text)
+        return healthcheck.main(["--config", str(file), *options])
+
+    assert check("", "--bind", f"0.0.0.0:{page}") == 0
+    assert check("", "--bind", f"[::ffff:127.0.0.1]:{page}") == 0
+    assert check("", "--bind", "0.0.0.0:9") == 1
+    assert check("nonsense: 1", "--bind", f"0.0.0.0:{page}") == 0
+    assert check(f"admin: {{port: {page}, host: 0.0.0.0}}", "--bind", "0.0.0.0:9") == 0
+    assert check(f"admin: {{port: {page}}}", "--bind", "0.0.0.0:9", "--tls") == 0
+    assert check(f"admin: {{port: {page}}}", "--bind", "0.0.0.0:9", "--workers", "2") == 1
+    assert check("admin: {prefix: /-}", "--bind", f"0.0.0.0:{page}") == 1
+    monkeypatch.setattr(Pages, "ready", "/-/readyz")
+    assert check("admin: {prefix: /-}", "--bind", f"0.0.0.0:{page}") == 0
+    assert check("[", "--bind", f"0.0.0.0:{page}") == 2
+    assert check("", "--bind", "8000") == 2
+
+
+def test_the_containers_health_check_runs_as_written(page: int, tmp_path: Path) -> None:
+    """With the configuration of the docs that has `admin.port`, and not reachable."""
+    text = (DEPLOY / "Containerfile").read_text().replace("\\\n", "")
+    (health,) = re.findall(r"^HEALTHCHECK .*CMD (\[.*\])$", text, re.MULTILINE)
+    (serve,) = re.findall(r"^CMD (\[.*\])$", text, re.MULTILINE)
+    python, *arguments = json.loads(health)
+    assert python == "/opt/weirpool/bin/python"
+    assert arguments[2:] == json.loads(serve)[1:]  # the options of serve
+    file = tmp_path / "weirpool.yaml"
+    command = [sys.executable, *[str(file) if item.endswith(".yaml") else item for item in arguments]]
+    for port, status in ((page, 0), (9, 1)):
+        file.write_text(f"admin: {{port: {port}}}")
+        assert subprocess.run(command, cwd=ROOT, stderr=subprocess.DEVNULL).returncode == status
+
+
+def test_what_the_docs_write_to_is_there_and_may_be_written() -> None:
+    """The unit and the container have the directories of the pages of audit and record, and a working directory to write to."""
+    unit = (DEPLOY / "weirpool.service").read_text()
+    container = (DEPLOY / "Containerfile").read_text()
+    settings = dict(line.split("=", 1) for line in unit.splitlines() if re.match(r"[A-Z]\w+=", line))
+    directories = {"/var/lib/" + settings["StateDirectory"], "/var/log/" + settings["LogsDirectory"]}
+    assert settings["WorkingDirectory"] in directories
+    (made,) = re.findall(r"install -d -o 10001 -m 0700 (.*)", container)
+    assert set(made.split()) == directories
+    assert re.findall(r"^WORKDIR (/var/.*)$", container, re.MULTILINE) == [settings["WorkingDirectory"]]
+    for page in (ROOT / "docs").rglob("*.md"):
+        for path in re.findall(r"(?:path|directory): (/var/\S+?)[,}\s]", page.read_text()):
+            assert any(path.startswith(directory + "/") for directory in directories), (page, path)

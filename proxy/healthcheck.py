@@ -1,0 +1,86 @@
+"""`python -m proxy.healthcheck`: whether a `weirpool serve` on this machine is ready, for the health check of a container.
+
+It takes the options of `serve` and asks `/readyz` where that configuration has it: on `admin.port`, one for each worker, or on the
+main port, in both cases with `admin.prefix`. Of the configuration it reads only `admin`, which a reload does not change: a mistake
+elsewhere must not make a running process unhealthy. It needs nothing of the proxy, to start fast.
+
+Exit status: 0 ready, 1 not ready or not reachable, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import os
+import ssl
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+__all__ = ["main"]
+
+_TIMEOUT_S = 2.0
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Ask, and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m proxy.healthcheck", description="Whether a weirpool is ready.")
+    parser.add_argument("--config", metavar="FILE", help="as of serve")
+    parser.add_argument("--bind", metavar="HOST:PORT", default="127.0.0.1:8000", help="as of serve; of several, one")
+    parser.add_argument("--workers", metavar="N", type=int, default=1, help="as of serve")
+    parser.add_argument("--tls", action="store_true", help="serve has --certfile")
+    arguments = parser.parse_args(argv)
+    try:
+        admin = _read_admin(arguments.config)
+        host, colon, port = arguments.bind.rpartition(":")
+        if not colon or not port.isdigit():
+            raise ValueError(f"--bind: {arguments.bind!r} is not HOST:PORT")
+        targets = [(host, int(port))]
+        tls = arguments.tls
+        if admin.get("port") is not None:
+            host, tls = str(admin.get("host", "127.0.0.1")), False
+            targets = [(host, int(admin["port"]) + index) for index in range(arguments.workers)]
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        sys.stderr.write(f"healthcheck: {error}\n")
+        return 2
+    path = os.path.expandvars(str(admin.get("prefix", ""))) + "/readyz"
+    problems = [problem for host, port in targets if (problem := _ask(host.strip("[]"), port, path, tls=tls))]
+    for problem in problems:
+        sys.stderr.write(f"healthcheck: {problem}\n")
+    return 1 if problems else 0
+
+
+def _read_admin(file: str | None) -> dict[str, Any]:
+    """The `admin` settings as they stand in the file."""
+    if file is None:
+        return {}
+    with open(file, encoding="utf-8") as stream:
+        tree = yaml.safe_load(stream)
+    admin = tree.get("admin") if isinstance(tree, dict) else None
+    return admin if isinstance(admin, dict) else {}
+
+
+def _ask(host: str, port: int, path: str, *, tls: bool) -> str | None:
+    """What is wrong, or None. A certificate is not verified: it has the name that clients use, and this is the same machine."""
+    host = _EVERYWHERE.get(host, host)
+    where = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}{path}"
+    connection = (
+        http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=ssl._create_unverified_context())  # noqa: S323
+        if tls
+        else http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+    )
+    try:
+        connection.request("GET", path)
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        return f"{where}: {error or type(error).__name__}"
+    finally:
+        connection.close()
+    return None if status == 200 else f"{where}: {status}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

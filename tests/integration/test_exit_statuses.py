@@ -1,0 +1,83 @@
+"""The exit statuses of docs/operations.md and their events, from outside: each row of its table, with one worker and with two."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from support.process import ROOT, WEIRPOOL, running
+
+INTERCEPTORS = """
+from contextlib import asynccontextmanager
+from interceptors import Interceptor
+from proxy.hub import Hub
+
+class Fails(Interceptor):
+    @asynccontextmanager
+    async def lifespan(self):
+        raise ValueError("no key")
+        yield
+
+class EndsHub(Interceptor):
+    def __init__(self):
+        async def run(self):
+            raise RuntimeError("a defect")
+        Hub.run = run
+"""
+
+CASES: dict[int, list[tuple[str, dict[str, Any]]]] = {
+    0: [("sigterm", {"signal": signal.SIGTERM}), ("sigint-workers", {"signal": signal.SIGINT, "workers": 2})],
+    1: [("hub", {"use": "EndsHub", "event": "hub_died"})],
+    2: [("usage", {"config": "nonsense: 1"})],
+    3: [
+        ("port", {"taken": True, "event": "start_failed", "errors": "--bind: cannot listen on "}),
+        ("port-workers", {"taken": True, "workers": 2, "event": "start_failed", "errors": "--bind: cannot listen on "}),
+        ("lifespan", {"use": "Fails", "event": "start_failed", "errors": "interceptors[0]: "}),
+        ("lifespan-workers", {"use": "Fails", "workers": 2, "event": "start_failed", "errors": "interceptors[0]: "}),
+    ],
+}
+
+
+def test_every_documented_status_has_a_case() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    table = page[page.index("| status | meaning |") :].split("\n\n")[0]
+    assert [int(number) for number in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == list(CASES)
+
+
+@pytest.mark.parametrize(
+    ("status", "case"),
+    [(status, case) for status, cases in CASES.items() for _, case in cases],
+    ids=[f"{status}-{name}" for status, cases in CASES.items() for name, _ in cases],
+)
+async def test_exit_status(status: int, case: dict[str, Any], tmp_path: Path) -> None:
+    """With its event, whose line is JSON; and nothing else on standard error but lines of JSON, except for wrong usage."""
+    (tmp_path / "own.py").write_text(INTERCEPTORS)
+    own = f'interceptors: [{{name: own, use: "./own.py:{case["use"]}"}}]' if "use" in case else ""
+    default = "reverse_proxy: {upstreams: [{name: u, endpoints: ['http://127.0.0.1:9']}], routes: [{path: /, upstream: u}]}"
+    (tmp_path / "weirpool.yaml").write_text(case.get("config", f"{default}\n{own}\n"))
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1] if case.get("taken") else 0
+        options = ["--bind", f"127.0.0.1:{port}", "--workers", str(case.get("workers", 1))]
+        async with running([*WEIRPOOL, "serve", "--config", str(tmp_path / "weirpool.yaml"), *options]) as process:
+            if "signal" in case:
+                await process.event("started", case.get("workers", 1))
+                process.signal(case["signal"])
+            assert await process.exit_status() == status
+            if "event" in case:
+                line, *_ = await process.event(case["event"])
+                assert line["level"] in ("error", "critical")
+                if "errors" in case:
+                    (error,) = line["errors"]  # type: ignore[misc]
+                    assert str(error).startswith(case["errors"])
+            with trio.move_on_after(0.1):
+                await trio.sleep_forever()
+            if status == 2:
+                assert all(text.startswith("weirpool: ") for text in process.lines)
+            else:
+                assert all(isinstance(json.loads(text), dict) for text in process.lines)
