@@ -70,7 +70,7 @@ def own_page(scope: Scope, paths: frozenset[bytes]) -> Page | None:
         return None
     host = refusal = None
     try:
-        _, host = request_host(scope["headers"], target.authority)
+        _, host = request_host(scope["headers"], target.authority, scope["http_version"])
     except RequestRefused as error:
         refusal = error.with_traceback(None)
     scope = {**scope, "path": target.path.decode(), "raw_path": target.path, "query_string": target.query}

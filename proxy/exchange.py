@@ -185,7 +185,7 @@ class Exchange:
             raise RequestRefused(400, "bad_request", "the request target must be a path")  # RFC 9113, section 8.3.1
         self._route = route = worker.routes.find(target.normal)
         self._cors = None if route is None else Cors.of(route.allowed_origins, self._headers)
-        named, host = request_host(self._headers, target.authority)
+        named, host = request_host(self._headers, target.authority, self._scope["http_version"])
         if target.authority is not None:
             self._headers = [(b"host", named), *(item for item in self._headers if item[0] != b"host")]
             self._scope = {**self._scope, "headers": self._headers}

@@ -213,6 +213,8 @@ class Forward:
         limit = self._route.limits.max_request_body_bytes
         length = find_header(self._scope["headers"], b"content-length")
         chunked = find_header(self._scope["headers"], b"transfer-encoding") is not None
+        if chunked and self._scope["http_version"] == "1.0":  # its framing is faulty: RFC 9112, section 6.1
+            raise RequestRefused(400, "bad_request", "an HTTP/1.0 request cannot have Transfer-Encoding")
         if length is not None:
             if chunked:
                 # RFC 9112, section 6.3: the way to smuggle a request past one of two servers.

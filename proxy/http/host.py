@@ -56,13 +56,17 @@ def parse_host(value: bytes | str) -> Host | None:
         return None
 
 
-def request_host(headers: Sequence[tuple[bytes, bytes]], authority: bytes | None) -> tuple[bytes, Host | None]:
+def request_host(
+    headers: Sequence[tuple[bytes, bytes]], authority: bytes | None, http_version: str
+) -> tuple[bytes, Host | None]:
     """The host of a request, as it came and as it is compared: the authority of its absolute-form target, else its Host header.
 
-    An empty Host (and none, in HTTP/1.0) is None. Raises `RequestRefused` (400) for several Host headers, and for what is no host,
-    also where an authority replaces it (RFC 9112, sections 3.2 and 3.2.2).
+    An empty Host (and none, in HTTP/1.0) is None. Raises `RequestRefused` (400) for several Host headers, for none in a later
+    version, and for what is no host, also where an authority replaces it (RFC 9112, sections 3.2 and 3.2.2).
     """
     values = [value for name, value in headers if name == b"host"]
+    if not values and http_version not in ("1.0", "2"):  # 1.2 is read as 1.1: RFC 9110, section 2.5
+        raise RequestRefused(400, "bad_request", "the request has no Host header")
     if len(values) > 1:
         raise RequestRefused(400, "bad_request", "the request has more than one Host header")
     value = values[0] if values else b""

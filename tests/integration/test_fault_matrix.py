@@ -28,8 +28,7 @@ from support.proxy import limit_send_buffers
 from support.upstream import Peer
 
 from interceptors import Event, EventResult, Interceptor, Outcome
-from proxy.upstream import Resolver, dial
-from proxy.upstream.origin import Origin
+from proxy.upstream import connections
 
 FAULTY = "/faulty"
 UPLOAD = bytes(2_000_000)
@@ -355,16 +354,16 @@ async def _send(client: Side, fault: Fault) -> None:
 def refuse(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the exchange is over, let the proxy connect to a port where nobody listens."""
 
-    async def connect(origin: Origin, resolver: Resolver) -> socket.socket:
+    async def connect(origin: connections.Origin) -> socket.socket:
         if stage.over.is_set():
-            return await original(origin, resolver)
+            return await original(origin)
         await stage.reach()
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
-            return await original(origin._replace(port=unused.getsockname()[1]), resolver)
+            return await original(origin._replace(port=unused.getsockname()[1]))
 
-    original = dial.connect
-    monkeypatch.setattr(dial, "connect", connect)
+    original = connections._connect
+    monkeypatch.setattr(connections, "_connect", connect)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,8 @@ from h11._receivebuffer import ReceiveBuffer
 
 __all__ = ["be_strict"]
 
+# A request line of HTTP/2.0, say, but not the preface of HTTP/2. No field line looks like it: a method has no colon.
+_OTHER_VERSION = re.compile(rb"(?!PRI \* HTTP/2\.0$)[^: ]+ [^ ]+ HTTP/(?!1\.)[0-9]\.[0-9]")
 _LAX = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]")
 
 
@@ -17,7 +19,7 @@ class _StrictBuffer(ReceiveBuffer):
     """What h11 reads a client's heads and trailers from, without its leniency: a line ends with CRLF and is not folded.
 
     RFC 9112, sections 2.2 and 5.2, let a server take a bare LF, and a folded line; where two servers read a head in two ways, a
-    request can be smuggled past one of them.
+    request can be smuggled past one of them. A request line has a version of HTTP/1 (RFC 9110, section 2.5).
     """
 
     def maybe_extract_lines(self) -> list[bytearray] | None:
@@ -31,7 +33,10 @@ class _StrictBuffer(ReceiveBuffer):
         if end < 0:
             self._multiple_lines_search = len(data)
             return None
-        return self._extract(end + 4)[:-4].split(b"\r\n")
+        lines: list[bytearray] = self._extract(end + 4)[:-4].split(b"\r\n")
+        if _OTHER_VERSION.fullmatch(lines[0]):
+            raise h11.RemoteProtocolError("not a version of HTTP/1", error_status_hint=505)
+        return lines
 
 
 def be_strict(protocol: Any) -> None:

@@ -82,10 +82,10 @@ def test_a_host_without_a_port_allows_each_of_its_ports() -> None:
 
 def test_the_host_of_a_request() -> None:
     """The authority of an absolute-form target, else the one Host header (RFC 9112, section 3.2.2)."""
-    assert request_host([(b"host", b"A:1")], None) == (b"A:1", ("a", 1))
-    assert request_host([(b"host", b"a")], b"B") == (b"B", ("b", None))
-    assert request_host([(b"host", b"")], None) == request_host([], None) == (b"", None)
+    assert request_host([(b"host", b"A:1")], None, "1.1") == (b"A:1", ("a", 1))
+    assert request_host([(b"host", b"a")], b"B", "1.1") == (b"B", ("b", None))
+    assert request_host([(b"host", b"")], None, "1.1") == request_host([], None, "1.0") == (b"", None)
     for headers, authority in [([b"a", b"a"], None), ([b"a b"], None), ([b"a"], b"u@b"), ([b"a"], b""), ([b"a b"], b"b")]:
         with pytest.raises(RequestRefused) as caught:
-            request_host([(b"host", value) for value in headers], authority)
+            request_host([(b"host", value) for value in headers], authority, "1.2")
         assert caught.value.status == 400
