@@ -23,6 +23,7 @@ __all__ = [
     "ConnectFailed",
     "ConnectTimedOut",
     "DnsFailed",
+    "EncodedResponse",
     "NoEndpoint",
     "NotAStream",
     "NotResumed",
@@ -260,6 +261,17 @@ class ProtocolFailure(UpstreamFailure, httpx.RemoteProtocolError):
 
     kind = "upstream_protocol_error"
     public = "the upstream's response is not acceptable HTTP"
+
+
+class EncodedResponse(ProtocolFailure):
+    """The response is compressed although identity was asked for, and an interceptor must see it."""
+
+    public = "the upstream's response is compressed, although it was asked for uncompressed, and an interceptor must read it"
+
+    def __init__(self, upstream: str) -> None:
+        super().__init__(
+            f"{upstream}: the response is encoded although identity was asked for, and an interceptor must see it"
+        )
 
 
 class NotAStream(UpstreamFailure):

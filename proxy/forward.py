@@ -24,7 +24,7 @@ from pools import BufferScope
 from .collecting import CollectedBody
 from .cors import Cors
 from .downstream import ClientConnection, Scope, Send
-from .errors import NotAStream, ProtocolFailure, RequestRefused
+from .errors import EncodedResponse, NotAStream, RequestRefused
 from .headers import (
     HeaderList,
     client_origin,
@@ -403,9 +403,7 @@ class Forward:
             if encoding == "identity":
                 dropped = frozenset((b"content-length",))
             elif not self.chain.pass_unseen():
-                raise ProtocolFailure(
-                    f"{route.upstream}: the response is encoded although identity was asked for, and an interceptor must see it"
-                )
+                raise EncodedResponse(route.upstream)
         if self.chain is not None:
             assert head is not None
             self.chain.takes_emitted = self._sse and encoding == "identity"

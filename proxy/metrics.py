@@ -131,7 +131,10 @@ class Metrics:
             "weirpool_writer", "Responses sent, by the writer that sent them.", ["writer"], registry=self.registry
         )
         self._refused = Counter(
-            "weirpool_refused", "Requests refused because a limit was reached.", ["route", "reason"], registry=self.registry
+            "weirpool_refused",
+            "Requests refused although nothing is wrong with them: a limit, no endpoint in service, a session that is gone.",
+            ["route", "reason"],
+            registry=self.registry,
         )
         # Made once, so that they are there from the start, and an exchange need not look them up by their labels.
         self.exchanges: dict[tuple[str, Outcome], Counter] = {}

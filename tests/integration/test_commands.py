@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import trio
+import yaml
 from support.client import fetch, open_client
 from support.process import ROOT, WEIRPOOL, port_of, running
 from support.upstream import Peer, open_upstream, stream_of
@@ -240,3 +243,131 @@ async def test_two_thousand_streams_through_one_worker() -> None:
                 "json": 0,
             }
             assert len(await process.event("exchange", streams)) == streams
+
+
+WARNED = """
+reverse_proxy:
+  upstreams: [{name: llm, endpoints: ["http://127.0.0.1:1"], headers: {set: {x-key: "${CHECK_KEY:-none}"}}}]
+  routes: [{path: /, upstream: llm, interceptors: [r]}]
+interceptors:
+  - {name: r, use: redact, options: {patterns: [a]}}
+"""
+
+
+def run(tmp_path: Path, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "weirpool.yaml").write_text(text)
+    command = [*WEIRPOOL, *arguments, "weirpool.yaml"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CHECK_KEY": "s3cr3t-value"}
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+
+
+def test_check_warns_and_fails_for_a_warning_only_when_asked(tmp_path: Path) -> None:
+    """Status 0 with the warning on stderr; `--strict`: status 2."""
+    line = "weirpool.yaml:4:12: warning: reverse_proxy.routes[0]: without a dialect, the path of a request decides"
+    done = run(tmp_path, WARNED, "check")
+    assert (done.returncode, done.stdout) == (0, "weirpool.yaml: ok (1 route, 1 warning)\n")
+    assert done.stderr.startswith(line)
+    done = run(tmp_path, WARNED, "check", "--strict")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(line)
+    assert done.stderr.endswith("weirpool.yaml: 1 warning\n")
+
+
+def test_check_gives_json_for_editors(tmp_path: Path) -> None:
+    """The documented form, on stdout alone; the value is what the file says."""
+    text = WARNED.replace("path: /", 'path: "${CHECK_KEY}"').replace("[r]", "[r, s]")
+    done = run(tmp_path, text, "check", "--json")
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "s3cr3t" not in done.stdout
+    result = json.loads(done.stdout)
+    assert (result["file"], result["ok"]) == ("weirpool.yaml", False)
+    path, warning, name = result["problems"]
+    if path["severity"] == "warning":
+        path, warning = warning, path
+    assert path == {
+        "path": "reverse_proxy.routes[0].path",
+        "line": 4,
+        "column": 19,
+        "value": '"${CHECK_KEY}"',
+        "message": 'must start with "/"',
+        "hint": 'did you mean "/${CHECK_KEY}"?',
+        "severity": "error",
+    }
+    assert (warning["severity"], warning["path"], warning["value"]) == ("warning", "reverse_proxy.routes[0]", None)
+    assert name["message"] == 'no interceptor is called "s"'
+    done = run(tmp_path, WARNED, "check", "--json")
+    assert (done.returncode, json.loads(done.stdout)["ok"]) == (0, True)
+    done = run(tmp_path, "a: [", "check", "--json")
+    (problem,) = json.loads(done.stdout)["problems"]
+    assert (problem["path"], problem["line"], problem["column"]) == ("", 1, 5)
+
+
+async def test_every_way_to_start_tells_the_same_mistakes(tmp_path: Path) -> None:
+    """`check`, `serve` and plain Hypercorn: all of them, and not the first."""
+    text = WARNED.replace("path: /", "path: v1").replace("[a]}", '["("], x: 1}')
+    checked = run(tmp_path, text, "check")
+    served = run(tmp_path, text, "serve", "--config")
+    assert checked.returncode == served.returncode == 2
+    mistakes = [line for line in checked.stderr.splitlines() if ": error: " in line]
+    assert len(mistakes) == 3
+    assert served.stderr.splitlines() == mistakes
+    command = [sys.executable, "-m", "hypercorn", "--worker-class", "trio", "--bind", "127.0.0.1:0", "proxy:create_app()"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WEIRPOOL_CONFIG": "weirpool.yaml"}
+    done = await trio.run_process(
+        command, capture_stderr=True, capture_stdout=True, check=False, cwd=tmp_path, env=environment
+    )
+    for line in mistakes:
+        assert line.partition(": error: ")[2].encode() in done.stderr
+
+
+async def test_a_warning_is_logged_at_the_start_and_a_file_is_read_again(tmp_path: Path) -> None:
+    """`config_warning` at the start and at each reload; `${file:...}` has the new content after SIGHUP, and no restart."""
+    seen: list[bytes] = []
+
+    async def script(peer: Peer) -> None:
+        request = await peer.request()
+        seen.extend(request.all("x-key"))
+        await peer.start_stream()
+        await peer.end()
+
+    async with open_upstream(script) as upstream:
+        (tmp_path / "key").write_text("one\n")
+        text = WARNED.replace("http://127.0.0.1:1", upstream.url).replace("${CHECK_KEY:-none}", "${file:key}")
+        (tmp_path / "weirpool.yaml").write_text(text)
+        command = [*WEIRPOOL, "serve", "--config", str(tmp_path / "weirpool.yaml"), "--bind", "127.0.0.1:0"]
+        async with running(command) as process:
+            port = await port_of(process)
+            (warning,) = await process.event("config_warning")
+            assert (warning["level"], warning["path"]) == ("warning", "reverse_proxy.routes[0]")
+            await fetch(port)
+            (tmp_path / "key").write_text("two\n")
+            process.signal(signal.SIGHUP)
+            (line,) = await process.event("reload")
+            assert line["changed"] == ["reverse_proxy.upstreams[0].headers.set.x-key"]
+            await process.event("config_warning", 2)
+            await fetch(port)
+            (tmp_path / "key").unlink()
+            process.signal(signal.SIGHUP)
+            _, line = await process.event("reload", 2)
+            assert line["ok"] is False
+            assert "cannot be read: No such file or directory" in str(line["errors"])
+            await fetch(port)
+            process.signal(signal.SIGTERM)
+            assert await process.exit_status() == 0
+    assert seen == [b"one", b"two", b"two"]
+
+
+def test_new_key_makes_a_key_that_the_configuration_takes(tmp_path: Path) -> None:
+    """The key once, and the line for the configuration; each time another key; a name that YAML would misread is in quotes."""
+    keys = set()
+    for name in ("ann", "no", "12", "a: b", "Zoë's"):
+        done = subprocess.run([*WEIRPOOL, "new-key", name], cwd=ROOT, capture_output=True, text=True)
+        key, line = done.stdout.splitlines()
+        assert re.fullmatch(r"wp_[A-Za-z0-9]{43}", key)
+        assert yaml.safe_load(line) == {name: f"sha256:{sha256(key.encode()).hexdigest()}"}
+        assert key not in done.stderr
+        keys.add(key)
+    assert len(keys) == 5
+    for name in ("", " ", "a\nb", "${A}"):
+        done = subprocess.run([*WEIRPOOL, "new-key", name], cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (2, "")

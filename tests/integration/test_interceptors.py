@@ -1141,7 +1141,9 @@ async def test_a_compressed_stream_is_refused_and_not_passed_unseen(encoding: by
     async with serve(script, Looks) as rig:
         answer = await rig.fetch(headers=[("Accept-Encoding", "gzip, br")])
         assert (answer.status, answer.complete) == (502, True)
-        assert json.loads(answer.body)["error"]["type"] == "upstream_protocol_error"
+        error = json.loads(answer.body)["error"]
+        assert error["type"] == "upstream_protocol_error"
+        assert error["message"].startswith("the upstream's response is compressed, although it was asked for uncompressed")
         assert rig.upstream.requests[0].all("accept-encoding") == [b"identity"]
         assert await rig.outcomes() == ["upstream_error"]
         assert "an interceptor must see it" in rig.lines("exchange")[0]["error"]

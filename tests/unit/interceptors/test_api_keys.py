@@ -174,6 +174,24 @@ def test_what_is_no_key_of_ours_gets_401(headers: list[tuple[str, str]], expecte
     assert request.state == {}
 
 
+@pytest.mark.parametrize("options", [{}, {"upstream_header": "x-api-key"}, {"header": "authorization"}])
+def test_a_preflight_goes_upstream_without_any_credential(options: dict[str, Any]) -> None:
+    """The header of the upstream's credential is removed, too, where clients send their key in another one."""
+    headers = [
+        (b"origin", b"https://a.example"),
+        (b"access-control-request-method", b"POST"),
+        (b"authorization", b"Bearer of-the-client"),
+        (b"x-api-key", ANN.encode()),
+        (b"x-gateway-key", ANN.encode()),
+    ]
+    for header in ("x-gateway-key", options.get("header", "x-gateway-key")):
+        request = Request(method="OPTIONS", headers=headers)
+        keys = ApiKeys(ApiKeysOptions(**{"keys": KEYS, "upstream": UPSTREAM, "header": header} | options))
+        assert run_request([keys], request) is None
+        assert keys.sets_headers[0] not in request.headers
+        assert (options.get("header") or header) not in request.headers
+
+
 def test_a_refused_request_is_seen_by_no_later_interceptor() -> None:
     """The answer ends the chain, so that whoever stands behind `api_keys` deals with known clients only."""
     seen: list[str] = []
