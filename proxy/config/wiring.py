@@ -58,7 +58,7 @@ def wiring_mistakes(config: Config, loaded: Mapping[str, Interceptor]) -> Iterat
             for key in interceptor.needs_state:
                 if not _may_set(chain, number, key, undeclared=True):
                     later = _setter_after(route, chain, number, key)
-                    hint = f'list "{later}" before "{name}"' if later else _who_sets(key, loaded, name)
+                    hint = _before(route, later, number) if later else _who_sets(key, loaded, name)
                     needs = f'"{name}" needs request.state["{key}"], which nothing before it sets'
                     yield Mistake(path, needs, hint, shows_value=False)
             for header in interceptor.sets_headers if upstream is not None else ():
@@ -96,7 +96,7 @@ def wiring_warnings(config: Config, loaded: Mapping[str, Interceptor], given: Co
                     yield Mistake(
                         path,
                         f'"{name}" uses request.state["{key}"], which "{later}" sets only after it',
-                        f'list "{later}" before "{name}"',
+                        _before(route, later, number),
                         shows_value=False,
                     )
         unsure = [
@@ -114,17 +114,20 @@ def wiring_warnings(config: Config, loaded: Mapping[str, Interceptor], given: Co
 
 
 _Chain = Sequence[tuple[int, Interceptor | None]]
-"""A route's interceptors with their places in its list; None for one that is wrong."""
+"""A route's interceptors in the order in which they are asked, with their places in its list; None for one that is wrong."""
 
 
 def _chain_of(route: Route, loaded: Mapping[str, Interceptor]) -> _Chain:
-    return [(number, loaded.get(name)) for number, name in enumerate(route.interceptors)]
+    listed = [(number, loaded.get(name)) for number, name in enumerate(route.interceptors)]
+    return sorted(
+        listed, key=lambda item: item[1] is not None and item[1].wants_body
+    )  # what needs only the head is asked first
 
 
 def _may_set(chain: _Chain, before: int, key: str, *, undeclared: bool) -> bool:
     """Whether an interceptor before a place sets a key. `undeclared`: also one that does not say what it sets."""
     for number, interceptor in chain:
-        if number >= before:
+        if number == before:
             return False
         if interceptor is None:
             return True
@@ -137,10 +140,19 @@ def _may_set(chain: _Chain, before: int, key: str, *, undeclared: bool) -> bool:
 
 
 def _setter_after(route: Route, chain: _Chain, place: int, key: str) -> str | None:
-    for number, interceptor in chain:
-        if number > place and interceptor is not None and key in (interceptor.sets_state or ()):
+    asked = [number for number, _ in chain]
+    for number, interceptor in chain[asked.index(place) + 1 :]:
+        if interceptor is not None and key in (interceptor.sets_state or ()):
             return route.interceptors[number]
     return None
+
+
+def _before(route: Route, later: str, place: int) -> str:
+    """A hint: how an interceptor that is asked later is asked earlier."""
+    name = route.interceptors[place]
+    if later in route.interceptors[:place]:
+        return f'"{later}" has wants_body, and is asked after those without: set wants_body on "{name}", too'
+    return f'list "{later}" before "{name}"'
 
 
 def _who_sets(key: str, loaded: Mapping[str, Interceptor], name: str) -> str:

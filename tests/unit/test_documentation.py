@@ -18,7 +18,7 @@ from support.pages import PAGES, ROOT, Block, blocks_of, files_of
 import interceptors
 from interceptors import Interceptor
 from interceptors.loader import load_interceptor
-from proxy.config import Config, load_config, parse_config
+from proxy.config import Config, check_config, parse_config
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 YAML = [
@@ -67,7 +67,9 @@ def test_a_configuration_of_a_page_is_accepted(block: Block, directory: Path) ->
     """As `weirpool check` takes it: it parses, and its interceptors load, from the page's own files where they are of that page."""
     files_of(block.page, directory)
     (directory / "weirpool.yaml").write_text(block.text, encoding="utf-8")
-    load_config("weirpool.yaml")
+    checked = check_config("weirpool.yaml")
+    assert [str(error) for error in checked.errors] == []
+    assert [str(warning) for warning in checked.warnings if "dialect" in warning.message] == []
 
 
 def test_the_interceptors_of_the_page_load_as_a_configuration_loads_them(

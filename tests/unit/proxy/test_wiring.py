@@ -37,6 +37,14 @@ class Needs(Interceptor):
         self.needs_state = (*self.needs_state, *also)
 
 
+class Reads(Declares):
+    wants_body = True
+
+
+class NeedsBody(Needs):
+    wants_body = True
+
+
 class Sets(Interceptor):
     sets_headers = ("X-Tenant",)
 """
@@ -104,6 +112,10 @@ def test_an_authors_interceptors_declare_what_they_need_and_give(check: Check) -
     ]
     (error,) = lines(check("declares, needs", own("Declares"), own("Needs", "{also: [more]}")))
     assert 'request.state["more"]' in error
+    (error,) = lines(check("reads, needs", own("Reads"), own("Needs")))
+    assert error.endswith('"reads" has wants_body, and is asked after those without: set wants_body on "needs", too')
+    assert lines(check("reads, needsbody", own("Reads"), own("NeedsBody"))) == []
+    assert lines(check("needsbody, declares", own("Declares"), own("NeedsBody"))) == []  # asked for its head first
     assert lines(check("names, limit", own("Names"), LIMIT % "client_key"))[0].startswith("warning: ")
 
 
