@@ -22,8 +22,9 @@ from typing import Literal
 import regex
 
 from .api import EventResult, StreamContext, StreamInterceptor
+from .blocks import PerBlock
 from .bounded import Around, Budget, Pattern
-from .dialects import Block, MessageInterceptor, MessageStream, TextDelta, TextEnd, ToolCall, ToolCallDelta, Unread
+from .dialects import MessageInterceptor, MessageStream, TextDelta, TextEnd, ToolCall, ToolCallDelta, Unread
 from .errors import refuse_options
 from .event import Event
 from .unescape import unescape
@@ -132,7 +133,7 @@ class _GuardStream(MessageStream):
     def __init__(self, guard: Guard, context: StreamContext) -> None:
         self._guard = guard
         self._context = context
-        self._tails: dict[Block, str] = {}
+        self._tails: PerBlock[str] = PerBlock()
 
     def on_unread(self, unread: Unread) -> None:
         pattern = self._guard.find_in(unread)
@@ -143,18 +144,19 @@ class _GuardStream(MessageStream):
         guard = self._guard
         if delta.kind != "other" and delta.kind not in guard.kinds:
             return
-        tail = "" if delta.whole else self._tails.get(delta.block, "")
+        tail = "" if delta.whole else self._tails.get(delta.block) or ""
         text = tail + delta.text
         found = guard.find(text, self._start(tail), ended=delta.whole)
         if found is not None:
             left = text[len(tail) : found[0]]
             self._stop(delta.kind, found[1], left if delta.kind in ("thinking", "other") else left + guard.message)
         elif not delta.whole:
-            self._tails[delta.block] = text[-(guard.window + _BEHIND) :]
+            self._tails.set(delta.block, text[-(guard.window + _BEHIND) :])
 
     def on_text_end(self, end: TextEnd) -> None:
         # The tail stays: some servers end a text, and go on with it.
-        tail = "" if end.whole else self._tails.get(end.block, "")
+        tail = "" if end.whole else self._tails.get(end.block) or ""
+        self._tails.end(end.block)
         found = self._guard.find(tail, self._start(tail), ended=True) if tail else None
         if found is not None:
             self._stop(end.kind, found[1], "" if end.kind in ("thinking", "other") else self._guard.message)
@@ -163,17 +165,18 @@ class _GuardStream(MessageStream):
         guard = self._guard
         if "tool_call" not in guard.kinds:
             return
-        tail = self._tails.get(delta.block, "")
+        tail = self._tails.get(delta.block) or ""
         text = tail + delta.arguments
         found = guard.find(unescape(text), 0, ended=False) or guard.find(delta.name or "", 0, ended=True)
         if found is not None:
             self._stop("tool_call", found[1])
-        self._tails[delta.block] = text[-(guard.window + _BEHIND) :]
+        self._tails.set(delta.block, text[-(guard.window + _BEHIND) :])
 
     def on_tool_call(self, call: ToolCall) -> None:
         guard = self._guard
         if "tool_call" not in guard.kinds:
             return
+        self._tails.end(call.block)
         found = guard.find(unescape(call.arguments), 0, ended=True) or guard.find(call.name or "", 0, ended=True)
         if found is not None:
             self._stop("tool_call", found[1])

@@ -29,6 +29,7 @@ from typing import Any
 from pools import decode_json
 
 from .api import EventResult, StreamContext, StreamInterceptor
+from .blocks import PerBlock
 from .bounded import Around, Budget, Found
 from .dialects import Block, MessageInterceptor, MessageStream, TextDelta, TextEnd, ToolCall
 from .errors import Abort, NotJson, refuse_options
@@ -343,7 +344,7 @@ class _RedactMessages(MessageStream):
 
     def __init__(self, interceptor: Redact) -> None:
         self._interceptor = interceptor
-        self._flows: dict[Block, list[Flow]] = {}
+        self._flows: PerBlock[list[Flow]] = PerBlock()
         self._here: dict[Block, str] = {}
         self._done: set[str] = set()  # the strings of this event that were redacted as what they are, as they leave
         self._arguments: set[str] = set()  # of all calls so far: what repeats one is not shown to the hook
@@ -371,7 +372,7 @@ class _RedactMessages(MessageStream):
             delta.drop()
 
     def on_text_end(self, end: TextEnd) -> None:
-        if end.whole or end.block not in self._flows:
+        if end.whole or self._flows.get(end.block) is None:
             return
         text = self._feed(end.block, "", final=True)
         if text:
@@ -387,7 +388,11 @@ class _RedactMessages(MessageStream):
     def _feed(self, block: Block, text: str, *, final: bool = False) -> str:
         flows = self._flows.get(block)
         if flows is None:
-            flows = self._flows[block] = self._interceptor.open_flow()
+            flows = self._interceptor.open_flow()
+        if final:
+            self._flows.end(block)
+        else:
+            self._flows.set(block, flows)
         try:
             for flow in flows:
                 text = flow.feed(text, final=final)

@@ -74,8 +74,8 @@ class Substitution:
 
     def first_undecided(self, text: str, at: int) -> int | None:
         """The first place from `at` on at which a match is still possible or may still grow."""
-        # Most often that is the first place, and this search is over at once.
-        if self.is_undecided(text, at):
+        # Where much waits, that is most often the first place, and this search is over at once.
+        if len(text) - at > _FEW and self.is_undecided(text, at):
             return at
         found = self._partial(self._undecided.search, text, at)
         return None if found is None else int(found.start())

@@ -49,6 +49,7 @@ HELD_EVENT = 1 << 10
 MAX_NAME = 1 << 14
 """Characters of one tool call's name; more are a `DialectError`."""
 MESSAGE = Block("message", 0)
+_MOST_ENDED = 64  # texts that have ended, of which the last delta is kept as a template for another
 STOPPED = "this answer was stopped by a filter"
 """What clients are shown in place of a provider's error that must not leave."""
 
@@ -218,6 +219,8 @@ class Reader(ABC):
             self._begin_message()
         elif self._here:
             self._here.clear()
+        while len(self._last) > _MOST_ENDED:
+            del self._last[next(iter(self._last))]
         parts: list[Part] = []
         if isinstance(message, dict):
             self._read(parts, message, event_type)
