@@ -33,7 +33,7 @@ _UNITS: dict[str, dict[str, float]] = {
         "g": 1 << 30,
     },
 }
-_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*+([A-Za-z]*)\s*")
 
 _Record = mi.StructType | mi.DataclassType | mi.TypedDictType
 
