@@ -32,7 +32,7 @@ _HASH = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # a token: RFC 9110, section 5.6.2
 _VISIBLE = re.compile(r"[!-~]+")
 _HEADER_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
-# What is the connection's or says where a message ends cannot carry a credential to the upstream.
+# Fields of the connection, and those that state where a message ends or where it goes, carry no credential.
 _NOT_FORWARDED = frozenset(
     [
         *("connection", "content-length", "expect", "host", "http2-settings", "keep-alive", "te", "trailer"),
@@ -90,6 +90,8 @@ class ApiKeys(Interceptor):
                 mistakes.append(f"{option}: expected a header's name, and nothing of its value")
         if options.upstream_header.lower() in _NOT_FORWARDED:
             mistakes.append(f"upstream_header: {options.upstream_header!r} is the connection's and does not go upstream")
+        if options.header is not None and options.header.lower() in _NOT_FORWARDED:
+            mistakes.append(f"header: {options.header!r} is the connection's, and no interceptor sees it")
         refuse_options(mistakes)
         self._upstream = options.upstream
         self._upstream_header = options.upstream_header.lower()

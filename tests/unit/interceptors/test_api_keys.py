@@ -261,6 +261,11 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"keys": KEYS, "upstream_header": "Proxy-Authorization"},
         "upstream_header: .* does not go upstream",
     ),
+    "another header of the hop": (
+        {"keys": KEYS, "upstream_header": "Keep-Alive"},
+        "upstream_header: .* does not go upstream",
+    ),
+    "a key in a header of the hop": ({"keys": KEYS, "header": "Proxy-Authorization"}, "header: .* no interceptor sees it"),
 }
 
 
