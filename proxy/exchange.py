@@ -298,8 +298,10 @@ class Exchange:
     def _let_go(self) -> None:
         """Refer to nothing that refers to this, so that all of it is freed now, and not when the garbage collector gets to it."""
         self._failure = None  # its traceback knows the frames that it came through
-        if self._forward is not None and self._forward.request is not None:
-            self._forward.request.spawn = None
+        if self._forward is not None:
+            self._forward.asking = None  # it calls back for informational responses
+            if self._forward.request is not None:
+                self._forward.request.spawn = None
 
     def _fail(self, failure: Exception) -> None:
         """Note why the exchange failed; the first reason counts."""
