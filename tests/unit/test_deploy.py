@@ -156,6 +156,10 @@ def test_the_health_check_follows_the_configuration(page: int, tmp_path: Path, m
     assert check(f"admin: {{port: {page}, host: 0.0.0.0}}", "--bind", "0.0.0.0:9") == 0
     assert check(f"admin: {{port: {page}}}", "--bind", "0.0.0.0:9", "--tls") == 0
     assert check(f"admin: {{port: {page}}}", "--bind", "0.0.0.0:9", "--workers", "2") == 1
+    monkeypatch.setenv("PAGES_PORT", str(page))
+    assert check('admin: {port: "${PAGES_PORT}"}', "--bind", "0.0.0.0:9") == 0
+    assert check('admin: {port: "${NO_PORT:-null}"}', "--bind", f"0.0.0.0:{page}") == 0
+    assert check('admin: {port: "${NO_PORT}"}', "--bind", f"0.0.0.0:{page}") == 2
     assert check("admin: {prefix: /-}", "--bind", f"0.0.0.0:{page}") == 1
     monkeypatch.setattr(Pages, "ready", "/-/readyz")
     assert check("admin: {prefix: /-}", "--bind", f"0.0.0.0:{page}") == 0
