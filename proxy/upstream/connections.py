@@ -40,18 +40,15 @@ KEEPALIVE_EXPIRY_S = 60.0
 _MIN_WAITING = 64  # of an upstream with few connections, such as a model that answers two at a time
 
 
-@dataclass(frozen=True, slots=True)
 class ConnectTime:
-    """How long it may take until a connection can carry the request: over waiting for one, resolving, TCP and TLS, together."""
+    """How long it may take from now until a connection can carry the request: queue, look-up, TCP and TLS together."""
 
-    timeout_s: float
-    deadline: float
+    __slots__ = ("deadline", "timeout_s")
 
-    @classmethod
-    def starting_now(cls, timeout_s: float | None) -> ConnectTime:
+    def __init__(self, timeout_s: float | None) -> None:
         """None: no limit."""
-        timeout_s = math.inf if timeout_s is None else timeout_s
-        return cls(timeout_s, trio.current_time() + timeout_s)
+        self.timeout_s = math.inf if timeout_s is None else timeout_s
+        self.deadline = trio.current_time() + self.timeout_s
 
 
 class Connection:

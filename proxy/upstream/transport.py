@@ -104,7 +104,7 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
         except BadRequest as error:
             raise httpx.LocalProtocolError(str(error)) from error
         write_timeout_s = timeouts.get("write")
-        time = ConnectTime.starting_now(timeouts.get("connect"))
+        time = ConnectTime(timeouts.get("connect"))
         while True:
             try:
                 connection = await pool.acquire(time, fresh=fresh)

@@ -100,7 +100,7 @@ async def make_pool(listener: trio.SocketListener) -> AsyncIterator[Callable[[in
 
 
 async def acquire(pool: ConnectionPool, **kwargs: Any) -> Connection:
-    return await pool.acquire(ConnectTime.starting_now(None), **kwargs)
+    return await pool.acquire(ConnectTime(None), **kwargs)
 
 
 def numbers(pool: ConnectionPool) -> dict[str, int]:
@@ -356,10 +356,10 @@ async def test_when_all_are_lent_one_waits_and_then_times_out(make_pool: Callabl
     pool = make_pool(1)
     held = await acquire(pool)
     with pytest.raises(PoolTimedOut, match="max_connections"):
-        await pool.acquire(ConnectTime.starting_now(0.02))
+        await pool.acquire(ConnectTime(0.02))
     assert numbers(pool) == {"lent": 1, "idle": 0, "waiting": 0, "opened": 1, "reused": 0}
     pool.release(held, reusable=True)
-    assert await pool.acquire(ConnectTime.starting_now(0.02)) is held
+    assert await pool.acquire(ConnectTime(0.02)) is held
     pool.release(held, reusable=False)
 
 
@@ -533,7 +533,7 @@ async def test_waiting_and_connecting_have_one_deadline(
         nursery.start_soon(give_back)
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(kind):
-            await pool.acquire(ConnectTime.starting_now(1))
+            await pool.acquire(ConnectTime(1))
         assert trio.current_time() - began == pytest.approx(1)
     assert numbers(pool) | {"opened": 0} == {"lent": 0, "idle": 0, "waiting": 0, "opened": 0, "reused": 0}
 
@@ -544,7 +544,7 @@ async def test_a_second_connection_has_what_is_left_of_the_time(
     """As a request uses it whose kept connection was dead: one time for both."""
     never_accepted(monkeypatch, 0.6)
     began = trio.current_time()
-    time = ConnectTime.starting_now(1)
+    time = ConnectTime(1)
     first = await pool.acquire(time)
     pool.release(first, reusable=False)
     with pytest.raises(PoolTimedOut):
@@ -556,4 +556,4 @@ async def test_without_a_limit_it_waits(
     pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     never_accepted(monkeypatch, 100_000)
-    pool.release(await pool.acquire(ConnectTime.starting_now(None)), reusable=False)
+    pool.release(await pool.acquire(ConnectTime(None)), reusable=False)
