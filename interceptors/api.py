@@ -119,8 +119,9 @@ class StreamContext:
 
     @property
     def log(self) -> Any:
-        """A structlog logger that names the route."""
-        return self.request.log
+        """A structlog logger that names the route and the interceptor."""
+        log = self.request.log
+        return log if self._owner is None else log.bind(interceptor=self._owner.name)
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: Any) -> None:
         """Run a task that ends with the stream: cancelled when that is over, its failure treated as a hook's."""

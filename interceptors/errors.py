@@ -90,15 +90,28 @@ class StreamOver(InterceptorError):
 class HookError(InterceptorError):
     """A hook raised, or returned what it must not, and its interceptor says `on_error = "abort"`."""
 
-    def __init__(self, interceptor: str, hook: str, problem: str) -> None:
+    def __init__(self, interceptor: str, hook: str, problem: str, place: str | None = None) -> None:
+        """`place`: what was raised and where, without its message, which may hold content."""
         super().__init__(f"{interceptor}.{hook}: {problem}")
         self.interceptor = interceptor
         self.hook = hook
+        self.summary: str = f"{interceptor}.{hook}: {place or problem}"
+        """The message of this error as the log has it at other levels than debug."""
 
 
 class EventTooLarge(InterceptorError):
     """One event is larger than the limit (`max_event_bytes`)."""
 
-    def __init__(self, max_event_bytes: int) -> None:
+    def __init__(self, max_event_bytes: int, interceptor: str | None = None) -> None:
+        """`interceptor`: which one needed it."""
         super().__init__(f"an event is larger than max_event_bytes ({max_event_bytes} bytes)")
         self.max_event_bytes = max_event_bytes
+        self.interceptor = interceptor
+
+
+class Misused(TypeError):
+    """A hook did what it must not. The message is the package's own, and holds no content."""
+
+
+class HookTooSlow(TimeoutError):
+    """A hook took longer than its `hook_timeout_s`."""

@@ -96,8 +96,9 @@ class EventHooks:
         `buffer[at:end]`: so far, none of them needs it. Raises `EventTooLarge` when one does and must not miss it.
         """
         watchers = tuple(hook for hook in self.hooks if not hook.passes_unseen)
-        if any(hook.need is None or hook.need(buffer, at, end) >= 0 for hook in watchers):
-            raise EventTooLarge(max_event_bytes)
+        for hook in watchers:
+            if hook.need is None or hook.need(buffer, at, end) >= 0:
+                raise EventTooLarge(max_event_bytes, hook.owner.name)
         return watchers
 
     def begin_body(self) -> None:

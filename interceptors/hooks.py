@@ -6,6 +6,8 @@ log.
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
@@ -15,13 +17,16 @@ import structlog
 import trio
 
 from .api import Interceptor, Outcome
-from .errors import Abort, HookError, InterceptorError, StreamAborted, StreamOver
+from .errors import Abort, HookError, HookTooSlow, InterceptorError, Misused, StreamAborted, StreamOver
 from .message import TASK_OF
 
-__all__ = ["HOLD_S", "Owner"]
+__all__ = ["HOLD_S", "HOOK_OF", "Owner"]
 
 HOLD_S = 0.05
 """A synchronous hook that takes longer is named in a warning: meanwhile every other stream of the process stands still."""
+
+HOOK_OF = "weirpool_hook"
+"""An attribute of an exception: the hook that raised it, where another one has called that."""
 
 T = TypeVar("T")
 
@@ -67,16 +72,27 @@ class Owner:
         """Log a failed hook; the error that ends the exchange, or None when the interceptor says `skip`. `Abort` always ends it."""
         if isinstance(error, Abort):
             return StreamAborted(self.name, error.reason)
-        structlog.get_logger("interceptors").error(
-            "interceptor_failed",
-            interceptor=self.name,
-            hook=hook,
-            on_error=self.interceptor.on_error,
-            exc_info=error,
-        )
-        if self.interceptor.on_error == "skip":
+        hook = getattr(error, HOOK_OF, hook)
+        log, on_error = structlog.get_logger("interceptors"), self.interceptor.on_error
+        if getattr(error, "of_upstream", False):
+            log.warning("unreadable_answer", interceptor=self.name, hook=hook, on_error=on_error, reason=str(error))
+        else:
+            log.error("interceptor_failed", interceptor=self.name, hook=hook, on_error=on_error, exc_info=error)
+        if on_error == "skip":
             return None
-        return HookError(self.name, hook, f"{type(error).__name__}: {error}")
+        return HookError(self.name, hook, f"{type(error).__name__}: {error}", self._place_of(error))
+
+    def _place_of(self, error: Exception) -> str:
+        """What was raised, and where in the interceptor's own file, or else innermost; of an error of this package what it says."""
+        name = type(error).__name__
+        if isinstance(error, InterceptorError | Misused | HookTooSlow):
+            return f"{name}: {error}"
+        module = sys.modules.get(type(self.interceptor).__module__)
+        frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+        own = [item for item in frames if item[0].co_filename == getattr(module, "__file__", None)]
+        for code, line in (own or frames)[-1:]:
+            return f"{name} at {code.co_filename}:{line}, {code.co_name}"
+        return name
 
     def fail(self, hook: str, error: Exception) -> None:
         """As `failed`, but raise what ends the exchange."""
@@ -94,7 +110,7 @@ class Owner:
         finally:
             self.seconds += perf_counter() - began
         assert scope.cancelled_caught
-        raise TimeoutError(f"took longer than its hook_timeout_s ({timeout_s} s)")
+        raise HookTooSlow(f"took longer than its hook_timeout_s ({timeout_s} s)")
 
     async def run_task(self, async_fn: Callable[..., Awaitable[object]], args: tuple[Any, ...]) -> InterceptorError | None:
         """Run what `start_soon` was given. The error that ends the exchange, if it fails such that it must.
@@ -116,4 +132,4 @@ class Owner:
 
     def misused(self, hook: str, what: str) -> TypeError:
         """The error for a hook that did what it must not: it names the class, where the mistake is."""
-        return TypeError(f"{type(self.interceptor).__qualname__}'s {hook} {what}")
+        return Misused(f"{type(self.interceptor).__qualname__}'s {hook} {what}")

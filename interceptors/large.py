@@ -23,12 +23,14 @@ class LargePassage:
 
     def __init__(self, watchers: tuple[EventHook, ...], max_event_bytes: int, *, is_body: bool, may_be_events: bool) -> None:
         """`may_be_events`: a client may read events in this body, if fields come in it after all; no hook would have seen them."""
-        self._finders: list[Finder] = [hook.need for hook in watchers if hook.need is not None]
+        self._finders: list[tuple[Finder, str]] = [
+            (hook.need, hook.owner.name) for hook in watchers if hook.need is not None
+        ]
         self._max_event_bytes = max_event_bytes
         self._is_body = is_body
         self._kept = max([0 if is_body else _EMPTY_LINE_BYTES, *(hook.overlap for hook in watchers)])
         if may_be_events:
-            self._finders.append(find_field_line)
+            self._finders.append((find_field_line, watchers[0].owner.name if watchers else ""))
             self._kept = max(self._kept, FIELD_LINE_BYTES)
 
     def take(self, buffer: bytearray, start: int, end: int, *, final: bool) -> tuple[int, bool]:
@@ -37,8 +39,9 @@ class LargePassage:
         """
         over = -1 if self._is_body else find_empty_line(buffer, start, end)
         last = over if over >= 0 else end
-        if any(find(buffer, start, last) >= 0 for find in self._finders):
-            raise EventTooLarge(self._max_event_bytes)
+        for find, interceptor in self._finders:
+            if find(buffer, start, last) >= 0:
+                raise EventTooLarge(self._max_event_bytes, interceptor or None)
         if over >= 0:
             return over, True
         return end if final else max(start, end - self._kept), False

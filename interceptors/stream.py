@@ -121,6 +121,12 @@ class StreamChain:
         self.ended = False
         """A hook has ended the stream, and what it wanted to leave is among the parts."""
 
+    @property
+    def ended_by(self) -> str | None:
+        """The interceptor that has ended the stream."""
+        ending = self._hooks.ending
+        return None if ending is None else self._hooks.hooks[ending].owner.name
+
     def emitter(self, owner: Owner) -> Emit:
         """`emit` for the member that is opened next, of that owner."""
         self._ordinal += 1

@@ -16,7 +16,7 @@ import httpx
 import structlog
 import trio
 
-from interceptors import InterceptorError, Outcome
+from interceptors import HookError, InterceptorError, Outcome
 from interceptors.chain import EventCounts
 from interceptors.hooks import Owner
 from interceptors.message import is_preflight
@@ -410,6 +410,13 @@ class Exchange:
         }
         if self._failure is not None and not isinstance(self._failure, ClientGone | SendStalled):
             line["error"] = str(self._failure)
+            if isinstance(self._failure, HookError) and self._worker.config.log.level != "debug":
+                line["error"] = self._failure.summary
+        interceptor = getattr(self._failure, "interceptor", None)
+        if interceptor is None and outcome is Outcome.INTERCEPTED and forward is not None:
+            interceptor = forward.interceptor
+        if interceptor is not None:
+            line["interceptor"] = interceptor
         self._worker.log.info("exchange", **line)
 
 

@@ -73,6 +73,7 @@ class Forward:
 
     __slots__ = (
         "_answer_outcome",
+        "_answered_by",
         "_collected",
         "_inbound",
         "_json",
@@ -122,7 +123,15 @@ class Forward:
         """As interceptors see it; None when there is none."""
         self.chain: StreamChain | None = None
         """The interceptors of the response, from when its head has come. Whoever made this closes it."""
+        self._answered_by: str | None = None
         self._answer_outcome: Outcome | None = None  # set with an answer that is not the upstream's
+
+    @property
+    def interceptor(self) -> str | None:
+        """The one that has answered, or ended the stream."""
+        if self._answered_by is not None:
+            return self._answered_by
+        return self.chain.ended_by if self.chain is not None else None
 
     @property
     def outcome(self) -> Outcome:
@@ -273,6 +282,7 @@ class Forward:
         """Send what is answered instead of the upstream."""
         self._inbound.forget_body()
         self._answer_outcome = outcome
+        self._answered_by = None if answer.made_by is None else answer.made_by.name
         await send_intercepted(answer, self.reply)
 
     def move(self, buffers: BufferScope) -> Awaitable[None] | None:

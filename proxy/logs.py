@@ -25,6 +25,9 @@ from typing import Any, Literal, TextIO
 
 import structlog
 
+from interceptors import InterceptorError
+from interceptors.errors import HookTooSlow, Misused
+
 from .log_writer import FLUSH_S, LogWriter
 
 __all__ = ["configure_logging", "dropped_lines", "flush_log", "release_stderr", "take_over_stderr"]
@@ -112,7 +115,26 @@ def _format_exception(event: Event) -> None:
     if isinstance(error, tuple):
         error = error[1]
     if isinstance(error, BaseException):
-        event["exception"] = "".join(traceback.format_exception(error)).rstrip("\n")
+        # The message of an interceptor's exception and its lines of source may hold content.
+        hides = event.get("event") == "interceptor_failed" and _output.level > logging.DEBUG
+        event["exception"] = _frames_of(error) if hides else "".join(traceback.format_exception(error)).rstrip("\n")
+
+
+def _frames_of(error: BaseException) -> str:
+    """A traceback of types and places, without messages but for the interceptors' package's own, and without source text."""
+    rows: list[str] = []
+    shown: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in shown:
+        shown.add(id(cause))
+        own = isinstance(cause, InterceptorError | Misused | HookTooSlow)
+        frames = [
+            f'  File "{frame.f_code.co_filename}", line {line}, in {frame.f_code.co_name}'
+            for frame, line in traceback.walk_tb(cause.__traceback__)
+        ]
+        rows = [*frames, f"{type(cause).__module__}.{type(cause).__qualname__}" + (f": {cause}" if own else ""), *rows]
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return "\n".join(rows)
 
 
 def _safe(value: object) -> str:

@@ -23,8 +23,8 @@ __all__ = ["Mailbox", "Siblings", "open_mailboxes"]
 
 _ANSWER_S = 1.0
 """A worker that does not answer in this time is busy or is being replaced: it counts as one that does not have the session."""
-_EMIT_S = 30.0
-"""A client that takes nothing for so long does not get its message."""
+_MOST_QUESTIONS = 64
+"""Questions that a worker has open at a time. Clients decide how many there are: another one counts as answered with no."""
 _FULL_S = 0.002
 _MAX_BYTES = 1 << 18
 _BUFFER_BYTES = 1 << 20
@@ -75,6 +75,8 @@ class Siblings:
 
     async def ask(self, upstream: str, uri: bytes, messages: list[str]) -> bool:
         """Let the worker that has the stream of this session put messages on it. Whether one has it."""
+        if len(self._questions) >= _MOST_QUESTIONS:
+            return False
         self._asked += 1
         number = self._asked
         letter = {
@@ -125,8 +127,7 @@ class Siblings:
 
     async def _deliver(self, upstream: str, uri: bytes, messages: list[str]) -> None:
         try:
-            with trio.move_on_after(_EMIT_S):
-                await self._sessions.deliver(upstream, uri, messages)
+            await self._sessions.deliver(upstream, uri, messages)
         except Exception:
             structlog.get_logger("proxy").error("internal_error", exc_info=True)
 

@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from hashlib import blake2b
 from urllib.parse import urlsplit
 
+import trio
+
 from ..api import Outcome, StreamContext, StreamInterceptor
 from ..errors import StreamOver
 from ..event import Event
@@ -27,8 +29,12 @@ __all__ = ["LiveSession", "McpSessions", "SessionBook", "canonical", "has_data",
 AskOthers = Callable[[str, bytes, list[str]], Awaitable[bool]]
 """Let another process put messages (JSON) on the stream of a session: its upstream, its URI, the messages. Whether one had it."""
 
+EMIT_S = 30.0
+"""A client that takes nothing for so long does not get its message."""
+
 _LIVE = "mcp.live"
 _ELSEWHERE = "mcp.elsewhere"
+_ID_BYTES = 16
 # What a URI cannot hold (RFC 3986), and the quote that browsers encode in queries: clients differ in whether they encode these.
 _UNSAFE = re.compile(rb"[^!#$%&()*+,\-./0-9:;=?@A-Z\[\]_a-z~]")
 _DATA_LINE = re.compile(rb"(?:^|[\r\n])data(?=[:\r\n])")
@@ -80,9 +86,12 @@ class LiveSession:
         self._parts = None
 
     async def emit(self, messages: Sequence[str]) -> None:
-        """Put messages on the stream. Waits for a slow client. Raises `StreamOver`."""
-        for message in messages:
-            await self.context.emit(Event(message, event="message"))
+        """Put messages on the stream. Waits for a slow client, `EMIT_S` at most. Raises `StreamOver`, also when that is over."""
+        with trio.move_on_after(EMIT_S):
+            for message in messages:
+                await self.context.emit(Event(message, event="message"))
+            return
+        raise StreamOver
 
 
 class McpSessions:
@@ -155,7 +164,7 @@ class SessionBook:
         """Put messages on the stream of a session, here or in another process. Whether there was one."""
         if await self.shared.deliver(self.upstream, uri, messages):
             return True
-        if self.shared.ask_others is None:
+        if self.shared.ask_others is None or not _may_name_session(uri):
             return False
         return await self.shared.ask_others(self.upstream, uri, list(messages))
 
@@ -171,6 +180,11 @@ class SessionBook:
         parts = (self.upstream, interceptor, session)
         # A digest: session ids are credentials, and may be long.
         return blake2b("\0".join(parts).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+def _may_name_session(uri: bytes) -> bool:
+    """Whether a URI can be that of one session among several: it has a query, or a segment as long as an id."""
+    return b"?" in uri or any(len(segment) >= _ID_BYTES for segment in uri.split(b"/"))
 
 
 def live_of(context: StreamContext) -> LiveSession | None:

@@ -11,13 +11,15 @@ import json
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ..api import End, EventResult, Interceptor, StreamContext, StreamInterceptor
 from ..errors import NotJson
 from ..event import Event
+from ..hooks import HOOK_OF
 from .answers import readers_for
-from .errors import DialectError
+from .errors import AnswerError
 from .openai_chat import OpenAIChatReader
 from .openai_responses import OpenAIResponsesReader
 from .parts import Finish, Part, ProviderError, TextDelta, TextEnd, ToolCall, ToolCallDelta, Unread, Usage
@@ -341,6 +343,10 @@ class _DialectSide:
                 self._current = part
                 try:
                     handler(part)
+                except Exception as error:
+                    with suppress(AttributeError):  # one with slots
+                        setattr(error, HOOK_OF, _HOOKS[type(part)])
+                    raise
                 finally:
                     asked, self._current = self._asked, None
                 if asked is not None:
@@ -361,7 +367,7 @@ class _DialectSide:
             waiting.size = HELD_EVENT + len(waiting.event.raw)
             self._held += waiting.size
             if self._held > MAX_HELD:
-                raise DialectError(f"more than {MAX_HELD} bytes of events wait for a tool call that is not complete")
+                raise AnswerError(f"more than {MAX_HELD} bytes of events wait for a tool call that is not complete")
         elif alone and left == [waiting.event]:
             return waiting.event
         return left or None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from .errors import DialectError
+from .errors import AnswerError
 from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, TextEnd, ToolCall, Unread, Usage, arguments_text
 from .reader import DONE, STOPPED, Call, Made, Origin, Reader, Touch, bare, error_of, finish_of, note, own_error_of
 
@@ -317,7 +317,7 @@ class OpenAIChatReader(Reader):
                 goes_on = not name and bool(holder.get(key))
                 call = self._find_call(parts, index, place, number, call_id, kind, goes_on=goes_on)
                 if name and call.name and name != call.name and call_id != call.id:
-                    raise DialectError(
+                    raise AnswerError(
                         "a tool call has its name after its arguments, at the index of another call: clients assign it differently"
                     )
             self._name_call(call, name)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from pools import decode_json
 
-from .errors import DialectError
+from .errors import AnswerError, DialectError
 from .parts import Block, Finish, Part, ProviderError, TextDelta, TextEnd, ToolCall, ToolCallDelta, Usage, arguments_text
 from .tokens import COUNTS, read_counts
 
@@ -484,7 +484,7 @@ class Reader(ABC):
             call.name_is_cut = call.name is not None
             call.name = (call.name or "") + name
             if len(call.name) > MAX_NAME:
-                raise DialectError(f"the name of a tool call is longer than {MAX_NAME} characters")
+                raise AnswerError(f"the name of a tool call is longer than {MAX_NAME} characters")
             if call.complete:
                 self._reopen(call)
 
@@ -513,9 +513,9 @@ class Reader(ABC):
         call.size += len(piece)
         self._size += len(piece)
         if call.size > MAX_ARGUMENTS:
-            raise DialectError(f"the arguments of a tool call are longer than {MAX_ARGUMENTS} characters")
+            raise AnswerError(f"the arguments of a tool call are longer than {MAX_ARGUMENTS} characters")
         if self._size > MAX_HELD:
-            raise DialectError(f"the arguments of all tool calls are longer than {MAX_HELD} characters")
+            raise AnswerError(f"the arguments of all tool calls are longer than {MAX_HELD} characters")
 
     def _complete(self, parts: list[Part], call: Call) -> None:
         """All of a call has come, unless it was complete before."""
