@@ -34,7 +34,7 @@ EMIT_S = 30.0
 
 _LIVE = "mcp.live"
 _ELSEWHERE = "mcp.elsewhere"
-_ID_BYTES = 16
+_DIGIT = re.compile(rb"[0-9]")
 # What a URI cannot hold (RFC 3986), and the quote that browsers encode in queries: clients differ in whether they encode these.
 _UNSAFE = re.compile(rb"[^!#$%&()*+,\-./0-9:;=?@A-Z\[\]_a-z~]")
 _DATA_LINE = re.compile(rb"(?:^|[\r\n])data(?=[:\r\n])")
@@ -183,8 +183,8 @@ class SessionBook:
 
 
 def _may_name_session(uri: bytes) -> bool:
-    """Whether a URI can be that of one session among several: it has a query, or a segment as long as an id."""
-    return b"?" in uri or any(len(segment) >= _ID_BYTES for segment in uri.split(b"/"))
+    """Whether a URI can be that of one session among several: it has a query, or a digit in its last segment."""
+    return b"?" in uri or _DIGIT.search(uri, uri.rfind(b"/") + 1) is not None
 
 
 def live_of(context: StreamContext) -> LiveSession | None:

@@ -78,10 +78,10 @@ class Event
 EventResult = interceptors.event.Event | collections.abc.Sequence[interceptors.event.Event] | interceptors.api.End |
         None
 class EventTooLarge(InterceptorError)
-    __init__(max_event_bytes: int) -> None
+    __init__(max_event_bytes: int, interceptor: str | None = None) -> None
 Headers = <class 'httpx.Headers'>
 class HookError(InterceptorError)
-    __init__(interceptor: str, hook: str, problem: str) -> None
+    __init__(interceptor: str, hook: str, problem: str, place: str | None = None) -> None
 class Interceptor
     collectors(self) -> Iterable[Collector]
     hook_timeout_s: float | None = 30.0

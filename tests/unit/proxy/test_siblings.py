@@ -43,6 +43,8 @@ async def test_so_many_questions_are_open_at_a_time(autojump_clock: trio.testing
         (b"/mcp", False),
         (b"/a/b/messages", False),
         (b"/messages?session_id=1", True),
+        (b"/v1/messages", False),
+        (b"/messages/S1", True),
         (b"/messages/0123456789abcdef0123456789abcdef", True),
     ],
 )
