@@ -206,7 +206,8 @@ class Checker:
         for key, item in value.items():
             if only_text and not isinstance(key, str):
                 self.wrong(join(path, key), "the name must be a string: write it in quotes", shows_value=False)
-            result[key] = self.check(kind.value_type, item, join(path, key))
+            name = str(key) if only_text else key
+            result[name] = self.check(kind.value_type, item, join(path, key))
         return result
 
     def _check_record(self, kind: _Record, value: Any, path: str, or_null: str, *, partial: bool = False) -> Any:

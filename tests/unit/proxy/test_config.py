@@ -886,6 +886,14 @@ def test_what_stands_at_another_level_is_checked_where_it_stands() -> None:
     ]
 
 
+@pytest.mark.parametrize("key", ["null", "5", "true", "2024-01-01", "1.5"])
+def test_a_name_that_is_no_text_is_refused(key: str) -> None:
+    """YAML takes it for something else; the other mistakes are told beside it."""
+    first, *_, last = errors(upstream(f"headers: {{set: {{{key}: x, b: 3}}}}"))
+    assert first.endswith("the name must be a string: write it in quotes")
+    assert last == "reverse_proxy.upstreams[0].headers.set.b: must be a string: write it in quotes"
+
+
 def test_an_alias_that_holds_itself_and_one_that_explodes_are_refused() -> None:
     assert errors("a: &a [*a]") == ["a YAML alias holds itself"]
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
