@@ -33,13 +33,16 @@ _checked: WeakSet[type] = WeakSet()
 
 def check_interceptor(cls: type[Interceptor]) -> None:
     """Check the class, and the classes of streams in its module. Raises `LoadError` with everything that is wrong."""
+    if cls in _checked:
+        return
     problems = list(_problems(cls))
-    for value in list(vars(sys.modules[cls.__module__]).values()):
+    for value in list(getattr(sys.modules.get(cls.__module__), "__dict__", {}).values()):
         is_own = inspect.isclass(value) and value.__module__ == cls.__module__
         if is_own and issubclass(value, (StreamInterceptor, AsyncStreamInterceptor)):
             problems += _problems(value)
     if problems:
         raise LoadError("; ".join(problems))
+    _checked.add(cls)
 
 
 def check_stream(stream: StreamInterceptor | AsyncStreamInterceptor) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from time import perf_counter
@@ -158,6 +158,17 @@ class StreamChain:
         self._members.append((owner, stream))
         self._selective = self._hooks.is_selective
         self._swift = not self._hooks.is_async
+
+    @property
+    def members(self) -> Sequence[tuple[Owner, StreamInterceptor | AsyncStreamInterceptor]]:
+        """The interceptors that take part, each with its object for this stream."""
+        return self._members
+
+    def watch(self, owner: Owner, note: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Call what `note` makes of the `on_event` of an owner instead of it. For tests of interceptors."""
+        for hook in self._hooks.hooks:
+            if hook.owner is owner:
+                hook.call = note("on_event", hook.call)
 
     @property
     def has_members(self) -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import keyword
 import re
+import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from .errors import ConfigError
 
 __all__ = ["new_interceptor"]
 
+_OWN = ("interceptors", "pools", "proxy")
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]++)*")
 
 _MODULE = '''\
@@ -103,13 +106,32 @@ def test_requests_are_marked() -> None:
 '''
 
 _NEXT = """\
-{module}.py and test_{module}.py are written. Try it, and put it into a configuration:
+{module}.py and test_{module}.py are written. Next, run the test:
 
-    pytest test_{module}.py
+    {python} -m pytest test_{module}.py
+
+Then add the interceptor to your configuration (weirpool.yaml):
 
     interceptors: [{{name: {name}, use: "./{module}.py:{title}", options: {{value: "{name}"}}}}]
     reverse_proxy: {{..., routes: [{{path: /, upstream: ..., interceptors: [{name}]}}]}}
+
+and check it:
+
+    weirpool check weirpool.yaml
 """
+
+
+def _hidden_by(module: str, directory: Path) -> str | None:
+    """What a file of that name, or its test, would take the place of for Python; None when it is free."""
+    for name in (module, f"test_{module}"):
+        if name in sys.stdlib_module_names:
+            return f"Python's module {name}"
+        if name in _OWN:
+            return f"Weirpool's package {name}"
+        places = [place for place in sys.path if Path(place or ".").resolve() != directory.resolve()]
+        if PathFinder.find_spec(name, places) is not None:
+            return f"the installed module {name}"
+    return None
 
 
 def new_interceptor(name: str, directory: Path) -> str:
@@ -117,7 +139,15 @@ def new_interceptor(name: str, directory: Path) -> str:
     module = name.replace("-", "_")
     if _NAME.fullmatch(name) is None or keyword.iskeyword(module):
         raise ConfigError(f"{name!r} cannot be a name: small letters and digits, parts joined by - or _, as in redact-keys")
-    words = {"name": name, "module": module, "title": "".join(part.capitalize() for part in module.split("_"))}
+    hidden = _hidden_by(module, directory)
+    if hidden is not None:
+        raise ConfigError(f"{name!r} cannot be a name: {module}.py would hide {hidden}; choose another, such as my-{name}")
+    words = {
+        "python": sys.executable if " " not in sys.executable else "python",
+        "name": name,
+        "module": module,
+        "title": "".join(part.capitalize() for part in module.split("_")),
+    }
     for file, text in ((f"{module}.py", _MODULE), (f"test_{module}.py", _TEST)):
         try:
             with (directory / file).open("x", encoding="utf-8") as target:

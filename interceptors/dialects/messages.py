@@ -207,6 +207,10 @@ class _DialectSide:
         self._waiting: deque[_Waiting] = deque()
         self._held = 0  # the size of what waits
 
+    def watch(self, note: Callable[[str, Callable[[Any], None]], Callable[[Any], None]]) -> None:
+        """Call what `note` makes of each hook instead of it. For tests of interceptors."""
+        self._handlers = {part: note(_HOOKS[part], handler) for part, handler in self._handlers.items()}
+
     def _make(self, reader: type[Reader]) -> Reader:
         return reader(
             deltas=self._deltas, whole_calls=ToolCall in self._handlers, hold_tool_calls=self._holds, others=self._others

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from proxy.errors import ConfigError
+from proxy.scaffold import new_interceptor
+
 CONFIG = """
 reverse_proxy:
   upstreams: [{name: llm, endpoints: ["http://127.0.0.1:9"]}]
@@ -25,7 +28,8 @@ def test_what_it_writes_passes_its_own_test_and_types_and_loads(tmp_path: Path) 
     and refuses an option that it does not have by its path."""
     written = run(tmp_path, "proxy", "new-interceptor", "mark-all")
     assert (written.returncode, written.stderr) == (0, "")
-    assert "pytest test_mark_all.py" in written.stdout
+    assert f"    {sys.executable} -m pytest test_mark_all.py\n" in written.stdout
+    assert "    weirpool check weirpool.yaml\n" in written.stdout
     assert sorted(file.name for file in tmp_path.iterdir()) == ["mark_all.py", "test_mark_all.py"]
     tested = run(tmp_path, "pytest", "-q", "-p", "no:cacheprovider", "test_mark_all.py")
     assert tested.returncode == 0, tested.stdout
@@ -60,3 +64,38 @@ def test_a_name_that_cannot_be_one_is_refused(name: str, tmp_path: Path) -> None
     assert "cannot be a name" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden"),
+    [
+        ("json", "Python's module json"),
+        ("asyncio", "Python's module asyncio"),
+        ("trio", "the installed module trio"),
+        ("httpx", "the installed module httpx"),
+        ("prometheus-client", "the installed module prometheus_client"),
+        ("msgspec", "the installed module msgspec"),
+        ("interceptors", "Weirpool's package interceptors"),
+        ("pools", "Weirpool's package pools"),
+        ("proxy", "Weirpool's package proxy"),
+    ],
+)
+def test_a_name_that_hides_a_module_is_refused(name: str, hidden: str, tmp_path: Path) -> None:
+    """The interceptor's own directory comes first for Python: `json.py` there would be everybody's json."""
+    with pytest.raises(ConfigError, match=f"would hide {hidden}; choose another, such as my-{name}"):
+        new_interceptor(name, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    new_interceptor(f"my-{name}", tmp_path)
+
+
+def test_a_file_of_ones_own_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is in the directory is not overwritten, which is another error."""
+    (tmp_path / "mine.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="is there already"):
+        new_interceptor("mine", tmp_path)
+
+
+def test_the_command_refuses_it_in_one_line(tmp_path: Path) -> None:
+    refused = run(tmp_path, "proxy", "new-interceptor", "json")
+    assert (refused.returncode, refused.stderr.count("\n"), list(tmp_path.iterdir())) == (2, 1, [])

@@ -40,7 +40,7 @@ from interceptors import (
     StreamInterceptor,
     StreamOver,
 )
-from interceptors.testing import ChainResult, run_chain, run_json, run_request, run_response
+from interceptors.testing import ChainResult, NothingCalled, run_chain, run_json, run_request, run_response
 
 # A whole interceptor
 
@@ -320,6 +320,7 @@ def without_a_network() -> None:
     head = ResponseHead(200, Headers({"content-type": "text/event-stream"}), request)
     result = run_chain([Narrow(), Whole(Options())], [b"data: a\n", b"\n"], request=request, head=head, max_event_bytes=100)
     assert_type(result, ChainResult)
+    assert_type(NothingCalled("why").args, tuple[Any, ...])
     assert_type(result.output, bytes)
     assert_type(result.failure, InterceptorError | None)
     assert_type(result.ended, bool)

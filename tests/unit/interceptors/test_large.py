@@ -35,7 +35,7 @@ class Member(Interceptor):
         stream.needs, stream.passes_unseen = self.needs, self.passes_unseen
         return stream
 
-    def on_event(self, event: Event) -> Event:
+    def see(self, event: Event) -> Event:
         self.seen.append(event.raw)
         return event.replace(event.data.upper())
 
@@ -52,7 +52,7 @@ class _Member(StreamInterceptor):
         self.member = member
 
     def on_event(self, event: Event) -> Event:
-        return self.member.on_event(event)
+        return self.member.see(event)
 
     def on_complete(self) -> Event | None:
         return self.member.last
@@ -64,7 +64,7 @@ class _AsyncMember(AsyncStreamInterceptor):
 
     async def on_event(self, event: Event) -> Event:
         await trio.lowlevel.checkpoint()
-        return self.member.on_event(event)
+        return self.member.see(event)
 
     async def on_complete(self) -> Event | None:
         return self.member.last
@@ -274,7 +274,7 @@ def test_a_large_body(
 class Sees(Member):
     """Replaces the body by its JSON and one item more."""
 
-    def on_event(self, event: Event) -> Event:
+    def see(self, event: Event) -> Event:
         self.seen.append(event.raw)
         assert event.is_body
         return event.replace(json=[*event.json(), 2])
@@ -305,7 +305,7 @@ def test_json_in_an_event_stream_that_nobody_wants_passes(chain: list[Intercepto
     """As it came, at any size."""
     limit = 1 << 20 if isinstance(chain[0], Member) and chain[0].needs == (b"never",) else 4
     for member in chain:
-        member.on_event = lambda event: event  # type: ignore[attr-defined]
+        member.see = lambda event: event  # type: ignore[attr-defined]
     result = run_chain(chain, cut(body, sizes), max_event_bytes=limit)
     assert (result.output, result.failure) == (body, None)
 
@@ -328,7 +328,7 @@ def test_what_is_no_json_is_a_stream(stream: bytes, sizes: list[int]) -> None:
     """The first byte after white space decides, and nothing after it. White space alone is no body."""
 
     class Keeps(Member):
-        def on_event(self, event: Event) -> Event:
+        def see(self, event: Event) -> Event:
             assert not event.is_body
             return event
 
@@ -352,7 +352,7 @@ def test_events_after_what_begins_like_json_are_events(
     class Sees(Member):
         last = Event("last")
 
-        def on_event(self, event: Event) -> Event:
+        def see(self, event: Event) -> Event:
             assert not event.is_body
             return event.replace(event.data.upper()) if event.data else event
 

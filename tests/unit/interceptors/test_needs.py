@@ -54,7 +54,7 @@ class Picky(Interceptor):
             stream.needs = self.needs
         return stream
 
-    def on_event(self, event: Event) -> Any:
+    def see(self, event: Event) -> Any:
         raw = event.raw
         self.called.append(raw)
         if not holds(self.needs, raw):
@@ -68,7 +68,7 @@ class _PickyStream(StreamInterceptor):
         self.picky = picky
 
     def on_event(self, event: Event) -> Any:
-        return self.picky.on_event(event)
+        return self.picky.see(event)
 
 
 class _AsyncPickyStream(AsyncStreamInterceptor):
@@ -76,7 +76,7 @@ class _AsyncPickyStream(AsyncStreamInterceptor):
         self.picky = picky
 
     async def on_event(self, event: Event) -> Any:
-        return self.picky.on_event(event)
+        return self.picky.see(event)
 
 
 def mixed(event: Event) -> Any:

@@ -40,7 +40,7 @@ NAMES = {
         Needs NotJson OnError Outcome Request Response ResponseHead StaleEvent StreamAborted StreamContext StreamInterceptor
         StreamOver
     """,
-    "interceptors.testing": "ChainResult run_chain run_json run_request run_response",
+    "interceptors.testing": "ChainResult NothingCalled run_chain run_json run_request run_response",
 }
 
 PUBLIC = re.compile(r"interceptors\.((api|errors|event|message|needs|testing)\.|[A-Z]\w*$)")
@@ -171,6 +171,7 @@ class ChainResult
     ended: bool
     failure: InterceptorError | None
     output: bytes
+class NothingCalled(UserWarning)
 run_chain(interceptors: Sequence[Interceptor], chunks: Iterable[bytes], *, request: Request | None = None, head:
         ResponseHead | None = None, max_event_bytes: int = 1048576) -> ChainResult
 run_json(interceptors: Sequence[Interceptor], body: bytes, *, request: Request | None = None, head: ResponseHead | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -11,19 +12,23 @@ from trio.testing import wait_all_tasks_blocked
 
 import pools
 from interceptors import (
+    AsyncStreamInterceptor,
     Event,
     EventTooLarge,
     HookError,
     Interceptor,
     InterceptorError,
+    LoadError,
     Outcome,
     Request,
     ResponseHead,
     StreamContext,
     StreamInterceptor,
 )
+from interceptors.dialects import MessageInterceptor, MessageStream
+from interceptors.dialects.mcp_hooks import McpInterceptor, on_mcp_request, on_mcp_response
 from interceptors.redact import Redact
-from interceptors.testing import run_chain, run_request
+from interceptors.testing import NothingCalled, run_chain, run_json, run_request, run_response
 from pools import BufferScope
 
 
@@ -211,3 +216,169 @@ def test_a_task_s_task_is_its_interceptor_s() -> None:
             await wait_all_tasks_blocked()
 
     assert run_request([Starts(), Waits()], Request()) is None
+
+
+# --- what would pass in silence -----------------------------------------------------------------------------------------
+
+CHAT = b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"a"}}]}\n\ndata: [DONE]\n\n'
+BODY = b'{"model":"m","choices":[{"index":0,"message":{"content":"a"}}]}'
+OPENAI = Request(dialect="openai")
+LIST = b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}'
+
+
+class Texts(MessageInterceptor):
+    def open_messages(self, context: StreamContext) -> MessageStream:
+        return _TextsStream()
+
+
+class _TextsStream(MessageStream):
+    def on_text_delta(self, delta: Any) -> None:
+        delta.text = delta.text.upper()
+
+
+class Tools(McpInterceptor):
+    @on_mcp_request("tools/call")
+    def call(self, message: Any) -> None: ...
+
+    @on_mcp_response("tools/list")
+    def listed(self, message: Any) -> None: ...
+
+
+class Heads(Interceptor):
+    async def on_response(self, head: ResponseHead) -> None: ...
+
+
+def test_a_dialect_that_is_not_recognised_is_told() -> None:
+    """A forgotten `request=`, an answer in another format: the hooks see nothing, whatever the output is."""
+    for run in (
+        lambda: run_chain([Texts()], [CHAT]),
+        lambda: run_json([Texts()], BODY),
+        lambda: run_chain([Texts(), Recorder()], [CHAT], request=Request(path="/v1/chat")),
+    ):
+        with pytest.warns(NothingCalled, match=r"Texts recognised no dialect: .*Request\(dialect='openai'\)") as caught:
+            run()
+        assert caught[0].filename == __file__
+    with pytest.warns(NothingCalled, match="Texts recognised no answer"):
+        run_chain([Texts()], [b'data: {"a":1}\n\n'], request=OPENAI)
+    with pytest.warns(NothingCalled, match="no hook of Texts was called"):
+        run_chain([Texts()], [b'data: {"choices":[]}\n\n'], request=OPENAI)
+
+
+class Needy(Recorder):
+    def open_stream(self, context: StreamContext) -> StreamInterceptor:
+        stream = _NeedyStream()
+        stream.needs = (b"needed",)
+        return stream
+
+
+class _NeedyStream(StreamInterceptor):
+    def on_event(self, event: Event) -> Event:
+        return event
+
+
+def test_a_run_without_a_call_is_told() -> None:
+    """Of whichever hook the function is for."""
+    call = Request(method="POST", body=LIST)
+    for run in (
+        lambda: run_chain([Interceptor()], [CHAT]),
+        lambda: run_chain([Heads()], [CHAT]),
+        lambda: run_chain([Needy()], [CHAT]),
+        lambda: run_json([Recorder()], BODY),  # no wants_json
+        lambda: run_request([Recorder()], Request()),
+        lambda: run_request([Heads()], Request()),
+        lambda: run_response([Recorder()], ResponseHead(200, [])),
+        lambda: run_request([Tools()], call),
+        lambda: run_chain([Tools()], [b'data: {"jsonrpc":"2.0","method":"ping","id":1}\n\n']),
+    ):
+        with pytest.warns(NothingCalled, match="no hook of .* was called"):
+            run()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.filterwarnings("error::interceptors.testing.NothingCalled")
+def test_a_run_with_a_call_is_not() -> None:
+    """One hook is enough; and a run that fails, ends, or has nobody to call is no riddle."""
+    assert run_chain([Texts()], [CHAT], request=OPENAI).output == CHAT.replace(b'"a"', b'"A"')
+    assert b'"A"' in run_json([Texts()], BODY, request=OPENAI)
+    run_chain([], [CHAT])
+    run_chain([Recorder(), Heads()], [])
+    run_chain([Needy()], [b"data: needed\n\n"])
+    run_chain([Recorder(lambda event: event)], [CHAT])
+    run_response([Heads()], ResponseHead(200, []))
+    tools = Tools()
+    call = Request(method="POST", body=LIST.replace(b"list", b"call"))
+    assert run_request([tools], call) is None
+    asked = Request(method="POST", body=LIST)
+    with pytest.warns(NothingCalled):
+        run_request([tools], asked)
+    run_json([tools], b'{"jsonrpc":"2.0","id":1,"result":{"tools":[]}}', request=asked)
+    assert "call" not in vars(tools)
+    run_chain([Redact(patterns=["a"])], [b"data: x\n\n"])
+
+
+class Wrong(Interceptor):
+    on_error = "skip"
+
+    def __init__(self, stream: Any = None) -> None:
+        self.stream = stream
+
+    def open_stream(self, context: StreamContext) -> Any:
+        return self.stream
+
+
+def test_what_the_loader_refuses_is_refused_here() -> None:
+    """By the same checks: of the interceptor's class, of what its object sets, and of each stream's class, whatever `on_error`."""
+
+    class Misspelt(Interceptor):
+        def on_text(self, text: str) -> None: ...
+
+    class Timeout(StreamInterceptor):
+        hook_timeout_s = 3
+
+    class SyncHook(AsyncStreamInterceptor):
+        def on_event(self, event: Event) -> Any:  # type: ignore[override]
+            return event
+
+    class AsyncDelta(MessageStream):
+        async def on_text_delta(self, delta: Any) -> None: ...  # type: ignore[override]
+
+    class Messages(MessageInterceptor):
+        on_error = "skip"
+
+        def open_messages(self, context: StreamContext) -> MessageStream:
+            return AsyncDelta()
+
+    for run, message in (
+        (lambda: run_chain([Misspelt()], [CHAT]), "on_text"),
+        (lambda: run_request([Misspelt()], Request()), "on_text"),
+        (lambda: run_response([Misspelt()], ResponseHead(200, [])), "on_text"),
+        (lambda: run_chain([Wrong(Timeout())], [CHAT]), "hook_timeout_s"),
+        (lambda: run_chain([Wrong(SyncHook())], [CHAT]), "on_event must be async"),
+        (lambda: run_chain([Messages()], [CHAT], request=OPENAI), "on_text_delta is async"),
+        (lambda: run_json([Messages()], BODY, request=OPENAI), "on_text_delta is async"),
+    ):
+        with pytest.raises(LoadError, match=message):
+            run()
+    wrong = Wrong()
+    wrong.on_error = "never"  # type: ignore[assignment]
+    with pytest.raises(LoadError, match="expected one of abort, skip"):
+        run_chain([wrong], [CHAT])
+
+
+def test_a_coroutine_that_nobody_awaits_is_an_assertion_error() -> None:
+    """Python only warns of it, somewhere; an author's test fails."""
+
+    async def look_up() -> None: ...
+
+    def forgets(event: Event) -> Event:
+        look_up()  # type: ignore[unused-coroutine]
+        return event
+
+    with pytest.raises(AssertionError, match=r"did not await .*look_up' was never awaited"):
+        run_chain([Recorder(forgets)], [b"data: a\n\n"])
+
+    def warns(event: Event) -> Event:
+        warnings.warn("mine", DeprecationWarning, stacklevel=2)
+        return event
+
+    with pytest.warns(DeprecationWarning, match="mine"):
+        run_chain([Recorder(warns)], [b"data: a\n\n"])
