@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Iterator
+import types
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, TypeVar
@@ -20,10 +21,12 @@ from .api import Interceptor, Outcome
 from .errors import Abort, HookError, HookTooSlow, InterceptorError, Misused, StreamAborted, StreamOver
 from .message import TASK_OF
 
-__all__ = ["HOLD_S", "HOOK_OF", "Owner"]
+__all__ = ["HOLD_S", "HOOK_OF", "WAIT_S", "Owner"]
 
 HOLD_S = 0.05
-"""A synchronous hook that takes longer is named in a warning: meanwhile every other stream of the process stands still."""
+"""A hook, or a step of an async one between two awaits, that takes longer is named in a warning: it holds up every other stream."""
+WAIT_S = 1.0
+"""An async hook that waits longer is named in a warning: it holds up its own exchange."""
 
 HOOK_OF = "weirpool_hook"
 """An attribute of an exception: the hook that raised it, where another one has called that."""
@@ -31,10 +34,14 @@ HOOK_OF = "weirpool_hook"
 T = TypeVar("T")
 
 
+async def _awaiting(running: Awaitable[T]) -> T:
+    return await running
+
+
 class Owner:
     """One interceptor of a route, under the name that the configuration gave it."""
 
-    __slots__ = ("interceptor", "name", "seconds", "unread_parts")
+    __slots__ = ("interceptor", "name", "seconds", "unread_parts", "waited")
 
     outcome = Outcome.INTERCEPTED
     """Of an exchange that it answers, or whose stream it ends."""
@@ -43,7 +50,9 @@ class Owner:
         self.name = name
         self.interceptor = interceptor
         self.seconds = 0.0
-        """Time spent in its hooks so far."""
+        """Time for which its hooks and tasks have held the loop so far."""
+        self.waited = 0.0
+        """Time for which its async hooks have waited so far: each held up its own exchange."""
         self.unread_parts = 0
         """Parts of answers that its reader did not understand."""
 
@@ -64,9 +73,10 @@ class Owner:
 
     def warn(self, hook: str, seconds: float) -> None:
         """Name a hook that has held the loop."""
-        structlog.get_logger("interceptors").warning(
-            "interceptor_slow", interceptor=self.name, hook=hook, seconds=round(seconds, 3)
-        )
+        self._warn("interceptor_slow", hook, seconds)
+
+    def _warn(self, event: str, hook: str, seconds: float) -> None:
+        structlog.get_logger("interceptors").warning(event, interceptor=self.name, hook=hook, seconds=round(seconds, 3))
 
     def failed(self, hook: str, error: Exception) -> InterceptorError | None:
         """Log a failed hook; the error that ends the exchange, or None when the interceptor says `skip`. `Abort` always ends it."""
@@ -102,15 +112,48 @@ class Owner:
 
     async def call(self, hook: str, running: Awaitable[T]) -> T:
         """Await an async hook within its time. Raises what it raises, and `TimeoutError`."""
-        began = perf_counter()
+        if not isinstance(running, Awaitable):
+            raise self.wrong(hook, running, "something to await")
         timeout_s = self.interceptor.hook_timeout_s
-        try:
-            with trio.move_on_after(float("inf") if timeout_s is None else timeout_s) as scope:
-                return await running
-        finally:
-            self.seconds += perf_counter() - began
+        with trio.move_on_after(float("inf") if timeout_s is None else timeout_s) as scope:
+            return await self._stepped(hook, running)
         assert scope.cancelled_caught
         raise HookTooSlow(f"took longer than its hook_timeout_s ({timeout_s} s)")
+
+    @types.coroutine
+    def _stepped(self, hook: str, running: Awaitable[T], is_task: bool = False) -> Generator[Any, Any, T]:
+        """Await step by step: what runs between two awaits holds the loop, and the rest is waiting. A task may wait as it likes."""
+        steps: Any = running if isinstance(running, types.CoroutineType) else _awaiting(running)
+        longest_s = waited_s = 0.0
+        value: Any = None
+        error: BaseException | None = None
+        clock = perf_counter()
+        try:
+            while True:
+                try:
+                    asked = steps.send(value) if error is None else steps.throw(error)
+                except StopIteration as done:
+                    result: T = done.value
+                    return result
+                finally:
+                    error = None  # it knows this frame
+                    now = perf_counter()
+                    took_s, clock = now - clock, now
+                    self.seconds += took_s
+                    longest_s = max(longest_s, took_s)
+                try:
+                    value = yield asked
+                except BaseException as raised:
+                    error = raised
+                now = perf_counter()
+                waited_s, clock = waited_s + now - clock, now
+        finally:
+            if longest_s > HOLD_S:
+                self.warn(hook, longest_s)
+            if not is_task:
+                self.waited += waited_s
+                if waited_s > WAIT_S:
+                    self._warn("interceptor_waited", hook, waited_s)
 
     async def run_task(self, async_fn: Callable[..., Awaitable[object]], args: tuple[Any, ...]) -> InterceptorError | None:
         """Run what `start_soon` was given. The error that ends the exchange, if it fails such that it must.
@@ -119,7 +162,7 @@ class Owner:
         """
         TASK_OF.set(self)
         try:
-            await async_fn(*args)
+            await self._stepped("start_soon", async_fn(*args), is_task=True)
         except StreamOver:
             return None
         except Exception as error:

@@ -285,5 +285,7 @@ def _first(error: BaseException) -> BaseException:
 
 def _add_totals(totals: dict[str, InterceptorTotals], owners: Sequence[Owner]) -> None:
     for owner in owners:
-        before = totals.get(owner.name, InterceptorTotals(0.0, 0))
-        totals[owner.name] = InterceptorTotals(before.seconds + owner.seconds, before.unread_parts + owner.unread_parts)
+        before = totals.get(owner.name, InterceptorTotals(0.0, 0.0, 0))
+        totals[owner.name] = InterceptorTotals(
+            before.seconds + owner.seconds, before.waited + owner.waited, before.unread_parts + owner.unread_parts
+        )

@@ -47,9 +47,11 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class InterceptorTotals(NamedTuple):
-    """Of one interceptor: seconds spent in its hooks, and parts of answers that passed without being understood."""
+    """Of one interceptor: seconds for which its hooks held the loop, and for which its async hooks waited; parts of answers that
+    passed without being understood."""
 
     seconds: float
+    waited: float
     unread_parts: int
 
 
@@ -220,7 +222,12 @@ class _InterceptorCollector(Collector):
         self._totals = totals
 
     def collect(self) -> Iterator[Metric]:
-        spent = CounterMetricFamily("weirpool_interceptor_seconds", "Time spent in hooks.", labels=["interceptor"])
+        spent = CounterMetricFamily(
+            "weirpool_interceptor_seconds", "Time for which hooks held the event loop.", labels=["interceptor"]
+        )
+        waited = CounterMetricFamily(
+            "weirpool_interceptor_waited_seconds", "Time for which async hooks waited.", labels=["interceptor"]
+        )
         unread = CounterMetricFamily(
             "weirpool_unread_parts",
             "Parts of LLM answers and MCP messages that passed without being understood.",
@@ -228,8 +235,10 @@ class _InterceptorCollector(Collector):
         )
         for name, totals in self._totals().items():
             spent.add_metric([name], totals.seconds)
+            waited.add_metric([name], totals.waited)
             unread.add_metric([name], totals.unread_parts)
         yield spent
+        yield waited
         yield unread
 
 

@@ -267,8 +267,8 @@ class Exchanging:
 
 
 KINDS = {
-    "stream": Exchanging(places=("connections._connect_address", "roundtrip._read_head", "hub.move")),
-    "stream, no hub": Exchanging(hub=False, places=("connections._connect_address", "response.wait_readable")),
+    "stream": Exchanging(places=("dial._attempt", "roundtrip._read_head", "hub.move")),
+    "stream, no hub": Exchanging(hub=False, places=("dial._attempt", "response.wait_readable")),
     "both sides kept": Exchanging(play=get_twice, others=1, keep=True, places=("roundtrip._read_head", "hub.move")),
     "slow client": Exchanging(
         play=get_slowly, script=large_stream, body=b"".join(LARGE), keep=True, places=("direct.drain",)
@@ -314,7 +314,7 @@ KINDS = {
         given=lambda streams: (Answers,),
         places=("intercepted._next_event",),
     ),
-    "tls upstream": Exchanging(upstream_tls=True, places=("connections._start_tls", "hub.move")),
+    "tls upstream": Exchanging(upstream_tls=True, places=("dial.start_tls", "hub.move")),
     "tls client": Exchanging(client_tls=True, places=("asgi.drain", "asgi.finish", "response.wait_readable")),
     "http2": Exchanging(http2=True, places=("asgi.drain", "client.wait_sent", "response.wait_readable")),
     "http2, editing": Exchanging(

@@ -28,7 +28,8 @@ from support.proxy import limit_send_buffers
 from support.upstream import Peer
 
 from interceptors import Event, EventResult, Interceptor, Outcome
-from proxy.upstream import connections
+from proxy.upstream import Resolver, dial
+from proxy.upstream.origin import Origin
 
 FAULTY = "/faulty"
 UPLOAD = bytes(2_000_000)
@@ -354,16 +355,16 @@ async def _send(client: Side, fault: Fault) -> None:
 def refuse(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the exchange is over, let the proxy connect to a port where nobody listens."""
 
-    async def connect(origin: connections.Origin) -> socket.socket:
+    async def connect(origin: Origin, resolver: Resolver) -> socket.socket:
         if stage.over.is_set():
-            return await original(origin)
+            return await original(origin, resolver)
         await stage.reach()
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
-            return await original(origin._replace(port=unused.getsockname()[1]))
+            return await original(origin._replace(port=unused.getsockname()[1]), resolver)
 
-    original = connections._connect
-    monkeypatch.setattr(connections, "_connect", connect)
+    original = dial.connect
+    monkeypatch.setattr(dial, "connect", connect)
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,9 @@ import trio
 from support.certificates import Certificates
 from support.http2_client import open_http2
 from support.interceptors import Log, Way
-from support.proxy import Proxy, config_for, open_proxy
+from support.proxy import Proxy, config_for, limit_upstream_buffers, open_proxy
 from support.upstream import Peer, Script, open_upstream, stream_of
 
-import proxy.upstream.connections as connections
 from interceptors import Interceptor, Request, Response
 from proxy import exchange
 
@@ -32,14 +31,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 @pytest.fixture
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel holds little between the upstream and the proxy, so that what the upstream can send tells what we read."""
-    connect = connections._connect
-
-    async def connect_small(origin: connections.Origin) -> socket.socket:
-        sock = await connect(origin)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
-        return sock
-
-    monkeypatch.setattr(connections, "_connect", connect_small)
+    limit_upstream_buffers(monkeypatch, socket.SO_RCVBUF, 16384)
 
 
 async def until(condition: Callable[[], object]) -> None:

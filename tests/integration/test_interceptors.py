@@ -18,9 +18,9 @@ from prometheus_client import Counter, Metric
 from prometheus_client.registry import Collector
 from support.certificates import Certificates
 from support.interceptors import Feed, Log, Rig, Serve, Way, on_event, on_event_async, until
+from support.proxy import limit_upstream_buffers
 from support.upstream import Peer, stream_of
 
-import proxy.upstream.connections as connections
 from interceptors import (
     Abort,
     AsyncStreamInterceptor,
@@ -723,14 +723,7 @@ async def test_what_came_before_has_left_when_a_hook_awaits_and_other_streams_go
 
 async def test_upstream_is_not_read_while_a_hook_awaits(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """It can send only what the kernel's buffers hold, until the hook is done; then all of it arrives."""
-    connect = connections._connect
-
-    async def connect_small(origin: connections.Origin) -> socket.socket:
-        sock = await connect(origin)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
-        return sock
-
-    monkeypatch.setattr(connections, "_connect", connect_small)
+    limit_upstream_buffers(monkeypatch, socket.SO_RCVBUF, 16384)
     event = b"data: " + b"x" * 65_000 + b"\n\n"
     count, sent = 200, 0  # 13 MB
     go, awaiting = trio.Event(), trio.Event()

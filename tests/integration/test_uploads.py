@@ -13,10 +13,8 @@ import h11
 import pytest
 import trio
 from support.client import Answer, Client, fetch, open_client
-from support.proxy import Proxy, config_for, open_proxy
+from support.proxy import Proxy, config_for, limit_upstream_buffers, open_proxy
 from support.upstream import Peer, Script, open_upstream
-
-import proxy.upstream.connections as connections
 
 FRAMINGS = ("chunked", "content-length")
 BODY_SIZE = 4_000_000
@@ -25,14 +23,7 @@ BODY_SIZE = 4_000_000
 @pytest.fixture
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """An upload is blocked soon after the upstream stops reading: the kernel holds little between the proxy and it."""
-    connect = connections._connect
-
-    async def connect_small(origin: connections.Origin) -> socket.socket:
-        sock = await connect(origin)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
-        return sock
-
-    monkeypatch.setattr(connections, "_connect", connect_small)
+    limit_upstream_buffers(monkeypatch, socket.SO_SNDBUF, 16384)
 
 
 async def until(condition: Callable[[], object]) -> None:

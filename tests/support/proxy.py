@@ -19,7 +19,7 @@ from proxy.upstream import Resolver, dial
 from proxy.upstream.origin import Origin
 from proxy.worker import Worker
 
-__all__ = ["Proxy", "config_for", "limit_send_buffers", "open_proxy"]
+__all__ = ["Proxy", "config_for", "limit_send_buffers", "limit_upstream_buffers", "open_proxy"]
 
 
 @dataclass
@@ -97,13 +97,20 @@ async def _wait_for_end(nursery: trio.Nursery) -> None:
         await trio.sleep(0.01)
 
 
-def limit_send_buffers(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """Let the sockets of proxies that are opened from now on take about `size` bytes before they have to wait."""
+def limit_upstream_buffers(monkeypatch: pytest.MonkeyPatch, option: int, size: int) -> None:
+    """Let connections to upstreams from now on hold about `size` bytes: `SO_SNDBUF` of requests, `SO_RCVBUF` of responses."""
 
     async def connect(origin: Origin, resolver: Resolver) -> socket.socket:
-        sock = await original_connect(origin, resolver)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+        sock = await original(origin, resolver)
+        sock.setsockopt(socket.SOL_SOCKET, option, size)
         return sock
+
+    original = dial.connect
+    monkeypatch.setattr(dial, "connect", connect)
+
+
+def limit_send_buffers(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Let the sockets of proxies that are opened from now on take about `size` bytes before they have to wait."""
 
     def bind(addresses: list[str], send_timeout_s: float | None) -> list[socket.socket]:
         sockets = original_bind(addresses, send_timeout_s)
@@ -111,6 +118,6 @@ def limit_send_buffers(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)  # accepted ones inherit it
         return sockets
 
-    original_connect, original_bind = dial.connect, bind_sockets
-    monkeypatch.setattr(dial, "connect", connect)
+    original_bind = bind_sockets
+    limit_upstream_buffers(monkeypatch, socket.SO_SNDBUF, size)
     monkeypatch.setattr(f"{__name__}.bind_sockets", bind)

@@ -23,7 +23,7 @@ from interceptors import (
     StreamInterceptor,
 )
 from interceptors.chain import Chain
-from interceptors.hooks import HOLD_S, Owner
+from interceptors.hooks import HOLD_S, WAIT_S, Owner
 from pools import Pools
 
 
@@ -140,17 +140,115 @@ async def test_a_hook_that_takes_no_longer_is_not_named(clock: Clock) -> None:
     assert [owner.seconds for owner in owners] == pytest.approx([HOLD_S * 5] * 5)
 
 
-async def test_an_async_hook_holds_nothing(clock: Clock) -> None:
-    """However long it awaits, it is counted and not named: the others go on meanwhile."""
+def waits_of(logs: list[Any]) -> list[tuple[str, str, float, str]]:
+    return [
+        (log["interceptor"], log["hook"], log["seconds"], log["log_level"])
+        for log in logs
+        if log["event"] == "interceptor_waited"
+    ]
+
+
+@pytest.mark.parametrize("wraps", [False, True], ids=["a coroutine", "an awaitable"])
+@pytest.mark.parametrize("waits", [0.9, 7.0])
+async def test_an_async_hook_that_waits_holds_nothing(clock: Clock, waits: float, wraps: bool) -> None:
+    """While it waits the others run: that is another figure, and named only where its own exchange stands still for long."""
+
+    class Other:
+        def __init__(self, running: Any) -> None:
+            self.running = running
+
+        def __await__(self) -> Any:
+            return self.running.__await__()
 
     async def wait() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(elsewhere)
+        clock.passes(0.01)
         await trio.lowlevel.checkpoint()
-        clock.passes(7.0)
+        clock.passes(0.02)
+
+    async def elsewhere() -> None:
+        clock.passes(waits)
 
     owner = Owner("waits", AsyncHook(keep, before=wait))
     with capture_logs() as logs:
-        await run([owner], b"data: a\n\n")
-    assert (owner.seconds, slow_ones(logs)) == (7.0, [])
+        if wraps:
+            await owner.call("on_event", Other(wait()))
+        else:
+            await run([owner], b"data: a\n\n")
+    assert (owner.seconds, owner.waited) == (pytest.approx(0.03), pytest.approx(waits))
+    assert slow_ones(logs) == []
+    assert waits_of(logs) == ([("waits", "on_event", waits, "warning")] if waits > WAIT_S else [])
+
+
+async def test_an_async_hook_that_computes_between_two_awaits_holds_the_loop(clock: Clock) -> None:
+    """The longest step counts: two of 40 ms hold nobody up for 80."""
+
+    async def compute(*steps: float) -> None:
+        for step in steps:
+            clock.passes(step)
+            await trio.lowlevel.checkpoint()
+
+    owner = Owner("computes", Interceptor())
+    with capture_logs() as logs:
+        await owner.call("on_request", compute(0.04, 0.04))
+        await owner.call("on_request", compute(0.04, 0.06, 0.01))
+    assert (owner.seconds, owner.waited) == (pytest.approx(0.19), 0.0)
+    assert slow_ones(logs) == [("computes", "on_request", 0.06, "warning")]
+
+
+async def test_a_task_holds_the_loop_and_may_wait(clock: Clock) -> None:
+    """What `start_soon` was given runs for as long as its stream: only its steps count."""
+
+    async def task() -> None:
+        clock.passes(0.07)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(elsewhere)
+
+    async def elsewhere() -> None:
+        clock.passes(7.0)
+
+    owner = Owner("starts", Interceptor())
+    with capture_logs() as logs:
+        assert await owner.run_task(task, ()) is None
+    assert (owner.seconds, owner.waited) == (pytest.approx(0.07), 0.0)
+    assert slow_ones(logs) == [("starts", "start_soon", 0.07, "warning")]
+    assert waits_of(logs) == []
+
+
+async def test_what_an_async_hook_raises_and_catches_is_its_own(autojump_clock: object) -> None:
+    """Stepped or awaited: values, exceptions, cancellation, deadlines of its own, and context variables are the same."""
+    seen: list[Any] = []
+
+    async def hook() -> str:
+        with trio.move_on_after(1) as scope:
+            await trio.sleep_forever()
+        seen.append(scope.cancelled_caught)
+        try:
+            with trio.fail_after(1):
+                await trio.sleep(5)
+        except trio.TooSlowError as error:
+            seen.append(type(error))
+        send, receive = trio.open_memory_channel[int](1)
+        await send.send(3)
+        seen.append(await receive.receive())
+        return "done"
+
+    owner = Owner("hook", Interceptor())
+    assert await owner.call("on_request", hook()) == "done"
+    assert seen == [True, trio.TooSlowError, 3]
+
+    async def fails() -> None:
+        await trio.sleep(1)
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await owner.call("on_request", fails())
+    with trio.move_on_after(1) as scope:
+        await owner.call("on_request", trio.sleep_forever())
+    assert scope.cancelled_caught
+    with pytest.raises(TypeError, match="returned int, expected something to await"):
+        await owner.call("on_request", 3)  # type: ignore[arg-type]
 
 
 async def test_a_hook_that_is_skipped_over_costs_nothing(clock: Clock) -> None:
@@ -222,7 +320,7 @@ class _AsyncTakesStream(AsyncStreamInterceptor):
     ],
 )  # fmt: skip
 async def test_the_time_of_every_hook_is_counted(clock: Clock, where: str, is_async: bool, fails: bool) -> None:
-    """Also where it fails; the synchronous ones, which hold the loop, are named."""
+    """Also where it fails; one that has held the loop is named."""
     takes = Takes(clock, where, is_async=is_async, fails=fails)
     owners = [Owner("slow", takes), Owner("other", Hook(keep))]
     with capture_logs() as logs:
@@ -231,7 +329,7 @@ async def test_the_time_of_every_hook_is_counted(clock: Clock, where: str, is_as
         await chain.on_response(ResponseHead(200, []))
         await run(owners, b"data: a\n\n")
     assert [owner.seconds for owner in owners] == pytest.approx([0.25, 0.0])
-    assert slow_ones(logs) == ([] if is_async else [("slow", where, 0.25, "warning")])
+    assert slow_ones(logs) == [("slow", where, 0.25, "warning")]
 
 
 async def test_the_time_for_a_json_body_is_counted_too(clock: Clock) -> None:
@@ -240,7 +338,7 @@ async def test_the_time_for_a_json_body_is_counted_too(clock: Clock) -> None:
     with capture_logs() as logs:
         await run(owners, json=b"1")
     assert [owner.seconds for owner in owners] == pytest.approx([0.1, 0.2])
-    assert slow_ones(logs) == [("slow", "on_event", 0.1, "warning")]
+    assert slow_ones(logs) == [("slow", "on_event", 0.1, "warning"), ("async", "on_event", 0.2, "warning")]
 
 
 async def test_time_adds_up_over_streams_and_chains(clock: Clock) -> None:

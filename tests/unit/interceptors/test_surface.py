@@ -1,7 +1,7 @@
 """The public surface of `interceptors` is what is written here, in names, in signatures and in types: no change is an accident.
 
 `surface/surface.py` uses all of it with the types that an author relies on, `surface/wrong.py` as must be refused. mypy and
-pyright, both strict, must agree with both files, with the packages in the source tree and with those that a wheel installs.
+pyright, both strict, must agree with both files, with the packages that a wheel and that an editable install provide.
 """
 
 from __future__ import annotations
@@ -269,32 +269,34 @@ def test_every_public_class_and_function_has_a_docstring() -> None:
     assert silent == []
 
 
-@pytest.fixture(scope="module", params=["source", "wheel"])
-def interpreter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path | None]:
-    """Whose packages the checkers read, and where our own are if they are not among those.
+@pytest.fixture(scope="module", params=["editable", "wheel"])
+def interpreter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment into which a copy of this tree was installed, beside this environment's dependencies; the checkers read the
+    packages of that.
 
-    "wheel": an environment into which a wheel of this tree was installed, beside this environment's dependencies. Nothing of the
-    source tree can be seen from there, so what is not in the wheel, `py.typed` above all, is missed.
+    "wheel": what is not in the wheel, `py.typed` above all, is missed. "editable": as `pip install -e` does it.
     """
     for checker in ("mypy", "pyright"):
         if find_spec(checker) is None:
             lacking(checker, "WEIRPOOL_REQUIRE_CHECKERS")
-    if request.param == "source":
-        return Path(sys.executable), ROOT
     tree, wheels, home = (tmp_path_factory.mktemp(name) for name in ("tree", "wheels", "environment"))
     for package in PACKAGES:
         shutil.copytree(ROOT / package, tree / package, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, tree)
-    run(wheels, "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", ".", str(tree), fails=False)
     venv.create(home, with_pip=False, symlinks=True)
     paths = sysconfig.get_paths(vars={"base": str(home), "platbase": str(home)})
-    site = Path(paths["purelib"])
+    site, python = Path(paths["purelib"]), Path(paths["scripts"]) / "python"
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    if request.param == "editable":
+        install = ("pip", "--quiet", f"--python={python}", "install", "--no-deps", "--editable", str(tree))
+        run(wheels, *install, fails=False)
+        return python
+    run(wheels, "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", ".", str(tree), fails=False)
     (wheel,) = wheels.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
-    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    return Path(paths["scripts"]) / "python", None
+    return python
 
 
 def run(directory: Path, *arguments: str, fails: bool = True, environment: dict[str, str] | None = None) -> str:
@@ -311,7 +313,7 @@ def run(directory: Path, *arguments: str, fails: bool = True, environment: dict[
     return done.stdout or done.stderr
 
 
-def mypy_errors(directory: Path, python: Path, ours: Path | None) -> dict[str, dict[int, str]]:
+def mypy_errors(directory: Path, python: Path) -> dict[str, dict[int, str]]:
     (directory / "mypy.ini").write_text("[mypy]\nstrict = true\n[mypy-trio_util.*]\nignore_missing_imports = true\n")
     printed = run(
         directory,
@@ -324,7 +326,7 @@ def mypy_errors(directory: Path, python: Path, ours: Path | None) -> dict[str, d
             "--no-pretty",
         ),
         *(f"--python-executable={python}", "surface.py", "wrong.py"),
-        environment={"MYPYPATH": str(ours) if ours else ""},
+        environment={"MYPYPATH": ""},
     )
     found: dict[str, dict[int, str]] = {"surface.py": {}, "wrong.py": {}}
     for line in printed.splitlines():
@@ -335,12 +337,8 @@ def mypy_errors(directory: Path, python: Path, ours: Path | None) -> dict[str, d
     return found
 
 
-def pyright_errors(directory: Path, python: Path, ours: Path | None) -> dict[str, dict[int, str]]:
-    settings = {
-        "include": ["surface.py", "wrong.py"],
-        "typeCheckingMode": "strict",
-        "extraPaths": [str(ours)] if ours else [],
-    }
+def pyright_errors(directory: Path, python: Path) -> dict[str, dict[int, str]]:
+    settings = {"include": ["surface.py", "wrong.py"], "typeCheckingMode": "strict"}
     (directory / "pyrightconfig.json").write_text(json.dumps(settings))
     printed = run(directory, "pyright", "--outputjson", "--pythonpath", str(python))
     report = json.loads(printed)
@@ -353,12 +351,12 @@ def pyright_errors(directory: Path, python: Path, ours: Path | None) -> dict[str
 
 @pytest.mark.parametrize("errors_of", [mypy_errors, pyright_errors], ids=["mypy", "pyright"])
 def test_type_checkers_take_every_right_use_and_refuse_every_wrong_one(
-    interpreter: tuple[Path, Path | None], errors_of: Any, tmp_path: Path
+    interpreter: Path, errors_of: Any, tmp_path: Path
 ) -> None:
     """Strict as they can be, they have nothing to say of the surface, and of the wrong uses just the lines that are marked."""
     for name in ("surface.py", "wrong.py"):
         shutil.copy(SURFACE / name, tmp_path)
-    errors = errors_of(tmp_path, *interpreter)
+    errors = errors_of(tmp_path, interpreter)
     assert errors.pop("surface.py") == {}
     lines = (SURFACE / "wrong.py").read_text().splitlines()
     expected = {number for number, line in enumerate(lines, 1) if line.endswith("# expect-error")}
@@ -370,9 +368,9 @@ def test_type_checkers_take_every_right_use_and_refuse_every_wrong_one(
 
 
 @pytest.mark.parametrize("interpreter", ["wheel"], indirect=True)
-def test_the_types_of_an_installed_package_are_complete(interpreter: tuple[Path, Path | None], tmp_path: Path) -> None:
+def test_the_types_of_an_installed_package_are_complete(interpreter: Path, tmp_path: Path) -> None:
     """pyright finds `py.typed` and knows the type of all that an author can name: nothing of it is left to be inferred."""
-    python, _ = interpreter
+    python = interpreter
     site = Path(sysconfig.get_path("purelib", vars={"base": str(python.parents[1])}))
     assert [package for package in PACKAGES if not (site / package / "py.typed").is_file()] == []
     report = json.loads(
