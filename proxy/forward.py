@@ -187,8 +187,11 @@ class Forward:
         if has_body:
             if answer is not None:
                 await self._address(answer, length)
+            elif length and int(length) > (limit := self._route.limits.max_request_body_bytes):
+                raise too_large(limit)
             elif not self._has_new_body:
                 length = await self._length_of(length)
+                inbound.check_size()
                 body = inbound.stream(int(length) if length else None)
             watch_client(nursery)
         if answer is None and chain.wants_body:
@@ -217,9 +220,8 @@ class Forward:
 
     async def _announced_length(self) -> bytes | None:
         """The Content-Length of the request, b"" if it is not known, None if there is no body: by its head, and by what of an
-        HTTP/2 request has come with that. Raises `RequestRefused`.
+        HTTP/2 request has come with that. Raises `RequestRefused` for framing that is faulty.
         """
-        limit = self._route.limits.max_request_body_bytes
         length = find_header(self._scope["headers"], b"content-length")
         chunked = find_header(self._scope["headers"], b"transfer-encoding") is not None
         if chunked and self._scope["http_version"] == "1.0":  # its framing is faulty: RFC 9112, section 6.1
@@ -228,8 +230,6 @@ class Forward:
             if chunked:
                 # RFC 9112, section 6.3: the way to smuggle a request past one of two servers.
                 raise RequestRefused(400, "bad_request", "the request has both Content-Length and Transfer-Encoding")
-            if int(length) > limit:
-                raise too_large(limit)
             return length
         if chunked or self._scope["http_version"] != "2":
             return b"" if chunked else None

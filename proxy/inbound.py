@@ -107,8 +107,7 @@ class Inbound:
     async def first_message(self) -> bool:
         """Take in the first message. Whether the request has a body, which HTTP/2 tells in no other way.
 
-        Raises `ClientGone`, and `RequestRefused` for a body that is larger than it may be, and for a client that says nothing in
-        time.
+        Raises `ClientGone`, and `RequestRefused` for a client that says nothing in time.
         """
         if not self._begun:
             self._begun = True
@@ -118,9 +117,12 @@ class Inbound:
                 raise _too_slow()
         if self.gone:
             raise ClientGone
+        return bool(self._first) or not self.complete
+
+    def check_size(self) -> None:
+        """Raises `RequestRefused` when what has come of the body is more than it may have."""
         if self.bytes_received > self._max_bytes:
             raise too_large(self._max_bytes)
-        return bool(self._first) or not self.complete
 
     def stream(self, length: int | None) -> httpx.AsyncByteStream:
         """The body, for whoever takes it: whole if it has come with the first message, else as `run` takes it in."""

@@ -92,6 +92,22 @@ async def test_over_http2_as_well(announced: bool, certificates: Certificates, l
             assert (good.status, good.body) == (200, b"data: 1\n\n")
 
 
+@pytest.mark.parametrize("dialect", ["generic", "mcp"])
+async def test_a_client_without_a_key_gets_401_for_a_body_above_the_limit(dialect: str, log: Log) -> None:
+    """The limit of bodies is for clients that may send one: it answers 413 to a client with a key only."""
+    async with open_upstream(EVENTS) as upstream:
+        route = f"dialect: {dialect}, limits: {{max_request_body_bytes: 1000}}"
+        config = config_for(upstream.url, interceptors=KEYED, names="keys", route=route)
+        async with open_proxy(config) as proxy:
+            for headers, status in (([], b"401"), ([f"Authorization: Bearer {KEY}"], b"413")):
+                client = await open_client(proxy.port)
+                await begin(client, "content-length", *headers)
+                with trio.fail_after(5):
+                    assert (await answer_of(client)).split(b" ")[1] == status
+                await client.aclose()
+        assert upstream.accepted == 0
+
+
 async def test_a_keyed_connection_goes_on_after_a_refusal(log: Log) -> None:
     """The rest of a refused body is read and thrown away, and the next request of the connection is answered."""
     async with open_upstream(EVENTS) as upstream:
