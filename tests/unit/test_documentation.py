@@ -23,7 +23,7 @@ from proxy.config import Config, check_config, parse_config
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 YAML = [
     block
-    for block in [*BLOCKS, *blocks_of("docs/endpoints.md"), *blocks_of("docs/mcp_proxy.md")]
+    for block in [*BLOCKS, *blocks_of("docs/endpoints.md"), *blocks_of("docs/mcp_proxy.md"), *blocks_of("docs/security.md")]
     if block.language == "yaml"
 ]
 
