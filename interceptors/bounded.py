@@ -45,6 +45,7 @@ _FIRST_PLACES, _MOST_PLACES = 16, 1 << 16
 _SLOW_TURN_S = 0.01
 _NEVER = float("inf")
 _ONE_CHARACTER = frozenset((_constants.LITERAL, _constants.NOT_LITERAL, _constants.ANY, _constants.IN))
+_POSSESSIVE_GROUPS_ARE_WRONG = re.fullmatch("(?:ab?c)*+", "a") is not None  # before Python 3.11.5 (gh-106052, gh-100061)
 _DEPENDS_ON_MORE = (_constants.ASSERT, _constants.ASSERT_NOT, _constants.ATOMIC_GROUP, _constants.POSSESSIVE_REPEAT)
 _REPEATS = frozenset((_constants.MAX_REPEAT, _constants.MIN_REPEAT, _constants.POSSESSIVE_REPEAT))
 
@@ -109,11 +110,17 @@ class Pattern:
     )
 
     def __init__(self, compiled: re.Pattern[str], name: str, budget: Budget) -> None:
-        """Raises `ValueError` for what cannot be written for `regex`, if it is needed, and `regex.error`."""
+        """Raises `ValueError` for what cannot be written for `regex`, if it is needed, and for what this Python's `re` gets wrong;
+        `regex.error`.
+        """
         self.re = compiled
         self.name = name
         self._budget = budget
         parsed = _parser.parse(compiled.pattern)
+        if _POSSESSIVE_GROUPS_ARE_WRONG and _has_possessive_group(parsed):
+            raise ValueError(
+                "Python before 3.11.5 gets a possessive repetition of a group wrong: write (?>(?:...)*), not (?:...)*+"
+            )
         self.looks_around = _looks_around(parsed)
         self._literal, self._prefix = _literals_of(parsed)
         cost = _cost_of(parsed, _MOST_CHARACTERS)
@@ -393,6 +400,15 @@ _FIRST_PIECE = re.compile(
     r"(?P<piece>\[\^?\]?(?:\\.|[^\]\\])*\]|\\[^N0-9xuUAbBZz]|[^\\\[()|^$?*+{])",
     re.DOTALL,
 )
+
+
+def _has_possessive_group(node: Any) -> bool:
+    if isinstance(node, _parser.SubPattern):
+        node = node.data
+    if isinstance(node, tuple) and len(node) == 2 and node[0] is _constants.POSSESSIVE_REPEAT:
+        item = node[1][2]
+        return len(item) != 1 or item[0][0] not in _ONE_CHARACTER
+    return isinstance(node, (list, tuple)) and any(map(_has_possessive_group, node))
 
 
 class Around(Enum):

@@ -1,5 +1,7 @@
 """Every regular expression of the code takes linear time: no neighbouring repetitions that can match the same character, and no
 repetition of a repetition, unless what repeats is possessive, so that nothing goes back into it.
+
+Only one character or set is repeated possessively: before Python 3.11.5, `re` matches `(?:ab?c)*+` in `a` (gh-106052).
 """
 
 from __future__ import annotations
@@ -73,7 +75,10 @@ def edges(nodes: Any, flags: int, problems: list[str]) -> Edges:
 def edges_of_one(op: Any, value: Any, flags: int, problems: list[str]) -> Edges:
     if op in REPEATS or op is _constants.POSSESSIVE_REPEAT:
         least, most, item = value
-        if len(item) == 1 and item[0][0] in ONE:
+        is_one = len(item) == 1 and item[0][0] in ONE
+        if op is _constants.POSSESSIVE_REPEAT and not is_one:
+            problems.append("a possessive repetition of a group")
+        if is_one:
             here = [characters(*item[0], flags)] if most >= LONG else []
             return Edges(here, [] if op is _constants.POSSESSIVE_REPEAT else here, least == 0)
         inner = edges(item, flags, problems)
@@ -83,6 +88,9 @@ def edges_of_one(op: Any, value: Any, flags: int, problems: list[str]) -> Edges:
     if op is _constants.SUBPATTERN:
         return edges(value[-1], flags | value[1], problems)
     if op is _constants.ATOMIC_GROUP:
+        repeated = value[0][1][2] if len(value) == 1 and value[0][0] in REPEATS else value
+        if len(repeated) != 1 or repeated[0][0] not in ONE:
+            problems.append("an atomic group of more than one character's repetition")
         return edges(value, flags, problems)._replace(last=[])
     if op is _constants.BRANCH:
         branches = [edges(branch, flags, problems) for branch in value[1]]
@@ -171,6 +179,7 @@ def test_every_pattern_of_the_code_is_linear() -> None:
         ("a*a*", True), ("a+b?a+", True), ("(a*)(?:b|a+)", True), ("(a+)+", True), ("(?:a+b)*", True), ("a{1,40}[ab]+", True),
         (r"\w+\s?\w+", True), ("(?i)a+A+", True), (r"(?:a|[bc]+)+", True), ("a*(?=b)a*", True), ("(?:x*|y)z?x*", True),
         ("a*b*", False), ("a*xa*", False), ("a*+a", False), ("(?:a++b)*", False), ("(?>a+)+b", False), ("(?:ab)*", False),
+        ("(?:ab)*+", True), ("(?:a)++", False), ("(?:a|bc)?+", True), ("(?>ab|a)c", True), ("(?>a+b)", True), ("(?>[ab]*)c", False),
         (r"[\t ]*[!-~]+", False), ("a+[^a]+", False), ("a{2}a{3}", False),
     ],
 )  # fmt: skip

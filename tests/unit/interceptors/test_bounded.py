@@ -13,6 +13,8 @@ from unit.interceptors.test_substitute import ALPHABET, ATOMS, PATTERNS, larger
 
 from interceptors import bounded
 from interceptors.bounded import Around, Budget, Pattern, PatternTooSlow
+from interceptors.guard import Guard
+from interceptors.redact import Redact
 from interceptors.substitute import Flow, Substitution
 
 RUNS = [
@@ -153,3 +155,16 @@ def test_a_delta_costs_little_however_much_waits(pattern: str) -> None:
     left = "".join(flow.feed("aaaa") for _ in range(500))
     assert thread_time() - began_s < 0.25
     assert set(left) <= {"a"}
+
+
+@pytest.mark.parametrize("pattern", ["(?:ab?c)*+x", "x(?:(?!c).)++", "(?:a|(?:bc){1,3}+)d"])
+@pytest.mark.parametrize("name", ["redact", "guard"])
+def test_where_re_gets_possessive_groups_wrong_they_are_refused(
+    pattern: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Debian 12 has it, Python 3.11.2. Of one character they are right, and so are atomic groups."""
+    monkeypatch.setattr(bounded, "_POSSESSIVE_GROUPS_ARE_WRONG", True)
+    make = {"redact": Redact, "guard": Guard}[name]
+    make([r"a[bc]*+d", r"(?>(?:ab?c)*)x", r"\d++!"])
+    with pytest.raises(ValueError, match=r"patterns\[1\]: Python before 3\.11\.5 .* write \(\?>"):
+        make(["a", pattern])
