@@ -16,6 +16,7 @@ A pattern is taken apart once, when it is loaded. What a search can cost then de
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from re import _constants, _parser  # type: ignore[attr-defined]  # private: it alone shows what a pattern is made of
@@ -45,7 +46,7 @@ _FIRST_PLACES, _MOST_PLACES = 16, 1 << 16
 _SLOW_TURN_S = 0.01
 _NEVER = float("inf")
 _ONE_CHARACTER = frozenset((_constants.LITERAL, _constants.NOT_LITERAL, _constants.ANY, _constants.IN))
-_POSSESSIVE_GROUPS_ARE_WRONG = re.fullmatch("(?:ab?c)*+", "a") is not None  # before Python 3.11.5 (gh-106052, gh-100061)
+_POSSESSIVE_GROUPS_ARE_WRONG = sys.version_info < (3, 11, 5)  # (?:ab?c)*+ matches "a" (gh-106052, gh-100061)
 _DEPENDS_ON_MORE = (_constants.ASSERT, _constants.ASSERT_NOT, _constants.ATOMIC_GROUP, _constants.POSSESSIVE_REPEAT)
 _REPEATS = frozenset((_constants.MAX_REPEAT, _constants.MIN_REPEAT, _constants.POSSESSIVE_REPEAT))
 
@@ -304,7 +305,7 @@ def _cost_of_one(op: Any, value: Any, size: int, *, last: bool) -> _Cost:
     if op is _constants.SUBPATTERN:
         return _cost_of(value[-1], size, last=last)
     if op is _constants.ATOMIC_GROUP:
-        return _cost_of(value, size)._replace(ways=1)
+        return _cost_of(value, size, last=last)._replace(ways=1)
     if op in (_constants.ASSERT, _constants.ASSERT_NOT):
         cost = _cost_of(value[1], size, last=False)
         return _Cost(cost.steps, 1, cost.reach if value[0] > 0 else 0)

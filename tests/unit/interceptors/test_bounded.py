@@ -168,3 +168,17 @@ def test_where_re_gets_possessive_groups_wrong_they_are_refused(
     make([r"a[bc]*+d", r"(?>(?:ab?c)*)x", r"\d++!"])
     with pytest.raises(ValueError, match=r"patterns\[1\]: Python before 3\.11\.5 .* write \(\?>"):
         make(["a", pattern])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"), [("(?>a+)b", "aaaab"), ("c(?>(?:ab?)+)c", "xcabac"), ("(?>a+|b)(?>c*)d", "aaaccd")]
+)
+def test_an_atomic_group_reaches_as_far_as_its_repetition(pattern: str, text: str) -> None:
+    """What follows it depends on all that it took, so turns must not cut it."""
+    check(pattern, text)
+
+
+def test_an_atomic_group_over_the_edge_of_a_turn() -> None:
+    """At the front and at the back of a text that takes several turns, each shifted so that some match is on an edge."""
+    for before in range(0, 300_000, 4000):
+        assert Substitution("k(?>a+)b", "-").sub("x" * before + "k" + "a" * 5000 + "b" + "x" * 300_000)[before] == "-"
