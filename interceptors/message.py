@@ -25,6 +25,7 @@ __all__ = [
     "ResponseHead",
     "StartSoon",
     "address",
+    "forget_body",
     "is_preflight",
     "start_task",
 ]
@@ -112,6 +113,7 @@ class Request:
         self.has_body: bool = bool(body) or _announces_body(self.headers.raw) if has_body is None else has_body
         """Whether the client sends a body, also one that passes unread."""
         self.body_replaced: bool = False
+        self._is_forgotten = False
         """Whether an interceptor has called `replace_body`."""
         self.spawn: StartSoon | None = None
         """The exchange's own; use `start_soon`."""
@@ -143,7 +145,10 @@ class Request:
 
     @property
     def body(self) -> bytes:
-        """The request's body, b"" when there is none. Raises `RuntimeError` where no interceptor says `wants_body`."""
+        """The request's body, b"" when there is none.
+
+        Raises `RuntimeError` where no interceptor says `wants_body`, and when the head of the response has left.
+        """
         return bytes(self._known_body())
 
     def json(self) -> Any:
@@ -168,9 +173,9 @@ class Request:
             self._body = data.encode() if isinstance(data, str) else data
         self.body_replaced = True
 
-    def set_body(self, body: bytes | memoryview | None) -> None:
+    def set_body(self, body: bytes | bytearray | memoryview | None) -> None:
         """The body has been collected, or passes unread (None). For whoever collects it; an interceptor calls `replace_body`."""
-        self._body = body
+        self._body, self._is_forgotten = body, False
 
     @property
     def is_preflight(self) -> bool:
@@ -228,6 +233,8 @@ class Request:
         return structlog.get_logger("interceptors").bind(route=self.route)
 
     def _known_body(self) -> bytes | bytearray | memoryview:
+        if self._is_forgotten:
+            raise RuntimeError("the body is kept until the head of the response leaves; keep what a stream needs of it")
         if self._body is None:
             raise RuntimeError("this request's body passes unread; an interceptor that needs it says wants_body = True")
         return self._body
@@ -247,6 +254,11 @@ def start_task(request: Request, owner: Any, async_fn: Callable[..., Awaitable[o
     if request.spawn is None:
         raise RuntimeError("there is no exchange to run a task in")
     request.spawn(owner, async_fn, args)
+
+
+def forget_body(request: Request) -> None:
+    """Free the body, because the head of the response has left. For the sender of the head."""
+    request._body, request._is_forgotten = None, request._body is not None
 
 
 def address(request: Request, response: Response) -> None:

@@ -29,7 +29,7 @@ from .dialects.answers import readers_for
 from .dialects.mcp_hooks import McpInterceptor
 from .errors import InterceptorError, LoadError
 from .hooks import Owner
-from .message import Request, Response, ResponseHead
+from .message import Request, Response, ResponseHead, forget_body
 from .stream import EventCounts, Part, StreamChain
 
 __all__ = ["ChainResult", "NothingCalled", "run_chain", "run_json", "run_request", "run_response"]
@@ -187,7 +187,8 @@ async def _in_stream(
             if stream.failure is not None:
                 raise stream.failure
             await stream.start(head)
-            result = await script(stream)
+            with nullcontext() if json else _forgotten_body(request):
+                result = await script(stream)
             if stream.failure is None and not stream.ended:
                 outcome = Outcome.COMPLETED
                 calls.note_unrecognised(stream)
@@ -368,6 +369,17 @@ def _passing_unread(request: Request) -> Iterator[None]:
         yield
     finally:
         show()
+
+
+@contextmanager
+def _forgotten_body(request: Request) -> Iterator[None]:
+    """As behind a proxy, where the head of the response has left."""
+    body = request._body
+    forget_body(request)
+    try:
+        yield
+    finally:
+        request.set_body(body)
 
 
 def _hide_body(request: Request) -> Callable[[], None]:

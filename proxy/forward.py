@@ -18,7 +18,7 @@ from interceptors.chain import EventCounts, StreamChain
 from interceptors.content import Contradiction, content_coding, is_json_type, media_type
 from interceptors.dialects.answers import has_one_answer, may_be_mislabelled
 from interceptors.hooks import Owner
-from interceptors.message import address
+from interceptors.message import address, forget_body
 from pools import BufferScope
 
 from .collecting import CollectedBody
@@ -196,7 +196,7 @@ class Forward:
             watch_client(nursery)
         if answer is None and chain.wants_body:
             assert request is not None
-            answer = await self._show_body(request, body, buffers)
+            answer = await self._show_body(request, body)
             body = httpx.ByteStream(request.body)
             if request.body or request.body_replaced:
                 length = b"%d" % len(request.body)
@@ -263,20 +263,20 @@ class Forward:
         """An interceptor has replaced the body."""
         return self.request is not None and self.request.body_replaced
 
-    async def _show_body(self, request: Request, body: httpx.AsyncByteStream, buffers: BufferScope) -> Response | None:
+    async def _show_body(self, request: Request, body: httpx.AsyncByteStream) -> Response | None:
         """Collect the body, unless there is a new one, and show it to the interceptors that want it; the answer of one of them."""
-        chain, worker = self._route.chain, self._worker
-        if request.body_replaced:
-            return await chain.on_request_body(request)
-        lease = buffers.acquire(worker.pools.http_response)
-        self._collected = CollectedBody(worker.bodies, worker.config.reverse_proxy.limits.max_collected_bytes)
-        size = await self._inbound.collect(body, lease.buffer, self._collected.hold)
-        with memoryview(lease.buffer)[:size] as view:
-            request.set_body(view)
-            answer = await chain.on_request_body(request)
-            request.set_body(request.body)  # a copy, which later hooks may look at
-        buffers.release(lease)
-        return answer
+        if not request.body_replaced:
+            worker = self._worker
+            self._collected = CollectedBody(worker.bodies, worker.config.reverse_proxy.limits.max_collected_bytes)
+            request.set_body(await self._inbound.collect(body, self._collected.hold))
+        return await self._route.chain.on_request_body(request)
+
+    def _let_go_of_body(self, request: Request | None, response: UpstreamBody) -> None:
+        """The head of the response has left: a stream may last for hours, and needs the body of its request no more."""
+        if request is not None:
+            forget_body(request)
+        if self._collected is not None and (response.upload is None or response.upload.complete):
+            self._collected.release()
 
     async def _answer(self, answer: Response, outcome: Outcome) -> None:
         """Send what is answered instead of the upstream."""
@@ -347,11 +347,12 @@ class Forward:
             identity=route.chain.sees_streams or reply.early_beat_s is not None,
         )
         response = await while_beating(partial(asking.send, stream), reply.early_beat_s, reply.beat_early)
-        if self._collected is not None:
-            self._collected.release()
         answer = await self._respond(response, asking, request, buffers)
-        if answer is not None and asking.response_body is not None:
-            asking.response_body.close()
+        if asking.response_body is not None:
+            if answer is not None:
+                asking.response_body.close()
+            else:
+                self._let_go_of_body(request, asking.response_body)
         return answer
 
     async def _respond(

@@ -24,6 +24,7 @@ LINGER_S = 10.0
 """How long a client may go on sending a body that nobody wants, before its connection is cut."""
 LINGER_BYTES = 64 * 1024 * 1024
 _QUIET_S = 0.5
+_SMALL_PIECE_BYTES = 16384
 _QUIET_HTTP2_S = 0.05  # a stream that we reset is not reported
 
 
@@ -141,17 +142,24 @@ class Inbound:
         self._begun = True
         return body if self.complete and len(body) <= max_bytes else None
 
-    async def collect(self, body: httpx.AsyncByteStream, buffer: bytearray, hold: Callable[[int], None]) -> int:
-        """Take in what `stream` has returned, into `buffer`, which grows as it must; its size. `hold` is told of each piece before.
+    async def collect(self, body: httpx.AsyncByteStream, hold: Callable[[int], None]) -> bytes:
+        """All of what `stream` has returned. `hold` gets the size of each piece first.
 
         `run` ends the exchange when the body is too large, the client silent or gone. Raises what `hold` raises.
         """
-        size = 0
+        pieces: list[bytes] = []
+        small = bytearray()  # an object for each byte would take fifty times its size
         async for piece in body:
             hold(len(piece))
-            buffer[size : size + len(piece)] = piece
-            size += len(piece)
-        return size
+            if small or len(piece) < _SMALL_PIECE_BYTES:
+                small += piece
+                if len(small) < _SMALL_PIECE_BYTES:
+                    continue
+                piece = bytes(small)
+                small.clear()
+            pieces.append(piece)
+        # One buffer that grows would be moved again and again, and leave holes of its size.
+        return pieces[0] if len(pieces) == 1 and not small else b"".join([*pieces, small])
 
     def forget_body(self) -> None:
         """Whatever else comes is thrown away. Synchronous."""

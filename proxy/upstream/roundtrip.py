@@ -32,6 +32,8 @@ class Upload:
     def __init__(self, connection: Connection, encoder: BodyEncoder, request: httpx.Request) -> None:
         self._connection = connection
         self._encoder = encoder
+        self._stream: httpx.AsyncByteStream | None
+        assert isinstance(request.stream, httpx.AsyncByteStream)
         self._stream = request.stream
         self._write_timeout_s: float | None = request.extensions.get("timeout", {}).get("write")
         self.scope = trio.CancelScope()
@@ -42,7 +44,7 @@ class Upload:
         """Send the body, then let the time for the head begin. Raises nothing but `Cancelled`: `failure` tells."""
         with self.scope:
             try:
-                assert isinstance(self._stream, httpx.AsyncByteStream)
+                assert self._stream is not None
                 chunks = aiter(self._stream)
                 try:
                     async for chunk in chunks:
@@ -64,6 +66,7 @@ class Upload:
                 waiting.scope.cancel()
                 # After the head, the relay is who reads: it must not wait for the answer to a request that stays unfinished.
                 self._connection.shut_down()
+        self._stream = None  # of a body in memory, which the response may outlast by hours
         waiting.start_clock()
 
     async def _send(self, data: bytes) -> None:

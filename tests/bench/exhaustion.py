@@ -275,7 +275,7 @@ CASES: dict[str, Callable[[], tuple[dict[str, object], bool]]] = {
     "64 descriptors, endpoint by address": lambda: descriptors("127.0.0.1"),
     "64 descriptors, endpoint by name": lambda: descriptors("localhost"),
     "40 bodies of 15 MB, no key": lambda: bodies("/keyed", False, 32 * MIB, {"401"}),
-    "40 bodies of 15 MB, a key, collected": lambda: bodies("/wanted", True, (64 + 64) * MIB, {"503", "TimeoutError"}),
+    "40 bodies of 15 MB, a key, collected": lambda: bodies("/wanted", True, (64 + 48) * MIB, {"503", "TimeoutError"}),
     "2.1 MB of numbers": lambda: numbers(2_100_000, "400", 100 * MIB),
     "16 MB of numbers": lambda: numbers(16_000_000, "413", 32 * MIB),
 }

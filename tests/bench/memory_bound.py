@@ -167,7 +167,7 @@ SCENARIOS = [
     Scenario(
         "uploads that nobody takes", lambda limits: min(limits.body, QUEUED_PIECES * PIECE), takes_no_body, uploads=True
     ),
-    Scenario("uploads that are collected", lambda limits: 3 * limits.body, takes_no_body, "Collect", uploads=True),
+    Scenario("uploads that are collected", lambda limits: 2 * limits.body, takes_no_body, "Collect", uploads=True),
 ]
 
 
@@ -202,7 +202,8 @@ async def measure(scenario: Scenario, limits: Limits, directory: Path) -> tuple[
 reverse_proxy:
   upstreams: [{{name: up, endpoints: ["{upstream.url}"], ca_file: "{limits.certificates.ca_file}"}}]
   routes: [{{path: /, upstream: up, interceptors: [{"it" if interceptor else ""}]}}]
-  limits: {{max_streams: {limits.streams}, max_event_bytes: {limits.event}, max_request_body_bytes: {limits.body}}}
+  limits: {{max_streams: {limits.streams}, max_event_bytes: {limits.event}, max_request_body_bytes: {limits.body},
+            max_collected_bytes: {limits.streams * limits.body}}}
   timeouts: {{send: null, write: null, first_byte: null}}
   buffer_pools: {{sse_event: {{size: 4096, max_pooled: 20}}, http_response: {{size: {HTTP_RESPONSE}, max_pooled: 20}}}}
 interceptors: [{f'{{name: it, use: "touch.py:{interceptor}"}}' if interceptor else ""}]

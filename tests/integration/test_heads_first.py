@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import tracemalloc
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 import trio
@@ -18,7 +19,7 @@ from support.interceptors import Log, Rig, Serve, Way, until
 from support.proxy import config_for, open_proxy
 from support.upstream import Peer, open_upstream, stream_of
 
-from interceptors import Interceptor, Request, Response
+from interceptors import Event, Interceptor, Request, Response, StreamContext, StreamInterceptor
 from interceptors.api_keys import hash_key
 from proxy.config import parse_config
 
@@ -395,6 +396,90 @@ async def test_a_body_counts_until_the_head_of_the_response(serve: Serve) -> Non
             while b"data: 1" not in await client.stream.receive_some():
                 pass
         assert rig.proxy.worker.bodies.held == 0
+        await client.aclose()
+
+
+@contextmanager
+def allocations() -> Iterator[Callable[[], int]]:
+    """How many bytes Python's objects hold, compared with the beginning."""
+    tracemalloc.start()
+    began = tracemalloc.get_traced_memory()[0]
+    try:
+        yield lambda: tracemalloc.get_traced_memory()[0] - began
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("dialect", ["generic", "mcp"])
+async def test_a_stream_holds_no_body_of_its_request(dialect: str, serve: Serve) -> None:
+    """What the bound does not count any more is not there any more."""
+
+    async def script(peer: Peer) -> None:
+        (await peer.request()).body = b""
+        await peer.start_stream()
+        await peer.chunk(b"data: 1\n\n")
+        await peer.wait_closed()
+
+    async with serve(script, Collects, route=f"dialect: {dialect}, limits: {{max_request_body_bytes: 3000000}}") as rig:
+        client = await rig.client()
+        body = b'{"jsonrpc":"2.0","method":"m","params":{"a":"' + b"a" * 2_000_000 + b'"}}'
+        with allocations() as held:
+            headers = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+            await client.stream.send_all(b"POST / HTTP/1.1\r\nHost: a\r\n" + headers + body)
+            with trio.fail_after(5):
+                while b"data: 1" not in await client.stream.receive_some():
+                    pass
+            assert rig.proxy.worker.bodies.held == 0
+            assert held() < 1_000_000
+        await client.aclose()
+
+
+class AsksLate(Interceptor):
+    wants_body = True
+
+    def open_stream(self, context: StreamContext) -> StreamInterceptor:
+        stream = AsksInStream()
+        stream.request = context.request
+        assert context.request.body == b"{}"
+        return stream
+
+
+class AsksInStream(StreamInterceptor):
+    request: Request
+
+    def on_event(self, event: Event) -> Event:
+        self.request.json()
+        return event
+
+
+async def test_a_hook_that_asks_for_a_body_that_has_been_let_go_is_told(serve: Serve) -> None:
+    """`on_response` and `open_stream` have it; an event's hook fails, and does not find an empty body."""
+    async with serve(EVENTS, AsksLate) as rig:
+        await rig.fetch(method="POST", body=b"{}")
+        assert rig.failures() == [("AsksLate", "on_event")]
+
+
+async def test_a_refused_body_is_let_go_before_its_client_has_read_the_answer(serve: Serve) -> None:
+    """A client may go on sending for ten seconds."""
+    async with serve(EVENTS, Collects, proxy="  limits: {max_collected_bytes: 2000000}") as rig:
+        with allocations() as held:
+            client = await send_part(rig, 2_000_001, 5_000_000)
+            with trio.fail_after(5):
+                assert (await answer_of(client)).startswith(b"HTTP/1.1 413 ")
+            assert held() < 1_000_000
+        await client.aclose()
+
+
+async def test_a_body_of_single_bytes_takes_little_more_than_its_size(serve: Serve) -> None:
+    """Chunked, each in a chunk of its own; it goes upstream byte for byte."""
+    async with serve(EVENTS, Collects) as rig:
+        client = await rig.client()
+        body = bytes(index % 251 for index in range(40_000))
+        await client.stream.send_all(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await client.stream.send_all(b"".join(b"1\r\n%b\r\n" % body[at : at + 1] for at in range(len(body))))
+        await client.stream.send_all(b"0\r\n\r\n")
+        with trio.fail_after(10):
+            await until(lambda: rig.upstream.requests and rig.upstream.requests[0].body == body)
         await client.aclose()
 
 

@@ -23,6 +23,8 @@ RAW_TARGET = "weirpool.target"
 
 Message = MutableMapping[str, Any]
 
+_SMALL_PIECE_BYTES = 16384
+
 
 class Messages:
     """What a client's connection has for one application: at most so many messages, for one task that takes them.
@@ -42,10 +44,13 @@ class Messages:
         """Called, synchronously, when `http.disconnect` comes: for whoever has nothing else to wait for."""
 
     async def put(self, message: Message) -> None:
-        """Add one, as soon as there is room; the last, a disconnect, at once, whoever waits for room.
+        """Add one, as soon as there is room; the last, a disconnect, at once, whoever waits for room. A small piece of a body joins
+        one before it that has not been taken: a client may send each byte in a chunk of its own.
 
         Nobody wants it any more when `close` has been called.
         """
+        if self._join(message):
+            return
         last: bool = message["type"].endswith(".disconnect")
         while len(self._messages) >= self._limit and not self._over and not last:
             await self._wait()
@@ -55,6 +60,18 @@ class Messages:
         self._wake()
         if self.on_disconnect is not None and message["type"] == "http.disconnect":
             self.on_disconnect()
+
+    def _join(self, message: Message) -> bool:
+        last = self._messages[-1] if self._messages else None
+        if (
+            last is None
+            or message["type"] != "http.request"
+            or not last.get("more_body", False)
+            or len(last["body"]) + len(message["body"]) > _SMALL_PIECE_BYTES
+        ):
+            return False
+        self._messages[-1] = {**message, "body": last["body"] + message["body"]}
+        return True
 
     async def receive(self) -> Message:
         """The next one."""

@@ -128,7 +128,7 @@ class Request
     refuse(self, status: int, kind: str, message: str, *, headers: Mapping[str, str] | Iterable[tuple[bytes, bytes]] |
         Headers = ()) -> Response
     replace_body(self, data: bytes | str | None = None, *, json: Any = UNSET) -> None
-    set_body(self, body: bytes | memoryview | None) -> None
+    set_body(self, body: bytes | bytearray | memoryview | None) -> None
     start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: Any) -> None
 class Response
     __init__(body: bytes | str = b'', *, status: int = 200, headers: Mapping[str, str] | Iterable[tuple[bytes, bytes]] |

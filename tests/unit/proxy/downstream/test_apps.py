@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 import trio.testing
@@ -9,20 +11,40 @@ import trio.testing
 from proxy.downstream import Messages
 from proxy.downstream.hypercorn.apps import LazyEvent
 
-BODY = {"type": "http.request", "body": b"1", "more_body": True}
-END = {"type": "http.request", "body": b"", "more_body": False}
+BODY = {"type": "http.request", "body": bytes(16384), "more_body": True}
+LAST = {"type": "http.request", "body": bytes(16384), "more_body": False}
 GONE = {"type": "http.disconnect"}
 
 
 async def test_messages_come_in_order() -> None:
     """What is put first is taken first, by awaiting and without."""
     messages = Messages(10)
-    for message in (BODY, END, GONE):
+    for message in (BODY, LAST, GONE):
         await messages.put(message)
     assert await messages.receive() is BODY
-    assert messages.receive_nowait() is END
+    assert messages.receive_nowait() is LAST
     assert await messages.receive() is GONE
     assert messages.receive_nowait() is None
+
+
+async def test_small_pieces_of_a_body_come_together() -> None:
+    """As long as the piece before has not been taken, and up to a size: the bytes and their end are the same."""
+    messages = Messages(2)
+    data = bytes(index % 251 for index in range(20_000))
+    taken: list[Any] = []
+    for at in range(len(data)):
+        if len(messages._messages) == 2:
+            taken.append(messages.receive_nowait())
+        await messages.put({"type": "http.request", "body": data[at : at + 1], "more_body": True})
+    await messages.put({"type": "http.request", "body": b"", "more_body": False})
+    await messages.put(GONE)
+    while (message := messages.receive_nowait()) is not None:
+        taken.append(message)
+    assert taken.pop() is GONE
+    assert b"".join(item["body"] for item in taken) == data
+    assert [item["more_body"] for item in taken] == [True, False]
+    await messages.put({"type": "http.request", "body": b"1", "more_body": True})
+    assert messages.receive_nowait() == {"type": "http.request", "body": b"1", "more_body": True}
 
 
 async def test_who_takes_waits_for_who_puts(nursery: trio.Nursery) -> None:
@@ -84,13 +106,13 @@ async def test_who_waits_can_be_cancelled_and_another_can_wait_then(empty: bool)
     if not empty:
         await messages.put(BODY)
     with trio.move_on_after(0.01) as scope:
-        await (messages.receive() if empty else messages.put(END))
+        await (messages.receive() if empty else messages.put(LAST))
     assert scope.cancelled_caught
     with trio.fail_after(1):
         if not empty:
             assert await messages.receive() is BODY
-        await messages.put(END)
-        assert await messages.receive() is END
+        await messages.put(LAST)
+        assert await messages.receive() is LAST
     assert messages.receive_nowait() is None
 
 
@@ -119,18 +141,18 @@ async def test_a_disconnect_is_told_at_once_and_is_a_message_as_well() -> None:
     messages = Messages(2)
     told: list[str] = []
     messages.on_disconnect = lambda: told.append("gone")
-    await messages.put(END)
+    await messages.put(LAST)
     assert not told
     await messages.put(GONE)
     assert told == ["gone"]
-    assert [await messages.receive(), await messages.receive()] == [END, GONE]
+    assert [await messages.receive(), await messages.receive()] == [LAST, GONE]
 
 
 async def test_a_disconnect_waits_for_nobody(nursery: trio.Nursery) -> None:
     """It comes behind what is there already, although there is no room and another waits for that."""
     messages = Messages(1)
     await messages.put(BODY)
-    nursery.start_soon(messages.put, END)
+    nursery.start_soon(messages.put, LAST)
     await trio.testing.wait_all_tasks_blocked()
     await messages.put(GONE)
     assert [await messages.receive(), await messages.receive()] == [BODY, GONE]
