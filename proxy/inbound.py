@@ -290,8 +290,19 @@ class Inbound:
             await self._to_upstream.send(data)
 
     async def _wait_hangup(self, connection: ClientConnection | None) -> None:
+        """Its socket tells, and so does its server: of an HTTP/2 stream only that."""
         assert connection is not None
-        await connection.wait_hangup()
+        messages = self._messages
+        if messages is None:
+            await connection.wait_hangup()
+        else:
+            ended = trio.Event()
+            messages.on_disconnect = ended.set
+            try:
+                if not messages.has_ended:
+                    await wait_any(connection.wait_hangup, ended.wait)
+            finally:
+                messages.on_disconnect = None
         self.gone = True
 
 

@@ -371,6 +371,44 @@ async def test_a_client_that_uploads_on_gets_an_early_answer_whole(
 # Ends that are none
 
 
+async def test_an_upload_that_nobody_takes_holds_up_no_other_stream(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch, log: list[dict[str, object]]
+) -> None:
+    """Its own window stays shut. Other streams go on, uploads and responses larger than a window too; and its reset is noticed."""
+    limit_upstream_buffers(monkeypatch, socket.SO_SNDBUF, 8192)
+    closed = trio.Event()
+
+    async def script(peer: Peer) -> None:
+        request = await peer.request(body=False)
+        if request.target == b"/stalled":
+            await trio.sleep(0.2)
+            with trio.fail_after(10):
+                await closed.wait()
+            return
+        await peer.take_body(request)
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(request.body) + request.body)
+
+    async with (
+        open_upstream(script) as upstream,
+        proxy_for(upstream.url, certificates) as proxy,
+        open_http2(proxy, certificates) as client,
+        trio.open_nursery() as nursery,
+    ):
+        stalled = await client.start("POST", "/stalled", end=False)
+        nursery.start_soon(client.send, stalled, bytes(2_000_000))
+        await until(lambda: client.h2.local_flow_control_window(stalled) == 0)
+        body = bytes(index % 251 for index in range(400_000))
+        with trio.fail_after(20):
+            other = await client.start("POST", "/other", end=False)
+            await client.send(other, body)
+            await until(lambda: client.streams[other].ended)
+        assert client.streams[other].body == body
+        await client.reset(stalled)
+        await until(lambda: len(proxy.worker.live) == 0)
+        closed.set()
+    assert sorted(map(str, await outcomes_of(log, 2))) == ["client_disconnected", "completed"]
+
+
 @pytest.mark.parametrize("when", ["before the head", "in the stream", "in the upload"])
 async def test_a_stream_that_the_client_resets_closes_its_upstream(
     when: str, certificates: Certificates, log: list[dict[str, object]]

@@ -24,6 +24,7 @@ RAW_TARGET = "weirpool.target"
 Message = MutableMapping[str, Any]
 
 _SMALL_PIECE_BYTES = 16384
+_LEAST_ACKNOWLEDGED = 32768  # less than the window of a stream, so that there is always something that can come
 
 
 class Messages:
@@ -33,13 +34,17 @@ class Messages:
     always. One task may wait to put, while others say that the client has gone: that never waits.
     """
 
-    __slots__ = ("_limit", "_messages", "_over", "_waiting", "on_disconnect")
+    __slots__ = ("_limit", "_messages", "_taken", "_waiting", "acknowledge", "on_disconnect", "over")
 
     def __init__(self, limit: int) -> None:
         self._limit = max(1, limit)
         self._messages: list[Message] = []
         self._waiting: trio.lowlevel.Task | None = None  # who puts, when it is full; who takes, when it is empty
-        self._over = False
+        self._taken = 0  # bytes that `acknowledge` has not heard of
+        self.acknowledge: Callable[[int], Awaitable[None]] | None = None
+        """Over HTTP/2: is awaited with the sizes of what has been taken. Then nobody who puts ever waits: it bounds what comes."""
+        self.over = False
+        """The app has returned."""
         self.on_disconnect: Callable[[], None] | None = None
         """Called, synchronously, when `http.disconnect` comes: for whoever has nothing else to wait for."""
 
@@ -52,9 +57,9 @@ class Messages:
         if self._join(message):
             return
         last: bool = message["type"].endswith(".disconnect")
-        while len(self._messages) >= self._limit and not self._over and not last:
+        while len(self._messages) >= self._limit and self.acknowledge is None and not self.over and not last:
             await self._wait()
-        if self._over:
+        if self.over:
             return
         self._messages.append(message)
         self._wake()
@@ -76,23 +81,38 @@ class Messages:
     async def receive(self) -> Message:
         """The next one."""
         await trio.lowlevel.checkpoint_if_cancelled()
+        if self._taken >= _LEAST_ACKNOWLEDGED:
+            await self._tell()
         while not self._messages:
             await self._wait()
         return self._take()
+
+    async def _tell(self) -> None:
+        size, self._taken = self._taken, 0
+        if self.acknowledge is not None:
+            await self.acknowledge(size)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the client has gone, behind whatever has not been taken."""
+        return bool(self._messages) and self._messages[-1]["type"] == "http.disconnect"
 
     def receive_nowait(self) -> Message | None:
         """The next one, if it is there."""
         return self._take() if self._messages else None
 
-    def close(self) -> None:
-        """The app has returned."""
-        self._over = True
-        self.on_disconnect = None
+    def close(self) -> int:
+        """The app has returned. How many bytes `acknowledge` has not heard of."""
+        rest = self._taken + sum(len(message.get("body", b"")) for message in self._messages)
+        self.over = True
+        self.acknowledge = self.on_disconnect = None
         self._messages.clear()
         self._wake()
+        return rest
 
     def _take(self) -> Message:
         message = self._messages.pop(0)
+        self._taken += len(message.get("body", b""))
         self._wake()
         return message
 
@@ -152,6 +172,7 @@ class AppTasks(TaskGroup):
         stream = getattr(send, "__self__", None)
         if type(stream) is ClientStream:
             scope["extensions"][RAW_TARGET] = stream.target
+            stream.messages = messages
         self._nursery.start_soon(_run_app, app, config, scope, messages, send)
         return messages.put
 
@@ -176,5 +197,9 @@ async def _run_app(app: Any, config: Any, scope: Any, messages: Messages, send: 
     except Exception:
         await config.log.exception("Error in ASGI Framework")
     finally:
-        messages.close()
-        await send(None)
+        acknowledge, rest = messages.acknowledge, messages.close()
+        try:
+            if acknowledge is not None and rest:
+                await acknowledge(rest)  # the client may go on with what nobody wants
+        finally:
+            await send(None)

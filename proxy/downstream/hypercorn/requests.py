@@ -8,21 +8,36 @@ that it also is. Extended CONNECT (RFC 8441) is not announced; one that comes, a
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import h2.events
+import h2.exceptions
 import h11
 import hypercorn.protocol as hypercorn_protocol
 from h2.settings import SettingCodes
 from hypercorn.protocol import h2 as hypercorn_h2
 from hypercorn.protocol import h11 as hypercorn_h11
-from hypercorn.protocol.events import Event, Request
+from hypercorn.protocol.events import Body, Event, Request
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H2ProtocolAssumedError, H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import WSStream
 
+_LEAST_OPENED = 16384
+
 __all__ = ["ClientStream", "Http1", "Http2", "read_requests_plainly"]
+
+
+class Taken(Protocol):
+    """What an app takes of a request."""
+
+    acknowledge: Any
+    """An async function that is awaited with the size of what has been taken."""
+
+    @property
+    def over(self) -> bool:
+        """The app takes nothing more."""
 
 
 class ClientStream(HTTPStream):
@@ -30,9 +45,15 @@ class ClientStream(HTTPStream):
 
     target: bytes = b""
     """The request target, byte for byte."""
+    messages: Taken | None = None
+    """What has come for the app."""
+    data_size = 0
+    """Of the last piece of the body."""
 
     async def handle(self, event: Event) -> None:
-        if type(event) is Request:
+        if type(event) is Body:
+            self.data_size = len(event.data)
+        elif type(event) is Request:
             self.target = event.raw_path
             if not event.raw_path.isascii():
                 event = replace(event, raw_path=event.raw_path.decode("ascii", "replace").encode("ascii", "replace"))
@@ -56,17 +77,51 @@ class Http1(H11Protocol):
 
 
 class Http2(H2Protocol):
-    """HTTP/2 without extended CONNECT."""
+    """HTTP/2 without extended CONNECT, and with a window for each stream that opens as its app takes what has come.
+
+    Hypercorn opens the windows at once and stops reading the connection when an app takes nothing: then all streams of the
+    connection stand still, and a reset is not read either (RFC 9113, section 5.2.2). Here the app's queue has no limit but the
+    stream's window.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         del self.connection.local_settings[SettingCodes.ENABLE_CONNECT_PROTOCOL]
+        self._open_both = self.connection.acknowledge_received_data
+        vars(self.connection)["acknowledge_received_data"] = self._acknowledge
+        self._unopened = 0  # of the connection's window
+
+    def _acknowledge(self, size: int, stream_id: int) -> None:
+        """A frame of data has come, and has been put into the queue of its app."""
+        stream: Any = self.streams.get(stream_id)
+        messages = getattr(stream, "messages", None)
+        if messages is None or messages.over:
+            self._open_both(size, stream_id)  # thrown away
+            return
+        self._unopened += size
+        if self._unopened >= _LEAST_OPENED:
+            self.connection.increment_flow_control_window(self._unopened)
+            self._unopened = 0
+        if padding := size - stream.data_size:
+            self.connection.increment_flow_control_window(padding, stream_id)
+
+    async def open_window(self, stream_id: int, size: int) -> None:
+        """The app has taken so much of a stream."""
+        try:
+            self.connection.increment_flow_control_window(size, stream_id)
+        except h2.exceptions.ProtocolError:  # it is closed
+            return
+        await self._flush()
 
     async def _create_stream(self, request: h2.events.RequestReceived) -> None:
         headers: Any = request.headers
         if not any(name == b":path" for name, _ in headers):  # CONNECT: RFC 9113, section 8.5
             headers.append((b":path", b""))
         await super()._create_stream(request)
+        stream: Any = self.streams.get(request.stream_id)
+        messages = getattr(stream, "messages", None)
+        if messages is not None:
+            messages.acknowledge = partial(self.open_window, request.stream_id)
 
 
 def read_requests_plainly() -> None:
