@@ -28,7 +28,7 @@ from .errors import Abort, NotJson, refuse_options
 from .event import BodyEvent, Event
 from .mcp_lists import VisibleLists
 from .message import Response, ResponseHead
-from .uris import spellings, trim
+from .uris import fold, spellings, trim
 
 __all__ = ["McpPolicy", "McpPolicyOptions", "Rule"]
 
@@ -51,7 +51,7 @@ _KNOWN = (
     "prompts/get",
     "completion/complete",
 )
-_FOLDED = {method.casefold(): method for method in _KNOWN}
+_FOLDED = {fold(method): method for method in _KNOWN}
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -152,7 +152,7 @@ class McpPolicy(McpInterceptor):
             message.drop()
 
     def _allows_method(self, method: str) -> bool:
-        folded = trim(method).casefold()
+        folded = fold(trim(method))
         return _FOLDED.get(folded, method) == method and self._methods.allows(method)
 
     def _check_listen(self, message: McpMessage) -> McpError | None:
@@ -208,7 +208,7 @@ class _Matcher:
 
     def __init__(self, rule: Rule, always: tuple[str, ...] = ()) -> None:
         self._allow = None if rule.allow is None else [re.compile(translate(glob)).match for glob in (*rule.allow, *always)]
-        self._deny = [re.compile(translate(glob.casefold())).match for glob in rule.deny]
+        self._deny = [re.compile(translate(fold(glob))).match for glob in rule.deny]
         self.is_open = self._allow is None and not self._deny
         """There is no rule: it allows everything."""
 
@@ -223,7 +223,7 @@ class _Matcher:
         return self._allow is None or any(match(name) for match in self._allow)
 
     def _denies(self, name: str) -> bool:
-        written = {name.casefold(), trim(name).casefold()}
+        written = {fold(name), fold(trim(name))}
         return any(match(text) for match in self._deny for text in written)
 
 

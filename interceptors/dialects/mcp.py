@@ -355,6 +355,7 @@ _KNOWN = (
     *("_meta", "name", "uri", "arguments", "ref", "type", "notifications", "resourceSubscriptions"),
 )
 _BY_FOLDED = {name.casefold(): name for name in _KNOWN}
+_BY_FOLDED["resource_subscriptions"] = "resourceSubscriptions"  # the official Python SDK reads either
 
 
 def _distinct(place: dict[str, Any]) -> bool:

@@ -53,7 +53,8 @@ REVISIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28
 HEADER_MISMATCH = -32020
 INVALID_REQUEST = -32600
 
-_UNMIRRORED = frozenset(REVISIONS[: REVISIONS.index("2026-07-28")])
+_FIRST_MIRRORED = "2026-07-28"
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _SENTINEL = re.compile(r"=\?base64\?(.*)\?=")
 _PLAIN = re.compile(r"[\x20-\x7e]*")
 
@@ -78,15 +79,21 @@ def revision_of(headers: Headers) -> str | None:
     """The revision that a request says it speaks, as it says it; None where it says nothing.
 
     That is 2025-03-26 or older: the header is there since 2025-06-18, and absent on the first request of a session (`initialize`)
-    and all through 2024-11-05, the old transport of HTTP and SSE.
+    and all through 2024-11-05, the old transport of HTTP and SSE. Where it has several values, a list of them (`2025-11-25,
+    2025-06-18`): widespread clients send that (python-sdk#1861).
     """
-    value: str | None = next(iter(headers.get_list(PROTOCOL_VERSION)), None)
-    return value
+    values = headers.get_list(PROTOCOL_VERSION)
+    return ", ".join(values) or None
 
 
 def has_mirrors(revision: str | None) -> bool:
-    """Whether the headers of a revision's POSTs repeat the body: 2026-07-28's and, as the SDK has it, any unknown one's."""
-    return revision is not None and revision not in _UNMIRRORED
+    """Whether the headers of a revision's POSTs repeat the body: 2026-07-28's and, as the SDK has it, any unknown one's that is no
+    earlier date (TypeScript's knows 2024-10-07). Of a list, whether any does: a server may go by it.
+    """
+    if revision is None:
+        return False
+    named = [item for item in map(str.strip, revision.split(",")) if item]
+    return any(_DATE.fullmatch(item) is None or item >= _FIRST_MIRRORED for item in named)
 
 
 def check(headers: Headers, message: Any) -> Rejection | None:

@@ -319,6 +319,109 @@ def test_a_resource_is_denied_and_hidden_in_every_spelling(uri: str) -> None:
     assert bool(output) is hidden
 
 
+OTHER_READERS = {
+    "file:///c:/secret/*": [
+        *(
+            "file:///C|/secret/x",
+            "file:C|/secret/x",
+            "file:///C%7C/secret/x",
+            "file://C|/secret/x",
+            "file:///x/../C:/secret/x",
+        ),
+        *("file:///C:/../secret/x", "file:///C:/x/..\\..\\..\\secret\\x", "C:\\secret\\x", "c:/SECRET/x", "/C:/secret/x"),
+        *("file:///C:/secret./x", "file:///C:/secret%20/x", "file:///C:/secret:$I30:$INDEX_ALLOCATION/x"),
+        *("file://?/C:/secret/x", "\\\\?\\C:\\secret\\x", "file:///%3F/C:/secret/x", "file://any/C:/../secret/x"),
+    ],
+    "file:///c:/secret/x": ["file:///C:/secret/x::$DATA", "file:///C:/secret/x...", "file:///C:/secret/x. ?y"],
+    "file://server/share/*": [
+        *("file:////server/share/x", "file://///SERVER//share/x", "\\\\server\\share\\x", "//server/share/x"),
+        *(
+            "file:///\\server/share/x",
+            "file:%5C%5Cserver%5Cshare/x",
+            "file:////?/UNC/server/share/x",
+            "file://server:445/share/x",
+        ),
+        "file:////server/share/../share/x",
+    ],
+    "file:///etc/*": [
+        *("url:file:///etc/passwd", "<URL:file:///etc/passwd>", " < url: file:/etc/passwd > ", "uRL%3Afile:///etc/passwd"),
+        *("/etc/passwd", "//etc/passwd", "/pub/../etc/passwd", "/%65tc/passwd", "file:%2F%2F%2Fetc/passwd"),
+    ],
+    "file:///pr\u00edvate/*": ["file:///pri\u0301vate/x", "file:///PR\u00cdVATE/x", "file:///pri%CC%81vate/x"],
+    "file:///pri\u0301vate/*": ["file:///pr\u00edvate/x"],
+    "file:///info/*": ["file:///\u0131nfo/x", "file:///\u0130NFO/x", "file:///I\u0307nfo/x"],
+    "http://127.0.0.1/*": [
+        *("http://2130706433/x", "http://0x7f.1/x", "http://127.1/x", "http://0177.0.0.1/x", "http://127.0.0.1./x"),
+        *("http://%32130706433:80/x", "http://[::ffff:127.0.0.1]/x", "http://[::FFFF:7f00:1]/x", "http:0x7F000001"),
+        *("http://127.0.0.1", "http://127.0.0.1?x", "http://127.0.0.1#x"),
+    ],
+    "http://127.0.0.1": ["http://127.0.0.1/", "http://127.0.0.1/?x"],
+    "http://127.0.0.1:8080/*": ["http://2130706433:8080/x", "http://[::ffff:7f00:1]:8080/x"],
+    "http://[[]::1]/*": ["http://[0:0:0:0:0:0:0:1]/x", "http://[::0:1]:80/x", "http://[::1%25lo]/x", "http://[::0.0.0.1]/x"],
+    "note:///secret/*": ["note:/secret/x", "note:secret/x", "NOTE:\\secret\\x"],
+    "db://*/users/*": ["db:/users/x", "db:users/x"],
+}
+
+
+@pytest.mark.parametrize(("glob", "uri"), [(glob, uri) for glob, uris in OTHER_READERS.items() for uri in uris])
+def test_a_denied_resource_is_denied_for_every_reader(glob: str, uri: str) -> None:
+    """Windows, browsers, Python's urllib and Java's `URL`, `inet_aton`, file systems, and servers that take paths."""
+    interceptor = policy(resources={"deny": [glob]})
+    assert not passes(interceptor, rpc("resources/read", uri=uri))
+    text = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"resources": [{"uri": uri}, {"uri": "a:b"}]}})
+    shown = json.loads(run_json([interceptor], text.encode(), request=post(rpc("resources/list"))))
+    assert shown["result"]["resources"] == [{"uri": "a:b"}]
+
+
+def test_other_readers_let_nothing_in_and_deny_no_neighbour() -> None:
+    """What only some of them read as allowed is not allowed; and a name that only looks alike is another one."""
+    allowing = policy(resources={"allow": ["file:///c:/pub/*", "http://127.0.0.1/*", "note:///pub/*", "file:///pub/*"]})
+    for uri in (
+        "C:\\pub\\x",
+        "url:file:///pub/x",
+        "/pub/x",
+        "http://127.1/x",
+        "note:/pub/x",
+        "file:////pub/x",
+        "file:///c|/pub/x",
+    ):
+        assert not passes(allowing, rpc("resources/read", uri=uri)), uri
+    denying = policy(
+        resources={"deny": ["file:///srv/a", "file:///info/*", "http://127.0.0.1/*", "file://nas/*"]},
+        tools={"deny": ["fi*"]},
+    )
+    for uri in (
+        *(
+            "file:///srv/a:b",
+            "file:///srv/a.",
+            "file:///srv/ab",
+            "file:///srv/a /b",
+            "file:///\uff49nfo/x",
+            "http://127.0.0.2/x",
+        ),
+        *(
+            "http://127.0.0.1.example/x",
+            "http://1.2.3.4.5/x",
+            "http://[::1]/x",
+            "file:///nas/x",
+            "data:text/plain,/nas/x",
+            "urn:x",
+        ),
+        *("http://0x/x", "http://4294967296/x", "https://127.0.0.1/x"),
+    ):
+        assert passes(denying, rpc("resources/read", uri=uri)), uri
+    assert passes(denying, call("\uff46ix"))
+    assert not passes(denying, call("F\u0130X"))
+    assert not passes(denying, call("f\u0131x"))
+
+
+def test_a_subscription_has_one_spelling() -> None:
+    """The official Python SDK reads snake case as well."""
+    interceptor = policy(resources={"deny": ["file:///etc/*"]})
+    for name in ("resource_subscriptions", "Resource_Subscriptions"):
+        assert not passes(interceptor, rpc("subscriptions/listen", notifications={name: ["file:///etc/passwd"]}))
+
+
 def test_a_host_alone_denies_nothing() -> None:
     interceptor = policy(resources={"deny": ["file:///etc/*"]}, tools={"deny": ["shell"]})
     assert passes(interceptor, rpc("resources/read", uri="file://x/pub/a"))

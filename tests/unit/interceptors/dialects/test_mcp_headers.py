@@ -55,6 +55,34 @@ def test_the_newest_revision_and_unknown_ones_have_mirrors() -> None:
     assert not has_mirrors(None)
 
 
+@pytest.mark.parametrize(
+    "lines", [["2025-11-25, 2025-11-25"], ["2025-11-25, 2025-06-18"], ["2025-11-25", "2025-11-25"], [""]]
+)
+def test_what_clients_send_instead_of_one_older_revision_is_no_newer_one(lines: list[str]) -> None:
+    """Several values in a list or in lines, of which none has mirrors: the server says what it thinks of that."""
+    headers = Headers([("MCP-Protocol-Version", line) for line in lines])
+    assert check(headers, call()) is None
+    assert not has_mirrors(revision_of(headers))
+
+
+@pytest.mark.parametrize(
+    "lines", [["2025-11-25", "2026-07-28"], ["2026-07-28, 2025-11-25"], ["2025-11-25,x"], ["x", "2024-11-05"]]
+)
+def test_a_newer_revision_beside_an_older_one_is_not_overlooked(lines: list[str]) -> None:
+    """A server may go by either."""
+    assert check(Headers([("MCP-Protocol-Version", line) for line in lines]), call()) is not None
+
+
+def test_an_earlier_date_has_no_mirrors() -> None:
+    """The official TypeScript SDK knows 2024-10-07."""
+    assert [has_mirrors(date) for date in ("2024-10-07", "2026-07-27", "2026-07-29", "DRAFT-2026-v1")] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
 def test_what_names_a_method_is_what_the_sdk_says() -> None:
     """The methods that have an `Mcp-Name`, and its parameter, are the SDK's."""
     assert dict(NAMED_BY) == dict(sdk.NAME_BEARING_METHODS)
