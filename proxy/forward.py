@@ -246,10 +246,13 @@ class Forward:
         return length
 
     async def _address(self, answer: Response, length: bytes | None) -> None:
-        """On MCP routes: put the request's id into a refusal that has been decided, if the body is small, and here in no time."""
+        """On MCP routes: put the request's id into a refusal that has been decided, if the body is small, and here in no time.
+
+        Its length need not be announced: the official C# SDK sends it in chunks, and over HTTP/2 many leave it out.
+        """
         if answer.unaddressed is None or self.request is None or self._has_new_body:
             return
-        if self._inbound.complete or (length and int(length) <= _SMALL_BODY_BYTES):
+        if self._inbound.complete or not length or int(length) <= _SMALL_BODY_BYTES:
             self.request.set_body(await self._inbound.small_body(_SMALL_BODY_BYTES, _ADDRESS_S))
             address(self.request, answer)
 

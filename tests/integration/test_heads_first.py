@@ -163,18 +163,36 @@ async def test_those_that_want_no_body_come_first(dialect: str, serve: Serve) ->
         assert [request.all("x-order") for request in rig.upstream.requests] == [[b"ACBD"]] * 3
 
 
-async def test_a_refusal_on_an_mcp_route_has_the_id_of_a_small_body(log: Log) -> None:
-    """It has been decided by then; a body that does not come in no time leaves the id null."""
+@pytest.mark.parametrize("framing", ["Content-Length: 40", "Transfer-Encoding: chunked"])
+async def test_a_refusal_on_an_mcp_route_has_the_id_of_a_small_body(framing: str, log: Log) -> None:
+    """It has been decided by then; a body that does not come in no time, or is not small, leaves the id null."""
+    whole, chunked = b'{"jsonrpc":"2.0","id":7,"method":"ping"}', framing.endswith("chunked")
+    cases = [(whole, b"7"), (whole[:17], b"null"), *([(whole[:-1] + b" " * 20_000 + b"}", b"null")] if chunked else [])]
     async with open_upstream(EVENTS) as upstream:
         config = config_for(upstream.url, interceptors=KEYED, names="keys", route="dialect: mcp")
         async with open_proxy(config) as proxy:
-            for body, ident in ((b'{"jsonrpc":"2.0","id":7,"method":"ping"}', b"7"), (b'{"jsonrpc":"2.0",', b"null")):
+            for body, ident in cases:
                 client = await open_client(proxy.port)
-                head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 40\r\n\r\n"
+                if chunked:
+                    body = b"%x\r\n%b\r\n" % (len(body), body) + (b"0\r\n\r\n" if len(body) >= 40 else b"")
+                head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n%b\r\n\r\n" % framing.encode()
                 await client.stream.send_all(head + body)
                 with trio.fail_after(5):
                     assert b'{"jsonrpc":"2.0","id":%b,"error"' % ident in await answer_of(client)
                 await client.aclose()
+
+
+async def test_over_http2_the_id_of_a_body_without_a_length(certificates: Certificates, log: Log) -> None:
+    """The body comes in a frame of its own, as it does from most clients."""
+    async with open_upstream(EVENTS) as upstream:
+        config = config_for(upstream.url, interceptors=KEYED, names="keys", route="dialect: mcp")
+        async with open_proxy(config, tls=certificates.files) as proxy, open_http2(proxy, certificates) as client:
+            stream_id = await client.start("POST", headers=[("content-type", "application/json")], end=False)
+            await client.send(stream_id, b'{"jsonrpc":"2.0","id":7,"method":"ping"}', end=True)
+            with trio.fail_after(5):
+                await until(lambda: client.streams[stream_id].ended)
+            assert client.streams[stream_id].status == 401
+            assert b'"id":7,' in client.streams[stream_id].body
 
 
 class Asks(Interceptor):
