@@ -118,7 +118,8 @@ class Siblings:
         question = self._questions.get(letter["question"])
         if "upstream" in letter:
             upstream, uri = letter["upstream"], letter["uri"].encode("latin-1")
-            has = (upstream, uri) in self._sessions.live
+            live = self._sessions.live.get((upstream, uri))
+            has = live is not None and live.has_room(letter["messages"])
             nursery.start_soon(self._send, letter["from"], {"question": letter["question"], "had": has})
             if has:
                 nursery.start_soon(self._deliver, upstream, uri, letter["messages"])

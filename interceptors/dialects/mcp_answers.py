@@ -6,8 +6,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from pools import decode_json
-
 from ..errors import NotJson
 from ..event import Event
 from ..message import Headers, Response
@@ -73,12 +71,13 @@ def refuse_disguised(body: bytes, payload: Payload, headers: Headers) -> Respons
         unclear = ambiguity(body)
     except NotJson as error:
         return refuse(400, PARSE_ERROR, str(error))
+    messages = [message.json() for message in payload.messages]
     problem = payload.problem or _call_without_id(payload) or unclear
     if problem is not None:
         # Two readers of an ambiguous body may not even agree on its id.
-        ident = None if unclear else only_id(request_ids([message.json() for message in payload.messages]))
+        ident = None if unclear else only_id(request_ids(messages))
         return refuse(400, INVALID_REQUEST, problem, ident)
-    rejection = check(headers, decode_json(body))
+    rejection = check(headers, messages if payload.is_batch else messages[0])
     return None if rejection is None else Response(status=rejection.status, json=rejection.json())
 
 

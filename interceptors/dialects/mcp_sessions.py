@@ -32,6 +32,10 @@ AskOthers = Callable[[str, bytes, list[str]], Awaitable[bool]]
 EMIT_S = 30.0
 """A client that takes nothing for so long does not get its message."""
 
+_MOST_WAITING = 64
+_MOST_CHARACTERS = 1 << 18
+"""Of the messages that one caller puts on a stream. A client decides how long they are: an answer repeats its request's id."""
+
 _LIVE = "mcp.live"
 _ELSEWHERE = "mcp.elsewhere"
 _DIGIT = re.compile(rb"[0-9]")
@@ -43,7 +47,7 @@ _DATA_LINE = re.compile(rb"(?:^|[\r\n])data(?=[:\r\n])")
 class LiveSession:
     """A session of the old transport whose stream is open in this process."""
 
-    __slots__ = ("_book", "_opened_at", "_parts", "_resolved_at", "context", "leader", "uri")
+    __slots__ = ("_book", "_opened_at", "_parts", "_resolved_at", "_waiting", "context", "leader", "uri")
 
     def __init__(self, book: SessionBook, uri: bytes, context: StreamContext, leader: object) -> None:
         self._book = book
@@ -54,6 +58,7 @@ class LiveSession:
         self.leader = leader
         """The first interceptor on the stream: after a reload its part of the stream runs those of the new configuration."""
         self._parts: Sequence[tuple[Owner, StreamInterceptor]] | None = None
+        self._waiting = 0
 
     @property
     def superseded(self) -> bool:
@@ -86,12 +91,24 @@ class LiveSession:
         self._parts = None
 
     async def emit(self, messages: Sequence[str]) -> None:
-        """Put messages on the stream. Waits for a slow client, `EMIT_S` at most. Raises `StreamOver`, also when that is over."""
-        with trio.move_on_after(EMIT_S):
-            for message in messages:
-                await self.context.emit(Event(message, event="message"))
-            return
+        """Put messages on the stream. Waits for a slow client, `EMIT_S` at most. Raises `StreamOver`, also when that is over, and
+        for more than may wait for one client.
+        """
+        if not self.has_room(messages):
+            raise StreamOver
+        self._waiting += 1
+        try:
+            with trio.move_on_after(EMIT_S):
+                for message in messages:
+                    await self.context.emit(Event(message, event="message"))
+                return
+        finally:
+            self._waiting -= 1
         raise StreamOver
+
+    def has_room(self, messages: Sequence[str]) -> bool:
+        """Whether so much may wait for its client beside what waits already."""
+        return not messages or (self._waiting < _MOST_WAITING and sum(map(len, messages)) <= _MOST_CHARACTERS)
 
 
 class McpSessions:

@@ -77,6 +77,37 @@ async def test_a_client_that_takes_nothing_does_not_hold_who_emits(autojump_cloc
     assert not await sessions.deliver("up", b"/m?1", ["{}"])
 
 
+async def test_what_waits_for_a_client_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
+    """By number and by size, for callers in this process and in others: a client that takes nothing decides about neither."""
+
+    async def emit(event: Event) -> None:
+        await trio.sleep_forever()
+
+    sessions = McpSessions()
+    live = sessions.of("up").open(b"/m?1", StreamContext(Request(), emit), object())
+    mailboxes = open_mailboxes(2)
+    asking, having = Siblings(mailboxes, 0, McpSessions()), Siblings(mailboxes, 1, sessions)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(asking.run)
+        nursery.start_soon(having.run)
+        for _ in range(63):
+            nursery.start_soon(sessions.deliver, "up", b"/m?1", ["{}"])
+        assert await asking.ask("up", b"/m?1", ["{}"])
+        await trio.testing.wait_all_tasks_blocked()
+        assert not await asking.ask("up", b"/m?1", ["{}"])
+        began = trio.current_time()
+        assert not await sessions.deliver("up", b"/m?1", ["{}"])
+        assert trio.current_time() == began
+        assert await asking.ask("up", b"/m?1", [])  # it is known all the same
+        nursery.cancel_scope.cancel()
+    with pytest.raises(StreamOver):
+        await live.emit(["x" * 262_145])
+    assert live.has_room(["x" * 262_144])
+    for pair in mailboxes:
+        for sock in pair:
+            sock.close()
+
+
 class Strict(McpInterceptor):
     strict = True
 
