@@ -141,6 +141,8 @@ class ApiKeys(Interceptor):
     def _remove_keys(self, request: Request) -> None:
         for name in self._removed:
             request.headers.pop(name, None)
+        for name in [name for name in request.headers if "_" in name and name.lower().replace("_", "-") in self._removed]:
+            request.headers.pop(name, None)  # CGI and its successors read it as the other: RFC 3875, section 4.1.18
 
     def _presented(self, request: Request) -> Iterator[bytes]:
         """Every key in the request's headers, as the bytes that came."""

@@ -267,6 +267,11 @@ def address(request: Request, response: Response) -> None:
         response.body = encode_json(error_json(request.dialect, *response.unaddressed, request._call_id()))
 
 
+def _check_status(status: int) -> None:
+    if not 200 <= status <= 999:
+        raise ValueError(f"a response's status is 200 to 999, not {status}")
+
+
 class ResponseHead:
     """Status and headers of the response. `on_response` may change both; later they show what the client gets."""
 
@@ -279,6 +284,16 @@ class ResponseHead:
         self.status = status
         self.headers: Headers = _headers(headers)
         self.request: Request = request or Request()
+
+    @property
+    def status(self) -> int:
+        """Setting it raises `ValueError` for a status that cannot end a request."""
+        return self._status
+
+    @status.setter
+    def status(self, status: int) -> None:
+        _check_status(status)
+        self._status = status
 
     @property
     def media_type(self) -> str:
@@ -311,8 +326,7 @@ class Response:
         events: Iterable[Event] | AsyncIterable[Event] | None = None,
     ) -> None:
         """Raises `ValueError` for a status that cannot end a request, and for more than one kind of body."""
-        if not 200 <= status <= 999:
-            raise ValueError(f"a response's status is 200 or more, not {status}")
+        _check_status(status)
         if (json is not UNSET) + (events is not None) + bool(body) > 1:
             raise ValueError("a response has one of body, json and events")
         self.made_by: Any = None

@@ -20,6 +20,7 @@ from quart_trio import QuartTrio
 from .config import Admin
 from .downstream import Scope, raw_target
 from .errors import ConfigError, RequestRefused
+from .headers import refuse_two_lengths
 from .http import Host, HostList, read_target, request_host
 from .listen import bind_socket, hypercorn_config
 from .worker import Worker
@@ -57,7 +58,7 @@ class Page(NamedTuple):
     """With that path, also where the target is in absolute-form."""
     host: Host | None
     refusal: RequestRefused | None
-    """Why its host cannot be read."""
+    """Why its host, or where it ends, cannot be read."""
 
 
 def own_page(scope: Scope, paths: frozenset[bytes]) -> Page | None:
@@ -71,6 +72,7 @@ def own_page(scope: Scope, paths: frozenset[bytes]) -> Page | None:
     host = refusal = None
     try:
         _, host = request_host(scope["headers"], target.authority, scope["http_version"])
+        refuse_two_lengths(scope["headers"], scope["http_version"])
     except RequestRefused as error:
         refusal = error.with_traceback(None)
     scope = {**scope, "path": target.path.decode(), "raw_path": target.path, "query_string": target.query}
@@ -94,6 +96,11 @@ async def serve_admin(
             return
         if scope["type"] != "http":
             return
+        try:
+            refuse_two_lengths(scope["headers"], scope["http_version"])
+        except RequestRefused as refusal:
+            await _answer(send, refusal.status, refusal.message.encode() + b"\n", close=True)
+            return
         page = own_page(scope, paths)
         if page is None:
             await _answer(send, 404, b"not found\n")
@@ -107,8 +114,10 @@ async def serve_admin(
     )
 
 
-async def _answer(send: Any, status: int, body: bytes) -> None:
+async def _answer(send: Any, status: int, body: bytes, *, close: bool = False) -> None:
     headers = [(b"content-type", _TEXT.encode()), (b"content-length", b"%d" % len(body))]
+    if close:
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

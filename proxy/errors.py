@@ -209,7 +209,7 @@ class PoolTimedOut(UpstreamFailure, httpx.PoolTimeout):
     kind = "upstream_connections_exhausted"
     public = "all connections to the upstream are in use"
     status = 503
-    outcome = Outcome.UPSTREAM_TIMEOUT
+    outcome = Outcome.REFUSED
     retry_after_s = 1
     ours = True
 
@@ -220,8 +220,9 @@ class PoolFull(UpstreamFailure, httpx.PoolTimeout):
     kind = "upstream_connections_exhausted"
     public = "all connections to the upstream are in use"
     status = 503
-    ours = True
+    outcome = Outcome.REFUSED
     retry_after_s = 1
+    ours = True
 
 
 class OutOfResources(UpstreamFailure, httpx.ConnectError):

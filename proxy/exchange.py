@@ -26,7 +26,7 @@ from .cors import Cors, origins_of
 from .downstream import ClientConnection, Receive, Scope, Send, Writer, inspect_server, raw_target
 from .errors import ClientGone, RequestRefused, SendStalled, UpstreamFailure, outcome_of
 from .forward import Forward
-from .headers import TrustedProxies, one_spelling, received_request
+from .headers import TrustedProxies, one_spelling, received_request, refuse_two_lengths
 from .http import Target, read_target, request_host
 from .inbound import LINGER_S, Inbound
 from .mcp import Calls, calls_of
@@ -183,12 +183,13 @@ class Exchange:
         self._target = target = read_target(raw)
         if target.authority is not None and self._scope["http_version"] == "2":
             raise RequestRefused(400, "bad_request", "the request target must be a path")  # RFC 9113, section 8.3.1
-        self._route = route = worker.routes.find(target.normal)
+        self._route = route = worker.routes.find(target.normal, target.path)
         self._cors = None if route is None else Cors.of(route.allowed_origins, self._headers)
         named, host = request_host(self._headers, target.authority, self._scope["http_version"])
         if target.authority is not None:
             self._headers = [(b"host", named), *(item for item in self._headers if item[0] != b"host")]
             self._scope = {**self._scope, "headers": self._headers}
+        refuse_two_lengths(self._headers, self._scope["http_version"])
         if route is None:
             raise RequestRefused(404, "no_route", "no route matches this path")
         if route.allowed_hosts is not None and host not in route.allowed_hosts:

@@ -33,6 +33,7 @@ from .headers import (
     forwards_left,
     outer_prefix,
     refuse_trace,
+    with_length_of,
     without_stale,
 )
 from .heartbeat import while_beating
@@ -224,12 +225,7 @@ class Forward:
         """
         length = find_header(self._scope["headers"], b"content-length")
         chunked = find_header(self._scope["headers"], b"transfer-encoding") is not None
-        if chunked and self._scope["http_version"] == "1.0":  # its framing is faulty: RFC 9112, section 6.1
-            raise RequestRefused(400, "bad_request", "an HTTP/1.0 request cannot have Transfer-Encoding")
         if length is not None:
-            if chunked:
-                # RFC 9112, section 6.3: the way to smuggle a request past one of two servers.
-                raise RequestRefused(400, "bad_request", "the request has both Content-Length and Transfer-Encoding")
             return length
         if chunked or self._scope["http_version"] != "2":
             return b"" if chunked else None
@@ -443,6 +439,11 @@ class Forward:
             return None
         if stale:
             raw_headers = without_stale(raw_headers, asking.response_headers, length=bodiless)
+        if head is not None and not bodiless:
+            had_body = not self.reply.is_bodiless(response.status_code)
+            raw_headers = with_length_of(raw_headers, asking.response_headers if had_body else [])
+        if status == 204:
+            dropped |= frozenset((b"content-length",))  # RFC 9110, section 8.6
         headers = self.reply.headers(raw_headers, sse=self._sse, dropped=dropped)
         if self.reply.cors is not None:
             headers = self.reply.cors.expose_session(headers)

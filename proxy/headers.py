@@ -33,8 +33,11 @@ __all__ = [
     "outer_prefix",
     "received_request",
     "refuse_trace",
+    "refuse_two_lengths",
     "request_headers",
     "response_headers",
+    "with_length_of",
+    "without_doubles",
     "without_stale",
 ]
 
@@ -60,6 +63,7 @@ _NEVER_NAMED = frozenset(
     b"host content-length transfer-encoding content-type content-encoding cache-control authorization cookie via "
     b"max-forwards".split()
 )
+_READ_HERE = frozenset(b"expect accept-encoding last-event-id content-range if-range access-control-request-method".split())
 # What a message states about its content, true of no other (RFC 9110, sections 8.8 and 14.3; RFC 9530; RFC 1864).
 _ABOUT_CONTENT = frozenset(b"etag last-modified content-md5 digest content-digest repr-digest accept-ranges".split())
 
@@ -89,13 +93,34 @@ def received_request(headers: Iterable[tuple[bytes, bytes]], *, trusted: bool) -
     """The fields of a request as it arrives, for everything that reads it: `end_to_end` with its framing, without what a client
     that is not `trusted` reports about itself or others.
 
-    `X_Forwarded_For` is removed from everyone: CGI and its successors take it for `X-Forwarded-For` (RFC 3875, section 4.1.18).
+    `X_Forwarded_For`, `Content_Type` and the like are removed from everyone: CGI and its successors take them for `X-Forwarded-For`
+    and `Content-Type` (RFC 3875, section 4.1.18), and what was checked here would not be what they read.
     """
-    return [
+    result = [
         field
         for field in end_to_end(headers, framing=True)
         if not field[0].startswith(_CLAIM_INITIALS) or not _is_claim(field[0]) or (trusted and b"_" not in field[0])
     ]
+    if any(b"_" in name for name, _ in result):
+        return [field for field in result if b"_" not in field[0] or not _is_read_here(field[0].replace(b"_", b"-"))]
+    return result
+
+
+def _is_read_here(name: bytes) -> bool:
+    """Whether the proxy itself reads or writes a field, so that there must not be a second spelling of its name."""
+    return name in _HOP_BY_HOP or name in _NEVER_NAMED or name in _READ_HERE or name.startswith(b"mcp-")
+
+
+def without_doubles(headers: HeaderList, received: HeaderList, removed: frozenset[bytes]) -> HeaderList:
+    """The fields of a request less those that CGI and its successors take for one that an interceptor has set or removed, or that
+    `removed` names, as `X_User_Id` for `X-User-Id` (RFC 3875, section 4.1.18). `received`: before the interceptors.
+    """
+    if not any(b"_" in name for name, _ in received):
+        return headers
+    ours = removed.union([name for name, _ in set(headers).symmetric_difference(received)])
+    ours = frozenset(name.replace(b"_", b"-") for name in ours if b"_" not in name)
+    doubles = {field for field in received if b"_" in field[0] and field[0].replace(b"_", b"-") in ours}
+    return [field for field in headers if field not in doubles] if doubles else headers
 
 
 _CLAIM_INITIALS = (b"x", b"f")
@@ -207,6 +232,19 @@ def refuse_trace(method: str) -> None:
     """
     if method.upper() == "TRACE":
         raise RequestRefused(501, "not_supported", "TRACE is not supported")
+
+
+def refuse_two_lengths(headers: Sequence[tuple[bytes, bytes]], http_version: str) -> None:
+    """Raise `RequestRefused` (400) for a request whose end two servers could find in two places (RFC 9112, sections 6.1 and 6.3).
+
+    Before anything else is answered: the answer closes the connection, and nothing behind such a request is read as a request.
+    """
+    if find_header(headers, b"transfer-encoding") is None:
+        return
+    if http_version == "1.0":
+        raise RequestRefused(400, "bad_request", "an HTTP/1.0 request cannot have Transfer-Encoding")
+    if find_header(headers, b"content-length") is not None:
+        raise RequestRefused(400, "bad_request", "the request has both Content-Length and Transfer-Encoding")
 
 
 def client_of(peer: str | None, headers: Sequence[tuple[bytes, bytes]], trusted: TrustedProxies) -> str | None:
@@ -374,12 +412,19 @@ def without_stale(
     return [field for field in headers if (field[0].lower(), field[1]) not in stale]
 
 
+def with_length_of(headers: HeaderList, received: HeaderList) -> HeaderList:
+    """The headers of a response with the `Content-Length` that was received, or without one: framing is not an interceptor's."""
+    length = [field for field in received if field[0] == b"content-length"]
+    own = [field for field in headers if field[0].lower() == b"content-length"]
+    return headers if own == length else [*(field for field in headers if field not in own), *length]
+
+
 def check_response_headers(headers: HeaderList) -> None:
     """Raise `RequestRefused` for headers that an interceptor has made and that would not be the lines they are meant to be
     (RFC 9110, section 5.5); a server would find out when the head is under way.
     """
     for name, value in headers:
-        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value) or (name == b"content-length" and not value.isdigit()):
             raise RequestRefused(
                 502,
                 "interceptor_failed",

@@ -186,8 +186,10 @@ def _starts(path: str, prefix: str) -> bool:
 
 
 def _leaves_host(target: str) -> bool:
-    """Whether clients take a path for a reference to another host; browsers read a backslash as a slash."""
-    return target.startswith(("//", "/\\"))
+    """Whether clients take a path for a reference to another host; browsers remove tabs and line ends, and read a backslash as a
+    slash (URL, "basic URL parser").
+    """
+    return re.match(r"/[\t\r\n]*[/\\]", target) is not None
 
 
 def _under(prefix: str, target: str) -> bool:

@@ -17,7 +17,7 @@ from .config import Config, Health, Heartbeat, Limits, Reconnect, Timeouts, Upst
 from .config import Route as RouteSettings
 from .errors import ConfigError, RequestRefused
 from .headers import HeaderSettings
-from .http import DEFAULT_PORTS, HostList, stays_under
+from .http import DEFAULT_PORTS, HostList, other_readings, stays_under
 from .mcp import surround
 from .place import Place
 from .sessions import Sessions
@@ -78,9 +78,15 @@ class Route:
         if self.strip_prefix:
             if not self.matches(target.partition(b"?")[0].decode("latin-1")):
                 raise RequestRefused(400, "bad_request", "this path must be spelt as its route is")
-            target = target[len(self.prefix.rstrip(b"/")) :]
+            base, path = self.prefix.rstrip(b"/"), target.partition(b"?")[0]
+            target = target[len(base) :]
             if not target.startswith(b"/"):
                 target = b"/" + target
+            inner = normal_path(target.partition(b"?")[0])
+            if normal_path(path) not in (base + inner, base if inner == b"/" else None):
+                raise RequestRefused(
+                    400, "bad_request", "the dot segments of this path lead through the prefix of its route"
+                )
         if self.bases:
             path = target.partition(b"?")[0]
             if not all(stays_under(base, path) for base in self.bases):
@@ -134,13 +140,21 @@ class RouteTable:
             by_prefix.setdefault(fold_path(route.prefix.decode()), []).append(route)
         self._by_prefix = tuple(sorted(by_prefix.items(), key=lambda item: len(item[0]), reverse=True))
 
-    def find(self, path: str) -> Route | None:
+    def find(self, path: str, raw: bytes = b"") -> Route | None:
         """The route of a path in normal form: of those that match when case is ignored the most specific one, and of several that
-        differ in case only, the one that matches exactly.
+        differ in case only, the one that matches exactly. `raw`: the path as it came, for `RequestRefused` (400) where a server
+        that decodes `%2f`, or removes `;parameters`, before it resolves dot segments finds a path of another route, or
+        of none: the checks of this route are not that one's.
 
         So a path that an upstream may take for a route's path is that route's. Raises `RequestRefused` (400) where several
         differ in case, and none matches exactly.
         """
+        route = self._find(path)
+        if route is not None and raw and not all(self._find(item) is route for item in other_readings(raw)):
+            raise RequestRefused(400, "bad_request", "servers read this path in several ways, and not all are of one route")
+        return route
+
+    def _find(self, path: str) -> Route | None:
         folded = fold_path(path)
         for prefix, routes in self._by_prefix:
             if not _covers(prefix, folded):

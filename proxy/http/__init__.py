@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .host import DEFAULT_PORTS, Host, HostList, origin_port, parse_host, request_host
-from .target import Target, is_target, read_target, stays_under
+from .target import Target, is_target, other_readings, read_target, stays_under
 
 __all__ = [
     "DEFAULT_PORTS",
@@ -12,6 +12,7 @@ __all__ = [
     "Target",
     "is_target",
     "origin_port",
+    "other_readings",
     "parse_host",
     "read_target",
     "request_host",

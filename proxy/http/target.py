@@ -15,10 +15,11 @@ from interceptors.paths import normal_path, unescape
 
 from ..errors import RequestRefused
 
-__all__ = ["Target", "is_target", "read_target", "stays_under"]
+__all__ = ["Target", "is_target", "other_readings", "read_target", "stays_under"]
 
 _ORIGIN_FORM = re.compile(rb"/[!\"$->@-\[\]-~]*(?:\?[!\"$-~]*)?")
 _ABSOLUTE_FORM = re.compile(rb"https?://([^/?#\\]*)", re.IGNORECASE)
+_ESCAPED_SLASH = re.compile(rb"%2f", re.IGNORECASE)
 _SEPARATORS = tuple(re.compile(escapes, re.IGNORECASE) for escapes in (rb"%2f", rb"%5c", rb"%2f|%5c"))
 _PARAMETERS = re.compile(rb";[^/]*")
 
@@ -73,6 +74,20 @@ def stays_under(base: bytes, path: bytes) -> bool:
         if whole != own and not whole.startswith(own.rstrip(b"/") + b"/"):
             return False
     return True
+
+
+def other_readings(path: bytes) -> list[str]:
+    """The normal forms of a path for servers that decode `%2f`, or remove `;parameters`, before they resolve dot segments.
+
+    Without the one of `normal_path`; so mostly none. `%5C` is an octet like any other here: few servers read it as a slash.
+    """
+    readings = [path]
+    if b"%" in path and (decoded := _ESCAPED_SLASH.sub(b"/", path)) != path:
+        readings.append(decoded)
+    if b";" in path:
+        readings += [_PARAMETERS.sub(b"", item) for item in readings]
+    usual, *others = [normal_path(item).decode("ascii") for item in readings]
+    return [item for item in others if item != usual]
 
 
 def _readings(path: bytes) -> list[bytes]:

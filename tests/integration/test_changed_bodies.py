@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import trio
 from support.certificates import Certificates
-from support.client import Answer
+from support.client import Answer, fetch
 from support.http2_client import Http2Requester, open_http2
-from support.interceptors import Log, Rig
+from support.interceptors import Log, Rig, config_with
 from support.proxy import open_proxy
 from support.upstream import Peer, open_upstream
 
@@ -281,3 +281,66 @@ async def test_it_is_the_same_over_http2(log: Log, tmp_path: Path) -> None:
         answer = await ask("HEAD", "/Changes/json")
         assert (answer.status, answer.body, about(answer), answer.all("content-length")) == (200, b"", set(), [])
         assert (await ask("GET", "/json")).status == 206
+
+
+# What ends a message is the proxy's
+
+
+class Frames(Interceptor):
+    """Sets the status, or the length, that the request's query names."""
+
+    async def on_response(self, head: ResponseHead) -> Response | None:
+        name, _, value = head.request.query.decode().partition("=")
+        if name == "status":
+            head.status = int(value)
+        elif name == "length":
+            head.headers["content-length"] = value
+        return None
+
+
+async def test_the_status_and_the_length_that_an_interceptor_sets(log: Log) -> None:
+    """A status that ends no request is the interceptor's failure. The length of a body is what came; a HEAD's may be set."""
+
+    async def script(peer: Peer) -> None:
+        while True:
+            asked = await peer.request()
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n" + (b"" if asked.method == "HEAD" else b"hello"))
+
+    async with open_upstream(script) as upstream:
+        async with open_proxy(config_with(upstream.url, Frames)) as proxy:
+            for status in (99, 101, 103, 1000):
+                answer = await fetch(proxy.port, f"/?status={status}")
+                assert (answer.status, b"interceptor_failed" in answer.body) == (502, True)
+            for length in ("1", "9", "abc", "+5"):
+                answer = await fetch(proxy.port, f"/?length={length}")
+                assert (answer.status, answer.body, answer.all("content-length")) == (200, b"hello", [b"5"])
+            assert (await fetch(proxy.port, "/?length=9", method="HEAD")).all("content-length") == [b"9"]
+            assert (await fetch(proxy.port, "/?length=abc", method="HEAD")).status == 502
+            for status in (204, 304):
+                answer = await fetch(proxy.port, f"/?status={status}")
+                assert (answer.status, answer.body) == (status, b"")
+        assert not [line for line in log if line["event"] == "internal_error"]
+
+
+async def test_a_response_without_content_has_no_length() -> None:
+    """RFC 9110, section 8.6. And what a server says of the body of a 304 is not the length of what replaces it."""
+
+    class Replaces(Interceptor):
+        async def on_response(self, head: ResponseHead) -> Response | None:
+            if head.status == 304:
+                head.status = 200
+            return None
+
+    async def script(peer: Peer) -> None:
+        while True:
+            asked = await peer.request()
+            await peer.send(b"HTTP/1.1 %b X\r\nContent-Length: 5\r\n\r\n" % asked.target[1:])
+
+    async with open_upstream(script) as upstream:
+        for given in ((), (Replaces,)):
+            async with open_proxy(config_with(upstream.url, *given)) as proxy:
+                answer = await fetch(proxy.port, "/204")
+                assert (answer.status, answer.all("content-length")) == (204, [])
+                answer = await fetch(proxy.port, "/304")
+                status, length = (200, []) if given else (304, [b"5"])
+                assert (answer.status, answer.body, answer.all("content-length")) == (status, b"", length)

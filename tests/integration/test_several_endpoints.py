@@ -723,6 +723,7 @@ async def test_no_connection_is_left(log: list[dict[str, object]]) -> None:
             answer = await fetch(proxy.port)
             assert (answer.status, kind(answer)) == (503, "upstream_connections_exhausted")
             assert answer.all("retry-after") == [b"1"]
+            assert [line["outcome"] for line in log if line["event"] == "exchange"] == ["refused"]  # by our own limit
             text = (await fetch(proxy.port, "/metrics")).body
             assert metric(text, "weirpool_refused_total", route="/", reason="upstream_connections_exhausted") == 1
             assert await endpoint_states(proxy) == {one.url: "up", two.url: "up"}

@@ -99,6 +99,14 @@ REFUSED = {
     + b"\r\n0\r\n\r\n"
     + SMUGGLED,
     "TE before CL": POST + CHUNKED + b"Content-Length: 6\r\n\r\n0\r\n\r\n" + SMUGGLED,
+    "TE and CL for a page": b"GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n"
+    + CHUNKED
+    + b"\r\n0\r\n\r\n"
+    + SMUGGLED,
+    "TE and CL for a page that refuses": b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n"
+    + CHUNKED
+    + b"\r\n0\r\n\r\n"
+    + SMUGGLED,
     "two lengths": POST + b"Content-Length: 0\r\nContent-Length: %d\r\n\r\n" % len(SMUGGLED) + SMUGGLED,
     "a list of lengths": POST + b"Content-Length: 0, %d\r\n\r\n" % len(SMUGGLED) + SMUGGLED,
     "a length with a sign": POST + b"Content-Length: +%d\r\n\r\n" % len(SMUGGLED) + SMUGGLED,

@@ -137,6 +137,7 @@ class ResponseHead
     __init__(status: int, headers: Mapping[str, str] | Iterable[tuple[bytes, bytes]] | Headers, request: Request | None
         = None) -> None
     media_type: str
+    status: int (may be set)
 class StaleEvent(InterceptorError)
     __init__() -> None
 class StreamAborted(InterceptorError)

@@ -106,6 +106,7 @@ def seen(
         (PLAIN, "/login", None),
         (PLAIN, f"{OWN}//evil.test/x", f"http://{HOST}//evil.test/x"),
         (PLAIN, f"{OWN}/\\evil.test", f"http://{HOST}/\\evil.test"),
+        (PLAIN, f"{OWN}/\t/evil.test", f"http://{HOST}/\t/evil.test"),
         # Default ports and addresses in other spellings.
         (ROOT, "https://up.test/x", "/x"),
         (ROOT, "https://up.test:443/x", "/x"),
