@@ -9,7 +9,7 @@ members counts, unknown ones are ignored, snake case is as good), TypeScript (ar
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -31,12 +31,21 @@ _ESCAPED_LETTERS = ("\\u004", "\\u005", "\\u006", "\\u007", "\\u017f", "\\u212a"
 _NOT_JSON_BEFORE = "\ufeff \t\r\n"  # what readers skip before a JSON text
 
 
-class _Object(dict[str, Any]):
-    """A JSON object that keeps every member, also the first of two with the same name."""
+class _Repeating(dict[str, Any]):
+    """A JSON object with two members of one name. It keeps every member."""
 
     def __init__(self, members: list[tuple[str, Any]]) -> None:
         super().__init__(members)
         self.members = members
+
+
+def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(members)  # a plain one where that says everything: a text may have a third of a million
+    return made if len(made) == len(members) else _Repeating(members)
+
+
+def _all_members(value: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+    return value.members if isinstance(value, _Repeating) else value.items()
 
 
 def _raw(text: str) -> msgspec.Raw:
@@ -47,7 +56,7 @@ def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
 
 
-_decode = json.JSONDecoder(object_pairs_hook=_Object, parse_int=_raw, parse_float=_raw, parse_constant=_no_constant).decode
+_decode = json.JSONDecoder(object_pairs_hook=_object, parse_int=_raw, parse_float=_raw, parse_constant=_no_constant).decode
 
 
 class VisibleLists:
@@ -92,12 +101,12 @@ class VisibleLists:
             results = [self._show(item) for item in tree]
             tree[:] = [item for item, (shown, _) in zip(tree, results, strict=True) if shown]
             return bool(tree) or not results, any(changed or not shown for shown, changed in results)
-        if not isinstance(tree, _Object):
+        if not isinstance(tree, dict):
             return True, False
         if self._is_denied_update(tree):
             return False, True
         changed = False
-        for name, value in tree.members:
+        for name, value in _all_members(tree):
             folded = _folded(name)
             if folded == "result":
                 changed |= self._show(value)[1]
@@ -105,7 +114,7 @@ class VisibleLists:
                 changed |= _filter(value, *self._rules[folded])
         return True, changed
 
-    def _is_denied_update(self, message: _Object) -> bool:
+    def _is_denied_update(self, message: dict[str, Any]) -> bool:
         """A notification that a resource has changed, which names it."""
         if self._allows_uri is None:
             return False
@@ -123,11 +132,11 @@ def _filter(entries: Any, key: str, allows: Allows) -> bool:
         changed = len(kept) < len(entries)
         entries[:] = kept
         return changed
-    if not isinstance(entries, _Object):
+    if not isinstance(entries, dict):
         return False
     gone = {
         name
-        for name, entry in entries.members
+        for name, entry in _all_members(entries)
         if isinstance(entry, (str, list, dict)) and not _is_visible(entry, key, allows)
     }
     for name in gone:
@@ -143,10 +152,10 @@ def _is_visible(entry: Any, key: str, allows: Allows) -> bool:
 
 def _members(value: Any, name: str) -> Iterator[Any]:
     """The members that a reader could take for the one with this (folded) name."""
-    if isinstance(value, _Object):
-        yield from (member for own, member in value.members if _folded(own) == name)
+    if isinstance(value, dict):
+        yield from (member for own, member in _all_members(value) if _folded(own) == name)
 
 
 def _folded(name: str) -> str:
     """As the most tolerant reader compares names: without case, and camel case like snake case."""
-    return name.casefold().replace("_", "")
+    return (name.lower() if name.isascii() else name.casefold()).replace("_", "")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
+from time import process_time
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from interceptors import LoadError, Request, Response, ResponseHead, StreamAborted
 from interceptors.dialects.mcp_headers import VERSION_KEY
 from interceptors.loader import load_interceptor
+from interceptors.mcp_lists import VisibleLists
 from interceptors.mcp_policy import McpPolicy
 from interceptors.testing import run_chain, run_json, run_request
 
@@ -575,6 +578,35 @@ def test_a_list_of_allowed_entries_and_what_is_no_list_stay_byte_for_byte() -> N
     ):
         text = b'{"jsonrpc":"2.0", "id":1,"result":%s}' % result.encode()
         assert run_json([interceptor], text, request=post(rpc("tools/list"))) == text
+
+
+def test_a_list_costs_little_more_than_its_json() -> None:
+    """A megabyte of empty objects beside an entry that is taken out held the loop for a second: 38 times as long as its decoding,
+    where 6 times is what one call for each object takes.
+    """
+    text = '{"result":{"tools":[{"name":"shell"}],"x":[' + "{}," * 100_000 + "0]}}"
+    lists = VisibleLists({"tools": lambda name: name != "shell"})
+
+    def seconds(action: Callable[[], object]) -> float:
+        """The least of five: what noise adds, it does not take away."""
+        times = []
+        for _ in range(5):
+            began = process_time()
+            action()
+            times.append(process_time() - began)
+        return min(times)
+
+    assert lists.show(text) == text.replace('{"name":"shell"}', "")
+    assert seconds(lambda: lists.show(text)) < 18 * seconds(lambda: json.loads(text))
+
+
+def test_of_an_object_with_one_name_twice_every_entry_is_judged() -> None:
+    """A list may be an object; readers differ in which of two members with one name they take."""
+    interceptor = policy(tools={"deny": ["shell"]})
+    text = '{"result":{"tools":{"a":{"name":"shell"},"a":{"name":"ok"},"b":{"name":"ok","NAME":"shell"},"c":{"name":"ok"}}}}'
+    assert json.loads(run_json([interceptor], text.encode(), request=post(rpc("tools/list")))) == {
+        "result": {"tools": {"c": {"name": "ok"}}}
+    }
 
 
 def test_entries_without_a_name_are_not_shown() -> None:
