@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .api import Interceptor
 
 __all__ = [
     "Abort",
@@ -45,6 +49,8 @@ class LoadError(InterceptorError):
         self.option = option
         self.hint = hint
         self._others = tuple(others)
+        self.made: Interceptor | None = None
+        """The interceptor, made of the options that are right, if it could be: to check it beside others."""
 
     @property
     def errors(self) -> tuple[LoadError, ...]:

@@ -25,11 +25,12 @@ from msgspec.inspect import AnyType, type_info
 from .api import Interceptor
 from .checks import check_interceptor, check_settings
 from .errors import LoadError
-from .values import Checker, Mistake
+from .values import Checker, Mistake, nearest
 
 __all__ = ["ENTRY_POINT_GROUP", "load_interceptor"]
 
 ENTRY_POINT_GROUP = "weirpool.interceptors"
+_FAILURES = (Exception, SystemExit)  # a module that is a script ends with SystemExit: it must not end the proxy
 # How an exception's message may begin, so that it is shown at the option that it is about: `patterns[0]: `, `keys.ann: `.
 _OPTION_PATH = re.compile(r"(?P<path>(?P<option>\w+)(?:\.[\w-]++|\[\d++\])*): ")
 
@@ -38,8 +39,19 @@ def load_interceptor(use: str, options: Mapping[str, Any]) -> Interceptor:
     """Import the class that `use` names, check it, and make it with `options`. Raises `LoadError`; may import and so block.
 
     An exception of `__init__` whose message begins with an option's path and a colon is shown at that path. An `ExceptionGroup` of
-    them shows each. The error has every mistake (`LoadError.errors`).
+    them shows each. The error has every mistake (`LoadError.errors`), and in `made` the interceptor as far as it could be made.
+
+    Whatever the module, the class or its `__init__` raises becomes a `LoadError`, `SystemExit` included.
     """
+    try:
+        return _load(use, options)
+    except LoadError:
+        raise
+    except _FAILURES as error:
+        raise LoadError(f"{use!r} cannot be loaded: {_said(error)}") from error
+
+
+def _load(use: str, options: Mapping[str, Any]) -> Interceptor:
     cls = _find_class(use)
     if not (isinstance(cls, type) and issubclass(cls, Interceptor)):
         raise LoadError(f"{use!r} is not a subclass of interceptors.Interceptor")
@@ -54,7 +66,7 @@ def load_interceptor(use: str, options: Mapping[str, Any]) -> Interceptor:
         try:
             made = cls(**arguments)
             check_settings(made)
-        except Exception as error:
+        except _FAILURES as error:
             if not mistakes and isinstance(error, LoadError):
                 raise
             known = {item.option for item in mistakes}
@@ -64,6 +76,9 @@ def load_interceptor(use: str, options: Mapping[str, Any]) -> Interceptor:
             raise _joined(mistakes) from error
         if not mistakes:
             return made
+        joined = _joined(mistakes)
+        joined.made = made
+        raise joined
     raise _joined(mistakes)
 
 
@@ -72,7 +87,13 @@ def _joined(mistakes: Sequence[LoadError]) -> LoadError:
     return LoadError(first.problem, first.option, first.hint, others)
 
 
-def _from_init(use: str, error: Exception, names: Collection[str]) -> Iterator[LoadError]:
+def _said(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"it ends the process (SystemExit: {error.code})"
+    return f"{type(error).__name__}: {error}"
+
+
+def _from_init(use: str, error: BaseException, names: Collection[str]) -> Iterator[LoadError]:
     """What `__init__` has found wrong. `names`: the options that there are."""
     if isinstance(error, ExceptionGroup):
         for item in error.exceptions:
@@ -84,32 +105,37 @@ def _from_init(use: str, error: Exception, names: Collection[str]) -> Iterator[L
         if path is not None and path["option"] in names:
             yield LoadError(str(error)[path.end() :], path["path"])
         else:
-            yield LoadError(f"{use!r} refused its options: {error}")
+            why = error if isinstance(error, ValueError) else _said(error)
+            yield LoadError(f"{use!r} refused its options: {why}")
 
 
 def _find_class(use: str) -> Any:
     module_name, colon, class_name = use.partition(":")
     if not colon:
-        found = [point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name == use]
-        if not found:
+        points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+        if use not in points:
+            near = nearest(use, points)
             raise LoadError(
-                f"{use!r} is neither package.module:Class, nor file.py:Class, nor an entry point of the group {ENTRY_POINT_GROUP!r}"
+                f"{use!r} is neither package.module:Class, nor file.py:Class, nor an entry point of the group {ENTRY_POINT_GROUP!r}",
+                hint=f"did you mean {near!r}?" if near else f"the names here are {', '.join(sorted(points))}",
             )
         try:
-            return found[0].load()
-        except Exception as error:
-            raise LoadError(f"the entry point {use!r} cannot be loaded: {error}") from error
+            return points[use].load()
+        except _FAILURES as error:
+            raise LoadError(f"the entry point {use!r} cannot be loaded: {_said(error)}") from error
     if module_name.endswith(".py"):
         module = _import_file(module_name)
     else:
         try:
             module = importlib.import_module(module_name)
-        except Exception as error:  # whatever a user's module does while it is imported
-            raise LoadError(f"cannot import {module_name!r}: {type(error).__name__}: {error}") from error
+        except _FAILURES as error:  # whatever a user's module does while it is imported
+            raise LoadError(f"cannot import {module_name!r}: {_said(error)}") from error
     try:
         return getattr(module, class_name)
     except AttributeError:
-        raise LoadError(f"{module_name!r} has no {class_name!r}") from None
+        classes = [name for name, item in vars(module).items() if isinstance(item, type) and issubclass(item, Interceptor)]
+        near = nearest(class_name, classes)
+        raise LoadError(f"{module_name!r} has no {class_name!r}", hint=f"did you mean {near!r}?" if near else "") from None
 
 
 def _import_file(name: str) -> ModuleType:
@@ -129,9 +155,9 @@ def _import_file(name: str) -> ModuleType:
         sys.path.append(str(path.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except _FAILURES as error:
         del sys.modules[module_name]
-        raise LoadError(f"cannot import {name!r}: {type(error).__name__}: {error}") from error
+        raise LoadError(f"cannot import {name!r}: {_said(error)}") from error
     return module
 
 
@@ -141,7 +167,13 @@ def _check_options(cls: type[Interceptor], options: Mapping[str, Any]) -> tuple[
     Beside mistakes, the arguments are those that are right, so that `__init__` can find more; None where it cannot be called.
     """
     parameters = _parameters_of(cls)
-    hints = get_type_hints(cls.__init__) if parameters else {}
+    try:
+        hints = get_type_hints(cls.__init__) if parameters else {}
+    except NameError as error:  # get_type_hints resolves what is imported for type checkers only at run time
+        raise LoadError(
+            f"the annotations of {cls.__name__}.__init__ cannot be resolved: {error}",
+            hint="import what they name outside of `if TYPE_CHECKING:`",
+        ) from error
     checker = Checker("option")
     if list(parameters) == ["options"] and _is_options_class(hints["options"]):
         made = _convert(checker, options, hints["options"])

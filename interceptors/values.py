@@ -188,7 +188,11 @@ class Checker:
     def _check_list(self, kind: mi.CollectionType, value: Any, path: str, or_null: str) -> Any:
         if not isinstance(value, list):
             item, _ = _plain(kind.item_type)
-            hint = "write it in brackets, for a list of one" if _fits(item, value) else ""
+            hint = ""
+            if isinstance(value, dict):
+                hint = 'begin each entry with "- "'
+            elif _fits(item, value):
+                hint = "write it in brackets, for a list of one"
             self.wrong(path, f"must be a list{or_null}", hint)
             return []
         if kind.min_length and len(value) < kind.min_length:
@@ -213,9 +217,9 @@ class Checker:
     def _check_record(self, kind: _Record, value: Any, path: str, or_null: str, *, partial: bool = False) -> Any:
         """`partial`: only some of the record's fields, as they are."""
         if not isinstance(value, dict):
-            self.wrong(
-                path, f"must be a mapping{or_null}", "leave the key out for its default" if value is None and path else ""
-            )
+            has_default = path and not any(field.required for field in kind.fields)
+            hint = "leave the key out for its default" if value is None and has_default else ""
+            self.wrong(path, f"must be a mapping{or_null}", hint)
             value = {field.encode_name: self._stand_in(field.type) for field in kind.fields if field.required}
             return self.build(kind, value) if not partial else {}
         fields = {field.encode_name: field for field in kind.fields}

@@ -84,7 +84,9 @@ class Problem:
         """A line for a log: with the path, or the place where there is no path."""
         if self.path:
             return f"{self.path}: {self.text}"
-        return self.text if self.line is None else f"line {self.line}, column {self.column}: {self.text}"
+        if self.line is not None:
+            return f"line {self.line}, column {self.column}: {self.text}"
+        return f"{self.file}: {self.text}" if self.file is not None else self.text
 
     @property
     def located(self) -> str:

@@ -56,10 +56,10 @@ def mistakes_of(config: Config, bad: Collection[str] = ()) -> Iterator[Mistake]:
             yield Mistake(f"{path}.path", f"another route has the path {prefixes[prefix]!r}")
         else:
             prefixes[prefix] = route.path
-        if route.upstream not in upstreams and has_all_upstreams:
+        if route.upstream not in upstreams and (has_all_upstreams or nearest(route.upstream, upstreams)):
             yield _unknown(f"{path}.upstream", "upstream", route.upstream, upstreams)
         for number, name in enumerate(route.interceptors):
-            if name not in names and has_all_names:
+            if name not in names and (has_all_names or nearest(name, names)):
                 yield _unknown(f"{path}.interceptors[{number}]", "interceptor", name, names)
         for number, host in enumerate(route.allowed_hosts or ()):
             if parse_host(host) is None:
@@ -98,16 +98,20 @@ def mistakes_of(config: Config, bad: Collection[str] = ()) -> Iterator[Mistake]:
             )
 
 
-def warnings_of(config: Config) -> Iterator[Mistake]:
-    """What is probably not meant, in a configuration without mistakes."""
+def warnings_of(config: Config, bad: Collection[str] = ()) -> Iterator[Mistake]:
+    """What is probably not meant. `bad`: paths where a stand-in stands for a value that is wrong."""
     proxy = config.reverse_proxy
+    are_routes_right = not any(item == "reverse_proxy" or item.startswith("reverse_proxy.routes") for item in bad)
     used = {name for route in proxy.routes for name in route.interceptors}
+    # A name that nothing has is probably that of an entry which would seem unused.
+    is_complete = are_routes_right and used <= {entry.name for entry in config.interceptors}
     for index, entry in enumerate(config.interceptors):
-        if entry.name not in used:
+        if entry.name not in used and is_complete:
             yield Mistake(f"interceptors[{index}]", f"no route uses the interceptor {entry.name!r}", shows_value=False)
     asked = {route.upstream for route in proxy.routes}
+    is_complete = are_routes_right and asked <= {upstream.name for upstream in proxy.upstreams}
     for index, upstream in enumerate(proxy.upstreams):
-        if upstream.name not in asked:
+        if upstream.name not in asked and is_complete:
             yield Mistake(
                 f"reverse_proxy.upstreams[{index}]", f"no route uses the upstream {upstream.name!r}", shows_value=False
             )
@@ -211,20 +215,25 @@ def _is_field_value(value: str) -> bool:
 
 
 def endpoint_problem(url: str) -> str | None:
+    shown = repr(url) if "@" not in url else "this"  # a credential goes into no message
     try:
         parts = urlsplit(url)
-        port = parts.port
+        port = re.search(r":([0-9]+)$", parts.netloc)
+        if port is not None and not 0 < int(port[1][:9]) < 65536:
+            return "the port must be from 1 to 65535"
         host = httpx.URL(url).raw_host.decode("ascii")
         if host and address_family(host) is None:
             to_a_labels(host)
     except (ValueError, httpx.InvalidURL):
         return "not a URL with a host that can be looked up: expected an address, or a name of letters, digits, - and _ (IDNA 2008)"
-    if parts.username is not None or "?" in url or "#" in url or port == 0:
-        return "an endpoint is a scheme, a host, a port and a path, and nothing else (a credential belongs into headers.set)"
+    if parts.username is not None or "?" in url or "#" in url:
+        return "an endpoint is a scheme, a host, a port and a path, and nothing else (a credential belongs in headers.set)"
     if parts.scheme not in ("http", "https") or not host or url != url.strip():
-        return f"{url!r} is not an http:// or https:// URL"
+        lacks_scheme = not re.search("://|@", url) and endpoint_problem(f"http://{url}") is None
+        hint = f': did you mean "http://{url}"?' if lacks_scheme else ""
+        return f"{shown} is not an http:// or https:// URL{hint}"
     if not re.fullmatch(r"[\x21-\x7e]*", parts.path):
-        return f"{url!r} has a path that cannot be sent; percent-encode it"
+        return f"{shown} has a path that cannot be sent; percent-encode it"
     return None
 
 

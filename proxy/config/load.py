@@ -56,10 +56,8 @@ def check_config(path: str | os.PathLike[str]) -> Checked:
     file = os.fspath(path)
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        return Checked(None, (Problem("", f"{file}: {error.strerror}"),))
-    except UnicodeDecodeError as error:
-        return Checked(None, (Problem("", f"{file}: not UTF-8 ({error.reason} at byte {error.start})"),))
+    except (OSError, ValueError) as error:
+        return Checked(None, (Problem("", _unreadable(error), file=file),))
     try:
         reading = _Reading(text, Path(path).parent)
         reading.check_interceptors()
@@ -96,6 +94,12 @@ def single_upstream(url: str) -> Config:
     return Config(reverse_proxy=ReverseProxy(upstreams=[upstream], routes=[Route(path="/", upstream="upstream")]))
 
 
+def _unreadable(error: OSError | ValueError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 ({error.reason} at byte {error.start})"
+    return str(error.strerror if isinstance(error, OSError) else error)
+
+
 class _Reading:
     """One text on its way, and what has been found wrong with it."""
 
@@ -110,7 +114,9 @@ class _Reading:
         self._checker = _ConfigChecker(self._source.tree)
         for item in self._expansion.mistakes:
             self._checker.bad.add(item.path)
-        self.config: Config = self._checker.check(mi.type_info(Config), self._checker.settle(tree))
+        self.config: Config = _with_files_of(
+            self._checker.check(mi.type_info(Config), self._checker.settle(tree)), directory
+        )
         self._errors: list[Mistake] = [
             Mistake(path, "this key stands here twice", shows_value=False) for path in self._source.duplicates
         ]
@@ -135,17 +141,17 @@ class _Reading:
         self._add(mistakes)
         self._add(wiring_mistakes(self.config, loaded))
         self._warnings += wiring_warnings(self.config, loaded, self._source.places.keys())
-        if not self._errors:
-            self._warnings += warnings_of(self.config)
+        self._warnings += [item for item in warnings_of(self.config, self._checker.bad) if self._is_right(item.path)]
 
     def _add(self, mistakes: Iterable[Mistake]) -> None:
         """Mistakes of what is right in itself: what a stand-in stands for has been told."""
-        for item in mistakes:
-            above = item.path
-            while above and above not in self._checker.bad:
-                above = above[: max(above.rfind("."), above.rfind("["), 0)]
-            if not above:
-                self._errors.append(item)
+        self._errors += [item for item in mistakes if self._is_right(item.path)]
+
+    def _is_right(self, path: str) -> bool:
+        """Whether neither the value at a path nor what holds it is a stand-in."""
+        while path and path not in self._checker.bad:
+            path = path[: max(path.rfind("."), path.rfind("["), 0)]
+        return not path
 
     def problems(self) -> tuple[Problem, ...]:
         """Everything, in the order of the file."""
@@ -168,6 +174,16 @@ class _Reading:
             None if place is None else place.key_line if at_key else place.line,
             None if place is None else place.key_column if at_key else place.column,
         )
+
+
+def _with_files_of(config: Config, directory: Path) -> Config:
+    """With relative paths of files from the configuration's directory on."""
+    proxy = config.reverse_proxy
+    upstreams = [
+        item if item.ca_file is None else msgspec.structs.replace(item, ca_file=str(directory.resolve() / item.ca_file))
+        for item in proxy.upstreams
+    ]
+    return msgspec.structs.replace(config, reverse_proxy=msgspec.structs.replace(proxy, upstreams=upstreams))
 
 
 class _ConfigChecker(Checker):

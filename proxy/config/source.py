@@ -55,7 +55,15 @@ class Source:
 
 def read_yaml(text: str) -> Source:
     """Read YAML. Raises `ConfigError` where the text is not YAML."""
-    loader = yaml.SafeLoader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        message = f"YAML does not allow the character U+{ord(text[error.position]):04X}"
+        hint = 'write it as an escape in double quotes, such as "\\u001b", or remove it'
+        raise ConfigError(
+            Problem("", message, hint, line=before.count("\n") + 1, column=len(before) - before.rfind("\n"))
+        ) from None
     try:
         node = loader.get_single_node()
         reading = _Reading(text)
@@ -65,7 +73,9 @@ def read_yaml(text: str) -> Source:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (None, None)
-        raise ConfigError(Problem("", str(error.problem), line=line, column=column)) from None
+        problem = str(error.problem).removeprefix("but ")
+        at = text[mark.index :] if mark else ""
+        raise ConfigError(Problem("", problem, _hint_for(problem, at), line=line, column=column)) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"not YAML: {error}") from None
     except RecursionError:
@@ -73,6 +83,47 @@ def read_yaml(text: str) -> Source:
     finally:
         loader.dispose()
     return Source(tree, reading.places, reading.duplicates)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads what looks like a number or a date and is none (`2026-99-99`, `0x_`, 6,000 digits) as text, as it is written.
+
+    PyYAML fails on these with all kinds of exceptions. As text they are checked like any other value, with their place.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if not isinstance(node, yaml.ScalarNode):
+            return super().construct_object(node, deep=deep)
+        try:
+            return super().construct_object(node, deep=deep)
+        except yaml.YAMLError:
+            raise
+        except (ValueError, ArithmeticError, AttributeError, LookupError, TypeError):
+            self.recursive_objects.pop(node, None)
+            return node.value
+
+
+def _hint_for(problem: str, at: str) -> str:
+    """What most probably has to be written instead. `at`: the text from the place of the mistake on."""
+    if at.startswith("{") and problem.startswith("expected"):
+        return 'put a value with ${...} in quotes here, as in "${VAR}": inside { } and [ ], YAML reads { and } itself'
+    if "unknown escape character" in problem:
+        return "in double quotes write \\\\ for a backslash, or put the value in single quotes"
+    if "alias" in problem or "anchor" in problem:
+        return "put a value that begins with * or & in quotes"
+    if problem.startswith("found character"):
+        return "indent with spaces" if at.startswith("\t") else "put a value that begins with this character in quotes"
+    if "mapping values are not allowed" in problem:
+        return "put a value that holds a colon and a space in quotes, or check where this line and the one above begin"
+    if "another document" in problem:
+        return "a configuration is one document: remove the line ---"
+    if "constructor for the tag" in problem:
+        return "tags are not supported: write ${VAR} or ${file:PATH} for a value from elsewhere"
+    if problem.startswith("expected <block end>"):
+        return "check where this line begins: the keys of a mapping, and the entries of a list, begin in the same column"
+    if "could not find expected ':'" in problem:
+        return "a key is followed by a colon and a space"
+    return ""
 
 
 class _Reading:
@@ -141,6 +192,7 @@ class _Reading:
 def _key_of(node: yaml.ScalarNode) -> str:
     """A key in a path: as the value that it becomes is written in Python, which is how the other parts of a path see it."""
     try:
-        return str(yaml.safe_load(node.value)) if node.style is None and node.tag != "tag:yaml.org,2002:str" else node.value
+        plain = node.style is None and node.tag != "tag:yaml.org,2002:str"
+        return str(yaml.load(node.value, _Loader)) if plain else str(node.value)  # noqa: S506 - a safe loader
     except yaml.YAMLError:
         return str(node.value)

@@ -27,7 +27,10 @@ def load_interceptors(config: Config) -> dict[str, Owner]:
 
 
 def load_all(config: Config, bad: Collection[str] = ()) -> tuple[dict[str, Interceptor], list[Mistake]]:
-    """The interceptors that can be loaded, by their names, and what is wrong with the others. `bad`: paths to leave out."""
+    """The interceptors that could be made, by their names, and what is wrong with them. `bad`: paths to leave out.
+
+    With mistakes, an interceptor may have been made of the options that are right: it serves to find more mistakes.
+    """
     loaded: dict[str, Interceptor] = {}
     mistakes: list[Mistake] = []
     for index, entry in enumerate(config.interceptors):
@@ -37,6 +40,8 @@ def load_all(config: Config, bad: Collection[str] = ()) -> tuple[dict[str, Inter
         try:
             loaded[entry.name] = load_interceptor(entry.use, entry.options)
         except LoadError as error:
+            if error.made is not None:
+                loaded[entry.name] = error.made
             for item in error.errors:
                 where = f"{path}.options.{item.option}" if item.option else f"{path}.use"
                 if not any(wrong.startswith(where) for wrong in bad):  # an unset variable in it is known already

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -142,7 +143,7 @@ def test_a_name_without_colon_is_an_entry_point() -> None:
 @pytest.mark.usefixtures("entry_points")
 def test_an_entry_point_that_cannot_be_loaded_is_refused() -> None:
     """A broken one says why, one that is no interceptor says so, an unknown name says where it was looked for."""
-    assert str(refused("broken")) == "the entry point 'broken' cannot be loaded: no module named tokenizers"
+    assert str(refused("broken")) == "the entry point 'broken' cannot be loaded: ImportError: no module named tokenizers"
     assert "not a subclass" in str(refused("no-class"))
     assert "'weirpool.interceptors'" in str(refused("unknown"))
 
@@ -462,3 +463,32 @@ def test_declared_names_are_a_tuple_of_strings(module: Callable[..., str], name:
     assert f"{name} is 'client_key', expected a tuple of strings" in str(refused(module(wrong)))
     right = type("Declares", (Interceptor,), {name: ("client_key",)})
     assert getattr(load_interceptor(module(right), {}), name) == ("client_key",)
+
+
+@pytest.mark.parametrize(
+    "text", ["raise SystemExit(0)", "class Ends(Interceptor):\n    def __init__(self): raise SystemExit"]
+)
+def test_what_ends_the_process_is_refused_at_load(text: str, tmp_path: Path) -> None:
+    """A module that is a script must not end the proxy, nor let the check pass."""
+    (tmp_path / "ends.py").write_text(f"from interceptors import Interceptor\n{text}\n")
+    assert "it ends the process (SystemExit: " in str(refused(f"{tmp_path}/ends.py:Ends"))
+
+
+def test_annotations_that_only_a_type_checker_resolves_are_refused_at_load(tmp_path: Path) -> None:
+    text = """
+from __future__ import annotations
+from interceptors import Interceptor
+
+class Typed(Interceptor):
+    def __init__(self, key: Decimal) -> None: ...
+"""
+    (tmp_path / "typed.py").write_text(text)
+    error = refused(f"{tmp_path}/typed.py:Typed", {"key": "1"})
+    assert str(error).startswith("the annotations of Typed.__init__ cannot be resolved: name 'Decimal' is not defined")
+
+
+def test_a_misspelt_class_or_entry_point_gets_the_nearest_name(tmp_path: Path) -> None:
+    (tmp_path / "near.py").write_text("from interceptors import Interceptor\nclass Guard(Interceptor): ...\n")
+    assert refused(f"{tmp_path}/near.py:Gaurd").hint == "did you mean 'Guard'?"
+    assert refused("api_key").hint == "did you mean 'api_keys'?"
+    assert "rate_limit" in refused("nothing-like-it").hint

@@ -879,7 +879,7 @@ def test_what_stands_at_another_level_is_checked_where_it_stands() -> None:
     """A file written without `reverse_proxy` is told so once for each key, and its other mistakes, too."""
     assert errors('upstreams: [{name: a, endpoints: ["h"]}]\nroutes: [{path: x, upstream: b}]\n') == [
         "upstreams: unknown key `upstreams`: it belongs under `reverse_proxy`",
-        "upstreams[0].endpoints[0]: 'h' is not an http:// or https:// URL",
+        "upstreams[0].endpoints[0]: 'h' is not an http:// or https:// URL: did you mean \"http://h\"?",
         "routes: unknown key `routes`: it belongs under `reverse_proxy`",
         'routes[0].path: must start with "/": did you mean "/x"? (got "x")',
         'routes[0].upstream: no upstream is called "b": there is "a"',
@@ -899,3 +899,79 @@ def test_an_alias_that_holds_itself_and_one_that_explodes_are_refused() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
     assert errors("\n".join(lines)) == ["this has more than 50000 values"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "column", "hint"),
+    [
+        ("a: 1\nb: \0", 2, 4, 'write it as an escape in double quotes, such as "\\u001b", or remove it'),
+        ("a: {b: ${C}}", 1, 9, 'put a value with ${...} in quotes here, as in "${VAR}"'),
+        ("a: [${C:-d}]", 1, 6, 'put a value with ${...} in quotes here, as in "${VAR}"'),
+        (r'a: "\d"', 1, 6, "in double quotes write"),
+        ("a: [*_admin]", 1, 5, "put a value that begins with * or & in quotes"),
+        ("a:\n\tb: 1", 2, 1, "indent with spaces"),
+        ("a: `b`", 1, 4, "put a value that begins with this character in quotes"),
+        ("a: b: c", 1, 5, "put a value that holds a colon and a space in quotes"),
+        ("a: 1\n---\nb: 1", 2, 1, "a configuration is one document"),
+        ("a: !secret b", 1, 4, "tags are not supported: write ${VAR} or ${file:PATH}"),
+        ("a:\n  - b: 1\n   c: 2", 3, 4, "check where this line begins"),
+    ],
+)
+def test_wrong_yaml_has_its_place_and_what_to_write_instead(text: str, line: int, column: int, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text)
+    (problem,) = caught.value.problems
+    assert (problem.line, problem.column) == (line, column)
+    assert problem.hint.startswith(hint)
+
+
+@pytest.mark.parametrize("value", ["2026-99-99", "0x_", "0b", "9" * 5000, "!!int x", "!!float x", "!!timestamp x"])
+def test_what_only_looks_like_a_number_or_a_date_is_checked_as_text(value: str) -> None:
+    """PyYAML raises various exceptions for these; beside them, every other mistake is reported."""
+    first, second = errors(f"{configuration()}drain: {{timeout: {value}}}\nlog: {{level: verbose}}\n")
+    assert first.startswith("drain.timeout: must be a number of seconds")
+    assert second.startswith("log.level: ")
+
+
+def test_mistakes_between_interceptors_are_reported_beside_all_others(tmp_path: Path) -> None:
+    """Also about interceptors that have a wrong option themselves; warnings, too. One run shows everything."""
+    (tmp_path / "weirpool.yaml").write_text(
+        """
+reverse_proxy:
+  upstreams:
+    - {name: llm, endpoints: ["http://h"]}
+    - {name: unused, endpoints: ["http://h"]}
+  routes:
+    - {path: /, upstream: llm, dialect: openai, interceptors: [limit, keys]}
+interceptors:
+  - {name: limit, use: rate_limit, options: {requests_per_minute: 1, by: client_key, bursts: 3}}
+  - {name: keys, use: api_keys, options: {keys: {ann: x}}}
+drain: {timeout: soon}
+"""
+    )
+    found = [(problem.severity, problem.line, problem.path) for problem in check_config(tmp_path / "weirpool.yaml").problems]
+    assert found == [
+        ("warning", 5, "reverse_proxy.upstreams[1]"),
+        ("error", 7, "reverse_proxy.routes[0].interceptors[0]"),
+        ("error", 9, "interceptors[0].options.bursts"),
+        ("error", 10, "interceptors[1].options.keys.ann"),
+        ("error", 11, "drain.timeout"),
+    ]
+
+
+def test_a_ca_file_is_relative_to_the_configuration(tmp_path: Path) -> None:
+    """As files of interceptors and of references are, wherever the process was started."""
+    (tmp_path / "weirpool.yaml").write_text(
+        configuration(upstreams='{name: llm, endpoints: ["https://h"], ca_file: ca.pem}')
+    )
+    (problem,) = check_config(tmp_path / "weirpool.yaml").problems
+    assert problem.message == f"there is no file '{tmp_path}/ca.pem'"
+
+
+def test_an_endpoint_without_a_scheme_gets_one_and_a_credential_is_not_shown() -> None:
+    (error,) = errors(configuration(upstreams='{name: llm, endpoints: ["h:80"]}'))
+    assert error.endswith('did you mean "http://h:80"?')
+    (error,) = errors(configuration(upstreams='{name: llm, endpoints: ["user:s3cr3t@h"]}'))
+    assert "s3cr3t" not in error
+    (error,) = errors(configuration(upstreams='{name: llm, endpoints: ["http://h:99999"]}'))
+    assert error.endswith("the port must be from 1 to 65535")
