@@ -116,7 +116,8 @@ def _find_class(use: str) -> Any:
         if use not in points:
             near = nearest(use, points)
             raise LoadError(
-                f"{use!r} is neither package.module:Class, nor file.py:Class, nor an entry point of the group {ENTRY_POINT_GROUP!r}",
+                f"{use!r} is neither package.module:Class, nor file.py:Class, nor an entry point of the group "
+                f"{ENTRY_POINT_GROUP!r}",
                 hint=f"did you mean {near!r}?" if near else f"the names here are {', '.join(sorted(points))}",
             )
         try:

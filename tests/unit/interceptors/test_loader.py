@@ -49,6 +49,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Puts classes into an importable module and answers with the name of the first, as `use` wants it."""
 
     def put(*classes: type) -> str:
+        monkeypatch.setattr("interceptors.checks._checked", set())  # the same class stands in another module each time
         made = types.ModuleType("users_module")
         for cls in classes:
             monkeypatch.setattr(cls, "__module__", "users_module")
