@@ -138,10 +138,9 @@ def _understand(uri: str) -> tuple[str, list[str]]:
     path = _resolve(path)
     if host is None:  # `new URL(u).pathname` is the same with an empty authority
         return f"{scheme}:{path}{query}", [f"{scheme}://{'' if path.startswith('/') else '/'}{path}{query}"]
-    others = [f"{scheme}://{mapped}{path}{query}" for mapped in _mapped(host)]
-    if of_web and path in ("", "/"):  # RFC 3986, section 6.2.3
-        path = "/"
-        others.append(f"{scheme}://{host}{query}")
+    others = [f"{scheme}://{other}{path}{query}" for other in _other_addresses(host)]
+    if of_web and path in ("", "/"):  # RFC 3986, section 6.2.3: the two are one
+        others.append(f"{scheme}://{host}{'' if path else '/'}{query}")
     return f"{scheme}://{host}{path}{query}", others
 
 
@@ -192,7 +191,7 @@ def _address(host: str) -> str:
     if host.startswith("["):
         inside, bracket, port = host[1:].partition("]")
         try:
-            return f"[{IPv6Address(inside.partition('%')[0])}]{port}" if bracket else host
+            return f"[{IPv6Address(inside)}]{port}" if bracket and "%" not in inside else host
         except ValueError:
             return host
     name, colon, port = host.partition(":")
@@ -209,16 +208,17 @@ def _address(host: str) -> str:
     return f"{IPv4Address(value)}{colon}{port}"
 
 
-def _mapped(host: str) -> list[str]:
-    """The IPv4 address that an IPv6 one stands for, with its port."""
-    if not host.startswith("[::ffff:"):
+def _other_addresses(host: str) -> list[str]:
+    """What an IPv6 address stands for besides, with its port: itself without a zone, and an IPv4 one."""
+    inside, bracket, port = host[1:].partition("]")
+    if not bracket or not host.startswith("["):
         return []
-    inside, _, port = host[1:].partition("]")
     try:
-        mapped = IPv6Address(inside).ipv4_mapped
+        address = IPv6Address(inside.partition("%")[0])
     except ValueError:
         return []
-    return [] if mapped is None else [f"{mapped}{port}"]
+    mapped = address.ipv4_mapped
+    return [f"[{address}]{port}"] * ("%" in inside) + ([] if mapped is None else [f"{mapped}{port}"])
 
 
 def _resolve(path: str) -> str:

@@ -418,6 +418,41 @@ def test_other_readers_let_nothing_in_and_deny_no_neighbour() -> None:
     assert not passes(denying, call("f\u0131x"))
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *(
+            "https://example.com",
+            "https://example.com/",
+            "https://example.com?q=1",
+            "http://10.0.0.1:8080",
+            "http://10.0.0.1/x",
+        ),
+        *(
+            "http://[2001:db8::1]/x",
+            "http://[fe80::1%25eth0]/x",
+            "note:a",
+            "note:/a",
+            "note://b/a",
+            "file:///srv/a:b",
+            "file:///c:/pub/x",
+        ),
+        *(
+            "file://nas/pub/x",
+            "file:///srv/caf\u00e9",
+            "file:///srv/cafe\u0301",
+            "urn:isbn:0451450523",
+            "data:text/plain,a",
+            "/a",
+        ),
+    ],
+)
+def test_what_is_allowed_as_it_is_written_is_allowed(uri: str) -> None:
+    """Whatever else some reader makes of a usual URI: that is for `deny` alone."""
+    glob = uri.replace("[", "[[]")
+    assert passes(policy(resources={"allow": [glob, glob.replace("%25", "%")]}), rpc("resources/read", uri=uri))
+
+
 def test_a_subscription_has_one_spelling() -> None:
     """The official Python SDK reads snake case as well."""
     interceptor = policy(resources={"deny": ["file:///etc/*"]})
