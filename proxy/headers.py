@@ -259,7 +259,7 @@ def client_of(peer: str | None, headers: Sequence[tuple[bytes, bytes]], trusted:
     if listed:
         hops = b",".join(listed).split(b",")
     else:
-        hops = [match[1] for name, value in headers if name == b"forwarded" for match in _FORWARDED_FOR.finditer(value)]
+        hops = [hop for name, value in headers if name == b"forwarded" for hop in _forwarded_for(value)]
     client = peer
     for hop in reversed(hops):
         address = _address(hop)
@@ -282,8 +282,27 @@ def network_of(address: str) -> str:
     return str(ipaddress.ip_network((ip, 64), strict=False))
 
 
-# The value as a token or a quoted string; in elements that are joined by commas, parameters by semicolons.
-_FORWARDED_FOR = re.compile(rb'(?:^|[;,])[ \t]*for=("[^"\\]*"|[^\s;,"]*)', re.IGNORECASE)
+# A parameter, with a token or a quoted string for its value, or none; then the end of an element, of the list, or neither.
+_FORWARDED_PAIR = re.compile(
+    rb'[ \t]*+(?:([!#$%&\'*+\-.^_`|~0-9A-Za-z]++)=("(?:[^"\\]|\\.)*"|[^\s;,"]*+)[ \t]*+)?(?:[;,]|\Z)'
+)
+
+
+def _forwarded_for(value: bytes) -> list[bytes]:
+    """The `for` of each element of a `Forwarded` line (RFC 7239, section 4). Of a line that cannot be read: no address.
+
+    Another parameter may hold what a client chooses, such as `host`, and in quotes all that separates elements.
+    """
+    hops: list[bytes] = []
+    at = 0
+    while at < len(value):
+        pair = _FORWARDED_PAIR.match(value, at)
+        if pair is None:
+            return [b""]
+        if pair[1] is not None and pair[1].lower() == b"for":
+            hops.append(pair[2])
+        at = pair.end()
+    return hops
 
 
 def _address(hop: bytes) -> str | None:

@@ -505,3 +505,23 @@ def test_the_server_gets_the_stripped_prefix(
 def test_the_origin_that_the_client_has_used(headers: HeaderList, trusted: bool, expected: str | None) -> None:
     """As trusted proxies say it; never what no URL can hold, and so could end a quoted string."""
     assert client_origin(received_request(headers, trusted=trusted), scheme="https") == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "client"),
+    [
+        (b'for=2.2.2.2;host="a;for=7.7.7.7"', "2.2.2.2"),
+        (b'for=2.2.2.2;host="a,for=7.7.7.7";proto=http', "2.2.2.2"),
+        (b'for=2.2.2.2;host="\\",for=7.7.7.7"', "2.2.2.2"),
+        (b'for=9.9.9.9, host="x" ; For="2.2.2.2:80"', "2.2.2.2"),
+        (b"by=x;for=2.2.2.2;xfor=7.7.7.7 , for=10.0.0.1,", "2.2.2.2"),
+        (b'for="x, for=7.7.7.7', "10.0.0.2"),
+        (b'for="x, for="[2001:db8::7]"', "10.0.0.2"),
+        (b"for=7.7.7.7 for=7.7.7.8", "10.0.0.2"),
+    ],
+)
+def test_a_forwarded_line_is_read_by_its_grammar(value: bytes, client: str) -> None:
+    """A quoted parameter may hold what looks like another element, and a client chooses it (`host`). What cannot be read counts as
+    the proxy that sent it.
+    """
+    assert client_of("10.0.0.2", [(b"forwarded", value)], TrustedProxies(["10.0.0.0/8"])) == client
