@@ -19,6 +19,7 @@ from support.upstream import Peer, Script, open_upstream, stream_of
 
 from interceptors import Interceptor, Request, Response
 from proxy import exchange
+from proxy.downstream.hypercorn.connection import _connections
 
 EVENT = b"data: " + b"x" * 1000 + b"\n\n"
 
@@ -366,6 +367,55 @@ async def test_a_client_that_uploads_on_gets_an_early_answer_whole(
         await until(lambda: stream.over)
         assert (stream.status, stream.ended, len(stream.body)) == (401, True, 200_000)
         assert await outcomes_of(log) == ["completed"]
+
+
+@pytest.mark.parametrize("when", ["before the head", "in the stream", "by the proxy"])
+async def test_a_connection_keeps_nothing_of_streams_that_were_reset(
+    when: str, certificates: Certificates, log: list[dict[str, object]]
+) -> None:
+    """One that lasts would fail otherwise, with all of its live streams, at the thousandth request that its clients give up."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        if when != "before the head":
+            await peer.start_stream()
+            await peer.chunk(EVENT)
+        if when != "by the proxy":
+            await peer.wait_closed()
+
+    async with (
+        open_upstream(script) as upstream,
+        proxy_for(upstream.url, certificates) as proxy,
+        open_http2(proxy, certificates) as client,
+    ):
+        for _ in range(3):
+            stream_id = await client.start()
+            stream = client.streams[stream_id]
+            await until(lambda: stream.body or when == "before the head")  # noqa: B023
+            await until(lambda: proxy.worker.live or stream.over)  # noqa: B023
+            if when == "by the proxy":
+                await until(lambda: stream.reset is not None)  # noqa: B023
+            else:
+                await client.reset(stream_id)
+            await until(lambda: not proxy.worker.live)
+        (connection,) = _connections
+        protocol = connection.protocol.protocol
+        await until(lambda: not protocol.streams and not protocol.stream_buffers)
+        assert list(protocol.priority._streams) == [0]  # the root
+
+
+async def test_priorities_are_ignored(certificates: Certificates, log: list[dict[str, object]]) -> None:
+    """Also of more streams than Hypercorn remembers, and of streams that do not exist; older browsers send them."""
+    async with (
+        open_upstream(stream_of(EVENT)) as upstream,
+        proxy_for(upstream.url, certificates) as proxy,
+        open_http2(proxy, certificates) as client,
+    ):
+        for stream_id in range(101, 3101, 2):
+            client.h2.prioritize(stream_id, weight=200, depends_on=3)
+        await client.flush()
+        assert (await client.get()).body == EVENT
+    assert [line["event"] for line in log if line["event"] == "internal_error"] == []
 
 
 # Ends that are none

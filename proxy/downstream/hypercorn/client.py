@@ -213,7 +213,10 @@ class ClientConnection:
                     await buffer.drain()
             protocol.connection.reset_stream(stream_id, _INTERNAL_ERROR)
             await protocol._flush()
-            await protocol._window_updated(stream_id)  # as Hypercorn does on a client's reset: frees the buffer
+            if isinstance(protocol, Http2):
+                await protocol.forget(stream_id)
+            else:
+                await protocol._window_updated(stream_id)  # as Hypercorn does on a client's reset
         except AttributeError:
             return False
         except Exception:  # h2 refuses to reset what is closed already, and then there is nothing to tell

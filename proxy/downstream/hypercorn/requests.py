@@ -7,6 +7,7 @@ that it also is. Extended CONNECT (RFC 8441) is not announced; one that comes, a
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H2ProtocolAssumedError, H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import WSStream
+from priority.priority import MissingStreamError
 
 _LEAST_OPENED = 16384
 
@@ -104,6 +106,27 @@ class Http2(H2Protocol):
             self._unopened = 0
         if padding := size - stream.data_size:
             self.connection.increment_flow_control_window(padding, stream_id)
+
+    async def _priority_updated(self, event: h2.events.PriorityUpdated) -> None:
+        """Ignored: RFC 9113, section 5.3.2. Hypercorn remembers each stream that is named, and fails at the 1000th."""
+
+    async def _handle_events(self, events: list[h2.events.Event]) -> None:
+        await super()._handle_events(events)
+        for event in events:
+            if isinstance(event, h2.events.StreamReset) and event.stream_id is not None:
+                await self.forget(event.stream_id)
+
+    async def _send_data(self, stream_id: int) -> None:
+        with suppress(KeyError, MissingStreamError):  # forgotten meanwhile
+            await super()._send_data(stream_id)
+
+    async def forget(self, stream_id: int) -> None:
+        """A stream has been reset. Hypercorn keeps one that had nothing left to send, and fails when there are 1000 of them."""
+        buffer = self.stream_buffers.pop(stream_id, None)
+        if buffer is not None:
+            await buffer.close()
+        with suppress(MissingStreamError):
+            self.priority.remove_stream(stream_id)
 
     async def open_window(self, stream_id: int, size: int) -> None:
         """The app has taken so much of a stream."""
