@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from re import _constants, _parser  # type: ignore[attr-defined]  # private: it alone shows what a pattern is made of
-from time import thread_time
+from time import perf_counter, thread_time
 from typing import Any, NamedTuple, Protocol
 
 import regex
@@ -48,6 +48,7 @@ _NEVER = float("inf")
 _ONE_CHARACTER = frozenset((_constants.LITERAL, _constants.NOT_LITERAL, _constants.ANY, _constants.IN))
 _POSSESSIVE_GROUPS_ARE_WRONG = sys.version_info < (3, 11, 5)  # (?:ab?c)*+ matches "a" (gh-106052, gh-100061)
 _DEPENDS_ON_MORE = (_constants.ASSERT, _constants.ASSERT_NOT, _constants.ATOMIC_GROUP, _constants.POSSESSIVE_REPEAT)
+_REFERENCES = (_constants.GROUPREF, _constants.GROUPREF_EXISTS)
 _REPEATS = frozenset((_constants.MAX_REPEAT, _constants.MIN_REPEAT, _constants.POSSESSIVE_REPEAT))
 
 
@@ -70,21 +71,26 @@ class PatternTooSlow(Exception):
 class Budget:
     """The time that one interceptor's patterns may take for one event. Not for several threads."""
 
-    __slots__ = ("_began_s",)
+    __slots__ = ("_before_s", "_began_s")
 
     def __init__(self) -> None:
-        self._began_s: float | None = None
+        self._began_s: float | None = None  # by the clock on the wall, which costs less to read
+        self._before_s = 0.0
 
     def begin(self) -> None:
         """Another event."""
         self._began_s = None
 
     def left_s(self, name: str) -> float:
-        """What is left, in seconds; the first call for an event starts the clock. Raises `PatternTooSlow` when nothing is."""
-        now_s = thread_time()
+        """At least what is left, in seconds, from the first call for an event on. Raises `PatternTooSlow` when nothing is."""
+        now_s = perf_counter()
         if self._began_s is None:
-            self._began_s = now_s
+            self._began_s, self._before_s = now_s, thread_time()
+            return MAX_HOLD_S
         left_s = MAX_HOLD_S - (now_s - self._began_s)
+        if left_s > MAX_HOLD_S / 2:
+            return left_s  # no thread takes more of the processor's time than passes
+        left_s = MAX_HOLD_S - (thread_time() - self._before_s)
         if left_s <= 0:
             raise PatternTooSlow(name)
         return left_s
@@ -98,7 +104,6 @@ class Pattern:
         "_cheap",
         "_linear",
         "_literal",
-        "_prefix",
         "_reach",
         "_run",
         "_slow",
@@ -107,6 +112,7 @@ class Pattern:
         "_turns",
         "looks_around",
         "name",
+        "prefix",
         "re",
     )
 
@@ -123,7 +129,7 @@ class Pattern:
                 "Python before 3.11.5 gets a possessive repetition of a group wrong: write (?>(?:...)*), not (?:...)*+"
             )
         self.looks_around = _looks_around(parsed)
-        self._literal, self._prefix = _literals_of(parsed)
+        self._literal, self.prefix = _literals_of(parsed)
         cost = _cost_of(parsed, _MOST_CHARACTERS)
         self._reach = self._step = self._linear = 0
         self._run: re.Pattern[str] | None = None
@@ -235,14 +241,14 @@ class Pattern:
 
     def _search_slowly(self, text: str, at: int) -> Found | None:
         found: Found | None
-        if self._prefix is not None:
+        if len(self.prefix) > 1:
             # It begins where this text is: few places, and each is tried by itself.
-            place = text.find(self._prefix, at)
+            place = text.find(self.prefix, at)
             while place >= 0:
                 found = self._timed(self._slow.match, text, place)
                 if found is not None:
                     return found
-                place = text.find(self._prefix, place + 1)
+                place = text.find(self.prefix, place + 1)
             return None
         size = len(text) - at
         if size <= _FINE:
@@ -370,9 +376,14 @@ def _after_run(parsed: Any) -> Any:
 def _refers_back(node: Any) -> bool:
     if isinstance(node, _parser.SubPattern):
         node = node.data
-    if isinstance(node, tuple) and node and node[0] in (_constants.GROUPREF, _constants.GROUPREF_EXISTS):
+    if isinstance(node, tuple) and node and _is_one_of(node[0], _REFERENCES):
         return True
     return isinstance(node, (list, tuple)) and any(map(_refers_back, node))
+
+
+def _is_one_of(item: Any, ops: tuple[Any, ...]) -> bool:
+    """Not by `in`: operations equal numbers, and 4 repetitions are no assertion."""
+    return any(item is op for op in ops)
 
 
 def _only_where_runs_begin(compiled: re.Pattern[str], parsed: Any) -> re.Pattern[str] | None:
@@ -430,15 +441,15 @@ def _looks_around(node: Any) -> Around:
     if len(node) == 2 and node[0] is _constants.AT:
         boundary = node[1] in (_constants.AT_BOUNDARY, _constants.AT_NON_BOUNDARY)
         return Around.BOUNDARIES if boundary else Around.ANYTHING
-    if node and node[0] in _DEPENDS_ON_MORE:
+    if node and _is_one_of(node[0], _DEPENDS_ON_MORE):
         return Around.ANYTHING
     return max(map(_looks_around, node), key=lambda around: around.value, default=Around.NOTHING)
 
 
-def _literals_of(parsed: Any) -> tuple[str | None, str | None]:
+def _literals_of(parsed: Any) -> tuple[str | None, str]:
     """A text that is in every match, and one that every match begins with."""
     if parsed.state.flags & re.IGNORECASE:
-        return None, None
+        return None, ""
     prefix: str | None = None
     longest = text = ""
     for op, value in parsed:
@@ -449,4 +460,4 @@ def _literals_of(parsed: Any) -> tuple[str | None, str | None]:
             text = ""
         longest = max(longest, text, key=len)
     prefix = text if prefix is None else prefix
-    return longest or None, prefix if len(prefix) > 1 else None
+    return longest or None, prefix

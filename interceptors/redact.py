@@ -23,7 +23,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Container, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 from pools import decode_json
@@ -68,6 +67,8 @@ class Redact(MessageInterceptor):
                 mistakes.append(f"{name}: {error}")
         refuse_options(mistakes)
         self._window = window
+        # Then what is in a string that has no escapes is in the data as it stands.
+        self._only_escapes_hide = all(each.pattern.looks_around is Around.NOTHING for each in self._substitutions)
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor | None:
         answer = super().open_stream(context)
@@ -122,16 +123,17 @@ class Redact(MessageInterceptor):
 
     def _redact_hidden(self, data: str, done: Container[str] = (), written: set[str] | None = None) -> str:
         """Of data without a match in the whole: what only a string by itself shows."""
-        if "\\" not in data and all(
-            substitution.pattern.looks_around is Around.NOTHING for substitution in self._substitutions
-        ):
-            return data  # without escapes, the text is the strings'
+        if self._only_escapes_hide and "\\" not in data:
+            return data
         if not _looks_like_json(data):
             return data
         return self._redact_tokens(data, self._substitutions, done, written)
 
     def _matches(self, text: str) -> bool:
-        return any(substitution.pattern.first_place(text) >= 0 for substitution in self._substitutions)
+        for substitution in self._substitutions:  # noqa: SIM110  # a generator costs more than the search
+            if substitution.pattern.first_place(text) >= 0:
+                return True
+        return False
 
     def substitute(self, text: str) -> str:
         """A text with every match replaced, pattern by pattern."""
@@ -424,14 +426,17 @@ class _RedactAnswer(StreamInterceptor):
         return [self._redact_rest(item) for item in result] if isinstance(result, Sequence) else []
 
     def _redact_rest(self, event: Event) -> Event:
+        data, unknown = event.data, event.unknown
+        messages = self._messages
+        redacted = self._redact(data, messages)
+        if redacted != data or (unknown and self._redact(unknown, messages) != unknown):
+            event = event.replace(redacted)
         # Last, so that tokens are compared with the texts as they leave.
-        return _without_other_tokens(_redact_event(event, partial(self._redact, done=self._messages)))
+        return _without_other_tokens(event) if may_have_tokens(redacted) else event
 
 
 def _without_other_tokens(event: Event) -> Event:
     """An event without the `logprobs` that spell no text that leaves beside them."""
-    if not may_have_tokens(event.data):
-        return event
     message, lax = _decoded(event)
     if not drop_other_tokens(message):
         return event

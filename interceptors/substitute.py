@@ -31,7 +31,7 @@ _FEW = 32  # so many places are sooner tried one by one than with a search that 
 class Substitution:
     """A pattern and the template that replaces its matches, both as `re.sub` takes them."""
 
-    __slots__ = ("_constant", "_undecided", "behind", "pattern", "template")
+    __slots__ = ("_beginnings", "_constant", "_undecided", "behind", "pattern", "template")
 
     def __init__(self, pattern: str, template: str, name: str = "the pattern", budget: Budget | None = None) -> None:
         """`name`: its place in the configuration, for errors. Raises `ValueError` for what `re` does not take, and for what cannot
@@ -55,6 +55,13 @@ class Substitution:
             self.pattern = Pattern(compiled, name, budget or Budget())
         except regex.error as error:
             raise ValueError(f"it cannot be looked for in pieces of text: {error}") from None
+        prefix = self.pattern.prefix
+        self._beginnings = tuple(prefix[:size] for size in range(1, len(prefix)))
+
+    def begins_in(self, text: str) -> bool:
+        """Whether a match may begin in a text, or where it ends. Cheap; False only for patterns that begin with fixed text."""
+        prefix = self.pattern.prefix
+        return not prefix or prefix in text or text.endswith(self._beginnings)
 
     def expand(self, found: Found) -> str:
         """What is put in place of a match."""
@@ -134,6 +141,12 @@ class Flow:
         and what goes on with a match that was replaced at the end is gone.
         """
         self._buffer += text
+        if self._run is None and self._gone is None and not final and not self._sub.begins_in(self._buffer):
+            # The usual case by far.
+            passed = self._buffer[self._at :]
+            self._buffer = self._buffer[-self._sub.behind :]
+            self._at = len(self._buffer)
+            return passed
         left: list[str] = []
         if self._run is None or self._run_on(final):
             if self._gone is not None and text:

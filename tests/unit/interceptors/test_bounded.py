@@ -178,7 +178,16 @@ def test_an_atomic_group_reaches_as_far_as_its_repetition(pattern: str, text: st
     check(pattern, text)
 
 
-def test_an_atomic_group_over_the_edge_of_a_turn() -> None:
-    """At the front and at the back of a text that takes several turns, each shifted so that some match is on an edge."""
-    for before in range(0, 300_000, 4000):
-        assert Substitution("k(?>a+)b", "-").sub("x" * before + "k" + "a" * 5000 + "b" + "x" * 300_000)[before] == "-"
+def test_an_atomic_group_over_the_edge_of_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "_TURN", 1 << 10)
+    run = "k" + "a" * 500 + "b"
+    for before in range(0, 2000, 100):
+        pattern = Pattern(re.compile("[kq](?>a+)b"), "patterns[0]", Budget())
+        assert places(pattern, "x" * before + run + "x" * 6000) == [(before, before + len(run))]
+
+
+@pytest.mark.parametrize("least", range(40))
+def test_numbers_of_repetitions_are_no_operations(least: int) -> None:
+    """The parser's operations equal small numbers."""
+    assert made(f"a{{{least},40}}b").looks_around is Around.NOTHING
+    assert made(f"[a-z]+(?:bc){{{least},40}}d")._run is not None
