@@ -219,7 +219,7 @@ async def test_a_refused_result_names_the_class_and_the_hook(result: str) -> Non
     """The configuration's name says which of several it is, the class's where the mistake is."""
     with capture_logs():
         async with open_chain(("configured", Guard(REFUSED[result][0])), json=True) as stream:
-            with pytest.raises(HookError, match=r"^configured\.on_event: TypeError: Guard's on_event returned .*, expected"):
+            with pytest.raises(HookError, match=r"^configured\.on_event: Misused: Guard's on_event returned .*, expected"):
                 await stream.process_body(bytearray(BODY))
 
 
@@ -268,7 +268,7 @@ async def test_an_async_hook_has_its_time_for_a_body(autojump_clock: object) -> 
                 if on_error == "skip":
                     assert await stream.process_body(bytearray(BODY)) is None
                 else:
-                    with pytest.raises(HookError, match=r"^slow\.on_event: TimeoutError: .*1\.5 s"):
+                    with pytest.raises(HookError, match=r"^slow\.on_event: HookTooSlow: .*1\.5 s"):
                         await stream.process_body(bytearray(BODY))
 
 

@@ -70,7 +70,7 @@ def test_a_nonsense_result_aborts_and_the_error_says_whose_it_is(
     assert isinstance(error, HookError)
     assert (error.interceptor, error.hook) == ("Guard", "on_event")
     expected = "an Event, a list of Events, End(...) or None"
-    assert str(error) == f"Guard.on_event: TypeError: Guard's on_event returned {kind}, expected {expected}"
+    assert str(error) == f"Guard.on_event: Misused: Guard's on_event returned {kind}, expected {expected}"
     assert result.output == b"data: a\n\n"
     assert errors(logs) == [("Guard", "on_event", "abort")]
 
