@@ -6,9 +6,13 @@ Exit status: 0, 1 (failed while running), 2 (wrong usage or configuration), 3 (c
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -30,12 +34,22 @@ from .supervisor import run_workers
 
 __all__ = ["main"]
 
+_CANNOT_PRINT = (errno.EPIPE, errno.ENOSPC, errno.EIO)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit status."""
     arguments = _parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None or error.errno not in _CANNOT_PRINT:
+            raise
+        with suppress(OSError):
+            print(f"weirpool: cannot write to standard output: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes it once more at the end
+        return 1
     except StartError as error:
         structlog.get_logger("proxy").error("start_failed", errors=list(error.errors))
         return START_FAILED
@@ -174,10 +188,9 @@ def _new_interceptor(arguments: argparse.Namespace) -> int:
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
+    if not re.fullmatch("0*[1-9][0-9]{0,4}", text):
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1 (got {text!r})")
+    return int(text)
 
 
 def _version() -> str:

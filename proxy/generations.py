@@ -27,7 +27,7 @@ from interceptors.dialects.mcp_hooks import McpInterceptor
 from interceptors.hooks import Owner
 from pools import Pools
 
-from .config import Config
+from .config import Config, mask_references
 from .errors import ConfigError, RequestRefused
 from .headers import TrustedProxies
 from .http import read_target
@@ -230,7 +230,7 @@ class Generations:
         except Exception as error:
             if not started:
                 first = _first(error)
-                task_status.started(ConfigError(f"{entering}: {type(first).__name__}: {first}"))
+                task_status.started(ConfigError(mask_references(f"{entering}: {type(first).__name__}: {first}")))
                 return
             leaving = generation.over.is_set()
             structlog.get_logger("proxy").critical("lifespan_failed", leaving=leaving, exc_info=True)

@@ -5,10 +5,12 @@ It does not know what is served.
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -22,6 +24,7 @@ __all__ = ["Tls", "bind_socket", "bind_sockets", "hypercorn_config", "name_of"]
 
 _BACKLOG = 4096
 _KEEP_ALIVE_S = 75.0
+_STARTUP_S = 90.0  # longer than interceptors' lifespans may take to be entered: that error names them
 _MAX_STREAMS_OF_CONNECTION = 1000
 
 
@@ -34,10 +37,27 @@ class Tls:
 
     def check(self) -> None:
         """Raises `ConfigError` when they cannot be used. Blocks on the files."""
+        for option, file, label in (("--certfile", self.certificate, "CERTIFICATE"), ("--keyfile", self.key, "PRIVATE KEY")):
+            try:
+                text = Path(file).read_bytes()
+            except OSError as error:
+                raise ConfigError(f"{option} {file}: {error.strerror}") from error
+            if not re.search(rb"-----BEGIN [A-Z ]*" + label.encode() + b"-----", text):
+                raise ConfigError(f"{option} {file}: there is no {label.lower()} in PEM in this file")
+
+        def refuse_encrypted() -> str:  # else OpenSSL asks for the pass phrase on the terminal
+            raise ConfigError(
+                f"--keyfile {self.key}: the private key is encrypted: decrypt it (openssl pkey -in FILE -out FILE)"
+            )
+
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key)
-        except OSError as error:  # ssl.SSLError is one
-            raise ConfigError(f"--certfile {self.certificate}, --keyfile {self.key}: {error.strerror or error}") from error
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key, refuse_encrypted)
+        except ssl.SSLError as error:
+            if error.reason == "KEY_VALUES_MISMATCH":
+                why = "the key is not that of the certificate, which must be the first in its file"
+            else:
+                why = f"they cannot be used: {error.reason or error}"
+            raise ConfigError(f"--certfile {self.certificate}, --keyfile {self.key}: {why}") from error
 
 
 def bind_sockets(binds: Sequence[str], send_timeout_s: float | None) -> list[socket.socket]:
@@ -49,7 +69,7 @@ def bind_socket(bind: str, send_timeout_s: float | None, option: str = "--bind")
     """A listening socket at `HOST:PORT`, which `option` has asked for. Raises `ConfigError`; `StartError` if it cannot listen."""
     host, colon, port_text = bind.rpartition(":")
     if not colon or not port_text.isdigit() or int(port_text) > 65535:
-        raise ConfigError(f"{option}: {bind!r} is not HOST:PORT")
+        raise ConfigError(f"{option}: {bind!r} is not HOST:PORT, such as 127.0.0.1:8000 or [::]:8000")
     host = host.removeprefix("[").removesuffix("]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -83,6 +103,7 @@ def hypercorn_config(sockets: Sequence[socket.socket], tls: Tls | None = None) -
     result.include_date_header = False
     result.include_server_header = False
     result.keep_alive_timeout = _KEEP_ALIVE_S
+    result.startup_timeout = _STARTUP_S
     result.keep_alive_max_requests = 2**31
     result.h2_max_concurrent_streams = _MAX_STREAMS_OF_CONNECTION
     if tls is not None:

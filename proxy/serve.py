@@ -141,10 +141,18 @@ async def _serve_until_signal(app: Weirpool, serving: Serving, parent_alive_fd: 
         await nursery.start(_watch_signals, shutdown, reloads)
         if parent_alive_fd is not None:
             nursery.start_soon(_watch_parent, parent_alive_fd, shutdown)
-        await nursery.start(serve)
+        async with trio.open_nursery() as starting:
+            starting.start_soon(_cancel_at, shutdown, nursery.cancel_scope)  # there is nothing to drain yet
+            await nursery.start(serve)
+            starting.cancel_scope.cancel()
         nursery.start_soon(
             reloads.run, app.worker, serving.file
         )  # what was wished for before waits until there is what to reload
+
+
+async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 class _Reloads:

@@ -4,6 +4,7 @@
 together, `wiring` the interceptors, and `load` calls them in order. Every mistake has a path, and nothing is silently ignored.
 """
 
+from .expand import mask_references
 from .load import Checked, check_config, load_config, log_warnings, parse_config, single_upstream
 from .schema import (
     Admin,
@@ -51,6 +52,7 @@ __all__ = [
     "load_config",
     "load_interceptors",
     "log_warnings",
+    "mask_references",
     "parse_config",
     "single_upstream",
 ]

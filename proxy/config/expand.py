@@ -8,17 +8,34 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from interceptors.values import Mistake, join
 
-__all__ = ["Expansion", "expand"]
+__all__ = ["Expansion", "expand", "mask_references"]
 
 _MAX_FILE = 1 << 20
 _FORMS = "write ${VAR}, ${VAR:-default} or ${file:PATH}, and $${ for a literal ${"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _STOP = re.compile(r"\$\$\{|\$\{|\}")
+
+
+_given: dict[str, str] = {}
+"""What every reference in this process gave, with the reference as it is written. Secrets among them."""
+
+
+def mask_references(text: str) -> str:
+    """A text that may quote an option, with references instead of what they gave. What has three characters or less stays."""
+    return _mask(text, {value: written for value, written in _given.items() if len(value) > 3})
+
+
+def _mask(text: str, known: Mapping[str, str]) -> str:
+    for value in sorted(known, key=len, reverse=True):
+        for form in {value, repr(value)[1:-1]}:
+            text = text.replace(form, known[value])
+    return text
 
 
 class Expansion:
@@ -37,10 +54,7 @@ class Expansion:
         """
         known = {value: written for found in self.values.values() for value, written in found if len(value) > 3}
         known |= {value: written for value, written in self.values.get(path, ()) if len(value) > 2}
-        for value in sorted(known, key=len, reverse=True):
-            for form in {value, repr(value)[1:-1]}:
-                text = text.replace(form, known[value])
-        return text
+        return _mask(text, known)
 
     def is_short(self, path: str) -> bool:
         """Whether a reference at a path gave too little for `mask`: then nothing may be made of the value."""
@@ -124,7 +138,9 @@ class _Text:
             else:
                 return self._malformed(start)
         if used and value:
-            self._expansion.values.setdefault(self._path, []).append((value, self._text[start : self._at]))
+            written = self._text[start : self._at]
+            self._expansion.values.setdefault(self._path, []).append((value, written))
+            _given[value] = written
         return value
 
     def _read(self, name: str) -> str:

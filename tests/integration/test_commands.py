@@ -14,10 +14,15 @@ from pathlib import Path
 
 import pytest
 import trio
+import trustme
 import yaml
+from cryptography.hazmat.primitives import serialization
 from support.client import fetch, open_client
 from support.process import ROOT, WEIRPOOL, port_of, running
 from support.upstream import Peer, open_upstream, stream_of
+
+from proxy.errors import ConfigError
+from proxy.listen import Tls
 
 
 def check(text: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
@@ -182,15 +187,21 @@ async def test_the_demo_prints_a_redacted_stream() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["serve", "--upstream", "nonsense"], "--upstream: 'nonsense' is not an http:// or https:// URL"),
-        (["serve", "--upstream", "http://x", "--bind", "nowhere"], "--bind: 'nowhere' is not HOST:PORT"),
-        (["serve", "--config", "/no/such/file"], "/no/such/file: No such file or directory"),
+        (
+            ["serve", "--upstream", "nonsense"],
+            "weirpool: --upstream: 'nonsense' is not an http:// or https:// URL: did you mean \"http://nonsense\"?",
+        ),
+        (
+            ["serve", "--upstream", "http://x", "--bind", "nowhere"],
+            "weirpool: --bind: 'nowhere' is not HOST:PORT, such as 127.0.0.1:8000 or [::]:8000",
+        ),
+        (["serve", "--config", "/no/such/file"], "/no/such/file: error: No such file or directory"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(arguments: list[str], message: str) -> None:
     done = subprocess.run([*WEIRPOOL, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == f"weirpool: {message}\n"
+    assert done.stderr == f"{message}\n"
 
 
 async def test_two_thousand_streams_through_one_worker() -> None:
@@ -371,3 +382,41 @@ def test_new_key_makes_a_key_that_the_configuration_takes(tmp_path: Path) -> Non
     for name in ("", " ", "a\nb", "${A}"):
         done = subprocess.run([*WEIRPOOL, "new-key", name], cwd=ROOT, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_a_certificate_or_key_that_cannot_be_used_says_why(tmp_path: Path) -> None:
+    """Each in one line that names the option and the file, without a prompt for a pass phrase."""
+    authority = trustme.CA()
+    one, two = authority.issue_cert("a.example"), authority.issue_cert("b.example")
+    (tmp_path / "cert.pem").write_bytes(one.cert_chain_pems[0].bytes())
+    (tmp_path / "key.pem").write_bytes(one.private_key_pem.bytes())
+    (tmp_path / "other.pem").write_bytes(two.private_key_pem.bytes())
+    key = serialization.load_pem_private_key(one.private_key_pem.bytes(), None)
+    secret = serialization.BestAvailableEncryption(b"pass")
+    form = serialization.PrivateFormat.PKCS8
+    (tmp_path / "encrypted.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, form, secret))
+    (tmp_path / "junk.pem").write_text("junk")
+    cases = {
+        ("cert.pem", "other.pem"): "the key is not that of the certificate",
+        ("cert.pem", "encrypted.pem"): "--keyfile {}/encrypted.pem: the private key is encrypted",
+        ("junk.pem", "key.pem"): "--certfile {}/junk.pem: there is no certificate in PEM",
+        ("cert.pem", "junk.pem"): "--keyfile {}/junk.pem: there is no private key in PEM",
+        ("cert.pem", "none.pem"): "--keyfile {}/none.pem: No such file or directory",
+        ("key.pem", "cert.pem"): "--certfile {}/key.pem: there is no certificate in PEM",
+    }
+    for (certificate, private_key), message in cases.items():
+        with pytest.raises(ConfigError) as caught:
+            Tls(str(tmp_path / certificate), str(tmp_path / private_key)).check()
+        (error,) = caught.value.errors
+        assert message.format(tmp_path) in error
+    Tls(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")).check()
+
+
+def test_what_cannot_be_printed_is_one_line_and_status_1(tmp_path: Path) -> None:
+    """`weirpool check --json | head` and a full disk."""
+    (tmp_path / "weirpool.yaml").write_text("a: 1")
+    with open("/dev/full", "w") as full:
+        command = [*WEIRPOOL, "check", "--json", str(tmp_path / "weirpool.yaml")]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    message = "weirpool: cannot write to standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, message)

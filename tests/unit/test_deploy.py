@@ -100,6 +100,39 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_the_service_does_not_begin_again_for_a_wrong_configuration() -> None:
+    """`RestartPreventExitStatus` is about the main process: a check in ExecStartPre would be repeated without end."""
+    unit = (DEPLOY / "weirpool.service").read_text()
+    assert "\nExecStartPre=" not in unit
+    assert "\nRestartPreventExitStatus=2\n" in unit
+
+
+FORWARDED = ["X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Prefix"]
+
+
+def test_nginx_passes_nothing_of_a_client_that_weirpool_would_believe() -> None:
+    text = (DEPLOY / "nginx.conf").read_text()
+    for name in [*FORWARDED, "X-Real-IP", "Forwarded"]:
+        assert re.search(rf"^\s*proxy_set_header {name} (?!\$http_x|\$proxy_add)", text, re.MULTILINE), name
+
+
+def test_haproxy_passes_nothing_of_a_client_that_weirpool_would_believe() -> None:
+    text = (DEPLOY / "haproxy.cfg").read_text()
+    (pattern,) = re.findall(r"http-request del-header (\S+) -m reg", text)
+    for name in [*FORWARDED, "X-Real-IP", "Forwarded"]:
+        assert re.fullmatch(pattern, name.lower()), name
+    assert text.index("del-header") < text.index("set-header")
+
+
+@pytest.mark.skipif(shutil.which("haproxy") is None, reason="there is no haproxy")
+def test_haproxy_takes_its_configuration(tmp_path: Path) -> None:
+    text = (DEPLOY / "haproxy.cfg").read_text()
+    text = text.replace("bind :443 ssl crt /etc/haproxy/llm.example.com.pem alpn h2,http/1.1", "bind 127.0.0.1:8443")
+    (tmp_path / "haproxy.cfg").write_text(text)
+    done = subprocess.run(["haproxy", "-c", "-f", str(tmp_path / "haproxy.cfg")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_configurations_on_the_pages_are_accepted(page: str) -> None:
     for block in blocks_of(page):
