@@ -7,6 +7,8 @@ A pattern is taken apart once, when it is loaded. What a search can cost then de
   with a look at the clock between them.
 - A pattern that begins with an unbounded repetition is tried only where a run of its characters begins: where it fails there, it
   fails inside the run, too.
+- Of other patterns, `re` finds where what they begin with is, if that is bounded (`(?i)key` of `(?i)key *= *x`): they are tried
+  there.
 - Everything else is searched by `regex`, which can stop in the middle (`timeout`). It looks at the clock after many steps, and a
   step over a long text is long: there, the places where a match may begin are tried in turns.
 
@@ -15,11 +17,12 @@ A pattern is taken apart once, when it is loaded. What a search can cost then de
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
-from re import _constants, _parser  # type: ignore[attr-defined]  # private: it alone shows what a pattern is made of
+from re import _compiler, _constants, _parser  # type: ignore[attr-defined]  # private: it alone shows what a pattern is made of
 from time import perf_counter, thread_time
 from typing import Any, NamedTuple, Protocol
 
@@ -44,6 +47,8 @@ _FINE = 1 << 15  # up to so many characters, what stops `regex` is fine enough
 _TURN_CHARACTERS = 1 << 24  # so many characters at most are gone over from the places of one turn
 _FIRST_PLACES, _MOST_PLACES = 16, 1 << 16
 _SLOW_TURN_S = 0.01
+_LEAST_HEAD = 3  # characters
+_FEW_HEADS, _SPARSE = 1000, 24
 _NEVER = float("inf")
 _ONE_CHARACTER = frozenset((_constants.LITERAL, _constants.NOT_LITERAL, _constants.ANY, _constants.IN))
 _POSSESSIVE_GROUPS_ARE_WRONG = sys.version_info < (3, 11, 5)  # (?:ab?c)*+ matches "a" (gh-106052, gh-100061)
@@ -102,6 +107,7 @@ class Pattern:
     __slots__ = (
         "_budget",
         "_cheap",
+        "_head",
         "_linear",
         "_literal",
         "_reach",
@@ -144,6 +150,7 @@ class Pattern:
                 behind = _cost_of(rest, _MOST_CHARACTERS)
                 self._run = _only_where_runs_begin(compiled, parsed)
                 self._linear = int(min(_WHOLE // (behind.steps + 2), _MOST_CHARACTERS))
+        self._head = None if self._step or self._run is not None else _head_of(parsed)
         self._slow: Any = None
         self._source = ""
         if not self._step:
@@ -250,6 +257,18 @@ class Pattern:
                     return found
                 place = text.find(self.prefix, place + 1)
             return None
+        if self._head is not None:
+            began = at
+            for tried in itertools.count(1):
+                at = self._head.first_place(text, at, self.left_s)
+                if at < 0:
+                    return None
+                found = self._timed(self._slow.match, text, at)
+                if found is not None:
+                    return found
+                at += 1
+                if tried > _FEW_HEADS and at - began < tried * _SPARSE:
+                    break  # nearly everywhere: `regex` is sooner done without it
         size = len(text) - at
         if size <= _FINE:
             return self._timed(self._slow.search, text, at)
@@ -279,6 +298,59 @@ class Pattern:
             return method(text, at, timeout=self.left_s())
         except TimeoutError:
             raise PatternTooSlow(self.name) from None
+
+
+class _Head:
+    """What every match of a pattern begins with: it looks at a bounded number of characters, and `re` finds it."""
+
+    __slots__ = ("_reach", "_search", "_step")
+
+    def __init__(self, nodes: Any, cost: _Cost) -> None:
+        self._search = _compiler.compile(nodes).search
+        self._reach = int(cost.reach)
+        self._step = max(_TURN // max(1, int(cost.steps)), 64)
+
+    def first_place(self, text: str, at: int, left_s: Callable[[], float]) -> int:
+        """Where, from `at` on, it is first; -1 if nowhere. `left_s` may raise between turns."""
+        search, reach, size = self._search, self._reach, _FIRST_LOOK
+        while at + size + reach < len(text):
+            left_s()
+            found = search(text, at, at + size + reach)
+            if found is not None and found.start() < at + size:
+                return int(found.start())
+            at += size
+            size = min(size * 2, self._step)
+        found = search(text, at)
+        return -1 if found is None else int(found.start())
+
+
+def _head_of(parsed: Any) -> _Head | None:
+    """Of a parsed pattern; None where that would be nearly everywhere, or costs too much."""
+    head = _parser.SubPattern(parsed.state, _beginning(parsed))
+    cost = _cost_of(head, _MOST_CHARACTERS)
+    if head.getwidth()[0] < _LEAST_HEAD or cost.reach > _MOST_REACH or cost.steps > _TURN // 64:
+        return None
+    return _Head(head, cost)
+
+
+def _beginning(nodes: Any) -> list[Any]:
+    """The first nodes, as far as they look at a bounded number of characters. Matches wherever all of them match."""
+    beginning: list[Any] = []
+    for op, value in nodes:
+        cost = _cost_of_one(op, value, _MOST_CHARACTERS, last=False)
+        if cost.reach <= _MOST_REACH and cost.steps <= _TURN // 64:
+            beginning.append((op, value))
+        elif op is _constants.SUBPATTERN:
+            inner = _parser.SubPattern(value[-1].state, _beginning(value[-1]))
+            return [*beginning, (op, (None, *value[1:-1], inner))]
+        elif op in _REPEATS and value[0] > 0:
+            least, _, item = value
+            if len(item) == 1 and item[0][0] in _ONE_CHARACTER:
+                return [*beginning, (_constants.MAX_REPEAT, (least, least, item))]
+            return [*beginning, *_beginning(item)]
+        elif op not in (_constants.ASSERT, _constants.ASSERT_NOT):  # without an assertion, it matches at more places
+            break
+    return beginning
 
 
 class _Cost(NamedTuple):

@@ -20,6 +20,8 @@ from interceptors.substitute import Flow, Substitution
 RUNS = [
     "(?P<user>[a-z.]+)@example", "[a-z]*b", r"\s+$", ".*s", "(?s).+=", "(?:[ab]+@)+", r"([ab]+)-\1", "a|[ab]+c", "[ab]+?c",
     "(?:a|b)+c", "(?i)[a-k]+@", r"[^\s]+@", r"\W+a", "[]a]+b", "[^]a]+a", "((a+)b)?c", "(?:(?i:a+))b", "a+(?<=aa)b", r"\.+a",
+    r"(?i)ab\s*c+a", "(?:a|bc)[^b]*b", "(?=a.*c)[ab]{2}.*c", r"([ab]{2})+c\1", "(?!b.*c)[ab].*c", r"\b(?:ab?){1,2}[ab]*c",
+    "(?<=a)b+c+a", "(?:(?i:aB)c*)+a", "(?:a(?:b|c*a)b)+c", "(?>a[bc]*)b?c", "(?:ab|c)+?a*b", r"(a)?b(?(1)c*|a*)b",
 ]  # fmt: skip
 HOSTILE = {
     "a+": ("[a-z.]+@example\\.com", "a" * 300_000 + " @example.com"),
@@ -76,8 +78,9 @@ def check(pattern: str, text: str) -> None:
 def test_every_way_to_search_finds_what_re_finds(pattern: str, text: str) -> None:
     """In turns, only where runs begin, and with `regex`: the same matches, in the same order."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("_FIRST_LOOK", "_FINE", "_FIRST_PLACES", "_MOST_PLACES"):
+        for name in ("_FIRST_LOOK", "_FINE", "_FIRST_PLACES", "_MOST_PLACES", "_FEW_HEADS", "_SPARSE"):
             patch.setattr(bounded, name, 2)
+        patch.setattr(bounded, "_LEAST_HEAD", 1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             check(pattern, text)
@@ -191,3 +194,17 @@ def test_numbers_of_repetitions_are_no_operations(least: int) -> None:
     """The parser's operations equal small numbers."""
     assert made(f"a{{{least},40}}b").looks_around is Around.NOTHING
     assert made(f"[a-z]+(?:bc){{{least},40}}d")._run is not None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "secret"),
+    [
+        (r"(?i)password\s*[:=]\s*\S+", "Password = hunter2"),
+        (r"(?i)bearer\s+[a-z0-9._~+/-]+=*", "Bearer abc.def=="),
+        (r"\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*", "eyJh.eyJz.sig"),
+    ],
+)
+def test_usual_patterns_pass_a_megabyte(pattern: str, secret: str) -> None:
+    """Where `regex` alone took longer than it may: what the pattern begins with is nowhere but at the end."""
+    text = "iVBORw0KGgoAAAANSUhEUgAAQd0pASSw8+/" * 30_000
+    assert Substitution(pattern, "#").sub(f"{text} {secret}") == f"{text} #"
