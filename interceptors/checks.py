@@ -131,12 +131,28 @@ def _wrong_method(cls: type, base: type, name: str) -> Iterator[str]:
         if is_async or inspect.isasyncgenfunction(plain):
             yield f"{where} must return an async context manager: decorate it with contextlib.asynccontextmanager"
     elif name.startswith("on_") and (inspect.isasyncgenfunction(plain) or inspect.isgeneratorfunction(plain)):
-        yield f"{where} is a generator, because it has a yield: nothing would run it. Return a list instead"
+        instead = ". Return a list instead" if name in ("on_event", "on_complete") else ""
+        yield f"{where} is a generator, because it has a yield: nothing would run it{instead}"
     elif inspect.iscoroutinefunction(getattr(base, name)):
         if not is_async:
             yield f"{where} must be async: async def {name}(...)"
     elif is_async:
         yield f"{where} is async, but {_why_not_async(cls, name)}"
+    yield from _wrong_parameters(cls, base, name)
+
+
+def _wrong_parameters(cls: type, base: type, name: str) -> Iterator[str]:
+    """A method of ours that cannot be called with what it is given: `self` was forgotten, say."""
+    asked = [item for item in inspect.signature(getattr(base, name)).parameters if item != "self"]
+    found = inspect.getattr_static(cls, name)
+    try:
+        signature = inspect.signature(getattr(cls, name), follow_wrapped=False)
+    except (TypeError, ValueError):
+        return  # not written in Python
+    try:
+        signature.bind(*[None] * (len(asked) + isinstance(found, FunctionType)))
+    except TypeError:
+        yield f"{cls.__qualname__}.{name} takes {signature}, expected ({', '.join(['self', *asked])})"
 
 
 def _why_not_async(cls: type, name: str) -> str:

@@ -38,6 +38,20 @@ async def _awaiting(running: Awaitable[T]) -> T:
     return await running
 
 
+def _name_of(function: object) -> str:
+    return getattr(function, "__qualname__", None) or type(function).__name__
+
+
+def _describe(returned: object) -> str:
+    """What a hook returned, without its content: its type; of a list also the types in it."""
+    if isinstance(returned, type):
+        return f"the class {returned.__name__}"
+    if isinstance(returned, list | tuple):
+        kinds = ", ".join(sorted({type(item).__name__ for item in returned}))
+        return f"a {type(returned).__name__} of {kinds or 'nothing'}"
+    return type(returned).__name__
+
+
 class Owner:
     """One interceptor of a route, under the name that the configuration gave it."""
 
@@ -162,7 +176,10 @@ class Owner:
         """
         TASK_OF.set(self)
         try:
-            await self._stepped("start_soon", async_fn(*args), is_task=True)
+            running = async_fn(*args)
+            if not hasattr(running, "__await__"):
+                raise self.misused("start_soon", f"was given {_name_of(async_fn)}, which is not async")
+            await self._stepped("start_soon", running, is_task=True)
         except StreamOver:
             return None
         except Exception as error:
@@ -171,7 +188,7 @@ class Owner:
 
     def wrong(self, hook: str, returned: Any, expected: str) -> TypeError:
         """The error for a hook that returned what it must not."""
-        return self.misused(hook, f"returned {type(returned).__name__}, expected {expected}")
+        return self.misused(hook, f"returned {_describe(returned)}, expected {expected}")
 
     def misused(self, hook: str, what: str) -> TypeError:
         """The error for a hook that did what it must not: it names the class, where the mistake is."""

@@ -16,7 +16,7 @@ from hashlib import sha256
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Union, get_type_hints
+from typing import Any, TypeGuard, Union, get_type_hints
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -60,7 +60,10 @@ def _load(use: str, options: Mapping[str, Any]) -> Interceptor:
         check_interceptor(cls)
     except LoadError as error:
         mistakes += error.errors
-    arguments, wrong = _check_options(cls, options)
+    try:
+        arguments, wrong = _check_options(cls, options)
+    except LoadError as error:
+        raise _joined([*mistakes, error]) from error
     mistakes += [LoadError(item.message, item.path, item.hint) for item in wrong]
     if arguments is not None:
         try:
@@ -168,17 +171,17 @@ def _check_options(cls: type[Interceptor], options: Mapping[str, Any]) -> tuple[
     Beside mistakes, the arguments are those that are right, so that `__init__` can find more; None where it cannot be called.
     """
     parameters = _parameters_of(cls)
-    try:
-        hints = get_type_hints(cls.__init__) if parameters else {}
-    except NameError as error:  # get_type_hints resolves what is imported for type checkers only at run time
-        raise LoadError(
-            f"the annotations of {cls.__name__}.__init__ cannot be resolved: {error}",
-            hint="import what they name outside of `if TYPE_CHECKING:`",
-        ) from error
+    hints = _hints_of(cls) if parameters else {}
     checker = Checker("option")
-    if list(parameters) == ["options"] and _is_options_class(hints["options"]):
-        made = _convert(checker, options, hints["options"])
-        return None if made is None else {"options": made}, checker.mistakes
+    if list(parameters) == ["options"]:
+        if _is_options_class(hint := hints.get("options")):
+            made = _convert(checker, options, hint)
+            return None if made is None else {"options": made}, checker.mistakes
+        if "options" not in options and parameters["options"].default is inspect.Parameter.empty:
+            raise LoadError(
+                f"{cls.__qualname__}.__init__ takes `options`, whose annotation must be a dataclass or a msgspec.Struct; "
+                "or let each option be a parameter of its own"
+            )
     named = {name: item for name, item in parameters.items() if item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)}
     takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
     given = {name: value for name, value in options.items() if name in named or not takes_any}
@@ -216,13 +219,24 @@ def _parameters_of(cls: type[Interceptor]) -> Mapping[str, inspect.Parameter]:
     return {name: item for name, item in signature.parameters.items() if name != "self"}
 
 
+def _hints_of(cls: type[Interceptor]) -> Mapping[str, Any]:
+    """The annotations of `__init__`. Raises `LoadError`."""
+    try:
+        return get_type_hints(cls.__init__)
+    except Exception as error:  # get_type_hints resolves what is imported for type checkers only at run time
+        raise LoadError(
+            f"the annotations of {cls.__name__}.__init__ cannot be resolved: {error}",
+            hint="import what they name outside of `if TYPE_CHECKING:`",
+        ) from error
+
+
 def _option_names(cls: type[Interceptor]) -> Collection[str]:
     """The options that `__init__` takes: its parameters, or the fields of the class that its only one names."""
     names = list(_parameters_of(cls))
-    if names == ["options"] and _is_options_class(hint := get_type_hints(cls.__init__)["options"]):
+    if names == ["options"] and _is_options_class(hint := _hints_of(cls).get("options")):
         return [item.name for item in (fields(hint) if is_dataclass(hint) else msgspec.structs.fields(hint))]
     return names
 
 
-def _is_options_class(hint: Any) -> bool:
+def _is_options_class(hint: Any) -> TypeGuard[type[Any]]:
     return isinstance(hint, type) and (is_dataclass(hint) or issubclass(hint, msgspec.Struct))

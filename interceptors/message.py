@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -12,7 +13,7 @@ import structlog
 from pools import decode_json, encode_json
 
 from .content import Contradiction, media_type
-from .errors import NotJson
+from .errors import Misused, NotJson
 from .event import UNSET, Event, not_json
 from .paths import normal_path, quote_path
 from .refusals import error_json, only_id, request_ids
@@ -236,11 +237,15 @@ class Request:
         if self._is_forgotten:
             raise RuntimeError("the body is kept until the head of the response leaves; keep what a stream needs of it")
         if self._body is None:
-            raise RuntimeError("this request's body passes unread; an interceptor that needs it says wants_body = True")
+            raise BodyUnread("this request's body passes unread; an interceptor that needs it says wants_body = True")
         return self._body
 
     def __repr__(self) -> str:
         return f"<Request {self.method} {self.path}>"  # nothing that could be secret
+
+
+class BodyUnread(Misused, RuntimeError):
+    """A body was asked for that passes as it arrives."""
 
 
 def _headers(given: Mapping[str, str] | Iterable[tuple[bytes, bytes]] | Headers) -> Headers:
@@ -251,6 +256,13 @@ def _headers(given: Mapping[str, str] | Iterable[tuple[bytes, bytes]] | Headers)
 
 def start_task(request: Request, owner: Any, async_fn: Callable[..., Awaitable[object]], args: tuple[Any, ...]) -> None:
     """Run a task for an owner, in the exchange of a request."""
+    if not callable(async_fn):
+        if inspect.iscoroutine(async_fn):
+            async_fn.close()
+        raise Misused(
+            f"start_soon takes an async function and its arguments, not {type(async_fn).__name__}: "
+            "start_soon(fn, x), and not start_soon(fn(x))"
+        )
     if request.spawn is None:
         raise RuntimeError("there is no exchange to run a task in")
     request.spawn(owner, async_fn, args)

@@ -13,6 +13,7 @@ from .errors import ConfigError
 __all__ = ["new_interceptor"]
 
 _OWN = ("interceptors", "pools", "proxy")
+_NEEDED = ("pytest",)  # by the test, also where it is not installed yet
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]++)*")
 
 _MODULE = '''\
@@ -106,7 +107,7 @@ def test_requests_are_marked() -> None:
 '''
 
 _NEXT = """\
-{module}.py and test_{module}.py are written. Next, run the test:
+{module}.py and test_{module}.py are written. Next, run the test (with pytest; if it is missing: pip install pytest):
 
     {python} -m pytest test_{module}.py
 
@@ -121,6 +122,10 @@ and check it:
 """
 
 
+_IMPORTED = {*re.findall(r"^    (\w+),$", _MODULE, re.MULTILINE), "Options"}
+"""The names that the module uses for something else than its interceptor."""
+
+
 def _hidden_by(module: str, directory: Path) -> str | None:
     """What a file of that name, or its test, would take the place of for Python; None when it is free."""
     for name in (module, f"test_{module}"):
@@ -129,7 +134,7 @@ def _hidden_by(module: str, directory: Path) -> str | None:
         if name in _OWN:
             return f"Weirpool's package {name}"
         places = [place for place in sys.path if Path(place or ".").resolve() != directory.resolve()]
-        if PathFinder.find_spec(name, places) is not None:
+        if name in _NEEDED or PathFinder.find_spec(name, places) is not None:
             return f"the installed module {name}"
     return None
 
@@ -137,16 +142,25 @@ def _hidden_by(module: str, directory: Path) -> str | None:
 def new_interceptor(name: str, directory: Path) -> str:
     """Write the two files; what to do next. Raises `ConfigError` for an impossible name, and never overwrites a file."""
     module = name.replace("-", "_")
-    if _NAME.fullmatch(name) is None or keyword.iskeyword(module):
+    title = "".join(part.capitalize() for part in module.split("_"))
+    if keyword.iskeyword(module):
+        raise ConfigError(
+            f"{name!r} cannot be a name: Python has it as a word of its own; choose another, such as my-{name}"
+        )
+    if _NAME.fullmatch(name) is None:
         raise ConfigError(f"{name!r} cannot be a name: small letters and digits, parts joined by - or _, as in redact-keys")
     hidden = _hidden_by(module, directory)
     if hidden is not None:
         raise ConfigError(f"{name!r} cannot be a name: {module}.py would hide {hidden}; choose another, such as my-{name}")
+    if title in _IMPORTED:
+        raise ConfigError(
+            f"{name!r} cannot be a name: class {title} would hide Weirpool's {title}; choose another, such as my-{name}"
+        )
     words = {
         "python": sys.executable if " " not in sys.executable else "python",
         "name": name,
         "module": module,
-        "title": "".join(part.capitalize() for part in module.split("_")),
+        "title": title,
     }
     for file, text in ((f"{module}.py", _MODULE), (f"test_{module}.py", _TEST)):
         try:

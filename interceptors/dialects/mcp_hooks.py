@@ -26,7 +26,7 @@ from pools import decode_json, encode_json
 
 from ..api import AsyncStreamInterceptor, End, EventResult, Interceptor, Outcome, StreamContext, StreamInterceptor
 from ..content import content_coding, is_json_in_utf8, is_json_type
-from ..errors import Abort, NotJson
+from ..errors import Abort, Misused, NotJson
 from ..event import Event
 from ..hooks import Owner
 from ..message import Headers, Request, Response, ResponseHead
@@ -297,7 +297,7 @@ class McpInterceptor(Interceptor):
                     continue
                 message.request = exchange.calls.get(message.id) or exchange.find(message, from_client=True)
             if self._run(message) is not None:
-                raise TypeError(
+                raise Misused(
                     "a request of the server can be changed, not answered: the answer would be the client's to send"
                 )
             if message.kind is Kind.REQUEST:
@@ -314,7 +314,7 @@ class McpInterceptor(Interceptor):
             if given is not None:
                 if message.kind is not Kind.REQUEST or not isinstance(given, (dict, McpError)):
                     expected = "a dict, an McpError or None" if message.kind is Kind.REQUEST else "None"
-                    raise TypeError(
+                    raise Misused(
                         f"{type(self).__qualname__}.{hook.name} returned {type(given).__name__}, expected {expected}"
                     )
                 return given

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..api import End, EventResult, Interceptor, StreamContext, StreamInterceptor
-from ..errors import NotJson
+from ..errors import Misused, NotJson
 from ..event import Event
 from ..hooks import HOOK_OF
 from .answers import readers_for
@@ -148,7 +148,7 @@ class MessageInterceptor(Interceptor):
         if stream is None:
             return None
         if not isinstance(stream, MessageStream):
-            raise TypeError(f"open_messages returned {type(stream).__name__}, expected a MessageStream or None")
+            raise Misused(f"open_messages returned {type(stream).__name__}, expected a MessageStream or None")
         side = _DialectSide(stream, readers, context)
         stream._dialect_side = side
         stream.needs = side.needs()
@@ -195,6 +195,7 @@ class _DialectSide:
         self._handlers: dict[type[Part], Callable[[Any], None]] = {
             part: getattr(stream, name) for part, name in _HOOKS.items() if getattr(own, name) is not getattr(base, name)
         }
+        self._name = own.__qualname__
         self._readers = readers
         self._context = context
         self._holds = stream.holds_tool_calls
@@ -346,7 +347,11 @@ class _DialectSide:
             if handler is not None:
                 self._current = part
                 try:
-                    handler(part)
+                    if (given := handler(part)) is not None:
+                        raise Misused(
+                            f"{self._name}.{_HOOKS[type(part)]} returned {type(given).__name__}, "
+                            "expected None: what is to change is set on what the hook is given"
+                        )
                 except Exception as error:
                     with suppress(AttributeError):  # one with slots
                         setattr(error, HOOK_OF, _HOOKS[type(part)])

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from pools import decode_json, encode_any_json
 
+from ..errors import Misused
 from ..event import Event
 from ..unescape import unescape
 
@@ -104,7 +105,7 @@ class TextDelta(Part):
     @text.setter
     def text(self, text: str) -> None:
         if not isinstance(text, str):
-            raise TypeError(f"the text of a delta is a string, not {type(text).__name__}")
+            raise Misused(f"the text of a delta is a string, not {type(text).__name__}")
         if text != self.holder[self.key]:
             self.holder[self.key] = text
             self.changed = True
@@ -205,7 +206,7 @@ class ToolCall(Part):
     @arguments.setter
     def arguments(self, arguments: str) -> None:
         if not isinstance(arguments, str):
-            raise TypeError(f"the arguments of a tool call are JSON text, not {type(arguments).__name__}")
+            raise Misused(f"the arguments of a tool call are JSON text, not {type(arguments).__name__}")
         if arguments != self._arguments:
             self._must_be_held("its arguments can be changed")
             self._arguments = arguments
@@ -223,16 +224,14 @@ class ToolCall(Part):
     def refuse(self, text: str) -> None:
         """Put a text in the place of the call. Raises `TypeError` unless the class has `holds_tool_calls`."""
         if not isinstance(text, str):
-            raise TypeError(f"the text in the place of a tool call is a string, not {type(text).__name__}")
+            raise Misused(f"the text in the place of a tool call is a string, not {type(text).__name__}")
         self._must_be_held("it can be refused")
         self.refusal = text
         self.dropped = self.changed = True
 
     def _must_be_held(self, what: str) -> None:
         if not self.held:
-            raise TypeError(
-                f"this tool call was already sent, so {what} no longer: set holds_tool_calls = True on the class"
-            )
+            raise Misused(f"this tool call was already sent, so {what} no longer: set holds_tool_calls = True on the class")
 
 
 def arguments_text(value: Any) -> str:

@@ -62,7 +62,7 @@ async def test_the_page_s_files_and_commands_put_an_interceptor_to_work(tmp_path
     """As they stand there, but for the ports: what `weirpool demo` streams goes through the page's interceptor, which changes each
     event but the last.
     """
-    assert files_of(PAGE, tmp_path) == ["shout.py", "weirpool.yaml"]
+    assert files_of(PAGE, tmp_path) == ["shout.py", "weirpool.yaml", "looked.py"]
     block = next(block for block in blocks_of(PAGE) if block.language == "sh")
     demo_line, serve_line, curl_line = block.text.splitlines()
     assert demo_line == "weirpool demo"

@@ -1037,9 +1037,13 @@ async def test_a_hook_that_fails(hook: str, kind: str, on_error: str, serve: Ser
     [
         ("on_request", {"status": 403}, "returned dict, expected a Response or None"),
         ("on_response", "no", "returned str, expected a Response or None"),
-        ("open_stream", StreamInterceptor, "returned type, expected a StreamInterceptor, an AsyncStreamInterceptor or None"),
+        (
+            "open_stream",
+            StreamInterceptor,
+            "returned the class StreamInterceptor, expected a StreamInterceptor, an AsyncStreamInterceptor or None",
+        ),
         ("on_event", b"data", "returned bytes, expected an Event, a list of Events, End(...) or None"),
-        ("on_event", ["data"], "returned list, expected an Event, a list of Events, End(...) or None"),
+        ("on_event", ["data"], "returned a list of str, expected an Event, a list of Events, End(...) or None"),
     ],
 )
 async def test_a_hook_that_returns_nonsense(hook: str, returned: object, expected: str, serve_once: Serve) -> None:

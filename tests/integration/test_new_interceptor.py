@@ -78,6 +78,11 @@ def test_a_name_that_cannot_be_one_is_refused(name: str, tmp_path: Path) -> None
         ("interceptors", "Weirpool's package interceptors"),
         ("pools", "Weirpool's package pools"),
         ("proxy", "Weirpool's package proxy"),
+        ("pytest", "the installed module pytest"),
+        ("event", "Weirpool's Event"),
+        ("interceptor", "Weirpool's Interceptor"),
+        ("stream-interceptor", "Weirpool's StreamInterceptor"),
+        ("options", "Weirpool's Options"),
     ],
 )
 def test_a_name_that_hides_a_module_is_refused(name: str, hidden: str, tmp_path: Path) -> None:
@@ -88,12 +93,19 @@ def test_a_name_that_hides_a_module_is_refused(name: str, hidden: str, tmp_path:
     new_interceptor(f"my-{name}", tmp_path)
 
 
+def test_a_word_of_python_is_refused_as_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="'class' cannot be a name: Python has it as a word of its own; choose another, such as my-class"
+    ):
+        new_interceptor("class", tmp_path)
+
+
 def test_a_file_of_ones_own_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is in the directory is not overwritten, which is another error."""
-    (tmp_path / "mine.py").write_text("")
+    (tmp_path / "of_my_own.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match="is there already"):
-        new_interceptor("mine", tmp_path)
+        new_interceptor("of-my-own", tmp_path)
 
 
 def test_the_command_refuses_it_in_one_line(tmp_path: Path) -> None:

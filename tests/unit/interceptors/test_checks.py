@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -35,8 +36,10 @@ STREAMS = ("StreamInterceptor", "AsyncStreamInterceptor", "MessageStream")
 
 
 @pytest.fixture
-def load(tmp_path: Path) -> Callable[[str, str], Interceptor]:
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Interceptor]:
     """Loads a file that has a class with this base and this body, as `use: ./file.py:Mine` does."""
+
+    monkeypatch.setattr(sys, "path", sys.path[:])  # the loader adds the file's directory
 
     def load(base: str, body: str) -> Interceptor:
         name = "Mine" if base in INTERCEPTORS else "MyStream"
@@ -49,6 +52,18 @@ def load(tmp_path: Path) -> Callable[[str, str], Interceptor]:
 
 
 WRONG = [
+    ("StreamInterceptor", "def on_event(event): return event", "MyStream.on_event takes (event), expected (self, event)"),
+    ("StreamInterceptor", "def on_start(self): pass", "MyStream.on_start takes (self), expected (self, head)"),
+    ("StreamInterceptor", "@classmethod\ndef on_end(cls): pass", "MyStream.on_end takes (), expected (self, outcome)"),
+    ("StreamInterceptor", "on_complete = lambda: None", "MyStream.on_complete takes (), expected (self)"),
+    ("MessageStream", "def on_text_delta(self, delta, more): pass", "takes (self, delta, more), expected (self, delta)"),
+    ("Interceptor", "def open_stream(self): return None", "Mine.open_stream takes (self), expected (self, context)"),
+    ("Interceptor", "async def on_request(self, request, more): pass", "takes (self, request, more), expected (self, request)"),
+    ("Interceptor", "def collectors(): return []", "Mine.collectors takes (), expected (self)"),
+    ("Interceptor", "async def on_request(self, request): yield", "because it has a yield: nothing would run it"),
+    ("Interceptor", "def __init__(self, options): pass", "Mine.__init__ takes `options`, whose annotation must be"),
+    ("Interceptor", "def __init__(self, options: dict): pass", "whose annotation must be a dataclass or a msgspec.Struct"),
+    ("Interceptor", "def __init__(self, most: 'Mosst' = 1): pass", "Mine.__init__ cannot be resolved: name 'Mosst' is not"),
     ("StreamInterceptor", "hook_timeout_s = 5", "it belongs on a class that extends Interceptor"),
     ("AsyncStreamInterceptor", "hook_timeout_s = None", "it belongs on a class that extends Interceptor"),
     ("MessageStream", "hook_timeout_s = 5", "it belongs on a class that extends Interceptor"),
@@ -117,6 +132,13 @@ def test_a_name_without_effect_is_refused(load: Any, base: str, body: str, messa
 
 
 RIGHT = [
+    ("StreamInterceptor", "@staticmethod\ndef on_event(event): return event"),
+    ("StreamInterceptor", "@classmethod\ndef on_event(cls, event): return event"),
+    ("StreamInterceptor", "on_event = lambda self, event: event"),
+    ("StreamInterceptor", "def on_event(self, *args, **more): return args[0]"),
+    ("StreamInterceptor", "def on_start(self, a_head, extra=None, *, word=1): pass"),
+    ("StreamInterceptor", "from operator import itemgetter\non_event = itemgetter(0)"),
+    ("Interceptor", "def __init__(self, options=None): pass"),
     *[(base, "strict = True\nmodel = 'm'\ndef finish(self): ...") for base in ("Interceptor", "StreamInterceptor")],
     *[
         (base, "timeout_s = 5\ntimeout = 3\nhook = print\nname = 'x'\nstream = None\nevent = b''\nbody = b'x'\n_needs = (b'x',)")

@@ -7,6 +7,7 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakSet
 
 import pytest
 
@@ -47,6 +48,10 @@ class SkipsErrors(Interceptor):
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Puts classes into an importable module and answers with the name of the first, as `use` wants it."""
+
+    monkeypatch.setattr(
+        "interceptors.checks._checked", WeakSet()
+    )  # a class is checked once, and with the others of its module
 
     def put(*classes: type) -> str:
         monkeypatch.setattr("interceptors.checks._checked", set())  # the same class stands in another module each time

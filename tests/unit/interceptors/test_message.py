@@ -278,7 +278,7 @@ def test_an_answers_headers_may_come_in_any_shape(headers: Any) -> None:
 
 @pytest.mark.parametrize("status", [-1, 0, 99, 100, 101, 199, 1000])
 def test_a_status_that_cannot_end_a_request_is_refused(status: int) -> None:
-    with pytest.raises(ValueError, match=f"^a response's status is 200 or more, not {status}$"):
+    with pytest.raises(ValueError, match=f"^a response's status is 200 to 999, not {status}$"):
         Response(status=status)
 
 
