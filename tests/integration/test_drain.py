@@ -178,6 +178,7 @@ async def test_no_client_can_hold_the_process(
             stack.push_async_callback(trio.aclose_forcefully, stream)
         await trio.sleep(0.5)  # so that those who stall, stall
         await server.ends_in_time(least_s=DRAIN_S)
+        assert await server.process.event("drain_cut")
         reports = await server.process.event("buffer_pool_report", 3)
         assert {line["in_use"] for line in reports} == {0}
         assert not [line for line in server.process.lines if "Traceback" in line]

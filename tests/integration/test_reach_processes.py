@@ -1,0 +1,119 @@
+"""Log events and parts of the command line that no other test reaches, from the standard error of processes."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.client import fetch
+from support.process import ROOT, WEIRPOOL, port_of, running
+from support.upstream import open_upstream, stream_of
+
+from interceptors.testing import NothingCalled, run_chain
+
+OWN = """
+from interceptors import Interceptor
+
+class Odd(Interceptor):
+    async def on_request(self, request):
+        request.log.warning("odd", number=10**5000)  # cannot be written in decimal digits
+
+class Fatal(BaseException):
+    pass
+
+class Dies(Interceptor):
+    made = 0
+
+    def __init__(self):
+        Dies.made += 1
+        if Dies.made > 1:  # the first one is made for the check of the configuration
+            raise Fatal("a defect")
+"""
+CONFIG = """
+reverse_proxy:
+  upstreams: [{name: up, endpoints: ["%s"]}]
+  routes: [{path: /, upstream: up, dialect: openai, interceptors: [%s]}]
+interceptors:
+  - {name: odd, use: "./own.py:Odd"}
+  - {name: guard, use: guard, options: {patterns: [secret]}}
+  - {name: audit, use: audit, options: {path: /dev/full}}
+  %s
+drain: {timeout: 1}
+log: {level: debug}
+"""
+ANSWER = b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"a secret"}}]}\n\n'
+SERVED = ("server", "guard_stopped", "log_failed", "lines_dropped")
+AT_THE_END = ("lines_lost",)
+
+
+async def test_events_of_a_process_that_serves(tmp_path: Path) -> None:
+    """A guard that stops, the server's own words at debug level (`log.level`), a line that
+    cannot be written in any form, an audit on a full disk, and what of it is lost at the end."""
+    (tmp_path / "own.py").write_text(OWN)
+    async with open_upstream(stream_of(ANSWER)) as up:
+        (tmp_path / "weirpool.yaml").write_text(CONFIG % (up.url, "odd, guard, audit", ""))
+        command = [*WEIRPOOL, "serve", "--config", str(tmp_path / "weirpool.yaml"), "--bind", "127.0.0.1:0"]
+        async with running(command) as process:
+            await fetch(await port_of(process), "/v1/chat/completions")
+            for event in SERVED:
+                await process.event(event)
+            process.signal(signal.SIGTERM)
+            for event in AT_THE_END:
+                await process.event(event)
+            assert await process.exit_status() == 0
+
+
+async def test_a_process_that_fails(tmp_path: Path) -> None:
+    """What no handler takes is one line, `process_failed`, and status 1."""
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "weirpool.yaml").write_text(CONFIG % ("http://127.0.0.1:9", "dies", '- {name: dies, use: "./own.py:Dies"}'))
+    command = [*WEIRPOOL, "serve", "--config", str(tmp_path / "weirpool.yaml"), "--bind", "127.0.0.1:0"]
+    async with running(command) as process:
+        (line,) = await process.event("process_failed")
+        assert "Fatal" in str(line)
+        assert await process.exit_status() == 1
+
+
+def test_the_log_is_for_a_terminal(tmp_path: Path) -> None:
+    """`log.format: console`: no line is JSON."""
+    text = CONFIG.replace("log: {level: debug}", "log: {format: console}")
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "weirpool.yaml").write_text(text % ("http://127.0.0.1:9", "", ""))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        bind = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [*WEIRPOOL, "serve", "--config", str(tmp_path / "weirpool.yaml"), "--bind", bind]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+    assert "[error    ] start_failed" in done.stderr
+    assert "{" not in done.stderr
+
+
+COMMANDS = {
+    "weirpool --version": (["--version"], 0, "weirpool "),
+    "bench SCENARIO": (["bench", "no such scenario"], 2, "weirpool: no such scenario; there are: "),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command(name: str) -> None:
+    """What it prints, and its status."""
+    arguments, status, printed = COMMANDS[name]
+    done = subprocess.run([*WEIRPOOL, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status
+    assert printed in done.stdout + done.stderr
+
+
+def test_a_run_that_shows_nothing(tmp_path: Path) -> None:
+    """`NothingCalled` is what the author of a test is warned with, when no hook was called."""
+    from interceptors.loader import load_interceptor
+
+    (tmp_path / "quiet.py").write_text(
+        "from interceptors import Interceptor, StreamInterceptor\n\n"
+        "class Quiet(Interceptor):\n    def open_stream(self, context):\n        return None\n"
+    )
+    quiet = load_interceptor(f"{tmp_path / 'quiet.py'}:Quiet", {})
+    with pytest.warns(NothingCalled):
+        run_chain([quiet], [b""])
