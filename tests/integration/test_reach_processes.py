@@ -12,7 +12,9 @@ from support.client import fetch
 from support.process import ROOT, WEIRPOOL, port_of, running
 from support.upstream import open_upstream, stream_of
 
+from interceptors.loader import load_interceptor
 from interceptors.testing import NothingCalled, run_chain
+from proxy.__main__ import main
 
 OWN = """
 from interceptors import Interceptor
@@ -98,18 +100,20 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command(name: str) -> None:
+def test_a_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What it prints, and its status."""
     arguments, status, printed = COMMANDS[name]
-    done = subprocess.run([*WEIRPOOL, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == status
-    assert printed in done.stdout + done.stderr
+    try:
+        returned = main(arguments)
+    except SystemExit as end:
+        returned = int(end.code or 0)
+    done = capsys.readouterr()
+    assert returned == status
+    assert printed in done.out + done.err
 
 
 def test_a_run_that_shows_nothing(tmp_path: Path) -> None:
     """`NothingCalled` is what the author of a test is warned with, when no hook was called."""
-    from interceptors.loader import load_interceptor
-
     (tmp_path / "quiet.py").write_text(
         "from interceptors import Interceptor, StreamInterceptor\n\n"
         "class Quiet(Interceptor):\n    def open_stream(self, context):\n        return None\n"

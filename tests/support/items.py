@@ -10,6 +10,7 @@ import ast
 import importlib
 import re
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,11 @@ _WORDS = frozenset(
 )  # fmt: skip
 _NO_HEADERS = frozenset(("latin-1", "log-writer", "new-interceptor", "new-key", "no-cache", "utf-8", "path"))
 """What looks like a header's name in the code, and is none."""
+
+
+@cache
+def _nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text())))
 
 
 def items() -> set[str]:
@@ -102,9 +108,8 @@ def _headers() -> Iterator[str]:
     for path in _MODULES:
         if "bench" in path.parts or path.name in ("scaffold.py", "demo.py"):
             continue
-        tree = ast.parse(path.read_text())
-        documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-        for node in ast.walk(tree):
+        documentation = {id(node.value) for node in _nodes(path) if isinstance(node, ast.Expr)}
+        for node in _nodes(path):
             if isinstance(node, ast.Constant) and id(node) not in documentation:
                 yield from (f"header {name}" for name in _names_in(node.value))
     page = (ROOT / "docs/forwarding.md").read_text(encoding="utf-8")
@@ -125,14 +130,14 @@ def _metrics() -> Iterator[str]:
     metrics = Metrics(Pools(), ["/"])
     yield from (f"metric {metric.name}" for metric in metrics.registry.collect())
     for path in sorted((ROOT / "interceptors").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in _nodes(path):
             if isinstance(node, ast.Call) and _called(node) in ("Counter", "Gauge", "Histogram", "Summary") and node.args:
                 yield f"metric {_text(node.args[0])}"
 
 
 def _log_events() -> Iterator[str]:
     for path in _MODULES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in _nodes(path):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
                 at = 1 if node.func.attr == "write" and ast.unparse(node.func.value) == "_output" else 0
                 is_log = node.func.attr in (*_LEVELS, "_log") or at == 1
@@ -147,7 +152,7 @@ def _log_events() -> Iterator[str]:
 def _error_types() -> Iterator[str]:
     """`type` in the body of an error: of classes, of refusals. `upstream_error` is that of a base class."""
     for path in _MODULES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in _nodes(path):
             if isinstance(node, ast.ClassDef) and node.name != "UpstreamFailure":
                 values = {
                     ast.unparse(item.targets[0]): _text(item.value) for item in node.body if isinstance(item, ast.Assign)
