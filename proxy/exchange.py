@@ -26,7 +26,7 @@ from .cors import Cors, origins_of
 from .downstream import ClientConnection, Receive, Scope, Send, Writer, inspect_server, raw_target
 from .errors import ClientGone, RequestRefused, SendStalled, UpstreamFailure, outcome_of
 from .forward import Forward
-from .headers import TrustedProxies, one_spelling, received_request, refuse_two_lengths
+from .headers import TrustedProxies, are_fields, one_spelling, received_request, refuse_two_lengths
 from .http import Target, read_target, request_host
 from .inbound import LINGER_S, Inbound
 from .mcp import Calls, calls_of
@@ -248,10 +248,17 @@ class Exchange:
             except (UpstreamFailure, RequestRefused, InterceptorError, ClientGone, SendStalled) as failure:
                 self._fail(failure)
             except httpx.LocalProtocolError:
-                self._fail(RequestRefused(400, "bad_request", "a header or the target of the request cannot be forwarded"))
+                self._fail(self._unsendable())
             except Exception as error:
                 self._fail_internally(error)
             nursery.cancel_scope.cancel()
+
+    def _unsendable(self) -> RequestRefused:
+        """For a request that cannot be sent: the client's fault, or that of an interceptor that has changed it."""
+        if self._forward is None or self._forward.request is None or not are_fields(self._headers):
+            return RequestRefused(400, "bad_request", "a header or the target of the request cannot be forwarded")
+        problem = "an interceptor has set a method, target or header of the request that cannot be sent"
+        return RequestRefused(502, "interceptor_failed", problem, outcome=Outcome.INTERCEPTED)
 
     async def _run_task(self, owner: Owner, async_fn: Callable[..., Awaitable[object]], args: tuple[Any, ...]) -> None:
         """A task that an interceptor has started."""

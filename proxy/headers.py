@@ -21,6 +21,7 @@ __all__ = [
     "HeaderSettings",
     "TrustedProxies",
     "Via",
+    "are_fields",
     "check_response_headers",
     "client_of",
     "client_origin",
@@ -60,7 +61,7 @@ _HOP_BY_HOP = frozenset(
 # `Connection` may name fields of the hop, but must not take away what the message means, or where it has been (RFC 9110, section
 # 7.6.1: it must not name a field that is for all recipients). `_is_claim` is its other half.
 _NEVER_NAMED = frozenset(
-    b"host content-length transfer-encoding content-type content-encoding cache-control authorization cookie via "
+    b"host origin content-length transfer-encoding content-type content-encoding cache-control authorization cookie via "
     b"max-forwards".split()
 )
 _READ_HERE = frozenset(b"expect accept-encoding last-event-id content-range if-range access-control-request-method".split())
@@ -442,14 +443,18 @@ def check_response_headers(headers: HeaderList) -> None:
     """Raise `RequestRefused` for headers that an interceptor has made and that would not be the lines they are meant to be
     (RFC 9110, section 5.5); a server would find out when the head is under way.
     """
-    for name, value in headers:
-        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value) or (name == b"content-length" and not value.isdigit()):
-            raise RequestRefused(
-                502,
-                "interceptor_failed",
-                "an interceptor has set a response header that holds what a header cannot hold",
-                outcome=Outcome.INTERCEPTED,
-            )
+    if not are_fields(headers) or any(name == b"content-length" and not value.isdigit() for name, value in headers):
+        raise RequestRefused(
+            502,
+            "interceptor_failed",
+            "an interceptor has set a response header that holds what a header cannot hold",
+            outcome=Outcome.INTERCEPTED,
+        )
+
+
+def are_fields(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether names and values are what a field may hold (RFC 9110, section 5)."""
+    return all(_NAME.fullmatch(name) and _VALUE.fullmatch(value) for name, value in headers)
 
 
 def _forwarding(headers: Sequence[tuple[bytes, bytes]], *, client: str | None, scheme: str, host: bytes) -> HeaderList:

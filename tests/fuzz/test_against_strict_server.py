@@ -71,6 +71,8 @@ NEVER_NAMED = frozenset(
         "cache-control",
         "authorization",
         "cookie",
+        "origin",
+        "origin",
         "via",
         "max-forwards",
     ]

@@ -276,7 +276,7 @@ async def test_a_hook_that_takes_too_long_ends_the_stream_by_name(others: list[I
     async with open_chain(*members) as chain:
         with capture_logs() as logs:
             assert await feed(chain, [ABC]) == b"data: aa\n\n"
-        assert str(chain.failure) == "slow.on_event: TimeoutError: took longer than its hook_timeout_s (2.5 s)"
+        assert str(chain.failure) == "slow.on_event: HookTooSlow: took longer than its hook_timeout_s (2.5 s)"
         assert errors(logs) == [("slow", "on_event", "abort")]
     assert trio.current_time() - began == pytest.approx(2.5)
 
@@ -435,7 +435,7 @@ async def test_on_start_has_its_time_too(autojump_clock: object) -> None:
 
     with capture_logs():
         async with open_chain(("a", Stuck("abort"))) as chain:
-            with pytest.raises(HookError, match=r"^a\.on_start: TimeoutError: .*\(30\.0 s\)$"):
+            with pytest.raises(HookError, match=r"^a\.on_start: HookTooSlow: .*\(30\.0 s\)$"):
                 await chain.start(head())
         async with open_chain(("a", Stuck("skip"))) as chain:
             await chain.start(head())
