@@ -43,6 +43,7 @@ __all__ = [
     "Truncated",
     "UpstreamFailure",
     "WriteTimedOut",
+    "interceptor_failed",
     "outcome_of",
 ]
 
@@ -128,6 +129,11 @@ class RequestRefused(Exception):
         self.kind = kind
         self.message = message
         self.retry_after_s = retry_after_s
+
+
+def interceptor_failed(message: str) -> RequestRefused:
+    """For a request or a response that cannot be sent as an interceptor has left it."""
+    return RequestRefused(502, "interceptor_failed", message, outcome=Outcome.INTERCEPTED)
 
 
 class ProxyDefect(InterceptorError):

@@ -24,7 +24,7 @@ from interceptors.message import is_preflight
 from .answer import error_body, error_events, refusal_of, send_answer
 from .cors import Cors, origins_of
 from .downstream import ClientConnection, Receive, Scope, Send, Writer, inspect_server, raw_target
-from .errors import ClientGone, RequestRefused, SendStalled, UpstreamFailure, outcome_of
+from .errors import ClientGone, RequestRefused, SendStalled, UpstreamFailure, interceptor_failed, outcome_of
 from .forward import Forward
 from .headers import TrustedProxies, are_fields, one_spelling, received_request, refuse_two_lengths
 from .http import Target, read_target, request_host
@@ -257,8 +257,7 @@ class Exchange:
         """For a request that cannot be sent: the client's fault, or that of an interceptor that has changed it."""
         if self._forward is None or self._forward.request is None or not are_fields(self._headers):
             return RequestRefused(400, "bad_request", "a header or the target of the request cannot be forwarded")
-        problem = "an interceptor has set a method, target or header of the request that cannot be sent"
-        return RequestRefused(502, "interceptor_failed", problem, outcome=Outcome.INTERCEPTED)
+        return interceptor_failed("an interceptor has set a method or a header of the request that cannot be sent")
 
     async def _run_task(self, owner: Owner, async_fn: Callable[..., Awaitable[object]], args: tuple[Any, ...]) -> None:
         """A task that an interceptor has started."""

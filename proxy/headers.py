@@ -11,9 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from secrets import token_hex
 
-from interceptors import Outcome
-
-from .errors import RequestRefused
+from .errors import RequestRefused, interceptor_failed
 from .http import parse_host
 
 __all__ = [
@@ -444,12 +442,7 @@ def check_response_headers(headers: HeaderList) -> None:
     (RFC 9110, section 5.5); a server would find out when the head is under way.
     """
     if not are_fields(headers) or any(name == b"content-length" and not value.isdigit() for name, value in headers):
-        raise RequestRefused(
-            502,
-            "interceptor_failed",
-            "an interceptor has set a response header that holds what a header cannot hold",
-            outcome=Outcome.INTERCEPTED,
-        )
+        raise interceptor_failed("an interceptor has set a response header that holds what a header cannot hold")
 
 
 def are_fields(headers: Iterable[tuple[bytes, bytes]]) -> bool:

@@ -12,7 +12,7 @@ from interceptors import Request
 from interceptors.content import Contradiction, unify
 
 from .downstream import Scope
-from .errors import ProtocolFailure, RequestRefused
+from .errors import ProtocolFailure, interceptor_failed
 from .headers import HeaderList, end_to_end, forwards_left, refuse_trace, request_headers, without_doubles, without_stale
 from .http import Target, is_target
 from .mcp import calls_of
@@ -124,7 +124,7 @@ class UpstreamRequest:
             if request.raw_path != self._target.path or request.query != self._target.query:
                 target = request.raw_path + (b"?" + request.query if request.query else b"")
                 if not is_target(target):
-                    raise RequestRefused(400, "bad_request", "an interceptor has set a path or a query that cannot be sent")
+                    raise interceptor_failed("an interceptor has set a path or a query that cannot be sent")
         headers = without_doubles(headers, scope["headers"], route.headers.removed)
         refuse_trace(method)  # also one that an interceptor has made
         if method == "OPTIONS" and (left := forwards_left(headers)) is not None:

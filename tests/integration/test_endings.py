@@ -581,7 +581,7 @@ async def test_an_unknown_route_is_404_and_reads_the_body_first(log: list[dict[s
         config = config_for(upstream.url)
         with pytest.MonkeyPatch.context() as patch:
             async with open_proxy(config) as proxy:
-                patch.setattr(proxy.worker.routes, "find", lambda path: None)
+                patch.setattr(proxy.worker.routes, "find", lambda *_: None)
                 assert await error_of(proxy, method="POST", body=bytes(1_000_000)) == (404, "no_route")
                 assert await outcome_of(log) == ["refused"]
 
