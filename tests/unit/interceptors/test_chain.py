@@ -245,7 +245,14 @@ def test_a_skipped_failure_is_logged_and_the_next_one_is_asked(ask: Ask, hook: s
 @ASKED
 @pytest.mark.parametrize(
     ("nonsense", "kind"),
-    [("no", "str"), (403, "int"), (False, "bool"), (Response, "type"), ({"status": 403}, "dict"), (Request(), "Request")],
+    [
+        ("no", "str"),
+        (403, "int"),
+        (False, "bool"),
+        (Response, "the class Response"),
+        ({"status": 403}, "dict"),
+        (Request(), "Request"),
+    ],
 )
 def test_a_nonsense_answer_names_class_and_hook_and_what_is_expected(ask: Ask, hook: str, nonsense: Any, kind: str) -> None:
     """Also a false one, which a check for truth would take for None."""

@@ -47,11 +47,11 @@ NONSENSE: dict[str, tuple[Any, str]] = {
     "a dict": ({"data": "x"}, "dict"),
     "True": (True, "bool"),
     "0": (0, "int"),
-    "a list of text": (["x"], "list"),
-    "a list with None": ([None], "list"),
+    "a list of text": (["x"], "a list of str"),
+    "a list with None": ([None], "a list of NoneType"),
     "an iterator": (iter([Event("x")]), "list_iterator"),
     "an end with text": (End("x"), "End"),  # type: ignore[arg-type]
-    "End itself": (End, "type"),
+    "End itself": (End, "the class End"),
 }
 
 
