@@ -227,7 +227,9 @@ class Generations:
                     generation.over.set()
                 task_status.started(None)
                 await generation.over.wait()
-        except Exception as error:
+        except BaseException as error:
+            if _is_of_the_process(error):
+                raise
             if not started:
                 first = _first(error)
                 task_status.started(ConfigError(mask_references(f"{entering}: {type(first).__name__}: {first}")))
@@ -274,6 +276,13 @@ def _collectors(owners: Sequence[Owner]) -> Collectors:
                 f"interceptors: collectors() of {owner.name!r} failed: {type(error).__name__}: {error}"
             ) from error
     return found
+
+
+def _is_of_the_process(error: BaseException) -> bool:
+    """Whether it ends this task, and not only what an interceptor does. `SystemExit` of a lifespan is the lifespan's failure."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(_is_of_the_process(item) for item in error.exceptions)
+    return isinstance(error, trio.Cancelled | KeyboardInterrupt | GeneratorExit)
 
 
 def _first(error: BaseException) -> BaseException:

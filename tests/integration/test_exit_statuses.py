@@ -26,6 +26,12 @@ class Fails(Interceptor):
         raise ValueError("no key")
         yield
 
+class Exits(Interceptor):
+    @asynccontextmanager
+    async def lifespan(self):
+        sys.exit("no key")
+        yield
+
 class Hangs(Interceptor):
     @asynccontextmanager
     async def lifespan(self):
@@ -65,6 +71,10 @@ CASES: dict[int, list[tuple[str, dict[str, Any]]]] = {
         (
             "slow",
             {"use": "IsSlow", "event": "start_failed", "errors": "interceptors: their lifespans were not entered within"},
+        ),
+        (
+            "lifespan-exits",
+            {"use": "Exits", "event": "start_failed", "errors": "interceptors[0]: the lifespan of 'own' failed"},
         ),
         ("lifespan-workers", {"use": "Fails", "workers": 2, "event": "start_failed", "errors": "interceptors[0]: "}),
     ],
