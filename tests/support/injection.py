@@ -107,5 +107,7 @@ def _where(task: Task) -> str:
             getattr(awaited, "cr_await", None)
             or getattr(awaited, "ag_await", None)
             or getattr(awaited, "gi_yieldfrom", None)
+            or (frame is not None and frame.f_locals.get("steps"))  # `Owner._stepped` awaits step by step
+            or None
         )
     return " > ".join(names)
