@@ -50,6 +50,7 @@ __all__ = ["Calls", "calls_of", "surround"]
 
 _KEY = "proxy.mcp"
 _SESSION = "mcp-session-id"
+_MOST_ID = 1024  # characters of a request's id that is kept for as long as its stream lasts
 _MOST_ENDPOINT = 8192  # bytes of the event that announces a session
 
 
@@ -60,7 +61,7 @@ class Calls:
     raw_path: bytes
     """The path that the client has asked for."""
     open: list[float | str] = field(default_factory=list)
-    """Their ids, as the client knows them, until the response has passed."""
+    """Their ids, as the client knows them, until the response has passed; none longer than `_MOST_ID`."""
     resumable: bool = False
     """Events with ids have passed: a client whose stream breaks off may come back for the rest (2025-03-26 to 2025-11-25)."""
     message: Any = None
@@ -126,7 +127,7 @@ class _First(Interceptor):
             if request.sessions is None or not await request.sessions.find_elsewhere(request):
                 return _refuse(rejection)
             mirrored = False  # the old transport has no such headers, whichever revision a client names
-        calls.open = request_ids(message)
+        calls.open = [ident for ident in request_ids(message) if not isinstance(ident, str) or len(ident) <= _MOST_ID]
         if mirrored:
             calls.message = message
         return None

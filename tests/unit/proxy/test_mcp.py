@@ -16,7 +16,7 @@ from interceptors.testing import run_request
 from pools import Pools
 from proxy.config import parse_config
 from proxy.http import parse_host
-from proxy.mcp import surround
+from proxy.mcp import calls_of, surround
 from proxy.place import ClientSide, Place
 from proxy.routes import Route, RouteTable
 
@@ -226,6 +226,18 @@ def test_which_bodies_are_verified(types: list[bytes], modern: int | None, older
         answer = run_request([first], request)
         assert (None if answer is None else answer.status) == status
         assert run_request([first], Request(method="POST", headers=headers, dialect="mcp")) is None
+
+
+def test_a_stream_keeps_no_long_ids() -> None:
+    """An id is kept for as long as its stream lasts: megabytes of it would count nowhere."""
+    batch = [{**VALID, "id": ident} for ident in ("a" * 1024, "b" * 1025, 7)]
+    request = Request(
+        method="POST", headers={"content-type": "application/json"}, body=json.dumps(batch).encode(), dialect="mcp"
+    )
+    assert run_request([surround([], {}, lambda key, endpoint: None)[0].interceptor], request) is None
+    calls = calls_of(request)
+    assert calls is not None
+    assert calls.open == ["a" * 1024, 7]
 
 
 @pytest.mark.parametrize("method", ["POST", "GET"])
