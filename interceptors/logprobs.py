@@ -46,7 +46,14 @@ def _spells(tokens: Any, holder: dict[str, Any]) -> bool:
     for place in (holder, holder.get("delta"), holder.get("message")):
         if isinstance(place, dict):
             texts |= {text.encode("utf-8", "surrogatepass") for text in place.values() if isinstance(text, str)}
-    return all(not tokens or _spelled(tokens) in texts for tokens in lists)
+    return all(not _says_something(tokens) or _spelled(tokens) in texts for tokens in lists)
+
+
+def _says_something(tokens: Any) -> bool:
+    """Whether there is anything in it that could be a part of a text."""
+    if isinstance(tokens, dict):
+        return bool(tokens)
+    return any(token is not None for token in tokens) if isinstance(tokens, list) else bool(tokens)
 
 
 def _spelled(tokens: Any) -> bytes | None:

@@ -89,6 +89,7 @@ FORWARDING = frozenset(
         "x-forwarded-server",
     ]
 )
+READ = HOP | NEVER_NAMED | {"expect", "accept-encoding", "last-event-id", "content-range", "if-range"}
 OURS = {"host", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "via", "content-length", "transfer-encoding"}
 PSEUDONYM = re.compile(r"1\.[0-9] weirpool-[0-9a-z]+")
 
@@ -102,6 +103,7 @@ def expected(direct: Seen) -> Seen:
         if name not in HOP
         and name not in named
         and name.replace("_", "-") not in FORWARDING
+        and not ("_" in name and (name.replace("_", "-") in READ or name.replace("_", "-").startswith("mcp-")))
         and name not in {*OURS, "expect"}
     ]
     target = re.sub(r"^https?://[^/?]*", "", direct.target, flags=re.IGNORECASE)

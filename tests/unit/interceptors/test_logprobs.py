@@ -134,6 +134,14 @@ def test_responses_have_tokens_in_events_and_parts(text: str) -> None:
     assert _all_logprobs(body) == ([tokens(text)] if SECRET not in text else [[]])
 
 
+@pytest.mark.parametrize("empty", [None, [], [None], {"content": None}, {"content": [None], "refusal": []}])
+def test_logprobs_without_a_token_pass_byte_for_byte(empty: Any) -> None:
+    """There is nothing in them that could be a part of a text."""
+    chunk = {"choices": [{"index": 0, "delta": {"role": "assistant", "reasoning_content": "Hm"}, "logprobs": empty}]}
+    data = b"data: " + json.dumps(chunk, indent=None).encode() + b"\n\n"
+    assert run_chain([Redact(PATTERNS)], [data], request=request(CHAT)).output == data
+
+
 def test_tokens_beside_an_unknown_text_are_compared_with_what_leaves() -> None:
     """A text that no reader knows is redacted with its event, and its tokens go with it."""
     event = {"type": "response.whisper.done", "item_id": "i", "output_index": 0, "text": SECRET, "logprobs": OF_SECRET}
