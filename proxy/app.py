@@ -103,7 +103,7 @@ def create_app(config: Config | None = None) -> Weirpool:
         except ConfigError as error:
             structlog.get_logger("proxy").error("start_failed", errors=list(error.errors))
             raise
-        worker.ready = True
+        worker.ready = worker.begun = True
         structlog.get_logger("proxy").info("started", **_started(worker))
         yield
         worker.ready = False

@@ -40,6 +40,7 @@ LAST_WORDS_S = 2.0
 START_FAILED = 3
 """The exit status of a process that could not begin to serve, and has said why in a `start_failed` line."""
 
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 _SAME_SIGNAL_S = 1.0
 _COLLECT_AFTER = (5000, 10, 10)
 
@@ -89,6 +90,9 @@ def run_server(config: Config, serving: Serving, index: int = 0, parent_alive_fd
         trio.run(_serve_until_signal, app, serving, parent_alive_fd)
     except* LifespanFailureError:  # the app has said why
         status = START_FAILED
+    finally:
+        flush_log()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)  # see `_watch_signals`
     return status
 
 
@@ -142,7 +146,7 @@ async def _serve_until_signal(app: Weirpool, serving: Serving, parent_alive_fd: 
         if parent_alive_fd is not None:
             nursery.start_soon(_watch_parent, parent_alive_fd, shutdown)
         async with trio.open_nursery() as starting:
-            starting.start_soon(_cancel_at, shutdown, nursery.cancel_scope)  # there is nothing to drain yet
+            starting.start_soon(_end_start, shutdown, app.worker, nursery.cancel_scope)
             await nursery.start(serve)
             starting.cancel_scope.cancel()
         nursery.start_soon(
@@ -150,9 +154,11 @@ async def _serve_until_signal(app: Weirpool, serving: Serving, parent_alive_fd: 
         )  # what was wished for before waits until there is what to reload
 
 
-async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
-    await event.wait()
-    scope.cancel()
+async def _end_start(shutdown: trio.Event, worker: Worker, scope: trio.CancelScope) -> None:
+    """End a process that is still starting, which has nothing to drain."""
+    await shutdown.wait()
+    if not worker.begun:
+        scope.cancel()
 
 
 class _Reloads:
@@ -175,19 +181,23 @@ async def _watch_signals(
     shutdown: trio.Event, reloads: _Reloads, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     first_at = float("-inf")
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    with trio.open_signal_receiver(*_ENDING, signal.SIGHUP) as signals:
         task_status.started()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])  # see `hold_reloads`
-        async for number in signals:
-            if number == signal.SIGHUP:
-                reloads.want()
-            elif not shutdown.is_set():
-                first_at = trio.current_time()
-                shutdown.set()
-            elif trio.current_time() > first_at + _SAME_SIGNAL_S:
-                # The same signal may come twice at once, from a supervisor and from who signals the whole group.
-                flush_log()
-                os._exit(1)
+        try:
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    reloads.want()
+                elif not shutdown.is_set():
+                    first_at = trio.current_time()
+                    shutdown.set()
+                elif trio.current_time() > first_at + _SAME_SIGNAL_S:
+                    # The same signal may come twice at once, from a supervisor and from who signals the whole group.
+                    flush_log()
+                    os._exit(1)
+        finally:
+            # Trio restores the default, by which the second of two would kill the process before its last lines are written.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
 
 
 async def _watch_parent(fd: int, shutdown: trio.Event) -> None:

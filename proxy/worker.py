@@ -67,6 +67,8 @@ class Worker:
         """Streams of each client, where they are limited: by what `client_place` says."""
         self.bodies = BodyBudget()
         self.ready = False
+        self.begun = False
+        """It has been ready: from then on, what ends it drains it first."""
         self.draining = False
         self.none_left = trio.Event()
 
