@@ -838,7 +838,7 @@ def test_redact_lets_no_secret_out_that_is_cut(data: st.DataObject, answer: tupl
     texts = check_joined(path, result.output)
     check_failure(result.failure)
     assert result.failure is None or early
-    assert result.failure is not None or expected in texts
+    assert result.failure is not None or any(expected in text for text in texts)
     assert count_text(result.output) <= count_text(wire[0])
 
 
