@@ -50,12 +50,16 @@ class StrictServer:
     refusals: list[str] = field(default_factory=list)
 
     def forget(self) -> None:
+        """Forget everything, once no connection is served any more."""
+        while self._serving:
+            self._serving.pop().join(10)
         self.seen.clear()
         self.refusals.clear()
 
     def __post_init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=200)
         self.port: int = self._listener.getsockname()[1]
+        self._serving: list[threading.Thread] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -69,7 +73,9 @@ class StrictServer:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+            thread = threading.Thread(target=self._serve, args=(client,), daemon=True)
+            self._serving.append(thread)
+            thread.start()
 
     def _serve(self, client: socket.socket) -> None:
         client.settimeout(10)
