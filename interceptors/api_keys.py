@@ -100,7 +100,7 @@ class ApiKeys(Interceptor):
         # A client that has to send another header must not be asked for a bearer token: clients of MCP would begin to fetch one.
         self._is_bearer = header in (None, "authorization")
         self._where = "" if options.header is None else f" (header {options.header})"
-        # Both schemes have parameters: RFC 6750, section 3; RFC 9110, section 11.6.1, for `ApiKey`, which is nobody's.
+        # Both schemes have parameters: RFC 6750, section 3; RFC 9110, section 11.6.1, for `ApiKey`, which is not registered.
         self._challenge = 'Bearer realm="weirpool"' if self._is_bearer else f'ApiKey realm="weirpool", header="{header}"'
         self._read = ("authorization", "x-api-key") if header is None else (header,)
         # A key in a header of its own leaves `Authorization` and `x-api-key` to the server. Else both are removed: a client may
@@ -169,7 +169,7 @@ class ApiKeys(Interceptor):
 def _clients_by_hash(keys: dict[str, str | list[str]], mistakes: list[str]) -> tuple[tuple[bytes, str], ...]:
     """Each hash with its client's name. Mistakes, which begin with their path, are added to `mistakes`."""
     if not keys:
-        mistakes.append("keys: there are none, so nobody could come in")
+        mistakes.append("keys: must have at least one client")
     clients: dict[bytes, str] = {}
     for client, hashes in keys.items():
         if not client:

@@ -1,5 +1,5 @@
-"""Mistakes in an author's classes that would show only as something that never happens: a hook that nobody calls, `async` where it
-must not be or missing where it must, a setting that nobody reads.
+"""Mistakes in an author's classes that would otherwise have no visible effect: a hook that is never called, `async` where it must
+not be or missing where it must, a setting that is never read.
 
 The loader, `interceptors.testing` and, when the first stream of a class opens, the chain use these checks. Which hooks and settings
 a class has, and which hooks are async, is read from its closest base class in this package.
@@ -112,7 +112,7 @@ def _problems_of_object(stream: StreamInterceptor | AsyncStreamInterceptor) -> I
 
 
 def _hooks_of_object(made: object) -> Iterator[str]:
-    """Hooks that were set on an object whose class does not override them: nobody looks for them there."""
+    """Hooks that were set on an object whose class does not override them: only classes are searched for hooks."""
     cls, base = type(made), _base_of(type(made))
     for attribute in getattr(made, "__dict__", {}):
         ours = getattr(base, attribute, None)
@@ -142,7 +142,7 @@ def _wrong_method(cls: type, base: type, name: str) -> Iterator[str]:
 
 
 def _wrong_parameters(cls: type, base: type, name: str) -> Iterator[str]:
-    """A method of ours that cannot be called with what it is given: `self` was forgotten, say."""
+    """A hook or method of the base class that cannot be called with what it is given: `self` was forgotten, say."""
     asked = [item for item in inspect.signature(getattr(base, name)).parameters if item != "self"]
     found = inspect.getattr_static(cls, name)
     try:
@@ -166,7 +166,7 @@ def _why_not_async(cls: type, name: str) -> str:
 
 
 def _wrong_value(cls: type, name: str, value: Any) -> Iterator[str]:
-    """A setting of ours with a value that it cannot have."""
+    """A setting with a value that it cannot have."""
     where = f"{cls.__qualname__}: {name} is {value!r}"
     if hasattr(type(value), "__get__"):
         return  # a property, say: known only of an object
@@ -217,8 +217,8 @@ def _kind(name: str) -> str:
 
 
 def _nearest(cls: type, name: str, value: Any) -> tuple[type | None, str]:
-    """The name of ours that a name must have been meant for, and whose it is. Names of the same kind only: a method for a method,
-    a setting for one that may have this value. None: it is the author's own.
+    """The known name that a name must have been meant for, and the class that has it. Of the same kind only: a method for a method, a
+    setting for one that may have this value. None: it is the author's own.
     """
     own = _own(cls)
     best, place, likeness = "", None, 0.0

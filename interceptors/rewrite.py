@@ -1,6 +1,6 @@
 """A pattern as `re` takes it, written so that the library `regex` takes it the same way.
 
-Classes of characters are written such that both engines mean the same. They differ only in `(?i)` of a dotless i, and in characters
+Classes of characters are written so that both engines mean the same. They differ only in `(?i)` of a dotless i, and in characters
 that are younger than Python's tables. With `reads_on`, the pattern reads one character more wherever it asks for the end of the
 text, so that a partial match shows whether an end that has come is the end.
 """
@@ -61,7 +61,7 @@ def source_for_regex(compiled: re.Pattern[str], *, reads_on: bool = False) -> tu
 
 
 def _rewrite(pattern: str, *, verbose: bool, ascii: bool, partial: bool) -> str:
-    """The source of a pattern that `regex` takes as `re` does. `partial`: such that it reads on at its end."""
+    """The source of a pattern that `regex` takes as `re` does. `partial`: it reads on at its end."""
     if _PART_WITH_FLAGS.search(pattern):
         raise ValueError("one of its parts is verbose, or ASCII: write (?x) or (?a) at its beginning")
     flags = _GLOBAL_FLAGS.match(pattern)
@@ -102,7 +102,7 @@ def _rewrite(pattern: str, *, verbose: bool, ascii: bool, partial: bool) -> str:
 
 
 def _rewrite_set(source: str, ascii: bool) -> str:
-    """A set, such that `regex` takes it as `re` does. What is in none of its classes stands beside it."""
+    """A set that `regex` takes as `re` does. What is in none of its classes stands beside it."""
     start = "[^" if source.startswith("[^") else "["
     inner = ""
     others = []  # classes of which the set has what is not in them

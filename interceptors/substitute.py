@@ -25,7 +25,7 @@ from .rewrite import source_for_regex
 
 __all__ = ["Flow", "ReachesBack", "Substitution"]
 
-_FEW = 32  # so many places are sooner tried one by one than with a search that goes on behind them
+_FEW = 32  # up to this many places, trying each is cheaper than a search over the text after them
 
 
 class Substitution:

@@ -363,7 +363,7 @@ def _awaiting_all() -> Iterator[None]:
 
 @contextmanager
 def _passing_unread(request: Request) -> Iterator[None]:
-    """As behind a proxy, no interceptor may ask for a body that nobody wants, unless one has replaced it."""
+    """As in the proxy, no interceptor may ask for a body that none declares with `wants_body`, unless one has replaced it."""
     show = _hide_body(request)
     try:
         yield
@@ -383,7 +383,7 @@ def _forgotten_body(request: Request) -> Iterator[None]:
 
 
 def _hide_body(request: Request) -> Callable[[], None]:
-    """Let nobody ask for the body until what is returned is called."""
+    """Refuse access to the body until what is returned is called."""
     try:
         body = request.body
     except RuntimeError:  # that is how it was made

@@ -259,7 +259,7 @@ class Checker:
         return values if partial else self.build(kind, values)
 
     def _stand_in(self, kind: mi.Type) -> Any:
-        """A value for what is missing or wrong and has no default; nobody is told of mistakes in it."""
+        """A value for what is missing or wrong and has no default; mistakes in it are not reported."""
         match _plain(kind)[0]:
             case mi.StructType() | mi.DataclassType() | mi.TypedDictType() as record:
                 return self.build(

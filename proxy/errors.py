@@ -211,37 +211,34 @@ class ConnectTimedOut(UpstreamFailure, httpx.ConnectTimeout):
     outcome = Outcome.UPSTREAM_TIMEOUT
 
 
-class PoolTimedOut(UpstreamFailure, httpx.PoolTimeout):
+class _OwnLimit(UpstreamFailure):
+    """A limit of this proxy or its machine, for the moment."""
+
+    status = 503
+    outcome = Outcome.REFUSED
+    retry_after_s = 1
+    ours = True
+
+
+class PoolTimedOut(_OwnLimit, httpx.PoolTimeout):
     """No connection to the upstream became free in time (`max_connections`)."""
 
     kind = "upstream_connections_exhausted"
     public = "all connections to the upstream are in use"
-    status = 503
-    outcome = Outcome.REFUSED
-    retry_after_s = 1
-    ours = True
 
 
-class PoolFull(UpstreamFailure, httpx.PoolTimeout):
+class PoolFull(_OwnLimit, httpx.PoolTimeout):
     """All connections to the upstream are in use, and as many requests wait for one as may."""
 
     kind = "upstream_connections_exhausted"
     public = "all connections to the upstream are in use"
-    status = 503
-    outcome = Outcome.REFUSED
-    retry_after_s = 1
-    ours = True
 
 
-class OutOfResources(UpstreamFailure, httpx.ConnectError):
+class OutOfResources(_OwnLimit, httpx.ConnectError):
     """This machine has no descriptor, memory, local port or thread left for it (EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL)."""
 
     kind = "out_of_resources"
     public = "this server has no resources left for a connection to the upstream"
-    status = 503
-    outcome = Outcome.REFUSED
-    retry_after_s = 1
-    ours = True
 
 
 class WriteTimedOut(UpstreamFailure, httpx.WriteTimeout):

@@ -312,9 +312,8 @@ class Exchange:
 
     def _fail(self, failure: Exception) -> None:
         """Note why the exchange failed; the first reason counts."""
-        failure.__traceback__ = (
-            None  # its frames hold the body, which may be large, for as long as the client is being answered
-        )
+        # Its frames hold the body, which may be large, for as long as the client is being answered.
+        failure.__traceback__ = None
         self._failure = self._failure or failure
 
     def _fail_internally(self, error: Exception) -> None:

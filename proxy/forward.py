@@ -24,7 +24,7 @@ from pools import BufferScope
 from .collecting import CollectedBody
 from .cors import Cors
 from .downstream import ClientConnection, Scope, Send
-from .errors import EncodedResponse, NotAStream, RequestRefused
+from .errors import EncodedResponse, NotAStream, interceptor_failed
 from .headers import (
     HeaderList,
     client_origin,
@@ -560,4 +560,4 @@ def _content_of(headers: HeaderList) -> tuple[str, str]:
     try:
         return media_type(headers), content_coding(headers)
     except Contradiction as error:
-        raise RequestRefused(502, "interceptor_failed", f"an interceptor has changed a response whose {error}") from None
+        raise interceptor_failed(f"an interceptor has changed a response whose {error}") from None

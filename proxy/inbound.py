@@ -126,7 +126,7 @@ class Inbound:
             raise too_large(self._max_bytes)
 
     def stream(self, length: int | None) -> httpx.AsyncByteStream:
-        """The body, for whoever takes it: whole if it has come with the first message, else as `run` takes it in."""
+        """The body, for the upstream or for `collect`: whole if it has come with the first message, else as `run` takes it in."""
         if self.complete or len(self._first) == length:
             first, self._first = self._first, b""
             return httpx.ByteStream(first)
@@ -134,7 +134,7 @@ class Inbound:
         return _Body(self._body)
 
     async def small_body(self, max_bytes: int, wait_s: float) -> bytes | None:
-        """All of a body that nobody else wants, if it is as small as that and comes in time."""
+        """A body that is not forwarded, if it has at most `max_bytes` and is whole within `wait_s`; else None."""
         with trio.move_on_after(0 if self.complete else wait_s):
             while not self.complete and not self.gone and len(self._first) <= max_bytes:
                 self._first += await self._next()

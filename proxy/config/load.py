@@ -111,7 +111,7 @@ class _Reading:
         if self._source.tree is None:
             raise ConfigError("this is empty: it must have the key `reverse_proxy`")
         tree = expand(self._source.tree, self._expansion)
-        self._checker = _ConfigChecker(self._source.tree)
+        self._checker = _ConfigChecker()
         for item in self._expansion.mistakes:
             self._checker.bad.add(item.path)
         self.config: Config = _with_files_of(
@@ -189,11 +189,10 @@ def _with_files_of(config: Config, directory: Path) -> Config:
 class _ConfigChecker(Checker):
     """Knows where every key of the configuration belongs."""
 
-    def __init__(self, tree: Any) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self._places: dict[str, list[str]] = {}
         self._index(mi.type_info(Config), "")
-        self._tree = tree
 
     def build(self, kind: Any, values: dict[str, Any]) -> Any:
         return kind.cls(**values) if isinstance(kind, mi.StructType) else values

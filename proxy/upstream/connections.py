@@ -71,7 +71,7 @@ class Connection:
         """Read what is there into `buffer[at:]`. The count, 0 at an orderly end, None when there is nothing yet.
 
         Raises `ReadFailed` when the connection broke, `OutOfResources`, and `Truncated` when TLS ended without close_notify (RFC
-        8446, section 6.1): whoever cuts the connection must not be able to pass that off as the end. Never blocks.
+        8446, section 6.1): a cut connection must not pass for the end of a body. Never blocks.
         """
         try:
             if not at:

@@ -125,6 +125,7 @@ async def test_an_interceptor_that_contradicts_is_a_failure(log: Log) -> None:
     async with serve(log, SSE) as rig:
         answer = await rig.fetch("/adds")
         assert (answer.status, b"interceptor_failed" in answer.body, KEY in answer.body) == (502, True, False)
+        assert await rig.outcomes() == ["intercepted"]
 
 
 @pytest.mark.parametrize(

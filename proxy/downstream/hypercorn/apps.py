@@ -42,15 +42,15 @@ class Messages:
         self._waiting: trio.lowlevel.Task | None = None  # who puts, when it is full; who takes, when it is empty
         self._taken = 0  # bytes that `acknowledge` has not heard of
         self.acknowledge: Callable[[int], Awaitable[None]] | None = None
-        """Over HTTP/2: is awaited with the sizes of what has been taken. Then nobody who puts ever waits: it bounds what comes."""
+        """Over HTTP/2: awaited with the size of each piece that is taken. It opens the window, so that `put` never has to wait."""
         self.over = False
         """The app has returned."""
         self.on_disconnect: Callable[[], None] | None = None
         """Called, synchronously, when `http.disconnect` comes: for whoever has nothing else to wait for."""
 
     async def put(self, message: Message) -> None:
-        """Add one, as soon as there is room; the last, a disconnect, at once, whoever waits for room. A small piece of a body joins
-        one before it that has not been taken: a client may send each byte in a chunk of its own.
+        """Add one, as soon as there is room; the last, a disconnect, at once, ahead of what waits for room. A small piece of a body
+        joins one before it that has not been taken: a client may send each byte in a chunk of its own.
 
         Nobody wants it any more when `close` has been called.
         """
@@ -200,6 +200,6 @@ async def _run_app(app: Any, config: Any, scope: Any, messages: Messages, send: 
         acknowledge, rest = messages.acknowledge, messages.close()
         try:
             if acknowledge is not None and rest:
-                await acknowledge(rest)  # the client may go on with what nobody wants
+                await acknowledge(rest)  # the client may send the rest, which is discarded
         finally:
             await send(None)

@@ -235,7 +235,7 @@ def test_a_failure_of_the_check_lets_nobody_in() -> None:
 GOOD = hash_key(ANN)
 
 BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
-    "no keys": ({"keys": {}}, "keys: there are none"),
+    "no keys": ({"keys": {}}, "keys: must have at least one client"),
     "a client without a name": ({"keys": {"": GOOD}}, "keys: a client's name is empty"),
     "a client without a key": ({"keys": {"ann": []}}, r"keys\.ann: there is no hash"),
     "an empty hash": ({"keys": {"ann": ""}}, r"keys\.ann: there is no hash"),
