@@ -217,8 +217,8 @@ def _kind(name: str) -> str:
 
 
 def _nearest(cls: type, name: str, value: Any) -> tuple[type | None, str]:
-    """The known name that a name must have been meant for, and the class that has it. Of the same kind only: a method for a method, a
-    setting for one that may have this value. None: it is the author's own.
+    """The known name that a name must have been meant for, and the class that has it. Of the same kind only: a method for a method,
+    a setting for one that may have this value. None: it is the author's own.
     """
     own = _own(cls)
     best, place, likeness = "", None, 0.0
