@@ -1,7 +1,8 @@
 """Interceptors: see, change, drop and add what flows through, in a few lines of Python.
 
-Public: `Interceptor`, `StreamInterceptor`, `AsyncStreamInterceptor`, `Event`, `Request`, `Response`, and what they mention.
-`interceptors.testing` runs a chain without a network. Imports only `pools`.
+Public: `Interceptor`, `StreamInterceptor`, `AsyncStreamInterceptor`, `Event`, `Request`,
+`Response`, and what they mention. `interceptors.testing` runs a chain without a network. Imports
+only `pools`.
 """
 
 from .api import (

@@ -1,9 +1,11 @@
-"""What an author of interceptors writes: `Interceptor`, one per process, and an object for each stream.
+"""What an author of interceptors writes: `Interceptor`, one per process, and an object for each
+stream.
 
-The order of a route's list is the order in which requests *and* events pass: what the first interceptor returns, the second sees.
+The order of a route's list is the order in which requests *and* events pass: what the first
+interceptor returns, the second sees.
 
-    request   client  -> first.on_request  -> second.on_request  -> upstream
-    response  client <-  second.on_response <- first.on_response <- upstream     (the first is asked first, here, too)
+    request   client  -> first.on_request  -> second.on_request  -> upstream response  client <-
+    second.on_response <- first.on_response <- upstream     (the first is asked first, here, too)
     events    client <-  second.on_event   <- first.on_event     <- upstream
 """
 
@@ -39,7 +41,9 @@ _UNREAD = "stream.unread"
 
 
 class End:
-    """Returned from `on_event`: these events leave, and the stream ends there, whole for the client. Upstream is left unread."""
+    """Returned from `on_event`: these events leave, and the stream ends there, whole for the
+    client. Upstream is left unread.
+    """
 
     __slots__ = ("events",)
 
@@ -48,7 +52,9 @@ class End:
 
 
 EventResult = Event | Sequence[Event] | End | None
-"""What `on_event` returns: the event (itself, or a replacement), several, None to drop it, or `End`."""
+"""What `on_event` returns: the event (itself, or a replacement), several, None to drop it, or
+`End`.
+"""
 
 
 class Outcome(StrEnum):
@@ -69,18 +75,30 @@ Emit = Callable[[Event], Awaitable[None]]
 
 
 class StreamContext:
-    """What a stream's interceptor knows of its exchange, and what it can do besides answering its hooks."""
+    """What a stream's interceptor knows of its exchange, and what it can do besides answering its
+    hooks.
+    """
 
     __slots__ = ("_emit", "_owner", "is_body", "request")
 
-    def __init__(self, request: Request, emit: Emit | None = None, owner: Any = None, *, is_body: bool = False) -> None:
+    def __init__(
+        self,
+        request: Request,
+        emit: Emit | None = None,
+        owner: Any = None,
+        *,
+        is_body: bool = False,
+    ) -> None:
         self._owner = owner
         self.is_body: bool = is_body
-        """Whether the response is a JSON body, which comes as one event. False for a response that is an event stream, or calls
-        itself one: whether it then is one, each event tells with `Event.is_body`.
+        """Whether the response is a JSON body, which comes as one event. False for a response that
+        is an event stream, or calls itself one: whether it then is one, each event tells with
+        `Event.is_body`.
         """
         self.request: Request = request
-        """The request, as it went upstream. Its body is there only for interceptors that say `wants_body`."""
+        """The request, as it went upstream. Its body is there only for interceptors that say
+        `wants_body`.
+        """
         self._emit = emit
 
     @property
@@ -124,11 +142,14 @@ class StreamContext:
         return log if self._owner is None else log.bind(interceptor=self._owner.name)
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: Any) -> None:
-        """Run a task that ends with the stream: cancelled when that is over, its failure treated as a hook's."""
+        """Run a task that ends with the stream: cancelled when that is over, its failure treated as
+        a hook's.
+        """
         start_task(self.request, self._owner, async_fn, args)
 
     def note_unread(self, reason: str, event_type: str | None = None, *, count: int = 1) -> None:
-        """Something in the stream is not as its dialect has it, and passed unread: count it, and log the first of each stream.
+        """Something in the stream is not as its dialect has it, and passed unread: count it, and
+        log the first of each stream.
 
         `reason` names fields; it must not show content.
         """
@@ -139,9 +160,11 @@ class StreamContext:
             self.log.warning("unread_part", event_type=event_type, reason=reason)
 
     async def emit(self, event: Event) -> None:
-        """Send an event of one's own, from a task, between two of upstream's. Later interceptors see it as they see any.
+        """Send an event of one's own, from a task, between two of upstream's. Later interceptors
+        see it as they see any.
 
-        Waits while many are on their way to a slow client; a checkpoint. Raises `StreamOver` when the stream has ended.
+        Waits while many are on their way to a slow client; a checkpoint. Raises `StreamOver` when
+        the stream has ended.
         """
         if self._emit is None:
             raise StreamOver
@@ -151,23 +174,28 @@ class StreamContext:
 class StreamInterceptor:
     """One stream. Override what you need; a hook that is not overridden costs nothing.
 
-    The hooks are synchronous: they run between two reads of the proxy, so they must not block, and nothing can be cancelled
-    half way through one. Whoever must await something uses `AsyncStreamInterceptor`. Any hook may raise `Abort`.
+    The hooks are synchronous: they run between two reads of the proxy, so they must not block, and
+    nothing can be cancelled half way through one. Whoever must await something uses
+    `AsyncStreamInterceptor`. Any hook may raise `Abort`.
     """
 
     needs: Needs = None
-    """Which events `on_event` is for, as an attribute of the class or, set before `open_stream` returns, of the object.
+    """Which events `on_event` is for, as an attribute of the class or, set before `open_stream`
+    returns, of the object.
 
-    None: every event. A tuple of byte strings: events whose bytes, as they came, hold one of them; `()`: none at all. A compiled
-    pattern of bytes: events in which it is found. Whatever lies between is searched at once and leaves untouched, which costs far
-    less than a call for each event. It is a promise, not a filter: events that another interceptor made are shown all the same.
-    Mind that JSON may write a character in several ways, and that anchors and lookarounds see neighbouring events.
+    None: every event. A tuple of byte strings: events whose bytes, as they came, hold one of them;
+    `()`: none at all. A compiled pattern of bytes: events in which it is found. Whatever lies
+    between is searched at once and leaves untouched, which costs far less than a call for each
+    event. It is a promise, not a filter: events that another interceptor made are shown all the
+    same. Mind that JSON may write a character in several ways, and that anchors and lookarounds see
+    neighbouring events.
     """
 
     passes_unseen: bool = False
-    """What becomes of what `on_event` is for and cannot be shown: an event or JSON body above `limits.max_event_bytes`, a response
-    that is encoded although identity was asked for. False: the stream ends with an error, because this interceptor must not miss
-    it. True: it passes unseen and unchanged, at any size, unless another interceptor needs it. An attribute of the class or of the
+    """What becomes of what `on_event` is for and cannot be shown: an event or JSON body above
+    `limits.max_event_bytes`, a response that is encoded although identity was asked for. False: the
+    stream ends with an error, because this interceptor must not miss it. True: it passes unseen and
+    unchanged, at any size, unless another interceptor needs it. An attribute of the class or of the
     object, as `needs`.
     """
 
@@ -175,24 +203,32 @@ class StreamInterceptor:
         """The stream begins."""
 
     def on_event(self, event: Event) -> EventResult:
-        """One event: return it, a replacement, several, None to drop it, or `End`. Comments pass by without a call."""
+        """One event: return it, a replacement, several, None to drop it, or `End`. Comments pass by
+        without a call.
+        """
         return event
 
     def on_complete(self) -> Event | Sequence[Event] | None:
-        """Upstream has ended its stream, whole: the last occasion to add events, which later interceptors see as they see any.
+        """Upstream has ended its stream, whole: the last occasion to add events, which later
+        interceptors see as they see any.
 
-        Not called for a stream that ends in any other way, or in the middle of an event; `on_end` is.
+        Not called for a stream that ends in any other way, or in the middle of an event; `on_end`
+        is.
         """
         return None
 
     def on_end(self, outcome: Outcome) -> None:
-        """The stream is over. Called exactly once for every stream that `open_stream` was called for, however it ended."""
+        """The stream is over. Called exactly once for every stream that `open_stream` was called
+        for, however it ended.
+        """
 
 
 class AsyncStreamInterceptor:
-    """One stream, for hooks that must await something. As `StreamInterceptor`, but what is not async there is here.
+    """One stream, for hooks that must await something. As `StreamInterceptor`, but what is not
+    async there is here.
 
-    Upstream is not read while one awaits, and what was ready before it has left. Each call has the interceptor's `hook_timeout_s`.
+    Upstream is not read while one awaits, and what was ready before it has left. Each call has the
+    interceptor's `hook_timeout_s`.
     """
 
     needs: Needs = None
@@ -217,8 +253,8 @@ class AsyncStreamInterceptor:
 
 
 class Interceptor:
-    """One per process. Subclass it; `__init__` takes the options that the configuration may set, by their names and types, or
-    one parameter `options`, a dataclass or msgspec Struct of them.
+    """One per process. Subclass it; `__init__` takes the options that the configuration may set, by
+    their names and types, or one parameter `options`, a dataclass or msgspec Struct of them.
     """
 
     on_error: OnError = "abort"
@@ -226,10 +262,14 @@ class Interceptor:
     done nothing."""
 
     wants_body: bool = False
-    """Whether `on_request` needs the request's body, which is then collected first, up to the limit (413 beyond)."""
+    """Whether `on_request` needs the request's body, which is then collected first, up to the limit
+    (413 beyond).
+    """
 
     wants_json: bool = False
-    """Whether `open_stream` is also for `application/json` responses, whose whole body then comes as one event."""
+    """Whether `open_stream` is also for `application/json` responses, whose whole body then comes
+    as one event.
+    """
 
     wants_dialect: bool = False
     """Whether what this interceptor can see depends on the route's `dialect`. The configuration check then warns of a route that
@@ -251,29 +291,43 @@ class Interceptor:
     it would win."""
 
     hook_timeout_s: float | None = 30.0
-    """Seconds that each call of an async hook may take; None: any time. Longer is a failure of the hook."""
+    """Seconds that each call of an async hook may take; None: any time. Longer is a failure of the
+    hook.
+    """
 
     def lifespan(self) -> AbstractAsyncContextManager[object]:
-        """Entered when the process begins to serve and left when it has served, for clients, files, connections to databases."""
+        """Entered when the process begins to serve and left when it has served, for clients, files,
+        connections to databases.
+        """
         return nullcontext()
 
     def collectors(self) -> Iterable[Collector]:
-        """Metrics of one's own (`prometheus_client.Counter(..., registry=None)` and the like), for the proxy's `/metrics`.
+        """Metrics of one's own (`prometheus_client.Counter(..., registry=None)` and the like), for
+        the proxy's `/metrics`.
 
-        Asked once, at start. The proxy adds the label `interceptor`, so that a class may serve under several names.
+        Asked once, at start. The proxy adds the label `interceptor`, so that a class may serve
+        under several names.
         """
         return ()
 
     async def on_request(self, request: Request) -> Response | None:
-        """A request has come: look at it, change it, or answer it by returning a `Response`; the upstream then sees nothing."""
+        """A request has come: look at it, change it, or answer it by returning a `Response`; the
+        upstream then sees nothing.
+        """
         return None
 
     async def on_response(self, head: ResponseHead) -> Response | None:
-        """The upstream's response begins, of any kind: look at its head, change it, or replace the response."""
+        """The upstream's response begins, of any kind: look at its head, change it, or replace the
+        response.
+        """
         return None
 
-    def open_stream(self, context: StreamContext) -> StreamInterceptor | AsyncStreamInterceptor | None:
-        """An object for one stream, or None to stay out of it. Called when an event stream's head has arrived."""
+    def open_stream(
+        self, context: StreamContext
+    ) -> StreamInterceptor | AsyncStreamInterceptor | None:
+        """An object for one stream, or None to stay out of it. Called when an event stream's head
+        has arrived.
+        """
         return None
 
     def _opened(

@@ -1,4 +1,5 @@
-"""`api_keys`: clients authenticate with keys of ours, and the upstream's own credential is sent instead.
+"""`api_keys`: clients authenticate with keys of ours, and the upstream's own credential is sent
+instead.
 
     interceptors:
       - name: keys
@@ -7,11 +8,12 @@
           keys: {ann: "sha256:9f86...", ci: ["sha256:60303a...", "sha256:fd61a0..."]}
           upstream: "Bearer ${LLM_API_KEY}"
 
-A client's key never goes upstream, into a log or into an answer; the configuration holds only hashes of keys. Whose key it was
-stands in `request.state["client_key"]` for the interceptors behind this one.
+A client's key never goes upstream, into a log or into an answer; the configuration holds only
+hashes of keys. Whose key it was stands in `request.state["client_key"]` for the interceptors behind
+this one.
 
-A key is a long random string, so one SHA-256 is the right hash for it: slow hashes protect what people choose, and would cost
-every request milliseconds of the process's only thread.
+A key is a long random string, so one SHA-256 is the right hash for it: slow hashes protect what
+people choose, and would cost every request milliseconds of the process's only thread.
 """
 
 from __future__ import annotations
@@ -32,11 +34,26 @@ _HASH = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # a token: RFC 9110, section 5.6.2
 _VISIBLE = re.compile(r"[!-~]+")
 _HEADER_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
-# Fields of the connection, and those that state where a message ends or where it goes, carry no credential.
+# Fields of the connection, and those that state where a message ends or where it goes, carry no
+# credential.
 _NOT_FORWARDED = frozenset(
     [
-        *("connection", "content-length", "expect", "host", "http2-settings", "keep-alive", "te", "trailer"),
-        *("proxy-authenticate", "proxy-authentication-info", "proxy-authorization", "proxy-connection"),
+        *(
+            "connection",
+            "content-length",
+            "expect",
+            "host",
+            "http2-settings",
+            "keep-alive",
+            "te",
+            "trailer",
+        ),
+        *(
+            "proxy-authenticate",
+            "proxy-authentication-info",
+            "proxy-authorization",
+            "proxy-connection",
+        ),
         *("transfer-encoding", "upgrade", "via"),
     ]
 )
@@ -47,7 +64,8 @@ _BEARER = re.compile(rb"bearer +([^ ]+) *", re.IGNORECASE)
 def hash_key(key: str) -> str:
     """What the configuration holds of a key: `sha256:` and 64 hexadecimal digits.
 
-    Raises `ValueError` for what no header could hold as one word: nothing, spaces, line ends, characters beyond ASCII.
+    Raises `ValueError` for what no header could hold as one word: nothing, spaces, line ends,
+    characters beyond ASCII.
     """
     if not _VISIBLE.fullmatch(key):
         raise ValueError("a key is one or more visible ASCII characters, without spaces")
@@ -59,7 +77,9 @@ class ApiKeysOptions:
     """The options of `ApiKeys`."""
 
     keys: dict[str, str | list[str]]
-    """The hash of each client's key by the client's name, or a list of them while one key replaces another."""
+    """The hash of each client's key by the client's name, or a list of them while one key replaces
+    another.
+    """
     upstream: str | None = field(default=None, repr=False)
     """The credential that the upstream gets, the whole of a header's value. None: none."""
     upstream_header: str = "authorization"
@@ -70,9 +90,11 @@ class ApiKeysOptions:
 
 
 class ApiKeys(Interceptor):
-    """Answers 401 to a request without a valid key; else the upstream gets its own credential, and never the client's.
+    """Answers 401 to a request without a valid key; else the upstream gets its own credential, and
+    never the client's.
 
-    Raises `ValueError` for options that do not fit. It never shows what could be a key, put in the wrong place.
+    Raises `ValueError` for options that do not fit. It never shows what could be a key, put in the
+    wrong place.
     """
 
     on_error: OnError = "abort"  # fail closed: a request that could not be checked goes nowhere
@@ -85,32 +107,48 @@ class ApiKeys(Interceptor):
             mistakes.append(
                 "upstream: expected a header's value, in ASCII and without a space at its end (is a variable empty?)"
             )
-        for option, name in (("upstream_header", options.upstream_header), ("header", options.header)):
+        for option, name in (
+            ("upstream_header", options.upstream_header),
+            ("header", options.header),
+        ):
             if name is not None and not _HEADER_NAME.fullmatch(name):
                 mistakes.append(f"{option}: expected a header's name, and nothing of its value")
         if options.upstream_header.lower() in _NOT_FORWARDED:
-            mistakes.append(f"upstream_header: {options.upstream_header!r} is the connection's and does not go upstream")
+            mistakes.append(
+                f"upstream_header: {options.upstream_header!r} is the connection's and does not go upstream"
+            )
         if options.header is not None and options.header.lower() in _NOT_FORWARDED:
-            mistakes.append(f"header: {options.header!r} is the connection's, and no interceptor sees it")
+            mistakes.append(
+                f"header: {options.header!r} is the connection's, and no interceptor sees it"
+            )
         refuse_options(mistakes)
         self._upstream = options.upstream
         self._upstream_header = options.upstream_header.lower()
         self.sets_headers = () if options.upstream is None else (self._upstream_header,)
         header = None if options.header is None else options.header.lower()
-        # A client that has to send another header must not be asked for a bearer token: clients of MCP would begin to fetch one.
+        # A client that has to send another header must not be asked for a bearer token: clients of
+        # MCP would begin to fetch one.
         self._is_bearer = header in (None, "authorization")
         self._where = "" if options.header is None else f" (header {options.header})"
-        # Both schemes have parameters: RFC 6750, section 3; RFC 9110, section 11.6.1, for `ApiKey`, which is not registered.
-        self._challenge = 'Bearer realm="weirpool"' if self._is_bearer else f'ApiKey realm="weirpool", header="{header}"'
+        # Both schemes have parameters: RFC 6750, section 3; RFC 9110, section 11.6.1, for `ApiKey`,
+        # which is not registered.
+        self._challenge = (
+            'Bearer realm="weirpool"'
+            if self._is_bearer
+            else f'ApiKey realm="weirpool", header="{header}"'
+        )
         self._read = ("authorization", "x-api-key") if header is None else (header,)
-        # A key in a header of its own leaves `Authorization` and `x-api-key` to the server. Else both are removed: a client may
-        # send its key in both.
-        self._removed = self._read if header not in (None, "authorization") else ("authorization", "x-api-key")
+        # A key in a header of its own leaves `Authorization` and `x-api-key` to the server. Else
+        # both are removed: a client may send its key in both.
+        self._removed = (
+            self._read if header not in (None, "authorization") else ("authorization", "x-api-key")
+        )
 
     async def on_request(self, request: Request) -> Response | None:
         """401, or the request with the credentials swapped and `state["client_key"]` set.
 
-        A CORS preflight passes without a key and without any credential, the upstream's or the client's.
+        A CORS preflight passes without a key and without any credential, the upstream's or the
+        client's.
         """
         if request.is_preflight:
             self._remove_keys(request)
@@ -119,13 +157,20 @@ class ApiKeys(Interceptor):
             return None
         presented = set(self._presented(request))
         if not presented:
-            # RFC 6750, section 3.1: without a key the client learns how to send one, and not that anything was wrong.
-            return self._refuse(request, "missing_api_key", f"this request needs an API key{self._where}")
+            # RFC 6750, section 3.1: without a key the client learns how to send one, and not that
+            # anything was wrong.
+            return self._refuse(
+                request, "missing_api_key", f"this request needs an API key{self._where}"
+            )
         if len(presented) > 1:
-            return self._refuse(request, "invalid_api_key", f"this request has more than one API key{self._where}")
+            return self._refuse(
+                request, "invalid_api_key", f"this request has more than one API key{self._where}"
+            )
         client = self._client_of(presented.pop())
         if client is None:
-            return self._refuse(request, "invalid_api_key", f"this API key is not valid{self._where}")
+            return self._refuse(
+                request, "invalid_api_key", f"this API key is not valid{self._where}"
+            )
         self._remove_keys(request)
         if self._upstream is not None:
             request.headers[self._upstream_header] = self._upstream
@@ -141,8 +186,14 @@ class ApiKeys(Interceptor):
     def _remove_keys(self, request: Request) -> None:
         for name in self._removed:
             request.headers.pop(name, None)
-        for name in [name for name in request.headers if "_" in name and name.lower().replace("_", "-") in self._removed]:
-            request.headers.pop(name, None)  # CGI and its successors read it as the other: RFC 3875, section 4.1.18
+        for name in [
+            name
+            for name in request.headers
+            if "_" in name and name.lower().replace("_", "-") in self._removed
+        ]:
+            request.headers.pop(
+                name, None
+            )  # CGI and its successors read it as the other: RFC 3875, section 4.1.18
 
     def _presented(self, request: Request) -> Iterator[bytes]:
         """Every key in the request's headers, as the bytes that came."""
@@ -166,8 +217,12 @@ class ApiKeys(Interceptor):
         return found
 
 
-def _clients_by_hash(keys: dict[str, str | list[str]], mistakes: list[str]) -> tuple[tuple[bytes, str], ...]:
-    """Each hash with its client's name. Mistakes, which begin with their path, are added to `mistakes`."""
+def _clients_by_hash(
+    keys: dict[str, str | list[str]], mistakes: list[str]
+) -> tuple[tuple[bytes, str], ...]:
+    """Each hash with its client's name. Mistakes, which begin with their path, are added to
+    `mistakes`.
+    """
     if not keys:
         mistakes.append("keys: must have at least one client")
     clients: dict[bytes, str] = {}
@@ -175,7 +230,9 @@ def _clients_by_hash(keys: dict[str, str | list[str]], mistakes: list[str]) -> t
         if not client:
             mistakes.append("keys: a client's name is empty")
         if not hashes:
-            mistakes.append(f"keys.{client}: there is no hash; to shut a client out, remove its name")
+            mistakes.append(
+                f"keys.{client}: there is no hash; to shut a client out, remove its name"
+            )
             continue
         for index, text in enumerate([hashes] if isinstance(hashes, str) else hashes):
             path = f"keys.{client}" if isinstance(hashes, str) else f"keys.{client}[{index}]"

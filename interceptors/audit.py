@@ -1,11 +1,13 @@
-"""`audit`: a line of JSON for each request, each response's head, each event and each end of a stream.
+"""`audit`: a line of JSON for each request, each response's head, each event and each end of a
+stream.
 
     interceptors:
       - name: audit
         use: audit
         options: {path: /var/log/weirpool/audit.jsonl, events: meta}
 
-Hooks only queue lines (`jsonl`). Credentials are never among what is written down, and a query only if asked for.
+Hooks only queue lines (`jsonl`). Credentials are never among what is written down, and a query only
+if asked for.
 """
 
 from __future__ import annotations
@@ -92,7 +94,9 @@ class Audit(Interceptor):
         self.options = options
         self.wants_body = options.body
         self._headers = tuple(name.lower() for name in options.headers)
-        self._writer = LineWriter(RotatingFile(options.path, max_bytes=options.max_bytes, keep=options.keep))
+        self._writer = LineWriter(
+            RotatingFile(options.path, max_bytes=options.max_bytes, keep=options.keep)
+        )
 
     def lifespan(self) -> AbstractAsyncContextManager[object]:
         return self._writer.opened()
@@ -109,7 +113,9 @@ class Audit(Interceptor):
 
     async def on_response(self, head: ResponseHead) -> None:
         if self.options.requests:
-            self.write("response", head.request, status=head.status, headers=self._chosen(head.headers))
+            self.write(
+                "response", head.request, status=head.status, headers=self._chosen(head.headers)
+            )
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor:
         return _AuditStream(self, context)
@@ -119,7 +125,11 @@ class Audit(Interceptor):
         exchange = request.state.get(_ID)
         if exchange is None:
             exchange = request.state[_ID] = token_hex(8)
-        self._writer.put(encode_line({"time": datetime.now(UTC), "event": event, "exchange": exchange, **details}))
+        self._writer.put(
+            encode_line(
+                {"time": datetime.now(UTC), "event": event, "exchange": exchange, **details}
+            )
+        )
 
     def _chosen(self, headers: Headers) -> dict[str, str]:
         return {name: headers[name] for name in self._headers if name in headers}
@@ -146,15 +156,32 @@ class _AuditStream(StreamInterceptor):
         assert self._events is not None
         self._events += 1
         details = {"data": event.data} if self._with_data else {}
-        self._audit.write("stream_event", self._request, type=event.event, id=event.id, bytes=len(event.raw), **details)
+        self._audit.write(
+            "stream_event",
+            self._request,
+            type=event.event,
+            id=event.id,
+            bytes=len(event.raw),
+            **details,
+        )
         return event
 
     def on_end(self, outcome: Outcome) -> None:
         # All that one wants to know of an exchange, so that this line can be read by itself.
         self._audit.write(
-            "end", self._request, **_about(self._request), status=self._status, events=self._events, outcome=outcome
+            "end",
+            self._request,
+            **_about(self._request),
+            status=self._status,
+            events=self._events,
+            outcome=outcome,
         )
 
 
 def _about(request: Request) -> dict[str, Any]:
-    return {"route": request.route, "client": request.client, "method": request.method, "path": request.path}
+    return {
+        "route": request.route,
+        "client": request.client,
+        "method": request.method,
+        "path": request.path,
+    }

@@ -1,7 +1,8 @@
-"""What an interceptor keeps of each text of an answer, bounded: of texts that have ended, only of the last ones.
+"""What an interceptor keeps of each text of an answer, bounded: of texts that have ended, only of
+the last ones.
 
-Some servers end a text and go on with it, so what is kept outlives the end. One that goes on after many others have ended cannot be
-judged with what came before, and is refused.
+Some servers end a text and go on with it, so what is kept outlives the end. One that goes on after
+many others have ended cannot be judged with what came before, and is refused.
 """
 
 from __future__ import annotations

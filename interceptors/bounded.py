@@ -1,18 +1,22 @@
-"""Searches with the patterns of a configuration that end in time, whatever the pattern and the text are.
+"""Searches with the patterns of a configuration that end in time, whatever the pattern and the text
+are.
 
-A pattern is taken apart once, when it is loaded. What a search can cost then decides how it is done:
+A pattern is taken apart once, when it is loaded. What a search can cost then decides how it is
+done:
 
 - A short text, or a cheap pattern, is searched by `re`.
-- A pattern whose matches depend on a bounded number of characters (besides a repetition at its end) is searched by `re` in turns,
-  with a look at the clock between them.
-- A pattern that begins with an unbounded repetition is tried only where a run of its characters begins: where it fails there, it
-  fails inside the run, too.
-- Of other patterns, `re` finds where what they begin with is, if that is bounded (`(?i)key` of `(?i)key *= *x`): they are tried
-  there.
-- Everything else is searched by `regex`, which can stop in the middle (`timeout`). It looks at the clock after many steps, and a
-  step over a long text is long: there, the places where a match may begin are tried in turns.
+- A pattern whose matches depend on a bounded number of characters (besides a repetition at its end)
+  is searched by `re` in turns, with a look at the clock between them.
+- A pattern that begins with an unbounded repetition is tried only where a run of its characters
+  begins: where it fails there, it fails inside the run, too.
+- Of other patterns, `re` finds where what they begin with is, if that is bounded (`(?i)key` of
+  `(?i)key *= *x`): they are tried there.
+- Everything else is searched by `regex`, which can stop in the middle (`timeout`). It looks at the
+  clock after many steps, and a step over a long text is long: there, the places where a match may
+  begin are tried in turns.
 
-`Budget` has the time for one event. Sans I/O; knows nothing of events, and nothing of what is done with matches.
+`Budget` has the time for one event. Sans I/O; knows nothing of events, and nothing of what is done
+with matches.
 """
 
 from __future__ import annotations
@@ -33,8 +37,9 @@ from .rewrite import source_for_regex
 __all__ = ["MAX_HOLD_S", "Around", "Budget", "Found", "Pattern", "PatternTooSlow"]
 
 MAX_HOLD_S = 0.2
-"""CPU seconds that the patterns of one interceptor may take for one event, delta, body or message. What stops them looks at the
-clock now and then, so that the loop is free again after 0.25 s at the latest.
+"""CPU seconds that the patterns of one interceptor may take for one event, delta, body or message.
+What stops them looks at the clock now and then, so that the loop is free again after 0.25 s at the
+latest.
 """
 
 _QUICK = 1 << 18  # steps of one search by `re` that nothing can stop: less than a millisecond
@@ -50,9 +55,20 @@ _SLOW_TURN_S = 0.01
 _LEAST_HEAD = 3  # characters
 _FEW_HEADS, _SPARSE = 1000, 24
 _NEVER = float("inf")
-_ONE_CHARACTER = frozenset((_constants.LITERAL, _constants.NOT_LITERAL, _constants.ANY, _constants.IN))
-_POSSESSIVE_GROUPS_ARE_WRONG = sys.version_info < (3, 11, 5)  # (?:ab?c)*+ matches "a" (gh-106052, gh-100061)
-_DEPENDS_ON_MORE = (_constants.ASSERT, _constants.ASSERT_NOT, _constants.ATOMIC_GROUP, _constants.POSSESSIVE_REPEAT)
+_ONE_CHARACTER = frozenset(
+    (_constants.LITERAL, _constants.NOT_LITERAL, _constants.ANY, _constants.IN)
+)
+_POSSESSIVE_GROUPS_ARE_WRONG = sys.version_info < (
+    3,
+    11,
+    5,
+)  # (?:ab?c)*+ matches "a" (gh-106052, gh-100061)
+_DEPENDS_ON_MORE = (
+    _constants.ASSERT,
+    _constants.ASSERT_NOT,
+    _constants.ATOMIC_GROUP,
+    _constants.POSSESSIVE_REPEAT,
+)
 _REFERENCES = (_constants.GROUPREF, _constants.GROUPREF_EXISTS)
 _REPEATS = frozenset((_constants.MAX_REPEAT, _constants.MIN_REPEAT, _constants.POSSESSIVE_REPEAT))
 
@@ -67,10 +83,14 @@ class Found(Protocol):
 
 
 class PatternTooSlow(Exception):
-    """A search did not end in time. It names the pattern by its place, and shows nothing of the text."""
+    """A search did not end in time. It names the pattern by its place, and shows nothing of the
+    text.
+    """
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"{name} took longer than {MAX_HOLD_S} s of CPU time for one event: write it so that it is cheap")
+        super().__init__(
+            f"{name} took longer than {MAX_HOLD_S} s of CPU time for one event: write it so that it is cheap"
+        )
 
 
 class Budget:
@@ -87,7 +107,9 @@ class Budget:
         self._began_s = None
 
     def left_s(self, name: str) -> float:
-        """At least what is left, in seconds, from the first call for an event on. Raises `PatternTooSlow` when nothing is."""
+        """At least what is left, in seconds, from the first call for an event on. Raises
+        `PatternTooSlow` when nothing is.
+        """
         now_s = perf_counter()
         if self._began_s is None:
             self._began_s, self._before_s = now_s, thread_time()
@@ -102,7 +124,9 @@ class Budget:
 
 
 class Pattern:
-    """One pattern as `re` takes it; searches that look like those of `re.Pattern`, and raise `PatternTooSlow`."""
+    """One pattern as `re` takes it; searches that look like those of `re.Pattern`, and raise
+    `PatternTooSlow`.
+    """
 
     __slots__ = (
         "_budget",
@@ -123,8 +147,8 @@ class Pattern:
     )
 
     def __init__(self, compiled: re.Pattern[str], name: str, budget: Budget) -> None:
-        """Raises `ValueError` for what cannot be written for `regex`, if it is needed, and for what this Python's `re` gets wrong;
-        `regex.error`.
+        """Raises `ValueError` for what cannot be written for `regex`, if it is needed, and for what
+        this Python's `re` gets wrong; `regex.error`.
         """
         self.re = compiled
         self.name = name
@@ -157,7 +181,9 @@ class Pattern:
             source, flags = source_for_regex(compiled)
             self._source = f"(?:{source}\n)" if flags & regex.VERBOSE else f"(?:{source})"
             if self._run is not None:
-                behind_it, _ = source_for_regex(re.compile(f"(?<!{_first_piece(compiled)})", compiled.flags))
+                behind_it, _ = source_for_regex(
+                    re.compile(f"(?<!{_first_piece(compiled)})", compiled.flags)
+                )
                 self._source = rf"(?:\G|{behind_it}){self._source}"  # \G: where the search begins
             self._slow = regex.compile(self._source, flags)
         self._turns: dict[int, Any] = {}
@@ -231,14 +257,20 @@ class Pattern:
             found = search(text, at, at + step + reach)
             if found is not None and found.start() < at + step:
                 # What repeats at its end may go on.
-                return self.re.match(text, found.start()) if found.end() == at + step + reach else found
+                return (
+                    self.re.match(text, found.start())
+                    if found.end() == at + step + reach
+                    else found
+                )
             at = self._skip(text, at + step)
             if at < 0:
                 return None
         return search(text, at)
 
     def _skip(self, text: str, at: int) -> int:
-        """The first place from `at` on at which a match may begin, by the text that is in every match; -1 if there is none."""
+        """The first place from `at` on at which a match may begin, by the text that is in every
+        match; -1 if there is none.
+        """
         if self._literal is None:
             return at
         place = text.find(self._literal, at)
@@ -290,7 +322,9 @@ class Pattern:
         number = 1 << (number.bit_length() - 1)
         turn = self._turns.get(number)
         if turn is None:
-            turn = self._turns[number] = regex.compile(rf"(?s:.{{0,{number - 1}}}?)\K{self._source}", self._slow.flags)
+            turn = self._turns[number] = regex.compile(
+                rf"(?s:.{{0,{number - 1}}}?)\K{self._source}", self._slow.flags
+            )
         return turn
 
     def _timed(self, method: Callable[..., Found | None], text: str, at: int) -> Found | None:
@@ -301,7 +335,9 @@ class Pattern:
 
 
 class _Head:
-    """What every match of a pattern begins with: it looks at a bounded number of characters, and `re` finds it."""
+    """What every match of a pattern begins with: it looks at a bounded number of characters, and
+    `re` finds it.
+    """
 
     __slots__ = ("_reach", "_search", "_step")
 
@@ -334,7 +370,9 @@ def _head_of(parsed: Any) -> _Head | None:
 
 
 def _beginning(nodes: Any) -> list[Any]:
-    """The first nodes, as far as they look at a bounded number of characters. Matches wherever all of them match."""
+    """The first nodes, as far as they look at a bounded number of characters. Matches wherever all
+    of them match.
+    """
     beginning: list[Any] = []
     for op, value in nodes:
         cost = _cost_of_one(op, value, _MOST_CHARACTERS, last=False)
@@ -348,13 +386,18 @@ def _beginning(nodes: Any) -> list[Any]:
             if len(item) == 1 and item[0][0] in _ONE_CHARACTER:
                 return [*beginning, (_constants.MAX_REPEAT, (least, least, item))]
             return [*beginning, *_beginning(item)]
-        elif op not in (_constants.ASSERT, _constants.ASSERT_NOT):  # without an assertion, it matches at more places
+        elif op not in (
+            _constants.ASSERT,
+            _constants.ASSERT_NOT,
+        ):  # without an assertion, it matches at more places
             break
     return beginning
 
 
 class _Cost(NamedTuple):
-    """What one attempt to match costs at most, before it fails; infinite where that is not bounded by anything useful."""
+    """What one attempt to match costs at most, before it fails; infinite where that is not bounded
+    by anything useful.
+    """
 
     steps: float
     ways: float
@@ -389,13 +432,17 @@ def _cost_of_one(op: Any, value: Any, size: int, *, last: bool) -> _Cost:
         return _Cost(cost.steps, 1, cost.reach if value[0] > 0 else 0)
     if op is _constants.BRANCH:
         costs = [_cost_of(branch, size, last=last) for branch in value[1]]
-        return _Cost(sum(c.steps for c in costs), sum(c.ways for c in costs), max(c.reach for c in costs))
+        return _Cost(
+            sum(c.steps for c in costs), sum(c.ways for c in costs), max(c.reach for c in costs)
+        )
     if op is _constants.GROUPREF:
         return _Cost(size, 1, _NEVER)
     if op is _constants.GROUPREF_EXISTS:
         costs = [_cost_of(branch, size, last=False) for branch in value[1:] if branch is not None]
         return _Cost(sum(c.steps for c in costs), sum(c.ways for c in costs), _NEVER)
-    return _Cost(1, 1, 2 if op is _constants.AT else 1)  # $ looks at the line end, and at what follows it
+    return _Cost(
+        1, 1, 2 if op is _constants.AT else 1
+    )  # $ looks at the line end, and at what follows it
 
 
 def _cost_of_repeat(op: Any, least: int, most: int, item: Any, size: int, *, last: bool) -> _Cost:
@@ -411,7 +458,9 @@ def _cost_of_repeat(op: Any, least: int, most: int, item: Any, size: int, *, las
             return _Cost(_NEVER, _NEVER, _NEVER)
         most_ways = one.ways**times if one.ways > 1 else 1.0
         cost = _Cost(
-            one.steps * times * most_ways, (times - least + 1) * most_ways, _NEVER if endless else one.reach * times
+            one.steps * times * most_ways,
+            (times - least + 1) * most_ways,
+            _NEVER if endless else one.reach * times,
         )
     return cost._replace(ways=1) if op is _constants.POSSESSIVE_REPEAT else cost
 
@@ -425,8 +474,8 @@ def _cheap_size(parsed: Any) -> int:
 
 
 def _after_run(parsed: Any) -> Any:
-    """What follows the unbounded repetition of one character that a pattern begins with; None where it does not, or where what
-    follows depends on how much was repeated.
+    """What follows the unbounded repetition of one character that a pattern begins with; None where
+    it does not, or where what follows depends on how much was repeated.
     """
     if _refers_back(parsed):
         return None
@@ -459,7 +508,9 @@ def _is_one_of(item: Any, ops: tuple[Any, ...]) -> bool:
 
 
 def _only_where_runs_begin(compiled: re.Pattern[str], parsed: Any) -> re.Pattern[str] | None:
-    """A pattern that begins with a run, for the places that have nothing of that run before them; None if it cannot be written."""
+    """A pattern that begins with a run, for the places that have nothing of that run before them;
+    None if it cannot be written.
+    """
     source = compiled.pattern
     if compiled.flags & re.VERBOSE or (found := _FIRST_PIECE.match(source)) is None:
         return None
@@ -499,7 +550,8 @@ class Around(Enum):
     """What a pattern looks at besides the characters that it matches."""
 
     NOTHING = auto()
-    """What matches in a text matches in a part of it that has the match, and the other way round."""
+    """What matches in a text matches in a part of it that has the match, and the other way round.
+    """
     BOUNDARIES = auto()
     """The same, if no letter of a word stands next to that part."""
     ANYTHING = auto()

@@ -1,4 +1,5 @@
-"""The chain of a route: its interceptors in their order, compiled once, for requests, response heads and streams.
+"""The chain of a route: its interceptors in their order, compiled once, for requests, response
+heads and streams.
 
 It lives as long as the process; `stream.StreamChain` is its part of one stream.
 """
@@ -22,19 +23,24 @@ __all__ = ["Chain", "EventCounts", "Part", "StreamChain", "enter_lifespans"]
 
 
 class Chain:
-    """A route's interceptors, each with the name that the configuration gave it. An `Owner` may be shared by several chains."""
+    """A route's interceptors, each with the name that the configuration gave it. An `Owner` may be
+    shared by several chains.
+    """
 
     __slots__ = ("_bodies", "_heads", "_requests", "_streams", "owners", "wants_body")
 
     def __init__(self, interceptors: Sequence[Owner | tuple[str, Interceptor]] = ()) -> None:
-        self.owners = tuple(item if isinstance(item, Owner) else Owner(*item) for item in interceptors)
+        self.owners = tuple(
+            item if isinstance(item, Owner) else Owner(*item) for item in interceptors
+        )
         asked = [owner for owner in self.owners if _overrides(owner, "on_request")]
         self._requests = tuple(owner for owner in asked if not owner.interceptor.wants_body)
         self._bodies = tuple(owner for owner in asked if owner.interceptor.wants_body)
         self._heads = tuple(owner for owner in self.owners if _overrides(owner, "on_response"))
         self._streams = tuple(owner for owner in self.owners if _overrides(owner, "open_stream"))
         self.wants_body = any(owner.interceptor.wants_body for owner in self.owners)
-        """Whether requests must be collected, after `on_request_head` and before `on_request_body`."""
+        """Whether requests must be collected, after `on_request_head` and before `on_request_body`.
+        """
 
     @property
     def sees_requests(self) -> bool:
@@ -48,12 +54,16 @@ class Chain:
 
     @property
     def sees_responses(self) -> bool:
-        """Whether some interceptor looks at responses, so that what a response says of its content must not contradict itself."""
+        """Whether some interceptor looks at responses, so that what a response says of its content
+        must not contradict itself.
+        """
         return bool(self._heads or self._streams)
 
     @property
     def sees_streams(self) -> bool:
-        """Whether some interceptor may want a stream's events, so that a body must not arrive compressed."""
+        """Whether some interceptor may want a stream's events, so that a body must not arrive
+        compressed.
+        """
         return bool(self._streams)
 
     @property
@@ -61,8 +71,12 @@ class Chain:
         """Whether some interceptor may want the body of an `application/json` response."""
         return any(owner.interceptor.wants_json for owner in self._streams)
 
-    async def on_request(self, request: Request, show_body: Callable[[], None] | None = None) -> Response | None:
-        """Both of the following, of a request whose body is at hand; `show_body` is called between them."""
+    async def on_request(
+        self, request: Request, show_body: Callable[[], None] | None = None
+    ) -> Response | None:
+        """Both of the following, of a request whose body is at hand; `show_body` is called between
+        them.
+        """
         answer = await self.on_request_head(request)
         if show_body is not None:
             show_body()
@@ -72,9 +86,11 @@ class Chain:
         return await self.on_request_body(request)
 
     async def on_request_head(self, request: Request) -> Response | None:
-        """Show a request to those that do not want its body, in order; the answer of the first that gives one.
+        """Show a request to those that do not want its body, in order; the answer of the first that
+        gives one.
 
-        Call it as soon as the head has come: no byte of the body need be read to refuse a request. Raises `InterceptorError`.
+        Call it as soon as the head has come: no byte of the body need be read to refuse a request.
+        Raises `InterceptorError`.
         """
         return await self._ask("on_request", self._requests, request, request)
 
@@ -83,10 +99,14 @@ class Chain:
         return await self._ask("on_request", self._bodies, request, request)
 
     async def on_response(self, head: ResponseHead) -> Response | None:
-        """Show a response's head to all, in order; what the first that does so replaces it with. Raises `InterceptorError`."""
+        """Show a response's head to all, in order; what the first that does so replaces it with.
+        Raises `InterceptorError`.
+        """
         return await self._ask("on_response", self._heads, head, head.request)
 
-    async def _ask(self, hook: str, owners: tuple[Owner, ...], about: Any, request: Request) -> Response | None:
+    async def _ask(
+        self, hook: str, owners: tuple[Owner, ...], about: Any, request: Request
+    ) -> Response | None:
         for owner in owners:
             request.asked = owner
             try:
@@ -103,11 +123,18 @@ class Chain:
         return None
 
     def open_stream(
-        self, request: Request, pool: BufferPool, scope: BufferScope, max_event_bytes: int, *, json: bool = False
+        self,
+        request: Request,
+        pool: BufferPool,
+        scope: BufferScope,
+        max_event_bytes: int,
+        *,
+        json: bool = False,
     ) -> StreamChain:
         """Ask every interceptor for its part of one stream, or, with `json`, of one JSON body.
 
-        `aclose()` must be called on the result. Raises nothing: when an interceptor that says `abort` fails, `failure` says so.
+        `aclose()` must be called on the result. Raises nothing: when an interceptor that says
+        `abort` fails, `failure` says so.
         """
         stream = StreamChain(PooledOutput(pool, scope), max_event_bytes)
         for owner in self._streams:
@@ -121,7 +148,11 @@ class Chain:
                 if member is None:
                     continue
                 if not isinstance(member, (StreamInterceptor, AsyncStreamInterceptor)):
-                    raise owner.wrong("open_stream", member, "a StreamInterceptor, an AsyncStreamInterceptor or None")
+                    raise owner.wrong(
+                        "open_stream",
+                        member,
+                        "a StreamInterceptor, an AsyncStreamInterceptor or None",
+                    )
                 check_stream(member)
                 stream.add(owner, owner.interceptor._opened(member, context))
             except Exception as error:
@@ -140,6 +171,8 @@ def _overrides(owner: Owner, hook: str) -> bool:
 
 
 async def enter_lifespans(owners: Sequence[Owner], stack: AsyncExitStack) -> None:
-    """Enter every interceptor's `lifespan`, in order; `stack` leaves them in the opposite one. Raises what they raise."""
+    """Enter every interceptor's `lifespan`, in order; `stack` leaves them in the opposite one.
+    Raises what they raise.
+    """
     for owner in owners:
         await stack.enter_async_context(owner.interceptor.lifespan())

@@ -1,8 +1,9 @@
-"""Mistakes in an author's classes that would otherwise have no visible effect: a hook that is never called, `async` where it must
-not be or missing where it must, a setting that is never read.
+"""Mistakes in an author's classes that would otherwise have no visible effect: a hook that is never
+called, `async` where it must not be or missing where it must, a setting that is never read.
 
-The loader, `interceptors.testing` and, when the first stream of a class opens, the chain use these checks. Which hooks and settings
-a class has, and which hooks are async, is read from its closest base class in this package.
+The loader, `interceptors.testing` and, when the first stream of a class opens, the chain use these
+checks. Which hooks and settings a class has, and which hooks are async, is read from its closest
+base class in this package.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ from .needs import finder_of
 
 __all__ = ["check_interceptor", "check_settings", "check_stream"]
 
-_BASES = (Interceptor, StreamInterceptor, AsyncStreamInterceptor, MessageInterceptor, MessageStream, McpInterceptor)
+_BASES = (
+    Interceptor,
+    StreamInterceptor,
+    AsyncStreamInterceptor,
+    MessageInterceptor,
+    MessageStream,
+    McpInterceptor,
+)
 _OURS = __name__.partition(".")[0]
 _COMMON_WORDS = {"finish", "model", "strict"}  # an author may well use these for something else
 _NAMES = {"sets_state", "needs_state", "uses_state", "sets_headers"}
@@ -32,7 +40,9 @@ _checked: WeakSet[type] = WeakSet()
 
 
 def check_interceptor(cls: type[Interceptor]) -> None:
-    """Check the class, and the classes of streams in its module. Raises `LoadError` with everything that is wrong."""
+    """Check the class, and the classes of streams in its module. Raises `LoadError` with everything
+    that is wrong.
+    """
     if cls in _checked:
         return
     problems = list(_problems(cls))
@@ -46,7 +56,9 @@ def check_interceptor(cls: type[Interceptor]) -> None:
 
 
 def check_stream(stream: StreamInterceptor | AsyncStreamInterceptor) -> None:
-    """Check the class of an opened stream, and this first object of it. Raises `LoadError`, for each object until it is mended."""
+    """Check the class of an opened stream, and this first object of it. Raises `LoadError`, for
+    each object until it is mended.
+    """
     cls = type(stream)
     if cls in _checked:
         return
@@ -59,15 +71,23 @@ def check_stream(stream: StreamInterceptor | AsyncStreamInterceptor) -> None:
 def check_settings(interceptor: Interceptor) -> None:
     """Check what `__init__` has set on the object. Raises `LoadError`."""
     cls = type(interceptor)
-    own = {name: value for name, value in getattr(interceptor, "__dict__", {}).items() if hasattr(_base_of(cls), name)}
-    problems = [problem for name, value in own.items() for problem in _wrong_value(cls, name, value)]
+    own = {
+        name: value
+        for name, value in getattr(interceptor, "__dict__", {}).items()
+        if hasattr(_base_of(cls), name)
+    }
+    problems = [
+        problem for name, value in own.items() for problem in _wrong_value(cls, name, value)
+    ]
     problems += _hooks_of_object(interceptor)
     if problems:
         raise LoadError("; ".join(problems))
 
 
 def _base_of(cls: type) -> type:
-    """The closest base class in this package: what it has can be overridden, and nothing else is called or read."""
+    """The closest base class in this package: what it has can be overridden, and nothing else is
+    called or read.
+    """
     return next(item for item in cls.__mro__ if item.__module__.partition(".")[0] == _OURS)
 
 
@@ -112,11 +132,17 @@ def _problems_of_object(stream: StreamInterceptor | AsyncStreamInterceptor) -> I
 
 
 def _hooks_of_object(made: object) -> Iterator[str]:
-    """Hooks that were set on an object whose class does not override them: only classes are searched for hooks."""
+    """Hooks that were set on an object whose class does not override them: only classes are
+    searched for hooks.
+    """
     cls, base = type(made), _base_of(type(made))
     for attribute in getattr(made, "__dict__", {}):
         ours = getattr(base, attribute, None)
-        if isinstance(ours, FunctionType) and attribute.startswith(("on_", "open_")) and getattr(cls, attribute) is ours:
+        if (
+            isinstance(ours, FunctionType)
+            and attribute.startswith(("on_", "open_"))
+            and getattr(cls, attribute) is ours
+        ):
             yield f"{cls.__qualname__}.{attribute} was set on the object, and has no effect there: make it a method"
 
 
@@ -126,11 +152,15 @@ def _wrong_method(cls: type, base: type, name: str) -> Iterator[str]:
         yield f"{where} is {method!r}, expected a method"
         return
     plain = method if name == "lifespan" else inspect.unwrap(method)
-    is_async = inspect.iscoroutinefunction(plain) or inspect.iscoroutinefunction(getattr(plain, "__call__", None))  # noqa: B004
+    is_async = inspect.iscoroutinefunction(plain) or inspect.iscoroutinefunction(
+        getattr(plain, "__call__", None)  # noqa: B004
+    )
     if name == "lifespan":
         if is_async or inspect.isasyncgenfunction(plain):
             yield f"{where} must return an async context manager: decorate it with contextlib.asynccontextmanager"
-    elif name.startswith("on_") and (inspect.isasyncgenfunction(plain) or inspect.isgeneratorfunction(plain)):
+    elif name.startswith("on_") and (
+        inspect.isasyncgenfunction(plain) or inspect.isgeneratorfunction(plain)
+    ):
         instead = ". Return a list instead" if name in ("on_event", "on_complete") else ""
         yield f"{where} is a generator, because it has a yield: nothing would run it{instead}"
     elif inspect.iscoroutinefunction(getattr(base, name)):
@@ -142,7 +172,9 @@ def _wrong_method(cls: type, base: type, name: str) -> Iterator[str]:
 
 
 def _wrong_parameters(cls: type, base: type, name: str) -> Iterator[str]:
-    """A hook or method of the base class that cannot be called with what it is given: `self` was forgotten, say."""
+    """A hook or method of the base class that cannot be called with what it is given: `self` was
+    forgotten, say.
+    """
     asked = [item for item in inspect.signature(getattr(base, name)).parameters if item != "self"]
     found = inspect.getattr_static(cls, name)
     try:
@@ -171,7 +203,9 @@ def _wrong_value(cls: type, name: str, value: Any) -> Iterator[str]:
     if hasattr(type(value), "__get__"):
         return  # a property, say: known only of an object
     if name == "hook_timeout_s":
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0
+        ):
             yield f"{where}, expected a positive number of seconds, or None"
     elif name == "on_error":
         if value not in get_args(OnError):
@@ -199,7 +233,10 @@ def _unknown(cls: type, name: str, value: Any) -> Iterator[str]:
         yield _misplaced(cls, name, place, ours)
     elif name.startswith(("on_", "wants_")):
         prefix, base = name[: name.index("_") + 1], _base_of(cls)
-        known = ", ".join(item for item in dir(base) if item.startswith(prefix) and item != "on_error") or "none"
+        known = (
+            ", ".join(item for item in dir(base) if item.startswith(prefix) and item != "on_error")
+            or "none"
+        )
         yield f"{cls.__qualname__} has an unknown {_kind(name)} {name!r}; known are: {known}"
 
 
@@ -213,12 +250,19 @@ def _misplaced(cls: type, name: str, place: type, ours: str) -> str:
 
 
 def _kind(name: str) -> str:
-    return "hook" if name.startswith("on_") and name != "on_error" else "method" if name in _METHODS else "setting"
+    return (
+        "hook"
+        if name.startswith("on_") and name != "on_error"
+        else "method"
+        if name in _METHODS
+        else "setting"
+    )
 
 
 def _nearest(cls: type, name: str, value: Any) -> tuple[type | None, str]:
-    """The known name that a name must have been meant for, and the class that has it. Of the same kind only: a method for a method,
-    a setting for one that may have this value. None: it is the author's own.
+    """The known name that a name must have been meant for, and the class that has it. Of the same
+    kind only: a method for a method, a setting for one that may have this value. None: it is the
+    author's own.
     """
     own = _own(cls)
     best, place, likeness = "", None, 0.0
@@ -234,7 +278,11 @@ def _nearest(cls: type, name: str, value: Any) -> tuple[type | None, str]:
 
 
 def _names_of(base: type) -> Mapping[str, Any]:
-    names = {name: value for name, value in vars(base).items() if not name.startswith("_") and name not in _COMMON_WORDS}
+    names = {
+        name: value
+        for name, value in vars(base).items()
+        if not name.startswith("_") and name not in _COMMON_WORDS
+    }
     return {name: value for name, value in names.items() if not isinstance(value, property)}
 
 
@@ -254,11 +302,15 @@ def _is_of_kind(ours: str, kind: Any, value: Any, name: str) -> bool:
 
 
 def _likeness(name: str, ours: str) -> float:
-    """From 0 to 1; `onEvent` is `on_event`. Hooks are short: of two words that nearly agree, one may be something else."""
+    """From 0 to 1; `onEvent` is `on_event`. Hooks are short: of two words that nearly agree, one
+    may be something else.
+    """
     first, second = (item.replace("_", "").lower() for item in (name, ours))
     if ours.startswith("on_") and not name.startswith("on_"):
         return float(first == second)
     return SequenceMatcher(None, first, second).ratio()
 
 
-_METHODS = {name for base in _BASES for name, value in vars(base).items() if isinstance(value, FunctionType)}
+_METHODS = {
+    name for base in _BASES for name, value in vars(base).items() if isinstance(value, FunctionType)
+}

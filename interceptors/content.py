@@ -1,8 +1,10 @@
-"""What a message says of its content: the media type and the content coding, read in one way by the proxy and by interceptors.
+"""What a message says of its content: the media type and the content coding, read in one way by the
+proxy and by interceptors.
 
-A field may arrive on several lines, or as a list on one line, and recipients then differ in which value they use: browsers take the
-last media type (Fetch, "extract a MIME type"), most servers the first. So equal values count once, media types that differ raise
-`Contradiction`, and codings that differ are no identity. Sans I/O. Rules: RFC 9110, sections 8.3 and 8.4.
+A field may arrive on several lines, or as a list on one line, and recipients then differ in which
+value they use: browsers take the last media type (Fetch, "extract a MIME type"), most servers the
+first. So equal values count once, media types that differ raise `Contradiction`, and codings that
+differ are no identity. Sans I/O. Rules: RFC 9110, sections 8.3 and 8.4.
 """
 
 from __future__ import annotations
@@ -30,16 +32,19 @@ class Contradiction(ValueError):
 
 
 def content_types(headers: Fields) -> list[bytes]:
-    """Every `Content-Type` of a message with its parameters, one for each line and each item of a list; names in any case.
+    """Every `Content-Type` of a message with its parameters, one for each line and each item of a
+    list; names in any case.
 
-    A comma inside a quoted string separates nothing. Raises `Contradiction` for a quoted string without an end in a value with a
-    comma: readers differ in where that item ends.
+    A comma inside a quoted string separates nothing. Raises `Contradiction` for a quoted string
+    without an end in a value with a comma: readers differ in where that item ends.
     """
     return _items(headers, b"content-type")
 
 
 def media_type(headers: Fields) -> str:
-    """The media type, in lower case and without parameters; "" when the message names none. Raises `Contradiction`."""
+    """The media type, in lower case and without parameters; "" when the message names none. Raises
+    `Contradiction`.
+    """
     items = _items(headers, b"content-type")
     types = {_essence(item) for item in items}
     if len(types) > 1:
@@ -48,9 +53,11 @@ def media_type(headers: Fields) -> str:
 
 
 def content_coding(headers: Fields) -> str:
-    """The content coding in lower case, `identity` when the body is in none. Equal values count once.
+    """The content coding in lower case, `identity` when the body is in none. Equal values count
+    once.
 
-    Values that differ are joined: recipients differ in how many of them they undo, so such a body counts as coded.
+    Values that differ are joined: recipients differ in how many of them they undo, so such a body
+    counts as coded.
     """
     codings = _codings(headers)
     return ", ".join([coding for coding in codings if coding not in ("", "identity")]) or "identity"
@@ -58,20 +65,26 @@ def content_coding(headers: Fields) -> str:
 
 def is_json_type(media_type: str) -> bool:
     """Whether a media type (as `media_type` returns it) is JSON (RFC 8259; RFC 6839, section 3.1)."""
-    return media_type == "application/json" or (media_type.startswith("application/") and media_type.endswith("+json"))
+    return media_type == "application/json" or (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    )
 
 
 def is_json_in_utf8(headers: Fields) -> bool:
-    """Whether a message has exactly one `Content-Type`, which every recipient reads as JSON in UTF-8: `application/json` or a type
-    that ends with `+json`, with no parameter but one `charset`, which is `utf-8` (in any case, also quoted).
+    """Whether a message has exactly one `Content-Type`, which every recipient reads as JSON in
+    UTF-8: `application/json` or a type that ends with `+json`, with no parameter but one `charset`,
+    which is `utf-8` (in any case, also quoted).
 
-    For bodies that are judged before a server reads them: some servers decode by `charset`, and differ in which of two they use.
+    For bodies that are judged before a server reads them: some servers decode by `charset`, and
+    differ in which of two they use.
     """
     lines = [value for name, value in headers if name.lower() == b"content-type"]
     if len(lines) != 1:
         return False
     essence, *rest = (item.strip(b" \t") for item in lines[0].lower().split(b";"))
-    parameters = [item for item in rest if item]  # RFC 9110, section 5.6.6: a parameter may be empty
+    parameters = [
+        item for item in rest if item
+    ]  # RFC 9110, section 5.6.6: a parameter may be empty
     kind, _, subtype = essence.partition(b"/")
     return (
         (essence == b"application/json" or essence.endswith(b"+json"))
@@ -82,8 +95,8 @@ def is_json_in_utf8(headers: Fields) -> bool:
 
 
 def unify(headers: list[tuple[bytes, bytes]]) -> tuple[list[tuple[bytes, bytes]], str, str]:
-    """A message's fields with one line each for `Content-Type` and `Content-Encoding` where the values are equal: the first of
-    them. And its `media_type` and `content_coding`.
+    """A message's fields with one line each for `Content-Type` and `Content-Encoding` where the
+    values are equal: the first of them. And its `media_type` and `content_coding`.
 
     Names in lower case. Raises `Contradiction`.
     """
@@ -93,7 +106,11 @@ def unify(headers: list[tuple[bytes, bytes]]) -> tuple[list[tuple[bytes, bytes]]
         return headers, _essence(types[0]), "identity"
     kind, coding = media_type(headers), content_coding(headers)
     headers = _joined(headers, b"content-type")
-    return (_joined(headers, b"content-encoding") if len(_codings(headers)) == 1 else headers), kind, coding
+    return (
+        (_joined(headers, b"content-encoding") if len(_codings(headers)) == 1 else headers),
+        kind,
+        coding,
+    )
 
 
 def _codings(headers: Fields) -> list[str]:
@@ -101,7 +118,11 @@ def _codings(headers: Fields) -> list[str]:
     lines = [value for name, value in headers if name.lower() == b"content-encoding"]
     if not lines:
         return []
-    return list(dict.fromkeys([item.strip().lower().decode("latin-1") for item in b",".join(lines).split(b",")]))
+    return list(
+        dict.fromkeys(
+            [item.strip().lower().decode("latin-1") for item in b",".join(lines).split(b",")]
+        )
+    )
 
 
 def _joined(headers: list[tuple[bytes, bytes]], name: bytes) -> list[tuple[bytes, bytes]]:
@@ -109,7 +130,11 @@ def _joined(headers: list[tuple[bytes, bytes]], name: bytes) -> list[tuple[bytes
     if len(items) < 2:
         return headers
     at = next(at for at, field in enumerate(headers) if field[0] == name)
-    return [*headers[:at], (name, items[0]), *(field for field in headers[at + 1 :] if field[0] != name)]
+    return [
+        *headers[:at],
+        (name, items[0]),
+        *(field for field in headers[at + 1 :] if field[0] != name),
+    ]
 
 
 def _essence(value: bytes) -> str:
@@ -124,7 +149,9 @@ def _items(headers: Fields, name: bytes) -> list[bytes]:
 
 
 def _split(line: bytes, name: bytes) -> list[bytes]:
-    """The items of a list, in linear time; a regular expression for this would nest its repetitions."""
+    """The items of a list, in linear time; a regular expression for this would nest its
+    repetitions.
+    """
     items: list[bytes] = []
     start, quoted, escaped = 0, False, False
     for at, byte in enumerate(line):

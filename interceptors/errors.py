@@ -1,4 +1,6 @@
-"""The errors of this package. An author of interceptors meets the first three; the proxy maps the rest to outcomes."""
+"""The errors of this package. An author of interceptors meets the first three; the proxy maps the
+rest to outcomes.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class StaleEvent(InterceptorError):
     """An event was touched after its hook had returned it; its bytes are another event's by now."""
 
     def __init__(self) -> None:
-        super().__init__("this event is over and its buffer has moved on; keep event.detach() instead of the event")
+        super().__init__(
+            "this event is over and its buffer has moved on; keep event.detach() instead of the event"
+        )
 
 
 class NotJson(InterceptorError, ValueError):
@@ -37,20 +41,26 @@ class NotJson(InterceptorError, ValueError):
 
 
 class LoadError(InterceptorError):
-    """An interceptor cannot be loaded: not found, not a class of ours, an unknown hook, or options that do not fit.
+    """An interceptor cannot be loaded: not found, not a class of ours, an unknown hook, or options
+    that do not fit.
 
-    `option` is the path below `options` that is wrong, or "" when it is the interceptor itself. `hint` is what to write instead, if
-    that is known. Where several options are wrong, the first is this error, and `errors` has all.
+    `option` is the path below `options` that is wrong, or "" when it is the interceptor itself.
+    `hint` is what to write instead, if that is known. Where several options are wrong, the first is
+    this error, and `errors` has all.
     """
 
-    def __init__(self, message: str, option: str = "", hint: str = "", others: Sequence[LoadError] = ()) -> None:
+    def __init__(
+        self, message: str, option: str = "", hint: str = "", others: Sequence[LoadError] = ()
+    ) -> None:
         super().__init__(f"{message}: {hint}" if hint else message)
         self.problem = message
         self.option = option
         self.hint = hint
         self._others = tuple(others)
         self.made: Interceptor | None = None
-        """The interceptor, made of the options that are right, if it could be: to check it beside others."""
+        """The interceptor, made of the options that are right, if it could be: to check it beside
+        others.
+        """
 
     @property
     def errors(self) -> tuple[LoadError, ...]:
@@ -59,7 +69,8 @@ class LoadError(InterceptorError):
 
 
 def refuse_options(mistakes: Sequence[str]) -> None:
-    """For `__init__`: raise what is wrong with options, each text with its path before it; nothing for none.
+    """For `__init__`: raise what is wrong with options, each text with its path before it; nothing
+    for none.
 
     Raises `ValueError`, or an `ExceptionGroup` of several.
     """
@@ -70,7 +81,9 @@ def refuse_options(mistakes: Sequence[str]) -> None:
 
 
 class Abort(Exception):  # an author raises it; it is no failure of a hook
-    """Raised in a hook: end the exchange here, such that the client sees that it is not whole. The client is told the reason."""
+    """Raised in a hook: end the exchange here, such that the client sees that it is not whole. The
+    client is told the reason.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

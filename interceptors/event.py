@@ -1,8 +1,9 @@
 """The event, as an interceptor sees it.
 
-`Event` is one that somebody made: it owns its fields. `WireEvent` is one that came from upstream: indices into a window that
-is on loan, parsed when first asked. The chain ends a wire event when its bytes move on; from then on touching it raises
-`StaleEvent`, because the window holds another stream's bytes.
+`Event` is one that somebody made: it owns its fields. `WireEvent` is one that came from upstream:
+indices into a window that is on loan, parsed when first asked. The chain ends a wire event when its
+bytes move on; from then on touching it raises `StaleEvent`, because the window holds another
+stream's bytes.
 """
 
 from __future__ import annotations
@@ -20,8 +21,13 @@ from .sse import BOM, Fields, encode_event, encode_head, parse_fields, unknown_l
 __all__ = ["UNSET", "BodyEvent", "Event", "JsonEvent", "WireEvent", "not_for_a_body", "not_json"]
 
 _SPACE = 0x20
-_UNSEEN, _ODD = 0, -1  # for where the data of a wire event begins: nobody has looked yet; the block is not of the usual kind
-_BARE = len(b"data: ")  # nothing but the field's name comes before the data of an event that has no type
+_UNSEEN, _ODD = (
+    0,
+    -1,
+)  # for where the data of a wire event begins: nobody has looked yet; the block is not of the usual kind
+_BARE = len(
+    b"data: "
+)  # nothing but the field's name comes before the data of an event that has no type
 
 UNSET: Any = type("Unset", (), {"__repr__": lambda _: "UNSET", "__bool__": lambda _: False})()
 """Not given; None is a value that JSON and fields have."""
@@ -30,8 +36,9 @@ UNSET: Any = type("Unset", (), {"__repr__": lambda _: "UNSET", "__bool__": lambd
 class Event:
     """One Server-Sent Event.
 
-    Make one with `Event(data="text")` or `Event(json=value)`; `event`, `id` and `retry` (milliseconds) are optional. Events
-    are values: `replace` gives a new one. Raises `ValueError` for a field that cannot be written.
+    Make one with `Event(data="text")` or `Event(json=value)`; `event`, `id` and `retry`
+    (milliseconds) are optional. Events are values: `replace` gives a new one. Raises `ValueError`
+    for a field that cannot be written.
     """
 
     __slots__ = ("_data", "_event", "_id", "_json", "_retry", "made_by")
@@ -40,7 +47,9 @@ class Event:
     """Which hook of the chain returned it; the chain's own note."""
 
     is_body: bool = False
-    """Whether this is the whole body of a response that is not a stream, whatever its content type says."""
+    """Whether this is the whole body of a response that is not a stream, whatever its content type
+    says.
+    """
 
     def __init__(
         self,
@@ -54,7 +63,9 @@ class Event:
         if data is not None and json is not UNSET:
             raise ValueError("an event has either data or json, not both")
         if event is not None or id is not None or retry is not None:
-            encode_head(event, id, retry)  # refused here, where the mistake is, and not when the event leaves
+            encode_head(
+                event, id, retry
+            )  # refused here, where the mistake is, and not when the event leaves
         self._event = event
         self._id = id
         self._retry = retry
@@ -84,7 +95,8 @@ class Event:
 
     @property
     def unknown(self) -> str:
-        """The lines of the block that are no fields of an event, as some servers send them; "" where there are none.
+        """The lines of the block that are no fields of an event, as some servers send them; ""
+        where there are none.
 
         `replace` leaves them out.
         """
@@ -92,7 +104,9 @@ class Event:
 
     @property
     def raw(self) -> bytes:
-        """The block as bytes, its empty line included: for a wire event the very bytes that came (a copy of them)."""
+        """The block as bytes, its empty line included: for a wire event the very bytes that came (a
+        copy of them).
+        """
         text = self.data if self._data is not None or self._json is not UNSET else None
         return encode_event(Fields(self._event, text, self._id, self._retry))
 
@@ -111,12 +125,16 @@ class Event:
         id: str | None = UNSET,
         retry: int | None = UNSET,
     ) -> Event:
-        """A new event with the given fields changed (None removes a field) and the others as they are.
+        """A new event with the given fields changed (None removes a field) and the others as they
+        are.
 
-        `data=""` leaves an event without data as it is: with an empty `data` line it would become a message.
+        `data=""` leaves an event without data as it is: with an empty `data` line it would become a
+        message.
         """
         own_data, own_json = self._content()
-        if (data is None and json is UNSET) or (data == "" and own_data is None and own_json is UNSET):
+        if (data is None and json is UNSET) or (
+            data == "" and own_data is None and own_json is UNSET
+        ):
             data, json = own_data, own_json
         return Event(
             data,
@@ -131,7 +149,9 @@ class Event:
         return self
 
     def add_to(self, output: PooledOutput) -> int:
-        """Write the block as a piece of `output`, JSON straight into the pooled buffer; where it begins in `output.buffer`."""
+        """Write the block as a piece of `output`, JSON straight into the pooled buffer; where it
+        begins in `output.buffer`.
+        """
         if self._data is not None or self._json is UNSET:
             return output.add(self.raw)
         before = b"data: "
@@ -151,7 +171,9 @@ _new_event = Event.__new__
 
 
 class JsonEvent(Event):
-    """An event that is JSON data and nothing else: what `replace(json=...)` makes of nearly every event. One field to set."""
+    """An event that is JSON data and nothing else: what `replace(json=...)` makes of nearly every
+    event. One field to set.
+    """
 
     __slots__ = ()
     _data = _event = _id = _retry = None
@@ -161,7 +183,9 @@ class JsonEvent(Event):
 
 
 class WireEvent(Event):
-    """An event as it came: `buffer[start:end]`, parsed when first asked, stale after `end_of_life()`."""
+    """An event as it came: `buffer[start:end]`, parsed when first asked, stale after
+    `end_of_life()`.
+    """
 
     __slots__ = ("_buffer", "_fields", "_from", "_line", "_to", "_view", "whole")
 
@@ -174,9 +198,9 @@ class WireEvent(Event):
         line: int = _UNSEEN,
         view: memoryview | None = None,
     ) -> None:
-        """`whole`: it has the empty line that ends it; only the last of a stream may lack it. `line`: where its data begins, if it
-        is known to be one line `data: ...` and an empty one, both ended by LF. `view`: of the buffer, lent until `forget_view` or
-        the end of life.
+        """`whole`: it has the empty line that ends it; only the last of a stream may lack it.
+        `line`: where its data begins, if it is known to be one line `data: ...` and an empty one,
+        both ended by LF. `view`: of the buffer, lent until `forget_view` or the end of life.
         """
         self._buffer: bytes | bytearray | None = buffer
         self._from = start
@@ -258,8 +282,11 @@ class WireEvent(Event):
             if line > 0:
                 view = self._view
                 try:
-                    # No name is bound to the slice, so that nothing is left of it when this returns or raises.
-                    self._json = decode_json((view if view is not None else memoryview(buffer))[line : self._to - 2])
+                    # No name is bound to the slice, so that nothing is left of it when this returns
+                    # or raises.
+                    self._json = decode_json(
+                        (view if view is not None else memoryview(buffer))[line : self._to - 2]
+                    )
                 except (ValueError, RecursionError) as error:
                     raise not_json(error) from None
             else:
@@ -276,9 +303,16 @@ class WireEvent(Event):
         retry: int | None = UNSET,
     ) -> Event:
         buffer = self._buffer
-        if json is not UNSET and buffer is not None and data is None and event is UNSET and id is UNSET and retry is UNSET:
-            # The usual changes by far: nothing but data was there, or a type, and `__init__` would take twice the time to find
-            # nothing to check.
+        if (
+            json is not UNSET
+            and buffer is not None
+            and data is None
+            and event is UNSET
+            and id is UNSET
+            and retry is UNSET
+        ):
+            # The usual changes by far: nothing but data was there, or a type, and `__init__` would
+            # take twice the time to find nothing to check.
             line = self._line or self._data_at(buffer)
             if 0 < line <= self._from + _BARE:
                 bare = _new_event(JsonEvent)
@@ -293,7 +327,9 @@ class WireEvent(Event):
         return super().replace(data, json=json, event=event, id=id, retry=retry)
 
     def _strict_data(self) -> str:
-        """The data, but not with replacement characters for what is not UTF-8: that would be another JSON text."""
+        """The data, but not with replacement characters for what is not UTF-8: that would be
+        another JSON text.
+        """
         try:
             self.raw.decode()
         except UnicodeDecodeError:
@@ -301,8 +337,8 @@ class WireEvent(Event):
         return self.data
 
     def _data_at(self, buffer: bytes | bytearray) -> int:
-        """Where the data begins, when the block is one `data` line, or an `event` line and a `data` line, ended by LF: what nearly
-        every event is. Else `_ODD`.
+        """Where the data begins, when the block is one `data` line, or an `event` line and a `data`
+        line, ended by LF: what nearly every event is. Else `_ODD`.
         """
         if self._line != _UNSEEN:
             return self._line
@@ -337,7 +373,9 @@ class WireEvent(Event):
         return output.add(self._copy())
 
     def _copy(self) -> bytes:
-        """The bytes, where they leave apart from what came: an LF that follows the last CR of CRLF then stays behind."""
+        """The bytes, where they leave apart from what came: an LF that follows the last CR of CRLF
+        then stays behind.
+        """
         raw = self.raw
         return raw + b"\n" if raw.endswith(b"\r\n\r") else raw
 
@@ -349,9 +387,11 @@ class WireEvent(Event):
 
 
 class BodyEvent(Event):
-    """The body of a JSON response, shown as one event: `data` is its text without a BOM, `raw` its bytes.
+    """The body of a JSON response, shown as one event: `data` is its text without a BOM, `raw` its
+    bytes.
 
-    Replace its `json` or its `data`; what has no meaning for a body (`event`, `id`, `retry`, a second event, none) is refused.
+    Replace its `json` or its `data`; what has no meaning for a body (`event`, `id`, `retry`, a
+    second event, none) is refused.
     """
 
     __slots__ = ("_body",)
@@ -366,7 +406,9 @@ class BodyEvent(Event):
 
     @classmethod
     def of(cls, event: Event) -> BodyEvent:
-        """The body that a hook made by returning `event`, for later hooks. Raises what encoding its `json` raises."""
+        """The body that a hook made by returning `event`, for later hooks. Raises what encoding its
+        `json` raises.
+        """
         if isinstance(event, BodyEvent):
             return event
         body = cls(event.data.encode())
@@ -389,7 +431,9 @@ class BodyEvent(Event):
         body = self._bytes()
         if self._json is UNSET:
             try:
-                self._json = decode_json(body[len(BOM) :] if bytes(body[: len(BOM)]) == BOM else body)
+                self._json = decode_json(
+                    body[len(BOM) :] if bytes(body[: len(BOM)]) == BOM else body
+                )
             except (ValueError, RecursionError) as error:
                 raise not_json(error, "this response's body") from None
         return self._json
@@ -413,8 +457,12 @@ class BodyEvent(Event):
 
 
 def not_for_a_body(event: Event) -> str | None:
-    """What a hook did wrong that returned this event instead of a `BodyEvent`: only a stream could carry it. None if nothing."""
-    if isinstance(event, BodyEvent) or (event.event is None and event.id is None and event.retry is None):
+    """What a hook did wrong that returned this event instead of a `BodyEvent`: only a stream could
+    carry it. None if nothing.
+    """
+    if isinstance(event, BodyEvent) or (
+        event.event is None and event.id is None and event.retry is None
+    ):
         return None
     return "returned an event with a type, an id or a retry, expected one with json or data: the response is no stream"
 

@@ -1,7 +1,9 @@
-"""The `on_event` hooks of one stream, in order: events go in at the front, or behind one of them, and come out behind the last.
+"""The `on_event` hooks of one stream, in order: events go in at the front, or behind one of them,
+and come out behind the last.
 
-They know events and nothing of windows, of bytes that are to be sent, or of what surrounds a stream. One place tells what a hook
-may return. `StreamChain` runs the usual ones itself, for speed, and comes here with everything else.
+They know events and nothing of windows, of bytes that are to be sent, or of what surrounds a
+stream. One place tells what a hook may return. `StreamChain` runs the usual ones itself, for speed,
+and comes here with everything else.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ class EventHook:
 
     __slots__ = ("call", "is_async", "need", "ordinal", "overlap", "owner", "passes_unseen")
 
-    def __init__(self, owner: Owner, stream: StreamInterceptor | AsyncStreamInterceptor, ordinal: int) -> None:
+    def __init__(
+        self, owner: Owner, stream: StreamInterceptor | AsyncStreamInterceptor, ordinal: int
+    ) -> None:
         self.owner = owner
         self.call: Callable[[Event], EventResult | Awaitable[EventResult]] = stream.on_event
         self.is_async = isinstance(stream, AsyncStreamInterceptor)
@@ -56,10 +60,20 @@ class EventHooks:
         self.body: bytes | None = None
         """What they have made of it; None when nobody changed it."""
 
-    def add(self, owner: Owner, stream: StreamInterceptor | AsyncStreamInterceptor, ordinal: int) -> None:
-        """Append the hook of a member, if it has one and wants events. Raises `TypeError` for `needs` that are none."""
-        base = AsyncStreamInterceptor if isinstance(stream, AsyncStreamInterceptor) else StreamInterceptor
-        if type(stream).on_event is not base.on_event and not (isinstance(stream.needs, (tuple, list)) and not stream.needs):
+    def add(
+        self, owner: Owner, stream: StreamInterceptor | AsyncStreamInterceptor, ordinal: int
+    ) -> None:
+        """Append the hook of a member, if it has one and wants events. Raises `TypeError` for
+        `needs` that are none.
+        """
+        base = (
+            AsyncStreamInterceptor
+            if isinstance(stream, AsyncStreamInterceptor)
+            else StreamInterceptor
+        )
+        if type(stream).on_event is not base.on_event and not (
+            isinstance(stream.needs, (tuple, list)) and not stream.needs
+        ):
             self.hooks += (EventHook(owner, stream, ordinal),)
 
     @property
@@ -79,10 +93,14 @@ class EventHooks:
 
     def index_behind(self, ordinal: int) -> int:
         """The index of the first hook behind the member with that ordinal."""
-        return next((at for at, hook in enumerate(self.hooks) if hook.ordinal > ordinal), len(self.hooks))
+        return next(
+            (at for at, hook in enumerate(self.hooks) if hook.ordinal > ordinal), len(self.hooks)
+        )
 
     def find_needed(self, buffer: bytearray, at: int, end: int) -> int:
-        """Where something begins that a hook needs to see; `end` if nowhere. One search for each need, over all the bytes."""
+        """Where something begins that a hook needs to see; `end` if nowhere. One search for each
+        need, over all the bytes.
+        """
         wanted = end
         for hook in self.hooks:
             assert hook.need is not None
@@ -91,9 +109,12 @@ class EventHooks:
                 wanted = found
         return wanted
 
-    def watchers_of_large(self, buffer: bytes | bytearray, at: int, end: int, max_event_bytes: int) -> tuple[EventHook, ...]:
-        """The hooks for which the rest of an event or body must be searched that is too large to be shown and begins with
-        `buffer[at:end]`: so far, none of them needs it. Raises `EventTooLarge` when one does and must not miss it.
+    def watchers_of_large(
+        self, buffer: bytes | bytearray, at: int, end: int, max_event_bytes: int
+    ) -> tuple[EventHook, ...]:
+        """The hooks for which the rest of an event or body must be searched that is too large to be
+        shown and begins with `buffer[at:end]`: so far, none of them needs it. Raises
+        `EventTooLarge` when one does and must not miss it.
         """
         watchers = tuple(hook for hook in self.hooks if not hook.passes_unseen)
         for hook in watchers:
@@ -107,7 +128,9 @@ class EventHooks:
         self.hooks = tuple(hook for hook in self.hooks if hook.owner.interceptor.wants_json)
 
     def run_sync(self, events: list[Event], index: int) -> tuple[list[Event], int]:
-        """Send events through the hooks from `index` on, up to one that must be awaited; what is left, and before which."""
+        """Send events through the hooks from `index` on, up to one that must be awaited; what is
+        left, and before which.
+        """
         for at in range(index, len(self.hooks)):
             hook = self.hooks[at]
             if hook.is_async:
@@ -130,7 +153,9 @@ class EventHooks:
         return events, len(self.hooks)
 
     async def run(self, events: list[Event], index: int) -> list[Event]:
-        """Send events through the hooks from `index` on, awaiting those that must be. Raises `InterceptorError`."""
+        """Send events through the hooks from `index` on, awaiting those that must be. Raises
+        `InterceptorError`.
+        """
         while True:
             events, index = self.run_sync(events, index)
             if index == len(self.hooks):
@@ -152,7 +177,9 @@ class EventHooks:
             index += 1
 
     def check(self, index: int, current: Event, result: Any) -> list[Event]:
-        """What a hook returned, as a list; or, when it is nonsense and its interceptor says `skip`, what the hook was given."""
+        """What a hook returned, as a list; or, when it is nonsense and its interceptor says `skip`,
+        what the hook was given.
+        """
         owner = self.hooks[index].owner
         events = result
         if isinstance(result, End):
@@ -161,14 +188,20 @@ class EventHooks:
             events = ()
         elif isinstance(result, Event):
             events = (result,)
-        if not isinstance(events, (list, tuple)) or not all(isinstance(item, Event) for item in events):
-            owner.fail("on_event", owner.wrong("on_event", result, "an Event, a list of Events, End(...) or None"))
+        if not isinstance(events, (list, tuple)) or not all(
+            isinstance(item, Event) for item in events
+        ):
+            owner.fail(
+                "on_event",
+                owner.wrong("on_event", result, "an Event, a list of Events, End(...) or None"),
+            )
             return [current]
         if self.is_body and (len(events) != 1 or events[0] is not current):
             try:
                 if len(events) != 1:
                     raise owner.misused(
-                        "on_event", f"returned {len(events)} events, expected one: the response is a JSON body, not a stream"
+                        "on_event",
+                        f"returned {len(events)} events, expected one: the response is a JSON body, not a stream",
                     )
                 if (problem := not_for_a_body(events[0])) is not None:
                     raise owner.misused("on_event", problem)

@@ -1,16 +1,18 @@
-"""`guard`: end an answer of an LLM, as its dialect ends answers, when a regular expression is found in it.
+"""`guard`: end an answer of an LLM, as its dialect ends answers, when a regular expression is found
+in it.
 
     interceptors:
       - name: guard
         use: guard
         options: {patterns: ["(?i)internal use only"], message: " [stopped]"}
 
-A match may be cut over any number of deltas. Nothing is held back for it: of a match that is cut, what came before the last of its
-deltas has left. (`redact` holds text back.) Of each text that is open, the last `window` characters are kept to search in, and a
-few more, for what looks behind.
+A match may be cut over any number of deltas. Nothing is held back for it: of a match that is cut,
+what came before the last of its deltas has left. (`redact` holds text back.) Of each text that is
+open, the last `window` characters are kept to search in, and a few more, for what looks behind.
 
-Besides texts and the arguments of tool calls, which are searched decoded, all other strings of each event are searched, each by
-itself: those in unknown fields and events, and all of an event that is not JSON.
+Besides texts and the arguments of tool calls, which are searched decoded, all other strings of each
+event are searched, each by itself: those in unknown fields and events, and all of an event that is
+not JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +26,15 @@ import regex
 from .api import EventResult, StreamContext, StreamInterceptor
 from .blocks import PerBlock
 from .bounded import Around, Budget, Pattern
-from .dialects import MessageInterceptor, MessageStream, TextDelta, TextEnd, ToolCall, ToolCallDelta, Unread
+from .dialects import (
+    MessageInterceptor,
+    MessageStream,
+    TextDelta,
+    TextEnd,
+    ToolCall,
+    ToolCallDelta,
+    Unread,
+)
 from .errors import refuse_options
 from .event import Event
 from .unescape import unescape
@@ -37,7 +47,9 @@ _BEHIND = 32  # characters before the window, for \b, ^ and lookbehinds
 
 
 class Guard(MessageInterceptor):
-    """Options: `patterns`, Python regular expressions; `reason` and `message`, how the answer ends; `kinds` of text; `window`."""
+    """Options: `patterns`, Python regular expressions; `reason` and `message`, how the answer ends;
+    `kinds` of text; `window`.
+    """
 
     def __init__(
         self,
@@ -63,14 +75,22 @@ class Guard(MessageInterceptor):
                 mistakes.append(f"{name}: {error}")
                 continue
             if compiled.search(""):
-                mistakes.append(f"{name}: the pattern matches the empty string, so it would stop every answer")
+                mistakes.append(
+                    f"{name}: the pattern matches the empty string, so it would stop every answer"
+                )
             self.patterns.append((bounded, bool(_LOOKS_AHEAD.search(pattern))))
         refuse_options(mistakes)
-        self._looks_around = any(pattern.looks_around is Around.ANYTHING for pattern, _ in self.patterns)
-        self._sees_boundaries = any(pattern.looks_around is Around.BOUNDARIES for pattern, _ in self.patterns)
+        self._looks_around = any(
+            pattern.looks_around is Around.ANYTHING for pattern, _ in self.patterns
+        )
+        self._sees_boundaries = any(
+            pattern.looks_around is Around.BOUNDARIES for pattern, _ in self.patterns
+        )
         self.reason = reason
         self.message = message
-        self.kinds: frozenset[str] = frozenset(("text", "thinking", "refusal", "tool_call") if kinds is None else kinds)
+        self.kinds: frozenset[str] = frozenset(
+            ("text", "thinking", "refusal", "tool_call") if kinds is None else kinds
+        )
         self.window = window
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor | None:
@@ -83,7 +103,8 @@ class Guard(MessageInterceptor):
     def find(self, text: str, start: int, *, ended: bool) -> tuple[int, int] | None:
         """Where, from `start` on, the first match begins, and the number of its pattern.
 
-        Unless the text has `ended`, a match at its end does not count if what comes next may undo it.
+        Unless the text has `ended`, a match at its end does not count if what comes next may undo
+        it.
         """
         first: tuple[int, int] | None = None
         for index, (pattern, looks_ahead) in enumerate(self.patterns):
@@ -149,7 +170,11 @@ class _GuardStream(MessageStream):
         found = guard.find(text, self._start(tail), ended=delta.whole)
         if found is not None:
             left = text[len(tail) : found[0]]
-            self._stop(delta.kind, found[1], left if delta.kind in ("thinking", "other") else left + guard.message)
+            self._stop(
+                delta.kind,
+                found[1],
+                left if delta.kind in ("thinking", "other") else left + guard.message,
+            )
         elif not delta.whole:
             self._tails.set(delta.block, text[-(guard.window + _BEHIND) :])
 
@@ -159,7 +184,9 @@ class _GuardStream(MessageStream):
         self._tails.end(end.block)
         found = self._guard.find(tail, self._start(tail), ended=True) if tail else None
         if found is not None:
-            self._stop(end.kind, found[1], "" if end.kind in ("thinking", "other") else self._guard.message)
+            self._stop(
+                end.kind, found[1], "" if end.kind in ("thinking", "other") else self._guard.message
+            )
 
     def on_tool_call_delta(self, delta: ToolCallDelta) -> None:
         guard = self._guard
@@ -167,7 +194,9 @@ class _GuardStream(MessageStream):
             return
         tail = self._tails.get(delta.block) or ""
         text = tail + delta.arguments
-        found = guard.find(unescape(text), 0, ended=False) or guard.find(delta.name or "", 0, ended=True)
+        found = guard.find(unescape(text), 0, ended=False) or guard.find(
+            delta.name or "", 0, ended=True
+        )
         if found is not None:
             self._stop("tool_call", found[1])
         self._tails.set(delta.block, text[-(guard.window + _BEHIND) :])
@@ -177,7 +206,9 @@ class _GuardStream(MessageStream):
         if "tool_call" not in guard.kinds:
             return
         self._tails.end(call.block)
-        found = guard.find(unescape(call.arguments), 0, ended=True) or guard.find(call.name or "", 0, ended=True)
+        found = guard.find(unescape(call.arguments), 0, ended=True) or guard.find(
+            call.name or "", 0, ended=True
+        )
         if found is not None:
             self._stop("tool_call", found[1])
 

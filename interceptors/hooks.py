@@ -1,7 +1,7 @@
 """Calling hooks: who is called, how long it took, and what becomes of an exception in it.
 
-One place decides about `on_error`: an exception in a hook becomes the `InterceptorError` that ends the exchange, or a line in the
-log.
+One place decides about `on_error`: an exception in a hook becomes the `InterceptorError` that ends
+the exchange, or a line in the log.
 """
 
 from __future__ import annotations
@@ -18,13 +18,23 @@ import structlog
 import trio
 
 from .api import Interceptor, Outcome
-from .errors import Abort, HookError, HookTooSlow, InterceptorError, Misused, StreamAborted, StreamOver
+from .errors import (
+    Abort,
+    HookError,
+    HookTooSlow,
+    InterceptorError,
+    Misused,
+    StreamAborted,
+    StreamOver,
+)
 from .message import TASK_OF
 
 __all__ = ["HOLD_S", "HOOK_OF", "WAIT_S", "Owner"]
 
 HOLD_S = 0.05
-"""A hook, or a step of an async one between two awaits, that takes longer is named in a warning: it holds up every other stream."""
+"""A hook, or a step of an async one between two awaits, that takes longer is named in a warning: it
+holds up every other stream.
+"""
 WAIT_S = 1.0
 """An async hook that waits longer is named in a warning: it holds up its own exchange."""
 
@@ -90,24 +100,42 @@ class Owner:
         self._warn("interceptor_slow", hook, seconds)
 
     def _warn(self, event: str, hook: str, seconds: float) -> None:
-        structlog.get_logger("interceptors").warning(event, interceptor=self.name, hook=hook, seconds=round(seconds, 3))
+        structlog.get_logger("interceptors").warning(
+            event, interceptor=self.name, hook=hook, seconds=round(seconds, 3)
+        )
 
     def failed(self, hook: str, error: Exception) -> InterceptorError | None:
-        """Log a failed hook; the error that ends the exchange, or None when the interceptor says `skip`. `Abort` always ends it."""
+        """Log a failed hook; the error that ends the exchange, or None when the interceptor says
+        `skip`. `Abort` always ends it.
+        """
         if isinstance(error, Abort):
             return StreamAborted(self.name, error.reason)
         hook = getattr(error, HOOK_OF, hook)
         log, on_error = structlog.get_logger("interceptors"), self.interceptor.on_error
         if getattr(error, "of_upstream", False):
-            log.warning("unreadable_answer", interceptor=self.name, hook=hook, on_error=on_error, reason=str(error))
+            log.warning(
+                "unreadable_answer",
+                interceptor=self.name,
+                hook=hook,
+                on_error=on_error,
+                reason=str(error),
+            )
         else:
-            log.error("interceptor_failed", interceptor=self.name, hook=hook, on_error=on_error, exc_info=error)
+            log.error(
+                "interceptor_failed",
+                interceptor=self.name,
+                hook=hook,
+                on_error=on_error,
+                exc_info=error,
+            )
         if on_error == "skip":
             return None
         return HookError(self.name, hook, f"{type(error).__name__}: {error}", self._place_of(error))
 
     def _place_of(self, error: Exception) -> str:
-        """What was raised, and where in the interceptor's own file, or else innermost; of an error of this package what it says."""
+        """What was raised, and where in the interceptor's own file, or else innermost; of an error
+        of this package what it says.
+        """
         name = type(error).__name__
         if isinstance(error, InterceptorError | Misused | HookTooSlow):
             return f"{name}: {error}"
@@ -135,8 +163,12 @@ class Owner:
         raise HookTooSlow(f"took longer than its hook_timeout_s ({timeout_s} s)")
 
     @types.coroutine
-    def _stepped(self, hook: str, running: Awaitable[T], is_task: bool = False) -> Generator[Any, Any, T]:
-        """Await step by step: what runs between two awaits holds the loop, and the rest is waiting. A task may wait as it likes."""
+    def _stepped(
+        self, hook: str, running: Awaitable[T], is_task: bool = False
+    ) -> Generator[Any, Any, T]:
+        """Await step by step: what runs between two awaits holds the loop, and the rest is waiting.
+        A task may wait as it likes.
+        """
         steps: Any = running if isinstance(running, types.CoroutineType) else _awaiting(running)
         longest_s = waited_s = 0.0
         value: Any = None
@@ -169,16 +201,22 @@ class Owner:
                 if waited_s > WAIT_S:
                     self._warn("interceptor_waited", hook, waited_s)
 
-    async def run_task(self, async_fn: Callable[..., Awaitable[object]], args: tuple[Any, ...]) -> InterceptorError | None:
-        """Run what `start_soon` was given. The error that ends the exchange, if it fails such that it must.
+    async def run_task(
+        self, async_fn: Callable[..., Awaitable[object]], args: tuple[Any, ...]
+    ) -> InterceptorError | None:
+        """Run what `start_soon` was given. The error that ends the exchange, if it fails such that
+        it must.
 
-        A task that speaks until its stream takes no more has done its work: `StreamOver` is no failure of it.
+        A task that speaks until its stream takes no more has done its work: `StreamOver` is no
+        failure of it.
         """
         TASK_OF.set(self)
         try:
             running = async_fn(*args)
             if not hasattr(running, "__await__"):
-                raise self.misused("start_soon", f"was given {_name_of(async_fn)}, which is not async")
+                raise self.misused(
+                    "start_soon", f"was given {_name_of(async_fn)}, which is not async"
+                )
             await self._stepped("start_soon", running, is_task=True)
         except StreamOver:
             return None

@@ -1,8 +1,10 @@
 """Writing lines of JSON to files without ever letting the event loop wait for a disk.
 
-`LineWriter` takes lines from hooks, at once or not at all, and one task of its own hands them, many at a time, to a `Sink` in a
-thread. `RotatingFile` is the sink for one file. What the disk does not take in time is dropped and counted, and the count is a line
-itself: `{"event":"lines_dropped","count":3}` stands where three lines would. It knows nothing of what the lines say.
+`LineWriter` takes lines from hooks, at once or not at all, and one task of its own hands them, many
+at a time, to a `Sink` in a thread. `RotatingFile` is the sink for one file. What the disk does not
+take in time is dropped and counted, and the count is a line itself:
+`{"event":"lines_dropped","count":3}` stands where three lines would. It knows nothing of what the
+lines say.
 """
 
 from __future__ import annotations
@@ -22,19 +24,23 @@ from interceptors import InterceptorError
 __all__ = ["LEAVE_S", "MAX_HELD_BYTES", "Line", "LineWriter", "RotatingFile", "Sink", "encode_line"]
 
 MAX_HELD_BYTES = 8 << 20
-"""Lines that wait for the disk, or are on their way to it, hold no more than this; what comes then is dropped."""
+"""Lines that wait for the disk, or are on their way to it, hold no more than this; what comes then
+is dropped.
+"""
 
 LEAVE_S = 5.0
-"""What is queued at the end has this long to be written; less than what the proxy gives all lifespans together."""
+"""What is queued at the end has this long to be written; less than what the proxy gives all
+lifespans together.
+"""
 
-_GATHER_S = (
-    0.1  # a batch costs a thread's switch, about as much as three events: so ten a second at most, unless there is much
-)
+_GATHER_S = 0.1  # a batch costs a thread's switch, about as much as three events: so ten a second at most, unless there is much
 _encode = msgspec.json.Encoder().encode
 
 
 def encode_line(value: Any) -> bytes:
-    """One value as a line, its end included. Raises what msgspec raises for a value that JSON cannot say."""
+    """One value as a line, its end included. Raises what msgspec raises for a value that JSON
+    cannot say.
+    """
     return _encode(value) + b"\n"
 
 
@@ -49,7 +55,9 @@ class Line(NamedTuple):
 
 
 class Sink(Protocol):
-    """Where lines go. Each method blocks and is called in a thread, never two at a time, `open` first and `close` last."""
+    """Where lines go. Each method blocks and is called in a thread, never two at a time, `open`
+    first and `close` last.
+    """
 
     @property
     def path(self) -> str:
@@ -82,7 +90,9 @@ class LineWriter:
         self._hurry = trio.Event()  # do not wait for more
 
     def put(self, data: bytes, target: Any = None) -> bool:
-        """Queue a line. False when the disk is too far behind: the line is dropped and counted. Never blocks."""
+        """Queue a line. False when the disk is too far behind: the line is dropped and counted.
+        Never blocks.
+        """
         size = len(data)
         held_bytes = self._queued_bytes + self._writing_bytes
         if held_bytes + size > self._max_held_bytes:
@@ -101,14 +111,16 @@ class LineWriter:
     async def opened(self) -> AsyncIterator[None]:
         """Open the sink and run the task that writes; to be entered and left in one task.
 
-        Leaving waits until everything queued is written, also when cancelled, but no longer than `LEAVE_S`: a thread that hangs in
-        a write by then is left alone, and the log says how many lines may be lost. Raises `InterceptorError` when the sink cannot
-        be opened.
+        Leaving waits until everything queued is written, also when cancelled, but no longer than
+        `LEAVE_S`: a thread that hangs in a write by then is left alone, and the log says how many
+        lines may be lost. Raises `InterceptorError` when the sink cannot be opened.
         """
         try:
             await trio.to_thread.run_sync(self._sink.open)
         except OSError as error:
-            raise InterceptorError(f"cannot write to {self._sink.path!r}: {error.strerror or error}") from error
+            raise InterceptorError(
+                f"cannot write to {self._sink.path!r}: {error.strerror or error}"
+            ) from error
         self._closing = False
         scope = trio.CancelScope(shield=True)
         failure: Exception | None = None
@@ -117,7 +129,9 @@ class LineWriter:
             try:
                 yield
             except Exception as error:
-                failure = error  # raised below, outside of the nursery, which would wrap it in a group
+                failure = (
+                    error  # raised below, outside of the nursery, which would wrap it in a group
+                )
             finally:
                 if self._dropped:
                     self._tell_dropped()
@@ -130,7 +144,8 @@ class LineWriter:
 
     async def _run(self, scope: trio.CancelScope) -> None:
         """Write until closed, in a scope that only its deadline ends."""
-        # A limiter of its own: others of the process must not be kept waiting by this disk, nor this by them.
+        # A limiter of its own: others of the process must not be kept waiting by this disk, nor
+        # this by them.
         limiter = trio.CapacityLimiter(1)
         with scope:
             while self._lines or not self._closing:
@@ -149,7 +164,9 @@ class LineWriter:
     async def _write(self, limiter: trio.CapacityLimiter) -> None:
         self._writing, self._lines = self._lines, []
         self._writing_bytes, self._queued_bytes = self._queued_bytes, 0
-        left, error = await trio.to_thread.run_sync(self._sink.write, self._writing, abandon_on_cancel=True, limiter=limiter)
+        left, error = await trio.to_thread.run_sync(
+            self._sink.write, self._writing, abandon_on_cancel=True, limiter=limiter
+        )
         self._writing, self._writing_bytes = (), 0
         if left:
             self._drop(sum(line.stands_for for line in left), str(error))
@@ -164,7 +181,10 @@ class LineWriter:
             self._log("lines_dropped", reason=why)
 
     def _tell_dropped(self) -> None:
-        line = Line(encode_line({"event": "lines_dropped", "count": self._dropped}), stands_for=self._dropped)
+        line = Line(
+            encode_line({"event": "lines_dropped", "count": self._dropped}),
+            stands_for=self._dropped,
+        )
         self._lines.append(line)
         self._queued_bytes += len(line.data)
         self._dropped = 0
@@ -180,10 +200,12 @@ class LineWriter:
 
 
 class RotatingFile:
-    """One file, begun anew before it would grow over `max_bytes`: `path` becomes `path.1`, that `path.2`, and so on up to `keep`.
+    """One file, begun anew before it would grow over `max_bytes`: `path` becomes `path.1`, that
+    `path.2`, and so on up to `keep`.
 
-    `{pid}` in the path is the process's id. New files can be read by their owner only. What is no regular file (a FIFO,
-    `/dev/stdout`) is never rotated. A line cut short by a full disk or a crash is ended, so that it spoils no other.
+    `{pid}` in the path is the process's id. New files can be read by their owner only. What is no
+    regular file (a FIFO, `/dev/stdout`) is never rotated. A line cut short by a full disk or a
+    crash is ended, so that it spoils no other.
     """
 
     def __init__(self, path: str, *, max_bytes: int, keep: int) -> None:

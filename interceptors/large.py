@@ -1,7 +1,9 @@
-"""An event or a body above the limit on its way through the chain: no hook sees it, and it leaves as it comes.
+"""An event or a body above the limit on its way through the chain: no hook sees it, and it leaves
+as it comes.
 
-Nothing is collected. A hook that must not miss what it needs is a *watcher*: the bytes are searched for it, read by read, and the
-last bytes of each read wait for the next one, so that a cut hides nothing. It knows neither windows nor what else is in the stream.
+Nothing is collected. A hook that must not miss what it needs is a *watcher*: the bytes are searched
+for it, read by read, and the last bytes of each read wait for the next one, so that a cut hides
+nothing. It knows neither windows nor what else is in the stream.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from .sse import FIELD_LINE_BYTES, find_empty_line, find_field_line
 
 __all__ = ["LargePassage"]
 
-_EMPTY_LINE_BYTES = 3  # an empty line after a line's end is found if as many bytes before a read are searched again
+_EMPTY_LINE_BYTES = (
+    3  # an empty line after a line's end is found if as many bytes before a read are searched again
+)
 
 
 class LargePassage:
@@ -21,21 +25,33 @@ class LargePassage:
 
     __slots__ = ("_finders", "_is_body", "_kept", "_max_event_bytes")
 
-    def __init__(self, watchers: tuple[EventHook, ...], max_event_bytes: int, *, is_body: bool, may_be_events: bool) -> None:
-        """`may_be_events`: a client may read events in this body, if fields come in it after all; no hook would have seen them."""
+    def __init__(
+        self,
+        watchers: tuple[EventHook, ...],
+        max_event_bytes: int,
+        *,
+        is_body: bool,
+        may_be_events: bool,
+    ) -> None:
+        """`may_be_events`: a client may read events in this body, if fields come in it after all;
+        no hook would have seen them.
+        """
         self._finders: list[tuple[Finder, str]] = [
             (hook.need, hook.owner.name) for hook in watchers if hook.need is not None
         ]
         self._max_event_bytes = max_event_bytes
         self._is_body = is_body
-        self._kept = max([0 if is_body else _EMPTY_LINE_BYTES, *(hook.overlap for hook in watchers)])
+        self._kept = max(
+            [0 if is_body else _EMPTY_LINE_BYTES, *(hook.overlap for hook in watchers)]
+        )
         if may_be_events:
             self._finders.append((find_field_line, watchers[0].owner.name if watchers else ""))
             self._kept = max(self._kept, FIELD_LINE_BYTES)
 
     def take(self, buffer: bytearray, start: int, end: int, *, final: bool) -> tuple[int, bool]:
-        """The index up to which `buffer[start:end]` leaves, and whether the event ends there. The rest must be presented again, at
-        the `start` of the next call; `final`: there is none. Raises `EventTooLarge` when a watcher needs what has come.
+        """The index up to which `buffer[start:end]` leaves, and whether the event ends there. The
+        rest must be presented again, at the `start` of the next call; `final`: there is none.
+        Raises `EventTooLarge` when a watcher needs what has come.
         """
         over = -1 if self._is_body else find_empty_line(buffer, start, end)
         last = over if over >= 0 else end

@@ -1,6 +1,7 @@
 """Load interceptors by name, with their options, and refuse what could only fail later.
 
-`use` is `package.module:Class`, `./file.py:Class`, or the name of an entry point in the group `weirpool.interceptors`.
+`use` is `package.module:Class`, `./file.py:Class`, or the name of an entry point in the group
+`weirpool.interceptors`.
 """
 
 from __future__ import annotations
@@ -30,18 +31,25 @@ from .values import Checker, Mistake, nearest
 __all__ = ["ENTRY_POINT_GROUP", "load_interceptor"]
 
 ENTRY_POINT_GROUP = "weirpool.interceptors"
-_FAILURES = (Exception, SystemExit)  # a module that is a script ends with SystemExit: it must not end the proxy
-# How an exception's message may begin, so that it is shown at the option that it is about: `patterns[0]: `, `keys.ann: `.
+_FAILURES = (
+    Exception,
+    SystemExit,
+)  # a module that is a script ends with SystemExit: it must not end the proxy
+# How an exception's message may begin, so that it is shown at the option that it is about:
+# `patterns[0]: `, `keys.ann: `.
 _OPTION_PATH = re.compile(r"(?P<path>(?P<option>\w+)(?:\.[\w-]++|\[\d++\])*): ")
 
 
 def load_interceptor(use: str, options: Mapping[str, Any]) -> Interceptor:
-    """Import the class that `use` names, check it, and make it with `options`. Raises `LoadError`; may import and so block.
+    """Import the class that `use` names, check it, and make it with `options`. Raises `LoadError`;
+    may import and so block.
 
-    An exception of `__init__` whose message begins with an option's path and a colon is shown at that path. An `ExceptionGroup` of
-    them shows each. The error has every mistake (`LoadError.errors`), and in `made` the interceptor as far as it could be made.
+    An exception of `__init__` whose message begins with an option's path and a colon is shown at
+    that path. An `ExceptionGroup` of them shows each. The error has every mistake
+    (`LoadError.errors`), and in `made` the interceptor as far as it could be made.
 
-    Whatever the module, the class or its `__init__` raises becomes a `LoadError`, `SystemExit` included.
+    Whatever the module, the class or its `__init__` raises becomes a `LoadError`, `SystemExit`
+    included.
     """
     try:
         return _load(use, options)
@@ -74,8 +82,11 @@ def _load(use: str, options: Mapping[str, Any]) -> Interceptor:
                 raise
             known = {item.option for item in mistakes}
             found = list(_from_init(use, error, _option_names(cls)))
-            # Beside mistakes, only what is clearly about another option: the object was made of what was left.
-            mistakes += [item for item in found if item.option not in known and (item.option or not known)]
+            # Beside mistakes, only what is clearly about another option: the object was made of
+            # what was left.
+            mistakes += [
+                item for item in found if item.option not in known and (item.option or not known)
+            ]
             raise _joined(mistakes) from error
         if not mistakes:
             return made
@@ -121,7 +132,9 @@ def _find_class(use: str) -> Any:
             raise LoadError(
                 f"{use!r} is neither package.module:Class, nor file.py:Class, nor an entry point of the group "
                 f"{ENTRY_POINT_GROUP!r}",
-                hint=f"did you mean {near!r}?" if near else f"the names here are {', '.join(sorted(points))}",
+                hint=f"did you mean {near!r}?"
+                if near
+                else f"the names here are {', '.join(sorted(points))}",
             )
         try:
             return points[use].load()
@@ -137,13 +150,21 @@ def _find_class(use: str) -> Any:
     try:
         return getattr(module, class_name)
     except AttributeError:
-        classes = [name for name, item in vars(module).items() if isinstance(item, type) and issubclass(item, Interceptor)]
+        classes = [
+            name
+            for name, item in vars(module).items()
+            if isinstance(item, type) and issubclass(item, Interceptor)
+        ]
         near = nearest(class_name, classes)
-        raise LoadError(f"{module_name!r} has no {class_name!r}", hint=f"did you mean {near!r}?" if near else "") from None
+        raise LoadError(
+            f"{module_name!r} has no {class_name!r}", hint=f"did you mean {near!r}?" if near else ""
+        ) from None
 
 
 def _import_file(name: str) -> ModuleType:
-    """Import a file by its name, once per process. Its own directory is importable for it, as for a script."""
+    """Import a file by its name, once per process. Its own directory is importable for it, as for a
+    script.
+    """
     path = Path(name).resolve()
     module_name = f"weirpool_file_{path.stem}_{sha256(str(path).encode()).hexdigest()[:8]}"
     if module_name in sys.modules:
@@ -165,10 +186,14 @@ def _import_file(name: str) -> ModuleType:
     return module
 
 
-def _check_options(cls: type[Interceptor], options: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[Mistake]]:
-    """The arguments for `__init__`, by its annotations, or the class that its only parameter `options` names; and all mistakes.
+def _check_options(
+    cls: type[Interceptor], options: Mapping[str, Any]
+) -> tuple[dict[str, Any] | None, list[Mistake]]:
+    """The arguments for `__init__`, by its annotations, or the class that its only parameter
+    `options` names; and all mistakes.
 
-    Beside mistakes, the arguments are those that are right, so that `__init__` can find more; None where it cannot be called.
+    Beside mistakes, the arguments are those that are right, so that `__init__` can find more; None
+    where it cannot be called.
     """
     parameters = _parameters_of(cls)
     hints = _hints_of(cls) if parameters else {}
@@ -182,13 +207,19 @@ def _check_options(cls: type[Interceptor], options: Mapping[str, Any]) -> tuple[
                 f"{cls.__qualname__}.__init__ takes `options`, whose annotation must be a dataclass or a msgspec.Struct; "
                 "or let each option be a parameter of its own"
             )
-    named = {name: item for name, item in parameters.items() if item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)}
+    named = {
+        name: item
+        for name, item in parameters.items()
+        if item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)
+    }
     takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
     given = {name: value for name, value in options.items() if name in named or not takes_any}
     fields: list[Any] = []
     for name, item in named.items():
         hint = hints.get(name, Any)
-        fields.append((name, hint) if item.default is item.empty else (name, Union[hint, UnsetType], UNSET))  # noqa: UP007
+        fields.append(
+            (name, hint) if item.default is item.empty else (name, Union[hint, UnsetType], UNSET)  # noqa: UP007
+        )
     made = _convert(checker, given, msgspec.defstruct("Options", fields, kw_only=True))
     if made is None:
         return None, checker.mistakes
@@ -199,7 +230,9 @@ def _check_options(cls: type[Interceptor], options: Mapping[str, Any]) -> tuple[
 
 
 def _convert(checker: Checker, options: Mapping[str, Any], cls: type) -> Any:
-    """Make a record from the configuration, of what is right in it; None when that is not enough. Mistakes are in `checker`."""
+    """Make a record from the configuration, of what is right in it; None when that is not enough.
+    Mistakes are in `checker`.
+    """
     try:
         kind = type_info(cls)
     except (TypeError, NameError):  # an annotation that msgspec cannot take apart
@@ -215,7 +248,11 @@ def _convert(checker: Checker, options: Mapping[str, Any], cls: type) -> Any:
 
 
 def _parameters_of(cls: type[Interceptor]) -> Mapping[str, inspect.Parameter]:
-    signature = inspect.signature(cls.__init__) if cls.__init__ is not object.__init__ else inspect.Signature()
+    signature = (
+        inspect.signature(cls.__init__)
+        if cls.__init__ is not object.__init__
+        else inspect.Signature()
+    )
     return {name: item for name, item in signature.parameters.items() if name != "self"}
 
 
@@ -223,7 +260,9 @@ def _hints_of(cls: type[Interceptor]) -> Mapping[str, Any]:
     """The annotations of `__init__`. Raises `LoadError`."""
     try:
         return get_type_hints(cls.__init__)
-    except Exception as error:  # get_type_hints resolves what is imported for type checkers only at run time
+    except (
+        Exception
+    ) as error:  # get_type_hints resolves what is imported for type checkers only at run time
         raise LoadError(
             f"the annotations of {cls.__name__}.__init__ cannot be resolved: {error}",
             hint="import what they name outside of `if TYPE_CHECKING:`",
@@ -231,10 +270,15 @@ def _hints_of(cls: type[Interceptor]) -> Mapping[str, Any]:
 
 
 def _option_names(cls: type[Interceptor]) -> Collection[str]:
-    """The options that `__init__` takes: its parameters, or the fields of the class that its only one names."""
+    """The options that `__init__` takes: its parameters, or the fields of the class that its only
+    one names.
+    """
     names = list(_parameters_of(cls))
     if names == ["options"] and _is_options_class(hint := _hints_of(cls).get("options")):
-        return [item.name for item in (fields(hint) if is_dataclass(hint) else msgspec.structs.fields(hint))]
+        return [
+            item.name
+            for item in (fields(hint) if is_dataclass(hint) else msgspec.structs.fields(hint))
+        ]
     return names
 
 

@@ -1,7 +1,8 @@
 """`logprobs` in answers of OpenAI's dialects: which of them spell a text that stands beside them.
 
-The tokens are a copy of a text. Chat has them in a choice, as `{"content": [...], "refusal": [...]}`, beside a delta or a message;
-legacy completions as `{"tokens": [...]}`; responses in a delta's event and in a part, as a list. Sans I/O.
+The tokens are a copy of a text. Chat has them in a choice, as `{"content": [...], "refusal":
+[...]}`, beside a delta or a message; legacy completions as `{"tokens": [...]}`; responses in a
+delta's event and in a part, as a list. Sans I/O.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ _TOKENS = re.compile(r'logprobs"\s*:\s*(?:\{|\[\s*[^\s\]])')
 
 
 def may_have_tokens(data: str) -> bool:
-    """Whether JSON text may have `logprobs` that are not empty. An escape in the name does not hide them."""
+    """Whether JSON text may have `logprobs` that are not empty. An escape in the name does not hide
+    them.
+    """
     return ("logprobs" in data and _TOKENS.search(data) is not None) or "\\u00" in data
 
 
 def drop_other_tokens(message: Any) -> bool:
-    """Take out, in place, every `logprobs` that does not spell a text beside it. Whether anything was taken out.
+    """Take out, in place, every `logprobs` that does not spell a text beside it. Whether anything
+    was taken out.
 
     They become null, or an empty list where they are a list.
     """
@@ -35,17 +39,29 @@ def drop_other_tokens(message: Any) -> bool:
             if tokens and not _spells(tokens, value):
                 value["logprobs"] = [] if isinstance(tokens, list) else None
                 dropped = True
-            pending += [inner for name, inner in value.items() if name != "logprobs" and isinstance(inner, (dict, list))]
+            pending += [
+                inner
+                for name, inner in value.items()
+                if name != "logprobs" and isinstance(inner, (dict, list))
+            ]
     return dropped
 
 
 def _spells(tokens: Any, holder: dict[str, Any]) -> bool:
-    """Whether each list of tokens, joined, is a text in the object that has them, or in its delta or message."""
-    lists = list(tokens.values()) if isinstance(tokens, dict) and "tokens" not in tokens else [tokens]
+    """Whether each list of tokens, joined, is a text in the object that has them, or in its delta
+    or message.
+    """
+    lists = (
+        list(tokens.values()) if isinstance(tokens, dict) and "tokens" not in tokens else [tokens]
+    )
     texts: set[bytes | None] = set()
     for place in (holder, holder.get("delta"), holder.get("message")):
         if isinstance(place, dict):
-            texts |= {text.encode("utf-8", "surrogatepass") for text in place.values() if isinstance(text, str)}
+            texts |= {
+                text.encode("utf-8", "surrogatepass")
+                for text in place.values()
+                if isinstance(text, str)
+            }
     return all(not _says_something(tokens) or _spelled(tokens) in texts for tokens in lists)
 
 
@@ -64,7 +80,9 @@ def _spelled(tokens: Any) -> bytes | None:
         return None
     pieces: list[bytes] = []
     for token in tokens:
-        piece = token.encode("utf-8", "surrogatepass") if isinstance(token, str) else _bytes_of(token)
+        piece = (
+            token.encode("utf-8", "surrogatepass") if isinstance(token, str) else _bytes_of(token)
+        )
         if piece is None:
             return None
         pieces.append(piece)
@@ -72,7 +90,9 @@ def _spelled(tokens: Any) -> bytes | None:
 
 
 def _bytes_of(token: Any) -> bytes | None:
-    """The bytes of one token. Its text must be the same; only a piece of a character has a text that is not."""
+    """The bytes of one token. Its text must be the same; only a piece of a character has a text
+    that is not.
+    """
     if not isinstance(token, dict) or not isinstance(token.get("token"), str):
         return None
     text: str = token["token"]

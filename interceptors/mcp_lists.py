@@ -1,9 +1,11 @@
 """Which entries of a server's lists an MCP client may see: for `mcp_policy`. Sans I/O.
 
-It goes by the shape of the JSON and not by its envelope: official clients accept responses with null or superfluous members, and
-some with names in another case. So whatever a client could take for a list is filtered, in every message of a batch. A text from
-which nothing is taken out keeps its bytes. Sources: the readers of messages in the official SDKs for Python (the last of two
-members counts, unknown ones are ignored, snake case is as good), TypeScript (arrays of messages) and Go (any number as id).
+It goes by the shape of the JSON and not by its envelope: official clients accept responses with
+null or superfluous members, and some with names in another case. So whatever a client could take
+for a list is filtered, in every message of a batch. A text from which nothing is taken out keeps
+its bytes. Sources: the readers of messages in the official SDKs for Python (the last of two members
+counts, unknown ones are ignored, snake case is as good), TypeScript (arrays of messages) and Go
+(any number as id).
 """
 
 from __future__ import annotations
@@ -24,9 +26,15 @@ __all__ = ["VisibleLists"]
 Allows = Callable[[object], bool]
 
 # Each list of a result, and the member that names an entry.
-_LISTS = {"tools": "name", "prompts": "name", "resources": "uri", "resourceTemplates": "uriTemplate"}
+_LISTS = {
+    "tools": "name",
+    "prompts": "name",
+    "resources": "uri",
+    "resourceTemplates": "uriTemplate",
+}
 _UPDATED = "notifications/resources/updated"
-# Letters as JSON may write them: ASCII, and the two others that fold to it. Other escapes (\u001b, \u0026) hide no name.
+# Letters as JSON may write them: ASCII, and the two others that fold to it. Other escapes (\u001b,
+# \u0026) hide no name.
 _ESCAPED_LETTERS = ("\\u004", "\\u005", "\\u006", "\\u007", "\\u017f", "\\u212a")
 _NOT_JSON_BEFORE = "\ufeff \t\r\n"  # what readers skip before a JSON text
 
@@ -40,7 +48,9 @@ class _Repeating(dict[str, Any]):
 
 
 def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(members)  # a plain one where that says everything: a text may have a third of a million
+    made = dict(
+        members
+    )  # a plain one where that says everything: a text may have a third of a million
     return made if len(made) == len(members) else _Repeating(members)
 
 
@@ -56,22 +66,31 @@ def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
 
 
-_decode = json.JSONDecoder(object_pairs_hook=_object, parse_int=_raw, parse_float=_raw, parse_constant=_no_constant).decode
+_decode = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=_raw, parse_float=_raw, parse_constant=_no_constant
+).decode
 
 
 class VisibleLists:
-    """The rules for entries of lists: `rules` has what allows a name, by the list's member (`tools`, `resourceTemplates`, ...)."""
+    """The rules for entries of lists: `rules` has what allows a name, by the list's member
+    (`tools`, `resourceTemplates`, ...).
+    """
 
     def __init__(self, rules: Mapping[str, Allows]) -> None:
-        self._rules = {_folded(member): (_folded(_LISTS[member]), allows) for member, allows in rules.items()}
-        self._searched = {"resource" if member.startswith("resource") else member for member in rules}
+        self._rules = {
+            _folded(member): (_folded(_LISTS[member]), allows) for member, allows in rules.items()
+        }
+        self._searched = {
+            "resource" if member.startswith("resource") else member for member in rules
+        }
         self._allows_uri = rules.get("resources")
 
     def __bool__(self) -> bool:
         return bool(self._rules)
 
     def show(self, text: str) -> str | None:
-        """The JSON text with what may be seen: `text` itself where nothing is taken out, None where nothing is left.
+        """The JSON text with what may be seen: `text` itself where nothing is taken out, None where
+        nothing is left.
 
         Raises `NotJson` for what has a list and that other readers of JSON might understand.
         """
@@ -84,11 +103,17 @@ class VisibleLists:
                 return text
             return encode_json(tree).decode() if shown else None
         except (ValueError, TypeError, RecursionError):  # of the encoder: half of a surrogate pair
-            raise NotJson("a list of an MCP server is in JSON that clients may read in different ways") from None
+            raise NotJson(
+                "a list of an MCP server is in JSON that clients may read in different ways"
+            ) from None
 
     def _may_have_list(self, text: str) -> bool:
-        """Whether the text has the name of a list, perhaps with escapes. Nearly all events have none and are not decoded here."""
-        if not text.startswith(("{", "[")) and not text.lstrip(_NOT_JSON_BEFORE).startswith(("{", "[")):
+        """Whether the text has the name of a list, perhaps with escapes. Nearly all events have
+        none and are not decoded here.
+        """
+        if not text.startswith(("{", "[")) and not text.lstrip(_NOT_JSON_BEFORE).startswith(
+            ("{", "[")
+        ):
             return False
         folded = text.lower() if text.isascii() else text.casefold()
         if "\\u" in folded and any(escape in folded for escape in _ESCAPED_LETTERS):
@@ -96,11 +121,15 @@ class VisibleLists:
         return any(name in folded for name in self._searched)
 
     def _show(self, tree: Any) -> tuple[bool, bool]:
-        """Take out, in place, what may not be seen of a message or a batch. Whether anything is left, and whether it changed."""
+        """Take out, in place, what may not be seen of a message or a batch. Whether anything is
+        left, and whether it changed.
+        """
         if isinstance(tree, list):
             results = [self._show(item) for item in tree]
             tree[:] = [item for item, (shown, _) in zip(tree, results, strict=True) if shown]
-            return bool(tree) or not results, any(changed or not shown for shown, changed in results)
+            return bool(tree) or not results, any(
+                changed or not shown for shown, changed in results
+            )
         if not isinstance(tree, dict):
             return True, False
         if self._is_denied_update(tree):
@@ -126,7 +155,9 @@ class VisibleLists:
 
 
 def _filter(entries: Any, key: str, allows: Allows) -> bool:
-    """Take the entries out that may not be seen, in place. An object in place of a list has its entries as values."""
+    """Take the entries out that may not be seen, in place. An object in place of a list has its
+    entries as values.
+    """
     if isinstance(entries, list):
         kept = [entry for entry in entries if _is_visible(entry, key, allows)]
         changed = len(kept) < len(entries)
@@ -145,7 +176,9 @@ def _filter(entries: Any, key: str, allows: Allows) -> bool:
 
 
 def _is_visible(entry: Any, key: str, allows: Allows) -> bool:
-    """Whether every name that a reader could find in an entry is allowed. One without a name is not shown."""
+    """Whether every name that a reader could find in an entry is allowed. One without a name is not
+    shown.
+    """
     names = list(_members(entry, key))
     return bool(names) and all(map(allows, names))
 

@@ -1,4 +1,5 @@
-"""`mcp_policy`: which methods, tools, resources and prompts of an MCP server clients may use, and see.
+"""`mcp_policy`: which methods, tools, resources and prompts of an MCP server clients may use, and
+see.
 
     interceptors:
       - name: policy
@@ -7,8 +8,9 @@
           tools: {allow: ["search_*", "read_file"], deny: ["*_admin"]}
           resources: {deny: ["file:///etc/*"]}
 
-A request for what is not allowed is answered with a JSON-RPC error and never reaches the server; lists show what is left. Deny
-wins over allow. It fails closed: what it cannot read, or what a server might understand differently, is refused (`strict`).
+A request for what is not allowed is answered with a JSON-RPC error and never reaches the server;
+lists show what is left. Deny wins over allow. It fails closed: what it cannot read, or what a
+server might understand differently, is refused (`strict`).
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from .uris import fold, spellings, trim
 __all__ = ["McpPolicy", "McpPolicyOptions", "Rule"]
 
 _ALWAYS = ("initialize", "server/discover", "ping", "notifications/*")
-# Methods that this must recognise: a server that does not mind their case must not be asked for them in another one.
+# Methods that this must recognise: a server that does not mind their case must not be asked for
+# them in another one.
 _KNOWN = (
     "initialize",
     "server/discover",
@@ -77,14 +80,18 @@ class McpPolicyOptions:
 
 
 class McpPolicy(McpInterceptor):
-    """Refuses what is not allowed, and takes it out of lists. Raises `ValueError` for options that would do nothing."""
+    """Refuses what is not allowed, and takes it out of lists. Raises `ValueError` for options that
+    would do nothing.
+    """
 
     on_error: OnError = "abort"  # fail closed: what could not be checked goes nowhere
     strict = True
     sets_state = ()
 
     def __init__(self, options: McpPolicyOptions) -> None:
-        rules = {name: getattr(options, name) for name in ("methods", "tools", "resources", "prompts")}
+        rules = {
+            name: getattr(options, name) for name in ("methods", "tools", "resources", "prompts")
+        }
         if all(rule.allow is None and not rule.deny for rule in rules.values()):
             raise ValueError("there is no rule, so everything would be allowed")
         refuse_options(
@@ -106,11 +113,14 @@ class McpPolicy(McpInterceptor):
             "resources": self._resources,
             "resourceTemplates": self._resources,
         }
-        self._lists = VisibleLists({name: matcher.allows for name, matcher in matchers.items() if not matcher.is_open})
+        self._lists = VisibleLists(
+            {name: matcher.allows for name, matcher in matchers.items() if not matcher.is_open}
+        )
 
     async def on_response(self, head: ResponseHead) -> Response | None:
-        """Official clients find their media types anywhere in Content-Type (`application/json-rpc`, a second header): so the body
-        gets the type that they read it as. Raises `Abort` where they would read it in two ways.
+        """Official clients find their media types anywhere in Content-Type (`application/json-rpc`,
+        a second header): so the body gets the type that they read it as. Raises `Abort` where they
+        would read it in two ways.
         """
         value = ", ".join(head.headers.get_list("content-type")).lower()
         read_as = [kind for kind in ("application/json", "text/event-stream") if kind in value]
@@ -121,13 +131,17 @@ class McpPolicy(McpInterceptor):
         return await super().on_response(head)
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor:
-        """What the server sends is filtered by its shape: a client that uses an id twice could make us believe anything."""
+        """What the server sends is filtered by its shape: a client that uses an id twice could make
+        us believe anything.
+        """
         stream = super().open_stream(context)
         return _ShownStream(self._lists, stream) if self._lists else stream
 
     @on_mcp_request()
     def check_request(self, message: McpMessage) -> McpError | None:
-        """The error for what the client may not ask for. What the server asks for is not this one's business."""
+        """The error for what the client may not ask for. What the server asks for is not this one's
+        business.
+        """
         if not message.from_client:
             return None
         method = message.method or ""
@@ -156,10 +170,14 @@ class McpPolicy(McpInterceptor):
         return _FOLDED.get(folded, method) == method and self._methods.allows(method)
 
     def _check_listen(self, message: McpMessage) -> McpError | None:
-        """2026-07-28, `subscriptions/listen`: the URIs of the resources that the client wants to hear of."""
+        """2026-07-28, `subscriptions/listen`: the URIs of the resources that the client wants to
+        hear of.
+        """
         asked = message.params.get("notifications")
         uris = asked.get("resourceSubscriptions") if isinstance(asked, dict) else None
-        if uris is None or (isinstance(uris, list) and all(self._resources.allows(uri) for uri in uris)):
+        if uris is None or (
+            isinstance(uris, list) and all(self._resources.allows(uri) for uri in uris)
+        ):
             return None
         return _no_resource(message)
 
@@ -175,7 +193,9 @@ class McpPolicy(McpInterceptor):
 
 
 class _ShownStream(StreamInterceptor):
-    """The server's messages without what the client may not see, then as any interceptor for MCP sees them."""
+    """The server's messages without what the client may not see, then as any interceptor for MCP
+    sees them.
+    """
 
     def __init__(self, lists: VisibleLists, stream: StreamInterceptor) -> None:
         self._lists = lists
@@ -204,10 +224,16 @@ class _ShownStream(StreamInterceptor):
 
 
 class _Matcher:
-    """A rule, compiled. What it denies it denies in any case of letters; what it allows it allows as it is written."""
+    """A rule, compiled. What it denies it denies in any case of letters; what it allows it allows
+    as it is written.
+    """
 
     def __init__(self, rule: Rule, always: tuple[str, ...] = ()) -> None:
-        self._allow = None if rule.allow is None else [re.compile(translate(glob)).match for glob in (*rule.allow, *always)]
+        self._allow = (
+            None
+            if rule.allow is None
+            else [re.compile(translate(glob)).match for glob in (*rule.allow, *always)]
+        )
         self._deny = [re.compile(translate(fold(glob))).match for glob in rule.deny]
         self.is_open = self._allow is None and not self._deny
         """There is no rule: it allows everything."""
@@ -228,7 +254,9 @@ class _Matcher:
 
 
 class _UriMatcher(_Matcher):
-    """Of URIs: denied if that is so in any spelling, also without its query and fragment; allowed if that is so in all."""
+    """Of URIs: denied if that is so in any spelling, also without its query and fragment; allowed
+    if that is so in all.
+    """
 
     def _allows(self, name: str) -> bool:
         try:
@@ -246,4 +274,6 @@ def _refused(what: str, code: int = INVALID_PARAMS) -> McpError:
 
 
 def _no_resource(message: McpMessage) -> McpError:
-    return _refused("resource", INVALID_PARAMS if has_mirrors(message.revision) else RESOURCE_NOT_FOUND)
+    return _refused(
+        "resource", INVALID_PARAMS if has_mirrors(message.revision) else RESOURCE_NOT_FOUND
+    )

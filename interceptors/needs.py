@@ -13,18 +13,24 @@ Finder = Callable[[bytes | bytearray, int, int], int]
 """Where, in `buffer[start:end]`, something begins that is needed; -1 if nowhere."""
 
 PATTERN_OVERLAP = 1024
-"""In an event above the limit, which is searched read by read, a pattern is found if its match has at most so many bytes."""
+"""In an event above the limit, which is searched read by read, a pattern is found if its match has
+at most so many bytes.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """In place of `Needs`: a search that may look for something else as the stream goes on. For the proxy's own interceptors."""
+    """In place of `Needs`: a search that may look for something else as the stream goes on. For the
+    proxy's own interceptors.
+    """
 
     find: Finder
 
 
 Needs = re.Pattern[bytes] | Sequence[bytes] | None
-"""None: every event. Byte strings: events whose bytes hold one of them; none of them, no event. A pattern: where it is found."""
+"""None: every event. Byte strings: events whose bytes hold one of them; none of them, no event. A
+pattern: where it is found.
+"""
 
 
 def finder_of(needs: Any) -> Finder | None:
@@ -33,17 +39,25 @@ def finder_of(needs: Any) -> Finder | None:
         return None
     if isinstance(needs, re.Pattern):
         if not isinstance(needs.pattern, bytes):
-            raise TypeError("needs is a pattern of text, expected one of bytes: re.compile(rb'...')")
+            raise TypeError(
+                "needs is a pattern of text, expected one of bytes: re.compile(rb'...')"
+            )
         return _pattern_finder(needs)
     if isinstance(needs, Search):
         return needs.find
-    if not isinstance(needs, (tuple, list)) or not all(isinstance(item, bytes) and item for item in needs):
-        raise TypeError("needs is not as expected: None, a tuple of byte strings, or a compiled pattern of bytes")
+    if not isinstance(needs, (tuple, list)) or not all(
+        isinstance(item, bytes) and item for item in needs
+    ):
+        raise TypeError(
+            "needs is not as expected: None, a tuple of byte strings, or a compiled pattern of bytes"
+        )
     return _strings_finder(tuple(needs))
 
 
 def overlap_of(needs: Needs) -> int:
-    """How many bytes before a read must be searched again with it, so that nothing that is needed is missed at the cut."""
+    """How many bytes before a read must be searched again with it, so that nothing that is needed
+    is missed at the cut.
+    """
     if needs is None or isinstance(needs, Search):
         return 0
     return PATTERN_OVERLAP if isinstance(needs, re.Pattern) else max(map(len, needs), default=1) - 1
@@ -54,7 +68,9 @@ def _strings_finder(strings: tuple[bytes, ...]) -> Finder:
         first = -1
         for string in strings:
             # The next need only begin before, and may end behind, what was found.
-            found = buffer.find(string, start, end if first < 0 else min(end, first + len(string) - 1))
+            found = buffer.find(
+                string, start, end if first < 0 else min(end, first + len(string) - 1)
+            )
             if found >= 0:
                 first = found
         return first

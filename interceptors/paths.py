@@ -1,4 +1,6 @@
-"""Paths of requests in one spelling, so that a comparison cannot be evaded by another. Sans I/O; knows no route."""
+"""Paths of requests in one spelling, so that a comparison cannot be evaded by another. Sans I/O;
+knows no route.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,11 @@ __all__ = ["fold_path", "normal_path", "quote_path", "unescape", "without_dots"]
 
 
 def normal_path(raw_path: bytes) -> bytes:
-    """A path as most servers understand it, for comparing only (RFC 3986, section 6.2.2; empty segments go, too).
+    """A path as most servers understand it, for comparing only (RFC 3986, section 6.2.2; empty
+    segments go, too).
 
-    Percent-encoded unreserved characters are decoded, dot segments resolved, and runs of slashes are one slash.
+    Percent-encoded unreserved characters are decoded, dot segments resolved, and runs of slashes
+    are one slash.
     """
     if b"%" in raw_path:
         raw_path = unescape(raw_path)
@@ -29,10 +33,11 @@ def normal_path(raw_path: bytes) -> bytes:
 
 
 def fold_path(path: str) -> str:
-    """A path as upstreams that ignore case compare it, of a path in normal form: for comparing two folded paths only.
+    """A path as upstreams that ignore case compare it, of a path in normal form: for comparing two
+    folded paths only.
 
-    Letters beyond ASCII, percent-encoded or not, fold as well: servers that decode first differ in how, and some take U+017F for an
-    s, U+212A for a k, and U+0131 and U+0130 for an i.
+    Letters beyond ASCII, percent-encoded or not, fold as well: servers that decode first differ in
+    how, and some take U+017F for an s, U+212A for a k, and U+0131 and U+0130 for an i.
     """
     if path.isascii() and "%" not in path:
         return path.lower()
@@ -41,12 +46,16 @@ def fold_path(path: str) -> str:
 
 
 def unescape(path: bytes) -> bytes:
-    """Percent-encoded unreserved characters decoded, the digits of other escapes in upper case (RFC 3986, section 6.2.2)."""
+    """Percent-encoded unreserved characters decoded, the digits of other escapes in upper case (RFC
+    3986, section 6.2.2).
+    """
     return _ESCAPE.sub(_unescape, path)
 
 
 def without_dots(path: str) -> str:
-    """A path with its dot segments resolved (RFC 3986, section 5.2.4), and nothing else changed: what a client sends."""
+    """A path with its dot segments resolved (RFC 3986, section 5.2.4), and nothing else changed:
+    what a client sends.
+    """
     if "/." not in path:
         return path
     segments = path.split("/")
@@ -60,7 +69,9 @@ def without_dots(path: str) -> str:
 
 
 def quote_path(path: str) -> bytes:
-    """A path as bytes on the wire. Raises `UnicodeEncodeError` for a lone surrogate, which UTF-8 cannot write."""
+    """A path as bytes on the wire. Raises `UnicodeEncodeError` for a lone surrogate, which UTF-8
+    cannot write.
+    """
     return quote(path, safe="/%:@!$&'()*+,;=~-._").encode("ascii")
 
 

@@ -5,10 +5,12 @@
         use: rate_limit
         options: {requests_per_minute: 60, burst: 10}
 
-Each client has a token bucket: it holds up to `burst` tokens, a request takes one, and they come back at the rate. So in any T
-seconds a client has at most `burst` + rate * T requests. A client is whoever's key `api_keys` has found, or else an address.
+Each client has a token bucket: it holds up to `burst` tokens, a request takes one, and they come
+back at the rate. So in any T seconds a client has at most `burst` + rate * T requests. A client is
+whoever's key `api_keys` has found, or else an address.
 
-Buckets lie behind `BucketStore`. `MemoryStore` keeps them in this process: each worker counts for itself, and forgets when it ends.
+Buckets lie behind `BucketStore`. `MemoryStore` keeps them in this process: each worker counts for
+itself, and forgets when it ends.
 """
 
 from __future__ import annotations
@@ -33,19 +35,23 @@ class BucketStore(Protocol):
     """Where the buckets are: the seam for a store that several workers share."""
 
     async def take(self, key: str, rate_per_s: float, burst: int) -> float:
-        """Take a token of the bucket `key`, which holds up to `burst` and gets `rate_per_s` back; a new one is full.
+        """Take a token of the bucket `key`, which holds up to `burst` and gets `rate_per_s` back; a
+        new one is full.
 
-        0.0 when it had one; else the seconds until it will, and nothing was taken. An exception ends the request with 502.
+        0.0 when it had one; else the seconds until it will, and nothing was taken. An exception
+        ends the request with 502.
         """
         ...
 
 
 class MemoryStore:
-    """Buckets in memory, at most `max_clients` of them, by the clock of one `trio.run`. `take` never waits.
+    """Buckets in memory, at most `max_clients` of them, by the clock of one `trio.run`. `take`
+    never waits.
 
-    A bucket is one number: when it will be full again. A full one equals none, and is forgotten. When `max_clients` are not full,
-    the one that will be full first makes room, and from then until its time every unknown client counts as having that bucket.
-    So memory has a bound, however many addresses come, and none of them gives another client, or itself, a fresh start.
+    A bucket is one number: when it will be full again. A full one equals none, and is forgotten.
+    When `max_clients` are not full, the one that will be full first makes room, and from then until
+    its time every unknown client counts as having that bucket. So memory has a bound, however many
+    addresses come, and none of them gives another client, or itself, a fresh start.
     """
 
     def __init__(self, max_clients: int = 10_000) -> None:
@@ -53,7 +59,8 @@ class MemoryStore:
             raise ValueError("max_clients: expected 1 or more")
         self._max_clients = max_clients
         self._full_at: dict[str, float] = {}
-        # A heap with each bucket once, at its time or, as times only grow, at an earlier one, which is put right on the way out.
+        # A heap with each bucket once, at its time or, as times only grow, at an earlier one, which
+        # is put right on the way out.
         self._queue: list[tuple[float, str]] = []
         self._unknown_full_at = -math.inf
 
@@ -65,8 +72,9 @@ class MemoryStore:
         now = trio.current_time()
         self._forget_full(now)
         full_at = max(now, self._full_at.get(key, self._unknown_full_at))
-        # A token is there when the bucket lacks no more than burst - 1. Rounded, so that who waits as told is not a float's
-        # last digit too early; that shifts a request by less than a microsecond, and what it took still counts.
+        # A token is there when the bucket lacks no more than burst - 1. Rounded, so that who waits
+        # as told is not a float's last digit too early; that shifts a request by less than a
+        # microsecond, and what it took still counts.
         wait_s = round(full_at - now - (burst - 1) / rate_per_s, 6)
         if wait_s > 0:
             return wait_s
@@ -95,10 +103,12 @@ class MemoryStore:
 
 
 class RateLimit(Interceptor):
-    """Options: `requests_per_minute`; `burst`, requests at once, ten seconds' worth unless given; `by`, who counts as one client:
-    its `client_key`, its `address`, or `auto`, the key where there is one; `max_clients`, buckets kept in memory.
+    """Options: `requests_per_minute`; `burst`, requests at once, ten seconds' worth unless given;
+    `by`, who counts as one client: its `client_key`, its `address`, or `auto`, the key where there
+    is one; `max_clients`, buckets kept in memory.
 
-    Raises `ValueError` for options out of range. A subclass with another store sets `store` in its `lifespan`.
+    Raises `ValueError` for options out of range. A subclass with another store sets `store` in its
+    `lifespan`.
     """
 
     on_error: OnError = "abort"  # a request that could not be counted goes nowhere
@@ -146,7 +156,8 @@ class RateLimit(Interceptor):
         wait_s = await self.store.take(self._key_of(request), self._rate_per_s, self._burst)
         if wait_s <= 0:
             return None
-        # RFC 6585, section 4; whole seconds: RFC 9110, section 10.2.3. Rounded up, for earlier would be too early.
+        # RFC 6585, section 4; whole seconds: RFC 9110, section 10.2.3. Rounded up, for earlier
+        # would be too early.
         retry_after_s = max(1, math.ceil(wait_s))
         return request.refuse(
             429,
@@ -156,7 +167,9 @@ class RateLimit(Interceptor):
         )
 
     def _key_of(self, request: Request) -> str:
-        """Whose bucket. The prefix keeps a client who is called like an address apart from that address."""
+        """Whose bucket. The prefix keeps a client who is called like an address apart from that
+        address.
+        """
         client_key = request.state.get("client_key") if self._by != "address" else None
         if client_key is not None:
             return f"client_key:{client_key}"
@@ -168,7 +181,9 @@ class RateLimit(Interceptor):
 
 
 def _network_of(address: str | None) -> str:
-    """The address, or of IPv6 its /64: the other half a host chooses itself, anew for each request if it likes (RFC 8981)."""
+    """The address, or of IPv6 its /64: the other half a host chooses itself, anew for each request
+    if it likes (RFC 8981).
+    """
     if address is None or ":" not in address:
         return str(address)  # IPv4; None where clients come over a Unix socket: all of them are one
     try:

@@ -5,8 +5,8 @@
         use: record
         options: {directory: /var/lib/weirpool/tapes}
 
-A tape is a file of JSON lines: a `TapeHeader`, a `TapeLine` for each event, and a `TapeLine` with the end. One of which anything
-was lost has no end. Hooks only queue lines (`jsonl`).
+A tape is a file of JSON lines: a `TapeHeader`, a `TapeLine` for each event, and a `TapeLine` with
+the end. One of which anything was lost has no end. Hooks only queue lines (`jsonl`).
 """
 
 from __future__ import annotations
@@ -22,13 +22,22 @@ from typing import Annotated, Literal
 import msgspec
 import trio
 
-from interceptors import Event, EventResult, Interceptor, Outcome, ResponseHead, StreamContext, StreamInterceptor
+from interceptors import (
+    Event,
+    EventResult,
+    Interceptor,
+    Outcome,
+    ResponseHead,
+    StreamContext,
+    StreamInterceptor,
+)
 
 from .jsonl import Line, LineWriter, encode_line
 
 __all__ = ["Record", "RecordOptions", "TapeHeader", "TapeLine"]
 
-# A line's end, and an empty line. Only the last event of a stream may lack it, and clients then drop that event.
+# A line's end, and an empty line. Only the last event of a stream may lack it, and clients then
+# drop that event.
 _WHOLE = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)\Z")
 _DATA = re.compile(rb"(?:\A|[\r\n])data(?:[:\r\n])")
 
@@ -63,7 +72,8 @@ class RecordOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Where the tapes go."""
 
     directory: Annotated[str, msgspec.Meta(min_length=1)]
-    """Made if it is not there. Each tape is a file in it, named by its time (UTC) and a random id."""
+    """Made if it is not there. Each tape is a file in it, named by its time (UTC) and a random id.
+    """
 
 
 class Record(Interceptor):
@@ -143,7 +153,9 @@ class _RecordStream(StreamInterceptor):
 
 
 class _Tapes:
-    """The sink: each line goes to its tape. No file stays open, for a stream may be silent for hours."""
+    """The sink: each line goes to its tape. No file stays open, for a stream may be silent for
+    hours.
+    """
 
     def __init__(self, directory: str) -> None:
         self.path = directory

@@ -5,17 +5,20 @@
         use: interceptors.redact:Redact
         options: {patterns: ["sk-[A-Za-z0-9]{20,}"], replacement: "[redacted]"}
 
-In data that looks like JSON, a pattern is matched against every string (names and values) *decoded*, so that `sk-\\u0061...`
-hides nothing, and against every number; before that, against the text as a whole, for what reaches over several values.
-Everything that does not match keeps its bytes. Other data is matched as text.
+In data that looks like JSON, a pattern is matched against every string (names and values)
+*decoded*, so that `sk-\\u0061...` hides nothing, and against every number; before that, against the
+text as a whole, for what reaches over several values. Everything that does not match keeps its
+bytes. Other data is matched as text.
 
-In answers of LLMs, streamed or not, a text is one text, however it is cut into deltas: what could still become a match waits for
-what comes next, and leaves at the end of its block at the latest. Tool calls wait until they are whole. All else in such an event
-is redacted as in any, but what is JSON stays JSON, and what was put in place of a match is not searched again. In other streams a
+In answers of LLMs, streamed or not, a text is one text, however it is cut into deltas: what could
+still become a match waits for what comes next, and leaves at the end of its block at the latest.
+Tool calls wait until they are whole. All else in such an event is redacted as in any, but what is
+JSON stays JSON, and what was put in place of a match is not searched again. In other streams a
 secret that is split over several events is not found.
 
-Some servers end a text and go on with it. What left at the first end cannot be taken back, so a match that reaches back into it
-breaks the answer off. On routes of `dialect: mcp`, JSON bodies are redacted like events, and JSON stays JSON.
+Some servers end a text and go on with it. What left at the first end cannot be taken back, so a
+match that reaches back into it breaks the answer off. On routes of `dialect: mcp`, JSON bodies are
+redacted like events, and JSON stays JSON.
 """
 
 from __future__ import annotations
@@ -39,19 +42,22 @@ from .unescape import unescape
 
 __all__ = ["Redact"]
 
-# A JSON string (one without an end reaches to the end of the text), or a number. Between strings, JSON holds neither quotes nor
-# backslashes, so this finds whole tokens. Nothing follows what repeats, so it never goes back.
+# A JSON string (one without an end reaches to the end of the text), or a number. Between strings,
+# JSON holds neither quotes nor backslashes, so this finds whole tokens. Nothing follows what
+# repeats, so it never goes back.
 _TOKEN = re.compile(r'"((?:[^"\\]++|\\.)*)("?)|-?[0-9][0-9.eE+-]*', re.DOTALL)
 _NUMBER = "0123456789+-.eE"
 _MOST_AGAIN = 1 << 26  # characters that are looked at again: some hundredths of a second
 
 
 class Redact(MessageInterceptor):
-    """Options: `patterns`, Python regular expressions; `replacement`, a template as `re.sub` takes it; `window`, how many
-    characters of each text of an LLM may wait.
+    """Options: `patterns`, Python regular expressions; `replacement`, a template as `re.sub` takes
+    it; `window`, how many characters of each text of an LLM may wait.
     """
 
-    def __init__(self, patterns: list[str], replacement: str = "[redacted]", window: int = 1000) -> None:
+    def __init__(
+        self, patterns: list[str], replacement: str = "[redacted]", window: int = 1000
+    ) -> None:
         mistakes = []
         if not patterns:
             mistakes.append("patterns: there are none, so nothing would be redacted")
@@ -68,7 +74,9 @@ class Redact(MessageInterceptor):
         refuse_options(mistakes)
         self._window = window
         # Then what is in a string that has no escapes is in the data as it stands.
-        self._only_escapes_hide = all(each.pattern.looks_around is Around.NOTHING for each in self._substitutions)
+        self._only_escapes_hide = all(
+            each.pattern.looks_around is Around.NOTHING for each in self._substitutions
+        )
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor | None:
         answer = super().open_stream(context)
@@ -94,8 +102,11 @@ class Redact(MessageInterceptor):
             return self._redact_hidden(data)
         return self._redact_tokens(self._substitute_between(data), self._substitutions)
 
-    def redact_json(self, data: str, done: Container[str] = (), written: set[str] | None = None) -> str:
-        """As `redact`, and JSON stays JSON: a match that reaches over several of its strings and numbers takes each of them.
+    def redact_json(
+        self, data: str, done: Container[str] = (), written: set[str] | None = None
+    ) -> str:
+        """As `redact`, and JSON stays JSON: a match that reaches over several of its strings and
+        numbers takes each of them.
 
         `done`: strings that stay as they are. What is put into strings goes into `written`.
         """
@@ -121,7 +132,9 @@ class Redact(MessageInterceptor):
             data = _join(data, ((start, end, text) for start, (end, text) in taken.items()))
         return data
 
-    def _redact_hidden(self, data: str, done: Container[str] = (), written: set[str] | None = None) -> str:
+    def _redact_hidden(
+        self, data: str, done: Container[str] = (), written: set[str] | None = None
+    ) -> str:
         """Of data without a match in the whole: what only a string by itself shows."""
         if self._only_escapes_hide and "\\" not in data:
             return data
@@ -142,9 +155,14 @@ class Redact(MessageInterceptor):
         return text
 
     def _substitute_between(self, data: str) -> str:
-        """Replace the matches that are not inside one token; those are left to `_redact_token`, which knows how to write them."""
+        """Replace the matches that are not inside one token; those are left to `_redact_token`,
+        which knows how to write them.
+        """
         for substitution in self._substitutions:
-            found = ((match.start(), match.end(), substitution.expand(match)) for match, _ in _reaching(substitution, data))
+            found = (
+                (match.start(), match.end(), substitution.expand(match))
+                for match, _ in _reaching(substitution, data)
+            )
             data = _join(data, found)
         return data
 
@@ -164,24 +182,37 @@ class Redact(MessageInterceptor):
 
         return _join(data, redacted())
 
-    def _tokens_to_see(self, data: str, substitutions: list[Substitution]) -> Iterator[re.Match[str]]:
-        """The strings and numbers in which something may match. A large event has hundreds of thousands; in most, nothing does."""
+    def _tokens_to_see(
+        self, data: str, substitutions: list[Substitution]
+    ) -> Iterator[re.Match[str]]:
+        """The strings and numbers in which something may match. A large event has hundreds of
+        thousands; in most, nothing does.
+        """
         patterns = [substitution.pattern for substitution in substitutions]
-        around = max((pattern.looks_around for pattern in patterns), key=lambda around: around.value)
+        around = max(
+            (pattern.looks_around for pattern in patterns), key=lambda around: around.value
+        )
         if around is Around.ANYTHING or (around is Around.BOUNDARIES and not _is_json(data)):
             for every in _TOKEN.finditer(data):
                 patterns[0].left_s()
                 yield every
             return
-        # What matches in a string that has no escapes matches in the data, too. Otherwise only escapes make a difference.
+        # What matches in a string that has no escapes matches in the data, too. Otherwise only
+        # escapes make a difference.
         tokens = _Tokens(data)
-        places = [-1] * (len(patterns) + 1)  # where each pattern matches next, and where the next backslash is
+        places = [-1] * (
+            len(patterns) + 1
+        )  # where each pattern matches next, and where the next backslash is
         at, end = 0, len(data)
         while at < end:
             for index, place in enumerate(places):
                 if place >= at:
                     continue
-                place = patterns[index].first_place(data, at) if index < len(patterns) else data.find("\\", at)
+                place = (
+                    patterns[index].first_place(data, at)
+                    if index < len(patterns)
+                    else data.find("\\", at)
+                )
                 places[index] = end if place < 0 else place
             tokens.edge = at
             token = tokens.at(min(places))
@@ -206,7 +237,9 @@ class _Tokens:
         """A place before the next one, where no string is open."""
 
     def at(self, place: int) -> re.Match[str] | None:
-        """The token that has the character at `place`, or the first one after it. Never asked for a place before the last one."""
+        """The token that has the character at `place`, or the first one after it. Never asked for a
+        place before the last one.
+        """
         data, edge = self._data, self.edge
         token: re.Match[str] | None
         if data.find("\\", edge, place) < 0:
@@ -217,7 +250,9 @@ class _Tokens:
             if token is not None and token.end() <= place:
                 token = _TOKEN.search(data, place)
         else:
-            token = next((token for token in _TOKEN.finditer(data, edge) if token.end() > place), None)
+            token = next(
+                (token for token in _TOKEN.finditer(data, edge) if token.end() > place), None
+            )
         if token is not None:
             self.edge = token.start()
         return token
@@ -246,10 +281,13 @@ def _join(data: str, replacements: Iterator[tuple[int, int, str]]) -> str:
 
 
 def _redact_token(
-    token: re.Match[str], substitutions: list[Substitution], done: Container[str], written: set[str] | None
+    token: re.Match[str],
+    substitutions: list[Substitution],
+    done: Container[str],
+    written: set[str] | None,
 ) -> str | None:
-    """A string or a number of JSON, redacted by what it says; None where nothing matches. What is put in its place goes into
-    `written`.
+    """A string or a number of JSON, redacted by what it says; None where nothing matches. What is
+    put in its place goes into `written`.
     """
     inner, end = token[1], token[2]
     text = redacted = token[0] if inner is None else unescape(inner)
@@ -265,11 +303,15 @@ def _redact_token(
     return string[:-1] if inner is not None and not end else string
 
 
-def _reaching(substitution: Substitution, data: str, *done: Container[str]) -> Iterator[tuple[Found, re.Match[str] | None]]:
-    """The matches that reach out of one token, each with the first token that ends after its beginning.
+def _reaching(
+    substitution: Substitution, data: str, *done: Container[str]
+) -> Iterator[tuple[Found, re.Match[str] | None]]:
+    """The matches that reach out of one token, each with the first token that ends after its
+    beginning.
 
-    None begins or ends inside a string that is done: it would find again what was put there in place of a match. (Such a match may
-    be as long as all the rest: where there are absurdly many, the last ones count.)
+    None begins or ends inside a string that is done: it would find again what was put there in
+    place of a match. (Such a match may be as long as all the rest: where there are absurdly many,
+    the last ones count.)
     """
     search = substitution.pattern.search
     tokens = _Tokens(data)
@@ -312,7 +354,9 @@ def _written(text: str) -> str:
 
 
 def _is_json(text: str) -> bool:
-    """Whether a lax reader takes a text as JSON: with line ends in strings, numbers of any length, NaN."""
+    """Whether a lax reader takes a text as JSON: with line ends in strings, numbers of any length,
+    NaN.
+    """
     try:
         decode_json(text)
     except (ValueError, RecursionError):
@@ -348,8 +392,12 @@ class _RedactMessages(MessageStream):
         self._interceptor = interceptor
         self._flows: PerBlock[list[Flow]] = PerBlock()
         self._here: dict[Block, str] = {}
-        self._done: set[str] = set()  # the strings of this event that were redacted as what they are, as they leave
-        self._arguments: set[str] = set()  # of all calls so far: what repeats one is not shown to the hook
+        self._done: set[str] = (
+            set()
+        )  # the strings of this event that were redacted as what they are, as they leave
+        self._arguments: set[str] = (
+            set()
+        )  # of all calls so far: what repeats one is not shown to the hook
 
     def __contains__(self, text: object) -> bool:
         """Whether a string of this event was redacted as what it is, and stays as it is now."""
@@ -382,7 +430,11 @@ class _RedactMessages(MessageStream):
             self._done.update((text, self._here.get(end.block, "") + text))
 
     def on_tool_call(self, call: ToolCall) -> None:
-        if call.name and call.call.name_is_cut and self._interceptor.substitute(call.name) != call.name:
+        if (
+            call.name
+            and call.call.name_is_cut
+            and self._interceptor.substitute(call.name) != call.name
+        ):
             raise Abort("a match in the name of a tool call, which comes in pieces")
         call.arguments = self._interceptor.redact_json(call.arguments, written=self._done)
         self._arguments.add(call.arguments)
@@ -399,7 +451,9 @@ class _RedactMessages(MessageStream):
             for flow in flows:
                 text = flow.feed(text, final=final)
         except ReachesBack:
-            raise Abort("a match begins in text that left when its block ended the first time") from None
+            raise Abort(
+                "a match begins in text that left when its block ended the first time"
+            ) from None
         return text
 
 
@@ -417,7 +471,9 @@ class _RedactAnswer(StreamInterceptor):
         result = self._messages.on_event(event)
         if isinstance(result, Event):
             return self._redact_rest(result)
-        return [self._redact_rest(item) for item in result] if isinstance(result, Sequence) else result
+        return (
+            [self._redact_rest(item) for item in result] if isinstance(result, Sequence) else result
+        )
 
     def on_complete(self) -> Sequence[Event]:
         self._budget.begin()
@@ -444,7 +500,9 @@ def _without_other_tokens(event: Event) -> Event:
 
 
 def _decoded(event: Event) -> tuple[Any, bool]:
-    """An event's message, as lax readers take it, and whether only they do. None where it is not JSON."""
+    """An event's message, as lax readers take it, and whether only they do. None where it is not
+    JSON.
+    """
     try:
         return event.json(), False
     except NotJson:
@@ -456,7 +514,9 @@ def _decoded(event: Event) -> tuple[Any, bool]:
 
 
 def _redact_event(event: Event, redact: Callable[[str], str]) -> Event:
-    """An event with its data redacted, and without the lines that are no fields where something in them matches."""
+    """An event with its data redacted, and without the lines that are no fields where something in
+    them matches.
+    """
     data, unknown = event.data, event.unknown
     redacted = redact(data)
     if redacted == data and (not unknown or redact(unknown) == unknown):

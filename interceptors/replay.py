@@ -1,12 +1,13 @@
-"""`replay`: answer every request of a route with a tape that `record` made, as if it were the upstream.
+"""`replay`: answer every request of a route with a tape that `record` made, as if it were the
+upstream.
 
     interceptors:
       - name: replay
         use: replay
         options: {path: tapes/20260101T120000.000000Z-1a2b3c4d.jsonl, speed: real}
 
-The tape is read and checked when the process begins to serve. What an exchange did that did not end `completed` is done again, too:
-the stream breaks off.
+The tape is read and checked when the process begins to serve. What an exchange did that did not end
+`completed` is done again, too: the stream breaks off.
 """
 
 from __future__ import annotations
@@ -56,7 +57,11 @@ class Replay(Interceptor):
 
     def __init__(self, options: ReplayOptions) -> None:
         self._path = options.path
-        self._speed = {"real": 1.0, "instant": inf}[options.speed] if isinstance(options.speed, str) else options.speed
+        self._speed = (
+            {"real": 1.0, "instant": inf}[options.speed]
+            if isinstance(options.speed, str)
+            else options.speed
+        )
         self._tape: Tape | None = None
 
     @asynccontextmanager
@@ -81,11 +86,15 @@ class Replay(Interceptor):
 
 
 def read_tape(path: str) -> Tape:
-    """Read and check a whole tape. Blocks. Raises `InterceptorError`, with the number of the line that is wrong."""
+    """Read and check a whole tape. Blocks. Raises `InterceptorError`, with the number of the line
+    that is wrong.
+    """
     try:
         lines = Path(path).read_bytes().split(b"\n")
     except OSError as error:
-        raise InterceptorError(f"cannot read the tape {path!r}: {error.strerror or error}") from error
+        raise InterceptorError(
+            f"cannot read the tape {path!r}: {error.strerror or error}"
+        ) from error
     if not lines[-1]:
         lines.pop()  # behind the last line's end
     header = _decode(path, 1, lines[0] if lines else b"", TapeHeader)
@@ -96,11 +105,15 @@ def read_tape(path: str) -> Tape:
         if outcome is not None:
             raise _wrong(path, number, "a line behind the tape's end")
         if line.at < at:
-            raise _wrong(path, number, f"its time {line.at} is before that of the line before, {at}")
+            raise _wrong(
+                path, number, f"its time {line.at} is before that of the line before, {at}"
+            )
         at, outcome = line.at, line.end
         if outcome is None:
             try:
-                events.append((at, Event(line.data, event=line.event, id=line.id, retry=line.retry)))
+                events.append(
+                    (at, Event(line.data, event=line.event, id=line.id, retry=line.retry))
+                )
             except ValueError as error:
                 raise _wrong(path, number, str(error)) from None
     return Tape(header.status, header.headers, tuple(events), at, outcome)
@@ -110,7 +123,9 @@ def _decode(path: str, number: int, text: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise _wrong(path, number, f"no {'tape header' if kind is TapeHeader else 'line of a tape'}: {error}") from None
+        raise _wrong(
+            path, number, f"no {'tape header' if kind is TapeHeader else 'line of a tape'}: {error}"
+        ) from None
 
 
 def _wrong(path: str, number: int, problem: str) -> InterceptorError:

@@ -1,8 +1,10 @@
-"""Server-Sent Events on bytes, sans I/O: where an event ends, what its fields say, and how one is written.
+"""Server-Sent Events on bytes, sans I/O: where an event ends, what its fields say, and how one is
+written.
 
-Rules: WHATWG HTML, section 9.2.6 "Interpreting an event stream". A line ends with LF, CR or CRLF and with nothing else;
-a CR ends its line at once, and an LF that follows belongs to it. A *block* is everything up to and including an empty line;
-a block of comments, or of nothing, is passed on but is no event that a hook would want to see.
+Rules: WHATWG HTML, section 9.2.6 "Interpreting an event stream". A line ends with LF, CR or CRLF
+and with nothing else; a CR ends its line at once, and an LF that follows belongs to it. A *block*
+is everything up to and including an empty line; a block of comments, or of nothing, is passed on
+but is no event that a hook would want to see.
 
 This module knows neither buffers on loan nor hooks. Positions are indices into the caller's buffer.
 """
@@ -36,12 +38,14 @@ BOM = b"\xef\xbb\xbf"
 _LF = 0x0A
 _CR = 0x0D
 
-# A line's end followed by an empty line. An LF after the last CR belongs to it, but may not have arrived yet.
+# A line's end followed by an empty line. An LF after the last CR belongs to it, but may not have
+# arrived yet.
 _EMPTY_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n?|\n)")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _LINE_ENDS = re.compile(rb"[\r\n]*")
 _SILENCE = re.compile(rb"(?:[\r\n]++|:[^\r\n]*+[\r\n])*")  # empty lines, and whole comments
-# Lines of a block, each with the line end before it, found without a step of Python for each: a block may have many thousands.
+# Lines of a block, each with the line end before it, found without a step of Python for each: a
+# block may have many thousands.
 _FIELDS = re.compile(rb"[\r\n](data|event|id|retry)(?![^:\r\n]):? ?([^\r\n]*)")
 _UNKNOWN_LINES = re.compile(rb"[\r\n](?!:|(?:data|event|id|retry)(?![^:\r\n]))([^\r\n]+)")
 _DATA_LINE_END = re.compile(r"\r\n|\r|\n")
@@ -56,14 +60,18 @@ _DIGITS = re.compile(rb"[0-9]+")
 _MOST_DIGITS = 18  # of a retry; longer than any stream, and what would take time to read
 
 MAX_BLANK_BYTES = 4096
-"""A body that begins with so many bytes of empty lines counts as an event stream: the wait for its first line is bounded."""
+"""A body that begins with so many bytes of empty lines counts as an event stream: the wait for its
+first line is bounded.
+"""
 
 
 def looks_like_sse(beginning: bytes | bytearray, *, whole: bool) -> bool | None:
-    """Whether a body that begins with these bytes is an event stream, whatever its content type says; None: more bytes decide.
+    """Whether a body that begins with these bytes is an event stream, whatever its content type
+    says; None: more bytes decide.
 
-    It is if its first line, after a BOM and empty lines, is a comment or begins with `data:`, `event:`, `id:` or `retry:`. `whole`:
-    no more bytes come. The answer does not depend on how the body is cut into reads.
+    It is if its first line, after a BOM and empty lines, is a comment or begins with `data:`,
+    `event:`, `id:` or `retry:`. `whole`: no more bytes come. The answer does not depend on how the
+    body is cut into reads.
     """
     if not whole and len(beginning) < len(BOM) and BOM.startswith(beginning):
         return None
@@ -79,24 +87,27 @@ def looks_like_sse(beginning: bytes | bytearray, *, whole: bool) -> bool | None:
 
 
 def first_of_body(buffer: bytes | bytearray, start: int, end: int) -> tuple[int, bool]:
-    """The index of the first byte that is not white space, or -1, and whether a JSON body begins with it: no event stream does."""
+    """The index of the first byte that is not white space, or -1, and whether a JSON body begins
+    with it: no event stream does.
+    """
     match = _NOT_SPACE.search(buffer, start, end)
     return (-1, False) if match is None else (match.start(), buffer[match.start()] in b"{[")
 
 
 def find_field_line(buffer: bytes | bytearray, start: int, end: int) -> int:
-    """Where a line of a field begins, with the end of the line before it, or -1. No JSON text holds one: a client that finds one in
-    what began like JSON reads events.
+    """Where a line of a field begins, with the end of the line before it, or -1. No JSON text holds
+    one: a client that finds one in what began like JSON reads events.
     """
     match = _FIELD_LINE.search(buffer, start, end)
     return -1 if match is None else match.start()
 
 
 def find_block_end(buffer: bytes | bytearray, start: int, end: int, scan_from: int) -> int:
-    """The index behind the block that starts at `start`, or -1 when `buffer[start:end]` does not hold its end.
+    """The index behind the block that starts at `start`, or -1 when `buffer[start:end]` does not
+    hold its end.
 
-    `scan_from` (at least `start`) says how far an earlier call has looked in vain. When the block ends with a CR at `end - 1`,
-    an LF that comes next still belongs to the block.
+    `scan_from` (at least `start`) says how far an earlier call has looked in vain. When the block
+    ends with a CR at `end - 1`, an LF that comes next still belongs to the block.
     """
     first = buffer[start] if start < end else 0
     if first == _LF:
@@ -108,16 +119,20 @@ def find_block_end(buffer: bytes | bytearray, start: int, end: int, scan_from: i
 
 
 def find_empty_line(buffer: bytes | bytearray, start: int, end: int) -> int:
-    """The index after the first empty line that follows another line's end, or -1. `start` may be inside a block."""
+    """The index after the first empty line that follows another line's end, or -1. `start` may be
+    inside a block.
+    """
     match = _EMPTY_LINE.search(buffer, start, end)
     return match.end() if match is not None else -1
 
 
 def find_silence(buffer: bytes | bytearray, start: int, end: int, most: int) -> tuple[int, int]:
-    """The index after the whole blocks from `start` on that hold only comments and empty lines, and how many blocks these are.
+    """The index after the whole blocks from `start` on that hold only comments and empty lines, and
+    how many blocks these are.
 
-    `start` is where a block begins. Of `buffer[start:end]` the first `most` bytes are looked at, in one search: a line end costs no
-    more than any other byte. When the last block ends with a CR at `end - 1`, an LF that comes next still belongs to it.
+    `start` is where a block begins. Of `buffer[start:end]` the first `most` bytes are looked at, in
+    one search: a line end costs no more than any other byte. When the last block ends with a CR at
+    `end - 1`, an LF that comes next still belongs to it.
     """
     until = min(end, start + most)
     empty, lines = _LINE_ENDS.match(buffer, start, until), _SILENCE.match(buffer, start, until)
@@ -129,16 +144,22 @@ def find_silence(buffer: bytes | bytearray, start: int, end: int, most: int) -> 
     if start < after < end and buffer[after - 1] == _CR and buffer[after] == _LF:
         after += 1
     if buffer.find(b":", start, after) >= 0:
-        return after, bytes(buffer[start:after]).splitlines().count(b"")  # of bytes: at LF, CR and CRLF, and nowhere else
+        return after, bytes(buffer[start:after]).splitlines().count(
+            b""
+        )  # of bytes: at LF, CR and CRLF, and nowhere else
     line_ends = buffer.count(b"\n", start, after) + buffer.count(b"\r", start, after)
     return after, line_ends - buffer.count(b"\r\n", start, after)
 
 
 def is_silent(buffer: bytes | bytearray, start: int, end: int) -> bool:
-    """Whether a block, without the BOM of its stream, holds only comments and empty lines: heartbeats, stray line ends."""
+    """Whether a block, without the BOM of its stream, holds only comments and empty lines:
+    heartbeats, stray line ends.
+    """
     if start < end and buffer[start] not in b":\r\n":
         return False  # some field begins here, which is the usual case
-    return all(not line or line.startswith(b":") for line in _LINE_END.split(bytes(buffer[start:end])))
+    return all(
+        not line or line.startswith(b":") for line in _LINE_END.split(bytes(buffer[start:end]))
+    )
 
 
 class Fields(NamedTuple):
@@ -153,7 +174,9 @@ class Fields(NamedTuple):
 
 
 def parse_fields(block: bytes) -> Fields:
-    """Read the fields of one block, without the BOM that a stream may begin with. Bytes that are not UTF-8 become U+FFFD."""
+    """Read the fields of one block, without the BOM that a stream may begin with. Bytes that are
+    not UTF-8 become U+FFFD.
+    """
     event: str | None = None
     event_id: str | None = None
     retry: int | None = None
@@ -173,18 +196,25 @@ def parse_fields(block: bytes) -> Fields:
 
 
 def unknown_lines(block: bytes) -> str:
-    """The lines of a block that are neither fields of an event nor comments. Readers by the rules ignore them; others do not."""
+    """The lines of a block that are neither fields of an event nor comments. Readers by the rules
+    ignore them; others do not.
+    """
     return b"\n".join(_UNKNOWN_LINES.findall(b"\n" + block)).decode("utf-8", "replace")
 
 
 def encode_head(event: str | None, event_id: str | None, retry: int | None) -> bytes:
-    """The lines before `data`: `event`, `id`, `retry`, those that are given. Raises `ValueError` for a value with a line end."""
+    """The lines before `data`: `event`, `id`, `retry`, those that are given. Raises `ValueError`
+    for a value with a line end.
+    """
     head = b""
     for name, value in ((b"event", event), (b"id", event_id)):
         if value is None:
             continue
         if _DATA_LINE_END.search(value) or (name == b"id" and "\0" in value):
-            raise ValueError(f"an event's {name.decode()} cannot hold a line end" + (" or NUL" if name == b"id" else ""))
+            raise ValueError(
+                f"an event's {name.decode()} cannot hold a line end"
+                + (" or NUL" if name == b"id" else "")
+            )
         head += b"%s: %s\n" % (name, value.encode("utf-8", "replace"))
     if retry is not None:
         if retry < 0:
@@ -197,7 +227,9 @@ def encode_data(data: str) -> bytes:
     """`data` lines for a text; each of its line ends (LF, CR, CRLF) begins a new line."""
     if "\n" not in data and "\r" not in data:
         return b"data: %s\n" % data.encode("utf-8", "replace")
-    return b"".join(b"data: %s\n" % line.encode("utf-8", "replace") for line in _DATA_LINE_END.split(data))
+    return b"".join(
+        b"data: %s\n" % line.encode("utf-8", "replace") for line in _DATA_LINE_END.split(data)
+    )
 
 
 def encode_event(fields: Fields) -> bytes:

@@ -1,12 +1,15 @@
-"""The chain of one stream: it frames events in the window it is given, runs the hooks over them, and answers with *parts*, the
-bytes to send in order. Events that nobody changed leave as slices of the window, adjacent ones as one slice; what was changed or
-added is written into leases of the `json` pool, which stay on loan until `release_parts()`.
+"""The chain of one stream: it frames events in the window it is given, runs the hooks over them,
+and answers with *parts*, the bytes to send in order. Events that nobody changed leave as slices of
+the window, adjacent ones as one slice; what was changed or added is written into leases of the
+`json` pool, which stay on loan until `release_parts()`.
 
-What comes need not be events: a stream whose first byte after a BOM and white space is `{` or `[`, and that has no line of a field,
-is one JSON body, shown to hooks whole. Events and bodies above the limit pass in pieces if no hook needs them (`large`).
+What comes need not be events: a stream whose first byte after a BOM and white space is `{` or `[`,
+and that has no line of a field, is one JSON body, shown to hooks whole. Events and bodies above the
+limit pass in pieces if no hook needs them (`large`).
 
-Sans I/O, and synchronous but for what async hooks need: `process` stops before one, `awaiting` says so, `run_async` awaits it, and
-`process` goes on. It knows nothing of sockets, of chunked bodies, or of who sends the parts.
+Sans I/O, and synchronous but for what async hooks need: `process` stops before one, `awaiting` says
+so, `run_async` awaits it, and `process` goes on. It knows nothing of sockets, of chunked bodies, or
+of who sends the parts.
 """
 
 from __future__ import annotations
@@ -30,7 +33,15 @@ from .event_hooks import EventHooks
 from .hooks import HOLD_S, Owner
 from .large import LargePassage
 from .message import ResponseHead
-from .sse import BOM, FIELD_LINE_BYTES, find_block_end, find_field_line, find_silence, first_of_body, is_silent
+from .sse import (
+    BOM,
+    FIELD_LINE_BYTES,
+    find_block_end,
+    find_field_line,
+    find_silence,
+    first_of_body,
+    is_silent,
+)
 
 __all__ = ["MAX_EMITTED", "EventCounts", "Part", "StreamChain"]
 
@@ -39,7 +50,9 @@ Part = memoryview | bytes
 MAX_EMITTED = 16
 """Events of its own that a stream keeps for a client that is slow; then `emit` waits."""
 
-_SEARCHED_AGAIN = 4096  # so many bytes of an unfinished block are sooner searched once more than treated apart
+_SEARCHED_AGAIN = (
+    4096  # so many bytes of an unfinished block are sooner searched once more than treated apart
+)
 _Piece = tuple[bytearray, int, int]
 _LF = 0x0A
 _CR = 0x0D
@@ -96,14 +109,17 @@ class StreamChain:
         self._max_event_bytes = max_event_bytes
         self._seen = 0  # bytes of the unfinished block that were searched in vain
         self._first = True  # nothing has left yet, so that the client would take a BOM for one
-        # The last block ended with a CR at the window's end: an LF that comes next goes where that block went.
+        # The last block ended with a CR at the window's end: an LF that comes next goes where that
+        # block went.
         self._pass_lf: bool | None = None
         self._closed = False
         self._stage = _BEGINNING
         self._lead = 0  # white space that waits before a JSON body
         self._large: LargePassage | None = None
         self._event: WireEvent | BodyEvent | None = None  # whose hooks are to be awaited, and
-        self._awaited: tuple[list[Event], int] | None = None  # what is left of it, before which hook
+        self._awaited: tuple[list[Event], int] | None = (
+            None  # what is left of it, before which hook
+        )
         self._answer: list[Event] | None = None  # what came of it
         self._emitted: deque[tuple[int, Event]] = deque()
         self._cut = False  # an event without its empty line has left: nothing may follow it
@@ -117,7 +133,9 @@ class StreamChain:
         """Set by whoever has sent something before the first byte from upstream."""
         self.counts = EventCounts()
         self.failure: InterceptorError | None = None
-        """Why the stream must end. Set by `process` and its like, with the parts before it still valid."""
+        """Why the stream must end. Set by `process` and its like, with the parts before it still
+        valid.
+        """
         self.ended = False
         """A hook has ended the stream, and what it wanted to leave is among the parts."""
 
@@ -152,7 +170,11 @@ class StreamChain:
     def add(self, owner: Owner, stream: StreamInterceptor | AsyncStreamInterceptor) -> None:
         """Append a member, before the stream starts. Raises `TypeError` for `needs` that are none."""
         self._hooks.add(owner, stream, self._ordinal)
-        base = AsyncStreamInterceptor if isinstance(stream, AsyncStreamInterceptor) else StreamInterceptor
+        base = (
+            AsyncStreamInterceptor
+            if isinstance(stream, AsyncStreamInterceptor)
+            else StreamInterceptor
+        )
         if type(stream).on_complete is not base.on_complete:
             self._completers.append((owner, stream, self._ordinal))
         self._members.append((owner, stream))
@@ -164,8 +186,12 @@ class StreamChain:
         """The interceptors that take part, each with its object for this stream."""
         return self._members
 
-    def watch(self, owner: Owner, note: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
-        """Call what `note` makes of the `on_event` of an owner instead of it. For tests of interceptors."""
+    def watch(
+        self, owner: Owner, note: Callable[[str, Callable[..., Any]], Callable[..., Any]]
+    ) -> None:
+        """Call what `note` makes of the `on_event` of an owner instead of it. For tests of
+        interceptors.
+        """
         for hook in self._hooks.hooks:
             if hook.owner is owner:
                 hook.call = note("on_event", hook.call)
@@ -181,7 +207,9 @@ class StreamChain:
         return bool(self._hooks.hooks)
 
     def pass_unseen(self) -> bool:
-        """Before `start`: the stream cannot be shown to hooks. Whether all of them let it pass; then none is called for events."""
+        """Before `start`: the stream cannot be shown to hooks. Whether all of them let it pass;
+        then none is called for events.
+        """
         if not self._hooks.pass_unseen:
             return False
         self._hooks.hooks = ()
@@ -190,12 +218,16 @@ class StreamChain:
 
     @property
     def is_async(self) -> bool:
-        """Whether some hook must be awaited: then the window must stay where it is until that is done."""
+        """Whether some hook must be awaited: then the window must stay where it is until that is
+        done.
+        """
         return self._hooks.is_async
 
     @property
     def awaiting(self) -> bool:
-        """Whether `process` has stopped before an async hook: `run_async` is next, then `process` with what it has not consumed."""
+        """Whether `process` has stopped before an async hook: `run_async` is next, then `process`
+        with what it has not consumed.
+        """
         return self._awaited is not None
 
     @property
@@ -205,7 +237,9 @@ class StreamChain:
 
     @property
     def may_speak(self) -> bool:
-        """Whether something may leave between two parts of the stream: not inside an event, nor before or inside a JSON body."""
+        """Whether something may leave between two parts of the stream: not inside an event, nor
+        before or inside a JSON body.
+        """
         return self._stage is _EVENTS or self._stage is _BEGINNING
 
     @property
@@ -215,7 +249,9 @@ class StreamChain:
 
     @property
     def completes(self) -> bool:
-        """Whether somebody may have something to say at the end of upstream's stream: `complete` is next."""
+        """Whether somebody may have something to say at the end of upstream's stream: `complete` is
+        next.
+        """
         return bool(self._completers) and self.takes_emitted and not self._cut
 
     async def start(self, head: ResponseHead) -> None:
@@ -233,9 +269,11 @@ class StreamChain:
                     raise problem from error
 
     async def aclose(self, outcome: Outcome) -> None:
-        """Run every `on_end`, once; further calls do nothing. An exception in one is logged and stops none of the others.
+        """Run every `on_end`, once; further calls do nothing. An exception in one is logged and
+        stops none of the others.
 
-        Not cancelled by what surrounds it; each async hook has its time. Without async hooks it does not block.
+        Not cancelled by what surrounds it; each async hook has its time. Without async hooks it
+        does not block.
         """
         if self._closed:
             return
@@ -263,21 +301,28 @@ class StreamChain:
             for _ in range(self._room.statistics().tasks_waiting):
                 self._room.release()
 
-    def process(self, buffer: bytearray, start: int, end: int, *, final: bool = False) -> tuple[list[Part], int]:
+    def process(
+        self, buffer: bytearray, start: int, end: int, *, final: bool = False
+    ) -> tuple[list[Part], int]:
         """Run the hooks over every whole event in `buffer[start:end]`.
 
-        Returns the parts to send and the index of the first byte of an unfinished block, which the caller must present
-        again, followed by what comes next, at the `start` of the next call. `final` says that nothing comes next: an
-        unfinished block is then shown to the hooks, too, and what replaces it is left unfinished like it (a reader drops an
-        event without its empty line, and must not get one that is whole instead). Parts are valid until
-        `release_parts()`, and must be released before the buffer changes. Raises nothing: when a hook or a limit ends the
-        stream, `failure` or `ended` says so, and the parts are those of the events before it; nothing may be processed after that.
-        When it has stopped for an async hook (`awaiting`), the buffer must not move until that has run.
+        Returns the parts to send and the index of the first byte of an unfinished block, which the
+        caller must present again, followed by what comes next, at the `start` of the next call.
+        `final` says that nothing comes next: an unfinished block is then shown to the hooks, too,
+        and what replaces it is left unfinished like it (a reader drops an event without its empty
+        line, and must not get one that is whole instead). Parts are valid until `release_parts()`,
+        and must be released before the buffer changes. Raises nothing: when a hook or a limit ends
+        the stream, `failure` or `ended` says so, and the parts are those of the events before it;
+        nothing may be processed after that. When it has stopped for an async hook (`awaiting`), the
+        buffer must not move until that has run.
 
-        Of a JSON body, and of the end of a large event, more than the last block may have to be presented again.
+        Of a JSON body, and of the end of a large event, more than the last block may have to be
+        presented again.
         """
         pieces: list[_Piece] = []
-        at = run = start  # run: where the bytes begin that nobody changed and that are not a piece yet
+        at = run = (
+            start  # run: where the bytes begin that nobody changed and that are not a piece yet
+        )
         find, view = buffer.find, memoryview(buffer)
         if self._pass_lf is not None and at < end:
             if buffer[at] == _LF:
@@ -297,21 +342,29 @@ class StreamChain:
                 return _views(pieces), at
         plain = buffer.find(b"\r", at, end) < 0
         scan_from = at + self._seen
-        # Nothing that a hook needs begins before; known only to those that have all said what they need.
+        # Nothing that a hook needs begins before; known only to those that have all said what they
+        # need.
         clear_to = at if self._selective else end
         try:
             while at < end:
                 if self._first:
-                    # A BOM belongs to the stream, not to its first event: it stays where it is, whatever becomes of that.
+                    # A BOM belongs to the stream, not to its first event: it stays where it is,
+                    # whatever becomes of that.
                     if buffer.startswith(BOM, at, end):
                         self._first = False
                         at = scan_from = at + len(BOM)
                         if self.counts.added or self.preceded:
-                            run = at  # something was said before it: now it would be part of an event
+                            run = (
+                                at  # something was said before it: now it would be part of an event
+                            )
                         continue
                     if not final and BOM.startswith(bytes(buffer[at:end])):
                         break
-                if buffer[at] in _SILENT and scan_from - at <= _SEARCHED_AGAIN and self._answer is None:
+                if (
+                    buffer[at] in _SILENT
+                    and scan_from - at <= _SEARCHED_AGAIN
+                    and self._answer is None
+                ):
                     behind, blocks = find_silence(buffer, at, end, self._max_event_bytes)
                     if behind > at:
                         self._first = False
@@ -330,7 +383,9 @@ class StreamChain:
                             at = scan_from = behind
                             continue
                     if self._swift and not self._first:
-                        run, behind = self._usual(buffer, run, at, end, min(clear_to + 1, end), view, pieces)
+                        run, behind = self._usual(
+                            buffer, run, at, end, min(clear_to + 1, end), view, pieces
+                        )
                         moved, at = behind > at, behind
                         if self.failure is not None:
                             break
@@ -341,7 +396,8 @@ class StreamChain:
                             scan_from = at
                             continue
                 if plain and buffer[at] != _LF:
-                    # One search for one byte finds the end of an event of one line, which is the usual one.
+                    # One search for one byte finds the end of an event of one line, which is the
+                    # usual one.
                     line_end = find(b"\n", at if scan_from == at else scan_from - 1, end)
                     behind = line_end + 2
                     whole = 0 <= line_end < end - 1
@@ -363,7 +419,11 @@ class StreamChain:
                     self.counts.passed += 1
                     passed = True
                 else:
-                    event = WireEvent(buffer, at, behind, whole, view=view) if self._answer is None else self._event
+                    event = (
+                        WireEvent(buffer, at, behind, whole, view=view)
+                        if self._answer is None
+                        else self._event
+                    )
                     assert isinstance(event, WireEvent)
                     passed = self._block(event, buffer, run, at, behind, pieces)
                 if self._awaited is not None:
@@ -398,7 +458,8 @@ class StreamChain:
     def _process_apart(
         self, buffer: bytearray, run: int, at: int, end: int, final: bool, pieces: list[_Piece]
     ) -> tuple[int, int, int]:
-        """What `process` does with anything but events: `run` and `at` after it, and up to where events may follow.
+        """What `process` does with anything but events: `run` and `at` after it, and up to where
+        events may follow.
 
         Raises `InterceptorError`.
         """
@@ -418,8 +479,12 @@ class StreamChain:
                 self._refuse_emitted()
         return run, at, end
 
-    def _begin(self, buffer: bytearray, run: int, at: int, end: int, final: bool) -> tuple[int, int, int]:
-        """Find out whether a JSON body comes or events, as soon as the first byte that is not white space is there."""
+    def _begin(
+        self, buffer: bytearray, run: int, at: int, end: int, final: bool
+    ) -> tuple[int, int, int]:
+        """Find out whether a JSON body comes or events, as soon as the first byte that is not white
+        space is there.
+        """
         start = at
         if self._first:
             if buffer.startswith(BOM, at, end):
@@ -432,7 +497,9 @@ class StreamChain:
             space = None if final else _SPACE.search(buffer, start, end)
             if space is None or end - space.start() > self._max_event_bytes:
                 return run, at, end
-            self._lead = end - space.start()  # not searched again: white space may come byte by byte
+            self._lead = (
+                end - space.start()
+            )  # not searched again: white space may come byte by byte
             return run, at, space.start()
         if not is_body:
             self._stage = _EVENTS
@@ -447,7 +514,9 @@ class StreamChain:
     def _collect_body(
         self, buffer: bytearray, run: int, at: int, end: int, final: bool, pieces: list[_Piece]
     ) -> tuple[int, int, int]:
-        """A JSON body, `buffer[at:end]` and what comes next: shown when it is whole. Raises `InterceptorError`."""
+        """A JSON body, `buffer[at:end]` and what comes next: shown when it is whole. Raises
+        `InterceptorError`.
+        """
         hooks, first = self._hooks, at + self._lead
         if self._answer is None:
             # A client finds events also after a line that begins like JSON, and so must the hooks.
@@ -464,7 +533,11 @@ class StreamChain:
             may_be_events = bool(hooks.hooks)
             hooks.begin_body()
             if is_large:
-                return run, self._begin_large(buffer, first, end, final=final, may_be_events=may_be_events), end
+                return (
+                    run,
+                    self._begin_large(buffer, first, end, final=final, may_be_events=may_be_events),
+                    end,
+                )
             event = BodyEvent(bytes(buffer[first:end]))
             events, later = hooks.run_sync([event], 0)
             if later < len(hooks.hooks):
@@ -486,20 +559,30 @@ class StreamChain:
         pieces.append((self._output.buffer, start, self._output.used))
         return end, end, end
 
-    def _begin_large(self, buffer: bytearray, at: int, end: int, *, final: bool, may_be_events: bool = False) -> int:
-        """`buffer[at:end]` begins an event or body that is too large to be shown: the index up to which it leaves now.
+    def _begin_large(
+        self, buffer: bytearray, at: int, end: int, *, final: bool, may_be_events: bool = False
+    ) -> int:
+        """`buffer[at:end]` begins an event or body that is too large to be shown: the index up to
+        which it leaves now.
 
         Raises `EventTooLarge` when a hook needs it.
         """
         watchers = self._hooks.watchers_of_large(buffer, at, end, self._max_event_bytes)
         self._stage = _LARGE
-        self._large = LargePassage(watchers, self._max_event_bytes, is_body=self._hooks.is_body, may_be_events=may_be_events)
+        self._large = LargePassage(
+            watchers,
+            self._max_event_bytes,
+            is_body=self._hooks.is_body,
+            may_be_events=may_be_events,
+        )
         self._seen = 0
         self.counts.passed += 1
         return self._large.take(buffer, at, end, final=final)[0]
 
     async def run_async(self) -> None:
-        """Await the hooks that `process` has stopped before, and run those behind them. Raises nothing: `failure` tells."""
+        """Await the hooks that `process` has stopped before, and run those behind them. Raises
+        nothing: `failure` tells.
+        """
         assert self._awaited is not None
         assert self._event is not None
         try:
@@ -510,7 +593,9 @@ class StreamChain:
         self._awaited = None
 
     async def take_emitted(self) -> list[Part]:
-        """The parts of one event that somebody has added, when the hooks behind that one have seen it. Errors as `process`."""
+        """The parts of one event that somebody has added, when the hooks behind that one have seen
+        it. Errors as `process`.
+        """
         ordinal, event = self._emitted.popleft()
         if self._room is not None:
             self._room.release()
@@ -522,7 +607,9 @@ class StreamChain:
         return _views(pieces)
 
     async def complete(self) -> list[Part]:
-        """Run every `on_complete`, once: the parts of what is added, when the hooks behind have seen it. Errors as `process`."""
+        """Run every `on_complete`, once: the parts of what is added, when the hooks behind have
+        seen it. Errors as `process`.
+        """
         pieces: list[_Piece] = []
         try:
             while self._completers and not self.ended:
@@ -532,7 +619,9 @@ class StreamChain:
             self.failure = error
         return _views(pieces)
 
-    async def _completed(self, owner: Owner, stream: StreamInterceptor | AsyncStreamInterceptor) -> list[Event]:
+    async def _completed(
+        self, owner: Owner, stream: StreamInterceptor | AsyncStreamInterceptor
+    ) -> list[Event]:
         """What one `on_complete` returns. Raises `InterceptorError`."""
         try:
             if isinstance(stream, AsyncStreamInterceptor):
@@ -541,7 +630,9 @@ class StreamChain:
                 with owner.timed("on_complete"):
                     result = stream.on_complete()
             events = [] if result is None else [result] if isinstance(result, Event) else result
-            if not isinstance(events, (list, tuple)) or not all(isinstance(item, Event) for item in events):
+            if not isinstance(events, (list, tuple)) or not all(
+                isinstance(item, Event) for item in events
+            ):
                 raise owner.wrong("on_complete", result, "an Event, a list of Events or None")
         except Exception as error:
             owner.fail("on_complete", error)
@@ -551,7 +642,9 @@ class StreamChain:
         return list(events)
 
     async def _add(self, events: list[Event], ordinal: int, pieces: list[_Piece]) -> None:
-        """Write events of the member with that ordinal, when the hooks behind it have seen them. Raises `InterceptorError`."""
+        """Write events of the member with that ordinal, when the hooks behind it have seen them.
+        Raises `InterceptorError`.
+        """
         index = self._hooks.index_behind(ordinal)
         output = self._output
         for item in await self._hooks.run(events, index):
@@ -562,7 +655,8 @@ class StreamChain:
         self.ended = self._hooks.ending is not None
 
     def begin_large_body(self, buffer: bytearray, size: int) -> None:
-        """`buffer[:size]` begins a JSON body that is too large to be shown. `process` is next, with all of the body.
+        """`buffer[:size]` begins a JSON body that is too large to be shown. `process` is next, with
+        all of the body.
 
         Raises `EventTooLarge` when a hook needs it.
         """
@@ -570,7 +664,9 @@ class StreamChain:
         self._begin_large(buffer, 0, size, final=False)
 
     async def process_body(self, body: bytearray | memoryview) -> bytes | None:
-        """Show a JSON body to the hooks. What replaces it, or None when nobody changed it. Raises `InterceptorError`."""
+        """Show a JSON body to the hooks. What replaces it, or None when nobody changed it. Raises
+        `InterceptorError`.
+        """
         event = BodyEvent(body)
         self._hooks.is_body = True
         try:
@@ -588,9 +684,11 @@ class StreamChain:
         self._output.close()
 
     def _skip(self, buffer: bytearray, at: int, clear_to: int) -> int:
-        """The index behind the blocks from `at` on that end before `clear_to`, so that no hook needs to see them; or `at`.
+        """The index behind the blocks from `at` on that end before `clear_to`, so that no hook
+        needs to see them; or `at`.
 
-        Only for bytes without CR. Where lines are empty one after another it stops, so that blocks are counted as ever.
+        Only for bytes without CR. Where lines are empty one after another it stops, so that blocks
+        are counted as ever.
         """
         behind = buffer.rfind(b"\n\n", at, min(clear_to, at + self._max_event_bytes)) + 2
         if behind < 2 or buffer[at] == _LF:
@@ -602,13 +700,21 @@ class StreamChain:
         return behind
 
     def _usual(
-        self, buffer: bytearray, run: int, at: int, end: int, until: int, view: memoryview, pieces: list[_Piece]
+        self,
+        buffer: bytearray,
+        run: int,
+        at: int,
+        end: int,
+        until: int,
+        view: memoryview,
+        pieces: list[_Piece],
     ) -> tuple[int, int]:
-        """Whole blocks of fields that begin before `until`, of bytes without CR, up to the first that is anything else; `run` and
-        `at` behind them.
+        """Whole blocks of fields that begin before `until`, of bytes without CR, up to the first
+        that is anything else; `run` and `at` behind them.
 
-        What `process` does for any block, and `EventHooks`, for nearly every block there is, and in two thirds of the time: hooks
-        that are not awaited answer with the event, or with another in its place. Raises nothing: `failure` tells.
+        What `process` does for any block, and `EventHooks`, for nearly every block there is, and in
+        two thirds of the time: hooks that are not awaited answer with the event, or with another in
+        its place. Raises nothing: `failure` tells.
         """
         find, startswith = buffer.find, buffer.startswith
         hooks, output, max_event_bytes = self._hooks.hooks, self._output, self._max_event_bytes
@@ -635,7 +741,11 @@ class StreamChain:
                 current: Event = event
                 clock = perf_counter()
                 for hook in hooks:
-                    if hook.need is not None and isinstance(current, WireEvent) and not current.holds(hook.need):
+                    if (
+                        hook.need is not None
+                        and isinstance(current, WireEvent)
+                        and not current.holds(hook.need)
+                    ):
                         continue
                     owner = hook.owner
                     try:
@@ -683,7 +793,9 @@ class StreamChain:
                     events = [current]
                     if result is not current:
                         index = hooks.index(hook)
-                        events, _ = self._hooks.run_sync(self._hooks.check(index, current, result), index + 1)
+                        events, _ = self._hooks.run_sync(
+                            self._hooks.check(index, current, result), index + 1
+                        )
                     if not self._settle(event, events, buffer, run, at, pieces):
                         run = behind
                     at = behind
@@ -701,10 +813,19 @@ class StreamChain:
         self.counts.changed += changed
         return run, at
 
-    def _block(self, event: WireEvent, buffer: bytearray, run: int, at: int, behind: int, pieces: list[_Piece]) -> bool:
+    def _block(
+        self,
+        event: WireEvent,
+        buffer: bytearray,
+        run: int,
+        at: int,
+        behind: int,
+        pieces: list[_Piece],
+    ) -> bool:
         """One event, `buffer[at:behind]`. True if it leaves as it came.
 
-        Otherwise the untouched run before it and its replacement become pieces; or it waits for an async hook.
+        Otherwise the untouched run before it and its replacement become pieces; or it waits for an
+        async hook.
         """
         try:
             events, self._answer = self._answer, None
@@ -721,10 +842,18 @@ class StreamChain:
                 event.end_of_life()
 
     def _settle(
-        self, event: WireEvent, events: list[Event], buffer: bytearray, run: int, at: int, pieces: list[_Piece]
+        self,
+        event: WireEvent,
+        events: list[Event],
+        buffer: bytearray,
+        run: int,
+        at: int,
+        pieces: list[_Piece],
     ) -> bool:
         """These leave for an event that began at `at`. True if that is itself, as it came."""
-        replacement = None if len(events) == 1 and events[0] is event else self._write(event, events)
+        replacement = (
+            None if len(events) == 1 and events[0] is event else self._write(event, events)
+        )
         if replacement is None:
             self.counts.passed += 1
             return True
@@ -738,20 +867,27 @@ class StreamChain:
         return False
 
     def _write(self, event: WireEvent, events: list[Event]) -> list[_Piece] | None:
-        """Write what leaves instead of `event`, and count it. None: it cannot be written, and `event` passes as it came."""
+        """Write what leaves instead of `event`, and count it. None: it cannot be written, and
+        `event` passes as it came.
+        """
         output = self._output
         pieces: list[_Piece] = []
         for number, item in enumerate(events, 1):
             start = self._write_one(item)
             if start < 0:
-                if self._hooks.ending is not None and self._hooks.hooks[self._hooks.ending].owner is item.made_by:
+                if (
+                    self._hooks.ending is not None
+                    and self._hooks.hooks[self._hooks.ending].owner is item.made_by
+                ):
                     self._hooks.ending = None
                 return None
             if isinstance(item, WireEvent):
                 if not item.whole and number < len(events):
                     output.extend(b"\n\n")  # something follows it
             elif not event.whole and number == len(events):
-                output.cut(output.used - 1)  # as unfinished as what it replaces: without its empty line
+                output.cut(
+                    output.used - 1
+                )  # as unfinished as what it replaces: without its empty line
             pieces.append((output.buffer, start, output.used))
         counts = self.counts
         if not events:
@@ -764,7 +900,9 @@ class StreamChain:
         return pieces
 
     def _write_one(self, event: Event) -> int:
-        """Write one event where the output stands; where it begins. -1 if that failed and its maker says `skip`."""
+        """Write one event where the output stands; where it begins. -1 if that failed and its maker
+        says `skip`.
+        """
         try:
             return event.add_to(self._output)
         except Exception as error:

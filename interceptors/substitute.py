@@ -1,15 +1,18 @@
-"""Substitutions in text that comes in pieces: the pieces that leave are together what `re.sub` makes of the whole text.
+"""Substitutions in text that comes in pieces: the pieces that leave are together what `re.sub`
+makes of the whole text.
 
-A piece leaves as soon as nothing that may follow can change it. Python's `re` cannot tell, so two engines share the work: `re`
-finds what matches, and `regex`, which knows partial matches, says from where on a match is still possible or may still grow. That
-question is the pattern in an atomic group and then `(?!)`, which nothing satisfies: what is found is the first place at which the
-engine, in its order of trying, came to the end of the text before it had a match. So that an end that is only an end so far is
-never taken for the end of the text, `$`, `\\Z`, `\\b` and `\\B` read the character after them there (`rewrite`).
+A piece leaves as soon as nothing that may follow can change it. Python's `re` cannot tell, so two
+engines share the work: `re` finds what matches, and `regex`, which knows partial matches, says from
+where on a match is still possible or may still grow. That question is the pattern in an atomic
+group and then `(?!)`, which nothing satisfies: what is found is the first place at which the
+engine, in its order of trying, came to the end of the text before it had a match. So that an end
+that is only an end so far is never taken for the end of the text, `$`, `\\Z`, `\\b` and `\\B` read
+the character after them there (`rewrite`).
 
 Every search ends in time, or raises `PatternTooSlow` (`bounded`).
 
-Sans I/O; knows nothing of events. Not more than `window` characters wait in a `Flow`, besides those that a pattern may look
-back at.
+Sans I/O; knows nothing of events. Not more than `window` characters wait in a `Flow`, besides those
+that a pattern may look back at.
 """
 
 from __future__ import annotations
@@ -33,9 +36,11 @@ class Substitution:
 
     __slots__ = ("_beginnings", "_constant", "_undecided", "behind", "pattern", "template")
 
-    def __init__(self, pattern: str, template: str, name: str = "the pattern", budget: Budget | None = None) -> None:
-        """`name`: its place in the configuration, for errors. Raises `ValueError` for what `re` does not take, and for what cannot
-        be found in pieces as in the whole.
+    def __init__(
+        self, pattern: str, template: str, name: str = "the pattern", budget: Budget | None = None
+    ) -> None:
+        """`name`: its place in the configuration, for errors. Raises `ValueError` for what `re`
+        does not take, and for what cannot be found in pieces as in the whole.
         """
         try:
             compiled = re.compile(pattern)
@@ -44,14 +49,18 @@ class Substitution:
             raise ValueError(str(error)) from None
         parsed = _parser.parse(pattern)
         if parsed.getwidth()[0] == 0:
-            raise ValueError("it can match nothing, so that something would be put where there is nothing to replace")
+            raise ValueError(
+                "it can match nothing, so that something would be put where there is nothing to replace"
+            )
         self.template = template
         # What is put in place of every match; None where it depends on the match.
         self._constant = None if "\\" in template else template
         self.behind = 1 + _behind(parsed)  # ^ and \b look at one character
         source, flags = source_for_regex(compiled, reads_on=True)
         try:
-            self._undecided = regex.compile(f"(?>{source}\n)(?!)" if flags & regex.VERBOSE else f"(?>{source})(?!)", flags)
+            self._undecided = regex.compile(
+                f"(?>{source}\n)(?!)" if flags & regex.VERBOSE else f"(?>{source})(?!)", flags
+            )
             self.pattern = Pattern(compiled, name, budget or Budget())
         except regex.error as error:
             raise ValueError(f"it cannot be looked for in pieces of text: {error}") from None
@@ -59,7 +68,9 @@ class Substitution:
         self._beginnings = tuple(prefix[:size] for size in range(1, len(prefix)))
 
     def begins_in(self, text: str) -> bool:
-        """Whether a match may begin in a text, or where it ends. Cheap; False only for patterns that begin with fixed text."""
+        """Whether a match may begin in a text, or where it ends. Cheap; False only for patterns
+        that begin with fixed text.
+        """
         prefix = self.pattern.prefix
         return not prefix or prefix in text or text.endswith(self._beginnings)
 
@@ -124,24 +135,34 @@ class Flow:
     __slots__ = ("_at", "_buffer", "_gone", "_run", "_sub", "_window")
 
     def __init__(self, substitution: Substitution, window: int) -> None:
-        """`window`: characters that may wait. Of a match that is longer, what has come is replaced, and what goes on matching is
-        gone; what could have become one is given up, and leaves.
+        """`window`: characters that may wait. Of a match that is longer, what has come is replaced,
+        and what goes on matching is gone; what could have become one is given up, and leaves.
         """
         self._sub = substitution
         self._window = window
         self._buffer = ""
         self._at = 0  # what is before it has left; it is kept for what looks back
-        self._gone: tuple[int, int] | None = None  # what left at the text's end, and might have become a match
-        self._run: tuple[int, int] | None = None  # a match that was replaced and still grows, where it is kept in the buffer
+        self._gone: tuple[int, int] | None = (
+            None  # what left at the text's end, and might have become a match
+        )
+        self._run: tuple[int, int] | None = (
+            None  # a match that was replaced and still grows, where it is kept in the buffer
+        )
 
     def feed(self, text: str, *, final: bool = False) -> str:
         """What leaves now that this has come. `final`: the text ends here.
 
-        More may come all the same. Then what matches across that end is refused with `ReachesBack`, because its beginning has left,
-        and what goes on with a match that was replaced at the end is gone.
+        More may come all the same. Then what matches across that end is refused with `ReachesBack`,
+        because its beginning has left, and what goes on with a match that was replaced at the end
+        is gone.
         """
         self._buffer += text
-        if self._run is None and self._gone is None and not final and not self._sub.begins_in(self._buffer):
+        if (
+            self._run is None
+            and self._gone is None
+            and not final
+            and not self._sub.begins_in(self._buffer)
+        ):
             # The usual case by far.
             passed = self._buffer[self._at :]
             self._buffer = self._buffer[-self._sub.behind :]
@@ -227,7 +248,9 @@ class Flow:
             self._at = stop
 
     def _next_before(self, end: int) -> Found | None:
-        """The first match that begins before `end`. Where few places are before it, only those are tried."""
+        """The first match that begins before `end`. Where few places are before it, only those are
+        tried.
+        """
         pattern, buffer, at = self._sub.pattern, self._buffer, self._at
         if end - at > _FEW or pattern.is_cheap(len(buffer) - at):
             found = pattern.search(buffer, at) if at < end else None
@@ -238,7 +261,9 @@ class Flow:
         return None
 
     def _keep_run(self, start: int, stop: int) -> None:
-        """A match is replaced and may grow: keep no more of it than tells whether what comes goes on with it."""
+        """A match is replaced and may grow: keep no more of it than tells whether what comes goes
+        on with it.
+        """
         buffer = self._buffer
         if stop - start > self._window:
             shorter = self._sub.pattern.match(buffer[: start + self._window], start)

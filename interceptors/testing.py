@@ -1,11 +1,13 @@
-"""Try interceptors without a network: scripted requests, heads, events in any chunks, JSON bodies; and look at what leaves.
+"""Try interceptors without a network: scripted requests, heads, events in any chunks, JSON bodies;
+and look at what leaves.
 
     result = run_chain([Redact(patterns=["secret"])], [b'data: "sec', b'ret"\\n\\n'])
     assert result.output == b'data: "[redacted]"\\n\\n'
 
-The classes pass the checks of the loader first: a `LoadError` otherwise. Nothing is kept: a lease that is not back at the end is an
-`AssertionError`, and so is a coroutine that was never awaited. The warning `NothingCalled` is for a run that shows nothing. Each
-function runs Trio, and so cannot be called in it.
+The classes pass the checks of the loader first: a `LoadError` otherwise. Nothing is kept: a lease
+that is not back at the end is an `AssertionError`, and so is a coroutine that was never awaited.
+The warning `NothingCalled` is for a run that shows nothing. Each function runs Trio, and so cannot
+be called in it.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ T = TypeVar("T")
 
 
 class NothingCalled(UserWarning):
-    """A run called no hook, or recognised no answer of an LLM: its result says nothing about the interceptors.
+    """A run called no hook, or recognised no answer of an LLM: its result says nothing about the
+    interceptors.
 
     Where that is what a test is about, let it expect the warning: `pytest.warns(NothingCalled)`.
     """
@@ -55,7 +58,8 @@ class ChainResult:
 
 
 def run_request(interceptors: Sequence[Interceptor], request: Request) -> Response | None:
-    """Show `request` to all `on_request` hooks, which may change it: first to those that do not want its body.
+    """Show `request` to all `on_request` hooks, which may change it: first to those that do not
+    want its body.
 
     The answer, if one gives it. Raises `InterceptorError`.
     """
@@ -73,7 +77,9 @@ def run_request(interceptors: Sequence[Interceptor], request: Request) -> Respon
 
 
 def run_response(interceptors: Sequence[Interceptor], head: ResponseHead) -> Response | None:
-    """Show `head` to all `on_response` hooks, which may change it. What replaces the response. Raises `InterceptorError`."""
+    """Show `head` to all `on_response` hooks, which may change it. What replaces the response.
+    Raises `InterceptorError`.
+    """
 
     async def run(chain: Chain, pools: Pools, calls: _Calls) -> Response | None:
         return await chain.on_response(head)
@@ -89,7 +95,9 @@ def run_json(
     head: ResponseHead | None = None,
     max_event_bytes: int = 1 << 20,
 ) -> bytes:
-    """Show an `application/json` body to those that say `wants_json`. The body that leaves. Raises `InterceptorError`."""
+    """Show an `application/json` body to those that say `wants_json`. The body that leaves. Raises
+    `InterceptorError`.
+    """
     request = request or Request()
     json_head = head or ResponseHead(200, [(b"content-type", b"application/json")], request)
 
@@ -102,7 +110,16 @@ def run_json(
             changed = await stream.process_body(buffer)
             return body if changed is None else changed
 
-        return await _in_stream(chain, pools, calls, request, json_head, script, json=True, max_event_bytes=max_event_bytes)
+        return await _in_stream(
+            chain,
+            pools,
+            calls,
+            request,
+            json_head,
+            script,
+            json=True,
+            max_event_bytes=max_event_bytes,
+        )
 
     return _run_trio(interceptors, request, run)
 
@@ -117,8 +134,8 @@ def run_chain(
 ) -> ChainResult:
     """Open a stream of `interceptors`, feed it `chunks` as they would arrive, end it.
 
-    What tasks of theirs emit leaves when all of them are waiting for something. Raises `InterceptorError` when `open_stream` or
-    `on_start` of an interceptor that says `abort` fails.
+    What tasks of theirs emit leaves when all of them are waiting for something. Raises
+    `InterceptorError` when `open_stream` or `on_start` of an interceptor that says `abort` fails.
     """
     request = request or Request()
     stream_head = head or ResponseHead(200, [(b"content-type", b"text/event-stream")], request)
@@ -139,13 +156,17 @@ def run_chain(
                 stream.release_parts()
             return ChainResult(bytes(output), stream.counts, stream.failure, stream.ended)
 
-        return await _in_stream(chain, pools, calls, request, stream_head, script, max_event_bytes=max_event_bytes)
+        return await _in_stream(
+            chain, pools, calls, request, stream_head, script, max_event_bytes=max_event_bytes
+        )
 
     return _run_trio(interceptors, request, run)
 
 
 async def _feed(stream: StreamChain, pending: bytearray, output: bytearray, *, final: bool) -> None:
-    """Process what is there, until no hook is to be awaited; then let tasks run, and take what they have emitted."""
+    """Process what is there, until no hook is to be awaited; then let tasks run, and take what they
+    have emitted.
+    """
 
     def leave(parts: list[Part]) -> None:
         output.extend(b"".join(parts))
@@ -249,7 +270,11 @@ class _Calls:
         for owner in self.owners:
             takes_part = any(member_owner is owner for member_owner, _ in stream.members)
             is_answer = readers_for(self.request.dialect, self.request.path)
-            if isinstance(owner.interceptor, MessageInterceptor) and not takes_part and not is_answer:
+            if (
+                isinstance(owner.interceptor, MessageInterceptor)
+                and not takes_part
+                and not is_answer
+            ):
                 self.unrecognised.append(
                     f"{owner.name} recognised no dialect: the request has dialect {self.request.dialect!r} and path "
                     f"{self.request.path!r}. Give one of an LLM API: request=Request(dialect='openai'), or "
@@ -261,7 +286,9 @@ class _Calls:
         for owner, member in stream.members:
             side = member._dialect_side if isinstance(member, MessageStream) else None
             if side is not None and side.reader is None:
-                self.unrecognised.append(f"{owner.name} recognised no answer of an LLM in what it was shown")
+                self.unrecognised.append(
+                    f"{owner.name} recognised no answer of an LLM in what it was shown"
+                )
 
     def problem(self, hook: str | None) -> str | None:
         """Why the run shows nothing; None where it called a hook."""
@@ -306,7 +333,9 @@ def _run_trio(
         problems: list[Exception] = []
         results: list[T] = []
 
-        async def run_task(owner: Owner, async_fn: Callable[..., Awaitable[object]], args: tuple[Any, ...]) -> None:
+        async def run_task(
+            owner: Owner, async_fn: Callable[..., Awaitable[object]], args: tuple[Any, ...]
+        ) -> None:
             problem = await owner.run_task(async_fn, args)
             if problem is not None:
                 problems.append(problem)
@@ -314,11 +343,15 @@ def _run_trio(
         async with AsyncExitStack() as stack:
             await enter_lifespans(chain.owners, stack)
             async with trio.open_nursery() as nursery:
-                request.spawn = lambda owner, async_fn, args: nursery.start_soon(run_task, owner, async_fn, args)
+                request.spawn = lambda owner, async_fn, args: nursery.start_soon(
+                    run_task, owner, async_fn, args
+                )
                 try:
                     results.append(await run(chain, pools, calls))
                 except Exception as error:
-                    problems.insert(0, error)  # raised below, outside of the nursery, which would wrap it in a group
+                    problems.insert(
+                        0, error
+                    )  # raised below, outside of the nursery, which would wrap it in a group
                 nursery.cancel_scope.cancel()
         kept = {stats.pool: stats.in_use for stats in pools.statistics() if stats.in_use}
         assert not kept, f"leases were not given back: {kept}"
@@ -328,7 +361,11 @@ def _run_trio(
 
     # On routes of `dialect: mcp` the proxy itself collects the body.
     collected = request.dialect == "mcp" or any(item.wants_body for item in interceptors)
-    with nullcontext() if collected else _passing_unread(request), calls.of_messages(), _awaiting_all():
+    with (
+        nullcontext() if collected else _passing_unread(request),
+        calls.of_messages(),
+        _awaiting_all(),
+    ):
         result = trio.run(main)
     if hook is not None:
         for item in interceptors:
@@ -363,7 +400,9 @@ def _awaiting_all() -> Iterator[None]:
 
 @contextmanager
 def _passing_unread(request: Request) -> Iterator[None]:
-    """As in the proxy, no interceptor may ask for a body that none declares with `wants_body`, unless one has replaced it."""
+    """As in the proxy, no interceptor may ask for a body that none declares with `wants_body`,
+    unless one has replaced it.
+    """
     show = _hide_body(request)
     try:
         yield

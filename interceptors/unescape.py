@@ -1,4 +1,6 @@
-"""What JSON text says between its quotes, read as lax readers do: also pieces of it, text that is cut off, and unknown escapes."""
+"""What JSON text says between its quotes, read as lax readers do: also pieces of it, text that is
+cut off, and unknown escapes.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +9,24 @@ import re
 __all__ = ["unescape"]
 
 # Two escapes may be one character: the halves of a surrogate pair.
-_ESCAPE = re.compile(r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)", re.DOTALL)
+_ESCAPE = re.compile(
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)", re.DOTALL
+)
 _LETTERS = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 _USUAL = {**_LETTERS, '"': '"', "/": "/"}
 _LONG = 256
 
 
 def unescape(text: str) -> str:
-    """The text with JSON's escapes (RFC 8259, section 7) decoded. Linear. Never fails: an unknown escape loses its backslash."""
+    """The text with JSON's escapes (RFC 8259, section 7) decoded. Linear. Never fails: an unknown
+    escape loses its backslash.
+    """
     if "\\" not in text:
         return text
     if len(text) < _LONG:
         return _ESCAPE.sub(_decoded, text)
-    # Two backslashes are one, whatever follows; between such pairs each of the others begins an escape.
+    # Two backslashes are one, whatever follows; between such pairs each of the others begins an
+    # escape.
     return "\\".join(map(_unescape_long, text.split("\\\\")))
 
 

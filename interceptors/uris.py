@@ -1,6 +1,8 @@
-"""The spellings of a URI under which a server may understand it, so that a comparison cannot be passed by another one. Sans I/O.
+"""The spellings of a URI under which a server may understand it, so that a comparison cannot be
+passed by another one. Sans I/O.
 
-Every function takes time in proportion to the URI: it is split at characters, without a pattern that could try again.
+Every function takes time in proportion to the URI: it is split at characters, without a pattern
+that could try again.
 """
 
 from __future__ import annotations
@@ -35,20 +37,27 @@ class Spellings(NamedTuple):
     """How one URI may be understood."""
 
     same: tuple[str, ...]
-    """The URI as it came, then as it is understood (RFC 3986, section 6.2.2, and WHATWG URL), decoded once, twice, ..."""
+    """The URI as it came, then as it is understood (RFC 3986, section 6.2.2, and WHATWG URL),
+    decoded once, twice, ...
+    """
     careless: tuple[str, ...]
-    """Further ones, of readers that leave out a part (the host of a `file:` URI, white space at the ends, `url:`), or that know
-    Windows. What is denied under one of these is denied; nothing is allowed because of one.
+    """Further ones, of readers that leave out a part (the host of a `file:` URI, white space at the
+    ends, `url:`), or that know Windows. What is denied under one of these is denied; nothing is
+    allowed because of one.
     """
 
 
 def trim(text: str) -> str:
-    """Without what JavaScript's `trim` or Python's `strip` removes at the ends (Unicode white space, U+FEFF)."""
+    """Without what JavaScript's `trim` or Python's `strip` removes at the ends (Unicode white
+    space, U+FEFF).
+    """
     return text.strip(_WHITE_SPACE)
 
 
 def fold(text: str) -> str:
-    """Without case, as the most tolerant reader compares: also without a dot on i or none, and composed or not (file systems)."""
+    """Without case, as the most tolerant reader compares: also without a dot on i or none, and
+    composed or not (file systems).
+    """
     if text.isascii():
         return text.lower()
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
@@ -56,13 +65,16 @@ def fold(text: str) -> str:
 
 
 def spellings(uri: str) -> Spellings:
-    """How a URI may be understood. Raises `ValueError` for one that is denied, because no honest client sends it.
+    """How a URI may be understood. Raises `ValueError` for one that is denied, because no honest
+    client sends it.
 
-    Understood means: nothing but the host in the authority, without a default port; scheme and host in lower case; backslashes are
-    slashes, runs of slashes one, dot segments resolved; `file:/a`, `file:///a` and `file://localhost/a` are `file:///a`.
-    Percent-encoding is decoded until nothing changes, for a server behind a server may do so again; each step is one of the
-    spellings. A template's braces stay. An error is: more than `MAX_URI` characters, encoding over and over, an encoded `?` or `#`
-    together with dot segments, a backslash before an `@`, a host of the web that is not ASCII.
+    Understood means: nothing but the host in the authority, without a default port; scheme and host
+    in lower case; backslashes are slashes, runs of slashes one, dot segments resolved; `file:/a`,
+    `file:///a` and `file://localhost/a` are `file:///a`. Percent-encoding is decoded until nothing
+    changes, for a server behind a server may do so again; each step is one of the spellings. A
+    template's braces stay. An error is: more than `MAX_URI` characters, encoding over and over, an
+    encoded `?` or `#` together with dot segments, a backslash before an `@`, a host of the web that
+    is not ASCII.
     """
     if len(uri) > MAX_URI:
         raise ValueError(f"a URI has more than {MAX_URI} characters")
@@ -96,7 +108,9 @@ def _split(uri: str) -> tuple[str, str, str] | None:
 
 
 def _refuse_hidden_host(uri: str) -> None:
-    """Raise `ValueError` for an authority with a backslash before an `@`: WHATWG URL ends the host there, RFC 3986 does not."""
+    """Raise `ValueError` for an authority with a backslash before an `@`: WHATWG URL ends the host
+    there, RFC 3986 does not.
+    """
     parts = _split(uri)
     if parts is None:
         return
@@ -108,7 +122,9 @@ def _refuse_hidden_host(uri: str) -> None:
 
 
 def _unwrapped(text: str) -> str:
-    """Without the `<URL:...>` that Python's urllib and Java's `URL` take off a URI (RFC 1738, appendix)."""
+    """Without the `<URL:...>` that Python's urllib and Java's `URL` take off a URI (RFC 1738,
+    appendix).
+    """
     text = trim(text)
     if text.startswith("<") and text.endswith(">"):
         text = trim(text[1:-1])
@@ -117,7 +133,9 @@ def _unwrapped(text: str) -> str:
 
 def _understand(uri: str) -> tuple[str, list[str]]:
     """The URI as it is understood, and how others understand it."""
-    if uri.startswith(("/", "\\")) or _DRIVE_PATH.match(uri):  # a path, which many a server takes in place of a URI
+    if uri.startswith(("/", "\\")) or _DRIVE_PATH.match(
+        uri
+    ):  # a path, which many a server takes in place of a URI
         return uri, _of_file(None, "", uri.replace("\\", "/"), "")
     parts = _split(uri)
     if parts is None:
@@ -137,7 +155,9 @@ def _understand(uri: str) -> tuple[str, list[str]]:
         return f"file://{host}{_resolve(path)}{query}", _of_file(host, authority, path, query)
     path = _resolve(path)
     if host is None:  # `new URL(u).pathname` is the same with an empty authority
-        return f"{scheme}:{path}{query}", [f"{scheme}://{'' if path.startswith('/') else '/'}{path}{query}"]
+        return f"{scheme}:{path}{query}", [
+            f"{scheme}://{'' if path.startswith('/') else '/'}{path}{query}"
+        ]
     others = [f"{scheme}://{other}{path}{query}" for other in _other_addresses(host)]
     if of_web and path in ("", "/"):  # RFC 3986, section 6.2.3: the two are one
         others.append(f"{scheme}://{host}{'' if path else '/'}{query}")
@@ -145,8 +165,8 @@ def _understand(uri: str) -> tuple[str, list[str]]:
 
 
 def _of_file(host: str | None, authority: str, path: str, query: str) -> list[str]:
-    """How else a `file:` URI is understood: by readers that ignore its host, by browsers, for which `file://c:/x` has a drive and
-    no host, and on Windows. `host` None: it is a path.
+    """How else a `file:` URI is understood: by readers that ignore its host, by browsers, for which
+    `file://c:/x` has a drive and no host, and on Windows. `host` None: it is a path.
     """
     found = [f"file://{_resolve(path)}{query}"] if host or host is None else []
     beyond = (path + query).lstrip("/")
@@ -166,8 +186,14 @@ def _of_file(host: str | None, authority: str, path: str, query: str) -> list[st
         if drive:
             segments[0], name = f"{segments[0][0]}:", ""
         # Dots and spaces at its end are no part of a name, and a colon begins the name of a stream.
-        plain = [part if drive and not at else part.partition(":")[0].rstrip(". ") for at, part in enumerate(segments)]
-        found += [f"file://{name.partition(':')[0]}/{'/'.join(parts)}{query}" for parts in (segments, plain)]
+        plain = [
+            part if drive and not at else part.partition(":")[0].rstrip(". ")
+            for at, part in enumerate(segments)
+        ]
+        found += [
+            f"file://{name.partition(':')[0]}/{'/'.join(parts)}{query}"
+            for parts in (segments, plain)
+        ]
     return found
 
 
@@ -187,7 +213,9 @@ def _host(scheme: str, host: str) -> str:
 
 
 def _address(host: str) -> str:
-    """An IP address in one spelling, as WHATWG URL and `inet_aton` read it: `2130706433` and `0x7f.1` are `127.0.0.1`."""
+    """An IP address in one spelling, as WHATWG URL and `inet_aton` read it: `2130706433` and
+    `0x7f.1` are `127.0.0.1`.
+    """
     if host.startswith("["):
         inside, bracket, port = host[1:].partition("]")
         try:
@@ -199,7 +227,9 @@ def _address(host: str) -> str:
     if not all(found) or len(found) > 4 or len(name) > 64:
         return host
     numbers = [
-        int(match[1][2:] or "0", 16) if match[1] else int(match[0], 8 if match[2] else 10) for match in found if match
+        int(match[1][2:] or "0", 16) if match[1] else int(match[0], 8 if match[2] else 10)
+        for match in found
+        if match
     ]
     *first, last = numbers
     if any(number > 255 for number in first) or last >= 256 ** (5 - len(numbers)):
@@ -209,7 +239,9 @@ def _address(host: str) -> str:
 
 
 def _other_addresses(host: str) -> list[str]:
-    """What an IPv6 address stands for besides, with its port: itself without a zone, and an IPv4 one."""
+    """What an IPv6 address stands for besides, with its port: itself without a zone, and an IPv4
+    one.
+    """
     inside, bracket, port = host[1:].partition("]")
     if not bracket or not host.startswith("["):
         return []
@@ -218,7 +250,9 @@ def _other_addresses(host: str) -> list[str]:
     except ValueError:
         return []
     mapped = address.ipv4_mapped
-    return [f"[{address}]{port}"] * ("%" in inside) + ([] if mapped is None else [f"{mapped}{port}"])
+    return [f"[{address}]{port}"] * ("%" in inside) + (
+        [] if mapped is None else [f"{mapped}{port}"]
+    )
 
 
 def _resolve(path: str) -> str:
@@ -227,11 +261,17 @@ def _resolve(path: str) -> str:
     segments = _segments(path)
     last = path.rpartition("/")[2]
     closed = last in ("", ".", "..")
-    return ("/" if path.startswith("/") else "") + "/".join(segments) + ("/" if closed and segments else "")
+    return (
+        ("/" if path.startswith("/") else "")
+        + "/".join(segments)
+        + ("/" if closed and segments else "")
+    )
 
 
 def _segments(path: str, *, keeps_drive: bool = False) -> list[str]:
-    """The segments of a path without dot segments. `keeps_drive`: there is no way up from a drive (WHATWG URL, "shorten")."""
+    """The segments of a path without dot segments. `keeps_drive`: there is no way up from a drive
+    (WHATWG URL, "shorten").
+    """
     segments: list[str] = []
     for part in path.split("/"):
         if part == "..":

@@ -5,9 +5,9 @@
         use: usage
         options: {ask: true}
 
-Only events that tell how an answer ended, usage or an error are read; the others pass unparsed, and nothing is estimated from them.
-What was told is counted once, when the answer is over, however it ended; the last word counts, and what was never told is not 0.
-What fails here stops nothing.
+Only events that tell how an answer ended, usage or an error are read; the others pass unparsed, and
+nothing is estimated from them. What was told is counted once, when the answer is over, however it
+ended; the last word counts, and what was never told is not 0. What fails here stops nothing.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class _Asked(msgspec.Struct):
 
 
 def _name(text: str) -> str:
-    """A name for labels and logs: not too long, and without half of a surrogate pair, with which no metric could be shown."""
+    """A name for labels and logs: not too long, and without half of a surrogate pair, with which no
+    metric could be shown.
+    """
     return text[:_MAX_NAME].encode("utf-8", "replace").decode()
 
 
@@ -71,8 +73,9 @@ class _Labels:
 
 
 class Usage(MessageInterceptor):
-    """Options: `ask`, add to requests of OpenAI chat streams that usage be told, and know the model that a request asks for;
-    `max_models` and `max_clients`, how many of them have a label of their own.
+    """Options: `ask`, add to requests of OpenAI chat streams that usage be told, and know the model
+    that a request asks for; `max_models` and `max_clients`, how many of them have a label of their
+    own.
     """
 
     on_error = "skip"
@@ -80,7 +83,9 @@ class Usage(MessageInterceptor):
 
     def __init__(self, ask: bool = False, max_models: int = 100, max_clients: int = 1000) -> None:
         counts = {"max_models": max_models, "max_clients": max_clients}
-        refuse_options([f"{option}: expected 1 or more" for option, value in counts.items() if value < 1])
+        refuse_options(
+            [f"{option}: expected 1 or more" for option, value in counts.items() if value < 1]
+        )
         self.wants_body = ask
         self._models = _Labels(max_models)
         self._clients = _Labels(max_clients)
@@ -92,17 +97,27 @@ class Usage(MessageInterceptor):
             registry=None,
         )
         self._requests = Counter(
-            "weirpool_llm_requests", "Requests to models that were answered, failures included.", names, registry=None
+            "weirpool_llm_requests",
+            "Requests to models that were answered, failures included.",
+            names,
+            registry=None,
         )
         self._untold = Counter(
-            "weirpool_llm_answers_without_usage", "Answers, failures not included, that told no usage.", names, registry=None
+            "weirpool_llm_answers_without_usage",
+            "Answers, failures not included, that told no usage.",
+            names,
+            registry=None,
         )
 
     def collectors(self) -> Iterable[Collector]:
         return self._tokens, self._requests, self._untold
 
     async def on_request(self, request: Request) -> Response | None:
-        if not self.wants_body or request.method != "POST" or not readers_for(request.dialect, request.path):
+        if (
+            not self.wants_body
+            or request.method != "POST"
+            or not readers_for(request.dialect, request.path)
+        ):
             return None
         body = request.body
         try:
@@ -114,25 +129,47 @@ class Usage(MessageInterceptor):
         options = asked.stream_options
         if asked.stream is not True or not is_chat(request.path):
             return None
-        if options is None or (isinstance(options, dict) and options.get("include_usage") is not True):
-            fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])  # all else stays as the client wrote it
-            fields["stream_options"] = msgspec.Raw(msgspec.json.encode({**(options or {}), "include_usage": True}))
+        if options is None or (
+            isinstance(options, dict) and options.get("include_usage") is not True
+        ):
+            fields = msgspec.json.decode(
+                body, type=dict[str, msgspec.Raw]
+            )  # all else stays as the client wrote it
+            fields["stream_options"] = msgspec.Raw(
+                msgspec.json.encode({**(options or {}), "include_usage": True})
+            )
             request.replace_body(msgspec.json.encode(fields))
             request.state[_ASKED] = True
         return None
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor | None:
         stream = super().open_stream(context)
-        return _Hiding(stream) if isinstance(stream, _UsageStream) and context.state.get(_ASKED) else stream
+        return (
+            _Hiding(stream)
+            if isinstance(stream, _UsageStream) and context.state.get(_ASKED)
+            else stream
+        )
 
     def open_messages(self, context: StreamContext) -> MessageStream | None:
         # What GET shows of an answer was counted when it was made.
         return _UsageStream(self, context) if context.method == "POST" else None
 
-    def count(self, route: str, model: str | None, client: str | None, told: dict[str, Tokens], *, failed: bool) -> None:
+    def count(
+        self,
+        route: str,
+        model: str | None,
+        client: str | None,
+        told: dict[str, Tokens],
+        *,
+        failed: bool,
+    ) -> None:
         """Count one answer."""
         # A request that failed may have asked for any name: it must not use up the labels.
-        labels = route, self._models.of(model, new=not failed or bool(told)), self._clients.of(client)
+        labels = (
+            route,
+            self._models.of(model, new=not failed or bool(told)),
+            self._clients.of(client),
+        )
         self._requests.labels(*labels).inc()
         for kind, tokens in told.items():
             self._tokens.labels(*labels, kind).inc(tokens)
@@ -176,7 +213,9 @@ class _UsageStream(MessageStream):
         client = context.state.get("client_key")
         model = None if model is None else _name(model)
         client = None if client is None else _name(str(client))
-        failed = self._status >= 400 or self._error is not None or not _FAILED.isdisjoint(self._reasons)
+        failed = (
+            self._status >= 400 or self._error is not None or not _FAILED.isdisjoint(self._reasons)
+        )
         self._usage.count(context.route, model, client, told, failed=failed)
         context.log.info(
             "usage",
@@ -192,7 +231,9 @@ class _UsageStream(MessageStream):
 
 
 class _Hiding(StreamInterceptor):
-    """Around the stream of a client that has not asked for usage: the chunk that has nothing else does not leave."""
+    """Around the stream of a client that has not asked for usage: the chunk that has nothing else
+    does not leave.
+    """
 
     passes_unseen = True
 
@@ -209,7 +250,11 @@ class _Hiding(StreamInterceptor):
             message = event.json()
         except NotJson:
             return answer
-        only_usage = isinstance(message, dict) and message.get("choices") == [] and isinstance(message.get("usage"), dict)
+        only_usage = (
+            isinstance(message, dict)
+            and message.get("choices") == []
+            and isinstance(message.get("usage"), dict)
+        )
         return None if only_usage and not event.is_body else answer
 
     def on_end(self, outcome: Outcome) -> None:

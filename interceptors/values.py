@@ -1,8 +1,10 @@
-"""Plain data, as YAML gives it, against the types that it must have: every mistake at once, in the words of the documentation.
+"""Plain data, as YAML gives it, against the types that it must have: every mistake at once, in the
+words of the documentation.
 
-This owns the wording and the tolerance of the configuration and of interceptors' options: msgspec stops at its first mistake and
-names Python types. Text that spells a number, a truth value or null is accepted where a key wants one, because `${VAR}` gives text.
-It knows no key of its own, and nothing of files.
+This owns the wording and the tolerance of the configuration and of interceptors' options: msgspec
+stops at its first mistake and names Python types. Text that spells a number, a truth value or null
+is accepted where a key wants one, because `${VAR}` gives text. It knows no key of its own, and
+nothing of files.
 """
 
 from __future__ import annotations
@@ -61,7 +63,9 @@ def join(path: str, key: object) -> str:
 
 
 def nearest(name: object, known: Iterable[str], likeness: float = 0.6) -> str | None:
-    """The known name that `name` is most probably a misspelling of, or None. Case does not matter. `likeness`: from 0 to 1."""
+    """The known name that `name` is most probably a misspelling of, or None. Case does not matter.
+    `likeness`: from 0 to 1.
+    """
     lowered: dict[str, str] = {}
     for item in known:
         lowered.setdefault(item.lower(), item)
@@ -72,9 +76,10 @@ def nearest(name: object, known: Iterable[str], likeness: float = 0.6) -> str | 
 class Checker:
     """Checks values and collects what is wrong with them.
 
-    `check` returns the value, made right as far as possible: what is wrong is left out where there is a default, and replaced where
-    there is none. So what is right elsewhere can be checked further. `bad` has the paths that were wrong, `moved` those whose
-    value was found elsewhere: path where it should be -> path where it is.
+    `check` returns the value, made right as far as possible: what is wrong is left out where there
+    is a default, and replaced where there is none. So what is right elsewhere can be checked
+    further. `bad` has the paths that were wrong, `moved` those whose value was found elsewhere:
+    path where it should be -> path where it is.
     """
 
     def __init__(self, noun: str = "key") -> None:
@@ -100,7 +105,9 @@ class Checker:
 
     # The walk
 
-    def check(self, kind: mi.Type, value: Any, path: str = "", extra: Mapping[str, Any] | None = None) -> Any:
+    def check(
+        self, kind: mi.Type, value: Any, path: str = "", extra: Mapping[str, Any] | None = None
+    ) -> Any:
         """The value as `kind` has it. Mistakes are added to `mistakes`."""
         extra = extra or {}
         while isinstance(kind, mi.Metadata):
@@ -112,13 +119,20 @@ class Checker:
     def wrong(self, path: str, message: str, hint: str = "", *, shows_value: bool = True) -> None:
         """Note a mistake."""
         self.bad.add(path)
-        self.mistakes.append(Mistake(path, message, hint, shows_value and self.allows_text_of(path)))
+        self.mistakes.append(
+            Mistake(path, message, hint, shows_value and self.allows_text_of(path))
+        )
 
-    def _check_union(self, union: mi.UnionType, value: Any, path: str, extra: Mapping[str, Any]) -> Any:
+    def _check_union(
+        self, union: mi.UnionType, value: Any, path: str, extra: Mapping[str, Any]
+    ) -> Any:
         alternatives = [_plain(kind) for kind in union.types]
         others = [(kind, own) for kind, own in alternatives if not isinstance(kind, mi.NoneType)]
         nullable = len(others) < len(alternatives)
-        if nullable and (value is None or (value == "null" and not any(isinstance(kind, mi.StrType) for kind, _ in others))):
+        if nullable and (
+            value is None
+            or (value == "null" and not any(isinstance(kind, mi.StrType) for kind, _ in others))
+        ):
             return None
         for kind, own in others:
             if _fits(kind, value) or len(others) == 1:
@@ -128,11 +142,15 @@ class Checker:
                 return self._check_one(kind, value, path, {**own, **extra}, nullable=nullable)
         if any(not _is_known(kind) for kind, _ in others):
             return value
-        words = ", or ".join([_words(kind, {**own, **extra}) for kind, own in others] + ["null"] * nullable)
+        words = ", or ".join(
+            [_words(kind, {**own, **extra}) for kind, own in others] + ["null"] * nullable
+        )
         self.wrong(path, f"must be {words}")
         return self._stand_in(others[0][0])
 
-    def _check_one(self, kind: mi.Type, value: Any, path: str, extra: Mapping[str, Any], *, nullable: bool) -> Any:
+    def _check_one(
+        self, kind: mi.Type, value: Any, path: str, extra: Mapping[str, Any], *, nullable: bool
+    ) -> Any:
         or_null = ", or null" if nullable else ""
         match kind:
             case mi.StructType(array_like=True):
@@ -141,16 +159,33 @@ class Checker:
                 return self._check_record(kind, value, path, or_null)
             case mi.DictType():
                 if "record" in extra:
-                    return self._check_record(mi.type_info(extra["record"]), value, path, or_null, partial=True)  # type: ignore[arg-type]
+                    return self._check_record(
+                        mi.type_info(extra["record"]),  # type: ignore[arg-type]
+                        value,
+                        path,
+                        or_null,
+                        partial=True,
+                    )
                 return self._check_dict(kind, value, path, or_null)
             case mi.CollectionType():
                 return self._check_list(kind, value, path, or_null)
             case mi.TupleType() if isinstance(value, list) and len(value) == len(kind.item_types):
-                return [self.check(item, value[at], f"{path}[{at}]") for at, item in enumerate(kind.item_types)]
+                return [
+                    self.check(item, value[at], f"{path}[{at}]")
+                    for at, item in enumerate(kind.item_types)
+                ]
             case mi.LiteralType() | mi.EnumType():
-                choices = list(kind.values) if isinstance(kind, mi.LiteralType) else [item.value for item in kind.cls]
+                choices = (
+                    list(kind.values)
+                    if isinstance(kind, mi.LiteralType)
+                    else [item.value for item in kind.cls]
+                )
                 if not any(value == choice and type(value) is type(choice) for choice in choices):
-                    near = nearest(value, [str(choice) for choice in choices]) if isinstance(value, str) else None
+                    near = (
+                        nearest(value, [str(choice) for choice in choices])
+                        if isinstance(value, str)
+                        else None
+                    )
                     self.wrong(path, f"must be {_words(kind, extra)}{or_null}", _did_you_mean(near))
                     return choices[0]
                 return value
@@ -159,14 +194,20 @@ class Checker:
             case mi.IntType() | mi.FloatType() | mi.BoolType():
                 found = _number(value, kind)
                 if not _fits(kind, found) or not _in_range(kind, found):
-                    self.wrong(path, f"must be {_words(kind, extra)}{or_null}", _in_units(value, kind, extra))
+                    self.wrong(
+                        path,
+                        f"must be {_words(kind, extra)}{or_null}",
+                        _in_units(value, kind, extra),
+                    )
                     return self._stand_in(kind)
                 return found
             case mi.NoneType() if value is not None:
                 self.wrong(path, "must be null")
         return value  # whatever else there is, msgspec converts
 
-    def _check_text(self, kind: mi.StrType, value: Any, path: str, extra: Mapping[str, Any], or_null: str) -> Any:
+    def _check_text(
+        self, kind: mi.StrType, value: Any, path: str, extra: Mapping[str, Any], or_null: str
+    ) -> Any:
         if not isinstance(value, str):
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             hint = "write it in quotes" if is_number else ""
@@ -174,7 +215,10 @@ class Checker:
             return "" if value is None or isinstance(value, (dict, list)) else str(value)
         if kind.min_length and len(value) < kind.min_length:
             self.wrong(
-                path, "must not be empty" if kind.min_length == 1 else f"must have at least {kind.min_length} characters"
+                path,
+                "must not be empty"
+                if kind.min_length == 1
+                else f"must have at least {kind.min_length} characters",
             )
         elif kind.max_length is not None and len(value) > kind.max_length:
             self.wrong(path, f"must have at most {kind.max_length} characters")
@@ -199,7 +243,9 @@ class Checker:
             self.wrong(path, f"must have at least {_counted(kind.min_length, 'entry', 'entries')}")
         if kind.max_length is not None and len(value) > kind.max_length:
             self.wrong(path, f"must have at most {_counted(kind.max_length, 'entry', 'entries')}")
-        return [self.check(kind.item_type, item, f"{path}[{index}]") for index, item in enumerate(value)]
+        return [
+            self.check(kind.item_type, item, f"{path}[{index}]") for index, item in enumerate(value)
+        ]
 
     def _check_dict(self, kind: mi.DictType, value: Any, path: str, or_null: str) -> Any:
         if not isinstance(value, dict):
@@ -209,18 +255,28 @@ class Checker:
         only_text = isinstance(_plain(kind.key_type)[0], mi.StrType)
         for key, item in value.items():
             if only_text and not isinstance(key, str):
-                self.wrong(join(path, key), "the name must be a string: write it in quotes", shows_value=False)
+                self.wrong(
+                    join(path, key),
+                    "the name must be a string: write it in quotes",
+                    shows_value=False,
+                )
             name = str(key) if only_text else key
             result[name] = self.check(kind.value_type, item, join(path, key))
         return result
 
-    def _check_record(self, kind: _Record, value: Any, path: str, or_null: str, *, partial: bool = False) -> Any:
+    def _check_record(
+        self, kind: _Record, value: Any, path: str, or_null: str, *, partial: bool = False
+    ) -> Any:
         """`partial`: only some of the record's fields, as they are."""
         if not isinstance(value, dict):
             has_default = path and not any(field.required for field in kind.fields)
             hint = "leave the key out for its default" if value is None and has_default else ""
             self.wrong(path, f"must be a mapping{or_null}", hint)
-            value = {field.encode_name: self._stand_in(field.type) for field in kind.fields if field.required}
+            value = {
+                field.encode_name: self._stand_in(field.type)
+                for field in kind.fields
+                if field.required
+            }
             return self.build(kind, value) if not partial else {}
         fields = {field.encode_name: field for field in kind.fields}
         tag = getattr(kind, "tag_field", None)
@@ -238,8 +294,14 @@ class Checker:
             meant = None if hint else nearest(key, fields)
             if not hint:
                 free = meant is not None and meant not in given
-                hint = f"did you mean `{meant}`?" if meant else f"the {noun}s here are {', '.join(fields) or 'none'}"
-                if meant is not None and free:  # so that what is below is checked, too, and is not missing
+                hint = (
+                    f"did you mean `{meant}`?"
+                    if meant
+                    else f"the {noun}s here are {', '.join(fields) or 'none'}"
+                )
+                if (
+                    meant is not None and free
+                ):  # so that what is below is checked, too, and is not missing
                     given[meant] = value[key], where
                     self.moved[join(path, meant)] = where
             self.wrong(where, f"unknown {noun} `{key}`", hint, shows_value=False)
@@ -263,7 +325,12 @@ class Checker:
         match _plain(kind)[0]:
             case mi.StructType() | mi.DataclassType() | mi.TypedDictType() as record:
                 return self.build(
-                    record, {field.name: self._stand_in(field.type) for field in record.fields if field.required}
+                    record,
+                    {
+                        field.name: self._stand_in(field.type)
+                        for field in record.fields
+                        if field.required
+                    },
                 )
             case mi.DictType():
                 return {}
@@ -287,7 +354,14 @@ def _plain(kind: mi.Type) -> tuple[mi.Type, Mapping[str, Any]]:
 
 def _is_known(kind: mi.Type) -> bool:
     known = (
-        mi.StrType | mi.IntType | mi.FloatType | mi.BoolType | mi.CollectionType | mi.DictType | mi.LiteralType | mi.EnumType
+        mi.StrType
+        | mi.IntType
+        | mi.FloatType
+        | mi.BoolType
+        | mi.CollectionType
+        | mi.DictType
+        | mi.LiteralType
+        | mi.EnumType
     )
     return isinstance(kind, known | mi.StructType | mi.DataclassType | mi.TypedDictType)
 
@@ -388,7 +462,9 @@ def _did_you_mean(guess: str | None) -> str:
 
 
 def _in_units(value: Any, kind: mi.Type, extra: Mapping[str, Any]) -> str:
-    """A hint for a number that is written with a unit (`30s`, `1MB`), or in a way that YAML has as text."""
+    """A hint for a number that is written with a unit (`30s`, `1MB`), or in a way that YAML has as
+    text.
+    """
     found = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
     if found is None or not found[2]:
         return ""

@@ -1,4 +1,5 @@
-"""Pooled buffers: pools, leases, the buffer scope of an exchange, JSON in pooled buffers, statistics and the report.
+"""Pooled buffers: pools, leases, the buffer scope of an exchange, JSON in pooled buffers,
+statistics and the report.
 
 Imports nothing else of this project.
 """

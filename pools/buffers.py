@@ -6,8 +6,9 @@ A `BufferPool` keeps idle `bytearray`s and lends them out as `Lease`s. Its invar
 - an idle buffer has `len == size`, at most twice that size allocated, and no live export;
 - `allocations + reuses == returns + discards + in_use + leaks`, at every moment.
 
-It does not know what the bytes mean, who borrows them, or when to wait: nothing here blocks, and a pool has no upper bound
-on what it lends. `max_pooled` bounds only what it keeps. All of it belongs to one thread.
+It does not know what the bytes mean, who borrows them, or when to wait: nothing here blocks, and a
+pool has no upper bound on what it lends. `max_pooled` bounds only what it keeps. All of it belongs
+to one thread.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from .leaks import LeakDetector
 
 __all__ = ["BufferPool", "Lease", "PoolStatistics"]
 
-_BYTEARRAY_OVERHEAD = getsizeof(bytearray(64)) - 64  # the object, and the NUL that CPython keeps behind the bytes
+_BYTEARRAY_OVERHEAD = (
+    getsizeof(bytearray(64)) - 64
+)  # the object, and the NUL that CPython keeps behind the bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,9 @@ class PoolStatistics:
 class Lease:
     """One buffer on loan: `buffer` until `release()`, which must be called exactly once.
 
-    A context manager that releases. The borrower may resize the buffer; the pool restores its length, or discards it.
-    A lease that is garbage-collected on loan is counted as a leak, logged, and its buffer is not used again.
+    A context manager that releases. The borrower may resize the buffer; the pool restores its
+    length, or discards it. A lease that is garbage-collected on loan is counted as a leak, logged,
+    and its buffer is not used again.
     """
 
     __slots__ = ("_buffer", "_origin", "pool")
@@ -75,7 +79,9 @@ class Lease:
 
     @property
     def buffer(self) -> bytearray:
-        """The borrowed bytes, `len >= pool.size` when borrowed; stale content. Raises `LeaseReturned` afterwards."""
+        """The borrowed bytes, `len >= pool.size` when borrowed; stale content. Raises
+        `LeaseReturned` afterwards.
+        """
         buffer = self._buffer
         if buffer is None:
             raise LeaseReturned(self.pool.name)
@@ -86,7 +92,9 @@ class Lease:
         return self._buffer is None
 
     def release(self) -> None:
-        """Give the buffer back. Every `memoryview` of it should be gone by now: a live one costs the buffer."""
+        """Give the buffer back. Every `memoryview` of it should be gone by now: a live one costs
+        the buffer.
+        """
         buffer = self._buffer
         if buffer is None:
             raise LeaseReturned(self.pool.name)
@@ -129,7 +137,9 @@ class BufferPool:
         "size",
     )
 
-    def __init__(self, name: str, size: int, max_pooled: int, detector: LeakDetector | None = None) -> None:
+    def __init__(
+        self, name: str, size: int, max_pooled: int, detector: LeakDetector | None = None
+    ) -> None:
         if size < 64 or max_pooled < 0:
             raise ValueError(f"pool {name!r}: size must be at least 64 and max_pooled at least 0")
         self.name = name
@@ -148,7 +158,9 @@ class BufferPool:
         self._leaks = 0
 
     def acquire(self) -> Lease:
-        """Borrow a buffer: an idle one, the warmest first, or a new one. Never blocks and never fails for want of one."""
+        """Borrow a buffer: an idle one, the warmest first, or a new one. Never blocks and never
+        fails for want of one.
+        """
         if self._idle:
             buffer = self._idle.pop()
             self._reuses += 1
@@ -158,7 +170,9 @@ class BufferPool:
         self._in_use += 1
         if self._in_use > self._high_water:
             self._high_water = self._in_use
-        return Lease(self, buffer, self.detector.origin() if self.detector.level != "none" else None)
+        return Lease(
+            self, buffer, self.detector.origin() if self.detector.level != "none" else None
+        )
 
     def statistics(self) -> PoolStatistics:
         """A snapshot of the counters."""
@@ -209,7 +223,8 @@ class BufferPool:
 def is_exported(buffer: bytearray) -> bool:
     """Whether a `memoryview` (or anything that speaks the buffer protocol) still sees these bytes.
 
-    CPython refuses to resize a `bytearray` with live exports, which makes this a cheap test; the buffer is unchanged.
+    CPython refuses to resize a `bytearray` with live exports, which makes this a cheap test; the
+    buffer is unchanged.
     """
     try:
         buffer.append(0)

@@ -1,8 +1,10 @@
-"""JSON in pooled buffers: one decoder and one encoder, reused, and the leases that a batch of output is written to.
+"""JSON in pooled buffers: one decoder and one encoder, reused, and the leases that a batch of
+output is written to.
 
-`msgspec.json.Encoder.encode_into` cuts the `bytearray` behind what it wrote, so output is appended; the pool restores the
-length when the lease returns. (msgspec 0.19 to 0.22 resize the buffer as they write, whatever room it had, so what pooling
-saves here is the object and the copy into place, not the resize.)
+`msgspec.json.Encoder.encode_into` cuts the `bytearray` behind what it wrote, so output is appended;
+the pool restores the length when the lease returns. (msgspec 0.19 to 0.22 resize the buffer as they
+write, whatever room it had, so what pooling saves here is the object and the copy into place, not
+the resize.)
 """
 
 from __future__ import annotations
@@ -23,12 +25,14 @@ _encode_into = _encoder.encode_into
 
 # The methods themselves, not functions around them: an event pays for every call.
 decode_json: Callable[[bytes | bytearray | memoryview | str], Any] = msgspec.json.Decoder().decode
-"""Decode one JSON text (RFC 8259), read in place. Raises `msgspec.DecodeError`; keeps no reference to what it read."""
+"""Decode one JSON text (RFC 8259), read in place. Raises `msgspec.DecodeError`; keeps no reference
+to what it read.
+"""
 
 
 encode_json: Callable[[Any], bytes] = _encoder.encode
-"""Encode to new bytes, on one line. Raises `TypeError` or `msgspec.EncodeError` for what JSON cannot say, and `UnicodeEncodeError`
-for half of a surrogate pair.
+"""Encode to new bytes, on one line. Raises `TypeError` or `msgspec.EncodeError` for what JSON
+cannot say, and `UnicodeEncodeError` for half of a surrogate pair.
 """
 
 
@@ -47,10 +51,11 @@ def _escaped(value: Any) -> bytes:
 class PooledOutput:
     """The output of one batch, written piece by piece into leases of one pool.
 
-    `add` and `add_json` write a piece each and tell where it begins; note `(buffer, start, used)`: a piece lies whole in one
-    buffer and stays where it is until `close()`, which gives the leases back. A lease that holds `pool.size` bytes is followed
-    by a new one, so that a long batch grows no buffer out of the pool. Views of a piece must not be taken before the last
-    one of the batch is written: a buffer that is seen cannot grow.
+    `add` and `add_json` write a piece each and tell where it begins; note `(buffer, start, used)`:
+    a piece lies whole in one buffer and stays where it is until `close()`, which gives the leases
+    back. A lease that holds `pool.size` bytes is followed by a new one, so that a long batch grows
+    no buffer out of the pool. Views of a piece must not be taken before the last one of the batch
+    is written: a buffer that is seen cannot grow.
     """
 
     __slots__ = ("_leases", "_pool", "_scope", "_size", "buffer")

@@ -1,7 +1,7 @@
 """Where a lost lease was taken: the leak detector's levels, after netty's.
 
-A lease that is garbage-collected without having been given back is always counted and logged. What costs time is to know
-*where* it was taken; the level says for how many leases that is recorded:
+A lease that is garbage-collected without having been given back is always counted and logged. What
+costs time is to know *where* it was taken; the level says for how many leases that is recorded:
 
 - `none`: for no lease (the log line says that a lease was lost, and of which pool);
 - `sampled`: for one lease in `SAMPLE_EVERY`;
@@ -41,8 +41,12 @@ class LeakDetector:
         return "".join(traceback.format_stack(limit=_STACK_DEPTH)[:-2])
 
     def report(self, pool: str, origin: str | None) -> None:
-        """Log a lost lease. Called from a finaliser: it must not raise, and structlog may be half torn down at exit."""
+        """Log a lost lease. Called from a finaliser: it must not raise, and structlog may be half
+        torn down at exit.
+        """
         try:
             structlog.get_logger("pools").error("buffer_leaked", pool=pool, taken_at=origin)
-        except Exception:  # an exception in a finaliser goes nowhere; the leak is counted all the same
+        except (
+            Exception
+        ):  # an exception in a finaliser goes nowhere; the leak is counted all the same
             return

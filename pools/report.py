@@ -28,7 +28,9 @@ def report(pools: Pools) -> None:
 
 
 async def run_reports(pools: Pools, interval_s: float) -> None:
-    """Report every `interval_s` seconds until cancelled. The last report, at shutdown, is the caller's to make."""
+    """Report every `interval_s` seconds until cancelled. The last report, at shutdown, is the
+    caller's to make.
+    """
     async for elapsed, _ in periodic(interval_s):
         if elapsed > 0:  # periodic begins with a turn at once, when there is nothing to report yet
             report(pools)

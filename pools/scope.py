@@ -1,6 +1,8 @@
-"""The buffer scope of an exchange: what is borrowed inside it is given back when it ends, however it ends.
+"""The buffer scope of an exchange: what is borrowed inside it is given back when it ends, however
+it ends.
 
-A scope gives its leases back without awaiting anything, so neither cancellation nor a deadline can come between.
+A scope gives its leases back without awaiting anything, so neither cancellation nor a deadline can
+come between.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ __all__ = ["BufferScope"]
 class BufferScope:
     """An async context manager that owns leases.
 
-    `acquire` borrows into it, `release` gives one back early, leaving it gives back the rest. Entering and leaving never
-    block and are no checkpoints: it is an async context manager so that a scope can only be opened inside a task.
+    `acquire` borrows into it, `release` gives one back early, leaving it gives back the rest.
+    Entering and leaving never block and are no checkpoints: it is an async context manager so that
+    a scope can only be opened inside a task.
     """
 
     __slots__ = ("_leases", "_open")
@@ -31,7 +34,10 @@ class BufferScope:
         return self
 
     async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         self._open = False
         while self._leases:
@@ -40,7 +46,9 @@ class BufferScope:
                 lease.release()
 
     def acquire(self, pool: BufferPool) -> Lease:
-        """Borrow from `pool` until the scope ends at the latest. Raises `ScopeClosed` outside the `async with` block."""
+        """Borrow from `pool` until the scope ends at the latest. Raises `ScopeClosed` outside the
+        `async with` block.
+        """
         if not self._open:
             raise ScopeClosed
         lease = pool.acquire()

@@ -3,8 +3,8 @@
 - `ConfigError`: the configuration is wrong; names the path of the mistake.
 - `RequestRefused`: the client's request gets an answer of ours instead of the upstream's.
 - `ProxyDefect`: the proxy itself has failed, in one of its own interceptors.
-- `UpstreamFailure`: the upstream could not be reached or broke the protocol. Subclasses are httpx exceptions as well, so that
-  the transport keeps httpx's contract.
+- `UpstreamFailure`: the upstream could not be reached or broke the protocol. Subclasses are httpx
+  exceptions as well, so that the transport keeps httpx's contract.
 - `ClientGone`, `SendStalled`: the client's side of a stream ended it.
 """
 
@@ -52,7 +52,9 @@ def outcome_of(failure: Exception) -> Outcome:
     """The outcome of an exchange that a failure has ended."""
     if isinstance(failure, HookError | StreamAborted):
         return Outcome.INTERCEPTED
-    if isinstance(failure, UpstreamFailure | ClientGone | SendStalled | RequestRefused | ProxyDefect):
+    if isinstance(
+        failure, UpstreamFailure | ClientGone | SendStalled | RequestRefused | ProxyDefect
+    ):
         return failure.outcome
     return Outcome.UPSTREAM_ERROR  # an event that is too large
 
@@ -68,7 +70,9 @@ class Problem:
     """What to write instead, where that is known."""
     severity: Literal["error", "warning"] = "error"
     value: str | None = None
-    """The value as the file has it, references unreplaced; None where there is none, or where it may be a secret."""
+    """The value as the file has it, references unreplaced; None where there is none, or where it
+    may be a secret.
+    """
     line: int | None = None
     column: int | None = None
     """From 1."""
@@ -99,10 +103,14 @@ class Problem:
 
 
 class ConfigError(Exception):
-    """The configuration is wrong. `problems` has every mistake, `errors` a line for each, with its path."""
+    """The configuration is wrong. `problems` has every mistake, `errors` a line for each, with its
+    path.
+    """
 
     def __init__(self, *problems: str | Problem) -> None:
-        self.problems = tuple(Problem("", item) if isinstance(item, str) else item for item in problems)
+        self.problems = tuple(
+            Problem("", item) if isinstance(item, str) else item for item in problems
+        )
         self.errors = tuple(str(item) for item in self.problems)
         super().__init__("\n".join(self.errors))
 
@@ -155,7 +163,9 @@ class SendStalled(Exception):
 
 
 class UpstreamFailure(Exception):
-    """Base of what can go wrong upstream. Its message is for the log: it names the endpoint, never a path, a header or a body."""
+    """Base of what can go wrong upstream. Its message is for the log: it names the endpoint, never
+    a path, a header or a body.
+    """
 
     kind = "upstream_error"
     public = "the upstream failed"
@@ -168,7 +178,9 @@ class UpstreamFailure(Exception):
     stale = False
     """It befell a kept connection, which the server may just have closed in its own time."""
     ours = False
-    """A limit of this proxy or its machine: it says nothing about the endpoint, and another attempt would only add to it."""
+    """A limit of this proxy or its machine: it says nothing about the endpoint, and another attempt
+    would only add to it.
+    """
 
 
 class NoEndpoint(UpstreamFailure, httpx.ConnectError):
@@ -181,7 +193,9 @@ class NoEndpoint(UpstreamFailure, httpx.ConnectError):
 
 
 class SessionGone(UpstreamFailure, httpx.ConnectError):
-    """The session's endpoint is gone; none was asked. MCP, "Session Management": after 404 a client starts a new session."""
+    """The session's endpoint is gone; none was asked. MCP, "Session Management": after 404 a client
+    starts a new session.
+    """
 
     kind = "session_gone"
     public = "this session has ended: the server that held it is gone; start a new one"
@@ -235,7 +249,9 @@ class PoolFull(_OwnLimit, httpx.PoolTimeout):
 
 
 class OutOfResources(_OwnLimit, httpx.ConnectError):
-    """This machine has no descriptor, memory, local port or thread left for it (EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL)."""
+    """This machine has no descriptor, memory, local port or thread left for it (EMFILE, ENFILE,
+    ENOBUFS, ENOMEM, EADDRNOTAVAIL).
+    """
 
     kind = "out_of_resources"
     public = "this server has no resources left for a connection to the upstream"
@@ -281,13 +297,19 @@ class EncodedResponse(ProtocolFailure):
 
 
 class NotAStream(UpstreamFailure):
-    """The upstream's answer is no event stream, when the client has got the head of one already (an early heartbeat)."""
+    """The upstream's answer is no event stream, when the client has got the head of one already (an
+    early heartbeat).
+    """
 
     kind = "upstream_not_a_stream"
 
     def __init__(self, upstream: str, status: int) -> None:
-        super().__init__(f"{upstream}: answered {status} with no event stream, when one had begun with an early heartbeat")
-        self.public = f"the upstream has answered with status {status}, and not with an event stream"
+        super().__init__(
+            f"{upstream}: answered {status} with no event stream, when one had begun with an early heartbeat"
+        )
+        self.public = (
+            f"the upstream has answered with status {status}, and not with an event stream"
+        )
 
 
 class NotResumed(UpstreamFailure):
@@ -296,7 +318,9 @@ class NotResumed(UpstreamFailure):
     kind = "upstream_not_resumed"
 
     def __init__(self, upstream: str, status: int) -> None:
-        super().__init__(f"{upstream}: answered {status} with no plain event stream, when one was to be resumed")
+        super().__init__(
+            f"{upstream}: answered {status} with no plain event stream, when one was to be resumed"
+        )
         self.public = f"the upstream's stream broke, and it has answered with status {status} when that was to go on"
 
 

@@ -1,8 +1,10 @@
-"""`python -m proxy.healthcheck`: whether a `weirpool serve` on this machine is ready, for the health check of a container.
+"""`python -m proxy.healthcheck`: whether a `weirpool serve` on this machine is ready, for the
+health check of a container.
 
-It takes the options of `serve` and asks `/readyz` where that configuration has it: on `admin.port`, one for each worker, or on the
-main port, in both cases with `admin.prefix`. Of the configuration it reads only `admin`, which a reload does not change: a mistake
-elsewhere must not make a running process unhealthy. It does without the server's modules, to start fast.
+It takes the options of `serve` and asks `/readyz` where that configuration has it: on `admin.port`,
+one for each worker, or on the main port, in both cases with `admin.prefix`. Of the configuration it
+reads only `admin`, which a reload does not change: a mistake elsewhere must not make a running
+process unhealthy. It does without the server's modules, to start fast.
 
 Exit status: 0 ready, 1 not ready or not reachable, 2 wrong usage.
 """
@@ -29,9 +31,13 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Ask, and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m proxy.healthcheck", description="Whether a weirpool is ready.")
+    parser = argparse.ArgumentParser(
+        prog="python -m proxy.healthcheck", description="Whether a weirpool is ready."
+    )
     parser.add_argument("--config", metavar="FILE", help="as of serve")
-    parser.add_argument("--bind", metavar="HOST:PORT", default="127.0.0.1:8000", help="as of serve; of several, one")
+    parser.add_argument(
+        "--bind", metavar="HOST:PORT", default="127.0.0.1:8000", help="as of serve; of several, one"
+    )
     parser.add_argument("--workers", metavar="N", type=int, default=1, help="as of serve")
     parser.add_argument("--tls", action="store_true", help="serve has --certfile")
     arguments = parser.parse_args(argv)
@@ -49,14 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"healthcheck: {error}\n")
         return 2
     path = f"{admin.get('prefix', '')}/readyz"
-    problems = [problem for host, port in targets if (problem := _ask(host.strip("[]"), port, path, tls=tls))]
+    problems = [
+        problem
+        for host, port in targets
+        if (problem := _ask(host.strip("[]"), port, path, tls=tls))
+    ]
     for problem in problems:
         sys.stderr.write(f"healthcheck: {problem}\n")
     return 1 if problems else 0
 
 
 def _read_admin(file: str | None) -> dict[str, Any]:
-    """The `admin` settings of the file, with their references replaced. Raises `ValueError` for one that cannot be."""
+    """The `admin` settings of the file, with their references replaced. Raises `ValueError` for one
+    that cannot be.
+    """
     if file is None:
         return {}
     with open(file, encoding="utf-8") as stream:
@@ -72,11 +84,18 @@ def _read_admin(file: str | None) -> dict[str, Any]:
 
 
 def _ask(host: str, port: int, path: str, *, tls: bool) -> str | None:
-    """What is wrong, or None. A certificate is not verified: it has the name that clients use, and this is the same machine."""
+    """What is wrong, or None. A certificate is not verified: it has the name that clients use, and
+    this is the same machine.
+    """
     host = _EVERYWHERE.get(host, host)
     where = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}{path}"
     connection = (
-        http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=ssl._create_unverified_context())  # noqa: S323
+        http.client.HTTPSConnection(
+            host,
+            port,
+            timeout=_TIMEOUT_S,
+            context=ssl._create_unverified_context(),  # noqa: S323
+        )
         if tls
         else http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
     )

@@ -1,4 +1,6 @@
-"""What holds for every test: when it is over, each buffer pool that it made has everything back. Leak detection is paranoid."""
+"""What holds for every test: when it is over, each buffer pool that it made has everything back.
+Leak detection is paranoid.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import structlog
 
 from pools import BufferPool, LeakDetector
 from pools.buffers import Lease
-from proxy.logs import release_stderr
+from proxy.worker.logs import release_stderr
 
 
 @pytest.fixture(autouse=True)
@@ -24,8 +26,12 @@ def logging_starts_afresh() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def every_buffer_comes_back(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail a test after which a pool still has a lease out. `@pytest.mark.leaks` is for tests that lose one on purpose."""
+def every_buffer_comes_back(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Fail a test after which a pool still has a lease out. `@pytest.mark.leaks` is for tests that
+    lose one on purpose.
+    """
     made: list[BufferPool] = []
     original = BufferPool.__init__
 
@@ -34,7 +40,9 @@ def every_buffer_comes_back(request: pytest.FixtureRequest, monkeypatch: pytest.
         made.append(self)
 
     monkeypatch.setattr(BufferPool, "__init__", init)
-    monkeypatch.setattr(LeakDetector.__init__, "__defaults__", ("paranoid",))  # where a test does not choose
+    monkeypatch.setattr(
+        LeakDetector.__init__, "__defaults__", ("paranoid",)
+    )  # where a test does not choose
     yield
     if request.node.get_closest_marker("leaks"):
         return
@@ -42,13 +50,19 @@ def every_buffer_comes_back(request: pytest.FixtureRequest, monkeypatch: pytest.
         gc.collect()  # what is lost in a cycle shows as lost, and not only as not given back
     for pool in made:
         stats = pool.statistics()
-        assert stats.in_use == 0, f"{stats.in_use} leases of {pool.name!r} were not given back{_taken_at(pool)}"
+        assert stats.in_use == 0, (
+            f"{stats.in_use} leases of {pool.name!r} were not given back{_taken_at(pool)}"
+        )
         assert stats.leaks == 0, f"{stats.leaks} leases of {pool.name!r} were lost"
 
 
 def _taken_at(pool: BufferPool) -> str:
     """Where the leases that are still on loan were taken."""
-    leases = [item for item in gc.get_objects() if type(item) is Lease and item.pool is pool and not item.returned]
+    leases = [
+        item
+        for item in gc.get_objects()
+        if type(item) is Lease and item.pool is pool and not item.returned
+    ]
     return "".join(f"; taken at:\n{lease._origin}" for lease in leases)
 
 
@@ -64,5 +78,5 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
     def configure(*_: object) -> None:
         structlog.configure(processors=[keep], wrapper_class=structlog.BoundLogger)
 
-    monkeypatch.setattr("proxy.app.configure_logging", configure)
+    monkeypatch.setattr("proxy.server.app.configure_logging", configure)
     return lines

@@ -1,7 +1,8 @@
 """Dialects: what flows, as messages instead of events; sans I/O, and the hooks on top.
 
-Here: what LLM APIs say. An author of interceptors needs `MessageInterceptor`, `MessageStream` and the parts that its hooks are
-given; the readers can be used alone: `OpenAIChatReader().read(message)`. What is MCP's is in modules of its own beside them.
+Here: what LLM APIs say. An author of interceptors needs `MessageInterceptor`, `MessageStream` and
+the parts that its hooks are given; the readers can be used alone:
+`OpenAIChatReader().read(message)`. What is MCP's is in modules of its own beside them.
 """
 
 from .anthropic import AnthropicReader
@@ -9,7 +10,19 @@ from .errors import DialectError
 from .messages import MessageInterceptor, MessageStream
 from .openai_chat import OpenAIChatReader
 from .openai_responses import OpenAIResponsesReader
-from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, TextEnd, ToolCall, ToolCallDelta, Unread, Usage
+from .parts import (
+    Block,
+    Finish,
+    Kind,
+    Part,
+    ProviderError,
+    TextDelta,
+    TextEnd,
+    ToolCall,
+    ToolCallDelta,
+    Unread,
+    Usage,
+)
 from .reader import Made, Reader
 
 __all__ = [

@@ -1,4 +1,5 @@
-"""Which responses are answers of an LLM, by the dialect of their route and the path of their request. It knows no bodies.
+"""Which responses are answers of an LLM, by the dialect of their route and the path of their
+request. It knows no bodies.
 
 Upstreams differ in whether the letters of a path count, so here they do not.
 """
@@ -13,23 +14,34 @@ from .openai_chat import OpenAIChatReader
 from .openai_responses import OpenAIResponsesReader
 from .reader import Reader
 
-__all__ = ["has_one_answer", "is_call", "is_chat", "is_responses", "may_be_mislabelled", "readers_for"]
+__all__ = [
+    "has_one_answer",
+    "is_call",
+    "is_chat",
+    "is_responses",
+    "may_be_mislabelled",
+    "readers_for",
+]
 
 _CHAT = "/chat/completions"
 _RESPONSES = "/responses"
 _CALLS = (_CHAT, _RESPONSES, "/messages")
 
 _DIALECTS = frozenset(("openai", "anthropic", "mcp"))
-# The resources of OpenAI's API that are no answers of a model, each with at most two segments after it (`/files/ID/content`). With
-# more, the name may belong to a prefix (`/models/NAME/v1/conversations/ID`). A colon begins a method of Google's API
+# The resources of OpenAI's API that are no answers of a model, each with at most two segments after
+# it (`/files/ID/content`). With more, the name may belong to a prefix
+# (`/models/NAME/v1/conversations/ID`). A colon begins a method of Google's API
 # (`/models/NAME:generateContent`), and legacy completions are answers whatever comes before them.
 _NO_ANSWER = re.compile(
-    r"/(?:embeddings|images|audio|files|batches|moderations)(?:/[^/]+){0,2}|/models(?:/[^/:]+){0,2}", re.ASCII
+    r"/(?:embeddings|images|audio|files|batches|moderations)(?:/[^/]+){0,2}|/models(?:/[^/:]+){0,2}",
+    re.ASCII,
 )
 
 
 def readers_for(dialect: str, path: str) -> tuple[type[Reader], ...]:
-    """Which reader a response needs, by its route's dialect and its request's path; two: the first message decides. Or none."""
+    """Which reader a response needs, by its route's dialect and its request's path; two: the first
+    message decides. Or none.
+    """
     path = _folded(path)
     if dialect == "anthropic":
         return (AnthropicReader,)
@@ -45,7 +57,9 @@ def readers_for(dialect: str, path: str) -> tuple[type[Reader], ...]:
 
 
 def may_be_mislabelled(dialect: str, path: str) -> bool:
-    """Whether the first bytes of a response's body, and not its content type alone, decide if it is an event stream."""
+    """Whether the first bytes of a response's body, and not its content type alone, decide if it is
+    an event stream.
+    """
     return dialect in _DIALECTS or bool(readers_for(dialect, path))
 
 
@@ -67,8 +81,8 @@ def is_responses(path: str) -> bool:
 def has_one_answer(dialect: str, path: str) -> bool:
     """Whether clients read JSON in a response as one text, also under a type of JSON lines.
 
-    The official SDKs for LLMs read every type that ends with `json` so (`application/x-ndjson`), and those for MCP every type that
-    begins with `application/json` (`application/jsonl`).
+    The official SDKs for LLMs read every type that ends with `json` so (`application/x-ndjson`),
+    and those for MCP every type that begins with `application/json` (`application/jsonl`).
     """
     return dialect == "mcp" or is_call(path)
 

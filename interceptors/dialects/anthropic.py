@@ -1,7 +1,9 @@
-"""Anthropic messages: the events from `message_start` to `message_stop`, and the `message` of an unstreamed response.
+"""Anthropic messages: the events from `message_start` to `message_stop`, and the `message` of an
+unstreamed response.
 
-Source: the types of Anthropic's Python SDK, `anthropic.types`. The `type` in the data says what an event is; where there is
-none, the event's type does. Calls of tools that the provider runs itself (`server_tool_use`, `mcp_tool_use`) are no `ToolCall`s.
+Source: the types of Anthropic's Python SDK, `anthropic.types`. The `type` in the data says what an
+event is; where there is none, the event's type does. Calls of tools that the provider runs itself
+(`server_tool_use`, `mcp_tool_use`) are no `ToolCall`s.
 """
 
 from __future__ import annotations
@@ -9,7 +11,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, TextEnd, ToolCallDelta, Unread, Usage, arguments_text
+from .parts import (
+    Block,
+    Finish,
+    Kind,
+    Part,
+    ProviderError,
+    TextDelta,
+    TextEnd,
+    ToolCallDelta,
+    Unread,
+    Usage,
+    arguments_text,
+)
 from .reader import (
     STOPPED,
     Call,
@@ -28,9 +42,15 @@ from .reader import (
 
 __all__ = ["AnthropicReader"]
 
-_BLOCKS: dict[str, tuple[Kind, str]] = {"text": ("text", "text"), "thinking": ("thinking", "thinking")}
+_BLOCKS: dict[str, tuple[Kind, str]] = {
+    "text": ("text", "text"),
+    "thinking": ("thinking", "thinking"),
+}
 _KINDS: tuple[Kind, ...] = ("text", "thinking", "other")
-_DELTAS: dict[str, tuple[Kind, str]] = {"text_delta": ("text", "text"), "thinking_delta": ("thinking", "thinking")}
+_DELTAS: dict[str, tuple[Kind, str]] = {
+    "text_delta": ("text", "text"),
+    "thinking_delta": ("thinking", "thinking"),
+}
 # `input_json_delta`: of a tool that the provider runs itself.
 _OTHERS = {"input_json_delta": "partial_json", "compaction_delta": "content"}
 _TYPES = frozenset(
@@ -47,7 +67,9 @@ _TYPES = frozenset(
 
 
 class AnthropicReader(Reader):
-    """A text ends with its `content_block_stop`, with a block that begins at its index, or with the message."""
+    """A text ends with its `content_block_stop`, with a block that begins at its index, or with the
+    message.
+    """
 
     needles: ClassVar[Mapping[type[Part], bytes]] = {
         Finish: rb'"stop_reason"\s*:\s*"',
@@ -57,17 +79,29 @@ class AnthropicReader(Reader):
     default_reason: ClassVar[str] = "refusal"
 
     def __init__(
-        self, *, deltas: bool = True, whole_calls: bool = True, hold_tool_calls: bool = False, others: bool = False
+        self,
+        *,
+        deltas: bool = True,
+        whole_calls: bool = True,
+        hold_tool_calls: bool = False,
+        others: bool = False,
     ) -> None:
-        super().__init__(deltas=deltas, whole_calls=whole_calls, hold_tool_calls=hold_tool_calls, others=others)
+        super().__init__(
+            deltas=deltas, whole_calls=whole_calls, hold_tool_calls=hold_tool_calls, others=others
+        )
         self._has_started = False  # its `message_start` has left
         self._started: dict[int, None] = {}  # content blocks that have begun and not stopped
         self._begun: dict[int, int] = {}  # how many blocks have begun at each index
-        self._call_at: dict[int, Call | None] = {}  # the call that the block at an index is, if it is one
-        self._order: list[int] = []  # the indices of the blocks, in the order in which they have begun
+        self._call_at: dict[
+            int, Call | None
+        ] = {}  # the call that the block at an index is, if it is one
+        self._order: list[
+            int
+        ] = []  # the indices of the blocks, in the order in which they have begun
         self._newest = 0  # the index of the block that began last
         self._output_tokens: int | float = 0
-        # Where blocks are removed, those that follow move up: the index of each as it leaves, and of the next that begins.
+        # Where blocks are removed, those that follow move up: the index of each as it leaves, and
+        # of the next that begins.
         self._moved: dict[int, int] = {}
         self._next = 0
 
@@ -98,7 +132,9 @@ class AnthropicReader(Reader):
             self.model = self._str(started, "model", "message.") or self.model
             if self.deltas:
                 for index, content in self._items(started, "content", "message."):
-                    self._start(parts, index, content, (event_type, message), list_of=started["content"])
+                    self._start(
+                        parts, index, content, (event_type, message), list_of=started["content"]
+                    )
             self._read_usage(parts, started)
         elif kind == "message_delta":
             delta = self._dict(message, "delta") or {}
@@ -112,7 +148,11 @@ class AnthropicReader(Reader):
         elif kind == "message":
             self._read_message(parts, message)
         if kind == "error" or message.get("error") is not None:
-            parts.append(error_of(message, "error") if message.get("error") is not None else own_error_of(message))
+            parts.append(
+                error_of(message, "error")
+                if message.get("error") is not None
+                else own_error_of(message)
+            )
 
     def _read_whole_body(self, parts: list[Part], message: dict[str, Any]) -> None:
         self._read_message(parts, message)
@@ -132,8 +172,9 @@ class AnthropicReader(Reader):
         return index
 
     def _begun_at(self, message: dict[str, Any]) -> int:
-        """The index of the block that a delta belongs to. The official SDKs take it for the block's position in the answer, so that
-        is what it is where no block has begun at that index, and no text without a start.
+        """The index of the block that a delta belongs to. The official SDKs take it for the block's
+        position in the answer, so that is what it is where no block has begun at that index, and no
+        text without a start.
         """
         index = message.get("index")
         if type(index) is not int:
@@ -147,9 +188,16 @@ class AnthropicReader(Reader):
         return Block(kind, index, max(0, self._begun.get(index, 0) - 1))
 
     def _start(
-        self, parts: list[Part], index: int, content: dict[str, Any], origin: Origin, list_of: list[Any] | None = None
+        self,
+        parts: list[Part],
+        index: int,
+        content: dict[str, Any],
+        origin: Origin,
+        list_of: list[Any] | None = None,
     ) -> None:
-        """A block begins. If there is one at this index, it ends. `list_of`: the list that has the block, if it is in one."""
+        """A block begins. If there is one at this index, it ends. `list_of`: the list that has the
+        block, if it is in one.
+        """
         for of in _KINDS:
             block = self._block(of, index)
             if block in self._open:
@@ -169,7 +217,13 @@ class AnthropicReader(Reader):
             if self._str(content, key, "content_block."):
                 self._text(parts, self._block(of, index), content, key, origin)
         elif kind == "tool_use":
-            call = self._begin_call(Call(self._block("tool_call", index), self._id(content, "id", "content_block."), index))
+            call = self._begin_call(
+                Call(
+                    self._block("tool_call", index),
+                    self._id(content, "id", "content_block."),
+                    index,
+                )
+            )
             self._call_at[index] = call
             self._name_call(call, self._str(content, "name", "content_block."))
             self._touch(call, list_of, content if list_of is not None else origin[1])
@@ -180,8 +234,12 @@ class AnthropicReader(Reader):
             # Not a piece: deltas replace the input that a call begins with.
             call.begins = arguments_text(content["input"]) if content["input"] else ""
             call.begun = Place(content, "input", True)
-            parts.append(ToolCallDelta(call.block, call.id, call.name, call.begins, content, "input"))
-        self._leaving.append(note(self._note_start, index, self._call_at[index], list_of is not None))
+            parts.append(
+                ToolCallDelta(call.block, call.id, call.name, call.begins, content, "input")
+            )
+        self._leaving.append(
+            note(self._note_start, index, self._call_at[index], list_of is not None)
+        )
 
     def _note_message(self) -> None:
         self._has_started = True
@@ -199,7 +257,9 @@ class AnthropicReader(Reader):
     def _note_stop(self, index: int) -> None:
         self._started.pop(self._moved.get(index, index), None)
 
-    def _read_delta(self, parts: list[Part], message: dict[str, Any], event_type: str | None) -> None:
+    def _read_delta(
+        self, parts: list[Part], message: dict[str, Any], event_type: str | None
+    ) -> None:
         index = self._begun_at(message)
         delta = message.get("delta")
         if not isinstance(delta, dict):
@@ -216,8 +276,15 @@ class AnthropicReader(Reader):
             assert call is not None
             self._touch(call, None, message)
             self._arguments(parts, call, delta, "partial_json")
-        elif self.others and isinstance(kind, str) and kind in _OTHERS and self._str(delta, _OTHERS[kind], "delta."):
-            self._text(parts, self._block("other", index), delta, _OTHERS[kind], (event_type, message))
+        elif (
+            self.others
+            and isinstance(kind, str)
+            and kind in _OTHERS
+            and self._str(delta, _OTHERS[kind], "delta.")
+        ):
+            self._text(
+                parts, self._block("other", index), delta, _OTHERS[kind], (event_type, message)
+            )
 
     def _stop(self, parts: list[Part], index: int) -> None:
         for kind in _KINDS:
@@ -230,7 +297,9 @@ class AnthropicReader(Reader):
         usage = self._usage(parts, holder)
         if usage is not None:
             tokens = usage.get("output_tokens")
-            self._output_tokens = tokens if isinstance(tokens, (int, float)) and tokens else self._output_tokens
+            self._output_tokens = (
+                tokens if isinstance(tokens, (int, float)) and tokens else self._output_tokens
+            )
 
     def _read_message(self, parts: list[Part], message: dict[str, Any]) -> None:
         """A whole message."""
@@ -247,7 +316,9 @@ class AnthropicReader(Reader):
                     call = self._call_at.get(index)
                     if call is None:
                         call_id = self._id(content, "id", "content[].")
-                        call = self._begin_call(Call(self._block("tool_call", index), call_id, index))
+                        call = self._begin_call(
+                            Call(self._block("tool_call", index), call_id, index)
+                        )
                     name = self._str(content, "name", "content[].")
                     call = self._whole_call(parts, call, name, content, "input", decoded=True)
                     self._touch(call, message["content"], content)
@@ -275,7 +346,11 @@ class AnthropicReader(Reader):
                 index = self._shift(message)
                 return [
                     {**message, "index": index, "content_block": {"type": "text", "text": ""}},
-                    {"type": "content_block_delta", "index": index, "delta": {"type": "text_delta", "text": text}},
+                    {
+                        "type": "content_block_delta",
+                        "index": index,
+                        "delta": {"type": "text_delta", "text": text},
+                    },
                     {"type": "content_block_stop", "index": index},
                 ]
             else:
@@ -325,25 +400,39 @@ class AnthropicReader(Reader):
 
     def make_delta(self, block: Block, text: str) -> Made:
         made = super().make_delta(block, text)
-        return Made(made.event and "content_block_delta", made.data)  # the last one may have been a start
+        return Made(
+            made.event and "content_block_delta", made.data
+        )  # the last one may have been a start
 
     def make_ending(self, reason: str | None = None) -> list[Made]:
         messages: list[dict[str, Any]] = []
         if not self._has_started:
-            empty = {"id": "", "type": "message", "role": "assistant", "model": self.model or "", "content": []}
+            empty = {
+                "id": "",
+                "type": "message",
+                "role": "assistant",
+                "model": self.model or "",
+                "content": [],
+            }
             usage = {"input_tokens": 0, "output_tokens": 0}
             message = {**empty, "stop_reason": None, "stop_sequence": None, "usage": usage}
             messages.append({"type": "message_start", "message": message})
         messages += [{"type": "content_block_stop", "index": index} for index in self._started]
         delta = {"stop_reason": reason or self.default_reason, "stop_sequence": None}
         messages += [
-            {"type": "message_delta", "delta": delta, "usage": {"output_tokens": self._output_tokens}},
+            {
+                "type": "message_delta",
+                "delta": delta,
+                "usage": {"output_tokens": self._output_tokens},
+            },
             {"type": "message_stop"},
         ]
         self._started.clear()
         return [Made(message["type"], message) for message in messages]
 
-    def cut_body(self, message: dict[str, Any], part: Part, text: str, reason: str | None = None) -> None:
+    def cut_body(
+        self, message: dict[str, Any], part: Part, text: str, reason: str | None = None
+    ) -> None:
         content = message.get("content")
         if not isinstance(content, list):
             message.clear()

@@ -8,9 +8,11 @@ __all__ = ["AnswerError", "DialectError"]
 
 
 class DialectError(InterceptorError):
-    """An answer cannot go on: a hook wants to take back what has left, or needs more than the limits allow.
+    """An answer cannot go on: a hook wants to take back what has left, or needs more than the
+    limits allow.
 
-    The message names the field, and never shows its content. What a reader merely does not understand is an `Unread`, not an error.
+    The message names the field, and never shows its content. What a reader merely does not
+    understand is an `Unread`, not an error.
     """
 
     of_upstream = False

@@ -1,8 +1,10 @@
-"""MCP messages: JSON-RPC 2.0 as the Model Context Protocol speaks it, in a JSON body or in an event's data, both ways.
+"""MCP messages: JSON-RPC 2.0 as the Model Context Protocol speaks it, in a JSON body or in an
+event's data, both ways.
 
-`parse` reads one message or a batch (2025-03-26). It never refuses JSON: what is no message of MCP is `MALFORMED`, and says why.
-`Payload.encode` writes it again: whatever nobody changed keeps its bytes, member by member. Shapes: MCP 2024-11-05 to 2026-07-28,
-"Base Protocol". Sans I/O; it does not know which request a response answers (`mcp_calls`), nor headers (`mcp_headers`).
+`parse` reads one message or a batch (2025-03-26). It never refuses JSON: what is no message of MCP
+is `MALFORMED`, and says why. `Payload.encode` writes it again: whatever nobody changed keeps its
+bytes, member by member. Shapes: MCP 2024-11-05 to 2026-07-28, "Base Protocol". Sans I/O; it does
+not know which request a response answers (`mcp_calls`), nor headers (`mcp_headers`).
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ METHOD_NOT_FOUND = -32601
 INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
 MAX_BATCH = 100
-"""Messages in a batch of a client. The revision that has batches, 2025-03-26, has no limit; its clients send a few."""
+"""Messages in a batch of a client. The revision that has batches, 2025-03-26, has no limit; its
+clients send a few.
+"""
 RESOURCE_NOT_FOUND = -32002
 """Up to 2025-11-25; from 2026-07-28 on a resource that is not there is `INVALID_PARAMS`."""
 
@@ -96,22 +100,38 @@ class McpError:
 
 
 class McpMessage:
-    """One message, as a view into its decoded JSON: set `method`, `name`, `result` and `error`, or change what is inside of
-    `params`, `result` and `error` in place. What has changed is found by comparing, so nothing need be marked.
+    """One message, as a view into its decoded JSON: set `method`, `name`, `result` and `error`, or
+    change what is inside of `params`, `result` and `error` in place. What has changed is found by
+    comparing, so nothing need be marked.
     """
 
-    __slots__ = ("_before", "_json", "dropped", "from_client", "http", "kind", "problem", "request", "revision", "session")
+    __slots__ = (
+        "_before",
+        "_json",
+        "dropped",
+        "from_client",
+        "http",
+        "kind",
+        "problem",
+        "request",
+        "revision",
+        "session",
+    )
 
     def __init__(self, json: Any, *, from_client: bool) -> None:
         self._json = json
-        self._before: dict[str, bytes | None] = {}  # members that somebody may have changed, as they were
+        self._before: dict[
+            str, bytes | None
+        ] = {}  # members that somebody may have changed, as they were
         self.kind, self.problem = _classify(json)
         self.from_client = from_client
         """Whether the client sent it; else the server did."""
         self.session: str | None = None
         """The session's id, where there is one."""
         self.revision: str | None = None
-        """The revision that the client's headers name; None where they name none (`initialize`, 2025-03-26 and older)."""
+        """The revision that the client's headers name; None where they name none (`initialize`,
+        2025-03-26 and older).
+        """
         self.request: Call | None = None
         """Of a response: the request that it answers. None where that is not known."""
         self.http: Request | None = None
@@ -136,7 +156,9 @@ class McpMessage:
 
     @property
     def params(self) -> dict[str, Any]:
-        """Of a request or a notification; where it has none, an empty dict that may be filled. Change it in place."""
+        """Of a request or a notification; where it has none, an empty dict that may be filled.
+        Change it in place.
+        """
         self._must_be(Kind.REQUEST, Kind.NOTIFICATION)
         if self._json.get("params") is None and "params" not in self._before:
             self._before["params"] = b"{}"
@@ -147,7 +169,9 @@ class McpMessage:
 
     @property
     def result(self) -> Any:
-        """Of a response, an object as a rule; None where it is an error. Change it in place, or set it."""
+        """Of a response, an object as a rule; None where it is an error. Change it in place, or set
+        it.
+        """
         return self._member("result")
 
     @result.setter
@@ -158,7 +182,9 @@ class McpMessage:
 
     @property
     def error(self) -> dict[str, Any] | None:
-        """`code`, `message` and perhaps `data` of a response that is an error. Change it in place, or set it."""
+        """`code`, `message` and perhaps `data` of a response that is an error. Change it in place,
+        or set it.
+        """
         error: dict[str, Any] | None = self._member("error")
         return error
 
@@ -170,8 +196,9 @@ class McpMessage:
 
     @property
     def name(self) -> str | None:
-        """What it is about: a tool's or a prompt's name, a resource's URI (or its template's, of `completion/complete`); of a
-        response what its request was about. None where there is none, or where it is no string.
+        """What it is about: a tool's or a prompt's name, a resource's URI (or its template's, of
+        `completion/complete`); of a response what its request was about. None where there is none,
+        or where it is no string.
         """
         if self.kind is Kind.RESPONSE:
             return self.request.name if self.request is not None else None
@@ -184,7 +211,9 @@ class McpMessage:
         self._must_be(Kind.REQUEST, Kind.NOTIFICATION)
         place = self._place_of_name(self.params)
         if place is None:
-            raise ValueError(f"a message of the method {self.method!r} is about nothing that has a name")
+            raise ValueError(
+                f"a message of the method {self.method!r} is about nothing that has a name"
+            )
         place[0][place[1]] = name
 
     @property
@@ -201,10 +230,16 @@ class McpMessage:
     def changes(self) -> dict[str, bytes | None]:
         """The members that are not as they came, as JSON text; None for one that is gone."""
         found = {member: self._now(member) for member in self._before}
-        return {member: now for member, now in found.items() if now != self._before[member]} if found else found
+        return (
+            {member: now for member, now in found.items() if now != self._before[member]}
+            if found
+            else found
+        )
 
     def drop(self) -> None:
-        """Let a notification go no further. Raises `ValueError` for a request or a response: somebody waits for it."""
+        """Let a notification go no further. Raises `ValueError` for a request or a response:
+        somebody waits for it.
+        """
         self._must_be(Kind.NOTIFICATION)
         self.dropped = True
 
@@ -213,13 +248,19 @@ class McpMessage:
         return self._json
 
     def encode(self, raw: bytes, changes: dict[str, bytes | None]) -> bytes:
-        """The message with these `changes`, of which `raw` is the text as it came: the other members keep their bytes."""
+        """The message with these `changes`, of which `raw` is the text as it came: the other
+        members keep their bytes.
+        """
         if not changes:
             return raw
         came: dict[str, msgspec.Raw] = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
         written = {member: bytes(came[member]) for member in self._json if member in came}
         written |= {member: now for member, now in changes.items() if now is not None}
-        return b"{" + b",".join([encode_json(member) + b":" + text for member, text in written.items()]) + b"}"
+        return (
+            b"{"
+            + b",".join([encode_json(member) + b":" + text for member, text in written.items()])
+            + b"}"
+        )
 
     def _member(self, member: str) -> Any:
         if self.kind is not Kind.RESPONSE or member not in self._json:
@@ -250,13 +291,19 @@ class McpMessage:
             return None
         if method == _COMPLETE:
             ref = params.get("ref")
-            return (ref, "uri" if ref.get("type") == "ref/resource" else "name") if isinstance(ref, dict) else None
+            return (
+                (ref, "uri" if ref.get("type") == "ref/resource" else "name")
+                if isinstance(ref, dict)
+                else None
+            )
         key = _ABOUT.get(method or "")
         return (params, key) if key is not None else None
 
     def _must_be(self, *kinds: Kind) -> None:
         if self.kind not in kinds:
-            raise ValueError(f"this is for a {' or a '.join(kinds)}, and the message is a {self.kind}")
+            raise ValueError(
+                f"this is for a {' or a '.join(kinds)}, and the message is a {self.kind}"
+            )
 
     def __repr__(self) -> str:
         return f"<McpMessage {self.kind} {'from client' if self.from_client else 'from server'}>"  # nothing that could be secret
@@ -271,7 +318,10 @@ class Payload:
         self.data = data
         """As it came."""
         self.is_batch = isinstance(json, list)
-        self.messages = [McpMessage(item, from_client=from_client) for item in (json if self.is_batch else [json])]
+        self.messages = [
+            McpMessage(item, from_client=from_client)
+            for item in (json if self.is_batch else [json])
+        ]
 
     @property
     def problem(self) -> str | None:
@@ -281,10 +331,13 @@ class Payload:
         ids = [message.id for message in self.messages if message.kind is Kind.REQUEST]
         if len(set(ids)) < len(ids):
             return "two requests of a batch have the same id"
-        return next((message.problem for message in self.messages if message.problem is not None), None)
+        return next(
+            (message.problem for message in self.messages if message.problem is not None), None
+        )
 
     def encode(self) -> bytes | None:
-        """What is left of it as JSON text: `data` itself when nothing is changed, None when nothing is left. A batch stays one.
+        """What is left of it as JSON text: `data` itself when nothing is changed, None when nothing
+        is left. A batch stays one.
 
         Raises `TypeError` for what a hook has put in and JSON cannot say.
         """
@@ -298,14 +351,24 @@ class Payload:
 
     def encode_each(self, changes: Sequence[dict[str, bytes | None]] | None = None) -> list[bytes]:
         """Every message that is left, as JSON text; `changes`: each one's, where they are known."""
-        raws = msgspec.json.decode(self.data, type=list[msgspec.Raw]) if self.is_batch else [self.data]
-        changes = changes if changes is not None else [message.changes() for message in self.messages]
+        raws = (
+            msgspec.json.decode(self.data, type=list[msgspec.Raw]) if self.is_batch else [self.data]
+        )
+        changes = (
+            changes if changes is not None else [message.changes() for message in self.messages]
+        )
         triples = zip(self.messages, raws, changes, strict=True)
-        return [message.encode(bytes(raw), changed) for message, raw, changed in triples if not message.dropped]
+        return [
+            message.encode(bytes(raw), changed)
+            for message, raw, changed in triples
+            if not message.dropped
+        ]
 
 
 def parse(data: bytes | str, *, from_client: bool) -> Payload:
-    """Read a body or an event's data, UTF-8. Raises `NotJson`, never for JSON that is no message, and `BatchTooLong`."""
+    """Read a body or an event's data, UTF-8. Raises `NotJson`, never for JSON that is no message,
+    and `BatchTooLong`.
+    """
     try:
         raw = data.encode() if isinstance(data, str) else data
         json = decode_json(raw)
@@ -317,15 +380,19 @@ def parse(data: bytes | str, *, from_client: bool) -> Payload:
 
 
 def is_too_long(json: Any) -> bool:
-    """Whether this is a batch with more messages than a client may send. Look before anything is made of each."""
+    """Whether this is a batch with more messages than a client may send. Look before anything is
+    made of each.
+    """
     return isinstance(json, list) and len(json) > MAX_BATCH
 
 
 def ambiguity(data: bytes) -> str | None:
-    """Why two readers may take this JSON text for two different messages; None when they cannot. Raises `NotJson`.
+    """Why two readers may take this JSON text for two different messages; None when they cannot.
+    Raises `NotJson`.
 
-    RFC 8259, section 4, leaves it open which of two members with one name counts; and some readers (Go's) do not mind the case of
-    the names that they look for. So names must differ, those of a message and of its parameters also when case is ignored.
+    RFC 8259, section 4, leaves it open which of two members with one name counts; and some readers
+    (Go's) do not mind the case of the names that they look for. So names must differ, those of a
+    message and of its parameters also when case is ignored.
     """
     found: list[str] = []
 
@@ -338,14 +405,20 @@ def ambiguity(data: bytes) -> str | None:
     try:
         tree = json.loads(data.decode(), object_pairs_hook=pairs)
     except (ValueError, RecursionError):
-        raise NotJson("this MCP message is in JSON that clients and servers may read in different ways") from None
+        raise NotJson(
+            "this MCP message is in JSON that clients and servers may read in different ways"
+        ) from None
     for message in tree if isinstance(tree, list) else [tree]:
         places = [message]
         for member in ("params", "ref", "notifications"):
-            places += [place[member] for place in places if isinstance(place, dict) and member in place]
+            places += [
+                place[member] for place in places if isinstance(place, dict) and member in place
+            ]
         for place in places:
             if isinstance(place, dict) and not _distinct(place):
-                found.append("two names in a message differ only in their case, or one is a known one in another case")
+                found.append(
+                    "two names in a message differ only in their case, or one is a known one in another case"
+                )
     return found[0] if found else None
 
 
@@ -355,7 +428,9 @@ _KNOWN = (
     *("_meta", "name", "uri", "arguments", "ref", "type", "notifications", "resourceSubscriptions"),
 )
 _BY_FOLDED = {name.casefold(): name for name in _KNOWN}
-_BY_FOLDED["resource_subscriptions"] = "resourceSubscriptions"  # the official Python SDK reads either
+_BY_FOLDED["resource_subscriptions"] = (
+    "resourceSubscriptions"  # the official Python SDK reads either
+)
 
 
 def _distinct(place: dict[str, Any]) -> bool:
@@ -366,7 +441,9 @@ def _distinct(place: dict[str, Any]) -> bool:
 
 
 def _classify(json: Any) -> tuple[Kind, str | None]:
-    """The kind of a message, and what is wrong with it. A null member counts as absent, for clients and servers take it so."""
+    """The kind of a message, and what is wrong with it. A null member counts as absent, for clients
+    and servers take it so.
+    """
     problem = _problem_of(json)
     if problem is not None:
         return Kind.MALFORMED, problem
@@ -398,7 +475,11 @@ def _problem_of(json: Any) -> str | None:
         return "a message has one of method, result and error"
     if answers == ["error"]:
         error = json["error"]
-        if not (isinstance(error, dict) and type(error.get("code")) is int and isinstance(error.get("message"), str)):
+        if not (
+            isinstance(error, dict)
+            and type(error.get("code")) is int
+            and isinstance(error.get("message"), str)
+        ):
             return "an error is an object with a code and a message"
         if ident is None:  # of a request that could not be read
             return None

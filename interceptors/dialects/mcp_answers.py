@@ -1,5 +1,6 @@
-"""What an MCP client is told when the server is not asked: answers to its requests, and refusals of what cannot be understood. Sans
-I/O. HTTP statuses: MCP, basic/transports, and where that leaves a choice, those of the official Python SDK's servers.
+"""What an MCP client is told when the server is not asked: answers to its requests, and refusals of
+what cannot be understood. Sans I/O. HTTP statuses: MCP, basic/transports, and where that leaves a
+choice, those of the official Python SDK's servers.
 """
 
 from __future__ import annotations
@@ -23,13 +24,27 @@ from .mcp import (
 )
 from .mcp_headers import HEADER_MISMATCH, check, has_mirrors
 
-__all__ = ["NOT_JSON_IN_UTF8", "answer", "events_of", "refuse", "refuse_disguised", "response_to", "status_of"]
+__all__ = [
+    "NOT_JSON_IN_UTF8",
+    "answer",
+    "events_of",
+    "refuse",
+    "refuse_disguised",
+    "response_to",
+    "status_of",
+]
 
 NOT_JSON_IN_UTF8 = "the body must have one Content-Type: application/json, without parameters or with charset=utf-8"
 """Why a body is refused with 415 that some server might read in another way than it is judged."""
 
 # From 2026-07-28 on. Until then an error is an answer as any, with 200.
-_STATUS = {PARSE_ERROR: 400, INVALID_REQUEST: 400, INVALID_PARAMS: 400, METHOD_NOT_FOUND: 404, HEADER_MISMATCH: 400}
+_STATUS = {
+    PARSE_ERROR: 400,
+    INVALID_REQUEST: 400,
+    INVALID_PARAMS: 400,
+    METHOD_NOT_FOUND: 404,
+    HEADER_MISMATCH: 400,
+}
 _STATUS |= {-32021: 400, -32022: 400}  # a capability is missing; the revision is not supported
 
 
@@ -48,8 +63,12 @@ def status_of(message: McpMessage, given: dict[str, Any] | McpError) -> int:
     return _STATUS.get(given.code, 200) if has_mirrors(message.revision) else 200
 
 
-def answer(headers: Headers, responses: list[dict[str, Any]], *, status: int = 200, is_batch: bool) -> Response:
-    """The answer to a POST with these headers: JSON, or a stream for a client that takes nothing else."""
+def answer(
+    headers: Headers, responses: list[dict[str, Any]], *, status: int = 200, is_batch: bool
+) -> Response:
+    """The answer to a POST with these headers: JSON, or a stream for a client that takes nothing
+    else.
+    """
     if status == 200 and not _accepts_json(headers):
         return Response(events=events_of(responses))
     return Response(status=status, json=responses if is_batch else responses[0])
@@ -62,11 +81,16 @@ def events_of(responses: list[dict[str, Any]]) -> list[Event]:
 
 def refuse(status: int, code: int, problem: str, ident: float | str | None = None) -> Response:
     """The refusal of a body as a whole. `ident`: of the request in it, where it can be read."""
-    return Response(status=status, json={"jsonrpc": "2.0", "id": ident, "error": {"code": code, "message": problem}})
+    return Response(
+        status=status,
+        json={"jsonrpc": "2.0", "id": ident, "error": {"code": code, "message": problem}},
+    )
 
 
 def refuse_disguised(body: bytes, payload: Payload, headers: Headers) -> Response | None:
-    """The refusal of JSON that is no MCP, or that a server may take for something else than `payload`; None if it is neither."""
+    """The refusal of JSON that is no MCP, or that a server may take for something else than
+    `payload`; None if it is neither.
+    """
     try:
         unclear = ambiguity(body)
     except NotJson as error:
@@ -82,14 +106,27 @@ def refuse_disguised(body: bytes, payload: Payload, headers: Headers) -> Respons
 
 
 def _call_without_id(payload: Payload) -> str | None:
-    """A server might run it although nobody waits for its result, and no hook for requests has seen it."""
-    notified = [message.method or "" for message in payload.messages if message.kind is Kind.NOTIFICATION]
-    return None if all(method.startswith("notifications/") for method in notified) else "a request has an id"
+    """A server might run it although nobody waits for its result, and no hook for requests has seen
+    it.
+    """
+    notified = [
+        message.method or "" for message in payload.messages if message.kind is Kind.NOTIFICATION
+    ]
+    return (
+        None
+        if all(method.startswith("notifications/") for method in notified)
+        else "a request has an id"
+    )
 
 
 def _accepts_json(headers: Headers) -> bool:
-    """Whether the client takes JSON; one that asks for an event stream and for nothing else does not."""
-    accepted = [item.partition(";")[0].strip().lower() for item in headers.get_list("accept", split_commas=True)]
+    """Whether the client takes JSON; one that asks for an event stream and for nothing else does
+    not.
+    """
+    accepted = [
+        item.partition(";")[0].strip().lower()
+        for item in headers.get_list("accept", split_commas=True)
+    ]
     return "text/event-stream" not in accepted or any(
         item in ("application/json", "application/*", "*/*") for item in accepted
     )

@@ -1,4 +1,6 @@
-"""Which request a response answers, in MCP: of a session that has many exchanges. Sans I/O; knows neither messages nor streams."""
+"""Which request a response answers, in MCP: of a session that has many exchanges. Sans I/O; knows
+neither messages nor streams.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +31,20 @@ class Call:
 
 
 class Calls:
-    """Which request a response answers, beyond one exchange: a response to a server's request comes in a later POST, a resumed
-    stream brings responses to earlier POSTs.
+    """Which request a response answers, beyond one exchange: a response to a server's request comes
+    in a later POST, a resumed stream brings responses to earlier POSTs.
 
-    Keyed by session, direction and id. It keeps the newest `max_calls` of all sessions together, each for `max_age_s` seconds, also
-    when its response has come, for that may be sent again; one whose method, name and ids have over 4096 characters it does not
-    keep. One process's: where several workers serve a session, a response may come to one that does not know its request.
+    Keyed by session, direction and id. It keeps the newest `max_calls` of all sessions together,
+    each for `max_age_s` seconds, also when its response has come, for that may be sent again; one
+    whose method, name and ids have over 4096 characters it does not keep. One process's: where
+    several workers serve a session, a response may come to one that does not know its request.
     """
 
     def __init__(
-        self, max_calls: int = MAX_CALLS, max_age_s: float = MAX_AGE_S, clock: Callable[[], float] = time.monotonic
+        self,
+        max_calls: int = MAX_CALLS,
+        max_age_s: float = MAX_AGE_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_calls = max_calls
         self._max_age_s = max_age_s
@@ -50,7 +56,10 @@ class Calls:
 
     def remember(self, session: str, call: Call) -> None:
         """Keep a request, in place of an older one with the same id."""
-        if len(session) + len(str(call.id)) + len(call.method) + len(call.name or "") > _MAX_CHARACTERS:
+        if (
+            len(session) + len(str(call.id)) + len(call.method) + len(call.name or "")
+            > _MAX_CHARACTERS
+        ):
             return
         now = self._clock()
         key = (session, call.from_client, call.id)
@@ -63,6 +72,8 @@ class Calls:
             del self._calls[oldest]
 
     def find(self, session: str, request_id: RequestId, *, from_client: bool) -> Call | None:
-        """The request with this id that the client (or the server) of the session has sent; None where that is not known."""
+        """The request with this id that the client (or the server) of the session has sent; None
+        where that is not known.
+        """
         since, call = self._calls.get((session, from_client, request_id), (0.0, None))
         return call if call is not None and self._clock() - since <= self._max_age_s else None

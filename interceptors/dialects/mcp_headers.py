@@ -1,8 +1,10 @@
-"""The headers of MCP's Streamable HTTP: which revision a request speaks, and which headers repeat what its body says.
+"""The headers of MCP's Streamable HTTP: which revision a request speaks, and which headers repeat
+what its body says.
 
-From revision 2026-07-28 on a POST's `MCP-Protocol-Version`, `Mcp-Method`, `Mcp-Name` and `Mcp-Param-*` mirror its body, so that
-intermediaries can route without reading it. Whoever does read the body must verify them (`check`), and whoever changes it must
-change them (`mirror`). Rules: MCP 2026-07-28, basic/transports, "Streamable HTTP"; where that leaves a choice, what servers made
+From revision 2026-07-28 on a POST's `MCP-Protocol-Version`, `Mcp-Method`, `Mcp-Name` and
+`Mcp-Param-*` mirror its body, so that intermediaries can route without reading it. Whoever does
+read the body must verify them (`check`), and whoever changes it must change them (`mirror`). Rules:
+MCP 2026-07-28, basic/transports, "Streamable HTTP"; where that leaves a choice, what servers made
 with the official Python SDK do. Sans I/O; knows nothing of sessions and of what a method means.
 """
 
@@ -72,23 +74,29 @@ class Rejection:
 
     def json(self) -> dict[str, Any]:
         """The JSON-RPC error response."""
-        return {"jsonrpc": "2.0", "id": self.id, "error": {"code": self.code, "message": self.message}}
+        return {
+            "jsonrpc": "2.0",
+            "id": self.id,
+            "error": {"code": self.code, "message": self.message},
+        }
 
 
 def revision_of(headers: Headers) -> str | None:
     """The revision that a request says it speaks, as it says it; None where it says nothing.
 
-    That is 2025-03-26 or older: the header is there since 2025-06-18, and absent on the first request of a session (`initialize`)
-    and all through 2024-11-05, the old transport of HTTP and SSE. Where it has several values, a list of them (`2025-11-25,
-    2025-06-18`): widespread clients send that (python-sdk#1861).
+    That is 2025-03-26 or older: the header is there since 2025-06-18, and absent on the first
+    request of a session (`initialize`) and all through 2024-11-05, the old transport of HTTP and
+    SSE. Where it has several values, a list of them (`2025-11-25, 2025-06-18`): widespread clients
+    send that (python-sdk#1861).
     """
     values = headers.get_list(PROTOCOL_VERSION)
     return ", ".join(values) or None
 
 
 def has_mirrors(revision: str | None) -> bool:
-    """Whether the headers of a revision's POSTs repeat the body: 2026-07-28's and, as the SDK has it, any unknown one's that is no
-    earlier date (TypeScript's knows 2024-10-07). Of a list, whether any does: a server may go by it.
+    """Whether the headers of a revision's POSTs repeat the body: 2026-07-28's and, as the SDK has
+    it, any unknown one's that is no earlier date (TypeScript's knows 2024-10-07). Of a list,
+    whether any does: a server may go by it.
     """
     if revision is None:
         return False
@@ -97,11 +105,13 @@ def has_mirrors(revision: str | None) -> bool:
 
 
 def check(headers: Headers, message: Any) -> Rejection | None:
-    """Whether a POST's headers say what its decoded body says; None when they do, and for a revision without mirrors.
+    """Whether a POST's headers say what its decoded body says; None when they do, and for a
+    revision without mirrors.
 
-    A request must have them all. On what is none (a notification, a response), none is asked for, and one that is there must be
-    right. Parameters that the body does not hold have no header. `Mcp-Param-*` are the server's to verify: only it knows which
-    argument each mirrors. What the SDK's servers refuse as no single message (a batch) is refused here, too: no header fits it.
+    A request must have them all. On what is none (a notification, a response), none is asked for,
+    and one that is there must be right. Parameters that the body does not hold have no header.
+    `Mcp-Param-*` are the server's to verify: only it knows which argument each mirrors. What the
+    SDK's servers refuse as no single message (a batch) is refused here, too: no header fits it.
     """
     if not has_mirrors(revision_of(headers)):
         return None
@@ -116,10 +126,16 @@ def check(headers: Headers, message: Any) -> Rejection | None:
     required = "id" in message and "method" in message
     version = _version_in(params)
     if version is not None and headers[PROTOCOL_VERSION] != version:
-        return Rejection(HEADER_MISMATCH, f"{PROTOCOL_VERSION} header does not match the protocol version in _meta", ident)
+        return Rejection(
+            HEADER_MISMATCH,
+            f"{PROTOCOL_VERSION} header does not match the protocol version in _meta",
+            ident,
+        )
     said = headers.get(METHOD)
     if said != method and (required or said is not None):
-        return Rejection(HEADER_MISMATCH, f"{METHOD} header does not match the body's method", ident)
+        return Rejection(
+            HEADER_MISMATCH, f"{METHOD} header does not match the body's method", ident
+        )
     key = NAMED_BY.get(method) if isinstance(method, str) else None
     if key is not None:
         said, value = headers.get(NAME), _member(params, key)
@@ -127,16 +143,20 @@ def check(headers: Headers, message: Any) -> Rejection | None:
         if decoded != value or (said is not None and decoded is None):
             if said is None and not required:
                 return None
-            return Rejection(HEADER_MISMATCH, f"{NAME} header does not match the body's parameter {key!r}", ident)
+            return Rejection(
+                HEADER_MISMATCH, f"{NAME} header does not match the body's parameter {key!r}", ident
+            )
     return None
 
 
 def mirror(headers: Headers, message: Any, before: Any = None) -> None:
-    """Make a POST's headers say what its body now says. Headers that are right already stay as they are, byte for byte.
+    """Make a POST's headers say what its body now says. Headers that are right already stay as they
+    are, byte for byte.
 
-    `before`: the body as it was, which the headers mirrored. It tells which argument an `Mcp-Param-*` repeats: the one that has
-    its value. Where two arguments had that value and now differ, nothing is guessed; the header stays, and a server that
-    knows it refuses the request. Does nothing for a revision without mirrors, and for what is no single message.
+    `before`: the body as it was, which the headers mirrored. It tells which argument an
+    `Mcp-Param-*` repeats: the one that has its value. Where two arguments had that value and now
+    differ, nothing is guessed; the header stays, and a server that knows it refuses the request.
+    Does nothing for a revision without mirrors, and for what is no single message.
     """
     if not has_mirrors(revision_of(headers)) or not isinstance(message, dict):
         return
@@ -164,8 +184,8 @@ def mirror(headers: Headers, message: Any, before: Any = None) -> None:
 
 
 def encode_value(value: str) -> str:
-    """A value as a header can hold it: itself, or `=?base64?...?=` for what is no visible ASCII, has spaces at its ends, or looks
-    like that already.
+    """A value as a header can hold it: itself, or `=?base64?...?=` for what is no visible ASCII,
+    has spaces at its ends, or looks like that already.
     """
     if _PLAIN.fullmatch(value) and value == value.strip() and not _SENTINEL.fullmatch(value):
         return value
@@ -173,14 +193,23 @@ def encode_value(value: str) -> str:
 
 
 def decode_value(value: str) -> str | None:
-    """The reverse of `encode_value`. None for a sentinel whose payload is not the canonical base64 of UTF-8."""
+    """The reverse of `encode_value`. None for a sentinel whose payload is not the canonical base64
+    of UTF-8.
+    """
     match = _SENTINEL.fullmatch(value)
     if match is None:
         return value
     try:
         decoded = base64.b64decode(match[1], validate=True)
-        return decoded.decode("utf-8") if base64.b64encode(decoded).decode("ascii") == match[1] else None
-    except (binascii.Error, ValueError):  # UnicodeError, of the payload or what it holds, is a ValueError
+        return (
+            decoded.decode("utf-8")
+            if base64.b64encode(decoded).decode("ascii") == match[1]
+            else None
+        )
+    except (
+        binascii.Error,
+        ValueError,
+    ):  # UnicodeError, of the payload or what it holds, is a ValueError
         return None
 
 
@@ -215,8 +244,12 @@ def _mirror_arguments(headers: Headers, old: Any, new: Any) -> None:
 
 
 def _scalars(arguments: Any) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every argument that a header may mirror (a property, or a property of properties), as a header has it."""
-    stack: list[tuple[tuple[str, ...], Any]] = [((), arguments)]  # no recursion: a client decides how deep this is
+    """Every argument that a header may mirror (a property, or a property of properties), as a
+    header has it.
+    """
+    stack: list[tuple[tuple[str, ...], Any]] = [
+        ((), arguments)
+    ]  # no recursion: a client decides how deep this is
     while stack:
         path, node = stack.pop()
         if isinstance(node, dict):
@@ -226,5 +259,7 @@ def _scalars(arguments: Any) -> Iterator[tuple[tuple[str, ...], str]]:
         elif isinstance(node, (str, int, float)):
             try:
                 yield path, str(node)
-            except ValueError:  # an integer with more digits than Python writes: no client mirrors it
+            except (
+                ValueError
+            ):  # an integer with more digits than Python writes: no client mirrors it
                 continue

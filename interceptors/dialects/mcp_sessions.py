@@ -1,10 +1,13 @@
-"""MCP sessions as far as a process knows them: the open streams of the old transport, and which response answers which request.
+"""MCP sessions as far as a process knows them: the open streams of the old transport, and which
+response answers which request.
 
-All of it outlives the interceptors that one reading of the configuration has made: a process has one `McpSessions`, and each
-request carries the part of its upstream, a `SessionBook`. An interceptor that is used without a proxy makes one itself.
+All of it outlives the interceptors that one reading of the configuration has made: a process has
+one `McpSessions`, and each request carries the part of its upstream, a `SessionBook`. An
+interceptor that is used without a proxy makes one itself.
 
-The old transport is HTTP with SSE (MCP 2024-11-05): the first event of a GET's stream, `endpoint`, holds the URI for the client's
-POSTs. That URI, resolved as the client resolves it, is the session, byte for byte; how it is spelt means nothing.
+The old transport is HTTP with SSE (MCP 2024-11-05): the first event of a GET's stream, `endpoint`,
+holds the URI for the client's POSTs. That URI, resolved as the client resolves it, is the session,
+byte for byte; how it is spelt means nothing.
 """
 
 from __future__ import annotations
@@ -24,22 +27,36 @@ from ..message import Request
 from ..paths import without_dots
 from .mcp_calls import Call, Calls, RequestId
 
-__all__ = ["LiveSession", "McpSessions", "SessionBook", "canonical", "has_data", "live_of", "resolve", "session_of"]
+__all__ = [
+    "LiveSession",
+    "McpSessions",
+    "SessionBook",
+    "canonical",
+    "has_data",
+    "live_of",
+    "resolve",
+    "session_of",
+]
 
 AskOthers = Callable[[str, bytes, list[str]], Awaitable[bool]]
-"""Let another process put messages (JSON) on the stream of a session: its upstream, its URI, the messages. Whether one had it."""
+"""Let another process put messages (JSON) on the stream of a session: its upstream, its URI, the
+messages. Whether one had it.
+"""
 
 EMIT_S = 30.0
 """A client that takes nothing for so long does not get its message."""
 
 _MOST_WAITING = 64
 _MOST_CHARACTERS = 1 << 18
-"""Of the messages that one caller puts on a stream. A client decides how long they are: an answer repeats its request's id."""
+"""Of the messages that one caller puts on a stream. A client decides how long they are: an answer
+repeats its request's id.
+"""
 
 _LIVE = "mcp.live"
 _ELSEWHERE = "mcp.elsewhere"
 _DIGIT = re.compile(rb"[0-9]")
-# What a URI cannot hold (RFC 3986), and the quote that browsers encode in queries: clients differ in whether they encode these.
+# What a URI cannot hold (RFC 3986), and the quote that browsers encode in queries: clients differ
+# in whether they encode these.
 _UNSAFE = re.compile(rb"[^!#$%&()*+,\-./0-9:;=?@A-Z\[\]_a-z~]")
 _DATA_LINE = re.compile(rb"(?:^|[\r\n])data(?=[:\r\n])")
 
@@ -47,16 +64,30 @@ _DATA_LINE = re.compile(rb"(?:^|[\r\n])data(?=[:\r\n])")
 class LiveSession:
     """A session of the old transport whose stream is open in this process."""
 
-    __slots__ = ("_book", "_opened_at", "_parts", "_resolved_at", "_waiting", "context", "leader", "uri")
+    __slots__ = (
+        "_book",
+        "_opened_at",
+        "_parts",
+        "_resolved_at",
+        "_waiting",
+        "context",
+        "leader",
+        "uri",
+    )
 
-    def __init__(self, book: SessionBook, uri: bytes, context: StreamContext, leader: object) -> None:
+    def __init__(
+        self, book: SessionBook, uri: bytes, context: StreamContext, leader: object
+    ) -> None:
         self._book = book
         self._opened_at = self._resolved_at = book.since
         self.uri = uri
         self.context: StreamContext = context
-        """Of the last MCP interceptor on the stream: what is emitted here is shown to none of them."""
+        """Of the last MCP interceptor on the stream: what is emitted here is shown to none of them.
+        """
         self.leader = leader
-        """The first interceptor on the stream: after a reload its part of the stream runs those of the new configuration."""
+        """The first interceptor on the stream: after a reload its part of the stream runs those of
+        the new configuration.
+        """
         self._parts: Sequence[tuple[Owner, StreamInterceptor]] | None = None
         self._waiting = 0
 
@@ -68,7 +99,9 @@ class LiveSession:
     def refresh(
         self, open_part: Callable[[LiveSession, Owner], StreamInterceptor]
     ) -> Sequence[tuple[Owner, StreamInterceptor]]:
-        """The MCP interceptors that the current configuration has for this stream, each with its part of it."""
+        """The MCP interceptors that the current configuration has for this stream, each with its
+        part of it.
+        """
         if self._parts is None or self._resolved_at != self._book.shared.reloads:
             self._resolved_at = self._book.shared.reloads
             self._end_parts(Outcome.COMPLETED)
@@ -77,7 +110,9 @@ class LiveSession:
         return self._parts
 
     def close(self, outcome: Outcome) -> None:
-        """The stream is over. Refer to nothing that refers to this, so that all of it is freed at once."""
+        """The stream is over. Refer to nothing that refers to this, so that all of it is freed at
+        once.
+        """
         self._end_parts(outcome)
         self.leader = None
         self.context.state.pop(_LIVE, None)
@@ -91,8 +126,8 @@ class LiveSession:
         self._parts = None
 
     async def emit(self, messages: Sequence[str]) -> None:
-        """Put messages on the stream. Waits for a slow client, `EMIT_S` at most. Raises `StreamOver`, also when that is over, and
-        for more than may wait for one client.
+        """Put messages on the stream. Waits for a slow client, `EMIT_S` at most. Raises
+        `StreamOver`, also when that is over, and for more than may wait for one client.
         """
         if not self.has_room(messages):
             raise StreamOver
@@ -108,7 +143,9 @@ class LiveSession:
 
     def has_room(self, messages: Sequence[str]) -> bool:
         """Whether so much may wait for its client beside what waits already."""
-        return not messages or (self._waiting < _MOST_WAITING and sum(map(len, messages)) <= _MOST_CHARACTERS)
+        return not messages or (
+            self._waiting < _MOST_WAITING and sum(map(len, messages)) <= _MOST_CHARACTERS
+        )
 
 
 class McpSessions:
@@ -167,8 +204,12 @@ class SessionBook:
         return (self.upstream, uri) in self.shared.live
 
     def owns(self, request: Request) -> bool:
-        """Whether a request belongs to a session of the old transport, as far as this process knows."""
-        return request.method == "POST" and (_ELSEWHERE in request.state or self.has(canonical(request.target)))
+        """Whether a request belongs to a session of the old transport, as far as this process
+        knows.
+        """
+        return request.method == "POST" and (
+            _ELSEWHERE in request.state or self.has(canonical(request.target))
+        )
 
     async def find_elsewhere(self, request: Request) -> bool:
         """Whether a POST belongs to such a session of another process; `owns` then knows it, too."""
@@ -178,7 +219,9 @@ class SessionBook:
         return True
 
     async def deliver(self, uri: bytes, messages: Sequence[str]) -> bool:
-        """Put messages on the stream of a session, here or in another process. Whether there was one."""
+        """Put messages on the stream of a session, here or in another process. Whether there was
+        one.
+        """
         if await self.shared.deliver(self.upstream, uri, messages):
             return True
         if self.shared.ask_others is None or not _may_name_session(uri):
@@ -189,18 +232,26 @@ class SessionBook:
         """A request has passed this interceptor (the name that the configuration gives it)."""
         self.shared.calls.remember(self._key(interceptor, session), call)
 
-    def find(self, interceptor: str, session: str, request_id: RequestId, *, from_client: bool) -> Call | None:
+    def find(
+        self, interceptor: str, session: str, request_id: RequestId, *, from_client: bool
+    ) -> Call | None:
         """The request with this id, as it passed this interceptor; None where that is not known."""
-        return self.shared.calls.find(self._key(interceptor, session), request_id, from_client=from_client)
+        return self.shared.calls.find(
+            self._key(interceptor, session), request_id, from_client=from_client
+        )
 
     def _key(self, interceptor: str, session: str) -> str:
         parts = (self.upstream, interceptor, session)
         # A digest: session ids are credentials, and may be long.
-        return blake2b("\0".join(parts).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+        return blake2b(
+            "\0".join(parts).encode("utf-8", "surrogateescape"), digest_size=16
+        ).hexdigest()
 
 
 def _may_name_session(uri: bytes) -> bool:
-    """Whether a URI can be that of one session among several: it has a query, or a digit in its last segment."""
+    """Whether a URI can be that of one session among several: it has a query, or a digit in its
+    last segment.
+    """
     return b"?" in uri or _DIGIT.search(uri, uri.rfind(b"/") + 1) is not None
 
 
@@ -216,8 +267,8 @@ def session_of(target: bytes, endpoint: str) -> bytes:
 
 
 def canonical(target: bytes) -> bytes:
-    """A request target (path and query), without a `?` that nothing follows, which only some clients keep, and with everything
-    percent-encoded that only some clients encode.
+    """A request target (path and query), without a `?` that nothing follows, which only some
+    clients keep, and with everything percent-encoded that only some clients encode.
     """
     path, _, query = target.partition(b"?")
     if not query:
@@ -228,7 +279,8 @@ def canonical(target: bytes) -> bytes:
 
 
 def resolve(target: bytes, reference: str) -> bytes:
-    """Path and query of a URI reference, as a client resolves it that has asked for `target` (RFC 3986, section 5.2).
+    """Path and query of a URI reference, as a client resolves it that has asked for `target` (RFC
+    3986, section 5.2).
 
     Another origin is left out: whichever it is, a POST that comes here has come by it.
     """
@@ -253,5 +305,7 @@ def resolve(target: bytes, reference: str) -> bytes:
 
 
 def has_data(event: Event) -> bool:
-    """Whether a block is an event at all: without a `data` field a client drops it (WHATWG HTML, section 9.2.6)."""
+    """Whether a block is an event at all: without a `data` field a client drops it (WHATWG HTML,
+    section 9.2.6).
+    """
     return bool(event.data) or _DATA_LINE.search(event.raw) is not None

@@ -1,8 +1,9 @@
 """Hooks on what LLM answers mean: one class serves every dialect, streamed and not.
 
-`MessageInterceptor` finds out which dialect a response has and gives its `MessageStream` a reader. Each event is read once, the
-hooks that are overridden are run on its parts, and what they have changed is written back. An event in which nothing was changed
-leaves as it came. What a reader does not understand leaves as it came, too; it is counted, and logged once for each stream.
+`MessageInterceptor` finds out which dialect a response has and gives its `MessageStream` a reader.
+Each event is read once, the hooks that are overridden are run on its parts, and what they have
+changed is written back. An event in which nothing was changed leaves as it came. What a reader does
+not understand leaves as it came, too; it is counted, and logged once for each stream.
 """
 
 from __future__ import annotations
@@ -22,7 +23,17 @@ from .answers import readers_for
 from .errors import AnswerError
 from .openai_chat import OpenAIChatReader
 from .openai_responses import OpenAIResponsesReader
-from .parts import Finish, Part, ProviderError, TextDelta, TextEnd, ToolCall, ToolCallDelta, Unread, Usage
+from .parts import (
+    Finish,
+    Part,
+    ProviderError,
+    TextDelta,
+    TextEnd,
+    ToolCall,
+    ToolCallDelta,
+    Unread,
+    Usage,
+)
 from .reader import DONE, HELD_EVENT, MAX_HELD, Call, Made, Reader, Touch
 
 __all__ = ["MessageInterceptor", "MessageStream"]
@@ -43,19 +54,23 @@ _CONTENT = (TextDelta, TextEnd, ToolCallDelta, ToolCall, Unread)
 class MessageStream(StreamInterceptor):
     """One answer of an LLM. Override what you need; a hook that is not overridden costs nothing.
 
-    Each hook is given a part of the answer and returns nothing: what it sets on the part is what the client gets. Any hook may
-    raise `Abort`; those of texts and tool calls may call `finish`. Parts are valid during their hook. `on_start` and `on_end` are
-    as ever; `on_event` and `on_complete` are what calls these hooks, so a subclass has none of its own.
+    Each hook is given a part of the answer and returns nothing: what it sets on the part is what
+    the client gets. Any hook may raise `Abort`; those of texts and tool calls may call `finish`.
+    Parts are valid during their hook. `on_start` and `on_end` are as ever; `on_event` and
+    `on_complete` are what calls these hooks, so a subclass has none of its own.
     """
 
     holds_tool_calls: bool = False
-    """Whether nothing of a tool call leaves before `on_tool_call` returns, so that this hook can change, drop and refuse it.
+    """Whether nothing of a tool call leaves before `on_tool_call` returns, so that this hook can
+    change, drop and refuse it.
 
     Events that follow the beginning of a call wait with it, so that the order stays.
     """
 
     sees_other_texts: bool = False
-    """Whether `on_text_delta` and `on_text_end` are also for texts of the kind `other`, which most hooks must not change."""
+    """Whether `on_text_delta` and `on_text_end` are also for texts of the kind `other`, which most
+    hooks must not change.
+    """
 
     _dialect_side: _DialectSide | None = None
 
@@ -77,29 +92,37 @@ class MessageStream(StreamInterceptor):
         """Some of a tool call's arguments, to be looked at."""
 
     def on_tool_call(self, call: ToolCall) -> None:
-        """A whole tool call. Once for each; again for a repetition that contradicts it, and when more arguments come after its end.
+        """A whole tool call. Once for each; again for a repetition that contradicts it, and when
+        more arguments come after its end.
 
-        On a class with `holds_tool_calls`: set `call.arguments`, or `call.drop()`, or `call.refuse(text)`.
+        On a class with `holds_tool_calls`: set `call.arguments`, or `call.drop()`, or
+        `call.refuse(text)`.
         """
 
     def on_finish(self, finish: Finish) -> None:
         """An answer, or one of several choices, has ended, and why."""
 
     def on_usage(self, usage: Usage) -> None:
-        """Tokens used so far. It may be called several times; what is told later replaces what was told earlier."""
+        """Tokens used so far. It may be called several times; what is told later replaces what was
+        told earlier.
+        """
 
     def on_provider_error(self, error: ProviderError) -> None:
         """The provider reports an error. Set `error.message`."""
 
     def on_unread(self, unread: Unread) -> None:
-        """An event has something that no other hook is shown: unknown fields and types, or what the reader does not understand.
+        """An event has something that no other hook is shown: unknown fields and types, or what the
+        reader does not understand.
 
-        Called first for every event and body, for interceptors that protect: search `unread.texts()`.
+        Called first for every event and body, for interceptors that protect: search
+        `unread.texts()`.
         """
 
     @property
     def model(self) -> str | None:
-        """The model that answers, as the provider names it; None until an event that the hooks are shown has named it."""
+        """The model that answers, as the provider names it; None until an event that the hooks are
+        shown has named it.
+        """
         side = self._dialect_side
         reader = side.reader if side is not None else None
         return reader.model if reader is not None else None
@@ -110,12 +133,14 @@ class MessageStream(StreamInterceptor):
         return self._dialect_side is not None and bool(self._dialect_side._waiting)
 
     def finish(self, reason: str | None = None, text: str = "") -> None:
-        """End the answer here as its dialect ends answers, so that the client sees a whole one. Upstream is left unread.
+        """End the answer here as its dialect ends answers, so that the client sees a whole one.
+        Upstream is left unread.
 
-        What the hook was given does not leave, nor does anything after it; `text` leaves in its place. `reason` is in the
-        dialect's own words (a `finish_reason`, a `stop_reason`; in OpenAI responses the reason of an incomplete one, or
-        `completed`); None: that a filter has ended it. Takes effect when the hook returns. Raises `TypeError` outside of hooks of
-        texts and tool calls, and `on_unread`.
+        What the hook was given does not leave, nor does anything after it; `text` leaves in its
+        place. `reason` is in the dialect's own words (a `finish_reason`, a `stop_reason`; in OpenAI
+        responses the reason of an incomplete one, or `completed`); None: that a filter has ended
+        it. Takes effect when the hook returns. Raises `TypeError` outside of hooks of texts and
+        tool calls, and `on_unread`.
         """
         if self._dialect_side is None:
             raise TypeError("finish() was called outside of a hook")
@@ -131,8 +156,9 @@ class MessageStream(StreamInterceptor):
 class MessageInterceptor(Interceptor):
     """An interceptor of LLM answers, streamed or not: override `open_messages`.
 
-    A response is an answer when its route says `dialect: openai` or `anthropic`, or when its request's path ends with
-    `/chat/completions`, `/responses` or `/messages`. Of others it stays out.
+    A response is an answer when its route says `dialect: openai` or `anthropic`, or when its
+    request's path ends with `/chat/completions`, `/responses` or `/messages`. Of others it stays
+    out.
     """
 
     wants_json = True
@@ -148,7 +174,9 @@ class MessageInterceptor(Interceptor):
         if stream is None:
             return None
         if not isinstance(stream, MessageStream):
-            raise Misused(f"open_messages returned {type(stream).__name__}, expected a MessageStream or None")
+            raise Misused(
+                f"open_messages returned {type(stream).__name__}, expected a MessageStream or None"
+            )
         side = _DialectSide(stream, readers, context)
         stream._dialect_side = side
         stream.needs = side.needs()
@@ -158,10 +186,28 @@ class MessageInterceptor(Interceptor):
 class _Waiting:
     """An event that waits for a tool call."""
 
-    __slots__ = ("_blocked_by", "before", "changed", "event", "lax", "message", "notes", "silent", "size", "touches")
+    __slots__ = (
+        "_blocked_by",
+        "before",
+        "changed",
+        "event",
+        "lax",
+        "message",
+        "notes",
+        "silent",
+        "size",
+        "touches",
+    )
 
     def __init__(
-        self, event: Event, message: Any, lax: bool, changed: bool, silent: bool, before: list[Event], reader: Reader
+        self,
+        event: Event,
+        message: Any,
+        lax: bool,
+        changed: bool,
+        silent: bool,
+        before: list[Event],
+        reader: Reader,
     ) -> None:
         self.event = event
         self.message = message
@@ -177,12 +223,19 @@ class _Waiting:
         self._blocked_by: Call | None = None
 
     def is_blocked(self) -> bool:
-        """Whether one of its calls is not decided. Asks first for the one of the last time: there may be thousands."""
+        """Whether one of its calls is not decided. Asks first for the one of the last time: there
+        may be thousands.
+        """
         call = self._blocked_by
         if call is not None and (call.left is None or not call.complete):
             return True
         self._blocked_by = next(
-            (touch.call for touch in self.touches if touch.call.left is None or not touch.call.complete), None
+            (
+                touch.call
+                for touch in self.touches
+                if touch.call.left is None or not touch.call.complete
+            ),
+            None,
         )
         return self._blocked_by is not None
 
@@ -190,10 +243,14 @@ class _Waiting:
 class _DialectSide:
     """Between the events of one stream and the hooks of its `MessageStream`."""
 
-    def __init__(self, stream: MessageStream, readers: tuple[type[Reader], ...], context: StreamContext) -> None:
+    def __init__(
+        self, stream: MessageStream, readers: tuple[type[Reader], ...], context: StreamContext
+    ) -> None:
         own, base = type(stream), MessageStream
         self._handlers: dict[type[Part], Callable[[Any], None]] = {
-            part: getattr(stream, name) for part, name in _HOOKS.items() if getattr(own, name) is not getattr(base, name)
+            part: getattr(stream, name)
+            for part, name in _HOOKS.items()
+            if getattr(own, name) is not getattr(base, name)
         }
         self._name = own.__qualname__
         self._readers = readers
@@ -210,11 +267,16 @@ class _DialectSide:
 
     def watch(self, note: Callable[[str, Callable[[Any], None]], Callable[[Any], None]]) -> None:
         """Call what `note` makes of each hook instead of it. For tests of interceptors."""
-        self._handlers = {part: note(_HOOKS[part], handler) for part, handler in self._handlers.items()}
+        self._handlers = {
+            part: note(_HOOKS[part], handler) for part, handler in self._handlers.items()
+        }
 
     def _make(self, reader: type[Reader]) -> Reader:
         return reader(
-            deltas=self._deltas, whole_calls=ToolCall in self._handlers, hold_tool_calls=self._holds, others=self._others
+            deltas=self._deltas,
+            whole_calls=ToolCall in self._handlers,
+            hold_tool_calls=self._holds,
+            others=self._others,
         )
 
     def needs(self) -> re.Pattern[bytes] | tuple[bytes, ...] | None:
@@ -227,9 +289,13 @@ class _DialectSide:
     def ask_to_finish(self, reason: str | None, text: str) -> None:
         part = self._current
         if not isinstance(part, _CONTENT):
-            raise TypeError("finish() was called outside of the hooks of texts and tool calls, and on_unread")
+            raise TypeError(
+                "finish() was called outside of the hooks of texts and tool calls, and on_unread"
+            )
         if text and not isinstance(part, (TextDelta, TextEnd)):
-            raise TypeError("finish() was given text outside of the hooks of texts, where no text can stand")
+            raise TypeError(
+                "finish() was given text outside of the hooks of texts, where no text can stand"
+            )
         self._asked = reason, text
 
     def on_event(self, event: Event) -> EventResult:
@@ -257,7 +323,9 @@ class _DialectSide:
             elif message is None:
                 parts = reader.read_nothing()
             else:
-                named = reader.names_events or not isinstance(message, dict) or "choices" not in message
+                named = (
+                    reader.names_events or not isinstance(message, dict) or "choices" not in message
+                )
                 parts = reader.read(message, event.event if named else None)
         except RecursionError:
             message, problem = None, "the data is nested too deep"
@@ -286,7 +354,9 @@ class _DialectSide:
             return [*before, event] if before else event
         silent = dropped and not event.is_body and reader.says_nothing(message)
         if in_order and not reader.keeps_alive(message):
-            return self._pass_in_order(reader, _Waiting(event, message, lax, changed, silent, before, reader))
+            return self._pass_in_order(
+                reader, _Waiting(event, message, lax, changed, silent, before, reader)
+            )
         if silent:
             return before or None
         event = _replace(event, message, lax) if changed else event
@@ -317,9 +387,15 @@ class _DialectSide:
         return [*before, event] if before else event
 
     def _recognise(self, message: Any, event: Event) -> Reader | None:
-        """The reader for a first message: OpenAI has two formats. None: it shows neither, and the next message may."""
+        """The reader for a first message: OpenAI has two formats. None: it shows neither, and the
+        next message may.
+        """
         if not isinstance(message, dict):
-            return self._make(OpenAIChatReader) if event.is_body and isinstance(message, list) else None
+            return (
+                self._make(OpenAIChatReader)
+                if event.is_body and isinstance(message, list)
+                else None
+            )
         kind = message.get("type") or event.event
         if message.get("object") == "response" or (
             isinstance(kind, str) and (kind.startswith("response.") or kind == "error")
@@ -340,7 +416,9 @@ class _DialectSide:
         return self._finish(reader, event, message, problem is not None, [unread], unread, [])
 
     def _run(self, reader: Reader, parts: list[Part], before: list[Event]) -> Part | None:
-        """Run the hooks on the parts of one message. The part whose hook has asked to finish; later ones were not shown."""
+        """Run the hooks on the parts of one message. The part whose hook has asked to finish; later
+        ones were not shown.
+        """
         handlers = self._handlers
         for part in parts:
             handler = handlers.get(type(part))
@@ -367,7 +445,9 @@ class _DialectSide:
         return None
 
     def _pass_in_order(self, reader: Reader, waiting: _Waiting) -> EventResult:
-        """Let an event leave after those that wait for a tool call; it waits as well if its own calls are not decided."""
+        """Let an event leave after those that wait for a tool call; it waits as well if its own
+        calls are not decided.
+        """
         alone = not self._waiting
         self._waiting.append(waiting)
         left = self._leave(reader)
@@ -376,7 +456,9 @@ class _DialectSide:
             waiting.size = HELD_EVENT + len(waiting.event.raw)
             self._held += waiting.size
             if self._held > MAX_HELD:
-                raise AnswerError(f"more than {MAX_HELD} bytes of events wait for a tool call that is not complete")
+                raise AnswerError(
+                    f"more than {MAX_HELD} bytes of events wait for a tool call that is not complete"
+                )
         elif alone and left == [waiting.event]:
             return waiting.event
         return left or None
@@ -397,7 +479,9 @@ class _DialectSide:
             if made is None:
                 edited = any(touch.call.edited for touch in first.touches)
                 if edited or first.changed:
-                    silent = first.silent or (edited and not first.event.is_body and reader.says_nothing(first.message))
+                    silent = first.silent or (
+                        edited and not first.event.is_body and reader.says_nothing(first.message)
+                    )
                     made = [] if silent else [first.message]
             for note in first.notes:
                 note()
@@ -408,11 +492,23 @@ class _DialectSide:
                 if number == 0:
                     left.append(_replace(first.event, message, first.lax))
                 else:
-                    left.append(Event(json=message, event=message.get("type") if first.event.event is not None else None))
+                    left.append(
+                        Event(
+                            json=message,
+                            event=message.get("type") if first.event.event is not None else None,
+                        )
+                    )
         return left
 
     def _finish(
-        self, reader: Reader, event: Event, message: Any, lax: bool, parts: list[Part], last: Part, before: list[Event]
+        self,
+        reader: Reader,
+        event: Event,
+        message: Any,
+        lax: bool,
+        parts: list[Part],
+        last: Part,
+        before: list[Event],
     ) -> EventResult:
         """What leaves instead of an event whose hook has asked to finish."""
         assert self._asked is not None
@@ -445,7 +541,11 @@ class _DialectSide:
         reason, text = self._asked
         self._waiting.clear()
         made = []
-        if text and reader.can_add(last.block) and not (isinstance(last, (TextDelta, TextEnd)) and last.whole):
+        if (
+            text
+            and reader.can_add(last.block)
+            and not (isinstance(last, (TextDelta, TextEnd)) and last.whole)
+        ):
             made.append(reader.make_delta(last.block, text))
         return [_event(item) for item in [*made, *reader.make_ending(reason)]]
 
@@ -457,7 +557,9 @@ def _event(made: Made) -> Event:
 
 
 def _lenient(data: str) -> Any:
-    """What lax readers make of data that is not JSON by RFC 8259: lone surrogates, NaN, numbers of any size. None if nothing."""
+    """What lax readers make of data that is not JSON by RFC 8259: lone surrogates, NaN, numbers of
+    any size. None if nothing.
+    """
     try:
         return json.loads(data, strict=False)
     except (ValueError, RecursionError):

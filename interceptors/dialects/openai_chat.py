@@ -1,8 +1,10 @@
-"""OpenAI chat completions: `chat.completion.chunk` events up to `[DONE]`, and the `chat.completion` of an unstreamed response.
+"""OpenAI chat completions: `chat.completion.chunk` events up to `[DONE]`, and the `chat.completion`
+of an unstreamed response.
 
-Source: the types of OpenAI's Python SDK, `openai.types.chat`. In addition: `reasoning_content` and `reasoning` (DeepSeek, vLLM and
-others), `reasoning_details` (OpenRouter), a `content` that is a list with thinking in it (Mistral), a cumulative `message` beside
-the `delta` (Perplexity), `text` in the choice (completions, Together), and `function_call`, which came before tool calls.
+Source: the types of OpenAI's Python SDK, `openai.types.chat`. In addition: `reasoning_content` and
+`reasoning` (DeepSeek, vLLM and others), `reasoning_details` (OpenRouter), a `content` that is a
+list with thinking in it (Mistral), a cumulative `message` beside the `delta` (Perplexity), `text`
+in the choice (completions, Together), and `function_call`, which came before tool calls.
 """
 
 from __future__ import annotations
@@ -11,8 +13,33 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .errors import AnswerError
-from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, TextEnd, ToolCall, Unread, Usage, arguments_text
-from .reader import DONE, STOPPED, Call, Made, Origin, Reader, Touch, bare, error_of, finish_of, note, own_error_of
+from .parts import (
+    Block,
+    Finish,
+    Kind,
+    Part,
+    ProviderError,
+    TextDelta,
+    TextEnd,
+    ToolCall,
+    Unread,
+    Usage,
+    arguments_text,
+)
+from .reader import (
+    DONE,
+    STOPPED,
+    Call,
+    Made,
+    Origin,
+    Reader,
+    Touch,
+    bare,
+    error_of,
+    finish_of,
+    note,
+    own_error_of,
+)
 
 __all__ = ["OpenAIChatReader"]
 
@@ -26,14 +53,16 @@ _FIELDS: dict[str, Kind] = {
     "tool_calls": "tool_call",
     "function_call": "tool_call",
 }
-# Where a content is a list of parts: the kind of text of each type of part, and the field that holds it.
+# Where a content is a list of parts: the kind of text of each type of part, and the field that
+# holds it.
 _PARTS: dict[str, tuple[Kind, str]] = {
     "text": ("text", "text"),
     "output_text": ("text", "text"),
     "refusal": ("refusal", "refusal"),
     "thinking": ("thinking", "thinking"),
 }
-# What chunks of one answer have in common. Other types are not the protocol's, and may hold anything.
+# What chunks of one answer have in common. Other types are not the protocol's, and may hold
+# anything.
 _OF_CHUNK: dict[str, tuple[type, ...]] = {
     "id": (str, int),
     "object": (str,),
@@ -44,7 +73,9 @@ _DETAILS = {"reasoning.text": "text", "reasoning.summary": "summary"}
 
 
 class OpenAIChatReader(Reader):
-    """A choice's texts end with its `finish_reason`, whatever comes between their deltas, and so do its tool calls."""
+    """A choice's texts end with its `finish_reason`, whatever comes between their deltas, and so do
+    its tool calls.
+    """
 
     needles: ClassVar[Mapping[type[Part], bytes]] = {
         Finish: rb'"finish_reason"\s*:\s*"',
@@ -55,20 +86,32 @@ class OpenAIChatReader(Reader):
     default_reason: ClassVar[str] = "content_filter"
 
     def __init__(
-        self, *, deltas: bool = True, whole_calls: bool = True, hold_tool_calls: bool = False, others: bool = False
+        self,
+        *,
+        deltas: bool = True,
+        whole_calls: bool = True,
+        hold_tool_calls: bool = False,
+        others: bool = False,
     ) -> None:
-        super().__init__(deltas=deltas, whole_calls=whole_calls, hold_tool_calls=hold_tool_calls, others=others)
+        super().__init__(
+            deltas=deltas, whole_calls=whole_calls, hold_tool_calls=hold_tool_calls, others=others
+        )
         self._choices: dict[int, Origin] = {}  # unfinished ones, each with its last chunk
         self._has_choices = False
-        # By choice, so that the end of one looks at no other: its texts, by field, and its calls that are not complete.
+        # By choice, so that the end of one looks at no other: its texts, by field, and its calls
+        # that are not complete.
         self._texts: dict[int, dict[str, Block]] = {}
         self._begun: dict[int, dict[Block, Call]] = {}
         self._free: dict[int, int] = {}
         self._last_call: dict[tuple[int, Any], Call] = {}  # by choice and place in it
         self._by_id: dict[tuple[int, Any, str], Call] = {}
-        self._templates: dict[Block, dict[str, Any]] = {}  # of `reasoning_details`: the item that a delta of it needs
+        self._templates: dict[
+            Block, dict[str, Any]
+        ] = {}  # of `reasoning_details`: the item that a delta of it needs
         self._removed_in: dict[int, int] = {}  # by choice, how many of its calls were removed
-        self._left: dict[int, set[int]] = {}  # by choice, the numbers of calls that have left, if calls are held
+        self._left: dict[
+            int, set[int]
+        ] = {}  # by choice, the numbers of calls that have left, if calls are held
         # Of choices whose calls were removed: the new number of each call that is left.
         self._kept: dict[int, dict[int, int]] = {}
 
@@ -102,15 +145,24 @@ class OpenAIChatReader(Reader):
                     self._read_end_of_choice(parts, index, choice)
         elif choices is not None:
             self._odd("choices", choices, "a list")
-        if choices is None or get("usage") is not None or get("error") is not None or "x_groq" in message:
+        if (
+            choices is None
+            or get("usage") is not None
+            or get("error") is not None
+            or "x_groq" in message
+        ):
             self._read_rest(parts, message, event_type)
 
-    def _read_beside(self, parts: list[Part], index: int, choice: dict[str, Any], origin: Origin, delta: Any) -> None:
+    def _read_beside(
+        self, parts: list[Part], index: int, choice: dict[str, Any], origin: Origin, delta: Any
+    ) -> None:
         """What a choice has beside a delta, or in its place: a text, a whole message."""
         if isinstance(choice.get("text"), str) and choice["text"]:
             self._choices[index] = origin
             # Beside a delta, it is the same text once more.
-            self._text(parts, self._block(index, "text", "text"), choice, "text", origin, choice).repeated = bool(delta)
+            self._text(
+                parts, self._block(index, "text", "text"), choice, "text", origin, choice
+            ).repeated = bool(delta)
         whole = self._dict(choice, "message", "choices[].")
         if whole is not None:
             self._choices.setdefault(index, origin)
@@ -124,7 +176,9 @@ class OpenAIChatReader(Reader):
                 whole = self._dict(choice, "message", "choices[].")
                 if whole is not None:
                     self._read_whole(parts, index, whole, choice)
-                delta = self._dict(choice, "delta", "choices[].")  # of a chunk that is not sent as an event
+                delta = self._dict(
+                    choice, "delta", "choices[]."
+                )  # of a chunk that is not sent as an event
                 if delta is not None:
                     self._read_whole(parts, index, delta, choice)
                 if isinstance(choice.get("text"), str):
@@ -149,7 +203,9 @@ class OpenAIChatReader(Reader):
         if choice.get("error") is not None:
             parts.append(error_of(choice, "error"))
 
-    def _read_rest(self, parts: list[Part], message: dict[str, Any], event_type: str | None) -> None:
+    def _read_rest(
+        self, parts: list[Part], message: dict[str, Any], event_type: str | None
+    ) -> None:
         self._usage(parts, message)
         groq = message.get("x_groq")
         if isinstance(groq, dict):
@@ -158,7 +214,11 @@ class OpenAIChatReader(Reader):
                 parts.append(error_of(groq, "error"))
         if message.get("error") is not None:
             parts.append(error_of(message, "error"))
-        elif message.get("object") == "error" or event_type == "error" or message.get("type") == "error":
+        elif (
+            message.get("object") == "error"
+            or event_type == "error"
+            or message.get("type") == "error"
+        ):
             parts.append(own_error_of(message))
 
     def _read_delta(
@@ -172,8 +232,20 @@ class OpenAIChatReader(Reader):
         for name, value in delta.items():
             kind = _FIELDS.get(name)
             if kind is None or not value:
-                if self.others and name == "audio" and isinstance(value, dict) and isinstance(value.get("transcript"), str):
-                    self._text(parts, self._block(index, "other", name), value, "transcript", origin, choice)
+                if (
+                    self.others
+                    and name == "audio"
+                    and isinstance(value, dict)
+                    and isinstance(value.get("transcript"), str)
+                ):
+                    self._text(
+                        parts,
+                        self._block(index, "other", name),
+                        value,
+                        "transcript",
+                        origin,
+                        choice,
+                    )
                 continue
             if isinstance(value, str) and kind != "tool_call" and name != "reasoning_details":
                 texts = self._texts.get(index)
@@ -186,13 +258,17 @@ class OpenAIChatReader(Reader):
             elif name == "function_call":
                 if isinstance(value, dict):
                     call = self._find_call(parts, index, name, None, None, "function_call")
-                    self._name_call(call, self._str(value, "name", "choices[].delta.function_call."))
+                    self._name_call(
+                        call, self._str(value, "name", "choices[].delta.function_call.")
+                    )
                     self._touch(call, delta, value, choice)
                     self._arguments(parts, call, value, "arguments")
                 else:
                     self._odd("choices[].delta.function_call", value, "an object")
             elif name == "reasoning_details":
-                self._read_details(parts, index, delta, origin, repeated=isinstance(delta.get("reasoning"), str))
+                self._read_details(
+                    parts, index, delta, origin, repeated=isinstance(delta.get("reasoning"), str)
+                )
             elif name == "content" and isinstance(value, list):
                 for of, holder, key in self._texts_in(value, "choices[].delta.content[]"):
                     self._text(parts, self._block(index, of, name), holder, key, origin, choice)
@@ -200,7 +276,9 @@ class OpenAIChatReader(Reader):
                 self._odd(f"choices[].delta.{name}", value, "a string")
 
     def _block(self, index: int, kind: Kind, field: str) -> Block:
-        """The block of a choice's text. A list in `content` may have several kinds of text; that of `content` itself is first."""
+        """The block of a choice's text. A list in `content` may have several kinds of text; that of
+        `content` itself is first.
+        """
         texts = self._texts.setdefault(index, {})
         key = field if _FIELDS.get(field) == kind else f"{field}/{kind}"
         block = texts.get(key)
@@ -209,7 +287,9 @@ class OpenAIChatReader(Reader):
         return block
 
     def _texts_in(self, content: list[Any], where: str) -> list[tuple[Kind, dict[str, Any], str]]:
-        """The texts in a content that is a list: the kind of each, and where it is. Thinking may be a list of texts itself."""
+        """The texts in a content that is a list: the kind of each, and where it is. Thinking may be
+        a list of texts itself.
+        """
         found: list[tuple[Kind, dict[str, Any], str]] = []
         for item in content:
             if not isinstance(item, dict):
@@ -225,13 +305,25 @@ class OpenAIChatReader(Reader):
                     found.append((kind, item, key))
             elif kind == "thinking" and isinstance(value, list):
                 for inner in value:
-                    if isinstance(inner, dict) and isinstance(inner.get("text"), str) and inner["text"]:
+                    if (
+                        isinstance(inner, dict)
+                        and isinstance(inner.get("text"), str)
+                        and inner["text"]
+                    ):
                         found.append((kind, inner, "text"))
             elif value is not None:
                 self._odd(f"{where}.{key}", value, "a string")
         return found
 
-    def _read_details(self, parts: list[Part], index: int, delta: dict[str, Any], origin: Origin, *, repeated: bool) -> None:
+    def _read_details(
+        self,
+        parts: list[Part],
+        index: int,
+        delta: dict[str, Any],
+        origin: Origin,
+        *,
+        repeated: bool,
+    ) -> None:
         """OpenRouter's `reasoning_details`. Where `reasoning` has the same text, they repeat it."""
         for position, item in self._items(delta, "reasoning_details", "choices[].delta."):
             key = _DETAILS.get(item["type"]) if isinstance(item.get("type"), str) else None
@@ -241,7 +333,8 @@ class OpenAIChatReader(Reader):
             number = position if number is None else number
             texts = self._texts.setdefault(index, {})
             block = texts.setdefault(
-                f"reasoning_details/{number}/{key}", Block("thinking", index, number, "reasoning_details")
+                f"reasoning_details/{number}/{key}",
+                Block("thinking", index, number, "reasoning_details"),
             )
             self._templates[block] = item
             self._text(parts, block, item, key, origin).repeated = repeated
@@ -257,13 +350,17 @@ class OpenAIChatReader(Reader):
         *,
         goes_on: bool = False,
     ) -> Call:
-        """The call that an item belongs to. Another id at a place begins another call, and completes the one before it.
+        """The call that an item belongs to. Another id at a place begins another call, and
+        completes the one before it.
 
-        `goes_on`: the item has arguments and no name, so that it begins no call: some servers make up an id for each piece.
+        `goes_on`: the item has arguments and no name, so that it begins no call: some servers make
+        up an id for each piece.
         """
         last = self._last_call.get((index, place))
         if id is None or (last is not None and (last.id is None or last.id == id)):
-            if last is not None and last.kind != kind and (last.name or last.size):  # SDKs keep the two apart
+            if (
+                last is not None and last.kind != kind and (last.name or last.size)
+            ):  # SDKs keep the two apart
                 place = place, kind
                 last = self._last_call.get((index, place))
             call = last
@@ -280,8 +377,12 @@ class OpenAIChatReader(Reader):
                 part = max(self._free.get(index, 0), len(begun))
                 while Block("tool_call", index, part, "tool_calls") in begun:
                     part += 1
-                self._free[index] = part + 1  # so that many calls at one place are numbered in linear time
-            call = self._begin_call(Call(Block("tool_call", index, part, "tool_calls"), id, number, kind))
+                self._free[index] = (
+                    part + 1
+                )  # so that many calls at one place are numbered in linear time
+            call = self._begin_call(
+                Call(Block("tool_call", index, part, "tool_calls"), id, number, kind)
+            )
             begun[call.block] = call
         if call.id is None:
             call.id = id
@@ -290,7 +391,9 @@ class OpenAIChatReader(Reader):
         self._last_call[index, place] = call
         return call
 
-    def _read_tool_calls(self, parts: list[Part], index: int, delta: dict[str, Any], choice: dict[str, Any]) -> None:
+    def _read_tool_calls(
+        self, parts: list[Part], index: int, delta: dict[str, Any], choice: dict[str, Any]
+    ) -> None:
         where = "choices[].delta.tool_calls[]."
         items = delta["tool_calls"]
         if isinstance(items, dict):  # as TGI had it
@@ -309,7 +412,10 @@ class OpenAIChatReader(Reader):
                 holder = {}
                 if self.hold_tool_calls and item.get(kind) is None:
                     item[kind] = holder  # also where it is null
-            call_id, name = self._id(item, "id", where), self._str(holder, "name", f"{where}{kind}.")
+            call_id, name = (
+                self._id(item, "id", where),
+                self._str(holder, "name", f"{where}{kind}."),
+            )
             place = position if number is None else number
             if call_id is None:
                 call = self._find_call(parts, index, place, number, None, kind)
@@ -325,7 +431,13 @@ class OpenAIChatReader(Reader):
             self._arguments(parts, call, holder, key)
 
     def _read_whole(
-        self, parts: list[Part], index: int, message: dict[str, Any], choice: dict[str, Any], *, grows: bool = False
+        self,
+        parts: list[Part],
+        index: int,
+        message: dict[str, Any],
+        choice: dict[str, Any],
+        *,
+        grows: bool = False,
     ) -> None:
         """A whole message. `grows`: it stands beside a delta, and has what all deltas so far had."""
         for name, kind in _FIELDS.items():
@@ -338,15 +450,29 @@ class OpenAIChatReader(Reader):
                 repeats = isinstance(message.get("reasoning"), str)
                 for position, item in self._items(message, name, "choices[].message."):
                     key = _DETAILS.get(item["type"]) if isinstance(item.get("type"), str) else None
-                    if key is not None and self._str(item, key, "choices[].message.reasoning_details[]."):
+                    if key is not None and self._str(
+                        item, key, "choices[].message.reasoning_details[]."
+                    ):
                         self._show_whole(
-                            parts, Block(kind, index, position, name), item, key, choice, grows=grows, repeats=repeats
+                            parts,
+                            Block(kind, index, position, name),
+                            item,
+                            key,
+                            choice,
+                            grows=grows,
+                            repeats=repeats,
                         )
             elif isinstance(value, str):
-                self._show_whole(parts, Block(kind, index, 0, name), message, name, choice, grows=grows)
+                self._show_whole(
+                    parts, Block(kind, index, 0, name), message, name, choice, grows=grows
+                )
             elif name == "content" and isinstance(value, list):
-                for position, (of, holder, key) in enumerate(self._texts_in(value, "choices[].message.content[]")):
-                    self._show_whole(parts, Block(of, index, position, name), holder, key, choice, grows=grows)
+                for position, (of, holder, key) in enumerate(
+                    self._texts_in(value, "choices[].message.content[]")
+                ):
+                    self._show_whole(
+                        parts, Block(of, index, position, name), holder, key, choice, grows=grows
+                    )
             else:
                 self._odd(f"choices[].message.{name}", value, "a string")
 
@@ -369,14 +495,26 @@ class OpenAIChatReader(Reader):
         parts += delta, TextEnd(block, delta, whole=True, repeated=repeated)
 
     def _read_whole_calls(
-        self, parts: list[Part], index: int, message: dict[str, Any], field: str, choice: dict[str, Any], *, grows: bool
+        self,
+        parts: list[Part],
+        index: int,
+        message: dict[str, Any],
+        field: str,
+        choice: dict[str, Any],
+        *,
+        grows: bool,
     ) -> None:
         if field == "function_call":
             value = self._dict(message, field, "choices[].message.")
             if value is not None:
                 call = self._find_call(parts, index, field, None, None, field)
                 name = self._str(value, "name", "choices[].message.function_call.")
-                self._touch(self._whole_call(parts, call, name, value, "arguments", grows=grows), message, value, choice)
+                self._touch(
+                    self._whole_call(parts, call, name, value, "arguments", grows=grows),
+                    message,
+                    value,
+                    choice,
+                )
             return
         where = "choices[].message.tool_calls[]."
         for position, item in self._items(message, field, "choices[].message."):
@@ -384,11 +522,18 @@ class OpenAIChatReader(Reader):
             holder = self._dict(item, kind, where) or {}
             number = self._number(item, "index", where)
             place: Any = position if number is None else number
-            call_id, name = self._id(item, "id", where), self._str(holder, "name", f"{where}{kind}.")
+            call_id, name = (
+                self._id(item, "id", where),
+                self._str(holder, "name", f"{where}{kind}."),
+            )
             last = self._last_call.get((index, place))
             known = self._by_id.get((index, place, call_id)) if call_id is not None else None
-            found = known or (last if last is not None and (call_id is None or last.id is None) else None)
-            if found is not None and (not grows or found.repeats_in(name, arguments_text(holder.get(key)))):
+            found = known or (
+                last if last is not None and (call_id is None or last.id is None) else None
+            )
+            if found is not None and (
+                not grows or found.repeats_in(name, arguments_text(holder.get(key)))
+            ):
                 call = self._whole_call(parts, found, name, holder, key, grows=grows)
             else:  # deltas must not go on with it: most clients do not read it
                 call = self._find_call(parts, index, ("message", place), number, call_id, kind)
@@ -427,7 +572,9 @@ class OpenAIChatReader(Reader):
             elif id(holder) not in cleaned:  # once for each list: it may have thousands of calls
                 cleaned.add(id(holder))
                 items = holder.pop("tool_calls", None)
-                if isinstance(items, list) and (left := [other for other in items if id(other) not in gone]):
+                if isinstance(items, list) and (
+                    left := [other for other in items if id(other) not in gone]
+                ):
                     holder["tool_calls"] = left
             text, call.part.refusal = call.part.refusal, None
             if text:
@@ -437,9 +584,14 @@ class OpenAIChatReader(Reader):
                 else:
                     holder["content"] = (content or "") + text
         for position, choice in enumerate(message.get("choices") or ()):
-            if isinstance(choice, dict) and choice.get("finish_reason") in ("tool_calls", "function_call"):
+            if isinstance(choice, dict) and choice.get("finish_reason") in (
+                "tool_calls",
+                "function_call",
+            ):
                 index = self._index(choice, position)
-                if self._begun.get(index) and self._removed_in.get(index, 0) >= len(self._begun[index]):
+                if self._begun.get(index) and self._removed_in.get(index, 0) >= len(
+                    self._begun[index]
+                ):
                     changed = True
                     choice["finish_reason"] = "stop"
         if not changed:
@@ -447,13 +599,17 @@ class OpenAIChatReader(Reader):
         return [] if touches and not self.is_body and self.says_nothing(message) else [message]
 
     def _number_of(self, call: Call) -> int | None:
-        """The number of a call where others of its choice were removed: without gaps, because SDKs count on it."""
+        """The number of a call where others of its choice were removed: without gaps, because SDKs
+        count on it.
+        """
         kept = self._kept[call.block.output]
         if call.index is not None and call.index not in kept:
             kept[call.index] = max(kept.values(), default=-1) + 1
         return None if call.index is None else kept[call.index]
 
-    def _touch(self, call: Call, holder: Any, item: Any, choice: dict[str, Any] | None = None) -> None:
+    def _touch(
+        self, call: Call, holder: Any, item: Any, choice: dict[str, Any] | None = None
+    ) -> None:
         super()._touch(call, holder, item)
         if not self.hold_tool_calls:
             return
@@ -475,7 +631,11 @@ class OpenAIChatReader(Reader):
 
     def says_nothing(self, message: dict[str, Any]) -> bool:
         choices = message.get("choices")
-        if message.get("usage") is not None or message.get("error") is not None or not isinstance(choices, list):
+        if (
+            message.get("usage") is not None
+            or message.get("error") is not None
+            or not isinstance(choices, list)
+        ):
             return False
         return all(
             isinstance(choice, dict)
@@ -494,9 +654,13 @@ class OpenAIChatReader(Reader):
             key = _DETAILS[template["type"]]
             delta = {"reasoning_details": [{**template, key: text}]}
         elif block.field == "content" and block.kind == "thinking":
-            delta = {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": text}]}]}
+            delta = {
+                "content": [{"type": "thinking", "thinking": [{"type": "text", "text": text}]}]
+            }
         elif block.field == "text":
-            return _chunk_like(message, {"index": block.output, "text": text, "finish_reason": None})
+            return _chunk_like(
+                message, {"index": block.output, "text": text, "finish_reason": None}
+            )
         elif block.kind == "other":
             delta = {"audio": {"transcript": text}}
         elif block.field == "content" and block.kind == "refusal":
@@ -507,18 +671,28 @@ class OpenAIChatReader(Reader):
         made = [
             Made(
                 event_type,
-                _chunk_like(message, {"index": index, "delta": {}, "finish_reason": reason or self.default_reason}),
+                _chunk_like(
+                    message,
+                    {"index": index, "delta": {}, "finish_reason": reason or self.default_reason},
+                ),
             )
             for index, (event_type, message) in sorted(self._choices.items())
         ]
         if not self._has_choices:  # the first event does not leave: an answer with nothing in it
-            empty = {"id": "", "object": "chat.completion.chunk", "created": 0, "model": self.model or ""}
+            empty = {
+                "id": "",
+                "object": "chat.completion.chunk",
+                "created": 0,
+                "model": self.model or "",
+            }
             choice = {"index": 0, "delta": {}, "finish_reason": reason or self.default_reason}
             made.append(Made(None, {**empty, "choices": [choice]}))
         self._choices.clear()
         return [*made, Made(None, DONE)]
 
-    def cut_body(self, message: dict[str, Any], part: Part, text: str, reason: str | None = None) -> None:
+    def cut_body(
+        self, message: dict[str, Any], part: Part, text: str, reason: str | None = None
+    ) -> None:
         everything = isinstance(part, Unread)
         after = everything
         for position, choice in self._items(message, "choices"):
@@ -537,7 +711,11 @@ class OpenAIChatReader(Reader):
                     _cut_message(said, part if here else None, text)
             if everything:
                 choice["logprobs"] = None
-                said = {name: choice[name] for name in ("message", "delta") if isinstance(choice.get(name), dict)}
+                said = {
+                    name: choice[name]
+                    for name in ("message", "delta")
+                    if isinstance(choice.get(name), dict)
+                }
                 bare(choice, ("index", "logprobs"))
                 choice.update(said)
             elif choice.get("text"):
@@ -552,7 +730,12 @@ class OpenAIChatReader(Reader):
                 message["choices"] = [choice for choice in choices if isinstance(choice, dict)]
             else:
                 message.clear()
-                message["error"] = {"message": STOPPED, "type": "content_filter", "param": None, "code": None}
+                message["error"] = {
+                    "message": STOPPED,
+                    "type": "content_filter",
+                    "param": None,
+                    "code": None,
+                }
 
 
 def _cut_message(said: dict[str, Any], part: Part | None, text: str) -> None:
@@ -587,10 +770,16 @@ def _position_of(part: Part, items: list[Any]) -> int:
     """Where a list has a call; 0 if it has it no longer."""
     call = part.call if isinstance(part, ToolCall) else None
     places = (
-        [] if call is None else [place.holder for place in (*call.places, *call.repeats, call.begun) if place is not None]
+        []
+        if call is None
+        else [
+            place.holder for place in (*call.places, *call.repeats, call.begun) if place is not None
+        ]
     )
     for position, item in enumerate(items):
-        if isinstance(item, dict) and any(inner is holder for inner in item.values() for holder in places):
+        if isinstance(item, dict) and any(
+            inner is holder for inner in item.values() for holder in places
+        ):
             return position
     return 0
 
@@ -612,7 +801,9 @@ def _cut_list(items: list[Any], part: Part, text: str) -> list[Any]:
 
 
 def _chunk_like(message: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
-    """A chunk with the ids of another, and one choice: no usage, and nothing that shows the other's content."""
+    """A chunk with the ids of another, and one choice: no usage, and nothing that shows the other's
+    content.
+    """
     kept: dict[str, Any] = {}
     for name, of in _OF_CHUNK.items():
         if name in message and isinstance(message[name], of):
@@ -623,21 +814,30 @@ def _chunk_like(message: dict[str, Any], choice: dict[str, Any]) -> dict[str, An
 def _is_empty(delta: Any) -> bool:
     """Whether a delta says nothing: no text, and of tool calls at most where they would go on."""
     return isinstance(delta, dict) and all(
-        not value or (name == "tool_calls" and isinstance(value, list) and all(map(_is_empty_call, value)))
+        not value
+        or (name == "tool_calls" and isinstance(value, list) and all(map(_is_empty_call, value)))
         for name, value in delta.items()
     )
 
 
 def _kind_of(item: dict[str, Any]) -> tuple[str, str]:
-    """Where a call has its name, and under which name its arguments. Some servers send an empty `custom` beside `function`."""
+    """Where a call has its name, and under which name its arguments. Some servers send an empty
+    `custom` beside `function`.
+    """
     custom = item.get("custom") is not None and (item["custom"] != {} or not item.get("function"))
     return ("custom", "input") if custom else ("function", "arguments")
 
 
 def _is_empty_call(item: Any) -> bool:
-    holder = (item.get("custom") or item.get("function") or {}) if isinstance(item, dict) else {"name": item}
+    holder = (
+        (item.get("custom") or item.get("function") or {})
+        if isinstance(item, dict)
+        else {"name": item}
+    )
     return (
         isinstance(item, dict)
         and isinstance(holder, dict)
-        and not (item.get("id") or holder.get("name") or holder.get("arguments") or holder.get("input"))
+        and not (
+            item.get("id") or holder.get("name") or holder.get("arguments") or holder.get("input")
+        )
     )

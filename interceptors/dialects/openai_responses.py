@@ -1,12 +1,14 @@
 """OpenAI responses: the `response.*` events, and the `response` of an unstreamed request.
 
-Source: the types of OpenAI's Python SDK, `openai.types.responses`. A text is shown as deltas, and then again, whole, in up to four
-events (`response.output_text.done`, `response.content_part.done`, `response.output_item.done`, `response.completed`). Calls of
-tools that the provider runs itself (`mcp_call`, `web_search_call`, ...) pass unread. A call of a shell, a patch or a computer is
-a tool call with its action as the arguments, because the client runs it.
+Source: the types of OpenAI's Python SDK, `openai.types.responses`. A text is shown as deltas, and
+then again, whole, in up to four events (`response.output_text.done`, `response.content_part.done`,
+`response.output_item.done`, `response.completed`). Calls of tools that the provider runs itself
+(`mcp_call`, `web_search_call`, ...) pass unread. A call of a shell, a patch or a computer is a tool
+call with its action as the arguments, because the client runs it.
 
-Items are identified by their ids, or by `output_index` where an event has no id: servers use one index for several items.
-So that an ending can repeat what was said, as clients expect, the reader keeps an answer's text until its item is done.
+Items are identified by their ids, or by `output_index` where an event has no id: servers use one
+index for several items. So that an ending can repeat what was said, as clients expect, the reader
+keeps an answer's text until its item is done.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from .reader import (
 
 __all__ = ["OpenAIResponsesReader"]
 
-# Of each text's events: the kind, the field of its item that it belongs to, and where the whole text stands when it is done.
+# Of each text's events: the kind, the field of its item that it belongs to, and where the whole
+# text stands when it is done.
 _TEXTS: dict[str, tuple[Kind, str, str]] = {
     "response.output_text": ("text", "content", "text"),
     "response.refusal": ("refusal", "content", "refusal"),
@@ -57,10 +60,16 @@ _PART_EVENTS = {
     "response.reasoning_summary_part.done": ("summary", True),
 }
 _ITEM_EVENTS = {"response.output_item.added": False, "response.output_item.done": True}
-_ARGUMENT_DELTAS = frozenset(("response.function_call_arguments.delta", "response.custom_tool_call_input.delta"))
-_ARGUMENT_DONES = {"response.function_call_arguments.done": "arguments", "response.custom_tool_call_input.done": "input"}
+_ARGUMENT_DELTAS = frozenset(
+    ("response.function_call_arguments.delta", "response.custom_tool_call_input.delta")
+)
+_ARGUMENT_DONES = {
+    "response.function_call_arguments.done": "arguments",
+    "response.custom_tool_call_input.done": "input",
+}
 _CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
-# Tools of OpenAI that the client runs: the call's name, and the field that says what to do, decoded.
+# Tools of OpenAI that the client runs: the call's name, and the field that says what to do,
+# decoded.
 _ACTIONS = {
     "local_shell_call": ("local_shell", "action"),
     "shell_call": ("shell", "action"),
@@ -81,7 +90,19 @@ _FINAL = ("completed", "incomplete", "failed", "cancelled")
 class _Item:
     """One item of the output."""
 
-    __slots__ = ("call", "done", "ended", "has_ids", "index", "kind", "leaves_at", "output", "said", "shown", "texts")
+    __slots__ = (
+        "call",
+        "done",
+        "ended",
+        "has_ids",
+        "index",
+        "kind",
+        "leaves_at",
+        "output",
+        "said",
+        "shown",
+        "texts",
+    )
 
     def __init__(self, output: int, index: int) -> None:
         self.output = output
@@ -114,9 +135,16 @@ class OpenAIResponsesReader(Reader):
     default_reason: ClassVar[str] = "content_filter"
 
     def __init__(
-        self, *, deltas: bool = True, whole_calls: bool = True, hold_tool_calls: bool = False, others: bool = False
+        self,
+        *,
+        deltas: bool = True,
+        whole_calls: bool = True,
+        hold_tool_calls: bool = False,
+        others: bool = False,
     ) -> None:
-        super().__init__(deltas=deltas, whole_calls=whole_calls, hold_tool_calls=hold_tool_calls, others=others)
+        super().__init__(
+            deltas=deltas, whole_calls=whole_calls, hold_tool_calls=hold_tool_calls, others=others
+        )
         self._response: dict[str, Any] = {}  # as it left last
         self._outputs: dict[int, _Item] = {}  # every item, by its own number
         self._at: dict[int, _Item] = {}  # the newest item at each index
@@ -147,7 +175,11 @@ class OpenAIResponsesReader(Reader):
             if message.get("error") is not None:
                 parts.append(error_of(message, "error"))
         elif kind == "error" or message.get("error") is not None:
-            parts.append(error_of(message, "error") if message.get("error") is not None else own_error_of(message))
+            parts.append(
+                error_of(message, "error")
+                if message.get("error") is not None
+                else own_error_of(message)
+            )
         elif message.get("object") == "response":
             self._read_response(parts, message)
 
@@ -159,11 +191,20 @@ class OpenAIResponsesReader(Reader):
         elif message.get("type") == "error" or message.get("object") == "error":
             parts.append(own_error_of(message))
 
-    def _read_event(self, parts: list[Part], kind: str, message: dict[str, Any], origin: Origin) -> None:
+    def _read_event(
+        self, parts: list[Part], kind: str, message: dict[str, Any], origin: Origin
+    ) -> None:
         if kind in _TEXT_DELTAS:
             of, field, _ = _TEXT_DELTAS[kind]
             if self._str(message, "delta"):
-                self._text(parts, self._note_text(self._block(message, of, field)), message, "delta", origin, message)
+                self._text(
+                    parts,
+                    self._note_text(self._block(message, of, field)),
+                    message,
+                    "delta",
+                    origin,
+                    message,
+                )
                 self._leaving.append(note(self._note_said, parts))
         elif kind in _TEXT_DONES:
             of, field, key = _TEXT_DONES[kind]
@@ -177,7 +218,15 @@ class OpenAIResponsesReader(Reader):
         elif kind in _PART_EVENTS:
             field, done = _PART_EVENTS[kind]
             part = self._dict(message, "part") or {}
-            self._read_part(parts, part, self._find(message), self._part_index(message, field), field, done, origin)
+            self._read_part(
+                parts,
+                part,
+                self._find(message),
+                self._part_index(message, field),
+                field,
+                done,
+                origin,
+            )
         elif kind in _ITEM_EVENTS:
             content = self._dict(message, "item") or {}
             index = self._number(message, "output_index")
@@ -194,7 +243,9 @@ class OpenAIResponsesReader(Reader):
             self._leaving.append(note(self._note_said, parts))
         elif kind in _ARGUMENT_DONES:
             key = _ARGUMENT_DONES[kind]
-            call = self._whole_call(parts, self._call_of(self._find(message)), self._str(message, "name"), message, key)
+            call = self._whole_call(
+                parts, self._call_of(self._find(message)), self._str(message, "name"), message, key
+            )
             self._touch(call, None, message)
         else:
             if kind in _ECHOES and self.hold_tool_calls:
@@ -202,7 +253,9 @@ class OpenAIResponsesReader(Reader):
             self._read_other(parts, kind, message, origin)
 
     def _read_echo(self, message: dict[str, Any], key: str) -> None:
-        """A piece of a call that is complete only in its item: it waits for that, and is left out if the call is changed."""
+        """A piece of a call that is complete only in its item: it waits for that, and is left out
+        if the call is changed.
+        """
         call = self._find(message).call
         if call is None:
             return
@@ -212,14 +265,26 @@ class OpenAIResponsesReader(Reader):
         elif call.edited:
             message[key] = ""
 
-    def _read_other(self, parts: list[Part], kind: str, message: dict[str, Any], origin: Origin) -> None:
-        if self.others and kind.endswith(".delta") and isinstance(message.get("delta"), str) and message["delta"]:
+    def _read_other(
+        self, parts: list[Part], kind: str, message: dict[str, Any], origin: Origin
+    ) -> None:
+        if (
+            self.others
+            and kind.endswith(".delta")
+            and isinstance(message.get("delta"), str)
+            and message["delta"]
+        ):
             item = self._find(message)
             block = Block("other", item.output, self._part_index(message, "content"), kind)
             self._text(parts, self._note_text(block), message, "delta", origin)
         elif self.others and kind.endswith(".done"):
             item = self._find(message)
-            self._end(parts, Block("other", item.output, self._part_index(message, "content"), f"{kind[:-5]}.delta"))
+            self._end(
+                parts,
+                Block(
+                    "other", item.output, self._part_index(message, "content"), f"{kind[:-5]}.delta"
+                ),
+            )
 
     # Items.
 
@@ -236,18 +301,28 @@ class OpenAIResponsesReader(Reader):
                 item = self._add(0 if index is None else index)
         return item
 
-    def _find_item(self, parts: list[Part], content: dict[str, Any], index: int | None, *, begins: bool) -> _Item:
-        """The item that an event shows: by its `id` or `call_id`, or else by its index, if that is not another item's."""
+    def _find_item(
+        self, parts: list[Part], content: dict[str, Any], index: int | None, *, begins: bool
+    ) -> _Item:
+        """The item that an event shows: by its `id` or `call_id`, or else by its index, if that is
+        not another item's.
+        """
         ids = [
-            name for name in (self._id(content, "id", "item."), self._id(content, "call_id", "item.")) if name is not None
+            name
+            for name in (self._id(content, "id", "item."), self._id(content, "call_id", "item."))
+            if name is not None
         ]
         item = next((self._by_id[name] for name in ids if name in self._by_id), None)
         if item is None:
             at = self._newest if index is None else self._at.get(index)
             kind = content.get("type")
             is_call = isinstance(kind, str) and (kind in _CALLS or kind in _ACTIONS)
-            known = at is not None and (at.kind is not None or at.has_ids)  # else its deltas came first
-            if at is not None and not (known and (begins or (is_call and ids and (at.call is None or at.has_ids)))):
+            known = at is not None and (
+                at.kind is not None or at.has_ids
+            )  # else its deltas came first
+            if at is not None and not (
+                known and (begins or (is_call and ids and (at.call is None or at.has_ids)))
+            ):
                 item = at
             else:
                 if at is not None and begins:
@@ -268,8 +343,12 @@ class OpenAIResponsesReader(Reader):
         item = self._outputs[output] = self._at[index] = self._newest = _Item(output, index)
         return item
 
-    def _end_item(self, parts: list[Part], item: _Item, *, calls: bool, kind: Kind | None = None) -> None:
-        """End the texts of an item, or only those of one kind; and its call, unless that has ids, and may still go on."""
+    def _end_item(
+        self, parts: list[Part], item: _Item, *, calls: bool, kind: Kind | None = None
+    ) -> None:
+        """End the texts of an item, or only those of one kind; and its call, unless that has ids,
+        and may still go on.
+        """
         texts, item.texts = item.texts, {}
         for block in texts:
             if kind in (None, block.kind):
@@ -301,9 +380,18 @@ class OpenAIResponsesReader(Reader):
     # What a message has of them.
 
     def _read_part(
-        self, parts: list[Part], part: dict[str, Any], item: _Item, index: int, field: str, done: bool, origin: Origin
+        self,
+        parts: list[Part],
+        part: dict[str, Any],
+        item: _Item,
+        index: int,
+        field: str,
+        done: bool,
+        origin: Origin,
     ) -> None:
-        """One part of an item's content or summary: with its whole text, or as it begins, which is usually without any."""
+        """One part of an item's content or summary: with its whole text, or as it begins, which is
+        usually without any.
+        """
         kind = part.get("type")
         if not isinstance(kind, str) or kind not in _PARTS:
             return
@@ -327,13 +415,17 @@ class OpenAIResponsesReader(Reader):
         origin: Origin,
         output: list[Any] | None,
     ) -> None:
-        """One item of the output. `output`: the list that has it, if it is not in an event of its own."""
+        """One item of the output. `output`: the list that has it, if it is not in an event of its
+        own.
+        """
         kind = self._str(content, "type", "item.")
         item.kind = kind or item.kind
         if kind in ("message", "reasoning"):
             for field in ("summary", "content"):
                 if isinstance(content.get(field), str):
-                    block = Block("text" if kind == "message" else "thinking", item.output, 0, field)
+                    block = Block(
+                        "text" if kind == "message" else "thinking", item.output, 0, field
+                    )
                     if done:
                         self._whole(parts, block, content, field)
                     elif content[field]:
@@ -367,7 +459,9 @@ class OpenAIResponsesReader(Reader):
                 # Not a piece: the item that is done replaces what it begins with.
                 call.name = name
                 call.begun = Place(content, key, True)
-                parts.append(ToolCallDelta(call.block, call.id, name, place_text(call.begun), content, key))
+                parts.append(
+                    ToolCallDelta(call.block, call.id, name, place_text(call.begun), content, key)
+                )
             self._touch(call, output, content)
 
     def _read_response(self, parts: list[Part], response: dict[str, Any]) -> None:
@@ -449,14 +543,19 @@ class OpenAIResponsesReader(Reader):
                 return self._refuse(message, call, text)
         for items in lists.values():
             replace_items(items, replacements)
-        if "output_index" in message and (index := self._place(self._find_shown(message))) != message["output_index"]:
+        if (
+            "output_index" in message
+            and (index := self._place(self._find_shown(message))) != message["output_index"]
+        ):
             message["output_index"] = index
             changed = True
         return [message] if changed else None
 
     def _find_shown(self, message: dict[str, Any]) -> _Item:
         content = message.get("item")
-        for name in (content.get("id"), content.get("call_id")) if isinstance(content, dict) else ():
+        for name in (
+            (content.get("id"), content.get("call_id")) if isinstance(content, dict) else ()
+        ):
             if isinstance(name, str) and name in self._by_id:
                 return self._by_id[name]
         return self._find(message)
@@ -469,7 +568,10 @@ class OpenAIResponsesReader(Reader):
         where = {"item_id": done["id"], "output_index": index, "content_index": 0}
         empty = {"type": "output_text", "text": "", "annotations": []}
         made: list[dict[str, Any]] = [
-            {"type": "response.output_item.added", "item": {**done, "status": "in_progress", "content": []}},
+            {
+                "type": "response.output_item.added",
+                "item": {**done, "status": "in_progress", "content": []},
+            },
             {"type": "response.content_part.added", **where, "part": empty},
             {"type": "response.output_text.delta", **where, "delta": text, "logprobs": []},
             {"type": "response.output_text.done", **where, "text": text, "logprobs": []},
@@ -495,9 +597,15 @@ class OpenAIResponsesReader(Reader):
             for name in ("type", "item_id", "output_index", "content_index", "summary_index")
             if name in message
         }
-        if "delta" not in message:  # the text began with its part or item: name them as a delta does
+        if (
+            "delta" not in message
+        ):  # the text began with its part or item: name them as a delta does
             made["type"] = next(
-                (name for name, (kind, field, _) in _TEXT_DELTAS.items() if (kind, field) == (block.kind, block.field)),
+                (
+                    name
+                    for name, (kind, field, _) in _TEXT_DELTAS.items()
+                    if (kind, field) == (block.kind, block.field)
+                ),
                 "response.output_text.delta",
             )
             shown = self._outputs[block.output].shown or message.get("item") or {}
@@ -505,7 +613,11 @@ class OpenAIResponsesReader(Reader):
             made["content_index" if block.field == "content" else "summary_index"] = block.part
         if "logprobs" in message:
             made["logprobs"] = []
-        return {**made, "delta": text, "sequence_number": message.get("sequence_number", self._sequence_number)}
+        return {
+            **made,
+            "delta": text,
+            "sequence_number": message.get("sequence_number", self._sequence_number),
+        }
 
     def make_delta(self, block: Block, text: str) -> Made:
         made = super().make_delta(block, text)
@@ -514,14 +626,17 @@ class OpenAIResponsesReader(Reader):
         return Made(made.event and made.data["type"], made.data)
 
     def make_ending(self, reason: str | None = None) -> list[Made]:
-        """Done events for what has begun, and `response.completed` if that is the reason, else `response.incomplete`."""
+        """Done events for what has begun, and `response.completed` if that is the reason, else
+        `response.incomplete`.
+        """
         for part in self._parts:
             if isinstance(part, TextDelta) and not part.whole:
                 # Its part may have begun, although nothing of it has left.
                 self._outputs[part.block.output].said.setdefault(part.block, [])
         messages: list[dict[str, Any]] = []
         shown = sorted(
-            (item for item in self._outputs.values() if item.shown is not None), key=lambda item: item.leaves_at or 0
+            (item for item in self._outputs.values() if item.shown is not None),
+            key=lambda item: item.leaves_at or 0,
         )
         output: list[dict[str, Any]] = []
         for item in shown:
@@ -532,17 +647,33 @@ class OpenAIResponsesReader(Reader):
                 if content.get("type") == "message":
                     content["content"] = self._end_content(messages, content, item)
                 elif isinstance(kind := content.get("type"), str) and kind in _CALLS:
-                    content[_CALLS[kind]] = "".join(item.said.get(Block("tool_call", item.output), ()))
-                messages.append({"type": "response.output_item.done", "output_index": item.leaves_at, "item": content})
+                    content[_CALLS[kind]] = "".join(
+                        item.said.get(Block("tool_call", item.output), ())
+                    )
+                messages.append(
+                    {
+                        "type": "response.output_item.done",
+                        "output_index": item.leaves_at,
+                        "item": content,
+                    }
+                )
             output.append(content)
         completed = reason == "completed"
         response = {
-            **(self._response or {"id": "", "object": "response", "created_at": 0, "model": self.model or ""}),
+            **(
+                self._response
+                or {"id": "", "object": "response", "created_at": 0, "model": self.model or ""}
+            ),
             "status": "completed" if completed else "incomplete",
             "incomplete_details": None if completed else {"reason": reason or self.default_reason},
             "output": output,
         }
-        messages.append({"type": "response.completed" if completed else "response.incomplete", "response": response})
+        messages.append(
+            {
+                "type": "response.completed" if completed else "response.incomplete",
+                "response": response,
+            }
+        )
         made = []
         for message in messages:
             self._sequence_number += 1
@@ -550,30 +681,49 @@ class OpenAIResponsesReader(Reader):
             made.append(Made(message["type"] if self._names_events else None, message))
         return made
 
-    def _end_content(self, messages: list[dict[str, Any]], content: dict[str, Any], item: _Item) -> list[dict[str, Any]]:
+    def _end_content(
+        self, messages: list[dict[str, Any]], content: dict[str, Any], item: _Item
+    ) -> list[dict[str, Any]]:
         """The parts that an unfinished item has had, with the done events that have not left."""
         found = []
-        for block in sorted((block for block in item.said if block.field == "content"), key=lambda block: block.part):
+        for block in sorted(
+            (block for block in item.said if block.field == "content"), key=lambda block: block.part
+        ):
             text = "".join(item.said[block])
             part: dict[str, Any] = {"type": "output_text", "text": text, "annotations": []}
-            done: dict[str, Any] = {"type": "response.output_text.done", "text": text, "logprobs": []}
+            done: dict[str, Any] = {
+                "type": "response.output_text.done",
+                "text": text,
+                "logprobs": [],
+            }
             if block.kind == "refusal":
                 part = {"type": "refusal", "refusal": text}
                 done = {"type": "response.refusal.done", "refusal": text}
             found.append(part)
-            where = {"item_id": content.get("id"), "output_index": item.leaves_at, "content_index": block.part}
+            where = {
+                "item_id": content.get("id"),
+                "output_index": item.leaves_at,
+                "content_index": block.part,
+            }
             if ("text", block) not in item.ended:
                 messages.append({**done, **where})
             if ("part", block) not in item.ended:
                 messages.append({"type": "response.content_part.done", **where, "part": part})
         return found
 
-    def cut_body(self, message: dict[str, Any], part: Part, text: str, reason: str | None = None) -> None:
+    def cut_body(
+        self, message: dict[str, Any], part: Part, text: str, reason: str | None = None
+    ) -> None:
         output = message.get("output")
         if isinstance(part, Unread) or not isinstance(output, list):
             if not isinstance(output, list):
                 message.clear()
-                message["error"] = {"message": STOPPED, "type": "content_filter", "param": None, "code": None}
+                message["error"] = {
+                    "message": STOPPED,
+                    "type": "content_filter",
+                    "param": None,
+                    "code": None,
+                }
                 return
             bare(message, ("id", "object", "created_at", "model", "usage"))
             message["output"] = []

@@ -1,5 +1,6 @@
-"""What a reader finds in a message: small typed parts, views into the decoded JSON. Setting one writes into that, and marks it
-`changed`; whoever read the message then knows that it must be written anew.
+"""What a reader finds in a message: small typed parts, views into the decoded JSON. Setting one
+writes into that, and marks it `changed`; whoever read the message then knows that it must be
+written anew.
 """
 
 from __future__ import annotations
@@ -28,21 +29,28 @@ __all__ = [
 ]
 
 Kind = Literal["text", "thinking", "refusal", "other", "tool_call", "message"]
-"""`other`: text that the client is shown, and is none of these: the input of a tool that the provider runs, a transcript."""
+"""`other`: text that the client is shown, and is none of these: the input of a tool that the
+provider runs, a transcript.
+"""
 
 
 class Block(NamedTuple):
-    """Where in the answer something belongs; the same value for all deltas of one text. A key for dicts."""
+    """Where in the answer something belongs; the same value for all deltas of one text. A key for
+    dicts.
+    """
 
     kind: Kind
     output: int
     """OpenAI chat: the choice. OpenAI responses: the output item. Anthropic: the content block."""
     part: int = 0
-    """OpenAI chat: which of the choice's tool calls, or which part of a content that is a list. OpenAI responses: which part of the
-    item's content or summary. Anthropic: 0, or how many blocks began at this index before.
+    """OpenAI chat: which of the choice's tool calls, or which part of a content that is a list.
+    OpenAI responses: which part of the item's content or summary. Anthropic: 0, or how many blocks
+    began at this index before.
     """
     field: str = "content"
-    """OpenAI: the field that holds the text, where there may be several: `reasoning_content`, `summary`."""
+    """OpenAI: the field that holds the text, where there may be several: `reasoning_content`,
+    `summary`.
+    """
 
 
 _MESSAGE = Block("message", 0)
@@ -63,7 +71,8 @@ class Part:
 
 
 class TextDelta(Part):
-    """Some text of a block, never empty when it is read: one delta of many, or, when `whole`, all of it.
+    """Some text of a block, never empty when it is read: one delta of many, or, when `whole`, all
+    of it.
 
     `holder` and `key` are the reader's: where the text is.
     """
@@ -80,21 +89,29 @@ class TextDelta(Part):
         repeated: bool = False,
         tokens: dict[str, Any] | None = None,
     ) -> None:
-        """`holder[key]` is the text. `tokens["logprobs"]` shows its tokens, which go when the text is another."""
+        """`holder[key]` is the text. `tokens["logprobs"]` shows its tokens, which go when the text
+        is another.
+        """
         self.block = block
         self.changed = False
         self.dropped: bool = False
         self.whole: bool = whole
-        """The block's whole text: of an answer that is not streamed, or repeated at the end of one that is."""
+        """The block's whole text: of an answer that is not streamed, or repeated at the end of one
+        that is.
+        """
         self.repeated: bool = repeated
-        """The client has been shown this text before, as deltas: change it as those, and do not count it."""
+        """The client has been shown this text before, as deltas: change it as those, and do not
+        count it.
+        """
         self.holder = holder
         self.key = key
         self._tokens = tokens
 
     @property
     def kind(self) -> Kind:
-        """`text`, `thinking` (a reasoning or its summary) or `refusal`; `other` where the class has `sees_other_texts`."""
+        """`text`, `thinking` (a reasoning or its summary) or `refusal`; `other` where the class has
+        `sees_other_texts`.
+        """
         return self.block.kind
 
     @property
@@ -110,11 +127,15 @@ class TextDelta(Part):
             self.holder[self.key] = text
             self.changed = True
             if self._tokens is not None and self._tokens.get("logprobs"):
-                self._tokens["logprobs"] = [] if isinstance(self._tokens["logprobs"], list) else None
+                self._tokens["logprobs"] = (
+                    [] if isinstance(self._tokens["logprobs"], list) else None
+                )
         self.dropped = False
 
     def drop(self) -> None:
-        """Let the client see nothing of it. An event that carries nothing else does not leave at all."""
+        """Let the client see nothing of it. An event that carries nothing else does not leave at
+        all.
+        """
         self.text = ""
         self.dropped = True
 
@@ -124,7 +145,14 @@ class TextEnd(Part):
 
     __slots__ = ("added", "delta", "repeated", "whole")
 
-    def __init__(self, block: Block, delta: TextDelta | None = None, *, whole: bool = False, repeated: bool = False) -> None:
+    def __init__(
+        self,
+        block: Block,
+        delta: TextDelta | None = None,
+        *,
+        whole: bool = False,
+        repeated: bool = False,
+    ) -> None:
         """`delta`: the block's text in the same message, behind which more can be written."""
         super().__init__(block)
         self.whole: bool = whole
@@ -146,12 +174,20 @@ class TextEnd(Part):
 
 
 class ToolCallDelta(Part):
-    """Some of a tool call's arguments, or its beginning. Read only: `ToolCall` is there to change a call."""
+    """Some of a tool call's arguments, or its beginning. Read only: `ToolCall` is there to change a
+    call.
+    """
 
     __slots__ = ("arguments", "holder", "id", "key", "name")
 
     def __init__(
-        self, block: Block, id: str | None, name: str | None, arguments: str, holder: dict[str, Any], key: str
+        self,
+        block: Block,
+        id: str | None,
+        name: str | None,
+        arguments: str,
+        holder: dict[str, Any],
+        key: str,
     ) -> None:
         """`holder[key]` is the piece, as text or decoded; it may be absent."""
         self.block = block
@@ -168,13 +204,21 @@ class ToolCallDelta(Part):
 class ToolCall(Part):
     """A tool call that the client is to run, complete.
 
-    On a class with `holds_tool_calls`, set `arguments`, or call `drop()` or `refuse(text)`: nothing of the call has left yet.
+    On a class with `holds_tool_calls`, set `arguments`, or call `drop()` or `refuse(text)`: nothing
+    of the call has left yet.
     """
 
     __slots__ = ("_arguments", "_id", "_name", "call", "dropped", "held", "refusal")
 
     def __init__(
-        self, block: Block, id: str | None, name: str | None, arguments: str, *, held: bool = False, call: Any = None
+        self,
+        block: Block,
+        id: str | None,
+        name: str | None,
+        arguments: str,
+        *,
+        held: bool = False,
+        call: Any = None,
     ) -> None:
         super().__init__(block)
         self.call: Any = call
@@ -182,7 +226,8 @@ class ToolCall(Part):
         self._id = id
         self._name = name
         self.held: bool = held
-        """Nothing of it leaves before the hook returns, so it can be changed, dropped and refused."""
+        """Nothing of it leaves before the hook returns, so it can be changed, dropped and refused.
+        """
         self.dropped: bool = False
         """`drop()` or `refuse()` was called."""
         self.refusal: str | None = None
@@ -200,13 +245,17 @@ class ToolCall(Part):
 
     @property
     def arguments(self) -> str:
-        """JSON text as the model wrote it, which may be invalid. For a `custom` tool the text of its input."""
+        """JSON text as the model wrote it, which may be invalid. For a `custom` tool the text of
+        its input.
+        """
         return self._arguments
 
     @arguments.setter
     def arguments(self, arguments: str) -> None:
         if not isinstance(arguments, str):
-            raise Misused(f"the arguments of a tool call are JSON text, not {type(arguments).__name__}")
+            raise Misused(
+                f"the arguments of a tool call are JSON text, not {type(arguments).__name__}"
+            )
         if arguments != self._arguments:
             self._must_be_held("its arguments can be changed")
             self._arguments = arguments
@@ -217,32 +266,44 @@ class ToolCall(Part):
         return decode_json(self._arguments or "{}")
 
     def drop(self) -> None:
-        """Remove the call: the client gets an answer without it. Raises `TypeError` unless the class has `holds_tool_calls`."""
+        """Remove the call: the client gets an answer without it. Raises `TypeError` unless the
+        class has `holds_tool_calls`.
+        """
         self._must_be_held("it can be dropped")
         self.dropped = self.changed = True
 
     def refuse(self, text: str) -> None:
-        """Put a text in the place of the call. Raises `TypeError` unless the class has `holds_tool_calls`."""
+        """Put a text in the place of the call. Raises `TypeError` unless the class has
+        `holds_tool_calls`.
+        """
         if not isinstance(text, str):
-            raise Misused(f"the text in the place of a tool call is a string, not {type(text).__name__}")
+            raise Misused(
+                f"the text in the place of a tool call is a string, not {type(text).__name__}"
+            )
         self._must_be_held("it can be refused")
         self.refusal = text
         self.dropped = self.changed = True
 
     def _must_be_held(self, what: str) -> None:
         if not self.held:
-            raise Misused(f"this tool call was already sent, so {what} no longer: set holds_tool_calls = True on the class")
+            raise Misused(
+                f"this tool call was already sent, so {what} no longer: set holds_tool_calls = True on the class"
+            )
 
 
 def arguments_text(value: Any) -> str:
-    """A call's arguments as JSON text: text as it is, decoded JSON (an object) encoded, "" for none."""
+    """A call's arguments as JSON text: text as it is, decoded JSON (an object) encoded, "" for
+    none.
+    """
     if isinstance(value, str):
         return value
     return "" if value is None else encode_any_json(value).decode()
 
 
 class Finish(Part):
-    """Why a choice (OpenAI chat) or the message ended, in the dialect's own words: `stop`, `end_turn`, `completed`, ..."""
+    """Why a choice (OpenAI chat) or the message ended, in the dialect's own words: `stop`,
+    `end_turn`, `completed`, ...
+    """
 
     __slots__ = ("reason",)
 
@@ -256,9 +317,11 @@ Tokens = int | float
 
 
 class Usage(Part):
-    """Token counts reported so far. A later report replaces an earlier one, except that 0 never replaces a count. None: no report.
+    """Token counts reported so far. A later report replaces an earlier one, except that 0 never
+    replaces a count. None: no report.
 
-    `input` includes cached tokens in OpenAI's dialects and not in Anthropic's; `output` includes reasoning in all.
+    `input` includes cached tokens in OpenAI's dialects and not in Anthropic's; `output` includes
+    reasoning in all.
     """
 
     __slots__ = ("cache_written", "cached", "input", "json", "model", "output", "reasoning")
@@ -293,7 +356,9 @@ class ProviderError(Part):
 
     __slots__ = ("code", "holder", "key", "type")
 
-    def __init__(self, block: Block, type: str | None, code: str | None, holder: dict[str, Any], key: str) -> None:
+    def __init__(
+        self, block: Block, type: str | None, code: str | None, holder: dict[str, Any], key: str
+    ) -> None:
         """`holder[key]` is the message, if it is text."""
         super().__init__(block)
         self.type: str | None = type
@@ -315,7 +380,9 @@ class ProviderError(Part):
 
 
 class Unread(Part):
-    """What no other hook is shown of an event or a body: unknown fields and types, and what the reader cannot understand."""
+    """What no other hook is shown of an event or a body: unknown fields and types, and what the
+    reader cannot understand.
+    """
 
     __slots__ = ("_event", "_handlers", "_message", "_parts", "problem")
 
@@ -327,13 +394,15 @@ class Unread(Part):
         handlers: Container[type[Part]],
         problem: str | None,
     ) -> None:
-        """`message`: the event's data, decoded; None if it is not JSON. `parts`: what else is in it, those of the types in
-        `handlers` for other hooks.
+        """`message`: the event's data, decoded; None if it is not JSON. `parts`: what else is in
+        it, those of the types in `handlers` for other hooks.
         """
         self.block = _MESSAGE
         self.changed = False
         self.problem: str | None = problem
-        """What the reader does not understand; None where the rest is only unknown. It names fields, and shows no content."""
+        """What the reader does not understand; None where the rest is only unknown. It names
+        fields, and shows no content.
+        """
         self._event = event
         self._message = message
         self._parts = parts
@@ -341,7 +410,9 @@ class Unread(Part):
 
     @property
     def is_json(self) -> bool:
-        """Whether the event's data is JSON, for lax readers at least, and nothing else is in the event."""
+        """Whether the event's data is JSON, for lax readers at least, and nothing else is in the
+        event.
+        """
         return self._message is not None and not self._event.unknown
 
     @property
@@ -353,8 +424,9 @@ class Unread(Part):
     def texts(self) -> Iterator[str]:
         """The decoded strings of the rest; all of the data if that is not JSON.
 
-        Without what other hooks are shown, and without the protocol's own words: names that are identifiers, and the values of
-        `id`, `object`, `type`, `model`, `role`, `finish_reason` and the like.
+        Without what other hooks are shown, and without the protocol's own words: names that are
+        identifiers, and the values of `id`, `object`, `type`, `model`, `role`, `finish_reason` and
+        the like.
         """
         if self._message is None:
             yield self.data
@@ -375,7 +447,9 @@ class Unread(Part):
                 for name, inner in value.items():
                     if not name.isidentifier():
                         yield name
-                    if (id(value), name) not in shown and not (isinstance(inner, str) and name in _PROTOCOL):
+                    if (id(value), name) not in shown and not (
+                        isinstance(inner, str) and name in _PROTOCOL
+                    ):
                         pending.append(inner)
             elif isinstance(value, list):
                 pending += value
@@ -383,11 +457,30 @@ class Unread(Part):
                 yield value
 
 
-# Fields whose text identifies something or is a word of the protocol. A pattern for an answer's text must not match in them.
+# Fields whose text identifies something or is a word of the protocol. A pattern for an answer's
+# text must not match in them.
 _PROTOCOL = frozenset(
     (
-        *("id", "object", "type", "model", "role", "finish_reason", "native_finish_reason", "stop_reason", "status"),
-        *("item_id", "call_id", "tool_use_id", "tool_call_id", "response_id", "previous_response_id", "request_id"),
+        *(
+            "id",
+            "object",
+            "type",
+            "model",
+            "role",
+            "finish_reason",
+            "native_finish_reason",
+            "stop_reason",
+            "status",
+        ),
+        *(
+            "item_id",
+            "call_id",
+            "tool_use_id",
+            "tool_call_id",
+            "response_id",
+            "previous_response_id",
+            "request_id",
+        ),
         *("system_fingerprint", "service_tier", "provider", "obfuscation", "signature", "event"),
     )
 )

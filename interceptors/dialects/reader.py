@@ -1,11 +1,14 @@
-"""What the readers of LLM dialects have in common: texts and tool calls on their way, and what may be written in their place.
+"""What the readers of LLM dialects have in common: texts and tool calls on their way, and what may
+be written in their place.
 
-Sans I/O: a reader is given the decoded messages of one response in order, each once, and returns the parts of each. It knows
-nothing of events' bytes, of hooks, or of when a message leaves. Fields, types and values that it does not understand pass as they
-came, are listed in `problems`, and never end an answer.
+Sans I/O: a reader is given the decoded messages of one response in order, each once, and returns
+the parts of each. It knows nothing of events' bytes, of hooks, or of when a message leaves. Fields,
+types and values that it does not understand pass as they came, are listed in `problems`, and never
+end an answer.
 
-With `hold_tool_calls`, a message that belongs to a tool call must not leave before the call is complete and `decide` was called:
-`calls` names the calls of the message that was read last. `settle` then writes what leaves in its place.
+With `hold_tool_calls`, a message that belongs to a tool call must not leave before the call is
+complete and `decide` was called: `calls` names the calls of the message that was read last.
+`settle` then writes what leaves in its place.
 """
 
 from __future__ import annotations
@@ -19,7 +22,18 @@ from typing import Any, ClassVar, NamedTuple
 from pools import decode_json
 
 from .errors import AnswerError, DialectError
-from .parts import Block, Finish, Part, ProviderError, TextDelta, TextEnd, ToolCall, ToolCallDelta, Usage, arguments_text
+from .parts import (
+    Block,
+    Finish,
+    Part,
+    ProviderError,
+    TextDelta,
+    TextEnd,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+    arguments_text,
+)
 from .tokens import COUNTS, read_counts
 
 __all__ = [
@@ -42,8 +56,8 @@ DONE = "[DONE]"
 MAX_ARGUMENTS = 1 << 20
 """Characters of one tool call's arguments that are joined for a hook; more are a `DialectError`."""
 MAX_HELD = 1 << 25
-"""Bytes of events that wait for a tool call, `HELD_EVENT` more for each; characters of the arguments of all calls of an answer.
-More are a `DialectError`.
+"""Bytes of events that wait for a tool call, `HELD_EVENT` more for each; characters of the
+arguments of all calls of an answer. More are a `DialectError`.
 """
 HELD_EVENT = 1 << 10
 MAX_NAME = 1 << 14
@@ -56,7 +70,14 @@ STOPPED = "this answer was stopped by a filter"
 Origin = tuple[str | None, dict[str, Any]]
 """The type of an event, and its message."""
 
-_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+_NAMES = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+}
 
 
 class Made(NamedTuple):
@@ -77,7 +98,9 @@ class Place(NamedTuple):
     """As an object, not as text."""
 
     def write(self, arguments: str) -> None:
-        self.holder[self.key] = (_decoded(arguments) if arguments else {}) if self.decoded else arguments
+        self.holder[self.key] = (
+            (_decoded(arguments) if arguments else {}) if self.decoded else arguments
+        )
 
 
 def _decoded(arguments: str) -> Any:
@@ -111,7 +134,9 @@ class Call:
         "tokens",
     )
 
-    def __init__(self, block: Block, id: str | None, index: int | None = None, kind: str = "") -> None:
+    def __init__(
+        self, block: Block, id: str | None, index: int | None = None, kind: str = ""
+    ) -> None:
         self.block = block
         self.id = id
         self.name: str | None = None
@@ -130,11 +155,15 @@ class Call:
         """The arguments that it begins with, if deltas replace them."""
         self.begun: Place | None = None
         self.places: list[Place] = []
-        """Where the pieces are that have not left yet, if calls are held; `begun` is where they go if there are none."""
+        """Where the pieces are that have not left yet, if calls are held; `begun` is where they go
+        if there are none.
+        """
         self.repeats: list[Place] = []
         """Where the complete arguments are repeated, in messages that have not left yet."""
         self.echoes: list[Place] = []
-        """Where pieces of it are repeated that nothing is assembled from, in messages that have not left yet."""
+        """Where pieces of it are repeated that nothing is assembled from, in messages that have not
+        left yet.
+        """
         self.tokens: list[dict[str, Any]] = []
         """What has `logprobs` that show its tokens, in messages that have not left yet."""
         self.left: str | None = None
@@ -144,7 +173,9 @@ class Call:
 
     def repeats_in(self, name: str | None, arguments: str) -> bool:
         """Whether a message that grows with the deltas repeats this call, or the beginning of it."""
-        return (not name or (self.name or "").startswith(name)) and "".join(self.pieces).startswith(arguments)
+        return (not name or (self.name or "").startswith(name)) and "".join(self.pieces).startswith(
+            arguments
+        )
 
     @property
     def edited(self) -> bool:
@@ -170,19 +201,28 @@ class Reader(ABC):
     """One response in one dialect."""
 
     needles: ClassVar[Mapping[type[Part], bytes]]
-    """Patterns, found in the bytes of each event that has a `Finish`, `Usage` or `ProviderError`."""
+    """Patterns, found in the bytes of each event that has a `Finish`, `Usage` or `ProviderError`.
+    """
     names_events: ClassVar[bool] = True
     """Whether events of this dialect have a type besides the one in their data."""
     default_reason: ClassVar[str]
-    """The reason `make_ending` gives by default: the dialect's word for an answer that a filter has ended."""
+    """The reason `make_ending` gives by default: the dialect's word for an answer that a filter has
+    ended.
+    """
 
     def __init__(
-        self, *, deltas: bool = True, whole_calls: bool = True, hold_tool_calls: bool = False, others: bool = False
+        self,
+        *,
+        deltas: bool = True,
+        whole_calls: bool = True,
+        hold_tool_calls: bool = False,
+        others: bool = False,
     ) -> None:
-        """`deltas`: read texts and tool calls, too, and not only how an answer ended, usage and errors.
+        """`deltas`: read texts and tool calls, too, and not only how an answer ended, usage and
+        errors.
 
-        `whole_calls`: join the arguments of each call. `hold_tool_calls`: as above; implies `whole_calls`. `others`: read texts of
-        the kind `other`.
+        `whole_calls`: join the arguments of each call. `hold_tool_calls`: as above; implies
+        `whole_calls`. `others`: read texts of the kind `other`.
         """
         self.deltas = deltas
         self.others = others
@@ -191,30 +231,42 @@ class Reader(ABC):
         self.model: str | None = None
         """The model that answers, once it was named."""
         self.problems: list[str] = []
-        """What was not understood in the message that was read last. Names of fields, no content."""
+        """What was not understood in the message that was read last. Names of fields, no content.
+        """
         self.calls: list[Touch] = []
-        """Where the message that was read last belongs to tool calls. Only with `hold_tool_calls`."""
+        """Where the message that was read last belongs to tool calls. Only with `hold_tool_calls`.
+        """
         self.has_removed = False
         """A call was dropped or refused: every message that leaves must pass through `settle`."""
         self.is_body = False
-        # Each block's last delta, as a template for another: of texts that have begun and not ended, in their order; of others.
+        # Each block's last delta, as a template for another: of texts that have begun and not
+        # ended, in their order; of others.
         self._open: dict[Block, Origin] = {}
         self._last: dict[Block, Origin] = {}
         self._over: set[Block] = set()
-        # Blocks that went on after their end: further ends are ignored. Of chat, a choice stands for all of its blocks.
+        # Blocks that went on after their end: further ends are ignored. Of chat, a choice stands
+        # for all of its blocks.
         self._endless: set[Any] = set()
-        self._here: dict[Block, TextDelta] = {}  # each block's last delta in the message that is being read
+        self._here: dict[
+            Block, TextDelta
+        ] = {}  # each block's last delta in the message that is being read
         self._size = 0  # of the arguments of all calls
         self._known_calls = 0
         self._removed_calls = 0
-        # By choice, item or content block, so that the end of one looks at no other: calls that are not complete.
+        # By choice, item or content block, so that the end of one looks at no other: calls that are
+        # not complete.
         self._open_calls: dict[int, dict[int, Call]] = {}
-        self._leaving: list[Callable[[], object]] = []  # to be noted when the message that was read last has left
+        self._leaving: list[
+            Callable[[], object]
+        ] = []  # to be noted when the message that was read last has left
 
-    # --- what the hooks' side asks ----------------------------------------------------------------------------------------
+    # --- what the hooks' side asks
+    # ----------------------------------------------------------------------------------------
 
     def read(self, message: Any, event_type: str | None = None) -> list[Part]:
-        """The parts of one message of a stream: an event's data, with the event's type. Raises `DialectError`."""
+        """The parts of one message of a stream: an event's data, with the event's type. Raises
+        `DialectError`.
+        """
         if self._leaving or self.problems or self.calls:
             self._begin_message()
         elif self._here:
@@ -235,7 +287,11 @@ class Reader(ABC):
         if not isinstance(message, dict):
             self._odd("the body", message, "an object")
             items = message if isinstance(message, list) else []  # Gemini's errors
-            return [error_of(item, "error") for item in items if isinstance(item, dict) and item.get("error") is not None]
+            return [
+                error_of(item, "error")
+                for item in items
+                if isinstance(item, dict) and item.get("error") is not None
+            ]
         parts: list[Part] = []
         self._read_whole_body(parts, message)
         self._end_all(parts)
@@ -255,7 +311,9 @@ class Reader(ABC):
         return parts
 
     def take_notes(self) -> list[Callable[[], object]]:
-        """What is to be called when the message that was read last has left, if that is not now: `read` calls it otherwise."""
+        """What is to be called when the message that was read last has left, if that is not now:
+        `read` calls it otherwise.
+        """
         notes, self._leaving = self._leaving, []
         return notes
 
@@ -266,7 +324,9 @@ class Reader(ABC):
         self._leaving.clear()
 
     def decide(self, call: Call) -> None:
-        """A held call leaves as its hook left it: write its arguments. Raises `DialectError` for what cannot be taken back."""
+        """A held call leaves as its hook left it: write its arguments. Raises `DialectError` for
+        what cannot be taken back.
+        """
         if not call.complete:  # it goes on in the same message, and is shown again
             return
         part = call.part
@@ -275,13 +335,17 @@ class Reader(ABC):
             self.has_removed = True
             if call.of is None:
                 self._note_removed(call)
-            if call.left is not None or (call.of is not None and call.of.left is not None and not call.of.removed):
+            if call.left is not None or (
+                call.of is not None and call.of.left is not None and not call.of.removed
+            ):
                 raise DialectError("a tool call was already sent and cannot be removed")
         elif call.left is None:
             if part.changed:
                 self._write(call, part.arguments)
         elif not part.arguments.startswith(call.left):
-            raise DialectError("the arguments of a tool call were already sent and cannot be changed")
+            raise DialectError(
+                "the arguments of a tool call were already sent and cannot be changed"
+            )
         elif (rest := part.arguments[len(call.left) :]) != "".join(map(place_text, call.places)):
             part.changed = True
             self._write(call, rest)
@@ -300,7 +364,8 @@ class Reader(ABC):
 
     @abstractmethod
     def settle(self, message: dict[str, Any], touches: list[Touch]) -> list[dict[str, Any]] | None:
-        """What leaves in place of a message when calls were removed: the message itself, changed; others; or nothing.
+        """What leaves in place of a message when calls were removed: the message itself, changed;
+        others; or nothing.
 
         None where the message stays as it is.
         """
@@ -310,7 +375,9 @@ class Reader(ABC):
         """Whether an event whose deltas were dropped need not leave at all."""
 
     def keeps_alive(self, message: Any) -> bool:
-        """Whether an event only keeps the connection alive, so that it may overtake those that wait for a call."""
+        """Whether an event only keeps the connection alive, so that it may overtake those that wait
+        for a call.
+        """
         return False
 
     def opens(self, message: dict[str, Any]) -> bool:
@@ -328,16 +395,22 @@ class Reader(ABC):
 
     @abstractmethod
     def make_ending(self, reason: str | None = None) -> list[Made]:
-        """What must follow what has left so that clients see a whole answer. Nothing may be read afterwards."""
+        """What must follow what has left so that clients see a whole answer. Nothing may be read
+        afterwards.
+        """
 
     @abstractmethod
-    def cut_body(self, message: dict[str, Any], part: Part, text: str, reason: str | None = None) -> None:
-        """End an answer that is not streamed at one of its parts: `text` is left of its block, and nothing of what follows it.
+    def cut_body(
+        self, message: dict[str, Any], part: Part, text: str, reason: str | None = None
+    ) -> None:
+        """End an answer that is not streamed at one of its parts: `text` is left of its block, and
+        nothing of what follows it.
 
         For an `Unread`, nothing at all is left.
         """
 
-    # --- for the dialects -------------------------------------------------------------------------------------------------
+    # --- for the dialects
+    # -------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def _read(self, parts: list[Part], message: dict[str, Any], event_type: str | None) -> None: ...
@@ -347,7 +420,9 @@ class Reader(ABC):
 
     @abstractmethod
     def _another(self, block: Block, message: dict[str, Any], text: str) -> dict[str, Any]:
-        """A message like `message`, with nothing but a delta of this text. It shares no dict with `message` that is written to."""
+        """A message like `message`, with nothing but a delta of this text. It shares no dict with
+        `message` that is written to.
+        """
 
     def _begin_message(self) -> None:
         if self._leaving:
@@ -364,7 +439,9 @@ class Reader(ABC):
         self.problems.append(f"{where} is {_NAMES.get(type(value), 'null')}, expected {expected}")
 
     def _str(self, holder: dict[str, Any], name: str, where: str = "") -> str | None:
-        """The text in a field, None when there is none. JSON's null means what an absent field means."""
+        """The text in a field, None when there is none. JSON's null means what an absent field
+        means.
+        """
         value = holder.get(name)
         if value is None or isinstance(value, str):
             return value
@@ -385,7 +462,9 @@ class Reader(ABC):
         self._odd(where + name, value, "an object")
         return None
 
-    def _items(self, holder: dict[str, Any], name: str, where: str = "") -> Iterator[tuple[int, dict[str, Any]]]:
+    def _items(
+        self, holder: dict[str, Any], name: str, where: str = ""
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         """The objects in a list, each with its position."""
         value = holder.get(name)
         if isinstance(value, list):
@@ -405,7 +484,11 @@ class Reader(ABC):
         self._odd(where + name, value, "a whole number")
         if isinstance(value, float) and value.is_integer():
             return int(value)
-        return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10 else None
+        return (
+            int(value)
+            if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10
+            else None
+        )
 
     # Texts.
 
@@ -447,7 +530,12 @@ class Reader(ABC):
                 self._complete(parts, call)
 
     def _whole(
-        self, parts: list[Part], block: Block, holder: dict[str, Any], key: str, tokens: dict[str, Any] | None = None
+        self,
+        parts: list[Part],
+        block: Block,
+        holder: dict[str, Any],
+        key: str,
+        tokens: dict[str, Any] | None = None,
     ) -> None:
         """All the text of a block stands in `holder[key]`; where it was open, that ends it."""
         self._end(parts, block)
@@ -480,7 +568,9 @@ class Reader(ABC):
 
     def _name_call(self, call: Call, name: str | None) -> None:
         """A name, or a piece of one: servers send it in pieces, or again with every delta."""
-        if name and name != call.name and name != "null":  # some servers send None as text with each further piece
+        if (
+            name and name != call.name and name != "null"
+        ):  # some servers send None as text with each further piece
             call.name_is_cut = call.name is not None
             call.name = (call.name or "") + name
             if len(call.name) > MAX_NAME:
@@ -492,8 +582,18 @@ class Reader(ABC):
         if self.hold_tool_calls:
             self.calls.append(Touch(call, holder, item))
 
-    def _arguments(self, parts: list[Part], call: Call, holder: dict[str, Any], key: str, *, decoded: bool = False) -> None:
-        """A delta of a call: a piece of its arguments in `holder[key]`, which may be absent. Raises `DialectError`."""
+    def _arguments(
+        self,
+        parts: list[Part],
+        call: Call,
+        holder: dict[str, Any],
+        key: str,
+        *,
+        decoded: bool = False,
+    ) -> None:
+        """A delta of a call: a piece of its arguments in `holder[key]`, which may be absent. Raises
+        `DialectError`.
+        """
         value = holder.get(key)
         piece = arguments_text(value)
         parts.append(ToolCallDelta(call.block, call.id, call.name, piece, holder, key))
@@ -513,24 +613,36 @@ class Reader(ABC):
         call.size += len(piece)
         self._size += len(piece)
         if call.size > MAX_ARGUMENTS:
-            raise AnswerError(f"the arguments of a tool call are longer than {MAX_ARGUMENTS} characters")
+            raise AnswerError(
+                f"the arguments of a tool call are longer than {MAX_ARGUMENTS} characters"
+            )
         if self._size > MAX_HELD:
-            raise AnswerError(f"the arguments of all tool calls are longer than {MAX_HELD} characters")
+            raise AnswerError(
+                f"the arguments of all tool calls are longer than {MAX_HELD} characters"
+            )
 
     def _complete(self, parts: list[Part], call: Call) -> None:
         """All of a call has come, unless it was complete before."""
-        if call.complete or not self.whole_calls or (self._endless and self._end_mark(call.block) in self._endless):
+        if (
+            call.complete
+            or not self.whole_calls
+            or (self._endless and self._end_mark(call.block) in self._endless)
+        ):
             return
         call.complete = True
         here = self._open_calls.get(call.block.output)
         if here is not None and here.pop(id(call), None) is not None and not here:
             del self._open_calls[call.block.output]
         if not call.pieces and call.begins and call.begun is not None:
-            call.pieces.append(call.begins)  # it began with all of its arguments, and no deltas have replaced them
+            call.pieces.append(
+                call.begins
+            )  # it began with all of its arguments, and no deltas have replaced them
             call.places.append(call.begun)
         arguments = "".join(call.pieces)
         call.pieces = [arguments] if arguments else []
-        call.part = ToolCall(call.block, call.id, call.name, arguments, held=self.hold_tool_calls, call=call)
+        call.part = ToolCall(
+            call.block, call.id, call.name, arguments, held=self.hold_tool_calls, call=call
+        )
         parts.append(call.part)
 
     def _whole_call(
@@ -544,7 +656,8 @@ class Reader(ABC):
         decoded: bool = False,
         grows: bool = False,
     ) -> Call:
-        """A message has all of a call, its arguments in `holder[key]`. The call that it is: a new one if it contradicts the known.
+        """A message has all of a call, its arguments in `holder[key]`. The call that it is: a new
+        one if it contradicts the known.
 
         `grows`: a message that grows with the deltas may repeat a part of the call only.
         """
@@ -566,10 +679,19 @@ class Reader(ABC):
         if not grows:
             self._complete(parts, call)
         same_name = not name or name == call.name
-        if call.repeats_in(name, arguments) if grows else (same_name and (not arguments or arguments == said)):
+        if (
+            call.repeats_in(name, arguments)
+            if grows
+            else (same_name and (not arguments or arguments == said))
+        ):
             if arguments and self.hold_tool_calls:
                 call.repeats.append(place)
-                if call.left is not None and call.edited and call.part is not None and not call.removed:
+                if (
+                    call.left is not None
+                    and call.edited
+                    and call.part is not None
+                    and not call.removed
+                ):
                     place.write(call.part.arguments)
             return call
         if not self.whole_calls:
@@ -584,25 +706,36 @@ class Reader(ABC):
         other.pieces = [arguments] if arguments else []
         self._count(other, arguments)
         other.of = call
-        other.part = ToolCall(call.block, call.id, other.name, arguments, held=self.hold_tool_calls, call=other)
+        other.part = ToolCall(
+            call.block, call.id, other.name, arguments, held=self.hold_tool_calls, call=other
+        )
         parts.append(other.part)
         return other
 
     def _write(self, call: Call, arguments: str) -> None:
-        """Put arguments in the first of the places that have some, or else where the call begins; nothing in the others."""
+        """Put arguments in the first of the places that have some, or else where the call begins;
+        nothing in the others.
+        """
         places = call.places or ([call.begun] if call.begun is not None else [])
         if not places:
             raise DialectError("the arguments of a tool call cannot be changed: it has none")
         first, *others = places
         for place in others:
             place.write("")
-        if call.places and call.begun is not None and call.begun.decoded and call.begun is not first:
+        if (
+            call.places
+            and call.begun is not None
+            and call.begun.decoded
+            and call.begun is not first
+        ):
             call.begun.write("")  # deltas replace what the call began with
         first.write(arguments)
 
     # What ends an answer.
 
-    def _usage(self, parts: list[Part], holder: dict[str, Any], where: str = "") -> dict[str, Any] | None:
+    def _usage(
+        self, parts: list[Part], holder: dict[str, Any], where: str = ""
+    ) -> dict[str, Any] | None:
         """The usage in a field, if there is any."""
         usage = holder.get("usage")
         if usage is None:
@@ -621,14 +754,19 @@ def place_text(place: Place) -> str:
 
 
 def bare(message: dict[str, Any], names: Container[str]) -> None:
-    """Leave of an answer, or a part of one, what identifies it, where it is as the dialect has it; of usage the numbers.
+    """Leave of an answer, or a part of one, what identifies it, where it is as the dialect has it;
+    of usage the numbers.
 
     Anything else may hold what a filter has found.
     """
     for name, value in list(message.items()):
         if name == "usage" and name in names:
             message[name] = _numbers(value)
-        elif name not in names or isinstance(value, (dict, list)) or (name in _TIMES and isinstance(value, str)):
+        elif (
+            name not in names
+            or isinstance(value, (dict, list))
+            or (name in _TIMES and isinstance(value, str))
+        ):
             del message[name]
 
 
@@ -643,22 +781,34 @@ def _numbers(value: Any) -> Any:
 
 
 def error_of(holder: dict[str, Any], key: str) -> ProviderError:
-    """The provider's error in `holder[key]`: an object, or, from servers that are less strict, text or anything."""
+    """The provider's error in `holder[key]`: an object, or, from servers that are less strict, text
+    or anything.
+    """
     error = holder[key]
     if not isinstance(error, dict):
-        return ProviderError(MESSAGE, _word(holder.get("error_type")), _word(holder.get("code")), holder, key)
-    return ProviderError(MESSAGE, _word(error.get("type")), _word(error.get("code")), error, "message")
+        return ProviderError(
+            MESSAGE, _word(holder.get("error_type")), _word(holder.get("code")), holder, key
+        )
+    return ProviderError(
+        MESSAGE, _word(error.get("type")), _word(error.get("code")), error, "message"
+    )
 
 
 def own_error_of(message: dict[str, Any]) -> ProviderError:
     """The provider's error, where it is the message itself."""
     kind = _word(message.get("type"))
-    return ProviderError(MESSAGE, None if kind == "error" else kind, _word(message.get("code")), message, "message")
+    return ProviderError(
+        MESSAGE, None if kind == "error" else kind, _word(message.get("code")), message, "message"
+    )
 
 
 def _word(value: Any) -> str | None:
     """A code: some servers use a number."""
-    return str(value) if isinstance(value, (str, int)) and value != "" and not isinstance(value, bool) else None
+    return (
+        str(value)
+        if isinstance(value, (str, int)) and value != "" and not isinstance(value, bool)
+        else None
+    )
 
 
 def finish_of(output: int, reason: str) -> Finish:
@@ -672,5 +822,7 @@ def note(function: Callable[..., object], *args: Any) -> Callable[[], object]:
 
 
 def replace_items(items: list[Any], replacements: dict[int, dict[str, Any] | None]) -> None:
-    """Replace items of a list, by their `id()`, all at once: there may be thousands. None: the item is removed."""
+    """Replace items of a list, by their `id()`, all at once: there may be thousands. None: the item
+    is removed.
+    """
     items[:] = [made for item in items if (made := replacements.get(id(item), item)) is not None]

@@ -1,6 +1,7 @@
 """Token counts, in every spelling that providers use. One table for all dialects: servers mix them.
 
-A count of 0 never replaces another count: some servers repeat a report with zeros, or fill in the fields of two APIs.
+A count of 0 never replaces another count: some servers repeat a report with zeros, or fill in the
+fields of two APIs.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ COUNTS = ("input", "output", "cached", "cache_written", "reasoning")
 _MOST = 1 << 53
 """Larger counts are ignored: no provider has them, and floats are not exact from here on."""
 
-# OpenAI chat and responses, Anthropic, and besides: `prompt_cache_hit_tokens` of DeepSeek, `cached_tokens` of Moonshot,
-# `reasoning_tokens` of Perplexity and SGLang.
+# OpenAI chat and responses, Anthropic, and besides: `prompt_cache_hit_tokens` of DeepSeek,
+# `cached_tokens` of Moonshot, `reasoning_tokens` of Perplexity and SGLang.
 _PLACES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "input": (("prompt_tokens",), ("input_tokens",)),
     "output": (("completion_tokens",), ("output_tokens",)),
@@ -61,7 +62,9 @@ def read_counts(usage: dict[str, Any]) -> dict[str, Tokens]:
 
 
 def merge_counts(counts: dict[str, Tokens], later: Mapping[str, Tokens | None]) -> None:
-    """Update `counts` with a later report: what it has replaces what was there, except that 0 never replaces a count."""
+    """Update `counts` with a later report: what it has replaces what was there, except that 0 never
+    replaces a count.
+    """
     for kind, tokens in later.items():
         if tokens or (tokens is not None and kind not in counts):
             counts[kind] = tokens
@@ -71,6 +74,11 @@ def _number(value: Any) -> Tokens | None:
     """A count: a whole number, or a float, or digits in a string. None for anything else."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 17:
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value) or not 0 <= value < _MOST:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not isfinite(value)
+        or not 0 <= value < _MOST
+    ):
         return None
     return int(value) if value == int(value) else value

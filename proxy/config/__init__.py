@@ -1,7 +1,8 @@
 """The configuration: YAML -> frozen typed settings, with every mistake at once.
 
-`schema` has the settings and their types, `source` the text and its places, `expand` the references in it, `checks` what belongs
-together, `wiring` the interceptors, and `load` calls them in order. Every mistake has a path, and nothing is silently ignored.
+`schema` has the settings and their types, `source` the text and its places, `expand` the references
+in it, `checks` what belongs together, `wiring` the interceptors, and `load` calls them in order.
+Every mistake has a path, and nothing is silently ignored.
 """
 
 from .expand import mask_references

@@ -1,4 +1,6 @@
-"""What the schema alone cannot check: names and references between parts, and values with a grammar."""
+"""What the schema alone cannot check: names and references between parts, and values with a
+grammar.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,17 @@ _OWN_PAGES = ("/metrics", "/healthz", "/readyz", "/status")
 
 
 def mistakes_of(config: Config, bad: Collection[str] = ()) -> Iterator[Mistake]:
-    """What only shows when the parts are seen together. `bad`: paths where a stand-in stands for a value that is wrong."""
+    """What only shows when the parts are seen together. `bad`: paths where a stand-in stands for a
+    value that is wrong.
+    """
     proxy = config.reverse_proxy
     upstreams: dict[str, int] = {}
     for index, upstream in enumerate(proxy.upstreams):
         path = f"reverse_proxy.upstreams[{index}]"
         if upstream.name in upstreams:
-            yield Mistake(f"{path}.name", f"another upstream is called {upstream.name!r}", shows_value=False)
+            yield Mistake(
+                f"{path}.name", f"another upstream is called {upstream.name!r}", shows_value=False
+            )
         upstreams.setdefault(upstream.name, index)
         yield from _mistakes_of_upstream(upstream, path)
 
@@ -42,7 +48,11 @@ def mistakes_of(config: Config, bad: Collection[str] = ()) -> Iterator[Mistake]:
     names: dict[str, int] = {}
     for index, entry in enumerate(config.interceptors):
         if entry.name in names:
-            yield Mistake(f"interceptors[{index}].name", f"another interceptor is called {entry.name!r}", shows_value=False)
+            yield Mistake(
+                f"interceptors[{index}].name",
+                f"another interceptor is called {entry.name!r}",
+                shows_value=False,
+            )
         names.setdefault(entry.name, index)
 
     has_all_upstreams = not _any_below(bad, "reverse_proxy.upstreams", ".name")
@@ -51,12 +61,17 @@ def mistakes_of(config: Config, bad: Collection[str] = ()) -> Iterator[Mistake]:
     for index, route in enumerate(proxy.routes):
         path = f"reverse_proxy.routes[{index}]"
         if "?" in route.path or not is_target(route.path.encode()):
-            yield Mistake(f"{path}.path", "can match no request: it must be ASCII without a space, ?, # or backslash")
+            yield Mistake(
+                f"{path}.path",
+                "can match no request: it must be ASCII without a space, ?, # or backslash",
+            )
         elif (prefix := normal_path(route.path.encode())) in prefixes:
             yield Mistake(f"{path}.path", f"another route has the path {prefixes[prefix]!r}")
         else:
             prefixes[prefix] = route.path
-        if route.upstream not in upstreams and (has_all_upstreams or nearest(route.upstream, upstreams)):
+        if route.upstream not in upstreams and (
+            has_all_upstreams or nearest(route.upstream, upstreams)
+        ):
             yield _unknown(f"{path}.upstream", "upstream", route.upstream, upstreams)
         for number, name in enumerate(route.interceptors):
             if name not in names and (has_all_names or nearest(name, names)):
@@ -79,9 +94,14 @@ def mistakes_of(config: Config, bad: Collection[str] = ()) -> Iterator[Mistake]:
     if _is_early_for_nothing(proxy.heartbeat):
         yield Mistake("reverse_proxy.heartbeat.early", "requires heartbeat.interval")
     if _backs_off_too_far(proxy.reconnect):
-        yield Mistake("reverse_proxy.reconnect.initial_backoff", "must not be more than max_backoff")
+        yield Mistake(
+            "reverse_proxy.reconnect.initial_backoff", "must not be more than max_backoff"
+        )
     if proxy.health.max_eject < proxy.health.eject:
-        yield Mistake("reverse_proxy.health.max_eject", f"must not be less than eject ({proxy.health.eject:g})")
+        yield Mistake(
+            "reverse_proxy.health.max_eject",
+            f"must not be less than eject ({proxy.health.eject:g})",
+        )
     if proxy.health.check_path is not None and not _TARGET.fullmatch(proxy.health.check_path):
         is_close = _TARGET.fullmatch(f"/{proxy.health.check_path}")
         yield Mistake(
@@ -94,29 +114,40 @@ def mistakes_of(config: Config, bad: Collection[str] = ()) -> Iterator[Mistake]:
             ipaddress.ip_network(network, strict=False)
         except ValueError:
             yield Mistake(
-                f"reverse_proxy.trusted_proxies[{index}]", "must be an address or a network, such as 10.0.0.1 or 10.0.0.0/8"
+                f"reverse_proxy.trusted_proxies[{index}]",
+                "must be an address or a network, such as 10.0.0.1 or 10.0.0.0/8",
             )
 
 
 def warnings_of(config: Config, bad: Collection[str] = ()) -> Iterator[Mistake]:
     """What is probably not meant. `bad`: paths where a stand-in stands for a value that is wrong."""
     proxy = config.reverse_proxy
-    are_routes_right = not any(item == "reverse_proxy" or item.startswith("reverse_proxy.routes") for item in bad)
+    are_routes_right = not any(
+        item == "reverse_proxy" or item.startswith("reverse_proxy.routes") for item in bad
+    )
     used = {name for route in proxy.routes for name in route.interceptors}
     # A name that nothing has is probably that of an entry which would seem unused.
     is_complete = are_routes_right and used <= {entry.name for entry in config.interceptors}
     for index, entry in enumerate(config.interceptors):
         if entry.name not in used and is_complete:
-            yield Mistake(f"interceptors[{index}]", f"no route uses the interceptor {entry.name!r}", shows_value=False)
+            yield Mistake(
+                f"interceptors[{index}]",
+                f"no route uses the interceptor {entry.name!r}",
+                shows_value=False,
+            )
     asked = {route.upstream for route in proxy.routes}
     is_complete = are_routes_right and asked <= {upstream.name for upstream in proxy.upstreams}
     for index, upstream in enumerate(proxy.upstreams):
         if upstream.name not in asked and is_complete:
             yield Mistake(
-                f"reverse_proxy.upstreams[{index}]", f"no route uses the upstream {upstream.name!r}", shows_value=False
+                f"reverse_proxy.upstreams[{index}]",
+                f"no route uses the upstream {upstream.name!r}",
+                shows_value=False,
             )
     paths = {normal_path(route.path.encode()): route.path for route in proxy.routes}
-    pages = {config.admin.prefix + page for page in _OWN_PAGES} if config.admin.port is None else set()
+    pages = (
+        {config.admin.prefix + page for page in _OWN_PAGES} if config.admin.port is None else set()
+    )
     for index, route in enumerate(proxy.routes):
         for number, name in enumerate(route.interceptors):
             if name in route.interceptors[:number]:
@@ -125,10 +156,15 @@ def warnings_of(config: Config, bad: Collection[str] = ()) -> Iterator[Mistake]:
         path, own = f"reverse_proxy.routes[{index}].path", normal_path(route.path.encode())
         if not own.endswith(b"/") and own + b"/" in paths:
             other = paths[own + b"/"]
-            yield Mistake(path, f"the route {other!r} shadows this one: only requests for {route.path!r} itself come here")
+            yield Mistake(
+                path,
+                f"the route {other!r} shadows this one: only requests for {route.path!r} itself come here",
+            )
         if own.decode("latin-1") in pages:
             yield Mistake(
-                path, "a page of the proxy's own shadows this path", "set admin.port or admin.prefix to move the pages"
+                path,
+                "a page of the proxy's own shadows this path",
+                "set admin.port or admin.prefix to move the pages",
             )
 
 
@@ -137,14 +173,20 @@ def _mistakes_of_upstream(upstream: Upstream, path: str) -> Iterator[Mistake]:
     for number, endpoint in enumerate(upstream.endpoints):
         problem = endpoint_problem(endpoint)
         if problem is not None:
-            yield Mistake(f"{path}.endpoints[{number}]", problem, shows_value=False)  # it may hold a credential
+            yield Mistake(
+                f"{path}.endpoints[{number}]", problem, shows_value=False
+            )  # it may hold a credential
         elif (place := place_of(httpx.URL(endpoint))) in places:
-            yield Mistake(f"{path}.endpoints[{number}]", "this endpoint is listed twice", shows_value=False)
+            yield Mistake(
+                f"{path}.endpoints[{number}]", "this endpoint is listed twice", shows_value=False
+            )
         else:
             places.add(place)
     if upstream.ca_file is not None:
         if not Path(upstream.ca_file).is_file():
-            yield Mistake(f"{path}.ca_file", f"there is no file {upstream.ca_file!r}", shows_value=False)
+            yield Mistake(
+                f"{path}.ca_file", f"there is no file {upstream.ca_file!r}", shows_value=False
+            )
         else:
             try:
                 ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(upstream.ca_file)
@@ -166,12 +208,20 @@ def _mistakes_of_upstream(upstream: Upstream, path: str) -> Iterator[Mistake]:
         if not _TOKEN.fullmatch(name):
             yield Mistake(where, f"{name!r} is not a header name", shows_value=False)
         elif name.lower() in _FRAMING:
-            yield Mistake(where, "this header belongs to the connection and cannot be set", shows_value=False)
+            yield Mistake(
+                where, "this header belongs to the connection and cannot be set", shows_value=False
+            )
         elif not _is_field_value(value):
-            yield Mistake(where, "the value holds characters that a header cannot hold", shows_value=False)
+            yield Mistake(
+                where, "the value holds characters that a header cannot hold", shows_value=False
+            )
     for number, name in enumerate(upstream.headers.remove):
         if not _TOKEN.fullmatch(name):
-            yield Mistake(f"{path}.headers.remove[{number}]", f"{name!r} is not a header name", shows_value=False)
+            yield Mistake(
+                f"{path}.headers.remove[{number}]",
+                f"{name!r} is not a header name",
+                shows_value=False,
+            )
         elif name.lower() in _FRAMING:
             yield Mistake(
                 f"{path}.headers.remove[{number}]",
@@ -183,7 +233,13 @@ def _mistakes_of_upstream(upstream: Upstream, path: str) -> Iterator[Mistake]:
 def _unknown(path: str, what: str, name: str, known: Collection[str]) -> Mistake:
     near = nearest(name, known)
     listed = ", ".join(f'"{item}"' for item in known)
-    hint = f'did you mean "{near}"?' if near is not None else f"there is {listed}" if known else "there is none"
+    hint = (
+        f'did you mean "{near}"?'
+        if near is not None
+        else f"there is {listed}"
+        if known
+        else "there is none"
+    )
     return Mistake(path, f'no {what} is called "{name}"', hint, shows_value=False)
 
 
@@ -206,12 +262,25 @@ _TARGET = re.compile(r"/[!\"$-~]*")  # visible ASCII but for #
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _ORIGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#@\s]*)([/?#]\S*)?")
 _HOST_FORM = "a host name or address, with or without a port, such as api.example.com or [::1]:8000"
-_FRAMING = frozenset(["host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer", "keep-alive"])
+_FRAMING = frozenset(
+    [
+        "host",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+        "upgrade",
+        "te",
+        "trailer",
+        "keep-alive",
+    ]
+)
 
 
 def _is_field_value(value: str) -> bool:
     """RFC 9110, section 5.5, as ASCII: visible characters, with spaces and tabs inside."""
-    return value == value.strip() and all(0x20 <= ord(char) < 0x7F or char == "\t" for char in value)
+    return value == value.strip() and all(
+        0x20 <= ord(char) < 0x7F or char == "\t" for char in value
+    )
 
 
 def endpoint_problem(url: str) -> str | None:
@@ -241,14 +310,14 @@ def _server_name_problem(name: str) -> str | None:
     try:
         server_name(name)
     except ValueError:
-        return (
-            f"{name!r} is neither a host name nor an address: expected one such as backend.example, without scheme and port"
-        )
+        return f"{name!r} is neither a host name nor an address: expected one such as backend.example, without scheme and port"
     return None
 
 
 def _origin_problem(origin: str) -> str | None:
-    """Why no request can have this `Origin` (RFC 6454, section 6.2: what a browser writes has no path, and no default port)."""
+    """Why no request can have this `Origin` (RFC 6454, section 6.2: what a browser writes has no
+    path, and no default port).
+    """
     if origin.lower() == "null":
         return None
     if "*" in origin:

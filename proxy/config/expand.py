@@ -1,7 +1,8 @@
 """References in values: `${VAR}`, `${VAR:-default}` and `${file:PATH}`; `$${` is a literal `${`.
 
-A default and a path may hold references themselves. What a reference gives is text, never YAML, and is not looked at again. Nothing
-else may begin with `${`. `:-` is POSIX's: the default also stands in for an empty variable.
+A default and a path may hold references themselves. What a reference gives is text, never YAML, and
+is not looked at again. Nothing else may begin with `${`. `:-` is POSIX's: the default also stands
+in for an empty variable.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ _STOP = re.compile(r"\$\$\{|\$\{|\}")
 
 
 _given: dict[str, str] = {}
-"""What every reference in this process gave, with the reference as it is written. Secrets among them."""
+"""What every reference in this process gave, with the reference as it is written. Secrets among
+them.
+"""
 
 
 def mask_references(text: str) -> str:
-    """A text that may quote an option, with references instead of what they gave. What has three characters or less stays."""
+    """A text that may quote an option, with references instead of what they gave. What has three
+    characters or less stays.
+    """
     return _mask(text, {value: written for value, written in _given.items() if len(value) > 3})
 
 
@@ -46,27 +51,40 @@ class Expansion:
         self.directory = directory
         self.mistakes: list[Mistake] = []
         self.values: dict[str, list[tuple[str, str]]] = {}
-        """By path: what each reference gave, with the reference as it is written. Secrets among them."""
+        """By path: what each reference gave, with the reference as it is written. Secrets among
+        them.
+        """
 
     def mask(self, text: str, path: str) -> str:
-        """A text about the value at a path, with references instead of what they gave. What is shorter than four characters, or
-        three of the path's own, is no secret.
+        """A text about the value at a path, with references instead of what they gave. What is
+        shorter than four characters, or three of the path's own, is no secret.
         """
-        known = {value: written for found in self.values.values() for value, written in found if len(value) > 3}
+        known = {
+            value: written
+            for found in self.values.values()
+            for value, written in found
+            if len(value) > 3
+        }
         known |= {value: written for value, written in self.values.get(path, ()) if len(value) > 2}
         return _mask(text, known)
 
     def is_short(self, path: str) -> bool:
-        """Whether a reference at a path gave too little for `mask`: then nothing may be made of the value."""
+        """Whether a reference at a path gave too little for `mask`: then nothing may be made of the
+        value.
+        """
         return any(len(value) <= 2 for value, _ in self.values.get(path, ()))
 
 
 def expand(tree: Any, expansion: Expansion, path: str = "") -> Any:
-    """The tree with the references in its strings replaced. Mistakes are added to the expansion's. Blocks on files."""
+    """The tree with the references in its strings replaced. Mistakes are added to the expansion's.
+    Blocks on files.
+    """
     if isinstance(tree, dict):
         for key in tree:
             if isinstance(key, str) and "${" in key:
-                expansion.mistakes.append(Mistake(join(path, key), "a key must not hold ${", shows_value=False))
+                expansion.mistakes.append(
+                    Mistake(join(path, key), "a key must not hold ${", shows_value=False)
+                )
         return {key: expand(value, expansion, join(path, key)) for key, value in tree.items()}
     if isinstance(tree, list):
         return [expand(value, expansion, f"{path}[{index}]") for index, value in enumerate(tree)]
@@ -86,7 +104,8 @@ class _Text:
         return self._until_end(nested=False, used=True) or ""
 
     def _until_end(self, *, nested: bool, used: bool) -> str | None:
-        """The text up to its end or, `nested`, up to the brace that closes the reference; None when there is none.
+        """The text up to its end or, `nested`, up to the brace that closes the reference; None when
+        there is none.
 
         `used` false: a default that is not needed, in which nothing is looked up.
         """

@@ -1,4 +1,6 @@
-"""From a file to a checked configuration: YAML, references, types, what belongs together, interceptors. Every mistake at once."""
+"""From a file to a checked configuration: YAML, references, types, what belongs together,
+interceptors. Every mistake at once.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,19 @@ from .schema import Config, ReverseProxy, Route, Upstream
 from .source import Source, read_yaml
 from .wiring import load_all, wiring_mistakes, wiring_warnings
 
-__all__ = ["Checked", "check_config", "load_config", "log_warnings", "parse_config", "single_upstream"]
+__all__ = [
+    "Checked",
+    "check_config",
+    "load_config",
+    "log_warnings",
+    "parse_config",
+    "single_upstream",
+]
 
 _MCP_BODY_BYTES = 4194304
-"""The default of `max_request_body_bytes` with `dialect: mcp`, whose bodies are collected and decoded."""
+"""The default of `max_request_body_bytes` with `dialect: mcp`, whose bodies are collected and
+decoded.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +63,9 @@ class Checked:
 
 
 def check_config(path: str | os.PathLike[str]) -> Checked:
-    """Check a configuration file and load its interceptors, which imports their modules. Raises nothing of its own; blocks."""
+    """Check a configuration file and load its interceptors, which imports their modules. Raises
+    nothing of its own; blocks.
+    """
     file = os.fspath(path)
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -64,34 +77,49 @@ def check_config(path: str | os.PathLike[str]) -> Checked:
     except ConfigError as error:
         return Checked(None, tuple(replace(problem, file=file) for problem in error.problems))
     problems = tuple(replace(problem, file=file) for problem in reading.problems())
-    return Checked(None if any(problem.severity == "error" for problem in problems) else reading.config, problems)
+    return Checked(
+        None if any(problem.severity == "error" for problem in problems) else reading.config,
+        problems,
+    )
 
 
 def log_warnings(warnings: Iterable[Problem]) -> None:
     """Log what is probably not meant, a `config_warning` line each."""
     for warning in warnings:
-        structlog.get_logger("proxy").warning("config_warning", path=warning.path, message=warning.text)
+        structlog.get_logger("proxy").warning(
+            "config_warning", path=warning.path, message=warning.text
+        )
 
 
 def load_config(path: str | os.PathLike[str]) -> Config:
-    """Read and check a configuration file, its interceptors included. Raises `ConfigError`; blocks on files and imports."""
+    """Read and check a configuration file, its interceptors included. Raises `ConfigError`; blocks
+    on files and imports.
+    """
     return check_config(path).require()
 
 
 def parse_config(text: str) -> Config:
-    """Check a configuration in YAML, but for its interceptors. Raises `ConfigError` with every mistake."""
+    """Check a configuration in YAML, but for its interceptors. Raises `ConfigError` with every
+    mistake.
+    """
     reading = _Reading(text, Path.cwd())
     problems = reading.problems()
     return Checked(None if problems else reading.config, problems).require()
 
 
 def single_upstream(url: str) -> Config:
-    """The configuration behind `weirpool serve --upstream URL`: everything to one upstream. Raises `ConfigError`."""
+    """The configuration behind `weirpool serve --upstream URL`: everything to one upstream. Raises
+    `ConfigError`.
+    """
     problem = endpoint_problem(url)
     if problem is not None:
         raise ConfigError(f"--upstream: {problem}")
     upstream = Upstream(name="upstream", endpoints=[url])
-    return Config(reverse_proxy=ReverseProxy(upstreams=[upstream], routes=[Route(path="/", upstream="upstream")]))
+    return Config(
+        reverse_proxy=ReverseProxy(
+            upstreams=[upstream], routes=[Route(path="/", upstream="upstream")]
+        )
+    )
 
 
 def _unreadable(error: OSError | ValueError) -> str:
@@ -118,7 +146,8 @@ class _Reading:
             self._checker.check(mi.type_info(Config), self._checker.settle(tree)), directory
         )
         self._errors: list[Mistake] = [
-            Mistake(path, "this key stands here twice", shows_value=False) for path in self._source.duplicates
+            Mistake(path, "this key stands here twice", shows_value=False)
+            for path in self._source.duplicates
         ]
         self._warnings: list[Mistake] = []
         self._errors += self._expansion.mistakes
@@ -133,7 +162,9 @@ class _Reading:
     def check_interceptors(self) -> None:
         """Load the interceptors, and see whether they can work together."""
         entries = [
-            msgspec.structs.replace(entry, use=str(self._directory.resolve() / entry.use)) if ".py:" in entry.use else entry
+            msgspec.structs.replace(entry, use=str(self._directory.resolve() / entry.use))
+            if ".py:" in entry.use
+            else entry
             for entry in self.config.interceptors  # files of interceptors lie relative to the configuration's
         ]
         self.config = msgspec.structs.replace(self.config, interceptors=entries)
@@ -141,7 +172,11 @@ class _Reading:
         self._add(mistakes)
         self._add(wiring_mistakes(self.config, loaded))
         self._warnings += wiring_warnings(self.config, loaded, self._source.places.keys())
-        self._warnings += [item for item in warnings_of(self.config, self._checker.bad) if self._is_right(item.path)]
+        self._warnings += [
+            item
+            for item in warnings_of(self.config, self._checker.bad)
+            if self._is_right(item.path)
+        ]
 
     def _add(self, mistakes: Iterable[Mistake]) -> None:
         """Mistakes of what is right in itself: what a stand-in stands for has been told."""
@@ -180,10 +215,14 @@ def _with_files_of(config: Config, directory: Path) -> Config:
     """With relative paths of files from the configuration's directory on."""
     proxy = config.reverse_proxy
     upstreams = [
-        item if item.ca_file is None else msgspec.structs.replace(item, ca_file=str(directory.resolve() / item.ca_file))
+        item
+        if item.ca_file is None
+        else msgspec.structs.replace(item, ca_file=str(directory.resolve() / item.ca_file))
         for item in proxy.upstreams
     ]
-    return msgspec.structs.replace(config, reverse_proxy=msgspec.structs.replace(proxy, upstreams=upstreams))
+    return msgspec.structs.replace(
+        config, reverse_proxy=msgspec.structs.replace(proxy, upstreams=upstreams)
+    )
 
 
 class _ConfigChecker(Checker):
@@ -215,7 +254,9 @@ class _ConfigChecker(Checker):
         return _belongs(places)
 
     def settle(self, tree: Any) -> Any:
-        """The tree, with values that stand at another level where they belong, so that they are checked, too."""
+        """The tree, with values that stand at another level where they belong, so that they are
+        checked, too.
+        """
         if not isinstance(tree, dict):
             return tree
         settled = dict(tree)

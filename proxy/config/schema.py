@@ -1,4 +1,6 @@
-"""The configuration's shape: frozen typed settings, with their defaults. Unknown keys are forbidden."""
+"""The configuration's shape: frozen typed settings, with their defaults. Unknown keys are
+forbidden.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ __all__ = [
 
 
 def _form(form: str, fix: Callable[[str], str] | None = None) -> dict[str, Any]:
-    """For `Meta(pattern=...)`: what the pattern asks for, behind "must", and how to make a right value of a wrong one."""
+    """For `Meta(pattern=...)`: what the pattern asks for, behind "must", and how to make a right
+    value of a wrong one.
+    """
     return {"form": form, "fix": fix}
 
 
@@ -50,7 +54,9 @@ Seconds = Annotated[float, Meta(gt=0, le=31_536_000, extra={"unit": "seconds"})]
 Duration = Annotated[float, Meta(ge=0, le=31_536_000, extra={"unit": "seconds"})]
 Count = Annotated[int, Meta(ge=1)]
 Header = dict[str, str]
-Method = Annotated[str, Meta(pattern=r"^[A-Z]+\Z", extra=_form("be a method in capitals, such as GET", str.upper))]
+Method = Annotated[
+    str, Meta(pattern=r"^[A-Z]+\Z", extra=_form("be a method in capitals, such as GET", str.upper))
+]
 
 
 class _Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -68,7 +74,9 @@ class Upstream(_Settings, frozen=True):
     host: str = "upstream"
     ca_file: str | None = None
     tls_server_name: str | None = None
-    """The name that TLS sends (SNI) and verifies, or the address that it verifies; None: each endpoint's host."""
+    """The name that TLS sends (SNI) and verifies, or the address that it verifies; None: each
+    endpoint's host.
+    """
     headers: HeaderRules = HeaderRules()
     max_connections: Count = 10000
 
@@ -100,7 +108,9 @@ class Limits(_Settings, frozen=True):
 
 
 class Heartbeat(_Settings, frozen=True):
-    """`interval`: seconds of silence before a comment line; None: none. `early`: also before the upstream has answered."""
+    """`interval`: seconds of silence before a comment line; None: none. `early`: also before the
+    upstream has answered.
+    """
 
     interval: Seconds | None = None
     early: bool = False
@@ -125,7 +135,9 @@ class Health(_Settings, frozen=True):
     eject: Seconds = 10
     max_eject: Seconds = 300
     gone_after: Seconds | None = None
-    """Sessions of an endpoint that is out of service for longer, without a break, get 404. None: `max_eject`."""
+    """Sessions of an endpoint that is out of service for longer, without a break, get 404. None:
+    `max_eject`.
+    """
     check_path: str | None = None
     check_interval: Seconds = 10
 
@@ -144,7 +156,9 @@ class Route(_Settings, frozen=True):
     allowed_origins: list[str] | None = None
     strip_prefix: bool = False
     listening: list[Method] | None = None
-    """Methods whose event streams `timeouts.idle` does not cut; None: GET with `dialect: mcp`, otherwise none."""
+    """Methods whose event streams `timeouts.idle` does not cut; None: GET with `dialect: mcp`,
+    otherwise none.
+    """
 
 
 class BufferPoolSize(_Settings, frozen=True):
@@ -194,19 +208,25 @@ class Admin(_Settings, frozen=True):
         str,
         Meta(
             pattern=r"^(/.*[^/])?\Z",
-            extra=_form('be empty, or start with "/" and not end with "/"', lambda text: f"/{text.strip('/')}"),
+            extra=_form(
+                'be empty, or start with "/" and not end with "/"',
+                lambda text: f"/{text.strip('/')}",
+            ),
         ),
     ] = ""
     port: Annotated[int, Meta(ge=1, le=65535)] | None = None
     host: Annotated[
         str,
         Meta(
-            pattern=r"^[0-9A-Fa-f.:]+\Z", extra=_form("be an IP address, such as 127.0.0.1", {"localhost": "127.0.0.1"}.get)
+            pattern=r"^[0-9A-Fa-f.:]+\Z",
+            extra=_form("be an IP address, such as 127.0.0.1", {"localhost": "127.0.0.1"}.get),
         ),
     ] = "127.0.0.1"
     """Where `port` listens: an address, not a name."""
     hosts: list[str] = []
-    """Names for which `/metrics` and `/status` are served on `port`, besides addresses and `localhost`."""
+    """Names for which `/metrics` and `/status` are served on `port`, besides addresses and
+    `localhost`.
+    """
 
 
 class Log(_Settings, frozen=True):

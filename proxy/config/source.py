@@ -1,6 +1,7 @@
 """A configuration's text: the tree that it holds, and where each value stands in it.
 
-PyYAML's safe loader reads it. It takes the last of two equal keys (YAML 1.2, section 3.2.1.3, forbids them): they are found here.
+PyYAML's safe loader reads it. It takes the last of two equal keys (YAML 1.2, section 3.2.1.3,
+forbids them): they are found here.
 """
 
 from __future__ import annotations
@@ -62,7 +63,13 @@ def read_yaml(text: str) -> Source:
         message = f"YAML does not allow the character U+{ord(text[error.position]):04X}"
         hint = 'write it as an escape in double quotes, such as "\\u001b", or remove it'
         raise ConfigError(
-            Problem("", message, hint, line=before.count("\n") + 1, column=len(before) - before.rfind("\n"))
+            Problem(
+                "",
+                message,
+                hint,
+                line=before.count("\n") + 1,
+                column=len(before) - before.rfind("\n"),
+            )
         ) from None
     try:
         node = loader.get_single_node()
@@ -75,7 +82,9 @@ def read_yaml(text: str) -> Source:
         line, column = (mark.line + 1, mark.column + 1) if mark else (None, None)
         problem = str(error.problem).removeprefix("but ")
         at = text[mark.index :] if mark else ""
-        raise ConfigError(Problem("", problem, _hint_for(problem, at), line=line, column=column)) from None
+        raise ConfigError(
+            Problem("", problem, _hint_for(problem, at), line=line, column=column)
+        ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"not YAML: {error}") from None
     except RecursionError:
@@ -86,9 +95,11 @@ def read_yaml(text: str) -> Source:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads what looks like a number or a date and is none (`2026-99-99`, `0x_`, 6,000 digits) as text, as it is written.
+    """Reads what looks like a number or a date and is none (`2026-99-99`, `0x_`, 6,000 digits) as
+    text, as it is written.
 
-    PyYAML fails on these with all kinds of exceptions. As text they are checked like any other value, with their place.
+    PyYAML fails on these with all kinds of exceptions. As text they are checked like any other
+    value, with their place.
     """
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -104,7 +115,9 @@ class _Loader(yaml.SafeLoader):
 
 
 def _hint_for(problem: str, at: str) -> str:
-    """What most probably has to be written instead. `at`: the text from the place of the mistake on."""
+    """What most probably has to be written instead. `at`: the text from the place of the mistake
+    on.
+    """
     if at.startswith("{") and problem.startswith("expected"):
         return 'put a value with ${...} in quotes here, as in "${VAR}": inside { } and [ ], YAML reads { and } itself'
     if "unknown escape character" in problem:
@@ -112,7 +125,11 @@ def _hint_for(problem: str, at: str) -> str:
     if "alias" in problem or "anchor" in problem:
         return "put a value that begins with * or & in quotes"
     if problem.startswith("found character"):
-        return "indent with spaces" if at.startswith("\t") else "put a value that begins with this character in quotes"
+        return (
+            "indent with spaces"
+            if at.startswith("\t")
+            else "put a value that begins with this character in quotes"
+        )
     if "mapping values are not allowed" in problem:
         return "put a value that holds a colon and a space in quotes, or check where this line and the one above begin"
     if "another document" in problem:
@@ -144,7 +161,11 @@ class _Reading:
             raise ConfigError(f"this has more than {_MAX_VALUES} values")
         mark, key_mark = node.start_mark, key.start_mark
         self.places[path] = Place(
-            mark.line + 1, mark.column + 1, key_mark.line + 1, key_mark.column + 1, self._text_of(node)
+            mark.line + 1,
+            mark.column + 1,
+            key_mark.line + 1,
+            key_mark.column + 1,
+            self._text_of(node),
         )
         self._above.append(node)
         if isinstance(node, yaml.MappingNode):
@@ -180,7 +201,9 @@ class _Reading:
     def _text_of(self, node: yaml.Node) -> str:
         if isinstance(node, yaml.ScalarNode):
             text = (
-                json.dumps(node.value, ensure_ascii=False) if node.tag == "tag:yaml.org,2002:str" else node.value or "null"
+                json.dumps(node.value, ensure_ascii=False)
+                if node.tag == "tag:yaml.org,2002:str"
+                else node.value or "null"
             )
         else:
             text = self._text[node.start_mark.index : node.end_mark.index].strip()
@@ -190,7 +213,9 @@ class _Reading:
 
 
 def _key_of(node: yaml.ScalarNode) -> str:
-    """A key in a path: as the value that it becomes is written in Python, which is how the other parts of a path see it."""
+    """A key in a path: as the value that it becomes is written in Python, which is how the other
+    parts of a path see it.
+    """
     try:
         plain = node.style is None and node.tag != "tag:yaml.org,2002:str"
         return str(yaml.load(node.value, _Loader)) if plain else str(node.value)  # noqa: S506 - a safe loader

@@ -1,6 +1,8 @@
-"""The interceptors of a configuration: loaded, and checked for whether each route's can work together.
+"""The interceptors of a configuration: loaded, and checked for whether each route's can work
+together.
 
-What an interceptor needs and gives, it declares (`sets_state`, `needs_state`, `uses_state`, `sets_headers`, `wants_dialect`).
+What an interceptor needs and gives, it declares (`sets_state`, `needs_state`, `uses_state`,
+`sets_headers`, `wants_dialect`).
 """
 
 from __future__ import annotations
@@ -19,17 +21,23 @@ __all__ = ["load_all", "load_interceptors", "wiring_mistakes", "wiring_warnings"
 
 
 def load_interceptors(config: Config) -> dict[str, Owner]:
-    """Load every interceptor that the configuration names. Raises `ConfigError`, with all that cannot be loaded."""
+    """Load every interceptor that the configuration names. Raises `ConfigError`, with all that
+    cannot be loaded.
+    """
     loaded, mistakes = load_all(config)
     if mistakes:
         raise ConfigError(*[Problem(item.path, item.message, item.hint) for item in mistakes])
     return {name: Owner(name, interceptor) for name, interceptor in loaded.items()}
 
 
-def load_all(config: Config, bad: Collection[str] = ()) -> tuple[dict[str, Interceptor], list[Mistake]]:
-    """The interceptors that could be made, by their names, and what is wrong with them. `bad`: paths to leave out.
+def load_all(
+    config: Config, bad: Collection[str] = ()
+) -> tuple[dict[str, Interceptor], list[Mistake]]:
+    """The interceptors that could be made, by their names, and what is wrong with them. `bad`:
+    paths to leave out.
 
-    With mistakes, an interceptor may have been made of the options that are right: it serves to find more mistakes.
+    With mistakes, an interceptor may have been made of the options that are right: it serves to
+    find more mistakes.
     """
     loaded: dict[str, Interceptor] = {}
     mistakes: list[Mistake] = []
@@ -44,7 +52,9 @@ def load_all(config: Config, bad: Collection[str] = ()) -> tuple[dict[str, Inter
                 loaded[entry.name] = error.made
             for item in error.errors:
                 where = f"{path}.options.{item.option}" if item.option else f"{path}.use"
-                if not any(wrong.startswith(where) for wrong in bad):  # an unset variable in it is known already
+                if not any(
+                    wrong.startswith(where) for wrong in bad
+                ):  # an unset variable in it is known already
                     mistakes.append(Mistake(where, item.problem, item.hint, shows_value=False))
     return loaded, mistakes
 
@@ -78,7 +88,9 @@ def wiring_mistakes(config: Config, loaded: Mapping[str, Interceptor]) -> Iterat
                     )
 
 
-def wiring_warnings(config: Config, loaded: Mapping[str, Interceptor], given: Collection[str]) -> Iterator[Mistake]:
+def wiring_warnings(
+    config: Config, loaded: Mapping[str, Interceptor], given: Collection[str]
+) -> Iterator[Mistake]:
     """What is probably not meant. `given`: the paths that the file has."""
     for index, route in enumerate(config.reverse_proxy.routes):
         chain = _chain_of(route, loaded)
@@ -88,7 +100,9 @@ def wiring_warnings(config: Config, loaded: Mapping[str, Interceptor], given: Co
             path = f"reverse_proxy.routes[{index}].interceptors[{number}]"
             name = route.interceptors[number]
             for key in interceptor.needs_state:
-                if not _may_set(chain, number, key, undeclared=False) and _may_set(chain, number, key, undeclared=True):
+                if not _may_set(chain, number, key, undeclared=False) and _may_set(
+                    chain, number, key, undeclared=True
+                ):
                     yield Mistake(
                         path,
                         f'"{name}" needs request.state["{key}"], which nothing before it declares to set',
@@ -109,7 +123,11 @@ def wiring_warnings(config: Config, loaded: Mapping[str, Interceptor], given: Co
             for number, interceptor in chain
             if interceptor is not None and interceptor.wants_dialect
         ]
-        if unsure and route.dialect in ("generic", "abort") and f"reverse_proxy.routes[{index}].dialect" not in given:
+        if (
+            unsure
+            and route.dialect in ("generic", "abort")
+            and f"reverse_proxy.routes[{index}].dialect" not in given
+        ):
             yield Mistake(
                 f"reverse_proxy.routes[{index}]",
                 f"without a dialect, the path of a request decides what {', '.join(unsure)} can see in its answer",
@@ -119,7 +137,9 @@ def wiring_warnings(config: Config, loaded: Mapping[str, Interceptor], given: Co
 
 
 _Chain = Sequence[tuple[int, Interceptor | None]]
-"""A route's interceptors in the order in which they are asked, with their places in its list; None for one that is wrong."""
+"""A route's interceptors in the order in which they are asked, with their places in its list; None
+for one that is wrong.
+"""
 
 
 def _chain_of(route: Route, loaded: Mapping[str, Interceptor]) -> _Chain:
@@ -130,14 +150,20 @@ def _chain_of(route: Route, loaded: Mapping[str, Interceptor]) -> _Chain:
 
 
 def _may_set(chain: _Chain, before: int, key: str, *, undeclared: bool) -> bool:
-    """Whether an interceptor before a place sets a key. `undeclared`: also one that does not say what it sets."""
+    """Whether an interceptor before a place sets a key. `undeclared`: also one that does not say
+    what it sets.
+    """
     for number, interceptor in chain:
         if number == before:
             return False
         if interceptor is None:
             return True
         declared = interceptor.sets_state
-        if declared is None and undeclared and type(interceptor).on_request is not Interceptor.on_request:
+        if (
+            declared is None
+            and undeclared
+            and type(interceptor).on_request is not Interceptor.on_request
+        ):
             return True
         if declared is not None and key in declared:
             return True
@@ -161,7 +187,11 @@ def _before(route: Route, later: str, place: int) -> str:
 
 
 def _who_sets(key: str, loaded: Mapping[str, Interceptor], name: str) -> str:
-    setters = [f'"{other}"' for other, interceptor in loaded.items() if key in (interceptor.sets_state or ())]
+    setters = [
+        f'"{other}"'
+        for other, interceptor in loaded.items()
+        if key in (interceptor.sets_state or ())
+    ]
     if setters:
         return f'list {" or ".join(setters)} before "{name}"'
     return f'list an interceptor of api_keys before "{name}"' if key == "client_key" else ""
@@ -172,4 +202,6 @@ def _rule_for(upstream: Upstream, header: str) -> str | None:
     for name in upstream.headers.set:
         if name.lower() == header.lower():
             return f"set.{name}"
-    return "remove" if header.lower() in [name.lower() for name in upstream.headers.remove] else None
+    return (
+        "remove" if header.lower() in [name.lower() for name in upstream.headers.remove] else None
+    )

@@ -47,7 +47,9 @@ WRITERS = ("asgi", "direct")
 
 
 def raw_target(scope: Scope) -> bytes:
-    """A request's target as it came. A server that does not tell it loses a `?` without anything after it."""
+    """A request's target as it came. A server that does not tell it loses a `?` without anything
+    after it.
+    """
     target: bytes | None = scope["extensions"].get(RAW_TARGET) if scope.get("extensions") else None
     if target is None:
         query: bytes = scope["query_string"]
@@ -55,8 +57,18 @@ def raw_target(scope: Scope) -> bytes:
     return target
 
 
-def choose_writer(scope: Scope, send: Send, connection: ClientConnection | None, *, chunked: bool) -> Writer:
-    """The direct writer where it can go, else the portable one. `chunked`: the response has a body of unknown length."""
-    if connection is None or connection.tls or connection.http2 or not chunked or scope["http_version"] != "1.1":
+def choose_writer(
+    scope: Scope, send: Send, connection: ClientConnection | None, *, chunked: bool
+) -> Writer:
+    """The direct writer where it can go, else the portable one. `chunked`: the response has a body
+    of unknown length.
+    """
+    if (
+        connection is None
+        or connection.tls
+        or connection.http2
+        or not chunked
+        or scope["http_version"] != "1.1"
+    ):
         return AsgiWriter(send, connection)
     return DirectWriter(send, connection)

@@ -12,7 +12,7 @@ import trio
 from interceptors.chain import Part
 
 from ..errors import ClientGone
-from ..headers import HeaderList
+from ..http.headers import HeaderList
 from .hypercorn import ClientConnection
 from .writer import Send
 
@@ -34,7 +34,9 @@ class AsgiWriter:
         self.bytes_sent = 0
 
     async def start(self, status: int, headers: HeaderList, *, whole: bool = False) -> None:
-        self.started = self.stalled = True  # until the head has left: a server that was stopped in it takes nothing more
+        self.started = self.stalled = (
+            True  # until the head has left: a server that was stopped in it takes nothing more
+        )
         head = {"type": "http.response.start", "status": status, "headers": headers}
         if self._connection is None or not whole:
             await self._pass(head)
@@ -70,10 +72,16 @@ class AsgiWriter:
     async def abort(self) -> None:
         if self._connection is not None:
             await self._connection.abort()
-        # Without it: the app returns in the middle of a response, and servers then close the connection.
+        # Without it: the app returns in the middle of a response, and servers then close the
+        # connection.
 
     async def _pass(self, message: dict[str, object]) -> None:
         try:
             await self._send(message)
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError) as error:
+        except (
+            OSError,
+            trio.BrokenResourceError,
+            trio.ClosedResourceError,
+            trio.BusyResourceError,
+        ) as error:
             raise ClientGone from error

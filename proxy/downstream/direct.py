@@ -1,8 +1,9 @@
 """The direct writer: chunks from the pooled buffer to the client's socket, with one `sendmsg`.
 
-For chunked HTTP/1.1 responses without TLS under a Hypercorn that we know. The head and the last chunk go through ASGI, and so
-through h11, whose state machine only counts that a chunked body is under way; so keep-alive goes on as ever. Between the two
-nobody else writes: Hypercorn sends only what the application sends.
+For chunked HTTP/1.1 responses without TLS under a Hypercorn that we know. The head and the last
+chunk go through ASGI, and so through h11, whose state machine only counts that a chunked body is
+under way; so keep-alive goes on as ever. Between the two nobody else writes: Hypercorn sends only
+what the application sends.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import trio
 from interceptors.chain import Part
 
 from ..errors import ClientGone, SendStalled
-from ..headers import HeaderList
+from ..http.headers import HeaderList
 from .asgi import AsgiWriter
 from .hypercorn import ClientConnection
 from .writer import Send
@@ -26,7 +27,9 @@ _IOV_MAX = 1024  # on Linux
 
 
 class DirectWriter:
-    """Implements `Writer` on the client's socket. While bytes are unsent, nothing but them may be written."""
+    """Implements `Writer` on the client's socket. While bytes are unsent, nothing but them may be
+    written.
+    """
 
     name = "direct"
     synchronous = True
@@ -101,4 +104,8 @@ class DirectWriter:
 
 def _lost(error: Exception) -> ClientGone | SendStalled:
     """The kernel may be the first to give up a client that takes nothing."""
-    return SendStalled() if isinstance(error, OSError) and error.errno == errno.ETIMEDOUT else ClientGone()
+    return (
+        SendStalled()
+        if isinstance(error, OSError) and error.errno == errno.ETIMEDOUT
+        else ClientGone()
+    )

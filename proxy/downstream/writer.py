@@ -1,7 +1,8 @@
 """The interface of the two writers, and the waits for a client, each with the `send` deadline.
 
-A writer sends one response. The order is: `start`, then any number of `write`s, each answered with False followed by `drain`
-before anything else, then `finish` or `abort`. Only `write` is synchronous: the relay calls it from `pump()`.
+A writer sends one response. The order is: `start`, then any number of `write`s, each answered with
+False followed by `drain` before anything else, then `finish` or `abort`. Only `write` is
+synchronous: the relay calls it from `pump()`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import trio
 from interceptors.chain import Part
 
 from ..errors import SendStalled
-from ..headers import HeaderList
+from ..http.headers import HeaderList
 
 __all__ = ["Message", "Receive", "Scope", "Send", "Writer", "flush", "has_no_body", "in_time"]
 
@@ -48,42 +49,54 @@ class Writer(Protocol):
         ...
 
     async def start(self, status: int, headers: HeaderList, *, whole: bool = False) -> None:
-        """Send the head. `whole`: the whole body is at hand and follows at once, so that the head may leave with it.
+        """Send the head. `whole`: the whole body is at hand and follows at once, so that the head
+        may leave with it.
 
         Raises `ClientGone`.
         """
         ...
 
     def write(self, parts: Sequence[Part]) -> bool:
-        """Take all parts, in order. True: they have left, and the caller may reuse their memory at once.
+        """Take all parts, in order. True: they have left, and the caller may reuse their memory at
+        once.
 
-        False: they were taken, but must leave through `drain()` first; their memory is free in this case, too. Never blocks.
-        Raises `ClientGone`.
+        False: they were taken, but must leave through `drain()` first; their memory is free in this
+        case, too. Never blocks. Raises `ClientGone`.
         """
         ...
 
     def write_chunks(self, message: Sequence[Part], size: int) -> bool:
-        """As `write`, of whole chunks that are framed already and hold `size` bytes. Only of a writer that is `synchronous`."""
+        """As `write`, of whole chunks that are framed already and hold `size` bytes. Only of a
+        writer that is `synchronous`.
+        """
         ...
 
     async def drain(self) -> bool:
-        """Wait until the client takes something, and give it that. True when everything has left; else call again.
+        """Wait until the client takes something, and give it that. True when everything has left;
+        else call again.
 
-        Blocks as long as the client takes nothing: each call is one wait, and the caller sets its deadline. Raises `ClientGone`.
+        Blocks as long as the client takes nothing: each call is one wait, and the caller sets its
+        deadline. Raises `ClientGone`.
         """
         ...
 
     async def finish(self) -> None:
-        """End the response clean; a writer that is not `synchronous` sends along what is unsent. Raises `ClientGone`."""
+        """End the response clean; a writer that is not `synchronous` sends along what is unsent.
+        Raises `ClientGone`.
+        """
         ...
 
     async def abort(self) -> None:
-        """End it such that the client sees that it is not whole. Bounded in time, also when cancelled; raises nothing."""
+        """End it such that the client sees that it is not whole. Bounded in time, also when
+        cancelled; raises nothing.
+        """
         ...
 
 
 async def in_time(step: Callable[[], Awaitable[T]], send_s: float | None) -> T:
-    """Await one step of a writer, at most `send_s` seconds; None: any time. Raises `SendStalled`, and what the step raises."""
+    """Await one step of a writer, at most `send_s` seconds; None: any time. Raises `SendStalled`,
+    and what the step raises.
+    """
     if send_s is None:
         return await step()
     with trio.move_on_after(send_s):

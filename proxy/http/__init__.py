@@ -1,4 +1,6 @@
-"""HTTP's grammar, sans I/O: what a request's target and host are. It knows no route, no exchange and no connection."""
+"""HTTP's grammar, sans I/O: what a request's target and host are. It knows no route, no exchange
+and no connection.
+"""
 
 from __future__ import annotations
 

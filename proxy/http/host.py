@@ -1,7 +1,9 @@
-"""The host of a request, and every other authority that is read: `uri-host [":" port]` (RFC 9110, section 7.2; RFC 3986, 3.2.2).
+"""The host of a request, and every other authority that is read: `uri-host [":" port]` (RFC 9110,
+section 7.2; RFC 3986, 3.2.2).
 
-A host is a name of unreserved characters, sub-delims and percent-escapes, an IPv4 address, or an IPv6 address in brackets; a port
-is at most five digits, not above 65535, and may be empty. User information, zone ids and `IPvFuture` are no part of it.
+A host is a name of unreserved characters, sub-delims and percent-escapes, an IPv4 address, or an
+IPv6 address in brackets; a port is at most five digits, not above 65535, and may be empty. User
+information, zone ids and `IPvFuture` are no part of it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ __all__ = ["DEFAULT_PORTS", "Host", "HostList", "origin_port", "parse_host", "re
 
 DEFAULT_PORTS: Mapping[str, int] = {"http": 80, "https": 443}
 
-_AUTHORITY = re.compile(rb"(?:\[([0-9A-Fa-f:.]+)\]|((?:[0-9A-Za-z!$&'()*+,\-.;=_~]|%[0-9A-Fa-f]{2})+))(?::([0-9]{0,5}))?")
+_AUTHORITY = re.compile(
+    rb"(?:\[([0-9A-Fa-f:.]+)\]|((?:[0-9A-Za-z!$&'()*+,\-.;=_~]|%[0-9A-Fa-f]{2})+))(?::([0-9]{0,5}))?"
+)
 
 
 class Host(NamedTuple):
@@ -42,7 +46,9 @@ class Host(NamedTuple):
 
 def parse_host(value: bytes | str) -> Host | None:
     """A host with or without a port; None for what is none."""
-    match = _AUTHORITY.fullmatch(value.encode("utf-8", "replace") if isinstance(value, str) else value)
+    match = _AUTHORITY.fullmatch(
+        value.encode("utf-8", "replace") if isinstance(value, str) else value
+    )
     if match is None:
         return None
     port = int(match[3]) if match[3] else None
@@ -59,10 +65,12 @@ def parse_host(value: bytes | str) -> Host | None:
 def request_host(
     headers: Sequence[tuple[bytes, bytes]], authority: bytes | None, http_version: str
 ) -> tuple[bytes, Host | None]:
-    """The host of a request, as it came and as it is compared: the authority of its absolute-form target, else its Host header.
+    """The host of a request, as it came and as it is compared: the authority of its absolute-form
+    target, else its Host header.
 
-    An empty Host (and none, in HTTP/1.0) is None. Raises `RequestRefused` (400) for several Host headers, for none in a later
-    version, and for what is no host, also where an authority replaces it (RFC 9112, sections 3.2 and 3.2.2).
+    An empty Host (and none, in HTTP/1.0) is None. Raises `RequestRefused` (400) for several Host
+    headers, for none in a later version, and for what is no host, also where an authority replaces
+    it (RFC 9112, sections 3.2 and 3.2.2).
     """
     values = [value for name, value in headers if name == b"host"]
     if not values and http_version not in ("1.0", "2"):  # 1.2 is read as 1.1: RFC 9110, section 2.5
@@ -71,8 +79,14 @@ def request_host(
         raise RequestRefused(400, "bad_request", "the request has more than one Host header")
     value = values[0] if values else b""
     host = parse_host(value) if value else None
-    if (value and host is None) or (authority is not None and (host := parse_host(authority)) is None):
-        raise RequestRefused(400, "bad_request", "the request's host must be a name or an address, with or without a port")
+    if (value and host is None) or (
+        authority is not None and (host := parse_host(authority)) is None
+    ):
+        raise RequestRefused(
+            400,
+            "bad_request",
+            "the request's host must be a name or an address, with or without a port",
+        )
     return (value if authority is None else authority), host
 
 
@@ -96,4 +110,6 @@ class HostList:
             self._hosts.add(host)
 
     def __contains__(self, host: Host | None) -> bool:
-        return host is not None and (host in self._hosts or (host.port is not None and Host(host.name, None) in self._hosts))
+        return host is not None and (
+            host in self._hosts or (host.port is not None and Host(host.name, None) in self._hosts)
+        )

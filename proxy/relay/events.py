@@ -1,7 +1,8 @@
-"""The relay of whole events: through the interceptors that see them, and over several connections where the stream is to go on.
+"""The relay of whole events: through the interceptors that see them, and over several connections
+where the stream is to go on.
 
-An event that is not whole yet waits here, at the beginning of a lease of its own. It leaves in pieces only if it is above the limit
-and no interceptor needs it.
+An event that is not whole yet waits here, at the beginning of a lease of its own. It leaves in
+pieces only if it is above the limit and no interceptor needs it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from interceptors.chain import StreamChain
 from pools import BufferScope, Lease, Pools
 
 from ..downstream import Writer
-from ..resume import Resume
 from ..upstream import UpstreamBody
+from .resume import Resume
 from .step import Need, Relay, release_parts
 
 __all__ = ["EventRelay"]
@@ -70,7 +71,9 @@ class EventRelay(Relay):
 
     @property
     def is_over(self) -> bool:
-        return self.body.complete and (self._resume is None or not self._resume.wants_more(clean=True))
+        return self.body.complete and (
+            self._resume is None or not self._resume.wants_more(clean=True)
+        )
 
     @property
     def ends_in_finish(self) -> bool:
@@ -94,7 +97,8 @@ class EventRelay(Relay):
         if carry is None:
             buffer, at = window, 0
         elif self.wants_large and not self._awaits and self._carried <= len(window) // 2:
-            # More comes at once than the rest of that small buffer takes: the window does, behind a copy of what is there.
+            # More comes at once than the rest of that small buffer takes: the window does, behind a
+            # copy of what is there.
             buffer, at = window, self._carried
             buffer[:at] = carry.buffer[:at]
         else:
@@ -128,7 +132,9 @@ class EventRelay(Relay):
         return self.next_need() if all_sent else _WRITE
 
     def _take(self, resume: Resume, buffer: bytearray, start: int, end: int) -> bool:
-        """Whole events that the client has not had yet, to the chain if there is one; what is left stays for the next read."""
+        """Whole events that the client has not had yet, to the chain if there is one; what is left
+        stays for the next read.
+        """
         first, last, rest = resume.take(buffer, start, end)
         if resume.failure is not None:
             end = rest
@@ -157,12 +163,20 @@ class EventRelay(Relay):
             part.release()
 
     def _intercept(
-        self, chain: StreamChain, buffer: bytearray, start: int, last: int, behind: int | None = None, end: int = 0
+        self,
+        chain: StreamChain,
+        buffer: bytearray,
+        start: int,
+        last: int,
+        behind: int | None = None,
+        end: int = 0,
     ) -> bool:
-        """Whole events through the chain; what is left stays behind for the next read. With `behind`, that is `buffer[behind:end]`,
-        and the chain gets nothing but whole events.
+        """Whole events through the chain; what is left stays behind for the next read. With
+        `behind`, that is `buffer[behind:end]`, and the chain gets nothing but whole events.
         """
-        parts, rest = chain.process(buffer, start, last, final=self.body.complete and behind is None)
+        parts, rest = chain.process(
+            buffer, start, last, final=self.body.complete and behind is None
+        )
         self.failure = chain.failure
         all_sent = True
         try:
@@ -183,7 +197,9 @@ class EventRelay(Relay):
         return all_sent
 
     def _keep(self, buffer: bytearray, rest: int, last: int) -> None:
-        """Keep `buffer[rest:last]`, the beginning of an event, in a lease of its own; or let that lease go."""
+        """Keep `buffer[rest:last]`, the beginning of an event, in a lease of its own; or let that
+        lease go.
+        """
         size = last - rest
         carry = self._carry
         if not size:
@@ -193,7 +209,11 @@ class EventRelay(Relay):
                 self._scope.release(carry)
             return
         if carry is None:
-            pool = self._pools.sse_event if size <= self._pools.sse_event.size // 2 else self._pools.http_response
+            pool = (
+                self._pools.sse_event
+                if size <= self._pools.sse_event.size // 2
+                else self._pools.http_response
+            )
             carry = self._carry = self._scope.acquire(pool)
         if buffer is not carry.buffer or rest:
             target = carry.buffer
@@ -204,7 +224,9 @@ class EventRelay(Relay):
         self._carried = size
 
     def _room(self, carry: Lease) -> bytearray:
-        """The buffer of an unfinished event, with room to read on: its own, a larger one, or its own grown."""
+        """The buffer of an unfinished event, with room to read on: its own, a larger one, or its
+        own grown.
+        """
         buffer = carry.buffer
         is_small = carry.pool is self._pools.sse_event
         if len(buffer) - self._carried >= _LEAST_ROOM and not (is_small and self.wants_large):
@@ -218,5 +240,7 @@ class EventRelay(Relay):
             self._carry = larger
             self._scope.release(carry)
             return target
-        buffer.extend(bytes(len(buffer)))  # too large for any pool: doubled, and discarded when it is given back
+        buffer.extend(
+            bytes(len(buffer))
+        )  # too large for any pool: doubled, and discarded when it is given back
         return buffer

@@ -1,5 +1,5 @@
-"""The mover: waits for what a relay's steps need, in the stream's own task: upstream (in the hub, where there is one), the client,
-interceptors. Meanwhile it sees to heartbeats.
+"""The mover: waits for what a relay's steps need, in the stream's own task: upstream (in the hub,
+where there is one), the client, interceptors. Meanwhile it sees to heartbeats.
 
 Whatever awaits is here, with its deadlines; nothing here touches a byte of the body.
 """
@@ -14,11 +14,11 @@ import trio
 
 from ..downstream import flush
 from ..errors import ReadTimedOut
-from ..heartbeat import while_beating
+from .heartbeat import while_beating
 from .step import Need, Relay
 
 if TYPE_CHECKING:
-    from ..hub import Hub
+    from .hub import Hub
 
 __all__ = ["Mover"]
 
@@ -26,15 +26,33 @@ T = TypeVar("T")
 
 
 class Mover:
-    """Moves one relay. `run` moves the body that it has to its end, and may be called again when it has got another one."""
+    """Moves one relay. `run` moves the body that it has to its end, and may be called again when it
+    has got another one.
+    """
 
-    __slots__ = ("_beat_s", "_beating", "_hub", "_idle_s", "_in_hook", "_moving", "_send_s", "relay")
+    __slots__ = (
+        "_beat_s",
+        "_beating",
+        "_hub",
+        "_idle_s",
+        "_in_hook",
+        "_moving",
+        "_send_s",
+        "relay",
+    )
 
     def __init__(
-        self, relay: Relay, hub: Hub | None, *, idle_s: float | None, send_s: float | None, beat_s: float | None = None
+        self,
+        relay: Relay,
+        hub: Hub | None,
+        *,
+        idle_s: float | None,
+        send_s: float | None,
+        beat_s: float | None = None,
     ) -> None:
-        """`idle_s` bounds the silence of upstream, `send_s` each wait for the client. After `beat_s` of silence towards the client
-        a heartbeat goes out, between two events; only for event streams of unknown length that are not encoded.
+        """`idle_s` bounds the silence of upstream, `send_s` each wait for the client. After
+        `beat_s` of silence towards the client a heartbeat goes out, between two events; only for
+        event streams of unknown length that are not encoded.
         """
         self.relay = relay
         self._hub = hub
@@ -43,13 +61,16 @@ class Mover:
         self._beat_s = beat_s
         self._moving: trio.CancelScope | None = None
         self._in_hook = False
-        self._beating: trio.Event | None = None  # while a heartbeat, beside an async hook, is on its way to a slow client
+        self._beating: trio.Event | None = (
+            None  # while a heartbeat, beside an async hook, is on its way to a slow client
+        )
 
     def run(self) -> Awaitable[None]:
-        """Move the body to its end, when awaited: through the hub, or without one in the calling task.
+        """Move the body to its end, when awaited: through the hub, or without one in the calling
+        task.
 
-        Raises `UpstreamFailure`, `ClientGone`, `SendStalled`, and the `InterceptorError` that ended the stream; everything before
-        it has then been sent.
+        Raises `UpstreamFailure`, `ClientGone`, `SendStalled`, and the `InterceptorError` that ended
+        the stream; everything before it has then been sent.
         """
         relay = self.relay
         if relay.speaker is not None:
@@ -61,7 +82,9 @@ class Mover:
         return while_beating(self._run, self._beat_s, partial(self._beat_beside_hook, self._beat_s))
 
     async def complete(self) -> None:
-        """Ask interceptors what they have left to say: the stream was to go on, and has turned out to be over. Raises as `run`."""
+        """Ask interceptors what they have left to say: the stream was to go on, and has turned out
+        to be over. Raises as `run`.
+        """
         relay = self.relay
         await self._say_all()  # while there was no connection, nobody asked
         if relay.may_complete and await self._complete() is Need.WRITE:
@@ -81,7 +104,9 @@ class Mover:
                 began = trio.current_time()
                 await self._drain()
                 relay.last_write = trio.current_time()
-                relay.last_read += relay.last_write - began  # upstream was not silent, it was not read
+                relay.last_read += (
+                    relay.last_write - began
+                )  # upstream was not silent, it was not read
                 need = relay.next_need()
             elif need is Need.HOOK:
                 began = trio.current_time()
@@ -102,7 +127,8 @@ class Mover:
         """Pump whenever upstream is readable, until something else is needed."""
         relay, hub, idle_s = self.relay, self._hub, self._idle_s
         while True:
-            # One deadline for many reads: only when it fires is it compared with the last read, and the last write.
+            # One deadline for many reads: only when it fires is it compared with the last read, and
+            # the last write.
             idle_at = relay.last_read + idle_s if idle_s is not None else float("inf")
             beat_at = self._beat_at()
             with trio.CancelScope(deadline=min(idle_at, beat_at)) as self._moving:
@@ -126,9 +152,14 @@ class Mover:
                     return Need.WRITE
                 if now < idle_at:
                     continue
-            # Perhaps it was not upstream that stood still, but this process: look once more before saying so.
+            # Perhaps it was not upstream that stood still, but this process: look once more before
+            # saying so.
             need = relay.pump_once()
-            if idle_s is not None and need is Need.READ and trio.current_time() >= relay.last_read + idle_s:
+            if (
+                idle_s is not None
+                and need is Need.READ
+                and trio.current_time() >= relay.last_read + idle_s
+            ):
                 raise ReadTimedOut(f"{relay.body.connection.origin}: silent for {idle_s} s")
 
     def _interrupt(self) -> None:
@@ -161,7 +192,9 @@ class Mover:
         return self.relay.proceed()
 
     async def _in_hooks(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Await something of the chain's, beside which heartbeats may go out; the last of them has left when this returns."""
+        """Await something of the chain's, beside which heartbeats may go out; the last of them has
+        left when this returns.
+        """
         self._in_hook = True
         result = await step()
         self._in_hook = False
@@ -174,7 +207,9 @@ class Mover:
         return float("inf") if self._beat_s is None else self.relay.last_left + self._beat_s
 
     async def _beat_beside_hook(self, beat_s: float) -> float:
-        """Send a heartbeat if one is due while an async hook is awaited. When to look again, in seconds."""
+        """Send a heartbeat if one is due while an async hook is awaited. When to look again, in
+        seconds.
+        """
         now = trio.current_time()
         if self._in_hook and now >= self._beat_at() and not self.relay.beat(now):
             self._beating = trio.Event()

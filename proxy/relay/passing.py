@@ -1,6 +1,8 @@
-"""The relay of bytes that nobody wants to see: they pass unparsed, whole chunks even with the framing that they came in.
+"""The relay of bytes that nobody wants to see: they pass unparsed, whole chunks even with the
+framing that they came in.
 
-Only the last few bytes that left are remembered: they tell whether an event has ended, so that something else may be said.
+Only the last few bytes that left are remembered: they tell whether an event has ended, so that
+something else may be said.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from .step import Need, Relay
 
 __all__ = ["PassingRelay"]
 
-_AT_BOUNDARY = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)\Z")  # a line's end, and an empty line
+_AT_BOUNDARY = re.compile(
+    rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)\Z"
+)  # a line's end, and an empty line
 _READ, _TURN, _WRITE = Need.READ, Need.TURN, Need.WRITE
 
 
@@ -27,10 +31,19 @@ class PassingRelay(Relay):
     __slots__ = ("_bom", "_splits", "_tail")
 
     def __init__(
-        self, body: UpstreamBody, writer: Writer, speaker: StreamChain | None, pools: Pools, scope: BufferScope, *, sse: bool
+        self,
+        body: UpstreamBody,
+        writer: Writer,
+        speaker: StreamChain | None,
+        pools: Pools,
+        scope: BufferScope,
+        *,
+        sse: bool,
     ) -> None:
         super().__init__(body, writer, speaker, pools, scope, sse=sse)
-        self._splits = body.chunked and writer.synchronous  # chunks may leave with the framing that they came in
+        self._splits = (
+            body.chunked and writer.synchronous
+        )  # chunks may leave with the framing that they came in
         self._tail = bytearray(b"\n\n")
         self._bom: bytes | None = None  # what has come of a BOM that must not pass
 
@@ -45,7 +58,9 @@ class PassingRelay(Relay):
 
     @property
     def last_left(self) -> float:
-        return max(self.last_write, self.last_read)  # what was read left at once, and nobody noted it
+        return max(
+            self.last_write, self.last_read
+        )  # what was read left at once, and nobody noted it
 
     def pump(self, window: bytearray, now: float) -> Need:
         if self._splits:
@@ -80,7 +95,11 @@ class PassingRelay(Relay):
                 message = (
                     *((b"%x\r\n" % lead, view[:lead], b"\r\n") if lead else ()),
                     *((view[wire:behind],) if wire < behind else ()),
-                    *((b"%x\r\n" % (last - first), view[first:last], b"\r\n") if first < last else ()),
+                    *(
+                        (b"%x\r\n" % (last - first), view[first:last], b"\r\n")
+                        if first < last
+                        else ()
+                    ),
                 )
             if self._sse:
                 if lead:
@@ -130,4 +149,6 @@ class PassingRelay(Relay):
 
     def _remember(self, buffer: bytearray, first: int, last: int) -> None:
         """The last bytes that left."""
-        self._tail = buffer[last - 4 : last] if last - first >= 4 else (self._tail + buffer[first:last])[-4:]
+        self._tail = (
+            buffer[last - 4 : last] if last - first >= 4 else (self._tail + buffer[first:last])[-4:]
+        )

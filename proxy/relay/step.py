@@ -1,12 +1,16 @@
-"""What every relay is: one synchronous step after another, `pump()`, and what else may be said between two of them.
+"""What every relay is: one synchronous step after another, `pump()`, and what else may be said
+between two of them.
 
 A step reads once, frames, runs the interceptors, writes, and says what is needed next. Invariants:
 
-- between two steps a relay holds a lease only for an event that is not whole yet; an idle stream holds no buffer;
-- upstream is read only when everything written before has left: a slow client slows upstream, and memory stays bounded;
+- between two steps a relay holds a lease only for an event that is not whole yet; an idle stream
+  holds no buffer;
+- upstream is read only when everything written before has left: a slow client slows upstream, and
+  memory stays bounded;
 - what one read brought leaves in one write.
 
-Nothing here awaits, and nothing here knows of deadlines, HTTP heads or outcomes: who waits is another matter (`mover`, the hub).
+Nothing here awaits, and nothing here knows of deadlines, HTTP heads or outcomes: who waits is
+another matter (`mover`, the hub).
 """
 
 from __future__ import annotations
@@ -21,8 +25,8 @@ from interceptors.chain import Part, StreamChain
 from pools import BufferScope, Pools
 
 from ..downstream import Writer
-from ..heartbeat import PING
 from ..upstream import UpstreamBody
+from .heartbeat import PING
 
 __all__ = ["Need", "Relay", "release_parts"]
 
@@ -45,11 +49,20 @@ class Need(Enum):
 
 
 # An enum's members are found through its metaclass, which costs more than a global.
-_READ, _TURN, _HOOK, _SAY, _WRITE, _NOTHING = Need.READ, Need.TURN, Need.HOOK, Need.SAY, Need.WRITE, Need.NOTHING
+_READ, _TURN, _HOOK, _SAY, _WRITE, _NOTHING = (
+    Need.READ,
+    Need.TURN,
+    Need.HOOK,
+    Need.SAY,
+    Need.WRITE,
+    Need.NOTHING,
+)
 
 
 class Relay(ABC):
-    """Moves one body, a step at a time. What is public is for who waits, too; a hub needs `pump` and little more."""
+    """Moves one body, a step at a time. What is public is for who waits, too; a hub needs `pump`
+    and little more.
+    """
 
     __slots__ = (
         "_half_full",
@@ -67,9 +80,18 @@ class Relay(ABC):
     )
 
     def __init__(
-        self, body: UpstreamBody, writer: Writer, speaker: StreamChain | None, pools: Pools, scope: BufferScope, *, sse: bool
+        self,
+        body: UpstreamBody,
+        writer: Writer,
+        speaker: StreamChain | None,
+        pools: Pools,
+        scope: BufferScope,
+        *,
+        sse: bool,
     ) -> None:
-        """`speaker`: the chain, if there is one, whose interceptors may have something to say whether they see events or not."""
+        """`speaker`: the chain, if there is one, whose interceptors may have something to say
+        whether they see events or not.
+        """
         self.body = body
         self.writer = writer
         self.speaker = speaker
@@ -82,28 +104,39 @@ class Relay(ABC):
         self.first_read: float | None = None
         """Trio's time of the first bytes of the body."""
         self.last_read = 0.0
-        """Trio's time of the last bytes from upstream, put off by as long as the mover has then waited for somebody else."""
+        """Trio's time of the last bytes from upstream, put off by as long as the mover has then
+        waited for somebody else.
+        """
         self.last_write = 0.0
-        """Trio's time of the last write; of bytes that pass unparsed, not every one is noted: `last_left`."""
+        """Trio's time of the last write; of bytes that pass unparsed, not every one is noted:
+        `last_left`.
+        """
         self.failure: InterceptorError | None = None
 
     @abstractmethod
     def pump(self, window: bytearray, now: float) -> Need:
-        """One step, in a borrowed window that may be reused as soon as this returns. Never blocks. `now`: Trio's time.
+        """One step, in a borrowed window that may be reused as soon as this returns. Never blocks.
+        `now`: Trio's time.
 
         Raises `UpstreamFailure` and `ClientGone`.
         """
 
     @abstractmethod
     def precede(self) -> None:
-        """Something of ours leaves: if it is before the first byte of the body, a BOM there would belong to a line."""
+        """Something of ours leaves: if it is before the first byte of the body, a BOM there would
+        belong to a line.
+        """
 
     def proceed(self) -> Need:
-        """Go on with the events that an async hook has stopped; it has been awaited. Raises as `pump`."""
+        """Go on with the events that an async hook has stopped; it has been awaited. Raises as
+        `pump`.
+        """
         raise NotImplementedError("no hook stops what nobody sees")
 
     def go_on(self, body: UpstreamBody) -> None:
-        """Let the next step move another body, in which the stream goes on; what was not whole of the last one is forgotten."""
+        """Let the next step move another body, in which the stream goes on; what was not whole of
+        the last one is forgotten.
+        """
         self.body = body
 
     @property
@@ -140,7 +173,13 @@ class Relay(ABC):
     def has_to_say(self) -> bool:
         """Whether an interceptor has something to say, and may."""
         speaker = self.speaker
-        return speaker is not None and speaker.emitted and self.failure is None and not speaker.ended and self.may_speak
+        return (
+            speaker is not None
+            and speaker.emitted
+            and self.failure is None
+            and not speaker.ended
+            and self.may_speak
+        )
 
     @property
     def may_complete(self) -> bool:
@@ -150,9 +189,15 @@ class Relay(ABC):
 
     @property
     def ends_in_finish(self) -> bool:
-        """Whether what was written last is the end of the body, and the writer's `finish` can take it along."""
+        """Whether what was written last is the end of the body, and the writer's `finish` can take
+        it along.
+        """
         speaker = self.speaker
-        if self.failure is not None or not self.body.complete or (speaker is not None and speaker.awaiting):
+        if (
+            self.failure is not None
+            or not self.body.complete
+            or (speaker is not None and speaker.awaiting)
+        ):
             return False
         return not self.writer.synchronous and not self.has_to_say and not self.may_complete
 
@@ -198,7 +243,8 @@ class Relay(ABC):
         return self.next_need() if all_sent else _WRITE
 
     def beat(self, now: float) -> bool:
-        """Send a heartbeat, if what has left ends with a whole event: otherwise nothing can be said before upstream goes on.
+        """Send a heartbeat, if what has left ends with a whole event: otherwise nothing can be said
+        before upstream goes on.
 
         False: it must leave through `drain` first. Raises `ClientGone`.
         """
@@ -220,7 +266,9 @@ class Relay(ABC):
 
 
 def release_parts(parts: list[Part]) -> None:
-    """Let go of the buffers now, not when the garbage collector gets to it: they are about to move on."""
+    """Let go of the buffers now, not when the garbage collector gets to it: they are about to move
+    on.
+    """
     for part in parts:
         if isinstance(part, memoryview):
             part.release()

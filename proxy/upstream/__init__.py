@@ -1,4 +1,6 @@
-"""Upstream, the server's side: endpoints, retries and sessions, on an httpx transport on pooled buffers, with its connections."""
+"""Upstream, the server's side: endpoints, retries and sessions, on an httpx transport on pooled
+buffers, with its connections.
+"""
 
 from .balancer import Balancer, Checks
 from .connections import PoolState

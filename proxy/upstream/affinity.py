@@ -1,7 +1,9 @@
-"""Which endpoint knows a session: a table in memory, bounded in number and by age. Sans I/O; the caller passes the time.
+"""Which endpoint knows a session: a table in memory, bounded in number and by age. Sans I/O; the
+caller passes the time.
 
-It holds digests, not the session ids, which are credentials, and the places of endpoints (`Endpoint.place`), which outlive a
-configuration: a reload makes other `Endpoint` objects for the same places, and may remove some.
+It holds digests, not the session ids, which are credentials, and the places of endpoints
+(`Endpoint.place`), which outlive a configuration: a reload makes other `Endpoint` objects for the
+same places, and may remove some.
 """
 
 from __future__ import annotations
@@ -18,12 +20,16 @@ MAX_SESSION_AGE_S = 86400.0
 
 
 class Affinity:
-    """Sessions of one upstream by their keys: whatever bytes name one, such as the value of `Mcp-Session-Id`."""
+    """Sessions of one upstream by their keys: whatever bytes name one, such as the value of
+    `Mcp-Session-Id`.
+    """
 
     __slots__ = ("_held", "_sessions")
 
     def __init__(self) -> None:
-        self._sessions: OrderedDict[bytes, tuple[str, float]] = OrderedDict()  # the least recently used first
+        self._sessions: OrderedDict[bytes, tuple[str, float]] = (
+            OrderedDict()
+        )  # the least recently used first
         self._held: Counter[bytes] = Counter()  # sessions with responses under way
 
     def __len__(self) -> int:
@@ -39,7 +45,9 @@ class Affinity:
             self._sessions.popitem(last=False)
 
     def find(self, key: bytes, now: float) -> str | None:
-        """The place of a session's endpoint; None when it is not known, or no longer. Looking does not count as use."""
+        """The place of a session's endpoint; None when it is not known, or no longer. Looking does
+        not count as use.
+        """
         self._expire(now)
         place, _ = self._sessions.get(_digest(key), (None, 0.0))
         return place
@@ -56,7 +64,9 @@ class Affinity:
         self._sessions.pop(_digest(key), None)
 
     def hold(self, key: bytes) -> None:
-        """A response of the session begins. A stream may last for days: until `release`, the session does not age."""
+        """A response of the session begins. A stream may last for days: until `release`, the
+        session does not age.
+        """
         self._held[_digest(key)] += 1
 
     def release(self, key: bytes, now: float) -> None:

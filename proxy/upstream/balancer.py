@@ -1,20 +1,23 @@
-"""One upstream and its endpoints: which of them a request goes to, whether it is tried again, and what its sessions are tied to.
+"""One upstream and its endpoints: which of them a request goes to, whether it is tried again, and
+what its sessions are tied to.
 
-An `httpx.AsyncBaseTransport` like the `UpstreamTransport` below it. The request's URL is not used: the endpoint gives scheme, host,
-port, the path that the target comes behind, and, where the upstream's `host` is "upstream", the Host header. Beside those of the
-transport, request extensions are
+An `httpx.AsyncBaseTransport` like the `UpstreamTransport` below it. The request's URL is not used:
+the endpoint gives scheme, host, port, the path that the target comes behind, and, where the
+upstream's `host` is "upstream", the Host header. Beside those of the transport, request extensions
+are
 
 - `retry`: the route's `RetryPolicy`; without one, a request is tried once;
-- `affinity`: what may name the session that the request belongs to, as bytes. Where no session has that name, and without one,
-  the value of its `Mcp-Session-Id` does.
+- `affinity`: what may name the session that the request belongs to, as bytes. Where no session has
+  that name, and without one, the value of its `Mcp-Session-Id` does.
 
-The response's extension `endpoint` is the `Endpoint` that answered. The request's own is the one that was asked last, also when the
-request fails; without it none was asked.
+The response's extension `endpoint` is the `Endpoint` that answered. The request's own is the one
+that was asked last, also when the request fails; without it none was asked.
 
-What counts as an endpoint's failure: no connection, no TLS, a request not taken in time, and no whole and acceptable head of a
-response, in time or at all. What does not: any response, whatever its status; what breaks after the head; a kept connection that
-turned out to be closed; a request that cannot be sent; a client that leaves; and what is ours (`max_connections`, descriptors,
-memory, local ports).
+What counts as an endpoint's failure: no connection, no TLS, a request not taken in time, and no
+whole and acceptable head of a response, in time or at all. What does not: any response, whatever
+its status; what breaks after the head; a kept connection that turned out to be closed; a request
+that cannot be sent; a client that leaves; and what is ours (`max_connections`, descriptors, memory,
+local ports).
 """
 
 from __future__ import annotations
@@ -42,11 +45,15 @@ _SESSION_LENGTH = len(_SESSION)
 
 
 class Checks:
-    """What `health.check_path` asks for: a GET of `target`, every `interval_s` seconds, with these headers besides Host."""
+    """What `health.check_path` asks for: a GET of `target`, every `interval_s` seconds, with these
+    headers besides Host.
+    """
 
     __slots__ = ("headers", "interval_s", "target")
 
-    def __init__(self, target: str, interval_s: float, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    def __init__(
+        self, target: str, interval_s: float, headers: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
         """`headers`: lower-case names."""
         self.target = target.encode()
         self.interval_s = interval_s
@@ -68,8 +75,9 @@ class Balancer(httpx.AsyncBaseTransport):
         checks: Checks | None = None,
         sessions: Affinity | None = None,
     ) -> None:
-        """`host`: the Host header, as the configuration says it: upstream, preserve, or a literal. `sessions`: what is known of
-        them already, and is shared with the balancers of other configurations.
+        """`host`: the Host header, as the configuration says it: upstream, preserve, or a literal.
+        `sessions`: what is known of them already, and is shared with the balancers of other
+        configurations.
         """
         self.endpoints = endpoints
         self._name = name
@@ -79,11 +87,12 @@ class Balancer(httpx.AsyncBaseTransport):
         self._sessions = Affinity() if sessions is None else sessions
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request to an endpoint, perhaps to another; returns when a response's head has come. Its stream must be closed.
+        """Send a request to an endpoint, perhaps to another; returns when a response's head has
+        come. Its stream must be closed.
 
-        Raises as `UpstreamTransport` does, at once `NoEndpoint` when every endpoint is ejected, and `SessionGone` when that of the
-        request's session is gone. `connect` and `read` of its timeouts hold for each attempt. Cancelled at any point it leaves
-        nothing behind.
+        Raises as `UpstreamTransport` does, at once `NoEndpoint` when every endpoint is ejected, and
+        `SessionGone` when that of the request's session is gone. `connect` and `read` of its
+        timeouts hold for each attempt. Cancelled at any point it leaves nothing behind.
         """
         target = request.extensions.get("target") or request.url.raw_path
         policy: RetryPolicy | None = request.extensions.get("retry")
@@ -98,14 +107,22 @@ class Balancer(httpx.AsyncBaseTransport):
             request.extensions["endpoint"] = endpoint = turn.endpoint
             try:
                 response = await self._transport.send(
-                    request, endpoint.url, endpoint.base + target, self._headers_for(endpoint, headers), fresh=attempt > 1
+                    request,
+                    endpoint.url,
+                    endpoint.base + target,
+                    self._headers_for(endpoint, headers),
+                    fresh=attempt > 1,
                 )
             except UpstreamFailure as failure:
                 self._note_failure(turn, failure)
                 turn.end()
                 tried.append(endpoint)
                 again = None
-                if policy is not None and attempt < policy.max_attempts and may_resend(request, failure):
+                if (
+                    policy is not None
+                    and attempt < policy.max_attempts
+                    and may_resend(request, failure)
+                ):
                     again = self._next_turn(tied, tried, policy)
                 if again is None:
                     raise
@@ -125,11 +142,15 @@ class Balancer(httpx.AsyncBaseTransport):
         return response
 
     def remember(self, key: bytes, endpoint: Endpoint) -> None:
-        """Tie a session to an endpoint: requests whose extension `affinity` is `key` go there, and nowhere else."""
+        """Tie a session to an endpoint: requests whose extension `affinity` is `key` go there, and
+        nowhere else.
+        """
         self._sessions.remember(key, endpoint.place, trio.current_time())
 
     def find(self, key: bytes) -> Endpoint | None:
-        """The endpoint that a session is tied to; None when the session is not known, or no longer, or its endpoint not listed."""
+        """The endpoint that a session is tied to; None when the session is not known, or no longer,
+        or its endpoint not listed.
+        """
         place = self._sessions.find(key, trio.current_time())
         return None if place is None else self.endpoints.at(place)
 
@@ -179,11 +200,19 @@ class Balancer(httpx.AsyncBaseTransport):
             failure.retry_after_s = max(1, math.ceil(error.retry_after_s))
             raise failure from None
 
-    def _next_turn(self, tied: Endpoint | None, tried: Collection[Endpoint], policy: RetryPolicy) -> Turn | None:
-        """The turn of a retry, paid for from the budget; None when there is no endpoint, or no retry left."""
+    def _next_turn(
+        self, tied: Endpoint | None, tried: Collection[Endpoint], policy: RetryPolicy
+    ) -> Turn | None:
+        """The turn of a retry, paid for from the budget; None when there is no endpoint, or no
+        retry left.
+        """
         now = trio.current_time()
         try:
-            turn = self.endpoints.pin(tied, now) if tied is not None else self.endpoints.choose(now, tried)
+            turn = (
+                self.endpoints.pin(tied, now)
+                if tied is not None
+                else self.endpoints.choose(now, tried)
+            )
         except NoneInService:
             return None
         if not policy.budget.withdraw():
@@ -192,10 +221,14 @@ class Balancer(httpx.AsyncBaseTransport):
         turn.endpoint.retries += 1
         return turn
 
-    def _headers_for(self, endpoint: Endpoint, headers: list[tuple[bytes, bytes]]) -> Sequence[tuple[bytes, bytes]]:
+    def _headers_for(
+        self, endpoint: Endpoint, headers: list[tuple[bytes, bytes]]
+    ) -> Sequence[tuple[bytes, bytes]]:
         if self._host != "upstream":
             return headers
-        return [(name, endpoint.host if name.lower() == b"host" else value) for name, value in headers]
+        return [
+            (name, endpoint.host if name.lower() == b"host" else value) for name, value in headers
+        ]
 
     # What came of it
 
@@ -208,7 +241,9 @@ class Balancer(httpx.AsyncBaseTransport):
     def _session_of(
         self, request: httpx.Request, headers: list[tuple[bytes, bytes]]
     ) -> tuple[bytes | None, Endpoint | None]:
-        """The session that a request belongs to, and the endpoint that it is tied to, if any. Raises `SessionGone`."""
+        """The session that a request belongs to, and the endpoint that it is tied to, if any.
+        Raises `SessionGone`.
+        """
         key, place = request.extensions.get("affinity"), None
         now = trio.current_time()
         if key is not None:
@@ -222,11 +257,17 @@ class Balancer(httpx.AsyncBaseTransport):
         if endpoint is None:
             raise SessionGone(f"{self._name}: the session's endpoint is no longer configured")
         if self.endpoints.is_gone(endpoint, now):
-            raise SessionGone(f"{self._name}: the session's endpoint, {endpoint.origin}, is out of service for too long")
+            raise SessionGone(
+                f"{self._name}: the session's endpoint, {endpoint.origin}, is out of service for too long"
+            )
         return key, endpoint
 
-    def _note_session(self, method: str, session: bytes | None, response: httpx.Response, turn: Turn) -> None:
-        """MCP, 2025-03-26 and later, "Session Management": a response's head makes a session; 404 says that there is none."""
+    def _note_session(
+        self, method: str, session: bytes | None, response: httpx.Response, turn: Turn
+    ) -> None:
+        """MCP, 2025-03-26 and later, "Session Management": a response's head makes a session; 404
+        says that there is none.
+        """
         if response.is_success:
             made = _session_id(response.headers.raw)
             if made is not None:
@@ -247,11 +288,17 @@ class Balancer(httpx.AsyncBaseTransport):
 
     def _say_ejected(self, endpoint: Endpoint, error: str) -> None:
         structlog.get_logger("proxy").warning(
-            "endpoint_ejected", upstream=self._name, endpoint=endpoint.name, seconds=endpoint.ejected_for, error=error
+            "endpoint_ejected",
+            upstream=self._name,
+            endpoint=endpoint.name,
+            seconds=endpoint.ejected_for,
+            error=error,
         )
 
     def _say_back(self, endpoint: Endpoint) -> None:
-        structlog.get_logger("proxy").info("endpoint_back", upstream=self._name, endpoint=endpoint.name)
+        structlog.get_logger("proxy").info(
+            "endpoint_back", upstream=self._name, endpoint=endpoint.name
+        )
 
     # Checks
 
@@ -265,9 +312,12 @@ class Balancer(httpx.AsyncBaseTransport):
         """One check, within its interval. Raises nothing but `Cancelled`."""
         host = endpoint.host if self._host in ("upstream", "preserve") else self._host.encode()
         headers = [(b"host", host), *checks.headers]
-        # A third of the time may go by in the queue for a connection, which is not the endpoint's fault.
+        # A third of the time may go by in the queue for a connection, which is not the endpoint's
+        # fault.
         timeouts = {"connect": checks.interval_s / 3, "write": None, "read": None}
-        request = httpx.Request("GET", endpoint.url, headers=headers, extensions={"timeout": timeouts})
+        request = httpx.Request(
+            "GET", endpoint.url, headers=headers, extensions={"timeout": timeouts}
+        )
         problem = f"check: no response within {checks.interval_s} s"
         with trio.move_on_after(checks.interval_s):
             try:
@@ -279,7 +329,11 @@ class Balancer(httpx.AsyncBaseTransport):
             else:
                 assert isinstance(response.stream, UpstreamBody)
                 response.stream.close()
-                problem = "" if 200 <= response.status_code < 400 else f"check: status {response.status_code}"
+                problem = (
+                    ""
+                    if 200 <= response.status_code < 400
+                    else f"check: status {response.status_code}"
+                )
         now = trio.current_time()
         if not problem:
             if self.endpoints.check_succeeded(endpoint, now):

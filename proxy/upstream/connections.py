@@ -1,12 +1,13 @@
-"""Connections to the origins of one upstream: made, kept alive, checked before reuse, bounded, and never lost.
+"""Connections to the origins of one upstream: made, kept alive, checked before reuse, bounded, and
+never lost.
 
-A `Connection` is a non-blocking socket, plain or TLS, read straight into the caller's buffer. A `ConnectionPool` hands out those of
-one origin; all pools of an upstream share its `Slots`: at most `max_connections` are open, idle ones included. The invariants,
-whatever is cancelled and wherever:
+A `Connection` is a non-blocking socket, plain or TLS, read straight into the caller's buffer. A
+`ConnectionPool` hands out those of one origin; all pools of an upstream share its `Slots`: at most
+`max_connections` are open, idle ones included. The invariants, whatever is cancelled and wherever:
 
 - `slots in use == connections lent`, and each comes back through `release`, which never blocks;
-- a new connection is opened only when its origin has none idle, or a fresh one is asked for, and then one that is idle makes room
-  if it must, so that lent + idle never exceeds the bound;
+- a new connection is opened only when its origin has none idle, or a fresh one is asked for, and
+  then one that is idle makes room if it must, so that lent + idle never exceeds the bound;
 - no more wait for a slot than `Slots.max_waiting`, and none longer than its connect deadline;
 - only the task that has a connection on loan reads, writes or closes it.
 
@@ -32,7 +33,15 @@ from .failures import failure_of
 from .origin import Origin, server_name
 from .resolver import Resolver
 
-__all__ = ["KEEPALIVE_EXPIRY_S", "ConnectTime", "Connection", "ConnectionPool", "Origin", "PoolState", "Slots"]
+__all__ = [
+    "KEEPALIVE_EXPIRY_S",
+    "ConnectTime",
+    "Connection",
+    "ConnectionPool",
+    "Origin",
+    "PoolState",
+    "Slots",
+]
 
 KEEPALIVE_EXPIRY_S = 60.0
 """An idle connection is closed after this; servers keep theirs for 60 to 75 s as a rule."""
@@ -41,7 +50,9 @@ _MIN_WAITING = 64  # of an upstream with few connections, such as a model that a
 
 
 class ConnectTime:
-    """How long it may take from now until a connection can carry the request: queue, look-up, TCP and TLS together."""
+    """How long it may take from now until a connection can carry the request: queue, look-up, TCP
+    and TLS together.
+    """
 
     __slots__ = ("deadline", "timeout_s")
 
@@ -52,7 +63,9 @@ class ConnectTime:
 
 
 class Connection:
-    """One connection on loan, or idle. The socket is non-blocking; who has it on loan closes it through its pool."""
+    """One connection on loan, or idle. The socket is non-blocking; who has it on loan closes it
+    through its pool.
+    """
 
     __slots__ = ("_recv_into", "idle_since", "origin", "sock", "tls", "used", "written")
 
@@ -62,16 +75,19 @@ class Connection:
         self._recv_into = sock.recv_into
         self.tls = isinstance(sock, ssl.SSLSocket)
         self.used = False
-        """It has carried an exchange before, so that the other side may have closed it meanwhile."""
+        """It has carried an exchange before, so that the other side may have closed it meanwhile.
+        """
         self.written = 0
         """Bytes of the current request that left."""
         self.idle_since = 0.0
 
     def receive_into(self, buffer: bytearray, at: int) -> int | None:
-        """Read what is there into `buffer[at:]`. The count, 0 at an orderly end, None when there is nothing yet.
+        """Read what is there into `buffer[at:]`. The count, 0 at an orderly end, None when there is
+        nothing yet.
 
-        Raises `ReadFailed` when the connection broke, `OutOfResources`, and `Truncated` when TLS ended without close_notify (RFC
-        8446, section 6.1): a cut connection must not pass for the end of a body. Never blocks.
+        Raises `ReadFailed` when the connection broke, `OutOfResources`, and `Truncated` when TLS
+        ended without close_notify (RFC 8446, section 6.1): a cut connection must not pass for the
+        end of a body. Never blocks.
         """
         try:
             if not at:
@@ -91,7 +107,9 @@ class Connection:
         return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
 
     async def wait_readable(self) -> None:
-        """Wait until reading may find something. Raises `ReadFailed` when the connection is closed meanwhile."""
+        """Wait until reading may find something. Raises `ReadFailed` when the connection is closed
+        meanwhile.
+        """
         if self.pending:
             await trio.lowlevel.checkpoint()
             return
@@ -105,7 +123,8 @@ class Connection:
             raise failure_of(self.origin, error, ReadFailed) from error
 
     async def send_all(self, data: bytes, timeout_s: float | None) -> None:
-        """Write everything; `timeout_s` bounds each wait for room. Raises `ReadFailed` (broken) and `WriteTimedOut`.
+        """Write everything; `timeout_s` bounds each wait for room. Raises `ReadFailed` (broken) and
+        `WriteTimedOut`.
 
         When cancelled, `written` says how much has left.
         """
@@ -135,7 +154,9 @@ class Connection:
                 raise failure_of(self.origin, error, ReadFailed) from error
 
     def is_alive(self) -> bool:
-        """Whether an idle connection can carry a request: still open, and nobody has spoken out of turn."""
+        """Whether an idle connection can carry a request: still open, and nobody has spoken out of
+        turn.
+        """
         try:
             if isinstance(self.sock, ssl.SSLSocket):
                 self.sock.recv(1)  # handles session tickets; there is nothing else to say now
@@ -148,7 +169,9 @@ class Connection:
         return False
 
     def shut_down(self) -> None:
-        """End both directions, so that whoever reads finds the end; the descriptor stays. For another task than the reader's."""
+        """End both directions, so that whoever reads finds the end; the descriptor stays. For
+        another task than the reader's.
+        """
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
 
@@ -172,7 +195,9 @@ class PoolState:
 
 
 class Slots:
-    """How many connections an upstream may have, over all its origins, and how many may wait for one."""
+    """How many connections an upstream may have, over all its origins, and how many may wait for
+    one.
+    """
 
     def __init__(self, max_connections: int) -> None:
         self.max_connections = max_connections
@@ -181,12 +206,16 @@ class Slots:
         self._free = trio.Semaphore(max_connections, max_value=max_connections)
 
     async def acquire(self, origin: Origin, deadline: float) -> None:
-        """Take a slot, first come, first served. Raises `PoolFull` at once when too many wait already, and `PoolTimedOut`."""
+        """Take a slot, first come, first served. Raises `PoolFull` at once when too many wait
+        already, and `PoolTimedOut`.
+        """
         try:
             self._free.acquire_nowait()
         except trio.WouldBlock:
             if self._free.statistics().tasks_waiting >= self.max_waiting:
-                raise PoolFull(f"{origin}: {self.max_waiting} requests wait for a connection already") from None
+                raise PoolFull(
+                    f"{origin}: {self.max_waiting} requests wait for a connection already"
+                ) from None
             try:
                 with trio.fail_at(deadline):
                     await self._free.acquire()
@@ -194,16 +223,22 @@ class Slots:
                 raise self.timed_out(origin) from None
 
     def timed_out(self, origin: Origin) -> PoolTimedOut:
-        return PoolTimedOut(f"{origin}: all {self.max_connections} connections are in use (max_connections)")
+        return PoolTimedOut(
+            f"{origin}: all {self.max_connections} connections are in use (max_connections)"
+        )
 
     def release(self) -> None:
         self._free.release()
 
     def make_room(self) -> None:
-        """Before a connection is opened, on a slot that has been taken: close the idle one that would be too many."""
+        """Before a connection is opened, on a slot that has been taken: close the idle one that
+        would be too many.
+        """
         lent = self.max_connections - self._free.value
         if lent + sum(len(pool.idle) for pool in self.pools) > self.max_connections:
-            oldest = min((pool for pool in self.pools if pool.idle), key=lambda pool: pool.idle[0].idle_since)
+            oldest = min(
+                (pool for pool in self.pools if pool.idle), key=lambda pool: pool.idle[0].idle_since
+            )
             oldest.idle.popleft().close()
 
 
@@ -218,13 +253,15 @@ class ConnectionPool:
         ssl_context: ssl.SSLContext | None,
         tls_server_name: str | None = None,
     ) -> None:
-        """`slots`: shared with the pools of the same upstream's other origins. `tls_server_name`: as `server_name` returns it;
-        None: the origin's host.
+        """`slots`: shared with the pools of the same upstream's other origins. `tls_server_name`:
+        as `server_name` returns it; None: the origin's host.
         """
         self._origin = origin
         self._resolver = resolver
         self._ssl_context = ssl_context
-        self._tls_server_name = server_name(origin.host) if tls_server_name is None else tls_server_name
+        self._tls_server_name = (
+            server_name(origin.host) if tls_server_name is None else tls_server_name
+        )
         self._slots = slots
         slots.pools.append(self)
         self.idle: deque[Connection] = deque()
@@ -238,8 +275,8 @@ class ConnectionPool:
     async def acquire(self, time: ConnectTime, *, fresh: bool = False) -> Connection:
         """A connection, kept or new, on loan until `release`. `fresh` asks for a new one.
 
-        Raises `PoolFull`, `PoolTimedOut`, `DnsFailed`, `ConnectFailed`, `TlsFailed`, `ConnectTimedOut`, `OutOfResources`. Cancelled
-        at any point it leaves nothing behind.
+        Raises `PoolFull`, `PoolTimedOut`, `DnsFailed`, `ConnectFailed`, `TlsFailed`,
+        `ConnectTimedOut`, `OutOfResources`. Cancelled at any point it leaves nothing behind.
         """
         self._waiting += 1
         try:
@@ -263,7 +300,9 @@ class ConnectionPool:
             raise
 
     def release(self, connection: Connection, *, reusable: bool) -> None:
-        """Take a connection back, to keep it or to close it. Never blocks. Call exactly once for each `acquire`."""
+        """Take a connection back, to keep it or to close it. Never blocks. Call exactly once for
+        each `acquire`.
+        """
         self._lent -= 1
         self._slots.release()
         if reusable and not self._closed:
@@ -282,7 +321,9 @@ class ConnectionPool:
         self.idle = deque(kept)
 
     def close(self) -> None:
-        """Close what is idle, and keep nothing from now on. Connections on loan belong to who has them."""
+        """Close what is idle, and keep nothing from now on. Connections on loan belong to who has
+        them.
+        """
         self._closed = True
         while self.idle:
             self.idle.pop().close()
@@ -316,7 +357,11 @@ class ConnectionPool:
             send_probes(sock)  # a listening stream has no other limit
             if self._ssl_context is None:
                 return Connection(origin, sock)
-            return Connection(origin, await dial.start_tls(origin, sock, self._ssl_context, self._tls_server_name))
+            return Connection(
+                origin, await dial.start_tls(origin, sock, self._ssl_context, self._tls_server_name)
+            )
         if left_s < time.timeout_s / 2:
-            raise self._slots.timed_out(origin)  # most of the time went by in the queue, which is not the endpoint's fault
+            raise self._slots.timed_out(
+                origin
+            )  # most of the time went by in the queue, which is not the endpoint's fault
         raise ConnectTimedOut(f"{origin}: no connection within {time.timeout_s} s")

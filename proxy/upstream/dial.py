@@ -1,8 +1,9 @@
 """From an origin to a connected socket: look-up, TCP, TLS.
 
-The addresses of a name are tried as RFC 8305 says: the families alternate, each attempt begins `ATTEMPT_DELAY_S` after the one
-before or as soon as that has failed, and the first connection wins. An address needs no look-up. Whatever is cancelled, no socket
-is left open. It knows no deadline: the cancel scopes of its callers end it.
+The addresses of a name are tried as RFC 8305 says: the families alternate, each attempt begins
+`ATTEMPT_DELAY_S` after the one before or as soon as that has failed, and the first connection wins.
+An address needs no look-up. Whatever is cancelled, no socket is left open. It knows no deadline:
+the cancel scopes of its callers end it.
 """
 
 from __future__ import annotations
@@ -29,9 +30,13 @@ ATTEMPT_DELAY_S = 0.25
 
 
 async def connect(origin: Origin, resolver: Resolver) -> socket.socket:
-    """A connected, non-blocking socket without delay (Nagle). Raises `DnsFailed`, `ConnectFailed` and `OutOfResources`."""
+    """A connected, non-blocking socket without delay (Nagle). Raises `DnsFailed`, `ConnectFailed`
+    and `OutOfResources`.
+    """
     family = address_family(origin.host)
-    addresses = (Address(family, origin.host),) if family is not None else await resolver.resolve(origin)
+    addresses = (
+        (Address(family, origin.host),) if family is not None else await resolver.resolve(origin)
+    )
     if len(addresses) == 1:
         result = await _attempt(addresses[0], origin.port)
         results = [result]
@@ -49,7 +54,9 @@ async def connect(origin: Origin, resolver: Resolver) -> socket.socket:
 
 
 class _Failed:
-    """Why an attempt failed: an errno, and whether it is about our resources. An exception would refer to its frames."""
+    """Why an attempt failed: an errno, and whether it is about our resources. An exception would
+    refer to its frames.
+    """
 
     __slots__ = ("number", "ours")
 
@@ -85,7 +92,9 @@ async def _attempt(address: Address, port: int) -> socket.socket | _Failed:
 
 
 def _failed(number: int | None, address: Address, port: int) -> _Failed:
-    return _Failed(number or errno.EIO, is_out_of_resources(number, address.family, address.at(port)))
+    return _Failed(
+        number or errno.EIO, is_out_of_resources(number, address.family, address.at(port))
+    )
 
 
 def _in_turn(addresses: Sequence[Address]) -> list[Address]:
@@ -126,13 +135,18 @@ async def _race(addresses: Sequence[Address], port: int) -> list[socket.socket |
     return failures if winner is None else [winner]
 
 
-async def start_tls(origin: Origin, sock: socket.socket, context: ssl.SSLContext, name: str) -> ssl.SSLSocket:
-    """The TLS handshake; `name` is sent (SNI) and verified. Takes the socket over: it is closed when this raises.
+async def start_tls(
+    origin: Origin, sock: socket.socket, context: ssl.SSLContext, name: str
+) -> ssl.SSLSocket:
+    """The TLS handshake; `name` is sent (SNI) and verified. Takes the socket over: it is closed
+    when this raises.
 
     Raises `TlsFailed` and `OutOfResources`.
     """
     try:
-        tls = context.wrap_socket(sock, server_hostname=name, do_handshake_on_connect=False, suppress_ragged_eofs=False)
+        tls = context.wrap_socket(
+            sock, server_hostname=name, do_handshake_on_connect=False, suppress_ragged_eofs=False
+        )
     except (OSError, MemoryError) as error:
         sock.close()
         raise _tls_failure(origin, error) from error

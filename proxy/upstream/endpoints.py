@@ -1,20 +1,27 @@
-"""Which endpoint of an upstream takes the next request: the least busy one that is in service. Sans I/O; the caller tells the time.
+"""Which endpoint of an upstream takes the next request: the least busy one that is in service. Sans
+I/O; the caller tells the time.
 
-An endpoint is *up*, *ejected* until a time, or *due*: ejected, and its time is over. `consecutive_failures` in a row eject it for
-`eject_s` seconds, and each ejection lasts twice as long as the one before, up to `max_eject_s`. It lasts `eject_s` again for one
-that has stayed up for as long as it was out last, and while no other endpoint is up: a long ejection keeps requests on those that
-answer, and when none does it would only prolong the outage. A due endpoint gets one request at a time, its *probe*: an answer lets
-it back, a failure ejects it again. Checks (`health.check_path`) count by themselves: as many in a row that fail eject, and one that
-succeeds lets a due endpoint back; where there are checks, a request is a probe only when no other endpoint can take it.
+An endpoint is *up*, *ejected* until a time, or *due*: ejected, and its time is over.
+`consecutive_failures` in a row eject it for `eject_s` seconds, and each ejection lasts twice as
+long as the one before, up to `max_eject_s`. It lasts `eject_s` again for one that has stayed up for
+as long as it was out last, and while no other endpoint is up: a long ejection keeps requests on
+those that answer, and when none does it would only prolong the outage. A due endpoint gets one
+request at a time, its *probe*: an answer lets it back, a failure ejects it again. Checks
+(`health.check_path`) count by themselves: as many in a row that fail eject, and one that succeeds
+lets a due endpoint back; where there are checks, a request is a probe only when no other endpoint
+can take it.
 
-An endpoint is *gone* when it has been out for longer than `gone_after_s` without one answer or good check: its sessions should be
-given up. It stays an endpoint, and an answer to its probe lets it back.
+An endpoint is *gone* when it has been out for longer than `gone_after_s` without one answer or good
+check: its sessions should be given up. It stays an endpoint, and an answer to its probe lets it
+back.
 
 Invariants, whatever is told and in whatever order:
 
 - `outstanding` of an endpoint is the number of its turns that have not ended, and never negative;
-- `choose` never gives an endpoint whose time is not over, and never a second probe while one is under way;
-- what becomes of a turn that was no probe says nothing about an endpoint that was ejected meanwhile.
+- `choose` never gives an endpoint whose time is not over, and never a second probe while one is
+  under way;
+- what becomes of a turn that was no probe says nothing about an endpoint that was ejected
+  meanwhile.
 
 It must not know HTTP, sockets, retries or sessions.
 """
@@ -36,7 +43,9 @@ __all__ = ["Endpoint", "EndpointState", "Endpoints", "NoneInService", "Turn", "p
 
 
 def place_of(url: httpx.URL) -> str:
-    """Where an endpoint is, however its URL is spelt (RFC 3986, sections 6.2.2.1 and 6.2.3). Without credentials."""
+    """Where an endpoint is, however its URL is spelt (RFC 3986, sections 6.2.2.1 and 6.2.3).
+    Without credentials.
+    """
     host = url.raw_host.decode("ascii").lower()
     with suppress(ValueError):  # a name
         host = str(ipaddress.ip_address(host))
@@ -50,7 +59,8 @@ class NoneInService(Exception):
     def __init__(self, retry_after_s: float) -> None:
         super().__init__("no endpoint is in service")
         self.retry_after_s = retry_after_s
-        """Seconds until the first of them may be asked again; 0 when a probe is what it waits for."""
+        """Seconds until the first of them may be asked again; 0 when a probe is what it waits for.
+        """
 
 
 class Endpoint:
@@ -109,7 +119,9 @@ class Endpoint:
         """Attempts that it got because one before had failed, there or elsewhere."""
 
     def resume(self, before: Endpoint, latest: float) -> None:
-        """Go on from how the same endpoint was in the configuration before. `latest`: its ejection ends then at the latest."""
+        """Go on from how the same endpoint was in the configuration before. `latest`: its ejection
+        ends then at the latest.
+        """
         for name in _HEALTH:
             setattr(self, name, getattr(before, name))
         if self.ejected_until is not None:
@@ -120,7 +132,15 @@ class Endpoint:
 
 
 _HEALTH = (
-    *("back_since", "check_failures", "ejected_for", "ejected_until", "ejections", "failed", "failures"),
+    *(
+        "back_since",
+        "check_failures",
+        "ejected_for",
+        "ejected_until",
+        "ejections",
+        "failed",
+        "failures",
+    ),
     *("quiet_since", "retries"),
 )
 
@@ -139,7 +159,9 @@ class EndpointState:
 
 
 class Turn:
-    """One attempt at an endpoint, and the exchange that may come of it. Tell what became of it, and in any case `end` it."""
+    """One attempt at an endpoint, and the exchange that may come of it. Tell what became of it, and
+    in any case `end` it.
+    """
 
     __slots__ = ("_ended", "_owner", "_settled", "endpoint", "probe")
 
@@ -193,14 +215,17 @@ class Endpoints:
         gone_after_s: float = math.inf,
         checked: bool = False,
     ) -> None:
-        """At least one endpoint. `checked`: there are checks, so that no request need be risked to find out who is back."""
+        """At least one endpoint. `checked`: there are checks, so that no request need be risked to
+        find out who is back.
+        """
         self.all = tuple(endpoints)
         self._by_place = {endpoint.place: endpoint for endpoint in self.all}
         self._gone_after_s = gone_after_s
         self._consecutive_failures = consecutive_failures
         self._eject_s = eject_s
         self._max_eject_s = max_eject_s
-        # Before those that are up: by being the least busy, one with old streams that go on would not get its probe.
+        # Before those that are up: by being the least busy, one with old streams that go on would
+        # not get its probe.
         self._rank_of_due = 2 if checked else 0
         self._next = 0  # where to begin to look, so that ties go round
 
@@ -217,10 +242,13 @@ class Endpoints:
 
     def is_gone(self, endpoint: Endpoint, now: float) -> bool:
         """Whether it has been out of service without a break for longer than the limit."""
-        return endpoint.ejected_until is not None and now - endpoint.quiet_since > self._gone_after_s
+        return (
+            endpoint.ejected_until is not None and now - endpoint.quiet_since > self._gone_after_s
+        )
 
     def choose(self, now: float, tried: Collection[Endpoint] = ()) -> Turn:
-        """A turn at a due endpoint, as its probe, or else at the least busy one that is up; ties go round. Checked: the other way.
+        """A turn at a due endpoint, as its probe, or else at the least busy one that is up; ties go
+        round. Checked: the other way.
 
         `tried` are taken only when no other can be. Raises `NoneInService`.
         """
@@ -229,7 +257,9 @@ class Endpoints:
         count, start = len(self.all), self._next
         for step in range(count):
             endpoint = self.all[(start + step) % count]
-            if endpoint.ejected_until is not None and (endpoint.probing or now < endpoint.ejected_until):
+            if endpoint.ejected_until is not None and (
+                endpoint.probing or now < endpoint.ejected_until
+            ):
                 continue
             rank = (
                 int(endpoint in tried),
@@ -240,14 +270,24 @@ class Endpoints:
                 best, best_rank = endpoint, rank
                 chosen = (start + step) % count
         if best is None:
-            waits = [item.ejected_until - now for item in self.all if item.ejected_until is not None and not item.probing]
+            waits = [
+                item.ejected_until - now
+                for item in self.all
+                if item.ejected_until is not None and not item.probing
+            ]
             raise NoneInService(max(0.0, min(waits)) if waits else 0.0)
         self._next = (chosen + 1) % count
         return Turn(self, best, probe=best.ejected_until is not None)
 
     def pin(self, endpoint: Endpoint, now: float) -> Turn:
-        """A turn at this endpoint, whatever its state: for who can be served by no other. A due one takes it as its probe."""
-        due = endpoint.ejected_until is not None and now >= endpoint.ejected_until and not endpoint.probing
+        """A turn at this endpoint, whatever its state: for who can be served by no other. A due one
+        takes it as its probe.
+        """
+        due = (
+            endpoint.ejected_until is not None
+            and now >= endpoint.ejected_until
+            and not endpoint.probing
+        )
         return Turn(self, endpoint, probe=due)
 
     def check_succeeded(self, endpoint: Endpoint, now: float) -> bool:
@@ -263,17 +303,26 @@ class Endpoints:
         """A check failed. Whether that has ejected the endpoint; one that is out just stays out."""
         endpoint.failed += 1
         endpoint.check_failures += 1
-        if endpoint.ejected_until is not None or endpoint.check_failures < self._consecutive_failures:
+        if (
+            endpoint.ejected_until is not None
+            or endpoint.check_failures < self._consecutive_failures
+        ):
             return False
         self._eject(endpoint, now)
         return True
 
     def states(self) -> tuple[EndpointState, ...]:
-        """A snapshot of each. One whose time is over is still ejected, until something lets it back."""
+        """A snapshot of each. One whose time is over is still ejected, until something lets it
+        back.
+        """
         return tuple(
             EndpointState(
                 endpoint=item.name,
-                state="up" if item.ejected_until is None else "probing" if item.probing else "ejected",
+                state="up"
+                if item.ejected_until is None
+                else "probing"
+                if item.probing
+                else "ejected",
                 outstanding=item.outstanding,
                 failures=item.failed,
                 ejections=item.ejections,
@@ -309,7 +358,9 @@ class Endpoints:
             endpoint.quiet_since = now
         lasted = not was_out and now - endpoint.back_since >= endpoint.ejected_for
         alone = all(item.ejected_until is not None for item in self.all if item is not endpoint)
-        endpoint.ejected_for = self._eject_s if lasted or alone else min(2 * endpoint.ejected_for, self._max_eject_s)
+        endpoint.ejected_for = (
+            self._eject_s if lasted or alone else min(2 * endpoint.ejected_for, self._max_eject_s)
+        )
         endpoint.ejected_until = now + endpoint.ejected_for
         endpoint.ejections += 1
         endpoint.failures = endpoint.check_failures = 0

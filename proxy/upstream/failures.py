@@ -1,6 +1,7 @@
 """Foreign exceptions of sockets, TLS and name resolution become ours here, and nowhere else.
 
-What is ours (descriptors, memory, local ports, threads) becomes `OutOfResources`: it says nothing about an endpoint.
+What is ours (descriptors, memory, local ports, threads) becomes `OutOfResources`: it says nothing
+about an endpoint.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def failure_of(origin: Origin, error: OSError, otherwise: type[UpstreamFailure])
     """What an error of a socket is: `OutOfResources` where it is ours, else `otherwise`."""
     kind = otherwise
     if isinstance(error, ssl.SSLError):
-        # OpenSSL may read the authorities from files during the handshake, and does not say why it could not.
+        # OpenSSL may read the authorities from files during the handshake, and does not say why it
+        # could not.
         if isinstance(error, ssl.SSLCertVerificationError) and not has_spare_descriptors():
             kind = OutOfResources
     elif is_out_of_resources(error.errno):
@@ -38,8 +40,9 @@ def failure_of(origin: Origin, error: OSError, otherwise: type[UpstreamFailure])
 
 
 def is_out_of_resources(number: int | None, family: int | None = None, address: Any = None) -> bool:
-    """Whether an errno is about our resources. With the address that could not be connected to, EADDRNOTAVAIL counts only where
-    this machine has an address to connect from; without IPv6, `::1` fails with the same error.
+    """Whether an errno is about our resources. With the address that could not be connected to,
+    EADDRNOTAVAIL counts only where this machine has an address to connect from; without IPv6, `::1`
+    fails with the same error.
     """
     if number == errno.EADDRNOTAVAIL and family is not None:
         return _has_source_address(family, address)
@@ -76,4 +79,6 @@ def reason(error: OSError) -> str:
         return f"certificate not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {error.reason or error.strerror or error}"
-    return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or "failed"
+    return (
+        os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or "failed"
+    )

@@ -1,7 +1,8 @@
 """Where a connection goes: scheme, host and port, with the one form of a host that everything uses.
 
-That form is an address, or a name as A-labels by IDNA 2008 (RFC 5891): it is resolved, sent as SNI, verified and written in Host.
-httpx converts the host of a URL with the same package in the same way (`raw_host`); nothing else here converts names. Sans I/O.
+That form is an address, or a name as A-labels by IDNA 2008 (RFC 5891): it is resolved, sent as SNI,
+verified and written in Host. httpx converts the host of a URL with the same package in the same way
+(`raw_host`); nothing else here converts names. Sans I/O.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Origin(NamedTuple):
 
 
 def to_a_labels(name: str) -> str:
-    """A host name as lower-case A-labels (RFC 5891, section 4). A dot at the end stays. Raises `ValueError`.
+    """A host name as lower-case A-labels (RFC 5891, section 4). A dot at the end stays. Raises
+    `ValueError`.
 
     `_` is accepted in an ASCII name: service names of containers have it.
     """
@@ -45,8 +47,9 @@ def to_a_labels(name: str) -> str:
 
 
 def server_name(host: str) -> str:
-    """The name that TLS sends (SNI) and verifies, of a name or an address: A-labels without a dot at the end (RFC 6066, section 3),
-    or the address, which is verified and not sent. Raises `ValueError`.
+    """The name that TLS sends (SNI) and verifies, of a name or an address: A-labels without a dot
+    at the end (RFC 6066, section 3), or the address, which is verified and not sent. Raises
+    `ValueError`.
     """
     if address_family(host) is not None:
         return host

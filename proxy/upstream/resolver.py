@@ -1,10 +1,14 @@
-"""Names to addresses, for all upstreams of a worker: look-ups that are joined, bounded and kept for a short time.
+"""Names to addresses, for all upstreams of a worker: look-ups that are joined, bounded and kept for
+a short time.
 
 Invariants:
 
-- at most one look-up of a name runs, so a name takes one of `MAX_LOOKUPS` threads at most, and these are only for look-ups;
-- a look-up belongs to the resolver's nursery: a request that began it and is cancelled leaves it to the others;
-- an answer is kept for `KEEP_S`, a failure for `KEEP_FAILURE_S`; a failure that is ours (no descriptor, memory or thread) is not.
+- at most one look-up of a name runs, so a name takes one of `MAX_LOOKUPS` threads at most, and
+  these are only for look-ups;
+- a look-up belongs to the resolver's nursery: a request that began it and is cancelled leaves it to
+  the others;
+- an answer is kept for `KEEP_S`, a failure for `KEEP_FAILURE_S`; a failure that is ours (no
+  descriptor, memory or thread) is not.
 
 It knows no ports and no order of addresses: those are `dial`'s.
 """
@@ -51,7 +55,10 @@ class _Lookup:
     def __init__(self) -> None:
         self.done = trio.Event()
         self.addresses: tuple[Address, ...] = ()
-        self.problem: tuple[type[UpstreamFailure], str] | None = DnsFailed, "the look-up was given up"
+        self.problem: tuple[type[UpstreamFailure], str] | None = (
+            DnsFailed,
+            "the look-up was given up",
+        )
         self.kept_until = 0.0
 
 
@@ -63,8 +70,12 @@ class Resolver:
         self._limiter = trio.CapacityLimiter(MAX_LOOKUPS)
         self._nursery: trio.Nursery | None = None
 
-    async def run(self, task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own the look-ups until cancelled; the scope that is handed back ends it. Threads of unfinished ones are left alone."""
+    async def run(
+        self, task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Own the look-ups until cancelled; the scope that is handed back ends it. Threads of
+        unfinished ones are left alone.
+        """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
@@ -76,7 +87,8 @@ class Resolver:
     async def resolve(self, origin: Origin) -> tuple[Address, ...]:
         """The addresses of an origin's name, at least one, in the system's order (RFC 6724).
 
-        Raises `DnsFailed`, and `OutOfResources` when it is ours that is missing. Cancelled, it leaves the look-up to the others.
+        Raises `DnsFailed`, and `OutOfResources` when it is ours that is missing. Cancelled, it
+        leaves the look-up to the others.
         """
         name = origin.host
         lookup = self._lookups.get(name)
@@ -88,7 +100,9 @@ class Resolver:
         if not lookup.done.is_set():
             await lookup.done.wait()
         if lookup.problem is not None:
-            kind, problem = lookup.problem  # an exception for each: a shared one would collect their tracebacks
+            kind, problem = (
+                lookup.problem
+            )  # an exception for each: a shared one would collect their tracebacks
             raise kind(f"{origin}: {problem}")
         return lookup.addresses
 
@@ -106,27 +120,38 @@ class Resolver:
             elif lookup.problem[0] is DnsFailed:
                 lookup.kept_until = now + KEEP_FAILURE_S
             lookup.done.set()
-            for old in [key for key, item in self._lookups.items() if item.done.is_set() and now >= item.kept_until]:
+            for old in [
+                key
+                for key, item in self._lookups.items()
+                if item.done.is_set() and now >= item.kept_until
+            ]:
                 del self._lookups[old]
 
     async def _ask(self, name: str) -> tuple[Address, ...]:
         arguments = (name.encode("ascii"), 0, 0, socket.SOCK_STREAM, 0, 0)
-        # Trio's own getaddrinfo would take a thread of the limiter that everything in the process shares.
+        # Trio's own getaddrinfo would take a thread of the limiter that everything in the process
+        # shares.
         custom = trio.socket.set_custom_hostname_resolver(None)
         trio.socket.set_custom_hostname_resolver(custom)
         if custom is not None:
             found: list[Any] = await custom.getaddrinfo(*arguments)
         else:
             try:
-                found = await trio.to_thread.run_sync(_getaddrinfo, arguments, abandon_on_cancel=True, limiter=self._limiter)
+                found = await trio.to_thread.run_sync(
+                    _getaddrinfo, arguments, abandon_on_cancel=True, limiter=self._limiter
+                )
             except RuntimeError as error:
                 raise _NoRoom(str(error)) from error  # can't start new thread
-        addresses = [Address(int(family), str(place[0]), tuple(place[2:])) for family, _, _, _, place in found]
+        addresses = [
+            Address(int(family), str(place[0]), tuple(place[2:]))
+            for family, _, _, _, place in found
+        ]
         return tuple(dict.fromkeys(addresses))
 
 
 def _getaddrinfo(arguments: tuple[Any, ...]) -> list[Any]:
-    # Without a descriptor it fails in as many ways as there are parts of it, and most do not say why: EAI_AGAIN, EAI_NONAME, EBUSY.
+    # Without a descriptor it fails in as many ways as there are parts of it, and most do not say
+    # why: EAI_AGAIN, EAI_NONAME, EBUSY.
     if not has_spare_descriptors():
         raise _NoRoom("no file descriptor is left")
     try:

@@ -1,4 +1,6 @@
-"""The body of a response: the upstream connection for as long as it lasts, framed in place, given back when it ends."""
+"""The body of a response: the upstream connection for as long as it lasts, framed in place, given
+back when it ends.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import trio
 from pools import Pools
 
 from ..errors import ProtocolFailure, ReadFailed, ReadTimedOut, Truncated
-from .body import Chunked, ContentLength, Framing, Split
+from ..http.body import Chunked, ContentLength, Framing, Split
 from .connections import Connection, ConnectionPool
 
 if TYPE_CHECKING:
@@ -21,9 +23,11 @@ __all__ = ["UpstreamBody"]
 
 
 class UpstreamBody(httpx.AsyncByteStream):
-    """The body of one response. Read it with `receive` and `wait_readable`, or, through httpx, as an async iterator.
+    """The body of one response. Read it with `receive` and `wait_readable`, or, through httpx, as
+    an async iterator.
 
-    Close it: `aclose` (never blocks) gives the connection back, kept alive if the exchange ended clean, closed if not.
+    Close it: `aclose` (never blocks) gives the connection back, kept alive if the exchange ended
+    clean, closed if not.
     """
 
     def __init__(
@@ -46,7 +50,9 @@ class UpstreamBody(httpx.AsyncByteStream):
         self._read_timeout_s = read_timeout_s
         self._closed = False
         self._tls = connection.tls
-        self._broken: ProtocolFailure | None = None  # to be raised when what came before it has been handed out
+        self._broken: ProtocolFailure | None = (
+            None  # to be raised when what came before it has been handed out
+        )
         self.upload: Upload | None = None
         self.on_close: Callable[[], None] | None = None
         """Called once, when the connection has been given back."""
@@ -56,14 +62,17 @@ class UpstreamBody(httpx.AsyncByteStream):
         """Whether the whole body has been received."""
         self.pending = bool(early) or (self._tls and connection.pending)
         """Whether there is something to receive that readiness of the socket would not tell."""
-        self.at_hand = framing.complete or (isinstance(framing, ContentLength) and len(early) >= framing.left)
+        self.at_hand = framing.complete or (
+            isinstance(framing, ContentLength) and len(early) >= framing.left
+        )
         """Whether the whole body has come with the head."""
 
     def receive(self, buffer: bytearray, at: int) -> tuple[int, int] | None:
         """Read once into `buffer[at:]`, which must have room, and frame in place. Never blocks.
 
-        Returns `(first, last)`, the body bytes as `body` tells (none at all when they were all framing); None when nothing
-        is there yet. Not to be called when `complete`. Raises `UpstreamFailure`.
+        Returns `(first, last)`, the body bytes as `body` tells (none at all when they were all
+        framing); None when nothing is there yet. Not to be called when `complete`. Raises
+        `UpstreamFailure`.
         """
         if self._unread is not None:
             return at, at + self._read_again(self._unread, buffer, at)
@@ -98,7 +107,9 @@ class UpstreamBody(httpx.AsyncByteStream):
         return split
 
     def unread(self, data: bytes) -> None:
-        """Let `receive` return these bytes once more: they are all of the body that has been received, and were looked at only."""
+        """Let `receive` return these bytes once more: they are all of the body that has been
+        received, and were looked at only.
+        """
         if data:
             self.at_hand = self.at_hand or self._framing.complete
             self._unread = memoryview(data)
@@ -115,7 +126,9 @@ class UpstreamBody(httpx.AsyncByteStream):
         return count
 
     def _read(self, buffer: bytearray, at: int) -> int | None:
-        """The count of bytes that are now in `buffer[at:]`; 0 when the body has ended with its connection; None: nothing yet."""
+        """The count of bytes that are now in `buffer[at:]`; 0 when the body has ended with its
+        connection; None: nothing yet.
+        """
         if self._early:
             count = min(len(self._early), len(buffer) - at)
             buffer[at : at + count] = self._early[:count]
@@ -149,7 +162,9 @@ class UpstreamBody(httpx.AsyncByteStream):
         )
 
     def _break(self, error: ProtocolFailure, framed: int) -> None:
-        """The framing is broken. Raised at once, or, when `framed` bytes came before, with the next read."""
+        """The framing is broken. Raised at once, or, when `framed` bytes came before, with the next
+        read.
+        """
         self._broken = ProtocolFailure(f"{self.connection.origin}: {error}")
         self._early = b""
         self._see_pending()
@@ -167,8 +182,14 @@ class UpstreamBody(httpx.AsyncByteStream):
             raise self._cause(error) from None
 
     def _cause(self, error: Exception) -> Exception:
-        """Why the connection broke: an upload that could not go on has ended it, or it broke by itself."""
-        return self.upload.failure if self.upload is not None and self.upload.failure is not None else error
+        """Why the connection broke: an upload that could not go on has ended it, or it broke by
+        itself.
+        """
+        return (
+            self.upload.failure
+            if self.upload is not None and self.upload.failure is not None
+            else error
+        )
 
     def close(self) -> None:
         """Give the connection back. Safe to call again; never blocks."""
@@ -190,13 +211,19 @@ class UpstreamBody(httpx.AsyncByteStream):
         return _BodyIterator(self)
 
     async def next_bytes(self) -> bytes:
-        """The next piece of the body, a copy; b"" at its end. For users of httpx; the relay does not come this way."""
+        """The next piece of the body, a copy; b"" at its end. For users of httpx; the relay does
+        not come this way.
+        """
         while not self.complete:
             try:
-                with trio.fail_after(self._read_timeout_s if self._read_timeout_s is not None else float("inf")):
+                with trio.fail_after(
+                    self._read_timeout_s if self._read_timeout_s is not None else float("inf")
+                ):
                     await self.wait_readable()
             except trio.TooSlowError:
-                raise ReadTimedOut(f"{self.connection.origin}: silent for {self._read_timeout_s} s") from None
+                raise ReadTimedOut(
+                    f"{self.connection.origin}: silent for {self._read_timeout_s} s"
+                ) from None
             with self._pools.http_response.acquire() as lease:
                 span = self.receive(lease.buffer, 0)
                 if span is not None and span[0] < span[1]:

@@ -1,7 +1,9 @@
-"""When a request that failed may be sent once more: what the method and the failure allow, and what the budget leaves. Sans I/O.
+"""When a request that failed may be sent once more: what the method and the failure allow, and what
+the budget leaves. Sans I/O.
 
-A request is sent again when no byte of it had left, or when its method is idempotent (RFC 9110, section 9.2.2) and its body is in
-memory. Anything else might be done twice, and may cost money: it never is.
+A request is sent again when no byte of it had left, or when its method is idempotent (RFC 9110,
+section 9.2.2) and its body is in memory. Anything else might be done twice, and may cost money: it
+never is.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ _IDEMPOTENT = frozenset(["GET", "HEAD", "OPTIONS", "PUT", "DELETE"])
 
 
 class RetryBudget:
-    """A token bucket: a request puts in `share`, a retry takes 1. So retries never exceed the initial 10 + share * requests."""
+    """A token bucket: a request puts in `share`, a retry takes 1. So retries never exceed the
+    initial 10 + share * requests.
+    """
 
     __slots__ = ("_share", "_tokens")
 
@@ -36,7 +40,8 @@ class RetryBudget:
 
     def withdraw(self) -> bool:
         """Take one retry, if there is one."""
-        # Sums of a fraction fall short of the whole number by rounding: ten times 0.1 is less than 1.
+        # Sums of a fraction fall short of the whole number by rounding: ten times 0.1 is less than
+        # 1.
         if self._tokens < 1 - 1e-9:
             return False
         self._tokens = max(0.0, self._tokens - 1)
@@ -54,7 +59,9 @@ class RetryPolicy:
 
 
 def may_resend(request: httpx.Request, failure: UpstreamFailure) -> bool:
-    """Whether sending this request again, after this failure before a head of the response, can do nothing twice."""
+    """Whether sending this request again, after this failure before a head of the response, can do
+    nothing twice.
+    """
     if failure.ours:
         return False
     if failure.unsent:

@@ -1,7 +1,8 @@
-"""One request on one connection: its body on the way up, until the head of the response has come down.
+"""One request on one connection: its body on the way up, until the head of the response has come
+down.
 
-`head` writes and reads; what has to be awaited is awaited here. It does not choose connections, and gives none back: it hands the
-connection to an `UpstreamBody`, or raises.
+`head` writes and reads; what has to be awaited is awaited here. It does not choose connections, and
+gives none back: it hands the connection to an `UpstreamBody`, or raises.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import trio
 from pools import Pools
 
 from ..errors import ProtocolFailure, ReadFailed, ReadTimedOut, Truncated
-from .body import Chunked, ContentLength, Framing, UntilClose
+from ..http.body import Chunked, ContentLength, Framing, UntilClose
+from ..http.head import BadRequest, BodyEncoder, HeadReader, ResponseHead
 from .connections import Connection, ConnectionPool
-from .head import BadRequest, BodyEncoder, HeadReader, ResponseHead
 from .response import UpstreamBody
 
 __all__ = ["RoundTrip", "Upload"]
@@ -29,7 +30,9 @@ _CLOSE_S = 1.0
 class Upload:
     """The request body on its way up. `complete` once all of it has left."""
 
-    def __init__(self, connection: Connection, encoder: BodyEncoder, request: httpx.Request) -> None:
+    def __init__(
+        self, connection: Connection, encoder: BodyEncoder, request: httpx.Request
+    ) -> None:
         self._connection = connection
         self._encoder = encoder
         self._stream: httpx.AsyncByteStream | None
@@ -41,7 +44,9 @@ class Upload:
         self.failure: Exception | None = None
 
     async def run(self, waiting: _HeadWait) -> None:
-        """Send the body, then let the time for the head begin. Raises nothing but `Cancelled`: `failure` tells."""
+        """Send the body, then let the time for the head begin. Raises nothing but `Cancelled`:
+        `failure` tells.
+        """
         with self.scope:
             try:
                 assert self._stream is not None
@@ -57,14 +62,13 @@ class Upload:
                 self.complete = True
             except ReadFailed:
                 pass  # the answer may be there all the same, and if it is not, reading tells
-            except (
-                Exception
-            ) as error:  # too slow, a body that is not as long as announced, or whatever the body's source raises
+            except Exception as error:  # too slow, a body that is not as long as announced, or whatever the body's source raises
                 self.failure = error
                 if isinstance(error, BadRequest):
                     self.failure = httpx.LocalProtocolError(str(error))
                 waiting.scope.cancel()
-                # After the head, the relay is who reads: it must not wait for the answer to a request that stays unfinished.
+                # After the head, the relay is who reads: it must not wait for the answer to a
+                # request that stays unfinished.
                 self._connection.shut_down()
         self._stream = None  # of a body in memory, which the response may outlast by hours
         waiting.start_clock()
@@ -90,7 +94,12 @@ class RoundTrip:
     """One request on one connection, from behind its head to the head of the response."""
 
     def __init__(
-        self, pools: Pools, pool: ConnectionPool, connection: Connection, encoder: BodyEncoder | None, request: httpx.Request
+        self,
+        pools: Pools,
+        pool: ConnectionPool,
+        connection: Connection,
+        encoder: BodyEncoder | None,
+        request: httpx.Request,
     ) -> None:
         """`encoder`: of the body that is still to be sent; None when all of the request has left."""
         self._pools = pools
@@ -132,7 +141,9 @@ class RoundTrip:
         if head is None:
             if upload is not None and upload.failure is not None:
                 raise upload.failure
-            raise ReadTimedOut(f"{self._connection.origin}: no response within {self._waiting.timeout_s} s")
+            raise ReadTimedOut(
+                f"{self._connection.origin}: no response within {self._waiting.timeout_s} s"
+            )
         framing = _framing_of(self._request.method, head)
         body = UpstreamBody(
             self._pools,

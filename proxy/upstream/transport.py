@@ -1,19 +1,22 @@
 """The upstream transport: an `httpx.AsyncBaseTransport` on pooled buffers.
 
-It sends the `httpx.Request` it is given, byte for byte, and returns an `httpx.Response` whose stream is an `UpstreamBody`. `head`
-writes and reads heads; the body is framed by `body`, in the caller's buffer. Request extensions:
+It sends the `httpx.Request` it is given, byte for byte, and returns an `httpx.Response` whose
+stream is an `UpstreamBody`. `head` writes and reads heads; the body is framed by `body`, in the
+caller's buffer. Request extensions:
 
 - `target`: the request target as bytes; without it the URL's;
-- `timeout`: httpx's dict; `connect` (one deadline for a free connection, name resolution, TCP, TLS, and a second connection where
-  the first was dead), `write` (each wait), `read` (until the head
-  has come, counted from the end of the request; between body bytes when the response is read through httpx);
-- `interim`: an async function that is awaited for each informational response (1xx, but 101) as it comes, with the request, its
-  status and its headers; without it they are skipped;
-- `nursery`: a Trio nursery that may go on sending the request body after the head of the response has come. Without one, an
-  answer that comes early ends the upload.
+- `timeout`: httpx's dict; `connect` (one deadline for a free connection, name resolution, TCP, TLS,
+  and a second connection where the first was dead), `write` (each wait), `read` (until the head has
+  come, counted from the end of the request; between body bytes when the response is read through
+  httpx);
+- `interim`: an async function that is awaited for each informational response (1xx, but 101) as it
+  comes, with the request, its status and its headers; without it they are skipped;
+- `nursery`: a Trio nursery that may go on sending the request body after the head of the response
+  has come. Without one, an answer that comes early ends the upload.
 
-A request is sent a second time only when a kept connection turned out to be dead and none of the request's bytes was written.
-Which endpoint a request goes to, and whether a failed one is tried again, is `balancer`'s.
+A request is sent a second time only when a kept connection turned out to be dead and none of the
+request's bytes was written. Which endpoint a request goes to, and whether a failed one is tried
+again, is `balancer`'s.
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ from pools import Pools
 
 from ..errors import ReadFailed, UpstreamFailure
 from ..http import DEFAULT_PORTS
+from ..http.head import BadRequest, BodyEncoder, encode_head
 from .connections import ConnectionPool, ConnectTime, PoolState, Slots
-from .head import BadRequest, BodyEncoder, encode_head
 from .origin import Origin, server_name
 from .resolver import Resolver
 from .roundtrip import RoundTrip
@@ -40,7 +43,9 @@ _SMALL_BODY_BYTES = 16384
 
 
 class UpstreamTransport(httpx.AsyncBaseTransport):
-    """Connections to any number of origins, together at most `max_connections`. Belongs to one Trio loop."""
+    """Connections to any number of origins, together at most `max_connections`. Belongs to one Trio
+    loop.
+    """
 
     def __init__(
         self,
@@ -52,9 +57,11 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
         ca_file: str | None = None,
         tls_server_name: str | None = None,
     ) -> None:
-        """`resolver`: the worker's; without one, origins must be addresses. `tls`: load the authorities now, and not with the first
-        connection, when no descriptor may be left. `ca_file`: verify against these instead of the system's. `tls_server_name`: send
-        and verify this name, or verify this address, instead of the origin's host. Raises `OSError`, `ssl.SSLError`, `ValueError`.
+        """`resolver`: the worker's; without one, origins must be addresses. `tls`: load the
+        authorities now, and not with the first connection, when no descriptor may be left.
+        `ca_file`: verify against these instead of the system's. `tls_server_name`: send and verify
+        this name, or verify this address, instead of the origin's host. Raises `OSError`,
+        `ssl.SSLError`, `ValueError`.
         """
         self._pools = pools
         self._resolver = Resolver() if resolver is None else resolver
@@ -68,8 +75,9 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; returns when the response's head has come. Its stream must be closed.
 
-        Raises an `UpstreamFailure` (each is an httpx exception too), or `httpx.LocalProtocolError` for a request that cannot
-        be sent. Cancelled at any point, it closes the connection and gives back its slot and every buffer.
+        Raises an `UpstreamFailure` (each is an httpx exception too), or `httpx.LocalProtocolError`
+        for a request that cannot be sent. Cancelled at any point, it closes the connection and
+        gives back its slot and every buffer.
         """
         target = request.extensions.get("target") or request.url.raw_path
         return await self.send(request, request.url, target, request.headers.raw)
@@ -83,9 +91,11 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
         *,
         fresh: bool = False,
     ) -> httpx.Response:
-        """As `handle_async_request`, to this URL's origin, with this target and these headers. `fresh`: on a new connection.
+        """As `handle_async_request`, to this URL's origin, with this target and these headers.
+        `fresh`: on a new connection.
 
-        A failure says whether any byte of the request has left (`unsent`), and whether its connection was a kept one (`stale`).
+        A failure says whether any byte of the request has left (`unsent`), and whether its
+        connection was a kept one (`stale`).
         """
         timeouts: dict[str, float | None] = request.extensions.get("timeout", {})
         pool = self._pool_of(url)
@@ -98,7 +108,8 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
                 and encoder.left is not None
                 and encoder.left <= _SMALL_BODY_BYTES
             ):
-                # What is in memory goes along with the head: nothing would be answered before it was there.
+                # What is in memory goes along with the head: nothing would be answered before it
+                # was there.
                 head += b"".join([encoder.data(piece) for piece in request.stream]) + encoder.end()
                 encoder = None
         except BadRequest as error:
@@ -121,7 +132,9 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
                     error.stale = connection.used and isinstance(error, ReadFailed)
                 if not isinstance(error, ReadFailed) or not connection.used or connection.written:
                     raise
-                fresh = True  # a kept connection was dead, and none of this request's bytes has left
+                fresh = (
+                    True  # a kept connection was dead, and none of this request's bytes has left
+                )
 
     async def maintain(self) -> None:
         """Close idle connections that have had their time, every few seconds, until cancelled."""
@@ -141,7 +154,9 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
 
     def _pool_of(self, url: httpx.URL) -> ConnectionPool:
         try:
-            origin = Origin(url.scheme, url.raw_host.decode("ascii"), url.port or DEFAULT_PORTS[url.scheme])
+            origin = Origin(
+                url.scheme, url.raw_host.decode("ascii"), url.port or DEFAULT_PORTS[url.scheme]
+            )
         except KeyError:
             raise httpx.UnsupportedProtocol(f"{url.scheme!r} is neither http nor https") from None
         pool = self._origins.get(origin)

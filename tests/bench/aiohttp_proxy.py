@@ -1,4 +1,6 @@
-"""aiohttp, client and server, on uvloop: the fastest that one can write in Python in an afternoon. A baseline."""
+"""aiohttp, client and server, on uvloop: the fastest that one can write in Python in an afternoon.
+A baseline.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,19 @@ UPSTREAM = os.environ["UPSTREAM"]
 
 async def proxy(request: web.Request) -> web.StreamResponse:
     session: aiohttp.ClientSession = request.app["session"]
-    headers = {key: value for key, value in request.headers.items() if key.lower() not in ("host", "content-length")}
+    headers = {
+        key: value
+        for key, value in request.headers.items()
+        if key.lower() not in ("host", "content-length")
+    }
     data = await request.read() if request.method == "POST" else None
-    async with session.request(request.method, UPSTREAM + request.path_qs, headers=headers, data=data) as upstream:
+    async with session.request(
+        request.method, UPSTREAM + request.path_qs, headers=headers, data=data
+    ) as upstream:
         dropped = ("transfer-encoding", "connection")
-        answer = {key: value for key, value in upstream.headers.items() if key.lower() not in dropped}
+        answer = {
+            key: value for key, value in upstream.headers.items() if key.lower() not in dropped
+        }
         response = web.StreamResponse(status=upstream.status, headers=answer)
         await response.prepare(request)
         if request.path == "/edit":
@@ -43,7 +53,9 @@ async def proxy(request: web.Request) -> web.StreamResponse:
 async def session(app: web.Application) -> object:
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=None)
-    app["session"] = aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False)
+    app["session"] = aiohttp.ClientSession(
+        connector=connector, timeout=timeout, auto_decompress=False
+    )
     yield
     await app["session"].close()
 
@@ -53,4 +65,6 @@ if __name__ == "__main__":
     app = web.Application()
     app.cleanup_ctx.append(session)  # type: ignore[arg-type]
     app.router.add_route("*", "/{path:.*}", proxy)
-    web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), access_log=None, backlog=4096, print=None)
+    web.run_app(
+        app, host="127.0.0.1", port=int(sys.argv[1]), access_log=None, backlog=4096, print=None
+    )

@@ -1,9 +1,11 @@
-"""What each built-in interceptor costs: per event in a chain of its own, and per request. Prints a table.
+"""What each built-in interceptor costs: per event in a chain of its own, and per request. Prints a
+table.
 
     PYTHONPATH=. .venv/bin/python tests/bench/builtins.py
 
-Medians of CPU time in this process, framing of events included; `(none)` is a chain whose one hook returns each event as it came.
-The threads that write files are not included. The second table is of the same events as a chat stream, read as messages.
+Medians of CPU time in this process, framing of events included; `(none)` is a chain whose one hook
+returns each event as it came. The threads that write files are not included. The second table is of
+the same events as a chat stream, read as messages.
 """
 
 from __future__ import annotations
@@ -20,7 +22,15 @@ from typing import Any
 import structlog
 import trio
 
-from interceptors import Event, Interceptor, Outcome, Request, ResponseHead, StreamContext, StreamInterceptor
+from interceptors import (
+    Event,
+    Interceptor,
+    Outcome,
+    Request,
+    ResponseHead,
+    StreamContext,
+    StreamInterceptor,
+)
 from interceptors.api_keys import hash_key
 from interceptors.chain import Chain, enter_lifespans
 from interceptors.dialects import MessageInterceptor, MessageStream, TextDelta, Usage
@@ -28,9 +38,7 @@ from interceptors.hooks import Owner
 from interceptors.loader import load_interceptor
 from pools import Pools
 
-EVENT = (
-    b'data: {"id":"chatcmpl-1","choices":[{"index":0,"delta":{"content":"token %04d"},"finish_reason":null}],"pad":"%s"}\n\n'
-)
+EVENT = b'data: {"id":"chatcmpl-1","choices":[{"index":0,"delta":{"content":"token %04d"},"finish_reason":null}],"pad":"%s"}\n\n'
 WINDOW = b"".join(EVENT % (number, b"x" * 80) for number in range(70))
 EVENTS = WINDOW.count(b"\n\n")
 ROUNDS, REPEATS, REQUESTS = 15, 20, 300
@@ -82,7 +90,9 @@ async def per_event(chain: Chain, request: Request) -> float:
     for _ in range(ROUNDS):
         async with pools.open_scope() as scope:
             stream = chain.open_stream(request, pools.json, scope, 1 << 20)
-            await stream.start(ResponseHead(200, [(b"content-type", b"text/event-stream")], request))
+            await stream.start(
+                ResponseHead(200, [(b"content-type", b"text/event-stream")], request)
+            )
             began = thread_us()
             for _ in range(REPEATS):
                 parts, _ = stream.process(buffer, 0, len(buffer))
@@ -116,7 +126,9 @@ async def measure(use: Interceptor, make: Callable[[], Request]) -> tuple[float,
 
 
 def main() -> None:
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # lines of `usage`
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING)
+    )  # lines of `usage`
 
     def request(path: str = "/v1/chat", method: str = "GET") -> Request:
         return Request(
@@ -130,7 +142,9 @@ def main() -> None:
         return request("/v1/chat/completions", "POST")
 
     def load(name: str, **options: Any) -> Interceptor:
-        return load_interceptor(f"interceptors.{name}:{''.join(part.title() for part in name.split('_'))}", options)
+        return load_interceptor(
+            f"interceptors.{name}:{''.join(part.title() for part in name.split('_'))}", options
+        )
 
     with tempfile.TemporaryDirectory() as directory:
         path = str(Path(directory) / "lines.jsonl")
@@ -138,7 +152,9 @@ def main() -> None:
             "(none)": Passing(),
             "redact, one pattern, no match": load("redact", patterns=["sk-[A-Za-z0-9]{20,}"]),
             "redact, one pattern, every event": load("redact", patterns=["token [0-9]+"]),
-            "api_keys, one key": load("api_keys", keys={"ann": hash_key("key-1")}, upstream="Bearer x"),
+            "api_keys, one key": load(
+                "api_keys", keys={"ann": hash_key("key-1")}, upstream="Bearer x"
+            ),
             "rate_limit": load("rate_limit", requests_per_minute=1_000_000, burst=1_000_000),
             "audit, events none": load("audit", path=path, events="none"),
             "audit, events meta": load("audit", path=path, events="meta"),

@@ -1,10 +1,12 @@
-"""How long after a client has left the upstream knows it: per SDK and stage, without a proxy and through Weirpool. Prints a table.
+"""How long after a client has left the upstream knows it: per SDK and stage, without a proxy and
+through Weirpool. Prints a table.
 
     PYTHONPATH=.:tests .venv/bin/python tests/bench/cancel.py
 
-Medians of 20, in milliseconds, from the client's `cancel()` or `close()` to the end of the upstream's connection, or for MCP to the
-moment when the server's tool was cancelled. Weirpool runs in a process of its own, the client and the upstream share one: what that
-costs is in every column. A client's own timeout, the only way out of a synchronous call before its head, has no such moment.
+Medians of 20, in milliseconds, from the client's `cancel()` or `close()` to the end of the
+upstream's connection, or for MCP to the moment when the server's tool was cancelled. Weirpool runs
+in a process of its own, the client and the upstream share one: what that costs is in every column.
+A client's own timeout, the only way out of a synchronous call before its head, has no such moment.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from support.llm_upstream import LlmUpstream, open_llm_upstream
 from support.mcp_client import leave_call, open_mcp_client
 from support.mcp_server import open_mcp_server
 
-from proxy.bench.run import free_port
+from proxy.commands.bench.run import free_port
 
 CHAINS = ["none", "built-ins"]
 ROOT = Path(__file__).parents[2]
@@ -44,7 +46,16 @@ async def weirpool(url: str, chain: str, header: str, *, mcp: bool = False) -> A
         config = Path(directory) / "weirpool.yaml"
         config.write_text(yaml_of(url, chain, Path(directory), header=header, mcp=mcp))
         port = free_port()
-        command = [sys.executable, "-m", "proxy", "serve", "--config", str(config), "--bind", f"127.0.0.1:{port}"]
+        command = [
+            sys.executable,
+            "-m",
+            "proxy",
+            "serve",
+            "--config",
+            str(config),
+            "--bind",
+            f"127.0.0.1:{port}",
+        ]
         paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
         process = await trio.lowlevel.open_process(command, env={**os.environ, "PYTHONPATH": paths})
         try:
@@ -78,12 +89,16 @@ async def measure_llm(upstream: LlmUpstream, leaving: Leave, provider: str, url:
 
 async def llm_rows(provider: str, rounds: int) -> list[tuple[str, list[float]]]:
     leaves = [leaving for leaving in LEAVES if leaving.how != "timeout"]
-    rows: list[tuple[str, list[float]]] = [(f"`{provider}`, {_words(leaving)}", []) for leaving in leaves]
+    rows: list[tuple[str, list[float]]] = [
+        (f"`{provider}`, {_words(leaving)}", []) for leaving in leaves
+    ]
     async with open_llm_upstream() as upstream:
 
         async def fill(url: str) -> None:
             for leaving, (_, cells) in zip(leaves, rows, strict=True):
-                cells.append(await median_ms(rounds, lambda: measure_llm(upstream, leaving, provider, url)))  # noqa: B023
+                cells.append(
+                    await median_ms(rounds, lambda: measure_llm(upstream, leaving, provider, url))  # noqa: B023
+                )
 
         await fill(upstream.url)
         for chain in CHAINS:
@@ -104,10 +119,16 @@ def _words(leaving: Leave) -> str:
 
 async def mcp_rows(rounds: int, patch: pytest.MonkeyPatch) -> list[tuple[str, list[float]]]:
     rows = []
-    for transport, revision in (("http", "2026-07-28"), ("http", "2025-11-25"), ("sse", "2024-11-05")):
+    for transport, revision in (
+        ("http", "2026-07-28"),
+        ("http", "2025-11-25"),
+        ("sse", "2024-11-05"),
+    ):
         sse = transport == "sse"
         name = f"`mcp` {revision}, {'closes the stream' if revision == '2026-07-28' else 'sends a notification'}"
-        made: list[tuple[str, list[float]]] = [(f"{name}, {when} its first message", []) for when in ("before", "after")]
+        made: list[tuple[str, list[float]]] = [
+            (f"{name}, {when} its first message", []) for when in ("before", "after")
+        ]
         async with open_mcp_server(transport) as server:
 
             async def fill(url: str) -> None:
@@ -115,7 +136,10 @@ async def mcp_rows(rounds: int, patch: pytest.MonkeyPatch) -> list[tuple[str, li
                     for progress, (_, cells) in enumerate(made):  # noqa: B023
                         with trio.fail_after(30):
                             cells.append(
-                                await median_ms(rounds, lambda: leave_call(server, client, progress=bool(progress)))  # noqa: B023
+                                await median_ms(
+                                    rounds,
+                                    lambda: leave_call(server, client, progress=bool(progress)),  # noqa: B023
+                                )
                             )
 
             await fill(server.url)
@@ -128,8 +152,14 @@ async def mcp_rows(rounds: int, patch: pytest.MonkeyPatch) -> list[tuple[str, li
 
 async def run(rounds: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        rows = [*await llm_rows("openai", rounds), *await llm_rows("anthropic", rounds), *await mcp_rows(rounds, patch)]
-    print("| SDK, and how an answer is left | direct | Weirpool, no chain | Weirpool, every built-in |")
+        rows = [
+            *await llm_rows("openai", rounds),
+            *await llm_rows("anthropic", rounds),
+            *await mcp_rows(rounds, patch),
+        ]
+    print(
+        "| SDK, and how an answer is left | direct | Weirpool, no chain | Weirpool, every built-in |"
+    )
     print("|---|---:|---:|---:|")
     for name, cells in rows:
         print(f"| {name} | {' | '.join(f'{cell:.1f}' for cell in cells)} |")

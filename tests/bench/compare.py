@@ -1,10 +1,12 @@
-"""Compare Weirpool with other proxies, in one run on one machine; write the results as JSON, a table and a plot.
+"""Compare Weirpool with other proxies, in one run on one machine; write the results as JSON, a
+table and a plot.
 
     pip install -e '.[bench]' && python tests/bench/compare.py --out docs/bench
 
-The proxies run on one core, the load on the other. Compared are: the naive Quart-Trio + httpx proxy (`naive.py`), aiohttp on uvloop
-(`aiohttp_proxy.py`), and nginx where it is installed. Each scenario runs against all of them in turn, `--rounds` times; figures are
-medians. CPU time is the operating system's accounting of the proxy's processes over the whole run, the opening of streams included.
+The proxies run on one core, the load on the other. Compared are: the naive Quart-Trio + httpx proxy
+(`naive.py`), aiohttp on uvloop (`aiohttp_proxy.py`), and nginx where it is installed. Each scenario
+runs against all of them in turn, `--rounds` times; figures are medians. CPU time is the operating
+system's accounting of the proxy's processes over the whole run, the opening of streams included.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from pathlib import Path
 
 import trustme
 
-from proxy.bench.run import (
+from proxy.commands.bench.run import (
     SCENARIOS,
     USUAL,
     Scenario,
@@ -92,7 +94,9 @@ def naive(upstream_port: int, python: Sequence[str] = (sys.executable,)) -> Iter
         "4096",
     ]
     environment = {**os.environ, "UPSTREAM": f"http://127.0.0.1:{upstream_port}"}
-    with running([*command, "--workers", "0", "naive:app"], port, env=environment, cwd=HERE) as process:
+    with running(
+        [*command, "--workers", "0", "naive:app"], port, env=environment, cwd=HERE
+    ) as process:
         yield Target("naive", port, [process.pid], {"pass": "/", "edit": "/edit"})
 
 
@@ -115,7 +119,9 @@ def nginx(upstream_port: int) -> Iterator[Target]:
             yield Target("nginx", port, [process.pid], {"pass": "/"})
 
 
-def figures(scenario: Scenario, target: Target, upstream_port: int, certificate: str) -> dict[str, float] | None:
+def figures(
+    scenario: Scenario, target: Target, upstream_port: int, certificate: str
+) -> dict[str, float] | None:
     """One measurement, or None where the target has no such mode."""
     result = run_scenario(scenario, target, upstream_port, certificate)
     if result is None:
@@ -126,23 +132,43 @@ def figures(scenario: Scenario, target: Target, upstream_port: int, certificate:
 
 
 def allocations(make: Callable[..., AbstractContextManager[Target]]) -> dict[str, float]:
-    """Allocations and bytes allocated per event in the steady state, as memray counts them, Python's own allocator included.
+    """Allocations and bytes allocated per event in the steady state, as memray counts them,
+    Python's own allocator included.
 
-    Two runs that differ in their length alone, one subtracted from the other: what starting and opening cost falls out.
+    Two runs that differ in their length alone, one subtracted from the other: what starting and
+    opening cost falls out.
     """
     upstream_port = free_port()
     counted = []
     for events in ALLOCATION_RUNS:
         with tempfile.TemporaryDirectory() as directory:
             record = str(Path(directory) / "record.bin")
-            tracing = ("memray", "run", "--quiet", "--force", "--trace-python-allocators", "--output", record)
+            tracing = (
+                "memray",
+                "run",
+                "--quiet",
+                "--force",
+                "--trace-python-allocators",
+                "--output",
+                record,
+            )
             with make(upstream_port, python=(sys.executable, "-m", *tracing)) as target:
                 done = run_scenario(Scenario("allocations", 20, events, 20), target, upstream_port)
                 assert done is not None
                 assert not done.failed
             stats = Path(directory) / "stats.json"
             subprocess.run(
-                [sys.executable, "-m", "memray", "stats", "--json", "--force", "--output", str(stats), record],
+                [
+                    sys.executable,
+                    "-m",
+                    "memray",
+                    "stats",
+                    "--json",
+                    "--force",
+                    "--output",
+                    str(stats),
+                    record,
+                ],
                 check=True,
                 capture_output=True,
             )
@@ -172,11 +198,14 @@ def compare(names: list[str], rounds: int) -> dict[str, object]:
             if scenario.name not in (names or USUAL):
                 continue
             for number in range(rounds):
-                # Fresh processes for every measurement: memory that one scenario has freed would hide what the next needs.
+                # Fresh processes for every measurement: memory that one scenario has freed would
+                # hide what the next needs.
                 for make in (weirpool, naive, aiohttp, nginx):
                     if make is nginx and shutil.which("nginx") is None:
                         continue
-                    if make is not weirpool and (scenario.tls or (scenario.kind == "json" and scenario.mode != "pass")):
+                    if make is not weirpool and (
+                        scenario.tls or (scenario.kind == "json" and scenario.mode != "pass")
+                    ):
                         continue
                     manager = (
                         weirpool_target(upstream_port, (upstream_port, str(directory / "ca.pem")))
@@ -186,10 +215,16 @@ def compare(names: list[str], rounds: int) -> dict[str, object]:
                     with manager as target:
                         if scenario.tls:
                             target.pids = target.pids[-1:]
-                        found = figures(scenario, target, upstream_port, str(directory / "server.pem"))
+                        found = figures(
+                            scenario, target, upstream_port, str(directory / "server.pem")
+                        )
                         if found is None:
                             continue
-                        if target.name == "weirpool" and scenario.kind == "sse" and not scenario.tls:
+                        if (
+                            target.name == "weirpool"
+                            and scenario.kind == "sse"
+                            and not scenario.tls
+                        ):
                             # Steady is what comes after the first run of the same load.
                             before = leases(target)
                             run_scenario(scenario, target, upstream_port)
@@ -200,7 +235,9 @@ def compare(names: list[str], rounds: int) -> dict[str, object]:
                         flush=True,
                     )
     if not names or "allocations" in names:
-        results["allocations"] = {name: [allocations(make)] for name, make in (("weirpool", weirpool), ("naive", naive))}
+        results["allocations"] = {
+            name: [allocations(make)] for name, make in (("weirpool", weirpool), ("naive", naive))
+        }
     return {
         "machine": {
             "processor": processor(),
@@ -208,7 +245,8 @@ def compare(names: list[str], rounds: int) -> dict[str, object]:
             "kernel": platform.release(),
             "python": platform.python_version(),
             "versions": {
-                name: version(name) for name in ("trio", "hypercorn", "h11", "quart-trio", "httpx", "aiohttp", "uvloop")
+                name: version(name)
+                for name in ("trio", "hypercorn", "h11", "quart-trio", "httpx", "aiohttp", "uvloop")
             },
             "nginx": nginx_version(),
         },
@@ -233,7 +271,11 @@ def processor() -> str:
 def nginx_version() -> str | None:
     if shutil.which("nginx") is None:
         return None
-    return subprocess.run(["nginx", "-v"], capture_output=True, text=True).stderr.strip().rpartition("/")[2]
+    return (
+        subprocess.run(["nginx", "-v"], capture_output=True, text=True)
+        .stderr.strip()
+        .rpartition("/")[2]
+    )
 
 
 def table(report: dict[str, object]) -> str:
@@ -252,10 +294,20 @@ def table(report: dict[str, object]) -> str:
                 f"| {found['p99_us']:,.0f} | {found['kb_per_stream']:.1f} | {found['failed']:.0f} |"
             )
     if "allocations" in results:
-        lines += ["", "| per event, steady state | allocations | bytes allocated |", "|---|---:|---:|"]
+        lines += [
+            "",
+            "| per event, steady state | allocations | bytes allocated |",
+            "|---|---:|---:|",
+        ]
         for target, found in results["allocations"].items():
-            lines.append(f"| {target} | {found['allocations_per_event']:.1f} | {found['bytes_per_event']:,.0f} |")
-    lines += ["", "| scenario | figure | against | ratio | asked | |", "|---|---|---|---:|---:|---|"]
+            lines.append(
+                f"| {target} | {found['allocations_per_event']:.1f} | {found['bytes_per_event']:,.0f} |"
+            )
+    lines += [
+        "",
+        "| scenario | figure | against | ratio | asked | |",
+        "|---|---|---|---:|---:|---|",
+    ]
     for name, figure, against, sign, limit in RATIOS:
         targets = results.get(name, {})
         if "weirpool" not in targets or against not in targets or not targets[against][figure]:
@@ -263,15 +315,24 @@ def table(report: dict[str, object]) -> str:
         ratio = targets["weirpool"][figure] / targets[against][figure]
         met = ratio <= limit if sign == "<=" else ratio >= limit
         asked = f"{'at most' if sign == '<=' else 'at least'} {limit:g}"
-        lines.append(f"| {name} | {figure} | {against} | {ratio:.2f} | {asked} | {'met' if met else '**not met**'} |")
-    steady = [found["weirpool"]["reuse_rate"] for found in results.values() if "reuse_rate" in found.get("weirpool", {})]
+        lines.append(
+            f"| {name} | {figure} | {against} | {ratio:.2f} | {asked} | {'met' if met else '**not met**'} |"
+        )
+    steady = [
+        found["weirpool"]["reuse_rate"]
+        for found in results.values()
+        if "reuse_rate" in found.get("weirpool", {})
+    ]
     if steady:
         met = "met" if min(steady) > 0.999 else "**not met**"
         lines.append(
             f"| all but TLS and short | lowest reuse_rate, steady state | | {min(steady):.5f} | above 0.999 | {met} |"
         )
     if "paced" in results and "paced tls" in results:
-        ratio = results["paced tls"]["weirpool"]["cpu_us_per_event"] / results["paced"]["weirpool"]["cpu_us_per_event"]
+        ratio = (
+            results["paced tls"]["weirpool"]["cpu_us_per_event"]
+            / results["paced"]["weirpool"]["cpu_us_per_event"]
+        )
         lines.append(
             f"| paced tls | cpu_us_per_event | plain | {ratio:.2f} | at most 1.5 | {'met' if ratio <= 1.5 else '**not met**'} |"
         )
@@ -283,7 +344,9 @@ def plot(report: dict[str, object]) -> str:
     results: dict[str, dict[str, dict[str, float]]] = report["results"]  # type: ignore[assignment]
     shown = [name for name in ("paced", "busy", "paced edit") if name in results]
     colours = {"weirpool": "#0b7285", "nginx": "#868e96", "aiohttp": "#e8590c", "naive": "#c92a2a"}
-    largest = max((found["cpu_us_per_event"] for name in shown for found in results[name].values()), default=1)
+    largest = max(
+        (found["cpu_us_per_event"] for name in shown for found in results[name].values()), default=1
+    )
     parts, y = [], 34
     for name in shown:
         parts.append(f'<text x="10" y="{y}" font-weight="bold">{name}</text>')
@@ -294,8 +357,12 @@ def plot(report: dict[str, object]) -> str:
             y += 20
             width = found["cpu_us_per_event"] / largest * 420
             parts.append(f'<text x="90" y="{y}" text-anchor="end">{target}</text>')
-            parts.append(f'<rect x="98" y="{y - 12}" width="{width:.0f}" height="14" fill="{colours[target]}"/>')
-            parts.append(f'<text x="{104 + width:.0f}" y="{y}">{found["cpu_us_per_event"]:.0f}</text>')
+            parts.append(
+                f'<rect x="98" y="{y - 12}" width="{width:.0f}" height="14" fill="{colours[target]}"/>'
+            )
+            parts.append(
+                f'<text x="{104 + width:.0f}" y="{y}">{found["cpu_us_per_event"]:.0f}</text>'
+            )
         y += 30
     head = '<text x="10" y="14">CPU time per event, us (less is better)</text>'
     return (

@@ -1,9 +1,11 @@
-"""Resource exhaustion against `weirpool serve` in a process of its own: descriptors, memory, statuses, ejected endpoints.
+"""Resource exhaustion against `weirpool serve` in a process of its own: descriptors, memory,
+statuses, ejected endpoints.
 
     PYTHONPATH=.:tests .venv/bin/python tests/bench/exhaustion.py
 
-Each case prints one line: what was tried, what the clients got, the most descriptors and the most resident memory of the worker
-above its idle state, and how many endpoints were ejected. The exit status is 1 where a bound of docs/security.md does not hold.
+Each case prints one line: what was tried, what the clients got, the most descriptors and the most
+resident memory of the worker above its idle state, and how many endpoints were ejected. The exit
+status is 1 where a bound of docs/security.md does not hold.
 """
 
 from __future__ import annotations
@@ -88,15 +90,26 @@ class Server:
     """`weirpool serve`, with what it uses."""
 
     def __init__(self, directory: Path, upstream: Upstream, host: str, files: int | None) -> None:
-        (directory / "weirpool.yaml").write_text(CONFIG.replace("HOST", host).replace("PORT", str(upstream.port)))
+        (directory / "weirpool.yaml").write_text(
+            CONFIG.replace("HOST", host).replace("PORT", str(upstream.port))
+        )
         (directory / "body.py").write_text(BODY)
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
         self.log = directory / "log"
-        limit = (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))) if files else None
+        limit = (
+            (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))) if files else None
+        )
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*WEIRPOOL, "serve", "--config", str(directory / "weirpool.yaml"), "--bind", f"127.0.0.1:{self.port}"],
+                [
+                    *WEIRPOOL,
+                    "serve",
+                    "--config",
+                    str(directory / "weirpool.yaml"),
+                    "--bind",
+                    f"127.0.0.1:{self.port}",
+                ],
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 preexec_fn=limit,
@@ -115,7 +128,9 @@ class Server:
     def watch(self) -> None:
         with suppress(OSError):
             while not self.watching.wait(0.02):
-                self.most_files = max(self.most_files, len(os.listdir(f"/proc/{self.process.pid}/fd")))
+                self.most_files = max(
+                    self.most_files, len(os.listdir(f"/proc/{self.process.pid}/fd"))
+                )
                 self.most_memory = max(self.most_memory, self.memory() - self.idle_memory)
 
     def memory(self) -> int:
@@ -165,7 +180,12 @@ def status_of(client: socket.socket) -> str:
         return type(error).__name__
     head, _, body = data.partition(b"\r\n\r\n")
     length = next(
-        (int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0
+        (
+            int(line.split(b":")[1])
+            for line in head.split(b"\r\n")
+            if line.lower().startswith(b"content-length:")
+        ),
+        0,
     )
     with suppress(OSError):
         while len(body) < length and (piece := client.recv(65536)):
@@ -216,7 +236,8 @@ def descriptors(host: str) -> tuple[dict[str, object], bool]:
             "ejected": ejected,
         }
         holds = (
-            (first, began, fresh, later, goes_on, ejected, failed) == ("200", "200", "200", "200", True, 0, 0)
+            (first, began, fresh, later, goes_on, ejected, failed)
+            == ("200", "200", "200", "200", True, 0, 0)
             and set(results) <= {"200", "503"}
             and server.most_files <= FILES
         )
@@ -234,7 +255,11 @@ def bodies(path: str, key: bool, most: int, wanted: set[str]) -> tuple[dict[str,
                 sock.settimeout(4)
                 head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 16000000\r\nContent-Type: application/json\r\n"
                 try:
-                    sock.sendall((head + (f"Authorization: Bearer {KEY}\r\n" if key else "") + "\r\n").encode())
+                    sock.sendall(
+                        (
+                            head + (f"Authorization: Bearer {KEY}\r\n" if key else "") + "\r\n"
+                        ).encode()
+                    )
                     for _ in range(15_000_000 // len(piece)):
                         sock.sendall(piece)
                 except OSError:
@@ -246,7 +271,10 @@ def bodies(path: str, key: bool, most: int, wanted: set[str]) -> tuple[dict[str,
             thread.start()
         for thread in threads:
             thread.join()
-        said = {"statuses": dict(Counter(results)), "memory MiB": round(server.most_memory / MIB, 1)}
+        said = {
+            "statuses": dict(Counter(results)),
+            "memory MiB": round(server.most_memory / MIB, 1),
+        }
         return said, server.most_memory <= most and set(results) <= wanted
 
 
@@ -254,15 +282,20 @@ def numbers(size: int, wanted: str, most: int) -> tuple[dict[str, object], bool]
     """A batch of numbers, which are no messages."""
     with serving() as server, server.connect() as client:
         body = b"[" + b"0," * ((size - 3) // 2) + b"0]"
-        head = b"POST /policy HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(
-            body
+        head = (
+            b"POST /policy HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+            % len(body)
         )
         before = _cpu(server.process.pid)
         with suppress(OSError):
             client.sendall(head + body)
         status = status_of(client)
         spent = _cpu(server.process.pid) - before
-        said = {"status": status, "CPU ms": round(spent * 1000), "memory MiB": round(server.most_memory / MIB, 1)}
+        said = {
+            "status": status,
+            "CPU ms": round(spent * 1000),
+            "memory MiB": round(server.most_memory / MIB, 1),
+        }
         return said, status == wanted and server.most_memory <= most
 
 
@@ -275,7 +308,9 @@ CASES: dict[str, Callable[[], tuple[dict[str, object], bool]]] = {
     "64 descriptors, endpoint by address": lambda: descriptors("127.0.0.1"),
     "64 descriptors, endpoint by name": lambda: descriptors("localhost"),
     "40 bodies of 15 MB, no key": lambda: bodies("/keyed", False, 32 * MIB, {"401"}),
-    "40 bodies of 15 MB, a key, collected": lambda: bodies("/wanted", True, (64 + 48) * MIB, {"503", "TimeoutError"}),
+    "40 bodies of 15 MB, a key, collected": lambda: bodies(
+        "/wanted", True, (64 + 48) * MIB, {"503", "TimeoutError"}
+    ),
     "2.1 MB of numbers": lambda: numbers(2_100_000, "400", 100 * MIB),
     "16 MB of numbers": lambda: numbers(16_000_000, "413", 32 * MIB),
 }

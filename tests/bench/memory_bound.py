@@ -1,11 +1,15 @@
-"""Memory is bounded by configuration: load a proxy to its limits and print what it takes beside what `docs/capacity.md` computes.
+"""Memory is bounded by configuration: load a proxy to its limits and print what it takes beside
+what `docs/capacity.md` computes.
 
-    .venv/bin/python tests/bench/memory_bound.py [--streams 100] [--clients plain|tls|http2|http2-unread] [--upstream-tls]
+    .venv/bin/python tests/bench/memory_bound.py [--streams 100] [--clients
+    plain|tls|http2|http2-unread] [--upstream-tls]
 
-`http2`: a connection for each stream, whose window is soon shut. `http2-unread`: windows are open, and nobody reads the connection.
+`http2`: a connection for each stream, whose window is soon shut. `http2-unread`: windows are open,
+and nobody reads the connection.
 
-Each scenario is a process of its own, `weirpool serve` with small limits, and the worst that clients and upstreams can do within
-them. What is measured is the growth of its resident memory over a warm process. Exit status 1 when any takes more than computed.
+Each scenario is a process of its own, `weirpool serve` with small limits, and the worst that
+clients and upstreams can do within them. What is measured is the growth of its resident memory over
+a warm process. Exit status 1 when any takes more than computed.
 """
 
 from __future__ import annotations
@@ -38,7 +42,9 @@ from support.upstream import Peer, open_upstream  # noqa: E402
 HTTP_RESPONSE = 16384
 PIECE = 65536
 QUEUED_PIECES = 18
-"""Hypercorn's queue has ten; the one that it hands over it has as it was read, framed and copied; the rest is on its way up."""
+"""Hypercorn's queue has ten; the one that it hands over it has as it was read, framed and copied;
+the rest is on its way up.
+"""
 STREAM = {"plain": 64 * 1024, "tls": 192 * 1024, "http2": 256 * 1024, "http2-unread": 256 * 1024}
 """What a stream costs besides what it holds of bodies, by its client's connection."""
 UPSTREAM_TLS = 64 * 1024
@@ -70,7 +76,9 @@ class Limits:
 
     @property
     def copies(self) -> int:
-        """How much of what a client does not take is held, in events or windows: TLS has the portable writer, which copies."""
+        """How much of what a client does not take is held, in events or windows: TLS has the
+        portable writer, which copies.
+        """
         return 4 if self.clients == "plain" else 8
 
     @property
@@ -119,7 +127,9 @@ async def unfinished_event(peer: Peer, limits: Limits) -> None:
 
 async def takes_no_body(peer: Peer, limits: Limits) -> None:
     transport = getattr(peer.stream, "transport_stream", peer.stream)
-    transport.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # else the kernel takes a megabyte or two
+    transport.setsockopt(
+        socket.SOL_SOCKET, socket.SO_RCVBUF, 4096
+    )  # else the kernel takes a megabyte or two
     await peer.request(body=False)
     await trio.sleep_forever()
 
@@ -130,19 +140,29 @@ async def takes_no_body(peer: Peer, limits: Limits) -> None:
 def http1_request(scenario: Scenario, limits: Limits) -> bytes:
     if not scenario.uploads:
         return b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-    return b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % limits.body + b"x" * (limits.body - 1)
+    return b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % limits.body + b"x" * (
+        limits.body - 1
+    )
 
 
 def http2_request_with_open_windows() -> bytes:
-    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))
+    client = h2.connection.H2Connection(
+        h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
+    )
     client.initiate_connection()
     client.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 2**31 - 1})
     client.increment_flow_control_window(2**31 - 1 - 65535)
-    client.send_headers(1, [(":method", "GET"), (":path", "/"), (":scheme", "https"), (":authority", "x")], end_stream=True)
+    client.send_headers(
+        1,
+        [(":method", "GET"), (":path", "/"), (":scheme", "https"), (":authority", "x")],
+        end_stream=True,
+    )
     return client.data_to_send()
 
 
-async def ask(stream: trio.abc.Stream, nursery: trio.Nursery, scenario: Scenario, limits: Limits) -> None:
+async def ask(
+    stream: trio.abc.Stream, nursery: trio.Nursery, scenario: Scenario, limits: Limits
+) -> None:
     """A client's request, with as much of its body as the proxy takes."""
     if limits.clients == "http2-unread":
         await stream.send_all(http2_request_with_open_windows())
@@ -152,7 +172,9 @@ async def ask(stream: trio.abc.Stream, nursery: trio.Nursery, scenario: Scenario
         if not scenario.uploads:
             await client.start()
         else:
-            number = await client.start("POST", headers=[("content-length", str(limits.body))], end=False)
+            number = await client.start(
+                "POST", headers=[("content-length", str(limits.body))], end=False
+            )
             with suppress(trio.TooSlowError):  # nobody takes it
                 await client.send(number, b"x" * (limits.body - 1), end=False)
     else:
@@ -161,13 +183,31 @@ async def ask(stream: trio.abc.Stream, nursery: trio.Nursery, scenario: Scenario
 
 SCENARIOS = [
     Scenario("quiet streams", lambda limits: 0, quiet),
-    Scenario("stalled clients, pass-through", lambda limits: limits.copies * HTTP_RESPONSE, large_events),
-    Scenario("stalled clients, large events seen", lambda limits: limits.copies * limits.event, large_events, "Touch"),
-    Scenario("unfinished large events, seen", lambda limits: 2 * limits.event, unfinished_event, "Touch"),
     Scenario(
-        "uploads that nobody takes", lambda limits: min(limits.body, QUEUED_PIECES * PIECE), takes_no_body, uploads=True
+        "stalled clients, pass-through", lambda limits: limits.copies * HTTP_RESPONSE, large_events
     ),
-    Scenario("uploads that are collected", lambda limits: 2 * limits.body, takes_no_body, "Collect", uploads=True),
+    Scenario(
+        "stalled clients, large events seen",
+        lambda limits: limits.copies * limits.event,
+        large_events,
+        "Touch",
+    ),
+    Scenario(
+        "unfinished large events, seen", lambda limits: 2 * limits.event, unfinished_event, "Touch"
+    ),
+    Scenario(
+        "uploads that nobody takes",
+        lambda limits: min(limits.body, QUEUED_PIECES * PIECE),
+        takes_no_body,
+        uploads=True,
+    ),
+    Scenario(
+        "uploads that are collected",
+        lambda limits: 2 * limits.body,
+        takes_no_body,
+        "Collect",
+        uploads=True,
+    ),
 ]
 
 
@@ -212,7 +252,12 @@ drain: {{timeout: 0}}
         )
         command = [*WEIRPOOL, "serve", "--config", str(file), "--bind", "127.0.0.1:0"]
         if limits.clients != "plain":
-            command += ["--certfile", limits.certificates.files[0], "--keyfile", limits.certificates.files[1]]
+            command += [
+                "--certfile",
+                limits.certificates.files[0],
+                "--keyfile",
+                limits.certificates.files[1],
+            ]
         async with running(command) as process:
             return await load(process, scenario, limits)
 
@@ -242,12 +287,18 @@ async def load(process: Process, scenario: Scenario, limits: Limits) -> tuple[in
 
 
 async def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--streams", type=int, default=100)
     parser.add_argument("--event-bytes", type=int, default=262144)
     parser.add_argument("--body-bytes", type=int, default=2097152)
-    parser.add_argument("--clients", choices=list(STREAM), default="plain", help="the clients' connections")
-    parser.add_argument("--upstream-tls", action="store_true", help="the upstream's connections have TLS")
+    parser.add_argument(
+        "--clients", choices=list(STREAM), default="plain", help="the clients' connections"
+    )
+    parser.add_argument(
+        "--upstream-tls", action="store_true", help="the upstream's connections have TLS"
+    )
     parser.add_argument("--only", default="", help="scenarios with this in their name")
     arguments = parser.parse_args()
     directory = tempfile.TemporaryDirectory()
@@ -261,7 +312,9 @@ async def main() -> int:
         certificates,
     )
     kind = f"{limits.clients} clients, {'TLS' if limits.upstream_tls else 'plain'} upstream"
-    print(f"{limits.streams} streams, {kind}, events of {limits.event} bytes, request bodies of {limits.body} bytes\n")
+    print(
+        f"{limits.streams} streams, {kind}, events of {limits.event} bytes, request bodies of {limits.body} bytes\n"
+    )
     print(f"{'':36} {'measured':>10} {'computed':>10}  a stream")
     worst = 0
     for scenario in SCENARIOS:

@@ -26,9 +26,16 @@ async def start() -> None:
 @app.route("/", defaults={"path": ""}, methods=["GET", "POST"])
 @app.route("/<path:path>", methods=["GET", "POST"])
 async def proxy(path: str) -> Response:
-    headers = {key: value for key, value in request.headers.items() if key.lower() not in ("host", "remote-addr")}
+    headers = {
+        key: value
+        for key, value in request.headers.items()
+        if key.lower() not in ("host", "remote-addr")
+    }
     upstream = await client.send(
-        client.build_request(request.method, "/" + path, headers=headers, content=await request.get_data()), stream=True
+        client.build_request(
+            request.method, "/" + path, headers=headers, content=await request.get_data()
+        ),
+        stream=True,
     )
     dropped = ("transfer-encoding", "connection", "content-length")
     answer = {key: value for key, value in upstream.headers.items() if key.lower() not in dropped}

@@ -2,7 +2,8 @@
 
     pip install -e '.[bench]' && python tests/bench/seed.py --out docs/seed.md
 
-Memory and allocations against the naive proxy are read from `docs/bench.json`, which `compare.py` writes; the rest is measured.
+Memory and allocations against the naive proxy are read from `docs/bench.json`, which `compare.py`
+writes; the rest is measured.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pools import BufferPool
-from proxy.bench.load import resident_kb
-from proxy.bench.run import Scenario, free_port, run_scenario, weirpool_target
+from proxy.commands.bench.load import resident_kb
+from proxy.commands.bench.run import Scenario, free_port, run_scenario, weirpool_target
 
 SIZES = (4096, 8192, 16384, 65536)
 BENCH = Path(__file__).parents[2] / "docs" / "bench.json"
@@ -37,7 +38,8 @@ def pool_costs() -> list[tuple[int, float, float]]:
             bytearray(size)
 
         pooled, fresh = (
-            statistics.median(timeit.repeat(run, number=20000, repeat=15)) / 20000 * 1e9 for run in (borrow, make)
+            statistics.median(timeit.repeat(run, number=20000, repeat=15)) / 20000 * 1e9
+            for run in (borrow, make)
         )
         rows.append((size, pooled, fresh))
     return rows
@@ -58,7 +60,11 @@ def growth() -> dict[str, float]:
         after = resident_kb(target.pids)
         run_scenario(Scenario("steady", 100, 100, 40), target, upstream_port)
         with urllib.request.urlopen(f"http://127.0.0.1:{target.port}/metrics") as answer:
-            metrics = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if not line.startswith("#"))
+            metrics = dict(
+                line.rsplit(" ", 1)
+                for line in answer.read().decode().splitlines()
+                if not line.startswith("#")
+            )
     pools = ("sse_event", "http_response", "json")
     return {
         "growth_mb": (after - before) / 1024,

@@ -1,12 +1,16 @@
-"""A soak: `weirpool serve` under a load that misbehaves, and what has grown or got lost when it is over.
+"""A soak: `weirpool serve` under a load that misbehaves, and what has grown or got lost when it is
+over.
 
-    pip install -e '.[test]' && python tests/bench/soak.py --minutes 30       # two minutes: --minutes 2
+    pip install -e '.[test]' && python tests/bench/soak.py --minutes 30       # two minutes:
+    --minutes 2
 
-The proxy runs in a process of its own, at about 60 % of a core: the load paces itself by the CPU time that the proxy takes. Both
-ends are this process. Some clients stay, on a route that passes events and on one that edits them, quickly or slowly; others leave
-at random, reset or stop reading; upstreams reset their streams. Printed is a summary as JSON. The exit status is 1 when a client
-that stayed missed an event or saw one twice, when a broken stream looked whole, when a lease, a stream, a connection or a
-descriptor is still there at the end, or when memory has grown by more than 5 % between an early and a late sample.
+The proxy runs in a process of its own, at about 60 % of a core: the load paces itself by the CPU
+time that the proxy takes. Both ends are this process. Some clients stay, on a route that passes
+events and on one that edits them, quickly or slowly; others leave at random, reset or stop reading;
+upstreams reset their streams. Printed is a summary as JSON. The exit status is 1 when a client that
+stayed missed an event or saw one twice, when a broken stream looked whole, when a lease, a stream,
+a connection or a descriptor is still there at the end, or when memory has grown by more than 5 %
+between an early and a late sample.
 
 Linux only: CPU time, memory and descriptors are read from /proc.
 """
@@ -35,8 +39,8 @@ from typing import Any
 
 import trio
 
-from proxy.bench.run import free_port
-from proxy.upstream.body import Chunked
+from proxy.commands.bench.run import free_port
+from proxy.http.body import Chunked
 
 __all__: list[str] = []
 
@@ -46,7 +50,8 @@ MOST_GROWTH = 0.05
 SEND_S = 2.0
 BATCH = 10
 EDITORS = "abcdef"
-"""The interceptors of the editing route. So many, that the proxy and not this load is what is busy."""
+"""The interceptors of the editing route. So many, that the proxy and not this load is what is busy.
+"""
 LAST_EDIT = b'"%s":true}' % EDITORS[-1].encode()
 PAD = b"x" * 100
 CONFIG = """
@@ -108,11 +113,15 @@ class Soak:
 @lru_cache(1000)
 def batch_of(first: int, behind: int) -> bytes:
     """The events from `first` on."""
-    return b"".join(b'data: {"n":%d,"pad":"%s"}\n\n' % (number, PAD) for number in range(first, behind))
+    return b"".join(
+        b'data: {"n":%d,"pad":"%s"}\n\n' % (number, PAD) for number in range(first, behind)
+    )
 
 
 async def serve_upstream(soak: Soak, stream: trio.SocketStream) -> None:
-    """Streams of numbered events, in batches; with `reset` the connection is reset behind that many."""
+    """Streams of numbered events, in batches; with `reset` the connection is reset behind that
+    many.
+    """
     try:
         received = b""
         while True:
@@ -179,15 +188,22 @@ class Reader:
         events, _, self._rest = (self._rest + bytes(buffer[first:last])).rpartition(b"\n\n")
         for number in NUMBER.findall(events):
             if int(number) != self.seen:
-                self._soak.violated(f"{self._route}: event {int(number)} where {self.seen} was to come")
+                self._soak.violated(
+                    f"{self._route}: event {int(number)} where {self.seen} was to come"
+                )
                 self.seen = int(number)
             self.seen += 1
         self.edited += events.count(LAST_EDIT)
 
 
-async def request(port: int, soak: Soak, route: str, events: int, reset: int = 0) -> tuple[trio.SocketStream, Reader]:
+async def request(
+    port: int, soak: Soak, route: str, events: int, reset: int = 0
+) -> tuple[trio.SocketStream, Reader]:
     stream = await trio.open_tcp_stream("127.0.0.1", port)
-    await stream.send_all(b"GET %s?events=%d&reset=%d HTTP/1.1\r\nHost: soak\r\n\r\n" % (route.encode(), events, reset))
+    await stream.send_all(
+        b"GET %s?events=%d&reset=%d HTTP/1.1\r\nHost: soak\r\n\r\n"
+        % (route.encode(), events, reset)
+    )
     return stream, Reader(soak, route)
 
 
@@ -196,14 +212,20 @@ async def stays(port: int, soak: Soak, route: str, pause_s: float = 0.0) -> None
     events = random.randrange(100, 1500)
     stream, reader = await request(port, soak, route, events)
     try:
-        while not reader.complete and not reader.failed and (data := await stream.receive_some(4096 if pause_s else 65536)):
+        while (
+            not reader.complete
+            and not reader.failed
+            and (data := await stream.receive_some(4096 if pause_s else 65536))
+        ):
             reader.take(data)
             if pause_s:
                 await trio.sleep(random.uniform(0, pause_s))
     except trio.BrokenResourceError:
         pass
     if not reader.complete or reader.seen != events:
-        soak.violated(f"{route}: a client that stayed got {reader.seen} of {events} events, complete: {reader.complete}")
+        soak.violated(
+            f"{route}: a client that stayed got {reader.seen} of {events} events, complete: {reader.complete}"
+        )
     if route == "/edit" and reader.edited != events:
         soak.violated(f"{route}: {reader.edited} of {events} events were edited")
     await trio.aclose_forcefully(stream)
@@ -255,7 +277,12 @@ CLIENTS: list[tuple[str, int, Callable[..., Awaitable[None]], dict[str, Any]]] =
 
 
 async def again_and_again(
-    name: str, port: int, soak: Soak, route: str, client: Callable[..., Awaitable[None]], how: dict[str, Any]
+    name: str,
+    port: int,
+    soak: Soak,
+    route: str,
+    client: Callable[..., Awaitable[None]],
+    how: dict[str, Any],
 ) -> None:
     while not soak.over:
         try:
@@ -288,14 +315,25 @@ def page(port: int, path: str) -> str:
 
 
 async def settled(port: int, pid: int, most_descriptors: int, soak: Soak) -> dict[str, Any]:
-    """The proxy at rest: what /status and /metrics say, and what is still open. Waits for that, for a bounded time."""
+    """The proxy at rest: what /status and /metrics say, and what is still open. Waits for that, for
+    a bounded time.
+    """
     found: dict[str, Any] = {}
     for _ in range(100):
         status = json.loads(await trio.to_thread.run_sync(page, port, "/status"))
         metrics = await trio.to_thread.run_sync(page, port, "/metrics")
-        in_use = {name: float(value) for name, value in re.findall(r'buffer_pool_in_use\{pool="(\w+)"\} (\S+)', metrics)}
-        leaks = sum(float(value) for value in re.findall(r"buffer_pool_leaks_total\{[^}]*\} (\S+)", metrics))
-        origins = [origin for upstream in status["upstreams"].values() for origin in upstream["connections"]]
+        in_use = {
+            name: float(value)
+            for name, value in re.findall(r'buffer_pool_in_use\{pool="(\w+)"\} (\S+)', metrics)
+        }
+        leaks = sum(
+            float(value) for value in re.findall(r"buffer_pool_leaks_total\{[^}]*\} (\S+)", metrics)
+        )
+        origins = [
+            origin
+            for upstream in status["upstreams"].values()
+            for origin in upstream["connections"]
+        ]
         idle = sum(origin["idle"] for origin in origins)
         found = {
             "streams": status["streams"],
@@ -304,18 +342,28 @@ async def settled(port: int, pid: int, most_descriptors: int, soak: Soak) -> dic
             "lent": sum(origin["lent"] for origin in origins),
             "descriptors_beyond_idle": descriptors(pid) - idle,
         }
-        if found["descriptors_beyond_idle"] <= most_descriptors and not found["streams"] and not found["lent"]:
+        if (
+            found["descriptors_beyond_idle"] <= most_descriptors
+            and not found["streams"]
+            and not found["lent"]
+        ):
             break
         await trio.sleep(0.2)
     if found["streams"] or found["lent"] or any(in_use.values()) or leaks:
         soak.violated(f"not everything is back: {found}")
     if found["descriptors_beyond_idle"] > most_descriptors:
-        soak.violated(f"{found['descriptors_beyond_idle']} descriptors where {most_descriptors} were at rest")
+        soak.violated(
+            f"{found['descriptors_beyond_idle']} descriptors where {most_descriptors} were at rest"
+        )
     return found
 
 
-async def control(soak: Soak, pid: int, seconds: float, samples: list[tuple[float, float, int, int]]) -> None:
-    """Keep the proxy at its share of a core, and note (time, share, memory in kB, descriptors), once a second."""
+async def control(
+    soak: Soak, pid: int, seconds: float, samples: list[tuple[float, float, int, int]]
+) -> None:
+    """Keep the proxy at its share of a core, and note (time, share, memory in kB, descriptors),
+    once a second.
+    """
     began = last = time.monotonic()
     used = cpu_s(pid)
     while last - began < seconds:
@@ -327,11 +375,15 @@ async def control(soak: Soak, pid: int, seconds: float, samples: list[tuple[floa
         samples.append((now - began, share, rss_kb(pid), descriptors(pid)))
 
 
-async def soak_for(seconds: float, port: int, upstream: trio.SocketListener, process: subprocess.Popen[bytes]) -> Soak:
+async def soak_for(
+    seconds: float, port: int, upstream: trio.SocketListener, process: subprocess.Popen[bytes]
+) -> Soak:
     soak = Soak()
     samples: list[tuple[float, float, int, int]] = []
     async with trio.open_nursery() as servers:
-        servers.start_soon(trio.serve_listeners, lambda stream: serve_upstream(soak, stream), [upstream])
+        servers.start_soon(
+            trio.serve_listeners, lambda stream: serve_upstream(soak, stream), [upstream]
+        )
         with trio.fail_after(10):
             while True:
                 try:
@@ -347,7 +399,9 @@ async def soak_for(seconds: float, port: int, upstream: trio.SocketListener, pro
                 for name, count, client, how in CLIENTS:
                     for route in ("/pass", "/edit"):
                         for _ in range(count):
-                            clients.start_soon(again_and_again, name, port, soak, route, client, how)
+                            clients.start_soon(
+                                again_and_again, name, port, soak, route, client, how
+                            )
                 await control(soak, process.pid, seconds, samples)
                 soak.over, soak.interval_s = True, 0.002
         if limit.cancelled_caught:
@@ -360,7 +414,9 @@ async def soak_for(seconds: float, port: int, upstream: trio.SocketListener, pro
         soak.violated(f"memory has grown from {early} kB to {late} kB")
     summary = {
         "seconds": round(seconds),
-        "share_of_a_core": round(statistics.mean(item[1] for item in samples[len(samples) // 4 :]), 3),
+        "share_of_a_core": round(
+            statistics.mean(item[1] for item in samples[len(samples) // 4 :]), 3
+        ),
         "counts": dict(soak.counts),
         "rss_kb": {"early": early, "late": late, "growth": round(late / early - 1, 4)},
         "descriptors": {
@@ -380,12 +436,29 @@ async def run(minutes: float) -> int:
     with tempfile.TemporaryDirectory() as directory:
         (upstream,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         config = Path(directory) / "weirpool.yaml"
-        editors = "\n".join(f'  - {{name: {name}, use: "edit.py:Edit", options: {{key: {name}}}}}' for name in EDITORS)
+        editors = "\n".join(
+            f'  - {{name: {name}, use: "edit.py:Edit", options: {{key: {name}}}}}'
+            for name in EDITORS
+        )
         config.write_text(
-            CONFIG.format(upstream=upstream.socket.getsockname()[1], send=SEND_S, editors=editors, names=", ".join(EDITORS))
+            CONFIG.format(
+                upstream=upstream.socket.getsockname()[1],
+                send=SEND_S,
+                editors=editors,
+                names=", ".join(EDITORS),
+            )
         )
         (Path(directory) / "edit.py").write_text(EDIT)
-        command = [sys.executable, "-m", "proxy", "serve", "--config", str(config), "--bind", f"127.0.0.1:{port}"]
+        command = [
+            sys.executable,
+            "-m",
+            "proxy",
+            "serve",
+            "--config",
+            str(config),
+            "--bind",
+            f"127.0.0.1:{port}",
+        ]
         with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as process:
             try:
                 soak = await soak_for(minutes * 60, port, upstream, process)
@@ -399,7 +472,9 @@ async def run(minutes: float) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()

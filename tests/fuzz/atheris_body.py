@@ -1,9 +1,11 @@
-"""Coverage-guided fuzzing of the body framing. Needs the extra `fuzz`; `tests/fuzz/smoke.py` runs it for a while.
+"""Coverage-guided fuzzing of the body framing. Needs the extra `fuzz`; `tests/fuzz/smoke.py` runs
+it for a while.
 
     python tests/fuzz/atheris_body.py [-max_total_time=60] [a directory for the corpus]
 
-Whatever bytes come, in whatever pieces: body bytes, or our refusal, and nothing else is raised; what is kept between two reads is
-bounded; the cuts change nothing; and `split` finds what `frame` finds.
+Whatever bytes come, in whatever pieces: body bytes, or our refusal, and nothing else is raised;
+what is kept between two reads is bounded; the cuts change nothing; and `split` finds what `frame`
+finds.
 """
 
 from __future__ import annotations
@@ -15,8 +17,15 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-with atheris.instrument_imports(include=["proxy.upstream.body"]):
-    from proxy.upstream.body import MAX_CHUNK_HEADER_BYTES, MAX_TRAILER_BYTES, Chunked, ContentLength, Framing, UntilClose
+with atheris.instrument_imports(include=["proxy.http.body"]):
+    from proxy.http.body import (
+        MAX_CHUNK_HEADER_BYTES,
+        MAX_TRAILER_BYTES,
+        Chunked,
+        ContentLength,
+        Framing,
+        UntilClose,
+    )
 from proxy.errors import ProtocolFailure
 
 __all__: list[str] = []

@@ -1,10 +1,11 @@
-"""Coverage-guided fuzzing of the event framing, through a chain as it runs in the proxy. Needs the extra `fuzz`.
+"""Coverage-guided fuzzing of the event framing, through a chain as it runs in the proxy. Needs the
+extra `fuzz`.
 
     python tests/fuzz/atheris_events.py [-max_total_time=60] [a directory for the corpus]
 
-Whatever bytes come, in whatever pieces: events, or `EventTooLarge`, and nothing else is raised; every lease comes back; what a hook
-passes on leaves byte for byte; what it writes anew is no larger than what came, but for the lines that it takes; and the cuts
-change nothing.
+Whatever bytes come, in whatever pieces: events, or `EventTooLarge`, and nothing else is raised;
+every lease comes back; what a hook passes on leaves byte for byte; what it writes anew is no larger
+than what came, but for the lines that it takes; and the cuts change nothing.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class Result:
 
 
 def run(stream_class: type[StreamInterceptor], pieces: list[bytes]) -> Result:
-    """What leaves a chain of one interceptor. Without Trio, which would take longer than everything else: nothing awaits here."""
+    """What leaves a chain of one interceptor. Without Trio, which would take longer than everything
+    else: nothing awaits here.
+    """
     try:
         _run(stream_class, pieces).send(None)
     except StopIteration as stopped:
@@ -114,7 +117,9 @@ def one_input(data: bytes) -> None:
     else:
         assert wire.startswith(passed.output)
     rewritten = run(_Rewriting, cut)
-    assert len(rewritten.output) <= 8 * len(wire) + 64  # U+FFFD is three bytes, and each line gets its `data: `
+    assert (
+        len(rewritten.output) <= 8 * len(wire) + 64
+    )  # U+FFFD is three bytes, and each line gets its `data: `
     if passed.failure is None and rewritten.failure is None:
         assert run(_Rewriting, [wire]).output == rewritten.output
 

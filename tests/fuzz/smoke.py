@@ -1,8 +1,10 @@
-"""Both fuzzers for a while, with a bound on memory and on each input's time; fails when one of them does.
+"""Both fuzzers for a while, with a bound on memory and on each input's time; fails when one of them
+does.
 
     pip install -e '.[test,fuzz]' && python tests/fuzz/smoke.py [--seconds 60]
 
-The seconds are shared by the targets. A crash leaves its input in a temporary directory that is named.
+The seconds are shared by the targets. A crash leaves its input in a temporary directory that is
+named.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ SEEDS = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=int, default=60, help="for all targets together")
     seconds = max(1, parser.parse_args().seconds // len(TARGETS))
     failed = 0
@@ -48,12 +52,23 @@ def main() -> int:
         corpus.mkdir()
         for number, seed in enumerate(SEEDS[target]):
             (corpus / str(number)).write_bytes(seed)
-        limits = ["-timeout=10", "-rss_limit_mb=512", "-max_len=1024", f"-max_total_time={seconds}", "-print_final_stats=1"]
+        limits = [
+            "-timeout=10",
+            "-rss_limit_mb=512",
+            "-max_len=1024",
+            f"-max_total_time={seconds}",
+            "-print_final_stats=1",
+        ]
         script = Path(__file__).with_name(target)
         done = subprocess.run(
-            [sys.executable, script, *limits, f"-artifact_prefix={directory}/", corpus], capture_output=True, text=True
+            [sys.executable, script, *limits, f"-artifact_prefix={directory}/", corpus],
+            capture_output=True,
+            text=True,
         )
-        runs = next((line for line in done.stderr.splitlines() if "number_of_executed_units" in line), "no statistics")
+        runs = next(
+            (line for line in done.stderr.splitlines() if "number_of_executed_units" in line),
+            "no statistics",
+        )
         print(f"{target}: exit {done.returncode}, {runs}")
         if done.returncode != 0:
             failed = 1

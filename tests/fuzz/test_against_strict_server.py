@@ -1,7 +1,9 @@
-"""Random requests through the proxy and directly to a strict server: what the server sees differs only by the documented rules.
+"""Random requests through the proxy and directly to a strict server: what the server sees differs
+only by the documented rules.
 
-The rules are those of docs/forwarding.md, written here once more. What the server refuses never reaches it through the proxy: the
-proxy refuses it itself. `WEIRPOOL_FUZZ_EXAMPLES=10000` tries more.
+The rules are those of docs/forwarding.md, written here once more. What the server refuses never
+reaches it through the proxy: the proxy refuses it itself. `WEIRPOOL_FUZZ_EXAMPLES=10000` tries
+more.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ class Reader(Interceptor):
 """
 
 
-# --- the documented rules -----------------------------------------------------------------------------------------------
+# --- the documented rules
+# -----------------------------------------------------------------------------------------------
 
 HOP = frozenset(
     [
@@ -86,22 +89,39 @@ FORWARDING = frozenset(
         "x-forwarded-server",
     ]
 )
-READ = HOP | NEVER_NAMED | {"expect", "accept-encoding", "last-event-id", "content-range", "if-range"}
-OURS = {"host", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "via", "content-length", "transfer-encoding"}
+READ = (
+    HOP | NEVER_NAMED | {"expect", "accept-encoding", "last-event-id", "content-range", "if-range"}
+)
+OURS = {
+    "host",
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-forwarded-host",
+    "via",
+    "content-length",
+    "transfer-encoding",
+}
 STARTED = re.compile(r'"bind": \["127\.0\.0\.1:(\d+)"\].*"event": "started"')
 PSEUDONYM = re.compile(r"1\.[0-9] weirpool-[0-9a-z]+")
 
 
 def expected(direct: Seen) -> Seen:
-    """What the server must see through the proxy of a request that it has seen directly as `direct`."""
-    named = {item.strip().lower() for value in direct.values("connection") for item in value.split(",")} - NEVER_NAMED
+    """What the server must see through the proxy of a request that it has seen directly as
+    `direct`.
+    """
+    named = {
+        item.strip().lower() for value in direct.values("connection") for item in value.split(",")
+    } - NEVER_NAMED
     headers = [
         (name, _forwarded_value(direct.method, name, value))
         for name, value in direct.headers
         if name not in HOP
         and name not in named
         and name.replace("_", "-") not in FORWARDING
-        and not ("_" in name and (name.replace("_", "-") in READ or name.replace("_", "-").startswith("mcp-")))
+        and not (
+            "_" in name
+            and (name.replace("_", "-") in READ or name.replace("_", "-").startswith("mcp-"))
+        )
         and name not in {*OURS, "expect"}
     ]
     target = re.sub(r"^https?://[^/?]*", "", direct.target, flags=re.IGNORECASE)
@@ -129,10 +149,24 @@ def refusal_is_documented(direct: Seen) -> bool:
     )
 
 
-# --- requests -----------------------------------------------------------------------------------------------------------
+# --- requests
+# -----------------------------------------------------------------------------------------------------------
 
 METHODS = st.sampled_from(
-    [b"GET", b"POST", b"PUT", b"PATCH", b"DELETE", b"HEAD", b"OPTIONS", b"PROPFIND", b"get", b"QUERY", b"M-SEARCH"] * 3
+    [
+        b"GET",
+        b"POST",
+        b"PUT",
+        b"PATCH",
+        b"DELETE",
+        b"HEAD",
+        b"OPTIONS",
+        b"PROPFIND",
+        b"get",
+        b"QUERY",
+        b"M-SEARCH",
+    ]
+    * 3
     + [b"a!#$%&'*+-.^_`|~9", b"TRACE", b"G\xc9T", b"GET\t", b"", b"G(T"]
 )
 SEGMENTS = st.sampled_from(
@@ -154,7 +188,9 @@ SEGMENTS = st.sampled_from(
         b'"<>^`{|}',
     ]
 )
-ODD_SEGMENTS = st.sampled_from([b"#", b"\\", b"a#b", b"..\\..", b"\xc3\xa9", b"\x00", b"\x7f", b"a b", b"\t"])
+ODD_SEGMENTS = st.sampled_from(
+    [b"#", b"\\", b"a#b", b"..\\..", b"\xc3\xa9", b"\x00", b"\x7f", b"a b", b"\t"]
+)
 
 
 @st.composite
@@ -165,16 +201,41 @@ def targets(draw: st.DrawFn) -> bytes:
     path = b"/" + b"/".join(segments)
     query = draw(
         st.sampled_from(
-            [b"", b"", b"", b"?", b"?a=b&c", b"??", b"?a/../b", b"?\\", b"?#", b"?%", b"?a b", b"?\xff", b'?{"a"}']
+            [
+                b"",
+                b"",
+                b"",
+                b"?",
+                b"?a=b&c",
+                b"??",
+                b"?a/../b",
+                b"?\\",
+                b"?#",
+                b"?%",
+                b"?a b",
+                b"?\xff",
+                b'?{"a"}',
+            ]
         )
     )
     form = draw(st.integers(0, 19))
     if form == 0:
-        return draw(st.sampled_from([b"*", b"", b"a", b"h:80", b"ftp://h/a", b"//h/a", b"http:/a", b"http:///a"]))
+        return draw(
+            st.sampled_from(
+                [b"*", b"", b"a", b"h:80", b"ftp://h/a", b"//h/a", b"http:/a", b"http:///a"]
+            )
+        )
     if form <= 3:
         origin = draw(
             st.sampled_from(
-                [b"http://h.example", b"HTTP://h:80", b"https://[::1]:1", b"http://u@h", b"http://h:x", b"http://a b"]
+                [
+                    b"http://h.example",
+                    b"HTTP://h:80",
+                    b"https://[::1]:1",
+                    b"http://u@h",
+                    b"http://h:x",
+                    b"http://a b",
+                ]
             )
         )
         return origin + (path if draw(st.booleans()) else b"") + query
@@ -277,7 +338,9 @@ VALUES = st.one_of(
             b"a;b,c:d",
         ]
     ),
-    st.binary(max_size=12).map(lambda data: bytes(byte for byte in data if byte >= 32 and byte != 127)),
+    st.binary(max_size=12).map(
+        lambda data: bytes(byte for byte in data if byte >= 32 and byte != 127)
+    ),
 )
 ODD_LINES = st.sampled_from(
     [
@@ -304,13 +367,22 @@ ODD_LINES = st.sampled_from(
 def requests(draw: st.DrawFn) -> bytes:
     rare = lambda odds: draw(st.integers(0, odds)) == 0  # noqa: E731
     version = draw(
-        st.sampled_from([b"HTTP/1.1"] * 12 + [b"HTTP/1.0", b"HTTP/1.2", b"HTTP/2.0", b"http/1.1", b"HTTP/1.1 ", b"HTTP/11"])
+        st.sampled_from(
+            [b"HTTP/1.1"] * 12
+            + [b"HTTP/1.0", b"HTTP/1.2", b"HTTP/2.0", b"http/1.1", b"HTTP/1.1 ", b"HTTP/11"]
+        )
     )
     method = draw(METHODS)
     lines = [method + b" " + draw(targets()) + b" " + version]
-    fields = [b"Host: a.example"] if not rare(4) else [b"Host: " + draw(HOSTS)] if not rare(5) else []
+    fields = (
+        [b"Host: a.example"] if not rare(4) else [b"Host: " + draw(HOSTS)] if not rare(5) else []
+    )
     fields += [
-        name + b":" + draw(st.sampled_from([b" ", b"", b"\t ", b"  "])) + value + draw(st.sampled_from([b"", b" ", b"\t"]))
+        name
+        + b":"
+        + draw(st.sampled_from([b" ", b"", b"\t ", b"  "]))
+        + value
+        + draw(st.sampled_from([b"", b" ", b"\t"]))
         for name, value in draw(st.lists(st.tuples(NAMES, VALUES), max_size=6))
     ]
     if rare(6):
@@ -323,13 +395,25 @@ def requests(draw: st.DrawFn) -> bytes:
     elif kind in (3, 4):
         fields.append(
             draw(
-                st.sampled_from([b"Transfer-Encoding: chunked", b"transfer-encoding:chunked", b"Transfer-Encoding: Chunked"])
+                st.sampled_from(
+                    [
+                        b"Transfer-Encoding: chunked",
+                        b"transfer-encoding:chunked",
+                        b"Transfer-Encoding: Chunked",
+                    ]
+                )
             )
         )
         for piece in draw(st.lists(st.binary(min_size=1, max_size=20), max_size=3)):
-            size = draw(st.sampled_from([b"%x", b"%X", b"0%x", b"%x;a=b", b"%x ;a", b'%x;a="b"'])) % len(piece)
+            size = draw(
+                st.sampled_from([b"%x", b"%X", b"0%x", b"%x;a=b", b"%x ;a", b'%x;a="b"'])
+            ) % len(piece)
             body += size + b"\r\n" + piece + b"\r\n"
-        body += b"0\r\n" + draw(st.sampled_from([b"", b"", b"X-Trailer: a\r\n", b"Content-Length: 5\r\n"])) + b"\r\n"
+        body += (
+            b"0\r\n"
+            + draw(st.sampled_from([b"", b"", b"X-Trailer: a\r\n", b"Content-Length: 5\r\n"]))
+            + b"\r\n"
+        )
     elif kind == 5:
         spoilt = draw(
             st.sampled_from(
@@ -373,7 +457,9 @@ def server() -> Iterator[StrictServer]:
 
 
 @pytest.fixture(scope="module", params=["forwarded", "with an interceptor"])
-def proxy(request: pytest.FixtureRequest, server: StrictServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def proxy(
+    request: pytest.FixtureRequest, server: StrictServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[int]:
     """The port of `weirpool serve` before the server."""
     directory = tmp_path_factory.mktemp("weirpool")
     text = CONFIG if request.param == "forwarded" else CHANGED
@@ -381,7 +467,14 @@ def proxy(request: pytest.FixtureRequest, server: StrictServer, tmp_path_factory
     (directory / "reader.py").write_text(READER)
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*WEIRPOOL, "serve", "--config", str(directory / "weirpool.yaml"), "--bind", "127.0.0.1:0"],
+            [
+                *WEIRPOOL,
+                "serve",
+                "--config",
+                str(directory / "weirpool.yaml"),
+                "--bind",
+                "127.0.0.1:0",
+            ],
             stderr=log,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
@@ -403,16 +496,23 @@ def proxy(request: pytest.FixtureRequest, server: StrictServer, tmp_path_factory
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(requests())
-def test_the_server_sees_what_it_would_see_without_the_proxy(proxy: int, server: StrictServer, data: bytes) -> None:
+def test_the_server_sees_what_it_would_see_without_the_proxy(
+    proxy: int, server: StrictServer, data: bytes
+) -> None:
     server.forget()
     direct_status = final_status(server.port, data)
     direct = server.seen[0] if server.seen else None
     server.forget()
     status = final_status(proxy, data, timeout_s=20 if direct else 1)
-    note(f"{data!r}\ndirectly: {direct_status} {direct}\nthrough the proxy: {status} {server.seen} {server.refusals}")
-    event(f"{'taken' if direct else 'refused'} directly, {'taken' if server.seen else 'refused'} through the proxy")
+    note(
+        f"{data!r}\ndirectly: {direct_status} {direct}\nthrough the proxy: {status} {server.seen} {server.refusals}"
+    )
+    event(
+        f"{'taken' if direct else 'refused'} directly, {'taken' if server.seen else 'refused'} through the proxy"
+    )
     assert not server.refusals, "it has refused what the proxy sent"
-    # What the server refuses at once may be the beginning of a line of which the proxy awaits the end.
+    # What the server refuses at once may be the beginning of a line of which the proxy awaits the
+    # end.
     assert status > 0 or (status == -1 and direct is None and not server.seen), "no answer"
     if direct is None:
         assert status == -1 or 400 <= status < 600, "the proxy has answered what the server refuses"
@@ -424,7 +524,12 @@ def test_the_server_sees_what_it_would_see_without_the_proxy(proxy: int, server:
     (seen,) = server.seen
     assert not refusal_is_documented(direct)
     wanted = expected(direct)
-    assert (seen.method, seen.target, seen.version, seen.body) == (wanted.method, wanted.target, wanted.version, wanted.body)
+    assert (seen.method, seen.target, seen.version, seen.body) == (
+        wanted.method,
+        wanted.target,
+        wanted.version,
+        wanted.body,
+    )
     assert [item for item in seen.headers if item[0] not in OURS] == wanted.headers
     assert seen.values("host") == [f"127.0.0.1:{server.port}"]
     assert seen.values("x-forwarded-for") == ["127.0.0.1"]

@@ -1,4 +1,5 @@
-"""Our body framing against h11's: whatever h11 rejects we reject, and what both accept reads alike, however it is cut.
+"""Our body framing against h11's: whatever h11 rejects we reject, and what both accept reads alike,
+however it is cut.
 
 And `split`, which lets whole chunks be, against `frame`, which unpacks all of them.
 """
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from support.chunks import unchunked
 
 from proxy.errors import ProtocolFailure
-from proxy.upstream.body import Chunked, ContentLength, Framing
+from proxy.http.body import Chunked, ContentLength, Framing
 
 OLD = b"\r\n4\r\nold!\r\n"  # behind a read lies what was there before, which may look like anything
 HEAD = b"HTTP/1.1 200 OK\r\n%b\r\n\r\n"
@@ -50,7 +51,9 @@ def read_with_ours(framing: Framing, pieces: list[bytes], start: int = 0) -> Rea
 
 
 def steps_of_frame(pieces: list[bytes]) -> list[tuple[bytes, bool, bool, str]]:
-    """What `frame` makes of each read: data, completeness, surplus, refusal. It ends with the read that is refused."""
+    """What `frame` makes of each read: data, completeness, surplus, refusal. It ends with the read
+    that is refused.
+    """
     framing, steps = Chunked(), []
     for piece in pieces:
         buffer = bytearray(piece)
@@ -66,7 +69,9 @@ def steps_of_frame(pieces: list[bytes]) -> list[tuple[bytes, bool, bool, str]]:
 
 
 def steps_of_split(pieces: list[bytes]) -> tuple[list[tuple[bytes, bool, bool, str]], bytes]:
-    """The same of `split`, and what a relay would send on: chunks that came whole as they are, and the rest framed anew."""
+    """The same of `split`, and what a relay would send on: chunks that came whole as they are, and
+    the rest framed anew.
+    """
     framing, steps, sent = Chunked(), [], b""
     for piece in pieces:
         buffer = bytearray(piece + OLD)
@@ -132,7 +137,20 @@ def cut(wire: bytes, positions: list[int]) -> list[bytes]:
 positions = st.lists(st.integers(0, 10_000), max_size=12)
 sizes = st.sampled_from(["{:x}", "{:X}", "0{:x}", "{:016x}", "{:x};a=b", "{:x} ", "{:x};\t"])
 bad_sizes = st.sampled_from(
-    ["+{:x}", "-{:x}", "0x{:x}", "0_{:x}", " {:x}", "{:017x}", "{:021x}", "{:x}\r", "{:x} ;a", "", "{:x};\r", "{:x}\x00"]
+    [
+        "+{:x}",
+        "-{:x}",
+        "0x{:x}",
+        "0_{:x}",
+        " {:x}",
+        "{:017x}",
+        "{:021x}",
+        "{:x}\r",
+        "{:x} ;a",
+        "",
+        "{:x};\r",
+        "{:x}\x00",
+    ]
 )
 trailer_lines = st.sampled_from(
     [
@@ -160,12 +178,18 @@ trailer_lines = st.sampled_from(
 
 @st.composite
 def chunked_bodies(draw: st.DrawFn, *, mistakes: bool) -> bytes:
-    """A chunked body; with `mistakes`, one that may have wrong sizes, line ends and trailers, and bytes changed at random."""
+    """A chunked body; with `mistakes`, one that may have wrong sizes, line ends and trailers, and
+    bytes changed at random.
+    """
     wire = b""
     for data in draw(st.lists(st.binary(min_size=1, max_size=20), max_size=5)):
         form = draw(st.one_of(sizes, sizes, bad_sizes)) if mistakes else draw(sizes)
         length = len(data) + (draw(st.sampled_from([0, 0, 0, 0, 1, -1])) if mistakes else 0)
-        ends = st.sampled_from([b"\r\n"] * 6 + [b"\n", b"\r", b"", b"\n\r", b"\rx"]) if mistakes else st.just(b"\r\n")
+        ends = (
+            st.sampled_from([b"\r\n"] * 6 + [b"\n", b"\r", b"", b"\n\r", b"\rx"])
+            if mistakes
+            else st.just(b"\r\n")
+        )
         wire += form.format(length).encode("latin-1") + draw(ends) + data + draw(ends)
     wire += draw(st.sampled_from([b"0", b"00", b"0;x", b"0 "])) + b"\r\n"
     if mistakes:
@@ -177,7 +201,10 @@ def chunked_bodies(draw: st.DrawFn, *, mistakes: bool) -> bytes:
         return wire
     changed = bytearray(wire)
     for at, value in draw(
-        st.lists(st.tuples(st.integers(0, 200), st.sampled_from(b"\r\n\x00\t 09afAFx;:+-_\xff")), max_size=2)
+        st.lists(
+            st.tuples(st.integers(0, 200), st.sampled_from(b"\r\n\x00\t 09afAFx;:+-_\xff")),
+            max_size=2,
+        )
     ):
         if at < len(changed):
             changed[at] = value
@@ -185,7 +212,9 @@ def chunked_bodies(draw: st.DrawFn, *, mistakes: bool) -> bytes:
 
 
 def edited(wire: bytes, at: int, removed: int, added: bytes) -> bytes:
-    """A valid body with one mistake, anywhere in it: the rest of it makes sense, if the mistake is not seen."""
+    """A valid body with one mistake, anywhere in it: the rest of it makes sense, if the mistake is
+    not seen.
+    """
     at %= len(wire)
     return wire[:at] + added + wire[at + removed :]
 
@@ -201,7 +230,10 @@ anything = st.one_of(
     chunked_bodies(mistakes=True),
     st.text(alphabet="0123aF;x: \r\n", max_size=40).map(str.encode),
     st.lists(
-        st.sampled_from([b"\r\n", b"\n", b"\r", b"1", b"0", b"a", b"2\r\n", b"ab\r\n", b"0\r\n", b"x: y"]), max_size=12
+        st.sampled_from(
+            [b"\r\n", b"\n", b"\r", b"1", b"0", b"a", b"2\r\n", b"ab\r\n", b"0\r\n", b"x: y"]
+        ),
+        max_size=12,
     ).map(b"".join),
 )
 CHUNKED = b"Transfer-Encoding: chunked"
@@ -209,7 +241,9 @@ CHUNKED = b"Transfer-Encoding: chunked"
 
 @given(chunked_bodies(mistakes=False), positions, positions, st.integers(0, 3))
 @settings(deadline=None, max_examples=300)
-def test_a_valid_chunked_body_reads_as_h11_reads_it(wire: bytes, ours: list[int], theirs: list[int], start: int) -> None:
+def test_a_valid_chunked_body_reads_as_h11_reads_it(
+    wire: bytes, ours: list[int], theirs: list[int], start: int
+) -> None:
     """Both accept it, completely, with the same bytes, whatever the cuts on either side."""
     reading = read_with_ours(Chunked(), cut(wire, ours), start)
     assert reading == read_with_h11(CHUNKED, cut(wire, theirs))
@@ -222,11 +256,15 @@ def test_a_valid_chunked_body_reads_as_h11_reads_it(wire: bytes, ours: list[int]
 def test_what_h11_rejects_is_rejected_and_what_both_accept_reads_alike(
     wire: bytes, ours: list[int], theirs: list[int], start: int
 ) -> None:
-    """We may be stricter, never laxer; and nothing but our protocol error comes out, however broken the body is."""
+    """We may be stricter, never laxer; and nothing but our protocol error comes out, however broken
+    the body is.
+    """
     reading = read_with_ours(Chunked(), cut(wire, ours), start)
-    # h11 rejects white space before a trailer's colon, which is removed from a response (RFC 9112, section 5.1).
+    # h11 rejects white space before a trailer's colon, which is removed from a response (RFC 9112,
+    # section 5.1).
     reference = read_with_h11(
-        CHUNKED, cut(re.sub(rb"(?<=\n)([!#$%&'*+\-.^_`|~0-9A-Za-z]+)([\t ]+):", rb"\1:\2", wire), theirs)
+        CHUNKED,
+        cut(re.sub(rb"(?<=\n)([!#$%&'*+\-.^_`|~0-9A-Za-z]+)([\t ]+):", rb"\1:\2", wire), theirs),
     )
     if reference.rejected:
         assert reading.rejected
@@ -239,7 +277,9 @@ def test_what_h11_rejects_is_rejected_and_what_both_accept_reads_alike(
 @given(anything, positions, st.integers(0, 3))
 @settings(deadline=None, max_examples=500)
 def test_the_cuts_change_nothing(wire: bytes, positions: list[int], start: int) -> None:
-    """Whole, byte by byte, or cut at random, at the buffer's start or behind a prefix: the same verdict and the same bytes."""
+    """Whole, byte by byte, or cut at random, at the buffer's start or behind a prefix: the same
+    verdict and the same bytes.
+    """
     whole = read_with_ours(Chunked(), cut(wire, []))
     random = read_with_ours(Chunked(), cut(wire, positions), start)
     single = read_with_ours(Chunked(), cut(wire, list(range(len(wire)))), start)
@@ -247,7 +287,8 @@ def test_the_cuts_change_nothing(wire: bytes, positions: list[int], start: int) 
     if not whole.rejected:
         assert random == single == whole
     else:
-        # A mistake is told when it is seen; the bytes before it may have been passed on by then, and only those.
+        # A mistake is told when it is seen; the bytes before it may have been passed on by then,
+        # and only those.
         assert single.body.startswith(random.body)
         assert random.body.startswith(whole.body)
 
@@ -264,11 +305,14 @@ def test_a_content_length_body_reads_as_h11_reads_it(
 
 @st.composite
 def rechunked(draw: st.DrawFn) -> bytes:
-    """A valid body in chunks of any sizes, most of them plain and large enough to pass whole; its data may look like framing."""
+    """A valid body in chunks of any sizes, most of them plain and large enough to pass whole; its
+    data may look like framing.
+    """
     data = draw(
-        st.lists(st.sampled_from([b"\r\n", b"0\r\n\r\n", b"4\r\n", b"data: ", b"\n\n", b"x" * 30]), max_size=30).map(
-            b"".join
-        )
+        st.lists(
+            st.sampled_from([b"\r\n", b"0\r\n\r\n", b"4\r\n", b"data: ", b"\n\n", b"x" * 30]),
+            max_size=30,
+        ).map(b"".join)
     )
     wire, at = b"", 0
     while at < len(data):
@@ -281,30 +325,40 @@ def rechunked(draw: st.DrawFn) -> bytes:
 
 @given(st.one_of(rechunked(), chunked_bodies(mistakes=False)), positions, positions)
 @settings(deadline=None, max_examples=200)
-def test_what_split_sends_on_reads_as_h11_reads_what_came(wire: bytes, ours: list[int], theirs: list[int]) -> None:
-    """A valid body, however it is cut: chunks that pass whole and those that are framed anew make the same body, and no more."""
+def test_what_split_sends_on_reads_as_h11_reads_what_came(
+    wire: bytes, ours: list[int], theirs: list[int]
+) -> None:
+    """A valid body, however it is cut: chunks that pass whole and those that are framed anew make
+    the same body, and no more.
+    """
     for pieces in (cut(wire, ours), cut(wire, []), cut(wire, list(range(len(wire))))):
         steps, sent = steps_of_split(pieces)
         body = b"".join(data for data, *_ in steps)
         assert steps[-1][1:] == (True, False, "")
         assert read_with_h11(CHUNKED, cut(wire, theirs)) == Reading(body, True, False, False)
         assert b"".join(unchunked(sent)) == body
-        assert read_with_h11(CHUNKED, cut(sent + b"0\r\n\r\n", theirs)) == Reading(body, True, False, False)
+        assert read_with_h11(CHUNKED, cut(sent + b"0\r\n\r\n", theirs)) == Reading(
+            body, True, False, False
+        )
 
 
 @given(
     st.one_of(
         anything,
         st.builds(
-            edited, rechunked(), st.integers(0, 500), st.integers(0, 2), st.sampled_from([b"", b"x", b"0", b"\n", b"\r"])
+            edited,
+            rechunked(),
+            st.integers(0, 500),
+            st.integers(0, 2),
+            st.sampled_from([b"", b"x", b"0", b"\n", b"\r"]),
         ),
     ),
     positions,
 )
 @settings(deadline=None, max_examples=400)
 def test_split_finds_what_frame_finds(wire: bytes, positions: list[int]) -> None:
-    """Whole, byte by byte, or cut at random, and however broken: after each read the same data, the same completeness, the same
-    surplus, and the same refusal at the same place.
+    """Whole, byte by byte, or cut at random, and however broken: after each read the same data, the
+    same completeness, the same surplus, and the same refusal at the same place.
     """
     for pieces in (cut(wire, positions), cut(wire, []), cut(wire, list(range(len(wire))))):
         steps, sent = steps_of_split(pieces)
@@ -313,7 +367,9 @@ def test_split_finds_what_frame_finds(wire: bytes, positions: list[int]) -> None
 
 
 def test_the_comparison_sees_both_verdicts() -> None:
-    """The reference is no constant: h11, as it is used here, takes one body and rejects another, and flags what comes behind."""
+    """The reference is no constant: h11, as it is used here, takes one body and rejects another,
+    and flags what comes behind.
+    """
     assert read_with_h11(CHUNKED, [b"1\r\na\r\n0\r\n\r\n"]) == Reading(b"a", True, False, False)
     assert read_with_h11(CHUNKED, [b"+1\r\na\r\n0\r\n\r\n"]).rejected
     assert read_with_h11(CHUNKED, [b"1\r\na\r\n0\r\n"]).rejected

@@ -1,6 +1,8 @@
-"""Our heads against h11's: whatever h11 rejects we reject, what both accept reads alike, and what we write is what h11 reads.
+"""Our heads against h11's: whatever h11 rejects we reject, what both accept reads alike, and what
+we write is what h11 reads.
 
-One exception: h11 rejects white space before a colon, which a proxy removes from a response (RFC 9112, section 5.1).
+One exception: h11 rejects white space before a colon, which a proxy removes from a response (RFC
+9112, section 5.1).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import ProtocolFailure
-from proxy.upstream.head import MAX_HEAD_BYTES, BadRequest, BodyEncoder, HeadReader, encode_head
+from proxy.http.head import MAX_HEAD_BYTES, BadRequest, BodyEncoder, HeadReader, encode_head
 
 HeaderList = list[tuple[bytes, bytes]]
 
@@ -35,7 +37,9 @@ class Reading:
 
 
 def read_with_ours(pieces: list[bytes]) -> Reading | None:
-    """None: rejected, or not whole at the end of the connection. Raises whatever else but `ProtocolFailure` comes out."""
+    """None: rejected, or not whole at the end of the connection. Raises whatever else but
+    `ProtocolFailure` comes out.
+    """
     reader = HeadReader()
     for index, piece in enumerate(pieces):
         try:
@@ -45,7 +49,14 @@ def read_with_ours(pieces: list[bytes]) -> Reading | None:
         if head is not None:
             rest = head.early + b"".join(pieces[index + 1 :])
             return Reading(
-                head.version, head.status, head.reason, head.headers, head.length, head.chunked, head.closes, rest
+                head.version,
+                head.status,
+                head.reason,
+                head.headers,
+                head.length,
+                head.chunked,
+                head.closes,
+                rest,
             )
     return None
 
@@ -80,7 +91,16 @@ def _reading(head: h11.Response, rest: bytes) -> Reading:
         elif name == b"connection":
             closes = closes or b"close" in [item.strip() for item in value.lower().split(b",")]
     headers = tuple((bytes(name), bytes(value)) for name, value in head.headers.raw_items())
-    return Reading(bytes(head.http_version), head.status_code, bytes(head.reason), headers, length, chunked, closes, rest)
+    return Reading(
+        bytes(head.http_version),
+        head.status_code,
+        bytes(head.reason),
+        headers,
+        length,
+        chunked,
+        closes,
+        rest,
+    )
 
 
 def for_h11(wire: bytes) -> bytes:
@@ -89,9 +109,14 @@ def for_h11(wire: bytes) -> bytes:
 
 
 def assert_alike(ours: Reading, reference: Reading) -> None:
-    """The same head; but we may close a connection that h11 would keep, and h11 writes a coding's name in lower case."""
+    """The same head; but we may close a connection that h11 would keep, and h11 writes a coding's
+    name in lower case.
+    """
     assert ours.closes or not reference.closes
-    headers = tuple((name, value.lower() if name.lower() == b"transfer-encoding" else value) for name, value in ours.headers)
+    headers = tuple(
+        (name, value.lower() if name.lower() == b"transfer-encoding" else value)
+        for name, value in ours.headers
+    )
     assert replace(ours, headers=headers, closes=reference.closes) == reference
 
 
@@ -101,7 +126,8 @@ def cut(wire: bytes, positions: list[int]) -> list[bytes]:
     return [wire[a:b] for a, b in pairwise(bounds)]
 
 
-# --- responses --------------------------------------------------------------------------------------------------------------
+# --- responses
+# --------------------------------------------------------------------------------------------------------------
 
 positions = st.lists(st.integers(0, 10_000), max_size=12)
 lines = st.sampled_from(
@@ -116,8 +142,17 @@ lines = st.sampled_from(
             b"a:b:c",
             b"X \t: y",
         ),
-        *(b"Connection: close", b"connection: keep-alive", b"Connection: keep-alive, Close", b"connection: closed"),
-        *(b"Content-Type: text/event-stream", b"Date: Thu, 01 Jan 1970 00:00:00 GMT", b"Content-Lengths: 1"),
+        *(
+            b"Connection: close",
+            b"connection: keep-alive",
+            b"Connection: keep-alive, Close",
+            b"connection: closed",
+        ),
+        *(
+            b"Content-Type: text/event-stream",
+            b"Date: Thu, 01 Jan 1970 00:00:00 GMT",
+            b"Content-Lengths: 1",
+        ),
     ]
 )
 length_lines = st.sampled_from(
@@ -132,7 +167,11 @@ length_lines = st.sampled_from(
             [b"Content-Length: 5, 5"],
             [b"Content-Length: 00 ,00"],
         ),
-        *([b"Content-Length: 7", b"CONTENT-LENGTH:7\t"], [b"Transfer-Encoding: chunked"], [b"transfer-encoding:\tChunked "]),
+        *(
+            [b"Content-Length: 7", b"CONTENT-LENGTH:7\t"],
+            [b"Transfer-Encoding: chunked"],
+            [b"transfer-encoding:\tChunked "],
+        ),
     ]
 )
 bad_lines = st.sampled_from(
@@ -161,15 +200,29 @@ bad_lines = st.sampled_from(
             b"Content-Length: 1, 2",
             b"Content-Length:",
         ),
-        *(b"Content-Length: 1,", b"Content-Length: \xb2", b"Content-Length: 1_0", b"Content-Length: " + b"1" * 20),
-        *(b"Content-Length: " + b"1" * 21, b"Content-Length: 5", b"Content-Length: 05", b"Content-Length: 5\x0b,5"),
+        *(
+            b"Content-Length: 1,",
+            b"Content-Length: \xb2",
+            b"Content-Length: 1_0",
+            b"Content-Length: " + b"1" * 20,
+        ),
+        *(
+            b"Content-Length: " + b"1" * 21,
+            b"Content-Length: 5",
+            b"Content-Length: 05",
+            b"Content-Length: 5\x0b,5",
+        ),
         *(
             b"Transfer-Encoding: chunked",
             b"Transfer-Encoding: gzip",
             b"Transfer-Encoding:",
             b"Transfer-Encoding: gzip, chunked",
         ),
-        *(b"Transfer-Encoding: chunked, chunked", b"Transfer-Encoding: identity", b"Transfer-Encoding: \x0bchunked"),
+        *(
+            b"Transfer-Encoding: chunked, chunked",
+            b"Transfer-Encoding: identity",
+            b"Transfer-Encoding: \x0bchunked",
+        ),
     ]
 )
 status_lines = st.sampled_from(
@@ -222,25 +275,34 @@ informational = st.sampled_from(
         b"HTTP/1.0 199\r\nContent-Length: 3\r\n\r\n",
     ]
 )
-rests = st.sampled_from([b"", b"", b"x", b"\n", b"\r\n", b"\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b"\x00\xff" * 9])
+rests = st.sampled_from(
+    [b"", b"", b"x", b"\n", b"\r\n", b"\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b"\x00\xff" * 9]
+)
 
 
 @st.composite
 def heads(draw: st.DrawFn, *, mistakes: bool) -> bytes:
-    """A response's head and what follows; with `mistakes`, one that may have wrong lines, line ends and bytes."""
+    """A response's head and what follows; with `mistakes`, one that may have wrong lines, line ends
+    and bytes.
+    """
     if not mistakes:
         before = b"".join(draw(st.lists(informational, max_size=2)))
         fields = draw(st.permutations([*draw(st.lists(lines, max_size=4)), *draw(length_lines)]))
         return before + b"\r\n".join([draw(status_lines), *fields]) + b"\r\n\r\n" + draw(rests)
     ends = st.sampled_from([b"\r\n"] * 50 + [b"\n", b"\r", b"", b"\n\r", b"\r\r\n", b"\r\n\r\n"])
     wire = b"".join(draw(st.lists(informational, max_size=1)))
-    wire += draw(st.one_of(status_lines, status_lines, status_lines, status_lines, bad_status_lines)) + draw(ends)
+    wire += draw(
+        st.one_of(status_lines, status_lines, status_lines, status_lines, bad_status_lines)
+    ) + draw(ends)
     for line in draw(st.lists(st.one_of(lines, lines, lines, lines, lines, bad_lines), max_size=4)):
         wire += line + draw(ends)
     wire += draw(ends) + draw(rests)
     changed = bytearray(wire)
     for at, value in draw(
-        st.lists(st.tuples(st.integers(0, 120), st.sampled_from(b"\r\n\x00\t\x0b :,05axC\x7f\xff")), max_size=2)
+        st.lists(
+            st.tuples(st.integers(0, 120), st.sampled_from(b"\r\n\x00\t\x0b :,05axC\x7f\xff")),
+            max_size=2,
+        )
     ):
         if at < len(changed):
             changed[at] = value
@@ -248,7 +310,9 @@ def heads(draw: st.DrawFn, *, mistakes: bool) -> bytes:
 
 
 def edited(wire: bytes, at: int, removed: int, added: bytes) -> bytes:
-    """A valid head with one mistake, anywhere in it: the rest of it makes sense, if the mistake is not seen."""
+    """A valid head with one mistake, anywhere in it: the rest of it makes sense, if the mistake is
+    not seen.
+    """
     at %= len(wire)
     return wire[:at] + added + wire[at + removed :]
 
@@ -260,13 +324,42 @@ anything = st.one_of(
         st.integers(0, 200),
         st.integers(0, 2),
         st.sampled_from(
-            [b"", b"x", b"0", b"\n", b"\r", b"\r\n", b" ", b"\x00", b":", b",", b"\t", b"\x0b", b"\x80", b"\r\n "]
+            [
+                b"",
+                b"x",
+                b"0",
+                b"\n",
+                b"\r",
+                b"\r\n",
+                b" ",
+                b"\x00",
+                b":",
+                b",",
+                b"\t",
+                b"\x0b",
+                b"\x80",
+                b"\r\n ",
+            ]
         ),
     ),
     heads(mistakes=True),
     st.lists(
         st.sampled_from(
-            [b"HTTP/1.1 ", b"200", b" OK", b"\r\n", b"\r\n", b"\n", b"\r", b"x", b":", b" ", b"Content-Length", b"5", b","]
+            [
+                b"HTTP/1.1 ",
+                b"200",
+                b" OK",
+                b"\r\n",
+                b"\r\n",
+                b"\n",
+                b"\r",
+                b"x",
+                b":",
+                b" ",
+                b"Content-Length",
+                b"5",
+                b",",
+            ]
         ),
         max_size=12,
     ).map(b"".join),
@@ -276,8 +369,12 @@ anything = st.one_of(
 
 @given(heads(mistakes=False), positions, positions)
 @settings(deadline=None, max_examples=250)
-def test_a_valid_head_reads_as_h11_reads_it(wire: bytes, ours: list[int], theirs: list[int]) -> None:
-    """Both accept it, with the same status, headers, framing and rest, whatever the cuts on either side."""
+def test_a_valid_head_reads_as_h11_reads_it(
+    wire: bytes, ours: list[int], theirs: list[int]
+) -> None:
+    """Both accept it, with the same status, headers, framing and rest, whatever the cuts on either
+    side.
+    """
     reading = read_with_ours(cut(wire, ours))
     reference = read_with_h11(cut(for_h11(wire), theirs))
     assert reading is not None
@@ -294,10 +391,14 @@ def test_a_valid_head_reads_as_h11_reads_it(wire: bytes, ours: list[int], theirs
 def test_what_h11_rejects_is_rejected_and_what_both_accept_reads_alike(
     wire: bytes, ours: list[int], theirs: list[int]
 ) -> None:
-    """We may be stricter, never laxer; and nothing but our protocol error comes out, however broken the head is."""
+    """We may be stricter, never laxer; and nothing but our protocol error comes out, however broken
+    the head is.
+    """
     reading = read_with_ours(cut(wire, ours))
     reference = read_with_h11(cut(for_h11(wire), theirs))
-    event(f"ours {'accepts' if reading else 'rejects'}, h11 {'accepts' if reference else 'rejects'}")
+    event(
+        f"ours {'accepts' if reading else 'rejects'}, h11 {'accepts' if reference else 'rejects'}"
+    )
     if reading is not None:
         assert reference is not None
         assert_alike(reading, reference)
@@ -312,20 +413,27 @@ def test_the_cuts_change_nothing(wire: bytes, positions: list[int]) -> None:
     assert read_with_ours(cut(wire, list(range(len(wire))))) == whole
 
 
-# --- requests ---------------------------------------------------------------------------------------------------------------
+# --- requests
+# ---------------------------------------------------------------------------------------------------------------
 
 CHUNKED = (b"Transfer-Encoding", b"chunked")
 ODD = "\r\n\x00\t\x0b :,/\x7f\xe9aA0"
 methods = st.one_of(
-    st.sampled_from(["GET", "POST", "HEAD", "patch", "M-SEARCH"]), st.text(ODD, max_size=4), st.text(max_size=3)
+    st.sampled_from(["GET", "POST", "HEAD", "patch", "M-SEARCH"]),
+    st.text(ODD, max_size=4),
+    st.text(max_size=3),
 )
 targets = st.one_of(
     st.sampled_from([b"/", b"*", b"/a?b=c", b"http://h/"]),
     st.text(ODD, max_size=5).map(lambda text: text.encode("latin-1")),
-    st.sampled_from([b"/ HTTP/1.1\r\nx: y\r\n\r\n", b"/ HTTP/1.1\r\nhost: evil", b"/\r\nx: y", b"/ HTTP/1.0"]),
+    st.sampled_from(
+        [b"/ HTTP/1.1\r\nx: y\r\n\r\n", b"/ HTTP/1.1\r\nhost: evil", b"/\r\nx: y", b"/ HTTP/1.0"]
+    ),
 )
 names = st.one_of(
-    st.sampled_from([b"x", b"X-Y", b"accept", b"Cookie", b"expect", b"connection", b"x-content-length"]),
+    st.sampled_from(
+        [b"x", b"X-Y", b"accept", b"Cookie", b"expect", b"connection", b"x-content-length"]
+    ),
     st.sampled_from(
         [
             b"host:evil",
@@ -341,7 +449,16 @@ names = st.one_of(
 )
 values = st.one_of(
     st.sampled_from([b"", b"y", b"a b", b"\x80\xff", b"100-continue", b"close", b" spaced\t"]),
-    st.sampled_from([b"y\r\nz: 1", b"y\nz: 1", b"y\r\n z", b"y\r\n\r\nGET / HTTP/1.1\r\nhost: h\r\n\r\n", b"\r", b"\x00"]),
+    st.sampled_from(
+        [
+            b"y\r\nz: 1",
+            b"y\nz: 1",
+            b"y\r\n z",
+            b"y\r\n\r\nGET / HTTP/1.1\r\nhost: h\r\n\r\n",
+            b"\r",
+            b"\x00",
+        ]
+    ),
     st.text(ODD, max_size=4).map(lambda text: text.encode("latin-1")),
 )
 hosts: st.SearchStrategy[HeaderList] = st.sampled_from(
@@ -354,20 +471,34 @@ announced: st.SearchStrategy[HeaderList] = st.one_of(
     st.lists(
         st.tuples(
             st.sampled_from([b"content-length", b"Content-Length", b"transfer-encoding"]),
-            st.sampled_from([b"5", b"05", b"+5", b"5, 5", b"0", b"", b"chunked", b"gzip", b"chunked "]),
+            st.sampled_from(
+                [b"5", b"05", b"+5", b"5, 5", b"0", b"", b"chunked", b"gzip", b"chunked "]
+            ),
         ),
         max_size=3,
     ),
 )
-good_names = st.sampled_from([b"x", b"X-Y", b"!#$%&'*+-.^_`|~09azAZ", b"accept", b"expect", b"connection", b"upgrade"])
-good_values = st.sampled_from([b"", b"y", b"a \t b", b"\x80\xff", b"100-continue", b"close", b":", b" spaced\t"])
+good_names = st.sampled_from(
+    [b"x", b"X-Y", b"!#$%&'*+-.^_`|~09azAZ", b"accept", b"expect", b"connection", b"upgrade"]
+)
+good_values = st.sampled_from(
+    [b"", b"y", b"a \t b", b"\x80\xff", b"100-continue", b"close", b":", b" spaced\t"]
+)
 
 
 @st.composite
 def header_lists(draw: st.DrawFn) -> HeaderList:
     """Headers of a request that can be written, in any order."""
     length = draw(st.one_of(st.just([]), st.just([CHUNKED]), st.just([(b"Content-Length", b"5")])))
-    return draw(st.permutations([(b"Host", b"h"), *length, *draw(st.lists(st.tuples(good_names, good_values), max_size=3))]))
+    return draw(
+        st.permutations(
+            [
+                (b"Host", b"h"),
+                *length,
+                *draw(st.lists(st.tuples(good_names, good_values), max_size=3)),
+            ]
+        )
+    )
 
 
 @st.composite
@@ -385,14 +516,26 @@ def odd_header_lists(draw: st.DrawFn) -> HeaderList:
 
 
 requests = st.one_of(
-    st.tuples(st.sampled_from(["GET", "POST", "HEAD"]), st.sampled_from([b"/", b"*", b"/a?b=c"]), odd_header_lists()),
-    st.tuples(st.sampled_from(["GET", "POST", "HEAD"]), st.sampled_from([b"/", b"*", b"/a?b=c"]), odd_header_lists()),
+    st.tuples(
+        st.sampled_from(["GET", "POST", "HEAD"]),
+        st.sampled_from([b"/", b"*", b"/a?b=c"]),
+        odd_header_lists(),
+    ),
+    st.tuples(
+        st.sampled_from(["GET", "POST", "HEAD"]),
+        st.sampled_from([b"/", b"*", b"/a?b=c"]),
+        odd_header_lists(),
+    ),
     st.tuples(methods, targets, header_lists()),
 )
 
 
-def write_with_ours(method: str, target: bytes, headers: HeaderList, pieces: Sequence[bytes]) -> bytes | None:
-    """The whole request, None for one that is refused. Raises whatever else but `BadRequest` comes out."""
+def write_with_ours(
+    method: str, target: bytes, headers: HeaderList, pieces: Sequence[bytes]
+) -> bytes | None:
+    """The whole request, None for one that is refused. Raises whatever else but `BadRequest` comes
+    out.
+    """
     try:
         encoder = BodyEncoder(headers)
         wire = encode_head(method, target, headers)
@@ -432,16 +575,29 @@ def serve_with_h11(pieces: list[bytes]) -> Request:
                 break
     assert request is not None
     headers = [(bytes(name), bytes(value)) for name, value in request.headers]
-    return Request(bytes(request.method), bytes(request.target), headers, bytes(body), connection.trailing_data[0])
+    return Request(
+        bytes(request.method),
+        bytes(request.target),
+        headers,
+        bytes(body),
+        connection.trailing_data[0],
+    )
 
 
 def as_read(headers: HeaderList) -> HeaderList:
-    """What a reader makes of headers that were written: h11 has names, and a coding's name, in lower case."""
+    """What a reader makes of headers that were written: h11 has names, and a coding's name, in
+    lower case.
+    """
     stripped = [(name.lower(), value.strip(b" \t")) for name, value in headers]
-    return [(name, value.lower() if name == b"transfer-encoding" else value) for name, value in stripped]
+    return [
+        (name, value.lower() if name == b"transfer-encoding" else value) for name, value in stripped
+    ]
 
 
-bodies = st.lists(st.one_of(st.binary(max_size=6), st.sampled_from([b"", b"0\r\n\r\n", b"hello", b"x" * 300])), max_size=4)
+bodies = st.lists(
+    st.one_of(st.binary(max_size=6), st.sampled_from([b"", b"0\r\n\r\n", b"hello", b"x" * 300])),
+    max_size=4,
+)
 
 
 @given(st.sampled_from(["GET", "POST", "HEAD", "M-SEARCH"]), header_lists(), bodies, positions)
@@ -449,7 +605,9 @@ bodies = st.lists(st.one_of(st.binary(max_size=6), st.sampled_from([b"", b"0\r\n
 def test_a_request_is_what_a_server_reads(
     method: str, headers: HeaderList, pieces: list[bytes], positions: list[int]
 ) -> None:
-    """What can be written reaches h11 as it was given, head and body, as one request; a body of wrong length is refused."""
+    """What can be written reaches h11 as it was given, head and body, as one request; a body of
+    wrong length is refused.
+    """
     announced = {name.lower(): value for name, value in headers}
     body = b"".join(pieces)
     if b"transfer-encoding" not in announced:
@@ -460,7 +618,9 @@ def test_a_request_is_what_a_server_reads(
         assert not length or write_with_ours(method, b"/a?b", headers, pieces[:-1]) is None
     wire = write_with_ours(method, b"/a?b", headers, pieces)
     assert wire is not None
-    assert serve_with_h11(cut(wire, positions)) == Request(method.encode(), b"/a?b", as_read(headers), body, b"")
+    assert serve_with_h11(cut(wire, positions)) == Request(
+        method.encode(), b"/a?b", as_read(headers), body, b""
+    )
 
 
 @given(requests, bodies)
@@ -473,26 +633,43 @@ def test_a_request_is_what_a_server_reads(
 def test_what_is_written_is_read_as_it_was_meant_or_is_not_written(
     given_request: tuple[str, bytes, HeaderList], pieces: list[bytes]
 ) -> None:
-    """Whatever is in method, target, names and values: h11 reads those and nothing else, or we refuse with `BadRequest`."""
+    """Whatever is in method, target, names and values: h11 reads those and nothing else, or we
+    refuse with `BadRequest`.
+    """
     method, target, headers = given_request
     wire = write_with_ours(method, target, headers, pieces)
     event("refused" if wire is None else "written")
     if wire is not None:
-        assert serve_with_h11([wire]) == Request(method.encode(), target, as_read(headers), b"".join(pieces), b"")
+        assert serve_with_h11([wire]) == Request(
+            method.encode(), target, as_read(headers), b"".join(pieces), b""
+        )
 
 
-# --- the comparison itself --------------------------------------------------------------------------------------------------
+# --- the comparison itself
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_comparison_sees_both_verdicts() -> None:
-    """The reference is no constant: h11, as it is used here, takes one head and rejects others, and tells framing and rest."""
+    """The reference is no constant: h11, as it is used here, takes one head and rejects others, and
+    tells framing and rest.
+    """
     wire = b"HTTP/1.1 100 x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\nA: b\r\nConnection: x, Close\r\n\r\nhello"
     headers = ((b"Content-Length", b"5"), (b"A", b"b"), (b"Connection", b"x, Close"))
     assert read_with_h11([wire]) == Reading(b"1.1", 200, b"OK", headers, 5, False, True, b"hello")
     assert read_with_h11([wire[:70], wire[70:]]) == read_with_h11([wire])
     chunked = read_with_h11([b"HTTP/1.0 404\r\nTransfer-Encoding: Chunked\r\n\r\n"])
-    assert chunked == Reading(b"1.0", 404, b"", ((b"Transfer-Encoding", b"chunked"),), None, True, True, b"")
-    for broken in (wire.replace(b"5, 5", b"5, 6"), wire.replace(b"200", b"20"), wire[:60], b"HTTP/1.1 101 x\r\n\r\n", b""):
+    assert chunked == Reading(
+        b"1.0", 404, b"", ((b"Transfer-Encoding", b"chunked"),), None, True, True, b""
+    )
+    for broken in (
+        wire.replace(b"5, 5", b"5, 6"),
+        wire.replace(b"200", b"20"),
+        wire[:60],
+        b"HTTP/1.1 101 x\r\n\r\n",
+        b"",
+    ):
         assert read_with_h11([broken]) is None
     request = serve_with_h11([b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nhiGET"])
-    assert request == Request(b"POST", b"/a", [(b"host", b"h"), (b"content-length", b"2")], b"hi", b"GET")
+    assert request == Request(
+        b"POST", b"/a", [(b"host", b"h"), (b"content-length", b"2")], b"hi", b"GET"
+    )

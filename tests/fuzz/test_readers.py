@@ -1,11 +1,14 @@
-"""Any JSON in any event ends no stream, passes unchanged where nothing matches, and lets no secret out.
+"""Any JSON in any event ends no stream, passes unchanged where nothing matches, and lets no secret
+out.
 
-The streams are transcripts of each dialect with a few places spoilt, and messages made of the dialects' own words, as SSE with any
-line ends, cut anywhere. `WEIRPOOL_FUZZ_EXAMPLES=5000` tries more of them.
+The streams are transcripts of each dialect with a few places spoilt, and messages made of the
+dialects' own words, as SSE with any line ends, cut anywhere. `WEIRPOOL_FUZZ_EXAMPLES=5000` tries
+more of them.
 
-Not searched: comments, and an event's `event`, `id` and `retry`. `guard` does not search identifiers and words of the protocol
-either (`PROTOCOL`: a second list, so that a change of `_PROTOCOL` in `interceptors/dialects/parts.py` shows here), and of a match
-that is cut, what came before its last delta has left.
+Not searched: comments, and an event's `event`, `id` and `retry`. `guard` does not search
+identifiers and words of the protocol either (`PROTOCOL`: a second list, so that a change of
+`_PROTOCOL` in `interceptors/dialects/parts.py` shows here), and of a match that is cut, what came
+before its last delta has left.
 """
 
 from __future__ import annotations
@@ -47,14 +50,33 @@ UNKNOWN = f"a line, {SECRET}"
 """Data that stands for a line that is no field of an event."""
 PROTOCOL = frozenset(
     (
-        *("id", "object", "type", "model", "role", "finish_reason", "native_finish_reason", "stop_reason", "status"),
-        *("item_id", "call_id", "tool_use_id", "tool_call_id", "response_id", "previous_response_id", "request_id"),
+        *(
+            "id",
+            "object",
+            "type",
+            "model",
+            "role",
+            "finish_reason",
+            "native_finish_reason",
+            "stop_reason",
+            "status",
+        ),
+        *(
+            "item_id",
+            "call_id",
+            "tool_use_id",
+            "tool_call_id",
+            "response_id",
+            "previous_response_id",
+            "request_id",
+        ),
         *("system_fingerprint", "service_tier", "provider", "obfuscation", "signature", "event"),
     )
 )
 
 
-# --- messages -----------------------------------------------------------------------------------------------------------
+# --- messages
+# -----------------------------------------------------------------------------------------------------------
 
 WORDS = [
     "choices",
@@ -124,7 +146,10 @@ texts = st.sampled_from(TEXTS)
 scalars = st.none() | st.booleans() | st.sampled_from(NUMBERS) | texts | st.sampled_from(WORDS)
 values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*WORDS, "x", "a b"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([*WORDS, "x", "a b"]), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -135,7 +160,9 @@ def odd(usual: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 def fields(**optional: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    return odd(st.fixed_dictionaries({}, optional={name: odd(value) for name, value in optional.items()}))
+    return odd(
+        st.fixed_dictionaries({}, optional={name: odd(value) for name, value in optional.items()})
+    )
 
 
 def items(item: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -146,11 +173,15 @@ small = st.integers(0, 1)
 ids = st.sampled_from(["a", "b", ""])
 objects = st.dictionaries(st.sampled_from(["a", "b"]), scalars, max_size=2)
 reasons = st.sampled_from(["", "stop", "tool_calls", "error", "end_turn", "tool_use"]) | st.none()
-usages = st.dictionaries(st.sampled_from(["prompt_tokens", "input_tokens", "output_tokens"]), scalars, max_size=2)
+usages = st.dictionaries(
+    st.sampled_from(["prompt_tokens", "input_tokens", "output_tokens"]), scalars, max_size=2
+)
 errors = texts | fields(message=texts, type=ids, code=scalars)
 
 content_parts = fields(
-    type=st.sampled_from(["text", "thinking", "refusal", "output_text", "reasoning_text", "summary_text", "new"]),
+    type=st.sampled_from(
+        ["text", "thinking", "refusal", "output_text", "reasoning_text", "summary_text", "new"]
+    ),
     text=texts,
     thinking=texts | items(fields(type=st.just("text"), text=texts)),
     refusal=texts,
@@ -167,7 +198,12 @@ said = {
     "reasoning_content": texts,
     "reasoning": texts,
     "reasoning_details": items(
-        fields(type=st.sampled_from(["reasoning.text", "reasoning.summary"]), text=texts, summary=texts, index=small)
+        fields(
+            type=st.sampled_from(["reasoning.text", "reasoning.summary"]),
+            text=texts,
+            summary=texts,
+            index=small,
+        )
     ),
     "refusal": texts,
     "tool_calls": items(calls),
@@ -194,8 +230,16 @@ responses = fields(
     output=items(output_items), usage=usages, error=errors, model=ids, incomplete_details=fields(reason=ids),
 )  # fmt: skip
 RESPONSE_TYPES = [
-    *(f"response.{name}.{end}" for name in ("output_text", "refusal", "reasoning_text") for end in ("delta", "done")),
-    *(f"response.{name}.{end}" for name in ("reasoning_summary_text", "mcp_call_arguments") for end in ("delta", "done")),
+    *(
+        f"response.{name}.{end}"
+        for name in ("output_text", "refusal", "reasoning_text")
+        for end in ("delta", "done")
+    ),
+    *(
+        f"response.{name}.{end}"
+        for name in ("reasoning_summary_text", "mcp_call_arguments")
+        for end in ("delta", "done")
+    ),
     *(
         f"response.{name}.{end}"
         for name in ("function_call_arguments", "custom_tool_call_input")
@@ -235,7 +279,16 @@ of_anthropic = fields(
 GRAMMARS = {CHAT: of_chat, RESPONSES: of_responses, ANTHROPIC: of_anthropic}
 
 not_json = st.sampled_from(
-    ["[DONE]", "[DONE] ", "pong", '{"choices":[{"delta":{"content":"a', "NaN", "{}}", '"x', "[" * 2000]
+    [
+        "[DONE]",
+        "[DONE] ",
+        "pong",
+        '{"choices":[{"delta":{"content":"a',
+        "NaN",
+        "{}}",
+        '"x',
+        "[" * 2000,
+    ]
 )
 paths = st.sampled_from(sorted(GRAMMARS))
 
@@ -248,7 +301,9 @@ def spoilt(draw: st.DrawFn, messages: list[Any]) -> list[Any]:
         if not messages:
             break
         at = draw(st.integers(0, len(messages) - 1))
-        action = draw(st.sampled_from(["set", "set", "set", "add", "remove", "double", "move", "drop"]))
+        action = draw(
+            st.sampled_from(["set", "set", "set", "add", "remove", "double", "move", "drop"])
+        )
         inner = places(messages[at])
         if action == "double":
             messages.insert(draw(st.integers(0, len(messages))), copy.deepcopy(messages[at]))
@@ -270,11 +325,15 @@ def spoilt(draw: st.DrawFn, messages: list[Any]) -> list[Any]:
 
 @st.composite
 def answers(draw: st.DrawFn) -> tuple[str, list[Any]]:
-    """A path, and what the events of an answer there have as data: decoded JSON, or text in a `Text`."""
+    """A path, and what the events of an answer there have as data: decoded JSON, or text in a
+    `Text`.
+    """
     if draw(st.booleans()):
         transcript = STREAMS[draw(st.sampled_from(sorted(STREAMS)))]
         path = transcript.path
-        messages = draw(spoilt([Text(item) if isinstance(item, str) else item for item in transcript.messages]))
+        messages = draw(
+            spoilt([Text(item) if isinstance(item, str) else item for item in transcript.messages])
+        )
     else:
         path = draw(paths)
         messages = draw(st.lists(odd(GRAMMARS[path]), max_size=6))
@@ -292,12 +351,17 @@ class Text(str):
         return self
 
 
-# --- as SSE -------------------------------------------------------------------------------------------------------------
+# --- as SSE
+# -------------------------------------------------------------------------------------------------------------
 
 
 def escaped(text: str, mask: int) -> str:
-    """JSON in which some characters of the secret are written as escapes: of each, as a bit of the mask says."""
-    hidden = "".join(f"\\u{ord(char):04x}" if mask >> at & 1 else char for at, char in enumerate(SECRET))
+    """JSON in which some characters of the secret are written as escapes: of each, as a bit of the
+    mask says.
+    """
+    hidden = "".join(
+        f"\\u{ord(char):04x}" if mask >> at & 1 else char for at, char in enumerate(SECRET)
+    )
     return text.replace(SECRET, hidden)
 
 
@@ -315,11 +379,19 @@ def wires(draw: st.DrawFn, messages: list[Any]) -> tuple[bytes, list[int]]:
             data = escaped(message, mask) if '"' in message else message
         else:
             data = escaped(json.dumps(message, indent=indent, ensure_ascii=plain), mask)
-        lines = [f"data{colon}{line}" for line in data.split("\n")] if data != UNKNOWN else [f"x-y: {SECRET}"]
+        lines = (
+            [f"data{colon}{line}" for line in data.split("\n")]
+            if data != UNKNOWN
+            else [f"x-y: {SECRET}"]
+        )
         own = message.get("type") if isinstance(message, dict) else None
         extra = draw(st.integers(0, 15))
         if extra < 4:
-            name = own if isinstance(own, str) and own.isascii() and not ("\n" in own or SECRET in own) else "error"
+            name = (
+                own
+                if isinstance(own, str) and own.isascii() and not ("\n" in own or SECRET in own)
+                else "error"
+            )
             lines.insert(0, f"event: {[name, name, 'x', 'error'][extra]}")
         elif extra < 8:
             lines.append([": ping", "id: 7", "retry: 10", "Data: x"][extra - 4])
@@ -332,7 +404,8 @@ def wires(draw: st.DrawFn, messages: list[Any]) -> tuple[bytes, list[int]]:
     return wire, cuts
 
 
-# --- what runs ----------------------------------------------------------------------------------------------------------
+# --- what runs
+# ----------------------------------------------------------------------------------------------------------
 
 
 class PassStream(MessageStream):
@@ -372,13 +445,17 @@ PASSING: dict[str, Callable[[], list[Interceptor]]] = {
 def run(interceptors: list[Interceptor], path: str, wire: tuple[bytes, list[int]]) -> ChainResult:
     with capture_logs() as lines:
         result = run_chain(interceptors, chunked(*wire), request=request(path))
-    assert result.failure is not None or not [line for line in lines if line["log_level"] in ("error", "critical")], lines
+    assert result.failure is not None or not [
+        line for line in lines if line["log_level"] in ("error", "critical")
+    ], lines
     return result
 
 
 @FEW
 @given(data=st.data(), answer=answers())
-def test_any_stream_without_a_match_passes_exactly(data: st.DataObject, answer: tuple[str, list[Any]]) -> None:
+def test_any_stream_without_a_match_passes_exactly(
+    data: st.DataObject, answer: tuple[str, list[Any]]
+) -> None:
     """No interceptor ends it, and every byte leaves as it came."""
     path, messages = answer
     wire = data.draw(wires(messages))
@@ -388,10 +465,13 @@ def test_any_stream_without_a_match_passes_exactly(data: st.DataObject, answer: 
         if result.output != wire[0] and b"logprobs" in wire[0]:
             continue  # `redact` takes out tokens that spell no text beside them
         # A ping does not wait for a call that is held.
-        assert result.output == wire[0] or (b"ping" in wire[0] and sorted(result.output) == sorted(wire[0])), name
+        assert result.output == wire[0] or (
+            b"ping" in wire[0] and sorted(result.output) == sorted(wire[0])
+        ), name
 
 
-# --- a secret -----------------------------------------------------------------------------------------------------------
+# --- a secret
+# -----------------------------------------------------------------------------------------------------------
 
 
 def strings(value: Any, *, protocol: bool = True) -> Iterator[str]:
@@ -409,7 +489,9 @@ def strings(value: Any, *, protocol: bool = True) -> Iterator[str]:
 
 
 def decoded(data: str) -> Any:
-    """As a lax reader takes it; text, if it is no JSON. What such a text hides in escapes is decoded."""
+    """As a lax reader takes it; text, if it is no JSON. What such a text hides in escapes is
+    decoded.
+    """
     try:
         return json.loads(data, strict=False)
     except (ValueError, RecursionError):
@@ -418,7 +500,11 @@ def decoded(data: str) -> Any:
 
 def events_of(stream: bytes) -> list[Any]:
     reading = read(stream)
-    return [decoded(block.data_buffer[:-1]) for block in [*reading.blocks, reading.tail] if block.data_buffer]
+    return [
+        decoded(block.data_buffer[:-1])
+        for block in [*reading.blocks, reading.tail]
+        if block.data_buffer
+    ]
 
 
 @st.composite
@@ -446,7 +532,16 @@ def planted(draw: st.DrawFn, messages: list[Any]) -> list[Any]:
         messages.insert(draw(st.integers(0, len(messages))), Text(UNKNOWN))
     else:
         data = draw(
-            st.sampled_from(["{}", '{{"a": "{}"', '"{}', "[1, {}]", "[DONE] {}", '{{"choices":[{{"delta":{{"content":"{}'])
+            st.sampled_from(
+                [
+                    "{}",
+                    '{{"a": "{}"',
+                    '"{}',
+                    "[1, {}]",
+                    "[DONE] {}",
+                    '{{"choices":[{{"delta":{{"content":"{}',
+                ]
+            )
         )
         messages.insert(draw(st.integers(0, len(messages))), Text(data.format(SECRET)))
     return messages
@@ -467,12 +562,17 @@ def check_failure(failure: Exception | None) -> None:
 
 def count_text(stream: bytes) -> int:
     """Events whose data is neither JSON nor [DONE]."""
-    return sum(isinstance(message, Text) and not message.startswith("[DONE]") for message in events_of(stream))
+    return sum(
+        isinstance(message, Text) and not message.startswith("[DONE]")
+        for message in events_of(stream)
+    )
 
 
 @FEW
 @given(data=st.data(), answer=answers())
-def test_redact_lets_no_secret_out_of_any_place(data: st.DataObject, answer: tuple[str, list[Any]]) -> None:
+def test_redact_lets_no_secret_out_of_any_place(
+    data: st.DataObject, answer: tuple[str, list[Any]]
+) -> None:
     """Whatever holds it, it is replaced, JSON stays JSON, and the answer goes on."""
     path, messages = answer
     wire = data.draw(wires(data.draw(planted(messages))))
@@ -485,7 +585,9 @@ def test_redact_lets_no_secret_out_of_any_place(data: st.DataObject, answer: tup
 
 @FEW
 @given(data=st.data(), answer=answers())
-def test_guard_ends_at_a_secret_in_any_place_that_it_searches(data: st.DataObject, answer: tuple[str, list[Any]]) -> None:
+def test_guard_ends_at_a_secret_in_any_place_that_it_searches(
+    data: st.DataObject, answer: tuple[str, list[Any]]
+) -> None:
     """It leaves in no string but the protocol's own words, and the dialect's ending is JSON."""
     path, messages = answer
     wire = data.draw(wires(data.draw(planted(messages))))
@@ -500,12 +602,19 @@ def test_guard_ends_at_a_secret_in_any_place_that_it_searches(data: st.DataObjec
     assert count_text(result.output) <= count_text(wire[0])
 
 
-# --- a secret that is cut -----------------------------------------------------------------------------------------------
+# --- a secret that is cut
+# -----------------------------------------------------------------------------------------------
 
 
 def chunk(delta: Any = None, index: int = 0, **more: Any) -> dict[str, Any]:
     choice = {"index": index, "delta": delta, "finish_reason": None, **more}
-    return {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+    return {
+        "id": "c",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "m",
+        "choices": [choice],
+    }
 
 
 def part_of(kind: str, text: str) -> dict[str, Any]:
@@ -519,25 +628,37 @@ Answer = tuple[list[Any], list[Any], list[Any]]
 def chat_answer(draw: st.DrawFn, kind: str, pieces: list[str]) -> Answer:
     whole = "".join(pieces)
     numbered = draw(st.booleans())
-    again = kind in ("function", "custom") and draw(st.booleans())  # the id and the name come with each piece
+    again = kind in ("function", "custom") and draw(
+        st.booleans()
+    )  # the id and the name come with each piece
 
     def call(piece: str, at: int) -> dict[str, Any]:
         named = {"id": "call_a", "type": "function"} if at == 0 or again else {}
         of, key = ("custom", "input") if kind == "custom" else ("function", "arguments")
         name = {"name": "send"} if at == 0 or again else {}
-        return {"tool_calls": [{**({"index": 0} if numbered else {}), **named, of: {**name, key: piece}}]}
+        return {
+            "tool_calls": [
+                {**({"index": 0} if numbered else {}), **named, of: {**name, key: piece}}
+            ]
+        }
 
     def delta(piece: str, at: int) -> dict[str, Any]:
         if kind in ("function", "custom"):
             return chunk(call(piece, at))
         if kind == "function_call":
-            return chunk({"function_call": {**({"name": "send"} if at == 0 else {}), "arguments": piece}})
+            return chunk(
+                {"function_call": {**({"name": "send"} if at == 0 else {}), "arguments": piece}}
+            )
         if kind == "completions":
             return chunk(text=piece)
         made: dict[str, Any] = {
             "list": {"content": [{"type": "text", "text": piece}]},
-            "thinking": {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": piece}]}]},
-            "details": {"reasoning_details": [{"type": "reasoning.text", "text": piece, "index": 0}]},
+            "thinking": {
+                "content": [{"type": "thinking", "thinking": [{"type": "text", "text": piece}]}]
+            },
+            "details": {
+                "reasoning_details": [{"type": "reasoning.text", "text": piece, "index": 0}]
+            },
             "transcript": {"audio": {"id": "x", "transcript": piece}},
         }
         return chunk(made.get(kind, {kind: piece}))
@@ -556,7 +677,17 @@ def chat_answer(draw: st.DrawFn, kind: str, pieces: list[str]) -> Answer:
     return (
         [],
         deltas,
-        draw(st.sampled_from([[end, Text("[DONE]")], [Text("[DONE]")], [end], [], [end, chunk({}, finish_reason="stop")]])),
+        draw(
+            st.sampled_from(
+                [
+                    [end, Text("[DONE]")],
+                    [Text("[DONE]")],
+                    [end],
+                    [],
+                    [end, chunk({}, finish_reason="stop")],
+                ]
+            )
+        ),
     )
 
 
@@ -578,11 +709,17 @@ def responses_answer(draw: st.DrawFn, kind: str, pieces: list[str]) -> Answer:
             "call_id": "c",
             "name": "send",
         }
-        begins = [{"type": "response.output_item.added", "output_index": index, "item": {**item, key: ""}}]
+        begins = [
+            {"type": "response.output_item.added", "output_index": index, "item": {**item, key: ""}}
+        ]
         said = draw(st.sampled_from([whole, ""]))
         ends = [
             {"type": f"response.{kind}.done", **where, key: said},
-            {"type": "response.output_item.done", "output_index": index, "item": {**item, key: whole}},
+            {
+                "type": "response.output_item.done",
+                "output_index": index,
+                "item": {**item, key: whole},
+            },
         ]
         item[key] = whole
     elif kind in ("output_text", "refusal", "reasoning_text", "reasoning_summary_text"):
@@ -591,24 +728,43 @@ def responses_answer(draw: st.DrawFn, kind: str, pieces: list[str]) -> Answer:
         item = {"id": "i", "type": "message" if kind in ("output_text", "refusal") else "reasoning"}
         part = "reasoning_summary_part" if field == "summary" else "content_part"
         begins = [
-            {"type": "response.output_item.added", "output_index": index, "item": {**item, field: []}},
+            {
+                "type": "response.output_item.added",
+                "output_index": index,
+                "item": {**item, field: []},
+            },
             {"type": f"response.{part}.added", **inner, "part": part_of(of, "")},
         ]
         ends = [
-            {"type": f"response.{kind}.done", **inner, "refusal" if kind == "refusal" else "text": whole},
+            {
+                "type": f"response.{kind}.done",
+                **inner,
+                "refusal" if kind == "refusal" else "text": whole,
+            },
             {"type": f"response.{part}.done", **inner, "part": part_of(of, whole)},
-            {"type": "response.output_item.done", "output_index": index, "item": {**item, field: [part_of(of, whole)]}},
+            {
+                "type": "response.output_item.done",
+                "output_index": index,
+                "item": {**item, field: [part_of(of, whole)]},
+            },
         ]
         item[field] = [part_of(of, whole)]
     else:
         ends = [{"type": f"response.{kind}.done", **where}]
     output = [{"id": "other", "type": "message", "content": []}][:index]
     ends.append(
-        {"type": "response.completed", "response": {"object": "response", "status": "completed", "output": [*output, item]}}
+        {
+            "type": "response.completed",
+            "response": {"object": "response", "status": "completed", "output": [*output, item]},
+        }
     )
     deltas = [{"type": f"response.{kind}.delta", **inner, "delta": piece} for piece in pieces]
-    if begins and "item_id" in where and draw(st.booleans()):  # another item at the same index, in between
-        begins.insert(0, {**begins[0], "item": {**begins[0]["item"], "id": "twin", "call_id": "twin"}})
+    if (
+        begins and "item_id" in where and draw(st.booleans())
+    ):  # another item at the same index, in between
+        begins.insert(
+            0, {**begins[0], "item": {**begins[0]["item"], "id": "twin", "call_id": "twin"}}
+        )
         deltas.insert(1, {**deltas[0], "item_id": "twin", "delta": "b"})
     elif not draw(st.integers(0, 3)):
         begins = []
@@ -621,12 +777,23 @@ def anthropic_answer(draw: st.DrawFn, kind: str, pieces: list[str]) -> Answer:
         "text_delta": ({"type": "text", "text": ""}, "text"),
         "thinking_delta": ({"type": "thinking", "thinking": "", "signature": ""}, "thinking"),
         "tool_use": ({"type": "tool_use", "id": "t", "name": "send", "input": {}}, "partial_json"),
-        "server_tool_use": ({"type": "server_tool_use", "id": "t", "name": "find", "input": {}}, "partial_json"),
+        "server_tool_use": (
+            {"type": "server_tool_use", "id": "t", "name": "find", "input": {}},
+            "partial_json",
+        ),
         "compaction_delta": ({"type": "compaction", "content": ""}, "content"),
     }[kind]
     of = "input_json_delta" if key == "partial_json" else kind
     begins = [
-        {"type": "message_start", "message": {"type": "message", "model": "m", "content": [], "usage": {"input_tokens": 1}}},
+        {
+            "type": "message_start",
+            "message": {
+                "type": "message",
+                "model": "m",
+                "content": [],
+                "usage": {"input_tokens": 1},
+            },
+        },
         {"type": "content_block_start", "index": index, "content_block": block},
     ]
     if kind in ("text_delta", "thinking_delta") and draw(st.booleans()):
@@ -634,10 +801,17 @@ def anthropic_answer(draw: st.DrawFn, kind: str, pieces: list[str]) -> Answer:
         pieces = pieces[1:]
     elif kind in ("text_delta", "thinking_delta") and not draw(st.integers(0, 3)):
         begins = []
-    deltas = [{"type": "content_block_delta", "index": index, "delta": {"type": of, key: piece}} for piece in pieces]
+    deltas = [
+        {"type": "content_block_delta", "index": index, "delta": {"type": of, key: piece}}
+        for piece in pieces
+    ]
     ends = [
         {"type": "content_block_stop", "index": index},
-        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 1}},
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "end_turn"},
+            "usage": {"output_tokens": 1},
+        },
         {"type": "message_stop"},
     ]
     return begins, deltas, [end for end in ends if draw(st.integers(0, 3))]
@@ -663,7 +837,13 @@ CUT: dict[str, tuple[Callable[[st.DrawFn, str, list[str]], Answer], list[str], l
         [
             chunk({"content": "b"}, index=1),
             chunk({"role": "assistant"}),
-            chunk({"tool_calls": [{"index": 1, "id": "call_b", "function": {"name": "see", "arguments": "{"}}]}),
+            chunk(
+                {
+                    "tool_calls": [
+                        {"index": 1, "id": "call_b", "function": {"name": "see", "arguments": "{"}}
+                    ]
+                }
+            ),
             chunk({"tool_calls": [{"index": 1, "function": {"arguments": "}"}}]}),
             chunk({}, index=1, finish_reason="stop"),
             chunk({"content": ""}, finish_reason=""),
@@ -684,10 +864,25 @@ CUT: dict[str, tuple[Callable[[st.DrawFn, str, list[str]], Answer], list[str], l
             "audio.transcript",
         ],
         [
-            {"type": "response.output_text.delta", "output_index": 5, "item_id": "other", "content_index": 0, "delta": "b"},
-            {"type": "response.output_text.done", "output_index": 5, "item_id": "other", "content_index": 0, "text": "b"},
+            {
+                "type": "response.output_text.delta",
+                "output_index": 5,
+                "item_id": "other",
+                "content_index": 0,
+                "delta": "b",
+            },
+            {
+                "type": "response.output_text.done",
+                "output_index": 5,
+                "item_id": "other",
+                "content_index": 0,
+                "text": "b",
+            },
             {"type": "response.output_text.annotation.added", "output_index": 0, "annotation": {}},
-            {"type": "response.in_progress", "response": {"object": "response", "status": "in_progress", "output": []}},
+            {
+                "type": "response.in_progress",
+                "response": {"object": "response", "status": "in_progress", "output": []},
+            },
             {"type": "keepalive", "sequence_number": 3},
         ],
     ),
@@ -696,16 +891,32 @@ CUT: dict[str, tuple[Callable[[st.DrawFn, str, list[str]], Answer], list[str], l
         ["text_delta", "thinking_delta", "tool_use", "server_tool_use", "compaction_delta"],
         [
             {"type": "ping"},
-            {"type": "content_block_start", "index": 5, "content_block": {"type": "text", "text": "b"}},
-            {"type": "content_block_delta", "index": 5, "delta": {"type": "text_delta", "text": "b"}},
+            {
+                "type": "content_block_start",
+                "index": 5,
+                "content_block": {"type": "text", "text": "b"},
+            },
+            {
+                "type": "content_block_delta",
+                "index": 5,
+                "delta": {"type": "text_delta", "text": "b"},
+            },
             {"type": "content_block_stop", "index": 5},
             {
                 "type": "content_block_start",
                 "index": 6,
                 "content_block": {"type": "tool_use", "id": "u", "name": "x", "input": {}},
             },
-            {"type": "content_block_delta", "index": 6, "delta": {"type": "input_json_delta", "partial_json": "{}"}},
-            {"type": "message_delta", "delta": {"stop_reason": None}, "usage": {"output_tokens": 1}},
+            {
+                "type": "content_block_delta",
+                "index": 6,
+                "delta": {"type": "input_json_delta", "partial_json": "{}"},
+            },
+            {
+                "type": "message_delta",
+                "delta": {"stop_reason": None},
+                "usage": {"output_tokens": 1},
+            },
         ],
     ),
 }
@@ -724,14 +935,26 @@ CASES = [(path, kind) for path, (_, kinds, _) in CUT.items() for kind in kinds]
 
 @st.composite
 def cut_answers(draw: st.DrawFn) -> tuple[str, str, list[Any], bool]:
-    """A path, the text that is cut without the secret, the messages, and whether the text's end may come too early."""
+    """A path, the text that is cut without the secret, the messages, and whether the text's end may
+    come too early.
+    """
     path, kind = draw(st.sampled_from(CASES))
     answer, _, others = CUT[path]
     secret = SECRET
-    before, after = draw(st.sampled_from([("", ""), ("a ", " b"), ("sk-", "."), ("sk-Zq3 ", " sk-")]))
-    if kind in ("function", "function_call", "function_call_arguments", "tool_use", "server_tool_use"):
+    before, after = draw(
+        st.sampled_from([("", ""), ("a ", " b"), ("sk-", "."), ("sk-Zq3 ", " sk-")])
+    )
+    if kind in (
+        "function",
+        "function_call",
+        "function_call_arguments",
+        "tool_use",
+        "server_tool_use",
+    ):
         before, after = f'{{"k":"{before}', f'{after}"}}'
-        if kind != "server_tool_use" and draw(st.booleans()):  # of others, `redact` takes the arguments as they are written
+        if kind != "server_tool_use" and draw(
+            st.booleans()
+        ):  # of others, `redact` takes the arguments as they are written
             secret = escaped(f'"{SECRET}', draw(st.integers(0, 2**13 - 1)))[1:]
     text = before + secret + after
     inside = st.integers(len(before) + 1, len(before) + len(secret) - 1)
@@ -754,7 +977,9 @@ def cut_answers(draw: st.DrawFn) -> tuple[str, str, list[Any], bool]:
 
 
 def joined(path: str, events: list[Any]) -> list[str]:
-    """Every text and every call's arguments, as clients put them together. What they do not understand they pass over."""
+    """Every text and every call's arguments, as clients put them together. What they do not
+    understand they pass over.
+    """
     found: dict[Any, str] = {}
 
     def add(key: Any, text: Any) -> None:
@@ -767,7 +992,9 @@ def joined(path: str, events: list[Any]) -> list[str]:
 
 def dicts(value: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     if isinstance(value, list):
-        yield from ((position, item) for position, item in enumerate(value) if isinstance(item, dict))
+        yield from (
+            (position, item) for position, item in enumerate(value) if isinstance(item, dict)
+        )
 
 
 def join_chat(events: list[Any], add: Callable[[Any, Any], None]) -> None:
@@ -789,7 +1016,10 @@ def join_chat(events: list[Any], add: Callable[[Any, Any], None]) -> None:
                             for field in ("arguments", "input") if isinstance(holder, dict) else ():
                                 add((*place, str(ids[place]), field), holder.get(field))
                     else:
-                        add(key if name == "content" else (*key, str(item.get("index"))), item.get("text"))
+                        add(
+                            key if name == "content" else (*key, str(item.get("index"))),
+                            item.get("text"),
+                        )
                         for _, inner in dicts(item.get("thinking")):
                             add((*key, "thinking"), inner.get("text"))
                 if isinstance(value, dict):
@@ -803,7 +1033,10 @@ def join_responses(events: list[Any], add: Callable[[Any, Any], None]) -> None:
         for name in ("item_id", "output_index"):
             if name in message:
                 where = (str(message.get("type")), name, str(message[name]))
-                add((*where, str(message.get("content_index")), str(message.get("summary_index"))), message.get("delta"))
+                add(
+                    (*where, str(message.get("content_index")), str(message.get("summary_index"))),
+                    message.get("delta"),
+                )
 
 
 def join_anthropic(events: list[Any], add: Callable[[Any, Any], None]) -> None:
@@ -828,8 +1061,12 @@ def check_joined(path: str, output: bytes) -> list[str]:
 
 @FEW
 @given(data=st.data(), answer=cut_answers())
-def test_redact_lets_no_secret_out_that_is_cut(data: st.DataObject, answer: tuple[str, str, list[Any], bool]) -> None:
-    """In every kind of text and in arguments, whatever comes between the deltas, and nothing else of the text is lost."""
+def test_redact_lets_no_secret_out_that_is_cut(
+    data: st.DataObject, answer: tuple[str, str, list[Any], bool]
+) -> None:
+    """In every kind of text and in arguments, whatever comes between the deltas, and nothing else
+    of the text is lost.
+    """
     path, expected, messages, early = answer
     wire = data.draw(wires(messages))
     result = run([Redact(PATTERNS)], path, wire)
@@ -844,7 +1081,9 @@ def test_redact_lets_no_secret_out_that_is_cut(data: st.DataObject, answer: tupl
 
 @FEW
 @given(data=st.data(), answer=cut_answers())
-def test_guard_ends_before_a_cut_secret_is_whole(data: st.DataObject, answer: tuple[str, str, list[Any], bool]) -> None:
+def test_guard_ends_before_a_cut_secret_is_whole(
+    data: st.DataObject, answer: tuple[str, str, list[Any], bool]
+) -> None:
     """In every kind of text and in arguments, whatever comes between the deltas."""
     path, _, messages, _ = answer
     wire = data.draw(wires(messages))
@@ -856,7 +1095,8 @@ def test_guard_ends_before_a_cut_secret_is_whole(data: st.DataObject, answer: tu
     assert count_text(result.output) <= count_text(wire[0])
 
 
-# --- answers that are not streamed --------------------------------------------------------------------------------------
+# --- answers that are not streamed
+# --------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -887,7 +1127,9 @@ def run_body(interceptors: list[Interceptor], path: str, body: bytes) -> bytes:
 
 @FEW
 @given(data=st.data(), answer=bodies())
-def test_any_body_without_a_match_passes_exactly(data: st.DataObject, answer: tuple[str, list[Any]]) -> None:
+def test_any_body_without_a_match_passes_exactly(
+    data: st.DataObject, answer: tuple[str, list[Any]]
+) -> None:
     """No interceptor refuses it, and every byte leaves as it came."""
     path, messages = answer
     body = body_of(data, messages)
@@ -897,7 +1139,9 @@ def test_any_body_without_a_match_passes_exactly(data: st.DataObject, answer: tu
 
 @FEW
 @given(data=st.data(), answer=bodies())
-def test_no_protector_lets_a_secret_out_of_a_body(data: st.DataObject, answer: tuple[str, list[Any]]) -> None:
+def test_no_protector_lets_a_secret_out_of_a_body(
+    data: st.DataObject, answer: tuple[str, list[Any]]
+) -> None:
     """Wherever it is; what was JSON stays JSON."""
     path, messages = answer
     body = body_of(data, data.draw(planted(messages)))
@@ -910,7 +1154,8 @@ def test_no_protector_lets_a_secret_out_of_a_body(data: st.DataObject, answer: t
     assert not was_json or not (isinstance(redacted, Text) or isinstance(guarded, Text))
 
 
-# --- behind a proxy, under any content type -----------------------------------------------------------------------------
+# --- behind a proxy, under any content type
+# -----------------------------------------------------------------------------
 
 TYPES = [
     b"",
@@ -931,13 +1176,19 @@ def responses_of_any_type(draw: st.DrawFn) -> tuple[str, bytes, bytes]:
         return path, content_type, b": \n\n" + draw(wires(draw(planted(messages))))[0]
     path, messages = draw(bodies())
     message = draw(planted(messages[:1] or [{}]))[-1]
-    return path, content_type, json.dumps([message] if isinstance(message, (Text, str)) else message).encode()
+    return (
+        path,
+        content_type,
+        json.dumps([message] if isinstance(message, (Text, str)) else message).encode(),
+    )
 
 
 @settings(FEW, max_examples=max(2, EXAMPLES // 10))
 @given(given_=st.lists(responses_of_any_type(), min_size=6, max_size=12))
 @pytest.mark.parametrize("name", ["redact", "guard"])
-def test_no_secret_passes_a_proxy_under_any_content_type(name: str, given_: list[tuple[str, bytes, bytes]]) -> None:
+def test_no_secret_passes_a_proxy_under_any_content_type(
+    name: str, given_: list[tuple[str, bytes, bytes]]
+) -> None:
     """Streams and JSON bodies, whatever the head says they are."""
     upcoming = iter(given_)
 
@@ -945,7 +1196,9 @@ def test_no_secret_passes_a_proxy_under_any_content_type(name: str, given_: list
         await peer.request()
         _, content_type, body = next(upcoming)
         types = [b"Content-Type: " + content_type] if content_type else []
-        await peer.send(b"\r\n".join([b"HTTP/1.1 200 OK", *types, b"Connection: close", b"", b""]) + body)
+        await peer.send(
+            b"\r\n".join([b"HTTP/1.1 200 OK", *types, b"Connection: close", b"", b""]) + body
+        )
 
     async def main() -> None:
         options = json.dumps({"name": name, "use": name, "options": {"patterns": PATTERNS}})

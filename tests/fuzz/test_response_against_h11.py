@@ -1,7 +1,9 @@
-"""Whole responses against h11: which framing a body has, for which method and status, and where it ends.
+"""Whole responses against h11: which framing a body has, for which method and status, and where it
+ends.
 
-Heads and bodies on their own are held against h11 next door; here it is what chooses between them (RFC 9112, section 6.3): bodies
-that may not be, informational responses before, HTTP/1.0, lengths that are told twice, and what lies behind the end.
+Heads and bodies on their own are held against h11 next door; here it is what chooses between them
+(RFC 9112, section 6.3): bodies that may not be, informational responses before, HTTP/1.0, lengths
+that are told twice, and what lies behind the end.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import ProtocolFailure
-from proxy.upstream.head import HeadReader
+from proxy.http.head import HeadReader
 from proxy.upstream.roundtrip import _framing_of
 
 
@@ -23,7 +25,8 @@ class Reading:
     status: int
     body: bytes
     rest: bytes | None
-    """What lies behind the body, on a connection that could be used again; None: that ends with it."""
+    """What lies behind the body, on a connection that could be used again; None: that ends with it.
+    """
 
 
 def read_with_ours(method: str, wire: bytes) -> Reading | None:
@@ -43,7 +46,9 @@ def read_with_ours(method: str, wire: bytes) -> Reading | None:
     except ProtocolFailure:
         return None
     # Where it ends with bytes behind it, our connection is closed, and nobody asks what they were.
-    return Reading(head.status, body, b"" if ended and not head.closes and not framing.surplus else None)
+    return Reading(
+        head.status, body, b"" if ended and not head.closes and not framing.surplus else None
+    )
 
 
 def read_with_h11(method: str, wire: bytes) -> Reading | None:
@@ -75,7 +80,9 @@ def compare(method: str, wire: bytes) -> Reading | None:
     if ours is not None:
         assert reference is not None, "h11 refuses it, or waits for more"
         assert (ours.status, ours.body) == (reference.status, reference.body)
-        if ours.rest is not None:  # we may close what could be kept; what we keep must be what h11 keeps
+        if (
+            ours.rest is not None
+        ):  # we may close what could be kept; what we keep must be what h11 keeps
             assert ours.rest == reference.rest
     return ours
 
@@ -96,16 +103,25 @@ READ = {
         b"HTTP/1.1 100 Continue\r\n\r\n" + EARLY + OK + LENGTH + b"\r\nhello",
         b"hello",
     ),
-    "informational with a length": (b"HTTP/1.1 103 x\r\nContent-Length: 99\r\n\r\n" + OK + LENGTH + b"\r\nhello", b"hello"),
+    "informational with a length": (
+        b"HTTP/1.1 103 x\r\nContent-Length: 99\r\n\r\n" + OK + LENGTH + b"\r\nhello",
+        b"hello",
+    ),
     "204 has no body": (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
     "204 with a length": (b"HTTP/1.1 204 No Content\r\n" + LENGTH + b"\r\nhello", b""),
     "204 chunked": (b"HTTP/1.1 204 No Content\r\n" + CHUNKED + b"\r\n" + CHUNKS, b""),
     "304 with a length": (b"HTTP/1.1 304 Not Modified\r\n" + LENGTH + b"\r\n", b""),
     "HTTP/1.0 with a length": (b"HTTP/1.0 200 OK\r\n" + LENGTH + b"\r\nhello", b"hello"),
     "HTTP/1.0 until close": (b"HTTP/1.0 200 OK\r\n\r\nhello", b"hello"),
-    "HTTP/1.0 keep-alive": (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n" + LENGTH + b"\r\nhello", b"hello"),
+    "HTTP/1.0 keep-alive": (
+        b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n" + LENGTH + b"\r\nhello",
+        b"hello",
+    ),
     "more than the length": (OK + LENGTH + b"\r\nhelloHTTP/1.1 200 OK\r\n\r\n", b"hello"),
-    "more than the last chunk": (OK + CHUNKED + b"\r\n" + CHUNKS + b"HTTP/1.1 200 OK\r\n\r\n", b"hello"),
+    "more than the last chunk": (
+        OK + CHUNKED + b"\r\n" + CHUNKS + b"HTTP/1.1 200 OK\r\n\r\n",
+        b"hello",
+    ),
 }
 REFUSED = {
     "both lengths": OK + LENGTH + CHUNKED + b"\r\n" + CHUNKS,
@@ -119,7 +135,9 @@ REFUSED = {
     "a bare CR in the head": OK + b"X: a\rY: b\r\n" + LENGTH + b"\r\nhello",
     "a bare LF behind a chunk size": OK + CHUNKED + b"\r\n5\nhello\r\n0\r\n\r\n",
     "a bare LF behind a chunk": OK + CHUNKED + b"\r\n5\r\nhello\n0\r\n\r\n",
-    "a space before the colon, and another length": OK + LENGTH + b"Content-Length : 6\r\n\r\nhello!",
+    "a space before the colon, and another length": OK
+    + LENGTH
+    + b"Content-Length : 6\r\n\r\nhello!",
     "chunked twice": OK + CHUNKED + CHUNKED + b"\r\n" + CHUNKS,
     "gzip, chunked": OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + CHUNKS,
     "identity": OK + b"Transfer-Encoding: identity\r\n\r\nhello",
@@ -169,16 +187,28 @@ HEADS = st.sampled_from(
 )
 FIELDS = st.lists(
     st.sampled_from(
-        [b"Content-Length: 5", b"Content-Length: 0", b"Transfer-Encoding: chunked", b"Connection: close", b"X: y"]
+        [
+            b"Content-Length: 5",
+            b"Content-Length: 0",
+            b"Transfer-Encoding: chunked",
+            b"Connection: close",
+            b"X: y",
+        ]
     ),
     max_size=3,
 )
-BODIES = st.sampled_from([b"", b"hello", CHUNKS, CHUNKS[:-2], b"hello" + OK, b"0\r\n\r\n", b"5\r\nhello\r\n"])
+BODIES = st.sampled_from(
+    [b"", b"hello", CHUNKS, CHUNKS[:-2], b"hello" + OK, b"0\r\n\r\n", b"5\r\nhello\r\n"]
+)
 
 
 @given(st.sampled_from(["GET", "POST", "HEAD"]), HEADS, FIELDS, BODIES)
 @example("HEAD", b"HTTP/1.1 200 OK", [b"Content-Length: 5"], b"hello")
 @settings(deadline=None, max_examples=400)
-def test_any_head_with_any_body_reads_as_h11_reads_it(method: str, head: bytes, fields: list[bytes], body: bytes) -> None:
-    """Whatever the method, the status and the lengths are: the same body and the same end, or our refusal."""
+def test_any_head_with_any_body_reads_as_h11_reads_it(
+    method: str, head: bytes, fields: list[bytes], body: bytes
+) -> None:
+    """Whatever the method, the status and the lengths are: the same body and the same end, or our
+    refusal.
+    """
     compare(method, b"\r\n".join([head, *fields]) + b"\r\n\r\n" + body)

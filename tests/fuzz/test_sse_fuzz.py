@@ -1,7 +1,8 @@
-"""Any bytes in any chunks: the chain reads a stream as WHATWG HTML 9.2.6 says, and what nobody changes leaves as it came.
+"""Any bytes in any chunks: the chain reads a stream as WHATWG HTML 9.2.6 says, and what nobody
+changes leaves as it came.
 
-`read` is a second, deliberately naive reading of that section, which shares no code and no idea with the chain: it decodes
-the whole stream and goes through it character by character.
+`read` is a second, deliberately naive reading of that section, which shares no code and no idea
+with the chain: it decodes the whole stream and goes through it character by character.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 from interceptors import Event, Interceptor, StreamContext, StreamInterceptor
 from interceptors.testing import ChainResult, run_chain
 
-# --- the reference ------------------------------------------------------------------------------------------------------
+# --- the reference
+# ------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -64,7 +66,9 @@ class Reading:
     tail: Block = field(default_factory=Block)
     """What was unfinished at the end; a browser discards it, a hook sees it."""
     dispatched: list[tuple[str, str, str, int | None]] = field(default_factory=list)
-    """What a browser hands to its page, (type, data, last event id), and the retry of the same block."""
+    """What a browser hands to its page, (type, data, last event id), and the retry of the same
+    block.
+    """
 
     @property
     def seen(self) -> list[Any]:
@@ -96,7 +100,9 @@ def read(stream: bytes) -> Reading:
         if block.id is not None:
             last_event_id = block.id
         if block.data_buffer:
-            reading.dispatched.append((block.event or "message", block.data_buffer[:-1], last_event_id, block.retry))
+            reading.dispatched.append(
+                (block.event or "message", block.data_buffer[:-1], last_event_id, block.retry)
+            )
     if line:
         reading.tail.line(line)
     return reading
@@ -107,20 +113,57 @@ def test_the_reference_reads_the_specifications_examples() -> None:
     stocks = b"data: YHOO\ndata: +2\ndata: 10\n\n"
     assert read(stocks).dispatched == [("message", "YHOO\n+2\n10", "", None)]
     four = b": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n"
-    assert read(four).dispatched == [("message", "first event", "1", None), ("message", "second event", "", None)]
+    assert read(four).dispatched == [
+        ("message", "first event", "1", None),
+        ("message", "second event", "", None),
+    ]
     assert read(four).tail.seen == (None, " third event", None, None)
     assert [event[1] for event in read(b"data\n\ndata\ndata\n\ndata:").dispatched] == ["", "\n"]
-    assert [event[1] for event in read(b"data:test\n\ndata: test\n\n").dispatched] == ["test", "test"]
+    assert [event[1] for event in read(b"data:test\n\ndata: test\n\n").dispatched] == [
+        "test",
+        "test",
+    ]
 
 
-# --- streams and chunks -------------------------------------------------------------------------------------------------
+# --- streams and chunks
+# -------------------------------------------------------------------------------------------------
 
 PIECES = [
     *[b"\n", b"\r", b"\r\n", b"\n\n", b"\r\r", b"\r\n\r\n", b":", b" ", b": "],
-    *[b"data", b"id", b"event", b"retry", b"data: ", b"data:", b"id: ", b"event: ", b"retry: 15", b"retry: x", b"Data: a"],
-    *[b"\0", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"\xc2\x85", b"\x0b", b"\x0c", b"\x1e", "é".encode(), "\U0001f511".encode()],
+    *[
+        b"data",
+        b"id",
+        b"event",
+        b"retry",
+        b"data: ",
+        b"data:",
+        b"id: ",
+        b"event: ",
+        b"retry: 15",
+        b"retry: x",
+        b"Data: a",
+    ],
+    *[
+        b"\0",
+        b"\xef\xbb\xbf",
+        b"\xe2\x80\xa8",
+        b"\xc2\x85",
+        b"\x0b",
+        b"\x0c",
+        b"\x1e",
+        "é".encode(),
+        "\U0001f511".encode(),
+    ],
     *[b"\xe2", b"\x80", b"\xff", b"\xef\xbb", b"\t", b"a", b"b", b"{}", b"x" * 50],
-    *[b"data: a\n\n", b"data: b\r\n\r\n", b"data: c\r\r", b": ping\n\n", b":\r\n\r\n", b"id: 7\ndata: x\n\n", b"id: 8\n\n"],
+    *[
+        b"data: a\n\n",
+        b"data: b\r\n\r\n",
+        b"data: c\r\r",
+        b": ping\n\n",
+        b":\r\n\r\n",
+        b"id: 7\ndata: x\n\n",
+        b"id: 8\n\n",
+    ],
     *[b"event: e\ndata: 1\ndata: 2\n\n", b"foo: bar\n\n", b"data\n\n"],
 ]
 
@@ -132,8 +175,12 @@ def looks_like_json(stream: bytes) -> bool:
 
 STREAMS = st.one_of(
     st.lists(st.sampled_from(PIECES), max_size=60).map(b"".join),
-    st.lists(st.sampled_from(PIECES), max_size=30).map(lambda pieces: b"\xef\xbb\xbf" + b"".join(pieces)),
-    st.lists(st.one_of(st.sampled_from(PIECES[:9]), st.binary(max_size=6)), max_size=40).map(b"".join),
+    st.lists(st.sampled_from(PIECES), max_size=30).map(
+        lambda pieces: b"\xef\xbb\xbf" + b"".join(pieces)
+    ),
+    st.lists(st.one_of(st.sampled_from(PIECES[:9]), st.binary(max_size=6)), max_size=40).map(
+        b"".join
+    ),
 ).filter(lambda stream: not looks_like_json(stream))
 CUTS = st.one_of(st.just([1]), st.lists(st.integers(1, 12), min_size=1, max_size=20))
 """The chunks' sizes, over and over; [1] is byte by byte."""
@@ -179,7 +226,9 @@ def run(hook: Callable[[Event], Any], stream: bytes, cuts: list[int] | None) -> 
 
 
 def rewrite(event: Event) -> Event:
-    """Every event written anew. One without data stays one without: `replace(data="")` would give it an empty one."""
+    """Every event written anew. One without data stays one without: `replace(data="")` would give
+    it an empty one.
+    """
     return event.replace(data=event.data) if event.data else event.replace()
 
 
@@ -189,7 +238,8 @@ def mixed(event: Event) -> Any:
     return [event, None, rewrite(event), [rewrite(event), Event("more")], []][way]
 
 
-# --- what must hold -----------------------------------------------------------------------------------------------------
+# --- what must hold
+# -----------------------------------------------------------------------------------------------------
 
 
 @FEW
@@ -199,7 +249,9 @@ def mixed(event: Event) -> Any:
 @example(HARD[2], [1])
 @example(HARD[3], [1])
 def test_a_chain_that_changes_nothing_is_byte_identical(stream: bytes, cuts: list[int]) -> None:
-    """Whole, byte by byte and cut at random: what hooks return unchanged leaves as the very bytes that came."""
+    """Whole, byte by byte and cut at random: what hooks return unchanged leaves as the very bytes
+    that came.
+    """
     for chunks in (None, cuts):
         result = run(lambda event: event, stream, chunks)
         assert result.output == stream
@@ -213,7 +265,9 @@ def test_a_chain_that_changes_nothing_is_byte_identical(stream: bytes, cuts: lis
 @example(HARD[2], [1])
 @example(HARD[3], [1])
 def test_hooks_see_the_events_that_the_specification_reads(stream: bytes, cuts: list[int]) -> None:
-    """Type, data, id and retry of every block with a field are the reference's, in order, however the stream is cut."""
+    """Type, data, id and retry of every block with a field are the reference's, in order, however
+    the stream is cut.
+    """
     expected = read(stream)
     for chunks in (None, cuts):
         seen: list[Any] = []
@@ -233,7 +287,9 @@ def test_hooks_see_the_events_that_the_specification_reads(stream: bytes, cuts: 
 @example(HARD[2], [1])
 @example(HARD[3], [1])
 def test_chunking_changes_nothing(stream: bytes, cuts: list[int]) -> None:
-    """A chain that passes, changes, drops and adds gives the same bytes and counts for the same stream, however cut."""
+    """A chain that passes, changes, drops and adds gives the same bytes and counts for the same
+    stream, however cut.
+    """
     assert run(mixed, stream, cuts) == run(mixed, stream, None)
 
 
@@ -244,14 +300,20 @@ def test_chunking_changes_nothing(stream: bytes, cuts: list[int]) -> None:
 @example(HARD[2], [1])
 @example(HARD[3], [1])
 def test_rewriting_every_event_dispatches_the_same(stream: bytes, cuts: list[int]) -> None:
-    """Every event replaced by its own content: a browser gets the same events with the same ids, and not one more."""
+    """Every event replaced by its own content: a browser gets the same events with the same ids,
+    and not one more.
+    """
     assert read(run(rewrite, stream, cuts).output).dispatched == read(stream).dispatched
 
 
 @FEW
 @given(STREAMS, CUTS, st.integers(2, 3))
-def test_rewriting_some_events_dispatches_the_same(stream: bytes, cuts: list[int], every: int) -> None:
-    """Rewritten events between passed ones: no boundary is lost and none is made where the two meet."""
+def test_rewriting_some_events_dispatches_the_same(
+    stream: bytes, cuts: list[int], every: int
+) -> None:
+    """Rewritten events between passed ones: no boundary is lost and none is made where the two
+    meet.
+    """
     count = 0
 
     def some(event: Event) -> Event:
@@ -268,9 +330,12 @@ def test_rewriting_some_events_dispatches_the_same(stream: bytes, cuts: list[int
 @example(HARD[1], [1])
 @example(HARD[2], [1])
 @example(HARD[3], [1])
-def test_dropping_every_event_leaves_nothing_that_dispatches(stream: bytes, cuts: list[int]) -> None:
+def test_dropping_every_event_leaves_nothing_that_dispatches(
+    stream: bytes, cuts: list[int]
+) -> None:
     """Only comments and empty lines are left; each event is counted as dropped."""
-    # When everything before it was dropped, a later BOM is the stream's: tests/unit/interceptors/test_regressions.py.
+    # When everything before it was dropped, a later BOM is the stream's:
+    # tests/unit/interceptors/test_regressions.py.
     assume(b"\xef\xbb\xbf" not in stream[1:])
     result = run(lambda event: None, stream, cuts)
     left = read(result.output)
@@ -285,7 +350,9 @@ TEXTS = st.text(st.sampled_from("ab\r\n: \0\u2028\ufeffé\U0001f511"), max_size=
 @FEW
 @given(st.lists(TEXTS, max_size=5))
 def test_text_that_an_interceptor_writes_is_what_a_reader_gets(texts: list[str]) -> None:
-    """Any data reads back as it was, with its line ends as LF: no text can end its event or add a field or an event."""
+    """Any data reads back as it was, with its line ends as LF: no text can end its event or add a
+    field or an event.
+    """
     output = run(lambda event: [Event(text) for text in texts], b"data: x\n\n", None).output
     assert [event[1] for event in read(output).dispatched] == [
         text.replace("\r\n", "\n").replace("\r", "\n") for text in texts
@@ -295,7 +362,9 @@ def test_text_that_an_interceptor_writes_is_what_a_reader_gets(texts: list[str])
 @FEW
 @given(event=TEXTS, event_id=TEXTS, retry=st.integers(-2, 10**15))
 def test_fields_are_read_back_or_refused(event: str, event_id: str, retry: int) -> None:
-    """Type, id and retry arrive as given, or are refused with ValueError when the event is made: nothing in between."""
+    """Type, id and retry arrive as given, or are refused with ValueError when the event is made:
+    nothing in between.
+    """
     bad = retry < 0 or any(char in event + event_id for char in "\r\n") or "\0" in event_id
     if bad:
         with pytest.raises(ValueError, match="event's"):

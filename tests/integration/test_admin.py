@@ -1,4 +1,6 @@
-"""The app's own pages on a port of their own: what each port shows, until when, and with several workers."""
+"""The app's own pages on a port of their own: what each port shows, until when, and with several
+workers.
+"""
 
 from __future__ import annotations
 
@@ -51,11 +53,15 @@ async def drained(process: Process) -> None:
 
 
 async def test_the_pages_are_on_their_port_and_nowhere_else(tmp_path: Path) -> None:
-    """On the main port their paths go to the upstream; on theirs there is nothing else, and it is on loopback."""
+    """On the main port their paths go to the upstream; on theirs there is nothing else, and it is
+    on loopback.
+    """
     admin = free_ports(1)
     async with open_upstream(stream_of(b"data: upstream's\n\n")) as upstream:
         file = write(tmp_path, upstream.url, f"admin: {{port: {admin}}}")
-        async with running([*WEIRPOOL, "serve", "--config", file, "--bind", "127.0.0.1:0"]) as process:
+        async with running(
+            [*WEIRPOOL, "serve", "--config", file, "--bind", "127.0.0.1:0"]
+        ) as process:
             (started,) = await process.event("started")
             assert started["admin"] == f"127.0.0.1:{admin}"
             for page in ("/metrics", "/healthz", "/readyz", "/status"):
@@ -68,7 +74,9 @@ async def test_the_pages_are_on_their_port_and_nowhere_else(tmp_path: Path) -> N
 
 
 async def test_the_pages_can_be_seen_until_the_drain_is_over(tmp_path: Path) -> None:
-    """When the main port is closed already, /readyz says 503, /healthz 200, and /metrics counts the stream that goes on."""
+    """When the main port is closed already, /readyz says 503, /healthz 200, and /metrics counts the
+    stream that goes on.
+    """
     admin = free_ports(1)
     go_on = trio.Event()
 
@@ -81,7 +89,9 @@ async def test_the_pages_can_be_seen_until_the_drain_is_over(tmp_path: Path) -> 
 
     async with open_upstream(script) as upstream:
         file = write(tmp_path, upstream.url, f"admin: {{port: {admin}}}")
-        async with running([*WEIRPOOL, "serve", "--config", file, "--bind", "127.0.0.1:0"]) as process:
+        async with running(
+            [*WEIRPOOL, "serve", "--config", file, "--bind", "127.0.0.1:0"]
+        ) as process:
             (started,) = await process.event("started")
             client = await open_client(port_in(started))
             await client.send("GET", "/")
@@ -90,7 +100,10 @@ async def test_the_pages_can_be_seen_until_the_drain_is_over(tmp_path: Path) -> 
             await until(lambda: not listens(port_in(started)))
             assert (await fetch(admin, "/readyz", headers=LOCAL)).status == 503
             assert (await fetch(admin, "/healthz", headers=LOCAL)).status == 200
-            assert b'weirpool_streams_active{route="/"} 1.0' in (await fetch(admin, "/metrics", headers=LOCAL)).body
+            assert (
+                b'weirpool_streams_active{route="/"} 1.0'
+                in (await fetch(admin, "/metrics", headers=LOCAL)).body
+            )
             go_on.set()
             assert (await client.rest(answer)).complete
             assert await process.exit_status() == 0
@@ -98,7 +111,9 @@ async def test_the_pages_can_be_seen_until_the_drain_is_over(tmp_path: Path) -> 
 
 
 async def test_each_worker_has_a_port_of_its_own(tmp_path: Path) -> None:
-    """The configured port is the first worker's, the next the second's; one that replaces a dead worker has its port."""
+    """The configured port is the first worker's, the next the second's; one that replaces a dead
+    worker has its port.
+    """
     admin = free_ports(2)
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
         file = write(tmp_path, upstream.url, f"admin: {{port: {admin}, prefix: /-}}")
@@ -111,20 +126,32 @@ async def test_each_worker_has_a_port_of_its_own(tmp_path: Path) -> None:
                 await fetch(port_in(started[0]))
             counted = 0
             for port in (admin, admin + 1):
-                assert f'"pid":{pids[f"127.0.0.1:{port}"]}'.encode() in (await fetch(port, "/-/status", headers=LOCAL)).body
+                assert (
+                    f'"pid":{pids[f"127.0.0.1:{port}"]}'.encode()
+                    in (await fetch(port, "/-/status", headers=LOCAL)).body
+                )
                 text = (await fetch(port, "/-/metrics", headers=LOCAL)).body.decode()
-                (line,) = [line for line in text.splitlines() if 'exchanges_total{outcome="completed",route="/"}' in line]
+                (line,) = [
+                    line
+                    for line in text.splitlines()
+                    if 'exchanges_total{outcome="completed",route="/"}' in line
+                ]
                 counted += int(float(line.split()[-1]))
             assert counted == 10
             os.kill(int(str(pids[f"127.0.0.1:{admin}"])), signal.SIGKILL)
             third = (await process.event("started", 3))[2]
             assert third["admin"] == f"127.0.0.1:{admin}"
-            assert f'"pid":{third["pid"]}'.encode() in (await fetch(admin, "/-/status", headers=LOCAL)).body
+            assert (
+                f'"pid":{third["pid"]}'.encode()
+                in (await fetch(admin, "/-/status", headers=LOCAL)).body
+            )
             await drained(process)
 
 
 async def test_a_port_that_is_taken_is_said_at_once(tmp_path: Path) -> None:
-    """A `start_failed` line with the setting's path, status 3; also when only the last worker's is taken."""
+    """A `start_failed` line with the setting's path, status 3; also when only the last worker's is
+    taken.
+    """
     admin = free_ports(2)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", admin + 1))
@@ -134,15 +161,27 @@ async def test_a_port_that_is_taken_is_said_at_once(tmp_path: Path) -> None:
         async with running(command) as process:
             assert await process.exit_status() == 3
             (line,) = await process.event("start_failed")
-            assert line["errors"] == [f"admin.port: cannot listen on 127.0.0.1:{admin + 1}: Address already in use"]
+            assert line["errors"] == [
+                f"admin.port: cannot listen on 127.0.0.1:{admin + 1}: Address already in use"
+            ]
 
 
 async def test_plain_hypercorn_opens_the_port_too(tmp_path: Path) -> None:
     admin = free_ports(1)
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
         file = write(tmp_path, upstream.url, f"admin: {{port: {admin}}}")
-        command = [sys.executable, "-m", "hypercorn", "--worker-class", "trio", "--bind", f"127.0.0.1:{free_ports(1) + 7}"]
-        async with running([*command, "proxy:create_app()"], env={"WEIRPOOL_CONFIG": file}) as process:
+        command = [
+            sys.executable,
+            "-m",
+            "hypercorn",
+            "--worker-class",
+            "trio",
+            "--bind",
+            f"127.0.0.1:{free_ports(1) + 7}",
+        ]
+        async with running(
+            [*command, "proxy:create_app()"], env={"WEIRPOOL_CONFIG": file}
+        ) as process:
             await process.event("started")
             assert (await fetch(admin, "/readyz", headers=LOCAL)).body == b"ready\n"
             process.signal(signal.SIGTERM)
@@ -150,20 +189,30 @@ async def test_plain_hypercorn_opens_the_port_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.leaks
-async def test_a_lost_lease_shows_in_metrics_and_log_with_its_place(log: list[dict[str, object]]) -> None:
-    """`leak_detection: paranoid`: an error line says where the lease was taken, and the metric counts it."""
+async def test_a_lost_lease_shows_in_metrics_and_log_with_its_place(
+    log: list[dict[str, object]],
+) -> None:
+    """`leak_detection: paranoid`: an error line says where the lease was taken, and the metric
+    counts it.
+    """
 
     def forgetful(proxy: Proxy) -> None:
         proxy.worker.pools.json.acquire()
 
     async with open_proxy(config_for("http://127.0.0.1:9")) as proxy:
-        assert b'buffer_pool_leaks_total{pool="json"} 0.0' in (await fetch(proxy.port, "/metrics")).body
+        assert (
+            b'buffer_pool_leaks_total{pool="json"} 0.0'
+            in (await fetch(proxy.port, "/metrics")).body
+        )
         forgetful(proxy)
         gc.collect()
         (line,) = [line for line in log if line["event"] == "buffer_leaked"]
         assert line["pool"] == "json"
         assert "in forgetful" in str(line["taken_at"])
-        assert b'buffer_pool_leaks_total{pool="json"} 1.0' in (await fetch(proxy.port, "/metrics")).body
+        assert (
+            b'buffer_pool_leaks_total{pool="json"} 1.0'
+            in (await fetch(proxy.port, "/metrics")).body
+        )
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -1,4 +1,6 @@
-"""The page's two ways to asyncio, behind `weirpool serve`: both in one process, as written, and for a client that leaves."""
+"""The page's two ways to asyncio, behind `weirpool serve`: both in one process, as written, and for
+a client that leaves.
+"""
 
 from __future__ import annotations
 
@@ -52,9 +54,15 @@ class ThreadWaits(Looked):
 
 
 async def test_a_thread_s_loop_and_trio_asyncio_work_side_by_side(tmp_path: Path) -> None:
-    """Each hook gets its answer from asyncio; what a hook awaits there is cancelled when its client leaves; the process ends."""
+    """Each hook gets its answer from asyncio; what a hook awaits there is cancelled when its client
+    leaves; the process ends.
+    """
     files_of(PAGE, tmp_path)
-    (block,) = [block for block in blocks_of(PAGE) if block.language == "python" and "class Looked(" in block.text]
+    (block,) = [
+        block
+        for block in blocks_of(PAGE)
+        if block.language == "python" and "class Looked(" in block.text
+    ]
     (tmp_path / "threaded.py").write_text(block.text)
     (tmp_path / "waiting.py").write_text(WAITING)
 
@@ -65,7 +73,9 @@ async def test_a_thread_s_loop_and_trio_asyncio_work_side_by_side(tmp_path: Path
     async with open_upstream(script) as upstream:
         config = tmp_path / "asyncio.yaml"
         config.write_text(CONFIG % upstream.port)
-        async with running([*WEIRPOOL, "serve", "--config", str(config), "--bind", "127.0.0.1:0"]) as process:
+        async with running(
+            [*WEIRPOOL, "serve", "--config", str(config), "--bind", "127.0.0.1:0"]
+        ) as process:
             port = await port_of(process)
             for path in ("/thread", "/loop", "/loop", "/thread"):
                 assert (await fetch(port, path)).status == 200

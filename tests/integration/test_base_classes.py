@@ -1,5 +1,6 @@
-"""Every public base class of `interceptors`, subclassed in a file that a configuration names: with all of its hooks, and with each
-alone, it passes `weirpool check` and is called in a running proxy. Which hooks there are is read from the classes.
+"""Every public base class of `interceptors`, subclassed in a file that a configuration names: with
+all of its hooks, and with each alone, it passes `weirpool check` and is called in a running proxy.
+Which hooks there are is read from the classes.
 """
 
 from __future__ import annotations
@@ -56,7 +57,11 @@ ANSWER = b'data: {"jsonrpc":"2.0","method":"notifications/x"}\n\ndata: {"jsonrpc
 
 def hooks_of(base: type) -> list[str]:
     """The methods that an author may override."""
-    names = [name for name in dir(base) if name.startswith(("on_", "open_")) or name in ("lifespan", "collectors")]
+    names = [
+        name
+        for name in dir(base)
+        if name.startswith(("on_", "open_")) or name in ("lifespan", "collectors")
+    ]
     methods = [name for name in names if callable(getattr(base, name))]
     return [name for name in methods if name not in CALLED_BY_OTHERS.get(base, ())]
 
@@ -95,7 +100,11 @@ def source_of(base: type, hooks: list[str]) -> str:
     )
 
 
-CASES = [(base, hooks) for base in BASES for hooks in [[], *([name] for name in hooks_of(base)), hooks_of(base)]]
+CASES = [
+    (base, hooks)
+    for base in BASES
+    for hooks in [[], *([name] for name in hooks_of(base)), hooks_of(base)]
+]
 CONFIG = """
 reverse_proxy:
   upstreams: [{name: up, endpoints: ["%s"]}]
@@ -106,8 +115,14 @@ interceptors: [%s]
 
 def test_these_are_all_of_them() -> None:
     """A class that an author may subclass is one that has hooks; a new one must be tried here."""
-    public = {vars(package)[name] for package in (interceptors, interceptors.dialects) for name in package.__all__}
-    assert {item for item in public if isinstance(item, type) and hooks_of(item)} == set(BASES) - {McpInterceptor}
+    public = {
+        vars(package)[name]
+        for package in (interceptors, interceptors.dialects)
+        for name in package.__all__
+    }
+    assert {item for item in public if isinstance(item, type) and hooks_of(item)} == set(BASES) - {
+        McpInterceptor
+    }
 
 
 def test_weirpool_check_accepts_them(tmp_path: Path) -> None:
@@ -118,9 +133,15 @@ def test_weirpool_check_accepts_them(tmp_path: Path) -> None:
         entries.append(f'{{name: i{number}, use: "./tried{number}.py:Tried"}}')
     names = ", ".join(f"i{number}" for number in range(len(CASES)))
     route = f"{{path: /, upstream: up, dialect: openai, interceptors: [{names}]}}"
-    (tmp_path / "weirpool.yaml").write_text(CONFIG % ("http://127.0.0.1:9", route, ", ".join(entries)))
+    (tmp_path / "weirpool.yaml").write_text(
+        CONFIG % ("http://127.0.0.1:9", route, ", ".join(entries))
+    )
     checked = subprocess.run(
-        [*WEIRPOOL, "check", str(tmp_path / "weirpool.yaml")], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [*WEIRPOOL, "check", str(tmp_path / "weirpool.yaml")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (checked.returncode, checked.stderr) == (0, "")
 
@@ -133,31 +154,50 @@ async def upstream(peer: Peer) -> None:
 
 
 async def test_they_work_in_a_proxy(tmp_path: Path) -> None:
-    """What is overridden is called, nothing else, and the bytes pass as they came: each on a route of its own."""
+    """What is overridden is called, nothing else, and the bytes pass as they came: each on a route
+    of its own.
+    """
     files, entries, routes = [], [], []
     for number, (base, hooks) in enumerate(CASES):
         files.append(tmp_path / f"tried{number}.py")
         files[-1].write_text(source_of(base, hooks))
         entries.append(f'{{name: i{number}, use: "{files[-1]}:Tried"}}')
         dialect = "mcp" if base is McpInterceptor else "openai"
-        routes.append(f"{{path: /r{number}, upstream: up, dialect: {dialect}, interceptors: [i{number}]}}")
+        routes.append(
+            f"{{path: /r{number}, upstream: up, dialect: {dialect}, interceptors: [i{number}]}}"
+        )
     mcp = [("content-type", "application/json"), ("accept", "application/json, text/event-stream")]
     async with open_upstream(upstream) as up:
-        config = parse_config(CONFIG % (up.url, ", ".join(routes), ", ".join(entries)) + "log: {level: error}\n")
+        config = parse_config(
+            CONFIG % (up.url, ", ".join(routes), ", ".join(entries)) + "log: {level: error}\n"
+        )
         async with open_proxy(config) as proxy:
             for number, (base, hooks) in enumerate(CASES):
                 is_mcp = base is McpInterceptor
                 with trio.fail_after(10):
                     if is_mcp:
-                        answer = await fetch(proxy.port, f"/r{number}", method="POST", headers=mcp, body=CALL)
+                        answer = await fetch(
+                            proxy.port, f"/r{number}", method="POST", headers=mcp, body=CALL
+                        )
                     else:
                         answer = await fetch(proxy.port, f"/r{number}/v1/chat/completions")
                     while proxy.worker.live:
                         await trio.sleep(0.002)
-                assert (answer.status, answer.body) == (200, ANSWER if is_mcp else STREAM), (base, hooks)
-                marks = {"on_mcp_request", "on_mcp_response", "on_mcp_notification"} if is_mcp else set()
+                assert (answer.status, answer.body) == (200, ANSWER if is_mcp else STREAM), (
+                    base,
+                    hooks,
+                )
+                marks = (
+                    {"on_mcp_request", "on_mcp_response", "on_mcp_notification"}
+                    if is_mcp
+                    else set()
+                )
                 assert set(module_of(files[number]).CALLED) == {*hooks, *marks}, base
 
 
 def module_of(path: Path) -> ModuleType:
-    return next(module for module in list(sys.modules.values()) if getattr(module, "__file__", None) == str(path))
+    return next(
+        module
+        for module in list(sys.modules.values())
+        if getattr(module, "__file__", None) == str(path)
+    )

@@ -1,5 +1,5 @@
-"""What a response's body is, behind a whole proxy on real sockets: its first bytes decide where a dialect is expected, and what is
-larger than `max_event_bytes` passes if no interceptor needs it.
+"""What a response's body is, behind a whole proxy on real sockets: its first bytes decide where a
+dialect is expected, and what is larger than `max_event_bytes` passes if no interceptor needs it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,21 @@ LAST = (
 )
 TYPES = pytest.mark.parametrize(
     "content_type",
-    [b"text/plain; charset=utf-8", b"", b"application/json", b"application/octet-stream", b"text/event-stream"],
+    [
+        b"text/plain; charset=utf-8",
+        b"",
+        b"application/json",
+        b"application/octet-stream",
+        b"text/event-stream",
+    ],
     ids=["text", "none", "json", "binary", "sse"],
 )
 
 
 @asynccontextmanager
-async def serve(script: Script, log: Log, *names: str, route: str = "", proxy: str = "") -> AsyncIterator[Rig]:
+async def serve(
+    script: Script, log: Log, *names: str, route: str = "", proxy: str = ""
+) -> AsyncIterator[Rig]:
     async with open_upstream(script) as upstream:
         config = config_for(
             upstream.url,
@@ -58,22 +66,38 @@ def head(content_type: bytes, *lines: bytes, status: bytes = b"200 OK") -> bytes
     return b"\r\n".join([b"HTTP/1.1 " + status, *types, *lines]) + b"\r\n\r\n"
 
 
-def answering(content_type: bytes, body: bytes, *, status: bytes = b"200 OK", by: str = "length", lines: Any = ()) -> Script:
-    """Every request is answered with that body: framed by its length, in chunks of a byte, or by the end of the connection."""
+def answering(
+    content_type: bytes,
+    body: bytes,
+    *,
+    status: bytes = b"200 OK",
+    by: str = "length",
+    lines: Any = (),
+) -> Script:
+    """Every request is answered with that body: framed by its length, in chunks of a byte, or by
+    the end of the connection.
+    """
 
     async def script(peer: Peer) -> None:
         while True:
             await peer.request()
             if by == "length":
-                await peer.send(head(content_type, b"Content-Length: %d" % len(body), *lines, status=status) + body)
+                await peer.send(
+                    head(content_type, b"Content-Length: %d" % len(body), *lines, status=status)
+                    + body
+                )
             elif by == "chunks":
-                await peer.send(head(content_type, b"Transfer-Encoding: chunked", *lines, status=status))
+                await peer.send(
+                    head(content_type, b"Transfer-Encoding: chunked", *lines, status=status)
+                )
                 for byte in body:
                     await peer.send(b"1\r\n%c\r\n" % byte)
                     await trio.sleep(0)
                 await peer.end()
             else:
-                await peer.send(head(content_type, b"Connection: close", *lines, status=status) + body)
+                await peer.send(
+                    head(content_type, b"Connection: close", *lines, status=status) + body
+                )
                 return
 
     return script
@@ -86,18 +110,31 @@ async def post(rig: Rig, path: str) -> Answer:
 def texts(body: bytes) -> str:
     """What a client reads in a chat stream."""
     events = [line[6:] for line in body.splitlines() if line.startswith(b"data: {")]
-    return "".join(choice["delta"].get("content", "") for event in events for choice in json.loads(event)["choices"])
+    return "".join(
+        choice["delta"].get("content", "")
+        for event in events
+        for choice in json.loads(event)["choices"]
+    )
 
 
-# --- event streams under another name -----------------------------------------------------------------------------------
+# --- event streams under another name
+# -----------------------------------------------------------------------------------
 
 
 @TYPES
 @pytest.mark.parametrize("by", ["length", "chunks", "close"])
-async def test_what_looks_like_sse_is_a_stream_for_all_interceptors(content_type: bytes, by: str, log: Log) -> None:
-    """G1, G2: whatever its type is and however it is framed and cut, secrets are redacted and tokens are counted."""
+async def test_what_looks_like_sse_is_a_stream_for_all_interceptors(
+    content_type: bytes, by: str, log: Log
+) -> None:
+    """G1, G2: whatever its type is and however it is framed and cut, secrets are redacted and
+    tokens are counted.
+    """
     async with serve(
-        answering(content_type, b"\xef\xbb\xbf\n" + FIRST + LAST, by=by), log, "redact", "guard", "usage"
+        answering(content_type, b"\xef\xbb\xbf\n" + FIRST + LAST, by=by),
+        log,
+        "redact",
+        "guard",
+        "usage",
     ) as rig:
         answer = await post(rig, CHAT)
         assert (answer.status, answer.complete, texts(answer.body)) == (200, True, "key [redacted]")
@@ -109,8 +146,12 @@ async def test_what_looks_like_sse_is_a_stream_for_all_interceptors(content_type
 
 
 @TYPES
-@pytest.mark.parametrize("names", [("usage",), ("redact",), ("usage", "redact", "guard")], ids="-".join)
-async def test_each_event_leaves_as_it_arrives(content_type: bytes, names: tuple[str, ...], log: Log) -> None:
+@pytest.mark.parametrize(
+    "names", [("usage",), ("redact",), ("usage", "redact", "guard")], ids="-".join
+)
+async def test_each_event_leaves_as_it_arrives(
+    content_type: bytes, names: tuple[str, ...], log: Log
+) -> None:
     """G2: the client has the first event before the upstream sends the second."""
     gate = trio.Event()
 
@@ -131,7 +172,9 @@ async def test_each_event_leaves_as_it_arrives(content_type: bytes, names: tuple
             gate.set()
             await client.rest(answer)
         assert answer.complete
-        assert texts(answer.body) == ("key [redacted]" if "redact" in names else "key sk-abcdefgh12345")
+        assert texts(answer.body) == (
+            "key [redacted]" if "redact" in names else "key sk-abcdefgh12345"
+        )
 
 
 async def test_the_first_bytes_decide_and_no_more_is_waited_for(log: Log) -> None:
@@ -176,7 +219,13 @@ async def test_what_does_not_look_like_sse_passes_exact(
     content_type: bytes, body: bytes, more: Any, by: str, log: Log
 ) -> None:
     """On a path of an LLM, with its length and its headers as they were."""
-    async with serve(answering(content_type, body, by=by, **more), log, "redact", "usage", route="dialect: openai") as rig:
+    async with serve(
+        answering(content_type, body, by=by, **more),
+        log,
+        "redact",
+        "usage",
+        route="dialect: openai",
+    ) as rig:
         answer = await post(rig, CHAT)
         assert (answer.status, answer.body, answer.complete) == (200, body, True)
         assert answer.all("content-length") == ([str(len(body)).encode()] if by == "length" else [])
@@ -197,14 +246,20 @@ async def test_what_does_not_look_like_sse_passes_exact(
     ],
 )
 async def test_where_the_first_bytes_decide(dialect: str, path: str, seen: bool, log: Log) -> None:
-    """On routes of a dialect and on paths of LLM answers; anywhere else the content type does, as ever."""
+    """On routes of a dialect and on paths of LLM answers; anywhere else the content type does, as
+    ever.
+    """
     body = b'data: {"note":"sk-abcdefgh12345"}\n\n'
-    async with serve(answering(b"application/json", body), log, "redact", route=f"dialect: {dialect}") as rig:
+    async with serve(
+        answering(b"application/json", body), log, "redact", route=f"dialect: {dialect}"
+    ) as rig:
         answer = await post(rig, path)
         assert answer.body == (body.replace(b"sk-abcdefgh12345", b"[redacted]") if seen else body)
 
 
-@pytest.mark.parametrize("body", [b'{"a":"sk-abcdefgh12345"}', b'{"a":"sk-abcdefgh12345"}\n{}\n'], ids=["one", "two"])
+@pytest.mark.parametrize(
+    "body", [b'{"a":"sk-abcdefgh12345"}', b'{"a":"sk-abcdefgh12345"}\n{}\n'], ids=["one", "two"]
+)
 @pytest.mark.parametrize(
     ("dialect", "path", "content_type", "seen"),
     [
@@ -219,16 +274,26 @@ async def test_where_the_first_bytes_decide(dialect: str, path: str, seen: bool,
 async def test_json_under_a_type_of_json_lines(
     dialect: str, path: str, content_type: bytes, seen: bool, body: bytes, log: Log
 ) -> None:
-    """Official SDKs read it as JSON where they expect an answer: it is redacted there. Elsewhere JSON lines pass as they come."""
-    async with serve(answering(content_type, body), log, "redact", route=f"dialect: {dialect}") as rig:
+    """Official SDKs read it as JSON where they expect an answer: it is redacted there. Elsewhere
+    JSON lines pass as they come.
+    """
+    async with serve(
+        answering(content_type, body), log, "redact", route=f"dialect: {dialect}"
+    ) as rig:
         answer = await post(rig, path)
-        assert (answer.status, answer.body) == (200, body.replace(b"sk-abcdefgh12345", b"[redacted]") if seen else body)
+        assert (answer.status, answer.body) == (
+            200,
+            body.replace(b"sk-abcdefgh12345", b"[redacted]") if seen else body,
+        )
 
 
 @pytest.mark.parametrize(
-    ("method", "status"), [("HEAD", b"200 OK"), ("POST", b"204 No Content"), ("POST", b"304 Not Modified")]
+    ("method", "status"),
+    [("HEAD", b"200 OK"), ("POST", b"204 No Content"), ("POST", b"304 Not Modified")],
 )
-async def test_a_response_without_a_body_is_not_waited_for(method: str, status: bytes, log: Log) -> None:
+async def test_a_response_without_a_body_is_not_waited_for(
+    method: str, status: bytes, log: Log
+) -> None:
     """HEAD, and the statuses that have none."""
 
     async def script(peer: Peer) -> None:
@@ -253,7 +318,10 @@ async def test_an_upstream_that_is_silent_after_its_head_has_its_time(log: Log) 
 
     async with serve(script, log, "redact", route="timeouts: {idle: 0.1}") as rig:
         answer = await post(rig, CHAT)
-        assert (answer.status, json.loads(answer.body)["error"]["type"]) == (504, "upstream_read_timeout")
+        assert (answer.status, json.loads(answer.body)["error"]["type"]) == (
+            504,
+            "upstream_read_timeout",
+        )
 
 
 async def test_a_stream_under_another_name_ends_and_beats_as_a_stream(log: Log) -> None:
@@ -285,9 +353,13 @@ async def test_a_stream_under_another_name_after_early_heartbeats(log: Log) -> N
     async def script(peer: Peer) -> None:
         await peer.request()
         await gate.wait()
-        await peer.send(head(b"text/plain", b"Content-Length: %d" % len(FIRST + LAST)) + FIRST + LAST)
+        await peer.send(
+            head(b"text/plain", b"Content-Length: %d" % len(FIRST + LAST)) + FIRST + LAST
+        )
 
-    async with serve(script, log, "redact", route="heartbeat: {interval: 0.02, early: true}") as rig:
+    async with serve(
+        script, log, "redact", route="heartbeat: {interval: 0.02, early: true}"
+    ) as rig:
         client = await rig.client()
         with trio.fail_after(10):
             await client.send("POST", CHAT, [("Accept", "text/event-stream")], body=b"{}")
@@ -297,9 +369,13 @@ async def test_a_stream_under_another_name_after_early_heartbeats(log: Log) -> N
         assert (answer.complete, texts(answer.body)) == (True, "key [redacted]")
 
 
-@pytest.mark.parametrize("sent", ["nothing", "a first byte", "a large event", "a large body", "JSON in a stream"])
+@pytest.mark.parametrize(
+    "sent", ["nothing", "a first byte", "a large event", "a large body", "JSON in a stream"]
+)
 async def test_a_client_that_leaves_ends_it_all(sent: str, log: Log) -> None:
-    """While the first bytes are waited for, and in the middle of what is large: upstream is closed, and every lease is back."""
+    """While the first bytes are waited for, and in the middle of what is large: upstream is closed,
+    and every lease is back.
+    """
     content_type, body = {
         "nothing": (b"text/plain", b""),
         "a first byte": (b"text/plain", b"d"),
@@ -328,14 +404,17 @@ async def test_a_client_that_leaves_ends_it_all(sent: str, log: Log) -> None:
             await closed.wait()
 
 
-# --- JSON under the name of an event stream -----------------------------------------------------------------------------
+# --- JSON under the name of an event stream
+# -----------------------------------------------------------------------------
 
 ERROR = b'{"error":{"message":"bad sk-abcdefgh12345","type":"invalid_request_error","code":400}}'
 
 
 @pytest.mark.parametrize("by", ["length", "chunks", "close"])
 @pytest.mark.parametrize("status", [b"400 Bad Request", b"200 OK"], ids=["400", "200"])
-async def test_json_under_text_event_stream_is_json_for_interceptors(status: bytes, by: str, log: Log) -> None:
+async def test_json_under_text_event_stream_is_json_for_interceptors(
+    status: bytes, by: str, log: Log
+) -> None:
     """G3: the secret is redacted, what leaves is JSON, and the failure is known to `usage`."""
     script = answering(b"text/event-stream", b"\n " + ERROR, status=status, by=by)
     async with serve(script, log, "usage", "redact", route="dialect: openai") as rig:
@@ -347,7 +426,9 @@ async def test_json_under_text_event_stream_is_json_for_interceptors(status: byt
 
 
 async def test_nothing_is_put_into_json_under_text_event_stream(log: Log) -> None:
-    """The head leaves at once; once JSON has begun no heartbeat is sent, until it has left as a whole."""
+    """The head leaves at once; once JSON has begun no heartbeat is sent, until it has left as a
+    whole.
+    """
     gate = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -367,14 +448,21 @@ async def test_nothing_is_put_into_json_under_text_event_stream(log: Log) -> Non
                 answer.body += await client.read_some()
             gate.set()
             await client.rest(answer)
-        assert json.loads(answer.body.replace(b": ping\n", b"", 1) if answer.body.startswith(b": ping") else answer.body)
+        assert json.loads(
+            answer.body.replace(b": ping\n", b"", 1)
+            if answer.body.startswith(b": ping")
+            else answer.body
+        )
 
 
 async def test_json_under_text_event_stream_on_a_route_that_reconnects(log: Log) -> None:
     """It is no stream that could go on: it leaves whole, and upstream is asked once."""
     for names in ((), ("redact",)):
         async with serve(
-            answering(b"text/event-stream", ERROR, by="chunks"), log, *names, route="reconnect: {enabled: true}"
+            answering(b"text/event-stream", ERROR, by="chunks"),
+            log,
+            *names,
+            route="reconnect: {enabled: true}",
         ) as rig:
             answer = await rig.fetch("/v1/responses")
             assert answer.complete
@@ -384,7 +472,9 @@ async def test_json_under_text_event_stream_on_a_route_that_reconnects(log: Log)
 
 
 async def test_a_stream_under_another_name_goes_on_over_connections(log: Log) -> None:
-    """As under its own: the next response may have the wrong type again, and one that is no stream is refused."""
+    """As under its own: the next response may have the wrong type again, and one that is no stream
+    is refused.
+    """
     bodies = [b"id: 1\ndata: 1\n\n", b"id: 1\ndata: 1\n\nid: 2\ndata: 2\n\n", b"no stream"]
 
     async def script(peer: Peer) -> None:
@@ -395,16 +485,27 @@ async def test_a_stream_under_another_name_goes_on_over_connections(log: Log) ->
     quick = "reconnect: {enabled: true, initial_backoff: 0.001, max_backoff: 0.01, max_attempts: 1}"
     async with serve(script, log, "redact", route=quick) as rig:
         answer = await rig.fetch("/v1/responses")
-        assert [line for line in answer.body.splitlines() if line.startswith(b"data: ")][:2] == [b"data: 1", b"data: 2"]
-        assert (answer.complete, b"no stream" in answer.body, rig.upstream.accepted) == (False, False, 3)
+        assert [line for line in answer.body.splitlines() if line.startswith(b"data: ")][:2] == [
+            b"data: 1",
+            b"data: 2",
+        ]
+        assert (answer.complete, b"no stream" in answer.body, rig.upstream.accepted) == (
+            False,
+            False,
+            3,
+        )
 
 
-# --- larger than an event may be ----------------------------------------------------------------------------------------
+# --- larger than an event may be
+# ----------------------------------------------------------------------------------------
 
 EMBEDDINGS = json.dumps(
     {
         "object": "list",
-        "data": [{"object": "embedding", "index": i, "embedding": [0.0123456789012345] * 1536} for i in range(100)],
+        "data": [
+            {"object": "embedding", "index": i, "embedding": [0.0123456789012345] * 1536}
+            for i in range(100)
+        ],
         "usage": {"prompt_tokens": 800, "total_tokens": 800},
     },
     separators=(",", ":"),
@@ -413,10 +514,10 @@ IMAGE = (
     b'data: {"type":"response.image_generation_call.partial_image","output_index":0,"item_id":"ig_1","partial_image_index":0,'
     b'"partial_image_b64":"%s"}\n\n' % (b"A" * 1_400_000)
 )
-OUTPUT = b'{"type":"image_generation_call","id":"ig_1","status":"completed","result":"%s"}' % (b"B" * 1_400_000)
-RESPONSE = (
-    b'{"object":"response","status":"completed","model":"gpt-x","output":[%s],"usage":{"input_tokens":11,"output_tokens":5}}'
+OUTPUT = b'{"type":"image_generation_call","id":"ig_1","status":"completed","result":"%s"}' % (
+    b"B" * 1_400_000
 )
+RESPONSE = b'{"object":"response","status":"completed","model":"gpt-x","output":[%s],"usage":{"input_tokens":11,"output_tokens":5}}'
 
 
 @pytest.mark.parametrize("name", ["usage", "guard", "redact"])
@@ -431,15 +532,23 @@ RESPONSE = (
     ],
 )
 async def test_json_that_is_no_answer_is_not_collected(path: str, name: str, log: Log) -> None:
-    """F1: on a route of OpenAI, embeddings and the like are exact at any size, through every built-in."""
-    async with serve(answering(b"application/json", EMBEDDINGS), log, name, route="dialect: openai") as rig:
+    """F1: on a route of OpenAI, embeddings and the like are exact at any size, through every
+    built-in.
+    """
+    async with serve(
+        answering(b"application/json", EMBEDDINGS), log, name, route="dialect: openai"
+    ) as rig:
         answer = await post(rig, path)
         assert (answer.status, answer.body == EMBEDDINGS) == (200, True)
         assert answer.all("content-length") == [str(len(EMBEDDINGS)).encode()]
 
 
-@pytest.mark.parametrize("content_type", [b"text/event-stream", b"application/json"], ids=["sse", "json"])
-@pytest.mark.parametrize("completed", [RESPONSE % b"", RESPONSE % OUTPUT], ids=["small end", "large end"])
+@pytest.mark.parametrize(
+    "content_type", [b"text/event-stream", b"application/json"], ids=["sse", "json"]
+)
+@pytest.mark.parametrize(
+    "completed", [RESPONSE % b"", RESPONSE % OUTPUT], ids=["small end", "large end"]
+)
 async def test_a_large_event_passes_usage(content_type: bytes, completed: bytes, log: Log) -> None:
     """F2: exact; the tokens count if the event that has them is small enough."""
     body = IMAGE + b'data: {"type":"response.completed","response":%s}\n\n' % completed
@@ -447,45 +556,74 @@ async def test_a_large_event_passes_usage(content_type: bytes, completed: bytes,
         answer = await post(rig, RESPONSES)
         assert (answer.status, answer.complete, answer.body == body) == (200, True, True)
         (line,) = rig.lines("usage")
-        assert (line["input"], line["output"]) == ((11, 5) if len(completed) < 1000 else (None, None))
+        assert (line["input"], line["output"]) == (
+            (11, 5) if len(completed) < 1000 else (None, None)
+        )
 
 
 @pytest.mark.parametrize("by", ["length", "close"])
-@pytest.mark.parametrize("content_type", [b"application/json", b"text/event-stream"], ids=["json", "sse"])
+@pytest.mark.parametrize(
+    "content_type", [b"application/json", b"text/event-stream"], ids=["json", "sse"]
+)
 async def test_a_large_body_passes_usage(content_type: bytes, by: str, log: Log) -> None:
     """F3: exact, and with its length where it has one."""
     body = RESPONSE % OUTPUT
-    async with serve(answering(content_type, body, by=by), log, "usage", route="dialect: openai") as rig:
+    async with serve(
+        answering(content_type, body, by=by), log, "usage", route="dialect: openai"
+    ) as rig:
         answer = await post(rig, RESPONSES)
         assert (answer.status, answer.complete, answer.body == body) == (200, True, True)
-        length = [str(len(body)).encode()] if by == "length" and content_type == b"application/json" else []
+        length = (
+            [str(len(body)).encode()]
+            if by == "length" and content_type == b"application/json"
+            else []
+        )
         assert answer.all("content-length") == length
 
 
-@pytest.mark.parametrize("content_type", [b"text/plain; charset=utf-8", b"", b"application/octet-stream", b"text/json"])
-@pytest.mark.parametrize("before", [b"", b"\n  ", b"\xef\xbb\xbf"], ids=["at once", "white space", "BOM"])
-async def test_json_under_another_type_is_json_for_interceptors(content_type: bytes, before: bytes, log: Log) -> None:
+@pytest.mark.parametrize(
+    "content_type", [b"text/plain; charset=utf-8", b"", b"application/octet-stream", b"text/json"]
+)
+@pytest.mark.parametrize(
+    "before", [b"", b"\n  ", b"\xef\xbb\xbf"], ids=["at once", "white space", "BOM"]
+)
+async def test_json_under_another_type_is_json_for_interceptors(
+    content_type: bytes, before: bytes, log: Log
+) -> None:
     """An unstreamed answer: its secret is redacted, and its tokens are counted."""
     message = {"role": "assistant", "content": "key sk-abcdefgh12345"}
-    answer = {"choices": [{"index": 0, "message": message}], "usage": {"prompt_tokens": 11, "completion_tokens": 5}}
+    answer = {
+        "choices": [{"index": 0, "message": message}],
+        "usage": {"prompt_tokens": 11, "completion_tokens": 5},
+    }
     body = before + json.dumps(answer).encode()
     async with serve(answering(content_type, body, by="chunks"), log, "redact", "usage") as rig:
         got = await post(rig, CHAT)
-        assert json.loads(got.body.decode("utf-8-sig"))["choices"][0]["message"]["content"] == "key [redacted]"
+        assert (
+            json.loads(got.body.decode("utf-8-sig"))["choices"][0]["message"]["content"]
+            == "key [redacted]"
+        )
         (line,) = rig.lines("usage")
         assert (line["input"], line["output"], line["streamed"]) == (11, 5, False)
 
 
 @pytest.mark.parametrize(
-    "content_type", [b"application/json", b"text/event-stream", b"text/plain", b"application/x-ndjson", b""]
+    "content_type",
+    [b"application/json", b"text/event-stream", b"text/plain", b"application/x-ndjson", b""],
 )
-@pytest.mark.parametrize("encoding", [(b"gzip",), (b"identity", b"gzip")], ids=["gzip", "two headers"])
+@pytest.mark.parametrize(
+    "encoding", [(b"gzip",), (b"identity", b"gzip")], ids=["gzip", "two headers"]
+)
 async def test_an_encoded_answer_passes_usage_and_no_protector(
     content_type: bytes, encoding: tuple[bytes, ...], log: Log
 ) -> None:
-    """Wei-Shaw/claude-relay-service#1027: gzip, although identity was asked for, under any content type."""
+    """Wei-Shaw/claude-relay-service#1027: gzip, although identity was asked for, under any content
+    type.
+    """
     body = gzip.compress(b"data: {}\n\n")
-    script = answering(content_type, body, lines=[b"Content-Encoding: " + value for value in encoding])
+    script = answering(
+        content_type, body, lines=[b"Content-Encoding: " + value for value in encoding]
+    )
     async with serve(script, log, "usage") as rig:
         answer = await post(rig, CHAT)
         assert (answer.status, answer.complete, answer.body) == (200, True, body)
@@ -495,7 +633,9 @@ async def test_an_encoded_answer_passes_usage_and_no_protector(
 
 
 @pytest.mark.parametrize("names", [("redact",), ("guard",), ("usage", "redact")], ids="-".join)
-@pytest.mark.parametrize("content_type", [b"application/json", b"text/event-stream"], ids=["json", "sse"])
+@pytest.mark.parametrize(
+    "content_type", [b"application/json", b"text/event-stream"], ids=["json", "sse"]
+)
 @pytest.mark.parametrize("body", [IMAGE, RESPONSE % OUTPUT], ids=["an event", "a body"])
 async def test_protectors_let_nothing_pass_that_is_too_large_for_them(
     body: bytes, content_type: bytes, names: tuple[str, ...], log: Log

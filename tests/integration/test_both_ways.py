@@ -21,7 +21,7 @@ from support.proxy import Proxy, config_for, open_proxy
 from support.upstream import Peer, open_upstream, stream_of
 
 from interceptors import Event, EventResult, Interceptor, StreamContext, StreamInterceptor
-from proxy.hub import Hub
+from proxy.relay.hub import Hub
 
 EDIT = {"interceptors": '{name: edit, use: "edit_interceptor:Edit"}', "names": "edit"}
 
@@ -63,7 +63,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
         if not Hub.available():
             pytest.skip("no epoll here")
         return Way(True)
-    monkeypatch.setattr("proxy.hub.Hub.available", staticmethod(lambda: False))
+    monkeypatch.setattr("proxy.relay.hub.Hub.available", staticmethod(lambda: False))
     return Way(False)
 
 
@@ -82,7 +82,9 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def ended(proxy: Proxy, log: list[dict[str, object]], *outcomes: str) -> None:
-    """Exchanges have ended, with these outcomes, and everything is back; no stream is left in the hub."""
+    """Exchanges have ended, with these outcomes, and everything is back; no stream is left in the
+    hub.
+    """
     await until(lambda: not proxy.worker.live)
     assert [line["outcome"] for line in log if line["event"] == "exchange"] == list(outcomes)
     assert set(proxy.in_use().values()) == {0}
@@ -90,15 +92,22 @@ async def ended(proxy: Proxy, log: list[dict[str, object]], *outcomes: str) -> N
     assert proxy.worker.hub is None or len(proxy.worker.hub) == 0
 
 
-EVENTS = [b'data: {"n":%d,"text":"%s"}\n\n' % (n, b"x" * (n * 37 % 9000 if n % 10 == 0 else n % 50)) for n in range(1, 500)]
+EVENTS = [
+    b'data: {"n":%d,"text":"%s"}\n\n' % (n, b"x" * (n * 37 % 9000 if n % 10 == 0 else n % 50))
+    for n in range(1, 500)
+]
 EDITED = b"".join(
-    event if n % 2 else event.replace(b'"}\n', b'","edited":true}\n') for n, event in enumerate(EVENTS, 1) if n % 7
+    event if n % 2 else event.replace(b'"}\n', b'","edited":true}\n')
+    for n, event in enumerate(EVENTS, 1)
+    if n % 7
 )
 
 
 @pytest.mark.parametrize("chained", [False, True])
 async def test_a_stream_arrives(chained: bool, way: Way, log: list[dict[str, object]]) -> None:
-    """Events of many sizes, three requests one after the other on one upstream connection: as they came, or as edited."""
+    """Events of many sizes, three requests one after the other on one upstream connection: as they
+    came, or as edited.
+    """
     async with (
         open_upstream(stream_of(*EVENTS)) as upstream,
         open_proxy(config_for(upstream.url, **(EDIT if chained else {}))) as proxy,
@@ -112,8 +121,12 @@ async def test_a_stream_arrives(chained: bool, way: Way, log: list[dict[str, obj
         await ended(proxy, log, *["completed"] * 3)
 
 
-async def test_each_event_arrives_before_the_next_is_sent(way: Way, log: list[dict[str, object]]) -> None:
-    """The stream's waiting is where it should be, in the hub or in its own task, and an idle stream holds no buffer."""
+async def test_each_event_arrives_before_the_next_is_sent(
+    way: Way, log: list[dict[str, object]]
+) -> None:
+    """The stream's waiting is where it should be, in the hub or in its own task, and an idle stream
+    holds no buffer.
+    """
     numbers, more = trio.open_memory_channel[int](0)[::-1]
 
     async def script(peer: Peer) -> None:
@@ -123,7 +136,10 @@ async def test_each_event_arrives_before_the_next_is_sent(way: Way, log: list[di
             await peer.chunk(EVENTS[number - 1])
         await peer.end()
 
-    async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url, **EDIT)) as proxy:
+    async with (
+        open_upstream(script) as upstream,
+        open_proxy(config_for(upstream.url, **EDIT)) as proxy,
+    ):
         way.check(proxy)
         client = await open_client(proxy.port)
         await client.send("GET", "/")
@@ -143,8 +159,12 @@ async def test_each_event_arrives_before_the_next_is_sent(way: Way, log: list[di
 
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("when", ["idle", "streaming", "in half an event"])
-async def test_a_client_that_leaves(how: str, when: str, way: Way, log: list[dict[str, object]]) -> None:
-    """The upstream's connection is closed, whether it is silent at that moment, sends, or stands inside of an event."""
+async def test_a_client_that_leaves(
+    how: str, when: str, way: Way, log: list[dict[str, object]]
+) -> None:
+    """The upstream's connection is closed, whether it is silent at that moment, sends, or stands
+    inside of an event.
+    """
     closed = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -160,7 +180,10 @@ async def test_a_client_that_leaves(how: str, when: str, way: Way, log: list[dic
             pass
         closed.set()
 
-    async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url, **EDIT)) as proxy:
+    async with (
+        open_upstream(script) as upstream,
+        open_proxy(config_for(upstream.url, **EDIT)) as proxy,
+    ):
         way.check(proxy)
         client = await open_client(proxy.port)
         await client.send("GET", "/")
@@ -177,8 +200,8 @@ async def test_a_client_that_leaves(how: str, when: str, way: Way, log: list[dic
 
 @pytest.mark.parametrize("chained", [False, True])
 async def test_a_slow_client(chained: bool, way: Way, log: list[dict[str, object]]) -> None:
-    """While it reads nothing, upstream can send only what the kernel's buffers hold, and the stream waits outside of the hub;
-    when it reads, all of it arrives.
+    """While it reads nothing, upstream can send only what the kernel's buffers hold, and the stream
+    waits outside of the hub; when it reads, all of it arrives.
     """
     event = b'data: {"n":1,"text":"%s"}\n\n' % (b"x" * 16_000)
     count = 1000  # 16 MB
@@ -193,14 +216,21 @@ async def test_a_slow_client(chained: bool, way: Way, log: list[dict[str, object
             sent += 1
         await peer.end()
 
-    async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url, **(EDIT if chained else {}))) as proxy:
+    async with (
+        open_upstream(script) as upstream,
+        open_proxy(config_for(upstream.url, **(EDIT if chained else {}))) as proxy,
+    ):
         way.check(proxy)
         client = await open_client(proxy.port)
         await client.send("GET", "/")
         await client.head()
         (exchange,) = proxy.worker.live
         await until(
-            lambda: (forward := exchange._forward) and (writer := forward.reply.writer) is not None and writer.stalled
+            lambda: (
+                (forward := exchange._forward)
+                and (writer := forward.reply.writer) is not None
+                and writer.stalled
+            )
         )
         before = -1
         while before != sent:  # until upstream is blocked, too
@@ -218,7 +248,9 @@ async def test_a_slow_client(chained: bool, way: Way, log: list[dict[str, object
         await ended(proxy, log, "completed")
 
 
-async def test_a_client_that_takes_nothing_has_stalled(way: Way, log: list[dict[str, object]]) -> None:
+async def test_a_client_that_takes_nothing_has_stalled(
+    way: Way, log: list[dict[str, object]]
+) -> None:
     """It is given up after the send deadline, and upstream is closed."""
     closed = trio.Event()
 
@@ -255,8 +287,12 @@ async def test_a_client_that_takes_nothing_has_stalled(way: Way, log: list[dict[
         ("goes silent", False),
     ],
 )
-async def test_a_broken_upstream(how: str, chained: bool, way: Way, log: list[dict[str, object]]) -> None:
-    """What came before has arrived, the failure is said between two events, and the end is visibly none."""
+async def test_a_broken_upstream(
+    how: str, chained: bool, way: Way, log: list[dict[str, object]]
+) -> None:
+    """What came before has arrived, the failure is said between two events, and the end is visibly
+    none.
+    """
 
     async def script(peer: Peer) -> None:
         await peer.request()
@@ -291,14 +327,20 @@ async def test_a_broken_upstream(how: str, chained: bool, way: Way, log: list[di
         with trio.fail_after(10):
             await client.rest(answer)
         await client.aclose()
-        assert answer.body.startswith(EVENTS[0] + b'event: error\ndata: {"error":{"type":"' + kind + b'"')
+        assert answer.body.startswith(
+            EVENTS[0] + b'event: error\ndata: {"error":{"type":"' + kind + b'"'
+        )
         assert not answer.complete
         await ended(proxy, log, outcome)
 
 
 @pytest.mark.parametrize("chained", [False, True])
-async def test_a_tls_upstream(chained: bool, way: Way, tmp_path: Path, log: list[dict[str, object]]) -> None:
-    """Records larger than a window: what waits inside TLS arrives, although the stream stays open and nothing follows."""
+async def test_a_tls_upstream(
+    chained: bool, way: Way, tmp_path: Path, log: list[dict[str, object]]
+) -> None:
+    """Records larger than a window: what waits inside TLS arrives, although the stream stays open
+    and nothing follows.
+    """
     authority = trustme.CA()
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("localhost").configure_cert(server)
@@ -333,11 +375,15 @@ async def test_a_tls_upstream(chained: bool, way: Way, tmp_path: Path, log: list
         await ended(proxy, log, "completed")
 
 
-async def test_saturated_streams_leave_room_for_the_rest(way: Way, log: list[dict[str, object]]) -> None:
-    """500 streams, each event edited, as fast as they can: /healthz answers meanwhile, each time within seconds, every stream goes
-    on, and a shutdown ends them all (that the server ends, `open_proxy` asserts).
+async def test_saturated_streams_leave_room_for_the_rest(
+    way: Way, log: list[dict[str, object]]
+) -> None:
+    """500 streams, each event edited, as fast as they can: /healthz answers meanwhile, each time
+    within seconds, every stream goes on, and a shutdown ends them all (that the server ends,
+    `open_proxy` asserts).
 
-    Without the hub there are 100: between two turns of another task each stream then has one of its own.
+    Without the hub there are 100: between two turns of another task each stream then has one of its
+    own.
     """
     count = 500 if way.hub else 100
     events = [b'data: {"n":%d,"text":"%s"}\n\n' % (n, b"x" * 1000) for n in range(1, 100)]

@@ -1,8 +1,9 @@
 """An exchange that is ended at any of its awaits leaves nothing behind, whoever ends it.
 
-For each kind of exchange, and for each way to end one, the exchange is run again and again: ended at its first checkpoint, at its
-second, and so on, until it is over before its turn comes. The upstream has one connection (`max_connections: 1`), so that whatever
-was lost would be missed by the request that follows.
+For each kind of exchange, and for each way to end one, the exchange is run again and again: ended
+at its first checkpoint, at its second, and so on, until it is over before its turn comes. The
+upstream has one connection (`max_connections: 1`), so that whatever was lost would be missed by the
+request that follows.
 """
 
 from __future__ import annotations
@@ -44,7 +45,13 @@ GOOD = b"data: good\n\n"
 MOST_CHECKPOINTS = 1000
 ROUNDS = 4  # no two exchanges on real sockets take quite the same steps, so that one round may pass an await by
 SMALL_BYTES = 65536
-BROKEN = (EOFError, trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError, h11.LocalProtocolError)
+BROKEN = (
+    EOFError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    h11.RemoteProtocolError,
+    h11.LocalProtocolError,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -121,13 +128,18 @@ async def take_upload(peer: Peer, request: Request) -> None:
     await trio.sleep(0.02)
     await peer.take_body(request)
     body = b"%d" % len(request.body)
-    await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    await peer.send(
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s"
+        % (len(body), body)
+    )
 
 
 async def json_body(peer: Peer, request: Request) -> None:
     """A JSON body in two pieces."""
     await peer.take_body(request)
-    await peer.send(b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 17\r\n\r\n{"text": ')
+    await peer.send(
+        b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 17\r\n\r\n{"text": '
+    )
     await trio.sleep(0.001)
     await peer.send(b'"secret"')
 
@@ -163,7 +175,9 @@ async def upload(client: Side) -> Answer:
         await client.stream.send_all(b"%x\r\n%s\r\n" % (len(piece), piece))
         await trio.sleep(0.001)
     await client.stream.send_all(b"0\r\n\r\n")
-    client._h11.send(h11.Request(method="POST", target=ARMED, headers=[("Host", "x"), ("Content-Length", "0")]))
+    client._h11.send(
+        h11.Request(method="POST", target=ARMED, headers=[("Host", "x"), ("Content-Length", "0")])
+    )
     client._h11.send(h11.EndOfMessage())
     return await client.answer()
 
@@ -177,7 +191,9 @@ class Streams:
     def check(self) -> None:
         assert [len(ends) for ends in self.ends] == [1] * len(self.ends)
 
-    def interceptor(self, stream_class: type[StreamInterceptor], **attributes: object) -> type[Interceptor]:
+    def interceptor(
+        self, stream_class: type[StreamInterceptor], **attributes: object
+    ) -> type[Interceptor]:
         ends_of_streams = self.ends
 
         class Counted(stream_class):  # type: ignore[valid-type,misc]
@@ -247,7 +263,9 @@ class WantsBody(Interceptor):
 
 @dataclass(frozen=True)
 class Exchanging:
-    """A kind of exchange. `places`: functions of ours that must have been waited in when it was ended, or nothing was shown."""
+    """A kind of exchange. `places`: functions of ours that must have been waited in when it was
+    ended, or nothing was shown.
+    """
 
     play: Callable[[Side], Awaitable[Answer]] = get
     script: Callable[[Peer, Request], Awaitable[None]] = stream
@@ -269,9 +287,15 @@ class Exchanging:
 KINDS = {
     "stream": Exchanging(places=("dial._attempt", "roundtrip._read_head", "hub.move")),
     "stream, no hub": Exchanging(hub=False, places=("dial._attempt", "response.wait_readable")),
-    "both sides kept": Exchanging(play=get_twice, others=1, keep=True, places=("roundtrip._read_head", "hub.move")),
+    "both sides kept": Exchanging(
+        play=get_twice, others=1, keep=True, places=("roundtrip._read_head", "hub.move")
+    ),
     "slow client": Exchanging(
-        play=get_slowly, script=large_stream, body=b"".join(LARGE), keep=True, places=("direct.drain",)
+        play=get_slowly,
+        script=large_stream,
+        body=b"".join(LARGE),
+        keep=True,
+        places=("direct.drain",),
     ),
     "editing": Exchanging(
         body=b"".join(b"data: %d!\n\n" % number for number in range(4)),
@@ -315,8 +339,12 @@ KINDS = {
         places=("intercepted._next_event",),
     ),
     "tls upstream": Exchanging(upstream_tls=True, places=("dial.start_tls", "hub.move")),
-    "tls client": Exchanging(client_tls=True, places=("asgi.drain", "asgi.finish", "response.wait_readable")),
-    "http2": Exchanging(http2=True, places=("asgi.drain", "client.wait_sent", "response.wait_readable")),
+    "tls client": Exchanging(
+        client_tls=True, places=("asgi.drain", "asgi.finish", "response.wait_readable")
+    ),
+    "http2": Exchanging(
+        http2=True, places=("asgi.drain", "client.wait_sent", "response.wait_readable")
+    ),
     "http2, editing": Exchanging(
         http2=True,
         body=b"".join(b"data: %d!\n\n" % number for number in range(4)),
@@ -337,8 +365,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 async def test_an_exchange_ended_at_any_await_leaves_nothing_behind(
     kind: str, ending: str, certificates: Certificates, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever checkpoint it is ended at: one log line, one count in the metric, one `on_end` for each stream; no task, lease,
-    connection or descriptor left; the client takes nothing for whole that is not; and the next request finds its connection.
+    """Whichever checkpoint it is ended at: one log line, one count in the metric, one `on_end` for
+    each stream; no task, lease, connection or descriptor left; the client takes nothing for whole
+    that is not; and the next request finds its connection.
     """
     exchanging = KINDS[kind]
     act, ends_as = ENDINGS[ending]
@@ -362,10 +391,14 @@ async def test_an_exchange_ended_at_any_await_leaves_nothing_behind(
     may_end_as = {exchanging.outcome, ends_as}
     if exchanging.upstream_tls:
         settings["upstream"] += f', ca_file: "{certificates.ca_file}"'
-    serve = Way(exchanging.hub, certificates if exchanging.client_tls or exchanging.http2 else None).serve(log, monkeypatch)
+    serve = Way(
+        exchanging.hub, certificates if exchanging.client_tls or exchanging.http2 else None
+    ).serve(log, monkeypatch)
     upstream_tls = certificates.server if exchanging.upstream_tls else None
     places: Counter[str] = Counter()
-    async with serve(script, *exchanging.given(streams), upstream_tls=upstream_tls, **settings) as rig:
+    async with serve(
+        script, *exchanging.given(streams), upstream_tls=upstream_tls, **settings
+    ) as rig:
         await follow_up(rig, "before everything")
         at_rest = descriptors()
         for _ in range(ROUNDS):
@@ -392,7 +425,12 @@ async def test_an_exchange_ended_at_any_await_leaves_nothing_behind(
                 if not fired:
                     assert answer is not None, where
                     assert answer.complete, where
-                if answer is not None and answer.complete and answer.status == 200 and exchanging.body is not None:
+                if (
+                    answer is not None
+                    and answer.complete
+                    and answer.status == 200
+                    and exchanging.body is not None
+                ):
                     assert answer.body == exchanging.body, where
                 await follow_up(rig, where)
                 await until(lambda: descriptors() <= at_rest)
@@ -408,7 +446,9 @@ async def test_an_exchange_ended_at_any_await_leaves_nothing_behind(
 
 @asynccontextmanager
 async def open_side(rig: Rig, http2: Certificates | None) -> AsyncIterator[Side]:
-    """A client, whose connection ends with this. `http2`: the proxy's certificates, if that is what it speaks."""
+    """A client, whose connection ends with this. `http2`: the proxy's certificates, if that is what
+    it speaks.
+    """
     if http2 is not None:
         async with open_http2(rig.proxy, http2) as connection:
             yield Http2Requester(connection)
@@ -425,7 +465,10 @@ def descriptors() -> int:
 
 def ended(rig: Rig) -> float:
     """The exchanges that the metric has counted."""
-    return sum(rig.metric("weirpool_exchanges_total", route="/", outcome=outcome.value) or 0 for outcome in Outcome)
+    return sum(
+        rig.metric("weirpool_exchanges_total", route="/", outcome=outcome.value) or 0
+        for outcome in Outcome
+    )
 
 
 async def follow_up(rig: Rig, where: str) -> None:

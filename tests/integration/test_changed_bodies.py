@@ -1,4 +1,6 @@
-"""What a response states about its content, when interceptors may have changed that: validators, digests, ranges, lengths."""
+"""What a response states about its content, when interceptors may have changed that: validators,
+digests, ranges, lengths.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,16 @@ from support.interceptors import Log, Rig, config_with
 from support.proxy import open_proxy
 from support.upstream import Peer, open_upstream
 
-from interceptors import Event, EventResult, Interceptor, Request, Response, ResponseHead, StreamContext, StreamInterceptor
+from interceptors import (
+    Event,
+    EventResult,
+    Interceptor,
+    Request,
+    Response,
+    ResponseHead,
+    StreamContext,
+    StreamInterceptor,
+)
 from proxy.config import parse_config
 
 JSON, EVENTS, HTML = b'{"a": 1}', b'data: {"a": 1}\n\n', b"<p>{}</p>"
@@ -132,7 +143,9 @@ async def serve_files(peer: Peer) -> None:
             lines.append(b"Content-Range: bytes 2-5/%d" % size)
         lines += [b"Content-Type: " + kind, b"Content-Length: %d" % len(body)]
         await peer.send(
-            b"\r\n".join([b"HTTP/1.1 " + status, *lines]) + b"\r\n\r\n" + (b"" if request.method == "HEAD" else body)
+            b"\r\n".join([b"HTTP/1.1 " + status, *lines])
+            + b"\r\n\r\n"
+            + (b"" if request.method == "HEAD" else body)
         )
 
 
@@ -143,7 +156,9 @@ CLASSES = (Changes, Own, Looks, Passes, StaysOut, Asks, Ranges)
 async def serve(log: Log) -> AsyncIterator[Rig]:
     async with open_upstream(serve_files) as upstream:
         names = [cls.__name__ for cls in CLASSES]
-        routes = ", ".join(f"{{path: /{name}, upstream: up, interceptors: [{name}]}}" for name in names)
+        routes = ", ".join(
+            f"{{path: /{name}, upstream: up, interceptors: [{name}]}}" for name in names
+        )
         entries = ", ".join(f'{{name: {name}, use: "{__name__}:{name}"}}' for name in names)
         config = parse_config(
             f"""
@@ -184,7 +199,9 @@ async def test_a_stream_that_may_change_states_nothing(route: str, log: Log) -> 
         assert answer.all("content-length") == []
 
 
-@pytest.mark.parametrize("target", ["/json", "/events", "/html", "/Looks/json", "/Passes/json", "/StaysOut/json"])
+@pytest.mark.parametrize(
+    "target", ["/json", "/events", "/html", "/Looks/json", "/Passes/json", "/StaysOut/json"]
+)
 async def test_an_unchanged_body_keeps_all(target: str, log: Log) -> None:
     """Where no interceptor sees it, or one has seen all of it and left it as it was."""
     async with serve(log) as rig:
@@ -193,22 +210,37 @@ async def test_an_unchanged_body_keeps_all(target: str, log: Log) -> None:
         assert answer.all("content-length") == [b"%d" % len(answer.body)]
 
 
-@pytest.mark.parametrize("target", ["/Changes/array", "/Changes/html", "/StaysOut/events", "/Asks/json"])
+@pytest.mark.parametrize(
+    "target", ["/Changes/array", "/Changes/html", "/StaysOut/events", "/Asks/json"]
+)
 async def test_what_interceptors_do_not_change_keeps_all(target: str, log: Log) -> None:
     async with serve(log) as rig:
         assert about(await rig.fetch(target)) == NAMES
 
 
 async def test_head_is_answered_as_get_would_be(log: Log) -> None:
-    """No length that nobody knows; the type that `GET` has. What no interceptor would see keeps all."""
+    """No length that nobody knows; the type that `GET` has. What no interceptor would see keeps
+    all.
+    """
     async with serve(log) as rig:
-        for target in ("/Changes/json", "/Changes/events", "/Looks/json", "/llm/v1/chat/completions"):
+        for target in (
+            "/Changes/json",
+            "/Changes/events",
+            "/Looks/json",
+            "/llm/v1/chat/completions",
+        ):
             answer = await rig.fetch(target, method="HEAD")
-            assert (answer.status, about(answer), answer.all("content-length")) == (200, set(), []), target
+            assert (answer.status, about(answer), answer.all("content-length")) == (
+                200,
+                set(),
+                [],
+            ), target
             assert len(answer.all("content-type")) == 1
         for target, body in (("/json", JSON), ("/Changes/html", HTML), ("/Asks/json", JSON)):
             answer = await rig.fetch(target, method="HEAD")
-            assert (about(answer), answer.all("content-length")) == (NAMES, [b"%d" % len(body)]), target
+            assert (about(answer), answer.all("content-length")) == (NAMES, [b"%d" % len(body)]), (
+                target
+            )
         answer = await rig.fetch("/Own/json", method="HEAD")
         assert (answer.all("etag"), answer.all("content-length")) == ([b'"mine"'], [])
 
@@ -227,7 +259,11 @@ async def test_no_range_is_asked_of_what_may_change(log: Log) -> None:
     """The whole comes back, as 200. Elsewhere ranges pass."""
     ranged = [("Range", "bytes=2-5"), ("If-Range", '"v1"')]
     async with serve(log) as rig:
-        for target, body in (("/Changes/json", CHANGED), ("/Looks/json", JSON), ("/Ranges/json", CHANGED)):
+        for target, body in (
+            ("/Changes/json", CHANGED),
+            ("/Looks/json", JSON),
+            ("/Ranges/json", CHANGED),
+        ):
             answer = await rig.fetch(target, headers=ranged)
             assert (answer.status, answer.body, answer.all("content-range")) == (200, body, [])
             assert rig.upstream.requests[-1].all("if-range") == []
@@ -251,15 +287,27 @@ async def test_what_an_interceptor_states_itself_stays(log: Log) -> None:
 
 async def test_a_replaced_request_body_goes_up_without_the_clients_digests(log: Log) -> None:
     """And without its coding; what the interceptor states stays."""
-    fields = [("Content-Digest", "md5=:x:"), ("Content-MD5", "x"), ("Content-Encoding", "gzip"), ("Repr-Digest", "md5=:x:")]
+    fields = [
+        ("Content-Digest", "md5=:x:"),
+        ("Content-MD5", "x"),
+        ("Content-Encoding", "gzip"),
+        ("Repr-Digest", "md5=:x:"),
+    ]
     async with serve(log) as rig:
         await rig.fetch("/Asks/json", method="POST", headers=fields, body=b"body")
         request = rig.upstream.requests[-1]
         assert request.body == b'{"b":2}'
-        assert request.all("content-digest") == request.all("content-md5") == request.all("content-encoding") == []
+        assert (
+            request.all("content-digest")
+            == request.all("content-md5")
+            == request.all("content-encoding")
+            == []
+        )
         assert request.all("repr-digest") == [b"md5=:mine:"]
         await rig.fetch("/json", method="POST", headers=fields, body=b"body")
-        assert [rig.upstream.requests[-1].all(name) for name, _ in fields] == [[value.encode()] for _, value in fields]
+        assert [rig.upstream.requests[-1].all(name) for name, _ in fields] == [
+            [value.encode()] for _, value in fields
+        ]
 
 
 async def test_it_is_the_same_over_http2(log: Log, tmp_path: Path) -> None:
@@ -279,7 +327,12 @@ async def test_it_is_the_same_over_http2(log: Log, tmp_path: Path) -> None:
         answer = await ask("GET", "/Changes/json")
         assert (answer.status, answer.body, about(answer)) == (200, CHANGED, set())
         answer = await ask("HEAD", "/Changes/json")
-        assert (answer.status, answer.body, about(answer), answer.all("content-length")) == (200, b"", set(), [])
+        assert (answer.status, answer.body, about(answer), answer.all("content-length")) == (
+            200,
+            b"",
+            set(),
+            [],
+        )
         assert (await ask("GET", "/json")).status == 206
 
 
@@ -299,12 +352,17 @@ class Frames(Interceptor):
 
 
 async def test_the_status_and_the_length_that_an_interceptor_sets(log: Log) -> None:
-    """A status that ends no request is the interceptor's failure. The length of a body is what came; a HEAD's may be set."""
+    """A status that ends no request is the interceptor's failure. The length of a body is what
+    came; a HEAD's may be set.
+    """
 
     async def script(peer: Peer) -> None:
         while True:
             asked = await peer.request()
-            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n" + (b"" if asked.method == "HEAD" else b"hello"))
+            await peer.send(
+                b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
+                + (b"" if asked.method == "HEAD" else b"hello")
+            )
 
     async with open_upstream(script) as upstream:
         async with open_proxy(config_with(upstream.url, Frames)) as proxy:
@@ -313,8 +371,14 @@ async def test_the_status_and_the_length_that_an_interceptor_sets(log: Log) -> N
                 assert (answer.status, b"interceptor_failed" in answer.body) == (502, True)
             for length in ("1", "9", "abc", "+5"):
                 answer = await fetch(proxy.port, f"/?length={length}")
-                assert (answer.status, answer.body, answer.all("content-length")) == (200, b"hello", [b"5"])
-            assert (await fetch(proxy.port, "/?length=9", method="HEAD")).all("content-length") == [b"9"]
+                assert (answer.status, answer.body, answer.all("content-length")) == (
+                    200,
+                    b"hello",
+                    [b"5"],
+                )
+            assert (await fetch(proxy.port, "/?length=9", method="HEAD")).all("content-length") == [
+                b"9"
+            ]
             assert (await fetch(proxy.port, "/?length=abc", method="HEAD")).status == 502
             for status in (204, 304):
                 answer = await fetch(proxy.port, f"/?status={status}")
@@ -323,7 +387,9 @@ async def test_the_status_and_the_length_that_an_interceptor_sets(log: Log) -> N
 
 
 async def test_a_response_without_content_has_no_length() -> None:
-    """RFC 9110, section 8.6. And what a server says of the body of a 304 is not the length of what replaces it."""
+    """RFC 9110, section 8.6. And what a server says of the body of a 304 is not the length of what
+    replaces it.
+    """
 
     class Replaces(Interceptor):
         async def on_response(self, head: ResponseHead) -> Response | None:
@@ -343,4 +409,8 @@ async def test_a_response_without_content_has_no_length() -> None:
                 assert (answer.status, answer.all("content-length")) == (204, [])
                 answer = await fetch(proxy.port, "/304")
                 status, length = (200, []) if given else (304, [b"5"])
-                assert (answer.status, answer.body, answer.all("content-length")) == (status, b"", length)
+                assert (answer.status, answer.body, answer.all("content-length")) == (
+                    status,
+                    b"",
+                    length,
+                )

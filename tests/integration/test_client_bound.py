@@ -16,7 +16,7 @@ from support.process import WEIRPOOL, Process, port_of, running
 from support.proxy import config_for, open_proxy
 from support.upstream import Peer, open_upstream
 
-from proxy import listen
+from proxy.server import listen
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"
@@ -35,7 +35,9 @@ async def upstream_script(peer: Peer) -> None:
 
 
 @asynccontextmanager
-async def few_files(tmp_path: Path, *, more: str = "", upstream_more: str = "") -> AsyncIterator[tuple[Process, int]]:
+async def few_files(
+    tmp_path: Path, *, more: str = "", upstream_more: str = ""
+) -> AsyncIterator[tuple[Process, int]]:
     """`weirpool serve` with 64 open files, in front of an endpoint with a name."""
     async with open_upstream(upstream_script) as upstream:
         file = tmp_path / "weirpool.yaml"
@@ -59,8 +61,8 @@ async def ask(client: Client, target: str = "/x") -> tuple[int, bytes]:
 
 @pytest.mark.parametrize("more", ["", ", max_client_connections: 1000"])
 async def test_silent_clients_cost_only_their_own_connections(tmp_path: Path, more: str) -> None:
-    """60 of them with 64 open files: a kept connection, a live stream and new clients go on; nothing is ejected. Also when the
-    configured bound is more than there are files.
+    """60 of them with 64 open files: a kept connection, a live stream and new clients go on;
+    nothing is ejected. Also when the configured bound is more than there are files.
     """
     async with few_files(tmp_path, more=more) as (process, port):
         kept, live = await open_client(port), await open_client(port)
@@ -84,13 +86,21 @@ async def test_silent_clients_cost_only_their_own_connections(tmp_path: Path, mo
     assert not {line["event"] for line in lines} & {"endpoint_ejected", "internal_error"}
     values = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))
     if not more:
-        assert float(values["weirpool_client_connections"]) <= float(values["weirpool_client_connections_limit"]) == 16
+        assert (
+            float(values["weirpool_client_connections"])
+            <= float(values["weirpool_client_connections_limit"])
+            == 16
+        )
     assert float(values['weirpool_client_connections_closed_total{which="idle"}']) > 10
 
 
 async def test_when_no_connection_can_be_accepted_the_log_stays_small(tmp_path: Path) -> None:
-    """Every file belongs to a request that waits: one line of JSON a second, and the process is not busy with it."""
-    async with few_files(tmp_path, more=", max_client_connections: 1000", upstream_more=", max_connections: 1") as (
+    """Every file belongs to a request that waits: one line of JSON a second, and the process is not
+    busy with it.
+    """
+    async with few_files(
+        tmp_path, more=", max_client_connections: 1000", upstream_more=", max_connections: 1"
+    ) as (
         process,
         port,
     ):
@@ -112,12 +122,24 @@ async def test_when_no_connection_can_be_accepted_the_log_stays_small(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "data", [PREFACE + SETTINGS, PREFACE[:18], PREFACE + SETTINGS + b"\0\0\1\1\1\0\0\0\1\x82", b"GET / HTTP/1.1\r\nHo", b""]
+    "data",
+    [
+        PREFACE + SETTINGS,
+        PREFACE[:18],
+        PREFACE + SETTINGS + b"\0\0\1\1\1\0\0\0\1\x82",
+        b"GET / HTTP/1.1\r\nHo",
+        b"",
+    ],
 )
-async def test_a_connection_without_a_request_is_idle(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+async def test_a_connection_without_a_request_is_idle(
+    monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
     """Its time begins when it does; a preface, frames and half a head are no request."""
     monkeypatch.setattr(listen, "_KEEP_ALIVE_S", 0.2)
-    async with open_upstream(upstream_script) as upstream, open_proxy(config_for(upstream.url)) as proxy:
+    async with (
+        open_upstream(upstream_script) as upstream,
+        open_proxy(config_for(upstream.url)) as proxy,
+    ):
         client = await open_client(proxy.port)
         if data:
             await client.stream.send_all(data)

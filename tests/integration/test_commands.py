@@ -22,7 +22,7 @@ from support.process import ROOT, WEIRPOOL, port_of, running
 from support.upstream import Peer, open_upstream, stream_of
 
 from proxy.errors import ConfigError
-from proxy.listen import Tls
+from proxy.server.listen import Tls
 
 
 def check(text: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
@@ -53,7 +53,8 @@ interceptors: [{name: x, use: "no.such:Thing"}]
     )
     assert done.returncode == 2
     assert (
-        f'{tmp_path}/weirpool.yaml:5:27: error: reverse_proxy.routes[0].upstream: no upstream is called "lmm"' in done.stderr
+        f'{tmp_path}/weirpool.yaml:5:27: error: reverse_proxy.routes[0].upstream: no upstream is called "lmm"'
+        in done.stderr
     )
     assert "reverse_proxy.upstreams[0].endpoints[0]: " in done.stderr
     assert "Traceback" not in done.stderr
@@ -74,7 +75,9 @@ interceptors: [{name: x, use: "interceptors.redact:Redact", options: {patterns: 
 
 
 async def test_serve_upstream_and_drain_on_sigterm() -> None:
-    """`serve --upstream`: it says what it serves; on SIGTERM a live stream may end by itself, then the status is 0."""
+    """`serve --upstream`: it says what it serves; on SIGTERM a live stream may end by itself, then
+    the status is 0.
+    """
     go_on = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -106,13 +109,26 @@ async def test_serve_upstream_and_drain_on_sigterm() -> None:
             (exchange,) = await process.event("exchange")
             assert exchange["outcome"] == "completed"
             reports = await process.event("buffer_pool_report", 3)
-            assert {line["pool"]: line["in_use"] for line in reports} == {"sse_event": 0, "http_response": 0, "json": 0}
+            assert {line["pool"]: line["in_use"] for line in reports} == {
+                "sse_event": 0,
+                "http_response": 0,
+                "json": 0,
+            }
 
 
 async def test_workers_share_a_socket_and_a_dead_one_is_replaced() -> None:
     """Two workers; one is killed and replaced; one SIGTERM ends all of them with status 0."""
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
-        command = [*WEIRPOOL, "serve", "--upstream", upstream.url, "--bind", "127.0.0.1:0", "--workers", "2"]
+        command = [
+            *WEIRPOOL,
+            "serve",
+            "--upstream",
+            upstream.url,
+            "--bind",
+            "127.0.0.1:0",
+            "--workers",
+            "2",
+        ]
         async with running(command) as process:
             first, second = await process.event("started", 2)
             assert first["bind"] == second["bind"]
@@ -135,7 +151,16 @@ async def test_workers_share_a_socket_and_a_dead_one_is_replaced() -> None:
 async def test_workers_end_when_their_supervisor_is_killed() -> None:
     """No worker outlives a supervisor that could not say goodbye."""
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
-        command = [*WEIRPOOL, "serve", "--upstream", upstream.url, "--bind", "127.0.0.1:0", "--workers", "2"]
+        command = [
+            *WEIRPOOL,
+            "serve",
+            "--upstream",
+            upstream.url,
+            "--bind",
+            "127.0.0.1:0",
+            "--workers",
+            "2",
+        ]
         async with running(command) as process:
             started = await process.event("started", 2)
             process.signal(signal.SIGKILL)
@@ -147,7 +172,9 @@ async def test_workers_end_when_their_supervisor_is_killed() -> None:
 
 
 async def test_plain_hypercorn(tmp_path: Path) -> None:
-    """`WEIRPOOL_CONFIG=FILE hypercorn --worker-class trio "proxy:create_app()"` streams, reports and shuts down."""
+    """`WEIRPOOL_CONFIG=FILE hypercorn --worker-class trio "proxy:create_app()"` streams, reports
+    and shuts down.
+    """
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
         file = tmp_path / "weirpool.yaml"
         file.write_text(
@@ -161,23 +188,46 @@ reporting: {{interval: 0.05}}
         with trio.socket.socket() as sock:
             await sock.bind(("127.0.0.1", 0))
             port = sock.getsockname()[1]
-        command = [sys.executable, "-m", "hypercorn", "--worker-class", "trio", "--bind", f"127.0.0.1:{port}"]
-        async with running([*command, "proxy:create_app()"], env={"WEIRPOOL_CONFIG": str(file)}) as process:
+        command = [
+            sys.executable,
+            "-m",
+            "hypercorn",
+            "--worker-class",
+            "trio",
+            "--bind",
+            f"127.0.0.1:{port}",
+        ]
+        async with running(
+            [*command, "proxy:create_app()"], env={"WEIRPOOL_CONFIG": str(file)}
+        ) as process:
             await process.event("buffer_pool_report", 3)
             answer = await fetch(port)
             assert answer.body == b"data: x\n\n"
             assert answer.complete
             assert len(answer.all("date")) == 1
             lines = await process.event("buffer_pool_report", 9)
-            fields = {"pool", "reuse_rate", "allocations", "reuses", "discards", "in_use", "current_size", "high_water"}
+            fields = {
+                "pool",
+                "reuse_rate",
+                "allocations",
+                "reuses",
+                "discards",
+                "in_use",
+                "current_size",
+                "high_water",
+            }
             assert all(fields <= set(line) for line in lines)
             process.signal(signal.SIGTERM)
             await process.exit_status()
 
 
 async def test_the_demo_prints_a_redacted_stream() -> None:
-    """`weirpool demo --once`: the stream arrives through the proxy, without the key that the upstream sent."""
-    done = await trio.run_process([*WEIRPOOL, "demo", "--once", "--port", "0"], capture_stdout=True, cwd=ROOT)
+    """`weirpool demo --once`: the stream arrives through the proxy, without the key that the
+    upstream sent.
+    """
+    done = await trio.run_process(
+        [*WEIRPOOL, "demo", "--once", "--port", "0"], capture_stdout=True, cwd=ROOT
+    )
     text = done.stdout.decode()
     assert "A weir lets the river run" in text
     assert "[redacted]" in text
@@ -246,7 +296,9 @@ async def test_two_thousand_streams_through_one_worker() -> None:
                 async with trio.open_nursery() as nursery:
                     for _ in range(streams):
                         nursery.start_soon(one, port)
-            assert bodies == [b"".join(b"data: %d\n\n" % number for number in range(events))] * streams
+            assert (
+                bodies == [b"".join(b"data: %d\n\n" % number for number in range(events))] * streams
+            )
             status = json.loads((await fetch(port, "/status")).body)
             assert {pool["pool"]: pool["in_use"] for pool in status["pools"]} == {
                 "sse_event": 0,
@@ -304,7 +356,11 @@ def test_check_gives_json_for_editors(tmp_path: Path) -> None:
         "hint": 'did you mean "/${CHECK_KEY}"?',
         "severity": "error",
     }
-    assert (warning["severity"], warning["path"], warning["value"]) == ("warning", "reverse_proxy.routes[0]", None)
+    assert (warning["severity"], warning["path"], warning["value"]) == (
+        "warning",
+        "reverse_proxy.routes[0]",
+        None,
+    )
     assert name["message"] == 'no interceptor is called "s"'
     done = run(tmp_path, WARNED, "check", "--json")
     assert (done.returncode, json.loads(done.stdout)["ok"]) == (0, True)
@@ -322,17 +378,33 @@ async def test_every_way_to_start_tells_the_same_mistakes(tmp_path: Path) -> Non
     mistakes = [line for line in checked.stderr.splitlines() if ": error: " in line]
     assert len(mistakes) == 3
     assert served.stderr.splitlines() == mistakes
-    command = [sys.executable, "-m", "hypercorn", "--worker-class", "trio", "--bind", "127.0.0.1:0", "proxy:create_app()"]
+    command = [
+        sys.executable,
+        "-m",
+        "hypercorn",
+        "--worker-class",
+        "trio",
+        "--bind",
+        "127.0.0.1:0",
+        "proxy:create_app()",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "WEIRPOOL_CONFIG": "weirpool.yaml"}
     done = await trio.run_process(
-        command, capture_stderr=True, capture_stdout=True, check=False, cwd=tmp_path, env=environment
+        command,
+        capture_stderr=True,
+        capture_stdout=True,
+        check=False,
+        cwd=tmp_path,
+        env=environment,
     )
     for line in mistakes:
         assert line.partition(": error: ")[2].encode() in done.stderr
 
 
 async def test_a_warning_is_logged_at_the_start_and_a_file_is_read_again(tmp_path: Path) -> None:
-    """`config_warning` at the start and at each reload; `${file:...}` has the new content after SIGHUP, and no restart."""
+    """`config_warning` at the start and at each reload; `${file:...}` has the new content after
+    SIGHUP, and no restart.
+    """
     seen: list[bytes] = []
 
     async def script(peer: Peer) -> None:
@@ -343,9 +415,18 @@ async def test_a_warning_is_logged_at_the_start_and_a_file_is_read_again(tmp_pat
 
     async with open_upstream(script) as upstream:
         (tmp_path / "key").write_text("one\n")
-        text = WARNED.replace("http://127.0.0.1:1", upstream.url).replace("${CHECK_KEY:-none}", "${file:key}")
+        text = WARNED.replace("http://127.0.0.1:1", upstream.url).replace(
+            "${CHECK_KEY:-none}", "${file:key}"
+        )
         (tmp_path / "weirpool.yaml").write_text(text)
-        command = [*WEIRPOOL, "serve", "--config", str(tmp_path / "weirpool.yaml"), "--bind", "127.0.0.1:0"]
+        command = [
+            *WEIRPOOL,
+            "serve",
+            "--config",
+            str(tmp_path / "weirpool.yaml"),
+            "--bind",
+            "127.0.0.1:0",
+        ]
         async with running(command) as process:
             port = await port_of(process)
             (warning,) = await process.event("config_warning")
@@ -369,10 +450,14 @@ async def test_a_warning_is_logged_at_the_start_and_a_file_is_read_again(tmp_pat
 
 
 def test_new_key_makes_a_key_that_the_configuration_takes(tmp_path: Path) -> None:
-    """The key once, and the line for the configuration; each time another key; a name that YAML would misread is in quotes."""
+    """The key once, and the line for the configuration; each time another key; a name that YAML
+    would misread is in quotes.
+    """
     keys = set()
     for name in ("ann", "no", "12", "a: b", "Zoë's"):
-        done = subprocess.run([*WEIRPOOL, "new-key", name], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(
+            [*WEIRPOOL, "new-key", name], cwd=ROOT, capture_output=True, text=True
+        )
         key, line = done.stdout.splitlines()
         assert re.fullmatch(r"wp_[A-Za-z0-9]{43}", key)
         assert yaml.safe_load(line) == {name: f"sha256:{sha256(key.encode()).hexdigest()}"}
@@ -380,7 +465,9 @@ def test_new_key_makes_a_key_that_the_configuration_takes(tmp_path: Path) -> Non
         keys.add(key)
     assert len(keys) == 5
     for name in ("", " ", "a\nb", "${A}"):
-        done = subprocess.run([*WEIRPOOL, "new-key", name], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(
+            [*WEIRPOOL, "new-key", name], cwd=ROOT, capture_output=True, text=True
+        )
         assert (done.returncode, done.stdout) == (2, "")
 
 
@@ -394,7 +481,9 @@ def test_a_certificate_or_key_that_cannot_be_used_says_why(tmp_path: Path) -> No
     key = serialization.load_pem_private_key(one.private_key_pem.bytes(), None)
     secret = serialization.BestAvailableEncryption(b"pass")
     form = serialization.PrivateFormat.PKCS8
-    (tmp_path / "encrypted.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, form, secret))
+    (tmp_path / "encrypted.pem").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, form, secret)
+    )
     (tmp_path / "junk.pem").write_text("junk")
     cases = {
         ("cert.pem", "other.pem"): "the key is not that of the certificate",

@@ -1,4 +1,6 @@
-"""A client's connection under Hypercorn: it always ends, and takes nothing with it; the app is called as its author wants."""
+"""A client's connection under Hypercorn: it always ends, and takes nothing with it; the app is
+called as its author wants.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,18 @@ from support.interceptors import Log, until
 from support.proxy import config_for, open_proxy
 from support.upstream import Peer, open_upstream, stream_of
 
-from proxy.app import Weirpool, create_app
 from proxy.downstream.hypercorn.connection import Connection, _connections
-from proxy.inbound import Inbound
+from proxy.exchange.request_body import Inbound
+from proxy.server.app import Weirpool, create_app
 
 NO_UPSTREAM = "http://127.0.0.1:9"
 REQUEST = b"GET / HTTP/1.1\r\nHost: proxy.test\r\n\r\n"
 
 
 @asynccontextmanager
-async def serve_plainly(app: Any, shutdown: trio.Event | None = None, **settings: Any) -> AsyncIterator[int]:
+async def serve_plainly(
+    app: Any, shutdown: trio.Event | None = None, **settings: Any
+) -> AsyncIterator[int]:
     """The port at which Hypercorn itself serves an app, with its own `settings`."""
     server = HypercornConfig()
     server.bind = ["127.0.0.1:0"]
@@ -38,7 +42,9 @@ async def serve_plainly(app: Any, shutdown: trio.Event | None = None, **settings
     trigger = trio.sleep_forever if shutdown is None else shutdown.wait
     async with trio.open_nursery() as nursery:
         (bound,) = await nursery.start(
-            lambda task_status: hypercorn_serve(app, server, shutdown_trigger=trigger, mode="asgi", task_status=task_status)
+            lambda task_status: hypercorn_serve(
+                app, server, shutdown_trigger=trigger, mode="asgi", task_status=task_status
+            )
         )
         yield int(bound.rsplit(":", 1)[1])
         nursery.cancel_scope.cancel()
@@ -52,7 +58,9 @@ async def all_ended() -> None:
 
 
 async def test_a_page_that_wants_no_body_ends_its_connection() -> None:
-    """A body in so many pieces that the server waits to hand them over: the answer comes, and then the end of the connection."""
+    """A body in so many pieces that the server waits to hand them over: the answer comes, and then
+    the end of the connection.
+    """
     async with open_proxy(config_for(NO_UPSTREAM)) as proxy:
         client = await open_client(proxy.port)
         head = b"POST /healthz HTTP/1.1\r\nHost: proxy.test\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -63,8 +71,12 @@ async def test_a_page_that_wants_no_body_ends_its_connection() -> None:
 
 
 @pytest.mark.parametrize("read_timeout", [None, 60], ids=["no read_timeout", "read_timeout"])
-async def test_a_request_behind_a_broken_response_keeps_no_connection(read_timeout: int | None) -> None:
-    """The response is cut in the middle, and the task that would read the next request, pipelined behind it, ends as well."""
+async def test_a_request_behind_a_broken_response_keeps_no_connection(
+    read_timeout: int | None,
+) -> None:
+    """The response is cut in the middle, and the task that would read the next request, pipelined
+    behind it, ends as well.
+    """
     broken = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -74,13 +86,17 @@ async def test_a_request_behind_a_broken_response_keeps_no_connection(read_timeo
         await broken.wait()
 
     async with open_upstream(script) as upstream:
-        async with serve_plainly(create_app(config_for(upstream.url)), read_timeout=read_timeout) as port:
+        async with serve_plainly(
+            create_app(config_for(upstream.url)), read_timeout=read_timeout
+        ) as port:
             client = await open_client(port)
             await client.send("GET", "/")
             answer = await client.head()
             await client.read_until(answer, b"\n\n")
             await client.stream.send_all(REQUEST)
-            await until(lambda: next(iter(_connections)).protocol.protocol.connection.trailing_data[0])
+            await until(
+                lambda: next(iter(_connections)).protocol.protocol.connection.trailing_data[0]
+            )
             broken.set()
             assert not (await client.rest(answer)).complete
             await all_ended()
@@ -88,7 +104,9 @@ async def test_a_request_behind_a_broken_response_keeps_no_connection(read_timeo
 
 
 async def test_a_request_behind_the_last_response_does_not_hold_the_server() -> None:
-    """A stream comes to its end while the server ends: its connection closes, although a request is pipelined behind it."""
+    """A stream comes to its end while the server ends: its connection closes, although a request is
+    pipelined behind it.
+    """
     go_on, shutdown = trio.Event(), trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -99,7 +117,9 @@ async def test_a_request_behind_the_last_response_does_not_hold_the_server() -> 
         await peer.end()
 
     async with open_upstream(script) as upstream:
-        async with serve_plainly(create_app(config_for(upstream.url)), shutdown, graceful_timeout=60) as port:
+        async with serve_plainly(
+            create_app(config_for(upstream.url)), shutdown, graceful_timeout=60
+        ) as port:
             client = await open_client(port)
             await client.send("GET", "/")
             answer = await client.head()
@@ -116,7 +136,9 @@ async def test_a_request_behind_the_last_response_does_not_hold_the_server() -> 
 
 
 async def test_a_client_that_vanishes_behind_a_middleware_keeps_no_connection() -> None:
-    """A middleware with a `send` of its own hides the connection from us; the client resets it with a request pipelined."""
+    """A middleware with a `send` of its own hides the connection from us; the client resets it with
+    a request pipelined.
+    """
 
     async def script(peer: Peer) -> None:
         await peer.request()
@@ -139,7 +161,9 @@ async def test_a_client_that_vanishes_behind_a_middleware_keeps_no_connection() 
             await client.send("GET", "/")
             await client.read_until(await client.head(), b"\n\n")
             await client.stream.send_all(REQUEST)
-            await until(lambda: next(iter(_connections)).protocol.protocol.connection.trailing_data[0])
+            await until(
+                lambda: next(iter(_connections)).protocol.protocol.connection.trailing_data[0]
+            )
             client.reset()
             await all_ended()
             await until(lambda: not upstream.open)
@@ -152,8 +176,10 @@ async def test_a_client_that_vanishes_behind_a_middleware_keeps_no_connection() 
 async def test_data_for_an_http2_stream_that_was_answered_harms_nobody(
     who: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answer comes before the body: what of that is on its way is thrown away, and the connection goes on."""
-    monkeypatch.setattr("proxy.inbound.LINGER_S", 0.05)
+    """The answer comes before the body: what of that is on its way is thrown away, and the
+    connection goes on.
+    """
+    monkeypatch.setattr("proxy.exchange.request_body.LINGER_S", 0.05)
     certificates = Certificates(tmp_path)
 
     async def script(peer: Peer) -> None:
@@ -176,7 +202,9 @@ async def test_data_for_an_http2_stream_that_was_answered_harms_nobody(
         assert (await client.get("/healthz")).body == b"ok\n"
 
 
-async def test_what_goes_wrong_in_a_connection_does_not_end_the_server(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_goes_wrong_in_a_connection_does_not_end_the_server(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A defect in the code of one connection closes that one, and is logged."""
 
     async def fail(self: Connection) -> None:
@@ -195,7 +223,9 @@ async def test_what_goes_wrong_in_a_connection_does_not_end_the_server(log: Log,
 # The app is called
 
 
-async def test_an_app_derived_from_ours_is_called_by_its_own_call(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_app_derived_from_ours_is_called_by_its_own_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Hypercorn's frame around the app is saved only where nothing is lost by that."""
     seen: list[str] = []
 
@@ -204,13 +234,18 @@ async def test_an_app_derived_from_ours_is_called_by_its_own_call(monkeypatch: p
             seen.append(scope["type"])
             await super().__call__(scope, receive, send)
 
-    monkeypatch.setattr("proxy.app.Weirpool", Derived)
-    async with open_upstream(stream_of(b"data: x\n\n")) as upstream, open_proxy(config_for(upstream.url)) as proxy:
+    monkeypatch.setattr("proxy.server.app.Weirpool", Derived)
+    async with (
+        open_upstream(stream_of(b"data: x\n\n")) as upstream,
+        open_proxy(config_for(upstream.url)) as proxy,
+    ):
         assert (await fetch(proxy.port)).complete
     assert seen == ["lifespan", "http"]
 
 
-@pytest.mark.parametrize("body", [None, b"", b'{"stream": true}'], ids=["GET", "POST without body", "POST"])
+@pytest.mark.parametrize(
+    "body", [None, b"", b'{"stream": true}'], ids=["GET", "POST without body", "POST"]
+)
 async def test_a_request_that_is_whole_needs_no_inbound_task(
     body: bytes | None, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,11 +273,15 @@ async def test_a_request_that_is_whole_needs_no_inbound_task(
         with trio.fail_after(5):
             await closed.wait()
         await until(lambda: not proxy.worker.live)
-    assert [line["outcome"] for line in log if line["event"] == "exchange"] == ["client_disconnected"]
+    assert [line["outcome"] for line in log if line["event"] == "exchange"] == [
+        "client_disconnected"
+    ]
 
 
 async def test_a_stream_does_not_keep_its_request() -> None:
-    """While a response lasts, a request's large body is nowhere in memory any more: neither ours nor Hypercorn's."""
+    """While a response lasts, a request's large body is nowhere in memory any more: neither ours
+    nor Hypercorn's.
+    """
 
     async def script(peer: Peer) -> None:
         await peer.request()
@@ -279,7 +318,9 @@ async def test_a_stream_does_not_keep_its_request() -> None:
 
 
 @pytest.mark.parametrize("body", [None, b'{"stream": true}'], ids=["GET", "POST"])
-async def test_a_client_that_left_before_the_app_began_is_counted_once(body: bytes | None, log: Log) -> None:
+async def test_a_client_that_left_before_the_app_began_is_counted_once(
+    body: bytes | None, log: Log
+) -> None:
     """Its request and its end come in one read: the exchange ends at once, and nothing stays open."""
 
     async def script(peer: Peer) -> None:
@@ -295,4 +336,6 @@ async def test_a_client_that_left_before_the_app_began_is_counted_once(body: byt
         await until(lambda: not upstream.open)
         assert proxy.lent() == 0
         await all_ended()
-    assert {line["outcome"] for line in log if line["event"] == "exchange"} == {"client_disconnected"}
+    assert {line["outcome"] for line in log if line["event"] == "exchange"} == {
+        "client_disconnected"
+    }

@@ -1,4 +1,6 @@
-"""A response that names several media types or content codings, in front of interceptors and without, over a real proxy."""
+"""A response that names several media types or content codings, in front of interceptors and
+without, over a real proxy.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class Adds(Interceptor):
 
 @asynccontextmanager
 async def serve(log: Log, *lines: bytes, body: bytes = EVENTS) -> AsyncIterator[Rig]:
-    """An upstream whose every answer has these lines; routes that redact, look at heads, count, and do nothing."""
+    """An upstream whose every answer has these lines; routes that redact, look at heads, count, and
+    do nothing.
+    """
 
     async def script(peer: Peer) -> None:
         while True:
@@ -101,8 +105,12 @@ async def test_equal_types_are_one(lines: list[bytes], log: Log) -> None:
         [b'Content-Type: text/html; x="a, text/event-stream'],
     ],
 )
-async def test_what_contradicts_is_refused_where_interceptors_look(lines: list[bytes], log: Log) -> None:
-    """502, nothing of the body leaves, and the endpoint stays in service. Other routes let it pass as it came."""
+async def test_what_contradicts_is_refused_where_interceptors_look(
+    lines: list[bytes], log: Log
+) -> None:
+    """502, nothing of the body leaves, and the endpoint stays in service. Other routes let it pass
+    as it came.
+    """
     async with serve(log, *lines) as rig:
         for route in ("/redact", "/looks", "/usage", "/mcp"):
             answer = await rig.fetch(route)
@@ -112,9 +120,14 @@ async def test_what_contradicts_is_refused_where_interceptors_look(lines: list[b
         assert (answer.status, answer.body) == (200, EVENTS)
         sent = [line.partition(b":") for line in lines]
         assert [
-            name.lower() for name, _ in answer.headers if name.startswith(b"content-") and name != b"content-length"
+            name.lower()
+            for name, _ in answer.headers
+            if name.startswith(b"content-") and name != b"content-length"
         ] == [name.lower() for name, _, _ in sent]
-        assert {line["outcome"] for line in rig.lines("exchange")} == {"upstream_error", "completed"}
+        assert {line["outcome"] for line in rig.lines("exchange")} == {
+            "upstream_error",
+            "completed",
+        }
         assert not rig.lines("endpoint_ejected")
         with trio.fail_after(5):
             await rig.everything_is_back()
@@ -124,15 +137,27 @@ async def test_an_interceptor_that_contradicts_is_a_failure(log: Log) -> None:
     """Or the other interceptors would have looked at something else than the client reads."""
     async with serve(log, SSE) as rig:
         answer = await rig.fetch("/adds")
-        assert (answer.status, b"interceptor_failed" in answer.body, KEY in answer.body) == (502, True, False)
+        assert (answer.status, b"interceptor_failed" in answer.body, KEY in answer.body) == (
+            502,
+            True,
+            False,
+        )
         assert await rig.outcomes() == ["intercepted"]
 
 
 @pytest.mark.parametrize(
     "lines",
-    [[IDENTITY, GZIP], [GZIP, IDENTITY], [b"Content-Encoding: identity, gzip"], [b"Content-Encoding:", GZIP], [GZIP, GZIP]],
+    [
+        [IDENTITY, GZIP],
+        [GZIP, IDENTITY],
+        [b"Content-Encoding: identity, gzip"],
+        [b"Content-Encoding:", GZIP],
+        [GZIP, GZIP],
+    ],
 )
-async def test_a_body_in_any_coding_is_refused_where_an_interceptor_must_see_it(lines: list[bytes], log: Log) -> None:
+async def test_a_body_in_any_coding_is_refused_where_an_interceptor_must_see_it(
+    lines: list[bytes], log: Log
+) -> None:
     """However many lines name codings. Where none must see it, it passes as it came."""
     body = gzip.compress(EVENTS)
     async with serve(log, SSE, *lines, body=body) as rig:
@@ -144,7 +169,9 @@ async def test_a_body_in_any_coding_is_refused_where_an_interceptor_must_see_it(
 
 
 async def test_equal_codings_are_one(log: Log) -> None:
-    """A coded stream is refused where an interceptor must see it; where none looks at its body, the client gets one line."""
+    """A coded stream is refused where an interceptor must see it; where none looks at its body, the
+    client gets one line.
+    """
     async with serve(log, SSE, GZIP, GZIP, body=gzip.compress(EVENTS)) as rig:
         assert (await rig.fetch("/redact")).status == 502
         answer = await rig.fetch("/looks")

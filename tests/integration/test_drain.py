@@ -1,4 +1,6 @@
-"""SIGTERM, in real processes: it ends `weirpool serve` in `drain.timeout`, whatever clients do, and says so to those who listen."""
+"""SIGTERM, in real processes: it ends `weirpool serve` in `drain.timeout`, whatever clients do, and
+says so to those who listen.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,13 @@ from support.client import fetch, open_client
 from support.process import WEIRPOOL, Process, running
 from support.upstream import Peer, Script, open_upstream, stream_of
 
-from proxy.serve import LAST_WORDS_S
+from proxy.server.serve import LAST_WORDS_S
 
 DRAIN_S = 1
 SLACK_S = 3
-"""For a busy machine; the deadlines that must not count (`send`, handshakes, keep-alive) are all much longer."""
+"""For a busy machine; the deadlines that must not count (`send`, handshakes, keep-alive) are all
+much longer.
+"""
 EVENT = b"data: " + b"x" * 16000 + b"\n\n"
 
 
@@ -49,7 +53,12 @@ class Server:
 
 @asynccontextmanager
 async def serving(
-    directory: Path, script: Script, certificates: Certificates | None = None, *, drain: str = "", workers: int = 1
+    directory: Path,
+    script: Script,
+    certificates: Certificates | None = None,
+    *,
+    drain: str = "",
+    workers: int = 1,
 ) -> AsyncIterator[Server]:
     async with open_upstream(script) as upstream:
         file = directory / "weirpool.yaml"
@@ -57,7 +66,16 @@ async def serving(
             f'reverse_proxy: {{upstreams: [{{name: up, endpoints: ["{upstream.url}"]}}], routes: [{{path: /, upstream: up}}]}}\n'
             f"drain: {{{drain or f'timeout: {DRAIN_S}'}}}\n"
         )
-        command = [*WEIRPOOL, "serve", "--config", str(file), "--bind", "127.0.0.1:0", "--workers", str(workers)]
+        command = [
+            *WEIRPOOL,
+            "serve",
+            "--config",
+            str(file),
+            "--bind",
+            "127.0.0.1:0",
+            "--workers",
+            str(workers),
+        ]
         if certificates is not None:
             command += ["--certfile", certificates.files[0], "--keyfile", certificates.files[1]]
         async with running(command) as process:
@@ -122,13 +140,17 @@ async def asks_and_reads_nothing(port: int, context: ssl.SSLContext | None) -> t
     return stream
 
 
-async def asks_for_more_before_it_has_read(port: int, context: ssl.SSLContext | None) -> trio.abc.Stream:
+async def asks_for_more_before_it_has_read(
+    port: int, context: ssl.SSLContext | None
+) -> trio.abc.Stream:
     stream = await connect(port, context)
     await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
     return stream
 
 
-async def asks_http2_and_reads_nothing(port: int, context: ssl.SSLContext | None) -> trio.abc.Stream:
+async def asks_http2_and_reads_nothing(
+    port: int, context: ssl.SSLContext | None
+) -> trio.abc.Stream:
     return await http2(port, context, window=2**31 - 1)
 
 
@@ -138,7 +160,9 @@ async def opens_no_http2_window(port: int, context: ssl.SSLContext | None) -> tr
 
 async def http2(port: int, context: ssl.SSLContext | None, window: int) -> trio.abc.Stream:
     stream = await connect(port, context)
-    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))
+    client = h2.connection.H2Connection(
+        h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
+    )
     client.initiate_connection()
     client.update_settings({4: window})
     client.increment_flow_control_window(2**31 - 1 - 65535)
@@ -166,13 +190,18 @@ Hold = Callable[[int, "ssl.SSLContext | None"], Awaitable[trio.abc.Stream]]
 async def test_no_client_can_hold_the_process(
     protocol: str, script: Script, certificates: Certificates, tmp_path: Path
 ) -> None:
-    """All of them at once, each several times: the process ends in its time, with status 0, and every exchange has its outcome."""
+    """All of them at once, each several times: the process ends in its time, with status 0, and
+    every exchange has its outcome.
+    """
     contexts: list[tuple[Hold, ssl.SSLContext | None]] = [
         (hold, certificates.client() if protocol == "tls" else None) for hold in HTTP1
     ]
     if protocol == "tls":
         contexts += [(hold, certificates.client("h2")) for hold in HTTP2]
-    async with serving(tmp_path, script, certificates if protocol == "tls" else None) as server, AsyncExitStack() as stack:
+    async with (
+        serving(tmp_path, script, certificates if protocol == "tls" else None) as server,
+        AsyncExitStack() as stack,
+    ):
         for hold, context in contexts * 3:
             stream = await hold(server.port, context)
             stack.push_async_callback(trio.aclose_forcefully, stream)
@@ -236,7 +265,9 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path, workers: int) -> 
 
 
 async def test_a_signal_that_reaches_supervisor_and_workers_counts_once(tmp_path: Path) -> None:
-    """As systemd and container runtimes do it, who signal every process: it is one wish to end, and the live stream goes on."""
+    """As systemd and container runtimes do it, who signal every process: it is one wish to end, and
+    the live stream goes on.
+    """
     go_on = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -263,8 +294,12 @@ async def test_a_signal_that_reaches_supervisor_and_workers_counts_once(tmp_path
 
 
 async def test_during_the_delay_everything_works_but_readyz(tmp_path: Path) -> None:
-    """/readyz is 503 at once; requests are served until the delay is over, and then the port is closed."""
-    async with serving(tmp_path, stream_of(b"data: x\n\n"), drain="timeout: 5, delay: 1.5") as server:
+    """/readyz is 503 at once; requests are served until the delay is over, and then the port is
+    closed.
+    """
+    async with serving(
+        tmp_path, stream_of(b"data: x\n\n"), drain="timeout: 5, delay: 1.5"
+    ) as server:
         assert (await fetch(server.port, "/readyz")).status == 200
         server.process.signal(signal.SIGTERM)
         await server.process.event("drain")
@@ -275,7 +310,9 @@ async def test_during_the_delay_everything_works_but_readyz(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("begun", ["", "GET / HTTP/1.1\r\nHo"], ids=["idle", "within a head"])
 async def test_a_new_request_on_an_open_connection_is_refused(begun: str, tmp_path: Path) -> None:
-    """While another stream goes on: 503, Retry-After and Connection: close, and not a closed connection without a word."""
+    """While another stream goes on: 503, Retry-After and Connection: close, and not a closed
+    connection without a word.
+    """
     async with serving(tmp_path, one_event, drain="timeout: 2") as server:
         live, late = await open_client(server.port), await open_client(server.port)
         await live.send("GET", "/")
@@ -299,9 +336,15 @@ async def test_a_new_request_on_an_open_connection_is_refused(begun: str, tmp_pa
         await late.aclose()
 
 
-async def test_a_new_stream_of_an_http2_connection_is_refused(certificates: Certificates, tmp_path: Path) -> None:
-    """The connection stays while a stream lives on it: a new one is reset by Hypercorn, the old one goes on to its error event."""
-    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))
+async def test_a_new_stream_of_an_http2_connection_is_refused(
+    certificates: Certificates, tmp_path: Path
+) -> None:
+    """The connection stays while a stream lives on it: a new one is reset by Hypercorn, the old one
+    goes on to its error event.
+    """
+    client = h2.connection.H2Connection(
+        h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
+    )
     client.initiate_connection()
     bodies: dict[int, bytes] = {1: b"", 3: b""}
     heads: dict[int, dict[str, str]] = {}
@@ -318,7 +361,9 @@ async def test_a_new_stream_of_an_http2_connection_is_refused(certificates: Cert
                 for event in client.receive_data(bytes(await stream.receive_some())):
                     number = getattr(event, "stream_id", None)
                     if isinstance(event, h2.events.ResponseReceived):
-                        heads[number] = {str(name): str(value) for name, value in event.headers or ()}  # type: ignore[index]
+                        heads[number] = {
+                            str(name): str(value) for name, value in event.headers or ()
+                        }  # type: ignore[index]
                     elif isinstance(event, h2.events.DataReceived):
                         bodies[number] += event.data or b""  # type: ignore[index]
                     elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):

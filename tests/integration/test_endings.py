@@ -1,4 +1,6 @@
-"""How exchanges end: every failure is visible to the client, has its outcome, and gives everything back."""
+"""How exchanges end: every failure is visible to the client, has its outcome, and gives everything
+back.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +51,12 @@ async def closes(count: int, upstream_open: object) -> None:
 
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("when", ["before the head", "in the stream"])
-async def test_a_client_that_leaves_closes_the_upstream_at_once(how: str, when: str, log: list[dict[str, object]]) -> None:
-    """Before the first byte as well as mid-stream, the upstream sees its connection closed while it would stream on."""
+async def test_a_client_that_leaves_closes_the_upstream_at_once(
+    how: str, when: str, log: list[dict[str, object]]
+) -> None:
+    """Before the first byte as well as mid-stream, the upstream sees its connection closed while it
+    would stream on.
+    """
     seen = trio.Event()
     arrived = trio.Event()
 
@@ -79,8 +85,12 @@ async def test_a_client_that_leaves_closes_the_upstream_at_once(how: str, when: 
         await all_back(proxy)
 
 
-async def test_a_client_that_leaves_while_its_upload_is_blocked_is_noticed(log: list[dict[str, object]]) -> None:
-    """The upstream takes nothing, so nobody reads what the client sends; that it has left is noticed all the same."""
+async def test_a_client_that_leaves_while_its_upload_is_blocked_is_noticed(
+    log: list[dict[str, object]],
+) -> None:
+    """The upstream takes nothing, so nobody reads what the client sends; that it has left is
+    noticed all the same.
+    """
     seen = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -96,7 +106,9 @@ async def test_a_client_that_leaves_while_its_upload_is_blocked_is_noticed(log: 
 
     async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url)) as proxy:
         client = await open_client(proxy.port)
-        await client.stream.send_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 16000000\r\n\r\n")
+        await client.stream.send_all(
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 16000000\r\n\r\n"
+        )
         with trio.move_on_after(0.7):
             while True:
                 await client.stream.send_all(bytes(65536))
@@ -108,7 +120,8 @@ async def test_a_client_that_leaves_while_its_upload_is_blocked_is_noticed(log: 
 
 
 async def test_five_hundred_clients_leave_at_random_moments(log: list[dict[str, object]]) -> None:
-    """Some while uploading, some before the head, some mid-stream: everything comes back, and the upstream saw every close.
+    """Some while uploading, some before the head, some mid-stream: everything comes back, and the
+    upstream saw every close.
 
     Afterwards 50 good requests through an upstream with max_connections: 20 succeed.
     """
@@ -133,7 +146,9 @@ async def test_five_hundred_clients_leave_at_random_moments(log: list[dict[str, 
             kind = dice.choice(["upload", "head", "stream"])
             with trio.move_on_after(dice.random() * 0.3):
                 if kind == "upload":
-                    await client.stream.send_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4000000\r\n\r\n")
+                    await client.stream.send_all(
+                        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4000000\r\n\r\n"
+                    )
                     while True:
                         await client.stream.send_all(bytes(10_000))
                         await trio.sleep(0.01)
@@ -176,7 +191,10 @@ async def test_five_hundred_clients_leave_at_random_moments(log: list[dict[str, 
 async def test_one_client_resets_in_a_burst_and_the_others_go_on() -> None:
     """A reset connection in the middle of a burst is that stream's end and no other's."""
     burst = [b"data: %d %s\n\n" % (number, b"x" * 200) for number in range(2000)]
-    async with open_upstream(stream_of(*burst)) as upstream, open_proxy(config_for(upstream.url)) as proxy:
+    async with (
+        open_upstream(stream_of(*burst)) as upstream,
+        open_proxy(config_for(upstream.url)) as proxy,
+    ):
         answers: list[Answer] = []
 
         async def good() -> None:
@@ -202,7 +220,9 @@ async def test_one_client_resets_in_a_burst_and_the_others_go_on() -> None:
 
 
 async def test_a_slow_client_slows_the_upstream() -> None:
-    """While the client reads nothing, upstream is not read either: what is in flight is bounded by the kernel's buffers."""
+    """While the client reads nothing, upstream is not read either: what is in flight is bounded by
+    the kernel's buffers.
+    """
     sent = 0
     blocked = trio.Event()
 
@@ -293,8 +313,14 @@ async def test_untrusted_certificates_are_502(certificates: Certificates) -> Non
     ("head", "kind"),
     [
         (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "upstream_protocol_error"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello", "upstream_protocol_error"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", "upstream_protocol_error"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+            "upstream_protocol_error",
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "upstream_protocol_error",
+        ),
         (b"HTTP/1.1 200 OK\r\nBad Header: x\r\n\r\n", "upstream_protocol_error"),
         (b"", "upstream_connection_lost"),
     ],
@@ -315,7 +341,10 @@ async def test_a_late_head_is_504(log: list[dict[str, object]]) -> None:
         await peer.wait_closed()
 
     config = {"route": "timeouts: {first_byte: 0.05}"}
-    async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url, **config)) as proxy:
+    async with (
+        open_upstream(script) as upstream,
+        open_proxy(config_for(upstream.url, **config)) as proxy,
+    ):
         assert await error_of(proxy) == (504, "upstream_read_timeout")
         assert await outcome_of(log) == ["upstream_timeout"]
         await all_back(proxy)
@@ -327,7 +356,10 @@ async def test_the_total_deadline_is_504_before_the_head(log: list[dict[str, obj
         await peer.wait_closed()
 
     config = {"route": "timeouts: {total: 0.05}"}
-    async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url, **config)) as proxy:
+    async with (
+        open_upstream(script) as upstream,
+        open_proxy(config_for(upstream.url, **config)) as proxy,
+    ):
         assert await error_of(proxy) == (504, "total_timeout")
         assert await outcome_of(log) == ["upstream_timeout"]
 
@@ -371,7 +403,9 @@ def breaking(framing: str) -> Script:
 
 
 @asynccontextmanager
-async def broken(framing: str, *, tls: Certificates | None = None, route: str = "") -> AsyncIterator[Proxy]:
+async def broken(
+    framing: str, *, tls: Certificates | None = None, route: str = ""
+) -> AsyncIterator[Proxy]:
     async with (
         open_upstream(breaking(framing)) as upstream,
         open_proxy(config_for(upstream.url, route=route), tls=tls.files if tls else None) as proxy,
@@ -385,7 +419,9 @@ async def broken(framing: str, *, tls: Certificates | None = None, route: str = 
 async def test_a_broken_stream_is_aborted_on_http11(
     framing: str, tls: bool, certificates: Certificates, log: list[dict[str, object]]
 ) -> None:
-    """HTTP/1.1, with and without TLS, with both writers: what came is delivered, and the end is visibly none."""
+    """HTTP/1.1, with and without TLS, with both writers: what came is delivered, and the end is
+    visibly none.
+    """
     context = certificates.client if tls else None
     async with broken(framing, tls=certificates if tls else None) as proxy:
         answer = await fetch(proxy.port, ssl_context=context)
@@ -418,7 +454,12 @@ async def test_a_broken_stream_is_reset_on_http2(certificates: Certificates) -> 
             h2c = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
             h2c.initiate_connection()
             for stream_id in (1, 3):
-                headers = [(":method", "GET"), (":path", "/"), (":scheme", "https"), (":authority", "localhost")]
+                headers = [
+                    (":method", "GET"),
+                    (":path", "/"),
+                    (":scheme", "https"),
+                    (":authority", "localhost"),
+                ]
                 h2c.send_headers(stream_id, headers, end_stream=True)
                 await client.stream.send_all(h2c.data_to_send())
                 body = b""
@@ -438,10 +479,14 @@ async def test_a_broken_stream_is_reset_on_http2(certificates: Certificates) -> 
 
 
 async def test_the_generic_dialect_says_an_error_event_first(log: list[dict[str, object]]) -> None:
-    """Between events, the failure is an event of its own before the abort; with `dialect: abort` there is none."""
+    """Between events, the failure is an event of its own before the abort; with `dialect: abort`
+    there is none.
+    """
     async with broken("chunked") as proxy:
         answer = await fetch(proxy.port)
-        assert answer.body.startswith(b'data: 1\n\nevent: error\ndata: {"error":{"type":"upstream_truncated"')
+        assert answer.body.startswith(
+            b'data: 1\n\nevent: error\ndata: {"error":{"type":"upstream_truncated"'
+        )
     async with broken("chunked", route="dialect: abort") as proxy:
         answer = await fetch(proxy.port)
         assert answer.body == b"data: 1\n\n"
@@ -449,7 +494,9 @@ async def test_the_generic_dialect_says_an_error_event_first(log: list[dict[str,
 
 
 async def test_no_error_event_inside_an_event() -> None:
-    """A stream that breaks in the middle of an event is aborted without a word: nothing may be written into an event."""
+    """A stream that breaks in the middle of an event is aborted without a word: nothing may be
+    written into an event.
+    """
 
     async def script(peer: Peer) -> None:
         await peer.request()
@@ -470,7 +517,10 @@ async def test_a_silent_upstream_times_out(log: list[dict[str, object]]) -> None
         await peer.wait_closed()
 
     config = {"route": "timeouts: {idle: 0.1}"}
-    async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url, **config)) as proxy:
+    async with (
+        open_upstream(script) as upstream,
+        open_proxy(config_for(upstream.url, **config)) as proxy,
+    ):
         answer = await fetch(proxy.port)
         assert b"upstream_read_timeout" in answer.body
         assert not answer.complete
@@ -478,7 +528,9 @@ async def test_a_silent_upstream_times_out(log: list[dict[str, object]]) -> None
         await all_back(proxy)
 
 
-async def test_tls_upstream_that_ends_without_a_goodbye_is_truncated(certificates: Certificates) -> None:
+async def test_tls_upstream_that_ends_without_a_goodbye_is_truncated(
+    certificates: Certificates,
+) -> None:
     """A body framed by the connection's end is whole only after close_notify."""
     for goodbye in (True, False):
 
@@ -494,7 +546,9 @@ async def test_tls_upstream_that_ends_without_a_goodbye_is_truncated(certificate
 
         async with (
             open_upstream(script, ssl_context=certificates.server) as upstream,
-            open_proxy(config_for(upstream.url, upstream=f'ca_file: "{certificates.ca_file}"')) as proxy,
+            open_proxy(
+                config_for(upstream.url, upstream=f'ca_file: "{certificates.ca_file}"')
+            ) as proxy,
         ):
             answer = await fetch(proxy.port)
             assert answer.body == b"hello"
@@ -502,11 +556,15 @@ async def test_tls_upstream_that_ends_without_a_goodbye_is_truncated(certificate
 
 
 async def test_a_stream_from_a_tls_upstream(certificates: Certificates) -> None:
-    """Large TLS records, and events that wait inside TLS: everything arrives, nothing is parked for ever."""
+    """Large TLS records, and events that wait inside TLS: everything arrives, nothing is parked for
+    ever.
+    """
     events = [b"data: %d %s\n\n" % (number, b"x" * (number * 37 % 9000)) for number in range(500)]
     async with (
         open_upstream(stream_of(*events), ssl_context=certificates.server) as upstream,
-        open_proxy(config_for(upstream.url, upstream=f'ca_file: "{certificates.ca_file}"')) as proxy,
+        open_proxy(
+            config_for(upstream.url, upstream=f'ca_file: "{certificates.ca_file}"')
+        ) as proxy,
     ):
         with trio.fail_after(20):
             for _ in range(3):
@@ -517,7 +575,9 @@ async def test_a_stream_from_a_tls_upstream(certificates: Certificates) -> None:
 # Interceptors end a stream
 
 
-async def test_an_event_beyond_the_limit_ends_the_stream_visibly(log: list[dict[str, object]]) -> None:
+async def test_an_event_beyond_the_limit_ends_the_stream_visibly(
+    log: list[dict[str, object]],
+) -> None:
     redact = '{name: r, use: "interceptors.redact:Redact", options: {patterns: ["x"]}}'
 
     async def script(peer: Peer) -> None:
@@ -529,7 +589,10 @@ async def test_an_event_beyond_the_limit_ends_the_stream_visibly(log: list[dict[
         await peer.wait_closed()
 
     config = {"route": "limits: {max_event_bytes: 20000}", "interceptors": redact, "names": "r"}
-    async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url, **config)) as proxy:
+    async with (
+        open_upstream(script) as upstream,
+        open_proxy(config_for(upstream.url, **config)) as proxy,
+    ):
         answer = await fetch(proxy.port)
         assert answer.body.startswith(b"data: ok\n\nevent: error\n")
         assert b"event_too_large" in answer.body
@@ -547,7 +610,10 @@ async def test_a_compressed_stream_that_must_be_seen_is_refused() -> None:
         await peer.wait_closed()
 
     config = {"interceptors": redact, "names": "r"}
-    async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url, **config)) as proxy:
+    async with (
+        open_upstream(script) as upstream,
+        open_proxy(config_for(upstream.url, **config)) as proxy,
+    ):
         assert await error_of(proxy) == (502, "upstream_protocol_error")
         await all_back(proxy)
 
@@ -560,9 +626,15 @@ async def test_bad_requests_are_answered_readably() -> None:
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
         config = config_for(upstream.url, route="limits: {max_request_body_bytes: 1000}")
         async with open_proxy(config) as proxy:
-            assert await error_of(proxy, method="POST", body=bytes(3_000_000)) == (413, "request_too_large")
+            assert await error_of(proxy, method="POST", body=bytes(3_000_000)) == (
+                413,
+                "request_too_large",
+            )
             chunked = [("Transfer-Encoding", "chunked")]
-            assert await error_of(proxy, method="POST", headers=chunked, body=bytes(3_000_000)) == (413, "request_too_large")
+            assert await error_of(proxy, method="POST", headers=chunked, body=bytes(3_000_000)) == (
+                413,
+                "request_too_large",
+            )
             client = await open_client(proxy.port)
             await client.stream.send_all(
                 b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
@@ -576,13 +648,18 @@ async def test_bad_requests_are_answered_readably() -> None:
             await all_back(proxy)
 
 
-async def test_an_unknown_route_is_404_and_reads_the_body_first(log: list[dict[str, object]]) -> None:
+async def test_an_unknown_route_is_404_and_reads_the_body_first(
+    log: list[dict[str, object]],
+) -> None:
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
         config = config_for(upstream.url)
         with pytest.MonkeyPatch.context() as patch:
             async with open_proxy(config) as proxy:
                 patch.setattr(proxy.worker.routes, "find", lambda *_: None)
-                assert await error_of(proxy, method="POST", body=bytes(1_000_000)) == (404, "no_route")
+                assert await error_of(proxy, method="POST", body=bytes(1_000_000)) == (
+                    404,
+                    "no_route",
+                )
                 assert await outcome_of(log) == ["refused"]
 
 
@@ -592,7 +669,9 @@ async def test_an_early_answer_reaches_a_client_that_is_still_sending(length: in
 
     async def script(peer: Peer) -> None:
         await peer.request(body=False)
-        await peer.send(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
+        await peer.send(
+            b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno"
+        )
 
     async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url)) as proxy:
         answer = await fetch(proxy.port, method="POST", body=bytes(length))
@@ -604,7 +683,10 @@ async def test_host_and_origin_lists() -> None:
     config = 'allowed_hosts: ["good.test"], allowed_origins: ["https://app.test"]'
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
         async with open_proxy(config_for(upstream.url, route=config)) as proxy:
-            assert await error_of(proxy, headers=[("Host", "bad.test")]) == (403, "host_not_allowed")
+            assert await error_of(proxy, headers=[("Host", "bad.test")]) == (
+                403,
+                "host_not_allowed",
+            )
             bad = [("Host", "good.test"), ("Origin", "https://evil.test")]
             assert await error_of(proxy, headers=bad) == (403, "origin_not_allowed")
             good = [("Host", "good.test:8000"), ("Origin", "https://app.test")]
@@ -633,7 +715,9 @@ async def test_the_log_line_has_no_secret(log: list[dict[str, object]]) -> None:
     """Neither a credential, nor the query, nor a body: one line with the documented fields."""
     async with open_upstream(stream_of(b"data: hush-body\n\n")) as upstream:
         async with open_proxy(config_for(upstream.url)) as proxy:
-            await fetch(proxy.port, "/?key=hush-query", headers=[("Authorization", "Bearer hush-key")])
+            await fetch(
+                proxy.port, "/?key=hush-query", headers=[("Authorization", "Bearer hush-key")]
+            )
             await outcome_of(log)
         (line,) = [line for line in log if line["event"] == "exchange"]
         assert "hush" not in repr(log)
@@ -648,11 +732,20 @@ async def test_the_log_line_has_no_secret(log: list[dict[str, object]]) -> None:
             "duration",
             "time_to_first_byte",
         }
-        assert (line["status"], line["outcome"], line["events"], line["bytes"]) == (200, "completed", None, 17)
+        assert (line["status"], line["outcome"], line["events"], line["bytes"]) == (
+            200,
+            "completed",
+            None,
+            17,
+        )
 
 
-async def test_draining_ends_live_streams_and_refuses_new_ones(log: list[dict[str, object]]) -> None:
-    """New requests get 503 and Connection: close; a live stream goes on for drain.timeout and ends with that outcome."""
+async def test_draining_ends_live_streams_and_refuses_new_ones(
+    log: list[dict[str, object]],
+) -> None:
+    """New requests get 503 and Connection: close; a live stream goes on for drain.timeout and ends
+    with that outcome.
+    """
 
     async def script(peer: Peer) -> None:
         await peer.request()

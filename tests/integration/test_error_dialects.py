@@ -1,4 +1,6 @@
-"""Errors in the dialect: the official SDKs raise their own exceptions for what the proxy says of a failure."""
+"""Errors in the dialect: the official SDKs raise their own exceptions for what the proxy says of a
+failure.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def breaking_after(*events: bytes) -> Script:
 @asynccontextmanager
 async def serving(script: Script, dialect: str, *, route: str = "") -> AsyncIterator[Proxy]:
     async with open_upstream(script) as upstream:
-        async with open_proxy(config_for(upstream.url, route=f"dialect: {dialect}{', ' + route if route else ''}")) as proxy:
+        async with open_proxy(
+            config_for(upstream.url, route=f"dialect: {dialect}{', ' + route if route else ''}")
+        ) as proxy:
             yield proxy
 
 
@@ -58,16 +62,26 @@ async def refuse(peer: Peer) -> None:
 def data_of(body: bytes) -> Any:
     """The data of the last event."""
     assert body.endswith(b"\n\n")
-    (line,) = [line for line in body.rstrip(b"\n").split(b"\n\n")[-1].split(b"\n") if line.startswith(b"data: ")]
+    (line,) = [
+        line
+        for line in body.rstrip(b"\n").split(b"\n\n")[-1].split(b"\n")
+        if line.startswith(b"data: ")
+    ]
     return json.loads(line.removeprefix(b"data: "))
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 async def test_openai_raises_api_error_inside_a_chat_completion(asynchronous: bool) -> None:
-    """What came before is yielded; then `APIError`, and not a connection error, tells what happened."""
+    """What came before is yielded; then `APIError`, and not a connection error, tells what
+    happened.
+    """
     import openai
 
-    call: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "?"}], "stream": True}
+    call: dict[str, Any] = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "?"}],
+        "stream": True,
+    }
 
     def read(url: str) -> list[str]:
         with openai.OpenAI(base_url=url + "/v1", api_key="sk-test", max_retries=0) as client:
@@ -94,7 +108,9 @@ async def test_openai_raises_api_error_inside_a_chat_completion(asynchronous: bo
             if not asynchronous:
                 assert await trio.to_thread.run_sync(read, proxy.url) == ["hi"]
                 return
-            async with openai.AsyncOpenAI(base_url=proxy.url + "/v1", api_key="sk-test", max_retries=0) as client:
+            async with openai.AsyncOpenAI(
+                base_url=proxy.url + "/v1", api_key="sk-test", max_retries=0
+            ) as client:
                 seen = []
                 with pytest.raises(openai.APIError) as caught:
                     async for chunk in await client.chat.completions.create(**call):
@@ -109,10 +125,14 @@ async def test_openai_raises_api_error_inside_a_response() -> None:
 
     async with serving(breaking_after(*RESPONSE), "openai") as proxy:
         with trio.fail_after(10):
-            async with openai.AsyncOpenAI(base_url=proxy.url + "/v1", api_key="sk-test", max_retries=0) as client:
+            async with openai.AsyncOpenAI(
+                base_url=proxy.url + "/v1", api_key="sk-test", max_retries=0
+            ) as client:
                 seen = []
                 with pytest.raises(openai.APIError) as caught:
-                    async for event in await client.responses.create(model="m", input="?", stream=True):
+                    async for event in await client.responses.create(
+                        model="m", input="?", stream=True
+                    ):
                         seen.append(event.type)
         assert seen == ["response.output_text.delta"]
         assert not isinstance(caught.value, openai.APIConnectionError)
@@ -130,7 +150,12 @@ async def test_anthropic_raises_api_status_error_inside_a_stream(asynchronous: b
     """Its `error` event becomes its `APIStatusError`, with the body that its API sends."""
     import anthropic
 
-    call: dict[str, Any] = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "?"}], "stream": True}
+    call: dict[str, Any] = {
+        "model": "m",
+        "max_tokens": 9,
+        "messages": [{"role": "user", "content": "?"}],
+        "stream": True,
+    }
 
     def check(error: anthropic.APIStatusError) -> None:
         assert error.body == {
@@ -152,7 +177,9 @@ async def test_anthropic_raises_api_status_error_inside_a_stream(asynchronous: b
             if not asynchronous:
                 assert await trio.to_thread.run_sync(read, proxy.url) == ["message_start"]
                 return
-            async with anthropic.AsyncAnthropic(base_url=proxy.url, api_key="sk-test", max_retries=0) as client:
+            async with anthropic.AsyncAnthropic(
+                base_url=proxy.url, api_key="sk-test", max_retries=0
+            ) as client:
                 seen = []
                 with pytest.raises(anthropic.APIStatusError) as caught:
                     async for event in await client.messages.create(**call):
@@ -162,7 +189,9 @@ async def test_anthropic_raises_api_status_error_inside_a_stream(asynchronous: b
 
 
 def mcp_server(*, event_id: bytes = b"", resumed: bytes | None = None) -> Script:
-    """An MCP server whose `tools/call` sends a notification, and then breaks off. `resumed`: what a GET with Last-Event-ID gets."""
+    """An MCP server whose `tools/call` sends a notification, and then breaks off. `resumed`: what a
+    GET with Last-Event-ID gets.
+    """
 
     async def script(peer: Peer) -> None:
         while True:
@@ -182,14 +211,19 @@ def mcp_server(*, event_id: bytes = b"", resumed: bytes | None = None) -> Script
             if message["method"] == "tools/call":
                 await peer.start_stream()
                 await peer.chunk(
-                    event_id + b'event: message\ndata: {"jsonrpc":"2.0","method":"notifications/message",'
+                    event_id
+                    + b'event: message\ndata: {"jsonrpc":"2.0","method":"notifications/message",'
                     b'"params":{"level":"info","data":"x"}}\n\n'
                 )
                 return
             result: dict[str, Any] = {"tools": []}
             if message["method"] == "initialize":
                 server = {"name": "s", "version": "1"}
-                result = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": server}
+                result = {
+                    "protocolVersion": "2025-11-25",
+                    "capabilities": {"tools": {}},
+                    "serverInfo": server,
+                }
             body = json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}).encode()
             await peer.send(
                 b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nMcp-Session-Id: s-1\r\n"
@@ -201,7 +235,9 @@ def mcp_server(*, event_id: bytes = b"", resumed: bytes | None = None) -> Script
 
 @pytest.mark.filterwarnings("default")
 async def test_mcp_raises_its_error_for_a_call_whose_stream_breaks() -> None:
-    """The open request gets a JSON-RPC error response: `MCPError`, with the proxy's words, and at once."""
+    """The open request gets a JSON-RPC error response: `MCPError`, with the proxy's words, and at
+    once.
+    """
     from mcp.client import Client
     from mcp.shared.exceptions import MCPError
 
@@ -218,12 +254,12 @@ async def test_mcp_raises_its_error_for_a_call_whose_stream_breaks() -> None:
 
 @pytest.mark.filterwarnings("default")
 async def test_an_mcp_stream_that_can_be_resumed_is_left_to_the_client() -> None:
-    """Events with ids have passed: an error response would end the call, where the client can have the rest by a GET."""
+    """Events with ids have passed: an error response would end the call, where the client can have
+    the rest by a GET.
+    """
     from mcp.client import Client
 
-    resumed = (
-        b'id: 2\nevent: message\ndata: {"jsonrpc":"2.0","id":2,"result":{"content":[{"type":"text","text":"done"}]}}\n\n'
-    )
+    resumed = b'id: 2\nevent: message\ndata: {"jsonrpc":"2.0","id":2,"result":{"content":[{"type":"text","text":"done"}]}}\n\n'
     async with serving(mcp_server(event_id=b"id: 1\nretry: 10\n", resumed=resumed), "mcp") as proxy:
         with trio.fail_after(10), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -242,15 +278,23 @@ def request(ident: Any) -> dict[str, Any]:
 
 
 async def test_mcp_answers_every_open_request_and_no_other() -> None:
-    """In a batch, those that upstream has answered have their answer; each other one gets an error of its own."""
+    """In a batch, those that upstream has answered have their answer; each other one gets an error
+    of its own.
+    """
     answered = b'event: message\ndata: {"jsonrpc":"2.0","id":"b","result":{}}\n\n'
     async with serving(breaking_after(answered), "mcp") as proxy:
-        batch = post(request(1), request("b"), {"jsonrpc": "2.0", "method": "notifications/x"}, request(3))
+        batch = post(
+            request(1), request("b"), {"jsonrpc": "2.0", "method": "notifications/x"}, request(3)
+        )
         answer = await fetch(proxy.port, "/mcp", **batch)
     assert not answer.complete
     assert answer.body.startswith(answered)
     events = answer.body.removeprefix(answered).split(b"\n\n")
-    assert [event.split(b"\n")[0] for event in events] == [b"event: message", b"event: message", b""]
+    assert [event.split(b"\n")[0] for event in events] == [
+        b"event: message",
+        b"event: message",
+        b"",
+    ]
     said = [json.loads(event.split(b"\n")[1].removeprefix(b"data: ")) for event in events[:2]]
     assert [(message["jsonrpc"], message["id"]) for message in said] == [("2.0", 1), ("2.0", 3)]
     assert {message["error"]["data"]["type"] for message in said} == {"upstream_truncated"}
@@ -267,7 +311,9 @@ async def test_mcp_answers_every_open_request_and_no_other() -> None:
     ids=["GET", "notification", "response", "not JSON"],
 )
 async def test_mcp_says_nothing_where_nobody_waits_for_an_answer(asked: dict[str, Any]) -> None:
-    """Without an open request there is no message that would be an answer; the stream breaks off, and that is seen."""
+    """Without an open request there is no message that would be an answer; the stream breaks off,
+    and that is seen.
+    """
     event = b'event: message\ndata: {"jsonrpc":"2.0","method":"notifications/x"}\n\n'
     async with serving(breaking_after(event), "mcp") as proxy:
         answer = await fetch(proxy.port, "/mcp", **asked)
@@ -285,22 +331,41 @@ async def test_the_other_dialects_are_as_they_were(dialect: str) -> None:
     assert not answer.complete
 
 
-OPENAI = {"error": {"message": "M", "type": "server_error", "param": None, "code": "upstream_connection_lost"}}
+OPENAI = {
+    "error": {
+        "message": "M",
+        "type": "server_error",
+        "param": None,
+        "code": "upstream_connection_lost",
+    }
+}
 ANTHROPIC = {"type": "error", "error": {"type": "api_error", "message": "M"}}
-MCP = {"jsonrpc": "2.0", "id": 7, "error": {"code": -32000, "message": "M", "data": {"type": "upstream_connection_lost"}}}
+MCP = {
+    "jsonrpc": "2.0",
+    "id": 7,
+    "error": {"code": -32000, "message": "M", "data": {"type": "upstream_connection_lost"}},
+}
 GENERIC = {"error": {"type": "upstream_connection_lost", "message": "M"}}
 
 
 @pytest.mark.parametrize(
     ("dialect", "expected"),
-    [("openai", OPENAI), ("anthropic", ANTHROPIC), ("mcp", MCP), ("generic", GENERIC), ("abort", GENERIC)],
+    [
+        ("openai", OPENAI),
+        ("anthropic", ANTHROPIC),
+        ("mcp", MCP),
+        ("generic", GENERIC),
+        ("abort", GENERIC),
+    ],
 )
 async def test_a_whole_answer_has_the_dialects_body(dialect: str, expected: dict[str, Any]) -> None:
     """502 as ever, and the body that the dialect's SDK reads."""
     async with serving(refuse, dialect) as proxy:
         answer = await fetch(proxy.port, "/x", **post(request(7)))
     assert (answer.status, answer.all("content-type")) == (502, [b"application/json"])
-    expected = json.loads(json.dumps(expected).replace('"M"', '"the connection to the upstream broke"'))
+    expected = json.loads(
+        json.dumps(expected).replace('"M"', '"the connection to the upstream broke"')
+    )
     assert json.loads(answer.body) == expected
 
 
@@ -313,7 +378,12 @@ async def test_a_whole_answer_has_the_dialects_body(dialect: str, expected: dict
             403,
             ("invalid_request_error", "permission_error", -32600),
         ),
-        ('allowed_hosts: ["a.test"]', {}, 403, ("invalid_request_error", "permission_error", -32600)),
+        (
+            'allowed_hosts: ["a.test"]',
+            {},
+            403,
+            ("invalid_request_error", "permission_error", -32600),
+        ),
         (
             "limits: {max_request_body_bytes: 3}",
             {"method": "POST", "body": b"four"},
@@ -328,7 +398,9 @@ async def test_a_whole_answer_has_the_dialects_body(dialect: str, expected: dict
 async def test_refusals_have_the_dialects_body(
     route: str, asked: dict[str, Any], status: int, expected: tuple[str, str, int]
 ) -> None:
-    """403, 413, 503 and 504: the status tells as ever, the body in the dialect; to whom nobody can tell, `id` is null."""
+    """403, 413, 503 and 504: the status tells as ever, the body in the dialect; to whom nobody can
+    tell, `id` is null.
+    """
 
     async def script(peer: Peer) -> None:
         await peer.request()
@@ -348,7 +420,11 @@ async def test_refusals_have_the_dialects_body(
         found[dialect] = json.loads(answer.body)
     assert found["anthropic"]["type"] == "error"
     assert found["mcp"]["id"] is None
-    kinds = (found["openai"]["error"]["type"], found["anthropic"]["error"]["type"], found["mcp"]["error"]["code"])
+    kinds = (
+        found["openai"]["error"]["type"],
+        found["anthropic"]["error"]["type"],
+        found["mcp"]["error"]["code"],
+    )
     assert kinds == expected
 
 
@@ -367,33 +443,64 @@ async def test_the_sdks_raise_their_status_errors_for_whole_answers() -> None:
     ):
         route = 'allowed_hosts: ["a.test"]' if refused else ""
         async with serving(refuse, "openai", route=route) as proxy:
-            async with openai.AsyncOpenAI(base_url=proxy.url + "/v1", api_key="sk-test", max_retries=0) as client:
+            async with openai.AsyncOpenAI(
+                base_url=proxy.url + "/v1", api_key="sk-test", max_retries=0
+            ) as client:
                 with pytest.raises(openai_error) as caught:
-                    await client.chat.completions.create(model="m", messages=[{"role": "user", "content": "?"}])
+                    await client.chat.completions.create(
+                        model="m", messages=[{"role": "user", "content": "?"}]
+                    )
         assert caught.value.code == ("host_not_allowed" if refused else "upstream_connection_lost")  # type: ignore[attr-defined]
         async with serving(refuse, "anthropic", route=route) as proxy:
-            async with anthropic.AsyncAnthropic(base_url=proxy.url, api_key="sk-test", max_retries=0) as client:
+            async with anthropic.AsyncAnthropic(
+                base_url=proxy.url, api_key="sk-test", max_retries=0
+            ) as client:
                 with pytest.raises(anthropic_error):
-                    await client.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": "?"}])
+                    await client.messages.create(
+                        model="m", max_tokens=9, messages=[{"role": "user", "content": "?"}]
+                    )
 
 
-# --- what built-ins answer ------------------------------------------------------------------------------------------------
+# --- what built-ins answer
+# ------------------------------------------------------------------------------------------------
 
 KEYS = f'{{name: keys, use: api_keys, options: {{keys: {{ann: "{hash_key("wk-ann")}"}}}}}}'
 LIMIT = "{name: limit, use: rate_limit, options: {requests_per_minute: 1, burst: 1, by: address}}"
 NO_KEY, LIMITED = "this request needs an API key", "too many requests; try again in 60 s"
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mcp": (
-        {"jsonrpc": "2.0", "id": 7, "error": {"code": -32000, "message": NO_KEY, "data": {"type": "missing_api_key"}}},
-        {"jsonrpc": "2.0", "id": 7, "error": {"code": -32000, "message": LIMITED, "data": {"type": "rate_limited"}}},
+        {
+            "jsonrpc": "2.0",
+            "id": 7,
+            "error": {"code": -32000, "message": NO_KEY, "data": {"type": "missing_api_key"}},
+        },
+        {
+            "jsonrpc": "2.0",
+            "id": 7,
+            "error": {"code": -32000, "message": LIMITED, "data": {"type": "rate_limited"}},
+        },
     ),
     "anthropic": (
         {"type": "error", "error": {"type": "authentication_error", "message": NO_KEY}},
         {"type": "error", "error": {"type": "rate_limit_error", "message": LIMITED}},
     ),
     "openai": (
-        {"error": {"message": NO_KEY, "type": "invalid_request_error", "param": None, "code": "missing_api_key"}},
-        {"error": {"message": LIMITED, "type": "rate_limit_error", "param": None, "code": "rate_limited"}},
+        {
+            "error": {
+                "message": NO_KEY,
+                "type": "invalid_request_error",
+                "param": None,
+                "code": "missing_api_key",
+            }
+        },
+        {
+            "error": {
+                "message": LIMITED,
+                "type": "rate_limit_error",
+                "param": None,
+                "code": "rate_limited",
+            }
+        },
     ),
     "generic": (
         {"error": {"type": "missing_api_key", "message": NO_KEY}},
@@ -405,8 +512,15 @@ REFUSED["abort"] = REFUSED["generic"]
 
 @asynccontextmanager
 async def refusing(dialect: str, names: str = "limit, keys") -> AsyncIterator[Proxy]:
-    """A proxy whose built-ins refuse: the first request has no key, and the second is one too many. No server is asked."""
-    config = config_for("http://127.0.0.1:1", route=f"dialect: {dialect}", interceptors=f"{KEYS}, {LIMIT}", names=names)
+    """A proxy whose built-ins refuse: the first request has no key, and the second is one too many.
+    No server is asked.
+    """
+    config = config_for(
+        "http://127.0.0.1:1",
+        route=f"dialect: {dialect}",
+        interceptors=f"{KEYS}, {LIMIT}",
+        names=names,
+    )
     async with open_proxy(config) as proxy:
         yield proxy
 
@@ -439,7 +553,10 @@ HUGE = 123456789012345678901234567890
         (post({"jsonrpc": "2.0", "method": "notifications/x"}), None),
         (post({"jsonrpc": "2.0", "id": 1, "result": {}}), None),
         (post({"jsonrpc": "2.0", "id": 1, "method": None, "result": {}}), None),
-        ({"method": "POST", "body": b'[{"id":"a","method":"x"},{"method":"notifications/x"}]'}, "a"),
+        (
+            {"method": "POST", "body": b'[{"id":"a","method":"x"},{"method":"notifications/x"}]'},
+            "a",
+        ),
         (post(request(1), request(2)), None),
         ({"method": "POST", "body": b'{"jsonrpc":"2.0","id":1,"method":"x"'}, None),
         ({"method": "POST", "body": b"\x1f\x8b", "headers": [("Content-Encoding", "gzip")]}, None),
@@ -449,8 +566,12 @@ HUGE = 123456789012345678901234567890
     ],
     ids=lambda value: str(value)[:40],
 )
-async def test_what_built_ins_answer_on_mcp_has_the_requests_id(asked: dict[str, Any], ident: object) -> None:
-    """Of the same type; null where there is no request, where there are several, and where the body cannot be read."""
+async def test_what_built_ins_answer_on_mcp_has_the_requests_id(
+    asked: dict[str, Any], ident: object
+) -> None:
+    """Of the same type; null where there is no request, where there are several, and where the body
+    cannot be read.
+    """
     async with refusing("mcp", "keys") as proxy:
         answer = await fetch(proxy.port, "/mcp", **asked)
     message = json.loads(answer.body)
@@ -465,7 +586,9 @@ async def test_sdks_raise_what_they_have_for_401_and_429() -> None:
     call: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "?"}]}
     with trio.fail_after(20):
         async with refusing("openai") as proxy:
-            async with openai.AsyncOpenAI(base_url=proxy.url + "/v1", api_key="wk-nobody", max_retries=0) as client:
+            async with openai.AsyncOpenAI(
+                base_url=proxy.url + "/v1", api_key="wk-nobody", max_retries=0
+            ) as client:
                 with pytest.raises(openai.AuthenticationError) as wrong_key:
                     await client.chat.completions.create(**call)
                 with pytest.raises(openai.RateLimitError) as limited:
@@ -474,7 +597,9 @@ async def test_sdks_raise_what_they_have_for_401_and_429() -> None:
         assert "this API key is not valid" in str(wrong_key.value)
         assert LIMITED in str(limited.value)
         async with refusing("anthropic") as proxy:
-            async with anthropic.AsyncAnthropic(base_url=proxy.url, api_key="wk-nobody", max_retries=0) as other:
+            async with anthropic.AsyncAnthropic(
+                base_url=proxy.url, api_key="wk-nobody", max_retries=0
+            ) as other:
                 with pytest.raises(anthropic.AuthenticationError) as denied:
                     await other.messages.create(**call, max_tokens=9)
                 with pytest.raises(anthropic.RateLimitError) as too_many:
@@ -488,7 +613,9 @@ async def test_sdks_raise_what_they_have_for_401_and_429() -> None:
 
 @pytest.mark.filterwarnings("default")
 async def test_the_mcp_sdk_shows_the_message_of_a_refusal() -> None:
-    """A model that is told when to try again can do so; "Server returned an error response" would not help it."""
+    """A model that is told when to try again can do so; "Server returned an error response" would
+    not help it.
+    """
     from mcp.client import Client
     from mcp.shared.exceptions import MCPError
 

@@ -1,8 +1,10 @@
-"""A browser's `EventSource` behind the proxy: what interceptors make of a stream reaches a page as if upstream had sent it so.
+"""A browser's `EventSource` behind the proxy: what interceptors make of a stream reaches a page as
+if upstream had sent it so.
 
-Headless Chromium loads a page that listens to one stream after the other and posts what it was given. It does so twice, from an
-upstream that sends the changed events by itself, and through the proxy from one whose events interceptors change: both reports,
-and the requests that led to them, must be equal.
+Headless Chromium loads a page that listens to one stream after the other and posts what it was
+given. It does so twice, from an upstream that sends the changed events by itself, and through the
+proxy from one whose events interceptors change: both reports, and the requests that led to them,
+must be equal.
 """
 
 from __future__ import annotations
@@ -25,7 +27,14 @@ from support.upstream import Peer, open_upstream
 from interceptors import Event, EventResult, Interceptor
 
 FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-breakpad"),
+    *(
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--disable-breakpad",
+    ),
     *(
         "--disable-quic",
         "--no-proxy-server",
@@ -155,7 +164,11 @@ def change(event: Event) -> EventResult:
 
 def add(event: Event) -> EventResult:
     """One more, with a type and an id and several lines."""
-    return [event, Event("added\nin two lines", event="extra", id="1a")] if event.data == "one" else event
+    return (
+        [event, Event("added\nin two lines", event="extra", id="1a")]
+        if event.data == "one"
+        else event
+    )
 
 
 async def look(event: Event) -> EventResult:
@@ -164,13 +177,19 @@ async def look(event: Event) -> EventResult:
     return event
 
 
-async def answer(peer: Peer, status: str, content_type: str = "text/plain", body: bytes = b"") -> None:
-    head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+async def answer(
+    peer: Peer, status: str, content_type: str = "text/plain", body: bytes = b""
+) -> None:
+    head = (
+        f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     await peer.send(head.encode() + body)
 
 
 class Site:
-    """A page, and its streams by their names: for each what is sent when a browser comes, and when it comes again."""
+    """A page, and its streams by their names: for each what is sent when a browser comes, and when
+    it comes again.
+    """
 
     def __init__(self, streams: dict[str, Callable[[bool], Sequence[bytes]]]) -> None:
         self._streams = streams
@@ -182,7 +201,10 @@ class Site:
     def observed(self) -> dict[str, Any]:
         """What the browser says it was given, and with which Last-Event-ID it came."""
         ids = {name: [value.decode() for value in values] for name, values in self._visits.items()}
-        return {name: {"received": self._report[name], "last_event_ids": ids[name]} for name in self._streams}
+        return {
+            name: {"received": self._report[name], "last_event_ids": ids[name]}
+            for name in self._streams
+        }
 
     async def script(self, peer: Peer) -> None:
         while True:
@@ -213,7 +235,9 @@ async def visit(browser: str, url: str, site: Site, directory: Path) -> dict[str
     command = [browser, *FLAGS, f"--user-data-dir={directory}/profile", url + "/"]
     with open(directory / "output", "wb") as output:
         async with trio.open_nursery() as nursery:
-            await nursery.start(partial(trio.run_process, command, check=False, stdout=output, stderr=output))
+            await nursery.start(
+                partial(trio.run_process, command, check=False, stdout=output, stderr=output)
+            )
             with trio.move_on_after(60):
                 await site.reported.wait()
             nursery.cancel_scope.cancel()  # which ends the browser
@@ -249,7 +273,9 @@ def unchanged_site(seed: int) -> Site:
 
 
 def changed_site() -> Site:
-    """The same streams as they shall be, from an upstream that needs no proxy for it: plain LF, in one piece."""
+    """The same streams as they shall be, from an upstream that needs no proxy for it: plain LF, in
+    one piece.
+    """
 
     def pieces(again: bool) -> list[bytes]:
         return [(AFTER_CHANGED if again else BEFORE_CHANGED).encode()]
@@ -260,7 +286,11 @@ def changed_site() -> Site:
 @pytest.fixture
 def chromium() -> str:
     """The browser's path."""
-    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
+    found = [
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ]
     return found[0] if found else lacking("Chromium", "WEIRPOOL_REQUIRE_CHROMIUM")
 
 
@@ -280,9 +310,11 @@ def serve(log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
 async def test_an_event_source_gets_what_interceptors_made_as_if_upstream_had_sent_it(
     chain: list[type[Interceptor]], serve: Serve, chromium: str, tmp_path: Path
 ) -> None:
-    """Types, data, ids, errors and the Last-Event-ID of its return are the same, whatever ends lines and wherever chunks end.
+    """Types, data, ids, errors and the Last-Event-ID of its return are the same, whatever ends
+    lines and wherever chunks end.
 
-    Each stream ends once, and the browser comes again after the time that an interceptor has set: upstream's is a minute.
+    Each stream ends once, and the browser comes again after the time that an interceptor has set:
+    upstream's is a minute.
     """
     direct = changed_site()
     async with open_upstream(direct.script) as upstream:
@@ -298,7 +330,18 @@ async def test_an_event_source_gets_what_interceptors_made_as_if_upstream_had_se
         assert stream["last_event_ids"] == ["(none)", "ten"]
         types = [item["type"] for item in stream["received"]]
         assert types == [
-            *("message", "extra", "message", "note", "message", "renamed", "message", "message", "message", "message"),
+            *(
+                "message",
+                "extra",
+                "message",
+                "note",
+                "message",
+                "renamed",
+                "message",
+                "message",
+                "message",
+                "message",
+            ),
             *("(error)", "message", "renamed", "finish"),
         ]
         assert stream["received"][1] == {"type": "extra", "data": "added\nin two lines", "id": "1a"}

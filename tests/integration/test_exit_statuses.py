@@ -1,4 +1,6 @@
-"""The exit statuses of docs/operations.md and their events, from outside: each row of its table, with one worker and with two."""
+"""The exit statuses of docs/operations.md and their events, from outside: each row of its table,
+with one worker and with two.
+"""
 
 from __future__ import annotations
 
@@ -61,22 +63,44 @@ class EndsHub(Interceptor):
 """
 
 CASES: dict[int, list[tuple[str, dict[str, Any]]]] = {
-    0: [("sigterm", {"signal": signal.SIGTERM}), ("sigint-workers", {"signal": signal.SIGINT, "workers": 2})],
+    0: [
+        ("sigterm", {"signal": signal.SIGTERM}),
+        ("sigint-workers", {"signal": signal.SIGINT, "workers": 2}),
+    ],
     1: [("hub", {"use": "EndsHub", "event": "hub_died"})],
     2: [("usage", {"config": "nonsense: 1"})],
     3: [
         ("port", {"taken": True, "event": "start_failed", "errors": "--bind: cannot listen on "}),
-        ("port-workers", {"taken": True, "workers": 2, "event": "start_failed", "errors": "--bind: cannot listen on "}),
+        (
+            "port-workers",
+            {
+                "taken": True,
+                "workers": 2,
+                "event": "start_failed",
+                "errors": "--bind: cannot listen on ",
+            },
+        ),
         ("lifespan", {"use": "Fails", "event": "start_failed", "errors": "interceptors[0]: "}),
         (
             "slow",
-            {"use": "IsSlow", "event": "start_failed", "errors": "interceptors: their lifespans were not entered within"},
+            {
+                "use": "IsSlow",
+                "event": "start_failed",
+                "errors": "interceptors: their lifespans were not entered within",
+            },
         ),
         (
             "lifespan-exits",
-            {"use": "Exits", "event": "start_failed", "errors": "interceptors[0]: the lifespan of 'own' failed"},
+            {
+                "use": "Exits",
+                "event": "start_failed",
+                "errors": "interceptors[0]: the lifespan of 'own' failed",
+            },
         ),
-        ("lifespan-workers", {"use": "Fails", "workers": 2, "event": "start_failed", "errors": "interceptors[0]: "}),
+        (
+            "lifespan-workers",
+            {"use": "Fails", "workers": 2, "event": "start_failed", "errors": "interceptors[0]: "},
+        ),
     ],
 }
 
@@ -84,7 +108,9 @@ CASES: dict[int, list[tuple[str, dict[str, Any]]]] = {
 def test_every_documented_status_has_a_case() -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
     table = page[page.index("| status | meaning |") :].split("\n\n")[0]
-    assert [int(number) for number in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == list(CASES)
+    assert [int(number) for number in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == list(
+        CASES
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,7 +119,9 @@ def test_every_documented_status_has_a_case() -> None:
     ids=[f"{status}-{name}" for status, cases in CASES.items() for name, _ in cases],
 )
 async def test_exit_status(status: int, case: dict[str, Any], tmp_path: Path) -> None:
-    """With its event, whose line is JSON; and nothing else on standard error but lines of JSON, except for wrong usage."""
+    """With its event, whose line is JSON; and nothing else on standard error but lines of JSON,
+    except for wrong usage.
+    """
     (tmp_path / "own.py").write_text(INTERCEPTORS)
     own = f'interceptors: [{{name: own, use: "./own.py:{case["use"]}"}}]' if "use" in case else ""
     default = "reverse_proxy: {upstreams: [{name: u, endpoints: ['http://127.0.0.1:9']}], routes: [{path: /, upstream: u}]}"
@@ -101,7 +129,9 @@ async def test_exit_status(status: int, case: dict[str, Any], tmp_path: Path) ->
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1] if case.get("taken") else 0
         options = ["--bind", f"127.0.0.1:{port}", "--workers", str(case.get("workers", 1))]
-        async with running([*WEIRPOOL, "serve", "--config", str(tmp_path / "weirpool.yaml"), *options]) as process:
+        async with running(
+            [*WEIRPOOL, "serve", "--config", str(tmp_path / "weirpool.yaml"), *options]
+        ) as process:
             if "signal" in case:
                 await process.event("started", case.get("workers", 1))
                 process.signal(case["signal"])
@@ -129,7 +159,9 @@ async def test_a_signal_while_it_starts_ends_it(workers: int, tmp_path: Path) ->
         'interceptors: [{name: own, use: "./own.py:Hangs"}]\n'
     )
     options = ["--bind", "127.0.0.1:0", "--workers", str(workers)]
-    async with running([*WEIRPOOL, "serve", "--config", str(tmp_path / "weirpool.yaml"), *options]) as process:
+    async with running(
+        [*WEIRPOOL, "serve", "--config", str(tmp_path / "weirpool.yaml"), *options]
+    ) as process:
         while sum("entering" in line for line in process.lines) < workers:
             await trio.sleep(0.02)
         process.signal(signal.SIGTERM)
@@ -151,4 +183,6 @@ async def test_what_a_reference_gave_is_not_in_the_log_when_a_lifespan_fails(
     async with running([*WEIRPOOL, "serve", *options]) as process:
         assert await process.exit_status() == 3
         (line,) = await process.event("start_failed")
-        assert line["errors"] == ["interceptors[0]: the lifespan of 'own' failed: ValueError: cannot connect to ${OWN_DSN}"]
+        assert line["errors"] == [
+            "interceptors[0]: the lifespan of 'own' failed: ValueError: cannot connect to ${OWN_DSN}"
+        ]

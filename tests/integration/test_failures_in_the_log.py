@@ -1,4 +1,6 @@
-"""What the log says of a failure in an interceptor: who, in which hook, what and where, and nothing that passed through it."""
+"""What the log says of a failure in an interceptor: who, in which hook, what and where, and nothing
+that passed through it.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,19 @@ from support.interceptors import Log, Serve, Way, config_with, on_event, until
 from support.proxy import open_proxy
 from support.upstream import open_upstream, stream_of
 
-from interceptors import End, Event, EventResult, Interceptor, Request, Response, StreamContext, StreamInterceptor
+from interceptors import (
+    End,
+    Event,
+    EventResult,
+    Interceptor,
+    Request,
+    Response,
+    StreamContext,
+    StreamInterceptor,
+)
 from interceptors.dialects import MessageInterceptor, MessageStream, ToolCall, Unread
-from proxy import logs
 from proxy.config.schema import Log as LogSettings
+from proxy.worker import logs
 
 SECRET = "opal-7731"
 CALL = (
@@ -49,8 +60,12 @@ def rendered(line: dict[str, Any], level: str) -> str:
 
 
 async def test_the_line_has_type_and_place_but_no_message(serve: Serve) -> None:
-    """The failure of `int(text)` holds the text: neither line has it, nor the line of source, unless the level is debug."""
-    async with serve(stream_of(b"data: %b\n\n" % SECRET.encode()), on_event(reads_a_number, "Reads")) as rig:
+    """The failure of `int(text)` holds the text: neither line has it, nor the line of source,
+    unless the level is debug.
+    """
+    async with serve(
+        stream_of(b"data: %b\n\n" % SECRET.encode()), on_event(reads_a_number, "Reads")
+    ) as rig:
         await rig.fetch()
         assert await rig.outcomes() == ["intercepted"]
         (line,), (failed,) = rig.lines("exchange"), rig.lines("interceptor_failed")
@@ -61,7 +76,9 @@ async def test_the_line_has_type_and_place_but_no_message(serve: Serve) -> None:
         assert SECRET not in str(line)
         assert SECRET not in text
         assert "int(event.data)" not in text
-        assert f'File "{__file__}", line {number}, in reads_a_number' in json.loads(text)["exception"]
+        assert (
+            f'File "{__file__}", line {number}, in reads_a_number' in json.loads(text)["exception"]
+        )
         assert json.loads(text)["exception"].endswith("ValueError")
         assert SECRET in rendered(failed, "debug")
 
@@ -69,7 +86,9 @@ async def test_the_line_has_type_and_place_but_no_message(serve: Serve) -> None:
 async def test_at_debug_the_exchange_line_has_the_message(log: Log) -> None:
     async with open_upstream(stream_of(b"data: %b\n\n" % SECRET.encode())) as upstream:
         config = config_with(upstream.url, on_event(reads_a_number, "Reads"))
-        async with open_proxy(msgspec.structs.replace(config, log=LogSettings(level="debug"))) as proxy:
+        async with open_proxy(
+            msgspec.structs.replace(config, log=LogSettings(level="debug"))
+        ) as proxy:
             await fetch(proxy.port)
             await until(lambda: log[-1]["event"] == "exchange")
             assert SECRET in str(log[-1]["error"])
@@ -85,7 +104,9 @@ async def test_what_the_package_itself_says_stays(serve: Serve) -> None:
         await rig.fetch()
         await rig.outcomes()
         assert "returned int, expected an Event" in rig.lines("exchange")[0]["error"]
-        assert "returned int, expected an Event" in rendered(rig.lines("interceptor_failed")[0], "info")
+        assert "returned int, expected an Event" in rendered(
+            rig.lines("interceptor_failed")[0], "info"
+        )
 
 
 class Answers(Interceptor):
@@ -95,7 +116,9 @@ class Answers(Interceptor):
 
 @pytest.mark.parametrize("cls", [Answers, on_event(lambda event: End(), "Ends")])
 async def test_who_intercepted_is_a_field(cls: type[Interceptor], serve: Serve) -> None:
-    async with serve(stream_of(b"data: 1\n\n"), on_event(lambda event: event, "Passes"), cls) as rig:
+    async with serve(
+        stream_of(b"data: 1\n\n"), on_event(lambda event: event, "Passes"), cls
+    ) as rig:
         await rig.fetch()
         assert await rig.outcomes() == ["intercepted"]
         assert rig.lines("exchange")[0]["interceptor"] == cls.__name__
@@ -103,7 +126,11 @@ async def test_who_intercepted_is_a_field(cls: type[Interceptor], serve: Serve) 
 
 async def test_who_needed_an_event_that_is_too_large_is_a_field(serve: Serve) -> None:
     large = b"data: " + b"x" * 2000 + b"\n\n"
-    async with serve(stream_of(large), on_event(lambda event: event, "Sees"), route="limits: {max_event_bytes: 100}") as rig:
+    async with serve(
+        stream_of(large),
+        on_event(lambda event: event, "Sees"),
+        route="limits: {max_event_bytes: 100}",
+    ) as rig:
         await rig.fetch()
         assert await rig.outcomes() == ["upstream_error"]
         assert rig.lines("exchange")[0]["interceptor"] == "Sees"
@@ -132,13 +159,19 @@ class Looks(FailsAtCall):
             return None
 
 
-@pytest.mark.parametrize(("cls", "hook"), [(FailsAtCall, "on_tool_call"), (FailsAtUnread, "on_unread")])
-async def test_a_failure_is_logged_under_its_own_hook(cls: type[Interceptor], hook: str, serve: Serve) -> None:
+@pytest.mark.parametrize(
+    ("cls", "hook"), [(FailsAtCall, "on_tool_call"), (FailsAtUnread, "on_unread")]
+)
+async def test_a_failure_is_logged_under_its_own_hook(
+    cls: type[Interceptor], hook: str, serve: Serve
+) -> None:
     async with serve(stream_of(CALL, ODD, END), cls) as rig:
         await rig.fetch(COMPLETIONS, method="POST", body=b"{}")
         await rig.outcomes()
         assert rig.failures() == [(cls.__name__, hook)]
-        assert rig.lines("exchange")[0]["error"].startswith(f"{cls.__name__}.{hook}: LookupError at ")
+        assert rig.lines("exchange")[0]["error"].startswith(
+            f"{cls.__name__}.{hook}: LookupError at "
+        )
 
 
 async def test_an_answer_beyond_the_limits_is_no_failure_of_the_interceptor(serve: Serve) -> None:

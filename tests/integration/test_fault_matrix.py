@@ -1,10 +1,12 @@
-"""The fault matrix: what an upstream does wrong, by who is waiting for it, by who has a say. One test a cell.
+"""The fault matrix: what an upstream does wrong, by who is waiting for it, by who has a say. One
+test a cell.
 
 Over HTTP/1.1 and HTTP/2, and with upstreams that speak TLS, which can do wrong what others cannot.
 
-Each cell shows the outcome in the log and in the metric, what the client sees, and that everything is back: the leases, the one
-connection that the upstream may have (`max_connections: 1`), and the sockets of the upstream's side. A cell sets only the deadline
-that it is about, so that a slow machine changes nothing.
+Each cell shows the outcome in the log and in the metric, what the client sees, and that everything
+is back: the leases, the one connection that the upstream may have (`max_connections: 1`), and the
+sockets of the upstream's side. A cell sets only the deadline that it is about, so that a slow
+machine changes nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +42,13 @@ WINDOW = 20_000
 SHORT_S = 0.1
 TOTAL_S = 0.4
 """In which a head and an event arrive."""
-BROKEN = (EOFError, trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError, h11.LocalProtocolError)
+BROKEN = (
+    EOFError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    h11.RemoteProtocolError,
+    h11.LocalProtocolError,
+)
 SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 
 
@@ -62,12 +70,16 @@ class Stage:
 
     @property
     def floods(self) -> bool:
-        """More than fits into all buffers comes before the fault, for a client that does not take it."""
+        """More than fits into all buffers comes before the fault, for a client that does not take
+        it.
+        """
         return self.client == "stalled"
 
 
 async def start(peer: Peer, stage: Stage, length: int | None = None) -> None:
-    """The head of an event stream, an event, and as much as it takes to stall a client; chunked unless `length` is given."""
+    """The head of an event stream, an event, and as much as it takes to stall a client; chunked
+    unless `length` is given.
+    """
     flood = FLOOD_COUNT if stage.floods else 0
     if length is None:
         await peer.start_stream()
@@ -87,7 +99,8 @@ def transport_of(peer: Peer) -> trio.SocketStream:
     return stream
 
 
-# What the upstream does. A script that returns closes its connection; under TLS without close_notify.
+# What the upstream does. A script that returns closes its connection; under TLS without
+# close_notify.
 
 
 async def hangs_before_head(peer: Peer, stage: Stage) -> None:
@@ -190,7 +203,9 @@ async def stops_reading(peer: Peer, stage: Stage) -> None:
 
 async def answers_early(peer: Peer, stage: Stage) -> None:
     await stage.reach()
-    await peer.send(b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\nslow")
+    await peer.send(
+        b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\nslow"
+    )
     await peer.wait_closed()
 
 
@@ -198,7 +213,9 @@ async def answers_early(peer: Peer, stage: Stage) -> None:
 
 
 async def says_it_closes(peer: Peer, stage: Stage) -> None:
-    """No fault: a body that is framed by the connection's end, and an end with close_notify. What follows differs only in that."""
+    """No fault: a body that is framed by the connection's end, and an end with close_notify. What
+    follows differs only in that.
+    """
     await peer.send(SSE_HEAD + b"\r\ndata: 1\n\n")
     await stage.reach()
     assert isinstance(peer.stream, trio.SSLStream)
@@ -236,7 +253,9 @@ async def half_a_record(peer: Peer, stage: Stage) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """`status` and `kind` of the answer that a client sees; without a kind it is the upstream's own. `whole`: it comes whole."""
+    """`status` and `kind` of the answer that a client sees; without a kind it is the upstream's
+    own. `whole`: it comes whole.
+    """
 
     script: Callable[[Peer, Stage], Awaitable[None]] | None
     outcome: str
@@ -256,13 +275,21 @@ ERROR, TIMEOUT = "upstream_error", "upstream_timeout"
 FAULTS = {
     "refuses": Fault(None, ERROR, 502, "upstream_connect_failed"),
     "closes before head": Fault(closes_before_head, ERROR, 502, "upstream_connection_lost"),
-    "hangs before head": Fault(hangs_before_head, TIMEOUT, 504, "upstream_read_timeout", timeout="first_byte"),
-    "hangs mid-head": Fault(hangs_mid_head, TIMEOUT, 504, "upstream_read_timeout", timeout="first_byte"),
-    "trickles its head": Fault(trickles_head, TIMEOUT, 504, "upstream_read_timeout", timeout="first_byte"),
+    "hangs before head": Fault(
+        hangs_before_head, TIMEOUT, 504, "upstream_read_timeout", timeout="first_byte"
+    ),
+    "hangs mid-head": Fault(
+        hangs_mid_head, TIMEOUT, 504, "upstream_read_timeout", timeout="first_byte"
+    ),
+    "trickles its head": Fault(
+        trickles_head, TIMEOUT, 504, "upstream_read_timeout", timeout="first_byte"
+    ),
     "sends garbage": Fault(sends_garbage, ERROR, 502, "upstream_protocol_error"),
     "endless head": Fault(endless_head, ERROR, 502, "upstream_protocol_error"),
     "1xx flood": Fault(floods_with_1xx, ERROR, 502, "upstream_protocol_error"),
-    "stops reading": Fault(stops_reading, TIMEOUT, 504, "upstream_write_timeout", timeout="write", uploads=True),
+    "stops reading": Fault(
+        stops_reading, TIMEOUT, 504, "upstream_write_timeout", timeout="write", uploads=True
+    ),
     "answers early": Fault(answers_early, "completed", 429, body=b"slow", whole=True, uploads=True),
     "hangs mid-event": Fault(hangs_mid_event, TIMEOUT, timeout="idle"),
     "trickles its body": Fault(trickles_body, TIMEOUT, timeout="total"),
@@ -271,7 +298,9 @@ FAULTS = {
     "garbage for a chunk": Fault(garbage_for_a_chunk, ERROR),
     "endless event": Fault(endless_event, TIMEOUT, timeout="total"),
     "less than Content-Length": Fault(less_than_content_length, ERROR),
-    "more than Content-Length": Fault(more_than_content_length, "completed", whole=True, body=b"data: 1\n\ndata: 2\n\n"),
+    "more than Content-Length": Fault(
+        more_than_content_length, "completed", whole=True, body=b"data: 1\n\ndata: 2\n\n"
+    ),
 }
 TLS_FAULTS = FAULTS | {
     "says that it closes": Fault(says_it_closes, "completed", whole=True),
@@ -325,7 +354,9 @@ def settings(fault: Fault, client: str) -> dict[str, str]:
 Side = Client | Http2Requester
 
 
-async def play(client: Side, kind: str, fault: Fault, stage: Stage, over: Callable[[], object]) -> Answer | None:
+async def play(
+    client: Side, kind: str, fault: Fault, stage: Stage, over: Callable[[], object]
+) -> Answer | None:
     """The client's part; what it saw."""
     with suppress(*BROKEN):
         async with trio.open_nursery() as nursery:
@@ -349,7 +380,9 @@ async def play(client: Side, kind: str, fault: Fault, stage: Stage, over: Callab
 
 async def _send(client: Side, fault: Fault) -> None:
     with suppress(*BROKEN):
-        await client.send("POST" if fault.uploads else "GET", FAULTY, body=UPLOAD if fault.uploads else None)
+        await client.send(
+            "POST" if fault.uploads else "GET", FAULTY, body=UPLOAD if fault.uploads else None
+        )
 
 
 def refuse(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,24 +408,39 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 @pytest.mark.parametrize("interceptors", INTERCEPTORS)
 @pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("name", FAULTS)
-async def test_a_fault(name: str, client: str, interceptors: str, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One outcome, in log and metric; nothing looks whole that is not; everything is back, and a request can follow."""
+async def test_a_fault(
+    name: str, client: str, interceptors: str, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One outcome, in log and metric; nothing looks whole that is not; everything is back, and a
+    request can follow.
+    """
     await Cell(name, client, interceptors).check(log, monkeypatch)
 
 
 @pytest.mark.parametrize("interceptors", INTERCEPTORS)
 @pytest.mark.parametrize(("name", "client"), HTTP2_CELLS)
 async def test_a_fault_under_http2(
-    name: str, client: str, interceptors: str, certificates: Certificates, log: Log, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    client: str,
+    interceptors: str,
+    certificates: Certificates,
+    log: Log,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As over HTTP/1.1; a stream that is not whole is reset, never ended; and the connection, if it still is there, goes on."""
+    """As over HTTP/1.1; a stream that is not whole is reset, never ended; and the connection, if it
+    still is there, goes on.
+    """
     await Cell(name, client, interceptors, http2=certificates).check(log, monkeypatch)
 
 
 @pytest.mark.parametrize("interceptors", INTERCEPTORS)
 @pytest.mark.parametrize("name", TLS_FAULTS)
 async def test_a_fault_of_a_tls_upstream(
-    name: str, interceptors: str, certificates: Certificates, log: Log, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    interceptors: str,
+    certificates: Certificates,
+    log: Log,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As without TLS; and what is not TLS, or ends without a word, is a fault of its own."""
     await Cell(name, "patient", interceptors, upstream_tls=certificates).check(log, monkeypatch)
@@ -411,12 +459,15 @@ class Cell:
         """Play it, and see what the module's docstring says."""
         fault, outcomes = expected(self.name, self.client, self.interceptors)
         limit_send_buffers(monkeypatch, 65536)
-        # For a client that neither sends nor reads. One of HTTP/2 that reads must have its end, however busy the machine is.
+        # For a client that neither sends nor reads. One of HTTP/2 that reads must have its end,
+        # however busy the machine is.
         patient_http2 = self.http2 is not None and self.client == "patient"
-        monkeypatch.setattr("proxy.inbound.LINGER_S", 5.0 if patient_http2 else 0.2)
+        monkeypatch.setattr("proxy.exchange.request_body.LINGER_S", 5.0 if patient_http2 else 0.2)
         if self.client != "patient":
-            monkeypatch.setattr("proxy.inbound._QUIET_S", SHORT_S)
-            monkeypatch.setattr("proxy.downstream.hypercorn.client._LAST_BYTES_S", SHORT_S)  # that it does not take
+            monkeypatch.setattr("proxy.exchange.request_body._QUIET_S", SHORT_S)
+            monkeypatch.setattr(
+                "proxy.downstream.hypercorn.client._LAST_BYTES_S", SHORT_S
+            )  # that it does not take
         stage = Stage(self.client)
 
         async def script(peer: Peer) -> None:
@@ -441,14 +492,18 @@ class Cell:
             context = self.upstream_tls.server
             given["upstream"] += f', ca_file: "{self.upstream_tls.ca_file}"'
         serve = Way(certificates=self.http2).serve(log, monkeypatch)
-        async with serve(script, *INTERCEPTORS[self.interceptors], upstream_tls=context, **given) as rig:
+        async with serve(
+            script, *INTERCEPTORS[self.interceptors], upstream_tls=context, **given
+        ) as rig:
             async with self.open_side(rig) as side:
                 answer = await play(side, self.client, fault, stage, lambda: rig.lines("exchange"))
                 (outcome,) = await rig.outcomes()
                 stage.over.set()
                 assert outcome in outcomes
                 for each in Outcome:
-                    assert rig.metric("weirpool_exchanges_total", route="/", outcome=each.value) == (each.value == outcome)
+                    assert rig.metric(
+                        "weirpool_exchanges_total", route="/", outcome=each.value
+                    ) == (each.value == outcome)
                 if self.client == "patient" or (self.client == "stalled" and not fault.in_body):
                     assert answer is not None
                     check_answer(answer, fault, self.interceptors)

@@ -1,4 +1,6 @@
-"""A long stream through a chain of five: nothing lost, nothing twice, nothing out of order, and nothing that piles up."""
+"""A long stream through a chain of five: nothing lost, nothing twice, nothing out of order, and
+nothing that piles up.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,13 @@ from interceptors.redact import Redact
 EVENTS = 100_000
 EARLY = range(10_000, 20_000)
 LATE = range(90_000, EVENTS)
-"""The events while which memory is traced, which makes everything slow; by the first of them everything has the size it needs."""
+"""The events while which memory is traced, which makes everything slow; by the first of them
+everything has the size it needs.
+"""
 
 GROWTH_BYTES = 64 * 1024
-"""What may be held of what was taken for the late events, and how much more the most may be than it was for the early ones. A
-byte for each event is 10 kB, the smallest object for each some 500 kB.
+"""What may be held of what was taken for the late events, and how much more the most may be than it
+was for the early ones. A byte for each event is 10 kB, the smallest object for each some 500 kB.
 """
 
 SECRET = b"sk-abcdefghijklmnop"
@@ -37,13 +41,21 @@ def has_usage(number: int) -> bool:
 
 
 def sent(number: int) -> bytes:
-    """What upstream sends: JSON in the main, some of it with an id, and text that is no JSON in between."""
+    """What upstream sends: JSON in the main, some of it with an id, and text that is no JSON in
+    between.
+    """
     if number % 11 == 3:
         return b"event: text\ndata: plain %d\ndata: %s\n\n" % (number, SECRET)
     usage = b', "usage": {"tokens": %d}' % number if has_usage(number) else b""
     key = b', "key": "%s"' % SECRET if number % 13 == 0 else b""
     head = b"id: %d\n" % number if number % 7 == 0 else b""
-    return b'%sdata: {"n": %d, "text": "word%s"%s%s}\n\n' % (head, number, b"s" * (number % 40), usage, key)
+    return b'%sdata: {"n": %d, "text": "word%s"%s%s}\n\n' % (
+        head,
+        number,
+        b"s" * (number % 40),
+        usage,
+        key,
+    )
 
 
 def expected(number: int) -> bytes:
@@ -54,7 +66,9 @@ def expected(number: int) -> bytes:
     if number % 10 == 7:
         return b""
     if has_usage(number):
-        event = event.replace(b'{"tokens": %d}' % number, b'{"tokens":%d,"cents":%d}' % (number, number // 10))
+        event = event.replace(
+            b'{"tokens": %d}' % number, b'{"tokens":%d,"cents":%d}' % (number, number // 10)
+        )
     if number % 3 == 0:
         event = event.replace(b"}\n\n", b',"edited":true}\n\n')
     if number % 3 == 0 or has_usage(number):  # decoded, and encoded again without spaces
@@ -96,7 +110,11 @@ class Edit(Interceptor):
 class EditStream(StreamInterceptor):
     def on_event(self, event: Event) -> EventResult:
         message = message_of(event)
-        return event if message is None or message["n"] % 3 else event.replace(json=message | {"edited": True})
+        return (
+            event
+            if message is None or message["n"] % 3
+            else event.replace(json=message | {"edited": True})
+        )
 
 
 class DropAndAdd(Interceptor):
@@ -111,7 +129,11 @@ class DropAndAddStream(StreamInterceptor):
             return event
         if message["n"] % 10 == 7:
             return None
-        return [event, Event(f"after {message['n']}", event="extra")] if message["n"] % 10 == 5 else event
+        return (
+            [event, Event(f"after {message['n']}", event="extra")]
+            if message["n"] % 10 == 5
+            else event
+        )
 
 
 class Price(Interceptor):
@@ -128,7 +150,9 @@ class PriceStream(StreamInterceptor):
         message = message_of(event)
         if message is None or "usage" not in message:
             return event
-        return event.replace(json=message | {"usage": message["usage"] | {"cents": message["n"] // 10}})
+        return event.replace(
+            json=message | {"usage": message["usage"] | {"cents": message["n"] // 10}}
+        )
 
 
 class Hide(Redact):
@@ -176,7 +200,9 @@ def cut(data: bytes, rng: random.Random, most: int = 9000) -> Iterator[bytes]:
 
 def framed(data: bytes, rng: random.Random) -> bytes:
     """In chunks that end anywhere."""
-    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in cut(bytes(data), rng, most=3000))
+    return b"".join(
+        b"%x\r\n%b\r\n" % (len(piece), piece) for piece in cut(bytes(data), rng, most=3000)
+    )
 
 
 @dataclass
@@ -186,9 +212,9 @@ class Memory:
 
     @classmethod
     def now(cls, pooled: int) -> Memory:
-        """What is held of what was taken since tracing began, and the most that was at once; without `pooled`, the bytes that the
-        pools have made buffers of meanwhile: how many a batch needs at once depends on how the bytes come, and their number has a
-        bound of its own.
+        """What is held of what was taken since tracing began, and the most that was at once;
+        without `pooled`, the bytes that the pools have made buffers of meanwhile: how many a batch
+        needs at once depends on how the bytes come, and their number has a bound of its own.
         """
         gc.collect()
         _, peak = tracemalloc.get_traced_memory()
@@ -215,7 +241,13 @@ class Reader:
                 rest += await self._client.read_some()
             assert rest.startswith(wanted), (number, bytes(rest[:200]), wanted)
             del rest[: len(wanted)]
-            counts["dropped" if not wanted else "passed" if wanted.startswith(sent(number)) else "changed"] += 1
+            counts[
+                "dropped"
+                if not wanted
+                else "passed"
+                if wanted.startswith(sent(number))
+                else "changed"
+            ] += 1
             counts["added"] += b"event: extra" in wanted
         assert rest == b""
 
@@ -225,9 +257,12 @@ def serve(log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
     return Way().serve(log, monkeypatch)
 
 
-async def test_a_hundred_thousand_events_keep_their_order_and_leave_nothing_behind(serve: Serve) -> None:
-    """Passed, edited, dropped, added, selected and redacted, cut anywhere on their way: every byte is the expected one, each
-    count is right, at rest no buffer is on loan, and the last tenth takes no more memory than the second.
+async def test_a_hundred_thousand_events_keep_their_order_and_leave_nothing_behind(
+    serve: Serve,
+) -> None:
+    """Passed, edited, dropped, added, selected and redacted, cut anywhere on their way: every byte
+    is the expected one, each count is right, at rest no buffer is on loan, and the last tenth takes
+    no more memory than the second.
     """
     rests = Rests(EARLY.start, EARLY.stop, LATE.start, LATE.stop)
     async with serve(rests.script, *CHAIN) as rig:
@@ -235,7 +270,9 @@ async def test_a_hundred_thousand_events_keep_their_order_and_leave_nothing_behi
         reader = Reader(client)
 
         def made() -> int:
-            return sum(stats.allocations * stats.size for stats in rig.proxy.worker.pools.statistics())
+            return sum(
+                stats.allocations * stats.size for stats in rig.proxy.worker.pools.statistics()
+            )
 
         async def read(numbers: range, traced: bool) -> Memory:
             before = made()
@@ -258,8 +295,14 @@ async def test_a_hundred_thousand_events_keep_their_order_and_leave_nothing_behi
         assert await rig.outcomes() == ["completed"]
         assert rig.failures() == []
         assert rig.lines("exchange")[0]["events"] == EVENTS
-        counted = {action: rig.metric("weirpool_events_total", route="/", action=action) for action in reader.counts}
+        counted = {
+            action: rig.metric("weirpool_events_total", route="/", action=action)
+            for action in reader.counts
+        }
         assert counted == reader.counts
         assert min(reader.counts.values()) > EVENTS // 20
     assert late.held < GROWTH_BYTES, (early, late)
-    assert late.peak - early.peak < 4 * GROWTH_BYTES, (early, late)  # the upstream's batches are among it, and differ
+    assert late.peak - early.peak < 4 * GROWTH_BYTES, (
+        early,
+        late,
+    )  # the upstream's batches are among it, and differ

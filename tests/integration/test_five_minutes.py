@@ -1,4 +1,6 @@
-"""What the page of interceptors promises a newcomer: its files and its three commands, and an interceptor is at work."""
+"""What the page of interceptors promises a newcomer: its files and its three commands, and an
+interceptor is at work.
+"""
 
 from __future__ import annotations
 
@@ -59,8 +61,8 @@ class Command:
 
 
 async def test_the_page_s_files_and_commands_put_an_interceptor_to_work(tmp_path: Path) -> None:
-    """As they stand there, but for the ports: what `weirpool demo` streams goes through the page's interceptor, which changes each
-    event but the last.
+    """As they stand there, but for the ports: what `weirpool demo` streams goes through the page's
+    interceptor, which changes each event but the last.
     """
     assert files_of(PAGE, tmp_path) == ["shout.py", "weirpool.yaml", "looked.py"]
     block = next(block for block in blocks_of(PAGE) if block.language == "sh")
@@ -85,5 +87,8 @@ async def test_the_page_s_files_and_commands_put_an_interceptor_to_work(tmp_path
     assert answer.complete
     *events, last, rest = answer.body.decode().split("\n\n")
     assert (last, rest) == ("data: [DONE]", "")
-    text = "".join(json.loads(event.removeprefix("data: "))["choices"][0]["delta"]["content"] for event in events)
+    text = "".join(
+        json.loads(event.removeprefix("data: "))["choices"][0]["delta"]["content"]
+        for event in events
+    )
     assert text.startswith("A WEIR LETS THE RIVER RUN AND STILL HAS A SAY IN IT")

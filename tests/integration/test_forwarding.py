@@ -1,4 +1,6 @@
-"""What of a request goes upstream and what of a response comes back: fields of the hop, who the client is, Via, TRACE."""
+"""What of a request goes upstream and what of a response comes back: fields of the hop, who the
+client is, Via, TRACE.
+"""
 
 from __future__ import annotations
 
@@ -49,16 +51,24 @@ class Marks(Interceptor):
 
 
 async def echo(peer: Peer) -> None:
-    """An upstream that has TRACE: its answer is the head of the request. Its own Connection names fields."""
+    """An upstream that has TRACE: its answer is the head of the request. Its own Connection names
+    fields.
+    """
     while True:
         request = await peer.request()
         body = b"".join(b"%s: %s\r\n" % field for field in request.headers)
         head = b"HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Mark\r\nX-Mark: theirs\r\nKeep-Alive: timeout=5\r\n"
-        await peer.send(head + b"Content-Length: %d\r\n\r\n" % len(body) + (b"" if request.method == "HEAD" else body))
+        await peer.send(
+            head
+            + b"Content-Length: %d\r\n\r\n" % len(body)
+            + (b"" if request.method == "HEAD" else body)
+        )
 
 
 @asynccontextmanager
-async def serve(log: Log, script: Script = echo, *, bind: str = "127.0.0.1:0", trusted: str = "") -> AsyncIterator[Rig]:
+async def serve(
+    log: Log, script: Script = echo, *, bind: str = "127.0.0.1:0", trusted: str = ""
+) -> AsyncIterator[Rig]:
     Marks.seen.clear()
     async with open_upstream(script) as upstream:
         config = parse_config(
@@ -100,15 +110,25 @@ def last(rig: Rig) -> Request:
 async def test_the_clients_connection_cannot_remove_what_is_set(log: Log) -> None:
     """By an interceptor, by `api_keys`, by the configuration."""
     async with serve(log) as rig:
-        await rig.fetch("/marks", headers=[("Connection", "keep-alive, x-user-id"), ("X-User-Id", "mallory")])
+        await rig.fetch(
+            "/marks", headers=[("Connection", "keep-alive, x-user-id"), ("X-User-Id", "mallory")]
+        )
         assert last(rig).all("x-user-id") == [b"alice"]
         assert last(rig).all("x-forwarded-user") == [b"alice"]
         assert last(rig).all("connection") == []
         key = [("Authorization", f"Bearer {ANN}"), ("Connection", "x-api-key, authorization")]
         assert (await rig.fetch("/keys", headers=key)).status == 200
-        assert (last(rig).all("x-api-key"), last(rig).all("authorization")) == ([b"sk-upstream"], [])
-        await rig.fetch("/secret", headers=[("Connection", "x-set, authorization"), ("X-Set", "theirs")])
-        assert (last(rig).all("x-set"), last(rig).all("authorization")) == ([b"ours"], [b"Bearer sk-secret"])
+        assert (last(rig).all("x-api-key"), last(rig).all("authorization")) == (
+            [b"sk-upstream"],
+            [],
+        )
+        await rig.fetch(
+            "/secret", headers=[("Connection", "x-set, authorization"), ("X-Set", "theirs")]
+        )
+        assert (last(rig).all("x-set"), last(rig).all("authorization")) == (
+            [b"ours"],
+            [b"Bearer sk-secret"],
+        )
 
 
 async def test_the_upstreams_connection_cannot_remove_what_is_set(log: Log) -> None:
@@ -119,10 +139,24 @@ async def test_the_upstreams_connection_cannot_remove_what_is_set(log: Log) -> N
 
 async def test_interceptors_see_no_field_of_the_hop(log: Log) -> None:
     """Of the client's and of the upstream's, and nothing that a client claims about itself."""
-    sent = [("Connection", "TE, X-Hop"), ("TE", "trailers"), ("X-Hop", "1"), ("Upgrade", "h2c"), ("HTTP2-Settings", "AA")]
-    claims = [("X-Forwarded-User", "mallory"), ("X_Forwarded_For", "6.6.6.6"), ("Forwarded", "for=6.6.6.6")]
+    sent = [
+        ("Connection", "TE, X-Hop"),
+        ("TE", "trailers"),
+        ("X-Hop", "1"),
+        ("Upgrade", "h2c"),
+        ("HTTP2-Settings", "AA"),
+    ]
+    claims = [
+        ("X-Forwarded-User", "mallory"),
+        ("X_Forwarded_For", "6.6.6.6"),
+        ("Forwarded", "for=6.6.6.6"),
+    ]
     async with serve(log) as rig:
-        await rig.fetch("/marks", headers=[*sent, *claims, ("X-End", "2"), ("Transfer-Encoding", "chunked")], body=b"x")
+        await rig.fetch(
+            "/marks",
+            headers=[*sent, *claims, ("X-End", "2"), ("Transfer-Encoding", "chunked")],
+            body=b"x",
+        )
         request, response = Marks.seen
         assert sorted(request) == ["host", "x-end"]
         assert sorted(response) == ["content-length"]
@@ -137,7 +171,9 @@ async def test_interceptors_see_no_field_of_the_hop(log: Log) -> None:
 
 @pytest.mark.parametrize("target", ["/plain", "/marks"])
 async def test_an_underscore_makes_no_other_name(target: str, log: Log) -> None:
-    """Only what the proxy knows of the client goes up, however a client writes the names; other names pass."""
+    """Only what the proxy knows of the client goes up, however a client writes the names; other
+    names pass.
+    """
     names = [
         "X-Forwarded-For",
         "X_Forwarded_For",
@@ -149,7 +185,9 @@ async def test_an_underscore_makes_no_other_name(target: str, log: Log) -> None:
     async with serve(log) as rig:
         await rig.fetch(target, headers=[*((name, "6.6.6.6") for name in names), ("X_Other", "1")])
         claims = {
-            name.lower(): value for name, value in last(rig).headers if name.lower().replace(b"_", b"-").startswith(b"x-")
+            name.lower(): value
+            for name, value in last(rig).headers
+            if name.lower().replace(b"_", b"-").startswith(b"x-")
         }
         claims.pop(b"x-user-id", None)
         claims.pop(b"x-forwarded-user", None)
@@ -166,7 +204,9 @@ async def test_an_ipv4_client_of_a_socket_for_both_families_has_its_own_address(
     async with serve(log, bind="[::]:0", trusted="127.0.0.0/8") as rig:
         await rig.fetch("/plain")
         assert last(rig).all("x-forwarded-for") == [b"127.0.0.1"]
-        await rig.fetch("/plain", headers=[("X-Forwarded-For", "192.0.2.1"), ("X_Forwarded_For", "6.6.6.6")])
+        await rig.fetch(
+            "/plain", headers=[("X-Forwarded-For", "192.0.2.1"), ("X_Forwarded_For", "6.6.6.6")]
+        )
         assert last(rig).all("x-forwarded-for") == [b"192.0.2.1, 127.0.0.1"]
         assert last(rig).all("x_forwarded_for") == []
         assert (await rig.fetch("/marks", headers=[("X-Client", "?")])).body == b"127.0.0.1"
@@ -184,7 +224,9 @@ async def test_a_request_names_the_proxies_that_it_has_passed(log: Log) -> None:
         assert version == b"1.1"
         assert socket.gethostname().encode() not in pseudonym
         assert answer.all("via") == []
-        await rig.fetch("/marks", headers=[("Via", "1.0 a (b, c)"), ("Via", "2 d"), ("Connection", "via")])
+        await rig.fetch(
+            "/marks", headers=[("Via", "1.0 a (b, c)"), ("Via", "2 d"), ("Connection", "via")]
+        )
         assert last(rig).all("via") == [b"1.0 a (b, c), 2 d, 1.1 " + pseudonym]
         await rig.fetch("/silent")
         assert last(rig).all("via") == []
@@ -212,7 +254,9 @@ async def test_a_request_that_comes_back_is_refused(log: Log) -> None:
 
 
 async def test_a_worker_knows_a_request_that_another_worker_sent(tmp_path: Path) -> None:
-    """A server that is its own upstream: two exchanges for a request, whichever of its workers gets it."""
+    """A server that is its own upstream: two exchanges for a request, whichever of its workers gets
+    it.
+    """
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -225,7 +269,16 @@ reverse_proxy:
   limits: {{max_streams: 40}}
 """
     )
-    command = [*WEIRPOOL, "serve", "--config", str(file), "--bind", f"127.0.0.1:{port}", "--workers", "2"]
+    command = [
+        *WEIRPOOL,
+        "serve",
+        "--config",
+        str(file),
+        "--bind",
+        f"127.0.0.1:{port}",
+        "--workers",
+        "2",
+    ]
     async with running(command) as process:
         await process.event("started", 2)
         for _ in range(8):
@@ -240,7 +293,9 @@ reverse_proxy:
 
 
 async def test_trace_goes_nowhere(log: Log) -> None:
-    """Its answer would show what was added on the way: also when an interceptor makes one of another request."""
+    """Its answer would show what was added on the way: also when an interceptor makes one of
+    another request.
+    """
     async with serve(log) as rig:
         key = [("Authorization", f"Bearer {ANN}")]
         body = [("Content-Length", "5")]  # which does not come
@@ -252,7 +307,11 @@ async def test_trace_goes_nowhere(log: Log) -> None:
             ("/", []),
         ):
             answer = await rig.fetch(target, method="TRACE", headers=headers)
-            assert (answer.status, b"not_supported" in answer.body, b"sk-" in answer.body) == (501, True, False)
+            assert (answer.status, b"not_supported" in answer.body, b"sk-" in answer.body) == (
+                501,
+                True,
+                False,
+            )
         assert (await rig.fetch("/marks", headers=[("X-Method", "TRACE")])).status == 501
         assert rig.upstream.requests == []
         assert {line["outcome"] for line in rig.lines("exchange")} == {"refused"}
@@ -262,14 +321,24 @@ async def test_trace_goes_nowhere(log: Log) -> None:
 async def test_options_may_be_forwarded_so_many_times(target: str, log: Log) -> None:
     async with serve(log) as rig:
         for value, expected in (("5", b"4"), ("1", b"0"), ("007", b"6")):
-            assert (await rig.fetch(target, method="OPTIONS", headers=[("Max-Forwards", value)])).status == 200
+            assert (
+                await rig.fetch(target, method="OPTIONS", headers=[("Max-Forwards", value)])
+            ).status == 200
             assert last(rig).all("max-forwards") == [expected]
         seen = len(rig.upstream.requests)
-        headers = [("Max-Forwards", "0"), ("Connection", "max-forwards"), ("Origin", "https://app.test")]
+        headers = [
+            ("Max-Forwards", "0"),
+            ("Connection", "max-forwards"),
+            ("Origin", "https://app.test"),
+        ]
         answer = await rig.fetch(target, method="OPTIONS", headers=headers)
         assert (answer.status, answer.body) == (204, b"")
-        assert answer.all("access-control-allow-origin") == ([b"https://app.test"] if target == "/origins" else [])
-        assert (await rig.fetch(target, method="OPTIONS", headers=[("Max-Forwards", "5, 4")])).status == 400
+        assert answer.all("access-control-allow-origin") == (
+            [b"https://app.test"] if target == "/origins" else []
+        )
+        assert (
+            await rig.fetch(target, method="OPTIONS", headers=[("Max-Forwards", "5, 4")])
+        ).status == 400
         assert len(rig.upstream.requests) == seen
 
 
@@ -296,7 +365,9 @@ async def test_it_is_the_same_over_http2(log: Log, tmp_path: Path) -> None:
                     answer = await client.answer()
                 return answer.status, answer.body
 
-            status, _ = await ask("GET", "/plain", ("x_forwarded_for", "6.6.6.6"), ("x-forwarded-user", "mallory"))
+            status, _ = await ask(
+                "GET", "/plain", ("x_forwarded_for", "6.6.6.6"), ("x-forwarded-user", "mallory")
+            )
             assert (status, last(rig).all("x-forwarded-for")) == (200, [b"127.0.0.1"])
             assert last(rig).all("x_forwarded_for") == last(rig).all("x-forwarded-user") == []
             (via,) = last(rig).all("via")

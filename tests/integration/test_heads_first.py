@@ -1,5 +1,5 @@
-"""What needs only a request's head is decided before anything of its body is waited for, and the bodies that a worker collects stay
-within a bound.
+"""What needs only a request's head is decided before anything of its body is waited for, and the
+bodies that a worker collects stay within a bound.
 """
 
 from __future__ import annotations
@@ -41,10 +41,20 @@ def serve(log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
 
 async def begin(client: Client, framing: str, *headers: str) -> None:
     """The head of a POST, and the first bytes of a large body that never comes."""
-    length = "Content-Length: 3000000" if framing == "content-length" else "Transfer-Encoding: chunked"
-    lines = ["POST / HTTP/1.1", "Host: proxy.test", "Content-Type: application/json", length, *headers]
+    length = (
+        "Content-Length: 3000000" if framing == "content-length" else "Transfer-Encoding: chunked"
+    )
+    lines = [
+        "POST / HTTP/1.1",
+        "Host: proxy.test",
+        "Content-Type: application/json",
+        length,
+        *headers,
+    ]
     head = "\r\n".join(lines).encode() + b"\r\n\r\n"
-    await client.stream.send_all(head + (b"[{}," if framing == "content-length" else b"4\r\n[{},\r\n"))
+    await client.stream.send_all(
+        head + (b"[{}," if framing == "content-length" else b"4\r\n[{},\r\n")
+    )
 
 
 async def answer_of(client: Client) -> bytes:
@@ -59,10 +69,16 @@ async def answer_of(client: Client) -> bytes:
 
 @pytest.mark.parametrize("dialect", ["generic", "mcp"])
 @pytest.mark.parametrize("framing", STREAMED)
-async def test_a_client_without_a_key_is_refused_before_its_body(dialect: str, framing: str, log: Log) -> None:
-    """401 as soon as the head has come, over HTTP/1.1; nothing is decoded, and what comes of the body is thrown away."""
+async def test_a_client_without_a_key_is_refused_before_its_body(
+    dialect: str, framing: str, log: Log
+) -> None:
+    """401 as soon as the head has come, over HTTP/1.1; nothing is decoded, and what comes of the
+    body is thrown away.
+    """
     async with open_upstream(EVENTS) as upstream:
-        config = config_for(upstream.url, interceptors=KEYED, names="keys", route=f"dialect: {dialect}")
+        config = config_for(
+            upstream.url, interceptors=KEYED, names="keys", route=f"dialect: {dialect}"
+        )
         async with open_proxy(config) as proxy:
             client = await open_client(proxy.port)
             await begin(client, framing)
@@ -70,18 +86,31 @@ async def test_a_client_without_a_key_is_refused_before_its_body(dialect: str, f
                 answer = await answer_of(client)
             assert answer.startswith(b"HTTP/1.1 401 ")
             await client.aclose()
-            await until(lambda: [line["outcome"] for line in log if line["event"] == "exchange"] == ["intercepted"])
+            await until(
+                lambda: (
+                    [line["outcome"] for line in log if line["event"] == "exchange"]
+                    == ["intercepted"]
+                )
+            )
             assert proxy.worker.bodies.held == 0
         assert upstream.accepted == 0
 
 
 @pytest.mark.parametrize("announced", [True, False])
 async def test_over_http2_as_well(announced: bool, certificates: Certificates, log: Log) -> None:
-    """The whole 401 comes although the body does not, with a Content-Length and without; the next request is answered."""
+    """The whole 401 comes although the body does not, with a Content-Length and without; the next
+    request is answered.
+    """
     async with open_upstream(EVENTS) as upstream:
         config = config_for(upstream.url, interceptors=KEYED, names="keys", route="dialect: mcp")
-        async with open_proxy(config, tls=certificates.files) as proxy, open_http2(proxy, certificates) as client:
-            headers = [("content-type", "application/json"), *([("content-length", "3000000")] if announced else [])]
+        async with (
+            open_proxy(config, tls=certificates.files) as proxy,
+            open_http2(proxy, certificates) as client,
+        ):
+            headers = [
+                ("content-type", "application/json"),
+                *([("content-length", "3000000")] if announced else []),
+            ]
             stream_id = await client.start("POST", headers=headers, end=False)
             await client.send(stream_id, b"[{},", end=False)
             stream = client.streams[stream_id]
@@ -89,13 +118,19 @@ async def test_over_http2_as_well(announced: bool, certificates: Certificates, l
                 await until(lambda: stream.ended)
             assert stream.status == 401
             await client.send(stream_id, bytes(10_000), end=False)  # on its way, and thrown away
-            good = await client.get(headers=[("authorization", f"Bearer {KEY}"), ("accept", "text/event-stream")])
+            good = await client.get(
+                headers=[("authorization", f"Bearer {KEY}"), ("accept", "text/event-stream")]
+            )
             assert (good.status, good.body) == (200, b"data: 1\n\n")
 
 
 @pytest.mark.parametrize("dialect", ["generic", "mcp"])
-async def test_a_client_without_a_key_gets_401_for_a_body_above_the_limit(dialect: str, log: Log) -> None:
-    """The limit of bodies is for clients that may send one: it answers 413 to a client with a key only."""
+async def test_a_client_without_a_key_gets_401_for_a_body_above_the_limit(
+    dialect: str, log: Log
+) -> None:
+    """The limit of bodies is for clients that may send one: it answers 413 to a client with a key
+    only.
+    """
     async with open_upstream(EVENTS) as upstream:
         route = f"dialect: {dialect}, limits: {{max_request_body_bytes: 1000}}"
         config = config_for(upstream.url, interceptors=KEYED, names="keys", route=route)
@@ -110,11 +145,15 @@ async def test_a_client_without_a_key_gets_401_for_a_body_above_the_limit(dialec
 
 
 async def test_a_keyed_connection_goes_on_after_a_refusal(log: Log) -> None:
-    """The rest of a refused body is read and thrown away, and the next request of the connection is answered."""
+    """The rest of a refused body is read and thrown away, and the next request of the connection is
+    answered.
+    """
     async with open_upstream(EVENTS) as upstream:
         async with open_proxy(config_for(upstream.url, interceptors=KEYED, names="keys")) as proxy:
             client = await open_client(proxy.port)
-            await client.stream.send_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n" + bytes(50_000))
+            await client.stream.send_all(
+                b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n" + bytes(50_000)
+            )
             with trio.fail_after(5):
                 assert (await answer_of(client)).startswith(b"HTTP/1.1 401 ")
                 await client.stream.send_all(bytes(50_000))
@@ -153,7 +192,9 @@ class D(Notes):
 
 @pytest.mark.parametrize("dialect", ["generic", "mcp"])
 async def test_those_that_want_no_body_come_first(dialect: str, serve: Serve) -> None:
-    """In the order of the list among themselves, then those that want the body in theirs: also with a body of no bytes."""
+    """In the order of the list among themselves, then those that want the body in theirs: also with
+    a body of no bytes.
+    """
     async with serve(EVENTS, A, B, C, D, route=f"dialect: {dialect}") as rig:
         for body in (b"{}", b"", None):
             Notes.seen = A.seen = B.seen = C.seen = D.seen = []
@@ -165,29 +206,47 @@ async def test_those_that_want_no_body_come_first(dialect: str, serve: Serve) ->
 
 @pytest.mark.parametrize("framing", ["Content-Length: 40", "Transfer-Encoding: chunked"])
 async def test_a_refusal_on_an_mcp_route_has_the_id_of_a_small_body(framing: str, log: Log) -> None:
-    """It has been decided by then; a body that does not come in no time, or is not small, leaves the id null."""
+    """It has been decided by then; a body that does not come in no time, or is not small, leaves
+    the id null.
+    """
     whole, chunked = b'{"jsonrpc":"2.0","id":7,"method":"ping"}', framing.endswith("chunked")
-    cases = [(whole, b"7"), (whole[:17], b"null"), *([(whole[:-1] + b" " * 20_000 + b"}", b"null")] if chunked else [])]
+    cases = [
+        (whole, b"7"),
+        (whole[:17], b"null"),
+        *([(whole[:-1] + b" " * 20_000 + b"}", b"null")] if chunked else []),
+    ]
     async with open_upstream(EVENTS) as upstream:
         config = config_for(upstream.url, interceptors=KEYED, names="keys", route="dialect: mcp")
         async with open_proxy(config) as proxy:
             for body, ident in cases:
                 client = await open_client(proxy.port)
                 if chunked:
-                    body = b"%x\r\n%b\r\n" % (len(body), body) + (b"0\r\n\r\n" if len(body) >= 40 else b"")
-                head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n%b\r\n\r\n" % framing.encode()
+                    body = b"%x\r\n%b\r\n" % (len(body), body) + (
+                        b"0\r\n\r\n" if len(body) >= 40 else b""
+                    )
+                head = (
+                    b"POST / HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n%b\r\n\r\n"
+                    % framing.encode()
+                )
                 await client.stream.send_all(head + body)
                 with trio.fail_after(5):
                     assert b'{"jsonrpc":"2.0","id":%b,"error"' % ident in await answer_of(client)
                 await client.aclose()
 
 
-async def test_over_http2_the_id_of_a_body_without_a_length(certificates: Certificates, log: Log) -> None:
+async def test_over_http2_the_id_of_a_body_without_a_length(
+    certificates: Certificates, log: Log
+) -> None:
     """The body comes in a frame of its own, as it does from most clients."""
     async with open_upstream(EVENTS) as upstream:
         config = config_for(upstream.url, interceptors=KEYED, names="keys", route="dialect: mcp")
-        async with open_proxy(config, tls=certificates.files) as proxy, open_http2(proxy, certificates) as client:
-            stream_id = await client.start("POST", headers=[("content-type", "application/json")], end=False)
+        async with (
+            open_proxy(config, tls=certificates.files) as proxy,
+            open_http2(proxy, certificates) as client,
+        ):
+            stream_id = await client.start(
+                "POST", headers=[("content-type", "application/json")], end=False
+            )
             await client.send(stream_id, b'{"jsonrpc":"2.0","id":7,"method":"ping"}', end=True)
             with trio.fail_after(5):
                 await until(lambda: client.streams[stream_id].ended)
@@ -201,7 +260,9 @@ class Asks(Interceptor):
 
 
 async def test_a_body_that_has_not_been_collected_yet_cannot_be_asked_for(serve: Serve) -> None:
-    """One that does not say `wants_body` is asked before there is a body, although another one wants it."""
+    """One that does not say `wants_body` is asked before there is a body, although another one
+    wants it.
+    """
     async with serve(EVENTS, Asks, B) as rig:
         assert (await rig.fetch(method="POST", body=b"{}")).status == 502
         assert rig.failures() == [("Asks", "on_request")]
@@ -213,7 +274,9 @@ class Replaces(Interceptor):
 
 
 async def test_a_body_replaced_by_the_head_alone_is_not_waited_for(serve: Serve) -> None:
-    """The client's is thrown away; those that want the body see the new one, and so does the upstream."""
+    """The client's is thrown away; those that want the body see the new one, and so does the
+    upstream.
+    """
     Notes.seen = B.seen = []
     async with serve(EVENTS, Replaces, B) as rig:
         client = await rig.client()
@@ -232,7 +295,9 @@ class Waits(Interceptor):
 
 
 @pytest.mark.parametrize("framing", STREAMED)
-async def test_a_client_that_leaves_while_its_head_is_looked_at_ends_the_exchange(framing: str, serve: Serve) -> None:
+async def test_a_client_that_leaves_while_its_head_is_looked_at_ends_the_exchange(
+    framing: str, serve: Serve
+) -> None:
     async with serve(EVENTS, Waits, B) as rig:
         client = await rig.client()
         await begin(client, framing)
@@ -245,9 +310,15 @@ async def test_a_client_that_leaves_while_its_head_is_looked_at_ends_the_exchang
 @pytest.mark.parametrize("announced", [True, False])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_http2_says_with_the_head_whether_there_is_a_body(
-    announced: bool, method: str, certificates: Certificates, log: Log, monkeypatch: pytest.MonkeyPatch
+    announced: bool,
+    method: str,
+    certificates: Certificates,
+    log: Log,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`has_body` is right for interceptors that see the head alone, and the upstream gets the request's length as before."""
+    """`has_body` is right for interceptors that see the head alone, and the upstream gets the
+    request's length as before.
+    """
     found: list[bool] = []
 
     class Sees(Interceptor):
@@ -265,14 +336,21 @@ async def test_http2_says_with_the_head_whether_there_is_a_body(
         assert found == [announced]
         (request,) = rig.upstream.requests
         assert request.body == (b"abc" if announced else b"")
-        assert request.all("content-length") == ([b"0"] if method == "POST" and not announced else [])
+        assert request.all("content-length") == (
+            [b"0"] if method == "POST" and not announced else []
+        )
 
 
-async def test_a_small_http2_body_without_a_length_is_bounded(certificates: Certificates, log: Log) -> None:
+async def test_a_small_http2_body_without_a_length_is_bounded(
+    certificates: Certificates, log: Log
+) -> None:
     """One that comes with its head and is larger than it may be is refused as any."""
     async with open_upstream(EVENTS) as upstream:
         config = config_for(upstream.url, route="limits: {max_request_body_bytes: 10}")
-        async with open_proxy(config, tls=certificates.files) as proxy, open_http2(proxy, certificates) as client:
+        async with (
+            open_proxy(config, tls=certificates.files) as proxy,
+            open_http2(proxy, certificates) as client,
+        ):
             stream_id = await client.start("POST", end=False)
             await client.send(stream_id, bytes(20))
             stream = client.streams[stream_id]
@@ -312,16 +390,25 @@ async def answering_json(peer: Peer) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/policy"])
-async def test_a_batch_has_at_most_100_messages(path: str, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """400 as a JSON-RPC error for the next; also from an interceptor that is not strict, for it must not pass unseen."""
+async def test_a_batch_has_at_most_100_messages(
+    path: str, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """400 as a JSON-RPC error for the next; also from an interceptor that is not strict, for it
+    must not pass unseen.
+    """
     message = {"jsonrpc": "2.0", "method": "notifications/progress", "params": {}}
     headers = [("content-type", "application/json")]
     async with batches(log, monkeypatch) as rig:
         for count, status in ((100, 202), (101, 400)):
-            answer = await rig.fetch(path, method="POST", headers=headers, body=json.dumps([message] * count).encode())
+            answer = await rig.fetch(
+                path, method="POST", headers=headers, body=json.dumps([message] * count).encode()
+            )
             assert answer.status == status, answer.body
         error = json.loads(answer.body)
-        assert error["error"] == {"code": -32600, "message": "a batch must have at most 100 messages"}
+        assert error["error"] == {
+            "code": -32600,
+            "message": "a batch must have at most 100 messages",
+        }
         assert len(rig.upstream.requests) == 1
 
 
@@ -329,7 +416,9 @@ async def test_a_batch_has_at_most_100_messages(path: str, log: Log, monkeypatch
 async def test_the_time_to_refuse_a_batch_is_that_of_decoding_it(
     path: str, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No message is made of a batch of a million; it takes some tens of milliseconds, where it took two seconds."""
+    """No message is made of a batch of a million; it takes some tens of milliseconds, where it took
+    two seconds.
+    """
     body = b"[" + b"0," * 1_000_000 + b"0]"
     headers = [("content-type", "application/json")]
     async with batches(log, monkeypatch) as rig:
@@ -343,13 +432,20 @@ async def test_the_time_to_refuse_a_batch_is_that_of_decoding_it(
         assert took < time.process_time() - began
 
 
-async def test_the_default_limit_of_mcp_bodies_is_4_mib(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_default_limit_of_mcp_bodies_is_4_mib(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """413 by the Content-Length alone; a route of another dialect keeps 16 MiB."""
     async with batches(log, monkeypatch) as rig:
-        limits = {route.name: route.limits.max_request_body_bytes for route in rig.proxy.worker.routes.routes}
+        limits = {
+            route.name: route.limits.max_request_body_bytes
+            for route in rig.proxy.worker.routes.routes
+        }
         assert limits == {"/": 4 << 20, "/policy": 16 << 20}
         client = await open_client(rig.proxy.port)
-        await client.stream.send_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4194305\r\n\r\n")
+        await client.stream.send_all(
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4194305\r\n\r\n"
+        )
         with trio.fail_after(5):
             assert (await answer_of(client)).startswith(b"HTTP/1.1 413 ")
         await client.aclose()
@@ -367,12 +463,16 @@ COLLECTED = "limits: {max_collected_bytes: 100000}"
 
 async def send_part(rig: Rig, size: int, length: int = 60_000) -> Client:
     client = await rig.client()
-    await client.stream.send_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % length + bytes(size))
+    await client.stream.send_all(
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % length + bytes(size)
+    )
     return client
 
 
 async def test_bodies_of_slow_clients_hold_no_more_than_the_bound(serve: Serve) -> None:
-    """503 with Retry-After for the body that does not fit; what the others hold is given back when they leave."""
+    """503 with Retry-After for the body that does not fit; what the others hold is given back when
+    they leave.
+    """
     async with serve(EVENTS, Collects, proxy=f"  {COLLECTED}") as rig:
         slow = await send_part(rig, 50_000)
         await until(lambda: rig.proxy.worker.bodies.held == 50_000)
@@ -438,7 +538,9 @@ async def test_a_stream_holds_no_body_of_its_request(dialect: str, serve: Serve)
         await peer.chunk(b"data: 1\n\n")
         await peer.wait_closed()
 
-    async with serve(script, Collects, route=f"dialect: {dialect}, limits: {{max_request_body_bytes: 3000000}}") as rig:
+    async with serve(
+        script, Collects, route=f"dialect: {dialect}, limits: {{max_request_body_bytes: 3000000}}"
+    ) as rig:
         client = await rig.client()
         body = b'{"jsonrpc":"2.0","method":"m","params":{"a":"' + b"a" * 2_000_000 + b'"}}'
         with allocations() as held:
@@ -471,7 +573,9 @@ class AsksInStream(StreamInterceptor):
 
 
 async def test_a_hook_that_asks_for_a_body_that_has_been_let_go_is_told(serve: Serve) -> None:
-    """`on_response` and `open_stream` have it; an event's hook fails, and does not find an empty body."""
+    """`on_response` and `open_stream` have it; an event's hook fails, and does not find an empty
+    body.
+    """
     async with serve(EVENTS, AsksLate) as rig:
         await rig.fetch(method="POST", body=b"{}")
         assert rig.failures() == [("AsksLate", "on_event")]
@@ -493,8 +597,12 @@ async def test_a_body_of_single_bytes_takes_little_more_than_its_size(serve: Ser
     async with serve(EVENTS, Collects) as rig:
         client = await rig.client()
         body = bytes(index % 251 for index in range(40_000))
-        await client.stream.send_all(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
-        await client.stream.send_all(b"".join(b"1\r\n%b\r\n" % body[at : at + 1] for at in range(len(body))))
+        await client.stream.send_all(
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        await client.stream.send_all(
+            b"".join(b"1\r\n%b\r\n" % body[at : at + 1] for at in range(len(body)))
+        )
         await client.stream.send_all(b"0\r\n\r\n")
         with trio.fail_after(10):
             await until(lambda: rig.upstream.requests and rig.upstream.requests[0].body == body)

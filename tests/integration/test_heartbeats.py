@@ -1,6 +1,8 @@
-"""Heartbeats as a client sees them: through both writers, with and without the hub, plain and TLS, with interceptors and without.
+"""Heartbeats as a client sees them: through both writers, with and without the hub, plain and TLS,
+with interceptors and without.
 
-Intervals are short and limits generous: a test waits for heartbeats to come, and for a time only where none may.
+Intervals are short and limits generous: a test waits for heartbeats to come, and for a time only
+where none may.
 """
 
 from __future__ import annotations
@@ -17,7 +19,15 @@ from support.event_source import comments, dispatched
 from support.interceptors import Feed, Log, Rig, Serve, Way, on_event, until
 from support.upstream import Peer
 
-from interceptors import Event, Interceptor, Request, Response, ResponseHead, StreamContext, StreamInterceptor
+from interceptors import (
+    Event,
+    Interceptor,
+    Request,
+    Response,
+    ResponseHead,
+    StreamContext,
+    StreamInterceptor,
+)
 
 FAST = "heartbeat: {interval: 0.05}"
 EARLY = "heartbeat: {interval: 0.05, early: true}"
@@ -30,9 +40,17 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 @pytest.fixture(params=["hub", "no hub", "TLS", "TLS, no hub"])
-def serve(request: pytest.FixtureRequest, certificates: Certificates, log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
+def serve(
+    request: pytest.FixtureRequest,
+    certificates: Certificates,
+    log: Log,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Serve:
     """TLS is served by the portable writer."""
-    way = Way(hub="no hub" not in request.param, certificates=certificates if "TLS" in request.param else None)
+    way = Way(
+        hub="no hub" not in request.param,
+        certificates=certificates if "TLS" in request.param else None,
+    )
     return way.serve(log, monkeypatch)
 
 
@@ -49,7 +67,10 @@ async def pings(client: Client, answer: Answer, count: int) -> None:
 
 
 async def ask(
-    rig: Rig, method: str = "GET", headers: list[tuple[str, str]] | None = None, body: bytes | None = None
+    rig: Rig,
+    method: str = "GET",
+    headers: list[tuple[str, str]] | None = None,
+    body: bytes | None = None,
 ) -> Client:
     client = await rig.client()
     await client.send(method, "/", headers if headers is not None else EVENT_SOURCE, body)
@@ -58,7 +79,9 @@ async def ask(
 
 @pytest.mark.parametrize("chained", [False, True])
 async def test_a_quiet_stream_is_kept_alive(chained: bool, serve: Serve) -> None:
-    """Before its first event and between two; the events are those of upstream, and the bytes of the log those of the client."""
+    """Before its first event and between two; the events are those of upstream, and the bytes of
+    the log those of the client.
+    """
     feed = Feed()
     async with serve(feed.script, *chain(chained), route=FAST) as rig:
         client, answer = await rig.start()
@@ -71,7 +94,10 @@ async def test_a_quiet_stream_is_kept_alive(chained: bool, serve: Serve) -> None
         with trio.fail_after(10):
             await client.rest(answer)
         assert answer.complete
-        assert [(event.data, event.last_event_id) for event in dispatched(answer.body)] == [("one", "1"), ("two", "1")]
+        assert [(event.data, event.last_event_id) for event in dispatched(answer.body)] == [
+            ("one", "1"),
+            ("two", "1"),
+        ]
         assert answer.body.replace(b": ping\n", b"") == b"id: 1\ndata: one\n\ndata: two\n\n"
         assert await rig.outcomes() == ["completed"]
         (line,) = rig.lines("exchange")
@@ -85,7 +111,9 @@ async def test_a_route_may_have_its_own(serve: Serve) -> None:
     async with serve(feed.script, proxy="  heartbeat: {interval: 0.05}") as rig:
         client, answer = await rig.start()
         await pings(client, answer, 1)
-    async with serve(Feed().script, proxy="  heartbeat: {interval: 0.05}", route="heartbeat: {interval: null}") as rig:
+    async with serve(
+        Feed().script, proxy="  heartbeat: {interval: 0.05}", route="heartbeat: {interval: null}"
+    ) as rig:
         client, answer = await rig.start()
         with trio.move_on_after(0.3):
             await client.rest(answer)
@@ -105,14 +133,19 @@ async def silent_after(rig: Rig, seconds: float = 0.4) -> Answer:
     [
         (b"Content-Type: application/json\r\nTransfer-Encoding: chunked", b"7\r\n[1,2,3,\r\n"),
         (b"Content-Type: text/plain\r\nTransfer-Encoding: chunked", b"2\r\n\n\n\r\n"),
-        (b"Content-Type: text/event-stream\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked", b"3\r\nxyz\r\n"),
+        (
+            b"Content-Type: text/event-stream\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked",
+            b"3\r\nxyz\r\n",
+        ),
         (b"Content-Type: text/event-stream\r\nContent-Length: 100", b"data: 1\n\n"),
         (b"Content-Type: text/event-stream\r\nTransfer-Encoding: chunked", b"8\r\ndata: 1\n\r\n"),
     ],
     ids=["json", "text", "encoded", "of known length", "mid-event"],
 )
 async def test_where_none_may_go(head: bytes, body: bytes, serve: Serve) -> None:
-    """No byte is added to what is no event stream, is encoded, has a length, or is in the middle of an event."""
+    """No byte is added to what is no event stream, is encoded, has a length, or is in the middle of
+    an event.
+    """
 
     async def script(peer: Peer) -> None:
         await peer.request()
@@ -126,7 +159,9 @@ async def test_where_none_may_go(head: bytes, body: bytes, serve: Serve) -> None
 
 
 async def test_a_client_that_vanished_is_noticed(serve: Serve) -> None:
-    """It has sent a byte too many, so that Hypercorn does not read on, and then left: only writing tells."""
+    """It has sent a byte too many, so that Hypercorn does not read on, and then left: only writing
+    tells.
+    """
     feed = Feed()
     async with serve(feed.script, route=FAST) as rig:
         client, answer = await rig.start()
@@ -139,7 +174,9 @@ async def test_a_client_that_vanished_is_noticed(serve: Serve) -> None:
         assert await rig.outcomes() == ["client_disconnected"]
 
 
-async def test_a_client_that_takes_nothing_is_cut(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_takes_nothing_is_cut(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Heartbeats alone fill its socket in the end, and then the send deadline holds."""
     accept = socket.socket.accept
 
@@ -151,7 +188,9 @@ async def test_a_client_that_takes_nothing_is_cut(log: Log, monkeypatch: pytest.
     monkeypatch.setattr(socket.socket, "accept", accept_small)
     feed = Feed()
     serve = Way().serve(log, monkeypatch)
-    async with serve(feed.script, route="heartbeat: {interval: 0.001}, timeouts: {send: 0.3}") as rig:
+    async with serve(
+        feed.script, route="heartbeat: {interval: 0.001}, timeouts: {send: 0.3}"
+    ) as rig:
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
             sock.connect(("127.0.0.1", rig.proxy.port))
@@ -240,8 +279,12 @@ async def stream(peer: Peer) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_early_heartbeats_begin_before_the_upstream_answers(method: str, serve: Serve) -> None:
-    """The head is ours, upstream's own headers come too late, and interceptors see its head and its events as ever."""
+async def test_early_heartbeats_begin_before_the_upstream_answers(
+    method: str, serve: Serve
+) -> None:
+    """The head is ours, upstream's own headers come too late, and interceptors see its head and its
+    events as ever.
+    """
     heads: list[tuple[str, int, str | None]] = []
 
     class Watch(Interceptor):
@@ -317,11 +360,15 @@ async def test_an_upstream_that_answers_in_time_has_its_own_head(serve: Serve) -
 
 
 async def refuse(peer: Peer) -> None:
-    await peer.send(b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: text/event-stream\r\nContent-Length: 0\r\n\r\n")
+    await peer.send(
+        b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: text/event-stream\r\nContent-Length: 0\r\n\r\n"
+    )
 
 
 async def json_answer(peer: Peer) -> None:
-    await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+    await peer.send(
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+    )
 
 
 async def encoded(peer: Peer) -> None:
@@ -347,7 +394,9 @@ async def hang_up(peer: Peer) -> None:
 async def test_a_failure_after_an_early_heartbeat_is_an_event(
     answers: Callable[[Peer], object], kind: str, says: str, dialect: str, serve: Serve
 ) -> None:
-    """The status can no more be told in the head: an error event tells it, and the stream breaks off. `abort` says nothing."""
+    """The status can no more be told in the head: an error event tells it, and the stream breaks
+    off. `abort` says nothing.
+    """
     held = Held(answers)
     async with serve(held.script, route=f"{EARLY}, dialect: {dialect}") as rig:
         client = await ask(rig)
@@ -375,12 +424,16 @@ async def test_a_late_head_after_early_heartbeats_is_an_event_too(serve: Serve) 
         with trio.fail_after(10):
             answer = await client.answer()
         assert (answer.status, answer.complete) == (200, False)
-        assert [json.loads(event.data)["error"]["type"] for event in dispatched(answer.body)] == ["upstream_read_timeout"]
+        assert [json.loads(event.data)["error"]["type"] for event in dispatched(answer.body)] == [
+            "upstream_read_timeout"
+        ]
         assert await rig.outcomes() == ["upstream_timeout"]
 
 
 async def test_an_early_heartbeat_notices_a_client_that_vanished(serve: Serve) -> None:
-    """Before the upstream has said anything, and although Hypercorn does not read: the upstream's connection is closed."""
+    """Before the upstream has said anything, and although Hypercorn does not read: the upstream's
+    connection is closed.
+    """
     held = Held()
     async with serve(held.script, route=EARLY) as rig:
         client = await ask(rig)
@@ -439,7 +492,11 @@ async def test_an_interceptor_may_still_answer_with_events(kind: str, serve: Ser
 
     class Replace(Interceptor):
         async def on_response(self, head: ResponseHead) -> Response:
-            return Response(events=[Event(data="mine")]) if kind == "events" else Response(status=403, json={})
+            return (
+                Response(events=[Event(data="mine")])
+                if kind == "events"
+                else Response(status=403, json={})
+            )
 
     held = Held(refuse)
     async with serve(held.script, Replace, route=EARLY) as rig:

@@ -1,4 +1,6 @@
-"""The proxy says what is so: to clients of a stream that is not whole, to balancers, in its log; and tells nobody a secret."""
+"""The proxy says what is so: to clients of a stream that is not whole, to balancers, in its log;
+and tells nobody a secret.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,9 @@ from support.proxy import config_for, open_proxy
 from support.upstream import Peer, Script, open_upstream, stream_of
 
 from interceptors import Event, Interceptor, StreamContext, StreamInterceptor
-from proxy.app import create_app
 from proxy.config import Config, Drain, Route
-from proxy.serve import bind_sockets, serve_app
+from proxy.server.app import create_app
+from proxy.server.serve import bind_sockets, serve_app
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 
@@ -71,9 +73,13 @@ async def answer_of(*pieces: bytes, route: str = "", **config: str) -> Answer:
 
 @pytest.mark.parametrize("coding", [b"gzip", b"br", b"Zstd", b"gzip, identity"])
 async def test_no_error_event_in_an_encoded_stream(coding: bytes) -> None:
-    """Plain bytes would break the coding. What came ends like an event by chance; the abort is all there is to see."""
+    """Plain bytes would break the coding. What came ends like an event by chance; the abort is all
+    there is to see.
+    """
     body = b"\x1f\x8b\x08 compressed \n\n"
-    answer = await answer_of(HEAD + b"Content-Encoding: %s\r\nTransfer-Encoding: chunked\r\n\r\n" % coding, chunk(body))
+    answer = await answer_of(
+        HEAD + b"Content-Encoding: %s\r\nTransfer-Encoding: chunked\r\n\r\n" % coding, chunk(body)
+    )
     assert answer.all("content-encoding") == [coding]
     assert answer.body == body
     assert not answer.complete
@@ -115,8 +121,12 @@ LINES = [
 
 @pytest.mark.parametrize(("body", "ended"), LINES)
 @pytest.mark.parametrize("split", [False, True])
-async def test_an_error_event_only_behind_an_empty_line(body: bytes, ended: bool, split: bool) -> None:
-    """CR, LF and CRLF each end one line, also when a read parts CR from LF: only an empty line ends an event."""
+async def test_an_error_event_only_behind_an_empty_line(
+    body: bytes, ended: bool, split: bool
+) -> None:
+    """CR, LF and CRLF each end one line, also when a read parts CR from LF: only an empty line ends
+    an event.
+    """
     head = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
     pieces = [chunk(bytes([byte])) for byte in body[-4:]]
     answer = await answer_of(head, *([chunk(body[:-4]), *pieces] if split else [chunk(body)]))
@@ -131,20 +141,26 @@ async def test_an_error_event_only_behind_an_empty_line(body: bytes, ended: bool
 
 @asynccontextmanager
 async def served(config: Config) -> AsyncIterator[tuple[int, Callable[[], bool], trio.Event]]:
-    """As `weirpool serve` does it: the port, whether the worker drains, and the event that shuts down."""
+    """As `weirpool serve` does it: the port, whether the worker drains, and the event that shuts
+    down.
+    """
     app = create_app(config)
     (sock,) = bind_sockets(["127.0.0.1:0"], None)
     port = sock.getsockname()[1]
     shutdown = trio.Event()
     async with trio.open_nursery() as nursery:
-        await nursery.start(lambda task_status: serve_app(app, [sock], shutdown, task_status=task_status))
+        await nursery.start(
+            lambda task_status: serve_app(app, [sock], shutdown, task_status=task_status)
+        )
         yield port, lambda: app.worker.draining, shutdown
         with trio.fail_after(10):
             shutdown.set()
 
 
 async def test_while_the_delay_runs_new_requests_are_served(log: list[dict[str, object]]) -> None:
-    """From the signal on /readyz is 503, and everything works; after the delay nothing new comes in, and what lives goes on."""
+    """From the signal on /readyz is 503, and everything works; after the delay nothing new comes
+    in, and what lives goes on.
+    """
     go_on = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -157,7 +173,9 @@ async def test_while_the_delay_runs_new_requests_are_served(log: list[dict[str, 
             await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
 
     async with open_upstream(script) as upstream:
-        config = msgspec.structs.replace(config_for(upstream.url), drain=Drain(timeout=10, delay=0.7))
+        config = msgspec.structs.replace(
+            config_for(upstream.url), drain=Drain(timeout=10, delay=0.7)
+        )
         async with served(config) as (port, is_draining, shutdown):
             assert (await fetch(port, "/readyz")).status == 200
             live = await open_client(port)
@@ -183,8 +201,13 @@ def listens(port: int) -> bool:
 
 
 async def test_after_the_delay_a_request_is_503(log: list[dict[str, object]]) -> None:
-    """A request on a connection that came in before, of which the server learns when it drains already."""
-    async with open_upstream(stream_of(b"data: x\n\n")) as upstream, open_proxy(config_for(upstream.url)) as proxy:
+    """A request on a connection that came in before, of which the server learns when it drains
+    already.
+    """
+    async with (
+        open_upstream(stream_of(b"data: x\n\n")) as upstream,
+        open_proxy(config_for(upstream.url)) as proxy,
+    ):
         client = await open_client(proxy.port)
         proxy.worker.start_draining()
         await client.send("GET", "/")
@@ -199,7 +222,9 @@ async def test_after_the_delay_a_request_is_503(log: list[dict[str, object]]) ->
 async def test_cancelled_at_the_graceful_timeout_an_exchange_was_draining(
     tmp_path_factory: pytest.TempPathFactory, log: list[dict[str, object]]
 ) -> None:
-    """Under plain Hypercorn nobody tells the app that it must end; the outcome is that all the same, and the client sees it."""
+    """Under plain Hypercorn nobody tells the app that it must end; the outcome is that all the
+    same, and the client sees it.
+    """
     certificates = Certificates(tmp_path_factory.mktemp("certificates"))
 
     async def script(peer: Peer) -> None:
@@ -234,11 +259,15 @@ async def test_cancelled_at_the_graceful_timeout_an_exchange_was_draining(
 
 
 def with_routes(config: Config, *routes: Route) -> Config:
-    return msgspec.structs.replace(config, reverse_proxy=msgspec.structs.replace(config.reverse_proxy, routes=[*routes]))
+    return msgspec.structs.replace(
+        config, reverse_proxy=msgspec.structs.replace(config.reverse_proxy, routes=[*routes])
+    )
 
 
 async def test_a_routes_own_limit_counts_its_own_streams_only() -> None:
-    """Streams of other routes take no place of a route's own; what the route refuses takes none either."""
+    """Streams of other routes take no place of a route's own; what the route refuses takes none
+    either.
+    """
 
     async def script(peer: Peer) -> None:
         await peer.request()
@@ -272,12 +301,16 @@ async def test_a_routes_own_limit_counts_its_own_streams_only() -> None:
 async def test_the_send_deadline_bounds_each_wait_not_the_whole(
     monkeypatch: pytest.MonkeyPatch, log: list[dict[str, object]]
 ) -> None:
-    """A client that takes a little all the time is not cut, although the whole takes several times the deadline."""
+    """A client that takes a little all the time is not cut, although the whole takes several times
+    the deadline.
+    """
     send_s = 0.3
 
     def bind_small(binds: Sequence[str], send_timeout_s: float | None) -> list[socket.socket]:
         sockets = bind_sockets(binds, send_timeout_s)
-        for sock in sockets:  # those that are accepted inherit it: the kernel takes little for the client
+        for (
+            sock
+        ) in sockets:  # those that are accepted inherit it: the kernel takes little for the client
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         return sockets
 
@@ -306,7 +339,10 @@ async def test_the_send_deadline_bounds_each_wait_not_the_whole(
         parser.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
         parser.receive_data(received)
         parts = list(iter(parser.next_event, h11.NEED_DATA))
-        assert b"".join(bytes(part.data) for part in parts if isinstance(part, h11.Data)) == event * 400
+        assert (
+            b"".join(bytes(part.data) for part in parts if isinstance(part, h11.Data))
+            == event * 400
+        )
         (line,) = await exchanges_of(log)
         assert (line["outcome"], line["bytes"]) == ("completed", 400 * len(event))
         assert float(str(line["duration"])) > 2 * send_s
@@ -335,8 +371,12 @@ async def test_the_send_deadline_bounds_each_wait_not_the_whole(
         "http://proxy.test//small",
     ],
 )
-async def test_no_spelling_of_a_path_goes_around_its_routes_checks(target: str, log: list[dict[str, object]]) -> None:
-    """What an upstream may take for /small is under the checks of /small; without an Origin it goes up as it was spelt."""
+async def test_no_spelling_of_a_path_goes_around_its_routes_checks(
+    target: str, log: list[dict[str, object]]
+) -> None:
+    """What an upstream may take for /small is under the checks of /small; without an Origin it goes
+    up as it was spelt.
+    """
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
         config = with_routes(
             config_for(upstream.url),
@@ -345,12 +385,17 @@ async def test_no_spelling_of_a_path_goes_around_its_routes_checks(target: str, 
         )
         async with open_proxy(config) as proxy:
             evil = await fetch(proxy.port, target, headers=[("Origin", "https://evil.test")])
-            assert (evil.status, json.loads(evil.body)["error"]["type"]) == (403, "origin_not_allowed")
+            assert (evil.status, json.loads(evil.body)["error"]["type"]) == (
+                403,
+                "origin_not_allowed",
+            )
             assert upstream.requests == []
             good = await fetch(proxy.port, target, headers=[("Origin", "https://app.test")])
             assert good.status == 200
             assert upstream.requests[0].target == target.removeprefix("http://proxy.test").encode()
-            assert (await fetch(proxy.port, "/smaller", headers=[("Origin", "https://evil.test")])).status == 200
+            assert (
+                await fetch(proxy.port, "/smaller", headers=[("Origin", "https://evil.test")])
+            ).status == 200
             assert {line["route"] for line in (await exchanges_of(log, 3))[:2]} == {"/small"}
 
 
@@ -374,8 +419,13 @@ async def test_no_spelling_of_a_path_goes_around_its_routes_checks(target: str, 
     ],
 )
 async def test_a_502_tells_no_secret(head: bytes, log: list[dict[str, object]]) -> None:
-    """Neither the answer nor the log quotes the head that could not be read; the answer does not name the upstream either."""
-    async with open_upstream(saying(head)) as upstream, open_proxy(config_for(upstream.url)) as proxy:
+    """Neither the answer nor the log quotes the head that could not be read; the answer does not
+    name the upstream either.
+    """
+    async with (
+        open_upstream(saying(head)) as upstream,
+        open_proxy(config_for(upstream.url)) as proxy,
+    ):
         answer = await fetch(proxy.port)
         assert answer.complete
         assert answer.status == 502
@@ -442,19 +492,33 @@ def shout(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
 @pytest.mark.parametrize("framing", ["chunked", "content-length", "until-close"])
-async def test_a_changed_block_without_its_end_stays_without(end: bytes, framing: str, shout: dict[str, str]) -> None:
-    """A client does not dispatch a last block without an empty line behind it; no hook may make an event out of it."""
+async def test_a_changed_block_without_its_end_stays_without(
+    end: bytes, framing: str, shout: dict[str, str]
+) -> None:
+    """A client does not dispatch a last block without an empty line behind it; no hook may make an
+    event out of it.
+    """
     body = b"data: one\n\ndata: two" + end
-    told = {"chunked": b"Transfer-Encoding: chunked\r\n", "content-length": b"Content-Length: %d\r\n" % len(body)}
+    told = {
+        "chunked": b"Transfer-Encoding: chunked\r\n",
+        "content-length": b"Content-Length: %d\r\n" % len(body),
+    }
     head = HEAD + told.get(framing, b"") + b"\r\n"
-    answer = await answer_of(head, chunk(body) + b"0\r\n\r\n" if framing == "chunked" else body, **shout)
+    answer = await answer_of(
+        head, chunk(body) + b"0\r\n\r\n" if framing == "chunked" else body, **shout
+    )
     assert answer.complete
     assert answer.body.startswith(b"data: ONE\n\n")
-    assert answer.body.removeprefix(b"data: ONE\n\n").replace(b"\r\n", b"\n") in (b"data: TWO", b"data: TWO\n")
+    assert answer.body.removeprefix(b"data: ONE\n\n").replace(b"\r\n", b"\n") in (
+        b"data: TWO",
+        b"data: TWO\n",
+    )
 
 
 async def test_the_time_to_first_byte_is_that_of_the_body(log: list[dict[str, object]]) -> None:
-    """The head is there at once, the first byte of the body 60 ms later: the log and the metric tell of the latter."""
+    """The head is there at once, the first byte of the body 60 ms later: the log and the metric
+    tell of the latter.
+    """
     head_seen = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -479,7 +543,9 @@ async def test_the_time_to_first_byte_is_that_of_the_body(log: list[dict[str, ob
         assert first >= 0.05
         assert whole - first >= 0.05
         value = proxy.worker.metrics.registry.get_sample_value
-        assert value("weirpool_time_to_first_byte_seconds_sum", {"route": "/"}) == pytest.approx(first, abs=1e-5)
+        assert value("weirpool_time_to_first_byte_seconds_sum", {"route": "/"}) == pytest.approx(
+            first, abs=1e-5
+        )
 
 
 async def test_without_a_body_there_is_no_first_byte(log: list[dict[str, object]]) -> None:

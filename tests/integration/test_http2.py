@@ -1,4 +1,6 @@
-"""HTTP/2 clients: streams on one connection that do not disturb each other, windows that stay shut, resets in both directions."""
+"""HTTP/2 clients: streams on one connection that do not disturb each other, windows that stay shut,
+resets in both directions.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ from support.proxy import Proxy, config_for, limit_upstream_buffers, open_proxy
 from support.upstream import Peer, Script, open_upstream, stream_of
 
 from interceptors import Interceptor, Request, Response
-from proxy import exchange
 from proxy.downstream.hypercorn.connection import _connections
+from proxy.exchange import exchange
 
 EVENT = b"data: " + b"x" * 1000 + b"\n\n"
 
@@ -31,7 +33,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @pytest.fixture
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel holds little between the upstream and the proxy, so that what the upstream can send tells what we read."""
+    """The kernel holds little between the upstream and the proxy, so that what the upstream can
+    send tells what we read.
+    """
     limit_upstream_buffers(monkeypatch, socket.SO_RCVBUF, 16384)
 
 
@@ -49,7 +53,9 @@ async def outcomes_of(log: list[dict[str, object]], count: int = 1) -> list[obje
 
 @asynccontextmanager
 async def proxy_for(url: str, certificates: Certificates, route: str = "") -> AsyncIterator[Proxy]:
-    """A proxy with TLS that has nothing on loan when its exchanges are over; that it can end then, `open_proxy` asserts."""
+    """A proxy with TLS that has nothing on loan when its exchanges are over; that it can end then,
+    `open_proxy` asserts.
+    """
     async with open_proxy(config_for(url, route=route), tls=certificates.files) as proxy:
         yield proxy
         await until(lambda: not proxy.worker.live)
@@ -61,7 +67,9 @@ async def proxy_for(url: str, certificates: Certificates, route: str = "") -> As
 
 
 async def test_heartbeats_go_out_early_and_between_events(certificates: Certificates) -> None:
-    """On one stream of several, before the upstream answers and in its silence; the other, which wants any type, has none early."""
+    """On one stream of several, before the upstream answers and in its silence; the other, which
+    wants any type, has none early.
+    """
     go = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -72,7 +80,10 @@ async def test_heartbeats_go_out_early_and_between_events(certificates: Certific
         await peer.wait_closed()
 
     route = "heartbeat: {interval: 0.05, early: true}"
-    async with open_upstream(script) as upstream, proxy_for(upstream.url, certificates, route) as proxy:
+    async with (
+        open_upstream(script) as upstream,
+        proxy_for(upstream.url, certificates, route) as proxy,
+    ):
         async with open_http2(proxy, certificates) as client:
             early = client.streams[await client.start(headers=[("accept", "text/event-stream")])]
             other = client.streams[await client.start(headers=[("accept", "*/*")])]
@@ -85,7 +96,9 @@ async def test_heartbeats_go_out_early_and_between_events(certificates: Certific
             assert not other.body.startswith(b":")
 
 
-async def test_a_stream_arrives_whole(certificates: Certificates, log: list[dict[str, object]]) -> None:
+async def test_a_stream_arrives_whole(
+    certificates: Certificates, log: list[dict[str, object]]
+) -> None:
     """Two megabytes of events, far more than a window, arrive byte for byte and end clean."""
     events = [b"data: %d %s\n\n" % (number, b"x" * (number % 2000)) for number in range(2000)]
     async with (
@@ -134,7 +147,9 @@ async def test_every_event_leaves_at_once(certificates: Certificates) -> None:
 async def test_request_bodies_with_and_without_length(
     method: str, body: bytes, framing: list[tuple[bytes, bytes]], certificates: Certificates
 ) -> None:
-    """HTTP/2 says nothing of a body's length: upstream it is chunked, and a POST without one says that it is empty."""
+    """HTTP/2 says nothing of a body's length: upstream it is chunked, and a POST without one says
+    that it is empty.
+    """
     async with (
         open_upstream(stream_of(b"data: x\n\n")) as upstream,
         proxy_for(upstream.url, certificates) as proxy,
@@ -149,7 +164,11 @@ async def test_request_bodies_with_and_without_length(
             assert (stream.status, stream.ended, stream.body) == (200, True, b"data: x\n\n")
         for request in upstream.requests:
             assert (request.method, request.body) == (method, body)
-            told = [item for item in request.headers if item[0].lower() in (b"content-length", b"transfer-encoding")]
+            told = [
+                item
+                for item in request.headers
+                if item[0].lower() in (b"content-length", b"transfer-encoding")
+            ]
             assert told == framing
         assert upstream.accepted == 1
 
@@ -164,11 +183,19 @@ async def test_a_told_length_is_told_upstream(certificates: Certificates) -> Non
         await client.send(stream_id, b"hello")
         await until(lambda: client.streams[stream_id].ended)
         (request,) = upstream.requests
-        assert (request.all("content-length"), request.all("transfer-encoding"), request.body) == ([b"5"], [], b"hello")
+        assert (request.all("content-length"), request.all("transfer-encoding"), request.body) == (
+            [b"5"],
+            [],
+            b"hello",
+        )
 
 
-async def test_streams_of_one_connection_run_at_once(certificates: Certificates, log: list[dict[str, object]]) -> None:
-    """Ten streams: each has its first event before any gets its second, and they end in another order than they began."""
+async def test_streams_of_one_connection_run_at_once(
+    certificates: Certificates, log: list[dict[str, object]]
+) -> None:
+    """Ten streams: each has its first event before any gets its second, and they end in another
+    order than they began.
+    """
     gates = {b"/%d" % number: trio.Event() for number in range(10)}
 
     async def script(peer: Peer) -> None:
@@ -184,9 +211,13 @@ async def test_streams_of_one_connection_run_at_once(certificates: Certificates,
         proxy_for(upstream.url, certificates) as proxy,
         open_http2(proxy, certificates) as client,
     ):
-        streams = {target: client.streams[await client.start(path=target.decode())] for target in gates}
+        streams = {
+            target: client.streams[await client.start(path=target.decode())] for target in gates
+        }
         for target, stream in streams.items():
-            await until(lambda stream=stream, end=b"data: first %s\n\n" % target: stream.body == end)
+            await until(
+                lambda stream=stream, end=b"data: first %s\n\n" % target: stream.body == end
+            )
         for target, stream in reversed(streams.items()):
             assert not stream.over
             gates[target].set()
@@ -202,7 +233,8 @@ async def test_streams_of_one_connection_run_at_once(certificates: Certificates,
 async def test_a_window_that_never_opens_bounds_memory_and_stalls(
     certificates: Certificates, log: list[dict[str, object]]
 ) -> None:
-    """The client reads its socket and opens no window: what upstream can send is bounded, and the send deadline ends it.
+    """The client reads its socket and opens no window: what upstream can send is bounded, and the
+    send deadline ends it.
 
     Meanwhile and afterwards the connection carries other streams.
     """
@@ -245,9 +277,13 @@ async def test_a_window_that_never_opens_bounds_memory_and_stalls(
 
 @pytest.mark.parametrize("server", ["known", "unknown"])
 async def test_an_end_that_the_window_holds_back_stalls(
-    server: str, certificates: Certificates, log: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch
+    server: str,
+    certificates: Certificates,
+    log: list[dict[str, object]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Upstream is done, but the last bytes have no window to leave through: not completed, and not waited for without end.
+    """Upstream is done, but the last bytes have no window to leave through: not completed, and not
+    waited for without end.
 
     Under a server whose insides we do not know it is `finish()` that waits.
     """
@@ -302,7 +338,9 @@ def taking(seen: Seen) -> Script:
 async def test_an_upload_that_is_refused_is_never_whole(
     route: str, status: int, kind: str, certificates: Certificates, log: list[dict[str, object]]
 ) -> None:
-    """Too large, or silent in its middle: the client reads why, and the upstream gets no end of what has gone up."""
+    """Too large, or silent in its middle: the client reads why, and the upstream gets no end of
+    what has gone up.
+    """
     seen = Seen()
     async with (
         open_upstream(taking(seen)) as upstream,
@@ -318,7 +356,9 @@ async def test_an_upload_that_is_refused_is_never_whole(
         await until(lambda: stream.body)
         assert stream.status == status
         if status == 408:
-            await client.send(stream_id, b"")  # the proxy lingers for the rest, and then ends the answer
+            await client.send(
+                stream_id, b""
+            )  # the proxy lingers for the rest, and then ends the answer
         await until(lambda: stream.over)
         assert stream.error_type() == kind
         with trio.fail_after(10):
@@ -327,7 +367,9 @@ async def test_an_upload_that_is_refused_is_never_whole(
         assert await outcomes_of(log) == ["refused"]
 
 
-async def test_an_upload_shorter_than_told_is_never_whole(certificates: Certificates, log: list[dict[str, object]]) -> None:
+async def test_an_upload_shorter_than_told_is_never_whole(
+    certificates: Certificates, log: list[dict[str, object]]
+) -> None:
     """The client ends its stream before the Content-Length that it told."""
     seen = Seen()
     async with (
@@ -348,11 +390,15 @@ async def test_an_upload_shorter_than_told_is_never_whole(certificates: Certific
 async def test_a_client_that_uploads_on_gets_an_early_answer_whole(
     certificates: Certificates, log: list[dict[str, object]]
 ) -> None:
-    """The upstream answers 401 and reads nothing; the client, still sending, gets it to its clean end."""
+    """The upstream answers 401 and reads nothing; the client, still sending, gets it to its clean
+    end.
+    """
 
     async def script(peer: Peer) -> None:
         await peer.request(body=False)
-        await peer.send(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 200000\r\n\r\n" + b"n" * 200_000)
+        await peer.send(
+            b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 200000\r\n\r\n" + b"n" * 200_000
+        )
         await peer.wait_closed()
 
     async with (
@@ -373,7 +419,9 @@ async def test_a_client_that_uploads_on_gets_an_early_answer_whole(
 async def test_a_connection_keeps_nothing_of_streams_that_were_reset(
     when: str, certificates: Certificates, log: list[dict[str, object]]
 ) -> None:
-    """One that lasts would fail otherwise, with all of its live streams, at the thousandth request that its clients give up."""
+    """One that lasts would fail otherwise, with all of its live streams, at the thousandth request
+    that its clients give up.
+    """
 
     async def script(peer: Peer) -> None:
         await peer.request()
@@ -404,8 +452,12 @@ async def test_a_connection_keeps_nothing_of_streams_that_were_reset(
         assert list(protocol.priority._streams) == [0]  # the root
 
 
-async def test_priorities_are_ignored(certificates: Certificates, log: list[dict[str, object]]) -> None:
-    """Also of more streams than Hypercorn remembers, and of streams that do not exist; older browsers send them."""
+async def test_priorities_are_ignored(
+    certificates: Certificates, log: list[dict[str, object]]
+) -> None:
+    """Also of more streams than Hypercorn remembers, and of streams that do not exist; older
+    browsers send them.
+    """
     async with (
         open_upstream(stream_of(EVENT)) as upstream,
         proxy_for(upstream.url, certificates) as proxy,
@@ -424,7 +476,9 @@ async def test_priorities_are_ignored(certificates: Certificates, log: list[dict
 async def test_an_upload_that_nobody_takes_holds_up_no_other_stream(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch, log: list[dict[str, object]]
 ) -> None:
-    """Its own window stays shut. Other streams go on, uploads and responses larger than a window too; and its reset is noticed."""
+    """Its own window stays shut. Other streams go on, uploads and responses larger than a window
+    too; and its reset is noticed.
+    """
     limit_upstream_buffers(monkeypatch, socket.SO_SNDBUF, 8192)
     closed = trio.Event()
 
@@ -436,7 +490,9 @@ async def test_an_upload_that_nobody_takes_holds_up_no_other_stream(
                 await closed.wait()
             return
         await peer.take_body(request)
-        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(request.body) + request.body)
+        await peer.send(
+            b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(request.body) + request.body
+        )
 
     async with (
         open_upstream(script) as upstream,
@@ -544,8 +600,8 @@ class Answering(Interceptor):
 async def test_an_answer_lets_go_of_a_connection_that_breaks(
     certificates: Certificates, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole answer was handed over, its last bytes had no window to leave through, and then the client is gone, with its
-    connection: the exchange ends, although there is no send deadline.
+    """The whole answer was handed over, its last bytes had no window to leave through, and then the
+    client is gone, with its connection: the exchange ends, although there is no send deadline.
     """
     serve = Way(certificates=certificates).serve(log, monkeypatch)
     async with serve(stream_of(), Answering, proxy="  timeouts: {send: null}") as rig:
@@ -560,7 +616,9 @@ async def test_an_answer_lets_go_of_a_connection_that_breaks(
 async def test_a_connection_that_breaks_before_anything_was_sent_is_let_go_at_once(
     certificates: Certificates, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There are no last bytes that could still leave, and nothing waits for them: the exchange has ended, and its place is free."""
+    """There are no last bytes that could still leave, and nothing waits for them: the exchange has
+    ended, and its place is free.
+    """
     monkeypatch.setattr("proxy.downstream.hypercorn.client._LAST_BYTES_S", 60.0)
     arrived = trio.Event()
 
@@ -633,13 +691,18 @@ async def test_a_broken_upstream_resets_its_stream_and_no_other(
             assert broken.reset == h2.errors.ErrorCodes.INTERNAL_ERROR
             good = await client.get("/good")
             assert (good.status, good.ended, good.body) == (200, True, b"ok")
-        assert sorted(map(str, await outcomes_of(log, 6))) == ["completed"] * 3 + ["upstream_error"] * 3
+        assert (
+            sorted(map(str, await outcomes_of(log, 6)))
+            == ["completed"] * 3 + ["upstream_error"] * 3
+        )
 
 
 async def test_a_header_that_cannot_be_forwarded_is_400_and_stays_unsaid(
     certificates: Certificates, log: list[dict[str, object]]
 ) -> None:
-    """HTTP/2 carries values that HTTP/1.1 cannot; such a value, a credential maybe, is in no answer and no log line."""
+    """HTTP/2 carries values that HTTP/1.1 cannot; such a value, a credential maybe, is in no answer
+    and no log line.
+    """
     async with (
         open_upstream(stream_of(b"data: x\n\n")) as upstream,
         proxy_for(upstream.url, certificates) as proxy,

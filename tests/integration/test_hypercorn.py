@@ -1,4 +1,6 @@
-"""The installed Hypercorn lets the direct writer in: this fails when a new one closes the private path."""
+"""The installed Hypercorn lets the direct writer in: this fails when a new one closes the private
+path.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,10 @@ from support.interceptors import Log, Way, until
 from support.proxy import config_for, open_proxy
 from support.upstream import Peer, open_upstream, stream_of
 
-from proxy import exchange
-from proxy.app import create_app
 from proxy.downstream import inspect_server, path_is_known, raw_target
 from proxy.downstream.hypercorn import RAW_TARGET
+from proxy.exchange import exchange
+from proxy.server.app import create_app
 
 
 async def test_the_path_is_known() -> None:
@@ -27,16 +29,24 @@ async def test_the_path_is_known() -> None:
 
 
 async def test_a_chunked_response_takes_the_direct_writer() -> None:
-    async with open_upstream(stream_of(b"data: x\n\n")) as upstream, open_proxy(config_for(upstream.url)) as proxy:
+    async with (
+        open_upstream(stream_of(b"data: x\n\n")) as upstream,
+        open_proxy(config_for(upstream.url)) as proxy,
+    ):
         await fetch(proxy.port)
         value = proxy.worker.metrics.registry.get_sample_value
         assert value("weirpool_writer_total", {"writer": "direct"}) == 1
 
 
-async def test_without_the_path_everything_works_through_asgi(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_the_path_everything_works_through_asgi(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A server that we do not know: the same stream through the portable writer."""
     monkeypatch.setattr(exchange, "inspect_server", lambda _: None)
-    async with open_upstream(stream_of(b"data: x\n\n")) as upstream, open_proxy(config_for(upstream.url)) as proxy:
+    async with (
+        open_upstream(stream_of(b"data: x\n\n")) as upstream,
+        open_proxy(config_for(upstream.url)) as proxy,
+    ):
         answer = await fetch(proxy.port)
         assert answer.body == b"data: x\n\n"
         assert answer.complete
@@ -51,8 +61,13 @@ async def test_a_send_that_is_not_hypercorns_is_not_inspected() -> None:
 
 
 async def test_a_client_that_has_left_keeps_no_descriptor() -> None:
-    """One that closes its connection after its answer is forgotten at once, not when the time for keep-alive is over (75 s)."""
-    async with open_upstream(stream_of(b"data: x\n\n")) as upstream, open_proxy(config_for(upstream.url)) as proxy:
+    """One that closes its connection after its answer is forgotten at once, not when the time for
+    keep-alive is over (75 s).
+    """
+    async with (
+        open_upstream(stream_of(b"data: x\n\n")) as upstream,
+        open_proxy(config_for(upstream.url)) as proxy,
+    ):
         await fetch(proxy.port)
         await until(lambda: not proxy.worker.live)
         at_rest = len(os.listdir("/proc/self/fd"))
@@ -65,7 +80,9 @@ async def test_a_client_that_has_left_keeps_no_descriptor() -> None:
 async def test_nobody_waits_for_a_client_that_was_reset(
     tls: bool, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is in flight has a time to arrive when a response is cut; after a reset it never will, and the exchange ends at once."""
+    """What is in flight has a time to arrive when a response is cut; after a reset it never will,
+    and the exchange ends at once.
+    """
     monkeypatch.setattr("proxy.downstream.hypercorn.client._LAST_BYTES_S", 60.0)
 
     async def script(peer: Peer) -> None:
@@ -77,9 +94,13 @@ async def test_nobody_waits_for_a_client_that_was_reset(
     def unsent() -> int:
         (exchange,) = rig.proxy.worker.live
         assert exchange._connection is not None
-        return int.from_bytes(ioctl(exchange._connection.sock.fileno(), TIOCOUTQ, bytes(4)), sys.byteorder)
+        return int.from_bytes(
+            ioctl(exchange._connection.sock.fileno(), TIOCOUTQ, bytes(4)), sys.byteorder
+        )
 
-    async with Way(certificates=Certificates(tmp_path) if tls else None).serve(log, monkeypatch)(script) as rig:
+    async with Way(certificates=Certificates(tmp_path) if tls else None).serve(log, monkeypatch)(
+        script
+    ) as rig:
         client, _ = await rig.start()
         await until(unsent)
         client.reset()
@@ -106,5 +127,9 @@ async def test_a_foreign_servers_websocket_is_closed() -> None:
         sent.append(message)
 
     app = create_app(config_for("http://127.0.0.1:9"))
-    await app({"type": "websocket", "path": "/", "raw_path": b"/", "query_string": b"", "headers": []}, receive, send)
+    await app(
+        {"type": "websocket", "path": "/", "raw_path": b"/", "query_string": b"", "headers": []},
+        receive,
+        send,
+    )
     assert sent == [{"type": "websocket.close"}]

@@ -1,6 +1,8 @@
-"""Interceptors of event streams as a user meets them, on real sockets: what hooks do, how they fail, what the client sees of it.
+"""Interceptors of event streams as a user meets them, on real sockets: what hooks do, how they
+fail, what the client sees of it.
 
-Most tests run three times: with the hub, without it, and with TLS, where the portable writer serves the client.
+Most tests run three times: with the hub, without it, and with TLS, where the portable writer serves
+the client.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from interceptors.hooks import Owner
 from interceptors.stream import MAX_EMITTED
 from pools import Pools
 from proxy.errors import ConfigError
-from proxy.metrics import Metrics
+from proxy.worker.metrics import Metrics
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +50,16 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 @pytest.fixture(params=["hub", "no hub", "tls"])
-def serve(request: pytest.FixtureRequest, log: Log, monkeypatch: pytest.MonkeyPatch, certificates: Certificates) -> Serve:
+def serve(
+    request: pytest.FixtureRequest,
+    log: Log,
+    monkeypatch: pytest.MonkeyPatch,
+    certificates: Certificates,
+) -> Serve:
     """A proxy in each of three ways."""
-    way = Way(hub=request.param != "no hub", certificates=certificates if request.param == "tls" else None)
+    way = Way(
+        hub=request.param != "no hub", certificates=certificates if request.param == "tls" else None
+    )
     return way.serve(log, monkeypatch)
 
 
@@ -63,13 +72,20 @@ def serve_once(log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
 def error_event(kind: str, message: str) -> bytes:
     return (
         b"event: error\ndata: "
-        + json.dumps({"error": {"type": kind, "message": message}}).replace('": ', '":').replace(', "', ',"').encode()
+        + json.dumps({"error": {"type": kind, "message": message}})
+        .replace('": ', '":')
+        .replace(', "', ',"')
+        .encode()
         + b"\n\n"
     )
 
 
-def with_task(task: Callable[[StreamContext], Awaitable[object]], *, looks: bool = False, name: str = "Task") -> Any:
-    """An interceptor that starts one task for each stream. `looks`: it sees all events; else bytes pass unparsed."""
+def with_task(
+    task: Callable[[StreamContext], Awaitable[object]], *, looks: bool = False, name: str = "Task"
+) -> Any:
+    """An interceptor that starts one task for each stream. `looks`: it sees all events; else bytes
+    pass unparsed.
+    """
 
     class Looking(StreamInterceptor):
         def on_event(self, event: Event) -> EventResult:
@@ -87,7 +103,9 @@ def with_task(task: Callable[[StreamContext], Awaitable[object]], *, looks: bool
 
 
 async def test_events_are_passed_changed_dropped_and_multiplied(serve: Serve) -> None:
-    """One hook does all of it in one stream: what it passed leaves as the very bytes, and every event is counted once."""
+    """One hook does all of it in one stream: what it passed leaves as the very bytes, and every
+    event is counted once.
+    """
 
     def hook(event: Event) -> EventResult:
         number = int(event.data)
@@ -99,7 +117,9 @@ async def test_events_are_passed_changed_dropped_and_multiplied(serve: Serve) ->
             return [Event("before"), event, Event("after", event="extra")]
         return event
 
-    sent = b": hello\n\nid:1\r\ndata:  1\r\n\r\ndata: 2\n\nevent: e\ndata: 3\n\ndata:4\n\ndata: 5\n\n"
+    sent = (
+        b": hello\n\nid:1\r\ndata:  1\r\n\r\ndata: 2\n\nevent: e\ndata: 3\n\ndata:4\n\ndata: 5\n\n"
+    )
     expected = (
         b": hello\n\nid:1\r\ndata:  1\r\n\r\n"
         b'event: e\nid: three\ndata: {"was":3}\n\n'
@@ -113,7 +133,10 @@ async def test_events_are_passed_changed_dropped_and_multiplied(serve: Serve) ->
         assert answer.body.replace(b"id: three\nevent: e\n", b"event: e\nid: three\n") == expected
         assert await rig.outcomes() == ["completed"]
         assert rig.lines("exchange")[0]["events"] == 6
-        counted = {action: rig.metric("weirpool_events_total", route="/", action=action) for action in ("passed", "changed")}
+        counted = {
+            action: rig.metric("weirpool_events_total", route="/", action=action)
+            for action in ("passed", "changed")
+        }
         assert counted == {"passed": 4, "changed": 1}
         assert rig.metric("weirpool_events_total", route="/", action="dropped") == 1
         assert rig.metric("weirpool_events_total", route="/", action="added") == 2
@@ -138,8 +161,8 @@ async def test_events_pass_the_interceptors_in_the_order_of_the_list(serve: Serv
 
 
 async def test_end_is_the_end_of_a_whole_stream(serve: Serve) -> None:
-    """What `End` holds is the last that the client gets of a whole response, and its connection goes on; upstream's, which is left
-    in the middle of a stream, is closed.
+    """What `End` holds is the last that the client gets of a whole response, and its connection
+    goes on; upstream's, which is left in the middle of a stream, is closed.
     """
     closed = 0
 
@@ -160,7 +183,10 @@ async def test_end_is_the_end_of_a_whole_stream(serve: Serve) -> None:
             with trio.fail_after(10):
                 await client.send("GET", "/")
                 answer = await client.answer()
-                assert (answer.body, answer.complete) == (b"data: 1\n\ndata: 2\n\ndata: bye\n\n", True)
+                assert (answer.body, answer.complete) == (
+                    b"data: 1\n\ndata: 2\n\ndata: bye\n\n",
+                    True,
+                )
                 client.next_cycle()
                 await until(lambda times=times: closed == times)
         assert await rig.outcomes(3) == ["intercepted"] * 3
@@ -170,7 +196,9 @@ async def test_end_is_the_end_of_a_whole_stream(serve: Serve) -> None:
 
 
 async def test_end_of_nothing_and_end_of_an_emitted_event(serve: Serve) -> None:
-    """`End()` ends the stream without a word, and also an event that a task has emitted may end it, while upstream is silent."""
+    """`End()` ends the stream without a word, and also an event that a task has emitted may end it,
+    while upstream is silent.
+    """
     feed = Feed()
 
     async def task(context: StreamContext) -> None:
@@ -187,7 +215,9 @@ async def test_end_of_nothing_and_end_of_an_emitted_event(serve: Serve) -> None:
 
 
 async def test_abort_tells_the_client_the_reason_and_breaks_the_stream(serve: Serve) -> None:
-    """What came before has arrived, then an error event with the reason, and the end is visibly none. Upstream is closed."""
+    """What came before has arrived, then an error event with the reason, and the end is visibly
+    none. Upstream is closed.
+    """
     feed = Feed()
 
     def hook(event: Event) -> EventResult:
@@ -229,7 +259,9 @@ async def test_abort_from_a_task(looks: bool, serve: Serve) -> None:
 
 
 async def test_an_abort_in_the_middle_of_an_event_says_nothing_into_it(serve: Serve) -> None:
-    """Bytes pass unparsed and the client has half an event: an error event would become part of it. The stream only breaks."""
+    """Bytes pass unparsed and the client has half an event: an error event would become part of it.
+    The stream only breaks.
+    """
     feed, go = Feed(), trio.Event()
 
     async def task(context: StreamContext) -> None:
@@ -251,7 +283,9 @@ async def test_an_abort_in_the_middle_of_an_event_says_nothing_into_it(serve: Se
 
 @pytest.mark.parametrize("looks", [False, True])
 async def test_a_task_emits_while_upstream_is_silent(looks: bool, serve: Serve) -> None:
-    """Before upstream's first event, between two of them, and after one: each leaves at once, and the stream goes on and ends."""
+    """Before upstream's first event, between two of them, and after one: each leaves at once, and
+    the stream goes on and ends.
+    """
     feed = Feed()
     say, said = trio.open_memory_channel[str](10)
 
@@ -279,9 +313,12 @@ async def test_a_task_emits_while_upstream_is_silent(looks: bool, serve: Serve) 
 
 @pytest.mark.parametrize("looks", [False, True])
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
-async def test_what_is_emitted_never_stands_inside_of_an_event(end: bytes, looks: bool, serve: Serve) -> None:
-    """Upstream has sent half an event when the task speaks: an interceptor that looks at events holds that back, so that the task
-    comes first; where bytes pass unparsed, the half is with the client already, and the task waits for the rest of it.
+async def test_what_is_emitted_never_stands_inside_of_an_event(
+    end: bytes, looks: bool, serve: Serve
+) -> None:
+    """Upstream has sent half an event when the task speaks: an interceptor that looks at events
+    holds that back, so that the task comes first; where bytes pass unparsed, the half is with the
+    client already, and the task waits for the rest of it.
     """
     feed, go, queued = Feed(), trio.Event(), trio.Event()
 
@@ -311,7 +348,8 @@ async def test_what_is_emitted_never_stands_inside_of_an_event(end: bytes, looks
             await client.rest(answer)
         assert answer.complete
         mine, last = b"data: mine\n\n", b"data: last" + end + end
-        # After the last CR another LF might come, so that the next event may be on its way before the task has its turn.
+        # After the last CR another LF might come, so that the next event may be on its way before
+        # the task has its turn.
         orders = [mine + whole + last] if looks else [whole + mine + last, whole + last + mine]
         assert answer.body in orders
 
@@ -335,9 +373,11 @@ def with_last(looks: bool, *events: Event) -> type[Interceptor]:
 
 
 @pytest.mark.parametrize("looks", [False, True])
-async def test_the_last_word_leaves_before_the_end_of_a_whole_stream(looks: bool, serve: Serve) -> None:
-    """`on_complete` adds to a stream that upstream has ended whole, also to one that came in one piece with its length; not to one
-    that breaks off or stops in the middle of an event.
+async def test_the_last_word_leaves_before_the_end_of_a_whole_stream(
+    looks: bool, serve: Serve
+) -> None:
+    """`on_complete` adds to a stream that upstream has ended whole, also to one that came in one
+    piece with its length; not to one that breaks off or stops in the middle of an event.
     """
     last = with_last(looks, Event("last"))
     async with serve(stream_of(b"data: 1\n\n"), last) as rig:
@@ -349,7 +389,9 @@ async def test_the_last_word_leaves_before_the_end_of_a_whole_stream(looks: bool
 
     async def with_length(peer: Peer) -> None:
         await peer.request()
-        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 9\r\n\r\ndata: 1\n\n")
+        await peer.send(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 9\r\n\r\ndata: 1\n\n"
+        )
 
     async with serve(with_length, last) as rig:
         answer = await rig.fetch()
@@ -367,7 +409,9 @@ async def test_the_last_word_leaves_before_the_end_of_a_whole_stream(looks: bool
 
 
 async def test_later_interceptors_see_what_an_earlier_one_emits(serve: Serve) -> None:
-    """The second changes the first's emitted events like any; the first itself and those before it do not see them."""
+    """The second changes the first's emitted events like any; the first itself and those before it
+    do not see them.
+    """
     feed = Feed()
     seen: list[str] = []
 
@@ -405,7 +449,9 @@ async def test_later_interceptors_see_what_an_earlier_one_emits(serve: Serve) ->
         assert rig.metric("weirpool_events_total", route="/", action="added") == 1
 
 
-async def test_many_emitted_events_keep_their_order_between_those_of_a_busy_upstream(serve: Serve) -> None:
+async def test_many_emitted_events_keep_their_order_between_those_of_a_busy_upstream(
+    serve: Serve,
+) -> None:
     """Two tasks emit 200 events each while upstream sends 200: all arrive, each source's in order."""
 
     async def script(peer: Peer) -> None:
@@ -431,17 +477,23 @@ async def test_many_emitted_events_keep_their_order_between_those_of_a_busy_upst
 
         return run
 
-    async with serve(script, with_task(task("one"), name="One"), with_task(task("two"), looks=True, name="Two")) as rig:
+    async with serve(
+        script, with_task(task("one"), name="One"), with_task(task("two"), looks=True, name="Two")
+    ) as rig:
         answer = await rig.fetch()
         assert answer.complete
         texts = [block.decode().removeprefix("data: ") for block in answer.body.split(b"\n\n")[:-1]]
         for source in ("up", "one", "two"):
-            assert [text for text in texts if text.startswith(source)] == [f"{source} {n}" for n in range(200)]
+            assert [text for text in texts if text.startswith(source)] == [
+                f"{source} {n}" for n in range(200)
+            ]
         assert len(texts) == 600
 
 
 async def test_emit_waits_for_a_slow_client(serve: Serve) -> None:
-    """A client that reads nothing holds up whoever emits: no more is kept for it than the kernel and the queue hold."""
+    """A client that reads nothing holds up whoever emits: no more is kept for it than the kernel
+    and the queue hold.
+    """
     feed = Feed()
     count, text = 100, "x" * 1_000_000  # far more than the kernel holds
     emitted = 0
@@ -469,7 +521,9 @@ async def test_emit_waits_for_a_slow_client(serve: Serve) -> None:
 
 
 async def test_what_was_emitted_before_the_end_arrives(serve: Serve) -> None:
-    """An event that `emit` has taken while upstream's last ones are looked at leaves before the response ends, by either writer."""
+    """An event that `emit` has taken while upstream's last ones are looked at leaves before the
+    response ends, by either writer.
+    """
     context_of_stream: list[StreamContext] = []
 
     class Last(Interceptor):
@@ -502,12 +556,16 @@ async def test_what_was_emitted_before_the_end_arrives(serve: Serve) -> None:
 
 
 async def test_a_task_may_speak_in_a_stream_of_announced_length(serve: Serve) -> None:
-    """The upstream says how long its event stream is; with what a task adds that is true no more, and is not told the client."""
+    """The upstream says how long its event stream is; with what a task adds that is true no more,
+    and is not told the client.
+    """
     feed = trio.Event()
 
     async def script(peer: Peer) -> None:
         await peer.request()
-        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 18\r\n\r\ndata: 1\n\n")
+        await peer.send(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 18\r\n\r\ndata: 1\n\n"
+        )
         await feed.wait()
         await peer.send(b"data: 2\n\n")
         await peer.wait_closed()
@@ -524,7 +582,9 @@ async def test_a_task_may_speak_in_a_stream_of_announced_length(serve: Serve) ->
 
 
 async def test_ticks_do_not_hide_that_upstream_is_silent(serve: Serve) -> None:
-    """The idle timeout is for upstream: what a task emits every few milliseconds does not put it off, by either writer."""
+    """The idle timeout is for upstream: what a task emits every few milliseconds does not put it
+    off, by either writer.
+    """
     feed = Feed()
 
     async def task(context: StreamContext) -> None:
@@ -532,7 +592,9 @@ async def test_ticks_do_not_hide_that_upstream_is_silent(serve: Serve) -> None:
             await context.emit(Event("tick"))
             await trio.sleep(0.01)
 
-    async with serve(feed.script, with_task(task, looks=True), route="timeouts: {idle: 0.3}") as rig:
+    async with serve(
+        feed.script, with_task(task, looks=True), route="timeouts: {idle: 0.3}"
+    ) as rig:
         answer = await rig.fetch()
         assert answer.body.startswith(b"data: tick\n\n")
         assert b'"type":"upstream_read_timeout"' in answer.body
@@ -545,7 +607,9 @@ async def test_ticks_do_not_hide_that_upstream_is_silent(serve: Serve) -> None:
 
 @pytest.mark.parametrize("how", ["the client leaves", "upstream ends", "a hook ends it"])
 async def test_tasks_end_with_their_stream(how: str, serve: Serve) -> None:
-    """Started in `on_request`, in `on_response` and in `open_stream`: cancelled, however the stream ends, before `on_end`."""
+    """Started in `on_request`, in `on_response` and in `open_stream`: cancelled, however the stream
+    ends, before `on_end`.
+    """
     feed = Feed()
     told: list[str] = []
 
@@ -596,8 +660,9 @@ async def test_tasks_end_with_their_stream(how: str, serve: Serve) -> None:
 
 
 async def test_the_request_of_a_context_starts_tasks_too(serve_once: Serve) -> None:
-    """`context.request.start_soon` in `open_stream`, and `head.request.start_soon` in `on_start`, of an interceptor that has
-    no hook for requests: the tasks run, and the failure of one is that interceptor's.
+    """`context.request.start_soon` in `open_stream`, and `head.request.start_soon` in `on_start`,
+    of an interceptor that has no hook for requests: the tasks run, and the failure of one is that
+    interceptor's.
     """
     feed, go = Feed(), trio.Event()
     ran: list[str] = []
@@ -628,9 +693,11 @@ async def test_the_request_of_a_context_starts_tasks_too(serve_once: Serve) -> N
         assert rig.failures() == [("Starts", "start_soon")] * 2
 
 
-async def test_a_task_that_fails_when_it_is_cancelled_spoils_no_whole_response(serve: Serve) -> None:
-    """The stream is over and with the client when its tasks are cancelled: what goes wrong in one then is logged, but the response
-    was whole and stays so, and the client's connection goes on.
+async def test_a_task_that_fails_when_it_is_cancelled_spoils_no_whole_response(
+    serve: Serve,
+) -> None:
+    """The stream is over and with the client when its tasks are cancelled: what goes wrong in one
+    then is logged, but the response was whole and stays so, and the client's connection goes on.
     """
 
     async def task(context: StreamContext) -> None:
@@ -655,7 +722,9 @@ async def test_a_task_that_fails_when_it_is_cancelled_spoils_no_whole_response(s
 
 
 async def test_async_hooks_run_in_their_order_among_the_others(serve: Serve) -> None:
-    """500 events in one burst through a chain of sync, async and sync: each in order, exact, and counted."""
+    """500 events in one burst through a chain of sync, async and sync: each in order, exact, and
+    counted.
+    """
 
     def tag(name: str) -> Callable[[Event], EventResult]:
         return lambda event: event.replace(data=event.data + name)
@@ -688,9 +757,12 @@ async def test_async_hooks_run_in_their_order_among_the_others(serve: Serve) -> 
         assert rig.lines("exchange")[0]["events"] == 500
 
 
-async def test_what_came_before_has_left_when_a_hook_awaits_and_other_streams_go_on(serve: Serve) -> None:
-    """Upstream sends three events at once and the hook awaits at the second: the client has the first, and nothing of the others,
-    until that ends. Meanwhile another stream runs from its beginning to its end.
+async def test_what_came_before_has_left_when_a_hook_awaits_and_other_streams_go_on(
+    serve: Serve,
+) -> None:
+    """Upstream sends three events at once and the hook awaits at the second: the client has the
+    first, and nothing of the others, until that ends. Meanwhile another stream runs from its
+    beginning to its end.
     """
     go = trio.Event()
     awaiting = trio.Event()
@@ -704,7 +776,11 @@ async def test_what_came_before_has_left_when_a_hook_awaits_and_other_streams_go
     async def script(peer: Peer) -> None:
         request = await peer.request()
         await peer.start_stream()
-        await peer.chunk(b"data: 1\n\ndata: wait\n\ndata: 3\n\n" if request.target == b"/slow" else b"data: fast\n\n" * 100)
+        await peer.chunk(
+            b"data: 1\n\ndata: wait\n\ndata: 3\n\n"
+            if request.target == b"/slow"
+            else b"data: fast\n\n" * 100
+        )
         await peer.end()
 
     async with serve(script, on_event_async(hook)) as rig:
@@ -721,8 +797,12 @@ async def test_what_came_before_has_left_when_a_hook_awaits_and_other_streams_go
         assert await rig.outcomes(2) == ["completed"] * 2
 
 
-async def test_upstream_is_not_read_while_a_hook_awaits(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It can send only what the kernel's buffers hold, until the hook is done; then all of it arrives."""
+async def test_upstream_is_not_read_while_a_hook_awaits(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can send only what the kernel's buffers hold, until the hook is done; then all of it
+    arrives.
+    """
     limit_upstream_buffers(monkeypatch, socket.SO_RCVBUF, 16384)
     event = b"data: " + b"x" * 65_000 + b"\n\n"
     count, sent = 200, 0  # 13 MB
@@ -759,7 +839,9 @@ async def test_upstream_is_not_read_while_a_hook_awaits(serve: Serve, monkeypatc
 
 
 async def test_a_client_that_leaves_while_a_hook_awaits(serve: Serve) -> None:
-    """The hook is cancelled, `on_end` hears it and may still await something itself, and upstream is closed."""
+    """The hook is cancelled, `on_end` hears it and may still await something itself, and upstream
+    is closed.
+    """
     feed = Feed()
     told: list[str] = []
     awaiting = trio.Event()
@@ -795,9 +877,11 @@ async def test_a_client_that_leaves_while_a_hook_awaits(serve: Serve) -> None:
 
 @pytest.mark.parametrize("on_error", ["abort", "skip"])
 @pytest.mark.parametrize("hook", ["on_request", "on_response", "on_start", "on_event", "on_end"])
-async def test_an_async_hook_that_takes_too_long_has_failed(hook: str, on_error: str, serve: Serve) -> None:
-    """It is cancelled after its `hook_timeout_s`, and then as with any other failure: the client sees an error, or the event as it
-    came. The log says what took too long.
+async def test_an_async_hook_that_takes_too_long_has_failed(
+    hook: str, on_error: str, serve: Serve
+) -> None:
+    """It is cancelled after its `hook_timeout_s`, and then as with any other failure: the client
+    sees an error, or the event as it came. The log says what took too long.
     """
     error = on_error
 
@@ -841,7 +925,10 @@ async def test_an_async_hook_that_takes_too_long_has_failed(hook: str, on_error:
             assert json.loads(answer.body)["error"]["type"] == "interceptor_failed"
         await rig.outcomes()
         assert rig.failures() == [("Slow", hook)]
-        assert str(rig.lines("interceptor_failed")[0]["exc_info"]) == "took longer than its hook_timeout_s (0.03 s)"
+        assert (
+            str(rig.lines("interceptor_failed")[0]["exc_info"])
+            == "took longer than its hook_timeout_s (0.03 s)"
+        )
 
 
 # The end
@@ -865,7 +952,9 @@ async def test_an_async_hook_that_takes_too_long_has_failed(hook: str, on_error:
         ("a task fails", "intercepted"),
     ],
 )
-async def test_on_end_is_called_once_however_a_stream_ends(how: str, outcome: str, serve: Serve) -> None:
+async def test_on_end_is_called_once_however_a_stream_ends(
+    how: str, outcome: str, serve: Serve
+) -> None:
     """A sync and an async object of the same stream both hear the outcome that is in the log, once."""
     feed = Feed()
     told: list[tuple[str, str]] = []
@@ -940,11 +1029,13 @@ async def test_on_end_is_called_once_however_a_stream_ends(how: str, outcome: st
 @pytest.mark.parametrize("on_error", ["abort", "skip"])
 @pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize(
-    "hook", ["on_request", "on_response", "open_stream", "on_start", "on_event", "on_end", "start_soon"]
+    "hook",
+    ["on_request", "on_response", "open_stream", "on_start", "on_event", "on_end", "start_soon"],
 )
 async def test_a_hook_that_fails(hook: str, kind: str, on_error: str, serve: Serve) -> None:
-    """`abort`: 502 before the head has left, an error event and a broken stream after it, the outcome `intercepted`. `skip`: as if
-    the hook had done nothing. The log has one line for the failure, with its traceback, and the client sees nothing of that.
+    """`abort`: 502 before the head has left, an error event and a broken stream after it, the
+    outcome `intercepted`. `skip`: as if the hook had done nothing. The log has one line for the
+    failure, with its traceback, and the client sees nothing of that.
     """
     feed, go = Feed(), trio.Event()
     error = on_error
@@ -1001,16 +1092,23 @@ async def test_a_hook_that_fails(hook: str, kind: str, on_error: str, serve: Ser
     async with serve(feed.script, Fails) as rig:
         feed.send(b"data: 1\n\ndata: 2\n\ndata: 3\n\n")
         client, answer = await rig.start()
-        before_head = hook in ("on_request", "on_response", "open_stream", "on_start") and on_error == "abort"
+        before_head = (
+            hook in ("on_request", "on_response", "open_stream", "on_start") and on_error == "abort"
+        )
         if before_head:
             await client.rest(answer)
             assert (answer.status, answer.complete) == (502, True)
             assert answer.all("content-type") == [b"application/json"]
-            expected = {"error": {"type": "interceptor_failed", "message": "the interceptor 'Fails' failed"}}
+            expected = {
+                "error": {"type": "interceptor_failed", "message": "the interceptor 'Fails' failed"}
+            }
             assert json.loads(answer.body) == expected
             assert len(rig.upstream.requests) == (hook != "on_request")
         else:
-            await client.read_until(answer, b"data: 1\n\n" if (hook, on_error) == ("on_event", "abort") else b"data: 3\n\n")
+            await client.read_until(
+                answer,
+                b"data: 1\n\n" if (hook, on_error) == ("on_event", "abort") else b"data: 3\n\n",
+            )
             go.set()
             if hook == "start_soon":
                 await until(lambda: failed)
@@ -1019,13 +1117,23 @@ async def test_a_hook_that_fails(hook: str, kind: str, on_error: str, serve: Ser
             with trio.fail_after(10):
                 await client.rest(answer)
             whole = on_error == "skip" or hook == "on_end"
-            sent = b"data: 1\n\n" if hook == "on_event" and not whole else b"data: 1\n\ndata: 2\n\ndata: 3\n\n"
-            error_said = b"" if whole else error_event("interceptor_failed", "the interceptor 'Fails' failed")
+            sent = (
+                b"data: 1\n\n"
+                if hook == "on_event" and not whole
+                else b"data: 1\n\ndata: 2\n\ndata: 3\n\n"
+            )
+            error_said = (
+                b""
+                if whole
+                else error_event("interceptor_failed", "the interceptor 'Fails' failed")
+            )
             assert (answer.status, answer.complete) == (200, whole)
             assert answer.body == sent + error_said
         assert b"secret" not in answer.body
         await rig.everything_is_back()
-        assert await rig.outcomes() == ["intercepted" if on_error == "abort" and hook != "on_end" else "completed"]
+        assert await rig.outcomes() == [
+            "intercepted" if on_error == "abort" and hook != "on_end" else "completed"
+        ]
         assert rig.failures() == [("Fails", hook)]
         (line,) = rig.lines("interceptor_failed")
         assert isinstance(line["exc_info"], ValueError)
@@ -1042,11 +1150,21 @@ async def test_a_hook_that_fails(hook: str, kind: str, on_error: str, serve: Ser
             StreamInterceptor,
             "returned the class StreamInterceptor, expected a StreamInterceptor, an AsyncStreamInterceptor or None",
         ),
-        ("on_event", b"data", "returned bytes, expected an Event, a list of Events, End(...) or None"),
-        ("on_event", ["data"], "returned a list of str, expected an Event, a list of Events, End(...) or None"),
+        (
+            "on_event",
+            b"data",
+            "returned bytes, expected an Event, a list of Events, End(...) or None",
+        ),
+        (
+            "on_event",
+            ["data"],
+            "returned a list of str, expected an Event, a list of Events, End(...) or None",
+        ),
     ],
 )
-async def test_a_hook_that_returns_nonsense(hook: str, returned: object, expected: str, serve_once: Serve) -> None:
+async def test_a_hook_that_returns_nonsense(
+    hook: str, returned: object, expected: str, serve_once: Serve
+) -> None:
     """It fails, and the error names the class, the hook, and what was expected."""
 
     class Wrong(Interceptor):
@@ -1085,7 +1203,9 @@ async def test_an_emit_of_nonsense_fails_its_task(serve_once: Serve) -> None:
 
 
 async def test_a_failure_of_one_stays_with_its_stream(serve: Serve) -> None:
-    """One of two streams fails in its hook, the other goes on to its end, and the next one begins as if nothing had been."""
+    """One of two streams fails in its hook, the other goes on to its end, and the next one begins
+    as if nothing had been.
+    """
     feed = Feed()
 
     async def script(peer: Peer) -> None:
@@ -1114,8 +1234,12 @@ async def test_a_failure_of_one_stays_with_its_stream(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("encoding", [b"gzip", b"br", b"Identity, gzip"])
-async def test_a_compressed_stream_is_refused_and_not_passed_unseen(encoding: bytes, serve: Serve) -> None:
-    """Identity was asked for. A stream that an interceptor cannot look into is a 502, and none of its bytes reaches the client."""
+async def test_a_compressed_stream_is_refused_and_not_passed_unseen(
+    encoding: bytes, serve: Serve
+) -> None:
+    """Identity was asked for. A stream that an interceptor cannot look into is a 502, and none of
+    its bytes reaches the client.
+    """
     told: list[str] = []
 
     class Looks(Interceptor):
@@ -1140,7 +1264,9 @@ async def test_a_compressed_stream_is_refused_and_not_passed_unseen(encoding: by
         assert (answer.status, answer.complete) == (502, True)
         error = json.loads(answer.body)["error"]
         assert error["type"] == "upstream_protocol_error"
-        assert error["message"].startswith("the upstream's response is compressed, although it was asked for uncompressed")
+        assert error["message"].startswith(
+            "the upstream's response is compressed, although it was asked for uncompressed"
+        )
         assert rig.upstream.requests[0].all("accept-encoding") == [b"identity"]
         assert await rig.outcomes() == ["upstream_error"]
         assert "an interceptor must see it" in rig.lines("exchange")[0]["error"]
@@ -1148,7 +1274,9 @@ async def test_a_compressed_stream_is_refused_and_not_passed_unseen(encoding: by
 
 
 async def test_a_hook_that_holds_the_loop_is_named(serve_once: Serve) -> None:
-    """More than 50 ms in a synchronous hook is a warning with the interceptor's and the hook's name; its time is in the metric."""
+    """More than 50 ms in a synchronous hook is a warning with the interceptor's and the hook's
+    name; its time is in the metric.
+    """
 
     def hook(event: Event) -> EventResult:
         time.sleep(0.06)
@@ -1165,7 +1293,9 @@ async def test_a_hook_that_holds_the_loop_is_named(serve_once: Serve) -> None:
 
 
 async def test_metrics_of_an_interceptor_are_the_proxys(serve_once: Serve) -> None:
-    """`collectors()` are on /metrics from the start, labelled with the interceptor's name; one that fails takes no other along."""
+    """`collectors()` are on /metrics from the start, labelled with the interceptor's name; one that
+    fails takes no other along.
+    """
 
     class Counting(Interceptor):
         def __init__(self) -> None:
@@ -1204,14 +1334,20 @@ def test_a_metric_called_as_one_of_the_proxys_is_refused_at_start() -> None:
         def collectors(self) -> list[Collector]:
             return [Counter("weirpool_exchanges", "Mine.", registry=None)]
 
-    with pytest.raises(ConfigError, match="'Posing' has a metric called 'weirpool_exchanges', and so has the proxy"):
-        Metrics(Pools(), [], collectors=lambda: [(Owner("Posing", Posing()), Posing().collectors()[0])])
+    with pytest.raises(
+        ConfigError, match="'Posing' has a metric called 'weirpool_exchanges', and so has the proxy"
+    ):
+        Metrics(
+            Pools(), [], collectors=lambda: [(Owner("Posing", Posing()), Posing().collectors()[0])]
+        )
 
 
 # HTTP/2
 
 
-async def read_http2(rig: Rig, certificates: Certificates, target: str = "/") -> tuple[int, bytes, bool]:
+async def read_http2(
+    rig: Rig, certificates: Certificates, target: str = "/"
+) -> tuple[int, bytes, bool]:
     """Status, body, and whether the stream came whole."""
     context = certificates.client("h2")
     async with httpx.AsyncClient(http2=True, verify=context) as client:
@@ -1234,14 +1370,21 @@ async def read_http2(rig: Rig, certificates: Certificates, target: str = "/") ->
         ("pass", b"data: pass\n\n", True, "completed"),
         ("end", b"data: bye\n\n", True, "intercepted"),
         ("abort", error_event("aborted", "as asked"), False, "intercepted"),
-        ("fail", error_event("interceptor_failed", "the interceptor 'Acts' failed"), False, "intercepted"),
+        (
+            "fail",
+            error_event("interceptor_failed", "the interceptor 'Acts' failed"),
+            False,
+            "intercepted",
+        ),
     ],
 )
 async def test_actions_over_http2(
     last: str, body: bytes, whole: bool, outcome: str, kind: str, log: Log, certificates: Certificates,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Changed, dropped, ended, aborted, failed: as over HTTP/1.1, and a stream that breaks is reset."""
+    """Changed, dropped, ended, aborted, failed: as over HTTP/1.1, and a stream that breaks is
+    reset.
+    """
 
     def act(event: Event) -> EventResult:
         if event.data == "change":
@@ -1262,12 +1405,20 @@ async def test_actions_over_http2(
 
     events = b"data: 1\n\ndata: change\n\ndata: drop\n\ndata: %s\n\n" % last.encode()
     given = on_event(act, "Acts") if kind == "sync" else on_event_async(act_async, "Acts")
-    async with Way(certificates=certificates).serve(log, monkeypatch)(stream_of(events), given) as rig:
-        assert await read_http2(rig, certificates) == (200, b"data: 1\n\ndata: changed\n\n" + body, whole)
+    async with Way(certificates=certificates).serve(log, monkeypatch)(
+        stream_of(events), given
+    ) as rig:
+        assert await read_http2(rig, certificates) == (
+            200,
+            b"data: 1\n\ndata: changed\n\n" + body,
+            whole,
+        )
         assert await rig.outcomes() == [outcome]
 
 
-async def test_tasks_emit_over_http2(log: Log, certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tasks_emit_over_http2(
+    log: Log, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Upstream is silent until what a task emits has come through."""
     feed = Feed()
 
@@ -1277,7 +1428,9 @@ async def test_tasks_emit_over_http2(log: Log, certificates: Certificates, monke
         feed.send(b"data: up\n\n")
         feed.end()
 
-    async with Way(certificates=certificates).serve(log, monkeypatch)(feed.script, with_task(task)) as rig:
+    async with Way(certificates=certificates).serve(log, monkeypatch)(
+        feed.script, with_task(task)
+    ) as rig:
         _, body, whole = await read_http2(rig, certificates)
         assert whole
         ticks = [block for block in body.split(b"\n\n") if block.startswith(b"data: tick")]
@@ -1309,8 +1462,12 @@ class UnluckyButSkipped(Unlucky):
 
 @pytest.mark.parametrize("cls", [Unlucky, UnluckyButSkipped])
 @pytest.mark.parametrize("path", ["/abort", "/raise", "/nonsense"])
-async def test_an_answer_that_fails_half_way_is_seen_to(path: str, cls: type[Interceptor], serve: Serve) -> None:
-    """It is its interceptor's failure, named in the log, and never looks whole, whatever `on_error` says."""
+async def test_an_answer_that_fails_half_way_is_seen_to(
+    path: str, cls: type[Interceptor], serve: Serve
+) -> None:
+    """It is its interceptor's failure, named in the log, and never looks whole, whatever `on_error`
+    says.
+    """
 
     async def nobody(peer: Peer) -> None:
         raise AssertionError("the upstream is not asked")

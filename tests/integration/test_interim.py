@@ -1,4 +1,6 @@
-"""Informational responses (RFC 9110, section 15.2): they go to the client as they come, and are no head of a response."""
+"""Informational responses (RFC 9110, section 15.2): they go to the client as they come, and are no
+head of a response.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from support.upstream import Peer, Script, open_upstream
 from interceptors import Interceptor, ResponseHead
 from proxy.config import parse_config
 from proxy.downstream import Message
-from proxy.exchange import Exchange
+from proxy.exchange.exchange import Exchange
 
 EARLY = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -64,7 +66,9 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 async def test_they_arrive_at_once_and_in_their_order(serve: Serve) -> None:
-    """102, 103 and one that nobody knows, before the final head has come; the connection then goes on."""
+    """102, 103 and one that nobody knows, before the final head has come; the connection then goes
+    on.
+    """
     go = trio.Event()
     odd = b"HTTP/1.1 199 Whatever\r\nX-A: b\r\n\r\n"
     async with serve(saying(b"HTTP/1.1 102 Processing\r\n\r\n" + EARLY, odd, OK, go=go)) as rig:
@@ -74,7 +78,11 @@ async def test_they_arrive_at_once_and_in_their_order(serve: Serve) -> None:
             data = await read_until(client.stream, b"x-a: b\r\n\r\n")
             heads = [part.split(b"\r\n") for part in data.split(b"\r\n\r\n")[:-1]]
             assert [head[0].split(b" ")[1] for head in heads] == [b"102", b"103", b"199"]
-            assert [head[1:] for head in heads] == [[], [b"link: </a.css>; rel=preload"], [b"x-a: b"]]
+            assert [head[1:] for head in heads] == [
+                [],
+                [b"link: </a.css>; rel=preload"],
+                [b"x-a: b"],
+            ]
             go.set()
             assert (await read_until(client.stream, b"ok")).startswith(b"HTTP/1.1 200 ")
             go = trio.Event()
@@ -95,12 +103,17 @@ async def test_over_http2_they_are_header_blocks(
 
     monkeypatch.setattr(Http2Client, "_handle", handle)
     async with (
-        Way(certificates=certificates).serve(log, monkeypatch)(saying(b"HTTP/1.1 102 P\r\n\r\n", EARLY, OK, go=go)) as rig,
+        Way(certificates=certificates).serve(log, monkeypatch)(
+            saying(b"HTTP/1.1 102 P\r\n\r\n", EARLY, OK, go=go)
+        ) as rig,
         open_http2(rig.proxy, certificates) as client,
     ):
         stream = client.streams[await client.start()]
         await until(lambda: len(seen) == 2)
-        assert seen == [[(":status", "102")], [(":status", "103"), ("link", "</a.css>; rel=preload")]]
+        assert seen == [
+            [(":status", "102")],
+            [(":status", "103"), ("link", "</a.css>; rel=preload")],
+        ]
         assert not stream.status
         go.set()
         await until(lambda: stream.ended)
@@ -116,7 +129,9 @@ async def test_a_client_of_http_1_0_gets_none(serve: Serve) -> None:
 
 
 async def test_what_belongs_to_the_hop_is_removed(serve: Serve) -> None:
-    """Fields of the connection, those that `Connection` names, and a length, which no informational response has."""
+    """Fields of the connection, those that `Connection` names, and a length, which no informational
+    response has.
+    """
     hop = b"Connection: x-hop\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nContent-Length: 9\r\nX-End: 2\r\n\r\n"
     async with serve(saying(b"HTTP/1.1 103 Early Hints\r\n" + hop, OK)) as rig:
         client = await rig.client()
@@ -127,7 +142,9 @@ async def test_what_belongs_to_the_hop_is_removed(serve: Serve) -> None:
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\n\r\n", EARLY * 65])
 async def test_an_upgrade_and_a_flood_are_refused(answer: bytes, serve: Serve) -> None:
-    """101 is not forwarded; after the 64th the upstream has failed. What went before has reached the client."""
+    """101 is not forwarded; after the 64th the upstream has failed. What went before has reached
+    the client.
+    """
     async with serve(saying(answer, OK)) as rig:
         fetched = await rig.fetch()
         assert fetched.status == 502
@@ -163,7 +180,9 @@ async def test_they_do_not_count_as_the_first_byte(serve: Serve) -> None:
 
 
 async def test_a_request_is_tried_again_after_hints(serve: Serve) -> None:
-    """Nothing final has come from the endpoint that broke off: an idempotent request goes to it once more."""
+    """Nothing final has come from the endpoint that broke off: an idempotent request goes to it
+    once more.
+    """
     asked = 0
 
     async def script(peer: Peer) -> None:
@@ -216,7 +235,9 @@ async def test_none_comes_after_an_early_heartbeat(serve: Serve) -> None:
 
 @pytest.mark.parametrize("extension", [True, False])
 async def test_another_server_gets_what_asgi_can_say(extension: bool, serve: Serve) -> None:
-    """With the extension for early hints a 103's links; nothing of any other, and nothing without it."""
+    """With the extension for early hints a 103's links; nothing of any other, and nothing without
+    it.
+    """
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -243,6 +264,10 @@ async def test_another_server_gets_what_asgi_can_say(extension: bool, serve: Ser
             "extensions": {"http.response.early_hint": {}} if extension else {},
         }
         await Exchange(rig.proxy.worker, scope)(receive, send)
-    hints = [{"type": "http.response.early_hint", "links": [b"</a.css>; rel=preload"]}] if extension else []
+    hints = (
+        [{"type": "http.response.early_hint", "links": [b"</a.css>; rel=preload"]}]
+        if extension
+        else []
+    )
     assert sent[: len(hints)] == hints
     assert sent[len(hints)]["type"] == "http.response.start"

@@ -1,6 +1,8 @@
-"""`api_keys` and `rate_limit` behind a whole proxy on real sockets: what the upstream sees, what the client, and what the log.
+"""`api_keys` and `rate_limit` behind a whole proxy on real sockets: what the upstream sees, what
+the client, and what the log.
 
-Most tests run twice: over plain HTTP/1.1, where the direct writer serves the client, and over TLS, where the portable one does.
+Most tests run twice: over plain HTTP/1.1, where the direct writer serves the client, and over TLS,
+where the portable one does.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from support.upstream import Peer, Script, open_upstream, stream_of
 
 from interceptors import Interceptor, Request
 from interceptors.api_keys import hash_key
-from proxy.app import create_app
 from proxy.errors import ConfigError
+from proxy.server.app import create_app
 
 ANN, BOB, STRANGER = "wk-ann-Zq3xV8", "wk-bob-1LmT7c", "wk-stranger-5Hd"
 UPSTREAM = "upstream-credential-8sQ"
@@ -36,7 +38,9 @@ Serve = Callable[..., AbstractAsyncContextManager[Rig]]
 
 
 def limit(name: str = "limit", *, burst: int = 2, by: str = "auto") -> str:
-    """A limit with a burst and then, for as long as a test takes, nothing: the next token comes after sixteen hours."""
+    """A limit with a burst and then, for as long as a test takes, nothing: the next token comes
+    after sixteen hours.
+    """
     options = f"{{requests_per_minute: 0.001, burst: {burst}, by: {by}}}"
     return f'{{name: {name}, use: "interceptors.rate_limit:RateLimit", options: {options}}}'
 
@@ -47,8 +51,15 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 @pytest.fixture(params=["plain", "tls"])
-def serve(request: pytest.FixtureRequest, log: Log, monkeypatch: pytest.MonkeyPatch, certificates: Certificates) -> Serve:
-    """`async with serve(script, names, *entries) as rig`: the proxy with these interceptors, by their names in order."""
+def serve(
+    request: pytest.FixtureRequest,
+    log: Log,
+    monkeypatch: pytest.MonkeyPatch,
+    certificates: Certificates,
+) -> Serve:
+    """`async with serve(script, names, *entries) as rig`: the proxy with these interceptors, by
+    their names in order.
+    """
     tls = request.param == "tls"
     monkeypatch.setenv("UPSTREAM_KEY", UPSTREAM)
 
@@ -66,7 +77,9 @@ def serve(request: pytest.FixtureRequest, log: Log, monkeypatch: pytest.MonkeyPa
     return serve
 
 
-async def ask(client: Client, *headers: tuple[str, str], method: str = "GET", body: bytes | None = None) -> Answer:
+async def ask(
+    client: Client, *headers: tuple[str, str], method: str = "GET", body: bytes | None = None
+) -> Answer:
     """One more request on the client's connection, which must go on."""
     with trio.fail_after(10):
         await client.send(method, "/v1/chat", list(headers), body)
@@ -90,7 +103,9 @@ def error_of(answer: Answer) -> str:
 
 
 async def test_upstream_sees_its_own_credential_and_never_a_clients_key(serve: Serve) -> None:
-    """In whichever header the key comes, alone or twice, with a body or without: upstream gets one Authorization, its own."""
+    """In whichever header the key comes, alone or twice, with a body or without: upstream gets one
+    Authorization, its own.
+    """
     async with serve(stream_of(*EVENTS), "keys", KEYS) as rig:
         client = await rig.client()
         sent: list[tuple[tuple[str, str], ...]] = [
@@ -99,7 +114,9 @@ async def test_upstream_sees_its_own_credential_and_never_a_clients_key(serve: S
             (bearer(BOB), ("x-api-key", BOB), ("x-api-key", BOB)),
         ]
         for headers in sent:
-            answer = await ask(client, *headers, ("X-Other", "stays"), method="POST", body=b'{"model": "m"}')
+            answer = await ask(
+                client, *headers, ("X-Other", "stays"), method="POST", body=b'{"model": "m"}'
+            )
             assert (answer.status, answer.body) == (200, b"".join(EVENTS))
         assert len(rig.upstream.requests) == len(sent)
         for request in rig.upstream.requests:
@@ -112,7 +129,9 @@ async def test_upstream_sees_its_own_credential_and_never_a_clients_key(serve: S
 
 
 async def test_with_a_header_of_its_own_the_clients_token_reaches_the_server(serve: Serve) -> None:
-    """An MCP server with OAuth behind a gateway's key: the server sees the user's token, and not the gateway's key."""
+    """An MCP server with OAuth behind a gateway's key: the server sees the user's token, and not
+    the gateway's key.
+    """
     entry = KEYS.replace('upstream: "Bearer ${UPSTREAM_KEY}"', "header: x-gateway-key")
     async with serve(stream_of(*EVENTS), "keys", entry) as rig:
         client = await rig.client()
@@ -125,8 +144,8 @@ async def test_with_a_header_of_its_own_the_clients_token_reaches_the_server(ser
 
 
 async def test_without_a_key_of_ours_the_client_gets_401_and_may_go_on(serve: Serve) -> None:
-    """On one connection: no key, a wrong one with a body, two that differ, HEAD; each is answered, upstream sees none of them,
-    and the right key then comes in.
+    """On one connection: no key, a wrong one with a body, two that differ, HEAD; each is answered,
+    upstream sees none of them, and the right key then comes in.
     """
     async with serve(stream_of(*EVENTS), "keys", KEYS) as rig:
         client = await rig.client()
@@ -135,13 +154,24 @@ async def test_without_a_key_of_ours_the_client_gets_401_and_may_go_on(serve: Se
         assert answer.all("www-authenticate") == [b'Bearer realm="weirpool"']
         refused = [
             await ask(client, bearer(STRANGER), method="POST", body=b"x" * 50_000),
-            await ask(client, bearer(STRANGER), ("Transfer-Encoding", "chunked"), method="POST", body=b"x" * 50_000),
+            await ask(
+                client,
+                bearer(STRANGER),
+                ("Transfer-Encoding", "chunked"),
+                method="POST",
+                body=b"x" * 50_000,
+            ),
             await ask(client, bearer(ANN), ("X-Api-Key", STRANGER)),
         ]
         for answer in refused:
             assert (answer.status, error_of(answer)) == (401, "invalid_api_key")
-            assert answer.all("www-authenticate") == [b'Bearer realm="weirpool", error="invalid_token"']
-            assert not any(key.encode() in answer.body + repr(answer.headers).encode() for key in (ANN, STRANGER, UPSTREAM))
+            assert answer.all("www-authenticate") == [
+                b'Bearer realm="weirpool", error="invalid_token"'
+            ]
+            assert not any(
+                key.encode() in answer.body + repr(answer.headers).encode()
+                for key in (ANN, STRANGER, UPSTREAM)
+            )
         assert rig.upstream.accepted == 0
         answer = await ask(client, bearer(ANN))
         assert (answer.status, answer.body) == (200, b"".join(EVENTS))
@@ -161,10 +191,12 @@ async def test_a_head_request_without_a_key_gets_the_head_of_the_401(serve: Serv
 
 
 async def test_beyond_its_limit_a_client_gets_429_and_may_go_on(serve: Serve) -> None:
-    """On one connection: the burst comes in, the next is told when to come again and upstream sees nothing of it; another
-    client's key, on the same connection, comes in, also between refusals.
+    """On one connection: the burst comes in, the next is told when to come again and upstream sees
+    nothing of it; another client's key, on the same connection, comes in, also between refusals.
     """
-    async with serve(stream_of(*EVENTS), "keys, limit", KEYS, limit(burst=2, by="client_key")) as rig:
+    async with serve(
+        stream_of(*EVENTS), "keys, limit", KEYS, limit(burst=2, by="client_key")
+    ) as rig:
         client = await rig.client()
         assert [(await ask(client, bearer(ANN))).status for _ in range(3)] == [200, 200, 429]
         answer = await ask(client, ("x-api-key", ANN), method="POST", body=b"x" * 50_000)
@@ -175,15 +207,21 @@ async def test_beyond_its_limit_a_client_gets_429_and_may_go_on(serve: Serve) ->
         assert len(rig.upstream.requests) == 4
         assert rig.upstream.accepted == 1
         outcomes = await rig.outcomes(7)
-        assert outcomes == ["completed"] * 2 + ["intercepted"] * 2 + ["completed"] * 2 + ["intercepted"]
+        assert outcomes == ["completed"] * 2 + ["intercepted"] * 2 + ["completed"] * 2 + [
+            "intercepted"
+        ]
 
 
 async def test_a_limit_by_address_before_the_keys_bounds_strangers(serve: Serve) -> None:
-    """Refused keys count by the address when the limit stands first; without keys at all, `auto` counts by it, too."""
+    """Refused keys count by the address when the limit stands first; without keys at all, `auto`
+    counts by it, too.
+    """
     async with serve(stream_of(*EVENTS), "limit, keys", limit(burst=2, by="address"), KEYS) as rig:
         client = await rig.client()
         assert [(await ask(client, bearer(STRANGER))).status for _ in range(3)] == [401, 401, 429]
-        assert (await rig.fetch(headers=[bearer(ANN)])).status == 429  # another connection, from the same address
+        assert (
+            await rig.fetch(headers=[bearer(ANN)])
+        ).status == 429  # another connection, from the same address
         assert rig.upstream.accepted == 0
     async with serve(stream_of(*EVENTS), "limit", limit(burst=1)) as rig:
         assert [(await rig.fetch()).status for _ in range(2)] == [200, 429]
@@ -192,8 +230,9 @@ async def test_a_limit_by_address_before_the_keys_bounds_strangers(serve: Serve)
 async def test_no_key_stands_in_any_log_line(
     serve: Serve, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever happens to a request with a key, neither the client's key nor the upstream's credential is logged or printed: an
-    answer, refusals, a limit, an upstream that fails, and an interceptor behind that raises, with its traceback.
+    """Whatever happens to a request with a key, neither the client's key nor the upstream's
+    credential is logged or printed: an answer, refusals, a limit, an upstream that fails, and an
+    interceptor behind that raises, with its traceback.
     """
     caplog.set_level(0)
 
@@ -206,16 +245,32 @@ async def test_no_key_stands_in_any_log_line(
         await peer.end()
 
     async with serve(
-        script, "keys, limit, raises", KEYS, limit(burst=3), f'{{name: raises, use: "{__name__}:Raises"}}'
+        script,
+        "keys, limit, raises",
+        KEYS,
+        limit(burst=3),
+        f'{{name: raises, use: "{__name__}:Raises"}}',
     ) as rig:
         statuses = []
-        for target, key in [("/", ANN), ("/fails", ANN), ("/raises", ANN), ("/", ANN), ("/", STRANGER)]:
-            statuses.append((await rig.fetch(target, headers=[bearer(key), ("X-Api-Key", key)])).status)
+        for target, key in [
+            ("/", ANN),
+            ("/fails", ANN),
+            ("/raises", ANN),
+            ("/", ANN),
+            ("/", STRANGER),
+        ]:
+            statuses.append(
+                (await rig.fetch(target, headers=[bearer(key), ("X-Api-Key", key)])).status
+            )
         assert statuses == [200, 502, 502, 429, 401]
         assert len(await rig.outcomes(5)) == 5
         assert rig.failures() == [("raises", "on_request")]
     written = [repr(rig.log), caplog.text, *capfd.readouterr()]
-    written += ["".join(traceback.format_exception(line["exc_info"])) for line in rig.log if line.get("exc_info")]
+    written += [
+        "".join(traceback.format_exception(line["exc_info"]))
+        for line in rig.log
+        if line.get("exc_info")
+    ]
     assert "not today" in "".join(written)  # the traceback is among what was looked at
     for text in written:
         assert not any(secret in text for secret in (ANN, STRANGER, UPSTREAM))
@@ -230,8 +285,12 @@ class Raises(Interceptor):
 
 
 def test_a_key_in_the_place_of_its_hash_is_refused_at_start_and_not_shown() -> None:
-    """The mistake is named by the interceptor's and the option's path; the message does not repeat the key."""
-    entry = f'{{name: keys, use: "interceptors.api_keys:ApiKeys", options: {{keys: {{ann: "{ANN}"}}}}}}'
+    """The mistake is named by the interceptor's and the option's path; the message does not repeat
+    the key.
+    """
+    entry = (
+        f'{{name: keys, use: "interceptors.api_keys:ApiKeys", options: {{keys: {{ann: "{ANN}"}}}}}}'
+    )
     with pytest.raises(ConfigError, match=r"^interceptors\[0\]\..*keys\.ann: expected") as caught:
         create_app(config_for("http://127.0.0.1:9", interceptors=entry, names="keys"))
     assert ANN not in str(caught.value)

@@ -1,4 +1,6 @@
-"""Streams on which clients listen: silence does not cut them, and peers that are gone are found by TCP keepalive."""
+"""Streams on which clients listen: silence does not cut them, and peers that are gone are found by
+TCP keepalive.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,17 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 @pytest.fixture(params=["hub", "no hub", "TLS"])
-def serve(request: pytest.FixtureRequest, certificates: Certificates, log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
+def serve(
+    request: pytest.FixtureRequest,
+    certificates: Certificates,
+    log: Log,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Serve:
     """TLS is served by the portable writer."""
-    way = Way(hub="no hub" not in request.param, certificates=certificates if "TLS" in request.param else None)
+    way = Way(
+        hub="no hub" not in request.param,
+        certificates=certificates if "TLS" in request.param else None,
+    )
     return way.serve(log, monkeypatch)
 
 
@@ -59,8 +69,12 @@ OPEN = b": open\n\n"
         (f"dialect: mcp, listening: [POST], {IDLE}", "", "POST", OPEN),
     ],
 )
-async def test_a_listening_stream_may_be_silent(route: str, proxy: str, method: str, first: bytes, serve: Serve) -> None:
-    """Whatever came before the silence, also nothing or half an event; what comes after it arrives, and the stream stays open."""
+async def test_a_listening_stream_may_be_silent(
+    route: str, proxy: str, method: str, first: bytes, serve: Serve
+) -> None:
+    """Whatever came before the silence, also nothing or half an event; what comes after it arrives,
+    and the stream stays open.
+    """
     feed = Feed()
     async with serve(feed.script, route=route, proxy=proxy) as rig:
         client, answer = await listen(rig, ("Mcp-Session-Id", "s1"), method=method)
@@ -79,7 +93,9 @@ async def test_a_listening_stream_may_be_silent(route: str, proxy: str, method: 
 
 async def test_interceptors_may_see_the_events_of_a_listening_stream(serve: Serve) -> None:
     feed = Feed()
-    async with serve(feed.script, on_event(lambda event: event), route=f"dialect: mcp, {IDLE}") as rig:
+    async with serve(
+        feed.script, on_event(lambda event: event), route=f"dialect: mcp, {IDLE}"
+    ) as rig:
         client, answer = await listen(rig)
         await trio.sleep(SILENCE_S)
         feed.send(NOTICE)
@@ -117,7 +133,9 @@ async def test_a_body_that_is_no_event_stream_is_cut(serve: Serve) -> None:
 
     async def script(peer: object) -> None:
         await peer.request()  # type: ignore[attr-defined]
-        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 10\r\n\r\nhalf")  # type: ignore[attr-defined]
+        await peer.send(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 10\r\n\r\nhalf"
+        )  # type: ignore[attr-defined]
         await trio.sleep_forever()
 
     async with serve(script, route=f"dialect: mcp, {IDLE}") as rig:
@@ -139,7 +157,11 @@ def probes(sock: socket.socket) -> tuple[int, int, int] | None:
 
 async def sockets_of(proxy: Proxy) -> tuple[socket.socket, socket.socket]:
     """The upstream's and the client's socket of the one live exchange, once its stream is moved."""
-    await until(lambda: len(proxy.worker.live) == 1 and next(iter(proxy.worker.live))._forward.relay is not None)
+    await until(
+        lambda: (
+            len(proxy.worker.live) == 1 and next(iter(proxy.worker.live))._forward.relay is not None
+        )
+    )
     (exchange,) = proxy.worker.live
     forward, connection = exchange._forward, exchange._connection
     assert forward is not None
@@ -148,12 +170,15 @@ async def sockets_of(proxy: Proxy) -> tuple[socket.socket, socket.socket]:
     return forward.relay.body.connection.sock, connection.sock
 
 
-@pytest.mark.parametrize(("send_s", "upstream_tls"), [("30", False), ("null", True), ("0.5", False), ("3600", False)])
+@pytest.mark.parametrize(
+    ("send_s", "upstream_tls"), [("30", False), ("null", True), ("0.5", False), ("3600", False)]
+)
 async def test_peers_of_a_listening_stream_are_probed(
     send_s: str, upstream_tls: bool, serve: Serve, certificates: Certificates
 ) -> None:
-    """The first probe goes out after five minutes at most; towards the client several must be lost before `timeouts.send` is over,
-    for TCP_USER_TIMEOUT would end the connection with a single one unanswered.
+    """The first probe goes out after five minutes at most; towards the client several must be lost
+    before `timeouts.send` is over, for TCP_USER_TIMEOUT would end the connection with a single one
+    unanswered.
     """
     feed = Feed()
     context = certificates.server if upstream_tls else None
@@ -172,7 +197,9 @@ async def test_peers_of_a_listening_stream_are_probed(
             assert found[0] == 1
 
 
-async def test_a_connection_that_listened_serves_a_route_with_another_send_timeout(serve: Serve) -> None:
+async def test_a_connection_that_listened_serves_a_route_with_another_send_timeout(
+    serve: Serve,
+) -> None:
     """The probes follow the connection's TCP_USER_TIMEOUT."""
     feed = Feed()
     routes = "dialect: mcp, timeouts: {send: null}"
@@ -199,8 +226,13 @@ async def test_a_listening_stream_of_http_2(certificates: Certificates, log: Log
     feed = Feed()
     async with open_upstream(feed.script) as upstream:
         config = config_with(upstream.url, route=f"dialect: mcp, {IDLE}")
-        async with open_proxy(config, tls=certificates.files) as proxy, open_http2(proxy, certificates) as client:
-            stream = client.streams[await client.start("GET", "/", [("accept", "text/event-stream")])]
+        async with (
+            open_proxy(config, tls=certificates.files) as proxy,
+            open_http2(proxy, certificates) as client,
+        ):
+            stream = client.streams[
+                await client.start("GET", "/", [("accept", "text/event-stream")])
+            ]
             await until(lambda: stream.status)
             _, sock = await sockets_of(proxy)
             found = probes(sock)

@@ -126,12 +126,19 @@ def command(kind: str, config: Path, port: int) -> list[str]:
 
 
 @contextmanager
-def serving(kind: str, config: Path, stderr: Any, **options: Any) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def serving(
+    kind: str, config: Path, stderr: Any, **options: Any
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """The proxy as a process, once it answers."""
     port = free_port()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "WEIRPOOL_CONFIG": str(config)}
     process = subprocess.Popen(
-        command(kind, config, port), stderr=stderr, cwd=config.parent, env=environment, start_new_session=True, **options
+        command(kind, config, port),
+        stderr=stderr,
+        cwd=config.parent,
+        env=environment,
+        start_new_session=True,
+        **options,
     )
     try:
         deadline = time.monotonic() + 20
@@ -174,8 +181,8 @@ def get(port: int, path: str = "/", extra: str = "") -> bytes:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_reader_that_never_reads_and_then_closes_ends_nothing(kind: str, config: Path) -> None:
-    """The pipe is full from the first line on; later each write is EPIPE. Requests are answered, a live stream goes on, SIGTERM
-    drains, and the status is 0.
+    """The pipe is full from the first line on; later each write is EPIPE. Requests are answered, a
+    live stream goes on, SIGTERM drains, and the status is 0.
     """
     reader, writer = os.pipe()
     fill(writer)
@@ -199,18 +206,25 @@ def test_a_reader_that_never_reads_and_then_closes_ends_nothing(kind: str, confi
         assert process.wait(15) == 0
 
 
-def test_a_file_that_may_not_grow_ends_nothing_and_its_lines_are_counted(config: Path, tmp_path: Path) -> None:
+def test_a_file_that_may_not_grow_ends_nothing_and_its_lines_are_counted(
+    config: Path, tmp_path: Path
+) -> None:
     """EFBIG; when the file has room again, one line has the count, and every line is whole."""
     path = tmp_path / "log"
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
 
-    with path.open("ab") as file, serving("serve", config, file, preexec_fn=limit) as (process, port):
+    with (
+        path.open("ab") as file,
+        serving("serve", config, file, preexec_fn=limit) as (process, port),
+    ):
         with connect(port) as kept:
             for _ in range(20):
                 assert ask(kept).endswith(b"ok")
-            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            resource.prlimit(
+                process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            )
             ask(kept)
         assert b"weirpool_log_lines_dropped_total" in get_page(port)
         process.send_signal(signal.SIGTERM)
@@ -230,7 +244,10 @@ def get_page(port: int) -> bytes:
 
 def test_no_standard_error_ends_nothing(config: Path) -> None:
     """Its descriptor may then belong to any other file of the process, which gets no line."""
-    with serving("serve", config, subprocess.DEVNULL, preexec_fn=lambda: os.close(2)) as (process, port):
+    with serving("serve", config, subprocess.DEVNULL, preexec_fn=lambda: os.close(2)) as (
+        process,
+        port,
+    ):
         for _ in range(5):
             assert get(port).endswith(b"ok")
         process.send_signal(signal.SIGTERM)
@@ -239,7 +256,9 @@ def test_no_standard_error_ends_nothing(config: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["workers", "hypercorn"])
 def test_every_line_is_json(kind: str, config: Path, tmp_path: Path) -> None:
-    """Records of `logging`, warnings, threads, finalisers, what is printed: with their level, logger and traceback."""
+    """Records of `logging`, warnings, threads, finalisers, what is printed: with their level,
+    logger and traceback.
+    """
     path = tmp_path / "log"
     with path.open("ab") as file, serving(kind, config, file) as (process, port):
         get(port, "/noisy")
@@ -247,7 +266,10 @@ def test_every_line_is_json(kind: str, config: Path, tmp_path: Path) -> None:
         assert process.wait(15) == 0
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     events = {line["event"]: line for line in lines}
-    assert events["from a library\nlogging"] | {"level": "error", "logger": "a.library"} == events["from a library\nlogging"]
+    assert (
+        events["from a library\nlogging"] | {"level": "error", "logger": "a.library"}
+        == events["from a library\nlogging"]
+    )
     assert "ValueError: caught" in events["with a traceback"]["exception"]
     assert events["wrong arguments %d"]["level"] == "warning"
     assert events["a warning"]["category"] == "UserWarning"

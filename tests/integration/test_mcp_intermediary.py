@@ -1,4 +1,6 @@
-"""A correct MCP intermediary, on real sockets: what passes as it is, is checked, is rewritten, and is never made up."""
+"""A correct MCP intermediary, on real sockets: what passes as it is, is checked, is rewritten, and
+is never made up.
+"""
 
 from __future__ import annotations
 
@@ -60,14 +62,26 @@ class Rig:
         """What came on all of upstream's connections."""
         return b"".join(recorder.received for recorder in self._wire)
 
-    async def fetch(self, method: str, target: str = "/mcp", *headers: tuple[str, str], body: bytes | None = None) -> Answer:
+    async def fetch(
+        self,
+        method: str,
+        target: str = "/mcp",
+        *headers: tuple[str, str],
+        body: bytes | None = None,
+    ) -> Answer:
         with trio.fail_after(10):
-            return await fetch(self.proxy.port, target, method=method, headers=list(headers), body=body)
+            return await fetch(
+                self.proxy.port, target, method=method, headers=list(headers), body=body
+            )
 
 
 @asynccontextmanager
 async def serving(
-    answer: bytes, *given: type[Interceptor], route: str = "dialect: mcp", path: str = "/", base: str = ""
+    answer: bytes,
+    *given: type[Interceptor],
+    route: str = "dialect: mcp",
+    path: str = "/",
+    base: str = "",
 ) -> AsyncIterator[Rig]:
     """`answer`: the bytes of a response."""
     wire: list[Recorder] = []
@@ -92,7 +106,9 @@ async def serving(
 def replaced(config: Any, route: Any, path: str) -> Any:
     """The configuration with its route at another path."""
     routes = [msgspec.structs.replace(route, path=path)]
-    return msgspec.structs.replace(config, reverse_proxy=msgspec.structs.replace(config.reverse_proxy, routes=routes))
+    return msgspec.structs.replace(
+        config, reverse_proxy=msgspec.structs.replace(config.reverse_proxy, routes=routes)
+    )
 
 
 def whole(status: str, body: bytes = b"", *headers: bytes) -> bytes:
@@ -103,14 +119,18 @@ def whole(status: str, body: bytes = b"", *headers: bytes) -> bytes:
 def streamed(*events: bytes) -> bytes:
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(event), event) for event in events)
     return (
-        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + chunks
+        + b"0\r\n\r\n"
     )
 
 
 def call(name: str = "add", ident: Any = 1, **arguments: Any) -> bytes:
     meta = {VERSION_KEY: "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
     params = {"_meta": meta, "name": name, "arguments": arguments}
-    return json.dumps({"jsonrpc": "2.0", "id": ident, "method": "tools/call", "params": params}).encode()
+    return json.dumps(
+        {"jsonrpc": "2.0", "id": ident, "method": "tools/call", "params": params}
+    ).encode()
 
 
 def modern(**named: str) -> list[tuple[str, str]]:
@@ -119,7 +139,9 @@ def modern(**named: str) -> list[tuple[str, str]]:
     return [JSON, BOTH, *((name, value) for name, value in headers.items() if value)]
 
 
-PROTOCOL_ERROR = b'{"jsonrpc":"2.0","id":1,"error":{"code":-32022,"message":"Unsupported protocol version"}}'
+PROTOCOL_ERROR = (
+    b'{"jsonrpc":"2.0","id":1,"error":{"code":-32022,"message":"Unsupported protocol version"}}'
+)
 
 
 # What passes as it is
@@ -137,7 +159,12 @@ PROTOCOL_ERROR = b'{"jsonrpc":"2.0","id":1,"error":{"code":-32022,"message":"Uns
         ),
         ("POST", "202 Accepted", b"", []),
         ("POST", "400 Bad Request", PROTOCOL_ERROR, [b"Content-Type: application/json"]),
-        ("POST", "404 Not Found", b'{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"x"}}', []),
+        (
+            "POST",
+            "404 Not Found",
+            b'{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"x"}}',
+            [],
+        ),
         ("POST", "404 Not Found", b"Session not found", [b"Content-Type: text/plain"]),
         ("POST", "405 Method Not Allowed", b"", [b"Allow: GET, POST"]),
         ("GET", "405 Method Not Allowed", b"no stream here", [b"Allow: POST, DELETE"]),
@@ -148,8 +175,12 @@ PROTOCOL_ERROR = b'{"jsonrpc":"2.0","id":1,"error":{"code":-32022,"message":"Uns
         ("DELETE", "405 Method Not Allowed", b'{"jsonrpc":"2.0"}', [b"Allow: POST"]),
     ],
 )
-async def test_answers_pass_as_they_are(method: str, status: str, body: bytes, headers: list[bytes], route: str) -> None:
-    """Clients tell old servers from new ones, and ended sessions from errors, by these statuses and bodies."""
+async def test_answers_pass_as_they_are(
+    method: str, status: str, body: bytes, headers: list[bytes], route: str
+) -> None:
+    """Clients tell old servers from new ones, and ended sessions from errors, by these statuses and
+    bodies.
+    """
     length = [] if "204" in status else [b"Content-Length: %d" % len(body)]
     raw = b"\r\n".join([b"HTTP/1.1 " + status.encode(), *headers, *length]) + b"\r\n\r\n" + body
     async with serving(raw, route=route) as rig:
@@ -166,15 +197,32 @@ async def test_answers_pass_as_they_are(method: str, status: str, body: bytes, h
 @pytest.mark.parametrize("revision", REVISIONS)
 @pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
 async def test_a_request_goes_up_to_the_byte(method: str, revision: str, route: str) -> None:
-    """Target, session, version, cursor, what it accepts, and the body: all of the request as the client wrote it."""
-    sent = [("Host", "proxy.test"), BOTH, ("Mcp-Session-Id", "s-~!1"), ("Last-Event-ID", "7/é".encode().decode("latin-1"))]
+    """Target, session, version, cursor, what it accepts, and the body: all of the request as the
+    client wrote it.
+    """
+    sent = [
+        ("Host", "proxy.test"),
+        BOTH,
+        ("Mcp-Session-Id", "s-~!1"),
+        ("Last-Event-ID", "7/é".encode().decode("latin-1")),
+    ]
     sent += [("MCP-Protocol-Version", revision)] if revision > "2025-03-26" else []
     body = None
     if method == "POST":
-        sent += [JSON, ("Mcp-Method", "tools/call"), ("Mcp-Name", "add"), ("Mcp-Param-Region", "=?base64?w6k=?=")]
+        sent += [
+            JSON,
+            ("Mcp-Method", "tools/call"),
+            ("Mcp-Name", "add"),
+            ("Mcp-Param-Region", "=?base64?w6k=?="),
+        ]
         body = call(region="é").replace(b": ", b" :  ")
     async with serving(whole("202 Accepted"), route=route) as rig:
-        await rig.fetch(method, "/a/../mcp?x=%2F", *((name, value.encode("latin-1")) for name, value in sent), body=body)  # type: ignore[arg-type]
+        await rig.fetch(
+            method,
+            "/a/../mcp?x=%2F",
+            *((name, value.encode("latin-1")) for name, value in sent),
+            body=body,
+        )  # type: ignore[arg-type]
         identity = "dialect" in route
         port = rig.upstream.port
     lines = [
@@ -184,7 +232,12 @@ async def test_a_request_goes_up_to_the_byte(method: str, revision: str, route: 
     ]
     lines += ["accept-encoding: identity"] if identity else []
     lines += [f"content-length: {len(body)}"] if body is not None else []
-    lines += ["x-forwarded-for: 127.0.0.1", "x-forwarded-proto: http", "x-forwarded-host: proxy.test", "via: 1.1 us"]
+    lines += [
+        "x-forwarded-for: 127.0.0.1",
+        "x-forwarded-proto: http",
+        "x-forwarded-host: proxy.test",
+        "via: 1.1 us",
+    ]
     head, _, rest = rig.wire.partition(b"\r\n\r\n")
     assert rest == (body or b"")
     got = re.sub("weirpool-[0-9a-f]{16}", "us", head.decode("latin-1")).split("\r\n")
@@ -210,29 +263,49 @@ EVENTS = [
 @pytest.mark.parametrize("method", ["POST", "GET"])
 @pytest.mark.parametrize("chunking", ["events", "bytes", "one"])
 async def test_streams_pass_to_the_byte(method: str, chunking: str, route: str) -> None:
-    """Priming events, `retry`, comments, ids, requests of the server; and its closing the stream is an end and no error."""
+    """Priming events, `retry`, comments, ids, requests of the server; and its closing the stream is
+    an end and no error.
+    """
     body = b"".join(EVENTS)
-    chunks = {"events": EVENTS, "bytes": [body[at : at + 1] for at in range(len(body))], "one": [body]}[chunking]
+    chunks = {
+        "events": EVENTS,
+        "bytes": [body[at : at + 1] for at in range(len(body))],
+        "one": [body],
+    }[chunking]
     async with serving(streamed(*chunks), route=route) as rig:
-        asked = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{}}' if method == "POST" else None
+        asked = (
+            b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{}}'
+            if method == "POST"
+            else None
+        )
         answer = await rig.fetch(method, "/mcp", JSON, BOTH, ("Mcp-Session-Id", "s"), body=asked)
     assert (answer.status, answer.body, answer.complete) == (200, body, True)
 
 
 @ROUTES
 async def test_a_stream_that_ends_behind_a_retry_is_whole(route: str) -> None:
-    """A server may close after an event with an id, before the response: the client comes back. Nothing is said about it."""
+    """A server may close after an event with an id, before the response: the client comes back.
+    Nothing is said about it.
+    """
     events = (b"id: 1\ndata:\n\n", b"retry: 10\n\n")
     async with serving(streamed(*events), route=route) as rig:
-        answer = await rig.fetch("POST", "/mcp", JSON, BOTH, body=b'{"jsonrpc":"2.0","id":1,"method":"x"}')
+        answer = await rig.fetch(
+            "POST", "/mcp", JSON, BOTH, body=b'{"jsonrpc":"2.0","id":1,"method":"x"}'
+        )
     assert (answer.body, answer.complete) == (b"".join(events), True)
 
 
 async def test_what_must_be_seen_and_cannot_is_refused() -> None:
-    """A stream of responses that is compressed although identity was asked for: 502, with the request's id. Others pass so."""
-    raw = streamed(b"\x1f\x8b").replace(b"Transfer-Encoding", b"Content-Encoding: gzip\r\nTransfer-Encoding")
+    """A stream of responses that is compressed although identity was asked for: 502, with the
+    request's id. Others pass so.
+    """
+    raw = streamed(b"\x1f\x8b").replace(
+        b"Transfer-Encoding", b"Content-Encoding: gzip\r\nTransfer-Encoding"
+    )
     async with serving(raw) as rig:
-        answer = await rig.fetch("POST", "/mcp", JSON, body=b'{"jsonrpc":"2.0","id":5,"method":"x"}')
+        answer = await rig.fetch(
+            "POST", "/mcp", JSON, body=b'{"jsonrpc":"2.0","id":5,"method":"x"}'
+        )
         assert (answer.status, json.loads(answer.body)["id"]) == (502, 5)
         assert rig.upstream.requests[0].all("accept-encoding") == [b"identity"]
         note = await rig.fetch("POST", "/mcp", JSON, body=b'{"jsonrpc":"2.0","method":"x"}')
@@ -240,20 +313,27 @@ async def test_what_must_be_seen_and_cannot_is_refused() -> None:
 
 
 async def test_an_event_that_is_too_large_is_said_to_be() -> None:
-    """Above `max_event_bytes`, where an interceptor needs it, the open request gets an error although the stream could be resumed:
-    it would not get better. Where none does, it passes.
+    """Above `max_event_bytes`, where an interceptor needs it, the open request gets an error
+    although the stream could be resumed: it would not get better. Where none does, it passes.
     """
     events = (b"id: 1\ndata:\n\n", b"data: " + b"x" * 5000 + b"\n\n")
     limited = "dialect: mcp, limits: {max_event_bytes: 1000}"
     async with serving(streamed(*events), route=limited) as rig:
-        answer = await rig.fetch("POST", "/mcp", JSON, body=b'{"jsonrpc":"2.0","id":5,"method":"x"}')
+        answer = await rig.fetch(
+            "POST", "/mcp", JSON, body=b'{"jsonrpc":"2.0","id":5,"method":"x"}'
+        )
         assert (answer.body, answer.complete) == (b"".join(events), True)
     async with serving(streamed(*events), on_event(lambda event: event), route=limited) as rig:
-        answer = await rig.fetch("POST", "/mcp", JSON, body=b'{"jsonrpc":"2.0","id":5,"method":"x"}')
+        answer = await rig.fetch(
+            "POST", "/mcp", JSON, body=b'{"jsonrpc":"2.0","id":5,"method":"x"}'
+        )
     assert not answer.complete
     before, _, said = answer.body.partition(b"event: message\ndata: ")
     assert before == events[0]
-    assert (json.loads(said)["id"], json.loads(said)["error"]["data"]) == (5, {"type": "event_too_large"})
+    assert (json.loads(said)["id"], json.loads(said)["error"]["data"]) == (
+        5,
+        {"type": "event_too_large"},
+    )
 
 
 # A client that leaves
@@ -266,7 +346,9 @@ async def test_an_event_that_is_too_large_is_said_to_be() -> None:
 async def test_a_client_that_leaves_closes_upstream_and_nothing_is_made_up(
     method: str, when: str, revision: str | None, route: str
 ) -> None:
-    """At once, in every revision; upstream has seen one request, and no notification of the proxy's own."""
+    """At once, in every revision; upstream has seen one request, and no notification of the proxy's
+    own.
+    """
     closed, arrived = trio.Event(), trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -280,7 +362,10 @@ async def test_a_client_that_leaves_closes_upstream_and_nothing_is_made_up(
 
     headers = [JSON, BOTH, *([("MCP-Protocol-Version", revision)] if revision else [])]
     headers += [("Mcp-Method", "tools/call"), ("Mcp-Name", "add")] if method == "POST" else []
-    async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url, route=route)) as proxy:
+    async with (
+        open_upstream(script) as upstream,
+        open_proxy(config_for(upstream.url, route=route)) as proxy,
+    ):
         client: Client = await open_client(proxy.port)
         with trio.fail_after(10):
             await client.send(method, "/mcp", headers, call() if method == "POST" else None)
@@ -297,7 +382,9 @@ async def test_a_client_that_leaves_closes_upstream_and_nothing_is_made_up(
 # Headers that mirror the body
 
 
-@pytest.mark.parametrize("headers", [modern(Mcp_Name="sub"), modern(Mcp_Method="tools/list"), modern(Mcp_Name="")])
+@pytest.mark.parametrize(
+    "headers", [modern(Mcp_Name="sub"), modern(Mcp_Method="tools/list"), modern(Mcp_Name="")]
+)
 async def test_headers_that_do_not_match_are_refused(headers: list[tuple[str, str]]) -> None:
     """400 with -32020 and the request's id; upstream sees nothing."""
     async with serving(whole("200 OK")) as rig:
@@ -309,7 +396,9 @@ async def test_headers_that_do_not_match_are_refused(headers: list[tuple[str, st
 
 
 async def test_a_body_that_cannot_be_read_cannot_be_verified() -> None:
-    """From 2026-07-28 on it is refused with a parse error; before, the server is left to say what it thinks."""
+    """From 2026-07-28 on it is refused with a parse error; before, the server is left to say what
+    it thinks.
+    """
     async with serving(whole("400 Bad Request", b"server")) as rig:
         answer = await rig.fetch("POST", "/mcp", *modern(), body=b'{"jsonrpc":')
         assert (answer.status, json.loads(answer.body)["error"]["code"]) == (400, -32700)
@@ -317,7 +406,9 @@ async def test_a_body_that_cannot_be_read_cannot_be_verified() -> None:
         batch = await rig.fetch("POST", "/mcp", *modern(), body=b"[" + call() + b"]")
         assert (batch.status, json.loads(batch.body)["error"]["code"]) == (400, -32600)
         assert rig.upstream.accepted == 0
-        old = await rig.fetch("POST", "/mcp", JSON, ("MCP-Protocol-Version", "2025-11-25"), body=b'{"jsonrpc":')
+        old = await rig.fetch(
+            "POST", "/mcp", JSON, ("MCP-Protocol-Version", "2025-11-25"), body=b'{"jsonrpc":'
+        )
         assert (old.status, old.body) == (400, b"server")
         assert rig.upstream.requests[0].body == b'{"jsonrpc":'
 
@@ -341,12 +432,14 @@ class Renames(Interceptor):
 
 
 async def test_headers_follow_a_body_that_an_interceptor_has_changed() -> None:
-    """`Mcp-Name` is that of the new body, in the encoding that servers read; a parameter's header follows its argument, and one of
-    which nobody knows the argument stays.
+    """`Mcp-Name` is that of the new body, in the encoding that servers read; a parameter's header
+    follows its argument, and one of which nobody knows the argument stays.
     """
     async with serving(whole("200 OK"), Renames) as rig:
         headers = modern(Mcp_Param_Region="eu", Mcp_Param_Unknown="x")
-        assert (await rig.fetch("POST", "/mcp", *headers, body=call(region="eu", n=1))).status == 200
+        assert (
+            await rig.fetch("POST", "/mcp", *headers, body=call(region="eu", n=1))
+        ).status == 200
     (request,) = rig.upstream.requests
     assert json.loads(request.body)["params"]["name"] == "sub é"
     assert request.all("mcp-name") == [b"=?base64?c3ViIMOp?="]
@@ -356,13 +449,19 @@ async def test_headers_follow_a_body_that_an_interceptor_has_changed() -> None:
 
 @pytest.mark.parametrize("length", [0, 1000, 200_000, 2_000_000])
 async def test_big_bodies_of_other_types_pass(length: int) -> None:
-    """What is no JSON is collected and passes to the byte, up to `max_request_body_bytes`, and is refused beyond."""
+    """What is no JSON is collected and passes to the byte, up to `max_request_body_bytes`, and is
+    refused beyond.
+    """
     body = bytes(range(256)) * (length // 256)
     headers = [("Content-Type", "application/octet-stream"), ("MCP-Protocol-Version", "2026-07-28")]
-    async with serving(whole("200 OK"), route="dialect: mcp, limits: {max_request_body_bytes: 1000000}") as rig:
+    async with serving(
+        whole("200 OK"), route="dialect: mcp, limits: {max_request_body_bytes: 1000000}"
+    ) as rig:
         answer = await rig.fetch("POST", "/upload", *headers, body=body)
     assert answer.status == (200 if length < 1_000_000 else 413)
-    assert [request.body for request in rig.upstream.requests if answer.status == 200] == [body] * (answer.status == 200)
+    assert [request.body for request in rig.upstream.requests if answer.status == 200] == [body] * (
+        answer.status == 200
+    )
 
 
 # The old transport
@@ -383,11 +482,15 @@ async def test_big_bodies_of_other_types_pass(length: int) -> None:
 async def test_the_first_endpoint_event_leads_back_to_this_route(
     path: str, base: str, strip: bool, told: bytes, expected: bytes, ends: bytes
 ) -> None:
-    """The first only; what is right already, and every other event, passes as it is. The client's POST goes where it should."""
+    """The first only; what is right already, and every other event, passes as it is. The client's
+    POST goes where it should.
+    """
 
     async def script(peer: Peer) -> None:
         authority = f"127.0.0.1:{peer.upstream.port}".encode()
-        head = ends.join([b"event: endpoint", b"data: " + told.replace(b"UPSTREAM", authority), b"", b""])
+        head = ends.join(
+            [b"event: endpoint", b"data: " + told.replace(b"UPSTREAM", authority), b"", b""]
+        )
         while True:
             request = await peer.request()
             if request.method == "POST":
@@ -395,28 +498,44 @@ async def test_the_first_endpoint_event_leads_back_to_this_route(
                 continue
             await peer.start_stream()
             await peer.chunk(b": hello\n\n" + head)
-            await peer.chunk(b'event: message\ndata: {"endpoint": "/messages"}\n\nevent: endpoint\ndata: /messages\n\n')
+            await peer.chunk(
+                b'event: message\ndata: {"endpoint": "/messages"}\n\nevent: endpoint\ndata: /messages\n\n'
+            )
             await peer.end()
 
     async with open_upstream(script) as upstream:
-        config = config_for(upstream.url + base, route=f"dialect: mcp, strip_prefix: {str(strip).lower()}")
+        config = config_for(
+            upstream.url + base, route=f"dialect: mcp, strip_prefix: {str(strip).lower()}"
+        )
         config = replaced(config, config.reverse_proxy.routes[0], path)
         async with open_proxy(config) as proxy:
             prefix = path.rstrip("/")
-            answer = await fetch(proxy.port, prefix + "/sse", headers=[("Accept", "text/event-stream")])
+            answer = await fetch(
+                proxy.port, prefix + "/sse", headers=[("Accept", "text/event-stream")]
+            )
             assert answer.complete
-            before, first, *rest = answer.body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n")
+            before, first, *rest = (
+                answer.body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n")
+            )
             assert before == b": hello"
             assert first == b"event: endpoint\ndata: " + expected
-            assert rest == [b'event: message\ndata: {"endpoint": "/messages"}', b"event: endpoint\ndata: /messages", b""]
+            assert rest == [
+                b'event: message\ndata: {"endpoint": "/messages"}',
+                b"event: endpoint\ndata: /messages",
+                b"",
+            ]
             if expected.startswith(b"/"):
-                posted = await fetch(proxy.port, expected.decode(), method="POST", headers=[JSON], body=b"{}")
+                posted = await fetch(
+                    proxy.port, expected.decode(), method="POST", headers=[JSON], body=b"{}"
+                )
                 assert posted.status == 202
                 assert upstream.requests[-1].target == base.encode() + b"/messages?s=1"
 
 
 async def test_an_encoded_stream_passes_only_where_nothing_in_it_is_for_the_proxy() -> None:
-    """It was asked for without an encoding. One with a session id is Streamable HTTP's; any other may be the old transport's."""
+    """It was asked for without an encoding. One with a session id is Streamable HTTP's; any other
+    may be the old transport's.
+    """
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\n"
     async with serving(head + b"xyz") as rig:
         assert (await rig.fetch("GET", "/sse", ("Mcp-Session-Id", "s"))).body == b"xyz"
@@ -425,7 +544,9 @@ async def test_an_encoded_stream_passes_only_where_nothing_in_it_is_for_the_prox
 
 @pytest.mark.filterwarnings("default")
 async def test_the_old_transports_client_works_behind_a_stripped_prefix() -> None:
-    """The official SDK's client and server over HTTP+SSE: without the rewriting the POST would miss the route."""
+    """The official SDK's client and server over HTTP+SSE: without the rewriting the POST would miss
+    the route.
+    """
     from mcp import ClientSession
     from mcp.client.sse import sse_client
 
@@ -436,7 +557,10 @@ async def test_the_old_transports_client_works_behind_a_stripped_prefix() -> Non
                 config = config_for(server.url, route="dialect: mcp, strip_prefix: true")
                 config = replaced(config, config.reverse_proxy.routes[0], "/tools")
                 async with open_proxy(config) as proxy:
-                    async with sse_client(proxy.url + "/tools/sse") as streams, ClientSession(*streams) as session:
+                    async with (
+                        sse_client(proxy.url + "/tools/sse") as streams,
+                        ClientSession(*streams) as session,
+                    ):
                         await session.initialize()
                         result = await session.call_tool("add", {"a": 19, "b": 23})
                         assert result.structured_content == {"result": 42}
@@ -462,16 +586,28 @@ async def test_the_old_transports_client_works_behind_a_stripped_prefix() -> Non
         ([("Host", "mcp.test"), ("Origin", "http://app.test")], 403),
         ([("Host", "mcp.test"), ("Origin", "null")], 403),
         ([("Host", "mcp.test"), ("Origin", "")], 403),
-        ([("Host", "mcp.test"), ("Origin", "https://app.test"), ("Origin", "https://evil.test")], 403),
-        ([("Host", "mcp.test"), ("Origin", "https://evil.test"), ("Origin", "https://app.test")], 403),
+        (
+            [("Host", "mcp.test"), ("Origin", "https://app.test"), ("Origin", "https://evil.test")],
+            403,
+        ),
+        (
+            [("Host", "mcp.test"), ("Origin", "https://evil.test"), ("Origin", "https://app.test")],
+            403,
+        ),
     ],
 )
 @pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
-async def test_origin_and_host_are_checked(method: str, headers: list[tuple[str, str]], status: int) -> None:
-    """Names in any case; one without a port stands for every port; an absent Origin passes. 403 has a JSON-RPC error."""
+async def test_origin_and_host_are_checked(
+    method: str, headers: list[tuple[str, str]], status: int
+) -> None:
+    """Names in any case; one without a port stands for every port; an absent Origin passes. 403 has
+    a JSON-RPC error.
+    """
     route = 'dialect: mcp, allowed_hosts: ["mcp.test", "other.test:8443", "[::1]"], allowed_origins: ["https://app.test"]'
     async with serving(whole("200 OK"), route=route) as rig:
-        answer = await rig.fetch(method, "/mcp", *headers, JSON, body=b"{}" if method == "POST" else None)
+        answer = await rig.fetch(
+            method, "/mcp", *headers, JSON, body=b"{}" if method == "POST" else None
+        )
         assert answer.status == status
         assert rig.upstream.accepted == (status == 200)
         if status == 403:

@@ -1,4 +1,6 @@
-"""The policy in front of a real server, asked by the official client. The SDK reads annotations as it runs: none is postponed."""
+"""The policy in front of a real server, asked by the official client. The SDK reads annotations as
+it runs: none is postponed.
+"""
 
 import json
 import warnings
@@ -29,7 +31,9 @@ POLICY = {
 
 @asynccontextmanager
 async def open_server(calls: list[str]) -> AsyncIterator[dict[str, str]]:
-    """A server that notes what is asked of it; its URLs, of Streamable HTTP and of the old transport."""
+    """A server that notes what is asked of it; its URLs, of Streamable HTTP and of the old
+    transport.
+    """
     server = MCPServer("office")
 
     @server.tool()
@@ -111,13 +115,16 @@ async def use(client: Client) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("path", "mode", "no_resource"), [("/mcp", "auto", -32602), ("/mcp", "legacy", -32002), ("/sse", "legacy", -32002)]
+    ("path", "mode", "no_resource"),
+    [("/mcp", "auto", -32602), ("/mcp", "legacy", -32002), ("/sse", "legacy", -32002)],
 )
 @pytest.mark.parametrize("dialect", ["generic", "mcp"])
 @pytest.mark.filterwarnings("default")
-async def test_a_client_sees_and_uses_only_what_is_allowed(path: str, mode: str, no_resource: int, dialect: str) -> None:
-    """In the newest revision, in that with sessions, and over the old transport, whose answers come on another stream: the server
-    is asked for nothing that is denied, and the session goes on.
+async def test_a_client_sees_and_uses_only_what_is_allowed(
+    path: str, mode: str, no_resource: int, dialect: str
+) -> None:
+    """In the newest revision, in that with sessions, and over the old transport, whose answers come
+    on another stream: the server is asked for nothing that is denied, and the session goes on.
     """
     calls: list[str] = []
     with warnings.catch_warnings():
@@ -156,8 +163,12 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize(("status", "content_type", "body"), ANSWERS.values(), ids=ANSWERS)
-async def test_of_a_batch_only_what_is_denied_is_answered_here(status: bytes, content_type: bytes, body: bytes) -> None:
-    """2025-03-26, however the server answers the rest: the client gets one whole answer, with a response to each request."""
+async def test_of_a_batch_only_what_is_denied_is_answered_here(
+    status: bytes, content_type: bytes, body: bytes
+) -> None:
+    """2025-03-26, however the server answers the rest: the client gets one whole answer, with a
+    response to each request.
+    """
     batch = [
         {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "add"}},
         {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "shell"}},
@@ -165,12 +176,23 @@ async def test_of_a_batch_only_what_is_denied_is_answered_here(status: bytes, co
 
     async def script(peer: Peer) -> None:
         await peer.request()
-        await peer.send(b"HTTP/1.1 %s\r\n%s\r\nContent-Length: %d\r\n\r\n%s" % (status, content_type, len(body), body))
+        await peer.send(
+            b"HTTP/1.1 %s\r\n%s\r\nContent-Length: %d\r\n\r\n%s"
+            % (status, content_type, len(body), body)
+        )
 
     with trio.fail_after(10):
-        async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url, **POLICY)) as proxy:
-            headers = [("Accept", "application/json, text/event-stream"), ("Content-Type", "application/json")]
-            answer = await fetch(proxy.port, "/mcp", method="POST", headers=headers, body=json.dumps(batch).encode())
+        async with (
+            open_upstream(script) as upstream,
+            open_proxy(config_for(upstream.url, **POLICY)) as proxy,
+        ):
+            headers = [
+                ("Accept", "application/json, text/event-stream"),
+                ("Content-Type", "application/json"),
+            ]
+            answer = await fetch(
+                proxy.port, "/mcp", method="POST", headers=headers, body=json.dumps(batch).encode()
+            )
     assert [json.loads(request.body) for request in upstream.requests] == [batch[:1]]
     assert answer.complete
     if status.startswith(b"400"):
@@ -178,7 +200,11 @@ async def test_of_a_batch_only_what_is_denied_is_answered_here(status: bytes, co
         return
     assert answer.status == 200
     if b"event-stream" in content_type:
-        found = [json.loads(line[6:]) for line in answer.body.decode().split("\n") if line.startswith("data: ")]
+        found = [
+            json.loads(line[6:])
+            for line in answer.body.decode().split("\n")
+            if line.startswith("data: ")
+        ]
     else:
         found = json.loads(answer.body)
     assert sorted(item["id"] for item in found) == ([2] if not body else [1, 2])
@@ -186,17 +212,26 @@ async def test_of_a_batch_only_what_is_denied_is_answered_here(status: bytes, co
 
 
 async def test_who_is_denied_everything_never_reaches_the_server() -> None:
-    """No connection is opened; the refusal of a body that cannot be read is an answer as whole as any."""
+    """No connection is opened; the refusal of a body that cannot be read is an answer as whole as
+    any.
+    """
 
     async def script(peer: Peer) -> None:
         raise AssertionError
 
     call = b'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"shell"}}'
     with trio.fail_after(10):
-        async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url, **POLICY)) as proxy:
+        async with (
+            open_upstream(script) as upstream,
+            open_proxy(config_for(upstream.url, **POLICY)) as proxy,
+        ):
             answers = [
                 await fetch(
-                    proxy.port, "/mcp", method="POST", headers=[("Content-Type", "application/json"), *headers], body=body
+                    proxy.port,
+                    "/mcp",
+                    method="POST",
+                    headers=[("Content-Type", "application/json"), *headers],
+                    body=body,
                 )
                 for headers, body in (
                     ([], call),
@@ -229,9 +264,17 @@ LIST = b'{"jsonrpc":"2.0","id":1,"error":null,"result":{"tools":[{"name":"add"},
     ],
 )
 @pytest.mark.parametrize("dialect", ["generic", "mcp"])
-async def test_what_official_clients_read_as_a_response_is_filtered(types: list[bytes], status: int, dialect: str) -> None:
-    """They look for their media types in all of Content-Type; where two of them would read two things, the response is refused."""
-    body = b"event: message\ndata: " + LIST + b"\n\n" if any(b"event-stream" in item for item in types) else LIST
+async def test_what_official_clients_read_as_a_response_is_filtered(
+    types: list[bytes], status: int, dialect: str
+) -> None:
+    """They look for their media types in all of Content-Type; where two of them would read two
+    things, the response is refused.
+    """
+    body = (
+        b"event: message\ndata: " + LIST + b"\n\n"
+        if any(b"event-stream" in item for item in types)
+        else LIST
+    )
 
     async def script(peer: Peer) -> None:
         await peer.request()
@@ -242,8 +285,13 @@ async def test_what_official_clients_read_as_a_response_is_filtered(types: list[
     asked = b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}'
     with trio.fail_after(10):
         async with open_upstream(script) as upstream:
-            async with open_proxy(config_for(upstream.url, route=f"dialect: {dialect}", **POLICY)) as proxy:
-                headers = [("Accept", "application/json, text/event-stream"), ("Content-Type", "application/json")]
+            async with open_proxy(
+                config_for(upstream.url, route=f"dialect: {dialect}", **POLICY)
+            ) as proxy:
+                headers = [
+                    ("Accept", "application/json, text/event-stream"),
+                    ("Content-Type", "application/json"),
+                ]
                 answer = await fetch(proxy.port, "/mcp", method="POST", headers=headers, body=asked)
     assert (answer.status, answer.complete) == (status, True)
     assert b"shell" not in answer.body
@@ -274,16 +322,25 @@ async def test_a_charset_hides_no_tool(dialect: str) -> None:
     ]
     with trio.fail_after(20):
         async with open_upstream(script) as upstream:
-            async with open_proxy(config_for(upstream.url, route=f"dialect: {dialect}", **POLICY)) as proxy:
+            async with open_proxy(
+                config_for(upstream.url, route=f"dialect: {dialect}", **POLICY)
+            ) as proxy:
                 async with trio.open_nursery() as nursery:
-                    connection = Http2Client(await trio.open_tcp_stream("127.0.0.1", proxy.port), nursery)
+                    connection = Http2Client(
+                        await trio.open_tcp_stream("127.0.0.1", proxy.port), nursery
+                    )
                     nursery.start_soon(connection.run)
                     for types, body, status in sent:
                         headers = [("content-type", value) for value in types]
-                        answer = await fetch(proxy.port, "/mcp", method="POST", headers=headers, body=body)
+                        answer = await fetch(
+                            proxy.port, "/mcp", method="POST", headers=headers, body=body
+                        )
                         requester = Http2Requester(connection)
                         await requester.send("POST", "/mcp", headers, body)
-                        assert (answer.status, (await requester.answer()).status) == (status, status)
+                        assert (answer.status, (await requester.answer()).status) == (
+                            status,
+                            status,
+                        )
                     connection.close_connection()
                     nursery.cancel_scope.cancel()
     passed = [value for types, _, status in sent if status == 202 for value in types]

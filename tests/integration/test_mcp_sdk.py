@@ -1,4 +1,6 @@
-"""The official MCP client and server get the same through the proxy as without it, in every revision that they speak."""
+"""The official MCP client and server get the same through the proxy as without it, in every
+revision that they speak.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from support.mcp_server import McpServer, open_mcp_server
 from support.proxy import open_proxy
 
 # The SDK warns of what it will drop, and leaves streams and generators to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("default", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "default", "ignore::DeprecationWarning", "ignore::ResourceWarning"
+)
 
 each_protocol = pytest.mark.parametrize(
     ("transport", "revision"),
@@ -51,12 +55,16 @@ class Rig:
             direct = await self._run(run, server, server.url), server.requests
         for chain in CHAINS:
             async with open_mcp_server(self.transport, resumable=self.resumable) as server:
-                async with open_proxy(config_of(server.url, chain, self.directory, dialect=self.dialect, mcp=True)) as proxy:
+                async with open_proxy(
+                    config_of(server.url, chain, self.directory, dialect=self.dialect, mcp=True)
+                ) as proxy:
                     through = await self._run(run, server, proxy.url), server.requests
             assert through == direct, chain
         return direct
 
-    async def _run(self, run: Callable[[McpServer, Client], Awaitable[Any]], server: McpServer, url: str) -> Any:
+    async def _run(
+        self, run: Callable[[McpServer, Client], Awaitable[Any]], server: McpServer, url: str
+    ) -> Any:
         self.said.clear()
 
         async def note(message: Any) -> None:
@@ -64,9 +72,13 @@ class Rig:
 
         sse = self.transport == "sse"
         with trio.fail_after(30):
-            async with open_mcp_client(url, self.revision, self.monkeypatch, sse=sse, on_message=note) as client:
+            async with open_mcp_client(
+                url, self.revision, self.monkeypatch, sse=sse, on_message=note
+            ) as client:
                 result = await run(server, client)
-                while self.revision < "2026" and not any(method == "GET" for method, *_ in server.requests):
+                while self.revision < "2026" and not any(
+                    method == "GET" for method, *_ in server.requests
+                ):
                     await trio.sleep(0.001)  # the client asks for that stream in a task of its own
                 return result
 
@@ -83,13 +95,17 @@ def text_of(result: Any) -> str:
 
 @each_protocol
 async def test_everything_is_the_same(rig: Rig) -> None:
-    """Handshake, lists, resources, prompts, calls with progress, errors, and what the server asks of the client meanwhile."""
+    """Handshake, lists, resources, prompts, calls with progress, errors, and what the server asks
+    of the client meanwhile.
+    """
     seen, requests = await rig.see(lambda _, client: use(client))
     assert seen["add"].structured_content == {"result": 42}
     assert seen["count"][0].structured_content == {"result": ["1", "2", "3", "4", "5"]}
     if rig.transport != "json":
         assert [progress[0] for progress in seen["count"][1]] == [1, 2, 3, 4, 5]
-    if rig.revision not in ("2024-11-05", "2025-03-26") and (rig.transport != "json" or rig.revision == "2026-07-28"):
+    if rig.revision not in ("2024-11-05", "2025-03-26") and (
+        rig.transport != "json" or rig.revision == "2026-07-28"
+    ):
         assert text_of(seen["greet"]) == "Hello, Ann"
         assert text_of(seen["river"]) == "Rhein"
     assert seen["fail"].is_error
@@ -101,9 +117,13 @@ async def test_everything_is_the_same(rig: Rig) -> None:
 
 @pytest.mark.parametrize(("transport", "revision"), [("http", "2025-11-25")])
 async def test_a_call_goes_on_when_the_server_has_closed_its_stream(rig: Rig) -> None:
-    """The server closes the call's stream; the client comes back with `Last-Event-ID`, misses nothing and gets nothing twice."""
+    """The server closes the call's stream; the client comes back with `Last-Event-ID`, misses
+    nothing and gets nothing twice.
+    """
     rig.resumable = True
-    (result, progress), requests = await rig.see(lambda _, client: call_with_progress(client, "poll", {}))
+    (result, progress), requests = await rig.see(
+        lambda _, client: call_with_progress(client, "poll", {})
+    )
     assert text_of(result) == "polled"
     assert [done for done, _, _ in progress] == [1, 2, 3]
     assert sum(count for request, count in requests.items() if "last-event-id" in request) == 1
@@ -111,7 +131,9 @@ async def test_a_call_goes_on_when_the_server_has_closed_its_stream(rig: Rig) ->
 
 @pytest.mark.parametrize(("transport", "revision"), [("http", "2026-07-28")])
 async def test_a_subscription_hears_of_changes(rig: Rig) -> None:
-    """`subscriptions/listen` of 2026-07-28: the events come while other calls go on, and leaving it ends it at the server."""
+    """`subscriptions/listen` of 2026-07-28: the events come while other calls go on, and leaving it
+    ends it at the server.
+    """
 
     async def run(server: McpServer, client: Client) -> Any:
         async with client.listen(tools_list_changed=True) as subscription:
@@ -127,7 +149,8 @@ async def test_a_subscription_hears_of_changes(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("transport", "revision"), [*(("http", revision) for revision in REVISIONS[:3]), ("sse", "2024-11-05")]
+    ("transport", "revision"),
+    [*(("http", revision) for revision in REVISIONS[:3]), ("sse", "2024-11-05")],
 )
 async def test_what_the_server_says_outside_of_calls_comes_once(rig: Rig) -> None:
     """A notification of no call's arrives on the stream that the client has opened with GET."""
@@ -146,8 +169,12 @@ async def test_what_the_server_says_outside_of_calls_comes_once(rig: Rig) -> Non
 
 
 @pytest.mark.parametrize("dialect", ["generic", "mcp", "abort"])
-@pytest.mark.parametrize(("transport", "revision"), [("http", "2025-11-25"), ("http", "2026-07-28")])
-async def test_a_connection_lost_within_a_call_ends_the_call(rig: Rig, dialect: str, log: Log) -> None:
+@pytest.mark.parametrize(
+    ("transport", "revision"), [("http", "2025-11-25"), ("http", "2026-07-28")]
+)
+async def test_a_connection_lost_within_a_call_ends_the_call(
+    rig: Rig, dialect: str, log: Log
+) -> None:
     """The client's call ends with an `MCPError`, as without the proxy, and the next one is served."""
     rig.dialect = dialect
 
@@ -164,7 +191,9 @@ async def test_a_connection_lost_within_a_call_ends_the_call(rig: Rig, dialect: 
 
     seen, _ = await rig.see(run)
     assert seen == (MCPError, [1], "3")
-    assert [line["outcome"] for line in log if line["event"] == "exchange"].count("upstream_error") == len(CHAINS)
+    assert [line["outcome"] for line in log if line["event"] == "exchange"].count(
+        "upstream_error"
+    ) == len(CHAINS)
 
 
 @pytest.mark.parametrize(

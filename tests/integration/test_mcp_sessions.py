@@ -1,5 +1,6 @@
-"""Sessions of MCP, in both transports: what names them, what they are tied to, and what outlives a reload, another worker, and a
-dead endpoint. On real sockets, and where signals and workers matter in real processes.
+"""Sessions of MCP, in both transports: what names them, what they are tied to, and what outlives a
+reload, another worker, and a dead endpoint. On real sockets, and where signals and workers matter
+in real processes.
 """
 
 from __future__ import annotations
@@ -31,13 +32,26 @@ POLICY = '{name: policy, use: mcp_policy, options: {tools: {deny: ["%s"]}}}'
 
 
 def config(
-    *urls: str, deny: str = "shell", path: str = "/", route: str = "", upstream: str = "", health: str = "{}"
+    *urls: str,
+    deny: str = "shell",
+    path: str = "/",
+    route: str = "",
+    upstream: str = "",
+    health: str = "{}",
 ) -> Config:
-    return parse_config(written(*urls, deny=deny, path=path, route=route, upstream=upstream, health=health))
+    return parse_config(
+        written(*urls, deny=deny, path=path, route=route, upstream=upstream, health=health)
+    )
 
 
 def written(
-    *urls: str, deny: str = "shell", path: str = "/", route: str = "", upstream: str = "", health: str = "{}", more: str = ""
+    *urls: str,
+    deny: str = "shell",
+    path: str = "/",
+    route: str = "",
+    upstream: str = "",
+    health: str = "{}",
+    more: str = "",
 ) -> str:
     return f"""
 reverse_proxy:
@@ -54,7 +68,8 @@ drain: {{timeout: 1}}
 
 DENIED = {"code": -32602, "message": "this tool is not allowed here"}
 
-# --- which transport a stream uses --------------------------------------------------------------------------------------
+# --- which transport a stream uses
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -69,14 +84,25 @@ DENIED = {"code": -32602, "message": "this tool is not allowed here"}
     ids=str,
 )
 @pytest.mark.parametrize("before", [b"", b": hello\n\n", b"retry: 5\n\n: a\n: b\n\nid: 3\n\n"])
-async def test_the_first_event_decides_that_a_stream_is_the_old_transports(headers: dict[str, str], before: bytes) -> None:
-    """Whatever the client sends: the event is rewritten for the prefix, and POSTs go to the endpoint that announced the session."""
+async def test_the_first_event_decides_that_a_stream_is_the_old_transports(
+    headers: dict[str, str], before: bytes
+) -> None:
+    """Whatever the client sends: the event is rewritten for the prefix, and POSTs go to the
+    endpoint that announced the session.
+    """
     named = list(headers.items())
-    servers = [OldServer(lambda number, name=name: f"/messages/?session_id={name}{number}", before=before) for name in "ab"]
+    servers = [
+        OldServer(lambda number, name=name: f"/messages/?session_id={name}{number}", before=before)
+        for name in "ab"
+    ]
     async with open_upstream(servers[0]) as one, open_upstream(servers[1]) as two:
-        async with open_proxy(config(one.url, two.url, path="/tools", route="strip_prefix: true")) as proxy:
+        async with open_proxy(
+            config(one.url, two.url, path="/tools", route="strip_prefix: true")
+        ) as proxy:
             clients = [await OldClient.open(proxy.port, "/tools/sse", named) for _ in range(4)]
-            assert all(client.target.startswith("/tools/messages/?session_id=") for client in clients)
+            assert all(
+                client.target.startswith("/tools/messages/?session_id=") for client in clients
+            )
             for client in clients * 2:
                 assert (await client.post(rpc("tools/list", 1), headers=named)).status == 202
                 assert (await client.next())["result"]["by"] == client.target.removeprefix("/tools")
@@ -95,7 +121,9 @@ async def test_the_first_event_decides_that_a_stream_is_the_old_transports(heade
     ],
 )
 @pytest.mark.parametrize("headers", [[], [("Mcp-Session-Id", "s")]], ids=["none", "session"])
-async def test_an_event_called_endpoint_that_is_not_the_first_is_data(before: bytes, headers: list[tuple[str, str]]) -> None:
+async def test_an_event_called_endpoint_that_is_not_the_first_is_data(
+    before: bytes, headers: list[tuple[str, str]]
+) -> None:
     """It passes unchanged, and so does everything else on a stream of Streamable HTTP."""
     body = before + b"event: endpoint\ndata: /messages\n\n" + b"data: x\n\n" * 100
 
@@ -107,12 +135,15 @@ async def test_an_event_called_endpoint_that_is_not_the_first_is_data(before: by
         await peer.end()
 
     async with open_upstream(script) as upstream:
-        async with open_proxy(config_for(upstream.url, route="dialect: mcp, strip_prefix: true")) as proxy:
+        async with open_proxy(
+            config_for(upstream.url, route="dialect: mcp, strip_prefix: true")
+        ) as proxy:
             answer = await fetch(proxy.port, "/sse", headers=headers)
     assert (answer.complete, answer.body) == (True, body)
 
 
-# --- what names a session of the old transport --------------------------------------------------------------------------
+# --- what names a session of the old transport
+# --------------------------------------------------------------------------
 
 SPELLINGS = [
     "/sse?sessionid=S{}",
@@ -128,12 +159,18 @@ SPELLINGS = [
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("path", ["/", "/tools"])
 async def test_the_uri_of_the_endpoint_event_is_the_session(spelling: str, path: str) -> None:
-    """In any spelling: a denied call is answered on its stream, lists are filtered, and sessions with the same ids do not mix."""
+    """In any spelling: a denied call is answered on its stream, lists are filtered, and sessions
+    with the same ids do not mix.
+    """
     server = OldServer(spelling.format)
     async with open_upstream(server) as upstream:
-        settings = config(upstream.url, path=path, route=f"strip_prefix: {str(path != '/').lower()}")
+        settings = config(
+            upstream.url, path=path, route=f"strip_prefix: {str(path != '/').lower()}"
+        )
         async with open_proxy(settings) as proxy:
-            first, second = [await OldClient.open(proxy.port, path.rstrip("/") + "/sse") for _ in range(2)]
+            first, second = [
+                await OldClient.open(proxy.port, path.rstrip("/") + "/sse") for _ in range(2)
+            ]
             for client in (first, second, first):
                 denied = await client.post(rpc("tools/call", 5, name="shell"))
                 assert denied.status == 202
@@ -147,16 +184,22 @@ async def test_the_uri_of_the_endpoint_event_is_the_session(spelling: str, path:
 
 
 async def test_a_session_is_found_behind_a_proxy_that_strips_a_prefix() -> None:
-    """The server knows the whole prefix, from `X-Forwarded-Prefix`; the proxy in front removes its part of it from the POSTs."""
+    """The server knows the whole prefix, from `X-Forwarded-Prefix`; the proxy in front removes its
+    part of it from the POSTs.
+    """
     server = OldServer("/gateway/tools/messages/S{}".format)
     async with open_upstream(server) as upstream:
         text = written(upstream.url, path="/tools", route="strip_prefix: true").replace(
             "reverse_proxy:\n", 'reverse_proxy:\n  trusted_proxies: ["127.0.0.1"]\n', 1
         )
         async with open_proxy(parse_config(text)) as proxy:
-            client = await OldClient.open(proxy.port, "/tools/sse", [("X-Forwarded-Prefix", "/gateway")])
+            client = await OldClient.open(
+                proxy.port, "/tools/sse", [("X-Forwarded-Prefix", "/gateway")]
+            )
             assert client.target == "/gateway/tools/messages/S1"
-            denied = await client.post(rpc("tools/call", 5, name="shell"), target="/tools/messages/S1")
+            denied = await client.post(
+                rpc("tools/call", 5, name="shell"), target="/tools/messages/S1"
+            )
             assert denied.status == 202
             assert await client.next() == {"jsonrpc": "2.0", "id": 5, "error": DENIED}
             await client.aclose()
@@ -191,12 +234,18 @@ class Site:
         (directory / "seen.py").write_text(SEEN)
 
     def write(self, *urls: str, mark: str | None = None, **settings: Any) -> None:
-        more = "" if mark is None else f'- {{name: seen, use: "seen.py:Seen", options: {{mark: "{mark}"}}}}'
+        more = (
+            ""
+            if mark is None
+            else f'- {{name: seen, use: "seen.py:Seen", options: {{mark: "{mark}"}}}}'
+        )
         self.file.write_text(written(*urls, more=more, **settings))
 
 
 @asynccontextmanager
-async def serving(site: Site, *arguments: str, workers: int = 1) -> AsyncIterator[tuple[Process, int]]:
+async def serving(
+    site: Site, *arguments: str, workers: int = 1
+) -> AsyncIterator[tuple[Process, int]]:
     command = [
         *WEIRPOOL,
         "serve",
@@ -219,13 +268,16 @@ async def reload(process: Process, count: int = 1) -> None:
     assert (await process.event("reload", count))[count - 1]["ok"] is True
 
 
-# --- a denied call never ends a session ---------------------------------------------------------------------------------
+# --- a denied call never ends a session
+# ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS[:2])
-async def test_a_session_of_the_old_transport_outlives_reloads(tmp_path: Path, spelling: str) -> None:
-    """What the new configuration says holds for new requests on the old stream, of denials, of lists, and of new hooks; a response
-    to a request from before a reload finds it.
+async def test_a_session_of_the_old_transport_outlives_reloads(
+    tmp_path: Path, spelling: str
+) -> None:
+    """What the new configuration says holds for new requests on the old stream, of denials, of
+    lists, and of new hooks; a response to a request from before a reload finds it.
     """
     site, server = Site(tmp_path), OldServer(spelling.format)
     async with open_upstream(server) as upstream:
@@ -237,7 +289,12 @@ async def test_a_session_of_the_old_transport_outlives_reloads(tmp_path: Path, s
                 ({}, "shell", ["add"], None),
                 ({"deny": "add"}, "add", ["shell"], None),
                 ({"deny": "add", "mark": "one"}, "add", ["shell"], ["tools/list", "one"]),
-                ({"mark": "two", "upstream": "max_connections: 50"}, "shell", ["add"], ["tools/list", "two"]),
+                (
+                    {"mark": "two", "upstream": "max_connections: 50"},
+                    "shell",
+                    ["add"],
+                    ["tools/list", "two"],
+                ),
                 ({}, "shell", ["add"], None),
             ]
             for number, (change, denied, shown, seen) in enumerate(changes, 1):
@@ -249,15 +306,22 @@ async def test_a_session_of_the_old_transport_outlives_reloads(tmp_path: Path, s
                     "error": DENIED,
                 }
                 result = (await client.ask("tools/list", number))["result"]
-                assert ([tool["name"] for tool in result["tools"]], result.get("seen")) == (shown, seen)
-                assert (await client.ask("tools/call", 0, name=shown[0]))["result"]["tool"] == shown[0]
+                assert ([tool["name"] for tool in result["tools"]], result.get("seen")) == (
+                    shown,
+                    seen,
+                )
+                assert (await client.ask("tools/call", 0, name=shown[0]))["result"][
+                    "tool"
+                ] == shown[0]
             await client.aclose()
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS[:2])
-async def test_a_denied_call_is_answered_on_a_stream_of_another_worker(tmp_path: Path, spelling: str) -> None:
-    """Every session, and every call on a connection of its own, so that most come to a worker that does not have the stream. What
-    no worker has is Streamable HTTP's, and is answered there.
+async def test_a_denied_call_is_answered_on_a_stream_of_another_worker(
+    tmp_path: Path, spelling: str
+) -> None:
+    """Every session, and every call on a connection of its own, so that most come to a worker that
+    does not have the stream. What no worker has is Streamable HTTP's, and is answered there.
     """
     site, server = Site(tmp_path), OldServer(spelling.format)
     async with open_upstream(server) as upstream:
@@ -273,7 +337,11 @@ async def test_a_denied_call_is_answered_on_a_stream_of_another_worker(tmp_path:
                     }
                 twice = await client.post(rpc("ping", 9)[:-1] + b',"method":"ping"}')
                 assert (twice.status, (await client.next())["id"]) == (202, 9)
-                for headers in ([], [("MCP-Protocol-Version", "2026-07-28")], [("MCP-Protocol-Version", "2024-10-07")]) * 2:
+                for headers in (
+                    [],
+                    [("MCP-Protocol-Version", "2026-07-28")],
+                    [("MCP-Protocol-Version", "2024-10-07")],
+                ) * 2:
                     allowed = await client.post(rpc("tools/call", 10, name="add"), headers=headers)
                     assert (allowed.status, (await client.next())["result"]["tool"]) == (202, "add")
             answer = await clients[0].post(rpc("tools/call", 1, name="shell"), target="/mcp")
@@ -293,8 +361,12 @@ async def test_a_denied_call_is_answered_on_a_stream_of_another_worker(tmp_path:
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("workers", [1, 4])
-async def test_the_official_client_goes_on_after_a_denied_call(tmp_path: Path, workers: int) -> None:
-    """The SDK's client and server, across reloads and workers: each denied call is an error, and the next allowed call works."""
+async def test_the_official_client_goes_on_after_a_denied_call(
+    tmp_path: Path, workers: int
+) -> None:
+    """The SDK's client and server, across reloads and workers: each denied call is an error, and
+    the next allowed call works.
+    """
     site = Site(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -302,15 +374,22 @@ async def test_the_official_client_goes_on_after_a_denied_call(tmp_path: Path, w
             site.write(server.url, deny="fail")
             async with serving(site, workers=workers) as (process, port), AsyncExitStack() as stack:
                 clients = [
-                    await stack.enter_async_context(Client(sse_client(f"http://127.0.0.1:{port}/sse"), mode="legacy"))
+                    await stack.enter_async_context(
+                        Client(sse_client(f"http://127.0.0.1:{port}/sse"), mode="legacy")
+                    )
                     for _ in range(workers)
                 ]
                 for number in range(3):
                     for client in clients:
                         for _ in range(3):
-                            with trio.fail_after(10), pytest.raises(MCPError, match="not allowed here"):
+                            with (
+                                trio.fail_after(10),
+                                pytest.raises(MCPError, match="not allowed here"),
+                            ):
                                 await client.call_tool("fail", {})
-                        assert "fail" not in [tool.name for tool in (await client.list_tools()).tools]
+                        assert "fail" not in [
+                            tool.name for tool in (await client.list_tools()).tools
+                        ]
                         result = await client.call_tool("add", {"a": number, "b": 1})
                         assert result.structured_content == {"result": number + 1}
                     site.write(server.url, deny="fail", route=f"timeouts: {{idle: {100 + number}}}")
@@ -318,11 +397,14 @@ async def test_the_official_client_goes_on_after_a_denied_call(tmp_path: Path, w
                     await process.event("reload", workers * (number + 1))
 
 
-# --- ties of sessions to endpoints --------------------------------------------------------------------------------------
+# --- ties of sessions to endpoints
+# --------------------------------------------------------------------------------------
 
 
 class Stateful:
-    """A server of Streamable HTTP that knows the sessions that it has made, and answers 400 to others, as many do."""
+    """A server of Streamable HTTP that knows the sessions that it has made, and answers 400 to
+    others, as many do.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -350,8 +432,13 @@ class Stateful:
         await peer.send(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
 
 
-async def ask(port: int, session: str | None = None, method: str = "POST", ident: Any = 9) -> Answer:
-    headers = [("Content-Type", "application/json"), *([("Mcp-Session-Id", session)] if session else [])]
+async def ask(
+    port: int, session: str | None = None, method: str = "POST", ident: Any = 9
+) -> Answer:
+    headers = [
+        ("Content-Type", "application/json"),
+        *([("Mcp-Session-Id", session)] if session else []),
+    ]
     body = rpc("tools/list" if session else "initialize", ident) if method == "POST" else None
     with trio.fail_after(10):
         return await fetch(port, "/mcp", method=method, headers=headers, body=body)
@@ -367,12 +454,18 @@ def gone(answer: Answer, ident: Any) -> bool:
     if answer.status != 404:
         return False
     body = json.loads(answer.body)
-    assert (body["jsonrpc"], body["id"], body["error"]["data"]["type"]) == ("2.0", ident, "session_gone")
+    assert (body["jsonrpc"], body["id"], body["error"]["data"]["type"]) == (
+        "2.0",
+        ident,
+        "session_gone",
+    )
     return True
 
 
 async def test_every_tie_outlives_a_reload(tmp_path: Path) -> None:
-    """Whatever changes while the endpoint is listed, however its URL is spelt; of both transports; of exchanges under way, too."""
+    """Whatever changes while the endpoint is listed, however its URL is spelt; of both transports;
+    of exchanges under way, too.
+    """
     site = Site(tmp_path)
     servers = [Stateful("a"), Stateful("b"), Stateful("c")]
     olds = [OldServer(lambda number, name=name: f"/messages/{name}{number}") for name in "abc"]
@@ -394,7 +487,8 @@ async def test_every_tie_outlives_a_reload(tmp_path: Path) -> None:
 
     async with AsyncExitStack() as stack:
         urls = [
-            (await stack.enter_async_context(open_upstream(both(*pair)))).url for pair in zip(servers, olds, strict=True)
+            (await stack.enter_async_context(open_upstream(both(*pair)))).url
+            for pair in zip(servers, olds, strict=True)
         ]
         site.write(urls[0])
         process, port = await stack.enter_async_context(serving(site))
@@ -419,21 +513,39 @@ async def test_every_tie_outlives_a_reload(tmp_path: Path) -> None:
             for server in servers:
                 server.begin.set()
         for number, change in enumerate(changes, 3):
-            site.write(*(urls[:2] if number < 6 else [urls[2], urls[1] + "/", urls[0].replace("http", "HTTP")]), **change)
+            site.write(
+                *(
+                    urls[:2]
+                    if number < 6
+                    else [urls[2], urls[1] + "/", urls[0].replace("http", "HTTP")]
+                ),
+                **change,
+            )
             await reload(process, number)
             assert [(await ask(port, session)).status for session in sessions] == [200] * 12
             for client in clients:
                 assert (await client.ask("tools/list", 1))["result"]["by"] == client.target
         for client in clients:
             await client.aclose()
-    assert not any(session not in server.sessions for server in servers for _, session in server.seen if session)
+    assert not any(
+        session not in server.sessions
+        for server in servers
+        for _, session in server.seen
+        if session
+    )
 
 
 async def test_a_session_of_an_endpoint_that_is_no_longer_listed_gets_404(tmp_path: Path) -> None:
-    """POST, GET and DELETE, again and again, with the request's id; no other endpoint is asked. Listed again, it continues."""
+    """POST, GET and DELETE, again and again, with the request's id; no other endpoint is asked.
+    Listed again, it continues.
+    """
     site, one, two = Site(tmp_path), Stateful("a"), Stateful("b")
     old = OldServer(lambda number: f"/messages/{number}")
-    async with open_upstream(one) as kept, open_upstream(two) as removed, open_upstream(old) as third:
+    async with (
+        open_upstream(one) as kept,
+        open_upstream(two) as removed,
+        open_upstream(old) as third,
+    ):
         site.write(kept.url, removed.url)
         async with serving(site) as (process, port):
             sessions = [await made(port) for _ in range(4)]
@@ -450,10 +562,14 @@ async def test_a_session_of_an_endpoint_that_is_no_longer_listed_gets_404(tmp_pa
             assert gone(await ask(port, lost[0], "DELETE"), None)
             assert one.seen == []
             assert (await made(port)).startswith("a")
-            assert {(await ask(port, session)).status for session in sessions if session not in lost} == {200}
+            assert {
+                (await ask(port, session)).status for session in sessions if session not in lost
+            } == {200}
             site.write(removed.url)
             await reload(process, 2)
-            assert [(await ask(port, session)).status for session in sessions if session in lost] == [200, 200]
+            assert [
+                (await ask(port, session)).status for session in sessions if session in lost
+            ] == [200, 200]
             site.write(third.url)
             await reload(process, 3)
             client = await OldClient.open(port)
@@ -467,12 +583,17 @@ async def test_a_session_of_an_endpoint_that_is_no_longer_listed_gets_404(tmp_pa
 
 @pytest.mark.parametrize("endpoints", [1, 2])
 @pytest.mark.parametrize("limit", ["", "gone_after: 0.6"])
-async def test_a_session_of_a_dead_endpoint_gets_404_after_a_limit(endpoints: int, limit: str, tmp_path: Path) -> None:
-    """Before the limit it fails as any request; a client that keeps trying, and a reload, do not prolong it; a new session begins
-    elsewhere. An endpoint that comes back in time has its sessions.
+async def test_a_session_of_a_dead_endpoint_gets_404_after_a_limit(
+    endpoints: int, limit: str, tmp_path: Path
+) -> None:
+    """Before the limit it fails as any request; a client that keeps trying, and a reload, do not
+    prolong it; a new session begins elsewhere. An endpoint that comes back in time has its
+    sessions.
     """
     other = Stateful("b")
-    health = f"{{consecutive_failures: 2, eject: 0.2, max_eject: {'60' if limit else '0.6'}, {limit}}}"
+    health = (
+        f"{{consecutive_failures: 2, eject: 0.2, max_eject: {'60' if limit else '0.6'}, {limit}}}"
+    )
     site, server = Site(tmp_path), Stateful("a")
     async with open_upstream(other) as up, trio.open_nursery() as nursery:
         scope, listeners = trio.CancelScope(), await trio.open_tcp_listeners(0, host="127.0.0.1")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from proxy.commands.new_interceptor import new_interceptor
 from proxy.errors import ConfigError
-from proxy.scaffold import new_interceptor
 
 CONFIG = """
 reverse_proxy:
@@ -20,7 +20,13 @@ interceptors: [{name: mark-all, use: "./mark_all.py:MarkAll", options: {%s}}]
 
 
 def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", *arguments], cwd=directory, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def test_what_it_writes_passes_its_own_test_and_types_and_loads(tmp_path: Path) -> None:
@@ -56,7 +62,9 @@ def test_it_overwrites_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "mark_all.py").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["", "Mark", "mark all", "../mark", "class", "1mark", "mark-", "märk"])
+@pytest.mark.parametrize(
+    "name", ["", "Mark", "mark all", "../mark", "class", "1mark", "mark-", "märk"]
+)
 def test_a_name_that_cannot_be_one_is_refused(name: str, tmp_path: Path) -> None:
     """One line, no traceback, and nothing is written."""
     refused = run(tmp_path, "proxy", "new-interceptor", name)
@@ -86,8 +94,12 @@ def test_a_name_that_cannot_be_one_is_refused(name: str, tmp_path: Path) -> None
     ],
 )
 def test_a_name_that_hides_a_module_is_refused(name: str, hidden: str, tmp_path: Path) -> None:
-    """The interceptor's own directory comes first for Python: `json.py` there would be everybody's json."""
-    with pytest.raises(ConfigError, match=f"would hide {hidden}; choose another, such as my-{name}"):
+    """The interceptor's own directory comes first for Python: `json.py` there would be everybody's
+    json.
+    """
+    with pytest.raises(
+        ConfigError, match=f"would hide {hidden}; choose another, such as my-{name}"
+    ):
         new_interceptor(name, tmp_path)
     assert list(tmp_path.iterdir()) == []
     new_interceptor(f"my-{name}", tmp_path)
@@ -95,7 +107,8 @@ def test_a_name_that_hides_a_module_is_refused(name: str, hidden: str, tmp_path:
 
 def test_a_word_of_python_is_refused_as_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match="'class' cannot be a name: Python has it as a word of its own; choose another, such as my-class"
+        ConfigError,
+        match="'class' cannot be a name: Python has it as a word of its own; choose another, such as my-class",
     ):
         new_interceptor("class", tmp_path)
 

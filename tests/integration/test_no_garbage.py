@@ -1,6 +1,8 @@
-"""What an exchange leaves behind is freed when it ends: nothing of ours, nor of Hypercorn's, waits for the garbage collector.
+"""What an exchange leaves behind is freed when it ends: nothing of ours, nor of Hypercorn's, waits
+for the garbage collector.
 
-A proxy with thousands of streams can afford to collect rarely only because of that (`weirpool serve` does).
+A proxy with thousands of streams can afford to collect rarely only because of that (`weirpool
+serve` does).
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ TIMES = 3
 
 @pytest.fixture(autouse=True)
 def no_collection() -> Iterator[None]:
-    """Nothing is collected but where the test does, and then nothing is looked at that was there before."""
+    """Nothing is collected but where the test does, and then nothing is looked at that was there
+    before.
+    """
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -38,7 +42,9 @@ def no_collection() -> Iterator[None]:
 
 
 def garbage() -> Counter[str]:
-    """What waits for the collector, by type, of the packages that a test is about; it is collected by this."""
+    """What waits for the collector, by type, of the packages that a test is about; it is collected
+    by this.
+    """
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
         gc.collect()
@@ -55,7 +61,9 @@ async def script(peer: Peer) -> None:
     while True:
         request = await peer.request()
         if request.target == b"/json":
-            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+            await peer.send(
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+            )
             continue
         await peer.start_stream()
         await peer.chunk(STREAM)
@@ -149,7 +157,9 @@ EXCHANGES: dict[str, Callable[[Client], Awaitable[None]]] = {
 
 
 @pytest.mark.parametrize("told", [b"event: endpoint\ndata: /m?s=1\n\n", b"data: {}\n\n"])
-async def test_a_listening_stream_of_mcp_leaves_nothing_to_the_garbage_collector(told: bytes) -> None:
+async def test_a_listening_stream_of_mcp_leaves_nothing_to_the_garbage_collector(
+    told: bytes,
+) -> None:
     """Of either transport, also when it has seen a reload."""
 
     async def server(peer: Peer) -> None:
@@ -174,7 +184,11 @@ async def test_a_listening_stream_of_mcp_leaves_nothing_to_the_garbage_collector
             for _ in range(TIMES):
                 await listen(proxy)
             left = garbage()  # a configuration may be left
-            assert not [name for name in left if name.rpartition(".")[2] in ("Request", "StreamChain", "LiveSession")], left
+            assert not [
+                name
+                for name in left
+                if name.rpartition(".")[2] in ("Request", "StreamChain", "LiveSession")
+            ], left
 
 
 @pytest.mark.parametrize("chain", list(CHAINS))
@@ -193,7 +207,9 @@ async def test_an_exchange_leaves_nothing_to_the_garbage_collector(kind: str, ch
         await trio.testing.wait_all_tasks_blocked(0.02)
 
     async with open_upstream(script) as upstream:
-        async with open_proxy(config_with(upstream.url, *CHAINS[chain], route="allowed_hosts: [proxy.test]")) as proxy:
+        async with open_proxy(
+            config_with(upstream.url, *CHAINS[chain], route="allowed_hosts: [proxy.test]")
+        ) as proxy:
             await exchange(proxy)  # what is made once is made
             garbage()
             for _ in range(TIMES):

@@ -1,6 +1,8 @@
-"""MCP clients from npm get the same through a Weirpool process as without it: the official TypeScript SDK and the AI SDK.
+"""MCP clients from npm get the same through a Weirpool process as without it: the official
+TypeScript SDK and the AI SDK.
 
-All sessions run once, before the first test: each client, over each transport, at each place. The tests read what they saw.
+All sessions run once, before the first test: each client, over each transport, at each place. The
+tests read what they saw.
 """
 
 from __future__ import annotations
@@ -20,12 +22,15 @@ from support.npm_clients import drive, require_packages, serve
 from support.process import WEIRPOOL, Process, port_of, running
 
 # The Python SDK leaves streams and generators to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("default", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "default", "ignore::DeprecationWarning", "ignore::ResourceWarning"
+)
 
 OLD = ["sdk sse", "sdk sse, headers", "ai sse", "ai1 sse"]
 STREAMABLE = ["sdk http", "ai http", "ai http legacy", "ai1 http"]
 CLIENTS = [*OLD, *STREAMABLE]
-"""`sdk`: the TypeScript SDK; `ai` and `ai1`: the AI SDK's versions 2 and 1. `drive.mjs` makes them."""
+"""`sdk`: the TypeScript SDK; `ai` and `ai1`: the AI SDK's versions 2 and 1. `drive.mjs` makes them.
+"""
 
 PLACES = {
     "root": ("one", ""),
@@ -71,7 +76,9 @@ def wait(what: str, count: int) -> dict[str, Any]:
 
 
 def steps(client: str, server: str) -> list[dict[str, Any]]:
-    """List, a call, one with progress, many at once, one that the policy denies, one more, and a notification outside of calls."""
+    """List, a call, one with progress, many at once, one that the policy denies, one more, and a
+    notification outside of calls.
+    """
     at_once = {"op": "together", "calls": [add(number, number) for number in range(5)]}
     common = [{"op": "list"}, add(19, 23), call("count", to=3), at_once, call("fail"), add(1, 2)]
     if client == "ai http":  # in 2026-07-28 a client does not listen with GET
@@ -83,13 +90,33 @@ def steps(client: str, server: str) -> list[dict[str, Any]]:
 def reconnecting(client: str, how: str) -> list[dict[str, Any]]:
     """The stream on which the client listens is cut, the client opens another one, and calls go on."""
     if client in OLD:  # a new session, in which the server says welcome
-        return [wait("notified", 1), add(1, 2), call("leave", how=how), wait("notified", 2), add(3, 4)]
-    missed = [wait("listening", 1), call("announce"), wait("notified", 1), call("leave", how=how), wait("notified", 2)]
+        return [
+            wait("notified", 1),
+            add(1, 2),
+            call("leave", how=how),
+            wait("notified", 2),
+            add(3, 4),
+        ]
+    missed = [
+        wait("listening", 1),
+        call("announce"),
+        wait("notified", 1),
+        call("leave", how=how),
+        wait("notified", 2),
+    ]
     return [*missed, add(3, 4), *([call("poll")] if client == "sdk http" else [])]
 
 
-RECONNECTING = [("sdk sse", "end"), ("sdk http", "end"), ("sdk http", "reset"), ("ai http", "reset"), ("ai1 http", "reset")]
-"""After which end of its stream each client reconnects. The AI SDK does not on the old transport, nor after a clean end."""
+RECONNECTING = [
+    ("sdk sse", "end"),
+    ("sdk http", "end"),
+    ("sdk http", "reset"),
+    ("ai http", "reset"),
+    ("ai1 http", "reset"),
+]
+"""After which end of its stream each client reconnects. The AI SDK does not on the old transport,
+nor after a clean end.
+"""
 
 NAMES = ["path", "middle of the path", "another parameter", "value only"]
 """How a server of the old transport may name a session (`serve.mjs`)."""
@@ -122,13 +149,17 @@ class Seen:
 
 def names(client: str, place: str) -> list[str]:
     """One session at one endpoint, two at two."""
-    return [f"{client}, {place}, {number}" for number in range(2 if "two endpoints" in place else 1)]
+    return [
+        f"{client}, {place}, {number}" for number in range(2 if "two endpoints" in place else 1)
+    ]
 
 
 def sessions_at(base: dict[str, str]) -> Iterator[dict[str, Any]]:
     """All sessions. `base`: the URLs of the servers and of the Weirpool processes."""
 
-    def session(name: str, client: str, url: str, steps: list[dict[str, Any]], path: str = "/sse") -> dict[str, Any]:
+    def session(
+        name: str, client: str, url: str, steps: list[dict[str, Any]], path: str = "/sse"
+    ) -> dict[str, Any]:
         return {"name": name, "client": client, "url": url, "path": path, "steps": steps}
 
     for client in CLIENTS:
@@ -140,21 +171,43 @@ def sessions_at(base: dict[str, str]) -> Iterator[dict[str, Any]]:
     for place in TYPESCRIPT:
         process, prefix = PLACES[place]
         for client, how in RECONNECTING:
-            yield session(f"{client}, {how}, {place}", client, base[process] + prefix, reconnecting(client, how))
+            yield session(
+                f"{client}, {how}, {place}",
+                client,
+                base[process] + prefix,
+                reconnecting(client, how),
+            )
         for name in NAMES:
             path = f"/sse?name={quote(name)}"
-            yield session(f"{name}, {place}", "sdk sse", base[process] + prefix, steps("sdk sse", "TypeScript"), path)
+            yield session(
+                f"{name}, {place}",
+                "sdk sse",
+                base[process] + prefix,
+                steps("sdk sse", "TypeScript"),
+                path,
+            )
 
 
 def configuration(python: list[McpServer], typescript: list[str], denied: list[str]) -> str:
-    return CONFIG.format(python=[server.url for server in python], typescript=typescript, denied=denied)
+    return CONFIG.format(
+        python=[server.url for server in python], typescript=typescript, denied=denied
+    )
 
 
 @asynccontextmanager
 async def weirpool(file: Path, text: str, workers: int = 1) -> AsyncIterator[tuple[Process, str]]:
     """A process with this configuration, and its URL."""
     file.write_text(text)
-    command = [*WEIRPOOL, "serve", "--config", str(file), "--bind", "127.0.0.1:0", "--workers", str(workers)]
+    command = [
+        *WEIRPOOL,
+        "serve",
+        "--config",
+        str(file),
+        "--bind",
+        "127.0.0.1:0",
+        "--workers",
+        str(workers),
+    ]
     async with running(command) as process:
         yield process, f"http://127.0.0.1:{await port_of(process)}"
 
@@ -166,7 +219,9 @@ async def see_all(directory: Path) -> Seen:
         base = {"Python": python[0].url, "TypeScript": typescript[0]}
         for name, count, workers in [("one", 1, 1), ("two", 2, 1), ("workers", 1, 4)]:
             text = configuration(python[:count], typescript[:count], ["fail"])
-            _, base[name] = await stack.enter_async_context(weirpool(directory / f"{name}.yaml", text, workers))
+            _, base[name] = await stack.enter_async_context(
+                weirpool(directory / f"{name}.yaml", text, workers)
+            )
         results = await drive(list(sessions_at(base)), at_once=8, step_timeout_s=10, timeout_s=240)
         return Seen(results, [sum(server.requests.values()) for server in python])
 
@@ -178,7 +233,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
 
 
 def sent(session: Any) -> list[tuple[str, str, int]]:
-    """What a session sent besides GET: when the AI SDK opens and reopens its listening stream is a race of its own."""
+    """What a session sent besides GET: when the AI SDK opens and reopens its listening stream is a
+    race of its own.
+    """
     return [
         (request["method"], request["path"], request["status"])
         for request in session["requests"]
@@ -187,7 +244,9 @@ def sent(session: Any) -> list[tuple[str, str, int]]:
 
 
 def without_denied(steps: list[Any]) -> list[Any]:
-    """What a session has to see behind the policy, by what it sees without: the denied tool is not listed. Its call is left out."""
+    """What a session has to see behind the policy, by what it sees without: the denied tool is not
+    listed. Its call is left out.
+    """
     tools = [tool for tool in steps[0] if tool["name"] != "fail"] if steps else []
     return [tools, *steps[1:DENIED], *steps[DENIED + 1 :]]
 
@@ -195,13 +254,17 @@ def without_denied(steps: list[Any]) -> list[Any]:
 @each_place
 @each_client
 def test_everything_is_the_same(seen: Seen, client: str, place: str) -> None:
-    """Tools, results, progress and notifications are the server's, and so are the paths and statuses of all requests."""
+    """Tools, results, progress and notifications are the server's, and so are the paths and
+    statuses of all requests.
+    """
     direct = seen.direct(client, place)
     policy = "no interceptor" not in place
     for through in seen.through(client, place):
         assert "connect" not in through, (through["connect"], through["requests"])
         if policy:
-            assert without_denied(through["steps"]) == without_denied(direct["steps"]), through["requests"]
+            assert without_denied(through["steps"]) == without_denied(direct["steps"]), through[
+                "requests"
+            ]
         else:
             assert through["steps"] == direct["steps"], through["requests"]
         if not (
@@ -212,12 +275,18 @@ def test_everything_is_the_same(seen: Seen, client: str, place: str) -> None:
 
 @pytest.mark.parametrize("place", [place for place in PLACES if "no interceptor" not in place])
 @each_client
-def test_a_denied_call_has_its_error_and_the_session_goes_on(seen: Seen, client: str, place: str) -> None:
-    """The client gets the policy's error for that call, on whichever stream it waits for it, and the next call works."""
+def test_a_denied_call_has_its_error_and_the_session_goes_on(
+    seen: Seen, client: str, place: str
+) -> None:
+    """The client gets the policy's error for that call, on whichever stream it waits for it, and
+    the next call works.
+    """
     for through in seen.through(client, place):
         assert "connect" not in through, (through["connect"], through["requests"])
         denied = through["steps"][DENIED]
-        if "four workers" in place:  # the error may be the server's, where another worker has the stream
+        if (
+            "four workers" in place
+        ):  # the error may be the server's, where another worker has the stream
             assert "error" in denied, (denied, through["requests"])
         else:
             assert is_denial(denied), (denied, through["requests"])
@@ -227,25 +296,36 @@ def test_a_denied_call_has_its_error_and_the_session_goes_on(seen: Seen, client:
 def is_denial(step: Any) -> bool:
     """The TypeScript SDK puts the code into the message, too."""
     error = step["error"] if isinstance(step, dict) and "error" in step else {}
-    return error.get("code") == -32602 and error["message"].endswith("this tool is not allowed here")
+    return error.get("code") == -32602 and error["message"].endswith(
+        "this tool is not allowed here"
+    )
 
 
 @pytest.mark.parametrize("place", TYPESCRIPT)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_server_names_a_session_as_it_likes(seen: Seen, name: str, place: str) -> None:
-    """The old transport: whatever URI the `endpoint` event has, calls reach the session, and a denied one gets its error."""
+    """The old transport: whatever URI the `endpoint` event has, calls reach the session, and a
+    denied one gets its error.
+    """
     through, direct = seen.sessions[f"{name}, {place}"], seen.direct("sdk sse", place)
     assert "connect" not in through, (through["connect"], through["requests"])
     denied = through["steps"][DENIED]
-    assert is_denial(denied) or ("four workers" in place and "error" in denied), (denied, through["requests"])
+    assert is_denial(denied) or ("four workers" in place and "error" in denied), (
+        denied,
+        through["requests"],
+    )
     assert without_denied(through["steps"]) == without_denied(direct["steps"]), through["requests"]
     assert {status for _, _, status in sent(through)} == {202}
 
 
 @pytest.mark.parametrize("place", TYPESCRIPT)
 @pytest.mark.parametrize(("client", "how"), RECONNECTING)
-def test_a_client_reconnects_when_its_stream_is_cut(seen: Seen, client: str, how: str, place: str) -> None:
-    """Streamable HTTP: with `Last-Event-ID`, and it gets what it missed. The old transport: a new session works, too."""
+def test_a_client_reconnects_when_its_stream_is_cut(
+    seen: Seen, client: str, how: str, place: str
+) -> None:
+    """Streamable HTTP: with `Last-Event-ID`, and it gets what it missed. The old transport: a new
+    session works, too.
+    """
     session = seen.sessions[f"{client}, {how}, {place}"]
     steps = session["steps"]
     assert "timeout" not in steps, session
@@ -255,18 +335,24 @@ def test_a_client_reconnects_when_its_stream_is_cut(seen: Seen, client: str, how
         assert last["progress"] == [[number, None, f"– {number} 水"] for number in (1, 2, 3)]
         last = steps[-2]
     assert last["result"]["content"] == [{"type": "text", "text": "7"}]
-    reconnections = [request for request in session["requests"] if request["method"] == "GET" and request["status"] == 200][
-        1:
-    ]
+    reconnections = [
+        request
+        for request in session["requests"]
+        if request["method"] == "GET" and request["status"] == 200
+    ][1:]
     assert reconnections
     if client in OLD:
         assert reconnections[0]["version"] == "2025-11-25"
     else:
-        assert all(request["last_event_id"] and request["session"] for request in reconnections), reconnections
+        assert all(request["last_event_id"] and request["session"] for request in reconnections), (
+            reconnections
+        )
 
 
 async def test_sessions_go_on_across_a_reload(tmp_path: Path) -> None:
-    """Every session stays at its endpoint, though another one is added, and gets the new policy's errors on its old stream."""
+    """Every session stays at its endpoint, though another one is added, and gets the new policy's
+    errors on its old stream.
+    """
     require_packages()
     async with AsyncExitStack() as stack:
         python = [await stack.enter_async_context(open_mcp_server("both")) for _ in range(3)]
@@ -275,26 +361,49 @@ async def test_sessions_go_on_across_a_reload(tmp_path: Path) -> None:
         )
 
         async def reload() -> None:
-            (tmp_path / "w.yaml").write_text(configuration(python, [python[0].url], ["fail", "count"]))
+            (tmp_path / "w.yaml").write_text(
+                configuration(python, [python[0].url], ["fail", "count"])
+            )
             process.signal(signal.SIGHUP)
             (line,) = await process.event("reload")
             assert line["ok"] is True
 
-        steps = [call("fail"), add(1, 2), {"op": "meet"}, call("count", to=3), add(3, 4), call("fail"), add(5, 6)]
+        steps = [
+            call("fail"),
+            add(1, 2),
+            {"op": "meet"},
+            call("count", to=3),
+            add(3, 4),
+            call("fail"),
+            add(5, 6),
+        ]
         sessions = [
-            {"name": f"{client} {number}", "client": client, "url": url, "path": "/sse", "steps": steps}
+            {
+                "name": f"{client} {number}",
+                "client": client,
+                "url": url,
+                "path": "/sse",
+                "steps": steps,
+            }
             for client in CLIENTS
             for number in range(2)
         ]
-        seen = await drive(sessions, at_once=len(sessions), step_timeout_s=10, timeout_s=60, between=reload)
+        seen = await drive(
+            sessions, at_once=len(sessions), step_timeout_s=10, timeout_s=60, between=reload
+        )
     got = {
-        name: ["denied" if is_denial(step) else text_of(step) for step in session["steps"]] for name, session in seen.items()
+        name: ["denied" if is_denial(step) else text_of(step) for step in session["steps"]]
+        for name, session in seen.items()
     }
     assert got == {name: ["denied", "3", "denied", "7", "denied", "11"] for name in got}
 
 
 def text_of(step: Any) -> str:
-    return step["result"]["content"][0]["text"] if isinstance(step, dict) and "result" in step else str(step)
+    return (
+        step["result"]["content"][0]["text"]
+        if isinstance(step, dict) and "result" in step
+        else str(step)
+    )
 
 
 def test_both_endpoints_have_sessions(seen: Seen) -> None:

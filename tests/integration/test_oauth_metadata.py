@@ -1,4 +1,6 @@
-"""OAuth behind a prefix: clients that follow RFC 9728 find the metadata of each server of the example in docs/mcp_proxy.md."""
+"""OAuth behind a prefix: clients that follow RFC 9728 find the metadata of each server of the
+example in docs/mcp_proxy.md.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from mcp.client.auth.utils import build_protected_resource_metadata_discovery_urls, extract_resource_metadata_from_www_auth
+from mcp.client.auth.utils import (
+    build_protected_resource_metadata_discovery_urls,
+    extract_resource_metadata_from_www_auth,
+)
 from mcp.server.auth.routes import build_resource_metadata_url
 from pydantic import AnyHttpUrl
 from support.client import Answer, fetch
@@ -37,7 +42,11 @@ def by_forwarded(request: Request) -> tuple[str, str]:
 
 def by_settings(public: str, *, sdk: bool) -> Urls:
     """A public URL; `sdk`: the metadata is where the official Python SDK serves it."""
-    metadata = str(build_resource_metadata_url(AnyHttpUrl(f"{public}/mcp"))) if sdk else f"{public}{WELL_KNOWN}/mcp"
+    metadata = (
+        str(build_resource_metadata_url(AnyHttpUrl(f"{public}/mcp")))
+        if sdk
+        else f"{public}{WELL_KNOWN}/mcp"
+    )
     return lambda request: (public, metadata)
 
 
@@ -56,7 +65,10 @@ async def server(urls: Urls, *metadata_paths: str) -> AsyncIterator[str]:
             base, metadata = urls(request)
             path = request.target.decode()
             if path == "/mcp":
-                status, more = "401 Unauthorized", f'WWW-Authenticate: Bearer resource_metadata="{metadata}"\r\n'
+                status, more = (
+                    "401 Unauthorized",
+                    f'WWW-Authenticate: Bearer resource_metadata="{metadata}"\r\n',
+                )
                 document: dict[str, str] = {}
             elif path in metadata_paths:
                 status, more, document = "200 OK", "", {"resource": f"{base}/mcp"}
@@ -80,15 +92,25 @@ def example(**servers: str) -> str:
 
 
 async def get(
-    proxy: Proxy, url: str, *headers: tuple[str, str], method: str = "GET", host: str = "mcp.example.com"
+    proxy: Proxy,
+    url: str,
+    *headers: tuple[str, str],
+    method: str = "GET",
+    host: str = "mcp.example.com",
 ) -> Answer:
     parts = urlsplit(url)
     body = b"{}" if method == "POST" else None
-    return await fetch(proxy.port, parts.path, method=method, headers=[("Host", host), *headers], body=body)
+    return await fetch(
+        proxy.port, parts.path, method=method, headers=[("Host", host), *headers], body=body
+    )
 
 
-async def discover(proxy: Proxy, url: str, *headers: tuple[str, str], host: str = "mcp.example.com") -> None:
-    """As clients do: of a 401, and of what a client probes that does not read `WWW-Authenticate`, `resource` is the URL itself."""
+async def discover(
+    proxy: Proxy, url: str, *headers: tuple[str, str], host: str = "mcp.example.com"
+) -> None:
+    """As clients do: of a 401, and of what a client probes that does not read `WWW-Authenticate`,
+    `resource` is the URL itself.
+    """
     answer = await get(proxy, url, *headers, method="POST", host=host)
     refusal = httpx.Response(answer.status, headers=answer.headers)
     told = extract_resource_metadata_from_www_auth(refusal)  # type: ignore[arg-type]
@@ -107,7 +129,9 @@ async def serving(text: str) -> AsyncIterator[Proxy]:
 
 
 async def test_every_server_of_the_example_is_found() -> None:
-    """One whose URLs are made from X-Forwarded-*, one that knows its public URL, and one that reads its Host header only."""
+    """One whose URLs are made from X-Forwarded-*, one that knows its public URL, and one that reads
+    its Host header only.
+    """
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         public = by_settings("http://mcp.example.com/files", sdk=True)
@@ -122,7 +146,9 @@ async def test_every_server_of_the_example_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    "urls", [by_forwarded, by_settings("http://mcp.example.com/tools", sdk=False)], ids=["forwarded", "settings"]
+    "urls",
+    [by_forwarded, by_settings("http://mcp.example.com/tools", sdk=False)],
+    ids=["forwarded", "settings"],
 )
 @pytest.mark.parametrize("also_set", [False, True], ids=["", "headers.set"])
 async def test_a_server_whose_metadata_path_has_no_prefix(urls: Urls, also_set: bool) -> None:
@@ -143,4 +169,9 @@ async def test_behind_a_proxy_that_ends_tls() -> None:
         text = example(tools=url).replace("trusted_proxies: []", "trusted_proxies: [127.0.0.1]")
         forwarded = [("X-Forwarded-Proto", "https"), ("X-Forwarded-Host", "mcp.example.com")]
         async with serving(text) as proxy:
-            await discover(proxy, "https://mcp.example.com/tools/mcp", *forwarded, host="weirpool.internal:8000")
+            await discover(
+                proxy,
+                "https://mcp.example.com/tools/mcp",
+                *forwarded,
+                host="weirpool.internal:8000",
+            )

@@ -1,5 +1,5 @@
-"""The outcome of an exchange that the proxy itself has ended: what it refuses is `refused`, its own defect is `internal_error`, and
-`intercepted` is left to interceptors.
+"""The outcome of an exchange that the proxy itself has ended: what it refuses is `refused`, its own
+defect is `internal_error`, and `intercepted` is left to interceptors.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from support.upstream import Peer, open_upstream, stream_of
 
 from interceptors import Abort, Interceptor, Outcome, Request, Response, ResponseHead
 from proxy.config import parse_config
-from proxy.exchange import Exchange
-from proxy.forward import Forward
-from proxy.mcp import _First
+from proxy.dialects.mcp import _First
+from proxy.exchange.exchange import Exchange
+from proxy.exchange.forward import Forward
 
 EVENTS = stream_of(b"data: 1\n\n")
 
@@ -32,7 +32,9 @@ async def only_outcome(rig: Any, outcome: str) -> dict[str, Any]:
     assert await rig.outcomes() == [outcome]
     (line,) = rig.lines("exchange")
     for each in Outcome:
-        assert rig.metric("weirpool_exchanges_total", route=line["route"], outcome=each.value) == (each == outcome)
+        assert rig.metric("weirpool_exchanges_total", route=line["route"], outcome=each.value) == (
+            each == outcome
+        )
     return dict(line)
 
 
@@ -40,7 +42,11 @@ async def only_outcome(rig: Any, outcome: str) -> dict[str, Any]:
     ("route", "request_of", "status"),
     [
         ('allowed_hosts: ["good.test"]', {}, 403),
-        ('allowed_origins: ["https://good.test"]', {"headers": [("Origin", "https://bad.test")]}, 403),
+        (
+            'allowed_origins: ["https://good.test"]',
+            {"headers": [("Origin", "https://bad.test")]},
+            403,
+        ),
         ("limits: {max_request_body_bytes: 10}", {"method": "POST", "body": bytes(20)}, 413),
         (
             "limits: {max_request_body_bytes: 10}",
@@ -50,7 +56,9 @@ async def only_outcome(rig: Any, outcome: str) -> dict[str, Any]:
         ("timeouts: {idle: 0.1}", {"method": "POST", "headers": [("Content-Length", "9")]}, 408),
     ],
 )
-async def test_what_the_proxy_refuses_is_refused(route: str, request_of: dict[str, Any], status: int, serve: Serve) -> None:
+async def test_what_the_proxy_refuses_is_refused(
+    route: str, request_of: dict[str, Any], status: int, serve: Serve
+) -> None:
     """403, 408 and 413 of the proxy, in the log and in the metric; no interceptor is involved."""
     async with serve(EVENTS, route=route) as rig:
         answer = await rig.fetch(**request_of)
@@ -86,8 +94,14 @@ log: {level: error}
 
 
 async def test_what_dialect_mcp_refuses_is_refused(serve: Serve) -> None:
-    """A header that differs from the body is refused by the proxy, not by an interceptor of the route."""
-    headers = [("content-type", "application/json"), ("mcp-protocol-version", "2026-07-28"), ("mcp-method", "tools/list")]
+    """A header that differs from the body is refused by the proxy, not by an interceptor of the
+    route.
+    """
+    headers = [
+        ("content-type", "application/json"),
+        ("mcp-protocol-version", "2026-07-28"),
+        ("mcp-method", "tools/list"),
+    ]
     body = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a"}}'
     async with serve(EVENTS, route="dialect: mcp") as rig:
         assert (await rig.fetch(method="POST", headers=headers, body=body)).status == 400
@@ -115,7 +129,9 @@ class SetsNonsense(Interceptor):
 
 
 @pytest.mark.parametrize("cls", [Answers, Aborts, Fails, SetsNonsense])
-async def test_what_an_interceptor_does_stays_intercepted(cls: type[Interceptor], serve: Serve) -> None:
+async def test_what_an_interceptor_does_stays_intercepted(
+    cls: type[Interceptor], serve: Serve
+) -> None:
     async with serve(EVENTS, cls) as rig:
         await rig.fetch()
         await only_outcome(rig, "intercepted")
@@ -138,7 +154,9 @@ class Defect(Exception):
 async def test_a_defect_of_the_proxy_is_an_internal_error(
     where: str, http_method: str, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever in an exchange the proxy itself raises: 500 or a broken response, one traceback, and its own outcome."""
+    """Wherever in an exchange the proxy itself raises: 500 or a broken response, one traceback, and
+    its own outcome.
+    """
 
     def fail(*_: object, **__: object) -> None:
         raise Defect
@@ -153,13 +171,13 @@ async def test_a_defect_of_the_proxy_is_an_internal_error(
         await trio.sleep_forever()
 
     if where == "admission":
-        monkeypatch.setattr("proxy.exchange.Cors.of", fail)
+        monkeypatch.setattr("proxy.exchange.exchange.Cors.of", fail)
     elif where == "request":
         monkeypatch.setattr(Forward, "_ask_upstream", fail_later)
     elif where == "response":
         monkeypatch.setattr(Forward, "_respond", fail_later)
     elif where == "relay":
-        monkeypatch.setattr("proxy.forward.open_relay", fail)
+        monkeypatch.setattr("proxy.exchange.forward.open_relay", fail)
     elif where == "watching":
         monkeypatch.setattr(Exchange, "_watch_client", fail)
     else:
@@ -171,7 +189,9 @@ async def test_a_defect_of_the_proxy_is_an_internal_error(
         await only_outcome(rig, "internal_error")
         problems = [*rig.lines("internal_error"), *rig.lines("interceptor_failed")]
         assert len(problems) == 1
-        log[:] = [line for line in log if line["event"] != "internal_error"]  # the rig takes one for a failure of the test
+        log[:] = [
+            line for line in log if line["event"] != "internal_error"
+        ]  # the rig takes one for a failure of the test
 
 
 def test_the_metric_has_both_from_the_start() -> None:

@@ -1,6 +1,8 @@
-"""Every class, hook and attribute that an author of interceptors has, from a file that a configuration names, in a running proxy.
+"""Every class, hook and attribute that an author of interceptors has, from a file that a
+configuration names, in a running proxy.
 
-A case is a class of `AUTHORS`, the items of `tests/reach.txt` that it is there for, and what a client sees because of it.
+A case is a class of `AUTHORS`, the items of `tests/reach.txt` that it is there for, and what a
+client sees because of it.
 """
 
 from __future__ import annotations
@@ -16,10 +18,17 @@ from support.client import fetch
 from support.proxy import open_proxy
 from support.upstream import Peer, open_upstream
 
-from interceptors import EventTooLarge, HookError, InterceptorError, Request, ResponseHead, StreamAborted
+from interceptors import (
+    EventTooLarge,
+    HookError,
+    InterceptorError,
+    Request,
+    ResponseHead,
+    StreamAborted,
+)
 from interceptors.loader import load_interceptor
 from interceptors.testing import ChainResult, run_chain, run_json, run_request, run_response
-from proxy.__main__ import main
+from proxy.commands.cli import main
 from proxy.config import check_config
 
 AUTHORS = '''
@@ -440,7 +449,11 @@ CHAT: list[Any] = [
 ]  # fmt: skip
 TWICE = [  # a call that goes on after its end
     *CHAT[:3],
-    {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "function": {"arguments": " "}}]}}]},
+    {
+        "choices": [
+            {"index": 0, "delta": {"tool_calls": [{"index": 0, "function": {"arguments": " "}}]}}
+        ]
+    },
     {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]},
 ]
 
@@ -464,7 +477,9 @@ ANSWERS = {
 
 
 async def upstream(peer: Peer) -> None:
-    """An event stream by the target; for `/json`, a body of JSON with the header that interceptors set."""
+    """An event stream by the target; for `/json`, a body of JSON with the header that interceptors
+    set.
+    """
     while True:
         request = await peer.request()
         target = request.target.split(b"/", 2)[2]
@@ -472,7 +487,8 @@ async def upstream(peer: Peer) -> None:
             word = b"".join(request.all("x-word")).decode()
             body = json.dumps({"word": word}).encode()
             await peer.send(
-                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+                % (len(body), body)
             )
         else:
             await peer.start_stream()
@@ -547,7 +563,9 @@ CASES = [
 ]  # fmt: skip
 
 
-def written(directory: Path, url: str, *, use: str, route: str = "", upstream: str = "", others: str = "") -> Path:
+def written(
+    directory: Path, url: str, *, use: str, route: str = "", upstream: str = "", others: str = ""
+) -> Path:
     """A configuration beside the file of `AUTHORS`."""
     (directory / "authors.py").write_text(AUTHORS)
     (directory / "weirpool.yaml").write_text(
@@ -567,15 +585,25 @@ log: {{level: error}}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.use}-{case.items.split()[0]}")
-async def test_what_an_author_writes(case: Case, tmp_path: Path, log: list[dict[str, object]]) -> None:
-    """The class is named in a file of YAML; a client of the proxy gets, and the log has, what it does."""
+async def test_what_an_author_writes(
+    case: Case, tmp_path: Path, log: list[dict[str, object]]
+) -> None:
+    """The class is named in a file of YAML; a client of the proxy gets, and the log has, what it
+    does.
+    """
     route = f", dialect: {case.dialect}"
     async with open_upstream(upstream) as up:
         config = check_config(str(written(tmp_path, up.url, use=case.use, route=route))).require()
         async with open_proxy(config) as proxy:
             with trio.fail_after(10):
                 method = "GET" if case.body is None else "POST"
-                answer = await fetch(proxy.port, f"/r{case.path}", method=method, headers=case.headers, body=case.body)
+                answer = await fetch(
+                    proxy.port,
+                    f"/r{case.path}",
+                    method=method,
+                    headers=case.headers,
+                    body=case.body,
+                )
                 while proxy.worker.live:
                     await trio.sleep(0.001)
     assert answer.status == case.status
@@ -586,7 +614,9 @@ async def test_what_an_author_writes(case: Case, tmp_path: Path, log: list[dict[
 
 
 async def test_metrics_of_a_file(tmp_path: Path) -> None:
-    """`Interceptor.collectors`: a counter of an author is on the page, under the interceptor's name."""
+    """`Interceptor.collectors`: a counter of an author is on the page, under the interceptor's
+    name.
+    """
     async with open_upstream(upstream) as up:
         config = check_config(str(written(tmp_path, up.url, use="Counts"))).require()
         async with open_proxy(config) as proxy:
@@ -611,14 +641,18 @@ DECLARED = {
 
 
 @pytest.mark.parametrize("items", DECLARED)
-def test_what_an_author_declares(items: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_an_author_declares(
+    items: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """`weirpool check` compares it with the rest of the configuration."""
     arguments, status, printed = DECLARED[items]
     given = dict(arguments)
     options = given.pop("options", None)
     file = written(tmp_path, "http://127.0.0.1:9", **given)
     if options is not None:
-        text = file.read_text().replace(f'{given["use"]}"}}', f'{given["use"]}", options: {{colour: {options}}}}}')
+        text = file.read_text().replace(
+            f'{given["use"]}"}}', f'{given["use"]}", options: {{colour: {options}}}}}'
+        )
         file.write_text(text)
     assert main(["check", str(file)]) == status
     error = capsys.readouterr().err
@@ -635,10 +669,20 @@ def test_what_the_test_of_an_author_gets(tmp_path: Path) -> None:
     result = run_chain([loaded(tmp_path, "Needles")], [STREAM])
     assert isinstance(result, ChainResult)
     assert result.output == b"data: one\n\ndata: found two\n\n"
-    failures: dict[str, type[InterceptorError]] = {"Fails": HookError, "Aborts": StreamAborted, "MustSee": EventTooLarge}
+    failures: dict[str, type[InterceptorError]] = {
+        "Fails": HookError,
+        "Aborts": StreamAborted,
+        "MustSee": EventTooLarge,
+    }
     for use, failure in failures.items():
         assert (
-            type(run_chain([loaded(tmp_path, use)], [LARGE], max_event_bytes=256 if use == "MustSee" else 1024).failure)
+            type(
+                run_chain(
+                    [loaded(tmp_path, use)],
+                    [LARGE],
+                    max_event_bytes=256 if use == "MustSee" else 1024,
+                ).failure
+            )
             is failure
         )
     assert run_json([loaded(tmp_path, "SeesJson")], b'{"a":1}') == b'{"is_body":true,"was":{"a":1}}'

@@ -1,6 +1,8 @@
-"""Every built-in and every option of one, from YAML, in a running proxy: what a client, a file or the page of metrics shows of it.
+"""Every built-in and every option of one, from YAML, in a running proxy: what a client, a file or
+the page of metrics shows of it.
 
-One proxy has a route for each case. A new option needs a case here, and a line in `tests/reach.txt`.
+One proxy has a route for each case. A new option needs a case here, and a line in
+`tests/reach.txt`.
 """
 
 from __future__ import annotations
@@ -24,10 +26,17 @@ def chat(*texts: str, model: str = "m-1", usage: bool = True) -> bytes:
     messages: list[dict[str, Any]] = [
         {"model": model, "choices": [{"index": 0, "delta": {"content": text}}]} for text in texts
     ]
-    messages.append({"model": model, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    messages.append(
+        {"model": model, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    )
     if usage:
-        messages.append({"model": model, "choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2}})
-    return b"".join(b"data: %s\n\n" % json.dumps(item).encode() for item in messages) + b"data: [DONE]\n\n"
+        messages.append(
+            {"model": model, "choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2}}
+        )
+    return (
+        b"".join(b"data: %s\n\n" % json.dumps(item).encode() for item in messages)
+        + b"data: [DONE]\n\n"
+    )
 
 
 ANSWERS = {
@@ -140,13 +149,29 @@ def configured(url: str, directory: Path) -> str:
     entries: list[dict[str, Any]] = []
     routes: list[dict[str, Any]] = []
     for number, case in enumerate(CASES):
-        names = [f"{use}-{case.items.partition('_')[2] if use == 'usage' else number}" for use in case.chain]
+        names = [
+            f"{use}-{case.items.partition('_')[2] if use == 'usage' else number}"
+            for use in case.chain
+        ]
         for name, (use, options) in zip(names, case.chain.items(), strict=True):
             text = json.dumps(options).replace("{dir}", str(directory))
             entries.append({"name": name, "use": use, "options": json.loads(text)})
-        routes.append({"path": f"/c{number}", "upstream": "up", "interceptors": names, "dialect": case.dialect})
-    proxy = {"upstreams": [{"name": "up", "endpoints": [url]}], "routes": routes, "leak_detection": "paranoid"}
-    return yaml.safe_dump({"reverse_proxy": proxy, "interceptors": entries, "log": {"level": "error"}})
+        routes.append(
+            {
+                "path": f"/c{number}",
+                "upstream": "up",
+                "interceptors": names,
+                "dialect": case.dialect,
+            }
+        )
+    proxy = {
+        "upstreams": [{"name": "up", "endpoints": [url]}],
+        "routes": routes,
+        "leak_detection": "paranoid",
+    }
+    return yaml.safe_dump(
+        {"reverse_proxy": proxy, "interceptors": entries, "log": {"level": "error"}}
+    )
 
 
 def shown(answer: Answer) -> str:
@@ -162,7 +187,9 @@ def read(directory: Path, name: str) -> str:
 
 
 async def test_every_option_has_its_effect(tmp_path: Path) -> None:
-    """As its case says: in the answer, in a file once the proxy has ended, or in the page of metrics."""
+    """As its case says: in the answer, in a file once the proxy has ended, or in the page of
+    metrics.
+    """
     (tmp_path / "now.jsonl").write_bytes(TAPE % (0, 0))
     (tmp_path / "later.jsonl").write_bytes(TAPE % (1000, 1000))
     got: dict[str, str] = {}
@@ -173,9 +200,15 @@ async def test_every_option_has_its_effect(tmp_path: Path) -> None:
                     for query, headers, body in case.asks:
                         path = f"/c{number}/chat/completions{'?' * bool(query)}{query}"
                         method = "GET" if body is None else "POST"
-                        got[case.items] = shown(await fetch(proxy.port, path, method=method, headers=headers, body=body))
+                        got[case.items] = shown(
+                            await fetch(proxy.port, path, method=method, headers=headers, body=body)
+                        )
             metrics = (await fetch(proxy.port, "/metrics")).body.decode()
     for case in CASES:
         if case.file:
             got[case.items] = metrics if case.file == "metrics" else read(tmp_path, case.file)
-    assert {case.items: got[case.items] for case in CASES if not re.search(case.seen, got[case.items], re.DOTALL)} == {}
+    assert {
+        case.items: got[case.items]
+        for case in CASES
+        if not re.search(case.seen, got[case.items], re.DOTALL)
+    } == {}

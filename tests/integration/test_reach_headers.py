@@ -1,4 +1,6 @@
-"""Every header that the proxy reads, writes or removes, over real sockets: what the upstream and the client get of it."""
+"""Every header that the proxy reads, writes or removes, over real sockets: what the upstream and
+the client get of it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from support.proxy import config_for, open_proxy
 from support.upstream import Peer, open_upstream
 
 from interceptors.api_keys import hash_key
-from proxy.__main__ import main
+from proxy.commands.cli import main
 
 HOP = (
     "connection",
@@ -25,7 +27,14 @@ HOP = (
     "upgrade",
     "http2-settings",
 )
-CLAIMS = ("x-real-ip", "forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-prefix")
+CLAIMS = (
+    "x-real-ip",
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-forwarded-prefix",
+)
 
 
 async def test_fields_of_the_hop_stay_on_it() -> None:
@@ -42,14 +51,19 @@ async def test_fields_of_the_hop_stay_on_it() -> None:
             answer = await fetch(proxy.port, headers=[*headers, ("x-named", "1"), ("x-end", "1")])
     (sent,) = upstream.requests
     assert {name.decode().lower() for name, _ in sent.headers} & {*HOP, "x-named"} == set()
-    assert {name.decode().lower() for name, _ in answer.headers} & set(HOP) <= {"connection"}  # that of the proxy itself
+    assert {name.decode().lower() for name, _ in answer.headers} & set(HOP) <= {
+        "connection"
+    }  # that of the proxy itself
     assert (sent.all("x-end"), answer.all("x-end")) == ([b"1"], [b"1"])
 
 
 @pytest.mark.parametrize("trusted", [False, True])
 async def test_what_a_proxy_in_front_reports(trusted: bool) -> None:
     """It reaches the upstream from one of `trusted_proxies`, and from nobody else."""
-    values = dict.fromkeys(CLAIMS, "10.9.8.7") | {"x-forwarded-proto": "https", "x-forwarded-prefix": "/outer"}
+    values = dict.fromkeys(CLAIMS, "10.9.8.7") | {
+        "x-forwarded-proto": "https",
+        "x-forwarded-prefix": "/outer",
+    }
 
     async def script(peer: Peer) -> None:
         await peer.request()
@@ -61,7 +75,11 @@ async def test_what_a_proxy_in_front_reports(trusted: bool) -> None:
             with trio.fail_after(10):
                 await fetch(proxy.port, headers=list(values.items()))
     (sent,) = upstream.requests
-    passed = [name for name, value in values.items() if any(value.encode() in item for item in sent.all(name))]
+    passed = [
+        name
+        for name, value in values.items()
+        if any(value.encode() in item for item in sent.all(name))
+    ]
     assert passed == (list(CLAIMS) if trusted else [])
 
 
@@ -82,7 +100,9 @@ CREDENTIALS = (
 )
 
 
-def test_a_credential_is_written_nowhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_credential_is_written_nowhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """`audit` refuses each of these headers; `weirpool check` names it."""
     (tmp_path / "weirpool.yaml").write_text(
         f"""
@@ -95,7 +115,11 @@ interceptors:
     )
     assert main(["check", str(tmp_path / "weirpool.yaml")]) == 2
     errors = capsys.readouterr().err
-    assert [name for name in CREDENTIALS if name not in errors.replace(f"[{', '.join(CREDENTIALS)}]", "")] == []
+    assert [
+        name
+        for name in CREDENTIALS
+        if name not in errors.replace(f"[{', '.join(CREDENTIALS)}]", "")
+    ] == []
 
 
 async def test_the_audit_has_the_user_agent(tmp_path: Path) -> None:
@@ -114,9 +138,16 @@ async def test_the_audit_has_the_user_agent(tmp_path: Path) -> None:
 
 
 async def test_a_preflight_is_no_other_method() -> None:
-    """A preflight needs no key, and its answer may be kept (`Access-Control-Max-Age`); one that names another method does."""
+    """A preflight needs no key, and its answer may be kept (`Access-Control-Max-Age`); one that
+    names another method does.
+    """
     headers = [("origin", "https://app.test"), ("access-control-request-method", "POST")]
-    config = config_for("http://127.0.0.1:9", route='allowed_origins: ["https://app.test"]', interceptors=KEYS, names="keys")
+    config = config_for(
+        "http://127.0.0.1:9",
+        route='allowed_origins: ["https://app.test"]',
+        interceptors=KEYS,
+        names="keys",
+    )
     async with open_proxy(config) as proxy:
         with trio.fail_after(10):
             for name in ("", "x-http-method", "x-http-method-override", "x-method-override"):
@@ -131,7 +162,9 @@ async def test_server_and_date_are_there_once() -> None:
 
     async def script(peer: Peer) -> None:
         await peer.request()
-        await peer.send(b"HTTP/1.1 204 No Content\r\nServer: theirs\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\n\r\n")
+        await peer.send(
+            b"HTTP/1.1 204 No Content\r\nServer: theirs\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\n\r\n"
+        )
 
     async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url)) as proxy:
         with trio.fail_after(10):
@@ -166,7 +199,10 @@ async def test_rules_of_the_upstream() -> None:
         await peer.send(b"HTTP/1.1 204 No Content\r\n\r\n")
 
     rules = "headers: {set: {x-team: red}, remove: [x-internal]}"
-    async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url, upstream=rules)) as proxy:
+    async with (
+        open_upstream(script) as upstream,
+        open_proxy(config_for(upstream.url, upstream=rules)) as proxy,
+    ):
         with trio.fail_after(10):
             await fetch(proxy.port, headers=[("x-team", "blue"), ("x-internal", "1")])
     (sent,) = upstream.requests

@@ -1,7 +1,8 @@
-"""Every key that a route may override, at both places, and the sizes of the pools: from YAML, over real sockets.
+"""Every key that a route may override, at both places, and the sizes of the pools: from YAML, over
+real sockets.
 
-`SECTIONS` has a case for each key: what is written, and what a client, an upstream or the log shows of it. A new key of these
-sections needs one, and a line in `tests/reach.txt`.
+`SECTIONS` has a case for each key: what is written, and what a client, an upstream or the log shows
+of it. A new key of these sections needs one, and a line in `tests/reach.txt`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from support.client import fetch, open_client
 from support.proxy import Proxy, config_for, open_proxy
 from support.upstream import Peer, Script, Upstream, open_upstream, stream_of
 
-from proxy.__main__ import main
+from proxy.commands.cli import main
 from proxy.config import parse_config
-from proxy.heartbeat import PING
+from proxy.relay.heartbeat import PING
 
 Log = list[dict[str, object]]
 EVENT = b"data: 1\n\n"
@@ -67,7 +68,9 @@ async def breaks_once(peer: Peer) -> None:
 
 @asynccontextmanager
 async def unanswered() -> AsyncIterator[Upstream]:
-    """An address where a connection is neither accepted nor refused: the queue of its listener is full."""
+    """An address where a connection is neither accepted nor refused: the queue of its listener is
+    full.
+    """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -135,7 +138,9 @@ async def beats(trial: Trial) -> None:
     await client.aclose()
 
 
-def resumes(requests: int, delays: tuple[float, float] = (0, 60)) -> Callable[[Trial], Awaitable[None]]:
+def resumes(
+    requests: int, delays: tuple[float, float] = (0, 60)
+) -> Callable[[Trial], Awaitable[None]]:
     """`delays`: between which two values the seconds are that it waits, as the log says."""
 
     async def look(trial: Trial) -> None:
@@ -194,14 +199,22 @@ async def test_a_key_has_its_effect(place: str, key: str, log: Log) -> None:
     text = f"{section}: {{{written}}}"
     proxy, route = (f"  {text}", "") if place == "reverse_proxy" else ("", text)
     async with unanswered() if script is None else open_upstream(script) as upstream:
-        config = config_for(upstream.url, proxy=proxy, route=route, interceptors=REDACT, names="redact" * (script is LARGE))
+        config = config_for(
+            upstream.url,
+            proxy=proxy,
+            route=route,
+            interceptors=REDACT,
+            names="redact" * (script is LARGE),
+        )
         async with open_proxy(config) as running:
             with trio.fail_after(20):
                 await look(Trial(running, upstream, log))
 
 
 def test_a_key_of_all_routes_only(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
-    """`reverse_proxy.routes.limits.max_collected_bytes` would be one route's share of what a worker has."""
+    """`reverse_proxy.routes.limits.max_collected_bytes` would be one route's share of what a worker
+    has.
+    """
     file = tmp_path / "weirpool.yaml"
     file.write_text(
         'reverse_proxy: {upstreams: [{name: up, endpoints: ["http://127.0.0.1:9"]}], '
@@ -226,16 +239,23 @@ async def long_bodies(peer: Peer) -> None:
     while True:
         request = await peer.request()
         kind = b"text/plain" if request.target == b"/plain" else b"text/event-stream"
-        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n\r\n" % kind)
+        await peer.send(
+            b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n\r\n" % kind
+        )
         await peer.chunk(
-            {b"/stream": b"data: %s\n\n", b"/json": b'data: "nothing-of-that %s"\n\n'}.get(request.target, b"%s") % LONG
+            {b"/stream": b"data: %s\n\n", b"/json": b'data: "nothing-of-that %s"\n\n'}.get(
+                request.target, b"%s"
+            )
+            % LONG
         )
         await peer.end()
 
 
 @pytest.mark.parametrize("key", POOLS)
 async def test_a_pool_has_its_size(key: str) -> None:
-    """`buffer_pools`: what is not kept is counted on the page of metrics; a window of 1 KiB passes a body in such pieces."""
+    """`buffer_pools`: what is not kept is counted on the page of metrics; a window of 1 KiB passes
+    a body in such pieces.
+    """
     written, path, discarded = POOLS[key]
     pool = key.partition(".")[0]
     async with open_upstream(long_bodies) as upstream:
@@ -256,7 +276,9 @@ log: {{level: error}}
                 page = (await fetch(proxy.port, "/metrics")).body.decode()
     assert LONG in answer.body
     if discarded:
-        counts = re.search(rf'(?m)^buffer_pool_discards_total{{pool="{pool}",reason="{discarded}"}} (.*)$', page)
+        counts = re.search(
+            rf'(?m)^buffer_pool_discards_total{{pool="{pool}",reason="{discarded}"}} (.*)$', page
+        )
         assert counts is not None
         assert float(counts[1]) >= 1
     else:

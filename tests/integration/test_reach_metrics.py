@@ -1,4 +1,5 @@
-"""Every metric as Prometheus gets it: one proxy in which something of each kind has happened, and one `GET /metrics`.
+"""Every metric as Prometheus gets it: one proxy in which something of each kind has happened, and
+one `GET /metrics`.
 
 A new metric needs a line in `METRICS` here (or a test of its own) and one in `tests/reach.txt`.
 """
@@ -92,13 +93,19 @@ async def upstream(peer: Peer) -> None:
     while True:
         request = await peer.request()
         if request.target == b"/json":
-            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+            await peer.send(
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+            )
             continue
         await peer.start_stream()
         if request.target == b"/live":
             await peer.chunk(b"data: whole\n\ndata: a part")
             await peer.wait_closed()
-        await peer.chunk({b"/v1/chat/completions": TOLD, b"/v1/chat/completions?untold": UNTOLD}.get(request.target, BODY))
+        await peer.chunk(
+            {b"/v1/chat/completions": TOLD, b"/v1/chat/completions?untold": UNTOLD}.get(
+                request.target, BODY
+            )
+        )
         await peer.end()
 
 
@@ -113,7 +120,12 @@ async def test_every_metric_counts(tmp_path: Path) -> None:
                 assert answer.body == b"data: add\n\ndata: more\n\ndata: other\n\n"
                 await fetch(proxy.port, "/json")
                 for query in ("", "?untold"):
-                    await fetch(proxy.port, f"/v1/chat/completions{query}", method="POST", body=b'{"stream":true}')
+                    await fetch(
+                        proxy.port,
+                        f"/v1/chat/completions{query}",
+                        method="POST",
+                        body=b'{"stream":true}',
+                    )
                 assert (await fetch(proxy.port, "/dead")).status == 502
                 assert (await fetch(proxy.port, "/dead")).status == 503
                 first, second = await open_client(proxy.port), await open_client(proxy.port)
@@ -123,7 +135,11 @@ async def test_every_metric_counts(tmp_path: Path) -> None:
                 missing = set(METRICS)
                 while missing:  # until the second one waits
                     page = (await fetch(proxy.port, "/metrics")).body.decode()
-                    missing = {name for name, line in METRICS.items() if not re.search(f"(?m)^{name}{line}", page)}
+                    missing = {
+                        name
+                        for name, line in METRICS.items()
+                        if not re.search(f"(?m)^{name}{line}", page)
+                    }
                     if missing == {"weirpool_upstream_waiting"}:
                         await trio.sleep(0.002)
                         continue

@@ -1,4 +1,6 @@
-"""Log events and parts of the command line that no other test reaches, from the standard error of processes."""
+"""Log events and parts of the command line that no other test reaches, from the standard error of
+processes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from support.upstream import open_upstream, stream_of
 
 from interceptors.loader import load_interceptor
 from interceptors.testing import NothingCalled, run_chain
-from proxy.__main__ import main
+from proxy.commands.cli import main
 
 OWN = """
 from interceptors import Interceptor
@@ -57,7 +59,14 @@ async def test_events_of_a_process_that_serves(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN)
     async with open_upstream(stream_of(ANSWER)) as up:
         (tmp_path / "weirpool.yaml").write_text(CONFIG % (up.url, "odd, guard, audit", ""))
-        command = [*WEIRPOOL, "serve", "--config", str(tmp_path / "weirpool.yaml"), "--bind", "127.0.0.1:0"]
+        command = [
+            *WEIRPOOL,
+            "serve",
+            "--config",
+            str(tmp_path / "weirpool.yaml"),
+            "--bind",
+            "127.0.0.1:0",
+        ]
         async with running(command) as process:
             await fetch(await port_of(process), "/v1/chat/completions")
             for event in SERVED:
@@ -71,8 +80,17 @@ async def test_events_of_a_process_that_serves(tmp_path: Path) -> None:
 async def test_a_process_that_fails(tmp_path: Path) -> None:
     """What no handler takes is one line, `process_failed`, and status 1."""
     (tmp_path / "own.py").write_text(OWN)
-    (tmp_path / "weirpool.yaml").write_text(CONFIG % ("http://127.0.0.1:9", "dies", '- {name: dies, use: "./own.py:Dies"}'))
-    command = [*WEIRPOOL, "serve", "--config", str(tmp_path / "weirpool.yaml"), "--bind", "127.0.0.1:0"]
+    (tmp_path / "weirpool.yaml").write_text(
+        CONFIG % ("http://127.0.0.1:9", "dies", '- {name: dies, use: "./own.py:Dies"}')
+    )
+    command = [
+        *WEIRPOOL,
+        "serve",
+        "--config",
+        str(tmp_path / "weirpool.yaml"),
+        "--bind",
+        "127.0.0.1:0",
+    ]
     async with running(command) as process:
         (line,) = await process.event("process_failed")
         assert "Fatal" in str(line)

@@ -1,4 +1,6 @@
-"""Streams that go on although the upstream's connections end: what the client gets, and what the upstream is asked."""
+"""Streams that go on although the upstream's connections end: what the client gets, and what the
+upstream is asked.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ from support.event_source import comments, dispatched
 from support.interceptors import Feed, Log, Serve, Way, on_event, on_event_async
 from support.upstream import Peer, Request
 
-from interceptors import End, Event, Interceptor, Outcome, Response, ResponseHead, StreamContext, StreamInterceptor
+from interceptors import (
+    End,
+    Event,
+    Interceptor,
+    Outcome,
+    Response,
+    ResponseHead,
+    StreamContext,
+    StreamInterceptor,
+)
 from interceptors import Request as ClientRequest
 
 FAST = "reconnect: {enabled: true, max_attempts: 3, initial_backoff: 0.001, max_backoff: 0.05}"
@@ -29,9 +40,17 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 @pytest.fixture(params=["hub", "no hub", "TLS"])
-def serve(request: pytest.FixtureRequest, certificates: Certificates, log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
+def serve(
+    request: pytest.FixtureRequest,
+    certificates: Certificates,
+    log: Log,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Serve:
     """TLS is served by the portable writer."""
-    way = Way(hub="no hub" not in request.param, certificates=certificates if "TLS" in request.param else None)
+    way = Way(
+        hub="no hub" not in request.param,
+        certificates=certificates if "TLS" in request.param else None,
+    )
     return way.serve(log, monkeypatch)
 
 
@@ -50,7 +69,9 @@ WHOLE = [*(f"event {number}" for number in range(1, COUNT + 1)), "[DONE]"]
 
 
 class Breaking:
-    """An upstream whose first connection for each target breaks behind so many bytes; the target says how many, and how."""
+    """An upstream whose first connection for each target breaks behind so many bytes; the target
+    says how many, and how.
+    """
 
     def __init__(self, begins: Callable[[int], int] = lambda had: had) -> None:
         self._begins = begins
@@ -90,10 +111,14 @@ async def _same(event: Event) -> Event:
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-async def test_a_break_at_every_byte_loses_nothing_and_doubles_nothing(chain: str, serve: Serve) -> None:
-    """Wherever the first connection ends, cut, clean or in garbage: the client gets each event exactly once, in order.
+async def test_a_break_at_every_byte_loses_nothing_and_doubles_nothing(
+    chain: str, serve: Serve
+) -> None:
+    """Wherever the first connection ends, cut, clean or in garbage: the client gets each event
+    exactly once, in order.
 
-    Before the first event is whole there is nothing to go on from, and behind the last one nothing to go on to.
+    Before the first event is whole there is nothing to go on from, and behind the last one nothing
+    to go on to.
     """
     first, last = len(EVENTS[0]), len(STREAM)
     upstream = Breaking()
@@ -113,7 +138,11 @@ async def test_a_break_at_every_byte_loses_nothing_and_doubles_nothing(chain: st
             assert data_of(answer)[: len(WHOLE)] == WHOLE
             assert len(data_of(answer)) == len(WHOLE) + (not answer.complete)  # the error
             assert comments(answer.body) == ([": reconnecting", ": reconnected"] if resumed else [])
-            requests = [request for request in rig.upstream.requests if request.target == f"/{cut}/{how}".encode()]
+            requests = [
+                request
+                for request in rig.upstream.requests
+                if request.target == f"/{cut}/{how}".encode()
+            ]
             assert len(requests) == 1 + resumed
             if resumed:
                 assert requests[1].all("last-event-id") == [b"%d" % STREAM[:cut].count(b"\n\n")]
@@ -131,7 +160,9 @@ async def test_what_the_client_has_had_is_not_sent_again(begins: str, serve: Ser
 
 
 async def test_it_may_break_again_and_again(serve: Serve) -> None:
-    """A connection for each event, far more than `max_attempts`: an event that arrives begins the count anew."""
+    """A connection for each event, far more than `max_attempts`: an event that arrives begins the
+    count anew.
+    """
 
     async def script(peer: Peer) -> None:
         had = asked_for(await peer.request())
@@ -149,7 +180,9 @@ async def test_it_may_break_again_and_again(serve: Serve) -> None:
 
 
 async def test_interceptors_see_one_stream(serve: Serve) -> None:
-    """One head, one start, each event once and one end; and their own request goes up again, without asking them again."""
+    """One head, one start, each event once and one end; and their own request goes up again,
+    without asking them again.
+    """
     seen: list[object] = []
 
     class Watch(Interceptor):
@@ -182,15 +215,23 @@ async def test_interceptors_see_one_stream(serve: Serve) -> None:
         first, second = rig.upstream.requests
         assert first.all("last-event-id") == [b"0"]
         assert second.all("last-event-id") == [b"2"]
-        assert [value for request in (first, second) for value in request.all("x-team")] == [b"blue", b"blue"]
+        assert [value for request in (first, second) for value in request.all("x-team")] == [
+            b"blue",
+            b"blue",
+        ]
         assert second.all("x-own") == [b"1"]
         (line,) = rig.lines("exchange")
         assert line["events"] == len(WHOLE)
 
 
 def then(*answers: bytes | None) -> Callable[[Peer], Awaitable[None]]:
-    """Two events and a break; then each connection is answered with the next of these, None: by hanging up."""
-    left = [b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + EVENTS[0] + EVENTS[1], *answers]
+    """Two events and a break; then each connection is answered with the next of these, None: by
+    hanging up.
+    """
+    left = [
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + EVENTS[0] + EVENTS[1],
+        *answers,
+    ]
 
     async def script(peer: Peer) -> None:
         await peer.request()
@@ -239,8 +280,12 @@ async def test_204_ends_the_stream_whole(serve: Serve) -> None:
         assert await rig.outcomes() == ["completed"]
 
 
-async def test_what_is_emitted_without_a_connection_leaves_also_when_there_is_no_other(serve: Serve) -> None:
-    """The interceptor speaks while the proxy asks for more, and upstream then says that there is none: the client hears it."""
+async def test_what_is_emitted_without_a_connection_leaves_also_when_there_is_no_other(
+    serve: Serve,
+) -> None:
+    """The interceptor speaks while the proxy asks for more, and upstream then says that there is
+    none: the client hears it.
+    """
     asked, emitted = trio.Event(), trio.Event()
     left = [b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + EVENTS[0] + EVENTS[1]]
 
@@ -409,8 +454,12 @@ async def test_events_of_interceptors_go_out_between(serve: Serve) -> None:
     ],
     ids=["goes on", "204", "nothing more", "cannot"],
 )
-async def test_the_last_word_is_said_once_at_the_end(answers: tuple[bytes], whole: bool, serve: Serve) -> None:
-    """And not where a connection ends clean, as each of these does first; what cannot go on has no `on_complete`."""
+async def test_the_last_word_is_said_once_at_the_end(
+    answers: tuple[bytes], whole: bool, serve: Serve
+) -> None:
+    """And not where a connection ends clean, as each of these does first; what cannot go on has no
+    `on_complete`.
+    """
 
     class Last(Interceptor):
         def open_stream(self, context: StreamContext) -> StreamInterceptor:
@@ -430,7 +479,9 @@ async def test_the_last_word_is_said_once_at_the_end(answers: tuple[bytes], whol
 
 @pytest.mark.parametrize("how", ["clean", "cut"])
 async def test_with_mcp_a_clean_end_is_passed_on(how: str, serve: Serve) -> None:
-    """A server may close after an event with an id, and it is the client that comes back; a connection that broke is resumed."""
+    """A server may close after an event with an id, and it is the client that comes back; a
+    connection that broke is resumed.
+    """
 
     async def script(peer: Peer) -> None:
         had = asked_for(await peer.request())
@@ -459,7 +510,9 @@ async def test_with_mcp_a_clean_end_is_passed_on(how: str, serve: Serve) -> None
     ids=["off", "by default", "POST"],
 )
 async def test_by_default_a_break_is_a_break(route: str, method: str, serve: Serve) -> None:
-    """And half an event that has come leaves, as it always did; a POST may cost money, and is never sent twice."""
+    """And half an event that has come leaves, as it always did; a POST may cost money, and is never
+    sent twice.
+    """
 
     async def script(peer: Peer) -> None:
         await peer.request()
@@ -506,7 +559,9 @@ async def test_an_event_too_large_ends_it(serve: Serve) -> None:
     async with serve(script, route=FAST + ", limits: {max_event_bytes: 500}") as rig:
         answer = await rig.fetch()
         assert not answer.complete
-        assert [json.loads(event.data)["error"]["type"] for event in dispatched(answer.body)[1:]] == ["event_too_large"]
+        assert [
+            json.loads(event.data)["error"]["type"] for event in dispatched(answer.body)[1:]
+        ] == ["event_too_large"]
         assert data_of(answer)[0] == "event 1"
 
 

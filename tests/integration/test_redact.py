@@ -1,4 +1,6 @@
-"""`redact` behind a whole proxy on real sockets: answers of LLMs streamed and not, other JSON, and when held text leaves."""
+"""`redact` behind a whole proxy on real sockets: answers of LLMs streamed and not, other JSON, and
+when held text leaves.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ REDACT = '{name: redact, use: redact, options: {patterns: ["sk-[A-Za-z0-9]{8}"]}
 @asynccontextmanager
 async def serve(script: Script, log: Log) -> AsyncIterator[Rig]:
     async with open_upstream(script) as upstream:
-        config = config_for(upstream.url, interceptors=REDACT, names="redact", route="limits: {max_event_bytes: 65536}")
+        config = config_for(
+            upstream.url,
+            interceptors=REDACT,
+            names="redact",
+            route="limits: {max_event_bytes: 65536}",
+        )
         async with open_proxy(config) as proxy:
             rig = Rig(upstream, proxy, log)
             yield rig
@@ -32,16 +39,24 @@ async def serve(script: Script, log: Log) -> AsyncIterator[Rig]:
 
 def chunk(text: str, reason: str | None = None) -> bytes:
     delta = {"content": text} if text else {}
-    return b"data: %s\n\n" % json.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}).encode()
+    return (
+        b"data: %s\n\n"
+        % json.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}).encode()
+    )
 
 
 def leaves(text: str) -> bytes:
     """A chunk that was written anew."""
-    return b'data: {"choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":null}]}\n\n' % text.encode()
+    return (
+        b'data: {"choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":null}]}\n\n'
+        % text.encode()
+    )
 
 
 async def test_what_waits_is_with_the_client_as_soon_as_it_is_no_secret(log: Log) -> None:
-    """The beginning of a text leaves at once, what could become a secret with the delta that decides."""
+    """The beginning of a text leaves at once, what could become a secret with the delta that
+    decides.
+    """
     feed = Feed()
     async with serve(feed.script, log) as rig:
         client = await rig.client()
@@ -57,11 +72,19 @@ async def test_what_waits_is_with_the_client_as_soon_as_it_is_no_secret(log: Log
             feed.end()
             await client.rest(answer)
         assert answer.complete
-        assert answer.body == leaves("The key is ") + leaves("[redacted]") + chunk("", "stop") + b"data: [DONE]\n\n"
+        assert (
+            answer.body
+            == leaves("The key is ")
+            + leaves("[redacted]")
+            + chunk("", "stop")
+            + b"data: [DONE]\n\n"
+        )
 
 
 async def test_json_that_is_no_answer_passes_as_it_is_and_uncollected(log: Log) -> None:
-    """Larger than an event may be, with what would be a secret in an answer; and an answer is redacted."""
+    """Larger than an event may be, with what would be a secret in an answer; and an answer is
+    redacted.
+    """
     answers = {
         b"/v1/files": b'{ "data": "sk-Zq3xV81L%s" }' % (b"x" * 100_000),
         b"/v1/chat/completions": b'{"choices": [{"index": 0, "message": {"content": "sk-Zq3xV81L"}, "finish_reason": "stop"}]}',
@@ -70,7 +93,9 @@ async def test_json_that_is_no_answer_passes_as_it_is_and_uncollected(log: Log) 
     async def script(peer: Peer) -> None:
         body = answers[(await peer.request()).target]
         await peer.send(
-            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            % len(body)
+            + body
         )
 
     async with serve(script, log) as rig:
@@ -92,11 +117,17 @@ RESULT = {
         "structuredContent": {"token": KEY, KEY: 1.50},
     },
 }
-ERROR = {"jsonrpc": "2.0", "id": 6, "error": {"code": -32000, "message": f"bad key {KEY}", "data": [{"key": KEY}]}}
+ERROR = {
+    "jsonrpc": "2.0",
+    "id": 6,
+    "error": {"code": -32000, "message": f"bad key {KEY}", "data": [{"key": KEY}]},
+}
 CONTENTS = {"jsonrpc": "2.0", "id": "7", "result": {"contents": [{"uri": "a", "text": KEY}]}}
 
 
-async def mcp_answer(log: Log, body: bytes, *headers: bytes, content_type: bytes = b"application/json") -> Answer:
+async def mcp_answer(
+    log: Log, body: bytes, *headers: bytes, content_type: bytes = b"application/json"
+) -> Answer:
     """What a client of an MCP route gets for a POST."""
 
     async def script(peer: Peer) -> None:
@@ -109,7 +140,9 @@ async def mcp_answer(log: Log, body: bytes, *headers: bytes, content_type: bytes
         config = config_for(upstream.url, interceptors=REDACT, names="redact", route=route)
         async with open_proxy(config) as proxy:
             rig = Rig(upstream, proxy, log)
-            request = json.dumps({"jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": {"name": "f"}}).encode()
+            request = json.dumps(
+                {"jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": {"name": "f"}}
+            ).encode()
             answer = await rig.fetch("/mcp", method="POST", body=request)
             for client in rig.clients:
                 await client.aclose()
@@ -118,12 +151,18 @@ async def mcp_answer(log: Log, body: bytes, *headers: bytes, content_type: bytes
 
 
 @pytest.mark.parametrize("content_type", [b"application/json", b"text/event-stream", b"text/plain"])
-@pytest.mark.parametrize("message", [RESULT, ERROR, CONTENTS, [RESULT, ERROR]], ids=["result", "error", "contents", "batch"])
+@pytest.mark.parametrize(
+    "message",
+    [RESULT, ERROR, CONTENTS, [RESULT, ERROR]],
+    ids=["result", "error", "contents", "batch"],
+)
 @pytest.mark.parametrize("escaped", [False, True])
 async def test_results_of_mcp_are_redacted_as_json_and_as_events(
     message: Any, content_type: bytes, escaped: bool, log: Log
 ) -> None:
-    """Every string, names and values, decoded; JSON stays JSON, the rest keeps its bytes, and the length fits."""
+    """Every string, names and values, decoded; JSON stays JSON, the rest keeps its bytes, and the
+    length fits.
+    """
     sent = json.dumps(message, indent=1).replace("\n", " ")
     expected = sent.replace(KEY, "[redacted]")
     sent = sent.replace(KEY, "\\u0073k-Zq3xV81L") if escaped else sent
@@ -139,7 +178,10 @@ async def test_results_of_mcp_are_redacted_as_json_and_as_events(
 async def test_what_redact_cannot_see_on_mcp_is_refused(log: Log) -> None:
     """An encoded body, a body above the limit, and one that is no JSON is searched as text."""
     body = json.dumps(RESULT).encode()
-    for sent, header in ((gzip.compress(body), b"content-encoding: gzip"), (body + b" " * 70_000, b"x: y")):
+    for sent, header in (
+        (gzip.compress(body), b"content-encoding: gzip"),
+        (body + b" " * 70_000, b"x: y"),
+    ):
         answer = await mcp_answer(log, sent, header)
         assert answer.status == 502
         assert b"sk-" not in answer.body
@@ -148,10 +190,18 @@ async def test_what_redact_cannot_see_on_mcp_is_refused(log: Log) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/Chat/completions", "/V1/CHAT/COMPLETIONS/", "/v1//chat/%43ompletion%53", "/v1/chat/completion%C5%BF"]
+    "path",
+    [
+        "/v1/Chat/completions",
+        "/V1/CHAT/COMPLETIONS/",
+        "/v1//chat/%43ompletion%53",
+        "/v1/chat/completion%C5%BF",
+    ],
 )
 async def test_the_case_of_a_path_hides_no_answer(path: str, log: Log) -> None:
-    """On a route without `dialect` the path says what an answer is, and Express and ASP.NET Core ignore its case."""
+    """On a route without `dialect` the path says what an answer is, and Express and ASP.NET Core
+    ignore its case.
+    """
     feed = Feed()
     for text in ("The key is sk-Zq3", "xV81L"):
         feed.send(chunk(text))

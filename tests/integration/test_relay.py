@@ -44,12 +44,17 @@ def chain(kind: str) -> dict[str, str]:
     return {} if kind == "pass-through" else {"interceptors": IDLE, "names": "idle"}
 
 
-EVENTS = [b'id: %d\ndata: {"n": %d, "text": "\xc3\xa9\xe2\x80\xa8%s"}\n\n' % (n, n, b"x" * (n % 700)) for n in range(10_000)]
+EVENTS = [
+    b'id: %d\ndata: {"n": %d, "text": "\xc3\xa9\xe2\x80\xa8%s"}\n\n' % (n, n, b"x" * (n % 700))
+    for n in range(10_000)
+]
 
 
 @pytest.mark.parametrize("kind", ["pass-through", "idle chain"])
 async def test_ten_thousand_events_arrive_byte_for_byte(kind: str) -> None:
-    """10,000 events of many sizes, in chunks cut at random, arrive as the very bytes that were sent."""
+    """10,000 events of many sizes, in chunks cut at random, arrive as the very bytes that were
+    sent.
+    """
     whole = b"".join(EVENTS)
     cuts = random.Random(7)
 
@@ -63,7 +68,10 @@ async def test_ten_thousand_events_arrive_byte_for_byte(kind: str) -> None:
             at += size
         await peer.end()
 
-    async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url, **chain(kind))) as proxy:
+    async with (
+        open_upstream(script) as upstream,
+        open_proxy(config_for(upstream.url, **chain(kind))) as proxy,
+    ):
         answer = await fetch(proxy.port)
         assert answer.status == 200
         assert answer.complete
@@ -96,7 +104,9 @@ async def test_ten_megabytes_arrive_byte_for_byte(framing: str, content_type: by
         answer = await fetch(proxy.port)
         assert answer.complete
         assert hashlib.sha256(answer.body).digest() == hashlib.sha256(body).digest()
-        assert answer.all("content-length") == ([b"%d" % len(body)] if framing == "content-length" else [])
+        assert answer.all("content-length") == (
+            [b"%d" % len(body)] if framing == "content-length" else []
+        )
 
 
 @pytest.mark.parametrize("framing", ["chunked", "content-length", "until-close"])
@@ -118,7 +128,10 @@ async def test_ten_megabytes_of_events_pass_an_idle_chain_byte_for_byte(framing:
         else:
             await peer.send(head + b"\r\n" + body)
 
-    async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url, **chain("idle chain"))) as proxy:
+    async with (
+        open_upstream(script) as upstream,
+        open_proxy(config_for(upstream.url, **chain("idle chain"))) as proxy,
+    ):
         answer = await fetch(proxy.port)
         assert answer.complete
         assert hashlib.sha256(answer.body).digest() == hashlib.sha256(body).digest()
@@ -126,7 +139,9 @@ async def test_ten_megabytes_of_events_pass_an_idle_chain_byte_for_byte(framing:
 
 
 async def test_every_event_leaves_at_once() -> None:
-    """An event arrives at the client before the upstream sends the next one: nothing waits to be batched."""
+    """An event arrives at the client before the upstream sends the next one: nothing waits to be
+    batched.
+    """
     go_on = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -153,7 +168,9 @@ async def test_every_event_leaves_at_once() -> None:
 
 
 async def test_target_and_headers_arrive_as_they_were_sent() -> None:
-    """Method, path and query byte for byte; duplicate headers in their order; hop-by-hop headers stay on their hop."""
+    """Method, path and query byte for byte; duplicate headers in their order; hop-by-hop headers
+    stay on their hop.
+    """
     async with (
         open_upstream(stream_of(b"data: x\n\n")) as upstream,
         open_proxy(config_for(upstream.url)) as proxy,
@@ -185,7 +202,9 @@ async def test_target_and_headers_arrive_as_they_were_sent() -> None:
 
 
 async def test_response_headers_come_back_in_order() -> None:
-    """Status and headers come back with duplicates in order, without hop-by-hop headers, and with the upstream's Date."""
+    """Status and headers come back with duplicates in order, without hop-by-hop headers, and with
+    the upstream's Date.
+    """
 
     async def script(peer: Peer) -> None:
         await peer.request()
@@ -206,12 +225,16 @@ async def test_response_headers_come_back_in_order() -> None:
 
 
 async def test_a_cookie_stays_with_its_client() -> None:
-    """Two clients, one gets a cookie from the upstream: the other never sends it, and neither does the first by itself."""
+    """Two clients, one gets a cookie from the upstream: the other never sends it, and neither does
+    the first by itself.
+    """
 
     async def script(peer: Peer) -> None:
         while True:
             await peer.request()
-            await peer.send(b"HTTP/1.1 200 OK\r\nSet-Cookie: session=first; Path=/\r\nContent-Length: 0\r\n\r\n")
+            await peer.send(
+                b"HTTP/1.1 200 OK\r\nSet-Cookie: session=first; Path=/\r\nContent-Length: 0\r\n\r\n"
+            )
 
     async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url)) as proxy:
         first = await fetch(proxy.port)
@@ -225,7 +248,11 @@ async def test_a_cookie_stays_with_its_client() -> None:
     ("method", "head", "status"),
     [
         ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", 200),
-        ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n", 200),
+        (
+            "HEAD",
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n",
+            200,
+        ),
         ("GET", b"HTTP/1.1 204 No Content\r\n\r\n", 204),
         ("GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", 304),
         ("DELETE", b"HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n", 405),
@@ -265,11 +292,18 @@ async def test_keep_alive_goes_on_after_a_direct_stream() -> None:
             client.next_cycle()
         await client.aclose()
         assert upstream.accepted == 1
-        assert proxy.worker.metrics.registry.get_sample_value("weirpool_writer_total", {"writer": "direct"}) == 5
+        assert (
+            proxy.worker.metrics.registry.get_sample_value(
+                "weirpool_writer_total", {"writer": "direct"}
+            )
+            == 5
+        )
 
 
 async def test_keep_alive_goes_on_after_an_answer_of_our_own() -> None:
-    """What the proxy itself has to say (here that the upstream broke) ends the exchange, and not the client's connection."""
+    """What the proxy itself has to say (here that the upstream broke) ends the exchange, and not
+    the client's connection.
+    """
 
     async def script(peer: Peer) -> None:
         await peer.request()
@@ -285,12 +319,16 @@ async def test_keep_alive_goes_on_after_an_answer_of_our_own() -> None:
 
 
 async def test_a_whole_answer_leaves_in_one_piece() -> None:
-    """When the upstream's body has come with its head, the client gets both at once, and the connection goes on."""
+    """When the upstream's body has come with its head, the client gets both at once, and the
+    connection goes on.
+    """
 
     async def script(peer: Peer) -> None:
         while True:
             await peer.request()
-            await peer.send(b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 7\r\n\r\n{"a":1}')
+            await peer.send(
+                b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 7\r\n\r\n{"a":1}'
+            )
 
     async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url)) as proxy:
         stream = await trio.open_tcp_stream("127.0.0.1", proxy.port)
@@ -316,7 +354,9 @@ async def test_request_bodies_arrive_as_they_were_sent(chunked: bool) -> None:
     async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url)) as proxy:
         answer = await fetch(proxy.port, "/", method="POST", headers=headers, body=body)
         assert answer.body == hashlib.sha256(body).hexdigest().encode()
-        assert upstream.requests[0].all("content-length") == ([] if chunked else [b"%d" % len(body)])
+        assert upstream.requests[0].all("content-length") == (
+            [] if chunked else [b"%d" % len(body)]
+        )
 
 
 async def test_a_full_duplex_exchange() -> None:
@@ -335,7 +375,9 @@ async def test_a_full_duplex_exchange() -> None:
 
     async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url)) as proxy:
         client = await open_client(proxy.port)
-        await client.stream.send_all(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await client.stream.send_all(
+            b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
         client._h11.send(_request_head())
         await client.stream.send_all(b"3\r\none\r\n")
         with trio.fail_after(5):
@@ -352,11 +394,15 @@ async def test_a_full_duplex_exchange() -> None:
 def _request_head() -> object:
     import h11
 
-    return h11.Request(method="POST", target="/", headers=[("Host", "x"), ("Transfer-Encoding", "chunked")])
+    return h11.Request(
+        method="POST", target="/", headers=[("Host", "x"), ("Transfer-Encoding", "chunked")]
+    )
 
 
 async def test_redact_through_the_proxy() -> None:
-    """The built-in redacts what streams through, also across JSON escapes; the rest keeps its bytes."""
+    """The built-in redacts what streams through, also across JSON escapes; the rest keeps its
+    bytes.
+    """
     redact = '{name: r, use: "interceptors.redact:Redact", options: {patterns: ["sk-[a-z]+"]}}'
     events = (b'data: {"a": "sk-\\u0061bc", "n": 1.50}\n\n', b": ping\n\n", b"data: plain\r\n\r\n")
     async with (
@@ -364,7 +410,9 @@ async def test_redact_through_the_proxy() -> None:
         open_proxy(config_for(upstream.url, interceptors=redact, names="r")) as proxy,
     ):
         answer = await fetch(proxy.port, headers=[("Accept-Encoding", "gzip")])
-        assert answer.body == b'data: {"a": "[redacted]", "n": 1.50}\n\n: ping\n\ndata: plain\r\n\r\n'
+        assert (
+            answer.body == b'data: {"a": "[redacted]", "n": 1.50}\n\n: ping\n\ndata: plain\r\n\r\n'
+        )
         assert upstream.requests[0].all("accept-encoding") == [b"identity"]
 
 

@@ -1,4 +1,6 @@
-"""SIGHUP: a changed configuration takes over for new exchanges, in real processes; what is wrong changes nothing."""
+"""SIGHUP: a changed configuration takes over for new exchanges, in real processes; what is wrong
+changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from support.process import WEIRPOOL, Process, port_of, running
 from support.upstream import Peer, Upstream, open_upstream, stream_of
 
 from proxy.config import parse_config
-from proxy.reload import changed_paths
+from proxy.server.reload import changed_paths
 
 MARKED = '''
 from contextlib import asynccontextmanager
@@ -64,9 +66,17 @@ class Site:
         self._upstream = upstream
 
     def write(
-        self, mark: str, *, paths: tuple[str, ...] = ("/",), fails: bool = False, upstream: str = "", rest: str = ""
+        self,
+        mark: str,
+        *,
+        paths: tuple[str, ...] = ("/",),
+        fails: bool = False,
+        upstream: str = "",
+        rest: str = "",
     ) -> None:
-        routes = ", ".join(f"{{path: {path}, upstream: up, interceptors: [marked]}}" for path in paths)
+        routes = ", ".join(
+            f"{{path: {path}, upstream: up, interceptors: [marked]}}" for path in paths
+        )
         self.file.write_text(
             f"""
 reverse_proxy:
@@ -84,7 +94,9 @@ interceptors:
 
 
 @asynccontextmanager
-async def site(directory: Path, upstream: Upstream, *arguments: str) -> AsyncIterator[tuple[Site, Process]]:
+async def site(
+    directory: Path, upstream: Upstream, *arguments: str
+) -> AsyncIterator[tuple[Site, Process]]:
     place = Site(directory, upstream)
     place.write("old")
     command = [*WEIRPOOL, "serve", "--config", str(place.file), "--bind", "127.0.0.1:0", *arguments]
@@ -104,7 +116,9 @@ async def reload(process: Process, count: int = 1) -> dict[str, object]:
     return (await process.event("reload", count))[count - 1]
 
 
-async def test_new_exchanges_see_the_new_configuration_and_old_ones_keep_theirs(tmp_path: Path) -> None:
+async def test_new_exchanges_see_the_new_configuration_and_old_ones_keep_theirs(
+    tmp_path: Path,
+) -> None:
     """A stream that began before ends with its own interceptor, whose lifespan is left only then."""
     go_on = trio.Event()
 
@@ -145,13 +159,22 @@ async def test_new_exchanges_see_the_new_configuration_and_old_ones_keep_theirs(
 
 
 async def test_a_broken_file_changes_nothing_and_is_reported(tmp_path: Path) -> None:
-    """Wrong YAML, a wrong name, an option that is refused, a lifespan that fails, no file: the errors say where; what ran, runs."""
-    async with open_upstream(stream_of(b"data: x\n\n")) as upstream, site(tmp_path, upstream) as (place, process):
+    """Wrong YAML, a wrong name, an option that is refused, a lifespan that fails, no file: the
+    errors say where; what ran, runs.
+    """
+    async with (
+        open_upstream(stream_of(b"data: x\n\n")) as upstream,
+        site(tmp_path, upstream) as (place, process),
+    ):
         port = await port_of(process)
         good = place.file.read_text()
         broken = {
-            good.replace("upstream: up", "upstream: uq"): 'reverse_proxy.routes[0].upstream: no upstream is called "uq"',
-            good.replace("fails: false", "fails: 7"): "interceptors[0].options.fails: must be true or false",
+            good.replace(
+                "upstream: up", "upstream: uq"
+            ): 'reverse_proxy.routes[0].upstream: no upstream is called "uq"',
+            good.replace(
+                "fails: false", "fails: 7"
+            ): "interceptors[0].options.fails: must be true or false",
             good.replace("fails: false", "fails: true"): (
                 "interceptors[0]: the lifespan of 'marked' failed: OSError: no such thing"
             ),
@@ -173,8 +196,13 @@ async def test_a_broken_file_changes_nothing_and_is_reported(tmp_path: Path) -> 
 
 
 async def test_connections_survive_where_the_upstream_is_the_same(tmp_path: Path) -> None:
-    """Clients' kept connections survive every reload; the upstream's do unless the upstream has changed: then they are closed."""
-    async with open_upstream(stream_of(b"data: x\n\n")) as upstream, site(tmp_path, upstream) as (place, process):
+    """Clients' kept connections survive every reload; the upstream's do unless the upstream has
+    changed: then they are closed.
+    """
+    async with (
+        open_upstream(stream_of(b"data: x\n\n")) as upstream,
+        site(tmp_path, upstream) as (place, process),
+    ):
         client = await open_client(await port_of(process))
 
         async def ask() -> bytes:
@@ -197,7 +225,10 @@ async def test_connections_survive_where_the_upstream_is_the_same(tmp_path: Path
 
 
 async def test_metrics_of_new_routes_begin_at_0_and_those_of_old_ones_stay(tmp_path: Path) -> None:
-    async with open_upstream(stream_of(b"data: x\n\n")) as upstream, site(tmp_path, upstream) as (place, process):
+    async with (
+        open_upstream(stream_of(b"data: x\n\n")) as upstream,
+        site(tmp_path, upstream) as (place, process),
+    ):
         port = await port_of(process)
         await fetch(port)
         place.write("new", paths=("/v1",))
@@ -207,16 +238,31 @@ async def test_metrics_of_new_routes_begin_at_0_and_those_of_old_ones_stay(tmp_p
         assert 'weirpool_exchanges_total{outcome="completed",route="/"} 1.0' in text
         assert 'weirpool_exchanges_total{outcome="completed",route="/v1"} 0.0' in text
         assert 'weirpool_events_total{action="changed",route="/v1"} 0.0' in text
-        spent = [line for line in text.splitlines() if line.startswith("weirpool_interceptor_seconds_total{")]
+        spent = [
+            line
+            for line in text.splitlines()
+            if line.startswith("weirpool_interceptor_seconds_total{")
+        ]
         assert len(spent) == 1
         assert float(spent[0].split()[-1]) > 0  # what the old one has taken is not forgotten
 
 
 async def test_without_a_file_the_signal_is_logged_and_ignored() -> None:
-    """With `--upstream` there is nothing to read again; SIGHUP, also one while it starts, does not end the process."""
+    """With `--upstream` there is nothing to read again; SIGHUP, also one while it starts, does not
+    end the process.
+    """
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
         for workers in ("1", "2"):
-            command = [*WEIRPOOL, "serve", "--upstream", upstream.url, "--bind", "127.0.0.1:0", "--workers", workers]
+            command = [
+                *WEIRPOOL,
+                "serve",
+                "--upstream",
+                upstream.url,
+                "--bind",
+                "127.0.0.1:0",
+                "--workers",
+                workers,
+            ]
             async with running(command) as process:
                 started = (await process.event("started", int(workers)))[0]
                 line = await reload(process)
@@ -229,7 +275,9 @@ async def test_without_a_file_the_signal_is_logged_and_ignored() -> None:
 
 
 async def test_a_signal_while_it_starts_waits(tmp_path: Path) -> None:
-    """SIGHUP before there is anybody to hear it is not lost, and does not kill: it reloads when the process is there."""
+    """SIGHUP before there is anybody to hear it is not lost, and does not kill: it reloads when the
+    process is there.
+    """
     (tmp_path / "slow.py").write_text(
         "import sys, time\nfrom interceptors import Interceptor\n"
         'print(\'{"event": "importing"}\', file=sys.stderr, flush=True)\ntime.sleep(0.5)\nclass Slow(Interceptor): ...\n'
@@ -240,7 +288,9 @@ async def test_a_signal_while_it_starts_waits(tmp_path: Path) -> None:
             f'reverse_proxy: {{upstreams: [{{name: up, endpoints: ["{upstream.url}"]}}], routes: [{{path: /, upstream: up}}]}}\n'
             'interceptors: [{name: slow, use: "slow.py:Slow"}]\n'
         )
-        async with running([*WEIRPOOL, "serve", "--config", str(file), "--bind", "127.0.0.1:0"]) as process:
+        async with running(
+            [*WEIRPOOL, "serve", "--config", str(file), "--bind", "127.0.0.1:0"]
+        ) as process:
             await process.event("importing")
             line = await reload(process)
             assert (line["ok"], line["changed"]) == (True, [])
@@ -248,7 +298,9 @@ async def test_a_signal_while_it_starts_waits(tmp_path: Path) -> None:
 
 
 async def test_workers_reload_after_their_supervisor_has_checked(tmp_path: Path) -> None:
-    """A good file reaches each worker, and one that is started later; a broken one is reported once and reaches none."""
+    """A good file reaches each worker, and one that is started later; a broken one is reported once
+    and reaches none.
+    """
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
         async with site(tmp_path, upstream, "--workers", "2") as (place, process):
             first, _ = await process.event("started", 2)
@@ -271,23 +323,44 @@ async def test_workers_reload_after_their_supervisor_has_checked(tmp_path: Path)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_a_lifespan_that_fails_at_start_is_one_line_and_a_status(tmp_path: Path, workers: str) -> None:
-    """No traceback, no restart for ever: a line that names the interceptor and the reason, status 3; what was entered is left."""
+async def test_a_lifespan_that_fails_at_start_is_one_line_and_a_status(
+    tmp_path: Path, workers: str
+) -> None:
+    """No traceback, no restart for ever: a line that names the interceptor and the reason, status
+    3; what was entered is left.
+    """
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
         place = Site(tmp_path, upstream)
         place.write("x", fails=True)
-        command = [*WEIRPOOL, "serve", "--config", str(place.file), "--bind", "127.0.0.1:0", "--workers", workers]
+        command = [
+            *WEIRPOOL,
+            "serve",
+            "--config",
+            str(place.file),
+            "--bind",
+            "127.0.0.1:0",
+            "--workers",
+            workers,
+        ]
         async with running(command) as process:
             assert await process.exit_status() == 3
             (line, *_) = await process.event("start_failed")
-            assert line["errors"] == ["interceptors[0]: the lifespan of 'marked' failed: OSError: no such thing"]
+            assert line["errors"] == [
+                "interceptors[0]: the lifespan of 'marked' failed: OSError: no such thing"
+            ]
             # The other worker may have been told to end before it came as far.
-            others = [text for text in process.lines if "start_failed" not in text and '"drain"' not in text]
+            others = [
+                text
+                for text in process.lines
+                if "start_failed" not in text and '"drain"' not in text
+            ]
             assert others == []
 
 
 async def test_a_lifespan_that_fails_later_ends_the_process(tmp_path: Path) -> None:
-    """Streams would go on with an interceptor that is torn down: the line says why, and the status is not 0."""
+    """Streams would go on with an interceptor that is torn down: the line says why, and the status
+    is not 0.
+    """
     (tmp_path / "later.py").write_text(
         "from contextlib import asynccontextmanager\nimport trio\nfrom interceptors import Interceptor\n"
         "class Later(Interceptor):\n    @asynccontextmanager\n    async def lifespan(self):\n"
@@ -300,7 +373,9 @@ async def test_a_lifespan_that_fails_later_ends_the_process(tmp_path: Path) -> N
         'reverse_proxy: {upstreams: [{name: up, endpoints: ["http://127.0.0.1:9"]}], routes: [{path: /, upstream: up}]}\n'
         'interceptors: [{name: later, use: "later.py:Later"}]\n'
     )
-    async with running([*WEIRPOOL, "serve", "--config", str(file), "--bind", "127.0.0.1:0"]) as process:
+    async with running(
+        [*WEIRPOOL, "serve", "--config", str(file), "--bind", "127.0.0.1:0"]
+    ) as process:
         await process.event("started")
         (line,) = await process.event("lifespan_failed")
         assert "OSError: lost" in str(line["exception"])
@@ -352,4 +427,9 @@ BASE = 'upstreams: [{name: a, endpoints: ["http://x"]}]\n  routes: [{path: /, up
     ],
 )
 def test_what_changed_is_told_by_its_path(after: str, paths: list[str]) -> None:
-    assert changed_paths(parse_config("reverse_proxy:\n  " + BASE), parse_config("reverse_proxy:\n  " + after)) == paths
+    assert (
+        changed_paths(
+            parse_config("reverse_proxy:\n  " + BASE), parse_config("reverse_proxy:\n  " + after)
+        )
+        == paths
+    )

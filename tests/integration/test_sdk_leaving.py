@@ -1,4 +1,6 @@
-"""When an SDK's user leaves an answer, the upstream's connection is closed at once, whatever chain lies between."""
+"""When an SDK's user leaves an answer, the upstream's connection is closed at once, whatever chain
+lies between.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,12 @@ pytestmark = [  # the SDKs leave generators to the garbage collector, which may 
 
 @pytest.mark.parametrize("leaving", LEAVES, ids=str)
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
-async def test_leaving_closes_the_upstream_connection(provider: str, leaving: Leave, tmp_path: Path, log: Log) -> None:
-    """Before the head, before the first event, after it, within a JSON body: through every chain, and the outcome says why."""
+async def test_leaving_closes_the_upstream_connection(
+    provider: str, leaving: Leave, tmp_path: Path, log: Log
+) -> None:
+    """Before the head, before the first event, after it, within a JSON body: through every chain,
+    and the outcome says why.
+    """
     async with open_llm_upstream() as upstream:
 
         async def leave_through(url: str) -> None:
@@ -34,14 +40,18 @@ async def test_leaving_closes_the_upstream_connection(provider: str, leaving: Le
                     await trio.sleep(0.001)
 
         await leave_through(upstream.url)
-        chains = CHAINS if leaving.how != "timeout" else ["none", "built-ins"]  # that takes half a second
+        chains = (
+            CHAINS if leaving.how != "timeout" else ["none", "built-ins"]
+        )  # that takes half a second
         for chain in chains:
             log.clear()
             config = config_of(upstream.url, chain, tmp_path, header=HEADERS[provider])
             async with open_proxy(config) as proxy:
                 await leave_through(proxy.url)
                 await until(lambda: any(line["event"] == "exchange" for line in log))
-                assert [line["outcome"] for line in log if line["event"] == "exchange"] == ["client_disconnected"]
+                assert [line["outcome"] for line in log if line["event"] == "exchange"] == [
+                    "client_disconnected"
+                ]
                 await until(lambda: proxy.lent() == 0)
         gc.collect()  # here, and not in a test that does not expect them
         assert upstream.asked == {leaving.model: len(chains) + 1}

@@ -1,7 +1,8 @@
 """No credential comes out where it does not belong, and nobody's value becomes a line of a head.
 
-Every place that a stranger, an operator or a disk may see is searched for every credential that passes: log lines, metrics, the
-app's own pages, answers of ours, error events, tapes and the audit file.
+Every place that a stranger, an operator or a disk may see is searched for every credential that
+passes: log lines, metrics, the app's own pages, answers of ours, error events, tapes and the audit
+file.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ INJECTED = f'headers: {{set: {{x-upstream-key: "{SECRET}-injected"}}}}'
 SET_COOKIE = f"Set-Cookie: id={SECRET}-set".encode()
 
 
-# What the upstream does, each another way for an exchange to end. What an event holds is the user's, and tapes hold it.
+# What the upstream does, each another way for an exchange to end. What an event holds is the
+# user's, and tapes hold it.
 
 
 async def streams(peer: Peer) -> None:
@@ -90,11 +92,23 @@ async def hangs_up(peer: Peer) -> None:
     await peer.request()
 
 
-UPSTREAMS = [streams, breaks, breaks_its_framing, answers_nonsense, answers_another_protocol, says_nothing, hangs_up]
+UPSTREAMS = [
+    streams,
+    breaks,
+    breaks_its_framing,
+    answers_nonsense,
+    answers_another_protocol,
+    says_nothing,
+    hangs_up,
+]
 
 
 def _given(cls: Any, options: Any) -> type[Interceptor]:
-    return type(cls.__name__, (cls,), {"__init__": lambda self: cls.__init__(self, options), "__module__": __name__})
+    return type(
+        cls.__name__,
+        (cls,),
+        {"__init__": lambda self: cls.__init__(self, options), "__module__": __name__},
+    )
 
 
 def _raise(event: Event) -> EventResult:
@@ -123,11 +137,17 @@ INTERCEPTORS: dict[str, Callable[[Path], tuple[type[Interceptor], ...]]] = {
 @pytest.mark.parametrize("interceptors", INTERCEPTORS)
 @pytest.mark.parametrize("script", UPSTREAMS)
 async def test_no_credential_comes_out(
-    script: Callable[[Peer], Awaitable[None]], interceptors: str, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+    script: Callable[[Peer], Awaitable[None]],
+    interceptors: str,
+    tmp_path: Path,
+    log: Log,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Neither the client's headers, query and body nor the upstream's injected key and cookie, however the exchange ends.
+    """Neither the client's headers, query and body nor the upstream's injected key and cookie,
+    however the exchange ends.
 
-    The upstream has got them, so that there was something to come out; the client gets that cookie in a head, and nothing else.
+    The upstream has got them, so that there was something to come out; the client gets that cookie
+    in a head, and nothing else.
     """
     serve = Way().serve(log, monkeypatch)
     settings = {"upstream": INJECTED, "route": "timeouts: {first_byte: 0.2}"}
@@ -140,21 +160,30 @@ async def test_no_credential_comes_out(
         for kind in ("authorization", "key", "cookie", "custom", "query", "body", "injected"):
             assert f"{SECRET}-{kind}" in got
         assert f"{SECRET}-proxy" not in got  # RFC 9110, section 11.7.1: it is for us
-        seen = {"answer": answer.body, "head": [item for item in answer.headers if item[0] != b"set-cookie"]}
+        seen = {
+            "answer": answer.body,
+            "head": [item for item in answer.headers if item[0] != b"set-cookie"],
+        }
         for page in ("/metrics", "/status", "/healthz", "/readyz"):
             seen[page] = (await rig.fetch(page)).body
     seen["log"] = log
     for path in tmp_path.rglob("*"):
         if path.is_file():
             seen[path.name] = path.read_bytes()
-    assert (interceptors == "tapes") == any(path.name == "audit.jsonl" for path in tmp_path.iterdir())
+    assert (interceptors == "tapes") == any(
+        path.name == "audit.jsonl" for path in tmp_path.iterdir()
+    )
     for place, what in seen.items():
         assert SECRET not in repr(what), place
 
 
 @pytest.mark.parametrize("refusal", ["route", "host", "too large", "target"])
-async def test_a_refusal_repeats_nothing(refusal: str, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer of ours to a request that is not forwarded holds nothing of the request, and neither does the log."""
+async def test_a_refusal_repeats_nothing(
+    refusal: str, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer of ours to a request that is not forwarded holds nothing of the request, and
+    neither does the log.
+    """
     settings = {"upstream": INJECTED}
     if refusal == "host":
         settings["route"] = 'allowed_hosts: ["good.test"]'
@@ -164,7 +193,9 @@ async def test_a_refusal_repeats_nothing(refusal: str, log: Log, monkeypatch: py
         if refusal == "route":
             monkeypatch.setattr(rig.proxy.worker.routes, "find", lambda *_: None)
         target = f"{SECRET}:443" if refusal == "target" else TARGET
-        answer = await rig.fetch(target, method="POST", headers=[*CREDENTIALS, ("Host", f"{SECRET}.test")], body=BODY)
+        answer = await rig.fetch(
+            target, method="POST", headers=[*CREDENTIALS, ("Host", f"{SECRET}.test")], body=BODY
+        )
         assert 400 <= answer.status < 500
         assert json.loads(answer.body)["error"]["type"]
         assert await rig.outcomes() == ["refused"]
@@ -175,14 +206,18 @@ async def test_a_refusal_repeats_nothing(refusal: str, log: Log, monkeypatch: py
 
 # Header injection and response splitting
 
-LINE_ENDS = ["a" + end for end in ("\r\nX-Injected: yes", "\nX-Injected: yes", "\rX-Injected: yes", "\0")]
+LINE_ENDS = [
+    "a" + end for end in ("\r\nX-Injected: yes", "\nX-Injected: yes", "\rX-Injected: yes", "\0")
+]
 LINE_ENDS.append("a\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: x")
 
 
 async def _plain(peer: Peer) -> None:
     while True:
         await peer.request()
-        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: text/plain\r\n\r\nok")
+        await peer.send(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: text/plain\r\n\r\nok"
+        )
 
 
 def not_injected(rig: Rig, answer: Answer) -> None:
@@ -195,13 +230,14 @@ def not_injected(rig: Rig, answer: Answer) -> None:
 
 @pytest.mark.parametrize("value", LINE_ENDS)
 @pytest.mark.parametrize(
-    "where", ["request value", "request name", "path", "query", "response value", "response name", "answer"]
+    "where",
+    ["request value", "request name", "path", "query", "response value", "response name", "answer"],
 )
 async def test_an_interceptor_cannot_write_a_line_of_its_own(
     where: str, value: str, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A value with a line end, which an interceptor may have taken from anywhere, is an error and never a header, a request or a
-    response of its own; the connection is of use afterwards.
+    """A value with a line end, which an interceptor may have taken from anywhere, is an error and
+    never a header, a request or a response of its own; the connection is of use afterwards.
     """
 
     class Injects(Interceptor):
@@ -232,7 +268,9 @@ async def test_an_interceptor_cannot_write_a_line_of_its_own(
     async with Way().serve(log, monkeypatch)(_plain, Injects) as rig:
         answer = await rig.fetch("/x")
         not_injected(rig, answer)
-        if where != "path":  # a path is written percent-encoded, and then there is no line end in it
+        if (
+            where != "path"
+        ):  # a path is written percent-encoded, and then there is no line end in it
             assert (answer.status, b"interceptor_failed" in answer.body) == (502, True)
         good = await rig.fetch("/x?good")
         assert (good.status, good.body) == (200, b"ok")
@@ -243,12 +281,15 @@ async def test_an_interceptor_cannot_write_a_line_of_its_own(
 async def test_an_upstreams_head_cannot_split_the_response(
     line_end: bytes, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What an upstream puts into a value is one header, or makes it a response that is refused; no second one ever leaves."""
+    """What an upstream puts into a value is one header, or makes it a response that is refused; no
+    second one ever leaves.
+    """
 
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(
-            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nLocation: /a%sX-Injected: yes\r\n\r\nok" % line_end
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nLocation: /a%sX-Injected: yes\r\n\r\nok"
+            % line_end
             + b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged"
         )
 
@@ -285,9 +326,11 @@ reverse_proxy:
 
 @pytest.mark.parametrize("value", LINE_ENDS)
 @pytest.mark.parametrize("field", ["data", "event", "id"])
-async def test_an_event_cannot_hold_another(field: str, value: str, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Text in `data` is text, whatever its line ends; a line end in `event` or `id` is the interceptor's error, and ends the stream
-    without its event.
+async def test_an_event_cannot_hold_another(
+    field: str, value: str, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text in `data` is text, whatever its line ends; a line end in `event` or `id` is the
+    interceptor's error, and ends the stream without its event.
     """
     forged = "x" + value.replace("X-Injected", "id") + "\n\ndata: forged"
 
@@ -314,7 +357,9 @@ async def test_an_event_cannot_hold_another(field: str, value: str, log: Log, mo
             assert b"interceptor_failed" in answer.body
 
 
-async def test_an_abort_reason_is_the_authors_own_word(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_abort_reason_is_the_authors_own_word(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What an interceptor says on purpose reaches the client, framed, so that it forges nothing."""
 
     def abort(event: Event) -> EventResult:
@@ -326,8 +371,12 @@ async def test_an_abort_reason_is_the_authors_own_word(log: Log, monkeypatch: py
         assert b"data: forged" not in re.split(rb"\r\n|\r|\n", answer.body)
 
 
-async def test_leases_do_not_carry_one_clients_bytes_to_another(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred short exchanges after one with a secret, in the same pooled buffers: none of them sees it."""
+async def test_leases_do_not_carry_one_clients_bytes_to_another(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred short exchanges after one with a secret, in the same pooled buffers: none of them
+    sees it.
+    """
     first = True
 
     async def script(peer: Peer) -> None:

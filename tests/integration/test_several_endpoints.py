@@ -1,4 +1,6 @@
-"""Several endpoints behind a whole proxy, on real sockets: choice, ejection and return, retries, sessions, limits, checks."""
+"""Several endpoints behind a whole proxy, on real sockets: choice, ejection and return, retries,
+sessions, limits, checks.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 def config(*urls: str, upstream: str = "", route: str = "", proxy: str = "") -> Config:
-    """One route to an upstream with these endpoints; each further argument is more YAML for its place."""
+    """One route to an upstream with these endpoints; each further argument is more YAML for its
+    place.
+    """
     return parse_config(
         f"""
 reverse_proxy:
@@ -132,12 +136,16 @@ async def until(condition: Callable[[], Awaitable[bool]] | Callable[[], bool]) -
 
 
 async def all_back(proxy: Proxy) -> None:
-    """Wait until no exchange is live; then nothing is on loan, and no endpoint has anything outstanding."""
+    """Wait until no exchange is live; then nothing is on loan, and no endpoint has anything
+    outstanding.
+    """
     await until(lambda: not proxy.worker.live)
     assert set(proxy.in_use().values()) == {0}
     assert proxy.lent() == 0
     for transport in proxy.worker.routes.transports.values():
-        assert [item.outstanding for item in transport.endpoint_states()] == [0] * len(transport.endpoint_states())
+        assert [item.outstanding for item in transport.endpoint_states()] == [0] * len(
+            transport.endpoint_states()
+        )
 
 
 def kind(answer: Answer) -> str:
@@ -186,17 +194,24 @@ async def test_streams_go_to_the_endpoint_with_the_fewest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "expected"), [("upstream", None), ("preserve", b"proxy.test"), ("other.test", b"other.test")]
+    ("host", "expected"),
+    [("upstream", None), ("preserve", b"proxy.test"), ("other.test", b"other.test")],
 )
-async def test_path_scheme_and_host_follow_the_endpoint(host: str, expected: bytes | None, tmp_path: Path) -> None:
-    """Each has its own base path; one is reached by TLS, which names it. Targets stay byte for byte behind the base."""
+async def test_path_scheme_and_host_follow_the_endpoint(
+    host: str, expected: bytes | None, tmp_path: Path
+) -> None:
+    """Each has its own base path; one is reached by TLS, which names it. Targets stay byte for byte
+    behind the base.
+    """
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
     async with open_upstream(good) as plain, open_upstream(good, ssl_context=context) as tls:
         urls = f"{plain.url}/a/", f"{tls.url}/b/c"
-        async with open_proxy(config(*urls, upstream=f"host: {host}, ca_file: {tmp_path}/ca.pem")) as proxy:
+        async with open_proxy(
+            config(*urls, upstream=f"host: {host}, ca_file: {tmp_path}/ca.pem")
+        ) as proxy:
             for _ in range(4):
                 assert (await fetch(proxy.port, "/v1//x?y=%20")).body == b"ok"
     assert [request.target for request in plain.requests] == [b"/a/v1//x?y=%20"] * 2
@@ -212,14 +227,22 @@ async def endpoints_in(log: list[dict[str, object]], count: int) -> list[object]
     return [line["endpoint"] for line in log if line["event"] == "exchange"]
 
 
-async def test_the_log_names_the_endpoint_of_each_exchange(tmp_path: Path, log: list[dict[str, object]]) -> None:
+async def test_the_log_names_the_endpoint_of_each_exchange(
+    tmp_path: Path, log: list[dict[str, object]]
+) -> None:
     """Its origin, whatever its path; one has TLS. A credential could not be part of it."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
-    async with open_upstream(good) as plain, open_upstream(good) as other, open_upstream(good, ssl_context=context) as tls:
-        settings = config(f"{plain.url}/a/", other.url, f"{tls.url}/b", upstream=f"ca_file: {tmp_path}/ca.pem")
+    async with (
+        open_upstream(good) as plain,
+        open_upstream(good) as other,
+        open_upstream(good, ssl_context=context) as tls,
+    ):
+        settings = config(
+            f"{plain.url}/a/", other.url, f"{tls.url}/b", upstream=f"ca_file: {tmp_path}/ca.pem"
+        )
         async with open_proxy(settings) as proxy:
             for number, upstream in enumerate([plain, other, tls] * 2, 1):
                 assert (await fetch(proxy.port)).body == b"ok"
@@ -232,7 +255,12 @@ async def test_the_log_names_the_endpoint_of_each_exchange(tmp_path: Path, log: 
 
 async def test_the_log_names_the_endpoint_that_was_tried_last(log: list[dict[str, object]]) -> None:
     """After a retry the one that it moved to, whether it answers or not."""
-    async with unheard() as dead, unheard() as dead_too, open_upstream(good) as upstream, open_upstream(closes) as bad:
+    async with (
+        unheard() as dead,
+        unheard() as dead_too,
+        open_upstream(good) as upstream,
+        open_upstream(closes) as bad,
+    ):
         async with open_proxy(config(dead, upstream.url)) as proxy:
             assert (await fetch(proxy.port)).status == 200
         async with open_proxy(config(dead, bad.url)) as proxy:
@@ -247,13 +275,17 @@ async def test_the_log_names_no_endpoint_where_none_was_asked(log: list[dict[str
     async with open_upstream(hangs) as upstream:
         one_strike = "  health: {consecutive_failures: 1, eject: 60}\n  retry: {max_attempts: 1}"
         async with open_proxy(config(upstream.url, route=SOON, proxy=one_strike)) as proxy:
-            assert (await fetch(proxy.port, method="POST", headers=[("Content-Length", "999999999")])).status == 413
+            assert (
+                await fetch(proxy.port, method="POST", headers=[("Content-Length", "999999999")])
+            ).status == 413
             assert (await fetch(proxy.port)).status == 504
             assert kind(await fetch(proxy.port)) == "no_endpoint"
             assert await endpoints_in(log, 3) == [None, upstream.url, None]
 
 
-async def test_the_log_names_the_endpoint_that_a_client_did_not_wait_for(log: list[dict[str, object]]) -> None:
+async def test_the_log_names_the_endpoint_that_a_client_did_not_wait_for(
+    log: list[dict[str, object]],
+) -> None:
     """The client leaves before any head has come."""
     async with open_upstream(hangs) as upstream, unheard() as dead:
         async with open_proxy(config(dead, upstream.url)) as proxy:
@@ -268,11 +300,17 @@ async def test_the_log_names_the_endpoint_that_a_client_did_not_wait_for(log: li
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_refusing_endpoint_is_not_noticed_by_clients(method: str, log: list[dict[str, object]]) -> None:
-    """Nothing was written there, so a POST may go to the other one, too. After two failures nothing does."""
+async def test_a_refusing_endpoint_is_not_noticed_by_clients(
+    method: str, log: list[dict[str, object]]
+) -> None:
+    """Nothing was written there, so a POST may go to the other one, too. After two failures nothing
+    does.
+    """
     body = b"x" * 1000 if method == "POST" else None
     async with unheard() as dead, open_upstream(good) as upstream:
-        settings = config(dead, upstream.url, proxy="  health: {consecutive_failures: 2, eject: 60}")
+        settings = config(
+            dead, upstream.url, proxy="  health: {consecutive_failures: 2, eject: 60}"
+        )
         async with open_proxy(settings) as proxy:
             for _ in range(20):
                 assert (await fetch(proxy.port, method=method, body=body)).status == 200
@@ -306,16 +344,26 @@ async def test_an_upload_that_has_not_begun_goes_whole_to_the_next() -> None:
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
 async def test_a_post_that_may_have_been_read_is_never_sent_twice(bad: Script, method: str) -> None:
-    """Whatever becomes of it. Each client gets its error, and the upstreams have as many requests as there were clients."""
+    """Whatever becomes of it. Each client gets its error, and the upstreams have as many requests
+    as there were clients.
+    """
     async with open_upstream(bad) as one, open_upstream(bad) as two:
-        settings = config(one.url, two.url, route=SOON, proxy="  health: {consecutive_failures: 100}")
+        settings = config(
+            one.url, two.url, route=SOON, proxy="  health: {consecutive_failures: 100}"
+        )
         async with open_proxy(settings) as proxy:
             for body in (b"x", b"x" * 100_000) * 2:
                 assert (await fetch(proxy.port, method=method, body=body)).status in (502, 504)
             await all_back(proxy)
             text = (await fetch(proxy.port, "/metrics")).body
     assert len(one.requests) + len(two.requests) == 4
-    assert sum(metric(text, "weirpool_retries_total", upstream="up", endpoint=item.url) for item in (one, two)) == 0
+    assert (
+        sum(
+            metric(text, "weirpool_retries_total", upstream="up", endpoint=item.url)
+            for item in (one, two)
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -366,9 +414,15 @@ async def test_the_only_endpoint_is_tried_again() -> None:
     ],
 )
 async def test_attempts_are_counted_in_all(proxy_settings: str, route: str, attempts: int) -> None:
-    """`max_attempts` holds the first one; a route may have its own; without a budget there is no second."""
+    """`max_attempts` holds the first one; a route may have its own; without a budget there is no
+    second.
+    """
     async with open_upstream(resets) as upstream:
-        settings = config(upstream.url, route=route, proxy=proxy_settings + "\n  health: {consecutive_failures: 100}")
+        settings = config(
+            upstream.url,
+            route=route,
+            proxy=proxy_settings + "\n  health: {consecutive_failures: 100}",
+        )
         async with open_proxy(settings) as proxy:
             assert (await fetch(proxy.port)).status == 502
             await all_back(proxy)
@@ -376,10 +430,13 @@ async def test_attempts_are_counted_in_all(proxy_settings: str, route: str, atte
 
 
 async def test_retries_cannot_multiply_an_outage() -> None:
-    """100 requests to an upstream that fails: ten retries to begin with and a tenth of the requests, not as many again."""
+    """100 requests to an upstream that fails: ten retries to begin with and a tenth of the
+    requests, not as many again.
+    """
     async with open_upstream(resets) as upstream:
         settings = config(
-            upstream.url, proxy="  retry: {max_attempts: 5, budget: 0.1}\n  health: {consecutive_failures: 1000}"
+            upstream.url,
+            proxy="  retry: {max_attempts: 5, budget: 0.1}\n  health: {consecutive_failures: 1000}",
         )
         async with open_proxy(settings) as proxy:
             for _ in range(100):
@@ -392,7 +449,8 @@ async def test_total_holds_over_all_attempts(log: list[dict[str, object]]) -> No
     """Of many attempts that could take 0.4 s each, the one that is under way at 0.6 s is the last."""
     async with open_upstream(hangs) as upstream:
         settings = config(
-            upstream.url, route="timeouts: {first_byte: 0.4, total: 0.6}, retry: {max_attempts: 100, budget: 1}"
+            upstream.url,
+            route="timeouts: {first_byte: 0.4, total: 0.6}, retry: {max_attempts: 100, budget: 1}",
         )
         async with open_proxy(settings) as proxy:
             with trio.fail_after(5):
@@ -408,7 +466,9 @@ async def test_total_holds_over_all_attempts(log: list[dict[str, object]]) -> No
 async def test_the_circuit_breaker_answers_at_once(log: list[dict[str, object]]) -> None:
     """When every endpoint is out: 503 with the seconds until one may be back, and nothing is tried."""
     async with open_upstream(hangs) as upstream:
-        settings = config(upstream.url, route=SOON, proxy="  health: {consecutive_failures: 2, eject: 30}")
+        settings = config(
+            upstream.url, route=SOON, proxy="  health: {consecutive_failures: 2, eject: 30}"
+        )
         async with open_proxy(settings) as proxy:
             assert (await fetch(proxy.port, method="POST", body=b"x")).status == 504
             assert (await fetch(proxy.port, method="POST", body=b"x")).status == 504
@@ -422,7 +482,9 @@ async def test_the_circuit_breaker_answers_at_once(log: list[dict[str, object]])
     assert metric(text, "weirpool_refused_total", route="/", reason="no_endpoint") == 5
     lines = [line for line in log if line["event"] == "exchange"][2:]
     assert {line["outcome"] for line in lines} == {"upstream_error"}
-    assert all(isinstance(line["duration"], float) and line["duration"] < 0.25 for line in lines)  # first_byte is 0.3
+    assert all(
+        isinstance(line["duration"], float) and line["duration"] < 0.25 for line in lines
+    )  # first_byte is 0.3
 
 
 async def test_an_endpoint_comes_back_by_a_probe(log: list[dict[str, object]]) -> None:
@@ -452,9 +514,13 @@ async def test_an_endpoint_comes_back_by_a_probe(log: list[dict[str, object]]) -
 
 
 async def test_one_probe_at_a_time() -> None:
-    """While the probe waits for its answer, others are refused at once; they do not all wait with it."""
+    """While the probe waits for its answer, others are refused at once; they do not all wait with
+    it.
+    """
     async with open_upstream(hangs) as upstream:
-        settings = config(upstream.url, route=SOON, proxy="  health: {consecutive_failures: 1, eject: 0.05}")
+        settings = config(
+            upstream.url, route=SOON, proxy="  health: {consecutive_failures: 1, eject: 0.05}"
+        )
         async with open_proxy(settings) as proxy:
             assert (await fetch(proxy.port, method="POST", body=b"x")).status == 504
             client = await open_client(proxy.port)
@@ -471,7 +537,11 @@ async def test_one_probe_at_a_time() -> None:
 
             await until(probes)
             answer = await fetch(proxy.port)
-            assert (answer.status, kind(answer), answer.all("retry-after")) == (503, "no_endpoint", [b"1"])
+            assert (answer.status, kind(answer), answer.all("retry-after")) == (
+                503,
+                "no_endpoint",
+                [b"1"],
+            )
             await client.aclose()
             await all_back(proxy)
 
@@ -480,7 +550,8 @@ async def test_a_client_that_leaves_is_not_the_endpoints_failure() -> None:
     """Before the head has come; and neither is a body that turns out too large."""
     async with open_upstream(hangs) as upstream:
         settings = config(
-            upstream.url, proxy="  limits: {max_request_body_bytes: 100000}\n  health: {consecutive_failures: 1, eject: 60}"
+            upstream.url,
+            proxy="  limits: {max_request_body_bytes: 100000}\n  health: {consecutive_failures: 1, eject: 60}",
         )
         async with open_proxy(settings) as proxy:
             for _ in range(3):
@@ -500,24 +571,36 @@ async def test_a_client_that_leaves_is_not_the_endpoints_failure() -> None:
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 async def test_an_answer_is_an_answer(status: int) -> None:
-    """Whatever its status: the client gets it, with its headers, nobody tries again, and the endpoint stays."""
+    """Whatever its status: the client gets it, with its headers, nobody tries again, and the
+    endpoint stays.
+    """
 
     async def script(peer: Peer) -> None:
         while True:
             await peer.request()
-            await peer.send(b"HTTP/1.1 %d No\r\nRetry-After: 7\r\nContent-Length: 4\r\n\r\nbusy" % status)
+            await peer.send(
+                b"HTTP/1.1 %d No\r\nRetry-After: 7\r\nContent-Length: 4\r\n\r\nbusy" % status
+            )
 
     async with open_upstream(script) as upstream:
-        async with open_proxy(config(upstream.url, proxy="  health: {consecutive_failures: 1}")) as proxy:
+        async with open_proxy(
+            config(upstream.url, proxy="  health: {consecutive_failures: 1}")
+        ) as proxy:
             for _ in range(3):
                 answer = await fetch(proxy.port)
-                assert (answer.status, answer.body, answer.all("retry-after")) == (status, b"busy", [b"7"])
+                assert (answer.status, answer.body, answer.all("retry-after")) == (
+                    status,
+                    b"busy",
+                    [b"7"],
+                )
             assert await endpoint_states(proxy) == {upstream.url: "up"}
     assert len(upstream.requests) == 3
 
 
 async def test_an_endpoint_dies_under_fifty_streams(nursery: trio.Nursery) -> None:
-    """Its streams break visibly, the others' come whole, and new requests do not notice, POSTs that it never read included."""
+    """Its streams break visibly, the others' come whole, and new requests do not notice, POSTs that
+    it never read included.
+    """
     finish = trio.Event()
 
     async def streams(peer: Peer) -> None:
@@ -548,7 +631,9 @@ async def test_an_endpoint_dies_under_fifty_streams(nursery: trio.Nursery) -> No
     die, dead = trio.Event(), trio.Event()
     one_up = await nursery.start(dying)
     async with open_upstream(streams) as other, AsyncExitStack() as stack:
-        settings = config(one_up.url, other.url, proxy="  health: {consecutive_failures: 2, eject: 60}")
+        settings = config(
+            one_up.url, other.url, proxy="  health: {consecutive_failures: 2, eject: 60}"
+        )
         proxy = await stack.enter_async_context(open_proxy(settings))
         async with trio.open_nursery() as clients:
             for _ in range(50):
@@ -562,7 +647,9 @@ async def test_an_endpoint_dies_under_fifty_streams(nursery: trio.Nursery) -> No
             assert all(b"event: error\n" in answer.body for answer in answers)
             finish.set()
             for method in ("GET", "POST") * 5:
-                answer = await fetch(proxy.port, method=method, body=b"x" if method == "POST" else None)
+                answer = await fetch(
+                    proxy.port, method=method, body=b"x" if method == "POST" else None
+                )
                 assert (answer.status, answer.complete) == (200, True)
         assert [answer.body for answer in answers[25:]] == [b"data: first\n\ndata: last\n\n"] * 25
         assert all(answer.complete for answer in answers[25:])
@@ -584,7 +671,11 @@ def mcp(name: str) -> Script:
             if not session:
                 sessions.add(f"{name}-{len(sessions)}".encode())
                 made = f"{name}-{len(sessions) - 1}".encode()
-                await peer.send(b"HTTP/1.1 200 OK\r\nMcp-Session-Id: " + made + b"\r\nContent-Length: 2\r\n\r\nok")
+                await peer.send(
+                    b"HTTP/1.1 200 OK\r\nMcp-Session-Id: "
+                    + made
+                    + b"\r\nContent-Length: 2\r\n\r\nok"
+                )
             elif session[0] not in sessions:
                 await peer.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngone")
             elif request.method == "DELETE":
@@ -601,15 +692,22 @@ def mcp(name: str) -> Script:
 
 async def call(proxy: Proxy, session: bytes, method: str = "POST") -> Answer:
     headers = [("Mcp-Session-Id", session.decode())]
-    return await fetch(proxy.port, "/mcp", method=method, headers=headers, body=b"{}" if method == "POST" else None)
+    return await fetch(
+        proxy.port, "/mcp", method=method, headers=headers, body=b"{}" if method == "POST" else None
+    )
 
 
 async def test_a_session_stays_with_the_endpoint_that_made_it() -> None:
-    """However busy that is. It is forgotten when it has ended, or when the endpoint no longer knows it."""
+    """However busy that is. It is forgotten when it has ended, or when the endpoint no longer knows
+    it.
+    """
     async with open_upstream(mcp("a")) as one, open_upstream(mcp("b")) as two:
         async with open_proxy(config(one.url, two.url)) as proxy:
             sessions = [
-                (await fetch(proxy.port, "/mcp", method="POST", body=b"{}")).all("mcp-session-id")[0] for _ in range(6)
+                (await fetch(proxy.port, "/mcp", method="POST", body=b"{}")).all("mcp-session-id")[
+                    0
+                ]
+                for _ in range(6)
             ]
             assert Counter(session[:1] for session in sessions) == {b"a": 3, b"b": 3}
             session = next(item for item in sessions if item.startswith(b"a"))
@@ -635,7 +733,9 @@ async def test_a_session_stays_with_the_endpoint_that_made_it() -> None:
 
 
 async def test_a_session_never_goes_to_an_endpoint_that_does_not_know_it() -> None:
-    """Not even when its own is out: it fails as it fails, and the session is still there when that is back."""
+    """Not even when its own is out: it fails as it fails, and the session is still there when that
+    is back.
+    """
     async with open_upstream(mcp("a")) as one:
         async with unheard() as dead:
             settings = config(dead, one.url, proxy="  health: {consecutive_failures: 1, eject: 60}")
@@ -654,7 +754,9 @@ async def test_a_session_never_goes_to_an_endpoint_that_does_not_know_it() -> No
 
 @pytest.mark.parametrize("strip", [False, True])
 async def test_a_session_of_the_old_transport_stays_where_its_stream_is(strip: bool) -> None:
-    """HTTP+SSE (MCP 2024-11-05): the session is in the target that the `endpoint` event tells; both have paths of their own."""
+    """HTTP+SSE (MCP 2024-11-05): the session is in the target that the `endpoint` event tells; both
+    have paths of their own.
+    """
     posted: list[tuple[str, bytes]] = []
 
     def old(name: str, base: bytes) -> Script:
@@ -667,7 +769,9 @@ async def test_a_session_of_the_old_transport_stays_where_its_stream_is(strip: b
                     continue
                 await peer.start_stream()
                 session = f"{name}-{len(peer.upstream.requests)}".encode()
-                await peer.chunk(b"event: endpoint\ndata: " + base + b"/messages?session_id=" + session + b"\n\n")
+                await peer.chunk(
+                    b"event: endpoint\ndata: " + base + b"/messages?session_id=" + session + b"\n\n"
+                )
                 await peer.wait_closed()
                 return
 
@@ -675,12 +779,17 @@ async def test_a_session_of_the_old_transport_stays_where_its_stream_is(strip: b
 
     prefix = "/tools" if strip else ""
     async with open_upstream(old("a", b"/one")) as one, open_upstream(old("b", b"/two")) as two:
-        settings = config(one.url + "/one", two.url + "/two", route=f"dialect: mcp, strip_prefix: {str(strip).lower()}")
+        settings = config(
+            one.url + "/one",
+            two.url + "/two",
+            route=f"dialect: mcp, strip_prefix: {str(strip).lower()}",
+        )
         if strip:
             (route,) = settings.reverse_proxy.routes
             route = msgspec.structs.replace(route, path="/tools")
             settings = msgspec.structs.replace(
-                settings, reverse_proxy=msgspec.structs.replace(settings.reverse_proxy, routes=[route])
+                settings,
+                reverse_proxy=msgspec.structs.replace(settings.reverse_proxy, routes=[route]),
             )
         async with open_proxy(settings) as proxy:
             clients, targets = [], []
@@ -696,7 +805,9 @@ async def test_a_session_of_the_old_transport_stays_where_its_stream_is(strip: b
             assert Counter(name for name, _ in posted) == {"a": 6, "b": 6}
             for name, upstream_target in posted:
                 base = b"/one" if name == "a" else b"/two"
-                assert upstream_target.startswith(base + b"/messages?session_id=" + name.encode() + b"-")
+                assert upstream_target.startswith(
+                    base + b"/messages?session_id=" + name.encode() + b"-"
+                )
             for client in clients:
                 await client.aclose()
             await all_back(proxy)
@@ -706,7 +817,9 @@ async def test_a_session_of_the_old_transport_stays_where_its_stream_is(strip: b
 
 
 async def test_no_connection_is_left(log: list[dict[str, object]]) -> None:
-    """`max_connections` is the upstream's, over its endpoints. Who waits in vain gets 503, Retry-After, and is counted."""
+    """`max_connections` is the upstream's, over its endpoints. Who waits in vain gets 503,
+    Retry-After, and is counted.
+    """
 
     async def streams(peer: Peer) -> None:
         await peer.request()
@@ -714,7 +827,9 @@ async def test_no_connection_is_left(log: list[dict[str, object]]) -> None:
         await peer.wait_closed()
 
     async with open_upstream(streams) as one, open_upstream(streams) as two:
-        settings = config(one.url, two.url, upstream="max_connections: 2", route="timeouts: {connect: 0.2}")
+        settings = config(
+            one.url, two.url, upstream="max_connections: 2", route="timeouts: {connect: 0.2}"
+        )
         async with open_proxy(settings) as proxy:
             clients = [await open_client(proxy.port) for _ in range(2)]
             for client in clients:
@@ -723,9 +838,19 @@ async def test_no_connection_is_left(log: list[dict[str, object]]) -> None:
             answer = await fetch(proxy.port)
             assert (answer.status, kind(answer)) == (503, "upstream_connections_exhausted")
             assert answer.all("retry-after") == [b"1"]
-            assert [line["outcome"] for line in log if line["event"] == "exchange"] == ["refused"]  # by our own limit
+            assert [line["outcome"] for line in log if line["event"] == "exchange"] == [
+                "refused"
+            ]  # by our own limit
             text = (await fetch(proxy.port, "/metrics")).body
-            assert metric(text, "weirpool_refused_total", route="/", reason="upstream_connections_exhausted") == 1
+            assert (
+                metric(
+                    text,
+                    "weirpool_refused_total",
+                    route="/",
+                    reason="upstream_connections_exhausted",
+                )
+                == 1
+            )
             assert await endpoint_states(proxy) == {one.url: "up", two.url: "up"}
             for client in clients:
                 await client.aclose()
@@ -733,7 +858,9 @@ async def test_no_connection_is_left(log: list[dict[str, object]]) -> None:
 
 
 async def test_a_client_has_so_many_streams_at_once() -> None:
-    """The next gets 429, another client does not, and one that ends leaves its place. A trusted proxy's clients are told apart."""
+    """The next gets 429, another client does not, and one that ends leaves its place. A trusted
+    proxy's clients are told apart.
+    """
 
     async def streams(peer: Peer) -> None:
         await peer.request()
@@ -742,7 +869,8 @@ async def test_a_client_has_so_many_streams_at_once() -> None:
 
     async with open_upstream(streams) as upstream:
         settings = config(
-            upstream.url, proxy="  limits: {max_streams_per_client: 2}\n  trusted_proxies: [127.0.0.1, 10.0.0.0/8]"
+            upstream.url,
+            proxy="  limits: {max_streams_per_client: 2}\n  trusted_proxies: [127.0.0.1, 10.0.0.0/8]",
         )
         async with open_proxy(settings) as proxy:
 
@@ -754,7 +882,11 @@ async def test_a_client_has_so_many_streams_at_once() -> None:
             opened = [await ask("192.0.2.1") for _ in range(2)]
             refused, answer = await ask("6.6.6.6, 192.0.2.1, 10.1.2.3")
             answer = await refused.rest(answer)
-            assert (answer.status, kind(answer), answer.all("retry-after")) == (429, "too_many_client_streams", [b"1"])
+            assert (answer.status, kind(answer), answer.all("retry-after")) == (
+                429,
+                "too_many_client_streams",
+                [b"1"],
+            )
             opened += [await ask("192.0.2.2"), await ask(None)]
             assert [item.status for _, item in opened] == [200] * 4
             await opened[0][0].aclose()
@@ -762,7 +894,10 @@ async def test_a_client_has_so_many_streams_at_once() -> None:
             opened.append(await ask("192.0.2.1"))
             assert opened[-1][1].status == 200
             text = (await fetch(proxy.port, "/metrics")).body
-            assert metric(text, "weirpool_refused_total", route="/", reason="too_many_client_streams") == 1
+            assert (
+                metric(text, "weirpool_refused_total", route="/", reason="too_many_client_streams")
+                == 1
+            )
             for client, _ in opened:
                 await client.aclose()
             await refused.aclose()
@@ -777,11 +912,21 @@ async def test_metrics_are_there_from_the_start() -> None:
         text = (await fetch(proxy.port, "/metrics")).body
         for url in urls:
             assert metric(text, "weirpool_endpoint_up", upstream="up", endpoint=url) == 1
-            for name in ("endpoint_outstanding", "endpoint_failures_total", "endpoint_ejections_total", "retries_total"):
+            for name in (
+                "endpoint_outstanding",
+                "endpoint_failures_total",
+                "endpoint_ejections_total",
+                "retries_total",
+            ):
                 assert metric(text, f"weirpool_{name}", upstream="up", endpoint=url) == 0
         assert metric(text, "weirpool_upstream_waiting", upstream="up") == 0
         for route in ("", "/"):
-            for reason in ("too_many_streams", "too_many_client_streams", "upstream_connections_exhausted", "no_endpoint"):
+            for reason in (
+                "too_many_streams",
+                "too_many_client_streams",
+                "upstream_connections_exhausted",
+                "no_endpoint",
+            ):
                 assert metric(text, "weirpool_refused_total", route=route, reason=reason) == 0
 
 
@@ -789,13 +934,18 @@ async def test_metrics_are_there_from_the_start() -> None:
 
 
 async def test_checks_find_what_no_request_has_found() -> None:
-    """An endpoint whose check fails is out before a client meets it, and back when it succeeds. Checks carry what is set."""
+    """An endpoint whose check fails is out before a client meets it, and back when it succeeds.
+    Checks carry what is set.
+    """
     well = False
 
     async def script(peer: Peer) -> None:
         while True:
             await peer.request()
-            await peer.send(b"HTTP/1.1 %s\r\nContent-Length: 0\r\n\r\n" % (b"302 Elsewhere" if well else b"500 Ill"))
+            await peer.send(
+                b"HTTP/1.1 %s\r\nContent-Length: 0\r\n\r\n"
+                % (b"302 Elsewhere" if well else b"500 Ill")
+            )
 
     async with open_upstream(script) as sick, open_upstream(good) as other:
         settings = config(
@@ -834,7 +984,9 @@ async def test_a_check_that_hangs_holds_up_nothing() -> None:
             await peer.send(OK)
 
     async with open_upstream(script) as upstream:
-        async with open_proxy(config(upstream.url, proxy="  health: {check_path: /health, check_interval: 600}")) as proxy:
+        async with open_proxy(
+            config(upstream.url, proxy="  health: {check_path: /health, check_interval: 600}")
+        ) as proxy:
             await until(lambda: upstream.accepted == 1)
             assert (await fetch(proxy.port)).status == 200
             began = trio.current_time()
@@ -844,7 +996,8 @@ async def test_a_check_that_hangs_holds_up_nothing() -> None:
 async def test_a_check_that_gets_no_answer_in_its_interval_has_failed() -> None:
     async with open_upstream(hangs) as upstream:
         settings = config(
-            upstream.url, proxy="  health: {consecutive_failures: 1, eject: 60, check_path: /, check_interval: 0.2}"
+            upstream.url,
+            proxy="  health: {consecutive_failures: 1, eject: 60, check_path: /, check_interval: 0.2}",
         )
         async with open_proxy(settings) as proxy:
 

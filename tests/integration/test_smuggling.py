@@ -1,7 +1,8 @@
-"""Request smuggling on the way in: the upstream sees the one request that a strict reader sees in a client's bytes, or none.
+"""Request smuggling on the way in: the upstream sees the one request that a strict reader sees in a
+client's bytes, or none.
 
-Each case holds a second request, `/smuggled`, where a lax reader would find one. A server in front of us that reads the lengths
-otherwise than we do would take it for a part of the first.
+Each case holds a second request, `/smuggled`, where a lax reader would find one. A server in front
+of us that reads the lengths otherwise than we do would take it for a part of the first.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Wire:
 
     @staticmethod
     def read(wire: bytes) -> tuple[list[tuple[bytes, bytes]], bool]:
-        """The requests (target, body) on one connection, as h11 reads them, and whether they end with it."""
+        """The requests (target, body) on one connection, as h11 reads them, and whether they end
+        with it.
+        """
         requests: list[tuple[bytes, bytes]] = []
         while wire:
             connection = h11.Connection(h11.SERVER)
@@ -72,7 +75,9 @@ async def served(log: Log, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tup
 
 
 async def exchange(rig: Rig, data: bytes) -> bytes:
-    """Send these bytes and no more; everything that comes back until the proxy closes, or is silent."""
+    """Send these bytes and no more; everything that comes back until the proxy closes, or is
+    silent.
+    """
     client = await rig.client()
     answer = b""
     with trio.fail_after(10):
@@ -92,7 +97,11 @@ async def exchange(rig: Rig, data: bytes) -> bytes:
 
 
 REFUSED = {
-    "TE and CL, the chunked body ends first": POST + b"Content-Length: 6\r\n" + CHUNKED + b"\r\n0\r\n\r\n" + SMUGGLED,
+    "TE and CL, the chunked body ends first": POST
+    + b"Content-Length: 6\r\n"
+    + CHUNKED
+    + b"\r\n0\r\n\r\n"
+    + SMUGGLED,
     "TE and CL, the length ends later": POST
     + b"Content-Length: %d\r\n" % (5 + len(SMUGGLED))
     + CHUNKED
@@ -107,22 +116,35 @@ REFUSED = {
     + CHUNKED
     + b"\r\n0\r\n\r\n"
     + SMUGGLED,
-    "two lengths": POST + b"Content-Length: 0\r\nContent-Length: %d\r\n\r\n" % len(SMUGGLED) + SMUGGLED,
+    "two lengths": POST
+    + b"Content-Length: 0\r\nContent-Length: %d\r\n\r\n" % len(SMUGGLED)
+    + SMUGGLED,
     "a list of lengths": POST + b"Content-Length: 0, %d\r\n\r\n" % len(SMUGGLED) + SMUGGLED,
     "a length with a sign": POST + b"Content-Length: +%d\r\n\r\n" % len(SMUGGLED) + SMUGGLED,
     "a negative length": POST + b"Content-Length: -1\r\n\r\n" + SMUGGLED,
     "a length with an underscore": POST + b"Content-Length: 1_0\r\n\r\n" + SMUGGLED,
     "a length in hexadecimal": POST + b"Content-Length: 0x10\r\n\r\n" + SMUGGLED,
     "a space before the colon": POST + b"Content-Length : %d\r\n\r\n" % len(SMUGGLED) + SMUGGLED,
-    "TE with a space before the colon": POST + b"Content-Length: 0\r\nTransfer-Encoding : chunked\r\n\r\n" + SMUGGLED,
+    "TE with a space before the colon": POST
+    + b"Content-Length: 0\r\nTransfer-Encoding : chunked\r\n\r\n"
+    + SMUGGLED,
     "TE other than chunked": POST + b"Transfer-Encoding: gzip\r\n\r\n" + SMUGGLED,
-    "TE with more than chunked": POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+    "TE with more than chunked": POST
+    + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"
+    + SMUGGLED,
     "TE with a vertical tab": POST + b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
     "TE twice": POST + CHUNKED + b"Transfer-Encoding: identity\r\n\r\n0\r\n\r\n" + SMUGGLED,
     "a chunk size with a sign": POST + CHUNKED + b"\r\n+5\r\nhello\r\n0\r\n\r\n" + SMUGGLED,
     "a chunk size with 0x": POST + CHUNKED + b"\r\n0x5\r\nhello\r\n0\r\n\r\n" + SMUGGLED,
-    "a chunk size that overflows": POST + CHUNKED + b"\r\n" + b"1" * 25 + b"\r\nhello\r\n0\r\n\r\n" + SMUGGLED,
-    "chunk data without its end": POST + CHUNKED + b"\r\n5\r\nhelloGET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n0\r\n\r\n",
+    "a chunk size that overflows": POST
+    + CHUNKED
+    + b"\r\n"
+    + b"1" * 25
+    + b"\r\nhello\r\n0\r\n\r\n"
+    + SMUGGLED,
+    "chunk data without its end": POST
+    + CHUNKED
+    + b"\r\n5\r\nhelloGET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n0\r\n\r\n",
     "a NUL in a value": b"GET /first HTTP/1.1\r\nHost: x\r\nX: a\x00b\r\n\r\n" + SMUGGLED,
     "two Hosts": b"GET /first HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
     "no Host": b"GET /first HTTP/1.1\r\n\r\n",
@@ -132,7 +154,9 @@ REFUSED = {
     "a folded request line": b"GET /first\r\n HTTP/1.1\r\nHost: x\r\n\r\n",
     "a folded line": b"GET /first HTTP/1.1\r\nHost: x\r\nX: a\r\n Content-Length: 9\r\n\r\n",
     "a folded length": POST + b"Content-Length:\r\n %d\r\n\r\n" % len(SMUGGLED) + SMUGGLED,
-    "TE behind a tab": POST + b"Content-Length: 0\r\nX: a\r\n\tTransfer-Encoding: chunked\r\n\r\n" + SMUGGLED,
+    "TE behind a tab": POST
+    + b"Content-Length: 0\r\nX: a\r\n\tTransfer-Encoding: chunked\r\n\r\n"
+    + SMUGGLED,
     "bare LF for line ends": b"GET /first HTTP/1.1\nHost: x\n\n",
     "one bare LF": b"GET /first HTTP/1.1\r\nHost: x\nX: y\r\n\r\n",
     "a bare LF for the empty line": b"GET /first HTTP/1.1\r\nHost: x\r\n\n" + SMUGGLED,
@@ -141,9 +165,11 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-async def test_what_could_be_read_in_two_ways_goes_nowhere(name: str, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """4xx or 501, or an end without a word; nothing of it is a request upstream; and the connection is of no more use: what follows
-    on it is answered by nobody (RFC 9112, section 6.1).
+async def test_what_could_be_read_in_two_ways_goes_nowhere(
+    name: str, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4xx or 501, or an end without a word; nothing of it is a request upstream; and the connection
+    is of no more use: what follows on it is answered by nobody (RFC 9112, section 6.1).
     """
     async with served(log, monkeypatch) as (rig, wire):
         answer = await exchange(rig, REFUSED[name])
@@ -153,14 +179,21 @@ async def test_what_could_be_read_in_two_ways_goes_nowhere(name: str, log: Log, 
 
 
 FORWARDED = {
-    "CL": (POST + b"Content-Length: %d\r\n\r\n" % len(SMUGGLED) + SMUGGLED, [(b"/first", SMUGGLED)]),
+    "CL": (
+        POST + b"Content-Length: %d\r\n\r\n" % len(SMUGGLED) + SMUGGLED,
+        [(b"/first", SMUGGLED)],
+    ),
     "the same length twice": (
         POST + b"Content-Length: %d\r\n" % len(SMUGGLED) * 2 + b"\r\n" + SMUGGLED,
         [(b"/first", SMUGGLED)],
     ),
-    "TE": (POST + CHUNKED + b"\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(SMUGGLED), SMUGGLED), [(b"/first", SMUGGLED)]),
+    "TE": (
+        POST + CHUNKED + b"\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(SMUGGLED), SMUGGLED),
+        [(b"/first", SMUGGLED)],
+    ),
     "TE in capitals": (
-        POST + b"TRANSFER-ENCODING: Chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(SMUGGLED), SMUGGLED),
+        POST
+        + b"TRANSFER-ENCODING: Chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(SMUGGLED), SMUGGLED),
         [(b"/first", SMUGGLED)],
     ),
     "chunk extensions stay behind": (
@@ -172,16 +205,23 @@ FORWARDED = {
         [(b"/first", b"hello")],
     ),
     "a Connection that names the length": (
-        POST + b"Connection: content-length\r\nContent-Length: %d\r\n\r\n" % len(SMUGGLED) + SMUGGLED,
+        POST
+        + b"Connection: content-length\r\nContent-Length: %d\r\n\r\n" % len(SMUGGLED)
+        + SMUGGLED,
         [(b"/first", SMUGGLED)],
     ),
-    "absolute form": (b"GET http://evil.test/first HTTP/1.1\r\nHost: x\r\n\r\n", [(b"/first", b"")]),
+    "absolute form": (
+        b"GET http://evil.test/first HTTP/1.1\r\nHost: x\r\n\r\n",
+        [(b"/first", b"")],
+    ),
     "HTTP/1.0": (b"GET /first HTTP/1.0\r\nHost: x\r\n\r\n", [(b"/first", b"")]),
 }
 
 
 @pytest.mark.parametrize("name", FORWARDED)
-async def test_what_has_one_reading_goes_upstream_as_that(name: str, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_has_one_reading_goes_upstream_as_that(
+    name: str, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One request upstream, written anew: without extensions and trailers."""
     data, requests = FORWARDED[name]
     async with served(log, monkeypatch) as (rig, wire):
@@ -192,14 +232,19 @@ async def test_what_has_one_reading_goes_upstream_as_that(name: str, log: Log, m
         (sent,) = wire.connections
         head = bytes(sent).partition(b"\r\n\r\n")[0]
         assert all(
-            b"\r" not in line and b"\n" not in line and not line.startswith((b" ", b"\t")) for line in head.split(b"\r\n")
+            b"\r" not in line and b"\n" not in line and not line.startswith((b" ", b"\t"))
+            for line in head.split(b"\r\n")
         )
         assert b"X-Admin" not in sent
         assert b"smuggled" not in head
 
 
-@pytest.mark.parametrize("name", ["bare LF for line ends", "one bare LF", "a folded line", "a CR in a value"])
-async def test_a_lax_head_is_refused_however_it_comes(name: str, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", ["bare LF for line ends", "one bare LF", "a folded line", "a CR in a value"]
+)
+async def test_a_lax_head_is_refused_however_it_comes(
+    name: str, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Byte by byte as in one piece; and a strict one that comes so is served."""
     async with served(log, monkeypatch) as (rig, wire):
         client = await rig.client()
@@ -221,8 +266,12 @@ async def test_a_lax_head_is_refused_however_it_comes(name: str, log: Log, monke
         assert wire.requests == [(b"/first", b"")]
 
 
-async def test_two_requests_on_one_connection_are_two(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pipelined requests are answered in order: this is what `/smuggled` would look like, so the cases above can fail."""
+async def test_two_requests_on_one_connection_are_two(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pipelined requests are answered in order: this is what `/smuggled` would look like, so the
+    cases above can fail.
+    """
     async with served(log, monkeypatch) as (rig, wire):
         answer = await exchange(rig, b"GET /first HTTP/1.1\r\nHost: x\r\n\r\n" + SMUGGLED)
         assert answer.count(b"HTTP/1.1 200 ") == 2

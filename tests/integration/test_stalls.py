@@ -1,4 +1,6 @@
-"""A client that takes nothing is cut within the `send` deadline, whichever writer serves it: plain, TLS, HTTP/2."""
+"""A client that takes nothing is cut within the `send` deadline, whichever writer serves it: plain,
+TLS, HTTP/2.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ async def lengthy(peer: Peer) -> None:
 
 
 @asynccontextmanager
-async def stalled_client(port: int, context: ssl.SSLContext | None) -> AsyncIterator[trio.abc.Stream]:
+async def stalled_client(
+    port: int, context: ssl.SSLContext | None
+) -> AsyncIterator[trio.abc.Stream]:
     """A client that asks for something, and then never reads."""
     sock = trio.socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -70,11 +74,17 @@ async def stalled_client(port: int, context: ssl.SSLContext | None) -> AsyncIter
 
 def http2_request() -> bytes:
     """A GET, with windows as large as they can be: what stalls is the connection, not the stream."""
-    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))
+    client = h2.connection.H2Connection(
+        h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
+    )
     client.initiate_connection()
     client.update_settings({4: 2**31 - 1})
     client.increment_flow_control_window(2**31 - 1 - 65535)
-    client.send_headers(1, [(":method", "GET"), (":path", "/"), (":scheme", "https"), (":authority", "x")], end_stream=True)
+    client.send_headers(
+        1,
+        [(":method", "GET"), (":path", "/"), (":scheme", "https"), (":authority", "x")],
+        end_stream=True,
+    )
     return client.data_to_send()
 
 
@@ -97,10 +107,16 @@ async def test_a_client_that_takes_nothing_is_cut(
     certificates: Certificates,
     log: list[dict[str, object]],
 ) -> None:
-    """It is cut soon after the deadline, the outcome says why, and upstream is told; whether all routes have it or one."""
+    """It is cut soon after the deadline, the outcome says why, and upstream is told; whether all
+    routes have it or one.
+    """
     if protocol == "h2" and set_for == "route":
-        pytest.skip("a connection of HTTP/2 may carry streams of several routes: the common deadline counts")
-    context = {"plain": None, "tls": certificates.client(), "h2": certificates.client("h2")}[protocol]
+        pytest.skip(
+            "a connection of HTTP/2 may carry streams of several routes: the common deadline counts"
+        )
+    context = {"plain": None, "tls": certificates.client(), "h2": certificates.client("h2")}[
+        protocol
+    ]
     settings = f"timeouts: {{send: {SEND_S}}}"
     async with open_upstream(script) as upstream:  # type: ignore[arg-type]
         config = config_for(
@@ -136,11 +152,15 @@ async def large_at_once(peer: Peer) -> None:
 
 def http2_upload(*, whole: bool, path: str) -> bytes:
     """A POST whose body comes later, or never, and whose client gives no window for the answer."""
-    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))
+    client = h2.connection.H2Connection(
+        h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
+    )
     client.initiate_connection()
     client.update_settings({4: 0})
     head = [(":method", "POST"), (":path", path), (":scheme", "http"), (":authority", "x")]
-    client.send_headers(1, [*head, *([] if whole else [("content-length", "100000")])], end_stream=whole)
+    client.send_headers(
+        1, [*head, *([] if whole else [("content-length", "100000")])], end_stream=whole
+    )
     return client.data_to_send()
 
 
@@ -150,19 +170,32 @@ def http2_upload(*, whole: bool, path: str) -> bytes:
         (http2_upload(whole=False, path="/"), at_once, "send_stalled"),
         (http2_upload(whole=True, path="/"), at_once, "send_stalled"),
         (http2_upload(whole=True, path="/no-route"), at_once, "refused"),
-        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n", large_at_once, "send_stalled"),
+        (
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n",
+            large_at_once,
+            "send_stalled",
+        ),
     ],
     ids=["http2", "http2-whole", "http2-refused-whole", "http1"],
 )
 async def test_a_client_that_takes_nothing_of_the_last_bytes_is_cut(
-    request_bytes: bytes, script: Callable[[Peer], object], outcome: str, log: list[dict[str, object]]
+    request_bytes: bytes,
+    script: Callable[[Peer], object],
+    outcome: str,
+    log: list[dict[str, object]],
 ) -> None:
-    """Also when its request is not whole: the wait for the end of the answer has the deadline, as all others."""
+    """Also when its request is not whole: the wait for the end of the answer has the deadline, as
+    all others.
+    """
     settings = f"  timeouts: {{send: {SEND_S}, idle: 60}}"
     async with open_upstream(script) as upstream:  # type: ignore[arg-type]
         config = config_for(upstream.url, proxy=settings)
-        route = msgspec.structs.replace(config.reverse_proxy.routes[0], path="/" if outcome != "refused" else "/other")
-        config = msgspec.structs.replace(config, reverse_proxy=msgspec.structs.replace(config.reverse_proxy, routes=[route]))
+        route = msgspec.structs.replace(
+            config.reverse_proxy.routes[0], path="/" if outcome != "refused" else "/other"
+        )
+        config = msgspec.structs.replace(
+            config, reverse_proxy=msgspec.structs.replace(config.reverse_proxy, routes=[route])
+        )
         async with open_proxy(config) as proxy:
             sock = trio.socket.socket()
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

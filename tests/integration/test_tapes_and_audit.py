@@ -1,6 +1,8 @@
-"""The built-ins that write files, behind whole proxies on real sockets: what a stream leaves on disk, and what comes back of it.
+"""The built-ins that write files, behind whole proxies on real sockets: what a stream leaves on
+disk, and what comes back of it.
 
-Where it matters who waits and who writes, a test runs three times: with the hub, without it, and with TLS.
+Where it matters who waits and who writes, a test runs three times: with the hub, without it, and
+with TLS.
 """
 
 from __future__ import annotations
@@ -29,9 +31,16 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 @pytest.fixture(params=["hub", "no hub", "tls"])
-def serve(request: pytest.FixtureRequest, log: Log, monkeypatch: pytest.MonkeyPatch, certificates: Certificates) -> Serve:
+def serve(
+    request: pytest.FixtureRequest,
+    log: Log,
+    monkeypatch: pytest.MonkeyPatch,
+    certificates: Certificates,
+) -> Serve:
     """A proxy in each of three ways."""
-    way = Way(hub=request.param != "no hub", certificates=certificates if request.param == "tls" else None)
+    way = Way(
+        hub=request.param != "no hub", certificates=certificates if request.param == "tls" else None
+    )
     return way.serve(log, monkeypatch)
 
 
@@ -43,7 +52,11 @@ def serve_once(log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
 
 def given(cls: Any, options: Any) -> type[Interceptor]:
     """The class as one without options, as the rig takes them."""
-    return type(cls.__name__, (cls,), {"__init__": lambda self: cls.__init__(self, options), "__module__": __name__})
+    return type(
+        cls.__name__,
+        (cls,),
+        {"__init__": lambda self: cls.__init__(self, options), "__module__": __name__},
+    )
 
 
 def recording(tmp_path: Path) -> type[Interceptor]:
@@ -71,8 +84,12 @@ async def never(peer: Peer) -> None:
 # Tapes
 
 
-async def test_a_recorded_stream_comes_back_from_another_proxy(serve: Serve, tmp_path: Path) -> None:
-    """The same head and the same events, whole, and no upstream is asked: also events of many lines and without data."""
+async def test_a_recorded_stream_comes_back_from_another_proxy(
+    serve: Serve, tmp_path: Path
+) -> None:
+    """The same head and the same events, whole, and no upstream is asked: also events of many lines
+    and without data.
+    """
     events = [
         b"data: 1\n\n",
         b"event: e\nid: 2\nretry: 10\ndata: a\ndata: w\xc3\xb6\n\nid: 3\n\n",
@@ -92,8 +109,8 @@ async def test_a_recorded_stream_comes_back_from_another_proxy(serve: Serve, tmp
 
 
 async def test_a_stream_that_broke_breaks_again(serve: Serve, tmp_path: Path) -> None:
-    """Upstream hangs up in the middle. Played back, the client gets the events that came, an error event that says why, and no end
-    of a whole response; the proxy itself has not failed.
+    """Upstream hangs up in the middle. Played back, the client gets the events that came, an error
+    event that says why, and no end of a whole response; the proxy itself has not failed.
     """
     feed = Feed()
     async with serve(feed.script, recording(tmp_path)) as rig:
@@ -112,7 +129,9 @@ async def test_a_stream_that_broke_breaks_again(serve: Serve, tmp_path: Path) ->
 
 
 async def test_a_client_may_leave_a_tape_that_plays(serve: Serve, tmp_path: Path) -> None:
-    """The next event is an hour away: the exchange ends with its client, and nothing is left behind."""
+    """The next event is an hour away: the exchange ends with its client, and nothing is left
+    behind.
+    """
     tapes = tmp_path / "tapes"
     tapes.mkdir()
     (tapes / "tape.jsonl").write_text(
@@ -131,8 +150,9 @@ async def test_a_client_may_leave_a_tape_that_plays(serve: Serve, tmp_path: Path
 
 
 async def test_every_exchange_has_its_lines(serve: Serve, tmp_path: Path) -> None:
-    """A stream that completes, a client that leaves in the middle of one, a JSON answer, an upstream that hangs up: each has its
-    request under an id of its own, and each body that began has its end with the outcome.
+    """A stream that completes, a client that leaves in the middle of one, a JSON answer, an
+    upstream that hangs up: each has its request under an id of its own, and each body that began
+    has its end with the outcome.
     """
     gone = trio.Event()
 
@@ -140,7 +160,9 @@ async def test_every_exchange_has_its_lines(serve: Serve, tmp_path: Path) -> Non
         while True:
             request = await peer.request()
             if request.target == b"/json":
-                await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+                await peer.send(
+                    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+                )
                 continue
             if request.target == b"/dead":
                 return
@@ -168,7 +190,10 @@ async def test_every_exchange_has_its_lines(serve: Serve, tmp_path: Path) -> Non
     requests = {line["path"]: line["exchange"] for line in lines if line["event"] == "request"}
     assert list(requests) == ["/whole", "/left", "/json", "/dead"]
     assert len(set(requests.values())) == 4
-    exchanges = {path: [line for line in lines if line["exchange"] == exchange] for path, exchange in requests.items()}
+    exchanges = {
+        path: [line for line in lines if line["exchange"] == exchange]
+        for path, exchange in requests.items()
+    }
     whole = ["request", "response", "stream_event", "stream_event", "end"]
     assert {path: [line["event"] for line in own] for path, own in exchanges.items()} == {
         "/whole": whole,
@@ -176,7 +201,11 @@ async def test_every_exchange_has_its_lines(serve: Serve, tmp_path: Path) -> Non
         "/json": ["request", "response", "end"],
         "/dead": ["request"],
     }
-    ends = {line["path"]: (line["status"], line["events"], line["outcome"]) for line in lines if line["event"] == "end"}
+    ends = {
+        line["path"]: (line["status"], line["events"], line["outcome"])
+        for line in lines
+        if line["event"] == "end"
+    }
     assert ends == {
         "/whole": (200, 2, "completed"),
         "/left": (200, 2, "client_disconnected"),
@@ -185,8 +214,12 @@ async def test_every_exchange_has_its_lines(serve: Serve, tmp_path: Path) -> Non
     assert {line["client"] for line in lines if line["event"] == "end"} == {"127.0.0.1"}
 
 
-async def test_a_secret_in_headers_or_query_is_in_no_file(serve_once: Serve, tmp_path: Path) -> None:
-    """Whatever else is asked for: not the request's credentials, not a cookie that upstream sets, not the query."""
+async def test_a_secret_in_headers_or_query_is_in_no_file(
+    serve_once: Serve, tmp_path: Path
+) -> None:
+    """Whatever else is asked for: not the request's credentials, not a cookie that upstream sets,
+    not the query.
+    """
     secret = SECRET.encode()
 
     async def script(peer: Peer) -> None:
@@ -196,19 +229,28 @@ async def test_a_secret_in_headers_or_query_is_in_no_file(serve_once: Serve, tmp
         await peer.chunk(b"data: 1\n\n")
         await peer.end()
 
-    headers = [(name, f"Bearer {SECRET}") for name in ("Authorization", "Cookie", "X-Api-Key", "Proxy-Authorization")]
+    headers = [
+        (name, f"Bearer {SECRET}")
+        for name in ("Authorization", "Cookie", "X-Api-Key", "Proxy-Authorization")
+    ]
     interceptors = auditing(tmp_path, events="data", body=True), recording(tmp_path)
     async with serve_once(script, *interceptors) as rig:
-        answer = await rig.fetch(f"/v1?key={SECRET}", headers=headers, method="POST", body=b'{"public":1}')
+        answer = await rig.fetch(
+            f"/v1?key={SECRET}", headers=headers, method="POST", body=b'{"public":1}'
+        )
         assert answer.all("set-cookie") == [b"session=" + secret]
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 2
     for path in files:
         assert secret not in path.read_bytes()
-    assert [line["body"] for line in audited(tmp_path) if line["event"] == "request"] == ['{"public":1}']
+    assert [line["body"] for line in audited(tmp_path) if line["event"] == "request"] == [
+        '{"public":1}'
+    ]
 
 
-async def test_an_audit_without_events_leaves_a_stream_unparsed(serve_once: Serve, tmp_path: Path) -> None:
+async def test_an_audit_without_events_leaves_a_stream_unparsed(
+    serve_once: Serve, tmp_path: Path
+) -> None:
     """The proxy counts no events, as without interceptors, and yet the end is written down."""
     async with serve_once(stream_of(b"data: 1\n\n"), auditing(tmp_path, events="none")) as rig:
         assert (await rig.fetch()).body == b"data: 1\n\n"
@@ -217,8 +259,12 @@ async def test_an_audit_without_events_leaves_a_stream_unparsed(serve_once: Serv
     assert [line["event"] for line in audited(tmp_path)] == ["request", "response", "end"]
 
 
-async def test_streams_that_a_shutdown_ends_are_in_the_files(serve_once: Serve, tmp_path: Path) -> None:
-    """What is written while the process ends arrives, too: the outcome is `draining`, in the audit and on the tape."""
+async def test_streams_that_a_shutdown_ends_are_in_the_files(
+    serve_once: Serve, tmp_path: Path
+) -> None:
+    """What is written while the process ends arrives, too: the outcome is `draining`, in the audit
+    and on the tape.
+    """
     feed = Feed()
     async with serve_once(feed.script, auditing(tmp_path), recording(tmp_path), drains=True) as rig:
         feed.send(b"data: 1\n\n")
@@ -227,4 +273,8 @@ async def test_streams_that_a_shutdown_ends_are_in_the_files(serve_once: Serve, 
             await client.read_until(answer, b"data: 1\n\n")
     assert audited(tmp_path)[-1]["outcome"] == "draining"
     (tape,) = (tmp_path / "tapes").iterdir()
-    assert [json.loads(line).get("end") for line in tape.read_bytes().splitlines()] == [None, None, "draining"]
+    assert [json.loads(line).get("end") for line in tape.read_bytes().splitlines()] == [
+        None,
+        None,
+        "draining",
+    ]

@@ -1,4 +1,5 @@
-"""One reading of a request's target and of its host: what routes, policies and endpoints decide on is what goes upstream.
+"""One reading of a request's target and of its host: what routes, policies and endpoints decide on
+is what goes upstream.
 
 Over HTTP/1.1 as `weirpool serve` runs it, and over HTTP/2 under plain Hypercorn, on real sockets.
 """
@@ -40,7 +41,9 @@ async def answer_ok(peer: Peer) -> None:
         await peer.send(OK)
 
 
-def configuration(url: str, *routes: str, upstream: str = "", interceptors: str = "", rest: str = "") -> Config:
+def configuration(
+    url: str, *routes: str, upstream: str = "", interceptors: str = "", rest: str = ""
+) -> Config:
     return parse_config(
         f"""
 reverse_proxy:
@@ -75,15 +78,28 @@ class Rig:
             await client.aclose()
 
     async def get(self, target: str, host: str = "h", *headers: str, method: str = "GET") -> Answer:
-        return await self.raw(f"{method} {target} HTTP/1.1", f"Host: {host}", *headers, method=method)
+        return await self.raw(
+            f"{method} {target} HTTP/1.1", f"Host: {host}", *headers, method=method
+        )
 
-    async def h2(self, path: str, authority: str = "h", method: str = "GET", *more: tuple[str, str]) -> Exchanged:
+    async def h2(
+        self, path: str, authority: str = "h", method: str = "GET", *more: tuple[str, str]
+    ) -> Exchanged:
         assert self.http2 is not None
         client = self.http2
         ident = client.h2.get_next_available_stream_id()
         client.streams[ident] = stream = Exchanged()
-        pseudo = [(":method", method), (":path", path), (":scheme", "https"), (":authority", authority)]
-        client.h2.send_headers(ident, [*((a.encode(), b.encode("latin-1")) for a, b in [*pseudo, *more])], end_stream=True)
+        pseudo = [
+            (":method", method),
+            (":path", path),
+            (":scheme", "https"),
+            (":authority", authority),
+        ]
+        client.h2.send_headers(
+            ident,
+            [*((a.encode(), b.encode("latin-1")) for a, b in [*pseudo, *more])],
+            end_stream=True,
+        )
         await client.flush()
         await until(lambda: stream.over or client.closed)
         return stream
@@ -95,7 +111,9 @@ class Rig:
 
     async def lines(self, count: int) -> Log:
         """The `exchange` lines, when there are as many as that."""
-        await until(lambda: len([line for line in self.log if line["event"] == "exchange"]) >= count)
+        await until(
+            lambda: len([line for line in self.log if line["event"] == "exchange"]) >= count
+        )
         return [line for line in self.log if line["event"] == "exchange"]
 
 
@@ -103,9 +121,14 @@ Configure = Callable[[str], Config]
 
 
 @asynccontextmanager
-async def rig_of(make: Configure, log: Log, certificates: Certificates | None = None) -> AsyncIterator[Rig]:
+async def rig_of(
+    make: Configure, log: Log, certificates: Certificates | None = None
+) -> AsyncIterator[Rig]:
     tls = None if certificates is None else certificates.files
-    async with open_upstream(answer_ok) as upstream, open_proxy(make(upstream.url), tls=tls) as proxy:
+    async with (
+        open_upstream(answer_ok) as upstream,
+        open_proxy(make(upstream.url), tls=tls) as proxy,
+    ):
         rig = Rig(upstream, proxy, log)
         if certificates is None:
             yield rig
@@ -122,25 +145,62 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 # Octets of a target: RFC 9112, section 3.2; RFC 3986, section 3.3
 
 KEYED = ("path: /", "path: /admin, interceptors: [keys]")
-NO_TARGETS = ["/admin/x#/../../open", "/open/..\\admin/x", "/open#", "/#", "/x?a#b", "/\\admin", "/open/..\\..\\admin?x"]
-LEGAL = ["/open%23x", "/open/..%5Cadmin", '/a"<>^`{|}~b', '/a?b\\c"<>^`{|}', "/a%zz", "/a;b=c,d!$&'()*+:@-._", "/a/?/?"]
+NO_TARGETS = [
+    "/admin/x#/../../open",
+    "/open/..\\admin/x",
+    "/open#",
+    "/#",
+    "/x?a#b",
+    "/\\admin",
+    "/open/..\\..\\admin?x",
+]
+LEGAL = [
+    "/open%23x",
+    "/open/..%5Cadmin",
+    '/a"<>^`{|}~b',
+    '/a?b\\c"<>^`{|}',
+    "/a%zz",
+    "/a;b=c,d!$&'()*+:@-._",
+    "/a/?/?",
+]
 
 
 async def test_a_target_with_octets_that_none_has_is_refused(log: Log) -> None:
-    """`#` anywhere and a backslash in the path: servers differ in which path that is, so it is 400 before anything is decided."""
+    """`#` anywhere and a backslash in the path: servers differ in which path that is, so it is 400
+    before anything is decided.
+    """
     async with rig_of(lambda url: configuration(url, *KEYED), log) as rig:
-        refused = [*NO_TARGETS, *(f"http://h{target}" for target in NO_TARGETS), "http://h#/x", "http://h\\x/"]
+        refused = [
+            *NO_TARGETS,
+            *(f"http://h{target}" for target in NO_TARGETS),
+            "http://h#/x",
+            "http://h\\x/",
+        ]
         for target in refused:
             assert ((await rig.get(target)).status, rig.sent()) == (400, []), target
-        for target in ("/caf\xe9", "/a\x7fb", "/a\x01b", "/a b", "/a\tb", "/x?\xff"):  # refused by the server itself
+        for target in (
+            "/caf\xe9",
+            "/a\x7fb",
+            "/a\x01b",
+            "/a b",
+            "/a\tb",
+            "/x?\xff",
+        ):  # refused by the server itself
             assert ((await rig.get(target)).status, rig.sent()) == (400, []), target
         lines = await rig.lines(len(refused))
-        assert {(line["outcome"], line["status"]) for line in lines} <= {("refused", 400), ("intercepted", 400)}
+        assert {(line["outcome"], line["status"]) for line in lines} <= {
+            ("refused", 400),
+            ("intercepted", 400),
+        }
         assert (await rig.get("/admin/x")).status == 401
 
 
-async def test_a_path_with_such_octets_ends_its_own_stream_only(log: Log, certificates: Certificates) -> None:
-    """The same over HTTP/2, bytes beyond ASCII included: the connection and its other streams go on."""
+async def test_a_path_with_such_octets_ends_its_own_stream_only(
+    log: Log, certificates: Certificates
+) -> None:
+    """The same over HTTP/2, bytes beyond ASCII included: the connection and its other streams go
+    on.
+    """
     async with rig_of(lambda url: configuration(url, *KEYED), log, certificates) as rig:
         for path in [*NO_TARGETS, "/caf\xe9", "/a b", "/a\x01b", "/a\x7f", "http://h/x", "*", "x"]:
             assert ((await rig.h2(path)).status, rig.sent()) == (400, []), path
@@ -148,7 +208,9 @@ async def test_a_path_with_such_octets_ends_its_own_stream_only(log: Log, certif
         assert not [line for line in log if line["event"] == "internal_error"]
 
 
-async def test_what_a_target_may_hold_passes_byte_for_byte(log: Log, certificates: Certificates) -> None:
+async def test_what_a_target_may_hold_passes_byte_for_byte(
+    log: Log, certificates: Certificates
+) -> None:
     async with rig_of(lambda url: configuration(url, *KEYED), log) as rig:
         for target in LEGAL:
             assert (await rig.get(target)).status == 200
@@ -171,7 +233,14 @@ ANOTHER_ROUTES = [
         "/%2e%2e;x/admin",
         "/open;p/%2e%2E;q/admin",
     ),
-    *("/open/..%2fadmin/x", "/open%2F..%2Fadmin", "/%2fadmin/x", "/admin%2Fx", "/open/..;x%2fadmin", "/%2e%2e%2fadmin"),
+    *(
+        "/open/..%2fadmin/x",
+        "/open%2F..%2Fadmin",
+        "/%2fadmin/x",
+        "/admin%2Fx",
+        "/open/..;x%2fadmin",
+        "/%2e%2e%2fadmin",
+    ),
     *("/sub/..%2fother", "/sub/..;/other"),
 ]
 SAME_ROUTE = [
@@ -185,8 +254,12 @@ SAME_ROUTE = [
 ]
 
 
-async def test_a_path_that_servers_read_as_another_routes_is_refused(log: Log, certificates: Certificates) -> None:
-    """nginx decodes `%2f` and Tomcat removes `;x` before they resolve dot segments, and find `/admin`, without a key."""
+async def test_a_path_that_servers_read_as_another_routes_is_refused(
+    log: Log, certificates: Certificates
+) -> None:
+    """nginx decodes `%2f` and Tomcat removes `;x` before they resolve dot segments, and find
+    `/admin`, without a key.
+    """
 
     def routes(url: str) -> Config:
         return configuration(url, *KEYED, "path: /sub, strip_prefix: true")
@@ -196,7 +269,9 @@ async def test_a_path_that_servers_read_as_another_routes_is_refused(log: Log, c
             assert ((await rig.get(target)).status, rig.sent()) == (400, []), target
         for target in SAME_ROUTE:
             assert (await rig.get(target)).status == 200, target
-            assert [request.target.decode() for request in rig.sent()] == [target.removeprefix("/sub")]
+            assert [request.target.decode() for request in rig.sent()] == [
+                target.removeprefix("/sub")
+            ]
         for target in ("/admin/a%2fb", "/admin/x;y"):
             assert (await rig.get(target)).status == 401
     async with rig_of(routes, log, certificates) as rig:
@@ -211,7 +286,9 @@ async def test_dot_segments_do_not_lead_through_a_prefix_that_is_stripped(log: L
             assert ((await rig.get(target)).status, rig.sent()) == (400, []), target
         for target in ("/sub", "/sub/", "/sub//x", "/sub/a/../b", "/sub/a/..", "/sub/./x?"):
             assert (await rig.get(target)).status == 200, target
-            assert [request.target.decode() for request in rig.sent()] == [target.removeprefix("/sub") or "/"]
+            assert [request.target.decode() for request in rig.sent()] == [
+                target.removeprefix("/sub") or "/"
+            ]
 
 
 # Names with an underscore: RFC 3875, section 4.1.18
@@ -230,8 +307,12 @@ class Names(Interceptor):
 NAMES = '- {name: names, use: "given_targets:Names"}'
 
 
-async def test_no_other_spelling_of_a_name_that_the_proxy_sets_goes_up(log: Log, certificates: Certificates) -> None:
-    """CGI, WSGI and PHP make one variable of both: the client's would be read instead of what was set, checked or removed here."""
+async def test_no_other_spelling_of_a_name_that_the_proxy_sets_goes_up(
+    log: Log, certificates: Certificates
+) -> None:
+    """CGI, WSGI and PHP make one variable of both: the client's would be read instead of what was
+    set, checked or removed here.
+    """
 
     def routes(url: str) -> Config:
         return configuration(
@@ -260,16 +341,24 @@ async def test_no_other_spelling_of_a_name_that_the_proxy_sets_goes_up(log: Log,
         "authorization": "Bearer good",
     }
     async with rig_of(routes, log) as rig:
-        assert (await rig.get("/x", "h", *(f"{name}: {value}" for name, value in sent.items()))).status == 200
+        assert (
+            await rig.get("/x", "h", *(f"{name}: {value}" for name, value in sent.items()))
+        ).status == 200
         (one,) = rig.sent()
     async with rig_of(routes, log, certificates) as rig:
-        assert (await rig.h2("/x", "h", "GET", *((name.lower(), value) for name, value in sent.items()))).status == 200
+        assert (
+            await rig.h2("/x", "h", "GET", *((name.lower(), value) for name, value in sent.items()))
+        ).status == 200
         (two,) = rig.sent()
     for request in (one, two):
         named = {name.decode().lower(): value.decode() for name, value in request.headers}
         assert "m" not in named.values()
         assert {name for name in named if "_" in name} == {"x_other", "x_both", "x_set_here"}
-        assert (named["x-user-id"], named["x-plan-name"], named["x-both"]) == ("alice", "free", "passes")
+        assert (named["x-user-id"], named["x-plan-name"], named["x-both"]) == (
+            "alice",
+            "free",
+            "passes",
+        )
 
 
 # A bare `?`: RFC 3986, section 6.2.3
@@ -322,14 +411,25 @@ def _given(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def bare(url: str) -> Config:
     return configuration(
-        url, "path: /", "path: /v1, strip_prefix: true", "path: /w, interceptors: [watches]", interceptors=WATCHES
+        url,
+        "path: /",
+        "path: /v1, strip_prefix: true",
+        "path: /w, interceptors: [watches]",
+        interceptors=WATCHES,
     )
 
 
 async def test_a_bare_question_mark_goes_up(log: Log, certificates: Certificates) -> None:
-    """`/x?` is not `/x`: with and without `strip_prefix`, in absolute-form, over HTTP/2, and past interceptors."""
+    """`/x?` is not `/x`: with and without `strip_prefix`, in absolute-form, over HTTP/2, and past
+    interceptors.
+    """
     async with rig_of(bare, log) as rig:
-        for target, expected in [*BARE, *(("http://h" + a, b) for a, b in BARE), ("http://h?", "/?"), ("http://h", "/")]:
+        for target, expected in [
+            *BARE,
+            *(("http://h" + a, b) for a, b in BARE),
+            ("http://h?", "/?"),
+            ("http://h", "/"),
+        ]:
             await rig.get(target)
             assert [request.target.decode() for request in rig.sent()] == [expected], target
     async with rig_of(bare, log, certificates) as rig:
@@ -356,11 +456,16 @@ LISTED = "path: /, allowed_hosts: [a.example, 'b.example:81', '[2001:db8:0::1]']
 async def test_a_host_that_is_none_is_refused(log: Log, certificates: Certificates) -> None:
     """Nothing goes up: it would be read as another host in a link, a cache or a log."""
     for routes in (("path: /",), (LISTED,)):
-        async with rig_of(lambda url, routes=routes: configuration(url, *routes, upstream=PRESERVED), log) as rig:
+        async with rig_of(
+            lambda url, routes=routes: configuration(url, *routes, upstream=PRESERVED), log
+        ) as rig:
             for host in NO_HOSTS:
                 assert ((await rig.get("/", host)).status, rig.sent()) == (400, []), host
                 if not set(host) & set("/?"):
-                    assert ((await rig.get(f"http://{host}/", "a.example")).status, rig.sent()) == (400, []), host
+                    assert ((await rig.get(f"http://{host}/", "a.example")).status, rig.sent()) == (
+                        400,
+                        [],
+                    ), host
             assert ((await rig.get("http:///x", "a.example")).status, rig.sent()) == (400, [])
             assert (await rig.get("/metrics", "<script>")).status == 400
     async with rig_of(lambda url: configuration(url, upstream=PRESERVED), log, certificates) as rig:
@@ -383,10 +488,25 @@ async def test_a_host_goes_up_as_it_came(log: Log, certificates: Certificates) -
 
 async def test_allowed_hosts_compares_the_host_that_was_parsed(log: Log) -> None:
     async with rig_of(lambda url: configuration(url, LISTED), log) as rig:
-        for host in ("a.example", "A.Example:443", "a.example:", "a.EXAMPLE:1", "b.example:81", "[2001:DB8::1]:8000"):
+        for host in (
+            "a.example",
+            "A.Example:443",
+            "a.example:",
+            "a.EXAMPLE:1",
+            "b.example:81",
+            "[2001:DB8::1]:8000",
+        ):
             assert (await rig.get("/", host)).status == 200, host
             assert rig.sent()[0].all("x-forwarded-host") == [host.encode()]
-        for host in ("b.example", "b.example:82", "a.example.", "x.a.example", "[2001:db8::2]", "", "a.example,b"):
+        for host in (
+            "b.example",
+            "b.example:82",
+            "a.example.",
+            "x.a.example",
+            "[2001:db8::2]",
+            "",
+            "a.example,b",
+        ):
             assert ((await rig.get("/", host)).status, rig.sent()) == (403, []), host
 
 
@@ -395,11 +515,17 @@ async def test_the_authority_of_an_absolute_target_is_the_host(log: Log) -> None
 
     def make(url: str) -> Config:
         return configuration(
-            url, "path: /, allowed_hosts: [a.example], interceptors: [watches]", upstream=PRESERVED, interceptors=WATCHES
+            url,
+            "path: /, allowed_hosts: [a.example], interceptors: [watches]",
+            upstream=PRESERVED,
+            interceptors=WATCHES,
         )
 
     async with rig_of(make, log) as rig:
-        assert ((await rig.get("http://b.example:81/x", "a.example")).status, rig.sent()) == (403, [])
+        assert ((await rig.get("http://b.example:81/x", "a.example")).status, rig.sent()) == (
+            403,
+            [],
+        )
         for target, host in [
             ("http://a.example/x", "b.example"),
             ("HTTP://A.Example:81/x", "a b"),
@@ -435,7 +561,9 @@ INSIDE = [
 
 
 async def test_no_target_leaves_an_endpoints_own_path(log: Log, certificates: Certificates) -> None:
-    """Neither what a client sends, nor what an interceptor sets; what stays inside goes up as it came."""
+    """Neither what a client sends, nor what an interceptor sets; what stays inside goes up as it
+    came.
+    """
 
     def make(url: str) -> Config:
         routes = "path: /", "path: /v1, strip_prefix: true", "path: /set, interceptors: [sets]"
@@ -445,7 +573,10 @@ async def test_no_target_leaves_an_endpoints_own_path(log: Log, certificates: Ce
         for target in OUTSIDE:
             assert ((await rig.get(target)).status, rig.sent()) == (400, []), target
         for path in ("/../tenant-b", "/x/..%2f..", "/..\\tenant-b"):
-            assert ((await rig.get("/set", "h", f"X-Path: {path}")).status, rig.sent()) == (400, []), path
+            assert ((await rig.get("/set", "h", f"X-Path: {path}")).status, rig.sent()) == (
+                400,
+                [],
+            ), path
         for target, expected in INSIDE:
             assert (await rig.get(target)).status == 200, target
             assert [request.target.decode() for request in rig.sent()] == [expected]
@@ -457,7 +588,9 @@ async def test_no_target_leaves_an_endpoints_own_path(log: Log, certificates: Ce
 
 
 async def test_the_boundary_holds_for_each_endpoint(log: Log) -> None:
-    """Whichever endpoint is asked first: the first of these refuses every connection, and a retry goes to the other."""
+    """Whichever endpoint is asked first: the first of these refuses every connection, and a retry
+    goes to the other.
+    """
     with trio.socket.socket() as sock:
         await sock.bind(("127.0.0.1", 0))
         closed = f"http://127.0.0.1:{sock.getsockname()[1]}"
@@ -485,11 +618,17 @@ async def test_a_query_that_no_target_has_does_not_leave(log: Log) -> None:
 
 
 async def test_the_case_of_a_path_passes_no_route_by(log: Log, certificates: Certificates) -> None:
-    """Also percent-encoded, with runs of slashes and dot segments, and for letters that fold to ASCII ones."""
+    """Also percent-encoded, with runs of slashes and dot segments, and for letters that fold to
+    ASCII ones.
+    """
 
     def make(url: str) -> Config:
         return configuration(
-            url, "path: /", "path: /risk/desk, interceptors: [keys]", "path: /Both", "path: /both, interceptors: [keys]"
+            url,
+            "path: /",
+            "path: /risk/desk, interceptors: [keys]",
+            "path: /Both",
+            "path: /both, interceptors: [keys]",
         )
 
     spelt = [
@@ -517,8 +656,12 @@ async def test_the_case_of_a_path_passes_no_route_by(log: Log, certificates: Cer
 # Pages of the proxy's own
 
 
-async def test_a_page_is_served_for_one_spelling_of_its_path(log: Log, certificates: Certificates) -> None:
-    """A balancer's rule for `/metrics` protects it, and an upstream's own `/%6detrics` can be reached."""
+async def test_a_page_is_served_for_one_spelling_of_its_path(
+    log: Log, certificates: Certificates
+) -> None:
+    """A balancer's rule for `/metrics` protects it, and an upstream's own `/%6detrics` can be
+    reached.
+    """
     pages = ("/metrics", "/status", "/healthz", "/readyz")
     others = [
         *(
@@ -560,7 +703,11 @@ async def test_a_page_is_served_for_one_spelling_of_its_path(log: Log, certifica
 
 # WebSocket: RFC 9110, section 7.8; RFC 8441
 
-HANDSHAKE = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]
+HANDSHAKE = [
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+]
 
 
 def guarded(url: str) -> Config:
@@ -571,7 +718,11 @@ def guarded(url: str) -> Config:
 async def test_a_websocket_handshake_is_the_plain_request_that_it_also_is(log: Log) -> None:
     """Route, host, interceptors, one line, one count; and the connection serves the next request."""
     async with rig_of(guarded, log) as rig:
-        versions = ("Sec-WebSocket-Version: 13", "Sec-WebSocket-Version: 8", "Sec-WebSocket-Version: 13\r\nUpgrade: h2c")
+        versions = (
+            "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Version: 8",
+            "Sec-WebSocket-Version: 13\r\nUpgrade: h2c",
+        )
         for version in versions:
             answer = await rig.get("/v1/realtime?model=m", "h", *HANDSHAKE, version)
             assert (answer.status, answer.body) == (200, b"ok")
@@ -590,14 +741,22 @@ async def test_a_websocket_handshake_is_the_plain_request_that_it_also_is(log: L
         assert counted == 3
         client = await open_client(rig.proxy.port)
         for _ in range(2):
-            await client.send("GET", "/x", [("Host", "h"), *(tuple(line.split(": ")) for line in [*HANDSHAKE, versions[0]])])  # type: ignore[misc]
+            await client.send(
+                "GET",
+                "/x",
+                [("Host", "h"), *(tuple(line.split(": ")) for line in [*HANDSHAKE, versions[0]])],
+            )  # type: ignore[misc]
             assert (await client.answer()).body == b"ok"
             client.next_cycle()
         await client.aclose()
 
 
-async def test_an_extended_connect_is_refused_and_not_announced(log: Log, certificates: Certificates) -> None:
-    """As an exchange of its route, like a plain CONNECT of none; the connection's other streams go on."""
+async def test_an_extended_connect_is_refused_and_not_announced(
+    log: Log, certificates: Certificates
+) -> None:
+    """As an exchange of its route, like a plain CONNECT of none; the connection's other streams go
+    on.
+    """
     async with rig_of(guarded, log, certificates) as rig:
         assert rig.http2 is not None
         await rig.h2("/x")
@@ -610,13 +769,19 @@ async def test_an_extended_connect_is_refused_and_not_announced(log: Log, certif
         assert (await rig.h2("/v1/realtime", "foreign", "CONNECT", *websocket)).status == 403
         ident = rig.http2.h2.get_next_available_stream_id()
         rig.http2.streams[ident] = stream = Exchanged()
-        rig.http2.h2.send_headers(ident, [(":method", "CONNECT"), (":authority", "victim.example:443")], end_stream=True)
+        rig.http2.h2.send_headers(
+            ident, [(":method", "CONNECT"), (":authority", "victim.example:443")], end_stream=True
+        )
         await rig.http2.flush()
         await until(lambda: stream.over)
         assert stream.status == 501
         assert (await rig.h2("/x")).body == b"ok"
         assert len(rig.sent()) == 1
-        assert [(line["route"], line["status"]) for line in (await rig.lines(5))[1:4]] == [("/", 501), ("/", 403), ("", 501)]
+        assert [(line["route"], line["status"]) for line in (await rig.lines(5))[1:4]] == [
+            ("/", 501),
+            ("/", 403),
+            ("", 501),
+        ]
 
 
 async def test_connect_is_refused(log: Log) -> None:
@@ -630,7 +795,11 @@ async def test_an_upgrade_to_h2c_is_ignored(log: Log) -> None:
     async with rig_of(guarded, log) as rig:
         for headers in (
             ["Upgrade: h2c"],
-            ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA"],
+            [
+                "Connection: Upgrade, HTTP2-Settings",
+                "Upgrade: h2c",
+                "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA",
+            ],
         ):
             answer = await rig.get("/x", "h", *headers)
             assert (answer.status, answer.body) == (200, b"ok")
@@ -639,7 +808,9 @@ async def test_an_upgrade_to_h2c_is_ignored(log: Log) -> None:
 # The port of the pages
 
 
-async def test_the_admin_port_answers_to_addresses_and_names_that_are_listed(log: Log, tmp_path: Path) -> None:
+async def test_the_admin_port_answers_to_addresses_and_names_that_are_listed(
+    log: Log, tmp_path: Path
+) -> None:
     """A page in the operator's browser reaches it by a name of its own (DNS rebinding)."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

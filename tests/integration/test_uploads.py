@@ -1,4 +1,6 @@
-"""Request bodies that do not arrive whole: nobody upstream may take a part for the whole, and the client reads why."""
+"""Request bodies that do not arrive whole: nobody upstream may take a part for the whole, and the
+client reads why.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ BODY_SIZE = 4_000_000
 
 @pytest.fixture
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An upload is blocked soon after the upstream stops reading: the kernel holds little between the proxy and it."""
+    """An upload is blocked soon after the upstream stops reading: the kernel holds little between
+    the proxy and it.
+    """
     limit_upstream_buffers(monkeypatch, socket.SO_SNDBUF, 16384)
 
 
@@ -40,7 +44,9 @@ async def outcomes_of(log: list[dict[str, object]], count: int = 1) -> list[obje
 
 @asynccontextmanager
 async def proxy_for(url: str, route: str = "") -> AsyncIterator[Proxy]:
-    """A proxy that has nothing on loan when its exchanges are over; that it can end then, `open_proxy` asserts."""
+    """A proxy that has nothing on loan when its exchanges are over; that it can end then,
+    `open_proxy` asserts.
+    """
     async with open_proxy(config_for(url, route=route)) as proxy:
         yield proxy
         await until(lambda: not proxy.worker.live)
@@ -74,7 +80,9 @@ def taking(seen: Seen) -> Script:
                     seen.data += len(event.data)
                 elif isinstance(event, h11.EndOfMessage):
                     seen.whole += 1
-                    await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+                    await peer.send(
+                        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
+                    )
                     return
                 else:
                     return
@@ -90,7 +98,9 @@ def refuse_to_read(peer: Peer) -> None:
 
 async def begin(client: Client, framing: str, size: int = BODY_SIZE) -> None:
     """Send the head of a POST whose body is to follow."""
-    length = ("Transfer-Encoding", "chunked") if framing == "chunked" else ("Content-Length", str(size))
+    length = (
+        ("Transfer-Encoding", "chunked") if framing == "chunked" else ("Content-Length", str(size))
+    )
     head = h11.Request(method="POST", target="/", headers=[("Host", "proxy.test"), length])
     await client.stream.send_all(client._h11.send(head) or b"")
 
@@ -136,8 +146,12 @@ async def test_a_whole_upload_is_seen_whole(framing: str, log: list[dict[str, ob
 
 @pytest.mark.parametrize("framing", FRAMINGS)
 @pytest.mark.parametrize("how", ["close", "reset"])
-async def test_an_upload_whose_client_left_is_never_whole(framing: str, how: str, log: list[dict[str, object]]) -> None:
-    """Twenty clients leave in the middle of their upload: no upstream takes what came for a complete request."""
+async def test_an_upload_whose_client_left_is_never_whole(
+    framing: str, how: str, log: list[dict[str, object]]
+) -> None:
+    """Twenty clients leave in the middle of their upload: no upstream takes what came for a
+    complete request.
+    """
     seen = Seen()
     async with open_upstream(taking(seen)) as upstream, proxy_for(upstream.url) as proxy:
         for number in range(20):
@@ -147,7 +161,11 @@ async def test_an_upload_whose_client_left_is_never_whole(framing: str, how: str
             if number % 2:
                 # Every other one leaves with bytes on their way.
                 await send(client, 100_000)
-            await until(lambda expected=number: seen.heads == expected + 1 and seen.data >= (expected + 1) * 1000)
+            await until(
+                lambda expected=number: (
+                    seen.heads == expected + 1 and seen.data >= (expected + 1) * 1000
+                )
+            )
             if how == "reset":
                 client.reset()
             else:
@@ -158,8 +176,12 @@ async def test_an_upload_whose_client_left_is_never_whole(framing: str, how: str
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-async def test_a_client_that_leaves_at_once_sends_no_whole_request(framing: str, log: list[dict[str, object]]) -> None:
-    """The same when the client's end comes together with the head, over a connection that is open already or not."""
+async def test_a_client_that_leaves_at_once_sends_no_whole_request(
+    framing: str, log: list[dict[str, object]]
+) -> None:
+    """The same when the client's end comes together with the head, over a connection that is open
+    already or not.
+    """
     seen = Seen()
     async with open_upstream(taking(seen)) as upstream, proxy_for(upstream.url) as proxy:
         for _ in range(20):
@@ -172,8 +194,12 @@ async def test_a_client_that_leaves_at_once_sends_no_whole_request(framing: str,
 
 
 @pytest.mark.usefixtures("small_buffers")
-async def test_a_hundred_clients_reset_while_their_upload_is_blocked(log: list[dict[str, object]]) -> None:
-    """The upstream reads nothing. All uploads are stuck, all clients reset; the next request is served, and the server ends."""
+async def test_a_hundred_clients_reset_while_their_upload_is_blocked(
+    log: list[dict[str, object]],
+) -> None:
+    """The upstream reads nothing. All uploads are stuck, all clients reset; the next request is
+    served, and the server ends.
+    """
     seen = Seen()
     over = trio.Event()
 
@@ -218,8 +244,12 @@ async def test_a_hundred_clients_reset_while_their_upload_is_blocked(log: list[d
 # The proxy refuses to go on
 
 
-async def test_a_chunked_body_over_the_limit_is_413_and_never_whole(log: list[dict[str, object]]) -> None:
-    """The upstream has a part of the body when the limit is passed: it gets no end, although the client sends one."""
+async def test_a_chunked_body_over_the_limit_is_413_and_never_whole(
+    log: list[dict[str, object]],
+) -> None:
+    """The upstream has a part of the body when the limit is passed: it gets no end, although the
+    client sends one.
+    """
     seen = Seen()
     async with (
         open_upstream(taking(seen)) as upstream,
@@ -243,13 +273,19 @@ async def test_a_chunked_body_over_the_limit_is_413_and_never_whole(log: list[di
 
 @pytest.mark.parametrize("content_type", [b"text/plain", b"text/event-stream"])
 @pytest.mark.usefixtures("small_buffers")
-async def test_an_upload_that_times_out_ends_no_response_clean(content_type: bytes, log: list[dict[str, object]]) -> None:
-    """The response ends with the upstream's connection, which the proxy itself gives up: that must not pass for its end."""
+async def test_an_upload_that_times_out_ends_no_response_clean(
+    content_type: bytes, log: list[dict[str, object]]
+) -> None:
+    """The response ends with the upstream's connection, which the proxy itself gives up: that must
+    not pass for its end.
+    """
 
     async def script(peer: Peer) -> None:
         refuse_to_read(peer)
         await peer.request(body=False)
-        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: " + content_type + b"\r\n\r\ndata: 1\n\n")
+        await peer.send(
+            b"HTTP/1.1 200 OK\r\nContent-Type: " + content_type + b"\r\n\r\ndata: 1\n\n"
+        )
         await trio.sleep_forever()
 
     async with (
@@ -271,10 +307,17 @@ async def test_an_upload_that_times_out_ends_no_response_clean(content_type: byt
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-async def test_a_client_that_falls_silent_in_its_request_gets_408(framing: str, log: list[dict[str, object]]) -> None:
-    """After timeouts.idle; the upstream's connection is closed, and the part that it has got is not the whole."""
+async def test_a_client_that_falls_silent_in_its_request_gets_408(
+    framing: str, log: list[dict[str, object]]
+) -> None:
+    """After timeouts.idle; the upstream's connection is closed, and the part that it has got is not
+    the whole.
+    """
     seen = Seen()
-    async with open_upstream(taking(seen)) as upstream, proxy_for(upstream.url, "timeouts: {idle: 0.1}") as proxy:
+    async with (
+        open_upstream(taking(seen)) as upstream,
+        proxy_for(upstream.url, "timeouts: {idle: 0.1}") as proxy,
+    ):
         client = await open_client(proxy.port)
         await begin(client, framing)
         await send(client, 100)
@@ -295,7 +338,9 @@ def answering_early(seen: Seen) -> Script:
     async def script(peer: Peer) -> None:
         await peer.request(body=False)
         seen.heads += 1
-        await peer.send(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 200000\r\n\r\n" + b"n" * 200_000)
+        await peer.send(
+            b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 200000\r\n\r\n" + b"n" * 200_000
+        )
         await peer.wait_closed()
         seen.closed += 1
 
@@ -307,7 +352,9 @@ def answering_early(seen: Seen) -> Script:
 async def test_a_client_content_with_an_early_answer_has_completed(
     framing: str, how: str, log: list[dict[str, object]]
 ) -> None:
-    """It has read 401 to its end and leaves without the rest of its upload: that is no client that left too early."""
+    """It has read 401 to its end and leaves without the rest of its upload: that is no client that
+    left too early.
+    """
     seen = Seen()
     async with open_upstream(answering_early(seen)) as upstream, proxy_for(upstream.url) as proxy:
         client = await open_client(proxy.port)
@@ -317,8 +364,12 @@ async def test_a_client_content_with_an_early_answer_has_completed(
             answer = await client.head()
             await client.read_until(answer, b"n" * 200_000)
         assert (answer.status, len(answer.body)) == (401, 200_000)
-        await until(lambda: seen.closed == 1)  # the whole answer has been handed over, and the upload is over
-        assert not [line for line in log if line["event"] == "exchange"]  # the client has not left yet
+        await until(
+            lambda: seen.closed == 1
+        )  # the whole answer has been handed over, and the upload is over
+        assert not [
+            line for line in log if line["event"] == "exchange"
+        ]  # the client has not left yet
         if how == "reset":
             client.reset()
         else:
@@ -327,8 +378,12 @@ async def test_a_client_content_with_an_early_answer_has_completed(
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-async def test_a_client_that_uploads_on_gets_an_early_answer_whole(framing: str, log: list[dict[str, object]]) -> None:
-    """The client goes on sending while it reads: the answer arrives to its last byte, and no reset overtakes it."""
+async def test_a_client_that_uploads_on_gets_an_early_answer_whole(
+    framing: str, log: list[dict[str, object]]
+) -> None:
+    """The client goes on sending while it reads: the answer arrives to its last byte, and no reset
+    overtakes it.
+    """
     seen = Seen()
     async with open_upstream(answering_early(seen)) as upstream, proxy_for(upstream.url) as proxy:
         for number in range(5):
@@ -343,9 +398,12 @@ async def test_a_client_that_uploads_on_gets_an_early_answer_whole(framing: str,
             await client.aclose()
 
 
-async def test_an_answer_whose_end_could_not_be_sent_in_time_has_not_completed(log: list[dict[str, object]]) -> None:
-    """The upstream has answered early and whole, and the total time is over while the client's upload still stands: the response's
-    end waits for that, and the client must not take the response for a whole one.
+async def test_an_answer_whose_end_could_not_be_sent_in_time_has_not_completed(
+    log: list[dict[str, object]],
+) -> None:
+    """The upstream has answered early and whole, and the total time is over while the client's
+    upload still stands: the response's end waits for that, and the client must not take the
+    response for a whole one.
     """
 
     async def script(peer: Peer) -> None:
@@ -354,7 +412,10 @@ async def test_an_answer_whose_end_could_not_be_sent_in_time_has_not_completed(l
         await peer.send(b"9\r\ndata: 1\n\n\r\n0\r\n\r\n")
         await peer.wait_closed()
 
-    async with open_upstream(script) as upstream, proxy_for(upstream.url, route="timeouts: {total: 0.5}") as proxy:
+    async with (
+        open_upstream(script) as upstream,
+        proxy_for(upstream.url, route="timeouts: {total: 0.5}") as proxy,
+    ):
         client = await open_client(proxy.port)
         await begin(client, "content-length")
         await send(client, 1000)
@@ -367,7 +428,9 @@ async def test_an_answer_whose_end_could_not_be_sent_in_time_has_not_completed(l
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-async def test_an_upstream_that_resets_in_an_upload_is_502(framing: str, log: list[dict[str, object]]) -> None:
+async def test_an_upstream_that_resets_in_an_upload_is_502(
+    framing: str, log: list[dict[str, object]]
+) -> None:
     """The client, still sending, reads why; the request is not sent a second time."""
     seen = Seen()
 

@@ -1,4 +1,6 @@
-"""From an endpoint's name to a connection, behind a whole proxy: look-ups, the name that TLS verifies, and what is ours."""
+"""From an endpoint's name to a connection, behind a whole proxy: look-ups, the name that TLS
+verifies, and what is ours.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,11 @@ async def test_a_response_with_white_space_before_a_colon_passes() -> None:
     async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url)) as proxy:
         for _ in range(8):
             answer = await fetch(proxy.port)
-            assert (answer.status, answer.body, answer.all("x-xss-protection")) == (200, b"ok", [b"1"])
+            assert (answer.status, answer.body, answer.all("x-xss-protection")) == (
+                200,
+                b"ok",
+                [b"1"],
+            )
         assert len(upstream.requests) == 8
 
 
@@ -60,7 +66,9 @@ async def test_a_response_with_white_space_before_a_colon_passes() -> None:
 
 
 class Resolver:
-    """The system's resolver, replaced: `slow.*` fails when released, other `.example` names are loopback."""
+    """The system's resolver, replaced: `slow.*` fails when released, other `.example` names are
+    loopback.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: Counter[str] = Counter()
@@ -87,7 +95,9 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
 
 
 async def test_a_slow_name_delays_no_other_upstream(names: Resolver) -> None:
-    """Forty-five requests wait for one look-up, and another upstream's are answered meanwhile; its name is looked up once."""
+    """Forty-five requests wait for one look-up, and another upstream's are answered meanwhile; its
+    name is looked up once.
+    """
     async with open_upstream(good) as upstream:
         config = parse_config(f"""
 reverse_proxy:
@@ -125,7 +135,9 @@ log: {{level: error}}
 
 
 class Server:
-    """A TLS server with a certificate for `name`: the names that clients send, and what they put into Host."""
+    """A TLS server with a certificate for `name`: the names that clients send, and what they put
+    into Host.
+    """
 
     def __init__(self, directory: Path, name: str) -> None:
         self.sent: list[str | None] = []
@@ -140,25 +152,69 @@ class Server:
 @pytest.mark.parametrize(
     ("certificate", "endpoint", "keys", "sent", "status"),
     [
-        ("backend.example", "127.0.0.1", "tls_server_name: backend.example", "backend.example", 200),
-        ("backend.example", "127.0.0.1", "tls_server_name: Backend.Example., host: other.example", "backend.example", 200),
+        (
+            "backend.example",
+            "127.0.0.1",
+            "tls_server_name: backend.example",
+            "backend.example",
+            200,
+        ),
+        (
+            "backend.example",
+            "127.0.0.1",
+            "tls_server_name: Backend.Example., host: other.example",
+            "backend.example",
+            200,
+        ),
         ("backend.example", "127.0.0.1", "tls_server_name: other.example", "other.example", 502),
         ("backend.example", "127.0.0.1", "host: backend.example", None, 502),
-        ("backend.example", "fast.example", "tls_server_name: backend.example", "backend.example", 200),
+        (
+            "backend.example",
+            "fast.example",
+            "tls_server_name: backend.example",
+            "backend.example",
+            200,
+        ),
         ("fast.example", "fast.example", "host: backend.example", "fast.example", 200),
-        ("fast.example", "fast.example", "tls_server_name: backend.example", "backend.example", 502),
+        (
+            "fast.example",
+            "fast.example",
+            "tls_server_name: backend.example",
+            "backend.example",
+            502,
+        ),
         ("127.0.0.1", "fast.example", "tls_server_name: 127.0.0.1", None, 200),
-        ("straße.example", "127.0.0.1", "tls_server_name: straße.example", "xn--strae-oqa.example", 200),
-        ("strasse.example", "127.0.0.1", "tls_server_name: straße.example", "xn--strae-oqa.example", 502),
+        (
+            "straße.example",
+            "127.0.0.1",
+            "tls_server_name: straße.example",
+            "xn--strae-oqa.example",
+            200,
+        ),
+        (
+            "strasse.example",
+            "127.0.0.1",
+            "tls_server_name: straße.example",
+            "xn--strae-oqa.example",
+            502,
+        ),
     ],
 )
 async def test_tls_server_name_is_what_is_sent_and_verified(
-    tmp_path: Path, names: Resolver, certificate: str, endpoint: str, keys: str, sent: str | None, status: int
+    tmp_path: Path,
+    names: Resolver,
+    certificate: str,
+    endpoint: str,
+    keys: str,
+    sent: str | None,
+    status: int,
 ) -> None:
     """By default the endpoint's host, whatever `host` says; an address is verified and not sent."""
     server = Server(tmp_path, certificate)
     async with open_upstream(good, ssl_context=server.context) as upstream:
-        settings = config_for(f"https://{endpoint}:{upstream.port}", upstream=f'ca_file: "{server.ca_file}", {keys}')
+        settings = config_for(
+            f"https://{endpoint}:{upstream.port}", upstream=f'ca_file: "{server.ca_file}", {keys}'
+        )
         async with open_proxy(settings) as proxy:
             answer = await fetch(proxy.port)
         assert answer.status == status
@@ -176,22 +232,30 @@ async def test_tls_server_name_is_what_is_sent_and_verified(
         ("http://127.0.0.1", "backend.example", "no endpoint of this upstream is https"),
     ],
 )
-def test_a_tls_server_name_that_can_be_none_is_refused_at_load(url: str, name: str, problem: str) -> None:
+def test_a_tls_server_name_that_can_be_none_is_refused_at_load(
+    url: str, name: str, problem: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         config_for(url, upstream=f'tls_server_name: "{name}"')
     (line,) = caught.value.errors
     assert line.startswith(f"reverse_proxy.upstreams[0].tls_server_name: {problem}")
 
 
-@pytest.mark.parametrize(("certificate", "status"), [("straße.example", 200), ("strasse.example", 502)])
+@pytest.mark.parametrize(
+    ("certificate", "status"), [("straße.example", 200), ("strasse.example", 502)]
+)
 @pytest.mark.parametrize("name", ["straße.example", "Straße.example.", "xn--strae-oqa.example"])
 async def test_an_international_name_has_one_form_everywhere(
     tmp_path: Path, names: Resolver, name: str, certificate: str, status: int
 ) -> None:
-    """Its A-labels by IDNA 2008 are resolved, sent, verified and written in Host; IDNA 2003 makes another host of it."""
+    """Its A-labels by IDNA 2008 are resolved, sent, verified and written in Host; IDNA 2003 makes
+    another host of it.
+    """
     server = Server(tmp_path, certificate)
     async with open_upstream(good, ssl_context=server.context) as upstream:
-        settings = config_for(f"https://{name}:{upstream.port}", upstream=f'ca_file: "{server.ca_file}"')
+        settings = config_for(
+            f"https://{name}:{upstream.port}", upstream=f'ca_file: "{server.ca_file}"'
+        )
         async with open_proxy(settings) as proxy:
             answer = await fetch(proxy.port)
         assert answer.status == status
@@ -200,7 +264,9 @@ async def test_an_international_name_has_one_form_everywhere(
         assert set(server.sent) == {labels}
         if status == 200:
             (request,) = upstream.requests
-            assert request.all("host")[0].replace(b".:", b":") == f"{labels}:{upstream.port}".encode()
+            assert (
+                request.all("host")[0].replace(b".:", b":") == f"{labels}:{upstream.port}".encode()
+            )
         else:
             assert kind_of(answer) == "upstream_tls_failed"
 
@@ -209,7 +275,9 @@ async def test_an_international_name_has_one_form_everywhere(
 
 
 async def test_the_queue_and_the_connection_have_one_deadline() -> None:
-    """The only connection is busy for 1.9 s and then closed, and the new one is never accepted: 2 s in all, and not 3.9."""
+    """The only connection is busy for 1.9 s and then closed, and the new one is never accepted: 2 s
+    in all, and not 3.9.
+    """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -262,16 +330,21 @@ class Hoarder(Interceptor):
                 os.close(self.held.pop())
             return Response("free")
 """
-LIMITED = (
-    "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128)); os.execv(sys.argv[1], sys.argv[1:])"
-)
+LIMITED = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128)); os.execv(sys.argv[1], sys.argv[1:])"
 
 
-async def test_without_a_descriptor_requests_are_refused_and_no_endpoint_is_ejected(tmp_path: Path) -> None:
-    """By name and by address, over HTTP and TLS: 503 while none is left, and success as soon as there is one."""
+async def test_without_a_descriptor_requests_are_refused_and_no_endpoint_is_ejected(
+    tmp_path: Path,
+) -> None:
+    """By name and by address, over HTTP and TLS: 503 while none is left, and success as soon as
+    there is one.
+    """
     (tmp_path / "hoarder.py").write_text(HOARDER)
     server = Server(tmp_path, "localhost")
-    async with open_upstream(good) as plain, open_upstream(good, ssl_context=server.context) as secure:
+    async with (
+        open_upstream(good) as plain,
+        open_upstream(good, ssl_context=server.context) as secure,
+    ):
         ports = {
             "/name": f"http://localhost:{plain.port}",
             "/address": f"http://127.0.0.1:{plain.port}",
@@ -280,16 +353,28 @@ async def test_without_a_descriptor_requests_are_refused_and_no_endpoint_is_ejec
         settings = {
             "reverse_proxy": {
                 "upstreams": [
-                    {"name": path, "endpoints": [url]} | ({"ca_file": server.ca_file} if path == "/tls" else {})
+                    {"name": path, "endpoints": [url]}
+                    | ({"ca_file": server.ca_file} if path == "/tls" else {})
                     for path, url in ports.items()
                 ],
                 "routes": [{"path": path, "upstream": path} for path in ports]
-                + [{"path": path, "upstream": "/name", "interceptors": ["hoarder"]} for path in ("/fill", "/free")],
+                + [
+                    {"path": path, "upstream": "/name", "interceptors": ["hoarder"]}
+                    for path in ("/fill", "/free")
+                ],
             },
             "interceptors": [{"name": "hoarder", "use": "hoarder.py:Hoarder"}],
         }
         (tmp_path / "weirpool.yaml").write_text(yaml.safe_dump(settings))
-        command = [sys.executable, "-c", LIMITED, *WEIRPOOL, "serve", "--config", str(tmp_path / "weirpool.yaml")]
+        command = [
+            sys.executable,
+            "-c",
+            LIMITED,
+            *WEIRPOOL,
+            "serve",
+            "--config",
+            str(tmp_path / "weirpool.yaml"),
+        ]
         async with running([*command, "--bind", "127.0.0.1:0"]) as process:
             client = await open_client(await port_of(process))
 

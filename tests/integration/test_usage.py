@@ -1,4 +1,6 @@
-"""`usage` behind a whole proxy on real sockets: the metrics page, the log, a client's key, and a client that leaves."""
+"""`usage` behind a whole proxy on real sockets: the metrics page, the log, a client's key, and a
+client that leaves.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ TOLD = b'data: {"model":"gpt","choices":[],"usage":{"prompt_tokens":5,"completio
 @asynccontextmanager
 async def serve(script: Script, log: Log) -> AsyncIterator[Rig]:
     async with open_upstream(script) as upstream:
-        async with open_proxy(config_for(upstream.url, interceptors=f"{KEYS}, {USAGE}", names="keys, usage")) as proxy:
+        async with open_proxy(
+            config_for(upstream.url, interceptors=f"{KEYS}, {USAGE}", names="keys, usage")
+        ) as proxy:
             rig = Rig(upstream, proxy, log)
             yield rig
             for client in rig.clients:
@@ -38,17 +42,26 @@ async def serve(script: Script, log: Log) -> AsyncIterator[Rig]:
 
 
 async def test_tokens_are_on_the_metrics_page_by_the_clients_name(log: Log) -> None:
-    """The upstream is asked for usage, the client does not see it, and neither its key nor upstream's is anywhere."""
+    """The upstream is asked for usage, the client does not see it, and neither its key nor
+    upstream's is anywhere.
+    """
     async with serve(stream_of(CHUNK, TOLD, b"data: [DONE]\n\n"), log) as rig:
         body = b'{"model":"gpt-latest","stream":true}'
-        answer = await rig.fetch("/v1/chat/completions", method="POST", headers=[("x-api-key", ANN)], body=body)
+        answer = await rig.fetch(
+            "/v1/chat/completions", method="POST", headers=[("x-api-key", ANN)], body=body
+        )
         assert answer.body == CHUNK + b"data: [DONE]\n\n"
         (sent,) = rig.upstream.requests
-        assert json.loads(sent.body) == {**json.loads(body), "stream_options": {"include_usage": True}}
+        assert json.loads(sent.body) == {
+            **json.loads(body),
+            "stream_options": {"include_usage": True},
+        }
         assert sent.all("content-length") == [str(len(sent.body)).encode()]
         page = (await rig.fetch("/metrics")).body.decode()
         labels = 'client="ann",interceptor="usage",model="gpt",route="/"'
-        samples = dict(line.rsplit(" ", 1) for line in page.splitlines() if line.startswith("weirpool_llm_"))
+        samples = dict(
+            line.rsplit(" ", 1) for line in page.splitlines() if line.startswith("weirpool_llm_")
+        )
         names = {name.replace("{", " ").split()[0] for name in samples}
         assert names == {"weirpool_llm_tokens_total", "weirpool_llm_requests_total"}
         by_labels = {
@@ -56,21 +69,47 @@ async def test_tokens_are_on_the_metrics_page_by_the_clients_name(log: Log) -> N
             for name, value in samples.items()
         }
         assert float(by_labels["weirpool_llm_requests_total", frozenset(labels.split(","))]) == 1
-        assert float(by_labels["weirpool_llm_tokens_total", frozenset([*labels.split(","), 'kind="input"'])]) == 5
-        assert float(by_labels["weirpool_llm_tokens_total", frozenset([*labels.split(","), 'kind="output"'])]) == 0
+        assert (
+            float(
+                by_labels[
+                    "weirpool_llm_tokens_total", frozenset([*labels.split(","), 'kind="input"'])
+                ]
+            )
+            == 5
+        )
+        assert (
+            float(
+                by_labels[
+                    "weirpool_llm_tokens_total", frozenset([*labels.split(","), 'kind="output"'])
+                ]
+            )
+            == 0
+        )
         (line,) = rig.lines("usage")
-        assert (line["model"], line["client"], line["outcome"], line["output"]) == ("gpt", "ann", "completed", 0)
+        assert (line["model"], line["client"], line["outcome"], line["output"]) == (
+            "gpt",
+            "ann",
+            "completed",
+            0,
+        )
         assert ANN not in page + str(log)
         assert "upstream-8sQ" not in page + str(log)
 
 
 async def test_what_was_told_counts_when_the_client_leaves(log: Log) -> None:
-    """Anthropic has told the input by then: it is counted, once, and the line says how the answer ended."""
+    """Anthropic has told the input by then: it is counted, once, and the line says how the answer
+    ended.
+    """
     feed = Feed()
     async with serve(feed.script, log) as rig:
         client = await rig.client()
         with trio.fail_after(10):
-            await client.send("POST", "/v1/messages", [("x-api-key", ANN)], b'{"model":"claude-latest","stream":true}')
+            await client.send(
+                "POST",
+                "/v1/messages",
+                [("x-api-key", ANN)],
+                b'{"model":"claude-latest","stream":true}',
+            )
             feed.send(START)
             feed.send(DELTA)
             answer = await client.head()

@@ -1,4 +1,6 @@
-"""The chains of built-ins that every transcript passes, in process and from YAML. A new built-in goes into `_OPTIONS`."""
+"""The chains of built-ins that every transcript passes, in process and from YAML. A new built-in
+goes into `_OPTIONS`.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,16 @@ CHAINS: dict[str, list[str]] = {
     "all": ["api_keys", "rate_limit", "audit", "usage", "redact", "guard", "watch", "record"],
     "redact-secret": ["redact_secret"],
     "guard-secret": ["guard_secret"],
-    "all-secret": ["api_keys", "rate_limit", "audit", "redact_secret", "guard_secret", "policy", "usage", "record"],
+    "all-secret": [
+        "api_keys",
+        "rate_limit",
+        "audit",
+        "redact_secret",
+        "guard_secret",
+        "policy",
+        "usage",
+        "record",
+    ],
 }
 CHANGING = ("redact-secret", "guard-secret", "all-secret")
 """Those that look for the secret. Behind `redact`, `guard` must find nothing."""
@@ -75,7 +86,10 @@ def entries(directory: Path, secret: str, keys: dict[str, str]) -> dict[str, dic
     options: dict[str, tuple[str, dict[str, Any]]] = {
         "api_keys": (
             "api_keys",
-            {"keys": {name: hash_key(key) for name, key in keys.items()}, "upstream": "Bearer theirs"},
+            {
+                "keys": {name: hash_key(key) for name, key in keys.items()},
+                "upstream": "Bearer theirs",
+            },
         ),
         "rate_limit": ("rate_limit", {"requests_per_minute": 1_000_000, "burst": 1_000_000}),
         "usage": ("usage", {"max_clients": 10_000}),
@@ -88,12 +102,16 @@ def entries(directory: Path, secret: str, keys: dict[str, str]) -> dict[str, dic
         "watch": (f"{here}Watch", {}),
         "policy": (f"{here}Policy", {}),
     }
-    return {name: {"name": name, "use": use, "options": given} for name, (use, given) in options.items()}
+    return {
+        name: {"name": name, "use": use, "options": given} for name, (use, given) in options.items()
+    }
 
 
 def load_chain(chain: str, directory: Path, secret: str | None, key: str) -> list[Interceptor]:
     """New interceptors, as a configuration makes them."""
-    configured = entries(directory / chain, re.escape(secret) if secret is not None else _NOWHERE, {"ann": key})
+    configured = entries(
+        directory / chain, re.escape(secret) if secret is not None else _NOWHERE, {"ann": key}
+    )
     return [load_interceptor(_CLASSES[name], configured[name]["options"]) for name in CHAINS[chain]]
 
 

@@ -1,6 +1,8 @@
-"""A whole `weirpool serve` before an upstream that answers every request with the transcript that its path names.
+"""A whole `weirpool serve` before an upstream that answers every request with the transcript that
+its path names.
 
-The proxy has a route for each dialect and chain: `/<dialect>/<chain>/<case>/<path of the provider>`.
+The proxy has a route for each dialect and chain: `/<dialect>/<chain>/<case>/<path of the
+provider>`.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ class Rig:
     _news: threading.Condition = field(default_factory=threading.Condition)
 
     def ask(self, case: Case, chain: str) -> Answer:
-        """Send the request of a case. Raises `http.client.HTTPException` or `OSError` for an answer that is not whole."""
+        """Send the request of a case. Raises `http.client.HTTPException` or `OSError` for an answer
+        that is not whole.
+        """
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_DEADLINE_S)
         try:
             connection.request(
@@ -65,11 +69,14 @@ class Rig:
             return [
                 line
                 for line in self._lines
-                if line.get("event") == "usage" and (line["client"], line["route"]) == (case.id, route)
+                if line.get("event") == "usage"
+                and (line["client"], line["route"]) == (case.id, route)
             ]
 
         with self._news:
-            assert self._news.wait_for(found, _DEADLINE_S), f"no line of usage for {case} behind {chain}"
+            assert self._news.wait_for(found, _DEADLINE_S), (
+                f"no line of usage for {case} behind {chain}"
+            )
             (line,) = found()
         return line
 
@@ -89,7 +96,9 @@ class Rig:
             return [line for line in self._lines if line.get("event") == "started"]
 
         with self._news:
-            assert self._news.wait_for(found, _DEADLINE_S), f"the proxy did not start: {self._lines} {self._others}"
+            assert self._news.wait_for(found, _DEADLINE_S), (
+                f"the proxy did not start: {self._lines} {self._others}"
+            )
             self.port = int(str(found()[0]["bind"][0]).rsplit(":", 1)[1])
 
 
@@ -102,8 +111,12 @@ def open_rig(cases: list[Case], directory: Path) -> Iterator[Rig]:
     """Serve the cases; `redact_secret` and `guard_secret` look for the secrets of all."""
     with _upstream(cases) as url:
         file = directory / "weirpool.yaml"
-        secrets = sorted({case.secret for case in cases if case.secret is not None}, key=len, reverse=True)
-        configured = entries(directory, "|".join(map(re.escape, secrets)), {case.id: key_of(case) for case in cases})
+        secrets = sorted(
+            {case.secret for case in cases if case.secret is not None}, key=len, reverse=True
+        )
+        configured = entries(
+            directory, "|".join(map(re.escape, secrets)), {case.id: key_of(case) for case in cases}
+        )
         routes = [
             {
                 "path": f"/{dialect}/{chain}",

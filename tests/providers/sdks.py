@@ -1,6 +1,8 @@
-"""What the official SDKs make of the bytes of an answer: the texts, calls and reasons that their caller gets.
+"""What the official SDKs make of the bytes of an answer: the texts, calls and reasons that their
+caller gets.
 
-The bytes come from a transport without a network. Calls are kept apart by their ids, as clients do that have several at one index.
+The bytes come from a transport without a network. Calls are kept apart by their ids, as clients do
+that have several at one index.
 """
 
 from __future__ import annotations
@@ -25,10 +27,16 @@ def _respond(request: httpx2.Request) -> httpx2.Response:
 
 
 _OPENAI = openai.OpenAI(
-    api_key="k", base_url="http://up/v1", max_retries=0, http_client=httpx2.Client(transport=httpx2.MockTransport(_respond))
+    api_key="k",
+    base_url="http://up/v1",
+    max_retries=0,
+    http_client=httpx2.Client(transport=httpx2.MockTransport(_respond)),
 )
 _ANTHROPIC = anthropic.Anthropic(
-    api_key="k", base_url="http://up", max_retries=0, http_client=httpx2.Client(transport=httpx2.MockTransport(_respond))
+    api_key="k",
+    base_url="http://up",
+    max_retries=0,
+    http_client=httpx2.Client(transport=httpx2.MockTransport(_respond)),
 )
 
 
@@ -86,8 +94,8 @@ class Result:
     def comparable(self) -> dict[str, Any]:
         """What must be equal, however the texts were cut.
 
-        That is not: log probabilities, which a changed text has not, and a `text` beside `delta`, of which the SDK's helper
-        keeps the first piece.
+        That is not: log probabilities, which a changed text has not, and a `text` beside `delta`,
+        of which the SDK's helper keeps the first piece.
         """
         return {
             "texts": self.texts,
@@ -140,7 +148,9 @@ def read(api: str, streamed: bool, status: int, content_type: str, body: bytes) 
 def _prepare(status: int, content_type: str, body: bytes) -> None:
     global _answer
     headers = {"content-type": content_type} if content_type else {}
-    _answer = httpx2.Response(status, headers=headers, content=body, request=httpx2.Request("POST", "http://up"))
+    _answer = httpx2.Response(
+        status, headers=headers, content=body, request=httpx2.Request("POST", "http://up")
+    )
 
 
 _MESSAGES: Any = [{"role": "user", "content": "What is a weir?"}]
@@ -170,10 +180,17 @@ def _dicts(value: Any) -> Iterable[dict[str, Any]]:
 
 
 def _text_of(arguments: Any) -> str:
-    return arguments if isinstance(arguments, str) else "" if arguments is None else json.dumps(arguments)
+    return (
+        arguments
+        if isinstance(arguments, str)
+        else ""
+        if arguments is None
+        else json.dumps(arguments)
+    )
 
 
-# --- OpenAI, chat completions ----------------------------------------------------------------------------------------------
+# --- OpenAI, chat completions
+# ----------------------------------------------------------------------------------------------
 
 
 class _Chat:
@@ -238,11 +255,14 @@ def _read_completion(result: Result, completion: dict[str, Any]) -> None:
         for item in _dicts(message.get("tool_calls")):
             function = item.get("function") or item.get("custom") or {}
             result.calls[index, len(result.calls)] = Call(
-                item.get("id"), function.get("name"), _text_of(function.get("arguments", function.get("input")))
+                item.get("id"),
+                function.get("name"),
+                _text_of(function.get("arguments", function.get("input"))),
             )
 
 
-# --- OpenAI, responses -----------------------------------------------------------------------------------------------------
+# --- OpenAI, responses
+# -----------------------------------------------------------------------------------------------------
 
 _RESPONSE_DELTAS = {
     "response.output_text.delta": "text",
@@ -260,7 +280,9 @@ class _Responses:
         kind = event.get("type")
         if kind in _RESPONSE_DELTAS:
             part = event.get("content_index", event.get("summary_index"))
-            self._result.add_text((_RESPONSE_DELTAS[kind], event.get("output_index"), part, kind), event.get("delta"))
+            self._result.add_text(
+                (_RESPONSE_DELTAS[kind], event.get("output_index"), part, kind), event.get("delta")
+            )
         elif kind == "response.output_item.done":
             _read_item_call(self._result, event.get("item"))
         elif kind in ("response.completed", "response.incomplete", "response.failed"):
@@ -273,7 +295,11 @@ class _Responses:
 def _read_item_call(result: Result, item: Any) -> None:
     if isinstance(item, dict) and item.get("type") in ("function_call", "custom_tool_call"):
         key = (item.get("call_id"), item.get("id"))
-        result.calls[key] = Call(item.get("call_id"), item.get("name"), _text_of(item.get("arguments", item.get("input"))))
+        result.calls[key] = Call(
+            item.get("call_id"),
+            item.get("name"),
+            _text_of(item.get("arguments", item.get("input"))),
+        )
 
 
 def _read_response_head(result: Result, response: dict[str, Any]) -> None:
@@ -295,7 +321,8 @@ def _read_response(result: Result, response: dict[str, Any]) -> None:
                 result.add_text(("refusal", output, part, field_), content.get("refusal"))
 
 
-# --- Anthropic -------------------------------------------------------------------------------------------------------------
+# --- Anthropic
+# -------------------------------------------------------------------------------------------------------------
 
 
 class _Messages:
@@ -336,7 +363,9 @@ class _Messages:
 def _read_block(result: Result, index: int, block: dict[str, Any], *, streamed: bool) -> None:
     if block.get("type") == "tool_use":
         given = block.get("input")
-        result.calls[(index,)] = Call(block.get("id"), block.get("name"), "" if streamed and not given else _text_of(given))
+        result.calls[(index,)] = Call(
+            block.get("id"), block.get("name"), "" if streamed and not given else _text_of(given)
+        )
     if block.get("type") in ("text", "thinking"):
         result.add_text((block["type"], index), block.get(block["type"]))
 

@@ -1,5 +1,6 @@
-"""What providers send passes every built-in: bytes exact where nothing matched, secrets gone where something did, calls seen,
-usage counted, and what the official SDK makes of it the same as without a proxy. Adding a provider is adding a file.
+"""What providers send passes every built-in: bytes exact where nothing matched, secrets gone where
+something did, calls seen, usage counted, and what the official SDK makes of it the same as without
+a proxy. Adding a provider is adding a file.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ CASES = load_cases()
 REPLACED = "[redacted]"
 
 
-# --- what is expected ------------------------------------------------------------------------------------------------------
+# --- what is expected
+# ------------------------------------------------------------------------------------------------------
 
 
 def direct(case: Case) -> Result:
@@ -44,7 +46,10 @@ def replaced(tree: Any, secret: str) -> Any:
     if isinstance(tree, str):
         return tree.replace(secret, REPLACED)
     if isinstance(tree, dict):
-        return {replaced(name, secret) if isinstance(name, str) else name: replaced(tree[name], secret) for name in tree}
+        return {
+            replaced(name, secret) if isinstance(name, str) else name: replaced(tree[name], secret)
+            for name in tree
+        }
     if isinstance(tree, list | tuple):
         return type(tree)(replaced(item, secret) for item in tree)
     return tree
@@ -63,7 +68,9 @@ def strings(tree: Any) -> Iterator[str]:
 
 
 def leaks(case: Case, output: bytes) -> list[str]:
-    """Where the secret can be read in an output: as bytes, decoded, joined over deltas, in what the SDK says."""
+    """Where the secret can be read in an output: as bytes, decoded, joined over deltas, in what the
+    SDK says.
+    """
     assert case.secret is not None
     secret, found = case.secret, []
     if secret.encode() in output:
@@ -94,8 +101,12 @@ def calls_of(seen: list[tuple[Any, str | None, str]]) -> list[dict[str, Any]]:
 
 
 def ordered(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Calls that grow side by side may be complete in any order. An id that is a number is the same as text, and "" is none."""
-    return sorted(({**call, "id": "" if call["id"] is None else str(call["id"])} for call in calls), key=repr)
+    """Calls that grow side by side may be complete in any order. An id that is a number is the same
+    as text, and "" is none.
+    """
+    return sorted(
+        ({**call, "id": "" if call["id"] is None else str(call["id"])} for call in calls), key=repr
+    )
 
 
 def expected_calls(case: Case) -> list[dict[str, Any]]:
@@ -123,12 +134,15 @@ def check_usage(expect: Expected, case: Case, line: dict[str, Any] | None) -> No
 
 
 def is_foreign(case: Case) -> bool:
-    """An error that `usage` need not count: no JSON, or not in the dialect on a path that is not the dialect's."""
+    """An error that `usage` need not count: no JSON, or not in the dialect on a path that is not
+    the dialect's.
+    """
     readable = case.is_sse or case.is_json
     return case.expect.failed and case.status >= 400 and (case.dialect != "generic" or not readable)
 
 
-# --- the transcripts themselves --------------------------------------------------------------------------------------------
+# --- the transcripts themselves
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -155,7 +169,9 @@ KINDS_OF_CASES = {
     "usage, unstreamed": lambda case: case.is_json and case.expect.usage,
     "an error before the stream": lambda case: case.status >= 400,
     # Ollama's has no event: its stream stops.
-    "an error inside the stream": lambda case: case.is_sse and (case.failed or case.name.startswith("error")),
+    "an error inside the stream": lambda case: (
+        case.is_sse and (case.failed or case.name.startswith("error"))
+    ),
 }
 
 
@@ -163,15 +179,20 @@ KINDS_OF_CASES = {
 def test_a_provider_has_each_kind_of_case(provider: str) -> None:
     """Text and tool calls and usage, streamed and not, and an error before and inside a stream."""
     own = [case for case in CASES if case.provider == provider]
-    assert [kind for kind, is_of in KINDS_OF_CASES.items() if not any(is_of(case) for case in own)] == []
+    assert [
+        kind for kind, is_of in KINDS_OF_CASES.items() if not any(is_of(case) for case in own)
+    ] == []
 
 
-# --- in process ------------------------------------------------------------------------------------------------------------
+# --- in process
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For the files of `audit` and `record`: one for all, since making one takes longer than most tests."""
+    """For the files of `audit` and `record`: one for all, since making one takes longer than most
+    tests.
+    """
     made = tmp_path_factory.mktemp("zoo")
     for chain in CHAINS:
         (made / chain).mkdir()
@@ -185,7 +206,12 @@ class Run:
         interceptors = load_chain(chain, directory, case.secret, key_of(case))
         headers = [(b"authorization", b"Bearer " + key_of(case).encode())]
         self.request = Request(
-            method="POST", path=case.path, dialect=case.dialect, route="/zoo", headers=headers, body=b"{}"
+            method="POST",
+            path=case.path,
+            dialect=case.dialect,
+            route="/zoo",
+            headers=headers,
+            body=b"{}",
         )
         kind = b"text/event-stream" if case.is_sse else b"application/json"
         head = ResponseHead(case.status, [(b"content-type", kind)], self.request)
@@ -228,7 +254,8 @@ def _metrics(interceptors: list[Interceptor]) -> dict[str, float]:
 def ways(case: Case, chain: str) -> dict[str, list[bytes]]:
     if not case.is_sse:
         return {"whole": [case.data]}
-    # Byte by byte takes long: it is for the chain that has everything, and long streams get there in a few bytes at a time.
+    # Byte by byte takes long: it is for the chain that has everything, and long streams get there
+    # in a few bytes at a time.
     if chain == ("all" if case.secret is None else "all-secret"):
         largest = 1 if len(case.data) <= 2500 else 8
     else:
@@ -255,7 +282,9 @@ def cells(chains: list[str] | tuple[str, ...]) -> Any:
 
 @cells(["usage", "audit", "watch", "redact", "guard", "all"])
 def test_what_does_not_match_is_exact(case: Case, chain: str, directory: Path) -> None:
-    """Every byte leaves as it came, however the stream is cut; and `usage` and the hooks have seen what there was."""
+    """Every byte leaves as it came, however the stream is cut; and `usage` and the hooks have seen
+    what there was.
+    """
     for way, chunks in ways(case, chain).items():
         run = Run(case, chain, directory, chunks)
         assert run.failure is None, way
@@ -270,7 +299,10 @@ def test_what_does_not_match_is_exact(case: Case, chain: str, directory: Path) -
             texts: dict[str, str] = {}
             for block, text in run.seen["texts"].items():
                 texts[block.kind] = texts.get(block.kind, "") + text
-            assert (texts.get("text", ""), texts.get("refusal", "")) == (case.expect.text, case.expect.refusal), way
+            assert (texts.get("text", ""), texts.get("refusal", "")) == (
+                case.expect.text,
+                case.expect.refusal,
+            ), way
             assert texts.get("thinking", "") == case.expect.thinking, way
             assert calls_of(run.seen["calls"]) == expected_calls(case), way
 
@@ -284,7 +316,9 @@ def audited(directory: Path) -> list[str]:
 
 
 def check_unchanged(case: Case, chain: str, output: bytes) -> None:
-    """The same bytes; where calls were held, they may have left in other pieces, which are the same calls."""
+    """The same bytes; where calls were held, they may have left in other pieces, which are the same
+    calls.
+    """
     if output == case.data:
         return
     assert case.is_sse, chain
@@ -306,7 +340,11 @@ def check_metrics(case: Case, metrics: dict[str, float]) -> None:
     if is_foreign(case):
         return
     assert metrics["weirpool_llm_requests_total"] == 1
-    told = {kind: value for kind in KINDS if (value := metrics.get(f"weirpool_llm_tokens_total.{kind}")) is not None}
+    told = {
+        kind: value
+        for kind in KINDS
+        if (value := metrics.get(f"weirpool_llm_tokens_total.{kind}")) is not None
+    }
     expected = case.expect.usage or {}
     assert told.keys() == expected.keys()
     assert all(abs(told[kind] - expected[kind]) < 1 for kind in told)
@@ -315,8 +353,12 @@ def check_metrics(case: Case, metrics: dict[str, float]) -> None:
 
 
 @cells(["policy"])
-def test_a_policy_sees_the_calls_that_a_client_gets(case: Case, chain: str, directory: Path) -> None:
-    """A hook that holds calls is shown each once, complete; the client's SDK makes of the rest what it makes without a proxy."""
+def test_a_policy_sees_the_calls_that_a_client_gets(
+    case: Case, chain: str, directory: Path
+) -> None:
+    """A hook that holds calls is shown each once, complete; the client's SDK makes of the rest what
+    it makes without a proxy.
+    """
     for way, chunks in ways(case, chain).items():
         run = Run(case, chain, directory, chunks)
         assert run.failure is None, way
@@ -326,7 +368,9 @@ def test_a_policy_sees_the_calls_that_a_client_gets(case: Case, chain: str, dire
 
 @cells(["redact-secret", "all-secret"])
 def test_a_secret_does_not_leave(case: Case, chain: str, directory: Path) -> None:
-    """`redact` replaces it wherever it is, however it is cut; all else is the same for the SDK, and `guard` finds nothing."""
+    """`redact` replaces it wherever it is, however it is cut; all else is the same for the SDK, and
+    `guard` finds nothing.
+    """
     assert case.secret is not None
     outputs = set()
     for way, chunks in ways(case, chain).items():
@@ -349,7 +393,9 @@ def check_redacted(case: Case, output: bytes) -> None:
 
 @cells(["guard-secret"])
 def test_guard_ends_an_answer_before_the_secret(case: Case, chain: str, directory: Path) -> None:
-    """However the stream is cut, the secret does not leave, and the SDK sees that the answer has ended."""
+    """However the stream is cut, the secret does not leave, and the SDK sees that the answer has
+    ended.
+    """
     outputs = set()
     for way, chunks in ways(case, chain).items():
         run = Run(case, chain, directory, chunks)
@@ -360,7 +406,9 @@ def test_guard_ends_an_answer_before_the_secret(case: Case, chain: str, director
 
 
 def check_guarded(case: Case, output: bytes) -> None:
-    """The answer has ended before the secret was whole, as its dialect ends answers, and what came before is as it was."""
+    """The answer has ended before the secret was whole, as its dialect ends answers, and what came
+    before is as it was.
+    """
     assert case.secret is not None
     assert not leaks(case, output)
     result, original = through(case, output), direct(case)
@@ -374,7 +422,9 @@ def check_guarded(case: Case, output: bytes) -> None:
         assert shown, "nothing shows the client that the answer failed"
     if case.is_sse:
         *_, last = data_of(output)
-        assert last == "[DONE]" if case.api == "chat" else json.loads(last)["type"] == _LAST[case.api]
+        assert (
+            last == "[DONE]" if case.api == "chat" else json.loads(last)["type"] == _LAST[case.api]
+        )
     else:
         json.loads(output)
 
@@ -400,7 +450,8 @@ def test_a_recorded_answer_comes_back(case: Case, directory: Path) -> None:
     assert through(case, played).comparable() == direct(case).comparable()
 
 
-# --- over a real proxy -----------------------------------------------------------------------------------------------------
+# --- over a real proxy
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -411,7 +462,9 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_same_over_a_real_proxy(case: Case, rig: Rig) -> None:
-    """From YAML, on sockets, with the provider's status and content type: as in process, behind each chain."""
+    """From YAML, on sockets, with the provider's status and content type: as in process, behind
+    each chain.
+    """
     for chain in ("none", "front", "usage", "record", "all", "policy"):
         answer = rig.ask(case, chain)
         assert (answer.status, answer.content_type) == (case.status, case.type), chain

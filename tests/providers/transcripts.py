@@ -1,6 +1,8 @@
-"""The zoo's files: what each provider sends, and what a client must get. CONTRIBUTING.md has the format.
+"""The zoo's files: what each provider sends, and what a client must get. CONTRIBUTING.md has the
+format.
 
-A file is `<provider>.yaml`. This module reads and checks it, and knows nothing of proxies, interceptors and SDKs.
+A file is `<provider>.yaml`. This module reads and checks it, and knows nothing of proxies,
+interceptors and SDKs.
 """
 
 from __future__ import annotations
@@ -64,16 +66,29 @@ class Case:
     """The secret is in the answer itself, although not in `expect`."""
 
     def __post_init__(self) -> None:
-        assert _NAME.fullmatch(self.name), f"{self.id}: name must be words of [a-z0-9], joined by hyphens"
+        assert _NAME.fullmatch(self.name), (
+            f"{self.id}: name must be words of [a-z0-9], joined by hyphens"
+        )
         assert self.path.startswith("/"), f"{self.id}: path must start with '/'"
         if self.secret is None:
             return
-        assert _SECRET.fullmatch(self.secret), f"{self.id}: secret must consist of letters, digits, '-' and spaces"
-        told = [self.expect.text, self.expect.thinking, self.expect.refusal, json.dumps(self.expect.tool_calls)]
-        assert self.secret in self.body or any(self.secret in text for text in told), f"{self.id}: the secret is nowhere"
+        assert _SECRET.fullmatch(self.secret), (
+            f"{self.id}: secret must consist of letters, digits, '-' and spaces"
+        )
+        told = [
+            self.expect.text,
+            self.expect.thinking,
+            self.expect.refusal,
+            json.dumps(self.expect.tool_calls),
+        ]
+        assert self.secret in self.body or any(self.secret in text for text in told), (
+            f"{self.id}: the secret is nowhere"
+        )
         repeats = self.api == "responses" or '"message":' in self.body  # which then has it whole
         if self.is_sse and not repeats and any(self.secret in text for text in told):
-            assert self.secret not in self.body, f"{self.id}: the secret is in one event, it must be cut over several"
+            assert self.secret not in self.body, (
+                f"{self.id}: the secret is in one event, it must be cut over several"
+            )
 
     def __str__(self) -> str:
         return self.id
@@ -112,10 +127,14 @@ class Case:
 
     @property
     def secret_is_in_answer(self) -> bool:
-        """Whether it is in what the model said, and not only in an error: `guard` then ends the answer with a filter's reason."""
+        """Whether it is in what the model said, and not only in an error: `guard` then ends the
+        answer with a filter's reason.
+        """
         expect = self.expect
         told = [expect.text, expect.thinking, expect.refusal, json.dumps(expect.tool_calls)]
-        return self.guard == "stops" or (self.secret is not None and any(self.secret in text for text in told))
+        return self.guard == "stops" or (
+            self.secret is not None and any(self.secret in text for text in told)
+        )
 
 
 def load_cases() -> list[Case]:
@@ -157,7 +176,9 @@ def chunkings(data: bytes, seed: str, *, largest: int) -> dict[str, list[bytes]]
 
 
 def normalised(data: bytes) -> bytes:
-    """With LF as the only line end: an event that replaces one ended by CRLF may take the LF along or not."""
+    """With LF as the only line end: an event that replaces one ended by CRLF may take the LF along
+    or not.
+    """
     return data.replace(b"\r\n", b"\n")
 
 
@@ -165,7 +186,11 @@ def data_of(stream: bytes) -> list[str]:
     """The data of each event."""
     found = []
     for block in normalised(stream).decode().split("\n\n"):
-        lines = [line.partition(":")[2].removeprefix(" ") for line in block.split("\n") if line.startswith("data")]
+        lines = [
+            line.partition(":")[2].removeprefix(" ")
+            for line in block.split("\n")
+            if line.startswith("data")
+        ]
         if lines:
             found.append("\n".join(lines))
     return found

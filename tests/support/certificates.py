@@ -11,7 +11,9 @@ __all__ = ["Certificates"]
 
 
 class Certificates:
-    """`files` (certificate, key) are for a server, `ca_file` is who issued them; `client()` trusts that authority."""
+    """`files` (certificate, key) are for a server, `ca_file` is who issued them; `client()` trusts
+    that authority.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._authority = trustme.CA()

@@ -1,4 +1,6 @@
-"""The chains of interceptors behind which a client must see what it sees without a proxy. A new built-in goes into `_built_ins`."""
+"""The chains of interceptors behind which a client must see what it sees without a proxy. A new
+built-in goes into `_built_ins`.
+"""
 
 from __future__ import annotations
 
@@ -42,14 +44,22 @@ class _InspectingStream(StreamInterceptor):
 
 
 def _built_ins(directory: Path, header: str, *, mcp: bool = False) -> dict[str, dict[str, Any]]:
-    """The options of every built-in, such that it lets everything pass. `header`: where the client sends its key. `mcp`: also those
-    that are for nothing else.
+    """The options of every built-in, such that it lets everything pass. `header`: where the client
+    sends its key. `mcp`: also those that are for nothing else.
     """
-    upstream = {"upstream": f"Bearer {KEY}" if header == "authorization" else KEY, "upstream_header": header}
+    upstream = {
+        "upstream": f"Bearer {KEY}" if header == "authorization" else KEY,
+        "upstream_header": header,
+    }
     return {
         "api_keys": {"keys": {"ann": hash_key(KEY)}, **upstream},
         "rate_limit": {"requests_per_minute": 1_000_000, "burst": 1_000_000},
-        "audit": {"path": str(directory / "audit.jsonl"), "events": "data", "body": True, "query": True},
+        "audit": {
+            "path": str(directory / "audit.jsonl"),
+            "events": "data",
+            "body": True,
+            "query": True,
+        },
         "redact": {"patterns": ["matches[ ]nothing [0-9]{20}"]},
         "usage": {},
         "record": {"directory": str(directory / "tapes")},
@@ -65,7 +75,9 @@ def built_ins() -> set[str]:
 
 def _chains(directory: Path, header: str, *, mcp: bool = False) -> dict[str, list[dict[str, Any]]]:
     """The entries of each chain, in the order of the route."""
-    idle, inspecting = ({"name": cls.__name__, "use": f"{__name__}:{cls.__name__}"} for cls in (Idle, Inspecting))
+    idle, inspecting = (
+        {"name": cls.__name__, "use": f"{__name__}:{cls.__name__}"} for cls in (Idle, Inspecting)
+    )
     every = {
         name: {"name": name, "use": name, "options": options}
         for name, options in _built_ins(directory, header, mcp=mcp).items()
@@ -83,7 +95,9 @@ CHAINS = list(_chains(Path(), "authorization"))
 
 
 def config_of(url: str, chain: str, directory: Path, **given: Any) -> Config:
-    """A configuration with one route to `url` behind this chain; its files lie in `directory`. The rest as for `yaml_of`."""
+    """A configuration with one route to `url` behind this chain; its files lie in `directory`. The
+    rest as for `yaml_of`.
+    """
     return parse_config(yaml_of(url, chain, directory, **given))
 
 
@@ -103,7 +117,9 @@ def yaml_of(
         {
             "reverse_proxy": {
                 "upstreams": [{"name": "up", "endpoints": [url]}],
-                "routes": [{"path": "/", "upstream": "up", "interceptors": names, "dialect": dialect}],
+                "routes": [
+                    {"path": "/", "upstream": "up", "interceptors": names, "dialect": dialect}
+                ],
                 "leak_detection": "paranoid",
             },
             "interceptors": entries,

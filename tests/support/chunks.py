@@ -12,7 +12,9 @@ _PLAIN_HEADER = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 
 
 def unchunked(wire: bytes) -> list[bytes]:
-    """The data of each chunk. Nothing but whole chunks may be there, without extensions, and none that ends the body."""
+    """The data of each chunk. Nothing but whole chunks may be there, without extensions, and none
+    that ends the body.
+    """
     chunks = []
     at = 0
     while at < len(wire):
@@ -27,7 +29,9 @@ def unchunked(wire: bytes) -> list[bytes]:
 
 
 def read_chunked(wire: bytes) -> bytes:
-    """What h11 reads in the whole body of a chunked response. Raises what it raises; trailers are not expected."""
+    """What h11 reads in the whole body of a chunked response. Raises what it raises; trailers are
+    not expected.
+    """
     connection = h11.Connection(h11.CLIENT)
     connection.send(h11.Request(method="GET", target="/", headers=[("host", "h")]))
     connection.send(h11.EndOfMessage())

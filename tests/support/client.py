@@ -31,14 +31,22 @@ class Client:
         self._h11 = h11.Connection(h11.CLIENT)
 
     async def send(
-        self, method: str, target: str, headers: list[tuple[str, str]] | None = None, body: bytes | None = None
+        self,
+        method: str,
+        target: str,
+        headers: list[tuple[str, str]] | None = None,
+        body: bytes | None = None,
     ) -> None:
         lines = list(headers or [])
         if not any(name.lower() == "host" for name, _ in lines):
             lines.insert(0, ("Host", "proxy.test"))
-        if body is not None and not any(name.lower() in ("content-length", "transfer-encoding") for name, _ in lines):
+        if body is not None and not any(
+            name.lower() in ("content-length", "transfer-encoding") for name, _ in lines
+        ):
             lines.append(("Content-Length", str(len(body))))
-        await self.stream.send_all(self._h11.send(h11.Request(method=method, target=target, headers=lines)) or b"")
+        await self.stream.send_all(
+            self._h11.send(h11.Request(method=method, target=target, headers=lines)) or b""
+        )
         if body is not None:
             await self.stream.send_all(self._h11.send(h11.Data(data=body)) or b"")
         if body is not None or not any(name.lower() == "content-length" for name, _ in lines):
@@ -107,7 +115,9 @@ class Client:
 async def open_client(port: int, ssl_context: object = None) -> Client:
     stream: trio.abc.Stream = await trio.open_tcp_stream("127.0.0.1", port)
     if ssl_context is not None:
-        stream = trio.SSLStream(stream, ssl_context, server_hostname="localhost", https_compatible=True)  # type: ignore
+        stream = trio.SSLStream(
+            stream, ssl_context, server_hostname="localhost", https_compatible=True
+        )  # type: ignore
     return Client(stream)
 
 

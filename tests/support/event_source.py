@@ -1,4 +1,6 @@
-"""What an `EventSource` makes of a stream (WHATWG HTML, sections 9.2.5 and 9.2.6), read anew, without any of the proxy's code."""
+"""What an `EventSource` makes of a stream (WHATWG HTML, sections 9.2.5 and 9.2.6), read anew,
+without any of the proxy's code.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""HTTP/2 clients: one that has many streams on a connection, and one that asks as `support.client.Client` does."""
+"""HTTP/2 clients: one that has many streams on a connection, and one that asks as
+`support.client.Client` does.
+"""
 
 from __future__ import annotations
 
@@ -62,14 +64,19 @@ class Http2Client:
         *,
         window: int | None = None,
     ) -> None:
-        """`nursery`: ends with the connection. `window`: of each stream, and then none ever opens again; None: as data comes."""
+        """`nursery`: ends with the connection. `window`: of each stream, and then none ever opens
+        again; None: as data comes.
+        """
         self.streams: dict[int, Exchanged] = {}
         self.closed = False
         self.nursery = nursery
         self._stream = stream
         self._opens = window is None
         config = h2.config.H2Configuration(
-            client_side=True, header_encoding="utf-8", validate_outbound_headers=False, normalize_outbound_headers=False
+            client_side=True,
+            header_encoding="utf-8",
+            validate_outbound_headers=False,
+            normalize_outbound_headers=False,
         )
         self.h2 = h2.connection.H2Connection(config)
         if window is not None:
@@ -98,7 +105,9 @@ class Http2Client:
         elif isinstance(event, h2.events.DataReceived):
             stream.body += event.data or b""
             if self._opens and event.stream_id is not None:
-                self.h2.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id)
+                self.h2.acknowledge_received_data(
+                    event.flow_controlled_length or 0, event.stream_id
+                )
         elif isinstance(event, h2.events.StreamEnded):
             stream.ended = True
         elif isinstance(event, h2.events.StreamReset):
@@ -110,18 +119,30 @@ class Http2Client:
                 await self._stream.send_all(data)
 
     async def start(
-        self, method: str = "GET", path: str = "/", headers: Iterable[tuple[str, str]] = (), *, end: bool = True
+        self,
+        method: str = "GET",
+        path: str = "/",
+        headers: Iterable[tuple[str, str]] = (),
+        *,
+        end: bool = True,
     ) -> int:
         """Send the head of a request; `end`: there is no body."""
         stream_id = self.h2.get_next_available_stream_id()
         self.streams[stream_id] = Exchanged()
-        pseudo = [(":method", method), (":path", path), (":scheme", "https"), (":authority", "localhost")]
+        pseudo = [
+            (":method", method),
+            (":path", path),
+            (":scheme", "https"),
+            (":authority", "localhost"),
+        ]
         self.h2.send_headers(stream_id, [*pseudo, *headers], end_stream=end)
         await self.flush()
         return stream_id
 
     async def send(self, stream_id: int, data: bytes, *, end: bool = True) -> None:
-        """Send a body as far as the server's windows let it, and go on when they open. It stops when the stream is over."""
+        """Send a body as far as the server's windows let it, and go on when they open. It stops
+        when the stream is over.
+        """
         stream = self.streams[stream_id]
 
         def may_go_on() -> bool:
@@ -131,7 +152,11 @@ class Http2Client:
             await until(may_go_on)
             if stream.over or self.closed:
                 return
-            size = min(len(data), self.h2.local_flow_control_window(stream_id), self.h2.max_outbound_frame_size)
+            size = min(
+                len(data),
+                self.h2.local_flow_control_window(stream_id),
+                self.h2.max_outbound_frame_size,
+            )
             self.h2.send_data(stream_id, data[:size])
             data = data[size:]
             await self.flush()
@@ -142,7 +167,9 @@ class Http2Client:
     async def reset(self, stream_id: int) -> None:
         """Reset a stream, unless it is over."""
         self.streams[stream_id].left = True
-        with suppress(h2.exceptions.ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError):
+        with suppress(
+            h2.exceptions.ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError
+        ):
             self.h2.reset_stream(stream_id, h2.errors.ErrorCodes.CANCEL)
             await self.flush()
 
@@ -163,14 +190,20 @@ class Http2Client:
 
 
 class Http2Requester:
-    """One request after the other on an HTTP/2 connection, with the calls of `support.client.Client`."""
+    """One request after the other on an HTTP/2 connection, with the calls of
+    `support.client.Client`.
+    """
 
     def __init__(self, connection: Http2Client) -> None:
         self.connection = connection
         self._id = 0  # of the stream of the request that was sent last
 
     async def send(
-        self, method: str, target: str, headers: Iterable[tuple[str, str]] = (), body: bytes | None = None
+        self,
+        method: str,
+        target: str,
+        headers: Iterable[tuple[str, str]] = (),
+        body: bytes | None = None,
     ) -> None:
         self._id = await self.connection.start(method, target, headers, end=body is None)
         if body is not None:
@@ -183,7 +216,9 @@ class Http2Requester:
         await until(lambda: stream.status or stream.over or self.connection.closed)
         if not stream.status:
             raise EOFError("no response")
-        return Answer(stream.status, [(name.encode(), value.encode()) for name, value in stream.headers])
+        return Answer(
+            stream.status, [(name.encode(), value.encode()) for name, value in stream.headers]
+        )
 
     async def rest(self, answer: Answer) -> Answer:
         """The body; `complete` says whether it came whole, `error` how it broke."""
@@ -191,7 +226,9 @@ class Http2Requester:
         await until(lambda: stream.over or self.connection.closed)
         answer.body, answer.complete = stream.body, stream.ended
         if not answer.complete:
-            answer.error = "the connection was closed" if stream.reset is None else f"reset: {stream.reset}"
+            answer.error = (
+                "the connection was closed" if stream.reset is None else f"reset: {stream.reset}"
+            )
         return answer
 
     async def answer(self) -> Answer:
@@ -213,9 +250,13 @@ class Http2Requester:
 
 
 @asynccontextmanager
-async def open_http2(proxy: Proxy, certificates: Certificates, *, window: int | None = None) -> AsyncIterator[Http2Client]:
+async def open_http2(
+    proxy: Proxy, certificates: Certificates, *, window: int | None = None
+) -> AsyncIterator[Http2Client]:
     transport = await trio.open_tcp_stream("127.0.0.1", proxy.port)
-    stream = trio.SSLStream(transport, certificates.client("h2"), server_hostname="localhost", https_compatible=True)
+    stream = trio.SSLStream(
+        transport, certificates.client("h2"), server_hostname="localhost", https_compatible=True
+    )
     await stream.do_handshake()
     assert stream.selected_alpn_protocol() == "h2"
     async with trio.open_nursery() as nursery:

@@ -1,7 +1,9 @@
-"""Something done to one exchange at its n-th checkpoint, wherever that is: what a test of cancellation at every await needs.
+"""Something done to one exchange at its n-th checkpoint, wherever that is: what a test of
+cancellation at every await needs.
 
-An `Instrument` of Trio's counts the steps of the exchange's task and of every task below it. After each step such a task waits at
-an await; after the n-th, the test's action is done, as if the signal, the deadline or the reset had come just then.
+An `Instrument` of Trio's counts the steps of the exchange's task and of every task below it. After
+each step such a task waits at an await; after the n-th, the test's action is done, as if the
+signal, the deadline or the reset had come just then.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import pytest
 import trio
 from trio.lowlevel import Task
 
-from proxy.exchange import Exchange
+from proxy.exchange.exchange import Exchange
 
 __all__ = ["ARMED", "Injector", "armed_exchanges"]
 
@@ -25,7 +27,9 @@ _OURS = tuple(str(_ROOT / name) for name in ("proxy", "interceptors", "pools"))
 
 
 class Injector(trio.abc.Instrument):
-    """Watches the next armed exchange, and does `act` at its checkpoint number `at`, counted from 1."""
+    """Watches the next armed exchange, and does `act` at its checkpoint number `at`, counted from
+    1.
+    """
 
     def __init__(self, at: int, act: Callable[[Injector], None]) -> None:
         self.at = at
@@ -73,7 +77,9 @@ class Injector(trio.abc.Instrument):
 
 
 def armed_exchanges(monkeypatch: pytest.MonkeyPatch) -> Callable[[Injector], None]:
-    """Let the app's exchanges at `ARMED` be watched. What this returns says by whom the next one is."""
+    """Let the app's exchanges at `ARMED` be watched. What this returns says by whom the next one
+    is.
+    """
     waiting: list[Injector] = []
 
     class Watched(Exchange):
@@ -89,7 +95,7 @@ def armed_exchanges(monkeypatch: pytest.MonkeyPatch) -> Callable[[Injector], Non
             else:
                 await super().__call__(receive, send)
 
-    monkeypatch.setattr("proxy.app.Exchange", Watched)
+    monkeypatch.setattr("proxy.server.app.Exchange", Watched)
     return waiting.append
 
 
@@ -99,7 +105,9 @@ def _where(task: Task) -> str:
     awaited: Any = task.coro
     while awaited is not None:
         frame = (
-            getattr(awaited, "cr_frame", None) or getattr(awaited, "ag_frame", None) or getattr(awaited, "gi_frame", None)
+            getattr(awaited, "cr_frame", None)
+            or getattr(awaited, "ag_frame", None)
+            or getattr(awaited, "gi_frame", None)
         )
         if frame is not None and frame.f_code.co_filename.startswith(_OURS):
             names.append(f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}")
@@ -107,7 +115,9 @@ def _where(task: Task) -> str:
             getattr(awaited, "cr_await", None)
             or getattr(awaited, "ag_await", None)
             or getattr(awaited, "gi_yieldfrom", None)
-            or (frame is not None and frame.f_locals.get("steps"))  # `Owner._stepped` awaits step by step
+            or (
+                frame is not None and frame.f_locals.get("steps")
+            )  # `Owner._stepped` awaits step by step
             or None
         )
     return " > ".join(names)

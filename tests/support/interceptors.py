@@ -13,15 +13,32 @@ from typing import Any
 import pytest
 import trio
 
-from interceptors import AsyncStreamInterceptor, Event, EventResult, Interceptor, StreamContext, StreamInterceptor
+from interceptors import (
+    AsyncStreamInterceptor,
+    Event,
+    EventResult,
+    Interceptor,
+    StreamContext,
+    StreamInterceptor,
+)
 from proxy.config import Config
-from proxy.hub import Hub
+from proxy.relay.hub import Hub
 from support.certificates import Certificates
 from support.client import Answer, Client, fetch, open_client
 from support.proxy import Proxy, config_for, open_proxy
 from support.upstream import Peer, Script, Upstream, open_upstream
 
-__all__ = ["Feed", "Log", "Rig", "Serve", "Way", "config_with", "on_event", "on_event_async", "until"]
+__all__ = [
+    "Feed",
+    "Log",
+    "Rig",
+    "Serve",
+    "Way",
+    "config_with",
+    "on_event",
+    "on_event_async",
+    "until",
+]
 
 Log = list[dict[str, Any]]
 Serve = Callable[..., AbstractAsyncContextManager["Rig"]]
@@ -34,16 +51,26 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 def config_with(url: str, *given: type[Interceptor], **more: str) -> Config:
-    """One route to `url` with these interceptors, each named as its class is; `route`, `proxy`, `upstream` as in `config_for`."""
-    module = types.ModuleType("given_interceptors")  # the configuration loads by module name; this is the module
+    """One route to `url` with these interceptors, each named as its class is; `route`, `proxy`,
+    `upstream` as in `config_for`.
+    """
+    module = types.ModuleType(
+        "given_interceptors"
+    )  # the configuration loads by module name; this is the module
     sys.modules[module.__name__] = module
     for cls in given:
         setattr(module, cls.__name__, cls)
-    entries = ", ".join(f'{{name: {cls.__name__}, use: "{module.__name__}:{cls.__name__}"}}' for cls in given)
-    return config_for(url, interceptors=entries, names=", ".join(cls.__name__ for cls in given), **more)
+    entries = ", ".join(
+        f'{{name: {cls.__name__}, use: "{module.__name__}:{cls.__name__}"}}' for cls in given
+    )
+    return config_for(
+        url, interceptors=entries, names=", ".join(cls.__name__ for cls in given), **more
+    )
 
 
-def on_event(hook: Callable[[Event], EventResult], name: str = "Hook", **attributes: Any) -> type[Interceptor]:
+def on_event(
+    hook: Callable[[Event], EventResult], name: str = "Hook", **attributes: Any
+) -> type[Interceptor]:
     """An interceptor that is one `on_event`; `attributes` are of its class."""
 
     class HookStream(StreamInterceptor):
@@ -152,7 +179,9 @@ class Rig:
         return self.proxy.worker.metrics.registry.get_sample_value(name, labels)
 
     async def everything_is_back(self) -> None:
-        """No exchange is live, no buffer and no connection on loan, no stream in the hub; and the proxy itself never failed."""
+        """No exchange is live, no buffer and no connection on loan, no stream in the hub; and the
+        proxy itself never failed.
+        """
         worker = self.proxy.worker
         await until(lambda: not worker.live)
         assert set(self.proxy.in_use().values()) == {0}
@@ -170,9 +199,11 @@ class Way:
     """With them the client speaks TLS, and the portable writer serves it."""
 
     def serve(self, log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
-        """The fixture `serve`: `async with serve(script, *interceptors, route=..., proxy=...) as rig`."""
+        """The fixture `serve`: `async with serve(script, *interceptors, route=..., proxy=...) as
+        rig`.
+        """
         if not self.hub:
-            monkeypatch.setattr("proxy.hub.Hub.available", staticmethod(lambda: False))
+            monkeypatch.setattr("proxy.relay.hub.Hub.available", staticmethod(lambda: False))
         elif not Hub.available():
             pytest.skip("no epoll here")
         tls = self.certificates.files if self.certificates is not None else None
@@ -186,9 +217,13 @@ class Way:
             upstream_tls: ssl.SSLContext | None = None,
             **settings: str,
         ) -> AsyncIterator[Rig]:
-            """`drains`: the proxy shall end under streams that live. `upstream_tls`: the upstream's own context, if it has one."""
+            """`drains`: the proxy shall end under streams that live. `upstream_tls`: the upstream's
+            own context, if it has one.
+            """
             async with open_upstream(script, ssl_context=upstream_tls) as upstream:
-                async with open_proxy(config_with(upstream.url, *given, **settings), tls=tls) as proxy:
+                async with open_proxy(
+                    config_with(upstream.url, *given, **settings), tls=tls
+                ) as proxy:
                     assert (proxy.worker.hub is not None) is self.hub
                     rig = Rig(upstream, proxy, log, context)
                     yield rig

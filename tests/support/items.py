@@ -1,6 +1,8 @@
-"""What a user can reach, found in the code: classes, hooks, options, keys, headers, metrics, log events, error types, commands.
+"""What a user can reach, found in the code: classes, hooks, options, keys, headers, metrics, log
+events, error types, commands.
 
-Each item is a line of text, `kind name`, as `tests/reach.txt` has it. Nothing here is a list that somebody must keep.
+Each item is a line of text, `kind name`, as `tests/reach.txt` has it. Nothing here is a list that
+somebody must keep.
 """
 
 from __future__ import annotations
@@ -19,14 +21,18 @@ from msgspec import inspect as mi
 
 from interceptors.loader import ENTRY_POINT_GROUP, _option_names
 from pools import Pools
-from proxy import __main__ as command_line
+from proxy.commands import cli as command_line
 from proxy.config import Config
-from proxy.metrics import Metrics
+from proxy.worker.metrics import Metrics
 
 __all__ = ["ROOT", "items"]
 
 ROOT = Path(__file__).parents[2]
-_MODULES = [path for package in ("pools", "interceptors", "proxy") for path in sorted((ROOT / package).rglob("*.py"))]
+_MODULES = [
+    path
+    for package in ("pools", "interceptors", "proxy")
+    for path in sorted((ROOT / package).rglob("*.py"))
+]
 _AUTHORS = ("interceptors", "interceptors.dialects", "interceptors.testing")
 _BASES = {
     "interceptors": ("Interceptor", "StreamInterceptor", "AsyncStreamInterceptor"),
@@ -42,7 +48,9 @@ _WORDS = frozenset(
         "host", "link", "location", "origin", "range", "refresh", "server", "te", "trailer", "upgrade", "vary", "via",
     )
 )  # fmt: skip
-_NO_HEADERS = frozenset(("latin-1", "log-writer", "new-interceptor", "new-key", "no-cache", "utf-8", "path"))
+_NO_HEADERS = frozenset(
+    ("latin-1", "log-writer", "new-interceptor", "new-key", "no-cache", "utf-8", "path")
+)
 """What looks like a header's name in the code, and is none."""
 
 
@@ -53,7 +61,17 @@ def _nodes(path: Path) -> list[ast.AST]:
 
 def items() -> set[str]:
     """Everything."""
-    found = [_classes, _hooks, _options, _keys, _headers, _metrics, _log_events, _error_types, _commands]
+    found = [
+        _classes,
+        _hooks,
+        _options,
+        _keys,
+        _headers,
+        _metrics,
+        _log_events,
+        _error_types,
+        _commands,
+    ]
     return {item for kind in found for item in kind()}
 
 
@@ -69,7 +87,9 @@ def _hooks() -> Iterator[str]:
         for name in names:
             cls = getattr(importlib.import_module(module), name)
             own = {*vars(cls), *vars(cls).get("__annotations__", {})}
-            yield from (f"hook {name}.{attribute}" for attribute in own if not attribute.startswith("_"))
+            yield from (
+                f"hook {name}.{attribute}" for attribute in own if not attribute.startswith("_")
+            )
     for name in importlib.import_module("interceptors.dialects.mcp_hooks").__all__:
         if name.startswith("on_"):
             yield f"hook {name}"
@@ -115,14 +135,25 @@ def _headers() -> Iterator[str]:
     page = (ROOT / "docs/forwarding.md").read_text(encoding="utf-8")
     for row in page.splitlines():
         if row.startswith("|"):
-            yield from (f"header {name.lower()}" for name in re.findall(r"`([A-Z][a-z0-9]*(?:-[A-Z][A-Za-z0-9]*)*)`", row))
+            yield from (
+                f"header {name.lower()}"
+                for name in re.findall(r"`([A-Z][a-z0-9]*(?:-[A-Z][A-Za-z0-9]*)*)`", row)
+            )
 
 
 def _names_in(value: object) -> Iterator[str]:
-    words = value.decode("latin-1").split() if isinstance(value, bytes) else value.split() if isinstance(value, str) else []
+    words = (
+        value.decode("latin-1").split()
+        if isinstance(value, bytes)
+        else value.split()
+        if isinstance(value, str)
+        else []
+    )
     if all(_FIELD.fullmatch(word) or word in _WORDS for word in words):
         is_text = isinstance(value, str)
-        yield from (word for word in words if word not in _NO_HEADERS and not (is_text and word in _WORDS))
+        yield from (
+            word for word in words if word not in _NO_HEADERS and not (is_text and word in _WORDS)
+        )
 
 
 def _metrics() -> Iterator[str]:
@@ -131,7 +162,11 @@ def _metrics() -> Iterator[str]:
     yield from (f"metric {metric.name}" for metric in metrics.registry.collect())
     for path in sorted((ROOT / "interceptors").rglob("*.py")):
         for node in _nodes(path):
-            if isinstance(node, ast.Call) and _called(node) in ("Counter", "Gauge", "Histogram", "Summary") and node.args:
+            if (
+                isinstance(node, ast.Call)
+                and _called(node) in ("Counter", "Gauge", "Histogram", "Summary")
+                and node.args
+            ):
                 yield f"metric {_text(node.args[0])}"
 
 
@@ -139,27 +174,43 @@ def _log_events() -> Iterator[str]:
     for path in _MODULES:
         for node in _nodes(path):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
-                at = 1 if node.func.attr == "write" and ast.unparse(node.func.value) == "_output" else 0
+                at = (
+                    1
+                    if node.func.attr == "write" and ast.unparse(node.func.value) == "_output"
+                    else 0
+                )
                 is_log = node.func.attr in (*_LEVELS, "_log") or at == 1
                 if is_log and (event := _text(node.args[at])) and re.fullmatch("[a-z_]+", event):
                     yield f"log {event}"
             if isinstance(node, ast.Dict) and path.name in ("logs.py", "jsonl.py"):
-                fields = {_text(key): value for key, value in zip(node.keys, node.values, strict=True) if key is not None}
+                fields = {
+                    _text(key): value
+                    for key, value in zip(node.keys, node.values, strict=True)
+                    if key is not None
+                }
                 if "event" in fields and (event := _text(fields["event"])):
                     yield f"log {event}"
 
 
 def _error_types() -> Iterator[str]:
-    """`type` in the body of an error: of classes, of refusals. `upstream_error` is that of a base class."""
+    """`type` in the body of an error: of classes, of refusals. `upstream_error` is that of a base
+    class.
+    """
     for path in _MODULES:
         for node in _nodes(path):
             if isinstance(node, ast.ClassDef) and node.name != "UpstreamFailure":
                 values = {
-                    ast.unparse(item.targets[0]): _text(item.value) for item in node.body if isinstance(item, ast.Assign)
+                    ast.unparse(item.targets[0]): _text(item.value)
+                    for item in node.body
+                    if isinstance(item, ast.Assign)
                 }
                 if values.get("kind"):
                     yield f"error {values['kind']}"
-            is_refusal = isinstance(node, ast.Call) and _called(node) in ("RequestRefused", "refuse", "_refuse")
+            is_refusal = isinstance(node, ast.Call) and _called(node) in (
+                "RequestRefused",
+                "refuse",
+                "_refuse",
+            )
             if is_refusal and len(node.args) > 1 and (kind := _text(node.args[1])):
                 yield f"error {kind}"
 

@@ -1,6 +1,8 @@
-"""The official LLM SDKs as a test uses them: what one observes of a list of calls, and the ways to leave one.
+"""The official LLM SDKs as a test uses them: what one observes of a list of calls, and the ways to
+leave one.
 
-An SDK runs in one of three ways: `sync` in a thread, `trio` in this loop, `asyncio` in a loop of its own in a thread.
+An SDK runs in one of three ways: `sync` in a thread, `trio` in this loop, `asyncio` in a loop of
+its own in a thread.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ WAYS = ["sync", "trio", "asyncio"]
 HEADERS = {"openai": "authorization", "anthropic": "x-api-key"}
 """Where each SDK sends its key."""
 
-_TLS = ssl.create_default_context()  # never used, and what making a client would take most of its time for
+_TLS = (
+    ssl.create_default_context()
+)  # never used, and what making a client would take most of its time for
 
 _PASSED = (
     "retry-after",
@@ -70,9 +74,11 @@ class Call:
         """What a helper for streams makes of everything."""
         if not self.method.endswith(".stream"):
             return None
-        return {"chat": "get_final_completion", "responses": "get_final_response", "messages": "get_final_message"}[
-            self.method.partition(".")[0]
-        ]
+        return {
+            "chat": "get_final_completion",
+            "responses": "get_final_response",
+            "messages": "get_final_message",
+        }[self.method.partition(".")[0]]
 
 
 @dataclass
@@ -88,7 +94,9 @@ class Seen:
         return {"items": self.items, "request_id": self.request_id, "error": _describe(self.error)}
 
     def result(self) -> dict[str, Any]:
-        """As `plain`, but however the texts and the arguments were cut: joined, block by block, and what came with them once."""
+        """As `plain`, but however the texts and the arguments were cut: joined, block by block, and
+        what came with them once.
+        """
         texts: dict[str, str] = {}
         others = set()
         for item in self.items:
@@ -108,13 +116,16 @@ _CUT = (
     "partial_json",
     "delta",
 )
-# An event's number, what has come so far, and what belongs to the cut: there are as many as there are pieces.
+# An event's number, what has come so far, and what belongs to the cut: there are as many as there
+# are pieces.
 _OF_THE_CUT = ("sequence_number", "snapshot", "parsed_arguments", "obfuscation", "logprobs")
 _PLACES = ("type", "index", "output_index", "content_index", "summary_index")
 
 
 def _take_texts(tree: Any, texts: dict[str, str], place: str = "") -> Any:
-    """A message without what a stream may cut anywhere, which goes to `texts`, and without what is null."""
+    """A message without what a stream may cut anywhere, which goes to `texts`, and without what is
+    null.
+    """
     if isinstance(tree, list):
         return [_take_texts(item, texts, place) for item in tree]
     if not isinstance(tree, dict):
@@ -122,7 +133,11 @@ def _take_texts(tree: Any, texts: dict[str, str], place: str = "") -> Any:
     place += "/" + ",".join(f"{name}={tree[name]}" for name in _PLACES if name in tree)
     left = {}
     for name, value in tree.items():
-        if value is None or name in _OF_THE_CUT or (name == "arguments" and "arguments_delta" in tree):
+        if (
+            value is None
+            or name in _OF_THE_CUT
+            or (name == "arguments" and "arguments_delta" in tree)
+        ):
             continue
         if name in _CUT and isinstance(value, str):
             texts[f"{place}.{name}"] = texts.get(f"{place}.{name}", "") + value
@@ -134,12 +149,17 @@ def _take_texts(tree: Any, texts: dict[str, str], place: str = "") -> Any:
 def _describe(error: Exception | None) -> Any:
     if error is None:
         return None
-    found: dict[str, Any] = {"type": f"{type(error).__module__}.{type(error).__qualname__}", "text": str(error)}
+    found: dict[str, Any] = {
+        "type": f"{type(error).__module__}.{type(error).__qualname__}",
+        "text": str(error),
+    }
     for name in ("status_code", "code", "param", "type", "body", "request_id"):
         if hasattr(error, name):
             found[f".{name}"] = getattr(error, name)
     if isinstance(error, openai.APIStatusError | anthropic.APIStatusError):
-        found["headers"] = {name: error.response.headers[name] for name in _PASSED if name in error.response.headers}
+        found["headers"] = {
+            name: error.response.headers[name] for name in _PASSED if name in error.response.headers
+        }
     return found
 
 
@@ -147,9 +167,13 @@ def _client_of(provider: str, url: str, *, is_async: bool, **settings: Any) -> A
     """The SDK's client for this address."""
     module: Any = openai if provider == "openai" else anthropic
     http_class = module.DefaultAsyncHttpxClient if is_async else module.DefaultHttpxClient
-    client_class = getattr(module, ("Async" if is_async else "") + ("OpenAI" if provider == "openai" else "Anthropic"))
+    client_class = getattr(
+        module, ("Async" if is_async else "") + ("OpenAI" if provider == "openai" else "Anthropic")
+    )
     base_url = url + "/v1" if provider == "openai" else url
-    return client_class(base_url=base_url, api_key=KEY, http_client=http_class(verify=_TLS), **settings)
+    return client_class(
+        base_url=base_url, api_key=KEY, http_client=http_class(verify=_TLS), **settings
+    )
 
 
 async def _run_in(way: str, run: Callable[[], Any], run_async: Callable[[], Awaitable[Any]]) -> Any:
@@ -166,7 +190,9 @@ async def _run_in(way: str, run: Callable[[], Any], run_async: Callable[[], Awai
 
 
 async def observe(way: str, url: str, calls: list[Call], **settings: Any) -> dict[str, Seen]:
-    """Make the calls one after the other, on one client, and say what came of each. All are of one provider."""
+    """Make the calls one after the other, on one client, and say what came of each. All are of one
+    provider.
+    """
     provider = calls[0].provider
 
     def run() -> dict[str, Seen]:
@@ -225,12 +251,16 @@ async def _observe_async(client: Any, call: Call) -> Seen:
 
 @dataclass(frozen=True)
 class Leave:
-    """How a client leaves an answer, and when: before its `head`, its `first` event, its `second`, or the end of a JSON `body`."""
+    """How a client leaves an answer, and when: before its `head`, its `first` event, its `second`,
+    or the end of a JSON `body`.
+    """
 
     way: str
     stage: str
     how: str
-    """`cancel`: the task that waits. `close`: the stream. `timeout`: the SDK's own, the only way out of a call that blocks."""
+    """`cancel`: the task that waits. `close`: the stream. `timeout`: the SDK's own, the only way
+    out of a call that blocks.
+    """
 
     @property
     def model(self) -> str:
@@ -251,9 +281,11 @@ LEAVES = [
 
 
 async def leave(leaving: Leave, provider: str, url: str, is_waiting: Callable[[], bool]) -> float:
-    """Ask for an answer and leave it as soon as `is_waiting` says that the upstream waits. When that was, by `time.perf_counter`.
+    """Ask for an answer and leave it as soon as `is_waiting` says that the upstream waits. When
+    that was, by `time.perf_counter`.
 
-    A client's `timeout` has no such moment: the time is then that of its error, when everything is over.
+    A client's `timeout` has no such moment: the time is then that of its error, when everything is
+    over.
     """
     method = "messages.create" if provider == "anthropic" else "chat.completions.create"
     arguments = Call(method, leaving.model, stream=leaving.stage != "body").arguments()
@@ -284,7 +316,9 @@ async def leave(leaving: Leave, provider: str, url: str, is_waiting: Callable[[]
     return left_at
 
 
-async def _leave_async(leaving: Leave, create: Any, arguments: dict[str, Any], is_waiting: Callable[[], bool]) -> float:
+async def _leave_async(
+    leaving: Leave, create: Any, arguments: dict[str, Any], is_waiting: Callable[[], bool]
+) -> float:
     is_there = anyio.Event()  # the client has got as far as it will
 
     async def ask() -> None:

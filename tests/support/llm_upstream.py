@@ -1,13 +1,19 @@
-"""Something like OpenAI's and Anthropic's APIs on a loopback socket. How it answers is the request's `model`, as a test wants it.
+"""Something like OpenAI's and Anthropic's APIs on a loopback socket. How it answers is the
+request's `model`, as a test wants it.
 
-`POST /v1/chat/completions`, `/v1/responses` and `/v1/messages`, streamed when the body says `"stream": true`. Models:
+`POST /v1/chat/completions`, `/v1/responses` and `/v1/messages`, streamed when the body says
+`"stream": true`. Models:
 
-- `text`, `tools`, `thinking`: what they say; `tools` calls two tools at once, `thinking` shows what it thinks first.
-- `error-400`, `error-429`, `error-500`, `error-503`, `error-529`: that status, with the provider's own body and headers.
-- `error-429-once`: that once, then as `text`. `error-500-final`: the headers forbid another attempt.
-- `error-event`: two events, then an error in the stream. `lost`: the connection breaks there. `lost-head`: before the head.
-- `wait-head`, `wait-first`, `wait-second`: sends nothing; the head; the head and the first event; then waits until it is left.
-  `wait-body`, not streamed: the head and the beginning of the body.
+- `text`, `tools`, `thinking`: what they say; `tools` calls two tools at once, `thinking` shows what
+  it thinks first.
+- `error-400`, `error-429`, `error-500`, `error-503`, `error-529`: that status, with the provider's
+  own body and headers.
+- `error-429-once`: that once, then as `text`. `error-500-final`: the headers forbid another
+  attempt.
+- `error-event`: two events, then an error in the stream. `lost`: the connection breaks there.
+  `lost-head`: before the head.
+- `wait-head`, `wait-first`, `wait-second`: sends nothing; the head; the head and the first event;
+  then waits until it is left. `wait-body`, not streamed: the head and the beginning of the body.
 
 What is not streamed is compressed for clients that take that, as both providers do.
 Nothing here is random or from a clock, so that two answers to the same request are equal.
@@ -35,7 +41,13 @@ _USAGE = {
     "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
     "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
 }
-_TEXT = ["A weir ", "lets the river run ", "– und hält ", "es doch 水 ", "in hand.\n\ndata: not an event\n"]
+_TEXT = [
+    "A weir ",
+    "lets the river run ",
+    "– und hält ",
+    "es doch 水 ",
+    "in hand.\n\ndata: not an event\n",
+]
 _ARGUMENTS = [('{"city":"', 'Köln","u', 'nit":"c"}'), ("{", '"query": "a \\"weir\\""', "}")]
 _TOOLS = [("call_1", "weather"), ("call_2", "search")]
 
@@ -73,10 +85,16 @@ async def open_llm_upstream() -> AsyncIterator[LlmUpstream]:
         yield llm
 
 
-async def _answer(llm: LlmUpstream, peer: Peer, request: Request, model: str, *, stream: bool) -> None:
+async def _answer(
+    llm: LlmUpstream, peer: Peer, request: Request, model: str, *, stream: bool
+) -> None:
     path = request.target.partition(b"?")[0]
     anthropic = path == b"/v1/messages"
-    if model.startswith("error-") and model != "error-event" and not (model.endswith("-once") and llm.asked[model] % 2 == 0):
+    if (
+        model.startswith("error-")
+        and model != "error-event"
+        and not (model.endswith("-once") and llm.asked[model] % 2 == 0)
+    ):
         await _refuse(peer, int(model[6:9]), anthropic=anthropic, final=model.endswith("-final"))
         return
     if model == "lost-head":
@@ -124,9 +142,16 @@ async def _wait(llm: LlmUpstream, peer: Peer) -> None:
     raise EOFError
 
 
-# --- errors ----------------------------------------------------------------------------------------------------------------
+# --- errors
+# ----------------------------------------------------------------------------------------------------------------
 
-_REASONS = {400: "Bad Request", 429: "Too Many Requests", 500: "Internal Server Error", 503: "Service Unavailable", 529: ""}
+_REASONS = {
+    400: "Bad Request",
+    429: "Too Many Requests",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+    529: "",
+}
 _OPENAI_KINDS: dict[int, tuple[str, str, str | None, str | None]] = {
     400: (
         "Unsupported value: 'temperature' must be at most 2.",
@@ -134,8 +159,18 @@ _OPENAI_KINDS: dict[int, tuple[str, str, str | None, str | None]] = {
         "temperature",
         "unsupported_value",
     ),
-    429: ("Rate limit reached for requests. Please try again in 5ms.", "requests", None, "rate_limit_exceeded"),
-    500: ("The server had an error while processing your request. Sorry about that!", "server_error", None, None),
+    429: (
+        "Rate limit reached for requests. Please try again in 5ms.",
+        "requests",
+        None,
+        "rate_limit_exceeded",
+    ),
+    500: (
+        "The server had an error while processing your request. Sorry about that!",
+        "server_error",
+        None,
+        None,
+    ),
     503: ("The engine is currently overloaded, please try again later", "server_error", None, None),
     529: ("The engine is currently overloaded, please try again later", "server_error", None, None),
 }
@@ -149,12 +184,21 @@ _ANTHROPIC_KINDS = {
 
 
 async def _refuse(peer: Peer, status: int, *, anthropic: bool, final: bool) -> None:
-    """An error with its provider's body and headers; what says when to come back says 5 ms, so that tests are quick."""
+    """An error with its provider's body and headers; what says when to come back says 5 ms, so that
+    tests are quick.
+    """
     lines = ["Content-Type: application/json"]
     if anthropic:
         kind, message = _ANTHROPIC_KINDS[status]
-        body: dict[str, Any] = {"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_0002"}
-        lines += ["request-id: req_0002", f"x-should-retry: {'false' if final or status == 400 else 'true'}"]
+        body: dict[str, Any] = {
+            "type": "error",
+            "error": {"type": kind, "message": message},
+            "request_id": "req_0002",
+        }
+        lines += [
+            "request-id: req_0002",
+            f"x-should-retry: {'false' if final or status == 400 else 'true'}",
+        ]
         if status == 429:
             lines += [
                 "anthropic-ratelimit-requests-remaining: 0",
@@ -167,15 +211,22 @@ async def _refuse(peer: Peer, status: int, *, anthropic: bool, final: bool) -> N
         if final:
             lines.append("x-should-retry: false")
         if status == 429:
-            lines += ["x-ratelimit-remaining-requests: 0", "x-ratelimit-reset-requests: 5ms", "retry-after-ms: 5"]
+            lines += [
+                "x-ratelimit-remaining-requests: 0",
+                "x-ratelimit-reset-requests: 5ms",
+                "retry-after-ms: 5",
+            ]
     if status != 400:
         lines.append("retry-after: 0.005")
     data = json.dumps(body).encode()
-    head = "\r\n".join([f"HTTP/1.1 {status} {_REASONS[status]}", *lines, f"Content-Length: {len(data)}"])
+    head = "\r\n".join(
+        [f"HTTP/1.1 {status} {_REASONS[status]}", *lines, f"Content-Length: {len(data)}"]
+    )
     await peer.send(head.encode() + b"\r\n\r\n" + data)
 
 
-# --- OpenAI, chat completions ----------------------------------------------------------------------------------------------
+# --- OpenAI, chat completions
+# ----------------------------------------------------------------------------------------------
 
 _OPENAI_ERROR = (
     b'data: {"error":{"message":"The server had an error while processing your request.","type":"server_error",'
@@ -184,16 +235,26 @@ _OPENAI_ERROR = (
 
 
 def _completion(said: str) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": "".join(_TEXT), "refusal": None, "annotations": []}
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": "".join(_TEXT),
+        "refusal": None,
+        "annotations": [],
+    }
     if said == "tools":
         calls = zip(_TOOLS, _ARGUMENTS, strict=True)
-        message |= {"content": None, "tool_calls": [_tool_call(tool, "".join(arguments)) for tool, arguments in calls]}
+        message |= {
+            "content": None,
+            "tool_calls": [_tool_call(tool, "".join(arguments)) for tool, arguments in calls],
+        }
     return {
         "id": "chatcmpl-1",
         "object": "chat.completion",
         "created": 1767323045,
         "model": "gpt-test",
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(said)}],
+        "choices": [
+            {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(said)}
+        ],
         "usage": _USAGE,
         "service_tier": "default",
         "system_fingerprint": "fp_1",
@@ -201,7 +262,11 @@ def _completion(said: str) -> dict[str, Any]:
 
 
 def _tool_call(tool: tuple[str, str], arguments: str) -> dict[str, Any]:
-    return {"id": tool[0], "type": "function", "function": {"name": tool[1], "arguments": arguments}}
+    return {
+        "id": tool[0],
+        "type": "function",
+        "function": {"name": tool[1], "arguments": arguments},
+    }
 
 
 def _finish(said: str) -> str:
@@ -210,7 +275,12 @@ def _finish(said: str) -> str:
 
 def _completion_events(said: str) -> Iterator[bytes]:
     def chunk(choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> bytes:
-        head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1767323045, "model": "gpt-test"}
+        head = {
+            "id": "chatcmpl-1",
+            "object": "chat.completion.chunk",
+            "created": 1767323045,
+            "model": "gpt-test",
+        }
         return _data({**head, "choices": choices, "usage": usage, "obfuscation": "x7"})
 
     def delta(found: dict[str, Any], finish: str | None = None) -> bytes:
@@ -231,7 +301,8 @@ def _completion_events(said: str) -> Iterator[bytes]:
     yield b"data: [DONE]\n\n"
 
 
-# --- OpenAI, responses -----------------------------------------------------------------------------------------------------
+# --- OpenAI, responses
+# -----------------------------------------------------------------------------------------------------
 
 _RESPONSES_ERROR = (
     b'event: error\ndata: {"type":"error","error":{"type":"server_error","code":"server_error",'
@@ -250,7 +321,9 @@ def _response(said: str, *, done: bool = True) -> dict[str, Any]:
         "instructions": None,
         "metadata": {},
         "model": "gpt-test",
-        "output": [_item(said, index, done=True) for index in range(len(_items(said)))] if done else [],
+        "output": [_item(said, index, done=True) for index in range(len(_items(said)))]
+        if done
+        else [],
         "parallel_tool_calls": True,
         "temperature": 1.0,
         "tool_choice": "auto",
@@ -283,9 +356,19 @@ def _item(said: str, index: int, *, done: bool) -> dict[str, Any]:
             "call_id": call_id, "name": name, "arguments": arguments,
         }  # fmt: skip
     if kind == "reasoning":
-        return {"id": "rs_1", "type": "reasoning", "summary": [_summary("".join(_TEXT))] if done else []}
+        return {
+            "id": "rs_1",
+            "type": "reasoning",
+            "summary": [_summary("".join(_TEXT))] if done else [],
+        }
     content = [_part("".join(_TEXT))] if done else []
-    return {"id": "msg_1", "type": "message", "status": status, "role": "assistant", "content": content}
+    return {
+        "id": "msg_1",
+        "type": "message",
+        "status": status,
+        "role": "assistant",
+        "content": content,
+    }
 
 
 def _part(text: str) -> dict[str, Any]:
@@ -306,7 +389,10 @@ def _response_parts(said: str) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "response.in_progress", {"response": _response(said, done=False)}
     for index, kind in enumerate(_items(said)):
         at = {"item_id": _item(said, index, done=False)["id"], "output_index": index}
-        yield "response.output_item.added", {"output_index": index, "item": _item(said, index, done=False)}
+        yield (
+            "response.output_item.added",
+            {"output_index": index, "item": _item(said, index, done=False)},
+        )
         if kind == "call":
             for piece in _ARGUMENTS[index]:
                 yield "response.function_call_arguments.delta", {**at, "delta": piece}
@@ -326,22 +412,34 @@ def _response_parts(said: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield "response.output_text.delta", {**part, "delta": piece, "logprobs": []}
             yield "response.output_text.done", {**part, "text": "".join(_TEXT), "logprobs": []}
             yield "response.content_part.done", {**part, "part": _part("".join(_TEXT))}
-        yield "response.output_item.done", {"output_index": index, "item": _item(said, index, done=True)}
+        yield (
+            "response.output_item.done",
+            {"output_index": index, "item": _item(said, index, done=True)},
+        )
     yield "response.completed", {"response": _response(said)}
 
 
-# --- Anthropic, messages ---------------------------------------------------------------------------------------------------
+# --- Anthropic, messages
+# ---------------------------------------------------------------------------------------------------
 
 _ANTHROPIC_ERROR = (
     b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"Overloaded"},'
     b'"request_id":"req_0001"}\n\n'
 )
-_ANTHROPIC_USAGE = {"input_tokens": 19, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 23}
+_ANTHROPIC_USAGE = {
+    "input_tokens": 19,
+    "cache_creation_input_tokens": 0,
+    "cache_read_input_tokens": 0,
+    "output_tokens": 23,
+}
 
 
 def _blocks(said: str) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Each content block as it starts, and its deltas."""
-    text = ({"type": "text", "text": ""}, [{"type": "text_delta", "text": piece} for piece in _TEXT])
+    text = (
+        {"type": "text", "text": ""},
+        [{"type": "text_delta", "text": piece} for piece in _TEXT],
+    )
     if said == "tools":
         calls = [
             (
@@ -384,7 +482,12 @@ def _message_events(said: str) -> Iterator[bytes]:
     def event(kind: str, **fields: Any) -> bytes:
         return _event(kind, {"type": kind, **fields})
 
-    start = {**_message(said), "content": [], "stop_reason": None, "usage": {**_ANTHROPIC_USAGE, "output_tokens": 1}}
+    start = {
+        **_message(said),
+        "content": [],
+        "stop_reason": None,
+        "usage": {**_ANTHROPIC_USAGE, "output_tokens": 1},
+    }
     yield event("message_start", message=start)
     for index, (block, deltas) in enumerate(_blocks(said)):
         yield event("content_block_start", index=index, content_block=block)

@@ -1,4 +1,6 @@
-"""The official MCP client as a test uses it: in every revision that it speaks, and over both transports."""
+"""The official MCP client as a test uses it: in every revision that it speaks, and over both
+transports.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ async def open_mcp_client(
     sse: bool = False,
     on_message: Callable[[Any], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Client]:
-    """A client that speaks this revision with the server at `url`, whichever newer ones both know; `auto`: the newest.
+    """A client that speaks this revision with the server at `url`, whichever newer ones both know;
+    `auto`: the newest.
 
     `on_message` gets what the server says outside of calls.
     """
@@ -43,31 +46,51 @@ async def open_mcp_client(
         assert params.message == "Who is asking?"
         return mcp_types.ElicitResult(action="accept", content={"name": "Ann"})
 
-    async def sample(_: Any, params: mcp_types.CreateMessageRequestParams) -> mcp_types.CreateMessageResult:
+    async def sample(
+        _: Any, params: mcp_types.CreateMessageRequestParams
+    ) -> mcp_types.CreateMessageResult:
         assert params.max_tokens == 10
         text = mcp_types.TextContent(type="text", text="Rhein")
-        return mcp_types.CreateMessageResult(role="assistant", content=text, model="m", stop_reason="endTurn")
+        return mcp_types.CreateMessageResult(
+            role="assistant", content=text, model="m", stop_reason="endTurn"
+        )
 
     headers = {"authorization": f"Bearer {KEY}"}
     modern = revision in ("2026-07-28", "auto")
-    # The client always offers the newest revision with a handshake; servers answer older clients in theirs.
-    monkeypatch.setattr("mcp.client.session.LATEST_HANDSHAKE_VERSION", "2025-11-25" if modern else revision)
+    # The client always offers the newest revision with a handshake; servers answer older clients in
+    # theirs.
+    monkeypatch.setattr(
+        "mcp.client.session.LATEST_HANDSHAKE_VERSION", "2025-11-25" if modern else revision
+    )
     async with httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(30)) as http:
         transport = (
-            sse_client(url + "/sse", headers=headers) if sse else streamable_http_client(url + "/mcp", http_client=http)
+            sse_client(url + "/sse", headers=headers)
+            if sse
+            else streamable_http_client(url + "/mcp", http_client=http)
         )
         mode = revision if modern else "legacy"
         async with Client(
-            transport, mode=mode, elicitation_callback=elicit, sampling_callback=sample, message_handler=on_message
+            transport,
+            mode=mode,
+            elicitation_callback=elicit,
+            sampling_callback=sample,
+            message_handler=on_message,
         ) as client:
             assert client.protocol_version == ("2026-07-28" if modern else revision)
             yield client
 
 
 async def use(client: Client) -> dict[str, Any]:
-    """What one client sees of everything that the server offers; an error that the server answers with is an answer, too."""
+    """What one client sees of everything that the server offers; an error that the server answers
+    with is an answer, too.
+    """
     seen: dict[str, Any] = {
-        "server": (client.protocol_version, client.server_info, client.server_capabilities, client.instructions),
+        "server": (
+            client.protocol_version,
+            client.server_info,
+            client.server_capabilities,
+            client.instructions,
+        ),
     }
     for name, ask in {
         "tools": client.list_tools,
@@ -91,7 +114,9 @@ async def use(client: Client) -> dict[str, Any]:
     return seen
 
 
-async def call_with_progress(client: Client, tool: str, arguments: dict[str, Any]) -> tuple[Any, list[Any]]:
+async def call_with_progress(
+    client: Client, tool: str, arguments: dict[str, Any]
+) -> tuple[Any, list[Any]]:
     """A call's result, and the progress that was reported meanwhile."""
     progress: list[Any] = []
 
@@ -103,7 +128,9 @@ async def call_with_progress(client: Client, tool: str, arguments: dict[str, Any
 
 
 async def leave_call(server: McpServer, client: Client, *, progress: bool) -> float:
-    """Cancel a call that waits, after some `progress` or in silence. How many seconds until the server's tool was cancelled."""
+    """Cancel a call that waits, after some `progress` or in silence. How many seconds until the
+    server's tool was cancelled.
+    """
     waits, cancelled = server.waits, len(server.cancelled_at)
     reported = trio.Event()
 
@@ -111,7 +138,9 @@ async def leave_call(server: McpServer, client: Client, *, progress: bool) -> fl
         reported.set()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: client.call_tool("wait", {"progress": progress}, progress_callback=note))
+        nursery.start_soon(
+            lambda: client.call_tool("wait", {"progress": progress}, progress_callback=note)
+        )
         while server.waits == waits or (progress and not reported.is_set()):
             await trio.sleep(0.001)
         left_at = time.perf_counter()

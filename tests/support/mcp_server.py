@@ -1,4 +1,6 @@
-"""An MCP server made with the official SDK, which reads annotations at run time: no `from __future__ import annotations` here."""
+"""An MCP server made with the official SDK, which reads annotations at run time: no `from
+__future__ import annotations` here.
+"""
 
 import time
 from collections import Counter
@@ -51,7 +53,9 @@ class _Events(EventStore):
         self._kept.append((stream_id, message))
         return str(len(self._kept))
 
-    async def replay_events_after(self, last_event_id: str, send_callback: EventCallback) -> str | None:
+    async def replay_events_after(
+        self, last_event_id: str, send_callback: EventCallback
+    ) -> str | None:
         stream_id, _ = self._kept[int(last_event_id) - 1]
         for number, (owner, message) in enumerate(list(self._kept), start=1):
             if owner == stream_id and number > int(last_event_id) and message is not None:
@@ -64,7 +68,10 @@ async def _ask_name() -> Elicit[_Name]:
 
 
 async def _ask_model() -> Sample:
-    return Sample([SamplingMessage(role="user", content=TextContent(type="text", text="Name a river."))], max_tokens=10)
+    return Sample(
+        [SamplingMessage(role="user", content=TextContent(type="text", text="Name a river."))],
+        max_tokens=10,
+    )
 
 
 def _make(seen: McpServer) -> MCPServer:
@@ -89,7 +96,9 @@ def _make(seen: McpServer) -> MCPServer:
 
     @server.tool()
     async def greet(name: Annotated[_Name, Resolve(_ask_name)]) -> str:
-        """Ask the client's user for a name: in a request to the client, or from 2026-07-28 on in an answer that asks."""
+        """Ask the client's user for a name: in a request to the client, or from 2026-07-28 on in an
+        answer that asks.
+        """
         return f"Hello, {name.name}"
 
     @server.tool()
@@ -104,7 +113,9 @@ def _make(seen: McpServer) -> MCPServer:
         await context.report_progress(1, 3)
         await context.close_sse_stream()
         await context.report_progress(2, 3)
-        await trio.sleep(0.1)  # the client comes back after 20 ms, and some of this comes while it is there
+        await trio.sleep(
+            0.1
+        )  # the client comes back after 20 ms, and some of this comes while it is there
         await context.report_progress(3, 3)
         return "polled"
 
@@ -129,7 +140,9 @@ def _make(seen: McpServer) -> MCPServer:
 
     @server.tool()
     async def announce(context: Context) -> str:
-        """Say, outside of any call, that the list of tools has changed: on the stream that the client has opened for that."""
+        """Say, outside of any call, that the list of tools has changed: on the stream that the
+        client has opened for that.
+        """
         await context.session.send_tool_list_changed()
         return "announced"
 
@@ -167,10 +180,19 @@ def _noting(app: Any, seen: McpServer) -> Any:
             if message["type"] == "http.response.start" and not noted:
                 noted = True  # the app for the old transport begins a second answer when the client has left
                 headers = dict(scope["headers"])
-                named = [headers.get(name, b"").decode() for name in (b"mcp-protocol-version", b"mcp-method", b"mcp-name")]
-                has = [name.decode() for name in (b"mcp-session-id", b"last-event-id", b"authorization") if name in headers]
+                named = [
+                    headers.get(name, b"").decode()
+                    for name in (b"mcp-protocol-version", b"mcp-method", b"mcp-name")
+                ]
+                has = [
+                    name.decode()
+                    for name in (b"mcp-session-id", b"last-event-id", b"authorization")
+                    if name in headers
+                ]
                 accept = headers.get(b"accept", b"").decode()
-                seen.requests[scope["method"], scope["path"], message["status"], accept, *named, *has] += 1
+                seen.requests[
+                    scope["method"], scope["path"], message["status"], accept, *named, *has
+                ] += 1
             if _LOST.encode() in message.get("body", b""):
                 raise ConnectionError  # Hypercorn then closes the connection, and the body has no end
             await send(message)
@@ -185,8 +207,11 @@ def _noting(app: Any, seen: McpServer) -> Any:
 
 
 @asynccontextmanager
-async def open_mcp_server(transport: str = "http", *, resumable: bool = False) -> AsyncIterator[McpServer]:
-    """Serve on a free loopback port: Streamable HTTP on `/mcp`, answers as JSON there (`json`), or the old transport on `/sse`.
+async def open_mcp_server(
+    transport: str = "http", *, resumable: bool = False
+) -> AsyncIterator[McpServer]:
+    """Serve on a free loopback port: Streamable HTTP on `/mcp`, answers as JSON there (`json`), or
+    the old transport on `/sse`.
 
     `both`: Streamable HTTP and the old transport.
     `resumable`: keep what was sent, and let clients come back after 20 ms.
@@ -209,7 +234,11 @@ async def open_mcp_server(transport: str = "http", *, resumable: bool = False) -
     async with trio.open_nursery() as nursery:
         (seen.url,) = await nursery.start(
             lambda task_status: hypercorn_serve(
-                _noting(app, seen), config, shutdown_trigger=trio.sleep_forever, mode="asgi", task_status=task_status
+                _noting(app, seen),
+                config,
+                shutdown_trigger=trio.sleep_forever,
+                mode="asgi",
+                task_status=task_status,
             )
         )
         yield seen

@@ -37,7 +37,9 @@ async def drive(
 
     `between` runs when all sessions have met; `at_once` must then be no less than their number.
     """
-    task = json.dumps({"sessions": sessions, "at_once": at_once, "timeout_ms": step_timeout_s * 1000})
+    task = json.dumps(
+        {"sessions": sessions, "at_once": at_once, "timeout_ms": step_timeout_s * 1000}
+    )
     async with _running("drive.mjs") as script:
         with trio.fail_after(timeout_s):
             await script.write(task)
@@ -83,7 +85,9 @@ class _Script:
 @asynccontextmanager
 async def _running(script: str, *arguments: str) -> AsyncIterator[_Script]:
     command = ["node", str(SCRIPTS / script), *arguments]
-    process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = await trio.lowlevel.open_process(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     try:
         yield _Script(process)
     finally:

@@ -1,4 +1,6 @@
-"""Installs what `npm/package-lock.json` names, once a user and lock file. `.ci/run` runs this file; it needs no package."""
+"""Installs what `npm/package-lock.json` names, once a user and lock file. `.ci/run` runs this file;
+it needs no package.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ class CannotInstall(Exception):
 
 
 def install() -> None:
-    """Put the packages into the user's cache, and a symbolic link `node_modules` to them beside the scripts.
+    """Put the packages into the user's cache, and a symbolic link `node_modules` to them beside the
+    scripts.
 
     :raises CannotInstall: there is no node or npm, or npm failed.
     """
@@ -43,9 +46,13 @@ def install() -> None:
                 "--no-fund",
             ]  # the packages need no scripts of their own
             try:
-                subprocess.run(command, cwd=new, check=True, capture_output=True, text=True, timeout=300)
+                subprocess.run(
+                    command, cwd=new, check=True, capture_output=True, text=True, timeout=300
+                )
             except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-                raise CannotInstall(f"set of MCP clients from npm: {error}\n{error.stderr}") from error
+                raise CannotInstall(
+                    f"set of MCP clients from npm: {error}\n{error.stderr}"
+                ) from error
             try:
                 new.rename(directory)
             except OSError:  # another test run was faster

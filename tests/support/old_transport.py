@@ -1,4 +1,6 @@
-"""The old transport of MCP (2024-11-05, HTTP with SSE): a server whose sessions are spelt as a test likes, and a client."""
+"""The old transport of MCP (2024-11-05, HTTP with SSE): a server whose sessions are spelt as a test
+likes, and a client.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,13 @@ def rpc(method: str, ident: Any, **params: Any) -> bytes:
 
 
 class OldServer:
-    """Answers a call on the stream of the session that its URI names; `endpoints` makes the URI of the nth session."""
+    """Answers a call on the stream of the session that its URI names; `endpoints` makes the URI of
+    the nth session.
+    """
 
-    def __init__(self, endpoint: Callable[[int], str], *, before: bytes = b": hello\n\nretry: 50\n\n") -> None:
+    def __init__(
+        self, endpoint: Callable[[int], str], *, before: bytes = b": hello\n\nretry: 50\n\n"
+    ) -> None:
         self._endpoint = endpoint
         self._before = before
         self._streams: dict[bytes, Peer] = {}
@@ -39,7 +45,9 @@ class OldServer:
             await self._post(peer, request.target, json.loads(request.body))
             return
         self._made += 1
-        endpoint = self._endpoint(self._made).replace("AUTHORITY", f"127.0.0.1:{peer.upstream.port}")
+        endpoint = self._endpoint(self._made).replace(
+            "AUTHORITY", f"127.0.0.1:{peer.upstream.port}"
+        )
         target = endpoint.removeprefix(f"http://127.0.0.1:{peer.upstream.port}").encode()
         self._streams[target] = peer
         await peer.start_stream()
@@ -57,7 +65,9 @@ class OldServer:
         self.calls.append((target, message["method"]))
         answer: dict[str, Any] = {"error": {"code": -32601, "message": "Method not found"}}
         if message["method"] == "tools/list":
-            answer = {"result": {"tools": [{"name": "add"}, {"name": "shell"}], "by": target.decode()}}
+            answer = {
+                "result": {"tools": [{"name": "add"}, {"name": "shell"}], "by": target.decode()}
+            }
         elif message["method"] == "tools/call":
             answer = {"result": {"content": [], "tool": message["params"]["name"]}}
         data = json.dumps({"jsonrpc": "2.0", "id": message["id"]} | answer).encode()
@@ -75,7 +85,9 @@ class OldClient:
         self.target = ""
 
     @classmethod
-    async def open(cls, port: int, path: str = "/sse", headers: list[tuple[str, str]] | None = None) -> OldClient:
+    async def open(
+        cls, port: int, path: str = "/sse", headers: list[tuple[str, str]] | None = None
+    ) -> OldClient:
         connection = await open_client(port)
         await connection.send("GET", path, headers)
         client = cls(port, connection, await connection.head())
@@ -85,11 +97,19 @@ class OldClient:
         client.target = block.partition(b"data: ")[2].decode()
         return client
 
-    async def post(self, body: bytes, *, target: str | None = None, headers: list[tuple[str, str]] | None = None) -> Answer:
+    async def post(
+        self,
+        body: bytes,
+        *,
+        target: str | None = None,
+        headers: list[tuple[str, str]] | None = None,
+    ) -> Answer:
         """Over a connection of its own."""
         headers = [("Content-Type", "application/json"), *(headers or [])]
         with trio.fail_after(10):
-            return await fetch(self._port, target or self.target, method="POST", headers=headers, body=body)
+            return await fetch(
+                self._port, target or self.target, method="POST", headers=headers, body=body
+            )
 
     async def next(self) -> Any:
         """The next message on the stream."""

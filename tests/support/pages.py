@@ -1,4 +1,6 @@
-"""The project's pages of documentation, as readers use them: blocks of code, in their order, and the files that they are for."""
+"""The project's pages of documentation, as readers use them: blocks of code, in their order, and
+the files that they are for.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,11 @@ def blocks_of(page: str) -> list[Block]:
             end = lines.index("```", at + 1)
             file = _FILE.search(before)
             text = "".join(line + "\n" for line in lines[at + 1 : end])
-            found.append(Block(page, fence[1], at + 2, text, file[1] if file and before.endswith(":") else None))
+            found.append(
+                Block(
+                    page, fence[1], at + 2, text, file[1] if file and before.endswith(":") else None
+                )
+            )
             at = end
         before = lines[at].strip() or before
         at += 1

@@ -38,7 +38,12 @@ class Process:
     async def event(self, name: str, count: int = 1) -> list[dict[str, object]]:
         """The log lines of that name, when `count` are there."""
         with trio.fail_after(20):
-            while len(found := [item for item in map(_parse, self.lines) if item.get("event") == name]) < count:
+            while (
+                len(
+                    found := [item for item in map(_parse, self.lines) if item.get("event") == name]
+                )
+                < count
+            ):
                 await self._news.wait()
         return found
 
@@ -62,7 +67,12 @@ async def running(command: list[str], **options: object) -> AsyncIterator[Proces
     async with trio.open_nursery() as nursery:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}  # type: ignore[dict-item]
         process = await trio.lowlevel.open_process(
-            command, stderr=subprocess.PIPE, cwd=ROOT, env=environment, start_new_session=True, **options
+            command,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            env=environment,
+            start_new_session=True,
+            **options,
         )
         running = Process(process)
         nursery.start_soon(running.read)

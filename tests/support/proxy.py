@@ -12,12 +12,12 @@ import trio
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio import serve as hypercorn_serve
 
-from proxy.app import Weirpool, create_app
 from proxy.config import Config, parse_config
-from proxy.serve import bind_sockets, serve_app
+from proxy.server.app import Weirpool, create_app
+from proxy.server.serve import bind_sockets, serve_app
 from proxy.upstream import Resolver, dial
 from proxy.upstream.origin import Origin
-from proxy.worker import Worker
+from proxy.worker.worker import Worker
 
 __all__ = ["Proxy", "config_for", "limit_send_buffers", "limit_upstream_buffers", "open_proxy"]
 
@@ -34,19 +34,33 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        return f"{self.scheme}://{'localhost' if self.scheme == 'https' else '127.0.0.1'}:{self.port}"
+        return (
+            f"{self.scheme}://{'localhost' if self.scheme == 'https' else '127.0.0.1'}:{self.port}"
+        )
 
     def in_use(self) -> dict[str, int]:
         return {stats.pool: stats.in_use for stats in self.worker.pools.statistics()}
 
     def lent(self) -> int:
-        return sum(state.lent for transport in self.worker.routes.transports.values() for state in transport.statistics())
+        return sum(
+            state.lent
+            for transport in self.worker.routes.transports.values()
+            for state in transport.statistics()
+        )
 
 
 def config_for(
-    url: str, *, route: str = "", proxy: str = "", upstream: str = "", interceptors: str = "", names: str = ""
+    url: str,
+    *,
+    route: str = "",
+    proxy: str = "",
+    upstream: str = "",
+    interceptors: str = "",
+    names: str = "",
 ) -> Config:
-    """A configuration with one route to `url`; each argument is more YAML (flow style) for its place."""
+    """A configuration with one route to `url`; each argument is more YAML (flow style) for its
+    place.
+    """
     return parse_config(
         f"""
 reverse_proxy:
@@ -65,14 +79,18 @@ log: {{level: error}}
 async def open_proxy(
     config: Config, *, tls: tuple[str, str] | None = None, bind: str = "127.0.0.1:0"
 ) -> AsyncIterator[Proxy]:
-    """Serve the app on a free port, as `weirpool serve` does; with `tls` (certificate and key files) as plain Hypercorn does."""
+    """Serve the app on a free port, as `weirpool serve` does; with `tls` (certificate and key
+    files) as plain Hypercorn does.
+    """
     app = create_app(config)
     (sock,) = bind_sockets([bind], config.reverse_proxy.timeouts.send)
     proxy = Proxy(app, sock.getsockname()[1], "https" if tls else "http")
     shutdown = trio.Event()
     async with trio.open_nursery() as nursery:
         if tls is None:
-            await nursery.start(lambda task_status: serve_app(app, [sock], shutdown, task_status=task_status))
+            await nursery.start(
+                lambda task_status: serve_app(app, [sock], shutdown, task_status=task_status)
+            )
         else:
             server = HypercornConfig()
             server.bind = [f"fd://{sock.detach()}"]
@@ -81,7 +99,11 @@ async def open_proxy(
             server.errorlog = None
             await nursery.start(
                 lambda task_status: hypercorn_serve(
-                    app, server, shutdown_trigger=shutdown.wait, mode="asgi", task_status=task_status
+                    app,
+                    server,
+                    shutdown_trigger=shutdown.wait,
+                    mode="asgi",
+                    task_status=task_status,
                 )
             )
         yield proxy
@@ -98,7 +120,9 @@ async def _wait_for_end(nursery: trio.Nursery) -> None:
 
 
 def limit_upstream_buffers(monkeypatch: pytest.MonkeyPatch, option: int, size: int) -> None:
-    """Let connections to upstreams from now on hold about `size` bytes: `SO_SNDBUF` of requests, `SO_RCVBUF` of responses."""
+    """Let connections to upstreams from now on hold about `size` bytes: `SO_SNDBUF` of requests,
+    `SO_RCVBUF` of responses.
+    """
 
     async def connect(origin: Origin, resolver: Resolver) -> socket.socket:
         sock = await original(origin, resolver)
@@ -110,7 +134,9 @@ def limit_upstream_buffers(monkeypatch: pytest.MonkeyPatch, option: int, size: i
 
 
 def limit_send_buffers(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """Let the sockets of proxies that are opened from now on take about `size` bytes before they have to wait."""
+    """Let the sockets of proxies that are opened from now on take about `size` bytes before they
+    have to wait.
+    """
 
     def bind(addresses: list[str], send_timeout_s: float | None) -> list[socket.socket]:
         sockets = original_bind(addresses, send_timeout_s)

@@ -1,7 +1,8 @@
 """A strict HTTP/1.1 server that keeps what it has parsed of each request, and what it has refused.
 
-It is stricter than most servers: a request that any careful server could refuse, or read differently, gets 400. One connection
-serves one request. It runs in threads, for tests that are synchronous.
+It is stricter than most servers: a request that any careful server could refuse, or read
+differently, gets 400. One connection serves one request. It runs in threads, for tests that are
+synchronous.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _PATH = re.compile(rb"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/\"<>^`{|}\[\]]|%[^#\\ ?]?)*")
 _QUERY = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?\"<>^`{|}\[\]\\]|%[^# ]?)*")
 _HOST = re.compile(
-    rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})+)(?::[0-9]{0,5})?", re.IGNORECASE
+    rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})+)(?::[0-9]{0,5})?",
+    re.IGNORECASE,
 )
 
 
@@ -84,7 +86,9 @@ class StrictServer:
                 seen = _read_request(file)  # type: ignore[arg-type]
             except _Refused as error:
                 self.refusals.append(str(error))
-                client.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                client.sendall(
+                    b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                )
                 return
             if seen is not None:
                 self.seen.append(seen)
@@ -160,7 +164,9 @@ def _check_target(method: bytes, target: bytes) -> None:
             authority, question, query = authority.partition(b"?")
             if not is_host(authority):
                 raise _Refused(f"authority {authority!r}")
-            target = slash + rest if slash and not question else b"/" + question + query + slash + rest
+            target = (
+                slash + rest if slash and not question else b"/" + question + query + slash + rest
+            )
     path, _, query = target.partition(b"?")
     if not _PATH.fullmatch(path) or not _QUERY.fullmatch(query):
         raise _Refused(f"target {target!r}")
@@ -183,7 +189,12 @@ def _body(file: socket.SocketIO, headers: list[tuple[bytes, bytes]], version: by
     lengths = [value for name, value in headers if name == b"content-length"]
     codings = [value for name, value in headers if name == b"transfer-encoding"]
     if codings:
-        if lengths or len(codings) > 1 or codings[0].lower() != b"chunked" or version == b"HTTP/1.0":
+        if (
+            lengths
+            or len(codings) > 1
+            or codings[0].lower() != b"chunked"
+            or version == b"HTTP/1.0"
+        ):
             raise _Refused(f"two lengths, or codings: {codings} {lengths}")
         return _chunked(file)
     if not lengths:

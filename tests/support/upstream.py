@@ -1,4 +1,6 @@
-"""A scripted upstream on a real socket: each connection is handed to a script, which may behave as badly as it likes."""
+"""A scripted upstream on a real socket: each connection is handed to a script, which may behave as
+badly as it likes.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Peer:
         self._h11 = h11.Connection(h11.SERVER)
 
     async def request(self, *, body: bool = True) -> Request:
-        """The next request, with its body unless told otherwise. Raises `EOFError` when there is none."""
+        """The next request, with its body unless told otherwise. Raises `EOFError` when there is
+        none.
+        """
         head = await self._next()
         if not isinstance(head, h11.Request):
             raise EOFError
@@ -43,13 +47,16 @@ class Peer:
         return request
 
     async def take_body(self, request: Request) -> None:
-        """The body of a request of which only the head was taken. Raises `EOFError` when it ends too early."""
+        """The body of a request of which only the head was taken. Raises `EOFError` when it ends
+        too early.
+        """
         while True:
             event = await self._next()
             if isinstance(event, h11.Data):
                 request.body += bytes(event.data)
             elif isinstance(event, h11.EndOfMessage):
-                # Answers are raw bytes, of which h11 knows nothing: begin anew, with what has come already.
+                # Answers are raw bytes, of which h11 knows nothing: begin anew, with what has come
+                # already.
                 rest, _ = self._h11.trailing_data
                 self._h11 = h11.Connection(h11.SERVER)
                 self._h11.receive_data(rest) if rest else None
@@ -69,7 +76,12 @@ class Peer:
 
     async def start_stream(self, *extra: bytes) -> None:
         """The head of a chunked event stream."""
-        lines = [b"HTTP/1.1 200 OK", b"Content-Type: text/event-stream", b"Transfer-Encoding: chunked", *extra]
+        lines = [
+            b"HTTP/1.1 200 OK",
+            b"Content-Type: text/event-stream",
+            b"Transfer-Encoding: chunked",
+            *extra,
+        ]
         await self.send(b"\r\n".join(lines) + b"\r\n\r\n")
 
     async def chunk(self, data: bytes) -> None:
@@ -116,9 +128,16 @@ async def open_upstream(script: Script, *, ssl_context: object = None) -> AsyncI
         upstream.open += 1
         try:
             if ssl_context is not None:
-                stream = trio.SSLStream(stream, ssl_context, server_side=True, https_compatible=True)  # type: ignore
+                stream = trio.SSLStream(
+                    stream, ssl_context, server_side=True, https_compatible=True
+                )  # type: ignore
             await script(Peer(stream, upstream))
-        except (EOFError, trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
+        except (
+            EOFError,
+            trio.BrokenResourceError,
+            trio.ClosedResourceError,
+            h11.RemoteProtocolError,
+        ):
             pass
         finally:
             upstream.open -= 1

@@ -1,4 +1,5 @@
-"""Every public name of `interceptors`, used as an author uses it; `assert_type` says what each attribute and each result is.
+"""Every public name of `interceptors`, used as an author uses it; `assert_type` says what each
+attribute and each result is.
 
 Two type checkers read this (`unit/interceptors/test_surface.py`). Nothing runs it.
 """
@@ -40,7 +41,14 @@ from interceptors import (
     StreamInterceptor,
     StreamOver,
 )
-from interceptors.testing import ChainResult, NothingCalled, run_chain, run_json, run_request, run_response
+from interceptors.testing import (
+    ChainResult,
+    NothingCalled,
+    run_chain,
+    run_json,
+    run_request,
+    run_response,
+)
 
 # A whole interceptor
 
@@ -112,7 +120,9 @@ class Whole(Interceptor):
         head.headers["x-seen"] = "yes"
         return None
 
-    def open_stream(self, context: StreamContext) -> StreamInterceptor | AsyncStreamInterceptor | None:
+    def open_stream(
+        self, context: StreamContext
+    ) -> StreamInterceptor | AsyncStreamInterceptor | None:
         assert_type(context.request, Request)
         assert_type(context.route, str)
         assert_type(context.method, str)
@@ -318,7 +328,13 @@ def without_a_network() -> None:
         has_body=True,
     )
     head = ResponseHead(200, Headers({"content-type": "text/event-stream"}), request)
-    result = run_chain([Narrow(), Whole(Options())], [b"data: a\n", b"\n"], request=request, head=head, max_event_bytes=100)
+    result = run_chain(
+        [Narrow(), Whole(Options())],
+        [b"data: a\n", b"\n"],
+        request=request,
+        head=head,
+        max_event_bytes=100,
+    )
     assert_type(result, ChainResult)
     assert_type(NothingCalled("why").args, tuple[Any, ...])
     assert_type(result.output, bytes)

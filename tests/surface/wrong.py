@@ -1,4 +1,6 @@
-"""What an author may get wrong: a type checker must say so on each line that is marked, and on no other."""
+"""What an author may get wrong: a type checker must say so on each line that is marked, and on no
+other.
+"""
 
 from __future__ import annotations
 

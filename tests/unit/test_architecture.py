@@ -47,12 +47,18 @@ def test_every_module_says_what_it_is(path: Path) -> None:
 def test_only_one_package_knows_hypercorns_insides() -> None:
     """The private path through Hypercorn is in downstream/hypercorn and nowhere else."""
     insides = ("hypercorn.protocol", "hypercorn.trio.t", "hypercorn.app_wrappers", "h11._")
-    knowing = {path.parent.relative_to(ROOT) for path in MODULES if any(name in path.read_text() for name in insides)}
+    knowing = {
+        path.parent.relative_to(ROOT)
+        for path in MODULES
+        if any(name in path.read_text() for name in insides)
+    }
     assert knowing == {Path("proxy/downstream/hypercorn")}
 
 
 def test_every_package_is_in_the_distribution() -> None:
-    """A folder of modules that `pyproject.toml` does not name would be there in a clone and missing where it is installed."""
+    """A folder of modules that `pyproject.toml` does not name would be there in a clone and missing
+    where it is installed.
+    """
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert sorted(settings["tool"]["setuptools"]["packages"]) == sorted(
         {".".join(path.parent.relative_to(ROOT).parts) for path in MODULES}

@@ -21,9 +21,9 @@ from support.pages import blocks_of
 
 from proxy import healthcheck
 from proxy.config import Config, load_config, parse_config
-from proxy.generations import LEAVE_S
-from proxy.listen import hypercorn_config
-from proxy.serve import LAST_WORDS_S
+from proxy.server.listen import hypercorn_config
+from proxy.server.serve import LAST_WORDS_S
+from proxy.worker.generations import LEAVE_S
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -36,7 +36,9 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def kubernetes() -> dict[str, Any]:
-    return {item["kind"]: item for item in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())}
+    return {
+        item["kind"]: item for item in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
+    }
 
 
 def time_to_end_s(config: Config) -> float:
@@ -50,7 +52,12 @@ def test_check_accepts_the_configurations(file: str, tmp_path: Path) -> None:
     if file == "kubernetes.yaml":
         path = tmp_path / "weirpool.yaml"
         path.write_text(kubernetes()["ConfigMap"]["data"]["weirpool.yaml"])
-    done = subprocess.run([sys.executable, "-m", "proxy", "check", str(path)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "proxy", "check", str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -86,7 +93,13 @@ def test_hypercorns_settings_are_those_of_serve() -> None:
     ours = hypercorn_config([])
     for name in settings:
         assert hasattr(HypercornConfig(), name)
-        if name not in ("worker_class", "bind", "workers", "graceful_timeout", "keep_alive_max_requests"):
+        if name not in (
+            "worker_class",
+            "bind",
+            "workers",
+            "graceful_timeout",
+            "keep_alive_max_requests",
+        ):
             assert settings[name] == getattr(ours, name), name
     assert settings["keep_alive_max_requests"] >= 2**31 - 1
 
@@ -95,25 +108,37 @@ def test_hypercorns_settings_are_those_of_serve() -> None:
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     """But for the program, which is not installed here."""
     unit = tmp_path / "weirpool.service"
-    unit.write_text((DEPLOY / "weirpool.service").read_text().replace("/opt/weirpool/bin/weirpool", "/bin/true"))
+    unit.write_text(
+        (DEPLOY / "weirpool.service").read_text().replace("/opt/weirpool/bin/weirpool", "/bin/true")
+    )
     done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_service_does_not_begin_again_for_a_wrong_configuration() -> None:
-    """`RestartPreventExitStatus` is about the main process: a check in ExecStartPre would be repeated without end."""
+    """`RestartPreventExitStatus` is about the main process: a check in ExecStartPre would be
+    repeated without end.
+    """
     unit = (DEPLOY / "weirpool.service").read_text()
     assert "\nExecStartPre=" not in unit
     assert "\nRestartPreventExitStatus=2\n" in unit
 
 
-FORWARDED = ["X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Prefix"]
+FORWARDED = [
+    "X-Forwarded-For",
+    "X-Forwarded-Proto",
+    "X-Forwarded-Host",
+    "X-Forwarded-Port",
+    "X-Forwarded-Prefix",
+]
 
 
 def test_nginx_passes_nothing_of_a_client_that_weirpool_would_believe() -> None:
     text = (DEPLOY / "nginx.conf").read_text()
     for name in [*FORWARDED, "X-Real-IP", "Forwarded"]:
-        assert re.search(rf"^\s*proxy_set_header {name} (?!\$http_x|\$proxy_add)", text, re.MULTILINE), name
+        assert re.search(
+            rf"^\s*proxy_set_header {name} (?!\$http_x|\$proxy_add)", text, re.MULTILINE
+        ), name
 
 
 def test_haproxy_passes_nothing_of_a_client_that_weirpool_would_believe() -> None:
@@ -127,9 +152,13 @@ def test_haproxy_passes_nothing_of_a_client_that_weirpool_would_believe() -> Non
 @pytest.mark.skipif(shutil.which("haproxy") is None, reason="there is no haproxy")
 def test_haproxy_takes_its_configuration(tmp_path: Path) -> None:
     text = (DEPLOY / "haproxy.cfg").read_text()
-    text = text.replace("bind :443 ssl crt /etc/haproxy/llm.example.com.pem alpn h2,http/1.1", "bind 127.0.0.1:8443")
+    text = text.replace(
+        "bind :443 ssl crt /etc/haproxy/llm.example.com.pem alpn h2,http/1.1", "bind 127.0.0.1:8443"
+    )
     (tmp_path / "haproxy.cfg").write_text(text)
-    done = subprocess.run(["haproxy", "-c", "-f", str(tmp_path / "haproxy.cfg")], capture_output=True, text=True)
+    done = subprocess.run(
+        ["haproxy", "-c", "-f", str(tmp_path / "haproxy.cfg")], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -149,7 +178,11 @@ def test_metrics_and_settings_on_the_pages_exist(page: str) -> None:
         base = re.sub(r"_(total|bucket)$", "", name)
         assert f'"{base}"' in source, name
     for outcome in re.findall(r'outcome="(\w+)"', text):
-        assert outcome in (ROOT / "interceptors" / "message.py").read_text() + (ROOT / "interceptors" / "api.py").read_text()
+        assert (
+            outcome
+            in (ROOT / "interceptors" / "message.py").read_text()
+            + (ROOT / "interceptors" / "api.py").read_text()
+        )
 
 
 class Pages(http.server.BaseHTTPRequestHandler):
@@ -169,13 +202,19 @@ class Pages(http.server.BaseHTTPRequestHandler):
 def page() -> Iterator[int]:
     """The port of a server with `/readyz`."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
         yield server.server_port
         server.shutdown()
 
 
-def test_the_health_check_follows_the_configuration(page: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The main port; `admin.port`, for each worker; `admin.prefix`. It reads nothing else of the file."""
+def test_the_health_check_follows_the_configuration(
+    page: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The main port; `admin.port`, for each worker; `admin.prefix`. It reads nothing else of the
+    file.
+    """
     file = tmp_path / "weirpool.yaml"
 
     def check(text: str, *options: str) -> int:
@@ -209,22 +248,34 @@ def test_the_containers_health_check_runs_as_written(page: int, tmp_path: Path) 
     assert python == "/opt/weirpool/bin/python"
     assert arguments[2:] == json.loads(serve)[1:]  # the options of serve
     file = tmp_path / "weirpool.yaml"
-    command = [sys.executable, *[str(file) if item.endswith(".yaml") else item for item in arguments]]
+    command = [
+        sys.executable,
+        *[str(file) if item.endswith(".yaml") else item for item in arguments],
+    ]
     for port, status in ((page, 0), (9, 1)):
         file.write_text(f"admin: {{port: {port}}}")
         assert subprocess.run(command, cwd=ROOT, stderr=subprocess.DEVNULL).returncode == status
 
 
 def test_what_the_docs_write_to_is_there_and_may_be_written() -> None:
-    """The unit and the container have the directories of the pages of audit and record, and a working directory to write to."""
+    """The unit and the container have the directories of the pages of audit and record, and a
+    working directory to write to.
+    """
     unit = (DEPLOY / "weirpool.service").read_text()
     container = (DEPLOY / "Containerfile").read_text()
-    settings = dict(line.split("=", 1) for line in unit.splitlines() if re.match(r"[A-Z]\w+=", line))
-    directories = {"/var/lib/" + settings["StateDirectory"], "/var/log/" + settings["LogsDirectory"]}
+    settings = dict(
+        line.split("=", 1) for line in unit.splitlines() if re.match(r"[A-Z]\w+=", line)
+    )
+    directories = {
+        "/var/lib/" + settings["StateDirectory"],
+        "/var/log/" + settings["LogsDirectory"],
+    }
     assert settings["WorkingDirectory"] in directories
     (made,) = re.findall(r"install -d -o 10001 -m 0700 (.*)", container)
     assert set(made.split()) == directories
-    assert re.findall(r"^WORKDIR (/var/.*)$", container, re.MULTILINE) == [settings["WorkingDirectory"]]
+    assert re.findall(r"^WORKDIR (/var/.*)$", container, re.MULTILINE) == [
+        settings["WorkingDirectory"]
+    ]
     for page in (ROOT / "docs").rglob("*.md"):
         for path in re.findall(r"(?:path|directory): (/var/\S+?)[,}\s]", page.read_text()):
             assert any(path.startswith(directory + "/") for directory in directories), (page, path)

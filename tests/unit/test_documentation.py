@@ -1,4 +1,6 @@
-"""What the documentation shows, runs: every block of Python and of YAML on its pages, as its reader would have it."""
+"""What the documentation shows, runs: every block of Python and of YAML on its pages, as its reader
+would have it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,12 @@ from proxy.config import Config, check_config, parse_config
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 YAML = [
     block
-    for block in [*BLOCKS, *blocks_of("docs/endpoints.md"), *blocks_of("docs/mcp_proxy.md"), *blocks_of("docs/security.md")]
+    for block in [
+        *BLOCKS,
+        *blocks_of("docs/endpoints.md"),
+        *blocks_of("docs/mcp_proxy.md"),
+        *blocks_of("docs/security.md"),
+    ]
     if block.language == "yaml"
 ]
 
@@ -64,7 +71,9 @@ def test_the_python_of_a_page_runs_and_its_assertions_hold(page: str, directory:
 
 @pytest.mark.parametrize("block", YAML, ids=str)
 def test_a_configuration_of_a_page_is_accepted(block: Block, directory: Path) -> None:
-    """As `weirpool check` takes it: it parses, and its interceptors load, from the page's own files where they are of that page."""
+    """As `weirpool check` takes it: it parses, and its interceptors load, from the page's own files
+    where they are of that page.
+    """
     files_of(block.page, directory)
     (directory / "weirpool.yaml").write_text(block.text, encoding="utf-8")
     checked = check_config("weirpool.yaml")
@@ -77,7 +86,11 @@ def test_the_interceptors_of_the_page_load_as_a_configuration_loads_them(
 ) -> None:
     """None has a hook that would be refused at start."""
     page = run_page("docs/interceptors.md", directory)
-    classes = [value for value in vars(page).values() if isinstance(value, type) and value.__module__ == page.__name__]
+    classes = [
+        value
+        for value in vars(page).values()
+        if isinstance(value, type) and value.__module__ == page.__name__
+    ]
     names = [value.__name__ for value in classes if issubclass(value, Interceptor)]
     assert len(names) >= 5
     for name in names:
@@ -91,10 +104,22 @@ def default_of(field: Any) -> Any:
 def test_the_readme_shows_every_key_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """No key is missing, and each that has a default shows that one."""
     (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = next(block.text for block in YAML if block.page == "README.md" and "buffer_pools" in block.text)
+    shown = next(
+        block.text for block in YAML if block.page == "README.md" and "buffer_pools" in block.text
+    )
     monkeypatch.setenv("LLM_API_KEY", "key")
     config = parse_config(shown)
-    examples = {"name", "endpoints", "headers", "path", "upstream", "set", "remove", "use", "options"}
+    examples = {
+        "name",
+        "endpoints",
+        "headers",
+        "path",
+        "upstream",
+        "set",
+        "remove",
+        "use",
+        "options",
+    }
     examples |= {"upstreams", "routes", "interceptors"}
     problems = []
 
@@ -118,7 +143,9 @@ def test_the_readme_shows_every_key_with_its_default(monkeypatch: pytest.MonkeyP
 
 
 def test_every_public_name_is_on_the_page_of_interceptors() -> None:
-    """An author finds there all that an author needs; of the rest, which only the proxy meets, these are all."""
+    """An author finds there all that an author needs; of the rest, which only the proxy meets,
+    these are all.
+    """
     page = (ROOT / "docs/interceptors.md").read_text(encoding="utf-8")
     unmentioned = {name for name in interceptors.__all__ if not re.search(rf"\b{name}\b", page)}
     assert unmentioned == set()

@@ -1,7 +1,9 @@
-"""Every regular expression of the code takes linear time: no neighbouring repetitions that can match the same character, and no
-repetition of a repetition, unless what repeats is possessive, so that nothing goes back into it.
+"""Every regular expression of the code takes linear time: no neighbouring repetitions that can
+match the same character, and no repetition of a repetition, unless what repeats is possessive, so
+that nothing goes back into it.
 
-Only one character or set is repeated possessively: before Python 3.11.5, `re` matches `(?:ab?c)*+` in `a` (gh-106052).
+Only one character or set is repeated possessively: before Python 3.11.5, `re` matches `(?:ab?c)*+`
+in `a` (gh-106052).
 """
 
 from __future__ import annotations
@@ -20,16 +22,47 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("interceptors", "pools", "proxy")
-CHARACTERS = [*range(0x180), 0x2028, 0x3000, 0xFEFF]  # enough to tell the sets of this code from each other
+CHARACTERS = [
+    *range(0x180),
+    0x2028,
+    0x3000,
+    0xFEFF,
+]  # enough to tell the sets of this code from each other
 LONG = 16  # a repetition that may match so often counts as one without a bound
-FUNCTIONS = ("compile", "sub", "subn", "match", "search", "fullmatch", "split", "findall", "finditer")
+FUNCTIONS = (
+    "compile",
+    "sub",
+    "subn",
+    "match",
+    "search",
+    "fullmatch",
+    "split",
+    "findall",
+    "finditer",
+)
 REPEATS = (_constants.MAX_REPEAT, _constants.MIN_REPEAT)
-ONE = (_constants.LITERAL, _constants.NOT_LITERAL, _constants.ANY, _constants.IN, _constants.CATEGORY, _constants.RANGE)
-CATEGORIES = {"DIGIT": r"\d", "NOT_DIGIT": r"\D", "SPACE": r"\s", "NOT_SPACE": r"\S", "WORD": r"\w", "NOT_WORD": r"\W"}
+ONE = (
+    _constants.LITERAL,
+    _constants.NOT_LITERAL,
+    _constants.ANY,
+    _constants.IN,
+    _constants.CATEGORY,
+    _constants.RANGE,
+)
+CATEGORIES = {
+    "DIGIT": r"\d",
+    "NOT_DIGIT": r"\D",
+    "SPACE": r"\s",
+    "NOT_SPACE": r"\S",
+    "WORD": r"\w",
+    "NOT_WORD": r"\W",
+}
 
 
 class Edges(NamedTuple):
-    """What repeats at the beginning and at the end of a part of a pattern, as sets of characters; whether it can match nothing."""
+    """What repeats at the beginning and at the end of a part of a pattern, as sets of characters;
+    whether it can match nothing.
+    """
 
     first: list[frozenset[int]]
     last: list[frozenset[int]]
@@ -84,7 +117,11 @@ def edges_of_one(op: Any, value: Any, flags: int, problems: list[str]) -> Edges:
         inner = edges(item, flags, problems)
         if op in REPEATS and most >= LONG and repeats(item):
             problems.append("a repetition of a repetition")
-        return Edges(inner.first, [] if op is _constants.POSSESSIVE_REPEAT else inner.last, least == 0 or inner.nullable)
+        return Edges(
+            inner.first,
+            [] if op is _constants.POSSESSIVE_REPEAT else inner.last,
+            least == 0 or inner.nullable,
+        )
     if op is _constants.SUBPATTERN:
         return edges(value[-1], flags | value[1], problems)
     if op is _constants.ATOMIC_GROUP:
@@ -112,7 +149,12 @@ def repeats(nodes: Any) -> bool:
     if isinstance(nodes, tuple) and len(nodes) == 2:
         if nodes[0] in REPEATS and nodes[1][1] >= LONG:
             return True
-        if nodes[0] in (_constants.POSSESSIVE_REPEAT, _constants.ATOMIC_GROUP, _constants.ASSERT, _constants.ASSERT_NOT):
+        if nodes[0] in (
+            _constants.POSSESSIVE_REPEAT,
+            _constants.ATOMIC_GROUP,
+            _constants.ASSERT,
+            _constants.ASSERT_NOT,
+        ):
             return False
     return isinstance(nodes, (list, tuple)) and any(map(repeats, nodes))
 
@@ -134,15 +176,22 @@ def modules() -> Iterator[Any]:
 
 
 def patterns() -> dict[str, re.Pattern[Any]]:
-    """Every pattern of the code, by where it is: compiled ones of modules and classes, and literals in calls of `re`."""
+    """Every pattern of the code, by where it is: compiled ones of modules and classes, and literals
+    in calls of `re`.
+    """
     found: dict[str, re.Pattern[Any]] = {}
     for module in modules():
         holders = [module, *(value for value in vars(module).values() if isinstance(value, type))]
         for holder in holders:
             for name, value in vars(holder).items():
-                for number, item in enumerate(value.values() if isinstance(value, dict) else [value]):
+                for number, item in enumerate(
+                    value.values() if isinstance(value, dict) else [value]
+                ):
                     if isinstance(item, re.Pattern):
-                        found[f"{module.__name__}.{name}" + (f"[{number}]" if isinstance(value, dict) else "")] = item
+                        found[
+                            f"{module.__name__}.{name}"
+                            + (f"[{number}]" if isinstance(value, dict) else "")
+                        ] = item
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
@@ -156,7 +205,9 @@ def patterns() -> dict[str, re.Pattern[Any]]:
                     and isinstance(node.args[0], ast.Constant)
                     and isinstance(node.args[0].value, (str, bytes))
                 ):
-                    found[f"{path.relative_to(ROOT)}:{node.lineno}"] = re.compile(node.args[0].value)
+                    found[f"{path.relative_to(ROOT)}:{node.lineno}"] = re.compile(
+                        node.args[0].value
+                    )
     return found
 
 
@@ -165,11 +216,18 @@ KNOWN: dict[str, str] = {}
 
 
 def test_every_pattern_of_the_code_is_linear() -> None:
-    """By its parse tree. A pattern that repeats within a repetition says by possessive quantifiers that nothing goes back."""
+    """By its parse tree. A pattern that repeats within a repetition says by possessive quantifiers
+    that nothing goes back.
+    """
     found = patterns()
     assert len(found) > 60
-    wrong = {where: (audit(each.pattern, each.flags & ~re.UNICODE), each.pattern) for where, each in found.items()}
-    assert {where: problem for where, problem in wrong.items() if problem[0] and where not in KNOWN} == {}
+    wrong = {
+        where: (audit(each.pattern, each.flags & ~re.UNICODE), each.pattern)
+        for where, each in found.items()
+    }
+    assert {
+        where: problem for where, problem in wrong.items() if problem[0] and where not in KNOWN
+    } == {}
 
 
 @pytest.mark.parametrize(
@@ -184,15 +242,38 @@ def test_every_pattern_of_the_code_is_linear() -> None:
     ],
 )  # fmt: skip
 def test_the_audit_finds_what_it_must(pattern: str, wrong: bool) -> None:
-    """Neighbours, also over what may be absent and through groups and branches, and nested repetitions."""
+    """Neighbours, also over what may be absent and through groups and branches, and nested
+    repetitions.
+    """
     assert bool(audit(pattern)) is wrong
 
 
-FILLS = ["a", "0", " ", "\\", "/", ":", '"', "%25", "a.", "a:", '\\"', "\r\n", "\n", "<", "=", ", ", "[", "(?i)"]
+FILLS = [
+    "a",
+    "0",
+    " ",
+    "\\",
+    "/",
+    ":",
+    '"',
+    "%25",
+    "a.",
+    "a:",
+    '\\"',
+    "\r\n",
+    "\n",
+    "<",
+    "=",
+    ", ",
+    "[",
+    "(?i)",
+]
 
 
 def test_every_pattern_is_quick_on_long_hostile_texts() -> None:
-    """By the clock, from the place where a match is asked for: 20,000 characters, and one that fits nowhere."""
+    """By the clock, from the place where a match is asked for: 20,000 characters, and one that fits
+    nowhere.
+    """
     began_s = thread_time()
     for each in patterns().values():
         for fill in FILLS:

@@ -1,6 +1,8 @@
-"""Nothing is public that no test reaches as its user does: `tests/reach.txt` has every item, and the test for it.
+"""Nothing is public that no test reaches as its user does: `tests/reach.txt` has every item, and
+the test for it.
 
-What there is, `support/items.py` finds in the code. What fails here is a new item without a test, or a test that is gone.
+What there is, `support/items.py` finds in the code. What fails here is a new item without a test,
+or a test that is gone.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from support.items import ROOT, items
 
 TESTS = ROOT / "tests"
 USERS_WAY = ("integration/", "providers/", "unit/test_documentation.py", "unit/test_deploy.py")
-"""Where tests reach things as a user does: processes, sockets, files that a configuration names, the docs' own examples."""
+"""Where tests reach things as a user does: processes, sockets, files that a configuration names,
+the docs' own examples.
+"""
 SECTIONS = {"reverse_proxy", "routes", "upstreams", "interceptors", "buffer_pools"}
 """Parts of a key's path that a test's helpers may write for it."""
 HOW = """
@@ -45,7 +49,10 @@ class Module:
             elif isinstance(node, (ast.Assign, ast.AnnAssign)):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 self.named |= {
-                    item.id: node for target in targets for item in ast.walk(target) if isinstance(item, ast.Name)
+                    item.id: node
+                    for target in targets
+                    for item in ast.walk(target)
+                    if isinstance(item, ast.Name)
                 }
 
     def source_of(self, name: str) -> str:
@@ -56,7 +63,9 @@ class Module:
             name = wanted.pop()
             if name not in found and name in self.named:
                 node = self.named[name]
-                first = min([node.lineno, *(item.lineno for item in getattr(node, "decorator_list", ()))])
+                first = min(
+                    [node.lineno, *(item.lineno for item in getattr(node, "decorator_list", ()))]
+                )
                 found[name] = "\n".join(self.lines[first - 1 : node.end_lineno])
                 wanted += re.findall(r"\w+", found[name])
         return "\n".join(found.values())
@@ -76,14 +85,22 @@ def words_of(item: str) -> list[str]:
         words = [word for word in name.split(".") if word not in SECTIONS]
         return words or [name.rpartition(".")[2]]
     if kind == "command":
-        return [word for word in name.split() if word.islower()] if not name.startswith("weirpool ") else [name.split()[1]]
+        return (
+            [word for word in name.split() if word.islower()]
+            if not name.startswith("weirpool ")
+            else [name.split()[1]]
+        )
     return name.split(".") if kind in ("hook", "option") else [name]
 
 
 def mentions(source: str, word: str, kind: str) -> bool:
     suffix = "(_total|_count|_sum|_bucket)?" if kind == "metric" else ""
     return (
-        re.search(rf"(?<![\w-]){re.escape(word)}{suffix}(?![\w-])", source, re.IGNORECASE if kind == "header" else 0)
+        re.search(
+            rf"(?<![\w-]){re.escape(word)}{suffix}(?![\w-])",
+            source,
+            re.IGNORECASE if kind == "header" else 0,
+        )
         is not None
     )
 
@@ -94,7 +111,9 @@ def test_every_item_has_a_test() -> None:
     assert len(found) > 400, "support/items.py finds too little"
     missing, gone = sorted(found - set(TABLE)), sorted(set(TABLE) - found)
     assert not missing, f"no test reaches {', '.join(missing)}.{HOW}"
-    assert not gone, f"remove from tests/reach.txt, for there is no such thing any more: {', '.join(gone)}"
+    assert not gone, (
+        f"remove from tests/reach.txt, for there is no such thing any more: {', '.join(gone)}"
+    )
 
 
 @pytest.mark.parametrize("kind", sorted({item.partition(" ")[0] for item in TABLE}))
@@ -107,15 +126,27 @@ def test_every_test_is_there_and_reaches_its_item(kind: str) -> None:
         path, _, name = place.partition("::")
         if not path.startswith(USERS_WAY):
             wrong.append(f"{item}: {path} does not reach it as a user does")
-        elif not (TESTS / path).is_file() or name not in module(path).named or not name.startswith("test_"):
+        elif (
+            not (TESTS / path).is_file()
+            or name not in module(path).named
+            or not name.startswith("test_")
+        ):
             wrong.append(f"{item}: there is no test {place}")
-        elif unsaid := [word for word in words_of(item) if not mentions(module(path).source_of(name), word, kind)]:
+        elif unsaid := [
+            word
+            for word in words_of(item)
+            if not mentions(module(path).source_of(name), word, kind)
+        ]:
             wrong.append(f"{item}: {place} has no {', '.join(unsaid)}")
     assert not wrong, "\n".join(wrong) + HOW
 
 
 def test_the_table_is_sorted_and_has_each_item_once() -> None:
     """So that two changes of it conflict only where they are about the same."""
-    lines = [line for line in (TESTS / "reach.txt").read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in (TESTS / "reach.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     assert lines == sorted(lines, key=lambda line: line.split(" = "))
     assert len(lines) == len(TABLE)

@@ -1,9 +1,10 @@
 """What we know of Hypercorn's insides, all in one place, and checked where it is used.
 
-`client` finds the connection of a client behind ASGI's `send`; `connection` is Hypercorn's, but for what we do otherwise, and
-`idle`, `strict`, `requests`, `late` and `apps` are parts of that: the time between requests, the reading of heads, the requests
-themselves, what comes for streams that are over, the calling of the app.
-`tests/integration/test_hypercorn.py` fails when an installed Hypercorn is another than the one that we know.
+`client` finds the connection of a client behind ASGI's `send`; `connection` is Hypercorn's, but for
+what we do otherwise, and `idle`, `strict`, `requests`, `late` and `apps` are parts of that: the
+time between requests, the reading of heads, the requests themselves, what comes for streams that
+are over, the calling of the app. `tests/integration/test_hypercorn.py` fails when an installed
+Hypercorn is another than the one that we know.
 """
 
 from __future__ import annotations

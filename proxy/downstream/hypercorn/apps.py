@@ -1,8 +1,9 @@
 """The calling of the app, and what ASGI's `receive` gives it.
 
-Hypercorn has a Trio memory channel for each request, and needs it for little: one task puts messages in, one takes them out. Its
-two ends, and what it has for any number of waiting tasks, are 2 kB that stay for as long as a stream; and whoever puts a message
-into it waits for ever when the app has returned without having taken everything.
+Hypercorn has a Trio memory channel for each request, and needs it for little: one task puts
+messages in, one takes them out. Its two ends, and what it has for any number of waiting tasks, are
+2 kB that stay for as long as a stream; and whoever puts a message into it waits for ever when the
+app has returned without having taken everything.
 """
 
 from __future__ import annotations
@@ -24,40 +25,64 @@ RAW_TARGET = "weirpool.target"
 Message = MutableMapping[str, Any]
 
 _SMALL_PIECE_BYTES = 16384
-_LEAST_ACKNOWLEDGED = 32768  # less than the window of a stream, so that there is always something that can come
+_LEAST_ACKNOWLEDGED = (
+    32768  # less than the window of a stream, so that there is always something that can come
+)
 
 
 class Messages:
-    """What a client's connection has for one application: at most so many messages, for one task that takes them.
+    """What a client's connection has for one application: at most so many messages, for one task
+    that takes them.
 
-    `put` is for the connection, `receive` is ASGI's. Both block only while they must wait; `receive` is a point of cancellation
-    always. One task may wait to put, while others say that the client has gone: that never waits.
+    `put` is for the connection, `receive` is ASGI's. Both block only while they must wait;
+    `receive` is a point of cancellation always. One task may wait to put, while others say that the
+    client has gone: that never waits.
     """
 
-    __slots__ = ("_limit", "_messages", "_taken", "_waiting", "acknowledge", "on_disconnect", "over")
+    __slots__ = (
+        "_limit",
+        "_messages",
+        "_taken",
+        "_waiting",
+        "acknowledge",
+        "on_disconnect",
+        "over",
+    )
 
     def __init__(self, limit: int) -> None:
         self._limit = max(1, limit)
         self._messages: list[Message] = []
-        self._waiting: trio.lowlevel.Task | None = None  # who puts, when it is full; who takes, when it is empty
+        self._waiting: trio.lowlevel.Task | None = (
+            None  # who puts, when it is full; who takes, when it is empty
+        )
         self._taken = 0  # bytes that `acknowledge` has not heard of
         self.acknowledge: Callable[[int], Awaitable[None]] | None = None
-        """Over HTTP/2: awaited with the size of each piece that is taken. It opens the window, so that `put` never has to wait."""
+        """Over HTTP/2: awaited with the size of each piece that is taken. It opens the window, so
+        that `put` never has to wait.
+        """
         self.over = False
         """The app has returned."""
         self.on_disconnect: Callable[[], None] | None = None
-        """Called, synchronously, when `http.disconnect` comes: for whoever has nothing else to wait for."""
+        """Called, synchronously, when `http.disconnect` comes: for whoever has nothing else to wait
+        for.
+        """
 
     async def put(self, message: Message) -> None:
-        """Add one, as soon as there is room; the last, a disconnect, at once, ahead of what waits for room. A small piece of a body
-        joins one before it that has not been taken: a client may send each byte in a chunk of its own.
+        """Add one, as soon as there is room; the last, a disconnect, at once, ahead of what waits
+        for room. A small piece of a body joins one before it that has not been taken: a client may
+        send each byte in a chunk of its own.
 
         Nobody wants it any more when `close` has been called.
         """
         if self._join(message):
             return
         last: bool = message["type"].endswith(".disconnect")
-        while len(self._messages) >= self._limit and self.acknowledge is None and not self.over and not last:
+        while (
+            len(self._messages) >= self._limit
+            and self.acknowledge is None
+            and not self.over
+            and not last
+        ):
             await self._wait()
         if self.over:
             return
@@ -166,7 +191,9 @@ class LazyEvent:
 class AppTasks(TaskGroup):
     """Hypercorn's group of a connection's tasks, which calls the app for each request."""
 
-    async def spawn_app(self, app: Any, config: Any, scope: Any, send: Any) -> Callable[[Any], Awaitable[None]]:
+    async def spawn_app(
+        self, app: Any, config: Any, scope: Any, send: Any
+    ) -> Callable[[Any], Awaitable[None]]:
         messages = Messages(config.max_app_queue_size)
         assert self._nursery is not None
         stream = getattr(send, "__self__", None)
@@ -177,13 +204,18 @@ class AppTasks(TaskGroup):
         return messages.put
 
 
-async def _run_app(app: Any, config: Any, scope: Any, messages: Messages, send: Callable[[Any], Awaitable[None]]) -> None:
-    """As Hypercorn does it: what the app raises is logged, and the connection hears that it has returned."""
+async def _run_app(
+    app: Any, config: Any, scope: Any, messages: Messages, send: Callable[[Any], Awaitable[None]]
+) -> None:
+    """As Hypercorn does it: what the app raises is logged, and the connection hears that it has
+    returned.
+    """
     receive: Any = messages.receive
     try:
         if type(app) is ASGIWrapper:
-            # An app whose class tells by a plain method what serves a request saves a frame under each stream. Of that very class:
-            # one that is derived from it may have a `__call__` of its own.
+            # An app whose class tells by a plain method what serves a request saves a frame under
+            # each stream. Of that very class: one that is derived from it may have a `__call__` of
+            # its own.
             kind = type(app.app)
             await vars(kind).get("asgi_entry", kind.__call__)(app.app, scope, receive, send)
         else:

@@ -1,8 +1,10 @@
-"""The bound of open client connections: when it is reached, an idle connection is closed for a new one.
+"""The bound of open client connections: when it is reached, an idle connection is closed for a new
+one.
 
-A connection is idle while no complete request head has arrived on it since its last response. Connections that have never had a
-request are closed first, then those that have been idle longest. One with a request under way is never closed for another; if all
-are such, the new one is closed. The registry is of the process, as its open files are. It knows no protocol and no request.
+A connection is idle while no complete request head has arrived on it since its last response.
+Connections that have never had a request are closed first, then those that have been idle longest.
+One with a request under way is never closed for another; if all are such, the new one is closed.
+The registry is of the process, as its open files are. It knows no protocol and no request.
 """
 
 from __future__ import annotations
@@ -20,12 +22,17 @@ _AT_ONCE = 4
 
 
 def connections_by_open_files() -> int:
-    """How many client connections the limit of open files allows: half of it, less a reserve for files of the process itself.
+    """How many client connections the limit of open files allows: half of it, less a reserve for
+    files of the process itself.
 
     The other half is for connections to upstreams.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, (soft - min(_OWN_FILES, soft // 2)) // 2) if soft != resource.RLIM_INFINITY else 1 << 30
+    return (
+        max(1, (soft - min(_OWN_FILES, soft // 2)) // 2)
+        if soft != resource.RLIM_INFINITY
+        else 1 << 30
+    )
 
 
 class Closable(Protocol):
@@ -62,7 +69,9 @@ class ClientConnections:
             self.closed_new += 1
             connection.close_idle()
             return
-        if connection.fileno() >= _most_files() - _SPARE_FILES:  # the lowest free one: the others are all in use
+        if (
+            connection.fileno() >= _most_files() - _SPARE_FILES
+        ):  # the lowest free one: the others are all in use
             self.make_room()
         self._open.add(connection)
         self._unused[connection] = None
@@ -116,7 +125,9 @@ client_connections = ClientConnections()
 
 
 class _AcceptFailed(logging.Filter):
-    """Trio reports in its log only that no connection could be accepted; it tries again 0.1 s later."""
+    """Trio reports in its log only that no connection could be accepted; it tries again 0.1 s
+    later.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         client_connections.make_room()

@@ -1,12 +1,13 @@
 """The client's connection, behind ASGI's `send`.
 
-ASGI gives no access to the client's socket, no way to reset an HTTP/2 stream, and no word on which headers the server adds. Under
-Hypercorn's Trio worker all of that can be reached from `send`:
+ASGI gives no access to the client's socket, no way to reset an HTTP/2 stream, and no word on which
+headers the server adds. Under Hypercorn's Trio worker all of that can be reached from `send`:
 
-    HTTPStream.app_send -> H11Protocol.stream_send (or H2Protocol) -> TCPServer.protocol_send -> TCPServer.stream
+    HTTPStream.app_send -> H11Protocol.stream_send (or H2Protocol) -> TCPServer.protocol_send ->
+    TCPServer.stream
 
-That path is private. `inspect_server` checks every hop's type and answers None when one differs, and then everything works
-through plain ASGI.
+That path is private. `inspect_server` checks every hop's type and answers None when one differs,
+and then everything works through plain ASGI.
 """
 
 from __future__ import annotations
@@ -37,15 +38,22 @@ _LOOK_S = 0.05
 
 
 def path_is_known() -> bool:
-    """Whether the installed Hypercorn looks like one whose path we know; each connection is checked on its own as well."""
+    """Whether the installed Hypercorn looks like one whose path we know; each connection is checked
+    on its own as well.
+    """
     hops = ((HTTPStream, "app_send"), (H11Protocol, "stream_send"), (TCPServer, "protocol_send"))
     return all(callable(getattr(owner, name, None)) for owner, name in hops)
 
 
 def inspect_server(send: Any) -> ClientConnection | None:
-    """The client's connection behind an ASGI `send`, or None when the server is not a Hypercorn that we know."""
+    """The client's connection behind an ASGI `send`, or None when the server is not a Hypercorn
+    that we know.
+    """
     stream: Any = getattr(send, "__self__", None)
-    if type(stream) not in (HTTPStream, ClientStream) or getattr(send, "__func__", None) is not HTTPStream.app_send:
+    if (
+        type(stream) not in (HTTPStream, ClientStream)
+        or getattr(send, "__func__", None) is not HTTPStream.app_send
+    ):
         return None
     stream_send = getattr(stream, "send", None)
     protocol: Any = getattr(stream_send, "__self__", None)
@@ -98,7 +106,9 @@ class ClientConnection:
 
     @property
     def shields_send(self) -> bool:
-        """Whether ASGI's `send` cannot be cancelled while the client takes nothing: so it is with HTTP/1.1."""
+        """Whether ASGI's `send` cannot be cancelled while the client takes nothing: so it is with
+        HTTP/1.1.
+        """
         return not self.http2
 
     @property
@@ -116,17 +126,26 @@ class ClientConnection:
         return type(self._server) is Connection and self._server.timed_out
 
     def limit_send(self, timeout_s: float | None) -> None:
-        """Let the kernel give a client up that takes nothing for so long; None: never. For what cannot be cancelled.
+        """Let the kernel give a client up that takes nothing for so long; None: never. For what
+        cannot be cancelled.
 
-        Not under HTTP/2, whose streams share the connection: there the listening socket's limit stays.
+        Not under HTTP/2, whose streams share the connection: there the listening socket's limit
+        stays.
         """
         server = self._server
-        if type(server) is not Connection or self.http2 or server.send_timeout_s == timeout_s or _USER_TIMEOUT is None:
+        if (
+            type(server) is not Connection
+            or self.http2
+            or server.send_timeout_s == timeout_s
+            or _USER_TIMEOUT is None
+        ):
             return
         server.send_timeout_s = timeout_s
         with suppress(OSError):
             self.sock.setsockopt(
-                socket.IPPROTO_TCP, _USER_TIMEOUT, 0 if timeout_s is None else max(1, int(timeout_s * 1000))
+                socket.IPPROTO_TCP,
+                _USER_TIMEOUT,
+                0 if timeout_s is None else max(1, int(timeout_s * 1000)),
             )
         if server.probes:
             send_probes(self.sock)  # they depend on that
@@ -140,24 +159,33 @@ class ClientConnection:
         send_probes(self.sock)
 
     async def send_interim(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Send an informational response, before the head. One that the server refuses to write is left out."""
+        """Send an informational response, before the head. One that the server refuses to write is
+        left out.
+        """
         protocol: Any = self._protocol
         try:
             if self.http2:
-                protocol.connection.send_headers(self._stream.stream_id, [(b":status", b"%d" % status), *headers])
+                protocol.connection.send_headers(
+                    self._stream.stream_id, [(b":status", b"%d" % status), *headers]
+                )
                 await protocol._flush()
             else:
-                await protocol._send_h11_event(h11.InformationalResponse(status_code=status, headers=headers))
+                await protocol._send_h11_event(
+                    h11.InformationalResponse(status_code=status, headers=headers)
+                )
         except (AttributeError, h11.LocalProtocolError, h2.exceptions.ProtocolError):
             return
 
     def hold_head(self, hold: bool) -> None:
-        """Whether what is sent next is kept, to leave with what comes behind it; without effect under HTTP/2."""
+        """Whether what is sent next is kept, to leave with what comes behind it; without effect
+        under HTTP/2.
+        """
         if type(self._server) is Connection:
             self._server.holds_head = hold
 
     async def wait_hangup(self) -> None:
-        """Return when the client has closed or reset its connection, although nobody reads what it still sends.
+        """Return when the client has closed or reset its connection, although nobody reads what it
+        still sends.
 
         Where the platform cannot tell (no epoll), this waits for ever.
         """
@@ -166,13 +194,17 @@ class ClientConnection:
         if not hasattr(select, "epoll"):
             await trio.sleep_forever()
         with select.epoll() as poll:
-            poll.register(self.sock.fileno(), select.EPOLLRDHUP)  # and EPOLLHUP, EPOLLERR, which always tell
+            poll.register(
+                self.sock.fileno(), select.EPOLLRDHUP
+            )  # and EPOLLHUP, EPOLLERR, which always tell
             await trio.lowlevel.wait_readable(poll.fileno())
 
     async def wait_sent(self) -> bool:
-        """Under HTTP/2, wait until some of what was handed over has left, as the client's windows let it. True when all has.
+        """Under HTTP/2, wait until some of what was handed over has left, as the client's windows
+        let it. True when all has.
 
-        Hypercorn's own limit does not hold when the window is shut: it then takes in whatever it is given.
+        Hypercorn's own limit does not hold when the window is shut: it then takes in whatever it is
+        given.
         """
         if not isinstance(self._protocol, H2Protocol):
             return True
@@ -187,7 +219,8 @@ class ClientConnection:
         return True
 
     async def abort(self) -> None:
-        """End the response such that the client sees that it is not whole: a reset, of the connection or the HTTP/2 stream.
+        """End the response such that the client sees that it is not whole: a reset, of the
+        connection or the HTTP/2 stream.
 
         What was sent before has a second to leave. Not cancelled by what surrounds it.
         """
@@ -208,7 +241,9 @@ class ClientConnection:
         stream_id = self._stream.stream_id
         try:
             buffer = protocol.stream_buffers.get(stream_id)
-            if buffer is not None and buffer.buffer:  # one that has never held anything is never said to be empty
+            if (
+                buffer is not None and buffer.buffer
+            ):  # one that has never held anything is never said to be empty
                 with trio.move_on_after(_LAST_BYTES_S / 2):
                     await buffer.drain()
             protocol.connection.reset_stream(stream_id, _INTERNAL_ERROR)
@@ -219,12 +254,16 @@ class ClientConnection:
                 await protocol._window_updated(stream_id)  # as Hypercorn does on a client's reset
         except AttributeError:
             return False
-        except Exception:  # h2 refuses to reset what is closed already, and then there is nothing to tell
+        except (
+            Exception
+        ):  # h2 refuses to reset what is closed already, and then there is nothing to tell
             return self.sock.fileno() < 0 or stream_id not in protocol.streams
         return True
 
     async def _let_last_bytes_leave(self) -> None:
-        """A reset discards what the kernel has not sent; wait until the client's side has acknowledged it."""
+        """A reset discards what the kernel has not sent; wait until the client's side has
+        acknowledged it.
+        """
         try:
             from fcntl import ioctl
             from termios import TIOCOUTQ
@@ -235,7 +274,9 @@ class ClientConnection:
         unsent = bytearray(4)
         broken = select.poll()
         broken.register(self.sock.fileno(), 0)  # POLLHUP and POLLERR always tell
-        while self.sock.fileno() >= 0 and not broken.poll(0):  # after a reset, what was not acknowledged never will be
+        while self.sock.fileno() >= 0 and not broken.poll(
+            0
+        ):  # after a reset, what was not acknowledged never will be
             try:
                 ioctl(self.sock.fileno(), TIOCOUTQ, unsent)
             except OSError:

@@ -37,21 +37,22 @@ _READ_BYTES = 65536
 class Connection(TCPServer):
     """Hypercorn's connection, but for six things.
 
-    What goes wrong on it is its own end, not the worker's: Hypercorn lets it pass, out of the connection, out of the server, out of
-    the process. Its reading task may close the connection while the application's writes, and Trio then raises `BusyResourceError`
-    in one of them; what else there may be is nothing that we know of, and is logged.
+    What goes wrong on it is its own end, not the worker's: Hypercorn lets it pass, out of the
+    connection, out of the server, out of the process. Its reading task may close the connection
+    while the application's writes, and Trio then raises `BusyResourceError` in one of them; what
+    else there may be is nothing that we know of, and is logged.
 
-    And what it sends over HTTP/1.1 leaves at once where the client's socket takes it, with one system call and no pass through
-    Trio's loop; a head that is held leaves with the body. Hypercorn takes three such passes for a response, one of them to send
-    nothing.
+    And what it sends over HTTP/1.1 leaves at once where the client's socket takes it, with one
+    system call and no pass through Trio's loop; a head that is held leaves with the body. Hypercorn
+    takes three such passes for a response, one of them to send nothing.
 
     And a client's head is read strictly.
 
-    And when the client has closed an idle connection it ends at once; Hypercorn keeps its task and its descriptor until the time
-    for keep-alive is over.
+    And when the client has closed an idle connection it ends at once; Hypercorn keeps its task and
+    its descriptor until the time for keep-alive is over.
 
-    And when an HTTP/2 connection ends, so does the wait of whoever still has something to send on it; and what a client sends for a
-    stream that has been answered is thrown away.
+    And when an HTTP/2 connection ends, so does the wait of whoever still has something to send on
+    it; and what a client sends for a stream that has been answered is thrown away.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -61,7 +62,9 @@ class Connection(TCPServer):
         self.idle_task: Any = IdleTimer(self)
         self.holds_head = False
         self.timed_out = False
-        self.send_timeout_s: float | None = -1.0  # what the client's socket has; unlike any, until it is set
+        self.send_timeout_s: (
+            float | None
+        ) = -1.0  # what the client's socket has; unlike any, until it is set
         self.probes = False  # whether the client is probed while it is silent
         self._held = b""
         self._is_http1 = True
@@ -73,7 +76,10 @@ class Connection(TCPServer):
         client_connections.enter(self)
         try:
             await super().run()
-        except* (trio.BusyResourceError, trio.ClosedResourceError):  # the latter: cut, in its handshake
+        except* (
+            trio.BusyResourceError,
+            trio.ClosedResourceError,
+        ):  # the latter: cut, in its handshake
             await trio.aclose_forcefully(self.stream)
         except* Exception as error:
             structlog.get_logger("proxy").error("internal_error", exc_info=error)
@@ -81,11 +87,14 @@ class Connection(TCPServer):
         finally:
             _connections.discard(self)
             client_connections.leave(self)
-            # They know this connection; so all of it is freed now, and not when the garbage collector gets to it.
+            # They know this connection; so all of it is freed now, and not when the garbage
+            # collector gets to it.
             self.idle_task = self.protocol = None
 
     async def _close(self) -> None:
-        """As Hypercorn does it, but that what fails in Trio's `send_eof` would be left to the garbage collector, on Python 3.13."""
+        """As Hypercorn does it, but that what fails in Trio's `send_eof` would be left to the
+        garbage collector, on Python 3.13.
+        """
         stream: Any = self.stream
         if type(stream) is trio.SocketStream:
             with suppress(OSError):  # it is closed already, or the client is gone
@@ -93,7 +102,9 @@ class Connection(TCPServer):
         await stream.aclose()
 
     def cut(self) -> None:
-        """Reset it. Whoever waits for its socket is told; what a TLS or HTTP/2 layer holds is lost. Synchronous."""
+        """Reset it. Whoever waits for its socket is told; what a TLS or HTTP/2 layer holds is lost.
+        Synchronous.
+        """
         sock = self._socket
         if sock.fileno() >= 0:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -117,8 +128,9 @@ class Connection(TCPServer):
         be_strict(protocol)
         if isinstance(protocol, H11Protocol) and type(protocol.can_read) is EventWrapper:
             protocol.can_read = LazyEvent()
-        # Without a deadline for each read, which Hypercorn sets even where there is none. Off the socket itself where that can be,
-        # which are three frames less under a task that waits than Trio's stream has.
+        # Without a deadline for each read, which Hypercorn sets even where there is none. Off the
+        # socket itself where that can be, which are three frames less under a task that waits than
+        # Trio's stream has.
         stream: Any = self.stream
         sock: Any = stream.socket if type(stream) is trio.SocketStream else None
         data, more = b"", True
@@ -140,7 +152,12 @@ class Connection(TCPServer):
                 more = bool(data)
                 await self._hand_over(data)
                 data = b""  # a stream may last for hours, and its request has been handed over
-        except (trio.ClosedResourceError, trio.BrokenResourceError, trio.TooSlowError, OSError) as error:
+        except (
+            trio.ClosedResourceError,
+            trio.BrokenResourceError,
+            trio.TooSlowError,
+            OSError,
+        ) as error:
             self._note(error)
         await self.protocol.handle(Closed())
         if isinstance(self.protocol.protocol, H2Protocol):
@@ -157,14 +174,16 @@ class Connection(TCPServer):
         protocol = self.protocol.protocol
         if self._is_http1 and isinstance(protocol, H2Protocol):
             self._is_http1 = False
-            # To Hypercorn the preface was a request. The connection is idle until the head of one has come.
+            # To Hypercorn the preface was a request. The connection is idle until the head of one
+            # has come.
             if protocol.idle:
                 await self.idle_task.restart(self._task_group, self._idle_timeout)
                 client_connections.set_unused(self)
 
     def stop_reading(self) -> None:
-        """The connection is closed or broken. Hypercorn's reading task waits for ever, otherwise, when a request was pipelined
-        behind one whose response has ended in the middle, or was the last before the server ends.
+        """The connection is closed or broken. Hypercorn's reading task waits for ever, otherwise,
+        when a request was pipelined behind one whose response has ended in the middle, or was the
+        last before the server ends.
         """
         self._stopped = True
         if self._handing_over is not None:
@@ -203,16 +222,24 @@ class Connection(TCPServer):
                 self.stop_reading()
 
     def _note(self, error: BaseException | None) -> None:
-        """The kernel gives up a client that takes nothing with ETIMEDOUT, and tells it once: whoever reads or writes first."""
+        """The kernel gives up a client that takes nothing with ETIMEDOUT, and tells it once:
+        whoever reads or writes first.
+        """
         while error is not None:
             if isinstance(error, OSError) and error.errno == errno.ETIMEDOUT:
                 self.timed_out = True
             error = error.__cause__ or error.__context__
 
     def _send_now(self, data: bytes) -> bytes:
-        """What is left to be sent: nothing, as a rule. For the rest Hypercorn's own way waits, or tells what is wrong."""
+        """What is left to be sent: nothing, as a rule. For the rest Hypercorn's own way waits, or
+        tells what is wrong.
+        """
         stream: Any = self.stream
-        if not data or type(stream) is not trio.SocketStream or (self.send_lock is not None and self.send_lock.locked()):
+        if (
+            not data
+            or type(stream) is not trio.SocketStream
+            or (self.send_lock is not None and self.send_lock.locked())
+        ):
             return data
         sock: Any = stream.socket
         try:
@@ -222,8 +249,13 @@ class Connection(TCPServer):
 
 
 def contain_connections() -> None:
-    """Let Hypercorn's Trio worker use `Connection`, if it is the Hypercorn that we know. Process-wide."""
-    if getattr(hypercorn_run, "TCPServer", None) is TCPServer and getattr(tcp_server, "TaskGroup", None) is TaskGroup:
+    """Let Hypercorn's Trio worker use `Connection`, if it is the Hypercorn that we know.
+    Process-wide.
+    """
+    if (
+        getattr(hypercorn_run, "TCPServer", None) is TCPServer
+        and getattr(tcp_server, "TaskGroup", None) is TaskGroup
+    ):
         vars(hypercorn_run)["TCPServer"] = Connection
         watch_accept()
         vars(tcp_server)["TaskGroup"] = AppTasks
@@ -234,7 +266,9 @@ _connections: set[Connection] = set()
 
 
 def cut_connections(config: Config) -> int:
-    """Reset the connections of the server that runs with `config`; how many there were. Whatever they wait for, they end."""
+    """Reset the connections of the server that runs with `config`; how many there were. Whatever
+    they wait for, they end.
+    """
     found = [connection for connection in _connections if connection.config is config]
     for connection in found:
         connection.cut()

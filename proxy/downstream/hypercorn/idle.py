@@ -25,13 +25,17 @@ class ServerConfig(Config):
     def __init__(self) -> None:
         super().__init__()
         self.drained = trio.Event()
-        """Idle connections stay until this is set, so that a request on one gets an answer while the server drains."""
+        """Idle connections stay until this is set, so that a request on one gets an answer while
+        the server drains.
+        """
 
 
 class IdleTimer:
-    """Closes a connection that stays idle, or that is idle when the server ends: what Hypercorn has a task for, between requests.
+    """Closes a connection that stays idle, or that is idle when the server ends: what Hypercorn has
+    a task for, between requests.
 
-    There the task is made and cancelled for each request. Here it lasts through short ones, and is gone from under a stream.
+    There the task is made and cancelled for each request. Here it lasts through short ones, and is
+    gone from under a stream.
     """
 
     def __init__(self, server: Connection) -> None:
@@ -59,7 +63,9 @@ class IdleTimer:
             self._scope.deadline = trio.current_time() + _SHORT_REQUEST_S
 
     def end(self) -> None:
-        """The client has closed its side, and nothing more can come: whoever still has to write ends the connection."""
+        """The client has closed its side, and nothing more can come: whoever still has to write
+        ends the connection.
+        """
         self._over = True
         self._idle = False
         if self._scope is not None:
@@ -68,7 +74,11 @@ class IdleTimer:
     async def _run(self, scope: trio.CancelScope) -> None:
         config = self._server.config
         with scope:
-            await (config.drained if isinstance(config, ServerConfig) else self._server.context.terminated).wait()
+            await (
+                config.drained
+                if isinstance(config, ServerConfig)
+                else self._server.context.terminated
+            ).wait()
         self._scope = None
         if self._idle:
             with trio.CancelScope(shield=True):

@@ -18,10 +18,12 @@ class _Answered:
 
 
 class _Streams(dict[int, Any]):
-    """The live streams of a connection, and for each other one, whose data is on its way, something that takes it.
+    """The live streams of a connection, and for each other one, whose data is on its way, something
+    that takes it.
 
-    RFC 9113, section 8.1: a server may answer before it has the whole request. Hypercorn then raises `KeyError` for what comes of
-    the request, out of the connection, out of the server, out of the process. `in` tells of live streams only, as ever.
+    RFC 9113, section 8.1: a server may answer before it has the whole request. Hypercorn then
+    raises `KeyError` for what comes of the request, out of the connection, out of the server, out
+    of the process. `in` tells of live streams only, as ever.
     """
 
     def __missing__(self, stream_id: int) -> _Answered:

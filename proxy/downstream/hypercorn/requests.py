@@ -1,8 +1,10 @@
-"""How a client's request becomes an ASGI scope: with its target as it came, and never as a WebSocket.
+"""How a client's request becomes an ASGI scope: with its target as it came, and never as a
+WebSocket.
 
-ASGI's `raw_path` and `query_string` cannot tell `/x?` from `/x`, and Hypercorn decodes the path as ASCII, which raises for other
-bytes, out of the connection. `Upgrade` is ignored (RFC 9110, section 7.8): a handshake for WebSocket or h2c is the plain request
-that it also is. Extended CONNECT (RFC 8441) is not announced; one that comes, and a plain CONNECT, is a request with that method.
+ASGI's `raw_path` and `query_string` cannot tell `/x?` from `/x`, and Hypercorn decodes the path as
+ASCII, which raises for other bytes, out of the connection. `Upgrade` is ignored (RFC 9110, section
+7.8): a handshake for WebSocket or h2c is the plain request that it also is. Extended CONNECT (RFC
+8441) is not announced; one that comes, and a plain CONNECT, is a request with that method.
 """
 
 from __future__ import annotations
@@ -58,7 +60,10 @@ class ClientStream(HTTPStream):
         elif type(event) is Request:
             self.target = event.raw_path
             if not event.raw_path.isascii():
-                event = replace(event, raw_path=event.raw_path.decode("ascii", "replace").encode("ascii", "replace"))
+                event = replace(
+                    event,
+                    raw_path=event.raw_path.decode("ascii", "replace").encode("ascii", "replace"),
+                )
         await super().handle(event)
 
 
@@ -66,24 +71,36 @@ class Http1(H11Protocol):
     """HTTP/1.1 without `Upgrade`."""
 
     async def _check_protocol(self, event: h11.Request) -> None:
-        if event.method == b"PRI" and event.target == b"*" and event.http_version == b"2.0":  # RFC 9113, section 3.4
-            raise H2ProtocolAssumedError(b"PRI * HTTP/2.0\r\n\r\n" + self.connection.trailing_data[0])
+        if (
+            event.method == b"PRI" and event.target == b"*" and event.http_version == b"2.0"
+        ):  # RFC 9113, section 3.4
+            raise H2ProtocolAssumedError(
+                b"PRI * HTTP/2.0\r\n\r\n" + self.connection.trailing_data[0]
+            )
 
     async def _create_stream(self, request: h11.Request) -> None:
         if any(name == b"upgrade" for name, _ in request.headers):
-            kept = [(name, value) for name, value in request.headers.raw_items() if name.lower() != b"upgrade"]
+            kept = [
+                (name, value)
+                for name, value in request.headers.raw_items()
+                if name.lower() != b"upgrade"
+            ]
             request = h11.Request(
-                method=request.method, headers=kept, target=request.target, http_version=request.http_version
+                method=request.method,
+                headers=kept,
+                target=request.target,
+                http_version=request.http_version,
             )
         await super()._create_stream(request)
 
 
 class Http2(H2Protocol):
-    """HTTP/2 without extended CONNECT, and with a window for each stream that opens as its app takes what has come.
+    """HTTP/2 without extended CONNECT, and with a window for each stream that opens as its app
+    takes what has come.
 
-    Hypercorn opens the windows at once and stops reading the connection when an app takes nothing: then all streams of the
-    connection stand still, and a reset is not read either (RFC 9113, section 5.2.2). Here the app's queue has no limit but the
-    stream's window.
+    Hypercorn opens the windows at once and stops reading the connection when an app takes nothing:
+    then all streams of the connection stand still, and a reset is not read either (RFC 9113,
+    section 5.2.2). Here the app's queue has no limit but the stream's window.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -108,7 +125,9 @@ class Http2(H2Protocol):
             self.connection.increment_flow_control_window(padding, stream_id)
 
     async def _priority_updated(self, event: h2.events.PriorityUpdated) -> None:
-        """Ignored: RFC 9113, section 5.3.2. Hypercorn remembers each stream that is named, and fails at the 1000th."""
+        """Ignored: RFC 9113, section 5.3.2. Hypercorn remembers each stream that is named, and
+        fails at the 1000th.
+        """
 
     async def _handle_events(self, events: list[h2.events.Event]) -> None:
         await super()._handle_events(events)
@@ -121,7 +140,9 @@ class Http2(H2Protocol):
             await super()._send_data(stream_id)
 
     async def forget(self, stream_id: int) -> None:
-        """A stream has been reset. Hypercorn keeps one that had nothing left to send, and fails when there are 1000 of them."""
+        """A stream has been reset. Hypercorn keeps one that had nothing left to send, and fails
+        when there are 1000 of them.
+        """
         buffer = self.stream_buffers.pop(stream_id, None)
         if buffer is not None:
             await buffer.close()

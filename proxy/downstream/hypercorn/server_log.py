@@ -1,4 +1,6 @@
-"""Hypercorn's own log, when Hypercorn runs the app: its lines go where the process's other lines go."""
+"""Hypercorn's own log, when Hypercorn runs the app: its lines go where the process's other lines
+go.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ __all__ = ["share_log"]
 
 
 class _SharedLogger(Logger):
-    """Hypercorn's logger without a handler for standard error: its records reach the root logger's handlers."""
+    """Hypercorn's logger without a handler for standard error: its records reach the root logger's
+    handlers.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -24,7 +28,11 @@ class _SharedLogger(Logger):
 
 
 def share_log() -> None:
-    """Let servers of this process log through the root logger, unless their configuration names another place. Process-wide."""
+    """Let servers of this process log through the root logger, unless their configuration names
+    another place. Process-wide.
+    """
     if Config.logger_class is Logger:
         Config.logger_class = _SharedLogger
-        vars(hypercorn_config)["Logger"] = _SharedLogger  # compared with it, to find out whether statsd may take its place
+        vars(hypercorn_config)["Logger"] = (
+            _SharedLogger  # compared with it, to find out whether statsd may take its place
+        )

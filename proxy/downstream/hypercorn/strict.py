@@ -10,16 +10,19 @@ from h11._receivebuffer import ReceiveBuffer
 
 __all__ = ["be_strict"]
 
-# A request line of HTTP/2.0, say, but not the preface of HTTP/2. No field line looks like it: a method has no colon.
+# A request line of HTTP/2.0, say, but not the preface of HTTP/2. No field line looks like it: a
+# method has no colon.
 _OTHER_VERSION = re.compile(rb"(?!PRI \* HTTP/2\.0$)[^: ]+ [^ ]+ HTTP/(?!1\.)[0-9]\.[0-9]")
 _LAX = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]")
 
 
 class _StrictBuffer(ReceiveBuffer):
-    """What h11 reads a client's heads and trailers from, without its leniency: a line ends with CRLF and is not folded.
+    """What h11 reads a client's heads and trailers from, without its leniency: a line ends with
+    CRLF and is not folded.
 
-    RFC 9112, sections 2.2 and 5.2, let a server take a bare LF, and a folded line; where two servers read a head in two ways, a
-    request can be smuggled past one of them. A request line has a version of HTTP/1 (RFC 9110, section 2.5).
+    RFC 9112, sections 2.2 and 5.2, let a server take a bare LF, and a folded line; where two
+    servers read a head in two ways, a request can be smuggled past one of them. A request line has
+    a version of HTTP/1 (RFC 9110, section 2.5).
     """
 
     def maybe_extract_lines(self) -> list[bytearray] | None:
@@ -29,7 +32,9 @@ class _StrictBuffer(ReceiveBuffer):
         searched = max(0, self._multiple_lines_search - 3)
         end = data.find(b"\r\n\r\n", searched)
         if _LAX.search(data, searched, len(data) - data.endswith(b"\r") if end < 0 else end + 4):
-            raise h11.RemoteProtocolError("a line does not end with CRLF, or is folded", error_status_hint=400)
+            raise h11.RemoteProtocolError(
+                "a line does not end with CRLF, or is folded", error_status_hint=400
+            )
         if end < 0:
             self._multiple_lines_search = len(data)
             return None
@@ -40,7 +45,12 @@ class _StrictBuffer(ReceiveBuffer):
 
 
 def be_strict(protocol: Any) -> None:
-    """Let an HTTP/1.1 connection that has read nothing read strictly, if its h11 is the one that we know."""
+    """Let an HTTP/1.1 connection that has read nothing read strictly, if its h11 is the one that we
+    know.
+    """
     connection: Any = getattr(protocol, "connection", None)
-    if type(getattr(connection, "_receive_buffer", None)) is ReceiveBuffer and not connection._receive_buffer:
+    if (
+        type(getattr(connection, "_receive_buffer", None)) is ReceiveBuffer
+        and not connection._receive_buffer
+    ):
         connection._receive_buffer = _StrictBuffer()

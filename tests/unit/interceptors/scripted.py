@@ -27,7 +27,8 @@ def head() -> ResponseHead:
     return ResponseHead(200, [(b"content-type", b"text/event-stream")])
 
 
-# --- interceptors -------------------------------------------------------------------------------------------------------
+# --- interceptors
+# -------------------------------------------------------------------------------------------------------
 
 
 class Hook(Interceptor):
@@ -86,7 +87,9 @@ class _AsyncHookStream(AsyncStreamInterceptor):
 class Life(Interceptor):
     """An interceptor that writes down every call, and fails where it is told to."""
 
-    def __init__(self, name: str, calls: list[Any], fails_in: str = "", on_error: Any = "abort") -> None:
+    def __init__(
+        self, name: str, calls: list[Any], fails_in: str = "", on_error: Any = "abort"
+    ) -> None:
         self.name, self.calls, self.fails_in, self.on_error = name, calls, fails_in, on_error
 
     def note(self, hook: str, value: Any = None) -> None:
@@ -153,7 +156,8 @@ def fail(event: Event) -> Event:
     raise KeyError("in the hook")
 
 
-# --- driving them -------------------------------------------------------------------------------------------------------
+# --- driving them
+# -------------------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -164,11 +168,15 @@ async def open_chain(
     request: Request | None = None,
     json: bool = False,
 ) -> AsyncIterator[StreamChain]:
-    """A stream of these, closed at the end. Raises the error of a member that does not open, as the proxy does."""
+    """A stream of these, closed at the end. Raises the error of a member that does not open, as the
+    proxy does.
+    """
     pools = pools or Pools()
     async with pools.open_scope() as scope:
         chain = Chain(interceptors)
-        stream = chain.open_stream(request or Request(path="/v1"), pools.json, scope, max_event_bytes, json=json)
+        stream = chain.open_stream(
+            request or Request(path="/v1"), pools.json, scope, max_event_bytes, json=json
+        )
         outcome = Outcome.COMPLETED
         try:
             if stream.failure is not None:
@@ -179,7 +187,9 @@ async def open_chain(
             await stream.aclose(outcome)
 
 
-def send(stream: StreamChain, window: bytearray, *, final: bool = False) -> tuple[list[bytes], bytes]:
+def send(
+    stream: StreamChain, window: bytearray, *, final: bool = False
+) -> tuple[list[bytes], bytes]:
     """The parts as bytes, one by one, and what is left in the window."""
     parts, at = stream.process(window, 0, len(window), final=final)
     return _leave(stream, parts), bytes(window[at:])
@@ -226,7 +236,8 @@ def splits(stream: bytes) -> Iterator[list[bytes]]:
         yield [stream[:i], stream[i:]]
 
 
-# --- looking at what became of it ---------------------------------------------------------------------------------------
+# --- looking at what became of it
+# ---------------------------------------------------------------------------------------
 
 
 def counted(counts: Any) -> tuple[int, int, int, int]:
@@ -235,4 +246,8 @@ def counted(counts: Any) -> tuple[int, int, int, int]:
 
 def errors(logs: Iterable[Any]) -> list[tuple[str, str, str]]:
     """Who failed in which hook, and what its interceptor says about that."""
-    return [(log["interceptor"], log["hook"], log["on_error"]) for log in logs if log["event"] == "interceptor_failed"]
+    return [
+        (log["interceptor"], log["hook"], log["on_error"])
+        for log in logs
+        if log["event"] == "interceptor_failed"
+    ]

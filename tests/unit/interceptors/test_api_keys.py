@@ -1,4 +1,6 @@
-"""ApiKeys: who has no key of ours gets 401, who has one gets the upstream's credential and leaves its own behind."""
+"""ApiKeys: who has no key of ours gets 401, who has one gets the upstream's credential and leaves
+its own behind.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,14 @@ KEYS = {"ann": hash_key(ANN), "bob": [hash_key(BOB), hash_key(BOB_NEXT)]}
 def asked(headers: list[tuple[str, str]], **options: Any) -> tuple[Response | None, Request]:
     """The answer to a request with these headers, and the request as it would go upstream."""
     request = Request(headers=[(name.encode(), value.encode("latin-1")) for name, value in headers])
-    answer = run_request([load_interceptor(USE, {"keys": KEYS, "upstream": UPSTREAM, **options})], request)
+    answer = run_request(
+        [load_interceptor(USE, {"keys": KEYS, "upstream": UPSTREAM, **options})], request
+    )
     return answer, request
 
 
-# --- a key of ours ------------------------------------------------------------------------------------------------------
+# --- a key of ours
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -48,8 +53,12 @@ def asked(headers: list[tuple[str, str]], **options: Any) -> tuple[Response | No
         ([("authorization", "Bearer"), ("x-api-key", ANN), ("x-other", "\xe9\xff")], "ann"),
     ],
 )
-def test_a_key_is_swapped_for_the_upstreams_credential(headers: list[tuple[str, str]], client: str) -> None:
-    """However it is sent: the upstream sees its own credential once and nothing of the client's, and `state` names the client."""
+def test_a_key_is_swapped_for_the_upstreams_credential(
+    headers: list[tuple[str, str]], client: str
+) -> None:
+    """However it is sent: the upstream sees its own credential once and nothing of the client's,
+    and `state` names the client.
+    """
     answer, request = asked([("accept", "*/*"), *headers, ("x-other", "stays")])
     assert answer is None
     others = [(name, value) for name, value in headers if name == "x-other"]
@@ -59,9 +68,15 @@ def test_a_key_is_swapped_for_the_upstreams_credential(headers: list[tuple[str, 
 
 
 def test_the_credential_goes_where_the_upstream_wants_it() -> None:
-    """`upstream_header` names another header, also one that the client has sent; its Authorization is gone all the same."""
+    """`upstream_header` names another header, also one that the client has sent; its Authorization
+    is gone all the same.
+    """
     answer, request = asked(
-        [("authorization", f"Bearer {ANN}"), ("x-api-key", ANN), ("X-Goog-Api-Key", "the client's")],
+        [
+            ("authorization", f"Bearer {ANN}"),
+            ("x-api-key", ANN),
+            ("X-Goog-Api-Key", "the client's"),
+        ],
         upstream="upstream-secret",
         upstream_header="X-Goog-Api-Key",
     )
@@ -78,13 +93,20 @@ def test_an_upstream_without_a_credential_gets_none() -> None:
 
 
 def test_a_header_of_ones_own_is_the_only_one_read() -> None:
-    """`header` names where the key is. The usual two are then no keys: they are the server's, `upstream` replaces its own."""
+    """`header` names where the key is. The usual two are then no keys: they are the server's,
+    `upstream` replaces its own.
+    """
     headers = [("X-Team-Key", BOB), ("authorization", "Bearer x"), ("x-api-key", "y")]
     answer, request = asked(headers, header="x-team-key")
     assert answer is None
-    assert sorted(request.headers.multi_items()) == [("authorization", UPSTREAM), ("x-api-key", "y")]
+    assert sorted(request.headers.multi_items()) == [
+        ("authorization", UPSTREAM),
+        ("x-api-key", "y"),
+    ]
     assert request.state == {"client_key": "bob"}
-    answer, request = asked(headers, header="x-team-key", upstream_header="x-goog-api-key", upstream="secret")
+    answer, request = asked(
+        headers, header="x-team-key", upstream_header="x-goog-api-key", upstream="secret"
+    )
     assert answer is None
     assert sorted(request.headers.multi_items()) == [
         ("authorization", "Bearer x"),
@@ -96,11 +118,17 @@ def test_a_header_of_ones_own_is_the_only_one_read() -> None:
     assert answer.status == 401
 
 
-@pytest.mark.parametrize("value", [f"Bearer {ANN}", "bearer  a b", "Basic dTpw", "DPoP x.y", "no-scheme", ""])
+@pytest.mark.parametrize(
+    "value", [f"Bearer {ANN}", "bearer  a b", "Basic dTpw", "DPoP x.y", "no-scheme", ""]
+)
 def test_with_a_header_of_its_own_the_clients_authorization_passes(value: str) -> None:
-    """Unchanged, whatever its scheme, twice if it comes twice; the gateway's key does not go upstream."""
+    """Unchanged, whatever its scheme, twice if it comes twice; the gateway's key does not go
+    upstream.
+    """
     others = [("authorization", value), ("authorization", "second"), ("x-api-key", "theirs")]
-    answer, request = asked([("X-Gateway-Key", ANN), *others], header="X-Gateway-Key", upstream=None)
+    answer, request = asked(
+        [("X-Gateway-Key", ANN), *others], header="X-Gateway-Key", upstream=None
+    )
     assert answer is None
     assert request.headers.multi_items() == others
     assert request.state == {"client_key": "ann"}
@@ -109,16 +137,27 @@ def test_with_a_header_of_its_own_the_clients_authorization_passes(value: str) -
 @pytest.mark.parametrize("header", [None, "authorization", "Authorization"])
 def test_otherwise_both_usual_headers_are_removed(header: str | None) -> None:
     """A client may send its key in both."""
-    answer, request = asked([("authorization", f"Bearer {ANN}"), ("x-api-key", ANN)], header=header, upstream=None)
+    answer, request = asked(
+        [("authorization", f"Bearer {ANN}"), ("x-api-key", ANN)], header=header, upstream=None
+    )
     assert answer is None
     assert request.headers.multi_items() == []
 
 
-# --- 401 ----------------------------------------------------------------------------------------------------------------
+# --- 401
+# ----------------------------------------------------------------------------------------------------------------
 
 MISSING = "missing_api_key", "this request needs an API key", 'Bearer realm="weirpool"'
-INVALID = "invalid_api_key", "this API key is not valid", 'Bearer realm="weirpool", error="invalid_token"'
-SEVERAL = "invalid_api_key", "this request has more than one API key", 'Bearer realm="weirpool", error="invalid_token"'
+INVALID = (
+    "invalid_api_key",
+    "this API key is not valid",
+    'Bearer realm="weirpool", error="invalid_token"',
+)
+SEVERAL = (
+    "invalid_api_key",
+    "this request has more than one API key",
+    'Bearer realm="weirpool", error="invalid_token"',
+)
 
 REFUSED: dict[str, tuple[list[tuple[str, str]], tuple[str, str, str]]] = {
     "no header": ([], MISSING),
@@ -134,10 +173,19 @@ REFUSED: dict[str, tuple[list[tuple[str, str]], tuple[str, str, str]]] = {
     "the digest itself": ([("x-api-key", hash_key(ANN).removeprefix("sha256:"))], INVALID),
     "bytes beyond ASCII": ([("x-api-key", "\xe9\xff")], INVALID),
     "the upstream's credential": ([("authorization", UPSTREAM)], INVALID),
-    "a good and a bad one": ([("authorization", f"Bearer {ANN}"), ("x-api-key", "wk-nobody")], SEVERAL),
+    "a good and a bad one": (
+        [("authorization", f"Bearer {ANN}"), ("x-api-key", "wk-nobody")],
+        SEVERAL,
+    ),
     "a bad and a good one": ([("authorization", "Bearer wk-nobody"), ("x-api-key", ANN)], SEVERAL),
-    "two good ones of two clients": ([("authorization", f"Bearer {ANN}"), ("x-api-key", BOB)], SEVERAL),
-    "one header twice": ([("authorization", f"Bearer {ANN}"), ("authorization", "Bearer wk-nobody")], SEVERAL),
+    "two good ones of two clients": (
+        [("authorization", f"Bearer {ANN}"), ("x-api-key", BOB)],
+        SEVERAL,
+    ),
+    "one header twice": (
+        [("authorization", f"Bearer {ANN}"), ("authorization", "Bearer wk-nobody")],
+        SEVERAL,
+    ),
 }
 
 
@@ -163,20 +211,34 @@ def test_a_challenge_asks_for_what_is_read(header: str, challenge: str) -> None:
 
 
 @pytest.mark.parametrize(("headers", "expected"), REFUSED.values(), ids=REFUSED)
-def test_what_is_no_key_of_ours_gets_401(headers: list[tuple[str, str]], expected: tuple[str, str, str]) -> None:
-    """A challenge as RFC 6750, section 3, has it, a JSON error, nothing of the key in either; and no client is named."""
+def test_what_is_no_key_of_ours_gets_401(
+    headers: list[tuple[str, str]], expected: tuple[str, str, str]
+) -> None:
+    """A challenge as RFC 6750, section 3, has it, a JSON error, nothing of the key in either; and
+    no client is named.
+    """
     kind, message, challenge = expected
     answer, request = asked(headers)
     assert answer is not None
     assert answer.status == 401
-    assert answer.headers.multi_items() == [("www-authenticate", challenge), ("content-type", "application/json")]
-    assert answer.body == b'{"error":{"type":"%s","message":"%s"}}' % (kind.encode(), message.encode())
+    assert answer.headers.multi_items() == [
+        ("www-authenticate", challenge),
+        ("content-type", "application/json"),
+    ]
+    assert answer.body == b'{"error":{"type":"%s","message":"%s"}}' % (
+        kind.encode(),
+        message.encode(),
+    )
     assert request.state == {}
 
 
-@pytest.mark.parametrize("options", [{}, {"upstream_header": "x-api-key"}, {"header": "authorization"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"upstream_header": "x-api-key"}, {"header": "authorization"}]
+)
 def test_a_preflight_goes_upstream_without_any_credential(options: dict[str, Any]) -> None:
-    """The header of the upstream's credential is removed, too, where clients send their key in another one."""
+    """The header of the upstream's credential is removed, too, where clients send their key in
+    another one.
+    """
     headers = [
         (b"origin", b"https://a.example"),
         (b"access-control-request-method", b"POST"),
@@ -186,14 +248,18 @@ def test_a_preflight_goes_upstream_without_any_credential(options: dict[str, Any
     ]
     for header in ("x-gateway-key", options.get("header", "x-gateway-key")):
         request = Request(method="OPTIONS", headers=headers)
-        keys = ApiKeys(ApiKeysOptions(**{"keys": KEYS, "upstream": UPSTREAM, "header": header} | options))
+        keys = ApiKeys(
+            ApiKeysOptions(**{"keys": KEYS, "upstream": UPSTREAM, "header": header} | options)
+        )
         assert run_request([keys], request) is None
         assert keys.sets_headers[0] not in request.headers
         assert (options.get("header") or header) not in request.headers
 
 
 def test_a_refused_request_is_seen_by_no_later_interceptor() -> None:
-    """The answer ends the chain, so that whoever stands behind `api_keys` deals with known clients only."""
+    """The answer ends the chain, so that whoever stands behind `api_keys` deals with known clients
+    only.
+    """
     seen: list[str] = []
 
     class Later(Interceptor):
@@ -207,7 +273,9 @@ def test_a_refused_request_is_seen_by_no_later_interceptor() -> None:
 
 
 def test_every_entry_is_compared_and_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first, the last and no match at all take as many comparisons, each of them `hmac.compare_digest` of whole digests."""
+    """The first, the last and no match at all take as many comparisons, each of them
+    `hmac.compare_digest` of whole digests.
+    """
     compared: list[tuple[bytes, bytes]] = []
     original = hmac.compare_digest
 
@@ -219,7 +287,9 @@ def test_every_entry_is_compared_and_in_constant_time(monkeypatch: pytest.Monkey
     for key in (ANN, BOB_NEXT, "wk-nobody"):
         compared.clear()
         asked([("x-api-key", key)])
-        assert [known for known, _ in compared] == [sha256(each.encode()).digest() for each in (ANN, BOB, BOB_NEXT)]
+        assert [known for known, _ in compared] == [
+            sha256(each.encode()).digest() for each in (ANN, BOB, BOB_NEXT)
+        ]
         assert {given for _, given in compared} == {sha256(key.encode()).digest()}
 
 
@@ -230,7 +300,8 @@ def test_a_failure_of_the_check_lets_nobody_in() -> None:
         load_interceptor(USE, {"keys": KEYS, "on_error": "skip"})
 
 
-# --- options ------------------------------------------------------------------------------------------------------------
+# --- options
+# ------------------------------------------------------------------------------------------------------------
 
 GOOD = hash_key(ANN)
 
@@ -251,11 +322,23 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"keys": {"ann": GOOD, "bob": GOOD.upper().replace("SHA", "sha")}},
         r"keys\.bob: duplicate key: already assigned to 'ann'",
     ),
-    "a key twice": ({"keys": {"ann": [GOOD, GOOD]}}, r"keys\.ann\[1\]: duplicate key: already assigned to 'ann'"),
-    "an empty variable": ({"keys": KEYS, "upstream": "Bearer "}, "upstream: expected a header's value"),
+    "a key twice": (
+        {"keys": {"ann": [GOOD, GOOD]}},
+        r"keys\.ann\[1\]: duplicate key: already assigned to 'ann'",
+    ),
+    "an empty variable": (
+        {"keys": KEYS, "upstream": "Bearer "},
+        "upstream: expected a header's value",
+    ),
     "an empty credential": ({"keys": KEYS, "upstream": ""}, "upstream: expected a header's value"),
-    "two headers in one": ({"keys": KEYS, "upstream": "a\r\nx: y"}, "upstream: expected a header's value"),
-    "a header with its value": ({"keys": KEYS, "upstream_header": f"x-api-key: {ANN}"}, "upstream_header: expected"),
+    "two headers in one": (
+        {"keys": KEYS, "upstream": "a\r\nx: y"},
+        "upstream: expected a header's value",
+    ),
+    "a header with its value": (
+        {"keys": KEYS, "upstream_header": f"x-api-key: {ANN}"},
+        "upstream_header: expected",
+    ),
     "no name to read": ({"keys": KEYS, "header": ""}, "header: expected a header's name"),
     "a header of the hop": (
         {"keys": KEYS, "upstream_header": "Proxy-Authorization"},
@@ -265,13 +348,18 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"keys": KEYS, "upstream_header": "Keep-Alive"},
         "upstream_header: .* does not go upstream",
     ),
-    "a key in a header of the hop": ({"keys": KEYS, "header": "Proxy-Authorization"}, "header: .* no interceptor sees it"),
+    "a key in a header of the hop": (
+        {"keys": KEYS, "header": "Proxy-Authorization"},
+        "header: .* no interceptor sees it",
+    ),
 }
 
 
 @pytest.mark.parametrize(("options", "message"), BAD_OPTIONS.values(), ids=BAD_OPTIONS)
 def test_bad_options_are_refused_with_their_path(options: dict[str, Any], message: str) -> None:
-    """The path of the mistake and what is expected there, when the configuration is loaded; never the value, which may be a key."""
+    """The path of the mistake and what is expected there, when the configuration is loaded; never
+    the value, which may be a key.
+    """
     with pytest.raises(ValueError, match="^" + message):
         ApiKeys(ApiKeysOptions(**options))
     with pytest.raises(LoadError) as caught:
@@ -289,7 +377,9 @@ def test_bad_options_are_refused_with_their_path(options: dict[str, Any], messag
         ({"keys": KEYS, "key": "x"}, "key"),
     ],
 )
-def test_options_of_a_wrong_type_are_refused_with_their_path(options: dict[str, Any], path: str) -> None:
+def test_options_of_a_wrong_type_are_refused_with_their_path(
+    options: dict[str, Any], path: str
+) -> None:
     """Types and names are checked before the class sees them."""
     with pytest.raises(LoadError) as caught:
         load_interceptor(USE, options)
@@ -303,21 +393,28 @@ def test_keys_must_be_given() -> None:
 
 
 def test_options_do_not_show_the_credential() -> None:
-    """Printed in a traceback or a debugger, they name clients and hashes, and not what the upstream accepts."""
+    """Printed in a traceback or a debugger, they name clients and hashes, and not what the upstream
+    accepts.
+    """
     assert "secret" not in repr(ApiKeysOptions(keys=KEYS, upstream=UPSTREAM))
 
 
-# --- hashes -------------------------------------------------------------------------------------------------------------
+# --- hashes
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_hash_is_what_other_tools_make() -> None:
     """`printf %s KEY | sha256sum`, of the FIPS 180 example "abc"."""
-    assert hash_key("abc") == "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        hash_key("abc") == "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
 
 
 @pytest.mark.parametrize("key", ["", "two words", "line end\n", "\xe9", " abc"])
 def test_what_no_client_could_send_has_no_hash(key: str) -> None:
-    """An unset variable, a line end that came along: refused at once, rather than a hash that nothing matches."""
+    """An unset variable, a line end that came along: refused at once, rather than a hash that
+    nothing matches.
+    """
     with pytest.raises(ValueError, match="visible ASCII"):
         hash_key(key)
 

@@ -1,4 +1,6 @@
-"""Hooks that await: the same bytes as from hooks that do not, nothing held back meanwhile, and a clean end at every await."""
+"""Hooks that await: the same bytes as from hooks that do not, nothing held back meanwhile, and a
+clean end at every await.
+"""
 
 from __future__ import annotations
 
@@ -47,14 +49,19 @@ def twice(event: Event) -> list[Event]:
 
 def some(event: Event) -> Any:
     """Something of everything, decided by the event's own content."""
-    return [event, None, event.replace(event.data + "!"), [Event("more"), event], []][len(event.data) % 5]
+    return [event, None, event.replace(event.data + "!"), [Event("more"), event], []][
+        len(event.data) % 5
+    ]
 
 
-def awaits(before: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint) -> Callable[[OnEvent], AsyncHook]:
+def awaits(
+    before: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint,
+) -> Callable[[OnEvent], AsyncHook]:
     return lambda function: AsyncHook(function, before=before)
 
 
-# --- the same bytes -----------------------------------------------------------------------------------------------------
+# --- the same bytes
+# -----------------------------------------------------------------------------------------------------
 
 STREAMS = [
     b"data: a\n\n: c\n\nid: 1\ndata: bb\n\n\ndata: ccc\n\ndata: tail",
@@ -65,15 +72,23 @@ STREAMS = [
 
 @pytest.mark.parametrize("stream", STREAMS, ids=["LF", "CRLF with a BOM", "CR"])
 @pytest.mark.parametrize(
-    "functions", [(keep,), (upper,), (drop,), (keep, keep, keep), (twice, upper, some), (some, some, twice)]
+    "functions",
+    [(keep,), (upper,), (drop,), (keep, keep, keep), (twice, upper, some), (some, some, twice)],
 )
-async def test_hooks_that_await_give_the_same_bytes_in_every_order(functions: tuple[OnEvent, ...], stream: bytes) -> None:
-    """Each hook of a chain sync or async, in every combination, and the stream cut anywhere: bytes and counts stay the same."""
+async def test_hooks_that_await_give_the_same_bytes_in_every_order(
+    functions: tuple[OnEvent, ...], stream: bytes
+) -> None:
+    """Each hook of a chain sync or async, in every combination, and the stream cut anywhere: bytes
+    and counts stay the same.
+    """
     pools = Pools()
     for chunks in splits(stream):
         results = set()
         for kinds in product([Hook, awaits()], repeat=len(functions)):
-            members = [(f"{at}", kind(function)) for at, (kind, function) in enumerate(zip(kinds, functions, strict=True))]
+            members = [
+                (f"{at}", kind(function))
+                for at, (kind, function) in enumerate(zip(kinds, functions, strict=True))
+            ]
             async with open_chain(*members, pools=pools) as chain:
                 results.add((await feed(chain, chunks), counted(chain.counts), chain.failure))
         assert len(results) == 1, chunks
@@ -89,7 +104,9 @@ async def test_unchanged_events_leave_as_the_windows_own_bytes() -> None:
 
 
 def test_every_hook_is_called_once_for_each_event_in_order() -> None:
-    """Going on behind an await repeats none of the hooks before it; all hooks of an event run before the next one's."""
+    """Going on behind an await repeats none of the hooks before it; all hooks of an event run
+    before the next one's.
+    """
     calls: list[Any] = []
 
     def mark(name: str) -> OnEvent:
@@ -123,16 +140,22 @@ def test_one_await_at_a_time() -> None:
             await trio.lowlevel.checkpoint()
         running -= 1
 
-    result = run_chain([AsyncHook(twice, before=alone), AsyncHook(twice, before=alone)], [b"data: a\n\ndata: b\n\n"])
+    result = run_chain(
+        [AsyncHook(twice, before=alone), AsyncHook(twice, before=alone)],
+        [b"data: a\n\ndata: b\n\n"],
+    )
     assert (result.failure, result.counts.added) == (None, 6)
 
 
-# --- while one awaits ---------------------------------------------------------------------------------------------------
+# --- while one awaits
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("change", [keep, upper], ids=["passed", "changed"])
 async def test_what_is_ready_leaves_before_an_await(change: OnEvent) -> None:
-    """`process` stops before the async hook, and hands out all that came before; the awaited event is not consumed yet."""
+    """`process` stops before the async hook, and hands out all that came before; the awaited event
+    is not consumed yet.
+    """
     async with open_chain(("change", Hook(change)), ("slow", SlowForB())) as chain:
         window = bytearray(b": c\n\ndata: a\n\ndata: b\n\ndata: a\n\n")
         parts, at = chain.process(window, 0, len(window))
@@ -183,7 +206,9 @@ async def test_nothing_of_an_awaited_event_leaves_before_its_hook_has_answered()
 
 
 def test_an_event_is_valid_while_it_is_awaited_and_stale_afterwards() -> None:
-    """However long the hook awaits, before and behind other hooks; a kept one shows nothing once it has left."""
+    """However long the hook awaits, before and behind other hooks; a kept one shows nothing once it
+    has left.
+    """
     kept: list[Event] = []
 
     async def look(event: Event) -> Event:
@@ -198,7 +223,9 @@ def test_an_event_is_valid_while_it_is_awaited_and_stale_afterwards() -> None:
         kept.append(event)
         return event
 
-    result = run_chain([AsyncHook(look), Hook(keep), AsyncHook(keep)], [b"data: 1\n\ndata: 2\n\n", b"data: 3\n\n"])
+    result = run_chain(
+        [AsyncHook(look), Hook(keep), AsyncHook(keep)], [b"data: 1\n\ndata: 2\n\n", b"data: 3\n\n"]
+    )
     assert (result.failure, result.output) == (None, b"data: 1\n\ndata: 2\n\ndata: 3\n\n")
     for event in kept:
         with pytest.raises(StaleEvent):
@@ -206,7 +233,9 @@ def test_an_event_is_valid_while_it_is_awaited_and_stale_afterwards() -> None:
 
 
 async def test_an_event_is_stale_when_its_stream_was_closed_during_the_await() -> None:
-    """The window goes back to its pool then: an event that still answered would show another stream's bytes."""
+    """The window goes back to its pool then: an event that still answered would show another
+    stream's bytes.
+    """
     kept: list[Event] = []
 
     async def hold(event: Event) -> Event:
@@ -226,7 +255,9 @@ async def test_an_event_is_stale_when_its_stream_was_closed_during_the_await() -
 
 async def test_an_awaited_event_leaves_no_view_of_the_window() -> None:
     """Once its parts are released, the window can go back to its pool."""
-    async with open_chain(("a", AsyncHook(lambda event: event.replace(json=event.json())))) as chain:
+    async with open_chain(
+        ("a", AsyncHook(lambda event: event.replace(json=event.json())))
+    ) as chain:
         window = bytearray(b"data: 1\n\n")
         send(chain, window)
         await chain.run_async()
@@ -234,17 +265,24 @@ async def test_an_awaited_event_leaves_no_view_of_the_window() -> None:
         window.extend(b"x")  # BufferError if something still saw it
 
 
-# --- failures -----------------------------------------------------------------------------------------------------------
+# --- failures
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 async def test_what_came_before_a_failing_await_is_delivered_and_nothing_else(place: int) -> None:
     """As with a synchronous hook: `failure` has interceptor, hook and cause."""
     chain_of = [("a", Hook(keep)), ("b", AsyncHook(keep)), ("c", Hook(upper))]
-    chain_of.insert(place, ("bomb", AsyncHook(lambda event: fail(event) if event.data.lower() == "b" else event)))
+    chain_of.insert(
+        place,
+        ("bomb", AsyncHook(lambda event: fail(event) if event.data.lower() == "b" else event)),
+    )
     async with open_chain(*chain_of) as chain:
         with capture_logs() as logs:
-            assert await feed(chain, [b"data: a\n\n: c\n\ndata: b\n\ndata: d\n\n"]) == b"data: A\n\n: c\n\n"
+            assert (
+                await feed(chain, [b"data: a\n\n: c\n\ndata: b\n\ndata: d\n\n"])
+                == b"data: A\n\n: c\n\n"
+            )
         assert str(chain.failure) == "bomb.on_event: KeyError: 'in the hook'"
         assert isinstance(chain.failure, HookError)
         assert isinstance(chain.failure.__cause__, KeyError)
@@ -267,16 +305,23 @@ ABC = b"data: a\n\ndata: b\n\ndata: c\n\n"
 
 
 @pytest.mark.parametrize(
-    "others", [[], [Hook(keep)], [Hook(lambda event: [event])]], ids=["alone", "second", "behind a list"]
+    "others",
+    [[], [Hook(keep)], [Hook(lambda event: [event])]],
+    ids=["alone", "second", "behind a list"],
 )
-async def test_a_hook_that_takes_too_long_ends_the_stream_by_name(others: list[Interceptor], autojump_clock: object) -> None:
+async def test_a_hook_that_takes_too_long_ends_the_stream_by_name(
+    others: list[Interceptor], autojump_clock: object
+) -> None:
     """`hook_timeout_s` bounds each call: a HookError names the interceptor, the hook and the limit."""
     members = [*[("other", other) for other in others], ("slow", Slow(2.5))]
     began = trio.current_time()
     async with open_chain(*members) as chain:
         with capture_logs() as logs:
             assert await feed(chain, [ABC]) == b"data: aa\n\n"
-        assert str(chain.failure) == "slow.on_event: HookTooSlow: took longer than its hook_timeout_s (2.5 s)"
+        assert (
+            str(chain.failure)
+            == "slow.on_event: HookTooSlow: took longer than its hook_timeout_s (2.5 s)"
+        )
         assert errors(logs) == [("slow", "on_event", "abort")]
     assert trio.current_time() - began == pytest.approx(2.5)
 
@@ -317,7 +362,8 @@ async def test_a_hooks_own_timeout_is_the_hooks_own() -> None:
         assert await feed(chain, [ABC]) == ABC
 
 
-# --- cancellation -------------------------------------------------------------------------------------------------------
+# --- cancellation
+# -------------------------------------------------------------------------------------------------------
 
 
 class Checkpoints:
@@ -365,7 +411,9 @@ class _EverywhereStream(AsyncStreamInterceptor):
 
 
 @pytest.mark.parametrize("on_error", ["abort", "skip"])
-async def test_cancelled_at_any_await_each_stream_still_ends_once_and_nothing_is_lost(on_error: str) -> None:
+async def test_cancelled_at_any_await_each_stream_still_ends_once_and_nothing_is_lost(
+    on_error: str,
+) -> None:
     """At the first, second, ... checkpoint of all: each `on_end` runs, whole, and every lease is back; being cancelled is no
     failure of a hook, and so is not skipped."""
     at, completed = 0, False
@@ -375,7 +423,9 @@ async def test_cancelled_at_any_await_each_stream_still_ends_once_and_nothing_is
         chain_of = [Everywhere(checkpoint, calls, on_error) for _ in range(2)]
         output = b""
         with capture_logs() as logs, checkpoint.scope:
-            async with open_chain(("a", chain_of[0]), ("u", Hook(upper)), ("b", chain_of[1]), pools=pools) as chain:
+            async with open_chain(
+                ("a", chain_of[0]), ("u", Hook(upper)), ("b", chain_of[1]), pools=pools
+            ) as chain:
                 await chain.start(head())
                 output = await feed(chain, [b"data: a\n\ndata: b\n\n"])
                 completed = True
@@ -384,11 +434,15 @@ async def test_cancelled_at_any_await_each_stream_still_ends_once_and_nothing_is
         assert errors(logs) == []
         assert pools.json.statistics().in_use == 0
     assert output.count(b"data: ") == 8
-    assert at == 2 + 2 * (2 + 2 * 2) + 1  # two starts, and for each event two awaits of the first and, twice, of the second
+    assert (
+        at == 2 + 2 * (2 + 2 * 2) + 1
+    )  # two starts, and for each event two awaits of the first and, twice, of the second
 
 
 async def test_on_end_is_shielded_but_has_its_time(autojump_clock: object) -> None:
-    """Cancelled all around, it still runs; one that never ends is cut off after `hook_timeout_s`, and the others still hear."""
+    """Cancelled all around, it still runs; one that never ends is cut off after `hook_timeout_s`,
+    and the others still hear.
+    """
     calls: list[str] = []
 
     class Stuck(Interceptor):
@@ -442,7 +496,9 @@ async def test_on_start_has_its_time_too(autojump_clock: object) -> None:
 
 
 async def test_closing_without_async_hooks_does_not_block() -> None:
-    """`aclose` is no checkpoint then: it can run in a cancelled scope, between two reads, and lets nothing else run."""
+    """`aclose` is no checkpoint then: it can run in a cancelled scope, between two reads, and lets
+    nothing else run.
+    """
     others: list[str] = []
 
     async def other() -> None:

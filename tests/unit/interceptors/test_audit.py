@@ -1,4 +1,6 @@
-"""Audit: what it writes down, what it never does, and what it costs when it is told to look at nothing."""
+"""Audit: what it writes down, what it never does, and what it costs when it is told to look at
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,19 @@ def lines(tmp_path: Path) -> list[dict[str, Any]]:
 
 
 def request(**given: Any) -> Request:
-    headers = [(b"Content-Type", b"application/json"), (b"User-Agent", b"curl/8"), (b"X-Team", b"blue")]
+    headers = [
+        (b"Content-Type", b"application/json"),
+        (b"User-Agent", b"curl/8"),
+        (b"X-Team", b"blue"),
+    ]
     return Request(
-        method="POST", path="/v1/chat", query=b"key=hidden", headers=headers, route="/v1", client="192.0.2.1", **given
+        method="POST",
+        path="/v1/chat",
+        query=b"key=hidden",
+        headers=headers,
+        route="/v1",
+        client="192.0.2.1",
+        **given,
     )
 
 
@@ -53,7 +65,9 @@ def exchange(interceptor: Interceptor, request: Request, chunks: list[bytes] = E
 
 
 def test_an_exchange_is_a_line_for_each_of_its_parts_tied_by_one_id(tmp_path: Path) -> None:
-    """Request, response, events and end, with what the documentation says of each, in UTC and under one random id."""
+    """Request, response, events and end, with what the documentation says of each, in UTC and under
+    one random id.
+    """
     exchange(audit(tmp_path), request())
     written = lines(tmp_path)
     (exchange_id,) = {line.pop("exchange") for line in written}
@@ -62,7 +76,11 @@ def test_an_exchange_is_a_line_for_each_of_its_parts_tied_by_one_id(tmp_path: Pa
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", line.pop("time"))
     about = {"route": "/v1", "client": "192.0.2.1", "method": "POST", "path": "/v1/chat"}
     assert written == [
-        {"event": "request", **about, "headers": {"content-type": "application/json", "user-agent": "curl/8"}},
+        {
+            "event": "request",
+            **about,
+            "headers": {"content-type": "application/json", "user-agent": "curl/8"},
+        },
         {"event": "response", "status": 200, "headers": {"content-type": "text/event-stream"}},
         {"event": "stream_event", "type": "greeting", "id": "7", "bytes": 42},
         {"event": "stream_event", "type": None, "id": None, "bytes": 11},
@@ -75,7 +93,10 @@ def test_two_exchanges_have_two_ids_and_others_may_know_them(tmp_path: Path) -> 
     first, second = request(), request()
     run_request([audit(tmp_path)], first)
     run_request([audit(tmp_path)], second)
-    assert [line["exchange"] for line in lines(tmp_path)] == [first.state["exchange_id"], second.state["exchange_id"]]
+    assert [line["exchange"] for line in lines(tmp_path)] == [
+        first.state["exchange_id"],
+        second.state["exchange_id"],
+    ]
     assert first.state["exchange_id"] != second.state["exchange_id"]
 
 
@@ -92,7 +113,9 @@ def test_parts_may_be_left_out(requests: bool, tmp_path: Path) -> None:
     """Without requests and without events, one line for each stream remains, which tells all of it."""
     exchange(audit(tmp_path, requests=requests, events="none"), request())
     written = lines(tmp_path)
-    assert [line["event"] for line in written] == (["request", "response"] if requests else []) + ["end"]
+    assert [line["event"] for line in written] == (["request", "response"] if requests else []) + [
+        "end"
+    ]
     assert {name: written[-1][name] for name in ("path", "status", "events", "outcome")} == {
         "path": "/v1/chat",
         "status": 200,
@@ -102,7 +125,9 @@ def test_parts_may_be_left_out(requests: bool, tmp_path: Path) -> None:
 
 
 def test_events_that_are_not_written_down_are_not_even_parsed(tmp_path: Path) -> None:
-    """`events: none` sees no event: what is larger than an event may be passes, as without any interceptor."""
+    """`events: none` sees no event: what is larger than an event may be passes, as without any
+    interceptor.
+    """
     large = b"data: " + b"x" * 1000 + b"\n\n"
     seeing = run_chain([audit(tmp_path)], [large], max_event_bytes=100)
     assert (seeing.failure is not None, seeing.output) == (True, b"")
@@ -116,7 +141,9 @@ def test_a_json_response_has_its_end_and_its_body_passes_unseen(tmp_path: Path) 
     interceptor, about = audit(tmp_path, events="data"), request()
     head = ResponseHead(200, [(b"content-type", b"application/json")], about)
     run_response([interceptor], head)
-    assert run_json([interceptor], b'{"a": "unseen"}', request=about, head=head) == b'{"a": "unseen"}'
+    assert (
+        run_json([interceptor], b'{"a": "unseen"}', request=about, head=head) == b'{"a": "unseen"}'
+    )
     assert [line["event"] for line in lines(tmp_path)] == ["response", "end"]
     assert lines(tmp_path)[1]["outcome"] == "completed"
     assert lines(tmp_path)[1]["events"] is None
@@ -124,11 +151,16 @@ def test_a_json_response_has_its_end_and_its_body_passes_unseen(tmp_path: Path) 
 
 
 def test_the_body_and_not_the_content_type_tells_what_is_written_down(tmp_path: Path) -> None:
-    """Events under `application/json`, as the chain is opened for them; a JSON body under `text/event-stream` passes unseen."""
+    """Events under `application/json`, as the chain is opened for them; a JSON body under
+    `text/event-stream` passes unseen.
+    """
     interceptor, about = audit(tmp_path, events="data"), request()
     head = ResponseHead(200, [(b"content-type", b"application/json")], about)
     run_chain([interceptor], [b"data: seen\n\n"], request=about, head=head)
-    assert run_chain([interceptor], [b'{"a": "unseen"}'], request=request()).output == b'{"a": "unseen"}'
+    assert (
+        run_chain([interceptor], [b'{"a": "unseen"}'], request=request()).output
+        == b'{"a": "unseen"}'
+    )
     assert [(line["event"], line.get("events")) for line in lines(tmp_path)] == [
         ("stream_event", None),
         ("end", 1),
@@ -170,12 +202,17 @@ def test_query_and_body_are_written_down_only_if_asked_for(tmp_path: Path) -> No
 
 
 def test_headers_are_chosen_by_name(tmp_path: Path) -> None:
-    """In any case, of requests and responses; one that is not there is left out, one that comes twice is joined."""
+    """In any case, of requests and responses; one that is not there is left out, one that comes
+    twice is joined.
+    """
     about = request()
     run_request([audit(tmp_path, headers=("X-Team", "x-model"))], about)
     head = ResponseHead(200, [(b"X-Model", b"a"), (b"x-model", b"b")], about)
     run_response([audit(tmp_path, headers=("X-Team", "x-model"))], head)
-    assert [line["headers"] for line in lines(tmp_path)] == [{"x-team": "blue"}, {"x-model": "a, b"}]
+    assert [line["headers"] for line in lines(tmp_path)] == [
+        {"x-team": "blue"},
+        {"x-model": "a, b"},
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(CREDENTIALS))
@@ -197,7 +234,9 @@ def test_a_header_that_holds_credentials_is_refused_at_load(name: str) -> None:
         ({"path": "a", "header": []}, "header"),
     ],
 )
-def test_options_that_make_no_sense_are_refused_at_load(options: dict[str, Any], option: str) -> None:
+def test_options_that_make_no_sense_are_refused_at_load(
+    options: dict[str, Any], option: str
+) -> None:
     """With the path of the mistake, before any file is opened."""
     with pytest.raises(LoadError) as refused:
         load_interceptor("audit", options)
@@ -217,4 +256,7 @@ def test_what_the_disk_loses_stops_no_stream() -> None:
     with capture_logs() as log:
         result = run_chain([Audit(AuditOptions(path="/dev/full"))], EVENTS)
     assert (result.output, result.failure) == (b"".join(EVENTS), None)
-    assert [(line["event"], line.get("count")) for line in log] == [("lines_dropped", None), ("lines_lost", 3)]
+    assert [(line["event"], line.get("count")) for line in log] == [
+        ("lines_dropped", None),
+        ("lines_lost", 3),
+    ]

@@ -1,4 +1,6 @@
-"""Searches that end in time: however a search is done, it finds what `re` finds, and no pattern holds the loop for long."""
+"""Searches that end in time: however a search is done, it finds what `re` finds, and no pattern
+holds the loop for long.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,14 @@ def check(pattern: str, text: str) -> None:
 def test_every_way_to_search_finds_what_re_finds(pattern: str, text: str) -> None:
     """In turns, only where runs begin, and with `regex`: the same matches, in the same order."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("_FIRST_LOOK", "_FINE", "_FIRST_PLACES", "_MOST_PLACES", "_FEW_HEADS", "_SPARSE"):
+        for name in (
+            "_FIRST_LOOK",
+            "_FINE",
+            "_FIRST_PLACES",
+            "_MOST_PLACES",
+            "_FEW_HEADS",
+            "_SPARSE",
+        ):
             patch.setattr(bounded, name, 2)
         patch.setattr(bounded, "_LEAST_HEAD", 1)
         with warnings.catch_warnings():
@@ -99,7 +108,9 @@ def test_patterns_nobody_thought_of(pattern: str, text: str) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_search_ends_in_time(name: str) -> None:
-    """Either it is over, or it says which pattern took too long; the bound has room for a slow machine."""
+    """Either it is over, or it says which pattern took too long; the bound has room for a slow
+    machine.
+    """
     pattern, text = HOSTILE[name]
     for searched in (text, text + " secret"):
         bounded_pattern = made(pattern)
@@ -142,16 +153,27 @@ def test_good_patterns_are_searched_by_re_alone(pattern: str) -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "around"),
-    [("a[^$]b", "NOTHING"), (r"\ba", "BOUNDARIES"), ("a$", "ANYTHING"), ("(?<=a)b", "ANYTHING"), ("a++b", "ANYTHING")],
+    [
+        ("a[^$]b", "NOTHING"),
+        (r"\ba", "BOUNDARIES"),
+        ("a$", "ANYTHING"),
+        ("(?<=a)b", "ANYTHING"),
+        ("a++b", "ANYTHING"),
+    ],
 )
 def test_what_a_pattern_looks_at_around_its_matches(pattern: str, around: str) -> None:
     """As the parser of `re` reads it: a dollar in a set is a character."""
     assert made(pattern).looks_around is Around[around]
 
 
-@pytest.mark.parametrize("pattern", ["(?P<user>[a-z.]+)@example\\.com", "sk-[A-Za-z0-9]{20,}", "[a-z][a-z.]*@x", ".*secret"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["(?P<user>[a-z.]+)@example\\.com", "sk-[A-Za-z0-9]{20,}", "[a-z][a-z.]*@x", ".*secret"],
+)
 def test_a_delta_costs_little_however_much_waits(pattern: str) -> None:
-    """1000 characters wait, and each further delta looks at few places: 500 deltas take far less than half a millisecond each."""
+    """1000 characters wait, and each further delta looks at few places: 500 deltas take far less
+    than half a millisecond each.
+    """
     flow = Flow(Substitution(pattern, "#"), 1000)
     flow.feed("a" * 1000)
     began_s = thread_time()
@@ -165,7 +187,9 @@ def test_a_delta_costs_little_however_much_waits(pattern: str) -> None:
 def test_where_re_gets_possessive_groups_wrong_they_are_refused(
     pattern: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Debian 12 has it, Python 3.11.2. Of one character they are right, and so are atomic groups."""
+    """As Debian 12 has it, Python 3.11.2. Of one character they are right, and so are atomic
+    groups.
+    """
     monkeypatch.setattr(bounded, "_POSSESSIVE_GROUPS_ARE_WRONG", True)
     make = {"redact": Redact, "guard": Guard}[name]
     make([r"a[bc]*+d", r"(?>(?:ab?c)*)x", r"\d++!"])
@@ -174,7 +198,8 @@ def test_where_re_gets_possessive_groups_wrong_they_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("pattern", "text"), [("(?>a+)b", "aaaab"), ("c(?>(?:ab?)+)c", "xcabac"), ("(?>a+|b)(?>c*)d", "aaaccd")]
+    ("pattern", "text"),
+    [("(?>a+)b", "aaaab"), ("c(?>(?:ab?)+)c", "xcabac"), ("(?>a+|b)(?>c*)d", "aaaccd")],
 )
 def test_an_atomic_group_reaches_as_far_as_its_repetition(pattern: str, text: str) -> None:
     """What follows it depends on all that it took, so turns must not cut it."""
@@ -205,6 +230,8 @@ def test_numbers_of_repetitions_are_no_operations(least: int) -> None:
     ],
 )
 def test_usual_patterns_pass_a_megabyte(pattern: str, secret: str) -> None:
-    """Where `regex` alone took longer than it may: what the pattern begins with is nowhere but at the end."""
+    """Where `regex` alone took longer than it may: what the pattern begins with is nowhere but at
+    the end.
+    """
     text = "iVBORw0KGgoAAAANSUhEUgAAQd0pASSw8+/" * 30_000
     assert Substitution(pattern, "#").sub(f"{text} {secret}") == f"{text} #"

@@ -36,10 +36,14 @@ def ended(index: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("make", MAKERS)
 def test_a_text_that_goes_on_after_many_others_is_refused(make: Any) -> None:
-    """What came before it is no longer there to be searched together with it; after few others it is."""
+    """What came before it is no longer there to be searched together with it; after few others it
+    is.
+    """
     for others, goes_on in ((MAX_ENDED - 1, True), (MAX_ENDED + 1, False)):
         messages = [message for index in range(others + 1) for message in ended(index)]
-        data = stream_of([*messages, chunk({**choice({"content": " more"}), "index": 0})], named=False)
+        data = stream_of(
+            [*messages, chunk({**choice({"content": " more"}), "index": 0})], named=False
+        )
         interceptor: Interceptor = make()
         result = run_chain([interceptor], [data], request=request(CHAT))
         assert (result.failure is None) is goes_on
@@ -59,7 +63,9 @@ def test_texts_that_have_ended_leave_little_behind() -> None:
                     if event.event == "message_delta":
                         flows = [found for found in gc.get_objects() if isinstance(found, Flow)]
                         deltas = [
-                            found for found in gc.get_objects() if isinstance(found, dict) and found.get("mark") == "x"
+                            found
+                            for found in gc.get_objects()
+                            if isinstance(found, dict) and found.get("mark") == "x"
                         ]
                         counted.append((len(flows), len(deltas)))
                     return event
@@ -69,9 +75,13 @@ def test_texts_that_have_ended_leave_little_behind() -> None:
     blocks = [message for index in range(600) for message in text_block(index, "one")]
     for message in blocks:
         message["mark"] = "x"
-    data = stream_of([message_start(), *blocks, {"type": "message_delta", "delta": {}, "usage": {}}], named=True)
+    data = stream_of(
+        [message_start(), *blocks, {"type": "message_delta", "delta": {}, "usage": {}}], named=True
+    )
     gc.collect()
-    before = [found for found in gc.get_objects() if isinstance(found, dict) and found.get("mark") == "x"]
+    before = [
+        found for found in gc.get_objects() if isinstance(found, dict) and found.get("mark") == "x"
+    ]
     run_chain([Redact(["sk-[A-Za-z0-9]{20,}"]), Count()], [data], request=request(ANTHROPIC))
     ((flows, deltas),) = counted
     assert flows <= MAX_ENDED + 2

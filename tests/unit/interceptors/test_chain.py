@@ -1,4 +1,6 @@
-"""The chain of a route: what is compiled, and who is asked in which order about requests, heads and streams."""
+"""The chain of a route: what is compiled, and who is asked in which order about requests, heads and
+streams.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ from interceptors.hooks import Owner
 from interceptors.testing import run_chain, run_request, run_response
 from pools import Pools
 
-# --- what is compiled ---------------------------------------------------------------------------------------------------
+# --- what is compiled
+# ---------------------------------------------------------------------------------------------------
 
 
 class Silent(Interceptor):
@@ -51,12 +54,19 @@ class StaysOut(Interceptor):
 
 @pytest.mark.parametrize(
     ("interceptor", "sees_streams", "wants_events"),
-    [(Interceptor(), False, False), (StaysOut(), True, False), (Silent(), True, False), (Hook(keep), True, True)],
+    [
+        (Interceptor(), False, False),
+        (StaysOut(), True, False),
+        (Silent(), True, False),
+        (Hook(keep), True, True),
+    ],
 )
 async def test_only_an_overridden_on_event_makes_a_stream_want_events(
     interceptor: Interceptor, sees_streams: bool, wants_events: bool
 ) -> None:
-    """`sees_streams` follows open_stream, `wants_events` on_event: bytes that no hook wants may pass unframed."""
+    """`sees_streams` follows open_stream, `wants_events` on_event: bytes that no hook wants may
+    pass unframed.
+    """
     assert Chain([("i", interceptor)]).sees_streams is sees_streams
     async with open_chain(("i", interceptor)) as stream:
         assert stream.wants_events is wants_events
@@ -71,7 +81,9 @@ async def test_a_chain_of_nothing_wants_nothing() -> None:
 
 
 async def test_each_stream_has_its_own_objects_and_one_context() -> None:
-    """`open_stream` is called once per interceptor and stream, with the exchange's context; `state` is the streams' own."""
+    """`open_stream` is called once per interceptor and stream, with the exchange's context; `state`
+    is the streams' own.
+    """
     seen: list[StreamContext] = []
 
     class Asks(Interceptor):
@@ -82,14 +94,18 @@ async def test_each_stream_has_its_own_objects_and_one_context() -> None:
     chain = Chain([("a", Asks()), ("b", Asks())])
     async with pools.open_scope() as scope:
         for path in ("/1", "/2"):
-            await chain.open_stream(Request(path=path), pools.json, scope, 100).aclose(Outcome.COMPLETED)
+            await chain.open_stream(Request(path=path), pools.json, scope, 100).aclose(
+                Outcome.COMPLETED
+            )
     assert [context.path for context in seen] == ["/1", "/1", "/2", "/2"]
     assert seen[0].state is seen[1].state
     assert seen[0].state is not seen[2].state
 
 
 def test_a_hook_that_is_not_overridden_is_not_asked_for() -> None:
-    """`sees_requests` and `sees_heads` follow the hooks that a class overrides, so that the others cost nothing."""
+    """`sees_requests` and `sees_heads` follow the hooks that a class overrides, so that the others
+    cost nothing.
+    """
     chain = Chain([("a", Interceptor()), ("b", Hook(keep))])
     assert (chain.sees_requests, chain.sees_heads, chain.wants_body) == (False, False, False)
 
@@ -97,11 +113,18 @@ def test_a_hook_that_is_not_overridden_is_not_asked_for() -> None:
 def test_a_chain_sees_what_one_of_it_sees() -> None:
     """One interceptor that overrides a hook is enough."""
     chain = Chain([("a", Interceptor()), ("b", Asked("b", [])), ("c", Hook(keep))])
-    assert (chain.sees_requests, chain.sees_heads, chain.sees_streams, chain.sees_json) == (True, True, True, True)
+    assert (chain.sees_requests, chain.sees_heads, chain.sees_streams, chain.sees_json) == (
+        True,
+        True,
+        True,
+        True,
+    )
 
 
 def test_json_is_wanted_by_those_who_say_so_and_open_streams() -> None:
-    """`wants_json` without `open_stream` has nothing to show a body to, and `open_stream` alone is for streams."""
+    """`wants_json` without `open_stream` has nothing to show a body to, and `open_stream` alone is
+    for streams.
+    """
     only_says = type("OnlySays", (Interceptor,), {"wants_json": True})()
     assert not Chain([("a", only_says), ("b", Silent())]).sees_json
     assert Chain([("a", Hook(keep))]).sees_json
@@ -115,18 +138,27 @@ def test_a_body_is_collected_for_whoever_wants_it() -> None:
 
 
 def test_a_body_is_collected_for_a_stream_that_looks_at_it() -> None:
-    """`StreamContext.request` says that its body is there for interceptors that say `wants_body`: also without `on_request`."""
+    """`StreamContext.request` says that its body is there for interceptors that say `wants_body`:
+    also without `on_request`.
+    """
     wants = type("Wants", (Silent,), {"wants_body": True})
     assert Chain([("a", wants())]).wants_body
 
 
-# --- requests and heads -------------------------------------------------------------------------------------------------
+# --- requests and heads
+# -------------------------------------------------------------------------------------------------
 
 
 class Asked(Interceptor):
     """Writes down whom it was asked about, and answers with what `answer` makes of it."""
 
-    def __init__(self, name: str, calls: list[Any], answer: Callable[[Any], Any] = lambda about: None, **kind: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        calls: list[Any],
+        answer: Callable[[Any], Any] = lambda about: None,
+        **kind: Any,
+    ) -> None:
         self.name, self.calls, self.answer = name, calls, answer
         self.on_error = kind.get("on_error", "abort")
         self.hook_timeout_s = kind.get("hook_timeout_s", 30.0)
@@ -156,13 +188,17 @@ def ask_response(chain: list[Interceptor]) -> Response | None:
 
 
 ASKED = pytest.mark.parametrize(
-    ("ask", "hook"), [(ask_request, "on_request"), (ask_response, "on_response")], ids=["on_request", "on_response"]
+    ("ask", "hook"),
+    [(ask_request, "on_request"), (ask_response, "on_response")],
+    ids=["on_request", "on_response"],
 )
 
 
 @ASKED
 def test_all_are_asked_in_the_lists_order(ask: Ask, hook: str) -> None:
-    """Requests and heads pass the interceptors in the order of the list; without an answer there is none."""
+    """Requests and heads pass the interceptors in the order of the list; without an answer there is
+    none.
+    """
     calls: list[Any] = []
     assert ask([Asked("a", calls), Interceptor(), Asked("b", calls), Asked("c", calls)]) is None
     assert calls == [(name, hook) for name in "abc"]
@@ -170,7 +206,9 @@ def test_all_are_asked_in_the_lists_order(ask: Ask, hook: str) -> None:
 
 @ASKED
 def test_the_first_answer_wins_and_nobody_else_is_asked(ask: Ask, hook: str) -> None:
-    """The Response of the first that gives one is the answer, the very object; those behind it never hear of it."""
+    """The Response of the first that gives one is the answer, the very object; those behind it
+    never hear of it.
+    """
     calls: list[Any] = []
     answer = Response(status=403)
     chain = [
@@ -196,7 +234,9 @@ def test_what_one_changes_the_next_one_sees() -> None:
     seen: list[Any] = []
 
     def look(request: Request) -> None:
-        seen.append((request.method, request.path, request.query, request.headers["X-Team"], request.state))
+        seen.append(
+            (request.method, request.path, request.query, request.headers["X-Team"], request.state)
+        )
 
     run_request([Asked("a", [], change), Asked("b", [], look)], request)
     assert seen == [("POST", "/b", b"y=2", "blue", {"who": "first"})]
@@ -210,7 +250,10 @@ def test_what_one_changes_the_next_one_sees() -> None:
         head.headers["x-b"] = head.request.state["who"]
 
     statuses: list[int] = []
-    run_response([Asked("a", [], change_head), Asked("b", [], lambda head: statuses.append(head.status))], head)
+    run_response(
+        [Asked("a", [], change_head), Asked("b", [], lambda head: statuses.append(head.status))],
+        head,
+    )
     assert (statuses, head.status, head.headers.multi_items()) == ([201], 201, [("x-b", "first")])
 
 
@@ -222,7 +265,10 @@ def fail_at(about: Any) -> None:
 def test_a_hook_that_fails_ends_the_exchange(ask: Ask, hook: str) -> None:
     """A HookError names interceptor and hook, keeps the cause, and nobody else is asked."""
     calls: list[Any] = []
-    with capture_logs() as logs, pytest.raises(HookError, match=rf"^Asked\.{hook}: KeyError: 'in the hook'$") as caught:
+    with (
+        capture_logs() as logs,
+        pytest.raises(HookError, match=rf"^Asked\.{hook}: KeyError: 'in the hook'$") as caught,
+    ):
         ask([Asked("a", calls, fail_at), Asked("b", calls)])
     assert (caught.value.interceptor, caught.value.hook) == ("Asked", hook)
     assert isinstance(caught.value.__cause__, KeyError)
@@ -232,12 +278,17 @@ def test_a_hook_that_fails_ends_the_exchange(ask: Ask, hook: str) -> None:
 
 @ASKED
 @pytest.mark.parametrize("answer", [fail_at, lambda about: "nonsense"], ids=["raises", "nonsense"])
-def test_a_skipped_failure_is_logged_and_the_next_one_is_asked(ask: Ask, hook: str, answer: Any) -> None:
+def test_a_skipped_failure_is_logged_and_the_next_one_is_asked(
+    ask: Ask, hook: str, answer: Any
+) -> None:
     """With `on_error = "skip"` it is as if the hook had done nothing."""
     calls: list[Any] = []
     last = Response(status=418)
     with capture_logs() as logs:
-        assert ask([Asked("a", calls, answer, on_error="skip"), Asked("b", calls, lambda about: last)]) is last
+        assert (
+            ask([Asked("a", calls, answer, on_error="skip"), Asked("b", calls, lambda about: last)])
+            is last
+        )
     assert errors(logs) == [("Asked", hook, "skip")]
     assert calls == [("a", hook), ("b", hook)]
 
@@ -254,7 +305,9 @@ def test_a_skipped_failure_is_logged_and_the_next_one_is_asked(ask: Ask, hook: s
         (Request(), "Request"),
     ],
 )
-def test_a_nonsense_answer_names_class_and_hook_and_what_is_expected(ask: Ask, hook: str, nonsense: Any, kind: str) -> None:
+def test_a_nonsense_answer_names_class_and_hook_and_what_is_expected(
+    ask: Ask, hook: str, nonsense: Any, kind: str
+) -> None:
     """Also a false one, which a check for truth would take for None."""
     with capture_logs(), pytest.raises(HookError) as caught:
         ask([Asked("a", [], lambda about: nonsense)])
@@ -263,21 +316,34 @@ def test_a_nonsense_answer_names_class_and_hook_and_what_is_expected(ask: Ask, h
 
 
 @ASKED
-def test_a_nonsense_answer_names_the_class_where_the_configuration_has_another_name(ask: Ask, hook: str) -> None:
+def test_a_nonsense_answer_names_the_class_where_the_configuration_has_another_name(
+    ask: Ask, hook: str
+) -> None:
     """The name in the configuration says which of several, the class's where the mistake is."""
 
     async def main() -> None:
         chain = Chain([("gate-of-blue", Asked("a", [], lambda about: "no"))])
-        await (chain.on_request(Request()) if ask is ask_request else chain.on_response(ResponseHead(200, [])))
+        await (
+            chain.on_request(Request())
+            if ask is ask_request
+            else chain.on_response(ResponseHead(200, []))
+        )
 
-    with capture_logs(), pytest.raises(HookError, match=rf"^gate-of-blue\.{hook}: Misused: Asked's {hook} returned str,"):
+    with (
+        capture_logs(),
+        pytest.raises(
+            HookError, match=rf"^gate-of-blue\.{hook}: Misused: Asked's {hook} returned str,"
+        ),
+    ):
         trio.run(main)
 
 
 @ASKED
 @pytest.mark.parametrize("on_error", ["abort", "skip"])
 def test_an_abort_always_ends_the_exchange(ask: Ask, hook: str, on_error: str) -> None:
-    """The client's reason is kept, the interceptor named, and it is no failure of a hook in the log."""
+    """The client's reason is kept, the interceptor named, and it is no failure of a hook in the
+    log.
+    """
 
     def abort(about: Any) -> None:
         raise Abort("not today")
@@ -292,7 +358,9 @@ def test_an_abort_always_ends_the_exchange(ask: Ask, hook: str, on_error: str) -
 
 @ASKED
 @pytest.mark.parametrize("on_error", ["abort", "skip"])
-def test_a_hook_that_takes_too_long_has_failed(ask: Ask, hook: str, on_error: str, autojump_of_run: None) -> None:
+def test_a_hook_that_takes_too_long_has_failed(
+    ask: Ask, hook: str, on_error: str, autojump_of_run: None
+) -> None:
     """`hook_timeout_s` bounds each call; what happens then is what `on_error` says."""
 
     async def forever(about: Any) -> None:
@@ -308,7 +376,9 @@ def test_a_hook_that_takes_too_long_has_failed(ask: Ask, hook: str, on_error: st
             assert ask(chain) is None
             assert [name for name, _ in calls] == ["a", "b"]
         else:
-            with pytest.raises(HookError, match=rf"^Asked\.{hook}: HookTooSlow: .*hook_timeout_s \(7\.5 s\)$"):
+            with pytest.raises(
+                HookError, match=rf"^Asked\.{hook}: HookTooSlow: .*hook_timeout_s \(7\.5 s\)$"
+            ):
                 ask(chain)
             assert [name for name, _ in calls] == ["a"]
     assert errors(logs) == [("Asked", hook, on_error)]
@@ -345,7 +415,8 @@ def autojump_of_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trio, "run", run)
 
 
-# --- streams ------------------------------------------------------------------------------------------------------------
+# --- streams
+# ------------------------------------------------------------------------------------------------------------
 
 
 async def test_a_failing_open_stream_is_told_by_failure_and_nothing_is_raised() -> None:
@@ -358,7 +429,9 @@ async def test_a_failing_open_stream_is_told_by_failure_and_nothing_is_raised() 
     pools = Pools()
     async with pools.open_scope() as scope:
         with capture_logs() as logs:
-            stream = Chain([("f", Fails()), ("k", Hook(keep))]).open_stream(Request(), pools.json, scope, 100)
+            stream = Chain([("f", Fails()), ("k", Hook(keep))]).open_stream(
+                Request(), pools.json, scope, 100
+            )
         assert str(stream.failure) == "f.open_stream: KeyError: 'no'"
         assert errors(logs) == [("f", "open_stream", "abort")]
         await stream.aclose(Outcome.INTERCEPTED)
@@ -398,7 +471,9 @@ async def test_only_those_who_want_json_are_asked_for_a_json_body() -> None:
 
 @pytest.mark.parametrize("kind", [StreamInterceptor, AsyncStreamInterceptor], ids=["sync", "async"])
 async def test_hooks_that_nobody_overrides_are_not_waited_for(kind: Any) -> None:
-    """An async stream whose `on_event` is the default's is no reason to frame events, nor to stop for one."""
+    """An async stream whose `on_event` is the default's is no reason to frame events, nor to stop
+    for one.
+    """
 
     class Opens(Interceptor):
         def open_stream(self, context: StreamContext) -> Any:
@@ -412,10 +487,17 @@ async def test_hooks_that_nobody_overrides_are_not_waited_for(kind: Any) -> None
 
 async def test_a_stream_knows_its_request() -> None:
     """Route, method, path, headers, client and state are the request's, as `on_request` left them."""
-    request = Request(route="/llm", method="POST", path="/llm/x", headers=[(b"X-A", b"1")], client="192.0.2.1")
+    request = Request(
+        route="/llm", method="POST", path="/llm/x", headers=[(b"X-A", b"1")], client="192.0.2.1"
+    )
     request.state["seen"] = True
     context = StreamContext(request)
-    assert (context.route, context.method, context.path, context.client) == ("/llm", "POST", "/llm/x", "192.0.2.1")
+    assert (context.route, context.method, context.path, context.client) == (
+        "/llm",
+        "POST",
+        "/llm/x",
+        "192.0.2.1",
+    )
     assert context.headers is request.headers
     assert context.state is request.state
     assert context.request is request
@@ -430,7 +512,8 @@ async def test_a_log_line_names_the_route() -> None:
     assert [(line["event"], line["route"]) for line in logs] == [("one", "/llm"), ("two", "/llm")]
 
 
-# --- lifespans ----------------------------------------------------------------------------------------------------------
+# --- lifespans
+# ----------------------------------------------------------------------------------------------------------
 
 
 class Lives(Interceptor):

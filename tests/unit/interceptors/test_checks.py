@@ -1,4 +1,6 @@
-"""Names that look like ours and have no effect are refused at load, with their place; an author's own names are not."""
+"""Names that look like ours and have no effect are refused at load, with their place; an author's
+own names are not.
+"""
 
 from __future__ import annotations
 
@@ -164,14 +166,19 @@ RIGHT = [
 
 @pytest.mark.parametrize(("base", "body"), RIGHT)
 def test_an_authors_own_names_are_accepted(load: Any, base: str, body: str) -> None:
-    """Also where they are like ours: a value of another kind, another word, a name beside the right one."""
+    """Also where they are like ours: a value of another kind, another word, a name beside the right
+    one.
+    """
     assert isinstance(load(base, body), Interceptor)
 
 
 def test_all_mistakes_of_a_file_are_told_at_once(load: Any) -> None:
     """Not one after the other, run by run."""
     with pytest.raises(LoadError) as caught:
-        load("MessageStream", "hold_tool_calls = True\nhook_timeout_s = 1\nasync def on_finish(self, finish): ...")
+        load(
+            "MessageStream",
+            "hold_tool_calls = True\nhook_timeout_s = 1\nasync def on_finish(self, finish): ...",
+        )
     assert str(caught.value).count("MyStream") == 3
 
 
@@ -206,7 +213,15 @@ def test_a_stream_is_checked_when_it_opens(names: dict[str, Any], message: str) 
 
 
 def test_what_a_stream_may_set_on_itself_is_accepted() -> None:
-    stream = partial(SetsOnObject, needs=(b"x",), passes_unseen=True, timeout_s=1, finish=print, model="m", context=None)
+    stream = partial(
+        SetsOnObject,
+        needs=(b"x",),
+        passes_unseen=True,
+        timeout_s=1,
+        finish=print,
+        model="m",
+        context=None,
+    )
     assert run_chain([Deferred(stream)], [b"data: a\n\n"]).failure is None
 
 

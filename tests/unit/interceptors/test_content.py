@@ -109,7 +109,11 @@ def test_codings_that_differ_are_a_coding(values: list[bytes]) -> None:
 
 def test_every_value_is_listed_with_its_parameters() -> None:
     """For a reader that allows one line only, or looks at parameters. Names in any case."""
-    headers = [(b"Content-Type", b"a/b; c=1"), (b"x", b"y, z"), (b"CONTENT-TYPE", b'a/b;d="1,2" , c/d')]
+    headers = [
+        (b"Content-Type", b"a/b; c=1"),
+        (b"x", b"y, z"),
+        (b"CONTENT-TYPE", b'a/b;d="1,2" , c/d'),
+    ]
     assert content_types(headers) == [b"a/b; c=1", b'a/b;d="1,2"', b"c/d"]
     assert content_types([]) == []
     assert content_types([(TYPE, b"")]) == [b""]
@@ -117,8 +121,20 @@ def test_every_value_is_listed_with_its_parameters() -> None:
 
 def test_the_first_of_equal_values_stays_where_it_is() -> None:
     """With its parameters. Nothing else moves, and what is there once is not touched."""
-    headers = [(b"a", b"1"), *typed(b"A/B; c=1 , a/b"), (b"b", b"2, 3"), *coded(b"GZIP"), *typed(b"a/b"), *coded(b"gzip")]
-    assert unify(headers)[0] == [(b"a", b"1"), (TYPE, b"A/B; c=1"), (b"b", b"2, 3"), (CODING, b"GZIP")]
+    headers = [
+        (b"a", b"1"),
+        *typed(b"A/B; c=1 , a/b"),
+        (b"b", b"2, 3"),
+        *coded(b"GZIP"),
+        *typed(b"a/b"),
+        *coded(b"gzip"),
+    ]
+    assert unify(headers)[0] == [
+        (b"a", b"1"),
+        (TYPE, b"A/B; c=1"),
+        (b"b", b"2, 3"),
+        (CODING, b"GZIP"),
+    ]
     once = [(b"a", b"1"), *typed(b' a/b; c="d,e"'), *coded(b"gzip")]
     assert unify(once) == (once, "a/b", "gzip")
 

@@ -1,4 +1,6 @@
-"""Events of an interceptor's own, and the tasks that say them: order, bounds, who sees them, and when a stream takes no more."""
+"""Events of an interceptor's own, and the tasks that say them: order, bounds, who sees them, and
+when a stream takes no more.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ from interceptors.testing import run_chain, run_request, run_response
 
 
 class Speaker(Interceptor):
-    """Keeps the context of its stream, so that a test can emit; passes events on, if it looks at them at all."""
+    """Keeps the context of its stream, so that a test can emit; passes events on, if it looks at
+    them at all.
+    """
 
     def __init__(self, on_event: OnEvent | None = None, on_error: Any = "abort") -> None:
         self.hook = on_event
@@ -71,7 +75,8 @@ class Talker(Interceptor):
         return StreamInterceptor()
 
 
-# --- what leaves --------------------------------------------------------------------------------------------------------
+# --- what leaves
+# --------------------------------------------------------------------------------------------------------
 
 
 async def test_an_emitted_event_leaves_between_two_of_upstreams() -> None:
@@ -86,13 +91,20 @@ async def test_an_emitted_event_leaves_between_two_of_upstreams() -> None:
         sent += [await say(stream), await say(stream)]
         assert not stream.emitted
         sent += send(stream, bytearray(b"data: b\n\n"))[0]
-        assert sent == [b"data: A\n\n", b"data: X\n\n", b"event: e\nid: 7\ndata: Y\n\n", b"data: B\n\n"]
+        assert sent == [
+            b"data: A\n\n",
+            b"data: X\n\n",
+            b"event: e\nid: 7\ndata: Y\n\n",
+            b"data: B\n\n",
+        ]
         assert counted(stream.counts) == (0, 2, 0, 2)
         assert stream.counts.total == 2
 
 
 async def test_an_emitted_event_does_not_break_an_unfinished_one() -> None:
-    """What has come of an event waits in the window: what is said meanwhile leaves before it, and both are whole."""
+    """What has come of an event waits in the window: what is said meanwhile leaves before it, and
+    both are whole.
+    """
     speaker = Speaker()
     async with open_chain(("s", speaker), ("keep", Hook(lambda event: event))) as stream:
         window = bytearray(b"data: a\n\ndata: b\nda")
@@ -105,7 +117,9 @@ async def test_an_emitted_event_does_not_break_an_unfinished_one() -> None:
 
 @pytest.mark.parametrize("kind", [Hook, AsyncHook], ids=["sync", "async"])
 async def test_later_hooks_see_it_and_earlier_ones_do_not(kind: Any) -> None:
-    """As if the emitter had returned it: its own hook does not see it either, nor does an emission count for the others."""
+    """As if the emitter had returned it: its own hook does not see it either, nor does an emission
+    count for the others.
+    """
     seen: list[tuple[int, str]] = []
 
     def see(number: int) -> OnEvent:
@@ -133,7 +147,9 @@ async def test_a_later_hook_does_with_it_what_it_does_with_any(kind: Any) -> Non
     def answer(event: Event) -> Any:
         if event.data == "fail":
             raise KeyError
-        return {"drop": None, "split": [event, Event("more")], "end": End(event, Event("bye"))}.get(event.data, event)
+        return {"drop": None, "split": [event, Event("more")], "end": End(event, Event("bye"))}.get(
+            event.data, event
+        )
 
     speaker = Speaker()
     async with open_chain(("s", speaker), ("k", kind(answer, on_error="skip"))) as stream:
@@ -164,7 +180,9 @@ async def test_a_hook_that_fails_at_an_emitted_event_ends_the_stream(kind: Any) 
 
 
 async def test_an_emitted_wire_event_keeps_its_bytes() -> None:
-    """An event of upstream's may be emitted while its hook runs, or detached later; either way it is the very bytes."""
+    """An event of upstream's may be emitted while its hook runs, or detached later; either way it
+    is the very bytes.
+    """
     kept: list[Event] = []
     speaker = Speaker(lambda event: kept.append(event.detach()))
     async with open_chain(("s", speaker)) as stream:
@@ -174,7 +192,9 @@ async def test_an_emitted_wire_event_keeps_its_bytes() -> None:
 
 
 async def test_an_async_hook_may_emit_the_event_that_it_holds() -> None:
-    """It leaves after the hook has answered, when its window has moved on: what leaves are its own bytes all the same."""
+    """It leaves after the hook has answered, when its window has moved on: what leaves are its own
+    bytes all the same.
+    """
 
     class Stream(AsyncStreamInterceptor):
         def __init__(self, context: StreamContext) -> None:
@@ -198,7 +218,9 @@ async def test_an_async_hook_may_emit_the_event_that_it_holds() -> None:
 
 
 async def test_a_kept_event_of_upstreams_cannot_be_emitted(autojump_clock: object) -> None:
-    """StaleEvent in the task that tries, and the stream is none the worse: also not for having been tried often."""
+    """StaleEvent in the task that tries, and the stream is none the worse: also not for having been
+    tried often.
+    """
     kept: list[Event] = []
     speaker = Speaker(lambda event: kept.append(event) or event)  # type: ignore[func-returns-value]
     async with open_chain(("s", speaker)) as stream:
@@ -217,20 +239,30 @@ async def test_only_an_event_can_be_emitted(nonsense: Any) -> None:
     """The mistake is told where it is made."""
     speaker = Speaker()
     async with open_chain(("s", speaker)) as stream:
-        with pytest.raises(TypeError, match=rf"^emit\(\) takes an Event, not {type(nonsense).__name__}$"):
+        with pytest.raises(
+            TypeError, match=rf"^emit\(\) takes an Event, not {type(nonsense).__name__}$"
+        ):
             await speaker.context.emit(nonsense)
         assert not stream.emitted
 
 
-@pytest.mark.parametrize("others", [[], [Hook(lambda event: event)]], ids=["alone", "before another hook"])
+@pytest.mark.parametrize(
+    "others", [[], [Hook(lambda event: event)]], ids=["alone", "before another hook"]
+)
 @pytest.mark.parametrize("hook", [None, lambda event: event], ids=["without a hook", "with a hook"])
 @pytest.mark.parametrize("on_error", ["abort", "skip"])
 async def test_an_emitted_event_that_cannot_be_written_is_its_emitters_failure(
     hook: Any, others: list[Interceptor], on_error: str
 ) -> None:
-    """Named so, whether it has a hook and whoever else has one; with skip nothing leaves and the stream goes on."""
+    """Named so, whether it has a hook and whoever else has one; with skip nothing leaves and the
+    stream goes on.
+    """
     speaker = Speaker(hook, on_error)
-    members = [("before", Hook(lambda event: event)), ("s", speaker), *[("other", other) for other in others]]
+    members = [
+        ("before", Hook(lambda event: event)),
+        ("s", speaker),
+        *[("other", other) for other in others],
+    ]
     for chain in (members, members[1:]):
         async with open_chain(*chain) as stream:
             await speaker.context.emit(Event(json=object()))
@@ -246,7 +278,8 @@ async def test_an_emitted_event_that_cannot_be_written_is_its_emitters_failure(
                 assert await say(stream) == b"data: x\n\n"
 
 
-# --- the BOM ------------------------------------------------------------------------------------------------------------
+# --- the BOM
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cut", range(len(BOM) + 2))
@@ -256,13 +289,17 @@ async def test_a_bom_behind_an_emitted_event_does_not_leave(cut: int) -> None:
     data = BOM + b"data: a\n\n"
     seen: list[str] = []
     speaker = Speaker()
-    async with open_chain(("s", speaker), ("see", Hook(lambda event: seen.append(event.data) or event))) as stream:  # type: ignore[func-returns-value]
+    async with open_chain(
+        ("s", speaker), ("see", Hook(lambda event: seen.append(event.data) or event))
+    ) as stream:  # type: ignore[func-returns-value]
         sent, rest = send(stream, bytearray(data[:cut]))
         await speaker.context.emit(Event("x"))
         sent.append(await say(stream))
         sent += send(stream, bytearray(rest) + data[cut:])[0]
     whole = b"".join(sent)
-    assert whole == (b"data: x\n\ndata: a\n\n" if cut < len(BOM) else BOM + b"data: x\n\ndata: a\n\n")
+    assert whole == (
+        b"data: x\n\ndata: a\n\n" if cut < len(BOM) else BOM + b"data: x\n\ndata: a\n\n"
+    )
     assert seen == ["x", "a"]
 
 
@@ -276,7 +313,8 @@ async def test_a_bom_stays_when_what_was_emitted_before_it_was_dropped() -> None
         assert send(stream, bytearray(BOM + b"data: a\n\n"))[0] == [BOM + b"data: a\n\n"]
 
 
-# --- bounds and the end -------------------------------------------------------------------------------------------------
+# --- bounds and the end
+# -------------------------------------------------------------------------------------------------
 
 
 async def test_emit_waits_while_many_are_on_their_way() -> None:
@@ -304,13 +342,18 @@ async def test_emit_waits_while_many_are_on_their_way() -> None:
 async def test_all_emitters_of_a_stream_share_the_bound() -> None:
     """Whoever speaks: a slow client keeps no more of them than that."""
     speakers = [Speaker(), Speaker()]
-    async with open_chain(("a", speakers[0]), ("b", speakers[1])) as stream, trio.open_nursery() as nursery:
+    async with (
+        open_chain(("a", speakers[0]), ("b", speakers[1])) as stream,
+        trio.open_nursery() as nursery,
+    ):
         for number in range(MAX_EMITTED * 2):
             nursery.start_soon(speakers[number % 2].context.emit, Event("x"))
         await wait_all_tasks_blocked()
         kept = 0
         while stream.emitted:
-            await say(stream)  # without a checkpoint between, so that no other emitter takes the room
+            await say(
+                stream
+            )  # without a checkpoint between, so that no other emitter takes the room
             kept += 1
         assert kept == MAX_EMITTED
         await wait_all_tasks_blocked()
@@ -379,7 +422,9 @@ async def test_a_stream_that_is_over_takes_no_events() -> None:
 
 
 async def test_where_nothing_can_be_said_emit_says_so() -> None:
-    """For a body that is no stream of events, or one that is encoded, and for a context without a stream."""
+    """For a body that is no stream of events, or one that is encoded, and for a context without a
+    stream.
+    """
     speaker = Speaker()
     async with open_chain(("s", speaker)) as stream:
         stream.takes_emitted = False
@@ -390,22 +435,30 @@ async def test_where_nothing_can_be_said_emit_says_so() -> None:
         await StreamContext(Request()).emit(Event("x"))
 
 
-# --- tasks --------------------------------------------------------------------------------------------------------------
+# --- tasks
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_tasks_events_leave_in_a_scripted_stream() -> None:
-    """`run_chain` runs tasks as the proxy does: what they emit leaves when everyone waits, and later interceptors see it."""
+    """`run_chain` runs tasks as the proxy does: what they emit leaves when everyone waits, and
+    later interceptors see it.
+    """
 
     async def talk(context: StreamContext) -> None:
         for word in ("x", "y"):
             await context.emit(Event(word))
 
     result = run_chain([Talker(talk), Hook(upper)], [b"data: a\n\n", b"data: b\n\n"])
-    assert (result.output, result.counts.added) == (b"data: A\n\ndata: X\n\ndata: Y\n\ndata: B\n\n", 2)
+    assert (result.output, result.counts.added) == (
+        b"data: A\n\ndata: X\n\ndata: Y\n\ndata: B\n\n",
+        2,
+    )
 
 
 def test_what_is_emitted_behind_an_unfinished_end_leaves_the_stream_readable() -> None:
-    """The last event lacks its empty line, so that a client discards it: it must not become part of what was emitted."""
+    """The last event lacks its empty line, so that a client discards it: it must not become part of
+    what was emitted.
+    """
     said = trio.Event()
 
     def tail(event: Event) -> Event:
@@ -441,7 +494,10 @@ async def fails_for(context: StreamContext) -> None:
 
 def test_a_task_that_fails_ends_the_exchange_by_its_interceptors_name() -> None:
     """As a hook that fails would; the log has its traceback."""
-    with capture_logs() as logs, pytest.raises(HookError, match=r"^Talker\.start_soon: KeyError: 'in the task'$"):
+    with (
+        capture_logs() as logs,
+        pytest.raises(HookError, match=r"^Talker\.start_soon: KeyError: 'in the task'$"),
+    ):
         run_chain([Hook(upper), Talker(fails_for)], [b"data: a\n\n"])
     assert errors(logs) == [("Talker", "start_soon", "abort")]
 
@@ -449,7 +505,9 @@ def test_a_task_that_fails_ends_the_exchange_by_its_interceptors_name() -> None:
 def test_a_task_that_fails_can_be_skipped() -> None:
     """With `on_error = "skip"` it is logged, and the stream goes on."""
     with capture_logs() as logs:
-        result = run_chain([Talker(fails_for, "skip"), Hook(upper)], [b"data: a\n\n", b"data: b\n\n"])
+        result = run_chain(
+            [Talker(fails_for, "skip"), Hook(upper)], [b"data: a\n\n", b"data: b\n\n"]
+        )
     assert (result.output, result.failure) == (b"data: A\n\ndata: B\n\n", None)
     assert errors(logs) == [("Talker", "start_soon", "skip")]
 
@@ -498,13 +556,20 @@ class SkipsAll(Starts):
     on_error = "skip"
 
 
-@pytest.mark.parametrize("where", ["on_request", "on_response", "open_stream", "open_stream, by its request"])
+@pytest.mark.parametrize(
+    "where", ["on_request", "on_response", "open_stream", "open_stream, by its request"]
+)
 def test_a_task_is_its_interceptors_wherever_it_was_started(where: str) -> None:
-    """Its failure names, and obeys, the interceptor whose hook it was, also when others have been asked before and behind it."""
+    """Its failure names, and obeys, the interceptor whose hook it was, also when others have been
+    asked before and behind it.
+    """
     request = Request()
     run_request([SkipsAll()], request)
     chain = [SkipsAll(), Starts(where), SkipsAll()]
-    with capture_logs(), pytest.raises(HookError, match=r"^Starts\.start_soon: KeyError: 'in the task'$"):
+    with (
+        capture_logs(),
+        pytest.raises(HookError, match=r"^Starts\.start_soon: KeyError: 'in the task'$"),
+    ):
         if where == "on_request":
             run_request(chain, request)
         elif where == "on_response":
@@ -514,7 +579,9 @@ def test_a_task_is_its_interceptors_wherever_it_was_started(where: str) -> None:
 
 
 def test_a_task_needs_an_exchange() -> None:
-    """A request that somebody made for themselves has none: told at once, and not by a task that never runs."""
+    """A request that somebody made for themselves has none: told at once, and not by a task that
+    never runs.
+    """
     for start in (Request().start_soon, StreamContext(Request()).start_soon):
         with pytest.raises(RuntimeError, match="there is no exchange"):
             start(trio.sleep, 1)
@@ -541,7 +608,9 @@ async def test_a_whole_conversation_stays_in_order() -> None:
     and between whole events."""
     speaker = Speaker()
     async with open_chain(
-        ("s", speaker), ("a", AsyncHook(upper)), ("d", Hook(lambda e: drop(e) if e.data == "U7" else e))
+        ("s", speaker),
+        ("a", AsyncHook(upper)),
+        ("d", Hook(lambda e: drop(e) if e.data == "U7" else e)),
     ) as stream:
         output = b""
         for number in range(100):
@@ -549,8 +618,12 @@ async def test_a_whole_conversation_stays_in_order() -> None:
             await speaker.context.emit(Event(f"e{number}"))
             output += await say(stream)
     blocks = output.split(b"\n\n")[:-1]
-    assert [block for block in blocks if b"U" in block] == [b"data: U%d" % number for number in range(100) if number != 7]
-    assert [block for block in blocks if b"E" in block] == [b"data: E%d" % number for number in range(100)]
+    assert [block for block in blocks if b"U" in block] == [
+        b"data: U%d" % number for number in range(100) if number != 7
+    ]
+    assert [block for block in blocks if b"E" in block] == [
+        b"data: E%d" % number for number in range(100)
+    ]
 
 
 async def feed_one(stream: Any, event: bytes) -> bytes:

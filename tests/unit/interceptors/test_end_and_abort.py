@@ -1,4 +1,6 @@
-"""How a hook ends its stream: whole, with `End` and what it holds, or broken off, with `Abort` and its reason."""
+"""How a hook ends its stream: whole, with `End` and what it holds, or broken off, with `Abort` and
+its reason.
+"""
 
 from __future__ import annotations
 
@@ -61,15 +63,24 @@ def among(kind: Any, hook: OnEvent, place: int, other: Any, **options: Any) -> l
     return chain
 
 
-# --- End ----------------------------------------------------------------------------------------------------------------
+# --- End
+# ----------------------------------------------------------------------------------------------------------------
 
 ENDS: dict[str, tuple[OnEvent, bytes, tuple[int, int, int, int]]] = {
     "nothing": (lambda event: End(), b"", (0, 0, 1, 0)),
     "the event": (lambda event: End(event), b"data: b\n\n", (1, 0, 0, 0)),
     "another": (lambda event: End(Event("x")), b"data: x\n\n", (0, 1, 0, 0)),
     "a replacement": (lambda event: End(event.replace("x")), b"data: x\n\n", (0, 1, 0, 0)),
-    "the event and a last one": (lambda event: End(event, Event("x")), b"data: b\n\ndata: x\n\n", (1, 0, 0, 1)),
-    "three": (lambda event: End(Event("x"), event, Event("y")), b"data: x\n\ndata: b\n\ndata: y\n\n", (1, 0, 0, 2)),
+    "the event and a last one": (
+        lambda event: End(event, Event("x")),
+        b"data: b\n\ndata: x\n\n",
+        (1, 0, 0, 1),
+    ),
+    "three": (
+        lambda event: End(Event("x"), event, Event("y")),
+        b"data: x\n\ndata: b\n\ndata: y\n\n",
+        (1, 0, 0, 2),
+    ),
 }
 
 
@@ -78,7 +89,12 @@ ENDS: dict[str, tuple[OnEvent, bytes, tuple[int, int, int, int]]] = {
 @PLACES
 @pytest.mark.parametrize(("answer", "left", "counts"), ENDS.values(), ids=ENDS)
 async def test_an_end_is_the_last_that_leaves(
-    kind: Any, other: Any, place: int, answer: OnEvent, left: bytes, counts: tuple[int, int, int, int]
+    kind: Any,
+    other: Any,
+    place: int,
+    answer: OnEvent,
+    left: bytes,
+    counts: tuple[int, int, int, int],
 ) -> None:
     """Its events leave behind all that came before, nothing of what comes later does, and no later event is shown to anyone:
     however the stream is cut, also when all of it lies in one window."""
@@ -92,7 +108,10 @@ async def test_an_end_is_the_last_that_leaves(
     pools = Pools()
     for chunks in splits(STREAM):
         seen.clear()
-        members = [("see", Hook(see)), *((str(at), item) for at, item in enumerate(among(kind, at_b(answer), place, other)))]
+        members = [
+            ("see", Hook(see)),
+            *((str(at), item) for at, item in enumerate(among(kind, at_b(answer), place, other))),
+        ]
         async with open_chain(*members, pools=pools) as stream:
             assert await feed(stream, chunks) == b": c\n\ndata: a\n\n" + left
             assert (stream.ended, stream.failure, counted(stream.counts)) == (True, None, expected)
@@ -104,7 +123,9 @@ async def test_an_end_is_the_last_that_leaves(
 def test_a_later_hook_sees_what_an_end_leaves_behind(kind: Any) -> None:
     """It may change or drop those events, too: the stream ends all the same."""
     for later, output in ((upper, b"data: B\n\ndata: X\n\n"), (drop, b"")):
-        result = run_chain([Hook(lambda event: End(event, Event("x"))), kind(later)], [b"data: b\n\ndata: c\n\n"])
+        result = run_chain(
+            [Hook(lambda event: End(event, Event("x"))), kind(later)], [b"data: b\n\ndata: c\n\n"]
+        )
         assert (result.output, result.ended, result.failure) == (output, True, None)
 
 
@@ -120,7 +141,9 @@ def test_an_end_leaves_nothing_behind_it_of_an_earlier_hooks_list(kind: Any, oth
         return End(event, Event("end")) if event.data == "2" else event
 
     split: OnEvent = lambda event: [Event(word) for word in event.data.split()]  # noqa: E731
-    result = run_chain([other(split), kind(end_at_two), other(keep)], [b"data: 1 2 3\n\ndata: 4\n\n"])
+    result = run_chain(
+        [other(split), kind(end_at_two), other(keep)], [b"data: 1 2 3\n\ndata: 4\n\n"]
+    )
     assert (result.output, result.ended) == (b"data: 1\n\ndata: 2\n\ndata: end\n\n", True)
     assert seen == ["1", "2"]
 
@@ -128,7 +151,9 @@ def test_an_end_leaves_nothing_behind_it_of_an_earlier_hooks_list(kind: Any, oth
 @KINDS
 @pytest.mark.parametrize("later_kind", [Hook, AsyncHook], ids=["then sync", "then async"])
 def test_a_later_hooks_skipped_failure_takes_no_end_back(kind: Any, later_kind: Any) -> None:
-    """`skip` is as if the failed hook had done nothing, whether it raised or returned nonsense: the other's `End` stands."""
+    """`skip` is as if the failed hook had done nothing, whether it raised or returned nonsense: the
+    other's `End` stands.
+    """
 
     def raises(event: Event) -> Any:
         raise KeyError
@@ -136,7 +161,8 @@ def test_a_later_hooks_skipped_failure_takes_no_end_back(kind: Any, later_kind: 
     for wrong in (raises, lambda event: "nonsense"):
         with capture_logs():
             result = run_chain(
-                [kind(lambda event: End(event)), later_kind(wrong, on_error="skip")], [b"data: a\n\ndata: b\n\n"]
+                [kind(lambda event: End(event)), later_kind(wrong, on_error="skip")],
+                [b"data: a\n\ndata: b\n\n"],
             )
         assert (result.output, result.ended, result.failure) == (b"data: a\n\n", True, None)
 
@@ -154,7 +180,9 @@ def test_an_end_that_is_nonsense_and_skipped_ends_nothing(kind: Any) -> None:
 def test_an_end_that_cannot_be_written_and_is_skipped_ends_nothing(kind: Any) -> None:
     """As any other result that cannot be written: as if the hook had done nothing."""
     with capture_logs() as logs:
-        result = run_chain([kind(at_b(lambda event: End(event, Event(json=object()))), on_error="skip")], [STREAM])
+        result = run_chain(
+            [kind(at_b(lambda event: End(event, Event(json=object()))), on_error="skip")], [STREAM]
+        )
     assert (result.output, result.ended, result.failure) == (STREAM, False, None)
     assert len(errors(logs)) == 1
 
@@ -180,7 +208,9 @@ def test_an_end_at_the_last_event_is_an_end(kind: Any) -> None:
 def test_an_ended_stream_is_intercepted(life: type[Life]) -> None:
     """`on_end` hears `intercepted`, once, in every interceptor."""
     calls: list[Any] = []
-    run_chain([life("a", calls), Hook(lambda event: End()), life("b", calls)], [b"data: a\n\ndata: b\n\n"])
+    run_chain(
+        [life("a", calls), Hook(lambda event: End()), life("b", calls)], [b"data: a\n\ndata: b\n\n"]
+    )
     assert [call for call in calls if call[1] in ("on_event", "on_end")] == [
         ("a", "on_event"), *[(name, "on_end", Outcome.INTERCEPTED) for name in "ab"],
     ]  # fmt: skip
@@ -192,7 +222,8 @@ def test_an_end_holds_its_events() -> None:
     assert (End().events, End(one, two).events) == ((), (one, two))
 
 
-# --- Abort --------------------------------------------------------------------------------------------------------------
+# --- Abort
+# --------------------------------------------------------------------------------------------------------------
 
 
 def abort(_: Any) -> Any:
@@ -206,7 +237,9 @@ ON_ERROR = pytest.mark.parametrize("on_error", ["abort", "skip"])
 @OTHERS
 @PLACES
 @ON_ERROR
-async def test_an_abort_ends_the_stream_whatever_on_error_says(kind: Any, other: Any, place: int, on_error: str) -> None:
+async def test_an_abort_ends_the_stream_whatever_on_error_says(
+    kind: Any, other: Any, place: int, on_error: str
+) -> None:
     """What came before is delivered, nothing else; the failure has the interceptor's name and the very reason. An author
     meant it, so the log has no traceback of it."""
     for chunks in splits(STREAM):
@@ -216,7 +249,10 @@ async def test_an_abort_ends_the_stream_whatever_on_error_says(kind: Any, other:
                 assert await feed(stream, chunks) == b": c\n\ndata: a\n\n"
                 failure = stream.failure
                 assert isinstance(failure, StreamAborted)
-                assert (failure.interceptor, failure.reason, str(failure)) == (f"i{place}", *["the model has failed: ☠"] * 2)
+                assert (failure.interceptor, failure.reason, str(failure)) == (
+                    f"i{place}",
+                    *["the model has failed: ☠"] * 2,
+                )
                 assert isinstance(failure.__cause__, Abort)
                 assert not stream.ended
         assert without_times(logs) == []
@@ -234,13 +270,19 @@ def test_an_abort_behind_a_list_lets_nothing_of_the_list_leave(kind: Any, on_err
 
 @pytest.mark.parametrize("base", [StreamInterceptor, AsyncStreamInterceptor], ids=["sync", "async"])
 @ON_ERROR
-async def test_an_abort_in_on_start_ends_the_stream_before_it_begins(base: Any, on_error: str) -> None:
+async def test_an_abort_in_on_start_ends_the_stream_before_it_begins(
+    base: Any, on_error: str
+) -> None:
     """Later ones are not started; each that was opened is ended."""
     calls: list[Any] = []
 
     class Starts(Interceptor):
         def open_stream(self, context: StreamContext) -> Any:
-            return type("Stream", (base,), {"on_start": sync_abort if base is StreamInterceptor else async_abort})()
+            return type(
+                "Stream",
+                (base,),
+                {"on_start": sync_abort if base is StreamInterceptor else async_abort},
+            )()
 
     def sync_abort(self: Any, head: ResponseHead) -> None:
         abort(head)
@@ -251,12 +293,18 @@ async def test_an_abort_in_on_start_ends_the_stream_before_it_begins(base: Any, 
     starts = Starts()
     starts.on_error = on_error  # type: ignore[assignment]
     with capture_logs() as logs:
-        async with open_chain(("a", Life("a", calls)), ("s", starts), ("b", Life("b", calls))) as stream:
+        async with open_chain(
+            ("a", Life("a", calls)), ("s", starts), ("b", Life("b", calls))
+        ) as stream:
             with pytest.raises(StreamAborted, match="the model has failed"):
                 await stream.start(head())
             await stream.aclose(Outcome.INTERCEPTED)
     assert without_times(logs) == []
-    assert [call[:2] for call in calls if call[1] != "open_stream"] == [("a", "on_start"), ("a", "on_end"), ("b", "on_end")]
+    assert [call[:2] for call in calls if call[1] != "open_stream"] == [
+        ("a", "on_start"),
+        ("a", "on_end"),
+        ("b", "on_end"),
+    ]
 
 
 @pytest.mark.parametrize("base", [StreamInterceptor, AsyncStreamInterceptor], ids=["sync", "async"])
@@ -272,7 +320,11 @@ async def test_an_abort_in_on_end_comes_too_late(base: Any) -> None:
 
     class Ends(Interceptor):
         def open_stream(self, context: StreamContext) -> Any:
-            return type("Stream", (base,), {"on_end": sync_abort if base is StreamInterceptor else async_abort})()
+            return type(
+                "Stream",
+                (base,),
+                {"on_end": sync_abort if base is StreamInterceptor else async_abort},
+            )()
 
     async with open_chain(("e", Ends()), ("a", Life("a", calls))):
         pass
@@ -280,7 +332,9 @@ async def test_an_abort_in_on_end_comes_too_late(base: Any) -> None:
 
 
 def test_an_abort_is_no_error_of_the_package() -> None:
-    """`except InterceptorError` in a hook does not swallow it, and a class of one's own is one, too."""
+    """`except InterceptorError` in a hook does not swallow it, and a class of one's own is one,
+    too.
+    """
 
     class Own(Abort):
         pass

@@ -30,7 +30,8 @@ async def written(event: Event) -> bytes:
         return bytes(output.buffer[start : output.used])
 
 
-# --- fields -------------------------------------------------------------------------------------------------------------
+# --- fields
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_wire_event_shows_its_fields_and_its_bytes() -> None:
@@ -92,10 +93,19 @@ async def test_a_wire_event_is_written_as_it_came() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"event": "a\nb"}, {"event": "a\r"}, {"id": "a\nb"}, {"id": "a\rb"}, {"id": "a\0"}, {"retry": -1}],
+    [
+        {"event": "a\nb"},
+        {"event": "a\r"},
+        {"id": "a\nb"},
+        {"id": "a\rb"},
+        {"id": "a\0"},
+        {"retry": -1},
+    ],
     ids=lambda fields: repr(fields),
 )
-def test_a_field_that_cannot_be_written_is_refused_where_it_is_given(fields: dict[str, Any]) -> None:
+def test_a_field_that_cannot_be_written_is_refused_where_it_is_given(
+    fields: dict[str, Any],
+) -> None:
     """Both making and replacing raise ValueError at once, and not when the event leaves."""
     with pytest.raises(ValueError, match="event's"):
         Event("x", **fields)
@@ -111,7 +121,8 @@ def test_data_and_json_at_once_are_refused() -> None:
         wire().replace("x", json={})
 
 
-# --- json ---------------------------------------------------------------------------------------------------------------
+# --- json
+# ---------------------------------------------------------------------------------------------------------------
 
 JSON_BLOCKS = {
     "one line, read in place": b'data: {"a": [1]}\n\n',
@@ -131,7 +142,9 @@ JSON_BLOCKS = {
 
 @pytest.mark.parametrize("block", JSON_BLOCKS.values(), ids=JSON_BLOCKS)
 def test_json_is_the_data_decoded_however_the_block_is_written(block: bytes) -> None:
-    """`json()` equals the decoded `data`, on the fast way and on the general one, wherever the block lies."""
+    """`json()` equals the decoded `data`, on the fast way and on the general one, wherever the
+    block lies.
+    """
     event = wire(block, before=b"data: 1\n\n", behind=b"]}\n\ndata: 2\n\n")
     assert event.json() == json.loads(event.data) == {"a": [1]}
 
@@ -160,7 +173,9 @@ def test_a_falsy_json_value_is_a_value() -> None:
 
 
 def test_decoding_leaves_no_view_of_the_window() -> None:
-    """After `json()`, also after one that failed, the window can be resized: nothing of it is exported."""
+    """After `json()`, also after one that failed, the window can be resized: nothing of it is
+    exported.
+    """
     for block in (b'data: {"a":"text"}\n\n', b"data: [DONE]\n\n"):
         window = bytearray(block)
         event = WireEvent(window, 0, len(window))
@@ -189,7 +204,9 @@ SECRET = "sk-verysecret"
     ids=["one line", "general", "not UTF-8", "no data", "empty", "made", "nothing"],
 )
 def test_not_json_says_so_and_does_not_show_the_data(event: Event) -> None:
-    """`NotJson` is a ValueError as authors expect it; its text, which gets into logs, holds no data."""
+    """`NotJson` is a ValueError as authors expect it; its text, which gets into logs, holds no
+    data.
+    """
     with pytest.raises(NotJson, match="not JSON") as caught:
         event.json()
     assert isinstance(caught.value, ValueError)
@@ -199,14 +216,20 @@ def test_not_json_says_so_and_does_not_show_the_data(event: Event) -> None:
 
 def test_repr_shows_no_data() -> None:
     """An event in a log line or a traceback gives its type and id away, and no data."""
-    for event in (wire(b"event: e\nid: 7\ndata: sk-verysecret\n\n"), Event("sk-verysecret", event="e", id="7")):
+    for event in (
+        wire(b"event: e\nid: 7\ndata: sk-verysecret\n\n"),
+        Event("sk-verysecret", event="e", id="7"),
+    ):
         assert repr(event) == f"<{type(event).__name__} event='e' id='7'>"
 
 
-# --- replace ------------------------------------------------------------------------------------------------------------
+# --- replace
+# ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("original", [wire(), Event('{"n":1}', event="delta", id="7", retry=1500)], ids=["wire", "made"])
+@pytest.mark.parametrize(
+    "original", [wire(), Event('{"n":1}', event="delta", id="7", retry=1500)], ids=["wire", "made"]
+)
 @pytest.mark.parametrize(
     ("change", "raw"),
     [
@@ -225,7 +248,9 @@ def test_repr_shows_no_data() -> None:
     ],
     ids=lambda value: repr(value) if isinstance(value, dict) else "",
 )
-def test_replace_changes_what_is_given_and_keeps_the_rest(original: Event, change: dict[str, Any], raw: bytes) -> None:
+def test_replace_changes_what_is_given_and_keeps_the_rest(
+    original: Event, change: dict[str, Any], raw: bytes
+) -> None:
     """Given fields change, None removes one, the others stay; the original is as it was."""
     before = original.raw
     replaced = original.replace(**change)
@@ -255,7 +280,8 @@ def test_a_changed_decoding_leaves_only_when_it_is_given_to_replace() -> None:
     assert event.replace(json=message).raw == b'data: {"n":2}\n\n'
 
 
-# --- the end ------------------------------------------------------------------------------------------------------------
+# --- the end
+# ------------------------------------------------------------------------------------------------------------
 
 TOUCHES: dict[str, Callable[[Event], object]] = {
     "raw": lambda event: event.raw,
@@ -274,8 +300,12 @@ TOUCHES: dict[str, Callable[[Event], object]] = {
 
 @pytest.mark.parametrize("touched_before", [False, True], ids=["untouched", "touched before"])
 @pytest.mark.parametrize("touch", TOUCHES.values(), ids=TOUCHES)
-def test_every_touch_of_an_event_that_is_over_is_stale(touch: Callable[[Event], object], touched_before: bool) -> None:
-    """`StaleEvent`, also when the same touch worked (and was remembered) before: its window is another stream's by now."""
+def test_every_touch_of_an_event_that_is_over_is_stale(
+    touch: Callable[[Event], object], touched_before: bool
+) -> None:
+    """`StaleEvent`, also when the same touch worked (and was remembered) before: its window is
+    another stream's by now.
+    """
     event = wire()
     if touched_before:
         for each in TOUCHES.values():
@@ -301,14 +331,22 @@ def test_an_event_that_is_over_can_still_be_printed() -> None:
 
 
 def test_a_detached_event_survives_its_original_and_its_window() -> None:
-    """`detach` owns its bytes: fields, JSON and raw stay when the original is over and the window is overwritten."""
+    """`detach` owns its bytes: fields, JSON and raw stay when the original is over and the window
+    is overwritten.
+    """
     window = bytearray(b"zz" + BLOCK)
     event = WireEvent(window, 2, len(window))
     kept = event.detach()
     event.end_of_life()
     window[:] = b"SECRET"
     for copy in (kept, kept.detach()):
-        assert (copy.raw, copy.data, copy.event, copy.id, copy.retry) == (BLOCK, '{"n":1}', "delta", "7", 1500)
+        assert (copy.raw, copy.data, copy.event, copy.id, copy.retry) == (
+            BLOCK,
+            '{"n":1}',
+            "delta",
+            "7",
+            1500,
+        )
         assert copy.json() == {"n": 1}
     assert kept.replace(id="8").id == "8"
 
@@ -330,10 +368,15 @@ def test_a_made_event_never_goes_stale() -> None:
 def test_errors_name_what_went_wrong() -> None:
     """A HookError carries the interceptor and the hook, for the log and for whoever handles it."""
     error = HookError("guard", "on_event", "KeyError: 'x'")
-    assert (error.interceptor, error.hook, str(error)) == ("guard", "on_event", "guard.on_event: KeyError: 'x'")
+    assert (error.interceptor, error.hook, str(error)) == (
+        "guard",
+        "on_event",
+        "guard.on_event: KeyError: 'x'",
+    )
 
 
-# --- the shapes that are read without being parsed ----------------------------------------------------------------------
+# --- the shapes that are read without being parsed
+# ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -359,7 +402,9 @@ def test_errors_name_what_went_wrong() -> None:
     ],
 )
 def test_a_type_and_data_mean_what_the_parser_says(block: bytes) -> None:
-    """An event of a type and one line of data, and what only looks like it: type, JSON and replacement as from parsed fields."""
+    """An event of a type and one line of data, and what only looks like it: type, JSON and
+    replacement as from parsed fields.
+    """
     fields = parse_fields(block)
     try:
         parsed = json.loads(fields.data or "")
@@ -373,4 +418,9 @@ def test_a_type_and_data_mean_what_the_parser_says(block: bytes) -> None:
     else:
         assert seen.json() == parsed
     made = seen.replace(json={"m": 2})
-    assert (made.event, made.id, made.retry, made.json()) == (fields.event, fields.id, fields.retry, {"m": 2})
+    assert (made.event, made.id, made.retry, made.json()) == (
+        fields.event,
+        fields.id,
+        fields.retry,
+        {"m": 2},
+    )

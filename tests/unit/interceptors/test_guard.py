@@ -1,4 +1,6 @@
-"""Guard: an answer ends, whole for the client, where a pattern is found in its text, wherever the match is cut."""
+"""Guard: an answer ends, whole for the client, where a pattern is found in its text, wherever the
+match is cut.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,10 @@ from interceptors.testing import run_chain, run_json
 def streamed(dialect: str, texts: list[str]) -> bytes:
     """An answer with these deltas, in a dialect."""
     if dialect == "chat":
-        chunks = [chunk(choice({"role": "assistant", "content": ""})), *(chunk(choice({"content": text})) for text in texts)]
+        chunks = [
+            chunk(choice({"role": "assistant", "content": ""})),
+            *(chunk(choice({"content": text})) for text in texts),
+        ]
         return stream_of([*chunks, chunk(choice({}, "stop")), "[DONE]"], named=False)
     if dialect == "responses":
         return stream_of(responses_stream(text_events(texts)), named=True)
@@ -56,9 +61,15 @@ def said(dialect: str, stream: bytes) -> tuple[str, str | None, Any]:
         elif dialect == "responses":
             text += message["delta"] if message["type"] == "response.output_text.delta" else ""
             if message["type"] in ("response.incomplete", "response.completed"):
-                shown = [part["text"] for item in message["response"]["output"] for part in item["content"]]
+                shown = [
+                    part["text"]
+                    for item in message["response"]["output"]
+                    for part in item["content"]
+                ]
                 assert "".join(shown) == text
-                reason = (message["response"]["incomplete_details"] or {"reason": "completed"})["reason"]
+                reason = (message["response"]["incomplete_details"] or {"reason": "completed"})[
+                    "reason"
+                ]
         elif dialect == "anthropic":
             text += message.get("delta", {}).get("text", "")
             reason = message.get("delta", {}).get("stop_reason", reason)
@@ -81,9 +92,13 @@ ENDED = {"chat": "stop", "responses": "completed", "anthropic": "end_turn"}
 
 @pytest.mark.parametrize("dialect", PATHS)
 def test_a_match_is_found_wherever_it_is_cut(dialect: str) -> None:
-    """Nothing behind the match leaves, nor the delta that completes it; the answer has its reason and its last message."""
+    """Nothing behind the match leaves, nor the delta that completes it; the answer has its reason
+    and its last message.
+    """
     for texts in cuts("An evil plan, and more", 3 if dialect == "chat" else 2):
-        result = run_chain([Guard(["evil plan"])], [streamed(dialect, texts)], request=request(PATHS[dialect]))
+        result = run_chain(
+            [Guard(["evil plan"])], [streamed(dialect, texts)], request=request(PATHS[dialect])
+        )
         assert result.ended
         text, reason, last = said(dialect, result.output)
         assert reason == FILTERED[dialect]
@@ -94,10 +109,14 @@ def test_a_match_is_found_wherever_it_is_cut(dialect: str) -> None:
 
 @pytest.mark.parametrize("dialect", PATHS)
 def test_the_text_before_a_match_and_the_message_leave(dialect: str) -> None:
-    """The delta with the match is cut before it; the message follows as one more delta, and the configured reason is given."""
+    """The delta with the match is cut before it; the message follows as one more delta, and the
+    configured reason is given.
+    """
     reason = {"chat": "stop", "responses": "max_output_tokens", "anthropic": "end_turn"}[dialect]
     guard = Guard(["evil"], reason=reason, message=" [stopped]")
-    result = run_chain([guard], [streamed(dialect, ["An ", "x evil plan"])], request=request(PATHS[dialect]))
+    result = run_chain(
+        [guard], [streamed(dialect, ["An ", "x evil plan"])], request=request(PATHS[dialect])
+    )
     assert said(dialect, result.output)[:2] == ("An x  [stopped]", reason)
 
 
@@ -111,7 +130,9 @@ def test_an_answer_without_a_match_leaves_as_it_came(dialect: str) -> None:
 
 
 BODIES = {
-    "chat": chat_body({"content": "fine"}, {"content": "An evil plan", "tool_calls": []}, {"content": "more evil"}),
+    "chat": chat_body(
+        {"content": "fine"}, {"content": "An evil plan", "tool_calls": []}, {"content": "more evil"}
+    ),
     "responses": response(
         "completed",
         [
@@ -121,24 +142,44 @@ BODIES = {
         ],
     ),
     "anthropic": anthropic_body(
-        {"type": "text", "text": "fine"}, {"type": "text", "text": "An evil plan"}, {"type": "text", "text": "more"}
+        {"type": "text", "text": "fine"},
+        {"type": "text", "text": "An evil plan"},
+        {"type": "text", "text": "more"},
     ),
 }
 
 
 @pytest.mark.parametrize("dialect", PATHS)
 def test_an_unstreamed_answer_is_cut_at_the_match(dialect: str) -> None:
-    """What was found good stays, the text ends before the match with the message, and nothing behind it is left."""
+    """What was found good stays, the text ends before the match with the message, and nothing
+    behind it is left.
+    """
     body = json.dumps(BODIES[dialect]).encode()
-    cut = json.loads(run_json([Guard(["evil"], message="[stopped]")], body, request=request(PATHS[dialect])))
+    cut = json.loads(
+        run_json([Guard(["evil"], message="[stopped]")], body, request=request(PATHS[dialect]))
+    )
     assert "plan" not in str(cut)
     assert "more" not in str(cut)
     if dialect == "chat":
-        assert [item["message"]["content"] for item in cut["choices"]] == ["fine", "An [stopped]", None]
-        assert [item["finish_reason"] for item in cut["choices"]] == ["stop", "content_filter", "content_filter"]
+        assert [item["message"]["content"] for item in cut["choices"]] == [
+            "fine",
+            "An [stopped]",
+            None,
+        ]
+        assert [item["finish_reason"] for item in cut["choices"]] == [
+            "stop",
+            "content_filter",
+            "content_filter",
+        ]
     elif dialect == "responses":
-        assert [[part["text"] for part in item["content"]] for item in cut["output"]] == [["fine"], ["An [stopped]"]]
-        assert (cut["status"], cut["incomplete_details"]) == ("incomplete", {"reason": "content_filter"})
+        assert [[part["text"] for part in item["content"]] for item in cut["output"]] == [
+            ["fine"],
+            ["An [stopped]"],
+        ]
+        assert (cut["status"], cut["incomplete_details"]) == (
+            "incomplete",
+            {"reason": "content_filter"},
+        )
     else:
         assert [item["text"] for item in cut["content"]] == ["fine", "An [stopped]"]
         assert cut["stop_reason"] == "refusal"
@@ -158,17 +199,25 @@ def test_an_unstreamed_answer_is_cut_at_the_match(dialect: str) -> None:
         (r"(?i)EVIL", ["ev", "iL"], True),
     ],
 )
-def test_what_stands_around_a_match_counts_however_it_is_cut(pattern: str, texts: list[str], stopped: bool) -> None:
-    """Where a pattern looks around, a match at the end of a delta waits for what comes next, or for the text's end."""
+def test_what_stands_around_a_match_counts_however_it_is_cut(
+    pattern: str, texts: list[str], stopped: bool
+) -> None:
+    """Where a pattern looks around, a match at the end of a delta waits for what comes next, or for
+    the text's end.
+    """
     result = run_chain([Guard([pattern])], [streamed("chat", texts)], request=request(CHAT))
     assert result.ended is stopped
 
 
 def test_only_a_window_of_the_text_is_kept() -> None:
-    """A match as long as the window is found over any number of deltas; of one that is longer, nothing is promised."""
+    """A match as long as the window is found over any number of deltas; of one that is longer,
+    nothing is promised.
+    """
     for length, stopped in ((10, True), (60, False)):
         texts = ["a", *("b" * length), "c"]
-        result = run_chain([Guard(["ab+c"], window=12)], [streamed("chat", texts)], request=request(CHAT))
+        result = run_chain(
+            [Guard(["ab+c"], window=12)], [streamed("chat", texts)], request=request(CHAT)
+        )
         assert result.ended is stopped
 
 
@@ -183,7 +232,10 @@ def test_kinds_say_which_texts_are_searched() -> None:
         ],
         named=False,
     )
-    assert run_chain([Guard(["evil"], kinds=["text"])], [stream], request=request(CHAT)).output == stream
+    assert (
+        run_chain([Guard(["evil"], kinds=["text"])], [stream], request=request(CHAT)).output
+        == stream
+    )
     ended = run_chain([Guard(["evil"], message="[stopped]")], [stream], request=request(CHAT))
     assert ended.ended
     assert b"stopped" not in ended.output
@@ -192,17 +244,26 @@ def test_kinds_say_which_texts_are_searched() -> None:
 def test_blocks_do_not_flow_into_each_other() -> None:
     """Two choices at once are two texts, and so are two content blocks."""
     stream = stream_of(
-        [chunk(choice({"content": "ev"}, index=0)), chunk(choice({"content": "il"}, index=1)), "[DONE]"], named=False
+        [
+            chunk(choice({"content": "ev"}, index=0)),
+            chunk(choice({"content": "il"}, index=1)),
+            "[DONE]",
+        ],
+        named=False,
     )
     assert run_chain([Guard(["evil"])], [stream], request=request(CHAT)).output == stream
-    blocks = stream_of([message_start(), *text_block(0, "ev"), *text_block(1, "il"), *message_end()], named=True)
+    blocks = stream_of(
+        [message_start(), *text_block(0, "ev"), *text_block(1, "il"), *message_end()], named=True
+    )
     assert run_chain([Guard(["evil"])], [blocks], request=request(ANTHROPIC)).output == blocks
 
 
 def test_the_log_tells_which_pattern_and_not_what_it_found() -> None:
     """So that an operator knows why an answer ended, and the log holds no content."""
     with capture_logs() as logs:
-        run_chain([Guard(["x", "evil"])], [streamed("responses", ["evil"])], request=request(RESPONSES))
+        run_chain(
+            [Guard(["x", "evil"])], [streamed("responses", ["evil"])], request=request(RESPONSES)
+        )
     (line,) = [log for log in logs if log["event"] == "guard_stopped"]
     assert (line["pattern"], line["kind"]) == (1, "text")
     assert "evil" not in str(line)
@@ -224,7 +285,9 @@ def test_other_streams_pass() -> None:
         ({"patterns": ["a"], "kinds": ["texts"]}, "kinds[0]"),
     ],
 )
-def test_options_that_do_not_fit_are_refused_at_their_path(options: dict[str, Any], path: str) -> None:
+def test_options_that_do_not_fit_are_refused_at_their_path(
+    options: dict[str, Any], path: str
+) -> None:
     """At start, by the name of the entry point."""
     with pytest.raises(LoadError) as caught:
         load_interceptor("guard", options)

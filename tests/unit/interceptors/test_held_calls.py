@@ -1,4 +1,6 @@
-"""Calls that a hook holds: nothing of one leaves before the hook has decided, and the answer stays valid for its official SDK."""
+"""Calls that a hook holds: nothing of one leaves before the hook has decided, and the answer stays
+valid for its official SDK.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,13 @@ def events_of(path: str, names: list[str]) -> list[Any]:
         for index, name in enumerate(names, 1)
         for block in tool_block(index, '{"sec', 'ret": 1}', id=f"t_{index}", name=name)
     ]
-    return [message_start(), *text_block(0, "Well."), *blocks, *text_block(len(names) + 1, "Bye."), *message_end("tool_use")]
+    return [
+        message_start(),
+        *text_block(0, "Well."),
+        *blocks,
+        *text_block(len(names) + 1, "Bye."),
+        *message_end("tool_use"),
+    ]
 
 
 def call_events_of(name: str, index: int) -> list[dict[str, Any]]:
@@ -105,7 +113,10 @@ def call_events_of(name: str, index: int) -> list[dict[str, Any]]:
             "output_index": index,
             "item": item | {"arguments": "", "status": "in_progress"},
         },
-        *({"type": "response.function_call_arguments.delta", **where, "delta": piece} for piece in ('{"sec', 'ret": 1}')),
+        *(
+            {"type": "response.function_call_arguments.delta", **where, "delta": piece}
+            for piece in ('{"sec', 'ret": 1}')
+        ),
         {"type": "response.function_call_arguments.done", **where, "arguments": item["arguments"]},
         {"type": "response.output_item.done", "output_index": index, "item": item},
     ]
@@ -114,15 +125,25 @@ def call_events_of(name: str, index: int) -> list[dict[str, Any]]:
 def body_of(path: str, names: list[str]) -> bytes:
     if path == CHAT:
         calls = [
-            {"id": f"call_{index}", "type": "function", "function": {"name": name, "arguments": '{"secret": 1}'}}
+            {
+                "id": f"call_{index}",
+                "type": "function",
+                "function": {"name": name, "arguments": '{"secret": 1}'},
+            }
             for index, name in enumerate(names)
         ]
         body = chat_body({"content": "Well.", "tool_calls": calls}, finish_reason="tool_calls")
     elif path == RESPONSES:
         items = [call_item('{"secret": 1}', name) | {"id": f"fc_{name}"} for name in names]
-        body = response("completed", [message_item(text_part("Well.")), *items, message_item(text_part("Bye."), id="msg_2")])
+        body = response(
+            "completed",
+            [message_item(text_part("Well.")), *items, message_item(text_part("Bye."), id="msg_2")],
+        )
     else:
-        blocks = [{"type": "tool_use", "id": f"t_{name}", "name": name, "input": {"secret": 1}} for name in names]
+        blocks = [
+            {"type": "tool_use", "id": f"t_{name}", "name": name, "input": {"secret": 1}}
+            for name in names
+        ]
         texts = [{"type": "text", "text": text} for text in ("Well.", "Bye.")]
         body = anthropic_body(texts[0], *blocks, texts[1], stop_reason="tool_use")
     return json.dumps(body).encode()
@@ -137,25 +158,39 @@ def expected(path: str, names: list[str], original: str, *, streamed: bool) -> R
             calls.append((name, '{"changed": true}'))
         elif not name.startswith("drop"):
             calls.append((name, '{"secret": 1}'))
-    reasons = {CHAT: ("tool_calls", "stop"), ANTHROPIC: ("tool_use", "end_turn"), RESPONSES: ("completed", "completed")}
+    reasons = {
+        CHAT: ("tool_calls", "stop"),
+        ANTHROPIC: ("tool_use", "end_turn"),
+        RESPONSES: ("completed", "completed"),
+    }
     return text + ("" if path == CHAT else "Bye."), calls, reasons[path][not calls]
 
 
 def read(path: str, content: bytes, *, streamed: bool) -> Result:
     """What the official SDK makes of it, streams with its helper that accumulates."""
     kind = "text/event-stream" if streamed else "application/json"
-    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, headers={"content-type": kind}, content=content))
+    transport = httpx2.MockTransport(
+        lambda _: httpx2.Response(200, headers={"content-type": kind}, content=content)
+    )
     http = httpx2.Client(transport=transport)
     if path == ANTHROPIC:
         client = anthropic.Anthropic(api_key="x", http_client=http, base_url="http://test")
-        asked: dict[str, Any] = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "?"}]}
+        asked: dict[str, Any] = {
+            "model": "m",
+            "max_tokens": 9,
+            "messages": [{"role": "user", "content": "?"}],
+        }
         if streamed:
             with client.messages.stream(**asked) as stream:
                 message = stream.get_final_message()
         else:
             message = client.messages.create(**asked)
         text = "".join(block.text for block in message.content if block.type == "text")
-        calls = [(block.name, json.dumps(block.input)) for block in message.content if block.type == "tool_use"]
+        calls = [
+            (block.name, json.dumps(block.input))
+            for block in message.content
+            if block.type == "tool_use"
+        ]
         return text, calls, message.stop_reason
     client = openai.OpenAI(api_key="x", http_client=http, base_url="http://test/v1")
     if path == CHAT:
@@ -166,7 +201,9 @@ def read(path: str, content: bytes, *, streamed: bool) -> Result:
         else:
             made = client.chat.completions.create(**asked)
         (first,) = made.choices
-        calls = [(call.function.name, call.function.arguments) for call in first.message.tool_calls or ()]
+        calls = [
+            (call.function.name, call.function.arguments) for call in first.message.tool_calls or ()
+        ]
         return first.message.content or "", calls, first.finish_reason
     if streamed:
         with client.responses.stream(model="m", input="?") as stream:
@@ -178,7 +215,9 @@ def read(path: str, content: bytes, *, streamed: bool) -> Result:
 
 
 SOME = ["pass_1", "drop_1", "refuse_1", "change_1"]
-NAMES = [[name] for name in SOME] + [list(names) for names in product(SOME, repeat=2) if names[0] != names[1]]
+NAMES = [[name] for name in SOME] + [
+    list(names) for names in product(SOME, repeat=2) if names[0] != names[1]
+]
 NAMES += [
     ["drop_1", "refuse_1", "pass_1"],
     ["pass_1", "drop_1", "pass_2", "refuse_2", "change_1"],
@@ -189,7 +228,9 @@ NAMES += [
 @pytest.mark.parametrize("names", NAMES, ids="-".join)
 @pytest.mark.parametrize("path", PATHS.values())
 def test_the_official_sdk_reads_what_is_left_of_a_stream(path: str, names: list[str]) -> None:
-    """Its texts, the calls that were let pass, and the reason that fits them; however the stream arrives."""
+    """Its texts, the calls that were let pass, and the reason that fits them; however the stream
+    arrives.
+    """
     sent = stream_of(events_of(path, names), named=path != CHAT)
     outputs = set()
     for chunks in chunkings(sent):
@@ -217,7 +258,9 @@ def test_the_official_sdk_reads_what_is_left_of_a_body(path: str, names: list[st
 
 @pytest.mark.parametrize("path", PATHS.values())
 def test_nothing_of_a_call_leaves_before_its_hook_has_decided(path: str) -> None:
-    """Not its name or id, and nothing that follows it; after every single event, and after a connection that breaks off."""
+    """Not its name or id, and nothing that follows it; after every single event, and after a
+    connection that breaks off.
+    """
     events = events_of(path, ["pass_1"])
     for count in range(len(events)):
         sent = stream_of(events[:count], named=path != CHAT)
@@ -239,10 +282,14 @@ def test_nothing_of_a_call_leaves_before_its_hook_has_decided(path: str) -> None
 
 
 @pytest.mark.parametrize(
-    "names", [["finish_1"], ["pass_1", "finish_1"], ["refuse_1", "drop_1", "finish_1", "pass_1"]], ids="-".join
+    "names",
+    [["finish_1"], ["pass_1", "finish_1"], ["refuse_1", "drop_1", "finish_1", "pass_1"]],
+    ids="-".join,
 )
 @pytest.mark.parametrize("path", PATHS.values())
-def test_an_answer_that_ends_at_a_held_call_shows_nothing_of_it(path: str, names: list[str]) -> None:
+def test_an_answer_that_ends_at_a_held_call_shows_nothing_of_it(
+    path: str, names: list[str]
+) -> None:
     """`finish()`: the calls before it are there, and the official SDK reads the answer."""
     sent = stream_of(events_of(path, names), named=path != CHAT)
     output = run_chain([Policy()], [sent], request=request(path)).output
@@ -254,7 +301,9 @@ def test_an_answer_that_ends_at_a_held_call_shows_nothing_of_it(path: str, names
     assert reason == REASONS[path]
     body = run_json([Policy()], body_of(path, names), request=request(path))
     assert b"finish_1" not in body
-    assert [name for name, _ in read(path, body, streamed=False)[1]] == [name for name in before if name.startswith("pass")]
+    assert [name for name, _ in read(path, body, streamed=False)[1]] == [
+        name for name in before if name.startswith("pass")
+    ]
 
 
 def test_a_ping_is_not_kept_waiting() -> None:
@@ -279,11 +328,14 @@ def test_a_call_that_is_not_held_cannot_be_removed() -> None:
             call.drop()
 
     with capture_logs():
-        result = run_chain([Late()], [stream_of(events_of(CHAT, ["f"]), named=False)], request=request(CHAT))
+        result = run_chain(
+            [Late()], [stream_of(events_of(CHAT, ["f"]), named=False)], request=request(CHAT)
+        )
     assert "set holds_tool_calls = True on the class" in str(result.failure)
 
 
-# --- Attacks ------------------------------------------------------------------------------------------------------------
+# --- Attacks
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_only_anthropics_pings_overtake_a_call() -> None:
@@ -300,11 +352,21 @@ def test_only_anthropics_pings_overtake_a_call() -> None:
 def test_the_tokens_of_a_call_that_is_changed_do_not_leave(name: str, streamed: bool) -> None:
     """`logprobs` beside a call, and beside a repetition of it."""
     tokens = {"content": [{"token": '{"secret', "logprob": -1.0}]}
-    first = choice({"content": "Well.", **tool_delta(0, '{"secret": 1}', "call_0", name)}) | {"logprobs": tokens}
-    again = {"index": 0, "delta": {}, "message": first["delta"], "logprobs": tokens, "finish_reason": "tool_calls"}
+    first = choice({"content": "Well.", **tool_delta(0, '{"secret": 1}', "call_0", name)}) | {
+        "logprobs": tokens
+    }
+    again = {
+        "index": 0,
+        "delta": {},
+        "message": first["delta"],
+        "logprobs": tokens,
+        "finish_reason": "tool_calls",
+    }
     if streamed:
         output = run_chain(
-            [Policy()], [stream_of([chunk(first), chunk(again), "[DONE]"], named=False)], request=request(CHAT)
+            [Policy()],
+            [stream_of([chunk(first), chunk(again), "[DONE]"], named=False)],
+            request=request(CHAT),
         ).output
     else:
         body = {"object": "chat.completion", "choices": [{**again, "index": 0}]}
@@ -338,9 +400,16 @@ def test_what_has_left_is_no_more_in_the_bound(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("holder", [None, {}])
 def test_a_call_without_a_function_yet(holder: Any) -> None:
     """`"function": null`, and a name and arguments later."""
-    begin = choice({"tool_calls": [{"index": 0, "id": "call_0", "type": "function", "function": holder}]})
+    begin = choice(
+        {"tool_calls": [{"index": 0, "id": "call_0", "type": "function", "function": holder}]}
+    )
     sent = stream_of(
-        [chunk(begin), chunk(choice(tool_delta(0, "{}", None, "pass_1"))), chunk(choice({}, "tool_calls")), "[DONE]"],
+        [
+            chunk(begin),
+            chunk(choice(tool_delta(0, "{}", None, "pass_1"))),
+            chunk(choice({}, "tool_calls")),
+            "[DONE]",
+        ],
         named=False,
     )
     result = run_chain([Policy()], [sent], request=request(CHAT))
@@ -356,7 +425,13 @@ def test_a_call_that_goes_on_in_the_event_that_ends_it_leaves_as_it_came() -> No
     ]
     together = {"tool_calls": [piece["tool_calls"][0] for piece in pieces[1:]]}
     sent = stream_of(
-        [chunk(choice(pieces[0])), chunk(choice(together)), chunk(choice({}, "tool_calls")), "[DONE]"], named=False
+        [
+            chunk(choice(pieces[0])),
+            chunk(choice(together)),
+            chunk(choice({}, "tool_calls")),
+            "[DONE]",
+        ],
+        named=False,
     )
     result = run_chain([Policy()], [sent], request=request(CHAT))
     assert (result.failure, result.output) == (None, sent)
@@ -365,7 +440,13 @@ def test_a_call_that_goes_on_in_the_event_that_ends_it_leaves_as_it_came() -> No
 @pytest.mark.parametrize("decision", ["drop", "refuse", "change", "pass"])
 def test_a_shell_that_the_client_runs_is_held_with_all_that_repeats_it(decision: str) -> None:
     """Its commands come as events of their own, which go with the call."""
-    item = {"type": "shell_call", "id": "sh_1", "call_id": "call_1", "status": "in_progress", "action": {"commands": []}}
+    item = {
+        "type": "shell_call",
+        "id": "sh_1",
+        "call_id": "call_1",
+        "status": "in_progress",
+        "action": {"commands": []},
+    }
     done = {**item, "status": "completed", "action": {"commands": ["rm -r secret"]}}
     where = {"output_index": 0, "command_index": 0}
     events = [
@@ -385,7 +466,11 @@ def test_a_shell_that_the_client_runs_is_held_with_all_that_repeats_it(decision:
         holds_tool_calls = True
 
         def on_tool_call(self, call: ToolCall) -> None:
-            assert (call.id, call.name, call.json()) == ("call_1", "shell", {"commands": ["rm -r secret"]})
+            assert (call.id, call.name, call.json()) == (
+                "call_1",
+                "shell",
+                {"commands": ["rm -r secret"]},
+            )
             if decision == "drop":
                 call.drop()
             elif decision == "refuse":
@@ -408,11 +493,26 @@ def test_a_shell_that_the_client_runs_is_held_with_all_that_repeats_it(decision:
 
 @pytest.mark.parametrize("name", ["drop_1", "refuse_1"])
 def test_a_text_between_the_pieces_of_a_call_changes_nothing_of_it(name: str) -> None:
-    """The call behind a removed one moves up with all of its pieces, also those behind a text that waits with it."""
-    pieces = [tool_delta(1, "", "call_1", "pass_1"), {"content": "Well."}, tool_delta(1, '{"secret"'), tool_delta(1, ": 1}")]
+    """The call behind a removed one moves up with all of its pieces, also those behind a text that
+    waits with it.
+    """
+    pieces = [
+        tool_delta(1, "", "call_1", "pass_1"),
+        {"content": "Well."},
+        tool_delta(1, '{"secret"'),
+        tool_delta(1, ": 1}"),
+    ]
     removed = [chunk(choice(tool_delta(0, "{}", "call_0", name)))]
-    events = [*removed, *(chunk(choice(piece)) for piece in pieces), chunk(choice({}, "tool_calls")), "[DONE]"]
+    events = [
+        *removed,
+        *(chunk(choice(piece)) for piece in pieces),
+        chunk(choice({}, "tool_calls")),
+        "[DONE]",
+    ]
     sent = stream_of(events, named=False)
     for chunks in chunkings(sent):
         output = run_chain([Policy()], chunks, request=request(CHAT)).output
-        assert read(CHAT, output, streamed=True)[1:] == ([("pass_1", '{"secret": 1}')], "tool_calls")
+        assert read(CHAT, output, streamed=True)[1:] == (
+            [("pass_1", '{"secret": 1}')],
+            "tool_calls",
+        )

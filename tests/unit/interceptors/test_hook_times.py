@@ -1,4 +1,6 @@
-"""Who is called takes time: it is counted by interceptor, and a hook that has held the loop is named. The clock is scripted."""
+"""Who is called takes time: it is counted by interceptor, and a hook that has held the loop is
+named. The clock is scripted.
+"""
 
 from __future__ import annotations
 
@@ -68,10 +70,16 @@ async def run(owners: list[Owner], *chunks: bytes, json: bytes | None = None) ->
     """One whole stream, or one JSON body."""
     pools, request = Pools(), Request()
     async with pools.open_scope() as scope:
-        stream = Chain(owners).open_stream(request, pools.json, scope, 1 << 20, json=json is not None)
+        stream = Chain(owners).open_stream(
+            request, pools.json, scope, 1 << 20, json=json is not None
+        )
         try:
             await stream.start(head())
-            return await feed(stream, chunks) if json is None else await stream.process_body(bytearray(json))
+            return (
+                await feed(stream, chunks)
+                if json is None
+                else await stream.process_body(bytearray(json))
+            )
         finally:
             await stream.aclose(Outcome.COMPLETED)
 
@@ -106,7 +114,9 @@ WAYS: dict[str, list[Interceptor]] = {
 async def test_each_interceptors_time_is_its_own(
     clock: Clock, kind: Any, others: list[Interceptor], hook: OnEvent, later_calls: int
 ) -> None:
-    """Whatever a hook returns, or raises, wherever it stands: what it took is counted for it, once, and for nobody else."""
+    """Whatever a hook returns, or raises, wherever it stands: what it took is counted for it, once,
+    and for nobody else.
+    """
     owners = [
         *[Owner("other", other) for other in others],
         Owner("slow", kind(taking(clock, 0.02, hook), on_error="skip")),
@@ -124,8 +134,13 @@ async def test_each_interceptors_time_is_its_own(
 async def test_a_synchronous_hook_that_holds_the_loop_is_named(
     clock: Clock, others: list[Interceptor], hook: OnEvent
 ) -> None:
-    """More than 50 ms, while every other stream stands still: a warning with its name, its hook and how long."""
-    owners = [*[Owner("other", other) for other in others], Owner("slow", Hook(taking(clock, 0.0512, hook), "skip"))]
+    """More than 50 ms, while every other stream stands still: a warning with its name, its hook and
+    how long.
+    """
+    owners = [
+        *[Owner("other", other) for other in others],
+        Owner("slow", Hook(taking(clock, 0.0512, hook), "skip")),
+    ]
     with capture_logs() as logs:
         await run(owners, b"data: a\n\ndata: b\n\n")
     assert slow_ones(logs) == [("slow", "on_event", 0.051, "warning")] * 2
@@ -150,8 +165,12 @@ def waits_of(logs: list[Any]) -> list[tuple[str, str, float, str]]:
 
 @pytest.mark.parametrize("wraps", [False, True], ids=["a coroutine", "an awaitable"])
 @pytest.mark.parametrize("waits", [0.9, 7.0])
-async def test_an_async_hook_that_waits_holds_nothing(clock: Clock, waits: float, wraps: bool) -> None:
-    """While it waits the others run: that is another figure, and named only where its own exchange stands still for long."""
+async def test_an_async_hook_that_waits_holds_nothing(
+    clock: Clock, waits: float, wraps: bool
+) -> None:
+    """While it waits the others run: that is another figure, and named only where its own exchange
+    stands still for long.
+    """
 
     class Other:
         def __init__(self, running: Any) -> None:
@@ -217,7 +236,9 @@ async def test_a_task_holds_the_loop_and_may_wait(clock: Clock) -> None:
 
 
 async def test_what_an_async_hook_raises_and_catches_is_its_own(autojump_clock: object) -> None:
-    """Stepped or awaited: values, exceptions, cancellation, deadlines of its own, and context variables are the same."""
+    """Stepped or awaited: values, exceptions, cancellation, deadlines of its own, and context
+    variables are the same.
+    """
     seen: list[Any] = []
 
     async def hook() -> str:
@@ -266,7 +287,9 @@ async def test_a_hook_that_is_skipped_over_costs_nothing(clock: Clock) -> None:
 class Takes(Interceptor):
     """Takes its time in one of its hooks; and fails there, if told to."""
 
-    def __init__(self, clock: Clock, where: str, *, is_async: bool = False, fails: bool = False) -> None:
+    def __init__(
+        self, clock: Clock, where: str, *, is_async: bool = False, fails: bool = False
+    ) -> None:
         self.clock, self.where, self.is_async, self.fails = clock, where, is_async, fails
         self.on_error = "skip"
 
@@ -319,7 +342,9 @@ class _AsyncTakesStream(AsyncStreamInterceptor):
         ("on_request", True), ("on_response", True),
     ],
 )  # fmt: skip
-async def test_the_time_of_every_hook_is_counted(clock: Clock, where: str, is_async: bool, fails: bool) -> None:
+async def test_the_time_of_every_hook_is_counted(
+    clock: Clock, where: str, is_async: bool, fails: bool
+) -> None:
     """Also where it fails; one that has held the loop is named."""
     takes = Takes(clock, where, is_async=is_async, fails=fails)
     owners = [Owner("slow", takes), Owner("other", Hook(keep))]
@@ -334,11 +359,17 @@ async def test_the_time_of_every_hook_is_counted(clock: Clock, where: str, is_as
 
 async def test_the_time_for_a_json_body_is_counted_too(clock: Clock) -> None:
     """As for an event."""
-    owners = [Owner("slow", Hook(taking(clock, 0.1))), Owner("async", AsyncHook(taking(clock, 0.2)))]
+    owners = [
+        Owner("slow", Hook(taking(clock, 0.1))),
+        Owner("async", AsyncHook(taking(clock, 0.2))),
+    ]
     with capture_logs() as logs:
         await run(owners, json=b"1")
     assert [owner.seconds for owner in owners] == pytest.approx([0.1, 0.2])
-    assert slow_ones(logs) == [("slow", "on_event", 0.1, "warning"), ("async", "on_event", 0.2, "warning")]
+    assert slow_ones(logs) == [
+        ("slow", "on_event", 0.1, "warning"),
+        ("async", "on_event", 0.2, "warning"),
+    ]
 
 
 async def test_time_adds_up_over_streams_and_chains(clock: Clock) -> None:
@@ -349,7 +380,9 @@ async def test_time_adds_up_over_streams_and_chains(clock: Clock) -> None:
     assert owner.seconds == pytest.approx(0.06)
 
 
-async def test_a_hook_that_was_cut_off_has_taken_its_time(clock: Clock, autojump_clock: object) -> None:
+async def test_a_hook_that_was_cut_off_has_taken_its_time(
+    clock: Clock, autojump_clock: object
+) -> None:
     """What timed out is counted."""
 
     async def forever() -> None:
@@ -363,7 +396,9 @@ async def test_a_hook_that_was_cut_off_has_taken_its_time(clock: Clock, autojump
 
 
 def test_a_failure_is_the_exchanges_or_a_line_in_the_log(clock: Clock) -> None:
-    """One place decides: `abort` gives the error that ends the exchange, `skip` none; both are logged with the exception."""
+    """One place decides: `abort` gives the error that ends the exchange, `skip` none; both are
+    logged with the exception.
+    """
     interceptor = Interceptor()
     error = KeyError("in the hook")
     for on_error in ("abort", "skip"):

@@ -1,4 +1,6 @@
-"""JSON responses: the hook that sees a stream's events sees a whole body as one, and may pass or replace it, and nothing else."""
+"""JSON responses: the hook that sees a stream's events sees a whole body as one, and may pass or
+replace it, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from support.logs import without_times
-from unit.interceptors.scripted import AsyncHook, Hook, OnEvent, counted, drop, errors, fail, keep, open_chain
+from unit.interceptors.scripted import (
+    AsyncHook,
+    Hook,
+    OnEvent,
+    counted,
+    drop,
+    errors,
+    fail,
+    keep,
+    open_chain,
+)
 
 from interceptors import (
     Abort,
@@ -44,7 +56,8 @@ AsyncGuard = type("Guard", (AsyncHook,), {})
 GUARDS = pytest.mark.parametrize("guard", [Guard, AsyncGuard], ids=["sync", "async"])
 
 
-# --- what leaves --------------------------------------------------------------------------------------------------------
+# --- what leaves
+# --------------------------------------------------------------------------------------------------------
 
 
 @KINDS
@@ -64,7 +77,9 @@ def test_a_body_that_nobody_changes_leaves_byte_for_byte(kind: Any, hook: OnEven
     assert run_json([kind(hook), Hook(keep)], BODY) == BODY
 
 
-@pytest.mark.parametrize("body", [b"", b"\xff\xfe", b"data: x\n\ndata: y\n\n", b"\xef\xbb\xbf{}", b"[" * 5000, b"\r\n\n"])
+@pytest.mark.parametrize(
+    "body", [b"", b"\xff\xfe", b"data: x\n\ndata: y\n\n", b"\xef\xbb\xbf{}", b"[" * 5000, b"\r\n\n"]
+)
 def test_a_body_that_is_not_json_passes_as_well(body: bytes) -> None:
     """Whoever only looks at it as bytes or text, and whoever does not look, changes nothing of it."""
     seen: list[bytes] = []
@@ -80,7 +95,9 @@ def test_a_body_that_is_not_json_passes_as_well(body: bytes) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -88,7 +105,9 @@ JSON = st.recursive(
 @settings(max_examples=50, deadline=None)
 @given(JSON, JSON)
 def test_any_value_can_be_seen_and_given(value: Any, other: Any) -> None:
-    """What the hook decodes is what the body says, and what it gives instead is what the client decodes."""
+    """What the hook decodes is what the body says, and what it gives instead is what the client
+    decodes.
+    """
     seen: list[Any] = []
 
     def change(event: Event) -> Event:
@@ -115,19 +134,26 @@ CHANGES: dict[str, tuple[OnEvent, bytes]] = {
 @KINDS
 @pytest.mark.parametrize(("hook", "left"), CHANGES.values(), ids=CHANGES)
 def test_a_body_may_be_replaced(kind: Any, hook: OnEvent, left: bytes) -> None:
-    """By a value or by text, with no `data:` around it; a hook that ends streams may say so here, too."""
+    """By a value or by text, with no `data:` around it; a hook that ends streams may say so here,
+    too.
+    """
     assert run_json([kind(hook)], BODY) == left
     assert run_json([Hook(keep), kind(hook), AsyncHook(keep)], BODY) == left
 
 
 @KINDS
 def test_later_hooks_see_what_an_earlier_one_made_of_it(kind: Any) -> None:
-    """In the list's order, through the very hooks that see events; what a hook has made of a body is still a body."""
+    """In the list's order, through the very hooks that see events; what a hook has made of a body
+    is still a body.
+    """
 
     def add(word: str) -> OnEvent:
         return lambda event: event.replace(json=[*event.json(), word]) if event.is_body else None
 
-    assert run_json([kind(add("a")), Hook(add("b")), kind(add("c"))], b'["first"]') == b'["first","a","b","c"]'
+    assert (
+        run_json([kind(add("a")), Hook(add("b")), kind(add("c"))], b'["first"]')
+        == b'["first","a","b","c"]'
+    )
 
 
 def test_one_hook_serves_streamed_and_unstreamed_answers() -> None:
@@ -169,13 +195,17 @@ def test_who_does_not_want_json_is_not_asked() -> None:
 @KINDS
 async def test_a_body_is_counted_once(kind: Any) -> None:
     """As passed or as changed."""
-    for hook, counts, left in ((keep, (1, 0, 0, 0), None), (lambda event: Event(json=1), (0, 1, 0, 0), b"1")):
+    for hook, counts, left in (
+        (keep, (1, 0, 0, 0), None),
+        (lambda event: Event(json=1), (0, 1, 0, 0), b"1"),
+    ):
         async with open_chain(("a", kind(hook)), json=True) as stream:
             assert await stream.process_body(bytearray(BODY)) == left
             assert counted(stream.counts) == counts
 
 
-# --- what has no meaning for a body -------------------------------------------------------------------------------------
+# --- what has no meaning for a body
+# -------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[OnEvent, str]] = {
     "None": (drop, "returned 0 events, expected one"),
@@ -183,10 +213,22 @@ REFUSED: dict[str, tuple[OnEvent, str]] = {
     "an empty end": (lambda event: End(), "returned 0 events, expected one"),
     "itself and another": (lambda event: [event, Event("x")], "returned 2 events, expected one"),
     "two others": (lambda event: [Event("x"), Event("y")], "returned 2 events, expected one"),
-    "an event with an id": (lambda event: event.replace(id="7"), "returned an event with a type, an id or a retry"),
-    "an event with a type": (lambda event: event.replace(event="e"), "expected one with json or data"),
-    "an event with a retry": (lambda event: Event("x", retry=5), "returned an event with a type, an id or a retry"),
-    "text": (lambda event: "text", "returned str, expected an Event, a list of Events, End(...) or None"),
+    "an event with an id": (
+        lambda event: event.replace(id="7"),
+        "returned an event with a type, an id or a retry",
+    ),
+    "an event with a type": (
+        lambda event: event.replace(event="e"),
+        "expected one with json or data",
+    ),
+    "an event with a retry": (
+        lambda event: Event("x", retry=5),
+        "returned an event with a type, an id or a retry",
+    ),
+    "text": (
+        lambda event: "text",
+        "returned str, expected an Event, a list of Events, End(...) or None",
+    ),
     "what cannot be encoded": (lambda event: event.replace(json=object()), "object"),
     "a failure": (fail, "KeyError: 'in the hook'"),
 }
@@ -201,8 +243,12 @@ OTHERS: dict[str, Callable[[Interceptor], list[Interceptor]]] = {
 @GUARDS
 @pytest.mark.parametrize("others", OTHERS.values(), ids=OTHERS)
 @pytest.mark.parametrize(("hook", "problem"), REFUSED.values(), ids=REFUSED)
-async def test_what_only_a_stream_could_carry_is_refused(guard: Any, hook: OnEvent, problem: str, others: Any) -> None:
-    """A HookError names the interceptor whose hook it was, wherever it stands, and what was expected."""
+async def test_what_only_a_stream_could_carry_is_refused(
+    guard: Any, hook: OnEvent, problem: str, others: Any
+) -> None:
+    """A HookError names the interceptor whose hook it was, wherever it stands, and what was
+    expected.
+    """
     it = guard(hook)
     chain = [("guard" if item is it else "other", item) for item in others(it)]
     with capture_logs() as logs:
@@ -219,14 +265,19 @@ async def test_a_refused_result_names_the_class_and_the_hook(result: str) -> Non
     """The configuration's name says which of several it is, the class's where the mistake is."""
     with capture_logs():
         async with open_chain(("configured", Guard(REFUSED[result][0])), json=True) as stream:
-            with pytest.raises(HookError, match=r"^configured\.on_event: Misused: Guard's on_event returned .*, expected"):
+            with pytest.raises(
+                HookError,
+                match=r"^configured\.on_event: Misused: Guard's on_event returned .*, expected",
+            ):
                 await stream.process_body(bytearray(BODY))
 
 
 @GUARDS
 @pytest.mark.parametrize("others", OTHERS.values(), ids=OTHERS)
 @pytest.mark.parametrize("hook", [hook for hook, _ in REFUSED.values()], ids=REFUSED)
-def test_skipped_it_is_as_if_the_hook_had_done_nothing(guard: Any, hook: OnEvent, others: Any) -> None:
+def test_skipped_it_is_as_if_the_hook_had_done_nothing(
+    guard: Any, hook: OnEvent, others: Any
+) -> None:
     """The body leaves byte for byte, whatever the others say about their own errors."""
     with capture_logs() as logs:
         assert run_json(others(guard(hook, on_error="skip")), BODY) == BODY
@@ -272,13 +323,18 @@ async def test_an_async_hook_has_its_time_for_a_body(autojump_clock: object) -> 
                         await stream.process_body(bytearray(BODY))
 
 
-# --- the event itself ---------------------------------------------------------------------------------------------------
+# --- the event itself
+# ---------------------------------------------------------------------------------------------------
 
 
 @KINDS
-@pytest.mark.parametrize("answer", [keep, lambda event: Event(json=1), fail], ids=["passed", "changed", "failed"])
+@pytest.mark.parametrize(
+    "answer", [keep, lambda event: Event(json=1), fail], ids=["passed", "changed", "failed"]
+)
 async def test_a_kept_body_is_stale_when_its_hooks_have_run(kind: Any, answer: OnEvent) -> None:
-    """Its buffer goes back to a pool: a detached copy is what may be kept, and no view of the buffer is."""
+    """Its buffer goes back to a pool: a detached copy is what may be kept, and no view of the
+    buffer is.
+    """
     kept: list[Event] = []
 
     def hold(event: Event) -> Any:
@@ -292,7 +348,13 @@ async def test_a_kept_body_is_stale_when_its_hooks_have_run(kind: Any, answer: O
             await stream.process_body(body)
     body[:] = b"another stream's"
     body.extend(b"x")  # BufferError if something still saw it
-    for touch in (lambda e: e.raw, lambda e: e.data, lambda e: e.json(), lambda e: e.detach(), lambda e: e.replace(id="1")):
+    for touch in (
+        lambda e: e.raw,
+        lambda e: e.data,
+        lambda e: e.json(),
+        lambda e: e.detach(),
+        lambda e: e.replace(id="1"),
+    ):
         with pytest.raises(StaleEvent):
             touch(kept[0])
     assert (kept[1].raw, kept[1].json()["n"]) == (BODY, 1.5)
@@ -316,9 +378,13 @@ async def test_a_body_is_stale_when_its_exchange_was_cancelled() -> None:
         _ = kept[0].raw
 
 
-@pytest.mark.parametrize("body", [b"", b"hunter2", b'{"password": hunter2}', b'"hunter2', b'"hunter2\xff"', b"[" * 5000])
+@pytest.mark.parametrize(
+    "body", [b"", b"hunter2", b'{"password": hunter2}', b'"hunter2', b'"hunter2\xff"', b"[" * 5000]
+)
 def test_a_body_that_is_not_json_says_so_and_does_not_show_it(body: bytes) -> None:
-    """NotJson in the hook; unhandled it is the hook's failure. Neither message holds the data: it may be secret."""
+    """NotJson in the hook; unhandled it is the hook's failure. Neither message holds the data: it
+    may be secret.
+    """
     with pytest.raises(NotJson, match="this response's body is n") as caught:
         BodyEvent(body).json()
     assert "hunter2" not in str(caught.value)
@@ -348,6 +414,8 @@ def test_a_body_in_a_log_shows_nothing() -> None:
 async def test_nothing_is_borrowed_for_a_body() -> None:
     """What replaces it is bytes of its own."""
     pools = Pools()
-    async with open_chain(("a", Hook(lambda event: event.replace(json=1))), json=True, pools=pools) as stream:
+    async with open_chain(
+        ("a", Hook(lambda event: event.replace(json=1))), json=True, pools=pools
+    ) as stream:
         assert await stream.process_body(memoryview(bytearray(BODY))) == b"1"
     assert pools.json.statistics().allocations == 0

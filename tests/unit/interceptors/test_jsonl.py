@@ -1,4 +1,6 @@
-"""The writer of lines: hooks never wait, the order stays, what is lost is counted, and nothing is lost at an orderly end."""
+"""The writer of lines: hooks never wait, the order stays, what is lost is counted, and nothing is
+lost at an orderly end.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def numbered(count: int) -> list[bytes]:
 
 
 class Disk:
-    """A sink in memory, which stands still while `gate` is shut, and fails as long as it holds errors."""
+    """A sink in memory, which stands still while `gate` is shut, and fails as long as it holds
+    errors.
+    """
 
     path = "the disk"
 
@@ -75,7 +79,9 @@ async def until_written(disk: Disk, count: int) -> None:
 
 
 async def test_everything_queued_is_written_in_order_at_an_orderly_end(tmp_path: Path) -> None:
-    """Leaving waits for the disk: a thousand lines put at once are in the file, none lost, none out of order."""
+    """Leaving waits for the disk: a thousand lines put at once are in the file, none lost, none out
+    of order.
+    """
     writer = LineWriter(rotating(tmp_path / "lines"))
     async with writer.opened():
         for line in numbered(1000):
@@ -118,8 +124,9 @@ async def test_it_may_be_opened_again(tmp_path: Path) -> None:
 
 
 async def test_a_slow_disk_drops_lines_counts_them_where_they_were_and_logs_once() -> None:
-    """While the disk stands still hooks go on: what has no room is refused at once, its count stands in its place, the log has one
-    line of it, and when the disk follows again so do the lines.
+    """While the disk stands still hooks go on: what has no room is refused at once, its count
+    stands in its place, the log has one line of it, and when the disk follows again so do the
+    lines.
     """
     disk = Disk()
     writer = LineWriter(disk, max_held_bytes=40)
@@ -129,17 +136,26 @@ async def test_a_slow_disk_drops_lines_counts_them_where_they_were_and_logs_once
             took = [writer.put(line) for line in numbered(10)]
             await in_thread(disk.entered.wait)
             took += [writer.put(b"%d\n" % number) for number in range(10, 30)]
-            assert took == [True] * 16 + [False] * 14  # ten of two bytes, then six of three, also with ten under way
+            assert (
+                took == [True] * 16 + [False] * 14
+            )  # ten of two bytes, then six of three, also with ten under way
             disk.gate.set()
             await until_written(disk, 10)
             with trio.fail_after(10):
-                while writer._writing_bytes:  # the thread is done; the writer is told a moment later
+                while (
+                    writer._writing_bytes
+                ):  # the thread is done; the writer is told a moment later
                     await trio.sleep(0.002)
             assert writer.put(b"30\n")
     dropped = b'{"event":"lines_dropped","count":14}\n'
     assert disk.lines == [*(b"%d\n" % number for number in range(16)), dropped, b"30\n"]
     assert log == [
-        {"event": "lines_dropped", "log_level": "warning", "path": "the disk", "reason": "the disk does not keep up"}
+        {
+            "event": "lines_dropped",
+            "log_level": "warning",
+            "path": "the disk",
+            "reason": "the disk does not keep up",
+        }
     ]
 
 
@@ -156,7 +172,10 @@ async def test_a_line_larger_than_the_queue_is_counted_and_stops_nothing() -> No
 async def test_what_a_failing_disk_loses_is_counted_until_it_is_told() -> None:
     """Lines of failed batches, and the counts that fail with them, add up to one true count."""
     disk = Disk()
-    disk.errors = [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EIO, "Input/output error")]
+    disk.errors = [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EIO, "Input/output error"),
+    ]
     writer = LineWriter(disk)
     with capture_logs() as log:
         async with writer.opened():
@@ -175,7 +194,9 @@ async def test_what_a_failing_disk_loses_is_counted_until_it_is_told() -> None:
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 async def test_a_full_disk_fails_nobody_and_the_log_says_what_is_lost() -> None:
-    """A device that is always full: the hooks never hear of it, and the end, which cannot write the count either, logs it."""
+    """A device that is always full: the hooks never hear of it, and the end, which cannot write the
+    count either, logs it.
+    """
     writer = LineWriter(rotating("/dev/full"))
     with capture_logs() as log:
         async with writer.opened():
@@ -185,7 +206,9 @@ async def test_a_full_disk_fails_nobody_and_the_log_says_what_is_lost() -> None:
 
 
 async def test_a_fifo_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
-    """A write that blocks blocks its thread alone: the loop goes on, and all lines arrive when somebody reads."""
+    """A write that blocks blocks its thread alone: the loop goes on, and all lines arrive when
+    somebody reads.
+    """
     path = tmp_path / "fifo"
     os.mkfifo(path)
     line = encode_line({"x": "y" * 1000})
@@ -205,8 +228,12 @@ async def test_a_fifo_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
         os.close(reader)
 
 
-async def test_leaving_does_not_wait_for_ever_for_a_disk_that_hangs(tmp_path: Path, mock_clock: Any) -> None:
-    """When its time is over, leaving gives the hanging write up, and the log says how many lines may be lost with it."""
+async def test_leaving_does_not_wait_for_ever_for_a_disk_that_hangs(
+    tmp_path: Path, mock_clock: Any
+) -> None:
+    """When its time is over, leaving gives the hanging write up, and the log says how many lines
+    may be lost with it.
+    """
     path = tmp_path / "fifo"
     os.mkfifo(path)
     line = encode_line({"x": "y" * 1000})
@@ -265,7 +292,9 @@ async def test_an_error_of_the_one_who_uses_it_comes_out_as_it_is(tmp_path: Path
 async def test_a_path_that_cannot_be_opened_is_an_error_that_names_it(tmp_path: Path) -> None:
     """When the process begins to serve, and not with the first line."""
     writer = LineWriter(rotating(tmp_path / "missing" / "lines"))
-    with pytest.raises(InterceptorError, match=r"cannot write to '.*/missing/lines': No such file or directory"):
+    with pytest.raises(
+        InterceptorError, match=r"cannot write to '.*/missing/lines': No such file or directory"
+    ):
         async with writer.opened():
             pass
 
@@ -292,7 +321,9 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def test_a_file_is_begun_anew_before_it_would_be_too_large(tmp_path: Path) -> None:
-    """No file is larger than the limit, lines are never cut, the newest of the old is .1, and only as many as told stay."""
+    """No file is larger than the limit, lines are never cut, the newest of the old is .1, and only
+    as many as told stay.
+    """
     with opened(rotating(tmp_path / "f", max_bytes=6, keep=2)) as write:
         assert write(*numbered(3)) == ([], None)
         assert contents(tmp_path) == {"f": b"0\n1\n2\n"}
@@ -326,7 +357,9 @@ def test_a_line_that_a_crash_has_cut_spoils_no_other(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_full_within_a_line_spoils_no_other(tmp_path: Path) -> None:
-    """A short write: those lines count as written that are whole, and when there is room again the cut one is ended first."""
+    """A short write: those lines count as written that are whole, and when there is room again the
+    cut one is ended first.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with opened(rotating(tmp_path / "f")) as write:
         resource.setrlimit(resource.RLIMIT_FSIZE, (7, hard))

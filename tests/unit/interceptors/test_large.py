@@ -1,4 +1,6 @@
-"""Events and bodies above `max_event_bytes`: what no hook needs passes at any size, and what one must not miss ends the stream."""
+"""Events and bodies above `max_event_bytes`: what no hook needs passes at any size, and what one
+must not miss ends the stream.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,14 @@ from hypothesis import strategies as st
 from support.event_source import dispatched
 from unit.interceptors.scripted import BOM, open_chain
 
-from interceptors import AsyncStreamInterceptor, Event, EventTooLarge, Interceptor, StreamContext, StreamInterceptor
+from interceptors import (
+    AsyncStreamInterceptor,
+    Event,
+    EventTooLarge,
+    Interceptor,
+    StreamContext,
+    StreamInterceptor,
+)
 from interceptors.needs import PATTERN_OVERLAP, Needs
 from interceptors.testing import ChainResult, run_chain, run_json
 
@@ -26,7 +35,9 @@ class Member(Interceptor):
     wants_json = True
     last: Event | None = None
 
-    def __init__(self, needs: Needs = None, passes_unseen: bool = False, is_async: bool = False) -> None:
+    def __init__(
+        self, needs: Needs = None, passes_unseen: bool = False, is_async: bool = False
+    ) -> None:
         self.needs, self.passes_unseen, self.is_async = needs, passes_unseen, is_async
         self.seen: list[bytes] = []
 
@@ -90,7 +101,8 @@ SMALL, LARGE, NEEDED = (
 )
 
 
-# --- in a stream --------------------------------------------------------------------------------------------------------
+# --- in a stream
+# --------------------------------------------------------------------------------------------------------
 
 PASSES: dict[str, tuple[bytes, list[tuple[Needs, bool]]]] = {
     "not needed": (LARGE, [((b"x",), False)]),
@@ -98,7 +110,10 @@ PASSES: dict[str, tuple[bytes, list[tuple[Needs, bool]]]] = {
     "needed by one that lets it pass": (NEEDED, [((b"xyz",), True)]),
     "seen by one that lets everything pass": (NEEDED, [(None, True)]),
     "by two": (NEEDED, [(None, True), ((b"zzz",), False)]),
-    "of several lines": (b"event: image\ndata: aa\ndata: " + b"a" * 50 + b"\nid: 1\n\n", [((b"x",), False)]),
+    "of several lines": (
+        b"event: image\ndata: aa\ndata: " + b"a" * 50 + b"\nid: 1\n\n",
+        [((b"x",), False)],
+    ),
     "with CR": (b"data: " + b"a" * 50 + b"\r\r", [((b"x",), False)]),
     "with CRLF": (b"id: 1\r\ndata: " + b"a" * 50 + b"\r\n\r\n", [((b"x",), False)]),
     "a comment": (b": " + b"a" * 50 + b"\n\n", [((b"x",), False)]),
@@ -115,7 +130,9 @@ def test_a_large_event_that_no_hook_must_see_passes_unchanged(
     members = [Member(needs, passes, is_async) for needs, passes in chain]
     sees = members[0].needs_it(SMALL)
     small = b"DATA: X\n\n".replace(b"DATA", b"data") if sees else SMALL
-    result = run_chain(members, cut(SMALL + large + SMALL + large + SMALL, sizes), max_event_bytes=LIMIT)
+    result = run_chain(
+        members, cut(SMALL + large + SMALL + large + SMALL, sizes), max_event_bytes=LIMIT
+    )
     assert result.failure is None
     assert result.output == small + large + small + large + small
     assert result.counts.total == 5
@@ -123,7 +140,9 @@ def test_a_large_event_that_no_hook_must_see_passes_unchanged(
 
 
 @EACH_CUT
-@pytest.mark.parametrize("end", [b"", b"\n", b"\r", b"\r\n"], ids=["no line end", "LF", "CR", "CRLF"])
+@pytest.mark.parametrize(
+    "end", [b"", b"\n", b"\r", b"\r\n"], ids=["no line end", "LF", "CR", "CRLF"]
+)
 def test_a_large_event_without_its_end_passes_as_unfinished(end: bytes, sizes: list[int]) -> None:
     """A reader drops it; nothing may follow it that would finish it."""
     stream = SMALL + LARGE.rstrip(b"\n") + end
@@ -157,9 +176,15 @@ def test_nothing_of_a_large_event_leaves_that_a_hook_must_see(
 
 
 @EACH_CUT
-@pytest.mark.parametrize("needs", [(b"xyz", b"never"), re.compile(rb"x[a-y]*z")], ids=["strings", "a pattern"])
-def test_a_large_event_ends_the_stream_where_what_is_needed_comes(needs: Needs, sizes: list[int]) -> None:
-    """Beyond the limit, what came before has left if it came in an earlier read; what is needed has not, nor the event's end."""
+@pytest.mark.parametrize(
+    "needs", [(b"xyz", b"never"), re.compile(rb"x[a-y]*z")], ids=["strings", "a pattern"]
+)
+def test_a_large_event_ends_the_stream_where_what_is_needed_comes(
+    needs: Needs, sizes: list[int]
+) -> None:
+    """Beyond the limit, what came before has left if it came in an earlier read; what is needed has
+    not, nor the event's end.
+    """
     result = run_chain([Member(needs)], cut(SMALL + NEEDED + SMALL, sizes), max_event_bytes=LIMIT)
     assert isinstance(result.failure, EventTooLarge)
     assert (SMALL + NEEDED).startswith(result.output)
@@ -171,13 +196,17 @@ def test_a_pattern_is_found_across_reads_up_to_its_bound() -> None:
     match = b"<" + b"." * (PATTERN_OVERLAP - 2) + b">"
     stream = b"data: " + b"a" * 3000 + match + b"a" * 3000 + b"\n\n"
     for size in (1, 7, 1000):
-        result = run_chain([Member(re.compile(rb"<.*>"))], cut(stream, [size]), max_event_bytes=LIMIT)
+        result = run_chain(
+            [Member(re.compile(rb"<.*>"))], cut(stream, [size]), max_event_bytes=LIMIT
+        )
         assert isinstance(result.failure, EventTooLarge)
         assert b"<" not in result.output
 
 
 def expected(stream: list[bytes], members: list[Member], limit: int) -> tuple[bytes, bytes | None]:
-    """The definition: what leaves before the first event that must be seen and is too large, and that event."""
+    """The definition: what leaves before the first event that must be seen and is too large, and
+    that event.
+    """
     output = b""
     for raw in stream:
         if len(raw) > limit:
@@ -190,15 +219,21 @@ def expected(stream: list[bytes], members: list[Member], limit: int) -> tuple[by
     return output, None
 
 
-BLOCKS = st.lists(st.text("axyz", max_size=24).map(lambda text: b"data: %b\n\n" % text.encode()), max_size=6)
-NEEDS = st.sampled_from([None, (b"x",), (b"xyz", b"aa"), (b": y",), re.compile(rb"xa*z"), re.compile(rb"z\n\n")])
+BLOCKS = st.lists(
+    st.text("axyz", max_size=24).map(lambda text: b"data: %b\n\n" % text.encode()), max_size=6
+)
+NEEDS = st.sampled_from(
+    [None, (b"x",), (b"xyz", b"aa"), (b": y",), re.compile(rb"xa*z"), re.compile(rb"z\n\n")]
+)
 MEMBERS = st.lists(st.builds(Member, NEEDS, st.booleans(), st.booleans()), min_size=1, max_size=3)
 
 
 @settings(max_examples=300, deadline=None)
 @given(BLOCKS, MEMBERS, st.lists(st.integers(1, 30), min_size=1, max_size=4), st.integers(8, 30))
 @example([b"data: aaaaaaaaaaxyz\n\n"], [Member((b"xyz", b"aa"))], [1], 12)
-def test_any_stream_any_chain_any_cuts(blocks: list[bytes], members: list[Member], sizes: list[int], limit: int) -> None:
+def test_any_stream_any_chain_any_cuts(
+    blocks: list[bytes], members: list[Member], sizes: list[int], limit: int
+) -> None:
     """The same result as by the definition, one event at a time."""
     output, refused = expected(blocks, members, limit)
     result = run_chain(members, cut(b"".join(blocks), sizes), max_event_bytes=limit)
@@ -226,20 +261,25 @@ async def test_memory_stays_bounded() -> None:
         assert len(window) == 0
 
 
-# --- bodies -------------------------------------------------------------------------------------------------------------
+# --- bodies
+# -------------------------------------------------------------------------------------------------------------
 
 BODY = b'{"data":["' + b"a" * 50 + b'","xyz"]}'
 RunBody = Callable[[list[Interceptor], bytes, list[int]], tuple[bytes, Exception | None]]
 
 
-def as_json(chain: list[Interceptor], body: bytes, sizes: list[int]) -> tuple[bytes, Exception | None]:
+def as_json(
+    chain: list[Interceptor], body: bytes, sizes: list[int]
+) -> tuple[bytes, Exception | None]:
     try:
         return run_json(chain, body, max_event_bytes=LIMIT), None
     except EventTooLarge as error:
         return b"", error
 
 
-def in_a_stream(chain: list[Interceptor], body: bytes, sizes: list[int]) -> tuple[bytes, Exception | None]:
+def in_a_stream(
+    chain: list[Interceptor], body: bytes, sizes: list[int]
+) -> tuple[bytes, Exception | None]:
     result: ChainResult = run_chain(chain, cut(body, sizes), max_event_bytes=LIMIT)
     return result.output, result.failure
 
@@ -268,7 +308,8 @@ def test_a_large_body(
         assert output == b""
 
 
-# --- JSON in an event stream --------------------------------------------------------------------------------------------
+# --- JSON in an event stream
+# --------------------------------------------------------------------------------------------
 
 
 class Sees(Member):
@@ -287,7 +328,9 @@ class NoJson(Member):
 @EACH_CUT
 @BOTH_KINDS
 @pytest.mark.parametrize("before", [b"", BOM, b"\n\n", b"\r\n\r", BOM + b"\n \t\r\n  ", b"  "])
-def test_json_in_an_event_stream_is_one_body(before: bytes, is_async: bool, sizes: list[int]) -> None:
+def test_json_in_an_event_stream_is_one_body(
+    before: bytes, is_async: bool, sizes: list[int]
+) -> None:
     """After a BOM and white space, which stay. Members without `wants_json` are not asked."""
     sees, blind = Sees(is_async=is_async), NoJson(is_async=is_async)
     result = run_chain([blind, sees], cut(before + b"[1,\n\n 0]\r\n", sizes))
@@ -298,10 +341,14 @@ def test_json_in_an_event_stream_is_one_body(before: bytes, is_async: bool, size
 
 @EACH_CUT
 @pytest.mark.parametrize(
-    "chain", [[NoJson()], [Member(needs=())], [Member((b"never",))]], ids=["blind", "no needs", "needs"]
+    "chain",
+    [[NoJson()], [Member(needs=())], [Member((b"never",))]],
+    ids=["blind", "no needs", "needs"],
 )
 @pytest.mark.parametrize("body", [b'{"a":\n\n1}', b"{broken\n\nda: x\n\n", b"[" + b" " * 100])
-def test_json_in_an_event_stream_that_nobody_wants_passes(chain: list[Interceptor], body: bytes, sizes: list[int]) -> None:
+def test_json_in_an_event_stream_that_nobody_wants_passes(
+    chain: list[Interceptor], body: bytes, sizes: list[int]
+) -> None:
     """As it came, at any size."""
     limit = 1 << 20 if isinstance(chain[0], Member) and chain[0].needs == (b"never",) else 4
     for member in chain:
@@ -336,7 +383,12 @@ def test_what_is_no_json_is_a_stream(stream: bytes, sizes: list[int]) -> None:
     assert (result.output, result.failure) == (stream, None)
 
 
-FIELDS = [b"data: ab\n\n", b"id\r\ndata:ab\r\n\r\n", b"event: e\rdata: ab\r\r", b"retry: 1\ndata: ab\n\n"]
+FIELDS = [
+    b"data: ab\n\n",
+    b"id\r\ndata:ab\r\n\r\n",
+    b"event: e\rdata: ab\r\r",
+    b"retry: 1\ndata: ab\n\n",
+]
 
 
 @EACH_CUT
@@ -367,7 +419,9 @@ def test_events_after_what_begins_like_json_are_events(
 @pytest.mark.parametrize("fields", FIELDS)
 def test_events_after_a_large_body_end_the_stream(fields: bytes, sizes: list[int]) -> None:
     """What a hook was to see of them has not been shown, so that they do not pass."""
-    result = run_chain([NoJson()], cut(b"{" + b" " * 50 + b"\n" + fields, sizes), max_event_bytes=LIMIT)
+    result = run_chain(
+        [NoJson()], cut(b"{" + b" " * 50 + b"\n" + fields, sizes), max_event_bytes=LIMIT
+    )
     assert isinstance(result.failure, EventTooLarge)
     assert b"ab" not in result.output
 

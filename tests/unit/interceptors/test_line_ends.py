@@ -1,4 +1,6 @@
-"""The cost of line ends: empty lines and comments cost what any other bytes cost, whatever hooks want, and pass unchanged."""
+"""The cost of line ends: empty lines and comments cost what any other bytes cost, whatever hooks
+want, and pass unchanged.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,20 @@ from interceptors.sse import find_block_end, find_silence, is_silent, parse_fiel
 from interceptors.testing import run_chain
 from pools import Pools
 from proxy.config import Reconnect
-from proxy.resume import Resume
+from proxy.relay.resume import Resume
 
 WINDOW = 1 << 16
-FILLS = [b"\n", b"\r", b"\r\n", b"\n\r", b"\r\r\n", b":\n\n", b":\r\r", b": ping\r\n\r\n", b":a\n:b\r\n\n\r"]
+FILLS = [
+    b"\n",
+    b"\r",
+    b"\r\n",
+    b"\n\r",
+    b"\r\r\n",
+    b":\n\n",
+    b":\r\r",
+    b": ping\r\n\r\n",
+    b":a\n:b\r\n\n\r",
+]
 
 
 class Needy(Hook):
@@ -54,7 +66,9 @@ def count_calls(function: Callable[..., Any], *args: Any) -> int:
 @pytest.mark.parametrize("before", [b"", b"data: x\n\n"])
 @pytest.mark.parametrize("hook", [Hook(keep), Needy(keep)])
 async def test_a_window_of_line_ends_is_a_few_calls(hook: Hook, before: bytes, fill: bytes) -> None:
-    """64 KiB of line ends or comments are not looked at one by one, also for hooks that say what they need."""
+    """64 KiB of line ends or comments are not looked at one by one, also for hooks that say what
+    they need.
+    """
     pools = Pools()
     buffer = bytearray(before + fill * (WINDOW // len(fill)))
     async with pools.open_scope() as scope:
@@ -75,11 +89,16 @@ def test_a_stream_that_may_be_resumed_looks_at_line_ends_together(fill: bytes) -
 
 @pytest.mark.parametrize("max_event_bytes", [7, 100, 1 << 20])
 def test_line_ends_pass_and_count_the_same_however_they_are_cut(max_event_bytes: int) -> None:
-    """Events, comments and empty lines of every kind: the same bytes, counts and events, whole and in pieces of any size."""
+    """Events, comments and empty lines of every kind: the same bytes, counts and events, whole and
+    in pieces of any size.
+    """
     chance = random.Random(16)
     pieces = [*FILLS, b"data: x\n\n", b"data: y\r\n\r\n", b"data: z\r\r", b"::\n"]
     for _ in range(60):
-        text = b"".join(chance.choice(pieces) for _ in range(chance.randrange(1, 12))) + b"data: end\n\n"
+        text = (
+            b"".join(chance.choice(pieces) for _ in range(chance.randrange(1, 12)))
+            + b"data: end\n\n"
+        )
         seen: list[list[str]] = []
 
         def look(event: Event, seen: list[list[str]] = seen) -> Event:
@@ -101,10 +120,18 @@ def test_silence_is_the_silent_blocks() -> None:
     """One search finds what block by block finds, and as many."""
     chance = random.Random(4)
     for _ in range(3000):
-        text = bytearray(b"".join(chance.choices([b"\n", b"\r", b":", b"a", b"\r\n", b"\n\n"], k=chance.randrange(1, 14))))
+        text = bytearray(
+            b"".join(
+                chance.choices(
+                    [b"\n", b"\r", b":", b"a", b"\r\n", b"\n\n"], k=chance.randrange(1, 14)
+                )
+            )
+        )
         start = chance.randrange(len(text))
         at, blocks = start, 0
-        while (behind := find_block_end(text, at, len(text), at)) >= 0 and is_silent(text, at, behind):
+        while (behind := find_block_end(text, at, len(text), at)) >= 0 and is_silent(
+            text, at, behind
+        ):
             at, blocks = behind, blocks + 1
         assert find_silence(text, start, len(text), 1 << 20) == (at, blocks), (bytes(text), start)
 

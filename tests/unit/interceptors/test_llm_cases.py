@@ -1,4 +1,5 @@
-"""LLM answers as real servers send them, from public bug reports: the sources stand beside each case.
+"""LLM answers as real servers send them, from public bug reports: the sources stand beside each
+case.
 
 Every case runs whole, event by event and byte by byte, with the same result.
 """
@@ -64,7 +65,9 @@ class HoldingStream(CallsStream):
 def stream(*events: Any) -> bytes:
     """Each event's data: JSON, or text."""
     return b"".join(
-        b"data: " + (item if isinstance(item, str) else json.dumps(item, separators=(",", ":"))).encode() + b"\n\n"
+        b"data: "
+        + (item if isinstance(item, str) else json.dumps(item, separators=(",", ":"))).encode()
+        + b"\n\n"
         for item in events
     )
 
@@ -87,7 +90,11 @@ def run(path: str, sent: bytes, *makers: Made) -> ChainResult:
     results = []
     for chunks in cut(sent):
         with capture_logs():
-            results.append(run_chain([make() for make in makers], chunks, request=Request(method="POST", path=path)))
+            results.append(
+                run_chain(
+                    [make() for make in makers], chunks, request=Request(method="POST", path=path)
+                )
+            )
     assert len({(result.output, str(result.failure)) for result in results}) == 1
     return results[0]
 
@@ -108,7 +115,9 @@ def said(output: bytes) -> str:
     return found
 
 
-def usage_of(path: str, sent: bytes, *, json_body: bool = False) -> tuple[dict[str, Any], dict[str, float]]:
+def usage_of(
+    path: str, sent: bytes, *, json_body: bool = False
+) -> tuple[dict[str, Any], dict[str, float]]:
     """The log line, and the metrics by name."""
     usage = Usage()
     request = Request(method="POST", path=path)
@@ -119,7 +128,9 @@ def usage_of(path: str, sent: bytes, *, json_body: bool = False) -> tuple[dict[s
             result = run_chain([usage], [sent], request=request)
             assert (result.failure, result.output) == (None, sent)
     metrics: dict[str, float] = {}
-    collected: list[Metric] = [metric for collector in usage.collectors() for metric in collector.collect()]
+    collected: list[Metric] = [
+        metric for collector in usage.collectors() for metric in collector.collect()
+    ]
     for metric in collected:
         for sample in metric.samples:
             if sample.name.endswith("_total"):
@@ -129,7 +140,8 @@ def usage_of(path: str, sent: bytes, *, json_body: bool = False) -> tuple[dict[s
     return line, metrics
 
 
-# --- A. An odd field ends the whole answer ------------------------------------------------------------------------------
+# --- A. An odd field ends the whole answer
+# ------------------------------------------------------------------------------
 
 
 def test_a1_an_empty_finish_reason_is_none() -> None:
@@ -144,10 +156,17 @@ def test_a2_a_finish_reason_in_every_chunk_ends_nothing() -> None:
     """su-kaka/gcli2api#403, open-webui/open-webui#16377."""
 
     def answer(*texts: str) -> bytes:
-        return stream(chunk({"reasoning_content": "hm"}, "stop"), *(text(item, "stop") for item in texts), "[DONE]")
+        return stream(
+            chunk({"reasoning_content": "hm"}, "stop"),
+            *(text(item, "stop") for item in texts),
+            "[DONE]",
+        )
 
     check_exact(CHAT, answer("It is ", "436", "."), redact, guard)
-    assert said(run(CHAT, answer("It ", "is sk-abcd", "efgh12345", "."), redact).output) == "It is [redacted]."
+    assert (
+        said(run(CHAT, answer("It ", "is sk-abcd", "efgh12345", "."), redact).output)
+        == "It is [redacted]."
+    )
     for texts in (("sk-abcd", "efgh12345"), ("sk-a", "bcd", "efg", "h12345")):
         assert KEY[:11] not in said(run(CHAT, answer(*texts), redact).output)
     assert said(run(CHAT, answer("sk-abcdefgh", "12345", " ok"), redact).output) == "[redacted] ok"
@@ -172,7 +191,9 @@ def test_a3_a_list_in_the_content(nested: bool) -> None:
     check_exact(CHAT, answer("hm", "hm"), redact, guard)
     stopped = run(CHAT, answer("project nightjar"), guard)
     assert stopped.output == stream(
-        text("So: "), {"choices": [{"index": 0, "delta": {}, "finish_reason": "content_filter"}]}, "[DONE]"
+        text("So: "),
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "content_filter"}]},
+        "[DONE]",
     )
 
 
@@ -203,13 +224,19 @@ def test_a5_arguments_that_are_an_object(streamed: bool) -> None:
         if streamed:
             return stream(chunk({"tool_calls": [call]}), chunk({}, "tool_calls"), "[DONE]")
         return json.dumps(
-            {"choices": [{"index": 0, "message": {"tool_calls": [call]}, "finish_reason": "tool_calls"}]}
+            {
+                "choices": [
+                    {"index": 0, "message": {"tool_calls": [call]}, "finish_reason": "tool_calls"}
+                ]
+            }
         ).encode()
 
     def left(sent: bytes, *makers: Made) -> bytes:
         if streamed:
             return run(CHAT, sent, *makers).output
-        return run_json([make() for make in makers], sent, request=Request(method="POST", path=CHAT))
+        return run_json(
+            [make() for make in makers], sent, request=Request(method="POST", path=CHAT)
+        )
 
     for make in (guard, redact):
         assert left(answer("Oslo"), make) == answer("Oslo")
@@ -217,22 +244,36 @@ def test_a5_arguments_that_are_an_object(streamed: bool) -> None:
     for holds in (True, False):
         calls = Calls(holds)
         assert left(answer("Oslo"), lambda calls=calls: calls) == answer("Oslo")
-        assert [(name, json.loads(arguments)) for _, name, arguments in calls.seen] == [("get_weather", {"city": "Oslo"})]
+        assert [(name, json.loads(arguments)) for _, name, arguments in calls.seen] == [
+            ("get_weather", {"city": "Oslo"})
+        ]
 
 
 def call_of_responses(arguments: str, *, done: str, item: str) -> bytes:
-    added = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "read", "arguments": ""}
+    added = {
+        "type": "function_call",
+        "id": "fc_1",
+        "call_id": "call_1",
+        "name": "read",
+        "arguments": "",
+    }
     where = {"output_index": 0, "item_id": "fc_1"}
     return stream(
         {"type": "response.output_item.added", "output_index": 0, "item": added},
         {"type": "response.function_call_arguments.delta", **where, "delta": arguments},
         {"type": "response.function_call_arguments.done", **where, "arguments": done},
-        {"type": "response.output_item.done", "output_index": 0, "item": {**added, "arguments": item}},
+        {
+            "type": "response.output_item.done",
+            "output_index": 0,
+            "item": {**added, "arguments": item},
+        },
     )
 
 
 @pytest.mark.parametrize("holds", [True, False])
-def test_a6_empty_arguments_after_deltas_change_nothing_and_others_are_one_more_call(holds: bool) -> None:
+def test_a6_empty_arguments_after_deltas_change_nothing_and_others_are_one_more_call(
+    holds: bool,
+) -> None:
     """farion1231/cc-switch#6481, huggingface/tau#712."""
     path = '{"path":"/a"}'
     sent = call_of_responses(path, done="", item=path)
@@ -243,7 +284,11 @@ def test_a6_empty_arguments_after_deltas_change_nothing_and_others_are_one_more_
     other = '{"path":"/b"}'
     sent = call_of_responses(path, done=other, item=other)
     assert run(RESPONSES, sent, lambda: calls).output == sent
-    assert calls.seen == [("call_1", "read", path), ("call_1", "read", other), ("call_1", "read", other)]
+    assert calls.seen == [
+        ("call_1", "read", path),
+        ("call_1", "read", other),
+        ("call_1", "read", other),
+    ]
 
 
 @pytest.mark.parametrize("holds", [True, False])
@@ -251,7 +296,11 @@ def test_a7_arguments_after_the_blocks_end(holds: bool) -> None:
     """agentgateway/agentgateway#2147."""
 
     def delta(piece: str) -> dict[str, Any]:
-        return {"type": "content_block_delta", "index": 0, "delta": {"type": "input_json_delta", "partial_json": piece}}
+        return {
+            "type": "content_block_delta",
+            "index": 0,
+            "delta": {"type": "input_json_delta", "partial_json": piece},
+        }
 
     block = {"type": "tool_use", "id": "toolu_1", "name": "Bash", "input": {}}
     stop = {"type": "content_block_stop", "index": 0}
@@ -269,7 +318,9 @@ def test_a7_arguments_after_the_blocks_end(holds: bool) -> None:
     late = run(MESSAGES, answer('{"command":', f'"{KEY}"', "}"), redact)
     assert b"sk-" not in late.output
     pieces = [
-        message["delta"]["partial_json"] for message in messages_of(late.output) if message["type"] == "content_block_delta"
+        message["delta"]["partial_json"]
+        for message in messages_of(late.output)
+        if message["type"] == "content_block_delta"
     ]
     assert json.loads("".join(pieces)) == {"command": "[redacted]"}
 
@@ -279,18 +330,34 @@ def test_a8_a_block_that_begins_where_another_is() -> None:
 
     def block(index: int, *texts: str) -> list[dict[str, Any]]:
         deltas = [
-            {"type": "content_block_delta", "index": index, "delta": {"type": "text_delta", "text": item}} for item in texts
+            {
+                "type": "content_block_delta",
+                "index": index,
+                "delta": {"type": "text_delta", "text": item},
+            }
+            for item in texts
         ]
-        start = {"type": "content_block_start", "index": index, "content_block": {"type": "text", "text": ""}}
+        start = {
+            "type": "content_block_start",
+            "index": index,
+            "content_block": {"type": "text", "text": ""},
+        }
         return [start, *deltas, {"type": "content_block_stop", "index": index}]
 
     result = {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": []}
     first = {"type": "content_block_start", "index": 1, "content_block": result}
     for blocks in ([first, *block(1, "47 million")], block(1, "47 million")):
-        check_exact(MESSAGES, stream(*blocks, *block(1, " people"), {"type": "message_stop"}), redact, guard)
+        check_exact(
+            MESSAGES, stream(*blocks, *block(1, " people"), {"type": "message_stop"}), redact, guard
+        )
     opened = block(1, "sk-ab")[:-1]  # it does not stop: the next block ends it
-    output = run(MESSAGES, stream(*opened, *block(1, "cdefgh12345"), {"type": "message_stop"}), redact).output
-    assert [message["delta"]["text"] for message in messages_of(output) if "delta" in message] == ["sk-ab", "cdefgh12345"]
+    output = run(
+        MESSAGES, stream(*opened, *block(1, "cdefgh12345"), {"type": "message_stop"}), redact
+    ).output
+    assert [message["delta"]["text"] for message in messages_of(output) if "delta" in message] == [
+        "sk-ab",
+        "cdefgh12345",
+    ]
 
 
 def test_a9_half_a_character_and_what_else_only_lax_readers_take() -> None:
@@ -310,21 +377,37 @@ def test_a9_half_a_character_and_what_else_only_lax_readers_take() -> None:
 
 def test_a_text_that_is_held_back_stays_so_across_what_cannot_be_read() -> None:
     """Text that is no JSON, in the middle of a secret; and a secret in it."""
-    sent = stream(text("sk-abcd"), "keep-alive", "[1]", text("efgh12345"), chunk({}, "stop"), "[DONE]")
+    sent = stream(
+        text("sk-abcd"), "keep-alive", "[1]", text("efgh12345"), chunk({}, "stop"), "[DONE]"
+    )
     output = run(CHAT, sent, redact).output
     assert said(output) == "[redacted]"
     assert b"data: keep-alive\n\ndata: [1]\n\n" in output
     assert b"sk-" not in run(CHAT, stream(f"upstream said {KEY}"), redact).output
     assert run(CHAT, stream(text("a"), "the project nightjar"), guard).output == stream(
-        text("a"), {"choices": [{"index": 0, "delta": {}, "finish_reason": "content_filter"}]}, "[DONE]"
+        text("a"),
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "content_filter"}]},
+        "[DONE]",
     )
 
 
 @pytest.mark.parametrize(
     ("path", "field", "value"),
-    [(CHAT, name, value) for name in ("model", "id", "created", "usage", "object") for value in (5, [], {"a": 1}, "x", True)]
-    + [(RESPONSES, name, value) for name in ("sequence_number", "item_id", "response") for value in ("x", [], 1.5, True)]
-    + [(MESSAGES, name, value) for name in ("usage", "message", "model") for value in ("x", [], 1.5, True)],
+    [
+        (CHAT, name, value)
+        for name in ("model", "id", "created", "usage", "object")
+        for value in (5, [], {"a": 1}, "x", True)
+    ]
+    + [
+        (RESPONSES, name, value)
+        for name in ("sequence_number", "item_id", "response")
+        for value in ("x", [], 1.5, True)
+    ]
+    + [
+        (MESSAGES, name, value)
+        for name in ("usage", "message", "model")
+        for value in ("x", [], 1.5, True)
+    ],
 )
 def test_a_field_of_the_wrong_type_hides_no_text(path: str, field: str, value: Any) -> None:
     """A secret that is cut over two such events is still redacted."""
@@ -332,8 +415,17 @@ def test_a_field_of_the_wrong_type_hides_no_text(path: str, field: str, value: A
     def delta(piece: str) -> dict[str, Any]:
         return {
             CHAT: text(piece),
-            RESPONSES: {"type": "response.output_text.delta", "output_index": 0, "content_index": 0, "delta": piece},
-            MESSAGES: {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": piece}},
+            RESPONSES: {
+                "type": "response.output_text.delta",
+                "output_index": 0,
+                "content_index": 0,
+                "delta": piece,
+            },
+            MESSAGES: {
+                "type": "content_block_delta",
+                "index": 0,
+                "delta": {"type": "text_delta", "text": piece},
+            },
         }[path] | {field: value}
 
     result = run(path, stream(delta("a sk-abcd"), delta("efgh12345 b")), redact)
@@ -350,15 +442,25 @@ def test_the_type_in_the_data_counts_and_not_the_events() -> None:
         + json.dumps({"type": "content_block_start", "index": 0, "content_block": block}).encode()
         + b"\n\n"
     )
-    assert run(MESSAGES, sent + stream({"type": "content_block_stop", "index": 0}), Calls).failure is not None
+    assert (
+        run(MESSAGES, sent + stream({"type": "content_block_stop", "index": 0}), Calls).failure
+        is not None
+    )
 
 
-# --- B. Which call is it, and what is its name --------------------------------------------------------------------------
+# --- B. Which call is it, and what is its name
+# --------------------------------------------------------------------------
 
 Item = dict[str, Any]
 
 
-def item(index: int | None, id: Any = None, name: str | None = None, arguments: str = "", kind: str = "function") -> Item:
+def item(
+    index: int | None,
+    id: Any = None,
+    name: str | None = None,
+    arguments: str = "",
+    kind: str = "function",
+) -> Item:
     made: Item = {} if index is None else {"index": index}
     made |= {} if id is None else {"id": id, "type": kind}
     key = "arguments" if kind == "function" else "input"
@@ -366,7 +468,9 @@ def item(index: int | None, id: Any = None, name: str | None = None, arguments: 
 
 
 def by_id(output: bytes, kind: str = "function") -> list[tuple[Any, str, str]]:
-    """The calls of a client that keeps them apart by id; an item without one goes on with the last call."""
+    """The calls of a client that keeps them apart by id; an item without one goes on with the last
+    call.
+    """
     calls: list[list[Any]] = []
     for message in messages_of(output):
         for choice in message["choices"] if isinstance(message, dict) else ():
@@ -383,22 +487,39 @@ def by_id(output: bytes, kind: str = "function") -> list[tuple[Any, str, str]]:
 @pytest.mark.parametrize("index", [0, None])
 @pytest.mark.parametrize("ids", [("call_a", "call_b"), (1, 2)])
 @pytest.mark.parametrize("holds", [True, False])
-def test_b1_another_id_at_an_index_is_another_call(holds: bool, ids: Sequence[Any], index: int | None, kind: str) -> None:
+def test_b1_another_id_at_an_index_is_another_call(
+    holds: bool, ids: Sequence[Any], index: int | None, kind: str
+) -> None:
     """BerriAI/litellm#21331, NousResearch/hermes-agent#62940, su-kaka/gcli2api#406."""
     first = item(index, ids[0], "get_weather", '{"city":"Oslo"}', kind)
-    second = [item(index, ids[1], "read_file", '{"path":', kind), item(index, None, None, '"/a"}', kind)]
-    sent = stream(*(chunk({"tool_calls": [made]}) for made in (first, *second)), chunk({}, "tool_calls"), "[DONE]")
+    second = [
+        item(index, ids[1], "read_file", '{"path":', kind),
+        item(index, None, None, '"/a"}', kind),
+    ]
+    sent = stream(
+        *(chunk({"tool_calls": [made]}) for made in (first, *second)),
+        chunk({}, "tool_calls"),
+        "[DONE]",
+    )
     calls = Calls(holds)
     assert run(CHAT, sent, lambda: calls).output == sent
-    made = [(str(ids[0]), "get_weather", '{"city":"Oslo"}'), (str(ids[1]), "read_file", '{"path":"/a"}')]
+    made = [
+        (str(ids[0]), "get_weather", '{"city":"Oslo"}'),
+        (str(ids[1]), "read_file", '{"path":"/a"}'),
+    ]
     assert calls.seen == made
     check_exact(CHAT, sent, redact)
     secret = sent.replace(b"Oslo", KEY.encode())
-    assert [(str(call[0]), *call[1:]) for call in by_id(run(CHAT, secret, redact).output, kind)] == [
+    assert [
+        (str(call[0]), *call[1:]) for call in by_id(run(CHAT, secret, redact).output, kind)
+    ] == [
         (made[0][0], made[0][1], '{"city":"[redacted]"}'),
         made[1],
     ]
-    assert run(CHAT, sent.replace(b"read_file", b"delete_file"), lambda: Calls(holds)).failure is not None
+    assert (
+        run(CHAT, sent.replace(b"read_file", b"delete_file"), lambda: Calls(holds)).failure
+        is not None
+    )
 
 
 @pytest.mark.parametrize(
@@ -412,10 +533,20 @@ def test_b1_another_id_at_an_index_is_another_call(holds: bool, ids: Sequence[An
     ],
 )
 def test_b2_a_name_in_pieces(names: Sequence[str], name: str) -> None:
-    """continuedev/continue#5849, NVIDIA-NeMo/Switchyard#785, NousResearch/hermes-agent#11984; `null`: BerriAI/litellm#12513."""
-    pieces = [item(0, "call_a", names[0]), *(item(0, None, piece) for piece in names[1:]), item(0, None, None, "{}")]
+    """continuedev/continue#5849, NVIDIA-NeMo/Switchyard#785, NousResearch/hermes-agent#11984;
+    `null`: BerriAI/litellm#12513.
+    """
+    pieces = [
+        item(0, "call_a", names[0]),
+        *(item(0, None, piece) for piece in names[1:]),
+        item(0, None, None, "{}"),
+    ]
     calls = Calls()
-    result = run(CHAT, stream(*(chunk({"tool_calls": [piece]}) for piece in pieces), chunk({}, "tool_calls")), lambda: calls)
+    result = run(
+        CHAT,
+        stream(*(chunk({"tool_calls": [piece]}) for piece in pieces), chunk({}, "tool_calls")),
+        lambda: calls,
+    )
     assert calls.seen == [("call_a", name, "{}")]
     assert (result.failure is not None) == (name == "delete_file")
 
@@ -424,7 +555,9 @@ def test_b2_a_name_in_pieces(names: Sequence[str], name: str) -> None:
 def test_b_a_name_that_goes_on_after_the_calls_end_is_shown_to_the_hook(holds: bool) -> None:
     """A policy must see the name that a client has in the end."""
     first, second = item(0, "call_a", "delete", "{}"), item(0, None, "_file")
-    sent = stream(chunk({"tool_calls": [first]}, "tool_calls"), chunk({"tool_calls": [second]}), "[DONE]")
+    sent = stream(
+        chunk({"tool_calls": [first]}, "tool_calls"), chunk({"tool_calls": [second]}), "[DONE]"
+    )
     calls = Calls(holds)
     assert run(CHAT, sent, lambda: calls).failure is not None
     assert [name for _, name, _ in calls.seen] == ["delete", "delete_file"]
@@ -439,14 +572,23 @@ def test_b_a_name_that_goes_on_after_the_calls_end_is_shown_to_the_hook(holds: b
                 {
                     "type": "content_block_start",
                     "index": 0,
-                    "content_block": {"type": "tool_use", "id": "a", "name": "f", "input": {"x": 1}},
+                    "content_block": {
+                        "type": "tool_use",
+                        "id": "a",
+                        "name": "f",
+                        "input": {"x": 1},
+                    },
                 },
                 {
                     "type": "content_block_start",
                     "index": 0,
                     "content_block": {"type": "tool_use", "id": "b", "name": "g", "input": {}},
                 },
-                {"type": "content_block_delta", "index": 0, "delta": {"type": "input_json_delta", "partial_json": "{}"}},
+                {
+                    "type": "content_block_delta",
+                    "index": 0,
+                    "delta": {"type": "input_json_delta", "partial_json": "{}"},
+                },
                 {"type": "content_block_stop", "index": 0},
             ],
             [("a", "f", '{"x":1}'), ("b", "g", "{}")],
@@ -458,7 +600,12 @@ def test_b_a_name_that_goes_on_after_the_calls_end_is_shown_to_the_hook(holds: b
                 {
                     "type": "content_block_start",
                     "index": 0,
-                    "content_block": {"type": "tool_use", "id": "a", "name": "f", "input": {"x": 1}},
+                    "content_block": {
+                        "type": "tool_use",
+                        "id": "a",
+                        "name": "f",
+                        "input": {"x": 1},
+                    },
                 },
                 {
                     "type": "content_block_delta",
@@ -476,12 +623,23 @@ def test_b_a_name_that_goes_on_after_the_calls_end_is_shown_to_the_hook(holds: b
                 {
                     "type": "response.output_item.added",
                     "output_index": 0,
-                    "item": {"type": "function_call", "id": name, "call_id": f"c{name}", "name": name, "arguments": ""},
+                    "item": {
+                        "type": "function_call",
+                        "id": name,
+                        "call_id": f"c{name}",
+                        "name": name,
+                        "arguments": "",
+                    },
                 }
                 for name in "fg"
             ]
             + [
-                {"type": "response.function_call_arguments.delta", "output_index": 0, "item_id": name, "delta": f'"{name}"'}
+                {
+                    "type": "response.function_call_arguments.delta",
+                    "output_index": 0,
+                    "item_id": name,
+                    "delta": f'"{name}"',
+                }
                 for name in "gf"
             ]
             + [
@@ -508,7 +666,10 @@ def test_b_a_name_that_goes_on_after_the_calls_end_is_shown_to_the_hook(holds: b
         ),
         pytest.param(
             CHAT,
-            [chunk({"tool_calls": [item(0, "a", "f", "{}") | {"custom": {}}]}), chunk({}, "tool_calls")],
+            [
+                chunk({"tool_calls": [item(0, "a", "f", "{}") | {"custom": {}}]}),
+                chunk({}, "tool_calls"),
+            ],
             [("a", "f", "{}")],
             id="chat: an empty custom beside function (earendil-works/pi#8504)",
         ),
@@ -529,7 +690,8 @@ def test_b_calls_are_told_apart(path: str, events: list[Any], seen: list[Any], h
     assert calls.seen == seen
 
 
-# --- C. A chunk taken for a body ----------------------------------------------------------------------------------------
+# --- C. A chunk taken for a body
+# ----------------------------------------------------------------------------------------
 
 
 def cumulative(*deltas: str) -> bytes:
@@ -538,7 +700,18 @@ def cumulative(*deltas: str) -> bytes:
         whole += delta
         reason = "stop" if number == len(deltas) - 1 else None
         message = {"role": "assistant", "content": whole}
-        events.append({"choices": [{"index": 0, "finish_reason": reason, "message": message, "delta": {"content": delta}}]})
+        events.append(
+            {
+                "choices": [
+                    {
+                        "index": 0,
+                        "finish_reason": reason,
+                        "message": message,
+                        "delta": {"content": delta},
+                    }
+                ]
+            }
+        )
     return stream(*events, "[DONE]")
 
 
@@ -553,7 +726,12 @@ def test_c1_a_delta_beside_a_message_that_grows() -> None:
     output = run(CHAT, cumulative("key ", "sk-abcd", "efgh12345"), redact).output
     assert said(output) == "key [redacted]"
     assert messages_of(output)[-2]["choices"][0]["message"]["content"] == "key [redacted]"
-    check_exact(CHAT, stream({"choices": [{"index": 0, "delta": {"content": "a"}, "message": None}]}), redact, guard)
+    check_exact(
+        CHAT,
+        stream({"choices": [{"index": 0, "delta": {"content": "a"}, "message": None}]}),
+        redact,
+        guard,
+    )
 
 
 def test_c_a_hook_counts_an_answer_once() -> None:
@@ -574,34 +752,62 @@ def test_c_a_hook_counts_an_answer_once() -> None:
     assert counted == ["about ", "it", " now"]
 
 
-# --- D. Usage in other places and words, E. failures --------------------------------------------------------------------
+# --- D. Usage in other places and words, E. failures
+# --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("usage", "counts"),
     [
-        ({"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16, "cached_tokens": 8}, (11, 5, 8, None, None)),
-        ({"input_tokens": 11, "output_tokens": 5, "total_tokens": 16}, (11, 5, None, None, None)),
-        ({"prompt_tokens": 0, "completion_tokens": 0, "input_tokens": 11, "output_tokens": 5}, (11, 5, None, None, None)),
-        ({"prompt_tokens": 11, "completion_tokens": 5, "input_tokens": 0, "output_tokens": 0}, (11, 5, None, None, None)),
         (
-            {"prompt_tokens": 11, "completion_tokens": 5, "prompt_cache_hit_tokens": 8, "prompt_cache_miss_tokens": 3},
+            {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16, "cached_tokens": 8},
             (11, 5, 8, None, None),
         ),
-        ({"prompt_tokens": 11, "cache_read_input_tokens": 8, "cache_creation_input_tokens": 2}, (11, None, 8, 2, None)),
+        ({"input_tokens": 11, "output_tokens": 5, "total_tokens": 16}, (11, 5, None, None, None)),
         (
-            {"input_tokens_details": {"cached_tokens": 8}, "output_tokens_details": {"reasoning_tokens": 3}},
+            {"prompt_tokens": 0, "completion_tokens": 0, "input_tokens": 11, "output_tokens": 5},
+            (11, 5, None, None, None),
+        ),
+        (
+            {"prompt_tokens": 11, "completion_tokens": 5, "input_tokens": 0, "output_tokens": 0},
+            (11, 5, None, None, None),
+        ),
+        (
+            {
+                "prompt_tokens": 11,
+                "completion_tokens": 5,
+                "prompt_cache_hit_tokens": 8,
+                "prompt_cache_miss_tokens": 3,
+            },
+            (11, 5, 8, None, None),
+        ),
+        (
+            {"prompt_tokens": 11, "cache_read_input_tokens": 8, "cache_creation_input_tokens": 2},
+            (11, None, 8, 2, None),
+        ),
+        (
+            {
+                "input_tokens_details": {"cached_tokens": 8},
+                "output_tokens_details": {"reasoning_tokens": 3},
+            },
             (None, None, 8, None, 3),
         ),
         ({"prompt_tokens": 11, "completion_tokens": 0}, (11, 0, None, None, None)),
         (
-            {"prompt_tokens": None, "completion_tokens": "5", "prompt_tokens_details": [], "reasoning_tokens": 2.5},
+            {
+                "prompt_tokens": None,
+                "completion_tokens": "5",
+                "prompt_tokens_details": [],
+                "reasoning_tokens": 2.5,
+            },
             (None, 5, None, None, 2.5),
         ),
     ],
 )
 @pytest.mark.parametrize("place", ["top", "choice", "x_groq", "body"])
-def test_d_usage_is_counted_wherever_and_however_it_is_told(usage: dict[str, Any], counts: Any, place: str) -> None:
+def test_d_usage_is_counted_wherever_and_however_it_is_told(
+    usage: dict[str, Any], counts: Any, place: str
+) -> None:
     """earendil-works/pi#2017, #2326, #8119, NousResearch/hermes-agent#61871."""
     choice = {"index": 0, "delta": {}, "finish_reason": "stop"}
     message: dict[str, Any] = {"choices": [choice]}
@@ -613,8 +819,13 @@ def test_d_usage_is_counted_wherever_and_however_it_is_told(usage: dict[str, Any
         message["usage"] = usage
     sent = json.dumps(message).encode() if place == "body" else stream(message, "[DONE]")
     line, metrics = usage_of(CHAT, sent, json_body=place == "body")
-    assert tuple(line[kind] for kind in ("input", "output", "cached", "cache_written", "reasoning")) == counts
-    assert metrics["weirpool_llm_tokens_total"] == pytest.approx(sum(count for count in counts if count))
+    assert (
+        tuple(line[kind] for kind in ("input", "output", "cached", "cache_written", "reasoning"))
+        == counts
+    )
+    assert metrics["weirpool_llm_tokens_total"] == pytest.approx(
+        sum(count for count in counts if count)
+    )
 
 
 def test_d5_a_later_zero_erases_nothing() -> None:
@@ -631,34 +842,81 @@ def test_d5_a_later_zero_erases_nothing() -> None:
     assert (line["input"], line["cached"], line["output"]) == (1500, 900, 7)
     usage = {"prompt_tokens": 11, "completion_tokens": 5}
     choice = {"index": 0, "delta": {}, "finish_reason": "stop", "usage": usage}
-    _, metrics = usage_of(CHAT, stream({"choices": [choice], "usage": usage}, {"choices": [], "usage": usage}))
+    _, metrics = usage_of(
+        CHAT, stream({"choices": [choice], "usage": usage}, {"choices": [], "usage": usage})
+    )
     assert metrics["weirpool_llm_tokens_total"] == 16
 
 
 @pytest.mark.parametrize(
     ("path", "events", "error"),
     [
-        (CHAT, [text("Half"), chunk({"content": ""}, "error", error={"code": 502, "message": "gone"}), "[DONE]"], "502"),
-        (CHAT, [text("Half"), {"choices": [{"index": 0, "delta": {}, "error": {"code": 502}}]}, chunk({}, "stop")], "502"),
-        (CHAT, [text("Half"), {"error": {"type": "server_error"}}, chunk({}, "stop"), "[DONE]"], "server_error"),
+        (
+            CHAT,
+            [
+                text("Half"),
+                chunk({"content": ""}, "error", error={"code": 502, "message": "gone"}),
+                "[DONE]",
+            ],
+            "502",
+        ),
+        (
+            CHAT,
+            [
+                text("Half"),
+                {"choices": [{"index": 0, "delta": {}, "error": {"code": 502}}]},
+                chunk({}, "stop"),
+            ],
+            "502",
+        ),
+        (
+            CHAT,
+            [text("Half"), {"error": {"type": "server_error"}}, chunk({}, "stop"), "[DONE]"],
+            "server_error",
+        ),
         (CHAT, [text("Half"), chunk({}, "error"), "[DONE]"], None),
-        (CHAT, [{"object": "error", "message": "no", "type": "BadRequestError", "code": 400}], "BadRequestError"),
+        (
+            CHAT,
+            [{"object": "error", "message": "no", "type": "BadRequestError", "code": 400}],
+            "BadRequestError",
+        ),
         (
             RESPONSES,
             [
-                {"type": "error", "error": {"type": "server_error", "code": "server_error", "message": "an error"}},
+                {
+                    "type": "error",
+                    "error": {
+                        "type": "server_error",
+                        "code": "server_error",
+                        "message": "an error",
+                    },
+                },
                 {
                     "type": "response.failed",
-                    "response": {"status": "failed", "output": [], "error": {"code": "server_error"}},
+                    "response": {
+                        "status": "failed",
+                        "output": [],
+                        "error": {"code": "server_error"},
+                    },
                 },
             ],
             "server_error",
         ),
-        (RESPONSES, [{"type": "response.failed", "response": {"status": "failed", "output": []}}], None),
-        (MESSAGES, [{"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}], "overloaded_error"),
+        (
+            RESPONSES,
+            [{"type": "response.failed", "response": {"status": "failed", "output": []}}],
+            None,
+        ),
+        (
+            MESSAGES,
+            [{"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}],
+            "overloaded_error",
+        ),
     ],
 )
-def test_e_a_failure_inside_a_200_is_a_failure(path: str, events: list[Any], error: str | None) -> None:
+def test_e_a_failure_inside_a_200_is_a_failure(
+    path: str, events: list[Any], error: str | None
+) -> None:
     """damianvtran/local-operator#223, gethouston/houston#1211, decolua/9router#4104."""
     line, metrics = usage_of(path, stream(*events))
     assert line["error"] == error
@@ -671,12 +929,19 @@ def test_e_other_reasons_are_no_failures(reason: str) -> None:
     """An answer that tells no usage is counted as one."""
     _, metrics = usage_of(CHAT, stream(text("Half"), chunk({}, reason), "[DONE]"))
     assert metrics["weirpool_llm_answers_without_usage_total"] == 1
-    incomplete = {"status": "incomplete", "output": [], "incomplete_details": {"reason": "max_output_tokens"}}
-    _, metrics = usage_of(RESPONSES, stream({"type": "response.incomplete", "response": incomplete}))
+    incomplete = {
+        "status": "incomplete",
+        "output": [],
+        "incomplete_details": {"reason": "max_output_tokens"},
+    }
+    _, metrics = usage_of(
+        RESPONSES, stream({"type": "response.incomplete", "response": incomplete})
+    )
     assert metrics["weirpool_llm_answers_without_usage_total"] == 1
 
 
-# --- What no hook is shown ----------------------------------------------------------------------------------------------
+# --- What no hook is shown
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -693,7 +958,14 @@ def test_e_other_reasons_are_no_failures(reason: str) -> None:
         (RESPONSES, stream({"type": "response.new", "output_index": 0, "text": "%s"})),
         (
             RESPONSES,
-            stream({"type": "response.mcp_call_arguments.delta", "item_id": "m", "output_index": 0, "delta": '{"a":"%s"}'}),
+            stream(
+                {
+                    "type": "response.mcp_call_arguments.delta",
+                    "item_id": "m",
+                    "output_index": 0,
+                    "delta": '{"a":"%s"}',
+                }
+            ),
         ),
         (
             MESSAGES,
@@ -721,7 +993,12 @@ def test_e_other_reasons_are_no_failures(reason: str) -> None:
                 {
                     "type": "content_block_start",
                     "index": 0,
-                    "content_block": {"type": "tool_use", "id": "t", "name": "f", "input": {"a": "%s"}},
+                    "content_block": {
+                        "type": "tool_use",
+                        "id": "t",
+                        "name": "f",
+                        "input": {"a": "%s"},
+                    },
                 }
             ),
         ),
@@ -735,7 +1012,10 @@ def test_protectors_search_what_readers_do_not_know(path: str, block: bytes) -> 
     assert redacted.failure is None
     assert b"sk-" not in redacted.output
     if block.startswith(b"data: {"):
-        assert b"abcdefgh" not in run(path, block.replace(b"%s", rb"sk\u002dabcdefgh12345"), redact).output
+        assert (
+            b"abcdefgh"
+            not in run(path, block.replace(b"%s", rb"sk\u002dabcdefgh12345"), redact).output
+        )
     stopped = run(path, block.replace(b"%s", words), guard)
     assert words not in stopped.output
     assert stopped.ended
@@ -748,10 +1028,16 @@ def test_protectors_search_what_readers_do_not_know(path: str, block: bytes) -> 
         (
             CHAT,
             lambda piece: chunk(
-                {"reasoning_details": [{"type": "reasoning.text", "index": 0, "text": piece}], "reasoning": piece}
+                {
+                    "reasoning_details": [{"type": "reasoning.text", "index": 0, "text": piece}],
+                    "reasoning": piece,
+                }
             ),
         ),
-        (CHAT, lambda piece: {"choices": [{"index": 0, "text": piece, "delta": {"content": piece}}]}),
+        (
+            CHAT,
+            lambda piece: {"choices": [{"index": 0, "text": piece, "delta": {"content": piece}}]},
+        ),
         (CHAT, lambda piece: chunk({"audio": {"id": "a", "transcript": piece}})),
         (
             RESPONSES,
@@ -780,7 +1066,9 @@ def test_protectors_search_what_readers_do_not_know(path: str, block: bytes) -> 
         ),
     ],
 )
-def test_secrets_that_are_cut_are_found_in_every_text_that_grows(path: str, make: Callable[[str], Any]) -> None:
+def test_secrets_that_are_cut_are_found_in_every_text_that_grows(
+    path: str, make: Callable[[str], Any]
+) -> None:
     """Texts that repeat others, transcripts, and the input of tools that the provider runs."""
     result = run(path, stream(make("a sk-abcd"), make("efgh12345 b")), redact)
     assert result.failure is None
@@ -793,11 +1081,18 @@ def test_secrets_that_are_cut_are_found_in_every_text_that_grows(path: str, make
 
 def test_words_of_the_protocol_stop_no_answer() -> None:
     """A pattern that matches `stop` or a model's name is about what the model says."""
-    sent = stream(text("fine") | {"model": "gpt-x", "id": "chatcmpl-1234567890123456"}, chunk({}, "stop"), "[DONE]")
-    check_exact(CHAT, sent, lambda: Guard(patterns=["stop|gpt|assistant|choices|content|[0-9]{16}"]))
+    sent = stream(
+        text("fine") | {"model": "gpt-x", "id": "chatcmpl-1234567890123456"},
+        chunk({}, "stop"),
+        "[DONE]",
+    )
+    check_exact(
+        CHAT, sent, lambda: Guard(patterns=["stop|gpt|assistant|choices|content|[0-9]{16}"])
+    )
 
 
-# --- found by tests/fuzz/test_readers.py --------------------------------------------------------------------------------
+# --- found by tests/fuzz/test_readers.py
+# --------------------------------------------------------------------------------
 
 
 def delta_of_call(piece: Any, **more: Any) -> dict[str, Any]:
@@ -807,11 +1102,15 @@ def delta_of_call(piece: Any, **more: Any) -> dict[str, Any]:
 WORDS = "project nightjar"
 
 
-@pytest.mark.parametrize("data", ['{"a": "pr\\u006fject nightjar"', f"[DONE] {WORDS}", f"[DONE] {WORDS}\nx-y: 1"])
+@pytest.mark.parametrize(
+    "data", ['{"a": "pr\\u006fject nightjar"', f"[DONE] {WORDS}", f"[DONE] {WORDS}\nx-y: 1"]
+)
 @pytest.mark.parametrize("begun", [True, False])
 def test_guard_searches_data_that_is_half_json_or_follows_done(data: str, begun: bool) -> None:
     """With its escapes decoded, and before any event that tells which format the answer has."""
-    result = run(CHAT, stream(*([text("a")] if begun else []), data.replace("\n", "\ndata: ")), guard)
+    result = run(
+        CHAT, stream(*([text("a")] if begun else []), data.replace("\n", "\ndata: ")), guard
+    )
     assert (result.failure, result.ended) == (None, True)
     assert b"nightjar" not in result.output
 
@@ -827,13 +1126,33 @@ def test_the_ending_shows_nothing_of_what_it_is_for(name: str) -> None:
     ("path", "body"),
     [
         (CHAT, {"choices": [{"index": 0, "message": {"content": "a"}, WORDS: 1}]}),
-        (CHAT, {"choices": [{"index": 0, "message": {"content": "a"}, "x": {"y": WORDS}}], "usage": {"x": WORDS}}),
-        (CHAT, {"choices": [{"index": 0, "message": {"content": "a"}, "delta": {"content": WORDS}}]}),
+        (
+            CHAT,
+            {
+                "choices": [{"index": 0, "message": {"content": "a"}, "x": {"y": WORDS}}],
+                "usage": {"x": WORDS},
+            },
+        ),
+        (
+            CHAT,
+            {"choices": [{"index": 0, "message": {"content": "a"}, "delta": {"content": WORDS}}]},
+        ),
         (CHAT, {"choices": [{"index": 0, "text": WORDS}]}),
         (CHAT, {"choices": [{"index": "1", "message": {"content": WORDS}}]}),
         (CHAT, {"choices": [], "id": [WORDS]}),
-        (RESPONSES, {"object": "response", "output": [], "model": {"x": WORDS}, "usage": {WORDS: 1}}),
-        (MESSAGES, {"type": "message", "content": [], "role": [WORDS], "usage": {"input_tokens": 1, "x": [WORDS]}}),
+        (
+            RESPONSES,
+            {"object": "response", "output": [], "model": {"x": WORDS}, "usage": {WORDS: 1}},
+        ),
+        (
+            MESSAGES,
+            {
+                "type": "message",
+                "content": [],
+                "role": [WORDS],
+                "usage": {"input_tokens": 1, "x": [WORDS]},
+            },
+        ),
     ],
 )
 def test_nothing_of_a_match_is_left_in_a_body(path: str, body: Any) -> None:
@@ -846,7 +1165,11 @@ def test_nothing_of_a_match_is_left_in_a_body(path: str, body: Any) -> None:
 def test_unread_events_between_the_pieces_of_a_held_call(between: str) -> None:
     """They keep their place, whatever becomes of the call."""
     sent = stream(
-        delta_of_call('{"k":"sk-abcd', id="call_a"), between, delta_of_call('efgh12345"}'), chunk({}, "stop"), "[DONE]"
+        delta_of_call('{"k":"sk-abcd', id="call_a"),
+        between,
+        delta_of_call('efgh12345"}'),
+        chunk({}, "stop"),
+        "[DONE]",
     )
     result = run(CHAT, sent, redact)
     assert result.failure is None
@@ -858,7 +1181,9 @@ def test_unread_events_between_the_pieces_of_a_held_call(between: str) -> None:
 @pytest.mark.parametrize("function", [None, [None], {}])
 def test_a_call_without_a_function(function: Any) -> None:
     """It passes, held or not."""
-    sent = stream(chunk({"tool_calls": [{"index": 0, "function": function}]}), chunk({}, "stop"), "[DONE]")
+    sent = stream(
+        chunk({"tool_calls": [{"index": 0, "function": function}]}), chunk({}, "stop"), "[DONE]"
+    )
     check_exact(CHAT, sent, redact, guard, Calls, lambda: Calls(True))
 
 
@@ -867,10 +1192,12 @@ def test_half_a_character_in_arguments_and_in_what_an_ending_repeats() -> None:
     half = "\ud83d"
     sent = stream(delta_of_call({"a": half}, id="call_a"), chunk({}, "stop"), "[DONE]")
     check_exact(CHAT, sent, redact, guard, Calls, lambda: Calls(True))
-    output = run(CHAT, sent.replace(half.encode("unicode-escape"), b"sk-abcdefgh12345 \\ud83d"), redact).output
-    assert messages_of(output)[0]["choices"][0]["delta"]["tool_calls"][0]["function"]["arguments"] == {
-        "a": f"[redacted] {half}"
-    }
+    output = run(
+        CHAT, sent.replace(half.encode("unicode-escape"), b"sk-abcdefgh12345 \\ud83d"), redact
+    ).output
+    assert messages_of(output)[0]["choices"][0]["delta"]["tool_calls"][0]["function"][
+        "arguments"
+    ] == {"a": f"[redacted] {half}"}
     created = {"type": "response.created", "response": {"object": "response", "x": half}}
     result = run(RESPONSES, stream(created, {"type": "new", "x": WORDS}), guard)
     assert (result.failure, messages_of(result.output)[-1]["response"]["x"]) == (None, half)
@@ -878,10 +1205,16 @@ def test_half_a_character_in_arguments_and_in_what_an_ending_repeats() -> None:
 
 def test_a_held_event_keeps_its_line_ends_and_an_id_its_place() -> None:
     """CRLF that is cut before its LF, and an event that is nothing but an id."""
-    sent = stream(delta_of_call("{", id="call_a"), delta_of_call("}")) + b"id: 7\n\n" + stream(chunk({}, "stop"), "[DONE]")
+    sent = (
+        stream(delta_of_call("{", id="call_a"), delta_of_call("}"))
+        + b"id: 7\n\n"
+        + stream(chunk({}, "stop"), "[DONE]")
+    )
     for wire in (sent, sent.replace(b"\n", b"\r\n"), sent.replace(b"\n", b"\r")):
         for at in range(len(wire)):
-            result = run_chain([redact()], [wire[:at], wire[at:]], request=Request(method="POST", path=CHAT))
+            result = run_chain(
+                [redact()], [wire[:at], wire[at:]], request=Request(method="POST", path=CHAT)
+            )
             assert (result.failure, result.output) == (None, wire)
 
 
@@ -891,18 +1224,29 @@ def test_json_as_deep_as_a_decoder_takes_it() -> None:
         for leaf in ("a", WORDS):
             nested = "[" * depth + json.dumps(leaf) + "]" * depth
             item = {"type": "function_call", "id": "i", "name": "f", "arguments": 0}
-            done = json.dumps({"type": "response.output_item.done", "output_index": 0, "item": item})
-            sent = b"data: " + done.replace('"arguments": 0', f'"arguments": {nested}').encode() + b"\n\n"
+            done = json.dumps(
+                {"type": "response.output_item.done", "output_index": 0, "item": item}
+            )
+            sent = (
+                b"data: "
+                + done.replace('"arguments": 0', f'"arguments": {nested}').encode()
+                + b"\n\n"
+            )
             for make in (redact, guard, Calls):
                 result = run_chain([make()], [sent], request=Request(method="POST", path=RESPONSES))
                 assert result.failure is None
-                assert result.output == sent or (make is guard and result.ended and b"nightjar" not in result.output)
+                assert result.output == sent or (
+                    make is guard and result.ended and b"nightjar" not in result.output
+                )
 
 
-# --- Attacks ------------------------------------------------------------------------------------------------------------
+# --- Attacks
+# ------------------------------------------------------------------------------------------------------------
 
 
-def client_call(kind: str, field: str, action: dict[str, Any], done: bool, **more: Any) -> dict[str, Any]:
+def client_call(
+    kind: str, field: str, action: dict[str, Any], done: bool, **more: Any
+) -> dict[str, Any]:
     """The event of an item of Responses that the client runs without a function."""
     return {
         "type": f"response.output_item.{'done' if done else 'added'}",
@@ -976,7 +1320,9 @@ RUN = {"type": "exec", "command": ["rm", "-r", "/"]}
             RESPONSES,
             [
                 client_call("apply_patch_call", "operation", {}, done=False),
-                client_call("apply_patch_call", "operation", {"type": "delete_file", "path": "a"}, done=True),
+                client_call(
+                    "apply_patch_call", "operation", {"type": "delete_file", "path": "a"}, done=True
+                ),
             ],
             ("c_1", "apply_patch", '{"type":"delete_file","path":"a"}'),
             id="a patch",
@@ -993,7 +1339,12 @@ RUN = {"type": "exec", "command": ["rm", "-r", "/"]}
                 {
                     "type": "content_block_start",
                     "index": 3,
-                    "content_block": {"type": "tool_use", "id": "t_1", "name": "delete_file", "input": {}},
+                    "content_block": {
+                        "type": "tool_use",
+                        "id": "t_1",
+                        "name": "delete_file",
+                        "input": {},
+                    },
                 },
                 {
                     "type": "content_block_delta",
@@ -1008,8 +1359,12 @@ RUN = {"type": "exec", "command": ["rm", "-r", "/"]}
     ],
 )
 @pytest.mark.parametrize("holds", [True, False])
-def test_a_policy_sees_what_a_client_assembles(path: str, events: list[Any], call: Any, holds: bool) -> None:
-    """Each with the name and all the arguments that the official SDK has in the end, or the client runs."""
+def test_a_policy_sees_what_a_client_assembles(
+    path: str, events: list[Any], call: Any, holds: bool
+) -> None:
+    """Each with the name and all the arguments that the official SDK has in the end, or the client
+    runs.
+    """
     seen: list[Any] = []
 
     class Stream(MessageStream):
@@ -1053,11 +1408,23 @@ class StopStream(MessageStream):
 @pytest.mark.parametrize("index", [5, 1.0, "1", None])
 def test_a_body_is_cut_where_its_call_is(index: Any) -> None:
     """Whatever numbers its calls and its choice have."""
-    calls = [item(0, "call_a", "first", "{}"), item(index, "call_b", "stop", "{}"), item(index, "call_c", "last", "{}")]
+    calls = [
+        item(0, "call_a", "first", "{}"),
+        item(index, "call_b", "stop", "{}"),
+        item(index, "call_c", "last", "{}"),
+    ]
     body = {
-        "choices": [{"index": index, "message": {"content": "Well.", "tool_calls": calls}, "finish_reason": "tool_calls"}]
+        "choices": [
+            {
+                "index": index,
+                "message": {"content": "Well.", "tool_calls": calls},
+                "finish_reason": "tool_calls",
+            }
+        ]
     }
-    output = run_json([Stop()], json.dumps(body).encode(), request=Request(method="POST", path=CHAT))
+    output = run_json(
+        [Stop()], json.dumps(body).encode(), request=Request(method="POST", path=CHAT)
+    )
     (choice,) = json.loads(output)["choices"]
     assert choice["message"] == {"content": "Well.", "tool_calls": calls[:1]}
     assert choice["finish_reason"] == "stop"
@@ -1066,7 +1433,8 @@ def test_a_body_is_cut_where_its_call_is(index: Any) -> None:
 def test_a_secret_in_a_name_that_is_cut_does_not_leave() -> None:
     """A name cannot be changed, so the answer ends."""
     sent = stream(
-        chunk({"tool_calls": [item(0, "call_a", "sk-abcd", "")]}), chunk({"tool_calls": [item(0, None, "efgh12345", "{}")]})
+        chunk({"tool_calls": [item(0, "call_a", "sk-abcd", "")]}),
+        chunk({"tool_calls": [item(0, None, "efgh12345", "{}")]}),
     )
     result = run(CHAT, sent, redact)
     assert b"sk-abcd" not in result.output
@@ -1090,7 +1458,9 @@ def test_half_a_character_in_a_name_leaves_the_metrics_readable() -> None:
 
 def test_thousands_of_reasons_make_no_log_line_of_thousands() -> None:
     """And one that tells of a failure counts, whenever it comes."""
-    sent = stream(*[chunk({}, f"reason-{number}") for number in range(3000)], chunk({}, "error"), "[DONE]")
+    sent = stream(
+        *[chunk({}, f"reason-{number}") for number in range(3000)], chunk({}, "error"), "[DONE]"
+    )
     line, metrics = usage_of(CHAT, sent)
     assert len(line["finish_reason"].split(",")) == 11
     assert metrics.get("weirpool_llm_answers_without_usage_total", 0) == 0
@@ -1098,8 +1468,16 @@ def test_thousands_of_reasons_make_no_log_line_of_thousands() -> None:
 
 def test_a_text_without_a_start_stays_one_text_when_another_block_begins() -> None:
     """Clients that join by index have the same text."""
-    delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "sk-abcd"}}
-    start = {"type": "content_block_start", "index": 5, "content_block": {"type": "text", "text": "b"}}
+    delta = {
+        "type": "content_block_delta",
+        "index": 0,
+        "delta": {"type": "text_delta", "text": "sk-abcd"},
+    }
+    start = {
+        "type": "content_block_start",
+        "index": 5,
+        "content_block": {"type": "text", "text": "b"},
+    }
     rest = {**delta, "delta": {"type": "text_delta", "text": "efgh12345"}}
     output = run(MESSAGES, stream(delta, start, rest, {"type": "message_stop"}), redact).output
     assert b"abcd" not in output
@@ -1108,6 +1486,10 @@ def test_a_text_without_a_start_stays_one_text_when_another_block_begins() -> No
 
 def test_an_ending_repeats_an_item_whose_type_is_none() -> None:
     """An item of an odd type is open when `guard` ends the answer."""
-    added = {"type": "response.output_item.added", "output_index": 0, "item": {"id": "i", "type": [], "content": []}}
+    added = {
+        "type": "response.output_item.added",
+        "output_index": 0,
+        "item": {"id": "i", "type": [], "content": []},
+    }
     result = run(RESPONSES, stream(added, {"type": "new", "x": WORDS}), guard)
     assert (result.failure, result.ended) == (None, True)

@@ -11,7 +11,15 @@ from weakref import WeakSet
 
 import pytest
 
-from interceptors import Event, Interceptor, LoadError, Request, StreamContext, StreamInterceptor, loader
+from interceptors import (
+    Event,
+    Interceptor,
+    LoadError,
+    Request,
+    StreamContext,
+    StreamInterceptor,
+    loader,
+)
 from interceptors.loader import ENTRY_POINT_GROUP, load_interceptor
 from interceptors.redact import Redact
 
@@ -21,7 +29,13 @@ class Plain(Interceptor):
 
 
 class Tuned(Interceptor):
-    def __init__(self, words: list[str], limit: int = 3, mode: Literal["a", "b"] = "a", scale: float | None = None) -> None:
+    def __init__(
+        self,
+        words: list[str],
+        limit: int = 3,
+        mode: Literal["a", "b"] = "a",
+        scale: float | None = None,
+    ) -> None:
         self.given = (words, limit, mode, scale)
 
 
@@ -47,14 +61,18 @@ class SkipsErrors(Interceptor):
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Puts classes into an importable module and answers with the name of the first, as `use` wants it."""
+    """Puts classes into an importable module and answers with the name of the first, as `use` wants
+    it.
+    """
 
     monkeypatch.setattr(
         "interceptors.checks._checked", WeakSet()
     )  # a class is checked once, and with the others of its module
 
     def put(*classes: type) -> str:
-        monkeypatch.setattr("interceptors.checks._checked", set())  # the same class stands in another module each time
+        monkeypatch.setattr(
+            "interceptors.checks._checked", set()
+        )  # the same class stands in another module each time
         made = types.ModuleType("users_module")
         for cls in classes:
             monkeypatch.setattr(cls, "__module__", "users_module")
@@ -71,7 +89,8 @@ def refused(use: str, options: dict[str, Any] | None = None) -> LoadError:
     return caught.value
 
 
-# --- finding ------------------------------------------------------------------------------------------------------------
+# --- finding
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_class_is_loaded_by_module_and_name() -> None:
@@ -82,7 +101,10 @@ def test_a_class_is_loaded_by_module_and_name() -> None:
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        ("no_such_module_anywhere:X", r"cannot import 'no_such_module_anywhere': ModuleNotFoundError"),
+        (
+            "no_such_module_anywhere:X",
+            r"cannot import 'no_such_module_anywhere': ModuleNotFoundError",
+        ),
         ("interceptors.redact:Nope", r"'interceptors\.redact' has no 'Nope'"),
         ("interceptors.redact:re", r"not a subclass of interceptors\.Interceptor"),
         ("interceptors.redact:StreamInterceptor", r"not a subclass of interceptors\.Interceptor"),
@@ -90,20 +112,29 @@ def test_a_class_is_loaded_by_module_and_name() -> None:
             "nobody-registered-this",
             r"neither package\.module:Class, nor file\.py:Class, nor an entry point of the group 'weirpool\.interceptors'",
         ),
-        ("interceptors.redact", r"neither package\.module:Class, nor file\.py:Class, nor an entry point"),
+        (
+            "interceptors.redact",
+            r"neither package\.module:Class, nor file\.py:Class, nor an entry point",
+        ),
         (":Redact", r"cannot import ''"),
         ("interceptors.redact:", r"has no ''"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_refused(use: str, message: str) -> None:
-    """Each wrong `use` is a LoadError of the interceptor itself (`option` is "") that says what is wrong."""
+    """Each wrong `use` is a LoadError of the interceptor itself (`option` is "") that says what is
+    wrong.
+    """
     with pytest.raises(LoadError, match=message) as caught:
         load_interceptor(use, {})
     assert caught.value.option == ""
 
 
-def test_a_module_that_fails_while_it_is_imported_is_a_load_error(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a user's module raises becomes a LoadError that names module and exception, with the cause kept."""
+def test_a_module_that_fails_while_it_is_imported_is_a_load_error(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a user's module raises becomes a LoadError that names module and exception, with the
+    cause kept.
+    """
     (tmp_path / "broken_at_import.py").write_text("raise KeyError('set MY_TOKEN')\n")
     monkeypatch.syspath_prepend(tmp_path)
     error = refused("broken_at_import:X")
@@ -141,20 +172,28 @@ def entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("entry_points")
 def test_a_name_without_colon_is_an_entry_point() -> None:
-    """An installed interceptor is loaded by its entry point's name, with its options checked as ever."""
+    """An installed interceptor is loaded by its entry point's name, with its options checked as
+    ever.
+    """
     assert type(load_interceptor("redact", {"patterns": ["a"]})) is Redact
     assert refused("redact", {"patterns": 3}).option == "patterns"
 
 
 @pytest.mark.usefixtures("entry_points")
 def test_an_entry_point_that_cannot_be_loaded_is_refused() -> None:
-    """A broken one says why, one that is no interceptor says so, an unknown name says where it was looked for."""
-    assert str(refused("broken")) == "the entry point 'broken' cannot be loaded: ImportError: no module named tokenizers"
+    """A broken one says why, one that is no interceptor says so, an unknown name says where it was
+    looked for.
+    """
+    assert (
+        str(refused("broken"))
+        == "the entry point 'broken' cannot be loaded: ImportError: no module named tokenizers"
+    )
     assert "not a subclass" in str(refused("no-class"))
     assert "'weirpool.interceptors'" in str(refused("unknown"))
 
 
-# --- options ------------------------------------------------------------------------------------------------------------
+# --- options
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_options_reach_init_and_absent_ones_keep_their_defaults(module: Callable[..., str]) -> None:
@@ -182,7 +221,9 @@ def test_options_reach_init_and_absent_ones_keep_their_defaults(module: Callable
 def test_an_option_that_does_not_fit_is_refused_by_its_path(
     module: Callable[..., str], options: dict[str, Any], option: str, message: str
 ) -> None:
-    """Missing, unknown and mistyped options: `option` is the path below `options`, the message says what is expected."""
+    """Missing, unknown and mistyped options: `option` is the path below `options`, the message says
+    what is expected.
+    """
     use = module(Tuned)
     with pytest.raises(LoadError, match=message) as caught:
         load_interceptor(use, options)
@@ -194,7 +235,10 @@ def test_an_interceptor_without_options_takes_none(module: Callable[..., str]) -
     use = module(Plain)
     assert type(load_interceptor(use, {})) is Plain
     error = refused(use, {"limit": 1})
-    assert (error.option, str(error)) == ("limit", "unknown option `limit`: the options here are none")
+    assert (error.option, str(error)) == (
+        "limit",
+        "unknown option `limit`: the options here are none",
+    )
 
 
 def test_keyword_arguments_take_what_is_not_named(module: Callable[..., str]) -> None:
@@ -220,7 +264,8 @@ def test_what_init_refuses_is_a_load_error(module: Callable[..., str]) -> None:
     assert isinstance(error.__cause__, ValueError)
 
 
-# --- hooks --------------------------------------------------------------------------------------------------------------
+# --- hooks
+# --------------------------------------------------------------------------------------------------------------
 
 
 class MisspeltOnInterceptor(Interceptor):
@@ -261,8 +306,12 @@ class InheritsMisspelt(MisspeltOnInterceptor):
         (Strange, "Strange has an unknown hook 'on_weekdays'; known are: on_request, on_response"),
     ],
 )
-def test_an_unknown_hook_on_an_interceptor_is_refused(module: Callable[..., str], cls: type, message: str) -> None:
-    """Misspelt, inherited, or a stream's hook on the wrong class: it would never be called, and the error has its place."""
+def test_an_unknown_hook_on_an_interceptor_is_refused(
+    module: Callable[..., str], cls: type, message: str
+) -> None:
+    """Misspelt, inherited, or a stream's hook on the wrong class: it would never be called, and the
+    error has its place.
+    """
     error = refused(module(cls))
     assert str(error) == message
     assert error.option == ""
@@ -289,7 +338,10 @@ class GoodStream(StreamInterceptor):
 @pytest.mark.parametrize(
     ("stream", "message"),
     [
-        (MisspeltStream, "MisspeltStream has an unknown hook 'on_events': did you mean 'on_event'?"),
+        (
+            MisspeltStream,
+            "MisspeltStream has an unknown hook 'on_events': did you mean 'on_event'?",
+        ),
         (
             AsyncStream,
             "AsyncStream.on_event is async, but the hooks of a StreamInterceptor are not; "
@@ -338,7 +390,9 @@ def test_a_loaded_interceptor_opens_streams(module: Callable[..., str]) -> None:
 
 
 def test_a_mistake_that_only_the_class_can_see_is_shown_at_its_option() -> None:
-    """An exception whose message begins with an option's path is that option's; one that begins with another word is not."""
+    """An exception whose message begins with an option's path is that option's; one that begins
+    with another word is not.
+    """
     error = refused("interceptors.redact:Redact", {"patterns": ["fine", "("]})
     assert (error.option, str(error)[:22]) == ("patterns[1]", "missing ), unterminate")
     assert refused("interceptors.mcp_policy:McpPolicy", {}).option == ""
@@ -390,12 +444,15 @@ def test_a_right_timeout_is_accepted(module: Callable[..., str], value: float | 
     load_interceptor(module(type("Right", (Interceptor,), {"hook_timeout_s": value})), {})
 
 
-# --- every mistake at once ----------------------------------------------------------------------------------------------
+# --- every mistake at once
+# ----------------------------------------------------------------------------------------------
 
 
 class Two(Interceptor):
     def __init__(self, words: list[str], limit: int = 3) -> None:
-        wrong = [ValueError(f"words[{index}]: is empty") for index, word in enumerate(words) if not word]
+        wrong = [
+            ValueError(f"words[{index}]: is empty") for index, word in enumerate(words) if not word
+        ]
         if limit < 0:
             wrong.append(ValueError("limit is negative"))
         if wrong:
@@ -403,13 +460,17 @@ class Two(Interceptor):
 
 
 def test_every_wrong_option_is_told(module: Callable[..., str]) -> None:
-    """Unknown, missing and mistyped options, and what `__init__` finds wrong in the others: one error has all of them."""
+    """Unknown, missing and mistyped options, and what `__init__` finds wrong in the others: one
+    error has all of them.
+    """
     found = refused(module(Two), {"words": ["", "a", ""], "limit": "x", "limti": 3}).errors
     assert sorted(item.option for item in found) == ["limit", "limti", "words[0]", "words[2]"]
     found = refused(module(Two), {"words": [""], "limit": -1}).errors
     assert (found[0].option, found[0].problem) == ("words[0]", "is empty")
     assert "limit is negative" in found[1].problem
-    assert sorted(item.option for item in refused(module(Two), {"limit": None, "more": 1}).errors) == [
+    assert sorted(
+        item.option for item in refused(module(Two), {"limit": None, "more": 1}).errors
+    ) == [
         "limit",
         "more",
         "words",
@@ -419,7 +480,11 @@ def test_every_wrong_option_is_told(module: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("use", "options", "paths"),
     [
-        ("redact", {"patterns": ["(", "a", "["], "window": 0}, ["patterns[0]", "patterns[2]", "window"]),
+        (
+            "redact",
+            {"patterns": ["(", "a", "["], "window": 0},
+            ["patterns[0]", "patterns[2]", "window"],
+        ),
         (
             "guard",
             {"patterns": ["(", "a*", "b"], "window": 0, "kinds": ["x"]},
@@ -435,7 +500,11 @@ def test_every_wrong_option_is_told(module: Callable[..., str]) -> None:
             {"requests_per_minute": 0, "burst": 0, "max_clients": 0, "by": "x"},
             ["burst", "by", "max_clients", "requests_per_minute"],
         ),
-        ("usage", {"max_models": 0, "max_clients": 0, "ask": "maybe"}, ["ask", "max_clients", "max_models"]),
+        (
+            "usage",
+            {"max_models": 0, "max_clients": 0, "ask": "maybe"},
+            ["ask", "max_clients", "max_models"],
+        ),
         (
             "mcp_policy",
             {"tools": {"allow": [""], "deny": [""]}, "prompts": {"deny": [""]}},
@@ -446,16 +515,24 @@ def test_every_wrong_option_is_told(module: Callable[..., str]) -> None:
             {"path": "a", "keep": 0, "headers": ["cookie", "x", "authorization"]},
             ["headers[0]", "headers[2]", "keep"],
         ),
-        ("audit", {"path": "a", "headers": ["cookie", "x", "authorization"]}, ["headers[0]", "headers[2]"]),
+        (
+            "audit",
+            {"path": "a", "headers": ["cookie", "x", "authorization"]},
+            ["headers[0]", "headers[2]"],
+        ),
     ],
 )
-def test_a_built_in_tells_all_that_is_wrong_with_its_options(use: str, options: dict[str, Any], paths: list[str]) -> None:
+def test_a_built_in_tells_all_that_is_wrong_with_its_options(
+    use: str, options: dict[str, Any], paths: list[str]
+) -> None:
     """Types, ranges and what only the class knows, in one error."""
     assert sorted(item.option for item in refused(use, options).errors) == paths
 
 
 def test_text_that_spells_a_number_is_taken_for_one(module: Callable[..., str]) -> None:
-    """`${RATE}` in a configuration gives text. What is no number stays wrong, and an option of text stays text."""
+    """`${RATE}` in a configuration gives text. What is no number stays wrong, and an option of text
+    stays text.
+    """
     made: Any = load_interceptor(module(Tuned), {"words": ["7"], "limit": "7", "scale": "1e-1"})
     assert made.given == (["7"], 7, "a", 0.1)
     for text in ("7.5", "7s", "", " 7", "0x7"):
@@ -472,7 +549,8 @@ def test_declared_names_are_a_tuple_of_strings(module: Callable[..., str], name:
 
 
 @pytest.mark.parametrize(
-    "text", ["raise SystemExit(0)", "class Ends(Interceptor):\n    def __init__(self): raise SystemExit"]
+    "text",
+    ["raise SystemExit(0)", "class Ends(Interceptor):\n    def __init__(self): raise SystemExit"],
 )
 def test_what_ends_the_process_is_refused_at_load(text: str, tmp_path: Path) -> None:
     """A module that is a script must not end the proxy, nor let the check pass."""
@@ -490,11 +568,15 @@ class Typed(Interceptor):
 """
     (tmp_path / "typed.py").write_text(text)
     error = refused(f"{tmp_path}/typed.py:Typed", {"key": "1"})
-    assert str(error).startswith("the annotations of Typed.__init__ cannot be resolved: name 'Decimal' is not defined")
+    assert str(error).startswith(
+        "the annotations of Typed.__init__ cannot be resolved: name 'Decimal' is not defined"
+    )
 
 
 def test_a_misspelt_class_or_entry_point_gets_the_nearest_name(tmp_path: Path) -> None:
-    (tmp_path / "near.py").write_text("from interceptors import Interceptor\nclass Guard(Interceptor): ...\n")
+    (tmp_path / "near.py").write_text(
+        "from interceptors import Interceptor\nclass Guard(Interceptor): ...\n"
+    )
     assert refused(f"{tmp_path}/near.py:Gaurd").hint == "did you mean 'Guard'?"
     assert refused("api_key").hint == "did you mean 'api_keys'?"
     assert "rate_limit" in refused("nothing-like-it").hint

@@ -40,7 +40,13 @@ def call(name: Any, id: Any = 1) -> dict[str, Any]:
 def post(body: Any, **headers: str) -> Request:
     named = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
     named |= {name.replace("_", "-"): value for name, value in headers.items()}
-    data = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else json.dumps(body).encode()
+    data = (
+        body
+        if isinstance(body, bytes)
+        else body.encode()
+        if isinstance(body, str)
+        else json.dumps(body).encode()
+    )
     pairs = [(name.encode(), value.encode()) for name, value in named.items()]
     return Request(method="POST", path="/mcp", headers=pairs, body=data)
 
@@ -66,7 +72,8 @@ def passes(interceptor: McpPolicy, body: Any) -> bool:
     return True
 
 
-# --- what is allowed ----------------------------------------------------------------------------------------------------
+# --- what is allowed
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_deny_wins_and_an_allow_list_is_all_there_is() -> None:
@@ -75,7 +82,9 @@ def test_deny_wins_and_an_allow_list_is_all_there_is() -> None:
     names = ["add", "adder", "read_file", "read_secret", "ADD", "write", ""]
     assert [name for name in names if passes(both, call(name))] == ["add", "read_file"]
     denying = policy(tools={"deny": ["*_secret", "Shell"]})
-    assert [name for name in [*names, "shell", "SHELL", " shell "] if passes(denying, call(name))] == [
+    assert [
+        name for name in [*names, "shell", "SHELL", " shell "] if passes(denying, call(name))
+    ] == [
         "add",
         "adder",
         "read_file",
@@ -95,26 +104,42 @@ def test_each_rule_is_for_its_own_kind() -> None:
     prompts = policy(prompts={"deny": ["greet"]})
     assert passes(prompts, call("greet"))
     assert not passes(prompts, rpc("prompts/get", name="greet"))
-    assert not passes(prompts, rpc("completion/complete", ref={"type": "ref/prompt", "name": "greet"}, argument={}))
-    assert passes(prompts, rpc("completion/complete", ref={"type": "ref/prompt", "name": "other"}, argument={}))
+    assert not passes(
+        prompts,
+        rpc("completion/complete", ref={"type": "ref/prompt", "name": "greet"}, argument={}),
+    )
+    assert passes(
+        prompts,
+        rpc("completion/complete", ref={"type": "ref/prompt", "name": "other"}, argument={}),
+    )
 
 
 def test_methods_are_allowed_and_denied_too() -> None:
-    """The protocol's own need no `allow`, and can be denied; the server's requests and all responses are not concerned."""
+    """The protocol's own need no `allow`, and can be denied; the server's requests and all
+    responses are not concerned.
+    """
     allowing = policy(methods={"allow": ["tools/*"], "deny": ["tools/call"]})
     passing = ["initialize", "server/discover", "ping", "tools/list"]
-    assert [method for method in (*passing, "tools/call", "prompts/list") if passes(allowing, rpc(method))] == passing
+    assert [
+        method
+        for method in (*passing, "tools/call", "prompts/list")
+        if passes(allowing, rpc(method))
+    ] == passing
     assert passes(allowing, rpc("notifications/initialized", None))
     assert passes(allowing, {"jsonrpc": "2.0", "id": 1, "result": {"tools": [{"name": "a"}]}})
     asked = b'data: {"jsonrpc":"2.0","id":1,"method":"sampling/createMessage"}\n\n'
     assert run_chain([allowing], [asked], request=post(b"")).output == asked
-    response = run_request([policy(methods={"deny": ["notifications/*"]})], post(rpc("notifications/x", None)))
+    response = run_request(
+        [policy(methods={"deny": ["notifications/*"]})], post(rpc("notifications/x", None))
+    )
     assert response is not None
     assert (response.status, response.body) == (202, b"")
 
 
 def test_subscriptions_are_reads() -> None:
-    """To subscribe, to unsubscribe and to listen (2026-07-28) needs the resource to be allowed, each of them."""
+    """To subscribe, to unsubscribe and to listen (2026-07-28) needs the resource to be allowed,
+    each of them.
+    """
     denying = policy(resources={"deny": ["file:///etc/*"]})
     for method in ("resources/read", "resources/subscribe", "resources/unsubscribe"):
         assert not passes(denying, rpc(method, uri="file:///etc/passwd"))
@@ -125,11 +150,19 @@ def test_subscriptions_are_reads() -> None:
         ("file:///etc/b", False),
         ([7], False),
     ):
-        assert passes(denying, rpc("subscriptions/listen", notifications={"resourceSubscriptions": uris})) is allowed
+        assert (
+            passes(
+                denying, rpc("subscriptions/listen", notifications={"resourceSubscriptions": uris})
+            )
+            is allowed
+        )
     assert passes(denying, rpc("subscriptions/listen", notifications={"toolsListChanged": True}))
     updated = b'data: {"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"file:///etc/passwd"}}\n\n'
     assert run_chain([denying], [updated], request=post(b"")).output == b""
-    assert run_chain([denying], [updated.replace(b"etc", b"tmp")], request=post(b"")).counts.passed == 1
+    assert (
+        run_chain([denying], [updated.replace(b"etc", b"tmp")], request=post(b"")).counts.passed
+        == 1
+    )
     for ref, allowed in (
         ({"type": "ref/resource", "uri": "file:///home/{a}"}, True),
         ({"type": "ref/resource", "uri": "file:///etc/{a}"}, False),
@@ -140,7 +173,8 @@ def test_subscriptions_are_reads() -> None:
         assert passes(denying, rpc("completion/complete", ref=ref, argument={})) is allowed
 
 
-# --- how it is said -----------------------------------------------------------------------------------------------------
+# --- how it is said
+# -----------------------------------------------------------------------------------------------------
 
 REFUSALS: dict[
     str, tuple[dict[str, Any], int, int, int]
@@ -152,14 +186,23 @@ REFUSALS: dict[
 }
 
 
-@pytest.mark.parametrize(("body", "code", "modern_code", "modern_status"), REFUSALS.values(), ids=REFUSALS)
+@pytest.mark.parametrize(
+    ("body", "code", "modern_code", "modern_status"), REFUSALS.values(), ids=REFUSALS
+)
 def test_a_refusal_is_said_as_the_revision_says_it(
     body: dict[str, Any], code: int, modern_code: int, modern_status: int
 ) -> None:
-    """The code of what is not there; 200 with an error inside up to 2025-11-25, the code's HTTP status since."""
+    """The code of what is not there; 200 with an error inside up to 2025-11-25, the code's HTTP
+    status since.
+    """
     nothing: dict[str, Any] = {"allow": []}
-    interceptor = policy(tools=nothing, prompts=nothing, resources=nothing, methods={"deny": ["logging/*"]})
-    assert error_of(run_request([interceptor], post(body, mcp_protocol_version="2025-11-25"))) == (200, code)
+    interceptor = policy(
+        tools=nothing, prompts=nothing, resources=nothing, methods={"deny": ["logging/*"]}
+    )
+    assert error_of(run_request([interceptor], post(body, mcp_protocol_version="2025-11-25"))) == (
+        200,
+        code,
+    )
     named = body["params"].get("name") or body["params"].get("uri")
     request = modern(body, **({"mcp_name": named} if named else {}))
     assert error_of(run_request([interceptor], request)) == (modern_status, modern_code)
@@ -180,7 +223,8 @@ def test_of_a_batch_only_what_is_denied_is_taken_out() -> None:
     assert [item["id"] for item in json.loads(response.body)] == [1, "1"]
 
 
-# --- no way around it ---------------------------------------------------------------------------------------------------
+# --- no way around it
+# ---------------------------------------------------------------------------------------------------
 
 SHELL = '"params":{"name":"shell"}'
 BYPASSES: dict[str, bytes | str] = {
@@ -210,17 +254,25 @@ BYPASSES: dict[str, bytes | str] = {
     "a BOM": f'\ufeff{{"jsonrpc":"2.0","id":1,"method":"tools/call",{SHELL}}}',
     "UTF-16": f'{{"jsonrpc":"2.0","id":1,"method":"tools/call",{SHELL}}}'.encode("utf-16"),
     "UTF-32": f'{{"jsonrpc":"2.0","id":1,"method":"tools/call",{SHELL}}}'.encode("utf-32-le"),
-    "not UTF-8": f'{{"jsonrpc":"2.0","id":1,"x":"\xff","method":"tools/call",{SHELL}}}'.encode("latin-1"),
+    "not UTF-8": f'{{"jsonrpc":"2.0","id":1,"x":"\xff","method":"tools/call",{SHELL}}}'.encode(
+        "latin-1"
+    ),
     "a number that is none": f'{{"jsonrpc":"2.0","id":1,"x":NaN,"method":"tools/call",{SHELL}}}',
     "a lone surrogate": f'{{"jsonrpc":"2.0","id":1,"x":"\\ud800","method":"tools/call",{SHELL}}}',
     "two texts": f'{{"jsonrpc":"2.0","id":1,"method":"ping"}}{{"jsonrpc":"2.0","id":1,"method":"tools/call",{SHELL}}}',
-    "compressed": gzip.compress(f'{{"jsonrpc":"2.0","id":1,"method":"tools/call",{SHELL}}}'.encode()),
+    "compressed": gzip.compress(
+        f'{{"jsonrpc":"2.0","id":1,"method":"tools/call",{SHELL}}}'.encode()
+    ),
 }
 
 
-@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", ""])
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", ""]
+)
 @pytest.mark.parametrize("body", BYPASSES.values(), ids=BYPASSES)
-def test_no_spelling_of_a_denied_call_reaches_the_server(body: bytes | str, content_type: str) -> None:
+def test_no_spelling_of_a_denied_call_reaches_the_server(
+    body: bytes | str, content_type: str
+) -> None:
     """Whatever the Content-Type says."""
     request = post(body, content_type=content_type)
     assert run_request([policy(tools={"deny": ["shell"]})], request) is not None
@@ -230,7 +282,14 @@ def test_a_compressed_body_is_refused() -> None:
     """It cannot be read here, and the server could."""
     body = gzip.compress(json.dumps(call("shell")).encode())
     for coding in ("gzip", "identity, gzip", "x-unknown"):
-        assert error_of(run_request([policy(tools={"deny": ["shell"]})], post(body, content_encoding=coding)))[0] == 415
+        assert (
+            error_of(
+                run_request(
+                    [policy(tools={"deny": ["shell"]})], post(body, content_encoding=coding)
+                )
+            )[0]
+            == 415
+        )
     plain = post(call("shell"), content_encoding="deflate")
     assert error_of(run_request([policy(tools={"deny": ["shell"]})], plain))[0] == 415
 
@@ -239,7 +298,10 @@ def test_headers_do_not_lead_around_it() -> None:
     """2026-07-28: a server that goes by `Mcp-Name` would run another tool than the body names."""
     interceptor = policy(tools={"deny": ["shell"]})
     assert run_request([interceptor], modern(call("add"), mcp_name="add")) is None
-    assert error_of(run_request([interceptor], modern(call("add"), mcp_name="shell"))) == (400, -32020)
+    assert error_of(run_request([interceptor], modern(call("add"), mcp_name="shell"))) == (
+        400,
+        -32020,
+    )
 
 
 def test_a_get_and_a_delete_pass() -> None:
@@ -278,7 +340,10 @@ def test_no_spelling_of_a_denied_resource_reaches_the_server(uri: str) -> None:
     exact = policy(resources={"deny": ["file:///etc/passwd"]})
     beside = policy(resources={"allow": ["file:///public/*"]})
     for interceptor in (exact, beside):
-        assert error_of(run_request([interceptor], post(rpc("resources/read", uri=uri)))) == (200, -32002)
+        assert error_of(run_request([interceptor], post(rpc("resources/read", uri=uri)))) == (
+            200,
+            -32002,
+        )
     assert passes(exact, rpc("resources/read", uri="file:///etc/hosts"))
     assert passes(beside, rpc("resources/read", uri="file:///public/a%20b?c"))
 
@@ -302,23 +367,36 @@ OTHER_HOSTS = [
 
 @pytest.mark.parametrize("uri", OTHER_HOSTS, ids=lambda uri: uri[:30])
 def test_a_resource_is_denied_and_hidden_in_every_spelling(uri: str) -> None:
-    """Wherever a client asks for it, and wherever a server names it; no spelling lets in what an allow list does not have."""
+    """Wherever a client asks for it, and wherever a server names it; no spelling lets in what an
+    allow list does not have.
+    """
     exact = policy(resources={"deny": ["file:///etc/passwd"]})
     beside = policy(resources={"allow": ["file:///etc/passwd"]})
-    hidden = uri.startswith("a:") and not uri.endswith("@") and len(uri) <= 8192  # an opaque URI, of another scheme
+    hidden = (
+        uri.startswith("a:") and not uri.endswith("@") and len(uri) <= 8192
+    )  # an opaque URI, of another scheme
     for interceptor in (exact, beside):
         for method in ("resources/read", "resources/subscribe", "resources/unsubscribe"):
             assert passes(interceptor, rpc(method, uri=uri)) is (hidden and interceptor is exact)
-        listen = rpc("subscriptions/listen", notifications={"resourceSubscriptions": ["file:///etc/passwd", uri]})
+        listen = rpc(
+            "subscriptions/listen",
+            notifications={"resourceSubscriptions": ["file:///etc/passwd", uri]},
+        )
         assert not passes(interceptor, listen)
         complete = rpc("completion/complete", ref={"type": "ref/resource", "uri": uri})
         assert passes(interceptor, complete) is (hidden and interceptor is exact)
     for member, key in (("resources", "uri"), ("resourceTemplates", "uriTemplate")):
-        text = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {member: [{key: uri}, {key: "file:///pub/a"}]}})
-        shown = json.loads(run_json([exact], text.encode(), request=post(rpc("resources/list"))))["result"][member]
+        text = json.dumps(
+            {"jsonrpc": "2.0", "id": 1, "result": {member: [{key: uri}, {key: "file:///pub/a"}]}}
+        )
+        shown = json.loads(run_json([exact], text.encode(), request=post(rpc("resources/list"))))[
+            "result"
+        ][member]
         assert [entry[key] for entry in shown] == [*([uri] if hidden else []), "file:///pub/a"]
     updated = rpc("notifications/resources/updated", None, uri=uri)
-    output = run_chain([exact], [f"data: {json.dumps(updated)}\n\n".encode()], request=post(b"")).output
+    output = run_chain(
+        [exact], [f"data: {json.dumps(updated)}\n\n".encode()], request=post(b"")
+    ).output
     assert bool(output) is hidden
 
 
@@ -331,13 +409,37 @@ OTHER_READERS = {
             "file://C|/secret/x",
             "file:///x/../C:/secret/x",
         ),
-        *("file:///C:/../secret/x", "file:///C:/x/..\\..\\..\\secret\\x", "C:\\secret\\x", "c:/SECRET/x", "/C:/secret/x"),
-        *("file:///C:/secret./x", "file:///C:/secret%20/x", "file:///C:/secret:$I30:$INDEX_ALLOCATION/x"),
-        *("file://?/C:/secret/x", "\\\\?\\C:\\secret\\x", "file:///%3F/C:/secret/x", "file://any/C:/../secret/x"),
+        *(
+            "file:///C:/../secret/x",
+            "file:///C:/x/..\\..\\..\\secret\\x",
+            "C:\\secret\\x",
+            "c:/SECRET/x",
+            "/C:/secret/x",
+        ),
+        *(
+            "file:///C:/secret./x",
+            "file:///C:/secret%20/x",
+            "file:///C:/secret:$I30:$INDEX_ALLOCATION/x",
+        ),
+        *(
+            "file://?/C:/secret/x",
+            "\\\\?\\C:\\secret\\x",
+            "file:///%3F/C:/secret/x",
+            "file://any/C:/../secret/x",
+        ),
     ],
-    "file:///c:/secret/x": ["file:///C:/secret/x::$DATA", "file:///C:/secret/x...", "file:///C:/secret/x. ?y"],
+    "file:///c:/secret/x": [
+        "file:///C:/secret/x::$DATA",
+        "file:///C:/secret/x...",
+        "file:///C:/secret/x. ?y",
+    ],
     "file://server/share/*": [
-        *("file:////server/share/x", "file://///SERVER//share/x", "\\\\server\\share\\x", "//server/share/x"),
+        *(
+            "file:////server/share/x",
+            "file://///SERVER//share/x",
+            "\\\\server\\share\\x",
+            "//server/share/x",
+        ),
         *(
             "file:///\\server/share/x",
             "file:%5C%5Cserver%5Cshare/x",
@@ -347,38 +449,81 @@ OTHER_READERS = {
         "file:////server/share/../share/x",
     ],
     "file:///etc/*": [
-        *("url:file:///etc/passwd", "<URL:file:///etc/passwd>", " < url: file:/etc/passwd > ", "uRL%3Afile:///etc/passwd"),
-        *("/etc/passwd", "//etc/passwd", "/pub/../etc/passwd", "/%65tc/passwd", "file:%2F%2F%2Fetc/passwd"),
+        *(
+            "url:file:///etc/passwd",
+            "<URL:file:///etc/passwd>",
+            " < url: file:/etc/passwd > ",
+            "uRL%3Afile:///etc/passwd",
+        ),
+        *(
+            "/etc/passwd",
+            "//etc/passwd",
+            "/pub/../etc/passwd",
+            "/%65tc/passwd",
+            "file:%2F%2F%2Fetc/passwd",
+        ),
     ],
-    "file:///pr\u00edvate/*": ["file:///pri\u0301vate/x", "file:///PR\u00cdVATE/x", "file:///pri%CC%81vate/x"],
+    "file:///pr\u00edvate/*": [
+        "file:///pri\u0301vate/x",
+        "file:///PR\u00cdVATE/x",
+        "file:///pri%CC%81vate/x",
+    ],
     "file:///pri\u0301vate/*": ["file:///pr\u00edvate/x"],
     "file:///info/*": ["file:///\u0131nfo/x", "file:///\u0130NFO/x", "file:///I\u0307nfo/x"],
     "http://127.0.0.1/*": [
-        *("http://2130706433/x", "http://0x7f.1/x", "http://127.1/x", "http://0177.0.0.1/x", "http://127.0.0.1./x"),
-        *("http://%32130706433:80/x", "http://[::ffff:127.0.0.1]/x", "http://[::FFFF:7f00:1]/x", "http:0x7F000001"),
+        *(
+            "http://2130706433/x",
+            "http://0x7f.1/x",
+            "http://127.1/x",
+            "http://0177.0.0.1/x",
+            "http://127.0.0.1./x",
+        ),
+        *(
+            "http://%32130706433:80/x",
+            "http://[::ffff:127.0.0.1]/x",
+            "http://[::FFFF:7f00:1]/x",
+            "http:0x7F000001",
+        ),
         *("http://127.0.0.1", "http://127.0.0.1?x", "http://127.0.0.1#x"),
     ],
     "http://127.0.0.1": ["http://127.0.0.1/", "http://127.0.0.1/?x"],
     "http://127.0.0.1:8080/*": ["http://2130706433:8080/x", "http://[::ffff:7f00:1]:8080/x"],
-    "http://[[]::1]/*": ["http://[0:0:0:0:0:0:0:1]/x", "http://[::0:1]:80/x", "http://[::1%25lo]/x", "http://[::0.0.0.1]/x"],
+    "http://[[]::1]/*": [
+        "http://[0:0:0:0:0:0:0:1]/x",
+        "http://[::0:1]:80/x",
+        "http://[::1%25lo]/x",
+        "http://[::0.0.0.1]/x",
+    ],
     "note:///secret/*": ["note:/secret/x", "note:secret/x", "NOTE:\\secret\\x"],
     "db://*/users/*": ["db:/users/x", "db:users/x"],
 }
 
 
-@pytest.mark.parametrize(("glob", "uri"), [(glob, uri) for glob, uris in OTHER_READERS.items() for uri in uris])
+@pytest.mark.parametrize(
+    ("glob", "uri"), [(glob, uri) for glob, uris in OTHER_READERS.items() for uri in uris]
+)
 def test_a_denied_resource_is_denied_for_every_reader(glob: str, uri: str) -> None:
-    """Windows, browsers, Python's urllib and Java's `URL`, `inet_aton`, file systems, and servers that take paths."""
+    """Windows, browsers, Python's urllib and Java's `URL`, `inet_aton`, file systems, and servers
+    that take paths.
+    """
     interceptor = policy(resources={"deny": [glob]})
     assert not passes(interceptor, rpc("resources/read", uri=uri))
-    text = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"resources": [{"uri": uri}, {"uri": "a:b"}]}})
+    text = json.dumps(
+        {"jsonrpc": "2.0", "id": 1, "result": {"resources": [{"uri": uri}, {"uri": "a:b"}]}}
+    )
     shown = json.loads(run_json([interceptor], text.encode(), request=post(rpc("resources/list"))))
     assert shown["result"]["resources"] == [{"uri": "a:b"}]
 
 
 def test_other_readers_let_nothing_in_and_deny_no_neighbour() -> None:
-    """What only some of them read as allowed is not allowed; and a name that only looks alike is another one."""
-    allowing = policy(resources={"allow": ["file:///c:/pub/*", "http://127.0.0.1/*", "note:///pub/*", "file:///pub/*"]})
+    """What only some of them read as allowed is not allowed; and a name that only looks alike is
+    another one.
+    """
+    allowing = policy(
+        resources={
+            "allow": ["file:///c:/pub/*", "http://127.0.0.1/*", "note:///pub/*", "file:///pub/*"]
+        }
+    )
     for uri in (
         "C:\\pub\\x",
         "url:file:///pub/x",
@@ -390,7 +535,9 @@ def test_other_readers_let_nothing_in_and_deny_no_neighbour() -> None:
     ):
         assert not passes(allowing, rpc("resources/read", uri=uri)), uri
     denying = policy(
-        resources={"deny": ["file:///srv/a", "file:///info/*", "http://127.0.0.1/*", "file://nas/*"]},
+        resources={
+            "deny": ["file:///srv/a", "file:///info/*", "http://127.0.0.1/*", "file://nas/*"]
+        },
         tools={"deny": ["fi*"]},
     )
     for uri in (
@@ -450,14 +597,19 @@ def test_other_readers_let_nothing_in_and_deny_no_neighbour() -> None:
 def test_what_is_allowed_as_it_is_written_is_allowed(uri: str) -> None:
     """Whatever else some reader makes of a usual URI: that is for `deny` alone."""
     glob = uri.replace("[", "[[]")
-    assert passes(policy(resources={"allow": [glob, glob.replace("%25", "%")]}), rpc("resources/read", uri=uri))
+    assert passes(
+        policy(resources={"allow": [glob, glob.replace("%25", "%")]}),
+        rpc("resources/read", uri=uri),
+    )
 
 
 def test_a_subscription_has_one_spelling() -> None:
     """The official Python SDK reads snake case as well."""
     interceptor = policy(resources={"deny": ["file:///etc/*"]})
     for name in ("resource_subscriptions", "Resource_Subscriptions"):
-        assert not passes(interceptor, rpc("subscriptions/listen", notifications={name: ["file:///etc/passwd"]}))
+        assert not passes(
+            interceptor, rpc("subscriptions/listen", notifications={name: ["file:///etc/passwd"]})
+        )
 
 
 def test_a_host_alone_denies_nothing() -> None:
@@ -472,24 +624,39 @@ def test_a_host_alone_denies_nothing() -> None:
 
 @pytest.mark.parametrize("space", ["\ufeff", "\u00a0", "\u2029", "\x85", "\x1c", " \ufeff\t"])
 def test_white_space_at_the_ends_hides_no_name(space: str) -> None:
-    """What JavaScript's `trim` removes and what Python's `strip` does: of tools, prompts and methods, asked for and listed."""
+    """What JavaScript's `trim` removes and what Python's `strip` does: of tools, prompts and
+    methods, asked for and listed.
+    """
     interceptor = policy(
-        tools={"deny": ["shell"]}, prompts={"deny": ["shell"]}, methods={"deny": ["ext/*", "notifications/x"]}
+        tools={"deny": ["shell"]},
+        prompts={"deny": ["shell"]},
+        methods={"deny": ["ext/*", "notifications/x"]},
     )
     for name in (f"shell{space}", f"{space}shell", f"{space}SHELL{space}"):
         assert not passes(interceptor, call(name))
         assert not passes(interceptor, rpc("prompts/get", name=name))
-        assert not passes(interceptor, rpc("completion/complete", ref={"type": "ref/prompt", "name": name}))
+        assert not passes(
+            interceptor, rpc("completion/complete", ref={"type": "ref/prompt", "name": name})
+        )
         for member in ("tools", "prompts"):
-            text = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {member: [{"name": name}, {"name": "reshell"}]}})
-            shown = json.loads(run_json([interceptor], text.encode(), request=post(rpc("tools/list"))))
+            text = json.dumps(
+                {
+                    "jsonrpc": "2.0",
+                    "id": 1,
+                    "result": {member: [{"name": name}, {"name": "reshell"}]},
+                }
+            )
+            shown = json.loads(
+                run_json([interceptor], text.encode(), request=post(rpc("tools/list")))
+            )
             assert shown["result"][member] == [{"name": "reshell"}]
     for method in (f"tools/call{space}", f"{space}tools/call", f"ext/a{space}", f"{space}ext/a"):
         assert not passes(interceptor, rpc(method, name="add"))
     assert not passes(interceptor, rpc(f"notifications/x{space}", None))
 
 
-# --- content types ------------------------------------------------------------------------------------------------------
+# --- content types
+# ------------------------------------------------------------------------------------------------------
 
 UTF_7 = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"+AHMAaABlAGwAbA-","arguments":{}}}'
 REFUSED: list[list[str]] = [
@@ -548,12 +715,19 @@ PASSING = [
 
 
 def typed(types: list[str], body: bytes) -> Request:
-    return Request(method="POST", path="/mcp", headers=[(b"content-type", item.encode()) for item in types], body=body)
+    return Request(
+        method="POST",
+        path="/mcp",
+        headers=[(b"content-type", item.encode()) for item in types],
+        body=body,
+    )
 
 
 @pytest.mark.parametrize("types", REFUSED, ids=str)
 def test_a_body_that_a_server_could_read_in_another_way_is_refused(types: list[str]) -> None:
-    """One Content-Type, JSON, UTF-8: nothing else, for every strict interceptor; and no type is needed where there is no body."""
+    """One Content-Type, JSON, UTF-8: nothing else, for every strict interceptor; and no type is
+    needed where there is no body.
+    """
     for interceptor in (policy(tools={"deny": ["shell"]}), policy(tools={"allow": ["ok"]})):
         for body in (UTF_7, json.dumps(call("ok")).encode()):
             assert error_of(run_request([interceptor], typed(types, body))) == (415, -32600)
@@ -565,33 +739,52 @@ def test_json_in_utf_8_passes_under_its_type(value: str) -> None:
     request = typed([value], json.dumps(call("ok")).encode())
     assert run_request([policy(tools={"allow": ["ok"]})], request) is None
     assert request.headers["content-type"].strip() == value.strip()
-    assert error_of(run_request([policy(tools={"allow": ["ok"]})], typed([value], json.dumps(call("shell")).encode()))) == (
+    assert error_of(
+        run_request(
+            [policy(tools={"allow": ["ok"]})], typed([value], json.dumps(call("shell")).encode())
+        )
+    ) == (
         200,
         -32602,
     )
 
 
-# --- lists --------------------------------------------------------------------------------------------------------------
+# --- lists
+# --------------------------------------------------------------------------------------------------------------
 
 LISTS: dict[str, tuple[str, str, str, list[str]]] = {
     "tools/list": ("tools", "name", "tools", ["add", "shell"]),
     "prompts/list": ("prompts", "name", "prompts", ["add", "shell"]),
     "resources/list": ("resources", "uri", "resources", ["x:add", "x:shell"]),
-    "resources/templates/list": ("resourceTemplates", "uriTemplate", "resources", ["x:add/{a}", "x:shell/{a}"]),
+    "resources/templates/list": (
+        "resourceTemplates",
+        "uriTemplate",
+        "resources",
+        ["x:add/{a}", "x:shell/{a}"],
+    ),
 }
 
 
-@pytest.mark.parametrize(("method", "member", "key", "rule", "names"), [(method, *rest) for method, rest in LISTS.items()])
+@pytest.mark.parametrize(
+    ("method", "member", "key", "rule", "names"),
+    [(method, *rest) for method, rest in LISTS.items()],
+)
 @pytest.mark.parametrize("correlated", [True, False])
 def test_a_list_shows_only_what_is_allowed(
     method: str, member: str, key: str, rule: str, names: list[str], correlated: bool
 ) -> None:
-    """In a body and in a stream, page by page, also where nobody knows any more what was asked; the rest of it stays."""
+    """In a body and in a stream, page by page, also where nobody knows any more what was asked; the
+    rest of it stays.
+    """
     interceptor = policy(**{rule: {"deny": ["*shell*"]}})
     request = post(rpc(method) if correlated else rpc("ping", 7))
     assert run_request([interceptor], request) is None
     entries = [{key: name, "title": name} for name in names]
-    page = {"jsonrpc": "2.0", "id": 1, "result": {member: entries, "nextCursor": "b2", "_meta": {"x": 1.0}}}
+    page = {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "result": {member: entries, "nextCursor": "b2", "_meta": {"x": 1.0}},
+    }
     expected = page | {"result": page["result"] | {member: entries[:1]}}  # type: ignore[operator]
     text = json.dumps(page).encode()
     assert json.loads(run_json([interceptor], text, request=request)) == expected
@@ -616,8 +809,8 @@ def test_a_list_of_allowed_entries_and_what_is_no_list_stay_byte_for_byte() -> N
 
 
 def test_a_list_costs_little_more_than_its_json() -> None:
-    """A megabyte of empty objects beside an entry that is taken out held the loop for a second: 38 times as long as its decoding,
-    where 6 times is what one call for each object takes.
+    """A megabyte of empty objects beside an entry that is taken out held the loop for a second: 38
+    times as long as its decoding, where 6 times is what one call for each object takes.
     """
     text = '{"result":{"tools":[{"name":"shell"}],"x":[' + "{}," * 100_000 + "0]}}"
     lists = VisibleLists({"tools": lambda name: name != "shell"})
@@ -647,14 +840,21 @@ def test_of_an_object_with_one_name_twice_every_entry_is_judged() -> None:
 def test_entries_without_a_name_are_not_shown() -> None:
     """Nobody can say that they are allowed."""
     text = b'{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":7},{},8,{"name":"a"},{"name":"sh\\u0065ll"}]}}'
-    left = json.loads(run_json([policy(tools={"deny": ["shell"]})], text, request=post(rpc("tools/list"))))
+    left = json.loads(
+        run_json([policy(tools={"deny": ["shell"]})], text, request=post(rpc("tools/list")))
+    )
     assert left["result"]["tools"] == [{"name": "a"}]
 
 
 def test_a_reused_id_does_not_hide_a_list() -> None:
-    """A client that asks for the list, then for something else with the same id, and resumes, gets no more of it."""
+    """A client that asks for the list, then for something else with the same id, and resumes, gets
+    no more of it.
+    """
     interceptor = policy(tools={"deny": ["shell"]})
-    assert error_of(run_request([interceptor], post([rpc("tools/list", 1), rpc("ping", 1)]))) == (400, -32600)
+    assert error_of(run_request([interceptor], post([rpc("tools/list", 1), rpc("ping", 1)]))) == (
+        400,
+        -32600,
+    )
     run_request([interceptor], post(rpc("tools/list", 1), mcp_session_id="s"))
     run_request([interceptor], post(rpc("ping", 1), mcp_session_id="s"))
     stream = b'data: {"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"shell"}]}}\n\n'
@@ -663,7 +863,9 @@ def test_a_reused_id_does_not_hide_a_list() -> None:
 
 
 def test_a_list_that_cannot_be_read_is_not_shown() -> None:
-    """What is no JSON for us might be for the client: the response breaks off, whatever its status is."""
+    """What is no JSON for us might be for the client: the response breaks off, whatever its status
+    is.
+    """
     interceptor, request = policy(tools={"deny": ["shell"]}), post(rpc("tools/list"))
     texts = [
         '{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"add","description":"\\ud800"},{"name":"shell"}]}}',
@@ -675,11 +877,16 @@ def test_a_list_that_cannot_be_read_is_not_shown() -> None:
         for status in (200, 404):
             head = ResponseHead(status, [(b"content-type", b"application/json")], request)
             if text.startswith("\ufeff"):  # a body's BOM is no part of its JSON
-                assert b"shell" not in run_json([interceptor], text.encode(), request=request, head=head)
+                assert b"shell" not in run_json(
+                    [interceptor], text.encode(), request=request, head=head
+                )
                 continue
             with pytest.raises(StreamAborted):
                 run_json([interceptor], text.encode(), request=request, head=head)
-        assert b"shell" not in run_chain([interceptor], [f"data: {text}\n\n".encode()], request=request).output
+        assert (
+            b"shell"
+            not in run_chain([interceptor], [f"data: {text}\n\n".encode()], request=request).output
+        )
 
 
 RESULT = '{"tools":[{"name":"read_file"},{"name":"run_shell","inputSchema":{"type":"object"}}],"nextCursor":"b"}'
@@ -718,17 +925,23 @@ ENVELOPES: dict[str, str] = {
 
 @pytest.mark.parametrize("text", ENVELOPES.values(), ids=ENVELOPES)
 def test_no_envelope_hides_a_list(text: str) -> None:
-    """Whatever a client could accept as a response, as a body and as an event of any name: what is denied is not in it, and what is
-    allowed is, in the last of two members.
+    """Whatever a client could accept as a response, as a body and as an event of any name: what is
+    denied is not in it, and what is allowed is, in the last of two members.
     """
     interceptor = policy(tools={"deny": ["run_*"]})
     request = post(rpc("tools/list"))
     outputs = [run_json([interceptor], text.encode(), request=request)]
     for field in (b"", b"event: message\n", b"event: other\n"):
-        outputs.append(run_chain([interceptor], [field + b"data: " + text.encode() + b"\n\n"], request=request).output)
+        outputs.append(
+            run_chain(
+                [interceptor], [field + b"data: " + text.encode() + b"\n\n"], request=request
+            ).output
+        )
     for output in outputs:
         assert b"run_shell" not in output
-        assert (b"read_file" in output) == (("read_file" in text) and not text.endswith('"result":{}}'))
+        assert (b"read_file" in output) == (
+            ("read_file" in text) and not text.endswith('"result":{}}')
+        )
         assert (b"1.10" in output) == ("1.10" in text)  # numbers leave as they came
 
 
@@ -748,10 +961,12 @@ def test_each_kind_of_list_is_filtered_in_other_spellings() -> None:
 
 def test_a_denied_resource_is_not_named_in_an_odd_notification() -> None:
     """The official Python client accepts a notification that has a result, too."""
-    updated = (
-        '{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"file:///etc/passwd"},"result":{}}'
+    updated = '{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"file:///etc/passwd"},"result":{}}'
+    output = run_chain(
+        [policy(resources={"deny": ["file:///etc/*"]})],
+        [f"data: {updated}\n\n".encode()],
+        request=post(b""),
     )
-    output = run_chain([policy(resources={"deny": ["file:///etc/*"]})], [f"data: {updated}\n\n".encode()], request=post(b""))
     assert (output.output, output.failure) == (b"", None)
 
 
@@ -764,7 +979,8 @@ def test_errors_of_the_server_pass() -> None:
         assert run_json([interceptor], body, request=request, head=head) == body
 
 
-# --- options ------------------------------------------------------------------------------------------------------------
+# --- options
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -779,14 +995,17 @@ def test_errors_of_the_server_pass() -> None:
         ({"methods": {"allow": "ping"}}, "methods.allow", "must be a list"),
     ],
 )
-def test_options_that_do_not_fit_are_refused_at_their_path(options: dict[str, Any], path: str, match: str) -> None:
+def test_options_that_do_not_fit_are_refused_at_their_path(
+    options: dict[str, Any], path: str, match: str
+) -> None:
     """A misspelt rule that allows everything would be worse than none."""
     with pytest.raises(LoadError, match=match) as refused:
         load_interceptor("mcp_policy", options)
     assert refused.value.option == path
 
 
-# --- whatever a client may think of -------------------------------------------------------------------------------------
+# --- whatever a client may think of
+# -------------------------------------------------------------------------------------
 
 NAME = st.sampled_from(["shell", "SHELL", "sh\\u0065ll", " shell", "add"])
 KEY = st.sampled_from(["name", "Name", "n\\u0061me", "uri"])
@@ -804,7 +1023,9 @@ MESSAGE = st.lists(MEMBER, max_size=6).map(lambda members: "{" + ",".join(member
 
 
 def readings(text: str) -> list[Any]:
-    """As readers of several kinds understand a JSON text: the first or the last of two members counts, case does or does not."""
+    """As readers of several kinds understand a JSON text: the first or the last of two members
+    counts, case does or does not.
+    """
 
     def reader(first: bool, folded: bool) -> Any:
         def pairs(members: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -836,21 +1057,31 @@ ENTRY = st.lists(st.tuples(KEY, NAME), max_size=2).map(
 ENTRIES = st.lists(ENTRY | NAME.map(lambda name: f'"{name}"') | st.just("7"), max_size=3).map(
     lambda items: f"[{','.join(items)}]"
 )
-LIST = st.tuples(st.sampled_from(["tools", "Tools", "t\\u006fols", "x"]), ENTRIES).map(lambda pair: f'"{pair[0]}":{pair[1]}')
+LIST = st.tuples(st.sampled_from(["tools", "Tools", "t\\u006fols", "x"]), ENTRIES).map(
+    lambda pair: f'"{pair[0]}":{pair[1]}'
+)
 RESULTS = st.lists(LIST, max_size=2).map(lambda lists: "{" + ",".join(lists) + "}")
 ANSWER_MEMBER = st.one_of(
     st.just('"jsonrpc":"2.0"'),
     st.sampled_from(["1", "1.0", "null", '"1"']).map(lambda ident: f'"id":{ident}'),
-    st.sampled_from(['"error":null', '"method":null', '"method":"x"', '"error":{"code":1,"message":"x"}']),
-    st.tuples(st.sampled_from(["result", "Result", "r\\u0065sult"]), RESULTS).map(lambda pair: f'"{pair[0]}":{pair[1]}'),
+    st.sampled_from(
+        ['"error":null', '"method":null', '"method":"x"', '"error":{"code":1,"message":"x"}']
+    ),
+    st.tuples(st.sampled_from(["result", "Result", "r\\u0065sult"]), RESULTS).map(
+        lambda pair: f'"{pair[0]}":{pair[1]}'
+    ),
 )
 ANSWER = st.lists(ANSWER_MEMBER, max_size=6).map(lambda members: "{" + ",".join(members) + "}")
 
 
 @given(ANSWER | st.lists(ANSWER, max_size=3).map(lambda items: "[" + ",".join(items) + "]"))
 def test_no_reader_finds_a_denied_entry_in_what_a_client_gets(text: str) -> None:
-    """Neither one that takes the first of two members, nor one that does not mind case or spaces, in any envelope."""
-    output = run_json([policy(tools={"deny": ["shell"]})], text.encode(), request=post(rpc("tools/list")))
+    """Neither one that takes the first of two members, nor one that does not mind case or spaces,
+    in any envelope.
+    """
+    output = run_json(
+        [policy(tools={"deny": ["shell"]})], text.encode(), request=post(rpc("tools/list"))
+    )
     for reading in readings(output.decode()):
         for message in reading if isinstance(reading, list) else [reading]:
             for entry in message.get("result", {}).get("tools", []):

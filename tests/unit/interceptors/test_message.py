@@ -1,4 +1,6 @@
-"""Requests, heads and answers: what an interceptor sees of them, what it may set, and what is refused where it is given."""
+"""Requests, heads and answers: what an interceptor sees of them, what it may set, and what is
+refused where it is given.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,18 @@ from unit.interceptors.scripted import Hook, keep
 from interceptors import Event, Headers, Interceptor, NotJson, Request, Response, ResponseHead
 from interceptors.testing import run_request
 
-# --- a request's path ---------------------------------------------------------------------------------------------------
+# --- a request's path
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_a_path_is_what_servers_understand_and_the_raw_path_what_came() -> None:
     """A check of `path` cannot be passed by another spelling; what goes upstream is untouched."""
     request = Request(path="/admin", raw_path=b"/x/../%61dmin", query=b"a=%20&b")
-    assert (request.path, request.raw_path, request.query) == ("/admin", b"/x/../%61dmin", b"a=%20&b")
+    assert (request.path, request.raw_path, request.query) == (
+        "/admin",
+        b"/x/../%61dmin",
+        b"a=%20&b",
+    )
 
 
 def test_setting_the_path_replaces_what_goes_upstream() -> None:
@@ -50,7 +57,9 @@ def test_setting_the_path_replaces_what_goes_upstream() -> None:
     ],
 )
 def test_a_path_that_is_set_is_quoted(path: str, raw_path: bytes) -> None:
-    """It stays a path: neither a query nor a fragment, and no end of the request line, can be put into it."""
+    """It stays a path: neither a query nor a fragment, and no end of the request line, can be put
+    into it.
+    """
     request = Request()
     request.path = path
     assert (request.path, request.raw_path) == (path, raw_path)
@@ -59,7 +68,9 @@ def test_a_path_that_is_set_is_quoted(path: str, raw_path: bytes) -> None:
 @given(st.text(max_size=20))
 @example("\r\n")
 def test_no_text_leaves_the_path(text: str) -> None:
-    """Whatever is set, what goes upstream is printable ASCII without blanks, question marks and hashes."""
+    """Whatever is set, what goes upstream is printable ASCII without blanks, question marks and
+    hashes.
+    """
     request = Request()
     request.path = "/" + text
     assert request.raw_path.startswith(b"/")
@@ -69,14 +80,17 @@ def test_no_text_leaves_the_path(text: str) -> None:
 
 @pytest.mark.parametrize("path", ["", "a", "*", "http://evil/", "?a", " /a", "\ud800", "/\ud800"])
 def test_a_path_that_is_none_is_refused_and_nothing_changes(path: str) -> None:
-    """A ValueError where it is set; `path` and what goes upstream are as they were, and the same path."""
+    """A ValueError where it is set; `path` and what goes upstream are as they were, and the same
+    path.
+    """
     request = Request(path="/a", raw_path=b"/%61")
     with pytest.raises(ValueError, match="a request's path"):
         request.path = path
     assert (request.path, request.raw_path) == ("/a", b"/%61")
 
 
-# --- a request's headers and body ---------------------------------------------------------------------------------------
+# --- a request's headers and body
+# ---------------------------------------------------------------------------------------
 
 
 def test_headers_are_found_in_any_case_and_kept_as_often_as_they_came() -> None:
@@ -100,7 +114,9 @@ def test_headers_that_are_given_are_the_requests_own() -> None:
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_a_body_is_bytes_and_can_be_decoded(kind: Callable[[bytes], Any]) -> None:
-    """Whatever it lies in; `json()` decodes anew, so that a changed value does not leak into the next look."""
+    """Whatever it lies in; `json()` decodes anew, so that a changed value does not leak into the
+    next look.
+    """
     request = Request(body=kind(b'{"a": [1]}'))
     assert request.body == b'{"a": [1]}'
     assert type(request.body) is bytes
@@ -116,7 +132,9 @@ def test_a_request_without_a_body_has_an_empty_one() -> None:
         Request().json()
 
 
-@pytest.mark.parametrize("body", [b"hunter2", b'{"password": hunter2}', b'"hunter2\xff"', b"[" * 5000, b'{"hunter2": 1'])
+@pytest.mark.parametrize(
+    "body", [b"hunter2", b'{"password": hunter2}', b'"hunter2\xff"', b"[" * 5000, b'{"hunter2": 1']
+)
 def test_a_body_that_is_not_json_says_so_and_does_not_show_it(body: bytes) -> None:
     """It may hold a secret, and the message ends up in logs."""
     with pytest.raises(NotJson, match=r"^this request's body is n") as caught:
@@ -125,7 +143,9 @@ def test_a_body_that_is_not_json_says_so_and_does_not_show_it(body: bytes) -> No
     assert caught.value.__cause__ is None
 
 
-@pytest.mark.parametrize("touch", [lambda request: request.body, lambda request: request.json()], ids=["body", "json"])
+@pytest.mark.parametrize(
+    "touch", [lambda request: request.body, lambda request: request.json()], ids=["body", "json"]
+)
 def test_a_body_that_passes_unread_says_how_to_get_it(touch: Callable[[Request], Any]) -> None:
     """RuntimeError, and not an empty body, which would be a lie; what replaces it can be looked at."""
     request = Request(body=None)
@@ -146,14 +166,22 @@ def test_a_body_that_passes_unread_says_how_to_get_it(touch: Callable[[Request],
         ({"data": ""}, b"", "text/x"),
     ],
 )
-def test_a_body_may_be_replaced(replacement: dict[str, Any], body: bytes, content_type: str) -> None:
+def test_a_body_may_be_replaced(
+    replacement: dict[str, Any], body: bytes, content_type: str
+) -> None:
     """JSON also sets the Content-Type; bytes and text leave it to the interceptor."""
     request = Request(body=b"old", headers=[(b"content-type", b"text/x")])
     request.replace_body(**replacement)
-    assert (request.body, request.headers["content-type"], request.body_replaced) == (body, content_type, True)
+    assert (request.body, request.headers["content-type"], request.body_replaced) == (
+        body,
+        content_type,
+        True,
+    )
 
 
-@pytest.mark.parametrize("both", [{}, {"data": b"x", "json": 1}, {"data": None}, {"data": "", "json": None}])
+@pytest.mark.parametrize(
+    "both", [{}, {"data": b"x", "json": 1}, {"data": None}, {"data": "", "json": None}]
+)
 def test_a_body_is_replaced_by_either_data_or_json(both: dict[str, Any]) -> None:
     """ValueError, and the body is as it was."""
     request = Request(body=b"old")
@@ -167,7 +195,11 @@ def test_a_body_that_cannot_be_encoded_replaces_nothing() -> None:
     request = Request(body=b"old", headers=[(b"content-type", b"text/x")])
     with pytest.raises(TypeError):
         request.replace_body(json=object())
-    assert (request.body, request.headers["content-type"], request.body_replaced) == (b"old", "text/x", False)
+    assert (request.body, request.headers["content-type"], request.body_replaced) == (
+        b"old",
+        "text/x",
+        False,
+    )
 
 
 def test_the_next_interceptor_sees_the_replaced_body() -> None:
@@ -186,7 +218,9 @@ def test_the_next_interceptor_sees_the_replaced_body() -> None:
 
 def test_a_request_and_a_head_in_a_log_show_nothing_secret() -> None:
     """No query, no headers, no body."""
-    request = Request(method="POST", path="/p", query=b"hunter2", headers=[(b"a", b"hunter2")], body=b"hunter2")
+    request = Request(
+        method="POST", path="/p", query=b"hunter2", headers=[(b"a", b"hunter2")], body=b"hunter2"
+    )
     assert repr(request) == "<Request POST /p>"
     assert (
         repr(ResponseHead(200, [(b"content-type", b"a/b"), (b"set-cookie", b"hunter2")], request))
@@ -195,7 +229,8 @@ def test_a_request_and_a_head_in_a_log_show_nothing_secret() -> None:
     assert repr(Response("hunter2", headers={"a": "hunter2"})) == "<Response 200>"
 
 
-# --- a response's head --------------------------------------------------------------------------------------------------
+# --- a response's head
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -207,7 +242,9 @@ def test_a_request_and_a_head_in_a_log_show_nothing_secret() -> None:
         (b"", ""),
     ],
 )
-def test_a_media_type_is_the_content_type_without_its_parameters(value: bytes, media_type: str) -> None:
+def test_a_media_type_is_the_content_type_without_its_parameters(
+    value: bytes, media_type: str
+) -> None:
     """In lower case, without blanks."""
     assert ResponseHead(200, [(b"Content-Type", value)]).media_type == media_type
 
@@ -223,9 +260,15 @@ def test_a_head_has_a_request() -> None:
     assert ResponseHead(200, []).request.path == "/"
 
 
-# --- an answer of one's own ---------------------------------------------------------------------------------------------
+# --- an answer of one's own
+# ---------------------------------------------------------------------------------------------
 
-JSON, TEXT, BYTES, SSE = "application/json", "text/plain; charset=utf-8", "application/octet-stream", "text/event-stream"
+JSON, TEXT, BYTES, SSE = (
+    "application/json",
+    "text/plain; charset=utf-8",
+    "application/octet-stream",
+    "text/event-stream",
+)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +302,11 @@ def test_an_answers_body_has_its_content_type(
 ) -> None:
     """Unless the author gives another; an empty body has none."""
     made = response()
-    assert (made.body, made.headers.get("content-type"), made.status in (200, 204)) == (body, content_type, True)
+    assert (made.body, made.headers.get("content-type"), made.status in (200, 204)) == (
+        body,
+        content_type,
+        True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -322,8 +369,12 @@ def test_an_answers_events_are_left_to_whoever_sends_it() -> None:
         ("/é/日", "/%C3%A9/%E6%97%A5", b"/%C3%A9/%E6%97%A5"),
     ],
 )
-def test_a_path_without_its_raw_form_is_taken_as_a_client_spells_it(given: str, path: str, raw_path: bytes) -> None:
-    """A test's `Request(path=...)` shows a hook what the proxy would show it, so that it can try other spellings."""
+def test_a_path_without_its_raw_form_is_taken_as_a_client_spells_it(
+    given: str, path: str, raw_path: bytes
+) -> None:
+    """A test's `Request(path=...)` shows a hook what the proxy would show it, so that it can try
+    other spellings.
+    """
     request = Request(path=given)
     assert (request.path, request.raw_path) == (path, raw_path)
 
@@ -332,26 +383,46 @@ class Refuses(Interceptor):
     """Does not say `wants_body`."""
 
     async def on_request(self, request: Request) -> Response | None:
-        return None if request.is_preflight else request.refuse(402, "no_credit", "pay first", headers={"x-pay": "here"})
+        return (
+            None
+            if request.is_preflight
+            else request.refuse(402, "no_credit", "pay first", headers={"x-pay": "here"})
+        )
 
 
 @pytest.mark.parametrize(
     ("dialect", "body", "expected"),
     [
         ("generic", b"", {"error": {"type": "no_credit", "message": "pay first"}}),
-        ("anthropic", b"", {"type": "error", "error": {"type": "invalid_request_error", "message": "pay first"}}),
+        (
+            "anthropic",
+            b"",
+            {"type": "error", "error": {"type": "invalid_request_error", "message": "pay first"}},
+        ),
         (
             "mcp",
             b'{"jsonrpc":"2.0","id":"7","method":"ping"}',
-            {"jsonrpc": "2.0", "id": "7", "error": {"code": -32600, "message": "pay first", "data": {"type": "no_credit"}}},
+            {
+                "jsonrpc": "2.0",
+                "id": "7",
+                "error": {"code": -32600, "message": "pay first", "data": {"type": "no_credit"}},
+            },
         ),
     ],
 )
-def test_a_refusal_has_the_shape_of_the_routes_dialect(dialect: str, body: bytes, expected: dict[str, Any]) -> None:
-    """For an author's interceptor as for the built-ins; it need not ask for the body that has the id."""
+def test_a_refusal_has_the_shape_of_the_routes_dialect(
+    dialect: str, body: bytes, expected: dict[str, Any]
+) -> None:
+    """For an author's interceptor as for the built-ins; it need not ask for the body that has the
+    id.
+    """
     answer = run_request([Refuses()], Request(method="POST", dialect=dialect, body=body))
     assert answer is not None
-    assert (answer.status, answer.headers["x-pay"], json.loads(answer.body)) == (402, "here", expected)
+    assert (answer.status, answer.headers["x-pay"], json.loads(answer.body)) == (
+        402,
+        "here",
+        expected,
+    )
 
 
 ASKS = [(b"Origin", b"https://a.test"), (b"Access-Control-Request-Method", b"POST")]
@@ -369,7 +440,12 @@ ASKS = [(b"Origin", b"https://a.test"), (b"Access-Control-Request-Method", b"POS
         (Request(method="OPTIONS", headers=ASKS, body=b"x"), False),
         (Request(method="OPTIONS", headers=ASKS, body=None, has_body=True), False),
         (Request(method="OPTIONS", headers=[*ASKS, (b"Content-Length", b"1")], body=None), False),
-        (Request(method="OPTIONS", headers=[*ASKS, (b"Transfer-Encoding", b"chunked")], body=None), False),
+        (
+            Request(
+                method="OPTIONS", headers=[*ASKS, (b"Transfer-Encoding", b"chunked")], body=None
+            ),
+            False,
+        ),
         (Request(method="OPTIONS", headers=[*ASKS, (b"X-HTTP-Method-Override", b"POST")]), False),
     ],
 )
@@ -380,10 +456,13 @@ def test_a_preflight_is_what_a_browser_sends(request_: Request, expected: bool) 
 
 
 @pytest.mark.parametrize(
-    "given", [{"X-A": "b", "x-c": "d"}, [(b"X-A", b"b"), (b"x-c", b"d")], Headers({"x-a": "b", "x-c": "d"})]
+    "given",
+    [{"X-A": "b", "x-c": "d"}, [(b"X-A", b"b"), (b"x-c", b"d")], Headers({"x-a": "b", "x-c": "d"})],
 )
 def test_headers_may_be_a_mapping(given: Any) -> None:
-    """Of a request, a head, a response and a refusal alike: text by name, pairs of bytes, or `Headers`."""
+    """Of a request, a head, a response and a refusal alike: text by name, pairs of bytes, or
+    `Headers`.
+    """
     request = Request(headers=given)
     for headers in (
         request.headers,
@@ -405,6 +484,12 @@ def test_a_refusal_is_an_error(status: int) -> None:
 
 
 def test_a_limit_has_the_type_that_openai_has_for_it() -> None:
-    for status, kind in ((429, "rate_limit_error"), (401, "invalid_request_error"), (500, "server_error")):
+    for status, kind in (
+        (429, "rate_limit_error"),
+        (401, "invalid_request_error"),
+        (500, "server_error"),
+    ):
         body = json.loads(Request(dialect="openai").refuse(status, "quota", "none left").body)
-        assert body == {"error": {"message": "none left", "type": kind, "param": None, "code": "quota"}}
+        assert body == {
+            "error": {"message": "none left", "type": kind, "param": None, "code": "quota"}
+        }

@@ -1,4 +1,6 @@
-"""What an author does wrong in a hook is named in the log, at every level, with what to do instead, and without content."""
+"""What an author does wrong in a hook is named in the log, at every level, with what to do instead,
+and without content.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ CALL = (
 )
 
 
-def told_by(stream: StreamInterceptor, chunk: bytes = b"data: secret\n\n", request: Request | None = None) -> str:
+def told_by(
+    stream: StreamInterceptor, chunk: bytes = b"data: secret\n\n", request: Request | None = None
+) -> str:
     """What the log tells of the failure, at all levels."""
 
     class Opens(Interceptor):
@@ -42,7 +46,10 @@ def told_by(stream: StreamInterceptor, chunk: bytes = b"data: secret\n\n", reque
     ("returned", "told"),
     [
         (["secret"], "on_event returned a list of str, expected an Event"),
-        ([Event(data="a"), {"secret": 1}], "on_event returned a list of Event, dict, expected an Event"),
+        (
+            [Event(data="a"), {"secret": 1}],
+            "on_event returned a list of Event, dict, expected an Event",
+        ),
         (Event, "on_event returned the class Event, expected an Event"),
     ],
 )
@@ -62,7 +69,10 @@ def test_a_hook_of_messages_that_returns_its_change_fails() -> None:
             return delta.text.replace("secret", "***")  # type: ignore[no-any-return]
 
     told = told_by(Redacting(), TEXT, CHAT)
-    assert "Redacting.on_text_delta returned str, expected None: what is to change is set on what the hook is given" in told
+    assert (
+        "Redacting.on_text_delta returned str, expected None: what is to change is set on what the hook is given"
+        in told
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,7 +80,10 @@ def test_a_hook_of_messages_that_returns_its_change_fails() -> None:
     [
         (lambda call: call.drop(), "set holds_tool_calls = True on the class"),
         (lambda call: call.refuse({"secret": 1}), "is a string, not dict"),
-        (lambda call: setattr(call, "arguments", {"secret": 1}), "the arguments of a tool call are JSON text, not dict"),
+        (
+            lambda call: setattr(call, "arguments", {"secret": 1}),
+            "the arguments of a tool call are JSON text, not dict",
+        ),
     ],
 )
 def test_what_cannot_be_done_with_a_call_is_told(method: Any, told: str) -> None:
@@ -90,7 +103,9 @@ def test_a_wrong_answer_of_a_hook_for_mcp_names_the_hook() -> None:
     body = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x"}}'
     with pytest.raises(HookError) as caught:
         run_request([Answers()], Request(method="POST", path="/mcp", body=body))
-    assert "Answers.decide returned str, expected a dict, an McpError or None" in caught.value.summary
+    assert (
+        "Answers.decide returned str, expected a dict, an McpError or None" in caught.value.summary
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""`needs`: an interceptor sees what it said that it needs, and the stream is the same as if it had seen everything."""
+"""`needs`: an interceptor sees what it said that it needs, and the stream is the same as if it had
+seen everything.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +35,32 @@ def holds(needs: Needs, raw: bytes) -> bool:
     """Whether an event of these bytes is needed: the definition, in one event at a time."""
     if needs is None:
         return True
-    return bool(needs.search(raw)) if isinstance(needs, re.Pattern) else any(string in raw for string in needs)
+    return (
+        bool(needs.search(raw))
+        if isinstance(needs, re.Pattern)
+        else any(string in raw for string in needs)
+    )
 
 
 class Picky(Interceptor):
     """Acts on the events that hold what it needs and ignores the others; with `tells`, it says so."""
 
     def __init__(
-        self, needs: Needs, act: Act, *, tells: bool = True, is_async: bool = False, on_error: Any = "abort"
+        self,
+        needs: Needs,
+        act: Act,
+        *,
+        tells: bool = True,
+        is_async: bool = False,
+        on_error: Any = "abort",
     ) -> None:
-        self.needs, self.act, self.tells, self.is_async, self.on_error = needs, act, tells, is_async, on_error
+        self.needs, self.act, self.tells, self.is_async, self.on_error = (
+            needs,
+            act,
+            tells,
+            is_async,
+            on_error,
+        )
         self.called: list[bytes] = []
         """Every event that its hook was called for."""
         self.seen: list[bytes] = []
@@ -83,7 +101,9 @@ def mixed(event: Event) -> Any:
     """Something of everything, decided by the event's own content and by nothing else."""
     if "!" in event.data:
         return End(event, Event("end")) if "a" in event.data else [][1]
-    return [event, None, upper(event), [event, Event("more")], [], [upper(event), event.detach()]][len(event.raw) % 6]
+    return [event, None, upper(event), [event, Event("more")], [], [upper(event), event.detach()]][
+        len(event.raw) % 6
+    ]
 
 
 @dataclass(frozen=True)
@@ -108,10 +128,18 @@ class Member:
     on_error: str = "abort"
 
     def make(self, tells: bool) -> Picky:
-        return Picky(self.needs, self.act, tells=tells, is_async=self.is_async, on_error=self.on_error)
+        return Picky(
+            self.needs, self.act, tells=tells, is_async=self.is_async, on_error=self.on_error
+        )
 
 
-def run(members: Iterable[Member], chunks: Iterable[bytes], *, tells: bool, max_event_bytes: int = 1 << 20) -> Run:
+def run(
+    members: Iterable[Member],
+    chunks: Iterable[bytes],
+    *,
+    tells: bool,
+    max_event_bytes: int = 1 << 20,
+) -> Run:
     chain = [member.make(tells) for member in members]
     with capture_logs():
         result = run_chain(chain, chunks, max_event_bytes=max_event_bytes)
@@ -155,7 +183,14 @@ def process_all(stream: StreamChain, chunks: list[bytes]) -> bytes:
     return output
 
 
-async def feed(pools: Pools, members: Iterable[Member], chunks: list[bytes], *, tells: bool, max_event_bytes: int) -> Run:
+async def feed(
+    pools: Pools,
+    members: Iterable[Member],
+    chunks: list[bytes],
+    *,
+    tells: bool,
+    max_event_bytes: int,
+) -> Run:
     """As `run`, for thousands of them: in one Trio run, and without async hooks."""
     chain = [member.make(tells) for member in members]
     async with open_chain(*chain, pools=pools, max_event_bytes=max_event_bytes) as stream:
@@ -186,28 +221,39 @@ def all_cuts(stream: bytes) -> Iterator[list[bytes]]:
 
 
 async def check_alike(
-    members: list[Member], stream: bytes, chunkings: Iterable[list[bytes]], *, max_event_bytes: int = 1 << 20
+    members: list[Member],
+    stream: bytes,
+    chunkings: Iterable[list[bytes]],
+    *,
+    max_event_bytes: int = 1 << 20,
 ) -> Run:
     """However it is cut, the run with `needs` is the run without, in one piece. That run."""
     pools = Pools()
     expected = await feed(pools, members, [stream], tells=False, max_event_bytes=max_event_bytes)
     for chunks in chunkings:
-        assert await feed(pools, members, chunks, tells=True, max_event_bytes=max_event_bytes) == expected, chunks
+        assert (
+            await feed(pools, members, chunks, tells=True, max_event_bytes=max_event_bytes)
+            == expected
+        ), chunks
     return expected
 
 
 async def check_same_cuts(members: list[Member], chunks: list[bytes]) -> Run:
     """In these pieces, the run with `needs` is the run without. That run.
 
-    For streams with CRLF: whether the LF belongs to an event's bytes depends on whether it was there when the CR ended it.
+    For streams with CRLF: whether the LF belongs to an event's bytes depends on whether it was
+    there when the CR ended it.
     """
     pools = Pools()
     without = await feed(pools, members, chunks, tells=False, max_event_bytes=1 << 20)
-    assert await feed(pools, members, chunks, tells=True, max_event_bytes=1 << 20) == without, chunks
+    assert await feed(pools, members, chunks, tells=True, max_event_bytes=1 << 20) == without, (
+        chunks
+    )
     return without
 
 
-# --- what may be said ---------------------------------------------------------------------------------------------------
+# --- what may be said
+# ---------------------------------------------------------------------------------------------------
 
 A_AND_B = b"data: a\n\ndata: b\n\n: a\n\ndata: ab\n\n"
 
@@ -231,8 +277,12 @@ A_AND_B = b"data: a\n\ndata: b\n\n: a\n\ndata: ab\n\n"
     ],
     ids=str,
 )
-def test_a_hook_is_called_for_what_it_needs_and_for_nothing_else(needs: Needs, called: list[bytes], is_async: bool) -> None:
-    """None is everything, no string nothing; comments are never shown, and what is not shown leaves as it came."""
+def test_a_hook_is_called_for_what_it_needs_and_for_nothing_else(
+    needs: Needs, called: list[bytes], is_async: bool
+) -> None:
+    """None is everything, no string nothing; comments are never shown, and what is not shown leaves
+    as it came.
+    """
     for ends in (b"\n", b"\r\n", b"\r"):
         picky = Picky(needs, keep, is_async=is_async)
         stream = A_AND_B.replace(b"\n", ends)
@@ -244,7 +294,9 @@ def test_a_hook_is_called_for_what_it_needs_and_for_nothing_else(needs: Needs, c
 
 
 async def test_who_needs_nothing_costs_nothing() -> None:
-    """With `()` no event need be framed at all, unless somebody else wants some; the stream begins and ends all the same."""
+    """With `()` no event need be framed at all, unless somebody else wants some; the stream begins
+    and ends all the same.
+    """
     heard: list[str] = []
 
     class Ends(Interceptor):
@@ -294,7 +346,12 @@ def test_needs_stands_in_the_class_or_is_set_on_the_object() -> None:
                 stream.needs = self.own
             return stream
 
-    for own, called in (((b"x",), 1), ((b"y", b"z"), 2), (re.compile(rb"[xyz]"), 3), (EVERYTHING, 4)):
+    for own, called in (
+        ((b"x",), 1),
+        ((b"y", b"z"), 2),
+        (re.compile(rb"[xyz]"), 3),
+        (EVERYTHING, 4),
+    ):
         classy = Classy(own)
         run_chain([classy], [b"data: x\n\ndata: y\n\ndata: z\n\ndata: w\n\n"])
         assert classy.called == called
@@ -366,11 +423,15 @@ async def test_nonsense_is_refused_when_the_stream_opens(nonsense: Any) -> None:
     """A HookError of `open_stream`, under the configured name, that says what was expected."""
     error = await failure_of(nonsense)
     assert (error.interceptor, error.hook) == ("configured", "open_stream")
-    assert re.match(r"configured\.open_stream: TypeError: .*\bneeds\b.*\bexpected\b.*\bbytes?\b", str(error))
+    assert re.match(
+        r"configured\.open_stream: TypeError: .*\bneeds\b.*\bexpected\b.*\bbytes?\b", str(error)
+    )
 
 
 @pytest.mark.parametrize(
-    "nonsense", ["data", re.compile("data"), (b"data", b"")], ids=["text", "a pattern of text", "a tuple"]
+    "nonsense",
+    ["data", re.compile("data"), (b"data", b"")],
+    ids=["text", "a pattern of text", "a tuple"],
 )
 async def test_the_error_about_nonsense_names_the_class(nonsense: Any) -> None:
     """The configured name need not tell where in the code the mistake is."""
@@ -388,7 +449,9 @@ def test_skipped_nonsense_leaves_the_others_their_own_needs() -> None:
     for tells in (False, True):
         before, behind = Picky((b": a",), upper, tells=tells), Picky((b": b",), upper, tells=tells)
         with capture_logs():
-            result = run_chain([before, Wrong("data", "skip"), behind], [b"data: a\n\ndata: b\n\ndata: c\n\n"])
+            result = run_chain(
+                [before, Wrong("data", "skip"), behind], [b"data: a\n\ndata: b\n\ndata: c\n\n"]
+            )
         assert (result.failure, result.output) == (None, b"data: A\n\ndata: B\n\ndata: c\n\n")
         assert (before.seen, behind.seen) == ([b"data: a\n\n"], [b"data: b\n\n"])
 
@@ -401,7 +464,8 @@ def test_skipped_nonsense_is_as_if_the_stream_had_not_been_opened() -> None:
     assert wrong.called == []
 
 
-# --- the search ---------------------------------------------------------------------------------------------------------
+# --- the search
+# ---------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=200, deadline=None)
@@ -415,9 +479,13 @@ def test_skipped_nonsense_is_as_if_the_stream_had_not_been_opened() -> None:
 def test_the_search_finds_where_the_first_of_several_strings_begins(
     buffer: bytes, strings: list[bytes], start: int, end: int
 ) -> None:
-    """Within its bounds, whatever the strings have in common; as a pattern of the same strings does."""
+    """Within its bounds, whatever the strings have in common; as a pattern of the same strings
+    does.
+    """
     end = min(end, len(buffer))
-    found = [at for at in range(start, end) for string in strings if buffer[at:end].startswith(string)]
+    found = [
+        at for at in range(start, end) for string in strings if buffer[at:end].startswith(string)
+    ]
     expected = min(found, default=-1)
     pattern = re.compile(b"|".join(re.escape(string) for string in strings))
     for needs in (tuple(strings), strings, pattern):
@@ -426,19 +494,28 @@ def test_the_search_finds_where_the_first_of_several_strings_begins(
         assert finder(bytearray(buffer), start, end) == finder(buffer, start, end) == expected
 
 
-# --- the same as without ------------------------------------------------------------------------------------------------
+# --- the same as without
+# ------------------------------------------------------------------------------------------------
 
 AB = Member((b"ab",), mixed)
 
 
 @pytest.mark.parametrize(
     "stream",
-    [b"a:\n\nb:ab\n\nc", b"ab\n\nab\n\nx\n\n", b"\n\n\nab\n\n\na\n", b":ab\n\nab\n\n:x\n", b"a\nb\n\nab\n\nab"],
+    [
+        b"a:\n\nb:ab\n\nc",
+        b"ab\n\nab\n\nx\n\n",
+        b"\n\n\nab\n\n\na\n",
+        b":ab\n\nab\n\n:x\n",
+        b"a\nb\n\nab\n\nab",
+    ],
     ids=repr,
 )
 @pytest.mark.parametrize("act", [drop, upper], ids=["drop", "change"])
 async def test_every_way_to_cut_a_short_stream_gives_the_same(stream: bytes, act: Act) -> None:
-    """All of them: output, counts and what was seen are those of the hook that sees everything, in one piece."""
+    """All of them: output, counts and what was seen are those of the hook that sees everything, in
+    one piece.
+    """
     expected = await check_alike([Member((b"ab",), act)], stream, all_cuts(stream))
     assert any(expected.seen)
 
@@ -465,8 +542,12 @@ STREAMS: dict[str, bytes] = {
 @pytest.mark.parametrize("ends", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
 @pytest.mark.parametrize("act", [keep, drop, upper, mixed], ids=["keep", "drop", "change", "mixed"])
 @pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
-async def test_a_stream_leaves_as_if_every_event_had_been_shown(stream: bytes, act: Act, ends: bytes) -> None:
-    """Whole, byte by byte and cut at every position, with each kind of line end: the same bytes, counts and events."""
+async def test_a_stream_leaves_as_if_every_event_had_been_shown(
+    stream: bytes, act: Act, ends: bytes
+) -> None:
+    """Whole, byte by byte and cut at every position, with each kind of line end: the same bytes,
+    counts and events.
+    """
     stream = stream.replace(b"\n", ends)
     for needs in ((b"ab", b"id: 1"), re.compile(rb"[xyz]?ab")):
         members = [Member(needs, act)]
@@ -495,13 +576,27 @@ async def test_line_ends_may_change_within_a_stream() -> None:
         ((b"\n\nd", b"b"), b"data: a\n\ndata: b\n\ndata: a\n\n", [b"data: b\n\n"]),
         ((b"a\n\nd", b"\n\ndata: b"), b"data: a\n\ndata: b\n\n", []),
         (re.compile(rb"a\s+data"), b"data: a\n\ndata: b\n\n", []),
-        (re.compile(rb"<[^>]*>"), b"data: <\n\ndata: >\n\ndata: <b>\n\ndata: >\n\n", [b"data: <b>\n\n"]),
+        (
+            re.compile(rb"<[^>]*>"),
+            b"data: <\n\ndata: >\n\ndata: <b>\n\ndata: >\n\n",
+            [b"data: <b>\n\n"],
+        ),
         (re.compile(rb"<[^>]*>"), b"data: <\n\ndata: <b>\n\n", [b"data: <b>\n\n"]),
-        (re.compile(rb"<[^>]*>"), b"data: <\n\n: <x>\n\n\n\ndata: <\n\ndata: x\n\ndata: <c>", [b"data: <c>"]),
-        (re.compile(rb"(?s)w.*z"), b"data: w\n\ndata: b\n\nxw\ny: z\n\ndata: z\n\n", [b"xw\ny: z\n\n"]),
+        (
+            re.compile(rb"<[^>]*>"),
+            b"data: <\n\n: <x>\n\n\n\ndata: <\n\ndata: x\n\ndata: <c>",
+            [b"data: <c>"],
+        ),
+        (
+            re.compile(rb"(?s)w.*z"),
+            b"data: w\n\ndata: b\n\nxw\ny: z\n\ndata: z\n\n",
+            [b"xw\ny: z\n\n"],
+        ),
     ],
 )
-async def test_a_match_that_would_cross_an_events_border_is_none(needs: Needs, stream: bytes, seen: list[bytes]) -> None:
+async def test_a_match_that_would_cross_an_events_border_is_none(
+    needs: Needs, stream: bytes, seen: list[bytes]
+) -> None:
     """It shows nobody an event, and hides no event behind it that really holds what is needed."""
     expected = await check_alike([Member(needs, drop)], stream, splits(stream))
     assert expected.seen == [seen]
@@ -513,7 +608,9 @@ async def test_a_match_that_would_cross_an_events_border_is_none(needs: Needs, s
 
 
 async def test_line_ends_can_be_needed() -> None:
-    """An event of several lines, say, or one that is whole: the empty line belongs to the event that it ends."""
+    """An event of several lines, say, or one that is whole: the empty line belongs to the event
+    that it ends.
+    """
     stream = b"data: x\n\ndata: x\ndata: y\n\nid\n\ndata: x"
     assert (await check_alike([Member((b"\n\n",), keep)], stream, splits(stream))).seen == [
         [b"data: x\n\n", b"data: x\ndata: y\n\n", b"id\n\n"]
@@ -522,7 +619,8 @@ async def test_line_ends_can_be_needed() -> None:
     assert several.seen == [[b"data: x\ndata: y\n\n"]]
 
 
-# --- limits -------------------------------------------------------------------------------------------------------------
+# --- limits
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ends", [b"\n", b"\r"], ids=["LF", "CR"])
@@ -546,17 +644,29 @@ async def test_a_needed_event_too_large_ends_the_stream_where_it_would_without_n
     assert (expected.failure is not None) == (b"long" in stream or b"ab3456" in stream)
 
 
-# --- several interceptors -----------------------------------------------------------------------------------------------
+# --- several interceptors
+# -----------------------------------------------------------------------------------------------
 
 
 async def test_each_of_several_sees_what_it_needs() -> None:
     """Different needs, overlapping ones, and one that wants everything, in any order of the chain."""
     stream = b"data: a\n\ndata: x\n\ndata: b\n\n: c\n\ndata: ab\n\ndata: y\n\ndata: c\n\n"
-    a, b, c = Member((b": a",), keep), Member(re.compile(rb"b\n"), keep), Member((b": c", b"zz"), keep)
+    a, b, c = (
+        Member((b": a",), keep),
+        Member(re.compile(rb"b\n"), keep),
+        Member((b": c", b"zz"), keep),
+    )
     everything = Member(None, keep)
     events = {name: b"data: %b\n\n" % name.encode() for name in ("a", "x", "b", "ab", "y", "c")}
     seen = {a: [events["a"], events["ab"]], b: [events["b"], events["ab"]], c: [events["c"]]}
-    for members in ([a, b, c], [c, b, a], [a, a], [a, everything, c], [everything, b], [c, b, everything]):
+    for members in (
+        [a, b, c],
+        [c, b, a],
+        [a, a],
+        [a, everything, c],
+        [everything, b],
+        [c, b, everything],
+    ):
         run = await check_alike(members, stream, splits(stream))
         assert run.seen == [seen.get(member, list(events.values())) for member in members]
         assert (run.output, run.counts) == (stream, (7, 0, 0, 0))
@@ -589,7 +699,9 @@ def test_what_nobody_needs_is_shown_to_nobody_but_to_who_wants_everything() -> N
 def test_an_event_that_an_earlier_interceptor_made_is_shown_to_a_later_one(
     act: Act, shown: list[bytes], output: bytes, first_needs: Needs, is_async: bool
 ) -> None:
-    """Whatever it holds: nobody could have searched for it in what came. Events that were left alone are not shown."""
+    """Whatever it holds: nobody could have searched for it in what came. Events that were left
+    alone are not shown.
+    """
 
     def mark(event: Event) -> Event:
         marked.append(event.raw)
@@ -607,7 +719,9 @@ def test_an_event_that_an_earlier_interceptor_made_is_shown_to_a_later_one(
         def on_event(self, event: Event) -> Event:
             return mark(event)
 
-    first = Picky(first_needs, lambda event: act(event) if event.data == "a" else event, is_async=is_async)
+    first = Picky(
+        first_needs, lambda event: act(event) if event.data == "a" else event, is_async=is_async
+    )
     result = run_chain([first, Later()], [b"data: x\n\ndata: a\n\n"])
     assert marked == shown
     assert result.output == b"data: x\n\n" + output.replace(b"DATA", b"data: DATA\n\n")
@@ -626,14 +740,19 @@ def test_an_event_of_an_interceptors_own_is_shown_to_a_later_one() -> None:
     assert sorted(result.output.split(b"\n\n")) == [b"", b"data: hello", b"data: x"]
 
 
-# --- bytes and buffers --------------------------------------------------------------------------------------------------
+# --- bytes and buffers
+# --------------------------------------------------------------------------------------------------
 
 
 async def test_what_is_passed_over_leaves_as_one_view_of_the_window() -> None:
-    """With what is seen and left alone: one part, the window itself; and the hook borrows nothing for it."""
+    """With what is seen and left alone: one part, the window itself; and the hook borrows nothing
+    for it.
+    """
     pools = Pools()
     async with open_chain(Picky((b"ab",), keep), pools=pools) as stream:
-        window = bytearray(b"stale ab\n\n" + b"data: x\n\n: c\n\ndata: ab\n\n" * 50 + b"data: unfin")
+        window = bytearray(
+            b"stale ab\n\n" + b"data: x\n\n: c\n\ndata: ab\n\n" * 50 + b"data: unfin"
+        )
         parts, at = stream.process(window, 10, len(window))
         (part,) = parts
         assert isinstance(part, memoryview)
@@ -660,10 +779,24 @@ async def test_what_lies_outside_of_the_window_is_not_searched() -> None:
     assert picky.called == []
 
 
-# --- anything -----------------------------------------------------------------------------------------------------------
+# --- anything
+# -----------------------------------------------------------------------------------------------------------
 
 PIECES = [
-    *[b"\n", b"\n\n", b"\n\n", b"\n\n\n", b":", b": ", b"data: ", b"data:", b"id: 1", b"event: ", b"retry: 5", b"data"],
+    *[
+        b"\n",
+        b"\n\n",
+        b"\n\n",
+        b"\n\n\n",
+        b":",
+        b": ",
+        b"data: ",
+        b"data:",
+        b"id: 1",
+        b"event: ",
+        b"retry: 5",
+        b"data",
+    ],
     *[
         b"data: a\n\n",
         b"data: ab\n\n",
@@ -680,9 +813,13 @@ ANY_STREAM = st.one_of(
     st.lists(st.sampled_from(PIECES), max_size=30).map(b"".join),
     st.lists(st.sampled_from(PIECES), max_size=30).map(lambda pieces: BOM + b"".join(pieces)),
     st.lists(st.sampled_from(PIECES + LINE_ENDS), max_size=30).map(b"".join),
-    st.lists(st.sampled_from(PIECES), max_size=20).map(lambda pieces: b"".join(pieces).replace(b"\n", b"\r\n")),
+    st.lists(st.sampled_from(PIECES), max_size=20).map(
+        lambda pieces: b"".join(pieces).replace(b"\n", b"\r\n")
+    ),
 )
-ANY_CUTS = st.one_of(st.just([1]), st.just([1 << 20]), st.lists(st.integers(1, 15), min_size=1, max_size=8))
+ANY_CUTS = st.one_of(
+    st.just([1]), st.just([1 << 20]), st.lists(st.integers(1, 15), min_size=1, max_size=8)
+)
 """The chunks' sizes, over and over."""
 STRINGS = [
     b"a",
@@ -738,16 +875,31 @@ def chunked(stream: bytes, cuts: list[int]) -> Iterator[bytes]:
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.lists(ANY_MEMBER, min_size=1, max_size=3), ANY_STREAM, ANY_CUTS, st.sampled_from([1 << 20, 1 << 20, 1 << 20, 12, 30])
+    st.lists(ANY_MEMBER, min_size=1, max_size=3),
+    ANY_STREAM,
+    ANY_CUTS,
+    st.sampled_from([1 << 20, 1 << 20, 1 << 20, 12, 30]),
 )
-@example([Member((b"\n\ndata", b"b"), drop)], b"data: a\n\ndata: b\n\n\ndata: b", [1 << 20], 1 << 20)
-@example([Member((b"a",), keep), Member(re.compile(rb"(?s)x.*b"), drop)], b"x\n\ndata: b\n\nxb\n\n", [1 << 20], 1 << 20)
-@example([AB, Member(None, mixed), Member((b"more",), upper)], b"data: ab\n\ndata: x\n\ndata: abab\n\n", [7], 1 << 20)
+@example(
+    [Member((b"\n\ndata", b"b"), drop)], b"data: a\n\ndata: b\n\n\ndata: b", [1 << 20], 1 << 20
+)
+@example(
+    [Member((b"a",), keep), Member(re.compile(rb"(?s)x.*b"), drop)],
+    b"x\n\ndata: b\n\nxb\n\n",
+    [1 << 20],
+    1 << 20,
+)
+@example(
+    [AB, Member(None, mixed), Member((b"more",), upper)],
+    b"data: ab\n\ndata: x\n\ndata: abab\n\n",
+    [7],
+    1 << 20,
+)
 def test_nothing_shows_whether_an_interceptor_told_its_needs(
     members: list[Member], stream: bytes, cuts: list[int], max_event_bytes: int
 ) -> None:
-    """Any chain, stream, cuts and limit: output, counts, failure, end, and what each saw of what it needs are the same. What is
-    above the limit and not needed passes only if they tell.
+    """Any chain, stream, cuts and limit: output, counts, failure, end, and what each saw of what it
+    needs are the same. What is above the limit and not needed passes only if they tell.
     """
     without = run(members, chunked(stream, cuts), tells=False, max_event_bytes=max_event_bytes)
     told = run(members, chunked(stream, cuts), tells=True, max_event_bytes=max_event_bytes)
@@ -760,7 +912,9 @@ def test_nothing_shows_whether_an_interceptor_told_its_needs(
 @settings(max_examples=100, deadline=None)
 @given(ANY_NEEDS, ANY_STREAM, ANY_CUTS)
 def test_no_event_is_shown_that_is_not_needed(needs: Needs, stream: bytes, cuts: list[int]) -> None:
-    """Where nobody makes events, the hook's calls are those events that hold what it needs, in order, and no others."""
+    """Where nobody makes events, the hook's calls are those events that hold what it needs, in
+    order, and no others.
+    """
     everything, picky = Picky(None, keep), Picky(needs, keep)
     assert run_chain([everything], chunked(stream, cuts)).output == stream
     assert run_chain([picky], chunked(stream, cuts)).output == stream

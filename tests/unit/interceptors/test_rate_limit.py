@@ -1,4 +1,6 @@
-"""RateLimit: nobody has more than the burst and the rate allow, whoever waits as told comes in, and memory has a bound."""
+"""RateLimit: nobody has more than the burst and the rate allow, whoever waits as told comes in, and
+memory has a bound.
+"""
 
 from __future__ import annotations
 
@@ -36,36 +38,51 @@ async def serving(**options: Any) -> AsyncIterator[RateLimit]:
         yield limit
 
 
-async def ask(limit: RateLimit, client: str | None = "192.0.2.1", client_key: str | None = None) -> Response | None:
+async def ask(
+    limit: RateLimit, client: str | None = "192.0.2.1", client_key: str | None = None
+) -> Response | None:
     request = Request(client=client)
     if client_key is not None:
         request.state["client_key"] = client_key
     return await limit.on_request(request)
 
 
-async def allowed(limit: RateLimit, times: int, client: str | None = "192.0.2.1", client_key: str | None = None) -> int:
+async def allowed(
+    limit: RateLimit, times: int, client: str | None = "192.0.2.1", client_key: str | None = None
+) -> int:
     """How many of so many requests at once come in."""
     return sum([await ask(limit, client, client_key) is None for _ in range(times)])
 
 
-# --- what a client gets -------------------------------------------------------------------------------------------------
+# --- what a client gets
+# -------------------------------------------------------------------------------------------------
 
 
 def test_a_client_beyond_its_limit_gets_429() -> None:
-    """The status, Retry-After in whole seconds and a JSON error; and the request before it has gone on untouched."""
+    """The status, Retry-After in whole seconds and a JSON error; and the request before it has gone
+    on untouched.
+    """
     limit = load_interceptor(USE, {"requests_per_minute": 7, "burst": 1})
     request = Request(headers=[(b"accept", b"*/*")])
     answer = run_request([limit, limit], request)  # which counts it twice
     assert answer is not None
     assert answer.status == 429
-    assert answer.headers.multi_items() == [("retry-after", "9"), ("content-type", "application/json")]
-    assert answer.body == b'{"error":{"type":"rate_limited","message":"too many requests; try again in 9 s"}}'
+    assert answer.headers.multi_items() == [
+        ("retry-after", "9"),
+        ("content-type", "application/json"),
+    ]
+    assert (
+        answer.body
+        == b'{"error":{"type":"rate_limited","message":"too many requests; try again in 9 s"}}'
+    )
     assert request.headers.multi_items() == [("accept", "*/*")]
     assert run_request([limit], Request()) is None
 
 
 async def test_the_burst_comes_at_once_and_then_the_rate(autojump_clock: MockClock) -> None:
-    """A full bucket of `burst`, then one request for each token that has come back, and never more than `burst` saved up."""
+    """A full bucket of `burst`, then one request for each token that has come back, and never more
+    than `burst` saved up.
+    """
     async with serving(requests_per_minute=60, burst=3) as limit:
         assert await allowed(limit, 10) == 3
         await trio.sleep(2)
@@ -86,9 +103,15 @@ async def test_what_is_refused_costs_nothing(autojump_clock: MockClock) -> None:
         assert await allowed(limit, 1000) == 1
 
 
-@pytest.mark.parametrize("requests_per_minute", [0.001, 0.7, 1, 6, 7, 13, 59, 60, 61, 600, 9999, 1_000_000])
-async def test_who_waits_as_told_comes_in(requests_per_minute: float, autojump_clock: MockClock) -> None:
-    """After Retry-After seconds, at any rate and late in a process's life, the next request is allowed; each time anew."""
+@pytest.mark.parametrize(
+    "requests_per_minute", [0.001, 0.7, 1, 6, 7, 13, 59, 60, 61, 600, 9999, 1_000_000]
+)
+async def test_who_waits_as_told_comes_in(
+    requests_per_minute: float, autojump_clock: MockClock
+) -> None:
+    """After Retry-After seconds, at any rate and late in a process's life, the next request is
+    allowed; each time anew.
+    """
     await trio.sleep(1_000_000.1)
     async with serving(requests_per_minute=requests_per_minute, burst=2) as limit:
         assert await allowed(limit, 2) == 2
@@ -99,20 +122,26 @@ async def test_who_waits_as_told_comes_in(requests_per_minute: float, autojump_c
             assert 1 <= wait_s <= max(1, math.ceil(60 / requests_per_minute))
             await trio.sleep(wait_s)
             assert await ask(limit) is None
-            while await ask(limit) is None:  # what the second that was rounded up has brought besides
+            while (
+                await ask(limit) is None
+            ):  # what the second that was rounded up has brought besides
                 pass
 
 
 @pytest.mark.parametrize(
-    ("requests_per_minute", "burst"), [(0.5, 1), (1, 1), (6, 1), (7, 2), (10, 2), (60, 10), (90.5, 16), (600, 100)]
+    ("requests_per_minute", "burst"),
+    [(0.5, 1), (1, 1), (6, 1), (7, 2), (10, 2), (60, 10), (90.5, 16), (600, 100)],
 )
-async def test_the_burst_is_ten_seconds_worth_unless_given(requests_per_minute: float, burst: int) -> None:
+async def test_the_burst_is_ten_seconds_worth_unless_given(
+    requests_per_minute: float, burst: int
+) -> None:
     """A sixth of a minute's requests, rounded up, so at least one."""
     async with serving(requests_per_minute=requests_per_minute) as limit:
         assert await allowed(limit, burst + 1) == burst
 
 
-# --- who is one client --------------------------------------------------------------------------------------------------
+# --- who is one client
+# --------------------------------------------------------------------------------------------------
 
 
 async def test_each_client_has_a_bucket_of_its_own(autojump_clock: MockClock) -> None:
@@ -125,7 +154,9 @@ async def test_each_client_has_a_bucket_of_its_own(autojump_clock: MockClock) ->
 
 
 async def test_auto_prefers_the_key_to_the_address(autojump_clock: MockClock) -> None:
-    """One key from many addresses is one client; a name that looks like an address is not that address."""
+    """One key from many addresses is one client; a name that looks like an address is not that
+    address.
+    """
     async with serving(requests_per_minute=60, burst=2, by="auto") as limit:
         assert await allowed(limit, 2, "192.0.2.1", client_key="ann") == 2
         assert await allowed(limit, 2, "192.0.2.2", client_key="ann") == 0
@@ -133,7 +164,9 @@ async def test_auto_prefers_the_key_to_the_address(autojump_clock: MockClock) ->
         assert await allowed(limit, 2, "192.0.2.9") == 2
 
 
-async def test_by_address_many_keys_of_one_address_are_one_client(autojump_clock: MockClock) -> None:
+async def test_by_address_many_keys_of_one_address_are_one_client(
+    autojump_clock: MockClock,
+) -> None:
     """`by: address` looks at no key."""
     async with serving(requests_per_minute=60, burst=2, by="address") as limit:
         assert await allowed(limit, 2, client_key="ann") == 2
@@ -150,8 +183,12 @@ async def test_by_address_many_keys_of_one_address_are_one_client(autojump_clock
         (None, None),
     ],
 )
-async def test_addresses_of_one_client_share_a_bucket(one: str | None, other: str | None, autojump_clock: MockClock) -> None:
-    """IPv6 counts by its /64, an IPv4 address however it is written; clients without an address are all one."""
+async def test_addresses_of_one_client_share_a_bucket(
+    one: str | None, other: str | None, autojump_clock: MockClock
+) -> None:
+    """IPv6 counts by its /64, an IPv4 address however it is written; clients without an address are
+    all one.
+    """
     async with serving(requests_per_minute=60, burst=2) as limit:
         assert await allowed(limit, 1, one) == 1
         assert await allowed(limit, 2, other) == 1
@@ -166,7 +203,9 @@ async def test_addresses_of_one_client_share_a_bucket(one: str | None, other: st
         ("not:an:address", "not:an:address:either"),
     ],
 )
-async def test_addresses_of_two_clients_do_not(one: str, other: str, autojump_clock: MockClock) -> None:
+async def test_addresses_of_two_clients_do_not(
+    one: str, other: str, autojump_clock: MockClock
+) -> None:
     """Another /64 or another IPv4 address, also mapped into IPv6, is another client."""
     async with serving(requests_per_minute=60, burst=2) as limit:
         assert await allowed(limit, 2, one) == 2
@@ -186,15 +225,21 @@ def test_behind_api_keys_it_counts_by_client() -> None:
 def test_by_client_key_without_a_key_fails_closed_and_says_why() -> None:
     """Nothing goes upstream uncounted when nobody before it has named the client."""
     limit = load_interceptor(USE, {"requests_per_minute": 60, "by": "client_key"})
-    with capture_logs(), pytest.raises(HookError, match=r'needs api_keys, or what else sets state\["client_key"\]'):
+    with (
+        capture_logs(),
+        pytest.raises(HookError, match=r'needs api_keys, or what else sets state\["client_key"\]'),
+    ):
         run_request([limit], Request(client="192.0.2.1"))
 
 
-# --- the store ----------------------------------------------------------------------------------------------------------
+# --- the store
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_store_of_ones_own() -> None:
-    """A subclass opens it in its `lifespan`. It is told whose bucket, the rate and the burst, and the client hears of its wait."""
+    """A subclass opens it in its `lifespan`. It is told whose bucket, the rate and the burst, and
+    the client hears of its wait.
+    """
     asked: list[tuple[str, float, int]] = []
 
     class Shared:
@@ -233,16 +278,26 @@ def test_a_store_that_fails_lets_nobody_through() -> None:
 
 
 ARRIVALS = st.lists(
-    st.tuples(st.one_of(st.just(0.0), st.floats(0, 3), st.sampled_from([0.25, 1.0, 60.0])), st.integers(0, 5)), max_size=120
+    st.tuples(
+        st.one_of(st.just(0.0), st.floats(0, 3), st.sampled_from([0.25, 1.0, 60.0])),
+        st.integers(0, 5),
+    ),
+    max_size=120,
 )
 
 
-@given(arrivals=ARRIVALS, rate_per_s=st.floats(0.01, 20), burst=st.integers(1, 6), max_clients=st.integers(1, 6))
+@given(
+    arrivals=ARRIVALS,
+    rate_per_s=st.floats(0.01, 20),
+    burst=st.integers(1, 6),
+    max_clients=st.integers(1, 6),
+)
 def test_no_window_holds_more_than_the_burst_and_the_rate(
     arrivals: list[tuple[float, int]], rate_per_s: float, burst: int, max_clients: int
 ) -> None:
-    """Whatever comes when from whom, in any T seconds each client has at most burst + rate * T requests, also while there are more
-    clients than buckets; and there are never more buckets than may be.
+    """Whatever comes when from whom, in any T seconds each client has at most burst + rate * T
+    requests, also while there are more clients than buckets; and there are never more buckets than
+    may be.
     """
     times: defaultdict[int, list[float]] = defaultdict(list)
 
@@ -263,14 +318,18 @@ def test_no_window_holds_more_than_the_burst_and_the_rate(
 
 
 @given(arrivals=ARRIVALS, rate_per_s=st.floats(0.01, 20), burst=st.integers(1, 6))
-def test_the_wait_is_as_long_as_it_must_be(arrivals: list[tuple[float, int]], rate_per_s: float, burst: int) -> None:
-    """With buckets for all: refused is only who has had `burst` + rate * T in some T seconds, and a moment before the wait that it
-    is told it would still be refused, then no more.
+def test_the_wait_is_as_long_as_it_must_be(
+    arrivals: list[tuple[float, int]], rate_per_s: float, burst: int
+) -> None:
+    """With buckets for all: refused is only who has had `burst` + rate * T in some T seconds, and a
+    moment before the wait that it is told it would still be refused, then no more.
     """
 
     async def main() -> None:
         store = MemoryStore()
-        tokens: defaultdict[int, tuple[float, float]] = defaultdict(lambda: (float(burst), trio.current_time()))
+        tokens: defaultdict[int, tuple[float, float]] = defaultdict(
+            lambda: (float(burst), trio.current_time())
+        )
         for gap_s, client in arrivals:
             clock.jump(gap_s)
             now = trio.current_time()
@@ -290,7 +349,9 @@ def test_the_wait_is_as_long_as_it_must_be(arrivals: list[tuple[float, int]], ra
 
 
 async def test_full_buckets_are_forgotten(autojump_clock: MockClock) -> None:
-    """A client that has been away long enough for a full bucket takes no memory, although nobody asks for it again."""
+    """A client that has been away long enough for a full bucket takes no memory, although nobody
+    asks for it again.
+    """
     store = MemoryStore()
     for number in range(100):
         for _ in range(1 + number % 3):
@@ -305,7 +366,9 @@ async def test_full_buckets_are_forgotten(autojump_clock: MockClock) -> None:
 
 
 async def test_the_fullest_bucket_makes_room(autojump_clock: MockClock) -> None:
-    """At the cap a newcomer comes in, in place of who is nearest to a full bucket; the drained ones stay drained."""
+    """At the cap a newcomer comes in, in place of who is nearest to a full bucket; the drained ones
+    stay drained.
+    """
     store = MemoryStore(max_clients=2)
     for _ in range(5):
         assert await store.take("drained", 1.0, 5) == 0.0
@@ -320,7 +383,9 @@ async def test_the_fullest_bucket_makes_room(autojump_clock: MockClock) -> None:
 
 
 async def test_a_crowd_of_addresses_gives_nobody_a_fresh_start(autojump_clock: MockClock) -> None:
-    """A hundred thousand addresses neither grow the store nor bring back what a drained client, of theirs or not, has spent."""
+    """A hundred thousand addresses neither grow the store nor bring back what a drained client, of
+    theirs or not, has spent.
+    """
     store = MemoryStore(max_clients=100)
     for _ in range(5):
         await store.take("drained", 1.0, 5)
@@ -335,22 +400,34 @@ async def test_a_crowd_of_addresses_gives_nobody_a_fresh_start(autojump_clock: M
     assert len(store) == 1
 
 
-# --- options ------------------------------------------------------------------------------------------------------------
+# --- options
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"requests_per_minute": 0}, "requests_per_minute: expected a number from 0.001 to 1000000"),
+        (
+            {"requests_per_minute": 0},
+            "requests_per_minute: expected a number from 0.001 to 1000000",
+        ),
         ({"requests_per_minute": -1}, "requests_per_minute: expected"),
         ({"requests_per_minute": float("nan")}, "requests_per_minute: expected"),
         ({"requests_per_minute": float("inf")}, "requests_per_minute: expected"),
-        ({"requests_per_minute": 1, "burst": 0}, "burst: expected a whole number from 1 to 1000000"),
+        (
+            {"requests_per_minute": 1, "burst": 0},
+            "burst: expected a whole number from 1 to 1000000",
+        ),
         ({"requests_per_minute": 1, "burst": 10**7}, "burst: expected"),
-        ({"requests_per_minute": 1, "max_clients": 0}, "max_clients: expected a whole number from 1 to 1000000"),
+        (
+            {"requests_per_minute": 1, "max_clients": 0},
+            "max_clients: expected a whole number from 1 to 1000000",
+        ),
     ],
 )
-def test_options_out_of_range_are_refused_with_their_path(options: dict[str, Any], message: str) -> None:
+def test_options_out_of_range_are_refused_with_their_path(
+    options: dict[str, Any], message: str
+) -> None:
     """Which option, and what is expected there, when the configuration is loaded."""
     with pytest.raises(ValueError, match="^" + message):
         RateLimit(**options)
@@ -370,7 +447,9 @@ def test_options_out_of_range_are_refused_with_their_path(options: dict[str, Any
         ({"requests_per_minute": 60, "per_second": 1}, "per_second"),
     ],
 )
-def test_options_of_a_wrong_type_are_refused_with_their_path(options: dict[str, Any], path: str) -> None:
+def test_options_of_a_wrong_type_are_refused_with_their_path(
+    options: dict[str, Any], path: str
+) -> None:
     """Types and names are checked before the class sees them."""
     with pytest.raises(LoadError) as caught:
         load_interceptor(USE, options)

@@ -37,7 +37,9 @@ from interceptors.testing import run_chain
 HEADER = '{"weirpool_tape":1,"method":"GET","path":"/","status":200,"headers":{"content-type":"text/event-stream"}}\n'
 
 
-def record(tmp_path: Path, chunks: list[bytes], *others: Interceptor, **given: Any) -> list[dict[str, Any]]:
+def record(
+    tmp_path: Path, chunks: list[bytes], *others: Interceptor, **given: Any
+) -> list[dict[str, Any]]:
     """The lines of the one tape that is made of a stream."""
     directory = tmp_path / "tapes"
     run_chain([Record(RecordOptions(directory=str(directory))), *others], chunks, **given)
@@ -59,7 +61,9 @@ def open_replay(path: str, speed: Any = "real") -> Replay:
     return Replay(ReplayOptions(path=path, speed=speed))
 
 
-async def play(replay: Replay, request: Request | None = None) -> AsyncIterator[tuple[float, Event]]:
+async def play(
+    replay: Replay, request: Request | None = None
+) -> AsyncIterator[tuple[float, Event]]:
     """The events of one answer, each with the time since it was asked for."""
     async with replay.lifespan():
         response = await replay.on_request(request or Request())
@@ -73,12 +77,16 @@ async def play(replay: Replay, request: Request | None = None) -> AsyncIterator[
 
 
 def test_a_tape_has_a_header_the_events_and_the_end(tmp_path: Path) -> None:
-    """Each field that an event has, none that it has not, times that never go back, and the exchange's outcome."""
+    """Each field that an event has, none that it has not, times that never go back, and the
+    exchange's outcome.
+    """
     chunks = [
         b"event: e\nid: 7\nretry: 10\ndata: one\n\n: a comment\n\ndata: w\xc3\xb6rld\ndata: 2\n\n",
         b"id: 8\n\ndata:\n\n",
     ]
-    lines = record(tmp_path, chunks, request=Request(method="POST", path="/v1/chat", query=b"key=hidden"))
+    lines = record(
+        tmp_path, chunks, request=Request(method="POST", path="/v1/chat", query=b"key=hidden")
+    )
     assert lines[0] == {
         "weirpool_tape": 1,
         "method": "POST",
@@ -101,8 +109,14 @@ def test_a_tape_has_a_header_the_events_and_the_end(tmp_path: Path) -> None:
 def test_only_the_content_type_is_recorded_of_all_headers(tmp_path: Path) -> None:
     """Nothing of the request's headers and of its query, nothing of other headers of the response."""
     secret = b"s3cr3t"
-    request = Request(query=b"key=" + secret, headers=[(b"authorization", secret), (b"cookie", secret)])
-    head = ResponseHead(201, [(b"content-type", b"text/event-stream; charset=utf-8"), (b"set-cookie", secret)], request)
+    request = Request(
+        query=b"key=" + secret, headers=[(b"authorization", secret), (b"cookie", secret)]
+    )
+    head = ResponseHead(
+        201,
+        [(b"content-type", b"text/event-stream; charset=utf-8"), (b"set-cookie", secret)],
+        request,
+    )
     lines = record(tmp_path, [b"data: 1\n\n"], request=request, head=head)
     assert lines[0]["headers"] == {"content-type": "text/event-stream; charset=utf-8"}
     assert lines[0]["status"] == 201
@@ -111,9 +125,16 @@ def test_only_the_content_type_is_recorded_of_all_headers(tmp_path: Path) -> Non
 
 
 def test_what_a_client_would_not_count_as_an_event_is_not_recorded(tmp_path: Path) -> None:
-    """A stream that stops within an event: readers drop that one, and a replay must not make it whole."""
+    """A stream that stops within an event: readers drop that one, and a replay must not make it
+    whole.
+    """
     lines = record(tmp_path, [b"data: 1\r\n\r\ndata: 2\r\rdata: 3\n\ndata: cut\n"])
-    assert without_times(lines) == [{"data": "1"}, {"data": "2"}, {"data": "3"}, {"end": "completed"}]
+    assert without_times(lines) == [
+        {"data": "1"},
+        {"data": "2"},
+        {"data": "3"},
+        {"end": "completed"},
+    ]
     lines = record(tmp_path / "again", [b"data: 1\r\n\r\ndata: cut\r\n"])
     assert without_times(lines) == [{"data": "1"}, {"end": "completed"}]
 
@@ -161,7 +182,9 @@ def test_a_tape_of_which_a_full_disk_has_lost_something_has_no_end(tmp_path: Pat
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
     try:
-        left, error = sink.write([Line(b"1234567\n", torn), Line(b"ok\n", whole), Line(b"1234567\n", torn)])
+        left, error = sink.write(
+            [Line(b"1234567\n", torn), Line(b"ok\n", whole), Line(b"1234567\n", torn)]
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [line.target for line in left] == [torn, torn]
@@ -173,7 +196,9 @@ def test_a_tape_of_which_a_full_disk_has_lost_something_has_no_end(tmp_path: Pat
 
 
 async def test_a_tape_that_the_disk_could_not_follow_has_no_end(tmp_path: Path) -> None:
-    """When a line found no room in memory, nothing more of that stream is recorded; the stream itself goes on."""
+    """When a line found no room in memory, nothing more of that stream is recorded; the stream
+    itself goes on.
+    """
     recorder = Record(RecordOptions(directory=str(tmp_path)))
     recorder._writer._max_held_bytes = 1000
     with capture_logs() as log:
@@ -195,7 +220,9 @@ async def test_a_tape_that_the_disk_could_not_follow_has_no_end(tmp_path: Path) 
 
 
 async def test_events_come_at_their_times(tmp_path: Path, autojump_clock: Any) -> None:
-    """As they were, with their types, ids, retries and times, which do not add up errors; the end comes at its time, too."""
+    """As they were, with their types, ids, retries and times, which do not add up errors; the end
+    comes at its time, too.
+    """
     path = tape_of(
         tmp_path,
         HEADER
@@ -213,8 +240,12 @@ async def test_events_come_at_their_times(tmp_path: Path, autojump_clock: Any) -
     assert trio.current_time() - began == pytest.approx(31)
 
 
-@pytest.mark.parametrize(("speed", "takes"), [("real", 31), ("instant", 0), (inf, 0), (2, 15.5), (0.5, 62)])
-async def test_the_speed_is_a_factor(speed: Any, takes: float, tmp_path: Path, autojump_clock: Any) -> None:
+@pytest.mark.parametrize(
+    ("speed", "takes"), [("real", 31), ("instant", 0), (inf, 0), (2, 15.5), (0.5, 62)]
+)
+async def test_the_speed_is_a_factor(
+    speed: Any, takes: float, tmp_path: Path, autojump_clock: Any
+) -> None:
     """`real` is 1, `instant` is infinite, 2 is twice as fast."""
     path = tape_of(tmp_path, HEADER + '{"at":30,"data":"1"}\n{"at":31,"end":"completed"}\n')
     replay: Any = load_interceptor("replay", {"path": path, "speed": speed})
@@ -225,7 +256,9 @@ async def test_the_speed_is_a_factor(speed: Any, takes: float, tmp_path: Path, a
 
 async def test_an_instant_tape_lets_others_have_their_turn(tmp_path: Path) -> None:
     """However many events it has, each is a checkpoint: a long tape must not hold the loop."""
-    path = tape_of(tmp_path, HEADER + '{"at":1,"data":"1"}\n' * 100 + '{"at":1,"end":"completed"}\n')
+    path = tape_of(
+        tmp_path, HEADER + '{"at":1,"data":"1"}\n' * 100 + '{"at":1,"end":"completed"}\n'
+    )
     turns = 0
 
     async def other() -> None:
@@ -275,14 +308,16 @@ async def test_status_and_content_type_are_the_tapes(tmp_path: Path) -> None:
             response = await replay.on_request(Request(method="POST", path=path))
             assert isinstance(response, Response)
             assert response.status == 203
-            assert response.headers.multi_items() == [("content-type", "text/event-stream; charset=utf-8")]
+            assert response.headers.multi_items() == [
+                ("content-type", "text/event-stream; charset=utf-8")
+            ]
 
 
 async def test_what_was_recorded_is_what_is_played(tmp_path: Path) -> None:
-    """Every kind of event, recorded and played, is the same event; comments and how it was spelt are not kept."""
-    sent = (
-        b'\xef\xbb\xbfdata: a\r\ndata: b\r\n\r\nevent:e\rid: 1\rdata:{"x": 1}\r\rid: 2\n\nretry: 5\n\ndata\n\n: comment\n\n'
-    )
+    """Every kind of event, recorded and played, is the same event; comments and how it was spelt
+    are not kept.
+    """
+    sent = b'\xef\xbb\xbfdata: a\r\ndata: b\r\n\r\nevent:e\rid: 1\rdata:{"x": 1}\r\rid: 2\n\nretry: 5\n\ndata\n\n: comment\n\n'
     await trio.to_thread.run_sync(record, tmp_path, [sent])  # it runs a Trio of its own
     (tape,) = (tmp_path / "tapes").iterdir()
     got = [event.raw async for _, event in play(open_replay(str(tape), "instant"))]
@@ -308,14 +343,25 @@ async def test_what_was_recorded_is_what_is_played(tmp_path: Path) -> None:
         (HEADER + '{"at":-1,"data":"1"}\n', "2: no line of a tape"),
         (HEADER + '{"at":1,"data":1}\n', r"2: no line of a tape: .*\$.data"),
         (HEADER + '{"at":1,"end":"well"}\n', r"2: no line of a tape: .*\$.end"),
-        (HEADER + '{"at":2,"data":"1"}\n{"at":1,"data":"2"}\n', r"3: its time 1.0 is before that of the line before, 2.0"),
-        (HEADER + '{"at":1,"end":"completed"}\n{"at":2,"data":"1"}\n', "3: a line behind the tape's end"),
-        (HEADER + '{"at":1,"event":"a\\nb","data":"1"}\n', "2: an event's event cannot hold a line end"),
+        (
+            HEADER + '{"at":2,"data":"1"}\n{"at":1,"data":"2"}\n',
+            r"3: its time 1.0 is before that of the line before, 2.0",
+        ),
+        (
+            HEADER + '{"at":1,"end":"completed"}\n{"at":2,"data":"1"}\n',
+            "3: a line behind the tape's end",
+        ),
+        (
+            HEADER + '{"at":1,"event":"a\\nb","data":"1"}\n',
+            "2: an event's event cannot hold a line end",
+        ),
         (HEADER + '{"at":1,"data":"\\ud800"}\n', "2: no line of a tape"),
         (HEADER + "[" * 100_000, "2: no line of a tape"),
     ],
 )
-async def test_a_broken_tape_is_refused_with_file_and_line(text: str, problem: str, tmp_path: Path) -> None:
+async def test_a_broken_tape_is_refused_with_file_and_line(
+    text: str, problem: str, tmp_path: Path
+) -> None:
     """When the process begins to serve, and not in the middle of a stream."""
     replay = open_replay(tape_of(tmp_path, text))
     with pytest.raises(InterceptorError, match=rf"tape\.jsonl:{problem}"):
@@ -330,7 +376,9 @@ async def test_a_tape_that_is_not_text_or_not_there_is_refused(tmp_path: Path) -
     with pytest.raises(InterceptorError, match=r"tape\.jsonl:2: no line of a tape"):
         read_tape(str(path))
     os.unlink(path)
-    with pytest.raises(InterceptorError, match=r"cannot read the tape '.*tape\.jsonl': No such file"):
+    with pytest.raises(
+        InterceptorError, match=r"cannot read the tape '.*tape\.jsonl': No such file"
+    ):
         read_tape(str(path))
 
 
@@ -346,7 +394,9 @@ async def test_a_tape_that_is_not_text_or_not_there_is_refused(tmp_path: Path) -
         ("record", {"directory": "t", "path": "t"}, "path"),
     ],
 )
-def test_options_that_make_no_sense_are_refused_at_load(use: str, options: dict[str, Any], option: str) -> None:
+def test_options_that_make_no_sense_are_refused_at_load(
+    use: str, options: dict[str, Any], option: str
+) -> None:
     """With the path of the mistake, before any file is opened."""
     with pytest.raises(LoadError) as refused:
         load_interceptor(use, options)
@@ -358,4 +408,7 @@ async def test_the_documented_tape_plays(tmp_path: Path) -> None:
     text = (Path(__file__).parents[3] / "docs" / "builtins" / "record.md").read_text()
     (example,) = (block.partition("```")[0] for block in text.split("```json\n")[1:])
     got = [event.raw async for _, event in play(open_replay(tape_of(tmp_path, example), "instant"))]
-    assert got == [b'data: {"delta":"Hel"}\n\n', b"event: note\nid: 7\nretry: 3000\ndata: two\ndata: lines\n\n"]
+    assert got == [
+        b'data: {"delta":"Hel"}\n\n',
+        b"event: note\nid: 7\nretry: 3000\ndata: two\ndata: lines\n\n",
+    ]

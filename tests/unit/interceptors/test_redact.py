@@ -21,16 +21,25 @@ def redacted(patterns: list[str], data: str, replacement: str = "[redacted]") ->
     return "\n".join(line[6:] for line in lines)
 
 
-# --- JSON ---------------------------------------------------------------------------------------------------------------
+# --- JSON
+# ---------------------------------------------------------------------------------------------------------------
 
 JSON_CASES: dict[str, tuple[str, str, str]] = {
     "a value": ("secret", '{"a":"my secret!"}', '{"a":"my [redacted]!"}'),
-    "every occurrence": ("secret", '["secret secret","secret"]', '["[redacted] [redacted]","[redacted]"]'),
+    "every occurrence": (
+        "secret",
+        '["secret secret","secret"]',
+        '["[redacted] [redacted]","[redacted]"]',
+    ),
     "deep inside": ("secret", '{"a":[{"b":[["secret"]]}]}', '{"a":[{"b":[["[redacted]"]]}]}'),
     "a key": ("secret", '{"secret":1}', '{"[redacted]":1}'),
     "a whole string": ("secret", '"secret"', '"[redacted]"'),
     "one escaped letter": ("secret", r'{"a":"\u0073ecret"}', '{"a":"[redacted]"}'),
-    "all letters escaped": ("secret", r'{"a":"\u0073\u0065\u0063\u0072\u0065\u0074"}', '{"a":"[redacted]"}'),
+    "all letters escaped": (
+        "secret",
+        r'{"a":"\u0073\u0065\u0063\u0072\u0065\u0074"}',
+        '{"a":"[redacted]"}',
+    ),
     "escapes in either case": ("/k~", r'{"a":"\u002f\u006b\u007E\u007e"}', '{"a":"[redacted]~"}'),
     "an escaped key": ("secret", r'{"s\u0065cret":1}', '{"[redacted]":1}'),
     "an escaped slash": ("a/b", r'["a\/b"]', '["[redacted]"]'),
@@ -51,7 +60,9 @@ JSON_CASES: dict[str, tuple[str, str, str]] = {
 
 
 @pytest.mark.parametrize(("pattern", "data", "expected"), JSON_CASES.values(), ids=JSON_CASES)
-def test_a_match_in_json_is_gone_however_it_is_spelt(pattern: str, data: str, expected: str) -> None:
+def test_a_match_in_json_is_gone_however_it_is_spelt(
+    pattern: str, data: str, expected: str
+) -> None:
     """Strings, keys and numbers are matched decoded; the result is JSON of the same shape."""
     out = redacted([pattern], data)
     assert out == expected
@@ -66,10 +77,19 @@ def test_untouched_bytes_stay() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [r'{ "a" : "\u00e9\/\u0073afe", "b":1.0e+2 }', "plain", "", '{"cut off":"in the mid', r"\u0073afe", "[DONE]"],
+    [
+        r'{ "a" : "\u00e9\/\u0073afe", "b":1.0e+2 }',
+        "plain",
+        "",
+        '{"cut off":"in the mid',
+        r"\u0073afe",
+        "[DONE]",
+    ],
 )
 def test_an_event_without_a_match_leaves_as_the_very_bytes(data: str) -> None:
-    """Nothing to redact: the event passes with its own spacing, comments and line ends, and counts as passed."""
+    """Nothing to redact: the event passes with its own spacing, comments and line ends, and counts
+    as passed.
+    """
     stream = b"data:" + data.encode() + b"\r\n:c\r\nid:7\r\n\r\n"
     result = run_chain([Redact(["secret"])], [stream])
     assert result.output == stream
@@ -86,16 +106,21 @@ def test_the_other_fields_of_a_redacted_event_stay() -> None:
 def test_a_pattern_that_reaches_over_several_values_is_found_in_the_text() -> None:
     """What a pattern finds only across values is matched against the text as a whole."""
     data = '{"user":"ann","password":"hunter2","x":1}'
-    assert redacted([r'"user":"\w+","password":"\w+"'], data, '"login":null') == '{"login":null,"x":1}'
+    assert (
+        redacted([r'"user":"\w+","password":"\w+"'], data, '"login":null') == '{"login":null,"x":1}'
+    )
 
 
 def test_a_string_and_what_spans_it_are_both_found() -> None:
-    """The pass over the text comes after the pass over the strings, so an escaped match is part of what it sees."""
+    """The pass over the text comes after the pass over the strings, so an escaped match is part of
+    what it sees.
+    """
     data = r'{"k":"\u0073ecret","x":1}'
     assert redacted([r"secret", r'"k":"[^"]*"'], data, "null") == '{null,"x":1}'
 
 
-# --- other data ---------------------------------------------------------------------------------------------------------
+# --- other data
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -119,7 +144,8 @@ def test_a_pattern_may_reach_over_data_lines() -> None:
     assert redacted([r"(?s)BEGIN.*END"], "a\nBEGIN\nkey\nEND\nb") == "a\n[redacted]\nb"
 
 
-# --- replacements -------------------------------------------------------------------------------------------------------
+# --- replacements
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -135,13 +161,17 @@ def test_a_pattern_may_reach_over_data_lines() -> None:
         ("secret", r"\n", "a secret b", "a \n b"),
     ],
 )
-def test_the_replacement_is_a_template(pattern: str, replacement: str, data: str, expected: str) -> None:
+def test_the_replacement_is_a_template(
+    pattern: str, replacement: str, data: str, expected: str
+) -> None:
     """Groups by number and name as in `re.sub`; inside JSON strings what it gives is escaped."""
     assert redacted([pattern], data, replacement) == expected
 
 
 def test_a_replacement_with_a_line_end_cannot_break_the_event() -> None:
-    """A line end in the replaced text becomes another data line, and not a field or the event's end."""
+    """A line end in the replaced text becomes another data line, and not a field or the event's
+    end.
+    """
     result = run_chain([Redact(["secret"], "x\n\nevent: evil")], [b"data: a secret\n\n"])
     assert result.output == b"data: a x\ndata: \ndata: event: evil\n\n"
 
@@ -152,7 +182,8 @@ def test_patterns_apply_in_their_order() -> None:
     assert redacted(["ab", "xd"], "abd", "x") == "x"
 
 
-# --- options ------------------------------------------------------------------------------------------------------------
+# --- options
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -166,8 +197,12 @@ def test_patterns_apply_in_their_order() -> None:
         (["a"], r"\g<", r"patterns\[0\]: missing"),
     ],
 )
-def test_bad_patterns_and_templates_are_refused_at_once(patterns: list[str], replacement: str, message: str) -> None:
-    """A ValueError that says which pattern, when the interceptor is made, and not at the first event."""
+def test_bad_patterns_and_templates_are_refused_at_once(
+    patterns: list[str], replacement: str, message: str
+) -> None:
+    """A ValueError that says which pattern, when the interceptor is made, and not at the first
+    event.
+    """
     with pytest.raises(ValueError, match=message):
         Redact(patterns, replacement)
 
@@ -198,7 +233,9 @@ _HIDDEN = "\\u0073k-" + "A" * 24
     ],
 )
 def test_an_escape_hides_nothing_in_what_is_not_quite_json(data: str) -> None:
-    """Cut off, with a name twice, with what only lax readers take: a client's reader may show the string all the same."""
+    """Cut off, with a name twice, with what only lax readers take: a client's reader may show the
+    string all the same.
+    """
     redacted = Redact(patterns=["sk-[A-Za-z0-9]{20,}"]).redact(data)
     assert "[redacted]" in redacted
     assert "A" * 24 not in redacted

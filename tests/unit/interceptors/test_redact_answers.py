@@ -1,4 +1,6 @@
-"""Redact in answers of LLMs: a secret never reaches the client, however it is cut, and what is none is hardly ever late."""
+"""Redact in answers of LLMs: a secret never reaches the client, however it is cut, and what is none
+is hardly ever late.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,15 @@ from unit.interceptors.dialects.transcripts import (
     tool_delta,
 )
 
-from interceptors import Event, Interceptor, LoadError, Outcome, Request, StreamContext, StreamInterceptor
+from interceptors import (
+    Event,
+    Interceptor,
+    LoadError,
+    Outcome,
+    Request,
+    StreamContext,
+    StreamInterceptor,
+)
 from interceptors.loader import load_interceptor
 from interceptors.redact import Redact
 from interceptors.testing import run_chain, run_json
@@ -93,15 +103,26 @@ def said(stream: bytes, kind: str) -> str:
             continue
         for item in message.get("choices", ()):
             delta = item["delta"]
-            text += delta.get({"text": "content", "thinking": "reasoning_content"}.get(kind, ""), None) or ""
+            text += (
+                delta.get({"text": "content", "thinking": "reasoning_content"}.get(kind, ""), None)
+                or ""
+            )
             if kind == "tool":
-                text += "".join(call["function"]["arguments"] for call in delta.get("tool_calls", ()))
+                text += "".join(
+                    call["function"]["arguments"] for call in delta.get("tool_calls", ())
+                )
         delta = message.get("delta")
         if isinstance(delta, str):
-            names = {"text": "output_text", "thinking": "reasoning_summary_text", "tool": "function_call_arguments"}
+            names = {
+                "text": "output_text",
+                "thinking": "reasoning_summary_text",
+                "tool": "function_call_arguments",
+            }
             text += delta if message["type"] == f"response.{names[kind]}.delta" else ""
         elif isinstance(delta, dict):
-            text += delta.get({"text": "text", "thinking": "thinking", "tool": "partial_json"}[kind], "")
+            text += delta.get(
+                {"text": "text", "thinking": "thinking", "tool": "partial_json"}[kind], ""
+            )
     return text
 
 
@@ -118,12 +139,18 @@ def everywhere(text: str, deltas: int) -> Iterator[list[str]]:
 @pytest.mark.parametrize("kind", ["text", "thinking", "tool"])
 @pytest.mark.parametrize("dialect", PATHS)
 def test_a_secret_cut_anywhere_never_reaches_the_client(dialect: str, kind: str) -> None:
-    """Over two and over three deltas, in texts, in thoughts and in arguments of tools, and in all that repeats them."""
+    """Over two and over three deltas, in texts, in thoughts and in arguments of tools, and in all
+    that repeats them.
+    """
     before, after = ('{"k":"', '"}') if kind == "tool" else ("a ", " b")
     whole = before + SECRET + after
     for deltas in (2, 3):
         for pieces in everywhere(whole, deltas):
-            result = run_chain([Redact([KEY])], [streamed(dialect, [(kind, pieces)])], request=request(PATHS[dialect]))
+            result = run_chain(
+                [Redact([KEY])],
+                [streamed(dialect, [(kind, pieces)])],
+                request=request(PATHS[dialect]),
+            )
             assert result.failure is None
             assert said(result.output, kind) == f"{before}[redacted]{after}"
             assert SECRET.encode() not in result.output
@@ -133,7 +160,10 @@ def test_a_secret_cut_anywhere_never_reaches_the_client(dialect: str, kind: str)
 @pytest.mark.parametrize("dialect", PATHS)
 def test_the_network_cuts_where_it_likes(dialect: str) -> None:
     """Whole, byte by byte and at random the same leaves."""
-    stream = streamed(dialect, [("thinking", ["a", SECRET[:4], SECRET[4:]]), ("text", ["x " + SECRET, SECRET[:5]])])
+    stream = streamed(
+        dialect,
+        [("thinking", ["a", SECRET[:4], SECRET[4:]]), ("text", ["x " + SECRET, SECRET[:5]])],
+    )
     whole = run_chain([Redact([KEY])], [stream], request=request(PATHS[dialect])).output
     assert (said(whole, "thinking"), said(whole, "text")) == ("a[redacted]", "x [redacted]sk-Zq")
     for chunks in chunkings(stream):
@@ -144,7 +174,9 @@ INTERLEAVED: dict[str, tuple[str, list[Any]]] = {
     "chat": (
         CHAT,
         [
-            chunk(choice({"content": "a sk-Zq"}, index=0), choice({"content": "b sk-Zq3x"}, index=1)),
+            chunk(
+                choice({"content": "a sk-Zq"}, index=0), choice({"content": "b sk-Zq3x"}, index=1)
+            ),
             chunk(choice({"content": "3xV8"}, index=0)),
             chunk(choice({"reasoning_content": "c sk-Zq3"}, index=0)),
             chunk(choice({"content": "V81L!"}, index=1)),
@@ -158,11 +190,31 @@ INTERLEAVED: dict[str, tuple[str, list[Any]]] = {
         ANTHROPIC,
         [
             message_start(),
-            {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": "a sk-Zq"}},
-            {"type": "content_block_start", "index": 1, "content_block": {"type": "text", "text": ""}},
-            {"type": "content_block_delta", "index": 1, "delta": {"type": "text_delta", "text": "b sk-Zq3x"}},
-            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "3xV81L"}},
-            {"type": "content_block_delta", "index": 1, "delta": {"type": "text_delta", "text": "V81L! d sk-"}},
+            {
+                "type": "content_block_start",
+                "index": 0,
+                "content_block": {"type": "text", "text": "a sk-Zq"},
+            },
+            {
+                "type": "content_block_start",
+                "index": 1,
+                "content_block": {"type": "text", "text": ""},
+            },
+            {
+                "type": "content_block_delta",
+                "index": 1,
+                "delta": {"type": "text_delta", "text": "b sk-Zq3x"},
+            },
+            {
+                "type": "content_block_delta",
+                "index": 0,
+                "delta": {"type": "text_delta", "text": "3xV81L"},
+            },
+            {
+                "type": "content_block_delta",
+                "index": 1,
+                "delta": {"type": "text_delta", "text": "V81L! d sk-"},
+            },
             {"type": "content_block_stop", "index": 0},
             {"type": "content_block_stop", "index": 1},
             *message_end(),
@@ -186,7 +238,9 @@ INTERLEAVED: dict[str, tuple[str, list[Any]]] = {
 @pytest.mark.parametrize(("path", "messages"), INTERLEAVED.values(), ids=INTERLEAVED)
 def test_texts_at_once_do_not_mix(path: str, messages: list[Any]) -> None:
     """Several choices, blocks and items: each is a text of its own."""
-    output = run_chain([Redact([KEY], "#")], [stream_of(messages, named=path != CHAT)], request=request(path)).output
+    output = run_chain(
+        [Redact([KEY], "#")], [stream_of(messages, named=path != CHAT)], request=request(path)
+    ).output
     texts: dict[Any, str] = {}
     for message in messages_of(output):
         for item in message.get("choices", ()) if isinstance(message, dict) else ():
@@ -195,13 +249,20 @@ def test_texts_at_once_do_not_mix(path: str, messages: list[Any]) -> None:
         if isinstance(message, dict) and "delta" in message and "choices" not in message:
             delta, index = message["delta"], message.get("index", message.get("output_index"))
             if isinstance(delta, str) or "text" in delta:
-                texts[index] = texts.get(index, "") + (delta if isinstance(delta, str) else delta["text"])
+                texts[index] = texts.get(index, "") + (
+                    delta if isinstance(delta, str) else delta["text"]
+                )
         if isinstance(message, dict) and message.get("type") == "content_block_start":
-            texts[message["index"]] = texts.get(message["index"], "") + message["content_block"]["text"]
-    assert list(texts.values()) == (["a # d sk-", "b #!", "c #"] if path == CHAT else ["a #", "b #! d sk-"])
+            texts[message["index"]] = (
+                texts.get(message["index"], "") + message["content_block"]["text"]
+            )
+    assert list(texts.values()) == (
+        ["a # d sk-", "b #!", "c #"] if path == CHAT else ["a #", "b #! d sk-"]
+    )
 
 
-# --- how late ------------------------------------------------------------------------------------------------------------
+# --- how late
+# ------------------------------------------------------------------------------------------------------------
 
 
 def opened(redact: Redact, path: str) -> StreamInterceptor:
@@ -228,13 +289,21 @@ DELTAS = {
 ENDS = {
     CHAT: chunk(choice({}, "stop")),
     ANTHROPIC: {"type": "content_block_stop", "index": 0},
-    RESPONSES: {"type": "response.output_text.done", "item_id": "m", "output_index": 0, "content_index": 0, "text": "is sk"},
+    RESPONSES: {
+        "type": "response.output_text.done",
+        "item_id": "m",
+        "output_index": 0,
+        "content_index": 0,
+        "text": "is sk",
+    },
 }
 
 
 @pytest.mark.parametrize("path", PATHS.values())
 def test_text_waits_only_while_it_could_become_a_secret(path: str) -> None:
-    """After each delta all has left but the longest end that a secret could begin with; the rest leaves before the block's end."""
+    """After each delta all has left but the longest end that a secret could begin with; the rest
+    leaves before the block's end.
+    """
     stream = opened(Redact([KEY, "password: [a-z]+;"]), path)
     given_and_left = [
         ("Hello", "Hello"),
@@ -255,7 +324,9 @@ def test_text_waits_only_while_it_could_become_a_secret(path: str) -> None:
 
 
 def test_what_waits_leaves_at_done_and_when_upstream_ends_without_it() -> None:
-    """No finish reason, no [DONE]: nothing that was said is lost, and it comes before what ends the answer."""
+    """No finish reason, no [DONE]: nothing that was said is lost, and it comes before what ends the
+    answer.
+    """
     for end in ([], ["[DONE]"]):
         stream = stream_of([chunk(choice({"content": "is sk-1"})), *end], named=False)
         output = run_chain([Redact([KEY])], [stream], request=request(CHAT)).output
@@ -286,7 +357,8 @@ def test_of_a_stream_that_breaks_off_nothing_that_waits_leaves() -> None:
     stream.on_end(Outcome.CLIENT_DISCONNECTED)
 
 
-# --- what does not match --------------------------------------------------------------------------------------------------
+# --- what does not match
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dialect", PATHS)
@@ -311,17 +383,22 @@ def test_only_events_whose_text_waited_change() -> None:
 
 
 def test_what_matches_only_in_a_piece_is_not_redacted() -> None:
-    """A delta is no text of its own: `ass` between `cl` and `ical` stays, and an anchor is the text's beginning."""
+    """A delta is no text of its own: `ass` between `cl` and `ical` stays, and an anchor is the
+    text's beginning.
+    """
     stream = streamed("chat", [("text", ["cl", "ass", "ical", " ass"])])
     output = run_chain([Redact([r"\bass\b", "^ass"], "#")], [stream], request=request(CHAT)).output
     assert said(output, "text") == "classical #"
 
 
-# --- the rest of an event ------------------------------------------------------------------------------------------------
+# --- the rest of an event
+# ------------------------------------------------------------------------------------------------
 
 
 def test_all_other_strings_of_an_event_are_redacted_as_in_any() -> None:
-    """Names, ids, what nobody knows, in events with text and without; the text beside them keeps what it is."""
+    """Names, ids, what nobody knows, in events with text and without; the text beside them keeps
+    what it is.
+    """
     secret = {"user": SECRET, SECRET: r"sk-Zq3x\V81L", "ass": "ass"}
     messages = [
         chunk(choice({"content": "cl"}), **secret),
@@ -338,7 +415,9 @@ def test_all_other_strings_of_an_event_are_redacted_as_in_any() -> None:
 
 
 def test_an_event_of_an_answer_stays_json() -> None:
-    """A pattern that goes on to the end of what it is given ends with the string; one over two values takes both."""
+    """A pattern that goes on to the end of what it is given ends with the string; one over two
+    values takes both.
+    """
     message = chunk(choice({"content": "my sk-Zq"}), user="sk-Zq", login="ann", password="hunter2")
     patterns = ["sk-.*", r'"login": ?"ann", ?"password": ?"\w+"']
     stream = stream_of([message, chunk(choice({}, "stop"))], named=False)
@@ -355,9 +434,12 @@ def test_an_event_of_an_answer_stays_json() -> None:
 def test_logprobs_do_not_show_what_was_redacted() -> None:
     """Tokens of a text that is not what came are gone with it."""
     made = [
-        chunk({**choice({"content": piece}), "logprobs": {"content": [{"token": piece}]}}) for piece in ("sk-Zq3x", "V81L")
+        chunk({**choice({"content": piece}), "logprobs": {"content": [{"token": piece}]}})
+        for piece in ("sk-Zq3x", "V81L")
     ]
-    output = run_chain([Redact([KEY])], [stream_of([*made, "[DONE]"], named=False)], request=request(CHAT)).output
+    output = run_chain(
+        [Redact([KEY])], [stream_of([*made, "[DONE]"], named=False)], request=request(CHAT)
+    ).output
     assert b"Zq3x" not in output
     assert b"V81L" not in output
 
@@ -368,10 +450,13 @@ def test_an_error_of_the_provider_is_redacted() -> None:
         (CHAT, {"error": {"message": f"Incorrect API key provided: {SECRET}"}}),
         (ANTHROPIC, {"type": "error", "error": {"type": "x", "message": SECRET}}),
     ):
-        assert SECRET.encode() not in run_json([Redact([KEY])], json.dumps(body).encode(), request=request(path))
+        assert SECRET.encode() not in run_json(
+            [Redact([KEY])], json.dumps(body).encode(), request=request(path)
+        )
 
 
-# --- repetitions and bodies ----------------------------------------------------------------------------------------------
+# --- repetitions and bodies
+# ----------------------------------------------------------------------------------------------
 
 
 def test_repetitions_show_what_the_deltas_showed() -> None:
@@ -381,7 +466,9 @@ def test_repetitions_show_what_the_deltas_showed() -> None:
         ("text", ["a sk-", "Zq3xV81L b"]),
         ("tool", ['{"k":"sk-Zq', '3xV81L"}']),
     ]
-    output = run_chain([Redact([KEY], "<x>")], [streamed("responses", blocks)], request=request(RESPONSES)).output
+    output = run_chain(
+        [Redact([KEY], "<x>")], [streamed("responses", blocks)], request=request(RESPONSES)
+    ).output
     shown = json.dumps(messages_of(output))
     assert SECRET not in shown
     final = messages_of(output)[-1]["response"]["output"]
@@ -393,9 +480,19 @@ def test_repetitions_show_what_the_deltas_showed() -> None:
 BODIES: dict[str, Any] = {
     CHAT: chat_body(
         {"content": f"a {SECRET}", "reasoning_content": SECRET},
-        {"tool_calls": [{"id": "c", "type": "function", "function": {"name": "send", "arguments": f'{{"k":"{SECRET}"}}'}}]},
+        {
+            "tool_calls": [
+                {
+                    "id": "c",
+                    "type": "function",
+                    "function": {"name": "send", "arguments": f'{{"k":"{SECRET}"}}'},
+                }
+            ]
+        },
     ),
-    RESPONSES: response("completed", [message_item(text_part(f"a {SECRET}")), call_item(f'{{"k":"{SECRET}"}}')]),
+    RESPONSES: response(
+        "completed", [message_item(text_part(f"a {SECRET}")), call_item(f'{{"k":"{SECRET}"}}')]
+    ),
     ANTHROPIC: anthropic_body(
         {"type": "thinking", "thinking": SECRET, "signature": "s"},
         {"type": "text", "text": f"a {SECRET}"},
@@ -415,10 +512,14 @@ def test_an_answer_that_is_not_streamed_is_redacted(path: str) -> None:
 
 
 def test_arguments_are_redacted_as_json() -> None:
-    """An escape hides nothing, and what replaces a match is written such that the arguments stay JSON."""
+    """An escape hides nothing, and what replaces a match is written such that the arguments stay
+    JSON.
+    """
     for dialect in PATHS:
         stream = streamed(dialect, [("tool", ['{"k":"s\\u006', 'b-Zq3xV81L","n":1}'])])
-        output = run_chain([Redact([KEY], 'say "no"')], [stream], request=request(PATHS[dialect])).output
+        output = run_chain(
+            [Redact([KEY], 'say "no"')], [stream], request=request(PATHS[dialect])
+        ).output
         assert json.loads(said(output, "tool")) == {"k": 'say "no"', "n": 1}
 
 
@@ -433,7 +534,14 @@ def repeating(shown: str, again: str, last: str, kind: str = "function_call") ->
     }[kind]
 
     def item(value: str) -> dict[str, Any]:
-        return {"id": "c", "type": kind, "call_id": "call", "name": "send", "status": "completed", key: value}
+        return {
+            "id": "c",
+            "type": kind,
+            "call_id": "call",
+            "name": "send",
+            "status": "completed",
+            key: value,
+        }
 
     where = {"item_id": "c", "output_index": 0}
     messages = [
@@ -449,7 +557,9 @@ def repeating(shown: str, again: str, last: str, kind: str = "function_call") ->
 
 @pytest.mark.parametrize("kind", ["function_call", "custom_tool_call"])
 def test_a_repetition_that_says_other_arguments_is_redacted_by_itself(kind: str) -> None:
-    """Behind an escape, in either repetition, whatever the call said before: what a client takes has no secret."""
+    """Behind an escape, in either repetition, whatever the call said before: what a client takes
+    has no secret.
+    """
     key = "arguments" if kind == "function_call" else "input"
     hidden, other = f'{{"k":"{HIDDEN}"}}', f'{{"k":"{HIDDEN}","n":[2]}}'
     for shown, again, last in (
@@ -473,7 +583,9 @@ def test_a_text_that_is_repeated_as_another_is_redacted_by_itself() -> None:
     """Texts and thoughts: the repetition has a secret that no delta had."""
     messages = responses_stream(summary_events(["fine"]), text_events(["fine"], 1))
     last = len(messages) - 1
-    stream = stream_of(messages[:3], named=True) + stream_of(messages[3:], named=True).replace(b"fine", SECRET.encode())
+    stream = stream_of(messages[:3], named=True) + stream_of(messages[3:], named=True).replace(
+        b"fine", SECRET.encode()
+    )
     result = run_chain([Redact([KEY])], [stream], request=request(RESPONSES))
     assert result.failure is None
     assert SECRET.encode() not in result.output
@@ -488,7 +600,10 @@ def repeated(stream: bytes, kind: str) -> set[str]:
     def look(value: Any) -> None:
         if isinstance(value, dict):
             is_text = value.get("type") in ("output_text", "response.output_text.done")
-            is_thought = value.get("type") in ("summary_text", "response.reasoning_summary_text.done")
+            is_thought = value.get("type") in (
+                "summary_text",
+                "response.reasoning_summary_text.done",
+            )
             if value.get("status") != "in_progress" and kind == "tool" and "arguments" in value:
                 found.add(value["arguments"])
             elif value.get("text") and {"text": is_text, "thinking": is_thought}.get(kind):
@@ -523,7 +638,9 @@ def test_a_replacement_that_matches_its_own_pattern_is_put_in_once(
     assert result.failure is None
     assert said(result.output, kind) == before + redacted + after
     assert repeated(result.output, kind) == {before + redacted + after}
-    assert [message["type"] for message in messages_of(result.output)].count("response.completed") == 1
+    assert [message["type"] for message in messages_of(result.output)].count(
+        "response.completed"
+    ) == 1
 
 
 @pytest.mark.parametrize("path", PATHS.values())
@@ -554,8 +671,12 @@ ARGUMENTS: dict[str, tuple[str, str, str]] = {
 
 @pytest.mark.parametrize("dialect", PATHS)
 @pytest.mark.parametrize(("pattern", "arguments", "expected"), ARGUMENTS.values(), ids=ARGUMENTS)
-def test_arguments_that_are_json_stay_json(dialect: str, pattern: str, arguments: str, expected: str) -> None:
-    """A pattern is about what strings say; what reaches over several takes each. What is no JSON is text."""
+def test_arguments_that_are_json_stay_json(
+    dialect: str, pattern: str, arguments: str, expected: str
+) -> None:
+    """A pattern is about what strings say; what reaches over several takes each. What is no JSON is
+    text.
+    """
     stream = streamed(dialect, [("tool", [arguments[:4], arguments[4:]])])
     result = run_chain([Redact([pattern], "#")], [stream], request=request(PATHS[dialect]))
     assert result.failure is None
@@ -565,7 +686,9 @@ def test_arguments_that_are_json_stay_json(dialect: str, pattern: str, arguments
 
 
 def test_what_was_too_long_to_wait_is_redacted_where_it_is_repeated() -> None:
-    """It has left in deltas, for the window was full; the repetition, which is whole, does not show it again."""
+    """It has left in deltas, for the window was full; the repetition, which is whole, does not show
+    it again.
+    """
     secret = "BEGIN" + "x" * 30 + "END"
     stream = streamed("responses", [("text", ["a ", *secret, " b"])])
     result = run_chain([Redact(["BEGINx+END"], window=10)], [stream], request=request(RESPONSES))
@@ -574,16 +697,26 @@ def test_what_was_too_long_to_wait_is_redacted_where_it_is_repeated() -> None:
 
 
 def test_patterns_apply_to_arguments_in_their_order() -> None:
-    """Also where one reaches over several strings: what the first has redacted, the second sees redacted."""
+    """Also where one reaches over several strings: what the first has redacted, the second sees
+    redacted.
+    """
     over = '"user":"ann","password":"[^"]*"'
     arguments = '{"user":"ann","password":"hunter2"}'
-    for patterns, expected in ((["ann", over], '{"user":"#","password":"hunter2"}'), ([over, "ann"], '{"#":"#","#":"#"}')):
+    for patterns, expected in (
+        (["ann", over], '{"user":"#","password":"hunter2"}'),
+        ([over, "ann"], '{"#":"#","#":"#"}'),
+    ):
         stream = streamed("chat", [("tool", [arguments])])
-        assert said(run_chain([Redact(patterns, "#")], [stream], request=request(CHAT)).output, "tool") == expected
+        assert (
+            said(run_chain([Redact(patterns, "#")], [stream], request=request(CHAT)).output, "tool")
+            == expected
+        )
 
 
 def test_many_replacements_that_match_again_cost_no_square() -> None:
-    """What would be looked at again for each of them is bounded; beyond that more is redacted, and never less."""
+    """What would be looked at again for each of them is bounded; beyond that more is redacted, and
+    never less.
+    """
     arguments = json.dumps(["sk-Zq"] * 4_000)
     redacted = Redact(["sk-.*"], "sk-x").redact_json(arguments)
     assert set(json.loads(redacted)) == {"sk-x"}
@@ -593,8 +726,14 @@ def test_many_replacements_that_match_again_cost_no_square() -> None:
 OVER_STRINGS = ["Я.*", "Ж[^,]*", '"Ж":.', r"\W+Я", "(?s)Ж.*Я", r'Я"\}', "Ж+"]
 OVER_JSON = [*OVER_STRINGS, '".*', r'[{\[]."', "[0-9]..", r"\W+", "[a-zЯ]+.?"]
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-99, 999) | st.floats(0, 9) | st.text('ЖЯaд "\\{}[]:,\n1', max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('ЖЯ"', max_size=3), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-99, 999)
+    | st.floats(0, 9)
+    | st.text('ЖЯaд "\\{}[]:,\n1', max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text('ЖЯ"', max_size=3), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 arguments = st.builds(
@@ -615,7 +754,9 @@ def shape(text: str) -> str:
         return value if value is None or isinstance(value, bool) else 0
 
     # Names may become the same.
-    return str(bare(json.loads(text, object_pairs_hook=lambda pairs: [inner for _, inner in pairs])))
+    return str(
+        bare(json.loads(text, object_pairs_hook=lambda pairs: [inner for _, inner in pairs]))
+    )
 
 
 @settings(max_examples=500, deadline=None)
@@ -624,7 +765,9 @@ def shape(text: str) -> str:
     arguments=arguments,
     replacement=replacements,
 )
-def test_json_stays_json_of_its_shape_whatever_the_patterns(patterns: list[str], arguments: str, replacement: str) -> None:
+def test_json_stays_json_of_its_shape_whatever_the_patterns(
+    patterns: list[str], arguments: str, replacement: str
+) -> None:
     """Lists and objects as long as they were, literals where they were."""
     redacted = Redact(patterns, replacement).redact_json(arguments)
     assert shape(redacted) == shape(arguments)
@@ -651,7 +794,8 @@ def test_arguments_that_are_json_are_repeated_as_they_were_shown(
         assert repeated(result.output, "tool") == {left}
 
 
-# --- everything at once -----------------------------------------------------------------------------------------------------
+# --- everything at once
+# -----------------------------------------------------------------------------------------------------
 
 # Of letters that stand nowhere else in these answers.
 PATTERNS = [
@@ -682,21 +826,35 @@ def test_what_leaves_is_what_re_makes_of_the_whole_text(
     assert result.failure is None
     assert said(result.output, "text") == expected
     if dialect == "responses" and expected:
-        assert messages_of(result.output)[-1]["response"]["output"][0]["content"][0]["text"] == expected
+        assert (
+            messages_of(result.output)[-1]["response"]["output"][0]["content"][0]["text"]
+            == expected
+        )
 
 
-# --- others ---------------------------------------------------------------------------------------------------------------
+# --- others
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("path", "dialect"), [("/events", "generic"), ("/messages", "mcp"), ("/v1/chat/completions", "mcp")]
+    ("path", "dialect"),
+    [("/events", "generic"), ("/messages", "mcp"), ("/v1/chat/completions", "mcp")],
 )
 def test_other_streams_are_redacted_event_by_event(path: str, dialect: str) -> None:
     """Also of a route that says `dialect: mcp`: what looks like a chat there is none."""
     made = Request(method="POST", path=path, dialect=dialect)
-    messages = [chunk(choice({"content": SECRET})), chunk(choice({"content": SECRET[:5]})), "[DONE]"]
-    output = run_chain([Redact([KEY], "#")], [stream_of(messages, named=False)], request=made).output
-    assert [item["choices"][0]["delta"]["content"] for item in messages_of(output)[:2]] == ["#", SECRET[:5]]
+    messages = [
+        chunk(choice({"content": SECRET})),
+        chunk(choice({"content": SECRET[:5]})),
+        "[DONE]",
+    ]
+    output = run_chain(
+        [Redact([KEY], "#")], [stream_of(messages, named=False)], request=made
+    ).output
+    assert [item["choices"][0]["delta"]["content"] for item in messages_of(output)[:2]] == [
+        "#",
+        SECRET[:5],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -707,7 +865,9 @@ def test_other_streams_are_redacted_event_by_event(path: str, dialect: str) -> N
         ({"patterns": []}, "patterns"),
     ],
 )
-def test_options_that_do_not_fit_are_refused_at_their_path(options: dict[str, Any], path: str) -> None:
+def test_options_that_do_not_fit_are_refused_at_their_path(
+    options: dict[str, Any], path: str
+) -> None:
     """At start, by the name of the entry point."""
     with pytest.raises(LoadError) as caught:
         load_interceptor("redact", options)
@@ -722,7 +882,13 @@ def test_a_secret_in_the_input_of_a_custom_tool_never_passes(cut: int) -> None:
     def chunk(item: dict[str, Any] | None, finish: str | None = None) -> bytes:
         delta = {} if item is None else {"tool_calls": [{"index": 0, **item}]}
         choice = {"index": 0, "delta": delta, "finish_reason": finish}
-        return b"data: " + json.dumps({"id": "x", "object": "chat.completion.chunk", "choices": [choice]}).encode() + b"\n\n"
+        return (
+            b"data: "
+            + json.dumps(
+                {"id": "x", "object": "chat.completion.chunk", "choices": [choice]}
+            ).encode()
+            + b"\n\n"
+        )
 
     events = [
         chunk({"id": "c", "type": "custom", "custom": {"name": "shell", "input": ""}}),

@@ -16,23 +16,33 @@ from interceptors.testing import run_chain
 BOM = b"\xef\xbb\xbf"
 
 
-def hook(function: Callable[[Event], Any], on_error: str = "abort", name: str = "Hook") -> Interceptor:
+def hook(
+    function: Callable[[Event], Any], on_error: str = "abort", name: str = "Hook"
+) -> Interceptor:
     """An interceptor of one function."""
 
     class Stream(StreamInterceptor):
         def on_event(self, event: Event) -> Any:
             return function(event)
 
-    cls = type(name, (Interceptor,), {"on_error": on_error, "open_stream": lambda self, context: Stream()})
+    cls = type(
+        name, (Interceptor,), {"on_error": on_error, "open_stream": lambda self, context: Stream()}
+    )
     made: Interceptor = cls()
     return made
 
 
-# --- redact -------------------------------------------------------------------------------------------------------------
+# --- redact
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "data", [r'{"x":"\ud800","k":"\u0073ecret"}', r'["\ud800\u0073ecret"]', r'["secret \ud800 \u0073ecret"]']
+    "data",
+    [
+        r'{"x":"\ud800","k":"\u0073ecret"}',
+        r'["\ud800\u0073ecret"]',
+        r'["secret \ud800 \u0073ecret"]',
+    ],
 )
 def test_a_lone_surrogate_hides_nothing(data: str) -> None:
     """JavaScript reads such a string, so it must be redacted although a strict decoder refuses it."""
@@ -66,24 +76,33 @@ def test_deep_nesting_is_redacted() -> None:
     assert "secret" not in Redact(["secret"]).redact(data)
 
 
-# --- the end of a stream ------------------------------------------------------------------------------------------------
+# --- the end of a stream
+# ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("function", [lambda e: [e], lambda e: [Event("x"), e], lambda e: e.detach()])
+@pytest.mark.parametrize(
+    "function", [lambda e: [e], lambda e: [Event("x"), e], lambda e: e.detach()]
+)
 def test_an_unfinished_event_keeps_its_bytes(function: Callable[[Event], Any]) -> None:
     """Passed on in a list or detached, it loses nothing."""
     assert run_chain([hook(function)], [b"data: 12345"]).output.endswith(b"data: 12345")
 
 
 def test_what_follows_an_unfinished_event_is_not_glued_to_it() -> None:
-    assert run_chain([hook(lambda e: [e, Event("x")])], [b"data: 12345"]).output == b"data: 12345\n\ndata: x\n"
+    assert (
+        run_chain([hook(lambda e: [e, Event("x")])], [b"data: 12345"]).output
+        == b"data: 12345\n\ndata: x\n"
+    )
 
 
-# --- the BOM ------------------------------------------------------------------------------------------------------------
+# --- the BOM
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_bom_stays_at_the_beginning() -> None:
-    """An event put before the first does not push the BOM into the middle, where it would spoil a field's name."""
+    """An event put before the first does not push the BOM into the middle, where it would spoil a
+    field's name.
+    """
     output = run_chain([hook(lambda e: [Event("x"), e])], [BOM + b"data: a\n\n"]).output
     assert output == BOM + b"data: x\n\ndata: a\n\n"
 
@@ -100,26 +119,35 @@ def test_a_second_bom_is_one_when_everything_before_was_dropped() -> None:
     assert seen == ["a", "hidden"]
 
 
-# --- events that cannot be written --------------------------------------------------------------------------------------
+# --- events that cannot be written
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("result", [[1, 1], [0, 1], [1, 0]])
 def test_skip_lets_the_event_pass_once(result: list[int]) -> None:
-    """Of a list with an event that cannot be written nothing leaves, and the original leaves once, counted as passed."""
+    """Of a list with an event that cannot be written nothing leaves, and the original leaves once,
+    counted as passed.
+    """
     events = [Event("good"), Event(json=object())]
-    done = run_chain([hook(lambda e: [events[index] for index in result], "skip")], [b"data: a\n\n"])
+    done = run_chain(
+        [hook(lambda e: [events[index] for index in result], "skip")], [b"data: a\n\n"]
+    )
     assert done.output == b"data: a\n\n"
     assert (done.counts.passed, done.counts.changed, done.counts.added) == (1, 0, 0)
 
 
 def test_an_event_that_cannot_be_written_names_its_maker() -> None:
-    guilty, innocent = hook(lambda e: Event(json=object()), name="Guilty"), hook(lambda e: e, name="Innocent")
+    guilty, innocent = (
+        hook(lambda e: Event(json=object()), name="Guilty"),
+        hook(lambda e: e, name="Innocent"),
+    )
     failure = run_chain([guilty, innocent], [b"data: a\n\n"]).failure
     assert failure is not None
     assert failure.interceptor == "Guilty"  # type: ignore[attr-defined]
 
 
-# --- fields and JSON ----------------------------------------------------------------------------------------------------
+# --- fields and JSON
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_leading_zeros_of_a_retry_do_not_count() -> None:
@@ -150,13 +178,18 @@ def test_json_that_is_nested_too_deep_is_not_json() -> None:
 
 def test_no_data_stays_no_data() -> None:
     """`replace(data=event.data)` of an event without data does not make it a message."""
-    assert run_chain([hook(lambda e: e.replace(data=e.data))], [b"id: 5\n\n"]).output == b"id: 5\n\n"
+    assert (
+        run_chain([hook(lambda e: e.replace(data=e.data))], [b"id: 5\n\n"]).output == b"id: 5\n\n"
+    )
 
 
-# --- loading ------------------------------------------------------------------------------------------------------------
+# --- loading
+# ------------------------------------------------------------------------------------------------------------
 
 
-def test_stream_classes_behind_an_entry_point_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_stream_classes_behind_an_entry_point_are_checked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "behind_an_entry_point.py").write_text(
         "from interceptors import *\nclass S(StreamInterceptor):\n    def on_evnet(self, e): return e\nclass I(Interceptor): pass\n"
     )

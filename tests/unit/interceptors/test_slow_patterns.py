@@ -1,4 +1,6 @@
-"""No pattern of a user stops a worker: `redact` and `guard`, loaded as from a configuration, over every text that they search."""
+"""No pattern of a user stops a worker: `redact` and `guard`, loaded as from a configuration, over
+every text that they search.
+"""
 
 from __future__ import annotations
 
@@ -39,14 +41,23 @@ def chat_chunk(**delta: Any) -> bytes:
     return stream_of([chunk(choice(delta)), "[DONE]"], named=False)
 
 
-DONE_EVENT = {"type": "response.output_text.done", "item_id": "i", "output_index": 0, "content_index": 0}
+DONE_EVENT = {
+    "type": "response.output_text.done",
+    "item_id": "i",
+    "output_index": 0,
+    "content_index": 0,
+}
 STREAMS = {
     "delta": (CHAT, chat_chunk(content=HOSTILE)),
     "whole text": (RESPONSES, stream_of([{**DONE_EVENT, "text": HOSTILE}], named=True)),
     "arguments": (
         CHAT,
         stream_of(
-            [chunk(choice(tool_delta(0, json.dumps({"k": HOSTILE}), "c", "f"))), chunk(choice({}, "tool_calls")), "[DONE]"],
+            [
+                chunk(choice(tool_delta(0, json.dumps({"k": HOSTILE}), "c", "f"))),
+                chunk(choice({}, "tool_calls")),
+                "[DONE]",
+            ],
             named=False,
         ),
     ),
@@ -58,7 +69,9 @@ STREAMS = {
 @pytest.mark.parametrize("use", ["redact", "guard"])
 @pytest.mark.parametrize("name", STREAMS)
 def test_a_stream_ends_when_a_pattern_takes_too_long(use: str, name: str) -> None:
-    """It fails closed, in time; the log names the pattern by its place, and shows nothing of the text."""
+    """It fails closed, in time; the log names the pattern by its place, and shows nothing of the
+    text.
+    """
     path, data = STREAMS[name]
     patterns = ENDLESS if use == "redact" else ["not there", "(?:a|a)*b"]
     began_s = thread_time()
@@ -84,16 +97,22 @@ def test_a_body_ends_when_a_pattern_takes_too_long(use: str) -> None:
 @pytest.mark.parametrize("dialect", ["mcp", "generic"])
 def test_any_event_ends_when_a_pattern_takes_too_long(dialect: str) -> None:
     """Results of MCP, and events that are no answer of an LLM."""
-    message = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"content": [{"type": "text", "text": HOSTILE}]}})
+    message = json.dumps(
+        {"jsonrpc": "2.0", "id": 1, "result": {"content": [{"type": "text", "text": HOSTILE}]}}
+    )
     with capture_logs():
         result = run_chain(
-            [load("redact", ENDLESS)], [f"data: {message}\n\n".encode()], request=Request(path="/x", dialect=dialect)
+            [load("redact", ENDLESS)],
+            [f"data: {message}\n\n".encode()],
+            request=Request(path="/x", dialect=dialect),
         )
     assert isinstance(result.failure, HookError)
     assert result.output == b""
 
 
-@pytest.mark.parametrize("patterns", [PAGE, ["sk-[A-Za-z0-9]{20,}", r"(?P<user>[a-z.]+)@example\.com"]])
+@pytest.mark.parametrize(
+    "patterns", [PAGE, ["sk-[A-Za-z0-9]{20,}", r"(?P<user>[a-z.]+)@example\.com"]]
+)
 @pytest.mark.parametrize("letters", [32_000, 64_000])
 def test_a_long_word_passes(patterns: list[str], letters: int) -> None:
     """What took 6 and 23 seconds."""
@@ -108,7 +127,9 @@ def test_a_long_word_passes(patterns: list[str], letters: int) -> None:
 LARGE = {
     "ones": f'["{SECRET}",' + ",".join("1" * 450_000) + "]",
     "text": json.dumps({"text": 'lorem "ipsum" dolor\n' * 40_000 + f" a.b@example.com {SECRET}"}),
-    "items": json.dumps([*({"id": number, "name": f"n{number}"} for number in range(20_000)), SECRET]),
+    "items": json.dumps(
+        [*({"id": number, "name": f"n{number}"} for number in range(20_000)), SECRET]
+    ),
     "word": json.dumps({"text": "a" * 900_000 + f" {SECRET}"}),
 }
 
@@ -116,15 +137,23 @@ LARGE = {
 @pytest.mark.parametrize("dialect", ["mcp", "generic"])
 @pytest.mark.parametrize("name", LARGE)
 def test_large_events_pass_with_the_patterns_of_the_page(name: str, dialect: str) -> None:
-    """A megabyte of JSON of any shape; a match at its end, or its beginning, is replaced, and nothing else."""
+    """A megabyte of JSON of any shape; a match at its end, or its beginning, is replaced, and
+    nothing else.
+    """
     data = f"data: {LARGE[name]}\n\n"
-    result = run_chain([load("redact", PAGE)], [data.encode()], request=Request(path="/x", dialect=dialect))
+    result = run_chain(
+        [load("redact", PAGE)], [data.encode()], request=Request(path="/x", dialect=dialect)
+    )
     assert result.failure is None
-    assert result.output.decode() == data.replace(SECRET, "[redacted]").replace("a.b@example.com", "[redacted]")
+    assert result.output.decode() == data.replace(SECRET, "[redacted]").replace(
+        "a.b@example.com", "[redacted]"
+    )
 
 
 def test_what_cannot_be_searched_in_time_is_refused_at_start() -> None:
-    """`guard` takes whatever `re` takes, but a pattern that only `regex` could stop, and cannot read, is refused with its path."""
+    """`guard` takes whatever `re` takes, but a pattern that only `regex` could stop, and cannot
+    read, is refused with its path.
+    """
     assert load("guard", ["(?x:a b)c"]) is not None
     with pytest.raises(LoadError, match=r"write \(\?x\)") as refused:
         load("guard", ["fine", "(?x:a b+)+c"])

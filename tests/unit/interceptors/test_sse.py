@@ -1,4 +1,6 @@
-"""Event framing and encoding against the rules of WHATWG HTML 9.2.6, case by case; `tests/fuzz` does it at random."""
+"""Event framing and encoding against the rules of WHATWG HTML 9.2.6, case by case; `tests/fuzz`
+does it at random.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from interceptors.sse import (
 
 
 def blocks(stream: bytes, step: int | None = None) -> list[bytes]:
-    """The blocks of a stream as `find_block_end` cuts them, presented at once or growing by `step` bytes at a time."""
+    """The blocks of a stream as `find_block_end` cuts them, presented at once or growing by `step`
+    bytes at a time.
+    """
     found: list[bytes] = []
     start = seen = 0
     for end in range(step, len(stream) + step, step) if step else [len(stream)]:
@@ -48,13 +52,20 @@ EMPTY_LINES = {
 
 @pytest.mark.parametrize("ending", EMPTY_LINES.values(), ids=EMPTY_LINES)
 def test_every_mix_of_line_ends_ends_a_block(ending: bytes) -> None:
-    """A line's end and an empty line, each LF, CR or CRLF, end a block; what follows is another one."""
-    assert blocks(b"data: a" + ending + b"data: b" + ending) == [b"data: a" + ending, b"data: b" + ending]
+    """A line's end and an empty line, each LF, CR or CRLF, end a block; what follows is another
+    one.
+    """
+    assert blocks(b"data: a" + ending + b"data: b" + ending) == [
+        b"data: a" + ending,
+        b"data: b" + ending,
+    ]
 
 
 @pytest.mark.parametrize("ending", EMPTY_LINES.values(), ids=EMPTY_LINES)
 def test_a_block_that_arrives_byte_by_byte_ends_at_the_same_empty_line(ending: bytes) -> None:
-    """Without a CR at the very end the cut is the same; with one, it comes before an LF that had not arrived yet."""
+    """Without a CR at the very end the cut is the same; with one, it comes before an LF that had
+    not arrived yet.
+    """
     stream = b"data: a" + ending + b"data: b" + ending
     cut = blocks(stream, step=1)
     assert b"".join(cut) == stream
@@ -63,16 +74,21 @@ def test_a_block_that_arrives_byte_by_byte_ends_at_the_same_empty_line(ending: b
 
 
 @pytest.mark.parametrize(
-    "unfinished", [b"data: a", b"data: a\n", b"data: a\r", b"data: a\r\n", b"data: a\rdata: b\r\n", b":"]
+    "unfinished",
+    [b"data: a", b"data: a\n", b"data: a\r", b"data: a\r\n", b"data: a\rdata: b\r\n", b":"],
 )
 def test_one_line_end_ends_no_block(unfinished: bytes) -> None:
     """A single line end, CRLF included, is the end of a line only."""
     assert blocks(unfinished) == []
 
 
-@pytest.mark.parametrize("char", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"])
+@pytest.mark.parametrize(
+    "char", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"]
+)
 def test_what_python_calls_a_line_end_is_none_here(char: str) -> None:
-    """U+2028 and the other ends of `str.splitlines` are data like any other, in framing and in parsing."""
+    """U+2028 and the other ends of `str.splitlines` are data like any other, in framing and in
+    parsing.
+    """
     block = f"data: a{char}{char}b\n\n".encode()
     assert blocks(block) == [block]
     assert parse_fields(block).data == f"a{char}{char}b"
@@ -91,11 +107,23 @@ def test_a_search_ends_at_the_windows_end() -> None:
     assert find_block_end(bytearray(b"\r\n"), 0, 1, 0) == 1
 
 
-# --- silent blocks ------------------------------------------------------------------------------------------------------
+# --- silent blocks
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "block", [b": ping\n\n", b":\n\n", b"\n", b"\r\n", b"\r", b": a\n: b\n\n", b":a\r:b\r\r", b"\n: c\n\n", b""]
+    "block",
+    [
+        b": ping\n\n",
+        b":\n\n",
+        b"\n",
+        b"\r\n",
+        b"\r",
+        b": a\n: b\n\n",
+        b":a\r:b\r\r",
+        b"\n: c\n\n",
+        b"",
+    ],
 )
 def test_comments_and_empty_lines_are_silent(block: bytes) -> None:
     """What holds only comments and line ends is nothing that a hook wants to see."""
@@ -103,7 +131,8 @@ def test_comments_and_empty_lines_are_silent(block: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "block", [b"data\n\n", b": c\ndata: a\n\n", b"foo\n\n", b"id: 1\n\n", b" : x\n\n", b":a\rretry: 1\r\r"]
+    "block",
+    [b"data\n\n", b": c\ndata: a\n\n", b"foo\n\n", b"id: 1\n\n", b" : x\n\n", b":a\rretry: 1\r\r"],
 )
 def test_a_block_with_any_field_is_not_silent(block: bytes) -> None:
     """A field, also an unknown one or one behind a comment, makes an event."""
@@ -117,7 +146,8 @@ def test_silence_is_judged_between_the_indices() -> None:
     assert not is_silent(window, 9, 18)
 
 
-# --- fields -------------------------------------------------------------------------------------------------------------
+# --- fields
+# -------------------------------------------------------------------------------------------------------------
 
 FIELDS = {
     "all fields": (b"event: e\nid: 7\nretry: 1500\ndata: d\n\n", Fields("e", "d", "7", 1500)),
@@ -130,7 +160,10 @@ FIELDS = {
     "colon, empty value": (b"data:\n\n", Fields(None, "", None, None)),
     "data lines are joined": (b"data: a\ndata\ndata: c\n\n", Fields(None, "a\n\nc", None, None)),
     "also across others": (b"data: a\nid: 1\ndata: b\n\n", Fields(None, "a\nb", "1", None)),
-    "also with CR and CRLF": (b"data: a\rdata: b\r\ndata: c\r\r", Fields(None, "a\nb\nc", None, None)),
+    "also with CR and CRLF": (
+        b"data: a\rdata: b\r\ndata: c\r\r",
+        Fields(None, "a\nb\nc", None, None),
+    ),
     "the last event wins": (b"event: a\nevent: b\n\n", Fields("b", None, None, None)),
     "an empty event is given": (b"event\ndata: x\n\n", Fields("", "x", None, None)),
     "an empty id is given": (b"id\n\n", Fields(None, None, "", None)),
@@ -142,12 +175,18 @@ FIELDS = {
     "a name that begins alike": (b"datax: a\ndat: b\n\n", Fields(None, None, None, None)),
     "retry of 0": (b"retry: 0\n\n", Fields(None, None, None, 0)),
     "retry with a sign": (b"retry: +5\nretry: -5\n\n", Fields(None, None, None, None)),
-    "retry with more": (b"retry: 5s\nretry: 1_0\nretry: 1.5\nretry: 5 \n\n", Fields(None, None, None, None)),
+    "retry with more": (
+        b"retry: 5s\nretry: 1_0\nretry: 1.5\nretry: 5 \n\n",
+        Fields(None, None, None, None),
+    ),
     "retry of nothing": (b"retry\nretry:\n\n", Fields(None, None, None, None)),
     "retry in other digits": ("retry: \u0665\n\n".encode(), Fields(None, None, None, None)),
     "a bad retry keeps a good one": (b"retry: 10\nretry: x\n\n", Fields(None, None, None, 10)),
     "not UTF-8": (b"data: a\xffb\n\n", Fields(None, "a\ufffdb", None, None)),
-    "a character over two lines": (b"data: \xc3\ndata: \xa9\n\n", Fields(None, "\ufffd\n\ufffd", None, None)),
+    "a character over two lines": (
+        b"data: \xc3\ndata: \xa9\n\n",
+        Fields(None, "\ufffd\n\ufffd", None, None),
+    ),
     "a BOM that is not the stream's": (BOM + b"data: a\n\n", Fields(None, None, None, None)),
     "a BOM in the data": (b"data: " + BOM + b"a\n\n", Fields(None, "\ufeffa", None, None)),
     "no empty line at the end": (b"data: a", Fields(None, "a", None, None)),
@@ -160,11 +199,26 @@ def test_fields_are_read_as_whatwg_says(block: bytes, fields: Fields) -> None:
     assert parse_fields(block) == fields
 
 
-# --- encoding -----------------------------------------------------------------------------------------------------------
+# --- encoding
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "a\nb", "a\n", "\na", "a\n\nb", "\n", " leading", "trailing ", "é\u2028x", "\0", "a: b"]
+    "text",
+    [
+        "",
+        "a",
+        "a\nb",
+        "a\n",
+        "\na",
+        "a\n\nb",
+        "\n",
+        " leading",
+        "trailing ",
+        "é\u2028x",
+        "\0",
+        "a: b",
+    ],
 )
 def test_encoded_data_reads_back_as_it_was(text: str) -> None:
     """Text with any LF, spaces and odd characters survives writing and reading."""
@@ -173,7 +227,9 @@ def test_encoded_data_reads_back_as_it_was(text: str) -> None:
 
 @pytest.mark.parametrize("end", ["\r", "\r\n"])
 def test_cr_and_crlf_in_data_begin_a_new_line(end: str) -> None:
-    """A CR cannot stand in a line: it, too, begins a new `data` line, so no text can end the event or add a field."""
+    """A CR cannot stand in a line: it, too, begins a new `data` line, so no text can end the event
+    or add a field.
+    """
     text = f"a{end}id: evil{end}{end}data: b"
     written = encode_data(text)
     assert written == b"data: a\ndata: id: evil\ndata: \ndata: data: b\n"
@@ -182,7 +238,10 @@ def test_cr_and_crlf_in_data_begin_a_new_line(end: str) -> None:
 
 def test_a_whole_event_is_written_in_one_order() -> None:
     """event, id, retry, data, empty line; each on its own line."""
-    assert encode_event(Fields("e", "a\nb", "7", 1500)) == b"event: e\nid: 7\nretry: 1500\ndata: a\ndata: b\n\n"
+    assert (
+        encode_event(Fields("e", "a\nb", "7", 1500))
+        == b"event: e\nid: 7\nretry: 1500\ndata: a\ndata: b\n\n"
+    )
 
 
 def test_fields_that_are_none_are_not_written() -> None:
@@ -195,7 +254,9 @@ def test_fields_that_are_none_are_not_written() -> None:
 @pytest.mark.parametrize("value", ["a\nb", "a\rb", "a\r\nb", "\n", "a\n\ndata: evil"])
 @pytest.mark.parametrize("name", ["event", "id"])
 def test_a_line_end_in_event_or_id_is_refused(name: str, value: str) -> None:
-    """It would end the line and let the rest be read as a field; the error names the field and does not show the value."""
+    """It would end the line and let the rest be read as a field; the error names the field and does
+    not show the value.
+    """
     with pytest.raises(ValueError, match=f"event's {name} cannot hold") as caught:
         encode_head(value if name == "event" else None, value if name == "id" else None, None)
     assert value not in str(caught.value)
@@ -256,7 +317,9 @@ LOOKS = {
 
 @pytest.mark.parametrize(("body", "looks"), LOOKS.items())
 def test_what_looks_like_an_event_stream(body: bytes, looks: bool) -> None:
-    """Byte by byte: the first answer is the answer for the whole, comes with the byte that decides, and stays."""
+    """Byte by byte: the first answer is the answer for the whole, comes with the byte that decides,
+    and stays.
+    """
     assert looks_like_sse(body, whole=True) is looks
     answers = [looks_like_sse(body[:end], whole=False) for end in range(len(body) + 1)]
     decided = next((at for at, answer in enumerate(answers) if answer is not None), len(answers))

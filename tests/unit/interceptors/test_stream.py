@@ -1,22 +1,39 @@
-"""A stream's events: which bytes leave, who saw which event, and what is counted, mostly with hooks that do not await."""
+"""A stream's events: which bytes leave, who saw which event, and what is counted, mostly with hooks
+that do not await.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from unit.interceptors.scripted import BOM, AsyncHook, Hook, OnEvent, counted, drop, fail, keep, open_chain, send, upper
+from unit.interceptors.scripted import (
+    BOM,
+    AsyncHook,
+    Hook,
+    OnEvent,
+    counted,
+    drop,
+    fail,
+    keep,
+    open_chain,
+    send,
+    upper,
+)
 
 from interceptors import Event, EventTooLarge
 from interceptors.sse import first_of_body
 from interceptors.testing import run_chain
 from pools import Pools
 
-# --- order and results --------------------------------------------------------------------------------------------------
+# --- order and results
+# --------------------------------------------------------------------------------------------------
 
 
 def test_hooks_run_in_the_chains_order_for_each_event() -> None:
-    """Every event goes through all hooks, first to last, before the next one; a replacement is what the next hook sees."""
+    """Every event goes through all hooks, first to last, before the next one; a replacement is what
+    the next hook sees.
+    """
     order: list[tuple[str, str]] = []
 
     def mark(name: str) -> OnEvent:
@@ -26,7 +43,9 @@ def test_hooks_run_in_the_chains_order_for_each_event() -> None:
 
         return hook
 
-    result = run_chain([Hook(mark("a")), Hook(mark("b")), Hook(mark("c"))], [b"data: 1\n\ndata: 2\n\n"])
+    result = run_chain(
+        [Hook(mark("a")), Hook(mark("b")), Hook(mark("c"))], [b"data: 1\n\ndata: 2\n\n"]
+    )
     assert result.output == b"data: 1abc\n\ndata: 2abc\n\n"
     assert order == [("a", "1"), ("b", "1a"), ("c", "1ab"), ("a", "2"), ("b", "2a"), ("c", "2ab")]
 
@@ -54,8 +73,16 @@ RESULTS: dict[str, tuple[OnEvent, bytes, tuple[int, int, int, int]]] = {
     "an empty tuple": (lambda event: (), b"", (0, 0, 1, 0)),
     "a list of itself": (lambda event: [event], b"data:a\n\n", (1, 0, 0, 0)),
     "a list of another": (lambda event: [Event("x")], b"data: x\n\n", (0, 1, 0, 0)),
-    "itself and another": (lambda event: [event, Event("x")], b"data:a\n\ndata: x\n\n", (1, 0, 0, 1)),
-    "a tuple, itself last": (lambda event: (Event("x"), event), b"data: x\n\ndata:a\n\n", (1, 0, 0, 1)),
+    "itself and another": (
+        lambda event: [event, Event("x")],
+        b"data:a\n\ndata: x\n\n",
+        (1, 0, 0, 1),
+    ),
+    "a tuple, itself last": (
+        lambda event: (Event("x"), event),
+        b"data: x\n\ndata:a\n\n",
+        (1, 0, 0, 1),
+    ),
     "itself twice": (lambda event: [event, event], b"data:a\n\ndata:a\n\n", (1, 0, 0, 1)),
     "three others": (
         lambda event: [Event("x"), Event("y"), Event("z")],
@@ -71,8 +98,14 @@ RESULTS: dict[str, tuple[OnEvent, bytes, tuple[int, int, int, int]]] = {
 def test_what_a_hook_returns_is_what_leaves_and_what_is_counted(
     kind: Any, hook: OnEvent, output: bytes, counts: tuple[int, int, int, int], others: int
 ) -> None:
-    """Output and passed/changed/dropped/added for each kind of result, alike alone and among hooks that pass."""
-    chain = {0: [kind(hook)], 1: [kind(hook), Hook(keep)], 3: [Hook(keep), Hook(keep), kind(hook), Hook(keep)]}[others]
+    """Output and passed/changed/dropped/added for each kind of result, alike alone and among hooks
+    that pass.
+    """
+    chain = {
+        0: [kind(hook)],
+        1: [kind(hook), Hook(keep)],
+        3: [Hook(keep), Hook(keep), kind(hook), Hook(keep)],
+    }[others]
     result = run_chain(chain, [b"data:a\n\n"])
     assert result.failure is None
     assert result.output == output
@@ -81,12 +114,17 @@ def test_what_a_hook_returns_is_what_leaves_and_what_is_counted(
 
 
 def test_counts_add_up_over_a_stream() -> None:
-    """Each event from upstream is passed, changed or dropped once; comments pass; added ones come on top."""
+    """Each event from upstream is passed, changed or dropped once; comments pass; added ones come
+    on top.
+    """
 
     def mixed(event: Event) -> Any:
-        return {"pass": event, "drop": None, "change": event.replace("x"), "add": [event, Event("y"), Event("z")]}[
-            event.data
-        ]
+        return {
+            "pass": event,
+            "drop": None,
+            "change": event.replace("x"),
+            "add": [event, Event("y"), Event("z")],
+        }[event.data]
 
     names = ["pass", "drop", "change", "add", "drop", "pass", "add"]
     stream = b": hello\n\n" + b"".join(b"data: %s\n\n" % name.encode() for name in names)
@@ -96,7 +134,9 @@ def test_counts_add_up_over_a_stream() -> None:
 
 
 def test_a_later_hook_sees_each_event_of_an_earlier_hooks_list() -> None:
-    """A list goes on event by event, each result standing where its event stood, also when it is a list again."""
+    """A list goes on event by event, each result standing where its event stood, also when it is a
+    list again.
+    """
     seen: list[str] = []
 
     def split(event: Event) -> list[Event]:
@@ -111,7 +151,16 @@ def test_a_later_hook_sees_each_event_of_an_earlier_hooks_list() -> None:
         return event.replace(event.data + "!")
 
     result = run_chain([Hook(split), Hook(second), Hook(third)], [b"data: one,drop,twice,end\n\n"])
-    assert seen == ["one", "drop", "twice", "end", "then one", "then twice", "then twice", "then end"]
+    assert seen == [
+        "one",
+        "drop",
+        "twice",
+        "end",
+        "then one",
+        "then twice",
+        "then twice",
+        "then end",
+    ]
     assert result.output == b"data: one!\n\ndata: twice!\n\ndata: twice!\n\ndata: end!\n\n"
 
 
@@ -121,7 +170,8 @@ def test_a_dropped_event_is_not_seen_by_later_hooks() -> None:
     assert (run.failure, run.output, run.counts.dropped) == (None, b"", 2)
 
 
-# --- comments and bytes -------------------------------------------------------------------------------------------------
+# --- comments and bytes
+# -------------------------------------------------------------------------------------------------
 
 
 def test_comments_and_stray_line_ends_pass_unseen() -> None:
@@ -161,10 +211,14 @@ async def test_unchanged_events_leave_as_one_view_of_the_window() -> None:
 
 
 async def test_nothing_is_borrowed_while_nothing_is_written() -> None:
-    """Passing and dropping cost no lease of the json pool; a change costs one, until `release_parts`."""
+    """Passing and dropping cost no lease of the json pool; a change costs one, until
+    `release_parts`.
+    """
     pools = Pools()
     hook = {"p": keep, "d": drop, "c": upper}
-    async with open_chain(("mixed", Hook(lambda event: hook[event.data](event))), pools=pools) as stream:
+    async with open_chain(
+        ("mixed", Hook(lambda event: hook[event.data](event))), pools=pools
+    ) as stream:
         assert send(stream, bytearray(b"data: p\n\ndata: d\n\n"))[0] == [b"data: p\n\n"]
         assert pools.json.statistics().allocations == 0
         parts, _ = stream.process(bytearray(b"data: c\n\n" * 3), 0, 27)
@@ -178,7 +232,9 @@ async def test_nothing_is_borrowed_while_nothing_is_written() -> None:
 
 
 async def test_parts_stand_in_the_streams_order() -> None:
-    """Untouched runs and written pieces alternate as the events came, adjacent ones of a kind in one part."""
+    """Untouched runs and written pieces alternate as the events came, adjacent ones of a kind in
+    one part.
+    """
 
     def change(event: Event) -> Any:
         return event if event.data.islower() else Event(event.data * 2)
@@ -197,7 +253,9 @@ async def test_parts_stand_in_the_streams_order() -> None:
 
 
 async def test_a_large_batch_of_changes_spans_buffers_and_stays_in_order() -> None:
-    """More than one json buffer of output: every event is whole and in its place, and every lease comes back."""
+    """More than one json buffer of output: every event is whole and in its place, and every lease
+    comes back.
+    """
     pools = Pools(json=(64, 100))
     async with open_chain(("upper", Hook(upper)), pools=pools) as stream:
         window = bytearray(b"".join(b"data: e%d\n\n" % n for n in range(300)))
@@ -231,15 +289,22 @@ async def test_a_window_larger_than_its_content_ends_where_it_is_told() -> None:
         assert at == 11
 
 
-# --- the end of a stream ------------------------------------------------------------------------------------------------
+# --- the end of a stream
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tail", [b"data: b", b"data: b\n", b"data: b\r", b"data: b\r\n"])
 @pytest.mark.parametrize(
-    ("hook", "output"), [(keep, None), (upper, b"data: A\n\ndata: B\n"), (drop, b"")], ids=["pass", "change", "drop"]
+    ("hook", "output"),
+    [(keep, None), (upper, b"data: A\n\ndata: B\n"), (drop, b"")],
+    ids=["pass", "change", "drop"],
 )
-def test_a_tail_without_an_empty_line_is_an_event(tail: bytes, hook: OnEvent, output: bytes | None) -> None:
-    """What is left at the end is shown to the hooks, so that nothing slips by unseen; what replaces it stays as unfinished."""
+def test_a_tail_without_an_empty_line_is_an_event(
+    tail: bytes, hook: OnEvent, output: bytes | None
+) -> None:
+    """What is left at the end is shown to the hooks, so that nothing slips by unseen; what replaces
+    it stays as unfinished.
+    """
     stream = b"data: a\n\n" + tail
     result = run_chain([Hook(hook)], [stream])
     assert result.output == (stream if output is None else output)
@@ -257,16 +322,26 @@ def test_a_tail_of_comments_passes_unseen() -> None:
     assert run_chain([Hook(fail)], [b": ping"]).output == b": ping"
 
 
-# --- CR at a window's end -----------------------------------------------------------------------------------------------
+# --- CR at a window's end
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("hook", "output"),
-    [(keep, b"data: a\r\n\r\n"), (drop, b""), (upper, b"data: A\n\n"), (lambda event: [event], b"data: a\r\n\r\n")],
+    [
+        (keep, b"data: a\r\n\r\n"),
+        (drop, b""),
+        (upper, b"data: A\n\n"),
+        (lambda event: [event], b"data: a\r\n\r\n"),
+    ],
     ids=["pass", "drop", "change", "list"],
 )
-def test_an_lf_after_a_cr_at_a_windows_end_goes_where_its_block_went(hook: OnEvent, output: bytes) -> None:
-    """The CR ends the event at once; the LF of the next window passes with a passed block and vanishes with another."""
+def test_an_lf_after_a_cr_at_a_windows_end_goes_where_its_block_went(
+    hook: OnEvent, output: bytes
+) -> None:
+    """The CR ends the event at once; the LF of the next window passes with a passed block and
+    vanishes with another.
+    """
     result = run_chain([Hook(hook)], [b"data: a\r\n\r", b"\n", b": c\r\n\r\n"])
     assert result.output == output + b": c\r\n\r\n"
     assert result.counts.total == 2
@@ -295,7 +370,8 @@ async def test_an_lf_belongs_only_to_a_cr_that_was_last() -> None:
         assert send(stream, bytearray(b"\n")) == ([b"\n"], b"")
 
 
-# --- BOM ----------------------------------------------------------------------------------------------------------------
+# --- BOM
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", [1, 2, 100])
@@ -314,8 +390,12 @@ def test_a_streams_bom_is_no_part_of_its_first_event(step: int) -> None:
 
 
 @pytest.mark.parametrize("before", [b"", BOM, b"\n", BOM + b"\n", b"\r"])
-def test_white_space_byte_by_byte_is_searched_once(before: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that sends spaces one by one cannot occupy the worker, and what comes after them is a body all the same."""
+def test_white_space_byte_by_byte_is_searched_once(
+    before: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that sends spaces one by one cannot occupy the worker, and what comes after them is
+    a body all the same.
+    """
     searched: list[int] = []
 
     def search(buffer: bytes | bytearray, start: int, end: int) -> tuple[int, bool]:
@@ -341,7 +421,8 @@ def test_a_bom_before_a_comment_is_silent() -> None:
     assert run_chain([Hook(fail)], [stream]).output == stream
 
 
-# --- limits -------------------------------------------------------------------------------------------------------------
+# --- limits
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_an_event_of_exactly_the_limit_passes_and_one_byte_more_does_not() -> None:
@@ -359,7 +440,9 @@ def test_an_event_of_exactly_the_limit_passes_and_one_byte_more_does_not() -> No
 @pytest.mark.parametrize("what", [b"data: ", b": ", b""], ids=["event", "comment", "one line"])
 @pytest.mark.parametrize("step", [1, 7, 1000])
 def test_an_unfinished_event_is_refused_as_soon_as_it_is_too_large(what: bytes, step: int) -> None:
-    """An event that never ends does not fill the memory: it fails before its end, which never comes, is seen."""
+    """An event that never ends does not fill the memory: it fails before its end, which never
+    comes, is seen.
+    """
     stream = b"data: ok\n\n" + what + b"x" * 500
     chunks = [stream[at : at + step] for at in range(0, len(stream), step)]
     result = run_chain([Hook(keep)], chunks, max_event_bytes=100)

@@ -1,4 +1,6 @@
-"""What a failing hook does to its stream, what becomes of kept events, and that each stream begins and ends once."""
+"""What a failing hook does to its stream, what becomes of kept events, and that each stream begins
+and ends once.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,21 @@ from unit.interceptors.scripted import (
     upper,
 )
 
-from interceptors import End, Event, HookError, Interceptor, Outcome, StaleEvent, StreamContext, StreamInterceptor
+from interceptors import (
+    End,
+    Event,
+    HookError,
+    Interceptor,
+    Outcome,
+    StaleEvent,
+    StreamContext,
+    StreamInterceptor,
+)
 from interceptors.testing import run_chain
 from pools import Pools
 
-# --- failures -----------------------------------------------------------------------------------------------------------
+# --- failures
+# -----------------------------------------------------------------------------------------------------------
 
 
 class Guard(Hook):
@@ -61,30 +73,45 @@ NONSENSE: dict[str, tuple[Any, str]] = {
 def test_a_nonsense_result_aborts_and_the_error_says_whose_it_is(
     guard_of: type[Guard], nonsense: Any, kind: str, place: str
 ) -> None:
-    """A HookError names interceptor, class, hook, what came and what is expected, wherever in the chain."""
+    """A HookError names interceptor, class, hook, what came and what is expected, wherever in the
+    chain.
+    """
     guard = guard_of(lambda event: nonsense if event.data == "b" else event)
-    before = {"first": [], "second": [Hook(keep)], "behind a list": [Hook(lambda event: [event])]}[place]
+    before = {"first": [], "second": [Hook(keep)], "behind a list": [Hook(lambda event: [event])]}[
+        place
+    ]
     with capture_logs() as logs:
         result = run_chain([*before, guard, Hook(keep)], [b"data: a\n\ndata: b\n\ndata: c\n\n"])
     error = result.failure
     assert isinstance(error, HookError)
     assert (error.interceptor, error.hook) == ("Guard", "on_event")
     expected = "an Event, a list of Events, End(...) or None"
-    assert str(error) == f"Guard.on_event: Misused: Guard's on_event returned {kind}, expected {expected}"
+    assert (
+        str(error)
+        == f"Guard.on_event: Misused: Guard's on_event returned {kind}, expected {expected}"
+    )
     assert result.output == b"data: a\n\n"
     assert errors(logs) == [("Guard", "on_event", "abort")]
 
 
-@pytest.mark.parametrize("before", [[], [Hook(lambda event: [event, Event("x")])]], ids=["first", "behind a list"])
+@pytest.mark.parametrize(
+    "before", [[], [Hook(lambda event: [event, Event("x")])]], ids=["first", "behind a list"]
+)
 @pytest.mark.parametrize("wrong", [fail, lambda event: "nonsense"], ids=["raises", "nonsense"])
 @GUARDS
-def test_skip_logs_and_lets_the_event_pass_as_it_was(guard_of: type[Guard], wrong: OnEvent, before: list[Hook]) -> None:
-    """With `on_error = "skip"` the event passes the failed hook unchanged, and the hooks behind it still run."""
+def test_skip_logs_and_lets_the_event_pass_as_it_was(
+    guard_of: type[Guard], wrong: OnEvent, before: list[Hook]
+) -> None:
+    """With `on_error = "skip"` the event passes the failed hook unchanged, and the hooks behind it
+    still run.
+    """
     stream = b"data: a\n\ndata: b\n\n"
     with capture_logs() as logs:
         result = run_chain([*before, guard_of(wrong, on_error="skip"), Hook(upper)], [stream])
     assert result.failure is None
-    assert result.output == (b"data: A\n\ndata: X\n\ndata: B\n\ndata: X\n\n" if before else b"data: A\n\ndata: B\n\n")
+    assert result.output == (
+        b"data: A\n\ndata: X\n\ndata: B\n\ndata: X\n\n" if before else b"data: A\n\ndata: B\n\n"
+    )
     assert set(errors(logs)) == {("Guard", "on_event", "skip")}
     assert len(errors(logs)) == (4 if before else 2)
 
@@ -99,19 +126,26 @@ def test_skip_leaves_the_very_bytes(guard_of: type[Guard]) -> None:
     assert counted(result.counts) == (1, 0, 0, 0)
 
 
-@pytest.mark.parametrize("earlier", [keep, upper, lambda event: [event, event]], ids=["passed", "changed", "listed"])
+@pytest.mark.parametrize(
+    "earlier", [keep, upper, lambda event: [event, event]], ids=["passed", "changed", "listed"]
+)
 async def test_what_came_before_a_failing_event_is_still_delivered(earlier: OnEvent) -> None:
-    """`failure` is set, the parts before it are valid, and neither the failing event nor a later one leaves."""
+    """`failure` is set, the parts before it are valid, and neither the failing event nor a later
+    one leaves.
+    """
 
     def bomb(event: Event) -> Any:
         return fail(event) if event.data == "bomb" else earlier(event)
 
     async with open_chain(("bomb", Hook(bomb))) as stream:
         with capture_logs():
-            sent, rest = send(stream, bytearray(b"data: a\n\n: c\n\ndata: b\n\ndata: bomb\n\ndata: d\n\n"))
-        a, b = {keep: (b"data: a\n\n", b"data: b\n\n"), upper: (b"data: A\n\n", b"data: B\n\n")}.get(
-            earlier, (b"data: a\n\n" * 2, b"data: b\n\n" * 2)
-        )
+            sent, rest = send(
+                stream, bytearray(b"data: a\n\n: c\n\ndata: b\n\ndata: bomb\n\ndata: d\n\n")
+            )
+        a, b = {
+            keep: (b"data: a\n\n", b"data: b\n\n"),
+            upper: (b"data: A\n\n", b"data: B\n\n"),
+        }.get(earlier, (b"data: a\n\n" * 2, b"data: b\n\n" * 2))
         assert b"".join(sent) == a + b": c\n\n" + b
         assert rest.startswith(b"data: bomb")
         assert isinstance(stream.failure, HookError)
@@ -120,11 +154,19 @@ async def test_what_came_before_a_failing_event_is_still_delivered(earlier: OnEv
 
 
 @GUARDS
-def test_an_event_that_json_cannot_say_aborts_behind_what_was_written(guard_of: type[Guard]) -> None:
-    """A value that cannot be encoded ends the stream cleanly: nothing of the half-written event leaves."""
+def test_an_event_that_json_cannot_say_aborts_behind_what_was_written(
+    guard_of: type[Guard],
+) -> None:
+    """A value that cannot be encoded ends the stream cleanly: nothing of the half-written event
+    leaves.
+    """
 
     def unspeakable(event: Event) -> Any:
-        return event.replace(json={"a": ["x" * 9000, object()]}) if event.data == "b" else event.replace(json=event.data)
+        return (
+            event.replace(json={"a": ["x" * 9000, object()]})
+            if event.data == "b"
+            else event.replace(json=event.data)
+        )
 
     result = run_chain([guard_of(unspeakable)], [b"data: a\n\ndata: b\n\n"])
     assert isinstance(result.failure, HookError)
@@ -134,28 +176,43 @@ def test_an_event_that_json_cannot_say_aborts_behind_what_was_written(guard_of: 
 
 @GUARDS
 def test_skip_also_covers_an_event_that_cannot_be_written(guard_of: type[Guard]) -> None:
-    """`on_error = "skip"` holds for what shows only when the event is written: it is logged and the event passes as it came."""
+    """`on_error = "skip"` holds for what shows only when the event is written: it is logged and the
+    event passes as it came.
+    """
     stream = b"data:a\r\n:c\r\n\r\ndata: b\n\n"
     with capture_logs() as logs:
-        result = run_chain([guard_of(lambda event: event.replace(json=object()), on_error="skip")], [stream])
+        result = run_chain(
+            [guard_of(lambda event: event.replace(json=object()), on_error="skip")], [stream]
+        )
     assert (result.failure, result.output) == (None, stream)
     assert errors(logs) == [("Guard", "on_event", "skip")] * 2
 
 
 @GUARDS
-def test_an_event_list_with_one_bad_event_leaves_as_a_whole_or_not_at_all(guard_of: type[Guard]) -> None:
+def test_an_event_list_with_one_bad_event_leaves_as_a_whole_or_not_at_all(
+    guard_of: type[Guard],
+) -> None:
     """When the second of a list cannot be written, the first does not leave either."""
-    result = run_chain([guard_of(lambda event: [Event("good"), Event(json=object())])], [b"data: a\n\n"])
+    result = run_chain(
+        [guard_of(lambda event: [Event("good"), Event(json=object())])], [b"data: a\n\n"]
+    )
     assert isinstance(result.failure, HookError)
     assert result.output == b""
 
 
-# --- kept events --------------------------------------------------------------------------------------------------------
+# --- kept events
+# --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("first", [keep, drop, upper, lambda event: [event]], ids=["passed", "dropped", "changed", "listed"])
+@pytest.mark.parametrize(
+    "first",
+    [keep, drop, upper, lambda event: [event]],
+    ids=["passed", "dropped", "changed", "listed"],
+)
 @GUARDS
-def test_an_event_that_a_hook_kept_is_stale_when_its_hook_has_returned(guard_of: type[Guard], first: OnEvent) -> None:
+def test_an_event_that_a_hook_kept_is_stale_when_its_hook_has_returned(
+    guard_of: type[Guard], first: OnEvent
+) -> None:
     """Whatever became of it: touched during a later event, a kept event raises and shows no bytes."""
     kept: list[Event] = []
     caught: list[StaleEvent] = []
@@ -174,9 +231,13 @@ def test_an_event_that_a_hook_kept_is_stale_when_its_hook_has_returned(guard_of:
         _ = kept[1].raw
 
 
-@pytest.mark.parametrize("wrap", [lambda event: event, lambda event: [event]], ids=["alone", "in a list"])
+@pytest.mark.parametrize(
+    "wrap", [lambda event: event, lambda event: [event]], ids=["alone", "in a list"]
+)
 @GUARDS
-def test_a_kept_event_returned_later_fails_and_leaks_nothing(guard_of: type[Guard], wrap: Callable[[Event], Any]) -> None:
+def test_a_kept_event_returned_later_fails_and_leaks_nothing(
+    guard_of: type[Guard], wrap: Callable[[Event], Any]
+) -> None:
     """Returning an earlier event is a HookError, and not somebody's bytes on the wire."""
     kept: list[Event] = []
 
@@ -208,7 +269,9 @@ def test_a_kept_detached_event_can_be_returned_later(guard_of: type[Guard]) -> N
 
 @GUARDS
 def test_a_failing_event_goes_stale_too(guard_of: type[Guard]) -> None:
-    """Also an event whose hook raised: the exception's traceback keeps it alive, and it must not answer."""
+    """Also an event whose hook raised: the exception's traceback keeps it alive, and it must not
+    answer.
+    """
     kept: list[Event] = []
 
     def hold_and_fail(event: Event) -> Event:
@@ -221,7 +284,8 @@ def test_a_failing_event_goes_stale_too(guard_of: type[Guard]) -> None:
         _ = kept[0].data
 
 
-# --- the life of a stream -----------------------------------------------------------------------------------------------
+# --- the life of a stream
+# -----------------------------------------------------------------------------------------------
 
 
 @LIVES
@@ -249,7 +313,9 @@ async def test_on_end_hears_the_outcome_exactly_once(life: type[Life], outcome: 
 
 
 async def test_closing_gives_back_what_was_written() -> None:
-    """Parts that were never released are no lost leases: `aclose` returns them, before the scope does."""
+    """Parts that were never released are no lost leases: `aclose` returns them, before the scope
+    does.
+    """
     pools = Pools()
     async with open_chain(("upper", Hook(upper)), pools=pools) as stream:
         parts, _ = stream.process(bytearray(b"data: a\n\n"), 0, 9)
@@ -264,13 +330,24 @@ async def test_closing_gives_back_what_was_written() -> None:
 async def test_a_failing_open_stream_aborts_and_ends_those_before_it(life: type[Life]) -> None:
     """HookError names it; the earlier streams hear on_end once, the later ones were never asked."""
     calls: list[Any] = []
-    chain = [("a", life("a", calls)), ("b", life("b", calls, "open_stream")), ("c", life("c", calls))]
-    with capture_logs() as logs, pytest.raises(HookError, match=r"^b\.open_stream: KeyError: 'open_stream'$") as caught:
+    chain = [
+        ("a", life("a", calls)),
+        ("b", life("b", calls, "open_stream")),
+        ("c", life("c", calls)),
+    ]
+    with (
+        capture_logs() as logs,
+        pytest.raises(HookError, match=r"^b\.open_stream: KeyError: 'open_stream'$") as caught,
+    ):
         async with open_chain(*chain):
             pytest.fail("the chain opened")
     assert (caught.value.interceptor, caught.value.hook) == ("b", "open_stream")
     assert isinstance(caught.value.__cause__, KeyError)
-    assert calls == [("a", "open_stream"), ("b", "open_stream"), ("a", "on_end", Outcome.INTERCEPTED)]
+    assert calls == [
+        ("a", "open_stream"),
+        ("b", "open_stream"),
+        ("a", "on_end", Outcome.INTERCEPTED),
+    ]
     assert errors(logs) == [("b", "open_stream", "abort")]
 
 
@@ -279,7 +356,9 @@ def test_a_skipped_open_stream_leaves_the_others(life: type[Life]) -> None:
     """With skip the stream goes on without that interceptor: none of its other hooks is called."""
     calls: list[Any] = []
     with capture_logs() as logs:
-        result = run_chain([life("a", calls, "open_stream", "skip"), life("b", calls)], [b"data: x\n\n"])
+        result = run_chain(
+            [life("a", calls, "open_stream", "skip"), life("b", calls)], [b"data: x\n\n"]
+        )
     assert result.output == b"data: x\n\n"
     assert [call[:2] for call in calls] == [
         ("a", "open_stream"), ("b", "open_stream"), ("b", "on_start"), ("b", "on_event"), ("b", "on_end"),
@@ -288,7 +367,9 @@ def test_a_skipped_open_stream_leaves_the_others(life: type[Life]) -> None:
 
 
 @pytest.mark.parametrize(
-    "nonsense", ["text", 1, StreamInterceptor, Interceptor()], ids=["text", "int", "class", "Interceptor"]
+    "nonsense",
+    ["text", 1, StreamInterceptor, Interceptor()],
+    ids=["text", "int", "class", "Interceptor"],
 )
 async def test_an_open_stream_that_returns_nonsense_is_told_what_is_expected(nonsense: Any) -> None:
     """A class instead of an object, say: refused when the stream opens, and not at its first event."""
@@ -300,7 +381,8 @@ async def test_an_open_stream_that_returns_nonsense_is_told_what_is_expected(non
     with (
         capture_logs(),
         pytest.raises(
-            HookError, match=r"^wrong\.open_stream: .*expected a StreamInterceptor, an AsyncStreamInterceptor or None$"
+            HookError,
+            match=r"^wrong\.open_stream: .*expected a StreamInterceptor, an AsyncStreamInterceptor or None$",
         ),
     ):
         async with open_chain(("wrong", Wrong())):
@@ -313,7 +395,10 @@ async def test_a_failing_on_start_aborts_and_every_stream_still_ends(life: type[
     calls: list[Any] = []
     chain = [("a", life("a", calls)), ("b", life("b", calls, "on_start")), ("c", life("c", calls))]
     async with open_chain(*chain) as stream:
-        with capture_logs() as logs, pytest.raises(HookError, match=r"^b\.on_start: KeyError: 'on_start'$"):
+        with (
+            capture_logs() as logs,
+            pytest.raises(HookError, match=r"^b\.on_start: KeyError: 'on_start'$"),
+        ):
             await stream.start(head())
         await stream.aclose(Outcome.INTERCEPTED)
     assert errors(logs) == [("b", "on_start", "abort")]
@@ -329,25 +414,42 @@ def test_a_skipped_on_start_leaves_the_stream_whole(life: type[Life]) -> None:
     """With skip, the interceptor whose on_start failed still sees events and the end."""
     calls: list[Any] = []
     with capture_logs() as logs:
-        result = run_chain([life("a", calls, "on_start", "skip"), life("b", calls)], [b"data: x\n\n"])
+        result = run_chain(
+            [life("a", calls, "on_start", "skip"), life("b", calls)], [b"data: x\n\n"]
+        )
     assert (result.failure, result.output) == (None, b"data: x\n\n")
-    assert [hook for name, hook, *_ in calls if name == "a"] == ["open_stream", "on_start", "on_event", "on_end"]
+    assert [hook for name, hook, *_ in calls if name == "a"] == [
+        "open_stream",
+        "on_start",
+        "on_event",
+        "on_end",
+    ]
     assert errors(logs) == [(life.__name__, "on_start", "skip")]
 
 
 @LIVES
 def test_a_failing_on_event_ends_every_stream_as_intercepted(life: type[Life]) -> None:
-    """After a failure each on_end is called once with `intercepted`, the failing interceptor's own included."""
+    """After a failure each on_end is called once with `intercepted`, the failing interceptor's own
+    included.
+    """
     calls: list[Any] = []
     with capture_logs():
-        result = run_chain([life("a", calls), life("b", calls, "on_event")], [b"data: x\n\ndata: y\n\n"])
+        result = run_chain(
+            [life("a", calls), life("b", calls, "on_event")], [b"data: x\n\ndata: y\n\n"]
+        )
     assert isinstance(result.failure, HookError)
-    assert calls[4:] == [("a", "on_event"), ("b", "on_event"), *[(name, "on_end", Outcome.INTERCEPTED) for name in "ab"]]
+    assert calls[4:] == [
+        ("a", "on_event"),
+        ("b", "on_event"),
+        *[(name, "on_end", Outcome.INTERCEPTED) for name in "ab"],
+    ]
 
 
 @pytest.mark.parametrize("on_error", ["abort", "skip"])
 @LIVES
-async def test_a_failing_on_end_is_logged_and_stops_no_other(life: type[Life], on_error: str) -> None:
+async def test_a_failing_on_end_is_logged_and_stops_no_other(
+    life: type[Life], on_error: str
+) -> None:
     """The stream is over already, so neither setting raises; the others still hear of it."""
     calls: list[Any] = []
     chain = [(name, life(name, calls, "on_end" if name != "c" else "", on_error)) for name in "abc"]

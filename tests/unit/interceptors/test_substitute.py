@@ -1,4 +1,6 @@
-"""Substitutions over text in pieces: what leaves is what `re.sub` makes of the whole, and it leaves as soon as it is certain."""
+"""Substitutions over text in pieces: what leaves is what `re.sub` makes of the whole, and it leaves
+as soon as it is certain.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ ALPHABET = [
 
 def substitution(pattern: str, template: str = TEMPLATE) -> Substitution:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # "possible nested set", and what it will mean one day
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # "possible nested set", and what it will mean one day
         return Substitution(pattern, template)
 
 
@@ -62,7 +66,23 @@ def test_what_leaves_is_what_re_makes_of_the_whole(pattern: str, pieces: list[st
 
 
 ATOMS = st.sampled_from(
-    ["a", "b", "c", "[ab]", "[^a]", ".", r"\w", r"\s", r"\b", r"\B", "$", "^", r"\Z", "(?<=a)", r"(?<!a\b)"]
+    [
+        "a",
+        "b",
+        "c",
+        "[ab]",
+        "[^a]",
+        ".",
+        r"\w",
+        r"\s",
+        r"\b",
+        r"\B",
+        "$",
+        "^",
+        r"\Z",
+        "(?<=a)",
+        r"(?<!a\b)",
+    ]
 )
 
 
@@ -77,7 +97,9 @@ def larger(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     )
 
 
-@settings(max_examples=600, deadline=None, derandomize=True)  # an oddity of an engine's must not fail somebody else's change
+@settings(
+    max_examples=600, deadline=None, derandomize=True
+)  # an oddity of an engine's must not fail somebody else's change
 @given(
     pattern=st.recursive(ATOMS, larger, max_leaves=8),
     flags=st.sampled_from(["", "(?i)", "(?m)", "(?s)"]),
@@ -90,7 +112,9 @@ def test_patterns_nobody_thought_of(pattern: str, flags: str, pieces: list[str])
     except ValueError:
         return
     flow = Flow(made, 10_000)
-    assert "".join(flow.feed(piece) for piece in pieces) + flow.feed("", final=True) == made.sub("".join(pieces))
+    assert "".join(flow.feed(piece) for piece in pieces) + flow.feed("", final=True) == made.sub(
+        "".join(pieces)
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,14 +135,20 @@ def test_patterns_nobody_thought_of(pattern: str, flags: str, pieces: list[str])
         ("(?i)SECRET", ["seC", "ReT"], ["", "#", ""]),
     ],
 )
-def test_a_text_waits_no_longer_than_it_must(pattern: str, pieces: list[str], left: list[str]) -> None:
-    """After each piece everything has left but the longest end that could still become a match, or of which one could grow."""
+def test_a_text_waits_no_longer_than_it_must(
+    pattern: str, pieces: list[str], left: list[str]
+) -> None:
+    """After each piece everything has left but the longest end that could still become a match, or
+    of which one could grow.
+    """
     assert fed(pattern, pieces) == left
 
 
 @pytest.mark.parametrize("step", [1, 7, 150])
 def test_of_a_match_longer_than_the_window_nothing_leaves(step: int) -> None:
-    """It is replaced when the window is full, and what goes on matching goes with it; never more than the window waits."""
+    """It is replaced when the window is full, and what goes on matching goes with it; never more
+    than the window waits.
+    """
     text = "key sk-" + "a" * 500 + " end sk-abc"
     pieces = [text[at : at + step] for at in range(0, len(text), step)]
     left = fed("sk-[a-z]{3,}", pieces, window=100)
@@ -128,7 +158,9 @@ def test_of_a_match_longer_than_the_window_nothing_leaves(step: int) -> None:
 
 @pytest.mark.parametrize("step", [1, 7, 150])
 def test_what_grows_by_more_than_one_character_at_a_time_is_one_match(step: int) -> None:
-    """Beyond the window, too: half a repetition waits for its other half, and leaves when that does not come."""
+    """Beyond the window, too: half a repetition waits for its other half, and leaves when that does
+    not come.
+    """
     text = "x" + "1234-" * 100 + "12ab"
     pieces = [text[at : at + step] for at in range(0, len(text), step)]
     assert "".join(fed(r"(?:\d{4}-)+", pieces, window=60)) == "x#12ab"
@@ -171,7 +203,9 @@ def test_what_could_not_be_found_in_pieces_is_refused(pattern: str, message: str
 
 
 def test_a_template_with_groups_is_filled_in() -> None:
-    """By number and by name, of matches that were cut; a group that took no part is empty, as in `re.sub`."""
+    """By number and by name, of matches that were cut; a group that took no part is empty, as in
+    `re.sub`.
+    """
     made = Substitution(r"(?P<user>\w+)(\+\w+)?@(\w+)", r"\3:\g<user>\2")
     flow = Flow(made, 100)
     pieces = ["an", "n@ho", "me, bob", "+x@w", "ork"]

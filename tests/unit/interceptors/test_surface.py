@@ -1,7 +1,9 @@
-"""The public surface of `interceptors` is what is written here, in names, in signatures and in types: no change is an accident.
+"""The public surface of `interceptors` is what is written here, in names, in signatures and in
+types: no change is an accident.
 
-`surface/surface.py` uses all of it with the types that an author relies on, `surface/wrong.py` as must be refused. mypy and
-pyright, both strict, must agree with both files, with the packages that a wheel and that an editable install provide.
+`surface/surface.py` uses all of it with the types that an author relies on, `surface/wrong.py` as
+must be refused. mypy and pyright, both strict, must agree with both files, with the packages that a
+wheel and that an editable install provide.
 """
 
 from __future__ import annotations
@@ -202,7 +204,9 @@ def signature(value: Any) -> inspect.Signature:
 
 
 def describe_class(cls: type) -> Iterator[str]:
-    """What a class adds to its bases: how it is made, its methods, its attributes, without what is private."""
+    """What a class adds to its bases: how it is made, its methods, its attributes, without what is
+    private.
+    """
     bases = ", ".join(base.__name__ for base in cls.__bases__ if base is not object)
     yield f"class {cls.__name__}" + (f"({bases})" if bases else "")
     if issubclass(cls, Enum):
@@ -211,7 +215,11 @@ def describe_class(cls: type) -> Iterator[str]:
     own = vars(cls)
     if "__init__" in own:
         yield f"    __init__{signature(cls)}"
-    public = {name for name in own.keys() | own.get("__annotations__", {}).keys() if not name.startswith("_")}
+    public = {
+        name
+        for name in own.keys() | own.get("__annotations__", {}).keys()
+        if not name.startswith("_")
+    }
     for name in sorted(public):
         value, hint = own.get(name), own.get("__annotations__", {}).get(name)
         if isinstance(value, property):
@@ -236,7 +244,9 @@ def describe() -> str:
                 lines.append(f"{name}{signature(value)}")
             else:
                 lines.append(f"{name} = {value}")
-    return "\n".join("\n".join(textwrap.wrap(line, 120, subsequent_indent=" " * 8)) for line in lines)
+    return "\n".join(
+        "\n".join(textwrap.wrap(line, 120, subsequent_indent=" " * 8)) for line in lines
+    )
 
 
 def test_the_public_names_are_these() -> None:
@@ -247,7 +257,9 @@ def test_the_public_names_are_these() -> None:
 
 
 def test_the_public_signatures_are_these() -> None:
-    """What an author calls, overrides and reads; a change here is a change for every author, and wants a line in CHANGELOG.md."""
+    """What an author calls, overrides and reads; a change here is a change for every author, and
+    wants a line in CHANGELOG.md.
+    """
     assert describe() == SIGNATURES.strip()
 
 
@@ -272,17 +284,22 @@ def test_every_public_class_and_function_has_a_docstring() -> None:
 
 @pytest.fixture(scope="module", params=["editable", "wheel"])
 def interpreter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment into which a copy of this tree was installed, beside this environment's dependencies; the checkers read the
-    packages of that.
+    """An environment into which a copy of this tree was installed, beside this environment's
+    dependencies; the checkers read the packages of that.
 
-    "wheel": what is not in the wheel, `py.typed` above all, is missed. "editable": as `pip install -e` does it.
+    "wheel": what is not in the wheel, `py.typed` above all, is missed. "editable": as `pip install
+    -e` does it.
     """
     for checker in ("mypy", "pyright"):
         if find_spec(checker) is None:
             lacking(checker, "WEIRPOOL_REQUIRE_CHECKERS")
-    tree, wheels, home = (tmp_path_factory.mktemp(name) for name in ("tree", "wheels", "environment"))
+    tree, wheels, home = (
+        tmp_path_factory.mktemp(name) for name in ("tree", "wheels", "environment")
+    )
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, tree / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / package, tree / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, tree)
     venv.create(home, with_pip=False, symlinks=True)
@@ -290,7 +307,15 @@ def interpreter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     site, python = Path(paths["purelib"]), Path(paths["scripts"]) / "python"
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     if request.param == "editable":
-        install = ("pip", "--quiet", f"--python={python}", "install", "--no-deps", "--editable", str(tree))
+        install = (
+            "pip",
+            "--quiet",
+            f"--python={python}",
+            "install",
+            "--no-deps",
+            "--editable",
+            str(tree),
+        )
         run(wheels, *install, fails=False)
         return python
     run(wheels, "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", ".", str(tree), fails=False)
@@ -300,8 +325,12 @@ def interpreter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     return python
 
 
-def run(directory: Path, *arguments: str, fails: bool = True, environment: dict[str, str] | None = None) -> str:
-    """What a module of this environment prints, run in `directory`. `fails`: it may say so by its exit status."""
+def run(
+    directory: Path, *arguments: str, fails: bool = True, environment: dict[str, str] | None = None
+) -> str:
+    """What a module of this environment prints, run in `directory`. `fails`: it may say so by its
+    exit status.
+    """
     done = subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=directory,
@@ -315,7 +344,9 @@ def run(directory: Path, *arguments: str, fails: bool = True, environment: dict[
 
 
 def mypy_errors(directory: Path, python: Path) -> dict[str, dict[int, str]]:
-    (directory / "mypy.ini").write_text("[mypy]\nstrict = true\n[mypy-trio_util.*]\nignore_missing_imports = true\n")
+    (directory / "mypy.ini").write_text(
+        "[mypy]\nstrict = true\n[mypy-trio_util.*]\nignore_missing_imports = true\n"
+    )
     printed = run(
         directory,
         *(
@@ -346,7 +377,9 @@ def pyright_errors(directory: Path, python: Path) -> dict[str, dict[int, str]]:
     assert report["summary"]["filesAnalyzed"] >= 2, printed
     found: dict[str, dict[int, str]] = {"surface.py": {}, "wrong.py": {}}
     for item in report["generalDiagnostics"]:
-        found.setdefault(Path(item["file"]).name, {})[item["range"]["start"]["line"] + 1] = item["message"]
+        found.setdefault(Path(item["file"]).name, {})[item["range"]["start"]["line"] + 1] = item[
+            "message"
+        ]
     return found
 
 
@@ -354,7 +387,9 @@ def pyright_errors(directory: Path, python: Path) -> dict[str, dict[int, str]]:
 def test_type_checkers_take_every_right_use_and_refuse_every_wrong_one(
     interpreter: Path, errors_of: Any, tmp_path: Path
 ) -> None:
-    """Strict as they can be, they have nothing to say of the surface, and of the wrong uses just the lines that are marked."""
+    """Strict as they can be, they have nothing to say of the surface, and of the wrong uses just
+    the lines that are marked.
+    """
     for name in ("surface.py", "wrong.py"):
         shutil.copy(SURFACE / name, tmp_path)
     errors = errors_of(tmp_path, interpreter)
@@ -362,7 +397,9 @@ def test_type_checkers_take_every_right_use_and_refuse_every_wrong_one(
     lines = (SURFACE / "wrong.py").read_text().splitlines()
     expected = {number for number, line in enumerate(lines, 1) if line.endswith("# expect-error")}
     found = errors.pop("wrong.py")
-    assert {number: lines[number - 1] for number in expected - found.keys()} == {}, "these went unnoticed"
+    assert {number: lines[number - 1] for number in expected - found.keys()} == {}, (
+        "these went unnoticed"
+    )
     assert {number: found[number] for number in found.keys() - expected} == {}, "these are right"
     assert errors == {}
     assert len(expected) >= 40
@@ -370,7 +407,9 @@ def test_type_checkers_take_every_right_use_and_refuse_every_wrong_one(
 
 @pytest.mark.parametrize("interpreter", ["wheel"], indirect=True)
 def test_the_types_of_an_installed_package_are_complete(interpreter: Path, tmp_path: Path) -> None:
-    """pyright finds `py.typed` and knows the type of all that an author can name: nothing of it is left to be inferred."""
+    """pyright finds `py.typed` and knows the type of all that an author can name: nothing of it is
+    left to be inferred.
+    """
     python = interpreter
     site = Path(sysconfig.get_path("purelib", vars={"base": str(python.parents[1])}))
     assert [package for package in PACKAGES if not (site / package / "py.typed").is_file()] == []
@@ -378,7 +417,9 @@ def test_the_types_of_an_installed_package_are_complete(interpreter: Path, tmp_p
         run(
             tmp_path,
             *("pyright", "--outputjson", "--ignoreexternal", "--verifytypes", "interceptors"),
-            environment={"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"},  # here it takes no --pythonpath
+            environment={
+                "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+            },  # here it takes no --pythonpath
         )
     )
     completeness = report["typeCompleteness"]

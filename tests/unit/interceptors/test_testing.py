@@ -1,4 +1,6 @@
-"""`run_chain`, with which authors test their interceptors: it behaves as the proxy does, and finds what was kept."""
+"""`run_chain`, with which authors test their interceptors: it behaves as the proxy does, and finds
+what was kept.
+"""
 
 from __future__ import annotations
 
@@ -73,14 +75,20 @@ def test_a_stream_is_opened_started_fed_and_ended() -> None:
     result = run_chain([recorder], [b"data: a\n\nda", b"ta: b\n", b"\ndata: tail"])
     context, head, *rest = recorder.told
     assert (context.route, context.method, context.path, context.client) == ("/", "GET", "/", None)
-    assert (head.status, head.headers.get("Content-Type"), head.headers.get("x-none")) == (200, "text/event-stream", None)
+    assert (head.status, head.headers.get("Content-Type"), head.headers.get("x-none")) == (
+        200,
+        "text/event-stream",
+        None,
+    )
     assert rest == ["a", "b", "tail", Outcome.COMPLETED]
     assert result.output == b"data: a\n\ndata: b\n\ndata: tail"
 
 
 def test_request_and_head_can_be_given() -> None:
     """An interceptor that looks at the request or the response is tested with the author's own."""
-    request = Request(route="/llm", method="POST", path="/llm/x", headers=[(b"a", b"b")], client="192.0.2.1")
+    request = Request(
+        route="/llm", method="POST", path="/llm/x", headers=[(b"a", b"b")], client="192.0.2.1"
+    )
     head = ResponseHead(206, [])
     recorder = Recorder()
     run_chain([recorder], [], request=request, head=head)
@@ -113,13 +121,19 @@ def test_a_failing_hook_is_the_results_failure_and_ends_the_stream() -> None:
 
 def test_the_event_limit_is_the_callers() -> None:
     """`max_event_bytes` is obeyed; without it a mebibyte is."""
-    assert isinstance(run_chain([Recorder()], [b"data: 123456\n\n"], max_event_bytes=10).failure, EventTooLarge)
+    assert isinstance(
+        run_chain([Recorder()], [b"data: 123456\n\n"], max_event_bytes=10).failure, EventTooLarge
+    )
     assert run_chain([Recorder()], [b"data: " + b"x" * 1_000_000 + b"\n\n"]).failure is None
-    assert isinstance(run_chain([Recorder()], [b"data: " + b"x" * (1 << 20) + b"\n\n"]).failure, EventTooLarge)
+    assert isinstance(
+        run_chain([Recorder()], [b"data: " + b"x" * (1 << 20) + b"\n\n"]).failure, EventTooLarge
+    )
 
 
 def test_a_failing_start_is_raised_and_the_stream_is_ended() -> None:
-    """`on_start` and `open_stream` have no result to stand in: their HookError comes out, and on_end is called."""
+    """`on_start` and `open_stream` have no result to stand in: their HookError comes out, and
+    on_end is called.
+    """
     ended: list[Outcome] = []
 
     class Stream(StreamInterceptor):
@@ -186,7 +200,9 @@ def test_a_body_that_nobody_wants_cannot_be_asked_for() -> None:
         run_request([Asks()], request)
     assert request.body == b"[1]"
     assert run_request([Wants()], request) is None
-    with pytest.raises(InterceptorError, match="wants_body"):  # it is asked before there is a body, wherever it stands
+    with pytest.raises(
+        InterceptorError, match="wants_body"
+    ):  # it is asked before there is a body, wherever it stands
         run_request([Wants(), Asks()], request)
     assert run_request([Replaces()], request) is None
     assert request.body == b"[2]"
@@ -195,7 +211,9 @@ def test_a_body_that_nobody_wants_cannot_be_asked_for() -> None:
 
 
 def test_a_task_s_task_is_its_interceptor_s() -> None:
-    """What a task starts through the request counts as its interceptor's, whichever other hook runs meanwhile."""
+    """What a task starts through the request counts as its interceptor's, whichever other hook runs
+    meanwhile.
+    """
 
     class Starts(Interceptor):
         on_error = "skip"
@@ -218,7 +236,8 @@ def test_a_task_s_task_is_its_interceptor_s() -> None:
     assert run_request([Starts(), Waits()], Request()) is None
 
 
-# --- what would pass in silence -----------------------------------------------------------------------------------------
+# --- what would pass in silence
+# -----------------------------------------------------------------------------------------
 
 CHAT = b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"a"}}]}\n\ndata: [DONE]\n\n'
 BODY = b'{"model":"m","choices":[{"index":0,"message":{"content":"a"}}]}'
@@ -249,13 +268,17 @@ class Heads(Interceptor):
 
 
 def test_a_dialect_that_is_not_recognised_is_told() -> None:
-    """A forgotten `request=`, an answer in another format: the hooks see nothing, whatever the output is."""
+    """A forgotten `request=`, an answer in another format: the hooks see nothing, whatever the
+    output is.
+    """
     for run in (
         lambda: run_chain([Texts()], [CHAT]),
         lambda: run_json([Texts()], BODY),
         lambda: run_chain([Texts(), Recorder()], [CHAT], request=Request(path="/v1/chat")),
     ):
-        with pytest.warns(NothingCalled, match=r"Texts recognised no dialect: .*Request\(dialect='openai'\)") as caught:
+        with pytest.warns(
+            NothingCalled, match=r"Texts recognised no dialect: .*Request\(dialect='openai'\)"
+        ) as caught:
             run()
         assert caught[0].filename == __file__
     with pytest.warns(NothingCalled, match="Texts recognised no answer"):
@@ -326,7 +349,9 @@ class Wrong(Interceptor):
 
 
 def test_what_the_loader_refuses_is_refused_here() -> None:
-    """By the same checks: of the interceptor's class, of what its object sets, and of each stream's class, whatever `on_error`."""
+    """By the same checks: of the interceptor's class, of what its object sets, and of each stream's
+    class, whatever `on_error`.
+    """
 
     class Misspelt(Interceptor):
         def on_text(self, text: str) -> None: ...

@@ -57,7 +57,9 @@ def test_a_uri_that_is_encoded_over_and_over_is_an_error() -> None:
 
 @given(st.text(alphabet="ab:/\\.%25eE?#@\t 4", max_size=30))
 def test_the_last_spelling_is_understood_as_itself(uri: str) -> None:
-    """Any text has spellings, or is that error; the last one has no other but what its own parts decode to."""
+    """Any text has spellings, or is that error; the last one has no other but what its own parts
+    decode to.
+    """
     try:
         last = spellings(uri).same[-1]
     except ValueError:
@@ -81,8 +83,12 @@ def test_the_last_spelling_is_understood_as_itself(uri: str) -> None:
         ("file:///x%3f/a", "file:///x?/a"),
     ],
 )
-def test_what_the_parsers_of_browsers_make_of_it_is_among_the_spellings(uri: str, understood: str) -> None:
-    """WHATWG URL: slashes behind the web's schemes are not counted, a file has an absolute path, a port is a number."""
+def test_what_the_parsers_of_browsers_make_of_it_is_among_the_spellings(
+    uri: str, understood: str
+) -> None:
+    """WHATWG URL: slashes behind the web's schemes are not counted, a file has an absolute path, a
+    port is a number.
+    """
     assert understood in spellings(uri).same
 
 
@@ -105,7 +111,8 @@ def test_what_two_readers_read_as_two_uris_is_an_error(uri: str) -> None:
         spellings(uri)
 
 
-# --- linear time --------------------------------------------------------------------------------------------------------
+# --- linear time
+# --------------------------------------------------------------------------------------------------------
 
 
 def seconds(uri: str) -> float:
@@ -143,10 +150,14 @@ HOSTILE = {
 
 @pytest.mark.parametrize(("before", "repeated", "after"), HOSTILE.values(), ids=HOSTILE)
 def test_the_longest_uri_costs_its_length(before: str, repeated: str, after: str) -> None:
-    """Eight times as much is at most some eight times as dear; what tries again is 64 times, or never ends."""
+    """Eight times as much is at most some eight times as dear; what tries again is 64 times, or
+    never ends.
+    """
 
     def uri(characters: int) -> str:
-        return before + repeated * ((characters - len(before) - len(after)) // len(repeated)) + after
+        return (
+            before + repeated * ((characters - len(before) - len(after)) // len(repeated)) + after
+        )
 
     short, long = seconds(uri(MAX_URI // 8)), seconds(uri(MAX_URI))
     assert long < 30 * short + 0.002
@@ -167,13 +178,19 @@ def test_a_backslash_before_an_at_sign_is_an_error(rest: str) -> None:
     some slash or backslash of the first run on, an @ comes after a backslash, and no slash, ? or # in between."""
     uri = f"s:{rest}"
     run = len(rest) - len(rest.lstrip("/\\"))
-    parts = [rest[begin:at] for begin in range(run + 1) for at in range(begin, len(rest)) if rest[at] == "@"]
+    parts = [
+        rest[begin:at]
+        for begin in range(run + 1)
+        for at in range(begin, len(rest))
+        if rest[at] == "@"
+    ]
     hidden = any("\\" in part and not {*part} & {*"/?#"} for part in parts)
     with pytest.raises(ValueError, match="a URI has") if hidden else nullcontext():
         spellings(uri)
 
 
-# --- what careless readers leave out ------------------------------------------------------------------------------------
+# --- what careless readers leave out
+# ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -213,9 +230,16 @@ def test_hosts_of_the_web_count() -> None:
 
 
 def test_white_space_is_what_either_language_removes() -> None:
-    """Python's `strip`, of every character; JavaScript's `trim`: ECMA-262, WhiteSpace and LineTerminator."""
-    python = [character for character in map(chr, range(sys.maxunicode + 1)) if not character.strip()]
-    javascript = [*"\t\v\f \u00a0\ufeff\n\r\u2028\u2029\u1680\u202f\u205f\u3000", *map(chr, range(0x2000, 0x200B))]
+    """Python's `strip`, of every character; JavaScript's `trim`: ECMA-262, WhiteSpace and
+    LineTerminator.
+    """
+    python = [
+        character for character in map(chr, range(sys.maxunicode + 1)) if not character.strip()
+    ]
+    javascript = [
+        *"\t\v\f \u00a0\ufeff\n\r\u2028\u2029\u1680\u202f\u205f\u3000",
+        *map(chr, range(0x2000, 0x200B)),
+    ]
     for character in {*python, *javascript}:
         assert trim(f"{character}x{character * 2}") == "x"
     assert trim("\u200bx") == "\u200bx"

@@ -1,4 +1,6 @@
-"""Usage: what the provider told is counted once and by whom it was used, and what it never told is not counted as nothing."""
+"""Usage: what the provider told is counted once and by whom it was used, and what it never told is
+not counted as nothing.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,14 @@ from unit.interceptors.dialects.transcripts import (
     text_part,
 )
 
-from interceptors import Interceptor, LoadError, Request, ResponseHead, StreamContext, StreamInterceptor
+from interceptors import (
+    Interceptor,
+    LoadError,
+    Request,
+    ResponseHead,
+    StreamContext,
+    StreamInterceptor,
+)
 from interceptors.loader import load_interceptor
 from interceptors.testing import run_chain, run_json, run_request
 from interceptors.usage import KINDS, Usage
@@ -40,12 +49,23 @@ GPT, CLAUDE = "gpt-4o-2024-08-06", "claude-sonnet-4-20250514"
 RESPONDED = response(
     "completed",
     [message_item(text_part("Hi"))],
-    usage={"input_tokens": 37, "output_tokens": 11, "output_tokens_details": {"reasoning_tokens": 3}},
+    usage={
+        "input_tokens": 37,
+        "output_tokens": 11,
+        "output_tokens_details": {"reasoning_tokens": 3},
+    },
 )
-TOLD = [chunk(choice({"content": "Hi"})), chunk(choice({}, "stop")), chunk(usage=CHAT_USAGE), "[DONE]"]
+TOLD = [
+    chunk(choice({"content": "Hi"})),
+    chunk(choice({}, "stop")),
+    chunk(usage=CHAT_USAGE),
+    "[DONE]",
+]
 
 
-def request(path: str = CHAT, client: str | None = None, dialect: str = "generic", method: str = "POST") -> Request:
+def request(
+    path: str = CHAT, client: str | None = None, dialect: str = "generic", method: str = "POST"
+) -> Request:
     """`client` as `api_keys` leaves it."""
     made = Request(method=method, path=path, dialect=dialect, route="/llm")
     if client is not None:
@@ -99,11 +119,15 @@ ANSWERS: dict[str, tuple[str, bool, Any, str, str, list[int | None]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("path", "streamed", "answer", "model", "reason", "tokens"), ANSWERS.values(), ids=ANSWERS)
+@pytest.mark.parametrize(
+    ("path", "streamed", "answer", "model", "reason", "tokens"), ANSWERS.values(), ids=ANSWERS
+)
 def test_an_answer_is_counted_by_route_model_and_client(
     path: str, streamed: bool, answer: Any, model: str, reason: str, tokens: list[int | None]
 ) -> None:
-    """Streamed however it is cut, and not streamed: the same counts, and one line; the answer leaves byte for byte."""
+    """Streamed however it is cut, and not streamed: the same counts, and one line; the answer
+    leaves byte for byte.
+    """
     bytes_of = stream_of(answer, named=path != CHAT) if streamed else json.dumps(answer).encode()
     for chunks in chunkings(bytes_of) if streamed else [[bytes_of]]:
         usage = Usage()
@@ -113,18 +137,31 @@ def test_an_answer_is_counted_by_route_model_and_client(
             else:
                 assert run_json([usage], bytes_of, request=request(path, "ann")) == bytes_of
         told = {
-            ("tokens", model, "ann", kind): count for kind, count in zip(KINDS, tokens, strict=True) if count is not None
+            ("tokens", model, "ann", kind): count
+            for kind, count in zip(KINDS, tokens, strict=True)
+            if count is not None
         }
         assert metrics(usage) == {("requests", model, "ann"): 1, **told}
         line = line_of(logs)
         assert tokens_in(line) == tokens
-        assert (line["route"], line["model"], line["client"], line["status"]) == ("/llm", model, "ann", 200)
-        assert (line["finish_reason"], line["outcome"], line["streamed"]) == (reason, "completed", streamed)
+        assert (line["route"], line["model"], line["client"], line["status"]) == (
+            "/llm",
+            model,
+            "ann",
+            200,
+        )
+        assert (line["finish_reason"], line["outcome"], line["streamed"]) == (
+            reason,
+            "completed",
+            streamed,
+        )
         assert "Hi" not in str(line)
 
 
 def test_an_explicit_zero_is_kept_and_is_not_what_was_never_told() -> None:
-    """0 makes a series at 0 and a 0 in the log; what was not told makes neither, and the log has null."""
+    """0 makes a series at 0 and a 0 in the log; what was not told makes neither, and the log has
+    null.
+    """
     body = chat_body({"content": ""}, usage={"prompt_tokens": 5, "completion_tokens": 0})
     usage = Usage()
     with capture_logs() as logs:
@@ -139,7 +176,9 @@ def test_an_explicit_zero_is_kept_and_is_not_what_was_never_told() -> None:
 
 @pytest.mark.parametrize("path", PATHS.values())
 def test_an_answer_that_tells_no_usage_is_counted_as_such(path: str) -> None:
-    """Nothing is guessed from its deltas: there are no tokens, and a metric says how many such answers there were."""
+    """Nothing is guessed from its deltas: there are no tokens, and a metric says how many such
+    answers there were.
+    """
     bodies = {
         CHAT: chat_body({"content": "Hi"}, usage=None),
         RESPONSES: response("completed", [message_item(text_part("Hi"))]),
@@ -154,7 +193,9 @@ def test_an_answer_that_tells_no_usage_is_counted_as_such(path: str) -> None:
 
 
 def test_what_is_told_several_times_counts_once_and_the_last_word_counts() -> None:
-    """Anthropic tells cumulative output, and some servers of OpenAI's dialect tell it all with every chunk."""
+    """Anthropic tells cumulative output, and some servers of OpenAI's dialect tell it all with
+    every chunk.
+    """
     messages = [
         message_start(),
         *text_block(0, "Hi"),
@@ -166,14 +207,20 @@ def test_what_is_told_several_times_counts_once_and_the_last_word_counts() -> No
     assert metrics(usage)["tokens", CLAUDE, "-", "output"] == 41
     usage = Usage()
     chunks = [
-        chunk(choice({"content": "x"}), usage={"prompt_tokens": 7, "completion_tokens": count}) for count in range(1, 5)
+        chunk(choice({"content": "x"}), usage={"prompt_tokens": 7, "completion_tokens": count})
+        for count in range(1, 5)
     ]
     run_chain([usage], [stream_of([*chunks, "[DONE]"], named=False)], request=request())
-    assert (metrics(usage)["tokens", GPT, "-", "input"], metrics(usage)["tokens", GPT, "-", "output"]) == (7, 4)
+    assert (
+        metrics(usage)["tokens", GPT, "-", "input"],
+        metrics(usage)["tokens", GPT, "-", "output"],
+    ) == (7, 4)
 
 
 def test_a_stream_that_breaks_off_counts_what_was_told_so_far() -> None:
-    """Input is told at the beginning of Anthropic's streams: it is counted although no end came, once."""
+    """Input is told at the beginning of Anthropic's streams: it is counted although no end came,
+    once.
+    """
 
     class Breaking(Interceptor):
         def open_stream(self, context: StreamContext) -> StreamInterceptor:
@@ -188,24 +235,45 @@ def test_a_stream_that_breaks_off_counts_what_was_told_so_far() -> None:
     usage = Usage()
     with capture_logs() as logs:
         stream = stream_of([message_start(), *text_block(0, "Hi"), *message_end()], named=True)
-        assert run_chain([usage, Breaking()], [stream], request=request(ANTHROPIC)).failure is not None
+        assert (
+            run_chain([usage, Breaking()], [stream], request=request(ANTHROPIC)).failure is not None
+        )
     assert metrics(usage)["tokens", CLAUDE, "-", "input"] == 472
     assert metrics(usage)["requests", CLAUDE, "-"] == 1
     line = line_of(logs)
-    assert (line["outcome"], line["finish_reason"], line["input"], line["output"]) == ("intercepted", None, 472, 2)
+    assert (line["outcome"], line["finish_reason"], line["input"], line["output"]) == (
+        "intercepted",
+        None,
+        472,
+        2,
+    )
 
 
 @pytest.mark.parametrize(
     ("path", "body", "error"),
     [
-        (CHAT, {"error": {"message": "no", "type": "invalid_request_error", "code": None}}, "invalid_request_error"),
-        (RESPONSES, {"error": {"message": "no", "type": None, "code": "rate_limit_exceeded"}}, "rate_limit_exceeded"),
-        (ANTHROPIC, {"type": "error", "error": {"type": "overloaded_error", "message": "no"}}, "overloaded_error"),
+        (
+            CHAT,
+            {"error": {"message": "no", "type": "invalid_request_error", "code": None}},
+            "invalid_request_error",
+        ),
+        (
+            RESPONSES,
+            {"error": {"message": "no", "type": None, "code": "rate_limit_exceeded"}},
+            "rate_limit_exceeded",
+        ),
+        (
+            ANTHROPIC,
+            {"type": "error", "error": {"type": "overloaded_error", "message": "no"}},
+            "overloaded_error",
+        ),
         (CHAT, {"detail": "not found"}, None),
     ],
 )
 def test_a_failure_is_a_request_without_usage(path: str, body: Any, error: str | None) -> None:
-    """It is counted as a request, and not among the answers that should have told usage; the line has the error's type."""
+    """It is counted as a request, and not among the answers that should have told usage; the line
+    has the error's type.
+    """
     usage = Usage()
     with capture_logs() as logs:
         run_json([usage], json.dumps(body).encode(), request=request(path), head=head(429))
@@ -215,10 +283,14 @@ def test_a_failure_is_a_request_without_usage(path: str, body: Any, error: str |
 
 
 def test_a_failed_request_cannot_make_up_models() -> None:
-    """The name is whatever the client wrote: it gets no label of its own, but counts under one that is known."""
+    """The name is whatever the client wrote: it gets no label of its own, but counts under one that
+    is known.
+    """
     usage = Usage(ask=True)
     for model, status in (("gpt", 200), ("made-up", 404), ("gpt", 429)):
-        asking = Request(method="POST", path=CHAT, route="/llm", body=json.dumps({"model": model}).encode())
+        asking = Request(
+            method="POST", path=CHAT, route="/llm", body=json.dumps({"model": model}).encode()
+        )
         run_request([usage], asking)
         body = {"error": {}} if status >= 400 else {"choices": []}
         run_json([usage], json.dumps(body).encode(), request=asking, head=head(status))
@@ -229,14 +301,28 @@ def test_a_failed_request_cannot_make_up_models() -> None:
 
 
 def test_labels_are_bounded() -> None:
-    """Beyond so many models and clients they are `other`; the log has the names, cut where they are absurd."""
+    """Beyond so many models and clients they are `other`; the log has the names, cut where they are
+    absurd.
+    """
     usage = Usage(max_models=2, max_clients=1)
     with capture_logs() as logs:
-        for model, client in (("a", "ann"), ("b", "bob"), ("c", "ann"), ("a", None), ("d" * 500, "bob")):
+        for model, client in (
+            ("a", "ann"),
+            ("b", "bob"),
+            ("c", "ann"),
+            ("a", None),
+            ("d" * 500, "bob"),
+        ):
             body = {**chat_body({"content": ""}, usage=None), "model": model}
             run_json([usage], json.dumps(body).encode(), request=request(client=client))
     counted = [key[1:] for key in metrics(usage) if key[0] == "requests"]
-    assert counted == [("a", "ann"), ("b", "other"), ("other", "ann"), ("a", "-"), ("other", "other")]
+    assert counted == [
+        ("a", "ann"),
+        ("b", "other"),
+        ("other", "ann"),
+        ("a", "-"),
+        ("other", "other"),
+    ]
     assert [(log["model"], log["client"]) for log in logs] == [
         ("a", "ann"), ("b", "bob"), ("c", "ann"), ("a", "-"), ("d" * 200, "bob"),
     ]  # fmt: skip
@@ -250,31 +336,55 @@ def test_labels_are_bounded() -> None:
         ("/v1/responses", "generic", "GET", RESPONDED),
         ("/v1/messages/count_tokens", "anthropic", "POST", {"input_tokens": 12}),
         ("/v1/messages/batches", "anthropic", "POST", {"type": "message_batch", "id": "b"}),
-        ("/v1/embeddings", "openai", "POST", {"object": "list", "data": [], "usage": {"prompt_tokens": 3}}),
-        ("/messages", "mcp", "POST", {"jsonrpc": "2.0", "id": 1, "result": {"usage": {"input_tokens": 1}}}),
+        (
+            "/v1/embeddings",
+            "openai",
+            "POST",
+            {"object": "list", "data": [], "usage": {"prompt_tokens": 3}},
+        ),
+        (
+            "/messages",
+            "mcp",
+            "POST",
+            {"jsonrpc": "2.0", "id": 1, "result": {"usage": {"input_tokens": 1}}},
+        ),
     ],
 )
-def test_what_is_no_answer_of_a_model_is_not_counted(path: str, dialect: str, method: str, body: Any) -> None:
-    """Lists, stored answers, batches, embeddings, MCP: neither metrics nor a line, and a stored answer is not counted again."""
+def test_what_is_no_answer_of_a_model_is_not_counted(
+    path: str, dialect: str, method: str, body: Any
+) -> None:
+    """Lists, stored answers, batches, embeddings, MCP: neither metrics nor a line, and a stored
+    answer is not counted again.
+    """
     usage = Usage()
     with capture_logs() as logs:
-        run_json([usage], json.dumps(body).encode(), request=request(path, dialect=dialect, method=method))
+        run_json(
+            [usage],
+            json.dumps(body).encode(),
+            request=request(path, dialect=dialect, method=method),
+        )
     assert metrics(usage) == {}
     assert without_times(logs) == []
 
 
 def test_usage_that_is_nonsense_stops_nothing() -> None:
     """The answer leaves as it came, a negative count is as not told, and the request is counted."""
-    for told, counted in (({"prompt_tokens": "seven"}, {}), ({"prompt_tokens": -7, "completion_tokens": 2}, {"output": 2})):
+    for told, counted in (
+        ({"prompt_tokens": "seven"}, {}),
+        ({"prompt_tokens": -7, "completion_tokens": 2}, {"output": 2}),
+    ):
         body = json.dumps(chat_body({"content": "Hi"}, usage=told)).encode()
         usage = Usage()
         with capture_logs() as logs:
             assert run_json([usage], body, request=request()) == body
-        assert {key[3]: value for key, value in metrics(usage).items() if key[0] == "tokens"} == counted
+        assert {
+            key[3]: value for key, value in metrics(usage).items() if key[0] == "tokens"
+        } == counted
         assert line_of(logs)["status"] == 200
 
 
-# --- ask ----------------------------------------------------------------------------------------------------------------
+# --- ask
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def asked(usage: Usage, body: bytes, path: str = CHAT) -> Request:
@@ -287,20 +397,33 @@ def asked(usage: Usage, body: bytes, path: str = CHAT) -> Request:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (b'{"n": 1e2, "stream":true}', b'{"n":1e2,"stream":true,"stream_options":{"include_usage":true}}'),
-        (b'{"stream":true,"stream_options":null}', b'{"stream":true,"stream_options":{"include_usage":true}}'),
+        (
+            b'{"n": 1e2, "stream":true}',
+            b'{"n":1e2,"stream":true,"stream_options":{"include_usage":true}}',
+        ),
+        (
+            b'{"stream":true,"stream_options":null}',
+            b'{"stream":true,"stream_options":{"include_usage":true}}',
+        ),
         (
             b'{"stream_options":{"include_usage":false,"x":1},"stream":true}',
             b'{"stream_options":{"include_usage":true,"x":1},"stream":true}',
         ),
     ],
 )
-def test_ask_has_a_chat_stream_tell_its_usage_and_hides_that_from_the_client(before: bytes, after: bytes) -> None:
-    """Only `stream_options` is added to the request; the chunk that has nothing but usage is counted and does not leave."""
+def test_ask_has_a_chat_stream_tell_its_usage_and_hides_that_from_the_client(
+    before: bytes, after: bytes
+) -> None:
+    """Only `stream_options` is added to the request; the chunk that has nothing but usage is
+    counted and does not leave.
+    """
     usage = Usage(ask=True)
     sent = asked(usage, before)
     assert sent.body == after
-    told = [{**item, "usage": None} if isinstance(item, dict) and "usage" not in item else item for item in TOLD]
+    told = [
+        {**item, "usage": None} if isinstance(item, dict) and "usage" not in item else item
+        for item in TOLD
+    ]
     output = run_chain([usage], [stream_of(told, named=False)], request=sent).output
     assert output == stream_of([item for item in told if item is not told[2]], named=False)
     assert metrics(usage)["tokens", GPT, "-", "output"] == 46
@@ -332,15 +455,24 @@ def test_ask_hides_nothing_from_a_client_that_has_asked() -> None:
     ],
 )
 def test_ask_leaves_every_other_request_as_it_is(path: str, body: bytes) -> None:
-    """Other dialects tell usage unasked, and what is no request of a chat stream is not ours to judge."""
+    """Other dialects tell usage unasked, and what is no request of a chat stream is not ours to
+    judge.
+    """
     assert not asked(Usage(ask=True), body, path).body_replaced
 
 
 def test_ask_hides_only_chunks_that_have_nothing_else() -> None:
-    """A chunk with usage and text leaves, one without choices and usage (Azure's first) does, too, and so does a JSON body."""
+    """A chunk with usage and text leaves, one without choices and usage (Azure's first) does, too,
+    and so does a JSON body.
+    """
     usage = Usage(ask=True)
     stream = stream_of(
-        [chunk(prompt_filter_results=[]), chunk(choice({"content": "x"}, "stop"), usage=CHAT_USAGE), "[DONE]"], named=False
+        [
+            chunk(prompt_filter_results=[]),
+            chunk(choice({"content": "x"}, "stop"), usage=CHAT_USAGE),
+            "[DONE]",
+        ],
+        named=False,
     )
     assert run_chain([usage], [stream], request=asked(usage, b'{"stream":true}')).output == stream
     body = json.dumps({"choices": [], "usage": {}}).encode()
@@ -351,19 +483,32 @@ def test_with_ask_the_requests_model_stands_in_where_none_was_told() -> None:
     """The provider's name is the one that counts."""
     usage = Usage(ask=True)
     with capture_logs() as logs:
-        run_chain([usage], [b"data: [DONE]\n\n"], request=asked(usage, b'{"model":"gpt","stream":true}'))
-        run_chain([usage], [stream_of(TOLD, named=False)], request=asked(usage, b'{"model":"gpt","stream":true}'))
+        run_chain(
+            [usage], [b"data: [DONE]\n\n"], request=asked(usage, b'{"model":"gpt","stream":true}')
+        )
+        run_chain(
+            [usage],
+            [stream_of(TOLD, named=False)],
+            request=asked(usage, b'{"model":"gpt","stream":true}'),
+        )
     assert [log["model"] for log in logs] == ["gpt", GPT]
 
 
-# --- options ------------------------------------------------------------------------------------------------------------
+# --- options
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("options", "path"),
-    [({"max_models": 0}, "max_models"), ({"max_clients": -1}, "max_clients"), ({"asks": True}, "asks")],
+    [
+        ({"max_models": 0}, "max_models"),
+        ({"max_clients": -1}, "max_clients"),
+        ({"asks": True}, "asks"),
+    ],
 )
-def test_options_that_do_not_fit_are_refused_at_their_path(options: dict[str, Any], path: str) -> None:
+def test_options_that_do_not_fit_are_refused_at_their_path(
+    options: dict[str, Any], path: str
+) -> None:
     """At start, by the name of the entry point."""
     with pytest.raises(LoadError) as caught:
         load_interceptor("usage", options)

@@ -1,7 +1,9 @@
-"""The usual events have a loop of their own in the chain: it tells nothing that the general way would not tell.
+"""The usual events have a loop of their own in the chain: it tells nothing that the general way
+would not tell.
 
-Both ways go over the same input: the same events in the same chunks, through hooks that do the same. What can be told of a run
-from outside must be equal. And the general way, fed byte by byte, is the reference for any chunks.
+Both ways go over the same input: the same events in the same chunks, through hooks that do the
+same. What can be told of a run from outside must be equal. And the general way, fed byte by byte,
+is the reference for any chunks.
 """
 
 from __future__ import annotations
@@ -29,11 +31,14 @@ from pools import Pools
 Act = Callable[["Scripted", Event], Any]
 
 
-# --- hooks that do one thing after the other ----------------------------------------------------------------------------
+# --- hooks that do one thing after the other
+# ----------------------------------------------------------------------------
 
 
 class Scripted(Interceptor):
-    """Does what its script says, one line for each call, and from its start again; writes down what it saw."""
+    """Does what its script says, one line for each call, and from its start again; writes down what
+    it saw.
+    """
 
     def __init__(self, script: Sequence[str], on_error: Any, needs: Needs) -> None:
         self.script, self.on_error, self.needs = script, on_error, needs
@@ -107,10 +112,17 @@ ACTS: dict[str, Act] = {
     "[event]": lambda scripted, event: [event],
     "[json]": lambda scripted, event: [event.replace(json=3)],
     "(event, new)": lambda scripted, event: (event, Event("new")),
-    "[json, event, json]": lambda scripted, event: [event.replace(json=1), event, event.replace(json=2)],
+    "[json, event, json]": lambda scripted, event: [
+        event.replace(json=1),
+        event,
+        event.replace(json=2),
+    ],
     "[event, event]": lambda scripted, event: [event, event],
     "[new, new]": lambda scripted, event: [new := Event("new"), new],
-    "[json, unencodable]": lambda scripted, event: [event.replace(json=1), event.replace(json=UNENCODABLE)],
+    "[json, unencodable]": lambda scripted, event: [
+        event.replace(json=1),
+        event.replace(json=UNENCODABLE),
+    ],
     "unencodable": lambda scripted, event: event.replace(json=["x" * 20, UNENCODABLE]),
     "unencodable, typed": lambda scripted, event: event.replace(json=UNENCODABLE, event="t"),
     "raise": lambda scripted, event: _raise(KeyError("in the hook")),
@@ -136,7 +148,8 @@ class Member:
     needs: Needs = None
 
 
-# --- one run, in either way ---------------------------------------------------------------------------------------------
+# --- one run, in either way
+# ---------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -154,7 +167,13 @@ class Run:
     """Blocks that the loop for usual events has taken."""
 
 
-def run(members: Iterable[Member], chunks: Iterable[bytes], *, usual: bool, max_event_bytes: int = 1 << 20) -> Run:
+def run(
+    members: Iterable[Member],
+    chunks: Iterable[bytes],
+    *,
+    usual: bool,
+    max_event_bytes: int = 1 << 20,
+) -> Run:
     """Every window is overwritten when it has been processed: an event that outlives it shows."""
     chain = [Scripted(member.script, member.on_error, member.needs) for member in members]
     pools = Pools(json=(64, 4), leak_detection="paranoid")
@@ -162,7 +181,9 @@ def run(members: Iterable[Member], chunks: Iterable[bytes], *, usual: bool, max_
 
     async def main() -> None:
         interceptors = [(f"i{at}", interceptor) for at, interceptor in enumerate(chain)]
-        async with open_chain(*interceptors, pools=pools, max_event_bytes=max_event_bytes) as stream:
+        async with open_chain(
+            *interceptors, pools=pools, max_event_bytes=max_event_bytes
+        ) as stream:
             loop = stream._usual
 
             def count(*args: Any) -> tuple[int, int]:
@@ -177,7 +198,9 @@ def run(members: Iterable[Member], chunks: Iterable[bytes], *, usual: bool, max_
             left = b""
             for index in range(len(arriving) + 1):
                 final = index == len(arriving)
-                window = bytearray(b"##" + left + (b"" if final else arriving[index]) + b"data: old\n\n")
+                window = bytearray(
+                    b"##" + left + (b"" if final else arriving[index]) + b"data: old\n\n"
+                )
                 end = len(window) - len(b"data: old\n\n")
                 parts, at = stream.process(window, 2, end, final=final)
                 result.output += b"".join(parts)
@@ -194,7 +217,11 @@ def run(members: Iterable[Member], chunks: Iterable[bytes], *, usual: bool, max_
                 for interceptor in chain:
                     assert all(is_over(event) for event in interceptor.kept)
             result.counts = counted(stream.counts)
-            result.failure = None if stream.failure is None else f"{type(stream.failure).__name__}: {stream.failure}"
+            result.failure = (
+                None
+                if stream.failure is None
+                else f"{type(stream.failure).__name__}: {stream.failure}"
+            )
             result.ended = stream.ended
 
     with capture_logs() as logs:
@@ -216,7 +243,8 @@ def is_over(event: Event) -> bool:
     return True
 
 
-# --- what comes ---------------------------------------------------------------------------------------------------------
+# --- what comes
+# ---------------------------------------------------------------------------------------------------------
 
 USUAL = [
     b'data: {"a":1}\n\n',
@@ -263,17 +291,32 @@ ODD = [
     *(BOM, BOM + b"data: 11\n\n", b"data: \xef\xbb\xbf\n\n"),
     *(b"data: 12", b"data: 13\n", b"event: t\nda", b"dat", b"data: 14\ni"),
 ]
-blocks = st.one_of(st.sampled_from(USUAL), st.sampled_from(USUAL), st.sampled_from(USUAL), st.sampled_from(ODD))
-streams = st.one_of(st.lists(st.sampled_from(USUAL), max_size=12), st.lists(blocks, max_size=12)).map(b"".join)
+blocks = st.one_of(
+    st.sampled_from(USUAL), st.sampled_from(USUAL), st.sampled_from(USUAL), st.sampled_from(ODD)
+)
+streams = st.one_of(
+    st.lists(st.sampled_from(USUAL), max_size=12), st.lists(blocks, max_size=12)
+).map(b"".join)
 cuts = st.lists(st.integers(0, 400), max_size=4)
-acts = st.one_of(st.sampled_from(["pass", "json", "json", "typed json"]), st.sampled_from(sorted(ACTS.keys() - LAST.keys())))
+acts = st.one_of(
+    st.sampled_from(["pass", "json", "json", "typed json"]),
+    st.sampled_from(sorted(ACTS.keys() - LAST.keys())),
+)
 scripts = st.builds(
     lambda acts, last: [*acts, *last],
     st.lists(acts, min_size=1, max_size=6),
     st.lists(st.sampled_from(sorted(LAST)), max_size=1),
 )
 needs = st.sampled_from(
-    [None, None, (b"!",), (b"data",), (b'"a"', b"[DONE]"), re.compile(rb"[0-9]!?\n"), re.compile(rb"event")]
+    [
+        None,
+        None,
+        (b"!",),
+        (b"data",),
+        (b'"a"', b"[DONE]"),
+        re.compile(rb"[0-9]!?\n"),
+        re.compile(rb"event"),
+    ]
 )
 members = st.builds(Member, scripts, st.sampled_from(["skip", "skip", "abort"]), needs)
 chains = st.lists(members, min_size=1, max_size=3)
@@ -294,8 +337,12 @@ def both(chain: list[Member], chunks: list[bytes], **limits: int) -> tuple[Run, 
 
 @given(chains, streams, cuts, st.sampled_from([1 << 20, 1 << 20, 60, 17]))
 @settings(deadline=None, max_examples=300)
-def test_both_ways_tell_the_same(chain: list[Member], stream: bytes, at: list[int], max_event_bytes: int) -> None:
-    """Bytes, counts, what each hook saw, who failed and with what, whether it ended, and how much was consumed."""
+def test_both_ways_tell_the_same(
+    chain: list[Member], stream: bytes, at: list[int], max_event_bytes: int
+) -> None:
+    """Bytes, counts, what each hook saw, who failed and with what, whether it ended, and how much
+    was consumed.
+    """
     usual, general = both(chain, cut(stream, at), max_event_bytes=max_event_bytes)
     assert usual == general
 
@@ -303,8 +350,8 @@ def test_both_ways_tell_the_same(chain: list[Member], stream: bytes, at: list[in
 @given(chains, streams.filter(lambda stream: b"\r" not in stream), cuts)
 @settings(deadline=None, max_examples=150)
 def test_chunks_tell_nothing(chain: list[Member], stream: bytes, at: list[int]) -> None:
-    """Cut at random through the loop, or byte by byte past it: a hook cannot know, nor can a client. (CR apart: an LF behind it
-    belongs to its event, if it is there.)
+    """Cut at random through the loop, or byte by byte past it: a hook cannot know, nor can a
+    client. (CR apart: an LF behind it belongs to its event, if it is there.)
     """
     usual = run(chain, cut(stream, at), usual=True)
     general = run(chain, [stream[i : i + 1] for i in range(len(stream))], usual=False)
@@ -314,11 +361,17 @@ def test_chunks_tell_nothing(chain: list[Member], stream: bytes, at: list[int]) 
 
 @pytest.mark.parametrize("on_error", ["skip", "abort"])
 @pytest.mark.parametrize(
-    "behind", [[], [Member(["pass"])], [Member(["pass", "json"])]], ids=["alone", "who looks", "who replaces"]
+    "behind",
+    [[], [Member(["pass"])], [Member(["pass", "json"])]],
+    ids=["alone", "who looks", "who replaces"],
 )
 @pytest.mark.parametrize("act", ACTS)
-def test_both_ways_tell_the_same_of_each_act_among_replacements(act: str, behind: list[Member], on_error: str) -> None:
-    """Whatever a hook does, amid events of one window that others leave for or that pass: nothing random about it."""
+def test_both_ways_tell_the_same_of_each_act_among_replacements(
+    act: str, behind: list[Member], on_error: str
+) -> None:
+    """Whatever a hook does, amid events of one window that others leave for or that pass: nothing
+    random about it.
+    """
     for script in (
         ["pass", "json", "json", act, "json", act, "pass"],
         ["pass", act, "pass", act, act, "json", "much json", act],
@@ -340,7 +393,9 @@ class Odd(BaseException):
 
 @pytest.mark.parametrize("number", [1, 2])
 async def test_an_event_is_over_however_its_hook_ends(number: int) -> None:
-    """The first event of a stream, which goes the general way, and the second, which does not: what a hook has kept is stale."""
+    """The first event of a stream, which goes the general way, and the second, which does not: what
+    a hook has kept is stale.
+    """
     kept: list[Event] = []
 
     def hook(event: Event) -> Event:
@@ -358,7 +413,9 @@ async def test_an_event_is_over_however_its_hook_ends(number: int) -> None:
 
 
 def test_a_copy_is_shown_to_whom_it_is_needed_by() -> None:
-    """`needs` is a promise about all that came from upstream: a hook before may have put a copy in the place of an event."""
+    """`needs` is a promise about all that came from upstream: a hook before may have put a copy in
+    the place of an event.
+    """
     chain = [Member(["a copy"]), Member(["pass"], needs=(b"!",))]
     usual, general = both(chain, [b"data: 1\n\ndata: 2\n\ndata: 3!\n\ndata: 4\n\n"])
     assert usual == general
@@ -367,7 +424,9 @@ def test_a_copy_is_shown_to_whom_it_is_needed_by() -> None:
 
 @pytest.mark.parametrize("result", ["[new, new]", "[event, event]"])
 def test_one_event_twice_at_an_unfinished_end(result: str) -> None:
-    """What replaces an unfinished event is unfinished only at its end: the first of the two is whole."""
+    """What replaces an unfinished event is unfinished only at its end: the first of the two is
+    whole.
+    """
     output = run([Member([result])], [b"data: new\n"], usual=True).output
     assert output.startswith(b"data: new\n\n")
     assert output.rstrip(b"\n").endswith(b"\ndata: new")

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from structlog.testing import capture_logs
 
-from pools import POOL_NAMES, BufferPool, Lease, LeaseReturned, PoolError, Pools, PoolStatistics, is_exported
+from pools import (
+    POOL_NAMES,
+    BufferPool,
+    Lease,
+    LeaseReturned,
+    PoolError,
+    Pools,
+    PoolStatistics,
+    is_exported,
+)
 
 SIZE = 64
 
@@ -24,11 +33,14 @@ def pool_of(max_pooled: int = 8, size: int = SIZE) -> BufferPool:
     return BufferPool("p", size, max_pooled)
 
 
-# --- defaults ------------------------------------------------------------------------------------------------------------
+# --- defaults
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_default_pools_have_the_documented_names_sizes_and_bounds() -> None:
-    """`Pools()` is sse_event 4096/1000, http_response 16384/500, json 8192/500, in the order of POOL_NAMES."""
+    """`Pools()` is sse_event 4096/1000, http_response 16384/500, json 8192/500, in the order of
+    POOL_NAMES.
+    """
     pools = Pools()
     assert POOL_NAMES == ("sse_event", "http_response", "json")
     assert [(pool.name, pool.size, pool.max_pooled) for pool in pools] == [
@@ -42,7 +54,9 @@ def test_default_pools_have_the_documented_names_sizes_and_bounds() -> None:
 
 def test_pools_take_sizes_and_one_leak_level_for_all() -> None:
     """Sizes given to `Pools` reach their pool, and the leak level reaches each."""
-    pools = Pools(sse_event=(64, 1), http_response=(128, 2), json=(256, 3), leak_detection="paranoid")
+    pools = Pools(
+        sse_event=(64, 1), http_response=(128, 2), json=(256, 3), leak_detection="paranoid"
+    )
     assert [(stats.pool, stats.size, stats.max_pooled) for stats in pools.statistics()] == [
         ("sse_event", 64, 1),
         ("http_response", 128, 2),
@@ -58,7 +72,8 @@ def test_impossible_sizes_are_refused_with_the_pools_name(size: int, max_pooled:
         BufferPool("tiny", size, max_pooled)
 
 
-# --- borrowing and giving back ------------------------------------------------------------------------------------------
+# --- borrowing and giving back
+# ------------------------------------------------------------------------------------------
 
 
 def test_a_new_pool_has_borrowed_and_kept_nothing() -> None:
@@ -75,7 +90,11 @@ def test_a_first_lease_allocates_and_a_second_reuses_the_same_buffer() -> None:
     lease = pool.acquire()
     buffer = lease.buffer
     assert len(buffer) == SIZE
-    assert (pool.statistics().allocations, pool.statistics().in_use, pool.statistics().current_size) == (1, 1, 0)
+    assert (
+        pool.statistics().allocations,
+        pool.statistics().in_use,
+        pool.statistics().current_size,
+    ) == (1, 1, 0)
     lease.release()
     assert (pool.statistics().in_use, pool.statistics().current_size) == (0, 1)
     for _ in range(3):
@@ -110,7 +129,9 @@ def test_two_leases_never_share_a_buffer() -> None:
 
 
 def test_a_pool_without_idle_buffers_lends_all_the_same() -> None:
-    """`max_pooled` bounds what is kept and not what is lent; the high-water mark remembers the most at once."""
+    """`max_pooled` bounds what is kept and not what is lent; the high-water mark remembers the most
+    at once.
+    """
     pool = pool_of(max_pooled=1)
     leases = [pool.acquire() for _ in range(5)]
     assert pool.statistics().in_use == 5
@@ -121,7 +142,8 @@ def test_a_pool_without_idle_buffers_lends_all_the_same() -> None:
     assert (stats.high_water, stats.in_use, stats.current_size, stats.discards_full) == (5, 0, 1, 4)
 
 
-# --- what is not kept ---------------------------------------------------------------------------------------------------
+# --- what is not kept
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_a_buffer_that_comes_back_to_a_full_pool_is_discarded_as_full() -> None:
@@ -134,24 +156,31 @@ def test_a_buffer_that_comes_back_to_a_full_pool_is_discarded_as_full() -> None:
 
 
 @pytest.mark.parametrize(
-    ("grown_to", "kept"), [(SIZE + 1, True), (2 * SIZE, True), (2 * SIZE + 1, False), (50 * SIZE, False)]
+    ("grown_to", "kept"),
+    [(SIZE + 1, True), (2 * SIZE, True), (2 * SIZE + 1, False), (50 * SIZE, False)],
 )
 def test_a_grown_buffer_is_kept_up_to_twice_its_size(grown_to: int, kept: bool) -> None:
-    """At most twice the size goes back into the pool, with its length restored; one byte more is `oversize`."""
+    """At most twice the size goes back into the pool, with its length restored; one byte more is
+    `oversize`.
+    """
     pool = pool_of()
     lease = pool.acquire()
     buffer = lease.buffer
     buffer[:] = bytes(grown_to)
     lease.release()
     stats = pool.statistics()
-    assert (stats.current_size, stats.discards_oversize, stats.discards) == ((1, 0, 0) if kept else (0, 1, 1))
+    assert (stats.current_size, stats.discards_oversize, stats.discards) == (
+        (1, 0, 0) if kept else (0, 1, 1)
+    )
     with pool.acquire() as again:
         assert (again.buffer is buffer) is kept
         assert len(again.buffer) == SIZE
 
 
 def test_oversize_is_judged_by_allocation_and_not_by_length() -> None:
-    """`encode_into` grows a buffer and cuts its length again: a megabyte behind a `len` of a few bytes is not kept."""
+    """`encode_into` grows a buffer and cuts its length again: a megabyte behind a `len` of a few
+    bytes is not kept.
+    """
     pool = pool_of()
     lease = pool.acquire()
     encoder = msgspec.json.Encoder()
@@ -182,7 +211,9 @@ def test_a_shortened_buffer_gets_its_length_back() -> None:
 
 
 def test_a_buffer_that_somebody_still_sees_is_never_lent_again() -> None:
-    """A `memoryview` kept beyond the release costs the buffer, and never shows what a later borrower writes."""
+    """A `memoryview` kept beyond the release costs the buffer, and never shows what a later
+    borrower writes.
+    """
     pool = pool_of()
     lease = pool.acquire()
     lease.buffer[:6] = b"first!"
@@ -227,11 +258,14 @@ def test_is_exported_tells_and_changes_nothing() -> None:
     assert buffer == b"abc"
 
 
-# --- misuse -------------------------------------------------------------------------------------------------------------
+# --- misuse
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_giving_back_twice_is_an_error_and_changes_no_counter() -> None:
-    """The second `release` raises `LeaseReturned` naming the pool; else one buffer would be lent to two."""
+    """The second `release` raises `LeaseReturned` naming the pool; else one buffer would be lent to
+    two.
+    """
     pool = pool_of()
     lease = pool.acquire()
     lease.release()
@@ -253,7 +287,9 @@ def test_the_buffer_is_out_of_reach_after_the_release() -> None:
 
 
 def test_a_lease_is_a_context_manager_that_also_returns_after_an_error() -> None:
-    """Leaving the `with` block gives back, by an exception too, and once more is no error when it was done inside."""
+    """Leaving the `with` block gives back, by an exception too, and once more is no error when it
+    was done inside.
+    """
     pool = pool_of()
     with pytest.raises(KeyError), pool.acquire():
         raise KeyError
@@ -275,7 +311,8 @@ def test_reprs_show_the_state_and_no_content() -> None:
     assert repr(lease) == "<Lease of 'p', returned>"
 
 
-# --- statistics ---------------------------------------------------------------------------------------------------------
+# --- statistics
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_statistics_are_frozen() -> None:
@@ -296,7 +333,8 @@ def test_discards_are_the_sum_of_their_reasons() -> None:
     assert stats.discards == 321
 
 
-# --- any sequence -------------------------------------------------------------------------------------------------------
+# --- any sequence
+# -------------------------------------------------------------------------------------------------------
 
 
 class AnyUse(RuleBasedStateMachine):

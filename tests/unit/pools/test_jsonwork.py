@@ -1,4 +1,6 @@
-"""JSON in pooled buffers: pieces lie whole where they were written, and a big one does not stay in the pool."""
+"""JSON in pooled buffers: pieces lie whole where they were written, and a big one does not stay in
+the pool.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def test_json_is_decoded_from_every_kind_of_text(kind: Any) -> None:
 
 
 def test_decoding_in_place_keeps_no_view_of_the_buffer() -> None:
-    """The value holds nothing of the memoryview that it was read from, so the buffer can be pooled again."""
+    """The value holds nothing of the memoryview that it was read from, so the buffer can be pooled
+    again.
+    """
     buffer = bytearray(b'{"key":"value"}')
     with memoryview(buffer) as view:
         value = decode_json(view)
@@ -64,13 +68,18 @@ async def test_a_piece_lies_where_it_was_written(pool: BufferPool, scope: Buffer
         output.extend(b"\n")
         spans.append((output.buffer, start, output.used))
     assert spans[0][0] is spans[1][0]
-    assert [bytes(buffer[start:used]) for buffer, start, used in spans] == [b'data: {"n":1}\n\n', b'data: ["two"]\n\n']
+    assert [bytes(buffer[start:used]) for buffer, start, used in spans] == [
+        b'data: {"n":1}\n\n',
+        b'data: ["two"]\n\n',
+    ]
     assert pool.statistics().in_use == 1
     output.close()
     assert (pool.statistics().in_use, pool.statistics().current_size) == (0, 1)
 
 
-async def test_nothing_is_borrowed_before_the_first_piece(pool: BufferPool, scope: BufferScope) -> None:
+async def test_nothing_is_borrowed_before_the_first_piece(
+    pool: BufferPool, scope: BufferScope
+) -> None:
     """An output that is never written costs no lease, and closing it is fine."""
     output = PooledOutput(pool, scope)
     output.close()
@@ -95,14 +104,18 @@ async def test_a_piece_larger_than_the_buffer_is_whole_and_its_buffer_is_discard
 
 
 async def test_a_long_batch_rolls_over_to_new_leases_and_stays_pooled(scope: BufferScope) -> None:
-    """Many small pieces fill lease after lease; each piece is whole in one, and every buffer comes back to the pool."""
+    """Many small pieces fill lease after lease; each piece is whole in one, and every buffer comes
+    back to the pool.
+    """
     pool = BufferPool("json", SIZE, 100)
     output = PooledOutput(pool, scope)
     spans = []
     for n in range(200):
         start = output.add_json({"piece": n})
         spans.append((output.buffer, start, output.used))
-    assert [bytes(buffer[start:used]) for buffer, start, used in spans] == [b'{"piece":%d}' % n for n in range(200)]
+    assert [bytes(buffer[start:used]) for buffer, start, used in spans] == [
+        b'{"piece":%d}' % n for n in range(200)
+    ]
     leases = pool.statistics().in_use
     assert 10 < leases < 40
     assert len({id(buffer) for buffer, _, _ in spans}) == leases
@@ -112,8 +125,12 @@ async def test_a_long_batch_rolls_over_to_new_leases_and_stays_pooled(scope: Buf
 
 
 @pytest.mark.parametrize("how", ["json", "bytes"])
-async def test_a_new_lease_begins_exactly_when_the_buffer_is_full(pool: BufferPool, scope: BufferScope, how: str) -> None:
-    """`used == size` rolls over, one byte less does not: a piece may overhang by its own length only."""
+async def test_a_new_lease_begins_exactly_when_the_buffer_is_full(
+    pool: BufferPool, scope: BufferScope, how: str
+) -> None:
+    """`used == size` rolls over, one byte less does not: a piece may overhang by its own length
+    only.
+    """
     output = PooledOutput(pool, scope)
     output.add(b"x" * (SIZE - 1))
     assert output.add(b"y") == SIZE - 1
@@ -127,11 +144,15 @@ class Unspeakable:
     """JSON has no word for this."""
 
 
-@pytest.mark.parametrize("value", [Unspeakable(), {"a": ["x" * 1000, Unspeakable()]}], ids=["at once", "half way"])
+@pytest.mark.parametrize(
+    "value", [Unspeakable(), {"a": ["x" * 1000, Unspeakable()]}], ids=["at once", "half way"]
+)
 async def test_a_value_that_json_cannot_say_leaves_used_where_it_was(
     pool: BufferPool, scope: BufferScope, value: object
 ) -> None:
-    """A failed `add_json` leaves nothing of its piece, neither of the value nor of what stands before it."""
+    """A failed `add_json` leaves nothing of its piece, neither of the value nor of what stands
+    before it.
+    """
     output = PooledOutput(pool, scope)
     output.add(b"before ")
     with pytest.raises(TypeError):
@@ -141,7 +162,9 @@ async def test_a_value_that_json_cannot_say_leaves_used_where_it_was(
     assert bytes(output.buffer[: output.used]) == b"before after"
 
 
-async def test_what_was_written_last_can_be_taken_back(pool: BufferPool, scope: BufferScope) -> None:
+async def test_what_was_written_last_can_be_taken_back(
+    pool: BufferPool, scope: BufferScope
+) -> None:
     """`cut` takes back from anywhere, and the output goes on from there."""
     output = PooledOutput(pool, scope)
     output.add(b"before ")
@@ -150,7 +173,9 @@ async def test_what_was_written_last_can_be_taken_back(pool: BufferPool, scope: 
     assert bytes(output.buffer[: output.used]) == b"before after"
 
 
-async def test_closing_again_and_writing_anew_both_work(pool: BufferPool, scope: BufferScope) -> None:
+async def test_closing_again_and_writing_anew_both_work(
+    pool: BufferPool, scope: BufferScope
+) -> None:
     """`close` twice gives back once; the next piece borrows the pooled buffer."""
     output = PooledOutput(pool, scope)
     for _ in range(2):
@@ -164,7 +189,9 @@ async def test_closing_again_and_writing_anew_both_work(pool: BufferPool, scope:
 
 
 async def test_a_view_of_a_piece_kept_after_close_costs_the_buffer() -> None:
-    """Parts that were not released when the output is closed keep their bytes, and nobody else writes there."""
+    """Parts that were not released when the output is closed keep their bytes, and nobody else
+    writes there.
+    """
     pools = Pools()
     async with pools.open_scope() as scope:
         output = PooledOutput(pools.json, scope)

@@ -1,4 +1,6 @@
-"""A lost lease is counted and logged, and the level decides whether the log says where it was taken."""
+"""A lost lease is counted and logged, and the level decides whether the log says where it was
+taken.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,9 @@ def test_a_returned_lease_is_no_leak() -> None:
 
 @pytest.mark.leaks
 def test_paranoid_says_where_each_lease_was_taken() -> None:
-    """The origin ends at the line that called `acquire`, with no frame of the pool itself, for every lost lease."""
+    """The origin ends at the line that called `acquire`, with no frame of the pool itself, for
+    every lost lease.
+    """
     entries = lose(pool_with("paranoid"), count=3)
     assert len(entries) == 3
     for entry in entries:
@@ -94,13 +98,17 @@ def test_paranoid_says_where_each_lease_was_taken() -> None:
 
 @pytest.mark.leaks
 def test_none_records_no_origin() -> None:
-    """At level none the line says that a lease was lost, and not where: that would cost time on every lease."""
+    """At level none the line says that a lease was lost, and not where: that would cost time on
+    every lease.
+    """
     assert [entry["taken_at"] for entry in lose(pool_with("none"), count=3)] == [None, None, None]
 
 
 @pytest.mark.leaks
 def test_sampled_records_the_origin_of_one_lease_in_many() -> None:
-    """The first and then every `SAMPLE_EVERY`th lease has an origin; all of them are counted and logged."""
+    """The first and then every `SAMPLE_EVERY`th lease has an origin; all of them are counted and
+    logged.
+    """
     pool = pool_with("sampled")
     entries = lose(pool, count=2 * SAMPLE_EVERY + 1)
     with_origin = [index for index, entry in enumerate(entries) if entry["taken_at"] is not None]
@@ -110,14 +118,18 @@ def test_sampled_records_the_origin_of_one_lease_in_many() -> None:
 
 
 def test_the_pools_of_a_worker_are_sampled_together() -> None:
-    """`Pools` has one detector, so one lease in `SAMPLE_EVERY` of all pools is recorded, and not of each."""
+    """`Pools` has one detector, so one lease in `SAMPLE_EVERY` of all pools is recorded, and not of
+    each.
+    """
     pools = Pools(leak_detection="sampled")
     assert pools.sse_event.detector is pools.http_response.detector is pools.json.detector
 
 
 @pytest.mark.leaks
 def test_a_log_that_fails_does_not_escape_the_finaliser(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At interpreter exit structlog may be half gone: the loss is counted, and nothing is raised or printed."""
+    """At interpreter exit structlog may be half gone: the loss is counted, and nothing is raised or
+    printed.
+    """
 
     def broken(*_: object) -> None:
         raise RuntimeError("half torn down")
@@ -133,6 +145,8 @@ def test_a_log_that_fails_does_not_escape_the_finaliser(monkeypatch: pytest.Monk
 
 
 def test_the_tests_themselves_run_paranoid() -> None:
-    """Where a test does not choose a level, `tests/conftest.py` does, so that a failure says where the lease was taken."""
+    """Where a test does not choose a level, `tests/conftest.py` does, so that a failure says where
+    the lease was taken.
+    """
     assert BufferPool("json", 64, 8).detector.level == "paranoid"
     assert LeakDetector().level == "paranoid"

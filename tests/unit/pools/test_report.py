@@ -11,7 +11,16 @@ from structlog.testing import capture_logs
 
 from pools import POOL_NAMES, Pools, report, run_reports
 
-FIELDS = {"pool", "reuse_rate", "allocations", "reuses", "discards", "in_use", "current_size", "high_water"}
+FIELDS = {
+    "pool",
+    "reuse_rate",
+    "allocations",
+    "reuses",
+    "discards",
+    "in_use",
+    "current_size",
+    "high_water",
+}
 STRUCTLOGS_OWN = {"event", "log_level"}
 
 
@@ -25,23 +34,31 @@ async def test_each_interval_logs_one_line_per_pool(autojump_clock: trio.testing
     """In 3.5 intervals every pool reports three times, in the pools' order, at level info."""
     logs = await reports_of(Pools(), 60, 210)
     assert [entry["pool"] for entry in logs] == list(POOL_NAMES) * 3
-    assert {(entry["event"], entry["log_level"]) for entry in logs} == {("buffer_pool_report", "info")}
+    assert {(entry["event"], entry["log_level"]) for entry in logs} == {
+        ("buffer_pool_report", "info")
+    }
 
 
-async def test_nothing_is_reported_before_the_first_interval_is_over(autojump_clock: trio.testing.MockClock) -> None:
+async def test_nothing_is_reported_before_the_first_interval_is_over(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     """A start is not worth a report: until the first interval has passed there is none."""
     assert await reports_of(Pools(), 60, 59) == []
     assert len(await reports_of(Pools(), 60, 61)) == 3
 
 
-async def test_a_report_has_exactly_the_documented_fields(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_report_has_exactly_the_documented_fields(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     """A line's keys are the documented ones; an operator's dashboard is built on them."""
     for entry in await reports_of(Pools(), 1, 1.5):
         assert set(entry) == FIELDS | STRUCTLOGS_OWN
 
 
 def test_a_report_tells_the_pools_counters() -> None:
-    """The values are those of the statistics, the rate rounded to four digits, discards summed over their reasons."""
+    """The values are those of the statistics, the rate rounded to four digits, discards summed over
+    their reasons.
+    """
     pools = Pools(sse_event=(64, 1))
     pool = pools.sse_event
     for _ in range(3):
@@ -70,7 +87,9 @@ def test_a_report_tells_the_pools_counters() -> None:
 
 
 async def test_reports_follow_the_pool(autojump_clock: trio.testing.MockClock) -> None:
-    """Each line shows its own moment: a lease taken and returned between two reports moves in_use and reuses."""
+    """Each line shows its own moment: a lease taken and returned between two reports moves in_use
+    and reuses.
+    """
     pools = Pools()
     pools.json.acquire().release()
     seen = []
@@ -87,7 +106,9 @@ async def test_reports_follow_the_pool(autojump_clock: trio.testing.MockClock) -
     assert seen == [(0, 0), (1, 1), (0, 1)]
 
 
-async def test_cancelling_the_reports_makes_no_last_one(autojump_clock: trio.testing.MockClock) -> None:
+async def test_cancelling_the_reports_makes_no_last_one(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     """The report at shutdown is the caller's to make: a cancelled `run_reports` says nothing more."""
     with capture_logs() as logs:
         async with trio.open_nursery() as nursery:

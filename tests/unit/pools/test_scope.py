@@ -35,7 +35,9 @@ async def test_an_exception_gives_every_lease_back_and_goes_on() -> None:
 
 
 async def test_cancellation_gives_every_lease_back() -> None:
-    """A client that vanishes cancels the exchange: what it had borrowed is back when its task has ended."""
+    """A client that vanishes cancels the exchange: what it had borrowed is back when its task has
+    ended.
+    """
     pool = BufferPool("p", 64, 8)
     on_loan = trio.Event()
 
@@ -55,7 +57,9 @@ async def test_cancellation_gives_every_lease_back() -> None:
 
 
 async def test_neither_entering_nor_leaving_is_a_checkpoint() -> None:
-    """Under a cancelled scope the block still runs and its leases come back: nothing in between can be cancelled."""
+    """Under a cancelled scope the block still runs and its leases come back: nothing in between can
+    be cancelled.
+    """
     pool = BufferPool("p", 64, 8)
     with trio.CancelScope() as cancelled:
         cancelled.cancel()
@@ -68,7 +72,9 @@ async def test_neither_entering_nor_leaving_is_a_checkpoint() -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_borrowing_outside_of_the_scope_is_refused(when: str) -> None:
-    """`ScopeClosed` before the `async with` and after it, and nothing is borrowed: it could never be given back."""
+    """`ScopeClosed` before the `async with` and after it, and nothing is borrowed: it could never
+    be given back.
+    """
     pool = BufferPool("p", 64, 8)
     scope = BufferScope()
     if when == "after":
@@ -81,7 +87,9 @@ async def test_borrowing_outside_of_the_scope_is_refused(when: str) -> None:
 
 
 async def test_a_lease_can_go_back_early() -> None:
-    """`scope.release` returns it at once, its buffer serves the next lease, and leaving the scope minds only the rest."""
+    """`scope.release` returns it at once, its buffer serves the next lease, and leaving the scope
+    minds only the rest.
+    """
     pool = BufferPool("p", 64, 8)
     async with BufferScope() as scope:
         early = scope.acquire(pool)

@@ -1,4 +1,6 @@
-"""Interceptors of messages that note what they were shown, and that change it, for the tests beside this."""
+"""Interceptors of messages that note what they were shown, and that change it, for the tests beside
+this.
+"""
 
 from __future__ import annotations
 
@@ -48,13 +50,17 @@ class RecorderStream(MessageStream):
         self.seen.append(("arguments", delta.block.output, delta.block.part, delta.arguments))
 
     def on_tool_call(self, call: ToolCall) -> None:
-        self.seen.append(("call", call.block.output, call.block.part, call.id, call.name, call.arguments))
+        self.seen.append(
+            ("call", call.block.output, call.block.part, call.id, call.name, call.arguments)
+        )
 
     def on_finish(self, finish: Finish) -> None:
         self.seen.append(("finish", finish.block.output, finish.reason))
 
     def on_usage(self, usage: Usage) -> None:
-        self.seen.append(("usage", usage.model, usage.input, usage.output, usage.cached, usage.reasoning))
+        self.seen.append(
+            ("usage", usage.model, usage.input, usage.output, usage.cached, usage.reasoning)
+        )
 
     def on_provider_error(self, error: ProviderError) -> None:
         self.seen.append(("error", error.type, error.code, error.message))
@@ -63,15 +69,21 @@ class RecorderStream(MessageStream):
 class Made(MessageInterceptor):
     """Hooks that are functions of the stream and the part: `Made(on_text_delta=...)`."""
 
-    def __init__(self, *, holds_tool_calls: bool = False, **hooks: Callable[[MessageStream, Any], object]) -> None:
-        def method(hook: Callable[[MessageStream, Any], object]) -> Callable[[MessageStream, Any], None]:
+    def __init__(
+        self, *, holds_tool_calls: bool = False, **hooks: Callable[[MessageStream, Any], object]
+    ) -> None:
+        def method(
+            hook: Callable[[MessageStream, Any], object],
+        ) -> Callable[[MessageStream, Any], None]:
             def call(self: MessageStream, part: Any) -> None:
                 hook(self, part)
 
             return call
 
         members: dict[str, Any] = {name: method(hook) for name, hook in hooks.items()}
-        self.stream = type("MadeStream", (MessageStream,), {**members, "holds_tool_calls": holds_tool_calls})
+        self.stream = type(
+            "MadeStream", (MessageStream,), {**members, "holds_tool_calls": holds_tool_calls}
+        )
 
     def open_messages(self, context: StreamContext) -> MessageStream:
         return self.stream()

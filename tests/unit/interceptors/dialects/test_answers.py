@@ -5,14 +5,22 @@ from __future__ import annotations
 import pytest
 
 from interceptors.dialects import AnthropicReader, OpenAIChatReader, OpenAIResponsesReader
-from interceptors.dialects.answers import is_call, is_chat, is_responses, may_be_mislabelled, readers_for
+from interceptors.dialects.answers import (
+    is_call,
+    is_chat,
+    is_responses,
+    may_be_mislabelled,
+    readers_for,
+)
 
 CHAT, RESPONSES, MESSAGES = (OpenAIChatReader,), (OpenAIResponsesReader,), (AnthropicReader,)
 EITHER = (OpenAIChatReader, OpenAIResponsesReader)
 
 
 @pytest.mark.parametrize("dialect", ["openai", "generic", "abort"])
-@pytest.mark.parametrize("prefix", ["", "/v1", "/openai/deployments/images", "/models/x/v1", "/batches"])
+@pytest.mark.parametrize(
+    "prefix", ["", "/v1", "/openai/deployments/images", "/models/x/v1", "/batches"]
+)
 def test_an_answer_is_one_behind_any_prefix(prefix: str, dialect: str) -> None:
     """Also behind a prefix that is the name of something else."""
     assert readers_for(dialect, prefix + "/chat/completions") == CHAT
@@ -21,7 +29,11 @@ def test_an_answer_is_one_behind_any_prefix(prefix: str, dialect: str) -> None:
 
 @pytest.mark.parametrize("dialect", ["generic", "abort", "openai"])
 def test_the_case_of_a_path_does_not_count(dialect: str) -> None:
-    for path, readers in (("/v1/Chat/Completions", CHAT), ("/V1/RESPONSES", RESPONSES), ("/v1/chat/completion%C5%BF", CHAT)):
+    for path, readers in (
+        ("/v1/Chat/Completions", CHAT),
+        ("/V1/RESPONSES", RESPONSES),
+        ("/v1/chat/completion%C5%BF", CHAT),
+    ):
         assert readers_for(dialect, path) == readers
         assert may_be_mislabelled(dialect, path)
         assert is_call(path)
@@ -86,5 +98,10 @@ def test_other_dialects() -> None:
 
 def test_where_the_first_bytes_decide() -> None:
     """On every path of a dialect's route, and elsewhere on the paths of answers."""
-    assert all(may_be_mislabelled(dialect, "/v1/files") for dialect in ("openai", "anthropic", "mcp"))
-    assert [may_be_mislabelled("generic", path) for path in ("/v1/responses", "/v1/files")] == [True, False]
+    assert all(
+        may_be_mislabelled(dialect, "/v1/files") for dialect in ("openai", "anthropic", "mcp")
+    )
+    assert [may_be_mislabelled("generic", path) for path in ("/v1/responses", "/v1/files")] == [
+        True,
+        False,
+    ]

@@ -1,4 +1,6 @@
-"""What hooks change is written back in the dialect's own framing: one class, every dialect, streamed and not."""
+"""What hooks change is written back in the dialect's own framing: one class, every dialect,
+streamed and not.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,11 @@ LATE = CHANGES["late"]
 
 def streamed(path: str, texts: list[str]) -> list[Any]:
     if path == CHAT:
-        return [*(chunk(choice({"content": text})) for text in texts), chunk(choice({}, "stop")), "[DONE]"]
+        return [
+            *(chunk(choice({"content": text})) for text in texts),
+            chunk(choice({}, "stop")),
+            "[DONE]",
+        ]
     if path == RESPONSES:
         return responses_stream(text_events(texts))
     return [message_start(), *text_block(0, *texts), *message_end()]
@@ -58,7 +64,9 @@ def streamed(path: str, texts: list[str]) -> list[Any]:
 
 def run(path: str, messages: list[Any], *interceptors: Interceptor) -> list[Any]:
     """What leaves, decoded. Each event has the type that its data says, where the dialect has such."""
-    result = run_chain(list(interceptors), [stream_of(messages, named=path != CHAT)], request=request(path))
+    result = run_chain(
+        list(interceptors), [stream_of(messages, named=path != CHAT)], request=request(path)
+    )
     assert result.failure is None
     for item in result.output.decode().split("\n\n")[:-1]:
         name, _, data = item.rpartition("data: ")
@@ -73,12 +81,15 @@ def without_numbers(messages: list[Any]) -> list[Any]:
     return messages
 
 
-# --- texts --------------------------------------------------------------------------------------------------------------
+# --- texts
+# --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", PATHS.values())
 def test_changed_text_is_written_back_and_nothing_else_is_another(path: str) -> None:
-    """Ids, types, order and the rest of each message are upstream's; repetitions are changed like the deltas."""
+    """Ids, types, order and the rest of each message are upstream's; repetitions are changed like
+    the deltas.
+    """
     assert run(path, streamed(path, ["One", " two"]), UPPER()) == streamed(path, ["ONE", " TWO"])
 
 
@@ -95,7 +106,9 @@ def test_every_text_of_a_body_is_changed() -> None:
     assert changed(RESPONSES, response("completed", [message_item(text_part("a"))])) == response(
         "completed", [message_item(text_part("A"))]
     )
-    assert changed(ANTHROPIC, anthropic_body({"type": "text", "text": "a"})) == anthropic_body({"type": "text", "text": "A"})
+    assert changed(ANTHROPIC, anthropic_body({"type": "text", "text": "a"})) == anthropic_body(
+        {"type": "text", "text": "A"}
+    )
 
 
 def test_a_content_that_is_a_list_stays_one() -> None:
@@ -110,18 +123,27 @@ def test_a_content_that_is_a_list_stays_one() -> None:
 
 
 def test_an_answer_can_be_ended_in_a_content_that_is_a_list() -> None:
-    """What is behind the part in which it ends is gone: parts, calls, other choices' texts. What is before it stays."""
+    """What is behind the part in which it ends is gone: parts, calls, other choices' texts. What is
+    before it stays.
+    """
     parts = [{"type": "text", "text": text} for text in ("one", "two", "three")]
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    sent = chat_body({"reasoning": "r", "content": parts, "tool_calls": [call]}, {"content": [parts[2]]})
+    sent = chat_body(
+        {"reasoning": "r", "content": parts, "tool_calls": [call]}, {"content": [parts[2]]}
+    )
 
     def stop(stream: MessageStream, delta: Any) -> None:
         if delta.text == "two":
             stream.finish("stop", "tw")
 
-    left = json.loads(run_json([Made(on_text_delta=stop)], json.dumps(sent).encode(), request=request(CHAT)))
+    left = json.loads(
+        run_json([Made(on_text_delta=stop)], json.dumps(sent).encode(), request=request(CHAT))
+    )
     first, second = (item["message"] for item in left["choices"])
-    assert (first["reasoning"], first["content"]) == ("r", [parts[0], {"type": "text", "text": "tw"}])
+    assert (first["reasoning"], first["content"]) == (
+        "r",
+        [parts[0], {"type": "text", "text": "tw"}],
+    )
     assert "tool_calls" not in first
     assert second["content"] is None
 
@@ -137,9 +159,13 @@ def test_text_that_was_held_back_leaves_before_the_block_ends(path: str) -> None
 
 
 @pytest.mark.parametrize("ending", [["[DONE]"], []])
-def test_text_that_was_held_back_leaves_when_upstream_ends_without_a_word(ending: list[str]) -> None:
+def test_text_that_was_held_back_leaves_when_upstream_ends_without_a_word(
+    ending: list[str],
+) -> None:
     """No `finish_reason`: with `[DONE]`, or when the stream is over."""
-    messages = run(CHAT, [chunk(choice({"content": text})) for text in ("One", " two")] + ending, LATE())
+    messages = run(
+        CHAT, [chunk(choice({"content": text})) for text in ("One", " two")] + ending, LATE()
+    )
     assert [message["choices"][0]["delta"] for message in messages[:1]] == [{"content": "One two"}]
     assert messages[1:] == ending
 
@@ -151,7 +177,9 @@ def test_text_that_was_held_back_stays_behind_what_came_last() -> None:
 
 
 def test_text_that_was_held_back_stays_behind_the_last_of_several_deltas_in_one_event() -> None:
-    """Two entries of one choice in the chunk that ends it, however it arrives: what is added is the text's end, not its middle."""
+    """Two entries of one choice in the chunk that ends it, however it arrives: what is added is the
+    text's end, not its middle.
+    """
 
     def keep(stream: Any, delta: Any) -> None:
         stream.kept = getattr(stream, "kept", {})
@@ -161,24 +189,41 @@ def test_text_that_was_held_back_stays_behind_the_last_of_several_deltas_in_one_
     def add(stream: Any, end: Any) -> None:
         end.add(f"({stream.kept.pop(end.block)})")
 
-    made = [choice({"content": "abc"}), choice({"content": "de"}, index=1), choice({"content": "fg"})]
-    stream = stream_of([chunk(*made, choice({}, "stop"), choice({}, "stop", index=1)), "[DONE]"], named=False)
+    made = [
+        choice({"content": "abc"}),
+        choice({"content": "de"}, index=1),
+        choice({"content": "fg"}),
+    ]
+    stream = stream_of(
+        [chunk(*made, choice({}, "stop"), choice({}, "stop", index=1)), "[DONE]"], named=False
+    )
     for chunks in chunkings(stream):
-        result = run_chain([Made(on_text_delta=keep, on_text_end=add)], chunks, request=request(CHAT))
+        result = run_chain(
+            [Made(on_text_delta=keep, on_text_end=add)], chunks, request=request(CHAT)
+        )
         assert result.failure is None
         (message, done) = messages_of(result.output)
         texts = [(item["index"], item["delta"].get("content")) for item in message["choices"]]
-        assert (texts, done) == ([(0, "AB"), (1, "D(e)"), (0, "F(cg)"), (0, None), (1, None)], "[DONE]")
+        assert (texts, done) == (
+            [(0, "AB"), (1, "D(e)"), (0, "F(cg)"), (0, None), (1, None)],
+            "[DONE]",
+        )
 
 
 def test_a_text_that_only_upstreams_end_ends_is_repeated_whole() -> None:
-    """The last delta has left by then: it is in the text that the ending repeats, and what is added does not stand in it."""
+    """The last delta has left by then: it is in the text that the ending repeats, and what is added
+    does not stand in it.
+    """
     finish = Made(on_text_end=lambda stream, _: stream.finish("completed", "!"))
     messages = run(RESPONSES, responses_stream(text_events(["Hel", "lo"]))[:-4], finish)
     assert messages[-1]["response"]["output"][0]["content"][0]["text"] == "Hello!"
     add = Made(on_text_end=lambda _, end: end.add("!"))
     for path in PATHS.values():
-        deltas = [item for item in streamed(path, ["Hel", "lo"]) if "delta" in str(item) and "stop" not in str(item)]
+        deltas = [
+            item
+            for item in streamed(path, ["Hel", "lo"])
+            if "delta" in str(item) and "stop" not in str(item)
+        ]
         added = run(path, deltas, add)
         assert added[:-1] == deltas
         assert "!" in str(added[-1])
@@ -201,8 +246,13 @@ def test_a_dropped_delta_leaves_what_else_its_event_carries() -> None:
 
 def test_logprobs_do_not_show_the_text_that_was_changed() -> None:
     """They list its tokens; those of a text that stays, stay."""
-    logprobs = {"content": [{"token": "secret", "logprob": -0.1, "bytes": [], "top_logprobs": []}], "refusal": None}
-    messages = [chunk({**choice({"content": text}), "logprobs": logprobs}) for text in ("secret", "FINE")]
+    logprobs = {
+        "content": [{"token": "secret", "logprob": -0.1, "bytes": [], "top_logprobs": []}],
+        "refusal": None,
+    }
+    messages = [
+        chunk({**choice({"content": text}), "logprobs": logprobs}) for text in ("secret", "FINE")
+    ]
     changed = run(CHAT, messages, UPPER())
     assert [message["choices"][0]["logprobs"] for message in changed] == [None, logprobs]
     events = responses_stream(text_events(["secret"]))
@@ -229,7 +279,8 @@ def test_a_body_passes_one_interceptor_after_the_other() -> None:
     assert recorder.seen[:2] == [("text", 0, "A", "whole"), ("text ends", 0, "whole")]
 
 
-# --- tool calls ---------------------------------------------------------------------------------------------------------
+# --- tool calls
+# ---------------------------------------------------------------------------------------------------------
 
 CALLS: dict[str, Any] = {
     CHAT: lambda first, second: [
@@ -240,7 +291,9 @@ CALLS: dict[str, Any] = {
         chunk(choice({}, "tool_calls")),
         "[DONE]",
     ],
-    RESPONSES: lambda first, second: responses_stream(call_events(first, 0), call_events(second, 1, "get_time")),
+    RESPONSES: lambda first, second: responses_stream(
+        call_events(first, 0), call_events(second, 1, "get_time")
+    ),
     ANTHROPIC: lambda first, second: [
         message_start(),
         *tool_block(0, *first),
@@ -258,7 +311,9 @@ def hide(_: MessageStream, call: ToolCall) -> None:
 
 @pytest.mark.parametrize("path", PATHS.values())
 def test_a_held_tool_call_can_be_changed(path: str) -> None:
-    """Its arguments leave in its first delta; repetitions have the changed ones, too. The other call leaves as it came."""
+    """Its arguments leave in its first delta; repetitions have the changed ones, too. The other
+    call leaves as it came.
+    """
     changed = run(path, CALLS[path](*PIECES), Made(on_tool_call=hide, holds_tool_calls=True))
     expected = CALLS[path](['{"key": "***"}'], PIECES[1])
     assert "secret" not in json.dumps(changed)
@@ -280,11 +335,15 @@ def test_a_hook_is_called_once_for_each_call(path: str) -> None:
 
 
 def _spoken(first: str, again: str, key: str = "arguments") -> list[Any]:
-    """A call of OpenAI responses that is repeated with other arguments, where it is done and where the response is."""
+    """A call of OpenAI responses that is repeated with other arguments, where it is done and where
+    the response is.
+    """
     events = call_events([first], 0)
     if key == "input":
         for event in events:
-            event["type"] = event["type"].replace("function_call_arguments", "custom_tool_call_input")
+            event["type"] = event["type"].replace(
+                "function_call_arguments", "custom_tool_call_input"
+            )
             if "arguments" in event:
                 event["input"] = event.pop("arguments")
             if "item" in event:
@@ -297,9 +356,14 @@ def _spoken(first: str, again: str, key: str = "arguments") -> list[Any]:
 @pytest.mark.parametrize("key", ["arguments", "input"])
 @pytest.mark.parametrize("holds", [False, True])
 def test_a_repetition_that_says_another_call_is_shown_to_the_hook(holds: bool, key: str) -> None:
-    """A client may take either: other arguments, or another name. One that says the same, or nothing, is not shown again."""
+    """A client may take either: other arguments, or another name. One that says the same, or
+    nothing, is not shown again.
+    """
     seen: list[Any] = []
-    made = Made(on_tool_call=lambda _, call: seen.append((call.name, call.arguments)), holds_tool_calls=holds)
+    made = Made(
+        on_tool_call=lambda _, call: seen.append((call.name, call.arguments)),
+        holds_tool_calls=holds,
+    )
     spoken = _spoken("{}", '{"a":1}', key)
     messages = run(RESPONSES, spoken, made)
     assert seen == [("get_weather", "{}"), ("get_weather", '{"a":1}'), ("get_weather", '{"a":1}')]
@@ -313,15 +377,30 @@ def test_a_repetition_that_says_another_call_is_shown_to_the_hook(holds: bool, k
 
 def test_a_repetition_that_says_another_call_is_changed_by_itself() -> None:
     """What the hook made of the first is not put in its place."""
-    changed = run(RESPONSES, _spoken("secret 1", "secret 2"), Made(on_tool_call=hide, holds_tool_calls=True))
+    changed = run(
+        RESPONSES, _spoken("secret 1", "secret 2"), Made(on_tool_call=hide, holds_tool_calls=True)
+    )
     assert "secret" not in json.dumps(changed)
-    assert changed[-2]["item"]["arguments"] == changed[-1]["response"]["output"][0]["arguments"] == "*** 2"
+    assert (
+        changed[-2]["item"]["arguments"]
+        == changed[-1]["response"]["output"][0]["arguments"]
+        == "*** 2"
+    )
     assert [item["arguments"] for item in changed if "arguments" in item] == ["*** 1"]
 
 
 def test_held_calls_of_several_choices_keep_their_kinds() -> None:
     """A function of one choice and a custom tool of the other, at the same place in the same chunk."""
-    custom = {"tool_calls": [{"index": 0, "id": "b", "type": "custom", "custom": {"name": "shell", "input": "secret"}}]}
+    custom = {
+        "tool_calls": [
+            {
+                "index": 0,
+                "id": "b",
+                "type": "custom",
+                "custom": {"name": "shell", "input": "secret"},
+            }
+        ]
+    }
     messages = [
         chunk(choice(tool_delta(0, "secret", "a", "f")), choice(custom, index=1)),
         chunk(choice({}, "tool_calls"), choice({}, "tool_calls", index=1)),
@@ -335,7 +414,10 @@ def test_a_tool_call_in_one_chunk_is_changed_in_its_place() -> None:
     """As some servers send it: the call, its arguments and the finish reason at once."""
     one = chunk(choice(tool_delta(0, '{"key": "secret"}', "call_a", "get_weather"), "tool_calls"))
     changed = run(CHAT, [one, "[DONE]"], Made(on_tool_call=hide, holds_tool_calls=True))
-    assert changed == [chunk(choice(tool_delta(0, '{"key": "***"}', "call_a", "get_weather"), "tool_calls")), "[DONE]"]
+    assert changed == [
+        chunk(choice(tool_delta(0, '{"key": "***"}', "call_a", "get_weather"), "tool_calls")),
+        "[DONE]",
+    ]
 
 
 def test_a_tool_call_of_a_body_is_changed() -> None:
@@ -343,9 +425,13 @@ def test_a_tool_call_of_a_body_is_changed() -> None:
     made = Made(on_tool_call=hide, holds_tool_calls=True)
     function = {"name": "f", "arguments": '{"key": "secret"}'}
     for path, body in {
-        CHAT: chat_body({"tool_calls": [{"id": "call_a", "type": "function", "function": function}]}),
+        CHAT: chat_body(
+            {"tool_calls": [{"id": "call_a", "type": "function", "function": function}]}
+        ),
         RESPONSES: response("completed", [call_item('{"key": "secret"}')]),
-        ANTHROPIC: anthropic_body({"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"key": "secret"}}),
+        ANTHROPIC: anthropic_body(
+            {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"key": "secret"}}
+        ),
     }.items():
         sent = json.dumps(body)
         changed = json.loads(run_json([made], sent.encode(), request=request(path)))
@@ -356,7 +442,9 @@ def test_a_tool_call_whose_deltas_have_left_cannot_be_changed() -> None:
     """The error says what to do, in a stream and, so that nobody is surprised later, for a body."""
     made = Made(on_tool_call=hide)
     with capture_logs():
-        result = run_chain([made], [stream_of(CALLS[CHAT](*PIECES), named=False)], request=request(CHAT))
+        result = run_chain(
+            [made], [stream_of(CALLS[CHAT](*PIECES), named=False)], request=request(CHAT)
+        )
         assert "set holds_tool_calls = True" in str(result.failure)
         body = json.dumps(response("completed", [call_item("secret")])).encode()
         with pytest.raises(HookError, match="holds_tool_calls"):
@@ -367,7 +455,9 @@ def test_a_tool_call_whose_deltas_have_left_cannot_be_changed() -> None:
 def test_a_held_call_that_ends_the_answer_never_leaves(path: str) -> None:
     """None of its arguments, and not the call behind it; the answer is whole."""
     stop = Made(on_tool_call=lambda stream, _: stream.finish(), holds_tool_calls=True)
-    result = run_chain([stop], [stream_of(CALLS[path](*PIECES), named=path != CHAT)], request=request(path))
+    result = run_chain(
+        [stop], [stream_of(CALLS[path](*PIECES), named=path != CHAT)], request=request(path)
+    )
     assert result.ended
     assert b"secret" not in result.output
     recorder = Recorder()
@@ -377,7 +467,8 @@ def test_a_held_call_that_ends_the_answer_never_leaves(path: str) -> None:
     ]
 
 
-# --- the other parts, and what costs nothing ----------------------------------------------------------------------------
+# --- the other parts, and what costs nothing
+# ----------------------------------------------------------------------------
 
 
 def test_an_errors_message_can_be_changed() -> None:
@@ -391,7 +482,10 @@ def test_an_errors_message_can_be_changed() -> None:
     ):
         transcript = STREAMS[name]
         assert "[redacted]" in str(run(transcript.path, transcript.messages, made))
-    assert run_json([made], b'{"error": "no sk-123"}', request=request(CHAT)) == b'{"error":"[redacted]"}'
+    assert (
+        run_json([made], b'{"error": "no sk-123"}', request=request(CHAT))
+        == b'{"error":"[redacted]"}'
+    )
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -425,14 +519,21 @@ def test_zero_tokens_are_told_and_absent_ones_are_not() -> None:
     """None is not told, 0 is none."""
     told: list[Any] = []
     made = Made(
-        on_usage=lambda _, usage: told.append((usage.input, usage.output, usage.cached, usage.cache_written, usage.json))
+        on_usage=lambda _, usage: told.append(
+            (usage.input, usage.output, usage.cached, usage.cache_written, usage.json)
+        )
     )
-    usage = {"prompt_tokens": 0, "completion_tokens": None, "prompt_tokens_details": {"cached_tokens": 0}}
+    usage = {
+        "prompt_tokens": 0,
+        "completion_tokens": None,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     run(CHAT, [chunk(usage=usage)], made)
     assert told == [(0, None, 0, None, usage)]
 
 
-# --- whose response it is -----------------------------------------------------------------------------------------------
+# --- whose response it is
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -454,8 +555,12 @@ def test_zero_tokens_are_told_and_absent_ones_are_not() -> None:
         ("/v1/chat/completions", "mcp", "chat: text", False),
     ],
 )
-def test_the_routes_dialect_or_the_path_tells(path: str, dialect: str, name: str, understood: bool) -> None:
-    """Of OpenAI's two formats the first message tells where the path does not; of others the interceptor stays out."""
+def test_the_routes_dialect_or_the_path_tells(
+    path: str, dialect: str, name: str, understood: bool
+) -> None:
+    """Of OpenAI's two formats the first message tells where the path does not; of others the
+    interceptor stays out.
+    """
     transcript = STREAMS[name]
     recorder = Recorder()
     result = run_chain([recorder], [transcript.stream()], request=request(path, dialect))
@@ -472,14 +577,17 @@ def test_a_body_tells_by_itself_which_of_openais_it_is(name: str) -> None:
     assert recorder.seen == seen
 
 
-# --- what an author gets wrong ------------------------------------------------------------------------------------------
+# --- what an author gets wrong
+# ------------------------------------------------------------------------------------------
 
 
 def test_finish_is_for_hooks_of_texts_and_tool_calls() -> None:
     """Elsewhere it is not known what has left: the error says so."""
     outside = Made(on_usage=lambda stream, _: stream.finish())
     with capture_logs():
-        result = run_chain([outside], [stream_of([chunk(usage=CHAT_USAGE)], named=False)], request=request(CHAT))
+        result = run_chain(
+            [outside], [stream_of([chunk(usage=CHAT_USAGE)], named=False)], request=request(CHAT)
+        )
     assert "outside of the hooks of texts and tool calls" in str(result.failure)
     with pytest.raises(TypeError, match="outside of a hook"):
         MessageStream().finish()
@@ -491,7 +599,9 @@ def test_abort_ends_the_exchange_as_in_any_hook() -> None:
     def abort(_: MessageStream, part: Any) -> None:
         raise Abort("no")
 
-    result = run_chain([Made(on_text_delta=abort)], [STREAMS["chat: text"].stream()], request=request(CHAT))
+    result = run_chain(
+        [Made(on_text_delta=abort)], [STREAMS["chat: text"].stream()], request=request(CHAT)
+    )
     assert str(result.failure) == "no"
 
 
@@ -534,7 +644,9 @@ class GoodStream(MessageStream):
     (tmp_path / "good.py").write_text(source)
     load_interceptor(f"{tmp_path}/good.py:Good", {})
     (tmp_path / "bad.py").write_text(source.replace("on_text_delta", "on_text"))
-    with pytest.raises(LoadError, match=r"GoodStream has an unknown hook 'on_text'; known are: .*on_text_delta"):
+    with pytest.raises(
+        LoadError, match=r"GoodStream has an unknown hook 'on_text'; known are: .*on_text_delta"
+    ):
         load_interceptor(f"{tmp_path}/bad.py:Good", {})
     (tmp_path / "waits.py").write_text(source.replace("def on_usage", "async def on_usage"))
     with pytest.raises(LoadError, match="on_usage is async"):
@@ -542,8 +654,13 @@ class GoodStream(MessageStream):
 
 
 def test_thinking_with_a_signature_passes_its_signature() -> None:
-    """A changed thinking has the signature that came: the provider will refuse it, and nobody invents another."""
-    deltas = ({"type": "thinking_delta", "thinking": "hm"}, {"type": "signature_delta", "signature": "Eq"})
+    """A changed thinking has the signature that came: the provider will refuse it, and nobody
+    invents another.
+    """
+    deltas = (
+        {"type": "thinking_delta", "thinking": "hm"},
+        {"type": "signature_delta", "signature": "Eq"},
+    )
     start = {"type": "thinking", "thinking": "", "signature": ""}
     messages = [message_start(), *block(0, start, *deltas), *message_end()]
     changed = run(ANTHROPIC, messages, UPPER())

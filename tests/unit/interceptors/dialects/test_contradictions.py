@@ -29,21 +29,64 @@ from interceptors.dialects import AnthropicReader, OpenAIChatReader, OpenAIRespo
 from interceptors.testing import run_chain, run_json
 
 READERS: list[type[Reader]] = [OpenAIChatReader, OpenAIResponsesReader, AnthropicReader]
-WORDS = ["choices", "delta", "message", "content", "type", "index", "tool_calls", "function", "arguments", "usage", "error"]
-WORDS += ["response", "output", "item", "part", "text", "input", "message_start", "content_block_delta", "text_delta"]
-WORDS += ["response.output_text.delta", "response.completed", "content_block", "tool_use", "finish_reason", "object"]
+WORDS = [
+    "choices",
+    "delta",
+    "message",
+    "content",
+    "type",
+    "index",
+    "tool_calls",
+    "function",
+    "arguments",
+    "usage",
+    "error",
+]
+WORDS += [
+    "response",
+    "output",
+    "item",
+    "part",
+    "text",
+    "input",
+    "message_start",
+    "content_block_delta",
+    "text_delta",
+]
+WORDS += [
+    "response.output_text.delta",
+    "response.completed",
+    "content_block",
+    "tool_use",
+    "finish_reason",
+    "object",
+]
 
-scalars = st.none() | st.booleans() | st.integers(-2, 3) | st.sampled_from([*WORDS, "", "x"]) | st.floats(0, 1)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 3)
+    | st.sampled_from([*WORDS, "", "x"])
+    | st.floats(0, 1)
+)
 values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
 
 @pytest.mark.parametrize("reader", READERS)
-@given(messages=st.lists(values, max_size=5), event_type=st.none() | st.sampled_from(WORDS), hold=st.booleans())
-def test_a_reader_takes_any_json(reader: type[Reader], messages: list[Any], event_type: str | None, hold: bool) -> None:
+@given(
+    messages=st.lists(values, max_size=5),
+    event_type=st.none() | st.sampled_from(WORDS),
+    hold=st.booleans(),
+)
+def test_a_reader_takes_any_json(
+    reader: type[Reader], messages: list[Any], event_type: str | None, hold: bool
+) -> None:
     """It raises nothing, and without a hold it writes nothing into what it reads."""
     one = reader(hold_tool_calls=hold)
     before = copy.deepcopy(messages)
@@ -56,7 +99,13 @@ def test_a_reader_takes_any_json(reader: type[Reader], messages: list[Any], even
 def places(value: Any) -> list[tuple[Any, Any]]:
     """Every container and key in it."""
     found = []
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, inner in items:
         found.append((value, key))
         found += places(inner)
@@ -93,7 +142,10 @@ def written(messages: list[Any], path: str) -> bytes:
     """As a stream; the event types are those of the data, where that has one."""
     named = path != CHAT
     return b"".join(
-        stream_of([message], named=named and isinstance(message, dict) and isinstance(message.get("type"), str))
+        stream_of(
+            [message],
+            named=named and isinstance(message, dict) and isinstance(message.get("type"), str),
+        )
         if isinstance(message, str)
         else f"data: {json.dumps(message)}\n\n".encode()
         if not (named and isinstance(message, dict) and isinstance(message.get("type"), str))
@@ -103,7 +155,9 @@ def written(messages: list[Any], path: str) -> bytes:
 
 
 def check_failure(failure: Exception | None) -> None:
-    assert failure is None or (isinstance(failure, HookError) and "DialectError: " in str(failure)), failure
+    assert failure is None or (
+        isinstance(failure, HookError) and "DialectError: " in str(failure)
+    ), failure
 
 
 streams = st.sampled_from(sorted(STREAMS)).flatmap(
@@ -137,13 +191,19 @@ def _release(stream: Any, end: Any) -> None:
 
 
 CHANGES: dict[str, Callable[[], Interceptor]] = {
-    "upper": lambda: Made(on_text_delta=lambda _, delta: setattr(delta, "text", delta.text.upper())),
+    "upper": lambda: Made(
+        on_text_delta=lambda _, delta: setattr(delta, "text", delta.text.upper())
+    ),
     "drop": lambda: Made(on_text_delta=lambda _, delta: delta.drop()),
     "late": lambda: Made(on_text_delta=_keep, on_text_end=_release),
-    "calls": lambda: Made(on_tool_call=lambda _, call: setattr(call, "arguments", '{"b":2}'), holds_tool_calls=True),
+    "calls": lambda: Made(
+        on_tool_call=lambda _, call: setattr(call, "arguments", '{"b":2}'), holds_tool_calls=True
+    ),
     "finish": lambda: Made(on_text_delta=lambda stream, _: stream.finish(text="!")),
     "finish at the end": lambda: Made(on_text_end=lambda stream, _: stream.finish(text="!")),
-    "finish at a call": lambda: Made(on_tool_call=lambda stream, _: stream.finish(), holds_tool_calls=True),
+    "finish at a call": lambda: Made(
+        on_tool_call=lambda stream, _: stream.finish(), holds_tool_calls=True
+    ),
     "finish at arguments": lambda: Made(on_tool_call_delta=lambda stream, _: stream.finish()),
 }
 
@@ -152,7 +212,9 @@ CHANGES: dict[str, Callable[[], Interceptor]] = {
 @settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(stream=streams)
 def test_hooks_that_change_meet_no_other_error(change: str, stream: tuple[str, list[Any]]) -> None:
-    """Every change there is, on streams that are not as they should be: whole events, or the named error."""
+    """Every change there is, on streams that are not as they should be: whole events, or the named
+    error.
+    """
     path, messages = stream
     with capture_logs():
         result = run_chain([CHANGES[change]()], [written(messages, path)], request=request(path))
@@ -181,16 +243,34 @@ def test_bodies_that_are_not_as_they_should_be(change: str, data: st.DataObject)
     [
         (CHAT, {"choices": "none"}, "choices is a string, expected a list"),
         (CHAT, {"choices": [1]}, "choices[] is a number, expected an object"),
-        (CHAT, chunk(choice({"content": {"x": 1}})), "choices[].delta.content is an object, expected a string"),
-        (CHAT, chunk(choice({"content": ["x"]})), "choices[].delta.content[] is a string, expected an object"),
+        (
+            CHAT,
+            chunk(choice({"content": {"x": 1}})),
+            "choices[].delta.content is an object, expected a string",
+        ),
+        (
+            CHAT,
+            chunk(choice({"content": ["x"]})),
+            "choices[].delta.content[] is a string, expected an object",
+        ),
         (CHAT, chunk(choice({}, 1)), "choices[].finish_reason is a number, expected a string"),
         (CHAT, chunk(usage=[1]), "usage is a list, expected an object"),
         (CHAT, [1], "the data is a list, expected an object"),
-        (RESPONSES, {"type": "response.output_text.delta", "delta": {}}, "delta is an object, expected a string"),
-        (ANTHROPIC, {"type": "content_block_delta", "delta": {}}, "index is null, expected the number of a content block"),
+        (
+            RESPONSES,
+            {"type": "response.output_text.delta", "delta": {}},
+            "delta is an object, expected a string",
+        ),
+        (
+            ANTHROPIC,
+            {"type": "content_block_delta", "delta": {}},
+            "index is null, expected the number of a content block",
+        ),
     ],
 )
-def test_what_is_not_understood_is_logged_once_and_passes(path: str, message: Any, problem: str) -> None:
+def test_what_is_not_understood_is_logged_once_and_passes(
+    path: str, message: Any, problem: str
+) -> None:
     """The line names the field and not its content, and a second one does not follow."""
     block = b"data: " + json.dumps(message).encode() + b"\n\n"
     with capture_logs() as lines:
@@ -216,20 +296,31 @@ def test_what_is_not_understood_is_logged_once_and_passes(path: str, message: An
         (ANTHROPIC, b'event: ping\ndata: {"type": "ping"}\n\n'),
         (ANTHROPIC, b"event: ping\ndata: pong\n\n"),
         (ANTHROPIC, b'event: new\ndata: {"type":"new_kind","index":"a"}\n\n'),
-        (ANTHROPIC, b'data: {"type":"content_block_delta","index":0,"delta":{"type":"new_delta","text":1}}\n\n'),
-        (RESPONSES, b'event: response.new.delta\ndata: {"type":"response.new.delta","delta":1}\n\n'),
+        (
+            ANTHROPIC,
+            b'data: {"type":"content_block_delta","index":0,"delta":{"type":"new_delta","text":1}}\n\n',
+        ),
+        (
+            RESPONSES,
+            b'event: response.new.delta\ndata: {"type":"response.new.delta","delta":1}\n\n',
+        ),
         (RESPONSES, b"data: [DONE]\n\n"),
     ],
 )
 def test_what_is_unknown_passes(path: str, block: bytes) -> None:
-    """Event types, fields and kinds of content that a dialect does not have yet, and what is no message."""
+    """Event types, fields and kinds of content that a dialect does not have yet, and what is no
+    message.
+    """
     result = run_chain([Recorder()], [block], request=request(path))
     assert (result.output, result.failure) == (block, None)
 
 
 def test_arguments_that_never_end_are_refused() -> None:
     """They are joined in memory, up to a million characters."""
-    deltas = [chunk(choice(tool_delta(0, "x" * 900_000, "call_a", "f"))), chunk(choice(tool_delta(0, "x" * 200_000)))]
+    deltas = [
+        chunk(choice(tool_delta(0, "x" * 900_000, "call_a", "f"))),
+        chunk(choice(tool_delta(0, "x" * 200_000))),
+    ]
     with capture_logs():
         result = run_chain([Recorder()], [stream_of(deltas, named=False)], request=request(CHAT))
     assert "the arguments of a tool call are longer than 1048576 characters" in str(result.failure)

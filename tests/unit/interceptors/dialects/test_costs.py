@@ -1,4 +1,6 @@
-"""What a reader does for an event grows with the event, and not with its square: counted, not timed."""
+"""What a reader does for an event grows with the event, and not with its square: counted, not
+timed.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from unit.interceptors.dialects.transcripts import choice, chunk, message_item, response, text_part, tool_delta
+from unit.interceptors.dialects.transcripts import (
+    choice,
+    chunk,
+    message_item,
+    response,
+    text_part,
+    tool_delta,
+)
 
 from interceptors.dialects import (
     Block,
@@ -59,7 +68,9 @@ def counted(value: Any) -> Any:
 
 
 def looks_of(reader: Reader, events: list[Any]) -> int:
-    """How much is looked at while these events are read, leave, and tool calls that were held back are made anew."""
+    """How much is looked at while these events are read, leave, and tool calls that were held back
+    are made anew.
+    """
     global looks
     messages = [counted(event) for event in events]
     looks = 0
@@ -84,7 +95,9 @@ def texts_that_end_later(size: int) -> list[Any]:
 
 
 def calls(size: int) -> list[Any]:
-    begin = chunk(*(choice(tool_delta(0, "{}", f"call_{index}", "f"), None, index) for index in range(size)))
+    begin = chunk(
+        *(choice(tool_delta(0, "{}", f"call_{index}", "f"), None, index) for index in range(size))
+    )
     return [begin, chunk(*(choice({}, "tool_calls", index) for index in range(size)))]
 
 
@@ -113,7 +126,9 @@ def items(size: int) -> list[Any]:
 def test_eight_times_as_much_costs_eight_times_as_much(
     events: Events, make: Callable[[], Reader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Choices that end in one event, or in a later one; calls that were held, calls of one choice; items of a response."""
+    """Choices that end in one event, or in a later one; calls that were held, calls of one choice;
+    items of a response.
+    """
     monkeypatch.setattr(openai_chat, "Block", CountedBlock)
     monkeypatch.setattr(openai_responses, "Block", CountedBlock)
     few, many = looks_of(make(), events(FEW)), looks_of(make(), events(MANY))

@@ -1,4 +1,6 @@
-"""Wherever a hook ends an answer, the client has a whole one: all that has begun ends once, and nothing follows."""
+"""Wherever a hook ends an answer, the client has a whole one: all that has begun ends once, and
+nothing follows.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,11 @@ ANSWERS: dict[str, list[Any]] = {
     ),
     ANTHROPIC: [
         message_start(),
-        *block(0, {"type": "thinking", "thinking": "", "signature": ""}, {"type": "thinking_delta", "thinking": "Hm"}),
+        *block(
+            0,
+            {"type": "thinking", "thinking": "", "signature": ""},
+            {"type": "thinking_delta", "thinking": "Hm"},
+        ),
         *block(1, {"type": "text", "text": "at once"}, {"type": "text_delta", "text": " more"}),
         *text_block(2, "a", "b"),
         *tool_block(3, "{", "}"),
@@ -73,7 +79,9 @@ def finish_at(call: int, holds: bool, text: str, reason: str | None = None) -> M
         if calls == call:
             stream.finish(reason, text if hasattr(part, "kind") else "")
 
-    hooks = dict.fromkeys(("on_text_delta", "on_text_end", "on_tool_call_delta", "on_tool_call"), count)
+    hooks = dict.fromkeys(
+        ("on_text_delta", "on_text_end", "on_tool_call_delta", "on_tool_call"), count
+    )
     return Made(holds_tool_calls=holds, **hooks)
 
 
@@ -108,7 +116,9 @@ def check_anthropic(messages: list[Any]) -> None:
 
 
 def check_responses(messages: list[Any]) -> None:
-    """Items, parts and texts that have begun are done once, and the response has what the deltas said."""
+    """Items, parts and texts that have begun are done once, and the response has what the deltas
+    said.
+    """
     counts: Counter[Any] = Counter()
     texts: Counter[Any] = Counter()
     for message in messages:
@@ -129,14 +139,22 @@ def check_responses(messages: list[Any]) -> None:
     for output, item in enumerate(last["response"]["output"]):
         for index, part in enumerate(item.get("content") or ()):
             assert (part.get("text") or part.get("refusal") or "") == (texts[output, index] or "")
-    assert len(last["response"]["output"]) == sum(kind == "response.output_item.added" for kind, _ in counts)
+    assert len(last["response"]["output"]) == sum(
+        kind == "response.output_item.added" for kind, _ in counts
+    )
 
 
 def test_what_was_shown_before_in_the_same_event_leaves() -> None:
     """Another choice's text, which a hook has let pass."""
-    stream = stream_of([chunk(choice({"content": "b"}), choice({"content": "c"}, index=1))], named=False)
-    messages = messages_of(run_chain([finish_at(2, False, "!")], [stream], request=request(CHAT)).output)
-    said = [(item["index"], item["delta"]) for message in messages[:-1] for item in message["choices"]]
+    stream = stream_of(
+        [chunk(choice({"content": "b"}), choice({"content": "c"}, index=1))], named=False
+    )
+    messages = messages_of(
+        run_chain([finish_at(2, False, "!")], [stream], request=request(CHAT)).output
+    )
+    said = [
+        (item["index"], item["delta"]) for message in messages[:-1] for item in message["choices"]
+    ]
     assert said == [(0, {"content": "b"}), (1, {"content": "!"}), (0, {}), (1, {})]
 
 
@@ -147,10 +165,14 @@ CHECKS = {CHAT: check_chat, RESPONSES: check_responses, ANTHROPIC: check_anthrop
 @pytest.mark.parametrize("holds", [False, True])
 @pytest.mark.parametrize("path", PATHS.values())
 def test_an_answer_that_is_ended_anywhere_is_whole(path: str, holds: bool, text: str) -> None:
-    """At each hook of texts and tool calls, with last words and without, and with tool calls held back."""
+    """At each hook of texts and tool calls, with last words and without, and with tool calls held
+    back.
+    """
     stream = stream_of(ANSWERS[path], named=path != CHAT)
     call = 1
-    while (result := run_chain([finish_at(call, holds, text)], [stream], request=request(path))).ended:
+    while (
+        result := run_chain([finish_at(call, holds, text)], [stream], request=request(path))
+    ).ended:
         CHECKS[path](messages_of(result.output))
         call += 1
     assert result.failure is None
@@ -177,7 +199,9 @@ def test_an_ended_answer_is_of_the_sdks_types(path: str, reason: str | None) -> 
         reason = {CHAT: "stop", ANTHROPIC: "end_turn"}[path]
     stream = stream_of(ANSWERS[path], named=path != CHAT)
     call = 1
-    while (result := run_chain([finish_at(call, False, "!", reason)], [stream], request=request(path))).ended:
+    while (
+        result := run_chain([finish_at(call, False, "!", reason)], [stream], request=request(path))
+    ).ended:
         for message in messages_of(result.output):
             if message != "[DONE]":
                 types.validate_python(message)

@@ -1,4 +1,6 @@
-"""MCP messages: every kind is told, in both directions; what nobody touched keeps its bytes; responses find their requests."""
+"""MCP messages: every kind is told, in both directions; what nobody touched keeps its bytes;
+responses find their requests.
+"""
 
 from __future__ import annotations
 
@@ -19,30 +21,54 @@ KINDS: dict[str, tuple[str, Kind]] = {
     "a request": ('{"jsonrpc":"2.0","id":1,"method":"tools/list"}', Kind.REQUEST),
     "an id that is text": ('{"jsonrpc":"2.0","id":"a","method":"ping","params":{}}', Kind.REQUEST),
     "an id that is zero": ('{"jsonrpc":"2.0","id":0,"method":"ping"}', Kind.REQUEST),
-    "params that are null": ('{"jsonrpc":"2.0","id":0,"method":"ping","params":null}', Kind.REQUEST),
+    "params that are null": (
+        '{"jsonrpc":"2.0","id":0,"method":"ping","params":null}',
+        Kind.REQUEST,
+    ),
     "a notification": ('{"jsonrpc":"2.0","method":"notifications/initialized"}', Kind.NOTIFICATION),
     "a result": ('{"jsonrpc":"2.0","id":1,"result":{}}', Kind.RESPONSE),
     "an error": ('{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"no"}}', Kind.RESPONSE),
-    "an error about nothing": ('{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"no"}}', Kind.RESPONSE),
+    "an error about nothing": (
+        '{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"no"}}',
+        Kind.RESPONSE,
+    ),
     "no object": ("7", Kind.MALFORMED),
     "an empty object": ("{}", Kind.MALFORMED),
     "another version": ('{"jsonrpc":"1.0","id":1,"method":"ping"}', Kind.MALFORMED),
     "no version": ('{"id":1,"method":"ping"}', Kind.MALFORMED),
     "a method that is no text": ('{"jsonrpc":"2.0","id":1,"method":7}', Kind.MALFORMED),
     "an id that is null": ('{"jsonrpc":"2.0","id":null,"method":"ping"}', Kind.NOTIFICATION),
-    "a result beside an error that is null": ('{"jsonrpc":"2.0","id":1,"error":null,"result":{}}', Kind.RESPONSE),
+    "a result beside an error that is null": (
+        '{"jsonrpc":"2.0","id":1,"error":null,"result":{}}',
+        Kind.RESPONSE,
+    ),
     "an error beside a result that is null": (
         '{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"m"},"result":null}',
         Kind.RESPONSE,
     ),
-    "a result beside a method that is null": ('{"jsonrpc":"2.0","id":1,"method":null,"result":{}}', Kind.RESPONSE),
-    "a request beside nulls": ('{"jsonrpc":"2.0","id":1,"method":"ping","result":null,"error":null}', Kind.REQUEST),
+    "a result beside a method that is null": (
+        '{"jsonrpc":"2.0","id":1,"method":null,"result":{}}',
+        Kind.RESPONSE,
+    ),
+    "a request beside nulls": (
+        '{"jsonrpc":"2.0","id":1,"method":"ping","result":null,"error":null}',
+        Kind.REQUEST,
+    ),
     "a method that is null": ('{"jsonrpc":"2.0","id":1,"method":null}', Kind.MALFORMED),
     "an id that is true": ('{"jsonrpc":"2.0","id":true,"method":"ping"}', Kind.MALFORMED),
     "an id that is a fraction": ('{"jsonrpc":"2.0","id":1.5,"method":"ping"}', Kind.MALFORMED),
-    "params that are a list": ('{"jsonrpc":"2.0","id":1,"method":"ping","params":[]}', Kind.MALFORMED),
-    "a request that is a result": ('{"jsonrpc":"2.0","id":1,"method":"ping","result":{}}', Kind.MALFORMED),
-    "a result that is an error": ('{"jsonrpc":"2.0","id":1,"result":{},"error":{"code":1,"message":"m"}}', Kind.MALFORMED),
+    "params that are a list": (
+        '{"jsonrpc":"2.0","id":1,"method":"ping","params":[]}',
+        Kind.MALFORMED,
+    ),
+    "a request that is a result": (
+        '{"jsonrpc":"2.0","id":1,"method":"ping","result":{}}',
+        Kind.MALFORMED,
+    ),
+    "a result that is an error": (
+        '{"jsonrpc":"2.0","id":1,"result":{},"error":{"code":1,"message":"m"}}',
+        Kind.MALFORMED,
+    ),
     "an error without code": ('{"jsonrpc":"2.0","id":1,"error":{"message":"m"}}', Kind.MALFORMED),
     "a result without id": ('{"jsonrpc":"2.0","result":{}}', Kind.MALFORMED),
 }
@@ -74,7 +100,9 @@ def test_what_is_a_message_here_is_one_for_the_sdk(text: str, kind: Kind) -> Non
             read = jsonrpc_message_adapter.validate_json(text)
         except ValidationError:
             return
-        assert "id" not in read.model_fields_set  # it drops an id that it does not take, and sees a notification
+        assert (
+            "id" not in read.model_fields_set
+        )  # it drops an id that it does not take, and sees a notification
 
 
 NAMES: dict[str, tuple[str, dict[str, Any], str | None]] = {
@@ -83,7 +111,11 @@ NAMES: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "a resource": ("resources/read", {"uri": "file:///a"}, "file:///a"),
     "a subscription": ("resources/subscribe", {"uri": "file:///a"}, "file:///a"),
     "an update": ("notifications/resources/updated", {"uri": "file:///a"}, "file:///a"),
-    "a completion of a prompt": ("completion/complete", {"ref": {"type": "ref/prompt", "name": "greet"}}, "greet"),
+    "a completion of a prompt": (
+        "completion/complete",
+        {"ref": {"type": "ref/prompt", "name": "greet"}},
+        "greet",
+    ),
     "a completion of a resource": (
         "completion/complete",
         {"ref": {"type": "ref/resource", "uri": "file:///{a}"}},
@@ -97,9 +129,14 @@ NAMES: dict[str, tuple[str, dict[str, Any], str | None]] = {
 
 
 @pytest.mark.parametrize(("method", "params", "name"), NAMES.values(), ids=NAMES)
-def test_a_message_says_what_it_is_about(method: str, params: dict[str, Any], name: str | None) -> None:
+def test_a_message_says_what_it_is_about(
+    method: str, params: dict[str, Any], name: str | None
+) -> None:
     """The name of a tool or a prompt, the URI of a resource."""
-    assert only(json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})).name == name
+    assert (
+        only(json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})).name
+        == name
+    )
     if name is None:
         return
     message = only(json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}))
@@ -115,7 +152,9 @@ ODD = (
 
 
 def test_looking_changes_nothing() -> None:
-    """Whoever only reads leaves every byte, also of numbers and escapes that we would write in another way."""
+    """Whoever only reads leaves every byte, also of numbers and escapes that we would write in
+    another way.
+    """
     payload = parse(ODD, from_client=True)
     (message,) = payload.messages
     assert (message.id, message.method, message.name) == (1, "tools/call", "add")
@@ -128,9 +167,7 @@ def test_a_change_in_place_is_found_and_the_other_members_keep_their_bytes() -> 
     """Nothing need be marked; what is written anew is the one member."""
     payload = parse(ODD, from_client=True)
     payload.messages[0].params["arguments"]["b"] = "e"
-    expected = (
-        b'{"jsonrpc":"2.0","id":1,"method":"tools\\/call","params":{"name":"add","arguments":{"a":100.0,"b":"e"}},"x":1E5}'
-    )
+    expected = b'{"jsonrpc":"2.0","id":1,"method":"tools\\/call","params":{"name":"add","arguments":{"a":100.0,"b":"e"}},"x":1E5}'
     assert payload.encode() == expected
 
 
@@ -164,7 +201,10 @@ def test_a_result_becomes_an_error_and_an_error_a_result() -> None:
     """A response has one of them."""
     payload = parse('{"jsonrpc":"2.0","id":1,"result":{"a":1}}', from_client=False)
     payload.messages[0].error = McpError(-32602, "no", data=[1])
-    assert payload.encode() == b'{"jsonrpc":"2.0","id":1,"error":{"code":-32602,"message":"no","data":[1]}}'
+    assert (
+        payload.encode()
+        == b'{"jsonrpc":"2.0","id":1,"error":{"code":-32602,"message":"no","data":[1]}}'
+    )
     payload = parse('{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"m"}}', from_client=False)
     payload.messages[0].result = {"b": 2}
     assert payload.encode() == b'{"jsonrpc":"2.0","id":1,"result":{"b":2}}'
@@ -182,7 +222,10 @@ def test_of_a_batch_the_others_keep_their_bytes() -> None:
     assert payload.encode() == ("[" + " , ".join(items) + "]").encode()
     payload.messages[0].drop()
     payload.messages[3].method = "pong"
-    assert payload.encode() == f'[{ODD},{items[2]},{{"jsonrpc":"2.0","id":2,"method":"pong"}}]'.encode()
+    assert (
+        payload.encode()
+        == f'[{ODD},{items[2]},{{"jsonrpc":"2.0","id":2,"method":"pong"}}]'.encode()
+    )
     for message in payload.messages:
         message.dropped = True
     assert payload.encode() is None
@@ -193,18 +236,37 @@ def test_what_somebody_waits_for_cannot_be_dropped() -> None:
     with pytest.raises(ValueError, match="for a notification, and the message is a request"):
         only(ODD).drop()
     response = only('{"jsonrpc":"2.0","id":1,"result":{}}')
-    for use in (lambda: response.params, lambda: setattr(response, "method", "m"), lambda: response.call):
+    for use in (
+        lambda: response.params,
+        lambda: setattr(response, "method", "m"),
+        lambda: response.call,
+    ):
         with pytest.raises(ValueError, match="the message is a response"):
             use()
     with pytest.raises(ValueError, match="for a response"):
         only(ODD).result = {}
     with pytest.raises(ValueError, match="about nothing that has a name"):
         only('{"jsonrpc":"2.0","id":1,"method":"ping"}').name = "x"
-    assert (response.method, only(ODD).result, only("7").id, only("7").method) == (None, None, None, None)
+    assert (response.method, only(ODD).result, only("7").id, only("7").method) == (
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "\ufeff{}", "nope", '{"a":"\\ud800"}', "[" * 200_000 + "]" * 200_000, "1e400", "\ud800"]
+    "text",
+    [
+        "",
+        "{",
+        "\ufeff{}",
+        "nope",
+        '{"a":"\\ud800"}',
+        "[" * 200_000 + "]" * 200_000,
+        "1e400",
+        "\ud800",
+    ],
 )
 def test_what_is_no_json_is_one_named_error(text: str) -> None:
     """Also a text that UTF-8 cannot write. Its message shows nothing of it."""
@@ -228,7 +290,9 @@ def test_what_is_no_json_is_one_named_error(text: str) -> None:
     ],
 )
 def test_what_two_readers_may_take_for_two_messages_is_told(text: str) -> None:
-    """Names that occur twice, or that some reader would find although they are spelt in another case."""
+    """Names that occur twice, or that some reader would find although they are spelt in another
+    case.
+    """
     assert ambiguity(text.encode()) is not None
 
 
@@ -236,14 +300,18 @@ def test_what_every_reader_takes_for_one_message_is_not_ambiguous() -> None:
     """Arguments of tools may have what names they like."""
     assert ambiguity(ODD.encode()) is None
     assert (
-        ambiguity(b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","arguments":{"x":1,"X":2}}}') is None
+        ambiguity(
+            b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","arguments":{"x":1,"X":2}}}'
+        )
+        is None
     )
     with pytest.raises(NotJson):
         ambiguity(b'{"a":"\xff"}')
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "[7]", '[{"jsonrpc":"2.0","id":1,"method":"a"},{"jsonrpc":"2.0","id":1,"method":"b"}]']
+    "text",
+    ["[]", "[7]", '[{"jsonrpc":"2.0","id":1,"method":"a"},{"jsonrpc":"2.0","id":1,"method":"b"}]'],
 )
 def test_a_batch_says_what_is_wrong_with_it(text: str) -> None:
     """None in it, one that is no message, two with one id: whose response would it be?"""
@@ -251,13 +319,18 @@ def test_a_batch_says_what_is_wrong_with_it(text: str) -> None:
     assert parse(text, from_client=True).encode() == text.encode()
 
 
-# --- which request a response answers -----------------------------------------------------------------------------------
+# --- which request a response answers
+# -----------------------------------------------------------------------------------
 
 
 def test_ids_are_their_types_too_and_directions_have_their_own() -> None:
     """1 is not "1", and a request of the server is not one of the client with the same id."""
     calls = Calls()
-    asked = [Call(1, "tools/list", None, True), Call("1", "ping", None, True), Call(1, "roots/list", None, False)]
+    asked = [
+        Call(1, "tools/list", None, True),
+        Call("1", "ping", None, True),
+        Call(1, "roots/list", None, False),
+    ]
     for call in asked:
         calls.remember("s", call)
     assert [calls.find("s", call.id, from_client=call.from_client) for call in asked] == asked
@@ -272,9 +345,9 @@ def test_the_table_forgets_the_oldest_and_the_old() -> None:
     for number in range(5):
         calls.remember(f"s{number}", Call(number, "m", None, True))
     assert len(calls) == 3
-    assert [calls.find(f"s{number}", number, from_client=True) is not None for number in range(5)] == [False] * 2 + [
-        True
-    ] * 3
+    assert [
+        calls.find(f"s{number}", number, from_client=True) is not None for number in range(5)
+    ] == [False] * 2 + [True] * 3
     calls.remember("s2", Call(2, "newer", None, True))
     assert len(calls) == 3
     now = 10.5
@@ -285,7 +358,8 @@ def test_the_table_forgets_the_oldest_and_the_old() -> None:
     assert len(calls) == 1
 
 
-# --- any JSON at all ----------------------------------------------------------------------------------------------------
+# --- any JSON at all
+# ----------------------------------------------------------------------------------------------------
 
 VALUES = st.recursive(
     st.none()
@@ -293,7 +367,9 @@ VALUES = st.recursive(
     | st.integers(-(2**70), 2**70)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 ENVELOPES = st.fixed_dictionaries(
@@ -301,20 +377,27 @@ ENVELOPES = st.fixed_dictionaries(
     optional={
         "jsonrpc": st.just("2.0") | VALUES,
         "id": st.integers() | st.text(max_size=3) | VALUES,
-        "method": st.sampled_from(["tools/call", "ping", "completion/complete", "notifications/x"]) | VALUES,
-        "params": st.dictionaries(st.sampled_from(["name", "uri", "ref", "_meta"]), VALUES) | VALUES,
+        "method": st.sampled_from(["tools/call", "ping", "completion/complete", "notifications/x"])
+        | VALUES,
+        "params": st.dictionaries(st.sampled_from(["name", "uri", "ref", "_meta"]), VALUES)
+        | VALUES,
         "result": VALUES,
-        "error": st.fixed_dictionaries({"code": st.integers(), "message": st.text(max_size=3)}) | VALUES,
+        "error": st.fixed_dictionaries({"code": st.integers(), "message": st.text(max_size=3)})
+        | VALUES,
     },
 )
-BODIES = (st.lists(ENVELOPES | VALUES, max_size=4) | ENVELOPES | VALUES).map(lambda value: json.dumps(value)) | st.text(
-    max_size=20
-)
+BODIES = (st.lists(ENVELOPES | VALUES, max_size=4) | ENVELOPES | VALUES).map(
+    lambda value: json.dumps(value)
+) | st.text(max_size=20)
 
 
 @given(BODIES, st.booleans())
-def test_any_text_is_read_and_written_as_it_came_or_is_no_json(text: str, from_client: bool) -> None:
-    """Whatever a client or a server may say: our messages or our error, nothing else; reading all of it changes nothing."""
+def test_any_text_is_read_and_written_as_it_came_or_is_no_json(
+    text: str, from_client: bool
+) -> None:
+    """Whatever a client or a server may say: our messages or our error, nothing else; reading all
+    of it changes nothing.
+    """
     try:
         data = text.encode()
     except UnicodeEncodeError:
@@ -325,7 +408,15 @@ def test_any_text_is_read_and_written_as_it_came_or_is_no_json(text: str, from_c
         return
     for message in payload.messages:
         assert (message.kind is Kind.MALFORMED) == (message.problem is not None)
-        _ = message.id, message.method, message.name, message.result, message.error, message.json(), repr(message)
+        _ = (
+            message.id,
+            message.method,
+            message.name,
+            message.result,
+            message.error,
+            message.json(),
+            repr(message),
+        )
         if message.kind in (Kind.REQUEST, Kind.NOTIFICATION):
             _ = message.params
     assert payload.encode() == data

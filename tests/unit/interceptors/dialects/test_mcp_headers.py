@@ -1,4 +1,6 @@
-"""Headers that mirror an MCP body: read, checked, and rewritten, as servers made with the official SDK understand them."""
+"""Headers that mirror an MCP body: read, checked, and rewritten, as servers made with the official
+SDK understand them.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,23 @@ from interceptors.dialects.mcp_headers import (
 MODERN = "2026-07-28"
 
 
-def call(name: Any = "add", method: str = "tools/call", key: str = "name", **arguments: Any) -> dict[str, Any]:
+def call(
+    name: Any = "add", method: str = "tools/call", key: str = "name", **arguments: Any
+) -> dict[str, Any]:
     meta = {VERSION_KEY: MODERN, "io.modelcontextprotocol/clientCapabilities": {}}
-    return {"jsonrpc": "2.0", "id": 7, "method": method, "params": {"_meta": meta, key: name, "arguments": arguments}}
+    return {
+        "jsonrpc": "2.0",
+        "id": 7,
+        "method": method,
+        "params": {"_meta": meta, key: name, "arguments": arguments},
+    }
 
 
 def headers_of(**named: str) -> Headers:
-    return Headers({"MCP-Protocol-Version": MODERN} | {name.replace("_", "-"): value for name, value in named.items()})
+    return Headers(
+        {"MCP-Protocol-Version": MODERN}
+        | {name.replace("_", "-"): value for name, value in named.items()}
+    )
 
 
 def refused_by_sdk(body: dict[str, Any], headers: Headers) -> bool:
@@ -56,17 +68,26 @@ def test_the_newest_revision_and_unknown_ones_have_mirrors() -> None:
 
 
 @pytest.mark.parametrize(
-    "lines", [["2025-11-25, 2025-11-25"], ["2025-11-25, 2025-06-18"], ["2025-11-25", "2025-11-25"], [""]]
+    "lines",
+    [["2025-11-25, 2025-11-25"], ["2025-11-25, 2025-06-18"], ["2025-11-25", "2025-11-25"], [""]],
 )
 def test_what_clients_send_instead_of_one_older_revision_is_no_newer_one(lines: list[str]) -> None:
-    """Several values in a list or in lines, of which none has mirrors: the server says what it thinks of that."""
+    """Several values in a list or in lines, of which none has mirrors: the server says what it
+    thinks of that.
+    """
     headers = Headers([("MCP-Protocol-Version", line) for line in lines])
     assert check(headers, call()) is None
     assert not has_mirrors(revision_of(headers))
 
 
 @pytest.mark.parametrize(
-    "lines", [["2025-11-25", "2026-07-28"], ["2026-07-28, 2025-11-25"], ["2025-11-25,x"], ["x", "2024-11-05"]]
+    "lines",
+    [
+        ["2025-11-25", "2026-07-28"],
+        ["2026-07-28, 2025-11-25"],
+        ["2025-11-25,x"],
+        ["x", "2024-11-05"],
+    ],
 )
 def test_a_newer_revision_beside_an_older_one_is_not_overlooked(lines: list[str]) -> None:
     """A server may go by either."""
@@ -75,7 +96,9 @@ def test_a_newer_revision_beside_an_older_one_is_not_overlooked(lines: list[str]
 
 def test_an_earlier_date_has_no_mirrors() -> None:
     """The official TypeScript SDK knows 2024-10-07."""
-    assert [has_mirrors(date) for date in ("2024-10-07", "2026-07-27", "2026-07-29", "DRAFT-2026-v1")] == [
+    assert [
+        has_mirrors(date) for date in ("2024-10-07", "2026-07-27", "2026-07-29", "DRAFT-2026-v1")
+    ] == [
         False,
         False,
         True,
@@ -102,14 +125,22 @@ def test_what_names_a_method_is_what_the_sdk_says() -> None:
         (call("é"), headers_of(Mcp_Method="tools/call", Mcp_Name="=?base64?%%?=")),
         (call("é"), headers_of(Mcp_Method="tools/call", Mcp_Name="=?base64?/w==?=")),
         (call(7), headers_of(Mcp_Method="tools/call", Mcp_Name="7")),
-        (call("file:///a", "resources/read", "uri"), headers_of(Mcp_Method="resources/read", Mcp_Name="file:///a")),
-        (call("file:///a", "resources/read", "uri"), headers_of(Mcp_Method="resources/read", Mcp_Name="file:///b")),
+        (
+            call("file:///a", "resources/read", "uri"),
+            headers_of(Mcp_Method="resources/read", Mcp_Name="file:///a"),
+        ),
+        (
+            call("file:///a", "resources/read", "uri"),
+            headers_of(Mcp_Method="resources/read", Mcp_Name="file:///b"),
+        ),
         (call("p", "prompts/get"), headers_of(Mcp_Method="prompts/get", Mcp_Name="q")),
         (call(method="tools/list"), headers_of(Mcp_Method="tools/list")),
         (call(), Headers({"MCP-Protocol-Version": "2027-01-01", "Mcp-Method": "tools/call"})),
     ],
 )
-def test_a_request_is_refused_where_the_sdks_servers_refuse_it(body: dict[str, Any], headers: Headers) -> None:
+def test_a_request_is_refused_where_the_sdks_servers_refuse_it(
+    body: dict[str, Any], headers: Headers
+) -> None:
     """A header that is missing, wrong or not decodable is a mismatch; what matches passes."""
     rejection = check(headers, body)
     assert (rejection is not None) is refused_by_sdk(body, headers)
@@ -133,7 +164,10 @@ def test_a_header_that_occurs_twice_is_refused(name: str) -> None:
 
 def test_older_revisions_have_no_mirrors() -> None:
     """Before 2026-07-28 such headers mean nothing, and nothing is checked or written."""
-    for headers in (Headers({"Mcp-Method": "x"}), Headers({"MCP-Protocol-Version": "2025-11-25", "Mcp-Method": "x"})):
+    for headers in (
+        Headers({"Mcp-Method": "x"}),
+        Headers({"MCP-Protocol-Version": "2025-11-25", "Mcp-Method": "x"}),
+    ):
         before = headers.raw
         assert check(headers, call()) is None
         mirror(headers, call())
@@ -147,10 +181,19 @@ def test_notifications_and_responses_need_no_headers_but_must_not_lie() -> None:
     assert check(headers_of(Mcp_Method="notifications/progress"), note) is None
     assert check(headers_of(Mcp_Method="tools/list"), note) is not None
     assert check(headers_of(), {"jsonrpc": "2.0", "id": 1, "result": {}}) is None
-    assert check(headers_of(Mcp_Method="tools/list"), {"jsonrpc": "2.0", "id": 1, "result": {}}) is not None
+    assert (
+        check(headers_of(Mcp_Method="tools/list"), {"jsonrpc": "2.0", "id": 1, "result": {}})
+        is not None
+    )
     assert check(headers_of(), {"method": "tools/call", "params": {"name": "x"}}) is None
-    assert check(headers_of(Mcp_Name="y"), {"method": "tools/call", "params": {"name": "x"}}) is not None
-    assert check(headers_of(Mcp_Method="tools/call", Mcp_Name="y"), {"id": 1, "method": "tools/call"}) is not None
+    assert (
+        check(headers_of(Mcp_Name="y"), {"method": "tools/call", "params": {"name": "x"}})
+        is not None
+    )
+    assert (
+        check(headers_of(Mcp_Method="tools/call", Mcp_Name="y"), {"id": 1, "method": "tools/call"})
+        is not None
+    )
 
 
 @pytest.mark.parametrize("body", [[call()], [], "text", 7, None])
@@ -184,7 +227,12 @@ def test_values_are_decoded_as_the_sdk_decodes_them(value: str) -> None:
 def test_a_changed_body_gets_its_headers() -> None:
     """Method, name and version follow the body; and the SDK's servers take it."""
     headers = headers_of(Mcp_Method="tools/call", Mcp_Name="add", X_Other="kept")
-    for body in (call("sub"), call("é "), call("file:///a", "resources/read", "uri"), call(method="prompts/get")):
+    for body in (
+        call("sub"),
+        call("é "),
+        call("file:///a", "resources/read", "uri"),
+        call(method="prompts/get"),
+    ):
         mirror(headers, body)
         assert not refused_by_sdk(body, headers)
         assert check(headers, body) is None
@@ -205,14 +253,20 @@ def test_the_name_of_an_unknown_method_stays() -> None:
     """An extension's methods may have names, too, that only it knows."""
     headers = headers_of(Mcp_Method="x/run", Mcp_Name="job")
     mirror(
-        headers, {"id": 1, "method": "x/run", "params": {"job": "job", "n": 2}}, {"id": 1, "method": "x/run", "params": {}}
+        headers,
+        {"id": 1, "method": "x/run", "params": {"job": "job", "n": 2}},
+        {"id": 1, "method": "x/run", "params": {}},
     )
     assert headers["mcp-name"] == "job"
 
 
 def test_right_headers_stay_byte_for_byte() -> None:
     """A value that is right in another spelling is not written anew."""
-    raw = [(b"MCP-Protocol-Version", MODERN.encode()), (b"Mcp-Method", b"tools/call"), (b"Mcp-Name", b"=?base64?YWRk?=")]
+    raw = [
+        (b"MCP-Protocol-Version", MODERN.encode()),
+        (b"Mcp-Method", b"tools/call"),
+        (b"Mcp-Name", b"=?base64?YWRk?="),
+    ]
     headers = Headers(raw)
     mirror(headers, call(x=2), call(x=1))
     assert headers.raw == raw
@@ -253,7 +307,9 @@ def test_notifications_get_no_headers_that_they_had_not() -> None:
 def test_a_parameters_header_follows_the_argument_that_had_its_value(
     header: str, old: dict[str, Any], new: dict[str, Any], expected: str | None
 ) -> None:
-    """One argument had the header's value: the header follows it. None had, or several that differ now: it stays as it is."""
+    """One argument had the header's value: the header follows it. None had, or several that differ
+    now: it stays as it is.
+    """
     headers = headers_of(Mcp_Method="tools/call", Mcp_Name="add", Mcp_Param_Region=header)
     mirror(headers, call(**new), call(**old))
     assert headers.get("mcp-param-region") == expected
@@ -262,7 +318,11 @@ def test_a_parameters_header_follows_the_argument_that_had_its_value(
 def test_parameters_stay_when_the_arguments_do() -> None:
     """Headers that nobody here knows are forwarded, once or twice."""
     headers = Headers(
-        [*headers_of(Mcp_Method="tools/call", Mcp_Name="add").multi_items(), ("Mcp-Param-X", "1"), ("Mcp-Param-X", "2")]
+        [
+            *headers_of(Mcp_Method="tools/call", Mcp_Name="add").multi_items(),
+            ("Mcp-Param-X", "1"),
+            ("Mcp-Param-X", "2"),
+        ]
     )
     mirror(headers, call("sub", a="1"), call(a="1"))
     mirror(headers, call("sub", a="2"), call(a="1"))

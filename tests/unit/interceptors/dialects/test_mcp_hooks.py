@@ -1,4 +1,6 @@
-"""Hooks for MCP messages: who is shown what, what a change or an answer does to the exchange, and what passes untouched."""
+"""Hooks for MCP messages: who is shown what, what a change or an answer does to the exchange, and
+what passes untouched.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,12 @@ from interceptors import (
 )
 from interceptors.dialects.mcp import INVALID_PARAMS, METHOD_NOT_FOUND, Kind, McpError, McpMessage
 from interceptors.dialects.mcp_headers import VERSION_KEY
-from interceptors.dialects.mcp_hooks import McpInterceptor, on_mcp_notification, on_mcp_request, on_mcp_response
+from interceptors.dialects.mcp_hooks import (
+    McpInterceptor,
+    on_mcp_notification,
+    on_mcp_request,
+    on_mcp_response,
+)
 from interceptors.testing import run_chain, run_json, run_request, run_response
 
 BOTH = "application/json, text/event-stream"
@@ -36,11 +43,18 @@ MODERN = "2026-07-28"
 
 def rpc(method: str | None = None, id: Any = None, **members: Any) -> dict[str, Any]:
     head: dict[str, Any] = {"jsonrpc": "2.0"}
-    return head | ({"id": id} if id is not None else {}) | ({"method": method} if method is not None else {}) | members
+    return (
+        head
+        | ({"id": id} if id is not None else {})
+        | ({"method": method} if method is not None else {})
+        | members
+    )
 
 
 def post(body: Any, *, session: str | None = "s", target: str = "/mcp", **headers: str) -> Request:
-    named = {"accept": BOTH, "content-type": "application/json"} | ({"mcp-session-id": session} if session else {})
+    named = {"accept": BOTH, "content-type": "application/json"} | (
+        {"mcp-session-id": session} if session else {}
+    )
     named |= {name.replace("_", "-"): value for name, value in headers.items()}
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     return Request(
@@ -53,16 +67,24 @@ def post(body: Any, *, session: str | None = "s", target: str = "/mcp", **header
 
 
 def sse(*messages: Any) -> bytes:
-    return b"".join(b"event: message\ndata: %s\n\n" % json.dumps(message).encode() for message in messages)
+    return b"".join(
+        b"event: message\ndata: %s\n\n" % json.dumps(message).encode() for message in messages
+    )
 
 
 def sse_head(request: Request, **headers: str) -> ResponseHead:
-    named = {"content-type": "text/event-stream"} | {name.replace("_", "-"): value for name, value in headers.items()}
-    return ResponseHead(200, [(name.encode(), value.encode()) for name, value in named.items()], request)
+    named = {"content-type": "text/event-stream"} | {
+        name.replace("_", "-"): value for name, value in headers.items()
+    }
+    return ResponseHead(
+        200, [(name.encode(), value.encode()) for name, value in named.items()], request
+    )
 
 
 def data_of(output: bytes) -> list[Any]:
-    return [json.loads(line[6:]) for line in output.decode().split("\n") if line.startswith("data: ")]
+    return [
+        json.loads(line[6:]) for line in output.decode().split("\n") if line.startswith("data: ")
+    ]
 
 
 class Seen(McpInterceptor):
@@ -79,7 +101,12 @@ class Seen(McpInterceptor):
     @on_mcp_response()
     def answered(self, message: McpMessage) -> None:
         self.seen.append(
-            (message.kind, message.from_client, message.request.method if message.request else None, message.name)
+            (
+                message.kind,
+                message.from_client,
+                message.request.method if message.request else None,
+                message.name,
+            )
         )
 
 
@@ -108,11 +135,14 @@ class Answering(McpInterceptor):
             message.result["tools"] = message.result["tools"][:1]
 
 
-# --- who is shown what --------------------------------------------------------------------------------------------------
+# --- who is shown what
+# --------------------------------------------------------------------------------------------------
 
 
 def test_hooks_see_their_messages_with_all_that_is_known_of_them() -> None:
-    """Both directions, the session, the revision, what a message is about, and of a response the request that it answers."""
+    """Both directions, the session, the revision, what a message is about, and of a response the
+    request that it answers.
+    """
     found: list[Any] = []
 
     class Knowing(McpInterceptor):
@@ -122,13 +152,25 @@ def test_hooks_see_their_messages_with_all_that_is_known_of_them() -> None:
             http = message.http
             assert http is not None
             found.append(
-                (message.kind, message.from_client, message.id, message.session, message.revision, message.name, http.path)
+                (
+                    message.kind,
+                    message.from_client,
+                    message.id,
+                    message.session,
+                    message.revision,
+                    message.name,
+                    http.path,
+                )
             )
 
     interceptor = Knowing()
     request = post(rpc("tools/call", 7, params={"name": "add"}), mcp_protocol_version="2025-06-18")
     assert run_request([interceptor], request) is None
-    result = run_chain([interceptor], [sse(rpc("x/y", 1), rpc("notifications/z"), rpc(id=7, result={}))], request=request)
+    result = run_chain(
+        [interceptor],
+        [sse(rpc("x/y", 1), rpc("notifications/z"), rpc(id=7, result={}))],
+        request=request,
+    )
     assert result.counts.passed == 3
     common = ("s", "2025-06-18", "add", "/mcp")
     assert found == [(Kind.REQUEST, True, 7, *common), (Kind.RESPONSE, False, 7, *common)]
@@ -147,12 +189,16 @@ def test_globs_choose_and_no_argument_means_all() -> None:
         def two(self, message: McpMessage) -> None:
             found.append(f"two {message.method}")
 
-    run_request([Globs()], post([rpc("tools/list", 1), rpc("Tools/list", 2), rpc("my/tools/list", 3)]))
+    run_request(
+        [Globs()], post([rpc("tools/list", 1), rpc("Tools/list", 2), rpc("my/tools/list", 3)])
+    )
     assert found == ["one tools/list", "two tools/list", "two Tools/list", "two my/tools/list"]
 
 
 def test_hooks_are_inherited_and_may_be_overridden() -> None:
-    """A subclass has the hooks of its bases; what it overrides stays marked, and its `__init__` need call no other."""
+    """A subclass has the hooks of its bases; what it overrides stays marked, and its `__init__`
+    need call no other.
+    """
     found: list[str] = []
 
     class Base(McpInterceptor):
@@ -183,15 +229,26 @@ def test_a_mistaken_mark_is_refused_at_once() -> None:
         on_mcp_response(lambda self, message: None)  # type: ignore[arg-type]
 
 
-# --- what a response answers --------------------------------------------------------------------------------------------
+# --- what a response answers
+# --------------------------------------------------------------------------------------------
 
 
 def test_a_response_to_the_server_comes_in_a_later_post() -> None:
-    """The server asks in one exchange, the client answers in another; 1 is not "1", and sessions are kept apart."""
+    """The server asks in one exchange, the client answers in another; 1 is not "1", and sessions
+    are kept apart.
+    """
     seen = Seen()
-    run_chain([seen], [sse(rpc("sampling/createMessage", 1), rpc("roots/list", "1"))], request=post(b""))
+    run_chain(
+        [seen], [sse(rpc("sampling/createMessage", 1), rpc("roots/list", "1"))], request=post(b"")
+    )
     for session in ("s", "other"):
-        run_request([seen], post([rpc(id=1, result={}), rpc(id="1", result={}), rpc(id=2, result={})], session=session))
+        run_request(
+            [seen],
+            post(
+                [rpc(id=1, result={}), rpc(id="1", result={}), rpc(id=2, result={})],
+                session=session,
+            ),
+        )
     answered = [item[2] for item in seen.seen if item[0] is Kind.RESPONSE]
     assert answered == ["sampling/createMessage", "roots/list", None, None, None, None]
 
@@ -203,7 +260,9 @@ def test_a_resumed_stream_brings_responses_to_earlier_posts() -> None:
     listed = rpc(id=3, result={"tools": [{"name": "a"}, {"name": "b"}], "nextCursor": "c"})
     get = Request(path="/mcp", headers=[(b"mcp-session-id", b"s"), (b"last-event-id", b"9")])
     result = run_chain(
-        [seen, answering], [b"id: 10\ndata:\n\n", sse(listed, rpc(id=4, result={"tools": [1, 2]}))], request=get
+        [seen, answering],
+        [b"id: 10\ndata:\n\n", sse(listed, rpc(id=4, result={"tools": [1, 2]}))],
+        request=get,
     )
     assert data_of(result.output.partition(b"data:\n\n")[2]) == [
         rpc(id=3, result={"tools": [{"name": "a"}], "nextCursor": "c"}),
@@ -217,7 +276,9 @@ def test_the_first_response_brings_the_session() -> None:
     seen = Seen()
     request = post(rpc("initialize", 0, params={}), session=None)
     run_request([seen], request)
-    run_chain([seen], [b"id: 1\ndata:\n\n"], request=request, head=sse_head(request, mcp_session_id="new"))
+    run_chain(
+        [seen], [b"id: 1\ndata:\n\n"], request=request, head=sse_head(request, mcp_session_id="new")
+    )
     get = Request(path="/mcp", headers=[(b"mcp-session-id", b"new")])
     run_chain([seen], [sse(rpc(id=0, result={}))], request=get)
     assert seen.seen[-1] == (Kind.RESPONSE, False, "initialize", None)
@@ -231,14 +292,17 @@ def test_without_a_session_only_the_exchange_is_known() -> None:
     assert seen.seen[-1] == (Kind.RESPONSE, False, None, None)
 
 
-# --- changes ------------------------------------------------------------------------------------------------------------
+# --- changes
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_changed_request_takes_its_headers_along() -> None:
     """2026-07-28: `Mcp-Name` says what the body now says; the rest of both stays as it was."""
     meta = {VERSION_KEY: MODERN}
     body = rpc("tools/call", 1, params={"_meta": meta, "name": "old"})
-    request = post(body, session=None, mcp_protocol_version=MODERN, mcp_method="tools/call", mcp_name="old")
+    request = post(
+        body, session=None, mcp_protocol_version=MODERN, mcp_method="tools/call", mcp_name="old"
+    )
     assert run_request([Answering()], request) is None
     assert request.json() == rpc("tools/call", 1, params={"_meta": meta, "name": "new"})
     assert request.headers["mcp-name"] == "new"
@@ -252,24 +316,39 @@ def test_a_changed_event_keeps_its_fields_and_a_dropped_one_is_gone() -> None:
     request = post(rpc("tools/list", 1))
     run_request([answering], request)
     stream = b'id: 1\nretry: 5\nevent: message\ndata: {"jsonrpc":"2.0","id":1,\ndata: "result":{"tools":[1,2]}}\n\n'
-    result = run_chain([answering], [sse(rpc("notifications/progress", params={})), stream], request=request)
-    assert result.output == b'event: message\nid: 1\nretry: 5\ndata: {"jsonrpc":"2.0","id":1,"result":{"tools":[1]}}\n\n'
+    result = run_chain(
+        [answering], [sse(rpc("notifications/progress", params={})), stream], request=request
+    )
+    assert (
+        result.output
+        == b'event: message\nid: 1\nretry: 5\ndata: {"jsonrpc":"2.0","id":1,"result":{"tools":[1]}}\n\n'
+    )
     assert (result.counts.dropped, result.counts.changed) == (1, 1)
 
 
 def test_a_changed_json_body_is_replaced_and_an_untouched_one_is_not() -> None:
-    """The same hooks serve what is not streamed, batches too; of a body that is all dropped nothing is left."""
+    """The same hooks serve what is not streamed, batches too; of a body that is all dropped nothing
+    is left.
+    """
     answering = Answering()
     request = post(rpc("tools/list", 1))
     run_request([answering], request)
     untouched = b'{ "jsonrpc":"2.0", "id":2, "result":{"tools":[1 ,2]} }'
     assert run_json([answering], untouched, request=request) == untouched
-    changed = run_json([answering], b'[%s , {"jsonrpc":"2.0","id":1,"result":{"tools":[1,2]}}]' % untouched, request=request)
+    changed = run_json(
+        [answering],
+        b'[%s , {"jsonrpc":"2.0","id":1,"result":{"tools":[1,2]}}]' % untouched,
+        request=request,
+    )
     assert changed == b'[%s,{"jsonrpc":"2.0","id":1,"result":{"tools":[1]}}]' % untouched
-    assert run_json([answering], json.dumps(rpc("notifications/progress")).encode(), request=request) == b""
+    assert (
+        run_json([answering], json.dumps(rpc("notifications/progress")).encode(), request=request)
+        == b""
+    )
 
 
-# --- answers ------------------------------------------------------------------------------------------------------------
+# --- answers
+# ------------------------------------------------------------------------------------------------------------
 
 
 def answer_to(body: Any, **arguments: Any) -> Response | None:
@@ -281,7 +360,9 @@ def test_an_answered_request_never_reaches_the_server() -> None:
     response = answer_to(rpc("tools/call", "a", params={"name": "shell"}))
     assert response is not None
     assert (response.status, response.headers["content-type"]) == (200, "application/json")
-    assert json.loads(response.body) == rpc(id="a", error={"code": INVALID_PARAMS, "message": "no shells here"})
+    assert json.loads(response.body) == rpc(
+        id="a", error={"code": INVALID_PARAMS, "message": "no shells here"}
+    )
     response = answer_to(rpc("ping", 0))
     assert response is not None
     assert json.loads(response.body) == {"jsonrpc": "2.0", "id": 0, "result": {"pong": True}}
@@ -298,7 +379,9 @@ def test_an_answered_request_never_reaches_the_server() -> None:
         (METHOD_NOT_FOUND, 403, "2025-11-25", 403),
     ],
 )
-def test_an_error_has_the_status_of_its_revision(code: int, own: int | None, revision: str | None, status: int) -> None:
+def test_an_error_has_the_status_of_its_revision(
+    code: int, own: int | None, revision: str | None, status: int
+) -> None:
     """As the official SDK's servers have it, unless the hook says another."""
 
     class Refusing(McpInterceptor):
@@ -352,8 +435,16 @@ def test_of_a_batch_only_the_answered_request_is_taken_out() -> None:
     """Its answer is one more in the JSON array that the client gets."""
     for body in (LISTED, [LISTED]):
         answering, request = half_answered()
-        assert run_response([answering], ResponseHead(200, [(b"content-type", b"application/json")], request)) is None
-        assert json.loads(run_json([answering], json.dumps(body).encode(), request=request)) == [LISTED, PONG]
+        assert (
+            run_response(
+                [answering], ResponseHead(200, [(b"content-type", b"application/json")], request)
+            )
+            is None
+        )
+        assert json.loads(run_json([answering], json.dumps(body).encode(), request=request)) == [
+            LISTED,
+            PONG,
+        ]
 
 
 def test_the_answers_to_a_batch_come_in_a_stream_too() -> None:
@@ -364,13 +455,17 @@ def test_the_answers_to_a_batch_come_in_a_stream_too() -> None:
     assert output.startswith(b": hello\n\nid: 1\ndata:\n\n")
     assert data_of(output.partition(b"data:\n\n")[2]) == [PONG, rpc("notifications/x"), LISTED]
     answering, request = half_answered()
-    assert data_of(run_chain([answering], [b": hello\n\n"], request=request, head=sse_head(request)).output) == [PONG]
+    assert data_of(
+        run_chain([answering], [b": hello\n\n"], request=request, head=sse_head(request)).output
+    ) == [PONG]
 
 
 def test_the_answers_to_a_batch_replace_an_empty_acceptance() -> None:
     """Where the rest has no answer of its own, the server's 202 is not the client's."""
     answering, request = half_answered()
-    response = run_response([answering], ResponseHead(202, [(b"content-type", b"application/json")], request))
+    response = run_response(
+        [answering], ResponseHead(202, [(b"content-type", b"application/json")], request)
+    )
     assert response is not None
     assert (response.status, json.loads(response.body)) == (200, [PONG])
 
@@ -412,7 +507,9 @@ def test_a_failed_hook_does_not_lose_the_answers_to_a_batch() -> None:
 
 
 def test_several_interceptors_answer_one_batch() -> None:
-    """Each takes out its own, and no answer is lost, whether something is left for the server or the last takes the rest."""
+    """Each takes out its own, and no answer is lost, whether something is left for the server or
+    the last takes the rest.
+    """
 
     class Other(McpInterceptor):
         @on_mcp_request("tools/call")
@@ -433,7 +530,9 @@ def test_several_interceptors_answer_one_batch() -> None:
 
 
 def test_what_a_hook_must_not_return_is_its_failure() -> None:
-    """Named with its class: an answer to a notification, to a response, to the server, and what is no answer."""
+    """Named with its class: an answer to a notification, to a response, to the server, and what is
+    no answer.
+    """
 
     class Wrong(McpInterceptor):
         @on_mcp_request()
@@ -474,7 +573,8 @@ def test_a_failed_hook_that_says_skip_leaves_the_message_as_it_came() -> None:
     assert run_chain([Failing()], [stream], request=request).output == stream
 
 
-# --- the old transport: HTTP with SSE -----------------------------------------------------------------------------------
+# --- the old transport: HTTP with SSE
+# -----------------------------------------------------------------------------------
 
 
 class Old:
@@ -504,7 +604,9 @@ class Old:
         self.emitted.append(event.json())
 
     async def post(self, target: str, body: Any, **headers: str) -> Response | None:
-        return await self.interceptor.on_request(post(body, session=None, target=target, **({"accept": "*/*"} | headers)))
+        return await self.interceptor.on_request(
+            post(body, session=None, target=target, **({"accept": "*/*"} | headers))
+        )
 
 
 @pytest.mark.parametrize(
@@ -525,7 +627,9 @@ class Old:
 async def test_over_the_old_transport_the_session_is_the_uri_and_its_stream_has_the_answers(
     endpoint: str, target: str
 ) -> None:
-    """However it is spelt: the POST gets 202, the stream the answer. Headers do not matter; another URI is another session."""
+    """However it is spelt: the POST gets 202, the stream the answer. Headers do not matter; another
+    URI is another session.
+    """
     old = Old(endpoint)
     for headers in ({}, {"mcp_protocol_version": "2025-11-25"}, {"accept": BOTH}):
         response = await old.post(target, rpc("ping", 1), **headers)
@@ -540,7 +644,10 @@ async def test_over_the_old_transport_the_session_is_the_uri_and_its_stream_has_
     for ident in (2, 3):
         listed = Event(json=rpc(id=ident, result={"tools": [1]}), event="message")
         assert old.stream.on_event(listed) is listed
-    assert old.seen.seen == [(Kind.RESPONSE, False, "tools/list", None), (Kind.RESPONSE, False, None, None)]
+    assert old.seen.seen == [
+        (Kind.RESPONSE, False, "tools/list", None),
+        (Kind.RESPONSE, False, None, None),
+    ]
     old.stream.on_end(Outcome.COMPLETED)
     response = await old.post(target, rpc("ping", 1), accept=BOTH)
     assert response is not None
@@ -559,10 +666,16 @@ async def test_over_the_old_transport_only_the_first_event_names_a_session() -> 
 
 
 async def test_over_the_old_transport_a_refusal_does_not_end_the_session() -> None:
-    """What a strict interceptor refuses with 4xx elsewhere is answered on the stream, with the id where it can be read."""
+    """What a strict interceptor refuses with 4xx elsewhere is answered on the stream, with the id
+    where it can be read.
+    """
     old = Old("/m?s=1")
     type(old.interceptor).strict = True
-    for body, ident in ((b'{"jsonrpc":"2.0","id":7,"method":"x","method":"y"}', 7), (b"{", None), (rpc(id="7", x=1), "7")):
+    for body, ident in (
+        (b'{"jsonrpc":"2.0","id":7,"method":"x","method":"y"}', 7),
+        (b"{", None),
+        (rpc(id="7", x=1), "7"),
+    ):
         response = await old.post("/m?s=1", body, mcp_protocol_version=MODERN)
         assert response is not None
         answer = old.emitted.pop()
@@ -570,9 +683,12 @@ async def test_over_the_old_transport_a_refusal_does_not_end_the_session() -> No
 
 
 @pytest.mark.parametrize("over", [False, True])
-def test_where_only_the_server_can_answer_on_the_stream_it_is_asked_for_what_does_not_exist(over: bool) -> None:
-    """The stream is over, or on another machine. The denied call never goes on; what is accepted is the old transport's, and what
-    is answered or refused is answered here as for any client of Streamable HTTP.
+def test_where_only_the_server_can_answer_on_the_stream_it_is_asked_for_what_does_not_exist(
+    over: bool,
+) -> None:
+    """The stream is over, or on another machine. The denied call never goes on; what is accepted is
+    the old transport's, and what is answered or refused is answered here as for any client of
+    Streamable HTTP.
     """
     old = Old("/m?s=1", over=over)
     target = "/m?s=1" if over else "/m?s=2"
@@ -586,10 +702,16 @@ def test_where_only_the_server_can_answer_on_the_stream_it_is_asked_for_what_doe
         assert run_response([old.interceptor], accepted) is None
         errors = [rpc(id=1, error={"code": -32601, "message": "no"}), rpc(id=2, result={})]
         answered = json.loads(
-            run_json([old.interceptor], json.dumps(errors if batch else errors[0]).encode(), request=request)
+            run_json(
+                [old.interceptor],
+                json.dumps(errors if batch else errors[0]).encode(),
+                request=request,
+            )
         )
         assert answered == ([PONG, errors[1]] if batch else PONG)
-        refused = run_response([old.interceptor], ResponseHead(406, [(b"content-type", b"application/json")], request))
+        refused = run_response(
+            [old.interceptor], ResponseHead(406, [(b"content-type", b"application/json")], request)
+        )
         if batch:
             assert refused is None
         else:
@@ -597,7 +719,8 @@ def test_where_only_the_server_can_answer_on_the_stream_it_is_asked_for_what_doe
             assert (refused.status, json.loads(refused.body)) == (200, PONG)
 
 
-# --- what is no MCP -----------------------------------------------------------------------------------------------------
+# --- what is no MCP
+# -----------------------------------------------------------------------------------------------------
 
 FOREIGN: dict[str, bytes] = {
     "nothing": b"",
@@ -631,7 +754,9 @@ class Strict(Seen):
 
 
 @pytest.mark.parametrize(
-    "body", [body for body in FOREIGN.values() if body], ids=[name for name in FOREIGN if name != "nothing"]
+    "body",
+    [body for body in FOREIGN.values() if body],
+    ids=[name for name in FOREIGN if name != "nothing"],
 )
 def test_a_strict_interceptor_refuses_what_is_no_mcp(body: bytes) -> None:
     """With a JSON-RPC error that names what is wrong and shows nothing of the body."""
@@ -639,7 +764,9 @@ def test_a_strict_interceptor_refuses_what_is_no_mcp(body: bytes) -> None:
     assert response is not None
     assert response.status == 400
     error = json.loads(response.body)
-    assert error["id"] == (1 if body.endswith(b'"id":1 }') else None)  # of the request, where there is one that can be read
+    assert error["id"] == (
+        1 if body.endswith(b'"id":1 }') else None
+    )  # of the request, where there is one that can be read
     assert error["error"]["code"] in (-32700, -32600)
 
 
@@ -648,15 +775,23 @@ def test_a_strict_interceptor_refuses_what_is_no_mcp(body: bytes) -> None:
     [
         (b'{"jsonrpc":"2.0","id":0,"method":"ping","params":[]}', 0),
         (b'{"jsonrpc":"2.0","id":"7","method":"ping","result":{}}', "7"),
-        (b'[{"jsonrpc":"2.0","id":7,"method":"ping","params":1},{"jsonrpc":"2.0","method":"notifications/x"}]', 7),
-        (b'[{"jsonrpc":"2.0","id":1,"method":"ping"},{"jsonrpc":"2.0","id":1,"method":"ping"}]', None),
+        (
+            b'[{"jsonrpc":"2.0","id":7,"method":"ping","params":1},{"jsonrpc":"2.0","method":"notifications/x"}]',
+            7,
+        ),
+        (
+            b'[{"jsonrpc":"2.0","id":1,"method":"ping"},{"jsonrpc":"2.0","id":1,"method":"ping"}]',
+            None,
+        ),
         (b'{"jsonrpc":"2.0","id":1,"id":2,"method":"ping"}', None),
         (b'{"jsonrpc":"2.0","id":1,"ID":2,"method":"ping"}', None),
         (b'{"jsonrpc":"2.0","method":"tools/call"}', None),
     ],
 )
 def test_a_refusal_has_the_requests_id(body: bytes, ident: object) -> None:
-    """Of the same type; null where the body has no request, has several, or two readers could find two ids in it."""
+    """Of the same type; null where the body has no request, has several, or two readers could find
+    two ids in it.
+    """
     response = run_request([Strict()], post(body))
     assert response is not None
     error = json.loads(response.body)
@@ -670,10 +805,13 @@ def test_a_refusal_has_the_requests_id(body: bytes, ident: object) -> None:
         {"mcp_protocol_version": MODERN},
     ],
 )
-def test_a_strict_interceptor_refuses_headers_that_contradict_the_body(headers: dict[str, str]) -> None:
+def test_a_strict_interceptor_refuses_headers_that_contradict_the_body(
+    headers: dict[str, str],
+) -> None:
     """2026-07-28: who reads the body verifies what mirrors it."""
     response = run_request(
-        [Strict()], post(rpc("ping", 5, params={"_meta": {VERSION_KEY: MODERN}}), session=None, **headers)
+        [Strict()],
+        post(rpc("ping", 5, params={"_meta": {VERSION_KEY: MODERN}}), session=None, **headers),
     )
     assert response is not None
     assert response.status == 400
@@ -682,8 +820,12 @@ def test_a_strict_interceptor_refuses_headers_that_contradict_the_body(headers: 
 
 
 def test_a_strict_interceptor_refuses_a_request_without_an_id() -> None:
-    """Some server might run it all the same, and hooks for requests have not seen it; real notifications pass."""
-    response = run_request([Strict()], post([rpc("notifications/x"), rpc("tools/call", params={"name": "shell"})]))
+    """Some server might run it all the same, and hooks for requests have not seen it; real
+    notifications pass.
+    """
+    response = run_request(
+        [Strict()], post([rpc("notifications/x"), rpc("tools/call", params={"name": "shell"})])
+    )
     assert response is not None
     assert response.status == 400
     assert run_request([Strict()], post(rpc("notifications/x"))) is None
@@ -702,24 +844,40 @@ def test_a_compressed_body_passes_unseen_or_is_refused() -> None:
 def test_a_strict_interceptor_breaks_a_successful_response_off_that_is_no_json() -> None:
     """Named; an error's body, and JSON that is no message, pass in any case: clients read them."""
     request = post(rpc("ping", 1))
-    result = run_chain([Strict()], [sse(rpc("a/b", 1)) + b"data: oops\n\n" + sse(rpc("a/b", 2))], request=request)
+    result = run_chain(
+        [Strict()], [sse(rpc("a/b", 1)) + b"data: oops\n\n" + sse(rpc("a/b", 2))], request=request
+    )
     assert isinstance(result.failure, StreamAborted)
     assert data_of(result.output) == [rpc("a/b", 1)]
     with pytest.raises(StreamAborted):
         run_json([Strict()], b"oops", request=request)
     head = ResponseHead(401, [(b"content-type", b"application/json")], request)
     assert run_json([Strict()], b"oops", request=request, head=head) == b"oops"
-    assert run_json([Strict()], b'{"error":"invalid_token"}', request=request, head=head) == b'{"error":"invalid_token"}'
+    assert (
+        run_json([Strict()], b'{"error":"invalid_token"}', request=request, head=head)
+        == b'{"error":"invalid_token"}'
+    )
 
 
-# --- streams, in any pieces and with any line ends ----------------------------------------------------------------------
+# --- streams, in any pieces and with any line ends
+# ----------------------------------------------------------------------
 
-CALLED = json.dumps(rpc(id=2, result={"content": [{"type": "text", "text": "42 \u2028 é"}]}), ensure_ascii=False).encode()
+CALLED = json.dumps(
+    rpc(id=2, result={"content": [{"type": "text", "text": "42 \u2028 é"}]}), ensure_ascii=False
+).encode()
 TRANSCRIPTS: dict[str, bytes] = {
-    "2024-11-05": b"event: endpoint\ndata: /messages/?session_id=ab\n\n" + sse(rpc(id=0, result={}), LISTED) + b": ping\n\n",
-    "2025-03-26": b"event: message\ndata: [" + json.dumps(LISTED).encode() + b",\ndata: " + CALLED + b"]\n\n",
+    "2024-11-05": b"event: endpoint\ndata: /messages/?session_id=ab\n\n"
+    + sse(rpc(id=0, result={}), LISTED)
+    + b": ping\n\n",
+    "2025-03-26": b"event: message\ndata: ["
+    + json.dumps(LISTED).encode()
+    + b",\ndata: "
+    + CALLED
+    + b"]\n\n",
     "2025-06-18": sse(
-        rpc("notifications/progress", params={"progress": 1}), rpc("elicitation/create", 9, params={}), LISTED
+        rpc("notifications/progress", params={"progress": 1}),
+        rpc("elicitation/create", 9, params={}),
+        LISTED,
     ),
     "2025-11-25": b"id: 1\nretry: 500\ndata:\n\n: keep\n\nid: 2\n"
     + sse(rpc("notifications/progress"))
@@ -727,8 +885,13 @@ TRANSCRIPTS: dict[str, bytes] = {
     + CALLED
     + b"\n\n",
     "2026-07-28": b":\n\n"
-    + sse(rpc("notifications/subscriptions/acknowledged", params={}), rpc(id=2, result={"resultType": "complete"})),
-    "foreign": b"event: tick\ndata: x\n\ndata: [DONE]\n\ndata\n\nid: 7\n\n" + sse(rpc(), {"a": 1}) + b"data: cut",
+    + sse(
+        rpc("notifications/subscriptions/acknowledged", params={}),
+        rpc(id=2, result={"resultType": "complete"}),
+    ),
+    "foreign": b"event: tick\ndata: x\n\ndata: [DONE]\n\ndata\n\nid: 7\n\n"
+    + sse(rpc(), {"a": 1})
+    + b"data: cut",
 }
 
 
@@ -736,14 +899,22 @@ def chunkings(stream: bytes) -> list[list[bytes]]:
     generator = random.Random(len(stream))
     found = [[stream], [stream[at : at + 1] for at in range(len(stream))]]
     for _ in range(5):
-        cuts = sorted({0, len(stream), *(generator.randrange(len(stream) + 1) for _ in range(generator.randrange(1, 12)))})
+        cuts = sorted(
+            {
+                0,
+                len(stream),
+                *(generator.randrange(len(stream) + 1) for _ in range(generator.randrange(1, 12))),
+            }
+        )
         found.append([stream[first:last] for first, last in pairwise(cuts)])
     return found
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
 @pytest.mark.parametrize("transcript", TRANSCRIPTS.values(), ids=TRANSCRIPTS)
-def test_a_transcript_passes_byte_for_byte_in_any_pieces(transcript: bytes, line_end: bytes) -> None:
+def test_a_transcript_passes_byte_for_byte_in_any_pieces(
+    transcript: bytes, line_end: bytes
+) -> None:
     """With hooks for everything that touch nothing."""
     stream = transcript.replace(b"\n", line_end)
     expected: list[Any] | None = None
@@ -800,7 +971,9 @@ SAID = st.one_of(
 
 @given(SAID, st.booleans())
 def test_whatever_a_client_says_passes_is_answered_or_is_refused(body: bytes, strict: bool) -> None:
-    """One of three, and of JSON-RPC requests none is both answered and sent on: never half a message."""
+    """One of three, and of JSON-RPC requests none is both answered and sent on: never half a
+    message.
+    """
 
     class Either(Answering):
         pass
@@ -819,7 +992,9 @@ def test_whatever_a_client_says_passes_is_answered_or_is_refused(body: bytes, st
         sent = left if isinstance(left, list) else [left]
         assert len(sent) <= (len(came) if isinstance(came, list) else 1)
         assert not [
-            item for item in sent if isinstance(item, dict) and item.get("method") in ("ping", "notifications/progress")
+            item
+            for item in sent
+            if isinstance(item, dict) and item.get("method") in ("ping", "notifications/progress")
         ]
     else:
         assert request.body == body
@@ -829,7 +1004,9 @@ def test_whatever_a_client_says_passes_is_answered_or_is_refused(body: bytes, st
 def test_whatever_a_server_says_passes_or_ends_in_a_named_error(
     said: list[bytes], strict: bool, generator: random.Random
 ) -> None:
-    """Unchanged where no hook changes it; else the stream breaks off with the name of why, behind whole events only."""
+    """Unchanged where no hook changes it; else the stream breaks off with the name of why, behind
+    whole events only.
+    """
 
     class Either(Seen):
         pass
@@ -873,7 +1050,9 @@ def test_a_stream_of_ones_own_keeps_what_it_says_of_large_events(passes: bool) -
             return Watching()
 
     event = sse(rpc("notifications/x", params={"text": "x" * 2000}))
-    result = run_chain([Own()], [event], request=Request(path="/mcp", dialect="mcp"), max_event_bytes=1000)
+    result = run_chain(
+        [Own()], [event], request=Request(path="/mcp", dialect="mcp"), max_event_bytes=1000
+    )
     assert (result.failure is None, result.output == event) == (passes, passes)
 
 
@@ -893,7 +1072,9 @@ async def test_many_answers_over_the_old_transport_wait_for_a_slow_stream() -> N
 
     async def ask() -> None:
         done.append(
-            await interceptor.on_request(post(rpc("ping", 1), session=None, target="/m?session_id=ab", accept="*/*"))
+            await interceptor.on_request(
+                post(rpc("ping", 1), session=None, target="/m?session_id=ab", accept="*/*")
+            )
         )
 
     async with trio.open_nursery() as nursery:

@@ -1,4 +1,6 @@
-"""Every dialect, as providers speak it: what the hooks are shown, however the bytes arrive; and they leave as they came."""
+"""Every dialect, as providers speak it: what the hooks are shown, however the bytes arrive; and
+they leave as they came.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,12 @@ STREAMS: dict[str, Transcript] = {
             chunk(choice({}, "stop")),
             "[DONE]",
         ],
-        [("text", 0, "Hello", ""), ("text", 0, " there ✨", ""), ("text ends", 0, ""), ("finish", 0, "stop")],
+        [
+            ("text", 0, "Hello", ""),
+            ("text", 0, " there ✨", ""),
+            ("text ends", 0, ""),
+            ("finish", 0, "stop"),
+        ],
     ),
     "chat: usage in a chunk without choices": Transcript(
         CHAT,
@@ -99,8 +106,16 @@ STREAMS: dict[str, Transcript] = {
     "chat: two entries of one choice in one chunk": Transcript(
         CHAT,
         [
-            chunk(choice({"content": "a"}), choice({"content": "b"}, index=1), choice({"content": "c"})),
-            chunk(choice({"content": "d"}), choice({"reasoning_content": "e"}), choice({"content": "f"}, "stop")),
+            chunk(
+                choice({"content": "a"}),
+                choice({"content": "b"}, index=1),
+                choice({"content": "c"}),
+            ),
+            chunk(
+                choice({"content": "d"}),
+                choice({"reasoning_content": "e"}),
+                choice({"content": "f"}, "stop"),
+            ),
             chunk(choice({"content": "g"}, index=1), choice({}, "stop", index=1)),
             "[DONE]",
         ],
@@ -144,8 +159,18 @@ STREAMS: dict[str, Transcript] = {
     ),
     "chat: a refusal": Transcript(
         CHAT,
-        [chunk(choice({"refusal": "I can"})), chunk(choice({"refusal": "not."})), chunk(choice({}, "stop")), "[DONE]"],
-        [("refusal", 0, "I can", ""), ("refusal", 0, "not.", ""), ("refusal ends", 0, ""), ("finish", 0, "stop")],
+        [
+            chunk(choice({"refusal": "I can"})),
+            chunk(choice({"refusal": "not."})),
+            chunk(choice({}, "stop")),
+            "[DONE]",
+        ],
+        [
+            ("refusal", 0, "I can", ""),
+            ("refusal", 0, "not.", ""),
+            ("refusal ends", 0, ""),
+            ("finish", 0, "stop"),
+        ],
     ),
     "chat: the reasoning of compatible servers": Transcript(
         CHAT,
@@ -167,12 +192,25 @@ STREAMS: dict[str, Transcript] = {
         CHAT,
         [
             chunk(choice({"content": "Hel"})),
-            {"error": {"message": "overloaded", "type": "server_error", "param": None, "code": 503}},
+            {
+                "error": {
+                    "message": "overloaded",
+                    "type": "server_error",
+                    "param": None,
+                    "code": 503,
+                }
+            },
         ],
-        [("text", 0, "Hel", ""), ("error", "server_error", "503", "overloaded"), ("text ends", 0, "")],
+        [
+            ("text", 0, "Hel", ""),
+            ("error", "server_error", "503", "overloaded"),
+            ("text ends", 0, ""),
+        ],
     ),
     "chat: no finish reason at all": Transcript(
-        CHAT, [chunk(choice({"content": "Hel"})), "[DONE]"], [("text", 0, "Hel", ""), ("text ends", 0, "")]
+        CHAT,
+        [chunk(choice({"content": "Hel"})), "[DONE]"],
+        [("text", 0, "Hel", ""), ("text ends", 0, "")],
     ),
     "responses: text": Transcript(
         RESPONSES,
@@ -189,7 +227,9 @@ STREAMS: dict[str, Transcript] = {
     "responses: a reasoning's summary, then two calls": Transcript(
         RESPONSES,
         responses_stream(
-            summary_events(["**Looking", "**"]), call_events(['{"a"', ":1}"], 1), call_events(["{}"], 2, "get_time")
+            summary_events(["**Looking", "**"]),
+            call_events(['{"a"', ":1}"], 1),
+            call_events(["{}"], 2, "get_time"),
         ),
         [
             ("thinking", 0, "**Looking", ""),
@@ -245,14 +285,23 @@ STREAMS: dict[str, Transcript] = {
         responses_stream(
             end={
                 "type": "response.failed",
-                "response": response("failed", [], error={"code": "server_error", "message": "sorry"}),
+                "response": response(
+                    "failed", [], error={"code": "server_error", "message": "sorry"}
+                ),
             }
         ),
         [("finish", 0, "failed"), ("error", None, "server_error", "sorry")],
     ),
     "responses: an error": Transcript(
         RESPONSES,
-        responses_stream(end={"type": "error", "code": "rate_limit_exceeded", "message": "slow down", "param": None}),
+        responses_stream(
+            end={
+                "type": "error",
+                "code": "rate_limit_exceeded",
+                "message": "slow down",
+                "param": None,
+            }
+        ),
         [("error", None, "rate_limit_exceeded", "slow down")],
     ),
     "anthropic: text, with a ping": Transcript(
@@ -329,7 +378,12 @@ STREAMS: dict[str, Transcript] = {
             text_block(0, "Hel")[1],
             {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}},
         ],
-        [STARTED, ("text", 0, "Hel", ""), ("error", "overloaded_error", None, "Overloaded"), ("text ends", 0, "")],
+        [
+            STARTED,
+            ("text", 0, "Hel", ""),
+            ("error", "overloaded_error", None, "Overloaded"),
+            ("text ends", 0, ""),
+        ],
     ),
     "anthropic: a refusal": Transcript(
         ANTHROPIC,
@@ -341,7 +395,9 @@ STREAMS: dict[str, Transcript] = {
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
 @pytest.mark.parametrize("transcript", STREAMS.values(), ids=STREAMS)
-def test_a_stream_is_understood_however_it_arrives_and_leaves_as_it_came(transcript: Transcript, line_end: bytes) -> None:
+def test_a_stream_is_understood_however_it_arrives_and_leaves_as_it_came(
+    transcript: Transcript, line_end: bytes
+) -> None:
     """Whole, byte by byte and re-chunked: the hooks are shown the same, and not a byte is another."""
     stream = transcript.stream(line_end)
     for chunks in chunkings(stream):
@@ -353,7 +409,11 @@ def test_a_stream_is_understood_however_it_arrives_and_leaves_as_it_came(transcr
         assert result.counts.changed == result.counts.dropped == result.counts.added == 0
 
 
-TOOL = {"id": "call_a", "type": "function", "function": {"name": "get_weather", "arguments": '{"a": 1}'}}
+TOOL = {
+    "id": "call_a",
+    "type": "function",
+    "function": {"name": "get_weather", "arguments": '{"a": 1}'},
+}
 CUSTOM = {"id": "call_b", "type": "custom", "custom": {"name": "shell", "input": "ls"}}
 
 BODIES: dict[str, tuple[str, Any, list[tuple[Any, ...]]]] = {
@@ -372,7 +432,11 @@ BODIES: dict[str, tuple[str, Any, list[tuple[Any, ...]]]] = {
     ),
     "chat: tool calls": (
         CHAT,
-        chat_body({"tool_calls": [TOOL, CUSTOM]}, finish_reason="tool_calls", usage={"completion_tokens": 0}),
+        chat_body(
+            {"tool_calls": [TOOL, CUSTOM]},
+            finish_reason="tool_calls",
+            usage={"completion_tokens": 0},
+        ),
         [
             ("call", 0, 0, "call_a", "get_weather", '{"a": 1}'),
             ("call", 0, 1, "call_b", "shell", "ls"),
@@ -383,7 +447,13 @@ BODIES: dict[str, tuple[str, Any, list[tuple[Any, ...]]]] = {
     "chat: a content that is a list": (
         CHAT,
         chat_body(
-            {"content": [{"type": "text", "text": "a"}, {"type": "new"}, {"type": "refusal", "refusal": "b"}]},
+            {
+                "content": [
+                    {"type": "text", "text": "a"},
+                    {"type": "new"},
+                    {"type": "refusal", "refusal": "b"},
+                ]
+            },
             {"content": []},
             usage=None,
         ),
@@ -408,7 +478,11 @@ BODIES: dict[str, tuple[str, Any, list[tuple[Any, ...]]]] = {
         },
         [("error", "invalid_request_error", "invalid_api_key", "Incorrect API key")],
     ),
-    "chat: an error that is text": (CHAT, {"error": "model not found"}, [("error", None, None, "model not found")]),
+    "chat: an error that is text": (
+        CHAT,
+        {"error": "model not found"},
+        [("error", None, None, "model not found")],
+    ),
     "responses: text and a call": (
         RESPONSES,
         response("completed", [message_item(text_part("Hi")), call_item('{"a":1}')]),
@@ -439,17 +513,27 @@ BODIES: dict[str, tuple[str, Any, list[tuple[Any, ...]]]] = {
     ),
     "anthropic: an error": (
         ANTHROPIC,
-        {"type": "error", "error": {"type": "rate_limit_error", "message": "slow down"}, "request_id": "req_1"},
+        {
+            "type": "error",
+            "error": {"type": "rate_limit_error", "message": "slow down"},
+            "request_id": "req_1",
+        },
         [("error", "rate_limit_error", None, "slow down")],
     ),
     "JSON that is no object": (CHAT, [{"choices": 1}], []),
-    "a list of errors": (CHAT, [{"error": {"message": "no", "code": 400}}], [("error", None, "400", "no")]),
+    "a list of errors": (
+        CHAT,
+        [{"error": {"message": "no", "code": 400}}],
+        [("error", None, "400", "no")],
+    ),
     "an object of another kind": (ANTHROPIC, {"input_tokens": 14}, []),
 }
 
 
 @pytest.mark.parametrize(("path", "body", "seen"), BODIES.values(), ids=BODIES)
-def test_a_body_is_shown_to_the_same_hooks_and_leaves_as_it_came(path: str, body: Any, seen: list[tuple[Any, ...]]) -> None:
+def test_a_body_is_shown_to_the_same_hooks_and_leaves_as_it_came(
+    path: str, body: Any, seen: list[tuple[Any, ...]]
+) -> None:
     """What is not streamed comes as whole texts and whole calls."""
     recorder = Recorder()
     written = json.dumps(body, indent=2).encode()

@@ -1,4 +1,6 @@
-"""What providers send, as their documentation and SDKs' types have it: streams as lists of events, and bodies."""
+"""What providers send, as their documentation and SDKs' types have it: streams as lists of events,
+and bodies.
+"""
 
 from __future__ import annotations
 
@@ -60,11 +62,18 @@ def chunkings(stream: bytes) -> Iterator[list[bytes]]:
     yield [stream[at : at + 1] for at in range(len(stream))]
     for seed in range(4):
         random = Random(seed)
-        cuts = sorted({0, len(stream), *(random.randrange(len(stream)) for _ in range(random.choice([3, 30, 200])))})
+        cuts = sorted(
+            {
+                0,
+                len(stream),
+                *(random.randrange(len(stream)) for _ in range(random.choice([3, 30, 200]))),
+            }
+        )
         yield [stream[first:last] for first, last in pairwise(cuts)]
 
 
-# --- OpenAI chat completions --------------------------------------------------------------------------------------------
+# --- OpenAI chat completions
+# --------------------------------------------------------------------------------------------
 
 
 def chunk(*choices: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -80,15 +89,26 @@ def chunk(*choices: dict[str, Any], **more: Any) -> dict[str, Any]:
     }
 
 
-def choice(delta: dict[str, Any], finish_reason: str | None = None, index: int = 0) -> dict[str, Any]:
+def choice(
+    delta: dict[str, Any], finish_reason: str | None = None, index: int = 0
+) -> dict[str, Any]:
     return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
 
 
-def tool_delta(index: int, arguments: str, id: str | None = None, name: str | None = None) -> dict[str, Any]:
+def tool_delta(
+    index: int, arguments: str, id: str | None = None, name: str | None = None
+) -> dict[str, Any]:
     if id is None:
         return {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]}
     return {
-        "tool_calls": [{"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": arguments}}]
+        "tool_calls": [
+            {
+                "index": index,
+                "id": id,
+                "type": "function",
+                "function": {"name": name, "arguments": arguments},
+            }
+        ]
     }
 
 
@@ -101,11 +121,19 @@ CHAT_USAGE = {
 }
 
 
-def chat_body(*messages: dict[str, Any], finish_reason: str = "stop", usage: Any = CHAT_USAGE) -> dict[str, Any]:
+def chat_body(
+    *messages: dict[str, Any], finish_reason: str = "stop", usage: Any = CHAT_USAGE
+) -> dict[str, Any]:
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": None, "refusal": None, "annotations": [], **message},
+            "message": {
+                "role": "assistant",
+                "content": None,
+                "refusal": None,
+                "annotations": [],
+                **message,
+            },
             "logprobs": None,
             "finish_reason": finish_reason,
         }
@@ -121,7 +149,8 @@ def chat_body(*messages: dict[str, Any], finish_reason: str = "stop", usage: Any
     }
 
 
-# --- OpenAI responses ---------------------------------------------------------------------------------------------------
+# --- OpenAI responses
+# ---------------------------------------------------------------------------------------------------
 
 
 def response(status: str, output: list[Any], **more: Any) -> dict[str, Any]:
@@ -156,11 +185,21 @@ def text_part(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": []}
 
 
-def message_item(*parts: dict[str, Any], id: str = "msg_1", status: str = "completed") -> dict[str, Any]:
-    return {"id": id, "type": "message", "status": status, "role": "assistant", "content": list(parts)}
+def message_item(
+    *parts: dict[str, Any], id: str = "msg_1", status: str = "completed"
+) -> dict[str, Any]:
+    return {
+        "id": id,
+        "type": "message",
+        "status": status,
+        "role": "assistant",
+        "content": list(parts),
+    }
 
 
-def call_item(arguments: str, name: str = "get_weather", status: str = "completed") -> dict[str, Any]:
+def call_item(
+    arguments: str, name: str = "get_weather", status: str = "completed"
+) -> dict[str, Any]:
     return {
         "id": f"fc_{name}",
         "type": "function_call",
@@ -171,7 +210,9 @@ def call_item(arguments: str, name: str = "get_weather", status: str = "complete
     }
 
 
-def text_events(deltas: list[str], output: int = 0, kind: str = "output_text", id: str = "msg_1") -> list[dict[str, Any]]:
+def text_events(
+    deltas: list[str], output: int = 0, kind: str = "output_text", id: str = "msg_1"
+) -> list[dict[str, Any]]:
     """One message item with one part: as it is added, its deltas, and three repetitions."""
     key = "refusal" if kind == "refusal" else "text"
     part = {"type": kind, key: "", **({} if kind == "refusal" else {"annotations": []})}
@@ -185,10 +226,17 @@ def text_events(deltas: list[str], output: int = 0, kind: str = "output_text", i
             "item": message_item(id=id, status="in_progress"),
         },
         {"type": "response.content_part.added", **where, "part": part},
-        *({"type": f"response.{kind}.delta", **where, "delta": delta, **logprobs} for delta in deltas),
+        *(
+            {"type": f"response.{kind}.delta", **where, "delta": delta, **logprobs}
+            for delta in deltas
+        ),
         {"type": f"response.{kind}.done", **where, key: whole[key], **logprobs},
         {"type": "response.content_part.done", **where, "part": whole},
-        {"type": "response.output_item.done", "output_index": output, "item": message_item(whole, id=id)},
+        {
+            "type": "response.output_item.done",
+            "output_index": output,
+            "item": message_item(whole, id=id),
+        },
     ]
 
 
@@ -196,10 +244,21 @@ def call_events(deltas: list[str], output: int, name: str = "get_weather") -> li
     whole = "".join(deltas)
     where = {"item_id": f"fc_{name}", "output_index": output}
     return [
-        {"type": "response.output_item.added", "output_index": output, "item": call_item("", name, "in_progress")},
-        *({"type": "response.function_call_arguments.delta", **where, "delta": delta} for delta in deltas),
+        {
+            "type": "response.output_item.added",
+            "output_index": output,
+            "item": call_item("", name, "in_progress"),
+        },
+        *(
+            {"type": "response.function_call_arguments.delta", **where, "delta": delta}
+            for delta in deltas
+        ),
         {"type": "response.function_call_arguments.done", **where, "arguments": whole},
-        {"type": "response.output_item.done", "output_index": output, "item": call_item(whole, name)},
+        {
+            "type": "response.output_item.done",
+            "output_index": output,
+            "item": call_item(whole, name),
+        },
     ]
 
 
@@ -209,16 +268,31 @@ def summary_events(deltas: list[str], output: int = 0) -> list[dict[str, Any]]:
     item = {"id": "rs_1", "type": "reasoning", "summary": []}
     return [
         {"type": "response.output_item.added", "output_index": output, "item": item},
-        {"type": "response.reasoning_summary_part.added", **where, "part": {"type": "summary_text", "text": ""}},
-        *({"type": "response.reasoning_summary_text.delta", **where, "delta": delta} for delta in deltas),
+        {
+            "type": "response.reasoning_summary_part.added",
+            **where,
+            "part": {"type": "summary_text", "text": ""},
+        },
+        *(
+            {"type": "response.reasoning_summary_text.delta", **where, "delta": delta}
+            for delta in deltas
+        ),
         {"type": "response.reasoning_summary_text.done", **where, "text": whole["text"]},
         {"type": "response.reasoning_summary_part.done", **where, "part": whole},
-        {"type": "response.output_item.done", "output_index": output, "item": {**item, "summary": [whole]}},
+        {
+            "type": "response.output_item.done",
+            "output_index": output,
+            "item": {**item, "summary": [whole]},
+        },
     ]
 
 
-def responses_stream(*parts: list[dict[str, Any]], end: dict[str, Any] | None = None, **more: Any) -> list[dict[str, Any]]:
-    """A whole stream: created, the events of its items, and `response.completed` with all of them, or another end."""
+def responses_stream(
+    *parts: list[dict[str, Any]], end: dict[str, Any] | None = None, **more: Any
+) -> list[dict[str, Any]]:
+    """A whole stream: created, the events of its items, and `response.completed` with all of them,
+    or another end.
+    """
     events = [
         {"type": "response.created", "response": response("in_progress", [])},
         {"type": "response.in_progress", "response": response("in_progress", [])},
@@ -226,12 +300,19 @@ def responses_stream(*parts: list[dict[str, Any]], end: dict[str, Any] | None = 
     ]
     items = [event["item"] for event in events if event["type"] == "response.output_item.done"]
     events.append(
-        end or {"type": "response.completed", "response": response("completed", items, **{"usage": RESPONSES_USAGE, **more})}
+        end
+        or {
+            "type": "response.completed",
+            "response": response("completed", items, **{"usage": RESPONSES_USAGE, **more}),
+        }
     )
-    return json.loads(json.dumps([{**event, "sequence_number": number} for number, event in enumerate(events)]))
+    return json.loads(
+        json.dumps([{**event, "sequence_number": number} for number, event in enumerate(events)])
+    )
 
 
-# --- Anthropic messages -------------------------------------------------------------------------------------------------
+# --- Anthropic messages
+# -------------------------------------------------------------------------------------------------
 
 ANTHROPIC_USAGE = {
     "input_tokens": 472,
@@ -267,12 +348,20 @@ def block(index: int, start: dict[str, Any], *deltas: dict[str, Any]) -> list[di
 
 
 def text_block(index: int, *texts: str) -> list[dict[str, Any]]:
-    return block(index, {"type": "text", "text": ""}, *({"type": "text_delta", "text": text} for text in texts))
+    return block(
+        index,
+        {"type": "text", "text": ""},
+        *({"type": "text_delta", "text": text} for text in texts),
+    )
 
 
-def tool_block(index: int, *pieces: str, id: str = "toolu_1", name: str = "get_weather") -> list[dict[str, Any]]:
+def tool_block(
+    index: int, *pieces: str, id: str = "toolu_1", name: str = "get_weather"
+) -> list[dict[str, Any]]:
     start = {"type": "tool_use", "id": id, "name": name, "input": {}}
-    return block(index, start, *({"type": "input_json_delta", "partial_json": piece} for piece in pieces))
+    return block(
+        index, start, *({"type": "input_json_delta", "partial_json": piece} for piece in pieces)
+    )
 
 
 def message_end(reason: str = "end_turn", output_tokens: int = 89) -> list[dict[str, Any]]:

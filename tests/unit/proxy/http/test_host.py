@@ -38,7 +38,9 @@ NO_HOSTS = """
 """
 
 
-@pytest.mark.parametrize("value", [*NO_HOSTS.encode().split(), b"", b"a:1 ", b" a", b"a b", b"a\n", b"a\x00", b"a\xe9"])
+@pytest.mark.parametrize(
+    "value", [*NO_HOSTS.encode().split(), b"", b"a:1 ", b" a", b"a b", b"a\n", b"a\x00", b"a\xe9"]
+)
 def test_what_is_no_host(value: bytes) -> None:
     assert parse_host(value) is None
 
@@ -51,7 +53,10 @@ def test_each_octet_of_a_name() -> None:
 @given(st.ip_addresses(v=6), st.none() | st.integers(0, 65535))
 def test_an_address_has_one_spelling(address: ipaddress.IPv6Address, port: int | None) -> None:
     suffix = "" if port is None else f":{port}"
-    short, long = parse_host(f"[{address.compressed}]{suffix}"), parse_host(f"[{address.exploded.upper()}]{suffix}")
+    short, long = (
+        parse_host(f"[{address.compressed}]{suffix}"),
+        parse_host(f"[{address.exploded.upper()}]{suffix}"),
+    )
     assert short == long == (f"[{address}]", port)
     assert short is not None
     assert short.is_address
@@ -84,8 +89,16 @@ def test_the_host_of_a_request() -> None:
     """The authority of an absolute-form target, else the one Host header (RFC 9112, section 3.2.2)."""
     assert request_host([(b"host", b"A:1")], None, "1.1") == (b"A:1", ("a", 1))
     assert request_host([(b"host", b"a")], b"B", "1.1") == (b"B", ("b", None))
-    assert request_host([(b"host", b"")], None, "1.1") == request_host([], None, "1.0") == (b"", None)
-    for headers, authority in [([b"a", b"a"], None), ([b"a b"], None), ([b"a"], b"u@b"), ([b"a"], b""), ([b"a b"], b"b")]:
+    assert (
+        request_host([(b"host", b"")], None, "1.1") == request_host([], None, "1.0") == (b"", None)
+    )
+    for headers, authority in [
+        ([b"a", b"a"], None),
+        ([b"a b"], None),
+        ([b"a"], b"u@b"),
+        ([b"a"], b""),
+        ([b"a b"], b"b"),
+    ]:
         with pytest.raises(RequestRefused) as caught:
             request_host([(b"host", value) for value in headers], authority, "1.2")
         assert caught.value.status == 400

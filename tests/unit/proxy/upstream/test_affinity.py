@@ -15,7 +15,11 @@ def test_a_session_is_found_until_it_is_forgotten() -> None:
     sessions.remember(b"a", ONE, 0)
     sessions.remember(b"b", TWO, 0)
     sessions.remember(b"b", ONE, 0)
-    assert (sessions.find(b"a", 0), sessions.find(b"b", 0), sessions.find(b"c", 0)) == (ONE, ONE, None)
+    assert (sessions.find(b"a", 0), sessions.find(b"b", 0), sessions.find(b"c", 0)) == (
+        ONE,
+        ONE,
+        None,
+    )
     sessions.forget(b"a")
     sessions.forget(b"c")
     assert sessions.find(b"a", 0) is None
@@ -23,16 +27,23 @@ def test_a_session_is_found_until_it_is_forgotten() -> None:
 
 
 def test_a_session_ages_from_its_last_use() -> None:
-    """A use is a response of its endpoint, and lasts as long as that: to look is none, for a client may try in vain for days."""
+    """A use is a response of its endpoint, and lasts as long as that: to look is none, for a client
+    may try in vain for days.
+    """
     sessions = Affinity()
     for key in (b"used", b"unused", b"streaming"):
         sessions.remember(key, ONE, 0)
     sessions.hold(b"streaming")
     sessions.renew(b"used", MAX_SESSION_AGE_S)
     assert sessions.find(b"unused", MAX_SESSION_AGE_S) is ONE
-    assert [sessions.find(key, MAX_SESSION_AGE_S + 1) for key in (b"used", b"unused", b"streaming")] == [ONE, None, ONE]
+    assert [
+        sessions.find(key, MAX_SESSION_AGE_S + 1) for key in (b"used", b"unused", b"streaming")
+    ] == [ONE, None, ONE]
     sessions.release(b"streaming", 2 * MAX_SESSION_AGE_S)
-    assert [sessions.find(key, 3 * MAX_SESSION_AGE_S) for key in (b"used", b"streaming")] == [None, ONE]
+    assert [sessions.find(key, 3 * MAX_SESSION_AGE_S) for key in (b"used", b"streaming")] == [
+        None,
+        ONE,
+    ]
     assert sessions.find(b"streaming", 3 * MAX_SESSION_AGE_S + 1) is None
     assert len(sessions) == 0
     assert not sessions._held

@@ -1,4 +1,6 @@
-"""The balancer on real sockets: what a session's key does, which failures count, and that cancelling it leaves nothing behind."""
+"""The balancer on real sockets: what a session's key does, which failures count, and that
+cancelling it leaves nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ from trio.testing import MockClock
 
 from pools import Pools
 from proxy.errors import ConnectFailed, NoEndpoint, OutOfResources, ReadFailed, UpstreamFailure
-from proxy.upstream import Balancer, Checks, Endpoint, Endpoints, Resolver, RetryPolicy, UpstreamTransport, dial
+from proxy.upstream import (
+    Balancer,
+    Checks,
+    Endpoint,
+    Endpoints,
+    Resolver,
+    RetryPolicy,
+    UpstreamTransport,
+    dial,
+)
 from proxy.upstream.origin import Origin
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -32,7 +43,13 @@ def balancer(pools: Pools, *urls: str, failures: int = 100) -> Balancer:
 def request(method: str = "GET", target: bytes = b"/", **extensions: object) -> httpx.Request:
     extensions = {"target": target, "timeout": {}} | extensions
     headers = [("host", "ignored"), *([("content-length", "0")] if method == "POST" else [])]
-    return httpx.Request(method, "http://ignored/", headers=headers, stream=httpx.ByteStream(b""), extensions=extensions)
+    return httpx.Request(
+        method,
+        "http://ignored/",
+        headers=headers,
+        stream=httpx.ByteStream(b""),
+        extensions=extensions,
+    )
 
 
 async def good(peer: Peer) -> None:
@@ -56,7 +73,9 @@ def idle(transport: Balancer) -> bool:
 
 
 async def test_any_bytes_may_be_a_sessions_key(pools: Pools) -> None:
-    """For sessions that no header tells: whoever knows the key says where it belongs, and asks with it."""
+    """For sessions that no header tells: whoever knows the key says where it belongs, and asks with
+    it.
+    """
     async with open_upstream(good) as one, open_upstream(good) as two:
         transport = balancer(pools, one.url, two.url)
         response = await transport.handle_async_request(request())
@@ -66,7 +85,9 @@ async def test_any_bytes_may_be_a_sessions_key(pools: Pools) -> None:
         assert transport.find(b"/messages?session=1") is None
         transport.remember(b"/messages?session=1", endpoint)
         for _ in range(5):
-            response = await transport.handle_async_request(request("POST", affinity=b"/messages?session=1"))
+            response = await transport.handle_async_request(
+                request("POST", affinity=b"/messages?session=1")
+            )
             assert response.extensions["endpoint"] is endpoint
             await response.aread()
             await response.aclose()
@@ -93,7 +114,9 @@ async def test_a_request_may_be_sent_a_second_time_as_it_was(pools: Pools) -> No
 
 
 async def test_a_kept_connection_that_was_closed_is_not_the_endpoints_failure(pools: Pools) -> None:
-    """A server may close one just when the next request is written; that says nothing, and a GET is simply sent again."""
+    """A server may close one just when the next request is written; that says nothing, and a GET is
+    simply sent again.
+    """
 
     async def script(peer: Peer) -> None:
         await peer.request()
@@ -116,7 +139,9 @@ async def test_a_kept_connection_that_was_closed_is_not_the_endpoints_failure(po
 
 
 async def test_a_retry_takes_a_new_connection(pools: Pools) -> None:
-    """A second kept one may be as dead as the first: one attempt more is enough, however many are kept."""
+    """A second kept one may be as dead as the first: one attempt more is enough, however many are
+    kept.
+    """
 
     async def script(peer: Peer) -> None:
         number = upstream.accepted
@@ -130,7 +155,10 @@ async def test_a_retry_takes_a_new_connection(pools: Pools) -> None:
     async with open_upstream(script) as upstream:
         transport = balancer(pools, upstream.url)
         for count in (2, 1):
-            responses = [await transport.handle_async_request(request(retry=RetryPolicy(2, 1))) for _ in range(count)]
+            responses = [
+                await transport.handle_async_request(request(retry=RetryPolicy(2, 1)))
+                for _ in range(count)
+            ]
             for response in responses:
                 assert await response.aread() == b"ok"
                 await response.aclose()
@@ -148,10 +176,14 @@ async def test_without_a_policy_nothing_is_sent_twice(pools: Pools) -> None:
     assert len(upstream.requests) == 1
 
 
-async def test_when_every_endpoint_is_out_the_failure_says_for_how_long(pools: Pools, autojump_clock: object) -> None:
+async def test_when_every_endpoint_is_out_the_failure_says_for_how_long(
+    pools: Pools, autojump_clock: object
+) -> None:
     """In whole seconds, rounded up, and never none at all."""
     transport = balancer(pools, "http://127.0.0.1:1", failures=1)
-    transport.endpoints.pin(transport.endpoints.all[0], trio.current_time()).fail(trio.current_time())
+    transport.endpoints.pin(transport.endpoints.all[0], trio.current_time()).fail(
+        trio.current_time()
+    )
     for waited, told in ((0, 10), (8.5, 2), (1, 1)):
         await trio.sleep(waited)
         with pytest.raises(NoEndpoint) as caught:
@@ -204,17 +236,22 @@ def no_room(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-async def test_what_is_ours_is_not_tried_again_and_counts_against_nobody(pools: Pools, no_room: list[str]) -> None:
-    """One attempt for each request, however many endpoints there are; each stays in service with no failure."""
+async def test_what_is_ours_is_not_tried_again_and_counts_against_nobody(
+    pools: Pools, no_room: list[str]
+) -> None:
+    """One attempt for each request, however many endpoints there are; each stays in service with no
+    failure.
+    """
     transport = balancer(pools, "http://one.test", "http://127.0.0.1:9", failures=1)
     policy = RetryPolicy(5, 1)
     for _ in range(4):
         with pytest.raises(OutOfResources):
             await transport.handle_async_request(request(retry=policy))
     assert len(no_room) == 4
-    assert [(item.state, item.failures, item.ejections, item.retries) for item in transport.endpoint_states()] == [
-        ("up", 0, 0, 0)
-    ] * 2
+    assert [
+        (item.state, item.failures, item.ejections, item.retries)
+        for item in transport.endpoint_states()
+    ] == [("up", 0, 0, 0)] * 2
     assert idle(transport)
 
 
@@ -234,7 +271,12 @@ async def test_a_probe_that_fails_for_want_of_resources_is_followed_by_another(
     pools: Pools, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     """An endpoint that is due again is neither ejected anew nor left without a probe."""
-    problems: list[UpstreamFailure] = [ConnectFailed("x"), OutOfResources("x"), OutOfResources("x"), ConnectFailed("x")]
+    problems: list[UpstreamFailure] = [
+        ConnectFailed("x"),
+        OutOfResources("x"),
+        OutOfResources("x"),
+        ConnectFailed("x"),
+    ]
 
     async def connect(origin: Origin, resolver: Resolver) -> socket.socket:
         raise problems.pop(0)

@@ -1,4 +1,6 @@
-"""One origin's connections: reading, writing and closing one, and the pool that lends, keeps, bounds and loses none."""
+"""One origin's connections: reading, writing and closing one, and the pool that lends, keeps,
+bounds and loses none.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,23 @@ import trio
 import trustme
 from trio.testing import MockClock
 
-from proxy.errors import ConnectFailed, ConnectTimedOut, PoolTimedOut, ReadFailed, Truncated, WriteTimedOut
+from proxy.errors import (
+    ConnectFailed,
+    ConnectTimedOut,
+    PoolTimedOut,
+    ReadFailed,
+    Truncated,
+    WriteTimedOut,
+)
 from proxy.upstream import Resolver, dial
-from proxy.upstream.connections import KEEPALIVE_EXPIRY_S, Connection, ConnectionPool, ConnectTime, Origin, Slots
+from proxy.upstream.connections import (
+    KEEPALIVE_EXPIRY_S,
+    Connection,
+    ConnectionPool,
+    ConnectTime,
+    Origin,
+    Slots,
+)
 
 ORIGIN = Origin("http", "upstream.test", 80)
 
@@ -85,13 +101,19 @@ async def listener() -> AsyncIterator[trio.SocketListener]:
 
 
 @pytest.fixture
-async def make_pool(listener: trio.SocketListener) -> AsyncIterator[Callable[[int], ConnectionPool]]:
+async def make_pool(
+    listener: trio.SocketListener,
+) -> AsyncIterator[Callable[[int], ConnectionPool]]:
     """Pools for a server that accepts (in its backlog) and says nothing."""
     made: list[ConnectionPool] = []
 
     def make(max_connections: int) -> ConnectionPool:
         port = listener.socket.getsockname()[1]
-        made.append(ConnectionPool(Origin("http", "127.0.0.1", port), Slots(max_connections), Resolver(), None))
+        made.append(
+            ConnectionPool(
+                Origin("http", "127.0.0.1", port), Slots(max_connections), Resolver(), None
+            )
+        )
         return made[-1]
 
     yield make
@@ -105,7 +127,13 @@ async def acquire(pool: ConnectionPool, **kwargs: Any) -> Connection:
 
 def numbers(pool: ConnectionPool) -> dict[str, int]:
     state = pool.state()
-    return {"lent": state.lent, "idle": state.idle, "waiting": state.waiting, "opened": state.opened, "reused": state.reused}
+    return {
+        "lent": state.lent,
+        "idle": state.idle,
+        "waiting": state.waiting,
+        "opened": state.opened,
+        "reused": state.reused,
+    }
 
 
 # One connection
@@ -116,7 +144,9 @@ def test_an_origin_is_written_as_in_a_url() -> None:
     assert str(Origin("http", "::1", 80)) == "http://[::1]:80"
 
 
-def test_reading_fills_the_buffer_from_where_it_is_told(pair: tuple[Connection, socket.socket]) -> None:
+def test_reading_fills_the_buffer_from_where_it_is_told(
+    pair: tuple[Connection, socket.socket],
+) -> None:
     """In place, no further than the buffer goes, and the bytes before stay."""
     connection, server = pair
     server.send(b"0123456789")
@@ -128,7 +158,9 @@ def test_reading_fills_the_buffer_from_where_it_is_told(pair: tuple[Connection, 
     buffer.append(0)  # BufferError, if a memoryview of it were left
 
 
-def test_reading_never_blocks_and_tells_nothing_yet_from_the_end(pair: tuple[Connection, socket.socket]) -> None:
+def test_reading_never_blocks_and_tells_nothing_yet_from_the_end(
+    pair: tuple[Connection, socket.socket],
+) -> None:
     connection, server = pair
     for at in (0, 3):
         assert connection.receive_into(bytearray(8), at) is None
@@ -137,7 +169,9 @@ def test_reading_never_blocks_and_tells_nothing_yet_from_the_end(pair: tuple[Con
         assert connection.receive_into(bytearray(8), at) == 0
 
 
-def test_a_broken_connection_is_a_read_failure_that_names_the_origin(pair: tuple[Connection, socket.socket]) -> None:
+def test_a_broken_connection_is_a_read_failure_that_names_the_origin(
+    pair: tuple[Connection, socket.socket],
+) -> None:
     connection, server = pair
     connection.sock.send(b"unread")
     server.close()  # with bytes unread: a reset
@@ -145,7 +179,9 @@ def test_a_broken_connection_is_a_read_failure_that_names_the_origin(pair: tuple
         connection.receive_into(bytearray(8), 0)
 
 
-def test_over_tls_the_rest_of_a_record_is_pending(tls_pair: tuple[Connection, ssl.SSLSocket]) -> None:
+def test_over_tls_the_rest_of_a_record_is_pending(
+    tls_pair: tuple[Connection, ssl.SSLSocket],
+) -> None:
     """Of which the socket's readiness does not tell."""
     connection, server = tls_pair
     assert not connection.pending
@@ -160,7 +196,9 @@ def test_over_tls_the_rest_of_a_record_is_pending(tls_pair: tuple[Connection, ss
 
 
 @bounded
-async def test_waiting_returns_at_once_while_tls_holds_bytes(tls_pair: tuple[Connection, ssl.SSLSocket]) -> None:
+async def test_waiting_returns_at_once_while_tls_holds_bytes(
+    tls_pair: tuple[Connection, ssl.SSLSocket],
+) -> None:
     connection, server = tls_pair
     server.send(b"0123456789")
     await connection.wait_readable()
@@ -176,7 +214,9 @@ def test_over_tls_only_close_notify_is_an_end(tls_pair: tuple[Connection, ssl.SS
     assert connection.receive_into(bytearray(8), 0) == 0
 
 
-def test_over_tls_an_end_without_close_notify_is_a_truncation(tls_pair: tuple[Connection, ssl.SSLSocket]) -> None:
+def test_over_tls_an_end_without_close_notify_is_a_truncation(
+    tls_pair: tuple[Connection, ssl.SSLSocket],
+) -> None:
     connection, server = tls_pair
     server.send(b"hello")
     socket.socket.shutdown(server, socket.SHUT_WR)  # TCP's end, and not TLS's
@@ -186,7 +226,9 @@ def test_over_tls_an_end_without_close_notify_is_a_truncation(tls_pair: tuple[Co
 
 
 @bounded
-async def test_waiting_wakes_when_there_is_something(pair: tuple[Connection, socket.socket], nursery: trio.Nursery) -> None:
+async def test_waiting_wakes_when_there_is_something(
+    pair: tuple[Connection, socket.socket], nursery: trio.Nursery
+) -> None:
     connection, server = pair
 
     async def speak() -> None:
@@ -199,7 +241,9 @@ async def test_waiting_wakes_when_there_is_something(pair: tuple[Connection, soc
 
 
 @bounded
-async def test_closing_wakes_whoever_waits(pair: tuple[Connection, socket.socket], nursery: trio.Nursery) -> None:
+async def test_closing_wakes_whoever_waits(
+    pair: tuple[Connection, socket.socket], nursery: trio.Nursery
+) -> None:
     """A reader and a writer in other tasks get a failure of ours; closing again does nothing."""
     connection, _ = pair
     failures: list[Exception] = []
@@ -219,7 +263,9 @@ async def test_closing_wakes_whoever_waits(pair: tuple[Connection, socket.socket
 
 
 @bounded
-async def test_writing_sends_everything_and_counts_it(pair: tuple[Connection, socket.socket], nursery: trio.Nursery) -> None:
+async def test_writing_sends_everything_and_counts_it(
+    pair: tuple[Connection, socket.socket], nursery: trio.Nursery
+) -> None:
     """Through many waits for room."""
     connection, server = pair
     data = bytes(range(256)) * 8000
@@ -239,7 +285,9 @@ async def test_writing_sends_everything_and_counts_it(pair: tuple[Connection, so
 
 
 @bounded
-async def test_a_write_that_finds_no_room_in_time_fails(pair: tuple[Connection, socket.socket]) -> None:
+async def test_a_write_that_finds_no_room_in_time_fails(
+    pair: tuple[Connection, socket.socket],
+) -> None:
     """`written` says what has left; so it does when a write is cancelled."""
     connection, server = pair
     with pytest.raises(WriteTimedOut, match=r"took nothing for 0\.03 s"):
@@ -255,7 +303,9 @@ async def test_a_write_that_finds_no_room_in_time_fails(pair: tuple[Connection, 
 
 
 @bounded
-async def test_writing_to_a_broken_connection_is_a_read_failure(pair: tuple[Connection, socket.socket]) -> None:
+async def test_writing_to_a_broken_connection_is_a_read_failure(
+    pair: tuple[Connection, socket.socket],
+) -> None:
     """The answer may be there all the same: so it is no failure of its own."""
     connection, server = pair
     server.close()
@@ -274,7 +324,9 @@ def test_a_quiet_open_connection_is_alive(
 
 
 @pytest.mark.parametrize("change", ["closed", "spoken", "reset"])
-def test_a_connection_that_ended_or_spoke_is_not_alive(pair: tuple[Connection, socket.socket], change: str) -> None:
+def test_a_connection_that_ended_or_spoke_is_not_alive(
+    pair: tuple[Connection, socket.socket], change: str
+) -> None:
     connection, server = pair
     if change == "spoken":
         server.send(b"x")
@@ -286,7 +338,9 @@ def test_a_connection_that_ended_or_spoke_is_not_alive(pair: tuple[Connection, s
 
 
 @pytest.mark.parametrize("change", ["close_notify", "cut", "spoken"])
-def test_a_tls_connection_that_ended_or_spoke_is_not_alive(tls_pair: tuple[Connection, ssl.SSLSocket], change: str) -> None:
+def test_a_tls_connection_that_ended_or_spoke_is_not_alive(
+    tls_pair: tuple[Connection, ssl.SSLSocket], change: str
+) -> None:
     connection, server = tls_pair
     if change == "spoken":
         server.send(b"x")
@@ -302,7 +356,9 @@ def test_a_tls_connection_that_ended_or_spoke_is_not_alive(tls_pair: tuple[Conne
 
 
 @bounded
-async def test_a_released_connection_is_lent_again(make_pool: Callable[[int], ConnectionPool]) -> None:
+async def test_a_released_connection_is_lent_again(
+    make_pool: Callable[[int], ConnectionPool],
+) -> None:
     """The most recently used first; and one that is not reusable is closed instead."""
     pool = make_pool(10)
     first, second = await acquire(pool), await acquire(pool)
@@ -324,7 +380,9 @@ async def test_a_released_connection_is_lent_again(make_pool: Callable[[int], Co
 
 
 @bounded
-async def test_a_connection_on_loan_again_counts_its_bytes_anew(make_pool: Callable[[int], ConnectionPool]) -> None:
+async def test_a_connection_on_loan_again_counts_its_bytes_anew(
+    make_pool: Callable[[int], ConnectionPool],
+) -> None:
     pool = make_pool(1)
     connection = await acquire(pool)
     await connection.send_all(b"hello", None)
@@ -335,8 +393,12 @@ async def test_a_connection_on_loan_again_counts_its_bytes_anew(make_pool: Calla
 
 
 @bounded
-async def test_lent_and_idle_together_stay_within_the_bound(make_pool: Callable[[int], ConnectionPool]) -> None:
-    """Also when a fresh one is asked for: an idle one is closed for it, the one that has idled the longest."""
+async def test_lent_and_idle_together_stay_within_the_bound(
+    make_pool: Callable[[int], ConnectionPool],
+) -> None:
+    """Also when a fresh one is asked for: an idle one is closed for it, the one that has idled the
+    longest.
+    """
     pool = make_pool(2)
     first, second = await acquire(pool), await acquire(pool)
     pool.release(first, reusable=True)
@@ -352,7 +414,9 @@ async def test_lent_and_idle_together_stay_within_the_bound(make_pool: Callable[
 
 
 @bounded
-async def test_when_all_are_lent_one_waits_and_then_times_out(make_pool: Callable[[int], ConnectionPool]) -> None:
+async def test_when_all_are_lent_one_waits_and_then_times_out(
+    make_pool: Callable[[int], ConnectionPool],
+) -> None:
     pool = make_pool(1)
     held = await acquire(pool)
     with pytest.raises(PoolTimedOut, match="max_connections"):
@@ -416,7 +480,9 @@ async def test_a_cancelled_waiter_takes_no_slot(make_pool: Callable[[int], Conne
 async def test_a_failed_attempt_gives_its_slot_back() -> None:
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
-        pool = ConnectionPool(Origin("http", "127.0.0.1", unheard.getsockname()[1]), Slots(1), Resolver(), None)
+        pool = ConnectionPool(
+            Origin("http", "127.0.0.1", unheard.getsockname()[1]), Slots(1), Resolver(), None
+        )
         for _ in range(3):
             with pytest.raises(ConnectFailed, match="Connection refused"):
                 await acquire(pool)
@@ -473,7 +539,9 @@ async def test_expire_closes_what_idled_too_long_or_ended_and_keeps_the_rest(
 
 
 @bounded
-async def test_what_idled_too_long_is_not_lent_even_before_it_expires(make_pool: Callable[[int], ConnectionPool]) -> None:
+async def test_what_idled_too_long_is_not_lent_even_before_it_expires(
+    make_pool: Callable[[int], ConnectionPool],
+) -> None:
     """Servers close theirs after about the same time: the request would race that."""
     pool = make_pool(2)
     old = await acquire(pool)
@@ -486,7 +554,9 @@ async def test_what_idled_too_long_is_not_lent_even_before_it_expires(make_pool:
 
 
 @bounded
-async def test_a_socket_is_non_blocking_and_without_delay(make_pool: Callable[[int], ConnectionPool]) -> None:
+async def test_a_socket_is_non_blocking_and_without_delay(
+    make_pool: Callable[[int], ConnectionPool],
+) -> None:
     """Nagle's algorithm would hold an upload's small pieces back."""
     pool = make_pool(1)
     connection = await acquire(pool)
@@ -514,12 +584,19 @@ def pool() -> ConnectionPool:
 
 
 @pytest.mark.parametrize(
-    ("busy_s", "kind"), [(0.9, PoolTimedOut), (0.1, ConnectTimedOut), (0.0, ConnectTimedOut), (5.0, PoolTimedOut)]
+    ("busy_s", "kind"),
+    [(0.9, PoolTimedOut), (0.1, ConnectTimedOut), (0.0, ConnectTimedOut), (5.0, PoolTimedOut)],
 )
 async def test_waiting_and_connecting_have_one_deadline(
-    pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock, busy_s: float, kind: type[Exception]
+    pool: ConnectionPool,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
+    busy_s: float,
+    kind: type[Exception],
 ) -> None:
-    """The only connection is busy, and the new one is never accepted. Most of the time in the queue: not the endpoint's fault."""
+    """The only connection is busy, and the new one is never accepted. Most of the time in the
+    queue: not the endpoint's fault.
+    """
     never_accepted(monkeypatch, 0)
     held = await acquire(pool)
     never_accepted(monkeypatch)
@@ -535,7 +612,13 @@ async def test_waiting_and_connecting_have_one_deadline(
         with pytest.raises(kind):
             await pool.acquire(ConnectTime(1))
         assert trio.current_time() - began == pytest.approx(1)
-    assert numbers(pool) | {"opened": 0} == {"lent": 0, "idle": 0, "waiting": 0, "opened": 0, "reused": 0}
+    assert numbers(pool) | {"opened": 0} == {
+        "lent": 0,
+        "idle": 0,
+        "waiting": 0,
+        "opened": 0,
+        "reused": 0,
+    }
 
 
 async def test_a_second_connection_has_what_is_left_of_the_time(

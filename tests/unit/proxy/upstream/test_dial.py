@@ -1,4 +1,6 @@
-"""From an origin to a socket: several addresses as RFC 8305 says, no socket left open, and whose fault a failure is."""
+"""From an origin to a socket: several addresses as RFC 8305 says, no socket left open, and whose
+fault a failure is.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +39,14 @@ class Known(Resolver):
 
 
 class Attempts:
-    """Scripted attempts, in Trio's time: seconds until one is connected, or an errno at once, by address; `inf` for never."""
+    """Scripted attempts, in Trio's time: seconds until one is connected, or an errno at once, by
+    address; `inf` for never.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **script: float | int) -> None:
-        self.script = {name.replace("_", ":").replace("o", "."): value for name, value in script.items()}
+        self.script = {
+            name.replace("_", ":").replace("o", "."): value for name, value in script.items()
+        }
         self.begun: list[tuple[float, str]] = []
         self.sockets: dict[str, socket.socket] = {}
         monkeypatch.setattr(dial, "_attempt", self.attempt)
@@ -61,32 +67,52 @@ def test_the_families_alternate() -> None:
     def order(hosts: Sequence[str]) -> list[str]:
         return [item.host for item in dial._in_turn(Known(*hosts).addresses)]
 
-    assert order(["::1", "::2", "::3", "1.1.1.1", "2.2.2.2"]) == ["::1", "1.1.1.1", "::2", "2.2.2.2", "::3"]
-    assert order(["1.1.1.1", "::1", "2.2.2.2", "3.3.3.3"]) == ["1.1.1.1", "::1", "2.2.2.2", "3.3.3.3"]
+    assert order(["::1", "::2", "::3", "1.1.1.1", "2.2.2.2"]) == [
+        "::1",
+        "1.1.1.1",
+        "::2",
+        "2.2.2.2",
+        "::3",
+    ]
+    assert order(["1.1.1.1", "::1", "2.2.2.2", "3.3.3.3"]) == [
+        "1.1.1.1",
+        "::1",
+        "2.2.2.2",
+        "3.3.3.3",
+    ]
     assert order(["::1"]) == ["::1"]
 
 
 async def test_a_dead_address_costs_a_fraction_of_a_second(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    """Two addresses that never answer, then one that does: each attempt begins a quarter of a second after the one before."""
+    """Two addresses that never answer, then one that does: each attempt begins a quarter of a
+    second after the one before.
+    """
     attempts = Attempts(monkeypatch, __1=float("inf"), __2=float("inf"), **{"1o1o1o1": 0.1})
     began = trio.current_time()
     sock = await connect(NAMED, Known("::1", "1.1.1.1", "::2"))
     assert sock is attempts.sockets["1.1.1.1"]
     sock.close()
-    assert attempts.begun == [(round(began, 6), "::1"), (round(began + ATTEMPT_DELAY_S, 6), "1.1.1.1")]
+    assert attempts.begun == [
+        (round(began, 6), "::1"),
+        (round(began + ATTEMPT_DELAY_S, 6), "1.1.1.1"),
+    ]
     assert round(trio.current_time() - began, 6) == ATTEMPT_DELAY_S + 0.1
 
 
-async def test_a_refused_address_costs_nothing(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
+async def test_a_refused_address_costs_nothing(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
     Attempts(monkeypatch, __1=errno.ECONNREFUSED, **{"1o1o1o1": 0.0})
     began = trio.current_time()
     (await connect(NAMED, Known("::1", "1.1.1.1"))).close()
     assert trio.current_time() == began
 
 
-async def test_a_slow_first_address_may_still_win(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
+async def test_a_slow_first_address_may_still_win(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
     """It goes on while the second is tried; and of two that are connected at once, one is closed."""
     attempts = Attempts(monkeypatch, __1=ATTEMPT_DELAY_S + 0.1, **{"1o1o1o1": 5.0})
     (await connect(NAMED, Known("::1", "1.1.1.1"))).close()
@@ -97,7 +123,9 @@ async def test_a_slow_first_address_may_still_win(monkeypatch: pytest.MonkeyPatc
     sock.close()
 
 
-async def test_cancelled_it_leaves_no_socket_open(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
+async def test_cancelled_it_leaves_no_socket_open(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
     """Before any is connected, and in the moment when one is."""
     for deadline in (0.1, 1.0):
         attempts = Attempts(monkeypatch, __1=1.0, **{"1o1o1o1": float("inf")})
@@ -107,12 +135,20 @@ async def test_cancelled_it_leaves_no_socket_open(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_when_all_fail_each_reason_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    Attempts(monkeypatch, __1=errno.ENETUNREACH, **{"1o1o1o1": errno.ECONNREFUSED, "2o2o2o2": errno.ECONNREFUSED})
-    with pytest.raises(ConnectFailed, match=r"^http://up\.test:80: Network is unreachable; Connection refused$"):
+    Attempts(
+        monkeypatch,
+        __1=errno.ENETUNREACH,
+        **{"1o1o1o1": errno.ECONNREFUSED, "2o2o2o2": errno.ECONNREFUSED},
+    )
+    with pytest.raises(
+        ConnectFailed, match=r"^http://up\.test:80: Network is unreachable; Connection refused$"
+    ):
         await connect(NAMED, Known("::1", "1.1.1.1", "2.2.2.2"))
 
 
-async def test_when_one_fails_for_want_of_resources_it_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_when_one_fails_for_want_of_resources_it_is_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """It might have been connected."""
     Attempts(monkeypatch, __1=errno.EMFILE, **{"1o1o1o1": errno.ECONNREFUSED})
     with pytest.raises(OutOfResources, match="Too many open files; Connection refused"):
@@ -137,7 +173,9 @@ async def test_a_real_name_with_a_refused_address_is_connected_to(listener: int)
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["address", "name"])
-@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL])
+@pytest.mark.parametrize(
+    "number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL]
+)
 async def test_what_is_ours_is_told_from_what_is_the_endpoints(
     monkeypatch: pytest.MonkeyPatch, listener: int, number: int, named: bool
 ) -> None:
@@ -156,11 +194,19 @@ async def test_what_is_ours_is_told_from_what_is_the_endpoints(
     monkeypatch.setattr(socket, "socket", Socket)
     with pytest.raises(OutOfResources, match=os.strerror(number)) as caught:
         await connect(origin, Known("127.0.0.1"))
-    assert (caught.value.status, caught.value.kind, caught.value.retry_after_s) == (503, "out_of_resources", 1)
+    assert (caught.value.status, caught.value.kind, caught.value.retry_after_s) == (
+        503,
+        "out_of_resources",
+        1,
+    )
 
 
-async def test_an_address_of_a_family_that_this_machine_lacks_is_the_endpoints(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without IPv6 ::1 fails with the error of a machine that has no port left: UDP tells the two apart."""
+async def test_an_address_of_a_family_that_this_machine_lacks_is_the_endpoints(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without IPv6 ::1 fails with the error of a machine that has no port left: UDP tells the two
+    apart.
+    """
 
     class Socket(socket.socket):
         def connect_ex(self, address: Any) -> int:
@@ -184,7 +230,9 @@ def test_a_broken_connection_is_the_endpoints_and_missing_memory_is_ours() -> No
     assert type(failure_of(origin, eof, TlsFailed)) is TlsFailed
 
 
-def test_a_certificate_that_could_not_be_verified_without_a_descriptor_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_certificate_that_could_not_be_verified_without_a_descriptor_is_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """OpenSSL reads the system's authorities from files, during the handshake."""
     error = ssl.SSLCertVerificationError(1, "certificate verify failed")
     error.verify_message = "unable to get local issuer certificate"

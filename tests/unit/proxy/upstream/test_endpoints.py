@@ -1,4 +1,6 @@
-"""The choice of an endpoint: least busy first, ejection and the way back, probes, checks; and what holds whatever happens."""
+"""The choice of an endpoint: least busy first, ejection and the way back, probes, checks; and what
+holds whatever happens.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +55,12 @@ def states(endpoints: Endpoints) -> list[str]:
         ("http://[::1]:81/a//", b"/a", b"[::1]:81", "http://[::1]:81/a"),
     ],
 )
-def test_an_endpoint_has_its_own_path_and_host(url: str, base: bytes, host: bytes, name: str) -> None:
-    """The path without a slash at its end, the host without a port that is the scheme's own (RFC 9110, section 7.2)."""
+def test_an_endpoint_has_its_own_path_and_host(
+    url: str, base: bytes, host: bytes, name: str
+) -> None:
+    """The path without a slash at its end, the host without a port that is the scheme's own (RFC
+    9110, section 7.2).
+    """
     endpoint = Endpoint(url)
     assert (endpoint.base, endpoint.host, endpoint.name) == (base, host, name)
 
@@ -108,7 +114,9 @@ def test_what_was_tried_is_taken_only_when_nothing_else_can_be() -> None:
 
 
 def test_failures_in_a_row_eject_for_a_time() -> None:
-    """Then nothing goes there, and when nothing is left, the time until the first comes back is told."""
+    """Then nothing goes there, and when nothing is left, the time until the first comes back is
+    told.
+    """
     endpoints = several(2)
     assert not fail(endpoints, 0, 0)
     succeed(endpoints, 0, 0)
@@ -137,7 +145,9 @@ def test_one_probe_at_a_time_lets_it_back() -> None:
 
 
 def test_a_due_endpoint_gets_the_next_request_however_busy_it_is() -> None:
-    """Streams of before its ejection may go on for hours, and would keep it from ever being the least busy."""
+    """Streams of before its ejection may go on for hours, and would keep it from ever being the
+    least busy.
+    """
     endpoints = several(2)
     old = [endpoints.pin(endpoints.all[0], 0) for _ in range(5)]
     fail(endpoints, 0, 0, times=2)
@@ -157,7 +167,9 @@ def test_a_probe_that_is_given_up_says_nothing_and_leaves_the_place_to_the_next(
 
 
 def test_each_ejection_is_twice_as_long_up_to_the_most() -> None:
-    """While another endpoint is up; and one that has stayed up for as long as it was out begins anew."""
+    """While another endpoint is up; and one that has stayed up for as long as it was out begins
+    anew.
+    """
     endpoints = several(2)
     now, lasted = 0.0, []
     fail(endpoints, 0, now, times=2)
@@ -253,7 +265,9 @@ def test_a_check_lets_back_when_the_time_is_over_and_not_before() -> None:
 
 
 def test_where_there_are_checks_no_request_is_risked_while_another_endpoint_is_up() -> None:
-    """When none is, it is the probe all the same: waiting for the next check would only make the outage longer."""
+    """When none is, it is the probe all the same: waiting for the next check would only make the
+    outage longer.
+    """
     endpoints = several(2, checked=True)
     fail(endpoints, 0, 0, times=2)
     assert [chosen(endpoints, 20) for _ in range(3)] == [1, 1, 1]
@@ -285,10 +299,15 @@ class Anything(RuleBasedStateMachine):
     @rule(tried=st.sets(st.integers(0, 3)))
     def choose(self, tried: set[int]) -> None:
         before = {item: (item.ejected_until, item.probing) for item in self.endpoints.all}
-        usable = [item for item, (until, probing) in before.items() if until is None or (until <= self.now and not probing)]
+        usable = [
+            item
+            for item, (until, probing) in before.items()
+            if until is None or (until <= self.now and not probing)
+        ]
         try:
             turn = self.endpoints.choose(
-                self.now, [item for number, item in enumerate(self.endpoints.all) if number in tried]
+                self.now,
+                [item for number, item in enumerate(self.endpoints.all) if number in tried],
             )
         except NoneInService:
             assert not usable
@@ -323,7 +342,9 @@ class Anything(RuleBasedStateMachine):
     @rule(number=st.integers(0, 3), good=st.booleans())
     def check(self, number: int, good: bool) -> None:
         endpoint = self.endpoints.all[number % len(self.endpoints.all)]
-        (self.endpoints.check_succeeded if good else self.endpoints.check_failed)(endpoint, self.now)
+        (self.endpoints.check_succeeded if good else self.endpoints.check_failed)(
+            endpoint, self.now
+        )
 
     @invariant()
     def counts_are_right(self) -> None:
@@ -331,7 +352,11 @@ class Anything(RuleBasedStateMachine):
             return
         for endpoint in self.endpoints.all:
             assert endpoint.outstanding == sum(turn.endpoint is endpoint for turn in self.turns)
-            probes = [turn for turn in self.turns if turn.endpoint is endpoint and turn.probe and not turn._settled]
+            probes = [
+                turn
+                for turn in self.turns
+                if turn.endpoint is endpoint and turn.probe and not turn._settled
+            ]
             assert len(probes) <= 1
             assert endpoint.probing == bool(probes)
             if endpoint.ejected_until is not None:
@@ -351,7 +376,9 @@ TestWhateverHappens.settings = settings(max_examples=150, stateful_step_count=60
 
 @given(count=st.integers(1, 5), busy=st.lists(st.integers(0, 4), max_size=30))
 def test_up_endpoints_share_as_evenly_as_whole_numbers_can(count: int, busy: list[int]) -> None:
-    """Of endpoints that answer alike, none ever has two more under way than another, when all turns last."""
+    """Of endpoints that answer alike, none ever has two more under way than another, when all turns
+    last.
+    """
     endpoints = several(count)
     for _ in busy:
         endpoints.choose(0)

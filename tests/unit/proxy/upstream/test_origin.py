@@ -89,7 +89,10 @@ def test_tls_gets_a_name_without_its_last_dot_or_an_address(host: str, name: str
 
 
 def test_an_address_is_told_from_a_name() -> None:
-    assert [address_family(host) is None for host in ("127.0.0.1", "::1", "127.1", "localhost", "a\x00", "ß")] == [
+    assert [
+        address_family(host) is None
+        for host in ("127.0.0.1", "::1", "127.1", "localhost", "a\x00", "ß")
+    ] == [
         *(False, False),
         *(True, True, True, True),
     ]

@@ -1,4 +1,6 @@
-"""Look-ups: joined, kept for a short time, apart from each other and from every other thread, and owned by nobody's request."""
+"""Look-ups: joined, kept for a short time, apart from each other and from every other thread, and
+owned by nobody's request.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class Names(trio.abc.HostnameResolver):
         self.asked: Counter[str] = Counter()
         self.takes: dict[str, float] = {}
 
-    async def getaddrinfo(self, host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0) -> Any:
+    async def getaddrinfo(
+        self, host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+    ) -> Any:
         name = host.decode()
         self.asked[name] += 1
         await trio.sleep(self.takes.get(name, 0))
@@ -39,7 +43,9 @@ class Names(trio.abc.HostnameResolver):
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         if name == "ours":
             raise socket.gaierror(socket.EAI_MEMORY, "Memory allocation failure")
-        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port))] * 2
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port))
+        ] * 2
 
     async def getnameinfo(self, sockaddr: Any, flags: int) -> Any:
         raise NotImplementedError
@@ -69,7 +75,9 @@ async def failure(resolver: Resolver, name: str) -> UpstreamFailure:
     return caught.value
 
 
-async def test_equal_look_ups_are_joined(resolver: Resolver, names: Names, autojump_clock: MockClock) -> None:
+async def test_equal_look_ups_are_joined(
+    resolver: Resolver, names: Names, autojump_clock: MockClock
+) -> None:
     """Forty-five requests, one look-up, and an exception for each when it fails."""
     names.takes = {"slow": 8, "nowhere": 8}
     found: list[Any] = []
@@ -93,7 +101,9 @@ async def test_equal_look_ups_are_joined(resolver: Resolver, names: Names, autoj
     assert names.asked == {"slow": 1, "nowhere": 1}
 
 
-async def test_a_slow_name_delays_no_other(resolver: Resolver, names: Names, autojump_clock: MockClock) -> None:
+async def test_a_slow_name_delays_no_other(
+    resolver: Resolver, names: Names, autojump_clock: MockClock
+) -> None:
     names.takes = {"slow": 8}
     async with trio.open_nursery() as nursery:
         for _ in range(45):
@@ -108,7 +118,9 @@ async def test_a_slow_name_delays_no_other(resolver: Resolver, names: Names, aut
 async def test_a_cancelled_request_leaves_its_look_up_to_the_others(
     resolver: Resolver, names: Names, autojump_clock: MockClock
 ) -> None:
-    """The one that began it gives up, one that joined it as well, and the third has the answer when it comes, from one look-up."""
+    """The one that began it gives up, one that joined it as well, and the third has the answer when
+    it comes, from one look-up.
+    """
     names.takes = {"slow": 3}
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
@@ -146,7 +158,9 @@ async def test_a_failure_that_is_ours_is_not_kept(resolver: Resolver, names: Nam
         assert names.asked["ours"] == asked
 
 
-async def test_what_is_over_is_forgotten(resolver: Resolver, names: Names, autojump_clock: MockClock) -> None:
+async def test_what_is_over_is_forgotten(
+    resolver: Resolver, names: Names, autojump_clock: MockClock
+) -> None:
     """Names of configurations that are gone do not stay."""
     for number in range(5):
         await resolver.resolve(at(f"n{number}"))
@@ -181,7 +195,9 @@ def release() -> Iterator[threading.Event]:
 
 
 def patched(monkeypatch: pytest.MonkeyPatch, release: threading.Event) -> Counter[str]:
-    """`slow...` fails when released, `none...` fails as it does without a descriptor; everything else is loopback."""
+    """`slow...` fails when released, `none...` fails as it does without a descriptor; everything
+    else is loopback.
+    """
     asked: Counter[str] = Counter()
 
     def getaddrinfo(host: Any, port: Any, *_: Any) -> Any:
@@ -203,7 +219,9 @@ def patched(monkeypatch: pytest.MonkeyPatch, release: threading.Event) -> Counte
 async def test_a_look_up_waits_for_no_thread_of_others(
     resolver: Resolver, monkeypatch: pytest.MonkeyPatch, release: threading.Event
 ) -> None:
-    """More slow names than Trio's limiter has threads, and all of those threads in use for something else."""
+    """More slow names than Trio's limiter has threads, and all of those threads in use for
+    something else.
+    """
     patched(monkeypatch, release)
     count = int(trio.to_thread.current_default_thread_limiter().total_tokens) + 5
     assert count < MAX_LOOKUPS
@@ -251,7 +269,9 @@ async def test_with_descriptors_a_failure_is_the_names(
     assert type(await failure(resolver, "busy")) is DnsFailed
 
 
-async def test_without_a_thread_it_is_ours(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_thread_it_is_ours(
+    resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def run_sync(*_: Any, **__: Any) -> Any:
         raise RuntimeError("can't start new thread")
 

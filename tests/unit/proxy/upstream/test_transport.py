@@ -1,4 +1,6 @@
-"""The upstream transport against raw scripted servers on loopback sockets: bytes, framing, reuse, bounds, cancellation, TLS."""
+"""The upstream transport against raw scripted servers on loopback sockets: bytes, framing, reuse,
+bounds, cancellation, TLS.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +115,9 @@ Script = Callable[[Peer], Awaitable[None]]
 
 
 class Server:
-    """A script for each connection, on a loopback port. After its script, a connection stays until the client closes it."""
+    """A script for each connection, on a loopback port. After its script, a connection stays until
+    the client closes it.
+    """
 
     def __init__(self, script: Script, tls: ssl.SSLContext | None) -> None:
         self._script = script
@@ -124,11 +128,15 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}" if self._tls is None else f"https://{NAME}:{self.port}"
+        return (
+            f"http://127.0.0.1:{self.port}" if self._tls is None else f"https://{NAME}:{self.port}"
+        )
 
     async def run(self, task_status: trio.TaskStatus[Server]) -> None:
         async with trio.open_nursery() as nursery:
-            listeners = await nursery.start(functools.partial(trio.serve_tcp, self._serve, 0, host="127.0.0.1"))
+            listeners = await nursery.start(
+                functools.partial(trio.serve_tcp, self._serve, 0, host="127.0.0.1")
+            )
             self.port = listeners[0].socket.getsockname()[1]
             task_status.started(self)
 
@@ -136,7 +144,9 @@ class Server:
         number, self.accepted, self.open = self.accepted, self.accepted + 1, self.open + 1
         try:
             if self._tls is not None:
-                stream = trio.SSLStream(stream, self._tls, server_side=True)  # `aclose` sends close_notify
+                stream = trio.SSLStream(
+                    stream, self._tls, server_side=True
+                )  # `aclose` sends close_notify
             peer = Peer(stream, number)
             with suppress(EOFError, trio.BrokenResourceError):
                 await self._script(peer)
@@ -158,7 +168,9 @@ async def serve(nursery: trio.Nursery, script: Script, tls: ssl.SSLContext | Non
 
 
 def answering(*answers: bytes, then: str = "wait") -> Script:
-    """On each connection, one answer after the other to one request each; then wait for the client, or end, or cut."""
+    """On each connection, one answer after the other to one request each; then wait for the client,
+    or end, or cut.
+    """
 
     async def script(peer: Peer) -> None:
         for answer in answers:
@@ -239,15 +251,21 @@ def state(transport: UpstreamTransport) -> PoolState:
 
 
 class Names(trio.abc.HostnameResolver):
-    """Names without a network: `*.test` is loopback, `hang.test` never resolves, anything else does not exist."""
+    """Names without a network: `*.test` is loopback, `hang.test` never resolves, anything else does
+    not exist.
+    """
 
-    async def getaddrinfo(self, host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0) -> Any:
+    async def getaddrinfo(
+        self, host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+    ) -> Any:
         name = host.decode() if isinstance(host, bytes) else host
         if name == "hang.test":
             await trio.sleep_forever()
         if not name.endswith(".test"):
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", int(port)))]
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", int(port)))
+        ]
 
     async def getnameinfo(self, sockaddr: Any, flags: int) -> Any:
         raise NotImplementedError
@@ -284,7 +302,9 @@ async def resolver(nursery: trio.Nursery) -> Resolver:
 
 
 @pytest.fixture
-async def transport(pools: Pools, resolver: Resolver, ca_file: str) -> AsyncIterator[UpstreamTransport]:
+async def transport(
+    pools: Pools, resolver: Resolver, ca_file: str
+) -> AsyncIterator[UpstreamTransport]:
     transport = UpstreamTransport(pools, resolver, ca_file=ca_file)
     yield transport
     await transport.aclose()
@@ -318,8 +338,12 @@ def closed_port() -> Iterator[int]:
 
 
 @bounded
-async def test_the_request_head_is_sent_as_given(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
-    """Order, duplicates, the names' case and the target byte for byte, and no header that was not given."""
+async def test_the_request_head_is_sent_as_given(
+    nursery: trio.Nursery, transport: UpstreamTransport
+) -> None:
+    """Order, duplicates, the names' case and the target byte for byte, and no header that was not
+    given.
+    """
     heads: list[bytes] = []
 
     async def script(peer: Peer) -> None:
@@ -327,17 +351,31 @@ async def test_the_request_head_is_sent_as_given(nursery: trio.Nursery, transpor
         await peer.send(OK)
 
     server = await serve(nursery, script)
-    headers = [("X-B", "1"), ("accept", "a"), ("x-b", "2"), ("X-A", ""), ("Accept", "b"), ("cookie", "a=1; b=2")]
+    headers = [
+        ("X-B", "1"),
+        ("accept", "a"),
+        ("x-b", "2"),
+        ("X-A", ""),
+        ("Accept", "b"),
+        ("cookie", "a=1; b=2"),
+    ]
     target = b"/a/../b//%7Ec/%zz/;x?q=%20+&&=[]{}|^`<>\\\"?#'"
-    assert await fetch(transport, server, "OPTIONS", "/not/this", headers, target=target) == (200, b"ok")
+    assert await fetch(transport, server, "OPTIONS", "/not/this", headers, target=target) == (
+        200,
+        b"ok",
+    )
     assert heads == [
-        b"OPTIONS " + target + b" HTTP/1.1\r\nhost: upstream.test\r\nX-B: 1\r\naccept: a\r\nx-b: 2\r\nX-A: \r\nAccept: b\r\n"
+        b"OPTIONS "
+        + target
+        + b" HTTP/1.1\r\nhost: upstream.test\r\nX-B: 1\r\naccept: a\r\nx-b: 2\r\nX-A: \r\nAccept: b\r\n"
         b"cookie: a=1; b=2\r\n\r\n"
     ]
 
 
 @bounded
-async def test_without_the_extension_the_target_is_the_urls(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
+async def test_without_the_extension_the_target_is_the_urls(
+    nursery: trio.Nursery, transport: UpstreamTransport
+) -> None:
     async def script(peer: Peer) -> None:
         line = (await peer.head()).partition(b"\r\n")[0]
         await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(line) + line)
@@ -370,7 +408,9 @@ async def test_only_http_and_https_are_spoken(transport: UpstreamTransport) -> N
 
 
 @bounded
-async def test_a_body_of_known_length_is_sent_as_it_is(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
+async def test_a_body_of_known_length_is_sent_as_it_is(
+    nursery: trio.Nursery, transport: UpstreamTransport
+) -> None:
     async def script(peer: Peer) -> None:
         assert b"content-length: 5\r\n" in await peer.head()
         body = await peer.exactly(5)
@@ -379,7 +419,9 @@ async def test_a_body_of_known_length_is_sent_as_it_is(nursery: trio.Nursery, tr
 
     server = await serve(nursery, script)
     stream = httpx.ByteStream(b"hello")
-    assert await fetch(transport, server, "PUT", headers=[("content-length", "5")], stream=stream) == (200, b"hello")
+    assert await fetch(
+        transport, server, "PUT", headers=[("content-length", "5")], stream=stream
+    ) == (200, b"hello")
     assert await fetch(transport, server) == (200, b"ok")
     assert server.accepted == 1
 
@@ -407,7 +449,9 @@ async def test_the_upload_is_streamed(nursery: trio.Nursery, transport: Upstream
 
 
 @bounded
-async def test_an_early_response_ends_the_upload(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
+async def test_an_early_response_ends_the_upload(
+    nursery: trio.Nursery, transport: UpstreamTransport
+) -> None:
     """Without a nursery for it, and the connection, in the middle of a request, carries no other."""
 
     async def script(peer: Peer) -> None:
@@ -427,8 +471,12 @@ async def test_an_early_response_ends_the_upload(nursery: trio.Nursery, transpor
 
 
 @bounded
-async def test_an_upload_goes_on_in_the_nursery_it_is_given(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
-    """Full duplex: each piece is sent only when the echo of the one before has been read; then the connection is kept."""
+async def test_an_upload_goes_on_in_the_nursery_it_is_given(
+    nursery: trio.Nursery, transport: UpstreamTransport
+) -> None:
+    """Full duplex: each piece is sent only when the echo of the one before has been read; then the
+    connection is kept.
+    """
 
     async def script(peer: Peer) -> None:
         await peer.head()
@@ -441,7 +489,9 @@ async def test_an_upload_goes_on_in_the_nursery_it_is_given(nursery: trio.Nurser
 
     to_body, pieces = trio.open_memory_channel[bytes](0)
     server = await serve(nursery, script)
-    response = await transport.handle_async_request(request(server, nursery=nursery, **upload(pieces)))
+    response = await transport.handle_async_request(
+        request(server, nursery=nursery, **upload(pieces))
+    )
     echo = aiter(response.stream)  # type: ignore[arg-type]
     for piece in (b"one", b"two", b"three"):
         await to_body.send(piece)
@@ -464,7 +514,9 @@ async def test_closing_the_response_ends_an_upload_in_a_given_nursery(
     _kept_open, pieces = trio.open_memory_channel[bytes](0)
     async with trio.open_nursery() as uploads:
         arguments = upload(pieces)
-        response = await transport.handle_async_request(request(server, nursery=uploads, **arguments))
+        response = await transport.handle_async_request(
+            request(server, nursery=uploads, **arguments)
+        )
         assert await read(response) == b"ok"
         # Leaving the nursery waits for the upload.
     assert arguments["stream"].ended
@@ -474,7 +526,9 @@ async def test_closing_the_response_ends_an_upload_in_a_given_nursery(
 
 
 @bounded
-async def test_a_failure_ends_an_upload_in_a_given_nursery(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
+async def test_a_failure_ends_an_upload_in_a_given_nursery(
+    nursery: trio.Nursery, transport: UpstreamTransport
+) -> None:
     """An upload to nowhere would keep the nursery open."""
     server = await serve(nursery, answering(b"nonsense\r\n\r\n"))
     _kept_open, pieces = trio.open_memory_channel[bytes](0)
@@ -487,7 +541,9 @@ async def test_a_failure_ends_an_upload_in_a_given_nursery(nursery: trio.Nursery
 
 
 @bounded
-async def test_a_server_that_takes_nothing_times_the_write_out(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
+async def test_a_server_that_takes_nothing_times_the_write_out(
+    nursery: trio.Nursery, transport: UpstreamTransport
+) -> None:
     """With the head, with an upload, and with an upload in a given nursery."""
 
     async def script(peer: Peer) -> None:
@@ -527,7 +583,9 @@ async def test_an_upload_that_stalls_after_the_head_tells_the_reader_of_the_body
 
 
 @bounded
-async def test_an_answer_is_read_although_the_upload_broke(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
+async def test_an_answer_is_read_although_the_upload_broke(
+    nursery: trio.Nursery, transport: UpstreamTransport
+) -> None:
     """A server may refuse a body and stop reading; its answer counts."""
 
     async def script(peer: Peer) -> None:
@@ -566,7 +624,9 @@ async def test_a_framed_body_ends_by_itself_and_the_connection_is_kept(
 
 
 @bounded
-async def test_a_body_split_at_every_byte_is_read(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
+async def test_a_body_split_at_every_byte_is_read(
+    nursery: trio.Nursery, transport: UpstreamTransport
+) -> None:
     """Head and framing alike, byte by byte on the wire."""
 
     async def script(peer: Peer) -> None:
@@ -581,14 +641,18 @@ async def test_a_body_split_at_every_byte_is_read(nursery: trio.Nursery, transpo
 
 
 @bounded
-async def test_a_body_without_framing_ends_with_the_connection(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
+async def test_a_body_without_framing_ends_with_the_connection(
+    nursery: trio.Nursery, transport: UpstreamTransport
+) -> None:
     server = await serve(nursery, answering(UNTIL_CLOSE + b"hello", then="end"))
     assert await fetch(transport, server) == (200, b"hello")
     assert state(transport).idle == 0
 
 
 @bounded
-async def test_head_204_and_304_have_no_body(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
+async def test_head_204_and_304_have_no_body(
+    nursery: trio.Nursery, transport: UpstreamTransport
+) -> None:
     """Whatever their heads announce (RFC 9112, section 6.3), and the connection goes on."""
 
     async def script(peer: Peer) -> None:
@@ -614,11 +678,15 @@ async def test_head_204_and_304_have_no_body(nursery: trio.Nursery, transport: U
 
 
 @bounded
-async def test_response_headers_come_as_they_were_sent(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
+async def test_response_headers_come_as_they_were_sent(
+    nursery: trio.Nursery, transport: UpstreamTransport
+) -> None:
     """Order, duplicates and bytes beyond ASCII; the status and its reason."""
     server = await serve(
         nursery,
-        answering(b"HTTP/1.1 299 Odd \xfc\r\nSet-Cookie: a\r\nX-A: \xff\r\nset-cookie: b\r\nContent-Length: 0\r\n\r\n"),
+        answering(
+            b"HTTP/1.1 299 Odd \xfc\r\nSet-Cookie: a\r\nX-A: \xff\r\nset-cookie: b\r\nContent-Length: 0\r\n\r\n"
+        ),
     )
     response = await transport.handle_async_request(request(server))
     await read(response)
@@ -634,12 +702,16 @@ async def test_response_headers_come_as_they_were_sent(nursery: trio.Nursery, tr
 
 
 @bounded
-async def test_informational_responses_are_skipped(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
+async def test_informational_responses_are_skipped(
+    nursery: trio.Nursery, transport: UpstreamTransport
+) -> None:
     """In one read with the response and in reads of their own."""
 
     async def script(peer: Peer) -> None:
         await peer.head()
-        await peer.send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + OK)
+        await peer.send(
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + OK
+        )
         await peer.head()
         await peer.send(b"HTTP/1.1 102 Processing\r\n\r\n")
         await trio.sleep(0.01)
@@ -655,8 +727,13 @@ async def test_informational_responses_are_skipped(nursery: trio.Nursery, transp
 @pytest.mark.parametrize(
     "answer",
     [
-        pytest.param(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", id="101"),
-        pytest.param(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 65 + OK, id="endless informational responses"),
+        pytest.param(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+            id="101",
+        ),
+        pytest.param(
+            b"HTTP/1.1 103 Early Hints\r\n\r\n" * 65 + OK, id="endless informational responses"
+        ),
         pytest.param(
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
             id="Transfer-Encoding and Content-Length",
@@ -665,11 +742,21 @@ async def test_informational_responses_are_skipped(nursery: trio.Nursery, transp
             b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
             id="Content-Length and Transfer-Encoding",
         ),
-        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", id="another coding"),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            id="another coding",
+        ),
         pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\n", id="identity"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok", id="two lengths"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nok", id="a length that is no number"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nok", id="a length that is no length"),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok", id="two lengths"
+        ),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nok", id="a length that is no number"
+        ),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nok",
+            id="a length that is no length",
+        ),
         pytest.param(b"SSH-2.0-OpenSSH_9.6\r\n\r\n", id="SSH"),
         pytest.param(b"hello\r\n\r\n", id="no HTTP"),
         pytest.param(b"HTTP/1.1 200 OK\r\nbad header\r\n\r\n", id="a header without a colon"),
@@ -692,17 +779,24 @@ async def test_a_head_that_is_not_http_as_we_accept_it_is_refused(
 
 @bounded
 @pytest.mark.parametrize(
-    "beginning", [b"", b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\nx: y\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"]
+    "beginning",
+    [b"", b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\nx: y\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"],
 )
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
 async def test_a_connection_closed_before_a_whole_head_is_a_read_failure(
-    nursery: trio.Nursery, transport: UpstreamTransport, tls: ssl.SSLContext, beginning: bytes, secure: bool
+    nursery: trio.Nursery,
+    transport: UpstreamTransport,
+    tls: ssl.SSLContext,
+    beginning: bytes,
+    secure: bool,
 ) -> None:
     """Nothing came, or not all of it; with an upload or without."""
 
     async def script(peer: Peer) -> None:
         if b"chunked" in await peer.head():
-            await peer.exactly(len(b"1\r\nx\r\n0\r\n\r\n"))  # a close with bytes unread would be a reset
+            await peer.exactly(
+                len(b"1\r\nx\r\n0\r\n\r\n")
+            )  # a close with bytes unread would be a reset
         await peer.send(beginning)
         await peer.end()
 
@@ -715,7 +809,9 @@ async def test_a_connection_closed_before_a_whole_head_is_a_read_failure(
 
 
 @bounded
-async def test_a_reset_before_a_head_is_a_read_failure(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
+async def test_a_reset_before_a_head_is_a_read_failure(
+    nursery: trio.Nursery, transport: UpstreamTransport
+) -> None:
     async def script(peer: Peer) -> None:
         await peer.head()
         peer.reset()
@@ -728,12 +824,22 @@ async def test_a_reset_before_a_head_is_a_read_failure(nursery: trio.Nursery, tr
 
 @bounded
 @pytest.mark.parametrize(
-    "answer", [b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok", CHUNKED + b"2\r\nok\r\n", CHUNKED + b"3\r\nok"]
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok",
+        CHUNKED + b"2\r\nok\r\n",
+        CHUNKED + b"3\r\nok",
+    ],
 )
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
 @pytest.mark.parametrize("then", ["end", "cut"])
 async def test_a_framed_body_is_truncated_when_the_connection_ends_in_it(
-    nursery: trio.Nursery, transport: UpstreamTransport, tls: ssl.SSLContext, answer: bytes, secure: bool, then: str
+    nursery: trio.Nursery,
+    transport: UpstreamTransport,
+    tls: ssl.SSLContext,
+    answer: bytes,
+    secure: bool,
+    then: str,
 ) -> None:
     """Orderly or not, over TLS or not: after what has come, `Truncated`, and no reuse."""
     server = await serve(nursery, answering(answer, then=then), tls if secure else None)
@@ -747,7 +853,9 @@ async def test_a_framed_body_is_truncated_when_the_connection_ends_in_it(
 
 
 @bounded
-async def test_a_reset_inside_a_body_is_a_read_failure(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
+async def test_a_reset_inside_a_body_is_a_read_failure(
+    nursery: trio.Nursery, transport: UpstreamTransport
+) -> None:
     """Also of one that ends with the connection: a reset is no end."""
     come = trio.Event()
 
@@ -768,7 +876,9 @@ async def test_a_reset_inside_a_body_is_a_read_failure(nursery: trio.Nursery, tr
 
 
 @bounded
-async def test_a_broken_chunk_is_a_protocol_failure(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
+async def test_a_broken_chunk_is_a_protocol_failure(
+    nursery: trio.Nursery, transport: UpstreamTransport
+) -> None:
     server = await serve(nursery, answering(CHUNKED + b"0x2\r\nok\r\n0\r\n\r\n"))
     response = await transport.handle_async_request(request(server))
     with pytest.raises(ProtocolFailure):
@@ -777,8 +887,12 @@ async def test_a_broken_chunk_is_a_protocol_failure(nursery: trio.Nursery, trans
 
 
 @bounded
-async def test_receive_reads_behind_what_was_carried_over(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
-    """The relay's way: into its own buffer, at an offset, early bytes of the head's read first, and never blocking."""
+async def test_receive_reads_behind_what_was_carried_over(
+    nursery: trio.Nursery, transport: UpstreamTransport
+) -> None:
+    """The relay's way: into its own buffer, at an offset, early bytes of the head's read first, and
+    never blocking.
+    """
     go_on = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -811,9 +925,16 @@ async def test_receive_reads_behind_what_was_carried_over(nursery: trio.Nursery,
 
 
 @bounded
-async def test_early_bytes_are_read_in_pieces_that_fit(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
-    """What came with the head may be more than the caller's buffer has room for; `pending` says that there is some."""
-    server = await serve(nursery, answering(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + bytes(range(250)) * 4))
+async def test_early_bytes_are_read_in_pieces_that_fit(
+    nursery: trio.Nursery, transport: UpstreamTransport
+) -> None:
+    """What came with the head may be more than the caller's buffer has room for; `pending` says
+    that there is some.
+    """
+    server = await serve(
+        nursery,
+        answering(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + bytes(range(250)) * 4),
+    )
     response = await transport.handle_async_request(request(server))
     body = response.stream
     assert isinstance(body, UpstreamBody)
@@ -836,7 +957,9 @@ async def test_early_bytes_are_read_in_pieces_that_fit(nursery: trio.Nursery, tr
 
 
 @bounded
-async def test_a_refused_connection_is_a_connect_failure(transport: UpstreamTransport, closed_port: int) -> None:
+async def test_a_refused_connection_is_a_connect_failure(
+    transport: UpstreamTransport, closed_port: int
+) -> None:
     with pytest.raises(ConnectFailed) as caught:
         await transport.handle_async_request(request(f"http://127.0.0.1:{closed_port}"))
     assert isinstance(caught.value, httpx.ConnectError)
@@ -846,7 +969,9 @@ async def test_a_refused_connection_is_a_connect_failure(transport: UpstreamTran
 
 @bounded
 async def test_a_name_that_does_not_resolve_is_a_dns_failure(transport: UpstreamTransport) -> None:
-    with pytest.raises(DnsFailed, match=r"http://nowhere\.invalid:80: cannot resolve the name") as caught:
+    with pytest.raises(
+        DnsFailed, match=r"http://nowhere\.invalid:80: cannot resolve the name"
+    ) as caught:
         await transport.handle_async_request(request("http://nowhere.invalid"))
     assert isinstance(caught.value, httpx.ConnectError)
     assert state(transport).lent == 0
@@ -856,13 +981,19 @@ async def test_a_name_that_does_not_resolve_is_a_dns_failure(transport: Upstream
 async def test_the_connect_timeout_bounds_resolving_connecting_and_the_handshake(
     nursery: trio.Nursery, transport: UpstreamTransport, full_port: int
 ) -> None:
-    """Each of the three may hang; none of these ever gets further, so that the deadline cannot be late by chance."""
+    """Each of the three may hang; none of these ever gets further, so that the deadline cannot be
+    late by chance.
+    """
 
     async def mute(peer: Peer) -> None:
         await peer.gone()
 
     server = await serve(nursery, mute)
-    for url in ("http://hang.test", f"http://127.0.0.1:{full_port}", f"https://{NAME}:{server.port}"):
+    for url in (
+        "http://hang.test",
+        f"http://127.0.0.1:{full_port}",
+        f"https://{NAME}:{server.port}",
+    ):
         with pytest.raises(ConnectTimedOut, match=r"no connection within 0\.05 s") as caught:
             await transport.handle_async_request(request(url, timeout={"connect": 0.05}))
         assert isinstance(caught.value, httpx.ConnectTimeout)
@@ -871,7 +1002,9 @@ async def test_the_connect_timeout_bounds_resolving_connecting_and_the_handshake
 
 
 @bounded
-async def test_silence_instead_of_a_head_times_out(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
+async def test_silence_instead_of_a_head_times_out(
+    nursery: trio.Nursery, transport: UpstreamTransport
+) -> None:
     """Without an upload, with one, and with one in a given nursery."""
 
     async def script(peer: Peer) -> None:
@@ -880,14 +1013,18 @@ async def test_silence_instead_of_a_head_times_out(nursery: trio.Nursery, transp
     server = await serve(nursery, script)
     for arguments in ({}, upload(b"x"), {"nursery": nursery, **upload(b"x")}):
         with pytest.raises(ReadTimedOut, match=r"no response within 0\.05 s") as caught:
-            await transport.handle_async_request(request(server, timeout={"read": 0.05}, **arguments))
+            await transport.handle_async_request(
+                request(server, timeout={"read": 0.05}, **arguments)
+            )
         assert isinstance(caught.value, httpx.ReadTimeout)
     await server.wait_all_closed()
     assert state(transport).lent == 0
 
 
 @bounded
-async def test_half_a_head_does_not_stop_the_clock(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
+async def test_half_a_head_does_not_stop_the_clock(
+    nursery: trio.Nursery, transport: UpstreamTransport
+) -> None:
     server = await serve(nursery, answering(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nx: "))
     with pytest.raises(ReadTimedOut):
         await transport.handle_async_request(request(server, timeout={"read": 0.1}))
@@ -911,7 +1048,10 @@ async def test_the_time_for_the_head_begins_when_the_request_has_ended(
 
     server = await serve(nursery, script)
     extra = {"nursery": nursery} if given else {}
-    assert await fetch(transport, server, timeout={"read": 0.03}, **upload(body()), **extra) == (200, b"ok")
+    assert await fetch(transport, server, timeout={"read": 0.03}, **upload(body()), **extra) == (
+        200,
+        b"ok",
+    )
 
 
 @bounded
@@ -935,8 +1075,14 @@ async def test_silence_inside_a_body_times_out_for_readers_through_httpx(
     [
         pytest.param(OK + b"surplus", id="surplus behind a length"),
         pytest.param(CHUNKED + b"2\r\nok\r\n0\r\n\r\nsurplus", id="surplus behind chunks"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nconnection: close\r\nContent-Length: 2\r\n\r\nok", id="connection: close"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nConnection: x, Close\r\nContent-Length: 2\r\n\r\nok", id="Connection: x, Close"),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nconnection: close\r\nContent-Length: 2\r\n\r\nok",
+            id="connection: close",
+        ),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nConnection: x, Close\r\nContent-Length: 2\r\n\r\nok",
+            id="Connection: x, Close",
+        ),
         pytest.param(b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", id="HTTP/1.0"),
     ],
 )
@@ -964,7 +1110,9 @@ async def test_surplus_behind_a_response_without_a_body_forbids_reuse(
 
 
 @bounded
-async def test_a_response_closed_early_closes_its_connection(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
+async def test_a_response_closed_early_closes_its_connection(
+    nursery: trio.Nursery, transport: UpstreamTransport
+) -> None:
     """Unread, and half read; the server sees it, at once."""
     server = await serve(nursery, answering(CHUNKED + b"2\r\nok\r\n"))
     response = await transport.handle_async_request(request(server))
@@ -983,7 +1131,9 @@ async def test_a_response_closed_early_closes_its_connection(nursery: trio.Nurse
 async def test_a_kept_connection_that_the_server_ended_is_not_used(
     nursery: trio.Nursery, transport: UpstreamTransport, tls: ssl.SSLContext, secure: bool, how: str
 ) -> None:
-    """Closed, cut, or spoken on out of turn: it is noticed before the next request is written, and a new one is made."""
+    """Closed, cut, or spoken on out of turn: it is noticed before the next request is written, and
+    a new one is made.
+    """
     go_on = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -1116,7 +1266,9 @@ async def test_aclose_closes_what_is_idle_and_leaves_what_is_lent(
 
 
 @bounded
-async def test_max_connections_bounds_and_a_waiter_gets_what_is_released(nursery: trio.Nursery, pools: Pools) -> None:
+async def test_max_connections_bounds_and_a_waiter_gets_what_is_released(
+    nursery: trio.Nursery, pools: Pools
+) -> None:
     """One too many times out; one that waits gets the connection that comes back, used again."""
     transport = UpstreamTransport(pools, max_connections=2)
     server = await serve(nursery, answer_forever)
@@ -1145,7 +1297,9 @@ async def test_max_connections_bounds_and_a_waiter_gets_what_is_released(nursery
 
 
 @bounded
-async def test_more_requests_than_connections_all_get_their_turn(nursery: trio.Nursery, pools: Pools) -> None:
+async def test_more_requests_than_connections_all_get_their_turn(
+    nursery: trio.Nursery, pools: Pools
+) -> None:
     """Forty requests over three connections, and never more than three are open."""
     transport = UpstreamTransport(pools, max_connections=3)
     server = await serve(nursery, answer_forever)
@@ -1168,7 +1322,9 @@ async def test_more_requests_than_connections_all_get_their_turn(nursery: trio.N
 
 @bounded
 async def test_all_origins_share_one_bound(nursery: trio.Nursery, pools: Pools) -> None:
-    """`max_connections` is the upstream's: what one origin has on loan another lacks; of the idle the oldest makes room."""
+    """`max_connections` is the upstream's: what one origin has on loan another lacks; of the idle
+    the oldest makes room.
+    """
     transport = UpstreamTransport(pools, max_connections=2)
     one, two, three = [await serve(nursery, answer_forever) for _ in range(3)]
     held = [await transport.handle_async_request(request(server)) for server in (one, two)]
@@ -1184,7 +1340,9 @@ async def test_all_origins_share_one_bound(nursery: trio.Nursery, pools: Pools) 
 
 @bounded
 async def test_no_more_wait_for_a_connection_than_may(nursery: trio.Nursery, pools: Pools) -> None:
-    """64 may wait for the only one. The next, which would wait for ever, is refused at once, and none of its bytes left."""
+    """64 may wait for the only one. The next, which would wait for ever, is refused at once, and
+    none of its bytes left.
+    """
     transport = UpstreamTransport(pools, max_connections=1)
     server = await serve(nursery, answer_forever)
     held = await transport.handle_async_request(request(server))
@@ -1221,7 +1379,9 @@ async def test_tls_is_verified_and_names_the_server(
     tls.sni_callback = lambda _, name, __: names.append(name)
     tls.set_alpn_protocols(["h2", "http/1.1"])
     body = bytes(range(256)) * 2000
-    answer = CHUNKED + b"".join(b"%x\r\n%b\r\n" % (len(body), body) for _ in range(2)) + b"0\r\n\r\n"
+    answer = (
+        CHUNKED + b"".join(b"%x\r\n%b\r\n" % (len(body), body) for _ in range(2)) + b"0\r\n\r\n"
+    )
     protocols: list[str | None] = []
 
     async def script(peer: Peer) -> None:
@@ -1239,14 +1399,18 @@ async def test_tls_is_verified_and_names_the_server(
 
 
 @bounded
-async def test_an_upload_goes_through_tls(nursery: trio.Nursery, transport: UpstreamTransport, tls: ssl.SSLContext) -> None:
+async def test_an_upload_goes_through_tls(
+    nursery: trio.Nursery, transport: UpstreamTransport, tls: ssl.SSLContext
+) -> None:
     """Megabytes of it, to a server that begins to read late, so that the writer has to wait."""
 
     async def script(peer: Peer) -> None:
         await peer.head()
         await trio.sleep(0.05)
         received = await peer.exactly(MUCH)
-        await peer.send(OK if received == b"x" * MUCH else b"HTTP/1.1 500 Bad\r\nContent-Length: 0\r\n\r\n")
+        await peer.send(
+            OK if received == b"x" * MUCH else b"HTTP/1.1 500 Bad\r\nContent-Length: 0\r\n\r\n"
+        )
 
     server = await serve(nursery, script, tls)
     headers = [("content-length", str(MUCH))]
@@ -1265,10 +1429,17 @@ async def test_a_certificate_that_does_not_verify_is_a_tls_failure(
     ca_file: str,
     tmp_path: Path,
 ) -> None:
-    """Another host's, an unknown authority's, and, without a CA file, one that the system does not know."""
+    """Another host's, an unknown authority's, and, without a CA file, one that the system does not
+    know.
+    """
     trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
     server = await serve(nursery, answer_forever, tls)
-    for ca, host in ((ca_file, "other.test"), (str(tmp_path / "other.pem"), NAME), (None, NAME), (ca_file, "127.0.0.1")):
+    for ca, host in (
+        (ca_file, "other.test"),
+        (str(tmp_path / "other.pem"), NAME),
+        (None, NAME),
+        (ca_file, "127.0.0.1"),
+    ):
         transport = UpstreamTransport(pools, resolver, ca_file=ca)
         with pytest.raises(TlsFailed, match="certificate not accepted") as caught:
             await transport.handle_async_request(request(f"https://{host}:{server.port}"))
@@ -1278,7 +1449,9 @@ async def test_a_certificate_that_does_not_verify_is_a_tls_failure(
 
 
 @bounded
-async def test_a_server_that_speaks_no_tls_is_a_tls_failure(nursery: trio.Nursery, transport: UpstreamTransport) -> None:
+async def test_a_server_that_speaks_no_tls_is_a_tls_failure(
+    nursery: trio.Nursery, transport: UpstreamTransport
+) -> None:
     """It answers in plain text, or hangs up."""
 
     async def plain(peer: Peer) -> None:
@@ -1299,7 +1472,9 @@ async def test_a_server_that_speaks_no_tls_is_a_tls_failure(nursery: trio.Nurser
 async def test_close_notify_ends_a_body_and_its_absence_truncates_it(
     nursery: trio.Nursery, transport: UpstreamTransport, tls: ssl.SSLContext
 ) -> None:
-    """For a body that ends with the connection it is the only sign that nobody cut it (RFC 9112, section 9.8)."""
+    """For a body that ends with the connection it is the only sign that nobody cut it (RFC 9112,
+    section 9.8).
+    """
     server = await serve(nursery, answering(UNTIL_CLOSE + b"hello", then="end"), tls)
     assert await fetch(transport, server) == (200, b"hello")
     server = await serve(nursery, answering(UNTIL_CLOSE + b"hello", then="cut"), tls)
@@ -1325,7 +1500,9 @@ async def test_an_unreadable_ca_file_is_an_error_at_once(pools: Pools, tmp_path:
 
 
 class CancelAtStep(trio.abc.Instrument):
-    """Cancels a scope when the tasks under `nursery` have been resumed and have paused again `step` times."""
+    """Cancels a scope when the tasks under `nursery` have been resumed and have paused again `step`
+    times.
+    """
 
     def __init__(self, scope: trio.CancelScope, step: int) -> None:
         self.scope = scope
@@ -1356,7 +1533,9 @@ async def good_requests(transport: UpstreamTransport, server: Server, count: int
 
 @bounded
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
-@pytest.mark.parametrize("given", [None, False, True], ids=["no upload", "own nursery", "given nursery"])
+@pytest.mark.parametrize(
+    "given", [None, False, True], ids=["no upload", "own nursery", "given nursery"]
+)
 async def test_cancelled_at_any_pause_a_request_leaves_nothing_behind(
     nursery: trio.Nursery,
     pools: Pools,
@@ -1423,7 +1602,15 @@ async def test_cancelled_at_any_pause_a_request_leaves_nothing_behind(
     assert cancelled >= 3
 
 
-STAGES = ("connecting", "resolving", "big head", "big body", "waiting for the head", "half a head", "in the body")
+STAGES = (
+    "connecting",
+    "resolving",
+    "big head",
+    "big body",
+    "waiting for the head",
+    "half a head",
+    "in the body",
+)
 
 
 @bounded
@@ -1444,7 +1631,9 @@ async def test_cancelled_where_it_hangs_a_request_leaves_nothing_behind(
     secure: bool,
     stage: str,
 ) -> None:
-    """At each stage that a server can stretch for ever, with every slot hanging there; afterwards none is lost."""
+    """At each stage that a server can stretch for ever, with every slot hanging there; afterwards
+    none is lost.
+    """
     hanging = True
 
     async def script(peer: Peer) -> None:
@@ -1463,7 +1652,8 @@ async def test_cancelled_where_it_hangs_a_request_leaves_nothing_behind(
         if stage in ("big head", "big body"):
             await trio.sleep(0.2)  # reads nothing for a while; by then the client is gone
 
-    # For a handshake that hangs, a server that speaks no TLS; its good requests go to one that does.
+    # For a handshake that hangs, a server that speaks no TLS; its good requests go to one that
+    # does.
     server = await serve(nursery, script, tls if secure else None)
     mute = await serve(nursery, lambda peer: peer.gone())
     url = {
@@ -1528,8 +1718,12 @@ async def test_it_serves_an_httpx_client(
         while True:
             head = await peer.head()
             if head.startswith(b"POST"):
-                body = await peer.exactly(int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]))
-                await peer.send(b"HTTP/1.1 201 Created\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                body = await peer.exactly(
+                    int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+                )
+                await peer.send(
+                    b"HTTP/1.1 201 Created\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+                )
             elif head.startswith(b"HEAD"):
                 await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
             else:
@@ -1539,7 +1733,11 @@ async def test_it_serves_an_httpx_client(
     transport = UpstreamTransport(pools, resolver, ca_file=ca_file)
     async with httpx.AsyncClient(transport=transport, base_url=server.url) as client:
         response = await client.get("/", params={"a": "b"})
-        assert (response.status_code, response.text, response.http_version) == (200, "line1\nline2\n", "HTTP/1.1")
+        assert (response.status_code, response.text, response.http_version) == (
+            200,
+            "line1\nline2\n",
+            "HTTP/1.1",
+        )
         response = await client.post("/", json={"a": 1})
         assert (response.status_code, response.json()) == (201, {"a": 1})
         async with client.stream("GET", "/") as streamed:
@@ -1566,7 +1764,9 @@ async def test_its_failures_are_httpx_exceptions(
 
     server = await serve(nursery, script)
     timeout = httpx.Timeout(5, read=0.1)
-    async with httpx.AsyncClient(transport=UpstreamTransport(pools, resolver), timeout=timeout) as client:
+    async with httpx.AsyncClient(
+        transport=UpstreamTransport(pools, resolver), timeout=timeout
+    ) as client:
         with pytest.raises(httpx.ConnectError):
             await client.get(f"http://127.0.0.1:{closed_port}")
         with pytest.raises(httpx.ConnectError):

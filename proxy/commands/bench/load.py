@@ -1,0 +1,438 @@
+"""The load: plays both ends around a proxy, the upstream and the clients, in one process with one
+clock.
+
+    python -m proxy.commands.bench.load '{"proxy_port": 8000, "upstream_port": 9001, "streams": 100, "rate":
+    40, "events": 250, ...}'
+
+It prints one line of JSON. Everything is non-blocking sockets and one epoll, and what it sends is
+made before it is needed, so that the load is not what is measured; `load_cpu` says what share of
+its core it took all the same. A stream counts as finished when the end of its chunked body has
+come, which no proxy can make up. Latency runs from the write at the upstream to the read at the
+client.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+import resource
+import select
+import socket
+import ssl
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Result", "Settings", "run_load"]
+
+_END = b"0\r\n\r\n"
+_SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n"
+_EVENTS_PER_WRITE = 16
+_OPENING_AT_ONCE = 32
+_TICK = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Settings:
+    proxy_port: int
+    upstream_port: int
+    pids: list[int]
+    """The proxy's processes, whose CPU time and memory are measured."""
+    streams: int
+    events: int
+    """Per stream; with `kind` "json" requests per client; 0: as many as go in `seconds`."""
+    seconds: float = 0
+    rate: float = 0
+    """Events per second and stream; 0: as fast as it goes."""
+    size: int = 200
+    path: str = "/"
+    kind: str = "sse"
+    """`sse`, or `json`: short POSTs on keep-alive connections."""
+    certificate: str | None = None
+    """For a TLS upstream: a PEM file with certificate and key."""
+    limit_s: float = 60
+    beside: int = 0
+    """Streams that never run dry, beside those that are measured."""
+    hold: bool = False
+    """No stream ends before all have had their events, so that memory is that of all of them, open
+    at the same time.
+    """
+
+
+@dataclass
+class Result:
+    streams: int
+    finished: int
+    failed: int
+    events: int
+    wall_s: float
+    events_per_s: float
+    cpu_s: float
+    cpu_us_per_event: float
+    p50_us: float
+    p99_us: float
+    rss_before_kb: int
+    rss_peak_kb: int
+    load_cpu: float
+
+
+@dataclass(eq=False)
+class _Peer:
+    sock: Any
+    kind: str
+    out: bytes = b""
+    left: int = 0
+    tail: bytes = b""
+    started: bool = False
+    greedy: bool = False
+    greeting: bool = False
+    times: list[float] = field(default_factory=list)
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """User and system time of processes, as the operating system accounts it."""
+    total = 0
+    for pid in pids:
+        with open(f"/proc/{pid}/stat") as stat:
+            fields = stat.read().rpartition(")")[2].split()
+        total += int(fields[11]) + int(fields[12])
+    return total / _TICK
+
+
+def resident_kb(pids: list[int]) -> int:
+    """Resident memory of processes."""
+    total = 0
+    for pid in pids:
+        with open(f"/proc/{pid}/statm") as statm:
+            total += int(statm.read().split()[1])
+    return total * _PAGE // 1024
+
+
+class _Load:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.epoll = select.epoll()
+        self.peers: dict[int, _Peer] = {}
+        self.due: list[tuple[float, int, _Peer]] = []
+        self.held: list[_Peer] = []  # upstreams that have sent their events
+        self.opened = self.opening = self.finished = self.failed = self.requests = self.sent = (
+            self.greedy
+        ) = 0
+        self.ends_at = 0.0
+        self.latencies: list[float] = []
+        self.tls = None
+        if settings.certificate is not None:
+            self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.tls.load_cert_chain(settings.certificate)
+        pad = "x" * max(0, settings.size - 48)
+        self.event = b'data: {"t":%%d,"i":1,"pad":"%s"}\n\n' % pad.encode()
+        now = self.event % 10**15
+        chunk = b"%x\r\n%s\r\n" % (len(now), now)
+        self.many = chunk * _EVENTS_PER_WRITE
+        self.json_body = b'{"t":1,"i":1,"pad":"%s"}' % pad.encode()
+        self.json_end = self.json_body[-20:]  # what stays when the body is edited
+        self.json_answer = (
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+            % (
+                len(self.json_body),
+                self.json_body,
+            )
+        )
+        headers = b"Host: 127.0.0.1:%d\r\n" % settings.proxy_port
+        if settings.kind == "json":
+            headers += b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(
+                self.json_body
+            )
+            self.request = b"POST %s HTTP/1.1\r\n%s\r\n%s" % (
+                settings.path.encode(),
+                headers,
+                self.json_body,
+            )
+        else:
+            self.request = b"GET %s HTTP/1.1\r\n%sAccept: text/event-stream\r\n\r\n" % (
+                settings.path.encode(),
+                headers,
+            )
+
+    def run(self) -> Result:
+        settings = self.settings
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", settings.upstream_port))
+        listener.listen(4096)
+        listener.setblocking(False)
+        self.epoll.register(listener, select.EPOLLIN)
+        cpu = cpu_seconds(settings.pids)
+        before = peak = resident_kb(settings.pids)
+        begin = time.perf_counter()
+        self.ends_at = begin + settings.seconds
+        own = time.process_time()
+        sample_at = begin
+        while self.finished + self.failed < settings.streams:
+            now = time.perf_counter()
+            if now - begin > settings.limit_s:
+                break
+            while self.greedy < settings.beside:
+                self._open(greedy=True)
+            while self.opened < settings.streams and self.opening < _OPENING_AT_ONCE:
+                self._open()
+            wait_s = 0.1
+            if self.due:
+                wait_s = max(0.0, self.due[0][0] - now)
+            for number, mask in self.epoll.poll(wait_s, 256):
+                if number == listener.fileno():
+                    self._accept(listener)
+                else:
+                    peer = self.peers.get(number)
+                    if peer is not None:
+                        self._serve(peer, mask) if peer.kind == "upstream" else self._read(peer)
+            now = time.perf_counter()
+            while self.due and self.due[0][0] <= now:
+                at, _, peer = heapq.heappop(self.due)
+                self._emit(peer, at)
+            full = len(self.held) >= settings.streams - self.failed and bool(self.held)
+            if full or now > sample_at:
+                peak = max(peak, resident_kb(settings.pids))
+                sample_at = now + 0.2
+            if full:
+                self._let_go()
+        wall_s = time.perf_counter() - begin
+        cpu = cpu_seconds(settings.pids) - cpu
+        peak = max(peak, resident_kb(settings.pids))
+        own = time.process_time() - own
+        events = (
+            self.requests
+            if settings.kind == "json"
+            else self.finished * settings.events or self.sent
+        )
+        latencies = sorted(self.latencies)
+        return Result(
+            streams=settings.streams,
+            finished=self.finished,
+            failed=settings.streams - self.finished,
+            events=events,
+            wall_s=round(wall_s, 3),
+            events_per_s=round(events / wall_s),
+            cpu_s=round(cpu, 2),
+            cpu_us_per_event=round(cpu * 1e6 / events, 2) if events else 0.0,
+            p50_us=round(latencies[len(latencies) // 2]) if latencies else 0.0,
+            p99_us=round(latencies[int(len(latencies) * 0.99)]) if latencies else 0.0,
+            rss_before_kb=before,
+            rss_peak_kb=peak,
+            load_cpu=round(own / wall_s, 2),
+        )
+
+    # The clients
+
+    def _open(self, *, greedy: bool = False) -> None:
+        self.greedy += greedy
+        self.opened += not greedy
+        sock = socket.create_connection(("127.0.0.1", self.settings.proxy_port))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setblocking(False)
+        self.opening += not greedy
+        peer = _Peer(sock, "client", left=self.settings.events, greedy=greedy)
+        self.peers[sock.fileno()] = peer
+        self.epoll.register(sock, select.EPOLLIN)
+        sock.send(
+            self.request.replace(b"Accept:", b"X-Greedy: 1\r\nAccept:") if greedy else self.request
+        )
+        peer.times.append(time.perf_counter())
+
+    def _read(self, peer: _Peer) -> None:
+        try:
+            data = peer.sock.recv(262144)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if peer.greedy:
+            if not data:
+                raise RuntimeError("a stream that was to be beside the others has ended")
+            return
+        if not peer.started:
+            peer.started = True
+            self.opening -= 1
+        if not data:
+            self.failed += 1
+            self._close(peer)
+            return
+        if self.settings.kind == "json":
+            self._answered(peer, data)
+            return
+        if self.settings.rate:
+            now = time.perf_counter_ns()
+            at = data.find(b'"t":')
+            while at >= 0:
+                digits = (
+                    data[at + 4 : at + 24].partition(b",")[0].strip()
+                )  # some proxies encode with spaces
+                if digits.isdigit():
+                    self.latencies.append((now - int(digits)) / 1e3)
+                at = data.find(b'"t":', at + 4)
+        peer.tail = (peer.tail + data[-5:])[-5:]
+        if peer.tail == _END:
+            self.finished += 1
+            self._close(peer)
+
+    def _answered(self, peer: _Peer, data: bytes) -> None:
+        peer.tail += data
+        if not peer.tail.endswith((self.json_end, _END)):
+            return
+        peer.tail = b""
+        self.requests += 1
+        peer.left -= 1
+        now = time.perf_counter()
+        self.latencies.append((now - peer.times.pop()) * 1e6)
+        if peer.left:
+            peer.sock.send(self.request)
+            peer.times.append(now)
+        else:
+            self.finished += 1
+            self._close(peer)
+
+    # The upstream
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except BlockingIOError:
+                return
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setblocking(False)
+            if not self.settings.rate:
+                # What lies in buffers when the load ends is still to be relayed; a slow proxy would
+                # take minutes for megabytes.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 131072)
+            peer = _Peer(sock, "upstream")
+            if self.tls is not None:
+                peer.sock = self.tls.wrap_socket(
+                    sock, server_side=True, do_handshake_on_connect=False
+                )
+                peer.greeting = True
+            self.peers[peer.sock.fileno()] = peer
+            self.epoll.register(peer.sock, select.EPOLLIN)
+
+    def _serve(self, peer: _Peer, mask: int) -> None:
+        if peer.greeting:
+            try:
+                peer.sock.do_handshake()
+                peer.greeting = False
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return
+            except OSError:
+                self._close(peer)
+                return
+        if mask & select.EPOLLOUT:
+            self._flush(peer)
+        if not mask & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+            return
+        try:
+            data = peer.sock.recv(65536)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._close(peer)
+            return
+        peer.tail += data
+        head, blank, body = peer.tail.partition(b"\r\n\r\n")
+        if not blank or (
+            self.settings.kind == "json"
+            and not body.endswith(self.json_body)
+            and not body.endswith(_END)
+        ):
+            return
+        peer.tail = b""
+        if self.settings.kind == "json":
+            peer.out += self.json_answer
+            self._flush(peer)
+            return
+        peer.greedy = b"\r\nx-greedy:" in head.lower()
+        peer.left = sys.maxsize if peer.greedy else self.settings.events or sys.maxsize
+        peer.out += _SSE_HEAD
+        if self.settings.rate and not peer.greedy:
+            self._flush(peer)
+            # Streams begin at different moments of their period, as they would.
+            first = time.perf_counter() + (self.opened * 0.6180339887 % 1) / self.settings.rate
+            heapq.heappush(self.due, (first, id(peer), peer))
+        else:
+            self._flush(peer)
+
+    def _emit(self, peer: _Peer, at: float) -> None:
+        if peer.sock.fileno() < 0 or not peer.left:
+            return
+        event = self.event % time.perf_counter_ns()
+        peer.left -= 1
+        peer.out += b"%x\r\n%s\r\n" % (len(event), event)
+        if peer.left:
+            heapq.heappush(self.due, (at + 1 / self.settings.rate, id(peer), peer))
+        elif self.settings.hold:
+            self.held.append(peer)
+        else:
+            peer.out += _END
+        self._flush(peer)
+
+    def _let_go(self) -> None:
+        """All streams have had their events, and are open: end them."""
+        for peer in self.held:
+            if peer.sock.fileno() >= 0:
+                peer.out += _END
+                self._flush(peer)
+        self.held.clear()
+
+    def _flush(self, peer: _Peer) -> None:
+        """Write what there is; when all has left and the stream is not paced, make more."""
+        saturate = peer.greedy or (not self.settings.rate and self.settings.kind == "sse")
+        for _ in range(4):  # then the others have a turn
+            if not peer.out and saturate and peer.left > 0:
+                if self.settings.seconds and time.perf_counter() > self.ends_at:
+                    peer.out = _END
+                    peer.left = 0
+                elif peer.left >= _EVENTS_PER_WRITE:
+                    peer.out = self.many
+                    peer.left -= _EVENTS_PER_WRITE
+                    self.sent += _EVENTS_PER_WRITE
+                else:
+                    peer.out = self.many[: len(self.many) // _EVENTS_PER_WRITE * peer.left]
+                    self.sent += peer.left
+                    peer.left = 0
+                if not peer.left and not peer.out.endswith(_END):
+                    peer.out += _END
+            if not peer.out:
+                break
+            try:
+                sent = peer.sock.send(peer.out)
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                break
+            except OSError:
+                self._close(peer)
+                return
+            peer.out = peer.out[sent:]
+        more = bool(peer.out) or (saturate and peer.left > 0)
+        self.epoll.modify(peer.sock.fileno(), select.EPOLLIN | (select.EPOLLOUT if more else 0))
+
+    def _close(self, peer: _Peer) -> None:
+        number = peer.sock.fileno()
+        if number >= 0:
+            if peer in self.held:
+                self.held.remove(peer)  # its client has failed, and is counted as such
+            self.peers.pop(number, None)
+            self.epoll.unregister(number)
+            peer.sock.close()
+
+
+def run_load(settings: Settings) -> Result:
+    """Run one load in this process. Blocks until it is over, or for `limit_s`."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return _Load(settings).run()
+
+
+if __name__ == "__main__":
+    print(json.dumps(vars(run_load(Settings(**json.loads(sys.argv[1]))))))

@@ -1,0 +1,195 @@
+"""The request to the upstream: made from the client's, as interceptors have left it; sent once, or
+again where a stream goes on.
+
+It holds the connection that is on loan. It knows no response beyond that, and no client.
+"""
+
+from __future__ import annotations
+
+import httpx
+import trio
+
+from interceptors import Request
+from interceptors.content import Contradiction, unify
+
+from ..dialects.mcp import calls_of
+from ..downstream import Scope
+from ..errors import ProtocolFailure, interceptor_failed
+from ..http import Target, is_target
+from ..http.headers import (
+    HeaderList,
+    end_to_end,
+    forwards_left,
+    refuse_trace,
+    request_headers,
+    without_doubles,
+    without_stale,
+)
+from ..upstream import Endpoint, OnInterim, UpstreamBody
+from ..worker.routes import Route
+from ..worker.worker import Worker
+
+__all__ = ["UpstreamRequest"]
+
+
+class UpstreamRequest:
+    """One request. Whoever made it closes `response_body`."""
+
+    __slots__ = (
+        "_body",
+        "_identity",
+        "_nursery",
+        "_on_interim",
+        "_request",
+        "_scope",
+        "_target",
+        "_worker",
+        "content_coding",
+        "endpoint",
+        "media_type",
+        "response_body",
+        "response_headers",
+        "route",
+    )
+
+    def __init__(
+        self,
+        worker: Worker,
+        route: Route,
+        scope: Scope,
+        target: Target,
+        request: Request | None,
+        body: bytes | None,
+        nursery: trio.Nursery,
+        on_interim: OnInterim,
+        *,
+        identity: bool,
+    ) -> None:
+        """`request`: as interceptors have left it, if there are any. `body`: as for
+        `request_headers`. `nursery`: of the task that sends a body. `identity`: ask for an
+        unencoded response. `on_interim`: gets informational responses.
+        """
+        self._worker = worker
+        self.route = route
+        self._scope = scope
+        self._target = target
+        self._request = request
+        self._body = body
+        self._nursery = nursery
+        self._on_interim = on_interim
+        self._identity = identity
+        self.endpoint: Endpoint | None = None
+        """The one that was asked last; None when none was."""
+        self.response_body: UpstreamBody | None = None
+        """Of the last response: the connection that is on loan."""
+        self.response_headers: HeaderList = []
+        """Of the last response, names in lower case, without the fields of the hop; equal media
+        types and codings on one line.
+        """
+        self.media_type = self.content_coding = ""
+        """Of the last response; both "" where it contradicts itself and no interceptor looks at it.
+        """
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether a stream that answers it is resumed: it is safe to send again, and has no body."""
+        method = self._scope["method"] if self._request is None else self._request.method
+        return self.route.reconnect.enabled and method == "GET" and self._body in (None, b"0")
+
+    async def send(self, stream: httpx.AsyncByteStream) -> httpx.Response:
+        """Send it, with the body that is `stream`; the response, when its head has come. Raises
+        `UpstreamFailure`, and `RequestRefused` and `httpx.LocalProtocolError` for what cannot be
+        sent.
+        """
+        return await self._send(stream, self._body, None)
+
+    async def send_again(self, last_event_id: bytes) -> httpx.Response:
+        """Ask for what comes after that event; `response_body` must have been closed. Raises as
+        `send`.
+        """
+        return await self._send(httpx.ByteStream(b""), None, last_event_id)
+
+    async def _send(
+        self, stream: httpx.AsyncByteStream, body: bytes | None, last_event_id: bytes | None
+    ) -> httpx.Response:
+        request = self._build(stream, body, last_event_id)
+        try:
+            response = await self.route.transport.handle_async_request(request)
+        finally:
+            self.endpoint = request.extensions.get("endpoint", self.endpoint)
+        assert isinstance(response.stream, UpstreamBody)
+        self.response_body = response.stream
+        self.response_headers = end_to_end(response.headers.raw)
+        self.media_type = self.content_coding = ""
+        try:
+            self.response_headers, self.media_type, self.content_coding = unify(
+                self.response_headers
+            )
+        except Contradiction as error:
+            if self.route.chain.sees_responses:
+                raise ProtocolFailure(
+                    f"{self.route.upstream}: the response's {error}, and an interceptor must see it"
+                ) from None
+        return response
+
+    def _build(
+        self, stream: httpx.AsyncByteStream, body: bytes | None, last_event_id: bytes | None
+    ) -> httpx.Request:
+        route, timeouts, scope, request = (
+            self.route,
+            self.route.timeouts,
+            self._scope,
+            self._request,
+        )
+        method, headers, target = scope["method"], scope["headers"], self._target.raw
+        if request is not None:
+            method = request.method
+            headers = [(name.lower(), value) for name, value in request.headers.raw]
+            if request.body_replaced:
+                headers = without_stale(headers, scope["headers"])
+            if request.raw_path != self._target.path or request.query != self._target.query:
+                target = request.raw_path + (b"?" + request.query if request.query else b"")
+                if not is_target(target):
+                    raise interceptor_failed(
+                        "an interceptor has set a path or a query that cannot be sent"
+                    )
+        headers = without_doubles(headers, scope["headers"], route.headers.removed)
+        refuse_trace(method)  # also one that an interceptor has made
+        if method == "OPTIONS" and (left := forwards_left(headers)) is not None:
+            fewer = (b"max-forwards", b"%d" % max(0, left - 1))
+            headers = [fewer if item[0] == b"max-forwards" else item for item in headers]
+        if last_event_id is not None:
+            headers = [
+                *(item for item in headers if item[0] != b"last-event-id"),
+                (b"last-event-id", last_event_id),
+            ]
+        client: str | None = scope["client"][0] if scope.get("client") else None
+        calls = calls_of(request)
+        return httpx.Request(
+            method,
+            route.url,
+            headers=request_headers(
+                headers,
+                route.headers,
+                client=client,
+                scheme=scope["scheme"],
+                identity=self._identity or self.may_repeat,
+                body=body,
+                via=self._worker.via.append_to(headers, scope["http_version"]),
+            ),
+            stream=stream,
+            extensions={
+                "target": route.target(target),
+                "nursery": self._nursery,
+                "interim": self._on_interim,
+                # A reconnection has attempts of its own, with time between them.
+                "retry": route.retry if last_event_id is None else None,
+                # On MCP's old transport the target that the client asked for is the session.
+                **({} if calls is None or calls.uri is None else {"affinity": calls.uri}),
+                "timeout": {
+                    "connect": timeouts.connect,
+                    "write": timeouts.write,
+                    "read": timeouts.first_byte,
+                },
+            },
+        )

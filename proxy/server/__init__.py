@@ -1,0 +1,5 @@
+"""One process and its siblings: the app and its pages, listening sockets, signals, drain, reload,
+the supervisor.
+
+Imports `exchange` and everything below it. Only `commands` and the package itself import this.
+"""

@@ -1,0 +1,216 @@
+"""The app's own pages, and the port of their own that they may have (`admin.port`).
+
+A page is served for one path, byte for byte; every other spelling is a path like any other. On a
+port of their own nothing but the pages is served, and the main port forwards their paths. That port
+stays open until the worker ends, so that a drain can be watched. With several workers each has a
+port: the configured one, the next, and so on.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+import trio
+from hypercorn.trio import serve as hypercorn_serve
+from quart import Response
+from quart_trio import QuartTrio
+
+from ..config import Admin
+from ..downstream import Scope, raw_target
+from ..errors import ConfigError, RequestRefused
+from ..http import Host, HostList, read_target, request_host
+from ..http.headers import refuse_two_lengths
+from ..worker.worker import Worker
+from .listen import bind_socket, hypercorn_config
+
+__all__ = ["PAGES", "Page", "add_pages", "bind_admin", "own_page", "page_paths", "serve_admin"]
+
+PAGES = ("/metrics", "/healthz", "/readyz", "/status")
+_PROBES = (b"/healthz", b"/readyz")
+_TEXT = "text/plain; charset=utf-8"
+_SEND_S = 10.0
+
+AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+def bind_admin(admin: Admin, workers: int) -> list[socket.socket]:
+    """A listening socket for each worker; none when the pages have no port of their own. Raises
+    `ConfigError`.
+    """
+    if admin.port is None:
+        return []
+    if admin.port + workers - 1 > 65535:
+        raise ConfigError(f"admin.port: {workers} workers need as many ports, from {admin.port} on")
+    host = f"[{admin.host}]" if ":" in admin.host else admin.host
+    return [
+        bind_socket(f"{host}:{admin.port + index}", _SEND_S, "admin.port")
+        for index in range(workers)
+    ]
+
+
+def page_paths(admin: Admin) -> frozenset[bytes]:
+    """The paths of the pages, byte for byte."""
+    return frozenset((admin.prefix + page).encode() for page in PAGES)
+
+
+class Page(NamedTuple):
+    """A request for one of the pages."""
+
+    path: bytes
+    scope: Scope
+    """With that path, also where the target is in absolute-form."""
+    host: Host | None
+    refusal: RequestRefused | None
+    """Why its host, or where it ends, cannot be read."""
+
+
+def own_page(scope: Scope, paths: frozenset[bytes]) -> Page | None:
+    """A request for one of the pages at these paths; None for every other."""
+    try:
+        target = read_target(raw_target(scope))
+    except RequestRefused:
+        return None
+    if target.path not in paths:
+        return None
+    host = refusal = None
+    try:
+        _, host = request_host(scope["headers"], target.authority, scope["http_version"])
+        refuse_two_lengths(scope["headers"], scope["http_version"])
+    except RequestRefused as error:
+        refusal = error.with_traceback(None)
+    scope = {
+        **scope,
+        "path": target.path.decode(),
+        "raw_path": target.path,
+        "query_string": target.query,
+    }
+    return Page(target.path, scope, host, refusal)
+
+
+async def serve_admin(
+    pages: AsgiApp,
+    sock: socket.socket,
+    admin: Admin,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve the pages until cancelled. Takes the socket over.
+
+    `/metrics` and `/status` are for an address, `localhost` and the names in `admin.hosts`: a web
+    page in an operator's browser can reach this port by any other name (DNS rebinding). Probes are
+    for every Host.
+    """
+    paths, hosts = page_paths(admin), HostList(["localhost", *admin.hosts])
+    probes = frozenset(admin.prefix.encode() + page for page in _PROBES)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await _no_lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        try:
+            refuse_two_lengths(scope["headers"], scope["http_version"])
+        except RequestRefused as refusal:
+            await _answer(send, refusal.status, refusal.message.encode() + b"\n", close=True)
+            return
+        page = own_page(scope, paths)
+        if page is None:
+            await _answer(send, 404, b"not found\n")
+        elif page.path in probes or (
+            page.host is not None and (page.host.is_address or page.host in hosts)
+        ):
+            await pages(page.scope, receive, send)
+        else:
+            await _answer(
+                send,
+                421,
+                b"this Host is not served here: use an address, or list the name in admin.hosts\n",
+            )
+
+    await hypercorn_serve(
+        app,
+        hypercorn_config([sock]),
+        shutdown_trigger=trio.sleep_forever,
+        mode="asgi",
+        task_status=task_status,
+    )
+
+
+async def _answer(send: Any, status: int, body: bytes, *, close: bool = False) -> None:
+    headers = [(b"content-type", _TEXT.encode()), (b"content-length", b"%d" % len(body))]
+    if close:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _no_lifespan(receive: Any, send: Any) -> None:
+    """The app's lifespan is that of the main port's server; here there is nothing to begin or to
+    end.
+    """
+    for step in ("startup", "shutdown"):
+        await receive()
+        await send({"type": f"lifespan.{step}.complete"})
+
+
+def add_pages(app: QuartTrio, worker: Worker, prefix: str) -> None:
+    """Add the routes of the pages to the Quart app."""
+
+    @app.get(f"{prefix}/healthz")
+    async def healthz() -> Response:
+        return Response("ok\n", content_type=_TEXT)
+
+    @app.get(f"{prefix}/readyz")
+    async def readyz() -> Response:
+        if worker.ready:
+            return Response("ready\n", content_type=_TEXT)
+        return Response("not ready\n", status=503, content_type=_TEXT)
+
+    @app.get(f"{prefix}/metrics")
+    async def metrics() -> Response:
+        return Response(
+            worker.metrics.render(), content_type="text/plain; version=0.0.4; charset=utf-8"
+        )
+
+    @app.get(f"{prefix}/status")
+    async def status() -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "draining": worker.draining,
+            "streams": len(worker.live),
+            "generations": len(worker.generations),
+            "pools": [
+                {
+                    "pool": item.pool,
+                    "in_use": item.in_use,
+                    "current_size": item.current_size,
+                    "reuse_rate": item.reuse_rate,
+                }
+                for item in worker.pools.statistics()
+            ],
+            "upstreams": {
+                name: {
+                    "endpoints": [
+                        {
+                            "endpoint": item.endpoint,
+                            "state": item.state,
+                            "outstanding": item.outstanding,
+                        }
+                        for item in transport.endpoint_states()
+                    ],
+                    "connections": [
+                        {
+                            "origin": item.origin,
+                            "lent": item.lent,
+                            "idle": item.idle,
+                            "waiting": item.waiting,
+                        }
+                        for item in transport.statistics()
+                    ],
+                }
+                for name, transport in worker.routes.transports.items()
+            },
+        }

@@ -1,0 +1,110 @@
+"""Taking a changed configuration file over while the proxy runs: what is read, what is compared,
+what the log says.
+
+One log line for each attempt, `reload`: with `ok`, and the paths that changed, or the errors with
+theirs; never a value, for values may be secrets. A file that is wrong in any way changes nothing.
+What belongs to the process, and not to an exchange, stays as it was when the process began, and the
+line says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import structlog
+import trio
+
+from ..config import Config, check_config, log_warnings
+from ..errors import ConfigError
+from ..worker.worker import Worker
+
+__all__ = ["changed_paths", "check_reload", "reload_worker"]
+
+FIXED = ("reverse_proxy.buffer_pools", "reverse_proxy.leak_detection", "reporting", "admin", "log")
+"""What only a new process takes over; `--bind`, `--workers` and the like are no part of the file.
+"""
+
+_NO_FILE = "there is no configuration file to read again (--upstream)"
+
+
+async def reload_worker(worker: Worker, file: str | None) -> None:
+    """Read `file` again and let it take over for new exchanges. Logs what came of it; raises
+    nothing.
+
+    Blocks the worker for as long as compiling takes: milliseconds, and whatever an interceptor's
+    `__init__` does.
+    """
+    log = structlog.get_logger("proxy")
+    if file is None:
+        log.warning("reload", ok=False, errors=[_NO_FILE])
+        return
+    before = worker.config
+    try:
+        checked = await trio.to_thread.run_sync(check_config, file)
+        config = checked.require()
+        await worker.reload(config)
+    except Exception as error:
+        _log_failure(error)
+        return
+    if worker.siblings is None:  # else the supervisor has logged them
+        log_warnings(checked.warnings)
+    changed = changed_paths(before, config)
+    log.info(
+        "reload",
+        ok=True,
+        changed=[path for path in changed if not _is_fixed(path)],
+        needs_restart=[path for path in changed if _is_fixed(path)],
+        routes=[route.name for route in worker.routes.routes],
+    )
+
+
+def check_reload(file: str | None) -> Config | None:
+    """For a supervisor: the configuration to start workers with from now on, or None, after a log
+    line, when it is wrong.
+    """
+    if file is None:
+        structlog.get_logger("proxy").warning("reload", ok=False, errors=[_NO_FILE])
+        return None
+    try:
+        checked = check_config(file)
+        config = checked.require()
+    except Exception as error:
+        _log_failure(error)
+        return None
+    log_warnings(checked.warnings)
+    return config
+
+
+def changed_paths(before: Config, after: Config) -> list[str]:
+    """The paths at which two configurations differ; that of the whole list where its length does."""
+    found: list[str] = []
+    _compare(msgspec.to_builtins(before), msgspec.to_builtins(after), "", found)
+    return found
+
+
+def _compare(before: Any, after: Any, path: str, found: list[str]) -> None:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in dict.fromkeys([*before, *after]):
+            where = f"{path}.{key}" if path else str(key)
+            if key in before and key in after:
+                _compare(before[key], after[key], where, found)
+            else:
+                found.append(where)
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for index, pair in enumerate(zip(before, after, strict=True)):
+            _compare(*pair, f"{path}[{index}]", found)
+    elif before != after:
+        found.append(path)
+
+
+def _is_fixed(path: str) -> bool:
+    return any(path == fixed or path.startswith((f"{fixed}.", f"{fixed}[")) for fixed in FIXED)
+
+
+def _log_failure(error: Exception) -> None:
+    log = structlog.get_logger("proxy")
+    if isinstance(error, ConfigError):
+        log.error("reload", ok=False, errors=list(error.errors))
+    else:
+        log.error("reload", ok=False, errors=[f"{type(error).__name__}: {error}"], exc_info=error)

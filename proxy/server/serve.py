@@ -1,0 +1,266 @@
+"""`weirpool serve`: one server process, its signals, and how it drains.
+
+Hypercorn serves; this does what Hypercorn gives an app no notice of: on SIGTERM or SIGINT the
+worker says that it is not ready, waits `drain.delay`, closes its listeners, lets live streams go on
+for `drain.timeout`, and ends, whatever its clients do. A second signal, a second later at the
+earliest, ends it at once. SIGHUP reloads the configuration.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import signal
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+import trio
+from hypercorn.trio import serve as hypercorn_serve
+from hypercorn.utils import LifespanFailureError
+
+from ..config import Config
+from ..downstream import ServerConfig, connections_by_open_files, cut_connections
+from ..http.headers import Via, new_pseudonym
+from ..worker.logs import flush_log
+from ..worker.siblings import Mailbox, Siblings
+from ..worker.worker import Worker
+from .app import Weirpool, create_app
+from .listen import Tls, bind_sockets, hypercorn_config, name_of
+from .reload import reload_worker
+
+__all__ = [
+    "LAST_WORDS_S",
+    "START_FAILED",
+    "Serving",
+    "bind_sockets",
+    "hold_reloads",
+    "run_server",
+    "serve_app",
+]
+
+LAST_WORDS_S = 2.0
+"""After `drain.timeout` a stream has this long for its error event and its end; then its connection
+is reset.
+"""
+
+START_FAILED = 3
+"""The exit status of a process that could not begin to serve, and has said why in a `start_failed`
+line.
+"""
+
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+_SAME_SIGNAL_S = 1.0
+_COLLECT_AFTER = (5000, 10, 10)
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What a server process needs besides its configuration."""
+
+    sockets: Sequence[socket.socket]
+    """Of the main port."""
+    admin_sockets: Sequence[socket.socket] = ()
+    """One for each worker, when the app's own pages have ports of their own."""
+    tls: Tls | None = None
+    file: str | None = None
+    """The configuration file, which SIGHUP has read again."""
+    mailboxes: Sequence[Mailbox] = ()
+    """One for each worker, when there are several."""
+    pseudonym: str = field(default_factory=new_pseudonym)
+    """Of all workers, in `Via`."""
+
+
+def hold_reloads() -> None:
+    """Let a SIGHUP wait until `run_server` can hear it: by default it would end the process."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+
+
+def run_server(
+    config: Config, serving: Serving, index: int = 0, parent_alive_fd: int | None = None
+) -> int:
+    """Serve until a signal, or until `parent_alive_fd` reads an end of file. Returns the process's
+    exit status.
+    """
+    details: dict[str, Any] = {
+        "bind": [name_of(sock) for sock in serving.sockets],
+        "tls": serving.tls is not None,
+        "max_streams_by_open_files": _raise_file_limit(),
+    }
+    app = create_app(config)
+    app.worker.start_details = details
+    app.worker.via = Via(serving.pseudonym)
+    for number, sock in enumerate(serving.admin_sockets):
+        if number == index:
+            app.admin_socket = sock
+        else:
+            sock.close()  # another worker's
+    if serving.mailboxes:
+        app.worker.join(Siblings(serving.mailboxes, index, app.worker.generations.sessions.mcp))
+    status = 0
+    _calm_collector()
+    try:
+        trio.run(_serve_until_signal, app, serving, parent_alive_fd)
+    except* LifespanFailureError:  # the app has said why
+        status = START_FAILED
+    finally:
+        flush_log()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)  # see `_watch_signals`
+    return status
+
+
+async def serve_app(
+    app: Weirpool,
+    sockets: Sequence[socket.socket],
+    shutdown: trio.Event,
+    tls: Tls | None = None,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until `shutdown` is set, then drain. Takes the sockets over."""
+    server = hypercorn_config(sockets, tls)
+    async with trio.open_nursery() as nursery:
+        listeners_close = trio.Event()
+        nursery.start_soon(_drain, app.worker, server, shutdown, listeners_close)
+        await hypercorn_serve(
+            app, server, shutdown_trigger=listeners_close.wait, mode="asgi", task_status=task_status
+        )
+        nursery.cancel_scope.cancel()
+
+
+async def _drain(
+    worker: Worker, server: ServerConfig, shutdown: trio.Event, listeners_close: trio.Event
+) -> None:
+    await shutdown.wait()
+    drain = worker.config.drain
+    structlog.get_logger("proxy").info(
+        "drain", streams=len(worker.live), timeout=drain.timeout, delay=drain.delay
+    )
+    worker.ready = (
+        False  # balancers see that, and have `delay` to look elsewhere while everything still works
+    )
+    await trio.sleep(drain.delay)
+    server.graceful_timeout = (
+        drain.timeout + 2 * LAST_WORDS_S
+    )  # a little longer than what ends by itself may take
+    worker.start_draining()
+    listeners_close.set()
+    with trio.move_on_after(drain.timeout):
+        await worker.none_left.wait()
+    worker.stop_live()
+    server.drained.set()
+    # Who takes nothing, or is in the middle of a handshake, would hold the process: nothing that
+    # Hypercorn has begun to send can be cancelled. What has ended by itself has closed its
+    # connection by now.
+    await trio.sleep(LAST_WORDS_S)
+    cut = cut_connections(server)
+    if cut:
+        structlog.get_logger("proxy").warning("drain_cut", connections=cut)
+
+
+async def _serve_until_signal(app: Weirpool, serving: Serving, parent_alive_fd: int | None) -> None:
+    shutdown = trio.Event()
+    async with trio.open_nursery() as nursery:
+
+        async def serve(task_status: trio.TaskStatus[list[str]]) -> None:
+            await serve_app(app, serving.sockets, shutdown, serving.tls, task_status)
+            nursery.cancel_scope.cancel()
+
+        reloads = _Reloads()
+        await nursery.start(_watch_signals, shutdown, reloads)
+        if parent_alive_fd is not None:
+            nursery.start_soon(_watch_parent, parent_alive_fd, shutdown)
+        async with trio.open_nursery() as starting:
+            starting.start_soon(_end_start, shutdown, app.worker, nursery.cancel_scope)
+            await nursery.start(serve)
+            starting.cancel_scope.cancel()
+        nursery.start_soon(
+            reloads.run, app.worker, serving.file
+        )  # what was wished for before waits until there is what to reload
+
+
+async def _end_start(shutdown: trio.Event, worker: Worker, scope: trio.CancelScope) -> None:
+    """End a process that is still starting, which has nothing to drain."""
+    await shutdown.wait()
+    if not worker.begun:
+        scope.cancel()
+
+
+class _Reloads:
+    """The wish to reload: however often it is uttered while a reload runs, one more reload fulfils
+    it.
+    """
+
+    def __init__(self) -> None:
+        self._wanted = trio.Event()
+
+    def want(self) -> None:
+        self._wanted.set()
+
+    async def run(self, worker: Worker, file: str | None) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            await reload_worker(worker, file)
+
+
+async def _watch_signals(
+    shutdown: trio.Event,
+    reloads: _Reloads,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    first_at = float("-inf")
+    with trio.open_signal_receiver(*_ENDING, signal.SIGHUP) as signals:
+        task_status.started()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])  # see `hold_reloads`
+        try:
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    reloads.want()
+                elif not shutdown.is_set():
+                    first_at = trio.current_time()
+                    shutdown.set()
+                elif trio.current_time() > first_at + _SAME_SIGNAL_S:
+                    # The same signal may come twice at once, from a supervisor and from who signals
+                    # the whole group.
+                    flush_log()
+                    os._exit(1)
+        finally:
+            # Trio restores the default, by which the second of two would kill the process before
+            # its last lines are written.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+
+
+async def _watch_parent(fd: int, shutdown: trio.Event) -> None:
+    """The supervisor holds the other end of this pipe; when that closes, nobody will tell us to
+    stop any more.
+    """
+    await trio.lowlevel.wait_readable(fd)
+    shutdown.set()
+
+
+def _calm_collector() -> None:
+    """Let the garbage collector look less often, and never at what was there before the first
+    request.
+
+    An exchange leaves nothing for it. But each open stream is some 70 objects that it would look at
+    in vain, while nothing else runs: with 2,000 streams for 100 ms, some eight times while they
+    open.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_AFTER)
+
+
+def _raise_file_limit() -> int:
+    """Allow this process as many open files as it may have. Returns how many streams that is enough
+    for, at two each.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):  # some systems refuse "unlimited"
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return connections_by_open_files()

@@ -1,0 +1,164 @@
+"""`--workers N`: a small supervisor. N single-process servers on the same listening sockets, a dead
+one replaced.
+
+The parent only waits and passes signals on. Each worker is in a process group of its own, so that a
+Ctrl-C at a terminal reaches it once, through the parent; and each watches a pipe that the parent
+holds, so that none outlives it. A worker's index is its place, which the one that replaces it takes
+over.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import structlog
+
+from ..worker.logs import flush_log
+from .serve import START_FAILED
+
+__all__ = ["run_workers"]
+
+_LEAST_LIFE_S = 1.0
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+_HANDLED = (*_ENDING, signal.SIGHUP, signal.SIGCHLD)
+
+
+def run_workers(count: int, run: Callable[[int, int], int], reload: Callable[[], bool]) -> int:
+    """Keep `count` workers running until SIGTERM or SIGINT. `run(index, fd)` serves in the child
+    and returns its exit status.
+
+    On SIGHUP `reload()` says whether workers should reload, too; those that start later start with
+    what it has made of it.
+
+    Returns 0 when every worker ended well after the signal. A worker that dies is replaced, at most
+    once a second each. When one of the first ones cannot begin to serve (`START_FAILED`), all end,
+    and that status is returned.
+    """
+    return _Supervisor(run, reload).run(count)
+
+
+class _Supervisor:
+    def __init__(self, run: Callable[[int, int], int], reload: Callable[[], bool]) -> None:
+        self._run = run
+        self._reload = reload
+        self._log = structlog.get_logger("proxy")
+        self._workers: dict[
+            int, tuple[int, float]
+        ] = {}  # process id -> its index, and when it started
+        self._due: dict[int, float] = {}  # index -> when its worker is to be replaced
+        self._replaced: set[int] = set()
+        self._stopping = False
+        self._worst = 0
+        self._read_end, self._write_end = os.pipe()
+        self._signals, self._signalled = os.pipe()
+
+    def run(self, count: int) -> int:
+        os.set_blocking(self._signalled, False)
+        signal.set_wakeup_fd(self._signalled)
+        for number in _HANDLED:
+            signal.signal(
+                number, _do_nothing
+            )  # what is to be done is read from the pipe, between two steps and never inside one
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+        for index in range(count):
+            self._start(index)
+        while self._workers or (self._due and not self._stopping):
+            self._wait()
+            for index in [index for index, at in self._due.items() if at <= time.monotonic()]:
+                del self._due[index]
+                self._start(index)
+        return self._worst
+
+    def _wait(self) -> None:
+        """Wait for a signal, or until a worker is to be replaced, and do what is to be done."""
+        timeout_s = max(0.0, min(self._due.values()) - time.monotonic()) if self._due else None
+        ready, _, _ = select.select([self._signals], [], [], timeout_s)
+        if not ready:
+            return
+        for number in os.read(self._signals, 512):
+            if number in _ENDING:
+                self._stopping = True
+                self._pass_on(number)
+            elif number == signal.SIGHUP and not self._stopping and self._reload():
+                self._pass_on(number)
+        self._reap()
+
+    def _reap(self) -> None:
+        while self._workers:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            index, started_at = self._workers.pop(pid, (None, 0.0))
+            if index is not None:
+                self._ended(index, pid, os.waitstatus_to_exitcode(status), started_at)
+
+    def _ended(self, index: int, pid: int, code: int, started_at: float) -> None:
+        if self._stopping:
+            if (
+                -code not in _ENDING
+            ):  # one that had not come as far as handling the signal died of it, which is well
+                self._worst = self._worst or abs(code)
+            return
+        if code == START_FAILED and index not in self._replaced:
+            self._stopping = True
+            self._worst = code
+            self._pass_on(signal.SIGTERM)
+            return
+        self._log.error("worker_died", pid=pid, exit_status=code)
+        self._replaced.add(index)
+        self._due[index] = max(time.monotonic(), started_at + _LEAST_LIFE_S)
+
+    def _start(self, index: int) -> None:
+        if self._stopping:
+            return
+        # Between fork and the end of the handlers' change a signal must not be taken for the
+        # parent's.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._become_worker(index)
+            self._workers[pid] = index, time.monotonic()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+
+    def _become_worker(self, index: int) -> None:
+        """Never returns."""
+        status = 1
+        try:
+            os.setpgid(0, 0)
+            signal.set_wakeup_fd(-1)
+            for fd in (self._write_end, self._signals, self._signalled):
+                os.close(fd)
+            for number in _HANDLED:
+                signal.signal(
+                    number,
+                    signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL,
+                )
+            # All but SIGHUP, which waits until the worker can hear it.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_HANDLED} - {signal.SIGHUP})
+            status = self._run(index, self._read_end)
+        except BaseException:
+            self._log.critical("process_failed", exc_info=True)
+        finally:
+            flush_log()
+            with suppress(OSError):
+                sys.stdout.flush()
+            os._exit(status)
+
+    def _pass_on(self, number: int) -> None:
+        for pid in self._workers:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+
+
+def _do_nothing(number: int, _: object) -> None:
+    return

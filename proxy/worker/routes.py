@@ -1,0 +1,321 @@
+"""The route table: what the configuration says about a path, compiled once, so that an exchange
+only looks things up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import httpx
+
+from interceptors.chain import Chain
+from interceptors.dialects.mcp_sessions import SessionBook
+from interceptors.hooks import Owner
+from interceptors.paths import fold_path, normal_path
+from pools import Pools
+
+from ..config import (
+    Config,
+    Health,
+    Heartbeat,
+    Limits,
+    Reconnect,
+    Timeouts,
+    Upstream,
+    load_interceptors,
+)
+from ..config import Route as RouteSettings
+from ..dialects.mcp import surround
+from ..errors import ConfigError, RequestRefused
+from ..http import DEFAULT_PORTS, HostList, other_readings, stays_under
+from ..http.headers import HeaderSettings
+from ..http.place import Place
+from ..upstream import (
+    Balancer,
+    Checks,
+    Endpoint,
+    Endpoints,
+    Resolver,
+    RetryPolicy,
+    UpstreamTransport,
+)
+from ..upstream.affinity import Affinity
+from .sessions import Sessions
+
+__all__ = ["Route", "RouteTable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route, ready for use."""
+
+    name: str
+    """The path prefix: its name in logs and metrics."""
+    prefix: bytes
+    """The same, normal as `normal_path` makes it."""
+    upstream: str
+    url: httpx.URL
+    """Of the first endpoint; which one a request goes to, the transport decides."""
+    transport: Balancer
+    sessions: SessionBook
+    """What is known of MCP sessions of the upstream."""
+    headers: HeaderSettings
+    places: Mapping[Endpoint, Place]
+    """Where the route stands, by endpoint."""
+    chain: Chain
+    timeouts: Timeouts
+    limits: Limits
+    retry: RetryPolicy
+    heartbeat: Heartbeat
+    reconnect: Reconnect
+    listening: frozenset[str]
+    """Methods whose event streams may be silent for as long as they like."""
+    max_streams: int | None
+    """The route's own limit, if it has one; the worker's counts besides."""
+    clients: str
+    """Where `max_streams_per_client` counts: the route's name where that has a limit of its own,
+    else "", over all such routes.
+    """
+    dialect: str
+    error_events: bool
+    strip_prefix: bool
+    allowed_hosts: HostList | None
+    allowed_origins: frozenset[str] | None
+
+    bases: tuple[bytes, ...]
+    """The endpoints' own paths, where they have some."""
+
+    def matches(self, path: str) -> bool:
+        """Whether a path in normal form lies under the prefix: /v1 covers /v1 and /v1/x, neither
+        /v10 nor /V1.
+        """
+        return _covers(self.prefix.decode(), path)
+
+    def target(self, target: bytes) -> bytes:
+        """The request target for the upstream: the client's, byte for byte. An endpoint's own path
+        comes before it.
+
+        Raises `RequestRefused` (400) when the prefix is to be stripped and the request spells it in
+        another way, and when the target leads out of the own path of any of the endpoints.
+        """
+        if self.strip_prefix:
+            if not self.matches(target.partition(b"?")[0].decode("latin-1")):
+                raise RequestRefused(400, "bad_request", "this path must be spelt as its route is")
+            base, path = self.prefix.rstrip(b"/"), target.partition(b"?")[0]
+            target = target[len(base) :]
+            if not target.startswith(b"/"):
+                target = b"/" + target
+            inner = normal_path(target.partition(b"?")[0])
+            if normal_path(path) not in (base + inner, base if inner == b"/" else None):
+                raise RequestRefused(
+                    400,
+                    "bad_request",
+                    "the dot segments of this path lead through the prefix of its route",
+                )
+        if self.bases:
+            path = target.partition(b"?")[0]
+            if not all(stays_under(base, path) for base in self.bases):
+                raise RequestRefused(
+                    400,
+                    "bad_request",
+                    "this path leads out of the path that the upstream's endpoint has",
+                )
+        return target
+
+
+class RouteTable:
+    """All routes; the longest prefix that matches wins."""
+
+    def __init__(
+        self,
+        config: Config,
+        pools: Pools,
+        kept: Mapping[str, Balancer] | None = None,
+        sessions: Sessions | None = None,
+        resolver: Resolver | None = None,
+    ) -> None:
+        """`kept`: transports, by upstream, that go on. `sessions`, `resolver`: the worker's. Raises
+        `ConfigError` when an interceptor or a CA file cannot be loaded.
+        """
+        self._sessions = sessions = sessions or Sessions()
+        self.transports: dict[str, Balancer] = dict(kept or {})
+        self.owners = interceptors = load_interceptors(config)
+        """The interceptors by the names that the configuration gave them."""
+        upstreams = {upstream.name: upstream for upstream in config.reverse_proxy.upstreams}
+        for index, upstream in enumerate(config.reverse_proxy.upstreams):
+            if upstream.name in self.transports:
+                continue
+            try:
+                transport = UpstreamTransport(
+                    pools,
+                    resolver,
+                    max_connections=upstream.max_connections,
+                    tls=upstream.uses_tls,
+                    ca_file=upstream.ca_file,
+                    tls_server_name=upstream.tls_server_name,
+                )
+            except OSError as error:  # ssl.SSLError is one
+                raise ConfigError(f"reverse_proxy.upstreams[{index}].ca_file: {error}") from error
+            self.transports[upstream.name] = _balancer(
+                upstream, transport, config.reverse_proxy.health, sessions.ties_of(upstream.name)
+            )
+        routes = [
+            self._compile(config, settings, upstreams[settings.upstream], interceptors)
+            for settings in config.reverse_proxy.routes
+        ]
+        self.routes = tuple(sorted(routes, key=lambda route: len(route.prefix), reverse=True))
+        by_prefix: dict[str, list[Route]] = {}
+        for route in self.routes:
+            by_prefix.setdefault(fold_path(route.prefix.decode()), []).append(route)
+        self._by_prefix = tuple(
+            sorted(by_prefix.items(), key=lambda item: len(item[0]), reverse=True)
+        )
+
+    def find(self, path: str, raw: bytes = b"") -> Route | None:
+        """The route of a path in normal form: of those that match when case is ignored the most
+        specific one, and of several that differ in case only, the one that matches exactly. `raw`:
+        the path as it came, for `RequestRefused` (400) where a server that decodes `%2f`, or
+        removes `;parameters`, before it resolves dot segments finds a path of another route, or of
+        none: the checks of this route are not that one's.
+
+        So a path that an upstream may take for a route's path is that route's. Raises
+        `RequestRefused` (400) where several differ in case, and none matches exactly.
+        """
+        route = self._find(path)
+        if (
+            route is not None
+            and raw
+            and not all(self._find(item) is route for item in other_readings(raw))
+        ):
+            raise RequestRefused(
+                400,
+                "bad_request",
+                "servers read this path in several ways, and not all are of one route",
+            )
+        return route
+
+    def _find(self, path: str) -> Route | None:
+        folded = fold_path(path)
+        for prefix, routes in self._by_prefix:
+            if not _covers(prefix, folded):
+                continue
+            if len(routes) == 1:
+                return routes[0]
+            for route in routes:
+                if route.matches(path):
+                    return route
+            raise RequestRefused(
+                400,
+                "bad_request",
+                "this path must be spelt as its route is: several differ in case only",
+            )
+        return None
+
+    def _compile(
+        self,
+        config: Config,
+        settings: RouteSettings,
+        upstream: Upstream,
+        interceptors: Mapping[str, Owner],
+    ) -> Route:
+        url = httpx.URL(upstream.endpoints[0])
+        rules = _set_headers(upstream)
+        retry = config.retry_of(settings)
+        host = {"upstream": url.netloc, "preserve": None}.get(upstream.host, upstream.host.encode())
+        prefix, transport = normal_path(settings.path.encode()), self.transports[upstream.name]
+        owners = [interceptors[name] for name in settings.interceptors]
+        places = {
+            endpoint: _place(endpoint, prefix, settings.strip_prefix, host)
+            for endpoint in transport.endpoints.all
+        }
+        if settings.dialect == "mcp":
+            owners = surround(owners, places, transport)
+        return Route(
+            name=settings.path,
+            prefix=prefix,
+            upstream=upstream.name,
+            url=url,
+            transport=transport,
+            sessions=self._sessions.book_of(upstream.name),
+            headers=HeaderSettings(
+                host=host,
+                set=tuple(rules.items()),
+                removed=frozenset(rules)
+                | {name.lower().encode() for name in upstream.headers.remove},
+                prefix=prefix.rstrip(b"/") if settings.strip_prefix else b"",
+            ),
+            places=places,
+            bases=tuple({endpoint.base for endpoint in transport.endpoints.all if endpoint.base}),
+            chain=Chain(owners),
+            timeouts=config.timeouts_of(settings),
+            limits=config.limits_of(settings),
+            retry=RetryPolicy(retry.max_attempts, retry.budget),
+            clients=settings.path if "max_streams_per_client" in settings.limits else "",
+            heartbeat=config.heartbeat_of(settings),
+            reconnect=config.reconnect_of(settings),
+            listening=frozenset(
+                ("GET",)
+                if settings.listening is None and settings.dialect == "mcp"
+                else settings.listening or ()
+            ),
+            max_streams=settings.limits.get("max_streams"),
+            dialect=settings.dialect,
+            error_events=settings.dialect != "abort",
+            strip_prefix=settings.strip_prefix,
+            allowed_hosts=None
+            if settings.allowed_hosts is None
+            else HostList(settings.allowed_hosts),
+            allowed_origins=_lowered(settings.allowed_origins),
+        )
+
+
+def _covers(prefix: str, path: str) -> bool:
+    """Whether a path lies under a prefix, by whole segments."""
+    return path.startswith(prefix) and (
+        prefix.endswith("/") or path[len(prefix) : len(prefix) + 1] in ("", "/")
+    )
+
+
+def _place(endpoint: Endpoint, prefix: bytes, strip_prefix: bool, host: bytes | None) -> Place:
+    """`host`: the Host header that the endpoint gets; None: the client's."""
+    own = (
+        endpoint.host
+        if endpoint.url.port
+        else endpoint.host + b":%d" % DEFAULT_PORTS[endpoint.url.scheme]
+    )
+    return Place(
+        prefix=prefix.decode().rstrip("/"),
+        strip_prefix=strip_prefix,
+        base=endpoint.base.decode(),
+        authorities=frozenset(item.decode().lower() for item in (own, endpoint.host, host) if item),
+    )
+
+
+def _balancer(
+    upstream: Upstream, transport: UpstreamTransport, health: Health, sessions: Affinity
+) -> Balancer:
+    endpoints = Endpoints(
+        [Endpoint(url) for url in upstream.endpoints],
+        consecutive_failures=health.consecutive_failures,
+        eject_s=health.eject,
+        max_eject_s=health.max_eject,
+        gone_after_s=health.max_eject if health.gone_after is None else health.gone_after,
+        checked=health.check_path is not None,
+    )
+    checks = None
+    if health.check_path is not None:
+        checks = Checks(
+            health.check_path, health.check_interval, list(_set_headers(upstream).items())
+        )
+    return Balancer(
+        upstream.name, transport, endpoints, host=upstream.host, checks=checks, sessions=sessions
+    )
+
+
+def _set_headers(upstream: Upstream) -> dict[bytes, bytes]:
+    return {name.lower().encode(): value.encode() for name, value in upstream.headers.set.items()}
+
+
+def _lowered(items: list[str] | None) -> frozenset[str] | None:
+    return None if items is None else frozenset(item.lower() for item in items)

@@ -1,0 +1,164 @@
+"""The other workers of `weirpool serve --workers N`: one asks them to put messages on a stream of a
+session that it does not have.
+
+Each worker has a mailbox, a pair of Unix datagram sockets that the supervisor makes before it
+starts them and keeps, so that a worker that takes the place of another takes over its mailbox. A
+question goes to all the others; each answers whether it has the session, and the one that has it
+puts the messages on the stream. The sockets have no name: only these processes can write to them.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from secrets import randbits
+from typing import Any
+
+import structlog
+import trio
+
+from interceptors.dialects.mcp_sessions import McpSessions
+from pools import decode_json, encode_json
+
+__all__ = ["Mailbox", "Siblings", "open_mailboxes"]
+
+_ANSWER_S = 1.0
+"""A worker that does not answer in this time is busy or is being replaced: it counts as one that
+does not have the session.
+"""
+_MOST_QUESTIONS = 64
+"""Questions that a worker has open at a time. Clients decide how many there are: another one counts
+as answered with no.
+"""
+_FULL_S = 0.002
+_MAX_BYTES = 1 << 18
+_BUFFER_BYTES = 1 << 20
+
+Mailbox = tuple[socket.socket, socket.socket]
+"""Where its worker reads, and where the others write."""
+
+
+def open_mailboxes(count: int) -> list[Mailbox]:
+    """One for each worker."""
+    mailboxes = []
+    for _ in range(count):
+        reading, writing = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        for sock in (reading, writing):
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+        mailboxes.append((reading, writing))
+    return mailboxes
+
+
+@dataclass
+class _Question:
+    """One that waits for its answers."""
+
+    left: int
+    """Answers that have not come."""
+    had: bool = False
+    over: trio.Event = field(default_factory=trio.Event)
+
+    def answer(self, *, had: bool) -> None:
+        self.left -= 1
+        self.had = self.had or had
+        if self.had or not self.left:
+            self.over.set()
+
+
+class Siblings:
+    """One worker's view of the others."""
+
+    def __init__(self, mailboxes: Sequence[Mailbox], index: int, sessions: McpSessions) -> None:
+        """`index`: whose view it is."""
+        self._index = index
+        self._own = mailboxes[index][0]
+        self._others = {number: pair[1] for number, pair in enumerate(mailboxes) if number != index}
+        self._sessions = sessions
+        self._questions: dict[int, _Question] = {}
+        self._asked = randbits(
+            48
+        )  # an answer to the worker that this one replaces must not look like one to this
+
+    async def ask(self, upstream: str, uri: bytes, messages: list[str]) -> bool:
+        """Let the worker that has the stream of this session put messages on it. Whether one has
+        it.
+        """
+        if len(self._questions) >= _MOST_QUESTIONS:
+            return False
+        self._asked += 1
+        number = self._asked
+        letter = {
+            "from": self._index,
+            "question": number,
+            "upstream": upstream,
+            "uri": uri.decode("latin-1"),
+            "messages": messages,
+        }
+        question = self._questions[number] = _Question(len(self._others))
+        try:
+            with trio.move_on_after(_ANSWER_S):
+                async with trio.open_nursery() as nursery:
+                    for other in self._others:
+                        nursery.start_soon(self._put, other, letter, question)
+                    await question.over.wait()
+                    nursery.cancel_scope.cancel()
+        finally:
+            del self._questions[number]
+        return question.had
+
+    async def _put(self, other: int, letter: dict[str, Any], question: _Question) -> None:
+        if not await self._send(other, letter):
+            question.answer(had=False)
+
+    async def run(self) -> None:
+        """Read the mailbox until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.lowlevel.wait_readable(self._own)
+                try:
+                    self._read(decode_json(self._own.recv(_MAX_BYTES)), nursery)
+                except BlockingIOError:
+                    continue
+                except Exception:
+                    structlog.get_logger("proxy").error("internal_error", exc_info=True)
+
+    def _read(self, letter: dict[str, Any], nursery: trio.Nursery) -> None:
+        question = self._questions.get(letter["question"])
+        if "upstream" in letter:
+            upstream, uri = letter["upstream"], letter["uri"].encode("latin-1")
+            live = self._sessions.live.get((upstream, uri))
+            has = live is not None and live.has_room(letter["messages"])
+            nursery.start_soon(
+                self._send, letter["from"], {"question": letter["question"], "had": has}
+            )
+            if has:
+                nursery.start_soon(self._deliver, upstream, uri, letter["messages"])
+        elif question is not None:
+            question.answer(had=letter["had"])
+
+    async def _deliver(self, upstream: str, uri: bytes, messages: list[str]) -> None:
+        try:
+            await self._sessions.deliver(upstream, uri, messages)
+        except Exception:
+            structlog.get_logger("proxy").error("internal_error", exc_info=True)
+
+    async def _send(self, other: int, letter: dict[str, Any]) -> bool:
+        """Whether it could be sent: not what is too large for a datagram, nor where a mailbox stays
+        full.
+        """
+        data = encode_json(letter)
+        with trio.move_on_after(_ANSWER_S):
+            while len(data) <= _MAX_BYTES:
+                try:
+                    self._others[other].send(data)
+                except BlockingIOError:
+                    await trio.sleep(
+                        _FULL_S
+                    )  # several tasks may wait for one mailbox, which `wait_writable` does not allow
+                except OSError:
+                    return False
+                else:
+                    return True
+        return False

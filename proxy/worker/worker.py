@@ -1,0 +1,194 @@
+"""What one worker process shares among its exchanges: pools, generations, metrics, who is live, and
+whether it is draining.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import structlog
+import trio
+
+from pools import Pools
+
+from ..config import Config
+from ..downstream import client_connections, connections_by_open_files
+from ..errors import ConfigError
+from ..http.headers import TrustedProxies, Via, client_of, network_of, new_pseudonym
+from ..relay.hub import Hub
+from .collecting import BodyBudget
+from .generations import Generations
+from .metrics import Metrics
+from .routes import Route, RouteTable
+from .siblings import Siblings
+
+if TYPE_CHECKING:
+    from ..exchange.exchange import Exchange
+
+__all__ = ["NO_ROUTE", "Worker"]
+
+NO_ROUTE = ""
+"""The route label of requests that match no route."""
+
+
+class Worker:
+    """Made once per process from a checked configuration. Raises `ConfigError` when something it
+    names cannot be loaded.
+    """
+
+    def __init__(self, config: Config) -> None:
+        sizes = config.reverse_proxy.buffer_pools
+        self.pools = Pools(
+            sse_event=(sizes.sse_event.size, sizes.sse_event.max_pooled),
+            http_response=(sizes.http_response.size, sizes.http_response.max_pooled),
+            json=(sizes.json.size, sizes.json.max_pooled),
+            leak_detection=config.reverse_proxy.leak_detection,
+        )
+        self.generations = Generations(config, self.pools)
+        bound_connections(config)
+        self.metrics = Metrics(
+            self.pools,
+            [NO_ROUTE, *(route.name for route in self.routes.routes)],
+            interceptor_totals=self.generations.interceptor_totals,
+            collectors=self.generations.collectors,
+            upstreams=lambda: self.routes.transports,
+        )
+        self.generations.on_retire = self.metrics.keep
+        self.via = Via(new_pseudonym())
+        """This instance in requests that go upstream. `weirpool serve` gives all of its workers the
+        same.
+        """
+        self.log: Any = structlog.get_logger("proxy").bind()
+        """Bound once: structlog's lazy loggers are put together anew at every call."""
+        self.hub: Hub | None = None
+        """Moves streams while the app's lifespan runs it; without one each stream's task waits for
+        itself.
+        """
+        self.siblings: Siblings | None = None
+        """The other workers; None when there are none."""
+        self.start_details: dict[str, object] = {}
+        """What whoever runs the worker wants in its `started` line."""
+        self.live: set[Exchange] = set()
+        self.admitted = 0
+        self.client_streams: dict[tuple[str, str], int] = {}
+        """Streams of each client, where they are limited: by what `client_place` says."""
+        self.bodies = BodyBudget()
+        self.ready = False
+        self.begun = False
+        """It has been ready: from then on, what ends it drains it first."""
+        self.draining = False
+        self.none_left = trio.Event()
+
+    @property
+    def config(self) -> Config:
+        """The configuration of new exchanges."""
+        return self.generations.current.config
+
+    @property
+    def routes(self) -> RouteTable:
+        """The routes of new exchanges."""
+        return self.generations.current.routes
+
+    @property
+    def trusted_proxies(self) -> TrustedProxies:
+        """Whom new exchanges believe."""
+        return self.generations.current.trusted_proxies
+
+    def join(self, siblings: Siblings) -> None:
+        """There are other workers, which may have the sessions that this one does not know."""
+        self.siblings = siblings
+        self.generations.sessions.mcp.ask_others = siblings.ask
+
+    async def reload(self, config: Config) -> None:
+        """Let `config` take over for new exchanges. Raises `ConfigError`, and then nothing has
+        changed.
+        """
+        if self.draining or not self.ready:
+            raise ConfigError("this worker is ending, and begins no new configuration")
+        new = await self.generations.replace(config, self.metrics.check)
+        self.metrics.add_routes([route.name for route in new.routes.routes])
+        bound_connections(config)
+
+    def enter(
+        self,
+        exchange: Exchange,
+        route: str,
+        *,
+        admitted: bool,
+        place: tuple[str, str] | None = None,
+    ) -> None:
+        """An exchange begins. One that is refused is live until it has its answer, but takes no
+        one's place.
+        """
+        self.generations.enter(exchange)
+        if admitted and place is not None:
+            self.client_streams[place] = self.client_streams.get(place, 0) + 1
+        tally = self.metrics.routes[route]
+        tally.live.add(exchange)
+        tally.admitted += admitted
+        self.live.add(exchange)
+        self.admitted += admitted
+
+    def leave(
+        self,
+        exchange: Exchange,
+        route: str,
+        *,
+        admitted: bool,
+        place: tuple[str, str] | None = None,
+    ) -> None:
+        """It has ended; the arguments are those of `enter`."""
+        if admitted and place is not None:
+            self.client_streams[place] -= 1
+            if not self.client_streams[place]:
+                del self.client_streams[place]
+        tally = self.metrics.routes[route]
+        tally.end(exchange)
+        tally.admitted -= admitted
+        self.live.discard(exchange)
+        self.admitted -= admitted
+        self.generations.leave(exchange)
+        if self.draining and not self.live:
+            self.none_left.set()
+
+    def is_full(self, route: Route) -> bool:
+        """Whether the worker, or the route where it has a limit of its own, has as many streams as
+        it may.
+        """
+        if self.admitted >= self.config.reverse_proxy.limits.max_streams:
+            return True
+        return (
+            route.max_streams is not None
+            and self.metrics.routes[route.name].admitted >= route.max_streams
+        )
+
+    def client_place(
+        self, route: Route, peer: str | None, headers: Sequence[tuple[bytes, bytes]]
+    ) -> tuple[str, str] | None:
+        """Where the streams of a request's client are counted; None when they are not limited, or
+        the server tells no address.
+        """
+        if route.limits.max_streams_per_client is None:
+            return None
+        client = client_of(peer, headers, self.trusted_proxies)
+        return None if client is None else (route.clients, network_of(client))
+
+    def start_draining(self) -> None:
+        """From now on, no new exchanges."""
+        self.ready = False
+        self.draining = True
+        if not self.live:
+            self.none_left.set()
+
+    def stop_live(self) -> None:
+        """End every live exchange; each ends with the outcome `draining`."""
+        for exchange in tuple(self.live):
+            exchange.stop()
+
+
+def bound_connections(config: Config) -> None:
+    """Bound the open client connections of this process."""
+    client_connections.limit = (
+        config.reverse_proxy.max_client_connections or connections_by_open_files()
+    )

@@ -1,0 +1,418 @@
+"""A stream over several connections: what passes of each, when it goes on, and when not."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.event_source import dispatched
+
+from interceptors import EventTooLarge
+from interceptors.sse import first_of_body
+from proxy.config import Reconnect
+from proxy.relay.resume import MAX_ID_BYTES, WINDOW, Resume
+
+ON = Reconnect(enabled=True)
+
+
+def resume_for(
+    dialect: str = "generic", max_event_bytes: int = 1 << 20, roll: float = 0.0, **options: Any
+) -> Resume:
+    return Resume(Reconnect(enabled=True, **options), dialect, max_event_bytes, lambda: roll)
+
+
+def feed(resume: Resume, data: bytes, sizes: Callable[[], int] = lambda: 1 << 20) -> bytes:
+    """What passes of one connection, which brings `data` in pieces; as a relay presents it, the
+    unfinished rest first.
+    """
+    passed, rest, at = b"", b"", 0
+    while at < len(data):
+        size = sizes()
+        buffer = bytearray(rest + data[at : at + size])
+        at += size
+        first, last, behind = resume.take(buffer, 0, len(buffer))
+        assert 0 <= first <= last <= behind <= len(buffer)
+        passed += buffer[first:last]
+        rest = bytes(buffer[behind:])
+        if resume.failure is not None:
+            break
+    return passed
+
+
+def event(number: int) -> bytes:
+    return b"id: %d\ndata: event %d\n\n" % (number, number)
+
+
+def events(numbers: Iterable[int]) -> bytes:
+    return b"".join(map(event, numbers))
+
+
+# What passes
+
+
+def test_white_space_byte_by_byte_is_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sends spaces one by one cannot occupy the worker: no byte is searched again
+    before the first field.
+    """
+    searched: list[int] = []
+
+    def search(buffer: bytes | bytearray, start: int, end: int) -> tuple[int, bool]:
+        searched.append(end - start)
+        return first_of_body(buffer, start, end)
+
+    monkeypatch.setattr("proxy.relay.resume.first_of_body", search)
+    assert feed(
+        resume_for(), b" " * 1000 + b"\n\ndata: x\n\n", itertools.repeat(1).__next__
+    ).endswith(b"data: x\n\n")
+    assert sum(searched) <= 1100
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_whole_events_pass_as_they_came(end: bytes) -> None:
+    """In one piece and byte by byte, with every line end, comments and stray lines included; what
+    is not whole stays.
+    """
+    stream = (
+        b": hello\n\n\nid: 1\nevent: e\ndata: a\ndata: b\n\nretry: 5\n\nid: 2\ndata\n\n".replace(
+            b"\n", end
+        )
+    )
+    for size in range(1, 12):
+        resume = resume_for()
+        passed = feed(
+            resume,
+            stream + b"id: 3\ndata: unfin".replace(b"\n", end),
+            itertools.repeat(size).__next__,
+        )
+        assert passed == stream
+        assert resume.last_event_id == b"2"
+
+
+def test_a_byte_order_mark_never_passes() -> None:
+    """Of no connection: behind a comment of ours it would belong to a field's name."""
+    for size in (1, 2, 3, 100):
+        resume = resume_for()
+        for _ in range(2):
+            assert (
+                feed(resume, b"\xef\xbb\xbf: x\n\n", itertools.repeat(size).__next__) == b": x\n\n"
+            )
+            resume.begin()
+
+
+def test_an_event_that_is_too_large_ends_the_stream() -> None:
+    """Whole or not; what came before it has passed."""
+    for big in (b"data: " + b"x" * 100 + b"\n\n", b"data: " + b"x" * 100):
+        resume = resume_for(max_event_bytes=64)
+        assert feed(resume, event(1) + big + event(2)) == event(1)
+        assert isinstance(resume.failure, EventTooLarge)
+
+
+# What has passed before
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("replays_from", [1, 3, 5, 6])
+def test_what_the_client_has_had_is_dropped(replays_from: int, end: bytes) -> None:
+    """A server that goes on where it was, one that begins anew, one that goes a few events back,
+    one that repeats the last.
+    """
+    for size in (1, 2, 7, 1000):
+        sizes = itertools.repeat(size).__next__
+        resume = resume_for()
+        passed = feed(
+            resume, (events(range(1, 6)) + b"id: 6\ndata: unfin").replace(b"\n", end), sizes
+        )
+        resume.begin()
+        passed += feed(resume, events(range(replays_from, 9)).replace(b"\n", end), sizes)
+        assert passed == events(range(1, 9)).replace(b"\n", end)
+
+
+def test_events_between_old_ones_are_old() -> None:
+    """Also those without an id, up to the last one delivered; comments pass."""
+    resume = resume_for()
+    stream = event(1) + b"data: no id\n\n" + event(2)
+    passed = feed(resume, stream)
+    resume.begin()
+    assert passed + feed(resume, b": hi\n\n" + stream + event(3)) == stream + b": hi\n\n" + event(3)
+
+
+def test_an_event_without_an_id_before_any_with_one_is_new() -> None:
+    """Nobody knows, and nothing is lost."""
+    resume = resume_for()
+    feed(resume, event(1))
+    resume.begin()
+    assert feed(
+        resume, b"data: hello again\n\n" + event(1) + event(2)
+    ) == b"data: hello again\n\n" + event(2)
+
+
+def test_a_replay_that_breaks_goes_on_being_one() -> None:
+    resume = resume_for()
+    passed = feed(resume, events(range(1, 10)))
+    for numbers in (range(1, 4), range(1, 7), range(8, 9), range(1, 12)):
+        resume.begin()
+        passed += feed(resume, events(numbers))
+    assert passed == events(range(1, 12))
+
+
+def test_a_new_connection_is_read_from_its_beginning() -> None:
+    """However much of an unfinished event the one before had brought."""
+    resume = resume_for()
+    passed = feed(resume, event(1) + b"id: 2\ndata: " + b"x" * 40)
+    resume.begin()
+    assert passed + feed(resume, event(1) + event(2)) == event(1) + event(2)
+
+
+def test_the_first_event_is_known_however_long_ago_it_was() -> None:
+    """A server that begins anew is understood after more events than are remembered; and memory
+    stays bounded.
+    """
+    resume = resume_for()
+    feed(resume, events(range(3 * WINDOW)))
+    assert len(resume._recent) == WINDOW
+    resume.begin()
+    assert feed(resume, events(range(3 * WINDOW + 2))) == events(range(3 * WINDOW, 3 * WINDOW + 2))
+
+
+def test_a_new_id_ends_the_search() -> None:
+    """Behind an event that is new, nothing is dropped, whatever its id."""
+    resume = resume_for()
+    feed(resume, events([1, 2]))
+    resume.begin()
+    assert feed(resume, events([3, 1, 2])) == events([3, 1, 2])
+
+
+# Whether it goes on
+
+
+@pytest.mark.parametrize(
+    ("stream", "wants"),
+    [
+        (b"", False),
+        (b": comment\n\n", False),
+        (b"data: no id\n\n", False),
+        (b"id: 1\ndata: x\n\n", True),
+        (b"id: 1\ndata: x\n\n: comment\n\n\nretry: 5\n\n", True),
+        (b"id: 1\ndata: x\n\nid: 2\ndata: unfin", True),
+        (b"id: 1\ndata:\n\n", True),
+        (b"id: 1\n\n", True),
+        (b"id\ndata: x\n\n", False),
+        (b"id: 1\ndata: x\n\nid:\ndata: y\n\n", False),
+        (b"id: 1\ndata: x\n\ndata: y\n\n", False),
+        (b"id: a\0b\ndata: x\n\n", False),
+        (b"id: a\x01b\ndata: x\n\n", False),
+        (b"id:  a\ndata: x\n\n", False),
+        (b"id: \xe2\x82\xac \ndata: x\n\n", False),
+        (b"id: \xe2\x82\xac\ndata: x\n\n", True),
+        (b"id: a b\ndata: x\n\n", True),
+        (b"id: " + b"a" * MAX_ID_BYTES + b"\ndata: x\n\n", True),
+        (b"id: " + b"a" * (MAX_ID_BYTES + 1) + b"\ndata: x\n\n", False),
+        (b"retry: 60000\nid: 1\ndata: x\n\n", True),
+        (b"retry: 60001\nid: 1\ndata: x\n\n", False),
+        (b"retry: soon\nid: 1\ndata: x\n\n", True),
+    ],
+)
+def test_it_goes_on_behind_an_event_with_an_id(stream: bytes, wants: bool) -> None:
+    """Of one without, nobody can ask what comes next; nor of one whose id fits in no header. A
+    `retry` above `max_backoff` is the client's to keep.
+    """
+    resume = resume_for()
+    feed(resume, stream)
+    assert resume.wants_more(clean=False) is wants
+    assert resume.wants_more(clean=True) is wants
+
+
+@pytest.mark.parametrize(
+    ("last", "dialects"),
+    [
+        (b"id: 9\ndata: [DONE]\n\n", {"openai", "generic", "abort"}),
+        (b"id: 9\ndata:[DONE]\n\n", {"openai", "generic", "abort"}),
+        (
+            b'id: 9\nevent: message_stop\ndata: {"type":"message_stop"}\n\n',
+            {"anthropic", "generic", "abort"},
+        ),
+        (b"id: 9\nevent: message_stop\n\n", set()),
+        (b"id: 9\ndata: [DONE]\ndata: not\n\n", set()),
+        (b'id: 9\ndata: "[DONE]"\n\n', set()),
+    ],
+)
+def test_an_event_may_say_that_it_is_the_last(last: bytes, dialects: set[str]) -> None:
+    for dialect in ("openai", "anthropic", "generic", "abort", "mcp"):
+        resume = resume_for(dialect)
+        feed(resume, event(1) + last)
+        assert resume.done is (dialect in dialects)
+        assert resume.wants_more(clean=False) is (dialect not in dialects)
+
+
+def test_with_mcp_a_clean_end_is_one() -> None:
+    """The server may close after an event with an id, and the client comes back: MCP 2025-11-25. A
+    break is a break.
+    """
+    resume = resume_for("mcp")
+    feed(resume, event(1))
+    assert not resume.wants_more(clean=True)
+    assert resume.wants_more(clean=False)
+
+
+# When
+
+
+def delays(resume: Resume) -> list[float | None]:
+    return [resume.next_delay_s() for _ in range(8)]
+
+
+def test_delays_grow_up_to_the_most_and_end() -> None:
+    """Between their least and twice that, by chance; after `max_attempts`, none."""
+    options = {"max_attempts": 6, "initial_backoff": 1, "max_backoff": 20}
+    assert delays(resume_for(roll=0.0, **options)) == [1, 2, 4, 8, 10, 10, None, None]
+    assert delays(resume_for(roll=1.0, **options)) == [2, 4, 8, 16, 20, 20, None, None]
+
+
+def test_the_servers_retry_is_kept() -> None:
+    """It is the first delay, and no later one is shorter; the last one said counts."""
+    resume = resume_for(max_attempts=6, initial_backoff=1, max_backoff=20)
+    feed(resume, b"retry: 100\n\nretry: 4000\n\n" + event(1))
+    assert delays(resume) == [4, 8, 10, 10, 10, 10, None, None]
+    resume = resume_for(max_attempts=4, initial_backoff=1, max_backoff=20)
+    feed(resume, b"retry: 50\n\n" + event(1))
+    assert delays(resume)[:4] == [0.05, 2, 4, 8]
+    resume = resume_for(max_attempts=4, initial_backoff=1, max_backoff=20)
+    feed(resume, b"retry: 20000\n\n" + event(1))
+    assert delays(resume)[:4] == [20, 20, 20, 20]
+    resume = resume_for(max_attempts=3, initial_backoff=1, max_backoff=20)
+    feed(resume, b"retry: 0\n\n" + event(1))
+    assert delays(resume)[:4] == [0, 2, 4, None]
+
+
+def test_an_event_that_passes_begins_the_count_anew_and_an_old_one_does_not() -> None:
+    resume = resume_for(max_attempts=2)
+    feed(resume, event(1))
+    assert resume.next_delay_s() is not None
+    resume.begin()
+    feed(resume, event(1) + b": comment\n\n")
+    assert resume.next_delay_s() is not None
+    assert resume.next_delay_s() is None
+    resume.begin()
+    feed(resume, event(1) + event(2))
+    assert resume.next_delay_s() is not None
+
+
+@given(
+    retry=st.none() | st.integers(0, 60_000),
+    initial=st.floats(0.001, 60),
+    attempts=st.integers(1, 3000),
+    roll=st.floats(0, 1, exclude_max=True),
+)
+def test_every_delay_is_bounded(
+    retry: int | None, initial: float, attempts: int, roll: float
+) -> None:
+    """By `retry` from below and `max_backoff` from above, after however many attempts."""
+    resume = resume_for(roll=roll, max_attempts=attempts, initial_backoff=initial, max_backoff=60)
+    feed(resume, (b"retry: %d\n" % retry if retry is not None else b"") + event(1))
+    assert resume.wants_more(clean=False)
+    count = 0
+    while (delay_s := resume.next_delay_s()) is not None:
+        assert (retry or 0) / 1000 <= delay_s <= 60
+        count += 1
+    assert count == attempts
+
+
+# All together
+
+ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    count=st.integers(1, 12),
+    end=ENDS,
+    seed=st.integers(0, 1 << 30),
+    server=st.sampled_from(["goes on", "repeats the last", "begins anew", "goes back three"]),
+    decorated=st.booleans(),
+)
+def test_each_event_passes_exactly_once(
+    count: int, end: bytes, seed: int, server: str, decorated: bool
+) -> None:
+    """Whatever the server remembers, wherever each connection breaks, and however the bytes are
+    cut: a page is given each event once, in order, with its id.
+    """
+    dice = random.Random(seed)
+    blocks = []
+    for number in range(1, count + 1):
+        extra = (
+            dice.choice([b"", b"event: e\n", b": note\n", b"data: more\n"]) if decorated else b""
+        )
+        blocks.append(
+            (b"id: %d\n" % number + extra + b"data: event %d\n\n" % number).replace(b"\n", end)
+        )
+    resume = resume_for(max_attempts=1000)
+    client = b""
+    rounds = 0
+    while resume.last_event_id != b"%d" % count:
+        if rounds:
+            if client:
+                client += b": reconnecting\n"
+            resume.begin()
+        had = int(resume.last_event_id or 0)
+        begins = {
+            "goes on": had,
+            "repeats the last": had - 1,
+            "begins anew": 0,
+            "goes back three": had - 3,
+        }[server]
+        stream = dice.choice([b"", b"\xef\xbb\xbf"]) + b"".join(blocks[max(0, begins) :])
+        broken = stream[: dice.randrange(len(stream) + 1)] if rounds < 50 else stream
+        client += feed(resume, broken, lambda: dice.choice((1, 2, 3, 10, 100)))
+        rounds += 1
+    assert dispatched(client + b"\n") == dispatched(b"".join(blocks) + b"\n")
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    stream=st.binary(max_size=200) | st.text("\n\r:id data\0é", max_size=60).map(str.encode),
+    seed=st.integers(0, 1 << 30),
+)
+def test_any_bytes_pass_unchanged_up_to_the_last_whole_event(stream: bytes, seed: int) -> None:
+    """But for a BOM: on the first connection nothing is dropped, and nothing but an unfinished
+    block stays behind.
+    """
+    dice = random.Random(seed)
+    resume = resume_for()
+    passed = feed(resume, stream, lambda: dice.choice((1, 2, 3, 10, 100)))
+    assert stream.removeprefix(b"\xef\xbb\xbf").startswith(passed)
+    assert dispatched(passed) == dispatched(stream)
+
+
+# What is no event stream
+
+
+@pytest.mark.parametrize("before", [b"", b"\n\n", b" \n\t", b"\r\n\r\n ", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_a_json_body_passes_whole_and_does_not_go_on(before: bytes, size: int) -> None:
+    """As soon as its first byte is there, however it is cut: a BOM alone stays behind."""
+    resume, data = resume_for(), before + b'[1,\n\n"x'
+    passed, rest = b"", b""
+    for at in range(0, len(data), size):
+        buffer = bytearray(rest + data[at : at + size])
+        if resume.is_body:
+            passed += buffer
+            continue
+        first, last, behind = resume.take(buffer, 0, len(buffer))
+        passed += buffer[first : len(buffer) if resume.is_body else last]
+        rest = b"" if resume.is_body else bytes(buffer[behind:])
+    assert passed == data.removeprefix(b"\xef\xbb\xbf")
+    assert resume.is_body
+    assert not resume.wants_more(clean=False)
+
+
+def test_only_the_beginning_makes_a_json_body() -> None:
+    """After an event, `{` is a field that nobody knows."""
+    resume = resume_for()
+    assert feed(resume, event(1) + b"{\n\n") == event(1) + b"{\n\n"
+    assert not resume.is_body
+    assert resume.wants_more(clean=False)

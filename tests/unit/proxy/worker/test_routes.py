@@ -1,0 +1,231 @@
+"""The route table: which route a path takes, the target that goes upstream, and what a route knows
+from the configuration.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from interceptors.paths import normal_path
+from pools import Pools
+from proxy.config import parse_config
+from proxy.errors import ConfigError, RequestRefused
+from proxy.http import parse_host
+from proxy.worker.routes import Route, RouteTable
+
+
+def table(routes: str, upstream: str = "", rest: str = "") -> RouteTable:
+    config = parse_config(
+        f'reverse_proxy:\n  upstreams: [{{name: llm, endpoints: ["http://h:8080"]{upstream}}}]\n  routes: [{routes}]\n{rest}'
+    )
+    return RouteTable(config, Pools())
+
+
+def to(*paths: str, rest: str = "") -> RouteTable:
+    return table(", ".join(f"{{path: {path}, upstream: llm{rest}}}" for path in paths))
+
+
+def only(endpoint: str = "http://h:8080", path: str = "/", rest: str = "") -> Route:
+    config = parse_config(
+        f'reverse_proxy:\n  upstreams: [{{name: llm, endpoints: ["{endpoint}"]}}]\n'
+        f"  routes: [{{path: {path}, upstream: llm{rest}}}]"
+    )
+    return RouteTable(config, Pools()).routes[0]
+
+
+def found(routes: RouteTable, path: bytes) -> str | None:
+    route = routes.find(normal_path(path).decode())
+    return None if route is None else route.name
+
+
+@pytest.mark.parametrize(
+    "paths", [("/", "/v1", "/v1/chat"), ("/v1/chat", "/v1", "/"), ("/v1", "/v1/chat", "/")]
+)
+def test_the_longest_matching_prefix_wins_wherever_it_stands(paths: tuple[str, ...]) -> None:
+    routes = to(*paths)
+    assert found(routes, b"/v1/chat/completions") == "/v1/chat"
+    assert found(routes, b"/v1/chat") == "/v1/chat"
+    assert found(routes, b"/v1/models") == "/v1"
+    assert found(routes, b"/v1") == "/v1"
+    assert found(routes, b"/v2") == "/"
+    assert found(routes, b"/") == "/"
+
+
+def test_a_prefix_covers_whole_segments() -> None:
+    """Or /v1's interceptors would see /v10's streams, and /admin's rules not hold for what looks
+    like it.
+    """
+    routes = to("/v1", "/dir/")
+    for path in (
+        b"/v1",
+        b"/v1/",
+        b"/v1/x",
+        b"/v1//x",
+        b"/%76%31",
+        b"//v1",
+        b"/x/../v1",
+        b"/./v1",
+        b"/x/%2e%2E/v1",
+        b"/V1",
+    ):
+        assert found(routes, path) == "/v1"
+    for path in (b"/v10", b"/v1x/", b"/v", b"/v1/..", b"/v1%2Fx", b"/", b"", b"v1", b"/v1;x"):
+        assert found(routes, path) is None
+    for path in (b"/dir/", b"/dir/x", b"/dir//"):
+        assert found(routes, path) == "/dir/"
+    for path in (b"/dir", b"/dirx"):
+        assert found(routes, path) is None
+
+
+@pytest.mark.parametrize(
+    ("paths", "path", "name"),
+    [
+        (("/", "/mcp"), b"/MCP", "/mcp"),
+        (("/", "/mcp"), b"/%4dCP/x", "/mcp"),
+        (("/", "/Mcp"), b"/mcp", "/Mcp"),
+        (("/", "/v1", "/V1/secret"), b"/v1/secret", "/V1/secret"),
+        (("/", "/A", "/a"), b"/a/x", "/a"),
+        (("/", "/A", "/a"), b"/A", "/A"),
+        (("/A", "/a/b"), b"/A/B", "/a/b"),
+        (("/", "/caf%C3%A9"), b"/CAF%c3%89/x", "/caf%C3%A9"),
+        (("/", "/stra%C3%9Fe"), b"/STRASSE", "/stra%C3%9Fe"),
+        (("/", "/desk"), b"/de%C5%BFk", "/desk"),
+        (("/", "/desk"), b"/des%E2%84%AA", "/desk"),
+        (("/", "/in"), b"/%C4%B0n", "/in"),
+        (("/", "/in"), b"/%C4%B1N", "/in"),
+        (("/", "/in"), b"/%FF%C4n", "/"),
+        (("/", "/a%2Fb"), b"/A%2fB", "/a%2Fb"),
+    ],
+)
+def test_a_path_is_the_most_specific_routes_that_matches_when_case_is_ignored(
+    paths: tuple[str, ...], path: bytes, name: str
+) -> None:
+    """Express and ASP.NET Core ignore case, and decode first; an exact match comes first among
+    routes that differ in case only.
+    """
+    for order in (paths, paths[::-1]):
+        assert found(to(*order), path) == name
+
+
+def test_a_path_that_only_case_tells_apart_is_refused() -> None:
+    """`/MCP` is neither `/Mcp` nor `/mcp`: which protection applies would be a guess."""
+    routes = to("/", "/Mcp", "/mcp")
+    with pytest.raises(RequestRefused) as caught:
+        found(routes, b"/MCP/x")
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("target", [b"/", b"/a/../b//%2F%zz?x=%20+&y", b"//a", b"/?", b"/a??b#c"])
+def test_the_target_is_the_clients_byte_for_byte(target: bytes) -> None:
+    assert only().target(target) == target
+
+
+@pytest.mark.parametrize(
+    ("prefix", "target", "stripped"),
+    [
+        ("/v1", b"/v1", b"/"),
+        ("/v1", b"/v1/", b"/"),
+        ("/v1", b"/v1/x/y?z=/v1", b"/x/y?z=/v1"),
+        ("/v1", b"/v1?z", b"/?z"),
+        ("/v1", b"/v1//x", b"//x"),
+        ("/v1", b"/v1/v1", b"/v1"),
+        ("/v1/", b"/v1/x", b"/x"),
+        ("/v1/", b"/v1/", b"/"),
+        ("/", b"/x?y", b"/x?y"),
+        ("/", b"/", b"/"),
+    ],
+)
+def test_strip_prefix_takes_the_prefix_away_and_leaves_a_path(
+    prefix: str, target: bytes, stripped: bytes
+) -> None:
+    rest = ", strip_prefix: true"
+    assert only(path=prefix, rest=rest).target(target) == stripped
+    assert only(path=prefix).target(target) == target
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "host"),
+    [
+        ("http://h:8080", b"h:8080"),
+        ("https://h", b"h"),
+        ("https://h:443/x", b"h"),
+        ("http://[::1]:81", b"[::1]:81"),
+    ],
+)
+def test_the_host_header_is_by_default_the_endpoints(endpoint: str, host: bytes) -> None:
+    """Without a port that is the scheme's own (RFC 9110, section 7.2)."""
+    assert only(endpoint).headers.host == host
+
+
+def test_the_host_header_may_be_the_clients_or_a_literal() -> None:
+    route = "{path: /, upstream: llm}"
+    assert table(route, ", host: preserve").routes[0].headers.host is None
+    assert table(route, ", host: other.test").routes[0].headers.host == b"other.test"
+
+
+def test_header_rules_are_prepared_in_lower_case() -> None:
+    """What is set is also removed from what the client sent."""
+    headers = (
+        table("{path: /, upstream: llm}", ", headers: {set: {X-A: B}, remove: [X-C]}")
+        .routes[0]
+        .headers
+    )
+    assert headers.set == ((b"x-a", b"B"),)
+    assert headers.removed == {b"x-a", b"x-c"}
+
+
+def test_routes_to_one_upstream_share_its_connections() -> None:
+    routes = to("/a", "/b")
+    assert routes.routes[0].transport is routes.routes[1].transport is routes.transports["llm"]
+
+
+def test_a_route_has_its_own_timeouts_limits_and_lists() -> None:
+    """Lists of names are compared in lower case; `abort` means no error events."""
+    plain, own = table(
+        "{path: /plain, upstream: llm},"
+        "{path: /o, upstream: llm, timeouts: {idle: 5}, limits: {max_streams: 3, max_streams_per_client: 2},"
+        " retry: {max_attempts: 4}, allowed_hosts: [A.test],"
+        " allowed_origins: [], dialect: abort}"
+    ).routes
+    assert (plain.timeouts.idle, plain.limits.max_streams) == (300, 10000)
+    assert (plain.allowed_hosts, plain.allowed_origins, plain.error_events) == (None, None, True)
+    assert (own.timeouts.idle, own.limits.max_streams, own.limits.max_streams_per_client) == (
+        5,
+        3,
+        2,
+    )
+    assert (plain.retry.max_attempts, own.retry.max_attempts) == (2, 4)
+    assert plain.retry.budget is not own.retry.budget
+    assert (plain.clients, own.clients) == ("", "/o")
+    assert own.allowed_hosts is not None
+    assert parse_host("a.test:1") in own.allowed_hosts
+    assert (own.allowed_origins, own.error_events) == (set(), False)
+
+
+def test_a_ca_file_that_cannot_be_loaded_is_a_mistake_in_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("nonsense")
+    with pytest.raises(ConfigError, match=r"^reverse_proxy\.upstreams\[0\]\.ca_file: "):
+        table("{path: /, upstream: llm}", f", ca_file: {tmp_path}/ca.pem")
+
+
+def test_every_interceptor_that_cannot_be_loaded_is_told() -> None:
+    rest = "interceptors: [{name: a, use: 'no.such.module:X'}, {name: b, use: 'interceptors.redact:Nope'}]"
+    with pytest.raises(ConfigError) as caught:
+        table("{path: /, upstream: llm}", rest=rest)
+    assert [error.partition(": ")[0] for error in caught.value.errors] == [
+        "interceptors[0].use",
+        "interceptors[1].use",
+    ]
+
+
+def test_a_prefix_can_only_be_stripped_as_it_is_spelt() -> None:
+    """A path that means the prefix but is written in another way is refused: there is nothing to
+    cut off it.
+    """
+    route = only(path="/v1", rest=", strip_prefix: true")
+    assert route.target(b"/v1/x?y") == b"/x?y"
+    with pytest.raises(RequestRefused) as caught:
+        route.target(b"/%76%31/x")
+    assert caught.value.status == 400

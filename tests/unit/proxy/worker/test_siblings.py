@@ -1,0 +1,157 @@
+"""Questions to the other workers: few at a time, only about what may be a session, and no wait
+without an end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from interceptors import Event, Request, StreamContext, StreamOver
+from interceptors.dialects.mcp_hooks import McpInterceptor
+from interceptors.dialects.mcp_sessions import EMIT_S, McpSessions
+from proxy.worker import siblings
+from proxy.worker.siblings import Siblings, open_mailboxes
+
+
+async def test_so_many_questions_are_open_at_a_time(autojump_clock: trio.testing.MockClock) -> None:
+    """Another one is answered at once, with no; the others wait for their second, for nobody reads
+    their mailbox.
+    """
+    mailboxes = open_mailboxes(2)
+    asking = Siblings(mailboxes, 0, McpSessions())
+    took: list[float] = []
+
+    async def ask() -> None:
+        began = trio.current_time()
+        assert not await asking.ask("up", b"/m?session_id=1", [])
+        took.append(trio.current_time() - began)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(siblings._MOST_QUESTIONS + 5):
+            nursery.start_soon(ask)
+    assert sum(seconds == 0 for seconds in took) == 5
+    assert max(took) == pytest.approx(1)
+    for pair in mailboxes:
+        for sock in pair:
+            sock.close()
+
+
+@pytest.mark.parametrize(
+    ("target", "asked"),
+    [
+        (b"/mcp", False),
+        (b"/a/b/messages", False),
+        (b"/messages?session_id=1", True),
+        (b"/v1/messages", False),
+        (b"/messages/S1", True),
+        (b"/messages/0123456789abcdef0123456789abcdef", True),
+    ],
+)
+async def test_others_are_asked_only_about_what_may_be_a_session(
+    target: bytes, asked: bool
+) -> None:
+    questions: list[bytes] = []
+
+    async def ask(upstream: str, uri: bytes, messages: Sequence[str]) -> bool:
+        questions.append(uri)
+        return False
+
+    sessions = McpSessions()
+    sessions.ask_others = ask
+    request = Request(
+        method="POST", raw_path=target.partition(b"?")[0], query=target.partition(b"?")[2]
+    )
+    assert not await sessions.of("up").find_elsewhere(request)
+    assert questions == ([target] if asked else [])
+
+
+async def test_a_client_that_takes_nothing_does_not_hold_who_emits(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """`LiveSession.emit` owns the one deadline, for callers in this process and in others."""
+
+    async def emit(event: Event) -> None:
+        await trio.sleep_forever()
+
+    sessions = McpSessions()
+    live = sessions.of("up").open(b"/m?1", StreamContext(Request(), emit), object())
+    began = trio.current_time()
+    with pytest.raises(StreamOver):
+        await live.emit(["{}"])
+    assert trio.current_time() - began == pytest.approx(EMIT_S)
+    assert not await sessions.deliver("up", b"/m?1", ["{}"])
+
+
+async def test_what_waits_for_a_client_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
+    """By number and by size, for callers in this process and in others: a client that takes nothing
+    decides about neither.
+    """
+
+    async def emit(event: Event) -> None:
+        await trio.sleep_forever()
+
+    sessions = McpSessions()
+    live = sessions.of("up").open(b"/m?1", StreamContext(Request(), emit), object())
+    mailboxes = open_mailboxes(2)
+    asking, having = Siblings(mailboxes, 0, McpSessions()), Siblings(mailboxes, 1, sessions)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(asking.run)
+        nursery.start_soon(having.run)
+        for _ in range(63):
+            nursery.start_soon(sessions.deliver, "up", b"/m?1", ["{}"])
+        assert await asking.ask("up", b"/m?1", ["{}"])
+        await trio.testing.wait_all_tasks_blocked()
+        assert not await asking.ask("up", b"/m?1", ["{}"])
+        began = trio.current_time()
+        assert not await sessions.deliver("up", b"/m?1", ["{}"])
+        assert trio.current_time() == began
+        assert await asking.ask("up", b"/m?1", [])  # it is known all the same
+        nursery.cancel_scope.cancel()
+    with pytest.raises(StreamOver):
+        await live.emit(["x" * 262_145])
+    assert live.has_room(["x" * 262_144])
+    for pair in mailboxes:
+        for sock in pair:
+            sock.close()
+
+
+class Strict(McpInterceptor):
+    strict = True
+
+
+@pytest.mark.parametrize(
+    ("body", "ident"),
+    [
+        (b'{"jsonrpc":"2.0","id":1,"method":"ping","id":2}', None),
+        (b'{"jsonrpc":"2.0","id":1,"method":"ping","ID":2}', None),
+        (
+            b'[{"jsonrpc":"2.0","id":1,"method":"ping"},{"jsonrpc":"2.0","id":1,"method":"ping"}]',
+            None,
+        ),
+        (b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{},"params":{}}', 1),
+    ],
+)
+async def test_a_refusal_of_two_ids_is_answered_with_none_of_them(body: bytes, ident: Any) -> None:
+    """On the old transport, too, where the answer is an event on the session's stream."""
+    sent: list[Any] = []
+
+    async def emit(event: Event) -> None:
+        sent.append(event.json())
+
+    sessions = McpSessions()
+    book = sessions.of("up")
+    book.open(b"/m?session_id=1", StreamContext(Request(), emit), object())
+    headers = [(b"content-type", b"application/json")]
+    request = Request(
+        method="POST", path="/m", query=b"session_id=1", headers=headers, body=body, dialect="mcp"
+    )
+    request.sessions = book
+    answer = await Strict().on_request(request)
+    assert answer is not None
+    assert answer.status == 202
+    assert [message["id"] for message in sent] == [ident]
