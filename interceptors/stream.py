@@ -129,7 +129,7 @@ class StreamChain:
         """Called, synchronously, when `emitted` turns true."""
         self.takes_emitted = True
         """Cleared by whoever cannot send what is emitted; `emit` then raises `StreamOver`."""
-        self.preceded = False
+        self.wrote_before_body = False
         """Set by whoever has sent something before the first byte from upstream."""
         self.counts = EventCounts()
         self.failure: InterceptorError | None = None
@@ -236,7 +236,7 @@ class StreamChain:
         return self._stage is not _LARGE
 
     @property
-    def may_speak(self) -> bool:
+    def between_events(self) -> bool:
         """Whether something may leave between two parts of the stream: not inside an event, nor
         before or inside a JSON body.
         """
@@ -245,7 +245,7 @@ class StreamChain:
     @property
     def emitted(self) -> bool:
         """Whether somebody has added events: `take_emitted` is next."""
-        return bool(self._emitted) and not self._cut and self.may_speak
+        return bool(self._emitted) and not self._cut and self.between_events
 
     @property
     def completes(self) -> bool:
@@ -353,7 +353,7 @@ class StreamChain:
                     if buffer.startswith(BOM, at, end):
                         self._first = False
                         at = scan_from = at + len(BOM)
-                        if self.counts.added or self.preceded:
+                        if self.counts.added or self.wrote_before_body:
                             run = (
                                 at  # something was said before it: now it would be part of an event
                             )
@@ -504,7 +504,7 @@ class StreamChain:
         if not is_body:
             self._stage = _EVENTS
             return run, at, end
-        if start > at and (self.counts.added or self.preceded):
+        if start > at and (self.counts.added or self.wrote_before_body):
             run = start  # as before an event: something has left before the BOM
         self._first = False
         self._stage = _BODY

@@ -109,7 +109,7 @@ class Reply:
         )
 
     @property
-    def beat_s(self) -> float | None:
+    def heartbeat_s(self) -> float | None:
         """After how many seconds of silence a heartbeat is due; None: never."""
         return self._route.heartbeat.interval
 
@@ -121,7 +121,7 @@ class Reply:
         if not self._route.heartbeat.early or self._scope["method"] == "HEAD":
             return None
         accept = [value for name, value in self._scope["headers"] if name == b"accept"]
-        return self.beat_s if only_accepts_streams(accept) else None
+        return self.heartbeat_s if only_accepts_streams(accept) else None
 
     def send_probes(self) -> None:
         """Find out that the client is gone although nothing is sent to it, where its connection can
@@ -212,23 +212,23 @@ class Reply:
 
     async def beat_early(self) -> float:
         """A heartbeat before the upstream has answered; before the first, the head of an event
-        stream. As `while_beating` asks.
+        stream. As `with_heartbeats` asks.
         """
-        assert self.beat_s is not None
+        assert self.heartbeat_s is not None
         if not self._inbound.complete:
-            return self.beat_s  # a client that is still sending does not read
+            return self.heartbeat_s  # a client that is still sending does not read
         if self.writer is None:
             head = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
             await self.start(
                 200, self.own_headers(head, sse=True), chunked=True, whole=False, may_add=True
             )
-        return await self.beat()
+        return await self.send_heartbeat()
 
-    async def beat(self) -> float:
-        """A heartbeat while no relay moves the stream. As `while_beating` asks."""
-        assert self.beat_s is not None
+    async def send_heartbeat(self) -> float:
+        """A heartbeat while no relay moves the stream. As `with_heartbeats` asks."""
+        assert self.heartbeat_s is not None
         await self.write(PING)
-        return self.beat_s
+        return self.heartbeat_s
 
     async def finish(self) -> None:
         """End the response, when the whole request has come. Does not raise `ClientGone`: there is

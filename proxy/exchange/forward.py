@@ -40,7 +40,7 @@ from ..http.headers import (
 from ..http.place import ClientSide
 from ..http.references import client_headers, hold_references
 from ..relay import Mover, Relay, open_relay
-from ..relay.heartbeat import while_beating
+from ..relay.heartbeat import with_heartbeats
 from ..relay.resume import Resume
 from ..upstream import UpstreamBody
 from ..worker.collecting import CollectedBody
@@ -380,7 +380,7 @@ class Forward:
             self._pass_interim,
             identity=route.chain.sees_streams or reply.early_beat_s is not None,
         )
-        response = await while_beating(
+        response = await with_heartbeats(
             partial(asking.send, stream), reply.early_beat_s, reply.beat_early
         )
         answer = await self._respond(response, asking, request, buffers)
@@ -429,8 +429,8 @@ class Forward:
         self._sse = not bodiless and kind == "text/event-stream"
         if request is not None and not bodiless and not self._sse:
             look = partial(self._looks_like, buffers, kind, encoding, upstream)
-            looks_like = await while_beating(
-                look, self.reply.beat_s if begun else None, self.reply.beat
+            looks_like = await with_heartbeats(
+                look, self.reply.heartbeat_s if begun else None, self.reply.send_heartbeat
             )
             self._sse = looks_like == "events"
         if begun and not self._sse:
@@ -604,7 +604,7 @@ class Forward:
             self._worker.pools,
             buffers,
             sse=self._sse,
-            preceded=reply.writer.bytes_sent > 0,
+            wrote_before_body=reply.writer.bytes_sent > 0,
             resume=resume,
         )
         listening = self._sse and self._scope["method"] in route.listening
@@ -615,7 +615,7 @@ class Forward:
             self._worker.hub if reply.writer.synchronous else None,
             idle_s=None if listening else route.timeouts.idle,
             send_s=reply.send_s,
-            beat_s=reply.beat_s if reply.may_add else None,
+            heartbeat_s=reply.heartbeat_s if reply.may_add else None,
         )
         if resume is not None:
             return move_over_connections(

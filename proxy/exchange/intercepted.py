@@ -16,7 +16,7 @@ from interceptors import Event, HookError, Response
 from interceptors.hooks import Owner
 
 from ..errors import RequestRefused
-from ..relay.heartbeat import while_beating
+from ..relay.heartbeat import with_heartbeats
 from .client_response import Reply
 
 __all__ = ["send_intercepted"]
@@ -58,7 +58,9 @@ async def send_intercepted(response: Response, reply: Reply) -> None:
     )
     try:
         next_event = partial(_next_event, response.made_by, events)
-        while (event := await while_beating(next_event, reply.beat_s, reply.beat)) is not None:
+        while (
+            event := await with_heartbeats(next_event, reply.heartbeat_s, reply.send_heartbeat)
+        ) is not None:
             await reply.write(event.raw)
     finally:
         if hasattr(events, "aclose"):

@@ -16,7 +16,7 @@ import trio
 
 from ..errors import NotResumed, UpstreamFailure
 from ..relay import Mover
-from ..relay.heartbeat import while_beating
+from ..relay.heartbeat import with_heartbeats
 from ..relay.resume import Resume
 from ..upstream import UpstreamBody
 from .client_response import Reply
@@ -45,9 +45,9 @@ async def move_over_connections(
             await mover.run()
         except UpstreamFailure as error:
             failure = error
-        if relay.speaker is not None and relay.speaker.ended:
+        if relay.chain is not None and relay.chain.ended:
             return
-        if not resume.wants_more(clean=failure is None):
+        if not resume.can_resume(clean=failure is None):
             if failure is not None:
                 raise failure
             return
@@ -56,7 +56,7 @@ async def move_over_connections(
             await mover.complete()
             return
         assert asking.response_body is not None
-        relay.go_on(asking.response_body)
+        relay.continue_with(asking.response_body)
 
 
 async def _reconnect(
@@ -82,18 +82,22 @@ async def _reconnect(
             delay=round(delay_s, 3),
             error=None if failure is None else str(failure),
         )
-        await while_beating(partial(trio.sleep, delay_s), reply.beat_s, reply.beat)
+        await with_heartbeats(partial(trio.sleep, delay_s), reply.heartbeat_s, reply.send_heartbeat)
         try:
-            response = await while_beating(
-                partial(asking.send_again, resume.last_event_id), reply.beat_s, reply.beat
+            response = await with_heartbeats(
+                partial(asking.send_again, resume.last_event_id),
+                reply.heartbeat_s,
+                reply.send_heartbeat,
             )
             status, coding, body = response.status_code, asking.content_coding, asking.response_body
             assert body is not None
             goes_on = (
                 status == 200
                 and coding == "identity"
-                and await while_beating(
-                    partial(look, asking.media_type, coding, body), reply.beat_s, reply.beat
+                and await with_heartbeats(
+                    partial(look, asking.media_type, coding, body),
+                    reply.heartbeat_s,
+                    reply.send_heartbeat,
                 )
                 == "events"
             )

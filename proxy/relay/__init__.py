@@ -28,22 +28,22 @@ def open_relay(
     scope: BufferScope,
     *,
     sse: bool,
-    preceded: bool = False,
+    wrote_before_body: bool = False,
     resume: Resume | None = None,
 ) -> Relay:
     """The relay of a body, when both heads are done; it takes nothing over but the leases it
     borrows.
 
     `chain`: without one, or when none of its hooks sees events, bytes pass unparsed. `sse`: windows
-    come from the pool for events. `preceded`: a comment has left already, before the first byte of
+    come from the pool for events. `wrote_before_body`: a comment has left already, before the first byte of
     the body. `resume`: only whole events leave, without those that the client has had already; when
-    the body has ended, `go_on` may be called.
+    the body has ended, `continue_with` may be called.
     """
     relay: Relay
     if resume is not None or (chain is not None and chain.wants_events):
         relay = EventRelay(body, writer, chain, pools, scope, sse=sse, resume=resume)
     else:
         relay = PassingRelay(body, writer, chain, pools, scope, sse=sse)
-    if preceded:
-        relay.precede()
+    if wrote_before_body:
+        relay.note_own_write()
     return relay

@@ -20,27 +20,27 @@ from .step import Need, Relay, release_parts
 __all__ = ["EventRelay"]
 
 _LEAST_ROOM = 1024  # read no less than this behind an unfinished event
-_READ, _WRITE, _NOTHING = Need.READ, Need.WRITE, Need.NOTHING
+_READ, _WRITE, _END = Need.READ, Need.WRITE, Need.END
 
 
 class EventRelay(Relay):
     """Implements `Relay` for events: with a chain that sees them, with a `Resume`, or with both."""
 
-    __slots__ = ("_awaits", "_carried", "_carry", "_chain", "_passes", "_resume", "_stopped")
+    __slots__ = ("_awaits", "_carried", "_carry", "_passes", "_resume", "_sees", "_stopped")
 
     def __init__(
         self,
         body: UpstreamBody,
         writer: Writer,
-        speaker: StreamChain | None,
+        chain: StreamChain | None,
         pools: Pools,
         scope: BufferScope,
         *,
         sse: bool,
         resume: Resume | None,
     ) -> None:
-        super().__init__(body, writer, speaker, pools, scope, sse=sse)
-        self._chain = chain = speaker if speaker is not None and speaker.wants_events else None
+        super().__init__(body, writer, chain, pools, scope, sse=sse)
+        self._sees = chain = chain if chain is not None and chain.wants_events else None
         self._awaits = chain is not None and chain.is_async
         self._resume = resume
         self._passes = False  # a body that is no event stream, and that no interceptor sees
@@ -51,11 +51,11 @@ class EventRelay(Relay):
 
     @property
     def at_boundary(self) -> bool:
-        return not self._passes if self._chain is None else self._chain.at_boundary
+        return not self._passes if self._sees is None else self._sees.at_boundary
 
     @property
-    def may_speak(self) -> bool:
-        return not self._passes if self._chain is None else self._chain.may_speak
+    def between_events(self) -> bool:
+        return not self._passes if self._sees is None else self._sees.between_events
 
     @property
     def last_left(self) -> float:
@@ -63,7 +63,7 @@ class EventRelay(Relay):
 
     @property
     def runs_hooks(self) -> bool:
-        return self._chain is not None
+        return self._sees is not None
 
     @property
     def awaits(self) -> bool:
@@ -72,20 +72,20 @@ class EventRelay(Relay):
     @property
     def is_over(self) -> bool:
         return self.body.complete and (
-            self._resume is None or not self._resume.wants_more(clean=True)
+            self._resume is None or not self._resume.can_resume(clean=True)
         )
 
     @property
     def ends_in_finish(self) -> bool:
         return self._resume is None and super().ends_in_finish
 
-    def precede(self) -> None:
-        if self._chain is not None:
-            self._chain.preceded = True
+    def note_own_write(self) -> None:
+        if self._sees is not None:
+            self._sees.wrote_before_body = True
 
-    def go_on(self, body: UpstreamBody) -> None:
+    def continue_with(self, body: UpstreamBody) -> None:
         self._keep(bytearray(), 0, 0)
-        super().go_on(body)
+        super().continue_with(body)
 
     def pump(self, window: bytearray, now: float) -> Need:
         carry = self._carry
@@ -112,19 +112,19 @@ class EventRelay(Relay):
         self._note(last - first, now)
         if self._resume is not None:
             all_sent = self._take(self._resume, buffer, 0 if at else first, last)
-        elif self._chain is None:
+        elif self._sees is None:
             all_sent = self._pass(buffer, 0 if at else first, last)
         else:
-            all_sent = self._intercept(self._chain, buffer, 0 if at else first, last)
+            all_sent = self._intercept(self._sees, buffer, 0 if at else first, last)
         return self.next_need() if all_sent else _WRITE
 
     def proceed(self) -> Need:
-        chain, carry = self._chain, self._carry
+        chain, carry = self._sees, self._carry
         assert chain is not None
         assert carry is not None
         self.failure = chain.failure
         if self.failure is not None:
-            return _NOTHING
+            return _END
         sent_before = self.writer.bytes_sent
         all_sent = self._intercept(chain, carry.buffer, *self._stopped)
         if self.writer.bytes_sent > sent_before:
@@ -140,12 +140,12 @@ class EventRelay(Relay):
             end = rest
         if resume.is_body:
             self._resume = None
-            if self._chain is not None:
-                return self._intercept(self._chain, buffer, first, end)
+            if self._sees is not None:
+                return self._intercept(self._sees, buffer, first, end)
             self._passes = True
             last = rest = end
-        if self._chain is not None:
-            return self._intercept(self._chain, buffer, first, last, rest, end)
+        if self._sees is not None:
+            return self._intercept(self._sees, buffer, first, last, rest, end)
         self.failure = resume.failure
         all_sent = self._pass(buffer, first, last)
         self._keep(buffer, rest, end)

@@ -15,14 +15,14 @@ from typing import TypeVar
 
 import trio
 
-__all__ = ["PING", "only_accepts_streams", "while_beating"]
+__all__ = ["PING", "only_accepts_streams", "with_heartbeats"]
 
 PING = b": ping\n"
 
 T = TypeVar("T")
 
 
-async def while_beating(
+async def with_heartbeats(
     step: Callable[[], Awaitable[T]], wait_s: float | None, beat: Callable[[], Awaitable[float]]
 ) -> T:
     """Await `step` in the calling task, and `beat` in another: after `wait_s` seconds, and then

@@ -44,8 +44,8 @@ from trio.lowlevel import Abort, RaiseCancelT, Task
 from pools import Lease, Pools
 
 from ..errors import ReadFailed
-from . import Need
 from .loop import TrioLoop, trio_loop
+from .step import Need
 
 __all__ = ["TURN_PUMPS", "TURN_S", "Hub", "Stream"]
 

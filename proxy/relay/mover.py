@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import trio
 
 from ..downstream import flush
 from ..errors import ReadTimedOut
-from .heartbeat import while_beating
+from .heartbeat import with_heartbeats
+from .hub import Hub
 from .step import Need, Relay
-
-if TYPE_CHECKING:
-    from .hub import Hub
 
 __all__ = ["Mover"]
 
@@ -31,8 +29,8 @@ class Mover:
     """
 
     __slots__ = (
-        "_beat_s",
         "_beating",
+        "_heartbeat_s",
         "_hub",
         "_idle_s",
         "_in_hook",
@@ -48,17 +46,17 @@ class Mover:
         *,
         idle_s: float | None,
         send_s: float | None,
-        beat_s: float | None = None,
+        heartbeat_s: float | None = None,
     ) -> None:
         """`idle_s` bounds the silence of upstream, `send_s` each wait for the client. After
-        `beat_s` of silence towards the client a heartbeat goes out, between two events; only for
+        `heartbeat_s` of silence towards the client a heartbeat goes out, between two events; only for
         event streams of unknown length that are not encoded.
         """
         self.relay = relay
         self._hub = hub
         self._idle_s = idle_s
         self._send_s = send_s
-        self._beat_s = beat_s
+        self._heartbeat_s = heartbeat_s
         self._moving: trio.CancelScope | None = None
         self._in_hook = False
         self._beating: trio.Event | None = (
@@ -73,13 +71,15 @@ class Mover:
         the stream; everything before it has then been sent.
         """
         relay = self.relay
-        if relay.speaker is not None:
-            relay.speaker.on_emit = self._interrupt
+        if relay.chain is not None:
+            relay.chain.on_emit = self._interrupt
         relay.last_read = relay.last_write = trio.current_time()
         # No coroutine of its own: one more frame would be there for as long as the stream.
-        if self._beat_s is None or not relay.awaits:
+        if self._heartbeat_s is None or not relay.awaits:
             return self._run()
-        return while_beating(self._run, self._beat_s, partial(self._beat_beside_hook, self._beat_s))
+        return with_heartbeats(
+            self._run, self._heartbeat_s, partial(self._beat_beside_hook, self._heartbeat_s)
+        )
 
     async def complete(self) -> None:
         """Ask interceptors what they have left to say: the stream was to go on, and has turned out
@@ -112,9 +112,9 @@ class Mover:
                 began = trio.current_time()
                 need = await self._await_hooks()
                 relay.last_read += trio.current_time() - began
-            elif relay.has_to_say:
+            elif relay.has_emitted:
                 need = await self._say()
-            elif need is Need.NOTHING:
+            elif need is Need.END:
                 if relay.failure is not None:
                     raise relay.failure
                 if not (relay.is_over and relay.may_complete):
@@ -144,11 +144,11 @@ class Mover:
                 self._moving = None
                 return need
             self._moving = None
-            if relay.has_to_say:
-                return Need.SAY
+            if relay.has_emitted:
+                return Need.EMIT
             now = trio.current_time()
             if now >= beat_at:
-                if now >= self._beat_at() and not relay.beat(now):
+                if now >= self._beat_at() and not relay.send_heartbeat(now):
                     return Need.WRITE
                 if now < idle_at:
                     continue
@@ -171,24 +171,24 @@ class Mover:
         await flush(self.relay.writer, self._send_s)
 
     async def _complete(self) -> Need:
-        assert self.relay.speaker is not None
-        return self.relay.speak(await self._in_hooks(self.relay.speaker.complete))
+        assert self.relay.chain is not None
+        return self.relay.write_parts(await self._in_hooks(self.relay.chain.complete))
 
     async def _say_all(self) -> None:
         """Send what interceptors have emitted."""
-        while self.relay.has_to_say:
+        while self.relay.has_emitted:
             if await self._say() is Need.WRITE:
                 await self._drain()
 
     async def _say(self) -> Need:
         """Send one event that an interceptor has emitted."""
-        assert self.relay.speaker is not None
-        return self.relay.speak(await self._in_hooks(self.relay.speaker.take_emitted))
+        assert self.relay.chain is not None
+        return self.relay.write_parts(await self._in_hooks(self.relay.chain.take_emitted))
 
     async def _await_hooks(self) -> Need:
         """Await the hooks that have stopped the window's events, and go on with those."""
-        assert self.relay.speaker is not None
-        await self._in_hooks(self.relay.speaker.run_async)
+        assert self.relay.chain is not None
+        await self._in_hooks(self.relay.chain.run_async)
         return self.relay.proceed()
 
     async def _in_hooks(self, step: Callable[[], Awaitable[T]]) -> T:
@@ -204,17 +204,19 @@ class Mover:
 
     def _beat_at(self) -> float:
         """When the next heartbeat is due."""
-        return float("inf") if self._beat_s is None else self.relay.last_left + self._beat_s
+        return (
+            float("inf") if self._heartbeat_s is None else self.relay.last_left + self._heartbeat_s
+        )
 
-    async def _beat_beside_hook(self, beat_s: float) -> float:
+    async def _beat_beside_hook(self, heartbeat_s: float) -> float:
         """Send a heartbeat if one is due while an async hook is awaited. When to look again, in
         seconds.
         """
         now = trio.current_time()
-        if self._in_hook and now >= self._beat_at() and not self.relay.beat(now):
+        if self._in_hook and now >= self._beat_at() and not self.relay.send_heartbeat(now):
             self._beating = trio.Event()
             await self._drain()
             self._beating.set()
             self._beating = None
         due_s = self._beat_at() - now
-        return due_s if due_s > 0 else beat_s
+        return due_s if due_s > 0 else heartbeat_s

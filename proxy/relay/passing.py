@@ -34,13 +34,13 @@ class PassingRelay(Relay):
         self,
         body: UpstreamBody,
         writer: Writer,
-        speaker: StreamChain | None,
+        chain: StreamChain | None,
         pools: Pools,
         scope: BufferScope,
         *,
         sse: bool,
     ) -> None:
-        super().__init__(body, writer, speaker, pools, scope, sse=sse)
+        super().__init__(body, writer, chain, pools, scope, sse=sse)
         self._splits = (
             body.chunked and writer.synchronous
         )  # chunks may leave with the framing that they came in
@@ -52,7 +52,7 @@ class PassingRelay(Relay):
         return _AT_BOUNDARY.search(self._tail) is not None
 
     @property
-    def may_speak(self) -> bool:
+    def between_events(self) -> bool:
         # A CR behind an LF is most likely half a CRLF.
         return self.at_boundary and not self._tail.endswith(b"\n\r")
 
@@ -73,7 +73,7 @@ class PassingRelay(Relay):
         all_sent = (first == last and not self._bom) or self._pass(window, first, last)
         return self.next_need() if all_sent else _WRITE
 
-    def precede(self) -> None:
+    def note_own_write(self) -> None:
         if self.first_read is None and self._bom is None and self._sse:
             self._bom = b""
             self._splits = False
@@ -117,7 +117,7 @@ class PassingRelay(Relay):
                 view.release()
         if not all_sent:
             return _WRITE
-        if body.complete or self.speaker is not None:
+        if body.complete or self.chain is not None:
             return self.next_need()
         return _TURN if body.pending else _READ
 

@@ -4,7 +4,7 @@ whether, when and where to go on.
 Sans I/O. `take` frames what comes from upstream into whole blocks, in place, notes their ids, and
 takes out the events that the client has had already; an event that is not whole never passes, so
 that a break leaves nothing behind that would have to be taken back. The rest is the state of
-reconnection: whoever moves the stream asks `wants_more` at its end, waits for `next_delay_s`, opens
+reconnection: whoever moves the stream asks `can_resume` at its end, waits for `next_delay_s`, opens
 a new response with `last_event_id`, and tells `begin`. Rules: WHATWG HTML, sections 9.2.2 to 9.2.6;
 MCP 2025-11-25, "Resumability and Redelivery".
 
@@ -240,7 +240,7 @@ class Resume:
             return True
         return False
 
-    def wants_more(self, *, clean: bool) -> bool:
+    def can_resume(self, *, clean: bool) -> bool:
         """Whether a stream whose connection has ended should go on. `clean`: it ended as a whole
         response does.
 

@@ -40,22 +40,22 @@ class Need(Enum):
     """There may be more at once, of which no readiness will tell; let the others have a turn."""
     HOOK = auto()
     """An interceptor must be awaited."""
-    SAY = auto()
+    EMIT = auto()
     """What has left ends with a whole event, and an interceptor has something to say."""
     WRITE = auto()
     """The client has not taken everything; `writer.drain()` first."""
-    NOTHING = auto()
+    END = auto()
     """The response is over: `failure` tells whether it is whole."""
 
 
 # An enum's members are found through its metaclass, which costs more than a global.
-_READ, _TURN, _HOOK, _SAY, _WRITE, _NOTHING = (
+_READ, _TURN, _HOOK, _EMIT, _WRITE, _END = (
     Need.READ,
     Need.TURN,
     Need.HOOK,
-    Need.SAY,
+    Need.EMIT,
     Need.WRITE,
-    Need.NOTHING,
+    Need.END,
 )
 
 
@@ -70,11 +70,11 @@ class Relay(ABC):
         "_scope",
         "_sse",
         "body",
+        "chain",
         "failure",
         "first_read",
         "last_read",
         "last_write",
-        "speaker",
         "wants_large",
         "writer",
     )
@@ -83,18 +83,18 @@ class Relay(ABC):
         self,
         body: UpstreamBody,
         writer: Writer,
-        speaker: StreamChain | None,
+        chain: StreamChain | None,
         pools: Pools,
         scope: BufferScope,
         *,
         sse: bool,
     ) -> None:
-        """`speaker`: the chain, if there is one, whose interceptors may have something to say
+        """`chain`: the chain, if there is one, whose interceptors may have something to say
         whether they see events or not.
         """
         self.body = body
         self.writer = writer
-        self.speaker = speaker
+        self.chain = chain
         self._pools = pools
         self._scope = scope
         self._sse = sse
@@ -122,7 +122,7 @@ class Relay(ABC):
         """
 
     @abstractmethod
-    def precede(self) -> None:
+    def note_own_write(self) -> None:
         """Something of ours leaves: if it is before the first byte of the body, a BOM there would
         belong to a line.
         """
@@ -133,7 +133,7 @@ class Relay(ABC):
         """
         raise NotImplementedError("no hook stops what nobody sees")
 
-    def go_on(self, body: UpstreamBody) -> None:
+    def continue_with(self, body: UpstreamBody) -> None:
         """Let the next step move another body, in which the stream goes on; what was not whole of
         the last one is forgotten.
         """
@@ -146,7 +146,7 @@ class Relay(ABC):
 
     @property
     @abstractmethod
-    def may_speak(self) -> bool:
+    def between_events(self) -> bool:
         """Whether an interceptor may say something here."""
 
     @property
@@ -170,36 +170,36 @@ class Relay(ABC):
         return self.body.complete
 
     @property
-    def has_to_say(self) -> bool:
+    def has_emitted(self) -> bool:
         """Whether an interceptor has something to say, and may."""
-        speaker = self.speaker
+        chain = self.chain
         return (
-            speaker is not None
-            and speaker.emitted
+            chain is not None
+            and chain.emitted
             and self.failure is None
-            and not speaker.ended
-            and self.may_speak
+            and not chain.ended
+            and self.between_events
         )
 
     @property
     def may_complete(self) -> bool:
         """Whether interceptors are to be asked what they have left to say, if the stream is over."""
-        speaker = self.speaker
-        return speaker is not None and speaker.completes and not speaker.ended and self.may_speak
+        chain = self.chain
+        return chain is not None and chain.completes and not chain.ended and self.between_events
 
     @property
     def ends_in_finish(self) -> bool:
         """Whether what was written last is the end of the body, and the writer's `finish` can take
         it along.
         """
-        speaker = self.speaker
+        chain = self.chain
         if (
             self.failure is not None
             or not self.body.complete
-            or (speaker is not None and speaker.awaiting)
+            or (chain is not None and chain.awaiting)
         ):
             return False
-        return not self.writer.synchronous and not self.has_to_say and not self.may_complete
+        return not self.writer.synchronous and not self.has_emitted and not self.may_complete
 
     def fileno(self) -> int:
         """The upstream socket's descriptor; -1 once it is closed."""
@@ -207,15 +207,15 @@ class Relay(ABC):
 
     def next_need(self) -> Need:
         """What is needed when everything has been sent."""
-        body, chain = self.body, self.speaker
+        body, chain = self.body, self.chain
         if self.failure is not None:
-            return _NOTHING
+            return _END
         if chain is not None and chain.awaiting:
             return _HOOK
         if body.complete or (chain is not None and chain.ended):
-            return _NOTHING
-        if chain is not None and chain.emitted and self.may_speak:
-            return _SAY
+            return _END
+        if chain is not None and chain.emitted and self.between_events:
+            return _EMIT
         return _TURN if body.pending else _READ
 
     def pump_once(self) -> Need:
@@ -227,31 +227,31 @@ class Relay(ABC):
         finally:
             self._scope.release(lease)
 
-    def speak(self, parts: list[Part]) -> Need:
+    def write_parts(self, parts: list[Part]) -> Need:
         """Send what interceptors have added; what is needed next. Raises `ClientGone`."""
-        speaker = self.speaker
-        assert speaker is not None
+        chain = self.chain
+        assert chain is not None
         if self.first_read is None:
-            self.precede()
-        self.failure = speaker.failure
+            self.note_own_write()
+        self.failure = chain.failure
         try:
             all_sent = self.writer.write(parts) if parts else True
         finally:
             release_parts(parts)
-            speaker.release_parts()
+            chain.release_parts()
         self.last_write = trio.current_time()
         return self.next_need() if all_sent else _WRITE
 
-    def beat(self, now: float) -> bool:
+    def send_heartbeat(self, now: float) -> bool:
         """Send a heartbeat, if what has left ends with a whole event: otherwise nothing can be said
         before upstream goes on.
 
         False: it must leave through `drain` first. Raises `ClientGone`.
         """
         self.last_write = now
-        if not self.may_speak:
+        if not self.between_events:
             return True
-        self.precede()
+        self.note_own_write()
         return self.writer.write((PING,))
 
     def _note(self, size: int, now: float) -> None:

@@ -132,7 +132,6 @@ CIRCLES = {  # still to be broken: this set only shrinks
     *("interceptors.api", "interceptors.errors", "interceptors.event", "interceptors.message"),
     *("proxy.upstream.response", "proxy.upstream.roundtrip"),
     *("proxy.downstream.hypercorn.connection", "proxy.downstream.hypercorn.idle"),
-    *("proxy.relay", "proxy.relay.hub", "proxy.relay.mover"),
     *("proxy.exchange.client_response", "proxy.exchange.exchange", "proxy.exchange.forward"),
     *("proxy.exchange.intercepted", "proxy.exchange.reconnection", "proxy.exchange.upstream_call"),
     *("proxy.worker.generations", "proxy.worker.worker"),

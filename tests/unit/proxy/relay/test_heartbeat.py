@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from proxy.relay.heartbeat import PING, only_accepts_streams, while_beating
+from proxy.relay.heartbeat import PING, only_accepts_streams, with_heartbeats
 
 
 class Beats:
@@ -45,23 +45,23 @@ def test_a_heartbeat_is_a_comment_with_one_line_end() -> None:
 async def test_it_beats_until_the_step_is_done(autojump_clock: MockClock) -> None:
     """First after the wait, then after what each beat says; none beside a step that is done before."""
     beats, began = Beats(every_s=2.0), trio.current_time()
-    assert await while_beating(lambda: sleep_and_answer(8.5), 1.0, beats) == "answer"
+    assert await with_heartbeats(lambda: sleep_and_answer(8.5), 1.0, beats) == "answer"
     assert [at - began for at in beats.began] == [1.0, 3.0, 5.0, 7.0]
     assert trio.current_time() - began == 8.5
-    assert await while_beating(lambda: sleep_and_answer(0.9), 1.0, beats) == "answer"
+    assert await with_heartbeats(lambda: sleep_and_answer(0.9), 1.0, beats) == "answer"
     assert len(beats.began) == 4
 
 
 async def test_without_an_interval_nothing_beats(autojump_clock: MockClock) -> None:
     beats = Beats()
-    assert await while_beating(lambda: sleep_and_answer(1e6), None, beats) == "answer"
+    assert await with_heartbeats(lambda: sleep_and_answer(1e6), None, beats) == "answer"
     assert beats.began == []
 
 
 async def test_a_beat_that_has_begun_is_finished(autojump_clock: MockClock) -> None:
     """What it writes would be cut otherwise."""
     beats, began = Beats(takes_s=5.0), trio.current_time()
-    assert await while_beating(lambda: sleep_and_answer(2.0), 1.0, beats) == "answer"
+    assert await with_heartbeats(lambda: sleep_and_answer(2.0), 1.0, beats) == "answer"
     assert [at - began for at in beats.ended] == [6.0]
     assert len(beats.began) == 1
 
@@ -70,7 +70,7 @@ async def test_a_beat_that_fails_ends_the_step(autojump_clock: MockClock) -> Non
     """Its own error comes out, in no group, and at once."""
     began = trio.current_time()
     with pytest.raises(KeyError):
-        await while_beating(lambda: sleep_and_answer(1e6), 1.0, Beats(fails=KeyError("gone")))
+        await with_heartbeats(lambda: sleep_and_answer(1e6), 1.0, Beats(fails=KeyError("gone")))
     assert trio.current_time() - began == 1.0
 
 
@@ -80,13 +80,13 @@ async def test_a_step_that_fails_raises_what_failed(autojump_clock: MockClock) -
         raise KeyError("step")
 
     with pytest.raises(KeyError, match="step"):
-        await while_beating(fail, 1.0, Beats())
+        await with_heartbeats(fail, 1.0, Beats())
 
 
 async def test_cancelled_from_outside_both_end(autojump_clock: MockClock) -> None:
     beats, began = Beats(takes_s=100.0), trio.current_time()
     with trio.move_on_after(3) as scope:
-        await while_beating(lambda: sleep_and_answer(1e6), 1.0, beats)
+        await with_heartbeats(lambda: sleep_and_answer(1e6), 1.0, beats)
     assert scope.cancelled_caught
     assert (trio.current_time() - began, beats.ended) == (3.0, [])
 

@@ -70,7 +70,7 @@ def take(stream: Scripted, window: bytearray, now: float) -> Need:
         data = stream.sock.recv(len(window))
         stream.received += data
         if not data or data.endswith(b"."):
-            return Need.NOTHING
+            return Need.END
     return Need.READ
 
 
@@ -292,7 +292,7 @@ async def test_a_stream_is_pumped_when_it_is_readable_and_ends_with_what_it_need
         assert (stream.pumps, stream.received, task.ends) == (1, b"one ", [])
         stream.far.send(b"two.")
         await task.over.wait()
-        assert (stream.pumps, stream.received, task.ends) == (2, b"one two.", [Need.NOTHING])
+        assert (stream.pumps, stream.received, task.ends) == (2, b"one two.", [Need.END])
         assert (len(bench.hub), bench.registered()) == (0, set())
 
 
@@ -318,7 +318,7 @@ async def test_the_end_of_the_connection_wakes_a_stream(how: str, new: New) -> N
             far.close()
         await task.over.wait()
         (end,) = task.ends
-        assert isinstance(end, ConnectionResetError) if how == "reset" else end is Need.NOTHING
+        assert isinstance(end, ConnectionResetError) if how == "reset" else end is Need.END
         assert bench.registered() == set()
 
 
@@ -344,7 +344,7 @@ async def test_a_second_mover_of_one_socket_fails_and_disturbs_nothing(new: New)
         assert (parked.ends, len(bench.hub)) == ([], 1)
         first.far.send(b"x.")
         await parked.over.wait()
-        assert parked.ends == [Need.NOTHING]
+        assert parked.ends == [Need.END]
 
 
 # Exceptions
@@ -393,7 +393,7 @@ async def test_an_exception_out_of_a_pump_is_that_streams_and_the_hub_goes_on(
 
 
 @pytest.mark.parametrize(
-    "ending", ["NOTHING", "WRITE", "exception", "own cancel", "own cancel and exception"]
+    "ending", ["END", "WRITE", "exception", "own cancel", "own cancel and exception"]
 )
 async def test_a_stream_has_left_when_its_task_is_rescheduled_and_that_happens_once(
     ending: str, new: New, monkeypatch: pytest.MonkeyPatch
@@ -565,7 +565,7 @@ async def test_a_stream_comes_back_after_a_scope_inside_its_task_was_cancelled(n
             await bench.hub.move(stream)
         assert inner.cancelled_caught
         stream.far.send(b"y.")
-        assert await bench.hub.move(stream) is Need.NOTHING
+        assert await bench.hub.move(stream) is Need.END
         assert (stream.received, stream.pumps) == (b"xy.", 2)
 
 
@@ -659,7 +659,7 @@ async def test_a_descriptor_number_that_is_used_again_is_not_confused(
         assert (old.pumps, newer.pumps, task.ends) == (0, 0, [])
         newer.far.send(b"y.")
         await task.over.wait()
-        assert (newer.received, newer.pumps, task.ends) == (b"y.", 1, [Need.NOTHING])
+        assert (newer.received, newer.pumps, task.ends) == (b"y.", 1, [Need.END])
 
 
 # Turns
@@ -782,7 +782,7 @@ async def test_who_reads_little_does_not_wait_for_who_never_runs_dry(
         order.append(stream)
         if len(order) % 7 == 3:
             light.far.send(b"x")
-        return Need.READ if len(order) < 20 * count else Need.NOTHING
+        return Need.READ if len(order) < 20 * count else Need.END
 
     def read(stream: Scripted, window: bytearray, now: float) -> Need:
         order.append(stream)
@@ -1168,7 +1168,7 @@ async def test_no_window_is_on_loan_while_anybody_waits_or_a_task_runs(new: New)
                 for stream in streams:
                     stream.far.send(data)
                 await wait_all_tasks_blocked()
-        assert all(task.ends == [Need.NOTHING] for task in tasks)
+        assert all(task.ends == [Need.END] for task in tasks)
         assert set(in_pumps) == {1, 2}
 
 
@@ -1253,7 +1253,7 @@ async def test_a_hook_may_use_whatever_trio_offers_to_synchronous_code(new: New)
         (task,) = await bench.park(stream)
         stream.far.send(b"x.")
         await task.over.wait()
-        assert task.ends == [Need.NOTHING]
+        assert task.ends == [Need.END]
 
 
 async def test_a_hook_that_cancels_who_waits_for_a_ready_socket(new: New) -> None:
@@ -1284,7 +1284,7 @@ async def test_a_hook_that_cancels_who_waits_for_a_ready_socket(new: New) -> Non
         await over.wait()
         stream.far.send(b"y.")
         await task.over.wait()
-        assert (stream.received, task.ends) == (b"xy.", [Need.NOTHING])
+        assert (stream.received, task.ends) == (b"xy.", [Need.END])
 
 
 async def test_a_connection_that_another_worker_accepts_holds_nothing_up(new: New) -> None:
@@ -1367,7 +1367,7 @@ async def test_two_hubs_share_one_run(way: str, new: New) -> None:
         (task,) = await bench.park(stream)
         stream.far.send(b"x.")
         await task.over.wait()
-        assert (stream.received, task.ends) == (b"x.", [Need.NOTHING])
+        assert (stream.received, task.ends) == (b"x.", [Need.END])
 
     async with open_bench(way) as one:
         async with open_bench(AS_TASK) as two:
@@ -1405,7 +1405,7 @@ async def test_a_run_in_another_thread_has_a_hub_of_its_own(way: str, new: New) 
         talker = new(tell)
         (task,) = await bench.park(talker)
         talker.far.send(b"y.")
-        assert await trio.to_thread.run_sync(trio.run, inner) == [Need.NOTHING]
+        assert await trio.to_thread.run_sync(trio.run, inner) == [Need.END]
         await task.over.wait()
 
 
@@ -1458,7 +1458,7 @@ async def test_a_window_that_cannot_be_borrowed_is_the_streams_trouble(
         assert [type(end) for end in tasks[0].ends] == [MemoryError]
         two.far.send(b"x.")
         await tasks[1].over.wait()
-        assert tasks[1].ends == [Need.NOTHING]
+        assert tasks[1].ends == [Need.END]
 
 
 # Real relays

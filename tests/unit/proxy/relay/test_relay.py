@@ -998,9 +998,9 @@ async def test_a_large_event_that_nobody_needs_passes_in_pieces(way: str) -> Non
     client = Client()
     large = b"data: " + b"x" * 100_000 + b"\n\n"
     async with open_rig(way, client, UntilClose(), hook=edit, max_event_bytes=3000) as rig:
-        speaker = rig.relay.speaker
-        assert speaker is not None
-        (hook,) = speaker._hooks.hooks
+        chain = rig.relay.chain
+        assert chain is not None
+        (hook,) = chain._hooks.hooks
         hook.passes_unseen = True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rig.run)
@@ -1008,12 +1008,12 @@ async def test_a_large_event_that_nobody_needs_passes_in_pieces(way: str) -> Non
             await wait_all_tasks_blocked()
             assert len(client.received) >= 100_000
             assert not rig.relay.at_boundary
-            assert not rig.relay.may_speak
+            assert not rig.relay.between_events
             await rig.far.send_all(large[-1:])
             await wait_all_tasks_blocked()
             assert client.received == b"data: p\n\n" + large
             assert rig.relay.at_boundary
-            assert rig.relay.may_speak
+            assert rig.relay.between_events
             await rig.far.aclose()
 
 
@@ -1149,7 +1149,7 @@ async def test_chunks_pass_exactly_however_they_are_cut() -> None:
                 expected = data_in(WIRE[:at])
                 assert passing.client.received == expected, pieces
                 assert passing.relay.at_boundary is is_boundary(expected), pieces
-                assert need is (Need.NOTHING if at == len(WIRE) else Need.READ)
+                assert need is (Need.END if at == len(WIRE) else Need.READ)
             assert passing.client.bytes_sent == len(expected)
             readings.add(bytes(passing.client.wire))
     assert len(readings) > 100, "the cuts made no difference to what left"

@@ -154,13 +154,17 @@ class Rig:
         self.over = trio.Event()
         self.idle_s: float | None = None
         self.send_s: float | None = None
-        self.beat_s: float | None = BEAT_S
+        self.heartbeat_s: float | None = BEAT_S
 
     async def run(self) -> None:
         self.began = trio.current_time()
         try:
             await Mover(
-                self.relay, self.hub, idle_s=self.idle_s, send_s=self.send_s, beat_s=self.beat_s
+                self.relay,
+                self.hub,
+                idle_s=self.idle_s,
+                send_s=self.send_s,
+                heartbeat_s=self.heartbeat_s,
             ).run()
         except Exception as error:
             self.error = error
@@ -175,7 +179,7 @@ async def open_rig(
     framing: Framing | None = None,
     *,
     hook: Hook | None = None,
-    preceded: bool = False,
+    wrote_before_body: bool = False,
 ) -> AsyncIterator[Rig]:
     """A relay that runs, of a body that ends with its connection unless `framing` says otherwise."""
     pools = Pools(
@@ -202,7 +206,9 @@ async def open_rig(
             if hook is not None:
                 chain = Chain([("hook", hook)]).open_stream(Request(), pools.json, scope, 1 << 20)
             rig = Rig(
-                open_relay(body, client, chain, pools, scope, sse=True, preceded=preceded),
+                open_relay(
+                    body, client, chain, pools, scope, sse=True, wrote_before_body=wrote_before_body
+                ),
                 far,
                 hub,
                 chain,
@@ -265,7 +271,7 @@ async def test_a_stream_that_speaks_gets_none(
 async def test_without_an_interval_there_are_none(way: str, autojump_clock: MockClock) -> None:
     client = Client(True)
     async with open_rig(way, client) as rig:
-        rig.beat_s = None
+        rig.heartbeat_s = None
         await trio.sleep(10_000)
         assert client.received == b""
 
@@ -473,7 +479,7 @@ async def test_what_was_said_before_the_relay_counts(
 ) -> None:
     """An early heartbeat has left already."""
     client = Client(True)
-    async with open_rig(way, client, hook=hook, preceded=True) as rig:
+    async with open_rig(way, client, hook=hook, wrote_before_body=True) as rig:
         rig.far.send(b"\xef\xbb\xbfdata: 1\n\n")
         await trio.sleep(1)
         assert client.received == b"data: 1\n\n"
@@ -492,10 +498,10 @@ async def test_an_event_that_passes_costs_no_more(
         return scope(*args, **kwargs)
 
     counts = []
-    for beat_s in (None, BEAT_S):
+    for heartbeat_s in (None, BEAT_S):
         client = Client(True)
         async with open_rig(way, client) as rig:
-            rig.beat_s = beat_s
+            rig.heartbeat_s = heartbeat_s
             await trio.testing.wait_all_tasks_blocked()
             with monkeypatch.context() as patch:
                 patch.setattr(trio, "CancelScope", counting)

@@ -223,8 +223,8 @@ def test_it_goes_on_behind_an_event_with_an_id(stream: bytes, wants: bool) -> No
     """
     resume = resume_for()
     feed(resume, stream)
-    assert resume.wants_more(clean=False) is wants
-    assert resume.wants_more(clean=True) is wants
+    assert resume.can_resume(clean=False) is wants
+    assert resume.can_resume(clean=True) is wants
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_an_event_may_say_that_it_is_the_last(last: bytes, dialects: set[str]) -
         resume = resume_for(dialect)
         feed(resume, event(1) + last)
         assert resume.done is (dialect in dialects)
-        assert resume.wants_more(clean=False) is (dialect not in dialects)
+        assert resume.can_resume(clean=False) is (dialect not in dialects)
 
 
 def test_with_mcp_a_clean_end_is_one() -> None:
@@ -255,8 +255,8 @@ def test_with_mcp_a_clean_end_is_one() -> None:
     """
     resume = resume_for("mcp")
     feed(resume, event(1))
-    assert not resume.wants_more(clean=True)
-    assert resume.wants_more(clean=False)
+    assert not resume.can_resume(clean=True)
+    assert resume.can_resume(clean=False)
 
 
 # When
@@ -314,7 +314,7 @@ def test_every_delay_is_bounded(
     """By `retry` from below and `max_backoff` from above, after however many attempts."""
     resume = resume_for(roll=roll, max_attempts=attempts, initial_backoff=initial, max_backoff=60)
     feed(resume, (b"retry: %d\n" % retry if retry is not None else b"") + event(1))
-    assert resume.wants_more(clean=False)
+    assert resume.can_resume(clean=False)
     count = 0
     while (delay_s := resume.next_delay_s()) is not None:
         assert (retry or 0) / 1000 <= delay_s <= 60
@@ -407,7 +407,7 @@ def test_a_json_body_passes_whole_and_does_not_go_on(before: bytes, size: int) -
         rest = b"" if resume.is_body else bytes(buffer[behind:])
     assert passed == data.removeprefix(b"\xef\xbb\xbf")
     assert resume.is_body
-    assert not resume.wants_more(clean=False)
+    assert not resume.can_resume(clean=False)
 
 
 def test_only_the_beginning_makes_a_json_body() -> None:
@@ -415,4 +415,4 @@ def test_only_the_beginning_makes_a_json_body() -> None:
     resume = resume_for()
     assert feed(resume, event(1) + b"{\n\n") == event(1) + b"{\n\n"
     assert not resume.is_body
-    assert resume.wants_more(clean=False)
+    assert resume.can_resume(clean=False)
