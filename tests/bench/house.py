@@ -18,7 +18,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -291,11 +290,12 @@ def read_until(sock: socket.socket, end: bytes) -> None:
 
 
 def from_app(calls: list[CodeType | None]) -> list[CodeType | None]:
-    """The calls from the ASGI app's on: of the first function that takes a scope."""
+    """The calls from the ASGI app on: the first `__call__` that takes a scope."""
     for at, code in enumerate(calls):
-        if code is not None and code.co_name in ("__call__", "asgi_entry", "serve_exchange"):
-            if "scope" in code.co_varnames or code.co_name == "serve_exchange":
-                return calls[at:]
+        if code is None or code.co_name not in ("__call__", "asgi_entry"):
+            continue
+        if "scope" in code.co_varnames:
+            return calls[at:]
     return calls
 
 
