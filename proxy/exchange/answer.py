@@ -23,7 +23,7 @@ from pools import encode_json
 from ..downstream import Send, in_time
 from ..errors import ProxyDefect, RequestRefused, SendStalled, UpstreamFailure
 from .cors import Cors
-from .request_body import Inbound
+from .request_body import RequestBody
 
 __all__ = ["error_body", "error_events", "refusal_of", "send_answer"]
 
@@ -101,7 +101,7 @@ def _body(
 async def send_answer(
     refusal: RequestRefused,
     body: bytes,
-    inbound: Inbound,
+    inbound: RequestBody,
     send: Send,
     *,
     close: bool,

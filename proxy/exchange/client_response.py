@@ -27,7 +27,7 @@ from ..relay.heartbeat import PING, only_accepts_streams
 from ..worker.routes import Route
 from ..worker.worker import Worker
 from .cors import Cors
-from .request_body import Inbound
+from .request_body import RequestBody
 
 __all__ = ["Reply"]
 
@@ -61,7 +61,7 @@ class Reply:
         worker: Worker,
         route: Route,
         scope: Scope,
-        inbound: Inbound,
+        inbound: RequestBody,
         send: Send,
         connection: ClientConnection | None,
         cors: Cors | None = None,

@@ -47,7 +47,7 @@ from ..worker.worker import NO_ROUTE, Worker
 from .answer import error_body, error_events, refusal_of, send_answer
 from .cors import Cors, origins_of
 from .forward import Forward
-from .request_body import LINGER_S, Inbound
+from .request_body import LINGER_S, RequestBody
 
 __all__ = ["Exchange"]
 
@@ -97,7 +97,7 @@ class Exchange:
         )
         self._started_at = self._ended_at = trio.current_time()
         self._status: int | None = None  # of an answer of ours
-        self._inbound: Inbound | None = None
+        self._inbound: RequestBody | None = None
 
     @property
     def counts(self) -> EventCounts | None:
@@ -125,6 +125,10 @@ class Exchange:
         """And its end."""
         return self._forward is not None and self._forward.reply.ended
 
+    def describe(self) -> dict[str, Any]:
+        """The exchange in `/status`."""
+        return {"route": self._route_name}
+
     def stop(self) -> None:
         """End the exchange because the worker drains. Synchronous; the exchange's own task does the
         rest.
@@ -147,7 +151,7 @@ class Exchange:
         except Exception as error:
             self._fail_internally(error)
         limits, timeouts = (route.limits, route.timeouts) if route is not None else (None, None)
-        self._inbound = inbound = Inbound(
+        self._inbound = inbound = RequestBody(
             receive,
             self._connection,
             max_bytes=limits.max_request_body_bytes if limits is not None else 0,
@@ -267,7 +271,7 @@ class Exchange:
         self._admitted = True
         return route
 
-    async def _exchange(self, route: Route, inbound: Inbound, send: Send) -> None:
+    async def _exchange(self, route: Route, inbound: RequestBody, send: Send) -> None:
         """Both directions, in one buffer scope and one nursery."""
         self._forward = forward = Forward(
             self._worker,
@@ -421,7 +425,7 @@ class Exchange:
         """The client has got a response that is whole, so that nothing is left to be said."""
         return self._ended and self._failure is None and self._outcome is None
 
-    async def _conclude(self, outcome: Outcome, inbound: Inbound, send: Send) -> None:
+    async def _conclude(self, outcome: Outcome, inbound: RequestBody, send: Send) -> None:
         """Tell the client how it ended, unless it is gone. Runs shielded, with a deadline."""
         writer = self._forward.reply.writer if self._forward is not None else None
         answered = False

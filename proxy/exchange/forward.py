@@ -43,7 +43,7 @@ from ..relay import Mover, Relay, open_relay
 from ..relay.heartbeat import with_heartbeats
 from ..relay.resume import Resume
 from ..upstream import UpstreamBody
-from ..worker.collecting import CollectedBody
+from ..worker.collecting import CollectedBody, too_large
 from ..worker.routes import Route
 from ..worker.worker import Worker
 from .client_response import Reply
@@ -51,7 +51,7 @@ from .cors import Cors
 from .intercepted import send_intercepted
 from .json_body import JsonBody, LooksLike, look_at
 from .reconnection import move_over_connections
-from .request_body import Inbound, too_large
+from .request_body import RequestBody
 from .upstream_call import UpstreamRequest
 
 __all__ = ["Forward"]
@@ -101,7 +101,7 @@ class Forward:
         route: Route,
         scope: Scope,
         target: Target,
-        inbound: Inbound,
+        inbound: RequestBody,
         send: Send,
         connection: ClientConnection | None,
         *,

@@ -18,8 +18,9 @@ from trio_util import wait_any
 
 from ..downstream import ClientConnection, Message, Messages, Receive
 from ..errors import ClientGone, RequestRefused
+from ..worker.collecting import too_large
 
-__all__ = ["Inbound"]
+__all__ = ["RequestBody"]
 
 LINGER_S = 10.0
 """How long a client may go on sending a body that nobody wants, before its connection is cut."""
@@ -29,7 +30,7 @@ _SMALL_PIECE_BYTES = 16384
 _QUIET_HTTP2_S = 0.05  # a stream that we reset is not reported
 
 
-class Inbound:
+class RequestBody:
     """Takes in one request. `run` is its task, unless `listen` does without; before and after,
     there are the other methods.
     """
@@ -361,9 +362,3 @@ class _Body(httpx.AsyncByteStream):
 
 def _too_slow() -> RequestRefused:
     return RequestRefused(408, "request_timeout", "the request did not go on in time")
-
-
-def too_large(max_bytes: int) -> RequestRefused:
-    return RequestRefused(
-        413, "request_too_large", f"the request body is larger than {max_bytes} bytes"
-    )

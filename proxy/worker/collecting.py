@@ -1,19 +1,17 @@
-"""The request bodies that a worker holds for interceptors: one budget for all of them.
+"""The memory for request bodies that interceptors see: one budget for a whole worker.
 
-It counts what has arrived, not what a client has announced: a client that announces much and sends
-nothing takes nothing.
+The budget counts bytes that have arrived, not bytes that a client has announced.
 """
 
 from __future__ import annotations
 
 from ..errors import RequestRefused
-from ..exchange.request_body import too_large
 
-__all__ = ["BodyBudget", "CollectedBody"]
+__all__ = ["BodyBudget", "CollectedBody", "too_large"]
 
 
 class BodyBudget:
-    """The bytes that the bodies of one worker hold together."""
+    """The bytes of all collected bodies of one worker."""
 
     __slots__ = ("held",)
 
@@ -22,23 +20,21 @@ class BodyBudget:
 
 
 class CollectedBody:
-    """The share of one body in the budget. `release` it when the body has gone upstream, or the
-    exchange is over.
-    """
+    """The share of one body in the budget. Call `release` when the body is no longer needed."""
 
     __slots__ = ("_budget", "_max_bytes", "_size")
 
     def __init__(self, budget: BodyBudget, max_bytes: int) -> None:
-        """`max_bytes`: of all bodies together."""
+        """`max_bytes` limits all bodies of the worker together."""
         self._budget = budget
         self._max_bytes = max_bytes
         self._size = 0
 
     def hold(self, count: int) -> None:
-        """More of the body has arrived.
+        """Count more bytes of the body.
 
-        Raises `RequestRefused`: 503 when it does not fit beside the others, 413 when it would not
-        fit alone.
+        Raises `RequestRefused`: 413 when the body alone exceeds the limit, 503 when it does not
+        fit beside the others.
         """
         if self._size + count > self._max_bytes:
             raise too_large(self._max_bytes)
@@ -53,6 +49,13 @@ class CollectedBody:
         self._size += count
 
     def release(self) -> None:
-        """Give the share back. Safe to call again."""
+        """Return the share. Safe to call again."""
         self._budget.held -= self._size
         self._size = 0
+
+
+def too_large(max_bytes: int) -> RequestRefused:
+    """The refusal (413) of a request body above a limit."""
+    return RequestRefused(
+        413, "request_too_large", f"the request body is larger than {max_bytes} bytes"
+    )

@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
 
 import structlog
 import trio
@@ -33,13 +32,11 @@ from ..errors import ConfigError, RequestRefused
 from ..http import read_target
 from ..http.headers import TrustedProxies
 from ..upstream import Balancer, Resolver
+from .live import LiveExchange
 from .logs import flush_log
 from .metrics import Collectors, InterceptorTotals
 from .routes import RouteTable
 from .sessions import Sessions
-
-if TYPE_CHECKING:
-    from ..exchange.exchange import Exchange
 
 __all__ = ["LEAVE_S", "Generation", "Generations"]
 
@@ -69,7 +66,7 @@ class Generation:
         self.trusted_proxies = TrustedProxies(config.reverse_proxy.trusted_proxies)
         self.collectors = _collectors(self.owners)
         """The metrics of its interceptors, each with the interceptor's name."""
-        self.live: set[Exchange] = set()
+        self.live: set[LiveExchange] = set()
         self.superseded = False
         self.over = trio.Event()
         """Set when nothing needs its interceptors any more."""
@@ -121,11 +118,11 @@ class Generations:
         """The metrics of the interceptors that there are."""
         return [item for generation in self._all for item in generation.collectors]
 
-    def enter(self, exchange: Exchange) -> None:
+    def enter(self, exchange: LiveExchange) -> None:
         """An exchange begins, in the current generation."""
         self.current.live.add(exchange)
 
-    def leave(self, exchange: Exchange) -> None:
+    def leave(self, exchange: LiveExchange) -> None:
         """It has ended, in whichever it began."""
         for generation in self._all:
             if exchange in generation.live:

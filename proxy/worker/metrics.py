@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -23,6 +23,7 @@ from pools import Pools
 from ..downstream import WRITERS, client_connections
 from ..errors import ConfigError
 from ..upstream import Balancer
+from .live import LiveExchange
 from .logs import dropped_lines
 
 __all__ = [
@@ -30,7 +31,6 @@ __all__ = [
     "REFUSALS",
     "Collectors",
     "InterceptorTotals",
-    "LiveExchange",
     "Metrics",
     "RouteTally",
 ]
@@ -61,21 +61,6 @@ class InterceptorTotals(NamedTuple):
     seconds: float
     waited: float
     unread_parts: int
-
-
-class LiveExchange(Protocol):
-    """What an exchange under way shows to the metrics."""
-
-    @property
-    def counts(self) -> EventCounts | None:
-        """None when no interceptor sees its events."""
-        ...
-
-    @property
-    def bytes_downstream(self) -> int: ...
-
-    @property
-    def bytes_upstream(self) -> int: ...
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ whether it is draining.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 import trio
@@ -19,12 +19,10 @@ from ..http.headers import TrustedProxies, Via, client_of, network_of, new_pseud
 from ..relay.hub import Hub
 from .collecting import BodyBudget
 from .generations import Generations
+from .live import LiveExchange
 from .metrics import Metrics
 from .routes import Route, RouteTable
 from .siblings import Siblings
-
-if TYPE_CHECKING:
-    from ..exchange.exchange import Exchange
 
 __all__ = ["NO_ROUTE", "Worker"]
 
@@ -69,7 +67,7 @@ class Worker:
         """The other workers; None when there are none."""
         self.start_details: dict[str, object] = {}
         """What whoever runs the worker wants in its `started` line."""
-        self.live: set[Exchange] = set()
+        self.live: set[LiveExchange] = set()
         self.admitted = 0
         self.client_streams: dict[tuple[str, str], int] = {}
         """Streams of each client, where they are limited: by what `client_place` says."""
@@ -112,7 +110,7 @@ class Worker:
 
     def enter(
         self,
-        exchange: Exchange,
+        exchange: LiveExchange,
         route: str,
         *,
         admitted: bool,
@@ -132,7 +130,7 @@ class Worker:
 
     def leave(
         self,
-        exchange: Exchange,
+        exchange: LiveExchange,
         route: str,
         *,
         admitted: bool,

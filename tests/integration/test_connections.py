@@ -22,7 +22,7 @@ from support.proxy import config_for, open_proxy
 from support.upstream import Peer, open_upstream, stream_of
 
 from proxy.downstream.hypercorn.connection import Connection, _connections
-from proxy.exchange.request_body import Inbound
+from proxy.exchange.request_body import RequestBody
 from proxy.server.app import Weirpool, create_app
 
 NO_UPSTREAM = "http://127.0.0.1:9"
@@ -251,10 +251,10 @@ async def test_a_request_that_is_whole_needs_no_inbound_task(
 ) -> None:
     """The server calls when the client leaves, also for a small body that has come with its head."""
 
-    async def run(self: Inbound) -> None:
+    async def run(self: RequestBody) -> None:
         raise AssertionError("a task waits for the client")
 
-    monkeypatch.setattr(Inbound, "run", run)
+    monkeypatch.setattr(RequestBody, "run", run)
     closed = trio.Event()
 
     async def script(peer: Peer) -> None:
