@@ -18,7 +18,7 @@ from .content import Contradiction, media_type
 from .errors import Misused, NotJson
 from .event import UNSET, Event, not_json
 from .paths import normal_path, quote_path
-from .refusals import error_json, only_id, request_ids
+from .refusals import error_format, error_json, only_id, request_ids
 
 __all__ = [
     "TASK_OF",
@@ -246,12 +246,13 @@ class Request:
             headers=headers,
             json=error_json(self.dialect, status, kind, message, self._call_id()),
         )
-        if self.dialect == "mcp" and self._body is None:
+        if error_format(self.dialect).is_json_rpc and self._body is None:
             response.unaddressed = (status, kind, message)
         return response
 
     def _call_id(self) -> float | str | None:
-        if self.dialect != "mcp" or self.method != "POST" or self._body is None:
+        is_json_rpc = error_format(self.dialect).is_json_rpc
+        if not is_json_rpc or self.method != "POST" or self._body is None:
             return None
         try:
             return only_id(request_ids(self.json()))

@@ -37,6 +37,7 @@ from .dialects import Block, MessageInterceptor, MessageStream, TextDelta, TextE
 from .errors import Abort, NotJson, refuse_options
 from .event import Event
 from .logprobs import drop_other_tokens, may_have_tokens
+from .refusals import error_format
 from .substitute import Flow, ReachesBack, Substitution
 from .unescape import unescape
 
@@ -82,7 +83,7 @@ class Redact(MessageInterceptor):
         answer = super().open_stream(context)
         if isinstance(answer, _RedactMessages):
             return _RedactAnswer(self, answer)
-        if context.dialect == "mcp":
+        if error_format(context.dialect).is_json_rpc:
             return _RedactStream(self.redact_json, self.budget)
         # Other JSON bodies pass, and are not collected.
         return None if context.is_body else _RedactStream(self.redact, self.budget)

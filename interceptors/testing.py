@@ -32,6 +32,7 @@ from .dialects.mcp_hooks import McpInterceptor
 from .errors import InterceptorError, LoadError
 from .hooks import Owner
 from .message import Request, Response, ResponseHead, forget_body
+from .refusals import error_format
 from .stream import EventCounts, Part, StreamChain
 
 __all__ = ["ChainResult", "NothingCalled", "run_chain", "run_json", "run_request", "run_response"]
@@ -68,7 +69,10 @@ def run_request(interceptors: Sequence[Interceptor], request: Request) -> Respon
         hidden = _hide_body(request)
         try:
             return await chain.on_request(
-                request, show_body=hidden if chain.wants_body or request.dialect == "mcp" else None
+                request,
+                show_body=hidden
+                if chain.wants_body or error_format(request.dialect).is_json_rpc
+                else None,
             )
         finally:
             hidden()
@@ -359,8 +363,10 @@ def _run_trio(
             raise problems[0]
         return results[0]
 
-    # On routes of `dialect: mcp` the proxy itself collects the body.
-    collected = request.dialect == "mcp" or any(item.wants_body for item in interceptors)
+    # With a dialect of JSON-RPC the proxy itself collects the body.
+    collected = error_format(request.dialect).is_json_rpc or any(
+        item.wants_body for item in interceptors
+    )
     with (
         nullcontext() if collected else _passing_unread(request),
         calls.of_messages(),

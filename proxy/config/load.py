@@ -14,6 +14,7 @@ import msgspec
 import msgspec.inspect as mi
 import structlog
 
+from interceptors.refusals import error_format
 from interceptors.values import Checker, Mistake, join, nearest
 
 from ..errors import ConfigError, Problem
@@ -156,7 +157,7 @@ class _Reading:
         self._add(mistakes_of(self.config, self._checker.bad))
         if "reverse_proxy.limits.max_request_body_bytes" not in self._source.places:
             for route in self.config.reverse_proxy.routes:
-                if route.dialect == "mcp":
+                if error_format(route.dialect).is_json_rpc:
                     route.limits.setdefault("max_request_body_bytes", _MCP_BODY_BYTES)
 
     def check_interceptors(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from interceptors import Interceptor, LoadError
+from interceptors.dialects.answers import is_decided_by_path
 from interceptors.hooks import Owner
 from interceptors.loader import load_interceptor
 from interceptors.values import Mistake
@@ -125,7 +126,7 @@ def wiring_warnings(
         ]
         if (
             unsure
-            and route.dialect in ("generic", "abort")
+            and is_decided_by_path(route.dialect)
             and f"reverse_proxy.routes[{index}].dialect" not in given
         ):
             yield Mistake(

@@ -1,35 +1,27 @@
-"""Answers of our own: what a client is told of a failure, as a response or as events inside a
-stream.
+"""Error responses of the proxy: what a client learns of a failure, and how the response is sent.
 
-Both look as the route's dialect has its own errors look, so that the official SDKs raise their own
-exceptions for them. Nothing here names an upstream's address, a header or a body: that is for the
-log.
+The route's `Dialect` gives the body. A response names no address, header or body of an upstream:
+these go to the log only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import trio
 
 from interceptors import EventTooLarge, HookError, Outcome, StreamAborted
-from interceptors.dialects.answers import is_responses
-from interceptors.refusals import error_json, only_id
-from interceptors.sse import Fields, encode_event
-from pools import encode_json
 
 from ..downstream import Send, in_time
 from ..errors import ProxyDefect, RequestRefused, SendStalled, UpstreamFailure
 from .cors import Cors
 from .request_body import RequestBody
 
-__all__ = ["error_body", "error_events", "refusal_of", "send_answer"]
+__all__ = ["refusal_of", "send_answer"]
 
 
 def refusal_of(failure: Exception | None, outcome: Outcome) -> RequestRefused:
-    """What to tell the client of an exchange that failed."""
+    """The error that the client of a failed exchange gets."""
     if isinstance(failure, RequestRefused):
         return failure
     if isinstance(failure, UpstreamFailure):
@@ -49,53 +41,6 @@ def refusal_of(failure: Exception | None, outcome: Outcome) -> RequestRefused:
             503, "draining", "this server is shutting down", retry_after_s=1, outcome=outcome
         )
     return RequestRefused(504, "total_timeout", "the exchange took longer than it may")
-
-
-def error_body(
-    refusal: RequestRefused, dialect: str, open_calls: Sequence[float | str] = ()
-) -> bytes:
-    """The failure as the JSON body of a response. `open_calls`: the ids of the JSON-RPC requests
-    that it answers.
-    """
-    return encode_json(_body(refusal, dialect, only_id(open_calls))) + b"\n"
-
-
-def error_events(
-    refusal: RequestRefused, dialect: str, path: str = "", open_calls: Sequence[float | str] = ()
-) -> tuple[bytes, ...]:
-    """The failure as events, to be sent between two others. `path`: the client's, in normal form.
-
-    openai: an event without a name, whose data has `error`; where the path is that of the Responses
-    API, its own `error` event, which holds the same. anthropic: its `error` event. mcp: a JSON-RPC
-    error response for each open request; none where there is none. generic: `error`.
-    """
-    if dialect == "mcp":
-        return tuple(_event("message", _body(refusal, dialect, ident)) for ident in open_calls)
-    body = _body(refusal, dialect)
-    if dialect != "openai":
-        return (_event("error", body),)
-    if not is_responses(path):
-        return (_event(None, body),)
-    # That API's events are numbered; how many there were is not known here. Its SDK raises for what
-    # holds `error`.
-    own = {
-        "type": "error",
-        "code": refusal.kind,
-        "message": refusal.message,
-        "param": None,
-        "sequence_number": 0,
-    }
-    return (_event("error", own | body),)
-
-
-def _event(name: str | None, body: dict[str, Any]) -> bytes:
-    return encode_event(Fields(name, encode_json(body).decode(), None, None))
-
-
-def _body(
-    refusal: RequestRefused, dialect: str, ident: float | str | None = None
-) -> dict[str, Any]:
-    return error_json(dialect, refusal.status, refusal.kind, refusal.message, ident)
 
 
 async def send_answer(

@@ -89,7 +89,7 @@ class Reply:
     @property
     def may_say_error(self) -> bool:
         """An error event may go out, between events."""
-        return self.may_add and self._route.error_events
+        return self.may_add and self._route.dialect.has_error_events
 
     @property
     def _shielded_send_s(self) -> float | None:

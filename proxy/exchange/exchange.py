@@ -23,7 +23,7 @@ from interceptors.chain import EventCounts
 from interceptors.hooks import Owner
 from interceptors.message import is_preflight
 
-from ..dialects.mcp import Calls, calls_of
+from ..dialects import GENERIC, Dialect
 from ..downstream import ClientConnection, Receive, Scope, Send, Writer, inspect_server, raw_target
 from ..errors import (
     ClientGone,
@@ -44,7 +44,7 @@ from ..http.headers import (
 from ..worker.metrics import REFUSALS
 from ..worker.routes import Route
 from ..worker.worker import NO_ROUTE, Worker
-from .answer import error_body, error_events, refusal_of, send_answer
+from .answer import refusal_of, send_answer
 from .cors import Cors, origins_of
 from .forward import Forward
 from .request_body import LINGER_S, RequestBody
@@ -193,13 +193,8 @@ class Exchange:
         ).timeouts.send
 
     @property
-    def _dialect(self) -> str:
-        return "generic" if self._route is None else self._route.dialect
-
-    @property
-    def _calls(self) -> Calls | None:
-        """The request's JSON-RPC requests, on a route that speaks MCP."""
-        return calls_of(self._forward.request) if self._forward is not None else None
+    def _dialect(self) -> Dialect:
+        return GENERIC if self._route is None else self._route.dialect
 
     def _admit(self) -> Route:
         """Find the route and check what can be checked before anything is opened. Raises
@@ -444,8 +439,8 @@ class Exchange:
                 close = http1 and (
                     self._worker.draining or (not inbound.over and _announces_body(self._headers))
                 )
-                calls = self._calls
-                body = error_body(refusal, self._dialect, calls.open if calls is not None else ())
+                request = self._forward.request if self._forward is not None else None
+                body = self._dialect.error_body(refusal, request)
                 answered = await send_answer(
                     refusal, body, inbound, send, close=close, send_s=self._send_s, cors=self._cors
                 )
@@ -465,21 +460,18 @@ class Exchange:
         """An error event, where one can be said: in a plain event stream, between two events, to a
         client that reads.
         """
-        forward, calls = self._forward, self._calls
+        forward = self._forward
         assert forward is not None
         lost = outcome is Outcome.DRAINING or isinstance(self._failure, UpstreamFailure)
-        if lost and calls is not None and calls.resumable:
+        if lost and self._dialect.can_resume(forward.request):
             return  # the client comes back for the rest, unless its requests have been answered with an error
         if (
             forward.reply.may_say_error
             and not writer.stalled
             and (forward.relay is None or forward.relay.at_boundary)
         ):
-            events = error_events(
-                refusal_of(self._failure, outcome),
-                self._dialect,
-                self._target.normal,
-                calls.open if calls is not None else (),
+            events = self._dialect.error_events(
+                refusal_of(self._failure, outcome), forward.request, self._target.normal
             )
             with trio.move_on_after(1):
                 all_sent = not events or writer.write(events)

@@ -17,12 +17,10 @@ import trio
 from interceptors import Outcome, Request, Response, ResponseHead
 from interceptors.chain import EventCounts, StreamChain
 from interceptors.content import Contradiction, content_coding, is_json_type, media_type
-from interceptors.dialects.answers import has_one_answer, may_be_mislabelled
 from interceptors.hooks import Owner
 from interceptors.message import address, forget_body
 from pools import BufferScope
 
-from ..dialects.mcp import calls_of
 from ..downstream import ClientConnection, Scope, Send
 from ..errors import EncodedResponse, NotAStream, interceptor_failed
 from ..http import Target
@@ -349,7 +347,7 @@ class Forward:
             headers=[field for field in self._scope["headers"] if field[0] not in hidden],
             body=None,
             route=self._route.name,
-            dialect=self._route.dialect,
+            dialect=self._route.dialect.name,
             client=self._scope["client"][0] if self._scope.get("client") else None,
             has_body=has_body,
         )
@@ -409,11 +407,12 @@ class Forward:
             raw_headers = self._with_client_references(response.request, raw_headers)
         head: ResponseHead | None = None
         if request is not None:
-            if (calls := calls_of(request)) is not None:
-                calls.endpoint = response.extensions["endpoint"]
-                calls.encoded = encoding != "identity"
-                if request.method == "GET":
-                    calls.outer = outer_prefix(self._scope["headers"])
+            route.dialect.note_response(
+                request,
+                response.extensions["endpoint"],
+                is_encoded=encoding != "identity",
+                headers=self._scope["headers"],
+            )
             head = ResponseHead(status, raw_headers, request)
             answer = await route.chain.on_response(head) if route.chain.sees_heads else None
             if answer is not None:
@@ -520,7 +519,7 @@ class Forward:
             return "events"
         if request is None or not route.chain.sees_streams or encoding != "identity":
             return None
-        if not may_be_mislabelled(route.dialect, request.path):
+        if not route.dialect.may_be_mislabelled(request.path):
             return None
         return await look_at(
             upstream, self._worker.pools.sse_event, buffers, idle_s=route.timeouts.idle
@@ -542,7 +541,7 @@ class Forward:
             kind == "text/event-stream"
             or (chain.sees_json and is_json_type(kind))
             or (status == 304 and not kind)
-            or may_be_mislabelled(self._route.dialect, request.path)
+            or self._route.dialect.may_be_mislabelled(request.path)
         )
 
     def _is_hidden(self, encoding: str) -> bool:
@@ -550,13 +549,13 @@ class Forward:
         whatever its type says.
         """
         assert self.request is not None
-        return encoding != "identity" and has_one_answer(self._route.dialect, self.request.path)
+        return encoding != "identity" and self._route.dialect.has_one_answer(self.request.path)
 
     def _is_one_json(self, media_type: str) -> bool:
         """Whether clients read a body of this type that begins like JSON as one JSON text."""
         assert self.request is not None
-        return not _JSON_LINES.search(media_type) or has_one_answer(
-            self._route.dialect, self.request.path
+        return not _JSON_LINES.search(media_type) or self._route.dialect.has_one_answer(
+            self.request.path
         )
 
     async def _pass_interim(

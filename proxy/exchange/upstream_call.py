@@ -12,7 +12,6 @@ import trio
 from interceptors import Request
 from interceptors.content import Contradiction, unify
 
-from ..dialects.mcp import calls_of
 from ..downstream import Scope
 from ..errors import ProtocolFailure, interceptor_failed
 from ..http import Target, is_target
@@ -164,7 +163,7 @@ class UpstreamRequest:
                 (b"last-event-id", last_event_id),
             ]
         client: str | None = scope["client"][0] if scope.get("client") else None
-        calls = calls_of(request)
+        session = route.dialect.session_of(request)
         return httpx.Request(
             method,
             route.url,
@@ -185,7 +184,7 @@ class UpstreamRequest:
                 # A reconnection has attempts of its own, with time between them.
                 "retry": route.retry if last_event_id is None else None,
                 # On MCP's old transport the target that the client asked for is the session.
-                **({} if calls is None or calls.uri is None else {"affinity": calls.uri}),
+                **({} if session is None else {"affinity": session}),
                 "timeout": {
                     "connect": timeouts.connect,
                     "write": timeouts.write,

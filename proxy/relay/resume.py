@@ -28,6 +28,7 @@ from interceptors import EventTooLarge
 from interceptors.sse import BOM, find_block_end, find_silence, first_of_body
 
 from ..config import Reconnect
+from ..dialects import Dialect
 
 __all__ = ["MAX_ID_BYTES", "WINDOW", "Resume"]
 
@@ -40,15 +41,6 @@ _SILENT = b":\r\n"  # what a comment or an empty line begins with
 # RFC 9110, section 5.5: what a header's value may hold.
 _FIT_FOR_A_HEADER = re.compile(rb"[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?")
 _DIGITS = re.compile(rb"[0-9]{1,18}")
-
-# Events that end a stream by what they say: (event, data), None: whatever it is.
-_ENDS: dict[str, tuple[tuple[bytes | None, bytes | None], ...]] = {
-    "openai": ((None, b"[DONE]"),),
-    "anthropic": ((b"message_stop", None),),
-    "generic": ((None, b"[DONE]"), (b"message_stop", None)),
-    "abort": ((None, b"[DONE]"), (b"message_stop", None)),
-    "mcp": (),
-}
 
 
 class _Replay(Enum):
@@ -90,14 +82,14 @@ class Resume:
     def __init__(
         self,
         settings: Reconnect,
-        dialect: str,
+        dialect: Dialect,
         max_event_bytes: int,
         random_: Callable[[], float] = random.random,
     ) -> None:
-        """`dialect` says which events end a stream, and of MCP that every clean end is one."""
+        """`dialect` gives the final events, and whether every clean end is final."""
         self._settings = settings
-        self._ends = _ENDS[dialect]
-        self._clean_end_is_one = dialect == "mcp"
+        self._ends = dialect.final_events
+        self._clean_end_is_one = dialect.clean_end_is_final
         self._max_event_bytes = max_event_bytes
         self._random = random_
         self._first_id: bytes | None = None

@@ -26,7 +26,7 @@ from ..config import (
     load_interceptors,
 )
 from ..config import Route as RouteSettings
-from ..dialects.mcp import surround
+from ..dialects import DIALECTS, Dialect
 from ..errors import ConfigError, RequestRefused
 from ..http import DEFAULT_PORTS, HostList, other_readings, stays_under
 from ..http.headers import HeaderSettings
@@ -77,8 +77,7 @@ class Route:
     """Where `max_streams_per_client` counts: the route's name where that has a limit of its own,
     else "", over all such routes.
     """
-    dialect: str
-    error_events: bool
+    dialect: Dialect
     strip_prefix: bool
     allowed_hosts: HostList | None
     allowed_origins: frozenset[str] | None
@@ -224,13 +223,12 @@ class RouteTable:
         retry = config.retry_of(settings)
         host = {"upstream": url.netloc, "preserve": None}.get(upstream.host, upstream.host.encode())
         prefix, transport = normal_path(settings.path.encode()), self.transports[upstream.name]
+        dialect = DIALECTS[settings.dialect]
         owners = [interceptors[name] for name in settings.interceptors]
         places = {
             endpoint: _place(endpoint, prefix, settings.strip_prefix, host)
             for endpoint in transport.endpoints.all
         }
-        if settings.dialect == "mcp":
-            owners = surround(owners, places, transport)
         return Route(
             name=settings.path,
             prefix=prefix,
@@ -247,7 +245,7 @@ class RouteTable:
             ),
             places=places,
             bases=tuple({endpoint.base for endpoint in transport.endpoints.all if endpoint.base}),
-            chain=Chain(owners),
+            chain=Chain(dialect.surround(owners, places, transport)),
             timeouts=config.timeouts_of(settings),
             limits=config.limits_of(settings),
             retry=RetryPolicy(retry.max_attempts, retry.budget),
@@ -255,13 +253,10 @@ class RouteTable:
             heartbeat=config.heartbeat_of(settings),
             reconnect=config.reconnect_of(settings),
             listening=frozenset(
-                ("GET",)
-                if settings.listening is None and settings.dialect == "mcp"
-                else settings.listening or ()
+                dialect.listening if settings.listening is None else settings.listening
             ),
             max_streams=settings.limits.get("max_streams"),
-            dialect=settings.dialect,
-            error_events=settings.dialect != "abort",
+            dialect=dialect,
             strip_prefix=settings.strip_prefix,
             allowed_hosts=None
             if settings.allowed_hosts is None

@@ -20,6 +20,7 @@ from interceptors.sse import find_block_end, find_silence, is_silent, parse_fiel
 from interceptors.testing import run_chain
 from pools import Pools
 from proxy.config import Reconnect
+from proxy.dialects import GENERIC
 from proxy.relay.resume import Resume
 
 WINDOW = 1 << 16
@@ -82,7 +83,7 @@ async def test_a_window_of_line_ends_is_a_few_calls(hook: Hook, before: bytes, f
 @pytest.mark.parametrize("fill", FILLS)
 def test_a_stream_that_may_be_resumed_looks_at_line_ends_together(fill: bytes) -> None:
     """The same of the framing that takes out what a client has had."""
-    resume = Resume(Reconnect(), "generic", 1 << 20)
+    resume = Resume(Reconnect(), GENERIC, 1 << 20)
     buffer = bytearray(fill * (WINDOW // len(fill)))
     assert count_calls(resume.take, buffer, 0, len(buffer)) < 200
 

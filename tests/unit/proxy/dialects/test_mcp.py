@@ -17,7 +17,7 @@ from interceptors.dialects.mcp_headers import VERSION_KEY
 from interceptors.testing import run_request
 from pools import Pools
 from proxy.config import parse_config
-from proxy.dialects.mcp import calls_of, surround
+from proxy.dialects.mcp_interceptors import state_of, surround
 from proxy.http import parse_host
 from proxy.http.place import ClientSide, Place
 from proxy.worker.routes import Route, RouteTable
@@ -315,9 +315,9 @@ def test_a_stream_keeps_no_long_ids() -> None:
     assert (
         run_request([surround([], {}, lambda key, endpoint: None)[0].interceptor], request) is None
     )
-    calls = calls_of(request)
-    assert calls is not None
-    assert calls.open == ["a" * 1024, 7]
+    state = state_of(request)
+    assert state is not None
+    assert state.open_calls == ["a" * 1024, 7]
 
 
 @pytest.mark.parametrize("method", ["POST", "GET"])
@@ -342,6 +342,6 @@ def test_the_configuration_on_the_documentations_page_is_one() -> None:
     """docs/mcp_proxy.md begins with a configuration that loads."""
     page = (Path(__file__).parents[4] / "docs" / "mcp_proxy.md").read_text()
     (route,) = RouteTable(parse_config(page.split("```yaml\n")[1].split("```")[0]), Pools()).routes
-    assert (route.dialect, route.strip_prefix) == ("mcp", True)
+    assert (route.dialect.name, route.strip_prefix) == ("mcp", True)
     assert route.allowed_hosts is not None
     assert parse_host("mcp.example.com") in route.allowed_hosts

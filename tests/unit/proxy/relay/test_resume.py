@@ -15,6 +15,7 @@ from support.event_source import dispatched
 from interceptors import EventTooLarge
 from interceptors.sse import first_of_body
 from proxy.config import Reconnect
+from proxy.dialects import DIALECTS
 from proxy.relay.resume import MAX_ID_BYTES, WINDOW, Resume
 
 ON = Reconnect(enabled=True)
@@ -23,7 +24,9 @@ ON = Reconnect(enabled=True)
 def resume_for(
     dialect: str = "generic", max_event_bytes: int = 1 << 20, roll: float = 0.0, **options: Any
 ) -> Resume:
-    return Resume(Reconnect(enabled=True, **options), dialect, max_event_bytes, lambda: roll)
+    return Resume(
+        Reconnect(enabled=True, **options), DIALECTS[dialect], max_event_bytes, lambda: roll
+    )
 
 
 def feed(resume: Resume, data: bytes, sizes: Callable[[], int] = lambda: 1 << 20) -> bytes:

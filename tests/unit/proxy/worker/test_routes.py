@@ -190,7 +190,11 @@ def test_a_route_has_its_own_timeouts_limits_and_lists() -> None:
         " allowed_origins: [], dialect: abort}"
     ).routes
     assert (plain.timeouts.idle, plain.limits.max_streams) == (300, 10000)
-    assert (plain.allowed_hosts, plain.allowed_origins, plain.error_events) == (None, None, True)
+    assert (plain.allowed_hosts, plain.allowed_origins, plain.dialect.name) == (
+        None,
+        None,
+        "generic",
+    )
     assert (own.timeouts.idle, own.limits.max_streams, own.limits.max_streams_per_client) == (
         5,
         3,
@@ -201,7 +205,7 @@ def test_a_route_has_its_own_timeouts_limits_and_lists() -> None:
     assert (plain.clients, own.clients) == ("", "/o")
     assert own.allowed_hosts is not None
     assert parse_host("a.test:1") in own.allowed_hosts
-    assert (own.allowed_origins, own.error_events) == (set(), False)
+    assert (own.allowed_origins, own.dialect.has_error_events) == (set(), False)
 
 
 def test_a_ca_file_that_cannot_be_loaded_is_a_mistake_in_the_configuration(tmp_path: Path) -> None:

@@ -1,0 +1,135 @@
+"""A dialect is a file: every table has every dialect, and nothing else compares a dialect's name."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from interceptors import Request
+from interceptors.dialects.answers import ANSWER_RULES
+from interceptors.refusals import ERROR_FORMATS
+from proxy.config import schema
+from proxy.dialects import DIALECTS
+from proxy.errors import RequestRefused
+
+ROOT = Path(__file__).parents[4]
+NAMES = set(get_args(schema.Dialect))
+OWNERS = {
+    *(ROOT / "proxy/dialects").glob("*.py"),
+    ROOT / "proxy/config/schema.py",
+    ROOT / "interceptors/refusals.py",
+    ROOT / "interceptors/dialects/answers.py",
+}
+MODULES = [path for name in ("proxy", "interceptors") for path in (ROOT / name).rglob("*.py")]
+
+
+def test_every_table_has_every_dialect() -> None:
+    assert set(DIALECTS) == set(ANSWER_RULES) == set(ERROR_FORMATS) == NAMES
+    assert all(dialect.name == name for name, dialect in DIALECTS.items())
+
+
+def is_name(node: ast.AST) -> bool:
+    """A dialect's name, or a collection that has one."""
+    return any(
+        isinstance(item, ast.Constant) and isinstance(item.value, str) and item.value in NAMES
+        for item in ast.walk(node)
+    )
+
+
+def choices(tree: ast.AST) -> list[int]:
+    """The lines that choose by a dialect's name."""
+    found = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Compare(left, _, comparators):
+                chosen = any(is_name(item) for item in (left, *comparators)) or any(
+                    getattr(item, "attr", getattr(item, "id", "")) == "dialect"
+                    for item in (left, *comparators)
+                )
+            case ast.Dict(keys):
+                chosen = any(isinstance(key, ast.Constant) and key.value in NAMES for key in keys)
+            case ast.MatchValue(value):
+                chosen = is_name(value)
+            case _:
+                chosen = False
+        if chosen:
+            found.append(node.lineno)
+    return found
+
+
+def test_nothing_else_compares_a_dialects_name() -> None:
+    found = {
+        str(path.relative_to(ROOT)): lines
+        for path in MODULES
+        if path not in OWNERS and (lines := choices(ast.parse(path.read_text())))
+    }
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'x == "mcp"',
+        'x in ("generic", "abort")',
+        "route.dialect == x",
+        '{"openai": 1}[x]',
+        'match x:\n case "mcp": pass',
+    ],
+)
+def test_a_comparison_is_found(code: str) -> None:
+    assert choices(ast.parse(code))
+
+
+REFUSAL = RequestRefused(504, "too_late", "it took too long")
+PLAIN = {"type": "too_late", "message": "it took too long"}
+OPENAI = {"message": "it took too long", "type": "server_error", "param": None, "code": "too_late"}
+ANTHROPIC = {"type": "error", "error": {"type": "timeout_error", "message": "it took too long"}}
+NUMBERED = {"code": "too_late", "message": "it took too long", "param": None, "sequence_number": 0}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "path", "body", "events"),
+    [
+        ("generic", "/", {"error": PLAIN}, [("error", {"error": PLAIN})]),
+        ("abort", "/", {"error": PLAIN}, [("error", {"error": PLAIN})]),
+        ("openai", "/v1/chat/completions", {"error": OPENAI}, [(None, {"error": OPENAI})]),
+        (
+            "openai",
+            "/v1/Responses",
+            {"error": OPENAI},
+            [("error", {"type": "error"} | NUMBERED | {"error": OPENAI})],
+        ),
+        ("anthropic", "/v1/messages", ANTHROPIC, [("error", ANTHROPIC)]),
+        (
+            "mcp",
+            "/mcp",
+            {
+                "jsonrpc": "2.0",
+                "id": None,
+                "error": {
+                    "code": -32001,
+                    "message": "it took too long",
+                    "data": {"type": "too_late"},
+                },
+            },
+            [],
+        ),
+    ],
+)
+def test_errors(
+    dialect: str, path: str, body: dict[str, object], events: list[tuple[str | None, object]]
+) -> None:
+    """The shapes, where no request is open."""
+    chosen = DIALECTS[dialect]
+    assert json.loads(chosen.error_body(REFUSAL, None)) == body
+    assert chosen.error_events(REFUSAL, Request(), path) == tuple(
+        (f"event: {name}\n".encode() if name else b"")
+        + b"data: "
+        + json.dumps(data, separators=(",", ":")).encode()
+        + b"\n\n"
+        for name, data in events
+    )
