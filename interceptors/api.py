@@ -1,12 +1,13 @@
-"""What an author of interceptors writes: `Interceptor`, one per process, and an object for each
-stream.
+"""The classes that authors subclass: `Interceptor`, one per process, and one object per stream.
 
-The order of a route's list is the order in which requests *and* events pass: what the first
-interceptor returns, the second sees.
+Requests, response heads and events pass the interceptors in the order of the route's list. The
+second interceptor sees what the first one returned.
 
-    request   client  -> first.on_request  -> second.on_request  -> upstream response  client <-
-    second.on_response <- first.on_response <- upstream     (the first is asked first, here, too)
-    events    client <-  second.on_event   <- first.on_event     <- upstream
+    request    client ->  first.on_request   ->  second.on_request   ->  upstream
+    head       client <-  second.on_response <-  first.on_response   <-  upstream
+    events     client <-  second.on_event    <-  first.on_event      <-  upstream
+
+This module defines the contract only. `chain` and `stream` call the hooks.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import StreamOver
 from .event import Event
-from .message import Headers, Request, Response, ResponseHead, start_task
+from .message import Headers, Request, Response, ResponseHead
 from .needs import Needs
+from .tasks import start_task
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
@@ -41,8 +43,9 @@ _UNREAD = "stream.unread"
 
 
 class End:
-    """Returned from `on_event`: these events leave, and the stream ends there, whole for the
-    client. Upstream is left unread.
+    """Return this from `on_event` to send `events` and end the stream.
+
+    The client sees a complete stream. The rest of the upstream response is not read.
     """
 
     __slots__ = ("events",)
@@ -52,13 +55,17 @@ class End:
 
 
 EventResult = Event | Sequence[Event] | End | None
-"""What `on_event` returns: the event (itself, or a replacement), several, None to drop it, or
-`End`.
+"""What `on_event` returns.
+
+- an `Event`: the same event, or a replacement;
+- a sequence of events: all of them, in order;
+- None: drop the event;
+- `End(*events)`: send these and end the stream.
 """
 
 
 class Outcome(StrEnum):
-    """How an exchange ended. Each has exactly one, in its log line, its metric and `on_end`."""
+    """How an exchange ended: the same value in `on_end`, the log line and the metric."""
 
     COMPLETED = "completed"
     CLIENT_DISCONNECTED = "client_disconnected"
@@ -75,9 +82,7 @@ Emit = Callable[[Event], Awaitable[None]]
 
 
 class StreamContext:
-    """What a stream's interceptor knows of its exchange, and what it can do besides answering its
-    hooks.
-    """
+    """The exchange, as the interceptor of one of its streams sees it."""
 
     __slots__ = ("_emit", "_owner", "is_body", "request")
 
@@ -91,13 +96,15 @@ class StreamContext:
     ) -> None:
         self._owner = owner
         self.is_body: bool = is_body
-        """Whether the response is a JSON body, which comes as one event. False for a response that
-        is an event stream, or calls itself one: whether it then is one, each event tells with
-        `Event.is_body`.
+        """Whether the response is a JSON body, shown as one event.
+
+        False for a response with the media type of an event stream. If its body turns out to be
+        JSON, `Event.is_body` is true for that event.
         """
         self.request: Request = request
-        """The request, as it went upstream. Its body is there only for interceptors that say
-        `wants_body`.
+        """The request, as sent upstream.
+
+        Its body is readable with `wants_body`, and only until the response head is sent.
         """
         self._emit = emit
 
@@ -108,50 +115,53 @@ class StreamContext:
 
     @property
     def method(self) -> str:
+        """The request's method, as the client sent it."""
         return self.request.method
 
     @property
     def dialect(self) -> str:
-        """The route's dialect, as `Request.dialect`."""
+        """The route's dialect: see `Request.dialect`."""
         return self.request.dialect
 
     @property
     def path(self) -> str:
-        """The request's path, as `Request.path`."""
+        """The request's path, normalised: see `Request.path`."""
         return self.request.path
 
     @property
     def headers(self) -> Headers:
-        """The request's headers. Credentials among them: keep them out of logs."""
+        """The request's headers. They include credentials: keep them out of logs."""
         return self.request.headers
 
     @property
     def client(self) -> str | None:
-        """The client's address."""
+        """The client's IP address, None if the client connected over a Unix socket."""
         return self.request.client
 
     @property
     def state(self) -> dict[str, Any]:
-        """Shared by every interceptor of this exchange, from `on_request` on."""
+        """A dict that all interceptors of this exchange share, from `on_request` on."""
         return self.request.state
 
     @property
     def log(self) -> Any:
-        """A structlog logger that names the route and the interceptor."""
+        """A structlog logger, bound to the route and the interceptor's name."""
         log = self.request.log
         return log if self._owner is None else log.bind(interceptor=self._owner.name)
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: Any) -> None:
-        """Run a task that ends with the stream: cancelled when that is over, its failure treated as
-        a hook's.
+        """Start a task `async_fn(*args)`. It is cancelled when the stream ends.
+
+        If the task raises, `on_error` applies as for a hook. Never blocks. Raises `TypeError` if
+        `async_fn` is a coroutine: pass the function and its arguments.
         """
         start_task(self.request, self._owner, async_fn, args)
 
     def note_unread(self, reason: str, event_type: str | None = None, *, count: int = 1) -> None:
-        """Something in the stream is not as its dialect has it, and passed unread: count it, and
-        log the first of each stream.
+        """Count parts of the stream that passed unread because they do not fit the dialect.
 
-        `reason` names fields; it must not show content.
+        The first one of each stream is logged as `unread_part`. `reason` names fields; it must not
+        contain content.
         """
         if self._owner is not None:
             self._owner.unread_parts += count
@@ -160,11 +170,10 @@ class StreamContext:
             self.log.warning("unread_part", event_type=event_type, reason=reason)
 
     async def emit(self, event: Event) -> None:
-        """Send an event of one's own, from a task, between two of upstream's. Later interceptors
-        see it as they see any.
+        """Send an event between two upstream events. Call it from a task, not from a hook.
 
-        Waits while many are on their way to a slow client; a checkpoint. Raises `StreamOver` when
-        the stream has ended.
+        Later interceptors see the event as they see any other. Waits while the queue to a slow
+        client is full; always a checkpoint. Raises `StreamOver` once the stream has ended.
         """
         if self._emit is None:
             raise StreamOver
@@ -172,166 +181,192 @@ class StreamContext:
 
 
 class StreamInterceptor:
-    """One stream. Override what you need; a hook that is not overridden costs nothing.
+    """One stream, with synchronous hooks. A hook that is not overridden costs nothing.
 
-    The hooks are synchronous: they run between two reads of the proxy, so they must not block, and
-    nothing can be cancelled half way through one. Whoever must await something uses
-    `AsyncStreamInterceptor`. Any hook may raise `Abort`.
+    Hooks run on the event loop: they must not block. They cannot be cancelled. To await something,
+    subclass `AsyncStreamInterceptor`, or start a task with `context.start_soon`. Any hook may raise
+    `Abort`. Every other exception is handled according to `Interceptor.on_error`.
     """
 
     needs: Needs = None
-    """Which events `on_event` is for, as an attribute of the class or, set before `open_stream`
-    returns, of the object.
+    """Which events `on_event` is called for.
 
-    None: every event. A tuple of byte strings: events whose bytes, as they came, hold one of them;
-    `()`: none at all. A compiled pattern of bytes: events in which it is found. Whatever lies
-    between is searched at once and leaves untouched, which costs far less than a call for each
-    event. It is a promise, not a filter: events that another interceptor made are shown all the
-    same. Mind that JSON may write a character in several ways, and that anchors and lookarounds see
-    neighbouring events.
+    - None: every event;
+    - a tuple of byte strings: events whose raw bytes contain at least one of them;
+    - `()`: no event;
+    - a compiled bytes pattern: events in which it is found.
+
+    Other events are forwarded without a call, which is much cheaper. This is an optimisation, not a
+    filter: events that another interceptor returned are always shown. JSON can escape a character
+    in several ways. Anchors and lookarounds of a pattern also see neighbouring events. Set it on
+    the class, or on the object before `open_stream` returns.
     """
 
     passes_unseen: bool = False
-    """What becomes of what `on_event` is for and cannot be shown: an event or JSON body above
-    `limits.max_event_bytes`, a response that is encoded although identity was asked for. False: the
-    stream ends with an error, because this interceptor must not miss it. True: it passes unseen and
-    unchanged, at any size, unless another interceptor needs it. An attribute of the class or of the
-    object, as `needs`.
+    """What happens to an event that `on_event` should see and cannot.
+
+    This applies to an event or a JSON body above `limits.max_event_bytes`, and to a response with a
+    Content-Encoding (the proxy asks for identity). False: the stream ends with an error. True: the
+    event is forwarded unchanged at any size, unless another interceptor must see it. Set it on the
+    class, or on the object before `open_stream` returns.
     """
 
     def on_start(self, head: ResponseHead) -> None:
-        """The stream begins."""
+        """The stream begins. `head` shows what the client gets."""
 
     def on_event(self, event: Event) -> EventResult:
-        """One event: return it, a replacement, several, None to drop it, or `End`. Comments pass by
-        without a call.
+        """Handle one event. Return it, a replacement, several events, None to drop it, or `End`.
+
+        The event is valid until this returns: keep `event.detach()`, not the event. Comments in
+        the stream are forwarded without a call.
         """
         return event
 
     def on_complete(self) -> Event | Sequence[Event] | None:
-        """Upstream has ended its stream, whole: the last occasion to add events, which later
-        interceptors see as they see any.
+        """The upstream ended its stream completely. Return events to append, or None.
 
-        Not called for a stream that ends in any other way, or in the middle of an event; `on_end`
-        is.
+        Later interceptors see these events as they see any other. Not called if the stream ends in
+        any other way or inside an event; use `on_end` for cleanup.
         """
         return None
 
     def on_end(self, outcome: Outcome) -> None:
-        """The stream is over. Called exactly once for every stream that `open_stream` was called
-        for, however it ended.
-        """
+        """The stream ended, for any reason. Called exactly once per object of `open_stream`."""
 
 
 class AsyncStreamInterceptor:
-    """One stream, for hooks that must await something. As `StreamInterceptor`, but what is not
-    async there is here.
+    """One stream, with async hooks. Otherwise the same as `StreamInterceptor`.
 
-    Upstream is not read while one awaits, and what was ready before it has left. Each call has the
-    interceptor's `hook_timeout_s`.
+    While a hook awaits, the proxy does not read from the upstream; events that were ready before
+    have been sent. Each call is limited to `Interceptor.hook_timeout_s` and is cancelled if the
+    exchange ends, except `on_end`.
     """
 
     needs: Needs = None
-    """As in `StreamInterceptor`."""
+    """Which events `on_event` is called for: see `StreamInterceptor.needs`."""
 
     passes_unseen: bool = False
-    """As in `StreamInterceptor`."""
+    """What happens to events that cannot be shown: see `StreamInterceptor.passes_unseen`."""
 
     async def on_start(self, head: ResponseHead) -> None:
-        """The stream begins."""
+        """The stream begins. `head` shows what the client gets."""
 
     async def on_event(self, event: Event) -> EventResult:
-        """One event. It stays valid while this awaits."""
+        """Handle one event; see `StreamInterceptor.on_event`. It stays valid while this awaits."""
         return event
 
     async def on_complete(self) -> Event | Sequence[Event] | None:
-        """Upstream has ended its stream, whole: the last occasion to add events."""
+        """The upstream ended its stream completely. Return events to append, or None."""
         return None
 
     async def on_end(self, outcome: Outcome) -> None:
-        """The stream is over. Runs shielded from cancellation, so that it can close what it opened."""
+        """The stream ended, for any reason. Shielded from cancellation, so it can close resources."""
 
 
 class Interceptor:
-    """One per process. Subclass it; `__init__` takes the options that the configuration may set, by
-    their names and types, or one parameter `options`, a dataclass or msgspec Struct of them.
+    """Base class of all interceptors. The proxy creates one object per process.
+
+    The parameters of `__init__` are the options that the configuration may set; their annotations
+    are the accepted types. Alternatively, `__init__` takes one parameter `options`, annotated with
+    a dataclass or a msgspec Struct. Report a wrong option with a `ValueError` whose text starts
+    with its path: `ValueError("patterns[0]: ...")`.
+
+    The settings below are attributes of the class, or of the object if `__init__` sets them.
     """
 
     on_error: OnError = "abort"
-    """What an exception in a hook does: `abort` ends the exchange with an error, `skip` logs it and goes on as if the hook had
-    done nothing."""
+    """What an exception in a hook does.
+
+    "abort" ends the exchange with an error. "skip" logs the exception and continues as if the hook
+    had done nothing.
+    """
 
     wants_body: bool = False
-    """Whether `on_request` needs the request's body, which is then collected first, up to the limit
-    (413 beyond).
+    """Whether `on_request` reads the request's body.
+
+    The proxy then collects the body first, up to `limits.max_request_body_bytes`, and refuses a larger
+    one with 413.
     """
 
     wants_json: bool = False
-    """Whether `open_stream` is also for `application/json` responses, whose whole body then comes
-    as one event.
+    """Whether `open_stream` is also called for `application/json` responses.
+
+    The whole body is then shown as one event with `is_body` set.
     """
 
     wants_dialect: bool = False
-    """Whether what this interceptor can see depends on the route's `dialect`. The configuration check then warns of a route that
-    does not set one."""
+    """Whether this interceptor depends on the route's `dialect`.
+
+    `weirpool check` then warns about a route that does not set one.
+    """
 
     sets_state: tuple[str, ...] | None = None
-    """The keys of `request.state` that `on_request` sets. None: not declared. The configuration check compares it with what the
-    interceptors after it need."""
+    """The keys of `request.state` that `on_request` sets; None if not declared.
+
+    `weirpool check` compares them with what later interceptors need.
+    """
 
     needs_state: tuple[str, ...] = ()
-    """The keys of `request.state` without which `on_request` fails: an earlier interceptor of the route must set them. An
-    attribute of the class or, set in `__init__`, of the object, as all of these."""
+    """The keys of `request.state` that `on_request` requires from an earlier interceptor."""
 
     uses_state: tuple[str, ...] = ()
-    """The keys of `request.state` that `on_request` uses if an earlier interceptor has set them."""
+    """The keys of `request.state` that `on_request` uses if an earlier interceptor set them."""
 
     sets_headers: tuple[str, ...] = ()
-    """The request headers that `on_request` sets for the upstream. A rule of the upstream's `headers` for one of them is an error:
-    it would win."""
+    """The request headers that `on_request` sets.
+
+    A rule in the upstream's `headers` for the same name is a configuration error: the rule would
+    override the interceptor.
+    """
 
     hook_timeout_s: float | None = 30.0
-    """Seconds that each call of an async hook may take; None: any time. Longer is a failure of the
-    hook.
+    """Seconds that one call of an async hook may take; None for no limit.
+
+    A longer call is cancelled and handled as an exception: see `on_error`.
     """
 
     def lifespan(self) -> AbstractAsyncContextManager[object]:
-        """Entered when the process begins to serve and left when it has served, for clients, files,
-        connections to databases.
+        """Return an async context manager that opens and closes clients, files or connections.
+
+        The proxy enters it before it serves and leaves it after the last exchange.
         """
         return nullcontext()
 
     def collectors(self) -> Iterable[Collector]:
-        """Metrics of one's own (`prometheus_client.Counter(..., registry=None)` and the like), for
-        the proxy's `/metrics`.
+        """Return Prometheus collectors for the proxy's `/metrics`. Called once, at start.
 
-        Asked once, at start. The proxy adds the label `interceptor`, so that a class may serve
-        under several names.
+        Create them without a registry: `prometheus_client.Counter(..., registry=None)`. The proxy
+        adds the label `interceptor`, so one class can serve under several names.
         """
         return ()
 
     async def on_request(self, request: Request) -> Response | None:
-        """A request has come: look at it, change it, or answer it by returning a `Response`; the
-        upstream then sees nothing.
+        """Inspect or change a request before it is sent upstream.
+
+        Return a `Response` to answer it instead; the upstream then gets no request. Cancelled if
+        the client disconnects.
         """
         return None
 
     async def on_response(self, head: ResponseHead) -> Response | None:
-        """The upstream's response begins, of any kind: look at its head, change it, or replace the
-        response.
+        """Inspect or change the head of any upstream response.
+
+        Return a `Response` to replace the whole response. Cancelled if the client disconnects.
         """
         return None
 
     def open_stream(
         self, context: StreamContext
     ) -> StreamInterceptor | AsyncStreamInterceptor | None:
-        """An object for one stream, or None to stay out of it. Called when an event stream's head
-        has arrived.
+        """Return an object that handles one stream, or None to skip it. Must not block.
+
+        Called when the head of an event stream has arrived, and with `wants_json` for JSON
+        responses.
         """
         return None
 
     def _opened(
         self, stream: StreamInterceptor | AsyncStreamInterceptor, context: StreamContext
     ) -> StreamInterceptor | AsyncStreamInterceptor:
-        """What the chain takes instead of what `open_stream` has returned."""
+        """Return what the chain uses in place of the result of `open_stream`."""
         return stream

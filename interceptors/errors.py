@@ -1,14 +1,13 @@
-"""The errors of this package. An author of interceptors meets the first three; the proxy maps the
-rest to outcomes.
+"""The exceptions of this package.
+
+Authors raise `Abort` and catch `NotJson`, `StaleEvent` and `StreamOver`. The proxy maps the others
+to an outcome. Nothing here knows hooks, events or requests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .api import Interceptor
+from typing import Any
 
 __all__ = [
     "Abort",
@@ -24,29 +23,32 @@ __all__ = [
 
 
 class InterceptorError(Exception):
-    """Base of every error that `interceptors` raises."""
+    """Base class of every error that `interceptors` raises."""
 
 
 class StaleEvent(InterceptorError):
-    """An event was touched after its hook had returned it; its bytes are another event's by now."""
+    """An event was used after its hook returned. Its buffer now holds other bytes."""
 
     def __init__(self) -> None:
         super().__init__(
-            "this event is over and its buffer has moved on; keep event.detach() instead of the event"
+            "this event was used after its hook returned, and its buffer has been reused: "
+            "keep event.detach() instead of the event"
         )
 
 
 class NotJson(InterceptorError, ValueError):
-    """`event.json()` was asked of data that is not JSON. The message never shows the data."""
+    """`json()` was called on data that is not JSON. The message never shows the data."""
 
 
 class LoadError(InterceptorError):
-    """An interceptor cannot be loaded: not found, not a class of ours, an unknown hook, or options
-    that do not fit.
+    """An interceptor cannot be loaded.
 
-    `option` is the path below `options` that is wrong, or "" when it is the interceptor itself.
-    `hint` is what to write instead, if that is known. Where several options are wrong, the first is
-    this error, and `errors` has all.
+    The class is missing, is not an `Interceptor`, has an unknown hook, or rejects its options.
+    If there are several mistakes, this error is the first, and `errors` lists all of them.
+
+    - `problem`: what is wrong;
+    - `option`: the path below `options` that is wrong, "" for the interceptor itself;
+    - `hint`: what to write instead, "" if unknown.
     """
 
     def __init__(
@@ -57,10 +59,8 @@ class LoadError(InterceptorError):
         self.option = option
         self.hint = hint
         self._others = tuple(others)
-        self.made: Interceptor | None = None
-        """The interceptor, made of the options that are right, if it could be: to check it beside
-        others.
-        """
+        self.made: Any = None
+        """The `Interceptor`, built from the valid options if possible, for checks of the route."""
 
     @property
     def errors(self) -> tuple[LoadError, ...]:
@@ -69,10 +69,10 @@ class LoadError(InterceptorError):
 
 
 def refuse_options(mistakes: Sequence[str]) -> None:
-    """For `__init__`: raise what is wrong with options, each text with its path before it; nothing
-    for none.
+    """Raise every mistake that `__init__` found in its options; return if there is none.
 
-    Raises `ValueError`, or an `ExceptionGroup` of several.
+    Each text starts with the option's path: `patterns[0]: not a regular expression`. Raises
+    `ValueError` for one mistake, an `ExceptionGroup` for several.
     """
     if len(mistakes) == 1:
         raise ValueError(mistakes[0])
@@ -80,9 +80,10 @@ def refuse_options(mistakes: Sequence[str]) -> None:
         raise ExceptionGroup("wrong options", [ValueError(text) for text in mistakes])
 
 
-class Abort(Exception):  # an author raises it; it is no failure of a hook
-    """Raised in a hook: end the exchange here, such that the client sees that it is not whole. The
-    client is told the reason.
+class Abort(Exception):  # not an InterceptorError: raising it is not a failure of the hook
+    """Raise this in a hook to end the exchange. The client sees a truncated response.
+
+    `reason` is sent to the client where its protocol allows it. `on_error` does not apply.
     """
 
     def __init__(self, reason: str) -> None:
@@ -91,7 +92,7 @@ class Abort(Exception):  # an author raises it; it is no failure of a hook
 
 
 class StreamAborted(InterceptorError):
-    """A hook has raised `Abort`."""
+    """A hook of `interceptor` raised `Abort`."""
 
     def __init__(self, interceptor: str, reason: str) -> None:
         super().__init__(reason)
@@ -100,37 +101,37 @@ class StreamAborted(InterceptorError):
 
 
 class StreamOver(InterceptorError):
-    """`emit` was called for a stream that has ended, or cannot take events."""
+    """`emit` was called on a stream that has ended or cannot carry events."""
 
     def __init__(self) -> None:
-        super().__init__("this stream is over: it takes no more events")
+        super().__init__("this stream has ended: it takes no more events")
 
 
 class HookError(InterceptorError):
-    """A hook raised, or returned what it must not, and its interceptor says `on_error = "abort"`."""
+    """A hook raised, or returned an invalid value, and its interceptor has `on_error = "abort"`."""
 
     def __init__(self, interceptor: str, hook: str, problem: str, place: str | None = None) -> None:
-        """`place`: what was raised and where, without its message, which may hold content."""
+        """`place`: the exception's type and line, without its message, which can hold content."""
         super().__init__(f"{interceptor}.{hook}: {problem}")
         self.interceptor = interceptor
         self.hook = hook
         self.summary: str = f"{interceptor}.{hook}: {place or problem}"
-        """The message of this error as the log has it at other levels than debug."""
+        """The text for logs above the level debug: it never contains content."""
 
 
 class EventTooLarge(InterceptorError):
-    """One event is larger than the limit (`max_event_bytes`)."""
+    """An event is larger than `limits.max_event_bytes`."""
 
     def __init__(self, max_event_bytes: int, interceptor: str | None = None) -> None:
-        """`interceptor`: which one needed it."""
+        """`interceptor`: the name of the one that must see the event."""
         super().__init__(f"an event is larger than max_event_bytes ({max_event_bytes} bytes)")
         self.max_event_bytes = max_event_bytes
         self.interceptor = interceptor
 
 
 class Misused(TypeError):
-    """A hook did what it must not. The message is the package's own, and holds no content."""
+    """A hook broke the rules of the API. The message is this package's own: no content."""
 
 
 class HookTooSlow(TimeoutError):
-    """A hook took longer than its `hook_timeout_s`."""
+    """A hook exceeded its `hook_timeout_s`."""

@@ -27,7 +27,7 @@ from .errors import (
     StreamAborted,
     StreamOver,
 )
-from .message import TASK_OF
+from .tasks import TASK_OF
 
 __all__ = ["HOLD_S", "HOOK_OF", "WAIT_S", "Owner"]
 

@@ -1,12 +1,12 @@
-"""What passes besides events: the request, the response's head, and an answer that an interceptor
-gives by itself.
+"""Messages besides events: the request, the response head, and an interceptor's own response.
+
+These objects hold what authors see and change. They know neither sockets nor the chain; the proxy
+sets the attributes marked as internal.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
-from contextvars import ContextVar
 from typing import Any
 
 import httpx
@@ -19,40 +19,32 @@ from .errors import Misused, NotJson
 from .event import UNSET, Event, not_json
 from .paths import normal_path, quote_path
 from .refusals import error_format, error_json, only_id, request_ids
+from .tasks import TASK_OF, StartSoon, start_task
 
 __all__ = [
-    "TASK_OF",
     "Headers",
     "Request",
     "Response",
     "ResponseHead",
-    "StartSoon",
     "address",
     "forget_body",
     "is_preflight",
-    "start_task",
 ]
 
 Headers = httpx.Headers
-"""Header fields by name, in any case; `multi_items()` and `get_list()` show those that occur more
-than once.
+"""Header fields by case-insensitive name.
+
+`multi_items()` and `get_list()` return fields that occur more than once.
 """
 
-StartSoon = Callable[[Any, Callable[..., Awaitable[object]], tuple[Any, ...]], None]
-"""How an exchange runs a task: for whom (a `hooks.Owner`), what, and with what arguments."""
+HeadersLike = Mapping[str, str] | Iterable[tuple[bytes, bytes]] | Headers
 
-# With these some servers run another method than OPTIONS. A browser sends none of them with a
-# preflight.
+# Some servers run the method that one of these names. Browsers send none of them in a preflight.
 _METHOD_OVERRIDES = (b"x-http-method-override", b"x-http-method", b"x-method-override")
-
-TASK_OF: ContextVar[Any] = ContextVar("interceptors.TASK_OF", default=None)
-"""In a task that an interceptor has started, and in those that it starts: whose it is (a
-`hooks.Owner`).
-"""
 
 
 def is_preflight(method: str, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether a request is a CORS preflight, judged by its head: see `Request.is_preflight`."""
+    """Whether a request head is a CORS preflight: see `Request.is_preflight`."""
     if method != "OPTIONS":
         return False
     listed = list(headers)
@@ -74,11 +66,9 @@ def _announces_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
 
 
 class Request:
-    """A client's request, before it goes upstream. What `on_request` changes here is what the
-    upstream gets.
+    """A client's request. The upstream gets it as `on_request` leaves it.
 
-    `state` is a dict that every interceptor of the exchange shares. `Request(path=...)` takes a
-    path as a client may spell it.
+    `Request(path=...)` in a test accepts a path in any spelling that a client may use.
     """
 
     def __init__(
@@ -95,91 +85,89 @@ class Request:
         client: str | None = None,
         has_body: bool | None = None,
     ) -> None:
-        """`headers`: a mapping of text, or pairs of bytes. `has_body` None: found out from `body`
-        and the headers.
+        """`headers`: a mapping of text, or pairs of bytes. `body` None: it is not collected.
+        `has_body` None: derived from `body` and the headers.
         """
         self.method = method
-        if raw_path is None:  # a test's, mostly: understood as the proxy understands what comes
+        if raw_path is None:  # normalise as the proxy does for a request target
             raw_path = path.encode("ascii") if path.isascii() else quote_path(path)
             path = normal_path(raw_path).decode("latin-1")
         self._path = path
         self._raw_path = raw_path
         self.query = query
-        """Byte for byte, without the question mark."""
+        """The query, byte for byte, without the question mark."""
         self.headers: Headers = _headers(headers)
-        """As the client sent them, without those of its connection (`Connection` and what that
-        names, `TE`, `Upgrade`), and without `Forwarded`, `X-Forwarded-*` and `X-Real-IP` of a
-        client that is no trusted proxy. What is set here goes upstream. Credentials among them:
-        keep them out of logs.
+        """The headers as the client sent them. Changes are sent upstream.
+
+        Without connection headers (`Connection` and the fields it names, `TE`, `Upgrade`), and
+        without `Forwarded`, `X-Forwarded-*` and `X-Real-IP` unless the client is a trusted proxy.
+        They include credentials: keep them out of logs.
         """
         self.route = route
-        """The route's path prefix. It has been chosen; changing the path changes no route."""
+        """The route's path prefix. The route is chosen already: changing `path` does not change it."""
         self.dialect = dialect
-        """What the route's `dialect` says that it speaks: openai, anthropic, mcp, generic or abort.
-        """
+        """The route's `dialect`: openai, anthropic, mcp, generic or abort."""
         self.client = client
-        """The client's address; that of an IPv4 client is never written as IPv6."""
+        """The client's IP address; IPv4 is never written as IPv6. None for a Unix socket."""
         self.target: bytes = raw_path + b"?" + query if query else raw_path
-        """What the client asked for: path and query as they came, whatever interceptors make of
-        them.
-        """
+        """Path and query as they arrived, whatever interceptors change."""
         self.sessions: Any = None
-        """What the process knows of the MCP sessions of the route's upstream
-        (`dialects.mcp_sessions`). The proxy's own note.
-        """
+        """Internal: the MCP sessions of the route's upstream (`dialects.mcp_sessions`)."""
         self.state: dict[str, Any] = {}
+        """A dict that all interceptors of this exchange share."""
         self._body = body
         self.has_body: bool = (
             bool(body) or _announces_body(self.headers.raw) if has_body is None else has_body
         )
-        """Whether the client sends a body, also one that passes unread."""
+        """Whether the client sends a body, collected or not."""
         self.body_replaced: bool = False
+        """Whether an interceptor called `replace_body`."""
         self._is_forgotten = False
-        """Whether an interceptor has called `replace_body`."""
         self.spawn: StartSoon | None = None
-        """The exchange's own; use `start_soon`."""
+        """Internal: use `start_soon`."""
         self.asked: Any = None
-        """Whose hook is running: the chain's own note."""
+        """Internal: the owner of the running hook."""
 
     @property
     def path(self) -> str:
-        """The path as servers understand it: dot segments resolved, no runs of slashes, letters not
-        percent-encoded.
+        """The path as servers interpret it, for policy checks.
 
-        So `/x/../%61dmin` is `/admin` here, and a check of it cannot be passed by another spelling.
-        Setting it replaces `raw_path`.
+        Dot segments are resolved, repeated slashes collapsed, letters percent-decoded, so
+        `/x/../%61dmin` is `/admin`. Setting it replaces `raw_path`. Raises `ValueError` for a path
+        that does not start with "/" or cannot be encoded as UTF-8.
         """
         return self._path
 
     @path.setter
     def path(self, path: str) -> None:
         if not path.startswith("/"):
-            raise ValueError("a request's path begins with a slash")
+            raise ValueError('a request\'s path must start with "/"')
         try:
             raw_path = quote_path(path)
         except UnicodeEncodeError:
             raise ValueError(
-                "a request's path holds a lone surrogate, which UTF-8 cannot write"
+                "a request's path contains a lone surrogate, which UTF-8 cannot encode"
             ) from None
         self._path, self._raw_path = path, raw_path
 
     @property
     def raw_path(self) -> bytes:
-        """The path as it came, which is what goes upstream unless `path` is set."""
+        """The path as it arrived. It is sent upstream unless `path` is set."""
         return self._raw_path
 
     @property
     def body(self) -> bytes:
-        """The request's body, b"" when there is none.
+        """A copy of the request's body, b"" if there is none.
 
-        Raises `RuntimeError` where no interceptor says `wants_body`, and when the head of the
-        response has left.
+        Raises `RuntimeError` if no interceptor of the route sets `wants_body`, and after the
+        response head is sent.
         """
         return bytes(self._known_body())
 
     def json(self) -> Any:
-        """The body decoded as JSON, anew at each call. Raises `NotJson`, and `RuntimeError` as
-        `body` does.
+        """The body decoded as JSON, a new object at each call.
+
+        Raises `NotJson`, and `RuntimeError` as `body` does.
         """
         try:
             return decode_json(self._known_body())
@@ -187,9 +175,11 @@ class Request:
             raise not_json(error, "this request's body") from None
 
     def replace_body(self, data: bytes | str | None = None, *, json: Any = UNSET) -> None:
-        """Send another body instead; of JSON also the Content-Type is set, and a Content-Encoding
-        removed. The client's digests of its body (`Content-Digest` and the like) do not go
-        upstream.
+        """Send another body: either `data` (text is encoded as UTF-8) or `json`.
+
+        `json` also sets Content-Type and removes Content-Encoding. The client's digests
+        (`Content-Digest` and the like) are not sent upstream. Raises `ValueError` unless exactly
+        one is given, `TypeError` or `msgspec.EncodeError` for a value that JSON cannot encode.
         """
         if (data is None) == (json is UNSET):
             raise ValueError("replace_body takes either data or json")
@@ -203,19 +193,16 @@ class Request:
         self.body_replaced = True
 
     def set_body(self, body: bytes | bytearray | memoryview | None) -> None:
-        """The body has been collected, or passes unread (None). For whoever collects it; an
-        interceptor calls `replace_body`.
-        """
+        """Internal: store the collected body, or None for one that is not collected."""
         self._body, self._is_forgotten = body, False
 
     @property
     def is_preflight(self) -> bool:
-        """Whether this is a CORS preflight, with which a browser asks if a page may send a request.
-        It has no credentials.
+        """Whether this is a CORS preflight: the browser asks whether a page may send a request.
 
-        OPTIONS with one `Origin` and one `Access-Control-Request-Method`, without a body, and
-        without a header that makes some servers run another method. Let it pass where you ask for
-        credentials or count requests: a browser sends the request itself only after the answer.
+        OPTIONS with exactly one `Origin` and one `Access-Control-Request-Method`, no body, and no
+        method-override header (Fetch, "CORS-preflight request"). It carries no credentials. Let it
+        pass where you check credentials or count requests.
         """
         return is_preflight(self.method, self.headers.raw) and not self.has_body
 
@@ -227,19 +214,17 @@ class Request:
         *,
         headers: Mapping[str, str] | Iterable[tuple[bytes, bytes]] | Headers = (),
     ) -> Response:
-        """A refusal, as `on_request` returns it: the error has the shape of the route's dialect,
-        like the proxy's own.
+        """Make an error response in the shape of the route's dialect, to return from `on_request`.
 
-        `kind` is a word for programs (`quota_exceeded`), `message` is for people. On a route of
-        `dialect: mcp` the error is a JSON-RPC response with the request's id: null where the body
-        has no request, has several, cannot be read, or has not come when an interceptor refuses
-        that does not say `wants_body`.
-
-        Raises `ValueError` for a status that is not an error (400 to 599).
+        `kind` is for programs (`quota_exceeded`), `message` for people. With `dialect: mcp` the
+        error is a JSON-RPC response with the id of the request in the body; the id is null if the
+        body has no single request or is not collected. Raises `ValueError` for a status outside
+        400 to 599.
         """
         if not 400 <= status <= 599:
             raise ValueError(
-                f"a refusal's status is 400 to 599, not {status}: return a Response for any other answer"
+                f"a refusal's status must be 400 to 599, not {status}: "
+                "return a Response for any other answer"
             )
         response = Response(
             status=status,
@@ -260,27 +245,29 @@ class Request:
             return None
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: Any) -> None:
-        """Run a task that ends with the exchange: cancelled when that is over, its failure treated
-        as a hook's.
+        """Start a task `async_fn(*args)`. It is cancelled when the exchange ends.
 
-        For `on_request`, `on_response` and tasks; the hooks of a stream call `context.start_soon`,
-        which knows whose they are.
+        For `on_request`, `on_response` and tasks; hooks of a stream use `context.start_soon`. If
+        the task raises, `on_error` applies as for a hook. Never blocks. Raises `TypeError` if
+        `async_fn` is a coroutine.
         """
         start_task(self, TASK_OF.get() or self.asked, async_fn, args)
 
     @property
     def log(self) -> Any:
-        """A structlog logger that names the route."""
+        """A structlog logger, bound to the route."""
         return structlog.get_logger("interceptors").bind(route=self.route)
 
     def _known_body(self) -> bytes | bytearray | memoryview:
         if self._is_forgotten:
             raise RuntimeError(
-                "the body is kept until the head of the response leaves; keep what a stream needs of it"
+                "this request's body was freed when the response head was sent: "
+                "store what the stream needs in on_request"
             )
         if self._body is None:
             raise BodyUnread(
-                "this request's body passes unread; an interceptor that needs it says wants_body = True"
+                "this request's body is not collected: "
+                "set wants_body = True on the interceptor that reads it"
             )
         return self._body
 
@@ -289,38 +276,22 @@ class Request:
 
 
 class BodyUnread(Misused, RuntimeError):
-    """A body was asked for that passes as it arrives."""
+    """The body of a request was read although it is not collected."""
 
 
-def _headers(given: Mapping[str, str] | Iterable[tuple[bytes, bytes]] | Headers) -> Headers:
+def _headers(given: HeadersLike) -> Headers:
     if isinstance(given, httpx.Headers):
         return given
     return httpx.Headers(dict(given) if isinstance(given, Mapping) else list(given))
 
 
-def start_task(
-    request: Request, owner: Any, async_fn: Callable[..., Awaitable[object]], args: tuple[Any, ...]
-) -> None:
-    """Run a task for an owner, in the exchange of a request."""
-    if not callable(async_fn):
-        if inspect.iscoroutine(async_fn):
-            async_fn.close()
-        raise Misused(
-            f"start_soon takes an async function and its arguments, not {type(async_fn).__name__}: "
-            "start_soon(fn, x), and not start_soon(fn(x))"
-        )
-    if request.spawn is None:
-        raise RuntimeError("there is no exchange to run a task in")
-    request.spawn(owner, async_fn, args)
-
-
 def forget_body(request: Request) -> None:
-    """Free the body, because the head of the response has left. For the sender of the head."""
+    """Free the body. The sender of the response head calls this."""
     request._body, request._is_forgotten = None, request._body is not None
 
 
 def address(request: Request, response: Response) -> None:
-    """The body has come after a refusal: put the id of the request in it there."""
+    """Add the request's id to a refusal that was made before the body was collected."""
     if response.unaddressed is not None and request._body:
         response.body = encode_json(
             error_json(request.dialect, *response.unaddressed, request._call_id())
@@ -329,12 +300,13 @@ def address(request: Request, response: Response) -> None:
 
 def _check_status(status: int) -> None:
     if not 200 <= status <= 999:
-        raise ValueError(f"a response's status is 200 to 999, not {status}")
+        raise ValueError(f"a response's status must be 200 to 999, not {status}")
 
 
 class ResponseHead:
-    """Status and headers of the response. `on_response` may change both; later they show what the
-    client gets.
+    """Status and headers of the upstream's response.
+
+    `on_response` may change both. In later hooks they show what the client gets.
     """
 
     def __init__(
@@ -349,7 +321,7 @@ class ResponseHead:
 
     @property
     def status(self) -> int:
-        """Setting it raises `ValueError` for a status that cannot end a request."""
+        """The status. Setting it raises `ValueError` for a value outside 200 to 999."""
         return self._status
 
     @status.setter
@@ -359,10 +331,10 @@ class ResponseHead:
 
     @property
     def media_type(self) -> str:
-        """The Content-Type without its parameters, in lower case; "" when there is none, or when
-        there are several that differ.
+        """The media type of Content-Type, in lower case, without parameters.
 
-        The proxy refuses a response of the second kind before a hook sees it.
+        "" if there is none, or if several values differ. The proxy refuses the latter before any
+        hook is called.
         """
         try:
             return media_type(self.headers.raw)
@@ -374,10 +346,10 @@ class ResponseHead:
 
 
 class Response:
-    """An answer that an interceptor gives instead of the upstream: whole, or as a stream of events.
+    """An interceptor's own response: bytes, text, JSON, or a stream of events.
 
-    `Response(json=...)`, `Response("text")`, `Response(events=...)`. It goes to the client as it
-    is; no other interceptor sees it.
+    `Response(json=...)`, `Response("text")`, `Response(events=...)`. It is sent to the client
+    unchanged; no other interceptor sees it.
     """
 
     def __init__(
@@ -389,18 +361,18 @@ class Response:
         json: Any = UNSET,
         events: Iterable[Event] | AsyncIterable[Event] | None = None,
     ) -> None:
-        """Raises `ValueError` for a status that cannot end a request, and for more than one kind of
-        body.
+        """Content-Type is set by the kind of body, unless `headers` has one.
+
+        An async iterator of events runs in the exchange and is closed when it ends. Raises
+        `ValueError` for a status outside 200 to 999, and for more than one kind of body.
         """
         _check_status(status)
         if (json is not UNSET) + (events is not None) + bool(body) > 1:
-            raise ValueError("a response has one of body, json and events")
+            raise ValueError("a response takes only one of body, json and events")
         self.made_by: Any = None
-        """Which interceptor has given it: the chain's own note."""
+        """Internal: the interceptor that returned it."""
         self.unaddressed: tuple[int, str, str] | None = None
-        """Of a refusal that was made before the body had come: status, kind and message. The
-        proxy's own note.
-        """
+        """Internal: status, kind and message of a refusal made before the body was collected."""
         self.status = status
         self.headers: Headers = httpx.Headers(_headers(headers))
         self.events = events

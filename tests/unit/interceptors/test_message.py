@@ -325,7 +325,7 @@ def test_an_answers_headers_may_come_in_any_shape(headers: Any) -> None:
 
 @pytest.mark.parametrize("status", [-1, 0, 99, 100, 101, 199, 1000])
 def test_a_status_that_cannot_end_a_request_is_refused(status: int) -> None:
-    with pytest.raises(ValueError, match=f"^a response's status is 200 to 999, not {status}$"):
+    with pytest.raises(ValueError, match=f"^a response's status must be 200 to 999, not {status}$"):
         Response(status=status)
 
 
@@ -345,7 +345,7 @@ def test_any_other_status_is_the_authors_choice(status: int) -> None:
 )
 def test_an_answer_has_one_kind_of_body(bodies: dict[str, Any]) -> None:
     """Two would be a mistake about which of them leaves."""
-    with pytest.raises(ValueError, match=r"^a response has one of body, json and events$"):
+    with pytest.raises(ValueError, match=r"^a response takes only one of body, json and events$"):
         Response(**bodies)
 
 

@@ -114,7 +114,8 @@ def test_a_wrong_answer_of_a_hook_for_mcp_names_the_hook() -> None:
         (lambda: "secret", "start_soon was given <lambda>, which is not async"),
         (
             None,
-            "start_soon takes an async function and its arguments, not coroutine: start_soon(fn, x), and not start_soon(fn(x))",
+            "start_soon takes an async function and its arguments, not coroutine: "
+            "write start_soon(fn, x), not start_soon(fn(x))",
         ),
     ],
 )
@@ -138,4 +139,4 @@ def test_a_body_that_nobody_collects_is_told() -> None:
 
     with pytest.raises(HookError) as caught:
         run_request([Asks()], Request(method="POST", body=b"{}"))
-    assert "an interceptor that needs it says wants_body = True" in caught.value.summary
+    assert "set wants_body = True on the interceptor that reads it" in caught.value.summary
