@@ -1,9 +1,8 @@
-"""The event, as an interceptor sees it.
+"""Events as interceptors see them.
 
-`Event` is one that somebody made: it owns its fields. `WireEvent` is one that came from upstream:
-indices into a window that is on loan, parsed when first asked. The chain ends a wire event when its
-bytes move on; from then on touching it raises `StaleEvent`, because the window holds another
-stream's bytes.
+`Event` is an event that a hook or a test made; it owns its fields. `BodyEvent` is a whole JSON body,
+shown as one event. Events from upstream are in `wire_event`. An event knows how to write itself; it
+knows nothing of hooks, the chain or the connection.
 """
 
 from __future__ import annotations
@@ -15,41 +14,31 @@ import msgspec
 from pools import PooledOutput, decode_json, encode_any_json
 
 from .errors import NotJson, StaleEvent
-from .needs import Finder
-from .sse import BOM, Fields, encode_event, encode_head, parse_fields, unknown_lines
+from .sse import BOM, Fields, encode_event, encode_head
 
-__all__ = ["UNSET", "BodyEvent", "Event", "JsonEvent", "WireEvent", "not_for_a_body", "not_json"]
-
-_SPACE = 0x20
-_UNSEEN, _ODD = (
-    0,
-    -1,
-)  # for where the data of a wire event begins: nobody has looked yet; the block is not of the usual kind
-_BARE = len(
-    b"data: "
-)  # nothing but the field's name comes before the data of an event that has no type
+__all__ = ["UNSET", "BodyEvent", "Event", "JsonEvent", "not_for_a_body", "not_json"]
 
 UNSET: Any = type("Unset", (), {"__repr__": lambda _: "UNSET", "__bool__": lambda _: False})()
-"""Not given; None is a value that JSON and fields have."""
+"""Default of arguments for which None is a valid value."""
 
 
 class Event:
-    """One Server-Sent Event.
+    """One Server-Sent Event (WHATWG HTML, section 9.2).
 
-    Make one with `Event(data="text")` or `Event(json=value)`; `event`, `id` and `retry`
-    (milliseconds) are optional. Events are values: `replace` gives a new one. Raises `ValueError`
-    for a field that cannot be written.
+    Create one with `Event(data="text")` or `Event(json=value)`; `event` (the type), `id` and
+    `retry` (milliseconds) are optional. Events are immutable: `replace` returns a new one.
+
+    Raises `ValueError` for both `data` and `json`, for a line break in `event` or `id`, for NUL in
+    `id`, and for a negative `retry`.
     """
 
     __slots__ = ("_data", "_event", "_id", "_json", "_retry", "made_by")
 
     made_by: Any
-    """Which hook of the chain returned it; the chain's own note."""
+    """Internal: the hook that returned this event."""
 
     is_body: bool = False
-    """Whether this is the whole body of a response that is not a stream, whatever its content type
-    says.
-    """
+    """Whether this is the whole body of a response that is not an event stream."""
 
     def __init__(
         self,
@@ -61,11 +50,9 @@ class Event:
         retry: int | None = None,
     ) -> None:
         if data is not None and json is not UNSET:
-            raise ValueError("an event has either data or json, not both")
+            raise ValueError("an event takes either data or json, not both")
         if event is not None or id is not None or retry is not None:
-            encode_head(
-                event, id, retry
-            )  # refused here, where the mistake is, and not when the event leaves
+            encode_head(event, id, retry)  # raise here, where the mistake is made
         self._event = event
         self._id = id
         self._retry = retry
@@ -74,46 +61,53 @@ class Event:
 
     @property
     def event(self) -> str | None:
-        """The event's type, None when it names none (a browser then says "message")."""
+        """The event's type, None if it has no `event` field (browsers then dispatch `message`)."""
         return self._event
 
     @property
     def id(self) -> str | None:
+        """The `id` field, None if there is none."""
         return self._id
 
     @property
     def retry(self) -> int | None:
-        """The reconnection time in milliseconds, None when the event sets none."""
+        """The reconnection time in milliseconds, None if there is no `retry` field."""
         return self._retry
 
     @property
     def data(self) -> str:
-        """The data as text, its lines joined with LF; "" when there is none."""
+        """The data as text, lines joined with LF; "" if there is none.
+
+        Bytes that are not UTF-8 are replaced by U+FFFD.
+        """
         if self._data is None:
             return encode_any_json(self._json).decode() if self._json is not UNSET else ""
         return self._data
 
     @property
     def unknown(self) -> str:
-        """The lines of the block that are no fields of an event, as some servers send them; ""
-        where there are none.
+        """The lines that are not fields of an event, "" if there are none.
 
-        `replace` leaves them out.
+        Browsers ignore such lines, some servers send them. `replace` drops them.
         """
         return ""
 
     @property
     def raw(self) -> bytes:
-        """The block as bytes, its empty line included: for a wire event the very bytes that came (a
-        copy of them).
+        """The event as bytes, with the empty line that ends it.
+
+        For an event from upstream, a copy of the bytes as they arrived.
         """
         text = self.data if self._data is not None or self._json is not UNSET else None
         return encode_event(Fields(self._event, text, self._id, self._retry))
 
     def json(self) -> Any:
-        """The data decoded as JSON, once; later calls give the same object. Raises `NotJson`."""
+        """The data decoded as JSON. Later calls return the same object.
+
+        Raises `NotJson` for data that is not JSON in UTF-8 (RFC 8259) or nested too deeply.
+        """
         if self._json is UNSET:
-            self._json = _decode(self.data)
+            self._json = decode_text(self.data)
         return self._json
 
     def replace(
@@ -125,11 +119,10 @@ class Event:
         id: str | None = UNSET,
         retry: int | None = UNSET,
     ) -> Event:
-        """A new event with the given fields changed (None removes a field) and the others as they
-        are.
+        """Return a new event with the given fields changed. None removes a field.
 
-        `data=""` leaves an event without data as it is: with an empty `data` line it would become a
-        message.
+        `data=""` on an event without data keeps it without: an empty `data` line would turn it into
+        a message. Raises `ValueError` as the constructor does.
         """
         own_data, own_json = self._content()
         if (data is None and json is UNSET) or (
@@ -145,12 +138,13 @@ class Event:
         )
 
     def detach(self) -> Event:
-        """An event with the same content that may be kept."""
+        """Return an event with the same content that stays valid after the hook returns."""
         return self
 
     def add_to(self, output: PooledOutput) -> int:
-        """Write the block as a piece of `output`, JSON straight into the pooled buffer; where it
-        begins in `output.buffer`.
+        """Internal: write the event to `output`; return its start in `output.buffer`.
+
+        JSON is encoded directly into the pooled buffer.
         """
         if self._data is not None or self._json is UNSET:
             return output.add(self.raw)
@@ -163,235 +157,26 @@ class Event:
         return (self._data, UNSET) if self._data is not None else (None, self._json)
 
     def __repr__(self) -> str:
-        # No data: it may be secret, and this ends up in logs.
+        # Without data: it may be secret, and reprs end up in logs.
         return f"<{type(self).__name__} event={self.event!r} id={self.id!r}>"
 
 
-_new_event = Event.__new__
-
-
 class JsonEvent(Event):
-    """An event that is JSON data and nothing else: what `replace(json=...)` makes of nearly every
-    event. One field to set.
-    """
+    """An event with JSON data and no other field: the usual result of `replace(json=...)`."""
 
     __slots__ = ()
     _data = _event = _id = _retry = None
 
     def add_to(self, output: PooledOutput) -> int:
+        """Write the event to `output`; return its start in `output.buffer`."""
         return output.add_json(self._json, b"data: ", b"\n\n")
 
 
-class WireEvent(Event):
-    """An event as it came: `buffer[start:end]`, parsed when first asked, stale after
-    `end_of_life()`.
-    """
-
-    __slots__ = ("_buffer", "_fields", "_from", "_line", "_to", "_view", "whole")
-
-    def __init__(
-        self,
-        buffer: bytes | bytearray,
-        start: int,
-        end: int,
-        whole: bool = True,
-        line: int = _UNSEEN,
-        view: memoryview | None = None,
-    ) -> None:
-        """`whole`: it has the empty line that ends it; only the last of a stream may lack it.
-        `line`: where its data begins, if it is known to be one line `data: ...` and an empty one,
-        both ended by LF. `view`: of the buffer, lent until `forget_view` or the end of life.
-        """
-        self._buffer: bytes | bytearray | None = buffer
-        self._from = start
-        self._to = end
-        self.whole: bool = whole
-        self._line = line
-        self._view = view
-        self._fields: Fields | None = None
-        self._json = UNSET
-
-    def holds(self, need: Finder) -> bool:
-        """Whether something that is needed is in the event's bytes."""
-        buffer = self._buffer
-        return buffer is not None and need(buffer, self._from, self._to) >= 0
-
-    def end_of_life(self) -> None:
-        """The bytes move on. The chain does this when the event has left."""
-        self._buffer = self._view = None
-
-    def forget_view(self) -> None:
-        """The view is about to be released, and the event lives on."""
-        self._view = None
-
-    @property
-    def raw(self) -> bytes:
-        if self._buffer is None:
-            raise StaleEvent
-        return bytes(self._buffer[self._from : self._to])
-
-    def _parse(self) -> Fields:
-        # Stale even when parsed before: an event that sometimes answers would hide the mistake.
-        buffer = self._buffer
-        if buffer is None:
-            raise StaleEvent
-        if self._fields is None:
-            line = self._data_at(buffer)
-            if line > 0:
-                text = bytes(buffer[line : self._to - 2]).decode("utf-8", "replace")
-                self._fields = Fields(self._type(buffer, line), text, None, None)
-            else:
-                self._fields = parse_fields(bytes(buffer[self._from : self._to]))
-        return self._fields
-
-    @property
-    def event(self) -> str | None:
-        buffer = self._buffer
-        if buffer is not None and (line := self._data_at(buffer)) > 0:
-            return self._type(buffer, line)
-        return self._parse().event
-
-    @property
-    def id(self) -> str | None:
-        return self._parse().id
-
-    @property
-    def retry(self) -> int | None:
-        return self._parse().retry
-
-    @property
-    def data(self) -> str:
-        buffer = self._buffer
-        if buffer is not None and (line := self._line or self._data_at(buffer)) > 0:
-            return bytes(buffer[line : self._to - 2]).decode("utf-8", "replace")
-        return self._parse().data or ""
-
-    @property
-    def unknown(self) -> str:
-        buffer = self._buffer
-        if buffer is None:
-            raise StaleEvent
-        return "" if self._data_at(buffer) > 0 else unknown_lines(self.raw)
-
-    def json(self) -> Any:
-        buffer = self._buffer
-        if buffer is None:
-            raise StaleEvent
-        if self._json is UNSET:
-            line = self._line or self._data_at(buffer)
-            if line > 0:
-                view = self._view
-                try:
-                    # No name is bound to the slice, so that nothing is left of it when this returns
-                    # or raises.
-                    self._json = decode_json(
-                        (view if view is not None else memoryview(buffer))[line : self._to - 2]
-                    )
-                except (ValueError, RecursionError) as error:
-                    raise not_json(error) from None
-            else:
-                self._json = _decode(self._strict_data())
-        return self._json
-
-    def replace(
-        self,
-        data: str | None = None,
-        *,
-        json: Any = UNSET,
-        event: str | None = UNSET,
-        id: str | None = UNSET,
-        retry: int | None = UNSET,
-    ) -> Event:
-        buffer = self._buffer
-        if (
-            json is not UNSET
-            and buffer is not None
-            and data is None
-            and event is UNSET
-            and id is UNSET
-            and retry is UNSET
-        ):
-            # The usual changes by far: nothing but data was there, or a type, and `__init__` would
-            # take twice the time to find nothing to check.
-            line = self._line or self._data_at(buffer)
-            if 0 < line <= self._from + _BARE:
-                bare = _new_event(JsonEvent)
-                bare._json = json
-                return bare
-            if line > 0:
-                made = _new_event(Event)
-                made._event = self._type(buffer, line)
-                made._id = made._retry = made._data = None
-                made._json = json
-                return made
-        return super().replace(data, json=json, event=event, id=id, retry=retry)
-
-    def _strict_data(self) -> str:
-        """The data, but not with replacement characters for what is not UTF-8: that would be
-        another JSON text.
-        """
-        try:
-            self.raw.decode()
-        except UnicodeDecodeError:
-            raise NotJson("this event's data is not JSON: it is not UTF-8") from None
-        return self.data
-
-    def _data_at(self, buffer: bytes | bytearray) -> int:
-        """Where the data begins, when the block is one `data` line, or an `event` line and a `data`
-        line, ended by LF: what nearly every event is. Else `_ODD`.
-        """
-        if self._line != _UNSEEN:
-            return self._line
-        start = at = self._from
-        last = self._to - 2
-        if buffer.startswith(b"event:", start):
-            at = buffer.find(b"\n", start, last) + 1
-        line = _ODD
-        if (
-            at >= start
-            and buffer.startswith(b"data:", at)
-            and buffer.find(b"\n", at, self._to) == last
-            and buffer.find(b"\r", start, last) < 0
-        ):
-            line = at + 6 if buffer[at + 5] == _SPACE else at + 5
-        self._line = line
-        return line
-
-    def _type(self, buffer: bytes | bytearray, line: int) -> str | None:
-        """The type of an event whose data begins at `line`, as `_data_at` tells."""
-        start = self._from
-        if line <= start + _BARE:
-            return None
-        start += 7 if buffer[start + 6] == _SPACE else 6
-        return bytes(buffer[start : buffer.find(b"\n", start)]).decode("utf-8", "replace")
-
-    def detach(self) -> Event:
-        copy = self._copy()
-        return WireEvent(copy, 0, len(copy), self.whole)
-
-    def add_to(self, output: PooledOutput) -> int:
-        return output.add(self._copy())
-
-    def _copy(self) -> bytes:
-        """The bytes, where they leave apart from what came: an LF that follows the last CR of CRLF
-        then stays behind.
-        """
-        raw = self.raw
-        return raw + b"\n" if raw.endswith(b"\r\n\r") else raw
-
-    def _content(self) -> tuple[str | None, Any]:
-        return self._parse().data, UNSET
-
-    def __repr__(self) -> str:
-        return "<WireEvent, over>" if self._buffer is None else super().__repr__()
-
-
 class BodyEvent(Event):
-    """The body of a JSON response, shown as one event: `data` is its text without a BOM, `raw` its
-    bytes.
+    """A JSON response body, shown as one event.
 
-    Replace its `json` or its `data`; what has no meaning for a body (`event`, `id`, `retry`, a
-    second event, none) is refused.
+    `data` is its text without a BOM, `raw` its bytes. A hook can replace `json` or `data`. Fields
+    and results that only a stream can carry (a type, an id, a second event, none) are errors.
     """
 
     __slots__ = ("_body",)
@@ -406,8 +191,9 @@ class BodyEvent(Event):
 
     @classmethod
     def of(cls, event: Event) -> BodyEvent:
-        """The body that a hook made by returning `event`, for later hooks. Raises what encoding its
-        `json` raises.
+        """The body for later hooks after a hook returned `event`.
+
+        Raises what encoding its `json` raises.
         """
         if isinstance(event, BodyEvent):
             return event
@@ -416,18 +202,21 @@ class BodyEvent(Event):
         return body
 
     def end_of_life(self) -> None:
-        """The bytes move on."""
+        """Make the event stale: its buffer is about to be reused."""
         self._body = None
 
     @property
     def raw(self) -> bytes:
+        """A copy of the body."""
         return bytes(self._bytes())
 
     @property
     def data(self) -> str:
+        """The body as text, without a BOM."""
         return self.raw.decode("utf-8", "replace").removeprefix("\ufeff")
 
     def json(self) -> Any:
+        """The body decoded as JSON. Later calls return the same object. Raises `NotJson`."""
         body = self._bytes()
         if self._json is UNSET:
             try:
@@ -439,9 +228,11 @@ class BodyEvent(Event):
         return self._json
 
     def detach(self) -> Event:
+        """Return a copy that stays valid after the hook returns."""
         return BodyEvent(self.raw)
 
     def add_to(self, output: PooledOutput) -> int:
+        """Write the body to `output`; return its start in `output.buffer`."""
         return output.add(self.raw)
 
     def _content(self) -> tuple[str | None, Any]:
@@ -457,17 +248,19 @@ class BodyEvent(Event):
 
 
 def not_for_a_body(event: Event) -> str | None:
-    """What a hook did wrong that returned this event instead of a `BodyEvent`: only a stream could
-    carry it. None if nothing.
-    """
+    """Why a hook cannot return this event for a JSON body; None if it can."""
     if isinstance(event, BodyEvent) or (
         event.event is None and event.id is None and event.retry is None
     ):
         return None
-    return "returned an event with a type, an id or a retry, expected one with json or data: the response is no stream"
+    return (
+        "returned an event with a type, an id or a retry, expected one with json or data: "
+        "the response is not a stream"
+    )
 
 
-def _decode(text: str) -> Any:
+def decode_text(text: str) -> Any:
+    """Decode an event's data. Raises `NotJson`."""
     try:
         return decode_json(text)
     except (ValueError, RecursionError) as error:
@@ -475,9 +268,9 @@ def _decode(text: str) -> Any:
 
 
 def not_json(error: Exception, what: str = "this event's data") -> NotJson:
-    """Why not, without the data."""
+    """The error for data that cannot be decoded; its message does not show the data."""
     if isinstance(error, msgspec.DecodeError):
         return NotJson(f"{what} is not JSON: {error}")
     if isinstance(error, RecursionError):
-        return NotJson(f"{what} is nested too deep to decode")
+        return NotJson(f"{what} is nested too deeply to decode")
     return NotJson(f"{what} is not JSON: it is not UTF-8")

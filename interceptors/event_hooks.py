@@ -13,9 +13,10 @@ from typing import Any
 
 from .api import AsyncStreamInterceptor, End, EventResult, StreamInterceptor
 from .errors import EventTooLarge
-from .event import BodyEvent, Event, WireEvent, not_for_a_body
+from .event import BodyEvent, Event, not_for_a_body
 from .hooks import Owner
 from .needs import Finder, finder_of, overlap_of
+from .wire_event import WireEvent
 
 __all__ = ["EventHook", "EventHooks"]
 

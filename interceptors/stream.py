@@ -28,7 +28,7 @@ from pools import PooledOutput
 
 from .api import AsyncStreamInterceptor, Emit, Outcome, StreamInterceptor
 from .errors import InterceptorError, StreamOver
-from .event import BodyEvent, Event, JsonEvent, WireEvent
+from .event import BodyEvent, Event, JsonEvent
 from .event_hooks import EventHooks
 from .hooks import HOLD_S, Owner
 from .large import LargePassage
@@ -42,6 +42,7 @@ from .sse import (
     first_of_body,
     is_silent,
 )
+from .wire_event import WireEvent
 
 __all__ = ["MAX_EMITTED", "EventCounts", "Part", "StreamChain"]
 

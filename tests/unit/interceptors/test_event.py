@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from interceptors import Event, HookError, InterceptorError, NotJson, StaleEvent
-from interceptors.event import UNSET, WireEvent
+from interceptors.event import UNSET
 from interceptors.sse import parse_fields
+from interceptors.wire_event import WireEvent
 from pools import BufferPool, BufferScope, PooledOutput
 
 BLOCK = b'event: delta\nid: 7\nretry: 1500\ndata: {"n":1}\n\n'

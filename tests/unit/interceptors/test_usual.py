@@ -24,8 +24,8 @@ from unit.interceptors.scripted import BOM, Hook, counted, errors, open_chain
 from interceptors import Abort, Event, Interceptor, StreamContext, StreamInterceptor
 from interceptors.api import End
 from interceptors.errors import StaleEvent
-from interceptors.event import WireEvent
 from interceptors.needs import Needs
+from interceptors.wire_event import WireEvent
 from pools import Pools
 
 Act = Callable[["Scripted", Event], Any]
