@@ -27,6 +27,7 @@ YAML = [
     block
     for block in [
         *BLOCKS,
+        *blocks_of("docs/configure.md"),
         *blocks_of("docs/endpoints.md"),
         *blocks_of("docs/mcp_proxy.md"),
         *blocks_of("docs/security.md"),
