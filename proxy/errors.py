@@ -3,17 +3,15 @@
 - `ConfigError`: the configuration is wrong; names the path of the mistake.
 - `RequestRefused`: the client's request gets an answer of ours instead of the upstream's.
 - `ProxyDefect`: the proxy itself has failed, in one of its own interceptors.
-- `UpstreamFailure`: the upstream could not be reached or broke the protocol. Subclasses are httpx
-  exceptions as well, so that the transport keeps httpx's contract.
+- `UpstreamFailure`: the upstream could not be reached or broke the protocol.
 - `ClientGone`, `SendStalled`: the client's side of a stream ended it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Literal
-
-import httpx
 
 from interceptors import HookError, InterceptorError, Outcome, StreamAborted
 
@@ -37,6 +35,7 @@ __all__ = [
     "ReadTimedOut",
     "RequestRefused",
     "SendStalled",
+    "Sent",
     "SessionGone",
     "StartError",
     "TlsFailed",
@@ -162,6 +161,17 @@ class SendStalled(Exception):
     outcome = Outcome.SEND_STALLED
 
 
+class Sent(Enum):
+    """How much of a request had been written when it failed."""
+
+    NOTHING = "nothing"
+    HEAD = "head"
+    """Some or all of the head, nothing of the body."""
+    BODY = "body"
+    """The head and a part of the body."""
+    ALL = "all"
+
+
 class UpstreamFailure(Exception):
     """Base of what can go wrong upstream. Its message is for the log: it names the endpoint, never
     a path, a header or a body.
@@ -173,26 +183,27 @@ class UpstreamFailure(Exception):
     status = 502
     outcome = Outcome.UPSTREAM_ERROR
     retry_after_s: int | None = None
-    unsent = False
-    """No byte of the request had left: whoever sends it again does nothing twice."""
-    stale = False
-    """It befell a kept connection, which the server may just have closed in its own time."""
+    sent: Sent = Sent.ALL
+    """How much of the request had been written; `http1` and `balancer` set it."""
+    reused: bool = False
+    """Whether the connection had carried a request before; the server may have closed it since."""
     ours = False
     """A limit of this proxy or its machine: it says nothing about the endpoint, and another attempt
     would only add to it.
     """
 
 
-class NoEndpoint(UpstreamFailure, httpx.ConnectError):
+class NoEndpoint(UpstreamFailure):
     """Every endpoint of the upstream is ejected: nothing was tried."""
 
     kind = "no_endpoint"
     public = "no endpoint of the upstream is in service"
     status = 503
+    sent = Sent.NOTHING
     ours = True
 
 
-class SessionGone(UpstreamFailure, httpx.ConnectError):
+class SessionGone(UpstreamFailure):
     """The session's endpoint is gone; none was asked. MCP, "Session Management": after 404 a client
     starts a new session.
     """
@@ -200,25 +211,25 @@ class SessionGone(UpstreamFailure, httpx.ConnectError):
     kind = "session_gone"
     public = "this session has ended: the server that held it is gone; start a new one"
     status = 404
-    unsent = True
+    sent = Sent.NOTHING
 
 
-class DnsFailed(UpstreamFailure, httpx.ConnectError):
+class DnsFailed(UpstreamFailure):
     kind = "upstream_dns_failed"
     public = "the upstream's name cannot be resolved"
 
 
-class ConnectFailed(UpstreamFailure, httpx.ConnectError):
+class ConnectFailed(UpstreamFailure):
     kind = "upstream_connect_failed"
     public = "the upstream cannot be connected to"
 
 
-class TlsFailed(UpstreamFailure, httpx.ConnectError):
+class TlsFailed(UpstreamFailure):
     kind = "upstream_tls_failed"
     public = "TLS with the upstream failed"
 
 
-class ConnectTimedOut(UpstreamFailure, httpx.ConnectTimeout):
+class ConnectTimedOut(UpstreamFailure):
     kind = "upstream_connect_timeout"
     public = "the upstream did not accept a connection in time"
     status = 504
@@ -234,21 +245,21 @@ class _OwnLimit(UpstreamFailure):
     ours = True
 
 
-class PoolTimedOut(_OwnLimit, httpx.PoolTimeout):
+class PoolTimedOut(_OwnLimit):
     """No connection to the upstream became free in time (`max_connections`)."""
 
     kind = "upstream_connections_exhausted"
     public = "all connections to the upstream are in use"
 
 
-class PoolFull(_OwnLimit, httpx.PoolTimeout):
+class PoolFull(_OwnLimit):
     """All connections to the upstream are in use, and as many requests wait for one as may."""
 
     kind = "upstream_connections_exhausted"
     public = "all connections to the upstream are in use"
 
 
-class OutOfResources(_OwnLimit, httpx.ConnectError):
+class OutOfResources(_OwnLimit):
     """This machine has no descriptor, memory, local port or thread left for it (EMFILE, ENFILE,
     ENOBUFS, ENOMEM, EADDRNOTAVAIL).
     """
@@ -257,28 +268,28 @@ class OutOfResources(_OwnLimit, httpx.ConnectError):
     public = "this server has no resources left for a connection to the upstream"
 
 
-class WriteTimedOut(UpstreamFailure, httpx.WriteTimeout):
+class WriteTimedOut(UpstreamFailure):
     kind = "upstream_write_timeout"
     public = "the upstream did not take the request in time"
     status = 504
     outcome = Outcome.UPSTREAM_TIMEOUT
 
 
-class ReadTimedOut(UpstreamFailure, httpx.ReadTimeout):
+class ReadTimedOut(UpstreamFailure):
     kind = "upstream_read_timeout"
     public = "the upstream did not answer in time"
     status = 504
     outcome = Outcome.UPSTREAM_TIMEOUT
 
 
-class ReadFailed(UpstreamFailure, httpx.ReadError):
+class ReadFailed(UpstreamFailure):
     """The connection broke: reset, or closed before a head came."""
 
     kind = "upstream_connection_lost"
     public = "the connection to the upstream broke"
 
 
-class ProtocolFailure(UpstreamFailure, httpx.RemoteProtocolError):
+class ProtocolFailure(UpstreamFailure):
     """What the upstream sent is not HTTP as we accept it."""
 
     kind = "upstream_protocol_error"

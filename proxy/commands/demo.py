@@ -19,7 +19,8 @@ from pools import Pools, decode_json, encode_json
 from ..config import Config, parse_config
 from ..server.app import create_app
 from ..server.serve import bind_sockets, serve_app
-from ..upstream import UpstreamTransport
+from ..upstream import Http1Transport
+from ..upstream.httpx_transport import HttpxTransport
 
 __all__ = ["run_demo", "serve_upstream"]
 
@@ -77,7 +78,9 @@ async def _print_stream(url: str) -> None:
         "stream": True,
         "messages": [{"role": "user", "content": "What is a weir?"}],
     }
-    client = httpx.AsyncClient(transport=UpstreamTransport(Pools()), timeout=30)
+    pools = Pools()
+    transport = HttpxTransport(pools, Http1Transport(pools))
+    client = httpx.AsyncClient(transport=transport, timeout=30)
     async with client, client.stream("POST", url, json=body) as response:
         async for line in response.aiter_lines():
             data = line.removeprefix("data: ")

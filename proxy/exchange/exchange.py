@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-import httpx
 import structlog
 import trio
 
@@ -34,6 +33,7 @@ from ..errors import (
     outcome_of,
 )
 from ..http import Target, read_target, request_host
+from ..http.head import BadRequest
 from ..http.headers import (
     TrustedProxies,
     are_fields,
@@ -301,7 +301,7 @@ class Exchange:
                 SendStalled,
             ) as failure:
                 self._fail(failure)
-            except httpx.LocalProtocolError:
+            except BadRequest:
                 self._fail(self._unsendable())
             except Exception as error:
                 self._fail_internally(error)

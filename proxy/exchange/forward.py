@@ -7,11 +7,10 @@ count.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable
 from functools import partial
 from typing import Any
 
-import httpx
 import trio
 
 from interceptors import Outcome, Request, Response, ResponseHead
@@ -40,7 +39,7 @@ from ..http.references import client_headers, hold_references
 from ..relay import Mover, Relay, open_relay
 from ..relay.heartbeat import with_heartbeats
 from ..relay.resume import Resume
-from ..upstream import UpstreamBody
+from ..upstream import Endpoint, Fields, UpstreamBody, UpstreamCall, UpstreamResponse
 from ..worker.collecting import CollectedBody, too_large
 from ..worker.routes import Route
 from ..worker.worker import Worker
@@ -176,7 +175,7 @@ class Forward:
 
         Nothing of a body is waited for before the interceptors that do not want it have seen the
         head. Raises `UpstreamFailure`, `RequestRefused`, `InterceptorError`, `ClientGone`,
-        `SendStalled`, and `httpx.LocalProtocolError` for a request that cannot be sent.
+        `SendStalled`, and `BadRequest` for a request that cannot be sent.
         """
         inbound, chain = self._inbound, self._route.chain
         length = await self._announced_length()
@@ -199,7 +198,7 @@ class Forward:
             )
             if chain.sees_requests:
                 answer = await chain.on_request_head(request)
-        body: httpx.AsyncByteStream = httpx.ByteStream(b"")
+        body: bytes | AsyncIterable[bytes] = b""
         if has_body:
             if answer is not None:
                 await self._address(answer, length)
@@ -213,11 +212,11 @@ class Forward:
         if answer is None and chain.wants_body:
             assert request is not None
             answer = await self._show_body(request, body)
-            body = httpx.ByteStream(request.body)
+            body = request.body
             if request.body or request.body_replaced:
                 length = b"%d" % len(request.body)
         elif request is not None and request.body_replaced:
-            body = httpx.ByteStream(request.body)
+            body = request.body
             length = b"%d" % len(request.body)
         if answer is None:
             answer = await self._ask_upstream(request, length, body, nursery, buffers)
@@ -286,7 +285,9 @@ class Forward:
         """An interceptor has replaced the body."""
         return self.request is not None and self.request.body_replaced
 
-    async def _show_body(self, request: Request, body: httpx.AsyncByteStream) -> Response | None:
+    async def _show_body(
+        self, request: Request, body: bytes | AsyncIterable[bytes]
+    ) -> Response | None:
         """Collect the body, unless there is a new one, and show it to the interceptors that want
         it; the answer of one of them.
         """
@@ -359,7 +360,7 @@ class Forward:
         self,
         request: Request | None,
         body: bytes | None,
-        stream: httpx.AsyncByteStream,
+        stream: bytes | AsyncIterable[bytes],
         nursery: trio.Nursery,
         buffers: BufferScope,
     ) -> Response | None:
@@ -391,7 +392,7 @@ class Forward:
 
     async def _respond(
         self,
-        response: httpx.Response,
+        response: UpstreamResponse,
         asking: UpstreamRequest,
         request: Request | None,
         buffers: BufferScope,
@@ -401,15 +402,15 @@ class Forward:
         """
         route, upstream = self._route, asking.response_body
         assert upstream is not None
-        status, raw_headers = response.status_code, asking.response_headers
+        status, raw_headers = response.status, asking.response_headers
         kind, encoding = asking.media_type, asking.content_coding
         if hold_references(raw_headers):
-            raw_headers = self._with_client_references(response.request, raw_headers)
+            raw_headers = self._with_client_references(response.endpoint, asking.host, raw_headers)
         head: ResponseHead | None = None
         if request is not None:
             route.dialect.note_response(
                 request,
-                response.extensions["endpoint"],
+                response.endpoint,
                 is_encoded=encoding != "identity",
                 headers=self._scope["headers"],
             )
@@ -486,7 +487,7 @@ class Forward:
         if stale:
             raw_headers = without_stale(raw_headers, asking.response_headers, length=bodiless)
         if head is not None and not bodiless:
-            had_body = not self.reply.is_bodiless(response.status_code)
+            had_body = not self.reply.is_bodiless(response.status)
             raw_headers = with_length_of(raw_headers, asking.response_headers if had_body else [])
         if status == 204:
             dropped |= frozenset((b"content-length",))  # RFC 9110, section 8.6
@@ -558,18 +559,20 @@ class Forward:
             self.request.path
         )
 
-    async def _pass_interim(
-        self, asked: httpx.Request, status: int, headers: Sequence[tuple[bytes, bytes]]
-    ) -> None:
+    async def _pass_interim(self, call: UpstreamCall, status: int, headers: Fields) -> None:
         """An informational response of the upstream goes to the client at once. Raises `ClientGone`
         and `SendStalled`.
         """
         passed = end_to_end(headers)
         if hold_references(passed):
-            passed = self._with_client_references(asked, passed)
+            assert call.endpoint is not None
+            host = find_header(call.headers, b"host") or b""
+            passed = self._with_client_references(call.endpoint, host, passed)
         await self.reply.send_interim(status, passed)
 
-    def _with_client_references(self, asked: httpx.Request, received: HeaderList) -> HeaderList:
+    def _with_client_references(
+        self, endpoint: Endpoint, sent_host: bytes, received: HeaderList
+    ) -> HeaderList:
         """A response's headers, with URL references that lead the client to this route."""
         scope = self._scope
         headers: HeaderList = scope["headers"]
@@ -578,14 +581,14 @@ class Forward:
             path=self._target.path.decode("latin-1"),
             hosts=(
                 (find_header(headers, b"host") or b"").decode("latin-1"),
-                asked.headers.get("host", ""),
+                sent_host.decode("latin-1"),
                 "" if origin is None else origin.partition("://")[2],
             ),
             asked=None if self.request is None else self.request.raw_path.decode("latin-1"),
             origin=origin,
             outer=outer_prefix(headers).decode("latin-1"),
         )
-        return client_headers(received, self._route.places[asked.extensions["endpoint"]], client)
+        return client_headers(received, self._route.places[endpoint], client)
 
     def _relay_body(
         self, asking: UpstreamRequest, body: UpstreamBody, buffers: BufferScope

@@ -89,7 +89,7 @@ async def _reconnect(
                 reply.heartbeat_s,
                 reply.send_heartbeat,
             )
-            status, coding, body = response.status_code, asking.content_coding, asking.response_body
+            status, coding, body = response.status, asking.content_coding, asking.response_body
             assert body is not None
             goes_on = (
                 status == 200

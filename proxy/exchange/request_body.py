@@ -9,10 +9,9 @@ nothing behind that the server would wait for.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterable, Callable
 from contextlib import suppress
 
-import httpx
 import trio
 from trio_util import wait_any
 
@@ -141,15 +140,15 @@ class RequestBody:
         if self.bytes_received > self._max_bytes:
             raise too_large(self._max_bytes)
 
-    def stream(self, length: int | None) -> httpx.AsyncByteStream:
+    def stream(self, length: int | None) -> bytes | AsyncIterable[bytes]:
         """The body, for the upstream or for `collect`: whole if it has come with the first message,
         else as `run` takes it in.
         """
         if self.complete or len(self._first) == length:
             first, self._first = self._first, b""
-            return httpx.ByteStream(first)
+            return first
         self._to_upstream, self._body = trio.open_memory_channel[bytes](1)
-        return _Body(self._body)
+        return self._body
 
     async def small_body(self, max_bytes: int, wait_s: float) -> bytes | None:
         """A body that is not forwarded, if it has at most `max_bytes` and is whole within `wait_s`;
@@ -162,12 +161,17 @@ class RequestBody:
         self._begun = True
         return body if self.complete and len(body) <= max_bytes else None
 
-    async def collect(self, body: httpx.AsyncByteStream, hold: Callable[[int], None]) -> bytes:
+    async def collect(
+        self, body: bytes | AsyncIterable[bytes], hold: Callable[[int], None]
+    ) -> bytes:
         """All of what `stream` has returned. `hold` gets the size of each piece first.
 
         `run` ends the exchange when the body is too large, the client silent or gone. Raises what
         `hold` raises.
         """
+        if isinstance(body, bytes):
+            hold(len(body))
+            return body
         pieces: list[bytes] = []
         small = bytearray()  # an object for each byte would take fifty times its size
         async for piece in body:
@@ -350,14 +354,6 @@ class RequestBody:
             finally:
                 messages.on_disconnect = None
         self.gone = True
-
-
-class _Body(httpx.AsyncByteStream):
-    def __init__(self, pieces: trio.MemoryReceiveChannel[bytes]) -> None:
-        self._pieces = pieces
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._pieces
 
 
 def _too_slow() -> RequestRefused:

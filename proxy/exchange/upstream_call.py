@@ -6,7 +6,8 @@ It holds the connection that is on loan. It knows no response beyond that, and n
 
 from __future__ import annotations
 
-import httpx
+from collections.abc import AsyncIterable
+
 import trio
 
 from interceptors import Request
@@ -18,13 +19,14 @@ from ..http import Target, is_target
 from ..http.headers import (
     HeaderList,
     end_to_end,
+    find_header,
     forwards_left,
     refuse_trace,
     request_headers,
     without_doubles,
     without_stale,
 )
-from ..upstream import Endpoint, OnInterim, UpstreamBody
+from ..upstream import Endpoint, OnInterim, UpstreamBody, UpstreamCall, UpstreamResponse
 from ..worker.routes import Route
 from ..worker.worker import Worker
 
@@ -45,6 +47,7 @@ class UpstreamRequest:
         "_worker",
         "content_coding",
         "endpoint",
+        "host",
         "media_type",
         "response_body",
         "response_headers",
@@ -79,6 +82,8 @@ class UpstreamRequest:
         self._identity = identity
         self.endpoint: Endpoint | None = None
         """The one that was asked last; None when none was."""
+        self.host = b""
+        """The Host header of the last call."""
         self.response_body: UpstreamBody | None = None
         """Of the last response: the connection that is on loan."""
         self.response_headers: HeaderList = []
@@ -95,30 +100,26 @@ class UpstreamRequest:
         method = self._scope["method"] if self._request is None else self._request.method
         return self.route.reconnect.enabled and method == "GET" and self._body in (None, b"0")
 
-    async def send(self, stream: httpx.AsyncByteStream) -> httpx.Response:
-        """Send it, with the body that is `stream`; the response, when its head has come. Raises
-        `UpstreamFailure`, and `RequestRefused` and `httpx.LocalProtocolError` for what cannot be
-        sent.
+    async def send(self, body: bytes | AsyncIterable[bytes]) -> UpstreamResponse:
+        """Send it with this body; return when the response's head has arrived. Raises
+        `UpstreamFailure`, and `RequestRefused` and `BadRequest` for what cannot be sent.
         """
-        return await self._send(stream, self._body, None)
+        return await self._send(self._build(body, self._body, None))
 
-    async def send_again(self, last_event_id: bytes) -> httpx.Response:
-        """Ask for what comes after that event; `response_body` must have been closed. Raises as
+    async def send_again(self, last_event_id: bytes) -> UpstreamResponse:
+        """Ask for what follows that event; `response_body` must have been closed. Raises as
         `send`.
         """
-        return await self._send(httpx.ByteStream(b""), None, last_event_id)
+        return await self._send(self._build(b"", None, last_event_id))
 
-    async def _send(
-        self, stream: httpx.AsyncByteStream, body: bytes | None, last_event_id: bytes | None
-    ) -> httpx.Response:
-        request = self._build(stream, body, last_event_id)
+    async def _send(self, call: UpstreamCall) -> UpstreamResponse:
         try:
-            response = await self.route.transport.handle_async_request(request)
+            response = await self.route.transport.call(call)
         finally:
-            self.endpoint = request.extensions.get("endpoint", self.endpoint)
-        assert isinstance(response.stream, UpstreamBody)
-        self.response_body = response.stream
-        self.response_headers = end_to_end(response.headers.raw)
+            self.endpoint = call.endpoint or self.endpoint
+        self.response_body = response.body
+        self.host = find_header(call.headers, b"host") or b""
+        self.response_headers = end_to_end(response.headers)
         self.media_type = self.content_coding = ""
         try:
             self.response_headers, self.media_type, self.content_coding = unify(
@@ -132,14 +133,12 @@ class UpstreamRequest:
         return response
 
     def _build(
-        self, stream: httpx.AsyncByteStream, body: bytes | None, last_event_id: bytes | None
-    ) -> httpx.Request:
-        route, timeouts, scope, request = (
-            self.route,
-            self.route.timeouts,
-            self._scope,
-            self._request,
-        )
+        self,
+        body: bytes | AsyncIterable[bytes],
+        length: bytes | None,
+        last_event_id: bytes | None,
+    ) -> UpstreamCall:
+        route, scope, request = self.route, self._scope, self._request
         method, headers, target = scope["method"], scope["headers"], self._target.raw
         if request is not None:
             method = request.method
@@ -163,32 +162,24 @@ class UpstreamRequest:
                 (b"last-event-id", last_event_id),
             ]
         client: str | None = scope["client"][0] if scope.get("client") else None
-        session = route.dialect.session_of(request)
-        return httpx.Request(
+        return UpstreamCall(
             method,
-            route.url,
-            headers=request_headers(
+            route.target(target),
+            request_headers(
                 headers,
                 route.headers,
                 client=client,
                 scheme=scope["scheme"],
                 identity=self._identity or self.may_repeat,
-                body=body,
+                body=length,
                 via=self._worker.via.append_to(headers, scope["http_version"]),
             ),
-            stream=stream,
-            extensions={
-                "target": route.target(target),
-                "nursery": self._nursery,
-                "interim": self._on_interim,
-                # A reconnection has attempts of its own, with time between them.
-                "retry": route.retry if last_event_id is None else None,
-                # On MCP's old transport the target that the client asked for is the session.
-                **({} if session is None else {"affinity": session}),
-                "timeout": {
-                    "connect": timeouts.connect,
-                    "write": timeouts.write,
-                    "read": timeouts.first_byte,
-                },
-            },
+            body,
+            timeouts=route.call_timeouts,
+            # A reconnection has its own attempts, with delays between them.
+            retry=route.retry if last_event_id is None else None,
+            # On MCP's old transport the target that the client asked for is the session.
+            session=route.dialect.session_of(request),
+            on_interim=self._on_interim,
+            nursery=self._nursery,
         )

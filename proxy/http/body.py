@@ -20,6 +20,7 @@ import re
 from typing import Protocol
 
 from ..errors import ProtocolFailure, Truncated
+from .head import ResponseHead
 
 __all__ = [
     "MAX_CHUNK_HEADER_BYTES",
@@ -28,6 +29,7 @@ __all__ = [
     "ContentLength",
     "Framing",
     "UntilClose",
+    "framing_of",
 ]
 
 MAX_CHUNK_HEADER_BYTES = 4096
@@ -294,3 +296,12 @@ class Chunked:
             return None, end
         self._line = b""
         return bytes(line), behind
+
+
+def framing_of(method: str, head: ResponseHead) -> Framing:
+    """How the body of a response ends (RFC 9112, section 6.3)."""
+    if method == "HEAD" or head.status in (204, 304):
+        return ContentLength(0)
+    if head.chunked:
+        return Chunked()
+    return UntilClose() if head.length is None else ContentLength(head.length)

@@ -7,7 +7,7 @@ with a bare LF, a folded line, and a control character, which two readers could 
 One exception: a proxy removes white space between a field's name and the colon from a response (RFC
 9112, section 5.1).
 
-It does not know how a response's body is framed: `roundtrip` decides that.
+It does not know how a response's body is framed: `body` does.
 """
 
 from __future__ import annotations

@@ -1,26 +1,39 @@
-"""Upstream, the server's side: endpoints, retries and sessions, on an httpx transport on pooled
-buffers, with its connections.
+"""The upstream side: which endpoint a request goes to, and how it gets there.
+
+`Balancer.call` takes an `UpstreamCall` and returns an `UpstreamResponse`. Below it, each module
+imports only those that follow:
+
+- `balancer`: endpoints, retries and sessions of one upstream;
+- `http1`: one attempt over HTTP/1.1; `upload` and `body`: its request and response bodies;
+- `call`: the call and the response as values; `endpoints`, `retry`, `affinity`: decisions, sans I/O;
+- `connections`, `dial`, `resolver`, `origin`, `failures`: sockets.
+
+`httpx_transport` adapts all of it to an `httpx.AsyncClient`; nothing in the proxy imports that.
 """
 
 from .balancer import Balancer, Checks
+from .body import UpstreamBody
+from .call import CallTimeouts, Fields, OnInterim, UpstreamCall, UpstreamResponse
 from .connections import PoolState
 from .endpoints import Endpoint, Endpoints, EndpointState
+from .http1 import Http1Transport
 from .resolver import Resolver
-from .response import UpstreamBody
 from .retry import RetryPolicy
-from .roundtrip import OnInterim
-from .transport import UpstreamTransport
 
 __all__ = [
     "Balancer",
+    "CallTimeouts",
     "Checks",
     "Endpoint",
     "EndpointState",
     "Endpoints",
+    "Fields",
+    "Http1Transport",
     "OnInterim",
     "PoolState",
     "Resolver",
     "RetryPolicy",
     "UpstreamBody",
-    "UpstreamTransport",
+    "UpstreamCall",
+    "UpstreamResponse",
 ]

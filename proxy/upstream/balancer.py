@@ -1,23 +1,14 @@
-"""One upstream and its endpoints: which of them a request goes to, whether it is tried again, and
-what its sessions are tied to.
+"""One upstream with its endpoints: which endpoint a call goes to, whether it is retried, and which
+endpoint a session is tied to.
 
-An `httpx.AsyncBaseTransport` like the `UpstreamTransport` below it. The request's URL is not used:
-the endpoint gives scheme, host, port, the path that the target comes behind, and, where the
-upstream's `host` is "upstream", the Host header. Beside those of the transport, request extensions
-are
+The endpoint gives scheme, host, port, the path in front of the target, and, where the upstream's
+`host` is "upstream", the Host header.
 
-- `retry`: the route's `RetryPolicy`; without one, a request is tried once;
-- `affinity`: what may name the session that the request belongs to, as bytes. Where no session has
-  that name, and without one, the value of its `Mcp-Session-Id` does.
-
-The response's extension `endpoint` is the `Endpoint` that answered. The request's own is the one
-that was asked last, also when the request fails; without it none was asked.
-
-What counts as an endpoint's failure: no connection, no TLS, a request not taken in time, and no
-whole and acceptable head of a response, in time or at all. What does not: any response, whatever
-its status; what breaks after the head; a kept connection that turned out to be closed; a request
-that cannot be sent; a client that leaves; and what is ours (`max_connections`, descriptors, memory,
-local ports).
+These count as an endpoint's failure: no connection, no TLS, a request not accepted in time, and a
+response whose head is malformed, incomplete or late. These do not: any response, whatever its
+status; a failure after the head; a kept connection that turned out to be closed; a request that
+cannot be written; a client that leaves; and this proxy's own limits (`max_connections`,
+descriptors, memory, local ports).
 """
 
 from __future__ import annotations
@@ -26,17 +17,17 @@ import math
 from collections.abc import Collection, Sequence
 from functools import partial
 
-import httpx
 import structlog
 import trio
 
-from ..errors import NoEndpoint, SessionGone, UpstreamFailure
+from ..errors import NoEndpoint, ReadFailed, SessionGone, UpstreamFailure
+from ..http.head import BadRequest
 from .affinity import Affinity
+from .call import CallTimeouts, Fields, UpstreamCall, UpstreamResponse
 from .connections import PoolState
 from .endpoints import Endpoint, Endpoints, EndpointState, NoneInService, Turn
-from .response import UpstreamBody
-from .retry import RetryPolicy, may_resend
-from .transport import UpstreamTransport
+from .http1 import Http1Transport
+from .retry import may_resend
 
 __all__ = ["Balancer", "Checks"]
 
@@ -62,13 +53,13 @@ class Checks:
         self.headers = [header for header in ours if header[0] not in named] + list(headers)
 
 
-class Balancer(httpx.AsyncBaseTransport):
+class Balancer:
     """The endpoints of one upstream, on one transport. Belongs to one Trio loop."""
 
     def __init__(
         self,
         name: str,
-        transport: UpstreamTransport,
+        transport: Http1Transport,
         endpoints: Endpoints,
         *,
         host: str = "upstream",
@@ -86,65 +77,49 @@ class Balancer(httpx.AsyncBaseTransport):
         self._checks = checks
         self._sessions = Affinity() if sessions is None else sessions
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request to an endpoint, perhaps to another; returns when a response's head has
-        come. Its stream must be closed.
+    async def call(self, call: UpstreamCall) -> UpstreamResponse:
+        """Send a call to an endpoint, and to others if it is retried; return when a response's head
+        has arrived. Its body must be closed.
 
-        Raises as `UpstreamTransport` does, at once `NoEndpoint` when every endpoint is ejected, and
-        `SessionGone` when that of the request's session is gone. `connect` and `read` of its
-        timeouts hold for each attempt. Cancelled at any point it leaves nothing behind.
+        Raises as `Http1Transport.call`, and at once `NoEndpoint` when every endpoint is ejected and
+        `SessionGone` when the session's endpoint is gone. The timeouts hold for each attempt. When
+        cancelled, it leaves no connection and no turn behind.
         """
-        target = request.extensions.get("target") or request.url.raw_path
-        policy: RetryPolicy | None = request.extensions.get("retry")
-        headers = request.headers.raw
-        session, tied = self._session_of(request, headers)
+        session, tied = self._session_of(call)
         turn = self._first_turn(tied)
-        if policy is not None:
-            policy.budget.deposit()
-        attempt = 1
+        if call.retry is not None:
+            call.retry.budget.deposit()
         tried: list[Endpoint] = []
         while True:
-            request.extensions["endpoint"] = endpoint = turn.endpoint
+            call.endpoint = endpoint = turn.endpoint
             try:
-                response = await self._transport.send(
-                    request,
-                    endpoint.url,
-                    endpoint.base + target,
-                    self._headers_for(endpoint, headers),
-                    fresh=attempt > 1,
+                response = await self._transport.call(
+                    call,
+                    endpoint,
+                    target=endpoint.base + call.target,
+                    headers=self._headers_for(endpoint, call),
+                    new_connection=bool(tried),
                 )
+                break
             except UpstreamFailure as failure:
                 self._note_failure(turn, failure)
                 turn.end()
                 tried.append(endpoint)
-                again = None
-                if (
-                    policy is not None
-                    and attempt < policy.max_attempts
-                    and may_resend(request, failure)
-                ):
-                    again = self._next_turn(tied, tried, policy)
+                again = self._next_turn(call, failure, tied, tried)
                 if again is None:
                     raise
                 turn = again
-                attempt += 1
             except BaseException:
                 turn.end()
                 raise
-            else:
-                break
         if turn.succeed(trio.current_time()):
-            self._say_back(endpoint)
-        assert isinstance(response.stream, UpstreamBody)
-        response.stream.on_close = turn.end
-        self._note_session(request.method, session, response, turn)
-        response.extensions["endpoint"] = endpoint
+            self._log_back(endpoint)
+        response.body.on_close = turn.end
+        self._note_session(call.method, session, response, turn)
         return response
 
     def remember(self, key: bytes, endpoint: Endpoint) -> None:
-        """Tie a session to an endpoint: requests whose extension `affinity` is `key` go there, and
-        nowhere else.
-        """
+        """Tie a session to an endpoint: calls whose `session` is `key` go only there."""
         self._sessions.remember(key, endpoint.place, trio.current_time())
 
     def find(self, key: bytes) -> Endpoint | None:
@@ -196,16 +171,26 @@ class Balancer(httpx.AsyncBaseTransport):
             return self.endpoints.choose(now)
         except NoneInService as error:
             failure = NoEndpoint(f"{self._name}: every endpoint is ejected")
-            failure.unsent = True
             failure.retry_after_s = max(1, math.ceil(error.retry_after_s))
             raise failure from None
 
     def _next_turn(
-        self, tied: Endpoint | None, tried: Collection[Endpoint], policy: RetryPolicy
+        self,
+        call: UpstreamCall,
+        failure: UpstreamFailure,
+        tied: Endpoint | None,
+        tried: Collection[Endpoint],
     ) -> Turn | None:
-        """The turn of a retry, paid for from the budget; None when there is no endpoint, or no
-        retry left.
+        """A turn for a retry, paid from the budget; None if the call must not be retried, or no
+        endpoint or budget is left.
         """
+        policy = call.retry
+        if (
+            policy is None
+            or len(tried) >= policy.max_attempts
+            or not may_resend(call.method, call.body, failure)
+        ):
+            return None
         now = trio.current_time()
         try:
             turn = (
@@ -221,35 +206,32 @@ class Balancer(httpx.AsyncBaseTransport):
         turn.endpoint.retries += 1
         return turn
 
-    def _headers_for(
-        self, endpoint: Endpoint, headers: list[tuple[bytes, bytes]]
-    ) -> Sequence[tuple[bytes, bytes]]:
+    def _headers_for(self, endpoint: Endpoint, call: UpstreamCall) -> Fields:
         if self._host != "upstream":
-            return headers
+            return call.headers
         return [
-            (name, endpoint.host if name.lower() == b"host" else value) for name, value in headers
+            (name, endpoint.host if name.lower() == b"host" else value)
+            for name, value in call.headers
         ]
 
     # What came of it
 
     def _note_failure(self, turn: Turn, failure: UpstreamFailure) -> None:
-        if failure.ours or failure.stale:
-            return
+        if failure.ours or (failure.reused and isinstance(failure, ReadFailed)):
+            return  # the server may close a kept connection at any time
         if turn.fail(trio.current_time()):
-            self._say_ejected(turn.endpoint, str(failure))
+            self._log_ejected(turn.endpoint, str(failure))
 
-    def _session_of(
-        self, request: httpx.Request, headers: list[tuple[bytes, bytes]]
-    ) -> tuple[bytes | None, Endpoint | None]:
-        """The session that a request belongs to, and the endpoint that it is tied to, if any.
-        Raises `SessionGone`.
+    def _session_of(self, call: UpstreamCall) -> tuple[bytes | None, Endpoint | None]:
+        """The key of the call's session, and the endpoint that it is tied to, if any. Raises
+        `SessionGone`.
         """
-        key, place = request.extensions.get("affinity"), None
+        key, place = call.session, None
         now = trio.current_time()
         if key is not None:
             place = self._sessions.find(key, now)
         if place is None:
-            key = _session_id(headers)
+            key = _session_id(call.headers)
             place = self._sessions.find(key, now) if key is not None else None
         if place is None:
             return key, None
@@ -263,30 +245,30 @@ class Balancer(httpx.AsyncBaseTransport):
         return key, endpoint
 
     def _note_session(
-        self, method: str, session: bytes | None, response: httpx.Response, turn: Turn
+        self, method: str, session: bytes | None, response: UpstreamResponse, turn: Turn
     ) -> None:
-        """MCP, 2025-03-26 and later, "Session Management": a response's head makes a session; 404
-        says that there is none.
+        """MCP, 2025-03-26 and later, "Session Management": a response's head opens a session; 404
+        says that the session does not exist.
         """
-        if response.is_success:
-            made = _session_id(response.headers.raw)
-            if made is not None:
-                self.remember(made, turn.endpoint)
+        success = 200 <= response.status < 300
+        if success:
+            opened = _session_id(response.headers)
+            if opened is not None:
+                self.remember(opened, turn.endpoint)
         if session is None:
             return
-        if response.status_code == 404 or (method == "DELETE" and response.is_success):
+        if response.status == 404 or (method == "DELETE" and success):
             self.forget(session)
-        elif response.is_success:
-            assert isinstance(response.stream, UpstreamBody)
+        elif success:
             self._sessions.renew(session, trio.current_time())
             self._sessions.hold(session)
-            response.stream.on_close = partial(self._end, turn, session)
+            response.body.on_close = partial(self._end, turn, session)
 
     def _end(self, turn: Turn, session: bytes) -> None:
         turn.end()
         self.release(session)
 
-    def _say_ejected(self, endpoint: Endpoint, error: str) -> None:
+    def _log_ejected(self, endpoint: Endpoint, error: str) -> None:
         structlog.get_logger("proxy").warning(
             "endpoint_ejected",
             upstream=self._name,
@@ -295,7 +277,7 @@ class Balancer(httpx.AsyncBaseTransport):
             error=error,
         )
 
-    def _say_back(self, endpoint: Endpoint) -> None:
+    def _log_back(self, endpoint: Endpoint) -> None:
         structlog.get_logger("proxy").info(
             "endpoint_back", upstream=self._name, endpoint=endpoint.name
         )
@@ -310,39 +292,39 @@ class Balancer(httpx.AsyncBaseTransport):
 
     async def _check(self, endpoint: Endpoint, checks: Checks) -> None:
         """One check, within its interval. Raises nothing but `Cancelled`."""
-        host = endpoint.host if self._host in ("upstream", "preserve") else self._host.encode()
-        headers = [(b"host", host), *checks.headers]
-        # A third of the time may go by in the queue for a connection, which is not the endpoint's
-        # fault.
-        timeouts = {"connect": checks.interval_s / 3, "write": None, "read": None}
-        request = httpx.Request(
-            "GET", endpoint.url, headers=headers, extensions={"timeout": timeouts}
-        )
-        problem = f"check: no response within {checks.interval_s} s"
-        with trio.move_on_after(checks.interval_s):
-            try:
-                response = await self._transport.send(request, endpoint.url, checks.target, headers)
-            except (UpstreamFailure, httpx.LocalProtocolError) as error:
-                if isinstance(error, UpstreamFailure) and error.ours:
-                    return
-                problem = f"check: {error}"
-            else:
-                assert isinstance(response.stream, UpstreamBody)
-                response.stream.close()
-                problem = (
-                    ""
-                    if 200 <= response.status_code < 400
-                    else f"check: status {response.status_code}"
-                )
+        problem = await self._problem_of(endpoint, checks)
         now = trio.current_time()
+        if problem is None:
+            return
         if not problem:
             if self.endpoints.check_succeeded(endpoint, now):
-                self._say_back(endpoint)
+                self._log_back(endpoint)
         elif self.endpoints.check_failed(endpoint, now):
-            self._say_ejected(endpoint, problem)
+            self._log_ejected(endpoint, problem)
+
+    async def _problem_of(self, endpoint: Endpoint, checks: Checks) -> str | None:
+        """What is wrong with an endpoint; "" for nothing, None if this proxy lacks resources."""
+        host = endpoint.host if self._host in ("upstream", "preserve") else self._host.encode()
+        call = UpstreamCall(
+            "GET",
+            checks.target,
+            [(b"host", host), *checks.headers],
+            # A third of the time for the queue for a connection, which is not the endpoint's fault.
+            timeouts=CallTimeouts(connect_s=checks.interval_s / 3),
+        )
+        with trio.move_on_after(checks.interval_s):
+            try:
+                response = await self._transport.call(call, endpoint)
+            except (UpstreamFailure, BadRequest) as error:
+                if isinstance(error, UpstreamFailure) and error.ours:
+                    return None
+                return f"check: {error}"
+            response.body.close()
+            return "" if 200 <= response.status < 400 else f"check: status {response.status}"
+        return f"check: no response within {checks.interval_s} s"
 
 
-def _session_id(headers: list[tuple[bytes, bytes]]) -> bytes | None:
+def _session_id(headers: Fields) -> bytes | None:
     for name, value in headers:
         if len(name) == _SESSION_LENGTH and name.lower() == _SESSION:
             return value

@@ -16,7 +16,6 @@ It knows no HTTP, and no name resolution: `dial` opens the sockets.
 
 from __future__ import annotations
 
-import math
 import socket
 import ssl
 from collections import deque
@@ -56,9 +55,8 @@ class ConnectTime:
 
     __slots__ = ("deadline", "timeout_s")
 
-    def __init__(self, timeout_s: float | None) -> None:
-        """None: no limit."""
-        self.timeout_s = math.inf if timeout_s is None else timeout_s
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
         self.deadline = trio.current_time() + self.timeout_s
 
 
@@ -122,7 +120,7 @@ class Connection:
         except OSError as error:  # epoll_ctl(2)
             raise failure_of(self.origin, error, ReadFailed) from error
 
-    async def send_all(self, data: bytes, timeout_s: float | None) -> None:
+    async def send_all(self, data: bytes, timeout_s: float) -> None:
         """Write everything; `timeout_s` bounds each wait for room. Raises `ReadFailed` (broken) and
         `WriteTimedOut`.
 
@@ -144,7 +142,7 @@ class Connection:
                 view = view[sent:]
                 continue
             try:
-                with trio.fail_after(timeout_s if timeout_s is not None else float("inf")):
+                with trio.fail_after(timeout_s):
                     await waiting_for(self.sock)
             except trio.TooSlowError:
                 raise WriteTimedOut(f"{self.origin}: took nothing for {timeout_s} s") from None

@@ -37,9 +37,18 @@ from typing import Literal
 
 import httpx
 
-from ..http import DEFAULT_PORTS
+from ..http import DEFAULT_PORTS, origin_port
+from .origin import Origin
 
-__all__ = ["Endpoint", "EndpointState", "Endpoints", "NoneInService", "Turn", "place_of"]
+__all__ = [
+    "Endpoint",
+    "EndpointState",
+    "Endpoints",
+    "NoneInService",
+    "Turn",
+    "place_of",
+    "server_of",
+]
 
 
 def place_of(url: httpx.URL) -> str:
@@ -51,6 +60,14 @@ def place_of(url: httpx.URL) -> str:
         host = str(ipaddress.ip_address(host))
     path = url.raw_path.rstrip(b"/").decode("ascii")
     return f"{url.scheme}://{host} {url.port or DEFAULT_PORTS.get(url.scheme)}{path}"
+
+
+def server_of(url: httpx.URL) -> Origin:
+    """Where a connection to this URL goes. Raises `ValueError` for a scheme without a known port."""
+    port = origin_port(url.scheme, url.port)
+    if port is None:
+        raise ValueError(f"{url.scheme!r} is neither http nor https")
+    return Origin(url.scheme, url.raw_host.decode("ascii"), port)
 
 
 class NoneInService(Exception):
@@ -83,11 +100,14 @@ class Endpoint:
         "probing",
         "quiet_since",
         "retries",
+        "server",
         "url",
     )
 
     def __init__(self, url: str) -> None:
         self.url = httpx.URL(url)
+        self.server = server_of(self.url)
+        """Where its connections go."""
         self.base: bytes = self.url.raw_path.rstrip(b"/")
         """Its own path, without a slash at the end; request targets come behind it."""
         self.host: bytes = self.url.netloc

@@ -8,9 +8,9 @@ never is.
 
 from __future__ import annotations
 
-import httpx
+from collections.abc import AsyncIterable
 
-from ..errors import UpstreamFailure
+from ..errors import Sent, UpstreamFailure
 
 __all__ = ["INITIAL_RETRIES", "MAX_SAVED_RETRIES", "RetryBudget", "RetryPolicy", "may_resend"]
 
@@ -58,12 +58,12 @@ class RetryPolicy:
         self.budget = RetryBudget(budget)
 
 
-def may_resend(request: httpx.Request, failure: UpstreamFailure) -> bool:
-    """Whether sending this request again, after this failure before a head of the response, can do
-    nothing twice.
+def may_resend(method: str, body: bytes | AsyncIterable[bytes], failure: UpstreamFailure) -> bool:
+    """Whether a request that failed before the response's head can be sent again without any risk
+    of carrying it out twice.
     """
     if failure.ours:
         return False
-    if failure.unsent:
+    if failure.sent is Sent.NOTHING:
         return True
-    return request.method in _IDEMPOTENT and isinstance(request.stream, httpx.ByteStream)
+    return method in _IDEMPOTENT and isinstance(body, bytes)

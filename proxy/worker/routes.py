@@ -4,6 +4,7 @@ only looks things up.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -33,12 +34,13 @@ from ..http.headers import HeaderSettings
 from ..http.place import Place
 from ..upstream import (
     Balancer,
+    CallTimeouts,
     Checks,
     Endpoint,
     Endpoints,
+    Http1Transport,
     Resolver,
     RetryPolicy,
-    UpstreamTransport,
 )
 from ..upstream.affinity import Affinity
 from .sessions import Sessions
@@ -55,8 +57,6 @@ class Route:
     prefix: bytes
     """The same, normal as `normal_path` makes it."""
     upstream: str
-    url: httpx.URL
-    """Of the first endpoint; which one a request goes to, the transport decides."""
     transport: Balancer
     sessions: SessionBook
     """What is known of MCP sessions of the upstream."""
@@ -65,6 +65,7 @@ class Route:
     """Where the route stands, by endpoint."""
     chain: Chain
     timeouts: Timeouts
+    call_timeouts: CallTimeouts
     limits: Limits
     retry: RetryPolicy
     heartbeat: Heartbeat
@@ -146,7 +147,7 @@ class RouteTable:
             if upstream.name in self.transports:
                 continue
             try:
-                transport = UpstreamTransport(
+                transport = Http1Transport(
                     pools,
                     resolver,
                     max_connections=upstream.max_connections,
@@ -220,7 +221,7 @@ class RouteTable:
     ) -> Route:
         url = httpx.URL(upstream.endpoints[0])
         rules = _set_headers(upstream)
-        retry = config.retry_of(settings)
+        retry, timeouts = config.retry_of(settings), config.timeouts_of(settings)
         host = {"upstream": url.netloc, "preserve": None}.get(upstream.host, upstream.host.encode())
         prefix, transport = normal_path(settings.path.encode()), self.transports[upstream.name]
         dialect = DIALECTS[settings.dialect]
@@ -233,7 +234,6 @@ class RouteTable:
             name=settings.path,
             prefix=prefix,
             upstream=upstream.name,
-            url=url,
             transport=transport,
             sessions=self._sessions.book_of(upstream.name),
             headers=HeaderSettings(
@@ -246,7 +246,12 @@ class RouteTable:
             places=places,
             bases=tuple({endpoint.base for endpoint in transport.endpoints.all if endpoint.base}),
             chain=Chain(dialect.surround(owners, places, transport)),
-            timeouts=config.timeouts_of(settings),
+            timeouts=timeouts,
+            call_timeouts=CallTimeouts(
+                connect_s=_or_infinity(timeouts.connect),
+                write_s=_or_infinity(timeouts.write),
+                first_byte_s=_or_infinity(timeouts.first_byte),
+            ),
             limits=config.limits_of(settings),
             retry=RetryPolicy(retry.max_attempts, retry.budget),
             clients=settings.path if "max_streams_per_client" in settings.limits else "",
@@ -263,6 +268,11 @@ class RouteTable:
             else HostList(settings.allowed_hosts),
             allowed_origins=_lowered(settings.allowed_origins),
         )
+
+
+def _or_infinity(seconds: float | None) -> float:
+    """A configured timeout as a number; null means no limit."""
+    return math.inf if seconds is None else seconds
 
 
 def _covers(prefix: str, path: str) -> bool:
@@ -288,7 +298,7 @@ def _place(endpoint: Endpoint, prefix: bytes, strip_prefix: bool, host: bytes | 
 
 
 def _balancer(
-    upstream: Upstream, transport: UpstreamTransport, health: Health, sessions: Affinity
+    upstream: Upstream, transport: Http1Transport, health: Health, sessions: Affinity
 ) -> Balancer:
     endpoints = Endpoints(
         [Endpoint(url) for url in upstream.endpoints],

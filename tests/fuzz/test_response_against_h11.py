@@ -16,8 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import ProtocolFailure
+from proxy.http.body import framing_of
 from proxy.http.head import HeadReader
-from proxy.upstream.roundtrip import _framing_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def read_with_ours(method: str, wire: bytes) -> Reading | None:
         head = HeadReader().receive(wire)
         if head is None:
             return None
-        framing = _framing_of(method, head)
+        framing = framing_of(method, head)
         buffer = bytearray(head.early)
         if framing.complete:
             return Reading(head.status, b"", None if head.closes else head.early)

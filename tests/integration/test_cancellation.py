@@ -285,10 +285,10 @@ class Exchanging:
 
 
 KINDS = {
-    "stream": Exchanging(places=("dial._attempt", "roundtrip._read_head", "hub.move")),
+    "stream": Exchanging(places=("dial._attempt", "http1._read_head", "hub.move")),
     "stream, no hub": Exchanging(hub=False, places=("dial._attempt", "response.wait_readable")),
     "both sides kept": Exchanging(
-        play=get_twice, others=1, keep=True, places=("roundtrip._read_head", "hub.move")
+        play=get_twice, others=1, keep=True, places=("http1._read_head", "hub.move")
     ),
     "slow client": Exchanging(
         play=get_slowly,
@@ -300,7 +300,7 @@ KINDS = {
     "editing": Exchanging(
         body=b"".join(b"data: %d!\n\n" % number for number in range(4)),
         given=lambda streams: (streams.interceptor(Edits), on_event(lambda event: event)),
-        places=("hub.move", "roundtrip._read_head"),
+        places=("hub.move", "http1._read_head"),
     ),
     "async hooks": Exchanging(
         body=b"".join(b"data: %d!!\n\n" % number for number in range(4)),

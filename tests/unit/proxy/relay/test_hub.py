@@ -1528,13 +1528,11 @@ async def test_relays_of_all_kinds_of_fate_share_a_hub(unlogged: None) -> None:
 
     async def relay(bench: Bench, number: int, near: socket.socket, chained: bool) -> None:
         body = UpstreamBody(
-            bench.pools,
             NoPool(),  # type: ignore[arg-type]
             Connection(Origin("http", "up.test", 80), near),
             Chunked(),
             b"",
             True,
-            None,
         )
         async with bench.pools.open_scope() as scope:
             chain = (

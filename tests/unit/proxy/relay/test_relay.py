@@ -272,13 +272,11 @@ async def open_rig(
     near.setblocking(False)
     far.setblocking(False)
     body = UpstreamBody(
-        pools,
         NoPool(),
         WatchedConnection(near, writer),
         framing or Chunked(),
         early,
         keep_alive=True,
-        read_timeout_s=None,
     )  # type: ignore[arg-type]
     hub = Hub(pools) if way == "hub" else None
     async with trio.open_nursery() as nursery:
@@ -948,7 +946,7 @@ async def test_at_boundary_for_every_sequence_of_line_ends(piece: int) -> None:
         connection = Connection(Origin("http", "up.test", 80), near)
         for stream in itertools.product(b"x\r\n", repeat=7):
             data = bytes(stream)
-            body = UpstreamBody(pools, NoPool(), connection, UntilClose(), b"", True, None)  # type: ignore[arg-type]
+            body = UpstreamBody(NoPool(), connection, UntilClose(), b"", True)  # type: ignore[arg-type]
             relay = open_relay(body, client, None, pools, scope, sse=True)
             assert relay.at_boundary
             for at in range(0, 7, piece):
@@ -1075,7 +1073,7 @@ class Passing:
     def __init__(self, pools: Pools, scope: BufferScope) -> None:
         self.connection = ScriptedConnection()
         self.client = Client()
-        self.body = UpstreamBody(pools, NoPool(), self.connection, Chunked(), b"", True, None)  # type: ignore[arg-type]
+        self.body = UpstreamBody(NoPool(), self.connection, Chunked(), b"", True)  # type: ignore[arg-type]
         self.relay = open_relay(self.body, self.client, None, pools, scope, sse=True)
         # What the last stream left in a window may look like anything.
         self.window = bytearray(b"\r\n4\r\nold!\r\n" * 200)

@@ -189,13 +189,11 @@ async def open_rig(
     near.setblocking(False)
     connection = Connection(Origin("http", "up.test", 80), near)
     body = UpstreamBody(
-        pools,
         NoPool(),
         connection,
         framing or UntilClose(),
         b"",
         keep_alive=True,
-        read_timeout_s=None,
     )  # type: ignore[arg-type]
     hub = Hub(pools) if way == "hub" else None
     async with trio.open_nursery() as nursery:

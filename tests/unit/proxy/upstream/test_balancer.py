@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import socket
 import struct
+from typing import Any
 
-import httpx
 import pytest
 import trio
 from support.upstream import Peer, Script, open_upstream
@@ -20,9 +20,11 @@ from proxy.upstream import (
     Checks,
     Endpoint,
     Endpoints,
+    Http1Transport,
     Resolver,
     RetryPolicy,
-    UpstreamTransport,
+    UpstreamBody,
+    UpstreamCall,
     dial,
 )
 from proxy.upstream.origin import Origin
@@ -37,19 +39,23 @@ def pools() -> Pools:
 
 def balancer(pools: Pools, *urls: str, failures: int = 100) -> Balancer:
     endpoints = Endpoints([Endpoint(url) for url in urls], consecutive_failures=failures)
-    return Balancer("up", UpstreamTransport(pools, max_connections=10), endpoints)
+    return Balancer("up", Http1Transport(pools, max_connections=10), endpoints)
 
 
-def request(method: str = "GET", target: bytes = b"/", **extensions: object) -> httpx.Request:
-    extensions = {"target": target, "timeout": {}} | extensions
-    headers = [("host", "ignored"), *([("content-length", "0")] if method == "POST" else [])]
-    return httpx.Request(
-        method,
-        "http://ignored/",
-        headers=headers,
-        stream=httpx.ByteStream(b""),
-        extensions=extensions,
-    )
+def call(method: str = "GET", target: bytes = b"/", **fields: Any) -> UpstreamCall:
+    length = [(b"content-length", b"0")] if method == "POST" else []
+    return UpstreamCall(method, target, [(b"host", b"ignored"), *length], **fields)
+
+
+async def read(body: UpstreamBody) -> bytes:
+    """Read to the end and close."""
+    data, buffer = b"", bytearray(65536)
+    while not body.complete:
+        await body.wait_readable()
+        if (span := body.receive(buffer, 0)) is not None:
+            data += buffer[span[0] : span[1]]
+    body.close()
+    return data
 
 
 async def good(peer: Peer) -> None:
@@ -78,19 +84,15 @@ async def test_any_bytes_may_be_a_sessions_key(pools: Pools) -> None:
     """
     async with open_upstream(good) as one, open_upstream(good) as two:
         transport = balancer(pools, one.url, two.url)
-        response = await transport.handle_async_request(request())
-        endpoint = response.extensions["endpoint"]
-        await response.aread()
-        await response.aclose()
+        response = await transport.call(call())
+        endpoint = response.endpoint
+        await read(response.body)
         assert transport.find(b"/messages?session=1") is None
         transport.remember(b"/messages?session=1", endpoint)
         for _ in range(5):
-            response = await transport.handle_async_request(
-                request("POST", affinity=b"/messages?session=1")
-            )
-            assert response.extensions["endpoint"] is endpoint
-            await response.aread()
-            await response.aclose()
+            response = await transport.call(call("POST", session=b"/messages?session=1"))
+            assert response.endpoint is endpoint
+            await read(response.body)
         transport.forget(b"/messages?session=1")
         assert transport.find(b"/messages?session=1") is None
         assert idle(transport)
@@ -102,13 +104,11 @@ async def test_a_request_may_be_sent_a_second_time_as_it_was(pools: Pools) -> No
     """The balancer changes nothing in it: base path and Host belong to the attempt."""
     async with open_upstream(good) as upstream:
         transport = balancer(pools, f"{upstream.url}/base")
-        again = request(target=b"/x")
+        again = call(target=b"/x")
         for _ in range(2):
-            response = await transport.handle_async_request(again)
-            await response.aread()
-            await response.aclose()
-        assert again.extensions["target"] == b"/x"
-        assert again.headers["host"] == "ignored"
+            response = await transport.call(again)
+            await read(response.body)
+        assert (again.target, again.headers) == (b"/x", [(b"host", b"ignored")])
         await transport.aclose()
     assert [item.target for item in upstream.requests] == [b"/base/x"] * 2
 
@@ -129,9 +129,8 @@ async def test_a_kept_connection_that_was_closed_is_not_the_endpoints_failure(po
     async with open_upstream(script) as upstream:
         transport = balancer(pools, upstream.url, failures=1)
         for _ in range(2):
-            response = await transport.handle_async_request(request(retry=RetryPolicy(2, 1)))
-            await response.aread()
-            await response.aclose()
+            response = await transport.call(call(retry=RetryPolicy(2, 1)))
+            await read(response.body)
         (state,) = transport.endpoint_states()
         assert (state.state, state.failures, state.retries) == ("up", 0, 1)
         await transport.aclose()
@@ -155,13 +154,9 @@ async def test_a_retry_takes_a_new_connection(pools: Pools) -> None:
     async with open_upstream(script) as upstream:
         transport = balancer(pools, upstream.url)
         for count in (2, 1):
-            responses = [
-                await transport.handle_async_request(request(retry=RetryPolicy(2, 1)))
-                for _ in range(count)
-            ]
+            responses = [await transport.call(call(retry=RetryPolicy(2, 1))) for _ in range(count)]
             for response in responses:
-                assert await response.aread() == b"ok"
-                await response.aclose()
+                assert await read(response.body) == b"ok"
         assert idle(transport)
         await transport.aclose()
     assert upstream.accepted == 3
@@ -171,7 +166,7 @@ async def test_without_a_policy_nothing_is_sent_twice(pools: Pools) -> None:
     async with open_upstream(resets) as upstream:
         transport = balancer(pools, upstream.url)
         with pytest.raises(ReadFailed):
-            await transport.handle_async_request(request())
+            await transport.call(call())
         assert idle(transport)
     assert len(upstream.requests) == 1
 
@@ -187,7 +182,7 @@ async def test_when_every_endpoint_is_out_the_failure_says_for_how_long(
     for waited, told in ((0, 10), (8.5, 2), (1, 1)):
         await trio.sleep(waited)
         with pytest.raises(NoEndpoint) as caught:
-            await transport.handle_async_request(request())
+            await transport.call(call())
         assert caught.value.retry_after_s == told
 
 
@@ -203,11 +198,11 @@ async def test_cancelled_anywhere_it_leaves_nothing_behind(script: Script, pools
             async def ask() -> None:
                 nonlocal finished
                 try:
-                    response = await transport.handle_async_request(request(retry=policy))
+                    response = await transport.call(call(retry=policy))
                 except ReadFailed:
                     pass
                 else:
-                    await response.aclose()
+                    response.body.close()
                 finished += 1
 
             async with trio.open_nursery() as nursery:
@@ -246,7 +241,7 @@ async def test_what_is_ours_is_not_tried_again_and_counts_against_nobody(
     policy = RetryPolicy(5, 1)
     for _ in range(4):
         with pytest.raises(OutOfResources):
-            await transport.handle_async_request(request(retry=policy))
+            await transport.call(call(retry=policy))
     assert len(no_room) == 4
     assert [
         (item.state, item.failures, item.ejections, item.retries)
@@ -259,7 +254,7 @@ async def test_a_check_that_fails_for_want_of_resources_ejects_nobody(
     pools: Pools, no_room: list[str], autojump_clock: MockClock
 ) -> None:
     endpoints = Endpoints([Endpoint("http://one.test")], consecutive_failures=1, checked=True)
-    transport = Balancer("up", UpstreamTransport(pools), endpoints, checks=Checks("/", 1))
+    transport = Balancer("up", Http1Transport(pools), endpoints, checks=Checks("/", 1))
     with trio.move_on_after(5.5):
         await transport.maintain()
     assert len(no_room) == 6
@@ -286,7 +281,7 @@ async def test_a_probe_that_fails_for_want_of_resources_is_followed_by_another(
     states = []
     for _ in range(4):
         with pytest.raises(UpstreamFailure):
-            await transport.handle_async_request(request())
+            await transport.call(call())
         (state,) = transport.endpoint_states()
         states.append((state.state, state.ejections))
         if state.ejections == 1 and len(states) == 1:

@@ -122,7 +122,7 @@ async def make_pool(
 
 
 async def acquire(pool: ConnectionPool, **kwargs: Any) -> Connection:
-    return await pool.acquire(ConnectTime(None), **kwargs)
+    return await pool.acquire(ConnectTime(math.inf), **kwargs)
 
 
 def numbers(pool: ConnectionPool) -> dict[str, int]:
@@ -255,7 +255,9 @@ async def test_closing_wakes_whoever_waits(
 
     async with trio.open_nursery() as waiters:
         waiters.start_soon(wait, connection.wait_readable)
-        waiters.start_soon(wait, functools.partial(connection.send_all, b"x" * 10_000_000, None))
+        waiters.start_soon(
+            wait, functools.partial(connection.send_all, b"x" * 10_000_000, math.inf)
+        )
         await trio.testing.wait_all_tasks_blocked()
         connection.close()
         connection.close()
@@ -293,7 +295,7 @@ async def test_a_write_that_finds_no_room_in_time_fails(
     with pytest.raises(WriteTimedOut, match=r"took nothing for 0\.03 s"):
         await connection.send_all(b"x" * 10_000_000, 0.03)
     with trio.move_on_after(0.03) as scope:
-        await connection.send_all(b"x" * 10_000_000, None)
+        await connection.send_all(b"x" * 10_000_000, math.inf)
     assert scope.cancelled_caught
     arrived = 0
     with suppress(BlockingIOError):
@@ -310,7 +312,7 @@ async def test_writing_to_a_broken_connection_is_a_read_failure(
     connection, server = pair
     server.close()
     with pytest.raises(ReadFailed, match="Broken pipe"):
-        await connection.send_all(b"x", None)
+        await connection.send_all(b"x", math.inf)
     assert connection.written == 0
 
 
@@ -385,7 +387,7 @@ async def test_a_connection_on_loan_again_counts_its_bytes_anew(
 ) -> None:
     pool = make_pool(1)
     connection = await acquire(pool)
-    await connection.send_all(b"hello", None)
+    await connection.send_all(b"hello", math.inf)
     assert connection.written == 5
     pool.release(connection, reusable=True)
     assert (await acquire(pool)).written == 0
@@ -639,4 +641,4 @@ async def test_without_a_limit_it_waits(
     pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     never_accepted(monkeypatch, 100_000)
-    pool.release(await pool.acquire(ConnectTime(None)), reusable=False)
+    pool.release(await pool.acquire(ConnectTime(math.inf)), reusable=False)

@@ -1,59 +1,54 @@
-"""The body of a response: the upstream connection for as long as it lasts, framed in place, given
-back when it ends.
+"""The body of a response, framed in place in the caller's buffer.
+
+An `UpstreamBody` owns the connection on loan until it is closed, and then returns it to its pool.
+It does not parse heads and holds no buffer.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-import httpx
 import trio
 
-from pools import Pools
-
-from ..errors import ProtocolFailure, ReadFailed, ReadTimedOut, Truncated
+from ..errors import ProtocolFailure, ReadFailed, Truncated
 from ..http.body import Chunked, ContentLength, Framing, Split
 from .connections import Connection, ConnectionPool
-
-if TYPE_CHECKING:
-    from .roundtrip import Upload
+from .upload import Upload
 
 __all__ = ["UpstreamBody"]
 
 
-class UpstreamBody(httpx.AsyncByteStream):
-    """The body of one response. Read it with `receive` and `wait_readable`, or, through httpx, as
-    an async iterator.
+class UpstreamBody:
+    """The body of one response. Read it with `receive` and `wait_readable`, then `close` it.
 
-    Close it: `aclose` (never blocks) gives the connection back, kept alive if the exchange ended
-    clean, closed if not.
+    `close` keeps the connection for the next request if the exchange was complete and clean, and
+    closes it otherwise.
     """
 
     def __init__(
         self,
-        pools: Pools,
         pool: ConnectionPool,
         connection: Connection,
         framing: Framing,
         early: bytes,
         keep_alive: bool,
-        read_timeout_s: float | None,
+        upload: Upload | None = None,
     ) -> None:
+        """`early`: body bytes that arrived with the head. `upload`: of the request, if it may still
+        be in progress.
+        """
         self.connection = connection
-        self._pools = pools
         self._pool = pool
         self._framing = framing
-        self._early = early  # body bytes that came with the head
-        self._unread: memoryview | None = None  # bytes of the body that `receive` returns once more
+        self._early = early
+        self._unread: memoryview | None = None  # bytes that `receive` returns once more
         self._keep_alive = keep_alive
-        self._read_timeout_s = read_timeout_s
         self._closed = False
         self._tls = connection.tls
         self._broken: ProtocolFailure | None = (
             None  # to be raised when what came before it has been handed out
         )
-        self.upload: Upload | None = None
+        self.upload = upload
         self.on_close: Callable[[], None] | None = None
         """Called once, when the connection has been given back."""
         self.chunked = isinstance(framing, Chunked)
@@ -203,45 +198,3 @@ class UpstreamBody(httpx.AsyncByteStream):
         self._pool.release(self.connection, reusable=self._keep_alive and clean and uploaded)
         if self.on_close is not None:
             self.on_close()
-
-    async def aclose(self) -> None:
-        self.close()
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return _BodyIterator(self)
-
-    async def next_bytes(self) -> bytes:
-        """The next piece of the body, a copy; b"" at its end. For users of httpx; the relay does
-        not come this way.
-        """
-        while not self.complete:
-            try:
-                with trio.fail_after(
-                    self._read_timeout_s if self._read_timeout_s is not None else float("inf")
-                ):
-                    await self.wait_readable()
-            except trio.TooSlowError:
-                raise ReadTimedOut(
-                    f"{self.connection.origin}: silent for {self._read_timeout_s} s"
-                ) from None
-            with self._pools.http_response.acquire() as lease:
-                span = self.receive(lease.buffer, 0)
-                if span is not None and span[0] < span[1]:
-                    return bytes(lease.buffer[span[0] : span[1]])
-        return b""
-
-
-class _BodyIterator:
-    """Iterates over a body. An object, not a generator: no async generator owns a socket."""
-
-    def __init__(self, body: UpstreamBody) -> None:
-        self._body = body
-
-    def __aiter__(self) -> _BodyIterator:
-        return self
-
-    async def __anext__(self) -> bytes:
-        data = await self._body.next_bytes()
-        if not data:
-            raise StopAsyncIteration
-        return data

@@ -1,0 +1,79 @@
+"""One request to an upstream and its response, as typed values.
+
+`UpstreamCall` goes in, `UpstreamResponse` comes out. This module owns their fields and nothing
+else: `Balancer` chooses the endpoint and retries, `http1` sends and receives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from .body import UpstreamBody
+from .endpoints import Endpoint
+from .retry import RetryPolicy
+
+__all__ = ["CallTimeouts", "Fields", "OnInterim", "UpstreamCall", "UpstreamResponse"]
+
+Fields = Sequence[tuple[bytes, bytes]]
+"""Header fields in their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallTimeouts:
+    """The deadlines of one attempt, in seconds; infinity for none."""
+
+    connect_s: float = math.inf
+    """Free connection, name resolution, TCP and TLS together."""
+    write_s: float = math.inf
+    """Each wait until the upstream accepts more of the request."""
+    first_byte_s: float = math.inf
+    """From the end of the request to the end of the response's head."""
+
+
+@dataclass(slots=True, eq=False)
+class UpstreamCall:
+    """One request to an upstream."""
+
+    method: str
+    target: bytes
+    """Path and query; `Balancer` puts the endpoint's own path before it."""
+    headers: Fields
+    """Sent in this order and case, `Host` included. They announce the length of `body`."""
+    body: bytes | AsyncIterable[bytes] = b""
+    """Bytes can be sent again; an iterable is read once, and closed if it is a generator."""
+    timeouts: CallTimeouts = CallTimeouts()
+    retry: RetryPolicy | None = None
+    """None: one attempt."""
+    session: bytes | None = None
+    """A session's key. Without a known one, `Mcp-Session-Id` in `headers` names the session."""
+    on_interim: OnInterim | None = None
+    """Awaited for each informational response (1xx, except 101) in order; None skips them."""
+    nursery: trio.Nursery | None = None
+    """Continues the upload after the response's head; without it, an early response ends the
+    upload.
+    """
+    endpoint: Endpoint | None = field(default=None, init=False)
+    """The endpoint that was asked last, also when the call fails; None before the first attempt."""
+
+
+OnInterim = Callable[[UpstreamCall, int, Fields], Awaitable[None]]
+"""Receives the call, the status and the header fields of an informational response."""
+
+
+@dataclass(slots=True, eq=False)
+class UpstreamResponse:
+    """A response whose head has arrived. Its `body` must be closed."""
+
+    status: int
+    headers: Fields
+    """As received: order, case and duplicates. `Content-Length` occurs once at most."""
+    body: UpstreamBody
+    endpoint: Endpoint
+    """The endpoint that answered."""
+    version: bytes
+    """`1.0` or `1.1`."""
+    reason: bytes

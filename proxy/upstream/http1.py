@@ -1,0 +1,280 @@
+"""HTTP/1.1 to the endpoints of one upstream, on pooled connections.
+
+`Http1Transport` sends one attempt of an `UpstreamCall` and returns when the response's head has
+arrived; the body is read later, through `UpstreamBody`. Heads are sent byte for byte as given.
+
+Invariants:
+
+- a request is written a second time only if a kept connection was dead and no byte had left;
+- each connection goes back to its pool exactly once, whatever is cancelled;
+- each `UpstreamFailure` says what was sent and whether the connection had been used before.
+
+It does not choose endpoints and does not retry: `Balancer` does.
+"""
+
+from __future__ import annotations
+
+import ssl
+
+import trio
+
+from pools import Pools
+
+from ..errors import ProtocolFailure, ReadFailed, ReadTimedOut, Sent, Truncated, UpstreamFailure
+from ..http.body import UntilClose, framing_of
+from ..http.head import BodyEncoder, HeadReader, ResponseHead, encode_head
+from .body import UpstreamBody
+from .call import Fields, UpstreamCall, UpstreamResponse
+from .connections import Connection, ConnectionPool, ConnectTime, PoolState, Slots
+from .endpoints import Endpoint
+from .origin import Origin, server_name
+from .resolver import Resolver
+from .upload import HeadDeadline, Upload
+
+__all__ = ["Http1Transport"]
+
+_SMALL_BODY_BYTES = 16384
+_EXPIRE_EVERY_S = 5
+
+
+class Http1Transport:
+    """Connections to any number of origins, together at most `max_connections`. Belongs to one Trio
+    loop.
+    """
+
+    def __init__(
+        self,
+        pools: Pools,
+        resolver: Resolver | None = None,
+        *,
+        max_connections: int = 10000,
+        tls: bool = False,
+        ca_file: str | None = None,
+        tls_server_name: str | None = None,
+    ) -> None:
+        """`resolver`: the worker's; without one, origins must be addresses. `tls`: load the
+        certificate authorities now instead of with the first connection, when no file descriptor
+        may be left. `ca_file`: verify against these instead of the system's. `tls_server_name`:
+        send and verify this name, or verify this address, instead of the origin's host.
+
+        Raises `OSError`, `ssl.SSLError`, `ValueError`.
+        """
+        self._pools = pools
+        self._resolver = Resolver() if resolver is None else resolver
+        self._slots = Slots(max_connections)
+        self._tls_server_name = None if tls_server_name is None else server_name(tls_server_name)
+        self._ssl_context: ssl.SSLContext | None = None
+        if tls or ca_file is not None:
+            self._ssl_context = _client_context(ca_file)
+        self._origins: dict[Origin, ConnectionPool] = {}
+
+    async def call(
+        self,
+        call: UpstreamCall,
+        endpoint: Endpoint,
+        *,
+        target: bytes | None = None,
+        headers: Fields | None = None,
+        new_connection: bool = False,
+    ) -> UpstreamResponse:
+        """Send one attempt; return when the response's head has arrived. Its body must be closed.
+
+        `target`, `headers`: instead of the call's. Raises `UpstreamFailure`, and `BadRequest` for a request
+        that cannot be written as HTTP/1.1. When cancelled, it closes the connection and returns its
+        slot and every buffer.
+        """
+        pool = self._pool_of(endpoint.server)
+        message = _Message(
+            call,
+            call.target if target is None else target,
+            call.headers if headers is None else headers,
+        )
+        time = ConnectTime(call.timeouts.connect_s)
+        while True:
+            try:
+                connection = await pool.acquire(time, fresh=new_connection)
+            except UpstreamFailure as failure:
+                failure.sent = Sent.NOTHING
+                raise
+            attempt = _Attempt(self._pools, pool, connection, call, message)
+            try:
+                return attempt.response(endpoint, await attempt.run())
+            except BaseException as error:
+                pool.release(connection, reusable=False)
+                if isinstance(error, UpstreamFailure):
+                    error.sent, error.reused = attempt.sent, connection.used
+                if not isinstance(error, ReadFailed) or not connection.used or connection.written:
+                    raise
+                new_connection = True  # another kept connection may be dead as well
+
+    async def maintain(self) -> None:
+        """Close expired idle connections every few seconds, until cancelled."""
+        while True:
+            await trio.sleep(_EXPIRE_EVERY_S)
+            for pool in self._origins.values():
+                pool.expire()
+
+    async def aclose(self) -> None:
+        """Close idle connections. Those on loan belong to their responses."""
+        for pool in self._origins.values():
+            pool.close()
+
+    def statistics(self) -> tuple[PoolState, ...]:
+        """A snapshot of each origin's connections."""
+        return tuple(pool.state() for pool in self._origins.values())
+
+    def _pool_of(self, origin: Origin) -> ConnectionPool:
+        pool = self._origins.get(origin)
+        if pool is None:
+            context = None
+            if origin.scheme == "https":
+                context = self._ssl_context = self._ssl_context or _client_context(None)
+            pool = self._origins[origin] = ConnectionPool(
+                origin, self._slots, self._resolver, context, self._tls_server_name
+            )
+        return pool
+
+
+class _Message:
+    """A request as bytes: what is written first, and an encoder for the rest."""
+
+    __slots__ = ("encoder", "first", "head_bytes")
+
+    def __init__(self, call: UpstreamCall, target: bytes, headers: Fields) -> None:
+        """Raises `BadRequest`."""
+        encoder = BodyEncoder(headers)
+        self.first = encode_head(call.method, target, headers)
+        self.head_bytes = len(self.first)
+        self.encoder: BodyEncoder | None = encoder
+        """None if the whole request is in `first`."""
+        body, left = call.body, encoder.left
+        if isinstance(body, bytes) and left is not None and left <= _SMALL_BODY_BYTES:
+            self.first += encoder.data(body) + encoder.end()
+            self.encoder = None
+
+
+class _Attempt:
+    """One request on one connection, until the response's head has arrived.
+
+    It neither chooses the connection nor returns it.
+    """
+
+    def __init__(
+        self,
+        pools: Pools,
+        pool: ConnectionPool,
+        connection: Connection,
+        call: UpstreamCall,
+        message: _Message,
+    ) -> None:
+        self._pools = pools
+        self._pool = pool
+        self._connection = connection
+        self._call = call
+        self._message = message
+        self._upload: Upload | None = None
+        self._deadline = HeadDeadline(call.timeouts.first_byte_s)
+
+    @property
+    def sent(self) -> Sent:
+        """How much of the request has been written so far."""
+        written, message = self._connection.written, self._message
+        if not written:
+            return Sent.NOTHING
+        in_first = message.encoder is None and written == len(message.first)
+        if in_first or (self._upload is not None and self._upload.complete):
+            return Sent.ALL
+        return Sent.HEAD if written <= message.head_bytes else Sent.BODY
+
+    async def run(self) -> ResponseHead:
+        """Send the request; return the response's head. Raises `UpstreamFailure`, `BadRequest`, and
+        whatever the iteration of the body raises.
+        """
+        message, write_s = self._message, self._call.timeouts.write_s
+        await self._connection.send_all(message.first, write_s)
+        if message.encoder is None:
+            self._deadline.start()
+            return await self._receive_head()
+        self._upload = upload = Upload(self._connection, message.encoder, self._call.body, write_s)
+        if self._call.nursery is None:
+            return await self._upload_until_head(upload)
+        self._call.nursery.start_soon(upload.run, self._deadline)
+        try:
+            return await self._receive_head()
+        except BaseException:
+            upload.scope.cancel()
+            raise
+
+    def response(self, endpoint: Endpoint, head: ResponseHead) -> UpstreamResponse:
+        """The response to hand out: the connection belongs to its body from now on."""
+        framing = framing_of(self._call.method, head)
+        body = UpstreamBody(
+            self._pool,
+            self._connection,
+            framing,
+            head.early,
+            keep_alive=not head.closes and not isinstance(framing, UntilClose),
+            upload=self._upload,
+        )
+        return UpstreamResponse(
+            head.status, head.headers, body, endpoint, version=head.version, reason=head.reason
+        )
+
+    async def _upload_until_head(self, upload: Upload) -> ResponseHead:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(upload.run, self._deadline)
+            result: ResponseHead | Exception
+            try:
+                result = await self._receive_head()
+            except Exception as error:
+                result = error  # raised outside of the nursery, which would wrap it in a group
+            upload.scope.cancel()
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def _receive_head(self) -> ResponseHead:
+        """Wait for the head; its deadline starts at the end of the request."""
+        with self._deadline.scope:
+            return await self._read_head()
+        if self._upload is not None and self._upload.failure is not None:
+            raise self._upload.failure
+        raise ReadTimedOut(
+            f"{self._connection.origin}: no response within {self._deadline.timeout_s} s"
+        )
+
+    async def _read_head(self) -> ResponseHead:
+        reader = HeadReader()
+        on_interim = self._call.on_interim
+        while True:
+            await self._connection.wait_readable()
+            with self._pools.http_response.acquire() as lease:
+                head = self._read_once(reader, lease.buffer)
+            if reader.interim:
+                interim, reader.interim = reader.interim, []
+                if on_interim is not None:
+                    for each in interim:
+                        await on_interim(self._call, each.status, each.headers)
+            if head is not None:
+                return head
+
+    def _read_once(self, reader: HeadReader, buffer: bytearray) -> ResponseHead | None:
+        connection = self._connection
+        try:
+            count = connection.receive_into(buffer, 0)
+        except Truncated:  # the same over TLS, without close_notify
+            count = 0
+        if count == 0:
+            raise ReadFailed(f"{connection.origin}: closed the connection without a response")
+        if count is None:
+            return None
+        try:
+            return reader.receive(bytes(buffer[:count]))
+        except ProtocolFailure as error:
+            raise ProtocolFailure(f"{connection.origin}: {error}") from None
+
+
+def _client_context(ca_file: str | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=ca_file)
+    context.set_alpn_protocols(["http/1.1"])
+    return context

@@ -1,0 +1,93 @@
+"""The body of one request on its way to the upstream.
+
+It writes to a connection that its owner has on loan, and raises nothing but `Cancelled`: a failure
+is kept for the task that reads the response.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+
+import trio
+
+from ..errors import ReadFailed
+from ..http.head import BodyEncoder
+from .connections import Connection
+
+__all__ = ["HeadDeadline", "Upload"]
+
+_CLOSE_S = 1.0
+
+
+class HeadDeadline:
+    """The deadline for the response's head. It starts when the request is complete."""
+
+    __slots__ = ("scope", "timeout_s")
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self.scope = trio.CancelScope()
+
+    def start(self) -> None:
+        if self.timeout_s != math.inf:
+            self.scope.deadline = trio.current_time() + self.timeout_s
+
+
+class Upload:
+    """Sends a request body in one task; another task reads the response at the same time."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        encoder: BodyEncoder,
+        body: bytes | AsyncIterable[bytes],
+        write_timeout_s: float,
+    ) -> None:
+        self._connection = connection
+        self._encoder = encoder
+        self._body: bytes | AsyncIterable[bytes] | None = body
+        self._write_timeout_s = write_timeout_s
+        self.scope = trio.CancelScope()
+        """Cancel it to abort the upload."""
+        self.complete = False
+        """Whether the whole body has been written."""
+        self.failure: Exception | None = None
+        """Why the upload failed; None for a broken connection, which the reader notices itself."""
+
+    async def run(self, deadline: HeadDeadline) -> None:
+        """Send the body, then start the deadline for the head."""
+        assert self._body is not None
+        with self.scope:
+            try:
+                await self._send_all(self._body)
+                self.complete = True
+            except ReadFailed:
+                pass  # the response may have arrived; if not, reading it fails, too
+            except Exception as error:  # a deadline, a wrong length, or an error of the body itself
+                self.failure = error
+                deadline.scope.cancel()
+                # Wake the reader of the response: no response follows an unfinished request.
+                self._connection.shut_down()
+        self._body = None  # a body in memory must not live as long as the response
+        deadline.start()
+
+    async def _send_all(self, body: bytes | AsyncIterable[bytes]) -> None:
+        if isinstance(body, bytes):
+            await self._send(self._encoder.data(body))
+        else:
+            await self._send_pieces(aiter(body))
+        await self._send(self._encoder.end())
+
+    async def _send_pieces(self, pieces: AsyncIterator[bytes]) -> None:
+        try:
+            async for piece in pieces:
+                await self._send(self._encoder.data(piece))
+        finally:
+            if isinstance(pieces, AsyncGenerator):
+                with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_S):
+                    await pieces.aclose()  # do not leave it to the garbage collector
+
+    async def _send(self, data: bytes) -> None:
+        if data:
+            await self._connection.send_all(data, self._write_timeout_s)

@@ -1,0 +1,104 @@
+"""`httpx.AsyncClient` on this package's connections: what its users send, read, catch and time out."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from support.upstream import Peer, open_upstream
+
+from pools import Pools
+from proxy.upstream import Http1Transport
+from proxy.upstream.httpx_transport import HttpxTransport
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    pools = Pools()
+    async with httpx.AsyncClient(
+        transport=HttpxTransport(pools, Http1Transport(pools)),
+        timeout=httpx.Timeout(5, connect=5, read=0.2),
+    ) as client:
+        yield client
+    assert all(pool.statistics().in_use == 0 for pool in pools)
+
+
+async def echo(peer: Peer) -> None:
+    while True:
+        request = await peer.request()
+        body = b"%b %b %b" % (request.method.encode(), request.target, request.body)
+        head = b"HTTP/1.1 201 Odd\r\nX-A: b\r\nContent-Length: %d\r\n\r\n" % len(body)
+        await peer.send(head if request.method == "HEAD" else head + body)
+
+
+async def test_requests_and_responses_pass_whole(client: httpx.AsyncClient) -> None:
+    """GET, POST, HEAD and an upload of unknown length, over one connection."""
+
+    async def upload() -> AsyncIterator[bytes]:
+        yield b"up"
+        yield b"load"
+
+    async with open_upstream(echo) as upstream:
+        got = await client.get(upstream.url, params={"a": "b"})
+        assert (got.status_code, got.reason_phrase, got.http_version) == (201, "Odd", "HTTP/1.1")
+        assert (got.text, got.headers["x-a"]) == ("GET /?a=b ", "b")
+        assert (await client.post(upstream.url, json=[1])).text == "POST / [1]"
+        assert (await client.post(upstream.url, content=upload())).text == "POST / upload"
+        assert (await client.head(upstream.url)).content == b""
+        assert upstream.accepted == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (None, httpx.ReadTimeout),
+        (b"", httpx.ReadError),
+        (b"nonsense\r\n\r\n", httpx.RemoteProtocolError),
+        (CHUNKED + b"x", httpx.RemoteProtocolError),
+        (CHUNKED, httpx.RemoteProtocolError),
+    ],
+)
+async def test_failures_are_httpx_exceptions(
+    client: httpx.AsyncClient, answer: bytes | None, expected: type[Exception]
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        if answer is None:
+            await peer.request()
+        else:
+            await peer.send(answer)
+
+    async with open_upstream(script) as upstream:
+        with pytest.raises(expected):
+            await client.get(upstream.url)
+
+
+async def test_silence_in_a_body_is_a_read_timeout(client: httpx.AsyncClient) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(CHUNKED + b"2\r\nok\r\n")
+        await peer.request()
+
+    async with open_upstream(script) as upstream, client.stream("GET", upstream.url) as response:
+        body = response.aiter_raw()
+        assert await anext(body) == b"ok"
+        with pytest.raises(httpx.ReadTimeout):
+            await anext(body)
+
+
+async def test_what_fails_before_a_connection_is_an_httpx_exception(
+    client: httpx.AsyncClient,
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        with pytest.raises(httpx.ConnectError):
+            await client.get(url)
+        with pytest.raises(httpx.LocalProtocolError):
+            await client.get(url, headers={"x": "a\nb"})
+    with pytest.raises(httpx.UnsupportedProtocol):
+        await client.get("ftp://127.0.0.1")
