@@ -286,7 +286,7 @@ class Exchanging:
 
 KINDS = {
     "stream": Exchanging(places=("dial._attempt", "http1._read_head", "hub.move")),
-    "stream, no hub": Exchanging(hub=False, places=("dial._attempt", "response.wait_readable")),
+    "stream, no hub": Exchanging(hub=False, places=("dial._attempt", "body.wait_readable")),
     "both sides kept": Exchanging(
         play=get_twice, others=1, keep=True, places=("http1._read_head", "hub.move")
     ),
@@ -317,14 +317,14 @@ KINDS = {
         play=upload,
         script=take_upload,
         body=b"%d" % len(UPLOAD),
-        places=("inbound._take_in", "inbound._hand_over", "inbound.run", "connections.send_all"),
+        places=("request_body._take_in", "request_body._hand_over", "request_body.run", "connections.send_all"),
     ),
     "collected body": Exchanging(
         play=upload,
         script=take_upload,
         body=b"%d" % len(UPLOAD),
         given=lambda streams: (WantsBody,),
-        places=("hooks.call", "inbound.collect"),
+        places=("hooks.call", "request_body.collect"),
     ),
     "json": Exchanging(
         script=json_body,
@@ -340,17 +340,17 @@ KINDS = {
     ),
     "tls upstream": Exchanging(upstream_tls=True, places=("dial.start_tls", "hub.move")),
     "tls client": Exchanging(
-        client_tls=True, places=("asgi.drain", "asgi.finish", "response.wait_readable")
+        client_tls=True, places=("asgi.drain", "asgi.finish", "body.wait_readable")
     ),
     "http2": Exchanging(
-        http2=True, places=("asgi.drain", "client.wait_sent", "response.wait_readable")
+        http2=True, places=("asgi.drain", "client.wait_sent", "body.wait_readable")
     ),
     "http2, editing": Exchanging(
         http2=True,
         body=b"".join(b"data: %d!\n\n" % number for number in range(4)),
         given=lambda streams: (streams.interceptor(Edits), on_event_async(_pass, "Pass")),
         keep=True,
-        places=("asgi.drain", "stream.run_async", "response.wait_readable"),
+        places=("asgi.drain", "stream.run_async", "body.wait_readable"),
     ),
 }
 
