@@ -317,7 +317,12 @@ KINDS = {
         play=upload,
         script=take_upload,
         body=b"%d" % len(UPLOAD),
-        places=("request_body._take_in", "request_body._hand_over", "request_body.run", "connections.send_all"),
+        places=(
+            "request_body._take_in",
+            "request_body._hand_over",
+            "request_body.run",
+            "connections.send_all",
+        ),
     ),
     "collected body": Exchanging(
         play=upload,
