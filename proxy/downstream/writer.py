@@ -7,6 +7,7 @@ synchronous: the relay calls it from `pump()`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -93,18 +94,18 @@ class Writer(Protocol):
         ...
 
 
-async def in_time(step: Callable[[], Awaitable[T]], send_s: float | None) -> T:
-    """Await one step of a writer, at most `send_s` seconds; None: any time. Raises `SendStalled`,
+async def in_time(step: Callable[[], Awaitable[T]], send_s: float) -> T:
+    """Await one step of a writer, at most `send_s` seconds. Raises `SendStalled`,
     and what the step raises.
     """
-    if send_s is None:
+    if send_s == math.inf:
         return await step()
     with trio.move_on_after(send_s):
         return await step()
     raise SendStalled
 
 
-async def flush(writer: Writer, send_s: float | None) -> None:
+async def flush(writer: Writer, send_s: float) -> None:
     """Wait until the client has taken everything.
 
     Raises `SendStalled` when it takes nothing for `send_s` seconds, and `ClientGone`.

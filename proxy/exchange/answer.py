@@ -50,7 +50,7 @@ async def send_answer(
     send: Send,
     *,
     close: bool,
-    send_s: float | None,
+    send_s: float,
     cors: Cors | None = None,
 ) -> bool:
     """Answer with a JSON body, which also a client that is still sending can read. `close`:

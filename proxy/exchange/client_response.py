@@ -7,6 +7,7 @@ knows no upstream, and no outcome; what to say is the exchange's business.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -92,15 +93,15 @@ class Reply:
         return self.may_add and self._route.dialect.has_error_events
 
     @property
-    def _shielded_send_s(self) -> float | None:
-        """The send deadline of what goes through ASGI; None where Hypercorn shields it, and
+    def _shielded_send_s(self) -> float:
+        """The send deadline of what goes through ASGI; infinity where Hypercorn shields it, and
         TCP_USER_TIMEOUT ends the wait.
         """
         shielded = self._connection is not None and self._connection.shields_send
-        return None if shielded else self._route.timeouts.send
+        return math.inf if shielded else self._route.timeouts.send
 
     @property
-    def send_s(self) -> float | None:
+    def send_s(self) -> float:
         """The send deadline of a wait for the client."""
         return (
             self._route.timeouts.send

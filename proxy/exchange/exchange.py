@@ -10,6 +10,7 @@ and one place counts and logs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -184,13 +185,11 @@ class Exchange:
         return NO_ROUTE if self._route is None else self._route.name
 
     @property
-    def _send_s(self) -> float | None:
-        """The send deadline of an answer; None over HTTP/1.1, where the socket has it."""
+    def _send_s(self) -> float:
+        """The send deadline of an answer; infinity over HTTP/1.1, where the socket has it."""
         if self._connection is not None and self._connection.shields_send:
-            return None
-        return (
-            self._worker.config.reverse_proxy if self._route is None else self._route
-        ).timeouts.send
+            return math.inf
+        return (self._worker.routes if self._route is None else self._route).timeouts.send
 
     @property
     def _dialect(self) -> Dialect:
@@ -281,8 +280,7 @@ class Exchange:
         )
         async with self._worker.pools.open_scope() as buffers, trio.open_nursery() as nursery:
             self._cancel = nursery.cancel_scope
-            if route.timeouts.total is not None:
-                self._cancel.deadline = self._started_at + route.timeouts.total
+            self._cancel.deadline = self._started_at + route.timeouts.total
             try:
                 try:
                     await forward.begin(

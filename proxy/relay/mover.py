@@ -45,7 +45,7 @@ class Mover:
         hub: Hub | None,
         *,
         idle_s: float | None,
-        send_s: float | None,
+        send_s: float,
         heartbeat_s: float | None = None,
     ) -> None:
         """`idle_s` bounds the silence of upstream, `send_s` each wait for the client. After

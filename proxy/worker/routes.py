@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import httpx
+import msgspec
 
 from interceptors.chain import Chain
 from interceptors.dialects.mcp_sessions import SessionBook
@@ -22,11 +23,11 @@ from ..config import (
     Heartbeat,
     Limits,
     Reconnect,
-    Timeouts,
     Upstream,
     load_interceptors,
 )
 from ..config import Route as RouteSettings
+from ..config import Timeouts as TimeoutSettings
 from ..dialects import DIALECTS, Dialect
 from ..errors import ConfigError, RequestRefused
 from ..http import DEFAULT_PORTS, HostList, other_readings, stays_under
@@ -45,7 +46,29 @@ from ..upstream import (
 from ..upstream.affinity import Affinity
 from .sessions import Sessions
 
-__all__ = ["Route", "RouteTable"]
+__all__ = ["Route", "RouteTable", "Timeouts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """The timeouts of a route in seconds; infinity where the configuration has null."""
+
+    connect: float
+    write: float
+    first_byte: float
+    idle: float
+    send: float
+    total: float
+
+    @classmethod
+    def of(cls, settings: TimeoutSettings) -> Timeouts:
+        """Convert the settings: null becomes infinity."""
+        return cls(
+            **{
+                name: math.inf if value is None else float(value)
+                for name, value in msgspec.structs.asdict(settings).items()
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +162,8 @@ class RouteTable:
         `ConfigError` when an interceptor or a CA file cannot be loaded.
         """
         self._sessions = sessions = sessions or Sessions()
+        self.timeouts = Timeouts.of(config.reverse_proxy.timeouts)
+        """The timeouts of requests that match no route."""
         self.transports: dict[str, Balancer] = dict(kept or {})
         self.owners = interceptors = load_interceptors(config)
         """The interceptors by the names that the configuration gave them."""
@@ -221,7 +246,8 @@ class RouteTable:
     ) -> Route:
         url = httpx.URL(upstream.endpoints[0])
         rules = _set_headers(upstream)
-        retry, timeouts = config.retry_of(settings), config.timeouts_of(settings)
+        retry = config.retry_of(settings)
+        timeouts = Timeouts.of(config.timeouts_of(settings))
         host = {"upstream": url.netloc, "preserve": None}.get(upstream.host, upstream.host.encode())
         prefix, transport = normal_path(settings.path.encode()), self.transports[upstream.name]
         dialect = DIALECTS[settings.dialect]
@@ -248,9 +274,9 @@ class RouteTable:
             chain=Chain(dialect.surround(owners, places, transport)),
             timeouts=timeouts,
             call_timeouts=CallTimeouts(
-                connect_s=_or_infinity(timeouts.connect),
-                write_s=_or_infinity(timeouts.write),
-                first_byte_s=_or_infinity(timeouts.first_byte),
+                connect_s=timeouts.connect,
+                write_s=timeouts.write,
+                first_byte_s=timeouts.first_byte,
             ),
             limits=config.limits_of(settings),
             retry=RetryPolicy(retry.max_attempts, retry.budget),
@@ -268,11 +294,6 @@ class RouteTable:
             else HostList(settings.allowed_hosts),
             allowed_origins=_lowered(settings.allowed_origins),
         )
-
-
-def _or_infinity(seconds: float | None) -> float:
-    """A configured timeout as a number; null means no limit."""
-    return math.inf if seconds is None else seconds
 
 
 def _covers(prefix: str, path: str) -> bool:

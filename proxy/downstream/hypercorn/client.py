@@ -12,6 +12,7 @@ and then everything works through plain ASGI.
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 from contextlib import suppress
@@ -125,7 +126,7 @@ class ClientConnection:
         """Whether the kernel has given the client up because it took nothing."""
         return type(self._server) is Connection and self._server.timed_out
 
-    def limit_send(self, timeout_s: float | None) -> None:
+    def limit_send(self, timeout_s: float) -> None:
         """Let the kernel give a client up that takes nothing for so long; None: never. For what
         cannot be cancelled.
 
@@ -145,7 +146,7 @@ class ClientConnection:
             self.sock.setsockopt(
                 socket.IPPROTO_TCP,
                 _USER_TIMEOUT,
-                0 if timeout_s is None else max(1, int(timeout_s * 1000)),
+                0 if timeout_s == math.inf else max(1, int(timeout_s * 1000)),
             )
         if server.probes:
             send_probes(self.sock)  # they depend on that
