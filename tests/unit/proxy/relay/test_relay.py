@@ -8,6 +8,7 @@ clock jumps only when there is nothing to move.
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import socket
 import ssl
@@ -214,7 +215,7 @@ class Rig:
         self.far = trio.SocketStream(trio.socket.from_stdlib_socket(far))
         self.relay = relay
         self.idle_s: float | None = None
-        self.send_s: float | None = None
+        self.send_s: float = math.inf
         self.error: Exception | None = None
         self.over = trio.Event()
         self.ended_at = 0.0

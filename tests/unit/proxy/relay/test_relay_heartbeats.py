@@ -7,6 +7,7 @@ jumps only when there is nothing to move.
 
 from __future__ import annotations
 
+import math
 import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -153,7 +154,7 @@ class Rig:
         self.error: Exception | None = None
         self.over = trio.Event()
         self.idle_s: float | None = None
-        self.send_s: float | None = None
+        self.send_s: float = math.inf
         self.heartbeat_s: float | None = BEAT_S
 
     async def run(self) -> None:
