@@ -1,10 +1,9 @@
-"""What a message says of its content: the media type and the content coding, read in one way by the
-proxy and by interceptors.
+"""Content-Type and Content-Encoding, with one reading for the proxy and for interceptors.
 
-A field may arrive on several lines, or as a list on one line, and recipients then differ in which
-value they use: browsers take the last media type (Fetch, "extract a MIME type"), most servers the
-first. So equal values count once, media types that differ raise `Contradiction`, and codings that
-differ are no identity. Sans I/O. Rules: RFC 9110, sections 8.3 and 8.4.
+A field can occur on several lines, or as a list on one line. Recipients then use different values:
+browsers the last media type (Fetch, "extract a MIME type"), most servers the first. Therefore equal
+values count once, different media types raise `Contradiction`, and different codings are never
+identity. Sans I/O. Rules: RFC 9110, sections 8.3 and 8.4.
 """
 
 from __future__ import annotations
@@ -28,36 +27,36 @@ _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
 
 
 class Contradiction(ValueError):
-    """A message names two media types. The text of the error shows neither."""
+    """A message has two different media types. The error's text shows neither."""
 
 
 def content_types(headers: Fields) -> list[bytes]:
-    """Every `Content-Type` of a message with its parameters, one for each line and each item of a
-    list; names in any case.
+    """Every `Content-Type` value with its parameters: one per line and per list item.
 
-    A comma inside a quoted string separates nothing. Raises `Contradiction` for a quoted string
-    without an end in a value with a comma: readers differ in where that item ends.
+    Header names may be in any case. A comma inside a quoted string does not separate items. Raises
+    `Contradiction` for an unterminated quoted string in a value with a comma: recipients disagree
+    on where that item ends.
     """
     return _items(headers, b"content-type")
 
 
 def media_type(headers: Fields) -> str:
-    """The media type, in lower case and without parameters; "" when the message names none. Raises
-    `Contradiction`.
+    """The media type, in lower case and without parameters; "" if there is none.
+
+    Raises `Contradiction`.
     """
     items = _items(headers, b"content-type")
     types = {_essence(item) for item in items}
     if len(types) > 1:
-        raise Contradiction("Content-Type has several values that differ")
+        raise Contradiction("Content-Type has several different values")
     return types.pop() if types else ""
 
 
 def content_coding(headers: Fields) -> str:
-    """The content coding in lower case, `identity` when the body is in none. Equal values count
-    once.
+    """The content coding in lower case, `identity` if there is none. Equal values count once.
 
-    Values that differ are joined: recipients differ in how many of them they undo, so such a body
-    counts as coded.
+    Different values are joined: recipients disagree on how many of them to decode, so such a body
+    counts as encoded.
     """
     codings = _codings(headers)
     return ", ".join([coding for coding in codings if coding not in ("", "identity")]) or "identity"
@@ -71,20 +70,17 @@ def is_json_type(media_type: str) -> bool:
 
 
 def is_json_in_utf8(headers: Fields) -> bool:
-    """Whether a message has exactly one `Content-Type`, which every recipient reads as JSON in
-    UTF-8: `application/json` or a type that ends with `+json`, with no parameter but one `charset`,
-    which is `utf-8` (in any case, also quoted).
+    """Whether every recipient reads the body as JSON in UTF-8.
 
-    For bodies that are judged before a server reads them: some servers decode by `charset`, and
-    differ in which of two they use.
+    True for exactly one `Content-Type`: `application/json` or a type that ends with `+json`, with
+    no parameter except one `charset=utf-8` (in any case, also quoted). For policy checks: some
+    servers decode by `charset`, and disagree on which of two applies.
     """
     lines = [value for name, value in headers if name.lower() == b"content-type"]
     if len(lines) != 1:
         return False
     essence, *rest = (item.strip(b" \t") for item in lines[0].lower().split(b";"))
-    parameters = [
-        item for item in rest if item
-    ]  # RFC 9110, section 5.6.6: a parameter may be empty
+    parameters = [item for item in rest if item]  # may be empty: RFC 9110, section 5.6.6
     kind, _, subtype = essence.partition(b"/")
     return (
         (essence == b"application/json" or essence.endswith(b"+json"))
@@ -95,10 +91,10 @@ def is_json_in_utf8(headers: Fields) -> bool:
 
 
 def unify(headers: list[tuple[bytes, bytes]]) -> tuple[list[tuple[bytes, bytes]], str, str]:
-    """A message's fields with one line each for `Content-Type` and `Content-Encoding` where the
-    values are equal: the first of them. And its `media_type` and `content_coding`.
+    """Merge equal `Content-Type` and `Content-Encoding` lines into the first one.
 
-    Names in lower case. Raises `Contradiction`.
+    Returns the headers, the `media_type` and the `content_coding`. Expects lower-case names. Raises
+    `Contradiction`.
     """
     types = [value for name, value in headers if name == b"content-type"]
     codings = [value for name, value in headers if name == b"content-encoding"]
@@ -114,7 +110,7 @@ def unify(headers: list[tuple[bytes, bytes]]) -> tuple[list[tuple[bytes, bytes]]
 
 
 def _codings(headers: Fields) -> list[str]:
-    """Each value once, also an empty one."""
+    """The distinct values, an empty one included."""
     lines = [value for name, value in headers if name.lower() == b"content-encoding"]
     if not lines:
         return []
@@ -149,9 +145,7 @@ def _items(headers: Fields, name: bytes) -> list[bytes]:
 
 
 def _split(line: bytes, name: bytes) -> list[bytes]:
-    """The items of a list, in linear time; a regular expression for this would nest its
-    repetitions.
-    """
+    """The items of a list, in linear time: a regular expression would need nested repetition."""
     items: list[bytes] = []
     start, quoted, escaped = 0, False, False
     for at, byte in enumerate(line):
@@ -165,5 +159,5 @@ def _split(line: bytes, name: bytes) -> list[bytes]:
             items.append(line[start:at].strip())
             start = at + 1
     if quoted:
-        raise Contradiction("Content-Type has a quoted string without an end")
+        raise Contradiction("Content-Type has an unterminated quoted string")
     return [*items, line[start:].strip()]

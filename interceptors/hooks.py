@@ -1,7 +1,7 @@
-"""Calling hooks: who is called, how long it took, and what becomes of an exception in it.
+"""Calls of hooks: the owner, the time a hook takes, its timeout, and the handling of exceptions.
 
-One place decides about `on_error`: an exception in a hook becomes the `InterceptorError` that ends
-the exchange, or a line in the log.
+`Owner` is the only place that applies `on_error`: an exception becomes the `InterceptorError` that
+ends the exchange, or a log line. It knows nothing of events or streams.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ from .tasks import TASK_OF
 __all__ = ["HOLD_S", "HOOK_OF", "WAIT_S", "Owner"]
 
 HOLD_S = 0.05
-"""A hook, or a step of an async one between two awaits, that takes longer is named in a warning: it
-holds up every other stream.
+"""A hook that holds the event loop longer is logged: it delays every other stream.
+
+Of an async hook, each step between two awaits counts.
 """
 WAIT_S = 1.0
-"""An async hook that waits longer is named in a warning: it holds up its own exchange."""
+"""An async hook that waits longer is logged: it delays its own exchange."""
 
 HOOK_OF = "weirpool_hook"
-"""An attribute of an exception: the hook that raised it, where another one has called that."""
+"""The attribute of an exception that names the hook, if another hook called it."""
 
 T = TypeVar("T")
 
@@ -53,7 +54,7 @@ def _name_of(function: object) -> str:
 
 
 def _describe(returned: object) -> str:
-    """What a hook returned, without its content: its type; of a list also the types in it."""
+    """The type of what a hook returned, for a list with the types of its items; no content."""
     if isinstance(returned, type):
         return f"the class {returned.__name__}"
     if isinstance(returned, list | tuple):
@@ -63,32 +64,32 @@ def _describe(returned: object) -> str:
 
 
 class Owner:
-    """One interceptor of a route, under the name that the configuration gave it."""
+    """One interceptor of a route, with its name in the configuration."""
 
     __slots__ = ("interceptor", "name", "seconds", "unread_parts", "waited")
 
     outcome = Outcome.INTERCEPTED
-    """Of an exchange that it answers, or whose stream it ends."""
+    """The outcome of an exchange that it answers, or whose stream it ends."""
 
     def __init__(self, name: str, interceptor: Interceptor) -> None:
         self.name = name
         self.interceptor = interceptor
         self.seconds = 0.0
-        """Time for which its hooks and tasks have held the loop so far."""
+        """Total time for which its hooks and tasks held the event loop."""
         self.waited = 0.0
-        """Time for which its async hooks have waited so far: each held up its own exchange."""
+        """Total time for which its async hooks waited."""
         self.unread_parts = 0
-        """Parts of answers that its reader did not understand."""
+        """Number of parts of responses that its reader did not understand."""
 
     def note(self, hook: str, seconds: float) -> None:
-        """A synchronous hook has taken this long."""
+        """Record the duration of a synchronous hook."""
         self.seconds += seconds
         if seconds > HOLD_S:
             self.warn(hook, seconds)
 
     @contextmanager
     def timed(self, hook: str) -> Iterator[None]:
-        """Around a synchronous hook: note what it takes, also when it raises."""
+        """Record the duration of a synchronous hook, also if it raises."""
         began = perf_counter()
         try:
             yield
@@ -96,7 +97,7 @@ class Owner:
             self.note(hook, perf_counter() - began)
 
     def warn(self, hook: str, seconds: float) -> None:
-        """Name a hook that has held the loop."""
+        """Log a hook that held the event loop too long."""
         self._warn("interceptor_slow", hook, seconds)
 
     def _warn(self, event: str, hook: str, seconds: float) -> None:
@@ -105,8 +106,9 @@ class Owner:
         )
 
     def failed(self, hook: str, error: Exception) -> InterceptorError | None:
-        """Log a failed hook; the error that ends the exchange, or None when the interceptor says
-        `skip`. `Abort` always ends it.
+        """Log a failed hook. Return the error that ends the exchange, None if `on_error` is skip.
+
+        `Abort` always ends the exchange.
         """
         if isinstance(error, Abort):
             return StreamAborted(self.name, error.reason)
@@ -133,8 +135,10 @@ class Owner:
         return HookError(self.name, hook, f"{type(error).__name__}: {error}", self._place_of(error))
 
     def _place_of(self, error: Exception) -> str:
-        """What was raised, and where in the interceptor's own file, or else innermost; of an error
-        of this package what it says.
+        """The exception's type and line, without content.
+
+        The line is the innermost one in the interceptor's file, or else in any file. For an error
+        of this package, its message.
         """
         name = type(error).__name__
         if isinstance(error, InterceptorError | Misused | HookTooSlow):
@@ -147,13 +151,13 @@ class Owner:
         return name
 
     def fail(self, hook: str, error: Exception) -> None:
-        """As `failed`, but raise what ends the exchange."""
+        """As `failed`, but raise the error that ends the exchange."""
         problem = self.failed(hook, error)
         if problem is not None:
             raise problem from error
 
     async def call(self, hook: str, running: Awaitable[T]) -> T:
-        """Await an async hook within its time. Raises what it raises, and `TimeoutError`."""
+        """Await an async hook. Raises what it raises, `HookTooSlow` after `hook_timeout_s`."""
         if not isinstance(running, Awaitable):
             raise self.wrong(hook, running, "something to await")
         timeout_s = self.interceptor.hook_timeout_s
@@ -166,8 +170,9 @@ class Owner:
     def _stepped(
         self, hook: str, running: Awaitable[T], is_task: bool = False
     ) -> Generator[Any, Any, T]:
-        """Await step by step: what runs between two awaits holds the loop, and the rest is waiting.
-        A task may wait as it likes.
+        """Await `running` step by step, to measure how long it holds the loop and how long it waits.
+
+        The waiting of a task is not measured.
         """
         steps: Any = running if isinstance(running, types.CoroutineType) else _awaiting(running)
         longest_s = waited_s = 0.0
@@ -182,7 +187,7 @@ class Owner:
                     result: T = done.value
                     return result
                 finally:
-                    error = None  # it knows this frame
+                    error = None  # break the reference cycle: its traceback references this frame
                     now = perf_counter()
                     took_s, clock = now - clock, now
                     self.seconds += took_s
@@ -204,11 +209,9 @@ class Owner:
     async def run_task(
         self, async_fn: Callable[..., Awaitable[object]], args: tuple[Any, ...]
     ) -> InterceptorError | None:
-        """Run what `start_soon` was given. The error that ends the exchange, if it fails such that
-        it must.
+        """Run a task of `start_soon`. Return the error that ends the exchange, if any.
 
-        A task that speaks until its stream takes no more has done its work: `StreamOver` is no
-        failure of it.
+        `StreamOver` is not a failure: a task may emit until its stream has ended.
         """
         TASK_OF.set(self)
         try:
@@ -225,9 +228,9 @@ class Owner:
         return None
 
     def wrong(self, hook: str, returned: Any, expected: str) -> TypeError:
-        """The error for a hook that returned what it must not."""
+        """The error for a hook that returned an invalid value."""
         return self.misused(hook, f"returned {_describe(returned)}, expected {expected}")
 
     def misused(self, hook: str, what: str) -> TypeError:
-        """The error for a hook that did what it must not: it names the class, where the mistake is."""
+        """The error for a hook that broke the rules of the API; it names the class."""
         return Misused(f"{type(self.interceptor).__qualname__}'s {hook} {what}")

@@ -1,10 +1,9 @@
-"""Plain data, as YAML gives it, against the types that it must have: every mistake at once, in the
-words of the documentation.
+"""Checks plain data, as YAML gives it, against types, and reports all mistakes at once.
 
-This owns the wording and the tolerance of the configuration and of interceptors' options: msgspec
-stops at its first mistake and names Python types. Text that spells a number, a truth value or null
-is accepted where a key wants one, because `${VAR}` gives text. It knows no key of its own, and
-nothing of files.
+This module owns the wording and the tolerance of the configuration and of interceptors' options.
+msgspec alone stops at its first mistake and names Python types. Text that spells a number, a truth
+value or null is accepted for such a key, because `${VAR}` expands to text. It knows no particular
+key, and no files.
 """
 
 from __future__ import annotations
@@ -17,41 +16,23 @@ from typing import Any
 
 import msgspec.inspect as mi
 
+from .kinds import Record, choices_of, fits, in_range, in_units, is_known, number, plain, words
+
 __all__ = ["Checker", "Mistake", "join", "nearest"]
-
-_MAX_INT = (1 << 63) - 1
-_INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
-# What people write behind a number, in the unit that a key has.
-_UNITS: dict[str, dict[str, float]] = {
-    "seconds": {"ms": 0.001, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400},
-    "bytes": {
-        "b": 1,
-        "k": 1 << 10,
-        "kb": 1 << 10,
-        "kib": 1 << 10,
-        "m": 1 << 20,
-        "mb": 1 << 20,
-        "mib": 1 << 20,
-        "g": 1 << 30,
-    },
-}
-_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*+([A-Za-z]*)\s*")
-
-_Record = mi.StructType | mi.DataclassType | mi.TypedDictType
 
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """Something that must be written differently."""
+    """One value that must be changed."""
 
     path: str
-    """`a.b[2].c`, from the root of what was checked; "" is the root."""
+    """`a.b[2].c`, relative to what was checked; "" for the root."""
     message: str
     """What is wrong, with the accepted form."""
     hint: str = ""
-    """What to write instead, where that can be guessed."""
+    """What to write instead, "" if it cannot be guessed."""
     shows_value: bool = True
-    """Whether the value may be shown beside it: not where a secret may stand."""
+    """Whether a report may show the value: false where it can be a secret."""
 
     def __str__(self) -> str:
         return f"{self.message}: {self.hint}" if self.hint else self.message
@@ -63,8 +44,9 @@ def join(path: str, key: object) -> str:
 
 
 def nearest(name: object, known: Iterable[str], likeness: float = 0.6) -> str | None:
-    """The known name that `name` is most probably a misspelling of, or None. Case does not matter.
-    `likeness`: from 0 to 1.
+    """The known name that `name` most likely misspells, ignoring case, or None.
+
+    `likeness`: the least similarity, from 0 to 1.
     """
     lowered: dict[str, str] = {}
     for item in known:
@@ -74,50 +56,48 @@ def nearest(name: object, known: Iterable[str], likeness: float = 0.6) -> str | 
 
 
 class Checker:
-    """Checks values and collects what is wrong with them.
+    """Checks values and collects mistakes.
 
-    `check` returns the value, made right as far as possible: what is wrong is left out where there
-    is a default, and replaced where there is none. So what is right elsewhere can be checked
-    further. `bad` has the paths that were wrong, `moved` those whose value was found elsewhere:
-    path where it should be -> path where it is.
+    `check` returns a corrected value: an invalid part is omitted if it has a default, and replaced
+    otherwise, so that checks of the rest can continue. `bad` has the paths of invalid values.
+    `moved` maps the path of a misspelled key's right name to the path where its value stands.
     """
 
     def __init__(self, noun: str = "key") -> None:
-        """`noun`: what a name at the root is called."""
+        """`noun`: what messages call a name at the root."""
         self.mistakes: list[Mistake] = []
         self.bad: set[str] = set()
         self.moved: dict[str, str] = {}
         self._noun = noun
 
-    # What a subclass may know better
+    # Overridden by subclasses that know more
 
     def build(self, kind: Any, values: dict[str, Any]) -> Any:
-        """What a record becomes; here, its values. `kind`: its type."""
+        """Return the object for a record of type `kind`; by default its values."""
         return values
 
     def belongs(self, key: str, path: str) -> str:
-        """A hint for a name that is unknown at `path` and known elsewhere; "" for none."""
+        """Return a hint for a key that is unknown at `path` and known elsewhere, or ""."""
         return ""
 
     def allows_text_of(self, path: str) -> bool:
-        """Whether what is written at a path may be shown."""
+        """Whether a report may show the value at a path."""
         return False
 
-    # The walk
+    # Checks
 
     def check(
         self, kind: mi.Type, value: Any, path: str = "", extra: Mapping[str, Any] | None = None
     ) -> Any:
-        """The value as `kind` has it. Mistakes are added to `mistakes`."""
-        extra = extra or {}
-        while isinstance(kind, mi.Metadata):
-            extra, kind = {**(kind.extra or {}), **extra}, kind.type
+        """Check a value against a type and return it corrected. Adds to `mistakes`."""
+        kind, own = plain(kind)
+        extra = {**own, **(extra or {})}
         if isinstance(kind, mi.UnionType):
             return self._check_union(kind, value, path, extra)
         return self._check_one(kind, value, path, extra, nullable=False)
 
     def wrong(self, path: str, message: str, hint: str = "", *, shows_value: bool = True) -> None:
-        """Note a mistake."""
+        """Add a mistake."""
         self.bad.add(path)
         self.mistakes.append(
             Mistake(path, message, hint, shows_value and self.allows_text_of(path))
@@ -126,26 +106,22 @@ class Checker:
     def _check_union(
         self, union: mi.UnionType, value: Any, path: str, extra: Mapping[str, Any]
     ) -> Any:
-        alternatives = [_plain(kind) for kind in union.types]
+        alternatives = [plain(kind) for kind in union.types]
         others = [(kind, own) for kind, own in alternatives if not isinstance(kind, mi.NoneType)]
         nullable = len(others) < len(alternatives)
-        if nullable and (
-            value is None
-            or (value == "null" and not any(isinstance(kind, mi.StrType) for kind, _ in others))
-        ):
+        takes_text = any(isinstance(kind, mi.StrType) for kind, _ in others)
+        if nullable and (value is None or (value == "null" and not takes_text)):
             return None
         for kind, own in others:
-            if _fits(kind, value) or len(others) == 1:
+            if fits(kind, value) or len(others) == 1:
                 return self._check_one(kind, value, path, {**own, **extra}, nullable=nullable)
         for kind, own in others:
-            if _fits(kind, _number(value, kind)):
+            if fits(kind, number(value, kind)):
                 return self._check_one(kind, value, path, {**own, **extra}, nullable=nullable)
-        if any(not _is_known(kind) for kind, _ in others):
+        if any(not is_known(kind) for kind, _ in others):
             return value
-        words = ", or ".join(
-            [_words(kind, {**own, **extra}) for kind, own in others] + ["null"] * nullable
-        )
-        self.wrong(path, f"must be {words}")
+        accepted = [words(kind, {**own, **extra}) for kind, own in others] + ["null"] * nullable
+        self.wrong(path, f"must be {', or '.join(accepted)}")
         return self._stand_in(others[0][0])
 
     def _check_one(
@@ -157,15 +133,10 @@ class Checker:
                 return value
             case mi.StructType() | mi.DataclassType() | mi.TypedDictType():
                 return self._check_record(kind, value, path, or_null)
+            case mi.DictType() if "record" in extra:
+                record: Any = mi.type_info(extra["record"])
+                return self._check_record(record, value, path, or_null, partial=True)
             case mi.DictType():
-                if "record" in extra:
-                    return self._check_record(
-                        mi.type_info(extra["record"]),  # type: ignore[arg-type]
-                        value,
-                        path,
-                        or_null,
-                        partial=True,
-                    )
                 return self._check_dict(kind, value, path, or_null)
             case mi.CollectionType():
                 return self._check_list(kind, value, path, or_null)
@@ -175,35 +146,40 @@ class Checker:
                     for at, item in enumerate(kind.item_types)
                 ]
             case mi.LiteralType() | mi.EnumType():
-                choices = (
-                    list(kind.values)
-                    if isinstance(kind, mi.LiteralType)
-                    else [item.value for item in kind.cls]
-                )
-                if not any(value == choice and type(value) is type(choice) for choice in choices):
-                    near = (
-                        nearest(value, [str(choice) for choice in choices])
-                        if isinstance(value, str)
-                        else None
-                    )
-                    self.wrong(path, f"must be {_words(kind, extra)}{or_null}", _did_you_mean(near))
-                    return choices[0]
-                return value
+                return self._check_choice(kind, value, path, extra, or_null)
             case mi.StrType():
                 return self._check_text(kind, value, path, extra, or_null)
             case mi.IntType() | mi.FloatType() | mi.BoolType():
-                found = _number(value, kind)
-                if not _fits(kind, found) or not _in_range(kind, found):
-                    self.wrong(
-                        path,
-                        f"must be {_words(kind, extra)}{or_null}",
-                        _in_units(value, kind, extra),
-                    )
-                    return self._stand_in(kind)
-                return found
+                return self._check_number(kind, value, path, extra, or_null)
             case mi.NoneType() if value is not None:
                 self.wrong(path, "must be null")
-        return value  # whatever else there is, msgspec converts
+        return value  # msgspec converts every other type
+
+    def _check_choice(
+        self,
+        kind: mi.LiteralType | mi.EnumType,
+        value: Any,
+        path: str,
+        extra: Mapping[str, Any],
+        or_null: str,
+    ) -> Any:
+        choices = choices_of(kind)
+        if any(value == choice and type(value) is type(choice) for choice in choices):
+            return value
+        near = nearest(value, map(str, choices)) if isinstance(value, str) else None
+        self.wrong(path, f"must be {words(kind, extra)}{or_null}", _did_you_mean(near))
+        return choices[0]
+
+    def _check_number(
+        self, kind: mi.Type, value: Any, path: str, extra: Mapping[str, Any], or_null: str
+    ) -> Any:
+        found = number(value, kind)
+        if fits(kind, found) and in_range(kind, found):
+            return found
+        meant = in_units(value, kind, extra)
+        hint = _did_you_mean(None if meant is None else f"{meant:.15g}")
+        self.wrong(path, f"must be {words(kind, extra)}{or_null}", hint)
+        return self._stand_in(kind)
 
     def _check_text(
         self, kind: mi.StrType, value: Any, path: str, extra: Mapping[str, Any], or_null: str
@@ -214,35 +190,31 @@ class Checker:
             self.wrong(path, f"must be a string{or_null}", hint)
             return "" if value is None or isinstance(value, (dict, list)) else str(value)
         if kind.min_length and len(value) < kind.min_length:
-            self.wrong(
-                path,
-                "must not be empty"
-                if kind.min_length == 1
-                else f"must have at least {kind.min_length} characters",
-            )
+            least = f"must have at least {kind.min_length} characters"
+            self.wrong(path, "must not be empty" if kind.min_length == 1 else least)
         elif kind.max_length is not None and len(value) > kind.max_length:
             self.wrong(path, f"must have at most {kind.max_length} characters")
         elif kind.pattern is not None and not re.search(kind.pattern, value):
             form, fix = extra.get("form", f"match {kind.pattern!r}"), extra.get("fix")
             guess = fix(value) if fix else None
-            is_one = guess is not None and re.search(kind.pattern, guess)
-            self.wrong(path, f"must {form}", _did_you_mean(f'"{guess}"' if is_one else None))
+            is_valid = guess is not None and re.search(kind.pattern, guess)
+            self.wrong(path, f"must {form}", _did_you_mean(f'"{guess}"' if is_valid else None))
         return value
 
     def _check_list(self, kind: mi.CollectionType, value: Any, path: str, or_null: str) -> Any:
         if not isinstance(value, list):
-            item, _ = _plain(kind.item_type)
+            item, _ = plain(kind.item_type)
             hint = ""
             if isinstance(value, dict):
                 hint = 'begin each entry with "- "'
-            elif _fits(item, value):
+            elif fits(item, value):
                 hint = "write it in brackets, for a list of one"
             self.wrong(path, f"must be a list{or_null}", hint)
             return []
         if kind.min_length and len(value) < kind.min_length:
-            self.wrong(path, f"must have at least {_counted(kind.min_length, 'entry', 'entries')}")
+            self.wrong(path, f"must have at least {_entries(kind.min_length)}")
         if kind.max_length is not None and len(value) > kind.max_length:
-            self.wrong(path, f"must have at most {_counted(kind.max_length, 'entry', 'entries')}")
+            self.wrong(path, f"must have at most {_entries(kind.max_length)}")
         return [
             self.check(kind.item_type, item, f"{path}[{index}]") for index, item in enumerate(value)
         ]
@@ -252,85 +224,74 @@ class Checker:
             self.wrong(path, f"must be a mapping{or_null}")
             return {}
         result = {}
-        only_text = isinstance(_plain(kind.key_type)[0], mi.StrType)
+        only_text = isinstance(plain(kind.key_type)[0], mi.StrType)
         for key, item in value.items():
             if only_text and not isinstance(key, str):
-                self.wrong(
-                    join(path, key),
-                    "the name must be a string: write it in quotes",
-                    shows_value=False,
-                )
+                message = "the name must be a string: write it in quotes"
+                self.wrong(join(path, key), message, shows_value=False)
             name = str(key) if only_text else key
             result[name] = self.check(kind.value_type, item, join(path, key))
         return result
 
     def _check_record(
-        self, kind: _Record, value: Any, path: str, or_null: str, *, partial: bool = False
+        self, kind: Record, value: Any, path: str, or_null: str, *, partial: bool = False
     ) -> Any:
-        """`partial`: only some of the record's fields, as they are."""
+        """`partial`: the mapping has only some of the record's fields."""
         if not isinstance(value, dict):
             has_default = path and not any(field.required for field in kind.fields)
             hint = "leave the key out for its default" if value is None and has_default else ""
             self.wrong(path, f"must be a mapping{or_null}", hint)
-            value = {
-                field.encode_name: self._stand_in(field.type)
-                for field in kind.fields
-                if field.required
-            }
-            return self.build(kind, value) if not partial else {}
-        fields = {field.encode_name: field for field in kind.fields}
-        tag = getattr(kind, "tag_field", None)
-        given: dict[str, tuple[Any, str]] = {}
-        unknown = []
-        for key, item in value.items():
-            if isinstance(key, str) and (key in fields or key == tag):
-                given[key] = item, join(path, key)
-            else:
-                unknown.append(key)
+            return {} if partial else self._stand_in(kind)
+        given = self._known_keys(kind, value, path)
         noun = self._noun if not path else "key"
-        for key in unknown:
-            where = join(path, key)
-            hint = self.belongs(str(key), path)
-            meant = None if hint else nearest(key, fields)
-            if not hint:
-                free = meant is not None and meant not in given
-                hint = (
-                    f"did you mean `{meant}`?"
-                    if meant
-                    else f"the {noun}s here are {', '.join(fields) or 'none'}"
-                )
-                if (
-                    meant is not None and free
-                ):  # so that what is below is checked, too, and is not missing
-                    given[meant] = value[key], where
-                    self.moved[join(path, meant)] = where
-            self.wrong(where, f"unknown {noun} `{key}`", hint, shows_value=False)
         values: dict[str, Any] = {}
-        for name, field in fields.items():
+        for field in kind.fields:
+            name = field.encode_name
+            at = join(path, name)
             if name in given:
-                item, _ = given[name]
-                at = join(path, name)
-                values[field.name] = self.check(field.type, item, at)
+                values[field.name] = self.check(field.type, given[name], at)
                 if at in self.bad and not field.required:
-                    del values[field.name]  # the default is right
+                    del values[field.name]  # use the default
             elif field.required and not partial:
-                self.wrong(join(path, name), f"missing {noun} `{name}`", shows_value=False)
+                self.wrong(at, f"missing {noun} `{name}`", shows_value=False)
                 values[field.name] = self._stand_in(field.type)
+        tag = getattr(kind, "tag_field", None)
         if tag in given:
             values[str(tag)] = value[tag]
         return values if partial else self.build(kind, values)
 
+    def _known_keys(self, kind: Record, value: dict[Any, Any], path: str) -> dict[str, Any]:
+        """The entries with known keys. An unknown key is a mistake.
+
+        The value of a misspelled key counts for the key it most likely means, so that the value is
+        checked too and the key is not reported as missing.
+        """
+        known = [field.encode_name for field in kind.fields]
+        tag = getattr(kind, "tag_field", None)
+        names = {*known, tag} - {None}
+        given = {key: item for key, item in value.items() if key in names}
+        noun = self._noun if not path else "key"
+        for key in [key for key in value if key not in given]:
+            where = join(path, key)
+            hint = self.belongs(str(key), path)
+            meant = None if hint else nearest(key, known)
+            if meant is not None:
+                hint = f"did you mean `{meant}`?"
+                if meant not in given:
+                    given[meant] = value[key]
+                    self.moved[join(path, meant)] = where
+            elif not hint:
+                hint = f"the {noun}s here are {', '.join(known) or 'none'}"
+            self.wrong(where, f"unknown {noun} `{key}`", hint, shows_value=False)
+        return given
+
     def _stand_in(self, kind: mi.Type) -> Any:
-        """A value for what is missing or wrong and has no default; mistakes in it are not reported."""
-        match _plain(kind)[0]:
+        """A value for a missing or invalid one without a default. It is not checked."""
+        match plain(kind)[0]:
             case mi.StructType() | mi.DataclassType() | mi.TypedDictType() as record:
+                needed = [field for field in record.fields if field.required]
                 return self.build(
-                    record,
-                    {
-                        field.name: self._stand_in(field.type)
-                        for field in record.fields
-                        if field.required
-                    },
+                    record, {field.name: self._stand_in(field.type) for field in needed}
                 )
             case mi.DictType():
                 return {}
@@ -345,136 +306,9 @@ class Checker:
         return None
 
 
-def _plain(kind: mi.Type) -> tuple[mi.Type, Mapping[str, Any]]:
-    extra: Mapping[str, Any] = {}
-    while isinstance(kind, mi.Metadata):
-        extra, kind = {**(kind.extra or {}), **extra}, kind.type
-    return kind, extra
-
-
-def _is_known(kind: mi.Type) -> bool:
-    known = (
-        mi.StrType
-        | mi.IntType
-        | mi.FloatType
-        | mi.BoolType
-        | mi.CollectionType
-        | mi.DictType
-        | mi.LiteralType
-        | mi.EnumType
-    )
-    return isinstance(kind, known | mi.StructType | mi.DataclassType | mi.TypedDictType)
-
-
-def _fits(kind: mi.Type, value: Any) -> bool:
-    """Whether a value is of a type's kind, whatever its range."""
-    match kind:
-        case mi.StrType():
-            return isinstance(value, str)
-        case mi.IntType():
-            return isinstance(value, int) and not isinstance(value, bool)
-        case mi.FloatType():
-            return isinstance(value, (int, float)) and not isinstance(value, bool)
-        case mi.BoolType():
-            return isinstance(value, bool)
-        case mi.CollectionType() | mi.TupleType() | mi.StructType(array_like=True):
-            return isinstance(value, list)
-        case mi.DictType() | mi.StructType() | mi.DataclassType() | mi.TypedDictType():
-            return isinstance(value, dict)
-        case mi.LiteralType():
-            return value in kind.values
-        case mi.EnumType():
-            return value in [item.value for item in kind.cls]
-        case mi.AnyType():
-            return True
-    return False
-
-
-def _number(value: Any, kind: mi.Type) -> Any:
-    """Text that spells a number or a truth value, as that; anything else as it is."""
-    if not isinstance(value, str):
-        return value
-    if isinstance(kind, mi.BoolType):
-        return {"true": True, "false": False}.get(value, value)
-    if isinstance(kind, (mi.IntType, mi.FloatType)) and _INTEGER.fullmatch(value):
-        return int(value)
-    if isinstance(kind, mi.FloatType):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    return value
-
-
-def _in_range(kind: mi.Type, value: float) -> bool:
-    if isinstance(kind, mi.BoolType):
-        return True
-    assert isinstance(kind, (mi.IntType, mi.FloatType))
-    if isinstance(kind, mi.IntType) and abs(value) > _MAX_INT:
-        return False
-    return not (
-        (kind.gt is not None and not value > kind.gt)
-        or (kind.ge is not None and not value >= kind.ge)
-        or (kind.lt is not None and not value < kind.lt)
-        or (kind.le is not None and not value <= kind.le)
-    )
-
-
-def _words(kind: mi.Type, extra: Mapping[str, Any]) -> str:
-    """What a value must be, behind "must be"."""
-    match kind:
-        case mi.IntType() | mi.FloatType():
-            number = "whole number" if isinstance(kind, mi.IntType) else "number"
-            if kind.gt == 0:
-                number = f"positive {number}"
-            words = f"a {number} of {extra['unit']}" if "unit" in extra else f"a {number}"
-            low, high = kind.ge, kind.le
-            if low is not None and high is not None:
-                return f"{words} from {low:g} to {high:.15g}"
-            for bound, phrase in (
-                (kind.gt or None, "more than"),
-                (low, "at least"),
-                (kind.lt, "less than"),
-                (high, "at most"),
-            ):
-                if bound is not None:
-                    words += f", {phrase} {bound:.15g}"
-            return words
-        case mi.BoolType():
-            return "true or false"
-        case mi.LiteralType():
-            return (
-                f"one of {', '.join(map(str, extra.get('choices', kind.values)))}"
-                if len(kind.values) > 1
-                else str(kind.values[0])
-            )
-        case mi.EnumType():
-            return f"one of {', '.join(str(item.value) for item in kind.cls)}"
-        case mi.StrType():
-            return "a string"
-        case mi.CollectionType() | mi.TupleType():
-            return "a list"
-    return "a mapping"
-
-
 def _did_you_mean(guess: str | None) -> str:
     return f"did you mean {guess}?" if guess else ""
 
 
-def _in_units(value: Any, kind: mi.Type, extra: Mapping[str, Any]) -> str:
-    """A hint for a number that is written with a unit (`30s`, `1MB`), or in a way that YAML has as
-    text.
-    """
-    found = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
-    if found is None or not found[2]:
-        return ""
-    factor = _UNITS.get(extra.get("unit", ""), {}).get(found[2].lower())
-    if factor is None:
-        return ""
-    number = float(found[1]) * factor
-    guess: float = int(number) if number.is_integer() else number
-    return _did_you_mean(f"{guess:.15g}") if _fits(kind, guess) and _in_range(kind, guess) else ""
-
-
-def _counted(count: int, one: str, more: str) -> str:
-    return f"{'one' if count == 1 else count} {one if count == 1 else more}"
+def _entries(count: int) -> str:
+    return "one entry" if count == 1 else f"{count} entries"

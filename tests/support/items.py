@@ -19,7 +19,8 @@ from typing import Any
 
 from msgspec import inspect as mi
 
-from interceptors.loader import ENTRY_POINT_GROUP, _option_names
+from interceptors.loader import ENTRY_POINT_GROUP
+from interceptors.options import option_names
 from pools import Pools
 from proxy.commands import cli as command_line
 from proxy.config import Config
@@ -98,7 +99,7 @@ def _hooks() -> Iterator[str]:
 def _options() -> Iterator[str]:
     for point in entry_points(group=ENTRY_POINT_GROUP):
         yield f"use {point.name}"
-        yield from (f"option {point.name}.{name}" for name in _option_names(point.load()))
+        yield from (f"option {point.name}.{name}" for name in option_names(point.load()))
 
 
 def _keys() -> Iterator[str]:

@@ -186,7 +186,7 @@ def test_an_entry_point_that_cannot_be_loaded_is_refused() -> None:
     """
     assert (
         str(refused("broken"))
-        == "the entry point 'broken' cannot be loaded: ImportError: no module named tokenizers"
+        == "cannot load the entry point 'broken': ImportError: no module named tokenizers"
     )
     assert "not a subclass" in str(refused("no-class"))
     assert "'weirpool.interceptors'" in str(refused("unknown"))
