@@ -19,8 +19,8 @@ INTERCEPTORS = """
 import sys
 from contextlib import asynccontextmanager
 from interceptors import Interceptor
-from proxy import generations
-from proxy.hub import Hub
+from proxy.worker import generations
+from proxy.relay.hub import Hub
 
 class Fails(Interceptor):
     @asynccontextmanager
