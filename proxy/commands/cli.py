@@ -118,6 +118,14 @@ def _parser() -> argparse.ArgumentParser:
     key.add_argument("name", metavar="NAME", help="the client's name")
     key.set_defaults(run=_new_key)
 
+    schema = commands.add_parser(
+        "schema", help="print the JSON Schema of the configuration, for editors"
+    )
+    schema.add_argument(
+        "--markdown", action="store_true", help="print docs/configuration.md instead"
+    )
+    schema.set_defaults(run=_schema)
+
     demo = commands.add_parser(
         "demo", help="an embedded upstream, the proxy, and a stream to watch"
     )
@@ -207,6 +215,14 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' if count != 1 else ''}"
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    from ..config.reference import json_schema, reference_page  # reads and parses source text
+
+    text = reference_page() if arguments.markdown else json.dumps(json_schema(), indent=2) + "\n"
+    print(text, end="")
+    return 0
 
 
 def _new_key(arguments: argparse.Namespace) -> int:

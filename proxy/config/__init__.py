@@ -1,8 +1,9 @@
-"""The configuration: YAML -> frozen typed settings, with every mistake at once.
+"""The configuration: YAML to frozen typed settings, with every mistake reported at once.
 
-`schema` has the settings and their types, `source` the text and its places, `expand` the references
-in it, `checks` what belongs together, `wiring` the interceptors, and `load` calls them in order.
-Every mistake has a path, and nothing is silently ignored.
+`schema` defines the settings, `source` reads YAML and remembers where each value stands, `expand`
+replaces references, `checks` checks names and values, `wiring` checks the interceptors, `load` runs
+them in order, `reference` generates the documentation. Every mistake has a path, and no key is
+silently ignored.
 """
 
 from .expand import mask_references

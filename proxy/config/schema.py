@@ -1,5 +1,8 @@
-"""The configuration's shape: frozen typed settings, with their defaults. Unknown keys are
-forbidden.
+"""The shape of the configuration: frozen typed settings with their defaults and their meaning.
+
+The docstring of a field is the only place that says what its key means: `reference` turns it into
+the JSON Schema and docs/configuration.md. Unknown keys are forbidden. This module reads no file and
+checks nothing that involves two keys (`checks`).
 """
 
 from __future__ import annotations
@@ -33,14 +36,14 @@ __all__ = [
 
 
 def _form(form: str, fix: Callable[[str], str] | None = None) -> dict[str, Any]:
-    """For `Meta(pattern=...)`: what the pattern asks for, behind "must", and how to make a right
-    value of a wrong one.
+    """For `Meta(pattern=...)`: the text after "must" in an error, and a function that corrects a
+    value.
     """
     return {"form": form, "fix": fix}
 
 
 def _in_order(choices: Any) -> Meta:
-    """For messages: the choices as they are written, which msgspec would sort."""
+    """The choices in source order for error messages; msgspec sorts them."""
     return Meta(extra={"choices": get_args(choices)})
 
 
@@ -64,21 +67,40 @@ class _Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class HeaderRules(_Settings, frozen=True):
+    """Request headers that the proxy sets and removes after the last interceptor."""
+
     set: Header = {}
+    """Headers to set, by name. Each replaces the client's."""
     remove: list[str] = []
+    """Names of headers to remove."""
 
 
 class Upstream(_Settings, frozen=True):
+    """A server, or several equivalent servers, that requests are forwarded to."""
+
     name: Name
+    """The name that routes refer to."""
     endpoints: Annotated[list[str], Meta(min_length=1)]
+    """URLs of equivalent servers: scheme, host, port and path. A request goes to the endpoint in
+    service with the fewest live exchanges.
+    """
     host: str = "upstream"
+    """The Host header: `upstream` sends the endpoint's host, `preserve` the client's, anything else
+    is sent literally.
+    """
     ca_file: str | None = None
+    """A PEM file of CA certificates to verify with. null: the system's. A relative path starts at
+    the configuration's directory.
+    """
     tls_server_name: str | None = None
-    """The name that TLS sends (SNI) and verifies, or the address that it verifies; None: each
+    """The name that TLS sends (SNI) and verifies, or the address that it verifies. null: the
     endpoint's host.
     """
     headers: HeaderRules = HeaderRules()
     max_connections: Count = 10000
+    """Connections of each worker, over all endpoints. Further requests wait, up to
+    `timeouts.connect`.
+    """
 
     @property
     def uses_tls(self) -> bool:
@@ -87,94 +109,156 @@ class Upstream(_Settings, frozen=True):
 
 
 class Timeouts(_Settings, frozen=True):
-    """Seconds; None: no limit."""
+    """Deadlines of an exchange. null: no deadline."""
 
     connect: Seconds | None = 10
+    """From the request for a connection to its end: the wait for a free one, DNS, TCP and TLS."""
     write: Seconds | None = 30
+    """Each wait for the upstream to accept bytes of the request."""
     first_byte: Seconds | None = 120
+    """From the end of the request to the head of the response."""
     idle: Seconds | None = 300
+    """Silence of the upstream inside a response, and of the client inside its request. Does not end
+    listening streams (`routes[].listening`).
+    """
     send: Seconds | None = 30
+    """Each wait for the client to accept bytes."""
     total: Seconds | None = None
+    """The whole exchange, retries and reconnections included."""
 
 
 class Limits(_Settings, frozen=True):
+    """Bounds on what one client or one event can use."""
+
     max_event_bytes: Annotated[int, Meta(ge=64, extra=_BYTES)] = 1048576
+    """The largest event, or JSON body, that interceptors can see. Without interceptors events of
+    any size pass.
+    """
     max_request_body_bytes: Annotated[int, Meta(ge=0, extra=_BYTES)] = 16777216
-    """On a route with `dialect: mcp` 4 MiB, unless a value is given (`load`)."""
+    """The largest request body; a larger one gets 413. With `dialect: mcp` the default is
+    4194304.
+    """
     max_streams: Count = 10000
+    """Exchanges at a time: of each worker, and under a route also of that route."""
     max_streams_per_client: Count | None = None
+    """Exchanges at a time of one client address (IPv6: one /64). null: no limit."""
     max_collected_bytes: Count = 67108864
-    """Of all request bodies that a worker holds for interceptors. Not of a route."""
+    """Bytes of request bodies that a worker holds for interceptors, over all routes. Not allowed
+    under a route.
+    """
 
 
 class Heartbeat(_Settings, frozen=True):
-    """`interval`: seconds of silence before a comment line; None: none. `early`: also before the
-    upstream has answered.
-    """
+    """Comment lines that keep a silent event stream open."""
 
     interval: Seconds | None = None
+    """Silence towards the client after which a comment line is sent. null: never."""
     early: bool = False
+    """Also before the upstream has answered: the client then gets status 200 and the head of an
+    event stream. Requires `interval`.
+    """
 
 
 class Reconnect(_Settings, frozen=True):
-    """`max_attempts`: in a row, without an event between them. Backoffs in seconds."""
+    """Resumption of an event stream whose upstream connection broke."""
 
     enabled: bool = False
+    """Resume streams with `Last-Event-ID`."""
     max_attempts: Count = 5
+    """Attempts in a row without a new event."""
     initial_backoff: Seconds = 1
+    """The wait before the first attempt. The actual wait is random, up to twice this."""
     max_backoff: Seconds = 60
+    """The longest wait: each attempt doubles the wait up to this."""
 
 
 class Retry(_Settings, frozen=True):
+    """Attempts after a request failed before any response head arrived."""
+
     max_attempts: Count = 2
+    """Attempts in total. 1: no retry."""
     budget: Annotated[float, Meta(ge=0, le=1)] = 0.2
+    """The share of a route's requests that can be retries."""
 
 
 class Health(_Settings, frozen=True):
+    """When an endpoint is ejected (taken out of service), and when it returns."""
+
     consecutive_failures: Count = 5
+    """Failures in a row that eject an endpoint."""
     eject: Seconds = 10
+    """How long the first ejection lasts. Each further one lasts twice as long as the one before."""
     max_eject: Seconds = 300
+    """The longest ejection."""
     gone_after: Seconds | None = None
-    """Sessions of an endpoint that is out of service for longer, without a break, get 404. None:
-    `max_eject`.
+    """Out of service for longer than this, an endpoint loses its sessions: their requests get 404.
+    null: `max_eject`.
     """
     check_path: str | None = None
+    """The target of health checks. null: no checks."""
     check_interval: Seconds = 10
+    """The time between two checks of an endpoint, and the deadline of a check."""
 
 
 class Route(_Settings, frozen=True):
+    """Which requests go to which upstream, through which interceptors."""
+
     path: Annotated[str, Meta(pattern="^/", extra=_form('start with "/"', lambda text: f"/{text}"))]
+    """The path prefix. Matches whole segments, in any case; the longest match wins."""
     upstream: str
+    """The name of an upstream."""
     interceptors: list[str] = []
+    """Names of interceptors, in the order in which they run."""
     dialect: Annotated[Dialect, _in_order(Dialect)] = "generic"
+    """What answers mean and how errors look. `abort` is `generic` without error events."""
     timeouts: Annotated[dict[str, Any], Meta(extra={"record": Timeouts})] = {}
+    """Overrides of `reverse_proxy.timeouts`, key by key."""
     limits: Annotated[dict[str, Any], Meta(extra={"record": Limits})] = {}
+    """Overrides of `reverse_proxy.limits`, key by key."""
     heartbeat: Annotated[dict[str, Any], Meta(extra={"record": Heartbeat})] = {}
+    """Overrides of `reverse_proxy.heartbeat`, key by key."""
     reconnect: Annotated[dict[str, Any], Meta(extra={"record": Reconnect})] = {}
+    """Overrides of `reverse_proxy.reconnect`, key by key."""
     retry: Annotated[dict[str, Any], Meta(extra={"record": Retry})] = {}
+    """Overrides of `reverse_proxy.retry`, key by key."""
     allowed_hosts: list[str] | None = None
+    """Accepted Host headers; any other gets 403. null: all."""
     allowed_origins: list[str] | None = None
+    """Accepted Origin headers; any other gets 403. Pages of these origins can read every answer.
+    null: all.
+    """
     strip_prefix: bool = False
+    """Remove `path` from the target before forwarding."""
     listening: list[Method] | None = None
-    """Methods whose event streams `timeouts.idle` does not cut; None: GET with `dialect: mcp`,
-    otherwise none.
+    """Methods whose event streams `timeouts.idle` does not end. null: `[GET]` with `dialect: mcp`,
+    else `[]`.
     """
 
 
 class BufferPoolSize(_Settings, frozen=True):
+    """The buffers of one pool."""
+
     size: Annotated[int, Meta(ge=1024, le=16777216, extra=_BYTES)]
+    """The size of a buffer."""
     max_pooled: Annotated[int, Meta(ge=0)]
+    """Idle buffers to keep."""
 
 
 class BufferPools(_Settings, frozen=True):
+    """The pools that a worker borrows its buffers from."""
+
     sse_event: BufferPoolSize = BufferPoolSize(size=4096, max_pooled=1000)
     http_response: BufferPoolSize = BufferPoolSize(size=16384, max_pooled=500)
     json: BufferPoolSize = BufferPoolSize(size=8192, max_pooled=500)
 
 
 class ReverseProxy(_Settings, frozen=True):
+    """Upstreams, routes, and the defaults of routes."""
+
     upstreams: list[Upstream]
+    """The upstreams."""
     routes: Annotated[list[Route], Meta(min_length=1)]
+    """The routes."""
     buffer_pools: BufferPools = BufferPools()
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
@@ -183,27 +267,51 @@ class ReverseProxy(_Settings, frozen=True):
     retry: Retry = Retry()
     health: Health = Health()
     max_client_connections: Count | None = None
-    """Of a worker; None: half of its limit of open files, less a reserve."""
+    """Open client connections of each worker. null: half of its limit of open files, less a
+    reserve.
+    """
     trusted_proxies: list[str] = []
+    """Addresses or networks of proxies whose `Forwarded` and `X-Forwarded-*` headers are
+    believed.
+    """
     leak_detection: Annotated[LeakDetection, _in_order(LeakDetection)] = "none"
+    """For which buffer leases to record the place in the code: `none`, `sampled` (some) or
+    `paranoid` (all).
+    """
 
 
 class InterceptorEntry(_Settings, frozen=True):
+    """A configured interceptor."""
+
     name: Name
+    """The name that routes refer to."""
     use: Name
+    """The class: `package.module:Class`, `./file.py:Class` relative to this file, or the name of an
+    entry point (the built-ins have one each).
+    """
     options: dict[str, Any] = {}
+    """The options of the class."""
 
 
 class Reporting(_Settings, frozen=True):
+    """The periodic report of the buffer pools in the log."""
+
     interval: Seconds = 60
+    """The time between two reports."""
 
 
 class Drain(_Settings, frozen=True):
+    """What happens after SIGTERM."""
+
     timeout: Duration = 30
+    """How long live exchanges can continue once the listeners are closed."""
     delay: Duration = 0
+    """How long listeners stay open while `/readyz` already answers 503."""
 
 
 class Admin(_Settings, frozen=True):
+    """The pages `/metrics`, `/healthz`, `/readyz` and `/status`."""
+
     prefix: Annotated[
         str,
         Meta(
@@ -214,7 +322,11 @@ class Admin(_Settings, frozen=True):
             ),
         ),
     ] = ""
+    """The path before the pages."""
     port: Annotated[int, Meta(ge=1, le=65535)] | None = None
+    """A separate port for the pages. Worker 1 uses the next port, and so on. null: the pages are on
+    the proxy's port and shadow an upstream's.
+    """
     host: Annotated[
         str,
         Meta(
@@ -222,44 +334,49 @@ class Admin(_Settings, frozen=True):
             extra=_form("be an IP address, such as 127.0.0.1", {"localhost": "127.0.0.1"}.get),
         ),
     ] = "127.0.0.1"
-    """Where `port` listens: an address, not a name."""
+    """The address that `port` listens on."""
     hosts: list[str] = []
-    """Names for which `/metrics` and `/status` are served on `port`, besides addresses and
+    """Host headers for which `port` serves `/metrics` and `/status`, besides addresses and
     `localhost`.
     """
 
 
 class Log(_Settings, frozen=True):
+    """The log on standard error."""
+
     format: Annotated[LogFormat, _in_order(LogFormat)] = "json"
+    """`json`: one JSON object a line. `console`: for a terminal."""
     level: Annotated[LogLevel, _in_order(LogLevel)] = "info"
+    """The least severe level that is logged. `debug` can log content of requests and answers."""
 
 
 class Config(_Settings, frozen=True):
-    """The whole configuration, checked."""
+    """The whole configuration."""
 
     reverse_proxy: ReverseProxy
     interceptors: list[InterceptorEntry] = []
+    """The interceptors."""
     reporting: Reporting = Reporting()
     drain: Drain = Drain()
     admin: Admin = Admin()
     log: Log = Log()
 
     def timeouts_of(self, route: Route) -> Timeouts:
-        """The timeouts of a route: its own where it has some, else the common ones."""
+        """The timeouts of a route: its overrides over the common ones."""
         return msgspec.structs.replace(self.reverse_proxy.timeouts, **route.timeouts)
 
     def limits_of(self, route: Route) -> Limits:
-        """The limits of a route: its own where it has some, else the common ones."""
+        """The limits of a route: its overrides over the common ones."""
         return msgspec.structs.replace(self.reverse_proxy.limits, **route.limits)
 
     def retry_of(self, route: Route) -> Retry:
-        """The retries of a route: its own where it has some, else the common ones."""
+        """The retries of a route: its overrides over the common ones."""
         return msgspec.structs.replace(self.reverse_proxy.retry, **route.retry)
 
     def heartbeat_of(self, route: Route) -> Heartbeat:
-        """The heartbeat of a route: its own where it has one, else the common one."""
+        """The heartbeat of a route: its overrides over the common one."""
         return msgspec.structs.replace(self.reverse_proxy.heartbeat, **route.heartbeat)
 
     def reconnect_of(self, route: Route) -> Reconnect:
-        """How a route reconnects: its own way where it has one, else the common one."""
+        """The reconnection of a route: its overrides over the common one."""
         return msgspec.structs.replace(self.reverse_proxy.reconnect, **route.reconnect)

@@ -113,6 +113,8 @@ def test_the_log_is_for_a_terminal(tmp_path: Path) -> None:
 
 COMMANDS = {
     "weirpool --version": (["--version"], 0, "weirpool "),
+    "schema": (["schema"], 0, '"$schema": "https://json-schema.org/draft/2020-12/schema"'),
+    "schema --markdown": (["schema", "--markdown"], 0, "# Configuration"),
     "bench SCENARIO": (["bench", "no such scenario"], 2, "weirpool: no such scenario; there are: "),
 }
 
