@@ -163,7 +163,7 @@ def _default(field: mi.Field) -> str:
     if field.required:
         return "required"
     value = field.default
-    if value is mi.NODEFAULT or value is msgspec.NODEFAULT:
+    if value is msgspec.NODEFAULT:
         value = field.default_factory()
     if isinstance(value, schema.BufferPoolSize):
         return f"`{{size: {value.size}, max_pooled: {value.max_pooled}}}`"
