@@ -37,7 +37,7 @@ reverse_proxy:
 ```
 
 Every other key has a default. Unknown keys are errors. A value can hold the references `${VAR}`,
-`${VAR:-default}` and `${file:/run/secrets/key}` ([references](operations.md#references)).
+`${VAR:-default}` and `${file:/run/secrets/key}` ([references](configure.md#references)).
 
 Editors complete and check the keys with the JSON Schema that `weirpool schema` prints: save it as
 `weirpool.schema.json`, and begin the configuration with

@@ -10,17 +10,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-import msgspec
 import pytest
-import yaml
 from support.pages import PAGES, ROOT, Block, blocks_of, files_of
 
 import interceptors
 from interceptors import Interceptor
 from interceptors.loader import load_interceptor
-from proxy.config import Config, check_config, parse_config
+from proxy.config import check_config
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 YAML = [
@@ -96,51 +93,6 @@ def test_the_interceptors_of_the_page_load_as_a_configuration_loads_them(
     assert len(names) >= 5
     for name in names:
         load_interceptor(f"{page.__name__}:{name}", {})
-
-
-def default_of(field: Any) -> Any:
-    return field.default_factory() if field.default is msgspec.NODEFAULT else field.default
-
-
-def test_the_readme_shows_every_key_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key is missing, and each that has a default shows that one."""
-    (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = next(
-        block.text for block in YAML if block.page == "README.md" and "buffer_pools" in block.text
-    )
-    monkeypatch.setenv("LLM_API_KEY", "key")
-    config = parse_config(shown)
-    examples = {
-        "name",
-        "endpoints",
-        "headers",
-        "path",
-        "upstream",
-        "set",
-        "remove",
-        "use",
-        "options",
-    }
-    examples |= {"upstreams", "routes", "interceptors"}
-    problems = []
-
-    def compare(value: Any, tree: Any, path: str) -> None:
-        for field in msgspec.structs.fields(value):
-            where = f"{path}.{field.name}".lstrip(".")
-            if not isinstance(tree, dict) or field.name not in tree:
-                problems.append(f"{where} is not shown")
-                continue
-            item = getattr(value, field.name)
-            if isinstance(item, list) and item and isinstance(item[0], msgspec.Struct):
-                compare(item[0], tree[field.name][0], where)
-            elif isinstance(item, msgspec.Struct):
-                compare(item, tree[field.name], where)
-            elif field.name not in examples and not field.required and item != default_of(field):
-                problems.append(f"{where} is shown as {item!r}")
-
-    compare(config, yaml.safe_load(shown), "")
-    assert problems == []
-    assert isinstance(config, Config)
 
 
 def test_every_public_name_is_on_the_page_of_interceptors() -> None:
