@@ -260,7 +260,7 @@ class AsyncStreamInterceptor:
         return None
 
     async def on_end(self, outcome: Outcome) -> None:
-        """The stream ended, for any reason. Shielded from cancellation, so it can close resources."""
+        """The stream ended, for any reason. Runs shielded from cancellation."""
 
 
 class Interceptor:
@@ -284,8 +284,8 @@ class Interceptor:
     wants_body: bool = False
     """Whether `on_request` reads the request's body.
 
-    The proxy then collects the body first, up to `limits.max_request_body_bytes`, and refuses a larger
-    one with 413.
+    The proxy then collects the body first, up to `limits.max_request_body_bytes`, and refuses a
+    larger one with 413.
     """
 
     wants_json: bool = False

@@ -1,9 +1,9 @@
-"""Mistakes in an author's classes that would otherwise have no visible effect: a hook that is never
-called, `async` where it must not be or missing where it must, a setting that is never read.
+"""Finds mistakes in an author's classes that would otherwise have no visible effect.
 
-The loader, `interceptors.testing` and, when the first stream of a class opens, the chain use these
-checks. Which hooks and settings a class has, and which hooks are async, is read from its closest
-base class in this package.
+For example a misspelled hook, a hook that should or should not be async, a setting that nothing
+reads. The closest base class in this package defines which hooks and settings exist, and which
+hooks are async. The loader and `testing` check a class before use, the chain when its first stream
+opens.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
 from types import FunctionType
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 from weakref import WeakSet
 
 from .api import AsyncStreamInterceptor, Interceptor, OnError, StreamInterceptor
@@ -33,16 +33,14 @@ _BASES = (
     McpInterceptor,
 )
 _OURS = __name__.partition(".")[0]
-_COMMON_WORDS = {"finish", "model", "strict"}  # an author may well use these for something else
+_COMMON_WORDS = {"finish", "model", "strict"}  # likely to be an author's own attributes
 _NAMES = {"sets_state", "needs_state", "uses_state", "sets_headers"}
 _LIKENESS = 0.85
 _checked: WeakSet[type] = WeakSet()
 
 
 def check_interceptor(cls: type[Interceptor]) -> None:
-    """Check the class, and the classes of streams in its module. Raises `LoadError` with everything
-    that is wrong.
-    """
+    """Check a class and the stream classes in its module. Raises `LoadError` with all mistakes."""
     if cls in _checked:
         return
     problems = list(_problems(cls))
@@ -56,9 +54,7 @@ def check_interceptor(cls: type[Interceptor]) -> None:
 
 
 def check_stream(stream: StreamInterceptor | AsyncStreamInterceptor) -> None:
-    """Check the class of an opened stream, and this first object of it. Raises `LoadError`, for
-    each object until it is mended.
-    """
+    """Check the class of an opened stream and this object, until one passes. Raises `LoadError`."""
     cls = type(stream)
     if cls in _checked:
         return
@@ -69,7 +65,7 @@ def check_stream(stream: StreamInterceptor | AsyncStreamInterceptor) -> None:
 
 
 def check_settings(interceptor: Interceptor) -> None:
-    """Check what `__init__` has set on the object. Raises `LoadError`."""
+    """Check the attributes that `__init__` set. Raises `LoadError`."""
     cls = type(interceptor)
     own = {
         name: value
@@ -85,14 +81,12 @@ def check_settings(interceptor: Interceptor) -> None:
 
 
 def _base_of(cls: type) -> type:
-    """The closest base class in this package: what it has can be overridden, and nothing else is
-    called or read.
-    """
+    """The closest base class in this package. Only its hooks and settings are ever used."""
     return next(item for item in cls.__mro__ if item.__module__.partition(".")[0] == _OURS)
 
 
 def _own(cls: type) -> dict[str, Any]:
-    """What an author has put on the class, or on a base class that is not ours."""
+    """The attributes of a class and of its base classes outside of this package."""
     found: dict[str, Any] = {}
     for item in reversed(cls.__mro__):
         if item.__module__.partition(".")[0] not in (_OURS, "builtins", "typing"):
@@ -103,17 +97,26 @@ def _own(cls: type) -> dict[str, Any]:
 def _problems(cls: type) -> Iterator[str]:
     base, name = _base_of(cls), cls.__qualname__
     if issubclass(cls, StreamInterceptor) and issubclass(cls, AsyncStreamInterceptor):
-        yield f"{name} is both a StreamInterceptor and an AsyncStreamInterceptor: subclass one of them"
+        yield (
+            f"{name} is both a StreamInterceptor and an AsyncStreamInterceptor: "
+            "subclass one of them"
+        )
         return
     for attribute, value in _own(cls).items():
         if hasattr(value, MARKS) and not issubclass(cls, McpInterceptor):
-            yield f"{name}.{attribute} is marked with on_mcp_..., which has an effect on a McpInterceptor only"
+            yield (
+                f"{name}.{attribute} is marked with on_mcp_..., "
+                "which has an effect on a McpInterceptor only"
+            )
         if attribute.startswith("_"):
             continue
         if not hasattr(base, attribute):
             yield from _unknown(cls, attribute, value)
         elif issubclass(cls, MessageStream) and attribute == "needs":
-            yield f"{name}.needs has no effect: a MessageStream finds out from its hooks which events they need"
+            yield (
+                f"{name}.needs has no effect: "
+                "a MessageStream derives from its hooks which events they need"
+            )
         elif isinstance(getattr(base, attribute), FunctionType):
             yield from _wrong_method(cls, base, attribute)
         else:
@@ -121,7 +124,7 @@ def _problems(cls: type) -> Iterator[str]:
 
 
 def _problems_of_object(stream: StreamInterceptor | AsyncStreamInterceptor) -> Iterator[str]:
-    """What a stream's `__init__` has set that has no effect."""
+    """Attributes that a stream's `__init__` set and that have no effect."""
     cls, base = type(stream), _base_of(type(stream))
     for attribute, value in getattr(stream, "__dict__", {}).items():
         if not attribute.startswith("_") and not hasattr(base, attribute):
@@ -132,9 +135,7 @@ def _problems_of_object(stream: StreamInterceptor | AsyncStreamInterceptor) -> I
 
 
 def _hooks_of_object(made: object) -> Iterator[str]:
-    """Hooks that were set on an object whose class does not override them: only classes are
-    searched for hooks.
-    """
+    """Hooks that were set on an object: only those of the class are called."""
     cls, base = type(made), _base_of(type(made))
     for attribute in getattr(made, "__dict__", {}):
         ours = getattr(base, attribute, None)
@@ -143,7 +144,10 @@ def _hooks_of_object(made: object) -> Iterator[str]:
             and attribute.startswith(("on_", "open_"))
             and getattr(cls, attribute) is ours
         ):
-            yield f"{cls.__qualname__}.{attribute} was set on the object, and has no effect there: make it a method"
+            yield (
+                f"{cls.__qualname__}.{attribute} was set on the object, and has no effect there: "
+                "make it a method"
+            )
 
 
 def _wrong_method(cls: type, base: type, name: str) -> Iterator[str]:
@@ -157,7 +161,10 @@ def _wrong_method(cls: type, base: type, name: str) -> Iterator[str]:
     )
     if name == "lifespan":
         if is_async or inspect.isasyncgenfunction(plain):
-            yield f"{where} must return an async context manager: decorate it with contextlib.asynccontextmanager"
+            yield (
+                f"{where} must return an async context manager: "
+                "decorate it with contextlib.asynccontextmanager"
+            )
     elif name.startswith("on_") and (
         inspect.isasyncgenfunction(plain) or inspect.isgeneratorfunction(plain)
     ):
@@ -172,9 +179,7 @@ def _wrong_method(cls: type, base: type, name: str) -> Iterator[str]:
 
 
 def _wrong_parameters(cls: type, base: type, name: str) -> Iterator[str]:
-    """A hook or method of the base class that cannot be called with what it is given: `self` was
-    forgotten, say.
-    """
+    """A method that cannot take the arguments of its base class, for example without `self`."""
     asked = [item for item in inspect.signature(getattr(base, name)).parameters if item != "self"]
     found = inspect.getattr_static(cls, name)
     try:
@@ -184,48 +189,63 @@ def _wrong_parameters(cls: type, base: type, name: str) -> Iterator[str]:
     try:
         signature.bind(*[None] * (len(asked) + isinstance(found, FunctionType)))
     except TypeError:
-        yield f"{cls.__qualname__}.{name} takes {signature}, expected ({', '.join(['self', *asked])})"
+        expected = ", ".join(["self", *asked])
+        yield f"{cls.__qualname__}.{name} takes {signature}, expected ({expected})"
 
 
 def _why_not_async(cls: type, name: str) -> str:
     if name == "open_stream":
         return "it must not be: what it returns may be an AsyncStreamInterceptor"
     if issubclass(cls, MessageStream):
-        return "the hooks of a MessageStream are not; what must be awaited can run in a task: context.start_soon"
+        return (
+            "the hooks of a MessageStream are not; "
+            "to await something, start a task: context.start_soon"
+        )
     if issubclass(cls, StreamInterceptor):
-        return "the hooks of a StreamInterceptor are not; subclass AsyncStreamInterceptor to await in them"
+        return (
+            "the hooks of a StreamInterceptor are not; "
+            "subclass AsyncStreamInterceptor to await in them"
+        )
     return "it must not be"
 
 
 def _wrong_value(cls: type, name: str, value: Any) -> Iterator[str]:
-    """A setting with a value that it cannot have."""
-    where = f"{cls.__qualname__}: {name} is {value!r}"
+    """A setting with an invalid value."""
     if hasattr(type(value), "__get__"):
-        return  # a property, say: known only of an object
-    if name == "hook_timeout_s":
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0
-        ):
-            yield f"{where}, expected a positive number of seconds, or None"
-    elif name == "on_error":
-        if value not in get_args(OnError):
-            yield f"{where}, expected one of {', '.join(get_args(OnError))}"
-    elif name == "needs":
+        return  # a property: its value is known only for an object
+    if name == "needs":
         try:
             finder_of(value)
         except TypeError as error:
             yield f"{cls.__qualname__}: {error}"
+        return
+    default, expected = getattr(_base_of(cls), name), ""
+    if name == "hook_timeout_s":
+        if value is not None and not (_is_number(value) and value > 0):
+            expected = "a positive number of seconds, or None"
+    elif name == "on_error":
+        if value not in get_args(OnError):
+            expected = f"one of {', '.join(get_args(OnError))}"
     elif name in _NAMES:
-        if value is None and getattr(_base_of(cls), name) is None:
-            return
-        if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
-            yield f'{where}, expected a tuple of strings, such as ("client_key",)'
-    elif isinstance(getattr(_base_of(cls), name), bool) and not isinstance(value, bool):
-        yield f"{where}, expected True or False"
+        is_default = value is None and default is None
+        if not is_default and not _is_tuple_of_strings(value):
+            expected = 'a tuple of strings, such as ("client_key",)'
+    elif isinstance(default, bool) and not isinstance(value, bool):
+        expected = "True or False"
+    if expected:
+        yield f"{cls.__qualname__}: {name} is {value!r}, expected {expected}"
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_tuple_of_strings(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
 
 
 def _unknown(cls: type, name: str, value: Any) -> Iterator[str]:
-    """A name that is not ours: an author's, unless it looks like one of ours."""
+    """A name that no base class has: an author's own, unless it resembles a hook or setting."""
     if hasattr(value, MARKS) and issubclass(cls, McpInterceptor):
         return
     place, ours = _nearest(cls, name, value)
@@ -250,19 +270,15 @@ def _misplaced(cls: type, name: str, place: type, ours: str) -> str:
 
 
 def _kind(name: str) -> str:
-    return (
-        "hook"
-        if name.startswith("on_") and name != "on_error"
-        else "method"
-        if name in _METHODS
-        else "setting"
-    )
+    if name.startswith("on_") and name != "on_error":
+        return "hook"
+    return "method" if name in _METHODS else "setting"
 
 
 def _nearest(cls: type, name: str, value: Any) -> tuple[type | None, str]:
-    """The known name that a name must have been meant for, and the class that has it. Of the same
-    kind only: a method for a method, a setting for one that may have this value. None: it is the
-    author's own.
+    """The hook or setting that a name most likely misspells, and its class, or (None, "").
+
+    Kinds must agree: a method for a method, a setting for a setting that can have this value.
     """
     own = _own(cls)
     best, place, likeness = "", None, 0.0
@@ -271,7 +287,7 @@ def _nearest(cls: type, name: str, value: Any) -> tuple[type | None, str]:
             if not _is_of_kind(ours, kind, value, name):
                 continue
             like = 1.0 if ours == name else _likeness(name, ours)
-            # Beside the right name, one that is only like it is the author's.
+            # If the class also has the right name, a similar one is the author's own.
             if like > likeness and (like == 1.0 or ours not in own):
                 best, place, likeness = ours, base, like
     return (place, best) if likeness >= _LIKENESS else (None, "")
@@ -292,7 +308,7 @@ def _is_of_kind(ours: str, kind: Any, value: Any, name: str) -> bool:
     if name == ours and ours != "needs":
         return True
     if ours == "hook_timeout_s":
-        return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+        return value is None or _is_number(value)
     if ours == "needs":
         try:
             return bool(value) and finder_of(value) is not None
@@ -302,8 +318,9 @@ def _is_of_kind(ours: str, kind: Any, value: Any, name: str) -> bool:
 
 
 def _likeness(name: str, ours: str) -> float:
-    """From 0 to 1; `onEvent` is `on_event`. Hooks are short: of two words that nearly agree, one
-    may be something else.
+    """The similarity, from 0 to 1; `onEvent` equals `on_event`.
+
+    A name without `on_` must equal a hook: hooks are short, so a similar word proves nothing.
     """
     first, second = (item.replace("_", "").lower() for item in (name, ours))
     if ours.startswith("on_") and not name.startswith("on_"):

@@ -63,7 +63,7 @@ def content_coding(headers: Fields) -> str:
 
 
 def is_json_type(media_type: str) -> bool:
-    """Whether a media type (as `media_type` returns it) is JSON (RFC 8259; RFC 6839, section 3.1)."""
+    """Whether a result of `media_type` is JSON (RFC 8259; RFC 6839, section 3.1)."""
     return media_type == "application/json" or (
         media_type.startswith("application/") and media_type.endswith("+json")
     )

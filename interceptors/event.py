@@ -1,7 +1,7 @@
 """Events as interceptors see them.
 
-`Event` is an event that a hook or a test made; it owns its fields. `BodyEvent` is a whole JSON body,
-shown as one event. Events from upstream are in `wire_event`. An event knows how to write itself; it
+`Event` is an event that a hook or a test created; it owns its fields. `BodyEvent` is a whole JSON
+body, shown as one event. Events from upstream are in `wire_event`. An event can write itself; it
 knows nothing of hooks, the chain or the connection.
 """
 

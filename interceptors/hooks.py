@@ -170,7 +170,7 @@ class Owner:
     def _stepped(
         self, hook: str, running: Awaitable[T], is_task: bool = False
     ) -> Generator[Any, Any, T]:
-        """Await `running` step by step, to measure how long it holds the loop and how long it waits.
+        """Await `running` step by step, measuring how long it holds the loop and waits.
 
         The waiting of a task is not measured.
         """
@@ -232,5 +232,5 @@ class Owner:
         return self.misused(hook, f"returned {_describe(returned)}, expected {expected}")
 
     def misused(self, hook: str, what: str) -> TypeError:
-        """The error for a hook that broke the rules of the API; it names the class."""
+        """The error for a hook that broke the rules; it names the class."""
         return Misused(f"{type(self.interceptor).__qualname__}'s {hook} {what}")

@@ -104,7 +104,7 @@ class Request:
         They include credentials: keep them out of logs.
         """
         self.route = route
-        """The route's path prefix. The route is chosen already: changing `path` does not change it."""
+        """The route's path prefix. Changing `path` does not change the route."""
         self.dialect = dialect
         """The route's `dialect`: openai, anthropic, mcp, generic or abort."""
         self.client = client

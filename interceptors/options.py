@@ -63,7 +63,7 @@ def _convert_named(
     for name, item in named.items():
         hint = hints.get(name, Any)
         is_required = item.default is item.empty
-        record.append((name, hint) if is_required else (name, Union[hint, UnsetType], UNSET))  # noqa: UP007
+        record.append((name, hint) if is_required else (name, _or_unset(hint), UNSET))
     checker = Checker("option")
     made = _convert(checker, given, msgspec.defstruct("Options", record, kw_only=True))
     if made is None:
@@ -72,6 +72,10 @@ def _convert_named(
     if takes_any:
         arguments |= {name: value for name, value in options.items() if name not in named}
     return arguments, checker.mistakes
+
+
+def _or_unset(hint: Any) -> Any:
+    return Union[hint, UnsetType]  # noqa: UP007
 
 
 def _convert(checker: Checker, options: Mapping[str, Any], cls: type) -> Any:
@@ -109,7 +113,7 @@ def _hints_of(cls: type[Interceptor]) -> Mapping[str, Any]:
 
 
 def option_names(cls: type[Interceptor]) -> Collection[str]:
-    """The options that a class accepts: parameters of `__init__`, or fields of its options class."""
+    """The options that a class accepts."""
     names = list(_parameters_of(cls))
     if names == ["options"] and _is_options_class(hint := _hints_of(cls).get("options")):
         found = fields(hint) if is_dataclass(hint) else msgspec.structs.fields(hint)

@@ -33,7 +33,8 @@ def start_task(
 ) -> None:
     """Start a task for `owner` in the exchange of `request`.
 
-    Raises `Misused` (a `TypeError`) for anything but a function, `RuntimeError` without an exchange.
+    Raises `Misused` (a `TypeError`) if `async_fn` is not a function, `RuntimeError` if there is no
+    exchange.
     """
     if not callable(async_fn):
         if inspect.iscoroutine(async_fn):

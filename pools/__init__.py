@@ -1,5 +1,4 @@
-"""Pooled buffers: pools, leases, the buffer scope of an exchange, JSON in pooled buffers,
-statistics and the report.
+"""Pooled buffers: pools, leases, buffer scopes, JSON in pooled buffers, statistics and the report.
 
 Imports nothing else of this project.
 """

@@ -1,14 +1,13 @@
-"""One pool of equal buffers, and the lease of one of them.
+"""A pool of equal buffers, and the lease of one buffer.
 
-A `BufferPool` keeps idle `bytearray`s and lends them out as `Lease`s. Its invariants:
+A `BufferPool` keeps idle `bytearray`s and lends them as `Lease`s. Invariants:
 
-- a buffer is idle in the pool, or on exactly one lease, or gone;
-- an idle buffer has `len == size`, at most twice that size allocated, and no live export;
-- `allocations + reuses == returns + discards + in_use + leaks`, at every moment.
+- a buffer is idle in the pool, on exactly one lease, or gone;
+- an idle buffer has `len == size`, at most twice that allocated, and no live export;
+- `allocations + reuses == returns + discards + in_use + leaks` at all times.
 
-It does not know what the bytes mean, who borrows them, or when to wait: nothing here blocks, and a
-pool has no upper bound on what it lends. `max_pooled` bounds only what it keeps. All of it belongs
-to one thread.
+The number of leases is unbounded: `max_pooled` limits idle buffers only, and nothing here blocks. A
+pool belongs to one thread. It knows neither the content nor the borrower.
 """
 
 from __future__ import annotations
@@ -21,38 +20,37 @@ from .leaks import LeakDetector
 
 __all__ = ["BufferPool", "Lease", "PoolStatistics"]
 
-_BYTEARRAY_OVERHEAD = (
-    getsizeof(bytearray(64)) - 64
-)  # the object, and the NUL that CPython keeps behind the bytes
+# The object, and the NUL byte that CPython keeps after the content.
+_BYTEARRAY_OVERHEAD = getsizeof(bytearray(64)) - 64
 
 
 @dataclass(frozen=True, slots=True)
 class PoolStatistics:
-    """A snapshot of one pool. Counters count since the pool was made."""
+    """A snapshot of one pool. Counters start when the pool is created."""
 
     pool: str
     size: int
-    """Bytes of one buffer."""
+    """Size of one buffer in bytes."""
     max_pooled: int
     allocations: int
-    """Leases that had to make a buffer."""
+    """Leases that allocated a buffer."""
     reuses: int
-    """Leases that took an idle buffer."""
+    """Leases that reused an idle buffer."""
     discards_oversize: int
     discards_full: int
     discards_exported: int
     leaks: int
-    """Leases that were garbage-collected without having been given back."""
+    """Leases that were garbage-collected before they were released."""
     in_use: int
     """Leases on loan now."""
     current_size: int
     """Idle buffers now."""
     high_water: int
-    """The most leases that were on loan at once."""
+    """The largest number of leases on loan at once."""
 
     @property
     def discards(self) -> int:
-        """Buffers that came back and were not kept, for whatever reason."""
+        """Buffers that were returned and not kept, for any reason."""
         return self.discards_oversize + self.discards_full + self.discards_exported
 
     @property
@@ -63,11 +61,10 @@ class PoolStatistics:
 
 
 class Lease:
-    """One buffer on loan: `buffer` until `release()`, which must be called exactly once.
+    """One buffer on loan. Call `release()` exactly once, or use it as a context manager.
 
-    A context manager that releases. The borrower may resize the buffer; the pool restores its
-    length, or discards it. A lease that is garbage-collected on loan is counted as a leak, logged,
-    and its buffer is not used again.
+    The borrower may resize the buffer; the pool restores the length, or discards the buffer. A lease
+    that is garbage-collected on loan is counted and logged as a leak; its buffer is not reused.
     """
 
     __slots__ = ("_buffer", "_origin", "pool")
@@ -79,8 +76,9 @@ class Lease:
 
     @property
     def buffer(self) -> bytearray:
-        """The borrowed bytes, `len >= pool.size` when borrowed; stale content. Raises
-        `LeaseReturned` afterwards.
+        """The borrowed bytes, with stale content. `len` is `pool.size` at first.
+
+        Raises `LeaseReturned` after `release`.
         """
         buffer = self._buffer
         if buffer is None:
@@ -89,11 +87,13 @@ class Lease:
 
     @property
     def returned(self) -> bool:
+        """Whether the buffer was given back."""
         return self._buffer is None
 
     def release(self) -> None:
-        """Give the buffer back. Every `memoryview` of it should be gone by now: a live one costs
-        the buffer.
+        """Give the buffer back. Never blocks. Raises `LeaseReturned` if called twice.
+
+        Release every `memoryview` of it first: with a live one the pool must discard the buffer.
         """
         buffer = self._buffer
         if buffer is None:
@@ -158,9 +158,7 @@ class BufferPool:
         self._leaks = 0
 
     def acquire(self) -> Lease:
-        """Borrow a buffer: an idle one, the warmest first, or a new one. Never blocks and never
-        fails for want of one.
-        """
+        """Borrow the idle buffer that was returned last, or a new one. Never blocks."""
         if self._idle:
             buffer = self._idle.pop()
             self._reuses += 1
@@ -192,9 +190,9 @@ class BufferPool:
         )
 
     def _take_back(self, buffer: bytearray) -> None:
-        """Keep or discard a buffer. Only a lease calls this, once."""
+        """Keep or discard a buffer. Called once by its lease."""
         self._in_use -= 1
-        # The allocation decides, not the length: CPython may keep a megabyte behind a length of 7.
+        # The allocated size counts, not the length: CPython does not always shrink a bytearray.
         if getsizeof(buffer) > self._largest:
             self._discards_oversize += 1
             return
@@ -221,10 +219,9 @@ class BufferPool:
 
 
 def is_exported(buffer: bytearray) -> bool:
-    """Whether a `memoryview` (or anything that speaks the buffer protocol) still sees these bytes.
+    """Whether a `memoryview`, or another user of the buffer protocol, still references the bytes.
 
-    CPython refuses to resize a `bytearray` with live exports, which makes this a cheap test; the
-    buffer is unchanged.
+    Cheap: CPython refuses to resize a `bytearray` with live exports. The buffer is unchanged.
     """
     try:
         buffer.append(0)

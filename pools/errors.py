@@ -1,4 +1,4 @@
-"""The errors of this package; nothing here knows who borrows buffers, or why."""
+"""The exceptions of this package."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ __all__ = ["LeaseReturned", "PoolError", "ScopeClosed"]
 
 
 class PoolError(Exception):
-    """Base of every error that `pools` raises."""
+    """Base class of every error that `pools` raises."""
 
 
 class LeaseReturned(PoolError):
-    """A lease was used, or given back, after it had been given back."""
+    """A lease was used or released after it was released."""
 
     def __init__(self, pool: str) -> None:
-        super().__init__(f"this lease of pool {pool!r} was already given back; borrow a new one")
+        super().__init__(f"this lease of pool {pool!r} was already released: borrow a new one")
 
 
 class ScopeClosed(PoolError):
-    """A buffer was asked of a scope that is not open: its exchange has ended, or has not begun."""
+    """A buffer was borrowed through a scope that is not open."""
 
     def __init__(self) -> None:
-        super().__init__("this buffer scope is not open; borrow inside its `async with` block")
+        super().__init__("this buffer scope is not open: borrow inside its `async with` block")

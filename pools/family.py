@@ -1,4 +1,4 @@
-"""The three named pools of a worker, made together from their sizes."""
+"""The three named pools of a worker."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .scope import BufferScope
 __all__ = ["POOL_NAMES", "Pools"]
 
 POOL_NAMES = ("sse_event", "http_response", "json")
-"""The pools' names: in configuration, metrics and reports."""
+"""The names of the pools in configuration, metrics and reports."""
 
 
 class Pools:
     """The pools of one worker.
 
-    - `sse_event`: windows in which SSE streams are read and framed, 4 KiB;
-    - `http_response`: heads, other bodies, and SSE windows that need more room, 16 KiB;
-    - `json`: JSON that interceptors encode, 8 KiB.
+    - `sse_event`, 4 KiB: windows in which SSE streams are read and framed;
+    - `http_response`, 16 KiB: heads, other bodies, and SSE windows that need more space;
+    - `json`, 8 KiB: JSON that interceptors encode.
     """
 
     __slots__ = ("http_response", "json", "sse_event")
@@ -32,7 +32,7 @@ class Pools:
         json: tuple[int, int] = (8192, 500),
         leak_detection: LeakLevel = "none",
     ) -> None:
-        """Each pool as (size in bytes, most idle buffers kept)."""
+        """Each pool: (size in bytes, maximum number of idle buffers)."""
         detector = LeakDetector(leak_detection)
         self.sse_event = BufferPool("sse_event", *sse_event, detector)
         self.http_response = BufferPool("http_response", *http_response, detector)
@@ -42,7 +42,7 @@ class Pools:
         return iter((self.sse_event, self.http_response, self.json))
 
     def open_scope(self) -> BufferScope:
-        """A buffer scope for one exchange, to be entered with `async with`."""
+        """Create a buffer scope for one exchange. Enter it with `async with`."""
         return BufferScope()
 
     def statistics(self) -> tuple[PoolStatistics, ...]:

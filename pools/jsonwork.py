@@ -1,10 +1,8 @@
-"""JSON in pooled buffers: one decoder and one encoder, reused, and the leases that a batch of
-output is written to.
+"""JSON in pooled buffers: a shared decoder and encoder, and output written to leases.
 
-`msgspec.json.Encoder.encode_into` cuts the `bytearray` behind what it wrote, so output is appended;
-the pool restores the length when the lease returns. (msgspec 0.19 to 0.22 resize the buffer as they
-write, whatever room it had, so what pooling saves here is the object and the copy into place, not
-the resize.)
+`msgspec.json.Encoder.encode_into` truncates the `bytearray` after what it wrote, so output is
+appended; the pool restores the length later. msgspec 0.19 to 0.22 also resize the buffer while they
+write, so pooling saves the object and a copy here, not the resize.
 """
 
 from __future__ import annotations
@@ -23,21 +21,24 @@ __all__ = ["PooledOutput", "decode_json", "encode_any_json", "encode_json"]
 _encoder = msgspec.json.Encoder()
 _encode_into = _encoder.encode_into
 
-# The methods themselves, not functions around them: an event pays for every call.
+# Bound methods, not wrappers: each call counts per event.
 decode_json: Callable[[bytes | bytearray | memoryview | str], Any] = msgspec.json.Decoder().decode
-"""Decode one JSON text (RFC 8259), read in place. Raises `msgspec.DecodeError`; keeps no reference
-to what it read.
+"""Decode one JSON text (RFC 8259) in place. Keeps no reference to it.
+
+Raises `msgspec.DecodeError`, `UnicodeDecodeError` and `RecursionError`.
 """
 
 
 encode_json: Callable[[Any], bytes] = _encoder.encode
-"""Encode to new bytes, on one line. Raises `TypeError` or `msgspec.EncodeError` for what JSON
-cannot say, and `UnicodeEncodeError` for half of a surrogate pair.
+"""Encode to new bytes, on one line.
+
+Raises `TypeError` or `msgspec.EncodeError` for a value that JSON cannot represent, and
+`UnicodeEncodeError` for a lone surrogate.
 """
 
 
 def encode_any_json(value: Any) -> bytes:
-    """As `encode_json`, with half of a surrogate pair as an escape: only lax readers take it."""
+    """As `encode_json`, but a lone surrogate is escaped. Only lenient readers accept that."""
     try:
         return encode_json(value)
     except UnicodeEncodeError:
@@ -49,13 +50,12 @@ def _escaped(value: Any) -> bytes:
 
 
 class PooledOutput:
-    """The output of one batch, written piece by piece into leases of one pool.
+    """The output of one batch, written in pieces to leases of one pool.
 
-    `add` and `add_json` write a piece each and tell where it begins; note `(buffer, start, used)`:
-    a piece lies whole in one buffer and stays where it is until `close()`, which gives the leases
-    back. A lease that holds `pool.size` bytes is followed by a new one, so that a long batch grows
-    no buffer out of the pool. Views of a piece must not be taken before the last one of the batch
-    is written: a buffer that is seen cannot grow.
+    `add` and `add_json` write a piece and return its start in `buffer`; `used` is then its end. A
+    piece is contiguous and does not move until `close()` releases the leases. After `pool.size`
+    bytes the next piece starts a new lease, so buffers stay poolable. Take views only after the last
+    piece of the batch: a buffer with a view cannot grow.
     """
 
     __slots__ = ("_leases", "_pool", "_scope", "_size", "buffer")
@@ -66,23 +66,23 @@ class PooledOutput:
         self._scope = scope
         self._leases: list[Lease] = []
         self.buffer = bytearray()
-        """What has been written, and nothing else: appending is what msgspec does best."""
+        """The bytes written to the current lease."""
 
     @property
     def used(self) -> int:
-        """Where the next byte goes in `buffer`."""
+        """The position of the next byte in `buffer`."""
         return len(self.buffer)
 
     def add(self, data: bytes) -> int:
-        """A piece of these bytes; where it begins in `buffer`."""
+        """Write a piece. Returns its start in `buffer`."""
         start = self._begin()
         self.buffer += data
         return start
 
     def add_json(self, value: Any, before: bytes = b"", after: bytes = b"") -> int:
-        """A piece of the encoding of `value` between two strings; where it begins in `buffer`.
+        """Write `before`, the encoded `value` and `after` as a piece. Returns its start in `buffer`.
 
-        Errors as `encode_any_json`; nothing of it is left then.
+        Raises as `encode_any_json`, and then leaves nothing in the buffer.
         """
         start = len(self.buffer)
         if start >= self._size or not self._leases:
@@ -102,11 +102,11 @@ class PooledOutput:
         return start
 
     def extend(self, data: bytes) -> None:
-        """Let the last piece go on with these bytes."""
+        """Append to the last piece."""
         self.buffer += data
 
     def _begin(self) -> int:
-        """Make room for a piece; where it begins in `buffer`."""
+        """Borrow a new lease if the current one is full. Returns the start of the next piece."""
         used = len(self.buffer)
         if used < self._size and self._leases:
             return used
@@ -117,13 +117,13 @@ class PooledOutput:
         return 0
 
     def cut(self, at: int) -> None:
-        """Take back what was written from `at` on."""
+        """Remove everything from `at` on."""
         del self.buffer[at:]
 
     def close(self) -> None:
-        """Give the leases back; every view of a piece should be gone. Safe to call again."""
+        """Release the leases. Release all views of pieces before. Can be called twice."""
         self.buffer = bytearray()
         while self._leases:
             lease = self._leases.pop()
-            if not lease.returned:  # the scope may have ended before
+            if not lease.returned:  # unless the scope ended first
                 self._scope.release(lease)

@@ -1,11 +1,11 @@
-"""Where a lost lease was taken: the leak detector's levels, after netty's.
+"""The leak detector: records where leases are taken, with the levels of netty's detector.
 
-A lease that is garbage-collected without having been given back is always counted and logged. What
-costs time is to know *where* it was taken; the level says for how many leases that is recorded:
+A lease that is garbage-collected before its release is always counted and logged. Recording where
+it was taken costs time; the level selects for which leases:
 
-- `none`: for no lease (the log line says that a lease was lost, and of which pool);
+- `none`: for none, so the log line has only the pool;
 - `sampled`: for one lease in `SAMPLE_EVERY`;
-- `paranoid`: for every lease; for development and for tests.
+- `paranoid`: for every lease, for development and tests.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _STACK_DEPTH = 12
 
 
 class LeakDetector:
-    """Records the origin of leases as its level says, and reports the lost ones."""
+    """Records the origin of leases according to its level, and logs leaks."""
 
     __slots__ = ("_count", "level")
 
@@ -34,19 +34,15 @@ class LeakDetector:
         self._count = itertools.count()
 
     def origin(self) -> str | None:
-        """Where the caller stands, as text, or None when this lease is not one of those recorded."""
+        """The caller's stack as text, or None if this lease is not recorded."""
         if self.level == "none" or (self.level == "sampled" and next(self._count) % SAMPLE_EVERY):
             return None
-        # Two frames are ours: this one, and the pool's.
+        # Without the last two frames: this one and the pool's.
         return "".join(traceback.format_stack(limit=_STACK_DEPTH)[:-2])
 
     def report(self, pool: str, origin: str | None) -> None:
-        """Log a lost lease. Called from a finaliser: it must not raise, and structlog may be half
-        torn down at exit.
-        """
+        """Log a leak. Called from a finaliser, so it must not raise."""
         try:
             structlog.get_logger("pools").error("buffer_leaked", pool=pool, taken_at=origin)
-        except (
-            Exception
-        ):  # an exception in a finaliser goes nowhere; the leak is counted all the same
+        except Exception:  # at exit structlog may be gone already; the leak is counted anyway
             return

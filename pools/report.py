@@ -28,9 +28,7 @@ def report(pools: Pools) -> None:
 
 
 async def run_reports(pools: Pools, interval_s: float) -> None:
-    """Report every `interval_s` seconds until cancelled. The last report, at shutdown, is the
-    caller's to make.
-    """
+    """Report every `interval_s` seconds until cancelled. The caller makes the last report."""
     async for elapsed, _ in periodic(interval_s):
-        if elapsed > 0:  # periodic begins with a turn at once, when there is nothing to report yet
+        if elapsed > 0:  # `periodic` yields at once, when there is nothing to report yet
             report(pools)
