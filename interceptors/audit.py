@@ -32,7 +32,7 @@ from interceptors import (
 )
 
 from .errors import refuse_options
-from .jsonl import LineWriter, RotatingFile, encode_line
+from .toolkit.jsonl import LineWriter, RotatingFile, encode_line
 
 __all__ = ["CREDENTIALS", "Audit", "AuditOptions"]
 

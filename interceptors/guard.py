@@ -21,11 +21,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-import regex
-
 from .api import EventResult, StreamContext, StreamInterceptor
-from .blocks import PerBlock
-from .bounded import Around, Budget, Pattern
 from .dialects import (
     MessageInterceptor,
     MessageStream,
@@ -37,12 +33,12 @@ from .dialects import (
 )
 from .errors import refuse_options
 from .event import Event
+from .toolkit.blocks import PerBlock
+from .toolkit.search import Around, Budget, Pattern
 from .unescape import unescape
 
 __all__ = ["Guard"]
 
-# Whether such a pattern matches at the end of what has come depends on what comes next.
-_LOOKS_AHEAD = re.compile(r"\$|\\[bBZ]|\(\?[=!]")
 _BEHIND = 32  # characters before the window, for \b, ^ and lookbehinds
 
 
@@ -65,26 +61,25 @@ class Guard(MessageInterceptor):
         if window < 1:
             mistakes.append("window: expected a number of characters, at least 1")
         self.budget = Budget()
-        self.patterns: list[tuple[Pattern, bool]] = []
+        self.patterns: list[Pattern] = []
         for index, pattern in enumerate(patterns):
             name = f"patterns[{index}]"
             try:
-                compiled = re.compile(pattern)
-                bounded = Pattern(compiled, name, self.budget)
-            except (ValueError, re.error, regex.error) as error:
+                made = Pattern(pattern, name, self.budget, empty=True)
+            except (ValueError, re.error) as error:
                 mistakes.append(f"{name}: {error}")
                 continue
-            if compiled.search(""):
+            if made.search(""):
                 mistakes.append(
                     f"{name}: the pattern matches the empty string, so it would stop every answer"
                 )
-            self.patterns.append((bounded, bool(_LOOKS_AHEAD.search(pattern))))
+            self.patterns.append(made)
         refuse_options(mistakes)
         self._looks_around = any(
-            pattern.looks_around is Around.ANYTHING for pattern, _ in self.patterns
+            pattern.source.around is Around.ANYTHING for pattern in self.patterns
         )
         self._sees_boundaries = any(
-            pattern.looks_around is Around.BOUNDARIES for pattern, _ in self.patterns
+            pattern.source.around is Around.BOUNDARIES for pattern in self.patterns
         )
         self.reason = reason
         self.message = message
@@ -107,9 +102,11 @@ class Guard(MessageInterceptor):
         it.
         """
         first: tuple[int, int] | None = None
-        for index, (pattern, looks_ahead) in enumerate(self.patterns):
+        for index, pattern in enumerate(self.patterns):
             match = pattern.search(text, start)
-            if match is not None and (ended or not looks_ahead or match.end() < len(text)):
+            if match is None:
+                continue
+            if ended or match.end() < len(text) or not pattern.source.looks_ahead:
                 found = match.start(), index
                 first = found if first is None else min(first, found)
         return first
@@ -119,7 +116,7 @@ class Guard(MessageInterceptor):
         if not self._looks_around and (unread.is_json or not self._sees_boundaries):
             data = unread.data
             if "\\" not in data:  # then what is in a string is in the data as it stands
-                for pattern, _ in self.patterns:
+                for pattern in self.patterns:
                     if pattern.search(data):
                         break
                 else:

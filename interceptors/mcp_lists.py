@@ -19,7 +19,7 @@ import msgspec
 from pools import encode_json
 
 from .errors import NotJson
-from .uris import trim
+from .toolkit.uris import trim
 
 __all__ = ["VisibleLists"]
 

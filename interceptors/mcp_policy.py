@@ -30,7 +30,7 @@ from .errors import Abort, NotJson, refuse_options
 from .event import BodyEvent, Event
 from .mcp_lists import VisibleLists
 from .message import Response, ResponseHead
-from .uris import fold, spellings, trim
+from .toolkit.uris import fold, spellings, trim
 
 __all__ = ["McpPolicy", "McpPolicyOptions", "Rule"]
 

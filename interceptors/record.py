@@ -32,7 +32,7 @@ from interceptors import (
     StreamInterceptor,
 )
 
-from .jsonl import Line, LineWriter, encode_line
+from .toolkit.jsonl import Line, LineWriter, encode_line
 
 __all__ = ["Record", "RecordOptions", "TapeHeader", "TapeLine"]
 

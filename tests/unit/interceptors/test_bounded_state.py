@@ -18,11 +18,11 @@ from unit.interceptors.dialects.transcripts import (
 )
 
 from interceptors import Event, Interceptor, StreamAborted, StreamInterceptor
-from interceptors.blocks import MAX_ENDED
 from interceptors.guard import Guard
 from interceptors.redact import Redact
-from interceptors.substitute import Flow
 from interceptors.testing import run_chain
+from interceptors.toolkit.blocks import MAX_ENDED
+from interceptors.toolkit.substitution import Flow
 
 MAKERS = [lambda: Redact(["sk-[A-Za-z0-9]{20,}"]), lambda: Guard(["sk-[A-Za-z0-9]{20,}"])]
 

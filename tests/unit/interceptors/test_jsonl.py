@@ -22,7 +22,7 @@ import trio
 from structlog.testing import capture_logs
 
 from interceptors import InterceptorError
-from interceptors.jsonl import LEAVE_S, Line, LineWriter, RotatingFile, encode_line
+from interceptors.toolkit.jsonl import LEAVE_S, Line, LineWriter, RotatingFile, encode_line
 
 
 def rotating(path: Path | str, max_bytes: int = 1 << 20, keep: int = 5) -> RotatingFile:

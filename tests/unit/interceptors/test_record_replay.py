@@ -28,11 +28,11 @@ from interceptors import (
     StreamContext,
     StreamInterceptor,
 )
-from interceptors.jsonl import Line
 from interceptors.loader import load_interceptor
 from interceptors.record import Record, RecordOptions
 from interceptors.replay import Replay, ReplayOptions, read_tape
 from interceptors.testing import run_chain
+from interceptors.toolkit.jsonl import Line
 
 HEADER = '{"weirpool_tape":1,"method":"GET","path":"/","status":200,"headers":{"content-type":"text/event-stream"}}\n'
 

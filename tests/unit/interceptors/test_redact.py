@@ -189,7 +189,7 @@ def test_patterns_apply_in_their_order() -> None:
 @pytest.mark.parametrize(
     ("patterns", "replacement", "message"),
     [
-        ([], "x", "patterns: there are none"),
+        ([], "x", "patterns: the list is empty"),
         (["ok", "("], "x", r"patterns\[1\]: missing \)"),
         (["*"], "x", r"patterns\[0\]: nothing to repeat"),
         (["(a)", "b"], r"\1", r"patterns\[1\]: invalid group reference"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interceptors.uris import MAX_URI, spellings, trim
+from interceptors.toolkit.uris import MAX_URI, spellings, trim
 
 SAME: dict[str, tuple[str, str]] = {
     "as it is": ("file:///etc/passwd", "file:///etc/passwd"),

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from .dialects import Block
-from .errors import Abort
+from ..dialects import Block
+from ..errors import Abort
 
 __all__ = ["MAX_ENDED", "PerBlock"]
 

@@ -1,0 +1,129 @@
+"""Searches find what `re` finds, and end in time for any pattern and text."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from time import thread_time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from unit.interceptors.toolkit.patterns import ASCII, PATTERNS, RUNS, patterns
+
+from interceptors.toolkit.search import MAX_HOLD_S, Around, Budget, Pattern, PatternTooSlow
+
+HOSTILE = {
+    "a+": ("[a-z.]+@example\\.com", "a" * 300_000 + " @example.com"),
+    "a+!": (r"(\w+\s?)+!", "a" * 40 + "?" + "b" * 2000 + "! no"),
+    "mail": (r"[\w.+-]+@[\w-]+\.[\w.]+", "a" * 300_000 + "@"),
+    "x?": ("x?[a-z]+@", "a" * 300_000 + " @"),
+    "two": ("[a-z]*[a-z]*[a-z]*@", "a" * 100_000 + " @"),
+    "ends": (r"\s+$", " " * 300_000 + "x"),
+    "alternatives": ("(?:a|a)*b", "a" * 5000 + "cb"),
+    "nested": ("(?:(?:a*)*)*[bc]d", "a" * 5000 + "b"),
+    "reference": (r"(a+)\1*\1*b", "a" * 20_000 + "c b"),
+    "ahead": (r"(?=(a*)*b)ab", "a" * 5000 + "ab"),
+    "card": (r"(?:\d[ -]?){13,16}x", "1 " * 200_000 + "x"),
+    "prefix": ("key[a-z]*[a-z]*=", "key" + "a" * 200_000 + " ="),
+    "lazy": ("a.*?b.*?c", "ab" * 500_000),
+}
+
+
+def made(pattern: str) -> Pattern:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # possible nested sets
+        return Pattern(pattern, "patterns[1]", Budget(), empty=True)
+
+
+def check(pattern: str, text: str) -> None:
+    """Compare all matches, up to the first empty one."""
+    searched, at = made(pattern), 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        expected = re.compile(pattern)
+    while True:
+        found, other = searched.search(text, at), expected.search(text, at)
+        assert (found and found.span()) == (other and other.span())
+        if found is None or found.end() == at:
+            return
+        again = searched.match(text, found.start())
+        assert again is not None
+        assert again.span() == found.span()
+        at = found.end()
+
+
+@pytest.mark.parametrize("pattern", [*PATTERNS, *RUNS])
+@settings(max_examples=25, deadline=None)
+@given(text=st.lists(st.sampled_from(ASCII), max_size=30).map("".join))
+def test_a_search_finds_what_re_finds(pattern: str, text: str) -> None:
+    check(pattern, text)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(pattern=patterns, text=st.text("aaabbc \nA", min_size=1, max_size=14))
+def test_generated_patterns_find_what_re_finds(pattern: str, text: str) -> None:
+    check(pattern, text)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(pattern=patterns, end=st.sampled_from(["", " ", "d"]))
+def test_a_search_without_the_clock_is_quick(pattern: str, end: str) -> None:
+    """`is_quick` must be right for every pattern: nothing stops such a search."""
+    searched = made(pattern)
+    size = next((size for size in (4096, 1024, 256, 64, 16) if searched.is_quick(size)), 0)
+    began_s = thread_time()
+    for text in ("a" * size + end, "ab" * (size // 2) + end, "abc " * (size // 4) + end):
+        searched.search(text[-size:] if size else "")
+    assert thread_time() - began_s < 0.3
+
+
+@pytest.mark.parametrize("end", ["", " secret"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_search_ends_in_time(name: str, end: str) -> None:
+    """It ends, or the error names the pattern and shows nothing of the text."""
+    pattern, text = HOSTILE[name]
+    searched, began_s, problem = made(pattern), thread_time(), ""
+    try:
+        list(searched.find_all(text + end))
+    except PatternTooSlow as error:
+        problem = str(error)
+    assert not problem or problem.startswith("patterns[1] took longer")
+    assert "aaa" not in problem
+    assert thread_time() - began_s < 10 * MAX_HOLD_S  # room for a slow machine
+
+
+def test_the_budget_is_that_of_one_event() -> None:
+    budget = Budget()
+    pattern = Pattern("(?:a|a)*b", "patterns[0]", budget)
+    for _ in range(2):
+        for _ in range(2):
+            with pytest.raises(PatternTooSlow):
+                pattern.search("a" * 200 + "cb")
+        budget.begin()
+        assert pattern.search("a" * 200 + "b") is not None
+
+
+@pytest.mark.parametrize("pattern", ["sk-[A-Za-z0-9]{20,}", r"\b[a-z.]{1,64}@example\.com"])
+def test_patterns_of_the_documentation_need_no_clock(pattern: str) -> None:
+    assert made(pattern).is_quick(1032)  # what `guard` searches with its default window
+
+
+@pytest.mark.parametrize("letters", [32_000, 64_000])
+def test_a_leading_run_is_tried_only_where_it_begins(letters: int) -> None:
+    """Every place of a long word would take seconds."""
+    found = made(r"(?P<user>[a-z.]+)@example\.com").search("a" * letters + " a.b@example.com")
+    assert found is not None
+    assert found.start() == letters + 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "around"),
+    [
+        ("a[^$]b", "NOTHING"), (r"a\$", "NOTHING"), ("a{2}", "NOTHING"), ("(?x)a#$", "NOTHING"),
+        (r"\ba", "BOUNDARIES"), (r"a\B", "BOUNDARIES"),
+        *((pattern, "ANYTHING") for pattern in ("a$", "^a", "(?<=a)b", "a(?!b)", "a++b", "(?>a)b", "(?x:a)b")),
+    ],
+)  # fmt: skip
+def test_what_a_match_depends_on(pattern: str, around: str) -> None:
+    assert made(pattern).source.around is Around[around]
