@@ -27,7 +27,7 @@ _PIECE = re.compile(rf"{_PIECES}|.", re.DOTALL)
 _VERBOSE_PIECE = re.compile(rf"{_PIECES}|\s+|#[^\n]*|.", re.DOTALL)
 _GLOBAL_FLAGS = re.compile(r"(?:\(\?[aiLmsux]++\))*")
 _SCOPED_FLAGS = re.compile(r"\(\?[ims-]*[aLux][aiLmsux-]*:")
-_COUNT = re.compile(r"\{(?P<least>[0-9]*)(?P<comma>,?)(?P<most>[0-9]*)\}")
+_COUNT = re.compile(r"\{(?P<least>[0-9]*+)(?P<comma>,?)(?P<most>[0-9]*+)\}")
 _CLASS_IN_SET = re.compile(r"\\.|\[", re.DOTALL)
 _LEADING_RUN = re.compile(
     r"(?:\((?:\?(?:P<\w+>|:))?(?P<grouped>{piece})[*+][?+]?\)|(?P<bare>{piece})[*+][?+]?)(?![*+?{{])".format(
