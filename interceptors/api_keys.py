@@ -27,11 +27,11 @@ from hashlib import sha256
 from interceptors import Interceptor, OnError, Request, Response
 
 from .errors import refuse_options
+from .tokens import is_token
 
 __all__ = ["ApiKeys", "ApiKeysOptions", "hash_key"]
 
 _HASH = re.compile(r"sha256:([0-9a-fA-F]{64})")
-_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # a token: RFC 9110, section 5.6.2
 _VISIBLE = re.compile(r"[!-~]+")
 _HEADER_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 # Fields of the connection, and those that state where a message ends or where it goes, carry no
@@ -111,7 +111,7 @@ class ApiKeys(Interceptor):
             ("upstream_header", options.upstream_header),
             ("header", options.header),
         ):
-            if name is not None and not _HEADER_NAME.fullmatch(name):
+            if name is not None and not is_token(name):
                 mistakes.append(f"{option}: expected a header's name, and nothing of its value")
         if options.upstream_header.lower() in _NOT_FORWARDED:
             mistakes.append(

@@ -8,8 +8,9 @@ identity. Sans I/O. Rules: RFC 9110, sections 8.3 and 8.4.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
+
+from .tokens import is_token
 
 __all__ = [
     "Contradiction",
@@ -23,7 +24,6 @@ __all__ = [
 
 Fields = Iterable[tuple[bytes, bytes]]
 _QUOTE, _BACKSLASH, _COMMA = b'"\\,'
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
 
 
 class Contradiction(ValueError):
@@ -84,8 +84,8 @@ def is_json_in_utf8(headers: Fields) -> bool:
     kind, _, subtype = essence.partition(b"/")
     return (
         (essence == b"application/json" or essence.endswith(b"+json"))
-        and _TOKEN.fullmatch(kind) is not None
-        and _TOKEN.fullmatch(subtype) is not None
+        and is_token(kind)
+        and is_token(subtype)
         and parameters in ([], [b"charset=utf-8"], [b'charset="utf-8"'])
     )
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from interceptors.paths import normal_path
+from interceptors.tokens import is_token
 from interceptors.values import Mistake, nearest
 
 from ..http import DEFAULT_PORTS, is_target, parse_host
@@ -205,7 +206,7 @@ def _mistakes_of_upstream(upstream: Upstream, path: str) -> Iterator[Mistake]:
         where = f"{path}.headers.set.{name}"
         if lowered.count(name.lower()) > 1:
             yield Mistake(where, "this header is set twice", shows_value=False)
-        if not _TOKEN.fullmatch(name):
+        if not is_token(name):
             yield Mistake(where, f"{name!r} is not a header name", shows_value=False)
         elif name.lower() in _FRAMING:
             yield Mistake(
@@ -216,7 +217,7 @@ def _mistakes_of_upstream(upstream: Upstream, path: str) -> Iterator[Mistake]:
                 where, "the value holds characters that a header cannot hold", shows_value=False
             )
     for number, name in enumerate(upstream.headers.remove):
-        if not _TOKEN.fullmatch(name):
+        if not is_token(name):
             yield Mistake(
                 f"{path}.headers.remove[{number}]",
                 f"{name!r} is not a header name",
@@ -259,7 +260,6 @@ def _backs_off_too_far(settings: Reconnect) -> bool:
 
 
 _TARGET = re.compile(r"/[!\"$-~]*")  # visible ASCII but for #
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _ORIGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#@\s]*)([/?#]\S*)?")
 _HOST_FORM = "a host name or address, with or without a port, such as api.example.com or [::1]:8000"
 _FRAMING = frozenset(

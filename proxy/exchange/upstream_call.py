@@ -20,7 +20,7 @@ from ..http.headers import (
     HeaderList,
     end_to_end,
     find_header,
-    forwards_left,
+    one_forward_less,
     refuse_trace,
     request_headers,
     without_doubles,
@@ -153,9 +153,8 @@ class UpstreamRequest:
                     )
         headers = without_doubles(headers, scope["headers"], route.headers.removed)
         refuse_trace(method)  # also one that an interceptor has made
-        if method == "OPTIONS" and (left := forwards_left(headers)) is not None:
-            fewer = (b"max-forwards", b"%d" % max(0, left - 1))
-            headers = [fewer if item[0] == b"max-forwards" else item for item in headers]
+        if method == "OPTIONS":
+            headers = one_forward_less(headers)
         if last_event_id is not None:
             headers = [
                 *(item for item in headers if item[0] != b"last-event-id"),

@@ -1,23 +1,25 @@
 """Body framing of a response, sans I/O and in place (RFC 9112, sections 6 and 7).
 
-A framing is told which bytes arrived in the caller's buffer and answers which of them are body,
-moving bytes only where chunk headers lie between them. It consumes everything it is shown: of a
-chunk header or a trailer that is not whole yet it keeps its own copy, bounded. What it cannot read
-it refuses with `ProtocolFailure`; an end too early is `Truncated`. Nothing is guessed.
+`frame(buffer, start, end)` takes the bytes that have arrived in `buffer[start:end]` and returns
+`(first, last)`: the body is `buffer[first:last]`, and bytes after `last` have no meaning. It moves
+bytes only to close the gaps that chunk headers leave. `first` is `start`, except with `start == 0`,
+where no earlier bytes must be joined and the body may stay where it is.
 
-`frame(buffer, start, end)` returns `(first, last)`: the body is `buffer[first:last]`, and bytes
-behind `last` are meaningless. `first` is `start`, except that with `start == 0`, when nothing
-precedes that must be joined, a body may stay where it lies. `complete` says that the body has
-ended; `surplus` that bytes came behind its end, so that the connection is of no more use.
+Invariants:
 
-Whoever sends the body on in the same coding need not have it unpacked: `Chunked.split` finds the
-chunks that are whole, which may leave with the framing that they came in.
+- a framing consumes everything it is given; it keeps a copy only of an incomplete chunk header or
+  trailer line, which is bounded;
+- malformed framing raises `ProtocolFailure`, and an early end raises `Truncated`.
+
+`Chunked.split` finds whole chunks that can be forwarded with the framing they came in.
 """
 
 from __future__ import annotations
 
 import re
 from typing import Protocol
+
+from interceptors.tokens import FIELD_VALUE, TOKEN
 
 from ..errors import ProtocolFailure, Truncated
 from .head import ResponseHead
@@ -35,41 +37,42 @@ __all__ = [
 MAX_CHUNK_HEADER_BYTES = 4096
 MAX_TRAILER_BYTES = 16384
 
-# RFC 9112, section 7.1: chunk-size [ chunk-ext ] CRLF. Space before the CRLF is tolerated, as h11
-# does.
-_CHUNK_HEADER = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*|[ \t]*)\r\n")
-_NEXT_HEADER = re.compile(rb"\r\n" + _CHUNK_HEADER.pattern)  # behind the data of a chunk
-# A chunk header that means the same to whoever comes next: without the extensions, which belong to
-# one hop (RFC 9112, 7.1.1).
+_TOKEN, _VALUE = TOKEN.encode("ascii"), FIELD_VALUE.encode("latin-1")
+# RFC 9112, section 7.1: chunk-size [ chunk-ext ] CRLF. Like h11, accept white space before CRLF.
+_CHUNK_HEADER = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;%b|[ \t]*)\r\n" % _VALUE)
+_NEXT_HEADER = re.compile(rb"\r\n" + _CHUNK_HEADER.pattern)  # after the data of a chunk
+# A chunk header that can be forwarded: extensions belong to one hop (RFC 9112, section 7.1.1).
 _PLAIN_HEADER = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
-_LEAST_WHOLE = 4  # smaller chunks are unpacked; so the last bytes of the body lie together, for whoever must know them
-# RFC 9110, section 5: field-name ":" OWS field-value OWS. A folded line (obs-fold) does not match.
-# White space before the colon is removed from a response (RFC 9112, section 5.1).
-_TRAILER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+)[\t ]*:[\t\x20-\x7e\x80-\xff]*\r\n")
+# `split` unpacks smaller chunks, so that the last 3 bytes of a body always lie together.
+_MIN_WHOLE_BYTES = 4
+# RFC 9110, section 5. A folded line does not match. White space before the colon is accepted in a
+# response (RFC 9112, section 5.1).
+_TRAILER_LINE = re.compile(rb"(%b)[\t ]*:%b\r\n" % (_TOKEN, _VALUE))
 _CR, _LF = 0x0D, 0x0A
 _NOT_IN_TRAILERS = frozenset([b"content-length", b"transfer-encoding", b"host"])
 
-
 Split = tuple[int, int, int, int, int, int]
-"""`(lead, wire, behind, first, last, size)`: `buffer[:lead]` is data that ends a chunk of before,
-`buffer[wire:behind]` whole chunks with their framing, `buffer[first:last]` more data; `size` bytes
-of data in all.
+"""`(lead, wire, behind, first, last, size)`: `buffer[:lead]` is data that ends an earlier chunk,
+`buffer[wire:behind]` are whole chunks with their framing, `buffer[first:last]` is more data; `size`
+counts all data bytes.
 """
 
 
 class Framing(Protocol):
-    """How a body ends; see the module's head."""
+    """How a body ends; see the module's docstring."""
 
     complete: bool
+    """The body has ended."""
     surplus: bool
+    """Bytes arrived after its end: the connection must not be reused."""
     framed: tuple[int, int]
-    """When `frame` has raised: the body bytes that came before what it refuses, in the same terms.
+    """After `frame` has raised: the body bytes before the malformed ones, as `frame` returns them.
     """
 
     def frame(self, buffer: bytearray, start: int, end: int) -> tuple[int, int]: ...
 
     def eof(self) -> None:
-        """The connection has ended, orderly. Completes the body, or raises `Truncated`."""
+        """The connection has ended in order: complete the body, or raise `Truncated`."""
         ...
 
 
@@ -80,7 +83,7 @@ class ContentLength:
 
     def __init__(self, length: int) -> None:
         self.left = length
-        """Bytes that are still to come."""
+        """Bytes still to come."""
         self.complete = length == 0
         self.surplus = False
         self.framed = (0, 0)
@@ -131,24 +134,22 @@ class Chunked:
     )
 
     def __init__(self) -> None:
-        self._left = (
-            0  # bytes left of the current chunk, its CRLF included; 0: a chunk header comes next
-        )
-        self._line = b""  # the beginning of a chunk header or trailer line that is not whole yet
+        self._left = 0  # bytes of the current chunk with its CRLF; 0: a chunk header comes next
+        self._line = b""  # the beginning of an incomplete chunk header or trailer line
         self._in_trailers = False
         self._trailer_bytes = 0
         self.complete = False
         self.surplus = False
         self.framed = (0, 0)
         self.was_split: Split = (0, 0, 0, 0, 0, 0)
-        """When `split` has raised: what came before it, as `framed`."""
+        """After `split` has raised: what came before the malformed bytes, as `split` returns it."""
 
     def frame(self, buffer: bytearray, start: int, end: int) -> tuple[int, int]:
         first = last = at = start
         try:
             while at < end:
                 if not self._left and not self._line and not self._in_trailers:
-                    # The usual case: chunks that are whole, one behind the other.
+                    # The usual case, without a call for each chunk: whole chunks in a row.
                     match = _CHUNK_HEADER.match(buffer, at, end)
                     while match is not None:
                         data = match.end()
@@ -160,52 +161,29 @@ class Chunked:
                         if match is None and (buffer[behind] != _CR or buffer[behind + 1] != _LF):
                             break
                         if data - at > MAX_CHUNK_HEADER_BYTES:
-                            raise ProtocolFailure(
-                                f"a chunk header is longer than {MAX_CHUNK_HEADER_BYTES} bytes"
-                            )
+                            raise _too_long("a chunk header", MAX_CHUNK_HEADER_BYTES)
                         if last:
                             buffer[last : last + size] = buffer[data:behind]
                             last += size
-                        else:  # nothing precedes: the first run may stay where it is
+                        else:  # nothing to join: the first chunk stays where it is
                             first, last = data, behind
                         at = behind + 2
                     if at == end:
                         break
-                left = self._left
-                if left > 2:
-                    take = left - 2 if left - 2 < end - at else end - at
-                    if last == at:
-                        last += take
-                    elif last == 0:  # nothing precedes: the first run may stay where it is
-                        first, last = at, at + take
-                    else:
-                        with memoryview(buffer) as view:
-                            view[last : last + take] = view[at : at + take]
-                        last += take
-                    at += take
-                    self._left = left - take
-                elif left:
-                    # The CRLF behind the data; anything else means that the sizes are wrong.
-                    if buffer[at] != (_CR if left == 2 else _LF):
-                        raise ProtocolFailure("a chunk is not followed by CRLF")
-                    at += 1
-                    self._left = left - 1
+                if self._left > 2:
+                    first, last, at = self._part(buffer, at, end, first, last)
                 elif self.complete:
                     self.surplus = True
                     break
-                elif self._in_trailers:
-                    at = self._trailer(buffer, at, end)
                 else:
-                    at = self._header(buffer, at, end)
+                    at = self._between(buffer, at, end)
         except ProtocolFailure:
             self.framed = (first, last)
             raise
         return first, last
 
     def split(self, buffer: bytearray, end: int) -> Split:
-        """As `frame(buffer, 0, end)`, but chunks that are whole and plain stay as they are, framing
-        included.
-        """
+        """As `frame(buffer, 0, end)`, but whole chunks without extensions keep their framing."""
         left = self._left
         lead = at = size = 0
         if left and 2 < left <= end and buffer[left - 2] == _CR and buffer[left - 1] == _LF:
@@ -221,7 +199,7 @@ class Chunked:
                 count = int(match[1], 16)
                 behind = match.end() + count
                 if (
-                    count < _LEAST_WHOLE
+                    count < _MIN_WHOLE_BYTES
                     or behind + 2 > end
                     or buffer[behind] != _CR
                     or buffer[behind + 1] != _LF
@@ -243,29 +221,53 @@ class Chunked:
         if not self.complete:
             raise Truncated("the connection ended before the end of the body (chunked)")
 
+    def _part(
+        self, buffer: bytearray, at: int, end: int, first: int, last: int
+    ) -> tuple[int, int, int]:
+        """Take a part of a chunk's data; return the new `first`, `last` and `at`."""
+        left, room = self._left - 2, end - at
+        take = left if left < room else room
+        if last == at:
+            last += take
+        elif last == 0:  # nothing to join: the first part stays where it is
+            first, last = at, at + take
+        else:
+            with memoryview(buffer) as view:
+                view[last : last + take] = view[at : at + take]
+            last += take
+        self._left -= take
+        return first, last, at + take
+
+    def _between(self, buffer: bytearray, at: int, end: int) -> int:
+        """Read what is not data: a CRLF, a chunk header, a trailer. Return the index after it."""
+        if self._left:
+            if buffer[at] != (_CR if self._left == 2 else _LF):
+                raise ProtocolFailure("a chunk is not followed by CRLF")
+            self._left -= 1
+            return at + 1
+        if self._in_trailers:
+            return self._trailer(buffer, at, end)
+        return self._header(buffer, at, end)
+
     def _header(self, buffer: bytearray, at: int, end: int) -> int:
-        """Read a chunk header; the index behind what was consumed."""
-        if not self._line:
-            match = _CHUNK_HEADER.match(buffer, at, end)
-            if match is not None and match.end() - at <= MAX_CHUNK_HEADER_BYTES:
-                self._begin(int(match[1], 16))
-                return match.end()
-        line, at = self._whole_line(buffer, at, end, MAX_CHUNK_HEADER_BYTES, "a chunk header")
-        if line is not None:
+        match = None if self._line else _CHUNK_HEADER.match(buffer, at, end)
+        if match is not None and match.end() - at <= MAX_CHUNK_HEADER_BYTES:
+            at = match.end()
+        else:
+            line, at = self._whole_line(buffer, at, end, MAX_CHUNK_HEADER_BYTES, "a chunk header")
+            if line is None:
+                return at
             match = _CHUNK_HEADER.fullmatch(line)
             if match is None:
                 raise ProtocolFailure("a chunk header is malformed")
-            self._begin(int(match[1], 16))
-        return at
-
-    def _begin(self, size: int) -> None:
+        size = int(match[1], 16)
         if size:
             self._left = size + 2
         else:
             self._in_trailers = True
+        return at
 
     def _trailer(self, buffer: bytearray, at: int, end: int) -> int:
-        """Read one line of the trailer section; the index behind what was consumed."""
         line, at = self._whole_line(buffer, at, end, MAX_TRAILER_BYTES, "a trailer")
         if line is None:
             return at
@@ -283,19 +285,23 @@ class Chunked:
     def _whole_line(
         self, buffer: bytearray, at: int, end: int, limit: int, what: str
     ) -> tuple[bytes | None, int]:
-        """The next line with its LF and the index behind it; None when it is not whole, and then it
-        is kept.
+        """The next line with its LF, and the index after it; None, and a copy kept, while the line
+        is incomplete.
         """
         newline = buffer.find(b"\n", at, end)
         behind = newline + 1 if newline >= 0 else end
         if len(self._line) + behind - at > limit:
-            raise ProtocolFailure(f"{what} is longer than {limit} bytes")
+            raise _too_long(what, limit)
         line = self._line + buffer[at:behind]
         if newline < 0:
             self._line = bytes(line)
             return None, end
         self._line = b""
         return bytes(line), behind
+
+
+def _too_long(what: str, limit: int) -> ProtocolFailure:
+    return ProtocolFailure(f"{what} is longer than {limit} bytes")
 
 
 def framing_of(method: str, head: ResponseHead) -> Framing:

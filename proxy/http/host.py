@@ -1,9 +1,8 @@
-"""The host of a request, and every other authority that is read: `uri-host [":" port]` (RFC 9110,
-section 7.2; RFC 3986, 3.2.2).
+"""Hosts and authorities: `uri-host [":" port]` (RFC 9110, section 7.2; RFC 3986, section 3.2.2).
 
 A host is a name of unreserved characters, sub-delims and percent-escapes, an IPv4 address, or an
-IPv6 address in brackets; a port is at most five digits, not above 65535, and may be empty. User
-information, zone ids and `IPvFuture` are no part of it.
+IPv6 address in brackets. A port is empty or a number up to 65535 of at most five digits. User
+information, zone ids and `IPvFuture` are not accepted.
 """
 
 from __future__ import annotations
@@ -25,16 +24,15 @@ _AUTHORITY = re.compile(
 
 
 class Host(NamedTuple):
-    """A host as it is compared."""
+    """A host in the form in which hosts are compared."""
 
     name: str
-    """In lower case; an IPv6 address in brackets, in its one spelling (RFC 5952)."""
+    """Lower case; an IPv6 address is in brackets, in its canonical form (RFC 5952)."""
     port: int | None
-    """None when none is given, or an empty one."""
+    """None for no port or an empty one."""
 
     @property
     def is_address(self) -> bool:
-        """Whether it is an IP address."""
         if self.name.startswith("["):
             return True
         try:
@@ -45,7 +43,7 @@ class Host(NamedTuple):
 
 
 def parse_host(value: bytes | str) -> Host | None:
-    """A host with or without a port; None for what is none."""
+    """A host with or without a port; None for a malformed one."""
     match = _AUTHORITY.fullmatch(
         value.encode("utf-8", "replace") if isinstance(value, str) else value
     )
@@ -65,12 +63,12 @@ def parse_host(value: bytes | str) -> Host | None:
 def request_host(
     headers: Sequence[tuple[bytes, bytes]], authority: bytes | None, http_version: str
 ) -> tuple[bytes, Host | None]:
-    """The host of a request, as it came and as it is compared: the authority of its absolute-form
-    target, else its Host header.
+    """The host of a request, as received and parsed: the authority of its absolute-form target, or
+    else its Host header.
 
-    An empty Host (and none, in HTTP/1.0) is None. Raises `RequestRefused` (400) for several Host
-    headers, for none in a later version, and for what is no host, also where an authority replaces
-    it (RFC 9112, sections 3.2 and 3.2.2).
+    The parsed host is None for an empty Host, and in HTTP/1.0 for a missing one. Raises
+    `RequestRefused` (400) for several Host headers, for a missing one since HTTP/1.1, and for a
+    malformed host, even if an authority replaces it (RFC 9112, sections 3.2 and 3.2.2).
     """
     values = [value for name, value in headers if name == b"host"]
     if not values and http_version not in ("1.0", "2"):  # 1.2 is read as 1.1: RFC 9110, section 2.5
@@ -91,17 +89,17 @@ def request_host(
 
 
 def origin_port(scheme: str, port: int | None) -> int | None:
-    """The port of an origin: its own, or its scheme's; None for a scheme that has none here."""
+    """The port of an origin: its own, or its scheme's; None for an unknown scheme."""
     return port or DEFAULT_PORTS.get(scheme)
 
 
 class HostList:
-    """Hosts that are allowed: one without a port allows each of its ports."""
+    """Allowed hosts. A host without a port allows all its ports."""
 
     __slots__ = ("_hosts",)
 
     def __init__(self, items: Iterable[str]) -> None:
-        """Raises `ValueError` for an item that is no host."""
+        """Raises `ValueError` for an item that is not a host."""
         self._hosts: set[Host] = set()
         for item in items:
             host = parse_host(item)

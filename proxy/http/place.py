@@ -1,7 +1,6 @@
-"""Where a route stands between its clients and its upstream: the client's view of the URL
-references that the upstream sends.
+"""How a route maps the upstream's URL references to the client's. Sans I/O.
 
-Sans I/O. It knows no header, no event and no exchange.
+It knows paths, prefixes and authorities, but no header, no event and no exchange.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 
 from interceptors.paths import normal_path, without_dots
 
-from . import DEFAULT_PORTS, parse_host
+from .host import DEFAULT_PORTS, parse_host
 
 __all__ = ["ClientSide", "Place"]
 
@@ -25,45 +24,37 @@ class ClientSide:
     """How the client of one request reaches this proxy."""
 
     path: str
-    """What the client asks this proxy for."""
+    """The path that the client requests."""
     hosts: tuple[str, ...]
-    """Host headers of the request, in both directions: the server may use each of them as its own
-    name.
-    """
+    """Host headers received and sent: the server may use any of them as its own name."""
     asked: str | None = None
-    """The path after interceptors have changed it; None: `path`."""
+    """The path after interceptors have changed it; None for `path`."""
     origin: str | None = None
-    """Scheme and host of the client's URL, for references that must be absolute; None: not known.
-    """
+    """Scheme and host of the client's URL, for absolute references; None if unknown."""
     outer: str = ""
-    """The prefix that trusted proxies in front of this one have stripped, without a slash at its
-    end.
-    """
+    """The prefix that trusted proxies have stripped, without a slash at its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a route stands between its clients and its upstream: what turns the upstream's
-    references into the client's.
-    """
+    """One route to one endpoint: maps the endpoint's references to the client's."""
 
     prefix: str
-    """The route's, without a slash at its end."""
+    """The route's prefix, without a slash at its end."""
     strip_prefix: bool
     base: str
     """The endpoint's own path, without a slash at its end."""
     authorities: frozenset[str]
-    """How the upstream may call itself, in lower case: its URL's host and port, and the Host header
-    that it gets.
+    """Names that the upstream may use for itself, in lower case: its URL's host and port, and the
+    Host header that it receives.
     """
 
     def client_view(self, reference: str, *, path: str, host: str) -> str:
-        """A URL reference of the upstream, rewritten so that a client that resolves it reaches the
-        same resource on this route.
+        """A URL reference rewritten so that the client reaches the same resource on this route.
 
-        `path`: what the client asked for; `host`: its Host header, for an upstream that receives
-        it. References that are right already, that name another origin, or that no request on this
-        route can reach are returned unchanged.
+        `path`: the path that the client requested; `host`: its Host header, which the upstream may
+        have received. A reference is unchanged if it is correct already, names another origin, or
+        cannot be reached by a request on this route.
         """
         target = self._local_target(reference, ClientSide(path, (host,)), exact=True)
         if target is None or _leaves_host(target) or not _under(self.prefix, target):
@@ -75,12 +66,12 @@ class Place:
         )
 
     def public_reference(self, reference: str, client: ClientSide) -> str:
-        """The reference for a response header: a client that resolves it reaches the same resource
+        """The reference for a response header, with which the client reaches the same resource
         through this proxy.
 
-        An absolute URL of the upstream's own origin becomes a path, and so does a path that the
-        client would resolve to another place. Everything else stays as it is: what is right
-        already, another origin, and what no request can reach.
+        An absolute URL of the upstream's origin becomes a path, and so does a path that the client
+        would resolve to another resource. Anything else is unchanged: a correct reference, another
+        origin, and what no request can reach.
         """
         target = self._local_target(reference, client)
         if target is None:
@@ -93,12 +84,12 @@ class Place:
         public = client.outer + target
         if _is_url_of(reference, client.origin, public):
             return reference
-        if _leaves_host(public):  # as a path it would be another host's
+        if _leaves_host(public):  # the client would read the path as another host's URL
             return reference if client.origin is None else client.origin + public
         return public
 
     def public_url(self, reference: str, client: ClientSide) -> str:
-        """As `public_reference`, but an absolute URL with the client's scheme and host."""
+        """As `public_reference`, but as an absolute URL with the client's scheme and host."""
         target = self._local_target(reference, client) if reference else None
         if (
             target is None
@@ -111,8 +102,8 @@ class Place:
     def _local_target(
         self, reference: str, client: ClientSide, *, exact: bool = False
     ) -> str | None:
-        """The path, query and fragment with which this proxy serves what a reference names; None
-        for what it does not serve.
+        """The path, query and fragment under which this proxy serves a reference; None if it does
+        not.
 
         An endpoint's own path can be reached only with a slash at its end. `exact`: None for a
         reference without that slash.
@@ -141,10 +132,8 @@ class Place:
         return target + rest
 
     def _from_server_with_prefix(self, path: str, outer: str) -> str | None:
-        """The path at this proxy of a path that begins with the stripped prefix: the server knows
-        it, as from X-Forwarded-Prefix.
-
-        None for other paths.
+        """The path at this proxy of a path with the stripped prefix, which the server may know from
+        X-Forwarded-Prefix; None for other paths.
         """
         known = self.prefix if self.strip_prefix else ""
         if outer and _starts(path, outer + known):
@@ -155,14 +144,14 @@ class Place:
         return known + (own[len(self.base) :] if _starts(own, self.base) else own) or "/"
 
     def _from_server(self, path: str, *, exact: bool) -> str | None:
-        """The path at this proxy of a path at the endpoint; None where no request can reach it."""
+        """The path at this proxy of a path at the endpoint; None if no request can reach it."""
         if not _starts(path, self.base) or (exact and self.base and path == self.base):
             return None
         path = path[len(self.base) :]
         return (self.prefix + path if self.strip_prefix else path) or "/"
 
     def _is_own(self, authority: str | None, scheme: str, client: ClientSide) -> bool:
-        """Whether an authority is the upstream's own, or one that the client has used."""
+        """Whether an authority is a name of the upstream, or one that the client has used."""
         named = parse_host(authority or "")
         if named is None:
             return False
@@ -180,7 +169,7 @@ class Place:
 
 
 def _resolved(path: str, reference: str) -> str:
-    """What a reference without an origin means in a document at that path (RFC 3986, section 5.2)."""
+    """The target of a relative reference in a document at `path` (RFC 3986, section 5.2)."""
     if not _is_relative(reference):
         return reference
     _, _, own, rest = _parts(reference)
@@ -188,9 +177,7 @@ def _resolved(path: str, reference: str) -> str:
 
 
 def _parts(reference: str) -> tuple[str, str | None, str, str]:
-    """Scheme in lower case, authority (None: no `//`), path, and query and fragment with their
-    delimiters.
-    """
+    """Scheme in lower case, authority (None without `//`), path, and query with fragment."""
     match = _REFERENCE.fullmatch(reference)
     assert match is not None
     return (match[1] or "").lower(), match[2], match[3], match[4]
@@ -202,7 +189,7 @@ def _is_relative(reference: str) -> bool:
 
 
 def _is_url_of(reference: str, origin: str | None, target: str) -> bool:
-    """Whether an absolute URL names just this target at this origin."""
+    """Whether an absolute URL is this target at this origin."""
     if origin is None:
         return False
     scheme, authority, path, rest = _parts(reference)
@@ -215,7 +202,7 @@ def _is_url_of(reference: str, origin: str | None, target: str) -> bool:
 
 
 def _merged(path: str, relative: str) -> str:
-    """The path that a relative path means in a document at `path` (RFC 3986, section 5.2.3)."""
+    """A relative path resolved in a document at `path` (RFC 3986, section 5.2.3)."""
     if not relative:
         return path
     return without_dots(
@@ -229,8 +216,8 @@ def _starts(path: str, prefix: str) -> bool:
 
 
 def _leaves_host(target: str) -> bool:
-    """Whether clients take a path for a reference to another host; browsers remove tabs and line
-    ends, and read a backslash as a slash (URL, "basic URL parser").
+    """Whether clients read a path as a reference to another host: browsers drop tabs and line ends,
+    and read a backslash as a slash (WHATWG URL, "basic URL parser").
     """
     return re.match(r"/[\t\r\n]*[/\\]", target) is not None
 

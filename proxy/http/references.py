@@ -1,14 +1,15 @@
-"""URL references in response headers: which headers hold some, and where in them. Everything around
-a reference stays as it is.
+"""URL references in response headers: which headers contain them, and where. Sans I/O.
 
-Sans I/O. What a reference becomes, `place` decides. Sources: RFC 9110, sections 8.7, 10.2.2 and
-11.6.1; RFC 8288, section 3; RFC 9728, section 5.1.
+Everything around a reference stays unchanged; `place` decides what a reference becomes. Sources:
+RFC 9110, sections 8.7, 10.2.2 and 11.6.1; RFC 8288, section 3; RFC 9728, section 5.1.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+
+from interceptors.tokens import TOKEN
 
 from .headers import HeaderList
 from .place import ClientSide, Place
@@ -18,27 +19,26 @@ __all__ = ["client_headers", "hold_references"]
 _WHOLE = (b"location", b"content-location")
 _NAMES = frozenset([*_WHOLE, b"link", b"www-authenticate"])
 
-# The first alternative skips quoted strings, also one that is not closed: what they hold is text.
+# The first alternative skips quoted strings, closed or not: their content is text.
 _QUOTED = r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)'
 _LINK = re.compile(rf"{_QUOTED}|((?:\A|,)[ \t]*<)([^<>]*)(?=>)", re.DOTALL)
 _METADATA = re.compile(
-    r"(?<![!#$%&'*+.^_`|~0-9A-Za-z-])(resource_metadata[ \t]*=[ \t]*)"
+    rf"(?<!{TOKEN.removesuffix('+')})(resource_metadata[ \t]*=[ \t]*)"
     rf'(?:"((?:[^"\\]|\\.)*)"|([^\s,;"]+))|{_QUOTED}',
     re.DOTALL | re.IGNORECASE,
 )
 
 
 def hold_references(headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    """Whether any of these headers holds references; names in any case."""
+    """Whether any of these headers can contain references; names in any case."""
     return not _NAMES.isdisjoint([name.lower() for name, _ in headers])
 
 
 def client_headers(
     headers: Sequence[tuple[bytes, bytes]], place: Place, client: ClientSide
 ) -> HeaderList:
-    """The headers, with their references as the client must see them: `Location`,
-    `Content-Location`, the targets in `Link`, and `resource_metadata` in `WWW-Authenticate`, which
-    stays absolute.
+    """The headers with references that the client can resolve: `Location`, `Content-Location`, the
+    targets in `Link`, and `resource_metadata` in `WWW-Authenticate`, which stays absolute.
     """
     return [(name, _rewritten(name.lower(), value, place, client)) for name, value in headers]
 

@@ -1,11 +1,10 @@
-"""The target of a request: one reading, for routes, interceptors, endpoints and the proxy's own
-pages.
+"""The target of a request, parsed once for routes, interceptors, endpoints and the proxy's pages.
 
-A target is origin-form or absolute-form (RFC 9112, section 3.2). The path and the query go upstream
-as they came, byte for byte; the path's normal form (`interceptors.paths.normal_path`) is what is
-compared. Octets that no target has are refused: `#`, controls, spaces, bytes beyond ASCII, and in
-the path a backslash, which URL parsers of the WHATWG read as a slash. The characters that RFC 3986
-leaves out although clients send them (`"<>^{|}` and the backtick, in a query the backslash) pass.
+A target is in origin-form or absolute-form (RFC 9112, section 3.2). Path and query are forwarded
+byte for byte; only the path's normal form (`interceptors.paths.normal_path`) is compared. Octets
+that cannot occur in a target are refused: `#`, controls, spaces, bytes beyond ASCII, and in the
+path a backslash, which WHATWG URL parsers read as a slash. Characters that RFC 3986 excludes but
+clients send (`"<>^{|}`, the backtick, and in a query the backslash) are accepted.
 """
 
 from __future__ import annotations
@@ -29,26 +28,23 @@ _PARAMETERS = re.compile(rb";[^/]*")
 
 
 class Target(NamedTuple):
-    """A request's target, taken apart once."""
+    """A parsed target."""
 
     raw: bytes
-    """Path and query as they came, without the origin of an absolute-form target: what goes
-    upstream.
-    """
+    """Path and query as received, without the origin of an absolute-form target."""
     path: bytes
-    """The path as it came."""
+    """The path as received."""
     query: bytes
     """Without the question mark."""
     normal: str
-    """The path's normal form: ASCII, for comparing only."""
+    """The path's normal form in ASCII; only for comparisons."""
     authority: bytes | None
-    """Of an absolute-form target, not checked; None for origin-form."""
+    """Of an absolute-form target, unchecked; None for origin-form."""
 
 
 def read_target(raw: bytes) -> Target:
-    """Read a target as it stands in the request line, or in `:path`. Raises `RequestRefused` (400)
-    for everything else than an origin-form or absolute-form target: other octets, `*`, an
-    authority, another scheme than http and https.
+    """Parse the target of a request line, or a `:path`. Raises `RequestRefused` (400) for anything
+    but an origin-form target and an absolute-form target with the scheme http or https.
     """
     authority: bytes | None = None
     if not raw.startswith(b"/"):
@@ -72,11 +68,11 @@ def is_target(raw: bytes) -> bool:
 
 
 def stays_under(base: bytes, path: bytes) -> bool:
-    """Whether `base` + `path` has no normal form outside of `base`, an endpoint's own path without
-    a slash at its end.
+    """Whether every reading of `base` + `path` lies under `base`, an endpoint's own path without a
+    slash at its end.
 
-    Servers differ in what they decode before they resolve dot segments, so this tries each reading:
-    `%2f` and `%5c` as separators, and segments without their parameters (`..;x`).
+    Servers differ in what they decode before they resolve dot segments: some read `%2f` and `%5c`
+    as separators, and some drop the parameters of a segment (`..;x`).
     """
     if b".." not in path and (b"%" not in path or b".." not in unescape(path)):
         return True
@@ -87,11 +83,10 @@ def stays_under(base: bytes, path: bytes) -> bool:
 
 
 def other_readings(path: bytes) -> list[str]:
-    """The normal forms of a path for servers that decode `%2f`, or remove `;parameters`, before
-    they resolve dot segments.
+    """The normal forms of a path that differ from `normal_path`, for servers that decode `%2f` or
+    drop `;parameters` before they resolve dot segments. Usually empty.
 
-    Without the one of `normal_path`; so mostly none. `%5C` is an octet like any other here: few
-    servers read it as a slash.
+    `%5C` is not decoded: few servers read it as a slash.
     """
     readings = [path]
     if b"%" in path and (decoded := _ESCAPED_SLASH.sub(b"/", path)) != path:
@@ -103,7 +98,7 @@ def other_readings(path: bytes) -> list[str]:
 
 
 def _readings(path: bytes) -> list[bytes]:
-    """The normal forms of a path, one for each way in which servers decode it."""
+    """The normal forms of a path, one for each way to decode it."""
     decoded = [path, *(escapes.sub(b"/", path) for escapes in _SEPARATORS)]
     return [
         normal_path(item) for item in [*decoded, *(_PARAMETERS.sub(b"", item) for item in decoded)]

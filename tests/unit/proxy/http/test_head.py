@@ -31,7 +31,7 @@ NOT_ACCEPTABLE = "the response's head is not acceptable HTTP (RFC 9112)"
 OTHER_CODING = "the response has a Transfer-Encoding other than chunked"
 BOTH_LENGTHS = "the response has both Transfer-Encoding and Content-Length"
 TOO_LONG = f"the response's head is longer than {MAX_HEAD_BYTES} bytes"
-SWITCHED = "switched to a protocol that nobody here speaks"
+SWITCHED = "the response switches to another protocol, which was not asked for"
 TOO_MANY = "more than 64 informational responses"
 
 OK = ResponseHead(b"1.1", 200, b"OK", (), None, False, False, b"")

@@ -1,0 +1,205 @@
+"""The header fields of the request that goes upstream: what is removed, and what the proxy adds.
+
+It starts from `hop.received_request` as interceptors have left it. It knows no connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from secrets import token_hex
+
+from ...errors import RequestRefused
+from .fields import HeaderList, find_header, find_headers
+from .forwarded import outer_prefix
+from .hop import HOP_BY_HOP
+
+__all__ = [
+    "HeaderSettings",
+    "Via",
+    "forwards_left",
+    "new_pseudonym",
+    "one_forward_less",
+    "refuse_trace",
+    "request_headers",
+]
+
+_MAX_FORWARDS = 2**31 - 1
+# An interceptor may have set a hop-by-hop field, but not for this connection. The server has
+# answered `Expect` already; the rest is written anew.
+_WRITTEN_ANEW = HOP_BY_HOP | frozenset(
+    b"host content-length expect x-forwarded-for x-forwarded-proto x-forwarded-host via".split()
+)
+
+
+class HeaderSettings:
+    """What a route changes in request headers, prepared once."""
+
+    __slots__ = (
+        "_dropped",
+        "_dropped_for_identity",
+        "_set",
+        "_set_for_identity",
+        "host",
+        "prefix",
+        "removed",
+    )
+
+    def __init__(
+        self,
+        host: bytes | None,
+        set: Sequence[tuple[bytes, bytes]],
+        removed: frozenset[bytes],
+        prefix: bytes = b"",
+    ) -> None:
+        """`host`: the Host header, None for the client's. `set`: fields to add. `removed`: names
+        that do not pass, those of `set` included. `prefix`: what the route strips from paths,
+        without a slash at its end.
+        """
+        self.host = host
+        self.removed = removed
+        self.prefix = prefix
+        self._set = tuple(set)
+        self._dropped = _WRITTEN_ANEW | removed
+        if prefix:
+            self._dropped |= {b"x-forwarded-prefix"}
+        self._dropped_for_identity = self._dropped | {b"accept-encoding"}
+        self._set_for_identity = tuple(
+            field for field in self._set if field[0] != b"accept-encoding"
+        )
+
+    def dropped(self, *, identity: bool) -> frozenset[bytes]:
+        return self._dropped_for_identity if identity else self._dropped
+
+    def added(self, *, identity: bool) -> tuple[tuple[bytes, bytes], ...]:
+        return self._set_for_identity if identity else self._set
+
+
+def request_headers(
+    headers: Sequence[tuple[bytes, bytes]],
+    settings: HeaderSettings,
+    *,
+    client: str | None,
+    scheme: str,
+    identity: bool,
+    body: bytes | None,
+    via: bytes,
+) -> HeaderList:
+    """The fields that go upstream.
+
+    `identity`: ask for an unencoded body. `body`: the Content-Length, b"" for a body of unknown
+    length, None for no body. `via`: the whole value. Raises `RequestRefused` (400) for several Host
+    headers, of which two servers could read different ones (RFC 9112, section 3.2).
+    """
+    hosts = find_headers(headers, b"host")
+    if len(hosts) > 1:
+        raise RequestRefused(400, "bad_request", "the request has more than one Host header")
+    own_host = hosts[0] if hosts else b""
+    dropped = settings.dropped(identity=identity)
+    result = [(b"host", own_host if settings.host is None else settings.host)]
+    result += [field for field in headers if field[0] not in dropped]
+    if identity:
+        result.append((b"accept-encoding", b"identity"))
+    if body is not None:
+        result.append((b"content-length", body) if body else (b"transfer-encoding", b"chunked"))
+    reports = _reports(headers, client=client, scheme=scheme, host=own_host)
+    if settings.prefix:
+        reports.append((b"x-forwarded-prefix", outer_prefix(headers) + settings.prefix))
+    reports.append((b"via", via))
+    result += [field for field in reports if field[0] not in settings.removed]
+    result += settings.added(identity=identity)
+    return result
+
+
+def _reports(
+    headers: Sequence[tuple[bytes, bytes]], *, client: str | None, scheme: str, host: bytes
+) -> HeaderList:
+    """X-Forwarded-For, -Proto and -Host. A value of a trusted proxy or an interceptor stays; the
+    client's address is appended to For.
+    """
+    addresses = find_headers(headers, b"x-forwarded-for")
+    if client is not None:
+        addresses.append(client.encode("ascii", "replace"))
+    result: HeaderList = []
+    if addresses:
+        result.append((b"x-forwarded-for", b", ".join(addresses)))
+    proto = find_header(headers, b"x-forwarded-proto") or scheme.encode("ascii")
+    result.append((b"x-forwarded-proto", proto))
+    forwarded_host = find_header(headers, b"x-forwarded-host") or host
+    if forwarded_host:
+        result.append((b"x-forwarded-host", forwarded_host))
+    return result
+
+
+class Via:
+    """One instance of the proxy in `Via` (RFC 9110, section 7.6.3): it appends itself, and detects
+    a request that has passed it before.
+
+    All workers of one `weirpool serve` share the pseudonym, so that a loop over several workers is
+    found. Responses get no entry; a gateway may leave it out.
+    """
+
+    __slots__ = ("_entries", "_pseudonym")
+
+    def __init__(self, pseudonym: str) -> None:
+        """`pseudonym`: a token; see `new_pseudonym`."""
+        self._pseudonym = pseudonym.encode("ascii")
+        self._entries: dict[str, bytes] = {}
+
+    def append_to(self, headers: Iterable[tuple[bytes, bytes]], http_version: str) -> bytes:
+        """The value of `Via` for the upstream: the entries of `headers`, then this instance.
+        `http_version`: of the client's request.
+        """
+        entry = self._entries.get(http_version)
+        if entry is None:
+            entry = b"%b %b" % (http_version.encode("ascii"), self._pseudonym)
+            self._entries[http_version] = entry
+        before = find_headers(headers, b"via")
+        return b", ".join([*before, entry]) if before else entry
+
+    def lists(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether a request has passed this instance."""
+        return any(
+            self._pseudonym in item.split()[1:2]
+            for value in find_headers(headers, b"via")
+            if self._pseudonym in value
+            for item in value.split(b",")
+        )
+
+
+def new_pseudonym() -> str:
+    """A random name for an instance. It reveals no host and no version."""
+    return f"weirpool-{token_hex(8)}"
+
+
+def forwards_left(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
+    """`Max-Forwards` (RFC 9110, section 7.6.2); None without one. It applies to OPTIONS and TRACE.
+
+    A number that is too large counts as the largest one. Raises `RequestRefused` (400) for anything
+    but one number.
+    """
+    values = [value.strip() for value in find_headers(headers, b"max-forwards")]
+    if not values:
+        return None
+    if len(values) > 1 or not values[0].isdigit():
+        raise RequestRefused(400, "bad_request", "Max-Forwards must be one number")
+    digits = values[0].lstrip(b"0")
+    if len(digits) > len(str(_MAX_FORWARDS)):
+        return _MAX_FORWARDS
+    return min(int(digits or b"0"), _MAX_FORWARDS)
+
+
+def one_forward_less(headers: HeaderList) -> HeaderList:
+    """The fields of an OPTIONS request with `Max-Forwards` decreased, if there is one."""
+    left = forwards_left(headers)
+    if left is None:
+        return headers
+    fewer = (b"max-forwards", b"%d" % max(0, left - 1))
+    return [fewer if field[0] == b"max-forwards" else field for field in headers]
+
+
+def refuse_trace(method: str) -> None:
+    """Raise `RequestRefused` (501) for TRACE: its response repeats the request that went upstream,
+    including credentials that were added to it (RFC 9110, section 9.3.8).
+    """
+    if method.upper() == "TRACE":
+        raise RequestRefused(501, "not_supported", "TRACE is not supported")
