@@ -77,8 +77,8 @@ class Calls:
             for name in ("on_start", "on_end"):  # called for every stream
                 if all(getattr(type(member), name) is not getattr(base, name) for base in _STREAMS):
                     self.called.add(name)
-            if isinstance(member, MessageStream) and member._dialect_side is not None:
-                member._dialect_side.watch(self.note)
+            if isinstance(member, MessageStream) and member._driver is not None:
+                member._driver.watch(self.note)
             else:
                 stream.watch(owner, self.note)
         if not readers_for(self.request.dialect, self.request.path):
@@ -95,7 +95,7 @@ class Calls:
     def note_unrecognised(self, stream: StreamChain) -> None:
         """Record the responses that ended before a reader was found for them."""
         for owner, member in stream.members:
-            side = member._dialect_side if isinstance(member, MessageStream) else None
+            side = member._driver if isinstance(member, MessageStream) else None
             if side is not None and side.reader is None:
                 self.unrecognised.append(
                     f"{owner.name} recognised no answer of an LLM in what it was shown"

@@ -20,10 +20,10 @@ from .parts import (
     TextEnd,
     ToolCall,
     ToolCallDelta,
-    Unread,
     Usage,
 )
 from .reader import Made, Reader
+from .unread import Unread
 
 __all__ = [
     "AnthropicReader",

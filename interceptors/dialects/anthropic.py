@@ -1,16 +1,20 @@
-"""Anthropic messages: the events from `message_start` to `message_stop`, and the `message` of an
-unstreamed response.
+"""Anthropic messages: the events from `message_start` to `message_stop`, and the unstreamed
+`message`.
 
 Source: the types of Anthropic's Python SDK, `anthropic.types`. The `type` in the data says what an
-event is; where there is none, the event's type does. Calls of tools that the provider runs itself
-(`server_tool_use`, `mcp_tool_use`) are no `ToolCall`s.
+event is; without one, the event's type does. Calls of tools that the provider runs itself
+(`server_tool_use`, `mcp_tool_use`) are not `ToolCall`s. Where blocks are removed, the others move
+up, as SDKs expect.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
+from .calls import Call, Place, Touch
+from .cutting import STOPPED, bare, replace_items
 from .parts import (
     Block,
     Finish,
@@ -20,25 +24,12 @@ from .parts import (
     TextDelta,
     TextEnd,
     ToolCallDelta,
-    Unread,
     Usage,
     arguments_text,
 )
-from .reader import (
-    STOPPED,
-    Call,
-    Made,
-    Origin,
-    Place,
-    Reader,
-    Touch,
-    bare,
-    error_of,
-    finish_of,
-    note,
-    own_error_of,
-    replace_items,
-)
+from .provider_words import error_in, finish_of
+from .reader import Made, Origin, Reader
+from .unread import Unread
 
 __all__ = ["AnthropicReader"]
 
@@ -51,7 +42,7 @@ _DELTAS: dict[str, tuple[Kind, str]] = {
     "text_delta": ("text", "text"),
     "thinking_delta": ("thinking", "thinking"),
 }
-# `input_json_delta`: of a tool that the provider runs itself.
+# Of the kind `other`. `input_json_delta` is the input of a tool that the provider runs.
 _OTHERS = {"input_json_delta": "partial_json", "compaction_delta": "content"}
 _TYPES = frozenset(
     (
@@ -92,16 +83,11 @@ class AnthropicReader(Reader):
         self._has_started = False  # its `message_start` has left
         self._started: dict[int, None] = {}  # content blocks that have begun and not stopped
         self._begun: dict[int, int] = {}  # how many blocks have begun at each index
-        self._call_at: dict[
-            int, Call | None
-        ] = {}  # the call that the block at an index is, if it is one
-        self._order: list[
-            int
-        ] = []  # the indices of the blocks, in the order in which they have begun
+        self._call_at: dict[int, Call | None] = {}  # by index: the call, if the block is one
+        self._order: list[int] = []  # the indices of the blocks as they began
         self._newest = 0  # the index of the block that began last
         self._output_tokens: int | float = 0
-        # Where blocks are removed, those that follow move up: the index of each as it leaves, and
-        # of the next that begins.
+        # After removed blocks: the index of each block as it leaves, and of the next one.
         self._moved: dict[int, int] = {}
         self._next = 0
 
@@ -120,22 +106,9 @@ class AnthropicReader(Reader):
                 self._start(parts, self._index(message), content, (event_type, message))
         elif kind == "content_block_stop":
             if self.deltas:
-                index = self._begun_at(message)
-                self._leaving.append(note(self._note_stop, index))
-                self._stop(parts, index)
-                call = self._call_at.get(index)
-                if call is not None:
-                    self._touch(call, None, message)
+                self._read_stop(parts, message)
         elif kind == "message_start":
-            self._leaving.append(self._note_message)
-            started = self._dict(message, "message") or {}
-            self.model = self._str(started, "model", "message.") or self.model
-            if self.deltas:
-                for index, content in self._items(started, "content", "message."):
-                    self._start(
-                        parts, index, content, (event_type, message), list_of=started["content"]
-                    )
-            self._read_usage(parts, started)
+            self._read_message_start(parts, message, event_type)
         elif kind == "message_delta":
             delta = self._dict(message, "delta") or {}
             reason = self._str(delta, "stop_reason", "delta.")
@@ -147,19 +120,18 @@ class AnthropicReader(Reader):
             self._end_all(parts)
         elif kind == "message":
             self._read_message(parts, message)
-        if kind == "error" or message.get("error") is not None:
-            parts.append(
-                error_of(message, "error")
-                if message.get("error") is not None
-                else own_error_of(message)
-            )
+        if kind == "error" or "error" in message:
+            error = error_in(message, is_error=kind == "error")
+            if error is not None:
+                parts.append(error)
 
     def _read_whole_body(self, parts: list[Part], message: dict[str, Any]) -> None:
         self._read_message(parts, message)
-        if message.get("error") is not None:
-            parts.append(error_of(message, "error"))
-        elif message.get("type") == "error":
-            parts.append(own_error_of(message))
+        error = error_in(message, is_error=message.get("type") == "error")
+        if error is not None:
+            parts.append(error)
+
+    # Content blocks.
 
     def _index(self, message: dict[str, Any]) -> int:
         index = message.get("index")
@@ -172,9 +144,10 @@ class AnthropicReader(Reader):
         return index
 
     def _begun_at(self, message: dict[str, Any]) -> int:
-        """The index of the block that a delta belongs to. The official SDKs take it for the block's
-        position in the answer, so that is what it is where no block has begun at that index, and no
-        text without a start.
+        """The index of the block that a delta belongs to.
+
+        The official SDKs take it for the position of the block in the answer. So does this, if no
+        block has begun at the index, and no text without a start is open there.
         """
         index = message.get("index")
         if type(index) is not int:
@@ -187,6 +160,18 @@ class AnthropicReader(Reader):
     def _block(self, kind: Kind, index: int) -> Block:
         return Block(kind, index, max(0, self._begun.get(index, 0) - 1))
 
+    def _read_message_start(
+        self, parts: list[Part], message: dict[str, Any], event_type: str | None
+    ) -> None:
+        self._leaving.append(self._note_message)
+        started = self._dict(message, "message") or {}
+        self.model = self._str(started, "model", "message.") or self.model
+        if self.deltas:
+            origin = event_type, message
+            for index, content in self._items(started, "content", "message."):
+                self._start(parts, index, content, origin, list_of=started["content"])
+        self._read_usage(parts, started)
+
     def _start(
         self,
         parts: list[Part],
@@ -195,18 +180,8 @@ class AnthropicReader(Reader):
         origin: Origin,
         list_of: list[Any] | None = None,
     ) -> None:
-        """A block begins. If there is one at this index, it ends. `list_of`: the list that has the
-        block, if it is in one.
-        """
-        for of in _KINDS:
-            block = self._block(of, index)
-            if block in self._open:
-                self._endless.discard(block)
-                self._end(parts, block)
-        before = self._call_at.get(index)
-        if before is not None:
-            self._endless.discard(before.block)
-            self._complete(parts, before)
+        """A block begins; another one at its index ends. `list_of`: the list that has the block."""
+        self._end_for_another(parts, index)
         self._begun[index] = self._begun.get(index, 0) + 1
         self._order.append(index)
         self._newest = index
@@ -217,45 +192,43 @@ class AnthropicReader(Reader):
             if self._str(content, key, "content_block."):
                 self._text(parts, self._block(of, index), content, key, origin)
         elif kind == "tool_use":
-            call = self._begin_call(
-                Call(
-                    self._block("tool_call", index),
-                    self._id(content, "id", "content_block."),
-                    index,
-                )
-            )
-            self._call_at[index] = call
-            self._name_call(call, self._str(content, "name", "content_block."))
-            self._touch(call, list_of, content if list_of is not None else origin[1])
-            if not isinstance(content.get("input"), dict):
-                if content.get("input") is not None:
-                    self._odd("content_block.input", content["input"], "an object")
-                content.setdefault("input", {})
-            # Not a piece: deltas replace the input that a call begins with.
-            call.begins = arguments_text(content["input"]) if content["input"] else ""
-            call.begun = Place(content, "input", True)
-            parts.append(
-                ToolCallDelta(call.block, call.id, call.name, call.begins, content, "input")
-            )
+            self._start_call(parts, index, content, origin[1], list_of)
         self._leaving.append(
-            note(self._note_start, index, self._call_at[index], list_of is not None)
+            partial(self._note_start, index, self._call_at[index], list_of is not None)
         )
 
-    def _note_message(self) -> None:
-        self._has_started = True
+    def _end_for_another(self, parts: list[Part], index: int) -> None:
+        for of in _KINDS:
+            block = self._block(of, index)
+            if block in self._open:
+                self._endless.discard(block)
+                self._end(parts, block)
+        before = self._call_at.get(index)
+        if before is not None:
+            self._endless.discard(before.block)
+            self._complete(parts, before)
 
-    def _note_start(self, index: int, call: Call | None, in_list: bool) -> None:
-        """A block has left, in an event of its own or in the list of `message_start`."""
-        if call is not None and call.removed:
-            return
-        if in_list or not self.has_removed:
-            self._moved[index] = self._next = max(self._next, index)
-            self._next += 1
-        if not in_list:
-            self._started[self._moved[index]] = None
-
-    def _note_stop(self, index: int) -> None:
-        self._started.pop(self._moved.get(index, index), None)
+    def _start_call(
+        self,
+        parts: list[Part],
+        index: int,
+        content: dict[str, Any],
+        message: dict[str, Any],
+        list_of: list[Any] | None,
+    ) -> None:
+        call_id = self._id(content, "id", "content_block.")
+        call = self._begin_call(Call(self._block("tool_call", index), call_id, index))
+        self._call_at[index] = call
+        self._name_call(call, self._str(content, "name", "content_block."))
+        self._touch(call, list_of, message if list_of is None else content)
+        if not isinstance(content.get("input"), dict):
+            if content.get("input") is not None:
+                self._odd("content_block.input", content["input"], "an object")
+            content.setdefault("input", {})
+        # Not a piece: deltas replace the input that a call begins with.
+        call.begins = arguments_text(content["input"]) if content["input"] else ""
+        call.begun = Place(content, "input", True)
+        parts.append(ToolCallDelta(call.block, call.id, call.name, call.begins, content, "input"))
 
     def _read_delta(
         self, parts: list[Part], message: dict[str, Any], event_type: str | None
@@ -267,39 +240,34 @@ class AnthropicReader(Reader):
                 self._odd("delta", delta, "an object")
             return
         kind = delta.get("type")
-        if isinstance(kind, str) and kind in _DELTAS:
+        if not isinstance(kind, str):
+            return
+        if kind in _DELTAS:
             of, key = _DELTAS[kind]
             if self._str(delta, key, "delta."):
                 self._text(parts, self._block(of, index), delta, key, (event_type, message))
-        elif kind == "input_json_delta" and self._call_at.get(index) is not None:
-            call = self._call_at[index]
-            assert call is not None
+        elif kind == "input_json_delta" and (call := self._call_at.get(index)) is not None:
             self._touch(call, None, message)
             self._arguments(parts, call, delta, "partial_json")
-        elif (
-            self.others
-            and isinstance(kind, str)
-            and kind in _OTHERS
-            and self._str(delta, _OTHERS[kind], "delta.")
-        ):
-            self._text(
-                parts, self._block("other", index), delta, _OTHERS[kind], (event_type, message)
-            )
+        elif self.others and kind in _OTHERS and self._str(delta, _OTHERS[kind], "delta."):
+            block = self._block("other", index)
+            self._text(parts, block, delta, _OTHERS[kind], (event_type, message))
 
-    def _stop(self, parts: list[Part], index: int) -> None:
+    def _read_stop(self, parts: list[Part], message: dict[str, Any]) -> None:
+        index = self._begun_at(message)
+        self._leaving.append(partial(self._note_stop, index))
         for kind in _KINDS:
             self._end(parts, self._block(kind, index))
         call = self._call_at.get(index)
         if call is not None:
             self._complete(parts, call)
+            self._touch(call, None, message)
 
     def _read_usage(self, parts: list[Part], holder: dict[str, Any]) -> None:
         usage = self._usage(parts, holder)
-        if usage is not None:
-            tokens = usage.get("output_tokens")
-            self._output_tokens = (
-                tokens if isinstance(tokens, (int, float)) and tokens else self._output_tokens
-            )
+        tokens = usage.get("output_tokens") if usage is not None else None
+        if isinstance(tokens, (int, float)) and tokens:
+            self._output_tokens = tokens
 
     def _read_message(self, parts: list[Part], message: dict[str, Any]) -> None:
         """A whole message."""
@@ -309,26 +277,47 @@ class AnthropicReader(Reader):
                 kind = content.get("type")
                 if isinstance(kind, str) and kind in _BLOCKS:
                     of, key = _BLOCKS[kind]
-                    self._str(content, key, "content[].")
-                    if isinstance(content.get(key), str):
+                    if self._str(content, key, "content[].") is not None:
                         self._whole(parts, self._block(of, index), content, key)
                 elif kind == "tool_use":
-                    call = self._call_at.get(index)
-                    if call is None:
-                        call_id = self._id(content, "id", "content[].")
-                        call = self._begin_call(
-                            Call(self._block("tool_call", index), call_id, index)
-                        )
-                    name = self._str(content, "name", "content[].")
-                    call = self._whole_call(parts, call, name, content, "input", decoded=True)
-                    self._touch(call, message["content"], content)
+                    self._read_whole_call(parts, index, content, message["content"])
         reason = self._str(message, "stop_reason")
         if reason:
             parts.append(finish_of(0, reason))
         self._read_usage(parts, message)
 
+    def _read_whole_call(
+        self, parts: list[Part], index: int, content: dict[str, Any], list_of: list[Any]
+    ) -> None:
+        call = self._call_at.get(index)
+        if call is None:
+            call_id = self._id(content, "id", "content[].")
+            call = self._begin_call(Call(self._block("tool_call", index), call_id, index))
+        name = self._str(content, "name", "content[].")
+        call = self._whole_call(parts, call, name, content, "input", decoded=True)
+        self._touch(call, list_of, content)
+
+    # What has left.
+
+    def _note_message(self) -> None:
+        self._has_started = True
+
+    def _note_start(self, index: int, call: Call | None, in_list: bool) -> None:
+        """A block has left, in its own event or in the list of `message_start`."""
+        if call is not None and call.removed:
+            return
+        if in_list or not self.has_removed:
+            self._moved[index] = self._next = max(self._next, index)
+            self._next += 1
+        if not in_list:
+            self._started[self._moved[index]] = None
+
+    def _note_stop(self, index: int) -> None:
+        self._started.pop(self._moved.get(index, index), None)
+
+    # What leaves instead.
+
     def settle(self, message: dict[str, Any], touches: list[Touch]) -> list[dict[str, Any]] | None:
-        changed = False
         replacements: dict[int, dict[str, Any] | None] = {}
         lists: dict[int, list[Any]] = {}
         for call, content, item in touches:
@@ -339,36 +328,36 @@ class AnthropicReader(Reader):
             if content is not None:
                 replacements[id(item)] = None if text is None else {"type": "text", "text": text}
                 lists[id(content)] = content
-                changed = True
-            elif text is None:
+            elif text is None or message.get("type") != "content_block_start":
                 return []
-            elif message.get("type") == "content_block_start":
-                index = self._shift(message)
-                return [
-                    {**message, "index": index, "content_block": {"type": "text", "text": ""}},
-                    {
-                        "type": "content_block_delta",
-                        "index": index,
-                        "delta": {"type": "text_delta", "text": text},
-                    },
-                    {"type": "content_block_stop", "index": index},
-                ]
             else:
-                return []
+                return self._refuse(message, text)
         for items in lists.values():
             replace_items(items, replacements)
-        removed_all = bool(self._known_calls) and self._removed_calls >= self._known_calls
-        for holder in (message, message.get("delta")):
-            if removed_all and isinstance(holder, dict) and holder.get("stop_reason") == "tool_use":
-                holder["stop_reason"] = "end_turn"
-                changed = True
-        if "index" in message and (index := self._shift(message)) != message["index"]:
+        changed = bool(lists)
+        if self._known_calls and self._removed_calls >= self._known_calls:
+            for holder in (message, message.get("delta")):
+                if isinstance(holder, dict) and holder.get("stop_reason") == "tool_use":
+                    holder["stop_reason"] = "end_turn"
+                    changed = True
+        if "index" in message:
+            index = self._shift(message)
+            changed = changed or index != message["index"]
             message["index"] = index
-            changed = True
         return [message] if changed else None
 
+    def _refuse(self, message: dict[str, Any], text: str) -> list[dict[str, Any]]:
+        """The events of a text in place of a call."""
+        index = self._shift(message)
+        delta = {"type": "text_delta", "text": text}
+        return [
+            {**message, "index": index, "content_block": {"type": "text", "text": ""}},
+            {"type": "content_block_delta", "index": index, "delta": delta},
+            {"type": "content_block_stop", "index": index},
+        ]
+
     def _shift(self, message: dict[str, Any]) -> int:
-        """The index of a block where others were removed: without gaps, because SDKs count on it."""
+        """The index of a block without the removed ones."""
         index = self._index(message)
         if "content_block" in message:
             self._moved[index] = self._next
@@ -400,33 +389,26 @@ class AnthropicReader(Reader):
 
     def make_delta(self, block: Block, text: str) -> Made:
         made = super().make_delta(block, text)
-        return Made(
-            made.event and "content_block_delta", made.data
-        )  # the last one may have been a start
+        # The template may be a start, with the event type of that.
+        return Made(made.event and "content_block_delta", made.data)
 
     def make_ending(self, reason: str | None = None) -> list[Made]:
         messages: list[dict[str, Any]] = []
         if not self._has_started:
-            empty = {
-                "id": "",
-                "type": "message",
-                "role": "assistant",
-                "model": self.model or "",
-                "content": [],
-            }
+            empty = {"id": "", "type": "message", "role": "assistant", "model": self.model or ""}
             usage = {"input_tokens": 0, "output_tokens": 0}
-            message = {**empty, "stop_reason": None, "stop_sequence": None, "usage": usage}
-            messages.append({"type": "message_start", "message": message})
+            end: dict[str, Any] = {
+                "content": [],
+                "stop_reason": None,
+                "stop_sequence": None,
+                "usage": usage,
+            }
+            messages.append({"type": "message_start", "message": {**empty, **end}})
         messages += [{"type": "content_block_stop", "index": index} for index in self._started]
         delta = {"stop_reason": reason or self.default_reason, "stop_sequence": None}
-        messages += [
-            {
-                "type": "message_delta",
-                "delta": delta,
-                "usage": {"output_tokens": self._output_tokens},
-            },
-            {"type": "message_stop"},
-        ]
+        tokens = {"output_tokens": self._output_tokens}
+        messages.append({"type": "message_delta", "delta": delta, "usage": tokens})
+        messages.append({"type": "message_stop"})
         self._started.clear()
         return [Made(message["type"], message) for message in messages]
 

@@ -5,14 +5,11 @@ written anew.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from pools import decode_json, encode_any_json
 
 from ..errors import Misused
-from ..event import Event
-from ..unescape import unescape
 
 __all__ = [
     "Block",
@@ -24,7 +21,6 @@ __all__ = [
     "TextEnd",
     "ToolCall",
     "ToolCallDelta",
-    "Unread",
     "Usage",
 ]
 
@@ -377,110 +373,3 @@ class ProviderError(Part):
         if message != self.holder.get(self.key):
             self.holder[self.key] = message
             self.changed = True
-
-
-class Unread(Part):
-    """What no other hook is shown of an event or a body: unknown fields and types, and what the
-    reader cannot understand.
-    """
-
-    __slots__ = ("_event", "_handlers", "_message", "_parts", "problem")
-
-    def __init__(
-        self,
-        event: Event,
-        message: Any,
-        parts: Sequence[Part],
-        handlers: Container[type[Part]],
-        problem: str | None,
-    ) -> None:
-        """`message`: the event's data, decoded; None if it is not JSON. `parts`: what else is in
-        it, those of the types in `handlers` for other hooks.
-        """
-        self.block = _MESSAGE
-        self.changed = False
-        self.problem: str | None = problem
-        """What the reader does not understand; None where the rest is only unknown. It names
-        fields, and shows no content.
-        """
-        self._event = event
-        self._message = message
-        self._parts = parts
-        self._handlers = handlers
-
-    @property
-    def is_json(self) -> bool:
-        """Whether the event's data is JSON, for lax readers at least, and nothing else is in the
-        event.
-        """
-        return self._message is not None and not self._event.unknown
-
-    @property
-    def data(self) -> str:
-        """All of the event's data as it came, and its lines that are no fields of an event."""
-        data, lines = self._event.data, self._event.unknown
-        return f"{data}\n{lines}" if lines else data
-
-    def texts(self) -> Iterator[str]:
-        """The decoded strings of the rest; all of the data if that is not JSON.
-
-        Without what other hooks are shown, and without the protocol's own words: names that are
-        identifiers, and the values of `id`, `object`, `type`, `model`, `role`, `finish_reason` and
-        the like.
-        """
-        if self._message is None:
-            yield self.data
-            if "\\" in self.data:  # half of a JSON text, say
-                yield unescape(self.data)
-            return
-        if self._event.unknown:
-            yield self._event.unknown
-        shown = {
-            (id(part.holder), part.key)
-            for part in self._parts
-            if type(part) in self._handlers and isinstance(part, (TextDelta, ToolCallDelta))
-        }
-        pending = [self._message]
-        while pending:
-            value = pending.pop()
-            if isinstance(value, dict):
-                for name, inner in value.items():
-                    if not name.isidentifier():
-                        yield name
-                    if (id(value), name) not in shown and not (
-                        isinstance(inner, str) and name in _PROTOCOL
-                    ):
-                        pending.append(inner)
-            elif isinstance(value, list):
-                pending += value
-            elif isinstance(value, str):
-                yield value
-
-
-# Fields whose text identifies something or is a word of the protocol. A pattern for an answer's
-# text must not match in them.
-_PROTOCOL = frozenset(
-    (
-        *(
-            "id",
-            "object",
-            "type",
-            "model",
-            "role",
-            "finish_reason",
-            "native_finish_reason",
-            "stop_reason",
-            "status",
-        ),
-        *(
-            "item_id",
-            "call_id",
-            "tool_use_id",
-            "tool_call_id",
-            "response_id",
-            "previous_response_id",
-            "request_id",
-        ),
-        *("system_fingerprint", "service_tier", "provider", "obfuscation", "signature", "event"),
-    )
-)

@@ -15,7 +15,7 @@ from support.upstream import Peer, open_upstream, stream_of
 
 from interceptors import Abort, Interceptor, Outcome, Request, Response, ResponseHead
 from proxy.config import parse_config
-from proxy.dialects.mcp import _First
+from proxy.dialects.mcp_interceptors import _First
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.forward import Forward
 

@@ -378,7 +378,7 @@ def test_the_tokens_of_a_call_that_is_changed_do_not_leave(name: str, streamed: 
 @pytest.mark.parametrize("size", [100_000, 10])
 def test_what_waits_for_a_call_is_bounded(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """Large events, or many small ones: the answer ends, and nothing of the call has left."""
-    monkeypatch.setattr("interceptors.dialects.messages.MAX_HELD", 300_000)
+    monkeypatch.setattr("interceptors.dialects.held.MAX_HELD", 300_000)
     first = stream_of([chunk(choice(tool_delta(0, "{", "call_0", "pass_1")))], named=False)
     text = stream_of([chunk(choice({"content": "x" * size}))], named=False)
     for count, fits in ((1, True), (400, False)):
@@ -391,7 +391,7 @@ def test_what_waits_for_a_call_is_bounded(monkeypatch: pytest.MonkeyPatch, size:
 
 def test_what_has_left_is_no_more_in_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any number of calls fits, one after another."""
-    monkeypatch.setattr("interceptors.dialects.messages.MAX_HELD", 10_000)
+    monkeypatch.setattr("interceptors.dialects.held.MAX_HELD", 10_000)
     sent = stream_of(events_of(ANTHROPIC, [f"pass_{number}" for number in range(50)]), named=True)
     result = run_chain([Policy()], [sent], request=request(ANTHROPIC))
     assert (result.failure, result.output) == (None, sent)
