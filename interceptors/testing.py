@@ -28,6 +28,7 @@ from .checks import check_interceptor, check_settings
 from .errors import InterceptorError, LoadError
 from .hooks import Owner
 from .message import Request, Response, ResponseHead, forget_body
+from .refusals import error_format
 from .stream import EventCounts, Part, StreamChain
 
 __all__ = ["ChainResult", "NothingCalled", "run_chain", "run_json", "run_request", "run_response"]
@@ -68,7 +69,7 @@ def run_request(interceptors: Sequence[Interceptor], request: Request) -> Respon
     async def run(chain: Chain, pools: Pools, calls: Calls) -> Response | None:
         show = _hide_body(request)
         try:
-            collects = chain.wants_body or request.dialect == "mcp"
+            collects = chain.wants_body or error_format(request.dialect).is_json_rpc
             return await chain.on_request(request, show_body=show if collects else None)
         finally:
             show()
@@ -224,7 +225,9 @@ def _run_trio(
     owners = [_TestedOwner(type(item).__name__, item) for item in interceptors]
     calls = Calls(owners, request)
     # With `dialect: mcp` the proxy itself collects the body.
-    collects = request.dialect == "mcp" or any(item.wants_body for item in interceptors)
+    collects = error_format(request.dialect).is_json_rpc or any(
+        item.wants_body for item in interceptors
+    )
     with (
         nullcontext() if collects else _passing_unread(request),
         calls.of_messages(),
