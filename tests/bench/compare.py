@@ -371,6 +371,15 @@ def plot(report: dict[str, object]) -> str:
     )
 
 
+HEAD = """\
+# Benchmark results
+
+Written by `tests/bench/compare.py`. [Performance](performance.md) explains the scenarios and how to
+repeat them. *weirpool* runs without interceptors; *inspect* decodes every event, *edit* changes it.
+
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenario", nargs="*")
@@ -382,7 +391,7 @@ def main() -> None:
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-        arguments.out.with_suffix(".md").write_text(table(report))
+        arguments.out.with_suffix(".md").write_text(HEAD + table(report))
         arguments.out.with_suffix(".svg").write_text(plot(report))
 
 

@@ -100,6 +100,14 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+HEAD = """\
+# Pool measurements
+
+Written by `tests/bench/seed.py`. [Performance](performance.md) explains them.
+
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="write the tables there, too")
@@ -107,7 +115,7 @@ def main() -> None:
     text = table()
     print(text)
     if arguments.out is not None:
-        arguments.out.write_text(text)
+        arguments.out.write_text(HEAD + text)
 
 
 if __name__ == "__main__":
