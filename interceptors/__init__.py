@@ -1,8 +1,8 @@
-"""Interceptors: see, change, drop and add what flows through, in a few lines of Python.
+"""Interceptors inspect, change, drop and add what passes through the proxy.
 
-Public: `Interceptor`, `StreamInterceptor`, `AsyncStreamInterceptor`, `Event`, `Request`,
-`Response`, and what they mention. `interceptors.testing` runs a chain without a network. Imports
-only `pools`.
+Start with `Interceptor`, `StreamInterceptor` or `AsyncStreamInterceptor`; `interceptors.testing` runs
+them without a network. `interceptors.dialects` has base classes for LLM answers and MCP messages.
+This package imports only `pools`.
 """
 
 from .api import (

@@ -34,7 +34,9 @@ __all__ = [
     "Rig",
     "Serve",
     "Way",
+    "awaiting",
     "config_with",
+    "interceptor",
     "on_event",
     "on_event_async",
     "until",
@@ -68,20 +70,48 @@ def config_with(url: str, *given: type[Interceptor], **more: str) -> Config:
     )
 
 
+_OF_STREAMS = ("needs", "passes_unseen", "on_start", "on_event", "on_complete", "on_end")
+
+
+def interceptor(name: str = "Hook", *, is_async: bool = False, **parts: Any) -> type[Interceptor]:
+    """An interceptor class from hooks as plain functions without `self`, and class attributes.
+
+    Hooks of streams get a stream class of their own; `opened` is called with each stream's context.
+    """
+    members = {key: _static(parts.pop(key)) for key in _OF_STREAMS if key in parts}
+    base = AsyncStreamInterceptor if is_async else StreamInterceptor
+    stream, opened = type(f"{name}Stream", (base,), members), parts.pop("opened", None)
+
+    def open_stream(self: Interceptor, context: StreamContext) -> Any:
+        if opened is not None:
+            opened(context)
+        return stream()
+
+    own = {key: _static(value) for key, value in parts.items()}
+    if members or opened is not None:
+        own.setdefault("open_stream", open_stream)
+    return type(name, (Interceptor,), own)
+
+
+def _static(part: Any) -> Any:
+    return staticmethod(part) if isinstance(part, types.FunctionType) else part
+
+
+def awaiting(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    """A function as an async one with a checkpoint."""
+
+    async def run(*arguments: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        return function(*arguments)
+
+    return run
+
+
 def on_event(
     hook: Callable[[Event], EventResult], name: str = "Hook", **attributes: Any
 ) -> type[Interceptor]:
     """An interceptor that is one `on_event`; `attributes` are of its class."""
-
-    class HookStream(StreamInterceptor):
-        def on_event(self, event: Event) -> EventResult:
-            return hook(event)
-
-    class Hook(Interceptor):
-        def open_stream(self, context: StreamContext) -> StreamInterceptor:
-            return HookStream()
-
-    return type(name, (Hook,), attributes)
+    return interceptor(name, on_event=lambda event: hook(event), **attributes)
 
 
 def on_event_async(
@@ -89,15 +119,10 @@ def on_event_async(
 ) -> type[Interceptor]:
     """An interceptor that is one `on_event` to be awaited; `attributes` are of its class."""
 
-    class AsyncHookStream(AsyncStreamInterceptor):
-        async def on_event(self, event: Event) -> EventResult:
-            return await hook(event)
+    async def run(event: Event) -> EventResult:
+        return await hook(event)
 
-    class AsyncHook(Interceptor):
-        def open_stream(self, context: StreamContext) -> AsyncStreamInterceptor:
-            return AsyncHookStream()
-
-    return type(name, (AsyncHook,), attributes)
+    return interceptor(name, is_async=True, on_event=run, **attributes)
 
 
 class Feed:
