@@ -1,20 +1,20 @@
-"""The `on_event` hooks of one stream, in order: events go in at the front, or behind one of them,
-and come out behind the last.
+"""The `on_event` hooks of one stream, in their order: events enter at the front, or after the member
+that added them, and leave after the last hook.
 
-They know events and nothing of windows, of bytes that are to be sent, or of what surrounds a
-stream. One place tells what a hook may return. `StreamChain` runs the usual ones itself, for speed,
-and comes here with everything else.
+This module decides what a hook may return. It must not know windows, parts or what else belongs to
+a stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 from typing import Any
 
 from .api import AsyncStreamInterceptor, End, EventResult, StreamInterceptor
 from .errors import EventTooLarge
-from .event import BodyEvent, Event, not_for_a_body
-from .hooks import Owner
+from .event import BodyEvent, Event, JsonEvent, not_for_a_body
+from .hooks import HOLD_S, Owner
 from .needs import Finder, finder_of, overlap_of
 from .wire_event import WireEvent
 
@@ -43,64 +43,73 @@ class EventHook:
         self.ordinal = ordinal
 
     def wants(self, event: Event) -> bool:
-        """Whether it is to see this one: `needs` is a promise about what comes from upstream."""
+        """Whether the hook must see this event. `needs` applies to events from upstream only."""
         return self.need is None or not isinstance(event, WireEvent) or event.holds(self.need)
 
 
 class EventHooks:
     """The hooks of one stream."""
 
-    __slots__ = ("body", "ending", "hooks", "is_body")
+    __slots__ = ("_sync", "body", "ending", "hooks", "is_async", "is_body")
 
     def __init__(self) -> None:
         self.hooks: tuple[EventHook, ...] = ()
+        self._sync: tuple[EventHook, ...] = ()  # those before the first one that is async
+        self.is_async = False
+        """Whether some hook must be awaited."""
         self.ending: int | None = None
-        """Which of them has returned `End`, by its index."""
+        """The index of the hook that returned `End`."""
         self.is_body = False
-        """What they see is a JSON body: one event, for which there is one."""
+        """The hooks see a JSON body: exactly one event leaves for it."""
         self.body: bytes | None = None
-        """What they have made of it; None when nobody changed it."""
+        """The body that replaces the one shown; None: unchanged."""
 
     def add(
         self, owner: Owner, stream: StreamInterceptor | AsyncStreamInterceptor, ordinal: int
     ) -> None:
-        """Append the hook of a member, if it has one and wants events. Raises `TypeError` for
-        `needs` that are none.
+        """Append a member's hook, if it has one and needs events. Raises `TypeError` for invalid
+        `needs`.
         """
-        base = (
-            AsyncStreamInterceptor
-            if isinstance(stream, AsyncStreamInterceptor)
-            else StreamInterceptor
-        )
-        if type(stream).on_event is not base.on_event and not (
-            isinstance(stream.needs, (tuple, list)) and not stream.needs
-        ):
-            self.hooks += (EventHook(owner, stream, ordinal),)
+        is_async = isinstance(stream, AsyncStreamInterceptor)
+        base = AsyncStreamInterceptor if is_async else StreamInterceptor
+        needs_none = isinstance(stream.needs, (tuple, list)) and not stream.needs
+        if type(stream).on_event is not base.on_event and not needs_none:
+            self._set((*self.hooks, EventHook(owner, stream, ordinal)))
 
-    @property
-    def is_async(self) -> bool:
-        """Whether some hook must be awaited."""
-        return any(hook.is_async for hook in self.hooks)
+    def clear(self) -> None:
+        """Call no hook from now on."""
+        self._set(())
+
+    def begin_body(self) -> None:
+        """A JSON body follows: only members with `wants_json` see it."""
+        self.is_body = True
+        self._set(tuple(hook for hook in self.hooks if hook.owner.interceptor.wants_json))
+
+    def _set(self, hooks: tuple[EventHook, ...]) -> None:
+        self.hooks = hooks
+        first = next((at for at, hook in enumerate(hooks) if hook.is_async), len(hooks))
+        self._sync = hooks[:first]
+        self.is_async = first < len(hooks)
 
     @property
     def pass_unseen(self) -> bool:
-        """Whether every hook lets pass what cannot be shown to it."""
+        """Whether every hook accepts that what it cannot see passes."""
         return all(hook.passes_unseen for hook in self.hooks)
 
     @property
     def is_selective(self) -> bool:
-        """Whether every hook has said which events it needs."""
+        """Whether every hook has `needs`."""
         return all(hook.need is not None for hook in self.hooks)
 
-    def index_behind(self, ordinal: int) -> int:
-        """The index of the first hook behind the member with that ordinal."""
+    def index_after(self, ordinal: int) -> int:
+        """The index of the first hook after the member with that ordinal."""
         return next(
             (at for at, hook in enumerate(self.hooks) if hook.ordinal > ordinal), len(self.hooks)
         )
 
-    def find_needed(self, buffer: bytearray, at: int, end: int) -> int:
-        """Where something begins that a hook needs to see; `end` if nowhere. One search for each
-        need, over all the bytes.
+    def find_needed(self, buffer: bytes | bytearray, at: int, end: int) -> int:
+        """The index of the first byte that a hook needs, else `end`. One search for each hook,
+        over all the bytes.
         """
         wanted = end
         for hook in self.hooks:
@@ -113,9 +122,8 @@ class EventHooks:
     def watchers_of_large(
         self, buffer: bytes | bytearray, at: int, end: int, max_event_bytes: int
     ) -> tuple[EventHook, ...]:
-        """The hooks for which the rest of an event or body must be searched that is too large to be
-        shown and begins with `buffer[at:end]`: so far, none of them needs it. Raises
-        `EventTooLarge` when one does and must not miss it.
+        """The hooks that may need a later part of an event or body above the limit, of which
+        `buffer[at:end]` is the beginning. Raises `EventTooLarge` when a hook needs it already.
         """
         watchers = tuple(hook for hook in self.hooks if not hook.passes_unseen)
         for hook in watchers:
@@ -123,14 +131,45 @@ class EventHooks:
                 raise EventTooLarge(max_event_bytes, hook.owner.name)
         return watchers
 
-    def begin_body(self) -> None:
-        """What comes is the body of a response that is not a stream: for those that want bodies."""
-        self.is_body = True
-        self.hooks = tuple(hook for hook in self.hooks if hook.owner.interceptor.wants_json)
+    def show(self, event: WireEvent) -> Event | tuple[list[Event], int]:
+        """Show one event to all hooks: the event that leaves for it, itself or another one. In
+        every other case what `run_sync` returns. Raises `InterceptorError`.
+        """
+        current: Event = event
+        clock = perf_counter()
+        for hook in self._sync:
+            if (
+                hook.need is not None
+                and isinstance(current, WireEvent)
+                and not current.holds(hook.need)
+            ):
+                continue
+            owner = hook.owner
+            try:
+                result: Any = hook.call(current)
+            except Exception as error:
+                owner.fail("on_event", error)
+                continue  # on_error is "skip": the event passes this hook unchanged
+            finally:
+                now = perf_counter()
+                took_s, clock = now - clock, now
+                owner.seconds += took_s
+                if took_s > HOLD_S:
+                    owner.warn("on_event", took_s)
+            if result is current:
+                continue
+            if type(result) is not JsonEvent and not isinstance(result, Event):
+                index = self.hooks.index(hook)
+                return self.run_sync(self._check(index, current, result), index + 1)
+            result.made_by = owner
+            current = result
+        if self.is_async:
+            return self.run_sync([current], len(self._sync))
+        return current
 
     def run_sync(self, events: list[Event], index: int) -> tuple[list[Event], int]:
-        """Send events through the hooks from `index` on, up to one that must be awaited; what is
-        left, and before which.
+        """Show events to the hooks from `index` on, up to the first that must be awaited. Returns
+        what is left and the index of that hook, or the number of hooks.
         """
         for at in range(index, len(self.hooks)):
             hook = self.hooks[at]
@@ -147,14 +186,14 @@ class EventHooks:
                             answer = hook.call(event)
                     except Exception as error:
                         hook.owner.fail("on_event", error)
-                following += self.check(at, event, answer)
+                following += self._check(at, event, answer)
                 if self.ending == at:
                     break
             events = following
         return events, len(self.hooks)
 
     async def run(self, events: list[Event], index: int) -> list[Event]:
-        """Send events through the hooks from `index` on, awaiting those that must be. Raises
+        """Show events to the hooks from `index` on, awaiting those that are async. Raises
         `InterceptorError`.
         """
         while True:
@@ -171,15 +210,15 @@ class EventHooks:
                         answer = await hook.owner.call("on_event", running)
                     except Exception as error:
                         hook.owner.fail("on_event", error)
-                following += self.check(index, event, answer)
+                following += self._check(index, event, answer)
                 if self.ending == index:
                     break
             events = following
             index += 1
 
-    def check(self, index: int, current: Event, result: Any) -> list[Event]:
-        """What a hook returned, as a list; or, when it is nonsense and its interceptor says `skip`,
-        what the hook was given.
+    def _check(self, index: int, current: Event, result: Any) -> list[Event]:
+        """What a hook returned, as a list; or the event it was given, if the result is invalid and
+        the interceptor's `on_error` is `skip`.
         """
         owner = self.hooks[index].owner
         events = result
@@ -192,22 +231,12 @@ class EventHooks:
         if not isinstance(events, (list, tuple)) or not all(
             isinstance(item, Event) for item in events
         ):
-            owner.fail(
-                "on_event",
-                owner.wrong("on_event", result, "an Event, a list of Events, End(...) or None"),
-            )
+            expected = "an Event, a list of Events, End(...) or None"
+            owner.fail("on_event", owner.wrong("on_event", result, expected))
             return [current]
         if self.is_body and (len(events) != 1 or events[0] is not current):
             try:
-                if len(events) != 1:
-                    raise owner.misused(
-                        "on_event",
-                        f"returned {len(events)} events, expected one: the response is a JSON body, not a stream",
-                    )
-                if (problem := not_for_a_body(events[0])) is not None:
-                    raise owner.misused("on_event", problem)
-                events = [BodyEvent.of(events[0])]
-                self.body = events[0].raw
+                events = [self._body_of(owner, events)]
             except Exception as error:
                 owner.fail("on_event", error)
                 return [current]
@@ -217,3 +246,17 @@ class EventHooks:
         if isinstance(result, End):
             self.ending = index
         return list(events)
+
+    def _body_of(self, owner: Owner, events: list[Event] | tuple[Event, ...]) -> BodyEvent:
+        """The body that a hook returned in place of the one it was shown. Raises `TypeError`."""
+        if len(events) != 1:
+            raise owner.misused(
+                "on_event",
+                f"returned {len(events)} events, expected one: "
+                "the response is a JSON body, not a stream",
+            )
+        if (problem := not_for_a_body(events[0])) is not None:
+            raise owner.misused("on_event", problem)
+        event = BodyEvent.of(events[0])
+        self.body = event.raw
+        return event

@@ -44,8 +44,8 @@ from interceptors import (
     Response,
     StreamContext,
 )
+from interceptors.emitting import MAX_EMITTED
 from interceptors.hooks import Owner
-from interceptors.stream import MAX_EMITTED
 from pools import Pools
 from proxy.errors import ConfigError
 from proxy.worker.metrics import Metrics

@@ -45,7 +45,7 @@ from interceptors import (
     StreamInterceptor,
     StreamOver,
 )
-from interceptors.stream import MAX_EMITTED
+from interceptors.emitting import MAX_EMITTED
 from interceptors.testing import run_chain, run_request, run_response
 
 

@@ -402,7 +402,7 @@ def test_white_space_byte_by_byte_is_searched_once(
         searched.append(end - start)
         return first_of_body(buffer, start, end)
 
-    monkeypatch.setattr("interceptors.stream.first_of_body", search)
+    monkeypatch.setattr("interceptors.framing.first_of_body", search)
     shown: list[str] = []
 
     def note(event: Event) -> Event:

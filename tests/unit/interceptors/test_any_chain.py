@@ -1,10 +1,4 @@
-"""The usual events have a loop of their own in the chain: it tells nothing that the general way
-would not tell.
-
-Both ways go over the same input: the same events in the same chunks, through hooks that do the
-same. What can be told of a run from outside must be equal. And the general way, fed byte by byte,
-is the reference for any chunks.
-"""
+"""Any chain over any stream in any reads: what hooks see, what leaves, what is counted and logged."""
 
 from __future__ import annotations
 
@@ -163,15 +157,12 @@ class Run:
     consumed: int = 0
     seen: list[Any] = field(default_factory=list)
     logged: list[Any] = field(default_factory=list)
-    usual: int = 0
-    """Blocks that the loop for usual events has taken."""
 
 
 def run(
     members: Iterable[Member],
     chunks: Iterable[bytes],
     *,
-    usual: bool,
     max_event_bytes: int = 1 << 20,
 ) -> Run:
     """Every window is overwritten when it has been processed: an event that outlives it shows."""
@@ -184,16 +175,6 @@ def run(
         async with open_chain(
             *interceptors, pools=pools, max_event_bytes=max_event_bytes
         ) as stream:
-            loop = stream._usual
-
-            def count(*args: Any) -> tuple[int, int]:
-                before = stream.counts.total
-                moved = loop(*args)
-                result.usual += stream.counts.total - before
-                return moved
-
-            stream._usual = count  # type: ignore[method-assign]
-            stream._swift = stream._swift and usual
             arriving = list(chunks)
             left = b""
             for index in range(len(arriving) + 1):
@@ -327,64 +308,39 @@ def cut(stream: bytes, at: list[int]) -> list[bytes]:
     return [stream[a:b] for a, b in pairwise(bounds)]
 
 
-def both(chain: list[Member], chunks: list[bytes], **limits: int) -> tuple[Run, Run]:
-    """The usual way and the general one. How many blocks the loop took is not compared."""
-    usual, general = (run(chain, chunks, usual=usual, **limits) for usual in (True, False))
-    assert general.usual == 0
-    usual.usual = 0
-    return usual, general
-
-
-@given(chains, streams, cuts, st.sampled_from([1 << 20, 1 << 20, 60, 17]))
-@settings(deadline=None, max_examples=300)
-def test_both_ways_tell_the_same(
-    chain: list[Member], stream: bytes, at: list[int], max_event_bytes: int
-) -> None:
-    """Bytes, counts, what each hook saw, who failed and with what, whether it ended, and how much
-    was consumed.
-    """
-    usual, general = both(chain, cut(stream, at), max_event_bytes=max_event_bytes)
-    assert usual == general
-
-
 @given(chains, streams.filter(lambda stream: b"\r" not in stream), cuts)
-@settings(deadline=None, max_examples=150)
-def test_chunks_tell_nothing(chain: list[Member], stream: bytes, at: list[int]) -> None:
-    """Cut at random through the loop, or byte by byte past it: a hook cannot know, nor can a
-    client. (CR apart: an LF behind it belongs to its event, if it is there.)
+@settings(deadline=None, max_examples=300)
+def test_reads_make_no_difference(chain: list[Member], stream: bytes, at: list[int]) -> None:
+    """Whole, cut at random and byte by byte: the same for hooks, client, counts and logs.
+
+    Without CR: the LF of a CRLF belongs to its event only where it has come.
     """
-    usual = run(chain, cut(stream, at), usual=True)
-    general = run(chain, [stream[i : i + 1] for i in range(len(stream))], usual=False)
-    usual.usual = usual.consumed = general.consumed = 0
-    assert usual == general
+    whole, *others = (
+        run(chain, chunks)
+        for chunks in ([stream], cut(stream, at), [bytes([byte]) for byte in stream])
+    )
+    for other in others:
+        other.consumed = whole.consumed
+        assert other == whole
 
 
 @pytest.mark.parametrize("on_error", ["skip", "abort"])
 @pytest.mark.parametrize(
-    "behind",
+    "others",
     [[], [Member(["pass"])], [Member(["pass", "json"])]],
-    ids=["alone", "who looks", "who replaces"],
+    ids=["alone", "before one that looks", "before one that replaces"],
 )
 @pytest.mark.parametrize("act", ACTS)
-def test_both_ways_tell_the_same_of_each_act_among_replacements(
-    act: str, behind: list[Member], on_error: str
-) -> None:
-    """Whatever a hook does, amid events of one window that others leave for or that pass: nothing
-    random about it.
-    """
+def test_every_act_among_replacements(act: str, others: list[Member], on_error: str) -> None:
+    """As above, for each result of a hook between replaced and unchanged events."""
     for script in (
         ["pass", "json", "json", act, "json", act, "pass"],
         ["pass", act, "pass", act, act, "json", "much json", act],
     ):
-        usual, general = both([Member(script, on_error), *behind], [b"".join(USUAL)])
-        assert usual == general
-
-
-def test_the_comparison_compares_two_ways() -> None:
-    """The loop takes all the usual blocks but the first, and none when it is switched off."""
-    chunks = [b"".join(USUAL) * 2]
-    assert run([Member(["pass"])], chunks, usual=True).usual == 2 * len(USUAL) - 1
-    assert run([Member(["pass"])], chunks, usual=False).usual == 0
+        chain = [Member(script, on_error), *others]
+        whole, apart = run(chain, [b"".join(USUAL)]), run(chain, USUAL)
+        apart.consumed = whole.consumed
+        assert apart == whole
 
 
 class Odd(BaseException):
@@ -417,9 +373,8 @@ def test_a_copy_is_shown_to_whom_it_is_needed_by() -> None:
     the place of an event.
     """
     chain = [Member(["a copy"]), Member(["pass"], needs=(b"!",))]
-    usual, general = both(chain, [b"data: 1\n\ndata: 2\n\ndata: 3!\n\ndata: 4\n\n"])
-    assert usual == general
-    assert [data for _, _, _, data, *_ in usual.seen[1]] == ["'3!'"]
+    result = run(chain, [b"data: 1\n\ndata: 2\n\ndata: 3!\n\ndata: 4\n\n"])
+    assert [data for _, _, _, data, *_ in result.seen[1]] == ["'3!'"]
 
 
 @pytest.mark.parametrize("result", ["[new, new]", "[event, event]"])
@@ -427,7 +382,7 @@ def test_one_event_twice_at_an_unfinished_end(result: str) -> None:
     """What replaces an unfinished event is unfinished only at its end: the first of the two is
     whole.
     """
-    output = run([Member([result])], [b"data: new\n"], usual=True).output
+    output = run([Member([result])], [b"data: new\n"]).output
     assert output.startswith(b"data: new\n\n")
     assert output.rstrip(b"\n").endswith(b"\ndata: new")
     assert output.endswith(b"w\n")

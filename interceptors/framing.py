@@ -1,0 +1,357 @@
+"""Framing: where events begin and end in the bytes of one stream (WHATWG HTML, section 9.2.6).
+
+`EventFramer` owns everything that a cut between two reads can split: the BOM, a CR and its LF, how
+much of an unfinished event was searched already, and whether the stream is a JSON body instead.
+`StreamTail` tells the same of bytes that pass unframed: whether they end between two events.
+
+Invariant: the frames of a stream do not depend on how it was cut into reads. Positions are indices
+into the caller's buffer. This module must not know hooks, leases or what happens to an event.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from enum import Enum, auto
+
+from .sse import (
+    BOM,
+    FIELD_LINE_BYTES,
+    find_block_end,
+    find_field_line,
+    find_silence,
+    first_of_body,
+    is_silent,
+)
+
+__all__ = ["EventFramer", "Frame", "FrameKind", "StreamTail"]
+
+_LF, _CR, _COLON = 0x0A, 0x0D, 0x3A  # fields begin with letters: all of them are above the colon
+_RESCAN_BYTES = 4096  # below this size, rescanning an unfinished event is cheaper than tracking it
+_BLANK = re.compile(rb"[ \t]")
+_BETWEEN_EVENTS = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)\Z")
+
+
+class FrameKind(Enum):
+    """What the bytes of a frame are."""
+
+    EVENT = auto()
+    """A whole event, its empty line included, within the limit."""
+    UNFINISHED = auto()
+    """The last event of a stream that ended without its empty line."""
+    LARGE = auto()
+    """A whole or unfinished last event above the limit."""
+    OVERLONG = auto()
+    """The beginning of an event that is above the limit already; the caller moves the rest."""
+    BOM = auto()
+    """The stream's byte order mark."""
+    LINE_FEED = auto()
+    """The LF of a CRLF that ended the previous frame in an earlier read."""
+    BODY = auto()
+    """A whole JSON body without its BOM and the white space before it."""
+    LARGE_BODY = auto()
+    """The beginning of a JSON body that is above the limit; the caller moves the rest."""
+
+
+Frame = tuple[FrameKind, int, int, int]
+"""`(kind, start, end, data_at)`: `data_at` is where the data of an event begins that is one line
+`data: ...` ended by LF; 0: not known.
+"""
+
+FindNeeded = Callable[[bytes | bytearray, int, int], int]
+"""Where the first byte is, in `buffer[start:end]`, that some hook needs; `end` if nowhere."""
+
+_EVENT, _UNFINISHED, _LARGE = FrameKind.EVENT, FrameKind.UNFINISHED, FrameKind.LARGE
+
+
+class _Stage(Enum):
+    BEGINNING = auto()
+    """Only a BOM and white space have come: it may be a JSON body."""
+    EVENTS = auto()
+    BODY = auto()
+    OVER = auto()
+    """The body was framed: nothing follows."""
+
+
+_IN_EVENTS = _Stage.EVENTS
+
+
+class EventFramer:
+    """The frames of one stream. `frames` is called for each read, in order."""
+
+    __slots__ = (
+        "_after_cr",
+        "_at_start",
+        "_lead",
+        "_leading",
+        "_max_event_bytes",
+        "_searched",
+        "_stage",
+        "at",
+        "cut",
+        "silent",
+    )
+
+    def __init__(self, max_event_bytes: int) -> None:
+        self._max_event_bytes = max_event_bytes
+        self._stage = _Stage.BEGINNING
+        self._at_start = True  # a BOM here is the stream's
+        self._leading = True  # the last frame was the first one of the stream
+        self._after_cr = False
+        self._searched = 0  # bytes of the unfinished event, or body, that hold no end
+        self._lead = 0  # white space before a JSON body
+        self.at = 0
+        """After `frames`: the index of the first byte that is in no frame yet. The caller presents
+        it again, followed by what comes next, at the `start` of the next call.
+        """
+        self.silent = 0
+        """Blocks passed over so far that no hook sees: of comments, of empty lines, not needed."""
+        self.cut = False
+        """The stream has ended inside an event."""
+
+    @property
+    def is_body(self) -> bool:
+        """Whether the stream is a JSON body, as far as it has come."""
+        return self._stage is _Stage.BODY or self._stage is _Stage.OVER
+
+    def first_was_dropped(self) -> None:
+        """Nothing of the last frame leaves. If it was the first one, a BOM after it would become
+        the client's BOM, and must be taken for one.
+        """
+        self._at_start = self._leading
+
+    def continue_after_large(self, buffer: bytes | bytearray, at: int, end: int) -> None:
+        """An event that began as `OVERLONG` ends at `at`, of `buffer[:end]`."""
+        self._stage = _Stage.EVENTS
+        self._after_cr = at == end and buffer[at - 1] == _CR
+
+    def frames(
+        self,
+        buffer: bytes | bytearray,
+        start: int,
+        end: int,
+        final: bool = False,
+        find_needed: FindNeeded | None = None,
+    ) -> Iterator[Frame]:
+        """The frames in `buffer[start:end]`; silent bytes between them are in none.
+
+        A frame counts as taken once it is yielded. `final`: no more bytes come. Events that
+        `find_needed` finds nothing in are passed over.
+        """
+        if self._stage is _IN_EVENTS and not self._after_cr:
+            return self._events(buffer, start, end, final, find_needed)
+        return self._carefully(buffer, start, end, final, find_needed)
+
+    def _carefully(
+        self,
+        buffer: bytes | bytearray,
+        start: int,
+        end: int,
+        final: bool,
+        find_needed: FindNeeded | None,
+    ) -> Iterator[Frame]:
+        """`frames` where a line feed may be the last frame's, or the stream a JSON body."""
+        at = self.at = start
+        if self._after_cr and at < end:
+            self._after_cr = False
+            if buffer[at] == _LF:
+                at += 1
+                yield FrameKind.LINE_FEED, start, at, 0
+        if self._stage is _Stage.BEGINNING:
+            end = self._find_stage(buffer, at, end, final)
+        if self._stage is _Stage.BODY:
+            if self._at_start and buffer.startswith(BOM, at, end):
+                at += len(BOM)
+                yield FrameKind.BOM, at - len(BOM), at, 0
+            self._at_start = False
+            yield from self._body(buffer, at, end, final)
+            at = self.at
+        if self.is_body:
+            return
+        yield from self._events(buffer, at, end, final, find_needed)
+
+    def _find_stage(self, buffer: bytes | bytearray, at: int, end: int, final: bool) -> int:
+        """Tell a JSON body from events by the first byte that is not white space. Returns up to
+        where events may be framed: white space in a line waits, before a JSON body it is no event.
+        """
+        if self._at_start:
+            if buffer.startswith(BOM, at, end):
+                at += len(BOM)
+            elif not final and BOM.startswith(bytes(buffer[at:end])):
+                return end
+        first, is_body = first_of_body(buffer, at + self._lead, end)
+        if first >= 0:
+            self._stage = _Stage.BODY if is_body else _Stage.EVENTS
+            self._lead = first - at if is_body else 0
+            return end
+        blank = None if final else _BLANK.search(buffer, at, end)
+        if blank is None or end - blank.start() > self._max_event_bytes:
+            return end
+        self._lead = end - blank.start()  # not searched again: white space may come byte by byte
+        return blank.start()
+
+    def _body(self, buffer: bytes | bytearray, at: int, end: int, final: bool) -> Iterator[Frame]:
+        """A JSON body, once it is whole or too large. A client reads events also after a line that
+        begins like JSON: with the first field line the stream is one of events after all.
+        """
+        self.at = at
+        first = at + self._lead
+        scan_from = max(first, at + self._searched - FIELD_LINE_BYTES)
+        self._searched = end - at
+        if find_field_line(buffer, scan_from, end) >= 0:
+            self._stage, self._searched = _Stage.EVENTS, 0
+        elif final or end - first > self._max_event_bytes:
+            self._stage, self.at = _Stage.OVER, end
+            is_large = end - first > self._max_event_bytes
+            yield FrameKind.LARGE_BODY if is_large else FrameKind.BODY, first, end, 0
+
+    def _events(
+        self,
+        buffer: bytes | bytearray,
+        at: int,
+        end: int,
+        final: bool,
+        find_needed: FindNeeded | None,
+    ) -> Iterator[Frame]:
+        find, startswith, limit = buffer.find, buffer.startswith, self._max_event_bytes
+        leading = self._leading = self._at_start
+        plain = find(b"\r", at, end) < 0
+        clear_to = at  # nothing that a hook needs begins before
+        scan_from, self._searched = at + self._searched, 0
+        while at < end:
+            if leading:
+                leading, bom_bytes = self._find_bom(buffer, at, end, final)
+                if bom_bytes < 0:
+                    break
+                if bom_bytes:
+                    yield FrameKind.BOM, at, at + bom_bytes, 0
+                    at = scan_from = at + bom_bytes
+                    continue
+            until = end
+            if find_needed is not None and plain and scan_from - at <= _RESCAN_BYTES:
+                if at >= clear_to:
+                    clear_to = find_needed(buffer, at, end)
+                behind = self._pass_unneeded(buffer, at, min(clear_to, at + limit))
+                if behind > at:
+                    at = scan_from = behind
+                    continue
+                until = min(clear_to + 1, end)
+            if plain and scan_from == at:
+                while at < until and buffer[at] > _COLON:
+                    # One search for one byte finds the end of an event of one line, the usual one.
+                    data_at, line_end = 0, find(b"\n", at, end)
+                    behind = line_end + 2
+                    if not 1 < behind <= end:
+                        break
+                    if buffer[line_end + 1] != _LF:
+                        behind = find(b"\n\n", line_end + 1, end) + 2
+                        if behind == 1:
+                            break
+                    elif startswith(b"data: ", at):
+                        data_at = at + 6
+                    if behind - at > limit:
+                        break
+                    self._at_start = False
+                    yield _EVENT, at, behind, data_at
+                    at = behind
+                    if leading:
+                        break
+                if at > scan_from:
+                    scan_from = at
+                    continue
+            kind, behind = self._next(buffer, at, end, scan_from, plain, final)
+            if behind == at:
+                break
+            self._at_start = False
+            if kind is not None:
+                yield kind, at, behind, 0
+            at = scan_from = behind
+        self.at = at
+        self._searched = end - at
+        if self._searched > limit:
+            self._at_start, self._searched = False, 0
+            yield FrameKind.OVERLONG, at, end, 0
+
+    def _next(
+        self, buffer: bytes | bytearray, at: int, end: int, scan_from: int, plain: bool, final: bool
+    ) -> tuple[FrameKind | None, int]:
+        """What begins at `at`, and where it ends: a frame, or None for silent bytes. `at` again
+        if the event has not come whole.
+        """
+        limit = self._max_event_bytes
+        kind: FrameKind | None = None
+        behind, whole, may_be_silent = at, True, buffer[at] <= _COLON
+        if may_be_silent and scan_from - at <= _RESCAN_BYTES:
+            behind, blocks = find_silence(buffer, at, end, limit)
+            self.silent += blocks
+        if behind == at:
+            if plain and buffer[at] != _LF:
+                behind = buffer.find(b"\n\n", max(at, scan_from - 1), end) + 2
+                whole = behind > 1
+            else:
+                behind = find_block_end(buffer, at, end, scan_from)
+                whole = behind >= 0
+            if not whole:
+                if not final:
+                    return None, at
+                behind = end
+                self.cut = True
+            if behind - at > limit:
+                kind = _LARGE
+            elif may_be_silent and is_silent(buffer, at, behind):
+                self.silent += 1
+            else:
+                kind = _EVENT if whole else _UNFINISHED
+        self._after_cr = behind == end and buffer[end - 1] == _CR
+        return kind, behind
+
+    def _find_bom(
+        self, buffer: bytes | bytearray, at: int, end: int, final: bool
+    ) -> tuple[bool, int]:
+        """Whether a BOM at `at` would be the stream's, and its length; -1: more bytes decide."""
+        self._leading = self._at_start
+        if self._at_start:
+            if buffer.startswith(BOM, at, end):
+                self._at_start = False
+                return True, len(BOM)
+            if not final and BOM.startswith(bytes(buffer[at : min(end, at + len(BOM))])):
+                return True, -1
+        return self._at_start, 0
+
+    def _pass_unneeded(self, buffer: bytes | bytearray, at: int, clear_to: int) -> int:
+        """Pass over the events from `at` on that end before `clear_to`; the index after them. Only
+        for bytes without CR; stops where an empty line follows another, which is a block itself.
+        """
+        behind = buffer.rfind(b"\n\n", at, clear_to) + 2
+        if behind < 2 or buffer[at] == _LF:
+            return at
+        empty = buffer.find(b"\n\n\n", at, behind + 1)
+        if empty >= 0:
+            behind = empty + 2
+        self._at_start = False
+        self.silent += buffer.count(b"\n\n", at, behind)
+        return behind
+
+
+class StreamTail:
+    """The last bytes of a stream that passes unframed."""
+
+    __slots__ = ("_bytes",)
+
+    def __init__(self) -> None:
+        self._bytes = b"\n\n"
+
+    def remember(self, buffer: bytes | bytearray, start: int, end: int) -> None:
+        """`buffer[start:end]` leaves."""
+        last = bytes(buffer[max(start, end - 4) : end])
+        self._bytes = last if len(last) == 4 else (self._bytes + last)[-4:]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the stream could end here, after a whole event."""
+        return _BETWEEN_EVENTS.search(self._bytes) is not None
+
+    @property
+    def between_events(self) -> bool:
+        """Whether an event may be added here. A CR after an LF is most likely half a CRLF."""
+        return self.is_whole and not self._bytes.endswith(b"\n\r")
