@@ -17,7 +17,7 @@ from .hypercorn import (
     path_is_known,
     share_log,
 )
-from .writer import Message, Receive, Scope, Send, Writer, flush, has_no_body, in_time
+from .writer import Message, Receive, Scope, Send, Writer, has_no_body
 
 __all__ = [
     "WRITERS",
@@ -34,9 +34,7 @@ __all__ = [
     "connections_by_open_files",
     "contain_connections",
     "cut_connections",
-    "flush",
     "has_no_body",
-    "in_time",
     "inspect_server",
     "path_is_known",
     "raw_target",
@@ -58,7 +56,7 @@ def raw_target(scope: Scope) -> bytes:
 
 
 def choose_writer(
-    scope: Scope, send: Send, connection: ClientConnection | None, *, chunked: bool
+    http_version: str, send: Send, connection: ClientConnection | None, *, chunked: bool
 ) -> Writer:
     """The direct writer where it can go, else the portable one. `chunked`: the response has a body
     of unknown length.
@@ -68,7 +66,7 @@ def choose_writer(
         or connection.tls
         or connection.http2
         or not chunked
-        or scope["http_version"] != "1.1"
+        or http_version != "1.1"
     ):
         return AsgiWriter(send, connection)
     return DirectWriter(send, connection)

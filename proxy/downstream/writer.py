@@ -1,4 +1,4 @@
-"""The interface of the two writers, and the waits for a client, each with the `send` deadline.
+"""The interface of the two writers.
 
 A writer sends one response. The order is: `start`, then any number of `write`s, each answered with
 False followed by `drain` before anything else, then `finish` or `abort`. Only `write` is
@@ -7,20 +7,14 @@ synchronous: the relay calls it from `pump()`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Protocol, TypeVar
-
-import trio
+from typing import Any, Protocol
 
 from interceptors.chain import Part
 
-from ..errors import SendStalled
 from ..http.headers import HeaderList
 
-__all__ = ["Message", "Receive", "Scope", "Send", "Writer", "flush", "has_no_body", "in_time"]
-
-T = TypeVar("T")
+__all__ = ["Message", "Receive", "Scope", "Send", "Writer", "has_no_body"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -92,26 +86,6 @@ class Writer(Protocol):
         cancelled; raises nothing.
         """
         ...
-
-
-async def in_time(step: Callable[[], Awaitable[T]], send_s: float) -> T:
-    """Await one step of a writer, at most `send_s` seconds. Raises `SendStalled`,
-    and what the step raises.
-    """
-    if send_s == math.inf:
-        return await step()
-    with trio.move_on_after(send_s):
-        return await step()
-    raise SendStalled
-
-
-async def flush(writer: Writer, send_s: float) -> None:
-    """Wait until the client has taken everything.
-
-    Raises `SendStalled` when it takes nothing for `send_s` seconds, and `ClientGone`.
-    """
-    while not await in_time(writer.drain, send_s):
-        pass
 
 
 def has_no_body(method: str, status: int) -> bool:

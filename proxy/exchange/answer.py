@@ -1,88 +1,101 @@
-"""Error responses of the proxy: what a client learns of a failure, and how the response is sent.
+"""Answers that do not come from the upstream: an interceptor's response or events, or the proxy's
+own to a preflight.
 
-The route's `Dialect` gives the body. A response names no address, header or body of an upstream:
-these go to the log only.
+No other interceptor sees them. It knows no upstream and no relay.
 """
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from functools import partial
 
 import trio
 
-from interceptors import EventTooLarge, HookError, Outcome, StreamAborted
+from interceptors import Event, HookError, Outcome, Response
+from interceptors.hooks import Owner
 
-from ..downstream import Send, in_time
-from ..errors import ProxyDefect, RequestRefused, SendStalled, UpstreamFailure
-from .cors import Cors
-from .request_body import RequestBody
+from ..errors import RequestRefused
+from ..relay.heartbeat import with_heartbeats
+from .client_response import ClientResponse
+from .context import ExchangeContext
 
-__all__ = ["refusal_of", "send_answer"]
+__all__ = ["send_answer"]
 
-
-def refusal_of(failure: Exception | None, outcome: Outcome) -> RequestRefused:
-    """The error that the client of a failed exchange gets."""
-    if isinstance(failure, RequestRefused):
-        return failure
-    if isinstance(failure, UpstreamFailure):
-        return RequestRefused(failure.status, failure.kind, failure.public, failure.retry_after_s)
-    if isinstance(failure, ProxyDefect):
-        return RequestRefused(500, "internal_error", "the proxy failed")
-    if isinstance(failure, HookError):
-        return RequestRefused(
-            502, "interceptor_failed", f"the interceptor {failure.interceptor!r} failed"
-        )
-    if isinstance(failure, StreamAborted):
-        return RequestRefused(502, "aborted", failure.reason)
-    if isinstance(failure, EventTooLarge):
-        return RequestRefused(502, "event_too_large", str(failure))
-    if outcome is Outcome.DRAINING:
-        return RequestRefused(
-            503, "draining", "this server is shutting down", retry_after_s=1, outcome=outcome
-        )
-    return RequestRefused(504, "total_timeout", "the exchange took longer than it may")
+_CLOSE_S = 1.0
+_LENGTH = frozenset((b"content-length",))
 
 
-async def send_answer(
-    refusal: RequestRefused,
-    body: bytes,
-    inbound: RequestBody,
-    send: Send,
-    *,
-    close: bool,
-    send_s: float,
-    cors: Cors | None = None,
-) -> bool:
-    """Answer with a JSON body, which also a client that is still sending can read. `close`:
-    announce the connection's end.
+async def send_answer(ctx: ExchangeContext, answer: Response) -> Outcome:
+    """Send an answer, without its end; returns the outcome of an exchange that it ends.
 
-    `send_s` bounds each wait for the client. False when the client sends on and on, takes nothing,
-    or has gone: the connection should then be cut.
+    Raises as `ClientResponse` does, `InterceptorError`, and `RequestRefused` if an early heartbeat
+    has sent a head that does not fit.
     """
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    if refusal.retry_after_s is not None:
-        headers.append((b"retry-after", b"%d" % refusal.retry_after_s))
-    if close:
-        headers.append((b"connection", b"close"))
-    if cors is not None:
-        headers = cors.grant(headers)
-    try:
-        for message in (
-            {"type": "http.response.start", "status": refusal.status, "headers": headers},
-            {"type": "http.response.body", "body": body, "more_body": True},
-        ):
-            await in_time(partial(send, message), send_s)
-        if inbound.holds_connection and not await inbound.discard():
-            return False
-        await in_time(
-            partial(send, {"type": "http.response.body", "body": b"", "more_body": False}), send_s
+    ctx.progress.phase = "send_answer"
+    ctx.body.forget_body()
+    outcome = Outcome.COMPLETED
+    if answer.made_by is not None:
+        ctx.progress.answered_by, outcome = answer.made_by.name, answer.made_by.outcome
+    response = ctx.response
+    bodiless = response.is_bodiless(answer.status)
+    await _send_head(response, answer, streams=answer.events is not None and not bodiless)
+    if bodiless:
+        return outcome
+    if answer.events is not None:
+        await _send_events(response, answer.made_by, answer.events)
+    elif answer.body:
+        await response.write(answer.body, last=True)
+    return outcome
+
+
+async def _send_head(response: ClientResponse, answer: Response, *, streams: bool) -> None:
+    sse = answer.events is not None
+    if response.writer is not None:
+        if sse and answer.status == 200:
+            return
+        raise RequestRefused(
+            answer.status,
+            "answered_too_late",
+            "an interceptor has answered when the stream had begun",
+            outcome=answer.made_by.outcome,
         )
-    except (
-        SendStalled,
-        OSError,
-        trio.BrokenResourceError,
-        trio.ClosedResourceError,
-        trio.BusyResourceError,
-    ):
-        return False
-    return True
+    headers = response.own_headers(answer.headers.raw, sse=sse, dropped=_LENGTH)
+    if not sse and answer.status not in (204, 304):
+        headers.append((b"content-length", b"%d" % len(answer.body)))
+    await response.start(answer.status, headers, chunked=streams, whole=not sse, may_add=streams)
+
+
+async def _send_events(
+    response: ClientResponse, owner: Owner, given: Iterable[Event] | AsyncIterable[Event]
+) -> None:
+    events = aiter(given) if isinstance(given, AsyncIterable) else _iterate(given)
+    step = partial(_next_event, owner, events)
+    try:
+        while (
+            event := await with_heartbeats(step, response.heartbeat_s, response.send_heartbeat)
+        ) is not None:
+            await response.write(event.raw)
+    finally:
+        if hasattr(events, "aclose"):
+            with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_S):
+                await events.aclose()  # not left to the garbage collector
+
+
+async def _iterate(events: Iterable[Event]) -> AsyncIterator[Event]:
+    for event in events:
+        yield event
+
+
+async def _next_event(owner: Owner, events: AsyncIterator[Event]) -> Event | None:
+    """The next event of an answer; None at its end. Raises `InterceptorError` for whatever the
+    iterator raises, also with `on_error: skip`: an answer that breaks off must not look complete.
+    """
+    try:
+        event = await anext(events, None)
+        if event is not None and not isinstance(event, Event):
+            raise owner.misused("answer", f"holds a {type(event).__name__}, expected an Event")
+    except Exception as error:
+        raise owner.failed("events", error) or HookError(
+            owner.name, "events", type(error).__name__
+        ) from error
+    return event

@@ -1,53 +1,48 @@
-"""The response to the client: its head, what is written to its body besides what a relay moves, and
-its end.
+"""The response to the client: its head, everything written to its body except by a relay, its end.
 
-It keeps the send deadline wherever one can be kept, and knows what may be said between events. It
-knows no upstream, and no outcome; what to say is the exchange's business.
+`flush` is the only place that waits for a client, and it owns the send deadline. The module knows
+whether proxy bytes may stand between two events; it knows no upstream and no outcome.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 
-from ..downstream import (
-    ClientConnection,
-    Scope,
-    Send,
-    Writer,
-    choose_writer,
-    flush,
-    has_no_body,
-    in_time,
-)
-from ..errors import ClientGone
+import trio
+
+from ..downstream import ClientConnection, Message, Send, Writer, choose_writer, has_no_body
+from ..errors import ClientGone, SendStalled
 from ..http.headers import HeaderList, check_response_headers, response_headers
 from ..relay.heartbeat import PING, only_accepts_streams
 from ..worker.routes import Route
 from ..worker.worker import Worker
 from .cors import Cors
+from .request import ClientRequest
 from .request_body import RequestBody
 
-__all__ = ["Reply"]
+__all__ = ["ClientResponse"]
 
-_EARLY_HINT = "http.response.early_hint"
+_ERROR_EVENT_S = 1.0
+_NO_NAMES: frozenset[bytes] = frozenset()
 
 
-class Reply:
+class ClientResponse:
     """The response of one exchange: `start`, then `write` or a relay on its writer, then `finish`.
 
-    What awaits raises `ClientGone`, and `SendStalled` when the client takes nothing for as long as
-    it may.
+    Methods that wait raise `ClientGone` when the client has left, and `SendStalled` when it takes
+    nothing for `timeouts.send` seconds.
     """
 
     __slots__ = (
+        "_body",
         "_connection",
-        "_inbound",
+        "_request",
         "_route",
-        "_scope",
         "_send",
+        "_send_s",
         "_worker",
         "cors",
         "ended",
@@ -60,163 +55,179 @@ class Reply:
     def __init__(
         self,
         worker: Worker,
-        route: Route,
-        scope: Scope,
-        inbound: RequestBody,
+        route: Route | None,
+        request: ClientRequest,
+        body: RequestBody,
         send: Send,
         connection: ClientConnection | None,
-        cors: Cors | None = None,
+        cors: Cors | None,
     ) -> None:
-        """`cors`: for a request of an allowed origin."""
-        self.cors = cors
+        """`cors`: of a request from an allowed origin."""
         self._worker = worker
         self._route = route
-        self._scope = scope
-        self._inbound = inbound
+        self._request = request
+        self._body = body
         self._send = send
         self._connection = connection
+        self._send_s = (worker.routes if route is None else route).timeouts.send
+        self.cors = cors
         self.writer: Writer | None = None
         """None before `start`."""
         self.status: int | None = None
+        """None until a head is sent."""
         self.may_add = False
-        """Something of ours may go out between events: the body is an event stream of unknown
-        length, and not encoded.
+        """Proxy bytes may go out between events: the body is an event stream of unknown length and
+        without content coding.
         """
         self.finished = False
-        """The whole body has been handed over."""
+        """The whole body has been handed over: a client that leaves now has everything."""
         self.ended = False
-        """And so has its end."""
+        """The end of the body has been handed over, too."""
 
-    @property
-    def may_say_error(self) -> bool:
-        """An error event may go out, between events."""
-        return self.may_add and self._route.dialect.has_error_events
+    async def flush(self, step: Callable[[], Awaitable[bool | None]] | None = None) -> None:
+        """Wait until the client has taken what was written, or until `step` has sent what it sends.
 
-    @property
-    def _shielded_send_s(self) -> float:
-        """The send deadline of what goes through ASGI; infinity where Hypercorn shields it, and
-        TCP_USER_TIMEOUT ends the wait.
+        Repeats the step, by default the writer's `drain`, until its result is not False. Each
+        repetition may take `timeouts.send` seconds. Over HTTP/1.1 a wait inside Hypercorn has no
+        deadline here: it cannot be cancelled, and TCP_USER_TIMEOUT ends it.
         """
+        direct = step is None and self.writer is not None and self.writer.synchronous
         shielded = self._connection is not None and self._connection.shields_send
-        return math.inf if shielded else self._route.timeouts.send
+        send_s = self._send_s if direct or not shielded else math.inf
+        if step is None:
+            assert self.writer is not None
+            step = self.writer.drain
+        done: bool | None = False
+        while done is False:
+            if send_s == math.inf:
+                done = await step()
+                continue
+            with trio.move_on_after(send_s) as scope:
+                done = await step()
+            if scope.cancelled_caught:
+                raise SendStalled
 
-    @property
-    def send_s(self) -> float:
-        """The send deadline of a wait for the client."""
-        return (
-            self._route.timeouts.send
-            if self.writer is not None and self.writer.synchronous
-            else self._shielded_send_s
+    async def start(
+        self, status: int, headers: HeaderList, *, chunked: bool, whole: bool, may_add: bool
+    ) -> None:
+        """Choose the writer and send the head. `whole`: see `Writer.start`. Raises also
+        `RequestRefused`, for headers from an interceptor that cannot be sent.
+        """
+        if self._route is not None and self._route.chain.owners:
+            check_response_headers(headers)
+        self.may_add = may_add
+        self.writer = writer = choose_writer(
+            self._request.http_version, self._send, self._connection, chunked=chunked
         )
+        self.status = status
+        self._worker.metrics.writers[writer.name].inc()
+        self._body.answered = True
+        # Unless the request is complete, the end of the response waits for it; the head must not.
+        whole = whole and self._body.complete
+        await self.flush(partial(writer.start, status, headers, whole=whole))
 
-    @property
-    def heartbeat_s(self) -> float | None:
-        """After how many seconds of silence a heartbeat is due; None: never."""
-        return self._route.heartbeat.interval
+    async def write(self, data: bytes, *, last: bool = False) -> None:
+        """Write and wait until the client has it. `last`: `finish` may send it with the end."""
+        assert self.writer is not None
+        if not self.writer.write((data,)) and not (last and not self.writer.synchronous):
+            await self.flush()
 
-    @property
-    def early_beat_s(self) -> float | None:
-        """After how many seconds heartbeats begin although the upstream has not answered yet; None:
-        they do not.
-        """
-        if not self._route.heartbeat.early or self._scope["method"] == "HEAD":
-            return None
-        accept = [value for name, value in self._scope["headers"] if name == b"accept"]
-        return self.heartbeat_s if only_accepts_streams(accept) else None
-
-    def send_probes(self) -> None:
-        """Find out that the client is gone although nothing is sent to it, where its connection can
-        be reached.
-        """
-        if self._connection is not None:
-            self._connection.send_probes()
-
-    def is_bodiless(self, status: int) -> bool:
-        """Whether a response with that status has no body, whatever its head says."""
-        return has_no_body(self._scope["method"], status)
-
-    def headers(
-        self,
-        headers: Iterable[tuple[bytes, bytes]],
-        *,
-        sse: bool,
-        dropped: frozenset[bytes] = frozenset(),
-    ) -> HeaderList:
-        """What of a response's headers goes to the client. `dropped`: besides those that the server
-        adds itself.
-        """
-        added = self._connection.added_headers if self._connection is not None else frozenset()
-        return response_headers(headers, dropped=dropped | added, sse=sse)
-
-    def own_headers(
-        self,
-        headers: Iterable[tuple[bytes, bytes]],
-        *,
-        sse: bool,
-        dropped: frozenset[bytes] = frozenset(),
-    ) -> HeaderList:
-        """As `headers`, of a response that is not the server's: a page of an allowed origin may
-        read it.
-        """
-        listed = self.headers(headers, sse=sse, dropped=dropped)
-        return listed if self.cors is None else self.cors.grant(listed)
+    async def finish(self) -> None:
+        """End the response, after the whole request has come. Does not raise `ClientGone`."""
+        assert self.writer is not None
+        self.finished = True
+        with suppress(ClientGone):
+            if not self._body.complete and self._body.holds_connection:
+                await self.flush()
+                await self._body.wait_complete()
+            await self.flush(self.writer.finish)
+        self.ended = True
 
     async def send_interim(self, status: int, headers: HeaderList) -> None:
-        """Send an informational response (RFC 9110, section 15.2), unless the head has left; not to
-        a client of HTTP/1.0.
+        """Send an informational response (RFC 9110, section 15.2), unless the head has been sent or
+        the client speaks HTTP/1.0.
 
-        Under a server other than Hypercorn only ASGI's extension for early hints can carry one:
-        103, and of it the `Link` fields.
+        ASGI has only an extension for early hints: other servers than Hypercorn get a 103 with its
+        `Link` fields, and nothing else.
         """
-        if self.writer is not None or self._scope["http_version"] == "1.0":
+        if self.writer is not None or self._request.http_version == "1.0":
             return
         headers = [
             item for item in self.headers(headers, sse=False) if item[0] != b"content-length"
         ]
         if self._connection is not None:
-            await in_time(
-                partial(self._connection.send_interim, status, headers), self._shielded_send_s
-            )
-        elif status == 103 and _EARLY_HINT in (self._scope.get("extensions") or ()):
+            await self.flush(partial(self._connection.send_interim, status, headers))
+        elif status == 103 and self._request.early_hints:
             links = [value for name, value in headers if name == b"link"]
-            await in_time(
-                partial(self._send, {"type": _EARLY_HINT, "links": links}), self._shielded_send_s
+            await self.flush(
+                partial(self._send, {"type": "http.response.early_hint", "links": links})
             )
 
-    async def start(
-        self, status: int, headers: HeaderList, *, chunked: bool, whole: bool, may_add: bool
-    ) -> None:
-        """Choose the writer and send the head; `whole` as for `Writer.start`. Raises
-        `RequestRefused` for bad headers, too.
+    async def send_refusal(self, status: int, headers: HeaderList, body: bytes) -> bool:
+        """Send a whole answer of the proxy. Returns False if the client has left, takes nothing, or
+        does not stop sending its request: its connection must then be cut.
         """
-        if self._route.chain.owners:
-            check_response_headers(headers)
-        self.may_add = may_add
-        self.writer = writer = choose_writer(
-            self._scope, self._send, self._connection, chunked=chunked
-        )
+        if self.cors is not None:
+            headers = self.cors.grant(headers)
         self.status = status
-        self._worker.metrics.writers[writer.name].inc()
-        self._inbound.answered = True
-        whole = (
-            whole and self._inbound.complete
-        )  # else the end waits for the rest of the request, and the head must not
-        await in_time(partial(writer.start, status, headers, whole=whole), self._shielded_send_s)
+        messages: tuple[Message, ...] = (
+            {"type": "http.response.start", "status": status, "headers": headers},
+            {"type": "http.response.body", "body": body, "more_body": True},
+        )
+        try:
+            for message in messages:
+                await self.flush(partial(self._send, message))
+            if self._body.holds_connection and not await self._body.discard():
+                return False
+            end = {"type": "http.response.body", "body": b"", "more_body": False}
+            await self.flush(partial(self._send, end))
+        except (
+            SendStalled,
+            OSError,
+            trio.BrokenResourceError,
+            trio.ClosedResourceError,
+            trio.BusyResourceError,
+        ):
+            return False
+        return True
 
-    async def write(self, data: bytes, *, last: bool = False) -> None:
-        """Write and wait until the client has it; the last, where the writer can, is left for
-        `finish` to take along.
-        """
+    async def send_error_events(self, events: Sequence[bytes]) -> None:
+        """Send the events of a failure, within a second. The caller has checked `takes_error`."""
         assert self.writer is not None
-        if not self.writer.write((data,)) and not (last and not self.writer.synchronous):
-            await flush(self.writer, self.send_s)
+        with suppress(ClientGone, SendStalled), trio.move_on_after(_ERROR_EVENT_S):
+            if events and not self.writer.write(events):
+                await self.flush()
 
-    async def beat_early(self) -> float:
-        """A heartbeat before the upstream has answered; before the first, the head of an event
-        stream. As `with_heartbeats` asks.
+    @property
+    def takes_error(self) -> bool:
+        """Error events may go out: the stream allows them, and nothing waits to be sent."""
+        return (
+            self.may_add
+            and self._route is not None
+            and self._route.dialect.has_error_events
+            and self.writer is not None
+            and not self.writer.stalled
+        )
+
+    @property
+    def heartbeat_s(self) -> float | None:
+        """Seconds of silence before a heartbeat; None: no heartbeats."""
+        return None if self._route is None else self._route.heartbeat.interval
+
+    @property
+    def early_heartbeat_s(self) -> float | None:
+        """The same while the upstream has not answered; None: no heartbeats before its answer."""
+        if self._route is None or not self._route.heartbeat.early or self._request.method == "HEAD":
+            return None
+        accept = [value for name, value in self._request.headers if name == b"accept"]
+        return self.heartbeat_s if only_accepts_streams(accept) else None
+
+    async def send_early_heartbeat(self) -> float:
+        """Send a heartbeat before the upstream has answered, and before the first the head of an
+        event stream. Returns the seconds until the next one.
         """
         assert self.heartbeat_s is not None
-        if not self._inbound.complete:
+        if not self._body.complete:
             return self.heartbeat_s  # a client that is still sending does not read
         if self.writer is None:
             head = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
@@ -226,22 +237,42 @@ class Reply:
         return await self.send_heartbeat()
 
     async def send_heartbeat(self) -> float:
-        """A heartbeat while no relay moves the stream. As `with_heartbeats` asks."""
+        """Send a heartbeat while no relay moves the stream. Returns the seconds until the next."""
         assert self.heartbeat_s is not None
         await self.write(PING)
         return self.heartbeat_s
 
-    async def finish(self) -> None:
-        """End the response, when the whole request has come. Does not raise `ClientGone`: there is
-        nothing left to be lost.
+    def send_probes(self) -> None:
+        """Detect by TCP keepalive that the client has left, although nothing is sent to it."""
+        if self._connection is not None:
+            self._connection.send_probes()
+
+    def is_bodiless(self, status: int) -> bool:
+        """Whether a response with that status has no body, whatever its headers announce."""
+        return has_no_body(self._request.method, status)
+
+    def headers(
+        self,
+        headers: Iterable[tuple[bytes, bytes]],
+        *,
+        sse: bool,
+        dropped: frozenset[bytes] = _NO_NAMES,
+    ) -> HeaderList:
+        """The headers of a response that go to the client: less `dropped`, and less those that the
+        server adds itself.
         """
-        assert self.writer is not None
-        self.finished = (
-            True  # the client has the whole body: if it leaves from here on, it leaves content
-        )
-        with suppress(ClientGone):
-            if not self._inbound.complete and self._inbound.holds_connection:
-                await flush(self.writer, self.send_s)
-                await self._inbound.wait_complete()
-            await in_time(self.writer.finish, self._shielded_send_s)
-        self.ended = True
+        added = self._connection.added_headers if self._connection is not None else _NO_NAMES
+        return response_headers(headers, dropped=dropped | added, sse=sse)
+
+    def own_headers(
+        self,
+        headers: Iterable[tuple[bytes, bytes]],
+        *,
+        sse: bool,
+        dropped: frozenset[bytes] = _NO_NAMES,
+    ) -> HeaderList:
+        """The same for a response that is not the upstream's: a page of an allowed origin may read
+        it.
+        """
+        listed = self.headers(headers, sse=sse, dropped=dropped)
+        return listed if self.cors is None else self.cors.grant(listed)

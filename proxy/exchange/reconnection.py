@@ -1,16 +1,14 @@
-"""A stream that is moved over as many connections as it takes: when one has ended, the next is
-asked for what comes after.
+"""A stream over several connections: when one ends, the next is asked for what follows.
 
-What was seen of the stream, and so whether, when and where to go on, is `Resume`'s; how bytes move
-is the relay's. Here is what lies between two connections: a comment to the client, the time to
-wait, the request, and whether its answer is the stream's continuation.
+`Resume` decides whether, when and where to continue; the relay moves the bytes. This module does
+what lies between two connections: a comment to the client, the wait, the request, and the check
+that its response continues the stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import trio
 
@@ -19,24 +17,20 @@ from ..relay import Mover
 from ..relay.heartbeat import with_heartbeats
 from ..relay.resume import Resume
 from ..upstream import UpstreamBody
-from .client_response import Reply
-from .json_body import LooksLike
+from .context import ExchangeContext
+from .response_body import look_at
 from .upstream_call import UpstreamRequest
 
 __all__ = ["move_over_connections"]
 
 
-Look = Callable[[str, str, UpstreamBody], Awaitable[LooksLike | None]]
-
-
 async def move_over_connections(
-    mover: Mover, resume: Resume, asking: UpstreamRequest, reply: Reply, look: Look, log: Any
+    ctx: ExchangeContext, upstream: UpstreamRequest, mover: Mover, resume: Resume
 ) -> None:
-    """Move the stream to its end. `look` decides what a response is, by its media type, its content
-    coding and its body.
+    """Move the stream to its end. `mover` has a relay with that `resume`, on the first response to
+    `upstream`.
 
-    `mover` has a relay with that `resume`, on the first response to `asking`. Raises what
-    `Mover.run` raises, and the last `UpstreamFailure` when the stream cannot go on.
+    Raises what `Mover.run` raises, and the last `UpstreamFailure` if the stream cannot continue.
     """
     relay = mover.relay
     while True:
@@ -52,70 +46,70 @@ async def move_over_connections(
                 raise failure
             return
         relay.body.close()
-        if not await _reconnect(resume, failure, asking, reply, look, log):
+        body = await _reconnect(ctx, upstream, resume, failure)
+        if body is None:
             await mover.complete()
             return
-        assert asking.response_body is not None
-        relay.continue_with(asking.response_body)
+        relay.continue_with(body)
 
 
 async def _reconnect(
-    resume: Resume,
-    failure: UpstreamFailure | None,
-    asking: UpstreamRequest,
-    reply: Reply,
-    look: Look,
-    log: Any,
-) -> bool:
-    """Open the response in which the stream goes on. False: there is nothing more; raises why it
-    cannot go on.
+    ctx: ExchangeContext, upstream: UpstreamRequest, resume: Resume, failure: UpstreamFailure | None
+) -> UpstreamBody | None:
+    """Open the response that continues the stream. None: the stream is complete; raises the reason
+    if it cannot continue.
 
-    `failure`: how the last connection ended, None for clean.
+    `failure`: how the last connection ended, None for a clean end.
     """
-    route = asking.route
-    await reply.write(b": reconnecting\n")
+    response = ctx.response
+    await response.write(b": reconnecting\n")
     while (delay_s := resume.next_delay_s()) is not None:
-        log.info(
+        ctx.worker.log.info(
             "reconnect",
-            route=route.name,
-            upstream=route.upstream,
+            route=ctx.route.name,
+            upstream=ctx.route.upstream,
             delay=round(delay_s, 3),
             error=None if failure is None else str(failure),
         )
-        await with_heartbeats(partial(trio.sleep, delay_s), reply.heartbeat_s, reply.send_heartbeat)
+        heartbeat_s, heartbeat = response.heartbeat_s, response.send_heartbeat
+        await with_heartbeats(partial(trio.sleep, delay_s), heartbeat_s, heartbeat)
         try:
-            response = await with_heartbeats(
-                partial(asking.send_again, resume.last_event_id),
-                reply.heartbeat_s,
-                reply.send_heartbeat,
-            )
-            status, coding, body = response.status, asking.content_coding, asking.response_body
-            assert body is not None
-            goes_on = (
-                status == 200
-                and coding == "identity"
-                and await with_heartbeats(
-                    partial(look, asking.media_type, coding, body),
-                    reply.heartbeat_s,
-                    reply.send_heartbeat,
-                )
-                == "events"
-            )
+            next_part = await _ask_again(ctx, upstream, resume.last_event_id)
         except UpstreamFailure as error:
             failure = error
-            if asking.response_body is not None:
-                asking.response_body.close()
+            upstream.close()
             continue
-        if status == 204:
-            return False  # WHATWG HTML, section 9.2.1: the client is to stop reconnecting
-        if goes_on:
+        if next_part.status == 204:
+            return None  # WHATWG HTML, section 9.2.1: the client must stop reconnecting
+        if next_part.continues:
             resume.begin()
-            await reply.write(b": reconnected\n")
-            return True
-        failure = NotResumed(route.upstream, status)
-        body.close()
-        if status < 500 and status != 429:
-            break  # it would say the same again
+            await response.write(b": reconnected\n")
+            return next_part.body
+        failure = NotResumed(ctx.route.upstream, next_part.status)
+        upstream.close()
+        if next_part.status < 500 and next_part.status != 429:
+            break  # another attempt would get the same response
     if failure is not None:
         raise failure
-    return False  # as often as it may be asked, it has ended clean without another event
+    return None  # all attempts ended clean without another event
+
+
+class _NextPart(NamedTuple):
+    status: int
+    continues: bool
+    body: UpstreamBody
+
+
+async def _ask_again(
+    ctx: ExchangeContext, upstream: UpstreamRequest, last_event_id: bytes
+) -> _NextPart:
+    heartbeat_s, heartbeat = ctx.response.heartbeat_s, ctx.response.send_heartbeat
+    received = await with_heartbeats(
+        partial(upstream.send_again, last_event_id), heartbeat_s, heartbeat
+    )
+    status, coding, body = received.status, received.content_coding, received.body
+    continues = False
+    if status == 200 and coding == "identity":
+        look = partial(look_at, ctx, received.media_type, coding, body)
+        continues = await with_heartbeats(look, heartbeat_s, heartbeat) == "events"
+    return _NextPart(status, continues, body)

@@ -1,23 +1,27 @@
-"""The request to the upstream: made from the client's, as interceptors have left it; sent once, or
-again where a stream goes on.
+"""The request to the upstream: made from the client's as interceptors left it, sent once, or again
+where a stream is resumed.
 
-It holds the connection that is on loan. It knows no response beyond that, and no client.
+It owns the connection that is on loan. It knows no response beyond its head, and no client
+connection.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterable
+from typing import NamedTuple
 
 import trio
 
 from interceptors import Request
 from interceptors.content import Contradiction, unify
 
-from ..downstream import Scope
-from ..errors import ProtocolFailure, interceptor_failed
-from ..http import Target, is_target
+from ..errors import ProtocolFailure, RequestRefused, interceptor_failed
+from ..http import is_target
+from ..http.head import BadRequest
 from ..http.headers import (
     HeaderList,
+    Via,
+    are_fields,
     end_to_end,
     find_header,
     one_forward_less,
@@ -26,159 +30,190 @@ from ..http.headers import (
     without_doubles,
     without_stale,
 )
-from ..upstream import Endpoint, OnInterim, UpstreamBody, UpstreamCall, UpstreamResponse
+from ..upstream import Endpoint, Fields, OnInterim, UpstreamBody, UpstreamCall
 from ..worker.routes import Route
-from ..worker.worker import Worker
+from .request import ClientRequest
 
-__all__ = ["UpstreamRequest"]
+__all__ = ["ReceivedHead", "UpstreamRequest", "host_of"]
+
+
+class ReceivedHead(NamedTuple):
+    """The head of an upstream response, with its body on loan."""
+
+    status: int
+    headers: HeaderList
+    """Names in lower case, without fields of the hop; equal media types and codings on one line."""
+    media_type: str
+    content_coding: str
+    """Both "" if the response contradicts itself and no interceptor sees it."""
+    body: UpstreamBody
+    endpoint: Endpoint
+    host: str
+    """The Host header that the endpoint got."""
 
 
 class UpstreamRequest:
-    """One request. Whoever made it closes `response_body`."""
+    """One request. Call `close` at the end of the exchange."""
 
     __slots__ = (
         "_body",
+        "_client",
         "_identity",
+        "_length",
         "_nursery",
         "_on_interim",
         "_request",
-        "_scope",
-        "_target",
-        "_worker",
-        "content_coding",
+        "_route",
+        "_via",
         "endpoint",
-        "host",
-        "media_type",
-        "response_body",
-        "response_headers",
-        "route",
     )
 
     def __init__(
         self,
-        worker: Worker,
+        via: Via,
         route: Route,
-        scope: Scope,
-        target: Target,
+        client: ClientRequest,
         request: Request | None,
-        body: bytes | None,
+        length: bytes | None,
         nursery: trio.Nursery,
         on_interim: OnInterim,
         *,
         identity: bool,
     ) -> None:
-        """`request`: as interceptors have left it, if there are any. `body`: as for
-        `request_headers`. `nursery`: of the task that sends a body. `identity`: ask for an
-        unencoded response. `on_interim`: gets informational responses.
+        """`client`: the request as it came; `request`: as interceptors left it, if there are any.
+        `length`: as `body` of `request_headers`. `nursery`: of the task that sends the body.
+        `identity`: ask for a response without content coding.
         """
-        self._worker = worker
-        self.route = route
-        self._scope = scope
-        self._target = target
+        self._via = via
+        self._route = route
+        self._client = client
         self._request = request
-        self._body = body
+        self._length = length
         self._nursery = nursery
         self._on_interim = on_interim
         self._identity = identity
+        self._body: UpstreamBody | None = None
         self.endpoint: Endpoint | None = None
-        """The one that was asked last; None when none was."""
-        self.host = b""
-        """The Host header of the last call."""
-        self.response_body: UpstreamBody | None = None
-        """Of the last response: the connection that is on loan."""
-        self.response_headers: HeaderList = []
-        """Of the last response, names in lower case, without the fields of the hop; equal media
-        types and codings on one line.
-        """
-        self.media_type = self.content_coding = ""
-        """Of the last response; both "" where it contradicts itself and no interceptor looks at it.
-        """
+        """The endpoint that was asked last; None before the first."""
 
     @property
     def may_repeat(self) -> bool:
-        """Whether a stream that answers it is resumed: it is safe to send again, and has no body."""
-        method = self._scope["method"] if self._request is None else self._request.method
-        return self.route.reconnect.enabled and method == "GET" and self._body in (None, b"0")
+        """Whether its stream can be resumed: the request is safe to repeat, and has no body."""
+        method = self._client.method if self._request is None else self._request.method
+        return self._route.reconnect.enabled and method == "GET" and self._length in (None, b"0")
 
-    async def send(self, body: bytes | AsyncIterable[bytes]) -> UpstreamResponse:
-        """Send it with this body; return when the response's head has arrived. Raises
-        `UpstreamFailure`, and `RequestRefused` and `BadRequest` for what cannot be sent.
+    async def send(self, body: bytes | AsyncIterable[bytes]) -> ReceivedHead:
+        """Send the request; returns when the response's head has arrived. Raises `UpstreamFailure`,
+        and `RequestRefused` for a request that cannot be sent.
         """
-        return await self._send(self._build(body, self._body, None))
+        return await self._call(body, self._length, None)
 
-    async def send_again(self, last_event_id: bytes) -> UpstreamResponse:
-        """Ask for what follows that event; `response_body` must have been closed. Raises as
-        `send`.
-        """
-        return await self._send(self._build(b"", None, last_event_id))
+    async def send_again(self, last_event_id: bytes) -> ReceivedHead:
+        """Ask for what follows that event, after `close`. Raises as `send`."""
+        return await self._call(b"", None, last_event_id)
 
-    async def _send(self, call: UpstreamCall) -> UpstreamResponse:
+    def close(self) -> None:
+        """Return the connection. Synchronous; safe to call again."""
+        if self._body is not None:
+            self._body.close()
+
+    def forget(self) -> None:
+        """Break the reference cycle through the callback for informational responses."""
+        del self._on_interim
+
+    async def _call(
+        self, body: bytes | AsyncIterable[bytes], length: bytes | None, last_event_id: bytes | None
+    ) -> ReceivedHead:
+        route = self._route
+        call = self._make(body, length, last_event_id)
         try:
-            response = await self.route.transport.call(call)
+            response = await route.transport.call(call)
+        except BadRequest:
+            raise self._unsendable() from None
         finally:
             self.endpoint = call.endpoint or self.endpoint
-        self.response_body = response.body
-        self.host = find_header(call.headers, b"host") or b""
-        self.response_headers = end_to_end(response.headers)
-        self.media_type = self.content_coding = ""
+        self._body = response.body
+        headers, kind, coding = end_to_end(response.headers), "", ""
         try:
-            self.response_headers, self.media_type, self.content_coding = unify(
-                self.response_headers
-            )
+            headers, kind, coding = unify(headers)
         except Contradiction as error:
-            if self.route.chain.sees_responses:
+            if route.chain.sees_responses:
                 raise ProtocolFailure(
-                    f"{self.route.upstream}: the response's {error}, and an interceptor must see it"
+                    f"{route.upstream}: the response's {error}, and an interceptor must see it"
                 ) from None
-        return response
+        return ReceivedHead(
+            response.status,
+            headers,
+            kind,
+            coding,
+            response.body,
+            response.endpoint,
+            host_of(call.headers),
+        )
 
-    def _build(
-        self,
-        body: bytes | AsyncIterable[bytes],
-        length: bytes | None,
-        last_event_id: bytes | None,
+    def _make(
+        self, body: bytes | AsyncIterable[bytes], length: bytes | None, last_event_id: bytes | None
     ) -> UpstreamCall:
-        route, scope, request = self.route, self._scope, self._request
-        method, headers, target = scope["method"], scope["headers"], self._target.raw
-        if request is not None:
-            method = request.method
-            headers = [(name.lower(), value) for name, value in request.headers.raw]
-            if request.body_replaced:
-                headers = without_stale(headers, scope["headers"])
-            if request.raw_path != self._target.path or request.query != self._target.query:
-                target = request.raw_path + (b"?" + request.query if request.query else b"")
-                if not is_target(target):
-                    raise interceptor_failed(
-                        "an interceptor has set a path or a query that cannot be sent"
-                    )
-        headers = without_doubles(headers, scope["headers"], route.headers.removed)
-        refuse_trace(method)  # also one that an interceptor has made
+        route, client = self._route, self._client
+        method, target, headers = self._head()
+        headers = without_doubles(headers, client.headers, route.headers.removed)
+        refuse_trace(method)  # an interceptor may have set the method
         if method == "OPTIONS":
             headers = one_forward_less(headers)
         if last_event_id is not None:
-            headers = [
-                *(item for item in headers if item[0] != b"last-event-id"),
-                (b"last-event-id", last_event_id),
-            ]
-        client: str | None = scope["client"][0] if scope.get("client") else None
+            headers = [item for item in headers if item[0] != b"last-event-id"]
+            headers.append((b"last-event-id", last_event_id))
         return UpstreamCall(
             method,
             route.target(target),
             request_headers(
                 headers,
                 route.headers,
-                client=client,
-                scheme=scope["scheme"],
+                client=client.client,
+                scheme=client.scheme,
                 identity=self._identity or self.may_repeat,
                 body=length,
-                via=self._worker.via.append_to(headers, scope["http_version"]),
+                via=self._via.append_to(headers, client.http_version),
             ),
             body,
             timeouts=route.call_timeouts,
             # A reconnection has its own attempts, with delays between them.
             retry=route.retry if last_event_id is None else None,
-            # On MCP's old transport the target that the client asked for is the session.
-            session=route.dialect.session_of(request),
+            session=route.dialect.session_of(self._request),
             on_interim=self._on_interim,
             nursery=self._nursery,
         )
+
+    def _head(self) -> tuple[str, bytes, HeaderList]:
+        """Method, target and headers as interceptors left them. Raises `RequestRefused`."""
+        client, request = self._client, self._request
+        if request is None:
+            return client.method, client.target.raw, client.headers
+        headers = [(name.lower(), value) for name, value in request.headers.raw]
+        if request.body_replaced:
+            headers = without_stale(headers, client.headers)
+        target = client.target.raw
+        if request.raw_path != client.target.path or request.query != client.target.query:
+            target = request.raw_path + (b"?" + request.query if request.query else b"")
+            if not is_target(target):
+                raise interceptor_failed(
+                    "an interceptor has set a path or a query that cannot be sent"
+                )
+        return request.method, target, headers
+
+    def _unsendable(self) -> RequestRefused:
+        """The refusal of a request that cannot be sent: the fault is the client's, or that of the
+        interceptor that changed it.
+        """
+        if self._request is None or not are_fields(self._client.headers):
+            return RequestRefused(
+                400, "bad_request", "a header or the target of the request cannot be forwarded"
+            )
+        return interceptor_failed(
+            "an interceptor has set a method or a header of the request that cannot be sent"
+        )
+
+
+def host_of(headers: Fields) -> str:
+    """The Host header of a request."""
+    return (find_header(headers, b"host") or b"").decode("latin-1")

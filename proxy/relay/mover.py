@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import trio
 
-from ..downstream import flush
 from ..errors import ReadTimedOut
 from .heartbeat import with_heartbeats
 from .hub import Hub
@@ -30,12 +29,12 @@ class Mover:
 
     __slots__ = (
         "_beating",
+        "_flush",
         "_heartbeat_s",
         "_hub",
         "_idle_s",
         "_in_hook",
         "_moving",
-        "_send_s",
         "relay",
     )
 
@@ -44,18 +43,19 @@ class Mover:
         relay: Relay,
         hub: Hub | None,
         *,
-        idle_s: float | None,
-        send_s: float,
+        idle_s: float,
+        flush: Callable[[], Awaitable[None]],
         heartbeat_s: float | None = None,
     ) -> None:
-        """`idle_s` bounds the silence of upstream, `send_s` each wait for the client. After
+        """`idle_s` limits the silence of upstream; `flush` waits until the client has taken what
+        was written. After
         `heartbeat_s` of silence towards the client a heartbeat goes out, between two events; only for
         event streams of unknown length that are not encoded.
         """
         self.relay = relay
         self._hub = hub
         self._idle_s = idle_s
-        self._send_s = send_s
+        self._flush = flush
         self._heartbeat_s = heartbeat_s
         self._moving: trio.CancelScope | None = None
         self._in_hook = False
@@ -129,7 +129,7 @@ class Mover:
         while True:
             # One deadline for many reads: only when it fires is it compared with the last read, and
             # the last write.
-            idle_at = relay.last_read + idle_s if idle_s is not None else float("inf")
+            idle_at = relay.last_read + idle_s
             beat_at = self._beat_at()
             with trio.CancelScope(deadline=min(idle_at, beat_at)) as self._moving:
                 while need is Need.READ or need is Need.TURN:
@@ -155,11 +155,7 @@ class Mover:
             # Perhaps it was not upstream that stood still, but this process: look once more before
             # saying so.
             need = relay.pump_once()
-            if (
-                idle_s is not None
-                and need is Need.READ
-                and trio.current_time() >= relay.last_read + idle_s
-            ):
+            if need is Need.READ and trio.current_time() >= relay.last_read + idle_s:
                 raise ReadTimedOut(f"{relay.body.connection.origin}: silent for {idle_s} s")
 
     def _interrupt(self) -> None:
@@ -168,7 +164,7 @@ class Mover:
             self._moving.cancel()
 
     async def _drain(self) -> None:
-        await flush(self.relay.writer, self._send_s)
+        await self._flush()
 
     async def _complete(self) -> Need:
         assert self.relay.chain is not None

@@ -16,6 +16,21 @@ class LiveExchange(Protocol):
     """One exchange between `Worker.enter` and `Worker.leave`."""
 
     @property
+    def route_name(self) -> str:
+        """The route's label in logs and metrics."""
+        ...
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether it counts against the limits of streams; a refused one does not."""
+        ...
+
+    @property
+    def client_place(self) -> tuple[str, str] | None:
+        """Where the client's streams are counted; None where they are not limited."""
+        ...
+
+    @property
     def counts(self) -> EventCounts | None:
         """Events by what happened to them; None when no interceptor sees events."""
         ...

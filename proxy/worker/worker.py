@@ -108,44 +108,32 @@ class Worker:
         self.metrics.add_routes([route.name for route in new.routes.routes])
         bound_connections(config)
 
-    def enter(
-        self,
-        exchange: LiveExchange,
-        route: str,
-        *,
-        admitted: bool,
-        place: tuple[str, str] | None = None,
-    ) -> None:
-        """An exchange begins. One that is refused is live until it has its answer, but takes no
-        one's place.
+    def enter(self, exchange: LiveExchange) -> None:
+        """Register an exchange. A refused one is tracked until answered but does not count against
+        the limits.
         """
         self.generations.enter(exchange)
-        if admitted and place is not None:
-            self.client_streams[place] = self.client_streams.get(place, 0) + 1
-        tally = self.metrics.routes[route]
+        tally = self.metrics.routes[exchange.route_name]
         tally.live.add(exchange)
-        tally.admitted += admitted
         self.live.add(exchange)
-        self.admitted += admitted
+        if exchange.is_counted:
+            tally.admitted += 1
+            self.admitted += 1
+            if (place := exchange.client_place) is not None:
+                self.client_streams[place] = self.client_streams.get(place, 0) + 1
 
-    def leave(
-        self,
-        exchange: LiveExchange,
-        route: str,
-        *,
-        admitted: bool,
-        place: tuple[str, str] | None = None,
-    ) -> None:
-        """It has ended; the arguments are those of `enter`."""
-        if admitted and place is not None:
-            self.client_streams[place] -= 1
-            if not self.client_streams[place]:
-                del self.client_streams[place]
-        tally = self.metrics.routes[route]
+    def leave(self, exchange: LiveExchange) -> None:
+        """Remove an exchange that `enter` registered."""
+        tally = self.metrics.routes[exchange.route_name]
         tally.end(exchange)
-        tally.admitted -= admitted
         self.live.discard(exchange)
-        self.admitted -= admitted
+        if exchange.is_counted:
+            tally.admitted -= 1
+            self.admitted -= 1
+            if (place := exchange.client_place) is not None:
+                self.client_streams[place] -= 1
+                if not self.client_streams[place]:
+                    del self.client_streams[place]
         self.generations.leave(exchange)
         if self.draining and not self.live:
             self.none_left.set()
@@ -171,6 +159,13 @@ class Worker:
             return None
         client = client_of(peer, headers, self.trusted_proxies)
         return None if client is None else (route.clients, network_of(client))
+
+    def is_client_full(self, route: Route, place: tuple[str, str] | None) -> bool:
+        """Whether a client has as many streams as it may; `place` is from `client_place`."""
+        most = route.limits.max_streams_per_client
+        if place is None or most is None:
+            return False
+        return self.client_streams.get(place, 0) >= most
 
     def start_draining(self) -> None:
         """From now on, no new exchanges."""

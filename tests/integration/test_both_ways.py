@@ -227,8 +227,7 @@ async def test_a_slow_client(chained: bool, way: Way, log: list[dict[str, object
         (exchange,) = proxy.worker.live
         await until(
             lambda: (
-                (forward := exchange._forward)
-                and (writer := forward.reply.writer) is not None
+                (writer := exchange._response.writer) is not None  # type: ignore[attr-defined]
                 and writer.stalled
             )
         )

@@ -311,14 +311,14 @@ KINDS = {
     "speaking": Exchanging(
         body=None,
         given=lambda streams: (streams.interceptor(Speaks),),
-        places=("api.emit", "exchange._run_task"),
+        places=("api.emit", "context.run_task"),
     ),
     "upload": Exchanging(
         play=upload,
         script=take_upload,
         body=b"%d" % len(UPLOAD),
         places=(
-            "request_body._take_in",
+            "request_body._read_rest",
             "request_body._hand_over",
             "request_body.run",
             "connections.send_all",
@@ -335,13 +335,13 @@ KINDS = {
         script=json_body,
         body=b'{"text":"hidden"}',
         given=lambda streams: (streams.interceptor(Hides, wants_json=True),),
-        places=("json_body.take",),
+        places=("response_body.read_json",),
     ),
     "answered": Exchanging(
         body=b"data: 0\n\ndata: 1\n\ndata: 2\n\n",
         outcome="intercepted",
         given=lambda streams: (Answers,),
-        places=("intercepted._next_event",),
+        places=("answer._next_event",),
     ),
     "tls upstream": Exchanging(upstream_tls=True, places=("dial.start_tls", "hub.move")),
     "tls client": Exchanging(

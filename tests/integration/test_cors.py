@@ -17,7 +17,7 @@ from support.upstream import Peer, Script, open_upstream
 
 from interceptors import Event, Interceptor, Request, Response
 from interceptors.api_keys import hash_key
-from proxy.exchange.forward import Forward
+from proxy.exchange import exchange
 
 PAGE, OTHER = "https://app.example.com", "https://evil.example.com"
 ALLOWED = f'allowed_origins: ["{PAGE}", "null"]'
@@ -190,7 +190,7 @@ async def test_a_page_reads_that_the_proxy_failed(monkeypatch: pytest.MonkeyPatc
     async with open_proxy(config_for("http://127.0.0.1:1", route=ALLOWED)) as proxy:
         answer = await ask(proxy, POST, ("Origin", PAGE))
         assert (answer.status, readable(answer)) == (502, True)
-        monkeypatch.setattr(Forward, "begin", fail)
+        monkeypatch.setattr(exchange, "serve", fail)
         answer = await ask(proxy, POST, ("Origin", PAGE))
         assert (answer.status, readable(answer)) == (500, True)
 

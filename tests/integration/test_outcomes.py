@@ -16,8 +16,8 @@ from support.upstream import Peer, open_upstream, stream_of
 from interceptors import Abort, Interceptor, Outcome, Request, Response, ResponseHead
 from proxy.config import parse_config
 from proxy.dialects.mcp_interceptors import _First
-from proxy.exchange.exchange import Exchange
-from proxy.exchange.forward import Forward
+from proxy.exchange import phases
+from proxy.exchange.context import ExchangeContext
 
 EVENTS = stream_of(b"data: 1\n\n")
 
@@ -171,15 +171,15 @@ async def test_a_defect_of_the_proxy_is_an_internal_error(
         await trio.sleep_forever()
 
     if where == "admission":
-        monkeypatch.setattr("proxy.exchange.exchange.Cors.of", fail)
+        monkeypatch.setattr("proxy.exchange.admission.Cors.of", fail)
     elif where == "request":
-        monkeypatch.setattr(Forward, "_ask_upstream", fail_later)
+        monkeypatch.setattr(phases, "call_upstream", fail_later)
     elif where == "response":
-        monkeypatch.setattr(Forward, "_respond", fail_later)
+        monkeypatch.setattr(phases, "on_response", fail_later)
     elif where == "relay":
-        monkeypatch.setattr("proxy.exchange.forward.open_relay", fail)
+        monkeypatch.setattr("proxy.exchange.phases.open_relay", fail)
     elif where == "watching":
-        monkeypatch.setattr(Exchange, "_watch_client", fail)
+        monkeypatch.setattr(ExchangeContext, "watch_client", fail)
     else:
         monkeypatch.setattr(_First, "on_request", fail_later)
     async with Way().serve(log, monkeypatch)(script, route="dialect: mcp") as rig:

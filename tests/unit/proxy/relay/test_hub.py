@@ -25,6 +25,7 @@ import pytest
 import structlog
 import trio
 from support.chunks import unchunked
+from support.writers import flush_of
 from trio._core import _run as trio_run
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -1542,7 +1543,7 @@ async def test_relays_of_all_kinds_of_fate_share_a_hub(unlogged: None) -> None:
             )
             try:
                 moved = open_relay(body, sinks[number], chain, bench.pools, scope, sse=True)  # type: ignore[arg-type]
-                await Mover(moved, bench.hub, idle_s=9, send_s=9).run()
+                await Mover(moved, bench.hub, idle_s=9, flush=flush_of(moved.writer, 9)).run()
                 ends[number] = type(None)
             except Exception as error:
                 ends[number] = type(error)

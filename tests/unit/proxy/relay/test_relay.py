@@ -21,6 +21,7 @@ import pytest
 import trio
 import trustme
 from support.chunks import read_chunked, unchunked
+from support.writers import flush_of
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from interceptors import (
@@ -214,8 +215,8 @@ class Rig:
         self.hub = hub
         self.far = trio.SocketStream(trio.socket.from_stdlib_socket(far))
         self.relay = relay
-        self.idle_s: float | None = None
-        self.send_s: float = math.inf
+        self.idle_s = math.inf
+        self.send_s = math.inf
         self.error: Exception | None = None
         self.over = trio.Event()
         self.ended_at = 0.0
@@ -223,7 +224,12 @@ class Rig:
     async def run(self) -> None:
         """Move the body to its end, and note how that was."""
         try:
-            await Mover(self.relay, self.hub, idle_s=self.idle_s, send_s=self.send_s).run()
+            await Mover(
+                self.relay,
+                self.hub,
+                idle_s=self.idle_s,
+                flush=flush_of(self.relay.writer, self.send_s),
+            ).run()
         except Exception as error:
             self.error = error
         self.ended_at = trio.current_time()

@@ -20,6 +20,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.event_source import comments, dispatched
+from support.writers import flush_of
 from trio.testing import MockClock
 
 from interceptors import (
@@ -153,8 +154,8 @@ class Rig:
         self.ended_at = 0.0
         self.error: Exception | None = None
         self.over = trio.Event()
-        self.idle_s: float | None = None
-        self.send_s: float = math.inf
+        self.idle_s = math.inf
+        self.send_s = math.inf
         self.heartbeat_s: float | None = BEAT_S
 
     async def run(self) -> None:
@@ -164,7 +165,7 @@ class Rig:
                 self.relay,
                 self.hub,
                 idle_s=self.idle_s,
-                send_s=self.send_s,
+                flush=flush_of(self.relay.writer, self.send_s),
                 heartbeat_s=self.heartbeat_s,
             ).run()
         except Exception as error:

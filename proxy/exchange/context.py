@@ -1,0 +1,185 @@
+"""What the phases of one exchange share, and how its tasks end it.
+
+`ExchangeContext` lives as long as the exchange's nursery. `Progress` outlives it: the log line, the
+metrics and `/status` read there what the exchange has reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+import trio
+
+from interceptors import Outcome, Request
+from interceptors.chain import EventCounts, StreamChain
+from interceptors.hooks import Owner
+from interceptors.message import forget_body
+from pools import BufferScope
+
+from ..relay import Relay
+from ..upstream import UpstreamBody
+from ..worker.collecting import CollectedBody
+from ..worker.routes import Route
+from ..worker.worker import Worker
+from .admission import Admission
+from .client_response import ClientResponse
+from .ending import Ending
+from .request import ClientRequest
+from .request_body import RequestBody
+from .upstream_call import UpstreamRequest
+
+__all__ = ["ExchangeContext", "Phase", "Progress"]
+
+Phase = Literal[
+    "admit",
+    "read_body",
+    "on_request",
+    "call_upstream",
+    "on_response",
+    "send_head",
+    "send_answer",
+    "relay",
+    "finish",
+    "conclude",
+]
+"""Where an exchange is. `send_answer` replaces the phases after `on_request` or `call_upstream`
+when an interceptor or the proxy answers.
+"""
+
+
+class Progress:
+    """What an exchange has reached. None: not reached, or not needed."""
+
+    __slots__ = ("answered_by", "chain", "first_body_at", "phase", "relay", "request", "upstream")
+
+    def __init__(self) -> None:
+        self.phase: Phase = "admit"
+        self.request: Request | None = None
+        """The request as interceptors see it."""
+        self.upstream: UpstreamRequest | None = None
+        self.chain: StreamChain | None = None
+        """The interceptors of the response. The exchange closes it."""
+        self.relay: Relay | None = None
+        self.first_body_at: float | None = None
+        """Trio's time of the first body bytes, of a body that no relay moved."""
+        self.answered_by: str | None = None
+        """The interceptor that answered instead of the upstream."""
+
+    @property
+    def counts(self) -> EventCounts | None:
+        """Events by what happened to them; None when no interceptor sees events."""
+        return self.chain.counts if self.chain is not None and self.chain.wants_events else None
+
+    @property
+    def first_read(self) -> float | None:
+        """Trio's time of the first bytes of the response's body."""
+        return self.first_body_at if self.relay is None else self.relay.first_read
+
+    @property
+    def interceptor(self) -> str | None:
+        """The interceptor that answered, or ended the stream."""
+        if self.answered_by is not None:
+            return self.answered_by
+        return None if self.chain is None else self.chain.ended_by
+
+
+class ExchangeContext:
+    """One admitted exchange. All of it belongs to the exchange's own task, except what
+    `watch_client` and `run_task` start.
+    """
+
+    __slots__ = (
+        "admission",
+        "body",
+        "buffers",
+        "collected",
+        "ending",
+        "nursery",
+        "progress",
+        "request",
+        "response",
+        "route",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        worker: Worker,
+        route: Route,
+        admission: Admission,
+        request: ClientRequest,
+        body: RequestBody,
+        response: ClientResponse,
+        progress: Progress,
+        ending: Ending,
+        buffers: BufferScope,
+        nursery: trio.Nursery,
+    ) -> None:
+        self.worker = worker
+        self.route = route
+        self.admission = admission
+        self.request = request
+        self.body = body
+        self.response = response
+        self.progress = progress
+        self.ending = ending
+        self.buffers = buffers
+        self.nursery = nursery
+        self.collected: CollectedBody | None = None
+        """The request's body in the worker's budget, if interceptors see it."""
+
+    def close(self) -> None:
+        """Return what the upstream and the budget have lent. Synchronous; safe to call again."""
+        if self.collected is not None:
+            self.collected.release()
+        if self.progress.upstream is not None:
+            self.progress.upstream.close()
+        self.body.forget_body()
+
+    def forget_request_body(self, response: UpstreamBody) -> None:
+        """Free the request's body once the response's head is sent: the stream may last for hours."""
+        if self.progress.request is not None:
+            forget_body(self.progress.request)
+        if self.collected is not None and (response.upload is None or response.upload.complete):
+            self.collected.release()
+
+    def watch_client(self) -> None:
+        """End the exchange when the client leaves. If the request is whole and the server calls
+        back, this needs no task.
+        """
+        if not self.body.listen(self.on_disconnect):
+            self.nursery.start_soon(self._read_body)
+
+    def on_disconnect(self) -> None:
+        """The server reports that the client has left."""
+        self.body.left()
+        self._client_left()
+
+    async def _read_body(self) -> None:
+        """Read the request's body, then wait until the client leaves."""
+        try:
+            await self.body.run()
+        except Exception as error:
+            self._end_with(error)
+        else:
+            self._client_left()
+
+    def _client_left(self) -> None:
+        if not self.response.finished:
+            self.ending.stop(Outcome.CLIENT_DISCONNECTED)
+            self.nursery.cancel_scope.cancel()
+
+    async def run_task(
+        self, owner: Owner, async_fn: Callable[..., Awaitable[object]], args: tuple[Any, ...]
+    ) -> None:
+        """Run a task that an interceptor has started. Its failure ends the exchange, unless the
+        client has the whole response.
+        """
+        problem = await owner.run_task(async_fn, args)
+        if problem is not None and not self.response.finished:
+            self._end_with(problem)
+
+    def _end_with(self, error: Exception) -> None:
+        self.ending.fail(error, self.route.name)
+        self.nursery.cancel_scope.cancel()

@@ -1,0 +1,288 @@
+"""The head of an upstream response: shown to interceptors, its body classified, the chain opened,
+and the client's headers made.
+
+What an interceptor must see and cannot is refused: a coding that was not asked for, a body that
+contradicts its head. It knows no relay and sends nothing but informational responses.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+from interceptors import Response, ResponseHead
+from interceptors.chain import StreamChain
+from interceptors.content import Contradiction, content_coding, is_json_type, media_type
+
+from ..errors import EncodedResponse, NotAStream, interceptor_failed
+from ..http.headers import (
+    HeaderList,
+    client_origin,
+    end_to_end,
+    find_header,
+    outer_prefix,
+    with_length_of,
+    without_stale,
+)
+from ..http.place import ClientSide
+from ..http.references import client_headers, hold_references
+from ..relay.heartbeat import with_heartbeats
+from ..upstream import Endpoint, Fields, UpstreamBody, UpstreamCall
+from .context import ExchangeContext
+from .response_body import look_at, read_json
+from .upstream_call import ReceivedHead, host_of
+
+__all__ = ["PreparedResponse", "on_response", "pass_interim"]
+
+# Bodies of these types begin like JSON and hold several texts: they pass unchanged, unless clients
+# read them as one answer.
+_JSON_LINES = re.compile("ndjson|jsonl|json-seq|json-lines|json-stream")
+_LENGTH = frozenset((b"content-length",))
+_NO_NAMES: frozenset[bytes] = frozenset()
+
+BodyKind = Literal["none", "events", "json", "other"]
+"""`json`: one JSON text that interceptors see. `none`: the response has no body."""
+
+
+class ShownHead(NamedTuple):
+    """A response's head as interceptors left it."""
+
+    status: int
+    headers: HeaderList
+    media_type: str
+    coding: str
+    head: ResponseHead | None
+    """None without interceptors."""
+
+
+@dataclass(slots=True)
+class _Rewrite:
+    """What interceptors do to a body, as far as its headers depend on it."""
+
+    stale: bool = False
+    """Headers that describe the upstream's body do not describe the client's."""
+    unknown_length: bool = False
+    json: bytes | None = None
+    """A whole body that replaces the upstream's."""
+
+
+class PreparedResponse(NamedTuple):
+    """A response that is ready to be sent."""
+
+    status: int
+    headers: HeaderList
+    """For the client; empty if its head has been sent."""
+    kind: BodyKind
+    is_chunked: bool
+    """The body's length is unknown."""
+    may_add: bool
+    """Proxy bytes may go out between its events."""
+    json: bytes | None
+    """The whole body, if it is JSON and interceptors have seen it."""
+    body: UpstreamBody
+
+
+async def on_response(ctx: ExchangeContext, received: ReceivedHead) -> PreparedResponse | Response:
+    """Call the hooks of a response's head. Returns the response for the client, or an answer that
+    replaces it; the response's body is then closed.
+    """
+    ctx.progress.phase = "on_response"
+    shown = await _show_head(ctx, received)
+    if isinstance(shown, Response):
+        received.body.close()
+        return shown
+    kind = await _classify(ctx, shown, received.body)
+    rewrite = _Rewrite(stale=kind == "none" and _stands_for_changed(ctx, shown))
+    if shown.head is not None and (chain := _open_chain(ctx, shown, kind)) is not None:
+        rewrite = await _start_chain(ctx, chain, shown, shown.head, kind)
+        if kind == "json" and chain.wants_events:
+            json = await read_json(ctx, chain, received.body)
+            rewrite.stale = json is not None and json.changed
+            if json is None:
+                rewrite.unknown_length = False  # too large for interceptors: its length is right
+            else:
+                rewrite.json = json.text
+        shown = shown._replace(headers=shown.head.headers.raw)
+    begun = ctx.response.writer is not None
+    headers = [] if begun else _headers_for_client(ctx, received, shown, kind, rewrite)
+    is_chunked = kind != "none" and find_header(headers, b"content-length") is None
+    return PreparedResponse(
+        status=shown.status,
+        headers=headers,
+        kind=kind,
+        is_chunked=is_chunked,
+        may_add=kind == "events" and is_chunked and shown.coding == "identity",
+        json=rewrite.json,
+        body=received.body,
+    )
+
+
+async def _show_head(ctx: ExchangeContext, received: ReceivedHead) -> ShownHead | Response:
+    route, request = ctx.route, ctx.progress.request
+    headers = received.headers
+    if hold_references(headers):
+        headers = _with_client_references(ctx, headers, received.endpoint, received.host)
+    kind, coding = received.media_type, received.content_coding
+    if request is None:
+        return ShownHead(received.status, headers, kind, coding, None)
+    route.dialect.note_response(
+        request, received.endpoint, is_encoded=coding != "identity", headers=ctx.request.headers
+    )
+    head = ResponseHead(received.status, headers, request)
+    if route.chain.sees_heads:
+        answer = await route.chain.on_response(head)
+        if answer is not None:
+            return answer
+        try:
+            kind, coding = media_type(head.headers.raw), content_coding(head.headers.raw)
+        except Contradiction as error:
+            raise interceptor_failed(
+                f"an interceptor has changed a response whose {error}"
+            ) from None
+    return ShownHead(head.status, head.headers.raw, kind, coding, head)
+
+
+async def _classify(ctx: ExchangeContext, shown: ShownHead, body: UpstreamBody) -> BodyKind:
+    """What the body is. Raises `NotAStream` if an early heartbeat has promised an event stream and
+    this is none.
+    """
+    begun = ctx.response.writer is not None
+    if begun and (shown.status != 200 or shown.coding != "identity"):
+        raise NotAStream(ctx.route.upstream, shown.status)
+    kind = await _kind_of(ctx, shown, body, ctx.response.heartbeat_s if begun else None)
+    if begun and kind != "events":
+        raise NotAStream(ctx.route.upstream, shown.status)
+    return kind
+
+
+async def _kind_of(
+    ctx: ExchangeContext, shown: ShownHead, body: UpstreamBody, heartbeat_s: float | None
+) -> BodyKind:
+    route, request = ctx.route, ctx.progress.request
+    if ctx.response.is_bodiless(shown.status):
+        return "none"
+    if shown.media_type == "text/event-stream":
+        return "events"
+    if request is None:
+        return "other"
+    look = partial(look_at, ctx, shown.media_type, shown.coding, body)
+    looks_like = await with_heartbeats(look, heartbeat_s, ctx.response.send_heartbeat)
+    if looks_like == "events":
+        return "events"
+    if not route.chain.sees_json:
+        return "other"
+    if is_json_type(shown.media_type):
+        return "json"
+    one_answer = route.dialect.has_one_answer(request.path)
+    if looks_like == "json" and (one_answer or not _JSON_LINES.search(shown.media_type)):
+        return "json"
+    # No interceptor can look into an encoded answer; clients decode it, and ignore its type.
+    return "json" if one_answer and shown.coding != "identity" else "other"
+
+
+def _stands_for_changed(ctx: ExchangeContext, shown: ShownHead) -> bool:
+    """Whether a response without a body describes one that interceptors may change: what it says
+    about that, its length too, may then be false (RFC 9110, section 9.3.2). A 304 has no type, and
+    may describe any body.
+    """
+    chain, request = ctx.route.chain, ctx.progress.request
+    if request is None or not chain.sees_streams:
+        return False
+    if request.method != "HEAD" and shown.status != 304:
+        return False
+    return (
+        shown.media_type == "text/event-stream"
+        or (chain.sees_json and is_json_type(shown.media_type))
+        or (shown.status == 304 and not shown.media_type)
+        or ctx.route.dialect.may_be_mislabelled(request.path)
+    )
+
+
+def _open_chain(ctx: ExchangeContext, shown: ShownHead, kind: BodyKind) -> StreamChain | None:
+    """The interceptors of the body; None if none of them sees it. Raises what a hook raises."""
+    route, request = ctx.route, ctx.progress.request
+    is_json = kind == "json"
+    if request is None or not (is_json or (kind == "events" and route.chain.sees_streams)):
+        return None
+    ctx.progress.chain = chain = route.chain.open_stream(
+        request, ctx.worker.pools.json, ctx.buffers, route.limits.max_event_bytes, json=is_json
+    )
+    if chain.failure is not None:
+        raise chain.failure
+    return chain
+
+
+async def _start_chain(
+    ctx: ExchangeContext, chain: StreamChain, shown: ShownHead, head: ResponseHead, kind: BodyKind
+) -> _Rewrite:
+    """Start the stream's hooks. Raises `EncodedResponse` if they cannot read the body."""
+    is_plain = shown.coding == "identity"
+    unknown_length = chain.wants_events and is_plain
+    if chain.wants_events and not is_plain and not chain.pass_unseen():
+        raise EncodedResponse(ctx.route.upstream)
+    chain.takes_emitted = kind == "events" and is_plain
+    if chain.takes_emitted and chain.has_members:
+        unknown_length = True  # an interceptor's task may add events
+    await chain.start(head)
+    return _Rewrite(stale=unknown_length, unknown_length=unknown_length)
+
+
+def _headers_for_client(
+    ctx: ExchangeContext,
+    received: ReceivedHead,
+    shown: ShownHead,
+    kind: BodyKind,
+    rewrite: _Rewrite,
+) -> HeaderList:
+    response, raw = ctx.response, shown.headers
+    if rewrite.stale:
+        raw = without_stale(raw, received.headers, length=kind == "none")
+    if shown.head is not None and kind != "none":
+        had_body = not response.is_bodiless(received.status)
+        raw = with_length_of(raw, received.headers if had_body else [])
+    # RFC 9110, section 8.6: a 204 has no length
+    dropped = _LENGTH if rewrite.unknown_length or shown.status == 204 else _NO_NAMES
+    headers = response.headers(raw, sse=kind == "events", dropped=dropped)
+    if response.cors is not None:
+        headers = response.cors.expose_session(headers)
+    if rewrite.json is not None:
+        headers.append((b"content-length", b"%d" % len(rewrite.json)))
+    return headers
+
+
+async def pass_interim(
+    ctx: ExchangeContext, call: UpstreamCall, status: int, headers: Fields
+) -> None:
+    """Send an informational response of the upstream to the client at once. Raises `ClientGone`
+    and `SendStalled`.
+    """
+    passed = end_to_end(headers)
+    if hold_references(passed):
+        assert call.endpoint is not None
+        passed = _with_client_references(ctx, passed, call.endpoint, host_of(call.headers))
+    await ctx.response.send_interim(status, passed)
+
+
+def _with_client_references(
+    ctx: ExchangeContext, received: HeaderList, endpoint: Endpoint, host: str
+) -> HeaderList:
+    """A response's headers with URL references that lead the client to this route. `host`: the Host
+    header that the endpoint got.
+    """
+    request = ctx.request
+    origin = client_origin(request.headers, scheme=request.scheme)
+    changed = ctx.progress.request
+    client = ClientSide(
+        path=request.target.path.decode("latin-1"),
+        hosts=(
+            (find_header(request.headers, b"host") or b"").decode("latin-1"),
+            host,
+            "" if origin is None else origin.partition("://")[2],
+        ),
+        asked=None if changed is None else changed.raw_path.decode("latin-1"),
+        origin=origin,
+        outer=outer_prefix(request.headers).decode("latin-1"),
+    )
+    return client_headers(received, ctx.route.places[endpoint], client)
