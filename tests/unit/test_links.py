@@ -1,4 +1,4 @@
-"""Every relative link of the documentation leads to a file, and its anchor to a heading there."""
+"""Relative links, anchors and paths in the documentation resolve."""
 
 from __future__ import annotations
 
@@ -33,6 +33,14 @@ def test_relative_links_resolve(page: Path) -> None:
         if not target.exists() or (anchor and anchor not in anchors_of(target)):
             broken.append(link)
     assert broken == []
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md", "docs/sdks.md"])
+def test_named_paths_exist(page: str) -> None:
+    names = re.findall(
+        r"`((?:proxy|interceptors|pools|tests|deploy)/[\w./]+)`", prose_of(ROOT / page)
+    )
+    assert [name for name in names if "NAME" not in name and not (ROOT / name).exists()] == []
 
 
 def test_every_page_is_in_the_index() -> None:
