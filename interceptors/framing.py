@@ -120,6 +120,12 @@ class EventFramer:
         """
         self._at_start = self._leading
 
+    def restart(self) -> None:
+        """A new connection continues the stream. Forget what was not whole; a BOM may lead again."""
+        self._at_start = True
+        self._after_cr = False
+        self._searched = self._lead = 0
+
     def continue_after_large(self, buffer: bytes | bytearray, at: int, end: int) -> None:
         """An event that began as `OVERLONG` ends at `at`, of `buffer[:end]`."""
         self._stage = _Stage.EVENTS
@@ -343,8 +349,10 @@ class StreamTail:
 
     def remember(self, buffer: bytes | bytearray, start: int, end: int) -> None:
         """`buffer[start:end]` leaves."""
-        last = bytes(buffer[max(start, end - 4) : end])
-        self._bytes = last if len(last) == 4 else (self._bytes + last)[-4:]
+        if end - start >= 4:
+            self._bytes = bytes(buffer[end - 4 : end])
+        else:
+            self._bytes = (self._bytes + bytes(buffer[start:end]))[-4:]
 
     @property
     def is_whole(self) -> bool:

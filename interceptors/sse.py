@@ -30,6 +30,8 @@ __all__ = [
     "is_silent",
     "looks_like_sse",
     "parse_fields",
+    "parse_retry",
+    "split_fields",
     "unknown_lines",
 ]
 
@@ -173,24 +175,32 @@ class Fields(NamedTuple):
     """Milliseconds."""
 
 
+def split_fields(block: bytes) -> list[tuple[bytes, bytes]]:
+    """The name and value of every field line in a block, in order, without the stream's BOM."""
+    return _FIELDS.findall(b"\n" + block)
+
+
+def parse_retry(value: bytes) -> int | None:
+    """The milliseconds of a `retry` field; None if it is to be ignored."""
+    is_valid = _DIGITS.fullmatch(value) and len(value.lstrip(b"0")) <= _MOST_DIGITS
+    return int(value) if is_valid else None
+
+
 def parse_fields(block: bytes) -> Fields:
-    """Read the fields of one block, without the BOM that a stream may begin with. Bytes that are
-    not UTF-8 become U+FFFD.
-    """
+    """Read the fields of one block, without the stream's BOM. Invalid UTF-8 becomes U+FFFD."""
     event: str | None = None
     event_id: str | None = None
     retry: int | None = None
     data: list[bytes] = []
-    for name, value in _FIELDS.findall(b"\n" + block):
+    for name, value in split_fields(block):
         if name == b"data":
             data.append(value)
         elif name == b"event":
             event = value.decode("utf-8", "replace")
-        elif name == b"id":
-            if b"\0" not in value:
-                event_id = value.decode("utf-8", "replace")
-        elif _DIGITS.fullmatch(value) and len(value.lstrip(b"0")) <= _MOST_DIGITS:
-            retry = int(value)
+        elif name == b"retry":
+            retry = retry if (milliseconds := parse_retry(value)) is None else milliseconds
+        elif b"\0" not in value:
+            event_id = value.decode("utf-8", "replace")
     text = b"\n".join(data).decode("utf-8", "replace") if data else None
     return Fields(event, text, event_id, retry)
 

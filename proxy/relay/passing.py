@@ -1,15 +1,13 @@
-"""The relay of bytes that nobody wants to see: they pass unparsed, whole chunks even with the
-framing that they came in.
+"""The relay of bytes that no interceptor sees: they pass unparsed, and whole chunks keep the
+framing in which they came.
 
-Only the last few bytes that left are remembered: they tell whether an event has ended, so that
-something else may be said.
+It remembers the last bytes that left, which tell whether an event may be added after them.
 """
 
 from __future__ import annotations
 
-import re
-
 from interceptors.chain import Part, StreamChain
+from interceptors.framing import StreamTail
 from interceptors.sse import BOM
 from pools import BufferScope, Pools
 
@@ -19,16 +17,13 @@ from .step import Need, Relay
 
 __all__ = ["PassingRelay"]
 
-_AT_BOUNDARY = re.compile(
-    rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)\Z"
-)  # a line's end, and an empty line
 _READ, _TURN, _WRITE = Need.READ, Need.TURN, Need.WRITE
 
 
 class PassingRelay(Relay):
     """Implements `Relay` for bytes."""
 
-    __slots__ = ("_bom", "_splits", "_tail")
+    __slots__ = ("_bom", "_keeps_chunks", "_tail")
 
     def __init__(
         self,
@@ -41,29 +36,24 @@ class PassingRelay(Relay):
         sse: bool,
     ) -> None:
         super().__init__(body, writer, chain, pools, scope, sse=sse)
-        self._splits = (
-            body.chunked and writer.synchronous
-        )  # chunks may leave with the framing that they came in
-        self._tail = bytearray(b"\n\n")
-        self._bom: bytes | None = None  # what has come of a BOM that must not pass
+        self._keeps_chunks = body.chunked and writer.synchronous
+        self._tail = StreamTail()
+        self._bom: bytes | None = None  # the part received of a BOM that must not pass
 
     @property
     def at_boundary(self) -> bool:
-        return _AT_BOUNDARY.search(self._tail) is not None
+        return self._tail.is_whole
 
     @property
     def between_events(self) -> bool:
-        # A CR behind an LF is most likely half a CRLF.
-        return self.at_boundary and not self._tail.endswith(b"\n\r")
+        return self._tail.between_events
 
     @property
     def last_left(self) -> float:
-        return max(
-            self.last_write, self.last_read
-        )  # what was read left at once, and nobody noted it
+        return max(self.last_write, self.last_read)  # what is read leaves at once, without a note
 
     def pump(self, window: bytearray, now: float) -> Need:
-        if self._splits:
+        if self._keeps_chunks:
             return self._pass_chunks(window, now)
         span = self.body.receive(window, 0)
         if span is None:
@@ -76,10 +66,10 @@ class PassingRelay(Relay):
     def note_own_write(self) -> None:
         if self.first_read is None and self._bom is None and self._sse:
             self._bom = b""
-            self._splits = False
+            self._keeps_chunks = False
 
     def _pass_chunks(self, buffer: bytearray, now: float) -> Need:
-        """A pump of chunks: those that came whole leave as they are."""
+        """A step that sends chunks which came whole as they came."""
         body = self.body
         split = body.receive_split(buffer)
         if split is None:
@@ -88,26 +78,17 @@ class PassingRelay(Relay):
         self._note(size, now)
         all_sent = True
         if size:
+            if self._sse:
+                self._remember_chunks(buffer, lead, wire, behind, first, last)
             view = memoryview(buffer)
             if wire == 0 and first == last:
                 message: tuple[Part, ...] = (view[:behind],)
             else:
                 message = (
-                    *((b"%x\r\n" % lead, view[:lead], b"\r\n") if lead else ()),
+                    *_as_chunk(view, 0, lead),
                     *((view[wire:behind],) if wire < behind else ()),
-                    *(
-                        (b"%x\r\n" % (last - first), view[first:last], b"\r\n")
-                        if first < last
-                        else ()
-                    ),
+                    *_as_chunk(view, first, last),
                 )
-            if self._sse:
-                if lead:
-                    self._remember(buffer, 0, lead)
-                if wire < behind:
-                    self._tail = buffer[behind - 6 : behind - 2]  # a whole chunk is not smaller
-                if first < last:
-                    self._remember(buffer, first, last)
             try:
                 all_sent = self.writer.write_chunks(message, size)
             finally:
@@ -121,12 +102,22 @@ class PassingRelay(Relay):
             return self.next_need()
         return _TURN if body.pending else _READ
 
+    def _remember_chunks(
+        self, buffer: bytearray, lead: int, wire: int, behind: int, first: int, last: int
+    ) -> None:
+        if lead:
+            self._tail.remember(buffer, 0, lead)
+        if wire < behind:
+            # Before the last chunk's CRLF; a whole chunk with its framing has at least 6 bytes.
+            self._tail.remember(buffer, behind - 6, behind - 2)
+        if first < last:
+            self._tail.remember(buffer, first, last)
+
     def _pass(self, buffer: bytearray, first: int, last: int) -> bool:
-        """On they go."""
         if self._sse:
             if self._bom is not None:
                 return self._pass_without_bom(bytes(buffer[first:last]))
-            self._remember(buffer, first, last)
+            self._tail.remember(buffer, first, last)
         part = memoryview(buffer)[first:last]
         try:
             return self.writer.write((part,))
@@ -134,21 +125,20 @@ class PassingRelay(Relay):
             part.release()
 
     def _pass_without_bom(self, data: bytes) -> bool:
-        """The first bytes behind a heartbeat, until it is known whether they are a BOM."""
+        """The first bytes after a heartbeat, until it is known whether they are a BOM."""
         assert self._bom is not None
         self._bom += data
         if len(self._bom) < len(BOM) and BOM.startswith(self._bom) and not self.body.complete:
             return True
         data = self._bom.removeprefix(BOM)
         self._bom = None
-        self._splits = self.body.chunked and self.writer.synchronous
+        self._keeps_chunks = self.body.chunked and self.writer.synchronous
         if not data:
             return True
-        self._remember(bytearray(data), 0, len(data))
+        self._tail.remember(data, 0, len(data))
         return self.writer.write((data,))
 
-    def _remember(self, buffer: bytearray, first: int, last: int) -> None:
-        """The last bytes that left."""
-        self._tail = (
-            buffer[last - 4 : last] if last - first >= 4 else (self._tail + buffer[first:last])[-4:]
-        )
+
+def _as_chunk(view: memoryview, first: int, last: int) -> tuple[Part, ...]:
+    """Bytes of a chunk that did not come whole, as a chunk."""
+    return (b"%x\r\n" % (last - first), view[first:last], b"\r\n") if first < last else ()

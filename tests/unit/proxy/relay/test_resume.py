@@ -68,7 +68,7 @@ def test_white_space_byte_by_byte_is_searched_once(monkeypatch: pytest.MonkeyPat
         searched.append(end - start)
         return first_of_body(buffer, start, end)
 
-    monkeypatch.setattr("proxy.relay.resume.first_of_body", search)
+    monkeypatch.setattr("interceptors.framing.first_of_body", search)
     assert feed(
         resume_for(), b" " * 1000 + b"\n\ndata: x\n\n", itertools.repeat(1).__next__
     ).endswith(b"data: x\n\n")
