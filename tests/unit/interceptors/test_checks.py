@@ -1,6 +1,4 @@
-"""Names that look like ours and have no effect are refused at load, with their place; an author's
-own names are not.
-"""
+"""Misspelled and misplaced names are refused at load, with the right place; authors' own are not."""
 
 from __future__ import annotations
 
@@ -53,6 +51,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str]
     return load
 
 
+DECLARED = ("sets_state", "needs_state", "uses_state", "sets_headers")
 WRONG = [
     ("StreamInterceptor", "def on_event(event): return event", "MyStream.on_event takes (event), expected (self, event)"),
     ("StreamInterceptor", "def on_start(self): pass", "MyStream.on_start takes (self), expected (self, head)"),
@@ -121,6 +120,18 @@ WRONG = [
     ("Interceptor", "def __init__(self): self.hook_timeout_s = 'x'", "expected a positive number of seconds"),
     ("Interceptor", "def __init__(self): self.on_error = 'skipp'", "expected one of abort, skip"),
     ("Interceptor", "def __init__(self): self.on_request = print", "make it a method"),
+    ("Interceptor", "def on_evnet(self, event): ...", "did you mean 'on_event', which belongs on a class that extends Stream"),
+    ("Interceptor", "def on_event(self, event): ...", "'on_event': it belongs on a class that extends StreamInterceptor"),
+    ("Interceptor", "def on_weekdays(self): ...", "unknown hook 'on_weekdays'; known are: on_request, on_response"),
+    ("StreamInterceptor", "def on_events(self, event): ...", "unknown hook 'on_events': did you mean 'on_event'?"),
+    ("StreamInterceptor", "async def on_event(self, event): ...", "subclass AsyncStreamInterceptor to await in them"),
+    ("StreamInterceptor", "needs = ('error',)", "MyStream: needs is"),
+    ("StreamInterceptor", "needs = b'error'", "MyStream: needs is"),
+    ("Interceptor", "hook_timeout_s = '30'", "hook_timeout_s is '30', expected a positive number of seconds"),
+    ("Interceptor", "hook_timeout_s = 0", "hook_timeout_s is 0, expected a positive number of seconds"),
+    ("Interceptor", "wants_bodies = True", "unknown setting 'wants_bodies'"),
+    *[("Interceptor", f"on_error = {value!r}", f"on_error is {value!r}, expected one of abort") for value in ("abrot", "", None)],
+    *[("Interceptor", f"{name} = 'key'", f"{name} is 'key', expected a tuple of strings") for name in DECLARED],
 ]  # fmt: skip
 
 
@@ -134,6 +145,8 @@ def test_a_name_without_effect_is_refused(load: Any, base: str, body: str, messa
 
 
 RIGHT = [
+    *[("Interceptor", f"{name} = ('key',)") for name in DECLARED],
+    *[("Interceptor", f"hook_timeout_s = {value}") for value in (None, 1)],
     ("StreamInterceptor", "@staticmethod\ndef on_event(event): return event"),
     ("StreamInterceptor", "@classmethod\ndef on_event(cls, event): return event"),
     ("StreamInterceptor", "on_event = lambda self, event: event"),
@@ -166,9 +179,7 @@ RIGHT = [
 
 @pytest.mark.parametrize(("base", "body"), RIGHT)
 def test_an_authors_own_names_are_accepted(load: Any, base: str, body: str) -> None:
-    """Also where they are like ours: a value of another kind, another word, a name beside the right
-    one.
-    """
+    """Also similar ones: a value of another kind, another word, a name beside the right one."""
     assert isinstance(load(base, body), Interceptor)
 
 
