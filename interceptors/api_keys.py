@@ -1,5 +1,4 @@
-"""`api_keys`: clients authenticate with keys of ours, and the upstream's own credential is sent
-instead.
+"""`api_keys`: clients authenticate with the proxy's keys, and the upstream gets its own credential.
 
     interceptors:
       - name: keys
@@ -8,12 +7,11 @@ instead.
           keys: {ann: "sha256:9f86...", ci: ["sha256:60303a...", "sha256:fd61a0..."]}
           upstream: "Bearer ${LLM_API_KEY}"
 
-A client's key never goes upstream, into a log or into an answer; the configuration holds only
-hashes of keys. Whose key it was stands in `request.state["client_key"]` for the interceptors behind
-this one.
+A client's key never reaches the upstream, a log or an answer; the configuration has only hashes.
+`request.state["client_key"]` has the client's name for later interceptors.
 
-A key is a long random string, so one SHA-256 is the right hash for it: slow hashes protect what
-people choose, and would cost every request milliseconds of the process's only thread.
+A key is a long random string, so that one SHA-256 is enough: slow hashes protect passwords, and
+would cost each request milliseconds of the event loop.
 """
 
 from __future__ import annotations
@@ -34,8 +32,7 @@ __all__ = ["ApiKeys", "ApiKeysOptions", "hash_key"]
 _HASH = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _VISIBLE = re.compile(r"[!-~]+")
 _HEADER_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
-# Fields of the connection, and those that state where a message ends or where it goes, carry no
-# credential.
+# Fields of the connection, of framing and of routing cannot carry a credential.
 _NOT_FORWARDED = frozenset(
     [
         *(
@@ -57,18 +54,17 @@ _NOT_FORWARDED = frozenset(
         *("transfer-encoding", "upgrade", "via"),
     ]
 )
-# RFC 6750, section 2.1. A scheme's name may have any case: RFC 9110, section 11.1.
+# RFC 6750, section 2.1. Schemes ignore case: RFC 9110, section 11.1.
 _BEARER = re.compile(rb"bearer +([^ ]+) *", re.IGNORECASE)
 
 
 def hash_key(key: str) -> str:
-    """What the configuration holds of a key: `sha256:` and 64 hexadecimal digits.
+    """The hash of a key for the configuration: `sha256:` and 64 hexadecimal digits.
 
-    Raises `ValueError` for what no header could hold as one word: nothing, spaces, line ends,
-    characters beyond ASCII.
+    Raises `ValueError` for a key that is empty or has a space or a character that is not ASCII.
     """
     if not _VISIBLE.fullmatch(key):
-        raise ValueError("a key is one or more visible ASCII characters, without spaces")
+        raise ValueError("a key must be one or more visible ASCII characters, without spaces")
     return f"sha256:{sha256(key.encode()).hexdigest()}"
 
 
@@ -77,27 +73,25 @@ class ApiKeysOptions:
     """The options of `ApiKeys`."""
 
     keys: dict[str, str | list[str]]
-    """The hash of each client's key by the client's name, or a list of them while one key replaces
-    another.
-    """
+    """The hash of each client's key by the client's name; a list of hashes while keys rotate."""
     upstream: str | None = field(default=None, repr=False)
-    """The credential that the upstream gets, the whole of a header's value. None: none."""
+    """The upstream's credential, as a whole header value. None: no credential."""
     upstream_header: str = "authorization"
-    """The header in which it gets it."""
+    """The header for `upstream`."""
     header: str | None = None
-    """The header in which a client sends its key. None: `Authorization: Bearer <key>` or `x-api-key: <key>`, and both are
-    removed. With any other header than `authorization` the client's `Authorization` and `x-api-key` go upstream unchanged."""
+    """The header of a client's key. None: `Authorization: Bearer <key>` or `x-api-key: <key>`, and
+    both are removed. With a header other than `authorization`, the client's `Authorization` and
+    `x-api-key` go upstream unchanged.
+    """
 
 
 class ApiKeys(Interceptor):
-    """Answers 401 to a request without a valid key; else the upstream gets its own credential, and
-    never the client's.
+    """Answers 401 without a valid key, otherwise swaps it for the upstream's credential.
 
-    Raises `ValueError` for options that do not fit. It never shows what could be a key, put in the
-    wrong place.
+    Raises `ValueError` for wrong options. Errors never quote a value that could be a key.
     """
 
-    on_error: OnError = "abort"  # fail closed: a request that could not be checked goes nowhere
+    on_error: OnError = "abort"  # fail closed
     sets_state = ("client_key",)
 
     def __init__(self, options: ApiKeysOptions) -> None:
@@ -105,50 +99,49 @@ class ApiKeys(Interceptor):
         self._clients = _clients_by_hash(options.keys, mistakes)
         if options.upstream is not None and not _HEADER_VALUE.fullmatch(options.upstream):
             mistakes.append(
-                "upstream: expected a header's value, in ASCII and without a space at its end (is a variable empty?)"
+                "upstream: expected a header value, in ASCII and without a space at its end "
+                "(is a variable empty?)"
             )
         for option, name in (
             ("upstream_header", options.upstream_header),
             ("header", options.header),
         ):
             if name is not None and not is_token(name):
-                mistakes.append(f"{option}: expected a header's name, and nothing of its value")
+                mistakes.append(f"{option}: expected a header name, without a value")
         if options.upstream_header.lower() in _NOT_FORWARDED:
             mistakes.append(
-                f"upstream_header: {options.upstream_header!r} is the connection's and does not go upstream"
+                f"upstream_header: {options.upstream_header!r} belongs to the connection and does "
+                "not go upstream"
             )
         if options.header is not None and options.header.lower() in _NOT_FORWARDED:
             mistakes.append(
-                f"header: {options.header!r} is the connection's, and no interceptor sees it"
+                f"header: {options.header!r} belongs to the connection: interceptors do not see it"
             )
         refuse_options(mistakes)
         self._upstream = options.upstream
         self._upstream_header = options.upstream_header.lower()
         self.sets_headers = () if options.upstream is None else (self._upstream_header,)
         header = None if options.header is None else options.header.lower()
-        # A client that has to send another header must not be asked for a bearer token: clients of
-        # MCP would begin to fetch one.
+        # No bearer challenge for another header: MCP clients would start to fetch a token.
         self._is_bearer = header in (None, "authorization")
         self._where = "" if options.header is None else f" (header {options.header})"
-        # Both schemes have parameters: RFC 6750, section 3; RFC 9110, section 11.6.1, for `ApiKey`,
-        # which is not registered.
+        # RFC 6750, section 3; for `ApiKey`, which is not registered, RFC 9110, section 11.6.1.
         self._challenge = (
             'Bearer realm="weirpool"'
             if self._is_bearer
             else f'ApiKey realm="weirpool", header="{header}"'
         )
         self._read = ("authorization", "x-api-key") if header is None else (header,)
-        # A key in a header of its own leaves `Authorization` and `x-api-key` to the server. Else
-        # both are removed: a client may send its key in both.
+        # With a separate header, `Authorization` and `x-api-key` are the server's. Otherwise remove
+        # both: a client may send its key in both.
         self._removed = (
             self._read if header not in (None, "authorization") else ("authorization", "x-api-key")
         )
 
     async def on_request(self, request: Request) -> Response | None:
-        """401, or the request with the credentials swapped and `state["client_key"]` set.
+        """Answer 401, or swap the credentials and set `state["client_key"]`.
 
-        A CORS preflight passes without a key and without any credential, the upstream's or the
-        client's.
+        A CORS preflight passes without a key; every credential is removed from it.
         """
         if request.is_preflight:
             self._remove_keys(request)
@@ -157,8 +150,7 @@ class ApiKeys(Interceptor):
             return None
         presented = set(self._presented(request))
         if not presented:
-            # RFC 6750, section 3.1: without a key the client learns how to send one, and not that
-            # anything was wrong.
+            # RFC 6750, section 3.1: without a key, the challenge has no error.
             return self._refuse(
                 request, "missing_api_key", f"this request needs an API key{self._where}"
             )
@@ -191,12 +183,11 @@ class ApiKeys(Interceptor):
             for name in request.headers
             if "_" in name and name.lower().replace("_", "-") in self._removed
         ]:
-            request.headers.pop(
-                name, None
-            )  # CGI and its successors read it as the other: RFC 3875, section 4.1.18
+            # CGI reads it as the other name: RFC 3875, section 4.1.18.
+            request.headers.pop(name, None)
 
     def _presented(self, request: Request) -> Iterator[bytes]:
-        """Every key in the request's headers, as the bytes that came."""
+        """Every key in the request's headers, as bytes."""
         for raw_name, value in request.headers.raw:
             name = raw_name.lower().decode("latin-1")
             if name not in self._read:
@@ -208,21 +199,19 @@ class ApiKeys(Interceptor):
                 yield bearer[1]
 
     def _client_of(self, key: bytes) -> str | None:
-        """Whose key it is. The time it takes tells nothing about a key that is nobody's."""
+        """The client of a key, None if it is unknown. Constant time for unknown keys."""
         digest = sha256(key).digest()
         found = None
         for known, client in self._clients:
             if hmac.compare_digest(known, digest):
-                found = client  # and on: every entry is compared, whichever it is
+                found = client  # no break: compare every entry
         return found
 
 
 def _clients_by_hash(
     keys: dict[str, str | list[str]], mistakes: list[str]
 ) -> tuple[tuple[bytes, str], ...]:
-    """Each hash with its client's name. Mistakes, which begin with their path, are added to
-    `mistakes`.
-    """
+    """Each hash with its client's name. Adds texts that start with an option path to `mistakes`."""
     if not keys:
         mistakes.append("keys: must have at least one client")
     clients: dict[bytes, str] = {}
@@ -231,7 +220,7 @@ def _clients_by_hash(
             mistakes.append("keys: a client's name is empty")
         if not hashes:
             mistakes.append(
-                f"keys.{client}: there is no hash; to shut a client out, remove its name"
+                f"keys.{client}: the list of hashes is empty; to exclude a client, remove its name"
             )
             continue
         for index, text in enumerate([hashes] if isinstance(hashes, str) else hashes):
@@ -239,7 +228,8 @@ def _clients_by_hash(
             match = _HASH.fullmatch(text)
             if match is None:
                 mistakes.append(
-                    f'{path}: expected "sha256:" and 64 hexadecimal digits; `weirpool new-key` makes a key and its hash'
+                    f'{path}: expected "sha256:" and 64 hexadecimal digits; '
+                    "`weirpool new-key` makes a key and its hash"
                 )
                 continue
             digest = bytes.fromhex(match[1])

@@ -1,13 +1,11 @@
-"""`audit`: a line of JSON for each request, each response's head, each event and each end of a
-stream.
+"""`audit`: a JSON line for each request, response head, event and end of a stream.
 
     interceptors:
       - name: audit
         use: audit
         options: {path: /var/log/weirpool/audit.jsonl, events: meta}
 
-Hooks only queue lines (`jsonl`). Credentials are never among what is written down, and a query only
-if asked for.
+Hooks only queue lines (`toolkit.jsonl`). Credentials are never written, queries only with `query`.
 """
 
 from __future__ import annotations
@@ -49,30 +47,30 @@ CREDENTIALS = frozenset(
         "x-goog-api-key",
     }
 )
-"""Headers that are never written down."""
+"""Headers that are never written."""
 
-_ID = "exchange_id"  # in a request's state, for other interceptors, too
+_ID = "exchange_id"  # in a request's state, also for other interceptors
 
 
 class AuditOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What to write down, and where."""
+    """What to write, and where."""
 
     path: Annotated[str, msgspec.Meta(min_length=1)]
-    """The file; `{pid}` in it is the worker's process id."""
+    """The file. `{pid}` is replaced by the worker's process id."""
     max_bytes: Annotated[int, msgspec.Meta(ge=1)] = 64 << 20
-    """The file is begun anew before it would be larger."""
+    """The file is rotated before it would be larger."""
     keep: Annotated[int, msgspec.Meta(ge=1)] = 5
-    """How many older files stay."""
+    """Number of rotated files to keep."""
     requests: bool = True
-    """A line for each request and for each response's head."""
+    """Write a line for each request and response head."""
     events: Literal["none", "meta", "data"] = "meta"
-    """A line for each event: none, its type, id and size, or its data, too."""
+    """Lines for events: none; type, id and size; or also the data."""
     headers: tuple[str, ...] = ("content-type", "user-agent")
-    """The headers to write down, of requests and of responses."""
+    """Headers of requests and responses to write."""
     body: bool = False
-    """Write down the request's body, as text; it is then collected first."""
+    """Write the request body as text. The body is then collected before the upstream call."""
     query: bool = False
-    """Write down the query, values and all."""
+    """Write the query, with its values."""
 
 
 class Audit(Interceptor):
@@ -80,13 +78,13 @@ class Audit(Interceptor):
 
     on_error = "skip"
     sets_state = ()
-    wants_json = True  # to hear how such an exchange ends; the body itself passes unseen
+    wants_json = True  # for `on_end` of such an exchange; the body is not collected
 
     def __init__(self, options: AuditOptions) -> None:
-        """Raises `ValueError` for a header that holds credentials."""
+        """Raises `ValueError` for a header with credentials."""
         refuse_options(
             [
-                f"headers[{index}]: {name!r} holds credentials, which are never written down"
+                f"headers[{index}]: {name!r} holds credentials, which are never written"
                 for index, name in enumerate(options.headers)
                 if name.lower() in CREDENTIALS
             ]
@@ -167,7 +165,7 @@ class _AuditStream(StreamInterceptor):
         return event
 
     def on_end(self, outcome: Outcome) -> None:
-        # All that one wants to know of an exchange, so that this line can be read by itself.
+        # Repeats the facts of the request, so that this line is enough by itself.
         self._audit.write(
             "end",
             self._request,

@@ -1,18 +1,16 @@
-"""`guard`: end an answer of an LLM, as its dialect ends answers, when a regular expression is found
-in it.
+"""`guard`: end an LLM's answer, in its dialect, when a regular expression matches in it.
 
     interceptors:
       - name: guard
         use: guard
         options: {patterns: ["(?i)internal use only"], message: " [stopped]"}
 
-A match may be cut over any number of deltas. Nothing is held back for it: of a match that is cut,
-what came before the last of its deltas has left. (`redact` holds text back.) Of each text that is
-open, the last `window` characters are kept to search in, and a few more, for what looks behind.
+A match may be cut over any number of deltas. Unlike `redact`, `guard` holds nothing back: the
+deltas before the one that completes a match have left. It keeps the last `window` characters of
+each open text to search in, and a few more for lookbehinds.
 
-Besides texts and the arguments of tool calls, which are searched decoded, all other strings of each
-event are searched, each by itself: those in unknown fields and events, and all of an event that is
-not JSON.
+It searches texts and decoded tool arguments, and every other string of an event by itself: those of
+unknown fields and events, and all of an event that is not JSON.
 """
 
 from __future__ import annotations
@@ -39,12 +37,12 @@ from .unescape import unescape
 
 __all__ = ["Guard"]
 
-_BEHIND = 32  # characters before the window, for \b, ^ and lookbehinds
+_BEHIND = 32  # characters kept before the window, for \b, ^ and lookbehinds
 
 
 class Guard(MessageInterceptor):
-    """Options: `patterns`, Python regular expressions; `reason` and `message`, how the answer ends;
-    `kinds` of text; `window`.
+    """Options: `patterns`, regular expressions in the syntax of `re`; `reason` and `message`, how
+    the answer ends; `kinds`, which texts to search; `window`, in characters.
     """
 
     def __init__(
@@ -57,7 +55,7 @@ class Guard(MessageInterceptor):
     ) -> None:
         mistakes = []
         if not patterns:
-            mistakes.append("patterns: there are none, so nothing would be stopped")
+            mistakes.append("patterns: the list is empty, so nothing would be stopped")
         if window < 1:
             mistakes.append("window: expected a number of characters, at least 1")
         self.budget = Budget()
@@ -96,10 +94,9 @@ class Guard(MessageInterceptor):
         return _GuardStream(self, context)
 
     def find(self, text: str, start: int, *, ended: bool) -> tuple[int, int] | None:
-        """Where, from `start` on, the first match begins, and the number of its pattern.
+        """Where the first match from `start` on begins, and its pattern's index.
 
-        Unless the text has `ended`, a match at its end does not count if what comes next may undo
-        it.
+        Unless the text has `ended`, a match at its end does not count if text to come may undo it.
         """
         first: tuple[int, int] | None = None
         for index, pattern in enumerate(self.patterns):
@@ -112,10 +109,10 @@ class Guard(MessageInterceptor):
         return first
 
     def find_in(self, unread: Unread) -> int | None:
-        """The number of the pattern that one of these strings matches."""
+        """The index of the pattern that matches one of these strings."""
         if not self._looks_around and (unread.is_json or not self._sees_boundaries):
             data = unread.data
-            if "\\" not in data:  # then what is in a string is in the data as it stands
+            if "\\" not in data:  # a match in a string is then a match in the data
                 for pattern in self.patterns:
                     if pattern.search(data):
                         break
@@ -128,7 +125,7 @@ class Guard(MessageInterceptor):
 
 
 class _GuardAnswer(StreamInterceptor):
-    """One answer: before each of its events, the patterns have all of their time."""
+    """Renews the patterns' CPU budget before each event of an answer."""
 
     __slots__ = ("_budget", "_messages")
 
@@ -146,6 +143,8 @@ class _GuardAnswer(StreamInterceptor):
 
 
 class _GuardStream(MessageStream):
+    """The texts and tool calls of one answer."""
+
     sees_other_texts = True
 
     def __init__(self, guard: Guard, context: StreamContext) -> None:
@@ -176,7 +175,7 @@ class _GuardStream(MessageStream):
             self._tails.set(delta.block, text[-(guard.window + _BEHIND) :])
 
     def on_text_end(self, end: TextEnd) -> None:
-        # The tail stays: some servers end a text, and go on with it.
+        # Keep the tail: some servers continue a text after its end.
         tail = "" if end.whole else self._tails.get(end.block) or ""
         self._tails.end(end.block)
         found = self._guard.find(tail, self._start(tail), ended=True) if tail else None
@@ -210,7 +209,7 @@ class _GuardStream(MessageStream):
             self._stop("tool_call", found[1])
 
     def _start(self, tail: str) -> int:
-        """Where to search from: what is before was searched, and may have been cut."""
+        """Where to search from: text before the window was searched, and may be cut."""
         return _BEHIND if len(tail) == self._guard.window + _BEHIND else 0
 
     def _stop(self, kind: str, pattern: int, text: str = "") -> None:

@@ -1,11 +1,12 @@
 """Which entries of a server's lists an MCP client may see: for `mcp_policy`. Sans I/O.
 
-It goes by the shape of the JSON and not by its envelope: official clients accept responses with
-null or superfluous members, and some with names in another case. So whatever a client could take
-for a list is filtered, in every message of a batch. A text from which nothing is taken out keeps
-its bytes. Sources: the readers of messages in the official SDKs for Python (the last of two members
-counts, unknown ones are ignored, snake case is as good), TypeScript (arrays of messages) and Go
-(any number as id).
+Filters by the shape of the JSON, not by its envelope: official clients accept responses with null
+or extra members, and some accept names in another case. Everything that a client could read as a
+list is filtered, in every message of a batch. A text without a hidden entry keeps its bytes.
+
+Sources: the message readers of the official SDKs for Python (the last of two members counts,
+unknown ones are ignored, snake case is accepted), TypeScript (arrays of messages) and Go (any
+number as id).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["VisibleLists"]
 
 Allows = Callable[[object], bool]
 
-# Each list of a result, and the member that names an entry.
+# Each list of a result, and the member with an entry's name.
 _LISTS = {
     "tools": "name",
     "prompts": "name",
@@ -33,10 +34,9 @@ _LISTS = {
     "resourceTemplates": "uriTemplate",
 }
 _UPDATED = "notifications/resources/updated"
-# Letters as JSON may write them: ASCII, and the two others that fold to it. Other escapes (\u001b,
-# \u0026) hide no name.
+# Escapes of letters that can hide a name: ASCII, and the two others that fold to ASCII.
 _ESCAPED_LETTERS = ("\\u004", "\\u005", "\\u006", "\\u007", "\\u017f", "\\u212a")
-_NOT_JSON_BEFORE = "\ufeff \t\r\n"  # what readers skip before a JSON text
+_NOT_JSON_BEFORE = "\ufeff \t\r\n"  # skipped by readers before a JSON text
 
 
 class _Repeating(dict[str, Any]):
@@ -48,9 +48,7 @@ class _Repeating(dict[str, Any]):
 
 
 def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(
-        members
-    )  # a plain one where that says everything: a text may have a third of a million
+    made = dict(members)  # cheaper: a text can have 300,000 objects
     return made if len(made) == len(members) else _Repeating(members)
 
 
@@ -59,7 +57,7 @@ def _all_members(value: dict[str, Any]) -> Iterable[tuple[str, Any]]:
 
 
 def _raw(text: str) -> msgspec.Raw:
-    return msgspec.Raw(text.encode())  # a number leaves as it came
+    return msgspec.Raw(text.encode())  # keeps the spelling of a number
 
 
 def _no_constant(text: str) -> Any:
@@ -72,9 +70,7 @@ _decode = json.JSONDecoder(
 
 
 class VisibleLists:
-    """The rules for entries of lists: `rules` has what allows a name, by the list's member
-    (`tools`, `resourceTemplates`, ...).
-    """
+    """Rules for list entries: a predicate on names for each list (`tools`, `resourceTemplates`)."""
 
     def __init__(self, rules: Mapping[str, Allows]) -> None:
         self._rules = {
@@ -89,10 +85,9 @@ class VisibleLists:
         return bool(self._rules)
 
     def show(self, text: str) -> str | None:
-        """The JSON text with what may be seen: `text` itself where nothing is taken out, None where
-        nothing is left.
+        """The JSON text without hidden entries: `text` itself if it has none, None if all are.
 
-        Raises `NotJson` for what has a list and that other readers of JSON might understand.
+        Raises `NotJson` for a list in JSON that clients may read in different ways.
         """
         if not self._may_have_list(text):
             return text
@@ -102,15 +97,13 @@ class VisibleLists:
             if not changed:
                 return text
             return encode_json(tree).decode() if shown else None
-        except (ValueError, TypeError, RecursionError):  # of the encoder: half of a surrogate pair
+        except (ValueError, TypeError, RecursionError):  # the encoder refuses half a surrogate pair
             raise NotJson(
                 "a list of an MCP server is in JSON that clients may read in different ways"
             ) from None
 
     def _may_have_list(self, text: str) -> bool:
-        """Whether the text has the name of a list, perhaps with escapes. Nearly all events have
-        none and are not decoded here.
-        """
+        """The text may contain the name of a list. Most events do not, and are not decoded."""
         if not text.startswith(("{", "[")) and not text.lstrip(_NOT_JSON_BEFORE).startswith(
             ("{", "[")
         ):
@@ -121,8 +114,9 @@ class VisibleLists:
         return any(name in folded for name in self._searched)
 
     def _show(self, tree: Any) -> tuple[bool, bool]:
-        """Take out, in place, what may not be seen of a message or a batch. Whether anything is
-        left, and whether it changed.
+        """Remove hidden entries of a message or batch, in place.
+
+        Returns whether anything is left, and whether anything changed.
         """
         if isinstance(tree, list):
             results = [self._show(item) for item in tree]
@@ -144,7 +138,7 @@ class VisibleLists:
         return True, changed
 
     def _is_denied_update(self, message: dict[str, Any]) -> bool:
-        """A notification that a resource has changed, which names it."""
+        """The message notifies of a change of a hidden resource."""
         if self._allows_uri is None:
             return False
         methods = [value for value in _members(message, "method") if isinstance(value, str)]
@@ -155,9 +149,7 @@ class VisibleLists:
 
 
 def _filter(entries: Any, key: str, allows: Allows) -> bool:
-    """Take the entries out that may not be seen, in place. An object in place of a list has its
-    entries as values.
-    """
+    """Remove hidden entries, in place. Of an object instead of a list, the values are entries."""
     if isinstance(entries, list):
         kept = [entry for entry in entries if _is_visible(entry, key, allows)]
         changed = len(kept) < len(entries)
@@ -176,19 +168,17 @@ def _filter(entries: Any, key: str, allows: Allows) -> bool:
 
 
 def _is_visible(entry: Any, key: str, allows: Allows) -> bool:
-    """Whether every name that a reader could find in an entry is allowed. One without a name is not
-    shown.
-    """
+    """Every name that a reader could find is allowed. An entry without a name is hidden."""
     names = list(_members(entry, key))
     return bool(names) and all(map(allows, names))
 
 
 def _members(value: Any, name: str) -> Iterator[Any]:
-    """The members that a reader could take for the one with this (folded) name."""
+    """The members that a reader could find by this folded name."""
     if isinstance(value, dict):
         yield from (member for own, member in _all_members(value) if _folded(own) == name)
 
 
 def _folded(name: str) -> str:
-    """As the most tolerant reader compares names: without case, and camel case like snake case."""
+    """Fold a name as the most tolerant reader does: no case, no underscores."""
     return (name.lower() if name.isascii() else name.casefold()).replace("_", "")

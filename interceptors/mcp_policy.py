@@ -1,5 +1,4 @@
-"""`mcp_policy`: which methods, tools, resources and prompts of an MCP server clients may use, and
-see.
+"""`mcp_policy`: which parts of an MCP server clients may use and see.
 
     interceptors:
       - name: policy
@@ -8,9 +7,9 @@ see.
           tools: {allow: ["search_*", "read_file"], deny: ["*_admin"]}
           resources: {deny: ["file:///etc/*"]}
 
-A request for what is not allowed is answered with a JSON-RPC error and never reaches the server;
-lists show what is left. Deny wins over allow. It fails closed: what it cannot read, or what a
-server might understand differently, is refused (`strict`).
+A request for something not allowed gets a JSON-RPC error and never reaches the server; lists omit
+it. Deny overrides allow. Fails closed (`strict`): refuses what it cannot read, and what a server
+might read differently.
 """
 
 from __future__ import annotations
@@ -35,8 +34,7 @@ from .toolkit.uris import fold, spellings, trim
 __all__ = ["McpPolicy", "McpPolicyOptions", "Rule"]
 
 _ALWAYS = ("initialize", "server/discover", "ping", "notifications/*")
-# Methods that this must recognise: a server that does not mind their case must not be asked for
-# them in another one.
+# Methods to recognise in any case: a server may ignore case.
 _KNOWN = (
     "initialize",
     "server/discover",
@@ -58,12 +56,12 @@ _FOLDED = {fold(method): method for method in _KNOWN}
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What may be used: globs (`*`, `?`, `[...]`) of names, methods or URIs."""
+    """Globs (`*`, `?`, `[...]`) for names, methods or URIs."""
 
     allow: list[str] | None = None
-    """Those, and no others. None: all."""
+    """Only these. None: all."""
     deny: list[str] = []
-    """Not those, also where `allow` has them."""
+    """Never these, even if `allow` has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,20 +69,22 @@ class McpPolicyOptions:
     """The options of `McpPolicy`."""
 
     methods: Rule = field(default_factory=Rule)
-    """The methods of the client's requests and notifications. The protocol's own (`initialize`, `server/discover`, `ping`,
-    `notifications/*`) need no `allow`."""
+    """Methods of the client's requests and notifications. Those of the protocol itself
+    (`initialize`, `server/discover`, `ping`, `notifications/*`) need no `allow`.
+    """
     tools: Rule = field(default_factory=Rule)
     resources: Rule = field(default_factory=Rule)
-    """URIs, and the URI templates of resources."""
+    """URIs and URI templates."""
     prompts: Rule = field(default_factory=Rule)
 
 
 class McpPolicy(McpInterceptor):
-    """Refuses what is not allowed, and takes it out of lists. Raises `ValueError` for options that
-    would do nothing.
+    """Refuses what is not allowed, and removes it from lists.
+
+    Raises `ValueError` for options without effect.
     """
 
-    on_error: OnError = "abort"  # fail closed: what could not be checked goes nowhere
+    on_error: OnError = "abort"  # fail closed
     strict = True
     sets_state = ()
 
@@ -93,7 +93,7 @@ class McpPolicy(McpInterceptor):
             name: getattr(options, name) for name in ("methods", "tools", "resources", "prompts")
         }
         if all(rule.allow is None and not rule.deny for rule in rules.values()):
-            raise ValueError("there is no rule, so everything would be allowed")
+            raise ValueError("no rule is set, so everything would be allowed")
         refuse_options(
             [
                 f"{name}.{part}[{index}]: the glob is empty and would match nothing"
@@ -118,9 +118,10 @@ class McpPolicy(McpInterceptor):
         )
 
     async def on_response(self, head: ResponseHead) -> Response | None:
-        """Official clients find their media types anywhere in Content-Type (`application/json-rpc`,
-        a second header): so the body gets the type that they read it as. Raises `Abort` where they
-        would read it in two ways.
+        """Set the Content-Type to the one that clients read the body as.
+
+        Official clients search the header for their media types (`application/json-rpc`, a second
+        header). Raises `Abort` if they could read the body in two ways.
         """
         value = ", ".join(head.headers.get_list("content-type")).lower()
         read_as = [kind for kind in ("application/json", "text/event-stream") if kind in value]
@@ -131,17 +132,13 @@ class McpPolicy(McpInterceptor):
         return await super().on_response(head)
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor:
-        """What the server sends is filtered by its shape: a client that uses an id twice could make
-        us believe anything.
-        """
+        """Filter by the shape of a message, not by its request: a client can reuse an id."""
         stream = super().open_stream(context)
         return _ShownStream(self._lists, stream) if self._lists else stream
 
     @on_mcp_request()
     def check_request(self, message: McpMessage) -> McpError | None:
-        """The error for what the client may not ask for. What the server asks for is not this one's
-        business.
-        """
+        """Refuse a client's request that is not allowed. The server's requests pass."""
         if not message.from_client:
             return None
         method = message.method or ""
@@ -161,7 +158,7 @@ class McpPolicy(McpInterceptor):
 
     @on_mcp_notification()
     def check_notification(self, message: McpMessage) -> None:
-        """One of the client's that is not allowed goes no further."""
+        """Drop a client's notification that is not allowed."""
         if message.from_client and not self._allows_method(message.method or ""):
             message.drop()
 
@@ -170,9 +167,7 @@ class McpPolicy(McpInterceptor):
         return _FOLDED.get(folded, method) == method and self._methods.allows(method)
 
     def _check_listen(self, message: McpMessage) -> McpError | None:
-        """2026-07-28, `subscriptions/listen`: the URIs of the resources that the client wants to
-        hear of.
-        """
+        """Check the resource URIs of `subscriptions/listen` (revision 2026-07-28)."""
         asked = message.params.get("notifications")
         uris = asked.get("resourceSubscriptions") if isinstance(asked, dict) else None
         if uris is None or (
@@ -182,20 +177,18 @@ class McpPolicy(McpInterceptor):
         return _no_resource(message)
 
     def _check_completion(self, message: McpMessage) -> McpError | None:
-        """A completion tells of the prompt or the resource's template that it refers to."""
+        """Check the prompt or resource template that a completion refers to."""
         ref = message.params.get("ref")
         kind = ref.get("type") if isinstance(ref, dict) else None
         if kind == "ref/prompt":
             return None if self._prompts.allows(message.name) else _refused("prompt")
         if kind == "ref/resource":
             return None if self._resources.allows(message.name) else _no_resource(message)
-        return McpError(INVALID_PARAMS, "a completion refers to a prompt or a resource")
+        return McpError(INVALID_PARAMS, "a completion must refer to a prompt or a resource")
 
 
 class _ShownStream(StreamInterceptor):
-    """The server's messages without what the client may not see, then as any interceptor for MCP
-    sees them.
-    """
+    """Removes hidden list entries from the server's messages, before the MCP hooks see them."""
 
     def __init__(self, lists: VisibleLists, stream: StreamInterceptor) -> None:
         self._lists = lists
@@ -224,9 +217,7 @@ class _ShownStream(StreamInterceptor):
 
 
 class _Matcher:
-    """A rule, compiled. What it denies it denies in any case of letters; what it allows it allows
-    as it is written.
-    """
+    """A compiled rule. Deny ignores case; allow does not."""
 
     def __init__(self, rule: Rule, always: tuple[str, ...] = ()) -> None:
         self._allow = (
@@ -236,10 +227,10 @@ class _Matcher:
         )
         self._deny = [re.compile(translate(fold(glob))).match for glob in rule.deny]
         self.is_open = self._allow is None and not self._deny
-        """There is no rule: it allows everything."""
+        """The rule allows everything."""
 
     def allows(self, name: object) -> bool:
-        """What has no name that is text is as good as not there."""
+        """A name is allowed. Anything but a string is not."""
         return self.is_open or (isinstance(name, str) and self._allows(name))
 
     def _allows(self, name: str) -> bool:
@@ -254,8 +245,8 @@ class _Matcher:
 
 
 class _UriMatcher(_Matcher):
-    """Of URIs: denied if that is so in any spelling, also without its query and fragment; allowed
-    if that is so in all.
+    """A rule for URIs: one denied spelling, also without query and fragment, denies; all must be
+    allowed.
     """
 
     def _allows(self, name: str) -> bool:
@@ -269,7 +260,7 @@ class _UriMatcher(_Matcher):
 
 
 def _refused(what: str, code: int = INVALID_PARAMS) -> McpError:
-    """The code for what is not there: that is how servers say it of a name that they do not know."""
+    """The error that servers send for an unknown name."""
     return McpError(code, f"this {what} is not allowed here")
 
 

@@ -1,16 +1,16 @@
-"""`rate_limit`: so many requests a minute for each client, and 429 for those beyond.
+"""`rate_limit`: limit each client's requests per minute, and answer 429 beyond that.
 
     interceptors:
       - name: limit
         use: rate_limit
         options: {requests_per_minute: 60, burst: 10}
 
-Each client has a token bucket: it holds up to `burst` tokens, a request takes one, and they come
-back at the rate. So in any T seconds a client has at most `burst` + rate * T requests. A client is
-whoever's key `api_keys` has found, or else an address.
+Each client has a token bucket of `burst` tokens. A request takes one, and they return at the rate:
+in any T seconds a client can make at most `burst` + rate * T requests. A client is the key that
+`api_keys` found, otherwise the address.
 
-Buckets lie behind `BucketStore`. `MemoryStore` keeps them in this process: each worker counts for
-itself, and forgets when it ends.
+`BucketStore` is the interface of the store. `MemoryStore` keeps buckets in this process: each
+worker counts separately, and its counts end with it.
 """
 
 from __future__ import annotations
@@ -32,26 +32,24 @@ __all__ = ["BucketStore", "MemoryStore", "RateLimit"]
 
 
 class BucketStore(Protocol):
-    """Where the buckets are: the seam for a store that several workers share."""
+    """Interface of a store for buckets, for example one that several workers share."""
 
     async def take(self, key: str, rate_per_s: float, burst: int) -> float:
-        """Take a token of the bucket `key`, which holds up to `burst` and gets `rate_per_s` back; a
-        new one is full.
+        """Take a token from the bucket `key` of `burst` tokens, refilled at `rate_per_s`.
 
-        0.0 when it had one; else the seconds until it will, and nothing was taken. An exception
-        ends the request with 502.
+        A new bucket is full. Returns 0.0 if a token was taken, otherwise the seconds until one is
+        there. An exception ends the request with 502.
         """
         ...
 
 
 class MemoryStore:
-    """Buckets in memory, at most `max_clients` of them, by the clock of one `trio.run`. `take`
-    never waits.
+    """At most `max_clients` buckets in memory, by the clock of one `trio.run`. `take` never waits.
 
-    A bucket is one number: when it will be full again. A full one equals none, and is forgotten.
-    When `max_clients` are not full, the one that will be full first makes room, and from then until
-    its time every unknown client counts as having that bucket. So memory has a bound, however many
-    addresses come, and none of them gives another client, or itself, a fresh start.
+    A bucket is the time when it will be full again; a full bucket is forgotten. If `max_clients`
+    buckets are not full, the one that will be full first is evicted, and until its time every
+    unknown client starts with that bucket. This bounds memory for any number of addresses, and no
+    client gets a full bucket from an eviction.
     """
 
     def __init__(self, max_clients: int = 10_000) -> None:
@@ -59,8 +57,8 @@ class MemoryStore:
             raise ValueError("max_clients: expected 1 or more")
         self._max_clients = max_clients
         self._full_at: dict[str, float] = {}
-        # A heap with each bucket once, at its time or, as times only grow, at an earlier one, which
-        # is put right on the way out.
+        # A heap with each bucket once, at its time or at an earlier one: times only grow, and a
+        # wrong one is corrected when it reaches the top.
         self._queue: list[tuple[float, str]] = []
         self._unknown_full_at = -math.inf
 
@@ -72,9 +70,8 @@ class MemoryStore:
         now = trio.current_time()
         self._forget_full(now)
         full_at = max(now, self._full_at.get(key, self._unknown_full_at))
-        # A token is there when the bucket lacks no more than burst - 1. Rounded, so that who waits
-        # as told is not a float's last digit too early; that shifts a request by less than a
-        # microsecond, and what it took still counts.
+        # The bucket has a token if at most burst - 1 are missing. Rounded to 1 us, so that a client
+        # that waits exactly `Retry-After` is not rejected by a rounding error.
         wait_s = round(full_at - now - (burst - 1) / rate_per_s, 6)
         if wait_s > 0:
             return wait_s
@@ -103,20 +100,20 @@ class MemoryStore:
 
 
 class RateLimit(Interceptor):
-    """Options: `requests_per_minute`; `burst`, requests at once, ten seconds' worth unless given;
-    `by`, who counts as one client: its `client_key`, its `address`, or `auto`, the key where there
-    is one; `max_clients`, buckets kept in memory.
+    """Options: `requests_per_minute`; `burst`, requests at once, by default those of ten seconds;
+    `by`, what identifies a client: `client_key`, `address`, or `auto` (the key if there is one);
+    `max_clients`, buckets kept in memory.
 
     Raises `ValueError` for options out of range. A subclass with another store sets `store` in its
     `lifespan`.
     """
 
-    on_error: OnError = "abort"  # a request that could not be counted goes nowhere
+    on_error: OnError = "abort"  # fail closed
 
     sets_state = ()
 
     store: BucketStore
-    """The buckets; there from when `lifespan` is entered."""
+    """The buckets, set when `lifespan` is entered."""
 
     def __init__(
         self,
@@ -126,7 +123,7 @@ class RateLimit(Interceptor):
         max_clients: int = 10_000,
     ) -> None:
         mistakes = []
-        if not 0.001 <= requests_per_minute <= 1_000_000:  # nor is NaN
+        if not 0.001 <= requests_per_minute <= 1_000_000:  # also refuses NaN
             mistakes.append("requests_per_minute: expected a number from 0.001 to 1000000")
         if burst is not None and not 1 <= burst <= 1_000_000:
             mistakes.append("burst: expected a whole number from 1 to 1000000")
@@ -141,7 +138,7 @@ class RateLimit(Interceptor):
         self._max_clients = max_clients
 
     def lifespan(self) -> AbstractAsyncContextManager[object]:
-        """The buckets live as long as the process serves, for so long does Trio's clock."""
+        """Keep the buckets as long as Trio's clock runs."""
         return self._keep_store()
 
     @asynccontextmanager
@@ -150,14 +147,13 @@ class RateLimit(Interceptor):
         yield
 
     async def on_request(self, request: Request) -> Response | None:
-        """429 when the client's bucket is empty. A CORS preflight takes no token."""
+        """Answer 429 if the client's bucket is empty. A CORS preflight takes no token."""
         if request.is_preflight:
             return None
         wait_s = await self.store.take(self._key_of(request), self._rate_per_s, self._burst)
         if wait_s <= 0:
             return None
-        # RFC 6585, section 4; whole seconds: RFC 9110, section 10.2.3. Rounded up, for earlier
-        # would be too early.
+        # RFC 6585, section 4; whole seconds, rounded up: RFC 9110, section 10.2.3.
         retry_after_s = max(1, math.ceil(wait_s))
         return request.refuse(
             429,
@@ -167,29 +163,26 @@ class RateLimit(Interceptor):
         )
 
     def _key_of(self, request: Request) -> str:
-        """Whose bucket. The prefix keeps a client who is called like an address apart from that
-        address.
-        """
+        """The bucket's key. The prefix separates a client name from an equal address."""
         client_key = request.state.get("client_key") if self._by != "address" else None
         if client_key is not None:
             return f"client_key:{client_key}"
         if self._by == "client_key":
             raise RuntimeError(
-                '"by: client_key" needs api_keys, or what else sets state["client_key"], before this interceptor'
+                '"by: client_key" needs an interceptor before this one that sets '
+                'state["client_key"], such as api_keys'
             )
         return f"address:{_network_of(request.client)}"
 
 
 def _network_of(address: str | None) -> str:
-    """The address, or of IPv6 its /64: the other half a host chooses itself, anew for each request
-    if it likes (RFC 8981).
-    """
+    """The address, or the /64 of IPv6: a host chooses the rest itself (RFC 8981)."""
     if address is None or ":" not in address:
-        return str(address)  # IPv4; None where clients come over a Unix socket: all of them are one
+        return str(address)  # IPv4; None for all clients of a Unix socket
     try:
         ip = IPv6Address(address)
     except ValueError:
         return address
     if ip.ipv4_mapped is not None:
-        return str(ip.ipv4_mapped)  # a client by IPv4 on a socket that speaks both
+        return str(ip.ipv4_mapped)  # an IPv4 client on a dual-stack socket
     return f"{IPv6Address(int(ip) >> 64 << 64)}/64"

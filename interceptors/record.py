@@ -1,12 +1,12 @@
-"""`record`: a tape of each event stream, its events with their timing, which `replay` plays back.
+"""`record`: write each event stream, with its timing, to a tape that `replay` plays back.
 
     interceptors:
       - name: record
         use: record
         options: {directory: /var/lib/weirpool/tapes}
 
-A tape is a file of JSON lines: a `TapeHeader`, a `TapeLine` for each event, and a `TapeLine` with
-the end. One of which anything was lost has no end. Hooks only queue lines (`jsonl`).
+A tape is a file of JSON lines: a `TapeHeader`, a `TapeLine` for each event, and one with the end. A
+tape with a lost line has no end. Hooks only queue lines (`toolkit.jsonl`).
 """
 
 from __future__ import annotations
@@ -36,48 +36,46 @@ from .toolkit.jsonl import Line, LineWriter, encode_line
 
 __all__ = ["Record", "RecordOptions", "TapeHeader", "TapeLine"]
 
-# A line's end, and an empty line. Only the last event of a stream may lack it, and clients then
-# drop that event.
+# A line end and an empty line. Only a stream's last event can lack them; clients drop that event.
 _WHOLE = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)\Z")
 _DATA = re.compile(rb"(?:\A|[\r\n])data(?:[:\r\n])")
 
 
 class TapeHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """A tape's first line."""
+    """The first line of a tape."""
 
     weirpool_tape: Literal[1] = 1
     """The version of the format."""
     method: str
     path: str
-    """Without its query."""
+    """Without the query."""
     status: Annotated[int, msgspec.Meta(ge=200, le=999)]
     headers: dict[str, str]
-    """The response's, of which only the Content-Type is recorded."""
+    """Of the response: only Content-Type is recorded."""
 
 
 class TapeLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An event, or with `end` the outcome of the exchange, which is a tape's last line."""
+    """An event, or with `end`, as the last line, the outcome of the exchange."""
 
     at: Annotated[float, msgspec.Meta(ge=0)]
-    """Seconds since the response's head."""
+    """Seconds since the response head."""
     event: str | None = None
     data: str | None = None
-    """None when the event has no line of data, so that clients show it to nobody."""
+    """None if the event has no data line: clients do not dispatch it."""
     id: str | None = None
     retry: int | None = None
     end: Outcome | None = None
 
 
 class RecordOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the tapes go."""
+    """Where to write tapes."""
 
     directory: Annotated[str, msgspec.Meta(min_length=1)]
-    """Made if it is not there. Each tape is a file in it, named by its time (UTC) and a random id.
-    """
+    """Created if missing. Each tape is a file in it, named by its time (UTC) and a random id."""
 
 
 class Record(Interceptor):
-    """Records what passes it. It never changes anything, and what fails in it stops nothing."""
+    """Records streams. Changes nothing, and its failures stop no stream."""
 
     on_error = "skip"
 
@@ -94,14 +92,14 @@ class Record(Interceptor):
 
 
 class _Tape:
-    """One tape on its way to the disk."""
+    """The file of one stream."""
 
     __slots__ = ("error", "path")
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.error: OSError | None = None
-        """Why lines of it could not be written; then no later ones are, either."""
+        """Why a line could not be written. No later line is written after it."""
 
 
 class _RecordStream(StreamInterceptor):
@@ -153,9 +151,7 @@ class _RecordStream(StreamInterceptor):
 
 
 class _Tapes:
-    """The sink: each line goes to its tape. No file stays open, for a stream may be silent for
-    hours.
-    """
+    """The sink of all tapes. Keeps no file open: a stream can be silent for hours."""
 
     def __init__(self, directory: str) -> None:
         self.path = directory
@@ -168,7 +164,7 @@ class _Tapes:
     def write(self, lines: Sequence[Line]) -> tuple[Sequence[Line], OSError | None]:
         tapes: dict[_Tape, list[Line]] = {}
         for line in lines:
-            if line.target is not None:  # a count of lost lines belongs on no tape; the log has it
+            if line.target is not None:  # a count of dropped lines belongs to no tape
                 tapes.setdefault(line.target, []).append(line)
         lost: list[Line] = []
         why: OSError | None = None

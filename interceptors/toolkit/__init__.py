@@ -1,5 +1,5 @@
-"""What several built-in interceptors share: patterns over text in pieces, state per text, JSON-lines
+"""Shared by the built-in interceptors: patterns over text in pieces, state per text, JSON-lines
 files, URI spellings.
 
-Imports only the documented plug-in API. Not part of it: an author's interceptor must not import this.
+Not part of the plug-in API.
 """

@@ -1,8 +1,7 @@
-"""What an interceptor keeps of each text of an answer, bounded: of texts that have ended, only of
-the last ones.
+"""State that an interceptor keeps for each text of an answer, bounded by `MAX_ENDED`.
 
-Some servers end a text and go on with it, so what is kept outlives the end. One that goes on after
-many others have ended cannot be judged with what came before, and is refused.
+Some servers continue a text after its end, so that state outlives the end. A text that continues
+after `MAX_ENDED` others have ended aborts the stream: its state is gone.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ __all__ = ["MAX_ENDED", "PerBlock"]
 T = TypeVar("T")
 
 MAX_ENDED = 256
-"""So many texts that have ended are kept."""
+"""State is kept for so many texts that have ended."""
 
 
 class PerBlock(Generic[T]):
-    """One value for each text; all of open ones, and those of the last `MAX_ENDED` that have ended."""
+    """One value for each open text, and for the last `MAX_ENDED` that have ended."""
 
     __slots__ = ("_ended", "_forgotten", "_values")
 
@@ -31,20 +30,20 @@ class PerBlock(Generic[T]):
         self._forgotten: set[int] = set()
 
     def get(self, block: Block) -> T | None:
-        """The value of a text; None for a new one. Raises `Abort` for one whose value was dropped."""
+        """The value of a text, None for a new one. Raises `Abort` if the value was dropped."""
         value = self._values.get(block)
         if value is None and self._forgotten and hash(block) in self._forgotten:
-            raise Abort(f"a text goes on after its end, and after the ends of {MAX_ENDED} others")
+            raise Abort(f"a text continues after its end and after the ends of {MAX_ENDED} others")
         return value
 
     def set(self, block: Block, value: T) -> None:
-        """The text is open."""
+        """Keep a value for an open text."""
         self._values[block] = value
         if self._ended:
             self._ended.pop(block, None)
 
     def end(self, block: Block) -> None:
-        """The text has ended, and may go on."""
+        """Record that a text has ended. It may continue."""
         if block not in self._values:
             return
         self._ended.pop(block, None)

@@ -1,10 +1,9 @@
-"""Writing lines of JSON to files without ever letting the event loop wait for a disk.
+"""JSON lines to files. The event loop never waits for a disk.
 
-`LineWriter` takes lines from hooks, at once or not at all, and one task of its own hands them, many
-at a time, to a `Sink` in a thread. `RotatingFile` is the sink for one file. What the disk does not
-take in time is dropped and counted, and the count is a line itself:
-`{"event":"lines_dropped","count":3}` stands where three lines would. It knows nothing of what the
-lines say.
+`LineWriter` queues lines from hooks; its task passes them in batches to a `Sink` in a thread.
+`RotatingFile` is the sink for one file. Lines that the disk does not take in time are dropped and
+counted; the line `{"event":"lines_dropped","count":3}` replaces three of them. Must not know what
+the lines contain.
 """
 
 from __future__ import annotations
@@ -24,82 +23,72 @@ from interceptors import InterceptorError
 __all__ = ["LEAVE_S", "MAX_HELD_BYTES", "Line", "LineWriter", "RotatingFile", "Sink", "encode_line"]
 
 MAX_HELD_BYTES = 8 << 20
-"""Lines that wait for the disk, or are on their way to it, hold no more than this; what comes then
-is dropped.
-"""
+"""Limit for queued lines and those being written. Lines beyond it are dropped."""
 
 LEAVE_S = 5.0
-"""What is queued at the end has this long to be written; less than what the proxy gives all
-lifespans together.
-"""
+"""Deadline for the queue at the end; less than the proxy gives all lifespans together."""
 
-_GATHER_S = 0.1  # a batch costs a thread's switch, about as much as three events: so ten a second at most, unless there is much
+_GATHER_S = 0.1  # a batch costs a thread switch, about three events: at most ten a second
 _encode = msgspec.json.Encoder().encode
 
 
 def encode_line(value: Any) -> bytes:
-    """One value as a line, its end included. Raises what msgspec raises for a value that JSON
-    cannot say.
-    """
+    """One value as a line, with its line end. Raises what msgspec raises for an invalid value."""
     return _encode(value) + b"\n"
 
 
 class Line(NamedTuple):
-    """One line on its way to a sink."""
+    """One line for a sink."""
 
     data: bytes
     target: Any = None
-    """Where it belongs, for a sink that has more than one place."""
+    """Where it belongs, for a sink with several places."""
     stands_for: int = 1
-    """How many lines are lost with it: more than one when it is the count of lines that were."""
+    """How many lines are lost with it: more than one for a count of dropped lines."""
 
 
 class Sink(Protocol):
-    """Where lines go. Each method blocks and is called in a thread, never two at a time, `open`
-    first and `close` last.
-    """
+    """Where lines go. Methods block, in one thread at a time: `open` first, `close` last."""
 
     @property
     def path(self) -> str:
-        """What a person would call it."""
+        """Its name, for errors and logs."""
 
     def open(self) -> None:
-        """Make ready. Raises `OSError`."""
+        """Raises `OSError`."""
 
     def write(self, lines: Sequence[Line]) -> tuple[Sequence[Line], OSError | None]:
-        """Write the lines, in their order. Those that were not written, and why."""
+        """Write the lines in order. Return those that were not written, and why."""
 
     def close(self) -> None:
-        """No more will come. Raises nothing."""
+        """No more lines follow. Must not raise."""
 
 
 class LineWriter:
-    """Takes lines while `opened`, and writes them in the order in which they came."""
+    """Queues lines while `opened`, and writes them in order."""
 
     def __init__(self, sink: Sink, *, max_held_bytes: int = MAX_HELD_BYTES) -> None:
         self._sink = sink
         self._max_held_bytes = max_held_bytes
         self._lines: list[Line] = []
         self._queued_bytes = 0
-        self._writing: Sequence[Line] = ()  # with the thread
+        self._writing: Sequence[Line] = ()  # in the thread
         self._writing_bytes = 0
-        self._dropped = 0  # lines of which no line tells yet
-        self._in_trouble = False  # and the log says so
+        self._dropped = 0  # lines that no `lines_dropped` line counts yet
+        self._in_trouble = False  # lines are being dropped, and the log has said so
         self._closing = False
-        self._wake = trio.Event()  # there is something to write
-        self._hurry = trio.Event()  # do not wait for more
+        self._wake = trio.Event()  # set if there is something to write
+        self._hurry = trio.Event()  # set to write at once
 
     def put(self, data: bytes, target: Any = None) -> bool:
-        """Queue a line. False when the disk is too far behind: the line is dropped and counted.
-        Never blocks.
-        """
+        """Queue a line. Return False if the queue is full: the line is dropped. Never blocks."""
         size = len(data)
         held_bytes = self._queued_bytes + self._writing_bytes
         if held_bytes + size > self._max_held_bytes:
             self._drop(1, "the disk does not keep up")
             return False
         if self._dropped:
-            self._tell_dropped()
+            self._queue_dropped()
         self._lines.append(Line(data, target))
         self._queued_bytes += size
         self._wake.set()
@@ -109,11 +98,11 @@ class LineWriter:
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
-        """Open the sink and run the task that writes; to be entered and left in one task.
+        """Open the sink and run the writing task. Enter and leave it in one task.
 
-        Leaving waits until everything queued is written, also when cancelled, but no longer than
-        `LEAVE_S`: a thread that hangs in a write by then is left alone, and the log says how many
-        lines may be lost. Raises `InterceptorError` when the sink cannot be opened.
+        Leaving waits until the queue is written, also when cancelled, for at most `LEAVE_S`. A
+        thread that still hangs then is abandoned, and `lines_lost` is logged with the number of
+        lines. Raises `InterceptorError` if the sink cannot be opened.
         """
         try:
             await trio.to_thread.run_sync(self._sink.open)
@@ -129,12 +118,10 @@ class LineWriter:
             try:
                 yield
             except Exception as error:
-                failure = (
-                    error  # raised below, outside of the nursery, which would wrap it in a group
-                )
+                failure = error  # raised outside of the nursery, which would wrap it in a group
             finally:
                 if self._dropped:
-                    self._tell_dropped()
+                    self._queue_dropped()
                 scope.deadline = trio.current_time() + LEAVE_S
                 self._closing = True
                 self._wake.set()
@@ -143,9 +130,8 @@ class LineWriter:
             raise failure
 
     async def _run(self, scope: trio.CancelScope) -> None:
-        """Write until closed, in a scope that only its deadline ends."""
-        # A limiter of its own: others of the process must not be kept waiting by this disk, nor
-        # this by them.
+        """Write until closed. Only the deadline of `scope` ends it earlier."""
+        # A separate limiter: a slow disk must not block other threads of the process.
         limiter = trio.CapacityLimiter(1)
         with scope:
             while self._lines or not self._closing:
@@ -174,13 +160,13 @@ class LineWriter:
             self._in_trouble = False
 
     def _drop(self, count: int, why: str) -> None:
-        """Count lines that are lost; the first of them has its line in the log."""
+        """Count lost lines. Only the first loss is logged."""
         self._dropped += count
         if not self._in_trouble:
             self._in_trouble = True
             self._log("lines_dropped", reason=why)
 
-    def _tell_dropped(self) -> None:
+    def _queue_dropped(self) -> None:
         line = Line(
             encode_line({"event": "lines_dropped", "count": self._dropped}),
             stands_for=self._dropped,
@@ -200,12 +186,12 @@ class LineWriter:
 
 
 class RotatingFile:
-    """One file, begun anew before it would grow over `max_bytes`: `path` becomes `path.1`, that
-    `path.2`, and so on up to `keep`.
+    """One file, rotated before it would exceed `max_bytes`: `path` becomes `path.1`, and so on up
+    to `keep`.
 
-    `{pid}` in the path is the process's id. New files can be read by their owner only. What is no
-    regular file (a FIFO, `/dev/stdout`) is never rotated. A line cut short by a full disk or a
-    crash is ended, so that it spoils no other.
+    `{pid}` in the path is the process id. Only the owner can read new files. A FIFO or device is
+    never rotated. A line that a full disk or a crash has cut gets a line end, so that the next line
+    is readable.
     """
 
     def __init__(self, path: str, *, max_bytes: int, keep: int) -> None:
@@ -215,7 +201,7 @@ class RotatingFile:
         self._fd = -1
         self._size = 0
         self._regular = True
-        self._torn = False  # the file ends within a line
+        self._torn = False  # the file ends inside a line
 
     @property
     def path(self) -> str:
@@ -256,9 +242,9 @@ class RotatingFile:
                 os.close(fd)
 
     def _make_room(self, lines: Sequence[Line], at: int) -> bytes:
-        """As many lines from `at` on as the file has room for, in a file that has room for one."""
+        """As many lines from `at` on as fit. Rotates if not even one fits."""
         if self._fd < 0:
-            self.open()  # it could not be opened when it was to be rotated
+            self.open()  # the last rotation could not open it
         if not self._regular:
             return b"".join([line.data for line in lines[at:]])
         if self._size and self._size + len(lines[at].data) > self._max_bytes:

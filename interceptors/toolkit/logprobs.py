@@ -1,8 +1,8 @@
-"""`logprobs` in answers of OpenAI's dialects: which of them spell a text that stands beside them.
+"""`logprobs` in answers of OpenAI's dialects: tokens that repeat a text next to them.
 
-The tokens are a copy of a text. Chat has them in a choice, as `{"content": [...], "refusal":
-[...]}`, beside a delta or a message; legacy completions as `{"tokens": [...]}`; responses in a
-delta's event and in a part, as a list. Sans I/O.
+Chat completions have them in a choice, as `{"content": [...], "refusal": [...]}`, next to a delta
+or a message; legacy completions as `{"tokens": [...]}`; responses in a delta's event and in a part,
+as a list. Sans I/O.
 """
 
 from __future__ import annotations
@@ -16,17 +16,14 @@ _TOKENS = re.compile(r'logprobs"\s*:\s*(?:\{|\[\s*[^\s\]])')
 
 
 def may_have_tokens(data: str) -> bool:
-    """Whether JSON text may have `logprobs` that are not empty. An escape in the name does not hide
-    them.
-    """
+    """JSON text may have `logprobs` that are not empty, also where the name has escapes."""
     return ("logprobs" in data and _TOKENS.search(data) is not None) or "\\u00" in data
 
 
 def drop_other_tokens(message: Any) -> bool:
-    """Take out, in place, every `logprobs` that does not spell a text beside it. Whether anything
-    was taken out.
+    """Remove, in place, every `logprobs` that does not spell a text next to it.
 
-    They become null, or an empty list where they are a list.
+    Each becomes null, or an empty list if it is a list. Returns whether anything was removed.
     """
     dropped = False
     pending = [message]
@@ -48,9 +45,7 @@ def drop_other_tokens(message: Any) -> bool:
 
 
 def _spells(tokens: Any, holder: dict[str, Any]) -> bool:
-    """Whether each list of tokens, joined, is a text in the object that has them, or in its delta
-    or message.
-    """
+    """Each list of tokens, joined, is a text of the holder, or of its delta or message."""
     lists = (
         list(tokens.values()) if isinstance(tokens, dict) and "tokens" not in tokens else [tokens]
     )
@@ -62,18 +57,18 @@ def _spells(tokens: Any, holder: dict[str, Any]) -> bool:
                 for text in place.values()
                 if isinstance(text, str)
             }
-    return all(not _says_something(tokens) or _spelled(tokens) in texts for tokens in lists)
+    return all(not _has_text(tokens) or _spelled(tokens) in texts for tokens in lists)
 
 
-def _says_something(tokens: Any) -> bool:
-    """Whether there is anything in it that could be a part of a text."""
+def _has_text(tokens: Any) -> bool:
+    """The tokens may contain a part of a text."""
     if isinstance(tokens, dict):
         return bool(tokens)
     return any(token is not None for token in tokens) if isinstance(tokens, list) else bool(tokens)
 
 
 def _spelled(tokens: Any) -> bytes | None:
-    """The bytes of a list of tokens; None where that is not what it is."""
+    """The bytes of a list of tokens; None if it is no such list."""
     if isinstance(tokens, dict):  # legacy completions
         tokens = tokens.get("tokens")
     if not isinstance(tokens, list):
@@ -90,8 +85,9 @@ def _spelled(tokens: Any) -> bytes | None:
 
 
 def _bytes_of(token: Any) -> bytes | None:
-    """The bytes of one token. Its text must be the same; only a piece of a character has a text
-    that is not.
+    """The bytes of one token, None if they differ from its text.
+
+    The text of an incomplete character may differ: it holds a replacement or an escape.
     """
     if not isinstance(token, dict) or not isinstance(token.get("token"), str):
         return None
@@ -108,5 +104,5 @@ def _bytes_of(token: Any) -> bytes | None:
     try:
         same = piece.decode() == text
     except UnicodeDecodeError:
-        same = "\ufffd" in text or "\\x" in text  # as servers show a piece of a character
+        same = "\ufffd" in text or "\\x" in text  # how servers show an incomplete character
     return piece if same else None

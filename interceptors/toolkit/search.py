@@ -142,7 +142,7 @@ class Pattern:
         self._quick_size = self.source.quick_size
 
     def only_at_runs(self, text: str) -> str:
-        r"""Text that is tried only where the pattern's leading run begins; `\G`: or at the start."""
+        r"""Source text, tried only at the start (`\G`) and where the leading run begins."""
         run = self.source.run
         return rf"(?:\G|(?<!{run})){text}" if run else text
 

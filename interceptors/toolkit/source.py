@@ -1,9 +1,9 @@
 """Facts about the source of a pattern, read token by token.
 
-The library `regex` searches, but it does not tell what a caller must know before a search: a literal
-prefix, whether a match depends on the text around it, and what a search can cost. A lexer finds
-these. It does not build a parse tree, and every fact is conservative: where the lexer cannot know,
-it reports the slower or the more careful answer.
+The library `regex` searches, but it does not tell what a caller must know before a search: a
+literal prefix, whether a match depends on the text around it, and what a search can cost. A lexer
+finds these. It does not build a parse tree, and every fact is conservative: where the lexer cannot
+know, it reports the slower or the more careful answer.
 
 Patterns have the syntax of Python's `re`. Three spellings are rewritten, because `regex` reads
 them as extensions or wrongly: `{` that repeats nothing (a fuzzy match), `[` in a set (a POSIX
@@ -29,10 +29,10 @@ _GLOBAL_FLAGS = re.compile(r"(?:\(\?[aiLmsux]++\))*")
 _SCOPED_FLAGS = re.compile(r"\(\?[ims-]*[aLux][aiLmsux-]*:")
 _COUNT = re.compile(r"\{(?P<least>[0-9]*+)(?P<comma>,?)(?P<most>[0-9]*+)\}")
 _CLASS_IN_SET = re.compile(r"\\.|\[", re.DOTALL)
+_ONE = r"(?:\[\^?\]?(?:\\.|[^\]\\])*\]|\\[dDsSwW]|\\[^0-9A-Za-z]|[^\\\[\](){}|^$*+?])"
 _LEADING_RUN = re.compile(
-    r"(?:\((?:\?(?:P<\w+>|:))?(?P<grouped>{piece})[*+][?+]?\)|(?P<bare>{piece})[*+][?+]?)(?![*+?{{])".format(
-        piece=r"(?:\[\^?\]?(?:\\.|[^\]\\])*\]|\\[dDsSwW]|\\[^0-9A-Za-z]|[^\\\[\](){}|^$*+?])"
-    ),
+    rf"(?:\((?:\?(?:P<\w+>|:))?(?P<grouped>{_ONE})[*+][?+]?\)|(?P<bare>{_ONE})[*+][?+]?)"
+    r"(?![*+?{])",
     re.DOTALL,
 )
 

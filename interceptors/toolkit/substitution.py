@@ -105,8 +105,8 @@ class Substitution:
 def _why_not(pattern: str) -> str:
     if re.search(r"\(\?<[=!]", pattern) and re.search(r"\(\?[=!]", pattern):
         return (
-            "a lookahead inside a lookbehind does not work across events: write the lookahead after "
-            "the lookbehind"
+            "a lookahead inside a lookbehind does not work across events: write the "
+            "lookahead after the lookbehind"
         )
     return (
         "one of its parts is verbose, or ASCII: set the flag for the whole pattern, with (?x) or "

@@ -1,8 +1,6 @@
-"""The spellings of a URI under which a server may understand it, so that a comparison cannot be
-passed by another one. Sans I/O.
+"""The spellings that servers may read a URI as, so that none of them bypasses a comparison.
 
-Every function takes time in proportion to the URI: it is split at characters, without a pattern
-that could try again.
+Every function is linear in the URI's length. Sans I/O.
 """
 
 from __future__ import annotations
@@ -16,12 +14,12 @@ from urllib.parse import unquote
 __all__ = ["MAX_URI", "Spellings", "fold", "spellings", "trim"]
 
 MAX_URI = 8192
-"""Characters of the longest URI that is looked at."""
+"""Characters of the longest URI that is accepted."""
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*")  # RFC 3986, section 3.1
 _DEFAULT_PORTS = {"http": "80", "ws": "80", "https": "443", "wss": "443", "ftp": "21"}
-"""The schemes whose slashes WHATWG URL does not count."""
-# What the parsers of browsers, and of much else, take away: WHATWG URL, section 4.4.
+"""WHATWG URL ignores the number of slashes after these schemes."""
+# Removed by browsers and other parsers: WHATWG URL, section 4.4.
 _REMOVED = str.maketrans("", "", "\t\n\r")
 _CONTROLS = "".join(map(chr, range(0x21)))
 _WHITE_SPACE = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\ufeff"
@@ -34,29 +32,26 @@ _MAX_ROUNDS = 4
 
 
 class Spellings(NamedTuple):
-    """How one URI may be understood."""
+    """How servers may read one URI."""
 
     same: tuple[str, ...]
-    """The URI as it came, then as it is understood (RFC 3986, section 6.2.2, and WHATWG URL),
-    decoded once, twice, ...
+    """The URI as it arrived, then normalised (RFC 3986, section 6.2.2, and WHATWG URL), decoded
+    once, twice, ...
     """
     careless: tuple[str, ...]
-    """Further ones, of readers that leave out a part (the host of a `file:` URI, white space at the
-    ends, `url:`), or that know Windows. What is denied under one of these is denied; nothing is
-    allowed because of one.
+    """Spellings of readers that ignore a part (the host of a `file:` URI, white space at the ends,
+    `url:`) or know Windows paths. Use them to deny, never to allow.
     """
 
 
 def trim(text: str) -> str:
-    """Without what JavaScript's `trim` or Python's `strip` removes at the ends (Unicode white
-    space, U+FEFF).
-    """
+    """Remove what JavaScript's `trim` or Python's `strip` removes: Unicode white space, U+FEFF."""
     return text.strip(_WHITE_SPACE)
 
 
 def fold(text: str) -> str:
-    """Without case, as the most tolerant reader compares: also without a dot on i or none, and
-    composed or not (file systems).
+    """Fold case as the most tolerant reader does: dotted and dotless i are equal, and so are
+    composed and decomposed characters (file systems).
     """
     if text.isascii():
         return text.lower()
@@ -65,16 +60,17 @@ def fold(text: str) -> str:
 
 
 def spellings(uri: str) -> Spellings:
-    """How a URI may be understood. Raises `ValueError` for one that is denied, because no honest
-    client sends it.
+    """Every spelling that a server may read a URI as.
 
-    Understood means: nothing but the host in the authority, without a default port; scheme and host
-    in lower case; backslashes are slashes, runs of slashes one, dot segments resolved; `file:/a`,
-    `file:///a` and `file://localhost/a` are `file:///a`. Percent-encoding is decoded until nothing
-    changes, for a server behind a server may do so again; each step is one of the spellings. A
-    template's braces stay. An error is: more than `MAX_URI` characters, encoding over and over, an
-    encoded `?` or `#` together with dot segments, a backslash before an `@`, a host of the web that
-    is not ASCII.
+    Normalisation leaves only the host in the authority, without a default port; folds the case of
+    scheme and host; turns backslashes into slashes; merges slashes; resolves dot segments; and
+    reads `file:/a` and `file://localhost/a` as `file:///a`. Percent-encoding is decoded until
+    nothing changes, because servers in a chain may decode again; each step is one spelling. The
+    braces of a template stay.
+
+    Raises `ValueError` for a URI that no honest client sends: more than `MAX_URI` characters,
+    encoded several times over, an encoded `?` or `#` together with dot segments, a backslash before
+    an `@`, or a web host that is not ASCII.
     """
     if len(uri) > MAX_URI:
         raise ValueError(f"a URI has more than {MAX_URI} characters")
@@ -92,7 +88,7 @@ def spellings(uri: str) -> Spellings:
         decoded = unquote(text).translate(_REMOVED)
         if decoded == text:
             if delimited and ".." in _DELIMITERS.split(text):
-                # Decoded too early it hides the dots in a query, decoded late it does not.
+                # Decoded early it puts the dots into a query; decoded late it does not.
                 raise ValueError("a URI has an encoded ? or # and dot segments")
             return Spellings(tuple(same), tuple(careless))
         text = decoded
@@ -100,7 +96,7 @@ def spellings(uri: str) -> Spellings:
 
 
 def _split(uri: str) -> tuple[str, str, str] | None:
-    """The scheme, what follows it up to the query and fragment, and those. None for what is no URI."""
+    """Scheme, hierarchical part, and query with fragment; None if it is no URI."""
     found = _QUERY.search(uri)
     at = len(uri) if found is None else found.start()
     scheme, colon, rest = uri[:at].partition(":")
@@ -108,9 +104,7 @@ def _split(uri: str) -> tuple[str, str, str] | None:
 
 
 def _refuse_hidden_host(uri: str) -> None:
-    """Raise `ValueError` for an authority with a backslash before an `@`: WHATWG URL ends the host
-    there, RFC 3986 does not.
-    """
+    """Refuse a backslash before an `@`: WHATWG URL ends the host there, RFC 3986 does not."""
     parts = _split(uri)
     if parts is None:
         return
@@ -118,13 +112,11 @@ def _refuse_hidden_host(uri: str) -> None:
     begun = rest[: len(rest) - len(rest.lstrip("/\\"))].rfind("/") + 1
     authority = rest[begun:].partition("/")[0]
     if 0 <= authority.find("\\") < authority.rfind("@"):
-        raise ValueError("a URI has a backslash before an @, and two readers two hosts for it")
+        raise ValueError("a URI has a backslash before an @, so that its host is ambiguous")
 
 
 def _unwrapped(text: str) -> str:
-    """Without the `<URL:...>` that Python's urllib and Java's `URL` take off a URI (RFC 1738,
-    appendix).
-    """
+    """Remove the `<URL:...>` that urllib and Java's `URL` remove (RFC 1738, appendix)."""
     text = trim(text)
     if text.startswith("<") and text.endswith(">"):
         text = trim(text[1:-1])
@@ -132,10 +124,8 @@ def _unwrapped(text: str) -> str:
 
 
 def _understand(uri: str) -> tuple[str, list[str]]:
-    """The URI as it is understood, and how others understand it."""
-    if uri.startswith(("/", "\\")) or _DRIVE_PATH.match(
-        uri
-    ):  # a path, which many a server takes in place of a URI
+    """The normalised URI, and what other readers make of it."""
+    if uri.startswith(("/", "\\")) or _DRIVE_PATH.match(uri):  # a path: servers accept it, too
         return uri, _of_file(None, "", uri.replace("\\", "/"), "")
     parts = _split(uri)
     if parts is None:
@@ -165,8 +155,8 @@ def _understand(uri: str) -> tuple[str, list[str]]:
 
 
 def _of_file(host: str | None, authority: str, path: str, query: str) -> list[str]:
-    """How else a `file:` URI is understood: by readers that ignore its host, by browsers, for which
-    `file://c:/x` has a drive and no host, and on Windows. `host` None: it is a path.
+    """Other readings of a `file:` URI: without its host, with a drive in place of a host (browsers
+    read `file://c:/x` so), and on Windows. `host` None: it is a plain path.
     """
     found = [f"file://{_resolve(path)}{query}"] if host or host is None else []
     beyond = (path + query).lstrip("/")
@@ -185,7 +175,7 @@ def _of_file(host: str | None, authority: str, path: str, query: str) -> list[st
     if drive or name:
         if drive:
             segments[0], name = f"{segments[0][0]}:", ""
-        # Dots and spaces at its end are no part of a name, and a colon begins the name of a stream.
+        # Windows drops dots and spaces at the end of a name; a colon begins a stream's name.
         plain = [
             part if drive and not at else part.partition(":")[0].rstrip(". ")
             for at, part in enumerate(segments)
@@ -198,7 +188,7 @@ def _of_file(host: str | None, authority: str, path: str, query: str) -> list[st
 
 
 def _host(scheme: str, host: str) -> str:
-    """A host in one spelling. Raises `ValueError` for one of the web that is not ASCII."""
+    """A normalised host. Raises `ValueError` for a web host that is not ASCII."""
     host = host.lower()
     name, _, port = host.rpartition(":")
     if name and port.isascii() and port.isdigit():
@@ -208,14 +198,14 @@ def _host(scheme: str, host: str) -> str:
         host = name
     host = host.rstrip(".")
     if not host.isascii() and (scheme in _DEFAULT_PORTS or scheme == "file"):
-        raise ValueError("the host of a URI is not ASCII, and may be read as another")
+        raise ValueError(
+            "the host of a URI is not ASCII, so that servers may read it as another host"
+        )
     return _address(host) if scheme in _DEFAULT_PORTS else host
 
 
 def _address(host: str) -> str:
-    """An IP address in one spelling, as WHATWG URL and `inet_aton` read it: `2130706433` and
-    `0x7f.1` are `127.0.0.1`.
-    """
+    """A normalised IP address, as `inet_aton` reads it: `0x7f.1` is `127.0.0.1`."""
     if host.startswith("["):
         inside, bracket, port = host[1:].partition("]")
         try:
@@ -239,9 +229,7 @@ def _address(host: str) -> str:
 
 
 def _other_addresses(host: str) -> list[str]:
-    """What an IPv6 address stands for besides, with its port: itself without a zone, and an IPv4
-    one.
-    """
+    """Equivalents of an IPv6 address, with its port: without its zone, and mapped IPv4."""
     inside, bracket, port = host[1:].partition("]")
     if not bracket or not host.startswith("["):
         return []
@@ -269,7 +257,7 @@ def _resolve(path: str) -> str:
 
 
 def _segments(path: str, *, keeps_drive: bool = False) -> list[str]:
-    """The segments of a path without dot segments. `keeps_drive`: there is no way up from a drive
+    """The segments of a path, dot segments resolved. `keeps_drive`: `..` does not remove a drive
     (WHATWG URL, "shorten").
     """
     segments: list[str] = []

@@ -308,8 +308,8 @@ GOOD = hash_key(ANN)
 BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "no keys": ({"keys": {}}, "keys: must have at least one client"),
     "a client without a name": ({"keys": {"": GOOD}}, "keys: a client's name is empty"),
-    "a client without a key": ({"keys": {"ann": []}}, r"keys\.ann: there is no hash"),
-    "an empty hash": ({"keys": {"ann": ""}}, r"keys\.ann: there is no hash"),
+    "a client without a key": ({"keys": {"ann": []}}, r"keys\.ann: the list of hashes is empty"),
+    "an empty hash": ({"keys": {"ann": ""}}, r"keys\.ann: the list of hashes is empty"),
     "a key instead of a hash": (
         {"keys": {"ann": ANN}},
         r"keys\.ann: expected \"sha256:\" and 64 hexadecimal digits.*weirpool new-key",
@@ -328,18 +328,18 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an empty variable": (
         {"keys": KEYS, "upstream": "Bearer "},
-        "upstream: expected a header's value",
+        "upstream: expected a header value",
     ),
-    "an empty credential": ({"keys": KEYS, "upstream": ""}, "upstream: expected a header's value"),
+    "an empty credential": ({"keys": KEYS, "upstream": ""}, "upstream: expected a header value"),
     "two headers in one": (
         {"keys": KEYS, "upstream": "a\r\nx: y"},
-        "upstream: expected a header's value",
+        "upstream: expected a header value",
     ),
     "a header with its value": (
         {"keys": KEYS, "upstream_header": f"x-api-key: {ANN}"},
         "upstream_header: expected",
     ),
-    "no name to read": ({"keys": KEYS, "header": ""}, "header: expected a header's name"),
+    "no name to read": ({"keys": KEYS, "header": ""}, "header: expected a header name"),
     "a header of the hop": (
         {"keys": KEYS, "upstream_header": "Proxy-Authorization"},
         "upstream_header: .* does not go upstream",

@@ -227,7 +227,9 @@ def test_by_client_key_without_a_key_fails_closed_and_says_why() -> None:
     limit = load_interceptor(USE, {"requests_per_minute": 60, "by": "client_key"})
     with (
         capture_logs(),
-        pytest.raises(HookError, match=r'needs api_keys, or what else sets state\["client_key"\]'),
+        pytest.raises(
+            HookError, match=r'needs an interceptor before this one that sets state\["client_key"\]'
+        ),
     ):
         run_request([limit], Request(client="192.0.2.1"))
 

@@ -278,7 +278,7 @@ async def test_an_instant_tape_lets_others_have_their_turn(tmp_path: Path) -> No
     ("last", "reason"),
     [
         ('{"at":2,"end":"upstream_error"}\n', "the recorded stream ended here: upstream_error"),
-        ("", "the recorded stream ended here: the rest is lost"),
+        ("", "the recorded stream ended here: the rest was lost"),
     ],
 )
 async def test_a_tape_that_did_not_complete_ends_by_an_abort(
@@ -333,30 +333,30 @@ async def test_what_was_recorded_is_what_is_played(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "1: no tape header"),
-        ('{"at":1,"data":"1"}\n', "1: no tape header"),
-        (HEADER.replace('tape":1', 'tape":2'), "1: no tape header: .*weirpool_tape"),
-        (HEADER.replace("200", "100"), "1: no tape header: .*status"),
-        (HEADER + '{"at":1,"data":"1"}\n{"at":2,"da', "3: no line of a tape"),
-        (HEADER + '\n{"at":1,"data":"1"}\n', "2: no line of a tape"),
-        (HEADER + '{"data":"1"}\n', "2: no line of a tape: .*`at`"),
-        (HEADER + '{"at":-1,"data":"1"}\n', "2: no line of a tape"),
-        (HEADER + '{"at":1,"data":1}\n', r"2: no line of a tape: .*\$.data"),
-        (HEADER + '{"at":1,"end":"well"}\n', r"2: no line of a tape: .*\$.end"),
+        ("", "1: not a tape header"),
+        ('{"at":1,"data":"1"}\n', "1: not a tape header"),
+        (HEADER.replace('tape":1', 'tape":2'), "1: not a tape header: .*weirpool_tape"),
+        (HEADER.replace("200", "100"), "1: not a tape header: .*status"),
+        (HEADER + '{"at":1,"data":"1"}\n{"at":2,"da', "3: not a tape line"),
+        (HEADER + '\n{"at":1,"data":"1"}\n', "2: not a tape line"),
+        (HEADER + '{"data":"1"}\n', "2: not a tape line: .*`at`"),
+        (HEADER + '{"at":-1,"data":"1"}\n', "2: not a tape line"),
+        (HEADER + '{"at":1,"data":1}\n', r"2: not a tape line: .*\$.data"),
+        (HEADER + '{"at":1,"end":"well"}\n', r"2: not a tape line: .*\$.end"),
         (
             HEADER + '{"at":2,"data":"1"}\n{"at":1,"data":"2"}\n',
-            r"3: its time 1.0 is before that of the line before, 2.0",
+            r"3: the time 1.0 is before that of the previous line, 2.0",
         ),
         (
             HEADER + '{"at":1,"end":"completed"}\n{"at":2,"data":"1"}\n',
-            "3: a line behind the tape's end",
+            "3: a line after the end of the tape",
         ),
         (
             HEADER + '{"at":1,"event":"a\\nb","data":"1"}\n',
             "2: an event's event cannot hold a line end",
         ),
-        (HEADER + '{"at":1,"data":"\\ud800"}\n', "2: no line of a tape"),
-        (HEADER + "[" * 100_000, "2: no line of a tape"),
+        (HEADER + '{"at":1,"data":"\\ud800"}\n', "2: not a tape line"),
+        (HEADER + "[" * 100_000, "2: not a tape line"),
     ],
 )
 async def test_a_broken_tape_is_refused_with_file_and_line(
@@ -373,7 +373,7 @@ async def test_a_tape_that_is_not_text_or_not_there_is_refused(tmp_path: Path) -
     """Bytes that are not UTF-8 have their line, a missing file its name."""
     path = tmp_path / "tape.jsonl"
     path.write_bytes(HEADER.encode() + b'{"at":1,"data":"\xff"}\n')
-    with pytest.raises(InterceptorError, match=r"tape\.jsonl:2: no line of a tape"):
+    with pytest.raises(InterceptorError, match=r"tape\.jsonl:2: not a tape line"):
         read_tape(str(path))
     os.unlink(path)
     with pytest.raises(
