@@ -350,7 +350,7 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a key in a header of the hop": (
         {"keys": KEYS, "header": "Proxy-Authorization"},
-        "header: .* no interceptor sees it",
+        "header: .* interceptors do not see it",
     ),
 }
 
