@@ -41,9 +41,7 @@ def has_usage(number: int) -> bool:
 
 
 def sent(number: int) -> bytes:
-    """What upstream sends: JSON in the main, some of it with an id, and text that is no JSON in
-    between.
-    """
+    """What upstream sends."""
     if number % 11 == 3:
         return b"event: text\ndata: plain %d\ndata: %s\n\n" % (number, SECRET)
     usage = b', "usage": {"tokens": %d}' % number if has_usage(number) else b""
@@ -212,10 +210,7 @@ class Memory:
 
     @classmethod
     def now(cls, pooled: int) -> Memory:
-        """What is held of what was taken since tracing began, and the most that was at once;
-        without `pooled`, the bytes that the pools have made buffers of meanwhile: how many a batch
-        needs at once depends on how the bytes come, and their number has a bound of its own.
-        """
+        """What is held of what was taken since tracing began, and the most that was at once."""
         gc.collect()
         _, peak = tracemalloc.get_traced_memory()
         # Not what this upstream and this client have at hand.
@@ -260,10 +255,7 @@ def serve(log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
 async def test_a_hundred_thousand_events_keep_their_order_and_leave_nothing_behind(
     serve: Serve,
 ) -> None:
-    """Passed, edited, dropped, added, selected and redacted, cut anywhere on their way: every byte
-    is the expected one, each count is right, at rest no buffer is on loan, and the last tenth takes
-    no more memory than the second.
-    """
+    """Passed, edited, dropped, added, selected and redacted, cut anywhere on their way."""
     rests = Rests(EARLY.start, EARLY.stop, LATE.start, LATE.stop)
     async with serve(rests.script, *CHAIN) as rig:
         client, _ = await rig.start()

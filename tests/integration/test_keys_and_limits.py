@@ -38,9 +38,7 @@ Serve = Callable[..., AbstractAsyncContextManager[Rig]]
 
 
 def limit(name: str = "limit", *, burst: int = 2, by: str = "auto") -> str:
-    """A limit with a burst and then, for as long as a test takes, nothing: the next token comes
-    after sixteen hours.
-    """
+    """A limit with a burst and then, for as long as a test takes, nothing."""
     options = f"{{requests_per_minute: 0.001, burst: {burst}, by: {by}}}"
     return f'{{name: {name}, use: "interceptors.rate_limit:RateLimit", options: {options}}}'
 
@@ -57,9 +55,7 @@ def serve(
     monkeypatch: pytest.MonkeyPatch,
     certificates: Certificates,
 ) -> Serve:
-    """`async with serve(script, names, *entries) as rig`: the proxy with these interceptors, by
-    their names in order.
-    """
+    """`async with serve(script, names, *entries) as rig`."""
     tls = request.param == "tls"
     monkeypatch.setenv("UPSTREAM_KEY", UPSTREAM)
 
@@ -103,9 +99,7 @@ def error_of(answer: Answer) -> str:
 
 
 async def test_upstream_sees_its_own_credential_and_never_a_clients_key(serve: Serve) -> None:
-    """In whichever header the key comes, alone or twice, with a body or without: upstream gets one
-    Authorization, its own.
-    """
+    """In whichever header the key comes, alone or twice, with a body or without."""
     async with serve(stream_of(*EVENTS), "keys", KEYS) as rig:
         client = await rig.client()
         sent: list[tuple[tuple[str, str], ...]] = [
@@ -129,9 +123,7 @@ async def test_upstream_sees_its_own_credential_and_never_a_clients_key(serve: S
 
 
 async def test_with_a_header_of_its_own_the_clients_token_reaches_the_server(serve: Serve) -> None:
-    """An MCP server with OAuth behind a gateway's key: the server sees the user's token, and not
-    the gateway's key.
-    """
+    """An MCP server with OAuth behind a gateway's key."""
     entry = KEYS.replace('upstream: "Bearer ${UPSTREAM_KEY}"', "header: x-gateway-key")
     async with serve(stream_of(*EVENTS), "keys", entry) as rig:
         client = await rig.client()
@@ -144,9 +136,7 @@ async def test_with_a_header_of_its_own_the_clients_token_reaches_the_server(ser
 
 
 async def test_without_a_key_of_ours_the_client_gets_401_and_may_go_on(serve: Serve) -> None:
-    """On one connection: no key, a wrong one with a body, two that differ, HEAD; each is answered,
-    upstream sees none of them, and the right key then comes in.
-    """
+    """On one connection."""
     async with serve(stream_of(*EVENTS), "keys", KEYS) as rig:
         client = await rig.client()
         answer = await ask(client)
@@ -191,9 +181,7 @@ async def test_a_head_request_without_a_key_gets_the_head_of_the_401(serve: Serv
 
 
 async def test_beyond_its_limit_a_client_gets_429_and_may_go_on(serve: Serve) -> None:
-    """On one connection: the burst comes in, the next is told when to come again and upstream sees
-    nothing of it; another client's key, on the same connection, comes in, also between refusals.
-    """
+    """On one connection."""
     async with serve(
         stream_of(*EVENTS), "keys, limit", KEYS, limit(burst=2, by="client_key")
     ) as rig:
@@ -213,9 +201,7 @@ async def test_beyond_its_limit_a_client_gets_429_and_may_go_on(serve: Serve) ->
 
 
 async def test_a_limit_by_address_before_the_keys_bounds_strangers(serve: Serve) -> None:
-    """Refused keys count by the address when the limit stands first; without keys at all, `auto`
-    counts by it, too.
-    """
+    """Refused keys count by the address when the limit stands first."""
     async with serve(stream_of(*EVENTS), "limit, keys", limit(burst=2, by="address"), KEYS) as rig:
         client = await rig.client()
         assert [(await ask(client, bearer(STRANGER))).status for _ in range(3)] == [401, 401, 429]
@@ -285,9 +271,7 @@ class Raises(Interceptor):
 
 
 def test_a_key_in_the_place_of_its_hash_is_refused_at_start_and_not_shown() -> None:
-    """The mistake is named by the interceptor's and the option's path; the message does not repeat
-    the key.
-    """
+    """The mistake is named by the interceptor's and the option's path."""
     entry = (
         f'{{name: keys, use: "interceptors.api_keys:ApiKeys", options: {{keys: {{ann: "{ANN}"}}}}}}'
     )

@@ -31,9 +31,7 @@ POLICY = {
 
 @asynccontextmanager
 async def open_server(calls: list[str]) -> AsyncIterator[dict[str, str]]:
-    """A server that notes what is asked of it; its URLs, of Streamable HTTP and of the old
-    transport.
-    """
+    """A server that notes what is asked of it."""
     server = MCPServer("office")
 
     @server.tool()
@@ -166,9 +164,7 @@ ANSWERS = {
 async def test_of_a_batch_only_what_is_denied_is_answered_here(
     status: bytes, content_type: bytes, body: bytes
 ) -> None:
-    """2025-03-26, however the server answers the rest: the client gets one whole answer, with a
-    response to each request.
-    """
+    """2025-03-26, however the server answers the rest."""
     batch = [
         {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "add"}},
         {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "shell"}},
@@ -212,9 +208,7 @@ async def test_of_a_batch_only_what_is_denied_is_answered_here(
 
 
 async def test_who_is_denied_everything_never_reaches_the_server() -> None:
-    """No connection is opened; the refusal of a body that cannot be read is an answer as whole as
-    any.
-    """
+    """No connection is opened."""
 
     async def script(peer: Peer) -> None:
         raise AssertionError
@@ -251,25 +245,17 @@ async def test_who_is_denied_everything_never_reaches_the_server() -> None:
 LIST = b'{"jsonrpc":"2.0","id":1,"error":null,"result":{"tools":[{"name":"add"},{"name":"shell"}]}}'
 
 
-@pytest.mark.parametrize(
-    ("types", "status"),
-    [
-        ([b"application/json"], 200),
-        ([b"text/event-stream"], 200),
-        ([b"Application/JSON-RPC; charset=utf-8"], 200),
-        ([b"text/html", b"application/json"], 502),
-        ([b"text/event-streams"], 200),
-        ([b"text/plain; was=text/event-stream"], 200),
-        ([b"application/json", b"text/event-stream"], 502),
-    ],
-)
+@pytest.mark.parametrize(("types", "status"), [
+    ([b"application/json"], 200), ([b"text/event-stream"], 200),
+    ([b"Application/JSON-RPC; charset=utf-8"], 200), ([b"text/html", b"application/json"], 502),
+    ([b"text/event-streams"], 200), ([b"text/plain; was=text/event-stream"], 200),
+    ([b"application/json", b"text/event-stream"], 502),
+])  # fmt: skip
 @pytest.mark.parametrize("dialect", ["generic", "mcp"])
 async def test_what_official_clients_read_as_a_response_is_filtered(
     types: list[bytes], status: int, dialect: str
 ) -> None:
-    """They look for their media types in all of Content-Type; where two of them would read two
-    things, the response is refused.
-    """
+    """They look for their media types in all of Content-Type."""
     body = (
         b"event: message\ndata: " + LIST + b"\n\n"
         if any(b"event-stream" in item for item in types)
@@ -300,8 +286,7 @@ async def test_what_official_clients_read_as_a_response_is_filtered(
 
 @pytest.mark.parametrize("dialect", ["generic", "mcp"])
 async def test_a_charset_hides_no_tool(dialect: str) -> None:
-    """Over HTTP/1.1 and HTTP/2: a body in another charset, or of several types, never reaches the server; JSON in UTF-8 does, with
-    the one line that came."""
+    """Over HTTP/1.1 and HTTP/2."""
 
     async def script(peer: Peer) -> None:
         while True:

@@ -40,11 +40,9 @@ def chat(*texts: str, model: str = "m-1", usage: bool = True) -> bytes:
 
 
 ANSWERS = {
-    b"": chat("the key is sk-1234567", "890 and on"),
-    b"other": chat("hello", model="m-2"),
-    b"long": chat("begin" + 60 * "-", "end"),
-    b"untold": chat("hello", usage=False),
-}
+    b"": chat("the key is sk-1234567", "890 and on"), b"other": chat("hello", model="m-2"),
+    b"long": chat("begin" + 60 * "-", "end"), b"untold": chat("hello", usage=False),
+}  # fmt: skip
 KEY, SECOND, THIRD = "wk-ann-Zq3xV8", "wk-bob-Kd93mW", "wk-cat-7sQ0bN"
 KEYS = {"ann": hash_key(KEY), "bob": hash_key(SECOND), "cat": hash_key(THIRD)}
 ANN, BOB, CAT = ([("x-api-key", key)] for key in (KEY, SECOND, THIRD))
@@ -187,9 +185,7 @@ def read(directory: Path, name: str) -> str:
 
 
 async def test_every_option_has_its_effect(tmp_path: Path) -> None:
-    """As its case says: in the answer, in a file once the proxy has ended, or in the page of
-    metrics.
-    """
+    """As its case says."""
     (tmp_path / "now.jsonl").write_bytes(TAPE % (0, 0))
     (tmp_path / "later.jsonl").write_bytes(TAPE % (1000, 1000))
     got: dict[str, str] = {}

@@ -82,9 +82,7 @@ async def test_what_waits_is_with_the_client_as_soon_as_it_is_no_secret(log: Log
 
 
 async def test_json_that_is_no_answer_passes_as_it_is_and_uncollected(log: Log) -> None:
-    """Larger than an event may be, with what would be a secret in an answer; and an answer is
-    redacted.
-    """
+    """Larger than an event may be, with what would be a secret in an answer."""
     answers = {
         b"/v1/files": b'{ "data": "sk-Zq3xV81L%s" }' % (b"x" * 100_000),
         b"/v1/chat/completions": b'{"choices": [{"index": 0, "message": {"content": "sk-Zq3xV81L"}, "finish_reason": "stop"}]}',
@@ -160,9 +158,7 @@ async def mcp_answer(
 async def test_results_of_mcp_are_redacted_as_json_and_as_events(
     message: Any, content_type: bytes, escaped: bool, log: Log
 ) -> None:
-    """Every string, names and values, decoded; JSON stays JSON, the rest keeps its bytes, and the
-    length fits.
-    """
+    """Every string, names and values, decoded."""
     sent = json.dumps(message, indent=1).replace("\n", " ")
     expected = sent.replace(KEY, "[redacted]")
     sent = sent.replace(KEY, "\\u0073k-Zq3xV81L") if escaped else sent
@@ -189,15 +185,10 @@ async def test_what_redact_cannot_see_on_mcp_is_refused(log: Log) -> None:
     assert answer.body == b'{"jsonrpc": "2.0", "result": [redacted]'
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/v1/Chat/completions",
-        "/V1/CHAT/COMPLETIONS/",
-        "/v1//chat/%43ompletion%53",
-        "/v1/chat/completion%C5%BF",
-    ],
-)
+@pytest.mark.parametrize("path", [
+    "/v1/Chat/completions", "/V1/CHAT/COMPLETIONS/", "/v1//chat/%43ompletion%53",
+    "/v1/chat/completion%C5%BF",
+])  # fmt: skip
 async def test_the_case_of_a_path_hides_no_answer(path: str, log: Log) -> None:
     """On a route without `dialect` the path says what an answer is, and Express and ASP.NET Core
     ignore its case.

@@ -37,12 +37,10 @@ from proxy.errors import ConfigError
 
 SECRET = "s3cr3t"
 CREDENTIALS = [
-    ("Authorization", f"Bearer {SECRET}-authorization"),
-    ("X-Api-Key", f"{SECRET}-key"),
-    ("Cookie", f"session={SECRET}-cookie"),
-    ("Proxy-Authorization", f"Basic {SECRET}-proxy"),
+    ("Authorization", f"Bearer {SECRET}-authorization"), ("X-Api-Key", f"{SECRET}-key"),
+    ("Cookie", f"session={SECRET}-cookie"), ("Proxy-Authorization", f"Basic {SECRET}-proxy"),
     ("X-Custom-Token", f"{SECRET}-custom"),
-]
+]  # fmt: skip
 TARGET = f"/v1/things?api_key={SECRET}-query"
 BODY = f'{{"password": "{SECRET}-body"}}'.encode()
 INJECTED = f'headers: {{set: {{x-upstream-key: "{SECRET}-injected"}}}}'
@@ -127,11 +125,10 @@ def _tapes(directory: Path) -> tuple[type[Interceptor], ...]:
 
 
 INTERCEPTORS: dict[str, Callable[[Path], tuple[type[Interceptor], ...]]] = {
-    "none": lambda directory: (),
-    "tapes": _tapes,
+    "none": lambda directory: (), "tapes": _tapes,
     "editing": lambda directory: (on_event(_edit),),
     "failing": lambda directory: (on_event(_raise),),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("interceptors", INTERCEPTORS)
@@ -281,9 +278,7 @@ async def test_an_interceptor_cannot_write_a_line_of_its_own(
 async def test_an_upstreams_head_cannot_split_the_response(
     line_end: bytes, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What an upstream puts into a value is one header, or makes it a response that is refused; no
-    second one ever leaves.
-    """
+    """What an upstream puts into a value is one header, or makes it a response that is refused."""
 
     async def script(peer: Peer) -> None:
         await peer.request()
@@ -329,9 +324,7 @@ reverse_proxy:
 async def test_an_event_cannot_hold_another(
     field: str, value: str, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Text in `data` is text, whatever its line ends; a line end in `event` or `id` is the
-    interceptor's error, and ends the stream without its event.
-    """
+    """Text in `data` is text, whatever its line ends."""
     forged = "x" + value.replace("X-Injected", "id") + "\n\ndata: forged"
 
     class Forges(StreamInterceptor):
@@ -374,9 +367,7 @@ async def test_an_abort_reason_is_the_authors_own_word(
 async def test_leases_do_not_carry_one_clients_bytes_to_another(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hundred short exchanges after one with a secret, in the same pooled buffers: none of them
-    sees it.
-    """
+    """A hundred short exchanges after one with a secret, in the same pooled buffers."""
     first = True
 
     async def script(peer: Peer) -> None:

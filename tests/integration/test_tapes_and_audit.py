@@ -87,9 +87,7 @@ async def never(peer: Peer) -> None:
 async def test_a_recorded_stream_comes_back_from_another_proxy(
     serve: Serve, tmp_path: Path
 ) -> None:
-    """The same head and the same events, whole, and no upstream is asked: also events of many lines
-    and without data.
-    """
+    """The same head and the same events, whole, and no upstream is asked."""
     events = [
         b"data: 1\n\n",
         b"event: e\nid: 2\nretry: 10\ndata: a\ndata: w\xc3\xb6\n\nid: 3\n\n",
@@ -109,9 +107,7 @@ async def test_a_recorded_stream_comes_back_from_another_proxy(
 
 
 async def test_a_stream_that_broke_breaks_again(serve: Serve, tmp_path: Path) -> None:
-    """Upstream hangs up in the middle. Played back, the client gets the events that came, an error
-    event that says why, and no end of a whole response; the proxy itself has not failed.
-    """
+    """Upstream hangs up in the middle."""
     feed = Feed()
     async with serve(feed.script, recording(tmp_path)) as rig:
         feed.send(b"data: 1\n\n")
@@ -129,9 +125,7 @@ async def test_a_stream_that_broke_breaks_again(serve: Serve, tmp_path: Path) ->
 
 
 async def test_a_client_may_leave_a_tape_that_plays(serve: Serve, tmp_path: Path) -> None:
-    """The next event is an hour away: the exchange ends with its client, and nothing is left
-    behind.
-    """
+    """The next event is an hour away."""
     tapes = tmp_path / "tapes"
     tapes.mkdir()
     (tapes / "tape.jsonl").write_text(
@@ -217,9 +211,7 @@ async def test_every_exchange_has_its_lines(serve: Serve, tmp_path: Path) -> Non
 async def test_a_secret_in_headers_or_query_is_in_no_file(
     serve_once: Serve, tmp_path: Path
 ) -> None:
-    """Whatever else is asked for: not the request's credentials, not a cookie that upstream sets,
-    not the query.
-    """
+    """Whatever else is asked for."""
     secret = SECRET.encode()
 
     async def script(peer: Peer) -> None:
@@ -262,9 +254,7 @@ async def test_an_audit_without_events_leaves_a_stream_unparsed(
 async def test_streams_that_a_shutdown_ends_are_in_the_files(
     serve_once: Serve, tmp_path: Path
 ) -> None:
-    """What is written while the process ends arrives, too: the outcome is `draining`, in the audit
-    and on the tape.
-    """
+    """What is written while the process ends arrives, too."""
     feed = Feed()
     async with serve_once(feed.script, auditing(tmp_path), recording(tmp_path), drains=True) as rig:
         feed.send(b"data: 1\n\n")

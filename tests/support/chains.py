@@ -44,9 +44,7 @@ class _InspectingStream(StreamInterceptor):
 
 
 def _built_ins(directory: Path, header: str, *, mcp: bool = False) -> dict[str, dict[str, Any]]:
-    """The options of every built-in, such that it lets everything pass. `header`: where the client
-    sends its key. `mcp`: also those that are for nothing else.
-    """
+    """The options of every built-in, such that it lets everything pass."""
     upstream = {
         "upstream": f"Bearer {KEY}" if header == "authorization" else KEY,
         "upstream_header": header,
@@ -95,9 +93,7 @@ CHAINS = list(_chains(Path(), "authorization"))
 
 
 def config_of(url: str, chain: str, directory: Path, **given: Any) -> Config:
-    """A configuration with one route to `url` behind this chain; its files lie in `directory`. The
-    rest as for `yaml_of`.
-    """
+    """A configuration with one route to `url` behind this chain; its files lie in `directory`."""
     return parse_config(yaml_of(url, chain, directory, **given))
 
 

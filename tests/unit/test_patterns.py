@@ -30,33 +30,17 @@ CHARACTERS = [
 ]  # enough to tell the sets of this code from each other
 LONG = 16  # a repetition that may match so often counts as one without a bound
 FUNCTIONS = (
-    "compile",
-    "sub",
-    "subn",
-    "match",
-    "search",
-    "fullmatch",
-    "split",
-    "findall",
-    "finditer",
-)
+    "compile", "sub", "subn", "match", "search", "fullmatch", "split", "findall", "finditer",
+)  # fmt: skip
 REPEATS = (_constants.MAX_REPEAT, _constants.MIN_REPEAT)
 ONE = (
-    _constants.LITERAL,
-    _constants.NOT_LITERAL,
-    _constants.ANY,
-    _constants.IN,
-    _constants.CATEGORY,
-    _constants.RANGE,
-)
+    _constants.LITERAL, _constants.NOT_LITERAL, _constants.ANY, _constants.IN,
+    _constants.CATEGORY, _constants.RANGE,
+)  # fmt: skip
 CATEGORIES = {
-    "DIGIT": r"\d",
-    "NOT_DIGIT": r"\D",
-    "SPACE": r"\s",
-    "NOT_SPACE": r"\S",
-    "WORD": r"\w",
+    "DIGIT": r"\d", "NOT_DIGIT": r"\D", "SPACE": r"\s", "NOT_SPACE": r"\S", "WORD": r"\w",
     "NOT_WORD": r"\W",
-}
+}  # fmt: skip
 
 
 class Edges(NamedTuple):
@@ -176,9 +160,7 @@ def modules() -> Iterator[Any]:
 
 
 def patterns() -> dict[str, re.Pattern[Any]]:
-    """Every pattern of the code, by where it is: compiled ones of modules and classes, and literals
-    in calls of `re`.
-    """
+    """Every pattern of the code, by where it is."""
     found: dict[str, re.Pattern[Any]] = {}
     for module in modules():
         holders = [module, *(value for value in vars(module).values() if isinstance(value, type))]
@@ -216,9 +198,7 @@ KNOWN: dict[str, str] = {}
 
 
 def test_every_pattern_of_the_code_is_linear() -> None:
-    """By its parse tree. A pattern that repeats within a repetition says by possessive quantifiers
-    that nothing goes back.
-    """
+    """By its parse tree."""
     found = patterns()
     assert len(found) > 60
     wrong = {
@@ -249,31 +229,13 @@ def test_the_audit_finds_what_it_must(pattern: str, wrong: bool) -> None:
 
 
 FILLS = [
-    "a",
-    "0",
-    " ",
-    "\\",
-    "/",
-    ":",
-    '"',
-    "%25",
-    "a.",
-    "a:",
-    '\\"',
-    "\r\n",
-    "\n",
-    "<",
-    "=",
-    ", ",
-    "[",
-    "(?i)",
-]
+    "a", "0", " ", "\\", "/", ":", '"', "%25", "a.", "a:", '\\"', "\r\n", "\n", "<", "=", ", ",
+    "[", "(?i)",
+]  # fmt: skip
 
 
 def test_every_pattern_is_quick_on_long_hostile_texts() -> None:
-    """By the clock, from the place where a match is asked for: 20,000 characters, and one that fits
-    nowhere.
-    """
+    """By the clock, from the place where a match is asked for."""
     began_s = thread_time()
     for each in patterns().values():
         for fill in FILLS:

@@ -35,30 +35,19 @@ def asked(headers: list[tuple[str, str]], **options: Any) -> tuple[Response | No
     return answer, request
 
 
-# --- a key of ours
-# ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("headers", "client"),
-    [
-        ([("Authorization", f"Bearer {ANN}")], "ann"),
-        ([("authorization", f"bearer  {ANN} ")], "ann"),
-        ([("X-Api-Key", ANN)], "ann"),
-        ([("x-api-key", f" {BOB} ")], "bob"),
-        ([("authorization", f"Bearer {BOB_NEXT}")], "bob"),
-        ([("authorization", f"Bearer {ANN}"), ("x-api-key", ANN)], "ann"),
-        ([("x-api-key", ""), ("x-api-key", ANN), ("X-API-KEY", ANN)], "ann"),
-        ([("authorization", "Basic dTpw"), ("x-api-key", ANN)], "ann"),
-        ([("authorization", "Bearer"), ("x-api-key", ANN), ("x-other", "\xe9\xff")], "ann"),
-    ],
-)
+@pytest.mark.parametrize(("headers", "client"), [
+    ([("Authorization", f"Bearer {ANN}")], "ann"),
+    ([("authorization", f"bearer  {ANN} ")], "ann"), ([("X-Api-Key", ANN)], "ann"),
+    ([("x-api-key", f" {BOB} ")], "bob"), ([("authorization", f"Bearer {BOB_NEXT}")], "bob"),
+    ([("authorization", f"Bearer {ANN}"), ("x-api-key", ANN)], "ann"),
+    ([("x-api-key", ""), ("x-api-key", ANN), ("X-API-KEY", ANN)], "ann"),
+    ([("authorization", "Basic dTpw"), ("x-api-key", ANN)], "ann"),
+    ([("authorization", "Bearer"), ("x-api-key", ANN), ("x-other", "\xe9\xff")], "ann"),
+])  # fmt: skip
 def test_a_key_is_swapped_for_the_upstreams_credential(
     headers: list[tuple[str, str]], client: str
 ) -> None:
-    """However it is sent: the upstream sees its own credential once and nothing of the client's,
-    and `state` names the client.
-    """
+    """However it is sent."""
     answer, request = asked([("accept", "*/*"), *headers, ("x-other", "stays")])
     assert answer is None
     others = [(name, value) for name, value in headers if name == "x-other"]
@@ -68,9 +57,7 @@ def test_a_key_is_swapped_for_the_upstreams_credential(
 
 
 def test_the_credential_goes_where_the_upstream_wants_it() -> None:
-    """`upstream_header` names another header, also one that the client has sent; its Authorization
-    is gone all the same.
-    """
+    """`upstream_header` names another header, also one that the client has sent."""
     answer, request = asked(
         [
             ("authorization", f"Bearer {ANN}"),
@@ -93,9 +80,7 @@ def test_an_upstream_without_a_credential_gets_none() -> None:
 
 
 def test_a_header_of_ones_own_is_the_only_one_read() -> None:
-    """`header` names where the key is. The usual two are then no keys: they are the server's,
-    `upstream` replaces its own.
-    """
+    """`header` names where the key is."""
     headers = [("X-Team-Key", BOB), ("authorization", "Bearer x"), ("x-api-key", "y")]
     answer, request = asked(headers, header="x-team-key")
     assert answer is None
@@ -122,9 +107,7 @@ def test_a_header_of_ones_own_is_the_only_one_read() -> None:
     "value", [f"Bearer {ANN}", "bearer  a b", "Basic dTpw", "DPoP x.y", "no-scheme", ""]
 )
 def test_with_a_header_of_its_own_the_clients_authorization_passes(value: str) -> None:
-    """Unchanged, whatever its scheme, twice if it comes twice; the gateway's key does not go
-    upstream.
-    """
+    """Unchanged, whatever its scheme, twice if it comes twice."""
     others = [("authorization", value), ("authorization", "second"), ("x-api-key", "theirs")]
     answer, request = asked(
         [("X-Gateway-Key", ANN), *others], header="X-Gateway-Key", upstream=None
@@ -143,9 +126,6 @@ def test_otherwise_both_usual_headers_are_removed(header: str | None) -> None:
     assert answer is None
     assert request.headers.multi_items() == []
 
-
-# --- 401
-# ----------------------------------------------------------------------------------------------------------------
 
 MISSING = "missing_api_key", "this request needs an API key", 'Bearer realm="weirpool"'
 INVALID = (
@@ -189,14 +169,11 @@ REFUSED: dict[str, tuple[list[tuple[str, str]], tuple[str, str, str]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("header", "challenge"),
-    [
-        ("X-Gateway-Key", 'ApiKey realm="weirpool", header="x-gateway-key"'),
-        ("x-api-key", 'ApiKey realm="weirpool", header="x-api-key"'),
-        ("Authorization", 'Bearer realm="weirpool"'),
-    ],
-)
+@pytest.mark.parametrize(("header", "challenge"), [
+    ("X-Gateway-Key", 'ApiKey realm="weirpool", header="x-gateway-key"'),
+    ("x-api-key", 'ApiKey realm="weirpool", header="x-api-key"'),
+    ("Authorization", 'Bearer realm="weirpool"'),
+])  # fmt: skip
 def test_a_challenge_asks_for_what_is_read(header: str, challenge: str) -> None:
     """No bearer token where it would not help; the message names the header."""
     answer, _ = asked([], header=header)
@@ -214,9 +191,7 @@ def test_a_challenge_asks_for_what_is_read(header: str, challenge: str) -> None:
 def test_what_is_no_key_of_ours_gets_401(
     headers: list[tuple[str, str]], expected: tuple[str, str, str]
 ) -> None:
-    """A challenge as RFC 6750, section 3, has it, a JSON error, nothing of the key in either; and
-    no client is named.
-    """
+    """A challenge as RFC 6750, section 3, has it, a JSON error, nothing of the key in either."""
     kind, message, challenge = expected
     answer, request = asked(headers)
     assert answer is not None
@@ -300,9 +275,6 @@ def test_a_failure_of_the_check_lets_nobody_in() -> None:
         load_interceptor(USE, {"keys": KEYS, "on_error": "skip"})
 
 
-# --- options
-# ------------------------------------------------------------------------------------------------------------
-
 GOOD = hash_key(ANN)
 
 BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
@@ -357,9 +329,7 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("options", "message"), BAD_OPTIONS.values(), ids=BAD_OPTIONS)
 def test_bad_options_are_refused_with_their_path(options: dict[str, Any], message: str) -> None:
-    """The path of the mistake and what is expected there, when the configuration is loaded; never
-    the value, which may be a key.
-    """
+    """The path of the mistake and what is expected there, when the configuration is loaded."""
     with pytest.raises(ValueError, match="^" + message):
         ApiKeys(ApiKeysOptions(**options))
     with pytest.raises(LoadError) as caught:
@@ -368,15 +338,10 @@ def test_bad_options_are_refused_with_their_path(options: dict[str, Any], messag
     assert ANN not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("options", "path"),
-    [
-        ({"keys": {"ann": 3}}, "keys.ann"),
-        ({"keys": {"ann": [GOOD, None]}}, "keys.ann[1]"),
-        ({"keys": KEYS, "upstream": 3}, "upstream"),
-        ({"keys": KEYS, "key": "x"}, "key"),
-    ],
-)
+@pytest.mark.parametrize(("options", "path"), [
+    ({"keys": {"ann": 3}}, "keys.ann"), ({"keys": {"ann": [GOOD, None]}}, "keys.ann[1]"),
+    ({"keys": KEYS, "upstream": 3}, "upstream"), ({"keys": KEYS, "key": "x"}, "key"),
+])  # fmt: skip
 def test_options_of_a_wrong_type_are_refused_with_their_path(
     options: dict[str, Any], path: str
 ) -> None:
@@ -399,10 +364,6 @@ def test_options_do_not_show_the_credential() -> None:
     assert "secret" not in repr(ApiKeysOptions(keys=KEYS, upstream=UPSTREAM))
 
 
-# --- hashes
-# -------------------------------------------------------------------------------------------------------------
-
-
 def test_a_hash_is_what_other_tools_make() -> None:
     """`printf %s KEY | sha256sum`, of the FIPS 180 example "abc"."""
     assert (
@@ -412,9 +373,7 @@ def test_a_hash_is_what_other_tools_make() -> None:
 
 @pytest.mark.parametrize("key", ["", "two words", "line end\n", "\xe9", " abc"])
 def test_what_no_client_could_send_has_no_hash(key: str) -> None:
-    """An unset variable, a line end that came along: refused at once, rather than a hash that
-    nothing matches.
-    """
+    """An unset variable, a line end that came along."""
     with pytest.raises(ValueError, match="visible ASCII"):
         hash_key(key)
 

@@ -125,9 +125,7 @@ def test_parts_may_be_left_out(requests: bool, tmp_path: Path) -> None:
 
 
 def test_events_that_are_not_written_down_are_not_even_parsed(tmp_path: Path) -> None:
-    """`events: none` sees no event: what is larger than an event may be passes, as without any
-    interceptor.
-    """
+    """`events."""
     large = b"data: " + b"x" * 1000 + b"\n\n"
     seeing = run_chain([audit(tmp_path)], [large], max_event_bytes=100)
     assert (seeing.failure is not None, seeing.output) == (True, b"")
@@ -151,9 +149,7 @@ def test_a_json_response_has_its_end_and_its_body_passes_unseen(tmp_path: Path) 
 
 
 def test_the_body_and_not_the_content_type_tells_what_is_written_down(tmp_path: Path) -> None:
-    """Events under `application/json`, as the chain is opened for them; a JSON body under
-    `text/event-stream` passes unseen.
-    """
+    """Events under `application/json`, as the chain is opened for them."""
     interceptor, about = audit(tmp_path, events="data"), request()
     head = ResponseHead(200, [(b"content-type", b"application/json")], about)
     run_chain([interceptor], [b"data: seen\n\n"], request=about, head=head)
@@ -202,9 +198,7 @@ def test_query_and_body_are_written_down_only_if_asked_for(tmp_path: Path) -> No
 
 
 def test_headers_are_chosen_by_name(tmp_path: Path) -> None:
-    """In any case, of requests and responses; one that is not there is left out, one that comes
-    twice is joined.
-    """
+    """In any case, of requests and responses."""
     about = request()
     run_request([audit(tmp_path, headers=("X-Team", "x-model"))], about)
     head = ResponseHead(200, [(b"X-Model", b"a"), (b"x-model", b"b")], about)
@@ -223,17 +217,11 @@ def test_a_header_that_holds_credentials_is_refused_at_load(name: str) -> None:
     assert refused.value.option == "headers[1]"
 
 
-@pytest.mark.parametrize(
-    ("options", "option"),
-    [
-        ({}, "path"),
-        ({"path": ""}, "path"),
-        ({"path": "a", "keep": 0}, "keep"),
-        ({"path": "a", "max_bytes": 0}, "max_bytes"),
-        ({"path": "a", "events": "all"}, "events"),
-        ({"path": "a", "header": []}, "header"),
-    ],
-)
+@pytest.mark.parametrize(("options", "option"), [
+    ({}, "path"), ({"path": ""}, "path"), ({"path": "a", "keep": 0}, "keep"),
+    ({"path": "a", "max_bytes": 0}, "max_bytes"), ({"path": "a", "events": "all"}, "events"),
+    ({"path": "a", "header": []}, "header"),
+])  # fmt: skip
 def test_options_that_make_no_sense_are_refused_at_load(
     options: dict[str, Any], option: str
 ) -> None:

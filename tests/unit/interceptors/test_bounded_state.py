@@ -36,9 +36,7 @@ def ended(index: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("make", MAKERS)
 def test_a_text_that_goes_on_after_many_others_is_refused(make: Any) -> None:
-    """What came before it is no longer there to be searched together with it; after few others it
-    is.
-    """
+    """What came before it is no longer there to be searched together with it."""
     for others, goes_on in ((MAX_ENDED - 1, True), (MAX_ENDED + 1, False)):
         messages = [message for index in range(others + 1) for message in ended(index)]
         data = stream_of(

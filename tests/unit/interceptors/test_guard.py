@@ -92,9 +92,7 @@ ENDED = {"chat": "stop", "responses": "completed", "anthropic": "end_turn"}
 
 @pytest.mark.parametrize("dialect", PATHS)
 def test_a_match_is_found_wherever_it_is_cut(dialect: str) -> None:
-    """Nothing behind the match leaves, nor the delta that completes it; the answer has its reason
-    and its last message.
-    """
+    """Nothing behind the match leaves, nor the delta that completes it."""
     for texts in cuts("An evil plan, and more", 3 if dialect == "chat" else 2):
         result = run_chain(
             [Guard(["evil plan"])], [streamed(dialect, texts)], request=request(PATHS[dialect])
@@ -109,9 +107,7 @@ def test_a_match_is_found_wherever_it_is_cut(dialect: str) -> None:
 
 @pytest.mark.parametrize("dialect", PATHS)
 def test_the_text_before_a_match_and_the_message_leave(dialect: str) -> None:
-    """The delta with the match is cut before it; the message follows as one more delta, and the
-    configured reason is given.
-    """
+    """The delta with the match is cut before it."""
     reason = {"chat": "stop", "responses": "max_output_tokens", "anthropic": "end_turn"}[dialect]
     guard = Guard(["evil"], reason=reason, message=" [stopped]")
     result = run_chain(
@@ -210,9 +206,7 @@ def test_what_stands_around_a_match_counts_however_it_is_cut(
 
 
 def test_only_a_window_of_the_text_is_kept() -> None:
-    """A match as long as the window is found over any number of deltas; of one that is longer,
-    nothing is promised.
-    """
+    """A match as long as the window is found over any number of deltas."""
     for length, stopped in ((10, True), (60, False)):
         texts = ["a", *("b" * length), "c"]
         result = run_chain(
@@ -275,16 +269,11 @@ def test_other_streams_pass() -> None:
     assert run_chain([Guard(["evil"])], [stream], request=request("/events")).output == stream
 
 
-@pytest.mark.parametrize(
-    ("options", "path"),
-    [
-        ({"patterns": []}, "patterns"),
-        ({"patterns": ["a", "("]}, "patterns[1]"),
-        ({"patterns": ["a*"]}, "patterns[0]"),
-        ({"patterns": ["a"], "window": 0}, "window"),
-        ({"patterns": ["a"], "kinds": ["texts"]}, "kinds[0]"),
-    ],
-)
+@pytest.mark.parametrize(("options", "path"), [
+    ({"patterns": []}, "patterns"), ({"patterns": ["a", "("]}, "patterns[1]"),
+    ({"patterns": ["a*"]}, "patterns[0]"), ({"patterns": ["a"], "window": 0}, "window"),
+    ({"patterns": ["a"], "kinds": ["texts"]}, "kinds[0]"),
+])  # fmt: skip
 def test_options_that_do_not_fit_are_refused_at_their_path(
     options: dict[str, Any], path: str
 ) -> None:

@@ -79,9 +79,7 @@ async def until_written(disk: Disk, count: int) -> None:
 
 
 async def test_everything_queued_is_written_in_order_at_an_orderly_end(tmp_path: Path) -> None:
-    """Leaving waits for the disk: a thousand lines put at once are in the file, none lost, none out
-    of order.
-    """
+    """Leaving waits for the disk."""
     writer = LineWriter(rotating(tmp_path / "lines"))
     async with writer.opened():
         for line in numbered(1000):
@@ -124,10 +122,7 @@ async def test_it_may_be_opened_again(tmp_path: Path) -> None:
 
 
 async def test_a_slow_disk_drops_lines_counts_them_where_they_were_and_logs_once() -> None:
-    """While the disk stands still hooks go on: what has no room is refused at once, its count
-    stands in its place, the log has one line of it, and when the disk follows again so do the
-    lines.
-    """
+    """While the disk stands still hooks go on."""
     disk = Disk()
     writer = LineWriter(disk, max_held_bytes=40)
     with capture_logs() as log:
@@ -194,9 +189,7 @@ async def test_what_a_failing_disk_loses_is_counted_until_it_is_told() -> None:
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 async def test_a_full_disk_fails_nobody_and_the_log_says_what_is_lost() -> None:
-    """A device that is always full: the hooks never hear of it, and the end, which cannot write the
-    count either, logs it.
-    """
+    """A device that is always full."""
     writer = LineWriter(rotating("/dev/full"))
     with capture_logs() as log:
         async with writer.opened():
@@ -206,9 +199,7 @@ async def test_a_full_disk_fails_nobody_and_the_log_says_what_is_lost() -> None:
 
 
 async def test_a_fifo_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
-    """A write that blocks blocks its thread alone: the loop goes on, and all lines arrive when
-    somebody reads.
-    """
+    """A write that blocks blocks its thread alone."""
     path = tmp_path / "fifo"
     os.mkfifo(path)
     line = encode_line({"x": "y" * 1000})
@@ -357,9 +348,7 @@ def test_a_line_that_a_crash_has_cut_spoils_no_other(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_full_within_a_line_spoils_no_other(tmp_path: Path) -> None:
-    """A short write: those lines count as written that are whole, and when there is room again the
-    cut one is ended first.
-    """
+    """A short write."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with opened(rotating(tmp_path / "f")) as write:
         resource.setrlimit(resource.RLIMIT_FSIZE, (7, hard))

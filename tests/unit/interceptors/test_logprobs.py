@@ -134,9 +134,7 @@ def test_tokens_of_a_text_that_leaves_unchanged_leave_unchanged(
 
 
 def test_each_choice_is_judged_by_itself() -> None:
-    """One choice is changed and loses its tokens; the other keeps them. Not streamed, with
-    arguments.
-    """
+    """One choice is changed and loses its tokens; the other keeps them."""
     body = chat_body({"role": "assistant", "content": "fine"})
     messages = [{"content": "fine"}, {"content": SECRET}, {"content": None, "tool_calls": [CALL]}]
     body["choices"] = [
@@ -156,9 +154,7 @@ def test_each_choice_is_judged_by_itself() -> None:
 
 @pytest.mark.parametrize("text", ["Well, fine.", f"it is {SECRET}"])
 def test_responses_have_tokens_in_events_and_parts(text: str) -> None:
-    """Deltas, what is done, and the whole response, streamed and not: an empty list in place of
-    what spells no text beside it.
-    """
+    """Deltas, what is done, and the whole response, streamed and not."""
     events = responses_stream(text_events([text]))
     with_tokens = json.loads(json.dumps(events), object_hook=lambda value: _filled(value, text))
     data = stream_of(with_tokens, named=True)

@@ -72,10 +72,6 @@ def passes(interceptor: McpPolicy, body: Any) -> bool:
     return True
 
 
-# --- what is allowed
-# ----------------------------------------------------------------------------------------------------
-
-
 def test_deny_wins_and_an_allow_list_is_all_there_is() -> None:
     """Globs; without `allow` everything that is not denied is allowed."""
     both = policy(tools={"allow": ["read_*", "add"], "deny": ["*_secret"]})
@@ -115,9 +111,7 @@ def test_each_rule_is_for_its_own_kind() -> None:
 
 
 def test_methods_are_allowed_and_denied_too() -> None:
-    """The protocol's own need no `allow`, and can be denied; the server's requests and all
-    responses are not concerned.
-    """
+    """The protocol's own need no `allow`, and can be denied."""
     allowing = policy(methods={"allow": ["tools/*"], "deny": ["tools/call"]})
     passing = ["initialize", "server/discover", "ping", "tools/list"]
     assert [
@@ -173,9 +167,6 @@ def test_subscriptions_are_reads() -> None:
         assert passes(denying, rpc("completion/complete", ref=ref, argument={})) is allowed
 
 
-# --- how it is said
-# -----------------------------------------------------------------------------------------------------
-
 REFUSALS: dict[
     str, tuple[dict[str, Any], int, int, int]
 ] = {  # code and status up to 2025-11-25, code and status from 2026-07-28 on
@@ -192,9 +183,7 @@ REFUSALS: dict[
 def test_a_refusal_is_said_as_the_revision_says_it(
     body: dict[str, Any], code: int, modern_code: int, modern_status: int
 ) -> None:
-    """The code of what is not there; 200 with an error inside up to 2025-11-25, the code's HTTP
-    status since.
-    """
+    """The code of what is not there."""
     nothing: dict[str, Any] = {"allow": []}
     interceptor = policy(
         tools=nothing, prompts=nothing, resources=nothing, methods={"deny": ["logging/*"]}
@@ -222,9 +211,6 @@ def test_of_a_batch_only_what_is_denied_is_taken_out() -> None:
     assert response is not None
     assert [item["id"] for item in json.loads(response.body)] == [1, "1"]
 
-
-# --- no way around it
-# ---------------------------------------------------------------------------------------------------
 
 SHELL = '"params":{"name":"shell"}'
 BYPASSES: dict[str, bytes | str] = {
@@ -349,27 +335,17 @@ def test_no_spelling_of_a_denied_resource_reaches_the_server(uri: str) -> None:
 
 
 OTHER_HOSTS = [
-    "file://x/etc/passwd",
-    "file://127.0.0.1/etc/passwd",
-    "file://[::1]/etc/passwd",
-    "file://localhost:80/etc/passwd",
-    "file://me:word@x/etc/passwd",
-    "file:\\\\x\\etc\\passwd",
-    "file://x/pub/%2e%2e/etc/passwd",
-    "\ufefffile:///etc/passwd",
-    "file:///etc/passwd\u3000",
-    "file:///etc/passwd%E3%80%80",
-    "a:" + "\\" * 5000,
-    "a:" + "\\" * 500 + "@",
+    "file://x/etc/passwd", "file://127.0.0.1/etc/passwd", "file://[::1]/etc/passwd",
+    "file://localhost:80/etc/passwd", "file://me:word@x/etc/passwd", "file:\\\\x\\etc\\passwd",
+    "file://x/pub/%2e%2e/etc/passwd", "\ufefffile:///etc/passwd", "file:///etc/passwd\u3000",
+    "file:///etc/passwd%E3%80%80", "a:" + "\\" * 5000, "a:" + "\\" * 500 + "@",
     "file:///pub/" + "a" * 8192,
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("uri", OTHER_HOSTS, ids=lambda uri: uri[:30])
 def test_a_resource_is_denied_and_hidden_in_every_spelling(uri: str) -> None:
-    """Wherever a client asks for it, and wherever a server names it; no spelling lets in what an
-    allow list does not have.
-    """
+    """Wherever a client asks for it, and wherever a server names it."""
     exact = policy(resources={"deny": ["file:///etc/passwd"]})
     beside = policy(resources={"allow": ["file:///etc/passwd"]})
     hidden = (
@@ -516,9 +492,7 @@ def test_a_denied_resource_is_denied_for_every_reader(glob: str, uri: str) -> No
 
 
 def test_other_readers_let_nothing_in_and_deny_no_neighbour() -> None:
-    """What only some of them read as allowed is not allowed; and a name that only looks alike is
-    another one.
-    """
+    """What only some of them read as allowed is not allowed."""
     allowing = policy(
         resources={
             "allow": ["file:///c:/pub/*", "http://127.0.0.1/*", "note:///pub/*", "file:///pub/*"]
@@ -624,9 +598,7 @@ def test_a_host_alone_denies_nothing() -> None:
 
 @pytest.mark.parametrize("space", ["\ufeff", "\u00a0", "\u2029", "\x85", "\x1c", " \ufeff\t"])
 def test_white_space_at_the_ends_hides_no_name(space: str) -> None:
-    """What JavaScript's `trim` removes and what Python's `strip` does: of tools, prompts and
-    methods, asked for and listed.
-    """
+    """What JavaScript's `trim` removes and what Python's `strip` does."""
     interceptor = policy(
         tools={"deny": ["shell"]},
         prompts={"deny": ["shell"]},
@@ -654,9 +626,6 @@ def test_white_space_at_the_ends_hides_no_name(space: str) -> None:
         assert not passes(interceptor, rpc(method, name="add"))
     assert not passes(interceptor, rpc(f"notifications/x{space}", None))
 
-
-# --- content types
-# ------------------------------------------------------------------------------------------------------
 
 UTF_7 = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"+AHMAaABlAGwAbA-","arguments":{}}}'
 REFUSED: list[list[str]] = [
@@ -725,9 +694,7 @@ def typed(types: list[str], body: bytes) -> Request:
 
 @pytest.mark.parametrize("types", REFUSED, ids=str)
 def test_a_body_that_a_server_could_read_in_another_way_is_refused(types: list[str]) -> None:
-    """One Content-Type, JSON, UTF-8: nothing else, for every strict interceptor; and no type is
-    needed where there is no body.
-    """
+    """One Content-Type, JSON, UTF-8."""
     for interceptor in (policy(tools={"deny": ["shell"]}), policy(tools={"allow": ["ok"]})):
         for body in (UTF_7, json.dumps(call("ok")).encode()):
             assert error_of(run_request([interceptor], typed(types, body))) == (415, -32600)
@@ -748,9 +715,6 @@ def test_json_in_utf_8_passes_under_its_type(value: str) -> None:
         -32602,
     )
 
-
-# --- lists
-# --------------------------------------------------------------------------------------------------------------
 
 LISTS: dict[str, tuple[str, str, str, list[str]]] = {
     "tools/list": ("tools", "name", "tools", ["add", "shell"]),
@@ -773,9 +737,7 @@ LISTS: dict[str, tuple[str, str, str, list[str]]] = {
 def test_a_list_shows_only_what_is_allowed(
     method: str, member: str, key: str, rule: str, names: list[str], correlated: bool
 ) -> None:
-    """In a body and in a stream, page by page, also where nobody knows any more what was asked; the
-    rest of it stays.
-    """
+    """In a body and in a stream, page by page, also where nobody knows any more what was asked."""
     interceptor = policy(**{rule: {"deny": ["*shell*"]}})
     request = post(rpc(method) if correlated else rpc("ping", 7))
     assert run_request([interceptor], request) is None
@@ -809,9 +771,7 @@ def test_a_list_of_allowed_entries_and_what_is_no_list_stay_byte_for_byte() -> N
 
 
 def test_a_list_costs_little_more_than_its_json() -> None:
-    """A megabyte of empty objects beside an entry that is taken out held the loop for a second: 38
-    times as long as its decoding, where 6 times is what one call for each object takes.
-    """
+    """A megabyte of empty objects beside an entry that is taken out held the loop for a second."""
     text = '{"result":{"tools":[{"name":"shell"}],"x":[' + "{}," * 100_000 + "0]}}"
     lists = VisibleLists({"tools": lambda name: name != "shell"})
 
@@ -863,9 +823,7 @@ def test_a_reused_id_does_not_hide_a_list() -> None:
 
 
 def test_a_list_that_cannot_be_read_is_not_shown() -> None:
-    """What is no JSON for us might be for the client: the response breaks off, whatever its status
-    is.
-    """
+    """What is no JSON for us might be for the client."""
     interceptor, request = policy(tools={"deny": ["shell"]}), post(rpc("tools/list"))
     texts = [
         '{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"add","description":"\\ud800"},{"name":"shell"}]}}',
@@ -925,9 +883,7 @@ ENVELOPES: dict[str, str] = {
 
 @pytest.mark.parametrize("text", ENVELOPES.values(), ids=ENVELOPES)
 def test_no_envelope_hides_a_list(text: str) -> None:
-    """Whatever a client could accept as a response, as a body and as an event of any name: what is
-    denied is not in it, and what is allowed is, in the last of two members.
-    """
+    """Whatever a client could accept as a response, as a body and as an event of any name."""
     interceptor = policy(tools={"deny": ["run_*"]})
     request = post(rpc("tools/list"))
     outputs = [run_json([interceptor], text.encode(), request=request)]
@@ -979,22 +935,14 @@ def test_errors_of_the_server_pass() -> None:
         assert run_json([interceptor], body, request=request, head=head) == body
 
 
-# --- options
-# ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("options", "path", "match"),
-    [
-        ({}, "", "no rule"),
-        ({"tools": {}}, "", "no rule"),
-        ({"tools": {"alow": ["a"]}}, "tools.alow", "unknown key `alow`: did you mean `allow`"),
-        ({"tool": {"deny": ["a"]}}, "tool", "unknown option `tool`: did you mean `tools`"),
-        ({"tools": ["a"]}, "tools", "must be a mapping"),
-        ({"prompts": {"deny": ["a", ""]}}, "prompts.deny[1]", "empty"),
-        ({"methods": {"allow": "ping"}}, "methods.allow", "must be a list"),
-    ],
-)
+@pytest.mark.parametrize(("options", "path", "match"), [
+    ({}, "", "no rule"), ({"tools": {}}, "", "no rule"),
+    ({"tools": {"alow": ["a"]}}, "tools.alow", "unknown key `alow`: did you mean `allow`"),
+    ({"tool": {"deny": ["a"]}}, "tool", "unknown option `tool`: did you mean `tools`"),
+    ({"tools": ["a"]}, "tools", "must be a mapping"),
+    ({"prompts": {"deny": ["a", ""]}}, "prompts.deny[1]", "empty"),
+    ({"methods": {"allow": "ping"}}, "methods.allow", "must be a list"),
+])  # fmt: skip
 def test_options_that_do_not_fit_are_refused_at_their_path(
     options: dict[str, Any], path: str, match: str
 ) -> None:
@@ -1003,9 +951,6 @@ def test_options_that_do_not_fit_are_refused_at_their_path(
         load_interceptor("mcp_policy", options)
     assert refused.value.option == path
 
-
-# --- whatever a client may think of
-# -------------------------------------------------------------------------------------
 
 NAME = st.sampled_from(["shell", "SHELL", "sh\\u0065ll", " shell", "add"])
 KEY = st.sampled_from(["name", "Name", "n\\u0061me", "uri"])
@@ -1023,9 +968,7 @@ MESSAGE = st.lists(MEMBER, max_size=6).map(lambda members: "{" + ",".join(member
 
 
 def readings(text: str) -> list[Any]:
-    """As readers of several kinds understand a JSON text: the first or the last of two members
-    counts, case does or does not.
-    """
+    """As readers of several kinds understand a JSON text."""
 
     def reader(first: bool, folded: bool) -> Any:
         def pairs(members: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -54,14 +54,8 @@ async def allowed(
     return sum([await ask(limit, client, client_key) is None for _ in range(times)])
 
 
-# --- what a client gets
-# -------------------------------------------------------------------------------------------------
-
-
 def test_a_client_beyond_its_limit_gets_429() -> None:
-    """The status, Retry-After in whole seconds and a JSON error; and the request before it has gone
-    on untouched.
-    """
+    """The status, Retry-After in whole seconds and a JSON error."""
     limit = load_interceptor(USE, {"requests_per_minute": 7, "burst": 1})
     request = Request(headers=[(b"accept", b"*/*")])
     answer = run_request([limit, limit], request)  # which counts it twice
@@ -140,10 +134,6 @@ async def test_the_burst_is_ten_seconds_worth_unless_given(
         assert await allowed(limit, burst + 1) == burst
 
 
-# --- who is one client
-# --------------------------------------------------------------------------------------------------
-
-
 async def test_each_client_has_a_bucket_of_its_own(autojump_clock: MockClock) -> None:
     """One client's requests take nothing from another's."""
     async with serving(requests_per_minute=60, burst=2) as limit:
@@ -154,9 +144,7 @@ async def test_each_client_has_a_bucket_of_its_own(autojump_clock: MockClock) ->
 
 
 async def test_auto_prefers_the_key_to_the_address(autojump_clock: MockClock) -> None:
-    """One key from many addresses is one client; a name that looks like an address is not that
-    address.
-    """
+    """One key from many addresses is one client."""
     async with serving(requests_per_minute=60, burst=2, by="auto") as limit:
         assert await allowed(limit, 2, "192.0.2.1", client_key="ann") == 2
         assert await allowed(limit, 2, "192.0.2.2", client_key="ann") == 0
@@ -173,36 +161,24 @@ async def test_by_address_many_keys_of_one_address_are_one_client(
         assert await allowed(limit, 2, client_key="bob") == 0
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("2001:db8:1:2::1", "2001:db8:1:2:ffff:ffff:ffff:ffff"),
-        ("2001:DB8:1:2::1", "2001:db8:1:2::2"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("fe80::1%eth0", "fe80::2%eth1"),
-        (None, None),
-    ],
-)
+@pytest.mark.parametrize(("one", "other"), [
+    ("2001:db8:1:2::1", "2001:db8:1:2:ffff:ffff:ffff:ffff"),
+    ("2001:DB8:1:2::1", "2001:db8:1:2::2"), ("::ffff:192.0.2.1", "192.0.2.1"),
+    ("fe80::1%eth0", "fe80::2%eth1"), (None, None),
+])  # fmt: skip
 async def test_addresses_of_one_client_share_a_bucket(
     one: str | None, other: str | None, autojump_clock: MockClock
 ) -> None:
-    """IPv6 counts by its /64, an IPv4 address however it is written; clients without an address are
-    all one.
-    """
+    """IPv6 counts by its /64, an IPv4 address however it is written."""
     async with serving(requests_per_minute=60, burst=2) as limit:
         assert await allowed(limit, 1, one) == 1
         assert await allowed(limit, 2, other) == 1
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("2001:db8:1:2::1", "2001:db8:1:3::1"),
-        ("192.0.2.1", "192.0.2.2"),
-        ("::ffff:192.0.2.1", "::ffff:192.0.2.2"),
-        ("not:an:address", "not:an:address:either"),
-    ],
-)
+@pytest.mark.parametrize(("one", "other"), [
+    ("2001:db8:1:2::1", "2001:db8:1:3::1"), ("192.0.2.1", "192.0.2.2"),
+    ("::ffff:192.0.2.1", "::ffff:192.0.2.2"), ("not:an:address", "not:an:address:either"),
+])  # fmt: skip
 async def test_addresses_of_two_clients_do_not(
     one: str, other: str, autojump_clock: MockClock
 ) -> None:
@@ -234,14 +210,8 @@ def test_by_client_key_without_a_key_fails_closed_and_says_why() -> None:
         run_request([limit], Request(client="192.0.2.1"))
 
 
-# --- the store
-# ----------------------------------------------------------------------------------------------------------
-
-
 def test_a_store_of_ones_own() -> None:
-    """A subclass opens it in its `lifespan`. It is told whose bucket, the rate and the burst, and
-    the client hears of its wait.
-    """
+    """A subclass opens it in its `lifespan`."""
     asked: list[tuple[str, float, int]] = []
 
     class Shared:
@@ -323,9 +293,7 @@ def test_no_window_holds_more_than_the_burst_and_the_rate(
 def test_the_wait_is_as_long_as_it_must_be(
     arrivals: list[tuple[float, int]], rate_per_s: float, burst: int
 ) -> None:
-    """With buckets for all: refused is only who has had `burst` + rate * T in some T seconds, and a
-    moment before the wait that it is told it would still be refused, then no more.
-    """
+    """With buckets for all."""
 
     async def main() -> None:
         store = MemoryStore()
@@ -368,9 +336,7 @@ async def test_full_buckets_are_forgotten(autojump_clock: MockClock) -> None:
 
 
 async def test_the_fullest_bucket_makes_room(autojump_clock: MockClock) -> None:
-    """At the cap a newcomer comes in, in place of who is nearest to a full bucket; the drained ones
-    stay drained.
-    """
+    """At the cap a newcomer comes in, in place of who is nearest to a full bucket."""
     store = MemoryStore(max_clients=2)
     for _ in range(5):
         assert await store.take("drained", 1.0, 5) == 0.0
@@ -400,10 +366,6 @@ async def test_a_crowd_of_addresses_gives_nobody_a_fresh_start(autojump_clock: M
     await trio.sleep(5)
     assert await store.take("a late newcomer", 1.0, 5) == 0.0
     assert len(store) == 1
-
-
-# --- options
-# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -438,17 +400,13 @@ def test_options_out_of_range_are_refused_with_their_path(
     assert re.match(message, f"{caught.value.option}: {caught.value}")
 
 
-@pytest.mark.parametrize(
-    ("options", "path"),
-    [
-        ({}, "requests_per_minute"),
-        ({"requests_per_minute": "sixty"}, "requests_per_minute"),
-        ({"requests_per_minute": True}, "requests_per_minute"),
-        ({"requests_per_minute": 60, "burst": 1.5}, "burst"),
-        ({"requests_per_minute": 60, "by": "key"}, "by"),
-        ({"requests_per_minute": 60, "per_second": 1}, "per_second"),
-    ],
-)
+@pytest.mark.parametrize(("options", "path"), [
+    ({}, "requests_per_minute"), ({"requests_per_minute": "sixty"}, "requests_per_minute"),
+    ({"requests_per_minute": True}, "requests_per_minute"),
+    ({"requests_per_minute": 60, "burst": 1.5}, "burst"),
+    ({"requests_per_minute": 60, "by": "key"}, "by"),
+    ({"requests_per_minute": 60, "per_second": 1}, "per_second"),
+])  # fmt: skip
 def test_options_of_a_wrong_type_are_refused_with_their_path(
     options: dict[str, Any], path: str
 ) -> None:

@@ -125,9 +125,7 @@ def test_only_the_content_type_is_recorded_of_all_headers(tmp_path: Path) -> Non
 
 
 def test_what_a_client_would_not_count_as_an_event_is_not_recorded(tmp_path: Path) -> None:
-    """A stream that stops within an event: readers drop that one, and a replay must not make it
-    whole.
-    """
+    """A stream that stops within an event."""
     lines = record(tmp_path, [b"data: 1\r\n\r\ndata: 2\r\rdata: 3\n\ndata: cut\n"])
     assert without_times(lines) == [
         {"data": "1"},
@@ -196,9 +194,7 @@ def test_a_tape_of_which_a_full_disk_has_lost_something_has_no_end(tmp_path: Pat
 
 
 async def test_a_tape_that_the_disk_could_not_follow_has_no_end(tmp_path: Path) -> None:
-    """When a line found no room in memory, nothing more of that stream is recorded; the stream
-    itself goes on.
-    """
+    """When a line found no room in memory, nothing more of that stream is recorded."""
     recorder = Record(RecordOptions(directory=str(tmp_path)))
     recorder._writer._max_held_bytes = 1000
     with capture_logs() as log:
@@ -220,9 +216,7 @@ async def test_a_tape_that_the_disk_could_not_follow_has_no_end(tmp_path: Path) 
 
 
 async def test_events_come_at_their_times(tmp_path: Path, autojump_clock: Any) -> None:
-    """As they were, with their types, ids, retries and times, which do not add up errors; the end
-    comes at its time, too.
-    """
+    """As they were, with their types, ids, retries and times, which do not add up errors."""
     path = tape_of(
         tmp_path,
         HEADER
@@ -274,13 +268,10 @@ async def test_an_instant_tape_lets_others_have_their_turn(tmp_path: Path) -> No
     assert turns >= 100
 
 
-@pytest.mark.parametrize(
-    ("last", "reason"),
-    [
-        ('{"at":2,"end":"upstream_error"}\n', "the recorded stream ended here: upstream_error"),
-        ("", "the recorded stream ended here: the rest was lost"),
-    ],
-)
+@pytest.mark.parametrize(("last", "reason"), [
+    ('{"at":2,"end":"upstream_error"}\n', "the recorded stream ended here: upstream_error"),
+    ("", "the recorded stream ended here: the rest was lost"),
+])  # fmt: skip
 async def test_a_tape_that_did_not_complete_ends_by_an_abort(
     last: str, reason: str, tmp_path: Path, autojump_clock: Any
 ) -> None:
@@ -314,9 +305,7 @@ async def test_status_and_content_type_are_the_tapes(tmp_path: Path) -> None:
 
 
 async def test_what_was_recorded_is_what_is_played(tmp_path: Path) -> None:
-    """Every kind of event, recorded and played, is the same event; comments and how it was spelt
-    are not kept.
-    """
+    """Every kind of event, recorded and played, is the same event."""
     sent = b'\xef\xbb\xbfdata: a\r\ndata: b\r\n\r\nevent:e\rid: 1\rdata:{"x": 1}\r\rid: 2\n\nretry: 5\n\ndata\n\n: comment\n\n'
     await trio.to_thread.run_sync(record, tmp_path, [sent])  # it runs a Trio of its own
     (tape,) = (tmp_path / "tapes").iterdir()
@@ -382,18 +371,13 @@ async def test_a_tape_that_is_not_text_or_not_there_is_refused(tmp_path: Path) -
         read_tape(str(path))
 
 
-@pytest.mark.parametrize(
-    ("use", "options", "option"),
-    [
-        ("replay", {}, "path"),
-        ("replay", {"path": "t", "speed": 0}, "speed"),
-        ("replay", {"path": "t", "speed": -1.5}, "speed"),
-        ("replay", {"path": "t", "speed": "fast"}, "speed"),
-        ("record", {}, "directory"),
-        ("record", {"directory": ""}, "directory"),
-        ("record", {"directory": "t", "path": "t"}, "path"),
-    ],
-)
+@pytest.mark.parametrize(("use", "options", "option"), [
+    ("replay", {}, "path"), ("replay", {"path": "t", "speed": 0}, "speed"),
+    ("replay", {"path": "t", "speed": -1.5}, "speed"),
+    ("replay", {"path": "t", "speed": "fast"}, "speed"), ("record", {}, "directory"),
+    ("record", {"directory": ""}, "directory"),
+    ("record", {"directory": "t", "path": "t"}, "path"),
+])  # fmt: skip
 def test_options_that_make_no_sense_are_refused_at_load(
     use: str, options: dict[str, Any], option: str
 ) -> None:

@@ -21,9 +21,6 @@ def redacted(patterns: list[str], data: str, replacement: str = "[redacted]") ->
     return "\n".join(line[6:] for line in lines)
 
 
-# --- JSON
-# ---------------------------------------------------------------------------------------------------------------
-
 JSON_CASES: dict[str, tuple[str, str, str]] = {
     "a value": ("secret", '{"a":"my secret!"}', '{"a":"my [redacted]!"}'),
     "every occurrence": (
@@ -75,21 +72,12 @@ def test_untouched_bytes_stay() -> None:
     assert redacted(["secret"], data) == data.replace(r"\u0073ecret", "[redacted]")
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        r'{ "a" : "\u00e9\/\u0073afe", "b":1.0e+2 }',
-        "plain",
-        "",
-        '{"cut off":"in the mid',
-        r"\u0073afe",
-        "[DONE]",
-    ],
-)
+@pytest.mark.parametrize("data", [
+    r'{ "a" : "\u00e9\/\u0073afe", "b":1.0e+2 }', "plain", "", '{"cut off":"in the mid',
+    r"\u0073afe", "[DONE]",
+])  # fmt: skip
 def test_an_event_without_a_match_leaves_as_the_very_bytes(data: str) -> None:
-    """Nothing to redact: the event passes with its own spacing, comments and line ends, and counts
-    as passed.
-    """
+    """Nothing to redact."""
     stream = b"data:" + data.encode() + b"\r\n:c\r\nid:7\r\n\r\n"
     result = run_chain([Redact(["secret"])], [stream])
     assert result.output == stream
@@ -119,20 +107,12 @@ def test_a_string_and_what_spans_it_are_both_found() -> None:
     assert redacted([r"secret", r'"k":"[^"]*"'], data, "null") == '{null,"x":1}'
 
 
-# --- other data
-# ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        ("my secret is secret", "my [redacted] is [redacted]"),
-        ("one\nsecret\nthree", "one\n[redacted]\nthree"),
-        ('{"cut off":"secret', '{"cut off":"[redacted]'),
-        ('{not json} "secret"', '{not json} "[redacted]"'),
-        ("[secret]", "[[redacted]]"),
-    ],
-)
+@pytest.mark.parametrize(("data", "expected"), [
+    ("my secret is secret", "my [redacted] is [redacted]"),
+    ("one\nsecret\nthree", "one\n[redacted]\nthree"),
+    ('{"cut off":"secret', '{"cut off":"[redacted]'),
+    ('{not json} "secret"', '{not json} "[redacted]"'), ("[secret]", "[[redacted]]"),
+])  # fmt: skip
 def test_data_that_is_not_json_is_matched_as_text(data: str, expected: str) -> None:
     """Plain text, several lines, and what only begins like JSON."""
     assert redacted(["secret"], data) == expected
@@ -144,23 +124,14 @@ def test_a_pattern_may_reach_over_data_lines() -> None:
     assert redacted([r"(?s)BEGIN.*END"], "a\nBEGIN\nkey\nEND\nb") == "a\n[redacted]\nb"
 
 
-# --- replacements
-# -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("pattern", "replacement", "data", "expected"),
-    [
-        (r"(sk-)\w+", r"\1***", '{"k":"sk-abc"}', '{"k":"sk-***"}'),
-        (r"(sk-)\w+", r"\1***", '{"k":"\\u0073k-abc"}', '{"k":"sk-***"}'),
-        (r"(?P<user>\w+)@(?P<host>\w+)", r"\g<host>", "ann@home", "home"),
-        (r"(\w)(\d+)", r"\2\1", "a12", "12a"),
-        ("secret", "", '["a secret"]', '["a "]'),
-        ("secret", 'say "no"\\\\', '["a secret"]', r'["a say \"no\"\\"]'),
-        ("secret", r"\n", '["a secret"]', r'["a \n"]'),
-        ("secret", r"\n", "a secret b", "a \n b"),
-    ],
-)
+@pytest.mark.parametrize(("pattern", "replacement", "data", "expected"), [
+    (r"(sk-)\w+", r"\1***", '{"k":"sk-abc"}', '{"k":"sk-***"}'),
+    (r"(sk-)\w+", r"\1***", '{"k":"\\u0073k-abc"}', '{"k":"sk-***"}'),
+    (r"(?P<user>\w+)@(?P<host>\w+)", r"\g<host>", "ann@home", "home"),
+    (r"(\w)(\d+)", r"\2\1", "a12", "12a"), ("secret", "", '["a secret"]', '["a "]'),
+    ("secret", 'say "no"\\\\', '["a secret"]', r'["a say \"no\"\\"]'),
+    ("secret", r"\n", '["a secret"]', r'["a \n"]'), ("secret", r"\n", "a secret b", "a \n b"),
+])  # fmt: skip
 def test_the_replacement_is_a_template(
     pattern: str, replacement: str, data: str, expected: str
 ) -> None:
@@ -182,21 +153,12 @@ def test_patterns_apply_in_their_order() -> None:
     assert redacted(["ab", "xd"], "abd", "x") == "x"
 
 
-# --- options
-# ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("patterns", "replacement", "message"),
-    [
-        ([], "x", "patterns: the list is empty"),
-        (["ok", "("], "x", r"patterns\[1\]: missing \)"),
-        (["*"], "x", r"patterns\[0\]: nothing to repeat"),
-        (["(a)", "b"], r"\1", r"patterns\[1\]: invalid group reference"),
-        (["a"], r"\q", r"patterns\[0\]: bad escape"),
-        (["a"], r"\g<", r"patterns\[0\]: missing"),
-    ],
-)
+@pytest.mark.parametrize(("patterns", "replacement", "message"), [
+    ([], "x", "patterns: the list is empty"), (["ok", "("], "x", r"patterns\[1\]: missing \)"),
+    (["*"], "x", r"patterns\[0\]: nothing to repeat"),
+    (["(a)", "b"], r"\1", r"patterns\[1\]: invalid group reference"),
+    (["a"], r"\q", r"patterns\[0\]: bad escape"), (["a"], r"\g<", r"patterns\[0\]: missing"),
+])  # fmt: skip
 def test_bad_patterns_and_templates_are_refused_at_once(
     patterns: list[str], replacement: str, message: str
 ) -> None:
@@ -220,22 +182,13 @@ def test_chunks_do_not_matter() -> None:
 _HIDDEN = "\\u0073k-" + "A" * 24
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        f'{{"k":"{_HIDDEN}',
-        f'{{"k":"a\r{_HIDDEN}"}}',
-        f'{{"k":"{_HIDDEN}","k":"x"}}',
-        f'{{"k":"\\x{_HIDDEN}"}}',
-        f'{{"k":"{_HIDDEN}\\u00',
-        f'{{"k":"{_HIDDEN}\\"',
-        f'["{_HIDDEN}", NaN, undefined]',
-    ],
-)
+@pytest.mark.parametrize("data", [
+    f'{{"k":"{_HIDDEN}', f'{{"k":"a\r{_HIDDEN}"}}', f'{{"k":"{_HIDDEN}","k":"x"}}',
+    f'{{"k":"\\x{_HIDDEN}"}}', f'{{"k":"{_HIDDEN}\\u00', f'{{"k":"{_HIDDEN}\\"',
+    f'["{_HIDDEN}", NaN, undefined]',
+])  # fmt: skip
 def test_an_escape_hides_nothing_in_what_is_not_quite_json(data: str) -> None:
-    """Cut off, with a name twice, with what only lax readers take: a client's reader may show the
-    string all the same.
-    """
+    """Cut off, with a name twice, with what only lax readers take."""
     redacted = Redact(patterns=["sk-[A-Za-z0-9]{20,}"]).redact(data)
     assert "[redacted]" in redacted
     assert "A" * 24 not in redacted

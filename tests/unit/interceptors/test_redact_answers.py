@@ -261,10 +261,6 @@ def test_texts_at_once_do_not_mix(path: str, messages: list[Any]) -> None:
     )
 
 
-# --- how late
-# ------------------------------------------------------------------------------------------------------------
-
-
 def opened(redact: Redact, path: str) -> StreamInterceptor:
     stream = redact.open_stream(StreamContext(request(path)))
     assert stream is not None
@@ -301,9 +297,7 @@ ENDS = {
 
 @pytest.mark.parametrize("path", PATHS.values())
 def test_text_waits_only_while_it_could_become_a_secret(path: str) -> None:
-    """After each delta all has left but the longest end that a secret could begin with; the rest
-    leaves before the block's end.
-    """
+    """After each delta all has left but the longest end that a secret could begin with."""
     stream = opened(Redact([KEY, "password: [a-z]+;"]), path)
     given_and_left = [
         ("Hello", "Hello"),
@@ -324,9 +318,7 @@ def test_text_waits_only_while_it_could_become_a_secret(path: str) -> None:
 
 
 def test_what_waits_leaves_at_done_and_when_upstream_ends_without_it() -> None:
-    """No finish reason, no [DONE]: nothing that was said is lost, and it comes before what ends the
-    answer.
-    """
+    """No finish reason, no [DONE]."""
     for end in ([], ["[DONE]"]):
         stream = stream_of([chunk(choice({"content": "is sk-1"})), *end], named=False)
         output = run_chain([Redact([KEY])], [stream], request=request(CHAT)).output
@@ -357,10 +349,6 @@ def test_of_a_stream_that_breaks_off_nothing_that_waits_leaves() -> None:
     stream.on_end(Outcome.CLIENT_DISCONNECTED)
 
 
-# --- what does not match
-# --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("dialect", PATHS)
 def test_an_answer_without_secrets_leaves_as_the_very_bytes(dialect: str) -> None:
     """Nothing matched and nothing waited: every event passes as it came."""
@@ -383,22 +371,14 @@ def test_only_events_whose_text_waited_change() -> None:
 
 
 def test_what_matches_only_in_a_piece_is_not_redacted() -> None:
-    """A delta is no text of its own: `ass` between `cl` and `ical` stays, and an anchor is the
-    text's beginning.
-    """
+    """A delta is no text of its own."""
     stream = streamed("chat", [("text", ["cl", "ass", "ical", " ass"])])
     output = run_chain([Redact([r"\bass\b", "^ass"], "#")], [stream], request=request(CHAT)).output
     assert said(output, "text") == "classical #"
 
 
-# --- the rest of an event
-# ------------------------------------------------------------------------------------------------
-
-
 def test_all_other_strings_of_an_event_are_redacted_as_in_any() -> None:
-    """Names, ids, what nobody knows, in events with text and without; the text beside them keeps
-    what it is.
-    """
+    """Names, ids, what nobody knows, in events with text and without."""
     secret = {"user": SECRET, SECRET: r"sk-Zq3x\V81L", "ass": "ass"}
     messages = [
         chunk(choice({"content": "cl"}), **secret),
@@ -415,9 +395,7 @@ def test_all_other_strings_of_an_event_are_redacted_as_in_any() -> None:
 
 
 def test_an_event_of_an_answer_stays_json() -> None:
-    """A pattern that goes on to the end of what it is given ends with the string; one over two
-    values takes both.
-    """
+    """A pattern that goes on to the end of what it is given ends with the string."""
     message = chunk(choice({"content": "my sk-Zq"}), user="sk-Zq", login="ann", password="hunter2")
     patterns = ["sk-.*", r'"login": ?"ann", ?"password": ?"\w+"']
     stream = stream_of([message, chunk(choice({}, "stop"))], named=False)
@@ -453,10 +431,6 @@ def test_an_error_of_the_provider_is_redacted() -> None:
         assert SECRET.encode() not in run_json(
             [Redact([KEY])], json.dumps(body).encode(), request=request(path)
         )
-
-
-# --- repetitions and bodies
-# ----------------------------------------------------------------------------------------------
 
 
 def test_repetitions_show_what_the_deltas_showed() -> None:
@@ -557,9 +531,7 @@ def repeating(shown: str, again: str, last: str, kind: str = "function_call") ->
 
 @pytest.mark.parametrize("kind", ["function_call", "custom_tool_call"])
 def test_a_repetition_that_says_other_arguments_is_redacted_by_itself(kind: str) -> None:
-    """Behind an escape, in either repetition, whatever the call said before: what a client takes
-    has no secret.
-    """
+    """Behind an escape, in either repetition, whatever the call said before."""
     key = "arguments" if kind == "function_call" else "input"
     hidden, other = f'{{"k":"{HIDDEN}"}}', f'{{"k":"{HIDDEN}","n":[2]}}'
     for shown, again, last in (
@@ -619,14 +591,10 @@ def repeated(stream: bytes, kind: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("pattern", "replacement", "redacted"),
-    [
-        ("sk-[A-Za-z0-9]+", r"sk-x\g<0>", "sk-xsk-Zq3xV81L"),
-        ("sk-.*", "sk-x", "sk-x"),
-        (r"\w*Zq\w*", "Zq", "sk-Zq"),
-    ],
-)
+@pytest.mark.parametrize(("pattern", "replacement", "redacted"), [
+    ("sk-[A-Za-z0-9]+", r"sk-x\g<0>", "sk-xsk-Zq3xV81L"), ("sk-.*", "sk-x", "sk-x"),
+    (r"\w*Zq\w*", "Zq", "sk-Zq"),
+])  # fmt: skip
 @pytest.mark.parametrize("kind", ["text", "thinking", "tool"])
 def test_a_replacement_that_matches_its_own_pattern_is_put_in_once(
     kind: str, pattern: str, replacement: str, redacted: str
@@ -674,9 +642,7 @@ ARGUMENTS: dict[str, tuple[str, str, str]] = {
 def test_arguments_that_are_json_stay_json(
     dialect: str, pattern: str, arguments: str, expected: str
 ) -> None:
-    """A pattern is about what strings say; what reaches over several takes each. What is no JSON is
-    text.
-    """
+    """A pattern is about what strings say; what reaches over several takes each."""
     stream = streamed(dialect, [("tool", [arguments[:4], arguments[4:]])])
     result = run_chain([Redact([pattern], "#")], [stream], request=request(PATHS[dialect]))
     assert result.failure is None
@@ -686,9 +652,7 @@ def test_arguments_that_are_json_stay_json(
 
 
 def test_what_was_too_long_to_wait_is_redacted_where_it_is_repeated() -> None:
-    """It has left in deltas, for the window was full; the repetition, which is whole, does not show
-    it again.
-    """
+    """It has left in deltas, for the window was full."""
     secret = "BEGIN" + "x" * 30 + "END"
     stream = streamed("responses", [("text", ["a ", *secret, " b"])])
     result = run_chain([Redact(["BEGINx+END"], window=10)], [stream], request=request(RESPONSES))
@@ -697,9 +661,7 @@ def test_what_was_too_long_to_wait_is_redacted_where_it_is_repeated() -> None:
 
 
 def test_patterns_apply_to_arguments_in_their_order() -> None:
-    """Also where one reaches over several strings: what the first has redacted, the second sees
-    redacted.
-    """
+    """Also where one reaches over several strings."""
     over = '"user":"ann","password":"[^"]*"'
     arguments = '{"user":"ann","password":"hunter2"}'
     for patterns, expected in (
@@ -714,9 +676,7 @@ def test_patterns_apply_to_arguments_in_their_order() -> None:
 
 
 def test_many_replacements_that_match_again_cost_no_square() -> None:
-    """What would be looked at again for each of them is bounded; beyond that more is redacted, and
-    never less.
-    """
+    """What would be looked at again for each of them is bounded."""
     arguments = json.dumps(["sk-Zq"] * 4_000)
     redacted = Redact(["sk-.*"], "sk-x").json.redact_json(arguments)
     assert set(json.loads(redacted)) == {"sk-x"}
@@ -794,9 +754,6 @@ def test_arguments_that_are_json_are_repeated_as_they_were_shown(
         assert repeated(result.output, "tool") == {left}
 
 
-# --- everything at once
-# -----------------------------------------------------------------------------------------------------
-
 # Of letters that stand nowhere else in these answers.
 PATTERNS = [
     "ЖЯ-[А-Яа-я]{3,}", "ЖЯ-[а-я]{2}", r"\bЖЯ\b", "(?i)жя", "Ж.*?Я", "(?:ЖЯ)+", "(?<=Ж)Я+", "Ж(?!Я)", "Ж$", "^Ж",
@@ -832,10 +789,6 @@ def test_what_leaves_is_what_re_makes_of_the_whole_text(
         )
 
 
-# --- others
-# ---------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("path", "dialect"),
     [("/events", "generic"), ("/messages", "mcp"), ("/v1/chat/completions", "mcp")],
@@ -857,14 +810,10 @@ def test_other_streams_are_redacted_event_by_event(path: str, dialect: str) -> N
     ]
 
 
-@pytest.mark.parametrize(
-    ("options", "path"),
-    [
-        ({"patterns": ["a"], "window": 0}, "window"),
-        ({"patterns": ["a", "b*"]}, "patterns[1]"),
-        ({"patterns": []}, "patterns"),
-    ],
-)
+@pytest.mark.parametrize(("options", "path"), [
+    ({"patterns": ["a"], "window": 0}, "window"), ({"patterns": ["a", "b*"]}, "patterns[1]"),
+    ({"patterns": []}, "patterns"),
+])  # fmt: skip
 def test_options_that_do_not_fit_are_refused_at_their_path(
     options: dict[str, Any], path: str
 ) -> None:

@@ -32,18 +32,10 @@ def hook(
     return made
 
 
-# --- redact
-# -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        r'{"x":"\ud800","k":"\u0073ecret"}',
-        r'["\ud800\u0073ecret"]',
-        r'["secret \ud800 \u0073ecret"]',
-    ],
-)
+@pytest.mark.parametrize("data", [
+    r'{"x":"\ud800","k":"\u0073ecret"}', r'["\ud800\u0073ecret"]',
+    r'["secret \ud800 \u0073ecret"]',
+])  # fmt: skip
 def test_a_lone_surrogate_hides_nothing(data: str) -> None:
     """JavaScript reads such a string, so it must be redacted although a strict decoder refuses it."""
     assert "ecret" not in Redact(["secret"]).redact(data)
@@ -76,10 +68,6 @@ def test_deep_nesting_is_redacted() -> None:
     assert "secret" not in Redact(["secret"]).redact(data)
 
 
-# --- the end of a stream
-# ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "function", [lambda e: [e], lambda e: [Event("x"), e], lambda e: e.detach()]
 )
@@ -93,10 +81,6 @@ def test_what_follows_an_unfinished_event_is_not_glued_to_it() -> None:
         run_chain([hook(lambda e: [e, Event("x")])], [b"data: 12345"]).output
         == b"data: 12345\n\ndata: x\n"
     )
-
-
-# --- the BOM
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_bom_stays_at_the_beginning() -> None:
@@ -117,10 +101,6 @@ def test_a_second_bom_is_one_when_everything_before_was_dropped() -> None:
 
     run_chain([hook(drop_a)], [b"data: a\n\n" + BOM + b"data: hidden\n\n"])
     assert seen == ["a", "hidden"]
-
-
-# --- events that cannot be written
-# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("result", [[1, 1], [0, 1], [1, 0]])
@@ -144,10 +124,6 @@ def test_an_event_that_cannot_be_written_names_its_maker() -> None:
     failure = run_chain([guilty, innocent], [b"data: a\n\n"]).failure
     assert failure is not None
     assert failure.interceptor == "Guilty"  # type: ignore[attr-defined]
-
-
-# --- fields and JSON
-# ----------------------------------------------------------------------------------------------------
 
 
 def test_leading_zeros_of_a_retry_do_not_count() -> None:
@@ -181,10 +157,6 @@ def test_no_data_stays_no_data() -> None:
     assert (
         run_chain([hook(lambda e: e.replace(data=e.data))], [b"id: 5\n\n"]).output == b"id: 5\n\n"
     )
-
-
-# --- loading
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_stream_classes_behind_an_entry_point_are_checked(

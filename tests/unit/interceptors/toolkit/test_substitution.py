@@ -63,24 +63,20 @@ def test_patterns_nobody_thought_of(pattern: str, flags: str, pieces: list[str])
     )
 
 
-@pytest.mark.parametrize(
-    ("pattern", "pieces", "left"),
-    [
-        ("secret", ["a plain text", " and more"], ["a plain text", " and more", ""]),
-        ("secret", ["a se", "a", "se", "cre", "t!"], ["a ", "sea", "", "", "#!", ""]),
-        ("secret", ["a ses", "es", "ecr", "x"], ["a se", "se", "", "secrx", ""]),
-        ("secret", ["a secr"], ["a ", "secr"]),
-        ("secret", ["secret"], ["#", ""]),
-        ("sk-[a-z]{3,}", ["s", "k", "-ab", "c", "d", " e"], ["", "", "", "", "", "# e", ""]),
-        ("sk-[a-z]{3,5}", ["sk-abc", "de", "f"], ["", "#", "f", ""]),
-        ("sk-[a-z]{3}", ["xsk-ab", "cd"], ["x", "#d", ""]),
-        ("a.*?b", ["xaxx", "b", "x"], ["x", "#", "x", ""]),
-        (r"\bass\b", ["cl", "ass", "ical ass", "!"], ["cl", "ass", "ical ", "#!", ""]),
-        (r"\bass\b", ["an ass"], ["an ", "#"]),
-        ("end$", ["the end", " is", " no end"], ["the ", "end is", " no ", "#"]),
-        ("(?i)SECRET", ["seC", "ReT"], ["", "#", ""]),
-    ],
-)
+@pytest.mark.parametrize(("pattern", "pieces", "left"), [
+    ("secret", ["a plain text", " and more"], ["a plain text", " and more", ""]),
+    ("secret", ["a se", "a", "se", "cre", "t!"], ["a ", "sea", "", "", "#!", ""]),
+    ("secret", ["a ses", "es", "ecr", "x"], ["a se", "se", "", "secrx", ""]),
+    ("secret", ["a secr"], ["a ", "secr"]), ("secret", ["secret"], ["#", ""]),
+    ("sk-[a-z]{3,}", ["s", "k", "-ab", "c", "d", " e"], ["", "", "", "", "", "# e", ""]),
+    ("sk-[a-z]{3,5}", ["sk-abc", "de", "f"], ["", "#", "f", ""]),
+    ("sk-[a-z]{3}", ["xsk-ab", "cd"], ["x", "#d", ""]),
+    ("a.*?b", ["xaxx", "b", "x"], ["x", "#", "x", ""]),
+    (r"\bass\b", ["cl", "ass", "ical ass", "!"], ["cl", "ass", "ical ", "#!", ""]),
+    (r"\bass\b", ["an ass"], ["an ", "#"]),
+    ("end$", ["the end", " is", " no end"], ["the ", "end is", " no ", "#"]),
+    ("(?i)SECRET", ["seC", "ReT"], ["", "#", ""]),
+])  # fmt: skip
 def test_a_text_waits_no_longer_than_it_must(
     pattern: str, pieces: list[str], left: list[str]
 ) -> None:
@@ -92,9 +88,7 @@ def test_a_text_waits_no_longer_than_it_must(
 
 @pytest.mark.parametrize("step", [1, 7, 150])
 def test_of_a_match_longer_than_the_window_nothing_leaves(step: int) -> None:
-    """It is replaced when the window is full, and what goes on matching goes with it; never more
-    than the window waits.
-    """
+    """It is replaced when the window is full, and what goes on matching goes with it."""
     text = "key sk-" + "a" * 500 + " end sk-abc"
     pieces = [text[at : at + step] for at in range(0, len(text), step)]
     left = fed("sk-[a-z]{3,}", pieces, window=100)
@@ -104,9 +98,7 @@ def test_of_a_match_longer_than_the_window_nothing_leaves(step: int) -> None:
 
 @pytest.mark.parametrize("step", [1, 7, 150])
 def test_what_grows_by_more_than_one_character_at_a_time_is_one_match(step: int) -> None:
-    """Beyond the window, too: half a repetition waits for its other half, and leaves when that does
-    not come.
-    """
+    """Beyond the window, too."""
     text = "x" + "1234-" * 100 + "12ab"
     pieces = [text[at : at + step] for at in range(0, len(text), step)]
     assert "".join(fed(r"(?:\d{4}-)+", pieces, window=60)) == "x#12ab"
@@ -150,9 +142,7 @@ def test_what_could_not_be_found_in_pieces_is_refused(pattern: str, message: str
 
 
 def test_a_template_with_groups_is_filled_in() -> None:
-    """By number and by name, of matches that were cut; a group that took no part is empty, as in
-    `re.sub`.
-    """
+    """By number and by name, of matches that were cut."""
     pattern, template = r"(?P<user>\w+)(\+\w+)?@(\w+)", r"\3:\g<user>\2"
     flow = Flow(Substitution(pattern, template), 100)
     pieces = ["an", "n@ho", "me, bob", "+x@w", "ork"]
@@ -183,15 +173,12 @@ def test_a_delta_costs_little_however_much_waits(pattern: str) -> None:
     assert set(left) <= {"a"}
 
 
-@pytest.mark.parametrize(
-    ("pattern", "secret"),
-    [
-        (r"(?i)password\s*[:=]\s*\S+", "Password = hunter2"),
-        (r"(?i)bearer\s+[a-z0-9._~+/-]+=*", "Bearer abc.def=="),
-        (r"\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*", "eyJh.eyJz.sig"),
-        (r"[\w.+-]+@[\w-]+\.[\w.]+", "a@b.c"),
-    ],
-)
+@pytest.mark.parametrize(("pattern", "secret"), [
+    (r"(?i)password\s*[:=]\s*\S+", "Password = hunter2"),
+    (r"(?i)bearer\s+[a-z0-9._~+/-]+=*", "Bearer abc.def=="),
+    (r"\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*", "eyJh.eyJz.sig"),
+    (r"[\w.+-]+@[\w-]+\.[\w.]+", "a@b.c"),
+])  # fmt: skip
 def test_usual_patterns_pass_a_megabyte(pattern: str, secret: str) -> None:
     text = "iVBORw0KGgoAAAANSUhEUgAAQd0pASSw8+/" * 30_000
     assert Substitution(pattern, "#").sub(f"{text} {secret}") == f"{text} #"
