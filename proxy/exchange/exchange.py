@@ -52,8 +52,11 @@ class Exchange:
         "_progress",
         "_request",
         "_response",
-        "_started_at",
         "_worker",
+        "client_place",
+        "is_counted",
+        "route_name",
+        "started_at",
     )
 
     def __init__(self, worker: Worker, scope: Scope) -> None:
@@ -63,7 +66,10 @@ class Exchange:
         self._progress = Progress()
         self._ending = Ending()
         self._cancel: trio.CancelScope | None = None  # while its nursery is open
-        self._started_at = self._ended_at = trio.current_time()
+        self.started_at = self._ended_at = trio.current_time()
+        self.route_name = NO_ROUTE
+        self.is_counted = False
+        self.client_place: tuple[str, str] | None = None
 
     def __repr__(self) -> str:
         request = self._request
@@ -78,7 +84,7 @@ class Exchange:
             if route is not None:
                 async with worker.pools.open_scope() as buffers, trio.open_nursery() as nursery:
                     self._cancel = nursery.cancel_scope
-                    self._cancel.deadline = self._started_at + route.timeouts.total
+                    self._cancel.deadline = self.started_at + route.timeouts.total
                     try:
                         await serve(
                             ExchangeContext(
@@ -109,7 +115,10 @@ class Exchange:
         try:
             route = admission.decide(worker, self._request)
         except Exception as error:
-            self._ending.fail(error, self.route_name)
+            self._ending.fail(error, "" if admission.route is None else admission.route.name)
+        if admission.route is not None:
+            self.route_name = admission.route.name
+        self.is_counted, self.client_place = admission.counted, admission.client_place
         self._body = RequestBody(
             receive,
             connection,
@@ -193,7 +202,7 @@ class Exchange:
         if kind in REFUSALS:
             metrics.refused[route, kind].inc()
         first_read = self._progress.first_read
-        first_byte_s = None if first_read is None else first_read - self._started_at
+        first_byte_s = None if first_read is None else first_read - self.started_at
         if first_byte_s is not None:
             metrics.time_to_first_byte[route].observe(first_byte_s)
         upstream, counts = self._progress.upstream, self.counts
@@ -207,7 +216,7 @@ class Exchange:
             "outcome": outcome.value,
             "events": None if counts is None else counts.total,
             "bytes": self.bytes_downstream,
-            "duration": round(self._ended_at - self._started_at, 6),
+            "duration": round(self._ended_at - self.started_at, 6),
             "time_to_first_byte": None if first_byte_s is None else round(first_byte_s, 6),
         }
         if failure is not None and not isinstance(failure, ClientGone | SendStalled):
@@ -232,21 +241,6 @@ class Exchange:
             progress.request.spawn = None
 
     # What the worker knows: `LiveExchange`
-
-    @property
-    def route_name(self) -> str:
-        """The route's label in logs and metrics."""
-        return NO_ROUTE if self._admission.route is None else self._admission.route.name
-
-    @property
-    def is_counted(self) -> bool:
-        """Whether it counts against the limits of streams; a refused one does not."""
-        return self._admission.counted
-
-    @property
-    def client_place(self) -> tuple[str, str] | None:
-        """Where the client's streams are counted; None where they are not limited."""
-        return self._admission.client_place
 
     @property
     def counts(self) -> EventCounts | None:
@@ -277,7 +271,7 @@ class Exchange:
             "route": self.route_name,
             "client": self._request.client,
             "phase": self._progress.phase,
-            "age": round(trio.current_time() - self._started_at, 3),
+            "age": round(trio.current_time() - self.started_at, 3),
             "bytes": self.bytes_downstream,
             "events": None if counts is None else counts.total,
         }

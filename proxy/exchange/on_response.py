@@ -29,10 +29,10 @@ from ..http.headers import (
 from ..http.place import ClientSide
 from ..http.references import client_headers, hold_references
 from ..relay.heartbeat import with_heartbeats
-from ..upstream import Endpoint, Fields, UpstreamBody, UpstreamCall
+from ..upstream import Fields, UpstreamBody, UpstreamCall
 from .context import ExchangeContext
 from .response_body import look_at, read_json
-from .upstream_call import ReceivedHead, host_of
+from .upstream_call import ReceivedHead
 
 __all__ = ["PreparedResponse", "on_response", "pass_interim"]
 
@@ -123,12 +123,16 @@ async def _show_head(ctx: ExchangeContext, received: ReceivedHead) -> ShownHead 
     route, request = ctx.route, ctx.progress.request
     headers = received.headers
     if hold_references(headers):
-        headers = _with_client_references(ctx, headers, received.endpoint, received.host)
+        headers = _with_client_references(ctx, headers, received.call)
     kind, coding = received.media_type, received.content_coding
     if request is None:
         return ShownHead(received.status, headers, kind, coding, None)
+    assert received.call.endpoint is not None
     route.dialect.note_response(
-        request, received.endpoint, is_encoded=coding != "identity", headers=ctx.request.headers
+        request,
+        received.call.endpoint,
+        is_encoded=coding != "identity",
+        headers=ctx.request.headers,
     )
     head = ResponseHead(received.status, headers, request)
     if route.chain.sees_heads:
@@ -260,17 +264,15 @@ async def pass_interim(
     """
     passed = end_to_end(headers)
     if hold_references(passed):
-        assert call.endpoint is not None
-        passed = _with_client_references(ctx, passed, call.endpoint, host_of(call.headers))
+        passed = _with_client_references(ctx, passed, call)
     await ctx.response.send_interim(status, passed)
 
 
 def _with_client_references(
-    ctx: ExchangeContext, received: HeaderList, endpoint: Endpoint, host: str
+    ctx: ExchangeContext, received: HeaderList, call: UpstreamCall
 ) -> HeaderList:
-    """A response's headers with URL references that lead the client to this route. `host`: the Host
-    header that the endpoint got.
-    """
+    """A response's headers with URL references that lead the client to this route."""
+    assert call.endpoint is not None
     request = ctx.request
     origin = client_origin(request.headers, scheme=request.scheme)
     changed = ctx.progress.request
@@ -278,11 +280,11 @@ def _with_client_references(
         path=request.target.path.decode("latin-1"),
         hosts=(
             (find_header(request.headers, b"host") or b"").decode("latin-1"),
-            host,
+            (find_header(call.headers, b"host") or b"").decode("latin-1"),
             "" if origin is None else origin.partition("://")[2],
         ),
         asked=None if changed is None else changed.raw_path.decode("latin-1"),
         origin=origin,
         outer=outer_prefix(request.headers).decode("latin-1"),
     )
-    return client_headers(received, ctx.route.places[endpoint], client)
+    return client_headers(received, ctx.route.places[call.endpoint], client)

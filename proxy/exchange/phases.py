@@ -91,7 +91,7 @@ async def read_length(ctx: ExchangeContext) -> bytes | None:
     """
     ctx.progress.phase = "read_body"
     request, body = ctx.request, ctx.body
-    length = request.content_length
+    length = find_header(request.headers, b"content-length")
     if length is None:
         if find_header(request.headers, b"transfer-encoding") is not None:
             length = b""
@@ -126,16 +126,13 @@ async def on_request(ctx: ExchangeContext, length: bytes | None) -> OutgoingRequ
     request = _request_for_hooks(ctx, has_body) if chain.owners else None
     if request is not None and chain.sees_requests:
         answer = await chain.on_request_head(request)
-    replaced = request is not None and request.body_replaced
     if has_body:
         if answer is not None:
             await _address(ctx, request, answer, length)
-        elif length and int(length) > ctx.route.limits.max_request_body_bytes:
-            raise too_large(ctx.route.limits.max_request_body_bytes)
-        elif not replaced:
-            length = await _settle_length(ctx, length)
-            ctx.body.check_size()
-            body = ctx.body.stream(int(length) if length else None)
+        else:
+            _check_length(ctx, length)
+            if request is None or not request.body_replaced:
+                body, length = await _open_body(ctx, length)
         ctx.watch_client()
     if answer is None and request is not None and (chain.wants_body or request.body_replaced):
         if chain.wants_body:
@@ -192,6 +189,19 @@ async def _address(
     if ctx.body.complete or not length or int(length) <= _SMALL_BODY_BYTES:
         request.set_body(await ctx.body.small_body(_SMALL_BODY_BYTES, _ADDRESS_S))
         address(request, answer)
+
+
+def _check_length(ctx: ExchangeContext, length: bytes | None) -> None:
+    limit = ctx.route.limits.max_request_body_bytes
+    if length and int(length) > limit:
+        raise too_large(limit)
+
+
+async def _open_body(ctx: ExchangeContext, length: bytes | None) -> tuple[Body, bytes | None]:
+    """The body for the upstream, and its length as far as it is known now."""
+    length = await _settle_length(ctx, length)
+    ctx.body.check_size()
+    return ctx.body.stream(int(length) if length else None), length
 
 
 async def _settle_length(ctx: ExchangeContext, length: bytes | None) -> bytes | None:

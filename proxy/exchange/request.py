@@ -13,7 +13,6 @@ from ..http import Host, Target, read_target, request_host
 from ..http.headers import (
     HeaderList,
     TrustedProxies,
-    find_header,
     one_spelling,
     received_request,
     refuse_two_lengths,
@@ -55,11 +54,6 @@ class ClientRequest(msgspec.Struct, frozen=True):
     def announces_body(self) -> bool:
         """Whether the head has a framing header. Over HTTP/2 a body needs none."""
         return any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
-
-    @property
-    def content_length(self) -> bytes | None:
-        """The `Content-Length`, unparsed."""
-        return find_header(self.headers, b"content-length")
 
 
 def read_request(scope: Scope, trusted: TrustedProxies) -> ClientRequest:

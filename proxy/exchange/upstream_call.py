@@ -23,18 +23,17 @@ from ..http.headers import (
     Via,
     are_fields,
     end_to_end,
-    find_header,
     one_forward_less,
     refuse_trace,
     request_headers,
     without_doubles,
     without_stale,
 )
-from ..upstream import Endpoint, Fields, OnInterim, UpstreamBody, UpstreamCall
+from ..upstream import Endpoint, OnInterim, UpstreamBody, UpstreamCall
 from ..worker.routes import Route
 from .request import ClientRequest
 
-__all__ = ["ReceivedHead", "UpstreamRequest", "host_of"]
+__all__ = ["ReceivedHead", "UpstreamRequest"]
 
 
 class ReceivedHead(NamedTuple):
@@ -47,9 +46,8 @@ class ReceivedHead(NamedTuple):
     content_coding: str
     """Both "" if the response contradicts itself and no interceptor sees it."""
     body: UpstreamBody
-    endpoint: Endpoint
-    host: str
-    """The Host header that the endpoint got."""
+    call: UpstreamCall
+    """The call that it answers."""
 
 
 class UpstreamRequest:
@@ -141,15 +139,7 @@ class UpstreamRequest:
                 raise ProtocolFailure(
                     f"{route.upstream}: the response's {error}, and an interceptor must see it"
                 ) from None
-        return ReceivedHead(
-            response.status,
-            headers,
-            kind,
-            coding,
-            response.body,
-            response.endpoint,
-            host_of(call.headers),
-        )
+        return ReceivedHead(response.status, headers, kind, coding, response.body, call)
 
     def _make(
         self, body: bytes | AsyncIterable[bytes], length: bytes | None, last_event_id: bytes | None
@@ -212,8 +202,3 @@ class UpstreamRequest:
         return interceptor_failed(
             "an interceptor has set a method or a header of the request that cannot be sent"
         )
-
-
-def host_of(headers: Fields) -> str:
-    """The Host header of a request."""
-    return (find_header(headers, b"host") or b"").decode("latin-1")

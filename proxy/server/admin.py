@@ -23,6 +23,7 @@ from ..downstream import Scope, raw_target
 from ..errors import ConfigError, RequestRefused
 from ..http import Host, HostList, read_target, request_host
 from ..http.headers import refuse_two_lengths
+from ..worker.live import describe_live
 from ..worker.worker import Worker
 from .listen import bind_socket, hypercorn_config
 
@@ -177,40 +178,55 @@ def add_pages(app: QuartTrio, worker: Worker, prefix: str) -> None:
 
     @app.get(f"{prefix}/status")
     async def status() -> dict[str, Any]:
-        return {
-            "pid": os.getpid(),
-            "draining": worker.draining,
-            "streams": len(worker.live),
-            "generations": len(worker.generations),
-            "pools": [
-                {
-                    "pool": item.pool,
-                    "in_use": item.in_use,
-                    "current_size": item.current_size,
-                    "reuse_rate": item.reuse_rate,
-                }
-                for item in worker.pools.statistics()
-            ],
-            "upstreams": {
-                name: {
-                    "endpoints": [
-                        {
-                            "endpoint": item.endpoint,
-                            "state": item.state,
-                            "outstanding": item.outstanding,
-                        }
-                        for item in transport.endpoint_states()
-                    ],
-                    "connections": [
-                        {
-                            "origin": item.origin,
-                            "lent": item.lent,
-                            "idle": item.idle,
-                            "waiting": item.waiting,
-                        }
-                        for item in transport.statistics()
-                    ],
-                }
-                for name, transport in worker.routes.transports.items()
-            },
-        }
+        return _status(worker)
+
+
+def _status(worker: Worker) -> dict[str, Any]:
+    """The JSON of `/status`, of one worker.
+
+    - `pid`, `draining`, `streams` (open exchanges), `generations` (configurations in use)
+    - `exchanges`: `total`, and in `oldest` at most 1,000 of them, oldest first: `route`, `client` (an
+      address, or null), `phase` (`proxy.exchange.context.Phase`), `age` in seconds, body `bytes`
+      handed to the client, and `events` that interceptors saw, null without such interceptors
+    - `pools`: `pool`, `in_use`, `current_size`, `reuse_rate`
+    - `upstreams` by name: `endpoints` with `endpoint`, `state`, `outstanding`, and `connections` with
+      `origin`, `lent`, `idle`, `waiting`
+    """
+    return {
+        "pid": os.getpid(),
+        "draining": worker.draining,
+        "streams": len(worker.live),
+        "generations": len(worker.generations),
+        "exchanges": describe_live(worker.live),
+        "pools": [
+            {
+                "pool": item.pool,
+                "in_use": item.in_use,
+                "current_size": item.current_size,
+                "reuse_rate": item.reuse_rate,
+            }
+            for item in worker.pools.statistics()
+        ],
+        "upstreams": {
+            name: {
+                "endpoints": [
+                    {
+                        "endpoint": item.endpoint,
+                        "state": item.state,
+                        "outstanding": item.outstanding,
+                    }
+                    for item in transport.endpoint_states()
+                ],
+                "connections": [
+                    {
+                        "origin": item.origin,
+                        "lent": item.lent,
+                        "idle": item.idle,
+                        "waiting": item.waiting,
+                    }
+                    for item in transport.statistics()
+                ],
+            }
+            for name, transport in worker.routes.transports.items()
+        },
+    }

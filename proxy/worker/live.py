@@ -5,30 +5,27 @@ The exchange implements this; the worker, its generations and its metrics never 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from interceptors.chain import EventCounts
 
-__all__ = ["LiveExchange"]
+__all__ = ["LiveExchange", "describe_live"]
+
+_MOST_LISTED = 1000
 
 
 class LiveExchange(Protocol):
     """One exchange between `Worker.enter` and `Worker.leave`."""
 
-    @property
-    def route_name(self) -> str:
-        """The route's label in logs and metrics."""
-        ...
-
-    @property
-    def is_counted(self) -> bool:
-        """Whether it counts against the limits of streams; a refused one does not."""
-        ...
-
-    @property
-    def client_place(self) -> tuple[str, str] | None:
-        """Where the client's streams are counted; None where they are not limited."""
-        ...
+    route_name: str
+    """The route's label in logs and metrics."""
+    started_at: float
+    """Trio's time."""
+    is_counted: bool
+    """It counts against the limits of streams; a refused one does not."""
+    client_place: tuple[str, str] | None
+    """Where the client's streams are counted; None where they are not limited."""
 
     @property
     def counts(self) -> EventCounts | None:
@@ -52,3 +49,9 @@ class LiveExchange(Protocol):
     def describe(self) -> dict[str, Any]:
         """The exchange in `/status`: route, client, phase, age, bytes and events."""
         ...
+
+
+def describe_live(exchanges: Collection[LiveExchange]) -> dict[str, Any]:
+    """The exchanges in `/status`: how many there are, and the oldest 1,000, oldest first."""
+    oldest = sorted(exchanges, key=lambda item: item.started_at)[:_MOST_LISTED]
+    return {"total": len(exchanges), "oldest": [item.describe() for item in oldest]}
