@@ -1,5 +1,5 @@
-"""The `on_event` hooks of one stream, in their order: events enter at the front, or after the member
-that added them, and leave after the last hook.
+"""The `on_event` hooks of one stream, in their order: events enter at the front, or after the
+member that added them, and leave after the last hook.
 
 This module decides what a hook may return. It must not know windows, parts or what else belongs to
 a stream.

@@ -1,7 +1,9 @@
 """The relay: upstream bytes -> events -> interceptors -> downstream, for one response.
 
-Two kinds with one interface, the choice between them, and the mover, which waits for what they
-need.
+`step` defines `Relay`, `passing` and `events` implement it, `open_relay` chooses. `mover` waits for
+what a relay needs, through the `hub` where there is one. `resume` continues a stream over several
+connections, `heartbeat` keeps quiet ones alive, `loop` holds what the hub knows of Trio. Relays
+import `upstream`, `downstream` and `dialects`; never `exchange` or `worker`.
 """
 
 from __future__ import annotations
@@ -31,13 +33,12 @@ def open_relay(
     wrote_before_body: bool = False,
     resume: Resume | None = None,
 ) -> Relay:
-    """The relay of a body, when both heads are done; it takes nothing over but the leases it
-    borrows.
+    """The relay of a body, after both heads are done. It owns nothing but the leases it borrows.
 
-    `chain`: without one, or when none of its hooks sees events, bytes pass unparsed. `sse`: windows
-    come from the pool for events. `wrote_before_body`: a comment has left already, before the first byte of
-    the body. `resume`: only whole events leave, without those that the client has had already; when
-    the body has ended, `continue_with` may be called.
+    `chain`: without one, or if none of its hooks sees events, bytes pass unparsed. `sse`: windows
+    come from the pool for events. `wrote_before_body`: a heartbeat was sent before the body.
+    `resume`: only whole events leave, without those the client already has, and `continue_with` may
+    be called after the body has ended.
     """
     relay: Relay
     if resume is not None or (chain is not None and chain.wants_events):

@@ -1,8 +1,8 @@
 """The relay of whole events: through the interceptors that see them, and over several connections
-where the stream is to go on.
+where the stream can resume.
 
-An event that is not whole yet waits here, at the beginning of a lease of its own. It leaves in
-pieces only if it is above the limit and no interceptor needs it.
+An unfinished event waits here, at the beginning of a lease of its own. Only an event above the
+limit that no interceptor needs leaves in pieces.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .step import Need, Relay, release_parts
 
 __all__ = ["EventRelay"]
 
-_LEAST_ROOM = 1024  # read no less than this behind an unfinished event
+_LEAST_ROOM = 1024  # the least to read after an unfinished event
 _READ, _WRITE, _END = Need.READ, Need.WRITE, Need.END
 
 
 class EventRelay(Relay):
     """Implements `Relay` for events: with a chain that sees them, with a `Resume`, or with both."""
 
-    __slots__ = ("_awaits", "_carried", "_carry", "_passes", "_resume", "_sees", "_stopped")
+    __slots__ = ("_awaits", "_carried", "_carry", "_hooked", "_passes", "_resume", "_stopped")
 
     def __init__(
         self,
@@ -40,22 +40,22 @@ class EventRelay(Relay):
         resume: Resume | None,
     ) -> None:
         super().__init__(body, writer, chain, pools, scope, sse=sse)
-        self._sees = chain = chain if chain is not None and chain.wants_events else None
+        self._hooked = chain = chain if chain is not None and chain.wants_events else None
         self._awaits = chain is not None and chain.is_async
         self._resume = resume
-        self._passes = False  # a body that is no event stream, and that no interceptor sees
-        self._carry: Lease | None = None  # an event that is not whole yet lies at its beginning
+        self._passes = False  # not an event stream, and no interceptor sees it
+        self._carry: Lease | None = None  # holds an unfinished event at its beginning
         self._carried = 0
-        # As `_intercept` takes it, where an async hook has stopped.
+        # The arguments of `_intercept` where an async hook has stopped it.
         self._stopped: tuple[int, int, int | None, int] = (0, 0, None, 0)
 
     @property
     def at_boundary(self) -> bool:
-        return not self._passes if self._sees is None else self._sees.at_boundary
+        return not self._passes if self._hooked is None else self._hooked.at_boundary
 
     @property
     def between_events(self) -> bool:
-        return not self._passes if self._sees is None else self._sees.between_events
+        return not self._passes if self._hooked is None else self._hooked.between_events
 
     @property
     def last_left(self) -> float:
@@ -63,7 +63,7 @@ class EventRelay(Relay):
 
     @property
     def runs_hooks(self) -> bool:
-        return self._sees is not None
+        return self._hooked is not None
 
     @property
     def awaits(self) -> bool:
@@ -80,8 +80,8 @@ class EventRelay(Relay):
         return self._resume is None and super().ends_in_finish
 
     def note_own_write(self) -> None:
-        if self._sees is not None:
-            self._sees.wrote_before_body = True
+        if self._hooked is not None:
+            self._hooked.wrote_before_body = True
 
     def continue_with(self, body: UpstreamBody) -> None:
         self._keep(bytearray(), 0, 0)
@@ -90,15 +90,15 @@ class EventRelay(Relay):
     def pump(self, window: bytearray, now: float) -> Need:
         carry = self._carry
         if carry is None and self._awaits:
-            # What an async hook sees must stay where it is, whoever uses the window meanwhile.
+            # An async hook's event must stay in place while other streams use the window.
             carry = self._carry = self._scope.acquire(
                 self._pools.http_response if self.wants_large else self._pools.sse_event
             )
         if carry is None:
             buffer, at = window, 0
         elif self.wants_large and not self._awaits and self._carried <= len(window) // 2:
-            # More comes at once than the rest of that small buffer takes: the window does, behind a
-            # copy of what is there.
+            # More arrives at once than the small buffer has room for: read into the window, after
+            # a copy of what is there.
             buffer, at = window, self._carried
             buffer[:at] = carry.buffer[:at]
         else:
@@ -112,14 +112,14 @@ class EventRelay(Relay):
         self._note(last - first, now)
         if self._resume is not None:
             all_sent = self._take(self._resume, buffer, 0 if at else first, last)
-        elif self._sees is None:
+        elif self._hooked is None:
             all_sent = self._pass(buffer, 0 if at else first, last)
         else:
-            all_sent = self._intercept(self._sees, buffer, 0 if at else first, last)
+            all_sent = self._intercept(self._hooked, buffer, 0 if at else first, last)
         return self.next_need() if all_sent else _WRITE
 
     def proceed(self) -> Need:
-        chain, carry = self._sees, self._carry
+        chain, carry = self._hooked, self._carry
         assert chain is not None
         assert carry is not None
         self.failure = chain.failure
@@ -132,27 +132,27 @@ class EventRelay(Relay):
         return self.next_need() if all_sent else _WRITE
 
     def _take(self, resume: Resume, buffer: bytearray, start: int, end: int) -> bool:
-        """Whole events that the client has not had yet, to the chain if there is one; what is left
-        stays for the next read.
+        """Pass on whole events that the client does not have yet, through the chain if there is
+        one. The rest stays for the next read.
         """
         first, last, rest = resume.take(buffer, start, end)
         if resume.failure is not None:
             end = rest
         if resume.is_body:
             self._resume = None
-            if self._sees is not None:
-                return self._intercept(self._sees, buffer, first, end)
+            if self._hooked is not None:
+                return self._intercept(self._hooked, buffer, first, end)
             self._passes = True
             last = rest = end
-        if self._sees is not None:
-            return self._intercept(self._sees, buffer, first, last, rest, end)
+        if self._hooked is not None:
+            return self._intercept(self._hooked, buffer, first, last, rest, end)
         self.failure = resume.failure
         all_sent = self._pass(buffer, first, last)
         self._keep(buffer, rest, end)
         return all_sent
 
     def _pass(self, buffer: bytearray, first: int, last: int) -> bool:
-        """Bytes that no interceptor sees."""
+        """Pass on bytes that no interceptor sees."""
         if first == last:
             return True
         self.last_write = self.last_read
@@ -171,8 +171,8 @@ class EventRelay(Relay):
         behind: int | None = None,
         end: int = 0,
     ) -> bool:
-        """Whole events through the chain; what is left stays behind for the next read. With
-        `behind`, that is `buffer[behind:end]`, and the chain gets nothing but whole events.
+        """Pass events through the chain. The rest stays for the next read: with `behind` that is
+        `buffer[behind:end]`, and the chain gets whole events only.
         """
         parts, rest = chain.process(
             buffer, start, last, final=self.body.complete and behind is None
@@ -197,8 +197,8 @@ class EventRelay(Relay):
         return all_sent
 
     def _keep(self, buffer: bytearray, rest: int, last: int) -> None:
-        """Keep `buffer[rest:last]`, the beginning of an event, in a lease of its own; or let that
-        lease go.
+        """Keep `buffer[rest:last]`, an unfinished event, in a lease of its own; release that lease
+        if there is none.
         """
         size = last - rest
         carry = self._carry
@@ -224,8 +224,8 @@ class EventRelay(Relay):
         self._carried = size
 
     def _room(self, carry: Lease) -> bytearray:
-        """The buffer of an unfinished event, with room to read on: its own, a larger one, or its
-        own grown.
+        """A buffer that holds the unfinished event and has room to read: its own, a larger one, or
+        its own grown.
         """
         buffer = carry.buffer
         is_small = carry.pool is self._pools.sse_event
@@ -240,7 +240,5 @@ class EventRelay(Relay):
             self._carry = larger
             self._scope.release(carry)
             return target
-        buffer.extend(
-            bytes(len(buffer))
-        )  # too large for any pool: doubled, and discarded when it is given back
+        buffer.extend(bytes(len(buffer)))  # above every pool's size: discarded on return
         return buffer

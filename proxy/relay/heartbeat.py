@@ -1,11 +1,9 @@
-"""What a heartbeat looks like, and how one goes out beside something else that is awaited.
+"""Heartbeats: what they are, and how to send them while something else is awaited.
 
-A heartbeat is a comment line with one line end (WHATWG HTML, section 9.2.6): it begins no event,
-and ends none. An empty line behind it would: clients have been seen to take that for an event
-without data. While a relay moves a stream, its mover sees to heartbeats; here is what beats when
-there is no relay yet, or when it has to wait for something else.
-
-It knows neither heads nor writers.
+A heartbeat is a comment line with one line end (WHATWG HTML, section 9.2.6), which neither begins
+nor ends an event. An empty line after it would end one: some clients take that for an event without
+data. While a relay moves a stream, its mover sends heartbeats; `with_heartbeats` does so before
+there is a relay, and while hooks are awaited. This module must not know heads or writers.
 """
 
 from __future__ import annotations
@@ -23,15 +21,16 @@ T = TypeVar("T")
 
 
 async def with_heartbeats(
-    step: Callable[[], Awaitable[T]], wait_s: float | None, beat: Callable[[], Awaitable[float]]
+    step: Callable[[], Awaitable[T]],
+    wait_s: float | None,
+    send_heartbeat: Callable[[], Awaitable[float]],
 ) -> T:
-    """Await `step` in the calling task, and `beat` in another: after `wait_s` seconds, and then
-    again after as many as it returns.
+    """Await `step`, and call `send_heartbeat` in another task: after `wait_s` seconds, and again
+    after as many seconds as it returns. `wait_s` None: never.
 
-    None: never. A beat that has begun is finished before this returns, so that whatever it writes
-    is whole. Raises what `step` raises, and what `beat` raises, which cancels `step`. When a beat
-    fails that was under way as `step` returned, its result is lost: what it has opened, somebody
-    else must know, too.
+    A heartbeat that has begun finishes before this returns, so its bytes are whole. Raises what
+    `step` raises, and what `send_heartbeat` raises, which cancels `step`. If a heartbeat fails
+    after `step` has returned, the result of `step` is lost: its owner must know what it opened.
     """
     if wait_s is None:
         return await step()
@@ -39,27 +38,25 @@ async def with_heartbeats(
     results: list[T] = []
     failure: Exception | None = None
 
-    async def beats(wait_s: float, scope: trio.CancelScope) -> None:
+    async def send_all(wait_s: float, scope: trio.CancelScope) -> None:
         nonlocal failure
         while not over.is_set():
             with trio.move_on_after(wait_s):
                 await over.wait()
                 return
             try:
-                wait_s = await beat()
+                wait_s = await send_heartbeat()
             except Exception as error:
                 failure = failure or error
                 scope.cancel()
                 return
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(beats, wait_s, nursery.cancel_scope)
+        nursery.start_soon(send_all, wait_s, nursery.cancel_scope)
         try:
             results.append(await step())
         except Exception as error:
-            failure = (
-                failure or error
-            )  # raised outside of the nursery, which would wrap it in a group
+            failure = failure or error  # raised below: the nursery would wrap it in a group
         over.set()
     if failure is not None:
         raise failure
@@ -67,12 +64,10 @@ async def with_heartbeats(
 
 
 def only_accepts_streams(accept: list[bytes]) -> bool:
-    """Whether the values of `Accept` (RFC 9110, section 12.5.1) leave no other answer than an event
-    stream.
+    """Whether the values of `Accept` (RFC 9110, section 12.5.1) allow only an event stream.
 
-    A client that names other types, too, may get one of those: MCP's clients name JSON and event
-    streams in every request, and the answer to most is JSON. `*/*` beside it is no other type's
-    name.
+    MCP clients name JSON and event streams in every request, and most answers are JSON. `*/*` does
+    not count as another type.
     """
     wanted = False
     for item in b",".join(accept).split(b","):
@@ -87,7 +82,7 @@ def only_accepts_streams(accept: list[bytes]) -> bool:
 
 
 def _is_refused(parameters: bytes) -> bool:
-    """A weight of zero: not acceptable."""
+    """Whether the weight is zero: not acceptable."""
     for item in parameters.split(b";"):
         name, _, value = item.partition(b"=")
         if name.strip().lower() == b"q":

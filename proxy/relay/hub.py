@@ -1,31 +1,26 @@
-"""The hub: who waits. One epoll for the streams of a worker that only need moving.
+"""The hub: waits for the streams of a worker that only need moving, in one epoll.
 
-A stream's task parks here, inside its own nursery and cancel scope, and is woken only when there is
-something to decide: the client's socket is full, the stream has ended or failed, a deadline has
-fired. Meanwhile the hub pumps every stream that is readable, all through one borrowed window. So
-structure and cancellation stay Trio's, and what an event costs there goes.
+A stream's task parks here, in its own nursery and cancel scope, and is woken only for a decision:
+the client's socket is full, the stream has ended or failed, a deadline has fired. Meanwhile the hub
+pumps every readable stream through one borrowed window, so that structure and cancellation stay
+Trio's while an event costs no task switch.
 
-The hub waits *in Trio's place*: an instrument that Trio calls before it waits, with Trio's own
-epoll (`loop`) among what it waits for. An event that comes then costs one wait, one read and one
-write, and no pass through Trio's loop; whatever is Trio's (a socket, a thread, a signal, a
-deadline, a task that a pump has woken) ends the hub's wait at once. Where Trio is not as we know
-it, the hub is an ordinary task that waits for its epoll's descriptor. Invariants:
+The hub waits in place of Trio: an instrument calls it before Trio waits, and its epoll contains
+Trio's (`loop`). An event then costs one wait, one read and one write; anything of Trio's (a socket,
+a thread, a signal, a deadline, a task woken by a pump) ends the hub's wait at once. In an unknown
+Trio the hub is an ordinary task that waits for its epoll. Invariants:
 
-- a stream leaves the table and the epoll before its task is rescheduled, and is rescheduled exactly
-  once;
-- every exception out of a pump is that stream's, none is the hub's;
-- a descriptor is unregistered, never masked (EPOLLHUP arrives at mask 0), and only its own task
-  closes it, after it has left;
-- bytes that wait inside TLS are pumped without waiting for the socket;
-- the hub looks for what is Trio's after `TURN_S` or `TURN_PUMPS`, whichever is first;
-- who was not served then is served in the next turn, before whoever has come since: first those
-  that read little at a time, then those that fill large windows, of whom at least one is served in
-  each turn. So an event waits for streams that never run dry no longer than for the end of a turn,
-  and of one more for each `TURN_PUMPS` of them: so many does epoll tell of at a time;
-- windows are borrowed for a turn in which there is something to read, and are back before anybody
-  waits.
+- a stream leaves the table and the epoll before its task is rescheduled, exactly once;
+- an exception out of a pump is that stream's, never the hub's;
+- a descriptor is unregistered, never masked (EPOLLHUP arrives at mask 0), and closed only by its
+  own task, after it has left;
+- bytes buffered inside TLS are pumped without waiting for the socket;
+- a turn ends after `TURN_S` or `TURN_PUMPS`, and Trio's events are checked then;
+- streams left over from one turn go first in the next: those that read little, then those that
+  fill large windows, at least one of them in each turn;
+- windows are borrowed for one turn, and only if there is something to read.
 
-It knows relays by `pump`, and nothing of what they move.
+The hub knows streams by `pump` only.
 """
 
 from __future__ import annotations
@@ -52,20 +47,19 @@ __all__ = ["TURN_PUMPS", "TURN_S", "Hub", "Stream"]
 TURN_S = 0.002
 TURN_PUMPS = 64
 _READ, _TURN = Need.READ, Need.TURN
-_waited_for = trio.lowlevel.RunVar(
-    "proxy.relay.hub", default=False
-)  # two hubs cannot wait in the place of one Trio
+# Two hubs cannot wait in place of one Trio.
+_waited_for = trio.lowlevel.RunVar("proxy.relay.hub", default=False)
 
 
 class Stream(Protocol):
-    """What the hub moves."""
+    """A stream as the hub sees it."""
 
     wants_large: bool
-    """Which window the next pump wants."""
+    """Whether the next pump wants the large window."""
 
     @property
     def runs_hooks(self) -> bool:
-        """Whether a pump runs a user's code, which then must find its task's context variables."""
+        """Whether a pump runs user code, which needs the context variables of its task."""
         ...
 
     def fileno(self) -> int: ...
@@ -74,7 +68,7 @@ class Stream(Protocol):
 
 
 class _Parked:
-    """A stream in the hub, with the task that waits for it."""
+    """A stream in the hub, and its parked task."""
 
     __slots__ = ("fd", "hub", "pump", "queued", "raise_cancel", "runs_hooks", "stream", "task")
 
@@ -89,9 +83,9 @@ class _Parked:
         self.queued = False
 
     def abort(self, raise_cancel: RaiseCancelT) -> Abort:
-        """Trio cancels the task that waits for the stream."""
+        """Trio cancels the parked task."""
         if self.hub.is_pumping(self):
-            # A hook of this very stream cancels it: let the pump end first.
+            # A hook of this stream cancels it: finish the pump first.
             self.raise_cancel = raise_cancel
             return Abort.FAILED
         self.hub.remove(self)
@@ -102,22 +96,21 @@ class Hub:
     """The hub of one worker. `run` must be running wherever `move` is called."""
 
     def __init__(self, pools: Pools) -> None:
-        """Raises `OSError` where there is no epoll to be had; ask `available` first."""
+        """Raises `OSError` if there is no epoll; check `available` first."""
         self._pools = pools
         self._epoll = select.epoll()
         self._parked: dict[int, _Parked] = {}
-        # To be pumped next, whatever the epoll says: who reads little at a time, and who fills
-        # large windows.
+        # Pumped next, readable or not: streams that read little, and those that fill large windows.
         self._light: deque[_Parked] = deque()
         self._heavy: deque[_Parked] = deque()
         self._pumping: _Parked | None = None
         self._loop: TrioLoop | None = None
         self._trio_fd = -1  # Trio's epoll, while the hub waits in its place
-        self._trio_ready: select.poll | None = None  # asks for that one alone
+        self._trio_ready: select.poll | None = None  # polls that epoll alone
         self._for_trio = False  # that epoll is ready
         self._ran_hooks = False
         self._clock = 0.0
-        self._trio_ahead = 0.0  # of that clock
+        self._trio_ahead = 0.0  # Trio's time minus that clock
         self._small_window: bytearray | None = None  # of this turn
         self._large_window: bytearray | None = None
         self._leases: list[Lease] = []
@@ -164,10 +157,9 @@ class Hub:
         raise waiter.error
 
     async def move(self, stream: Stream) -> Need:
-        """Park the calling task until `stream` needs it; what it needs. Raises what `pump` raises,
-        in this task.
+        """Park the calling task until `stream` needs it; raises what `pump` raises.
 
-        Cancelled, the stream has left the hub when this raises.
+        If cancelled, the stream has left the hub when this raises.
         """
         fd = stream.fileno()
         if fd < 0:
@@ -179,13 +171,11 @@ class Hub:
         return need
 
     def wait(self, loop: TrioLoop, timeout_s: float) -> None:
-        """Wait in Trio's place and move streams meanwhile, until there is something for Trio to do,
-        or `timeout_s` has passed.
-
-        Blocks the thread, as Trio's own wait would; to be called just before that.
+        """Wait in place of Trio, and move streams, until Trio has work or `timeout_s` has passed.
+        Blocks the thread, as Trio's own wait would; called just before that.
         """
         if not self._parked:
-            self._light.clear()  # who has left is remembered no longer
+            self._light.clear()  # only streams that have left
             self._heavy.clear()
             return
         runnable, wants_idle, deadline = loop.runnable, loop.wants_idle, loop.next_deadline()
@@ -201,54 +191,59 @@ class Hub:
             if self._ran_hooks and loop.next_deadline() < deadline:
                 break
         if wants_idle and not pumps and not self._for_trio:
-            return  # Trio's own wait must be seen to last
+            return  # Trio's own wait must reach its timeout
         if timeout_s > 0 or not runnable:
-            # Also when Trio's epoll is ready: it need not be any more, if a pump or another process
-            # has been there first.
+            # Also when Trio's epoll was ready: a pump or another process may have read since.
             loop.wake()
 
     def _turn(self, wait_s: float) -> int:
-        """Wait for streams and pump those that are ready, each once, as long as a turn lasts. How
-        many were pumped.
+        """Wait for streams, and pump each one that is ready once, for at most the length of a turn.
+        Returns how many were pumped.
         """
         light, heavy = self._light, self._heavy
         events = self._epoll.poll(0 if light or heavy else wait_s, TURN_PUMPS)
         clock = self._clock = perf_counter()
-        now = clock + self._trio_ahead
-        ends_at = clock + TURN_S
-        pumps = 0
-        late = some_wait = bool(light)  # who was not served in the last turn goes first
         try:
-            for fd, _ in events:
-                ready = self._parked.get(fd)
-                if ready is None:
-                    self._for_trio = self._for_trio or fd == self._trio_fd
-                elif ready.queued:
-                    pass
-                elif late or ready.stream.wants_large:
-                    self._enqueue(ready)
-                else:
-                    self._pump(ready, now)
-                    pumps += 1
-                    late = perf_counter() > ends_at
-            for _ in range(min(len(light), TURN_PUMPS) if some_wait else 0):
-                if pumps and perf_counter() > ends_at:
-                    break
-                pumps += self._pump_queued(light.popleft(), now)
-            for number in range(min(len(heavy), max(1, TURN_PUMPS - pumps))):
-                if number and perf_counter() > ends_at:
-                    break
-                pumps += self._pump_queued(heavy.popleft(), now)
+            pumps = self._pump_ready(events, clock)
             if (
                 self._trio_ready is not None
                 and (light or heavy or len(events) == TURN_PUMPS)
                 and self._trio_ready.poll(0)
             ):
-                self._for_trio = True  # among so many, Trio's epoll may not have had its turn
+                self._for_trio = True  # among so many events Trio's epoll may be missing
         finally:
             self._small_window = self._large_window = None
             while self._leases:
                 self._leases.pop().release()
+        return pumps
+
+    def _pump_ready(self, events: list[tuple[int, int]], clock: float) -> int:
+        """Pump readable streams, then those queued: light ones, then heavy ones. Streams that were
+        left over from the last turn go before readable ones.
+        """
+        light, heavy = self._light, self._heavy
+        now, ends_at, pumps = clock + self._trio_ahead, clock + TURN_S, 0
+        had_light = late = bool(light)
+        for fd, _ in events:
+            ready = self._parked.get(fd)
+            if ready is None:
+                self._for_trio = self._for_trio or fd == self._trio_fd
+            elif ready.queued:
+                pass
+            elif late or ready.stream.wants_large:
+                self._enqueue(ready)
+            else:
+                self._pump(ready, now)
+                pumps += 1
+                late = perf_counter() > ends_at
+        for _ in range(min(len(light), TURN_PUMPS) if had_light else 0):
+            if pumps and perf_counter() > ends_at:
+                break
+            pumps += self._pump_queued(light.popleft(), now)
+        for number in range(min(len(heavy), max(1, TURN_PUMPS - pumps))):
+            if number and perf_counter() > ends_at:
+                break
+            pumps += self._pump_queued(heavy.popleft(), now)
         return pumps
 
     def _enqueue(self, parked: _Parked) -> None:
@@ -256,9 +251,7 @@ class Hub:
         (self._heavy if parked.stream.wants_large else self._light).append(parked)
 
     def _pump_queued(self, parked: _Parked, now: float) -> bool:
-        """Pump a stream that was queued, unless it has left meanwhile, and its number may be
-        another's.
-        """
+        """Pump a queued stream, unless it has left: its descriptor may be another stream's now."""
         parked.queued = False
         if self._parked.get(parked.fd) is not parked:
             return False
@@ -297,19 +290,17 @@ class Hub:
         if parked.raise_cancel is not None and isinstance(result, outcome.Value):
             result = outcome.capture(parked.raise_cancel)
         trio.lowlevel.reschedule(parked.task, result)
-        result = None  # an error's traceback knows this frame, and must not be known by it
+        result = None  # break the reference cycle: the traceback references this frame
 
     def is_pumping(self, parked: _Parked) -> bool:
-        """Whether it is this stream's pump that is running."""
+        """Whether this stream's pump is running."""
         return self._pumping is parked
 
     def remove(self, parked: _Parked) -> None:
         """Take a stream out of the table and the epoll, unless it has left."""
         if self._parked.get(parked.fd) is parked:
             del self._parked[parked.fd]
-            with suppress(
-                OSError, ValueError
-            ):  # closed against the contract, and the hub lives on; or the hub's end
+            with suppress(OSError, ValueError):  # closed too early, or the hub has ended
                 self._epoll.unregister(parked.fd)
 
     def _borrow_small(self) -> bytearray:
@@ -326,8 +317,8 @@ class Hub:
 
 
 class _Waiter(trio.abc.Instrument):
-    """Lets the hub wait where Trio is about to. Nothing may be raised here: Trio would go on
-    without it.
+    """Lets the hub wait when Trio is about to. Nothing may be raised here: Trio would drop the
+    instrument.
     """
 
     def __init__(self, hub: Hub, loop: TrioLoop) -> None:

@@ -1,10 +1,8 @@
-"""What we know of Trio's insides, all in one place, and checked: its epoll, and what it has to do
-next.
+"""Trio's internals that the hub uses, in one place and checked: its epoll, run queue and deadlines.
 
-Trio waits in an epoll of its own and tells nobody its descriptor. With it, somebody else can wait
-in Trio's place, for its sockets and for others, and spare each of those others a pass through
-Trio's loop (`hub`). An `Instrument`, which is Trio's public API, is called at just that point.
-`trio_loop` answers None where anything is not as we know it, and then the hub is an ordinary task.
+With Trio's epoll descriptor the hub can wait for Trio's sockets and its own at once, which saves a
+pass through Trio's loop for each of its events. An `Instrument` (public API) is called just before
+Trio waits. `trio_loop` returns None if any internal differs; the hub is then an ordinary task.
 `tests/unit/proxy/relay/test_loop.py` fails when an installed Trio has changed.
 """
 
@@ -39,18 +37,16 @@ class TrioLoop:
         self._runner = runner
         self._deadlines = runner.deadlines
         self.runnable: deque[Any] = runner.runq
-        """The tasks that can run now."""
+        """Tasks that can run now."""
         self.fd = epoll.fileno()
-        """Readable when one of Trio's sockets is ready, a thread or a signal has woken Trio, or
-        `wake` was called.
+        """Readable when a socket of Trio's is ready, a thread or signal has woken Trio, or after
+        `wake`.
         """
         self.wake: Callable[[], None] = runner.io_manager.force_wakeup
-        """Let Trio's next wait return at once."""
+        """Make Trio's next wait return at once."""
 
     def run_as(self, task: Task, function: Callable[..., T], *args: Any) -> T:
-        """Call a function between two passes of the loop as if a task called it: in its context,
-        and as the current task.
-        """
+        """Call a function between two passes of the loop as if `task` called it."""
         self._run_context.task = task
         try:
             return task.context.run(function, *args)
@@ -64,16 +60,14 @@ class TrioLoop:
 
     @property
     def wants_idle(self) -> bool:
-        """Whether somebody waits until nothing happens: `wait_all_tasks_blocked`, an autojump
-        clock.
-        """
+        """Whether a task waits for idleness: `wait_all_tasks_blocked`, an autojump clock."""
         runner = self._runner
         return bool(runner.waiting_for_idle) or runner.clock_autojump_threshold != inf
 
 
 def trio_loop() -> TrioLoop | None:
-    """The running loop, or None when it is not one that we know: no epoll, guest mode, another
-    Trio. Call it inside Trio.
+    """The running loop, or None without epoll, in guest mode, or in an unknown Trio. Call it inside
+    Trio.
     """
     run_context = getattr(trio_run, "GLOBAL_RUN_CONTEXT", None)
     runner: Any = getattr(run_context, "runner", None)

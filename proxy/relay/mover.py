@@ -1,7 +1,7 @@
-"""The mover: waits for what a relay's steps need, in the stream's own task: upstream (in the hub,
-where there is one), the client, interceptors. Meanwhile it sees to heartbeats.
+"""`Mover`: waits for what a relay's steps need, in the stream's own task: upstream (through the
+hub, where there is one), the client, async hooks. Meanwhile it sends heartbeats.
 
-Whatever awaits is here, with its deadlines; nothing here touches a byte of the body.
+Every wait of a relay is here, with its deadline. This module must not touch bytes of the body.
 """
 
 from __future__ import annotations
@@ -23,13 +23,11 @@ T = TypeVar("T")
 
 
 class Mover:
-    """Moves one relay. `run` moves the body that it has to its end, and may be called again when it
-    has got another one.
-    """
+    """Moves one relay. `run` moves its body to the end; call it again for another body."""
 
     __slots__ = (
-        "_beating",
         "_flush",
+        "_flushing",
         "_heartbeat_s",
         "_hub",
         "_idle_s",
@@ -48,9 +46,8 @@ class Mover:
         heartbeat_s: float | None = None,
     ) -> None:
         """`idle_s` limits the silence of upstream; `flush` waits until the client has taken what
-        was written. After
-        `heartbeat_s` of silence towards the client a heartbeat goes out, between two events; only for
-        event streams of unknown length that are not encoded.
+        was written. After `heartbeat_s` without a write to the client a heartbeat is sent, between
+        two events; only for event streams of unknown length that are not encoded.
         """
         self.relay = relay
         self._hub = hub
@@ -59,61 +56,54 @@ class Mover:
         self._heartbeat_s = heartbeat_s
         self._moving: trio.CancelScope | None = None
         self._in_hook = False
-        self._beating: trio.Event | None = (
-            None  # while a heartbeat, beside an async hook, is on its way to a slow client
-        )
+        self._flushing: trio.Event | None = None  # a heartbeat beside a hook is being flushed
 
     def run(self) -> Awaitable[None]:
-        """Move the body to its end, when awaited: through the hub, or without one in the calling
-        task.
+        """Move the body to its end, when awaited: through the hub, or in the calling task.
 
         Raises `UpstreamFailure`, `ClientGone`, `SendStalled`, and the `InterceptorError` that ended
-        the stream; everything before it has then been sent.
+        the stream; everything before it was sent.
         """
         relay = self.relay
         if relay.chain is not None:
             relay.chain.on_emit = self._interrupt
         relay.last_read = relay.last_write = trio.current_time()
-        # No coroutine of its own: one more frame would be there for as long as the stream.
+        # Not a coroutine itself: that would keep one more frame for the stream's lifetime.
         if self._heartbeat_s is None or not relay.awaits:
             return self._run()
         return with_heartbeats(
-            self._run, self._heartbeat_s, partial(self._beat_beside_hook, self._heartbeat_s)
+            self._run, self._heartbeat_s, partial(self._send_heartbeat_in_hook, self._heartbeat_s)
         )
 
     async def complete(self) -> None:
-        """Ask interceptors what they have left to say: the stream was to go on, and has turned out
-        to be over. Raises as `run`.
-        """
+        """Run `on_complete` after a stream that could not resume. Raises as `run`."""
         relay = self.relay
-        await self._say_all()  # while there was no connection, nobody asked
+        await self._send_emitted()  # those emitted while there was no connection
         if relay.may_complete and await self._complete() is Need.WRITE:
-            await self._drain()
-        await self._say_all()
+            await self._flush()
+        await self._send_emitted()
         if relay.failure is not None:
             raise relay.failure
 
     async def _run(self) -> None:
         relay = self.relay
-        # What came with the head goes at once: often that is all.
+        # What came with the head is sent at once: often that is all.
         need = relay.pump_once() if relay.body.pending else Need.READ
         while True:
             if need is Need.WRITE:
                 if relay.ends_in_finish:
                     return
                 began = trio.current_time()
-                await self._drain()
+                await self._flush()
                 relay.last_write = trio.current_time()
-                relay.last_read += (
-                    relay.last_write - began
-                )  # upstream was not silent, it was not read
+                relay.last_read += relay.last_write - began  # upstream was not read meanwhile
                 need = relay.next_need()
             elif need is Need.HOOK:
                 began = trio.current_time()
                 need = await self._await_hooks()
                 relay.last_read += trio.current_time() - began
             elif relay.has_emitted:
-                need = await self._say()
+                need = await self._emit()
             elif need is Need.END:
                 if relay.failure is not None:
                     raise relay.failure
@@ -127,11 +117,10 @@ class Mover:
         """Pump whenever upstream is readable, until something else is needed."""
         relay, hub, idle_s = self.relay, self._hub, self._idle_s
         while True:
-            # One deadline for many reads: only when it fires is it compared with the last read, and
-            # the last write.
+            # One deadline for many reads: compared with the last read and write when it fires.
             idle_at = relay.last_read + idle_s
-            beat_at = self._beat_at()
-            with trio.CancelScope(deadline=min(idle_at, beat_at)) as self._moving:
+            heartbeat_at = self._heartbeat_at()
+            with trio.CancelScope(deadline=min(idle_at, heartbeat_at)) as self._moving:
                 while need is Need.READ or need is Need.TURN:
                     if need is Need.TURN or relay.body.pending:
                         await trio.lowlevel.checkpoint()
@@ -147,72 +136,64 @@ class Mover:
             if relay.has_emitted:
                 return Need.EMIT
             now = trio.current_time()
-            if now >= beat_at:
-                if now >= self._beat_at() and not relay.send_heartbeat(now):
+            if now >= heartbeat_at:
+                if now >= self._heartbeat_at() and not relay.send_heartbeat(now):
                     return Need.WRITE
                 if now < idle_at:
                     continue
-            # Perhaps it was not upstream that stood still, but this process: look once more before
-            # saying so.
+            # This process may have stood still, not upstream: read once more before failing.
             need = relay.pump_once()
             if need is Need.READ and trio.current_time() >= relay.last_read + idle_s:
                 raise ReadTimedOut(f"{relay.body.connection.origin}: silent for {idle_s} s")
 
     def _interrupt(self) -> None:
-        """An interceptor has something to say: let the stream's task come back from where it waits."""
+        """An interceptor has emitted an event: end the wait of the stream's task."""
         if self._moving is not None:
             self._moving.cancel()
-
-    async def _drain(self) -> None:
-        await self._flush()
 
     async def _complete(self) -> Need:
         assert self.relay.chain is not None
         return self.relay.write_parts(await self._in_hooks(self.relay.chain.complete))
 
-    async def _say_all(self) -> None:
+    async def _send_emitted(self) -> None:
         """Send what interceptors have emitted."""
         while self.relay.has_emitted:
-            if await self._say() is Need.WRITE:
-                await self._drain()
+            if await self._emit() is Need.WRITE:
+                await self._flush()
 
-    async def _say(self) -> Need:
+    async def _emit(self) -> Need:
         """Send one event that an interceptor has emitted."""
         assert self.relay.chain is not None
         return self.relay.write_parts(await self._in_hooks(self.relay.chain.take_emitted))
 
     async def _await_hooks(self) -> Need:
-        """Await the hooks that have stopped the window's events, and go on with those."""
+        """Await the hooks at which the last step has stopped, and continue with its events."""
         assert self.relay.chain is not None
         await self._in_hooks(self.relay.chain.run_async)
         return self.relay.proceed()
 
     async def _in_hooks(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Await something of the chain's, beside which heartbeats may go out; the last of them has
-        left when this returns.
-        """
+        """Await hooks. Heartbeats may be sent meanwhile; the last is flushed when this returns."""
         self._in_hook = True
         result = await step()
         self._in_hook = False
-        if self._beating is not None:
-            await self._beating.wait()
+        if self._flushing is not None:
+            await self._flushing.wait()
         return result
 
-    def _beat_at(self) -> float:
+    def _heartbeat_at(self) -> float:
         """When the next heartbeat is due."""
-        return (
-            float("inf") if self._heartbeat_s is None else self.relay.last_left + self._heartbeat_s
-        )
+        if self._heartbeat_s is None:
+            return float("inf")
+        return self.relay.last_left + self._heartbeat_s
 
-    async def _beat_beside_hook(self, heartbeat_s: float) -> float:
-        """Send a heartbeat if one is due while an async hook is awaited. When to look again, in
-        seconds.
-        """
+    async def _send_heartbeat_in_hook(self, heartbeat_s: float) -> float:
+        """Send a heartbeat if one is due while a hook is awaited; the seconds until the next check."""
         now = trio.current_time()
-        if self._in_hook and now >= self._beat_at() and not self.relay.send_heartbeat(now):
-            self._beating = trio.Event()
-            await self._drain()
-            self._beating.set()
-            self._beating = None
-        due_s = self._beat_at() - now
+        if self._in_hook and now >= self._heartbeat_at() and not self.relay.send_heartbeat(now):
+            self._flushing = trio.Event()
+            await self._flush()
+            self._flushing.set()
+            self._flushing = None
+        due_s = self._heartbeat_at() - now
         return due_s if due_s > 0 else heartbeat_s

@@ -2,9 +2,9 @@
 
 `take` frames what comes from upstream, notes the ids of whole events, and removes events that the
 client already has. An unfinished event never passes, so a broken connection leaves nothing to take
-back. At the end of a connection the caller asks `can_resume`, waits `next_delay_s`, opens a response
-with `last_event_id`, and calls `begin`. Rules: WHATWG HTML, sections 9.2.2 to 9.2.6; MCP 2025-11-25,
-"Resumability and Redelivery".
+back. At the end of a connection the caller asks `can_resume`, waits `next_delay_s`, opens a
+response with `last_event_id`, and calls `begin`. Rules: WHATWG HTML, sections 9.2.2 to 9.2.6; MCP
+2025-11-25, "Resumability and Redelivery".
 
 Memory is bounded: the ids of the last `WINDOW` events and of the first one, each of at most
 `MAX_ID_BYTES`. A replay is recognised if it begins at one of those; an upstream must not use an id

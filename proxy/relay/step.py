@@ -1,16 +1,14 @@
-"""What every relay is: one synchronous step after another, `pump()`, and what else may be said
-between two of them.
+"""`Relay`: moves one response body in synchronous steps, `pump()`.
 
-A step reads once, frames, runs the interceptors, writes, and says what is needed next. Invariants:
+A step reads once, frames, runs the interceptors, writes, and returns what is needed next.
+Invariants:
 
-- between two steps a relay holds a lease only for an event that is not whole yet; an idle stream
-  holds no buffer;
-- upstream is read only when everything written before has left: a slow client slows upstream, and
-  memory stays bounded;
+- between two steps a relay holds a lease only for an unfinished event; an idle stream holds none;
+- upstream is read only after everything before was sent, so a slow client slows upstream;
 - what one read brought leaves in one write.
 
-Nothing here awaits, and nothing here knows of deadlines, HTTP heads or outcomes: who waits is
-another matter (`mover`, the hub).
+Nothing here awaits; `mover` and `hub` wait. This module must not know deadlines, HTTP heads or
+outcomes.
 """
 
 from __future__ import annotations
@@ -37,18 +35,18 @@ class Need(Enum):
     READ = auto()
     """Upstream has nothing more for now."""
     TURN = auto()
-    """There may be more at once, of which no readiness will tell; let the others have a turn."""
+    """More may be buffered already, without the socket being readable; let other streams run."""
     HOOK = auto()
     """An interceptor must be awaited."""
     EMIT = auto()
-    """What has left ends with a whole event, and an interceptor has something to say."""
+    """An interceptor has emitted an event, and it can be sent now."""
     WRITE = auto()
-    """The client has not taken everything; `writer.drain()` first."""
+    """The client has not taken everything: flush the writer first."""
     END = auto()
-    """The response is over: `failure` tells whether it is whole."""
+    """The response is over; with `failure` set it is not whole."""
 
 
-# An enum's members are found through its metaclass, which costs more than a global.
+# Reading an enum member is slower than reading a global.
 _READ, _TURN, _HOOK, _EMIT, _WRITE, _END = (
     Need.READ,
     Need.TURN,
@@ -60,9 +58,7 @@ _READ, _TURN, _HOOK, _EMIT, _WRITE, _END = (
 
 
 class Relay(ABC):
-    """Moves one body, a step at a time. What is public is for who waits, too; a hub needs `pump`
-    and little more.
-    """
+    """Moves one body, a step at a time."""
 
     __slots__ = (
         "_half_full",
@@ -89,9 +85,7 @@ class Relay(ABC):
         *,
         sse: bool,
     ) -> None:
-        """`chain`: the chain, if there is one, whose interceptors may have something to say
-        whether they see events or not.
-        """
+        """`chain`: its interceptors may emit events even if none of them sees any."""
         self.body = body
         self.writer = writer
         self.chain = chain
@@ -104,55 +98,51 @@ class Relay(ABC):
         self.first_read: float | None = None
         """Trio's time of the first bytes of the body."""
         self.last_read = 0.0
-        """Trio's time of the last bytes from upstream, put off by as long as the mover has then
-        waited for somebody else.
+        """Trio's time of the last bytes from upstream. The mover adds the time it waited for the
+        client or for hooks since.
         """
         self.last_write = 0.0
-        """Trio's time of the last write; of bytes that pass unparsed, not every one is noted:
-        `last_left`.
-        """
+        """Trio's time of the last write; not noted for unparsed bytes, see `last_left`."""
         self.failure: InterceptorError | None = None
 
     @abstractmethod
     def pump(self, window: bytearray, now: float) -> Need:
-        """One step, in a borrowed window that may be reused as soon as this returns. Never blocks.
-        `now`: Trio's time.
+        """One step, in a borrowed window that the caller may reuse afterwards. Never blocks. `now`:
+        Trio's time.
 
         Raises `UpstreamFailure` and `ClientGone`.
         """
 
     @abstractmethod
     def note_own_write(self) -> None:
-        """Something of ours leaves: if it is before the first byte of the body, a BOM there would
-        belong to a line.
+        """Call this before writing proxy bytes. If the body has not started, its BOM must then be
+        dropped.
         """
 
     def proceed(self) -> Need:
-        """Go on with the events that an async hook has stopped; it has been awaited. Raises as
-        `pump`.
+        """Continue with the events at which an async hook has stopped a step, after awaiting the
+        hook. Raises as `pump`.
         """
-        raise NotImplementedError("no hook stops what nobody sees")
+        raise NotImplementedError("bytes that no hook sees do not stop")
 
     def continue_with(self, body: UpstreamBody) -> None:
-        """Let the next step move another body, in which the stream goes on; what was not whole of
-        the last one is forgotten.
-        """
+        """Continue the stream in another body. An unfinished event of the last one is forgotten."""
         self.body = body
 
     @property
     @abstractmethod
     def at_boundary(self) -> bool:
-        """Whether what has left ends with a whole event, so that something else may be said."""
+        """Whether what has left ends with a whole event, so that an error event may follow."""
 
     @property
     @abstractmethod
     def between_events(self) -> bool:
-        """Whether an interceptor may say something here."""
+        """Whether an added event or a heartbeat may be sent here."""
 
     @property
     @abstractmethod
     def last_left(self) -> float:
-        """Trio's time when something last left for the client."""
+        """Trio's time when something was last sent to the client."""
 
     @property
     def runs_hooks(self) -> bool:
@@ -166,12 +156,12 @@ class Relay(ABC):
 
     @property
     def is_over(self) -> bool:
-        """Whether upstream's stream has ended, and will not go on in another body."""
+        """Whether upstream's stream has ended, and cannot resume in another body."""
         return self.body.complete
 
     @property
     def has_emitted(self) -> bool:
-        """Whether an interceptor has something to say, and may."""
+        """Whether an interceptor has emitted an event that can be sent now."""
         chain = self.chain
         return (
             chain is not None
@@ -183,14 +173,14 @@ class Relay(ABC):
 
     @property
     def may_complete(self) -> bool:
-        """Whether interceptors are to be asked what they have left to say, if the stream is over."""
+        """Whether `on_complete` must run, if the stream is over."""
         chain = self.chain
         return chain is not None and chain.completes and not chain.ended and self.between_events
 
     @property
     def ends_in_finish(self) -> bool:
-        """Whether what was written last is the end of the body, and the writer's `finish` can take
-        it along.
+        """Whether the last write is the end of the body, so that the writer's `finish` can send
+        both at once.
         """
         chain = self.chain
         if (
@@ -206,7 +196,7 @@ class Relay(ABC):
         return self.body.connection.sock.fileno()
 
     def next_need(self) -> Need:
-        """What is needed when everything has been sent."""
+        """What is needed next, once everything is sent."""
         body, chain = self.body, self.chain
         if self.failure is not None:
             return _END
@@ -228,7 +218,9 @@ class Relay(ABC):
             self._scope.release(lease)
 
     def write_parts(self, parts: list[Part]) -> Need:
-        """Send what interceptors have added; what is needed next. Raises `ClientGone`."""
+        """Send events that interceptors have added. Returns what is needed next. Raises
+        `ClientGone`.
+        """
         chain = self.chain
         assert chain is not None
         if self.first_read is None:
@@ -243,10 +235,9 @@ class Relay(ABC):
         return self.next_need() if all_sent else _WRITE
 
     def send_heartbeat(self, now: float) -> bool:
-        """Send a heartbeat, if what has left ends with a whole event: otherwise nothing can be said
-        before upstream goes on.
+        """Send a heartbeat, unless an event is unfinished. Raises `ClientGone`.
 
-        False: it must leave through `drain` first. Raises `ClientGone`.
+        False: the client has not taken it; flush the writer.
         """
         self.last_write = now
         if not self.between_events:
@@ -255,20 +246,18 @@ class Relay(ABC):
         return self.writer.write((PING,))
 
     def _note(self, size: int, now: float) -> None:
-        """Bytes of the body have come."""
+        """Note that bytes of the body have come."""
         if size:
             self.last_read = now
             if self.first_read is None:
                 self.first_read = now
         if self._sse:
-            # Read into a larger window as long as more comes at once than half fills the small one.
+            # Read into a larger window while one read more than half fills the small one.
             self.wants_large = size > self._half_full
 
 
 def release_parts(parts: list[Part]) -> None:
-    """Let go of the buffers now, not when the garbage collector gets to it: they are about to move
-    on.
-    """
+    """Release the views now: a buffer with a view cannot be reused."""
     for part in parts:
         if isinstance(part, memoryview):
             part.release()
