@@ -36,21 +36,19 @@ _SESSION_LENGTH = len(_SESSION)
 
 
 class Checks:
-    """What `health.check_path` asks for: a GET of `target`, every `interval_s` seconds, with these
-    headers besides Host.
-    """
+    """`health.check_path`: a GET of `target` every `interval_s` seconds."""
 
     __slots__ = ("headers", "interval_s", "target")
 
     def __init__(
         self, target: str, interval_s: float, headers: Sequence[tuple[bytes, bytes]] = ()
     ) -> None:
-        """`headers`: lower-case names."""
+        """`headers`: sent besides Host; lower-case names."""
         self.target = target.encode()
         self.interval_s = interval_s
         named = {name for name, _ in headers}
-        ours = [(b"user-agent", b"weirpool"), (b"accept", b"*/*")]
-        self.headers = [header for header in ours if header[0] not in named] + list(headers)
+        defaults = [(b"user-agent", b"weirpool"), (b"accept", b"*/*")]
+        self.headers = [header for header in defaults if header[0] not in named] + list(headers)
 
 
 class Balancer:
@@ -66,9 +64,8 @@ class Balancer:
         checks: Checks | None = None,
         sessions: Affinity | None = None,
     ) -> None:
-        """`host`: the Host header, as the configuration says it: upstream, preserve, or a literal.
-        `sessions`: what is known of them already, and is shared with the balancers of other
-        configurations.
+        """`host`: the Host header as configured: `upstream`, `preserve` or a literal. `sessions`:
+        shared with the balancers of other configurations.
         """
         self.endpoints = endpoints
         self._name = name
@@ -123,22 +120,22 @@ class Balancer:
         self._sessions.remember(key, endpoint.place, trio.current_time())
 
     def find(self, key: bytes) -> Endpoint | None:
-        """The endpoint that a session is tied to; None when the session is not known, or no longer,
-        or its endpoint not listed.
+        """The endpoint of a session; None if the session is unknown or expired, or its endpoint is
+        no longer configured.
         """
         place = self._sessions.find(key, trio.current_time())
         return None if place is None else self.endpoints.at(place)
 
     def hold(self, key: bytes) -> None:
-        """A stream of the session is open: until `release`, the session does not age."""
+        """Note that a stream of the session is open: it does not expire until `release`."""
         self._sessions.hold(key)
 
     def release(self, key: bytes) -> None:
-        """That stream has ended."""
+        """Note that the stream has ended."""
         self._sessions.release(key, trio.current_time())
 
     def forget(self, key: bytes) -> None:
-        """The session has ended."""
+        """End a session."""
         self._sessions.forget(key)
 
     async def maintain(self) -> None:

@@ -45,29 +45,26 @@ class UpstreamBody:
         self._keep_alive = keep_alive
         self._closed = False
         self._tls = connection.tls
-        self._broken: ProtocolFailure | None = (
-            None  # to be raised when what came before it has been handed out
-        )
+        self._broken: ProtocolFailure | None = None  # raised after the bytes before it
         self.upload = upload
         self.on_close: Callable[[], None] | None = None
-        """Called once, when the connection has been given back."""
+        """Called once, after the connection has been returned."""
         self.chunked = isinstance(framing, Chunked)
         """Whether `receive_split` may be used."""
         self.complete = framing.complete
         """Whether the whole body has been received."""
         self.pending = bool(early) or (self._tls and connection.pending)
-        """Whether there is something to receive that readiness of the socket would not tell."""
+        """Whether there are bytes to receive that do not make the socket readable."""
         self.at_hand = framing.complete or (
             isinstance(framing, ContentLength) and len(early) >= framing.left
         )
-        """Whether the whole body has come with the head."""
+        """Whether the whole body has arrived with the head."""
 
     def receive(self, buffer: bytearray, at: int) -> tuple[int, int] | None:
         """Read once into `buffer[at:]`, which must have room, and frame in place. Never blocks.
 
-        Returns `(first, last)`, the body bytes as `body` tells (none at all when they were all
-        framing); None when nothing is there yet. Not to be called when `complete`. Raises
-        `UpstreamFailure`.
+        Returns `(first, last)` as `Framing.frame` does (an empty range if all bytes were framing),
+        or None if nothing has arrived. Do not call it once `complete`. Raises `UpstreamFailure`.
         """
         if self._unread is not None:
             return at, at + self._read_again(self._unread, buffer, at)
@@ -78,13 +75,13 @@ class UpstreamBody:
         try:
             span = framing.frame(buffer, at, at + count)
         except ProtocolFailure as error:
-            span = framing.framed  # good bytes may have come before the bad ones
+            span = framing.framed  # the body bytes before the malformed ones
             self._break(error, span[1] - span[0])
         self.complete = framing.complete
         return span
 
     def receive_split(self, buffer: bytearray) -> Split | None:
-        """As `receive(buffer, 0)`, of a body that is `chunked`: whole chunks keep their framing."""
+        """As `receive(buffer, 0)` for a `chunked` body; whole chunks keep their framing."""
         if self._unread is not None:
             again = self._read_again(self._unread, buffer, 0)
             return 0, 0, 0, 0, again, again
@@ -102,16 +99,14 @@ class UpstreamBody:
         return split
 
     def unread(self, data: bytes) -> None:
-        """Let `receive` return these bytes once more: they are all of the body that has been
-        received, and were looked at only.
-        """
+        """Let `receive` return these bytes again: all of the body that has been received so far."""
         if data:
             self.at_hand = self.at_hand or self._framing.complete
             self._unread = memoryview(data)
             self.complete, self.pending = False, True
 
     def _read_again(self, data: memoryview, buffer: bytearray, at: int) -> int:
-        """The count of bytes that are now in `buffer[at:]`, of those that were given to `unread`."""
+        """Copy bytes given to `unread` into `buffer[at:]`; return their count."""
         count = min(len(data), len(buffer) - at)
         buffer[at : at + count] = data[:count]
         self._unread = data[count:] if count < len(data) else None
@@ -121,8 +116,8 @@ class UpstreamBody:
         return count
 
     def _read(self, buffer: bytearray, at: int) -> int | None:
-        """The count of bytes that are now in `buffer[at:]`; 0 when the body has ended with its
-        connection; None: nothing yet.
+        """Read into `buffer[at:]`; return the count, 0 if the body has ended with the connection,
+        None if nothing has arrived.
         """
         if self._early:
             count = min(len(self._early), len(buffer) - at)
@@ -136,7 +131,7 @@ class UpstreamBody:
             received = self.connection.receive_into(buffer, at)
             if received == 0:
                 if self.upload is not None and self.upload.failure is not None:
-                    raise self.upload.failure  # what looks like the end is our own doing
+                    raise self.upload.failure  # the failed upload has shut the connection down
                 try:
                     self._framing.eof()
                 except Truncated as error:
@@ -157,9 +152,7 @@ class UpstreamBody:
         )
 
     def _break(self, error: ProtocolFailure, framed: int) -> None:
-        """The framing is broken. Raised at once, or, when `framed` bytes came before, with the next
-        read.
-        """
+        """Raise a framing error, at once or, if `framed` body bytes precede it, at the next read."""
         self._broken = ProtocolFailure(f"{self.connection.origin}: {error}")
         self._early = b""
         self._see_pending()
@@ -167,7 +160,7 @@ class UpstreamBody:
             raise self._broken from None
 
     async def wait_readable(self) -> None:
-        """Wait until `receive` may find something."""
+        """Wait until `receive` may return something. Raises `UpstreamFailure`."""
         if self._early or self._unread is not None or self._broken is not None:
             await trio.lowlevel.checkpoint()
             return
@@ -177,17 +170,13 @@ class UpstreamBody:
             raise self._cause(error) from None
 
     def _cause(self, error: Exception) -> Exception:
-        """Why the connection broke: an upload that could not go on has ended it, or it broke by
-        itself.
-        """
-        return (
-            self.upload.failure
-            if self.upload is not None and self.upload.failure is not None
-            else error
-        )
+        """Why the connection broke: the failure of the upload, which shuts it down, or `error`."""
+        if self.upload is not None and self.upload.failure is not None:
+            return self.upload.failure
+        return error
 
     def close(self) -> None:
-        """Give the connection back. Safe to call again; never blocks."""
+        """Return the connection to its pool. Never blocks; safe to call again."""
         if self._closed:
             return
         self._closed = True

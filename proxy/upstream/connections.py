@@ -1,14 +1,13 @@
-"""Connections to the origins of one upstream: made, kept alive, checked before reuse, bounded, and
-never lost.
+"""Connections to the origins of one upstream: opened, kept alive, checked before reuse and bounded.
 
-A `Connection` is a non-blocking socket, plain or TLS, read straight into the caller's buffer. A
-`ConnectionPool` hands out those of one origin; all pools of an upstream share its `Slots`: at most
-`max_connections` are open, idle ones included. The invariants, whatever is cancelled and wherever:
+A `Connection` is a non-blocking socket, plain or TLS, read into the caller's buffer. A
+`ConnectionPool` lends those of one origin; all pools of an upstream share its `Slots`, which bound
+the open connections, idle ones included. Invariants, also under cancellation:
 
-- `slots in use == connections lent`, and each comes back through `release`, which never blocks;
-- a new connection is opened only when its origin has none idle, or a fresh one is asked for, and
-  then one that is idle makes room if it must, so that lent + idle never exceeds the bound;
-- no more wait for a slot than `Slots.max_waiting`, and none longer than its connect deadline;
+- slots in use == connections lent, and each comes back through `release`, which never blocks;
+- a connection is opened only if its origin has no idle one, or if a new one is requested; an idle
+  connection is closed to make room, so that lent + idle never exceeds `max_connections`;
+- at most `Slots.max_waiting` requests wait for a slot, and none longer than its connect deadline;
 - only the task that has a connection on loan reads, writes or closes it.
 
 It knows no HTTP, and no name resolution: `dial` opens the sockets.
@@ -43,15 +42,13 @@ __all__ = [
 ]
 
 KEEPALIVE_EXPIRY_S = 60.0
-"""An idle connection is closed after this; servers keep theirs for 60 to 75 s as a rule."""
+"""An idle connection is closed after this time; most servers keep theirs for 60 to 75 s."""
 
-_MIN_WAITING = 64  # of an upstream with few connections, such as a model that answers two at a time
+_MIN_WAITING = 64  # for an upstream with few connections, such as a model that serves two at a time
 
 
 class ConnectTime:
-    """How long it may take from now until a connection can carry the request: queue, look-up, TCP
-    and TLS together.
-    """
+    """The deadline, from now, for a usable connection: queue, look-up, TCP and TLS together."""
 
     __slots__ = ("deadline", "timeout_s")
 
@@ -61,9 +58,7 @@ class ConnectTime:
 
 
 class Connection:
-    """One connection on loan, or idle. The socket is non-blocking; who has it on loan closes it
-    through its pool.
-    """
+    """One connection, on loan or idle. Its borrower closes it through the pool."""
 
     __slots__ = ("_recv_into", "idle_since", "origin", "sock", "tls", "used", "written")
 
@@ -73,19 +68,17 @@ class Connection:
         self._recv_into = sock.recv_into
         self.tls = isinstance(sock, ssl.SSLSocket)
         self.used = False
-        """It has carried an exchange before, so that the other side may have closed it meanwhile.
-        """
+        """Whether it has carried a request before: the server may have closed it since."""
         self.written = 0
-        """Bytes of the current request that left."""
+        """Bytes of the current request that have been written."""
         self.idle_since = 0.0
 
     def receive_into(self, buffer: bytearray, at: int) -> int | None:
-        """Read what is there into `buffer[at:]`. The count, 0 at an orderly end, None when there is
-        nothing yet.
+        """Read once into `buffer[at:]`; return the count, 0 at an orderly end, None if nothing is
+        there yet. Never blocks.
 
-        Raises `ReadFailed` when the connection broke, `OutOfResources`, and `Truncated` when TLS
-        ended without close_notify (RFC 8446, section 6.1): a cut connection must not pass for the
-        end of a body. Never blocks.
+        Raises `ReadFailed` for a broken connection, `OutOfResources`, and `Truncated` when TLS ends
+        without close_notify (RFC 8446, section 6.1): a cut connection must not end a body.
         """
         try:
             if not at:
@@ -101,12 +94,12 @@ class Connection:
 
     @property
     def pending(self) -> bool:
-        """Whether TLS holds decrypted bytes, of which no readiness of the socket will tell."""
+        """Whether TLS holds decrypted bytes, which do not make the socket readable."""
         return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
 
     async def wait_readable(self) -> None:
-        """Wait until reading may find something. Raises `ReadFailed` when the connection is closed
-        meanwhile.
+        """Wait until a read may return something. Raises `ReadFailed` if the connection is closed
+        while waiting.
         """
         if self.pending:
             await trio.lowlevel.checkpoint()
@@ -121,10 +114,10 @@ class Connection:
             raise failure_of(self.origin, error, ReadFailed) from error
 
     async def send_all(self, data: bytes, timeout_s: float) -> None:
-        """Write everything; `timeout_s` bounds each wait for room. Raises `ReadFailed` (broken) and
-        `WriteTimedOut`.
+        """Write everything; `timeout_s` bounds each wait until the socket is writable. Raises
+        `ReadFailed` for a broken connection, and `WriteTimedOut`.
 
-        When cancelled, `written` says how much has left.
+        When cancelled, `written` counts what has been written.
         """
         view = memoryview(data)
         while view:
@@ -152,12 +145,12 @@ class Connection:
                 raise failure_of(self.origin, error, ReadFailed) from error
 
     def is_alive(self) -> bool:
-        """Whether an idle connection can carry a request: still open, and nobody has spoken out of
-        turn.
+        """Whether an idle connection can carry a request: it is open, and the server has sent
+        nothing.
         """
         try:
             if isinstance(self.sock, ssl.SSLSocket):
-                self.sock.recv(1)  # handles session tickets; there is nothing else to say now
+                self.sock.recv(1)  # processes session tickets; no data is expected
             else:
                 self.sock.recv(1, socket.MSG_PEEK)
         except (BlockingIOError, InterruptedError, ssl.SSLWantReadError):
@@ -167,14 +160,12 @@ class Connection:
         return False
 
     def shut_down(self) -> None:
-        """End both directions, so that whoever reads finds the end; the descriptor stays. For
-        another task than the reader's.
-        """
+        """End both directions so that the reading task sees the end; the descriptor stays open."""
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close at once, without a TLS goodbye. Never blocks; safe to call again."""
+        """Close at once, without close_notify. Never blocks; safe to call again."""
         if self.sock.fileno() >= 0:
             trio.lowlevel.notify_closing(self.sock)
             self.sock.close()
@@ -193,9 +184,7 @@ class PoolState:
 
 
 class Slots:
-    """How many connections an upstream may have, over all its origins, and how many may wait for
-    one.
-    """
+    """The bound on the connections of an upstream over all its origins, and the queue for them."""
 
     def __init__(self, max_connections: int) -> None:
         self.max_connections = max_connections
@@ -204,8 +193,8 @@ class Slots:
         self._free = trio.Semaphore(max_connections, max_value=max_connections)
 
     async def acquire(self, origin: Origin, deadline: float) -> None:
-        """Take a slot, first come, first served. Raises `PoolFull` at once when too many wait
-        already, and `PoolTimedOut`.
+        """Take a slot in order of arrival. Raises `PoolFull` at once if too many wait already, and
+        `PoolTimedOut` at the deadline.
         """
         try:
             self._free.acquire_nowait()
@@ -229,8 +218,8 @@ class Slots:
         self._free.release()
 
     def make_room(self) -> None:
-        """Before a connection is opened, on a slot that has been taken: close the idle one that
-        would be too many.
+        """Close the oldest idle connection if one more would exceed the bound. Call it with a slot
+        taken, before opening a connection.
         """
         lent = self.max_connections - self._free.value
         if lent + sum(len(pool.idle) for pool in self.pools) > self.max_connections:
@@ -271,10 +260,10 @@ class ConnectionPool:
         self._closed = False
 
     async def acquire(self, time: ConnectTime, *, fresh: bool = False) -> Connection:
-        """A connection, kept or new, on loan until `release`. `fresh` asks for a new one.
+        """Lend a kept or a new connection until `release`; with `fresh`, a new one.
 
         Raises `PoolFull`, `PoolTimedOut`, `DnsFailed`, `ConnectFailed`, `TlsFailed`,
-        `ConnectTimedOut`, `OutOfResources`. Cancelled at any point it leaves nothing behind.
+        `ConnectTimedOut`, `OutOfResources`. When cancelled, it returns the slot.
         """
         self._waiting += 1
         try:
@@ -298,7 +287,7 @@ class ConnectionPool:
             raise
 
     def release(self, connection: Connection, *, reusable: bool) -> None:
-        """Take a connection back, to keep it or to close it. Never blocks. Call exactly once for
+        """Take a connection back, and keep it if `reusable`. Never blocks. Call it exactly once for
         each `acquire`.
         """
         self._lent -= 1
@@ -311,7 +300,7 @@ class ConnectionPool:
             connection.close()
 
     def expire(self) -> None:
-        """Close the connections that have idled too long, or that the other side has ended."""
+        """Close connections that have been idle for too long, or that the server has closed."""
         oldest = trio.current_time() - KEEPALIVE_EXPIRY_S
         kept = [item for item in self.idle if item.idle_since > oldest and item.is_alive()]
         for connection in set(self.idle).difference(kept):
@@ -319,9 +308,7 @@ class ConnectionPool:
         self.idle = deque(kept)
 
     def close(self) -> None:
-        """Close what is idle, and keep nothing from now on. Connections on loan belong to who has
-        them.
-        """
+        """Close idle connections and keep none from now on. Those on loan stay open."""
         self._closed = True
         while self.idle:
             self.idle.pop().close()
@@ -338,7 +325,7 @@ class ConnectionPool:
         )
 
     def _take_idle(self) -> Connection | None:
-        """The most recently used idle connection that is still good."""
+        """The most recently used idle connection that is still usable."""
         oldest = trio.current_time() - KEEPALIVE_EXPIRY_S
         while self.idle:
             connection = self.idle.pop()
@@ -352,14 +339,13 @@ class ConnectionPool:
         left_s = time.deadline - trio.current_time()
         with trio.CancelScope(deadline=time.deadline):
             sock = await dial.connect(origin, self._resolver)
-            send_probes(sock)  # a listening stream has no other limit
+            send_probes(sock)  # the only limit of a listening stream
             if self._ssl_context is None:
                 return Connection(origin, sock)
             return Connection(
                 origin, await dial.start_tls(origin, sock, self._ssl_context, self._tls_server_name)
             )
         if left_s < time.timeout_s / 2:
-            raise self._slots.timed_out(
-                origin
-            )  # most of the time went by in the queue, which is not the endpoint's fault
+            # Most of the time was spent in the queue, which is not the endpoint's fault.
+            raise self._slots.timed_out(origin)
         raise ConnectTimedOut(f"{origin}: no connection within {time.timeout_s} s")

@@ -1,9 +1,9 @@
-"""From an origin to a connected socket: look-up, TCP, TLS.
+"""Opens a socket to an origin: look-up, TCP and TLS.
 
-The addresses of a name are tried as RFC 8305 says: the families alternate, each attempt begins
-`ATTEMPT_DELAY_S` after the one before or as soon as that has failed, and the first connection wins.
-An address needs no look-up. Whatever is cancelled, no socket is left open. It knows no deadline:
-the cancel scopes of its callers end it.
+The addresses of a name are tried as in RFC 8305: families alternate, each attempt starts
+`ATTEMPT_DELAY_S` after the previous one or as soon as that has failed, and the first connection
+wins. No socket is left open, whatever is cancelled. It has no deadlines: the caller's cancel scope
+ends it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ATTEMPT_DELAY_S = 0.25
 
 
 async def connect(origin: Origin, resolver: Resolver) -> socket.socket:
-    """A connected, non-blocking socket without delay (Nagle). Raises `DnsFailed`, `ConnectFailed`
+    """Open a connected, non-blocking socket with TCP_NODELAY. Raises `DnsFailed`, `ConnectFailed`
     and `OutOfResources`.
     """
     family = address_family(origin.host)
@@ -54,8 +54,8 @@ async def connect(origin: Origin, resolver: Resolver) -> socket.socket:
 
 
 class _Failed:
-    """Why an attempt failed: an errno, and whether it is about our resources. An exception would
-    refer to its frames.
+    """Why an attempt failed: an errno, and whether this machine's resources are the cause. Not an
+    exception, which would keep its frames alive.
     """
 
     __slots__ = ("number", "ours")
@@ -98,14 +98,14 @@ def _failed(number: int | None, address: Address, port: int) -> _Failed:
 
 
 def _in_turn(addresses: Sequence[Address]) -> list[Address]:
-    """The families in turn, beginning with that of the first (RFC 8305, section 4)."""
+    """The addresses with alternating families, starting with the first one's (RFC 8305, section 4)."""
     first = [item for item in addresses if item.family == addresses[0].family]
     others = [item for item in addresses if item.family != addresses[0].family]
     return [item for item in chain.from_iterable(zip_longest(first, others)) if item is not None]
 
 
 async def _race(addresses: Sequence[Address], port: int) -> list[socket.socket | _Failed]:
-    """The socket that was connected first, alone; else what each attempt failed with."""
+    """Only the socket that connected first, or else the failure of each attempt."""
     winner: socket.socket | None = None
     failures: list[socket.socket | _Failed] = []
 
@@ -138,10 +138,8 @@ async def _race(addresses: Sequence[Address], port: int) -> list[socket.socket |
 async def start_tls(
     origin: Origin, sock: socket.socket, context: ssl.SSLContext, name: str
 ) -> ssl.SSLSocket:
-    """The TLS handshake; `name` is sent (SNI) and verified. Takes the socket over: it is closed
-    when this raises.
-
-    Raises `TlsFailed` and `OutOfResources`.
+    """Do the TLS handshake; `name` is sent (SNI) and verified. Takes over `sock` and closes it if
+    it raises `TlsFailed`, `OutOfResources` or `Cancelled`.
     """
     try:
         tls = context.wrap_socket(

@@ -1,29 +1,25 @@
-"""Which endpoint of an upstream takes the next request: the least busy one that is in service. Sans
-I/O; the caller tells the time.
+"""Chooses the endpoint of an upstream for each request: the least busy one in service. Sans I/O;
+the caller passes the time.
 
-An endpoint is *up*, *ejected* until a time, or *due*: ejected, and its time is over.
-`consecutive_failures` in a row eject it for `eject_s` seconds, and each ejection lasts twice as
-long as the one before, up to `max_eject_s`. It lasts `eject_s` again for one that has stayed up for
-as long as it was out last, and while no other endpoint is up: a long ejection keeps requests on
-those that answer, and when none does it would only prolong the outage. A due endpoint gets one
-request at a time, its *probe*: an answer lets it back, a failure ejects it again. Checks
-(`health.check_path`) count by themselves: as many in a row that fail eject, and one that succeeds
-lets a due endpoint back; where there are checks, a request is a probe only when no other endpoint
-can take it.
+An endpoint is *up*, *ejected* until a time, or *due*: ejected, and that time has passed.
 
-An endpoint is *gone* when it has been out for longer than `gone_after_s` without one answer or good
-check: its sessions should be given up. It stays an endpoint, and an answer to its probe lets it
-back.
+- `consecutive_failures` in a row eject it for `eject_s` seconds. Each further ejection lasts twice
+  as long, up to `max_eject_s`; but `eject_s` again if the endpoint has been up for as long as it was
+  out, or if no other endpoint is up, where a long ejection would only prolong the outage.
+- A due endpoint gets one request at a time, its *probe*: a response restores it, a failure ejects
+  it again.
+- Checks (`health.check_path`) are counted separately, with the same threshold; a success restores a
+  due endpoint. With checks, a request is a probe only if no other endpoint can take it.
+- An endpoint is *gone* after `gone_after_s` without a response or a successful check. Its sessions
+  should be ended; a successful probe still restores it.
 
-Invariants, whatever is told and in whatever order:
+Invariants, in any order of events:
 
-- `outstanding` of an endpoint is the number of its turns that have not ended, and never negative;
-- `choose` never gives an endpoint whose time is not over, and never a second probe while one is
-  under way;
-- what becomes of a turn that was no probe says nothing about an endpoint that was ejected
-  meanwhile.
+- `outstanding` is the number of an endpoint's turns that have not ended;
+- `choose` never returns an endpoint before its ejection has ended, nor a second probe;
+- a turn that began before an ejection does not change it.
 
-It must not know HTTP, sockets, retries or sessions.
+It knows no HTTP, sockets, retries or sessions.
 """
 
 from __future__ import annotations
@@ -52,8 +48,8 @@ __all__ = [
 
 
 def place_of(url: httpx.URL) -> str:
-    """Where an endpoint is, however its URL is spelt (RFC 3986, sections 6.2.2.1 and 6.2.3).
-    Without credentials.
+    """The normalized URL of an endpoint, for comparisons (RFC 3986, sections 6.2.2.1 and 6.2.3),
+    without credentials.
     """
     host = url.raw_host.decode("ascii").lower()
     with suppress(ValueError):  # a name
@@ -76,12 +72,11 @@ class NoneInService(Exception):
     def __init__(self, retry_after_s: float) -> None:
         super().__init__("no endpoint is in service")
         self.retry_after_s = retry_after_s
-        """Seconds until the first of them may be asked again; 0 when a probe is what it waits for.
-        """
+        """Seconds until the first ejection ends; 0 if only a running probe can restore one."""
 
 
 class Endpoint:
-    """One place where an upstream can be reached, and how it has been lately. Compared by identity."""
+    """One endpoint of an upstream with its health. Compared by identity."""
 
     __slots__ = (
         "back_since",
@@ -109,59 +104,61 @@ class Endpoint:
         self.server = server_of(self.url)
         """Where its connections go."""
         self.base: bytes = self.url.raw_path.rstrip(b"/")
-        """Its own path, without a slash at the end; request targets come behind it."""
+        """Its own path without a slash at the end; it is put before request targets."""
         self.host: bytes = self.url.netloc
         """Its Host header (RFC 9110, section 7.2)."""
         self.name = str(self.url).rstrip("/")
         """In logs and metrics."""
         self.origin = f"{self.url.scheme}://{self.url.netloc.decode()}"
-        """As its URL has it (RFC 6454, section 6.2), without a path and without credentials."""
+        """Scheme and authority of its URL (RFC 6454, section 6.2), without credentials."""
         self.place = place_of(self.url)
-        """What identifies it in every configuration."""
+        """Identifies it across configurations."""
         self.outstanding = 0
         """Turns that have not ended."""
         self.failures = 0
-        """In a row."""
+        """Failed requests in a row."""
         self.check_failures = 0
-        """In a row, of checks."""
+        """Failed checks in a row."""
         self.ejected_until: float | None = None
         self.ejected_for = 0.0
         """Seconds of the last ejection."""
         self.quiet_since = float("-inf")
-        """Of one that is out: when it was ejected first, or has last answered since."""
+        """While ejected: when it was first ejected, or has last responded since."""
         self.back_since = float("-inf")
-        """When the last ejection was over, by an answer."""
+        """When it was last restored."""
         self.probing = False
         self.ejections = 0
         self.failed = 0
-        """Failures in all, of requests and checks."""
+        """Total failures of requests and checks."""
         self.retries = 0
-        """Attempts that it got because one before had failed, there or elsewhere."""
+        """Attempts it received as retries of a failed one, here or elsewhere."""
 
     def resume(self, before: Endpoint, latest: float) -> None:
-        """Go on from how the same endpoint was in the configuration before. `latest`: its ejection
-        ends then at the latest.
+        """Take over the health from the previous configuration. `latest`: when its ejection ends at
+        the latest.
         """
         for name in _HEALTH:
             setattr(self, name, getattr(before, name))
         if self.ejected_until is not None:
             self.ejected_until = min(self.ejected_until, latest)
 
+    def can_serve(self, now: float) -> bool:
+        """Whether it is up, or due without a running probe."""
+        return self.ejected_until is None or (not self.probing and now >= self.ejected_until)
+
+    @property
+    def state(self) -> Literal["up", "ejected", "probing"]:
+        if self.ejected_until is None:
+            return "up"
+        return "probing" if self.probing else "ejected"
+
     def __repr__(self) -> str:
         return f"Endpoint({self.name!r})"
 
 
 _HEALTH = (
-    *(
-        "back_since",
-        "check_failures",
-        "ejected_for",
-        "ejected_until",
-        "ejections",
-        "failed",
-        "failures",
-    ),
-    *("quiet_since", "retries"),
+    *("back_since", "check_failures", "ejected_for", "ejected_until", "ejections", "failed"),
+    *("failures", "quiet_since", "retries"),
 )
 
 
@@ -173,14 +170,14 @@ class EndpointState:
     state: Literal["up", "ejected", "probing"]
     outstanding: int
     failures: int
-    """In all, of requests and checks."""
+    """Total, of requests and checks."""
     ejections: int
     retries: int
 
 
 class Turn:
-    """One attempt at an endpoint, and the exchange that may come of it. Tell what became of it, and
-    in any case `end` it.
+    """One attempt at an endpoint and the exchange that follows. Report `succeed` or `fail`, and
+    always `end` it.
     """
 
     __slots__ = ("_ended", "_owner", "_settled", "endpoint", "probe")
@@ -195,21 +192,23 @@ class Turn:
         endpoint.probing = endpoint.probing or probe
 
     def succeed(self, now: float) -> bool:
-        """It has answered. Whether that has let it back. Only the first verdict counts."""
+        """Report a response; return whether it has restored the endpoint. Only the first report
+        counts.
+        """
         if self._settled:
             return False
         self._settle()
         return self._owner._succeeded(self.endpoint, now, probe=self.probe)
 
     def fail(self, now: float) -> bool:
-        """It has failed. Whether that has ejected it. Only the first verdict counts."""
+        """Report a failure; return whether it has ejected the endpoint. Only the first report counts."""
         if self._settled:
             return False
         self._settle()
         return self._owner._failed(self.endpoint, now, probe=self.probe)
 
     def end(self) -> None:
-        """The exchange is over, or was given up without a verdict. Safe to call again."""
+        """End the exchange, also without a report. Safe to call again."""
         if not self._ended:
             self._ended = True
             self.endpoint.outstanding -= 1
@@ -235,8 +234,8 @@ class Endpoints:
         gone_after_s: float = math.inf,
         checked: bool = False,
     ) -> None:
-        """At least one endpoint. `checked`: there are checks, so that no request need be risked to
-        find out who is back.
+        """At least one endpoint. `checked`: health checks run, so that requests are not needed as
+        probes.
         """
         self.all = tuple(endpoints)
         self._by_place = {endpoint.place: endpoint for endpoint in self.all}
@@ -244,42 +243,40 @@ class Endpoints:
         self._consecutive_failures = consecutive_failures
         self._eject_s = eject_s
         self._max_eject_s = max_eject_s
-        # Before those that are up: by being the least busy, one with old streams that go on would
-        # not get its probe.
+        # Without checks before those that are up: an endpoint with old open streams is not the least
+        # busy, and would get no probe.
         self._rank_of_due = 2 if checked else 0
-        self._next = 0  # where to begin to look, so that ties go round
+        self._next = 0  # where to start, so that ties rotate
 
     def resume(self, before: Endpoints, now: float) -> None:
-        """Go on from how these endpoints were before a reload, as far as they were there."""
+        """Take over the health of endpoints that existed before a reload."""
         for endpoint in self.all:
             was = before.at(endpoint.place)
             if was is not None:
                 endpoint.resume(was, now + self._max_eject_s)
 
     def at(self, place: str) -> Endpoint | None:
-        """The endpoint at a place; None when there is none, or no longer."""
+        """The endpoint at a place; None if none is configured."""
         return self._by_place.get(place)
 
     def is_gone(self, endpoint: Endpoint, now: float) -> bool:
-        """Whether it has been out of service without a break for longer than the limit."""
+        """Whether it has been out of service for longer than `gone_after_s` without a break."""
         return (
             endpoint.ejected_until is not None and now - endpoint.quiet_since > self._gone_after_s
         )
 
     def choose(self, now: float, tried: Collection[Endpoint] = ()) -> Turn:
-        """A turn at a due endpoint, as its probe, or else at the least busy one that is up; ties go
-        round. Checked: the other way.
-
-        `tried` are taken only when no other can be. Raises `NoneInService`.
+        """A turn at a due endpoint, as its probe, or else at the least busy one that is up; with
+        checks, in the opposite order. Ties rotate. `tried` are the last resort. Raises
+        `NoneInService`.
         """
         best: Endpoint | None = None
-        best_rank = (2, 0, 0)  # worse than any: what is tried ranks 1 at most
+        chosen = 0
+        best_rank = (2, 0, 0)  # worse than any
         count, start = len(self.all), self._next
         for step in range(count):
             endpoint = self.all[(start + step) % count]
-            if endpoint.ejected_until is not None and (
-                endpoint.probing or now < endpoint.ejected_until
-            ):
+            if not endpoint.can_serve(now):
                 continue
             rank = (
                 int(endpoint in tried),
@@ -300,27 +297,23 @@ class Endpoints:
         return Turn(self, best, probe=best.ejected_until is not None)
 
     def pin(self, endpoint: Endpoint, now: float) -> Turn:
-        """A turn at this endpoint, whatever its state: for who can be served by no other. A due one
-        takes it as its probe.
+        """A turn at this endpoint, whatever its state, for a request that only it can serve. It is
+        the probe of a due endpoint.
         """
-        due = (
-            endpoint.ejected_until is not None
-            and now >= endpoint.ejected_until
-            and not endpoint.probing
-        )
+        due = endpoint.ejected_until is not None and endpoint.can_serve(now)
         return Turn(self, endpoint, probe=due)
 
     def check_succeeded(self, endpoint: Endpoint, now: float) -> bool:
-        """A check was answered well. Whether that has let the endpoint back; its time must be over."""
+        """Note a successful check; return whether it has restored the endpoint, which must be due."""
         endpoint.check_failures = 0
         if endpoint.ejected_until is None or now < endpoint.ejected_until:
             endpoint.quiet_since = now
             return False
-        self._let_back(endpoint, now)
+        self._restore(endpoint, now)
         return True
 
     def check_failed(self, endpoint: Endpoint, now: float) -> bool:
-        """A check failed. Whether that has ejected the endpoint; one that is out just stays out."""
+        """Note a failed check; return whether it has ejected the endpoint."""
         endpoint.failed += 1
         endpoint.check_failures += 1
         if (
@@ -332,17 +325,11 @@ class Endpoints:
         return True
 
     def states(self) -> tuple[EndpointState, ...]:
-        """A snapshot of each. One whose time is over is still ejected, until something lets it
-        back.
-        """
+        """A snapshot of each. A due endpoint counts as ejected until it is restored."""
         return tuple(
             EndpointState(
                 endpoint=item.name,
-                state="up"
-                if item.ejected_until is None
-                else "probing"
-                if item.probing
-                else "ejected",
+                state=item.state,
                 outstanding=item.outstanding,
                 failures=item.failed,
                 ejections=item.ejections,
@@ -355,7 +342,7 @@ class Endpoints:
         if endpoint.ejected_until is None:
             endpoint.failures = 0
         elif probe:
-            self._let_back(endpoint, now)
+            self._restore(endpoint, now)
             return True
         else:
             endpoint.quiet_since = now
@@ -385,7 +372,7 @@ class Endpoints:
         endpoint.ejections += 1
         endpoint.failures = endpoint.check_failures = 0
 
-    def _let_back(self, endpoint: Endpoint, now: float) -> None:
+    def _restore(self, endpoint: Endpoint, now: float) -> None:
         endpoint.ejected_until = None
         endpoint.back_since = now
         endpoint.failures = endpoint.check_failures = 0

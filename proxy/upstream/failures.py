@@ -1,7 +1,7 @@
-"""Foreign exceptions of sockets, TLS and name resolution become ours here, and nowhere else.
+"""Converts exceptions of sockets, TLS and name resolution to `UpstreamFailure`, in one place.
 
-What is ours (descriptors, memory, local ports, threads) becomes `OutOfResources`: it says nothing
-about an endpoint.
+A lack of this machine's own resources (descriptors, memory, local ports, threads) becomes
+`OutOfResources`, which says nothing about an endpoint.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _LOOKUP_DESCRIPTORS = 4  # getaddrinfo opens a file, a netlink socket and up to 
 
 
 def failure_of(origin: Origin, error: OSError, otherwise: type[UpstreamFailure]) -> UpstreamFailure:
-    """What an error of a socket is: `OutOfResources` where it is ours, else `otherwise`."""
+    """The failure for a socket error: `OutOfResources`, or else `otherwise`."""
     kind = otherwise
     if isinstance(error, ssl.SSLError):
-        # OpenSSL may read the authorities from files during the handshake, and does not say why it
-        # could not.
+        # OpenSSL may read certificate authorities from files during the handshake, and does not
+        # report why that failed.
         if isinstance(error, ssl.SSLCertVerificationError) and not has_spare_descriptors():
             kind = OutOfResources
     elif is_out_of_resources(error.errno):
@@ -40,9 +40,10 @@ def failure_of(origin: Origin, error: OSError, otherwise: type[UpstreamFailure])
 
 
 def is_out_of_resources(number: int | None, family: int | None = None, address: Any = None) -> bool:
-    """Whether an errno is about our resources. With the address that could not be connected to,
-    EADDRNOTAVAIL counts only where this machine has an address to connect from; without IPv6, `::1`
-    fails with the same error.
+    """Whether an errno means a lack of this machine's resources.
+
+    Give the `address` of a failed connection: EADDRNOTAVAIL also means that this machine has no
+    address of the family, for example without IPv6.
     """
     if number == errno.EADDRNOTAVAIL and family is not None:
         return _has_source_address(family, address)
@@ -64,7 +65,9 @@ def has_spare_descriptors() -> bool:
 
 
 def _has_source_address(family: int, address: Any) -> bool:
-    """UDP has its own ports, so it fails only for want of an address. Sends nothing."""
+    """Whether this machine has an address to reach `address` from. Sends nothing: connecting a UDP
+    socket fails only for lack of a source address, because UDP has its own ports.
+    """
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect(address)
@@ -74,7 +77,7 @@ def _has_source_address(family: int, address: Any) -> bool:
 
 
 def reason(error: OSError) -> str:
-    """What went wrong, in words, without addresses or numbers that mean nothing to a reader."""
+    """An error in words, without addresses and numbers."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):

@@ -1,8 +1,7 @@
-"""Where a connection goes: scheme, host and port, with the one form of a host that everything uses.
+"""Where a connection goes: scheme, host and port. Sans I/O.
 
-That form is an address, or a name as A-labels by IDNA 2008 (RFC 5891): it is resolved, sent as SNI,
-verified and written in Host. httpx converts the host of a URL with the same package in the same way
-(`raw_host`); nothing else here converts names. Sans I/O.
+A host is an address, or a name as A-labels by IDNA 2008 (RFC 5891): this form is resolved, sent as
+SNI, verified and written in Host. `httpx.URL.raw_host` converts names with the same package.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ class Origin(NamedTuple):
 
 
 def to_a_labels(name: str) -> str:
-    """A host name as lower-case A-labels (RFC 5891, section 4). A dot at the end stays. Raises
+    """A host name as lower-case A-labels (RFC 5891, section 4); a dot at the end stays. Raises
     `ValueError`.
 
-    `_` is accepted in an ASCII name: service names of containers have it.
+    `_` is accepted in an ASCII name: names of container services contain it.
     """
     text = name.lower()
     if not text.isascii():
@@ -47,9 +46,8 @@ def to_a_labels(name: str) -> str:
 
 
 def server_name(host: str) -> str:
-    """The name that TLS sends (SNI) and verifies, of a name or an address: A-labels without a dot
-    at the end (RFC 6066, section 3), or the address, which is verified and not sent. Raises
-    `ValueError`.
+    """The name for TLS: A-labels without a dot at the end (RFC 6066, section 3), or an address,
+    which is verified but not sent. Raises `ValueError`.
     """
     if address_family(host) is not None:
         return host
@@ -57,7 +55,7 @@ def server_name(host: str) -> str:
 
 
 def address_family(host: str) -> socket.AddressFamily | None:
-    """The family of an address, None for a name."""
+    """The family of an address; None for a name."""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             socket.inet_pton(family, host)

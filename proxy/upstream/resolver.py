@@ -1,16 +1,14 @@
-"""Names to addresses, for all upstreams of a worker: look-ups that are joined, bounded and kept for
-a short time.
+"""Resolves names for all upstreams of a worker; look-ups are shared, bounded and cached briefly.
 
 Invariants:
 
-- at most one look-up of a name runs, so a name takes one of `MAX_LOOKUPS` threads at most, and
-  these are only for look-ups;
-- a look-up belongs to the resolver's nursery: a request that began it and is cancelled leaves it to
-  the others;
-- an answer is kept for `KEEP_S`, a failure for `KEEP_FAILURE_S`; a failure that is ours (no
-  descriptor, memory or thread) is not.
+- at most one look-up of a name runs, on one of `MAX_LOOKUPS` threads that do nothing else;
+- a look-up belongs to the resolver's nursery: it continues for others when the request that started
+  it is cancelled;
+- an answer is cached for `KEEP_S` and a failure for `KEEP_FAILURE_S`, but not a lack of this
+  machine's resources (descriptor, memory, thread).
 
-It knows no ports and no order of addresses: those are `dial`'s.
+It knows no ports and no order of addresses: `dial` does.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ MAX_LOOKUPS = 256
 
 
 class Address(NamedTuple):
-    """An address, without a port. `scope`: of IPv6, the flow label and the scope id."""
+    """An address without a port. `scope`: the flow label and the scope id of IPv6."""
 
     family: int
     host: str
@@ -48,7 +46,7 @@ class _NoRoom(Exception):
 
 
 class _Lookup:
-    """One look-up of a name, under way or kept."""
+    """One look-up of a name, running or cached."""
 
     __slots__ = ("addresses", "done", "kept_until", "problem")
 
@@ -57,13 +55,13 @@ class _Lookup:
         self.addresses: tuple[Address, ...] = ()
         self.problem: tuple[type[UpstreamFailure], str] | None = (
             DnsFailed,
-            "the look-up was given up",
+            "the look-up was cancelled",
         )
         self.kept_until = 0.0
 
 
 class Resolver:
-    """The look-ups of one worker. `run` must run while names are resolved."""
+    """The look-ups of one worker. `run` must be running while names are resolved."""
 
     def __init__(self) -> None:
         self._lookups: dict[str, _Lookup] = {}
@@ -73,8 +71,8 @@ class Resolver:
     async def run(
         self, task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Own the look-ups until cancelled; the scope that is handed back ends it. Threads of
-        unfinished ones are left alone.
+        """Own the look-ups until cancelled; `started` returns the scope that ends it. Threads of
+        unfinished look-ups are abandoned.
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -87,8 +85,8 @@ class Resolver:
     async def resolve(self, origin: Origin) -> tuple[Address, ...]:
         """The addresses of an origin's name, at least one, in the system's order (RFC 6724).
 
-        Raises `DnsFailed`, and `OutOfResources` when it is ours that is missing. Cancelled, it
-        leaves the look-up to the others.
+        Raises `DnsFailed`, and `OutOfResources` if this machine lacks resources. When cancelled, the
+        look-up continues for others.
         """
         name = origin.host
         lookup = self._lookups.get(name)
@@ -100,9 +98,8 @@ class Resolver:
         if not lookup.done.is_set():
             await lookup.done.wait()
         if lookup.problem is not None:
-            kind, problem = (
-                lookup.problem
-            )  # an exception for each: a shared one would collect their tracebacks
+            kind, problem = lookup.problem
+            # A new exception for each caller: a shared one would collect tracebacks.
             raise kind(f"{origin}: {problem}")
         return lookup.addresses
 
@@ -111,7 +108,7 @@ class Resolver:
             lookup.addresses = await self._ask(name)
             lookup.problem = None if lookup.addresses else (DnsFailed, "the name has no address")
         except Exception as error:
-            kind = OutOfResources if _is_ours(error) else DnsFailed
+            kind = OutOfResources if _is_own_lack(error) else DnsFailed
             lookup.problem = kind, f"cannot resolve the name: {_words(error)}"
         finally:
             now = trio.current_time()
@@ -129,8 +126,7 @@ class Resolver:
 
     async def _ask(self, name: str) -> tuple[Address, ...]:
         arguments = (name.encode("ascii"), 0, 0, socket.SOCK_STREAM, 0, 0)
-        # Trio's own getaddrinfo would take a thread of the limiter that everything in the process
-        # shares.
+        # Trio's getaddrinfo uses the thread limiter that the whole process shares.
         custom = trio.socket.set_custom_hostname_resolver(None)
         trio.socket.set_custom_hostname_resolver(custom)
         if custom is not None:
@@ -150,8 +146,7 @@ class Resolver:
 
 
 def _getaddrinfo(arguments: tuple[Any, ...]) -> list[Any]:
-    # Without a descriptor it fails in as many ways as there are parts of it, and most do not say
-    # why: EAI_AGAIN, EAI_NONAME, EBUSY.
+    # Without a descriptor, getaddrinfo fails with misleading errors: EAI_AGAIN, EAI_NONAME, EBUSY.
     if not has_spare_descriptors():
         raise _NoRoom("no file descriptor is left")
     try:
@@ -162,7 +157,7 @@ def _getaddrinfo(arguments: tuple[Any, ...]) -> list[Any]:
         raise
 
 
-def _is_ours(error: Exception) -> bool:
+def _is_own_lack(error: Exception) -> bool:
     if isinstance(error, socket.gaierror):
         return error.errno == socket.EAI_MEMORY
     if isinstance(error, OSError):

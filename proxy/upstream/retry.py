@@ -1,9 +1,8 @@
-"""When a request that failed may be sent once more: what the method and the failure allow, and what
-the budget leaves. Sans I/O.
+"""Whether a failed request may be sent again, and the budget for retries. Sans I/O.
 
-A request is sent again when no byte of it had left, or when its method is idempotent (RFC 9110,
-section 9.2.2) and its body is in memory. Anything else might be done twice, and may cost money: it
-never is.
+A request is sent again if no byte of it was written, or if its method is idempotent (RFC 9110,
+section 9.2.2) and its body is in memory. Any other request could be carried out twice, which may
+cost money, and is never sent again.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from ..errors import Sent, UpstreamFailure
 __all__ = ["INITIAL_RETRIES", "MAX_SAVED_RETRIES", "RetryBudget", "RetryPolicy", "may_resend"]
 
 INITIAL_RETRIES = 10
-"""What a budget holds before any request has come, unless its share is 0."""
+"""Retries in a new budget, unless its share is 0."""
 MAX_SAVED_RETRIES = 100
-"""What it holds at most, however many requests went well."""
+"""Retries in a budget at most."""
 
 _IDEMPOTENT = frozenset(["GET", "HEAD", "OPTIONS", "PUT", "DELETE"])
 
 
 class RetryBudget:
-    """A token bucket: a request puts in `share`, a retry takes 1. So retries never exceed the
-    initial 10 + share * requests.
+    """A token bucket: each request adds `share`, each retry takes 1. Retries never exceed
+    `INITIAL_RETRIES` + share * requests.
     """
 
     __slots__ = ("_share", "_tokens")
@@ -35,13 +34,12 @@ class RetryBudget:
         self._tokens = float(INITIAL_RETRIES) if share else 0.0
 
     def deposit(self) -> None:
-        """A request has come."""
+        """Add the share of one request."""
         self._tokens = min(self._tokens + self._share, MAX_SAVED_RETRIES)
 
     def withdraw(self) -> bool:
-        """Take one retry, if there is one."""
-        # Sums of a fraction fall short of the whole number by rounding: ten times 0.1 is less than
-        # 1.
+        """Take one retry; return whether there was one."""
+        # Tolerate rounding: ten times 0.1 is less than 1.
         if self._tokens < 1 - 1e-9:
             return False
         self._tokens = max(0.0, self._tokens - 1)
@@ -49,7 +47,7 @@ class RetryBudget:
 
 
 class RetryPolicy:
-    """What a route says about retries, and its budget."""
+    """A route's retry settings and its budget."""
 
     __slots__ = ("budget", "max_attempts")
 
