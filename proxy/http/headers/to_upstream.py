@@ -37,11 +37,11 @@ class HeaderSettings:
     __slots__ = (
         "_dropped",
         "_dropped_for_identity",
-        "_set",
         "_set_for_identity",
         "host",
         "prefix",
         "removed",
+        "set",
     )
 
     def __init__(
@@ -58,20 +58,20 @@ class HeaderSettings:
         self.host = host
         self.removed = removed
         self.prefix = prefix
-        self._set = tuple(set)
+        self.set = tuple(set)
         self._dropped = _WRITTEN_ANEW | removed
         if prefix:
             self._dropped |= {b"x-forwarded-prefix"}
         self._dropped_for_identity = self._dropped | {b"accept-encoding"}
         self._set_for_identity = tuple(
-            field for field in self._set if field[0] != b"accept-encoding"
+            field for field in self.set if field[0] != b"accept-encoding"
         )
 
     def dropped(self, *, identity: bool) -> frozenset[bytes]:
         return self._dropped_for_identity if identity else self._dropped
 
     def added(self, *, identity: bool) -> tuple[tuple[bytes, bytes], ...]:
-        return self._set_for_identity if identity else self._set
+        return self._set_for_identity if identity else self.set
 
 
 def request_headers(
