@@ -17,7 +17,8 @@ from typing import Any, TypeGuard, get_args
 from weakref import WeakSet
 
 from .api import AsyncStreamInterceptor, Interceptor, OnError, StreamInterceptor
-from .dialects.mcp_hooks import MARKS, McpInterceptor
+from .dialects.mcp_hooks import McpInterceptor
+from .dialects.mcp_marks import MARKS
 from .dialects.messages import MessageInterceptor, MessageStream
 from .errors import LoadError
 from .needs import finder_of

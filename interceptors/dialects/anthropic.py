@@ -3,8 +3,7 @@
 
 Source: the types of Anthropic's Python SDK, `anthropic.types`. The `type` in the data says what an
 event is; without one, the event's type does. Calls of tools that the provider runs itself
-(`server_tool_use`, `mcp_tool_use`) are not `ToolCall`s. Where blocks are removed, the others move
-up, as SDKs expect.
+(`server_tool_use`, `mcp_tool_use`) are not `ToolCall`s.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
-from .calls import Call, Place, Touch
-from .cutting import STOPPED, bare, replace_items
+from .anthropic_blocks import KINDS, BlockReader
+from .calls import Call, Place
+from .cutting import STOPPED, bare
 from .parts import (
     Block,
     Finish,
@@ -28,7 +28,7 @@ from .parts import (
     arguments_text,
 )
 from .provider_words import error_in, finish_of
-from .reader import Made, Origin, Reader
+from .reader import Made, Origin
 from .unread import Unread
 
 __all__ = ["AnthropicReader"]
@@ -37,7 +37,6 @@ _BLOCKS: dict[str, tuple[Kind, str]] = {
     "text": ("text", "text"),
     "thinking": ("thinking", "thinking"),
 }
-_KINDS: tuple[Kind, ...] = ("text", "thinking", "other")
 _DELTAS: dict[str, tuple[Kind, str]] = {
     "text_delta": ("text", "text"),
     "thinking_delta": ("thinking", "thinking"),
@@ -57,7 +56,7 @@ _TYPES = frozenset(
 )
 
 
-class AnthropicReader(Reader):
+class AnthropicReader(BlockReader):
     """A text ends with its `content_block_stop`, with a block that begins at its index, or with the
     message.
     """
@@ -68,28 +67,6 @@ class AnthropicReader(Reader):
         ProviderError: rb'"error"|"message"\s*:\s*"',
     }
     default_reason: ClassVar[str] = "refusal"
-
-    def __init__(
-        self,
-        *,
-        deltas: bool = True,
-        whole_calls: bool = True,
-        hold_tool_calls: bool = False,
-        others: bool = False,
-    ) -> None:
-        super().__init__(
-            deltas=deltas, whole_calls=whole_calls, hold_tool_calls=hold_tool_calls, others=others
-        )
-        self._has_started = False  # its `message_start` has left
-        self._started: dict[int, None] = {}  # content blocks that have begun and not stopped
-        self._begun: dict[int, int] = {}  # how many blocks have begun at each index
-        self._call_at: dict[int, Call | None] = {}  # by index: the call, if the block is one
-        self._order: list[int] = []  # the indices of the blocks as they began
-        self._newest = 0  # the index of the block that began last
-        self._output_tokens: int | float = 0
-        # After removed blocks: the index of each block as it leaves, and of the next one.
-        self._moved: dict[int, int] = {}
-        self._next = 0
 
     def _read(self, parts: list[Part], message: dict[str, Any], event_type: str | None) -> None:
         kind = message.get("type")
@@ -110,11 +87,7 @@ class AnthropicReader(Reader):
         elif kind == "message_start":
             self._read_message_start(parts, message, event_type)
         elif kind == "message_delta":
-            delta = self._dict(message, "delta") or {}
-            reason = self._str(delta, "stop_reason", "delta.")
-            if reason:
-                parts.append(finish_of(0, reason))
-            self._read_usage(parts, message)
+            self._read_message_delta(parts, message)
         elif kind == "message_stop":
             self._endless.clear()
             self._end_all(parts)
@@ -130,35 +103,6 @@ class AnthropicReader(Reader):
         error = error_in(message, is_error=message.get("type") == "error")
         if error is not None:
             parts.append(error)
-
-    # Content blocks.
-
-    def _index(self, message: dict[str, Any]) -> int:
-        index = message.get("index")
-        if type(index) is int:
-            return index
-        index = self._number(message, "index")
-        if index is None:
-            self._odd("index", message.get("index"), "the number of a content block")
-            return self._newest
-        return index
-
-    def _begun_at(self, message: dict[str, Any]) -> int:
-        """The index of the block that a delta belongs to.
-
-        The official SDKs take it for the position of the block in the answer. So does this, if no
-        block has begun at the index, and no text without a start is open there.
-        """
-        index = message.get("index")
-        if type(index) is not int:
-            index = self._index(message)
-        if index not in self._begun and -len(self._order) <= index < len(self._order):
-            has_text = any(self._block(kind, index) in self._open for kind in _KINDS)
-            return index if has_text else self._order[index]
-        return index
-
-    def _block(self, kind: Kind, index: int) -> Block:
-        return Block(kind, index, max(0, self._begun.get(index, 0) - 1))
 
     def _read_message_start(
         self, parts: list[Part], message: dict[str, Any], event_type: str | None
@@ -198,7 +142,7 @@ class AnthropicReader(Reader):
         )
 
     def _end_for_another(self, parts: list[Part], index: int) -> None:
-        for of in _KINDS:
+        for of in KINDS:
             block = self._block(of, index)
             if block in self._open:
                 self._endless.discard(block)
@@ -256,12 +200,19 @@ class AnthropicReader(Reader):
     def _read_stop(self, parts: list[Part], message: dict[str, Any]) -> None:
         index = self._begun_at(message)
         self._leaving.append(partial(self._note_stop, index))
-        for kind in _KINDS:
+        for kind in KINDS:
             self._end(parts, self._block(kind, index))
         call = self._call_at.get(index)
         if call is not None:
             self._complete(parts, call)
             self._touch(call, None, message)
+
+    def _read_message_delta(self, parts: list[Part], message: dict[str, Any]) -> None:
+        delta = self._dict(message, "delta") or {}
+        reason = self._str(delta, "stop_reason", "delta.")
+        if reason:
+            parts.append(finish_of(0, reason))
+        self._read_usage(parts, message)
 
     def _read_usage(self, parts: list[Part], holder: dict[str, Any]) -> None:
         usage = self._usage(parts, holder)
@@ -296,73 +247,6 @@ class AnthropicReader(Reader):
         name = self._str(content, "name", "content[].")
         call = self._whole_call(parts, call, name, content, "input", decoded=True)
         self._touch(call, list_of, content)
-
-    # What has left.
-
-    def _note_message(self) -> None:
-        self._has_started = True
-
-    def _note_start(self, index: int, call: Call | None, in_list: bool) -> None:
-        """A block has left, in its own event or in the list of `message_start`."""
-        if call is not None and call.removed:
-            return
-        if in_list or not self.has_removed:
-            self._moved[index] = self._next = max(self._next, index)
-            self._next += 1
-        if not in_list:
-            self._started[self._moved[index]] = None
-
-    def _note_stop(self, index: int) -> None:
-        self._started.pop(self._moved.get(index, index), None)
-
-    # What leaves instead.
-
-    def settle(self, message: dict[str, Any], touches: list[Touch]) -> list[dict[str, Any]] | None:
-        replacements: dict[int, dict[str, Any] | None] = {}
-        lists: dict[int, list[Any]] = {}
-        for call, content, item in touches:
-            if not call.removed:
-                continue
-            assert call.part is not None
-            text = call.part.refusal
-            if content is not None:
-                replacements[id(item)] = None if text is None else {"type": "text", "text": text}
-                lists[id(content)] = content
-            elif text is None or message.get("type") != "content_block_start":
-                return []
-            else:
-                return self._refuse(message, text)
-        for items in lists.values():
-            replace_items(items, replacements)
-        changed = bool(lists)
-        if self._known_calls and self._removed_calls >= self._known_calls:
-            for holder in (message, message.get("delta")):
-                if isinstance(holder, dict) and holder.get("stop_reason") == "tool_use":
-                    holder["stop_reason"] = "end_turn"
-                    changed = True
-        if "index" in message:
-            index = self._shift(message)
-            changed = changed or index != message["index"]
-            message["index"] = index
-        return [message] if changed else None
-
-    def _refuse(self, message: dict[str, Any], text: str) -> list[dict[str, Any]]:
-        """The events of a text in place of a call."""
-        index = self._shift(message)
-        delta = {"type": "text_delta", "text": text}
-        return [
-            {**message, "index": index, "content_block": {"type": "text", "text": ""}},
-            {"type": "content_block_delta", "index": index, "delta": delta},
-            {"type": "content_block_stop", "index": index},
-        ]
-
-    def _shift(self, message: dict[str, Any]) -> int:
-        """The index of a block without the removed ones."""
-        index = self._index(message)
-        if "content_block" in message:
-            self._moved[index] = self._next
-            self._next += 1
-        return self._moved.get(index, index)
 
     def says_nothing(self, message: dict[str, Any]) -> bool:
         delta = message.get("delta")

@@ -1,28 +1,26 @@
-"""MCP messages: JSON-RPC 2.0 as the Model Context Protocol speaks it, in a JSON body or in an
-event's data, both ways.
+"""MCP messages: JSON-RPC 2.0 in a JSON body or in the data of an event, in both directions.
 
-`parse` reads one message or a batch (2025-03-26). It never refuses JSON: what is no message of MCP
-is `MALFORMED`, and says why. `Payload.encode` writes it again: whatever nobody changed keeps its
-bytes, member by member. Shapes: MCP 2024-11-05 to 2026-07-28, "Base Protocol". Sans I/O; it does
+`parse` reads one message or a batch (2025-03-26). It never refuses JSON: what is not a message of
+MCP is `MALFORMED`, with its `problem`. `Payload.encode` writes it again: members that did not
+change keep their bytes. Shapes: MCP 2024-11-05 to 2026-07-28, "Base Protocol". Sans I/O; it does
 not know which request a response answers (`mcp_calls`), nor headers (`mcp_headers`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import msgspec
 
 from pools import decode_json, encode_json
 
-from ..errors import InterceptorError, NotJson
+from ..errors import InterceptorError
 from ..event import not_json
 from ..message import Request
 from .mcp_calls import Call, RequestId
+from .mcp_kinds import Kind, classify
 
 __all__ = [
     "INTERNAL_ERROR",
@@ -37,7 +35,6 @@ __all__ = [
     "McpError",
     "McpMessage",
     "Payload",
-    "ambiguity",
     "is_too_long",
     "parse",
 ]
@@ -48,13 +45,11 @@ METHOD_NOT_FOUND = -32601
 INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
 MAX_BATCH = 100
-"""Messages in a batch of a client. The revision that has batches, 2025-03-26, has no limit; its
-clients send a few.
-"""
+"""Messages in a batch of a client. MCP 2025-03-26, which has batches, sets no limit."""
 RESOURCE_NOT_FOUND = -32002
-"""Up to 2025-11-25; from 2026-07-28 on a resource that is not there is `INVALID_PARAMS`."""
+"""Up to 2025-11-25. From 2026-07-28 on, an unknown resource is `INVALID_PARAMS`."""
 
-# The parameter that says what a message is about.
+# The parameter with the name of what a message is about.
 _ABOUT = {
     "tools/call": "name",
     "prompts/get": "name",
@@ -63,7 +58,7 @@ _ABOUT = {
     "resources/unsubscribe": "uri",
     "notifications/resources/updated": "uri",
 }
-_COMPLETE = "completion/complete"  # about what its `ref` refers to
+_COMPLETE = "completion/complete"  # its `ref` names it
 
 
 class BatchTooLong(InterceptorError):
@@ -71,17 +66,6 @@ class BatchTooLong(InterceptorError):
 
     def __init__(self) -> None:
         super().__init__(f"a batch must have at most {MAX_BATCH} messages")
-
-
-class Kind(StrEnum):
-    """What a message is."""
-
-    REQUEST = "request"
-    NOTIFICATION = "notification"
-    RESPONSE = "response"
-    """A result or an error."""
-    MALFORMED = "malformed"
-    """JSON, but no message of MCP; `problem` says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +84,10 @@ class McpError:
 
 
 class McpMessage:
-    """One message, as a view into its decoded JSON: set `method`, `name`, `result` and `error`, or
-    change what is inside of `params`, `result` and `error` in place. What has changed is found by
-    comparing, so nothing need be marked.
+    """One message, as a view into its decoded JSON.
+
+    Set `method`, `name`, `result` and `error`, or change `params`, `result` and `error` in place:
+    changes are found by comparison.
     """
 
     __slots__ = (
@@ -120,24 +105,22 @@ class McpMessage:
 
     def __init__(self, json: Any, *, from_client: bool) -> None:
         self._json = json
-        self._before: dict[
-            str, bytes | None
-        ] = {}  # members that somebody may have changed, as they were
-        self.kind, self.problem = _classify(json)
+        self._before: dict[str, bytes | None] = {}  # members that may have changed, as they were
+        self.kind, self.problem = classify(json)
         self.from_client = from_client
-        """Whether the client sent it; else the server did."""
+        """The client sent it; otherwise the server did."""
         self.session: str | None = None
         """The session's id, where there is one."""
         self.revision: str | None = None
-        """The revision that the client's headers name; None where they name none (`initialize`,
+        """The revision in the client's headers; None if there is none (`initialize`,
         2025-03-26 and older).
         """
         self.request: Call | None = None
-        """Of a response: the request that it answers. None where that is not known."""
+        """Of a response: the request that it answers, if that is known."""
         self.http: Request | None = None
-        """The HTTP request that it came in, or in whose response it came."""
+        """The HTTP request that it came in, or in whose response."""
         self.dropped = False
-        """It goes no further: dropped, or answered."""
+        """It was dropped or answered, and goes no further."""
 
     @property
     def id(self) -> RequestId | None:
@@ -156,8 +139,8 @@ class McpMessage:
 
     @property
     def params(self) -> dict[str, Any]:
-        """Of a request or a notification; where it has none, an empty dict that may be filled.
-        Change it in place.
+        """Of a request or a notification. Change it in place; if it is absent, fill the empty dict.
+        Raises `ValueError` for a response.
         """
         self._must_be(Kind.REQUEST, Kind.NOTIFICATION)
         if self._json.get("params") is None and "params" not in self._before:
@@ -169,9 +152,7 @@ class McpMessage:
 
     @property
     def result(self) -> Any:
-        """Of a response, an object as a rule; None where it is an error. Change it in place, or set
-        it.
-        """
+        """Of a response, usually an object; None for an error. Change it in place, or set it."""
         return self._member("result")
 
     @result.setter
@@ -196,9 +177,9 @@ class McpMessage:
 
     @property
     def name(self) -> str | None:
-        """What it is about: a tool's or a prompt's name, a resource's URI (or its template's, of
-        `completion/complete`); of a response what its request was about. None where there is none,
-        or where it is no string.
+        """What the message is about: the name of a tool or prompt, the URI of a resource (or, in
+        `completion/complete`, of its template); of a response, that of its request. None if there
+        is none, or if it is not a string.
         """
         if self.kind is Kind.RESPONSE:
             return self.request.name if self.request is not None else None
@@ -218,17 +199,17 @@ class McpMessage:
 
     @property
     def call(self) -> Call:
-        """Of a request: what is kept of it. Raises `ValueError` for what is none."""
+        """What is kept of a request. Raises `ValueError` for other messages."""
         self._must_be(Kind.REQUEST)
         return Call(self._json["id"], self._json["method"], self.name, self.from_client)
 
     @property
     def changed(self) -> bool:
-        """Whether anything in it is not as it came."""
+        """Whether anything in it has changed."""
         return bool(self.changes())
 
     def changes(self) -> dict[str, bytes | None]:
-        """The members that are not as they came, as JSON text; None for one that is gone."""
+        """The members that have changed, as JSON text; None for one that was removed."""
         found = {member: self._now(member) for member in self._before}
         return (
             {member: now for member, now in found.items() if now != self._before[member]}
@@ -237,20 +218,18 @@ class McpMessage:
         )
 
     def drop(self) -> None:
-        """Let a notification go no further. Raises `ValueError` for a request or a response:
-        somebody waits for it.
+        """Stop a notification. Raises `ValueError` for a request or a response: the other side waits
+        for it.
         """
         self._must_be(Kind.NOTIFICATION)
         self.dropped = True
 
     def json(self) -> Any:
-        """The whole message, as it is now. Look only: what is changed in here is not seen."""
+        """The whole message, as it is now. Read only: changes in it are not found."""
         return self._json
 
     def encode(self, raw: bytes, changes: dict[str, bytes | None]) -> bytes:
-        """The message with these `changes`, of which `raw` is the text as it came: the other
-        members keep their bytes.
-        """
+        """The message with these `changes`. `raw`: the text as it came, which other members keep."""
         if not changes:
             return raw
         came: dict[str, msgspec.Raw] = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
@@ -310,7 +289,7 @@ class McpMessage:
 
 
 class Payload:
-    """What one body or one event holds: a message, or a batch of them. Made by `parse`."""
+    """A message, or a batch of them, in one body or event. Made by `parse`."""
 
     __slots__ = ("data", "is_batch", "messages")
 
@@ -325,7 +304,7 @@ class Payload:
 
     @property
     def problem(self) -> str | None:
-        """Why it is not what MCP speaks, or not all of it; None when it is."""
+        """Why it is not MCP, or not all of it; None if it is."""
         if not self.messages:
             return "the batch is empty"
         ids = [message.id for message in self.messages if message.kind is Kind.REQUEST]
@@ -336,10 +315,10 @@ class Payload:
         )
 
     def encode(self) -> bytes | None:
-        """What is left of it as JSON text: `data` itself when nothing is changed, None when nothing
-        is left. A batch stays one.
+        """What is left of it as JSON text: `data` itself if nothing has changed, None if nothing is
+        left. A batch stays one.
 
-        Raises `TypeError` for what a hook has put in and JSON cannot say.
+        Raises `TypeError` for a value of a hook that JSON does not have.
         """
         changes = [message.changes() for message in self.messages]
         if not any(changes) and not any(message.dropped for message in self.messages):
@@ -350,7 +329,7 @@ class Payload:
         return b"[" + b",".join(left) + b"]" if self.is_batch else left[0]
 
     def encode_each(self, changes: Sequence[dict[str, bytes | None]] | None = None) -> list[bytes]:
-        """Every message that is left, as JSON text; `changes`: each one's, where they are known."""
+        """Every message that is left, as JSON text. `changes`: those of each, if known."""
         raws = (
             msgspec.json.decode(self.data, type=list[msgspec.Raw]) if self.is_batch else [self.data]
         )
@@ -366,9 +345,7 @@ class Payload:
 
 
 def parse(data: bytes | str, *, from_client: bool) -> Payload:
-    """Read a body or an event's data, UTF-8. Raises `NotJson`, never for JSON that is no message,
-    and `BatchTooLong`.
-    """
+    """Read a body or the data of an event, in UTF-8. Raises `NotJson` and `BatchTooLong`."""
     try:
         raw = data.encode() if isinstance(data, str) else data
         json = decode_json(raw)
@@ -380,111 +357,5 @@ def parse(data: bytes | str, *, from_client: bool) -> Payload:
 
 
 def is_too_long(json: Any) -> bool:
-    """Whether this is a batch with more messages than a client may send. Look before anything is
-    made of each.
-    """
+    """Whether a batch has more messages than a client may send. Check before reading each."""
     return isinstance(json, list) and len(json) > MAX_BATCH
-
-
-def ambiguity(data: bytes) -> str | None:
-    """Why two readers may take this JSON text for two different messages; None when they cannot.
-    Raises `NotJson`.
-
-    RFC 8259, section 4, leaves it open which of two members with one name counts; and some readers
-    (Go's) do not mind the case of the names that they look for. So names must differ, those of a
-    message and of its parameters also when case is ignored.
-    """
-    found: list[str] = []
-
-    def pairs(members: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(members)
-        if len(made) < len(members):
-            found.append("a name occurs twice in one object")
-        return made
-
-    try:
-        tree = json.loads(data.decode(), object_pairs_hook=pairs)
-    except (ValueError, RecursionError):
-        raise NotJson(
-            "this MCP message is in JSON that clients and servers may read in different ways"
-        ) from None
-    for message in tree if isinstance(tree, list) else [tree]:
-        places = [message]
-        for member in ("params", "ref", "notifications"):
-            places += [
-                place[member] for place in places if isinstance(place, dict) and member in place
-            ]
-        for place in places:
-            if isinstance(place, dict) and not _distinct(place):
-                found.append(
-                    "two names in a message differ only in their case, or one is a known one in another case"
-                )
-    return found[0] if found else None
-
-
-# What somebody may go by, of a message and its parameters.
-_KNOWN = (
-    *("jsonrpc", "id", "method", "params", "result", "error"),
-    *("_meta", "name", "uri", "arguments", "ref", "type", "notifications", "resourceSubscriptions"),
-)
-_BY_FOLDED = {name.casefold(): name for name in _KNOWN}
-_BY_FOLDED["resource_subscriptions"] = (
-    "resourceSubscriptions"  # the official Python SDK reads either
-)
-
-
-def _distinct(place: dict[str, Any]) -> bool:
-    folded = [name.casefold() for name in place]
-    return len(set(folded)) == len(folded) and all(
-        _BY_FOLDED.get(fold, name) == name for fold, name in zip(folded, place, strict=True)
-    )
-
-
-def _classify(json: Any) -> tuple[Kind, str | None]:
-    """The kind of a message, and what is wrong with it. A null member counts as absent, for clients
-    and servers take it so.
-    """
-    problem = _problem_of(json)
-    if problem is not None:
-        return Kind.MALFORMED, problem
-    if json.get("method") is None:
-        return Kind.RESPONSE, None
-    return (Kind.NOTIFICATION if json.get("id") is None else Kind.REQUEST), None
-
-
-def _problem_of(json: Any) -> str | None:
-    if not isinstance(json, dict):
-        return "a message is a JSON object"
-    if json.get("jsonrpc") != "2.0":
-        return 'a message has "jsonrpc": "2.0"'
-    method, ident = json.get("method"), json.get("id")
-    answers = [member for member in ("result", "error") if json.get(member) is not None]
-    if method is not None:
-        if not isinstance(method, str):
-            return "a method is a string"
-        if answers:
-            return f"a message has a method or a {answers[0]}, not both"
-        if ident is not None and not _is_id(ident):
-            return "a request's id is a string or an integer"
-        if not isinstance(json.get("params"), dict | None):
-            return "params are an object"
-        return None
-    if not answers and "result" in json:
-        answers = ["result"]  # an answer without a value
-    if len(answers) != 1:
-        return "a message has one of method, result and error"
-    if answers == ["error"]:
-        error = json["error"]
-        if not (
-            isinstance(error, dict)
-            and type(error.get("code")) is int
-            and isinstance(error.get("message"), str)
-        ):
-            return "an error is an object with a code and a message"
-        if ident is None:  # of a request that could not be read
-            return None
-    return None if _is_id(ident) else "a response's id is a string or an integer"
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, str) or type(value) is int

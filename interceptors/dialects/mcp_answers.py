@@ -20,9 +20,9 @@ from .mcp import (
     McpError,
     McpMessage,
     Payload,
-    ambiguity,
 )
 from .mcp_headers import HEADER_MISMATCH, check, has_mirrors
+from .mcp_kinds import ambiguity
 
 __all__ = [
     "NOT_JSON_IN_UTF8",

@@ -105,48 +105,47 @@ def has_mirrors(revision: str | None) -> bool:
 
 
 def check(headers: Headers, message: Any) -> Rejection | None:
-    """Whether a POST's headers say what its decoded body says; None when they do, and for a
-    revision without mirrors.
+    """Why the headers of a POST do not match its decoded body; None if they do, or have no mirrors.
 
-    A request must have them all. On what is none (a notification, a response), none is asked for,
-    and one that is there must be right. Parameters that the body does not hold have no header.
-    `Mcp-Param-*` are the server's to verify: only it knows which argument each mirrors. What the
-    SDK's servers refuse as no single message (a batch) is refused here, too: no header fits it.
+    A request must have them all. A notification or a response need not have any, but one that is
+    there must be right. Parameters that the body does not hold have no header. `Mcp-Param-*` are
+    the server's to verify: only it knows which argument each mirrors. A batch is refused, as the
+    SDK's servers do: no header fits it.
     """
     if not has_mirrors(revision_of(headers)):
         return None
     if not isinstance(message, dict):
         return Rejection(INVALID_REQUEST, "the body must be a single JSON-RPC message")
-    method, params = message.get("method"), message.get("params")
+    problem = _mismatch(headers, message)
+    if problem is None:
+        return None
     given = message.get("id")
     ident = given if isinstance(given, (int, str)) and not isinstance(given, bool) else None
+    return Rejection(HEADER_MISMATCH, problem, ident)
+
+
+def _mismatch(headers: Headers, message: dict[str, Any]) -> str | None:
     for name in (PROTOCOL_VERSION, METHOD, NAME):
         if len(headers.get_list(name)) > 1:  # readers of the first and of the last would disagree
-            return Rejection(HEADER_MISMATCH, f"{name} header appears more than once", ident)
+            return f"{name} header appears more than once"
+    method, params = message.get("method"), message.get("params")
     required = "id" in message and "method" in message
     version = _version_in(params)
     if version is not None and headers[PROTOCOL_VERSION] != version:
-        return Rejection(
-            HEADER_MISMATCH,
-            f"{PROTOCOL_VERSION} header does not match the protocol version in _meta",
-            ident,
-        )
+        return f"{PROTOCOL_VERSION} header does not match the protocol version in _meta"
     said = headers.get(METHOD)
     if said != method and (required or said is not None):
-        return Rejection(
-            HEADER_MISMATCH, f"{METHOD} header does not match the body's method", ident
-        )
+        return f"{METHOD} header does not match the body's method"
     key = NAMED_BY.get(method) if isinstance(method, str) else None
-    if key is not None:
-        said, value = headers.get(NAME), _member(params, key)
-        decoded = decode_value(said) if said is not None else None
-        if decoded != value or (said is not None and decoded is None):
-            if said is None and not required:
-                return None
-            return Rejection(
-                HEADER_MISMATCH, f"{NAME} header does not match the body's parameter {key!r}", ident
-            )
-    return None
+    if key is None:
+        return None
+    said, value = headers.get(NAME), _member(params, key)
+    if said is None:
+        matches = value is None or not required
+    else:
+        decoded = decode_value(said)
+        matches = decoded is not None and decoded == value
+    return None if matches else f"{NAME} header does not match the body's parameter {key!r}"
 
 
 def mirror(headers: Headers, message: Any, before: Any = None) -> None:

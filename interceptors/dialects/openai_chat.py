@@ -33,9 +33,7 @@ _OF_CHUNK: dict[str, tuple[type, ...]] = {
 
 
 class OpenAIChatReader(ChatCallReader):
-    """The texts and tool calls of a choice end with its `finish_reason`, in whatever order their
-    deltas come.
-    """
+    """The texts and tool calls of a choice end with its `finish_reason`, in any order of deltas."""
 
     needles: ClassVar[Mapping[type[Part], bytes]] = {
         Finish: rb'"finish_reason"\s*:\s*"',
@@ -76,12 +74,8 @@ class OpenAIChatReader(ChatCallReader):
                     self._odd("choices[]", choice, "an object")
         elif choices is not None:
             self._odd("choices", choices, "a list")
-        if (
-            choices is None
-            or get("usage") is not None
-            or get("error") is not None
-            or "x_groq" in message
-        ):
+        is_rest = choices is None or "x_groq" in message
+        if is_rest or get("usage") is not None or get("error") is not None:
             # Some servers name the events of chunks: that is not the type of an error.
             self._read_rest(parts, message, None if "choices" in message else event_type)
 

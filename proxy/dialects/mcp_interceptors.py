@@ -43,8 +43,8 @@ from interceptors.dialects.mcp_headers import (
     mirror,
     revision_of,
 )
-from interceptors.dialects.mcp_hooks import through_current
 from interceptors.dialects.mcp_sessions import LiveSession, canonical, has_data, session_of
+from interceptors.dialects.mcp_streams import through_current
 from interceptors.hooks import Owner
 from interceptors.needs import Search
 from interceptors.refusals import request_ids

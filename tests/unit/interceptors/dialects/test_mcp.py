@@ -14,8 +14,9 @@ from mcp_types.jsonrpc import jsonrpc_message_adapter
 from pydantic import ValidationError
 
 from interceptors import NotJson
-from interceptors.dialects.mcp import Kind, McpError, McpMessage, ambiguity, parse
+from interceptors.dialects.mcp import Kind, McpError, McpMessage, parse
 from interceptors.dialects.mcp_calls import Call, Calls
+from interceptors.dialects.mcp_kinds import ambiguity
 
 KINDS: dict[str, tuple[str, Kind]] = {
     "a request": ('{"jsonrpc":"2.0","id":1,"method":"tools/list"}', Kind.REQUEST),
