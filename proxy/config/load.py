@@ -18,8 +18,9 @@ from interceptors.refusals import error_format
 from interceptors.values import Checker, Mistake, join, nearest
 
 from ..errors import ConfigError, Problem
-from .checks import endpoint_problem, mistakes_of, warnings_of
+from .checks import mistakes_of, warnings_of
 from .expand import Expansion, expand
+from .grammar import endpoint_problem
 from .schema import Config, ReverseProxy, Route, Upstream
 from .source import Source, read_yaml
 from .wiring import load_all, wiring_mistakes, wiring_warnings

@@ -53,7 +53,7 @@ interceptors: [{name: x, use: "no.such:Thing"}]
     )
     assert done.returncode == 2
     assert (
-        f'{tmp_path}/weirpool.yaml:5:27: error: reverse_proxy.routes[0].upstream: no upstream is called "lmm"'
+        f'{tmp_path}/weirpool.yaml:5:27: error: reverse_proxy.routes[0].upstream: no upstream has the name "lmm"'
         in done.stderr
     )
     assert "reverse_proxy.upstreams[0].endpoints[0]: " in done.stderr
@@ -361,7 +361,7 @@ def test_check_gives_json_for_editors(tmp_path: Path) -> None:
         "reverse_proxy.routes[0]",
         None,
     )
-    assert name["message"] == 'no interceptor is called "s"'
+    assert name["message"] == 'no interceptor has the name "s"'
     done = run(tmp_path, WARNED, "check", "--json")
     assert (done.returncode, json.loads(done.stdout)["ok"]) == (0, True)
     done = run(tmp_path, "a: [", "check", "--json")

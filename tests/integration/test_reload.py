@@ -171,7 +171,7 @@ async def test_a_broken_file_changes_nothing_and_is_reported(tmp_path: Path) -> 
         broken = {
             good.replace(
                 "upstream: up", "upstream: uq"
-            ): 'reverse_proxy.routes[0].upstream: no upstream is called "uq"',
+            ): 'reverse_proxy.routes[0].upstream: no upstream has the name "uq"',
             good.replace(
                 "fails: false", "fails: 7"
             ): "interceptors[0].options.fails: must be true or false",

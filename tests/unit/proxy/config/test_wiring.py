@@ -188,9 +188,9 @@ def test_what_nothing_uses_or_reaches_is_a_warning(check: Check) -> None:
     assert checked.config is not None
     assert [line.removeprefix("warning: ") for line in lines(checked)] == [
         "reverse_proxy.upstreams[1]: no route uses the upstream 'other'",
-        "reverse_proxy.routes[0].interceptors[1]: 'redact' is listed twice, and runs twice",
-        "reverse_proxy.routes[1].path: the route '//a/' shadows this one: only requests for '/a' itself come here (got \"/a\")",
-        "reverse_proxy.routes[3].path: a page of the proxy's own shadows this path: "
+        "reverse_proxy.routes[0].interceptors[1]: 'redact' is listed twice and runs twice",
+        "reverse_proxy.routes[1].path: the route '//a/' shadows this one: it only gets requests for '/a' itself (got \"/a\")",
+        "reverse_proxy.routes[3].path: an admin page shadows this path: "
         'set admin.port or admin.prefix to move the pages (got "/metrics")',
         "interceptors[1]: no route uses the interceptor 'keys'",
     ]
