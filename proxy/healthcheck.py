@@ -1,10 +1,9 @@
-"""`python -m proxy.healthcheck`: whether a `weirpool serve` on this machine is ready, for the
-health check of a container.
+"""`python -m proxy.healthcheck`: is the `weirpool serve` on this machine ready? For containers.
 
-It takes the options of `serve` and asks `/readyz` where that configuration has it: on `admin.port`,
-one for each worker, or on the main port, in both cases with `admin.prefix`. Of the configuration it
-reads only `admin`, which a reload does not change: a mistake elsewhere must not make a running
-process unhealthy. It does without the server's modules, to start fast.
+Takes the options of `serve` and requests `/readyz` on `admin.port` (one port for each worker) or on
+the main port, with `admin.prefix`. It reads only the `admin` section, which a reload does not
+change: a mistake elsewhere must not make a running process unhealthy. It imports no server module,
+to start fast.
 
 Exit status: 0 ready, 1 not ready or not reachable, 2 wrong usage.
 """
@@ -30,7 +29,7 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Ask, and return the exit status."""
+    """Request the page of each worker. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m proxy.healthcheck", description="Whether a weirpool is ready."
     )
@@ -66,9 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _read_admin(file: str | None) -> dict[str, Any]:
-    """The `admin` settings of the file, with their references replaced. Raises `ValueError` for one
-    that cannot be.
-    """
+    """Return the file's `admin` section with references replaced. Raises `ValueError`."""
     if file is None:
         return {}
     with open(file, encoding="utf-8") as stream:
@@ -84,8 +81,8 @@ def _read_admin(file: str | None) -> dict[str, Any]:
 
 
 def _ask(host: str, port: int, path: str, *, tls: bool) -> str | None:
-    """What is wrong, or None. A certificate is not verified: it has the name that clients use, and
-    this is the same machine.
+    """Return the problem, or None. Certificates are not verified: the request does not leave the
+    machine.
     """
     host = _EVERYWHERE.get(host, host)
     where = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}{path}"

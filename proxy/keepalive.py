@@ -1,7 +1,6 @@
-"""TCP keepalive: it finds peers that are gone without a word, on connections where silence is
-normal.
+"""TCP keepalive: detects dead peers on connections where silence is normal.
 
-The kernel's own default sends the first probe after two hours. It knows no HTTP.
+The kernel's default sends the first probe after two hours. This module knows no HTTP.
 """
 
 from __future__ import annotations
@@ -12,25 +11,24 @@ from contextlib import suppress
 __all__ = ["PROBES", "PROBE_AFTER_S", "PROBE_EVERY_S", "send_probes"]
 
 PROBE_AFTER_S = 60
-"""Seconds of silence before the first probe: NATs and load balancers forget a silent connection
-after 4 minutes or more.
+"""Seconds of silence before the first probe. NATs and load balancers drop silent connections after
+4 minutes or more.
 """
 PROBE_EVERY_S = 15
 PROBES = 4
-"""So many without an answer end the connection, 2 minutes after its last packet."""
+"""Unanswered probes that end the connection, 2 minutes after its last packet."""
 
 _USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
 _PROBE_AFTER: int | None = getattr(
     socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None)
-)  # the latter: macOS
+)  # macOS has TCP_KEEPALIVE
 
 
 def send_probes(sock: socket.socket) -> None:
-    """Let the kernel probe the peer of this connection while it is silent. Never raises: a socket
-    may be closed already.
+    """Let the kernel probe a silent peer. Never raises: the socket may be closed.
 
-    Where the socket has a TCP_USER_TIMEOUT, Linux ends the connection when that is over and a
-    single probe is unanswered. Probes then begin at half of it, so that several must be lost.
+    With TCP_USER_TIMEOUT, Linux ends the connection after that time if a single probe is
+    unanswered. Probes then start at half of it, so that several must be lost.
     """
     after_s, every_s = PROBE_AFTER_S, PROBE_EVERY_S
     with suppress(OSError):

@@ -1,7 +1,7 @@
-"""The `weirpool` command: serve, check, new-interceptor, new-key, demo, bench.
+"""The command line: arguments, and exit statuses.
 
-Exit status: 0, 1 (failed while running), 2 (wrong usage or configuration), 3 (could not begin to
-serve; the log says why).
+0: success. 1: failed while running. 2: wrong usage or configuration. 3: could not start to serve;
+the log has the cause.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         with suppress(OSError):
             print(f"weirpool: cannot write to standard output: {error.strerror}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes it once more at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes it again at exit
         return 1
     except StartError as error:
         structlog.get_logger("proxy").error("start_failed", errors=list(error.errors))
@@ -77,43 +77,43 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="run the proxy")
     source = serve.add_mutually_exclusive_group(required=True)
-    source.add_argument("--config", metavar="FILE", help="the configuration, in YAML")
+    source.add_argument("--config", metavar="FILE", help="the configuration file (YAML)")
     source.add_argument(
-        "--upstream", metavar="URL", help="no configuration: everything goes to this upstream"
+        "--upstream",
+        metavar="URL",
+        help="forward every request to this URL, without a configuration",
     )
     serve.add_argument(
         "--bind",
         metavar="HOST:PORT",
         action="append",
-        help="where to listen; may be repeated (default 127.0.0.1:8000)",
+        help="address to listen on, repeatable (default: 127.0.0.1:8000)",
     )
     serve.add_argument(
         "--certfile",
         metavar="FILE",
-        help="serve TLS (HTTP/1.1 and HTTP/2) with this certificate, PEM",
+        help="PEM certificate: serve TLS with HTTP/1.1 and HTTP/2",
     )
-    serve.add_argument("--keyfile", metavar="FILE", help="its key, PEM")
+    serve.add_argument("--keyfile", metavar="FILE", help="PEM key of the certificate")
     serve.add_argument(
-        "--workers", metavar="N", type=_count, default=1, help="processes (default 1)"
+        "--workers", metavar="N", type=_count, default=1, help="number of processes (default: 1)"
     )
     serve.set_defaults(run=_serve)
 
     check = commands.add_parser(
-        "check", help="check a configuration: exit status 0, or 2 with every mistake and its place"
+        "check", help="check a configuration file and report every mistake with its line"
     )
     check.add_argument("file", metavar="FILE")
-    check.add_argument("--strict", action="store_true", help="warnings fail, too")
-    check.add_argument("--json", action="store_true", help="the result as JSON, on standard output")
+    check.add_argument("--strict", action="store_true", help="treat warnings as errors")
+    check.add_argument("--json", action="store_true", help="print the result as JSON")
     check.set_defaults(run=_check)
 
-    new = commands.add_parser(
-        "new-interceptor", help="write a small interceptor and its test, to begin with"
-    )
-    new.add_argument("name", metavar="NAME", help="as in redact-keys")
+    new = commands.add_parser("new-interceptor", help="write a small interceptor and its test")
+    new.add_argument("name", metavar="NAME", help="such as redact-keys")
     new.set_defaults(run=_new_interceptor)
 
     key = commands.add_parser(
-        "new-key", help="make a client's key for api_keys, and the line for the configuration"
+        "new-key", help="generate a client's key for the interceptor api_keys"
     )
     key.add_argument("name", metavar="NAME", help="the client's name")
     key.set_defaults(run=_new_key)
@@ -127,19 +127,22 @@ def _parser() -> argparse.ArgumentParser:
     schema.set_defaults(run=_schema)
 
     demo = commands.add_parser(
-        "demo", help="an embedded upstream, the proxy, and a stream to watch"
+        "demo", help="show a stream through the proxy, with an embedded upstream"
     )
     demo.add_argument(
-        "--port", type=int, default=8000, help="the proxy's port; 0: any free one (default 8000)"
+        "--port",
+        type=int,
+        default=8000,
+        help="the proxy's port, 0 for any free one (default: 8000)",
     )
-    demo.add_argument("--once", action="store_true", help="end after the stream")
+    demo.add_argument("--once", action="store_true", help="exit after the stream")
     demo.set_defaults(run=lambda arguments: run_demo(arguments.port, once=arguments.once))
 
     bench = commands.add_parser("bench", help="measure this proxy on this machine")
     bench.add_argument(
         "scenario",
         nargs="*",
-        help="which scenarios (default: the usual ones; a name that there is not lists all)",
+        help="scenarios to run (default: a selection; an unknown name lists all)",
     )
     bench.set_defaults(run=lambda arguments: run_bench(arguments.scenario))
     return parser
@@ -151,14 +154,14 @@ def _serve(arguments: argparse.Namespace) -> int:
     if arguments.upstream:
         config = single_upstream(arguments.upstream)
     else:
-        # With its interceptors, so that a mistake ends the command, and not each worker in turn.
+        # With its interceptors, so that an error ends the command rather than each worker.
         checked = check_config(arguments.config)
         config, warnings = checked.require(), checked.warnings
     configure_logging(config.log.format, config.log.level)
     take_over_stderr()
     log_warnings(warnings)
     if (arguments.certfile is None) != (arguments.keyfile is None):
-        raise ConfigError("--certfile and --keyfile go together")
+        raise ConfigError("--certfile and --keyfile require each other")
     tls = None
     if arguments.certfile is not None:
         tls = Tls(arguments.certfile, arguments.keyfile)
@@ -229,8 +232,8 @@ def _new_key(arguments: argparse.Namespace) -> int:
     key, line = new_key(arguments.name)
     print(f"{key}\n{line}")
     print(
-        "The first line is the client's key: it is not stored and cannot be shown again. "
-        "The second goes under options.keys of the interceptor api_keys.",
+        "The first line is the client's key. It is not stored and cannot be shown again. "
+        "Put the second line under options.keys of the interceptor api_keys.",
         file=sys.stderr,
     )
     return 0

@@ -1,8 +1,8 @@
-"""`weirpool demo`: an embedded upstream, the proxy in front of it, and a stream to watch, with no
+"""`weirpool demo`: an embedded upstream, the proxy in front of it, and a stream to watch, without
 network.
 
-The upstream speaks as an LLM API does: `POST` or `GET /v1/chat/completions` answers with a stream
-of OpenAI-like chunks.
+The upstream imitates an LLM API: `POST` or `GET /v1/chat/completions` answers with a stream of
+OpenAI-like chunks.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ async def _serve_proxy(
 
 
 async def _print_stream(url: str) -> None:
-    """Read the stream through the proxy, as a client would, and print the text as it arrives."""
+    """Read the stream through the proxy as a client, and print the text as it arrives."""
     body = {
         "model": "demo",
         "stream": True,
@@ -134,7 +134,7 @@ async def _converse(stream: trio.SocketStream, delay_s: float) -> None:
             connection.start_next_cycle()
 
 
-# The key stays in one piece: `redact` looks at one event at a time.
+# The key stays in one piece: in `generic` streams `redact` searches one event at a time.
 _TEXT_PIECES = [f"{word} " for word in _TEXT.split(" ")]
 
 

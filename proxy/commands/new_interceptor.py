@@ -1,4 +1,4 @@
-"""`weirpool new-interceptor NAME`: a small, commented interceptor and its test, as a beginning."""
+"""`weirpool new-interceptor NAME`: write a small, commented interceptor and its test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import ConfigError
 __all__ = ["new_interceptor"]
 
 _OWN = ("interceptors", "pools", "proxy")
-_NEEDED = ("pytest",)  # by the test, also where it is not installed yet
+_NEEDED = ("pytest",)  # imported by the test, even if not installed yet
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]++)*")
 
 _MODULE = '''\
@@ -123,12 +123,12 @@ and check it:
 
 
 _IMPORTED = {*re.findall(r"^    (\w+),$", _MODULE, re.MULTILINE), "Options"}
-"""The names that the module uses for something else than its interceptor."""
+"""Names that the module imports."""
 
 
 def _hidden_by(module: str, directory: Path) -> str | None:
-    """What a file of that name, or its test, would take the place of for Python; None when it is
-    free.
+    """Return what a file of that name, or its test, would hide from Python's imports; None if
+    nothing.
     """
     for name in (module, f"test_{module}"):
         if name in sys.stdlib_module_names:
@@ -144,18 +144,18 @@ def _hidden_by(module: str, directory: Path) -> str | None:
 
 
 def new_interceptor(name: str, directory: Path) -> str:
-    """Write the two files; what to do next. Raises `ConfigError` for an impossible name, and never
-    overwrites a file.
+    """Write the two files. Returns the next steps as text. Raises `ConfigError` for an invalid
+    name; never overwrites a file.
     """
     module = name.replace("-", "_")
     title = "".join(part.capitalize() for part in module.split("_"))
     if keyword.iskeyword(module):
         raise ConfigError(
-            f"{name!r} cannot be a name: Python has it as a word of its own; choose another, such as my-{name}"
+            f"{name!r} cannot be a name: it is a Python keyword; choose another, such as my-{name}"
         )
     if _NAME.fullmatch(name) is None:
         raise ConfigError(
-            f"{name!r} cannot be a name: small letters and digits, parts joined by - or _, as in redact-keys"
+            f"{name!r} cannot be a name: must be lower-case letters and digits, joined by - or _, such as redact-keys"
         )
     hidden = _hidden_by(module, directory)
     if hidden is not None:
@@ -177,7 +177,7 @@ def new_interceptor(name: str, directory: Path) -> str:
             with (directory / file).open("x", encoding="utf-8") as target:
                 target.write(text.format(**words))
         except FileExistsError:
-            raise ConfigError(f"{file} is there already; nothing was overwritten") from None
+            raise ConfigError(f"{file} exists; nothing was overwritten") from None
         except OSError as error:
             raise ConfigError(f"{directory / file}: {error.strerror}") from error
     return _NEXT.format(**words)

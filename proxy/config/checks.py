@@ -28,7 +28,7 @@ from .grammar import (
     prefix_problem,
     server_name_problem,
 )
-from .schema import Config, HeaderRules, Heartbeat, InterceptorEntry, Reconnect, Route, Upstream
+from .schema import Config, HeaderRules, Heartbeat, Reconnect, Route, Upstream
 
 __all__ = ["mistakes_of", "warnings_of"]
 
@@ -38,11 +38,13 @@ _OWN_PAGES = ("/metrics", "/healthz", "/readyz", "/status")
 def mistakes_of(config: Config, bad: Collection[str] = ()) -> Iterator[Mistake]:
     """Yield the errors of a configuration whose types are right."""
     proxy = config.reverse_proxy
-    yield from _repeated(proxy.upstreams, "reverse_proxy.upstreams", "upstream")
+    yield from _repeated(
+        [item.name for item in proxy.upstreams], "reverse_proxy.upstreams", "upstream"
+    )
     for index, upstream in enumerate(proxy.upstreams):
         yield from _of_upstream(upstream, f"reverse_proxy.upstreams[{index}]")
     yield from _hosts(config.admin.hosts, "admin.hosts")
-    yield from _repeated(config.interceptors, "interceptors", "interceptor")
+    yield from _repeated([item.name for item in config.interceptors], "interceptors", "interceptor")
     yield from _of_paths(proxy.routes)
     yield from _of_names(config, bad)
     for index, route in enumerate(proxy.routes):
@@ -55,15 +57,11 @@ def mistakes_of(config: Config, bad: Collection[str] = ()) -> Iterator[Mistake]:
             yield Mistake(f"reverse_proxy.trusted_proxies[{index}]", problem)
 
 
-def _repeated(
-    entries: Sequence[Upstream] | Sequence[InterceptorEntry], path: str, noun: str
-) -> Iterator[Mistake]:
-    seen: set[str] = set()
-    for index, entry in enumerate(entries):
-        if entry.name in seen:
-            problem = f"another {noun} has the name {entry.name!r}"
+def _repeated(names: Sequence[str], path: str, noun: str) -> Iterator[Mistake]:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            problem = f"another {noun} has the name {name!r}"
             yield Mistake(f"{path}[{index}].name", problem, shows_value=False)
-        seen.add(entry.name)
 
 
 def _of_paths(routes: Sequence[Route]) -> Iterator[Mistake]:

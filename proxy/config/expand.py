@@ -1,8 +1,8 @@
-"""References in values: `${VAR}`, `${VAR:-default}` and `${file:PATH}`; `$${` is a literal `${`.
+"""References in values: `${VAR}`, `${VAR:-default}`, `${file:PATH}`; `$${` is a literal `${`.
 
-A default and a path may hold references themselves. What a reference gives is text, never YAML, and
-is not looked at again. Nothing else may begin with `${`. `:-` is POSIX's: the default also stands
-in for an empty variable.
+A default and a path can contain references. The value of a reference is text: it is neither parsed
+as YAML nor expanded again. As in POSIX, `:-` also applies to an empty variable. Any other `${` is
+an error.
 """
 
 from __future__ import annotations
@@ -24,14 +24,12 @@ _STOP = re.compile(r"\$\$\{|\$\{|\}")
 
 
 _given: dict[str, str] = {}
-"""What every reference in this process gave, with the reference as it is written. Secrets among
-them.
-"""
+"""The values of all references of this process, which include secrets, with their references."""
 
 
 def mask_references(text: str) -> str:
-    """A text that may quote an option, with references instead of what they gave. What has three
-    characters or less stays.
+    """Replace values of references by the references, in a text that may quote an option. Values of
+    three characters or less stay.
     """
     return _mask(text, {value: written for value, written in _given.items() if len(value) > 3})
 
@@ -44,20 +42,18 @@ def _mask(text: str, known: Mapping[str, str]) -> str:
 
 
 class Expansion:
-    """What the references of a tree were replaced by."""
+    """The references of a tree and their values."""
 
     def __init__(self, directory: Path) -> None:
-        """`directory`: where relative paths of files begin."""
+        """`directory`: the base of relative file paths."""
         self.directory = directory
         self.mistakes: list[Mistake] = []
         self.values: dict[str, list[tuple[str, str]]] = {}
-        """By path: what each reference gave, with the reference as it is written. Secrets among
-        them.
-        """
+        """By path: the value of each reference, which can be a secret, with the reference."""
 
     def mask(self, text: str, path: str) -> str:
-        """A text about the value at a path, with references instead of what they gave. What is
-        shorter than four characters, or three of the path's own, is no secret.
+        """Replace values of references by the references, in a text about the value at a path.
+        Values shorter than four characters stay, or than three at this path.
         """
         known = {
             value: written
@@ -69,14 +65,14 @@ class Expansion:
         return _mask(text, known)
 
     def is_short(self, path: str) -> bool:
-        """Whether a reference at a path gave too little for `mask`: then nothing may be made of the
-        value.
+        """Whether the value of a reference at a path is too short to mask: then no text may be
+        derived from it.
         """
         return any(len(value) <= 2 for value, _ in self.values.get(path, ()))
 
 
 def expand(tree: Any, expansion: Expansion, path: str = "") -> Any:
-    """The tree with the references in its strings replaced. Mistakes are added to the expansion's.
+    """Return the tree with references in its strings replaced. Adds mistakes to the expansion.
     Blocks on files.
     """
     if isinstance(tree, dict):
@@ -94,7 +90,7 @@ def expand(tree: Any, expansion: Expansion, path: str = "") -> Any:
 
 
 class _Text:
-    """One string, and how far it has been read."""
+    """A string and the position that parsing has reached."""
 
     def __init__(self, text: str, expansion: Expansion, path: str) -> None:
         self._text, self._at = text, 0
@@ -104,10 +100,10 @@ class _Text:
         return self._until_end(nested=False, used=True) or ""
 
     def _until_end(self, *, nested: bool, used: bool) -> str | None:
-        """The text up to its end or, `nested`, up to the brace that closes the reference; None when
-        there is none.
+        """Return the text up to its end or, if `nested`, up to the brace that closes the reference;
+        None if there is none.
 
-        `used` false: a default that is not needed, in which nothing is looked up.
+        `used` is false inside a default that is not needed: its references are not looked up.
         """
         parts: list[str] = []
         while True:
@@ -153,7 +149,7 @@ class _Text:
                 if default is None:
                     return self._malformed(start)
                 if not value:
-                    return default  # which the file shows
+                    return default  # the file shows a default
             else:
                 return self._malformed(start)
         if used and value:

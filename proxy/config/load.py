@@ -1,5 +1,7 @@
-"""From a file to a checked configuration: YAML, references, types, what belongs together,
-interceptors. Every mistake at once.
+"""From a file to a checked configuration: YAML, references, types, names, interceptors.
+
+Runs the checks of the other modules in order and gives each mistake its place in the file. A wrong
+value is replaced by a stand-in so that the rest is still checked.
 """
 
 from __future__ import annotations
@@ -42,12 +44,12 @@ decoded.
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What came of checking a file."""
+    """The result of checking a file."""
 
     config: Config | None
-    """None when there are errors."""
+    """None if there are errors."""
     problems: tuple[Problem, ...]
-    """Errors and warnings, in the order of the file."""
+    """Errors and warnings, in file order."""
 
     @property
     def errors(self) -> tuple[Problem, ...]:
@@ -58,15 +60,15 @@ class Checked:
         return tuple(problem for problem in self.problems if problem.severity == "warning")
 
     def require(self) -> Config:
-        """The configuration. Raises `ConfigError` with every error when there are any."""
+        """Return the configuration. Raises `ConfigError` with every error."""
         if self.config is None:
             raise ConfigError(*self.errors)
         return self.config
 
 
 def check_config(path: str | os.PathLike[str]) -> Checked:
-    """Check a configuration file and load its interceptors, which imports their modules. Raises
-    nothing of its own; blocks.
+    """Check a configuration file and load its interceptors, which imports their modules. Blocks.
+    Reports every problem in the result.
     """
     file = os.fspath(path)
     try:
@@ -86,7 +88,7 @@ def check_config(path: str | os.PathLike[str]) -> Checked:
 
 
 def log_warnings(warnings: Iterable[Problem]) -> None:
-    """Log what is probably not meant, a `config_warning` line each."""
+    """Log each warning as a `config_warning` line."""
     for warning in warnings:
         structlog.get_logger("proxy").warning(
             "config_warning", path=warning.path, message=warning.text
@@ -94,15 +96,15 @@ def log_warnings(warnings: Iterable[Problem]) -> None:
 
 
 def load_config(path: str | os.PathLike[str]) -> Config:
-    """Read and check a configuration file, its interceptors included. Raises `ConfigError`; blocks
-    on files and imports.
+    """Read and check a configuration file and its interceptors. Raises `ConfigError`. Blocks on
+    files and imports.
     """
     return check_config(path).require()
 
 
 def parse_config(text: str) -> Config:
-    """Check a configuration in YAML, but for its interceptors. Raises `ConfigError` with every
-    mistake.
+    """Check a configuration in YAML without loading its interceptors. Raises `ConfigError` with
+    every error.
     """
     reading = _Reading(text, Path.cwd())
     problems = reading.problems()
@@ -110,8 +112,8 @@ def parse_config(text: str) -> Config:
 
 
 def single_upstream(url: str) -> Config:
-    """The configuration behind `weirpool serve --upstream URL`: everything to one upstream. Raises
-    `ConfigError`.
+    """Return the configuration of `weirpool serve --upstream URL`: one route to one upstream.
+    Raises `ConfigError`.
     """
     problem = endpoint_problem(url)
     if problem is not None:
@@ -131,10 +133,10 @@ def _unreadable(error: OSError | ValueError) -> str:
 
 
 class _Reading:
-    """One text on its way, and what has been found wrong with it."""
+    """One configuration text and its mistakes so far."""
 
     def __init__(self, text: str, directory: Path) -> None:
-        """Raises `ConfigError` where it is not YAML."""
+        """Raises `ConfigError` if the text is not YAML."""
         self._directory = directory
         self._source: Source = read_yaml(text)
         self._expansion = Expansion(directory)
@@ -162,12 +164,13 @@ class _Reading:
                     route.limits.setdefault("max_request_body_bytes", _MCP_BODY_BYTES)
 
     def check_interceptors(self) -> None:
-        """Load the interceptors, and see whether they can work together."""
+        """Load the interceptors and check that they can work together."""
         entries = [
             msgspec.structs.replace(entry, use=str(self._directory.resolve() / entry.use))
             if ".py:" in entry.use
             else entry
-            for entry in self.config.interceptors  # files of interceptors lie relative to the configuration's
+            # an interceptor's file is relative to the configuration
+            for entry in self.config.interceptors
         ]
         self.config = msgspec.structs.replace(self.config, interceptors=entries)
         loaded, mistakes = load_all(self.config, self._checker.bad)
@@ -181,17 +184,17 @@ class _Reading:
         ]
 
     def _add(self, mistakes: Iterable[Mistake]) -> None:
-        """Mistakes of what is right in itself: what a stand-in stands for has been told."""
+        """Add mistakes, except consequences of a stand-in."""
         self._errors += [item for item in mistakes if self._is_right(item.path)]
 
     def _is_right(self, path: str) -> bool:
-        """Whether neither the value at a path nor what holds it is a stand-in."""
+        """Whether neither the value at a path nor one that contains it is a stand-in."""
         while path and path not in self._checker.bad:
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
         return not path
 
     def problems(self) -> tuple[Problem, ...]:
-        """Everything, in the order of the file."""
+        """Every problem, in file order."""
         found = [self._problem(item, "error") for item in self._errors]
         found += [self._problem(item, "warning") for item in self._warnings]
         return tuple(sorted(found, key=lambda problem: (problem.line or 0, problem.column or 0)))
@@ -214,7 +217,7 @@ class _Reading:
 
 
 def _with_files_of(config: Config, directory: Path) -> Config:
-    """With relative paths of files from the configuration's directory on."""
+    """Return the configuration with absolute paths of files."""
     proxy = config.reverse_proxy
     upstreams = [
         item
@@ -228,7 +231,7 @@ def _with_files_of(config: Config, directory: Path) -> Config:
 
 
 class _ConfigChecker(Checker):
-    """Knows where every key of the configuration belongs."""
+    """A checker that knows where each configuration key belongs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -256,8 +259,8 @@ class _ConfigChecker(Checker):
         return _belongs(places)
 
     def settle(self, tree: Any) -> Any:
-        """The tree, with values that stand at another level where they belong, so that they are
-        checked, too.
+        """Return the tree with misplaced values moved to where they belong, so that they are
+        checked too.
         """
         if not isinstance(tree, dict):
             return tree
@@ -266,7 +269,7 @@ class _ConfigChecker(Checker):
         return settled
 
     def written(self, path: str) -> str:
-        """Where the value of a path stands in the file."""
+        """Return the path at which a value stands in the file."""
         for target in sorted(self.moved, key=len, reverse=True):
             if path == target or path.startswith((f"{target}.", f"{target}[")):
                 return self.moved[target] + path[len(target) :]
@@ -312,7 +315,7 @@ class _ConfigChecker(Checker):
 
 
 def _pattern(path: str) -> str:
-    """A path with `[]` for each index."""
+    """Return a path with `[]` for each index."""
     parts = path.split("[")
     return parts[0] + "".join(f"[]{part.partition(']')[2]}" for part in parts[1:])
 

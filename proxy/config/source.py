@@ -1,7 +1,7 @@
-"""A configuration's text: the tree that it holds, and where each value stands in it.
+"""The text of a configuration: its tree, and the place of each value.
 
-PyYAML's safe loader reads it. It takes the last of two equal keys (YAML 1.2, section 3.2.1.3,
-forbids them): they are found here.
+PyYAML's safe loader parses it. PyYAML keeps the last of two equal keys, which YAML forbids (1.2,
+section 3.2.1.3): this module reports them. It knows no key.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from ..errors import ConfigError, Problem
 
 __all__ = ["Place", "Source", "read_yaml"]
 
-_MAX_VALUES = 50_000  # aliases of aliases can write more than that on a few lines
+_MAX_VALUES = 50_000  # nested aliases can expand a few lines to more
 _MAX_TEXT = 60
 _MERGE = "tag:yaml.org,2002:merge"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a value and its key stand: lines and columns from 1."""
+    """The place of a value and of its key; lines and columns start at 1."""
 
     line: int
     column: int
     key_line: int
     key_column: int
     text: str
-    """The value as it is written, shortened."""
+    """The value as written, shortened."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What was read."""
+    """A parsed text."""
 
     tree: Any
     places: dict[str, Place]
     """By the path of the value."""
     duplicates: list[str] = field(default_factory=list)
-    """Paths of keys that stand there twice."""
+    """Paths of repeated keys."""
 
     def place_of(self, path: str) -> Place | None:
-        """Where a path stands, or the nearest above it that does."""
+        """Return the place of a path, or of the nearest path above it."""
         while path not in self.places:
             if not path:
                 return None
@@ -55,7 +55,7 @@ class Source:
 
 
 def read_yaml(text: str) -> Source:
-    """Read YAML. Raises `ConfigError` where the text is not YAML."""
+    """Parse YAML. Raises `ConfigError`."""
     try:
         loader = _Loader(text)
     except yaml.reader.ReaderError as error:
@@ -95,11 +95,10 @@ def read_yaml(text: str) -> Source:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads what looks like a number or a date and is none (`2026-99-99`, `0x_`, 6,000 digits) as
-    text, as it is written.
+    """A safe loader that reads invalid numbers and dates as text (`2026-99-99`, `0x_`, 6,000
+    digits).
 
-    PyYAML fails on these with all kinds of exceptions. As text they are checked like any other
-    value, with their place.
+    PyYAML raises various exceptions for them. As text they get the usual error, with their place.
     """
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -115,9 +114,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _hint_for(problem: str, at: str) -> str:
-    """What most probably has to be written instead. `at`: the text from the place of the mistake
-    on.
-    """
+    """Return what to write instead. `at`: the text from the mistake on."""
     if at.startswith("{") and problem.startswith("expected"):
         return 'put a value with ${...} in quotes here, as in "${VAR}": inside { } and [ ], YAML reads { and } itself'
     if "unknown escape character" in problem:
@@ -144,7 +141,7 @@ def _hint_for(problem: str, at: str) -> str:
 
 
 class _Reading:
-    """Where everything stands, found in the nodes before they become values."""
+    """Collects the place of each value from the YAML nodes."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -176,7 +173,7 @@ class _Reading:
         self._above.pop()
 
     def _walk_mapping(self, node: yaml.MappingNode, path: str, taken: set[str]) -> None:
-        """`taken`: the keys of the mapping that this one is merged into; they win."""
+        """`taken`: keys of the mapping that this one is merged into, which take precedence."""
         own: set[str] = set()
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
@@ -213,9 +210,7 @@ class _Reading:
 
 
 def _key_of(node: yaml.ScalarNode) -> str:
-    """A key in a path: as the value that it becomes is written in Python, which is how the other
-    parts of a path see it.
-    """
+    """Return a key as the checker sees it: the text of its Python value."""
     try:
         plain = node.style is None and node.tag != "tag:yaml.org,2002:str"
         return str(yaml.load(node.value, _Loader)) if plain else str(node.value)  # noqa: S506 - a safe loader

@@ -1,8 +1,8 @@
-"""The interceptors of a configuration: loaded, and checked for whether each route's can work
+"""The interceptors of a configuration: loading them, and checking that those of a route fit
 together.
 
-What an interceptor needs and gives, it declares (`sets_state`, `needs_state`, `uses_state`,
-`sets_headers`, `wants_dialect`).
+Interceptors declare what they need and provide: `sets_state`, `needs_state`, `uses_state`,
+`sets_headers`, `wants_dialect`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ __all__ = ["load_all", "load_interceptors", "wiring_mistakes", "wiring_warnings"
 
 
 def load_interceptors(config: Config) -> dict[str, Owner]:
-    """Load every interceptor that the configuration names. Raises `ConfigError`, with all that
-    cannot be loaded.
-    """
+    """Load every configured interceptor. Raises `ConfigError` with every failure."""
     loaded, mistakes = load_all(config)
     if mistakes:
         raise ConfigError(*[Problem(item.path, item.message, item.hint) for item in mistakes])
@@ -34,11 +32,10 @@ def load_interceptors(config: Config) -> dict[str, Owner]:
 def load_all(
     config: Config, bad: Collection[str] = ()
 ) -> tuple[dict[str, Interceptor], list[Mistake]]:
-    """The interceptors that could be made, by their names, and what is wrong with them. `bad`:
-    paths to leave out.
+    """Return the interceptors that could be made, by name, and the mistakes. `bad`: paths to leave
+    out.
 
-    With mistakes, an interceptor may have been made of the options that are right: it serves to
-    find more mistakes.
+    An interceptor with wrong options may be made from its valid ones, to find more mistakes.
     """
     loaded: dict[str, Interceptor] = {}
     mistakes: list[Mistake] = []
@@ -55,13 +52,13 @@ def load_all(
                 where = f"{path}.options.{item.option}" if item.option else f"{path}.use"
                 if not any(
                     wrong.startswith(where) for wrong in bad
-                ):  # an unset variable in it is known already
+                ):  # an unset variable in it is reported already
                     mistakes.append(Mistake(where, item.problem, item.hint, shows_value=False))
     return loaded, mistakes
 
 
 def wiring_mistakes(config: Config, loaded: Mapping[str, Interceptor]) -> Iterator[Mistake]:
-    """What cannot work: every request of a route would fail, or an option has no effect."""
+    """Yield errors: every request of a route would fail, or an option would have no effect."""
     upstreams = {upstream.name: upstream for upstream in config.reverse_proxy.upstreams}
     for index, route in enumerate(config.reverse_proxy.routes):
         chain = _chain_of(route, loaded)
@@ -92,7 +89,7 @@ def wiring_mistakes(config: Config, loaded: Mapping[str, Interceptor]) -> Iterat
 def wiring_warnings(
     config: Config, loaded: Mapping[str, Interceptor], given: Collection[str]
 ) -> Iterator[Mistake]:
-    """What is probably not meant. `given`: the paths that the file has."""
+    """Yield what is valid but probably not intended. `given`: paths that the file contains."""
     for index, route in enumerate(config.reverse_proxy.routes):
         chain = _chain_of(route, loaded)
         for number, interceptor in chain:
@@ -138,8 +135,8 @@ def wiring_warnings(
 
 
 _Chain = Sequence[tuple[int, Interceptor | None]]
-"""A route's interceptors in the order in which they are asked, with their places in its list; None
-for one that is wrong.
+"""A route's interceptors in the order in which they run, with their index in its list; None for a
+wrong one.
 """
 
 
@@ -147,12 +144,12 @@ def _chain_of(route: Route, loaded: Mapping[str, Interceptor]) -> _Chain:
     listed = [(number, loaded.get(name)) for number, name in enumerate(route.interceptors)]
     return sorted(
         listed, key=lambda item: item[1] is not None and item[1].wants_body
-    )  # what needs only the head is asked first
+    )  # interceptors that only need the head run first
 
 
 def _may_set(chain: _Chain, before: int, key: str, *, undeclared: bool) -> bool:
-    """Whether an interceptor before a place sets a key. `undeclared`: also one that does not say
-    what it sets.
+    """Whether an interceptor before an index sets a key. `undeclared`: also count one without
+    `sets_state`.
     """
     for number, interceptor in chain:
         if number == before:
@@ -180,7 +177,7 @@ def _setter_after(route: Route, chain: _Chain, place: int, key: str) -> str | No
 
 
 def _before(route: Route, later: str, place: int) -> str:
-    """A hint: how an interceptor that is asked later is asked earlier."""
+    """Return a hint that makes the later interceptor run before the one at `place`."""
     name = route.interceptors[place]
     if later in route.interceptors[:place]:
         return f'"{later}" has wants_body, and is asked after those without: set wants_body on "{name}", too'
@@ -199,7 +196,7 @@ def _who_sets(key: str, loaded: Mapping[str, Interceptor], name: str) -> str:
 
 
 def _rule_for(upstream: Upstream, header: str) -> str | None:
-    """The rule of an upstream that replaces or removes a header."""
+    """Return the header rule of an upstream that replaces or removes a header."""
     for name in upstream.headers.set:
         if name.lower() == header.lower():
             return f"set.{name}"

@@ -1,4 +1,4 @@
-"""Downstream, the client's side: two writers with one interface, and the choice between them."""
+"""The client's side: two writers with one interface, and the choice between them."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ WRITERS = ("asgi", "direct")
 
 
 def raw_target(scope: Scope) -> bytes:
-    """A request's target as it came. A server that does not tell it loses a `?` without anything
-    after it.
+    """Return the request's target as it came. Without Weirpool's extension a `?` before an empty
+    query is lost.
     """
     target: bytes | None = scope["extensions"].get(RAW_TARGET) if scope.get("extensions") else None
     if target is None:
@@ -58,8 +58,8 @@ def raw_target(scope: Scope) -> bytes:
 def choose_writer(
     http_version: str, send: Send, connection: ClientConnection | None, *, chunked: bool
 ) -> Writer:
-    """The direct writer where it can go, else the portable one. `chunked`: the response has a body
-    of unknown length.
+    """Choose the direct writer where possible, else the portable one. `chunked`: the body has
+    unknown length.
     """
     if (
         connection is None

@@ -1,6 +1,6 @@
 """The portable writer: the response through ASGI's `send`.
 
-ASGI servers keep what they are given, so that each write is copied once, out of the pooled buffer.
+ASGI servers may keep the bytes, so each write is copied once out of the pooled buffer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["AsgiWriter"]
 
 
 class AsgiWriter:
-    """Implements `Writer` on ASGI alone; with a known connection behind it, it can also reset."""
+    """Implements `Writer` on plain ASGI; with a known connection it can also reset."""
 
     name = "asgi"
     synchronous = False
@@ -35,7 +35,7 @@ class AsgiWriter:
 
     async def start(self, status: int, headers: HeaderList, *, whole: bool = False) -> None:
         self.started = self.stalled = (
-            True  # until the head has left: a server that was stopped in it takes nothing more
+            True  # until the head has left: a server that was stopped in it accepts nothing more
         )
         head = {"type": "http.response.start", "status": status, "headers": headers}
         if self._connection is None or not whole:
@@ -59,7 +59,7 @@ class AsgiWriter:
     async def drain(self) -> bool:
         if self._unsent:
             data, self._unsent = self._unsent, b""
-            self.stalled = True  # until it has left; a cancelled drain leaves it so
+            self.stalled = True  # until it has left; a cancelled drain leaves it set
             await self._pass({"type": "http.response.body", "body": data, "more_body": True})
         all_sent = self._connection is None or await self._connection.wait_sent()
         self.stalled = not all_sent
@@ -72,7 +72,7 @@ class AsgiWriter:
     async def abort(self) -> None:
         if self._connection is not None:
             await self._connection.abort()
-        # Without it: the app returns in the middle of a response, and servers then close the
+        # Otherwise the app returns in the middle of a response, and the server closes the
         # connection.
 
     async def _pass(self, message: dict[str, object]) -> None:

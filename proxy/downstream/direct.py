@@ -1,9 +1,8 @@
 """The direct writer: chunks from the pooled buffer to the client's socket, with one `sendmsg`.
 
-For chunked HTTP/1.1 responses without TLS under a Hypercorn that we know. The head and the last
-chunk go through ASGI, and so through h11, whose state machine only counts that a chunked body is
-under way; so keep-alive goes on as ever. Between the two nobody else writes: Hypercorn sends only
-what the application sends.
+For chunked HTTP/1.1 responses without TLS under a known Hypercorn. The head and the last chunk go
+through ASGI and h11, whose state machine only knows that a chunked body is under way, so keep-alive
+works as usual. Between the two Hypercorn writes nothing of its own.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ _IOV_MAX = 1024  # on Linux
 
 
 class DirectWriter:
-    """Implements `Writer` on the client's socket. While bytes are unsent, nothing but them may be
-    written.
+    """Implements `Writer` on the client's socket. Nothing else may be written while bytes are
+    unsent.
     """
 
     name = "direct"
@@ -103,7 +102,7 @@ class DirectWriter:
 
 
 def _lost(error: Exception) -> ClientGone | SendStalled:
-    """The kernel may be the first to give up a client that takes nothing."""
+    """The kernel may be the first to give up a stalled client."""
     return (
         SendStalled()
         if isinstance(error, OSError) and error.errno == errno.ETIMEDOUT

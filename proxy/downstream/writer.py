@@ -1,8 +1,8 @@
 """The interface of the two writers.
 
-A writer sends one response. The order is: `start`, then any number of `write`s, each answered with
-False followed by `drain` before anything else, then `finish` or `abort`. Only `write` is
-synchronous: the relay calls it from `pump()`.
+A writer sends one response: `start`, then any number of `write`s, each followed by `drain` before
+anything else if it returns False, then `finish` or `abort`. Only `write` is synchronous: the relay
+calls it from `pump()`.
 """
 
 from __future__ import annotations
@@ -32,62 +32,59 @@ class Writer(Protocol):
 
     @property
     def started(self) -> bool:
-        """Whether a head has been sent, so that no other can be."""
+        """Whether a head has been sent."""
         ...
 
     bytes_sent: int
-    """Bytes of the body that were handed over, without framing."""
+    """Body bytes handed over, without framing."""
 
     @property
     def stalled(self) -> bool:
-        """Whether bytes, or the head, are waiting to leave, before which nothing else may."""
+        """Whether bytes, or the head, wait to leave before anything else may."""
         ...
 
     async def start(self, status: int, headers: HeaderList, *, whole: bool = False) -> None:
-        """Send the head. `whole`: the whole body is at hand and follows at once, so that the head
-        may leave with it.
+        """Send the head. `whole`: the complete body follows at once, so the head may leave with it.
 
         Raises `ClientGone`.
         """
         ...
 
     def write(self, parts: Sequence[Part]) -> bool:
-        """Take all parts, in order. True: they have left, and the caller may reuse their memory at
-        once.
+        """Write all parts, in order. True: they have left. False: call `drain()` until they have
+        left. The caller may reuse their memory at once in both cases.
 
-        False: they were taken, but must leave through `drain()` first; their memory is free in this
-        case, too. Never blocks. Raises `ClientGone`.
+        Never blocks. Raises `ClientGone`.
         """
         ...
 
     def write_chunks(self, message: Sequence[Part], size: int) -> bool:
-        """As `write`, of whole chunks that are framed already and hold `size` bytes. Only of a
-        writer that is `synchronous`.
+        """Like `write`, for complete framed chunks with `size` bytes of data. Only if
+        `synchronous`.
         """
         ...
 
     async def drain(self) -> bool:
-        """Wait until the client takes something, and give it that. True when everything has left;
-        else call again.
+        """Wait until the client accepts bytes, and send more. True when everything has left;
+        otherwise call again.
 
-        Blocks as long as the client takes nothing: each call is one wait, and the caller sets its
-        deadline. Raises `ClientGone`.
+        One wait a call, without a deadline: the caller sets it. Raises `ClientGone`.
         """
         ...
 
     async def finish(self) -> None:
-        """End the response clean; a writer that is not `synchronous` sends along what is unsent.
+        """End the response cleanly; a writer that is not `synchronous` sends unsent bytes with it.
         Raises `ClientGone`.
         """
         ...
 
     async def abort(self) -> None:
-        """End it such that the client sees that it is not whole. Bounded in time, also when
-        cancelled; raises nothing.
+        """End the response so that the client sees that it is incomplete. Bounded in time, even
+        when cancelled; raises nothing.
         """
         ...
 
 
 def has_no_body(method: str, status: int) -> bool:
-    """RFC 9110, section 6.4.1: a response to HEAD, 1xx, 204 and 304 have no body."""
+    """Whether a response has no body: to HEAD, 1xx, 204, 304 (RFC 9110, section 6.4.1)."""
     return method == "HEAD" or status < 200 or status in (204, 304)

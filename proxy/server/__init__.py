@@ -1,5 +1,4 @@
-"""One process and its siblings: the app and its pages, listening sockets, signals, drain, reload,
-the supervisor.
+"""A server process: the app, its pages, listening sockets, signals, drain, reload, the supervisor.
 
-Imports `exchange` and everything below it. Only `commands` and the package itself import this.
+Imports `exchange` and everything below it. Only `commands` and the package itself import it.
 """

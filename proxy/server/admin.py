@@ -1,9 +1,9 @@
-"""The app's own pages, and the port of their own that they may have (`admin.port`).
+"""The admin pages (`/metrics`, `/healthz`, `/readyz`, `/status`) and their separate port.
 
-A page is served for one path, byte for byte; every other spelling is a path like any other. On a
-port of their own nothing but the pages is served, and the main port forwards their paths. That port
-stays open until the worker ends, so that a drain can be watched. With several workers each has a
-port: the configured one, the next, and so on.
+A page has exactly one path, byte for byte; any other spelling is an ordinary path. With
+`admin.port` only that port serves the pages, and the main port forwards their paths. The port stays
+open until the worker ends, so that a drain can be observed. Worker 0 has the configured port,
+worker 1 the next, and so on.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 def bind_admin(admin: Admin, workers: int) -> list[socket.socket]:
-    """A listening socket for each worker; none when the pages have no port of their own. Raises
-    `ConfigError`.
-    """
+    """Open a listening socket for each worker; none without `admin.port`. Raises `ConfigError`."""
     if admin.port is None:
         return []
     if admin.port + workers - 1 > 65535:
@@ -58,18 +56,18 @@ def page_paths(admin: Admin) -> frozenset[bytes]:
 
 
 class Page(NamedTuple):
-    """A request for one of the pages."""
+    """A request for an admin page."""
 
     path: bytes
     scope: Scope
-    """With that path, also where the target is in absolute-form."""
+    """The page's path, also where the target is in absolute-form."""
     host: Host | None
     refusal: RequestRefused | None
-    """Why its host, or where it ends, cannot be read."""
+    """Why the request's host, or its end, cannot be determined."""
 
 
 def own_page(scope: Scope, paths: frozenset[bytes]) -> Page | None:
-    """A request for one of the pages at these paths; None for every other."""
+    """Return the request if it is for one of the pages."""
     try:
         target = read_target(raw_target(scope))
     except RequestRefused:
@@ -97,11 +95,11 @@ async def serve_admin(
     admin: Admin,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve the pages until cancelled. Takes the socket over.
+    """Serve the pages until cancelled. Takes ownership of the socket.
 
-    `/metrics` and `/status` are for an address, `localhost` and the names in `admin.hosts`: a web
-    page in an operator's browser can reach this port by any other name (DNS rebinding). Probes are
-    for every Host.
+    `/metrics` and `/status` require a Host that is an address, `localhost` or one of `admin.hosts`:
+    with any other name a web page could reach the port through an operator's browser (DNS
+    rebinding). Probes accept every Host.
     """
     paths, hosts = page_paths(admin), HostList(["localhost", *admin.hosts])
     probes = frozenset(admin.prefix.encode() + page for page in _PROBES)
@@ -149,16 +147,14 @@ async def _answer(send: Any, status: int, body: bytes, *, close: bool = False) -
 
 
 async def _no_lifespan(receive: Any, send: Any) -> None:
-    """The app's lifespan is that of the main port's server; here there is nothing to begin or to
-    end.
-    """
+    """Skip the app's lifespan: the server of the main port runs it."""
     for step in ("startup", "shutdown"):
         await receive()
         await send({"type": f"lifespan.{step}.complete"})
 
 
 def add_pages(app: QuartTrio, worker: Worker, prefix: str) -> None:
-    """Add the routes of the pages to the Quart app."""
+    """Add the pages to the Quart app."""
 
     @app.get(f"{prefix}/healthz")
     async def healthz() -> Response:

@@ -1,8 +1,7 @@
-"""The Quart-Trio app: its lifespan, and the door to the exchange or to the app's own pages.
+"""The Quart-Trio app: its lifespan, and the dispatch of requests to the exchange or to Quart.
 
-Paths that belong to the app itself go on into Quart; everything else becomes an `Exchange` at the
-ASGI level, without Quart's request context, which is the larger part of what a request costs there,
-and without its frames under a stream that lasts.
+Quart serves the admin pages. Everything else becomes an `Exchange` at the ASGI level: this avoids
+Quart's request context, the largest part of its cost, and its frames on long-lived streams.
 """
 
 from __future__ import annotations
@@ -34,23 +33,19 @@ __all__ = ["Weirpool", "create_app"]
 
 
 class Weirpool(QuartTrio):
-    """The ASGI app of one worker, and the door to the exchange: it decides who serves a request."""
+    """The ASGI app of a worker."""
 
     worker: Worker
     pages: frozenset[bytes]
-    """The paths on the main port that are the app's own, byte for byte: none when they have a port
-    of their own.
-    """
+    """Paths of the admin pages on the main port, byte for byte; empty with `admin.port`."""
     admin_socket: socket.socket | None = None
-    """Where that port listens, if whoever runs the app has opened it."""
+    """The socket of the admin port, if the runner has opened it."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await self.asgi_entry(scope, receive, send)
 
     def asgi_entry(self, scope: Any, receive: Any, send: Any) -> Awaitable[None]:
-        """What serves a request, when awaited: `__call__`, which Hypercorn wants as a coroutine
-        function, without its frame.
-        """
+        """Return the awaitable that serves a request. Unlike `__call__` it adds no frame."""
         if scope["type"] == "http":
             path = scope["raw_path"]
             if path in self.pages or not path.startswith(b"/"):
@@ -58,28 +53,26 @@ class Weirpool(QuartTrio):
                 if page is not None and page.refusal is None:
                     return self.serve_page(page.scope, receive, send)
             return Exchange(self.worker, scope)(receive, send)
-        if (
-            scope["type"] == "websocket"
-        ):  # of a server that is not ours; ours makes a plain request of it
+        if scope["type"] == "websocket":  # from another server; ours turns it into a plain request
             return _refuse_websocket(receive, send)
         return self.serve_page(scope, receive, send)
 
     async def serve_page(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serve what is not an exchange."""
+        """Serve anything but an exchange."""
         await super().__call__(scope, receive, send)
 
     def log_exception(self, exception_info: Any) -> None:
-        """Quart's own would print a traceback beside our log."""
-        if not isinstance(exception_info[1], ConfigError):  # which has been said, as `start_failed`
+        """Suppress Quart's traceback, which would bypass the log."""
+        if not isinstance(exception_info[1], ConfigError):  # logged as `start_failed`
             structlog.get_logger("proxy").error("internal_error", exc_info=exception_info)
 
 
 def create_app(config: Config | None = None) -> Weirpool:
-    """Make the app: from `config`, or from the file that `WEIRPOOL_CONFIG` names. Raises
+    """Make the app from `config`, or from the file named by `WEIRPOOL_CONFIG`. Raises
     `ConfigError`.
 
-    Configures logging for the process; without `config` the process is a server's, and its standard
-    error is taken over. Blocks on the configuration and on what it imports.
+    Configures logging for the process. Without `config` the process belongs to a server, and its
+    standard error is taken over. Blocks on the configuration and on imports.
     """
     adopted = config is None
     warnings: Sequence[Problem] = ()
@@ -100,14 +93,14 @@ def create_app(config: Config | None = None) -> Weirpool:
     app.worker = worker
     app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = (
         LEAVE_S + 2
-    )  # then Quart-Trio cancels what runs in its lifespan
+    )  # Quart-Trio then cancels the lifespan's tasks
     app.pages = page_paths(config.admin) if config.admin.port is None else frozenset()
     add_pages(app, worker, config.admin.prefix)
 
     @app.while_serving
     async def lifespan() -> Any:
-        # The tasks live in the app's lifespan nursery, which Quart-Trio cancels at shutdown: a
-        # nursery of our own must not span the yield of a generator.
+        # The tasks run in Quart-Trio's lifespan nursery, which it cancels at shutdown: our own
+        # nursery must not span the yield of a generator.
         try:
             scopes = await _start(app, config)
         except ConfigError as error:
@@ -131,7 +124,7 @@ async def _refuse_websocket(receive: Any, send: Any) -> None:
 
 
 async def _start(app: Weirpool, config: Config) -> list[trio.CancelScope]:
-    """Start what runs beside the exchanges. The scopes end it. Raises `ConfigError`."""
+    """Start the worker's tasks. The scopes end them. Raises `ConfigError`."""
     worker = app.worker
     await worker.generations.start(app.nursery)
     runs: list[Callable[[], Awaitable[None]]] = [
@@ -143,7 +136,7 @@ async def _start(app: Weirpool, config: Config) -> list[trio.CancelScope]:
     if worker.siblings is not None:
         runs.append(worker.siblings.run)
     if config.admin.port is not None:
-        if app.admin_socket is None:  # under another server than `weirpool serve`
+        if app.admin_socket is None:  # under a server other than `weirpool serve`
             (app.admin_socket,) = bind_admin(config.admin, 1)
         worker.start_details["admin"] = name_of(app.admin_socket)
         runs.append(partial(serve_admin, app.serve_page, app.admin_socket, config.admin))
@@ -154,14 +147,16 @@ async def _owned(
     run: Callable[[], Awaitable[None]],
     task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run a task of the lifespan in a scope of its own, so that the lifespan ends it."""
+    """Run a lifespan task in its own scope, so that the lifespan can end it."""
     with trio.CancelScope() as scope:
         task_status.started(scope)
         await run()
 
 
 async def _run_hub(worker: Worker, hub: Hub) -> None:
-    """A worker without its hub would accept streams and never move them: then better no worker."""
+    """Run the hub. End the process if it fails: without a hub, streams would be accepted and never
+    move.
+    """
     try:
         await hub.run()
     except Exception:
@@ -172,13 +167,13 @@ async def _run_hub(worker: Worker, hub: Hub) -> None:
 
 
 def _started(worker: Worker) -> dict[str, Any]:
-    """What the start-up line says."""
+    """The fields of the `started` line."""
     return {
         "pid": os.getpid(),
         "routes": [route.name for route in worker.routes.routes],
         "upstreams": sorted(worker.routes.transports),
         "writer": "direct"
         if path_is_known()
-        else "asgi",  # where the response allows it; asgi serves the rest
+        else "asgi",  # the asgi writer serves the other responses
         **worker.start_details,
     }

@@ -1,5 +1,4 @@
-"""Listening sockets, and what Hypercorn is told: all of it matters to streams, and
-`deploy/hypercorn.toml` says why.
+"""Listening sockets, TLS, and Hypercorn's settings; `deploy/hypercorn.toml` has the reason of each.
 
 It does not know what is served.
 """
@@ -25,23 +24,19 @@ __all__ = ["Tls", "bind_socket", "bind_sockets", "hypercorn_config", "name_of"]
 
 _BACKLOG = 4096
 _KEEP_ALIVE_S = 75.0
-_STARTUP_S = (
-    90.0  # longer than interceptors' lifespans may take to be entered: that error names them
-)
+_STARTUP_S = 90.0  # longer than the deadline of interceptors' lifespans, whose error names them
 _MAX_STREAMS_OF_CONNECTION = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """The files of a server's certificate (with what leads up to its root) and of its key, both
-    PEM.
-    """
+    """PEM files of the certificate, with its chain, and of its key."""
 
     certificate: str
     key: str
 
     def check(self) -> None:
-        """Raises `ConfigError` when they cannot be used. Blocks on the files."""
+        """Check that they can be used. Raises `ConfigError`. Blocks on the files."""
         for option, file, label in (
             ("--certfile", self.certificate, "CERTIFICATE"),
             ("--keyfile", self.key, "PRIVATE KEY"),
@@ -55,7 +50,7 @@ class Tls:
                     f"{option} {file}: there is no {label.lower()} in PEM in this file"
                 )
 
-        def refuse_encrypted() -> str:  # else OpenSSL asks for the pass phrase on the terminal
+        def refuse_encrypted() -> str:  # otherwise OpenSSL prompts for the pass phrase
             raise ConfigError(
                 f"--keyfile {self.key}: the private key is encrypted: decrypt it (openssl pkey -in FILE -out FILE)"
             )
@@ -75,12 +70,12 @@ class Tls:
 
 
 def bind_sockets(binds: Sequence[str], send_timeout_s: float | None) -> list[socket.socket]:
-    """Listening sockets for the `HOST:PORT`s of `--bind`. Raises as `bind_socket`."""
+    """Open listening sockets for the `HOST:PORT`s of `--bind`. Raises as `bind_socket`."""
     return [bind_socket(bind, send_timeout_s) for bind in binds]
 
 
 def bind_socket(bind: str, send_timeout_s: float | None, option: str = "--bind") -> socket.socket:
-    """A listening socket at `HOST:PORT`, which `option` has asked for. Raises `ConfigError`;
+    """Open a listening socket at `HOST:PORT`, the value of `option`. Raises `ConfigError`, and
     `StartError` if it cannot listen.
     """
     host, colon, port_text = bind.rpartition(":")
@@ -95,8 +90,8 @@ def bind_socket(bind: str, send_timeout_s: float | None, option: str = "--bind")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if send_timeout_s is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-            # Hypercorn shields its sends from cancellation; accepted sockets inherit this, and the
-            # kernel ends the wait.
+            # Hypercorn shields its sends from cancellation. Accepted sockets inherit this option,
+            # and the kernel ends the wait.
             sock.setsockopt(
                 socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(send_timeout_s * 1000))
             )
@@ -110,13 +105,13 @@ def bind_socket(bind: str, send_timeout_s: float | None, option: str = "--bind")
 
 
 def name_of(sock: socket.socket) -> str:
-    """Where a socket listens, as HOST:PORT."""
+    """Return a socket's address as HOST:PORT."""
     host, port = sock.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def hypercorn_config(sockets: Sequence[socket.socket], tls: Tls | None = None) -> ServerConfig:
-    """As `deploy/hypercorn.toml`, which gives the reasons. Takes the sockets over."""
+    """Return Hypercorn's settings, as in `deploy/hypercorn.toml`. Takes ownership of the sockets."""
     result = ServerConfig()
     result.bind = [f"fd://{sock.detach()}" for sock in sockets]
     result.backlog = _BACKLOG
@@ -133,7 +128,7 @@ def hypercorn_config(sockets: Sequence[socket.socket], tls: Tls | None = None) -
 
 
 class _Log(Logger):
-    """Hypercorn's own log, through structlog."""
+    """Sends Hypercorn's log through structlog."""
 
     def __init__(self, config: HypercornConfig) -> None:
         self._log = structlog.get_logger("hypercorn")

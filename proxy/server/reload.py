@@ -1,10 +1,8 @@
-"""Taking a changed configuration file over while the proxy runs: what is read, what is compared,
-what the log says.
+"""Reloading the configuration file: reading, comparing, logging.
 
-One log line for each attempt, `reload`: with `ok`, and the paths that changed, or the errors with
-theirs; never a value, for values may be secrets. A file that is wrong in any way changes nothing.
-What belongs to the process, and not to an exchange, stays as it was when the process began, and the
-line says so.
+Each attempt logs one `reload` line: `ok` with the changed paths, or the errors with theirs; never a
+value, which may be secret. A file with any error changes nothing. Settings of the process (`FIXED`)
+keep their value, and the line lists them.
 """
 
 from __future__ import annotations
@@ -22,18 +20,15 @@ from ..worker.worker import Worker
 __all__ = ["changed_paths", "check_reload", "reload_worker"]
 
 FIXED = ("reverse_proxy.buffer_pools", "reverse_proxy.leak_detection", "reporting", "admin", "log")
-"""What only a new process takes over; `--bind`, `--workers` and the like are no part of the file.
-"""
+"""Settings that need a new process."""
 
 _NO_FILE = "there is no configuration file to read again (--upstream)"
 
 
 async def reload_worker(worker: Worker, file: str | None) -> None:
-    """Read `file` again and let it take over for new exchanges. Logs what came of it; raises
-    nothing.
+    """Read `file` again and apply it to new exchanges. Logs the result; raises nothing.
 
-    Blocks the worker for as long as compiling takes: milliseconds, and whatever an interceptor's
-    `__init__` does.
+    Blocks the worker while it compiles: milliseconds, and the time of interceptors' `__init__`.
     """
     log = structlog.get_logger("proxy")
     if file is None:
@@ -47,7 +42,7 @@ async def reload_worker(worker: Worker, file: str | None) -> None:
     except Exception as error:
         _log_failure(error)
         return
-    if worker.siblings is None:  # else the supervisor has logged them
+    if worker.siblings is None:  # otherwise the supervisor has logged them
         log_warnings(checked.warnings)
     changed = changed_paths(before, config)
     log.info(
@@ -60,9 +55,7 @@ async def reload_worker(worker: Worker, file: str | None) -> None:
 
 
 def check_reload(file: str | None) -> Config | None:
-    """For a supervisor: the configuration to start workers with from now on, or None, after a log
-    line, when it is wrong.
-    """
+    """Return the configuration for new workers, or None after logging its errors."""
     if file is None:
         structlog.get_logger("proxy").warning("reload", ok=False, errors=[_NO_FILE])
         return None
@@ -77,7 +70,9 @@ def check_reload(file: str | None) -> Config | None:
 
 
 def changed_paths(before: Config, after: Config) -> list[str]:
-    """The paths at which two configurations differ; that of the whole list where its length does."""
+    """Return the paths at which two configurations differ; for lists of different lengths the
+    list's path.
+    """
     found: list[str] = []
     _compare(msgspec.to_builtins(before), msgspec.to_builtins(after), "", found)
     return found

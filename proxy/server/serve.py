@@ -1,9 +1,9 @@
-"""`weirpool serve`: one server process, its signals, and how it drains.
+"""`weirpool serve`: one server process, its signals, its drain.
 
-Hypercorn serves; this does what Hypercorn gives an app no notice of: on SIGTERM or SIGINT the
-worker says that it is not ready, waits `drain.delay`, closes its listeners, lets live streams go on
-for `drain.timeout`, and ends, whatever its clients do. A second signal, a second later at the
-earliest, ends it at once. SIGHUP reloads the configuration.
+Hypercorn serves. This module adds what Hypercorn does not tell an app: on SIGTERM or SIGINT the
+worker reports that it is not ready, waits `drain.delay`, closes its listeners, gives live streams
+`drain.timeout`, and ends regardless of its clients. A second signal, at least a second later, ends
+it at once. SIGHUP reloads the configuration.
 """
 
 from __future__ import annotations
@@ -44,14 +44,11 @@ __all__ = [
 ]
 
 LAST_WORDS_S = 2.0
-"""After `drain.timeout` a stream has this long for its error event and its end; then its connection
-is reset.
+"""Time for a stream's error event and its end after `drain.timeout`; then its connection is reset.
 """
 
 START_FAILED = 3
-"""The exit status of a process that could not begin to serve, and has said why in a `start_failed`
-line.
-"""
+"""Exit status of a process that could not start to serve; its `start_failed` line says why."""
 
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _SAME_SIGNAL_S = 1.0
@@ -63,29 +60,27 @@ class Serving:
     """What a server process needs besides its configuration."""
 
     sockets: Sequence[socket.socket]
-    """Of the main port."""
+    """The sockets of the main port."""
     admin_sockets: Sequence[socket.socket] = ()
-    """One for each worker, when the app's own pages have ports of their own."""
+    """One for each worker, with `admin.port`."""
     tls: Tls | None = None
     file: str | None = None
-    """The configuration file, which SIGHUP has read again."""
+    """The configuration file, which SIGHUP reads again."""
     mailboxes: Sequence[Mailbox] = ()
-    """One for each worker, when there are several."""
+    """One for each worker, if there are several."""
     pseudonym: str = field(default_factory=new_pseudonym)
-    """Of all workers, in `Via`."""
+    """The name of all workers in `Via`."""
 
 
 def hold_reloads() -> None:
-    """Let a SIGHUP wait until `run_server` can hear it: by default it would end the process."""
+    """Block SIGHUP until `run_server` handles it: by default it ends the process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
 
 
 def run_server(
     config: Config, serving: Serving, index: int = 0, parent_alive_fd: int | None = None
 ) -> int:
-    """Serve until a signal, or until `parent_alive_fd` reads an end of file. Returns the process's
-    exit status.
-    """
+    """Serve until a signal, or until `parent_alive_fd` reaches its end. Returns the exit status."""
     details: dict[str, Any] = {
         "bind": [name_of(sock) for sock in serving.sockets],
         "tls": serving.tls is not None,
@@ -105,7 +100,7 @@ def run_server(
     _calm_collector()
     try:
         trio.run(_serve_until_signal, app, serving, parent_alive_fd)
-    except* LifespanFailureError:  # the app has said why
+    except* LifespanFailureError:  # the app has logged the cause
         status = START_FAILED
     finally:
         flush_log()
@@ -120,7 +115,7 @@ async def serve_app(
     tls: Tls | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until `shutdown` is set, then drain. Takes the sockets over."""
+    """Serve until `shutdown` is set, then drain. Takes ownership of the sockets."""
     server = hypercorn_config(sockets, tls)
     async with trio.open_nursery() as nursery:
         listeners_close = trio.Event()
@@ -139,22 +134,20 @@ async def _drain(
     structlog.get_logger("proxy").info(
         "drain", streams=len(worker.live), timeout=drain.timeout, delay=drain.delay
     )
-    worker.ready = (
-        False  # balancers see that, and have `delay` to look elsewhere while everything still works
-    )
+    worker.ready = False  # load balancers have `delay` to notice while everything still works
     await trio.sleep(drain.delay)
     server.graceful_timeout = (
         drain.timeout + 2 * LAST_WORDS_S
-    )  # a little longer than what ends by itself may take
+    )  # a little longer than the streams' own end
     worker.start_draining()
     listeners_close.set()
     with trio.move_on_after(drain.timeout):
         await worker.none_left.wait()
     worker.stop_live()
     server.drained.set()
-    # Who takes nothing, or is in the middle of a handshake, would hold the process: nothing that
-    # Hypercorn has begun to send can be cancelled. What has ended by itself has closed its
-    # connection by now.
+    # A client that reads nothing, or that is still in its handshake, would block the process: a
+    # send that Hypercorn has started cannot be cancelled. Regular ends have closed their
+    # connections by now.
     await trio.sleep(LAST_WORDS_S)
     cut = cut_connections(server)
     if cut:
@@ -179,20 +172,18 @@ async def _serve_until_signal(app: Weirpool, serving: Serving, parent_alive_fd: 
             starting.cancel_scope.cancel()
         nursery.start_soon(
             reloads.run, app.worker, serving.file
-        )  # what was wished for before waits until there is what to reload
+        )  # an earlier SIGHUP waits until there is a configuration to replace
 
 
 async def _end_start(shutdown: trio.Event, worker: Worker, scope: trio.CancelScope) -> None:
-    """End a process that is still starting, which has nothing to drain."""
+    """End a process that is still starting: it has nothing to drain."""
     await shutdown.wait()
     if not worker.begun:
         scope.cancel()
 
 
 class _Reloads:
-    """The wish to reload: however often it is uttered while a reload runs, one more reload fulfils
-    it.
-    """
+    """Requests to reload. Any number of them during a reload cause one more reload."""
 
     def __init__(self) -> None:
         self._wanted = trio.Event()
@@ -224,31 +215,27 @@ async def _watch_signals(
                     first_at = trio.current_time()
                     shutdown.set()
                 elif trio.current_time() > first_at + _SAME_SIGNAL_S:
-                    # The same signal may come twice at once, from a supervisor and from who signals
-                    # the whole group.
+                    # The same signal can arrive twice at once: from the supervisor, and from a
+                    # sender that signals the whole group.
                     flush_log()
                     os._exit(1)
         finally:
-            # Trio restores the default, by which the second of two would kill the process before
-            # its last lines are written.
+            # Trio restores the default action, and a second signal would end the process before it
+            # has written its last log lines.
             signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
 
 
 async def _watch_parent(fd: int, shutdown: trio.Event) -> None:
-    """The supervisor holds the other end of this pipe; when that closes, nobody will tell us to
-    stop any more.
-    """
+    """Shut down when the supervisor is gone: it holds the other end of this pipe."""
     await trio.lowlevel.wait_readable(fd)
     shutdown.set()
 
 
 def _calm_collector() -> None:
-    """Let the garbage collector look less often, and never at what was there before the first
-    request.
+    """Run the garbage collector rarely, and never over objects from before the first request.
 
-    An exchange leaves nothing for it. But each open stream is some 70 objects that it would look at
-    in vain, while nothing else runs: with 2,000 streams for 100 ms, some eight times while they
-    open.
+    An exchange creates no garbage. Yet each open stream has some 70 objects to traverse: with 2,000
+    streams a collection stops the process for 100 ms, some eight times while they open.
     """
     gc.collect()
     gc.freeze()
@@ -256,8 +243,8 @@ def _calm_collector() -> None:
 
 
 def _raise_file_limit() -> int:
-    """Allow this process as many open files as it may have. Returns how many streams that is enough
-    for, at two each.
+    """Raise the limit of open files to its maximum. Returns the number of streams that it allows,
+    at two files each.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:

@@ -1,10 +1,8 @@
-"""`--workers N`: a small supervisor. N single-process servers on the same listening sockets, a dead
-one replaced.
+"""`--workers N`: a supervisor of N server processes on shared listening sockets.
 
-The parent only waits and passes signals on. Each worker is in a process group of its own, so that a
-Ctrl-C at a terminal reaches it once, through the parent; and each watches a pipe that the parent
-holds, so that none outlives it. A worker's index is its place, which the one that replaces it takes
-over.
+The parent only waits, forwards signals and replaces dead workers. Each worker has its own process
+group, so that a Ctrl-C reaches it once, through the parent; and it watches a pipe that the parent
+holds, so that no worker outlives it. A replacement takes over the index of its predecessor.
 """
 
 from __future__ import annotations
@@ -33,12 +31,10 @@ def run_workers(count: int, run: Callable[[int, int], int], reload: Callable[[],
     """Keep `count` workers running until SIGTERM or SIGINT. `run(index, fd)` serves in the child
     and returns its exit status.
 
-    On SIGHUP `reload()` says whether workers should reload, too; those that start later start with
-    what it has made of it.
-
-    Returns 0 when every worker ended well after the signal. A worker that dies is replaced, at most
-    once a second each. When one of the first ones cannot begin to serve (`START_FAILED`), all end,
-    and that status is returned.
+    On SIGHUP, `reload()` decides whether workers reload too; later workers start with its result.
+    Returns 0 if every worker ended well after the signal. A dead worker is replaced, at most once a
+    second for each index. If one of the first workers cannot start to serve (`START_FAILED`), all
+    end, and that status is returned.
     """
     return _Supervisor(run, reload).run(count)
 
@@ -48,10 +44,8 @@ class _Supervisor:
         self._run = run
         self._reload = reload
         self._log = structlog.get_logger("proxy")
-        self._workers: dict[
-            int, tuple[int, float]
-        ] = {}  # process id -> its index, and when it started
-        self._due: dict[int, float] = {}  # index -> when its worker is to be replaced
+        self._workers: dict[int, tuple[int, float]] = {}  # process id -> index, start time
+        self._due: dict[int, float] = {}  # index -> time of its replacement
         self._replaced: set[int] = set()
         self._stopping = False
         self._worst = 0
@@ -64,7 +58,7 @@ class _Supervisor:
         for number in _HANDLED:
             signal.signal(
                 number, _do_nothing
-            )  # what is to be done is read from the pipe, between two steps and never inside one
+            )  # handlers only wake the loop, which then acts between two steps
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
         for index in range(count):
             self._start(index)
@@ -76,7 +70,7 @@ class _Supervisor:
         return self._worst
 
     def _wait(self) -> None:
-        """Wait for a signal, or until a worker is to be replaced, and do what is to be done."""
+        """Wait for a signal or the time of a replacement, and act on it."""
         timeout_s = max(0.0, min(self._due.values()) - time.monotonic()) if self._due else None
         ready, _, _ = select.select([self._signals], [], [], timeout_s)
         if not ready:
@@ -102,7 +96,7 @@ class _Supervisor:
         if self._stopping:
             if (
                 -code not in _ENDING
-            ):  # one that had not come as far as handling the signal died of it, which is well
+            ):  # a worker that could not handle the signal yet died of it, as intended
                 self._worst = self._worst or abs(code)
             return
         if code == START_FAILED and index not in self._replaced:
@@ -117,8 +111,7 @@ class _Supervisor:
     def _start(self, index: int) -> None:
         if self._stopping:
             return
-        # Between fork and the end of the handlers' change a signal must not be taken for the
-        # parent's.
+        # Between fork and the change of handlers the child must not handle a signal as the parent.
         signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
         try:
             pid = os.fork()
@@ -129,7 +122,7 @@ class _Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
 
     def _become_worker(self, index: int) -> None:
-        """Never returns."""
+        """Run a worker in the child. Never returns."""
         status = 1
         try:
             os.setpgid(0, 0)
@@ -141,7 +134,7 @@ class _Supervisor:
                     number,
                     signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL,
                 )
-            # All but SIGHUP, which waits until the worker can hear it.
+            # All but SIGHUP, which waits until the worker handles it.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_HANDLED} - {signal.SIGHUP})
             status = self._run(index, self._read_end)
         except BaseException:

@@ -1,14 +1,13 @@
-"""What one reading of the configuration has compiled, and how the next one takes its place.
+"""Generations of the configuration, and how the next one replaces the current one.
 
-A *generation* is a configuration with its routes, its interceptors and its upstream transports. New
-exchanges begin in the current one and stay in theirs to their end. Invariants:
+A *generation* is a configuration with its routes, interceptors and upstream transports. New
+exchanges start in the current one and stay in theirs. Invariants:
 
-- each generation has a task of its own in the app's lifespan nursery, which enters its
-  interceptors' lifespans and leaves them, in that one task, as nurseries and cancel scopes inside
-  them must be;
-- a generation is over when another has taken its place and its last exchange has ended; then its
-  lifespans are left, and the transports that no other generation has are closed;
-- what cannot be set up never becomes current.
+- each generation has one task in the app's lifespan nursery, which enters and exits its
+  interceptors' lifespans, as nurseries and cancel scopes inside them require;
+- a generation is over when it has been replaced and its last exchange has ended; then its lifespans
+  are exited, and transports that no other generation uses are closed;
+- a generation that cannot be set up never becomes current.
 
 It does not know where a configuration comes from, nor what an exchange does.
 """
@@ -42,13 +41,11 @@ __all__ = ["LEAVE_S", "Generation", "Generations"]
 
 _ENTER_S = 60.0
 LEAVE_S = 10.0
-"""When the app ends, its interceptors' lifespans have this long to be left."""
+"""The deadline for exiting interceptors' lifespans when the app ends."""
 
 
 class Generation:
-    """One compiled configuration, and the exchanges that began with it. Raises `ConfigError` when
-    something cannot be loaded.
-    """
+    """A compiled configuration and the exchanges that started with it."""
 
     def __init__(
         self,
@@ -58,23 +55,23 @@ class Generation:
         kept: Mapping[str, Balancer] | None = None,
         resolver: Resolver | None = None,
     ) -> None:
-        """`sessions`, `resolver`: the worker's. `kept`: the transports, by upstream, that go on
-        from the generation before. Blocks on what it imports.
+        """`sessions`, `resolver`: the worker's. `kept`: transports to reuse, by upstream. Raises
+        `ConfigError`. Blocks on imports.
         """
         self.config = config
         self.routes = RouteTable(config, pools, kept, sessions, resolver)
         self.trusted_proxies = TrustedProxies(config.reverse_proxy.trusted_proxies)
         self.collectors = _collectors(self.owners)
-        """The metrics of its interceptors, each with the interceptor's name."""
+        """Metrics of its interceptors."""
         self.live: set[LiveExchange] = set()
         self.superseded = False
         self.over = trio.Event()
-        """Set when nothing needs its interceptors any more."""
+        """Set when no exchange needs its interceptors."""
         self.left = trio.Event()
-        """Set when their lifespans have been left."""
+        """Set when their lifespans have been exited."""
 
     def end_if_unused(self) -> None:
-        """Let it be over if another has taken its place and no exchange is left."""
+        """End this generation if it has been replaced and has no exchange left."""
         if self.superseded and not self.live:
             self.over.set()
 
@@ -85,13 +82,13 @@ class Generation:
 
 
 class Generations:
-    """The current generation, and those that still have exchanges."""
+    """The current generation, and replaced ones that still have exchanges."""
 
     def __init__(self, config: Config, pools: Pools) -> None:
-        """Compile the first. Raises `ConfigError`."""
+        """Compile the first generation. Raises `ConfigError`."""
         self._pools = pools
         self.sessions = Sessions()
-        """What outlives them all."""
+        """State that outlives generations."""
         self.sessions.mcp.owners_of = self._mcp_interceptors
         self._resolver = Resolver()
         self._resolving: trio.CancelScope | None = None
@@ -102,28 +99,28 @@ class Generations:
         self._nursery: trio.Nursery | None = None
         self._gone: dict[str, InterceptorTotals] = {}
         self.on_retire: Callable[[Collectors], None] = lambda collectors: None
-        """Called, synchronously, with the metrics of a generation that is over."""
+        """Called with the metrics of a generation that is over. Must not block."""
 
     def __len__(self) -> int:
         return len(self._all)
 
     def interceptor_totals(self) -> dict[str, InterceptorTotals]:
-        """By the interceptor's name, the sums over all generations so far."""
+        """Sums over all generations so far, by the interceptor's name."""
         totals = dict(self._gone)
         for generation in self._all:
             _add_totals(totals, generation.owners)
         return totals
 
     def collectors(self) -> Collectors:
-        """The metrics of the interceptors that there are."""
+        """Metrics of all present interceptors."""
         return [item for generation in self._all for item in generation.collectors]
 
     def enter(self, exchange: LiveExchange) -> None:
-        """An exchange begins, in the current generation."""
+        """Register a new exchange with the current generation."""
         self.current.live.add(exchange)
 
     def leave(self, exchange: LiveExchange) -> None:
-        """It has ended, in whichever it began."""
+        """Remove an ended exchange from its generation."""
         for generation in self._all:
             if exchange in generation.live:
                 generation.live.discard(exchange)
@@ -131,8 +128,8 @@ class Generations:
                 return
 
     async def start(self, nursery: trio.Nursery) -> None:
-        """Set the first one up, in the app's lifespan nursery. Raises `ConfigError` when a lifespan
-        fails.
+        """Set up the first generation, in the app's lifespan nursery. Raises `ConfigError` if a
+        lifespan fails.
         """
         self._nursery = nursery
         self._resolving = await nursery.start(self._resolver.run)
@@ -141,12 +138,11 @@ class Generations:
     async def replace(
         self, config: Config, check: Callable[[Collectors], None] = lambda collectors: None
     ) -> Generation:
-        """Compile `config` and make it current. Raises `ConfigError`, as `check` may, and then the
-        current one stays.
+        """Compile `config` and make it current. Raises `ConfigError`, also from `check`; then the
+        current generation stays.
 
-        The transport of an upstream that is the same goes on, with its connections. One with a
-        `ca_file` is made anew: what the file holds may have changed. Blocks on what the
-        interceptors import.
+        An unchanged upstream keeps its transport and connections. One with a `ca_file` gets a new
+        transport, because the file may have changed. Blocks on imports.
         """
         before = self.current.config.reverse_proxy
         after = config.reverse_proxy
@@ -172,8 +168,8 @@ class Generations:
         return new
 
     def _mcp_interceptors(self, request: Request) -> list[Owner]:
-        """Those that a request's path leads to now; where its route is gone, as before: they may
-        protect something.
+        """Return the interceptors that the request's path has now; if its route is gone, the last
+        ones: they may protect a resource.
         """
         path = read_target(request.target).normal
         for generation in (self.current, *reversed(self._all)):
@@ -190,8 +186,8 @@ class Generations:
         return []
 
     async def aclose(self) -> None:
-        """Close every transport and leave every lifespan, which has a bounded time for it."""
-        self._closing = True  # what is being entered just now will be left at once
+        """Close every transport and exit every lifespan, within `LEAVE_S`."""
+        self._closing = True  # a generation that is being entered is exited at once
         for transport in tuple(self._maintained):
             await self._close_transport(transport)
         for generation in self._all:
@@ -226,8 +222,8 @@ class Generations:
         generation: Generation,
         task_status: trio.TaskStatus[ConfigError | None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Own a generation: from the entering of its lifespans to the leaving. Says that it started
-        with what is wrong, or None.
+        """Own a generation from entering its lifespans to exiting them. The start value is the
+        problem, or None.
         """
         entering: str | None = None
         started = False
@@ -236,8 +232,8 @@ class Generations:
                 for index, owner in enumerate(generation.owners):
                     entering = f"interceptors[{index}]: the lifespan of {owner.name!r} failed"
                     await stack.enter_async_context(owner.interceptor.lifespan())
-                # A lifespan that could not be cancelled may have been entered too late, when nobody
-                # waits for it any more.
+                # A lifespan that could not be cancelled may finish entering when its caller has
+                # given up.
                 await trio.lowlevel.checkpoint_if_cancelled()
                 started = True
                 if generation not in self._all:
@@ -260,8 +256,8 @@ class Generations:
                 "lifespan_failed", leaving=leaving, exc_info=True
             )
             if not leaving:
-                # Its exchanges would go on with interceptors that are half torn down: then better
-                # no worker.
+                # Exchanges would continue with interceptors that are half torn down: end the worker
+                # instead.
                 flush_log()
                 os._exit(1)
         await self._retire(generation)
@@ -292,7 +288,7 @@ async def _maintain(
 
 
 def _collectors(owners: Sequence[Owner]) -> Collectors:
-    """Ask interceptors for their metrics. Raises `ConfigError` when one fails."""
+    """Collect the metrics of interceptors. Raises `ConfigError` when one fails."""
     found = []
     for owner in owners:
         try:
@@ -305,8 +301,8 @@ def _collectors(owners: Sequence[Owner]) -> Collectors:
 
 
 def _is_of_the_process(error: BaseException) -> bool:
-    """Whether it ends this task, and not only what an interceptor does. `SystemExit` of a lifespan
-    is the lifespan's failure.
+    """Whether an exception ends the task itself. `SystemExit` of a lifespan counts as the
+    lifespan's failure.
     """
     if isinstance(error, BaseExceptionGroup):
         return any(_is_of_the_process(item) for item in error.exceptions)
@@ -314,7 +310,7 @@ def _is_of_the_process(error: BaseException) -> bool:
 
 
 def _first(error: BaseException) -> BaseException:
-    """The exception that an exception group is about."""
+    """Return the first exception of a group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -1,9 +1,9 @@
-"""Writing log lines to standard error without waiting for it.
+"""Writes log lines to standard error without blocking the caller.
 
-`LogWriter.put` queues a line; one daemon thread writes. What the queue has no room for, and what
-the file refuses, is dropped and counted, and one `lines_dropped` line with the `count` stands in
-its place when writing works again. Invariants: `put` never raises and never waits for the file; a
-child process starts with an empty queue (`reset`). It does not know what a line contains.
+`LogWriter.put` queues a line; one daemon thread writes. A line that exceeds the queue, or that the
+file refuses, is dropped and counted; one `lines_dropped` line with the `count` replaces them once
+writing works again. Invariants: `put` never raises and never waits for the file; a child process
+starts with an empty queue (`reset`). It does not know the content of a line.
 """
 
 from __future__ import annotations
@@ -22,29 +22,28 @@ from typing import NamedTuple
 __all__ = ["FLUSH_S", "MAX_HELD_BYTES", "LogWriter"]
 
 MAX_HELD_BYTES = 1 << 20
-"""Lines that wait for standard error hold at most this much memory, some 2,500 lines; a newer line
-is dropped.
-"""
+"""Memory of the queue in bytes, some 2,500 lines. Newer lines are dropped."""
 
 FLUSH_S = 1.0
-"""A process that ends waits at most this long for its last lines to be written."""
+"""Time in seconds for the last lines when the process ends."""
 
-_GATHER_S = 0.02  # each batch costs a switch of threads: at most fifty a second, and the first line of a burst leaves at once
-_RETRY_S = 1.0  # after an error, when no new line is logged
-_ATOMIC_BYTES = select.PIPE_BUF  # a longer write to a pipe mixes with those of other workers
+# a batch costs a thread switch: at most fifty a second; the first line of a burst leaves at once
+_GATHER_S = 0.02
+_RETRY_S = 1.0  # the wait after an error if no new line is logged
+_ATOMIC_BYTES = select.PIPE_BUF  # a longer write to a pipe mixes with other workers' lines
 
 
 class _Line(NamedTuple):
     data: bytes
     reports: int = 0
-    """How many dropped lines it reports; 0: it is a line itself."""
+    """The number of dropped lines that the line reports; 0 for an ordinary line."""
 
 
 class LogWriter:
-    """Takes lines from any thread, and writes them in their order to the file descriptor `fd`; None
+    """Takes lines from any thread and writes them in order to the file descriptor `fd`; None
     discards them.
 
-    `render_dropped` makes the line that stands for a number of dropped ones, its line end included.
+    `render_dropped` makes the line that reports a number of dropped lines, with its line end.
     """
 
     def __init__(
@@ -58,11 +57,11 @@ class LogWriter:
         self._max_held_bytes = max_held_bytes
         self.render_dropped = render_dropped
         self.dropped_total = 0
-        """How many lines were dropped since the process started."""
+        """Lines dropped since the process started."""
         self.reset()
 
     def reset(self) -> None:
-        """Forget the queue and the thread: in a child process, which has neither."""
+        """Discard the queue and the thread: a child process has neither."""
         # Reentrant: a finaliser may log while this thread is inside `put`.
         self._lock = threading.RLock()
         self._wake: SimpleQueue[None] = SimpleQueue()
@@ -70,10 +69,10 @@ class LogWriter:
         self._lines: list[_Line] = []
         self._held_bytes = 0  # queued, or with the thread
         self._busy = False  # the thread has lines
-        self._unreported = 0  # dropped lines that no line reports yet
+        self._unreported = 0  # not reported yet
         self._overflows = False
-        self._rest = b""  # of a line that was written in part
-        self._rest_at = -1  # the size of the file then; -1: it is not a regular file
+        self._rest = b""  # of a partly written line
+        self._rest_at = -1  # the file's size at that point; -1: not a regular file
         self._thread: threading.Thread | None = None
 
     def put(self, data: bytes) -> None:
@@ -81,7 +80,7 @@ class LogWriter:
         if self._fd is None:
             return
         with self._lock:
-            # After an overflow the queue drains by half first, so that one report covers many
+            # After an overflow the queue first drains by half, so that one report covers many
             # lines.
             room = self._max_held_bytes // 2 if self._overflows else self._max_held_bytes
             self._overflows = self._held_bytes + len(data) > room
@@ -99,7 +98,7 @@ class LogWriter:
 
     def flush(self, timeout_s: float = FLUSH_S) -> bool:
         """Wait until every line is written or dropped, at most `timeout_s` seconds. Blocks the
-        thread. False: time ran out.
+        thread. Returns False on timeout.
         """
         deadline = time.monotonic() + timeout_s
         while self._lines or self._busy:
@@ -125,7 +124,7 @@ class LogWriter:
             thread.start()
             self._thread = thread
         except (RuntimeError, MemoryError):
-            pass  # no thread can be started now: the next line tries again
+            pass  # no thread can start now: the next line tries again
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, masked)
 
@@ -150,7 +149,7 @@ class LogWriter:
             time.sleep(_GATHER_S)
 
     def _write(self, lines: Sequence[_Line]) -> Sequence[_Line]:
-        """Write the lines, and return those that were not written."""
+        """Write the lines. Returns those that were not written."""
         try:
             self._finish_line()
         except OSError:
@@ -174,10 +173,10 @@ class LogWriter:
         return ()
 
     def _finish_line(self) -> None:
-        """End a line that was written in part. Raises `OSError`.
+        """End a partly written line. Raises `OSError`.
 
-        With its rest, when the file still ends with its beginning. Otherwise it is lost: a regular
-        file has grown by whole lines of other processes, and in any other file a line feed ends it.
+        Writes its rest if the file still ends with its beginning. Otherwise the line is lost: a
+        regular file has grown by other processes' lines, and any other file gets a line feed.
         """
         if not self._rest:
             return
@@ -193,8 +192,8 @@ class LogWriter:
             raise OSError
 
     def _send(self, data: bytes) -> int:
-        """Write `data`. Blocks. Returns how many bytes were written: fewer when the file refuses
-        the rest.
+        """Write `data`. Blocks. Returns the number of bytes written, which is lower if the file
+        refuses the rest.
         """
         assert self._fd is not None
         sent = 0

@@ -1,10 +1,9 @@
-"""The log: structlog to standard error, as JSON lines or for a terminal. One place configures it,
-one renders every line.
+"""The log: structlog to standard error, as JSON lines or for a terminal.
 
-`configure_logging` decides on format and level. `take_over_stderr` sends everything else that a
-process writes to standard error the same way: records of `logging`, warnings, uncaught exceptions
-of any thread, and text. All lines leave through one `LogWriter`. Nothing here raises into the code
-that logs.
+`configure_logging` sets format and level. `take_over_stderr` redirects all other output of the
+process to standard error into the log: records of `logging`, warnings, uncaught exceptions of any
+thread, and text. All lines leave through one `LogWriter`. Nothing here raises into the code that
+logs.
 """
 
 from __future__ import annotations
@@ -71,26 +70,26 @@ def configure_logging(format: Literal["json", "console"] = "json", level: str = 
 
 
 def dropped_lines() -> int:
-    """How many lines of this process were dropped because they could not be written in time."""
+    """Lines of this process that were dropped because they could not be written in time."""
     return _output.writer.dropped_total
 
 
 def flush_log() -> None:
-    """Before the process ends without Python's exit handlers: wait for the last lines, at most
-    `FLUSH_S`. Blocks.
+    """Wait for the last lines, at most `FLUSH_S`, before the process ends without Python's exit
+    handlers. Blocks.
     """
     _output.writer.flush(FLUSH_S)
 
 
 class _Output:
-    """Renders events and queues the lines. It is also the logger that structlog passes rendered
-    lines to.
+    """Renders events and queues the lines; also the logger to which structlog passes rendered
+    lines.
     """
 
     def __init__(self) -> None:
         self.render: Callable[[Event], str] = _render_json
         self.level = logging.INFO
-        # Without a standard error its descriptor may belong to any other file.
+        # Without standard error its descriptor may belong to any other file.
         fd = None if sys.stderr is None and sys.__stderr__ is None else _STDERR
         self.writer = LogWriter(
             fd,
@@ -100,11 +99,11 @@ class _Output:
         )
 
     def process(self, _: object, __: str, event: Event) -> bytes:
-        """The last of structlog's processors."""
+        """Render an event: the last of structlog's processors."""
         return self._line(event)
 
     def write(self, level: str, event: str, **fields: Any) -> None:
-        """A line that does not come from structlog."""
+        """Log a line that does not come from structlog."""
         self.writer.put(self._line({**fields, "level": level, "event": event}))
 
     def msg(self, line: bytes) -> None:
@@ -118,7 +117,8 @@ class _Output:
             try:
                 _format_exception(event)
                 text = self.render(event)
-            except Exception:  # a value that cannot be rendered: circular, NaN, a key that is not text, a failing __repr__
+            # a value cannot be rendered: circular, NaN, a key that is not text, a failing __repr__
+            except Exception:
                 text = self.render(
                     {
                         _safe(key): value if _is_plain(value) else _safe(value)
@@ -138,7 +138,7 @@ def _now() -> str:
 
 
 def _format_exception(event: Event) -> None:
-    """As structlog: `exc_info` becomes `exception`, a traceback without the values of variables,
+    """Like structlog, turn `exc_info` into `exception`: a traceback without values of variables,
     which may be secret.
     """
     error = event.pop("exc_info", None)
@@ -147,7 +147,7 @@ def _format_exception(event: Event) -> None:
     if isinstance(error, tuple):
         error = error[1]
     if isinstance(error, BaseException):
-        # The message of an interceptor's exception and its lines of source may hold content.
+        # An interceptor's exception and its source lines may contain content.
         hides = event.get("event") == "interceptor_failed" and _output.level > logging.DEBUG
         event["exception"] = (
             _frames_of(error) if hides else "".join(traceback.format_exception(error)).rstrip("\n")
@@ -155,8 +155,8 @@ def _format_exception(event: Event) -> None:
 
 
 def _frames_of(error: BaseException) -> str:
-    """A traceback of types and places, without messages but for the interceptors' package's own,
-    and without source text.
+    """Return a traceback of types and places, with messages only of the interceptors' package, and
+    without source text.
     """
     rows: list[str] = []
     shown: set[int] = set()
@@ -212,7 +212,9 @@ def _jsonable(value: object) -> object:
 
 
 class _Console:
-    """Lines for a terminal. Everything but the colours and line ends written here passes `_escape`."""
+    """Renders lines for a terminal. Everything except its own colours and line ends goes through
+    `_escape`.
+    """
 
     def __init__(self, *, colours: bool) -> None:
         self._colours = colours
@@ -225,7 +227,7 @@ class _Console:
         line += self._paint(_BRIGHT, f"{name:<30}" if fields else name)
         for key in sorted(fields, key=str):
             line += f" {self._paint(_KEY, _text(key))}={self._paint(_VALUE, _quoted(fields[key]))}"
-        # Indented, so that text of an exception's message cannot pass for another line of the log.
+        # Indented, so that an exception's text cannot imitate a log line.
         for block in blocks:
             line += "".join(f"\n    {self._paint('', row)}" for row in block.split("\n"))
         return line
@@ -236,8 +238,8 @@ class _Console:
 
 
 def _escape(text: str) -> str:
-    """Without characters that control a terminal: C0, DEL, C1, the separators of lines and
-    paragraphs, and halves of surrogates.
+    """Escape terminal control characters: C0, DEL, C1, line and paragraph separators, surrogate
+    halves.
     """
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
@@ -254,7 +256,7 @@ def _quoted(value: object) -> str:
 
 
 class _Records(logging.Handler):
-    """Records of the standard library's `logging`: of libraries, Trio and Hypercorn."""
+    """Handles records of the standard library's `logging`: of libraries, Trio and Hypercorn."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -277,8 +279,8 @@ class _Records(logging.Handler):
         _output.write(record.levelname.lower(), message, **fields)
 
     def _accept_failed(self, record: logging.LogRecord) -> None:
-        """Trio logs each failed `accept`, ten a second for each listener. One line a second has
-        their count.
+        """Trio logs each failed `accept`, ten a second for each listener: log one line a second
+        with the count.
         """
         self._accept_failures += 1
         now = time.monotonic()
@@ -296,10 +298,9 @@ class _Records(logging.Handler):
 
 
 class _Text(io.TextIOBase):
-    """In the place of `sys.stderr`: what is printed there becomes one line of the log for each line
-    of text.
+    """Replaces `sys.stderr`: each printed line becomes a log line.
 
-    A JSON object stays as it is in a log of JSON lines: it is from another logger.
+    A JSON object from another logger stays as it is in a log of JSON lines.
     """
 
     encoding = "utf-8"
@@ -330,15 +331,15 @@ class _Text(io.TextIOBase):
 
 
 _taken_over: list[Callable[[], None]] = []
-"""What gives everything back."""
+"""Functions that undo `take_over_stderr`."""
 
 
 def take_over_stderr() -> None:
-    """Send what else this process writes to standard error through the log. Process-wide, until
+    """Redirect all other output to standard error into the log. Process-wide, until
     `release_stderr`; once.
 
-    Handlers of `logging` that write to standard error are replaced; others stay. Of records, those
-    of at least level WARNING, or of the level that a logger sets for itself.
+    Replaces handlers of `logging` that write to standard error; others stay. Logs records from
+    WARNING on, or from the level that a logger sets for itself.
     """
     if _taken_over:
         return

@@ -1,7 +1,7 @@
-"""Prometheus metrics of one worker: every name and label is there from the start, at 0.
+"""Prometheus metrics of one worker. Every name and label exists from the start, at 0.
 
-What is counted per event is counted in plain integers by whoever sees it and read when Prometheus
-asks; what is counted per exchange uses prometheus-client's own types.
+Events are counted in plain integers by the chain and read when Prometheus asks; exchanges use
+prometheus-client's own types.
 """
 
 from __future__ import annotations
@@ -45,18 +45,19 @@ REFUSALS = (
     "no_endpoint",
     "session_gone",
 )
-"""Why a request is refused although nothing is wrong with it: the error types in the answers."""
+"""Reasons for refusing a valid request: the error types of the answers."""
 _TTFB_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 Collectors = Sequence[tuple[Owner, Collector]]
-"""The metrics of interceptors, each with the interceptor that it is of."""
+"""Metrics of interceptors with their owners."""
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class InterceptorTotals(NamedTuple):
-    """Of one interceptor: seconds for which its hooks held the loop, and for which its async hooks waited; parts of answers that
-    passed without being understood."""
+    """Totals of one interceptor: seconds for which its hooks held the event loop, seconds for which
+    its async hooks waited, and parts of answers that it did not understand.
+    """
 
     seconds: float
     waited: float
@@ -65,24 +66,22 @@ class InterceptorTotals(NamedTuple):
 
 @dataclass(slots=True)
 class RouteTally:
-    """What a route has moved: sums of the exchanges that have ended, and the exchanges that are
-    live.
-    """
+    """What a route has moved: sums over ended exchanges, and its live exchanges."""
 
     ended: EventCounts = field(default_factory=EventCounts)
     bytes_downstream: int = 0
     bytes_upstream: int = 0
     live: set[LiveExchange] = field(default_factory=set)
     admitted: int = 0
-    """How many of the live ones are streams, and not answers of ours."""
+    """How many live exchanges are forwarded rather than refused."""
 
     def events(self, action: str) -> int:
-        """Events of the route so far, live streams included."""
+        """The route's events so far, live streams included."""
         counts = [self.ended, *(item.counts for item in self.live if item.counts is not None)]
         return sum(int(getattr(item, action)) for item in counts)
 
     def end(self, exchange: LiveExchange) -> None:
-        """Add an exchange that has ended to the sums."""
+        """Add an ended exchange to the sums."""
         self.live.discard(exchange)
         self.bytes_downstream += exchange.bytes_downstream
         self.bytes_upstream += exchange.bytes_upstream
@@ -95,16 +94,14 @@ class RouteTally:
                 )
 
     def bytes(self, direction: str) -> int:
-        """Body bytes so far, live streams included: `downstream` (to clients) or `upstream` (to
-        upstreams).
-        """
+        """Body bytes so far, live streams included: `downstream` (to clients) or `upstream`."""
         if direction == "downstream":
             return self.bytes_downstream + sum(item.bytes_downstream for item in self.live)
         return self.bytes_upstream + sum(item.bytes_upstream for item in self.live)
 
 
 class Metrics:
-    """The registry of one worker."""
+    """The metrics registry of one worker."""
 
     def __init__(
         self,
@@ -115,9 +112,8 @@ class Metrics:
         collectors: Callable[[], Collectors] = tuple,
         upstreams: Callable[[], Mapping[str, Balancer]] = dict,
     ) -> None:
-        """Each of the last three is asked whenever Prometheus asks: what each interceptor has taken
-        and not understood; the metrics of interceptors; the upstreams. Raises `ConfigError` as
-        `check` does.
+        """`interceptor_totals`, `collectors` and `upstreams` are called on each scrape. Raises
+        `ConfigError` as `check` does.
         """
         self.registry = CollectorRegistry(auto_describe=False)
         self.routes: dict[str, RouteTally] = {}
@@ -146,8 +142,7 @@ class Metrics:
             ["route", "reason"],
             registry=self.registry,
         )
-        # Made once, so that they are there from the start, and an exchange need not look them up by
-        # their labels.
+        # Created once, so that they exist from the start and an exchange needs no lookup by labels.
         self.exchanges: dict[tuple[str, Outcome], Counter] = {}
         self.time_to_first_byte: dict[str, Histogram] = {}
         self.writers = {writer: writers.labels(writer) for writer in WRITERS}
@@ -164,8 +159,8 @@ class Metrics:
         self.registry.register(self._authors)
 
     def check(self, collectors: Collectors) -> None:
-        """Whether these metrics of interceptors may be shown. Raises `ConfigError` for one under a
-        name of the proxy's.
+        """Check the names of interceptors' metrics. Raises `ConfigError` for a name that the proxy
+        uses.
         """
         for owner, metric in _collected(collectors):
             if metric.name in self._own_names:
@@ -174,11 +169,11 @@ class Metrics:
                 )
 
     def keep(self, collectors: Collectors) -> None:
-        """These interceptors are gone; what they have counted stays."""
+        """Keep the counts of interceptors that are gone."""
         self._authors.keep(collectors)
 
     def add_routes(self, routes: Sequence[str]) -> None:
-        """Count these routes, too, from 0 on; one that is known by its name counts on."""
+        """Add routes, counted from 0; a known name keeps its counts."""
         for route in routes:
             if route in self.routes:
                 continue
@@ -190,7 +185,7 @@ class Metrics:
                 self.refused[route, reason] = self._refused.labels(route, reason)
 
     def render(self) -> bytes:
-        """The Prometheus text format."""
+        """Return the Prometheus text format."""
         return generate_latest(self.registry)
 
 
@@ -262,9 +257,7 @@ class _InterceptorCollector(Collector):
 
 
 def _collected(collectors: Collectors) -> Iterator[tuple[Owner, Metric]]:
-    """The metrics of interceptors, as they have them. One that fails is logged, and the others are
-    shown.
-    """
+    """Yield the metrics of interceptors. A failing collector is logged and skipped."""
     for owner, collector in collectors:
         try:
             for metric in collector.collect():
@@ -274,11 +267,10 @@ def _collected(collectors: Collectors) -> Iterator[tuple[Owner, Metric]]:
 
 
 class _AuthorsCollector(Collector):
-    """The metrics of interceptors, with the label `interceptor`: one family, whichever of them have
-    it.
+    """The metrics of interceptors, one family for a name, with the label `interceptor`.
 
-    A reload makes interceptors anew: while some of the old ones are there, their figures and the
-    new ones' are summed, and what they have counted is kept when they go.
+    A reload makes new interceptors: while old ones still exist, both are summed, and the counts of
+    old ones are kept when they go.
     """
 
     def __init__(self, collectors: Callable[[], Collectors]) -> None:

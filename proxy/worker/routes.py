@@ -1,5 +1,5 @@
-"""The route table: what the configuration says about a path, compiled once, so that an exchange
-only looks things up.
+"""The route table: the configuration of each path, compiled once, so that an exchange only looks it
+up.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ __all__ = ["Route", "RouteTable", "Timeouts"]
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """The timeouts of a route in seconds; infinity where the configuration has null."""
+    """The timeouts of a route in seconds; infinity for null in the configuration."""
 
     connect: float
     write: float
@@ -73,19 +73,19 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One route, ready for use."""
+    """A compiled route."""
 
     name: str
-    """The path prefix: its name in logs and metrics."""
+    """The path prefix: the route's name in logs and metrics."""
     prefix: bytes
-    """The same, normal as `normal_path` makes it."""
+    """The prefix normalised by `normal_path`."""
     upstream: str
     transport: Balancer
     sessions: SessionBook
-    """What is known of MCP sessions of the upstream."""
+    """The MCP sessions of the upstream."""
     headers: HeaderSettings
     places: Mapping[Endpoint, Place]
-    """Where the route stands, by endpoint."""
+    """The place of the route in each endpoint's URL space."""
     chain: Chain
     timeouts: Timeouts
     call_timeouts: CallTimeouts
@@ -94,12 +94,12 @@ class Route:
     heartbeat: Heartbeat
     reconnect: Reconnect
     listening: frozenset[str]
-    """Methods whose event streams may be silent for as long as they like."""
+    """Methods whose event streams have no idle deadline."""
     max_streams: int | None
-    """The route's own limit, if it has one; the worker's counts besides."""
+    """The route's own limit; it applies besides the worker's."""
     clients: str
-    """Where `max_streams_per_client` counts: the route's name where that has a limit of its own,
-    else "", over all such routes.
+    """The scope of `max_streams_per_client`: the route's name if it has its own limit, else "",
+    shared by all such routes.
     """
     dialect: Dialect
     strip_prefix: bool
@@ -107,20 +107,20 @@ class Route:
     allowed_origins: frozenset[str] | None
 
     bases: tuple[bytes, ...]
-    """The endpoints' own paths, where they have some."""
+    """The endpoints' own paths, if any."""
 
     def matches(self, path: str) -> bool:
-        """Whether a path in normal form lies under the prefix: /v1 covers /v1 and /v1/x, neither
-        /v10 nor /V1.
+        """Whether a normal path lies under the prefix: /v1 covers /v1 and /v1/x, but not /v10 or
+        /V1.
         """
         return _covers(self.prefix.decode(), path)
 
     def target(self, target: bytes) -> bytes:
-        """The request target for the upstream: the client's, byte for byte. An endpoint's own path
-        comes before it.
+        """Return the request target for the upstream: the client's, byte for byte. The endpoint's
+        own path is put before it later.
 
-        Raises `RequestRefused` (400) when the prefix is to be stripped and the request spells it in
-        another way, and when the target leads out of the own path of any of the endpoints.
+        Raises `RequestRefused` (400) if the prefix must be stripped and is spelt differently in the
+        request, or if the target leaves the own path of an endpoint.
         """
         if self.strip_prefix:
             if not self.matches(target.partition(b"?")[0].decode("latin-1")):
@@ -148,7 +148,7 @@ class Route:
 
 
 class RouteTable:
-    """All routes; the longest prefix that matches wins."""
+    """All routes; the longest matching prefix wins."""
 
     def __init__(
         self,
@@ -158,15 +158,15 @@ class RouteTable:
         sessions: Sessions | None = None,
         resolver: Resolver | None = None,
     ) -> None:
-        """`kept`: transports, by upstream, that go on. `sessions`, `resolver`: the worker's. Raises
-        `ConfigError` when an interceptor or a CA file cannot be loaded.
+        """`kept`: transports to reuse, by upstream. `sessions`, `resolver`: the worker's. Raises
+        `ConfigError` if an interceptor or a CA file cannot be loaded.
         """
         self._sessions = sessions = sessions or Sessions()
         self.timeouts = Timeouts.of(config.reverse_proxy.timeouts)
-        """The timeouts of requests that match no route."""
+        """The timeouts of requests without a route."""
         self.transports: dict[str, Balancer] = dict(kept or {})
         self.owners = interceptors = load_interceptors(config)
-        """The interceptors by the names that the configuration gave them."""
+        """The interceptors by their configured names."""
         upstreams = {upstream.name: upstream for upstream in config.reverse_proxy.upstreams}
         for index, upstream in enumerate(config.reverse_proxy.upstreams):
             if upstream.name in self.transports:
@@ -198,14 +198,13 @@ class RouteTable:
         )
 
     def find(self, path: str, raw: bytes = b"") -> Route | None:
-        """The route of a path in normal form: of those that match when case is ignored the most
-        specific one, and of several that differ in case only, the one that matches exactly. `raw`:
-        the path as it came, for `RequestRefused` (400) where a server that decodes `%2f`, or
-        removes `;parameters`, before it resolves dot segments finds a path of another route, or of
-        none: the checks of this route are not that one's.
+        """Return the route of a normal path.
 
-        So a path that an upstream may take for a route's path is that route's. Raises
-        `RequestRefused` (400) where several differ in case, and none matches exactly.
+        Matching ignores case, and the longest prefix wins: a path that an upstream may take for a
+        route's path gets that route's checks. Of prefixes that differ in case only, one must match
+        exactly. `raw`, the path as it came, must lead to the same route in the reading of servers
+        that decode `%2f` or remove `;parameters` before they resolve dot segments. Raises
+        `RequestRefused` (400) otherwise.
         """
         route = self._find(path)
         if (
@@ -304,7 +303,7 @@ def _covers(prefix: str, path: str) -> bool:
 
 
 def _place(endpoint: Endpoint, prefix: bytes, strip_prefix: bool, host: bytes | None) -> Place:
-    """`host`: the Host header that the endpoint gets; None: the client's."""
+    """`host`: the Host header sent to the endpoint; None: the client's."""
     own = (
         endpoint.host
         if endpoint.url.port

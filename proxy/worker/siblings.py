@@ -1,10 +1,10 @@
-"""The other workers of `weirpool serve --workers N`: one asks them to put messages on a stream of a
-session that it does not have.
+"""The other workers of `weirpool serve --workers N`: asking them to put messages on the stream of a
+session that this worker does not have.
 
-Each worker has a mailbox, a pair of Unix datagram sockets that the supervisor makes before it
-starts them and keeps, so that a worker that takes the place of another takes over its mailbox. A
-question goes to all the others; each answers whether it has the session, and the one that has it
-puts the messages on the stream. The sockets have no name: only these processes can write to them.
+Each worker has a mailbox, a pair of Unix datagram sockets that the supervisor makes before the
+workers start and keeps, so that a replacement takes over its predecessor's mailbox. A question goes
+to all other workers; each answers whether it has the session, and the one that has it puts the
+messages on the stream. The sockets have no name: only these processes can write to them.
 """
 
 from __future__ import annotations
@@ -24,23 +24,22 @@ from pools import decode_json, encode_json
 __all__ = ["Mailbox", "Siblings", "open_mailboxes"]
 
 _ANSWER_S = 1.0
-"""A worker that does not answer in this time is busy or is being replaced: it counts as one that
-does not have the session.
+"""Deadline of an answer in seconds. A worker that misses it is busy or being replaced, and counts
+as not having the session.
 """
 _MOST_QUESTIONS = 64
-"""Questions that a worker has open at a time. Clients decide how many there are: another one counts
-as answered with no.
+"""Open questions of a worker. Clients decide how many there are: further ones are answered with no.
 """
 _FULL_S = 0.002
 _MAX_BYTES = 1 << 18
 _BUFFER_BYTES = 1 << 20
 
 Mailbox = tuple[socket.socket, socket.socket]
-"""Where its worker reads, and where the others write."""
+"""The worker reads from one socket; the others write to the other."""
 
 
 def open_mailboxes(count: int) -> list[Mailbox]:
-    """One for each worker."""
+    """Make a mailbox for each worker."""
     mailboxes = []
     for _ in range(count):
         reading, writing = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -53,10 +52,10 @@ def open_mailboxes(count: int) -> list[Mailbox]:
 
 @dataclass
 class _Question:
-    """One that waits for its answers."""
+    """A question that waits for answers."""
 
     left: int
-    """Answers that have not come."""
+    """Missing answers."""
     had: bool = False
     over: trio.Event = field(default_factory=trio.Event)
 
@@ -71,7 +70,7 @@ class Siblings:
     """One worker's view of the others."""
 
     def __init__(self, mailboxes: Sequence[Mailbox], index: int, sessions: McpSessions) -> None:
-        """`index`: whose view it is."""
+        """`index`: the worker's own."""
         self._index = index
         self._own = mailboxes[index][0]
         self._others = {number: pair[1] for number, pair in enumerate(mailboxes) if number != index}
@@ -79,11 +78,11 @@ class Siblings:
         self._questions: dict[int, _Question] = {}
         self._asked = randbits(
             48
-        )  # an answer to the worker that this one replaces must not look like one to this
+        )  # an answer to this worker's predecessor must not look like an answer to it
 
     async def ask(self, upstream: str, uri: bytes, messages: list[str]) -> bool:
-        """Let the worker that has the stream of this session put messages on it. Whether one has
-        it.
+        """Ask the worker that has this session's stream to put messages on it. Returns whether one
+        has it.
         """
         if len(self._questions) >= _MOST_QUESTIONS:
             return False
@@ -145,9 +144,7 @@ class Siblings:
             structlog.get_logger("proxy").error("internal_error", exc_info=True)
 
     async def _send(self, other: int, letter: dict[str, Any]) -> bool:
-        """Whether it could be sent: not what is too large for a datagram, nor where a mailbox stays
-        full.
-        """
+        """Send a datagram. Returns False if it is too large, or if the mailbox stays full."""
         data = encode_json(letter)
         with trio.move_on_after(_ANSWER_S):
             while len(data) <= _MAX_BYTES:
@@ -156,7 +153,8 @@ class Siblings:
                 except BlockingIOError:
                     await trio.sleep(
                         _FULL_S
-                    )  # several tasks may wait for one mailbox, which `wait_writable` does not allow
+                        # several tasks may wait for one mailbox, which `wait_writable` does not allow
+                    )
                 except OSError:
                     return False
                 else:

@@ -1,5 +1,5 @@
-"""What one worker process shares among its exchanges: pools, generations, metrics, who is live, and
-whether it is draining.
+"""What the exchanges of one worker share: pools, generations, metrics, the live exchanges, the
+draining state.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ NO_ROUTE = ""
 
 
 class Worker:
-    """Made once per process from a checked configuration. Raises `ConfigError` when something it
-    names cannot be loaded.
+    """One per process, made from a checked configuration. Raises `ConfigError` if an interceptor or
+    a file cannot be loaded.
     """
 
     def __init__(self, config: Config) -> None:
@@ -54,27 +54,25 @@ class Worker:
         )
         self.generations.on_retire = self.metrics.keep
         self.via = Via(new_pseudonym())
-        """This instance in requests that go upstream. `weirpool serve` gives all of its workers the
-        same.
-        """
+        """This instance in the `Via` header. `weirpool serve` gives all of its workers the same."""
         self.log: Any = structlog.get_logger("proxy").bind()
-        """Bound once: structlog's lazy loggers are put together anew at every call."""
+        """Bound once: structlog's lazy loggers are assembled again at each call."""
         self.hub: Hub | None = None
-        """Moves streams while the app's lifespan runs it; without one each stream's task waits for
+        """Moves streams while the app's lifespan runs it; without it each stream's task waits for
         itself.
         """
         self.siblings: Siblings | None = None
-        """The other workers; None when there are none."""
+        """The other workers; None if there are none."""
         self.start_details: dict[str, object] = {}
-        """What whoever runs the worker wants in its `started` line."""
+        """Further fields of the `started` line."""
         self.live: set[LiveExchange] = set()
         self.admitted = 0
         self.client_streams: dict[tuple[str, str], int] = {}
-        """Streams of each client, where they are limited: by what `client_place` says."""
+        """Streams of each limited client, by `client_place`."""
         self.bodies = BodyBudget()
         self.ready = False
         self.begun = False
-        """It has been ready: from then on, what ends it drains it first."""
+        """Whether the worker has been ready: from then on it drains before it ends."""
         self.draining = False
         self.none_left = trio.Event()
 
@@ -90,18 +88,16 @@ class Worker:
 
     @property
     def trusted_proxies(self) -> TrustedProxies:
-        """Whom new exchanges believe."""
+        """The proxies that new exchanges trust."""
         return self.generations.current.trusted_proxies
 
     def join(self, siblings: Siblings) -> None:
-        """There are other workers, which may have the sessions that this one does not know."""
+        """Connect to the other workers, which may have sessions that this one does not know."""
         self.siblings = siblings
         self.generations.sessions.mcp.ask_others = siblings.ask
 
     async def reload(self, config: Config) -> None:
-        """Let `config` take over for new exchanges. Raises `ConfigError`, and then nothing has
-        changed.
-        """
+        """Apply `config` to new exchanges. Raises `ConfigError`, and then nothing has changed."""
         if self.draining or not self.ready:
             raise ConfigError("this worker is ending, and begins no new configuration")
         new = await self.generations.replace(config, self.metrics.check)
@@ -139,9 +135,7 @@ class Worker:
             self.none_left.set()
 
     def is_full(self, route: Route) -> bool:
-        """Whether the worker, or the route where it has a limit of its own, has as many streams as
-        it may.
-        """
+        """Whether the worker, or the route if it has its own limit, has reached `max_streams`."""
         if self.admitted >= self.config.reverse_proxy.limits.max_streams:
             return True
         return (
@@ -152,8 +146,8 @@ class Worker:
     def client_place(
         self, route: Route, peer: str | None, headers: Sequence[tuple[bytes, bytes]]
     ) -> tuple[str, str] | None:
-        """Where the streams of a request's client are counted; None when they are not limited, or
-        the server tells no address.
+        """Return the counter of a client's streams; None if they are not limited, or the address is
+        unknown.
         """
         if route.limits.max_streams_per_client is None:
             return None
@@ -168,20 +162,20 @@ class Worker:
         return self.client_streams.get(place, 0) >= most
 
     def start_draining(self) -> None:
-        """From now on, no new exchanges."""
+        """Accept no new exchanges."""
         self.ready = False
         self.draining = True
         if not self.live:
             self.none_left.set()
 
     def stop_live(self) -> None:
-        """End every live exchange; each ends with the outcome `draining`."""
+        """End every live exchange with the outcome `draining`."""
         for exchange in tuple(self.live):
             exchange.stop()
 
 
 def bound_connections(config: Config) -> None:
-    """Bound the open client connections of this process."""
+    """Limit the open client connections of this process."""
     client_connections.limit = (
         config.reverse_proxy.max_client_connections or connections_by_open_files()
     )

@@ -58,7 +58,7 @@ def test_it_overwrites_nothing(tmp_path: Path) -> None:
     (tmp_path / "mark_all.py").write_text("mine")
     refused = run(tmp_path, "proxy", "new-interceptor", "mark-all")
     assert refused.returncode != 0
-    assert "mark_all.py is there already" in refused.stderr
+    assert "mark_all.py exists" in refused.stderr
     assert (tmp_path / "mark_all.py").read_text() == "mine"
 
 
@@ -108,7 +108,7 @@ def test_a_name_that_hides_a_module_is_refused(name: str, hidden: str, tmp_path:
 def test_a_word_of_python_is_refused_as_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match="'class' cannot be a name: Python has it as a word of its own; choose another, such as my-class",
+        match="'class' cannot be a name: it is a Python keyword; choose another, such as my-class",
     ):
         new_interceptor("class", tmp_path)
 
@@ -117,7 +117,7 @@ def test_a_file_of_ones_own_hides_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     """One that is in the directory is not overwritten, which is another error."""
     (tmp_path / "of_my_own.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists"):
         new_interceptor("of-my-own", tmp_path)
 
 

@@ -115,7 +115,11 @@ COMMANDS = {
     "weirpool --version": (["--version"], 0, "weirpool "),
     "schema": (["schema"], 0, '"$schema": "https://json-schema.org/draft/2020-12/schema"'),
     "schema --markdown": (["schema", "--markdown"], 0, "# Configuration"),
-    "bench SCENARIO": (["bench", "no such scenario"], 2, "weirpool: no such scenario; there are: "),
+    "bench SCENARIO": (
+        ["bench", "no such scenario"],
+        2,
+        "weirpool: unknown scenario; must be one of ",
+    ),
 }
 
 

@@ -1,5 +1,5 @@
-"""`weirpool bench`: what the proxy costs on this machine. A load that plays both ends, and the
-scenarios.
+"""`weirpool bench`: measure the proxy on this machine.
 
-`tests/bench/compare.py` uses the same load and scenarios to compare with other proxies.
+`tests/bench/compare.py` uses the same load and scenarios to compare with other proxies. Nothing
+outside this package imports it except the command line.
 """

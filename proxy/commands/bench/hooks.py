@@ -1,6 +1,4 @@
-"""The interceptors of the benchmark: one decodes every event's JSON, one changes a field and
-encodes it again.
-"""
+"""The interceptors of the benchmark."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ __all__ = ["Edit", "Inspect"]
 
 
 class Inspect(Interceptor):
-    """Decodes every event, and every JSON body."""
+    """Decodes every event and every JSON body."""
 
     wants_json = True
 
@@ -25,7 +23,7 @@ class _Inspect(StreamInterceptor):
 
 
 class Edit(Interceptor):
-    """Decodes every event, and every JSON body, changes one field, encodes it."""
+    """Decodes every event and every JSON body, changes one field, and encodes it."""
 
     wants_json = True
 

@@ -1,14 +1,11 @@
-"""The load: plays both ends around a proxy, the upstream and the clients, in one process with one
-clock.
+"""The load: upstream and clients around a proxy, in one process with one clock.
 
-    python -m proxy.commands.bench.load '{"proxy_port": 8000, "upstream_port": 9001, "streams": 100, "rate":
-    40, "events": 250, ...}'
+python -m proxy.commands.bench.load '{"proxy_port": 8000, "upstream_port": 9001, ...}'
 
-It prints one line of JSON. Everything is non-blocking sockets and one epoll, and what it sends is
-made before it is needed, so that the load is not what is measured; `load_cpu` says what share of
-its core it took all the same. A stream counts as finished when the end of its chunked body has
-come, which no proxy can make up. Latency runs from the write at the upstream to the read at the
-client.
+Prints one line of JSON. All sockets are non-blocking, in one epoll, and all data is prepared before
+it is sent, so that the load is not what is measured; `load_cpu` is the share of its core that it
+used. A stream has finished when the end of its chunked body has arrived. Latency is measured from
+the write at the upstream to the read at the client.
 """
 
 from __future__ import annotations
@@ -43,10 +40,12 @@ class Settings:
     """The proxy's processes, whose CPU time and memory are measured."""
     streams: int
     events: int
-    """Per stream; with `kind` "json" requests per client; 0: as many as go in `seconds`."""
+    """For each stream, or requests for each client with `kind` "json"; 0: as many as fit in
+    `seconds`.
+    """
     seconds: float = 0
     rate: float = 0
-    """Events per second and stream; 0: as fast as it goes."""
+    """Events per second and stream; 0: unlimited."""
     size: int = 200
     path: str = "/"
     kind: str = "sse"
@@ -55,10 +54,10 @@ class Settings:
     """For a TLS upstream: a PEM file with certificate and key."""
     limit_s: float = 60
     beside: int = 0
-    """Streams that never run dry, beside those that are measured."""
+    """Saturated streams besides the measured ones."""
     hold: bool = False
-    """No stream ends before all have had their events, so that memory is that of all of them, open
-    at the same time.
+    """End the streams only when all have had their events, to measure the memory of all of them
+    open at once.
     """
 
 
@@ -93,7 +92,7 @@ class _Peer:
 
 
 def cpu_seconds(pids: list[int]) -> float:
-    """User and system time of processes, as the operating system accounts it."""
+    """User and system time of processes."""
     total = 0
     for pid in pids:
         with open(f"/proc/{pid}/stat") as stat:
@@ -117,7 +116,7 @@ class _Load:
         self.epoll = select.epoll()
         self.peers: dict[int, _Peer] = {}
         self.due: list[tuple[float, int, _Peer]] = []
-        self.held: list[_Peer] = []  # upstreams that have sent their events
+        self.held: list[_Peer] = []  # upstream sides whose events have been sent
         self.opened = self.opening = self.finished = self.failed = self.requests = self.sent = (
             self.greedy
         ) = 0
@@ -133,7 +132,7 @@ class _Load:
         chunk = b"%x\r\n%s\r\n" % (len(now), now)
         self.many = chunk * _EVENTS_PER_WRITE
         self.json_body = b'{"t":1,"i":1,"pad":"%s"}' % pad.encode()
-        self.json_end = self.json_body[-20:]  # what stays when the body is edited
+        self.json_end = self.json_body[-20:]  # unchanged when the body is edited
         self.json_answer = (
             b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
             % (
@@ -305,8 +304,8 @@ class _Load:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setblocking(False)
             if not self.settings.rate:
-                # What lies in buffers when the load ends is still to be relayed; a slow proxy would
-                # take minutes for megabytes.
+                # Data in buffers at the end still has to be relayed: a slow proxy would take
+                # minutes for megabytes.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 131072)
             peer = _Peer(sock, "upstream")
             if self.tls is not None:
@@ -358,7 +357,7 @@ class _Load:
         peer.out += _SSE_HEAD
         if self.settings.rate and not peer.greedy:
             self._flush(peer)
-            # Streams begin at different moments of their period, as they would.
+            # Streams start at different points of their period, as in practice.
             first = time.perf_counter() + (self.opened * 0.6180339887 % 1) / self.settings.rate
             heapq.heappush(self.due, (first, id(peer), peer))
         else:
@@ -379,7 +378,7 @@ class _Load:
         self._flush(peer)
 
     def _let_go(self) -> None:
-        """All streams have had their events, and are open: end them."""
+        """End all streams: all have had their events and are open."""
         for peer in self.held:
             if peer.sock.fileno() >= 0:
                 peer.out += _END
@@ -387,9 +386,9 @@ class _Load:
         self.held.clear()
 
     def _flush(self, peer: _Peer) -> None:
-        """Write what there is; when all has left and the stream is not paced, make more."""
+        """Write what is queued; if all has left and the stream is not paced, queue more."""
         saturate = peer.greedy or (not self.settings.rate and self.settings.kind == "sse")
-        for _ in range(4):  # then the others have a turn
+        for _ in range(4):  # then others get a turn
             if not peer.out and saturate and peer.left > 0:
                 if self.settings.seconds and time.perf_counter() > self.ends_at:
                     peer.out = _END
@@ -421,7 +420,7 @@ class _Load:
         number = peer.sock.fileno()
         if number >= 0:
             if peer in self.held:
-                self.held.remove(peer)  # its client has failed, and is counted as such
+                self.held.remove(peer)  # its client has failed, which is counted there
             self.peers.pop(number, None)
             self.epoll.unregister(number)
             peer.sock.close()

@@ -1,4 +1,4 @@
-"""Scenarios, and a proxy to run them against: on one core, with the load on another."""
+"""Scenarios, and the proxy to run them against: on one core, with the load on another."""
 
 from __future__ import annotations
 
@@ -39,19 +39,17 @@ class Scenario:
     name: str
     streams: int
     events: int = 0
-    """Of each stream; 0: as many as go in `seconds`."""
+    """For each stream; 0: as many as fit in `seconds`."""
     rate: float = 0
     seconds: float = 0
     limit_s: float = 60
     kind: str = "sse"
     mode: str = "pass"
-    """`pass`, `inspect` (every event's JSON decoded) or `edit` (decoded, one field changed,
-    encoded).
-    """
+    """`pass`, `inspect` (decode each event's JSON) or `edit` (decode, change a field, encode)."""
     tls: bool = False
     hold: bool = False
     beside: int = 0
-    """Streams that never run dry, beside those that are measured."""
+    """Saturated streams besides the measured ones."""
     text: str = ""
 
 
@@ -125,7 +123,7 @@ USUAL = (
     ),
     *("beside saturated", "2000 streams", "short"),
 )
-"""What is run when nothing else is asked for."""
+"""The default scenarios."""
 
 
 @dataclass
@@ -138,9 +136,9 @@ class Target:
     paths: dict[str, str] = field(
         default_factory=lambda: {"pass": "/", "inspect": "/inspect", "edit": "/edit"}
     )
-    """The path of each mode; a mode that is missing is not measured."""
+    """The path of each mode; a mode without one is not measured."""
     tls_port: int | None = None
-    """Where it listens for what goes to the TLS upstream."""
+    """The port for the TLS upstream."""
 
 
 def free_port() -> int:
@@ -151,7 +149,7 @@ def free_port() -> int:
 
 
 def pinned(core: str, command: Sequence[str]) -> list[str]:
-    """A command on one core, where there are two."""
+    """Return a command that runs on one core, if there are two."""
     if (os.cpu_count() or 1) < 2 or not Path("/usr/bin/taskset").exists():
         return list(command)
     return ["taskset", "-c", core, *command]
@@ -159,7 +157,7 @@ def pinned(core: str, command: Sequence[str]) -> list[str]:
 
 @contextmanager
 def running(command: Sequence[str], port: int, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A server process on the proxies' core, from when it accepts on `port`."""
+    """Run a server on the proxies' core, from the moment that `port` accepts connections."""
     process = subprocess.Popen(
         pinned(PROXY_CORE, command), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options
     )
@@ -185,8 +183,8 @@ def running(command: Sequence[str], port: int, **options: Any) -> Iterator[subpr
 def run_scenario(
     scenario: Scenario, target: Target, upstream_port: int, certificate: str | None = None
 ) -> Result | None:
-    """One scenario against one proxy, in a load process of its own. None when the proxy has no such
-    mode.
+    """Run one scenario against one proxy, with the load in another process. None if the proxy lacks
+    the mode.
     """
     path = target.paths.get(scenario.mode)
     port = target.tls_port if scenario.tls else target.port
@@ -220,8 +218,8 @@ def weirpool_target(
     tls_upstream: tuple[int, str] | None = None,
     python: Sequence[str] = (sys.executable,),
 ) -> Iterator[Target]:
-    """`weirpool serve` with a route for each mode. `tls_upstream`: port and certificate file.
-    `python`: what runs it.
+    """Run `weirpool serve` with a route for each mode. `tls_upstream`: port and certificate file.
+    `python`: the interpreter's command.
     """
     port = free_port()
     upstreams: list[dict[str, Any]] = [
@@ -269,9 +267,7 @@ def weirpool_target(
 
 
 def leases(target: Target) -> tuple[float, float]:
-    """How many leases, of whichever pool, had to make a buffer so far, and how many took a pooled
-    one.
-    """
+    """Return how many leases of all pools have created a buffer, and how many have reused one."""
     counts = {"allocations": 0.0, "reuses": 0.0}
     with urllib.request.urlopen(f"http://127.0.0.1:{target.port}/metrics") as answer:
         for line in answer.read().decode().splitlines():
@@ -282,22 +278,18 @@ def leases(target: Target) -> tuple[float, float]:
 
 
 def reuse_rate(target: Target, since: tuple[float, float] = (0.0, 0.0)) -> float:
-    """The share of leases that took a pooled buffer: of all so far, or of those since the proxy had
-    had so many.
-    """
+    """The share of leases that reused a buffer, since the given counts."""
     made, taken = leases(target)
     made, taken = made - since[0], taken - since[1]
     return taken / (taken + made)
 
 
 def run_bench(names: Sequence[str] = ()) -> int:
-    """Run the scenarios against this proxy on this machine, and print a table. Returns the exit
-    status.
-    """
+    """Run scenarios against this proxy and print a table. Returns the exit status."""
     chosen = [item for item in SCENARIOS if not item.tls and item.name in (names or USUAL)]
     if not chosen:
         print(
-            "weirpool: no such scenario; there are: "
+            "weirpool: unknown scenario; must be one of "
             + ", ".join(item.name for item in SCENARIOS if not item.tls),
             file=sys.stderr,
         )
@@ -318,5 +310,5 @@ def run_bench(names: Sequence[str] = ()) -> int:
                 flush=True,
             )
         print(f"\nreuse rate of all pools: {reuse_rate(target):.5f}")
-        print("load: what share of its own core the load took; near 1, the load is the limit.")
+        print("load: the share of its own core that the load used; near 1 the load is the limit.")
     return 0

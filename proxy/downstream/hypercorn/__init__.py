@@ -1,10 +1,9 @@
-"""What we know of Hypercorn's insides, all in one place, and checked where it is used.
+"""Everything that depends on Hypercorn's private parts; each use checks them.
 
-`client` finds the connection of a client behind ASGI's `send`; `connection` is Hypercorn's, but for
-what we do otherwise, and `idle`, `strict`, `requests`, `late` and `apps` are parts of that: the
-time between requests, the reading of heads, the requests themselves, what comes for streams that
-are over, the calling of the app. `tests/integration/test_hypercorn.py` fails when an installed
-Hypercorn is another than the one that we know.
+`client` finds a client's connection behind ASGI's `send`. `connection` replaces Hypercorn's
+connection; `idle` (time between requests), `strict` (reading of heads), `requests`, `late` (data
+for answered streams) and `apps` (calling the app) are parts of it. `bound` limits the open
+connections. `tests/integration/test_hypercorn.py` fails for an unknown Hypercorn.
 """
 
 from __future__ import annotations

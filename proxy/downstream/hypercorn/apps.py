@@ -1,9 +1,8 @@
-"""The calling of the app, and what ASGI's `receive` gives it.
+"""Calling the app, and the messages of ASGI's `receive`.
 
-Hypercorn has a Trio memory channel for each request, and needs it for little: one task puts
-messages in, one takes them out. Its two ends, and what it has for any number of waiting tasks, are
-2 kB that stay for as long as a stream; and whoever puts a message into it waits for ever when the
-app has returned without having taken everything.
+Hypercorn has a Trio memory channel for each request, although one task puts messages in and one
+takes them out. The channel is 2 kB for the life of a stream, and its sender blocks forever if the
+app returns without having taken everything.
 """
 
 from __future__ import annotations
@@ -25,18 +24,15 @@ RAW_TARGET = "weirpool.target"
 Message = MutableMapping[str, Any]
 
 _SMALL_PIECE_BYTES = 16384
-_LEAST_ACKNOWLEDGED = (
-    32768  # less than the window of a stream, so that there is always something that can come
-)
+_LEAST_ACKNOWLEDGED = 32768  # less than a stream's window, so that more data can always arrive
 
 
 class Messages:
-    """What a client's connection has for one application: at most so many messages, for one task
-    that takes them.
+    """The messages of a client's connection for one app: a bounded queue with one reader.
 
-    `put` is for the connection, `receive` is ASGI's. Both block only while they must wait;
-    `receive` is a point of cancellation always. One task may wait to put, while others say that the
-    client has gone: that never waits.
+    `put` is for the connection, `receive` is ASGI's. Both block only as long as they must;
+    `receive` is always a checkpoint. One task may wait in `put` while another reports the
+    disconnect, which never waits.
     """
 
     __slots__ = (
@@ -53,26 +49,24 @@ class Messages:
         self._limit = max(1, limit)
         self._messages: list[Message] = []
         self._waiting: trio.lowlevel.Task | None = (
-            None  # who puts, when it is full; who takes, when it is empty
+            None  # the sender of a full queue, or the reader of an empty one
         )
-        self._taken = 0  # bytes that `acknowledge` has not heard of
+        self._taken = 0  # bytes not reported to `acknowledge` yet
         self.acknowledge: Callable[[int], Awaitable[None]] | None = None
-        """Over HTTP/2: awaited with the size of each piece that is taken. It opens the window, so
-        that `put` never has to wait.
+        """Over HTTP/2: awaited with the size of each piece taken. It opens the window, so `put`
+        never waits.
         """
         self.over = False
-        """The app has returned."""
+        """Whether the app has returned."""
         self.on_disconnect: Callable[[], None] | None = None
-        """Called, synchronously, when `http.disconnect` comes: for whoever has nothing else to wait
-        for.
-        """
+        """Called synchronously on `http.disconnect`."""
 
     async def put(self, message: Message) -> None:
-        """Add one, as soon as there is room; the last, a disconnect, at once, ahead of what waits
-        for room. A small piece of a body joins one before it that has not been taken: a client may
-        send each byte in a chunk of its own.
+        """Add a message as soon as there is room. The last one, a disconnect, is added at once,
+        ahead of a waiting one. A small body piece joins an untaken one before it: a client may send
+        each byte in its own chunk.
 
-        Nobody wants it any more when `close` has been called.
+        Discards the message after `close`.
         """
         if self._join(message):
             return
@@ -104,7 +98,7 @@ class Messages:
         return True
 
     async def receive(self) -> Message:
-        """The next one."""
+        """Return the next message."""
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._taken >= _LEAST_ACKNOWLEDGED:
             await self._tell()
@@ -119,15 +113,15 @@ class Messages:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the client has gone, behind whatever has not been taken."""
+        """Whether the client has gone, after the messages that were not taken."""
         return bool(self._messages) and self._messages[-1]["type"] == "http.disconnect"
 
     def receive_nowait(self) -> Message | None:
-        """The next one, if it is there."""
+        """Return the next message if there is one."""
         return self._take() if self._messages else None
 
     def close(self) -> int:
-        """The app has returned. How many bytes `acknowledge` has not heard of."""
+        """Note that the app has returned. Returns the bytes not reported to `acknowledge`."""
         rest = self._taken + sum(len(message.get("body", b"")) for message in self._messages)
         self.over = True
         self.acknowledge = self.on_disconnect = None
@@ -153,13 +147,13 @@ class Messages:
             trio.lowlevel.reschedule(task)
 
     def _forget(self, _: Any) -> trio.lowlevel.Abort:
-        """Trio cancels the task that waits."""
+        """Trio's abort: the waiting task is cancelled."""
         self._waiting = None
         return trio.lowlevel.Abort.SUCCEEDED
 
 
 class LazyEvent:
-    """An event as Hypercorn has them, for one that hardly anybody waits for."""
+    """Hypercorn's event class, without the cost of an event that rarely has a waiter."""
 
     __slots__ = ("_event", "_set")
 
@@ -172,7 +166,7 @@ class LazyEvent:
         self._set = False
 
     async def wait(self) -> None:
-        """Wait until it is set, if it is not."""
+        """Wait until it is set."""
         if self._event is None:
             self._event = trio.Event()
             if self._set:
@@ -189,7 +183,7 @@ class LazyEvent:
 
 
 class AppTasks(TaskGroup):
-    """Hypercorn's group of a connection's tasks, which calls the app for each request."""
+    """Hypercorn's task group of a connection, which calls the app for each request."""
 
     async def spawn_app(
         self, app: Any, config: Any, scope: Any, send: Any
@@ -207,15 +201,12 @@ class AppTasks(TaskGroup):
 async def _run_app(
     app: Any, config: Any, scope: Any, messages: Messages, send: Callable[[Any], Awaitable[None]]
 ) -> None:
-    """As Hypercorn does it: what the app raises is logged, and the connection hears that it has
-    returned.
-    """
+    """As in Hypercorn: log what the app raises, and tell the connection that it has returned."""
     receive: Any = messages.receive
     try:
         if type(app) is ASGIWrapper:
-            # An app whose class tells by a plain method what serves a request saves a frame under
-            # each stream. Of that very class: one that is derived from it may have a `__call__` of
-            # its own.
+            # An app class with a plain method that returns the awaitable saves a frame under each
+            # stream. Only that exact class: a subclass may override `__call__`.
             kind = type(app.app)
             await vars(kind).get("asgi_entry", kind.__call__)(app.app, scope, receive, send)
         else:

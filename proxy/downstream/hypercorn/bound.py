@@ -1,10 +1,10 @@
-"""The bound of open client connections: when it is reached, an idle connection is closed for a new
+"""The limit of open client connections: when it is reached, an idle connection is closed for a new
 one.
 
-A connection is idle while no complete request head has arrived on it since its last response.
-Connections that have never had a request are closed first, then those that have been idle longest.
-One with a request under way is never closed for another; if all are such, the new one is closed.
-The registry is of the process, as its open files are. It knows no protocol and no request.
+A connection is idle while no complete request head has arrived since its last response. Connections
+without any request so far are closed first, then those idle longest. A connection with a request is
+never closed for another; if all have one, the new connection is closed. The registry is per
+process, like open files. It knows no protocol and no request.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ _AT_ONCE = 4
 
 
 def connections_by_open_files() -> int:
-    """How many client connections the limit of open files allows: half of it, less a reserve for
-    files of the process itself.
-
-    The other half is for connections to upstreams.
+    """Return how many client connections the limit of open files allows: half, less a reserve for
+    the process's own files. The other half is for upstream connections.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (
@@ -39,7 +37,7 @@ class Closable(Protocol):
     """An open connection."""
 
     def fileno(self) -> int:
-        """Its file descriptor; negative when it is closed."""
+        """Return its file descriptor; negative if closed."""
 
     def close_idle(self) -> None:
         """Close its socket. Synchronous; raises nothing."""
@@ -54,15 +52,15 @@ class ClientConnections:
         self._idle: OrderedDict[Closable, None] = OrderedDict()
         self.limit = 1 << 30
         self.closed_idle = 0
-        """How many connections were closed for others."""
+        """Connections closed for others."""
         self.closed_new = 0
-        """How many new connections were closed because no other was idle."""
+        """New connections closed because no other was idle."""
 
     def __len__(self) -> int:
         return len(self._open)
 
     def enter(self, connection: Closable) -> None:
-        """A client has connected. Closes another connection, or this one, when there are too many."""
+        """Register a new connection. Closes another one, or this one, if there are too many."""
         while len(self._open) >= self.limit and self._close_one():
             pass
         if len(self._open) >= self.limit:
@@ -71,30 +69,30 @@ class ClientConnections:
             return
         if (
             connection.fileno() >= _most_files() - _SPARE_FILES
-        ):  # the lowest free one: the others are all in use
+        ):  # the lowest free one: all others are in use
             self.make_room()
         self._open.add(connection)
         self._unused[connection] = None
 
     def set_busy(self, connection: Closable) -> None:
-        """The head of a request has arrived."""
+        """Note that the head of a request has arrived."""
         self._unused.pop(connection, None)
         self._idle.pop(connection, None)
 
     def set_idle(self, connection: Closable) -> None:
-        """Its last response has ended. No effect before its first request."""
+        """Note that its last response has ended. No effect before its first request."""
         if connection in self._open and connection not in self._unused:
             self._idle[connection] = None
             self._idle.move_to_end(connection)
 
     def set_unused(self, connection: Closable) -> None:
-        """It is idle, and what arrived was not a request after all."""
+        """Note that it is idle: what arrived was not a request."""
         if connection in self._open:
             self.set_busy(connection)
             self._unused[connection] = None
 
     def leave(self, connection: Closable) -> None:
-        """It is closed."""
+        """Note that it is closed."""
         self._open.discard(connection)
         self.set_busy(connection)
 
@@ -121,13 +119,11 @@ def _most_files() -> int:
 
 
 client_connections = ClientConnections()
-"""Of this process."""
+"""The registry of this process."""
 
 
 class _AcceptFailed(logging.Filter):
-    """Trio reports in its log only that no connection could be accepted; it tries again 0.1 s
-    later.
-    """
+    """Detects failed `accept`s: Trio only logs them and tries again 0.1 s later."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         client_connections.make_room()

@@ -1,13 +1,13 @@
-"""The client's connection, behind ASGI's `send`.
+"""The client's connection behind ASGI's `send`.
 
-ASGI gives no access to the client's socket, no way to reset an HTTP/2 stream, and no word on which
-headers the server adds. Under Hypercorn's Trio worker all of that can be reached from `send`:
+ASGI gives no access to the client's socket, to resets of HTTP/2 streams, or to the headers that the
+server adds. Under Hypercorn's Trio worker all of that can be reached from `send`:
 
-    HTTPStream.app_send -> H11Protocol.stream_send (or H2Protocol) -> TCPServer.protocol_send ->
-    TCPServer.stream
+HTTPStream.app_send -> H11Protocol.stream_send (or H2Protocol) -> TCPServer.protocol_send ->
+TCPServer.stream
 
-That path is private. `inspect_server` checks every hop's type and answers None when one differs,
-and then everything works through plain ASGI.
+This path is private. `inspect_server` checks the type of every hop and returns None if one differs;
+then everything works through plain ASGI.
 """
 
 from __future__ import annotations
@@ -32,24 +32,20 @@ from .requests import ClientStream, Http1, Http2
 
 __all__ = ["ClientConnection", "inspect_server", "path_is_known"]
 
-_USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)  # RFC 5482; Linux has it
+_USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)  # RFC 5482; Linux only
 _INTERNAL_ERROR = 0x2  # RFC 9113, section 7
 _LAST_BYTES_S = 1.0
 _LOOK_S = 0.05
 
 
 def path_is_known() -> bool:
-    """Whether the installed Hypercorn looks like one whose path we know; each connection is checked
-    on its own as well.
-    """
+    """Whether the installed Hypercorn looks like a known one; each connection is checked too."""
     hops = ((HTTPStream, "app_send"), (H11Protocol, "stream_send"), (TCPServer, "protocol_send"))
     return all(callable(getattr(owner, name, None)) for owner, name in hops)
 
 
 def inspect_server(send: Any) -> ClientConnection | None:
-    """The client's connection behind an ASGI `send`, or None when the server is not a Hypercorn
-    that we know.
-    """
+    """Return the client's connection behind an ASGI `send`, or None for an unknown server."""
     stream: Any = getattr(send, "__self__", None)
     if (
         type(stream) not in (HTTPStream, ClientStream)
@@ -98,7 +94,7 @@ class ClientConnection:
         self._server = server
         self._transport = transport
         self.sock = sock
-        """The socket itself, non-blocking. Hypercorn owns it: it may be closed at any await."""
+        """The socket, non-blocking. Hypercorn owns it and may close it at any await."""
         self.tls = tls
 
     @property
@@ -107,14 +103,12 @@ class ClientConnection:
 
     @property
     def shields_send(self) -> bool:
-        """Whether ASGI's `send` cannot be cancelled while the client takes nothing: so it is with
-        HTTP/1.1.
-        """
+        """Whether ASGI's `send` cannot be cancelled while the client accepts nothing (HTTP/1.1)."""
         return not self.http2
 
     @property
     def added_headers(self) -> frozenset[bytes]:
-        """The headers that Hypercorn adds to every response."""
+        """Headers that Hypercorn adds to every response."""
         config = self._stream.config
         added = {b"date"} if config.include_date_header else set()
         if config.include_server_header:
@@ -123,15 +117,15 @@ class ClientConnection:
 
     @property
     def timed_out(self) -> bool:
-        """Whether the kernel has given the client up because it took nothing."""
+        """Whether the kernel has given up the client because it accepted nothing."""
         return type(self._server) is Connection and self._server.timed_out
 
     def limit_send(self, timeout_s: float) -> None:
-        """Let the kernel give a client up that takes nothing for so long; None: never. For what
-        cannot be cancelled.
+        """Let the kernel give up a client that accepts nothing for `timeout_s`; infinity: never.
+        For sends that cannot be cancelled.
 
-        Not under HTTP/2, whose streams share the connection: there the listening socket's limit
-        stays.
+        No effect under HTTP/2, whose streams share the connection: the listening socket's limit
+        applies.
         """
         server = self._server
         if (
@@ -149,10 +143,10 @@ class ClientConnection:
                 0 if timeout_s == math.inf else max(1, int(timeout_s * 1000)),
             )
         if server.probes:
-            send_probes(self.sock)  # they depend on that
+            send_probes(self.sock)  # the probes depend on it
 
     def send_probes(self) -> None:
-        """Find out that the client is gone although nothing is sent to it."""
+        """Detect a client that is gone while nothing is sent to it."""
         if type(self._server) is Connection:
             if self._server.probes:
                 return
@@ -160,8 +154,8 @@ class ClientConnection:
         send_probes(self.sock)
 
     async def send_interim(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Send an informational response, before the head. One that the server refuses to write is
-        left out.
+        """Send an informational response before the head. Omitted if the server refuses to write
+        it.
         """
         protocol: Any = self._protocol
         try:
@@ -178,17 +172,14 @@ class ClientConnection:
             return
 
     def hold_head(self, hold: bool) -> None:
-        """Whether what is sent next is kept, to leave with what comes behind it; without effect
-        under HTTP/2.
-        """
+        """Whether the next bytes are held, to leave with those after them. No effect under HTTP/2."""
         if type(self._server) is Connection:
             self._server.holds_head = hold
 
     async def wait_hangup(self) -> None:
-        """Return when the client has closed or reset its connection, although nobody reads what it
-        still sends.
+        """Return when the client has closed or reset its connection, even if unread data remains.
 
-        Where the platform cannot tell (no epoll), this waits for ever.
+        Waits forever where the platform cannot tell (no epoll).
         """
         if self.sock.fileno() < 0:
             return
@@ -197,15 +188,14 @@ class ClientConnection:
         with select.epoll() as poll:
             poll.register(
                 self.sock.fileno(), select.EPOLLRDHUP
-            )  # and EPOLLHUP, EPOLLERR, which always tell
+            )  # EPOLLHUP and EPOLLERR are always reported
             await trio.lowlevel.wait_readable(poll.fileno())
 
     async def wait_sent(self) -> bool:
-        """Under HTTP/2, wait until some of what was handed over has left, as the client's windows
-        let it. True when all has.
+        """Under HTTP/2, wait until some of the data has left, as the client's windows allow.
+        Returns True when all has.
 
-        Hypercorn's own limit does not hold when the window is shut: it then takes in whatever it is
-        given.
+        Hypercorn does not limit its buffer when the window is shut.
         """
         if not isinstance(self._protocol, H2Protocol):
             return True
@@ -220,10 +210,10 @@ class ClientConnection:
         return True
 
     async def abort(self) -> None:
-        """End the response such that the client sees that it is not whole: a reset, of the
-        connection or the HTTP/2 stream.
+        """End the response so that the client sees that it is incomplete: reset the connection or
+        the HTTP/2 stream.
 
-        What was sent before has a second to leave. Not cancelled by what surrounds it.
+        Earlier bytes get a second to leave. Not cancelled by surrounding scopes.
         """
         with trio.CancelScope(shield=True), trio.move_on_after(_LAST_BYTES_S):
             if isinstance(self._protocol, H2Protocol):
@@ -238,13 +228,13 @@ class ClientConnection:
             self._server.stop_reading()
 
     async def _reset_stream(self, protocol: H2Protocol) -> bool:
-        """RFC 9113, section 5.4.2. False when the protocol object is not as we know it."""
+        """Reset a stream (RFC 9113, section 5.4.2). Returns False for an unknown protocol object."""
         stream_id = self._stream.stream_id
         try:
             buffer = protocol.stream_buffers.get(stream_id)
             if (
                 buffer is not None and buffer.buffer
-            ):  # one that has never held anything is never said to be empty
+            ):  # one that never held data never reports that it is empty
                 with trio.move_on_after(_LAST_BYTES_S / 2):
                     await buffer.drain()
             protocol.connection.reset_stream(stream_id, _INTERNAL_ERROR)
@@ -255,16 +245,12 @@ class ClientConnection:
                 await protocol._window_updated(stream_id)  # as Hypercorn does on a client's reset
         except AttributeError:
             return False
-        except (
-            Exception
-        ):  # h2 refuses to reset what is closed already, and then there is nothing to tell
+        except Exception:  # h2 refuses to reset a closed stream
             return self.sock.fileno() < 0 or stream_id not in protocol.streams
         return True
 
     async def _let_last_bytes_leave(self) -> None:
-        """A reset discards what the kernel has not sent; wait until the client's side has
-        acknowledged it.
-        """
+        """Wait until the client's side has acknowledged all bytes: a reset discards unsent ones."""
         try:
             from fcntl import ioctl
             from termios import TIOCOUTQ
@@ -274,10 +260,10 @@ class ClientConnection:
             return
         unsent = bytearray(4)
         broken = select.poll()
-        broken.register(self.sock.fileno(), 0)  # POLLHUP and POLLERR always tell
+        broken.register(self.sock.fileno(), 0)  # POLLHUP and POLLERR are always reported
         while self.sock.fileno() >= 0 and not broken.poll(
             0
-        ):  # after a reset, what was not acknowledged never will be
+        ):  # after a reset unacknowledged bytes stay so
             try:
                 ioctl(self.sock.fileno(), TIOCOUTQ, unsent)
             except OSError:

@@ -1,4 +1,4 @@
-"""Hypercorn's connection, but for what we do otherwise."""
+"""Hypercorn's connection class, with Weirpool's changes."""
 
 from __future__ import annotations
 
@@ -35,37 +35,28 @@ _READ_BYTES = 65536
 
 
 class Connection(TCPServer):
-    """Hypercorn's connection, but for six things.
+    """Hypercorn's connection with these changes:
 
-    What goes wrong on it is its own end, not the worker's: Hypercorn lets it pass, out of the
-    connection, out of the server, out of the process. Its reading task may close the connection
-    while the application's writes, and Trio then raises `BusyResourceError` in one of them; what
-    else there may be is nothing that we know of, and is logged.
-
-    And what it sends over HTTP/1.1 leaves at once where the client's socket takes it, with one
-    system call and no pass through Trio's loop; a head that is held leaves with the body. Hypercorn
-    takes three such passes for a response, one of them to send nothing.
-
-    And a client's head is read strictly.
-
-    And when the client has closed an idle connection it ends at once; Hypercorn keeps its task and
-    its descriptor until the time for keep-alive is over.
-
-    And when an HTTP/2 connection ends, so does the wait of whoever still has something to send on
-    it; and what a client sends for a stream that has been answered is thrown away.
+    - An error ends this connection only. In Hypercorn it would end the process. `BusyResourceError`
+      is expected: the reading task may close the connection during a write of the app.
+    - HTTP/1.1 data leaves at once with one system call where the socket accepts it; a held head
+      leaves with the body. Hypercorn passes Trio's loop three times for a response.
+    - A client's head is read strictly.
+    - An idle connection that the client has closed ends at once. Hypercorn keeps it until the
+      keep-alive timeout.
+    - The end of an HTTP/2 connection ends the waits of its senders, and data for an answered stream
+      is discarded.
     """
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.protocol: Any = None
-        self.send_lock: Any = None  # made for the first who must wait
+        self.send_lock: Any = None  # created by the first task that must wait
         self.idle_task: Any = IdleTimer(self)
         self.holds_head = False
         self.timed_out = False
-        self.send_timeout_s: (
-            float | None
-        ) = -1.0  # what the client's socket has; unlike any, until it is set
-        self.probes = False  # whether the client is probed while it is silent
+        self.send_timeout_s: float | None = -1.0  # the client socket's setting; -1 until it is set
+        self.probes = False  # whether a silent client is probed
         self._held = b""
         self._is_http1 = True
         self._handing_over: trio.CancelScope | None = None
@@ -79,7 +70,7 @@ class Connection(TCPServer):
         except* (
             trio.BusyResourceError,
             trio.ClosedResourceError,
-        ):  # the latter: cut, in its handshake
+        ):  # the latter: cut during the handshake
             await trio.aclose_forcefully(self.stream)
         except* Exception as error:
             structlog.get_logger("proxy").error("internal_error", exc_info=error)
@@ -87,22 +78,22 @@ class Connection(TCPServer):
         finally:
             _connections.discard(self)
             client_connections.leave(self)
-            # They know this connection; so all of it is freed now, and not when the garbage
-            # collector gets to it.
+            # They reference this connection: break the cycle, so that it is freed now and not by
+            # the garbage collector.
             self.idle_task = self.protocol = None
 
     async def _close(self) -> None:
-        """As Hypercorn does it, but that what fails in Trio's `send_eof` would be left to the
-        garbage collector, on Python 3.13.
+        """As in Hypercorn, but an error in Trio's `send_eof` would be left to the garbage collector
+        on Python 3.13.
         """
         stream: Any = self.stream
         if type(stream) is trio.SocketStream:
-            with suppress(OSError):  # it is closed already, or the client is gone
+            with suppress(OSError):  # closed already, or the client is gone
                 stream.socket.shutdown(socket.SHUT_WR)
         await stream.aclose()
 
     def cut(self) -> None:
-        """Reset it. Whoever waits for its socket is told; what a TLS or HTTP/2 layer holds is lost.
+        """Reset the connection. Waits for its socket end; data in a TLS or HTTP/2 layer is lost.
         Synchronous.
         """
         sock = self._socket
@@ -111,11 +102,11 @@ class Connection(TCPServer):
             sock.close()
 
     def close_idle(self) -> None:
-        """Close its socket. Every task that waits for it ends. Synchronous."""
+        """Close the socket. Every wait for it ends. Synchronous."""
         self._socket.close()
 
     def fileno(self) -> int:
-        """The socket's descriptor; negative when it is closed."""
+        """The socket's descriptor; negative if closed."""
         return int(self._socket.fileno())
 
     @property
@@ -128,9 +119,8 @@ class Connection(TCPServer):
         be_strict(protocol)
         if isinstance(protocol, H11Protocol) and type(protocol.can_read) is EventWrapper:
             protocol.can_read = LazyEvent()
-        # Without a deadline for each read, which Hypercorn sets even where there is none. Off the
-        # socket itself where that can be, which are three frames less under a task that waits than
-        # Trio's stream has.
+        # Without Hypercorn's deadline for each read. Where possible read from the socket itself:
+        # this saves three frames under a waiting task.
         stream: Any = self.stream
         sock: Any = stream.socket if type(stream) is trio.SocketStream else None
         data, more = b"", True
@@ -151,7 +141,7 @@ class Connection(TCPServer):
                         continue
                 more = bool(data)
                 await self._hand_over(data)
-                data = b""  # a stream may last for hours, and its request has been handed over
+                data = b""  # the request has been handed over, and a stream may last for hours
         except (
             trio.ClosedResourceError,
             trio.BrokenResourceError,
@@ -161,7 +151,7 @@ class Connection(TCPServer):
             self._note(error)
         await self.protocol.handle(Closed())
         if isinstance(self.protocol.protocol, H2Protocol):
-            # Whoever waits for one to be sent waits for ever, otherwise.
+            # Otherwise tasks that wait to send would wait forever.
             for buffer in list(self.protocol.protocol.stream_buffers.values()):
                 await buffer.close()
         self.idle_task.end()
@@ -174,16 +164,16 @@ class Connection(TCPServer):
         protocol = self.protocol.protocol
         if self._is_http1 and isinstance(protocol, H2Protocol):
             self._is_http1 = False
-            # To Hypercorn the preface was a request. The connection is idle until the head of one
-            # has come.
+            # To Hypercorn the preface is a request. The connection is idle until a head has
+            # arrived.
             if protocol.idle:
                 await self.idle_task.restart(self._task_group, self._idle_timeout)
                 client_connections.set_unused(self)
 
     def stop_reading(self) -> None:
-        """The connection is closed or broken. Hypercorn's reading task waits for ever, otherwise,
-        when a request was pipelined behind one whose response has ended in the middle, or was the
-        last before the server ends.
+        """Stop reading a closed or broken connection. Hypercorn's reading task would wait forever
+        if a request was pipelined after a response that ended early, or after the last one before
+        shutdown.
         """
         self._stopped = True
         if self._handing_over is not None:
@@ -201,7 +191,7 @@ class Connection(TCPServer):
                 return
             event = RawData(data)
         if type(event) is Closed:
-            # Quart cancels whoever ends a response, as soon as Hypercorn says that it has ended.
+            # Quart cancels the task that ends a response as soon as Hypercorn reports the end.
             with trio.CancelScope(shield=True):
                 await super().protocol_send(event)
             self.stop_reading()
@@ -209,7 +199,7 @@ class Connection(TCPServer):
         if type(event) is not RawData:
             await super().protocol_send(event)
             return
-        # As Hypercorn does it, but that what went wrong is looked at.
+        # As in Hypercorn, but errors are examined.
         if self.send_lock is None:
             self.send_lock = trio.Lock()
         async with self.send_lock:
@@ -222,17 +212,15 @@ class Connection(TCPServer):
                 self.stop_reading()
 
     def _note(self, error: BaseException | None) -> None:
-        """The kernel gives up a client that takes nothing with ETIMEDOUT, and tells it once:
-        whoever reads or writes first.
-        """
+        """Note a timeout. The kernel reports ETIMEDOUT once, to the first read or write."""
         while error is not None:
             if isinstance(error, OSError) and error.errno == errno.ETIMEDOUT:
                 self.timed_out = True
             error = error.__cause__ or error.__context__
 
     def _send_now(self, data: bytes) -> bytes:
-        """What is left to be sent: nothing, as a rule. For the rest Hypercorn's own way waits, or
-        tells what is wrong.
+        """Send what the socket accepts. Returns the rest, usually nothing; Hypercorn's own code
+        waits for it and reports errors.
         """
         stream: Any = self.stream
         if (
@@ -249,9 +237,7 @@ class Connection(TCPServer):
 
 
 def contain_connections() -> None:
-    """Let Hypercorn's Trio worker use `Connection`, if it is the Hypercorn that we know.
-    Process-wide.
-    """
+    """Let Hypercorn's Trio worker use `Connection`, if it is a known Hypercorn. Process-wide."""
     if (
         getattr(hypercorn_run, "TCPServer", None) is TCPServer
         and getattr(tcp_server, "TaskGroup", None) is TaskGroup
@@ -266,8 +252,8 @@ _connections: set[Connection] = set()
 
 
 def cut_connections(config: Config) -> int:
-    """Reset the connections of the server that runs with `config`; how many there were. Whatever
-    they wait for, they end.
+    """Reset the connections of the server with `config`, whatever they wait for. Returns their
+    number.
     """
     found = [connection for connection in _connections if connection.config is config]
     for connection in found:

@@ -1,18 +1,15 @@
-"""The time between two requests of a connection."""
+"""The timer of a connection between two requests."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import trio
 from hypercorn.config import Config
 from hypercorn.trio.task_group import TaskGroup
 
-from .bound import client_connections
-
-if TYPE_CHECKING:
-    from .connection import Connection
+from .bound import Closable, client_connections
 
 __all__ = ["IdleTimer", "ServerConfig"]
 
@@ -25,22 +22,30 @@ class ServerConfig(Config):
     def __init__(self) -> None:
         super().__init__()
         self.drained = trio.Event()
-        """Idle connections stay until this is set, so that a request on one gets an answer while
-        the server drains.
+        """Idle connections stay open until this is set, so that a request on one is answered during
+        the drain.
         """
 
 
-class IdleTimer:
-    """Closes a connection that stays idle, or that is idle when the server ends: what Hypercorn has
-    a task for, between requests.
+class IdleConnection(Closable, Protocol):
+    """What the timer needs of Hypercorn's connection."""
 
-    There the task is made and cancelled for each request. Here it lasts through short ones, and is
-    gone from under a stream.
+    config: Config
+    context: Any
+
+    async def _initiate_server_close(self) -> None: ...
+
+
+class IdleTimer:
+    """Closes a connection that stays idle, or that is idle when the server ends.
+
+    Hypercorn creates and cancels a task for each request. This task survives short requests and
+    ends during a stream.
     """
 
-    def __init__(self, server: Connection) -> None:
+    def __init__(self, server: IdleConnection) -> None:
         self._server = server
-        self._scope: trio.CancelScope | None = None  # of the task, while there is one
+        self._scope: trio.CancelScope | None = None  # of the task, while it runs
         self._idle = False
         self._over = False
 
@@ -56,16 +61,14 @@ class IdleTimer:
         self._scope.deadline = trio.current_time() + self._server.config.keep_alive_timeout
 
     async def stop(self) -> None:
-        """A request has come."""
+        """A request has arrived."""
         self._idle = False
         client_connections.set_busy(self._server)
         if self._scope is not None:
             self._scope.deadline = trio.current_time() + _SHORT_REQUEST_S
 
     def end(self) -> None:
-        """The client has closed its side, and nothing more can come: whoever still has to write
-        ends the connection.
-        """
+        """The client has closed its side: a task that still has to write ends the connection."""
         self._over = True
         self._idle = False
         if self._scope is not None:

@@ -1,4 +1,4 @@
-"""What a client still sends over HTTP/2 for a stream that has been answered already."""
+"""Data that a client still sends over HTTP/2 for a stream that has been answered."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ __all__ = ["take_late_data"]
 
 
 class _Answered:
-    """In the place of a stream that is over."""
+    """Takes the place of a stream that is over."""
 
     async def handle(self, event: Event) -> None:
-        """Nobody wants it."""
+        """Discard an event."""
 
 
 class _Streams(dict[int, Any]):
-    """The live streams of a connection, and for each other one, whose data is on its way, something
-    that takes it.
+    """The live streams of a connection. Looking up any other stream returns one that discards its
+    data.
 
-    RFC 9113, section 8.1: a server may answer before it has the whole request. Hypercorn then
-    raises `KeyError` for what comes of the request, out of the connection, out of the server, out
-    of the process. `in` tells of live streams only, as ever.
+    A server may answer before it has the whole request (RFC 9113, section 8.1). Hypercorn then
+    raises `KeyError` for the rest, which ends the process. `in` still tests for live streams.
     """
 
     def __missing__(self, stream_id: int) -> _Answered:
@@ -31,6 +30,6 @@ class _Streams(dict[int, Any]):
 
 
 def take_late_data(protocol: Any) -> None:
-    """Let a connection, if it is one over HTTP/2, take the data of streams that are over."""
+    """Let an HTTP/2 connection discard the data of streams that are over."""
     if isinstance(protocol, H2Protocol) and type(protocol.streams) is dict:
         protocol.streams = _Streams(protocol.streams)

@@ -1,10 +1,10 @@
-"""How a client's request becomes an ASGI scope: with its target as it came, and never as a
+"""Turns a client's request into an ASGI scope, with its target as it came, and never into a
 WebSocket.
 
-ASGI's `raw_path` and `query_string` cannot tell `/x?` from `/x`, and Hypercorn decodes the path as
-ASCII, which raises for other bytes, out of the connection. `Upgrade` is ignored (RFC 9110, section
-7.8): a handshake for WebSocket or h2c is the plain request that it also is. Extended CONNECT (RFC
-8441) is not announced; one that comes, and a plain CONNECT, is a request with that method.
+ASGI's `raw_path` and `query_string` cannot distinguish `/x?` from `/x`, and Hypercorn decodes the
+path as ASCII, which raises for other bytes. `Upgrade` is ignored (RFC 9110, section 7.8): a
+handshake for WebSocket or h2c is served as the plain request that it is. Extended CONNECT (RFC
+8441) is not announced; it and a plain CONNECT are requests with that method.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ __all__ = ["ClientStream", "Http1", "Http2", "read_requests_plainly"]
 
 
 class Taken(Protocol):
-    """What an app takes of a request."""
+    """The messages of one request for the app."""
 
     acknowledge: Any
-    """An async function that is awaited with the size of what has been taken."""
+    """An async function that is awaited with the number of bytes taken."""
 
     @property
     def over(self) -> bool:
@@ -50,9 +50,9 @@ class ClientStream(HTTPStream):
     target: bytes = b""
     """The request target, byte for byte."""
     messages: Taken | None = None
-    """What has come for the app."""
+    """Messages for the app."""
     data_size = 0
-    """Of the last piece of the body."""
+    """Whether the last piece of the body has arrived."""
 
     async def handle(self, event: Event) -> None:
         if type(event) is Body:
@@ -96,11 +96,11 @@ class Http1(H11Protocol):
 
 class Http2(H2Protocol):
     """HTTP/2 without extended CONNECT, and with a window for each stream that opens as its app
-    takes what has come.
+    takes data.
 
-    Hypercorn opens the windows at once and stops reading the connection when an app takes nothing:
-    then all streams of the connection stand still, and a reset is not read either (RFC 9113,
-    section 5.2.2). Here the app's queue has no limit but the stream's window.
+    Hypercorn opens the windows at once and stops reading the connection if an app takes nothing:
+    then all of its streams stall, and resets are not read (RFC 9113, section 5.2.2). Here only the
+    stream's window limits the app's queue.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -111,11 +111,11 @@ class Http2(H2Protocol):
         self._unopened = 0  # of the connection's window
 
     def _acknowledge(self, size: int, stream_id: int) -> None:
-        """A frame of data has come, and has been put into the queue of its app."""
+        """A data frame has been put into its app's queue."""
         stream: Any = self.streams.get(stream_id)
         messages = getattr(stream, "messages", None)
         if messages is None or messages.over:
-            self._open_both(size, stream_id)  # thrown away
+            self._open_both(size, stream_id)  # discarded
             return
         self._unopened += size
         if self._unopened >= _LEAST_OPENED:
@@ -125,7 +125,7 @@ class Http2(H2Protocol):
             self.connection.increment_flow_control_window(padding, stream_id)
 
     async def _priority_updated(self, event: h2.events.PriorityUpdated) -> None:
-        """Ignored: RFC 9113, section 5.3.2. Hypercorn remembers each stream that is named, and
+        """Ignore priorities (RFC 9113, section 5.3.2). Hypercorn remembers each named stream and
         fails at the 1000th.
         """
 
@@ -140,8 +140,8 @@ class Http2(H2Protocol):
             await super()._send_data(stream_id)
 
     async def forget(self, stream_id: int) -> None:
-        """A stream has been reset. Hypercorn keeps one that had nothing left to send, and fails
-        when there are 1000 of them.
+        """Forget a reset stream. Hypercorn keeps one that had nothing left to send and fails at
+        1000 of them.
         """
         buffer = self.stream_buffers.pop(stream_id, None)
         if buffer is not None:
@@ -150,7 +150,7 @@ class Http2(H2Protocol):
             self.priority.remove_stream(stream_id)
 
     async def open_window(self, stream_id: int, size: int) -> None:
-        """The app has taken so much of a stream."""
+        """The app has taken bytes of a stream."""
         try:
             self.connection.increment_flow_control_window(size, stream_id)
         except h2.exceptions.ProtocolError:  # it is closed
@@ -169,7 +169,7 @@ class Http2(H2Protocol):
 
 
 def read_requests_plainly() -> None:
-    """Let Hypercorn use these classes, if it is the Hypercorn that we know. Process-wide."""
+    """Let Hypercorn use these classes, if it is a known Hypercorn. Process-wide."""
     known = (
         (hypercorn_protocol, "H11Protocol", H11Protocol, Http1),
         (hypercorn_protocol, "H2Protocol", H2Protocol, Http2),

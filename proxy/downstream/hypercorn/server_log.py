@@ -1,6 +1,4 @@
-"""Hypercorn's own log, when Hypercorn runs the app: its lines go where the process's other lines
-go.
-"""
+"""Hypercorn's log when Hypercorn runs the app: its lines join the process's other lines."""
 
 from __future__ import annotations
 
@@ -34,5 +32,5 @@ def share_log() -> None:
     if Config.logger_class is Logger:
         Config.logger_class = _SharedLogger
         vars(hypercorn_config)["Logger"] = (
-            _SharedLogger  # compared with it, to find out whether statsd may take its place
+            _SharedLogger  # compared, to find out whether statsd may take its place
         )

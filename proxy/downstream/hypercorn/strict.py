@@ -1,4 +1,4 @@
-"""The reading of a client's heads and trailers, without h11's leniency."""
+"""Strict reading of a client's heads and trailers, without h11's leniency."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from h11._receivebuffer import ReceiveBuffer
 
 __all__ = ["be_strict"]
 
-# A request line of HTTP/2.0, say, but not the preface of HTTP/2. No field line looks like it: a
-# method has no colon.
+# A request line of HTTP/2.0, for example, but not HTTP/2's preface. No field line matches: a method
+# has no colon.
 _OTHER_VERSION = re.compile(rb"(?!PRI \* HTTP/2\.0$)[^: ]+ [^ ]+ HTTP/(?!1\.)[0-9]\.[0-9]")
 _LAX = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]")
 
 
 class _StrictBuffer(ReceiveBuffer):
-    """What h11 reads a client's heads and trailers from, without its leniency: a line ends with
-    CRLF and is not folded.
+    """The buffer from which h11 reads heads and trailers: a line must end with CRLF and must not be
+    folded.
 
-    RFC 9112, sections 2.2 and 5.2, let a server take a bare LF, and a folded line; where two
-    servers read a head in two ways, a request can be smuggled past one of them. A request line has
-    a version of HTTP/1 (RFC 9110, section 2.5).
+    RFC 9112, sections 2.2 and 5.2, allow a bare LF and a folded line. If two servers read a head
+    differently, a request can be smuggled past one of them. A request line must have a version of
+    HTTP/1 (RFC 9110, section 2.5).
     """
 
     def maybe_extract_lines(self) -> list[bytearray] | None:
@@ -45,9 +45,7 @@ class _StrictBuffer(ReceiveBuffer):
 
 
 def be_strict(protocol: Any) -> None:
-    """Let an HTTP/1.1 connection that has read nothing read strictly, if its h11 is the one that we
-    know.
-    """
+    """Let an HTTP/1.1 connection that has read nothing read strictly, if its h11 is a known one."""
     connection: Any = getattr(protocol, "connection", None)
     if (
         type(getattr(connection, "_receive_buffer", None)) is ReceiveBuffer
