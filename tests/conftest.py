@@ -13,7 +13,7 @@ import structlog
 
 from pools import BufferPool, LeakDetector
 from pools.buffers import Lease
-from proxy.worker.logs import release_stderr
+from proxy.worker.stderr import release_stderr
 
 
 @pytest.fixture(autouse=True)

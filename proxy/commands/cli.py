@@ -19,15 +19,16 @@ from pathlib import Path
 
 import structlog
 
-from ..config import check_config, log_warnings, single_upstream
+from ..config import Checked, check_config, log_warnings, single_upstream
 from ..errors import ConfigError, Problem, StartError
 from ..server.admin import bind_admin
 from ..server.listen import Tls, bind_sockets
 from ..server.reload import check_reload
 from ..server.serve import START_FAILED, Serving, hold_reloads, run_server
 from ..server.supervisor import run_workers
-from ..worker.logs import configure_logging, release_stderr, take_over_stderr
+from ..worker.logs import configure_logging
 from ..worker.siblings import open_mailboxes
+from ..worker.stderr import release_stderr, take_over_stderr
 from .bench.run import run_bench
 from .demo import run_demo
 from .new_interceptor import new_interceptor
@@ -74,8 +75,57 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"weirpool {_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_serve(commands.add_parser("serve", help="run the proxy"))
 
-    serve = commands.add_parser("serve", help="run the proxy")
+    check = commands.add_parser(
+        "check", help="check a configuration file and report every mistake with its line"
+    )
+    check.add_argument("file", metavar="FILE")
+    check.add_argument("--strict", action="store_true", help="treat warnings as errors")
+    check.add_argument("--json", action="store_true", help="print the result as JSON")
+    check.set_defaults(run=_check)
+
+    schema = commands.add_parser(
+        "schema", help="print the JSON Schema of the configuration, for editors"
+    )
+    schema.add_argument(
+        "--markdown", action="store_true", help="print docs/configuration.md instead"
+    )
+    schema.set_defaults(run=_schema)
+
+    new = commands.add_parser("new-interceptor", help="write a small interceptor and its test")
+    new.add_argument("name", metavar="NAME", help="such as redact-keys")
+    new.set_defaults(run=_new_interceptor)
+
+    key = commands.add_parser(
+        "new-key", help="generate a client's key for the interceptor api_keys"
+    )
+    key.add_argument("name", metavar="NAME", help="the client's name")
+    key.set_defaults(run=_new_key)
+
+    demo = commands.add_parser(
+        "demo", help="show a stream through the proxy, with an embedded upstream"
+    )
+    demo.add_argument(
+        "--port",
+        type=int,
+        default=8000,
+        help="the proxy's port, 0 for any free one (default: 8000)",
+    )
+    demo.add_argument("--once", action="store_true", help="exit after the stream")
+    demo.set_defaults(run=lambda arguments: run_demo(arguments.port, once=arguments.once))
+
+    bench = commands.add_parser("bench", help="measure this proxy on this machine")
+    bench.add_argument(
+        "scenario",
+        nargs="*",
+        help="scenarios to run (default: a selection; an unknown name lists all)",
+    )
+    bench.set_defaults(run=lambda arguments: run_bench(arguments.scenario))
+    return parser
+
+
+def _add_serve(serve: argparse.ArgumentParser) -> None:
     source = serve.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", metavar="FILE", help="the configuration file (YAML)")
     source.add_argument(
@@ -99,53 +149,6 @@ def _parser() -> argparse.ArgumentParser:
         "--workers", metavar="N", type=_count, default=1, help="number of processes (default: 1)"
     )
     serve.set_defaults(run=_serve)
-
-    check = commands.add_parser(
-        "check", help="check a configuration file and report every mistake with its line"
-    )
-    check.add_argument("file", metavar="FILE")
-    check.add_argument("--strict", action="store_true", help="treat warnings as errors")
-    check.add_argument("--json", action="store_true", help="print the result as JSON")
-    check.set_defaults(run=_check)
-
-    new = commands.add_parser("new-interceptor", help="write a small interceptor and its test")
-    new.add_argument("name", metavar="NAME", help="such as redact-keys")
-    new.set_defaults(run=_new_interceptor)
-
-    key = commands.add_parser(
-        "new-key", help="generate a client's key for the interceptor api_keys"
-    )
-    key.add_argument("name", metavar="NAME", help="the client's name")
-    key.set_defaults(run=_new_key)
-
-    schema = commands.add_parser(
-        "schema", help="print the JSON Schema of the configuration, for editors"
-    )
-    schema.add_argument(
-        "--markdown", action="store_true", help="print docs/configuration.md instead"
-    )
-    schema.set_defaults(run=_schema)
-
-    demo = commands.add_parser(
-        "demo", help="show a stream through the proxy, with an embedded upstream"
-    )
-    demo.add_argument(
-        "--port",
-        type=int,
-        default=8000,
-        help="the proxy's port, 0 for any free one (default: 8000)",
-    )
-    demo.add_argument("--once", action="store_true", help="exit after the stream")
-    demo.set_defaults(run=lambda arguments: run_demo(arguments.port, once=arguments.once))
-
-    bench = commands.add_parser("bench", help="measure this proxy on this machine")
-    bench.add_argument(
-        "scenario",
-        nargs="*",
-        help="scenarios to run (default: a selection; an unknown name lists all)",
-    )
-    bench.set_defaults(run=lambda arguments: run_bench(arguments.scenario))
-    return parser
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -193,13 +196,7 @@ def _check(arguments: argparse.Namespace) -> int:
     checked = check_config(arguments.file)
     failed = bool(checked.errors) or (arguments.strict and bool(checked.warnings))
     if arguments.json:
-        fields = ("path", "line", "column", "value", "message", "hint", "severity")
-        problems = [
-            {name: getattr(problem, name) for name in fields} for problem in checked.problems
-        ]
-        print(
-            json.dumps({"file": arguments.file, "ok": not failed, "problems": problems}, indent=2)
-        )
+        _print_check(arguments.file, checked, failed)
         return 2 if failed else 0
     for problem in checked.problems:
         print(problem.located, file=sys.stderr)
@@ -214,6 +211,12 @@ def _check(arguments: argparse.Namespace) -> int:
     routes = _counted(len(checked.require().reverse_proxy.routes), "route")
     print(f"{arguments.file}: ok ({', '.join([routes, *counts])})")
     return 0
+
+
+def _print_check(file: str, checked: Checked, failed: bool) -> None:
+    fields = ("path", "line", "column", "value", "message", "hint", "severity")
+    problems = [{name: getattr(problem, name) for name in fields} for problem in checked.problems]
+    print(json.dumps({"file": file, "ok": not failed, "problems": problems}, indent=2))
 
 
 def _counted(count: int, noun: str) -> str:

@@ -24,7 +24,8 @@ from ..errors import ConfigError, Problem
 from ..exchange.exchange import Exchange
 from ..relay.hub import Hub
 from ..worker.generations import LEAVE_S
-from ..worker.logs import configure_logging, flush_log, take_over_stderr
+from ..worker.logs import configure_logging, flush_log
+from ..worker.stderr import take_over_stderr
 from ..worker.worker import Worker
 from .admin import add_pages, bind_admin, own_page, page_paths, serve_admin
 from .listen import name_of

@@ -6,28 +6,31 @@ prometheus-client's own types.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
-from prometheus_client.registry import Collector
 
 from interceptors import Outcome
-from interceptors.chain import EventCounts
-from interceptors.hooks import Owner
 from pools import Pools
 
-from ..downstream import WRITERS, client_connections
+from ..downstream import WRITERS
 from ..errors import ConfigError
 from ..upstream import Balancer
-from .live import LiveExchange
-from .logs import dropped_lines
+from .collectors import (
+    AuthorsCollector,
+    Collectors,
+    EndpointCollector,
+    InterceptorCollector,
+    InterceptorTotals,
+    PoolCollector,
+    ProcessCollector,
+    RouteCollector,
+    RouteTally,
+    collected,
+)
 
 __all__ = [
-    "ACTIONS",
     "REFUSALS",
     "Collectors",
     "InterceptorTotals",
@@ -35,7 +38,6 @@ __all__ = [
     "RouteTally",
 ]
 
-ACTIONS = ("passed", "changed", "dropped", "added")
 REFUSALS = (
     "too_many_streams",
     "too_many_client_streams",
@@ -48,56 +50,7 @@ REFUSALS = (
 """Reasons for refusing a valid request: the error types of the answers."""
 _TTFB_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
-Collectors = Sequence[tuple[Owner, Collector]]
-"""Metrics of interceptors with their owners."""
-
 disable_created_metrics()  # type: ignore[no-untyped-call]
-
-
-class InterceptorTotals(NamedTuple):
-    """Totals of one interceptor: seconds for which its hooks held the event loop, seconds for which
-    its async hooks waited, and parts of answers that it did not understand.
-    """
-
-    seconds: float
-    waited: float
-    unread_parts: int
-
-
-@dataclass(slots=True)
-class RouteTally:
-    """What a route has moved: sums over ended exchanges, and its live exchanges."""
-
-    ended: EventCounts = field(default_factory=EventCounts)
-    bytes_downstream: int = 0
-    bytes_upstream: int = 0
-    live: set[LiveExchange] = field(default_factory=set)
-    admitted: int = 0
-    """How many live exchanges are forwarded rather than refused."""
-
-    def events(self, action: str) -> int:
-        """The route's events so far, live streams included."""
-        counts = [self.ended, *(item.counts for item in self.live if item.counts is not None)]
-        return sum(int(getattr(item, action)) for item in counts)
-
-    def end(self, exchange: LiveExchange) -> None:
-        """Add an ended exchange to the sums."""
-        self.live.discard(exchange)
-        self.bytes_downstream += exchange.bytes_downstream
-        self.bytes_upstream += exchange.bytes_upstream
-        if exchange.counts is not None:
-            for action in ACTIONS:
-                setattr(
-                    self.ended,
-                    action,
-                    getattr(self.ended, action) + getattr(exchange.counts, action),
-                )
-
-    def bytes(self, direction: str) -> int:
-        """Body bytes so far, live streams included: `downstream` (to clients) or `upstream`."""
-        if direction == "downstream":
-            return self.bytes_downstream + sum(item.bytes_downstream for item in self.live)
-        return self.bytes_upstream + sum(item.bytes_upstream for item in self.live)
 
 
 class Metrics:
@@ -147,22 +100,22 @@ class Metrics:
         self.time_to_first_byte: dict[str, Histogram] = {}
         self.writers = {writer: writers.labels(writer) for writer in WRITERS}
         self.refused: dict[tuple[str, str], Counter] = {}
-        self.registry.register(_PoolCollector(pools))
-        self.registry.register(_RouteCollector(self.routes))
-        self.registry.register(_InterceptorCollector(interceptor_totals))
-        self.registry.register(_EndpointCollector(upstreams))
-        self.registry.register(_ProcessCollector())
+        self.registry.register(PoolCollector(pools))
+        self.registry.register(RouteCollector(self.routes))
+        self.registry.register(InterceptorCollector(interceptor_totals))
+        self.registry.register(EndpointCollector(upstreams))
+        self.registry.register(ProcessCollector())
         self.add_routes(routes)
         self._own_names = {metric.name for metric in self.registry.collect()}
         self.check(collectors())
-        self._authors = _AuthorsCollector(collectors)
+        self._authors = AuthorsCollector(collectors)
         self.registry.register(self._authors)
 
     def check(self, collectors: Collectors) -> None:
         """Check the names of interceptors' metrics. Raises `ConfigError` for a name that the proxy
         uses.
         """
-        for owner, metric in _collected(collectors):
+        for owner, metric in collected(collectors):
             if metric.name in self._own_names:
                 raise ConfigError(
                     f"interceptors: {owner.name!r} has a metric called {metric.name!r}, and so has the proxy"
@@ -187,218 +140,3 @@ class Metrics:
     def render(self) -> bytes:
         """Return the Prometheus text format."""
         return generate_latest(self.registry)
-
-
-class _PoolCollector(Collector):
-    def __init__(self, pools: Pools) -> None:
-        self._pools = pools
-
-    def collect(self) -> Iterator[Metric]:
-        all_stats = self._pools.statistics()
-        gauges = (
-            ("buffer_pool_reuse_rate", "Reuses as a share of all leases.", "reuse_rate"),
-            ("buffer_pool_current_size", "Idle buffers.", "current_size"),
-            ("buffer_pool_in_use", "Buffers on loan.", "in_use"),
-            ("buffer_pool_high_water", "The most buffers that were on loan at once.", "high_water"),
-        )
-        counters = (
-            ("buffer_pool_allocations", "Leases that made a new buffer.", "allocations"),
-            ("buffer_pool_reuses", "Leases that took an idle buffer.", "reuses"),
-            ("buffer_pool_leaks", "Leases that were lost.", "leaks"),
-        )
-        for name, text, attribute in gauges:
-            gauge = GaugeMetricFamily(name, text, labels=["pool"])
-            for stats in all_stats:
-                gauge.add_metric([stats.pool], getattr(stats, attribute))
-            yield gauge
-        for name, text, attribute in counters:
-            counter = CounterMetricFamily(name, text, labels=["pool"])
-            for stats in all_stats:
-                counter.add_metric([stats.pool], getattr(stats, attribute))
-            yield counter
-        discards = CounterMetricFamily(
-            "buffer_pool_discards",
-            "Buffers that came back and were not kept.",
-            labels=["pool", "reason"],
-        )
-        for stats in all_stats:
-            for reason in ("oversize", "full", "exported"):
-                discards.add_metric([stats.pool, reason], getattr(stats, f"discards_{reason}"))
-        yield discards
-
-
-class _InterceptorCollector(Collector):
-    def __init__(self, totals: Callable[[], Mapping[str, InterceptorTotals]]) -> None:
-        self._totals = totals
-
-    def collect(self) -> Iterator[Metric]:
-        spent = CounterMetricFamily(
-            "weirpool_interceptor_seconds",
-            "Time for which hooks held the event loop.",
-            labels=["interceptor"],
-        )
-        waited = CounterMetricFamily(
-            "weirpool_interceptor_waited_seconds",
-            "Time for which async hooks waited.",
-            labels=["interceptor"],
-        )
-        unread = CounterMetricFamily(
-            "weirpool_unread_parts",
-            "Parts of LLM answers and MCP messages that passed without being understood.",
-            labels=["interceptor"],
-        )
-        for name, totals in self._totals().items():
-            spent.add_metric([name], totals.seconds)
-            waited.add_metric([name], totals.waited)
-            unread.add_metric([name], totals.unread_parts)
-        yield spent
-        yield waited
-        yield unread
-
-
-def _collected(collectors: Collectors) -> Iterator[tuple[Owner, Metric]]:
-    """Yield the metrics of interceptors. A failing collector is logged and skipped."""
-    for owner, collector in collectors:
-        try:
-            for metric in collector.collect():
-                yield owner, metric
-        except Exception as error:
-            owner.failed("collectors", error)
-
-
-class _AuthorsCollector(Collector):
-    """The metrics of interceptors, one family for a name, with the label `interceptor`.
-
-    A reload makes new interceptors: while old ones still exist, both are summed, and the counts of
-    old ones are kept when they go.
-    """
-
-    def __init__(self, collectors: Callable[[], Collectors]) -> None:
-        self._collectors = collectors
-        self._gone: dict[str, Metric] = {}
-
-    def keep(self, collectors: Collectors) -> None:
-        self._gone = self._merge(collectors, counters_only=True)
-
-    def collect(self) -> Iterable[Metric]:
-        return self._merge(self._collectors()).values()
-
-    def _merge(self, collectors: Collectors, *, counters_only: bool = False) -> dict[str, Metric]:
-        families: dict[str, Metric] = {}
-        samples: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
-
-        def add(metric: Metric, labels: dict[str, str]) -> None:
-            family = families.setdefault(
-                metric.name, Metric(metric.name, metric.documentation, metric.type, metric.unit)
-            )
-            for sample in metric.samples:
-                named = {**labels, **sample.labels}
-                at = samples.setdefault(
-                    (sample.name, tuple(sorted(named.items()))), len(family.samples)
-                )
-                if at < len(family.samples):
-                    family.samples[at] = family.samples[at]._replace(
-                        value=family.samples[at].value + sample.value
-                    )
-                else:
-                    family.samples.append(sample._replace(labels=named))
-
-        for metric in self._gone.values():
-            add(metric, {})
-        for owner, metric in _collected(collectors):
-            if not counters_only or metric.type in ("counter", "histogram", "summary"):
-                add(metric, {"interceptor": owner.name})
-        return families
-
-
-class _EndpointCollector(Collector):
-    def __init__(self, upstreams: Callable[[], Mapping[str, Balancer]]) -> None:
-        self._upstreams = upstreams
-
-    def collect(self) -> Iterator[Metric]:
-        labels = ["upstream", "endpoint"]
-        upstreams = self._upstreams()
-        states = [
-            (name, state)
-            for name, upstream in upstreams.items()
-            for state in upstream.endpoint_states()
-        ]
-        up = GaugeMetricFamily("weirpool_endpoint_up", "1: in service; 0: ejected.", labels=labels)
-        outstanding = GaugeMetricFamily(
-            "weirpool_endpoint_outstanding", "Exchanges under way.", labels=labels
-        )
-        failures = CounterMetricFamily(
-            "weirpool_endpoint_failures", "Requests and checks that failed.", labels=labels
-        )
-        ejections = CounterMetricFamily(
-            "weirpool_endpoint_ejections", "Times it was taken out of service.", labels=labels
-        )
-        retries = CounterMetricFamily(
-            "weirpool_retries", "Attempts after one that had failed.", labels=labels
-        )
-        for name, state in states:
-            where = [name, state.endpoint]
-            up.add_metric(where, state.state == "up")
-            outstanding.add_metric(where, state.outstanding)
-            failures.add_metric(where, state.failures)
-            ejections.add_metric(where, state.ejections)
-            retries.add_metric(where, state.retries)
-        yield from (up, outstanding, failures, ejections, retries)
-        waiting = GaugeMetricFamily(
-            "weirpool_upstream_waiting", "Requests that wait for a connection.", labels=["upstream"]
-        )
-        for name, upstream in upstreams.items():
-            waiting.add_metric([name], sum(pool.waiting for pool in upstream.statistics()))
-        yield waiting
-
-
-class _ProcessCollector(Collector):
-    def collect(self) -> Iterator[Metric]:
-        yield CounterMetricFamily(
-            "weirpool_log_lines_dropped",
-            "Log lines that could not be written in time.",
-            value=dropped_lines(),
-        )
-        yield GaugeMetricFamily(
-            "weirpool_client_connections",
-            "Open connections of clients.",
-            value=len(client_connections),
-        )
-        yield GaugeMetricFamily(
-            "weirpool_client_connections_limit",
-            "As many may be open at once.",
-            value=client_connections.limit,
-        )
-        closed = CounterMetricFamily(
-            "weirpool_client_connections_closed",
-            "Connections closed because of the limit: idle ones, for others; new ones, when no other was idle.",
-            labels=["which"],
-        )
-        closed.add_metric(["idle"], client_connections.closed_idle)
-        closed.add_metric(["new"], client_connections.closed_new)
-        yield closed
-
-
-class _RouteCollector(Collector):
-    def __init__(self, routes: dict[str, RouteTally]) -> None:
-        self._routes = routes
-
-    def collect(self) -> Iterable[Metric]:
-        active = GaugeMetricFamily(
-            "weirpool_streams_active", "Exchanges under way.", labels=["route"]
-        )
-        events = CounterMetricFamily(
-            "weirpool_events",
-            "Events of streams that interceptors see, by what became of them.",
-            labels=["route", "action"],
-        )
-        moved = CounterMetricFamily(
-            "weirpool_bytes", "Bytes of bodies.", labels=["route", "direction"]
-        )
-        for route, tally in self._routes.items():
-            active.add_metric([route], len(tally.live))
-            for action in ACTIONS:
-                events.add_metric([route, action], tally.events(action))
-            for direction in ("downstream", "upstream"):
-                moved.add_metric([route, direction], tally.bytes(direction))
-        return (active, events, moved)

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pools import BufferPool
-from proxy.commands.bench.load import resident_kb
+from proxy.commands.bench.processes import resident_kb
 from proxy.commands.bench.run import Scenario, free_port, run_scenario, weirpool_target
 
 SIZES = (4096, 8192, 16384, 65536)

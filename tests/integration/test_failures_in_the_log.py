@@ -56,7 +56,7 @@ def rendered(line: dict[str, Any], level: str) -> str:
     """As the log has it at that level."""
     structlog.reset_defaults()
     logs.configure_logging("json", level)
-    return logs._output.process(None, "", dict(line)).decode()
+    return logs.output.process(None, "", dict(line)).decode()
 
 
 async def test_the_line_has_type_and_place_but_no_message(serve: Serve) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import heapq
 import json
-import os
 import resource
 import select
 import socket
@@ -22,14 +21,14 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from .processes import cpu_seconds, resident_kb
+
 __all__ = ["Result", "Settings", "run_load"]
 
 _END = b"0\r\n\r\n"
 _SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n"
 _EVENTS_PER_WRITE = 16
 _OPENING_AT_ONCE = 32
-_TICK = os.sysconf("SC_CLK_TCK")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
@@ -91,25 +90,6 @@ class _Peer:
     times: list[float] = field(default_factory=list)
 
 
-def cpu_seconds(pids: list[int]) -> float:
-    """User and system time of processes."""
-    total = 0
-    for pid in pids:
-        with open(f"/proc/{pid}/stat") as stat:
-            fields = stat.read().rpartition(")")[2].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / _TICK
-
-
-def resident_kb(pids: list[int]) -> int:
-    """Resident memory of processes."""
-    total = 0
-    for pid in pids:
-        with open(f"/proc/{pid}/statm") as statm:
-            total += int(statm.read().split()[1])
-    return total * _PAGE // 1024
-
-
 class _Load:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -121,6 +101,7 @@ class _Load:
             self.greedy
         ) = 0
         self.ends_at = 0.0
+        self.rss_peak = 0
         self.latencies: list[float] = []
         self.tls = None
         if settings.certificate is not None:
@@ -157,56 +138,70 @@ class _Load:
             )
 
     def run(self) -> Result:
+        """Run until every stream has ended, or for `limit_s`. Blocks."""
         settings = self.settings
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", settings.upstream_port))
-        listener.listen(4096)
-        listener.setblocking(False)
-        self.epoll.register(listener, select.EPOLLIN)
+        listener = self._listen()
         cpu = cpu_seconds(settings.pids)
-        before = peak = resident_kb(settings.pids)
-        begin = time.perf_counter()
+        before = self.rss_peak = resident_kb(settings.pids)
+        begin = sample_at = time.perf_counter()
         self.ends_at = begin + settings.seconds
         own = time.process_time()
-        sample_at = begin
         while self.finished + self.failed < settings.streams:
             now = time.perf_counter()
             if now - begin > settings.limit_s:
                 break
-            while self.greedy < settings.beside:
-                self._open(greedy=True)
-            while self.opened < settings.streams and self.opening < _OPENING_AT_ONCE:
-                self._open()
-            wait_s = 0.1
-            if self.due:
-                wait_s = max(0.0, self.due[0][0] - now)
-            for number, mask in self.epoll.poll(wait_s, 256):
-                if number == listener.fileno():
-                    self._accept(listener)
-                else:
-                    peer = self.peers.get(number)
-                    if peer is not None:
-                        self._serve(peer, mask) if peer.kind == "upstream" else self._read(peer)
+            self._open_streams()
+            self._turn(listener, max(0.0, self.due[0][0] - now) if self.due else 0.1)
+            all_held = len(self.held) >= settings.streams - self.failed and bool(self.held)
             now = time.perf_counter()
-            while self.due and self.due[0][0] <= now:
-                at, _, peer = heapq.heappop(self.due)
-                self._emit(peer, at)
-            full = len(self.held) >= settings.streams - self.failed and bool(self.held)
-            if full or now > sample_at:
-                peak = max(peak, resident_kb(settings.pids))
+            if all_held or now > sample_at:
+                self._sample_memory()
                 sample_at = now + 0.2
-            if full:
+            if all_held:
                 self._let_go()
         wall_s = time.perf_counter() - begin
         cpu = cpu_seconds(settings.pids) - cpu
-        peak = max(peak, resident_kb(settings.pids))
-        own = time.process_time() - own
-        events = (
-            self.requests
-            if settings.kind == "json"
-            else self.finished * settings.events or self.sent
-        )
+        self._sample_memory()
+        return self._result(wall_s, cpu, time.process_time() - own, before)
+
+    def _listen(self) -> socket.socket:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", self.settings.upstream_port))
+        listener.listen(4096)
+        listener.setblocking(False)
+        self.epoll.register(listener, select.EPOLLIN)
+        return listener
+
+    def _open_streams(self) -> None:
+        while self.greedy < self.settings.beside:
+            self._open(greedy=True)
+        while self.opened < self.settings.streams and self.opening < _OPENING_AT_ONCE:
+            self._open()
+
+    def _turn(self, listener: socket.socket, wait_s: float) -> None:
+        """Serve every ready socket, then send the events that are due."""
+        for number, mask in self.epoll.poll(wait_s, 256):
+            peer = self.peers.get(number)
+            if number == listener.fileno():
+                self._accept(listener)
+            elif peer is not None and peer.kind == "upstream":
+                self._serve(peer, mask)
+            elif peer is not None:
+                self._read(peer)
+        now = time.perf_counter()
+        while self.due and self.due[0][0] <= now:
+            at, _, peer = heapq.heappop(self.due)
+            self._emit(peer, at)
+
+    def _sample_memory(self) -> None:
+        self.rss_peak = max(self.rss_peak, resident_kb(self.settings.pids))
+
+    def _result(self, wall_s: float, cpu_s: float, own_s: float, rss_before_kb: int) -> Result:
+        settings = self.settings
+        events = self.finished * settings.events or self.sent
+        if settings.kind == "json":
+            events = self.requests
         latencies = sorted(self.latencies)
         return Result(
             streams=settings.streams,
@@ -215,13 +210,13 @@ class _Load:
             events=events,
             wall_s=round(wall_s, 3),
             events_per_s=round(events / wall_s),
-            cpu_s=round(cpu, 2),
-            cpu_us_per_event=round(cpu * 1e6 / events, 2) if events else 0.0,
+            cpu_s=round(cpu_s, 2),
+            cpu_us_per_event=round(cpu_s * 1e6 / events, 2) if events else 0.0,
             p50_us=round(latencies[len(latencies) // 2]) if latencies else 0.0,
             p99_us=round(latencies[int(len(latencies) * 0.99)]) if latencies else 0.0,
-            rss_before_kb=before,
-            rss_peak_kb=peak,
-            load_cpu=round(own / wall_s, 2),
+            rss_before_kb=rss_before_kb,
+            rss_peak_kb=self.rss_peak,
+            load_cpu=round(own_s / wall_s, 2),
         )
 
     # The clients

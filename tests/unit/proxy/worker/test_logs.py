@@ -21,9 +21,11 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.worker import logs
+from proxy.worker import logs, stderr
+from proxy.worker.log_lines import Console
 from proxy.worker.log_writer import LogWriter
-from proxy.worker.logs import configure_logging, release_stderr, take_over_stderr
+from proxy.worker.logs import configure_logging
+from proxy.worker.stderr import release_stderr, take_over_stderr
 
 
 def report(count: int) -> bytes:
@@ -211,7 +213,7 @@ def test_a_child_process_has_an_empty_queue(open_writer: Callable[..., LogWriter
 def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines of the log, instead of its file."""
     lines: list[str] = []
-    monkeypatch.setattr(logs._output.writer, "put", lambda line: lines.append(line.decode()))
+    monkeypatch.setattr(logs.output.writer, "put", lambda line: lines.append(line.decode()))
     return lines
 
 
@@ -235,7 +237,7 @@ def test_no_text_controls_the_terminal(
         "items": [value],
         "level": "info",
     }
-    rendered = logs._Console(colours=colours).render(
+    rendered = Console(colours=colours).render(
         {**line, "object": type("T", (), {"__repr__": lambda _: value})()}
     )
     rest = ALLOWED.sub("", rendered)
@@ -295,7 +297,7 @@ def test_failed_accepts_are_one_line_a_second(
 ) -> None:
     """Trio logs each of them, with a traceback; a line has their count."""
     now = 100.0
-    monkeypatch.setattr(logs.time, "monotonic", lambda: now)
+    monkeypatch.setattr(stderr.time, "monotonic", lambda: now)
     configure_logging("json")
     take_over_stderr()
     for _ in range(25):  # of one listener
