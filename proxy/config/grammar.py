@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from interceptors.tokens import is_token
+
 from ..http import DEFAULT_PORTS, is_target, parse_host
 from ..upstream.origin import address_family, server_name, to_a_labels
 
@@ -28,7 +30,6 @@ __all__ = [
 ]
 
 _CHECK_PATH = re.compile(r"/[!\"$-~]*")  # visible ASCII except #
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _ORIGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#@\s]*)([/?#]\S*)?")
 _HOST_FORM = "a host name or address, with or without a port, such as api.example.com or [::1]:8000"
 _FRAMING = frozenset(
@@ -115,7 +116,7 @@ def server_name_problem(name: str) -> str | None:
 
 def header_name_problem(name: str, done: str) -> str | None:
     """Check the name of a header rule. `done`: what the rule does, "set" or "removed"."""
-    if not _TOKEN.fullmatch(name):
+    if not is_token(name):
         return f"{name!r} is not a header name"
     if name.lower() in _FRAMING:
         return f"{name!r} belongs to the connection and cannot be {done}"
