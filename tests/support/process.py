@@ -1,4 +1,4 @@
-"""A command of ours as a process: its log lines as they come, signals, its exit status."""
+"""A `weirpool` command as a process: its log lines, signals, its exit status."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 
 import trio
+
+from .forkserver import Forked, ForkServer
 
 __all__ = ["ROOT", "WEIRPOOL", "Process", "port_of", "running"]
 
@@ -21,7 +24,7 @@ WEIRPOOL = [sys.executable, "-m", "proxy"]
 class Process:
     """A command under test, with the log lines it writes to stderr."""
 
-    def __init__(self, process: trio.Process) -> None:
+    def __init__(self, process: trio.Process | Forked) -> None:
         self.process = process
         self.lines: list[str] = []
         self._news = trio.Event()
@@ -66,14 +69,7 @@ def _parse(line: str) -> dict[str, object]:
 async def running(command: list[str], **options: object) -> AsyncIterator[Process]:
     async with trio.open_nursery() as nursery:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}  # type: ignore[dict-item]
-        process = await trio.lowlevel.open_process(
-            command,
-            stderr=subprocess.PIPE,
-            cwd=ROOT,
-            env=environment,
-            start_new_session=True,
-            **options,
-        )
+        process = await _start(command, environment, options)
         running = Process(process)
         nursery.start_soon(running.read)
         try:
@@ -84,6 +80,23 @@ async def running(command: list[str], **options: object) -> AsyncIterator[Proces
             with trio.CancelScope(shield=True):
                 await process.wait()
             nursery.cancel_scope.cancel()
+
+
+@cache
+def _fork_server() -> ForkServer:
+    return ForkServer()
+
+
+async def _start(
+    command: list[str], env: dict[str, str], options: dict[str, object]
+) -> trio.Process | Forked:
+    """Start a command: `weirpool` without further options is forked, all else is executed."""
+    cwd = Path(str(options.pop("cwd", ROOT)))
+    if command[: len(WEIRPOOL)] == WEIRPOOL and not options:
+        return await _fork_server().start(command[len(WEIRPOOL) :], env, cwd)
+    return await trio.lowlevel.open_process(
+        command, stderr=subprocess.PIPE, cwd=cwd, env=env, start_new_session=True, **options
+    )
 
 
 async def port_of(process: Process) -> int:
