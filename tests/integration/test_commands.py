@@ -18,17 +18,17 @@ import trustme
 import yaml
 from cryptography.hazmat.primitives import serialization
 from support.client import fetch, open_client
-from support.process import ROOT, WEIRPOOL, port_of, running
+from support.process import ROOT, WEIRPOOL, Done, port_of, run_command, running
 from support.upstream import Peer, open_upstream, stream_of
 
 from proxy.errors import ConfigError
 from proxy.server.listen import Tls
 
 
-def check(text: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+def check(text: str, tmp_path: Path) -> Done:
     file = tmp_path / "weirpool.yaml"
     file.write_text(text)
-    return subprocess.run([*WEIRPOOL, "check", str(file)], cwd=ROOT, capture_output=True, text=True)
+    return run_command("check", str(file))
 
 
 def test_check_accepts_the_example() -> None:
@@ -249,7 +249,7 @@ async def test_the_demo_prints_a_redacted_stream() -> None:
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(arguments: list[str], message: str) -> None:
-    done = subprocess.run([*WEIRPOOL, *arguments], cwd=ROOT, capture_output=True, text=True)
+    done = run_command(*arguments)
     assert done.returncode == 2
     assert done.stderr == f"{message}\n"
 
@@ -317,11 +317,9 @@ interceptors:
 """
 
 
-def run(tmp_path: Path, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(tmp_path: Path, text: str, *arguments: str) -> Done:
     (tmp_path / "weirpool.yaml").write_text(text)
-    command = [*WEIRPOOL, *arguments, "weirpool.yaml"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CHECK_KEY": "s3cr3t-value"}
-    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    return run_command(*arguments, "weirpool.yaml", cwd=tmp_path, env={"CHECK_KEY": "s3cr3t-value"})
 
 
 def test_check_warns_and_fails_for_a_warning_only_when_asked(tmp_path: Path) -> None:
@@ -455,9 +453,7 @@ def test_new_key_makes_a_key_that_the_configuration_takes(tmp_path: Path) -> Non
     """
     keys = set()
     for name in ("ann", "no", "12", "a: b", "Zoë's"):
-        done = subprocess.run(
-            [*WEIRPOOL, "new-key", name], cwd=ROOT, capture_output=True, text=True
-        )
+        done = run_command("new-key", name)
         key, line = done.stdout.splitlines()
         assert re.fullmatch(r"wp_[A-Za-z0-9]{43}", key)
         assert yaml.safe_load(line) == {name: f"sha256:{sha256(key.encode()).hexdigest()}"}
@@ -465,9 +461,7 @@ def test_new_key_makes_a_key_that_the_configuration_takes(tmp_path: Path) -> Non
         keys.add(key)
     assert len(keys) == 5
     for name in ("", " ", "a\nb", "${A}"):
-        done = subprocess.run(
-            [*WEIRPOOL, "new-key", name], cwd=ROOT, capture_output=True, text=True
-        )
+        done = run_command("new-key", name)
         assert (done.returncode, done.stdout) == (2, "")
 
 

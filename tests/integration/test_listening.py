@@ -157,17 +157,9 @@ def probes(sock: socket.socket) -> tuple[int, int, int] | None:
 
 async def sockets_of(proxy: Proxy) -> tuple[socket.socket, socket.socket]:
     """The upstream's and the client's socket of the one live exchange, once its stream is moved."""
-    await until(
-        lambda: (
-            len(proxy.worker.live) == 1 and next(iter(proxy.worker.live))._forward.relay is not None
-        )
-    )
+    await until(lambda: any(item._progress.relay is not None for item in proxy.worker.live))
     (exchange,) = proxy.worker.live
-    forward, connection = exchange._forward, exchange._connection
-    assert forward is not None
-    assert forward.relay is not None
-    assert connection is not None
-    return forward.relay.body.connection.sock, connection.sock
+    return exchange._progress.relay.body.connection.sock, exchange._connection.sock
 
 
 @pytest.mark.parametrize(

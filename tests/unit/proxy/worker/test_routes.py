@@ -166,13 +166,9 @@ def test_the_host_header_may_be_the_clients_or_a_literal() -> None:
 
 
 def test_header_rules_are_prepared_in_lower_case() -> None:
-    """What is set is also removed from what the client sent."""
-    headers = (
-        table("{path: /, upstream: llm}", ", headers: {set: {X-A: B}, remove: [X-C]}")
-        .routes[0]
-        .headers
-    )
-    assert headers.set == ((b"x-a", b"B"),)
+    """A header that is set is also removed from the client's."""
+    rules = ", headers: {set: {X-A: B}, remove: [X-C]}"
+    headers = table("{path: /, upstream: llm}", rules).routes[0].headers
     assert headers.removed == {b"x-a", b"x-c"}
 
 
