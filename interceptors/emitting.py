@@ -1,6 +1,6 @@
-"""Events that interceptors add to a stream: from a task with `emit`, and from `on_complete`.
+"""`Emitted`: the events that an interceptor's tasks add to a stream with `emit`.
 
-A queue keeps at most `MAX_EMITTED` events for a client that reads slowly; then `emit` waits. This
+The queue keeps at most `MAX_EMITTED` events for a client that reads slowly; then `emit` waits. This
 module must not know where in the stream an event may be added.
 """
 
@@ -8,21 +8,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 import trio
 
-from .api import AsyncStreamInterceptor, Emit, StreamInterceptor
+from .api import Emit
 from .errors import StreamOver
 from .event import Event
 from .hooks import Owner
 
-__all__ = ["MAX_EMITTED", "Emitted", "Member", "call_on_complete", "overrides_on_complete"]
+__all__ = ["MAX_EMITTED", "Emitted"]
 
 MAX_EMITTED = 16
 """Emitted events that a stream keeps for a slow client; then `emit` waits."""
-
-Member = StreamInterceptor | AsyncStreamInterceptor
 
 
 class Emitted:
@@ -72,31 +69,3 @@ class Emitted:
         if self._room is not None:
             for _ in range(self._room.statistics().tasks_waiting):
                 self._room.release()
-
-
-def overrides_on_complete(stream: Member) -> bool:
-    """Whether a member has an `on_complete`."""
-    is_async = isinstance(stream, AsyncStreamInterceptor)
-    base = AsyncStreamInterceptor if is_async else StreamInterceptor
-    return type(stream).on_complete is not base.on_complete
-
-
-async def call_on_complete(owner: Owner, stream: Member) -> list[Event]:
-    """The events that one `on_complete` returns. Raises `InterceptorError`."""
-    try:
-        if isinstance(stream, AsyncStreamInterceptor):
-            result: Any = await owner.call("on_complete", stream.on_complete())
-        else:
-            with owner.timed("on_complete"):
-                result = stream.on_complete()
-        events = [] if result is None else [result] if isinstance(result, Event) else result
-        if not isinstance(events, (list, tuple)) or not all(
-            isinstance(item, Event) for item in events
-        ):
-            raise owner.wrong("on_complete", result, "an Event, a list of Events or None")
-    except Exception as error:
-        owner.fail("on_complete", error)
-        return []
-    for item in events:
-        item.made_by = owner
-    return list(events)

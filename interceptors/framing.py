@@ -121,7 +121,7 @@ class EventFramer:
         self._at_start = self._leading
 
     def restart(self) -> None:
-        """A new connection continues the stream: forget what was unfinished; a BOM may lead again."""
+        """A new connection continues the stream: forget what was unfinished, expect a BOM."""
         self._at_start = True
         self._after_cr = False
         self._searched = self._lead = 0

@@ -1,9 +1,9 @@
-"""An event or a body above the limit on its way through the chain: no hook sees it, and it leaves
-as it comes.
+"""`LargePassage`: an event or a body above the limit, which no hook sees and which leaves as it
+comes.
 
-Nothing is collected. A hook that must not miss what it needs is a *watcher*: the bytes are searched
-for it, read by read, and the last bytes of each read wait for the next one, so that a cut hides
-nothing. It knows neither windows nor what else is in the stream.
+Nothing is collected. A hook that must not miss what it needs is a *watcher*: each read is searched
+for it, and the last bytes of a read wait for the next one, so that a cut hides nothing. This module
+must not know windows or the rest of the stream.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from .sse import FIELD_LINE_BYTES, find_empty_line, find_field_line
 
 __all__ = ["LargePassage"]
 
-_EMPTY_LINE_BYTES = (
-    3  # an empty line after a line's end is found if as many bytes before a read are searched again
-)
+_EMPTY_LINE_BYTES = 3  # bytes of a read to search again, so that no empty line is missed
 
 
 class LargePassage:
@@ -33,8 +31,8 @@ class LargePassage:
         is_body: bool,
         may_be_events: bool,
     ) -> None:
-        """`may_be_events`: a client may read events in this body, if fields come in it after all;
-        no hook would have seen them.
+        """`may_be_events`: hooks see events, and a client may find some in this body; a field line
+        in it ends the stream.
         """
         self._finders: list[tuple[Finder, str]] = [
             (hook.need, hook.owner.name) for hook in watchers if hook.need is not None
@@ -49,9 +47,10 @@ class LargePassage:
             self._kept = max(self._kept, FIELD_LINE_BYTES)
 
     def take(self, buffer: bytearray, start: int, end: int, *, final: bool) -> tuple[int, bool]:
-        """The index up to which `buffer[start:end]` leaves, and whether the event ends there. The
-        rest must be presented again, at the `start` of the next call; `final`: there is none.
-        Raises `EventTooLarge` when a watcher needs what has come.
+        """The index up to which `buffer[start:end]` leaves, and whether the event ends there.
+
+        The caller presents the rest again, at the `start` of the next call; `final`: nothing comes
+        next. Raises `EventTooLarge` when a watcher needs what has come.
         """
         over = -1 if self._is_body else find_empty_line(buffer, start, end)
         last = over if over >= 0 else end

@@ -17,40 +17,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import trio
-
 from pools import PooledOutput
 
-from .api import AsyncStreamInterceptor, Emit, Outcome
-from .emitting import MAX_EMITTED, Emitted, Member, call_on_complete, overrides_on_complete
+from .api import Emit, Outcome
+from .emitting import Emitted
 from .errors import InterceptorError
 from .event import BodyEvent, Event, JsonEvent
 from .event_hooks import EventHooks
+from .event_writer import EventCounts, EventWriter
 from .framing import EventFramer, FrameKind
 from .hooks import Owner
 from .large import LargePassage
+from .members import Member, Members
 from .message import ResponseHead
-from .parts import Part, Parts, Piece
+from .parts import Part, Parts
 from .wire_event import WireEvent
 
-__all__ = ["MAX_EMITTED", "EventCounts", "Part", "StreamChain"]
+__all__ = ["EventCounts", "Part", "StreamChain"]
 
 _EVENT = FrameKind.EVENT
-
-
-@dataclass(slots=True)
-class EventCounts:
-    """What became of a stream's events. A comment counts as passed."""
-
-    passed: int = 0
-    changed: int = 0
-    dropped: int = 0
-    added: int = 0
-
-    @property
-    def total(self) -> int:
-        """Events that came from upstream."""
-        return self.passed + self.changed + self.dropped
 
 
 @dataclass(slots=True)
@@ -70,15 +55,12 @@ class StreamChain:
     """The hooks of one stream. Not reusable."""
 
     def __init__(self, output: PooledOutput, max_event_bytes: int) -> None:
-        self._members: list[tuple[Owner, Member]] = []
-        self._completers: list[tuple[Owner, Member, int]] = []
+        self._members = Members()
         self._hooks = EventHooks()
         self._is_selective = False
         self._framer = EventFramer(max_event_bytes)
-        self._output = output
+        self._writer = EventWriter(output, self._hooks)
         self._max_event_bytes = max_event_bytes
-        self._queue = Emitted()
-        self._ordinal = 0
         self._pause: _Pause | None = None
         self._large: LargePassage | None = None
         self._lf_passes = True  # the LF of a CRLF that ended an event goes where that event went
@@ -86,7 +68,8 @@ class StreamChain:
         self._closed = False
         self.wrote_before_body = False
         """Set by the caller when it has sent something before the stream's first byte."""
-        self.counts = EventCounts()
+        self.queue = Emitted()
+        self.counts = self._writer.counts
         self.failure: InterceptorError | None = None
         """Why the stream must end. The parts of the call that set it are valid."""
         self.ended = False
@@ -96,21 +79,19 @@ class StreamChain:
 
     def emitter(self, owner: Owner) -> Emit:
         """`emit` for the member of that owner that is added next."""
-        self._ordinal += 1
-        return self._queue.emitter(owner, self._ordinal)
+        self._members.ordinal += 1
+        return self.queue.emitter(owner, self._members.ordinal)
 
     def add(self, owner: Owner, stream: Member) -> None:
         """Append a member, before the stream starts. Raises `TypeError` for invalid `needs`."""
-        self._hooks.add(owner, stream, self._ordinal)
-        if overrides_on_complete(stream):
-            self._completers.append((owner, stream, self._ordinal))
-        self._members.append((owner, stream))
+        self._hooks.add(owner, stream, self._members.ordinal)
+        self._members.add(owner, stream)
         self._is_selective = self._hooks.is_selective
 
     @property
     def members(self) -> Sequence[tuple[Owner, Member]]:
         """The interceptors that take part, each with its object for this stream."""
-        return self._members
+        return self._members.all
 
     def watch(
         self, owner: Owner, note: Callable[[str, Callable[..., Any]], Callable[..., Any]]
@@ -129,22 +110,12 @@ class StreamChain:
         if not self._hooks.pass_unseen:
             return False
         self._hooks.clear()
-        self._completers.clear()
+        self._members.skip_complete()
         return True
 
     async def start(self, head: ResponseHead) -> None:
         """Run `on_start`. Raises `InterceptorError`."""
-        for owner, stream in self._members:
-            try:
-                if isinstance(stream, AsyncStreamInterceptor):
-                    await owner.call("on_start", stream.on_start(head))
-                else:
-                    with owner.timed("on_start"):
-                        stream.on_start(head)
-            except Exception as error:
-                problem = owner.failed("on_start", error)
-                if problem is not None:
-                    raise problem from error
+        await self._members.start(head)
 
     async def aclose(self, outcome: Outcome) -> None:
         """Run every `on_end`, once; further calls do nothing. Logs an exception and runs the
@@ -156,22 +127,12 @@ class StreamChain:
         if self._closed:
             return
         self._closed = True
-        self._queue.on_emit = None
-        self._output.close()
+        self.queue.on_emit = None
+        self._writer.output.close()
         if self._pause is not None:
             self._pause.event.end_of_life()
-        self._queue.refuse()
-        for owner, stream in self._members:
-            try:
-                if isinstance(stream, AsyncStreamInterceptor):
-                    if type(stream).on_end is not AsyncStreamInterceptor.on_end:
-                        with trio.CancelScope(shield=True):
-                            await owner.call("on_end", stream.on_end(outcome))
-                else:
-                    with owner.timed("on_end"):
-                        stream.on_end(outcome)
-            except Exception as error:
-                owner.failed("on_end", error)
+        self.queue.refuse()
+        await self._members.end(outcome)
 
     # --- state
 
@@ -184,7 +145,7 @@ class StreamChain:
     @property
     def has_members(self) -> bool:
         """Whether any interceptor takes part."""
-        return bool(self._members)
+        return bool(self._members.all)
 
     @property
     def wants_events(self) -> bool:
@@ -216,30 +177,12 @@ class StreamChain:
     @property
     def emitted(self) -> bool:
         """Whether an emitted event can leave now: call `take_emitted`."""
-        return bool(self._queue.events) and not self._cut and self.between_events
+        return bool(self.queue.events) and not self._cut and self.between_events
 
     @property
     def completes(self) -> bool:
         """Whether some `on_complete` must run at the end of upstream's stream: call `complete`."""
-        return bool(self._completers) and self._queue.accepts and not self._cut
-
-    @property
-    def takes_emitted(self) -> bool:
-        """Whether emitted events can be sent at all; if not, `emit` raises `StreamOver`."""
-        return self._queue.accepts
-
-    @takes_emitted.setter
-    def takes_emitted(self, value: bool) -> None:
-        self._queue.accepts = value
-
-    @property
-    def on_emit(self) -> Callable[[], None] | None:
-        """Called, synchronously, when an event is emitted."""
-        return self._queue.on_emit
-
-    @on_emit.setter
-    def on_emit(self, call: Callable[[], None] | None) -> None:
-        self._queue.on_emit = call
+        return self._members.has_completers and self.queue.accepts and not self._cut
 
     # --- events from upstream
 
@@ -260,7 +203,7 @@ class StreamChain:
         Raises nothing. When a hook or a limit ends the stream, `failure` or `ended` is set, the
         parts are those of the events before it, and nothing may be processed afterwards.
         """
-        parts = Parts(buffer, start, self._output)
+        parts = Parts(buffer, start, self._writer.output)
         at = start
         if self._pause is not None or self._large is not None:
             at = self._continue(parts, buffer, start, end, final)
@@ -285,7 +228,7 @@ class StreamChain:
         """Run the hooks over the events from `at` on. Returns the first index not consumed."""
         framer, hooks = self._framer, self._hooks
         find_needed = hooks.find_needed if self._is_selective else None
-        show, output, passed, changed = hooks.show, self._output, 0, 0
+        show, output, passed, changed = hooks.show, self._writer.output, 0, 0
         event: WireEvent | None = None
         view = memoryview(buffer)
         try:
@@ -368,7 +311,7 @@ class StreamChain:
     def _end_in_event(self) -> None:
         """Nothing can be added after this."""
         self._cut = True
-        self._queue.refuse()
+        self.queue.refuse()
 
     def _leave(
         self,
@@ -423,68 +366,24 @@ class StreamChain:
         if isinstance(event, BodyEvent):
             event.end_of_life()
             body = self._hooks.body
-            self._count_body()
+            self._writer.count_body()
             if body is not None:
-                parts.replace(at, end, self._output.add(body))
+                parts.replace(at, end, self._writer.output.add(body))
             return
         if len(events) == 1 and events[0] is event:
             self.counts.passed += 1
             return
         parts.close()
-        pieces = self._write(event, events)
+        pieces = self._writer.write_instead(event, events)
         if pieces is None:
-            self.counts.passed += 1
             return
         parts.replace_by(at, end, pieces)
         if parts.is_empty:
             self._framer.first_was_dropped()
 
-    def _count_body(self) -> None:
-        if self._hooks.body is None:
-            self.counts.passed += 1
-        else:
-            self.counts.changed += 1
-
-    def _write(self, event: WireEvent, events: list[Event]) -> list[Piece] | None:
-        """Write what leaves in place of `event`, and count it. None: it cannot be written, and
-        `event` passes unchanged.
-        """
-        output, hooks, counts = self._output, self._hooks, self.counts
-        pieces: list[Piece] = []
-        for number, item in enumerate(events, 1):
-            start = self._write_one(item)
-            if start < 0:
-                if hooks.ending is not None and hooks.hooks[hooks.ending].owner is item.made_by:
-                    hooks.ending = None
-                return None
-            if isinstance(item, WireEvent):
-                if not item.whole and number < len(events):
-                    output.extend(b"\n\n")  # another event follows
-            elif not event.whole and number == len(events):
-                output.cut(output.used - 1)  # as unfinished as the event it replaces
-            pieces.append((output.buffer, start, output.used))
-        if not events:
-            counts.dropped += 1
-        elif any(item is event for item in events):
-            counts.passed += 1
-        else:
-            counts.changed += 1
-        counts.added += max(0, len(events) - 1)
-        return pieces
-
-    def _write_one(self, event: Event) -> int:
-        """Write one event to the output. Returns where it begins; -1 if that failed and `on_error`
-        of the interceptor that made it is `skip`.
-        """
-        try:
-            return event.add_to(self._output)
-        except Exception as error:
-            event.made_by.fail("on_event", error)
-            return -1
-
     def release_parts(self) -> None:
         """The parts were sent or copied: return their leases."""
-        self._output.close()
+        self._writer.output.close()
 
     # --- events above the limit
 
@@ -522,8 +421,8 @@ class StreamChain:
         """The parts of one emitted event, after the hooks that follow its member. Raises nothing,
         as `process`.
         """
-        ordinal, event = self._queue.take()
-        parts = Parts(bytearray(), 0, self._output)
+        ordinal, event = self.queue.take()
+        parts = Parts(bytearray(), 0, self._writer.output)
         try:
             await self._add([event], ordinal, parts)
         except InterceptorError as error:
@@ -534,11 +433,11 @@ class StreamChain:
         """Run every `on_complete`, once. Returns the parts of the events that they add, after the
         hooks that follow. Raises nothing, as `process`.
         """
-        parts = Parts(bytearray(), 0, self._output)
+        parts = Parts(bytearray(), 0, self._writer.output)
         try:
-            while self._completers and not self.ended:
-                owner, stream, ordinal = self._completers.pop(0)
-                await self._add(await call_on_complete(owner, stream), ordinal, parts)
+            while self._members.has_completers and not self.ended:
+                events, ordinal = await self._members.complete_next()
+                await self._add(events, ordinal, parts)
         except InterceptorError as error:
             self.failure = error
         return parts.take(0)
@@ -546,7 +445,7 @@ class StreamChain:
     async def _add(self, events: list[Event], ordinal: int, parts: Parts) -> None:
         """Add events of the member with that ordinal. Raises `InterceptorError`."""
         for item in await self._hooks.run(events, self._hooks.index_after(ordinal)):
-            start = self._write_one(item)
+            start = self._writer.write(item)
             if start >= 0:
                 parts.replace(0, 0, start)
                 self.counts.added += 1
@@ -564,7 +463,7 @@ class StreamChain:
             await self._hooks.run([event], 0)
         finally:
             event.end_of_life()
-        self._count_body()
+        self._writer.count_body()
         return self._hooks.body
 
     def begin_large_body(self, buffer: bytearray, size: int) -> None:

@@ -226,8 +226,8 @@ async def _start_chain(
     unknown_length = chain.wants_events and is_plain
     if chain.wants_events and not is_plain and not chain.pass_unseen():
         raise EncodedResponse(ctx.route.upstream)
-    chain.takes_emitted = kind == "events" and is_plain
-    if chain.takes_emitted and chain.has_members:
+    chain.queue.accepts = kind == "events" and is_plain
+    if chain.queue.accepts and chain.has_members:
         unknown_length = True  # an interceptor's task may add events
     await chain.start(head)
     return _Rewrite(stale=unknown_length, unknown_length=unknown_length)

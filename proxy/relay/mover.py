@@ -66,7 +66,7 @@ class Mover:
         """
         relay = self.relay
         if relay.chain is not None:
-            relay.chain.on_emit = self._interrupt
+            relay.chain.queue.on_emit = self._interrupt
         relay.last_read = relay.last_write = trio.current_time()
         # Not a coroutine itself: that would keep one more frame for the stream's lifetime.
         if self._heartbeat_s is None or not relay.awaits:
@@ -188,7 +188,7 @@ class Mover:
         return self.relay.last_left + self._heartbeat_s
 
     async def _send_heartbeat_in_hook(self, heartbeat_s: float) -> float:
-        """Send a heartbeat if one is due while a hook is awaited; the seconds until the next check."""
+        """Send a heartbeat if one is due beside a hook; the seconds until the next check."""
         now = trio.current_time()
         if self._in_hook and now >= self._heartbeat_at() and not self.relay.send_heartbeat(now):
             self._flushing = trio.Event()

@@ -392,7 +392,7 @@ async def test_whoever_sends_is_told_of_each_emission() -> None:
     speaker = Speaker()
     async with open_chain(("s", speaker)) as stream:
         told: list[bool] = []
-        stream.on_emit = lambda: told.append(stream.emitted)
+        stream.queue.on_emit = lambda: told.append(stream.emitted)
         await speaker.context.emit(Event("x"))
         assert told == [True]
 
@@ -427,7 +427,7 @@ async def test_where_nothing_can_be_said_emit_says_so() -> None:
     """
     speaker = Speaker()
     async with open_chain(("s", speaker)) as stream:
-        stream.takes_emitted = False
+        stream.queue.accepts = False
         with pytest.raises(StreamOver):
             await speaker.context.emit(Event("x"))
         assert not stream.emitted
