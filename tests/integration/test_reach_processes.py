@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import signal
 import socket
-import subprocess
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 from support.client import fetch
-from support.process import ROOT, WEIRPOOL, port_of, running
+from support.process import WEIRPOOL, port_of, running
 from support.upstream import open_upstream, stream_of
 
 from interceptors.loader import load_interceptor
@@ -97,7 +98,7 @@ async def test_a_process_that_fails(tmp_path: Path) -> None:
         assert await process.exit_status() == 1
 
 
-def test_the_log_is_for_a_terminal(tmp_path: Path) -> None:
+async def test_the_log_is_for_a_terminal(tmp_path: Path) -> None:
     """`log.format: console`: no line is JSON."""
     text = CONFIG.replace("log: {level: debug}", "log: {format: console}")
     (tmp_path / "own.py").write_text(OWN)
@@ -105,10 +106,12 @@ def test_the_log_is_for_a_terminal(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         bind = f"127.0.0.1:{taken.getsockname()[1]}"
         command = [*WEIRPOOL, "serve", "--config", str(tmp_path / "weirpool.yaml"), "--bind", bind]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 3
-    assert "[error    ] start_failed" in done.stderr
-    assert "{" not in done.stderr
+        async with running(command) as process:
+            assert await process.exit_status() == 3
+            await trio.testing.wait_all_tasks_blocked()
+    text = "\n".join(process.lines)
+    assert "[error    ] start_failed" in text
+    assert "{" not in text
 
 
 COMMANDS = {
