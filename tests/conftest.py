@@ -15,6 +15,20 @@ from pools import BufferPool, LeakDetector
 from pools.buffers import Lease
 from proxy.worker.stderr import release_stderr
 
+TOGETHER = (
+    "test_npm_mcp_clients.py",
+    "test_zoo.py",
+    "test_surface.py",
+    "test_against_strict_server.py",
+)
+"""Files with an expensive fixture: `--dist loadgroup` runs each of them on one worker."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
 
 @pytest.fixture(autouse=True)
 def logging_starts_afresh() -> Iterator[None]:

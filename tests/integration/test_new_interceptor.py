@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.process import Done, run_command
 
 from proxy.commands.new_interceptor import new_interceptor
 from proxy.errors import ConfigError
@@ -19,14 +20,11 @@ interceptors: [{name: mark-all, use: "./mark_all.py:MarkAll", options: {%s}}]
 """
 
 
-def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=directory,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+def run(directory: Path, module: str, *arguments: str) -> Done | subprocess.CompletedProcess[str]:
+    if module == "proxy":
+        return run_command(*arguments, cwd=directory)
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=60)
 
 
 def test_what_it_writes_passes_its_own_test_and_types_and_loads(tmp_path: Path) -> None:
