@@ -140,8 +140,7 @@ SEVERAL = (
 )
 
 REFUSED: dict[str, tuple[list[tuple[str, str]], tuple[str, str, str]]] = {
-    "no header": ([], MISSING),
-    "an empty header": ([("x-api-key", "")], MISSING),
+    "no header": ([], MISSING), "an empty header": ([("x-api-key", "")], MISSING),
     "an empty token": ([("authorization", "Bearer ")], MISSING),
     "another scheme": ([("authorization", f"Basic {ANN}")], MISSING),
     "no scheme": ([("authorization", ANN)], MISSING),
@@ -153,20 +152,15 @@ REFUSED: dict[str, tuple[list[tuple[str, str]], tuple[str, str, str]]] = {
     "the digest itself": ([("x-api-key", hash_key(ANN).removeprefix("sha256:"))], INVALID),
     "bytes beyond ASCII": ([("x-api-key", "\xe9\xff")], INVALID),
     "the upstream's credential": ([("authorization", UPSTREAM)], INVALID),
-    "a good and a bad one": (
-        [("authorization", f"Bearer {ANN}"), ("x-api-key", "wk-nobody")],
-        SEVERAL,
-    ),
-    "a bad and a good one": ([("authorization", "Bearer wk-nobody"), ("x-api-key", ANN)], SEVERAL),
-    "two good ones of two clients": (
-        [("authorization", f"Bearer {ANN}"), ("x-api-key", BOB)],
-        SEVERAL,
-    ),
+    "a good and a bad one": ([("authorization", f"Bearer {ANN}"), ("x-api-key", "wk-nobody")],
+        SEVERAL,),
+    "a bad and a good one": ([("authorization", "Bearer wk-nobody"), ("x-api-key", ANN)],
+        SEVERAL,),
+    "two good ones of two clients": ([("authorization", f"Bearer {ANN}"), ("x-api-key", BOB)],
+        SEVERAL,),
     "one header twice": (
-        [("authorization", f"Bearer {ANN}"), ("authorization", "Bearer wk-nobody")],
-        SEVERAL,
-    ),
-}
+        [("authorization", f"Bearer {ANN}"), ("authorization", "Bearer wk-nobody")], SEVERAL,),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("header", "challenge"), [

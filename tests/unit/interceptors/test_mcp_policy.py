@@ -377,102 +377,36 @@ def test_a_resource_is_denied_and_hidden_in_every_spelling(uri: str) -> None:
 
 
 OTHER_READERS = {
-    "file:///c:/secret/*": [
-        *(
-            "file:///C|/secret/x",
-            "file:C|/secret/x",
-            "file:///C%7C/secret/x",
-            "file://C|/secret/x",
-            "file:///x/../C:/secret/x",
-        ),
-        *(
-            "file:///C:/../secret/x",
-            "file:///C:/x/..\\..\\..\\secret\\x",
-            "C:\\secret\\x",
-            "c:/SECRET/x",
-            "/C:/secret/x",
-        ),
-        *(
-            "file:///C:/secret./x",
-            "file:///C:/secret%20/x",
-            "file:///C:/secret:$I30:$INDEX_ALLOCATION/x",
-        ),
-        *(
-            "file://?/C:/secret/x",
-            "\\\\?\\C:\\secret\\x",
-            "file:///%3F/C:/secret/x",
-            "file://any/C:/../secret/x",
-        ),
-    ],
-    "file:///c:/secret/x": [
-        "file:///C:/secret/x::$DATA",
-        "file:///C:/secret/x...",
-        "file:///C:/secret/x. ?y",
-    ],
-    "file://server/share/*": [
-        *(
-            "file:////server/share/x",
-            "file://///SERVER//share/x",
-            "\\\\server\\share\\x",
-            "//server/share/x",
-        ),
-        *(
-            "file:///\\server/share/x",
-            "file:%5C%5Cserver%5Cshare/x",
-            "file:////?/UNC/server/share/x",
-            "file://server:445/share/x",
-        ),
-        "file:////server/share/../share/x",
-    ],
-    "file:///etc/*": [
-        *(
-            "url:file:///etc/passwd",
-            "<URL:file:///etc/passwd>",
-            " < url: file:/etc/passwd > ",
-            "uRL%3Afile:///etc/passwd",
-        ),
-        *(
-            "/etc/passwd",
-            "//etc/passwd",
-            "/pub/../etc/passwd",
-            "/%65tc/passwd",
-            "file:%2F%2F%2Fetc/passwd",
-        ),
-    ],
-    "file:///pr\u00edvate/*": [
-        "file:///pri\u0301vate/x",
-        "file:///PR\u00cdVATE/x",
-        "file:///pri%CC%81vate/x",
-    ],
+    "file:///c:/secret/*": ["file:///C|/secret/x", "file:C|/secret/x", "file:///C%7C/secret/x",
+        "file://C|/secret/x", "file:///x/../C:/secret/x", "file:///C:/../secret/x",
+        "file:///C:/x/..\\..\\..\\secret\\x", "C:\\secret\\x", "c:/SECRET/x", "/C:/secret/x",
+        "file:///C:/secret./x", "file:///C:/secret%20/x",
+        "file:///C:/secret:$I30:$INDEX_ALLOCATION/x", "file://?/C:/secret/x",
+        "\\\\?\\C:\\secret\\x", "file:///%3F/C:/secret/x", "file://any/C:/../secret/x",],
+    "file:///c:/secret/x": ["file:///C:/secret/x::$DATA", "file:///C:/secret/x...",
+        "file:///C:/secret/x. ?y",],
+    "file://server/share/*": ["file:////server/share/x", "file://///SERVER//share/x",
+        "\\\\server\\share\\x", "//server/share/x", "file:///\\server/share/x",
+        "file:%5C%5Cserver%5Cshare/x", "file:////?/UNC/server/share/x",
+        "file://server:445/share/x", "file:////server/share/../share/x",],
+    "file:///etc/*": ["url:file:///etc/passwd", "<URL:file:///etc/passwd>",
+        " < url: file:/etc/passwd > ", "uRL%3Afile:///etc/passwd", "/etc/passwd",
+        "//etc/passwd", "/pub/../etc/passwd", "/%65tc/passwd", "file:%2F%2F%2Fetc/passwd",],
+    "file:///pr\u00edvate/*": ["file:///pri\u0301vate/x", "file:///PR\u00cdVATE/x",
+        "file:///pri%CC%81vate/x",],
     "file:///pri\u0301vate/*": ["file:///pr\u00edvate/x"],
     "file:///info/*": ["file:///\u0131nfo/x", "file:///\u0130NFO/x", "file:///I\u0307nfo/x"],
-    "http://127.0.0.1/*": [
-        *(
-            "http://2130706433/x",
-            "http://0x7f.1/x",
-            "http://127.1/x",
-            "http://0177.0.0.1/x",
-            "http://127.0.0.1./x",
-        ),
-        *(
-            "http://%32130706433:80/x",
-            "http://[::ffff:127.0.0.1]/x",
-            "http://[::FFFF:7f00:1]/x",
-            "http:0x7F000001",
-        ),
-        *("http://127.0.0.1", "http://127.0.0.1?x", "http://127.0.0.1#x"),
-    ],
+    "http://127.0.0.1/*": ["http://2130706433/x", "http://0x7f.1/x", "http://127.1/x",
+        "http://0177.0.0.1/x", "http://127.0.0.1./x", "http://%32130706433:80/x",
+        "http://[::ffff:127.0.0.1]/x", "http://[::FFFF:7f00:1]/x", "http:0x7F000001",
+        "http://127.0.0.1", "http://127.0.0.1?x", "http://127.0.0.1#x",],
     "http://127.0.0.1": ["http://127.0.0.1/", "http://127.0.0.1/?x"],
     "http://127.0.0.1:8080/*": ["http://2130706433:8080/x", "http://[::ffff:7f00:1]:8080/x"],
-    "http://[[]::1]/*": [
-        "http://[0:0:0:0:0:0:0:1]/x",
-        "http://[::0:1]:80/x",
-        "http://[::1%25lo]/x",
-        "http://[::0.0.0.1]/x",
-    ],
+    "http://[[]::1]/*": ["http://[0:0:0:0:0:0:0:1]/x", "http://[::0:1]:80/x",
+        "http://[::1%25lo]/x", "http://[::0.0.0.1]/x",],
     "note:///secret/*": ["note:/secret/x", "note:secret/x", "NOTE:\\secret\\x"],
     "db://*/users/*": ["db:/users/x", "db:users/x"],
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -539,35 +473,13 @@ def test_other_readers_let_nothing_in_and_deny_no_neighbour() -> None:
     assert not passes(denying, call("f\u0131x"))
 
 
-@pytest.mark.parametrize(
-    "uri",
-    [
-        *(
-            "https://example.com",
-            "https://example.com/",
-            "https://example.com?q=1",
-            "http://10.0.0.1:8080",
-            "http://10.0.0.1/x",
-        ),
-        *(
-            "http://[2001:db8::1]/x",
-            "http://[fe80::1%25eth0]/x",
-            "note:a",
-            "note:/a",
-            "note://b/a",
-            "file:///srv/a:b",
-            "file:///c:/pub/x",
-        ),
-        *(
-            "file://nas/pub/x",
-            "file:///srv/caf\u00e9",
-            "file:///srv/cafe\u0301",
-            "urn:isbn:0451450523",
-            "data:text/plain,a",
-            "/a",
-        ),
-    ],
-)
+@pytest.mark.parametrize("uri", [
+    "https://example.com", "https://example.com/", "https://example.com?q=1",
+    "http://10.0.0.1:8080", "http://10.0.0.1/x", "http://[2001:db8::1]/x",
+    "http://[fe80::1%25eth0]/x", "note:a", "note:/a", "note://b/a", "file:///srv/a:b",
+    "file:///c:/pub/x", "file://nas/pub/x", "file:///srv/caf\u00e9", "file:///srv/cafe\u0301",
+    "urn:isbn:0451450523", "data:text/plain,a", "/a",
+])  # fmt: skip
 def test_what_is_allowed_as_it_is_written_is_allowed(uri: str) -> None:
     """Whatever else some reader makes of a usual URI: that is for `deny` alone."""
     glob = uri.replace("[", "[[]")
@@ -720,13 +632,9 @@ LISTS: dict[str, tuple[str, str, str, list[str]]] = {
     "tools/list": ("tools", "name", "tools", ["add", "shell"]),
     "prompts/list": ("prompts", "name", "prompts", ["add", "shell"]),
     "resources/list": ("resources", "uri", "resources", ["x:add", "x:shell"]),
-    "resources/templates/list": (
-        "resourceTemplates",
-        "uriTemplate",
-        "resources",
-        ["x:add/{a}", "x:shell/{a}"],
-    ),
-}
+    "resources/templates/list": ("resourceTemplates", "uriTemplate", "resources",
+        ["x:add/{a}", "x:shell/{a}"],),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
