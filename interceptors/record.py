@@ -32,12 +32,11 @@ from interceptors import (
     StreamInterceptor,
 )
 
+from .framing import StreamTail
 from .toolkit.jsonl import Line, LineWriter, encode_line
 
 __all__ = ["Record", "RecordOptions", "TapeHeader", "TapeLine"]
 
-# A line end and an empty line. Only a stream's last event can lack them; clients drop that event.
-_WHOLE = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)\Z")
 _DATA = re.compile(rb"(?:\A|[\r\n])data(?:[:\r\n])")
 
 
@@ -124,7 +123,7 @@ class _RecordStream(StreamInterceptor):
 
     def on_event(self, event: Event) -> EventResult:
         raw = event.raw
-        if raw.endswith(b"\n\n") or _WHOLE.search(raw[-4:]):
+        if _is_whole(raw):  # clients drop a last event without its empty line
             data = event.data
             self._put(
                 TapeLine(
@@ -182,6 +181,14 @@ class _Tapes:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _is_whole(raw: bytes) -> bool:
+    if raw.endswith(b"\n\n"):
+        return True
+    tail = StreamTail()
+    tail.remember(raw, 0, len(raw))
+    return tail.is_whole
 
 
 def _open_private(path: str, flags: int) -> int:

@@ -169,17 +169,6 @@ async def test_without_a_key_of_ours_the_client_gets_401_and_may_go_on(serve: Se
         assert [line["status"] for line in rig.lines("exchange")] == [401] * 4 + [200]
 
 
-async def test_a_head_request_without_a_key_gets_the_head_of_the_401(serve: Serve) -> None:
-    """The same status and challenge as for GET, and no body."""
-    async with serve(stream_of(*EVENTS), "keys", KEYS) as rig:
-        client = await rig.client()
-        with trio.fail_after(10):
-            await client.send("HEAD", "/")
-            answer = await client.answer()
-        assert (answer.status, answer.body, answer.complete) == (401, b"", True)
-        assert answer.all("www-authenticate") == [b'Bearer realm="weirpool"']
-
-
 async def test_beyond_its_limit_a_client_gets_429_and_may_go_on(serve: Serve) -> None:
     """On one connection."""
     async with serve(

@@ -10,18 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from interceptors import (
-    Abort,
-    Event,
-    EventResult,
     Interceptor,
     LoadError,
     Request,
     ResponseHead,
     StreamContext,
-    StreamInterceptor,
 )
 from interceptors.audit import CREDENTIALS, Audit, AuditOptions
 from interceptors.loader import load_interceptor
@@ -165,24 +160,6 @@ def test_the_body_and_not_the_content_type_tells_what_is_written_down(tmp_path: 
     assert "unseen" not in (tmp_path / "audit.jsonl").read_text()
 
 
-def test_a_stream_that_another_interceptor_breaks_says_so(tmp_path: Path) -> None:
-    """The outcome is that of the exchange, whoever ended it."""
-
-    class BreaksStream(StreamInterceptor):
-        def on_event(self, event: Event) -> EventResult:
-            raise Abort("no more")
-
-    class Breaks(Interceptor):
-        def open_stream(self, context: Any) -> StreamInterceptor:
-            return BreaksStream()
-
-    run_chain([audit(tmp_path), Breaks()], EVENTS, request=request())
-    assert [(line["event"], line.get("outcome")) for line in lines(tmp_path)] == [
-        ("stream_event", None),
-        ("end", "intercepted"),
-    ]
-
-
 def test_query_and_body_are_written_down_only_if_asked_for(tmp_path: Path) -> None:
     """Both may be secret; a body is collected only by the instance that wants it."""
     assert not audit(tmp_path).wants_body
@@ -236,15 +213,3 @@ def test_loading_opens_no_file(tmp_path: Path) -> None:
     loaded = load_interceptor("audit", {"path": str(tmp_path / "audit.jsonl")})
     assert isinstance(loaded, Audit)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_what_the_disk_loses_stops_no_stream() -> None:
-    """A device that is always full: events pass as they came, and the log says what is missing."""
-    with capture_logs() as log:
-        result = run_chain([Audit(AuditOptions(path="/dev/full"))], EVENTS)
-    assert (result.output, result.failure) == (b"".join(EVENTS), None)
-    assert [(line["event"], line.get("count")) for line in log] == [
-        ("lines_dropped", None),
-        ("lines_lost", 3),
-    ]

@@ -112,15 +112,6 @@ async def test_lines_leave_while_the_process_serves_and_together(tmp_path: Path)
             assert disk.batches == batches + 1
 
 
-async def test_it_may_be_opened_again(tmp_path: Path) -> None:
-    """One interceptor may live through several lifespans; each appends."""
-    writer = LineWriter(rotating(tmp_path / "lines"))
-    for line in numbered(3):
-        async with writer.opened():
-            writer.put(line)
-    assert (tmp_path / "lines").read_bytes() == b"".join(numbered(3))
-
-
 async def test_a_slow_disk_drops_lines_counts_them_where_they_were_and_logs_once() -> None:
     """While the disk stands still hooks go on."""
     disk = Disk()
@@ -152,16 +143,6 @@ async def test_a_slow_disk_drops_lines_counts_them_where_they_were_and_logs_once
             "reason": "the disk does not keep up",
         }
     ]
-
-
-async def test_a_line_larger_than_the_queue_is_counted_and_stops_nothing() -> None:
-    """One that can never have room is dropped; the next is written behind its count."""
-    disk = Disk()
-    writer = LineWriter(disk, max_held_bytes=100)
-    async with writer.opened():
-        assert not writer.put(b"x" * 101)
-        assert writer.put(b"1\n")
-    assert disk.lines == [b'{"event":"lines_dropped","count":1}\n', b"1\n"]
 
 
 async def test_what_a_failing_disk_loses_is_counted_until_it_is_told() -> None:

@@ -9,7 +9,7 @@ from time import process_time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interceptors import LoadError, Request, Response, ResponseHead, StreamAborted
@@ -135,6 +135,11 @@ def test_subscriptions_are_reads() -> None:
     each of them.
     """
     denying = policy(resources={"deny": ["file:///etc/*"]})
+    assert error_of(run_request([denying], post(rpc("resources/read", uri="file:///etc/a")))) == (
+        200,
+        -32002,
+    )
+    assert passes(denying, rpc("resources/read", uri="file:///public/a%20b?c"))
     for method in ("resources/read", "resources/subscribe", "resources/unsubscribe"):
         assert not passes(denying, rpc(method, uri="file:///etc/passwd"))
         assert passes(denying, rpc(method, uri="file:///home/a"))
@@ -300,41 +305,13 @@ def test_a_get_and_a_delete_pass() -> None:
         assert error_of(run_request([interceptor], request)) == (200, -32602)
 
 
-@pytest.mark.parametrize(
-    "uri",
-    [
-        "file:///etc/passwd",
-        "FILE:///etc/passwd",
-        "file:/etc/passwd",
-        "file://localhost/etc/passwd",
-        "file:///public/../etc/passwd",
-        "file:///public/%2e%2e/etc/passwd",
-        "file:///public/%252e%252e/etc/passwd",
-        "file:///%65tc/passwd",
-        "file:///ETC/passwd",
-        "file:////etc/passwd",
-        "file:///public\\..\\etc\\passwd",
-        "file:///etc/passwd?x",
-        "file:///etc/passwd#public",
-        " file:///etc/passwd",
-        "file:///e\ttc/passwd",
-        "file:///%25252525252565tc/passwd",
-    ],
-)
-def test_no_spelling_of_a_denied_resource_reaches_the_server(uri: str) -> None:
-    """Denied by its own rule, and not let in by what is allowed beside it."""
-    exact = policy(resources={"deny": ["file:///etc/passwd"]})
-    beside = policy(resources={"allow": ["file:///public/*"]})
-    for interceptor in (exact, beside):
-        assert error_of(run_request([interceptor], post(rpc("resources/read", uri=uri)))) == (
-            200,
-            -32002,
-        )
-    assert passes(exact, rpc("resources/read", uri="file:///etc/hosts"))
-    assert passes(beside, rpc("resources/read", uri="file:///public/a%20b?c"))
-
-
-OTHER_HOSTS = [
+SPELLINGS = [
+    "file:///etc/passwd", "FILE:///etc/passwd", "file:/etc/passwd", "file://localhost/etc/passwd",
+    "file:///public/../etc/passwd", "file:///public/%2e%2e/etc/passwd",
+    "file:///public/%252e%252e/etc/passwd", "file:///%65tc/passwd", "file:///ETC/passwd",
+    "file:////etc/passwd", "file:///public\\..\\etc\\passwd", "file:///etc/passwd?x",
+    "file:///etc/passwd#public", " file:///etc/passwd", "file:///e\ttc/passwd",
+    "file:///%25252525252565tc/passwd",
     "file://x/etc/passwd", "file://127.0.0.1/etc/passwd", "file://[::1]/etc/passwd",
     "file://localhost:80/etc/passwd", "file://me:word@x/etc/passwd", "file:\\\\x\\etc\\passwd",
     "file://x/pub/%2e%2e/etc/passwd", "\ufefffile:///etc/passwd", "file:///etc/passwd\u3000",
@@ -343,11 +320,11 @@ OTHER_HOSTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("uri", OTHER_HOSTS, ids=lambda uri: uri[:30])
+@pytest.mark.parametrize("uri", SPELLINGS, ids=lambda uri: uri[:30])
 def test_a_resource_is_denied_and_hidden_in_every_spelling(uri: str) -> None:
     """Wherever a client asks for it, and wherever a server names it."""
     exact = policy(resources={"deny": ["file:///etc/passwd"]})
-    beside = policy(resources={"allow": ["file:///etc/passwd"]})
+    beside = policy(resources={"allow": ["file:///public/*"]})
     hidden = (
         uri.startswith("a:") and not uri.endswith("@") and len(uri) <= 8192
     )  # an opaque URI, of another scheme
@@ -890,6 +867,7 @@ def readings(text: str) -> list[Any]:
     return [reader(first, folded) for first in (True, False) for folded in (True, False)]
 
 
+@settings(deadline=None)
 @given(MESSAGE | st.lists(MESSAGE, max_size=3).map(lambda items: "[" + ",".join(items) + "]"))
 def test_no_reader_finds_a_denied_call_in_what_goes_upstream(text: str) -> None:
     """Neither one that takes the first of two members, nor one that does not mind case or spaces."""
@@ -925,6 +903,7 @@ ANSWER_MEMBER = st.one_of(
 ANSWER = st.lists(ANSWER_MEMBER, max_size=6).map(lambda members: "{" + ",".join(members) + "}")
 
 
+@settings(deadline=None)
 @given(ANSWER | st.lists(ANSWER, max_size=3).map(lambda items: "[" + ",".join(items) + "]"))
 def test_no_reader_finds_a_denied_entry_in_what_a_client_gets(text: str) -> None:
     """Neither one that takes the first of two members, nor one that does not mind case or spaces,

@@ -23,7 +23,6 @@ from interceptors import (
     LoadError,
     Outcome,
     Request,
-    Response,
     ResponseHead,
     StreamContext,
     StreamInterceptor,
@@ -288,35 +287,6 @@ async def test_a_tape_that_did_not_complete_ends_by_an_abort(
     assert isinstance(abort, Abort)
     assert abort.reason == reason
     assert [event.data for event in got] == ["1"]
-
-
-async def test_status_and_content_type_are_the_tapes(tmp_path: Path) -> None:
-    """Every request gets them, whatever it asks for."""
-    header = HEADER.replace("200", "203").replace('stream"', 'stream; charset=utf-8"')
-    replay = open_replay(tape_of(tmp_path, header + '{"at":0,"end":"completed"}\n'))
-    async with replay.lifespan():
-        for path in ("/", "/elsewhere"):
-            response = await replay.on_request(Request(method="POST", path=path))
-            assert isinstance(response, Response)
-            assert response.status == 203
-            assert response.headers.multi_items() == [
-                ("content-type", "text/event-stream; charset=utf-8")
-            ]
-
-
-async def test_what_was_recorded_is_what_is_played(tmp_path: Path) -> None:
-    """Every kind of event, recorded and played, is the same event."""
-    sent = b'\xef\xbb\xbfdata: a\r\ndata: b\r\n\r\nevent:e\rid: 1\rdata:{"x": 1}\r\rid: 2\n\nretry: 5\n\ndata\n\n: comment\n\n'
-    await trio.to_thread.run_sync(record, tmp_path, [sent])  # it runs a Trio of its own
-    (tape,) = (tmp_path / "tapes").iterdir()
-    got = [event.raw async for _, event in play(open_replay(str(tape), "instant"))]
-    assert got == [
-        b"data: a\ndata: b\n\n",
-        b'event: e\nid: 1\ndata: {"x": 1}\n\n',
-        b"id: 2\n\n",
-        b"retry: 5\n\n",
-        b"data: \n\n",
-    ]
 
 
 @pytest.mark.parametrize(

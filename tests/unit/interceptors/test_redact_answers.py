@@ -25,7 +25,6 @@ from unit.interceptors.dialects.transcripts import (
     chat_body,
     choice,
     chunk,
-    chunkings,
     message_end,
     message_item,
     message_start,
@@ -155,19 +154,6 @@ def test_a_secret_cut_anywhere_never_reaches_the_client(dialect: str, kind: str)
             assert said(result.output, kind) == f"{before}[redacted]{after}"
             assert SECRET.encode() not in result.output
             assert SECRET[-5:].encode() not in result.output
-
-
-@pytest.mark.parametrize("dialect", PATHS)
-def test_the_network_cuts_where_it_likes(dialect: str) -> None:
-    """Whole, byte by byte and at random the same leaves."""
-    stream = streamed(
-        dialect,
-        [("thinking", ["a", SECRET[:4], SECRET[4:]]), ("text", ["x " + SECRET, SECRET[:5]])],
-    )
-    whole = run_chain([Redact([KEY])], [stream], request=request(PATHS[dialect])).output
-    assert (said(whole, "thinking"), said(whole, "text")) == ("a[redacted]", "x [redacted]sk-Zq")
-    for chunks in chunkings(stream):
-        assert run_chain([Redact([KEY])], chunks, request=request(PATHS[dialect])).output == whole
 
 
 INTERLEAVED: dict[str, tuple[str, list[Any]]] = {

@@ -165,27 +165,6 @@ def test_a_backslash_before_an_at_sign_is_an_error(rest: str) -> None:
         spellings(uri)
 
 
-@pytest.mark.parametrize("uri", [
-    "file://x/etc/passwd", "file://127.0.0.1/etc/passwd", "file://[::1]/etc/passwd",
-    "file://localhost:80/etc/passwd", "file://user:word@x:8080/etc/passwd",
-    "FILE://X/public/../etc/passwd", "file:\\\\x\\etc\\passwd", "file://x%2Fetc/passwd",
-    "file%3A%2F%2Fx%2fetc%2fpasswd", "\ufefffile:///etc/passwd", "file:///etc/passwd\u00a0",
-    "\u2029\ufeff file://x/etc/passwd\x85\u3000", "%EF%BB%BFfile:///etc/passwd",
-    "file:///etc/passwd%20",
-])  # fmt: skip
-def test_a_host_of_a_file_and_white_space_are_left_out(uri: str) -> None:
-    """Readers of paths take them away: so that spelling is there, besides the others."""
-    found = spellings(uri)
-    assert "file:///etc/passwd" in (*found.same, *found.careless)
-    assert found.same[0] == uri
-
-
-def test_a_drive_is_no_host() -> None:
-    """WHATWG URL: `file://c:/x` is on drive c."""
-    found = spellings("file://c:/etc/passwd").careless
-    assert {"file:///c:/etc/passwd", "file:///etc/passwd"} <= set(found)
-
-
 def test_hosts_of_the_web_count() -> None:
     assert spellings("https://x/etc/passwd").careless == ()
 
