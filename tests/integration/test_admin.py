@@ -9,12 +9,12 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 from support.client import fetch, open_client
+from support.interceptors import until
 from support.process import WEIRPOOL, Process, running
 from support.proxy import Proxy, config_for, open_proxy
 from support.upstream import Peer, open_upstream, stream_of
@@ -213,12 +213,6 @@ async def test_a_lost_lease_shows_in_metrics_and_log_with_its_place(
             b'buffer_pool_leaks_total{pool="json"} 1.0'
             in (await fetch(proxy.port, "/metrics")).body
         )
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(10):
-        while not condition():
-            await trio.sleep(0.01)
 
 
 def listens(port: int) -> bool:

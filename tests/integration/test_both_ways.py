@@ -8,7 +8,6 @@ from __future__ import annotations
 import ssl
 import sys
 import types
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 import trio
 import trustme
 from support.client import Client, fetch, open_client
+from support.interceptors import until
 from support.proxy import Proxy, config_for, open_proxy
 from support.upstream import Peer, open_upstream, stream_of
 
@@ -73,12 +73,6 @@ def edit_module(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("edit_interceptor")
     module.Edit = Edit  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "edit_interceptor", module)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(10):
-        while not condition():
-            await trio.sleep(0.005)
 
 
 async def ended(proxy: Proxy, log: list[dict[str, object]], *outcomes: str) -> None:

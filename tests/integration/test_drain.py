@@ -33,11 +33,6 @@ much longer.
 EVENT = b"data: " + b"x" * 16000 + b"\n\n"
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("certificates"))
-
-
 class Server:
     def __init__(self, process: Process, port: int) -> None:
         self.process = process

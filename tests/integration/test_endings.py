@@ -382,11 +382,6 @@ class Certificates:
         issued.private_key_pem.write_to_path(self.files[1])
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("certificates"))
-
-
 def breaking(framing: str) -> Script:
     """One event, and then the connection is gone."""
 

@@ -400,11 +400,6 @@ def refuse(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dial, "connect", connect)
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("certificates"))
-
-
 @pytest.mark.parametrize("interceptors", INTERCEPTORS)
 @pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("name", FAULTS)

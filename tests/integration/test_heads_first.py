@@ -29,11 +29,6 @@ EVENTS = stream_of(b"data: 1\n\n")
 STREAMED = ("content-length", "chunked")
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("certificates"))
-
-
 @pytest.fixture
 def serve(log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
     return Way().serve(log, monkeypatch)

@@ -34,11 +34,6 @@ EARLY = "heartbeat: {interval: 0.05, early: true}"
 EVENT_SOURCE = [("Accept", "text/event-stream")]
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("certificates"))
-
-
 @pytest.fixture(params=["hub", "no hub", "TLS", "TLS, no hub"])
 def serve(
     request: pytest.FixtureRequest,

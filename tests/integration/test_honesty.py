@@ -19,6 +19,7 @@ import support.proxy
 import trio
 from support.certificates import Certificates
 from support.client import Answer, fetch, open_client
+from support.interceptors import until
 from support.proxy import config_for, open_proxy
 from support.upstream import Peer, Script, open_upstream, stream_of
 
@@ -28,12 +29,6 @@ from proxy.server.app import create_app
 from proxy.server.serve import bind_sockets, serve_app
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(10):
-        while not condition():
-            await trio.sleep(0.005)
 
 
 async def exchanges_of(log: list[dict[str, object]], count: int = 1) -> list[dict[str, object]]:

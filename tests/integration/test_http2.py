@@ -5,7 +5,7 @@ resets in both directions.
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ import pytest
 import trio
 from support.certificates import Certificates
 from support.http2_client import open_http2
-from support.interceptors import Log, Way
+from support.interceptors import Log, Way, outcomes_of, until
 from support.proxy import Proxy, config_for, limit_upstream_buffers, open_proxy
 from support.upstream import Peer, Script, open_upstream, stream_of
 
@@ -26,29 +26,12 @@ from proxy.exchange import exchange
 EVENT = b"data: " + b"x" * 1000 + b"\n\n"
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("certificates"))
-
-
 @pytest.fixture
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel holds little between the upstream and the proxy, so that what the upstream can
     send tells what we read.
     """
     limit_upstream_buffers(monkeypatch, socket.SO_RCVBUF, 16384)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(10):
-        while not condition():
-            await trio.sleep(0.005)
-
-
-async def outcomes_of(log: list[dict[str, object]], count: int = 1) -> list[object]:
-    """The outcomes of the exchanges, when there are as many as that."""
-    await until(lambda: len([line for line in log if line["event"] == "exchange"]) >= count)
-    return [line["outcome"] for line in log if line["event"] == "exchange"]
 
 
 @asynccontextmanager

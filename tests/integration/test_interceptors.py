@@ -51,29 +51,6 @@ from proxy.errors import ConfigError
 from proxy.worker.metrics import Metrics
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("certificates"))
-
-
-@pytest.fixture(params=["hub", "no hub", "tls"])
-def serve(
-    request: pytest.FixtureRequest,
-    log: Log,
-    monkeypatch: pytest.MonkeyPatch,
-    certificates: Certificates,
-) -> Serve:
-    """A proxy in each of three ways."""
-    tls = certificates if request.param == "tls" else None
-    return Way(hub=request.param != "no hub", certificates=tls).serve(log, monkeypatch)
-
-
-@pytest.fixture
-def serve_once(log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
-    """A proxy in the usual way, for what does not depend on it."""
-    return Way().serve(log, monkeypatch)
-
-
 @pytest.fixture
 def serve_http2(log: Log, monkeypatch: pytest.MonkeyPatch, certificates: Certificates) -> Serve:
     return Way(certificates=certificates).serve(log, monkeypatch)

@@ -43,11 +43,6 @@ def limit(name: str = "limit", *, burst: int = 2, by: str = "auto") -> str:
     return f'{{name: {name}, use: "interceptors.rate_limit:RateLimit", options: {options}}}'
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("certificates"))
-
-
 @pytest.fixture(params=["plain", "tls"])
 def serve(
     request: pytest.FixtureRequest,

@@ -11,7 +11,7 @@ import trio
 from support.certificates import Certificates
 from support.client import Answer, Client
 from support.http2_client import open_http2
-from support.interceptors import Feed, Log, Rig, Serve, Way, config_with, on_event, until
+from support.interceptors import Feed, Log, Rig, Serve, config_with, on_event, until
 from support.proxy import Proxy, open_proxy
 from support.upstream import open_upstream
 
@@ -22,26 +22,6 @@ NOTICE = b'event: message\ndata: {"jsonrpc":"2.0","method":"notifications/tools/
 CALL = b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}'
 ACCEPT = ("Accept", "application/json, text/event-stream")
 FIVE_MINUTES_S = 300
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("certificates"))
-
-
-@pytest.fixture(params=["hub", "no hub", "TLS"])
-def serve(
-    request: pytest.FixtureRequest,
-    certificates: Certificates,
-    log: Log,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Serve:
-    """TLS is served by the portable writer."""
-    way = Way(
-        hub="no hub" not in request.param,
-        certificates=certificates if "TLS" in request.param else None,
-    )
-    return way.serve(log, monkeypatch)
 
 
 async def listen(rig: Rig, *headers: tuple[str, str], method: str = "GET") -> tuple[Client, Answer]:

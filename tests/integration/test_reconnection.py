@@ -9,10 +9,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
-from support.certificates import Certificates
 from support.client import Answer
 from support.event_source import comments, dispatched
-from support.interceptors import Feed, Log, Serve, Way, on_event, on_event_async
+from support.interceptors import Feed, Serve, on_event, on_event_async
 from support.upstream import Peer, Request
 
 from interceptors import (
@@ -32,26 +31,6 @@ DONE = b"data: [DONE]\n\n"
 COUNT = 4
 EVENTS = [b"id: %d\ndata: event %d\n\n" % (number, number) for number in range(1, COUNT + 1)]
 STREAM = b"".join(EVENTS) + DONE
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("certificates"))
-
-
-@pytest.fixture(params=["hub", "no hub", "TLS"])
-def serve(
-    request: pytest.FixtureRequest,
-    certificates: Certificates,
-    log: Log,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Serve:
-    """TLS is served by the portable writer."""
-    way = Way(
-        hub="no hub" not in request.param,
-        certificates=certificates if "TLS" in request.param else None,
-    )
-    return way.serve(log, monkeypatch)
 
 
 def asked_for(request: Request) -> int:

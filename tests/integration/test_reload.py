@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 from support.client import Client, fetch, open_client
+from support.interceptors import until
 from support.process import WEIRPOOL, Process, port_of, running
 from support.upstream import Peer, Upstream, open_upstream, stream_of
 
@@ -103,12 +104,6 @@ async def site(
     async with running(command) as process:
         await process.event("started")
         yield place, process
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(10):
-        while not condition():
-            await trio.sleep(0.01)
 
 
 async def reload(process: Process, count: int = 1) -> dict[str, object]:

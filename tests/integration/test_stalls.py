@@ -15,22 +15,12 @@ import msgspec
 import pytest
 import trio
 from support.certificates import Certificates
+from support.interceptors import until
 from support.proxy import config_for, open_proxy
 from support.upstream import Peer, open_upstream
 
 EVENT = b"data: " + b"x" * 16000 + b"\n\n"
 SEND_S = 1
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("certificates"))
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(20):
-        while not condition():
-            await trio.sleep(0.01)
 
 
 async def chunked(peer: Peer) -> None:

@@ -11,10 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import trio
-from support.certificates import Certificates
-from support.interceptors import Feed, Log, Serve, Way
+from support.interceptors import Feed, Serve
 from support.upstream import Peer, stream_of
 
 from interceptors import Interceptor
@@ -23,31 +21,6 @@ from interceptors.record import Record, RecordOptions
 from interceptors.replay import Replay, ReplayOptions
 
 SECRET = "s3cr3t"
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("certificates"))
-
-
-@pytest.fixture(params=["hub", "no hub", "tls"])
-def serve(
-    request: pytest.FixtureRequest,
-    log: Log,
-    monkeypatch: pytest.MonkeyPatch,
-    certificates: Certificates,
-) -> Serve:
-    """A proxy in each of three ways."""
-    way = Way(
-        hub=request.param != "no hub", certificates=certificates if request.param == "tls" else None
-    )
-    return way.serve(log, monkeypatch)
-
-
-@pytest.fixture
-def serve_once(log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
-    """A proxy in the usual way, for what does not depend on it."""
-    return Way().serve(log, monkeypatch)
 
 
 def given(cls: Any, options: Any) -> type[Interceptor]:

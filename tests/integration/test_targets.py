@@ -137,11 +137,6 @@ async def rig_of(
             yield rig
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("tls"))
-
-
 # Octets of a target: RFC 9112, section 3.2; RFC 3986, section 3.3
 
 KEYED = ("path: /", "path: /admin, interceptors: [keys]")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ import h11
 import pytest
 import trio
 from support.client import Answer, Client, fetch, open_client
+from support.interceptors import outcomes_of, until
 from support.proxy import Proxy, config_for, limit_upstream_buffers, open_proxy
 from support.upstream import Peer, Script, open_upstream
 
@@ -28,18 +29,6 @@ def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     the proxy and it.
     """
     limit_upstream_buffers(monkeypatch, socket.SO_SNDBUF, 16384)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(10):
-        while not condition():
-            await trio.sleep(0.005)
-
-
-async def outcomes_of(log: list[dict[str, object]], count: int = 1) -> list[object]:
-    """The outcomes of the exchanges, when there are as many as that."""
-    await until(lambda: len([line for line in log if line["event"] == "exchange"]) >= count)
-    return [line["outcome"] for line in log if line["event"] == "exchange"]
 
 
 @asynccontextmanager

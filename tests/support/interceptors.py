@@ -39,6 +39,7 @@ __all__ = [
     "interceptor",
     "on_event",
     "on_event_async",
+    "outcomes_of",
     "until",
 ]
 
@@ -47,9 +48,15 @@ Serve = Callable[..., AbstractAsyncContextManager["Rig"]]
 
 
 async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(20):
         while not condition():
             await trio.sleep(0.002)
+
+
+async def outcomes_of(log: Log, count: int = 1) -> list[str]:
+    """The outcomes of all exchanges, once there are as many as that."""
+    await until(lambda: len([line for line in log if line["event"] == "exchange"]) >= count)
+    return [line["outcome"] for line in log if line["event"] == "exchange"]
 
 
 def config_with(url: str, *given: type[Interceptor], **more: str) -> Config:
@@ -192,9 +199,8 @@ class Rig:
         return [line for line in self.log if line["event"] == event]
 
     async def outcomes(self, count: int = 1) -> list[str]:
-        """The outcomes of all exchanges, when there are as many as that."""
-        await until(lambda: len(self.lines("exchange")) >= count)
-        return [line["outcome"] for line in self.lines("exchange")]
+        """The outcomes of all exchanges, once there are as many as that."""
+        return await outcomes_of(self.log, count)
 
     def failures(self) -> list[tuple[str, str]]:
         """Which interceptor failed, and in which hook: one for each line in the log."""
