@@ -1,10 +1,10 @@
-"""This package's error families, and how each looks from outside.
+"""The error families of the proxy.
 
-- `ConfigError`: the configuration is wrong; names the path of the mistake.
-- `RequestRefused`: the client's request gets an answer of ours instead of the upstream's.
-- `ProxyDefect`: the proxy itself has failed, in one of its own interceptors.
+- `ConfigError`: the configuration is wrong; names the path of each mistake.
+- `RequestRefused`: the proxy answers the request itself.
+- `ProxyDefect`: one of the proxy's own interceptors failed.
 - `UpstreamFailure`: the upstream could not be reached or broke the protocol.
-- `ClientGone`, `SendStalled`: the client's side of a stream ended it.
+- `ClientGone`, `SendStalled`: the client's side ended a stream.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = [
 
 
 def outcome_of(failure: Exception) -> Outcome:
-    """The outcome of an exchange that a failure has ended."""
+    """Return the outcome of an exchange that a failure has ended."""
     if isinstance(failure, HookError | StreamAborted):
         return Outcome.INTERCEPTED
     if isinstance(
@@ -60,18 +60,16 @@ def outcome_of(failure: Exception) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake in the configuration, or one thing in it that is probably not meant."""
+    """An error or a warning about the configuration."""
 
     path: str
-    """As in `reverse_proxy.routes[0].path`; "" where it is about the whole."""
+    """Such as `reverse_proxy.routes[0].path`; "" for the whole configuration."""
     message: str
     hint: str = ""
-    """What to write instead, where that is known."""
+    """What to write instead, if known."""
     severity: Literal["error", "warning"] = "error"
     value: str | None = None
-    """The value as the file has it, references unreplaced; None where there is none, or where it
-    may be a secret.
-    """
+    """The value as written in the file, with its references. None if absent or possibly secret."""
     line: int | None = None
     column: int | None = None
     """From 1."""
@@ -79,13 +77,13 @@ class Problem:
 
     @property
     def text(self) -> str:
-        """All of it but where it is."""
+        """Everything except the place."""
         hint = f": {self.hint}" if self.hint else ""
         value = f" (got {self.value})" if self.value is not None else ""
         return f"{self.message}{hint}{value}"
 
     def __str__(self) -> str:
-        """A line for a log: with the path, or the place where there is no path."""
+        """The line for a log: with the path, or the place if there is no path."""
         if self.path:
             return f"{self.path}: {self.text}"
         if self.line is not None:
@@ -94,7 +92,7 @@ class Problem:
 
     @property
     def located(self) -> str:
-        """A line for a terminal, as compilers write it, so that editors find the place."""
+        """The line for a terminal in the format of compilers, which editors recognise."""
         if self.file is None:
             return str(self)
         place = f"{self.file}:{self.line}:{self.column}" if self.line is not None else self.file
@@ -102,9 +100,7 @@ class Problem:
 
 
 class ConfigError(Exception):
-    """The configuration is wrong. `problems` has every mistake, `errors` a line for each, with its
-    path.
-    """
+    """The configuration is wrong. `problems` has every mistake, `errors` a line for each."""
 
     def __init__(self, *problems: str | Problem) -> None:
         self.problems = tuple(
@@ -115,11 +111,11 @@ class ConfigError(Exception):
 
 
 class StartError(ConfigError):
-    """The configuration may be right, but the process cannot begin to serve: a port is taken."""
+    """The process cannot start to serve, for example because a port is taken."""
 
 
 class RequestRefused(Exception):
-    """A request that is not forwarded. `kind` and `message` go into the answer's JSON body."""
+    """A request that the proxy answers itself. `kind` and `message` go into the answer's body."""
 
     def __init__(
         self,
@@ -139,24 +135,24 @@ class RequestRefused(Exception):
 
 
 def interceptor_failed(message: str) -> RequestRefused:
-    """For a request or a response that cannot be sent as an interceptor has left it."""
+    """Return the refusal for a message that cannot be sent as an interceptor has left it."""
     return RequestRefused(502, "interceptor_failed", message, outcome=Outcome.INTERCEPTED)
 
 
 class ProxyDefect(InterceptorError):
-    """One of the proxy's own interceptors has failed."""
+    """One of the proxy's own interceptors failed."""
 
     outcome = Outcome.INTERNAL_ERROR
 
 
 class ClientGone(Exception):
-    """The client's connection broke while we wrote to it."""
+    """The client's connection broke during a write."""
 
     outcome = Outcome.CLIENT_DISCONNECTED
 
 
 class SendStalled(Exception):
-    """The client took nothing for the whole `send` deadline."""
+    """The client accepted nothing for the whole `send` deadline."""
 
     outcome = Outcome.SEND_STALLED
 
@@ -173,28 +169,29 @@ class Sent(Enum):
 
 
 class UpstreamFailure(Exception):
-    """Base of what can go wrong upstream. Its message is for the log: it names the endpoint, never
-    a path, a header or a body.
+    """Base of upstream failures. The message is for the log: it names the endpoint, never a path, a
+    header or a body.
     """
 
     kind = "upstream_error"
     public = "the upstream failed"
-    """What a client may know of it."""
+    """The text for clients."""
     status = 502
     outcome = Outcome.UPSTREAM_ERROR
     retry_after_s: int | None = None
     sent: Sent = Sent.ALL
-    """How much of the request had been written; `http1` and `balancer` set it."""
+    """How much of the request had been written; set by `http1` and `balancer`."""
     reused: bool = False
-    """Whether the connection had carried a request before; the server may have closed it since."""
+    """Whether the connection had carried a request before, so that the server may have closed it.
+    """
     ours = False
-    """A limit of this proxy or its machine: it says nothing about the endpoint, and another attempt
-    would only add to it.
+    """A limit of this proxy or its machine: it does not count against the endpoint, and is not
+    retried.
     """
 
 
 class NoEndpoint(UpstreamFailure):
-    """Every endpoint of the upstream is ejected: nothing was tried."""
+    """Every endpoint of the upstream is ejected; none was tried."""
 
     kind = "no_endpoint"
     public = "no endpoint of the upstream is in service"
@@ -204,8 +201,8 @@ class NoEndpoint(UpstreamFailure):
 
 
 class SessionGone(UpstreamFailure):
-    """The session's endpoint is gone; none was asked. MCP, "Session Management": after 404 a client
-    starts a new session.
+    """The session's endpoint is gone; none was tried. After 404 a client starts a new session (MCP,
+    "Session Management").
     """
 
     kind = "session_gone"
@@ -237,7 +234,7 @@ class ConnectTimedOut(UpstreamFailure):
 
 
 class _OwnLimit(UpstreamFailure):
-    """A limit of this proxy or its machine, for the moment."""
+    """A temporary limit of this proxy or its machine."""
 
     status = 503
     outcome = Outcome.REFUSED
@@ -253,15 +250,15 @@ class PoolTimedOut(_OwnLimit):
 
 
 class PoolFull(_OwnLimit):
-    """All connections to the upstream are in use, and as many requests wait for one as may."""
+    """All connections to the upstream are in use, and the queue for one is full."""
 
     kind = "upstream_connections_exhausted"
     public = "all connections to the upstream are in use"
 
 
 class OutOfResources(_OwnLimit):
-    """This machine has no descriptor, memory, local port or thread left for it (EMFILE, ENFILE,
-    ENOBUFS, ENOMEM, EADDRNOTAVAIL).
+    """No descriptor, memory, local port or thread is left (EMFILE, ENFILE, ENOBUFS, ENOMEM,
+    EADDRNOTAVAIL).
     """
 
     kind = "out_of_resources"
@@ -283,40 +280,43 @@ class ReadTimedOut(UpstreamFailure):
 
 
 class ReadFailed(UpstreamFailure):
-    """The connection broke: reset, or closed before a head came."""
+    """The connection was reset, or closed before a head arrived."""
 
     kind = "upstream_connection_lost"
     public = "the connection to the upstream broke"
 
 
 class ProtocolFailure(UpstreamFailure):
-    """What the upstream sent is not HTTP as we accept it."""
+    """The upstream's bytes are not acceptable HTTP."""
 
     kind = "upstream_protocol_error"
     public = "the upstream's response is not acceptable HTTP"
 
 
 class EncodedResponse(ProtocolFailure):
-    """The response is compressed although identity was asked for, and an interceptor must see it."""
+    """The response is encoded although identity was requested and an interceptor must read it."""
 
-    public = "the upstream's response is compressed, although it was asked for uncompressed, and an interceptor must read it"
+    public = (
+        "the upstream's response is compressed although an uncompressed one was requested,"
+        " and an interceptor must read it"
+    )
 
     def __init__(self, upstream: str) -> None:
         super().__init__(
-            f"{upstream}: the response is encoded although identity was asked for, and an interceptor must see it"
+            f"{upstream}: the response is encoded although identity was requested,"
+            " and an interceptor must read it"
         )
 
 
 class NotAStream(UpstreamFailure):
-    """The upstream's answer is no event stream, when the client has got the head of one already (an
-    early heartbeat).
-    """
+    """The answer is not an event stream, but an early heartbeat has started one."""
 
     kind = "upstream_not_a_stream"
 
     def __init__(self, upstream: str, status: int) -> None:
         super().__init__(
-            f"{upstream}: answered {status} with no event stream, when one had begun with an early heartbeat"
+            f"{upstream}: answered {status} without an event stream,"
+            " after an early heartbeat had started one"
         )
         self.public = (
             f"the upstream has answered with status {status}, and not with an event stream"
@@ -324,19 +324,22 @@ class NotAStream(UpstreamFailure):
 
 
 class NotResumed(UpstreamFailure):
-    """The upstream's answer is not how its event stream goes on."""
+    """The answer does not continue the event stream."""
 
     kind = "upstream_not_resumed"
 
     def __init__(self, upstream: str, status: int) -> None:
         super().__init__(
-            f"{upstream}: answered {status} with no plain event stream, when one was to be resumed"
+            f"{upstream}: answered {status} without a plain event stream"
+            " to an attempt to resume one"
         )
-        self.public = f"the upstream's stream broke, and it has answered with status {status} when that was to go on"
+        self.public = (
+            f"the upstream's stream broke, and the attempt to resume it got status {status}"
+        )
 
 
 class Truncated(ProtocolFailure):
-    """The connection ended before the body did."""
+    """The connection ended before the body."""
 
     kind = "upstream_truncated"
     public = "the upstream's response ended too early"

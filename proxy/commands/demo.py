@@ -25,8 +25,9 @@ from ..upstream.httpx_transport import HttpxTransport
 __all__ = ["run_demo", "serve_upstream"]
 
 _TEXT = (
-    "A weir lets the river run and still has a say in it: what flows over can be measured, counted, held back or let go, "
-    "and nothing is lost on the way. The key sk-demo1234567890abcdefgh was never meant to be seen downstream."
+    "A weir lets the river run and still has a say in it: what flows over can be measured, counted,"
+    " held back or let go, and nothing is lost on the way."
+    " The key sk-demo1234567890abcdefgh was never meant to be seen downstream."
 )
 
 _CONFIG = """
@@ -43,7 +44,7 @@ log: {{format: console, level: warning}}
 
 
 def run_demo(port: int, *, once: bool, delay_s: float = 0.05) -> int:
-    """Run the demo on `port` (0: any free one). `once`: end after the stream. Raises `ConfigError`."""
+    """Run the demo on `port` (0: any free one). `once`: end after the stream."""
     trio.run(_demo, port, once, delay_s)
     return 0
 

@@ -36,7 +36,7 @@ from interceptors import (
 
 @dataclass
 class Options:
-    """What the configuration may set below `options`; wrong names and types are refused at start."""
+    """The keys of `options` in the configuration; wrong names and types are errors at start."""
 
     field: str = "seen_by"
     value: str = "{name}"
@@ -51,7 +51,7 @@ class {title}(Interceptor):
         self.options = options
 
     async def on_request(self, request: Request) -> Response | None:
-        """Look at a request, change it, or answer it: `return request.refuse(403, "not_here", "not here")`."""
+        """Read a request, change it, or answer it: `return request.refuse(403, "no", "no")`."""
         request.headers["x-seen-by"] = self.options.value
         return None
 
@@ -94,7 +94,7 @@ from interceptors.testing import run_chain, run_request
 
 
 def test_events_are_marked() -> None:
-    """Every JSON event gets the field, wherever the bytes are cut; what is no JSON object passes as it came."""
+    """Every JSON object gets the field, however the bytes are cut; other data passes unchanged."""
     result = run_chain([{title}(Options())], [b'data: {{"a"', b": 1}}\\n\\ndata: [DONE]\\n\\n"])
     assert result.output == b'data: {{"a":1,"seen_by":"{name}"}}\\n\\ndata: [DONE]\\n\\n'
 
@@ -107,7 +107,7 @@ def test_requests_are_marked() -> None:
 '''
 
 _NEXT = """\
-{module}.py and test_{module}.py are written. Next, run the test (with pytest; if it is missing: pip install pytest):
+Wrote {module}.py and test_{module}.py. Run the test (requires pytest: pip install pytest):
 
     {python} -m pytest test_{module}.py
 
@@ -155,16 +155,19 @@ def new_interceptor(name: str, directory: Path) -> str:
         )
     if _NAME.fullmatch(name) is None:
         raise ConfigError(
-            f"{name!r} cannot be a name: must be lower-case letters and digits, joined by - or _, such as redact-keys"
+            f"{name!r} cannot be a name: must be lower-case letters and digits, joined by - or _,"
+            " such as redact-keys"
         )
     hidden = _hidden_by(module, directory)
     if hidden is not None:
         raise ConfigError(
-            f"{name!r} cannot be a name: {module}.py would hide {hidden}; choose another, such as my-{name}"
+            f"{name!r} cannot be a name: {module}.py would hide {hidden};"
+            f" choose another, such as my-{name}"
         )
     if title in _IMPORTED:
         raise ConfigError(
-            f"{name!r} cannot be a name: class {title} would hide Weirpool's {title}; choose another, such as my-{name}"
+            f"{name!r} cannot be a name: class {title} would hide Weirpool's {title};"
+            f" choose another, such as my-{name}"
         )
     words = {
         "python": sys.executable if " " not in sys.executable else "python",

@@ -116,7 +116,10 @@ class _Loader(yaml.SafeLoader):
 def _hint_for(problem: str, at: str) -> str:
     """Return what to write instead. `at`: the text from the mistake on."""
     if at.startswith("{") and problem.startswith("expected"):
-        return 'put a value with ${...} in quotes here, as in "${VAR}": inside { } and [ ], YAML reads { and } itself'
+        return (
+            'put a value with ${...} in quotes here, as in "${VAR}":'
+            " inside { } and [ ], YAML reads { and } itself"
+        )
     if "unknown escape character" in problem:
         return "in double quotes write \\\\ for a backslash, or put the value in single quotes"
     if "alias" in problem or "anchor" in problem:
@@ -128,13 +131,19 @@ def _hint_for(problem: str, at: str) -> str:
             else "put a value that begins with this character in quotes"
         )
     if "mapping values are not allowed" in problem:
-        return "put a value that holds a colon and a space in quotes, or check where this line and the one above begin"
+        return (
+            "put a value that holds a colon and a space in quotes,"
+            " or check where this line and the one above begin"
+        )
     if "another document" in problem:
         return "a configuration is one document: remove the line ---"
     if "constructor for the tag" in problem:
         return "tags are not supported: write ${VAR} or ${file:PATH} for a value from elsewhere"
     if problem.startswith("expected <block end>"):
-        return "check where this line begins: the keys of a mapping, and the entries of a list, begin in the same column"
+        return (
+            "check where this line begins:"
+            " the keys of a mapping, and the entries of a list, begin in the same column"
+        )
     if "could not find expected ':'" in problem:
         return "a key is followed by a colon and a space"
     return ""
@@ -213,6 +222,6 @@ def _key_of(node: yaml.ScalarNode) -> str:
     """Return a key as the checker sees it: the text of its Python value."""
     try:
         plain = node.style is None and node.tag != "tag:yaml.org,2002:str"
-        return str(yaml.load(node.value, _Loader)) if plain else str(node.value)  # noqa: S506 - a safe loader
+        return str(yaml.load(node.value, _Loader) if plain else node.value)  # noqa: S506 - safe
     except yaml.YAMLError:
         return str(node.value)

@@ -80,7 +80,8 @@ def wiring_mistakes(config: Config, loaded: Mapping[str, Interceptor]) -> Iterat
                 if what is not None:
                     yield Mistake(
                         path,
-                        f'"{name}" sets {header}, and headers.{what} of the upstream "{upstream.name}" has the last word',
+                        f'"{name}" sets {header}, which headers.{what} of the upstream'
+                        f' "{upstream.name}" overrides',
                         "remove one of the two",
                         shows_value=False,
                     )
@@ -103,7 +104,8 @@ def wiring_warnings(
                 ):
                     yield Mistake(
                         path,
-                        f'"{name}" needs request.state["{key}"], which nothing before it declares to set',
+                        f'"{name}" needs request.state["{key}"],'
+                        " which nothing before it declares to set",
                         f'declare sets_state = ("{key}",) on the class that sets it',
                         shows_value=False,
                     )
@@ -128,7 +130,8 @@ def wiring_warnings(
         ):
             yield Mistake(
                 f"reverse_proxy.routes[{index}]",
-                f"without a dialect, the path of a request decides what {', '.join(unsure)} can see in its answer",
+                f"without a dialect, the request's path decides what {', '.join(unsure)} can see"
+                " in the answer",
                 "set dialect to openai, anthropic or mcp, or to generic where no LLM answers",
                 shows_value=False,
             )
@@ -180,7 +183,9 @@ def _before(route: Route, later: str, place: int) -> str:
     """Return a hint that makes the later interceptor run before the one at `place`."""
     name = route.interceptors[place]
     if later in route.interceptors[:place]:
-        return f'"{later}" has wants_body, and is asked after those without: set wants_body on "{name}", too'
+        return (
+            f'"{later}" has wants_body and runs after those without: set wants_body on "{name}" too'
+        )
     return f'list "{later}" before "{name}"'
 
 

@@ -52,7 +52,8 @@ class Tls:
 
         def refuse_encrypted() -> str:  # otherwise OpenSSL prompts for the pass phrase
             raise ConfigError(
-                f"--keyfile {self.key}: the private key is encrypted: decrypt it (openssl pkey -in FILE -out FILE)"
+                f"--keyfile {self.key}: the private key is encrypted:"
+                " decrypt it (openssl pkey -in FILE -out FILE)"
             )
 
         try:
@@ -111,7 +112,7 @@ def name_of(sock: socket.socket) -> str:
 
 
 def hypercorn_config(sockets: Sequence[socket.socket], tls: Tls | None = None) -> ServerConfig:
-    """Return Hypercorn's settings, as in `deploy/hypercorn.toml`. Takes ownership of the sockets."""
+    """Return Hypercorn's settings, as in `deploy/hypercorn.toml`. Takes over the sockets."""
     result = ServerConfig()
     result.bind = [f"fd://{sock.detach()}" for sock in sockets]
     result.backlog = _BACKLOG

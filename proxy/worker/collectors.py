@@ -269,7 +269,7 @@ class ProcessCollector(Collector):
         )
         closed = CounterMetricFamily(
             "weirpool_client_connections_closed",
-            "Connections closed because of the limit: idle ones, for others; new ones, when no other was idle.",
+            "Connections closed at the limit: idle ones for others, new ones if none was idle.",
             labels=["which"],
         )
         closed.add_metric(["idle"], client_connections.closed_idle)

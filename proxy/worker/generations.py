@@ -295,7 +295,8 @@ def _collectors(owners: Sequence[Owner]) -> Collectors:
             found += [(owner, collector) for collector in owner.interceptor.collectors()]
         except Exception as error:
             raise ConfigError(
-                f"interceptors: collectors() of {owner.name!r} failed: {type(error).__name__}: {error}"
+                f"interceptors: collectors() of {owner.name!r} failed:"
+                f" {type(error).__name__}: {error}"
             ) from error
     return found
 

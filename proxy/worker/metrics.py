@@ -91,7 +91,7 @@ class Metrics:
         )
         self._refused = Counter(
             "weirpool_refused",
-            "Requests refused although nothing is wrong with them: a limit, no endpoint in service, a session that is gone.",
+            "Valid requests refused: a limit, no endpoint in service, a session that is gone.",
             ["route", "reason"],
             registry=self.registry,
         )
@@ -118,7 +118,8 @@ class Metrics:
         for owner, metric in collected(collectors):
             if metric.name in self._own_names:
                 raise ConfigError(
-                    f"interceptors: {owner.name!r} has a metric called {metric.name!r}, and so has the proxy"
+                    f"interceptors: the metric {metric.name!r} of {owner.name!r} has the name"
+                    " of one of the proxy's"
                 )
 
     def keep(self, collectors: Collectors) -> None:

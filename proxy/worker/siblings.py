@@ -153,7 +153,7 @@ class Siblings:
                 except BlockingIOError:
                     await trio.sleep(
                         _FULL_S
-                        # several tasks may wait for one mailbox, which `wait_writable` does not allow
+                        # `wait_writable` allows one task for each socket
                     )
                 except OSError:
                     return False

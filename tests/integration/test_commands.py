@@ -324,7 +324,7 @@ def run(tmp_path: Path, text: str, *arguments: str) -> Done:
 
 def test_check_warns_and_fails_for_a_warning_only_when_asked(tmp_path: Path) -> None:
     """Status 0 with the warning on stderr; `--strict`: status 2."""
-    line = "weirpool.yaml:4:12: warning: reverse_proxy.routes[0]: without a dialect, the path of a request decides"
+    line = "weirpool.yaml:4:12: warning: reverse_proxy.routes[0]: without a dialect, the request's path decides"
     done = run(tmp_path, WARNED, "check")
     assert (done.returncode, done.stdout) == (0, "weirpool.yaml: ok (1 route, 1 warning)\n")
     assert done.stderr.startswith(line)

@@ -979,7 +979,10 @@ def test_a_metric_named_as_one_of_the_proxys_is_refused_at_start() -> None:
             return [Counter("weirpool_exchanges", "Mine.", registry=None)]
 
     posing = Owner("Posing", Posing()), Posing().collectors()[0]
-    with pytest.raises(ConfigError, match="'Posing' has a metric called 'weirpool_exchanges'"):
+    with pytest.raises(
+        ConfigError,
+        match="the metric 'weirpool_exchanges' of 'Posing' has the name of one of the proxy's",
+    ):
         Metrics(Pools(), [], collectors=lambda: [posing])
 
 

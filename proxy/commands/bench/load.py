@@ -26,7 +26,10 @@ from .processes import cpu_seconds, resident_kb
 __all__ = ["Result", "Settings", "run_load"]
 
 _END = b"0\r\n\r\n"
-_SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n"
+_SSE_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n"
+)
 _EVENTS_PER_WRITE = 16
 _OPENING_AT_ONCE = 32
 

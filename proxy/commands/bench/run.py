@@ -296,7 +296,8 @@ def run_bench(names: Sequence[str] = ()) -> int:
         return 2
     upstream_port = free_port()
     print(
-        f"{'scenario':20} {'CPU us/event':>13} {'events/s':>11} {'p50 us':>8} {'p99 us':>8} {'kB/stream':>10} {'load':>5}"
+        f"{'scenario':20} {'CPU us/event':>13} {'events/s':>11} {'p50 us':>8} {'p99 us':>8}"
+        f" {'kB/stream':>10} {'load':>5}"
     )
     with weirpool_target(upstream_port) as target:
         for scenario in chosen:
@@ -304,7 +305,8 @@ def run_bench(names: Sequence[str] = ()) -> int:
             assert result is not None
             memory = (result.rss_peak_kb - result.rss_before_kb) / scenario.streams
             print(
-                f"{scenario.name:20} {result.cpu_us_per_event:13.1f} {result.events_per_s:11,.0f} {result.p50_us:8.0f}"
+                f"{scenario.name:20} {result.cpu_us_per_event:13.1f} {result.events_per_s:11,.0f}"
+                f" {result.p50_us:8.0f}"
                 f" {result.p99_us:8.0f} {memory:10.1f} {result.load_cpu:5.2f}"
                 + (f"  {result.failed} streams failed" if result.failed else ""),
                 flush=True,

@@ -172,7 +172,7 @@ class ClientConnection:
             return
 
     def hold_head(self, hold: bool) -> None:
-        """Whether the next bytes are held, to leave with those after them. No effect under HTTP/2."""
+        """Whether the next bytes are held until those after them. No effect under HTTP/2."""
         if type(self._server) is Connection:
             self._server.holds_head = hold
 
@@ -228,7 +228,7 @@ class ClientConnection:
             self._server.stop_reading()
 
     async def _reset_stream(self, protocol: H2Protocol) -> bool:
-        """Reset a stream (RFC 9113, section 5.4.2). Returns False for an unknown protocol object."""
+        """Reset a stream (RFC 9113, 5.4.2). Returns False for an unknown protocol object."""
         stream_id = self._stream.stream_id
         try:
             buffer = protocol.stream_buffers.get(stream_id)

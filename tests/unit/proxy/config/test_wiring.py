@@ -128,7 +128,7 @@ def test_an_authors_interceptors_declare_what_they_need_and_give(check: Check) -
     assert 'request.state["more"]' in error
     (error,) = lines(check("reads, needs", own("Reads"), own("Needs")))
     assert error.endswith(
-        '"reads" has wants_body, and is asked after those without: set wants_body on "needs", too'
+        '"reads" has wants_body and runs after those without: set wants_body on "needs" too'
     )
     assert lines(check("reads, needsbody", own("Reads"), own("NeedsBody"))) == []
     assert (
@@ -149,8 +149,8 @@ def test_a_credential_that_a_rule_of_the_upstream_replaces_is_an_error(
     (error,) = lines(check("keys", KEYS, upstream=f"headers: {{{rule}}}"))
     what = rule.partition(":")[0] if "remove" in rule else f"set.{rule[6:19]}"
     assert error == (
-        f'error: reverse_proxy.routes[0].interceptors[0]: "keys" sets authorization, and headers.{what} of the upstream "up" '
-        "has the last word: remove one of the two"
+        f'error: reverse_proxy.routes[0].interceptors[0]: "keys" sets authorization, which headers.{what} of the upstream'
+        ' "up" overrides: remove one of the two'
     )
     assert lines(check("keys", KEYS, upstream="headers: {set: {x-api-key: x}}")) == []
     assert (
@@ -168,7 +168,7 @@ def test_what_reads_answers_wants_a_dialect(check: Check, entry: str, dialect: s
     """Without one the client's path decides what it sees. A `generic` that is written is meant."""
     found = lines(check("redact", entry, route=dialect))
     expected = (
-        "warning: reverse_proxy.routes[0]: without a dialect, the path of a request decides what redact can see in its answer: "
+        "warning: reverse_proxy.routes[0]: without a dialect, the request's path decides what redact can see in the answer: "
         "set dialect to openai, anthropic or mcp, or to generic where no LLM answers"
     )
     assert found == ([] if dialect else [expected])
