@@ -307,24 +307,6 @@ def test_rewriting_every_event_dispatches_the_same(stream: bytes, cuts: list[int
 
 
 @FEW
-@given(STREAMS, CUTS, st.integers(2, 3))
-def test_rewriting_some_events_dispatches_the_same(
-    stream: bytes, cuts: list[int], every: int
-) -> None:
-    """Rewritten events between passed ones: no boundary is lost and none is made where the two
-    meet.
-    """
-    count = 0
-
-    def some(event: Event) -> Event:
-        nonlocal count
-        count += 1
-        return event if count % every else rewrite(event)
-
-    assert read(run(some, stream, cuts).output).dispatched == read(stream).dispatched
-
-
-@FEW
 @given(STREAMS, CUTS)
 @example(HARD[0], [1])
 @example(HARD[1], [1])

@@ -5,7 +5,7 @@ clean end at every await.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from itertools import pairwise, product
+from itertools import product
 from typing import Any
 
 import pytest
@@ -512,18 +512,3 @@ async def test_closing_without_async_hooks_does_not_block() -> None:
         async with open_chain(("a", Hook(keep)), ("b", Opens())):
             nursery.start_soon(other)
         assert others == []
-
-
-def test_cut_at_two_places_an_async_chain_still_gives_the_same() -> None:
-    """Three chunks, at every pair of places of a short stream with a comment and a list."""
-    stream = b"data: a\n\n:\n\ndata: bb\n\n"
-    expected = run_chain([Hook(twice)], [stream]).output
-
-    async def main() -> None:
-        for first, second in product(range(len(stream)), repeat=2):
-            if first <= second:
-                chunks = [stream[a:b] for a, b in pairwise([0, first, second, len(stream)])]
-                async with open_chain(("a", AsyncHook(twice))) as chain:
-                    assert await feed(chain, chunks) == expected
-
-    trio.run(main)

@@ -21,7 +21,6 @@ from unit.interceptors.scripted import (
     counted,
     drop,
     errors,
-    fail,
     open_chain,
     say,
     send,
@@ -166,17 +165,6 @@ async def test_a_later_hook_does_with_it_what_it_does_with_any(kind: Any) -> Non
         assert errors(logs) == [("k", "on_event", "skip")]
         assert (stream.ended, stream.failure) == (True, None)
         assert stream.counts.added == 5
-
-
-@pytest.mark.parametrize("kind", [Hook, AsyncHook], ids=["sync", "async"])
-async def test_a_hook_that_fails_at_an_emitted_event_ends_the_stream(kind: Any) -> None:
-    """By its name; nothing leaves."""
-    speaker = Speaker()
-    async with open_chain(("s", speaker), ("k", kind(fail))) as stream:
-        await speaker.context.emit(Event("x"))
-        with capture_logs():
-            assert await say(stream) == b""
-        assert str(stream.failure) == "k.on_event: KeyError: 'in the hook'"
 
 
 async def test_an_emitted_wire_event_keeps_its_bytes() -> None:
@@ -378,15 +366,6 @@ async def test_a_cancelled_emit_takes_no_room() -> None:
                 await speaker.context.emit(Event("x"))
 
 
-async def test_emit_is_a_checkpoint() -> None:
-    """A task that only emits lets the others run, and can be cancelled."""
-    speaker = Speaker()
-    async with open_chain(("s", speaker)) as stream:
-        with trio.testing.assert_checkpoints():
-            await speaker.context.emit(Event("x"))
-        await say(stream)
-
-
 async def test_whoever_sends_is_told_of_each_emission() -> None:
     """`on_emit` runs at once, in the emitting task, when the event is there to be taken."""
     speaker = Speaker()
@@ -585,22 +564,6 @@ def test_a_task_needs_an_exchange() -> None:
     for start in (Request().start_soon, StreamContext(Request()).start_soon):
         with pytest.raises(RuntimeError, match="belongs to no exchange"):
             start(trio.sleep, 1)
-
-
-def test_a_task_gets_its_arguments() -> None:
-    """As trio's own `start_soon`."""
-    got: list[Any] = []
-
-    async def note(*args: Any) -> None:
-        got.append(args)
-
-    class Starts(Interceptor):
-        def open_stream(self, context: StreamContext) -> None:
-            context.start_soon(note, 1, "two")
-            context.start_soon(note)
-
-    run_chain([Starts()], [])
-    assert sorted(got) == [(), (1, "two")]
 
 
 async def test_a_whole_conversation_stays_in_order() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from interceptors.framing import EventFramer, FrameKind, StreamTail
 from interceptors.needs import finder_of
+from interceptors.sse import first_of_body
 
 BOM = b"\xef\xbb\xbf"
 Framed = list[tuple[str, bytes]]
@@ -105,6 +106,7 @@ def test_every_short_stream(length: int) -> None:
 
 
 PIECES = [
+    "\u2028\x85\x0b".encode(),
     *(b"\n", b"\r", b"\r\n", b"\n\n", b"\r\r", b"\r\n\r\n", b":", b": ping\n", b": ping\n\n"),
     *(
         b"data: a\n\n",
@@ -212,6 +214,19 @@ def test_a_json_body_is_one_frame(
         assert [data.lstrip(b" \t\r\n") for _, data in frames] == [data for _, data in expected]
     else:
         assert frames == expected
+
+
+def test_white_space_byte_by_byte_is_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spaces that come one by one cost no more than their number."""
+    searched: list[int] = []
+
+    def search(buffer: bytes | bytearray, start: int, end: int) -> tuple[int, bool]:
+        searched.append(end - start)
+        return first_of_body(buffer, start, end)
+
+    monkeypatch.setattr("interceptors.framing.first_of_body", search)
+    assert framed(b" " * 1000 + b"[1]", [1])[0] == [("BODY", b"[1]")]
+    assert sum(searched) <= 1100
 
 
 def test_a_bom_leads_until_something_leaves() -> None:

@@ -8,7 +8,6 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -213,13 +212,6 @@ def splits(stream: bytes) -> Iterator[list[bytes]]:
         yield [stream[:i], stream[i:]]
 
 
-def all_cuts(stream: bytes) -> Iterator[list[bytes]]:
-    """Every way there is to cut it: `2 ** (len(stream) - 1)` of them."""
-    for mask in range(1 << (len(stream) - 1)):
-        bounds = [0, *(i + 1 for i in range(len(stream) - 1) if mask >> i & 1), len(stream)]
-        yield [stream[a:b] for a, b in pairwise(bounds)]
-
-
 async def check_alike(
     members: list[Member],
     stream: bytes,
@@ -236,20 +228,6 @@ async def check_alike(
             == expected
         ), chunks
     return expected
-
-
-async def check_same_cuts(members: list[Member], chunks: list[bytes]) -> Run:
-    """In these pieces, the run with `needs` is the run without. That run.
-
-    For streams with CRLF: whether the LF belongs to an event's bytes depends on whether it was
-    there when the CR ended it.
-    """
-    pools = Pools()
-    without = await feed(pools, members, chunks, tells=False, max_event_bytes=1 << 20)
-    assert await feed(pools, members, chunks, tells=True, max_event_bytes=1 << 20) == without, (
-        chunks
-    )
-    return without
 
 
 # --- what may be said
@@ -428,16 +406,6 @@ async def test_nonsense_is_refused_when_the_stream_opens(nonsense: Any) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "nonsense",
-    ["data", re.compile("data"), (b"data", b"")],
-    ids=["text", "a pattern of text", "a tuple"],
-)
-async def test_the_error_about_nonsense_names_the_class(nonsense: Any) -> None:
-    """The configured name need not tell where in the code the mistake is."""
-    assert "Wrong" in str(await failure_of(nonsense))
-
-
 def test_nonsense_ends_the_exchange_or_is_skipped_as_the_interceptor_says() -> None:
     """With `abort` the stream does not begin."""
     with capture_logs(), pytest.raises(HookError, match=r"^Wrong\.open_stream: TypeError: "):
@@ -454,14 +422,6 @@ def test_skipped_nonsense_leaves_the_others_their_own_needs() -> None:
             )
         assert (result.failure, result.output) == (None, b"data: A\n\ndata: B\n\ndata: c\n\n")
         assert (before.seen, behind.seen) == ([b"data: a\n\n"], [b"data: b\n\n"])
-
-
-def test_skipped_nonsense_is_as_if_the_stream_had_not_been_opened() -> None:
-    """`skip` goes on as if the hook had done nothing: no other hook of that interceptor is called."""
-    wrong = Wrong("data", "skip")
-    with capture_logs():
-        assert run_chain([wrong], [b"data: a\n\n"]).output == b"data: a\n\n"
-    assert wrong.called == []
 
 
 # --- the search
@@ -500,26 +460,6 @@ def test_the_search_finds_where_the_first_of_several_strings_begins(
 AB = Member((b"ab",), mixed)
 
 
-@pytest.mark.parametrize(
-    "stream",
-    [
-        b"a:\n\nb:ab\n\nc",
-        b"ab\n\nab\n\nx\n\n",
-        b"\n\n\nab\n\n\na\n",
-        b":ab\n\nab\n\n:x\n",
-        b"a\nb\n\nab\n\nab",
-    ],
-    ids=repr,
-)
-@pytest.mark.parametrize("act", [drop, upper], ids=["drop", "change"])
-async def test_every_way_to_cut_a_short_stream_gives_the_same(stream: bytes, act: Act) -> None:
-    """All of them: output, counts and what was seen are those of the hook that sees everything, in
-    one piece.
-    """
-    expected = await check_alike([Member((b"ab",), act)], stream, all_cuts(stream))
-    assert any(expected.seen)
-
-
 STREAMS: dict[str, bytes] = {
     "events": b"data: x\n\ndata: ab\n\nid: 1\ndata: y\n\nevent: ab\ndata: z\n\ndata: x\n\n",
     "comments": b": ab\n\n:\n\ndata: ab\n\n: x\n: ab\n\n: ab\ndata: x\n\n: ping\n\ndata: x\n: ab\n\n",
@@ -537,86 +477,6 @@ STREAMS: dict[str, bytes] = {
     "nothing that is needed": b"data: x\n\n" * 4,
     "what begins where another ends": b"data: aab\n\nab\n\ndata: a\nb\n\nab: a\n\n",
 }
-
-
-@pytest.mark.parametrize("ends", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
-@pytest.mark.parametrize("act", [keep, drop, upper, mixed], ids=["keep", "drop", "change", "mixed"])
-@pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
-async def test_a_stream_leaves_as_if_every_event_had_been_shown(
-    stream: bytes, act: Act, ends: bytes
-) -> None:
-    """Whole, byte by byte and cut at every position, with each kind of line end: the same bytes,
-    counts and events.
-    """
-    stream = stream.replace(b"\n", ends)
-    for needs in ((b"ab", b"id: 1"), re.compile(rb"[xyz]?ab")):
-        members = [Member(needs, act)]
-        if ends != b"\r\n":
-            await check_alike(members, stream, splits(stream))
-            continue
-        for chunks in splits(stream):
-            await check_same_cuts(members, chunks)
-
-
-async def test_line_ends_may_change_within_a_stream() -> None:
-    """From one window to the next, and within one: what is needed is found in each."""
-    stream = b"data: x\n\ndata: ab\n\r\ndata: y\r\rdata: ab\r\n\ndata: z\n\ndata: ab\n\n"
-    stream += b"data: x\r\n\r\ndata: y\n\ndata: z\r\r: c\r\n\ndata: x\n\n"
-    for chunks in splits(stream):
-        ran = await check_same_cuts([Member((b"ab",), upper)], chunks)
-        assert len(ran.seen[0]) == 3
-        assert ran.output.count(b"data: AB\n\n") == 3
-        assert ran.counts == (8, 3, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("needs", "stream", "seen"),
-    [
-        ((b"a\n\ndata",), b"data: a\n\ndata: a\n\n", []),
-        ((b"\n\nd", b"b"), b"data: a\n\ndata: b\n\ndata: a\n\n", [b"data: b\n\n"]),
-        ((b"a\n\nd", b"\n\ndata: b"), b"data: a\n\ndata: b\n\n", []),
-        (re.compile(rb"a\s+data"), b"data: a\n\ndata: b\n\n", []),
-        (
-            re.compile(rb"<[^>]*>"),
-            b"data: <\n\ndata: >\n\ndata: <b>\n\ndata: >\n\n",
-            [b"data: <b>\n\n"],
-        ),
-        (re.compile(rb"<[^>]*>"), b"data: <\n\ndata: <b>\n\n", [b"data: <b>\n\n"]),
-        (
-            re.compile(rb"<[^>]*>"),
-            b"data: <\n\n: <x>\n\n\n\ndata: <\n\ndata: x\n\ndata: <c>",
-            [b"data: <c>"],
-        ),
-        (
-            re.compile(rb"(?s)w.*z"),
-            b"data: w\n\ndata: b\n\nxw\ny: z\n\ndata: z\n\n",
-            [b"xw\ny: z\n\n"],
-        ),
-    ],
-)
-async def test_a_match_that_would_cross_an_events_border_is_none(
-    needs: Needs, stream: bytes, seen: list[bytes]
-) -> None:
-    """It shows nobody an event, and hides no event behind it that really holds what is needed."""
-    expected = await check_alike([Member(needs, drop)], stream, splits(stream))
-    assert expected.seen == [seen]
-    for chunks in splits(stream):
-        picky = Picky(needs, keep)
-        async with open_chain(picky) as opened:
-            assert process_all(opened, chunks) == stream
-        assert picky.called == seen
-
-
-async def test_line_ends_can_be_needed() -> None:
-    """An event of several lines, say, or one that is whole: the empty line belongs to the event
-    that it ends.
-    """
-    stream = b"data: x\n\ndata: x\ndata: y\n\nid\n\ndata: x"
-    assert (await check_alike([Member((b"\n\n",), keep)], stream, splits(stream))).seen == [
-        [b"data: x\n\n", b"data: x\ndata: y\n\n", b"id\n\n"]
-    ]
-    several = await check_alike([Member(re.compile(rb"\ndata"), keep)], stream, splits(stream))
-    assert several.seen == [[b"data: x\ndata: y\n\n"]]
 
 
 # --- limits
@@ -646,42 +506,6 @@ async def test_a_needed_event_too_large_ends_the_stream_where_it_would_without_n
 
 # --- several interceptors
 # -----------------------------------------------------------------------------------------------
-
-
-async def test_each_of_several_sees_what_it_needs() -> None:
-    """Different needs, overlapping ones, and one that wants everything, in any order of the chain."""
-    stream = b"data: a\n\ndata: x\n\ndata: b\n\n: c\n\ndata: ab\n\ndata: y\n\ndata: c\n\n"
-    a, b, c = (
-        Member((b": a",), keep),
-        Member(re.compile(rb"b\n"), keep),
-        Member((b": c", b"zz"), keep),
-    )
-    everything = Member(None, keep)
-    events = {name: b"data: %b\n\n" % name.encode() for name in ("a", "x", "b", "ab", "y", "c")}
-    seen = {a: [events["a"], events["ab"]], b: [events["b"], events["ab"]], c: [events["c"]]}
-    for members in (
-        [a, b, c],
-        [c, b, a],
-        [a, a],
-        [a, everything, c],
-        [everything, b],
-        [c, b, everything],
-    ):
-        run = await check_alike(members, stream, splits(stream))
-        assert run.seen == [seen.get(member, list(events.values())) for member in members]
-        assert (run.output, run.counts) == (stream, (7, 0, 0, 0))
-
-
-def test_what_nobody_needs_is_shown_to_nobody_but_to_who_wants_everything() -> None:
-    """One that wants all makes no other's hook be called more often."""
-    for others in ([], [Picky(None, keep)]):
-        chain = [Picky((b"a\n",), keep), *others, Picky((b"b\n",), keep)]
-        run_chain(chain, [b"data: a\n\ndata: x\n\ndata: b\n\n"])
-        assert [picky.called for picky in chain] == [
-            [b"data: a\n\n"],
-            *([[b"data: a\n\n", b"data: x\n\n", b"data: b\n\n"]] * len(others)),
-            [b"data: b\n\n"],
-        ]
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
@@ -762,21 +586,6 @@ async def test_what_is_passed_over_leaves_as_one_view_of_the_window() -> None:
         part.release()
         assert stream.counts.passed == 150
         assert pools.json.statistics().allocations == 0
-
-
-async def test_what_lies_outside_of_the_window_is_not_searched() -> None:
-    """Another stream's bytes before and behind show no event and end none."""
-    picky = Picky((b"ab", b"SECRET"), keep)
-    async with open_chain(picky) as stream:
-        window = bytearray(b"SECRET ab\n\n" + b"data: x\n\ndata: y\n" + b"\nSECRET ab\n\n")
-        parts, at = stream.process(window, 11, 28)
-        assert [bytes(part) for part in parts] == [b"data: x\n\n"]
-        del parts
-        assert at == 20
-        parts, at = stream.process(window, 20, 28, final=True)
-        assert ([bytes(part) for part in parts], at) == ([b"data: y\n"], 28)
-        del parts
-    assert picky.called == []
 
 
 # --- anything

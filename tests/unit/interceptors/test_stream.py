@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 from unit.interceptors.scripted import (
-    BOM,
     AsyncHook,
     Hook,
     OnEvent,
     counted,
     drop,
-    fail,
     keep,
     open_chain,
     send,
@@ -22,7 +20,6 @@ from unit.interceptors.scripted import (
 )
 
 from interceptors import Event, EventTooLarge
-from interceptors.sse import first_of_body
 from interceptors.testing import run_chain
 from pools import Pools
 
@@ -164,35 +161,8 @@ def test_a_later_hook_sees_each_event_of_an_earlier_hooks_list() -> None:
     assert result.output == b"data: one!\n\ndata: twice!\n\ndata: twice!\n\ndata: end!\n\n"
 
 
-def test_a_dropped_event_is_not_seen_by_later_hooks() -> None:
-    """None is the end of an event's way: no hook behind it is called."""
-    run = run_chain([Hook(drop), Hook(fail)], [b"data: a\n\ndata: b\n\n"])
-    assert (run.failure, run.output, run.counts.dropped) == (None, b"", 2)
-
-
 # --- comments and bytes
 # -------------------------------------------------------------------------------------------------
-
-
-def test_comments_and_stray_line_ends_pass_unseen() -> None:
-    """Heartbeats go by without a call, also where every event is dropped."""
-    seen: list[str] = []
-    stream = b": ping\n\n\n\r\ndata: a\n\n:\n:x\n\ndata: b\n\n\n"
-
-    def see(event: Event) -> None:
-        seen.append(event.data)
-
-    result = run_chain([Hook(see)], [stream])
-    assert seen == ["a", "b"]
-    assert result.output == b": ping\n\n\n\r\n:\n:x\n\n\n"
-    assert counted(result.counts) == (5, 0, 2, 0)
-
-
-def test_a_comment_inside_an_event_is_part_of_it() -> None:
-    """A block with a field is one event, its comments with it: they go where it goes."""
-    stream = b": c\ndata: a\n: d\n\n"
-    assert run_chain([Hook(keep)], [stream]).output == stream
-    assert run_chain([Hook(drop)], [stream]).output == b""
 
 
 async def test_unchanged_events_leave_as_one_view_of_the_window() -> None:
@@ -265,30 +235,6 @@ async def test_a_large_batch_of_changes_spans_buffers_and_stays_in_order() -> No
     assert pools.json.statistics().in_use == 0
 
 
-def test_an_event_is_seen_once_and_whole_however_it_arrives() -> None:
-    """Pieces of an event wait for its end; the hook sees it once, with all its bytes."""
-    seen: list[bytes] = []
-
-    def see(event: Event) -> Event:
-        seen.append(event.raw)
-        return event
-
-    chunks = [b"data: a", b"\n", b"\n", b"data: b\n\nda", b"ta: c"]
-    run_chain([Hook(see)], chunks)
-    assert seen == [b"data: a\n\n", b"data: b\n\n", b"data: c"]
-
-
-async def test_a_window_larger_than_its_content_ends_where_it_is_told() -> None:
-    """Another stream's bytes behind `end` neither end an event nor leave."""
-    async with open_chain(("keep", Hook(keep))) as stream:
-        window = bytearray(b"data: mine\n" + b"\nSECRET\n\n")
-        parts, at = stream.process(window, 0, 11)
-        assert (parts, at) == ([], 0)
-        parts, at = stream.process(window, 0, 11, final=True)
-        assert [bytes(part) for part in parts] == [b"data: mine\n"]
-        assert at == 11
-
-
 # --- the end of a stream
 # ------------------------------------------------------------------------------------------------
 
@@ -309,17 +255,6 @@ def test_a_tail_without_an_empty_line_is_an_event(
     result = run_chain([Hook(hook)], [stream])
     assert result.output == (stream if output is None else output)
     assert result.counts.total == 2
-
-
-def test_no_tail_is_no_event() -> None:
-    """A stream that ends with an empty line, or is empty, has no further event."""
-    assert run_chain([Hook(fail)], [b""]).counts.total == 0
-    assert run_chain([Hook(keep)], [b"data: a\n\n"]).counts.total == 1
-
-
-def test_a_tail_of_comments_passes_unseen() -> None:
-    """A half-sent heartbeat is no event, either."""
-    assert run_chain([Hook(fail)], [b": ping"]).output == b": ping"
 
 
 # --- CR at a window's end
@@ -347,78 +282,8 @@ def test_an_lf_after_a_cr_at_a_windows_end_goes_where_its_block_went(
     assert result.counts.total == 2
 
 
-async def test_a_cr_ends_an_event_without_waiting_for_the_lf() -> None:
-    """The event leaves with the CR: an LF may never come."""
-    async with open_chain(("keep", Hook(keep))) as stream:
-        assert send(stream, bytearray(b"data: a\r\r")) == ([b"data: a\r\r"], b"")
-        assert send(stream, bytearray(b"data: b\r\r")) == ([b"data: b\r\r"], b"")
-
-
-async def test_only_one_lf_belongs_to_the_cr() -> None:
-    """A second LF is an empty line of its own; and an empty window in between changes nothing."""
-    async with open_chain(("drop", Hook(drop))) as stream:
-        assert send(stream, bytearray(b"data: a\r\r")) == ([], b"")
-        assert send(stream, bytearray()) == ([], b"")
-        assert send(stream, bytearray(b"\n\n")) == ([b"\n"], b"")
-        assert counted(stream.counts) == (1, 0, 1, 0)
-
-
-async def test_an_lf_belongs_only_to_a_cr_that_was_last() -> None:
-    """A dropped event that ended with LF takes nothing of the next window along."""
-    async with open_chain(("drop", Hook(drop))) as stream:
-        assert send(stream, bytearray(b"data: a\r\r\n")) == ([], b"")
-        assert send(stream, bytearray(b"\n")) == ([b"\n"], b"")
-
-
 # --- BOM
 # ----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("step", [1, 2, 100])
-def test_a_streams_bom_is_no_part_of_its_first_event(step: int) -> None:
-    """The first event's fields are read behind the BOM, cut anywhere; passed on, the BOM stays."""
-    stream = BOM + b"data: a\n\n" + BOM + b"data: b\n\n"
-    seen: list[str] = []
-
-    def see(event: Event) -> Event:
-        seen.append(event.data)
-        return event
-
-    chunks = [stream[at : at + step] for at in range(0, len(stream), step)]
-    assert run_chain([Hook(see)], chunks).output == stream
-    assert seen == ["a", ""]  # the second BOM is part of a field's name that nobody knows
-
-
-@pytest.mark.parametrize("before", [b"", BOM, b"\n", BOM + b"\n", b"\r"])
-def test_white_space_byte_by_byte_is_searched_once(
-    before: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A server that sends spaces one by one cannot occupy the worker, and what comes after them is
-    a body all the same.
-    """
-    searched: list[int] = []
-
-    def search(buffer: bytes | bytearray, start: int, end: int) -> tuple[int, bool]:
-        searched.append(end - start)
-        return first_of_body(buffer, start, end)
-
-    monkeypatch.setattr("interceptors.framing.first_of_body", search)
-    shown: list[str] = []
-
-    def note(event: Event) -> Event:
-        shown.append(event.data)
-        return event
-
-    stream = before + b" " * 1000 + b'{"a":1}'
-    result = run_chain([Hook(note)], [bytes([byte]) for byte in stream])
-    assert (result.output, result.failure, shown) == (stream, None, ['{"a":1}'])
-    assert sum(searched) <= 3 * len(stream)
-
-
-def test_a_bom_before_a_comment_is_silent() -> None:
-    """BOM and comments are no event, and the BOM of a later block is not one."""
-    stream = BOM + b": hello\n\n"
-    assert run_chain([Hook(fail)], [stream]).output == stream
 
 
 # --- limits
@@ -435,27 +300,3 @@ def test_an_event_of_exactly_the_limit_passes_and_one_byte_more_does_not() -> No
     assert bad.failure.max_event_bytes == len(event)
     assert bad.output == event
     assert bad.counts.total == 1
-
-
-@pytest.mark.parametrize("what", [b"data: ", b": ", b""], ids=["event", "comment", "one line"])
-@pytest.mark.parametrize("step", [1, 7, 1000])
-def test_an_unfinished_event_is_refused_as_soon_as_it_is_too_large(what: bytes, step: int) -> None:
-    """An event that never ends does not fill the memory: it fails before its end, which never
-    comes, is seen.
-    """
-    stream = b"data: ok\n\n" + what + b"x" * 500
-    chunks = [stream[at : at + step] for at in range(0, len(stream), step)]
-    result = run_chain([Hook(keep)], chunks, max_event_bytes=100)
-    assert isinstance(result.failure, EventTooLarge)
-    assert result.output == b"data: ok\n\n"
-
-
-async def test_an_unfinished_event_may_be_as_large_as_the_limit() -> None:
-    """The last byte that fits is accepted, the next one is not."""
-    async with open_chain(("keep", Hook(keep)), max_event_bytes=10) as stream:
-        window = bytearray(b"data: 1234")
-        assert send(stream, window) == ([], bytes(window))
-        assert stream.failure is None
-        window += b"5"
-        assert send(stream, window) == ([], bytes(window))
-        assert isinstance(stream.failure, EventTooLarge)

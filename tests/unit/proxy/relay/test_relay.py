@@ -379,24 +379,6 @@ async def test_events_through_a_chain_are_exact(way: str, framing: str) -> None:
             assert rig.in_use() == {}
 
 
-async def test_byte_by_byte(way: str) -> None:
-    """Every byte in a chunk and a segment of its own."""
-    texts = [b"cone", b"drop", b"2", b"pass"]
-    ends = [b"\r\n", b"\r\n", b"\n", b"\r\n"]
-    blocks = [
-        b"id: 7" + end + b"data: " + text + end + end for text, end in zip(texts, ends, strict=True)
-    ]
-    expected = b"id: 7\ndata: CONE\n\n" + blocks[2] + b"data: again\n\n" + blocks[3]
-    client = Client()
-    async with open_rig(way, client, hook=edit) as rig:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.run)
-            for byte in chunked(b"".join(blocks), lambda: 1):
-                await rig.far.send_all(bytes([byte]))
-                await wait_all_tasks_blocked()
-        assert (rig.error, client.received) == (None, expected)
-
-
 async def test_what_one_read_brought_leaves_in_one_write(way: str) -> None:
     """Ten events that came together leave together, changed or not; and those of the next read do
     not wait for more.
@@ -529,25 +511,6 @@ async def test_windows_grow_while_they_come_back_full_and_shrink_again() -> None
                 await rig.far.send_all(bytes(size))
                 assert rig.relay.pump(window, 0.0) is Need.READ
                 assert rig.relay.wants_large is (wants_large or not sse)
-
-
-async def test_a_burst_is_read_in_large_windows_and_a_trickle_in_small_ones(way: str) -> None:
-    """The pools tell which windows were borrowed."""
-    async with open_rig(way, Client(), UntilClose()) as rig:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.run)
-            for _ in range(10):
-                await rig.far.send_all(bytes(100))
-                await wait_all_tasks_blocked()
-            stats = rig.pools.http_response.statistics()
-            assert stats.allocations + stats.reuses == 0
-            await rig.far.send_all(bytes(20_000))
-            await wait_all_tasks_blocked()
-            stats = rig.pools.http_response.statistics()
-            assert stats.allocations + stats.reuses >= 5
-            reads = rig.relay.body.connection.reads
-            assert max(count or 0 for _, count in reads) == 2048
-            await rig.far.aclose()
 
 
 async def test_a_burst_of_events_that_reads_cut_is_read_in_large_windows(way: str) -> None:
@@ -938,34 +901,6 @@ def is_boundary(data: bytes) -> bool:
     return boundary
 
 
-@pytest.mark.parametrize("piece", [1, 2, 3, 5])
-async def test_at_boundary_for_every_sequence_of_line_ends(piece: int) -> None:
-    """Every stream of up to seven bytes of text, CR and LF, in pieces of several sizes: after each
-    piece, as the reference says.
-    """
-    near, far = socket.socketpair()
-    near.setblocking(False)
-    pools = Pools()
-    client = Client()
-    window = bytearray(1024)
-    checked = 0
-    async with pools.open_scope() as scope:
-        connection = Connection(Origin("http", "up.test", 80), near)
-        for stream in itertools.product(b"x\r\n", repeat=7):
-            data = bytes(stream)
-            body = UpstreamBody(NoPool(), connection, UntilClose(), b"", True)  # type: ignore[arg-type]
-            relay = open_relay(body, client, None, pools, scope, sse=True)
-            assert relay.at_boundary
-            for at in range(0, 7, piece):
-                far.send(data[at : at + piece])
-                relay.pump(window, 0.0)
-                checked += relay.at_boundary
-                assert relay.at_boundary is is_boundary(data[: at + piece]), data[: at + piece]
-    near.close()
-    far.close()
-    assert checked > 500
-
-
 @pytest.mark.parametrize("framing", ["chunked", "content-length", "until close"])
 @pytest.mark.parametrize("looked_at", [1, 5, 700, 3000])
 @pytest.mark.parametrize("slow", [False, True], ids=["quick", "slow"])
@@ -1038,19 +973,6 @@ async def test_at_boundary_in_a_stream(end: bytes, way: str) -> None:
                 assert rig.relay.at_boundary is is_boundary(data[: at + 1]), data[: at + 1]
             await rig.far.send_all(b"0\r\n\r\n")
         assert rig.relay.at_boundary
-
-
-async def test_with_a_chain_what_has_left_is_whole(way: str) -> None:
-    """Half an event stays behind, so that between two writes something else may always be said."""
-    client = Client()
-    async with open_rig(way, client, UntilClose(), hook=edit) as rig:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.run)
-            await rig.far.send_all(b"data: p\n\ndata: unfin")
-            await wait_all_tasks_blocked()
-            assert client.received == b"data: p\n\n"
-            assert rig.relay.at_boundary
-            nursery.cancel_scope.cancel()
 
 
 # Chunks that nobody wants to see

@@ -13,12 +13,9 @@ from hypothesis import strategies as st
 from support.event_source import dispatched
 
 from interceptors import EventTooLarge
-from interceptors.sse import first_of_body
 from proxy.config import Reconnect
 from proxy.dialects import DIALECTS
 from proxy.relay.resume import MAX_ID_BYTES, WINDOW, Resume
-
-ON = Reconnect(enabled=True)
 
 
 def resume_for(
@@ -56,44 +53,6 @@ def events(numbers: Iterable[int]) -> bytes:
 
 
 # What passes
-
-
-def test_white_space_byte_by_byte_is_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that sends spaces one by one cannot occupy the worker: no byte is searched again
-    before the first field.
-    """
-    searched: list[int] = []
-
-    def search(buffer: bytes | bytearray, start: int, end: int) -> tuple[int, bool]:
-        searched.append(end - start)
-        return first_of_body(buffer, start, end)
-
-    monkeypatch.setattr("interceptors.framing.first_of_body", search)
-    assert feed(
-        resume_for(), b" " * 1000 + b"\n\ndata: x\n\n", itertools.repeat(1).__next__
-    ).endswith(b"data: x\n\n")
-    assert sum(searched) <= 1100
-
-
-@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
-def test_whole_events_pass_as_they_came(end: bytes) -> None:
-    """In one piece and byte by byte, with every line end, comments and stray lines included; what
-    is not whole stays.
-    """
-    stream = (
-        b": hello\n\n\nid: 1\nevent: e\ndata: a\ndata: b\n\nretry: 5\n\nid: 2\ndata\n\n".replace(
-            b"\n", end
-        )
-    )
-    for size in range(1, 12):
-        resume = resume_for()
-        passed = feed(
-            resume,
-            stream + b"id: 3\ndata: unfin".replace(b"\n", end),
-            itertools.repeat(size).__next__,
-        )
-        assert passed == stream
-        assert resume.last_event_id == b"2"
 
 
 def test_a_byte_order_mark_never_passes() -> None:
@@ -161,14 +120,6 @@ def test_a_replay_that_breaks_goes_on_being_one() -> None:
         resume.begin()
         passed += feed(resume, events(numbers))
     assert passed == events(range(1, 12))
-
-
-def test_a_new_connection_is_read_from_its_beginning() -> None:
-    """However much of an unfinished event the one before had brought."""
-    resume = resume_for()
-    passed = feed(resume, event(1) + b"id: 2\ndata: " + b"x" * 40)
-    resume.begin()
-    assert passed + feed(resume, event(1) + event(2)) == event(1) + event(2)
 
 
 def test_the_first_event_is_known_however_long_ago_it_was() -> None:
@@ -411,11 +362,3 @@ def test_a_json_body_passes_whole_and_does_not_go_on(before: bytes, size: int) -
     assert passed == data.removeprefix(b"\xef\xbb\xbf")
     assert resume.is_body
     assert not resume.can_resume(clean=False)
-
-
-def test_only_the_beginning_makes_a_json_body() -> None:
-    """After an event, `{` is a field that nobody knows."""
-    resume = resume_for()
-    assert feed(resume, event(1) + b"{\n\n") == event(1) + b"{\n\n"
-    assert not resume.is_body
-    assert resume.can_resume(clean=False)
