@@ -16,7 +16,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import h2.errors
 import h11
@@ -312,12 +312,6 @@ TLS_FAULTS = FAULTS | {
 }
 CLIENTS = ["patient", "gone", "stalled"]
 LEAVING = ["gone", "resets its stream"]
-HTTP2_CELLS = [
-    (name, client)
-    for name, fault in FAULTS.items()
-    for client in ("patient", "gone", "resets its stream", "stalled")
-    if client != "stalled" or fault.in_body  # what is no stream fits into the window
-]
 
 
 def _edit(event: Event) -> EventResult:
@@ -400,21 +394,32 @@ def refuse(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dial, "connect", connect)
 
 
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+WAYS = {
+    "http1": [(name, client) for name in FAULTS for client in ("patient", "gone", "stalled")],
+    "http2": [
+        (name, client)
+        for name, fault in FAULTS.items()
+        for client in ("patient", "gone", "resets its stream", "stalled")
+        if client != "stalled" or fault.in_body  # a whole answer fits into the window
+    ],
+    "tls upstream": [(name, "patient") for name in TLS_FAULTS],
+    "tls client": [(name, "patient") for name, fault in FAULTS.items() if fault.in_body],
+    "no hub": [
+        (name, client) for name, fault in FAULTS.items() if fault.in_body for client in CLIENTS
+    ],
+}
+CELLS = [(way, *cell) for way, cells in WAYS.items() for cell in cells]
+
+
 @pytest.mark.parametrize("interceptors", INTERCEPTORS)
-@pytest.mark.parametrize("client", CLIENTS)
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(("way", "name", "client"), CELLS)
 async def test_a_fault(
-    name: str, client: str, interceptors: str, log: Log, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One outcome, in log and metric; nothing looks whole that is not; everything is back, and a
-    request can follow.
-    """
-    await Cell(name, client, interceptors).check(log, monkeypatch)
-
-
-@pytest.mark.parametrize("interceptors", INTERCEPTORS)
-@pytest.mark.parametrize(("name", "client"), HTTP2_CELLS)
-async def test_a_fault_under_http2(
+    way: str,
     name: str,
     client: str,
     interceptors: str,
@@ -422,23 +427,38 @@ async def test_a_fault_under_http2(
     log: Log,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As over HTTP/1.1; a stream that is not whole is reset, never ended; and the connection, if it
-    still is there, goes on.
+    """One outcome, in log and metric; nothing looks whole that is not; everything is back, and
+    another request can follow, on the same connection where it is HTTP/2.
     """
-    await Cell(name, client, interceptors, http2=certificates).check(log, monkeypatch)
+    cell = Cell(name, client, interceptors, hub=way != "no hub")
+    if way == "http2":
+        cell = replace(cell, http2=certificates)
+    elif way == "tls upstream":
+        cell = replace(cell, upstream_tls=certificates)
+    elif way == "tls client":
+        cell = replace(cell, client_tls=certificates)
+    await cell.check(log, monkeypatch)
 
 
-@pytest.mark.parametrize("interceptors", INTERCEPTORS)
-@pytest.mark.parametrize("name", TLS_FAULTS)
-async def test_a_fault_of_a_tls_upstream(
-    name: str,
-    interceptors: str,
-    certificates: Certificates,
-    log: Log,
-    monkeypatch: pytest.MonkeyPatch,
+async def test_a_broken_stream_is_reset_on_http10(
+    log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As without TLS; and what is not TLS, or ends without a word, is a fault of its own."""
-    await Cell(name, "patient", interceptors, upstream_tls=certificates).check(log, monkeypatch)
+    """The connection's end completes an HTTP/1.0 body, so a broken one ends with a reset."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await start(peer, Stage("patient"))
+
+    async with Way().serve(log, monkeypatch)(script) as rig:
+        stream = await trio.open_tcp_stream("127.0.0.1", rig.proxy.port)
+        await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
+        received = b""
+        with pytest.raises(trio.BrokenResourceError) as caught:
+            while data := await stream.receive_some():
+                received += data
+        assert isinstance(caught.value.__cause__, ConnectionResetError)
+        assert b"data: 1\n\n" in received
+        await stream.aclose()
 
 
 @dataclass(frozen=True)
@@ -449,6 +469,8 @@ class Cell:
     http2: Certificates | None = None
     """Of the proxy, whose client then speaks HTTP/2."""
     upstream_tls: Certificates | None = None
+    client_tls: Certificates | None = None
+    hub: bool = True
 
     async def check(self, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
         """Play it, and see what the module's docstring says."""
@@ -486,7 +508,7 @@ class Cell:
         if self.upstream_tls is not None:
             context = self.upstream_tls.server
             given["upstream"] += f', ca_file: "{self.upstream_tls.ca_file}"'
-        serve = Way(certificates=self.http2).serve(log, monkeypatch)
+        serve = Way(self.hub, self.http2 or self.client_tls).serve(log, monkeypatch)
         async with serve(
             script, *INTERCEPTORS[self.interceptors], upstream_tls=context, **given
         ) as rig:
@@ -521,7 +543,8 @@ class Cell:
                 yield Http2Requester(connection)
             return
         side = await rig.client()
-        side.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # type: ignore[attr-defined]
+        if self.client_tls is None:
+            side.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # type: ignore[attr-defined]
         yield side
         await side.aclose()
         rig.clients.clear()

@@ -1,25 +1,30 @@
-"""The outcome of an exchange that the proxy itself has ended: what it refuses is `refused`, its own
-defect is `internal_error`, and `intercepted` is left to interceptors.
+"""Outcomes of exchanges that no upstream fault ends: what the proxy, an interceptor, a limit, a drain
+or a defect ends, in the answer, in the log line and in the metric. Upstream faults: the fault matrix.
 """
 
 from __future__ import annotations
 
+import json
+import socket
 from typing import Any
 
 import pytest
 import trio
-from support.client import fetch
-from support.interceptors import Feed, Log, Rig, Serve, Way
-from support.proxy import open_proxy
+from support.certificates import Certificates
+from support.client import Answer, fetch, open_client
+from support.interceptors import Feed, Log, Rig, Serve, Way, until
+from support.proxy import config_for, open_proxy
 from support.upstream import Peer, open_upstream, stream_of
 
-from interceptors import Abort, Interceptor, Outcome, Request, Response, ResponseHead
+from interceptors import Abort, Event, Interceptor, Outcome, Request, Response, ResponseHead
 from proxy.config import parse_config
 from proxy.dialects.mcp_interceptors import _First
 from proxy.exchange import phases
 from proxy.exchange.context import ExchangeContext
 
 EVENTS = stream_of(b"data: 1\n\n")
+REDACT = '{name: r, use: "interceptors.redact:Redact", options: {patterns: ["x"]}}'
+LINE = "route upstream endpoint method status outcome events bytes duration time_to_first_byte"
 
 
 @pytest.fixture
@@ -27,8 +32,13 @@ def serve(log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
     return Way().serve(log, monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
 async def only_outcome(rig: Any, outcome: str) -> dict[str, Any]:
-    """The one exchange has ended so, in the log and in the metric; its log line."""
+    """The log line of the one exchange, which has this outcome in the log and in the metric."""
     assert await rig.outcomes() == [outcome]
     (line,) = rig.lines("exchange")
     for each in Outcome:
@@ -38,65 +48,145 @@ async def only_outcome(rig: Any, outcome: str) -> dict[str, Any]:
     return dict(line)
 
 
+def kind_of(answer: Answer) -> tuple[int, str]:
+    assert answer.complete
+    assert answer.all("content-type") == [b"application/json"]
+    return answer.status, json.loads(answer.body)["error"]["type"]
+
+
+# Refused by the proxy
+
+LARGE, CHUNKED = bytes(3_000_000), [("Transfer-Encoding", "chunked")]
+
+
 @pytest.mark.parametrize(
-    ("route", "request_of", "status"),
+    ("route", "request_of", "status", "kind"),
     [
-        ('allowed_hosts: ["good.test"]', {}, 403),
+        ('allowed_hosts: ["good.test"]', {}, 403, "host_not_allowed"),
         (
             'allowed_origins: ["https://good.test"]',
             {"headers": [("Origin", "https://bad.test")]},
             403,
+            "origin_not_allowed",
         ),
-        ("limits: {max_request_body_bytes: 10}", {"method": "POST", "body": bytes(20)}, 413),
         (
             "limits: {max_request_body_bytes: 10}",
-            {"method": "POST", "body": bytes(20), "headers": [("Transfer-Encoding", "chunked")]},
+            {"method": "POST", "body": LARGE},
             413,
+            "request_too_large",
         ),
-        ("timeouts: {idle: 0.1}", {"method": "POST", "headers": [("Content-Length", "9")]}, 408),
+        (
+            "limits: {max_request_body_bytes: 10}",
+            {"method": "POST", "body": LARGE, "headers": CHUNKED},
+            413,
+            "request_too_large",
+        ),
+        (
+            "timeouts: {idle: 0.1}",
+            {"method": "POST", "headers": [("Content-Length", "9")]},
+            408,
+            "request_timeout",
+        ),
     ],
 )
-async def test_what_the_proxy_refuses_is_refused(
-    route: str, request_of: dict[str, Any], status: int, serve: Serve
+async def test_a_refused_request(
+    route: str, request_of: dict[str, Any], status: int, kind: str, serve: Serve
 ) -> None:
-    """403, 408 and 413 of the proxy, in the log and in the metric; no interceptor is involved."""
+    """The answer arrives whole, also at a client that is still sending; the upstream sees none
+    whose head shows the fault.
+    """
     async with serve(EVENTS, route=route) as rig:
-        answer = await rig.fetch(**request_of)
-        assert answer.status == status
-        line = await only_outcome(rig, "refused")
-        assert line["status"] == status
+        assert kind_of(await rig.fetch(**request_of)) == (status, kind)
+        assert (await only_outcome(rig, "refused"))["status"] == status
+        assert "headers" in request_of or not rig.upstream.requests
+
+
+async def test_allowed_hosts_and_origins_pass(serve: Serve) -> None:
+    route = 'allowed_hosts: ["good.test"], allowed_origins: ["https://app.test"]'
+    async with serve(EVENTS, route=route) as rig:
+        headers = [("Host", "good.test:8000"), ("Origin", "https://app.test")]
+        assert (await rig.fetch(headers=headers)).status == 200
 
 
 @pytest.mark.parametrize("limit", ["max_streams", "max_streams_per_client"])
-async def test_a_limit_of_streams_refuses(limit: str, serve: Serve) -> None:
-    """503 and 429 by a limit, beside a stream that lives."""
+async def test_a_limit_of_streams(limit: str, serve: Serve) -> None:
+    """503 and 429 with Retry-After, beside a live stream."""
     feed = Feed()
     async with serve(feed.script, route=f"limits: {{{limit}: 1}}") as rig:
         feed.send(b"data: 1\n\n")
         await rig.start()
-        assert (await rig.fetch()).status == (503 if limit == "max_streams" else 429)
+        answer = await rig.fetch()
+        assert answer.status == (503 if limit == "max_streams" else 429)
+        assert answer.all("retry-after") == [b"1"]
         assert await rig.outcomes() == ["refused"]
 
 
-async def test_no_route_is_refused(log: Log) -> None:
-    """404 for a path without a route counts on the pseudo-route, which is there from the start."""
-    config = parse_config(
-        """
+TWO_ROUTES = """
 reverse_proxy:
-  upstreams: [{name: up, endpoints: ["http://127.0.0.1:9"]}]
-  routes: [{path: /a, upstream: up}]
-log: {level: error}
+  upstreams: [{{name: up, endpoints: ["{url}"]}}]
+  routes: [{{path: {first}, upstream: up}}, {{path: /small, upstream: up, {small}}}]
+log: {{level: error}}
 """
-    )
-    async with open_upstream(EVENTS) as upstream, open_proxy(config) as proxy:
-        assert (await fetch(proxy.port, "/no-route")).status == 404
+
+
+async def test_a_routes_own_limit_counts_its_own_streams_only() -> None:
+    """Streams of other routes and refused requests take no place."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.start_stream()
+        await peer.wait_closed()
+
+    async with open_upstream(script) as upstream:
+        text = TWO_ROUTES.format(url=upstream.url, first="/", small="limits: {max_streams: 2}")
+        async with open_proxy(parse_config(text)) as proxy:
+            clients = []
+
+            async def begin(target: str) -> int:
+                clients.append(client := await open_client(proxy.port))
+                await client.send("GET", target)
+                return (await client.head()).status
+
+            assert [await begin("/large") for _ in range(4)] == [200] * 4
+            assert [await begin("/small") for _ in range(4)] == [200, 200, 503, 503]
+            clients[4].reset()
+            await until(lambda: proxy.worker.metrics.routes["/small"].admitted == 1)
+            assert [await begin("/small") for _ in range(2)] == [200, 503]
+            for client in clients:
+                await client.aclose()
+
+
+async def test_an_unknown_route_is_404(log: Log) -> None:
+    """After the body was read; it counts on the pseudo-route, which exists from the start."""
+    text = TWO_ROUTES.format(url="http://127.0.0.1:9", first="/a", small="")
+    async with open_upstream(EVENTS) as upstream, open_proxy(parse_config(text)) as proxy:
+        answer = await fetch(proxy.port, "/no-route", method="POST", body=bytes(1_000_000))
+        assert kind_of(answer) == (404, "no_route")
         await only_outcome(Rig(upstream, proxy, log), "refused")
 
 
-async def test_what_dialect_mcp_refuses_is_refused(serve: Serve) -> None:
-    """A header that differs from the body is refused by the proxy, not by an interceptor of the
-    route.
-    """
+SPELLINGS = """/small /small/ /small/more?x=1 /%73mall /%73%6D%61%6c%6C/more /x/../small /x/%2e%2E/small
+/x/.%2e/small/more /./small /%2e/small //small ///small//more /../small http://proxy.test/small
+http://proxy.test//small"""
+
+
+async def test_no_spelling_of_a_path_goes_around_its_routes_checks(log: Log) -> None:
+    """A path that an upstream may take for /small has the checks of /small, and goes up unchanged."""
+    evil, good = ([("Origin", f"https://{name}.test")] for name in ("evil", "app"))
+    async with open_upstream(EVENTS) as upstream:
+        small = 'allowed_origins: ["https://app.test"]'
+        text = TWO_ROUTES.format(url=upstream.url, first="/", small=small)
+        async with open_proxy(parse_config(text)) as proxy:
+            for target in SPELLINGS.split():
+                refused = await fetch(proxy.port, target, headers=evil)
+                assert kind_of(refused) == (403, "origin_not_allowed"), target
+                assert (await fetch(proxy.port, target, headers=good)).status == 200
+                sent = upstream.requests.pop().target
+                assert sent == target.removeprefix("http://proxy.test").encode()
+            assert (await fetch(proxy.port, "/smaller", headers=evil)).status == 200
+
+
+async def test_mcp_headers_that_differ_from_the_body_are_refused(serve: Serve) -> None:
     headers = [
         ("content-type", "application/json"),
         ("mcp-protocol-version", "2026-07-28"),
@@ -108,9 +198,24 @@ async def test_what_dialect_mcp_refuses_is_refused(serve: Serve) -> None:
         await only_outcome(rig, "refused")
 
 
+async def test_an_answered_preflight_is_completed(serve: Serve) -> None:
+    headers = [("Origin", "https://good.test"), ("Access-Control-Request-Method", "POST")]
+    async with serve(EVENTS, route='allowed_origins: ["https://good.test"]') as rig:
+        assert (await rig.fetch(method="OPTIONS", headers=headers)).status == 204
+        await only_outcome(rig, "completed")
+
+
+# Ended by an interceptor
+
+
 class Answers(Interceptor):
     async def on_request(self, request: Request) -> Response:
         return Response(status=401)
+
+
+class AnswersEvents(Interceptor):
+    async def on_request(self, request: Request) -> Response:
+        return Response(events=[Event("1")])
 
 
 class Aborts(Interceptor):
@@ -128,25 +233,162 @@ class SetsNonsense(Interceptor):
         head.headers["x-a"] = "a\r\nb"
 
 
-@pytest.mark.parametrize("cls", [Answers, Aborts, Fails, SetsNonsense])
-async def test_what_an_interceptor_does_stays_intercepted(
-    cls: type[Interceptor], serve: Serve
-) -> None:
+@pytest.mark.parametrize("cls", [Answers, AnswersEvents, Aborts, Fails, SetsNonsense])
+async def test_an_interceptor_ends_the_exchange(cls: type[Interceptor], serve: Serve) -> None:
     async with serve(EVENTS, cls) as rig:
         await rig.fetch()
-        await only_outcome(rig, "intercepted")
+        line = await only_outcome(rig, "intercepted")
+        assert cls is SetsNonsense or line["interceptor"] == cls.__name__
 
 
-async def test_an_answered_preflight_is_completed(serve: Serve) -> None:
-    """No interceptor has answered it, and nothing was refused."""
-    headers = [("Origin", "https://good.test"), ("Access-Control-Request-Method", "POST")]
-    async with serve(EVENTS, route='allowed_origins: ["https://good.test"]') as rig:
-        assert (await rig.fetch(method="OPTIONS", headers=headers)).status == 204
-        await only_outcome(rig, "completed")
+async def test_an_event_beyond_the_limit_ends_the_stream_visibly(log: Log) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.start_stream()
+        await peer.chunk(b"data: ok\n\ndata: ")
+        for _ in range(100):
+            await peer.chunk(b"y" * 1000)
+        await peer.wait_closed()
+
+    limits = {"route": "limits: {max_event_bytes: 20000}", "interceptors": REDACT, "names": "r"}
+    async with (
+        open_upstream(script) as upstream,
+        open_proxy(config_for(upstream.url, **limits)) as proxy,
+    ):
+        answer = await fetch(proxy.port)
+        assert answer.body.startswith(b"data: ok\n\nevent: error\n")
+        assert b"event_too_large" in answer.body
+        assert not answer.complete
+        rig = Rig(upstream, proxy, log)
+        await only_outcome(rig, "upstream_error")
+        await rig.everything_is_back()
+
+
+async def test_a_compressed_stream_that_must_be_seen_is_refused() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.start_stream(b"Content-Encoding: gzip")
+        await peer.wait_closed()
+
+    config = {"interceptors": REDACT, "names": "r"}
+    async with (
+        open_upstream(script) as upstream,
+        open_proxy(config_for(upstream.url, **config)) as proxy,
+    ):
+        assert kind_of(await fetch(proxy.port)) == (502, "upstream_protocol_error")
+
+
+# No connection to the upstream
+
+
+@pytest.mark.parametrize(
+    "kind", ["upstream_connect_failed", "upstream_dns_failed", "upstream_tls_failed"]
+)
+async def test_an_upstream_that_cannot_be_reached_is_502(
+    kind: str, certificates: Certificates, log: Log
+) -> None:
+    """A closed port, an unknown name, an untrusted certificate; the answer names no address."""
+
+    class Resolver(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, host: Any, *args: Any, **kwargs: Any) -> list[object]:
+            if host in (b"nowhere.invalid", "nowhere.invalid"):
+                raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+            return await trio.to_thread.run_sync(lambda: socket.getaddrinfo(host, *args, **kwargs))  # type: ignore
+
+        async def getnameinfo(self, *_: object) -> tuple[str, str]:
+            raise NotImplementedError
+
+    trio.socket.set_custom_hostname_resolver(Resolver())
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        async with open_upstream(EVENTS, ssl_context=certificates.server) as upstream:
+            url = {
+                "upstream_connect_failed": f"http://127.0.0.1:{port}",
+                "upstream_dns_failed": "http://nowhere.invalid",
+                "upstream_tls_failed": upstream.url,
+            }[kind]
+            async with open_proxy(config_for(url)) as proxy:
+                answer = await fetch(proxy.port)
+                assert kind_of(answer) == (502, kind)
+                for secret in (b"127.0.0.1", b"invalid", str(port).encode()):
+                    assert secret not in answer.body
+                await only_outcome(Rig(upstream, proxy, log), "upstream_error")
+
+
+async def test_the_total_deadline_is_504_before_the_head(serve: Serve) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.wait_closed()
+
+    async with serve(script, route="timeouts: {total: 0.05}") as rig:
+        assert kind_of(await rig.fetch()) == (504, "total_timeout")
+        await only_outcome(rig, "upstream_timeout")
+
+
+# Ended by a drain
+
+
+async def live(peer: Peer) -> None:
+    await peer.request()
+    await peer.start_stream()
+    await peer.chunk(b"data: 1\n\n")
+    await peer.wait_closed()
+
+
+async def test_a_drain_ends_live_streams_and_refuses_new_requests(log: Log) -> None:
+    """503 with Connection: close on a kept connection; the stream ends with an error event."""
+    async with open_upstream(live) as upstream, open_proxy(config_for(upstream.url)) as proxy:
+        client, kept = await open_client(proxy.port), await open_client(proxy.port)
+        await client.send("GET", "/")
+        answer = await client.head()
+        await client.read_until(answer, b"\n\n")
+        proxy.worker.start_draining()
+        await kept.send("GET", "/")
+        refused = await kept.answer()
+        assert (kind_of(refused), refused.all("connection")) == ((503, "draining"), [b"close"])
+        assert (await fetch(proxy.port, "/readyz")).status == 503
+        assert (await fetch(proxy.port, "/healthz")).status == 200
+        proxy.worker.stop_live()
+        await client.rest(answer)
+        assert b'"type":"draining"' in answer.body
+        assert not answer.complete
+        assert await Rig(upstream, proxy, log).outcomes(2) == ["draining", "draining"]
+        assert len(upstream.requests) == 1
+        await client.aclose()
+        await kept.aclose()
+
+
+async def test_cancelled_at_the_graceful_timeout_an_exchange_was_draining(
+    certificates: Certificates, log: Log
+) -> None:
+    """Under plain Hypercorn nothing stops the exchange before the server cancels it."""
+    answer = None
+    async with open_upstream(live) as upstream, trio.open_nursery() as nursery:
+
+        async def read() -> None:
+            nonlocal answer
+            client = await open_client(proxy.port, certificates.client())
+            await client.send("GET", "/")
+            answer = await client.head()
+            await client.rest(answer)
+            await client.aclose()
+
+        async with open_proxy(config_for(upstream.url), tls=certificates.files) as proxy:
+            nursery.start_soon(read)
+            await until(lambda: answer is not None and proxy.worker.live)
+        await only_outcome(Rig(upstream, proxy, log), "draining")
+        await until(lambda: upstream.open == 0)
+    assert answer is not None
+    assert answer.body.startswith(b"data: 1\n\n")
+    assert not answer.complete
+
+
+# Ended by a defect
 
 
 class Defect(Exception):
-    pass
+    """A bug of the proxy."""
 
 
 @pytest.mark.parametrize("where", ["admission", "request", "response", "relay", "watching", "mcp"])
@@ -154,9 +396,7 @@ class Defect(Exception):
 async def test_a_defect_of_the_proxy_is_an_internal_error(
     where: str, http_method: str, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever in an exchange the proxy itself raises: 500 or a broken response, one traceback, and
-    its own outcome.
-    """
+    """In every phase: 500 or a broken response, one traceback in the log, its own outcome."""
 
     def fail(*_: object, **__: object) -> None:
         raise Defect
@@ -164,36 +404,103 @@ async def test_a_defect_of_the_proxy_is_an_internal_error(
     async def fail_later(*_: object, **__: object) -> None:
         raise Defect
 
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.start_stream()
-        await peer.chunk(b"data: 1\n\n")
-        await trio.sleep_forever()
-
-    if where == "admission":
-        monkeypatch.setattr("proxy.exchange.admission.Cors.of", fail)
-    elif where == "request":
-        monkeypatch.setattr(phases, "call_upstream", fail_later)
-    elif where == "response":
-        monkeypatch.setattr(phases, "on_response", fail_later)
-    elif where == "relay":
-        monkeypatch.setattr("proxy.exchange.phases.open_relay", fail)
-    elif where == "watching":
-        monkeypatch.setattr(ExchangeContext, "watch_client", fail)
-    else:
-        monkeypatch.setattr(_First, "on_request", fail_later)
-    async with Way().serve(log, monkeypatch)(script, route="dialect: mcp") as rig:
+    owner, name, act = {
+        "admission": (None, "proxy.exchange.admission.Cors.of", fail),
+        "request": (phases, "call_upstream", fail_later),
+        "response": (phases, "on_response", fail_later),
+        "relay": (phases, "open_relay", fail),
+        "watching": (ExchangeContext, "watch_client", fail),
+        "mcp": (_First, "on_request", fail_later),
+    }[where]
+    monkeypatch.setattr(*([name, act] if owner is None else [owner, name, act]))
+    async with Way().serve(log, monkeypatch)(live, route="dialect: mcp") as rig:
         answer = await rig.fetch(method=http_method, body=b"{}" if http_method == "POST" else None)
         assert answer.status == (200 if where == "relay" else 500)
         assert answer.complete is (where != "relay")
         await only_outcome(rig, "internal_error")
-        problems = [*rig.lines("internal_error"), *rig.lines("interceptor_failed")]
-        assert len(problems) == 1
-        log[:] = [
-            line for line in log if line["event"] != "internal_error"
-        ]  # the rig takes one for a failure of the test
+        assert len([*rig.lines("internal_error"), *rig.lines("interceptor_failed")]) == 1
+        log[:] = [line for line in log if line["event"] != "internal_error"]  # the rig checks it
 
 
-def test_the_metric_has_both_from_the_start() -> None:
-    """`refused` and `internal_error` are values of `Outcome`, and so labels that are there at 0."""
-    assert (Outcome.REFUSED, Outcome.INTERNAL_ERROR) == ("refused", "internal_error")
+# The client, and what is counted
+
+
+async def test_one_client_resets_in_a_burst_and_the_others_continue(serve: Serve) -> None:
+    """A reset connection ends its own stream only."""
+    burst = [b"data: %d %s\n\n" % (number, b"x" * 200) for number in range(2000)]
+    answers: list[Answer] = []
+    async with serve(stream_of(*burst)) as rig:
+
+        async def good() -> None:
+            answers.append(await rig.fetch())
+
+        async def bad() -> None:
+            client, answer = await rig.start()
+            await client.read_until(answer, answer.body[-1:])
+            client.reset()
+
+        async with trio.open_nursery() as nursery:
+            for one in [good, bad] * 10:
+                nursery.start_soon(one)
+        assert [answer.complete for answer in answers] == [True] * 10
+        assert {answer.body for answer in answers} == {b"".join(burst)}
+
+
+@pytest.mark.parametrize("length", [5, 3_000_000])
+async def test_an_early_answer_reaches_a_client_that_is_still_sending(
+    length: int, serve: Serve
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request(body=False)
+        await peer.send(
+            b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno"
+        )
+
+    async with serve(script) as rig:
+        answer = await rig.fetch(method="POST", body=bytes(length))
+        assert (answer.status, answer.body) == (401, b"no")
+
+
+async def test_the_log_line_has_the_documented_fields_and_no_secret(serve: Serve) -> None:
+    """Neither a credential, nor the query, nor a body."""
+    async with serve(stream_of(b"data: hush-body\n\n")) as rig:
+        await rig.fetch("/?key=hush-query", headers=[("Authorization", "Bearer hush-key")])
+        line = await only_outcome(rig, "completed")
+        assert "hush" not in repr(rig.log)
+        assert set(line) >= set(LINE.split())
+        assert (line["status"], line["events"], line["bytes"]) == (200, None, 17)
+
+
+async def test_the_time_to_first_byte_is_that_of_the_body(serve: Serve) -> None:
+    """Not of the head, in the log and in the metric."""
+    head_seen = trio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.start_stream()
+        await head_seen.wait()
+        for number in range(2):
+            await trio.sleep(0.06)
+            await peer.chunk(b"data: %d\n\n" % number)
+        await peer.end()
+
+    async with serve(script) as rig:
+        client, answer = await rig.start()
+        head_seen.set()
+        assert (await client.rest(answer)).complete
+        line = await only_outcome(rig, "completed")
+        first = line["time_to_first_byte"]
+        assert first >= 0.05
+        assert line["duration"] - first >= 0.05
+        measured = rig.metric("weirpool_time_to_first_byte_seconds_sum", route="/")
+        assert measured == pytest.approx(first, abs=1e-5)
+
+
+async def test_without_a_body_there_is_no_first_byte(serve: Serve) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    async with serve(script) as rig:
+        assert (await rig.fetch()).status == 204
+        assert (await only_outcome(rig, "completed"))["time_to_first_byte"] is None
