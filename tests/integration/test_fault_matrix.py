@@ -394,11 +394,6 @@ def refuse(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dial, "connect", connect)
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("certificates"))
-
-
 WAYS = {
     "http1": [(name, client) for name in FAULTS for client in ("patient", "gone", "stalled")],
     "http2": [

@@ -27,16 +27,6 @@ REDACT = '{name: r, use: "interceptors.redact:Redact", options: {patterns: ["x"]
 LINE = "route upstream endpoint method status outcome events bytes duration time_to_first_byte"
 
 
-@pytest.fixture
-def serve(log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
-    return Way().serve(log, monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("certificates"))
-
-
 async def only_outcome(rig: Any, outcome: str) -> dict[str, Any]:
     """The log line of the one exchange, which has this outcome in the log and in the metric."""
     assert await rig.outcomes() == [outcome]
@@ -90,29 +80,29 @@ LARGE, CHUNKED = bytes(3_000_000), [("Transfer-Encoding", "chunked")]
     ],
 )
 async def test_a_refused_request(
-    route: str, request_of: dict[str, Any], status: int, kind: str, serve: Serve
+    route: str, request_of: dict[str, Any], status: int, kind: str, serve_once: Serve
 ) -> None:
     """The answer arrives whole, also at a client that is still sending; the upstream sees none
     whose head shows the fault.
     """
-    async with serve(EVENTS, route=route) as rig:
+    async with serve_once(EVENTS, route=route) as rig:
         assert kind_of(await rig.fetch(**request_of)) == (status, kind)
         assert (await only_outcome(rig, "refused"))["status"] == status
         assert "headers" in request_of or not rig.upstream.requests
 
 
-async def test_allowed_hosts_and_origins_pass(serve: Serve) -> None:
+async def test_allowed_hosts_and_origins_pass(serve_once: Serve) -> None:
     route = 'allowed_hosts: ["good.test"], allowed_origins: ["https://app.test"]'
-    async with serve(EVENTS, route=route) as rig:
+    async with serve_once(EVENTS, route=route) as rig:
         headers = [("Host", "good.test:8000"), ("Origin", "https://app.test")]
         assert (await rig.fetch(headers=headers)).status == 200
 
 
 @pytest.mark.parametrize("limit", ["max_streams", "max_streams_per_client"])
-async def test_a_limit_of_streams(limit: str, serve: Serve) -> None:
+async def test_a_limit_of_streams(limit: str, serve_once: Serve) -> None:
     """503 and 429 with Retry-After, beside a live stream."""
     feed = Feed()
-    async with serve(feed.script, route=f"limits: {{{limit}: 1}}") as rig:
+    async with serve_once(feed.script, route=f"limits: {{{limit}: 1}}") as rig:
         feed.send(b"data: 1\n\n")
         await rig.start()
         answer = await rig.fetch()
@@ -186,21 +176,21 @@ async def test_no_spelling_of_a_path_goes_around_its_routes_checks(log: Log) -> 
             assert (await fetch(proxy.port, "/smaller", headers=evil)).status == 200
 
 
-async def test_mcp_headers_that_differ_from_the_body_are_refused(serve: Serve) -> None:
+async def test_mcp_headers_that_differ_from_the_body_are_refused(serve_once: Serve) -> None:
     headers = [
         ("content-type", "application/json"),
         ("mcp-protocol-version", "2026-07-28"),
         ("mcp-method", "tools/list"),
     ]
     body = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a"}}'
-    async with serve(EVENTS, route="dialect: mcp") as rig:
+    async with serve_once(EVENTS, route="dialect: mcp") as rig:
         assert (await rig.fetch(method="POST", headers=headers, body=body)).status == 400
         await only_outcome(rig, "refused")
 
 
-async def test_an_answered_preflight_is_completed(serve: Serve) -> None:
+async def test_an_answered_preflight_is_completed(serve_once: Serve) -> None:
     headers = [("Origin", "https://good.test"), ("Access-Control-Request-Method", "POST")]
-    async with serve(EVENTS, route='allowed_origins: ["https://good.test"]') as rig:
+    async with serve_once(EVENTS, route='allowed_origins: ["https://good.test"]') as rig:
         assert (await rig.fetch(method="OPTIONS", headers=headers)).status == 204
         await only_outcome(rig, "completed")
 
@@ -234,8 +224,8 @@ class SetsNonsense(Interceptor):
 
 
 @pytest.mark.parametrize("cls", [Answers, AnswersEvents, Aborts, Fails, SetsNonsense])
-async def test_an_interceptor_ends_the_exchange(cls: type[Interceptor], serve: Serve) -> None:
-    async with serve(EVENTS, cls) as rig:
+async def test_an_interceptor_ends_the_exchange(cls: type[Interceptor], serve_once: Serve) -> None:
+    async with serve_once(EVENTS, cls) as rig:
         await rig.fetch()
         line = await only_outcome(rig, "intercepted")
         assert cls is SetsNonsense or line["interceptor"] == cls.__name__
@@ -316,12 +306,12 @@ async def test_an_upstream_that_cannot_be_reached_is_502(
                 await only_outcome(Rig(upstream, proxy, log), "upstream_error")
 
 
-async def test_the_total_deadline_is_504_before_the_head(serve: Serve) -> None:
+async def test_the_total_deadline_is_504_before_the_head(serve_once: Serve) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.wait_closed()
 
-    async with serve(script, route="timeouts: {total: 0.05}") as rig:
+    async with serve_once(script, route="timeouts: {total: 0.05}") as rig:
         assert kind_of(await rig.fetch()) == (504, "total_timeout")
         await only_outcome(rig, "upstream_timeout")
 
@@ -425,11 +415,11 @@ async def test_a_defect_of_the_proxy_is_an_internal_error(
 # The client, and what is counted
 
 
-async def test_one_client_resets_in_a_burst_and_the_others_continue(serve: Serve) -> None:
+async def test_one_client_resets_in_a_burst_and_the_others_continue(serve_once: Serve) -> None:
     """A reset connection ends its own stream only."""
     burst = [b"data: %d %s\n\n" % (number, b"x" * 200) for number in range(500)]
     answers: list[Answer] = []
-    async with serve(stream_of(*burst)) as rig:
+    async with serve_once(stream_of(*burst)) as rig:
 
         async def good() -> None:
             answers.append(await fetch(rig.proxy.port))
@@ -448,7 +438,7 @@ async def test_one_client_resets_in_a_burst_and_the_others_continue(serve: Serve
 
 @pytest.mark.parametrize("length", [5, 3_000_000])
 async def test_an_early_answer_reaches_a_client_that_is_still_sending(
-    length: int, serve: Serve
+    length: int, serve_once: Serve
 ) -> None:
     async def script(peer: Peer) -> None:
         await peer.request(body=False)
@@ -456,14 +446,14 @@ async def test_an_early_answer_reaches_a_client_that_is_still_sending(
             b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno"
         )
 
-    async with serve(script) as rig:
+    async with serve_once(script) as rig:
         answer = await rig.fetch(method="POST", body=bytes(length))
         assert (answer.status, answer.body) == (401, b"no")
 
 
-async def test_the_log_line_has_the_documented_fields_and_no_secret(serve: Serve) -> None:
+async def test_the_log_line_has_the_documented_fields_and_no_secret(serve_once: Serve) -> None:
     """Neither a credential, nor the query, nor a body."""
-    async with serve(stream_of(b"data: hush-body\n\n")) as rig:
+    async with serve_once(stream_of(b"data: hush-body\n\n")) as rig:
         await rig.fetch("/?key=hush-query", headers=[("Authorization", "Bearer hush-key")])
         line = await only_outcome(rig, "completed")
         assert "hush" not in repr(rig.log)
@@ -471,7 +461,7 @@ async def test_the_log_line_has_the_documented_fields_and_no_secret(serve: Serve
         assert (line["status"], line["events"], line["bytes"]) == (200, None, 17)
 
 
-async def test_the_time_to_first_byte_is_that_of_the_body(serve: Serve) -> None:
+async def test_the_time_to_first_byte_is_that_of_the_body(serve_once: Serve) -> None:
     """Not of the head, in the log and in the metric."""
     head_seen = trio.Event()
 
@@ -484,7 +474,7 @@ async def test_the_time_to_first_byte_is_that_of_the_body(serve: Serve) -> None:
             await peer.chunk(b"data: %d\n\n" % number)
         await peer.end()
 
-    async with serve(script) as rig:
+    async with serve_once(script) as rig:
         client, answer = await rig.start()
         head_seen.set()
         assert (await client.rest(answer)).complete
@@ -496,11 +486,11 @@ async def test_the_time_to_first_byte_is_that_of_the_body(serve: Serve) -> None:
         assert measured == pytest.approx(first, abs=1e-5)
 
 
-async def test_without_a_body_there_is_no_first_byte(serve: Serve) -> None:
+async def test_without_a_body_there_is_no_first_byte(serve_once: Serve) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(b"HTTP/1.1 204 No Content\r\n\r\n")
 
-    async with serve(script) as rig:
+    async with serve_once(script) as rig:
         assert (await rig.fetch()).status == 204
         assert (await only_outcome(rig, "completed"))["time_to_first_byte"] is None

@@ -27,11 +27,6 @@ EVENT = b"data: " + b"x" * 16000 + b"\n\n"
 SEND_S = 1
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("certificates"))
-
-
 async def last_line(log: Log) -> dict[str, Any]:
     with trio.fail_after(20):
         while not (lines := [line for line in log if line["event"] == "exchange"]):
