@@ -176,14 +176,10 @@ def test_what_has_two_readings_is_refused(name: str) -> None:
 
 
 HEADS = st.sampled_from(
-    [
-        b"HTTP/1.1 200 OK",
-        b"HTTP/1.1 204 x",
-        b"HTTP/1.1 304 x",
-        b"HTTP/1.0 200 OK",
-        b"HTTP/1.1 404",
-        b"HTTP/1.1 103 x\r\n\r\nHTTP/1.1 200 x",
-    ]
+    (
+        b"HTTP/1.1 200 OK|HTTP/1.1 204 x|HTTP/1.1 304 x|HTTP/1.0 200 OK|HTTP/1.1 404|"
+        b"HTTP/1.1 103 x\r\n\r\nHTTP/1.1 200 x"
+    ).split(b"|")
 )
 FIELDS = st.lists(
     st.sampled_from(
