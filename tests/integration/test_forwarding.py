@@ -169,36 +169,6 @@ async def test_interceptors_see_no_field_of_the_hop(log: Log) -> None:
 # Who the client is
 
 
-@pytest.mark.parametrize("target", ["/plain", "/marks"])
-async def test_an_underscore_makes_no_other_name(target: str, log: Log) -> None:
-    """Only what the proxy knows of the client goes up, however a client writes the names; other
-    names pass.
-    """
-    names = [
-        "X-Forwarded-For",
-        "X_Forwarded_For",
-        "X-Forwarded_Proto",
-        "x_real_ip",
-        "X_FORWARDED-HOST",
-        "X_Forwarded_Prefix",
-    ]
-    async with serve(log) as rig:
-        await rig.fetch(target, headers=[*((name, "6.6.6.6") for name in names), ("X_Other", "1")])
-        claims = {
-            name.lower(): value
-            for name, value in last(rig).headers
-            if name.lower().replace(b"_", b"-").startswith(b"x-")
-        }
-        claims.pop(b"x-user-id", None)
-        claims.pop(b"x-forwarded-user", None)
-        assert claims == {
-            b"x-forwarded-for": b"127.0.0.1",
-            b"x-forwarded-proto": b"http",
-            b"x-forwarded-host": b"proxy.test",
-            b"x_other": b"1",
-        }
-
-
 async def test_an_ipv4_client_of_a_socket_for_both_families_has_its_own_address(log: Log) -> None:
     """In X-Forwarded-For, for interceptors, and compared with trusted proxies."""
     async with serve(log, bind="[::]:0", trusted="127.0.0.0/8") as rig:

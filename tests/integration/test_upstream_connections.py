@@ -274,41 +274,6 @@ async def test_an_international_name_has_one_form_everywhere(
 # One deadline
 
 
-async def test_the_queue_and_the_connection_have_one_deadline() -> None:
-    """The only connection is busy for 1.9 s and then closed, and the new one is never accepted: 2 s
-    in all, and not 3.9.
-    """
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        listener.setblocking(False)
-        settings = config_for(
-            f"http://127.0.0.1:{listener.getsockname()[1]}",
-            upstream="max_connections: 1",
-            route="timeouts: {connect: 2}, retry: {max_attempts: 1}",
-        )
-        async with open_proxy(settings) as proxy, trio.open_nursery() as nursery:
-            nursery.start_soon(fetch, proxy.port)
-            await trio.lowlevel.wait_readable(listener)
-            busy, _ = listener.accept()
-            fillers = [socket.socket() for _ in range(4)]
-            for filler in fillers:
-                filler.setblocking(False)
-                filler.connect_ex(listener.getsockname())
-
-            async def close_busy() -> None:
-                await trio.sleep(1.9)
-                busy.close()
-
-            began = trio.current_time()
-            nursery.start_soon(close_busy)
-            answer = await fetch(proxy.port)
-            assert trio.current_time() - began < 3.6
-            assert (answer.status, kind_of(answer)) == (503, "upstream_connections_exhausted")
-            for filler in fillers:
-                filler.close()
-
-
 # What is ours
 
 HOARDER = """

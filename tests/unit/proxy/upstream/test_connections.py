@@ -139,11 +139,6 @@ def numbers(pool: ConnectionPool) -> dict[str, int]:
 # One connection
 
 
-def test_an_origin_is_written_as_in_a_url() -> None:
-    assert str(Origin("https", "h", 443)) == "https://h:443"
-    assert str(Origin("http", "::1", 80)) == "http://[::1]:80"
-
-
 def test_reading_fills_the_buffer_from_where_it_is_told(
     pair: tuple[Connection, socket.socket],
 ) -> None:
@@ -553,18 +548,6 @@ async def test_what_idled_too_long_is_not_lent_even_before_it_expires(
     assert fresh is not old
     assert old.sock.fileno() == -1
     pool.release(fresh, reusable=False)
-
-
-@bounded
-async def test_a_socket_is_non_blocking_and_without_delay(
-    make_pool: Callable[[int], ConnectionPool],
-) -> None:
-    """Nagle's algorithm would hold an upload's small pieces back."""
-    pool = make_pool(1)
-    connection = await acquire(pool)
-    assert connection.sock.getblocking() is False
-    assert connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-    pool.release(connection, reusable=False)
 
 
 # One deadline

@@ -1103,49 +1103,6 @@ async def test_aclose_closes_idle_connections_and_leaves_those_on_loan(
 
 
 @bounded
-async def test_max_connections_bounds_and_a_waiter_gets_what_is_released(
-    nursery: trio.Nursery, pools: Pools
-) -> None:
-    transport = Http1Transport(pools, max_connections=2)
-    server = await serve(nursery, answer_forever)
-    held = [await ask(transport, server) for _ in range(2)]
-    with pytest.raises(PoolTimedOut, match="all 2 connections are in use"):
-        await ask(transport, server, timeouts=CallTimeouts(connect_s=0.05))
-    assert (state(transport).lent, state(transport).waiting) == (2, 0)
-    async with trio.open_nursery() as waiters:
-        waiters.start_soon(fetch, transport, server)
-        while not state(transport).waiting:
-            await trio.lowlevel.checkpoint()
-        assert await read(held[0]) == b"ok"
-    assert (server.accepted, state(transport).lent) == (2, 1)
-    await read(held[1])
-    assert (state(transport).lent, state(transport).idle) == (0, 2)
-    await transport.aclose()
-
-
-@bounded
-async def test_more_requests_than_connections_are_all_served(
-    nursery: trio.Nursery, pools: Pools
-) -> None:
-    transport = Http1Transport(pools, max_connections=3)
-    server = await serve(nursery, answer_forever)
-    most = 0
-
-    async def one() -> None:
-        nonlocal most
-        response = await ask(transport, server)
-        most = max(most, server.open)
-        assert await read(response) == b"ok"
-
-    async with trio.open_nursery() as many:
-        for _ in range(40):
-            many.start_soon(one)
-    assert max(most, server.accepted) <= 3
-    assert state(transport).opened + state(transport).reused == 40
-    await transport.aclose()
-
-
-@bounded
 async def test_all_origins_share_one_bound(nursery: trio.Nursery, pools: Pools) -> None:
     """The oldest idle connection of any origin makes room."""
     transport = Http1Transport(pools, max_connections=2)
