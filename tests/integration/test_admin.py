@@ -15,7 +15,7 @@ import pytest
 import trio
 from support.client import fetch, open_client
 from support.interceptors import until
-from support.process import WEIRPOOL, Process, running
+from support.process import Process, running, serve
 from support.proxy import Proxy, config_for, open_proxy
 from support.upstream import Peer, open_upstream, stream_of
 
@@ -53,15 +53,11 @@ async def drained(process: Process) -> None:
 
 
 async def test_the_pages_are_on_their_port_and_nowhere_else(tmp_path: Path) -> None:
-    """On the main port their paths go to the upstream; on theirs there is nothing else, and it is
-    on loopback.
-    """
+    """On the main port their paths go to the upstream."""
     admin = free_ports(1)
     async with open_upstream(stream_of(b"data: upstream's\n\n")) as upstream:
         file = write(tmp_path, upstream.url, f"admin: {{port: {admin}}}")
-        async with running(
-            [*WEIRPOOL, "serve", "--config", file, "--bind", "127.0.0.1:0"]
-        ) as process:
+        async with running(serve("--config", file)) as process:
             (started,) = await process.event("started")
             assert started["admin"] == f"127.0.0.1:{admin}"
             for page in ("/metrics", "/healthz", "/readyz", "/status"):
@@ -74,9 +70,7 @@ async def test_the_pages_are_on_their_port_and_nowhere_else(tmp_path: Path) -> N
 
 
 async def test_the_pages_can_be_seen_until_the_drain_is_over(tmp_path: Path) -> None:
-    """When the main port is closed already, /readyz says 503, /healthz 200, and /metrics counts the
-    stream that goes on.
-    """
+    """When the main port is closed already."""
     admin = free_ports(1)
     go_on = trio.Event()
 
@@ -89,9 +83,7 @@ async def test_the_pages_can_be_seen_until_the_drain_is_over(tmp_path: Path) -> 
 
     async with open_upstream(script) as upstream:
         file = write(tmp_path, upstream.url, f"admin: {{port: {admin}}}")
-        async with running(
-            [*WEIRPOOL, "serve", "--config", file, "--bind", "127.0.0.1:0"]
-        ) as process:
+        async with running(serve("--config", file)) as process:
             (started,) = await process.event("started")
             client = await open_client(port_in(started))
             await client.send("GET", "/")
@@ -111,13 +103,11 @@ async def test_the_pages_can_be_seen_until_the_drain_is_over(tmp_path: Path) -> 
 
 
 async def test_each_worker_has_a_port_of_its_own(tmp_path: Path) -> None:
-    """The configured port is the first worker's, the next the second's; one that replaces a dead
-    worker has its port.
-    """
+    """The configured port is the first worker's."""
     admin = free_ports(2)
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
         file = write(tmp_path, upstream.url, f"admin: {{port: {admin}, prefix: /-}}")
-        command = [*WEIRPOOL, "serve", "--config", file, "--bind", "127.0.0.1:0", "--workers", "2"]
+        command = serve("--config", file, "--workers", "2")
         async with running(command) as process:
             started = await process.event("started", 2)
             pids = {line["admin"]: line["pid"] for line in started}
@@ -149,15 +139,13 @@ async def test_each_worker_has_a_port_of_its_own(tmp_path: Path) -> None:
 
 
 async def test_a_port_that_is_taken_is_said_at_once(tmp_path: Path) -> None:
-    """A `start_failed` line with the setting's path, status 3; also when only the last worker's is
-    taken.
-    """
+    """A `start_failed` line with the setting's path."""
     admin = free_ports(2)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", admin + 1))
         taken.listen()
         file = write(tmp_path, "http://127.0.0.1:9", f"admin: {{port: {admin}}}")
-        command = [*WEIRPOOL, "serve", "--config", file, "--bind", "127.0.0.1:0", "--workers", "2"]
+        command = serve("--config", file, "--workers", "2")
         async with running(command) as process:
             assert await process.exit_status() == 3
             (line,) = await process.event("start_failed")

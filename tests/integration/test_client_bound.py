@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 from support.client import Client, fetch, open_client
-from support.process import WEIRPOOL, Process, port_of, running
+from support.process import Process, port_of, running, serve
 from support.proxy import config_for, open_proxy
 from support.upstream import Peer, open_upstream
 
@@ -45,7 +45,7 @@ async def few_files(
             f"reverse_proxy: {{upstreams: [{{name: u, endpoints: ['http://localhost:{upstream.port}']{upstream_more}}}], "
             f"routes: [{{path: /, upstream: u}}]{more}}}\ndrain: {{timeout: 0.1}}\n"
         )
-        command = [*WEIRPOOL, "serve", "--config", str(file), "--bind", "127.0.0.1:0"]
+        command = serve("--config", str(file))
         limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))  # noqa: E731
         async with running(command, preexec_fn=limit) as process:
             yield process, await port_of(process)
@@ -61,9 +61,7 @@ async def ask(client: Client, target: str = "/x") -> tuple[int, bytes]:
 
 @pytest.mark.parametrize("more", ["", ", max_client_connections: 1000"])
 async def test_silent_clients_cost_only_their_own_connections(tmp_path: Path, more: str) -> None:
-    """60 of them with 64 open files: a kept connection, a live stream and new clients go on;
-    nothing is ejected. Also when the configured bound is more than there are files.
-    """
+    """60 of them with 64 open files."""
     async with few_files(tmp_path, more=more) as (process, port):
         kept, live = await open_client(port), await open_client(port)
         assert await ask(kept) == (200, b"ok")
@@ -95,9 +93,7 @@ async def test_silent_clients_cost_only_their_own_connections(tmp_path: Path, mo
 
 
 async def test_when_no_connection_can_be_accepted_the_log_stays_small(tmp_path: Path) -> None:
-    """Every file belongs to a request that waits: one line of JSON a second, and the process is not
-    busy with it.
-    """
+    """Every file belongs to a request that waits."""
     async with few_files(
         tmp_path, more=", max_client_connections: 1000", upstream_more=", max_connections: 1"
     ) as (

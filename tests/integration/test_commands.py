@@ -18,7 +18,7 @@ import trustme
 import yaml
 from cryptography.hazmat.primitives import serialization
 from support.client import fetch, open_client
-from support.process import ROOT, WEIRPOOL, Done, port_of, run_command, running
+from support.process import ROOT, WEIRPOOL, Done, port_of, run_command, running, serve
 from support.upstream import Peer, open_upstream, stream_of
 
 from proxy.errors import ConfigError
@@ -89,7 +89,7 @@ async def test_serve_upstream_and_drain_on_sigterm() -> None:
         await peer.end()
 
     async with open_upstream(script) as upstream:
-        command = [*WEIRPOOL, "serve", "--upstream", upstream.url, "--bind", "127.0.0.1:0"]
+        command = serve("--upstream", upstream.url)
         async with running(command) as process:
             port = await port_of(process)
             (started,) = await process.event("started")
@@ -119,16 +119,7 @@ async def test_serve_upstream_and_drain_on_sigterm() -> None:
 async def test_workers_share_a_socket_and_a_dead_one_is_replaced() -> None:
     """Two workers; one is killed and replaced; one SIGTERM ends all of them with status 0."""
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
-        command = [
-            *WEIRPOOL,
-            "serve",
-            "--upstream",
-            upstream.url,
-            "--bind",
-            "127.0.0.1:0",
-            "--workers",
-            "2",
-        ]
+        command = serve("--upstream", upstream.url, "--workers", "2")
         async with running(command) as process:
             first, second = await process.event("started", 2)
             assert first["bind"] == second["bind"]
@@ -151,16 +142,7 @@ async def test_workers_share_a_socket_and_a_dead_one_is_replaced() -> None:
 async def test_workers_end_when_their_supervisor_is_killed() -> None:
     """No worker outlives a supervisor that could not say goodbye."""
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
-        command = [
-            *WEIRPOOL,
-            "serve",
-            "--upstream",
-            upstream.url,
-            "--bind",
-            "127.0.0.1:0",
-            "--workers",
-            "2",
-        ]
+        command = serve("--upstream", upstream.url, "--workers", "2")
         async with running(command) as process:
             started = await process.event("started", 2)
             process.signal(signal.SIGKILL)
@@ -172,9 +154,7 @@ async def test_workers_end_when_their_supervisor_is_killed() -> None:
 
 
 async def test_plain_hypercorn(tmp_path: Path) -> None:
-    """`WEIRPOOL_CONFIG=FILE hypercorn --worker-class trio "proxy:create_app()"` streams, reports
-    and shuts down.
-    """
+    """`WEIRPOOL_CONFIG=FILE hypercorn --worker-class trio "proxy:create_app()"` streams."""
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
         file = tmp_path / "weirpool.yaml"
         file.write_text(
@@ -221,14 +201,9 @@ reporting: {{interval: 0.05}}
             await process.exit_status()
 
 
-async def test_the_demo_prints_a_redacted_stream() -> None:
-    """`weirpool demo --once`: the stream arrives through the proxy, without the key that the
-    upstream sent.
-    """
-    done = await trio.run_process(
-        [*WEIRPOOL, "demo", "--once", "--port", "0"], capture_stdout=True, cwd=ROOT
-    )
-    text = done.stdout.decode()
+def test_the_demo_prints_a_redacted_stream() -> None:
+    """`weirpool demo --once`."""
+    text = run_command("demo", "--once", "--port", "0").stdout
     assert "A weir lets the river run" in text
     assert "[redacted]" in text
     assert "sk-demo" not in text
@@ -289,7 +264,7 @@ async def test_two_thousand_streams_through_one_worker() -> None:
         await client.aclose()
 
     async with open_upstream(script) as upstream:
-        command = [*WEIRPOOL, "serve", "--upstream", upstream.url, "--bind", "127.0.0.1:0"]
+        command = serve("--upstream", upstream.url)
         async with running(command) as process:
             port = await port_of(process)
             with trio.fail_after(120):
@@ -400,9 +375,7 @@ async def test_every_way_to_start_tells_the_same_mistakes(tmp_path: Path) -> Non
 
 
 async def test_a_warning_is_logged_at_the_start_and_a_file_is_read_again(tmp_path: Path) -> None:
-    """`config_warning` at the start and at each reload; `${file:...}` has the new content after
-    SIGHUP, and no restart.
-    """
+    """`config_warning` at the start and at each reload."""
     seen: list[bytes] = []
 
     async def script(peer: Peer) -> None:
@@ -417,14 +390,7 @@ async def test_a_warning_is_logged_at_the_start_and_a_file_is_read_again(tmp_pat
             "${CHECK_KEY:-none}", "${file:key}"
         )
         (tmp_path / "weirpool.yaml").write_text(text)
-        command = [
-            *WEIRPOOL,
-            "serve",
-            "--config",
-            str(tmp_path / "weirpool.yaml"),
-            "--bind",
-            "127.0.0.1:0",
-        ]
+        command = serve("--config", str(tmp_path / "weirpool.yaml"))
         async with running(command) as process:
             port = await port_of(process)
             (warning,) = await process.event("config_warning")

@@ -20,7 +20,7 @@ import pytest
 import trio
 from support.certificates import Certificates
 from support.client import fetch, open_client
-from support.process import WEIRPOOL, Process, running
+from support.process import Process, running, serve
 from support.upstream import Peer, Script, open_upstream, stream_of
 
 from proxy.server.serve import LAST_WORDS_S
@@ -61,16 +61,7 @@ async def serving(
             f'reverse_proxy: {{upstreams: [{{name: up, endpoints: ["{upstream.url}"]}}], routes: [{{path: /, upstream: up}}]}}\n'
             f"drain: {{{drain or f'timeout: {DRAIN_S}'}}}\n"
         )
-        command = [
-            *WEIRPOOL,
-            "serve",
-            "--config",
-            str(file),
-            "--bind",
-            "127.0.0.1:0",
-            "--workers",
-            str(workers),
-        ]
+        command = serve("--config", str(file), "--workers", str(workers))
         if certificates is not None:
             command += ["--certfile", certificates.files[0], "--keyfile", certificates.files[1]]
         async with running(command) as process:
@@ -185,9 +176,7 @@ Hold = Callable[[int, "ssl.SSLContext | None"], Awaitable[trio.abc.Stream]]
 async def test_no_client_can_hold_the_process(
     protocol: str, script: Script, certificates: Certificates, tmp_path: Path
 ) -> None:
-    """All of them at once, each several times: the process ends in its time, with status 0, and
-    every exchange has its outcome.
-    """
+    """All of them at once, each several times."""
     contexts: list[tuple[Hold, ssl.SSLContext | None]] = [
         (hold, certificates.client() if protocol == "tls" else None) for hold in HTTP1
     ]
@@ -260,9 +249,7 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path, workers: int) -> 
 
 
 async def test_a_signal_that_reaches_supervisor_and_workers_counts_once(tmp_path: Path) -> None:
-    """As systemd and container runtimes do it, who signal every process: it is one wish to end, and
-    the live stream goes on.
-    """
+    """As systemd and container runtimes do it, who signal every process."""
     go_on = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -289,9 +276,7 @@ async def test_a_signal_that_reaches_supervisor_and_workers_counts_once(tmp_path
 
 
 async def test_during_the_delay_everything_works_but_readyz(tmp_path: Path) -> None:
-    """/readyz is 503 at once; requests are served until the delay is over, and then the port is
-    closed.
-    """
+    """/readyz is 503 at once."""
     async with serving(
         tmp_path, stream_of(b"data: x\n\n"), drain="timeout: 5, delay: 1.5"
     ) as server:
@@ -305,9 +290,7 @@ async def test_during_the_delay_everything_works_but_readyz(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("begun", ["", "GET / HTTP/1.1\r\nHo"], ids=["idle", "within a head"])
 async def test_a_new_request_on_an_open_connection_is_refused(begun: str, tmp_path: Path) -> None:
-    """While another stream goes on: 503, Retry-After and Connection: close, and not a closed
-    connection without a word.
-    """
+    """While another stream goes on."""
     async with serving(tmp_path, one_event, drain="timeout: 2") as server:
         live, late = await open_client(server.port), await open_client(server.port)
         await live.send("GET", "/")
@@ -334,9 +317,7 @@ async def test_a_new_request_on_an_open_connection_is_refused(begun: str, tmp_pa
 async def test_a_new_stream_of_an_http2_connection_is_refused(
     certificates: Certificates, tmp_path: Path
 ) -> None:
-    """The connection stays while a stream lives on it: a new one is reset by Hypercorn, the old one
-    goes on to its error event.
-    """
+    """The connection stays while a stream lives on it."""
     client = h2.connection.H2Connection(
         h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
     )

@@ -60,9 +60,7 @@ def rendered(line: dict[str, Any], level: str) -> str:
 
 
 async def test_the_line_has_type_and_place_but_no_message(serve: Serve) -> None:
-    """The failure of `int(text)` holds the text: neither line has it, nor the line of source,
-    unless the level is debug.
-    """
+    """The failure of `int(text)` holds the text."""
     async with serve(
         stream_of(b"data: %b\n\n" % SECRET.encode()), on_event(reads_a_number, "Reads")
     ) as rig:

@@ -61,9 +61,7 @@ async def test_a_send_that_is_not_hypercorns_is_not_inspected() -> None:
 
 
 async def test_a_client_that_has_left_keeps_no_descriptor() -> None:
-    """One that closes its connection after its answer is forgotten at once, not when the time for
-    keep-alive is over (75 s).
-    """
+    """One that closes its connection after its answer is forgotten at once."""
     async with (
         open_upstream(stream_of(b"data: x\n\n")) as upstream,
         open_proxy(config_for(upstream.url)) as proxy,
@@ -80,9 +78,7 @@ async def test_a_client_that_has_left_keeps_no_descriptor() -> None:
 async def test_nobody_waits_for_a_client_that_was_reset(
     tls: bool, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is in flight has a time to arrive when a response is cut; after a reset it never will,
-    and the exchange ends at once.
-    """
+    """What is in flight has a time to arrive when a response is cut."""
     monkeypatch.setattr("proxy.downstream.hypercorn.client._LAST_BYTES_S", 60.0)
 
     async def script(peer: Peer) -> None:

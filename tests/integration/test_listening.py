@@ -52,9 +52,7 @@ OPEN = b": open\n\n"
 async def test_a_listening_stream_may_be_silent(
     route: str, proxy: str, method: str, first: bytes, serve: Serve
 ) -> None:
-    """Whatever came before the silence, also nothing or half an event; what comes after it arrives,
-    and the stream stays open.
-    """
+    """Whatever came before the silence."""
     feed = Feed()
     async with serve(feed.script, route=route, proxy=proxy) as rig:
         client, answer = await listen(rig, ("Mcp-Session-Id", "s1"), method=method)
@@ -148,10 +146,7 @@ async def sockets_of(proxy: Proxy) -> tuple[socket.socket, socket.socket]:
 async def test_peers_of_a_listening_stream_are_probed(
     send_s: str, upstream_tls: bool, serve: Serve, certificates: Certificates
 ) -> None:
-    """The first probe goes out after five minutes at most; towards the client several must be lost
-    before `timeouts.send` is over, for TCP_USER_TIMEOUT would end the connection with a single one
-    unanswered.
-    """
+    """The first probe goes out after five minutes at most."""
     feed = Feed()
     context = certificates.server if upstream_tls else None
     ca = f"ca_file: {certificates.ca_file}" if upstream_tls else ""

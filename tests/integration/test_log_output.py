@@ -182,9 +182,7 @@ def get(port: int, path: str = "/", extra: str = "") -> bytes:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_reader_that_never_reads_and_then_closes_ends_nothing(kind: str, config: Path) -> None:
-    """The pipe is full from the first line on; later each write is EPIPE. Requests are answered, a
-    live stream goes on, SIGTERM drains, and the status is 0.
-    """
+    """The pipe is full from the first line on; later each write is EPIPE."""
     reader, writer = os.pipe()
     fill(writer)
     os.set_blocking(writer, True)
@@ -265,9 +263,7 @@ def test_no_standard_error_ends_nothing(config: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["workers", "hypercorn"])
 def test_every_line_is_json(kind: str, config: Path, tmp_path: Path) -> None:
-    """Records of `logging`, warnings, threads, finalisers, what is printed: with their level,
-    logger and traceback.
-    """
+    """Records of `logging`, warnings, threads, finalisers, what is printed."""
     path = tmp_path / "log"
     with path.open("ab") as file, serving(kind, config, file) as (process, port):
         get(port, "/noisy")

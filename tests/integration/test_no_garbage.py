@@ -29,9 +29,7 @@ TIMES = 3
 
 @pytest.fixture(autouse=True)
 def no_collection() -> Iterator[None]:
-    """Nothing is collected but where the test does, and then nothing is looked at that was there
-    before.
-    """
+    """Nothing is collected but where the test does."""
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -42,9 +40,7 @@ def no_collection() -> Iterator[None]:
 
 
 def garbage() -> Counter[str]:
-    """What waits for the collector, by type, of the packages that a test is about; it is collected
-    by this.
-    """
+    """What waits for the collector."""
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
         gc.collect()

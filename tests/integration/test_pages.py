@@ -15,9 +15,7 @@ POOLS = ("sse_event", "http_response", "json")
 
 
 async def test_every_metric_is_there_from_the_start() -> None:
-    """Before the first request, every documented name has every label, at 0; there are no
-    `_created` series.
-    """
+    """Before the first request."""
     expected = set()
     for pool in POOLS:
         expected |= {

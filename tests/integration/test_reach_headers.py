@@ -138,9 +138,7 @@ async def test_the_audit_has_the_user_agent(tmp_path: Path) -> None:
 
 
 async def test_a_preflight_is_no_other_method() -> None:
-    """A preflight needs no key, and its answer may be kept (`Access-Control-Max-Age`); one that
-    names another method does.
-    """
+    """A preflight needs no key."""
     headers = [("origin", "https://app.test"), ("access-control-request-method", "POST")]
     config = config_for(
         "http://127.0.0.1:9",

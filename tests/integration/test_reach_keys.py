@@ -68,9 +68,7 @@ async def breaks_once(peer: Peer) -> None:
 
 @asynccontextmanager
 async def unanswered() -> AsyncIterator[Upstream]:
-    """An address where a connection is neither accepted nor refused: the queue of its listener is
-    full.
-    """
+    """An address where a connection is neither accepted nor refused."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)

@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 from support.client import fetch
-from support.process import WEIRPOOL, port_of, running
+from support.process import WEIRPOOL, port_of, running, serve
 from support.upstream import open_upstream, stream_of
 
 from interceptors.loader import load_interceptor
@@ -60,14 +60,7 @@ async def test_events_of_a_process_that_serves(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN)
     async with open_upstream(stream_of(ANSWER)) as up:
         (tmp_path / "weirpool.yaml").write_text(CONFIG % (up.url, "odd, guard, audit", ""))
-        command = [
-            *WEIRPOOL,
-            "serve",
-            "--config",
-            str(tmp_path / "weirpool.yaml"),
-            "--bind",
-            "127.0.0.1:0",
-        ]
+        command = serve("--config", str(tmp_path / "weirpool.yaml"))
         async with running(command) as process:
             await fetch(await port_of(process), "/v1/chat/completions")
             for event in SERVED:
@@ -84,14 +77,7 @@ async def test_a_process_that_fails(tmp_path: Path) -> None:
     (tmp_path / "weirpool.yaml").write_text(
         CONFIG % ("http://127.0.0.1:9", "dies", '- {name: dies, use: "./own.py:Dies"}')
     )
-    command = [
-        *WEIRPOOL,
-        "serve",
-        "--config",
-        str(tmp_path / "weirpool.yaml"),
-        "--bind",
-        "127.0.0.1:0",
-    ]
+    command = serve("--config", str(tmp_path / "weirpool.yaml"))
     async with running(command) as process:
         (line,) = await process.event("process_failed")
         assert "Fatal" in str(line)

@@ -14,7 +14,7 @@ import pytest
 import trio
 from support.client import Client, fetch, open_client
 from support.interceptors import until
-from support.process import WEIRPOOL, Process, port_of, running
+from support.process import Process, port_of, running, serve
 from support.upstream import Peer, Upstream, open_upstream, stream_of
 
 from proxy.config import parse_config
@@ -100,7 +100,7 @@ async def site(
 ) -> AsyncIterator[tuple[Site, Process]]:
     place = Site(directory, upstream)
     place.write("old")
-    command = [*WEIRPOOL, "serve", "--config", str(place.file), "--bind", "127.0.0.1:0", *arguments]
+    command = serve("--config", str(place.file), *arguments)
     async with running(command) as process:
         await process.event("started")
         yield place, process
@@ -154,9 +154,7 @@ async def test_new_exchanges_see_the_new_configuration_and_old_ones_keep_theirs(
 
 
 async def test_a_broken_file_changes_nothing_and_is_reported(tmp_path: Path) -> None:
-    """Wrong YAML, a wrong name, an option that is refused, a lifespan that fails, no file: the
-    errors say where; what ran, runs.
-    """
+    """Wrong YAML, a wrong name, an option that is refused, a lifespan that fails, no file."""
     async with (
         open_upstream(stream_of(b"data: x\n\n")) as upstream,
         site(tmp_path, upstream) as (place, process),
@@ -191,9 +189,7 @@ async def test_a_broken_file_changes_nothing_and_is_reported(tmp_path: Path) -> 
 
 
 async def test_connections_survive_where_the_upstream_is_the_same(tmp_path: Path) -> None:
-    """Clients' kept connections survive every reload; the upstream's do unless the upstream has
-    changed: then they are closed.
-    """
+    """Clients' kept connections survive every reload."""
     async with (
         open_upstream(stream_of(b"data: x\n\n")) as upstream,
         site(tmp_path, upstream) as (place, process),
@@ -243,21 +239,10 @@ async def test_metrics_of_new_routes_begin_at_0_and_those_of_old_ones_stay(tmp_p
 
 
 async def test_without_a_file_the_signal_is_logged_and_ignored() -> None:
-    """With `--upstream` there is nothing to read again; SIGHUP, also one while it starts, does not
-    end the process.
-    """
+    """With `--upstream` there is nothing to read again."""
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
         for workers in ("1", "2"):
-            command = [
-                *WEIRPOOL,
-                "serve",
-                "--upstream",
-                upstream.url,
-                "--bind",
-                "127.0.0.1:0",
-                "--workers",
-                workers,
-            ]
+            command = serve("--upstream", upstream.url, "--workers", workers)
             async with running(command) as process:
                 started = (await process.event("started", int(workers)))[0]
                 line = await reload(process)
@@ -270,9 +255,7 @@ async def test_without_a_file_the_signal_is_logged_and_ignored() -> None:
 
 
 async def test_a_signal_while_it_starts_waits(tmp_path: Path) -> None:
-    """SIGHUP before there is anybody to hear it is not lost, and does not kill: it reloads when the
-    process is there.
-    """
+    """SIGHUP before there is anybody to hear it is not lost, and does not kill."""
     (tmp_path / "slow.py").write_text(
         "import sys, time\nfrom interceptors import Interceptor\n"
         'print(\'{"event": "importing"}\', file=sys.stderr, flush=True)\ntime.sleep(0.5)\nclass Slow(Interceptor): ...\n'
@@ -283,9 +266,7 @@ async def test_a_signal_while_it_starts_waits(tmp_path: Path) -> None:
             f'reverse_proxy: {{upstreams: [{{name: up, endpoints: ["{upstream.url}"]}}], routes: [{{path: /, upstream: up}}]}}\n'
             'interceptors: [{name: slow, use: "slow.py:Slow"}]\n'
         )
-        async with running(
-            [*WEIRPOOL, "serve", "--config", str(file), "--bind", "127.0.0.1:0"]
-        ) as process:
+        async with running(serve("--config", str(file))) as process:
             await process.event("importing")
             line = await reload(process)
             assert (line["ok"], line["changed"]) == (True, [])
@@ -293,9 +274,7 @@ async def test_a_signal_while_it_starts_waits(tmp_path: Path) -> None:
 
 
 async def test_workers_reload_after_their_supervisor_has_checked(tmp_path: Path) -> None:
-    """A good file reaches each worker, and one that is started later; a broken one is reported once
-    and reaches none.
-    """
+    """A good file reaches each worker."""
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
         async with site(tmp_path, upstream, "--workers", "2") as (place, process):
             first, _ = await process.event("started", 2)
@@ -321,22 +300,11 @@ async def test_workers_reload_after_their_supervisor_has_checked(tmp_path: Path)
 async def test_a_lifespan_that_fails_at_start_is_one_line_and_a_status(
     tmp_path: Path, workers: str
 ) -> None:
-    """No traceback, no restart for ever: a line that names the interceptor and the reason, status
-    3; what was entered is left.
-    """
+    """No traceback, no restart for ever."""
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
         place = Site(tmp_path, upstream)
         place.write("x", fails=True)
-        command = [
-            *WEIRPOOL,
-            "serve",
-            "--config",
-            str(place.file),
-            "--bind",
-            "127.0.0.1:0",
-            "--workers",
-            workers,
-        ]
+        command = serve("--config", str(place.file), "--workers", workers)
         async with running(command) as process:
             assert await process.exit_status() == 3
             (line, *_) = await process.event("start_failed")
@@ -353,9 +321,7 @@ async def test_a_lifespan_that_fails_at_start_is_one_line_and_a_status(
 
 
 async def test_a_lifespan_that_fails_later_ends_the_process(tmp_path: Path) -> None:
-    """Streams would go on with an interceptor that is torn down: the line says why, and the status
-    is not 0.
-    """
+    """Streams would go on with an interceptor that is torn down."""
     (tmp_path / "later.py").write_text(
         "from contextlib import asynccontextmanager\nimport trio\nfrom interceptors import Interceptor\n"
         "class Later(Interceptor):\n    @asynccontextmanager\n    async def lifespan(self):\n"
@@ -368,9 +334,7 @@ async def test_a_lifespan_that_fails_later_ends_the_process(tmp_path: Path) -> N
         'reverse_proxy: {upstreams: [{name: up, endpoints: ["http://127.0.0.1:9"]}], routes: [{path: /, upstream: up}]}\n'
         'interceptors: [{name: later, use: "later.py:Later"}]\n'
     )
-    async with running(
-        [*WEIRPOOL, "serve", "--config", str(file), "--bind", "127.0.0.1:0"]
-    ) as process:
+    async with running(serve("--config", str(file))) as process:
         await process.event("started")
         (line,) = await process.event("lifespan_failed")
         assert "OSError: lost" in str(line["exception"])

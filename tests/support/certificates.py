@@ -11,9 +11,7 @@ __all__ = ["Certificates"]
 
 
 class Certificates:
-    """`files` (certificate, key) are for a server, `ca_file` is who issued them; `client()` trusts
-    that authority.
-    """
+    """`files` (certificate."""
 
     def __init__(self, directory: Path) -> None:
         self._authority = trustme.CA()

@@ -64,9 +64,7 @@ class Http2Client:
         *,
         window: int | None = None,
     ) -> None:
-        """`nursery`: ends with the connection. `window`: of each stream, and then none ever opens
-        again; None: as data comes.
-        """
+        """`nursery`: ends with the connection."""
         self.streams: dict[int, Exchanged] = {}
         self.closed = False
         self.nursery = nursery
@@ -140,9 +138,7 @@ class Http2Client:
         return stream_id
 
     async def send(self, stream_id: int, data: bytes, *, end: bool = True) -> None:
-        """Send a body as far as the server's windows let it, and go on when they open. It stops
-        when the stream is over.
-        """
+        """Send a body as far as the server's windows let it, and go on when they open."""
         stream = self.streams[stream_id]
 
         def may_go_on() -> bool:
@@ -190,9 +186,7 @@ class Http2Client:
 
 
 class Http2Requester:
-    """One request after the other on an HTTP/2 connection, with the calls of
-    `support.client.Client`.
-    """
+    """One request after the other on an HTTP/2 connection."""
 
     def __init__(self, connection: Http2Client) -> None:
         self.connection = connection

@@ -9,7 +9,5 @@ __all__ = ["without_times"]
 
 
 def without_times(logs: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Without the warnings of hooks that took long: a collection of garbage may come in any of
-    them.
-    """
+    """Without the warnings of hooks that took long."""
     return [line for line in logs if line["event"] != "interceptor_slow"]

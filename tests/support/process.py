@@ -21,10 +21,15 @@ from proxy.worker.stderr import release_stderr
 
 from .forkserver import Forked, ForkServer
 
-__all__ = ["ROOT", "WEIRPOOL", "Done", "Process", "port_of", "run_command", "running"]
+__all__ = ["ROOT", "WEIRPOOL", "Done", "Process", "port_of", "run_command", "running", "serve"]
 
 ROOT = Path(__file__).parents[2]
 WEIRPOOL = [sys.executable, "-m", "proxy"]
+
+
+def serve(*options: str) -> list[str]:
+    """The command `weirpool serve` with these options, on a free port."""
+    return [*WEIRPOOL, "serve", "--bind", "127.0.0.1:0", *options]
 
 
 class Process:

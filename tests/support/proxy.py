@@ -58,9 +58,7 @@ def config_for(
     interceptors: str = "",
     names: str = "",
 ) -> Config:
-    """A configuration with one route to `url`; each argument is more YAML (flow style) for its
-    place.
-    """
+    """A configuration with one route to `url`."""
     return parse_config(
         f"""
 reverse_proxy:
@@ -79,9 +77,7 @@ log: {{level: error}}
 async def open_proxy(
     config: Config, *, tls: tuple[str, str] | None = None, bind: str = "127.0.0.1:0"
 ) -> AsyncIterator[Proxy]:
-    """Serve the app on a free port, as `weirpool serve` does; with `tls` (certificate and key
-    files) as plain Hypercorn does.
-    """
+    """Serve the app on a free port."""
     app = create_app(config)
     (sock,) = bind_sockets([bind], config.reverse_proxy.timeouts.send)
     proxy = Proxy(app, sock.getsockname()[1], "https" if tls else "http")
@@ -120,9 +116,7 @@ async def _wait_for_end(nursery: trio.Nursery) -> None:
 
 
 def limit_upstream_buffers(monkeypatch: pytest.MonkeyPatch, option: int, size: int) -> None:
-    """Let connections to upstreams from now on hold about `size` bytes: `SO_SNDBUF` of requests,
-    `SO_RCVBUF` of responses.
-    """
+    """Let connections to upstreams from now on hold about `size` bytes."""
 
     async def connect(origin: Origin, resolver: Resolver) -> socket.socket:
         sock = await original(origin, resolver)

@@ -34,9 +34,7 @@ class Peer:
         self._h11 = h11.Connection(h11.SERVER)
 
     async def request(self, *, body: bool = True) -> Request:
-        """The next request, with its body unless told otherwise. Raises `EOFError` when there is
-        none.
-        """
+        """The next request, with its body unless told otherwise."""
         head = await self._next()
         if not isinstance(head, h11.Request):
             raise EOFError
@@ -47,9 +45,7 @@ class Peer:
         return request
 
     async def take_body(self, request: Request) -> None:
-        """The body of a request of which only the head was taken. Raises `EOFError` when it ends
-        too early.
-        """
+        """The body of a request of which only the head was taken."""
         while True:
             event = await self._next()
             if isinstance(event, h11.Data):

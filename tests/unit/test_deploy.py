@@ -18,6 +18,7 @@ import pytest
 import yaml
 from hypercorn.config import Config as HypercornConfig
 from support.pages import blocks_of
+from support.process import run_command
 
 from proxy import healthcheck
 from proxy.config import Config, load_config, parse_config
@@ -52,12 +53,7 @@ def test_check_accepts_the_configurations(file: str, tmp_path: Path) -> None:
     if file == "kubernetes.yaml":
         path = tmp_path / "weirpool.yaml"
         path.write_text(kubernetes()["ConfigMap"]["data"]["weirpool.yaml"])
-    done = subprocess.run(
-        [sys.executable, "-m", "proxy", "check", str(path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = run_command("check", str(path))
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -116,9 +112,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
 
 
 def test_the_service_does_not_begin_again_for_a_wrong_configuration() -> None:
-    """`RestartPreventExitStatus` is about the main process: a check in ExecStartPre would be
-    repeated without end.
-    """
+    """`RestartPreventExitStatus` is about the main process."""
     unit = (DEPLOY / "weirpool.service").read_text()
     assert "\nExecStartPre=" not in unit
     assert "\nRestartPreventExitStatus=2\n" in unit
@@ -212,9 +206,7 @@ def page() -> Iterator[int]:
 def test_the_health_check_follows_the_configuration(
     page: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The main port; `admin.port`, for each worker; `admin.prefix`. It reads nothing else of the
-    file.
-    """
+    """The main port; `admin.port`, for each worker; `admin.prefix`."""
     file = tmp_path / "weirpool.yaml"
 
     def check(text: str, *options: str) -> int:
@@ -258,9 +250,7 @@ def test_the_containers_health_check_runs_as_written(page: int, tmp_path: Path) 
 
 
 def test_what_the_docs_write_to_is_there_and_may_be_written() -> None:
-    """The unit and the container have the directories of the pages of audit and record, and a
-    working directory to write to.
-    """
+    """The unit and the container have the directories of the pages of audit and record."""
     unit = (DEPLOY / "weirpool.service").read_text()
     container = (DEPLOY / "Containerfile").read_text()
     settings = dict(

@@ -194,9 +194,7 @@ def test_a_default_stands_in_for_what_is_unset_or_empty(
 def test_a_reference_can_be_a_number(
     setting: str, attribute: str, value: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it gives is text, and a key that wants a number, a truth value or null takes text that
-    spells one.
-    """
+    """What it gives is text."""
     for name, text in {"NUMBER": "7", "FRACTION": "2.5", "TRUE": "true"}.items():
         monkeypatch.setenv(name, text)
     monkeypatch.delenv("UNSET", raising=False)
@@ -336,9 +334,7 @@ def test_what_a_reference_gives_is_not_read_as_yaml(
 
 
 def test_an_error_never_shows_what_a_reference_gave(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The value is shown as the file has it, also inside messages and guesses, and also where the
-    value is used by its parts.
-    """
+    """The value is shown as the file has it."""
     monkeypatch.setenv("SECRET", "s3cr3t-of-mine")
     monkeypatch.setenv("SHORT", "ab")
     text = configuration(
@@ -414,9 +410,7 @@ def test_a_ca_file_has_to_exist(tmp_path: Path) -> None:
 def test_one_endpoint_is_recognised_however_its_url_is_spelt(
     one: str, other: str, same: bool
 ) -> None:
-    """The scheme and the host in any case, the scheme's own port or none; a path means what it
-    says.
-    """
+    """The scheme and the host in any case."""
     text = configuration(upstreams=f'{{name: llm, endpoints: ["{one}", "{other}"]}}')
     if same:
         assert errors(text) == [
@@ -551,9 +545,7 @@ def test_what_only_looks_like_a_number_or_a_date_is_checked_as_text(value: str) 
 
 
 def test_mistakes_between_interceptors_are_reported_beside_all_others(tmp_path: Path) -> None:
-    """Also about interceptors that have a wrong option themselves; warnings, too. One run shows
-    everything.
-    """
+    """Also about interceptors that have a wrong option themselves; warnings, too."""
     (tmp_path / "weirpool.yaml").write_text(
         """
 reverse_proxy:

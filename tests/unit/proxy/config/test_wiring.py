@@ -85,9 +85,7 @@ def lines(checked: Checked) -> list[str]:
 
 
 def test_a_limit_by_client_key_needs_who_sets_it(check: Check) -> None:
-    """Before it, and on the same route: otherwise every request would be 502. By address, and after
-    `api_keys`, it is right.
-    """
+    """Before it, and on the same route: otherwise every request would be 502."""
     by_key = LIMIT % "client_key"
     place = "error: reverse_proxy.routes[0].interceptors[0]"
     needs = f'{place}: "limit" needs request.state["client_key"], which nothing before it sets'
@@ -112,9 +110,7 @@ def test_a_limit_that_would_count_by_key_and_cannot_is_a_warning(check: Check) -
 
 
 def test_an_authors_interceptors_declare_what_they_need_and_give(check: Check) -> None:
-    """As attributes of the class or of the object. One that declares nothing may set anything, so
-    that it is only a warning.
-    """
+    """As attributes of the class or of the object."""
     assert lines(check("declares, needs", own("Declares"), own("Needs"))) == []
     (error,) = lines(check("silent, needs", own("Silent"), own("Needs")))
     assert error.startswith(
@@ -175,9 +171,7 @@ def test_what_reads_answers_wants_a_dialect(check: Check, entry: str, dialect: s
 
 
 def test_what_nothing_uses_or_reaches_is_a_warning(check: Check) -> None:
-    """An interceptor and an upstream without a route, a route that another or a page shadows, a
-    name that is listed twice.
-    """
+    """An interceptor and an upstream without a route."""
     checked = check(
         "redact, redact",
         REDACT,

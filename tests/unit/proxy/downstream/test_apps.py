@@ -28,9 +28,7 @@ async def test_messages_come_in_order() -> None:
 
 
 async def test_small_pieces_of_a_body_come_together() -> None:
-    """As long as the piece before has not been taken, and up to a size: the bytes and their end are
-    the same.
-    """
+    """As long as the piece before has not been taken, and up to a size."""
     messages = Messages(2)
     data = bytes(index % 251 for index in range(20_000))
     taken: list[Any] = []
@@ -66,9 +64,7 @@ async def test_who_takes_waits_for_who_puts(nursery: trio.Nursery) -> None:
 
 
 async def test_who_puts_waits_for_who_takes(nursery: trio.Nursery) -> None:
-    """A full one blocks its writer, message by message: an upload goes at the pace of whoever takes
-    it.
-    """
+    """A full one blocks its writer, message by message."""
     messages = Messages(2)
     put: list[int] = []
 

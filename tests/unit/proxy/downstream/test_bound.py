@@ -47,9 +47,7 @@ def test_the_connection_idle_longest_is_closed() -> None:
 
 
 def test_connections_without_a_request_go_first() -> None:
-    """A client that opens connections and sends nothing closes its own, and not those that others
-    keep.
-    """
+    """A client that opens connections and sends nothing closes its own."""
     connections = ClientConnections()
     connections.limit = 3
     (kept,) = some(connections, 1)

@@ -52,9 +52,7 @@ async def test_an_idle_connection_is_closed_in_time(autojump_clock: MockClock) -
 
 
 async def test_a_request_is_never_cut(autojump_clock: MockClock) -> None:
-    """However long it takes; after a second, no task of the timer's is left under it. Then the time
-    counts anew.
-    """
+    """However long it takes; after a second, no task of the timer's is left under it."""
     async with trio.open_nursery() as nursery:
         server = Server(nursery)
         await server.idle()
@@ -84,9 +82,7 @@ async def test_the_servers_end_closes_who_is_idle(autojump_clock: MockClock) -> 
 
 
 async def test_a_task_that_had_no_turn_yet_counts(autojump_clock: MockClock) -> None:
-    """Idle, busy and idle again before the timer's task has begun: one task, and the last word
-    holds.
-    """
+    """Idle, busy and idle again before the timer's task has begun."""
     async with trio.open_nursery() as nursery:
         server = Server(nursery)
         await server.idle()
@@ -100,9 +96,7 @@ async def test_a_task_that_had_no_turn_yet_counts(autojump_clock: MockClock) -> 
 async def test_when_the_client_has_closed_there_is_nothing_to_wait_for(
     autojump_clock: MockClock,
 ) -> None:
-    """The task ends at once, also before its first turn; nobody is closed by it, and none is made
-    afterwards.
-    """
+    """The task ends at once."""
     for has_run in (True, False):
         async with trio.open_nursery() as nursery:
             server = Server(nursery)

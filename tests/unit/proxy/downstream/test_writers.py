@@ -10,9 +10,7 @@ from proxy.downstream.asgi import AsgiWriter
 
 
 async def test_a_writer_that_is_cancelled_in_its_head_is_stalled() -> None:
-    """The server may have taken the head or not; it refuses a body without one, so that nothing
-    more may be said.
-    """
+    """The server may have taken the head or not."""
     taken: list[Any] = []
 
     async def send(message: Any) -> None:

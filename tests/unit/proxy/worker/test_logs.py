@@ -34,9 +34,7 @@ def report(count: int) -> bytes:
 
 @pytest.fixture
 def open_writer() -> Iterator[Callable[..., LogWriter]]:
-    """Makes writers, which write nothing after the test: another file may then have their
-    descriptor.
-    """
+    """Makes writers, which write nothing after the test."""
     made: list[LogWriter] = []
 
     def make(fd: int, **options: Any) -> LogWriter:
@@ -70,9 +68,7 @@ def test_lines_leave_in_their_order(open_writer: Callable[..., LogWriter], tmp_p
 def test_a_reader_that_stops_reading_costs_lines_and_no_time(
     open_writer: Callable[..., LogWriter],
 ) -> None:
-    """What the pipe and the queue hold arrives, then one line with the count of the others, then
-    new lines.
-    """
+    """What the pipe and the queue hold arrives."""
     reader, fd = os.pipe()
     writer = open_writer(fd, max_held_bytes=200_000)
     line = b"x" * 999 + b"\n"
@@ -135,9 +131,7 @@ def test_a_non_blocking_file_is_waited_for(open_writer: Callable[..., LogWriter]
 
 @pytest.fixture
 def small_files() -> Iterator[Callable[[int], None]]:
-    """Limit the size of this process's files: `write` then fails with EFBIG after a part of the
-    data, as on a full disk.
-    """
+    """Limit the size of this process's files."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -150,9 +144,7 @@ def test_a_full_disk_leaves_whole_lines(
     tmp_path: Path,
     other: bytes,
 ) -> None:
-    """A line written in part is completed later; or is lost, when another process has written after
-    it.
-    """
+    """A line written in part is completed later."""
     path = tmp_path / "log"
     with path.open("ab", buffering=0) as file:
         writer = open_writer(file.fileno())
@@ -185,9 +177,7 @@ def test_a_full_disk_leaves_whole_lines(
 
 
 def test_a_child_process_has_an_empty_queue(open_writer: Callable[..., LogWriter]) -> None:
-    """What waits in the parent is written by the parent alone, and the child's own lines by a
-    thread of its own.
-    """
+    """What waits in the parent is written by the parent alone."""
     reader, fd = os.pipe()
     fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 4096)
     writer = open_writer(fd)
@@ -227,9 +217,7 @@ text = st.text(st.sampled_from([*CONTROL, "a", " ", "=", "'", "é", "🎉"]), ma
 def test_no_text_controls_the_terminal(
     colours: bool, event: str, key: str, value: str, message: str
 ) -> None:
-    """Keys, values, event names and tracebacks: only the renderer's own colours, and line ends
-    followed by its indentation.
-    """
+    """Keys, values, event names and tracebacks."""
     line = {
         "event": event,
         "exception": f"Traceback\nValueError: {message}",

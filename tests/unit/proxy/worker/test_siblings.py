@@ -19,9 +19,7 @@ from proxy.worker.siblings import Siblings, open_mailboxes
 
 
 async def test_so_many_questions_are_open_at_a_time(autojump_clock: trio.testing.MockClock) -> None:
-    """Another one is answered at once, with no; the others wait for their second, for nobody reads
-    their mailbox.
-    """
+    """Another one is answered at once."""
     mailboxes = open_mailboxes(2)
     asking = Siblings(mailboxes, 0, McpSessions())
     took: list[float] = []
@@ -88,9 +86,7 @@ async def test_a_client_that_takes_nothing_does_not_hold_who_emits(
 
 
 async def test_what_waits_for_a_client_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
-    """By number and by size, for callers in this process and in others: a client that takes nothing
-    decides about neither.
-    """
+    """By number and by size, for callers in this process and in others."""
 
     async def emit(event: Event) -> None:
         await trio.sleep_forever()
