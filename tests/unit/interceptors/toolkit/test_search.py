@@ -26,6 +26,7 @@ HOSTILE = {
     "ahead": (r"(?=(a*)*b)ab", "a" * 5000 + "ab"),
     "card": (r"(?:\d[ -]?){13,16}x", "1 " * 200_000 + "x"),
     "prefix": ("key[a-z]*[a-z]*=", "key" + "a" * 200_000 + " ="),
+    "optional": ("(?:a?){24}a{24}b", "a" * 60),
     "lazy": ("a.*?b.*?c", "ab" * 500_000),
 }
 
@@ -91,6 +92,11 @@ def test_a_hostile_search_ends_in_time(name: str, end: str) -> None:
     assert not problem or problem.startswith("patterns[1] took longer")
     assert "aaa" not in problem
     assert thread_time() - began_s < 10 * MAX_HOLD_S  # room for a slow machine
+
+
+@pytest.mark.parametrize("pattern", ["(?:a?){24}b", "(?:a|b)*c", r"(\w+\s?)+!", "(?=(?:a?){24}b)a"])
+def test_a_pattern_that_can_explode_needs_the_clock(pattern: str) -> None:
+    assert not made(pattern).is_quick(64)
 
 
 def test_the_budget_is_that_of_one_event() -> None:
