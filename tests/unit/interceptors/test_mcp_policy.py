@@ -402,52 +402,32 @@ def test_a_denied_resource_is_denied_for_every_reader(glob: str, uri: str) -> No
     assert shown["result"]["resources"] == [{"uri": "a:b"}]
 
 
-def test_other_readers_let_nothing_in_and_deny_no_neighbour() -> None:
+@pytest.mark.parametrize("uri", [
+    "C:\\pub\\x", "url:file:///pub/x", "/pub/x", "http://127.1/x", "note:/pub/x", "file:////pub/x",
+    "file:///c|/pub/x",
+])  # fmt: skip
+def test_other_readers_let_nothing_in(uri: str) -> None:
     """What only some of them read as allowed is not allowed."""
-    allowing = policy(
-        resources={
-            "allow": ["file:///c:/pub/*", "http://127.0.0.1/*", "note:///pub/*", "file:///pub/*"]
-        }
-    )
-    for uri in (
-        "C:\\pub\\x",
-        "url:file:///pub/x",
-        "/pub/x",
-        "http://127.1/x",
-        "note:/pub/x",
-        "file:////pub/x",
-        "file:///c|/pub/x",
-    ):
-        assert not passes(allowing, rpc("resources/read", uri=uri)), uri
-    denying = policy(
-        resources={
-            "deny": ["file:///srv/a", "file:///info/*", "http://127.0.0.1/*", "file://nas/*"]
-        },
-        tools={"deny": ["fi*"]},
-    )
-    for uri in (
-        *(
-            "file:///srv/a:b",
-            "file:///srv/a.",
-            "file:///srv/ab",
-            "file:///srv/a /b",
-            "file:///\uff49nfo/x",
-            "http://127.0.0.2/x",
-        ),
-        *(
-            "http://127.0.0.1.example/x",
-            "http://1.2.3.4.5/x",
-            "http://[::1]/x",
-            "file:///nas/x",
-            "data:text/plain,/nas/x",
-            "urn:x",
-        ),
-        *("http://0x/x", "http://4294967296/x", "https://127.0.0.1/x"),
-    ):
-        assert passes(denying, rpc("resources/read", uri=uri)), uri
-    assert passes(denying, call("\uff46ix"))
-    assert not passes(denying, call("F\u0130X"))
-    assert not passes(denying, call("f\u0131x"))
+    globs = ["file:///c:/pub/*", "http://127.0.0.1/*", "note:///pub/*", "file:///pub/*"]
+    assert not passes(policy(resources={"allow": globs}), rpc("resources/read", uri=uri))
+
+
+@pytest.mark.parametrize("uri", [
+    "file:///srv/a:b", "file:///srv/a.", "file:///srv/ab", "file:///srv/a /b", "file:///\uff49nfo/x",
+    "http://127.0.0.2/x", "http://127.0.0.1.example/x", "http://1.2.3.4.5/x", "http://[::1]/x",
+    "file:///nas/x", "data:text/plain,/nas/x", "urn:x", "http://0x/x", "http://4294967296/x",
+    "https://127.0.0.1/x", "file://x/pub/a", "https://x/srv/a",
+])  # fmt: skip
+def test_a_neighbour_is_not_denied(uri: str) -> None:
+    globs = ["file:///srv/a", "file:///info/*", "http://127.0.0.1/*", "file://nas/*"]
+    assert passes(policy(resources={"deny": globs}), rpc("resources/read", uri=uri))
+
+
+@pytest.mark.parametrize(("name", "denied"), [
+    ("\uff46ix", False), ("F\u0130X", True), ("f\u0131x", True), ("refix", False),
+])  # fmt: skip
+def test_the_case_of_a_denied_tool_is_folded(name: str, denied: bool) -> None:
+    assert passes(policy(tools={"deny": ["fi*"]}), call(name)) is not denied
 
 
 @pytest.mark.parametrize("uri", [
@@ -475,11 +455,7 @@ def test_a_subscription_has_one_spelling() -> None:
         )
 
 
-def test_a_host_alone_denies_nothing() -> None:
-    interceptor = policy(resources={"deny": ["file:///etc/*"]}, tools={"deny": ["shell"]})
-    assert passes(interceptor, rpc("resources/read", uri="file://x/pub/a"))
-    assert passes(interceptor, rpc("resources/read", uri="https://x/etc/passwd"))
-    assert passes(interceptor, call("reshell"))
+def test_an_allowed_host_is_part_of_the_uri() -> None:
     named = policy(resources={"allow": ["file://nas/pub/*"]})
     assert passes(named, rpc("resources/read", uri="file://nas/pub/a"))
     assert not passes(named, rpc("resources/read", uri="file:///pub/a"))
@@ -518,48 +494,19 @@ def test_white_space_at_the_ends_hides_no_name(space: str) -> None:
 
 UTF_7 = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"+AHMAaABlAGwAbA-","arguments":{}}}'
 REFUSED: list[list[str]] = [
-    *[
-        [value]
-        for value in (
-            "application/json; charset=utf-7",
-            "application/json; charset=utf-16",
-            "application/json; charset=utf8",
-            "application/json; charset=latin1",
-            "application/json; charset=",
-            "application/json; charset",
-            'application/json; charset="utf-7"',
-            'application/json; charset="utf-8',
-            "application/json; charset='utf-8'",
-            "application/json; charset = utf-8",
-            "application/json; charset=utf-8; charset=utf-7",
-            "application/json; charset=utf-8; charset=utf-8",
-            "application/json;;charset=utf-7",
-            "application/json; x=1",
-            "application/json; charset=utf-8; x=1",
-            "application/json; charset*=utf-8''utf-7",
-            'application/json; x="; charset=utf-8"',
-            "application/json, application/json",
-            "application/json, text/plain",
-            "application/json,",
-            "application/json charset=utf-8",
-            "application/json-rpc",
-            "application/jsonp",
-            "text/plain",
-            "text/json",
-            "multipart/form-data; boundary=application/json",
-            "application",
-            "/json",
-            "+json",
-            "application/",
-            "",
-            " ",
-        )
-    ],
-    ["application/json", "text/plain"],
-    ["application/json", "application/json"],
-    ["application/json", ""],
-    [],
-]
+    *([f"application/json{rest}"] for rest in (
+        "; charset=utf-7", "; charset=utf-16", "; charset=utf8", "; charset=latin1", "; charset=", "; charset",
+        '; charset="utf-7"', '; charset="utf-8', "; charset='utf-8'", "; charset = utf-8", ";;charset=utf-7",
+        "; charset=utf-8; charset=utf-7", "; charset=utf-8; charset=utf-8", "; x=1", "; charset=utf-8; x=1",
+        "; charset*=utf-8''utf-7", '; x="; charset=utf-8"', ", application/json", ", text/plain", ",",
+        " charset=utf-8", "-rpc", "p",
+    )),
+    *([value] for value in (
+        "text/plain", "text/json", "multipart/form-data; boundary=application/json", "application",
+        "/json", "+json", "application/", "", " ",
+    )),
+    ["application/json", "text/plain"], ["application/json", "application/json"], ["application/json", ""], [],
+]  # fmt: skip
 PASSING = [
     "application/json",
     "Application/JSON;charset=UTF-8",

@@ -157,6 +157,7 @@ def test_patterns_apply_in_their_order() -> None:
     (["*"], "x", r"patterns\[0\]: nothing to repeat"),
     (["(a)", "b"], r"\1", r"patterns\[1\]: invalid group reference"),
     (["a"], r"\q", r"patterns\[0\]: bad escape"), (["a"], r"\g<", r"patterns\[0\]: missing"),
+    (["a", "b*"], "x", r"patterns\[1\]: the pattern can"),
 ])  # fmt: skip
 def test_bad_patterns_and_templates_are_refused_at_once(
     patterns: list[str], replacement: str, message: str
