@@ -1,5 +1,6 @@
-"""Paths of requests in one spelling, so that a comparison cannot be evaded by another. Sans I/O;
-knows no route.
+"""Request paths in normal form, so that no other spelling evades a comparison. Sans I/O.
+
+It knows no routes and no policies.
 """
 
 from __future__ import annotations
@@ -11,11 +12,9 @@ __all__ = ["fold_path", "normal_path", "quote_path", "unescape", "without_dots"]
 
 
 def normal_path(raw_path: bytes) -> bytes:
-    """A path as most servers understand it, for comparing only (RFC 3986, section 6.2.2; empty
-    segments go, too).
+    """A path as most servers interpret it, for comparisons only (RFC 3986, section 6.2.2).
 
-    Percent-encoded unreserved characters are decoded, dot segments resolved, and runs of slashes
-    are one slash.
+    Percent-encoded unreserved characters are decoded, dot segments resolved, empty segments removed.
     """
     if b"%" in raw_path:
         raw_path = unescape(raw_path)
@@ -33,11 +32,10 @@ def normal_path(raw_path: bytes) -> bytes:
 
 
 def fold_path(path: str) -> str:
-    """A path as upstreams that ignore case compare it, of a path in normal form: for comparing two
-    folded paths only.
+    """Fold a normal path as upstreams that ignore case do. Compare it with folded paths only.
 
-    Letters beyond ASCII, percent-encoded or not, fold as well: servers that decode first differ in
-    how, and some take U+017F for an s, U+212A for a k, and U+0131 and U+0130 for an i.
+    Non-ASCII letters fold too, percent-encoded or not: some servers decode first, and treat U+017F
+    as s, U+212A as k, U+0131 and U+0130 as i.
     """
     if path.isascii() and "%" not in path:
         return path.lower()
@@ -46,16 +44,12 @@ def fold_path(path: str) -> str:
 
 
 def unescape(path: bytes) -> bytes:
-    """Percent-encoded unreserved characters decoded, the digits of other escapes in upper case (RFC
-    3986, section 6.2.2).
-    """
+    """Decode unreserved characters; write other escapes in upper case (RFC 3986, 6.2.2)."""
     return _ESCAPE.sub(_unescape, path)
 
 
 def without_dots(path: str) -> str:
-    """A path with its dot segments resolved (RFC 3986, section 5.2.4), and nothing else changed:
-    what a client sends.
-    """
+    """Resolve dot segments as clients do (RFC 3986, section 5.2.4). Changes nothing else."""
     if "/." not in path:
         return path
     segments = path.split("/")
@@ -69,9 +63,7 @@ def without_dots(path: str) -> str:
 
 
 def quote_path(path: str) -> bytes:
-    """A path as bytes on the wire. Raises `UnicodeEncodeError` for a lone surrogate, which UTF-8
-    cannot write.
-    """
+    """Encode a path for a request line. Raises `UnicodeEncodeError` for a lone surrogate."""
     return quote(path, safe="/%:@!$&'()*+,;=~-._").encode("ascii")
 
 

@@ -1,6 +1,4 @@
-"""The page's two ways to asyncio, behind `weirpool serve`: both in one process, as written, and for
-a client that leaves.
-"""
+"""The two ways to asyncio of the docs, under `weirpool serve`, in one process."""
 
 from __future__ import annotations
 
@@ -54,9 +52,7 @@ class ThreadWaits(Looked):
 
 
 async def test_a_thread_s_loop_and_trio_asyncio_work_side_by_side(tmp_path: Path) -> None:
-    """Each hook gets its answer from asyncio; what a hook awaits there is cancelled when its client
-    leaves; the process ends.
-    """
+    """Each hook gets its result; a leaving client cancels the await; the process exits."""
     files_of(PAGE, tmp_path)
     (block,) = [
         block

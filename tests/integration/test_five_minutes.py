@@ -1,6 +1,4 @@
-"""What the page of interceptors promises a newcomer: its files and its three commands, and an
-interceptor is at work.
-"""
+"""The quick start of docs/interceptors.md: its files and three commands run an interceptor."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ PAGE = "docs/interceptors.md"
 
 
 class Command:
-    """A command of the page, run in the reader's directory, and all that it prints."""
+    """A command of the page, run in a directory, and its output."""
 
     def __init__(self, words: list[str], directory: Path) -> None:
         assert words[0] == "weirpool"
@@ -31,7 +29,7 @@ class Command:
         self._more = trio.Event()
 
     async def run(self) -> None:
-        """Until it is cancelled, which ends the process."""
+        """Run until cancelled, which ends the process."""
         async with trio.open_nursery() as nursery:
             process = await nursery.start(
                 partial(
@@ -51,7 +49,7 @@ class Command:
                 self._more = trio.Event()
 
     async def says(self, pattern: str) -> str:
-        """What the pattern's group is, when it has been printed."""
+        """Wait for output that matches; returns the pattern's group."""
         with trio.move_on_after(60):
             while True:
                 if match := re.search(pattern, self._printed):
@@ -61,9 +59,7 @@ class Command:
 
 
 async def test_the_page_s_files_and_commands_put_an_interceptor_to_work(tmp_path: Path) -> None:
-    """As they stand there, but for the ports: what `weirpool demo` streams goes through the page's
-    interceptor, which changes each event but the last.
-    """
+    """As written, except for the ports. The interceptor changes each event but the last."""
     assert files_of(PAGE, tmp_path) == ["shout.py", "weirpool.yaml", "looked.py"]
     block = next(block for block in blocks_of(PAGE) if block.language == "sh")
     demo_line, serve_line, curl_line = block.text.splitlines()

@@ -1,8 +1,6 @@
-"""Every class, hook and attribute that an author of interceptors has, from a file that a
-configuration names, in a running proxy.
+"""Every class, hook and attribute of the plug-in API, from a file named in a configuration.
 
-A case is a class of `AUTHORS`, the items of `tests/reach.txt` that it is there for, and what a
-client sees because of it.
+A case: a class of `AUTHORS`, the items of `tests/reach.txt` that it covers, and what a client sees.
 """
 
 from __future__ import annotations
@@ -477,9 +475,7 @@ ANSWERS = {
 
 
 async def upstream(peer: Peer) -> None:
-    """An event stream by the target; for `/json`, a body of JSON with the header that interceptors
-    set.
-    """
+    """An event stream by the target; for `/json`, a JSON body with the header `x-word`."""
     while True:
         request = await peer.request()
         target = request.target.split(b"/", 2)[2]
@@ -588,9 +584,7 @@ log: {{level: error}}
 async def test_what_an_author_writes(
     case: Case, tmp_path: Path, log: list[dict[str, object]]
 ) -> None:
-    """The class is named in a file of YAML; a client of the proxy gets, and the log has, what it
-    does.
-    """
+    """The class is named in YAML; the client and the log show what it does."""
     route = f", dialect: {case.dialect}"
     async with open_upstream(upstream) as up:
         config = check_config(str(written(tmp_path, up.url, use=case.use, route=route))).require()
@@ -614,9 +608,7 @@ async def test_what_an_author_writes(
 
 
 async def test_metrics_of_a_file(tmp_path: Path) -> None:
-    """`Interceptor.collectors`: a counter of an author is on the page, under the interceptor's
-    name.
-    """
+    """`Interceptor.collectors`: the counter is on the page, with the interceptor's name."""
     async with open_upstream(upstream) as up:
         config = check_config(str(written(tmp_path, up.url, use="Counts"))).require()
         async with open_proxy(config) as proxy:
@@ -644,7 +636,7 @@ DECLARED = {
 def test_what_an_author_declares(
     items: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`weirpool check` compares it with the rest of the configuration."""
+    """`weirpool check` compares it with the configuration."""
     arguments, status, printed = DECLARED[items]
     given = dict(arguments)
     options = given.pop("options", None)
@@ -665,7 +657,7 @@ def loaded(directory: Path, use: str) -> Any:
 
 
 def test_what_the_test_of_an_author_gets(tmp_path: Path) -> None:
-    """`interceptors.testing`, with classes of a file: what leaves, and why a stream has ended."""
+    """`interceptors.testing` with classes of a file: output and failures."""
     result = run_chain([loaded(tmp_path, "Needles")], [STREAM])
     assert isinstance(result, ChainResult)
     assert result.output == b"data: one\n\ndata: found two\n\n"

@@ -1,9 +1,7 @@
-"""Something done to one exchange at its n-th checkpoint, wherever that is: what a test of
-cancellation at every await needs.
+"""Does something to one exchange at its n-th checkpoint, for tests of cancellation at every await.
 
-An `Instrument` of Trio's counts the steps of the exchange's task and of every task below it. After
-each step such a task waits at an await; after the n-th, the test's action is done, as if the
-signal, the deadline or the reset had come just then.
+A Trio `Instrument` counts the steps of the exchange's task and of the tasks below it. After the
+n-th, the test's action runs, as if a signal, deadline or reset had come then.
 """
 
 from __future__ import annotations
@@ -21,15 +19,13 @@ from proxy.exchange.exchange import Exchange
 __all__ = ["ARMED", "Injector", "armed_exchanges"]
 
 ARMED = "/armed"
-"""The path of the requests whose exchange is watched; all others are let be."""
+"""The path of the requests whose exchange is watched."""
 _ROOT = Path(__file__).parents[2]
 _OURS = tuple(str(_ROOT / name) for name in ("proxy", "interceptors", "pools"))
 
 
 class Injector(trio.abc.Instrument):
-    """Watches the next armed exchange, and does `act` at its checkpoint number `at`, counted from
-    1.
-    """
+    """Watches the next armed exchange, and calls `act` at its checkpoint `at`, counted from 1."""
 
     def __init__(self, at: int, act: Callable[[Injector], None]) -> None:
         self.at = at
@@ -37,13 +33,13 @@ class Injector(trio.abc.Instrument):
         self.count = 0
         self.exchange: Exchange | None = None
         self.scope = trio.CancelScope()
-        """Around the whole exchange, as its server's."""
+        """Around the whole exchange, as a server's scope."""
         self.ended = trio.Event()
         """The exchange has returned."""
         self.where = ""
-        """The awaits at which it was done, outermost first: `module.function` of what is ours."""
+        """The awaits at which it acted, outermost first: `module.function` of this project."""
         self.left: set[Task] = set()
-        """Tasks of the exchange that are still there."""
+        """Live tasks of the exchange."""
 
     @property
     def fired(self) -> bool:
@@ -77,9 +73,7 @@ class Injector(trio.abc.Instrument):
 
 
 def armed_exchanges(monkeypatch: pytest.MonkeyPatch) -> Callable[[Injector], None]:
-    """Let the app's exchanges at `ARMED` be watched. What this returns says by whom the next one
-    is.
-    """
+    """Watch the app's exchanges at `ARMED`. Call the result with the next one's injector."""
     waiting: list[Injector] = []
 
     class Watched(Exchange):
@@ -100,7 +94,7 @@ def armed_exchanges(monkeypatch: pytest.MonkeyPatch) -> Callable[[Injector], Non
 
 
 def _where(task: Task) -> str:
-    """What the task awaits, as far as it is code of ours."""
+    """What the task awaits, in code of this project."""
     names = []
     awaited: Any = task.coro
     while awaited is not None:

@@ -1,4 +1,4 @@
-"""Interceptors that a test defines, behind a whole proxy, in one of the ways in which it may run."""
+"""A whole proxy with interceptors that a test defines, in each way of serving."""
 
 from __future__ import annotations
 
@@ -60,12 +60,8 @@ async def outcomes_of(log: Log, count: int = 1) -> list[str]:
 
 
 def config_with(url: str, *given: type[Interceptor], **more: str) -> Config:
-    """One route to `url` with these interceptors, each named as its class is; `route`, `proxy`,
-    `upstream` as in `config_for`.
-    """
-    module = types.ModuleType(
-        "given_interceptors"
-    )  # the configuration loads by module name; this is the module
+    """One route to `url` with these interceptors, named as their classes; more as `config_for`."""
+    module = types.ModuleType("given_interceptors")  # the configuration loads by module name
     sys.modules[module.__name__] = module
     for cls in given:
         setattr(module, cls.__name__, cls)
@@ -133,23 +129,23 @@ def on_event_async(
 
 
 class Feed:
-    """An upstream that sends what the test tells it, when it does, on its first connection."""
+    """An upstream that sends what the test wants, when it wants, on its first connection."""
 
     def __init__(self) -> None:
         self._told, self._tells = trio.open_memory_channel[bytes](1000)
         self.closed = trio.Event()
-        """The proxy has closed the connection."""
+        """Set once the proxy has closed the connection."""
 
     def send(self, data: bytes) -> None:
-        """In a chunk of its own."""
+        """Send one chunk."""
         self._told.send_nowait(b"%x\r\n%s\r\n" % (len(data), data))
 
     def end(self) -> None:
-        """The end of the body; the connection stays open."""
+        """End the body; the connection stays open."""
         self._told.send_nowait(b"0\r\n\r\n")
 
     def hang_up(self) -> None:
-        """The connection ends, and the body with it or not."""
+        """Close the connection."""
         self._told.close()
 
     async def script(self, peer: Peer) -> None:
@@ -169,7 +165,7 @@ class Feed:
 
 @dataclass
 class Rig:
-    """An upstream, the proxy in front of it, and what the proxy logs."""
+    """An upstream, the proxy in front of it, and the proxy's log."""
 
     upstream: Upstream
     proxy: Proxy
@@ -178,18 +174,18 @@ class Rig:
     clients: list[Client] = field(default_factory=list)
 
     async def client(self) -> Client:
-        """A connection of its own, which ends with the rig if not before."""
+        """A new connection, closed with the rig at the latest."""
         client = await open_client(self.proxy.port, self.ssl_context)
         self.clients.append(client)
         return client
 
     async def fetch(self, target: str = "/", **request: Any) -> Answer:
-        """One request on a connection of its own."""
+        """One request on a new connection."""
         with trio.fail_after(10):
             return await fetch(self.proxy.port, target, ssl_context=self.ssl_context, **request)
 
     async def start(self, target: str = "/", method: str = "GET") -> tuple[Client, Answer]:
-        """A request of which so far the head of the answer has come."""
+        """A request whose response head has arrived."""
         client = await self.client()
         with trio.fail_after(10):
             await client.send(method, target)
@@ -203,15 +199,15 @@ class Rig:
         return await outcomes_of(self.log, count)
 
     def failures(self) -> list[tuple[str, str]]:
-        """Which interceptor failed, and in which hook: one for each line in the log."""
+        """The interceptor and the hook of each failure in the log."""
         return [(line["interceptor"], line["hook"]) for line in self.lines("interceptor_failed")]
 
     def metric(self, name: str, **labels: str) -> float | None:
         return self.proxy.worker.metrics.registry.get_sample_value(name, labels)
 
     async def everything_is_back(self) -> None:
-        """No exchange is live, no buffer and no connection on loan, no stream in the hub; and the
-        proxy itself never failed.
+        """Assert: no live exchange, no buffer or connection on loan, no stream in the hub, and no
+        internal error.
         """
         worker = self.proxy.worker
         await until(lambda: not worker.live)
@@ -223,16 +219,14 @@ class Rig:
 
 @dataclass(frozen=True)
 class Way:
-    """How a proxy runs: who waits for the upstream, and which writer serves the client."""
+    """How a proxy runs: with the hub or not, and with which writer."""
 
     hub: bool = True
     certificates: Certificates | None = None
-    """With them the client speaks TLS, and the portable writer serves it."""
+    """With them the client uses TLS, which the portable writer serves."""
 
     def serve(self, log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
-        """The fixture `serve`: `async with serve(script, *interceptors, route=..., proxy=...) as
-        rig`.
-        """
+        """`async with serve(script, *interceptors, route=..., proxy=...) as rig`."""
         if not self.hub:
             monkeypatch.setattr("proxy.relay.hub.Hub.available", staticmethod(lambda: False))
         elif not Hub.available():
@@ -248,9 +242,7 @@ class Way:
             upstream_tls: ssl.SSLContext | None = None,
             **settings: str,
         ) -> AsyncIterator[Rig]:
-            """`drains`: the proxy shall end under streams that live. `upstream_tls`: the upstream's
-            own context, if it has one.
-            """
+            """`drains`: the proxy ends while streams are live. `upstream_tls`: its own context."""
             async with open_upstream(script, ssl_context=upstream_tls) as upstream:
                 async with open_proxy(
                     config_with(upstream.url, *given, **settings), tls=tls

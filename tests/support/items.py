@@ -1,8 +1,5 @@
-"""What a user can reach, found in the code: classes, hooks, options, keys, headers, metrics, log
-events, error types, commands.
-
-Each item is a line of text, `kind name`, as `tests/reach.txt` has it. Nothing here is a list that
-somebody must keep.
+"""All public items, found in the code: classes, hooks, options, keys, headers, metrics, log events,
+error types, commands. Each is a line `kind name` of `tests/reach.txt`.
 """
 
 from __future__ import annotations
@@ -52,7 +49,7 @@ _WORDS = frozenset(
 _NO_HEADERS = frozenset(
     ("latin-1", "log-writer", "new-interceptor", "new-key", "no-cache", "utf-8", "path")
 )
-"""What looks like a header's name in the code, and is none."""
+"""Text in the code that only looks like a header's name."""
 
 
 @cache
@@ -61,7 +58,7 @@ def _nodes(path: Path) -> list[ast.AST]:
 
 
 def items() -> set[str]:
-    """Everything."""
+    """All items."""
     found = [
         _classes,
         _hooks,
@@ -83,7 +80,7 @@ def _classes() -> Iterator[str]:
 
 
 def _hooks() -> Iterator[str]:
-    """What an author overrides, sets or calls."""
+    """Attributes that an author overrides, sets or calls."""
     for module, names in _BASES.items():
         for name in names:
             cls = getattr(importlib.import_module(module), name)
@@ -125,7 +122,7 @@ def _walk(kind: mi.Type, path: str, extra: dict[str, Any]) -> Iterator[str]:
 
 
 def _headers() -> Iterator[str]:
-    """Names that stand in the code as text, and those of docs/forwarding.md."""
+    """Names in the code as text, and those of docs/forwarding.md."""
     for path in _MODULES:
         if "bench" in path.parts or path.name in ("scaffold.py", "demo.py"):
             continue
@@ -158,7 +155,7 @@ def _names_in(value: object) -> Iterator[str]:
 
 
 def _metrics() -> Iterator[str]:
-    """The proxy's, which are in `/metrics` from the start, and those of built-ins."""
+    """The proxy's, which are on `/metrics` from the start, and the built-ins'."""
     metrics = Metrics(Pools(), ["/"])
     yield from (f"metric {metric.name}" for metric in metrics.registry.collect())
     for path in sorted((ROOT / "interceptors").rglob("*.py")):
@@ -194,9 +191,7 @@ def _log_events() -> Iterator[str]:
 
 
 def _error_types() -> Iterator[str]:
-    """`type` in the body of an error: of classes, of refusals. `upstream_error` is that of a base
-    class.
-    """
+    """`type` in error bodies, of classes and of refusals."""
     for path in _MODULES:
         for node in _nodes(path):
             if isinstance(node, ast.ClassDef) and node.name != "UpstreamFailure":

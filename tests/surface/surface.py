@@ -1,7 +1,6 @@
-"""Every public name of `interceptors`, used as an author uses it; `assert_type` says what each
-attribute and each result is.
+"""Every public name of `interceptors`, used as an author does; `assert_type` checks each type.
 
-Two type checkers read this (`unit/interceptors/test_surface.py`). Nothing runs it.
+Two type checkers read this (`unit/interceptors/test_surface.py`). It is never run.
 """
 
 from __future__ import annotations
@@ -216,7 +215,7 @@ class Moderate(AsyncStreamInterceptor):
 
 
 class Selective(StreamInterceptor):
-    """What it needs is known only when it is made, and one hook's narrower result is as good."""
+    """`needs` set on the object, and a hook with a narrower result."""
 
     def __init__(self, words: Sequence[bytes]) -> None:
         self.needs = words or None
@@ -226,7 +225,7 @@ class Selective(StreamInterceptor):
 
 
 class Narrow(Interceptor):
-    """Hooks that say less than they might."""
+    """Hooks with narrower results."""
 
     on_error: OnError = "abort"
     hook_timeout_s = None

@@ -1,6 +1,4 @@
-"""What an author may get wrong: a type checker must say so on each line that is marked, and on no
-other.
-"""
+"""Mistakes of authors: a type checker must report exactly the marked lines."""
 
 from __future__ import annotations
 

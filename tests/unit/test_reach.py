@@ -1,8 +1,6 @@
-"""Nothing is public that no test reaches as its user does: `tests/reach.txt` has every item, and
-the test for it.
+"""Every public item has a test that reaches it as its user does: `tests/reach.txt` lists both.
 
-What there is, `support/items.py` finds in the code. What fails here is a new item without a test,
-or a test that is gone.
+`support/items.py` finds the items in the code. A new item without a test fails here.
 """
 
 from __future__ import annotations
@@ -17,11 +15,9 @@ from support.items import ROOT, items
 
 TESTS = ROOT / "tests"
 USERS_WAY = ("integration/", "providers/", "unit/test_documentation.py", "unit/test_deploy.py")
-"""Where tests reach things as a user does: processes, sockets, files that a configuration names,
-the docs' own examples.
-"""
+"""Tests that use processes, sockets, files named in a configuration, or the docs' examples."""
 SECTIONS = {"reverse_proxy", "routes", "upstreams", "interceptors", "buffer_pools"}
-"""Parts of a key's path that a test's helpers may write for it."""
+"""Parts of a key's path that helpers write."""
 HOW = """
 Each of these needs a test that reaches it as its user does (a class from a file named in YAML, a key from YAML over a real socket,
 a metric from GET /metrics, a log event from the log, a header over a socket, an option of the command line), and then a line in
@@ -56,7 +52,7 @@ class Module:
                 }
 
     def source_of(self, name: str) -> str:
-        """A test with its parametrisation, and whatever of the module it uses."""
+        """The source of a test, its parametrisation, and what it uses of the module."""
         found: dict[str, str] = {}
         wanted = [name]
         while wanted:
@@ -77,7 +73,7 @@ def module(path: str) -> Module:
 
 
 def words_of(item: str) -> list[str]:
-    """What the source of the item's test must have."""
+    """The words that the source of an item's test must contain."""
     kind, _, name = item.partition(" ")
     if kind == "class":
         return [name.rpartition(".")[2]]
@@ -106,19 +102,16 @@ def mentions(source: str, word: str, kind: str) -> bool:
 
 
 def test_every_item_has_a_test() -> None:
-    """The table has what there is, and nothing else."""
     found = items()
     assert len(found) > 400, "support/items.py finds too little"
     missing, gone = sorted(found - set(TABLE)), sorted(set(TABLE) - found)
     assert not missing, f"no test reaches {', '.join(missing)}.{HOW}"
-    assert not gone, (
-        f"remove from tests/reach.txt, for there is no such thing any more: {', '.join(gone)}"
-    )
+    assert not gone, f"remove from tests/reach.txt, these items are gone: {', '.join(gone)}"
 
 
 @pytest.mark.parametrize("kind", sorted({item.partition(" ")[0] for item in TABLE}))
 def test_every_test_is_there_and_reaches_its_item(kind: str) -> None:
-    """It exists, is among the tests that work as users do, and has the item's name in what it does."""
+    """It exists, works as a user does, and its source has the item's name."""
     wrong = []
     for item, place in TABLE.items():
         if item.partition(" ")[0] != kind:
@@ -142,7 +135,7 @@ def test_every_test_is_there_and_reaches_its_item(kind: str) -> None:
 
 
 def test_the_table_is_sorted_and_has_each_item_once() -> None:
-    """So that two changes of it conflict only where they are about the same."""
+    """So that changes conflict only where they are about the same item."""
     lines = [
         line
         for line in (TESTS / "reach.txt").read_text().splitlines()

@@ -1,6 +1,4 @@
-"""What an author does wrong in a hook is named in the log, at every level, with what to do instead,
-and without content.
-"""
+"""Mistakes in hooks are named in the log at every level, with the remedy and without content."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ CALL = (
 def told_by(
     stream: StreamInterceptor, chunk: bytes = b"data: secret\n\n", request: Request | None = None
 ) -> str:
-    """What the log tells of the failure, at all levels."""
+    """The summary of the failure for the log."""
 
     class Opens(Interceptor):
         def open_stream(self, context: StreamContext) -> StreamInterceptor | None:
@@ -62,7 +60,7 @@ def test_what_a_hook_returned_is_described(returned: Any, told: str) -> None:
 
 
 def test_a_hook_of_messages_that_returns_its_change_fails() -> None:
-    """The change would be lost, and a text that must not leave would leave."""
+    """Its change would be lost."""
 
     class Redacting(MessageStream):
         def on_text_delta(self, delta: Any) -> None:

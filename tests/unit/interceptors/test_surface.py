@@ -1,9 +1,7 @@
-"""The public surface of `interceptors` is what is written here, in names, in signatures and in
-types: no change is an accident.
+"""The public API of `interceptors`: names, signatures and types. No change is an accident.
 
-`surface/surface.py` uses all of it with the types that an author relies on, `surface/wrong.py` as
-must be refused. mypy and pyright, both strict, must agree with both files, with the packages that a
-wheel and that an editable install provide.
+mypy and pyright, both strict, must accept `surface/surface.py` and reject each marked line of
+`surface/wrong.py`, with the packages of a wheel and of an editable install.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ NAMES = {
 }
 
 PUBLIC = re.compile(r"interceptors\.((api|errors|event|message|needs|testing)\.|[A-Z]\w*$)")
-"""What an author can name. How a chain runs (`chain`, `stream`, `hooks`) is no part of it."""
+"""The modules of the API. How a chain runs (`chain`, `stream`, `hooks`) is not part of it."""
 
 SIGNATURES = """
 class Abort(Exception)
@@ -204,9 +202,7 @@ def signature(value: Any) -> inspect.Signature:
 
 
 def describe_class(cls: type) -> Iterator[str]:
-    """What a class adds to its bases: how it is made, its methods, its attributes, without what is
-    private.
-    """
+    """The public members that a class adds to its bases."""
     bases = ", ".join(base.__name__ for base in cls.__bases__ if base is not object)
     yield f"class {cls.__name__}" + (f"({bases})" if bases else "")
     if issubclass(cls, Enum):
@@ -250,28 +246,23 @@ def describe() -> str:
 
 
 def test_the_public_names_are_these() -> None:
-    """No name comes or goes unnoticed, and each of them is there."""
     for module in modules():
         assert sorted(module.__all__) == NAMES[module.__name__].split()
         assert [name for name in module.__all__ if not hasattr(module, name)] == []
 
 
 def test_the_public_signatures_are_these() -> None:
-    """What an author calls, overrides and reads; a change here is a change for every author, and
-    wants a line in CHANGELOG.md.
-    """
+    """A change here is a change for every author, and needs a line in CHANGELOG.md."""
     assert describe() == SIGNATURES.strip()
 
 
 def test_every_public_name_is_used_by_the_surface() -> None:
-    """What the type checkers see is all of it."""
     tree = ast.parse((SURFACE / "surface.py").read_text())
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     assert [name for module in modules() for name in module.__all__ if name not in used] == []
 
 
 def test_every_public_class_and_function_has_a_docstring() -> None:
-    """`help()` says something of each."""
     silent = []
     for module in modules():
         for name in module.__all__:
@@ -284,12 +275,7 @@ def test_every_public_class_and_function_has_a_docstring() -> None:
 
 @pytest.fixture(scope="module", params=["editable", "wheel"])
 def interpreter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment into which a copy of this tree was installed, beside this environment's
-    dependencies; the checkers read the packages of that.
-
-    "wheel": what is not in the wheel, `py.typed` above all, is missed. "editable": as `pip install
-    -e` does it.
-    """
+    """An environment with a copy of this tree installed beside this environment's dependencies."""
     for checker in ("mypy", "pyright"):
         if find_spec(checker) is None:
             lacking(checker, "WEIRPOOL_REQUIRE_CHECKERS")
@@ -328,9 +314,7 @@ def interpreter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 def run(
     directory: Path, *arguments: str, fails: bool = True, environment: dict[str, str] | None = None
 ) -> str:
-    """What a module of this environment prints, run in `directory`. `fails`: it may say so by its
-    exit status.
-    """
+    """The output of a module of this environment. `fails`: it may exit with another status."""
     done = subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=directory,
@@ -387,9 +371,7 @@ def pyright_errors(directory: Path, python: Path) -> dict[str, dict[int, str]]:
 def test_type_checkers_take_every_right_use_and_refuse_every_wrong_one(
     interpreter: Path, errors_of: Any, tmp_path: Path
 ) -> None:
-    """Strict as they can be, they have nothing to say of the surface, and of the wrong uses just
-    the lines that are marked.
-    """
+    """No error in the surface; of the wrong uses exactly the marked lines."""
     for name in ("surface.py", "wrong.py"):
         shutil.copy(SURFACE / name, tmp_path)
     errors = errors_of(tmp_path, interpreter)
@@ -407,9 +389,7 @@ def test_type_checkers_take_every_right_use_and_refuse_every_wrong_one(
 
 @pytest.mark.parametrize("interpreter", ["wheel"], indirect=True)
 def test_the_types_of_an_installed_package_are_complete(interpreter: Path, tmp_path: Path) -> None:
-    """pyright finds `py.typed` and knows the type of all that an author can name: nothing of it is
-    left to be inferred.
-    """
+    """pyright finds `py.typed`, and infers no type of a public name."""
     python = interpreter
     site = Path(sysconfig.get_path("purelib", vars={"base": str(python.parents[1])}))
     assert [package for package in PACKAGES if not (site / package / "py.typed").is_file()] == []
