@@ -625,7 +625,7 @@ DECLARED = {
         {"use": "UsesName", "others": ", sets"}, 0, 'warning: .*"i" uses request.state["name"], which "sets" sets only after it'
     ),
     "Interceptor.sets_headers": (
-        {"use": "SetsHeader", "upstream": ", headers: {remove: [x-word]}"}, 2, 'error: .*"i" sets x-word, and headers.remove'
+        {"use": "SetsHeader", "upstream": ", headers: {remove: [x-word]}"}, 2, 'error: .*"i" sets x-word, which headers.remove'
     ),
     "Interceptor.wants_dialect": ({"use": "WantsDialect"}, 0, "warning: .*without a dialect"),
     "LoadError": ({"use": "WrongOption", "options": "red"}, 2, "error: .*interceptors[0].options.colour: must be a colour"),
