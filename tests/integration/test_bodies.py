@@ -74,9 +74,7 @@ def answering(
     by: str = "length",
     lines: Any = (),
 ) -> Script:
-    """Every request is answered with that body: framed by its length, in chunks of a byte, or by
-    the end of the connection.
-    """
+    """Every request is answered with that body."""
 
     async def script(peer: Peer) -> None:
         while True:
@@ -126,9 +124,7 @@ def texts(body: bytes) -> str:
 async def test_what_looks_like_sse_is_a_stream_for_all_interceptors(
     content_type: bytes, by: str, log: Log
 ) -> None:
-    """G1, G2: whatever its type is and however it is framed and cut, secrets are redacted and
-    tokens are counted.
-    """
+    """Whatever its type and framing, secrets are redacted and tokens counted."""
     async with serve(
         answering(content_type, b"\xef\xbb\xbf\n" + FIRST + LAST, by=by),
         log,
@@ -146,13 +142,11 @@ async def test_what_looks_like_sse_is_a_stream_for_all_interceptors(
 
 
 @TYPES
-@pytest.mark.parametrize(
-    "names", [("usage",), ("redact",), ("usage", "redact", "guard")], ids="-".join
-)
+@pytest.mark.parametrize("names", [("usage",), ("usage", "redact", "guard")], ids="-".join)
 async def test_each_event_leaves_as_it_arrives(
     content_type: bytes, names: tuple[str, ...], log: Log
 ) -> None:
-    """G2: the client has the first event before the upstream sends the second."""
+    """The client has the first event before the upstream sends the second."""
     gate = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -246,9 +240,7 @@ async def test_what_does_not_look_like_sse_passes_exact(
     ],
 )
 async def test_where_the_first_bytes_decide(dialect: str, path: str, seen: bool, log: Log) -> None:
-    """On routes of a dialect and on paths of LLM answers; anywhere else the content type does, as
-    ever.
-    """
+    """On routes of a dialect and on paths of LLM answers; elsewhere the content type does."""
     body = b'data: {"note":"sk-abcdefgh12345"}\n\n'
     async with serve(
         answering(b"application/json", body), log, "redact", route=f"dialect: {dialect}"
@@ -274,9 +266,7 @@ async def test_where_the_first_bytes_decide(dialect: str, path: str, seen: bool,
 async def test_json_under_a_type_of_json_lines(
     dialect: str, path: str, content_type: bytes, seen: bool, body: bytes, log: Log
 ) -> None:
-    """Official SDKs read it as JSON where they expect an answer: it is redacted there. Elsewhere
-    JSON lines pass as they come.
-    """
+    """Official SDKs read it as JSON where they expect an answer: it is redacted there."""
     async with serve(
         answering(content_type, body), log, "redact", route=f"dialect: {dialect}"
     ) as rig:
@@ -373,9 +363,7 @@ async def test_a_stream_under_another_name_after_early_heartbeats(log: Log) -> N
     "sent", ["nothing", "a first byte", "a large event", "a large body", "JSON in a stream"]
 )
 async def test_a_client_that_leaves_ends_it_all(sent: str, log: Log) -> None:
-    """While the first bytes are waited for, and in the middle of what is large: upstream is closed,
-    and every lease is back.
-    """
+    """While the first bytes are awaited or a large body passes: the upstream is closed."""
     content_type, body = {
         "nothing": (b"text/plain", b""),
         "a first byte": (b"text/plain", b"d"),
@@ -415,7 +403,7 @@ ERROR = b'{"error":{"message":"bad sk-abcdefgh12345","type":"invalid_request_err
 async def test_json_under_text_event_stream_is_json_for_interceptors(
     status: bytes, by: str, log: Log
 ) -> None:
-    """G3: the secret is redacted, what leaves is JSON, and the failure is known to `usage`."""
+    """The secret is redacted, what leaves is JSON, and the failure is known to `usage`."""
     script = answering(b"text/event-stream", b"\n " + ERROR, status=status, by=by)
     async with serve(script, log, "usage", "redact", route="dialect: openai") as rig:
         answer = await post(rig, CHAT)
@@ -426,9 +414,7 @@ async def test_json_under_text_event_stream_is_json_for_interceptors(
 
 
 async def test_nothing_is_put_into_json_under_text_event_stream(log: Log) -> None:
-    """The head leaves at once; once JSON has begun no heartbeat is sent, until it has left as a
-    whole.
-    """
+    """No heartbeat goes out once JSON has begun, until all of it has left."""
     gate = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -472,9 +458,7 @@ async def test_json_under_text_event_stream_on_a_route_that_reconnects(log: Log)
 
 
 async def test_a_stream_under_another_name_goes_on_over_connections(log: Log) -> None:
-    """As under its own: the next response may have the wrong type again, and one that is no stream
-    is refused.
-    """
+    """The next response may have the wrong type, too; one that is no stream is refused."""
     bodies = [b"id: 1\ndata: 1\n\n", b"id: 1\ndata: 1\n\nid: 2\ndata: 2\n\n", b"no stream"]
 
     async def script(peer: Peer) -> None:
@@ -532,9 +516,7 @@ RESPONSE = b'{"object":"response","status":"completed","model":"gpt-x","output":
     ],
 )
 async def test_json_that_is_no_answer_is_not_collected(path: str, name: str, log: Log) -> None:
-    """F1: on a route of OpenAI, embeddings and the like are exact at any size, through every
-    built-in.
-    """
+    """Embeddings and the like are exact at any size, through every built-in."""
     async with serve(
         answering(b"application/json", EMBEDDINGS), log, name, route="dialect: openai"
     ) as rig:
@@ -550,7 +532,7 @@ async def test_json_that_is_no_answer_is_not_collected(path: str, name: str, log
     "completed", [RESPONSE % b"", RESPONSE % OUTPUT], ids=["small end", "large end"]
 )
 async def test_a_large_event_passes_usage(content_type: bytes, completed: bytes, log: Log) -> None:
-    """F2: exact; the tokens count if the event that has them is small enough."""
+    """Exact; the tokens count if the event that has them is small enough."""
     body = IMAGE + b'data: {"type":"response.completed","response":%s}\n\n' % completed
     async with serve(answering(content_type, body), log, "usage", route="dialect: openai") as rig:
         answer = await post(rig, RESPONSES)
@@ -566,7 +548,7 @@ async def test_a_large_event_passes_usage(content_type: bytes, completed: bytes,
     "content_type", [b"application/json", b"text/event-stream"], ids=["json", "sse"]
 )
 async def test_a_large_body_passes_usage(content_type: bytes, by: str, log: Log) -> None:
-    """F3: exact, and with its length where it has one."""
+    """Exact, and with its length where it has one."""
     body = RESPONSE % OUTPUT
     async with serve(
         answering(content_type, body, by=by), log, "usage", route="dialect: openai"
@@ -617,9 +599,7 @@ async def test_json_under_another_type_is_json_for_interceptors(
 async def test_an_encoded_answer_passes_usage_and_no_protector(
     content_type: bytes, encoding: tuple[bytes, ...], log: Log
 ) -> None:
-    """Wei-Shaw/claude-relay-service#1027: gzip, although identity was asked for, under any content
-    type.
-    """
+    """gzip although identity was asked for (Wei-Shaw/claude-relay-service#1027)."""
     body = gzip.compress(b"data: {}\n\n")
     script = answering(
         content_type, body, lines=[b"Content-Encoding: " + value for value in encoding]

@@ -263,9 +263,7 @@ class WantsBody(Interceptor):
 
 @dataclass(frozen=True)
 class Exchanging:
-    """A kind of exchange. `places`: functions of ours that must have been waited in when it was
-    ended, or nothing was shown.
-    """
+    """A kind of exchange. `places`: where an ending must have happened."""
 
     play: Callable[[Side], Awaitable[Answer]] = get
     script: Callable[[Peer, Request], Awaitable[None]] = stream
@@ -365,10 +363,7 @@ KINDS = {
 async def test_an_exchange_ended_at_any_await_leaves_nothing_behind(
     kind: str, ending: str, certificates: Certificates, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever checkpoint it is ended at: one log line, one count in the metric, one `on_end` for
-    each stream; no task, lease, connection or descriptor left; the client takes nothing for whole
-    that is not; and the next request finds its connection.
-    """
+    """Ended at each checkpoint: one log line and count; no task, lease or connection left."""
     exchanging = KINDS[kind]
     act, ends_as = ENDINGS[ending]
     streams = Streams()
@@ -446,9 +441,7 @@ async def test_an_exchange_ended_at_any_await_leaves_nothing_behind(
 
 @asynccontextmanager
 async def open_side(rig: Rig, http2: Certificates | None) -> AsyncIterator[Side]:
-    """A client, whose connection ends with this. `http2`: the proxy's certificates, if that is what
-    it speaks.
-    """
+    """A client, whose connection ends with this."""
     if http2 is not None:
         async with open_http2(rig.proxy, http2) as connection:
             yield Http2Requester(connection)

@@ -219,9 +219,7 @@ async def test_what_interceptors_do_not_change_keeps_all(target: str, log: Log) 
 
 
 async def test_head_is_answered_as_get_would_be(log: Log) -> None:
-    """No length that nobody knows; the type that `GET` has. What no interceptor would see keeps
-    all.
-    """
+    """The type that GET has, and no length that only GET would show."""
     async with serve(log) as rig:
         for target in (
             "/Changes/json",
@@ -352,9 +350,7 @@ class Frames(Interceptor):
 
 
 async def test_the_status_and_the_length_that_an_interceptor_sets(log: Log) -> None:
-    """A status that ends no request is the interceptor's failure. The length of a body is what
-    came; a HEAD's may be set.
-    """
+    """A 1xx status is the interceptor's failure; the length is that of the body."""
 
     async def script(peer: Peer) -> None:
         while True:
@@ -387,9 +383,7 @@ async def test_the_status_and_the_length_that_an_interceptor_sets(log: Log) -> N
 
 
 async def test_a_response_without_content_has_no_length() -> None:
-    """RFC 9110, section 8.6. And what a server says of the body of a 304 is not the length of what
-    replaces it.
-    """
+    """RFC 9110, section 8.6; a 304 has the length of what it stands for."""
 
     class Replaces(Interceptor):
         async def on_response(self, head: ResponseHead) -> Response | None:

@@ -40,9 +40,7 @@ class Adds(Interceptor):
 
 @asynccontextmanager
 async def serve(log: Log, *lines: bytes, body: bytes = EVENTS) -> AsyncIterator[Rig]:
-    """An upstream whose every answer has these lines; routes that redact, look at heads, count, and
-    do nothing.
-    """
+    """An upstream whose every answer has these lines."""
 
     async def script(peer: Peer) -> None:
         while True:
@@ -108,9 +106,7 @@ async def test_equal_types_are_one(lines: list[bytes], log: Log) -> None:
 async def test_what_contradicts_is_refused_where_interceptors_look(
     lines: list[bytes], log: Log
 ) -> None:
-    """502, nothing of the body leaves, and the endpoint stays in service. Other routes let it pass
-    as it came.
-    """
+    """502, nothing of the body leaves, and the endpoint stays in service."""
     async with serve(log, *lines) as rig:
         for route in ("/redact", "/looks", "/usage", "/mcp"):
             answer = await rig.fetch(route)
@@ -169,9 +165,7 @@ async def test_a_body_in_any_coding_is_refused_where_an_interceptor_must_see_it(
 
 
 async def test_equal_codings_are_one(log: Log) -> None:
-    """A coded stream is refused where an interceptor must see it; where none looks at its body, the
-    client gets one line.
-    """
+    """A coded stream is refused where an interceptor must see it."""
     async with serve(log, SSE, GZIP, GZIP, body=gzip.compress(EVENTS)) as rig:
         assert (await rig.fetch("/redact")).status == 502
         answer = await rig.fetch("/looks")

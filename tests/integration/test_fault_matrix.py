@@ -77,9 +77,7 @@ class Stage:
 
 
 async def start(peer: Peer, stage: Stage, length: int | None = None) -> None:
-    """The head of an event stream, an event, and as much as it takes to stall a client; chunked
-    unless `length` is given.
-    """
+    """The head of an event stream, an event, and as much as it takes to stall a client."""
     flood = FLOOD_COUNT if stage.floods else 0
     if length is None:
         await peer.start_stream()
@@ -213,9 +211,7 @@ async def answers_early(peer: Peer, stage: Stage) -> None:
 
 
 async def says_it_closes(peer: Peer, stage: Stage) -> None:
-    """No fault: a body that is framed by the connection's end, and an end with close_notify. What
-    follows differs only in that.
-    """
+    """No fault: a body that is framed by the connection's end, and an end with close_notify."""
     await peer.send(SSE_HEAD + b"\r\ndata: 1\n\n")
     await stage.reach()
     assert isinstance(peer.stream, trio.SSLStream)
@@ -253,9 +249,7 @@ async def half_a_record(peer: Peer, stage: Stage) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """`status` and `kind` of the answer that a client sees; without a kind it is the upstream's
-    own. `whole`: it comes whole.
-    """
+    """`kind` "": the upstream's own answer. `whole`: the client gets all of it."""
 
     script: Callable[[Peer, Stage], Awaitable[None]] | None
     outcome: str
@@ -422,9 +416,7 @@ async def test_a_fault(
     log: Log,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One outcome, in log and metric; nothing looks whole that is not; everything is back, and
-    another request can follow, on the same connection where it is HTTP/2.
-    """
+    """One outcome in log and metric, a visible end, everything back, and a next request."""
     cell = Cell(name, client, interceptors, hub=way != "no hub")
     if way == "http2":
         cell = replace(cell, http2=certificates)

@@ -25,11 +25,6 @@ EARLY = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
-@pytest.fixture
-def serve(log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
-    return Way().serve(log, monkeypatch)
-
-
 def saying(*pieces: bytes, go: trio.Event | None = None) -> Script:
     """Each piece in a write of its own; the last when `go` is set."""
 
@@ -61,9 +56,7 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 async def test_they_arrive_at_once_and_in_their_order(serve: Serve) -> None:
-    """102, 103 and one that nobody knows, before the final head has come; the connection then goes
-    on.
-    """
+    """102, 103 and one that nobody knows, before the final head has come."""
     go = trio.Event()
     odd = b"HTTP/1.1 199 Whatever\r\nX-A: b\r\n\r\n"
     async with serve(saying(b"HTTP/1.1 102 Processing\r\n\r\n" + EARLY, odd, OK, go=go)) as rig:
@@ -137,9 +130,7 @@ async def test_what_belongs_to_the_hop_is_removed(serve: Serve) -> None:
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\n\r\n", EARLY * 65])
 async def test_an_upgrade_and_a_flood_are_refused(answer: bytes, serve: Serve) -> None:
-    """101 is not forwarded; after the 64th the upstream has failed. What went before has reached
-    the client.
-    """
+    """101 is not forwarded; the 65th is a failure of the upstream."""
     async with serve(saying(answer, OK)) as rig:
         fetched = await rig.fetch()
         assert fetched.status == 502
@@ -175,9 +166,7 @@ async def test_they_do_not_count_as_the_first_byte(serve: Serve) -> None:
 
 
 async def test_a_request_is_tried_again_after_hints(serve: Serve) -> None:
-    """Nothing final has come from the endpoint that broke off: an idempotent request goes to it
-    once more.
-    """
+    """Nothing final has come from the endpoint that broke off."""
     asked = 0
 
     async def script(peer: Peer) -> None:
@@ -230,9 +219,7 @@ async def test_none_comes_after_an_early_heartbeat(serve: Serve) -> None:
 
 @pytest.mark.parametrize("extension", [True, False])
 async def test_another_server_gets_what_asgi_can_say(extension: bool, serve: Serve) -> None:
-    """With the extension for early hints a 103's links; nothing of any other, and nothing without
-    it.
-    """
+    """With the extension for early hints a 103's links."""
     sent: list[Message] = []
 
     async def receive() -> Message:

@@ -82,9 +82,7 @@ LARGE, CHUNKED = bytes(3_000_000), [("Transfer-Encoding", "chunked")]
 async def test_a_refused_request(
     route: str, request_of: dict[str, Any], status: int, kind: str, serve_once: Serve
 ) -> None:
-    """The answer arrives whole, also at a client that is still sending; the upstream sees none
-    whose head shows the fault.
-    """
+    """The answer arrives whole, also at a client that is still sending."""
     async with serve_once(EVENTS, route=route) as rig:
         assert kind_of(await rig.fetch(**request_of)) == (status, kind)
         assert (await only_outcome(rig, "refused"))["status"] == status
@@ -434,21 +432,6 @@ async def test_one_client_resets_in_a_burst_and_the_others_continue(serve_once: 
                 nursery.start_soon(one)
         assert [answer.complete for answer in answers] == [True] * 10
         assert {answer.body for answer in answers} == {b"".join(burst)}
-
-
-@pytest.mark.parametrize("length", [5, 3_000_000])
-async def test_an_early_answer_reaches_a_client_that_is_still_sending(
-    length: int, serve_once: Serve
-) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request(body=False)
-        await peer.send(
-            b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno"
-        )
-
-    async with serve_once(script) as rig:
-        answer = await rig.fetch(method="POST", body=bytes(length))
-        assert (answer.status, answer.body) == (401, b"no")
 
 
 async def test_the_log_line_has_the_documented_fields_and_no_secret(serve_once: Serve) -> None:
