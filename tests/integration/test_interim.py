@@ -55,11 +55,13 @@ async def read_until(stream: trio.abc.Stream, end: bytes) -> bytes:
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
-async def test_they_arrive_at_once_and_in_their_order(serve: Serve) -> None:
+async def test_they_arrive_at_once_and_in_their_order(serve_once: Serve) -> None:
     """102, 103 and one that nobody knows, before the final head has come."""
     go = trio.Event()
     odd = b"HTTP/1.1 199 Whatever\r\nX-A: b\r\n\r\n"
-    async with serve(saying(b"HTTP/1.1 102 Processing\r\n\r\n" + EARLY, odd, OK, go=go)) as rig:
+    async with serve_once(
+        saying(b"HTTP/1.1 102 Processing\r\n\r\n" + EARLY, odd, OK, go=go)
+    ) as rig:
         client = await rig.client()
         for _ in range(2):
             await client.stream.send_all(GET)
@@ -108,20 +110,20 @@ async def test_over_http2_they_are_header_blocks(
         assert (stream.status, stream.body) == (200, b"ok")
 
 
-async def test_a_client_of_http_1_0_gets_none(serve: Serve) -> None:
-    async with serve(saying(EARLY, OK)) as rig:
+async def test_a_client_of_http_1_0_gets_none(serve_once: Serve) -> None:
+    async with serve_once(saying(EARLY, OK)) as rig:
         client = await open_client(rig.proxy.port)
         await client.stream.send_all(b"GET / HTTP/1.0\r\nHost: a\r\n\r\n")
         assert (await read_until(client.stream, b"ok")).split(b" ")[1] == b"200"
         await client.aclose()
 
 
-async def test_what_belongs_to_the_hop_is_removed(serve: Serve) -> None:
+async def test_what_belongs_to_the_hop_is_removed(serve_once: Serve) -> None:
     """Fields of the connection, those that `Connection` names, and a length, which no informational
     response has.
     """
     hop = b"Connection: x-hop\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nContent-Length: 9\r\nX-End: 2\r\n\r\n"
-    async with serve(saying(b"HTTP/1.1 103 Early Hints\r\n" + hop, OK)) as rig:
+    async with serve_once(saying(b"HTTP/1.1 103 Early Hints\r\n" + hop, OK)) as rig:
         client = await rig.client()
         await client.stream.send_all(GET)
         data = await read_until(client.stream, b"ok")
@@ -129,9 +131,9 @@ async def test_what_belongs_to_the_hop_is_removed(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\n\r\n", EARLY * 65])
-async def test_an_upgrade_and_a_flood_are_refused(answer: bytes, serve: Serve) -> None:
+async def test_an_upgrade_and_a_flood_are_refused(answer: bytes, serve_once: Serve) -> None:
     """101 is not forwarded; the 65th is a failure of the upstream."""
-    async with serve(saying(answer, OK)) as rig:
+    async with serve_once(saying(answer, OK)) as rig:
         fetched = await rig.fetch()
         assert fetched.status == 502
         assert await rig.outcomes() == ["upstream_error"]
@@ -144,14 +146,14 @@ class Counts(Interceptor):
         self.statuses.append(head.status)
 
 
-async def test_hooks_see_the_final_head_only(serve: Serve) -> None:
+async def test_hooks_see_the_final_head_only(serve_once: Serve) -> None:
     Counts.statuses = []
-    async with serve(saying(EARLY, EARLY, OK), Counts) as rig:
+    async with serve_once(saying(EARLY, EARLY, OK), Counts) as rig:
         assert (await rig.fetch()).status == 200
         assert Counts.statuses == [200]
 
 
-async def test_they_do_not_count_as_the_first_byte(serve: Serve) -> None:
+async def test_they_do_not_count_as_the_first_byte(serve_once: Serve) -> None:
     """`first_byte` waits for the final head: an upstream that hints on and on is timed out."""
 
     async def script(peer: Peer) -> None:
@@ -160,12 +162,12 @@ async def test_they_do_not_count_as_the_first_byte(serve: Serve) -> None:
             await peer.send(EARLY)
             await trio.sleep(0.02)
 
-    async with serve(script, route="timeouts: {first_byte: 0.2}") as rig:
+    async with serve_once(script, route="timeouts: {first_byte: 0.2}") as rig:
         assert (await rig.fetch()).status == 504
         assert await rig.outcomes() == ["upstream_timeout"]
 
 
-async def test_a_request_is_tried_again_after_hints(serve: Serve) -> None:
+async def test_a_request_is_tried_again_after_hints(serve_once: Serve) -> None:
     """Nothing final has come from the endpoint that broke off."""
     asked = 0
 
@@ -177,7 +179,7 @@ async def test_a_request_is_tried_again_after_hints(serve: Serve) -> None:
         if asked > 1:
             await peer.send(OK)
 
-    async with serve(script) as rig:
+    async with serve_once(script) as rig:
         answer = await rig.fetch()
         assert (answer.status, answer.body, asked) == (200, b"ok", 2)
 
@@ -200,7 +202,7 @@ log: {{level: error}}
             await client.aclose()
 
 
-async def test_none_comes_after_an_early_heartbeat(serve: Serve) -> None:
+async def test_none_comes_after_an_early_heartbeat(serve_once: Serve) -> None:
     """The head has left by then, and nothing but the body may follow."""
 
     async def script(peer: Peer) -> None:
@@ -211,14 +213,14 @@ async def test_none_comes_after_an_early_heartbeat(serve: Serve) -> None:
         await peer.chunk(b"data: 1\n\n")
         await peer.end()
 
-    async with serve(script, route="heartbeat: {interval: 0.05, early: true}") as rig:
+    async with serve_once(script, route="heartbeat: {interval: 0.05, early: true}") as rig:
         answer = await rig.fetch(headers=[("Accept", "text/event-stream")])
         assert answer.complete
         assert answer.body.endswith(b"data: 1\n\n")
 
 
 @pytest.mark.parametrize("extension", [True, False])
-async def test_another_server_gets_what_asgi_can_say(extension: bool, serve: Serve) -> None:
+async def test_another_server_gets_what_asgi_can_say(extension: bool, serve_once: Serve) -> None:
     """With the extension for early hints a 103's links."""
     sent: list[Message] = []
 
@@ -233,7 +235,7 @@ async def test_another_server_gets_what_asgi_can_say(extension: bool, serve: Ser
         sent.append(message)
 
     received: list[bool] = []
-    async with serve(saying(b"HTTP/1.1 102 P\r\n\r\n", EARLY, OK)) as rig:
+    async with serve_once(saying(b"HTTP/1.1 102 P\r\n\r\n", EARLY, OK)) as rig:
         scope: dict[str, Any] = {
             "type": "http",
             "method": "GET",
