@@ -184,7 +184,7 @@ class UpstreamFailure(Exception):
     reused: bool = False
     """Whether the connection had carried a request before, so that the server may have closed it.
     """
-    ours = False
+    own_limit = False
     """A limit of this proxy or its machine: it does not count against the endpoint, and is not
     retried.
     """
@@ -197,7 +197,7 @@ class NoEndpoint(UpstreamFailure):
     public = "no endpoint of the upstream is in service"
     status = 503
     sent = Sent.NOTHING
-    ours = True
+    own_limit = True
 
 
 class SessionGone(UpstreamFailure):
@@ -239,7 +239,7 @@ class _OwnLimit(UpstreamFailure):
     status = 503
     outcome = Outcome.REFUSED
     retry_after_s = 1
-    ours = True
+    own_limit = True
 
 
 class PoolTimedOut(_OwnLimit):

@@ -214,7 +214,7 @@ class Balancer:
     # What came of it
 
     def _note_failure(self, turn: Turn, failure: UpstreamFailure) -> None:
-        if failure.ours or (failure.reused and isinstance(failure, ReadFailed)):
+        if failure.own_limit or (failure.reused and isinstance(failure, ReadFailed)):
             return  # the server may close a kept connection at any time
         if turn.fail(trio.current_time()):
             self._log_ejected(turn.endpoint, str(failure))
@@ -313,7 +313,7 @@ class Balancer:
             try:
                 response = await self._transport.call(call, endpoint)
             except (UpstreamFailure, BadRequest) as error:
-                if isinstance(error, UpstreamFailure) and error.ours:
+                if isinstance(error, UpstreamFailure) and error.own_limit:
                     return None
                 return f"check: {error}"
             response.body.close()

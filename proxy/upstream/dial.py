@@ -43,13 +43,13 @@ async def connect(origin: Origin, resolver: Resolver) -> socket.socket:
     else:
         results = await _race(_in_turn(addresses), origin.port)
     problems: list[str] = []
-    ours = False
+    own_limit = False
     for result in results:
         if isinstance(result, socket.socket):
             return result
         problems.append(os.strerror(result.number))
-        ours = ours or result.ours
-    kind = OutOfResources if ours else ConnectFailed
+        own_limit = own_limit or result.own_limit
+    kind = OutOfResources if own_limit else ConnectFailed
     raise kind(f"{origin}: {'; '.join(dict.fromkeys(problems))}")
 
 
@@ -58,11 +58,11 @@ class _Failed:
     exception, which would keep its frames alive.
     """
 
-    __slots__ = ("number", "ours")
+    __slots__ = ("number", "own_limit")
 
-    def __init__(self, number: int, ours: bool) -> None:
+    def __init__(self, number: int, own_limit: bool) -> None:
         self.number = number
-        self.ours = ours
+        self.own_limit = own_limit
 
 
 async def _attempt(address: Address, port: int) -> socket.socket | _Failed:

@@ -17,7 +17,7 @@ from .origin import Origin
 
 __all__ = ["failure_of", "has_spare_descriptors", "is_out_of_resources", "reason"]
 
-_OURS = frozenset(
+_OWN_LIMITS = frozenset(
     [
         *(errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL),
         errno.ENOSPC,  # epoll_ctl(2): too many watched descriptors
@@ -47,7 +47,7 @@ def is_out_of_resources(number: int | None, family: int | None = None, address: 
     """
     if number == errno.EADDRNOTAVAIL and family is not None:
         return _has_source_address(family, address)
-    return number in _OURS
+    return number in _OWN_LIMITS
 
 
 def has_spare_descriptors() -> bool:

@@ -60,7 +60,7 @@ def may_resend(method: str, body: bytes | AsyncIterable[bytes], failure: Upstrea
     """Whether a request that failed before the response's head can be sent again without any risk
     of carrying it out twice.
     """
-    if failure.ours:
+    if failure.own_limit:
         return False
     if failure.sent is Sent.NOTHING:
         return True
