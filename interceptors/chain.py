@@ -23,9 +23,7 @@ __all__ = ["Chain", "EventCounts", "Part", "StreamChain", "enter_lifespans"]
 
 
 class Chain:
-    """A route's interceptors, each with the name that the configuration gave it. An `Owner` may be
-    shared by several chains.
-    """
+    """A route's interceptors under their configured names. Chains may share an `Owner`."""
 
     __slots__ = ("_bodies", "_heads", "_requests", "_streams", "owners", "wants_body")
 
@@ -39,8 +37,7 @@ class Chain:
         self._heads = tuple(owner for owner in self.owners if _overrides(owner, "on_response"))
         self._streams = tuple(owner for owner in self.owners if _overrides(owner, "open_stream"))
         self.wants_body = any(owner.interceptor.wants_body for owner in self.owners)
-        """Whether requests must be collected, after `on_request_head` and before `on_request_body`.
-        """
+        """Whether the body must be collected between `on_request_head` and `on_request_body`."""
 
     @property
     def sees_requests(self) -> bool:
@@ -54,16 +51,12 @@ class Chain:
 
     @property
     def sees_responses(self) -> bool:
-        """Whether some interceptor looks at responses, so that what a response says of its content
-        must not contradict itself.
-        """
+        """Whether some interceptor sees responses, so their content headers must be consistent."""
         return bool(self._heads or self._streams)
 
     @property
     def sees_streams(self) -> bool:
-        """Whether some interceptor may want a stream's events, so that a body must not arrive
-        compressed.
-        """
+        """Whether some interceptor may see events, so that bodies must arrive uncompressed."""
         return bool(self._streams)
 
     @property
@@ -74,9 +67,7 @@ class Chain:
     async def on_request(
         self, request: Request, show_body: Callable[[], None] | None = None
     ) -> Response | None:
-        """Both of the following, of a request whose body is at hand; `show_body` is called between
-        them.
-        """
+        """`on_request_head`, `show_body`, then `on_request_body`, for a request with its body."""
         answer = await self.on_request_head(request)
         if show_body is not None:
             show_body()
@@ -86,20 +77,19 @@ class Chain:
         return await self.on_request_body(request)
 
     async def on_request_head(self, request: Request) -> Response | None:
-        """Show a request to those that do not want its body, in order; the answer of the first that
-        gives one.
+        """Show a request to interceptors without `wants_body`, in order, up to the first answer.
 
-        Call it as soon as the head has come: no byte of the body need be read to refuse a request.
-        Raises `InterceptorError`.
+        Call it once the head has come: a request can be refused before its body is read. Raises
+        `InterceptorError`.
         """
         return await self._ask("on_request", self._requests, request, request)
 
     async def on_request_body(self, request: Request) -> Response | None:
-        """As `on_request_head`, to those that want the body, when it has been set."""
+        """As `on_request_head`, for the interceptors with `wants_body`, once the body is set."""
         return await self._ask("on_request", self._bodies, request, request)
 
     async def on_response(self, head: ResponseHead) -> Response | None:
-        """Show a response's head to all, in order; what the first that does so replaces it with.
+        """Show a response's head to all, in order, up to the first that replaces the response.
         Raises `InterceptorError`.
         """
         return await self._ask("on_response", self._heads, head, head.request)
@@ -131,10 +121,10 @@ class Chain:
         *,
         json: bool = False,
     ) -> StreamChain:
-        """Ask every interceptor for its part of one stream, or, with `json`, of one JSON body.
+        """Open every interceptor's part of one stream, or, with `json`, of one JSON body.
 
-        `aclose()` must be called on the result. Raises nothing: when an interceptor that says
-        `abort` fails, `failure` says so.
+        The caller must `aclose()` the result. Raises nothing: a failed interceptor with `on_error`
+        `abort` sets `failure`.
         """
         stream = StreamChain(PooledOutput(pool, scope), max_event_bytes)
         for owner in self._streams:

@@ -225,6 +225,7 @@ class EventFramer:
         clear_to = at  # nothing that a hook needs begins before
         scan_from, self._searched = at + self._searched, 0
         while at < end:
+            until = end if plain and scan_from == at else at
             if leading:
                 leading, bom_bytes = self._find_bom(buffer, at, end, final)
                 if bom_bytes < 0:
@@ -233,38 +234,33 @@ class EventFramer:
                     yield FrameKind.BOM, at, at + bom_bytes, 0
                     at = scan_from = at + bom_bytes
                     continue
-            until = end
-            if find_needed is not None and plain and scan_from - at <= _RESCAN_BYTES:
-                if at >= clear_to:
-                    clear_to = find_needed(buffer, at, end)
-                behind = self._pass_unneeded(buffer, at, min(clear_to, at + limit))
+                until = min(until, at + 1)
+            if find_needed is not None and plain:
+                behind, clear_to = self._pass_unneeded(
+                    buffer, at, end, scan_from, clear_to, find_needed
+                )
                 if behind > at:
                     at = scan_from = behind
                     continue
-                until = min(clear_to + 1, end)
-            if plain and scan_from == at:
-                while at < until and buffer[at] > _COLON:
-                    # One search for one byte finds the end of an event of one line, the usual one.
-                    data_at, line_end = 0, find(b"\n", at, end)
-                    behind = line_end + 2
-                    if not 1 < behind <= end:
-                        break
-                    if buffer[line_end + 1] != _LF:
-                        behind = find(b"\n\n", line_end + 1, end) + 2
-                        if behind == 1:
-                            break
-                    elif startswith(b"data: ", at):
-                        data_at = at + 6
-                    if behind - at > limit:
-                        break
-                    self._at_start = False
-                    yield _EVENT, at, behind, data_at
-                    at = behind
-                    if leading:
-                        break
-                if at > scan_from:
-                    scan_from = at
-                    continue
+                until = min(until, clear_to + 1)
+            while at < until and buffer[at] > _COLON:
+                # One search for one byte finds the end of an event of one line, the usual one.
+                data_at, line_end = 0, find(b"\n", at, end)
+                behind = line_end + 2
+                if not 1 < behind <= end:
+                    break
+                if buffer[line_end + 1] != _LF:
+                    behind = find(b"\n\n", line_end + 1, end) + 2
+                elif startswith(b"data: ", at):
+                    data_at = at + 6
+                if not 1 < behind - at <= limit:
+                    break
+                self._at_start = False
+                yield _EVENT, at, behind, data_at
+                at = behind
+            if at > scan_from:
+                scan_from = at
+                continue
             kind, behind = self._next(buffer, at, end, scan_from, plain, final)
             if behind == at:
                 break
@@ -324,19 +320,32 @@ class EventFramer:
                 return True, -1
         return self._at_start, 0
 
-    def _pass_unneeded(self, buffer: bytes | bytearray, at: int, clear_to: int) -> int:
-        """Pass over the events from `at` on that end before `clear_to`; the index after them. Only
-        for bytes without CR; stops where an empty line follows another, which is a block itself.
+    def _pass_unneeded(
+        self,
+        buffer: bytes | bytearray,
+        at: int,
+        end: int,
+        scan_from: int,
+        clear_to: int,
+        find_needed: FindNeeded,
+    ) -> tuple[int, int]:
+        """Pass over the events from `at` on that no hook needs. Returns the index after them, and
+        that of the first byte that a hook needs, if `clear_to` is not it. Only for bytes without
+        CR; stops where an empty line follows another, which is a block itself.
         """
-        behind = buffer.rfind(b"\n\n", at, clear_to) + 2
+        if scan_from - at > _RESCAN_BYTES:
+            return at, clear_to
+        if at >= clear_to:
+            clear_to = find_needed(buffer, at, end)
+        behind = buffer.rfind(b"\n\n", at, min(clear_to, at + self._max_event_bytes)) + 2
         if behind < 2 or buffer[at] == _LF:
-            return at
+            return at, clear_to
         empty = buffer.find(b"\n\n\n", at, behind + 1)
         if empty >= 0:
             behind = empty + 2
         self._at_start = False
         self.silent += buffer.count(b"\n\n", at, behind)
-        return behind
+        return behind, clear_to
 
 
 class StreamTail:

@@ -10,26 +10,26 @@ from typing import Any
 __all__ = ["PATTERN_OVERLAP", "Finder", "Needs", "Search", "finder_of", "overlap_of"]
 
 Finder = Callable[[bytes | bytearray, int, int], int]
-"""Where, in `buffer[start:end]`, something begins that is needed; -1 if nowhere."""
+"""Where the first match begins in `buffer[start:end]`, or -1."""
 
 PATTERN_OVERLAP = 1024
-"""In an event above the limit, which is searched read by read, a pattern is found if its match has
-at most so many bytes.
+"""An event above the limit is searched read by read: a pattern is found if its match has at most
+this many bytes.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """In place of `Needs`: a search that may look for something else as the stream goes on. For the
-    proxy's own interceptors.
+    """In place of `Needs`: a search that may change during the stream. For the proxy's own
+    interceptors.
     """
 
     find: Finder
 
 
 Needs = re.Pattern[bytes] | Sequence[bytes] | None
-"""None: every event. Byte strings: events whose bytes hold one of them; none of them, no event. A
-pattern: where it is found.
+"""None: every event. Byte strings: events that contain one of them; an empty sequence: no event. A
+pattern: events in which it matches.
 """
 
 
@@ -49,15 +49,14 @@ def finder_of(needs: Any) -> Finder | None:
         isinstance(item, bytes) and item for item in needs
     ):
         raise TypeError(
-            "needs is not as expected: None, a tuple of byte strings, or a compiled pattern of bytes"
+            "needs is not as expected: "
+            "None, a tuple of byte strings, or a compiled pattern of bytes"
         )
     return _strings_finder(tuple(needs))
 
 
 def overlap_of(needs: Needs) -> int:
-    """How many bytes before a read must be searched again with it, so that nothing that is needed
-    is missed at the cut.
-    """
+    """How many bytes before a read must be searched again with it, so that no match is cut."""
     if needs is None or isinstance(needs, Search):
         return 0
     return PATTERN_OVERLAP if isinstance(needs, re.Pattern) else max(map(len, needs), default=1) - 1
@@ -67,7 +66,7 @@ def _strings_finder(strings: tuple[bytes, ...]) -> Finder:
     def find(buffer: bytes | bytearray, start: int, end: int) -> int:
         first = -1
         for string in strings:
-            # The next need only begin before, and may end behind, what was found.
+            # A later string counts only if it begins before the one found.
             found = buffer.find(
                 string, start, end if first < 0 else min(end, first + len(string) - 1)
             )

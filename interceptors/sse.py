@@ -1,12 +1,10 @@
-"""Server-Sent Events on bytes, sans I/O: where an event ends, what its fields say, and how one is
+"""The grammar of Server-Sent Events (WHATWG HTML, section 9.2): lines, blocks and fields, read and
 written.
 
-Rules: WHATWG HTML, section 9.2.6 "Interpreting an event stream". A line ends with LF, CR or CRLF
-and with nothing else; a CR ends its line at once, and an LF that follows belongs to it. A *block*
-is everything up to and including an empty line; a block of comments, or of nothing, is passed on
-but is no event that a hook would want to see.
-
-This module knows neither buffers on loan nor hooks. Positions are indices into the caller's buffer.
+A line ends with LF, CR or CRLF, and an LF after the last CR of a buffer still belongs to it. A
+*block* is everything up to and including an empty line; a block of comments only, or an empty one,
+is not an event. `framing` keeps the state between reads. This module must not know leases or hooks.
+Positions are indices into the caller's buffer.
 """
 
 from __future__ import annotations
@@ -40,14 +38,12 @@ BOM = b"\xef\xbb\xbf"
 _LF = 0x0A
 _CR = 0x0D
 
-# A line's end followed by an empty line. An LF after the last CR belongs to it, but may not have
-# arrived yet.
+# The end of a line and an empty line.
 _EMPTY_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n?|\n)")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _LINE_ENDS = re.compile(rb"[\r\n]*")
 _SILENCE = re.compile(rb"(?:[\r\n]++|:[^\r\n]*+[\r\n])*")  # empty lines, and whole comments
-# Lines of a block, each with the line end before it, found without a step of Python for each: a
-# block may have many thousands.
+# Lines of a block with the line end before them. One search finds all: there may be thousands.
 _FIELDS = re.compile(rb"[\r\n](data|event|id|retry)(?![^:\r\n]):? ?([^\r\n]*)")
 _UNKNOWN_LINES = re.compile(rb"[\r\n](?!:|(?:data|event|id|retry)(?![^:\r\n]))([^\r\n]+)")
 _DATA_LINE_END = re.compile(r"\r\n|\r|\n")
@@ -56,20 +52,19 @@ _FIRST_LINES = (b":", b"data:", b"event:", b"id:", b"retry:")
 _NOT_SPACE = re.compile(rb"[^ \t\r\n]")  # JSON's white space (RFC 8259, section 2)
 _FIELD_LINE = re.compile(rb"[\r\n](?:data|event|id|retry)[:\r\n]")
 FIELD_LINE_BYTES = len(b"\nevent:")
-"""The most bytes that tell a field's line."""
+"""The most bytes that identify a field line."""
 _LONGEST_FIRST = max(map(len, _FIRST_LINES))
 _DIGITS = re.compile(rb"[0-9]+")
-_MOST_DIGITS = 18  # of a retry; longer than any stream, and what would take time to read
+_MOST_DIGITS = 18  # of a retry: more would take long to convert
 
 MAX_BLANK_BYTES = 4096
-"""A body that begins with so many bytes of empty lines counts as an event stream: the wait for its
-first line is bounded.
+"""A body that begins with this many bytes of empty lines counts as an event stream, which bounds
+the wait for its first line.
 """
 
 
 def looks_like_sse(beginning: bytes | bytearray, *, whole: bool) -> bool | None:
-    """Whether a body that begins with these bytes is an event stream, whatever its content type
-    says; None: more bytes decide.
+    """Whether a body that begins with these bytes is an event stream; None: more bytes decide.
 
     It is if its first line, after a BOM and empty lines, is a comment or begins with `data:`,
     `event:`, `id:` or `retry:`. `whole`: no more bytes come. The answer does not depend on how the
@@ -97,19 +92,16 @@ def first_of_body(buffer: bytes | bytearray, start: int, end: int) -> tuple[int,
 
 
 def find_field_line(buffer: bytes | bytearray, start: int, end: int) -> int:
-    """Where a line of a field begins, with the end of the line before it, or -1. No JSON text holds
-    one: a client that finds one in what began like JSON reads events.
+    """Where a field line begins, with the line end before it, or -1. No JSON text contains one: a
+    client that finds one reads events, even after a line that looks like JSON.
     """
     match = _FIELD_LINE.search(buffer, start, end)
     return -1 if match is None else match.start()
 
 
 def find_block_end(buffer: bytes | bytearray, start: int, end: int, scan_from: int) -> int:
-    """The index behind the block that starts at `start`, or -1 when `buffer[start:end]` does not
-    hold its end.
-
-    `scan_from` (at least `start`) says how far an earlier call has looked in vain. When the block
-    ends with a CR at `end - 1`, an LF that comes next still belongs to the block.
+    """The index after the block that starts at `start`, or -1 if its end is not in
+    `buffer[start:end]`. Earlier calls have searched up to `scan_from` (at least `start`).
     """
     first = buffer[start] if start < end else 0
     if first == _LF:
@@ -121,20 +113,16 @@ def find_block_end(buffer: bytes | bytearray, start: int, end: int, scan_from: i
 
 
 def find_empty_line(buffer: bytes | bytearray, start: int, end: int) -> int:
-    """The index after the first empty line that follows another line's end, or -1. `start` may be
-    inside a block.
+    """The index after the first empty line that follows a line end, or -1. `start` may be inside a
+    block.
     """
     match = _EMPTY_LINE.search(buffer, start, end)
     return match.end() if match is not None else -1
 
 
 def find_silence(buffer: bytes | bytearray, start: int, end: int, most: int) -> tuple[int, int]:
-    """The index after the whole blocks from `start` on that hold only comments and empty lines, and
-    how many blocks these are.
-
-    `start` is where a block begins. Of `buffer[start:end]` the first `most` bytes are looked at, in
-    one search: a line end costs no more than any other byte. When the last block ends with a CR at
-    `end - 1`, an LF that comes next still belongs to it.
+    """The index after the blocks from `start` on that contain only comments and empty lines, and
+    how many blocks these are. One search covers the first `most` bytes.
     """
     until = min(end, start + most)
     empty, lines = _LINE_ENDS.match(buffer, start, until), _SILENCE.match(buffer, start, until)
@@ -146,19 +134,16 @@ def find_silence(buffer: bytes | bytearray, start: int, end: int, most: int) -> 
     if start < after < end and buffer[after - 1] == _CR and buffer[after] == _LF:
         after += 1
     if buffer.find(b":", start, after) >= 0:
-        return after, bytes(buffer[start:after]).splitlines().count(
-            b""
-        )  # of bytes: at LF, CR and CRLF, and nowhere else
+        # `bytes.splitlines` splits at LF, CR and CRLF only.
+        return after, bytes(buffer[start:after]).splitlines().count(b"")
     line_ends = buffer.count(b"\n", start, after) + buffer.count(b"\r", start, after)
     return after, line_ends - buffer.count(b"\r\n", start, after)
 
 
 def is_silent(buffer: bytes | bytearray, start: int, end: int) -> bool:
-    """Whether a block, without the BOM of its stream, holds only comments and empty lines:
-    heartbeats, stray line ends.
-    """
+    """Whether a block, without its stream's BOM, contains only comments and empty lines."""
     if start < end and buffer[start] not in b":\r\n":
-        return False  # some field begins here, which is the usual case
+        return False  # a field: the usual case
     return all(
         not line or line.startswith(b":") for line in _LINE_END.split(bytes(buffer[start:end]))
     )
@@ -206,9 +191,7 @@ def parse_fields(block: bytes) -> Fields:
 
 
 def unknown_lines(block: bytes) -> str:
-    """The lines of a block that are neither fields of an event nor comments. Readers by the rules
-    ignore them; others do not.
-    """
+    """The lines of a block that are neither fields nor comments. Conforming readers ignore them."""
     return b"\n".join(_UNKNOWN_LINES.findall(b"\n" + block)).decode("utf-8", "replace")
 
 

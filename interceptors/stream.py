@@ -1,79 +1,36 @@
-"""The chain of one stream: it frames events in the caller's window, runs the hooks over them, and
-returns the parts to send.
+"""`StreamChain`: the interceptors of one stream, from `on_start` to `on_end`.
 
-Events that nobody changed leave as slices of the window; what was changed or added is written to
-leases of the `json` pool, which stay on loan until `release_parts()`. A JSON body that arrives as
-an event stream is shown whole. Events and bodies above the limit pass in pieces (`large`) if no
-hook needs them.
-
-Sans I/O. `process` is synchronous: it stops at an async hook (`awaiting`), `run_async` awaits that
-hook, and the next `process` continues. This module must not know sockets, chunked bodies, or who
-sends the parts.
+`Passage` runs upstream's events through the hooks; this module adds the members' lifecycle and the
+events that they emit. It must not know windows, sockets or who sends the parts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pools import PooledOutput
 
 from .api import Emit, Outcome
-from .emitting import Emitted
 from .errors import InterceptorError
-from .event import BodyEvent, Event, JsonEvent
-from .event_hooks import EventHooks
-from .event_writer import EventCounts, EventWriter
-from .framing import EventFramer, FrameKind
+from .event import Event
+from .event_writer import EventCounts
 from .hooks import Owner
-from .large import LargePassage
 from .members import Member, Members
 from .message import ResponseHead
 from .parts import Part, Parts
-from .wire_event import WireEvent
+from .passage import Passage
 
 __all__ = ["EventCounts", "Part", "StreamChain"]
 
-_EVENT = FrameKind.EVENT
 
-
-@dataclass(slots=True)
-class _Pause:
-    """An event whose next hook must be awaited: `process` has stopped before its end."""
-
-    event: WireEvent | BodyEvent
-    size: int
-    """Its bytes, from where the next `process` starts."""
-    events: list[Event]
-    """What the hooks before have made of it; after `run_async`, what leaves."""
-    hook: int
-    is_over: bool = False
-
-
-class StreamChain:
+class StreamChain(Passage):
     """The hooks of one stream. Not reusable."""
 
     def __init__(self, output: PooledOutput, max_event_bytes: int) -> None:
+        super().__init__(output, max_event_bytes)
         self._members = Members()
-        self._hooks = EventHooks()
-        self._is_selective = False
-        self._framer = EventFramer(max_event_bytes)
-        self._writer = EventWriter(output, self._hooks)
-        self._max_event_bytes = max_event_bytes
-        self._pause: _Pause | None = None
-        self._large: LargePassage | None = None
-        self._lf_passes = True  # the LF of a CRLF that ended an event goes where that event went
-        self._cut = False  # an event without its end has left: nothing may follow it
         self._closed = False
-        self.wrote_before_body = False
-        """Set by the caller when it has sent something before the stream's first byte."""
-        self.queue = Emitted()
-        self.counts = self._writer.counts
-        self.failure: InterceptorError | None = None
-        """Why the stream must end. The parts of the call that set it are valid."""
-        self.ended = False
-        """A hook has ended the stream; what it added is among the parts."""
 
     # --- members
 
@@ -158,23 +115,6 @@ class StreamChain:
         return self._hooks.is_async
 
     @property
-    def awaiting(self) -> bool:
-        """Whether `process` has stopped at an async hook: call `run_async`, then `process` with
-        what it has not consumed.
-        """
-        return self._pause is not None and not self._pause.is_over
-
-    @property
-    def at_boundary(self) -> bool:
-        """Whether what has left ends with a whole event, so that an error event can follow."""
-        return self._large is None
-
-    @property
-    def between_events(self) -> bool:
-        """Whether an event may be added here: not inside an event, nor before or in a JSON body."""
-        return self._large is None and not self._framer.is_body
-
-    @property
     def emitted(self) -> bool:
         """Whether an emitted event can leave now: call `take_emitted`."""
         return bool(self.queue.events) and not self._cut and self.between_events
@@ -183,237 +123,6 @@ class StreamChain:
     def completes(self) -> bool:
         """Whether some `on_complete` must run at the end of upstream's stream: call `complete`."""
         return self._members.has_completers and self.queue.accepts and not self._cut
-
-    # --- events from upstream
-
-    def process(
-        self, buffer: bytearray, start: int, end: int, *, final: bool = False
-    ) -> tuple[list[Part], int]:
-        """Run the hooks over every whole event in `buffer[start:end]`.
-
-        Returns the parts to send, valid until `release_parts()` and to be released before the
-        buffer changes, and the index of the first byte that is not consumed. The caller presents
-        the bytes from there again, followed by what comes next, at the `start` of the next call.
-        When an async hook must be awaited (`awaiting`), the buffer must not move until then.
-
-        `final`: nothing comes next. The hooks then see an unfinished event, too, and what replaces
-        it is left unfinished: a client drops an event without its empty line, and must not get a
-        whole one instead.
-
-        Raises nothing. When a hook or a limit ends the stream, `failure` or `ended` is set, the
-        parts are those of the events before it, and nothing may be processed afterwards.
-        """
-        parts = Parts(buffer, start, self._writer.output)
-        at = start
-        if self._pause is not None or self._large is not None:
-            at = self._continue(parts, buffer, start, end, final)
-        if self._large is None and self.failure is None and not self.ended:
-            at = self._process(parts, buffer, at, end, final)
-        if start < end:
-            self._lf_passes = parts.unsent < at
-        return parts.take(at), at
-
-    def _continue(self, parts: Parts, buffer: bytearray, at: int, end: int, final: bool) -> int:
-        """Finish the event in which the last `process` has stopped; the index after it."""
-        try:
-            if self._pause is not None:
-                return self._settle_pause(self._pause, parts, at)
-            assert self._large is not None
-            return self._pass_large(self._large, buffer, at, end, final)
-        except InterceptorError as error:
-            self.failure = error
-            return at
-
-    def _process(self, parts: Parts, buffer: bytearray, at: int, end: int, final: bool) -> int:
-        """Run the hooks over the events from `at` on. Returns the first index not consumed."""
-        framer, hooks = self._framer, self._hooks
-        find_needed = hooks.find_needed if self._is_selective else None
-        show, output, passed, changed = hooks.show, self._writer.output, 0, 0
-        event: WireEvent | None = None
-        view = memoryview(buffer)
-        try:
-            frames = framer.frames(buffer, at, end, final, find_needed)
-            for kind, at, behind, data_at in frames:
-                if kind is _EVENT:
-                    event = WireEvent(buffer, at, behind, True, data_at, view)
-                    result = show(event)
-                    if result is event:
-                        passed += 1
-                    elif type(result) is JsonEvent or type(result) is Event:
-                        try:
-                            start = result.add_to(output)
-                        except Exception as error:
-                            result.made_by.fail("on_event", error)
-                            passed += 1
-                        else:
-                            changed += 1
-                            parts.replace(at, behind, start)
-                    else:
-                        stop = self._leave(event, result, parts, at, behind)
-                        if stop is not None:
-                            return stop
-                    event.end_of_life()
-                else:
-                    stop = self._process_other(kind, parts, buffer, at, behind, final)
-                    if stop is not None:
-                        return stop
-            return framer.at
-        except InterceptorError as error:
-            self.failure = error
-            return at
-        finally:
-            if event is not None and self._pause is None:
-                event.end_of_life()
-            view.release()
-            if passed or framer.silent:
-                self.counts.passed += passed + framer.silent
-                framer.silent = 0
-            if changed:
-                self.counts.changed += changed
-            if framer.cut:
-                self._end_in_event()
-
-    def _process_other(
-        self, kind: FrameKind, parts: Parts, buffer: bytearray, at: int, end: int, final: bool
-    ) -> int | None:
-        """A frame that is not a whole event. Returns the index at which to stop, or None. Raises
-        `InterceptorError`.
-        """
-        hooks = self._hooks
-        if kind is FrameKind.LINE_FEED:
-            if not self._lf_passes:
-                parts.replace_by(at, end, [])
-        elif kind is FrameKind.BOM:
-            if self.counts.added or self.wrote_before_body:
-                parts.replace_by(at, end, [])  # the proxy's bytes lead: it would be part of a line
-        elif kind is FrameKind.UNFINISHED:
-            event = WireEvent(buffer, at, end, False)
-            try:
-                return self._leave(event, hooks.show(event), parts, at, end)
-            finally:
-                if self._pause is None:
-                    event.end_of_life()
-        elif kind is FrameKind.LARGE:
-            hooks.watchers_of_large(buffer, at, end, self._max_event_bytes)
-            self.counts.passed += 1
-        elif kind is FrameKind.OVERLONG:
-            return self._begin_large(buffer, at, end, final)
-        else:
-            self._end_in_event()
-            may_be_events = bool(hooks.hooks)
-            hooks.begin_body()
-            if kind is FrameKind.LARGE_BODY:
-                return self._begin_large(buffer, at, end, final, may_be_events)
-            body = BodyEvent(bytes(buffer[at:end]))
-            return self._leave(body, hooks.run_sync([body], 0), parts, at, end)
-        return None
-
-    def _end_in_event(self) -> None:
-        """Nothing can be added after this."""
-        self._cut = True
-        self.queue.refuse()
-
-    def _leave(
-        self,
-        event: WireEvent | BodyEvent,
-        result: Event | tuple[list[Event], int],
-        parts: Parts,
-        at: int,
-        end: int,
-    ) -> int | None:
-        """Send what the hooks have made of an event, or pause it before an async hook. Returns the
-        index at which to stop, or None.
-        """
-        events = [result] if isinstance(result, Event) else result[0]
-        if not isinstance(result, Event) and result[1] < len(self._hooks.hooks):
-            self._pause = _Pause(event, end - at, events, result[1])
-            if isinstance(event, WireEvent):
-                event.forget_view()
-            return at
-        self._settle(event, events, parts, at, end)
-        if self._hooks.ending is None:
-            return None
-        self.ended = True
-        return end
-
-    async def run_async(self) -> None:
-        """Await the hooks at which `process` has stopped. Raises nothing: see `failure`."""
-        pause = self._pause
-        assert pause is not None
-        try:
-            pause.events = await self._hooks.run(pause.events, pause.hook)
-        except InterceptorError as error:
-            self.failure = error
-            pause.event.end_of_life()
-        pause.is_over = True
-
-    def _settle_pause(self, pause: _Pause, parts: Parts, at: int) -> int:
-        """Send what became of the event that was paused; the index after it."""
-        self._pause = None
-        try:
-            self._settle(pause.event, pause.events, parts, at, at + pause.size)
-        finally:
-            pause.event.end_of_life()
-        self.ended = self._hooks.ending is not None
-        return at + pause.size
-
-    # --- what leaves
-
-    def _settle(
-        self, event: WireEvent | BodyEvent, events: list[Event], parts: Parts, at: int, end: int
-    ) -> None:
-        """Send `events` in place of `event`, the window's `[at:end]`."""
-        if isinstance(event, BodyEvent):
-            event.end_of_life()
-            body = self._hooks.body
-            self._writer.count_body()
-            if body is not None:
-                parts.replace(at, end, self._writer.output.add(body))
-            return
-        if len(events) == 1 and events[0] is event:
-            self.counts.passed += 1
-            return
-        parts.close()
-        pieces = self._writer.write_instead(event, events)
-        if pieces is None:
-            return
-        parts.replace_by(at, end, pieces)
-        if parts.is_empty:
-            self._framer.first_was_dropped()
-
-    def release_parts(self) -> None:
-        """The parts were sent or copied: return their leases."""
-        self._writer.output.close()
-
-    # --- events above the limit
-
-    def _begin_large(
-        self, buffer: bytearray, at: int, end: int, final: bool, may_be_events: bool = False
-    ) -> int:
-        """`buffer[at:end]` begins an event or body above the limit. Returns the index up to which
-        it leaves now. Raises `EventTooLarge` when a hook needs it.
-        """
-        watchers = self._hooks.watchers_of_large(buffer, at, end, self._max_event_bytes)
-        self._large = LargePassage(
-            watchers,
-            self._max_event_bytes,
-            is_body=self._hooks.is_body,
-            may_be_events=may_be_events,
-        )
-        self.counts.passed += 1
-        return self._large.take(buffer, at, end, final=final)[0]
-
-    def _pass_large(
-        self, large: LargePassage, buffer: bytearray, at: int, end: int, final: bool
-    ) -> int:
-        """Pass on what has come of the large event; the index after it."""
-        at, is_over = large.take(buffer, at, end, final=final)
-        if is_over:
-            self._large = None
-            self._framer.continue_after_large(buffer, at, end)
-        elif final:
-            self._end_in_event()
-        return at
 
     # --- events that interceptors add
 
@@ -450,25 +159,3 @@ class StreamChain:
                 parts.replace(0, 0, start)
                 self.counts.added += 1
         self.ended = self._hooks.ending is not None
-
-    # --- JSON responses
-
-    async def process_body(self, body: bytearray | memoryview) -> bytes | None:
-        """Show a JSON body to the hooks. Returns what replaces it, or None. Raises
-        `InterceptorError`.
-        """
-        event = BodyEvent(body)
-        self._hooks.is_body = True
-        try:
-            await self._hooks.run([event], 0)
-        finally:
-            event.end_of_life()
-        self._writer.count_body()
-        return self._hooks.body
-
-    def begin_large_body(self, buffer: bytearray, size: int) -> None:
-        """`buffer[:size]` begins a JSON body above the limit; `process` is next, with all of it.
-        Raises `EventTooLarge` when a hook needs it.
-        """
-        self._hooks.is_body = True
-        self._begin_large(buffer, 0, size, final=False)
