@@ -29,8 +29,6 @@ from ..server.supervisor import run_workers
 from ..worker.logs import configure_logging
 from ..worker.siblings import open_mailboxes
 from ..worker.stderr import release_stderr, take_over_stderr
-from .bench.run import run_bench
-from .demo import run_demo
 from .new_interceptor import new_interceptor
 from .new_key import new_key
 
@@ -113,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the proxy's port, 0 for any free one (default: 8000)",
     )
     demo.add_argument("--once", action="store_true", help="exit after the stream")
-    demo.set_defaults(run=lambda arguments: run_demo(arguments.port, once=arguments.once))
+    demo.set_defaults(run=_demo)
 
     bench = commands.add_parser("bench", help="measure this proxy on this machine")
     bench.add_argument(
@@ -121,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         help="scenarios to run (default: a selection; an unknown name lists all)",
     )
-    bench.set_defaults(run=lambda arguments: run_bench(arguments.scenario))
+    bench.set_defaults(run=_bench)
     return parser
 
 
@@ -229,6 +227,18 @@ def _schema(arguments: argparse.Namespace) -> int:
     text = reference_page() if arguments.markdown else json.dumps(json_schema(), indent=2) + "\n"
     print(text, end="")
     return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from .demo import run_demo  # `serve` does not need it
+
+    return run_demo(arguments.port, once=arguments.once)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from .bench.run import run_bench  # `serve` does not need it
+
+    return run_bench(arguments.scenario)
 
 
 def _new_key(arguments: argparse.Namespace) -> int:

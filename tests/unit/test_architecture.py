@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -131,6 +133,13 @@ def test_every_package_is_in_the_distribution() -> None:
 def test_no_circles() -> None:
     """No module imports itself through others, not even for types."""
     assert not {name for name in GRAPH if name in reachable(name)}
+
+
+def test_serve_does_not_load_the_bench() -> None:
+    """The benchmark is out of the runtime's way."""
+    code = "import sys, proxy.commands.cli; print([m for m in sys.modules if 'bench' in m])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
 
 
 UPWARD: set[tuple[str, str]] = set()
