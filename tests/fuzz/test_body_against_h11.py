@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import h11
+from fuzz.mistakes import edited, overwritten
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.chunks import unchunked
@@ -184,24 +185,7 @@ def chunked_bodies(draw: st.DrawFn, *, mistakes: bool) -> bytes:
     else:
         wire += draw(st.sampled_from([b"", b"x: y\r\n", b"x-a:\r\nx-b: c\r\n"])) + b"\r\n"
         return wire
-    changed = bytearray(wire)
-    for at, value in draw(
-        st.lists(
-            st.tuples(st.integers(0, 200), st.sampled_from(b"\r\n\x00\t 09afAFx;:+-_\xff")),
-            max_size=2,
-        )
-    ):
-        if at < len(changed):
-            changed[at] = value
-    return bytes(changed)
-
-
-def edited(wire: bytes, at: int, removed: int, added: bytes) -> bytes:
-    """A valid body with one mistake, anywhere in it: the rest of it makes sense, if the mistake is
-    not seen.
-    """
-    at %= len(wire)
-    return wire[:at] + added + wire[at + removed :]
+    return overwritten(draw, wire, 200, b"\r\n\x00\t 09afAFx;:+-_\xff")
 
 
 anything = st.one_of(

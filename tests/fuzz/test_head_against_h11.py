@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import h11
+from fuzz.mistakes import edited, overwritten
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
@@ -270,24 +271,7 @@ def heads(draw: st.DrawFn, *, mistakes: bool) -> bytes:
     for line in draw(st.lists(st.one_of(lines, lines, lines, lines, lines, bad_lines), max_size=4)):
         wire += line + draw(ends)
     wire += draw(ends) + draw(rests)
-    changed = bytearray(wire)
-    for at, value in draw(
-        st.lists(
-            st.tuples(st.integers(0, 120), st.sampled_from(b"\r\n\x00\t\x0b :,05axC\x7f\xff")),
-            max_size=2,
-        )
-    ):
-        if at < len(changed):
-            changed[at] = value
-    return bytes(changed)
-
-
-def edited(wire: bytes, at: int, removed: int, added: bytes) -> bytes:
-    """A valid head with one mistake, anywhere in it: the rest of it makes sense, if the mistake is
-    not seen.
-    """
-    at %= len(wire)
-    return wire[:at] + added + wire[at + removed :]
+    return overwritten(draw, wire, 120, b"\r\n\x00\t\x0b :,05axC\x7f\xff")
 
 
 anything = st.one_of(
