@@ -1,5 +1,6 @@
-"""One request with its stream: its phases, what it reads from the client, what it asks the
-upstream, what it sends back.
+"""One exchange: a client's request and its response.
 
-Imports `worker` and everything below it. Only `server` imports this.
+`exchange` opens and ends it, `phases.serve` has its phases in order. What the phases share stands in
+`context`; `request`, `request_body` and `client_response` are the client's side, `upstream_call` the
+upstream's. Imports `worker` and every package below it; only `server` imports this package.
 """

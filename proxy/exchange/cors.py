@@ -1,9 +1,9 @@
-"""CORS on routes with `allowed_origins`: what lets a page of an allowed origin read what comes
-through this route. Sans I/O.
+"""CORS on routes with `allowed_origins`: the headers that let a page of an allowed origin read a
+response. Sans I/O.
 
-Answers of Weirpool (refusals, interceptors' answers, preflights) allow the origin. A server's
-answer keeps its own CORS headers; the session's id is exposed where the server allows the origin.
-Rules: Fetch, "CORS protocol". Refusing other origins is the exchange's task.
+The proxy's own answers (refusals, interceptors' answers, preflights) allow the origin. A response of
+the upstream keeps its CORS headers; the session's id is exposed where it allows the origin. Rules:
+Fetch, "CORS protocol". `admission` refuses other origins.
 """
 
 from __future__ import annotations
@@ -25,25 +25,24 @@ _PREFLIGHT_MAX_AGE_S = 600
 
 
 def origins_of(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
-    """Every `Origin` of a request, as it came."""
+    """Every `Origin` of a request, unchanged."""
     return [value for name, value in headers if name == b"origin"]
 
 
 class Cors:
-    """What one request's allowed origin may read."""
+    """What a page of one allowed origin may read. Use `of`, which checks the origin."""
 
     __slots__ = ("_origin",)
 
     def __init__(self, origin: bytes) -> None:
-        """Use `of`, which checks the origin."""
         self._origin = origin
 
     @classmethod
     def of(
         cls, allowed_origins: Collection[str] | None, headers: Sequence[tuple[bytes, bytes]]
     ) -> Cors | None:
-        """For a request with these headers; None where the route has no `allowed_origins`, or
-        allows none or another origin.
+        """For a request with these headers; None if the route has no `allowed_origins`, or the
+        request not exactly one origin of them.
         """
         if allowed_origins is None:
             return None
@@ -53,64 +52,47 @@ class Cors:
         return cls(origins[0])
 
     def grant(self, headers: HeaderList) -> HeaderList:
-        """The headers of an answer that Weirpool makes, with those that let the page read it. What
-        an interceptor exposes stays.
+        """The headers of an answer of the proxy, with those that let the page read it. Headers that
+        an interceptor exposes stay exposed.
 
-        `Access-Control-Allow-Credentials` stays only where the answer itself has allowed this
-        origin: beside another origin or `*` it allowed the page nothing, and must not begin to when
-        the origin is replaced (Fetch, "CORS check").
+        `Access-Control-Allow-Credentials` stays only if the answer itself allows this origin. With
+        another origin or `*` it gave the page nothing, and must not start to once the origin is
+        replaced (Fetch, "CORS check").
         """
-        allowed = [value.strip() for name, value in headers if name.lower() == _ALLOW_ORIGIN] == [
-            self._origin
-        ]
-        exposed = [value for name, value in headers if name.lower() == _EXPOSE]
-        varies = [value for name, value in headers if name.lower() == b"vary"]
-        replaced = (_ALLOW_ORIGIN, _EXPOSE, b"vary", *(() if allowed else (_ALLOW_CREDENTIALS,)))
-        kept = [item for item in headers if item[0].lower() not in replaced]
+        allowed = [value.strip() for value in _values(headers, _ALLOW_ORIGIN)] == [self._origin]
+        varies = _values(headers, b"vary")
+        if not _lists(varies, b"origin"):
+            varies.append(b"Origin")
+        replaced = {_ALLOW_ORIGIN, _EXPOSE, b"vary", *(() if allowed else (_ALLOW_CREDENTIALS,))}
         return [
-            *kept,
+            *(item for item in headers if item[0].lower() not in replaced),
             (_ALLOW_ORIGIN, self._origin),
-            (_EXPOSE, b", ".join([_EXPOSED, *exposed])),
-            (b"vary", b", ".join([*varies, *([] if _lists(varies, b"origin") else [b"Origin"])])),
+            (_EXPOSE, b", ".join([_EXPOSED, *_values(headers, _EXPOSE)])),
+            (b"vary", b", ".join(varies)),
         ]
 
     def expose_session(self, headers: HeaderList) -> HeaderList:
-        """The headers of the server's answer. `Mcp-Session-Id` is exposed where the server sends it
+        """The headers of an upstream's response. `Mcp-Session-Id` is exposed if the response has it
         and allows the origin.
         """
-        allowed = [value.strip() for name, value in headers if name == _ALLOW_ORIGIN]
-        if allowed not in ([self._origin], [b"*"]) or not any(
-            name == _SESSION for name, _ in headers
-        ):
+        if not _values(headers, _SESSION):
             return headers
-        exposed = [value for name, value in headers if name == _EXPOSE]
-        # With credentials `*` is a name like any other: Fetch, "CORS-exposed header-name list".
-        with_credentials = any(
-            name == _ALLOW_CREDENTIALS and value.strip() == b"true" for name, value in headers
-        )
-        if _lists(exposed, _SESSION) or (_lists(exposed, b"*") and not with_credentials):
+        allowed = [value.strip() for value in _values(headers, _ALLOW_ORIGIN)]
+        if allowed not in ([self._origin], [b"*"]) or _exposes_session(headers):
             return headers
+        exposed = [value for value in _values(headers, _EXPOSE) if value.strip()]
         return [
-            *(item for item in headers if item[0] != _EXPOSE),
-            (
-                _EXPOSE,
-                b", ".join([*(value for value in exposed if value.strip()), b"Mcp-Session-Id"]),
-            ),
+            *(item for item in headers if item[0].lower() != _EXPOSE),
+            (_EXPOSE, b", ".join([*exposed, b"Mcp-Session-Id"])),
         ]
 
     def answer_preflight(self, asked: Sequence[tuple[bytes, bytes]]) -> Response:
-        """The answer to a preflight with these headers: what the page asks for is allowed. `grant`
+        """The answer to a preflight with these headers: everything it asks for is allowed. `grant`
         adds the rest.
         """
-        headers = [
-            (
-                b"access-control-allow-methods",
-                find_header(asked, b"access-control-request-method") or b"",
-            )
-        ]
-        names = b", ".join(
-            [value for name, value in asked if name == b"access-control-request-headers" and value]
-        )
+        method = find_header(asked, b"access-control-request-method") or b""
+        headers = [(b"access-control-allow-methods", method)]
+        names = b", ".join(filter(None, _values(asked, b"access-control-request-headers")))
         if names:
             headers.append((b"access-control-allow-headers", names))
         headers += [
@@ -118,6 +100,20 @@ class Cors:
             (b"vary", b"Access-Control-Request-Method, Access-Control-Request-Headers"),
         ]
         return Response(status=204, headers=headers)
+
+
+def _exposes_session(headers: HeaderList) -> bool:
+    exposed = _values(headers, _EXPOSE)
+    if _lists(exposed, _SESSION):
+        return True
+    # With credentials `*` is a plain name: Fetch, "CORS-exposed header-name list".
+    credentials = [value.strip() for value in _values(headers, _ALLOW_CREDENTIALS)]
+    return _lists(exposed, b"*") and b"true" not in credentials
+
+
+def _values(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
+    """The values of a header; names may be in any case."""
+    return [value for key, value in headers if key.lower() == name]
 
 
 def _lists(values: Iterable[bytes], item: bytes) -> bool:
