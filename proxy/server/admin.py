@@ -182,8 +182,8 @@ def _status(worker: Worker) -> dict[str, Any]:
 
     - `pid`, `draining`, `streams` (open exchanges), `generations` (configurations in use)
     - `exchanges`: `total`, and in `oldest` at most 1,000 of them, oldest first: `route`, `client`
-      (an address, or null), `phase` (`proxy.exchange.context.Phase`), `age` in seconds, body `bytes`
-      handed to the client, and `events` that interceptors saw, null without such interceptors
+      (an address, or null), `phase` (`proxy.exchange.context.Phase`), `age` in seconds, body
+      `bytes` handed to the client, and `events` that interceptors saw (null without any)
     - `pools`: `pool`, `in_use`, `current_size`, `reuse_rate`
     - `upstreams` by name: `endpoints` with `endpoint`, `state`, `outstanding`, and `connections`
       with `origin`, `lent`, `idle`, `waiting`

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .load import Result
+from .figures import Result
 
 __all__ = [
     "SCENARIOS",
