@@ -1,5 +1,5 @@
-"""The grammar of HTTP (RFC 9110, RFC 9112), sans I/O: targets, hosts, heads, bodies, header fields and
-URL references. It knows no route, no exchange and no connection.
+"""The grammar of HTTP (RFC 9110, RFC 9112), sans I/O: targets, hosts, heads, bodies, header fields
+and URL references. It knows no route, no exchange and no connection.
 """
 
 from __future__ import annotations

@@ -98,7 +98,8 @@ class ContentLength:
     def eof(self) -> None:
         if not self.complete:
             raise Truncated(
-                f"the connection ended {self.left} bytes before the end of the body (Content-Length)"
+                f"the connection ended {self.left} bytes before the end of the body"
+                " (Content-Length)"
             )
 
 

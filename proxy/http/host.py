@@ -19,7 +19,8 @@ __all__ = ["DEFAULT_PORTS", "Host", "HostList", "origin_port", "parse_host", "re
 DEFAULT_PORTS: Mapping[str, int] = {"http": 80, "https": 443}
 
 _AUTHORITY = re.compile(
-    rb"(?:\[([0-9A-Fa-f:.]+)\]|((?:[0-9A-Za-z!$&'()*+,\-.;=_~]|%[0-9A-Fa-f]{2})+))(?::([0-9]{0,5}))?"
+    rb"(?:\[([0-9A-Fa-f:.]+)\]|((?:[0-9A-Za-z!$&'()*+,\-.;=_~]|%[0-9A-Fa-f]{2})+))"
+    rb"(?::([0-9]{0,5}))?"
 )
 
 

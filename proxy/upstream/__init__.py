@@ -5,7 +5,7 @@ imports only those that follow:
 
 - `balancer`: endpoints, retries and sessions of one upstream;
 - `http1`: one attempt over HTTP/1.1; `upload` and `body`: its request and response bodies;
-- `call`: the call and the response as values; `endpoints`, `retry`, `affinity`: decisions, sans I/O;
+- `call`: call and response as values; `endpoints`, `retry`, `affinity`: sans-I/O decisions;
 - `connections`, `dial`, `resolver`, `origin`, `failures`: sockets.
 
 `httpx_transport` adapts all of it to an `httpx.AsyncClient`; nothing in the proxy imports that.

@@ -237,7 +237,8 @@ class Balancer:
             raise SessionGone(f"{self._name}: the session's endpoint is no longer configured")
         if self.endpoints.is_gone(endpoint, now):
             raise SessionGone(
-                f"{self._name}: the session's endpoint, {endpoint.origin}, is out of service for too long"
+                f"{self._name}: the session's endpoint, {endpoint.origin},"
+                " is out of service for too long"
             )
         return key, endpoint
 

@@ -152,7 +152,7 @@ class UpstreamBody:
         )
 
     def _break(self, error: ProtocolFailure, framed: int) -> None:
-        """Raise a framing error, at once or, if `framed` body bytes precede it, at the next read."""
+        """Raise a framing error; at the next read if `framed` body bytes precede it."""
         self._broken = ProtocolFailure(f"{self.connection.origin}: {error}")
         self._early = b""
         self._see_pending()

@@ -98,7 +98,7 @@ def _failed(number: int | None, address: Address, port: int) -> _Failed:
 
 
 def _in_turn(addresses: Sequence[Address]) -> list[Address]:
-    """The addresses with alternating families, starting with the first one's (RFC 8305, section 4)."""
+    """The addresses with alternating families, the first one's first (RFC 8305, section 4)."""
     first = [item for item in addresses if item.family == addresses[0].family]
     others = [item for item in addresses if item.family != addresses[0].family]
     return [item for item in chain.from_iterable(zip_longest(first, others)) if item is not None]

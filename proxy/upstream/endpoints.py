@@ -4,8 +4,8 @@ the caller passes the time.
 An endpoint is *up*, *ejected* until a time, or *due*: ejected, and that time has passed.
 
 - `consecutive_failures` in a row eject it for `eject_s` seconds. Each further ejection lasts twice
-  as long, up to `max_eject_s`; but `eject_s` again if the endpoint has been up for as long as it was
-  out, or if no other endpoint is up, where a long ejection would only prolong the outage.
+  as long, up to `max_eject_s`; but `eject_s` again if the endpoint has been up for as long as it
+  was out, or if no other endpoint is up, where a long ejection would only prolong the outage.
 - A due endpoint gets one request at a time, its *probe*: a response restores it, a failure ejects
   it again.
 - Checks (`health.check_path`) are counted separately, with the same threshold; a success restores a
@@ -59,7 +59,7 @@ def place_of(url: httpx.URL) -> str:
 
 
 def server_of(url: httpx.URL) -> Origin:
-    """Where a connection to this URL goes. Raises `ValueError` for a scheme without a known port."""
+    """Where a connection to this URL goes. Raises `ValueError` for an unknown scheme."""
     port = origin_port(url.scheme, url.port)
     if port is None:
         raise ValueError(f"{url.scheme!r} is neither http nor https")
@@ -201,7 +201,7 @@ class Turn:
         return self._owner._succeeded(self.endpoint, now, probe=self.probe)
 
     def fail(self, now: float) -> bool:
-        """Report a failure; return whether it has ejected the endpoint. Only the first report counts."""
+        """Report a failure; return whether it ejected the endpoint. Only the first report counts."""
         if self._settled:
             return False
         self._settle()
@@ -243,8 +243,8 @@ class Endpoints:
         self._consecutive_failures = consecutive_failures
         self._eject_s = eject_s
         self._max_eject_s = max_eject_s
-        # Without checks before those that are up: an endpoint with old open streams is not the least
-        # busy, and would get no probe.
+        # Without checks, due endpoints come first: one with old open streams is not the least busy,
+        # and would get no probe.
         self._rank_of_due = 2 if checked else 0
         self._next = 0  # where to start, so that ties rotate
 
@@ -304,7 +304,7 @@ class Endpoints:
         return Turn(self, endpoint, probe=due)
 
     def check_succeeded(self, endpoint: Endpoint, now: float) -> bool:
-        """Note a successful check; return whether it has restored the endpoint, which must be due."""
+        """Note a successful check; return whether it restored the endpoint, which must be due."""
         endpoint.check_failures = 0
         if endpoint.ejected_until is None or now < endpoint.ejected_until:
             endpoint.quiet_since = now

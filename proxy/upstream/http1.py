@@ -79,9 +79,9 @@ class Http1Transport:
     ) -> UpstreamResponse:
         """Send one attempt; return when the response's head has arrived. Its body must be closed.
 
-        `target`, `headers`: instead of the call's. Raises `UpstreamFailure`, and `BadRequest` for a request
-        that cannot be written as HTTP/1.1. When cancelled, it closes the connection and returns its
-        slot and every buffer.
+        `target`, `headers`: instead of the call's. Raises `UpstreamFailure`, and `BadRequest` for a
+        request that cannot be written as HTTP/1.1. When cancelled, it closes the connection and
+        returns its slot and every buffer.
         """
         pool = self._pool_of(endpoint.server)
         message = _Message(

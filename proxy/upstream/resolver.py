@@ -85,8 +85,8 @@ class Resolver:
     async def resolve(self, origin: Origin) -> tuple[Address, ...]:
         """The addresses of an origin's name, at least one, in the system's order (RFC 6724).
 
-        Raises `DnsFailed`, and `OutOfResources` if this machine lacks resources. When cancelled, the
-        look-up continues for others.
+        Raises `DnsFailed`, and `OutOfResources` if this machine lacks resources. When cancelled,
+        the look-up continues for others.
         """
         name = origin.host
         lookup = self._lookups.get(name)

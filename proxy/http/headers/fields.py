@@ -1,4 +1,4 @@
-"""A list of header fields: how a field is found, and what a field may contain (RFC 9110, section 5)."""
+"""Lists of header fields: finding a field, and what a field may contain (RFC 9110, section 5)."""
 
 from __future__ import annotations
 

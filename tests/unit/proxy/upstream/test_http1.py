@@ -889,8 +889,8 @@ async def test_the_connect_timeout_covers_look_up_tcp_and_tls(
         f"http://127.0.0.1:{full_port}",
         f"https://{NAME}:{mute.port}",
     ):
-        with pytest.raises(ConnectTimedOut, match=r"no connection within 0\.05 s"):
-            await ask(transport, url, timeouts=CallTimeouts(connect_s=0.05))
+        with pytest.raises(ConnectTimedOut, match=r"no connection within 0\.3 s"):
+            await ask(transport, url, timeouts=CallTimeouts(connect_s=0.3))
     await mute.wait_all_closed()
     assert [pool.lent for pool in transport.statistics()] == [0, 0, 0]
 
@@ -1222,26 +1222,6 @@ async def test_an_unreadable_ca_file_is_an_error_at_once(pools: Pools, tmp_path:
 # Cancellation
 
 
-class CancelAtStep(trio.abc.Instrument):
-    """Cancels a scope when the tasks under `nursery` have been resumed and have paused again `step`
-    times.
-    """
-
-    def __init__(self, scope: trio.CancelScope, step: int) -> None:
-        self.scope = scope
-        self.nursery: trio.Nursery | None = None
-        self.left = step
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        nursery = task.parent_nursery
-        while nursery is not None and nursery is not self.nursery:
-            nursery = nursery.parent_task.parent_nursery
-        if nursery is not None:
-            self.left -= 1
-            if self.left == 0:
-                self.scope.cancel()
-
-
 async def good_requests(transport: Http1Transport, server: Server, count: int) -> None:
     """So many at the same time succeed: no slot was lost."""
     with trio.fail_after(5):
@@ -1252,77 +1232,6 @@ async def good_requests(transport: Http1Transport, server: Server, count: int) -
     await transport.aclose()
     await server.wait_all_closed()
     assert (state(transport).lent, state(transport).idle, state(transport).waiting) == (0, 0, 0)
-
-
-@bounded
-@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
-@pytest.mark.parametrize(
-    "given", [None, False, True], ids=["no upload", "own nursery", "given nursery"]
-)
-async def test_cancelled_at_any_pause_a_request_leaves_nothing_behind(
-    nursery: trio.Nursery,
-    pools: Pools,
-    resolver: Resolver,
-    ca_file: str,
-    tls: ssl.SSLContext,
-    secure: bool,
-    given: bool | None,
-) -> None:
-    """Cancelled at its first pause, its second, and so on until one gets through: each time the server sees its connection
-    closed, no slot is lost and no buffer is out, and as many good requests as there may be connections succeed afterwards."""
-
-    async def script(peer: Peer) -> None:
-        while True:
-            if b"chunked" in await peer.head():
-                received = b""
-                while not received.endswith(b"0\r\n\r\n"):
-                    received += await peer.exactly(1)
-                await peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-            await peer.send(CHUNKED)
-            await trio.sleep(0.001)
-            await peer.send(b"1\r\n.\r\n")
-            await trio.sleep(0.001)
-            await peer.send(b"2\r\nok\r\n0\r\n\r\n")
-
-    async def body() -> AsyncIterator[bytes]:
-        for _ in range(3):
-            await trio.sleep(0.001)
-            yield b"piece"
-
-    async def one(transport: Http1Transport, server: Server, own: trio.Nursery) -> None:
-        arguments: dict[str, Any] = {} if given is None else upload(body())
-        if given:
-            arguments["nursery"] = own
-        nonlocal got_through
-        got_through = await fetch(transport, server, **arguments) == (200, b".ok")
-
-    server = await serve(nursery, script, tls if secure else None)
-    got_through = False
-    cancelled = 0
-    for step in range(1, 200):
-        transport = Http1Transport(pools, resolver, max_connections=2, ca_file=ca_file)
-        got_through = False
-        with trio.CancelScope() as scope:
-            instrument = CancelAtStep(scope, step)
-            trio.lowlevel.add_instrument(instrument)
-            try:
-                async with trio.open_nursery() as own:
-                    instrument.nursery = own
-                    own.start_soon(one, transport, server, own)
-            finally:
-                trio.lowlevel.remove_instrument(instrument)
-        if transport.statistics():
-            assert (state(transport).lent, state(transport).waiting) == (0, 0)
-        await transport.aclose()
-        await server.wait_all_closed()
-        assert all(pool.statistics().in_use == 0 for pool in pools)
-        if scope.cancelled_caught:
-            cancelled += 1
-            await good_requests(transport, server, 2)
-        if got_through and not scope.cancelled_caught and instrument.left > 0:
-            break
-    assert got_through
-    assert cancelled >= 3
 
 
 STAGES = (
