@@ -31,10 +31,11 @@ Token = re.Match[str]
 class JsonRedactor:
     """Some substitutions, applied in their order. Every method raises `PatternTooSlow`."""
 
-    __slots__ = ("_around", "_only_escapes_hide", "_substitutions")
+    __slots__ = ("_around", "_only_escapes_hide", "_searches", "_substitutions")
 
     def __init__(self, substitutions: Sequence[Substitution]) -> None:
         self._substitutions = list(substitutions)
+        self._searches = [(each.prefix, each.pattern.search) for each in substitutions]
         self._around = _around_of(self._substitutions)
         # Without a match in the whole text, a string without escapes has no match either.
         self._only_escapes_hide = self._around is Around.NOTHING
@@ -81,8 +82,8 @@ class JsonRedactor:
         return data
 
     def _matches(self, text: str) -> bool:
-        for substitution in self._substitutions:  # noqa: SIM110  # any() costs more than the search
-            if substitution.pattern.search(text) is not None:
+        for prefix, search in self._searches:  # noqa: SIM110  # any() costs more than the check
+            if (not prefix or prefix in text) and search(text) is not None:
                 return True
         return False
 

@@ -27,7 +27,15 @@ _FEW = 32  # up to so many places, trying each costs less than a search over the
 class Substitution:
     """A pattern and the template that replaces its matches."""
 
-    __slots__ = ("_beginnings", "_constant", "_undecided", "behind", "pattern", "template")
+    __slots__ = (
+        "_beginnings",
+        "_constant",
+        "_undecided",
+        "behind",
+        "pattern",
+        "prefix",
+        "template",
+    )
 
     def __init__(
         self, pattern: str, template: str, name: str = "the pattern", budget: Budget | None = None
@@ -51,6 +59,8 @@ class Substitution:
         self.template = template
         self._constant = None if "\\" in template else template
         self.behind = BEHIND if source.looks_behind else 1  # ^ and \b look at one character
+        self.prefix = source.prefix
+        """As `Source.prefix`."""
         self._beginnings = tuple(source.prefix[:size] for size in range(1, len(source.prefix)))
 
     def _refuse_empty(self, pattern: str) -> None:
@@ -71,10 +81,8 @@ class Substitution:
 
     def begins_in(self, text: str) -> bool:
         """A match may begin in a text, or where it ends. Cheap."""
-        prefix = self.pattern.source.prefix
-        if prefix:
-            return prefix in text or text.endswith(self._beginnings)
-        return True
+        prefix = self.prefix
+        return not prefix or prefix in text or text.endswith(self._beginnings)
 
     def expand(self, found: Found) -> str:
         """What replaces a match."""

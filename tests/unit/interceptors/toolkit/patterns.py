@@ -12,14 +12,14 @@ PATTERNS = [
     r"[\w.]+@[\w.]+\.\w+", r"(?:\d{4}-){2}\d{4}", "-----BEGIN-----[^-]+-----END-----", "(?x) a # what$ [is\n  b",
     r"[\W_]ab", r"[^\W\d]+=", r"(?:[^x]|[^a])b", r"a\W", r"\w{2}\b", r"(?a)\w{2}\b", "(?<=(?<=ab)c)s",
     "a{e<=1}", "[[:alpha:]]b", r"[\[ab]c", r"\N{LATIN SMALL LETTER A}b", "(?P<q>['\"]?)secret(?P=q)", "(a)?b(?(1)c|d)",
-    r"=\bs", "a(?!$)b?", r"x(?:ab)*(?<=b)c", r"(?m)a$\nb", "(?x)(a|b) *c", "ab(?#c)*c",
+    r"=\bs", "a(?!$)b?", "ab?c", "sk-a*b", "s(?:a|b)k", r"x(?:ab)*(?<=b)c", r"(?m)a$\nb", "(?x)(a|b) *c", "ab(?#c)*c",
 ]  # fmt: skip
 RUNS = [
     "(?P<user>[a-z.]+)@example", "[a-z]*b", r"\s+$", ".*s", "(?s).+=", "(?:[ab]+@)+", r"([ab]+)-\1", "a|[ab]+c", "[ab]+?c",
     "(?:a|b)+c", "(?i)[a-k]+@", r"[^\s]+@", r"\W+a", "[]a]+b", "[^]a]+a", "((a+)b)?c", "(?:(?i:a+))b", "a+(?<=aa)b", r"\.+a",
     r"(?i)ab\s*c+a", "(?:a|bc)[^b]*b", "(?=a.*c)[ab]{2}.*c", r"([ab]{2})+c\1", "(?!b.*c)[ab].*c", r"\b(?:ab?){1,2}[ab]*c",
     "(?<=a)b+c+a", "(?:(?i:aB)c*)+a", "(?:a(?:b|c*a)b)+c", "(?>a[bc]*)b?c", "(?:ab|c)+?a*b", r"(a)?b(?(1)c*|a*)b",
-    "(a+)?c", "[ab]{1,}c", "([ab]+)c", "[ab]++c",
+    "(a+)?c", "[ab]+c|b", "[ab]{1,}c", "([ab]+)c", "[ab]++c",
 ]  # fmt: skip
 ASCII = [
     *'aabbckss=@.-1E \n"[', "secret", "sk-", "ab", "aab", "-----BEGIN-----", "-----END-----", "AKIA", "ass", "é",

@@ -75,6 +75,7 @@ def test_patterns_nobody_thought_of(pattern: str, flags: str, pieces: list[str])
     (r"\bass\b", ["cl", "ass", "ical ass", "!"], ["cl", "ass", "ical ", "#!", ""]),
     (r"\bass\b", ["an ass"], ["an ", "#"]),
     ("end$", ["the end", " is", " no end"], ["the ", "end is", " no ", "#"]),
+    ("(?<=aab)s", ["xaab", "s!"], ["xaab", "#!", ""]), ("ab?c", ["xa", "c!"], ["x", "#!", ""]),
     ("(?i)SECRET", ["seC", "ReT"], ["", "#", ""]),
 ])  # fmt: skip
 def test_a_text_waits_no_longer_than_it_must(
