@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from support.client import fetch
+from support.llm_events import block_delta, block_start, block_stop, event, tool_use
 from support.proxy import config_for, open_proxy
 from support.upstream import Peer, open_upstream
 from unit.interceptors.dialects.test_contradictions import places
@@ -732,17 +733,11 @@ def responses_answer(draw: st.DrawFn, kind: str, pieces: list[str]) -> Answer:
             "call_id": "c",
             "name": "send",
         }
-        begins = [
-            {"type": "response.output_item.added", "output_index": index, "item": {**item, key: ""}}
-        ]
+        begins = [event("output_item.added", output_index=index, item={**item, key: ""})]
         said = draw(st.sampled_from([whole, ""]))
         ends = [
             {"type": f"response.{kind}.done", **where, key: said},
-            {
-                "type": "response.output_item.done",
-                "output_index": index,
-                "item": {**item, key: whole},
-            },
+            event("output_item.done", output_index=index, item={**item, key: whole}),
         ]
         item[key] = whole
     elif kind in ("output_text", "refusal", "reasoning_text", "reasoning_summary_text"):
@@ -751,11 +746,7 @@ def responses_answer(draw: st.DrawFn, kind: str, pieces: list[str]) -> Answer:
         item = {"id": "i", "type": "message" if kind in ("output_text", "refusal") else "reasoning"}
         part = "reasoning_summary_part" if field == "summary" else "content_part"
         begins = [
-            {
-                "type": "response.output_item.added",
-                "output_index": index,
-                "item": {**item, field: []},
-            },
+            event("output_item.added", output_index=index, item={**item, field: []}),
             {"type": f"response.{part}.added", **inner, "part": part_of(of, "")},
         ]
         ends = [
@@ -765,21 +756,19 @@ def responses_answer(draw: st.DrawFn, kind: str, pieces: list[str]) -> Answer:
                 "refusal" if kind == "refusal" else "text": whole,
             },
             {"type": f"response.{part}.done", **inner, "part": part_of(of, whole)},
-            {
-                "type": "response.output_item.done",
-                "output_index": index,
-                "item": {**item, field: [part_of(of, whole)]},
-            },
+            event(
+                "output_item.done", output_index=index, item={**item, field: [part_of(of, whole)]}
+            ),
         ]
         item[field] = [part_of(of, whole)]
     else:
         ends = [{"type": f"response.{kind}.done", **where}]
     output = [{"id": "other", "type": "message", "content": []}][:index]
     ends.append(
-        {
-            "type": "response.completed",
-            "response": {"object": "response", "status": "completed", "output": [*output, item]},
-        }
+        event(
+            "completed",
+            response={"object": "response", "status": "completed", "output": [*output, item]},
+        )
     )
     deltas = [{"type": f"response.{kind}.delta", **inner, "delta": piece} for piece in pieces]
     if (
@@ -799,7 +788,7 @@ def anthropic_answer(draw: st.DrawFn, kind: str, pieces: list[str]) -> Answer:
     block, key = {
         "text_delta": ({"type": "text", "text": ""}, "text"),
         "thinking_delta": ({"type": "thinking", "thinking": "", "signature": ""}, "thinking"),
-        "tool_use": ({"type": "tool_use", "id": "t", "name": "send", "input": {}}, "partial_json"),
+        "tool_use": (tool_use("t", "send"), "partial_json"),
         "server_tool_use": (
             {"type": "server_tool_use", "id": "t", "name": "find", "input": {}},
             "partial_json",
@@ -817,7 +806,7 @@ def anthropic_answer(draw: st.DrawFn, kind: str, pieces: list[str]) -> Answer:
                 "usage": {"input_tokens": 1},
             },
         },
-        {"type": "content_block_start", "index": index, "content_block": block},
+        block_start(index, block),
     ]
     if kind in ("text_delta", "thinking_delta") and draw(st.booleans()):
         begins[1]["content_block"] = {**block, key: pieces[0]}
@@ -829,7 +818,7 @@ def anthropic_answer(draw: st.DrawFn, kind: str, pieces: list[str]) -> Answer:
         for piece in pieces
     ]
     ends = [
-        {"type": "content_block_stop", "index": index},
+        block_stop(index),
         {
             "type": "message_delta",
             "delta": {"stop_reason": "end_turn"},
@@ -887,25 +876,13 @@ CUT: dict[str, tuple[Callable[[st.DrawFn, str, list[str]], Answer], list[str], l
             "audio.transcript",
         ],
         [
-            {
-                "type": "response.output_text.delta",
-                "output_index": 5,
-                "item_id": "other",
-                "content_index": 0,
-                "delta": "b",
-            },
-            {
-                "type": "response.output_text.done",
-                "output_index": 5,
-                "item_id": "other",
-                "content_index": 0,
-                "text": "b",
-            },
-            {"type": "response.output_text.annotation.added", "output_index": 0, "annotation": {}},
-            {
-                "type": "response.in_progress",
-                "response": {"object": "response", "status": "in_progress", "output": []},
-            },
+            event("output_text.delta", output_index=5, item_id="other", content_index=0, delta="b"),
+            event("output_text.done", output_index=5, item_id="other", content_index=0, text="b"),
+            event("output_text.annotation.added", output_index=0, annotation={}),
+            event(
+                "in_progress",
+                response={"object": "response", "status": "in_progress", "output": []},
+            ),
             {"type": "keepalive", "sequence_number": 3},
         ],
     ),
@@ -914,27 +891,11 @@ CUT: dict[str, tuple[Callable[[st.DrawFn, str, list[str]], Answer], list[str], l
         ["text_delta", "thinking_delta", "tool_use", "server_tool_use", "compaction_delta"],
         [
             {"type": "ping"},
-            {
-                "type": "content_block_start",
-                "index": 5,
-                "content_block": {"type": "text", "text": "b"},
-            },
-            {
-                "type": "content_block_delta",
-                "index": 5,
-                "delta": {"type": "text_delta", "text": "b"},
-            },
-            {"type": "content_block_stop", "index": 5},
-            {
-                "type": "content_block_start",
-                "index": 6,
-                "content_block": {"type": "tool_use", "id": "u", "name": "x", "input": {}},
-            },
-            {
-                "type": "content_block_delta",
-                "index": 6,
-                "delta": {"type": "input_json_delta", "partial_json": "{}"},
-            },
+            block_start(5, {"type": "text", "text": "b"}),
+            block_delta(5, text="b"),
+            block_stop(5),
+            block_start(6, tool_use("u", "x")),
+            block_delta(6, partial_json="{}"),
             {
                 "type": "message_delta",
                 "delta": {"stop_reason": None},

@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from structlog.testing import capture_logs
+from support.llm_events import block_delta, block_start, block_stop, event, function_call, tool_use
 from unit.interceptors.dialects.transcripts import messages_of
 
 from interceptors import Abort, Interceptor, Request
@@ -250,23 +251,13 @@ def test_a5_arguments_that_are_an_object(streamed: bool) -> None:
 
 
 def call_of_responses(arguments: str, *, done: str, item: str) -> bytes:
-    added = {
-        "type": "function_call",
-        "id": "fc_1",
-        "call_id": "call_1",
-        "name": "read",
-        "arguments": "",
-    }
+    added = function_call("fc_1", "call_1", "read", "")
     where = {"output_index": 0, "item_id": "fc_1"}
     return stream(
-        {"type": "response.output_item.added", "output_index": 0, "item": added},
+        event("output_item.added", output_index=0, item=added),
         {"type": "response.function_call_arguments.delta", **where, "delta": arguments},
         {"type": "response.function_call_arguments.done", **where, "arguments": done},
-        {
-            "type": "response.output_item.done",
-            "output_index": 0,
-            "item": {**added, "arguments": item},
-        },
+        event("output_item.done", output_index=0, item={**added, "arguments": item}),
     )
 
 
@@ -296,18 +287,14 @@ def test_a7_arguments_after_the_blocks_end(holds: bool) -> None:
     """agentgateway/agentgateway#2147."""
 
     def delta(piece: str) -> dict[str, Any]:
-        return {
-            "type": "content_block_delta",
-            "index": 0,
-            "delta": {"type": "input_json_delta", "partial_json": piece},
-        }
+        return block_delta(0, partial_json=piece)
 
-    block = {"type": "tool_use", "id": "toolu_1", "name": "Bash", "input": {}}
-    stop = {"type": "content_block_stop", "index": 0}
+    block = tool_use("toolu_1", "Bash")
+    stop = block_stop(0)
 
     def answer(*pieces: str) -> bytes:
         first, *others = map(delta, pieces)
-        start = {"type": "content_block_start", "index": 0, "content_block": block}
+        start = block_start(0, block)
         return stream(start, first, stop, *others, {"type": "message_stop"})
 
     sent = answer('{"command":', '"ls"}')
@@ -329,23 +316,12 @@ def test_a8_a_block_that_begins_where_another_is() -> None:
     """anthropics/anthropic-sdk-typescript#879, Oaklight/llm-rosetta#246."""
 
     def block(index: int, *texts: str) -> list[dict[str, Any]]:
-        deltas = [
-            {
-                "type": "content_block_delta",
-                "index": index,
-                "delta": {"type": "text_delta", "text": item},
-            }
-            for item in texts
-        ]
-        start = {
-            "type": "content_block_start",
-            "index": index,
-            "content_block": {"type": "text", "text": ""},
-        }
-        return [start, *deltas, {"type": "content_block_stop", "index": index}]
+        deltas = [block_delta(index, text=item) for item in texts]
+        start = block_start(index, {"type": "text", "text": ""})
+        return [start, *deltas, block_stop(index)]
 
     result = {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": []}
-    first = {"type": "content_block_start", "index": 1, "content_block": result}
+    first = block_start(1, result)
     for blocks in ([first, *block(1, "47 million")], block(1, "47 million")):
         check_exact(
             MESSAGES, stream(*blocks, *block(1, " people"), {"type": "message_stop"}), redact, guard
@@ -415,17 +391,8 @@ def test_a_field_of_the_wrong_type_hides_no_text(path: str, field: str, value: A
     def delta(piece: str) -> dict[str, Any]:
         return {
             CHAT: text(piece),
-            RESPONSES: {
-                "type": "response.output_text.delta",
-                "output_index": 0,
-                "content_index": 0,
-                "delta": piece,
-            },
-            MESSAGES: {
-                "type": "content_block_delta",
-                "index": 0,
-                "delta": {"type": "text_delta", "text": piece},
-            },
+            RESPONSES: event("output_text.delta", output_index=0, content_index=0, delta=piece),
+            MESSAGES: block_delta(0, text=piece),
         }[path] | {field: value}
 
     result = run(path, stream(delta("a sk-abcd"), delta("efgh12345 b")), redact)
@@ -436,16 +403,9 @@ def test_a_field_of_the_wrong_type_hides_no_text(path: str, field: str, value: A
 
 def test_the_type_in_the_data_counts_and_not_the_events() -> None:
     """A policy must see what clients by either read."""
-    block = {"type": "tool_use", "id": "t", "name": "delete_file", "input": {}}
-    sent = (
-        b"event: ping\ndata: "
-        + json.dumps({"type": "content_block_start", "index": 0, "content_block": block}).encode()
-        + b"\n\n"
-    )
-    assert (
-        run(MESSAGES, sent + stream({"type": "content_block_stop", "index": 0}), Calls).failure
-        is not None
-    )
+    block = tool_use("t", "delete_file")
+    sent = b"event: ping\ndata: " + json.dumps(block_start(0, block)).encode() + b"\n\n"
+    assert run(MESSAGES, sent + stream(block_stop(0)), Calls).failure is not None
 
 
 # --- B. Which call is it, and what is its name
@@ -569,27 +529,10 @@ def test_b_a_name_that_goes_on_after_the_calls_end_is_shown_to_the_hook(holds: b
         pytest.param(
             MESSAGES,
             [
-                {
-                    "type": "content_block_start",
-                    "index": 0,
-                    "content_block": {
-                        "type": "tool_use",
-                        "id": "a",
-                        "name": "f",
-                        "input": {"x": 1},
-                    },
-                },
-                {
-                    "type": "content_block_start",
-                    "index": 0,
-                    "content_block": {"type": "tool_use", "id": "b", "name": "g", "input": {}},
-                },
-                {
-                    "type": "content_block_delta",
-                    "index": 0,
-                    "delta": {"type": "input_json_delta", "partial_json": "{}"},
-                },
-                {"type": "content_block_stop", "index": 0},
+                block_start(0, tool_use("a", "f", {"x": 1})),
+                block_start(0, tool_use("b", "g")),
+                block_delta(0, partial_json="{}"),
+                block_stop(0),
             ],
             [("a", "f", '{"x":1}'), ("b", "g", "{}")],
             id="anthropic: a used index, its input complete",
@@ -597,22 +540,9 @@ def test_b_a_name_that_goes_on_after_the_calls_end_is_shown_to_the_hook(holds: b
         pytest.param(
             MESSAGES,
             [
-                {
-                    "type": "content_block_start",
-                    "index": 0,
-                    "content_block": {
-                        "type": "tool_use",
-                        "id": "a",
-                        "name": "f",
-                        "input": {"x": 1},
-                    },
-                },
-                {
-                    "type": "content_block_delta",
-                    "index": 0,
-                    "delta": {"type": "input_json_delta", "partial_json": '{"y":2}'},
-                },
-                {"type": "content_block_stop", "index": 0},
+                block_start(0, tool_use("a", "f", {"x": 1})),
+                block_delta(0, partial_json='{"y":2}'),
+                block_stop(0),
             ],
             [("a", "f", '{"y":2}')],
             id="anthropic: deltas after an input",
@@ -620,35 +550,26 @@ def test_b_a_name_that_goes_on_after_the_calls_end_is_shown_to_the_hook(holds: b
         pytest.param(
             RESPONSES,
             [
-                {
-                    "type": "response.output_item.added",
-                    "output_index": 0,
-                    "item": {
-                        "type": "function_call",
-                        "id": name,
-                        "call_id": f"c{name}",
-                        "name": name,
-                        "arguments": "",
-                    },
-                }
+                event(
+                    "output_item.added",
+                    output_index=0,
+                    item=function_call(name, f"c{name}", name, ""),
+                )
                 for name in "fg"
             ]
             + [
-                {
-                    "type": "response.function_call_arguments.delta",
-                    "output_index": 0,
-                    "item_id": name,
-                    "delta": f'"{name}"',
-                }
+                event(
+                    "function_call_arguments.delta", output_index=0, item_id=name, delta=f'"{name}"'
+                )
                 for name in "gf"
             ]
             + [
-                {
-                    "type": "response.function_call_arguments.done",
-                    "output_index": 0,
-                    "item_id": name,
-                    "arguments": f'"{name}"',
-                }
+                event(
+                    "function_call_arguments.done",
+                    output_index=0,
+                    item_id=name,
+                    arguments=f'"{name}"',
+                )
                 for name in "fg"
             ],
             [("cf", "f", '"f"'), ("cg", "g", '"g"')],
@@ -891,20 +812,20 @@ def test_d5_a_later_zero_erases_nothing() -> None:
                         "message": "an error",
                     },
                 },
-                {
-                    "type": "response.failed",
-                    "response": {
+                event(
+                    "failed",
+                    response={
                         "status": "failed",
                         "output": [],
                         "error": {"code": "server_error"},
                     },
-                },
+                ),
             ],
             "server_error",
         ),
         (
             RESPONSES,
-            [{"type": "response.failed", "response": {"status": "failed", "output": []}}],
+            [event("failed", response={"status": "failed", "output": []})],
             None,
         ),
         (
@@ -934,9 +855,7 @@ def test_e_other_reasons_are_no_failures(reason: str) -> None:
         "output": [],
         "incomplete_details": {"reason": "max_output_tokens"},
     }
-    _, metrics = usage_of(
-        RESPONSES, stream({"type": "response.incomplete", "response": incomplete})
-    )
+    _, metrics = usage_of(RESPONSES, stream(event("incomplete", response=incomplete)))
     assert metrics["weirpool_llm_answers_without_usage_total"] == 1
 
 
@@ -955,16 +874,11 @@ def test_e_other_reasons_are_no_failures(reason: str) -> None:
         (CHAT, b"error: %s\n\n"),
         (CHAT, b'error: %s\ndata: {"choices":[]}\n\n'),
         (CHAT, stream({"choices": [{"index": 0, "text": "%s", "delta": {"content": ""}}]})),
-        (RESPONSES, stream({"type": "response.new", "output_index": 0, "text": "%s"})),
+        (RESPONSES, stream(event("new", output_index=0, text="%s"))),
         (
             RESPONSES,
             stream(
-                {
-                    "type": "response.mcp_call_arguments.delta",
-                    "item_id": "m",
-                    "output_index": 0,
-                    "delta": '{"a":"%s"}',
-                }
+                event("mcp_call_arguments.delta", item_id="m", output_index=0, delta='{"a":"%s"}')
             ),
         ),
         (
@@ -979,28 +893,11 @@ def test_e_other_reasons_are_no_failures(reason: str) -> None:
         ),
         (
             MESSAGES,
-            stream(
-                {
-                    "type": "content_block_delta",
-                    "index": 0,
-                    "delta": {"type": "input_json_delta", "partial_json": '{"a":"%s"}'},
-                }
-            ),
+            stream(block_delta(0, partial_json='{"a":"%s"}')),
         ),
         (
             MESSAGES,
-            stream(
-                {
-                    "type": "content_block_start",
-                    "index": 0,
-                    "content_block": {
-                        "type": "tool_use",
-                        "id": "t",
-                        "name": "f",
-                        "input": {"a": "%s"},
-                    },
-                }
-            ),
+            stream(block_start(0, tool_use("t", "f", {"a": "%s"}))),
         ),
         (MESSAGES, stream([{"type": "new", "text": "%s"}])),
     ],
@@ -1041,28 +938,17 @@ def test_protectors_search_what_readers_do_not_know(path: str, block: bytes) -> 
         (CHAT, lambda piece: chunk({"audio": {"id": "a", "transcript": piece}})),
         (
             RESPONSES,
-            lambda piece: {
-                "type": "response.code_interpreter_call_code.delta",
-                "item_id": "c",
-                "output_index": 0,
-                "delta": piece,
-            },
+            lambda piece: event(
+                "code_interpreter_call_code.delta", item_id="c", output_index=0, delta=piece
+            ),
         ),
         (
             MESSAGES,
-            lambda piece: {
-                "type": "content_block_delta",
-                "index": 0,
-                "delta": {"type": "input_json_delta", "partial_json": piece},
-            },
+            lambda piece: block_delta(0, partial_json=piece),
         ),
         (
             MESSAGES,
-            lambda piece: {
-                "type": "content_block_delta",
-                "index": 0,
-                "delta": {"type": "compaction_delta", "content": piece},
-            },
+            lambda piece: block_delta(0, content=piece),
         ),
     ],
 )
@@ -1198,7 +1084,7 @@ def test_half_a_character_in_arguments_and_in_what_an_ending_repeats() -> None:
     assert messages_of(output)[0]["choices"][0]["delta"]["tool_calls"][0]["function"][
         "arguments"
     ] == {"a": f"[redacted] {half}"}
-    created = {"type": "response.created", "response": {"object": "response", "x": half}}
+    created = event("created", response={"object": "response", "x": half})
     result = run(RESPONSES, stream(created, {"type": "new", "x": WORDS}), guard)
     assert (result.failure, messages_of(result.output)[-1]["response"]["x"]) == (None, half)
 
@@ -1224,9 +1110,7 @@ def test_json_as_deep_as_a_decoder_takes_it() -> None:
         for leaf in ("a", WORDS):
             nested = "[" * depth + json.dumps(leaf) + "]" * depth
             item = {"type": "function_call", "id": "i", "name": "f", "arguments": 0}
-            done = json.dumps(
-                {"type": "response.output_item.done", "output_index": 0, "item": item}
-            )
+            done = json.dumps(event("output_item.done", output_index=0, item=item))
             sent = (
                 b"data: "
                 + done.replace('"arguments": 0', f'"arguments": {nested}').encode()
@@ -1336,22 +1220,9 @@ RUN = {"type": "exec", "command": ["rm", "-r", "/"]}
         pytest.param(
             MESSAGES,
             [
-                {
-                    "type": "content_block_start",
-                    "index": 3,
-                    "content_block": {
-                        "type": "tool_use",
-                        "id": "t_1",
-                        "name": "delete_file",
-                        "input": {},
-                    },
-                },
-                {
-                    "type": "content_block_delta",
-                    "index": 0,
-                    "delta": {"type": "input_json_delta", "partial_json": '{"a":1}'},
-                },
-                {"type": "content_block_stop", "index": 0},
+                block_start(3, tool_use("t_1", "delete_file")),
+                block_delta(0, partial_json='{"a":1}'),
+                block_stop(0),
             ],
             ("t_1", "delete_file", '{"a":1}'),
             id="deltas at the position of the block",
@@ -1468,16 +1339,8 @@ def test_thousands_of_reasons_make_no_log_line_of_thousands() -> None:
 
 def test_a_text_without_a_start_stays_one_text_when_another_block_begins() -> None:
     """Clients that join by index have the same text."""
-    delta = {
-        "type": "content_block_delta",
-        "index": 0,
-        "delta": {"type": "text_delta", "text": "sk-abcd"},
-    }
-    start = {
-        "type": "content_block_start",
-        "index": 5,
-        "content_block": {"type": "text", "text": "b"},
-    }
+    delta = block_delta(0, text="sk-abcd")
+    start = block_start(5, {"type": "text", "text": "b"})
     rest = {**delta, "delta": {"type": "text_delta", "text": "efgh12345"}}
     output = run(MESSAGES, stream(delta, start, rest, {"type": "message_stop"}), redact).output
     assert b"abcd" not in output
@@ -1486,10 +1349,6 @@ def test_a_text_without_a_start_stays_one_text_when_another_block_begins() -> No
 
 def test_an_ending_repeats_an_item_whose_type_is_none() -> None:
     """An item of an odd type is open when `guard` ends the answer."""
-    added = {
-        "type": "response.output_item.added",
-        "output_index": 0,
-        "item": {"id": "i", "type": [], "content": []},
-    }
+    added = event("output_item.added", output_index=0, item={"id": "i", "type": [], "content": []})
     result = run(RESPONSES, stream(added, {"type": "new", "x": WORDS}), guard)
     assert (result.failure, result.ended) == (None, True)

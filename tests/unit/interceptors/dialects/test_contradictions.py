@@ -25,10 +25,8 @@ from unit.interceptors.dialects.transcripts import (
 )
 
 from interceptors import HookError, Interceptor
-from interceptors.dialects import AnthropicReader, OpenAIChatReader, OpenAIResponsesReader, Reader
 from interceptors.testing import run_chain, run_json
 
-READERS: list[type[Reader]] = [OpenAIChatReader, OpenAIResponsesReader, AnthropicReader]
 WORDS = [
     "choices",
     "delta",
@@ -76,24 +74,6 @@ values = st.recursive(
     ),
     max_leaves=12,
 )
-
-
-@pytest.mark.parametrize("reader", READERS)
-@given(
-    messages=st.lists(values, max_size=5),
-    event_type=st.none() | st.sampled_from(WORDS),
-    hold=st.booleans(),
-)
-def test_a_reader_takes_any_json(
-    reader: type[Reader], messages: list[Any], event_type: str | None, hold: bool
-) -> None:
-    """It raises nothing, and without a hold it writes nothing into what it reads."""
-    one = reader(hold_tool_calls=hold)
-    before = copy.deepcopy(messages)
-    for message in messages:
-        one.read(message, event_type)
-    one.read_end()
-    assert hold or messages == before
 
 
 def places(value: Any) -> list[tuple[Any, Any]]:
@@ -163,21 +143,6 @@ def check_failure(failure: Exception | None) -> None:
 streams = st.sampled_from(sorted(STREAMS)).flatmap(
     lambda name: st.tuples(st.just(STREAMS[name].path), spoilt(STREAMS[name].messages))
 )
-
-
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], deadline=None)
-@given(stream=streams, holds=st.booleans())
-def test_any_stream_passes_unchanged(stream: tuple[str, list[Any]], holds: bool) -> None:
-    """Whatever is in it, byte for byte, whether tool calls are held or not."""
-    path, messages = stream
-    sent = written(messages, path)
-    with capture_logs():
-        result = run_chain(
-            [Made(on_tool_call=lambda *_: None, holds_tool_calls=True) if holds else Recorder()],
-            [sent],
-            request=request(path),
-        )
-    assert (result.failure, result.output) == (None, sent)
 
 
 def _keep(stream: Any, delta: Any) -> None:

@@ -133,3 +133,28 @@ def test_errors(
         + b"\n\n"
         for name, data in events
     )
+
+
+FAMILIES: dict[int, tuple[str, str, int]] = {
+    400: ("invalid_request_error", "invalid_request_error", -32600),
+    401: ("invalid_request_error", "authentication_error", -32000),
+    403: ("invalid_request_error", "permission_error", -32600),
+    404: ("invalid_request_error", "not_found_error", -32600),
+    408: ("invalid_request_error", "timeout_error", -32001),
+    413: ("invalid_request_error", "request_too_large", -32600),
+    429: ("rate_limit_error", "rate_limit_error", -32000),
+    500: ("server_error", "api_error", -32603),
+    502: ("server_error", "api_error", -32000),
+    503: ("server_error", "overloaded_error", -32000),
+    504: ("server_error", "timeout_error", -32001),
+}
+
+
+@pytest.mark.parametrize("status", FAMILIES)
+def test_each_status_has_the_families_of_the_sdks(status: int) -> None:
+    """OpenAI's type, Anthropic's type, JSON-RPC's code."""
+    bodies = [
+        json.loads(DIALECTS[name].error_body(RequestRefused(status, "k", "m"), None))["error"]
+        for name in ("openai", "anthropic", "mcp")
+    ]
+    assert (bodies[0]["type"], bodies[1]["type"], bodies[2]["code"]) == FAMILIES[status]
