@@ -1,7 +1,8 @@
-"""The JSON body of an error in each dialect, for refusals of interceptors and of the proxy. Sans I/O.
+"""The JSON body of an error in each dialect, for refusals of interceptors and of the proxy. Sans
+I/O.
 
-The official SDKs parse these shapes, raise their own exceptions for them and show the message.
-An unknown dialect has the generic shape. `proxy/dialects` adds what only the proxy needs to know.
+The official SDKs parse these shapes, raise their own exceptions for them and show the message. An
+unknown dialect has the generic shape. `proxy/dialects` adds what only the proxy needs to know.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ class ErrorFormat:
     """The error body of a dialect: here the generic one. Stateless."""
 
     is_json_rpc = False
-    """An error carries the id of the JSON-RPC request that it answers: the proxy collects bodies."""
+    """An error carries the id of the JSON-RPC request that it answers: the proxy collects bodies.
+    """
 
     def body(
         self, status: int, kind: str, message: str, ident: float | str | None = None

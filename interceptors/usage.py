@@ -1,13 +1,13 @@
-"""`usage`: how many tokens and requests, by route, model and client, as the provider tells them.
+"""`usage`: tokens and requests by route, model and client, as the provider reports them.
 
     interceptors:
       - name: usage
         use: usage
         options: {ask: true}
 
-Only events that tell how an answer ended, usage or an error are read; the others pass unparsed, and
-nothing is estimated from them. What was told is counted once, when the answer is over, however it
-ended; the last word counts, and what was never told is not 0. What fails here stops nothing.
+Only events with usage, an error or the end of an answer are read; others pass unparsed, and nothing
+is estimated. Reports are counted once, after the answer, however it ended: the last one counts, and
+a count that was not reported is not 0. A failure of this interceptor stops no answer.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _MAX_REASONS = 10
 
 
 class _Asked(msgspec.Struct):
-    """What a request's body says that matters here."""
+    """The members of a request that matter here."""
 
     model: Any = None
     stream: Any = None
@@ -49,21 +49,19 @@ class _Asked(msgspec.Struct):
 
 
 def _name(text: str) -> str:
-    """A name for labels and logs: not too long, and without half of a surrogate pair, with which no
-    metric could be shown.
-    """
+    """A name for labels and logs: cut, and without lone surrogates, which metrics cannot show."""
     return text[:_MAX_NAME].encode("utf-8", "replace").decode()
 
 
 class _Labels:
-    """Values that a label may have: so many different ones, and `other`."""
+    """The values of a label: at most `most` different ones, then `other`."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._known = {"-"}
 
     def of(self, value: str | None, *, new: bool = True) -> str:
-        """The label for a value, `-` for none. `new`: it may be one that was not there before."""
+        """The label for a value, `-` for None. `new`: it may take a new label."""
         value = value or "-"
         if value not in self._known:
             if not new or len(self._known) > self._most:
@@ -73,9 +71,8 @@ class _Labels:
 
 
 class Usage(MessageInterceptor):
-    """Options: `ask`, add to requests of OpenAI chat streams that usage be told, and know the model
-    that a request asks for; `max_models` and `max_clients`, how many of them have a label of their
-    own.
+    """Options: `ask`: request usage in OpenAI chat streams, and know the model of a request;
+    `max_models`, `max_clients`: how many get a label; the rest is `other`.
     """
 
     on_error = "skip"
@@ -123,7 +120,7 @@ class Usage(MessageInterceptor):
         try:
             asked = msgspec.json.decode(body, type=_Asked)
         except (msgspec.DecodeError, RecursionError):
-            return None  # not ours to judge: the upstream will
+            return None  # the upstream decides
         if isinstance(asked.model, str):
             request.state[_MODEL] = asked.model
         options = asked.stream_options
@@ -134,7 +131,7 @@ class Usage(MessageInterceptor):
         ):
             fields = msgspec.json.decode(
                 body, type=dict[str, msgspec.Raw]
-            )  # all else stays as the client wrote it
+            )  # other fields keep their bytes
             fields["stream_options"] = msgspec.Raw(
                 msgspec.json.encode({**(options or {}), "include_usage": True})
             )
@@ -151,7 +148,7 @@ class Usage(MessageInterceptor):
         )
 
     def open_messages(self, context: StreamContext) -> MessageStream | None:
-        # What GET shows of an answer was counted when it was made.
+        # An answer that GET shows was counted when it was made.
         return _UsageStream(self, context) if context.method == "POST" else None
 
     def count(
@@ -164,7 +161,7 @@ class Usage(MessageInterceptor):
         failed: bool,
     ) -> None:
         """Count one answer."""
-        # A request that failed may have asked for any name: it must not use up the labels.
+        # A failed request may have any model name: it must not use up the labels.
         labels = (
             route,
             self._models.of(model, new=not failed or bool(told)),
@@ -207,7 +204,7 @@ class _UsageStream(MessageStream):
 
     def on_end(self, outcome: Outcome) -> None:
         if not self._is_call:
-            return  # a list of models, a batch: no answer of a model
+            return  # not an answer: a list of models, a batch
         context, told = self._context, self._told
         model = self.model or context.state.get(_MODEL)
         client = context.state.get("client_key")
@@ -231,9 +228,7 @@ class _UsageStream(MessageStream):
 
 
 class _Hiding(StreamInterceptor):
-    """Around the stream of a client that has not asked for usage: the chunk that has nothing else
-    does not leave.
-    """
+    """Hides the chunk that has only usage from a client that did not ask for it."""
 
     passes_unseen = True
 

@@ -1,8 +1,12 @@
-"""Dialects: what flows, as messages instead of events; sans I/O, and the hooks on top.
+"""Dialects: messages instead of events. Readers are sans I/O, with hooks on top.
 
-Here: what LLM APIs say. An author of interceptors needs `MessageInterceptor`, `MessageStream` and
-the parts that its hooks are given; the readers can be used alone:
-`OpenAIChatReader().read(message)`. What is MCP's is in modules of its own beside them.
+Exported here: LLM APIs. An author of interceptors needs `MessageInterceptor`, `MessageStream` and
+the parts that hooks get; readers also work alone: `OpenAIChatReader().read(message)`. Modules of
+MCP begin with `mcp`.
+
+A reader builds on `fields`, `calls` and `reader`; `chat_*`, `responses_*` and `anthropic_*` are
+parts of one reader each. `answers` chooses a reader, `message_driver` runs hooks, `held` keeps the
+order.
 """
 
 from .anthropic import AnthropicReader

@@ -37,7 +37,8 @@ _CALLS = (_CHAT, _RESPONSES, "/messages")
 # (`/models/NAME/v1/conversations/ID`). A colon begins a method of Google's API
 # (`/models/NAME:generateContent`). Legacy completions are answers after any prefix.
 _NO_ANSWER = re.compile(
-    r"/(?:embeddings|images|audio|files|batches|moderations)(?:/[^/]+){0,2}|/models(?:/[^/:]+){0,2}",
+    r"/(?:embeddings|images|audio|files|batches|moderations)(?:/[^/]+){0,2}"
+    r"|/models(?:/[^/:]+){0,2}",
     re.ASCII,
 )
 

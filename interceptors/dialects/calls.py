@@ -33,8 +33,8 @@ __all__ = [
 MAX_ARGUMENTS = 1 << 20
 """Characters of one tool call's arguments; more are a `DialectError`."""
 MAX_HELD = 1 << 25
-"""Of the events that wait for a tool call, bytes, with `HELD_EVENT` added for each; of the arguments
-of all calls of an answer, characters. More are a `DialectError`.
+"""Of the events that wait for a tool call, bytes, with `HELD_EVENT` added for each; of the
+arguments of all calls of an answer, characters. More are a `DialectError`.
 """
 HELD_EVENT = 1 << 10
 MAX_NAME = 1 << 14

@@ -8,18 +8,17 @@ __all__ = ["AnswerError", "DialectError"]
 
 
 class DialectError(InterceptorError):
-    """An answer cannot go on: a hook wants to take back what has left, or needs more than the
-    limits allow.
+    """An answer cannot continue: a hook takes back what was sent, or needs more than the limits.
 
-    The message names the field, and never shows its content. What a reader merely does not
-    understand is an `Unread`, not an error.
+    The message names the field, never its content. A message that a reader does not understand is
+    an `Unread`, not an error.
     """
 
     of_upstream = False
-    """What the upstream sent is the reason, and not what a hook did."""
+    """The upstream caused it, not a hook."""
 
 
 class AnswerError(DialectError):
-    """A `DialectError` for which the upstream's answer is the reason."""
+    """A `DialectError` that the upstream's answer has caused."""
 
     of_upstream = True

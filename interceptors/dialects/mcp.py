@@ -218,8 +218,8 @@ class McpMessage:
         )
 
     def drop(self) -> None:
-        """Stop a notification. Raises `ValueError` for a request or a response: the other side waits
-        for it.
+        """Stop a notification. Raises `ValueError` for a request or a response: the other side
+        waits for it.
         """
         self._must_be(Kind.NOTIFICATION)
         self.dropped = True
@@ -285,7 +285,8 @@ class McpMessage:
             )
 
     def __repr__(self) -> str:
-        return f"<McpMessage {self.kind} {'from client' if self.from_client else 'from server'}>"  # nothing that could be secret
+        sender = "client" if self.from_client else "server"
+        return f"<McpMessage {self.kind} from {sender}>"  # nothing that could be secret
 
 
 class Payload:

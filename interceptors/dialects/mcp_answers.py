@@ -1,6 +1,6 @@
-"""What an MCP client is told when the server is not asked: answers to its requests, and refusals of
-what cannot be understood. Sans I/O. HTTP statuses: MCP, basic/transports, and where that leaves a
-choice, those of the official Python SDK's servers.
+"""Responses to MCP clients without the server: answers of hooks, and refusals. Sans I/O.
+
+HTTP statuses: MCP, basic/transports; where that leaves a choice, those of the official Python SDK.
 """
 
 from __future__ import annotations
@@ -34,10 +34,13 @@ __all__ = [
     "status_of",
 ]
 
-NOT_JSON_IN_UTF8 = "the body must have one Content-Type: application/json, without parameters or with charset=utf-8"
-"""Why a body is refused with 415 that some server might read in another way than it is judged."""
+NOT_JSON_IN_UTF8 = (
+    "the body must have one Content-Type: application/json, "
+    "without parameters or with charset=utf-8"
+)
+"""Of a 415: some server might read such a body differently than the interceptors."""
 
-# From 2026-07-28 on. Until then an error is an answer as any, with 200.
+# From 2026-07-28 on. Before, an error has status 200 as any answer.
 _STATUS = {
     PARSE_ERROR: 400,
     INVALID_REQUEST: 400,
@@ -55,7 +58,7 @@ def response_to(message: McpMessage, given: dict[str, Any] | McpError) -> dict[s
 
 
 def status_of(message: McpMessage, given: dict[str, Any] | McpError) -> int:
-    """The HTTP status of that response, when it is the only one."""
+    """The HTTP status of that response, if it is the only one."""
     if not isinstance(given, McpError):
         return 200
     if given.http_status is not None:
@@ -66,21 +69,19 @@ def status_of(message: McpMessage, given: dict[str, Any] | McpError) -> int:
 def answer(
     headers: Headers, responses: list[dict[str, Any]], *, status: int = 200, is_batch: bool
 ) -> Response:
-    """The answer to a POST with these headers: JSON, or a stream for a client that takes nothing
-    else.
-    """
+    """The answer to a POST with these headers: JSON, or a stream if the client accepts only that."""
     if status == 200 and not _accepts_json(headers):
         return Response(events=events_of(responses))
     return Response(status=status, json=responses if is_batch else responses[0])
 
 
 def events_of(responses: list[dict[str, Any]]) -> list[Event]:
-    """An event for each."""
+    """An event for each response."""
     return [Event(event="message", json=response) for response in responses]
 
 
 def refuse(status: int, code: int, problem: str, ident: float | str | None = None) -> Response:
-    """The refusal of a body as a whole. `ident`: of the request in it, where it can be read."""
+    """The refusal of a whole body. `ident`: the id of its request, if it can be read."""
     return Response(
         status=status,
         json={"jsonrpc": "2.0", "id": ident, "error": {"code": code, "message": problem}},
@@ -88,8 +89,8 @@ def refuse(status: int, code: int, problem: str, ident: float | str | None = Non
 
 
 def refuse_disguised(body: bytes, payload: Payload, headers: Headers) -> Response | None:
-    """The refusal of JSON that is no MCP, or that a server may take for something else than
-    `payload`; None if it is neither.
+    """The refusal of JSON that is not MCP, or that a server may read differently; None if it is
+    clear.
     """
     try:
         unclear = ambiguity(body)
@@ -106,23 +107,19 @@ def refuse_disguised(body: bytes, payload: Payload, headers: Headers) -> Respons
 
 
 def _call_without_id(payload: Payload) -> str | None:
-    """A server might run it although nobody waits for its result, and no hook for requests has seen
-    it.
-    """
+    """Why a body has a call without an id: a server might run it, and no hook for requests saw it."""
     notified = [
         message.method or "" for message in payload.messages if message.kind is Kind.NOTIFICATION
     ]
     return (
         None
         if all(method.startswith("notifications/") for method in notified)
-        else "a request has an id"
+        else "requests must have an id"
     )
 
 
 def _accepts_json(headers: Headers) -> bool:
-    """Whether the client takes JSON; one that asks for an event stream and for nothing else does
-    not.
-    """
+    """Whether the client takes JSON: not if it accepts only event streams."""
     accepted = [
         item.partition(";")[0].strip().lower()
         for item in headers.get_list("accept", split_commas=True)

@@ -1,5 +1,5 @@
-"""Which request a response answers, in MCP: of a session that has many exchanges. Sans I/O; knows
-neither messages nor streams.
+"""Which request an MCP response answers, in a session of many exchanges. Sans I/O; knows neither
+messages nor streams.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 __all__ = ["MAX_AGE_S", "MAX_CALLS", "Call", "Calls", "RequestId"]
 
 RequestId = str | int
-"""MCP narrows JSON-RPC's: no null, no fraction. `1` and `"1"` are two ids."""
+"""Narrower than in JSON-RPC: no null, no fraction. `1` and `"1"` are two ids."""
 
 MAX_CALLS = 10_000
 MAX_AGE_S = 3600.0
@@ -21,7 +21,7 @@ _MAX_CHARACTERS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What is kept of a request until its response has come: never its parameters."""
+    """What is kept of a request: never its parameters."""
 
     id: RequestId
     method: str
@@ -31,13 +31,12 @@ class Call:
 
 
 class Calls:
-    """Which request a response answers, beyond one exchange: a response to a server's request comes
-    in a later POST, a resumed stream brings responses to earlier POSTs.
+    """Requests across exchanges: a response to a server's request comes in a later POST, and a
+    resumed stream brings responses to earlier POSTs.
 
-    Keyed by session, direction and id. It keeps the newest `max_calls` of all sessions together,
-    each for `max_age_s` seconds, also when its response has come, for that may be sent again; one
-    whose method, name and ids have over 4096 characters it does not keep. One process's: where
-    several workers serve a session, a response may come to one that does not know its request.
+    Keyed by session, direction and id. Keeps the newest `max_calls` of all sessions, each for
+    `max_age_s` seconds, also after its response, which may be sent again. A request whose method,
+    name and ids have over 4096 characters is not kept. Other processes do not share it.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class Calls:
         return len(self._calls)
 
     def remember(self, session: str, call: Call) -> None:
-        """Keep a request, in place of an older one with the same id."""
+        """Keep a request; it replaces an older one with the same id."""
         if (
             len(session) + len(str(call.id)) + len(call.method) + len(call.name or "")
             > _MAX_CHARACTERS
@@ -72,8 +71,6 @@ class Calls:
             del self._calls[oldest]
 
     def find(self, session: str, request_id: RequestId, *, from_client: bool) -> Call | None:
-        """The request with this id that the client (or the server) of the session has sent; None
-        where that is not known.
-        """
+        """The request of the client (or the server) with this id; None if it is not known."""
         since, call = self._calls.get((session, from_client, request_id), (0.0, None))
         return call if call is not None and self._clock() - since <= self._max_age_s else None

@@ -1,11 +1,11 @@
-"""The headers of MCP's Streamable HTTP: which revision a request speaks, and which headers repeat
-what its body says.
+"""The headers of MCP's Streamable HTTP: the revision of a request, and the headers that repeat its
+body.
 
 From revision 2026-07-28 on a POST's `MCP-Protocol-Version`, `Mcp-Method`, `Mcp-Name` and
-`Mcp-Param-*` mirror its body, so that intermediaries can route without reading it. Whoever does
-read the body must verify them (`check`), and whoever changes it must change them (`mirror`). Rules:
-MCP 2026-07-28, basic/transports, "Streamable HTTP"; where that leaves a choice, what servers made
-with the official Python SDK do. Sans I/O; knows nothing of sessions and of what a method means.
+`Mcp-Param-*` mirror its body, so that intermediaries can route without reading it. Code that reads
+the body must verify them (`check`), and code that changes it must change them (`mirror`). Rules:
+MCP 2026-07-28, basic/transports, "Streamable HTTP"; where that leaves a choice, the official Python
+SDK. Sans I/O; knows no sessions and no methods.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ NAME = "mcp-name"
 PARAM_PREFIX = "mcp-param-"
 
 VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
-"""Where `params._meta` says the revision, from 2026-07-28 on."""
+"""The member of `params._meta` with the revision, from 2026-07-28 on."""
 
 NAMED_BY: Mapping[str, str] = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 """The methods that have an `Mcp-Name`, and the parameter that it mirrors."""
 
 REVISIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28")
-"""Those that are known, oldest first."""
+"""The known ones, oldest first."""
 
 HEADER_MISMATCH = -32020
 INVALID_REQUEST = -32600
@@ -63,13 +63,13 @@ _PLAIN = re.compile(r"[\x20-\x7e]*")
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why a request must be refused: HTTP status 400, with a JSON-RPC error as its body."""
+    """Why a request is refused, with a JSON-RPC error as the body."""
 
     code: int
     message: str
     """Names the header, never its value."""
     id: int | str | None = None
-    """The request's, where it has one."""
+    """The id of the request, if it has one."""
     status: int = 400
 
     def json(self) -> dict[str, Any]:
@@ -82,21 +82,20 @@ class Rejection:
 
 
 def revision_of(headers: Headers) -> str | None:
-    """The revision that a request says it speaks, as it says it; None where it says nothing.
+    """The revision that a request names; None if it names none.
 
-    That is 2025-03-26 or older: the header is there since 2025-06-18, and absent on the first
-    request of a session (`initialize`) and all through 2024-11-05, the old transport of HTTP and
-    SSE. Where it has several values, a list of them (`2025-11-25, 2025-06-18`): widespread clients
-    send that (python-sdk#1861).
+    Without the header it is 2025-03-26 or older, or the first request of a session
+    (`initialize`). Several values are joined (`2025-11-25, 2025-06-18`): widespread clients send
+    that (python-sdk#1861).
     """
     values = headers.get_list(PROTOCOL_VERSION)
     return ", ".join(values) or None
 
 
 def has_mirrors(revision: str | None) -> bool:
-    """Whether the headers of a revision's POSTs repeat the body: 2026-07-28's and, as the SDK has
-    it, any unknown one's that is no earlier date (TypeScript's knows 2024-10-07). Of a list,
-    whether any does: a server may go by it.
+    """Whether the headers of a POST of this revision repeat the body: from 2026-07-28 on and, as in
+    the SDK, in any unknown revision that is not an earlier date. Of a list, whether any does: a
+    server may use it.
     """
     if revision is None:
         return False
@@ -149,13 +148,12 @@ def _mismatch(headers: Headers, message: dict[str, Any]) -> str | None:
 
 
 def mirror(headers: Headers, message: Any, before: Any = None) -> None:
-    """Make a POST's headers say what its body now says. Headers that are right already stay as they
-    are, byte for byte.
+    """Make the headers of a POST match its changed body. Headers that match already keep their
+    bytes.
 
-    `before`: the body as it was, which the headers mirrored. It tells which argument an
-    `Mcp-Param-*` repeats: the one that has its value. Where two arguments had that value and now
-    differ, nothing is guessed; the header stays, and a server that knows it refuses the request.
-    Does nothing for a revision without mirrors, and for what is no single message.
+    `before`: the body that the headers mirrored. An `Mcp-Param-*` repeats the argument that had its
+    value. If two arguments had that value and now differ, the header stays, and a server that knows
+    it refuses the request. Does nothing for a revision without mirrors, or a batch.
     """
     if not has_mirrors(revision_of(headers)) or not isinstance(message, dict):
         return
@@ -176,15 +174,15 @@ def mirror(headers: Headers, message: Any, before: Any = None) -> None:
         elif required or NAME in headers:
             _set(headers, NAME, name)
     elif NAME in headers and _member(before, "method") != method:
-        del headers[NAME]  # it was the old method's
+        del headers[NAME]  # it belonged to the old method
     if before is not None:
         old, new = (_member(_member(body, "params"), "arguments") for body in (before, message))
         _mirror_arguments(headers, old, new)
 
 
 def encode_value(value: str) -> str:
-    """A value as a header can hold it: itself, or `=?base64?...?=` for what is no visible ASCII,
-    has spaces at its ends, or looks like that already.
+    """A value in a header: itself, or `=?base64?...?=` if it is not visible ASCII, has spaces at
+    its ends, or looks encoded already.
     """
     if _PLAIN.fullmatch(value) and value == value.strip() and not _SENTINEL.fullmatch(value):
         return value
@@ -192,9 +190,7 @@ def encode_value(value: str) -> str:
 
 
 def decode_value(value: str) -> str | None:
-    """The reverse of `encode_value`. None for a sentinel whose payload is not the canonical base64
-    of UTF-8.
-    """
+    """The reverse of `encode_value`; None for a payload that is not canonical base64 of UTF-8."""
     match = _SENTINEL.fullmatch(value)
     if match is None:
         return value
@@ -234,7 +230,7 @@ def _mirror_arguments(headers: Headers, old: Any, new: Any) -> None:
             continue
         now = {after.get(path) for path, was in before.items() if was == value}
         if len(now) != 1:
-            continue  # no argument that we know, or several that have gone apart
+            continue  # no known argument, or several that now differ
         (current,) = now
         if current is None:  # the header of an argument that is absent is absent
             del headers[name]
@@ -243,12 +239,10 @@ def _mirror_arguments(headers: Headers, old: Any, new: Any) -> None:
 
 
 def _scalars(arguments: Any) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every argument that a header may mirror (a property, or a property of properties), as a
-    header has it.
-    """
+    """Every scalar argument, at any depth, as a header has it."""
     stack: list[tuple[tuple[str, ...], Any]] = [
         ((), arguments)
-    ]  # no recursion: a client decides how deep this is
+    ]  # not recursive: the client controls the depth
     while stack:
         path, node = stack.pop()
         if isinstance(node, dict):

@@ -81,7 +81,7 @@ class McpInterceptor(Interceptor):
     """
 
     _hooks: ClassVar[dict[Kind, tuple[MarkedHook, ...]]] = {}
-    # For requests without a proxy. Made in `__new__`: a subclass's `__init__` need not call super's.
+    # For requests without a proxy. Made in `__new__`: subclasses need not call `super().__init__`.
     _own_sessions: McpSessions
 
     def __init_subclass__(cls, **arguments: Any) -> None:

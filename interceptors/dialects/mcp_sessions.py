@@ -1,13 +1,12 @@
-"""MCP sessions as far as a process knows them: the open streams of the old transport, and which
+"""The MCP sessions that one process knows: the open streams of the old transport, and which
 response answers which request.
 
-All of it outlives the interceptors that one reading of the configuration has made: a process has
-one `McpSessions`, and each request carries the part of its upstream, a `SessionBook`. An
-interceptor that is used without a proxy makes one itself.
+This state outlives a reload: a process has one `McpSessions`, and each request carries the part of
+its upstream, a `SessionBook`. An interceptor without a proxy makes its own.
 
 The old transport is HTTP with SSE (MCP 2024-11-05): the first event of a GET's stream, `endpoint`,
-holds the URI for the client's POSTs. That URI, resolved as the client resolves it, is the session,
-byte for byte; how it is spelt means nothing.
+has the URI for the client's POSTs. That URI, resolved as the client resolves it, is the session,
+byte for byte.
 """
 
 from __future__ import annotations
@@ -39,24 +38,24 @@ __all__ = [
 ]
 
 AskOthers = Callable[[str, bytes, list[str]], Awaitable[bool]]
-"""Let another process put messages (JSON) on the stream of a session: its upstream, its URI, the
-messages. Whether one had it.
+"""Ask the other processes to send messages (JSON) on the stream of a session: its upstream, its
+URI, the messages. Returns whether one has the session.
 """
 
 EMIT_S = 30.0
-"""A client that takes nothing for so long does not get its message."""
+"""A client that reads nothing for this long does not get its message."""
 
 _MOST_WAITING = 64
 _MOST_CHARACTERS = 1 << 18
-"""Of the messages that one caller puts on a stream. A client decides how long they are: an answer
-repeats its request's id.
+"""Of the messages that one caller sends on a stream. The client controls their length: an answer
+repeats the id of its request.
 """
 
 _LIVE = "mcp.live"
 _ELSEWHERE = "mcp.elsewhere"
 _DIGIT = re.compile(rb"[0-9]")
-# What a URI cannot hold (RFC 3986), and the quote that browsers encode in queries: clients differ
-# in whether they encode these.
+# Bytes that a URI cannot hold (RFC 3986), and the quote that browsers encode in queries: not every
+# client encodes them.
 _UNSAFE = re.compile(rb"[^!#$%&()*+,\-./0-9:;=?@A-Z\[\]_a-z~]")
 _DATA_LINE = re.compile(rb"(?:^|[\r\n])data(?=[:\r\n])")
 
@@ -82,26 +81,23 @@ class LiveSession:
         self._opened_at = self._resolved_at = book.since
         self.uri = uri
         self.context: StreamContext = context
-        """Of the last MCP interceptor on the stream: what is emitted here is shown to none of them.
-        """
+        """Of the last MCP interceptor on the stream: no MCP interceptor sees what it emits."""
         self.leader = leader
-        """The first interceptor on the stream: after a reload its part of the stream runs those of
-        the new configuration.
+        """The first interceptor on the stream. After a reload, its part of the stream runs the
+        interceptors of the new configuration.
         """
         self._parts: Sequence[tuple[Owner, StreamInterceptor]] | None = None
         self._waiting = 0
 
     @property
     def superseded(self) -> bool:
-        """Whether the configuration has been read again since the stream began."""
+        """Whether the configuration was reloaded after the stream began."""
         return self._opened_at != self._book.shared.reloads
 
     def refresh(
         self, open_part: Callable[[LiveSession, Owner], StreamInterceptor]
     ) -> Sequence[tuple[Owner, StreamInterceptor]]:
-        """The MCP interceptors that the current configuration has for this stream, each with its
-        part of it.
-        """
+        """The MCP interceptors of the current configuration for this stream, each with its part."""
         if self._parts is None or self._resolved_at != self._book.shared.reloads:
             self._resolved_at = self._book.shared.reloads
             self._end_parts(Outcome.COMPLETED)
@@ -110,9 +106,7 @@ class LiveSession:
         return self._parts
 
     def close(self, outcome: Outcome) -> None:
-        """The stream is over. Refer to nothing that refers to this, so that all of it is freed at
-        once.
-        """
+        """The stream is over. Breaks the reference cycles."""
         self._end_parts(outcome)
         self.leader = None
         self.context.state.pop(_LIVE, None)
@@ -126,8 +120,10 @@ class LiveSession:
         self._parts = None
 
     async def emit(self, messages: Sequence[str]) -> None:
-        """Put messages on the stream. Waits for a slow client, `EMIT_S` at most. Raises
-        `StreamOver`, also when that is over, and for more than may wait for one client.
+        """Send messages on the stream. Waits for a slow client for at most `EMIT_S`.
+
+        Raises `StreamOver` when the stream has ended, when that time is over, and when too much
+        waits for the client already.
         """
         if not self.has_room(messages):
             raise StreamOver
@@ -142,22 +138,22 @@ class LiveSession:
         raise StreamOver
 
     def has_room(self, messages: Sequence[str]) -> bool:
-        """Whether so much may wait for its client beside what waits already."""
+        """Whether these messages may wait for the client besides those that wait already."""
         return not messages or (
             self._waiting < _MOST_WAITING and sum(map(len, messages)) <= _MOST_CHARACTERS
         )
 
 
 class McpSessions:
-    """What a process knows of the sessions of all its upstreams."""
+    """The sessions of all upstreams of one process."""
 
     def __init__(self) -> None:
         self.calls = Calls()
         self.live: dict[tuple[str, bytes], LiveSession] = {}
         self.reloads = 0
-        """How often the configuration has been read again."""
+        """How often the configuration was reloaded."""
         self.owners_of: Callable[[Request], Sequence[Owner]] = lambda request: ()
-        """The interceptors that the current configuration has where a request led."""
+        """The interceptors of the current configuration on the route of a request."""
         self.ask_others: AskOthers | None = None
 
     def of(self, upstream: str) -> SessionBook:
@@ -165,7 +161,7 @@ class McpSessions:
         return SessionBook(self, upstream)
 
     async def deliver(self, upstream: str, uri: bytes, messages: Sequence[str]) -> bool:
-        """Put messages on the stream of a session, if that is open in this process. Whether it was."""
+        """Send messages on the stream of a session. Returns whether this process has it."""
         live = self.live.get((upstream, uri))
         if live is None:
             return False
@@ -185,16 +181,16 @@ class SessionBook:
         self.shared = shared
         self.upstream = upstream
         self.since = shared.reloads
-        """The number of reloads when the configuration that it belongs to became current."""
+        """`reloads` when its configuration became current."""
 
     def open(self, uri: bytes, context: StreamContext, leader: object) -> LiveSession:
-        """A stream has announced a session. The newest stream of a session counts."""
+        """A stream has announced a session. The newest stream replaces older ones."""
         live = self.shared.live[self.upstream, uri] = LiveSession(self, uri, context, leader)
         context.state[_LIVE] = live
         return live
 
     def close(self, live: LiveSession, outcome: Outcome) -> None:
-        """Its stream is over."""
+        """The stream of a session is over."""
         if self.shared.live.get((self.upstream, live.uri)) is live:
             del self.shared.live[self.upstream, live.uri]
         live.close(outcome)
@@ -204,23 +200,21 @@ class SessionBook:
         return (self.upstream, uri) in self.shared.live
 
     def owns(self, request: Request) -> bool:
-        """Whether a request belongs to a session of the old transport, as far as this process
-        knows.
-        """
+        """Whether this process knows that a request belongs to a session of the old transport."""
         return request.method == "POST" and (
             _ELSEWHERE in request.state or self.has(canonical(request.target))
         )
 
     async def find_elsewhere(self, request: Request) -> bool:
-        """Whether a POST belongs to such a session of another process; `owns` then knows it, too."""
+        """Whether a POST belongs to such a session of another process; `owns` is then true as well."""
         if not await self.deliver(canonical(request.target), ()):
             return False
         request.state[_ELSEWHERE] = True
         return True
 
     async def deliver(self, uri: bytes, messages: Sequence[str]) -> bool:
-        """Put messages on the stream of a session, here or in another process. Whether there was
-        one.
+        """Send messages on the stream of a session, here or in another process. Returns whether
+        one has it.
         """
         if await self.shared.deliver(self.upstream, uri, messages):
             return True
@@ -229,13 +223,13 @@ class SessionBook:
         return await self.shared.ask_others(self.upstream, uri, list(messages))
 
     def remember(self, interceptor: str, session: str, call: Call) -> None:
-        """A request has passed this interceptor (the name that the configuration gives it)."""
+        """Keep a request that passed the interceptor of this name."""
         self.shared.calls.remember(self._key(interceptor, session), call)
 
     def find(
         self, interceptor: str, session: str, request_id: RequestId, *, from_client: bool
     ) -> Call | None:
-        """The request with this id, as it passed this interceptor; None where that is not known."""
+        """The request with this id, as it passed the interceptor; None if it is not known."""
         return self.shared.calls.find(
             self._key(interceptor, session), request_id, from_client=from_client
         )
@@ -249,26 +243,24 @@ class SessionBook:
 
 
 def _may_name_session(uri: bytes) -> bool:
-    """Whether a URI can be that of one session among several: it has a query, or a digit in its
-    last segment.
-    """
+    """Whether a URI can name one of several sessions: by a query, or a digit in its last segment."""
     return b"?" in uri or _DIGIT.search(uri, uri.rfind(b"/") + 1) is not None
 
 
 def live_of(context: StreamContext) -> LiveSession | None:
-    """The session that this stream has announced, if it has."""
+    """The session that a stream has announced, if any."""
     live: LiveSession | None = context.state.get(_LIVE)
     return live
 
 
 def session_of(target: bytes, endpoint: str) -> bytes:
-    """The session that an `endpoint` event announces to a client that has asked for `target`."""
+    """The session that an `endpoint` event announces to a client that requested `target`."""
     return canonical(resolve(target, endpoint))
 
 
 def canonical(target: bytes) -> bytes:
-    """A request target (path and query), without a `?` that nothing follows, which only some
-    clients keep, and with everything percent-encoded that only some clients encode.
+    """A request target in one spelling: without an empty query, which only some clients keep, and
+    with everything percent-encoded that only some clients encode.
     """
     path, _, query = target.partition(b"?")
     if not query:
@@ -279,10 +271,9 @@ def canonical(target: bytes) -> bytes:
 
 
 def resolve(target: bytes, reference: str) -> bytes:
-    """Path and query of a URI reference, as a client resolves it that has asked for `target` (RFC
-    3986, section 5.2).
+    """Path and query of a URI reference, resolved against `target` (RFC 3986, section 5.2).
 
-    Another origin is left out: whichever it is, a POST that comes here has come by it.
+    The origin is left out: a POST that arrives here has passed it already.
     """
     text = re.sub(r"[\t\r\n]", "", reference.strip(" \t\r\n\f\0")).partition("#")[0]
     try:
@@ -305,7 +296,5 @@ def resolve(target: bytes, reference: str) -> bytes:
 
 
 def has_data(event: Event) -> bool:
-    """Whether a block is an event at all: without a `data` field a client drops it (WHATWG HTML,
-    section 9.2.6).
-    """
+    """Whether a block is an event: clients drop it without a `data` field (WHATWG HTML, 9.2.6)."""
     return bool(event.data) or _DATA_LINE.search(event.raw) is not None

@@ -1,6 +1,7 @@
-"""What a reader finds in a message: small typed parts, views into the decoded JSON. Setting one
-writes into that, and marks it `changed`; whoever read the message then knows that it must be
-written anew.
+"""The parts that a reader finds in a message: typed views into the decoded JSON.
+
+Setting a part writes into the JSON and marks the part as `changed`: the message is then encoded
+again.
 """
 
 from __future__ import annotations
@@ -25,15 +26,13 @@ __all__ = [
 ]
 
 Kind = Literal["text", "thinking", "refusal", "other", "tool_call", "message"]
-"""`other`: text that the client is shown, and is none of these: the input of a tool that the
-provider runs, a transcript.
+"""`other`: text that clients are shown besides these: the input of a tool that the provider runs, a
+transcript.
 """
 
 
 class Block(NamedTuple):
-    """Where in the answer something belongs; the same value for all deltas of one text. A key for
-    dicts.
-    """
+    """The place of a part in the answer: one value for all deltas of one text. Usable as a key."""
 
     kind: Kind
     output: int
@@ -44,33 +43,31 @@ class Block(NamedTuple):
     began at this index before.
     """
     field: str = "content"
-    """OpenAI: the field that holds the text, where there may be several: `reasoning_content`,
-    `summary`.
-    """
+    """OpenAI: the field of the text, such as `content`, `reasoning_content` or `summary`."""
 
 
 _MESSAGE = Block("message", 0)
 
 
 class Part:
-    """Something in one message."""
+    """A part of one message."""
 
     __slots__ = ("block", "changed")
 
     def __init__(self, block: Block) -> None:
         self.block: Block = block
         self.changed: bool = False
-        """Whether it was set, so that the message is no longer what came."""
+        """A hook has changed it."""
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {tuple(self.block)}>"  # no text: it may be secret, and this ends up in logs
+        # No text, which may be secret: this appears in logs.
+        return f"<{type(self).__name__} {tuple(self.block)}>"
 
 
 class TextDelta(Part):
-    """Some text of a block, never empty when it is read: one delta of many, or, when `whole`, all
-    of it.
+    """Some text of a block, not empty when it is read: a delta, or, if `whole`, all of it.
 
-    `holder` and `key` are the reader's: where the text is.
+    `holder` and `key` belong to the reader: the place of the text.
     """
 
     __slots__ = ("_tokens", "dropped", "holder", "key", "repeated", "whole")
@@ -85,28 +82,23 @@ class TextDelta(Part):
         repeated: bool = False,
         tokens: dict[str, Any] | None = None,
     ) -> None:
-        """`holder[key]` is the text. `tokens["logprobs"]` shows its tokens, which go when the text
-        is another.
-        """
+        """`holder[key]` is the text. `tokens["logprobs"]` are its tokens, removed if it changes."""
         self.block = block
         self.changed = False
         self.dropped: bool = False
         self.whole: bool = whole
-        """The block's whole text: of an answer that is not streamed, or repeated at the end of one
-        that is.
+        """The whole text of the block: of an unstreamed answer, or repeated at the end of a stream.
         """
         self.repeated: bool = repeated
-        """The client has been shown this text before, as deltas: change it as those, and do not
-        count it.
-        """
+        """The client has had this text before, as deltas: change it like those, do not count it."""
         self.holder = holder
         self.key = key
         self._tokens = tokens
 
     @property
     def kind(self) -> Kind:
-        """`text`, `thinking` (a reasoning or its summary) or `refusal`; `other` where the class has
-        `sees_other_texts`.
+        """`text`, `thinking` (reasoning or its summary) or `refusal`; with `sees_other_texts` also
+        `other`.
         """
         return self.block.kind
 
@@ -129,15 +121,13 @@ class TextDelta(Part):
         self.dropped = False
 
     def drop(self) -> None:
-        """Let the client see nothing of it. An event that carries nothing else does not leave at
-        all.
-        """
+        """Remove the text. An event that has nothing else does not leave at all."""
         self.text = ""
         self.dropped = True
 
 
 class TextEnd(Part):
-    """A block's text is complete: after its last delta, or after a `whole` text."""
+    """The text of a block is complete, after its last delta or its `whole` text."""
 
     __slots__ = ("added", "delta", "repeated", "whole")
 
@@ -149,12 +139,12 @@ class TextEnd(Part):
         whole: bool = False,
         repeated: bool = False,
     ) -> None:
-        """`delta`: the block's text in the same message, behind which more can be written."""
+        """`delta`: the text of the block in the same message, which can take more text."""
         super().__init__(block)
         self.whole: bool = whole
         self.repeated: bool = repeated
         self.added: str = ""
-        """What was added and has no place in this message: an event of its own, before this one."""
+        """Added text without a place in this message: it leaves as an event before this one."""
         self.delta = delta
 
     @property
@@ -162,7 +152,7 @@ class TextEnd(Part):
         return self.block.kind
 
     def add(self, text: str) -> None:
-        """Put text at the block's end."""
+        """Append text to the block."""
         if self.delta is not None:
             self.delta.text += text
         else:
@@ -170,9 +160,7 @@ class TextEnd(Part):
 
 
 class ToolCallDelta(Part):
-    """Some of a tool call's arguments, or its beginning. Read only: `ToolCall` is there to change a
-    call.
-    """
+    """Some of the arguments of a tool call, or its beginning. Read only: change `ToolCall`."""
 
     __slots__ = ("arguments", "holder", "id", "key", "name")
 
@@ -191,7 +179,7 @@ class ToolCallDelta(Part):
         self.holder = holder
         self.key = key
         self.id: str | None = id
-        """The call's id and name, as known so far."""
+        """The id and name of the call, as far as known."""
         self.name: str | None = name
         self.arguments: str = arguments
         """A piece of JSON text; "" in a delta that only begins a call."""
@@ -218,21 +206,20 @@ class ToolCall(Part):
     ) -> None:
         super().__init__(block)
         self.call: Any = call
-        """The reader's own note."""
+        """For the reader."""
         self._id = id
         self._name = name
         self.held: bool = held
-        """Nothing of it leaves before the hook returns, so it can be changed, dropped and refused.
-        """
+        """Nothing of it leaves before the hook returns: it can be changed, dropped and refused."""
         self.dropped: bool = False
         """`drop()` or `refuse()` was called."""
         self.refusal: str | None = None
-        """The text that takes the call's place."""
+        """The text in place of the call."""
         self._arguments = arguments
 
     @property
     def id(self) -> str | None:
-        """Read only, as the name: clients send both back to the provider."""
+        """Read only, like the name: clients send both back to the provider."""
         return self._id
 
     @property
@@ -241,9 +228,7 @@ class ToolCall(Part):
 
     @property
     def arguments(self) -> str:
-        """JSON text as the model wrote it, which may be invalid. For a `custom` tool the text of
-        its input.
-        """
+        """JSON text of the model, which may be invalid; for a `custom` tool the text of its input."""
         return self._arguments
 
     @arguments.setter
@@ -269,9 +254,7 @@ class ToolCall(Part):
         self.dropped = self.changed = True
 
     def refuse(self, text: str) -> None:
-        """Put a text in the place of the call. Raises `TypeError` unless the class has
-        `holds_tool_calls`.
-        """
+        """Replace the call by a text. Raises `TypeError` unless the class has `holds_tool_calls`."""
         if not isinstance(text, str):
             raise Misused(
                 f"the text in the place of a tool call is a string, not {type(text).__name__}"
@@ -283,14 +266,13 @@ class ToolCall(Part):
     def _must_be_held(self, what: str) -> None:
         if not self.held:
             raise Misused(
-                f"this tool call was already sent, so {what} no longer: set holds_tool_calls = True on the class"
+                f"this tool call was already sent, so {what} no longer: "
+                "set holds_tool_calls = True on the class"
             )
 
 
 def arguments_text(value: Any) -> str:
-    """A call's arguments as JSON text: text as it is, decoded JSON (an object) encoded, "" for
-    none.
-    """
+    """The arguments of a call as JSON text: encoded if they are decoded JSON, "" if there are none."""
     if isinstance(value, str):
         return value
     return "" if value is None else encode_any_json(value).decode()
@@ -309,12 +291,12 @@ class Finish(Part):
 
 
 Tokens = int | float
-"""A number of tokens. Some providers count in fractions."""
+"""A number of tokens. Some providers report fractions."""
 
 
 class Usage(Part):
-    """Token counts reported so far. A later report replaces an earlier one, except that 0 never
-    replaces a count. None: no report.
+    """Token counts so far. Later reports replace earlier ones, but 0 never replaces a count. None:
+    not reported.
 
     `input` includes cached tokens in OpenAI's dialects and not in Anthropic's; `output` includes
     reasoning in all.
@@ -335,9 +317,9 @@ class Usage(Part):
     ) -> None:
         super().__init__(block)
         self.model: str | None = model
-        """The model that has answered, as the provider names it."""
+        """The model, as the provider names it."""
         self.json: dict[str, Any] = json
-        """The whole report, in the provider's own words."""
+        """The whole report of the provider."""
         self.input: Tokens | None = input
         self.output: Tokens | None = output
         self.cached: Tokens | None = cached
@@ -348,14 +330,14 @@ class Usage(Part):
 
 
 class ProviderError(Part):
-    """The provider says what went wrong: in a stream, or instead of an answer."""
+    """An error of the provider, in a stream or instead of an answer."""
 
     __slots__ = ("code", "holder", "key", "type")
 
     def __init__(
         self, block: Block, type: str | None, code: str | None, holder: dict[str, Any], key: str
     ) -> None:
-        """`holder[key]` is the message, if it is text."""
+        """`holder[key]` is the message if it is text."""
         super().__init__(block)
         self.type: str | None = type
         self.code: str | None = code
@@ -364,7 +346,7 @@ class ProviderError(Part):
 
     @property
     def message(self) -> str:
-        """What it says to people, "" when nothing."""
+        """The message for people; "" if there is none."""
         text = self.holder.get(self.key)
         return text if isinstance(text, str) else ""
 

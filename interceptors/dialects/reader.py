@@ -42,7 +42,8 @@ class Reader(CallReader, ABC):
     """One response in one dialect."""
 
     needles: ClassVar[Mapping[type[Part], bytes]]
-    """Patterns that occur in the bytes of each event with a `Finish`, `Usage` or `ProviderError`."""
+    """Patterns that occur in the bytes of each event with a `Finish`, `Usage` or `ProviderError`.
+    """
     default_reason: ClassVar[str]
     """The default reason of `make_ending`: the dialect's word for an answer that a filter ended."""
 

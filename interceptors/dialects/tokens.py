@@ -1,7 +1,7 @@
-"""Token counts, in every spelling that providers use. One table for all dialects: servers mix them.
+"""Token counts in every spelling of the providers. One table for all dialects: servers mix them.
 
-A count of 0 never replaces another count: some servers repeat a report with zeros, or fill in the
-fields of two APIs.
+A count of 0 never replaces another: some servers repeat a report with zeros, or have the fields of
+two APIs.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from .parts import Tokens
 __all__ = ["COUNTS", "merge_counts", "read_counts"]
 
 COUNTS = ("input", "output", "cached", "cache_written", "reasoning")
-"""What is counted, as `Usage` names it."""
+"""The names of the counts, as in `Usage`."""
 
 _MOST = 1 << 53
-"""Larger counts are ignored: no provider has them, and floats are not exact from here on."""
+"""Larger counts are ignored: floats are not exact above."""
 
 # OpenAI chat and responses, Anthropic, and besides: `prompt_cache_hit_tokens` of DeepSeek,
 # `cached_tokens` of Moonshot, `reasoning_tokens` of Perplexity and SGLang.
@@ -48,7 +48,7 @@ _PLACES: Mapping[str, tuple[tuple[str, ...], ...]] = {
 
 
 def read_counts(usage: dict[str, Any]) -> dict[str, Tokens]:
-    """The counts in one report, by the names of `COUNTS`; those that it does not have are absent."""
+    """The counts of a report, by the names of `COUNTS`."""
     counts: dict[str, Tokens] = {}
     for kind, places in _PLACES.items():
         for place in places:

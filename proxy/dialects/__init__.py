@@ -1,5 +1,5 @@
-"""What each dialect says of itself, one file each: error bodies and events, the end of a stream, the
-interceptors around a route's own, its sessions.
+"""What each dialect says of itself, one file each: error bodies and events, the end of a stream,
+the interceptors around a route's own, its sessions.
 
 Imports `upstream`, `http` and the interceptors' readers. `relay`, `worker` and `exchange` ask the
 `Dialect` of their route; none compares its name. To add one: a file here with a subclass, its name

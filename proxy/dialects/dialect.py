@@ -30,7 +30,9 @@ FinalEvent: TypeAlias = tuple[bytes | None, bytes | None]
 
 
 class Dialect:
-    """The protocol of a route. Methods take the `Request` that the interceptors saw, None if none did."""
+    """The protocol of a route. Methods take the `Request` that the interceptors saw, None if none
+    did.
+    """
 
     name: ClassVar[str]
     """As `dialect` in the configuration and `Request.dialect`."""

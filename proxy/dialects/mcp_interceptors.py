@@ -1,13 +1,13 @@
-"""What the proxy does on a route with `dialect: mcp`: two interceptors, before and after the route's.
+"""What the proxy does on a route with `dialect: mcp`: two interceptors, before and after the
+route's.
 
 - Headers that mirror the body (revision 2026-07-28) are verified before an interceptor of the route
-  sees the body, and follow the body if one changes it. Both want the body, so interceptors that
-  need only the head run before them.
-- A batch of more than `MAX_BATCH` messages is refused.
-- The JSON-RPC requests of a POST are kept until their responses have passed: an error inside the
-  stream answers those that are still open.
-- The `endpoint` event of the old transport (2024-11-05), the first of a GET's stream, is rewritten
-  to point to this route, and its session is tied to the endpoint that opened the stream.
+sees the body, and follow the body if one changes it. Both want the body, so interceptors that need
+only the head run before them. - A batch of more than `MAX_BATCH` messages is refused. - The
+JSON-RPC requests of a POST are kept until their responses have passed: an error inside the stream
+answers those that are still open. - The `endpoint` event of the old transport (2024-11-05), the
+first of a GET's stream, is rewritten to point to this route, and its session is tied to the
+endpoint that opened the stream.
 
 Everything else passes unchanged. Uses the plug-in API; knows no exchange and no socket.
 """

@@ -1,8 +1,8 @@
-"""What a worker knows of sessions and what must outlive a reload: which endpoint holds a session,
-the open streams of MCP's old transport, and which response answers which request.
+"""The sessions of a worker, which outlive a reload: the endpoint of each session, the open streams
+of MCP's old transport, and which response answers which request.
 
-It belongs to the worker, not to a generation: each generation's balancers and interceptors look
-things up here and add to it, those of an old one until their last exchange ends.
+The worker owns it, not a generation: the balancers and interceptors of every generation use it,
+those of an old one until their last exchange ends.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Sessions:
         self._ties: dict[str, Affinity] = {}
 
     def ties_of(self, upstream: str) -> Affinity:
-        """Which endpoints the sessions of an upstream are tied to, by its name."""
+        """The endpoints of the sessions of an upstream."""
         return self._ties.setdefault(upstream, Affinity())
 
     def book_of(self, upstream: str) -> SessionBook:
-        """What MCP interceptors know of the sessions of an upstream."""
+        """The sessions of an upstream for MCP interceptors."""
         return self.mcp.of(upstream)
