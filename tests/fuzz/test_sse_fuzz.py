@@ -226,9 +226,7 @@ def run(hook: Callable[[Event], Any], stream: bytes, cuts: list[int] | None) -> 
 
 
 def rewrite(event: Event) -> Event:
-    """Every event written anew. One without data stays one without: `replace(data="")` would give
-    it an empty one.
-    """
+    """Every event written anew."""
     return event.replace(data=event.data) if event.data else event.replace()
 
 
@@ -249,9 +247,7 @@ def mixed(event: Event) -> Any:
 @example(HARD[2], [1])
 @example(HARD[3], [1])
 def test_a_chain_that_changes_nothing_is_byte_identical(stream: bytes, cuts: list[int]) -> None:
-    """Whole, byte by byte and cut at random: what hooks return unchanged leaves as the very bytes
-    that came.
-    """
+    """Whole, byte by byte and cut at random."""
     for chunks in (None, cuts):
         result = run(lambda event: event, stream, chunks)
         assert result.output == stream
@@ -300,9 +296,7 @@ def test_chunking_changes_nothing(stream: bytes, cuts: list[int]) -> None:
 @example(HARD[2], [1])
 @example(HARD[3], [1])
 def test_rewriting_every_event_dispatches_the_same(stream: bytes, cuts: list[int]) -> None:
-    """Every event replaced by its own content: a browser gets the same events with the same ids,
-    and not one more.
-    """
+    """Every event replaced by its own content."""
     assert read(run(rewrite, stream, cuts).output).dispatched == read(stream).dispatched
 
 
@@ -332,9 +326,7 @@ TEXTS = st.text(st.sampled_from("ab\r\n: \0\u2028\ufeffé\U0001f511"), max_size=
 @FEW
 @given(st.lists(TEXTS, max_size=5))
 def test_text_that_an_interceptor_writes_is_what_a_reader_gets(texts: list[str]) -> None:
-    """Any data reads back as it was, with its line ends as LF: no text can end its event or add a
-    field or an event.
-    """
+    """Any data reads back as it was, with its line ends as LF."""
     output = run(lambda event: [Event(text) for text in texts], b"data: x\n\n", None).output
     assert [event[1] for event in read(output).dispatched] == [
         text.replace("\r\n", "\n").replace("\r", "\n") for text in texts
@@ -344,9 +336,7 @@ def test_text_that_an_interceptor_writes_is_what_a_reader_gets(texts: list[str])
 @FEW
 @given(event=TEXTS, event_id=TEXTS, retry=st.integers(-2, 10**15))
 def test_fields_are_read_back_or_refused(event: str, event_id: str, retry: int) -> None:
-    """Type, id and retry arrive as given, or are refused with ValueError when the event is made:
-    nothing in between.
-    """
+    """Type, id and retry arrive as given, or are refused with ValueError when the event is made."""
     bad = retry < 0 or any(char in event + event_id for char in "\r\n") or "\0" in event_id
     if bad:
         with pytest.raises(ValueError, match="event's"):

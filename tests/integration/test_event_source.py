@@ -187,9 +187,7 @@ async def answer(
 
 
 class Site:
-    """A page, and its streams by their names: for each what is sent when a browser comes, and when
-    it comes again.
-    """
+    """A page, and its streams by their names."""
 
     def __init__(self, streams: dict[str, Callable[[bool], Sequence[bytes]]]) -> None:
         self._streams = streams
@@ -273,9 +271,7 @@ def unchanged_site(seed: int) -> Site:
 
 
 def changed_site() -> Site:
-    """The same streams as they shall be, from an upstream that needs no proxy for it: plain LF, in
-    one piece.
-    """
+    """The same streams as they shall be, from an upstream that needs no proxy for it."""
 
     def pieces(again: bool) -> list[bytes]:
         return [(AFTER_CHANGED if again else BEFORE_CHANGED).encode()]

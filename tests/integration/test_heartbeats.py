@@ -74,9 +74,7 @@ async def ask(
 
 @pytest.mark.parametrize("chained", [False, True])
 async def test_a_quiet_stream_is_kept_alive(chained: bool, serve: Serve) -> None:
-    """Before its first event and between two; the events are those of upstream, and the bytes of
-    the log those of the client.
-    """
+    """Before its first event and between two."""
     feed = Feed()
     async with serve(feed.script, *chain(chained), route=FAST) as rig:
         client, answer = await rig.start()
@@ -154,9 +152,7 @@ async def test_where_none_may_go(head: bytes, body: bytes, serve: Serve) -> None
 
 
 async def test_a_client_that_vanished_is_noticed(serve: Serve) -> None:
-    """It has sent a byte too many, so that Hypercorn does not read on, and then left: only writing
-    tells.
-    """
+    """It has sent a byte too many, so that Hypercorn does not read on, and then left."""
     feed = Feed()
     async with serve(feed.script, route=FAST) as rig:
         client, answer = await rig.start()
@@ -389,9 +385,7 @@ async def hang_up(peer: Peer) -> None:
 async def test_a_failure_after_an_early_heartbeat_is_an_event(
     answers: Callable[[Peer], object], kind: str, says: str, dialect: str, serve: Serve
 ) -> None:
-    """The status can no more be told in the head: an error event tells it, and the stream breaks
-    off. `abort` says nothing.
-    """
+    """The status can no more be told in the head."""
     held = Held(answers)
     async with serve(held.script, route=f"{EARLY}, dialect: {dialect}") as rig:
         client = await ask(rig)
@@ -426,9 +420,7 @@ async def test_a_late_head_after_early_heartbeats_is_an_event_too(serve: Serve) 
 
 
 async def test_an_early_heartbeat_notices_a_client_that_vanished(serve: Serve) -> None:
-    """Before the upstream has said anything, and although Hypercorn does not read: the upstream's
-    connection is closed.
-    """
+    """Before the upstream has said anything, and although Hypercorn does not read."""
     held = Held()
     async with serve(held.script, route=EARLY) as rig:
         client = await ask(rig)

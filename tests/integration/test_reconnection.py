@@ -48,9 +48,7 @@ WHOLE = [*(f"event {number}" for number in range(1, COUNT + 1)), "[DONE]"]
 
 
 class Breaking:
-    """An upstream whose first connection for each target breaks behind so many bytes; the target
-    says how many, and how.
-    """
+    """An upstream whose first connection for each target breaks behind so many bytes."""
 
     def __init__(self, begins: Callable[[int], int] = lambda had: had) -> None:
         self._begins = begins
@@ -93,12 +91,7 @@ async def _same(event: Event) -> Event:
 async def test_a_break_at_every_byte_loses_nothing_and_doubles_nothing(
     chain: str, serve: Serve
 ) -> None:
-    """Wherever the first connection ends, cut, clean or in garbage: the client gets each event
-    exactly once, in order.
-
-    Before the first event is whole there is nothing to go on from, and behind the last one nothing
-    to go on to.
-    """
+    """Wherever the first connection ends, cut, clean or in garbage."""
     first, last = len(EVENTS[0]), len(STREAM)
     upstream = Breaking()
     async with serve(upstream.script, *CHAINS[chain](), route=FAST) as rig:
@@ -139,9 +132,7 @@ async def test_what_the_client_has_had_is_not_sent_again(begins: str, serve: Ser
 
 
 async def test_it_may_break_again_and_again(serve: Serve) -> None:
-    """A connection for each event, far more than `max_attempts`: an event that arrives begins the
-    count anew.
-    """
+    """A connection for each event, far more than `max_attempts`."""
 
     async def script(peer: Peer) -> None:
         had = asked_for(await peer.request())
@@ -159,9 +150,7 @@ async def test_it_may_break_again_and_again(serve: Serve) -> None:
 
 
 async def test_interceptors_see_one_stream(serve: Serve) -> None:
-    """One head, one start, each event once and one end; and their own request goes up again,
-    without asking them again.
-    """
+    """One head, one start, each event once and one end."""
     seen: list[object] = []
 
     class Watch(Interceptor):
@@ -204,9 +193,7 @@ async def test_interceptors_see_one_stream(serve: Serve) -> None:
 
 
 def then(*answers: bytes | None) -> Callable[[Peer], Awaitable[None]]:
-    """Two events and a break; then each connection is answered with the next of these, None: by
-    hanging up.
-    """
+    """Two events and a break."""
     left = [
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + EVENTS[0] + EVENTS[1],
         *answers,
@@ -436,9 +423,7 @@ async def test_events_of_interceptors_go_out_between(serve: Serve) -> None:
 async def test_the_last_word_is_said_once_at_the_end(
     answers: tuple[bytes], whole: bool, serve: Serve
 ) -> None:
-    """And not where a connection ends clean, as each of these does first; what cannot go on has no
-    `on_complete`.
-    """
+    """And not where a connection ends clean, as each of these does first."""
 
     class Last(Interceptor):
         def open_stream(self, context: StreamContext) -> StreamInterceptor:
@@ -458,9 +443,7 @@ async def test_the_last_word_is_said_once_at_the_end(
 
 @pytest.mark.parametrize("how", ["clean", "cut"])
 async def test_with_mcp_a_clean_end_is_passed_on(how: str, serve: Serve) -> None:
-    """A server may close after an event with an id, and it is the client that comes back; a
-    connection that broke is resumed.
-    """
+    """A server may close after an event with an id, and it is the client that comes back."""
 
     async def script(peer: Peer) -> None:
         had = asked_for(await peer.request())
@@ -489,9 +472,7 @@ async def test_with_mcp_a_clean_end_is_passed_on(how: str, serve: Serve) -> None
     ids=["off", "by default", "POST"],
 )
 async def test_by_default_a_break_is_a_break(route: str, method: str, serve: Serve) -> None:
-    """And half an event that has come leaves, as it always did; a POST may cost money, and is never
-    sent twice.
-    """
+    """And half an event that has come leaves, as it always did."""
 
     async def script(peer: Peer) -> None:
         await peer.request()

@@ -139,9 +139,7 @@ async def test_ten_megabytes_of_events_pass_an_idle_chain_byte_for_byte(framing:
 
 
 async def test_every_event_leaves_at_once() -> None:
-    """An event arrives at the client before the upstream sends the next one: nothing waits to be
-    batched.
-    """
+    """An event arrives at the client before the upstream sends the next one."""
     go_on = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -168,9 +166,7 @@ async def test_every_event_leaves_at_once() -> None:
 
 
 async def test_target_and_headers_arrive_as_they_were_sent() -> None:
-    """Method, path and query byte for byte; duplicate headers in their order; hop-by-hop headers
-    stay on their hop.
-    """
+    """Method, path and query byte for byte."""
     async with (
         open_upstream(stream_of(b"data: x\n\n")) as upstream,
         open_proxy(config_for(upstream.url)) as proxy,
@@ -225,9 +221,7 @@ async def test_response_headers_come_back_in_order() -> None:
 
 
 async def test_a_cookie_stays_with_its_client() -> None:
-    """Two clients, one gets a cookie from the upstream: the other never sends it, and neither does
-    the first by itself.
-    """
+    """Two clients, one gets a cookie from the upstream."""
 
     async def script(peer: Peer) -> None:
         while True:
@@ -400,9 +394,7 @@ def _request_head() -> object:
 
 
 async def test_redact_through_the_proxy() -> None:
-    """The built-in redacts what streams through, also across JSON escapes; the rest keeps its
-    bytes.
-    """
+    """The built-in redacts what streams through, also across JSON escapes."""
     redact = '{name: r, use: "interceptors.redact:Redact", options: {patterns: ["sk-[a-z]+"]}}'
     events = (b'data: {"a": "sk-\\u0061bc", "n": 1.50}\n\n', b": ping\n\n", b"data: plain\r\n\r\n")
     async with (

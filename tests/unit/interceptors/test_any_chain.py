@@ -30,9 +30,7 @@ Act = Callable[["Scripted", Event], Any]
 
 
 class Scripted(Interceptor):
-    """Does what its script says, one line for each call, and from its start again; writes down what
-    it saw.
-    """
+    """Does what its script says, one line for each call, and from its start again."""
 
     def __init__(self, script: Sequence[str], on_error: Any, needs: Needs) -> None:
         self.script, self.on_error, self.needs = script, on_error, needs
@@ -311,10 +309,7 @@ def cut(stream: bytes, at: list[int]) -> list[bytes]:
 @given(chains, streams.filter(lambda stream: b"\r" not in stream), cuts)
 @settings(deadline=None, max_examples=300)
 def test_reads_make_no_difference(chain: list[Member], stream: bytes, at: list[int]) -> None:
-    """Whole, cut at random and byte by byte: the same for hooks, client, counts and logs.
-
-    Without CR: the LF of a CRLF belongs to its event only where it has come.
-    """
+    """Whole, cut at random and byte by byte: the same for hooks, client, counts and logs."""
     whole, *others = (
         run(chain, chunks)
         for chunks in ([stream], cut(stream, at), [bytes([byte]) for byte in stream])
@@ -349,9 +344,7 @@ class Odd(BaseException):
 
 @pytest.mark.parametrize("number", [1, 2])
 async def test_an_event_is_over_however_its_hook_ends(number: int) -> None:
-    """The first event of a stream, which goes the general way, and the second, which does not: what
-    a hook has kept is stale.
-    """
+    """The first event of a stream, which goes the general way, and the second, which does not."""
     kept: list[Event] = []
 
     def hook(event: Event) -> Event:
@@ -369,9 +362,7 @@ async def test_an_event_is_over_however_its_hook_ends(number: int) -> None:
 
 
 def test_a_copy_is_shown_to_whom_it_is_needed_by() -> None:
-    """`needs` is a promise about all that came from upstream: a hook before may have put a copy in
-    the place of an event.
-    """
+    """`needs` is a promise about all that came from upstream."""
     chain = [Member(["a copy"]), Member(["pass"], needs=(b"!",))]
     result = run(chain, [b"data: 1\n\ndata: 2\n\ndata: 3!\n\ndata: 4\n\n"])
     assert [data for _, _, _, data, *_ in result.seen[1]] == ["'3!'"]
@@ -379,9 +370,7 @@ def test_a_copy_is_shown_to_whom_it_is_needed_by() -> None:
 
 @pytest.mark.parametrize("result", ["[new, new]", "[event, event]"])
 def test_one_event_twice_at_an_unfinished_end(result: str) -> None:
-    """What replaces an unfinished event is unfinished only at its end: the first of the two is
-    whole.
-    """
+    """What replaces an unfinished event is unfinished only at its end."""
     output = run([Member([result])], [b"data: new\n"]).output
     assert output.startswith(b"data: new\n\n")
     assert output.rstrip(b"\n").endswith(b"\ndata: new")

@@ -64,9 +64,7 @@ class StaysOut(Interceptor):
 async def test_only_an_overridden_on_event_makes_a_stream_want_events(
     interceptor: Interceptor, sees_streams: bool, wants_events: bool
 ) -> None:
-    """`sees_streams` follows open_stream, `wants_events` on_event: bytes that no hook wants may
-    pass unframed.
-    """
+    """`sees_streams` follows open_stream, `wants_events` on_event."""
     assert Chain([("i", interceptor)]).sees_streams is sees_streams
     async with open_chain(("i", interceptor)) as stream:
         assert stream.wants_events is wants_events
@@ -81,9 +79,7 @@ async def test_a_chain_of_nothing_wants_nothing() -> None:
 
 
 async def test_each_stream_has_its_own_objects_and_one_context() -> None:
-    """`open_stream` is called once per interceptor and stream, with the exchange's context; `state`
-    is the streams' own.
-    """
+    """`open_stream` is called once per interceptor and stream, with the exchange's context."""
     seen: list[StreamContext] = []
 
     class Asks(Interceptor):
@@ -196,9 +192,7 @@ ASKED = pytest.mark.parametrize(
 
 @ASKED
 def test_all_are_asked_in_the_lists_order(ask: Ask, hook: str) -> None:
-    """Requests and heads pass the interceptors in the order of the list; without an answer there is
-    none.
-    """
+    """Requests and heads pass the interceptors in the order of the list."""
     calls: list[Any] = []
     assert ask([Asked("a", calls), Interceptor(), Asked("b", calls), Asked("c", calls)]) is None
     assert calls == [(name, hook) for name in "abc"]
@@ -206,9 +200,7 @@ def test_all_are_asked_in_the_lists_order(ask: Ask, hook: str) -> None:
 
 @ASKED
 def test_the_first_answer_wins_and_nobody_else_is_asked(ask: Ask, hook: str) -> None:
-    """The Response of the first that gives one is the answer, the very object; those behind it
-    never hear of it.
-    """
+    """The Response of the first that gives one is the answer, the very object."""
     calls: list[Any] = []
     answer = Response(status=403)
     chain = [

@@ -96,9 +96,7 @@ def test_a_later_interceptor_may_drop_it_or_end_the_stream() -> None:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_its_failure_is_a_hooks(asynchronous: bool) -> None:
-    """`abort` ends the stream with an error that names the hook, `skip` logs it; nonsense is a
-    failure; `Abort` always ends it.
-    """
+    """`abort` ends the stream with an error that names the hook, `skip` logs it."""
 
     def fail() -> Any:
         raise KeyError("x")

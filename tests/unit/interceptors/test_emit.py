@@ -49,9 +49,7 @@ from interceptors.testing import run_chain, run_request, run_response
 
 
 class Speaker(Interceptor):
-    """Keeps the context of its stream, so that a test can emit; passes events on, if it looks at
-    them at all.
-    """
+    """Keeps the context of its stream, so that a test can emit."""
 
     def __init__(self, on_event: OnEvent | None = None, on_error: Any = "abort") -> None:
         self.hook = on_event
@@ -101,9 +99,7 @@ async def test_an_emitted_event_leaves_between_two_of_upstreams() -> None:
 
 
 async def test_an_emitted_event_does_not_break_an_unfinished_one() -> None:
-    """What has come of an event waits in the window: what is said meanwhile leaves before it, and
-    both are whole.
-    """
+    """What has come of an event waits in the window."""
     speaker = Speaker()
     async with open_chain(("s", speaker), ("keep", Hook(lambda event: event))) as stream:
         window = bytearray(b"data: a\n\ndata: b\nda")
@@ -116,9 +112,7 @@ async def test_an_emitted_event_does_not_break_an_unfinished_one() -> None:
 
 @pytest.mark.parametrize("kind", [Hook, AsyncHook], ids=["sync", "async"])
 async def test_later_hooks_see_it_and_earlier_ones_do_not(kind: Any) -> None:
-    """As if the emitter had returned it: its own hook does not see it either, nor does an emission
-    count for the others.
-    """
+    """As if the emitter had returned it."""
     seen: list[tuple[int, str]] = []
 
     def see(number: int) -> OnEvent:
@@ -168,9 +162,7 @@ async def test_a_later_hook_does_with_it_what_it_does_with_any(kind: Any) -> Non
 
 
 async def test_an_emitted_wire_event_keeps_its_bytes() -> None:
-    """An event of upstream's may be emitted while its hook runs, or detached later; either way it
-    is the very bytes.
-    """
+    """An event of upstream's may be emitted while its hook runs, or detached later."""
     kept: list[Event] = []
     speaker = Speaker(lambda event: kept.append(event.detach()))
     async with open_chain(("s", speaker)) as stream:
@@ -180,9 +172,7 @@ async def test_an_emitted_wire_event_keeps_its_bytes() -> None:
 
 
 async def test_an_async_hook_may_emit_the_event_that_it_holds() -> None:
-    """It leaves after the hook has answered, when its window has moved on: what leaves are its own
-    bytes all the same.
-    """
+    """It leaves after the hook has answered, when its window has moved on."""
 
     class Stream(AsyncStreamInterceptor):
         def __init__(self, context: StreamContext) -> None:
@@ -206,9 +196,7 @@ async def test_an_async_hook_may_emit_the_event_that_it_holds() -> None:
 
 
 async def test_a_kept_event_of_upstreams_cannot_be_emitted(autojump_clock: object) -> None:
-    """StaleEvent in the task that tries, and the stream is none the worse: also not for having been
-    tried often.
-    """
+    """StaleEvent in the task that tries, and the stream is none the worse."""
     kept: list[Event] = []
     speaker = Speaker(lambda event: kept.append(event) or event)  # type: ignore[func-returns-value]
     async with open_chain(("s", speaker)) as stream:
@@ -242,9 +230,7 @@ async def test_only_an_event_can_be_emitted(nonsense: Any) -> None:
 async def test_an_emitted_event_that_cannot_be_written_is_its_emitters_failure(
     hook: Any, others: list[Interceptor], on_error: str
 ) -> None:
-    """Named so, whether it has a hook and whoever else has one; with skip nothing leaves and the
-    stream goes on.
-    """
+    """Named so, whether it has a hook and whoever else has one."""
     speaker = Speaker(hook, on_error)
     members = [
         ("before", Hook(lambda event: event)),
@@ -272,8 +258,7 @@ async def test_an_emitted_event_that_cannot_be_written_is_its_emitters_failure(
 
 @pytest.mark.parametrize("cut", range(len(BOM) + 2))
 async def test_a_bom_behind_an_emitted_event_does_not_leave(cut: int) -> None:
-    """It would no longer be the stream's first bytes, and so part of a field's name; the event behind it is read as ever.
-    Once it has left, though, it stays where it is."""
+    """It would no longer be the stream's first bytes, and so part of a field's name."""
     data = BOM + b"data: a\n\n"
     seen: list[str] = []
     speaker = Speaker()
@@ -419,9 +404,7 @@ async def test_where_nothing_can_be_said_emit_says_so() -> None:
 
 
 def test_a_tasks_events_leave_in_a_scripted_stream() -> None:
-    """`run_chain` runs tasks as the proxy does: what they emit leaves when everyone waits, and
-    later interceptors see it.
-    """
+    """`run_chain` runs tasks as the proxy does."""
 
     async def talk(context: StreamContext) -> None:
         for word in ("x", "y"):
@@ -435,9 +418,7 @@ def test_a_tasks_events_leave_in_a_scripted_stream() -> None:
 
 
 def test_what_is_emitted_behind_an_unfinished_end_leaves_the_stream_readable() -> None:
-    """The last event lacks its empty line, so that a client discards it: it must not become part of
-    what was emitted.
-    """
+    """The last event lacks its empty line, so that a client discards it."""
     said = trio.Event()
 
     def tail(event: Event) -> Event:
@@ -558,9 +539,7 @@ def test_a_task_is_its_interceptors_wherever_it_was_started(where: str) -> None:
 
 
 def test_a_task_needs_an_exchange() -> None:
-    """A request that somebody made for themselves has none: told at once, and not by a task that
-    never runs.
-    """
+    """A request that somebody made for themselves has none."""
     for start in (Request().start_soon, StreamContext(Request()).start_soon):
         with pytest.raises(RuntimeError, match="belongs to no exchange"):
             start(trio.sleep, 1)

@@ -151,9 +151,7 @@ def test_an_end_leaves_nothing_behind_it_of_an_earlier_hooks_list(kind: Any, oth
 @KINDS
 @pytest.mark.parametrize("later_kind", [Hook, AsyncHook], ids=["then sync", "then async"])
 def test_a_later_hooks_skipped_failure_takes_no_end_back(kind: Any, later_kind: Any) -> None:
-    """`skip` is as if the failed hook had done nothing, whether it raised or returned nonsense: the
-    other's `End` stands.
-    """
+    """`skip` is as if the failed hook had done nothing, whether it raised or returned nonsense."""
 
     def raises(event: Event) -> Any:
         raise KeyError
@@ -240,8 +238,7 @@ ON_ERROR = pytest.mark.parametrize("on_error", ["abort", "skip"])
 async def test_an_abort_ends_the_stream_whatever_on_error_says(
     kind: Any, other: Any, place: int, on_error: str
 ) -> None:
-    """What came before is delivered, nothing else; the failure has the interceptor's name and the very reason. An author
-    meant it, so the log has no traceback of it."""
+    """What came before is delivered, nothing else."""
     for chunks in splits(STREAM):
         chain = among(kind, at_b(abort), place, other, on_error=on_error)
         with capture_logs() as logs:

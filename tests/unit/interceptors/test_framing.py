@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable
+from copy import copy
 
 import pytest
 from hypothesis import given, settings
@@ -247,9 +248,11 @@ def test_restart_forgets_what_was_unfinished() -> None:
         framer = EventFramer(100)
         list(framer.frames(bytearray(end), 0, len(end)))
         framer.restart()
-        window = bytearray(BOM + b"\ndata: 2\n\n")
-        kinds = [kind.name for kind, *_ in framer.frames(window, 0, len(window))]
-        assert kinds == ["BOM", "EVENT"]
+        for lead, expected in ((BOM + b"\n", ["BOM", "EVENT"]), (b"", ["EVENT"])):
+            again = copy(framer)
+            window = bytearray(lead + b"data: 2\n\n")
+            kinds = [kind.name for kind, *_ in again.frames(window, 0, len(window))]
+            assert kinds == expected
 
 
 @settings(max_examples=300, deadline=None)

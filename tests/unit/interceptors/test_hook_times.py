@@ -114,9 +114,7 @@ WAYS: dict[str, list[Interceptor]] = {
 async def test_each_interceptors_time_is_its_own(
     clock: Clock, kind: Any, others: list[Interceptor], hook: OnEvent, later_calls: int
 ) -> None:
-    """Whatever a hook returns, or raises, wherever it stands: what it took is counted for it, once,
-    and for nobody else.
-    """
+    """Whatever a hook returns, or raises, wherever it stands."""
     owners = [
         *[Owner("other", other) for other in others],
         Owner("slow", kind(taking(clock, 0.02, hook), on_error="skip")),
@@ -134,9 +132,7 @@ async def test_each_interceptors_time_is_its_own(
 async def test_a_synchronous_hook_that_holds_the_loop_is_named(
     clock: Clock, others: list[Interceptor], hook: OnEvent
 ) -> None:
-    """More than 50 ms, while every other stream stands still: a warning with its name, its hook and
-    how long.
-    """
+    """More than 50 ms, while every other stream stands still."""
     owners = [
         *[Owner("other", other) for other in others],
         Owner("slow", Hook(taking(clock, 0.0512, hook), "skip")),
@@ -168,9 +164,7 @@ def waits_of(logs: list[Any]) -> list[tuple[str, str, float, str]]:
 async def test_an_async_hook_that_waits_holds_nothing(
     clock: Clock, waits: float, wraps: bool
 ) -> None:
-    """While it waits the others run: that is another figure, and named only where its own exchange
-    stands still for long.
-    """
+    """While it waits the others run."""
 
     class Other:
         def __init__(self, running: Any) -> None:
@@ -236,9 +230,7 @@ async def test_a_task_holds_the_loop_and_may_wait(clock: Clock) -> None:
 
 
 async def test_what_an_async_hook_raises_and_catches_is_its_own(autojump_clock: object) -> None:
-    """Stepped or awaited: values, exceptions, cancellation, deadlines of its own, and context
-    variables are the same.
-    """
+    """Stepped or awaited."""
     seen: list[Any] = []
 
     async def hook() -> str:
@@ -396,9 +388,7 @@ async def test_a_hook_that_was_cut_off_has_taken_its_time(
 
 
 def test_a_failure_is_the_exchanges_or_a_line_in_the_log(clock: Clock) -> None:
-    """One place decides: `abort` gives the error that ends the exchange, `skip` none; both are
-    logged with the exception.
-    """
+    """One place decides."""
     interceptor = Interceptor()
     error = KeyError("in the hook")
     for on_error in ("abort", "skip"):

@@ -134,18 +134,14 @@ CHANGES: dict[str, tuple[OnEvent, bytes]] = {
 @KINDS
 @pytest.mark.parametrize(("hook", "left"), CHANGES.values(), ids=CHANGES)
 def test_a_body_may_be_replaced(kind: Any, hook: OnEvent, left: bytes) -> None:
-    """By a value or by text, with no `data:` around it; a hook that ends streams may say so here,
-    too.
-    """
+    """By a value or by text, with no `data:` around it."""
     assert run_json([kind(hook)], BODY) == left
     assert run_json([Hook(keep), kind(hook), AsyncHook(keep)], BODY) == left
 
 
 @KINDS
 def test_later_hooks_see_what_an_earlier_one_made_of_it(kind: Any) -> None:
-    """In the list's order, through the very hooks that see events; what a hook has made of a body
-    is still a body.
-    """
+    """In the list's order, through the very hooks that see events."""
 
     def add(word: str) -> OnEvent:
         return lambda event: event.replace(json=[*event.json(), word]) if event.is_body else None
@@ -332,9 +328,7 @@ async def test_an_async_hook_has_its_time_for_a_body(autojump_clock: object) -> 
     "answer", [keep, lambda event: Event(json=1), fail], ids=["passed", "changed", "failed"]
 )
 async def test_a_kept_body_is_stale_when_its_hooks_have_run(kind: Any, answer: OnEvent) -> None:
-    """Its buffer goes back to a pool: a detached copy is what may be kept, and no view of the
-    buffer is.
-    """
+    """Its buffer goes back to a pool."""
     kept: list[Event] = []
 
     def hold(event: Event) -> Any:
@@ -382,9 +376,7 @@ async def test_a_body_is_stale_when_its_exchange_was_cancelled() -> None:
     "body", [b"", b"hunter2", b'{"password": hunter2}', b'"hunter2', b'"hunter2\xff"', b"[" * 5000]
 )
 def test_a_body_that_is_not_json_says_so_and_does_not_show_it(body: bytes) -> None:
-    """NotJson in the hook; unhandled it is the hook's failure. Neither message holds the data: it
-    may be secret.
-    """
+    """NotJson in the hook; unhandled it is the hook's failure."""
     with pytest.raises(NotJson, match="this response's body is n") as caught:
         BodyEvent(body).json()
     assert "hunter2" not in str(caught.value)

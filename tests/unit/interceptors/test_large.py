@@ -182,9 +182,7 @@ def test_nothing_of_a_large_event_leaves_that_a_hook_must_see(
 def test_a_large_event_ends_the_stream_where_what_is_needed_comes(
     needs: Needs, sizes: list[int]
 ) -> None:
-    """Beyond the limit, what came before has left if it came in an earlier read; what is needed has
-    not, nor the event's end.
-    """
+    """Beyond the limit, what came before has left if it came in an earlier read."""
     result = run_chain([Member(needs)], cut(SMALL + NEEDED + SMALL, sizes), max_event_bytes=LIMIT)
     assert isinstance(result.failure, EventTooLarge)
     assert (SMALL + NEEDED).startswith(result.output)
@@ -204,9 +202,7 @@ def test_a_pattern_is_found_across_reads_up_to_its_bound() -> None:
 
 
 def expected(stream: list[bytes], members: list[Member], limit: int) -> tuple[bytes, bytes | None]:
-    """The definition: what leaves before the first event that must be seen and is too large, and
-    that event.
-    """
+    """The definition."""
     output = b""
     for raw in stream:
         if len(raw) > limit:

@@ -258,9 +258,7 @@ A_AND_B = b"data: a\n\ndata: b\n\n: a\n\ndata: ab\n\n"
 def test_a_hook_is_called_for_what_it_needs_and_for_nothing_else(
     needs: Needs, called: list[bytes], is_async: bool
 ) -> None:
-    """None is everything, no string nothing; comments are never shown, and what is not shown leaves
-    as it came.
-    """
+    """None is everything, no string nothing."""
     for ends in (b"\n", b"\r\n", b"\r"):
         picky = Picky(needs, keep, is_async=is_async)
         stream = A_AND_B.replace(b"\n", ends)
@@ -272,9 +270,7 @@ def test_a_hook_is_called_for_what_it_needs_and_for_nothing_else(
 
 
 async def test_who_needs_nothing_costs_nothing() -> None:
-    """With `()` no event need be framed at all, unless somebody else wants some; the stream begins
-    and ends all the same.
-    """
+    """With `()` no event need be framed at all, unless somebody else wants some."""
     heard: list[str] = []
 
     class Ends(Interceptor):
@@ -439,9 +435,7 @@ def test_skipped_nonsense_leaves_the_others_their_own_needs() -> None:
 def test_the_search_finds_where_the_first_of_several_strings_begins(
     buffer: bytes, strings: list[bytes], start: int, end: int
 ) -> None:
-    """Within its bounds, whatever the strings have in common; as a pattern of the same strings
-    does.
-    """
+    """Within its bounds, whatever the strings have in common."""
     end = min(end, len(buffer))
     found = [
         at for at in range(start, end) for string in strings if buffer[at:end].startswith(string)
@@ -523,9 +517,7 @@ async def test_a_needed_event_too_large_ends_the_stream_where_it_would_without_n
 def test_an_event_that_an_earlier_interceptor_made_is_shown_to_a_later_one(
     act: Act, shown: list[bytes], output: bytes, first_needs: Needs, is_async: bool
 ) -> None:
-    """Whatever it holds: nobody could have searched for it in what came. Events that were left
-    alone are not shown.
-    """
+    """Whatever it holds: nobody could have searched for it in what came."""
 
     def mark(event: Event) -> Event:
         marked.append(event.raw)
@@ -569,9 +561,7 @@ def test_an_event_of_an_interceptors_own_is_shown_to_a_later_one() -> None:
 
 
 async def test_what_is_passed_over_leaves_as_one_view_of_the_window() -> None:
-    """With what is seen and left alone: one part, the window itself; and the hook borrows nothing
-    for it.
-    """
+    """With what is seen and left alone."""
     pools = Pools()
     async with open_chain(Picky((b"ab",), keep), pools=pools) as stream:
         window = bytearray(
@@ -707,9 +697,7 @@ def chunked(stream: bytes, cuts: list[int]) -> Iterator[bytes]:
 def test_nothing_shows_whether_an_interceptor_told_its_needs(
     members: list[Member], stream: bytes, cuts: list[int], max_event_bytes: int
 ) -> None:
-    """Any chain, stream, cuts and limit: output, counts, failure, end, and what each saw of what it
-    needs are the same. What is above the limit and not needed passes only if they tell.
-    """
+    """Any chain, stream, cuts and limit."""
     without = run(members, chunked(stream, cuts), tells=False, max_event_bytes=max_event_bytes)
     told = run(members, chunked(stream, cuts), tells=True, max_event_bytes=max_event_bytes)
     if isinstance(without.failure, str) and "max_event_bytes" in without.failure:

@@ -102,9 +102,7 @@ def test_encoded_data_reads_back_as_it_was(text: str) -> None:
 
 @pytest.mark.parametrize("end", ["\r", "\r\n"])
 def test_cr_and_crlf_in_data_begin_a_new_line(end: str) -> None:
-    """A CR cannot stand in a line: it, too, begins a new `data` line, so no text can end the event
-    or add a field.
-    """
+    """A CR cannot stand in a line."""
     text = f"a{end}id: evil{end}{end}data: b"
     written = encode_data(text)
     assert written == b"data: a\ndata: id: evil\ndata: \ndata: data: b\n"
@@ -129,9 +127,7 @@ def test_fields_that_are_none_are_not_written() -> None:
 @pytest.mark.parametrize("value", ["a\nb", "a\rb", "a\r\nb", "\n", "a\n\ndata: evil"])
 @pytest.mark.parametrize("name", ["event", "id"])
 def test_a_line_end_in_event_or_id_is_refused(name: str, value: str) -> None:
-    """It would end the line and let the rest be read as a field; the error names the field and does
-    not show the value.
-    """
+    """It would end the line and let the rest be read as a field."""
     with pytest.raises(ValueError, match=f"event's {name} cannot hold") as caught:
         encode_head(value if name == "event" else None, value if name == "id" else None, None)
     assert value not in str(caught.value)
@@ -192,9 +188,7 @@ LOOKS = {
 
 @pytest.mark.parametrize(("body", "looks"), LOOKS.items())
 def test_what_looks_like_an_event_stream(body: bytes, looks: bool) -> None:
-    """Byte by byte: the first answer is the answer for the whole, comes with the byte that decides,
-    and stays.
-    """
+    """Byte by byte."""
     assert looks_like_sse(body, whole=True) is looks
     answers = [looks_like_sse(body[:end], whole=False) for end in range(len(body) + 1)]
     decided = next((at for at, answer in enumerate(answers) if answer is not None), len(answers))

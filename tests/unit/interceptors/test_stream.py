@@ -28,9 +28,7 @@ from pools import Pools
 
 
 def test_hooks_run_in_the_chains_order_for_each_event() -> None:
-    """Every event goes through all hooks, first to last, before the next one; a replacement is what
-    the next hook sees.
-    """
+    """Every event goes through all hooks, first to last, before the next one."""
     order: list[tuple[str, str]] = []
 
     def mark(name: str) -> OnEvent:
@@ -111,9 +109,7 @@ def test_what_a_hook_returns_is_what_leaves_and_what_is_counted(
 
 
 def test_counts_add_up_over_a_stream() -> None:
-    """Each event from upstream is passed, changed or dropped once; comments pass; added ones come
-    on top.
-    """
+    """Each event from upstream is passed, changed or dropped once."""
 
     def mixed(event: Event) -> Any:
         return {
@@ -181,9 +177,7 @@ async def test_unchanged_events_leave_as_one_view_of_the_window() -> None:
 
 
 async def test_nothing_is_borrowed_while_nothing_is_written() -> None:
-    """Passing and dropping cost no lease of the json pool; a change costs one, until
-    `release_parts`.
-    """
+    """Passing and dropping cost no lease of the json pool."""
     pools = Pools()
     hook = {"p": keep, "d": drop, "c": upper}
     async with open_chain(
@@ -223,9 +217,7 @@ async def test_parts_stand_in_the_streams_order() -> None:
 
 
 async def test_a_large_batch_of_changes_spans_buffers_and_stays_in_order() -> None:
-    """More than one json buffer of output: every event is whole and in its place, and every lease
-    comes back.
-    """
+    """More than one json buffer of output."""
     pools = Pools(json=(64, 100))
     async with open_chain(("upper", Hook(upper)), pools=pools) as stream:
         window = bytearray(b"".join(b"data: e%d\n\n" % n for n in range(300)))
@@ -248,9 +240,7 @@ async def test_a_large_batch_of_changes_spans_buffers_and_stays_in_order() -> No
 def test_a_tail_without_an_empty_line_is_an_event(
     tail: bytes, hook: OnEvent, output: bytes | None
 ) -> None:
-    """What is left at the end is shown to the hooks, so that nothing slips by unseen; what replaces
-    it stays as unfinished.
-    """
+    """What is left at the end is shown to the hooks, so that nothing slips by unseen."""
     stream = b"data: a\n\n" + tail
     result = run_chain([Hook(hook)], [stream])
     assert result.output == (stream if output is None else output)
@@ -274,9 +264,7 @@ def test_a_tail_without_an_empty_line_is_an_event(
 def test_an_lf_after_a_cr_at_a_windows_end_goes_where_its_block_went(
     hook: OnEvent, output: bytes
 ) -> None:
-    """The CR ends the event at once; the LF of the next window passes with a passed block and
-    vanishes with another.
-    """
+    """The CR ends the event at once."""
     result = run_chain([Hook(hook)], [b"data: a\r\n\r", b"\n", b": c\r\n\r\n"])
     assert result.output == output + b": c\r\n\r\n"
     assert result.counts.total == 2

@@ -157,9 +157,7 @@ async def test_what_came_before_a_failing_event_is_still_delivered(earlier: OnEv
 def test_an_event_that_json_cannot_say_aborts_behind_what_was_written(
     guard_of: type[Guard],
 ) -> None:
-    """A value that cannot be encoded ends the stream cleanly: nothing of the half-written event
-    leaves.
-    """
+    """A value that cannot be encoded ends the stream cleanly."""
 
     def unspeakable(event: Event) -> Any:
         return (
@@ -176,9 +174,7 @@ def test_an_event_that_json_cannot_say_aborts_behind_what_was_written(
 
 @GUARDS
 def test_skip_also_covers_an_event_that_cannot_be_written(guard_of: type[Guard]) -> None:
-    """`on_error = "skip"` holds for what shows only when the event is written: it is logged and the
-    event passes as it came.
-    """
+    """`on_error = "skip"` holds for what shows only when the event is written."""
     stream = b"data:a\r\n:c\r\n\r\ndata: b\n\n"
     with capture_logs() as logs:
         result = run_chain(
@@ -269,9 +265,7 @@ def test_a_kept_detached_event_can_be_returned_later(guard_of: type[Guard]) -> N
 
 @GUARDS
 def test_a_failing_event_goes_stale_too(guard_of: type[Guard]) -> None:
-    """Also an event whose hook raised: the exception's traceback keeps it alive, and it must not
-    answer.
-    """
+    """Also an event whose hook raised."""
     kept: list[Event] = []
 
     def hold_and_fail(event: Event) -> Event:
@@ -313,9 +307,7 @@ async def test_on_end_hears_the_outcome_exactly_once(life: type[Life], outcome: 
 
 
 async def test_closing_gives_back_what_was_written() -> None:
-    """Parts that were never released are no lost leases: `aclose` returns them, before the scope
-    does.
-    """
+    """Parts that were never released are no lost leases."""
     pools = Pools()
     async with open_chain(("upper", Hook(upper)), pools=pools) as stream:
         parts, _ = stream.process(bytearray(b"data: a\n\n"), 0, 9)

@@ -54,8 +54,6 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(request.param)
 
 
-only_in_place = pytest.mark.parametrize("way", [IN_PLACE], indirect=True)
-
 Pump = Callable[["Scripted", bytearray, float], Need]
 
 
@@ -64,9 +62,7 @@ class Odd(BaseException):
 
 
 def take(stream: Scripted, window: bytearray, now: float) -> Need:
-    """Read once; the end of the connection, or of the bytes that end with a full stop, is the end
-    of the stream.
-    """
+    """Read once."""
     with suppress(BlockingIOError):
         data = stream.sock.recv(len(window))
         stream.received += data
@@ -167,9 +163,7 @@ class Bench:
         return tasks
 
     def registered(self) -> set[int]:
-        """The streams' descriptors on the hub's epoll, as the kernel tells. Trio's is there if the
-        hub waits in its place.
-        """
+        """The streams' descriptors on the hub's epoll, as the kernel tells."""
         with open(f"/proc/self/fdinfo/{self.hub._epoll.fileno()}") as lines:
             registered = {int(line.split()[1]) for line in lines if line.startswith("tfd:")}
         if self.in_trios_place:
@@ -182,11 +176,7 @@ class Bench:
 
 @asynccontextmanager
 async def open_bench(way: str | None = None) -> AsyncIterator[Bench]:
-    """Ten seconds for a test; at the end every task is cancelled, and the hub must be empty then,
-    and not have failed.
-
-    `way`: how this hub must wait, if not as the fixture says.
-    """
+    """Ten seconds for a test."""
     if way is None:
         way = IN_PLACE if proxy.relay.hub.trio_loop is trio_loop else AS_TASK
     with trio.fail_after(10):
@@ -367,9 +357,7 @@ async def test_a_second_mover_of_one_socket_fails_and_disturbs_nothing(new: New)
 async def test_an_exception_out_of_a_pump_is_that_streams_and_the_hub_goes_on(
     error: BaseException, hooks: bool, new: New
 ) -> None:
-    """The very exception is raised in the task of the stream; those that are ready with it, and
-    later ones, are moved.
-    """
+    """The very exception is raised in the task of the stream."""
 
     def fail(stream: Scripted, window: bytearray, now: float) -> Need:
         raise error
@@ -399,9 +387,7 @@ async def test_an_exception_out_of_a_pump_is_that_streams_and_the_hub_goes_on(
 async def test_a_stream_has_left_when_its_task_is_rescheduled_and_that_happens_once(
     ending: str, new: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the moment of `reschedule` neither the table nor the epoll knows the stream; there is
-    exactly one such moment.
-    """
+    """At the moment of `reschedule` neither the table nor the epoll knows the stream."""
 
     def pump(stream: Scripted, window: bytearray, now: float) -> Need:
         assert stream.task is not None
@@ -435,9 +421,7 @@ async def test_a_stream_has_left_when_its_task_is_rescheduled_and_that_happens_o
 
 
 async def test_cancelled_while_parked(new: New) -> None:
-    """The stream leaves inside `cancel()` itself; its task ends Cancelled, and what arrives later
-    pumps nothing.
-    """
+    """The stream leaves inside `cancel()` itself."""
     async with open_bench() as bench:
         stream, other = new(), new()
         task, _ = await bench.park(stream, other)
@@ -448,21 +432,6 @@ async def test_cancelled_while_parked(new: New) -> None:
         await wait_all_tasks_blocked()
         assert task.cancelled
         assert (stream.pumps, other.received) == (0, b"x")
-
-
-async def test_cancelled_while_ready_before_the_hub_has_its_turn(new: New) -> None:
-    """Bytes are there and the hub is woken, by another stream as well; whoever was cancelled first
-    is not pumped.
-    """
-    async with open_bench() as bench:
-        stream, other = new(), new()
-        task, _ = await bench.park(stream, other)
-        stream.far.send(b"x")
-        other.far.send(b"x")
-        task.scope.cancel()
-        await wait_all_tasks_blocked()
-        assert task.cancelled
-        assert (stream.pumps, other.pumps) == (0, 1)
 
 
 async def test_cancelled_in_the_hubs_queue(one_pump_a_turn: None, new: New) -> None:
@@ -489,9 +458,7 @@ async def test_cancelled_in_the_hubs_queue(one_pump_a_turn: None, new: New) -> N
 
 
 async def test_who_has_left_the_hub_is_not_remembered(one_pump_a_turn: None, new: New) -> None:
-    """All streams are cancelled, most of them in the queue: their exchanges are over, and no other
-    stream must come for that.
-    """
+    """All streams are cancelled, most of them in the queue."""
     async with open_bench() as bench:
         streams = [new() for _ in range(20)]
         streams[0].wants_large = streams[1].wants_large = True
@@ -510,9 +477,7 @@ async def test_who_has_left_the_hub_is_not_remembered(one_pump_a_turn: None, new
 
 @pytest.mark.parametrize("need", list(Need), ids=lambda need: need.name)
 async def test_cancelled_by_its_own_pump(need: Need, new: New) -> None:
-    """The pump runs to its end; then the task ends Cancelled, once, whatever the pump said that it
-    needs.
-    """
+    """The pump runs to its end."""
 
     def pump(stream: Scripted, window: bytearray, now: float) -> Need:
         assert stream.task is not None
@@ -549,31 +514,8 @@ async def test_a_pump_that_cancels_its_stream_and_fails_raises_what_failed(new: 
         assert [type(end) for end in task.ends] == [ClientGone]
 
 
-async def test_a_stream_comes_back_after_a_scope_inside_its_task_was_cancelled(new: New) -> None:
-    """Cancelled by its own pump in an inner scope, a task may move its stream on; nothing of the
-    first time is left.
-    """
-    inner = trio.CancelScope()
-
-    def pump(stream: Scripted, window: bytearray, now: float) -> Need:
-        inner.cancel()
-        return take(stream, window, now)
-
-    async with open_bench() as bench:
-        stream = new(pump)
-        stream.far.send(b"x")
-        with inner:
-            await bench.hub.move(stream)
-        assert inner.cancelled_caught
-        stream.far.send(b"y.")
-        assert await bench.hub.move(stream) is Need.END
-        assert (stream.received, stream.pumps) == (b"xy.", 2)
-
-
 async def test_cancelled_by_another_streams_pump_in_the_same_turn(new: New) -> None:
-    """Two streams are ready in one turn; the first to be pumped cancels the other, which then is
-    not pumped.
-    """
+    """Two streams are ready in one turn."""
 
     def cancel_the_other(stream: Scripted, window: bytearray, now: float) -> Need:
         (other,) = {one, two} - {stream}
@@ -595,9 +537,7 @@ async def test_cancelled_by_another_streams_pump_in_the_same_turn(new: New) -> N
 
 
 async def test_streams_can_be_cancelled_when_the_hub_has_gone(new: New) -> None:
-    """`run` was cancelled first, as at the end of a lifespan; parked and queued streams leave in
-    order all the same.
-    """
+    """`run` was cancelled first, as at the end of a lifespan."""
 
     def stop_the_hub(stream: Scripted, window: bytearray, now: float) -> Need:
         bench.hub_scope.cancel()
@@ -624,11 +564,7 @@ async def test_streams_can_be_cancelled_when_the_hub_has_gone(new: New) -> None:
 async def test_a_descriptor_number_that_is_used_again_is_not_confused(
     one_pump_a_turn: None, new: New
 ) -> None:
-    """A stream leaves while it is in the hub's queue; its socket is closed, and the next one gets
-    its number and parks.
-
-    The old stream is not pumped any more, and the new one not before it has bytes of its own.
-    """
+    """A stream leaves while it is in the hub's queue."""
     async with open_bench() as bench:
         fillers = [new() for _ in range(40)]
         old = new()
@@ -667,9 +603,7 @@ async def test_a_descriptor_number_that_is_used_again_is_not_confused(
 
 
 async def test_turn_pumps_again_although_the_socket_has_nothing(new: New) -> None:
-    """As with bytes inside TLS: pumped until it says READ, one at a time with another such stream,
-    and with other tasks.
-    """
+    """As with bytes inside TLS."""
     order: list[Scripted] = []
     ticks = [0]
 
@@ -735,9 +669,7 @@ async def test_five_hundred_busy_streams_share_the_hub_and_leave_room_for_others
 
 
 async def test_a_turn_ends_in_time(monkeypatch: pytest.MonkeyPatch, new: New) -> None:
-    """With a clock of its own: pumps that take 0.9 ms each leave a turn after the third, the first
-    beyond 2 ms.
-    """
+    """With a clock of its own."""
     clock = [0.0]
     monkeypatch.setattr("proxy.relay.hub.perf_counter", lambda: clock[0])
 
@@ -770,10 +702,7 @@ async def test_a_turn_ends_in_time(monkeypatch: pytest.MonkeyPatch, new: New) ->
 async def test_who_reads_little_does_not_wait_for_who_never_runs_dry(
     count: int, monkeypatch: pytest.MonkeyPatch, new: New
 ) -> None:
-    """With a clock of its own: streams fill large windows, 0.9 ms each time, and always have more.
-    A small event that comes waits for no more of them than a turn has, or a turn for each 64 of
-    them, and each of them is pumped as often as any other.
-    """
+    """With a clock of its own."""
     clock = [0.0]
     monkeypatch.setattr("proxy.relay.hub.perf_counter", lambda: clock[0])
     order: list[Scripted] = []
@@ -812,9 +741,7 @@ async def test_who_reads_little_does_not_wait_for_who_never_runs_dry(
 
 
 async def test_windows_are_the_pools_and_back_whenever_a_task_runs(new: New) -> None:
-    """Each stream gets the window that it wants, all of a turn the same one; afterwards nothing is
-    on loan.
-    """
+    """Each stream gets the window that it wants, all of a turn the same one."""
     seen: dict[str, list[tuple[int, int]]] = {"small": [], "large": []}
 
     def pump(stream: Scripted, window: bytearray, now: float) -> Need:
@@ -889,9 +816,7 @@ async def test_a_stream_with_hooks_is_pumped_in_its_tasks_context(new: New) -> N
 
 
 class Watch(trio.abc.Instrument):
-    """Calls a function at each step of Trio's: before it waits, after it has waited, before a task
-    runs. Counts the waits.
-    """
+    """Calls a function at each step of Trio's."""
 
     def __init__(self, look: Callable[[], None] = lambda: None) -> None:
         self.waits = 0
@@ -949,9 +874,7 @@ async def loaded(request: pytest.FixtureRequest, way: str, crowd: Crowd) -> Asyn
 async def test_an_event_costs_no_pass_through_trios_loop_where_the_hub_waits_in_its_place(
     way: str, new: New
 ) -> None:
-    """A thread sends 200 messages, each when the one before has been answered. Trio's loop comes
-    round for the thread only; as a task, the hub needs it for each of them.
-    """
+    """A thread sends 200 messages, each when the one before has been answered."""
 
     def answer(stream: Scripted, window: bytearray, now: float) -> Need:
         need = take(stream, window, now)
@@ -1026,9 +949,7 @@ def test_ctrl_c_ends_the_run(new: New) -> None:
 
 
 async def test_deadlines_are_kept(loaded: Bench) -> None:
-    """Deadlines shorter than anything the hub waits for: past, now, and soon. Five seconds late
-    would be another deadline.
-    """
+    """Deadlines shorter than anything the hub waits for: past, now, and soon."""
     for seconds in (-1.0, 0.0, 1e-9, 0.0005, 0.01):
         began = trio.current_time()
         with trio.CancelScope(deadline=began + seconds) as scope:
@@ -1063,10 +984,7 @@ async def test_sockets_of_trios_are_served(loaded: Bench, crowd: Crowd) -> None:
 async def test_a_socket_of_trios_waits_for_a_few_turns_however_many_streams_are_saturated(
     size: int, crowd: Crowd, new: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pump makes a socket ready that a task waits for. The task runs after the rest of that turn
-    and two more at the most: the hub looks for what is Trio's after each of its turns, which here
-    are over after 64 pumps, and never in time.
-    """
+    """A pump makes a socket ready that a task waits for."""
     monkeypatch.setattr("proxy.relay.hub.TURN_S", 60.0)
     other = new()
     sent_at: list[int] = []
@@ -1189,9 +1107,7 @@ async def test_no_window_is_on_loan_while_anybody_waits_or_a_task_runs(new: New)
     ],
 )
 async def test_what_a_hook_does_to_another_task_happens_at_once(how: str, new: New) -> None:
-    """A task waits for ever, and so would Trio: there is no socket and no thread, and the only
-    deadline is the test's own.
-    """
+    """A task waits for ever, and so would Trio."""
     awaited, over = trio.Event(), trio.Event()
     sender, receiver = trio.open_memory_channel[None](1)
     scope = trio.CancelScope(deadline=trio.current_time() + 3600)
@@ -1236,9 +1152,7 @@ async def test_what_a_hook_does_to_another_task_happens_at_once(how: str, new: N
 
 
 async def test_a_hook_may_use_whatever_trio_offers_to_synchronous_code(new: New) -> None:
-    """Also what asks for the task that runs, as locks and limiters do: it is the same in a stream's
-    first pump, in its own task, and in those that the hub does.
-    """
+    """Also what asks for the task that runs, as locks and limiters do."""
     limiter = trio.CapacityLimiter(1)
 
     def hook(stream: Scripted, window: bytearray, now: float) -> Need:
@@ -1258,10 +1172,7 @@ async def test_a_hook_may_use_whatever_trio_offers_to_synchronous_code(new: New)
 
 
 async def test_a_hook_that_cancels_who_waits_for_a_ready_socket(new: New) -> None:
-    """One turn finds a stream and a socket of Trio's ready; the stream's hook cancels the task that
-    waits for the socket, which then is Trio's no longer. The task ends at once all the same, and
-    the stream is moved on.
-    """
+    """One turn finds a stream and a socket of Trio's ready."""
     other = new()
     scope, over = trio.CancelScope(), trio.Event()
 
@@ -1289,10 +1200,7 @@ async def test_a_hook_that_cancels_who_waits_for_a_ready_socket(new: New) -> Non
 
 
 async def test_a_connection_that_another_worker_accepts_holds_nothing_up(new: New) -> None:
-    """Workers share their listening sockets. One wakes all of them, and one is the first; the
-    others, who find nothing then, go on with what comes after it. Here the other worker is first
-    just before Trio waits, and then something comes.
-    """
+    """Workers share their listening sockets."""
     stream = new()
     accepted: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -1332,9 +1240,7 @@ def around_trio() -> tuple[dict[str, list[Any]], set[str]]:
 
 
 async def test_a_hub_that_is_cancelled_leaves_trio_as_it_was(new: New) -> None:
-    """Streams are parked, and stay so; Trio's loop has no instrument and no descriptor of the hub's
-    any more, sleeps, and serves; a second hub runs as the first one did.
-    """
+    """Streams are parked, and stay so."""
     before = around_trio()
     for _ in range(3):
         async with open_bench() as bench:
@@ -1359,9 +1265,7 @@ async def test_a_hub_that_is_cancelled_leaves_trio_as_it_was(new: New) -> None:
 
 
 async def test_two_hubs_share_one_run(way: str, new: New) -> None:
-    """One waits in Trio's place, the other as a task; both move their streams, and each goes on
-    when the other has gone. When the place is free, the next hub takes it.
-    """
+    """One waits in Trio's place, the other as a task."""
 
     async def moves(bench: Bench) -> None:
         stream = new()
@@ -1387,38 +1291,13 @@ async def test_two_hubs_share_one_run(way: str, new: New) -> None:
                 await moves(two)
 
 
-async def test_a_run_in_another_thread_has_a_hub_of_its_own(way: str, new: New) -> None:
-    """Two loops in two threads, each with a hub in its place; neither knows of the other."""
-    stream = new()
-
-    async def inner() -> list[Any]:
-        async with open_bench(way) as bench:
-            (task,) = await bench.park(stream)
-            await task.over.wait()
-            return task.ends
-
-    async with open_bench(way) as bench:
-
-        def tell(outer: Scripted, window: bytearray, now: float) -> Need:
-            stream.far.send(b"x.")
-            return take(outer, window, now)
-
-        talker = new(tell)
-        (task,) = await bench.park(talker)
-        talker.far.send(b"y.")
-        assert await trio.to_thread.run_sync(trio.run, inner) == [Need.END]
-        await task.over.wait()
-
-
 @pytest.mark.parametrize(
     "error", [OSError(9, "Bad file descriptor"), Odd()], ids=lambda error: type(error).__name__
 )
 async def test_an_exception_of_the_hub_itself_ends_its_run_with_it(
     error: BaseException, new: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is raised out of `run`, once, and blames no stream: they stay parked, and can be
-    cancelled. Trio goes on as before.
-    """
+    """It is raised out of `run`, once, and blames no stream."""
     before = around_trio()
 
     def fail(wait_s: float) -> int:
@@ -1519,9 +1398,7 @@ def unlogged() -> Iterator[None]:
 
 
 async def test_relays_of_all_kinds_of_fate_share_a_hub(unlogged: None) -> None:
-    """100 relays at once; some complete, some lose upstream, some the client, some to an
-    interceptor: each as its own.
-    """
+    """100 relays at once."""
     dice = random.Random(5)
     ends: dict[int, object] = {}
     expected: dict[int, tuple[type, bytes]] = {}

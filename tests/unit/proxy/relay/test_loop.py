@@ -134,10 +134,7 @@ WHO: ContextVar[str] = ContextVar("WHO", default="nobody")
 
 
 async def test_a_function_can_be_run_as_a_task_that_waits() -> None:
-    """Where no task runs, before Trio waits: Trio and the context variables then say that it is
-    that task, which finds what is set there. Also when the function raises; afterwards no task runs
-    again, and the task that did goes on as itself.
-    """
+    """Where no task runs, before Trio waits."""
     loop, over = known(), trio.Event()
     waiting: list[trio.lowlevel.Task] = []
     seen: list[object] = []
@@ -198,9 +195,7 @@ class Waker(trio.abc.Instrument):
 
 @pytest.mark.parametrize("who", ["this thread", "another thread"])
 async def test_wake_ends_a_wait(who: str) -> None:
-    """Just before it, three times; Trio then waits as long as ever. What has become runnable then
-    runs.
-    """
+    """Just before it, three times; Trio then waits as long as ever."""
     loop, woken = known(), trio.Event()
 
     def wake() -> None:
@@ -260,19 +255,17 @@ def test_guest_mode_is_not_known() -> None:
 
 
 class Runner(SimpleNamespace):
-    """Trio's runner, as far as we know it; its attributes are the real ones."""
+    """The attributes of Trio's runner that the hub uses, with their real values."""
+
+    NAMES = (
+        *("deadlines", "runq", "waiting_for_idle"),
+        *("clock_autojump_threshold", "is_guest", "io_manager"),
+    )
 
     @classmethod
     def copy(cls) -> Runner:
-        names = (
-            "deadlines",
-            "runq",
-            "waiting_for_idle",
-            "clock_autojump_threshold",
-            "is_guest",
-            "io_manager",
-        )
-        return cls(**{name: getattr(trio_run.GLOBAL_RUN_CONTEXT.runner, name) for name in names})
+        runner = trio_run.GLOBAL_RUN_CONTEXT.runner
+        return cls(**{name: getattr(runner, name) for name in cls.NAMES})
 
 
 def put(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,70 +276,39 @@ def put(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-async def test_a_runner_with_all_that_we_know_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that what the next tests take away, and nothing else, is what they show."""
-    put(Runner.copy(), monkeypatch)
-    known()
+ABSENT = "absent"
+UNKNOWN = [
+    *((name, ABSENT) for name in Runner.NAMES),
+    *(("is_guest", True), ("runq", []), ("runq", None), ("deadlines", None)),
+    ("deadlines", SimpleNamespace(next_deadline=3.0)),
+    *(("io_manager", None), ("io_manager", SimpleNamespace(_epoll=7))),
+    ("io_manager", "an epoll, but no wakeup"),
+]
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["deadlines", "runq", "waiting_for_idle", "clock_autojump_threshold", "is_guest", "io_manager"],
-)
-async def test_a_runner_without_one_of_its_attributes_is_not_known(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Any of them may have another name in another Trio."""
-    runner = Runner.copy()
-    delattr(runner, name)
-    put(runner, monkeypatch)
-    assert trio_loop() is None
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("is_guest", True),
-        ("runq", []),
-        ("runq", None),
-        ("deadlines", None),
-        ("deadlines", SimpleNamespace(next_deadline=3.0)),
-        ("io_manager", None),
-        ("io_manager", SimpleNamespace(_epoll=None)),
-        ("io_manager", SimpleNamespace(_epoll=7)),
-        ("io_manager", SimpleNamespace(_kqueue=None)),
-    ],
-    ids=str,
-)
-async def test_a_runner_with_something_else_in_their_place_is_not_known(
+@pytest.mark.parametrize(("name", "value"), UNKNOWN, ids=str)
+async def test_a_runner_that_differs_is_not_known(
     name: str, value: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The name alone does not make it what we know."""
+    """Any attribute that is absent or of another kind; the real ones are enough."""
     runner = Runner.copy()
-    setattr(runner, name, value)
     put(runner, monkeypatch)
-    assert trio_loop() is None
-
-
-async def test_an_io_manager_that_cannot_be_woken_is_not_known(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """It has the epoll, and that is not enough."""
-    runner = Runner.copy()
-    runner.io_manager = SimpleNamespace(_epoll=runner.io_manager._epoll)
-    put(runner, monkeypatch)
+    known()
+    if value is ABSENT:
+        delattr(runner, name)
+    elif value == "an epoll, but no wakeup":
+        runner.io_manager = SimpleNamespace(_epoll=runner.io_manager._epoll)
+    else:
+        setattr(runner, name, value)
     assert trio_loop() is None
 
 
 @pytest.mark.parametrize(
-    "module",
-    [SimpleNamespace(), SimpleNamespace(GLOBAL_RUN_CONTEXT=SimpleNamespace())],
-    ids=["no context", "no runner"],
+    "module", [SimpleNamespace(), SimpleNamespace(GLOBAL_RUN_CONTEXT=SimpleNamespace())]
 )
-async def test_without_the_way_to_the_runner_nothing_is_known(
+async def test_without_a_runner_no_loop_is_known(
     module: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first steps may be missing, too."""
     monkeypatch.setattr("proxy.relay.loop.trio_run", module)
     assert trio_loop() is None
 
@@ -358,9 +320,7 @@ async def test_without_epoll_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_trio_without_that_module_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its name says that it may be gone in another Trio: ours is imported all the same, and knows
-    no loop.
-    """
+    """Its name says that it may be gone in another Trio."""
     spec = importlib.util.spec_from_file_location("loop_again", proxy.relay.loop.__file__)
     assert spec is not None
     assert spec.loader is not None

@@ -396,9 +396,7 @@ async def test_a_slow_clients_time_is_no_silence(way: str, autojump_clock: MockC
 async def test_an_async_hook_may_take_its_time(
     wait_s: float, way: str, synchronous: bool, autojump_clock: MockClock
 ) -> None:
-    """While one is awaited upstream is not read, and the client hears heartbeats all the same; the
-    event follows whole.
-    """
+    """While one is awaited upstream is not read, and the client hears heartbeats all the same."""
     client = Client(synchronous)
     async with open_rig(
         way, client, hook=Hook(lambda event: event.replace(data="changed"), wait_s)
@@ -457,9 +455,7 @@ async def test_a_byte_order_mark_behind_a_heartbeat_is_dropped(
     synchronous: bool,
     autojump_clock: MockClock,
 ) -> None:
-    """At the beginning of a stream it means nothing; behind something else it would be part of a
-    field's name.
-    """
+    """At the beginning of a stream it means nothing."""
     client = Client(synchronous)
     stream = b"\xef\xbb\xbfdata: 1\n\ndata: 2\n\n"
     async with open_rig(way, client, framing(), hook=hook) as rig:
@@ -488,9 +484,7 @@ async def test_what_was_said_before_the_relay_counts(
 async def test_an_event_that_passes_costs_no_more(
     way: str, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    """No deadline is set for it, and no task is woken: a thousand events make as many scopes and
-    parkings with heartbeats as without.
-    """
+    """No deadline is set for it, and no task is woken."""
     scope, made = trio.CancelScope, [0]
 
     def counting(*args: Any, **kwargs: Any) -> trio.CancelScope:
@@ -563,10 +557,7 @@ def test_nobody_can_tell_its_events_from_those_without(
     synchronous: bool,
     is_chunked: bool,
 ) -> None:
-    """Any stream with any line ends, in any pieces with silence between any of them: an
-    `EventSource` dispatches the same events, and but for heartbeats (and a BOM behind one) the
-    bytes are the same.
-    """
+    """Any stream with any line ends, in any pieces with silence between any of them."""
     data = bom + stream
     client = Client(synchronous)
 

@@ -27,9 +27,7 @@ def resume_for(
 
 
 def feed(resume: Resume, data: bytes, sizes: Callable[[], int] = lambda: 1 << 20) -> bytes:
-    """What passes of one connection, which brings `data` in pieces; as a relay presents it, the
-    unfinished rest first.
-    """
+    """What passes of one connection, which brings `data` in pieces."""
     passed, rest, at = b"", b"", 0
     while at < len(data):
         size = sizes()
@@ -123,9 +121,7 @@ def test_a_replay_that_breaks_goes_on_being_one() -> None:
 
 
 def test_the_first_event_is_known_however_long_ago_it_was() -> None:
-    """A server that begins anew is understood after more events than are remembered; and memory
-    stays bounded.
-    """
+    """A server that begins anew is understood after more events than are remembered."""
     resume = resume_for()
     feed(resume, events(range(3 * WINDOW)))
     assert len(resume._recent) == WINDOW
@@ -172,9 +168,7 @@ def test_a_new_id_ends_the_search() -> None:
     ],
 )
 def test_it_goes_on_behind_an_event_with_an_id(stream: bytes, wants: bool) -> None:
-    """Of one without, nobody can ask what comes next; nor of one whose id fits in no header. A
-    `retry` above `max_backoff` is the client's to keep.
-    """
+    """Of one without, nobody can ask what comes next; nor of one whose id fits in no header."""
     resume = resume_for()
     feed(resume, stream)
     assert resume.can_resume(clean=False) is wants
@@ -204,9 +198,7 @@ def test_an_event_may_say_that_it_is_the_last(last: bytes, dialects: set[str]) -
 
 
 def test_with_mcp_a_clean_end_is_one() -> None:
-    """The server may close after an event with an id, and the client comes back: MCP 2025-11-25. A
-    break is a break.
-    """
+    """The server may close after an event with an id, and the client comes back: MCP 2025-11-25."""
     resume = resume_for("mcp")
     feed(resume, event(1))
     assert not resume.can_resume(clean=True)
@@ -332,9 +324,7 @@ def test_each_event_passes_exactly_once(
     seed=st.integers(0, 1 << 30),
 )
 def test_any_bytes_pass_unchanged_up_to_the_last_whole_event(stream: bytes, seed: int) -> None:
-    """But for a BOM: on the first connection nothing is dropped, and nothing but an unfinished
-    block stays behind.
-    """
+    """But for a BOM."""
     dice = random.Random(seed)
     resume = resume_for()
     passed = feed(resume, stream, lambda: dice.choice((1, 2, 3, 10, 100)))
