@@ -155,6 +155,23 @@ def test_a_body_that_is_not_collected_cannot_be_read() -> None:
         run_request([asks()], Request(body=None))
 
 
+def test_a_streams_hooks_cannot_read_the_requests_body() -> None:
+    """As in the proxy, which frees it with the response head; `open_stream` can."""
+    request, read = Request(body=b"x"), list[bytes]()
+
+    def hook(event: Event) -> Event:
+        return event.replace(request.body.decode())
+
+    opened = interceptor(
+        "Reads", wants_body=True, opened=lambda context: read.append(request.body), on_event=hook
+    )
+    with capture_logs():
+        failure = run_chain([opened()], [b"data: a\n\n"], request=request).failure
+    assert read == [b"x"]
+    assert "freed when the response head was sent" in str(failure)
+    assert request.body == b"x"
+
+
 def test_a_task_of_a_task_is_its_interceptors() -> None:
     """Whichever hook runs meanwhile."""
 
