@@ -201,7 +201,7 @@ class Turn:
         return self._owner._succeeded(self.endpoint, now, probe=self.probe)
 
     def fail(self, now: float) -> bool:
-        """Report a failure; return whether it ejected the endpoint. Only the first report counts."""
+        """Report a failure; return whether it ejected the endpoint. The first report counts."""
         if self._settled:
             return False
         self._settle()

@@ -262,6 +262,21 @@ async def test_a_check_that_fails_for_want_of_resources_ejects_nobody(
     assert (state.state, state.failures) == ("up", 0)
 
 
+async def test_a_check_that_waits_for_a_connection_ejects_nobody(pools: Pools) -> None:
+    """All connections are in use, which is not the endpoint's fault."""
+    async with open_upstream(good) as upstream:
+        endpoints = Endpoints([Endpoint(upstream.url)], consecutive_failures=1, checked=True)
+        transport = Http1Transport(pools, max_connections=1)
+        checked = Balancer("up", transport, endpoints, checks=Checks("/", 0.2))
+        held = await checked.call(call())
+        with trio.move_on_after(0.7):
+            await checked.maintain()
+        (state,) = checked.endpoint_states()
+        assert (state.state, state.failures) == ("up", 0)
+        held.body.close()
+        await checked.aclose()
+
+
 async def test_a_probe_that_fails_for_want_of_resources_is_followed_by_another(
     pools: Pools, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
