@@ -665,3 +665,15 @@ def test_thinking_with_a_signature_passes_its_signature() -> None:
     messages = [message_start(), *block(0, start, *deltas), *message_end()]
     changed = run(ANTHROPIC, messages, UPPER())
     assert changed == json.loads(json.dumps(messages).replace('"hm"', '"HM"'))
+
+
+def test_items_behind_a_removed_call_move_up() -> None:
+    """SDKs take `output_index` for a position in the output."""
+
+    def drop(_: MessageStream, call: ToolCall) -> None:
+        if call.name == "get_weather":
+            call.drop()
+
+    left = run(RESPONSES, CALLS[RESPONSES](*PIECES), Made(on_tool_call=drop, holds_tool_calls=True))
+    assert {message["output_index"] for message in left if "output_index" in message} == {0}
+    assert [item["name"] for item in left[-1]["response"]["output"]] == ["get_time"]

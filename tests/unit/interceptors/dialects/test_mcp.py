@@ -421,3 +421,9 @@ def test_any_text_is_read_and_written_as_it_came_or_is_no_json(
         if message.kind in (Kind.REQUEST, Kind.NOTIFICATION):
             _ = message.params
     assert payload.encode() == data
+
+
+def test_names_that_differ_in_their_case_only_are_ambiguous() -> None:
+    """Also those that nobody knows: a reader without case takes either."""
+    for text in ('{"x":1,"X":2}', '{"params":{"a":1,"A":2}}'):
+        assert ambiguity(text.encode()) is not None
