@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from unit.interceptors.toolkit.patterns import ALPHABET, PATTERNS, RUNS, patterns
 
-from interceptors.toolkit.substitution import EmptyMatch, Flow, Substitution
+from interceptors.toolkit.substitution import EmptyMatch, Flow, ReachesBack, Substitution
 
 TEMPLATE = r"<\g<0>>"
 
@@ -183,3 +183,13 @@ def test_a_delta_costs_little_however_much_waits(pattern: str) -> None:
 def test_usual_patterns_pass_a_megabyte(pattern: str, secret: str) -> None:
     text = "iVBORw0KGgoAAAANSUhEUgAAQd0pASSw8+/" * 30_000
     assert Substitution(pattern, "#").sub(f"{text} {secret}") == f"{text} #"
+
+
+def test_a_match_over_the_end_of_a_text_is_an_error() -> None:
+    """A text that continues after its end: the beginning of the match has left."""
+    flow = Flow(Substitution("secret", "#"), 100)
+    assert flow.feed("a sec", final=True) == "a sec"
+    with pytest.raises(ReachesBack):
+        flow.feed("ret")
+    flow = Flow(Substitution("secret", "#"), 100)
+    assert [flow.feed("a sec", final=True), flow.feed("ond", final=True)] == ["a sec", "ond"]
