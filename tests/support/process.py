@@ -91,8 +91,6 @@ async def running(command: list[str], **options: object) -> AsyncIterator[Proces
             with trio.CancelScope(shield=True):
                 await process.wait()
             nursery.cancel_scope.cancel()
-            assert process.stderr is not None
-            await process.stderr.aclose()
 
 
 class Done(NamedTuple):
