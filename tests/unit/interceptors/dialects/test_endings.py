@@ -206,3 +206,12 @@ def test_an_ended_answer_is_of_the_sdks_types(path: str, reason: str | None) -> 
             if message != "[DONE]":
                 types.validate_python(message)
         call += 1
+
+
+def test_a_text_that_begins_with_its_block_does_not_leave() -> None:
+    """The block's start must leave, so that the block can end; the text in it must not."""
+    start = {"type": "text", "text": "at once"}
+    stream = stream_of([message_start(), *block(0, start), *message_end()], named=True)
+    output = run_chain([finish_at(1, False, "")], [stream], request=request(ANTHROPIC)).output
+    assert b"content_block_start" in output
+    assert b"at once" not in output
