@@ -18,7 +18,7 @@ class Pools:
     """The pools of one worker.
 
     - `sse_event`, 4 KiB: windows in which SSE streams are read and framed;
-    - `http_response`, 16 KiB: heads, other bodies, and SSE windows that need more space;
+    - `http_response`, 16 KiB: other bodies, and SSE windows that need more space;
     - `json`, 8 KiB: JSON that interceptors encode.
     """
 

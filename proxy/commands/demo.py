@@ -80,7 +80,7 @@ async def _print_stream(url: str) -> None:
         "messages": [{"role": "user", "content": "What is a weir?"}],
     }
     pools = Pools()
-    transport = HttpxTransport(pools, Http1Transport(pools))
+    transport = HttpxTransport(pools, Http1Transport())
     client = httpx.AsyncClient(transport=transport, timeout=30)
     async with client, client.stream("POST", url, json=body) as response:
         async for line in response.aiter_lines():

@@ -35,7 +35,6 @@ _START = b"HTTP/1."
 
 # Possessive (`++`, `*+`) inside a repetition, so that nothing backtracks into it.
 _TOKEN, _VALUE = TOKEN.encode("ascii"), FIELD_VALUE.encode("latin-1")
-_NAME = re.compile(_TOKEN)
 _REQUEST_HEAD = re.compile(
     rb"%b [\x21-\x7e]+ HTTP/1\.1\r\n(?:%b+:%b+\r\n)+\r\n" % (_TOKEN, _TOKEN, _VALUE)
 )
@@ -50,71 +49,76 @@ class BadRequest(ValueError):
     """A request that cannot be written as one HTTP/1.1 request with the meaning it has."""
 
 
-def encode_head(method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """The head of a request, with its empty line. Raises `BadRequest`, for example for a value with
-    a line end.
+def encode_head(
+    method: str,
+    target: bytes,
+    headers: Sequence[tuple[bytes, bytes]],
+    *,
+    host: bytes | None = None,
+) -> tuple[bytes, int | None]:
+    """The head of a request with its empty line, and the length of the body that it announces: None
+    for a chunked one. `host` replaces the value of `Host`.
+
+    Raises `BadRequest`, for example for a value with a line end.
     """
     lines = [b"%b %b HTTP/1.1" % (method.encode("ascii", "replace"), target)]
-    lines += [b"%b: %b" % header for header in headers]
+    length: int | None = 0
+    hosts = announced = colons = 0
+    for name, value in headers:
+        key = name.lower()
+        if key == b"host":
+            hosts += 1
+            value = value if host is None else host
+        elif key == b"transfer-encoding":
+            announced += 1
+            if value.lower() != b"chunked":
+                raise BadRequest("Transfer-Encoding can only be chunked")
+            length = None
+        elif key == b"content-length":
+            announced += 1
+            if not _is_length(value):
+                raise BadRequest("Content-Length is not a number")
+            length = int(value)
+        colons += b":" in name  # it would end the name early
+        lines.append(b"%b: %b" % (name, value))
     head = b"\r\n".join(lines) + b"\r\n\r\n"
-    if (
-        _REQUEST_HEAD.fullmatch(head) is None
-        or head.count(b"\n") != len(lines) + 1
-        or not all(_NAME.fullmatch(name) for name, _ in headers)  # a colon would end a name early
-    ):
+    if colons or head.count(b"\n") != len(lines) + 1 or _REQUEST_HEAD.fullmatch(head) is None:
         raise BadRequest(
             "the method, the target or a header of the request cannot be written as HTTP/1.1"
         )
-    if sum(name.lower() == b"host" for name, _ in headers) != 1:
+    if hosts != 1:
         raise BadRequest("a request has one Host header")  # RFC 9112, section 3.2
-    return head
+    if announced > 1:
+        raise BadRequest("the request announces its length more than once")
+    return head, length
 
 
 class BodyEncoder:
     """Encodes the body of a request: chunked, or with the length that the head announces."""
 
-    __slots__ = ("_left",)
+    __slots__ = ("left",)
 
-    def __init__(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """Raises `BadRequest` if the headers announce no body that can be written."""
-        self._left: int | None = 0
-        announced = 0
-        for name, value in headers:
-            name = name.lower()
-            if name == b"transfer-encoding":
-                announced += 1
-                if value.lower() != b"chunked":
-                    raise BadRequest("Transfer-Encoding can only be chunked")
-                self._left = None
-            elif name == b"content-length":
-                announced += 1
-                if not _is_length(value):
-                    raise BadRequest("Content-Length is not a number")
-                self._left = int(value)
-        if announced > 1:
-            raise BadRequest("the request announces its length more than once")
-
-    @property
-    def left(self) -> int | None:
+    def __init__(self, length: int | None) -> None:
+        """`length`: from `encode_head`."""
+        self.left = length
         """How many bytes are still to come; None for a chunked body."""
-        return self._left
 
     def data(self, data: bytes) -> bytes:
         """A piece of the body as it is sent. Raises `BadRequest` if it exceeds the announced
         length.
         """
-        if self._left is None:
+        if self.left is None:
             return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-        self._left -= len(data)
-        if self._left < 0:
+        self.left -= len(data)
+        if self.left < 0:
             raise BadRequest("the body of the request is longer than its Content-Length")
         return data
 
     def end(self) -> bytes:
         """The end of the body. Raises `BadRequest` if less than the announced length was given."""
-        if self._left:
+        if self.left:
             raise BadRequest("the body of the request is shorter than its Content-Length")
-        return b"0\r\n\r\n" if self._left is None else b""
+        return b"0\r\n\r\n" if self.left is None else b""
 
 
 class ResponseHead(NamedTuple):

@@ -83,7 +83,8 @@ class Balancer:
         cancelled, it leaves no connection and no turn behind.
         """
         session, tied = self._session_of(call)
-        turn = self._first_turn(tied)
+        now = trio.current_time()
+        turn = self._choose(now) if tied is None else self.endpoints.pin(tied, now)
         if call.retry is not None:
             call.retry.budget.deposit()
         tried: list[Endpoint] = []
@@ -94,7 +95,7 @@ class Balancer:
                     call,
                     endpoint,
                     target=endpoint.base + call.target,
-                    headers=self._headers_for(endpoint, call),
+                    host=endpoint.host if self._host == "upstream" else None,
                     new_connection=bool(tried),
                 )
                 break
@@ -160,10 +161,7 @@ class Balancer:
 
     # Choosing
 
-    def _first_turn(self, tied: Endpoint | None) -> Turn:
-        now = trio.current_time()
-        if tied is not None:
-            return self.endpoints.pin(tied, now)
+    def _choose(self, now: float) -> Turn:
         try:
             return self.endpoints.choose(now)
         except NoneInService as error:
@@ -202,14 +200,6 @@ class Balancer:
             return None
         turn.endpoint.retries += 1
         return turn
-
-    def _headers_for(self, endpoint: Endpoint, call: UpstreamCall) -> Fields:
-        if self._host != "upstream":
-            return call.headers
-        return [
-            (name, endpoint.host if name.lower() == b"host" else value)
-            for name, value in call.headers
-        ]
 
     # What came of it
 

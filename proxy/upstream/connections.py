@@ -44,6 +44,7 @@ __all__ = [
 KEEPALIVE_EXPIRY_S = 60.0
 """An idle connection is closed after this time; most servers keep theirs for 60 to 75 s."""
 
+_NOT_YET = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _MIN_WAITING = 64  # for an upstream with few connections, such as a model that serves two at a time
 
 
@@ -85,12 +86,25 @@ class Connection:
                 return self._recv_into(buffer)
             with memoryview(buffer) as view, view[at:] as room:
                 return self._recv_into(room)
-        except (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return None
-        except ssl.SSLEOFError:
-            raise Truncated(f"{self.origin}: TLS ended without close_notify") from None
         except OSError as error:
-            raise failure_of(self.origin, error, ReadFailed) from error
+            self._nothing_read(error)
+            return None
+
+    def receive(self, max_bytes: int) -> bytes | None:
+        """As `receive_into`, but return the bytes: `b""` at an orderly end."""
+        try:
+            return self.sock.recv(max_bytes)
+        except OSError as error:
+            self._nothing_read(error)
+            return None
+
+    def _nothing_read(self, error: OSError) -> None:
+        """Return if there is nothing to read yet; raise what else a read has failed with."""
+        if isinstance(error, _NOT_YET):
+            return
+        if isinstance(error, ssl.SSLEOFError):
+            raise Truncated(f"{self.origin}: TLS ended without close_notify") from None
+        raise failure_of(self.origin, error, ReadFailed) from error
 
     @property
     def pending(self) -> bool:
@@ -101,7 +115,7 @@ class Connection:
         """Wait until a read may return something. Raises `ReadFailed` if the connection is closed
         while waiting.
         """
-        if self.pending:
+        if self.tls and self.pending:
             await trio.lowlevel.checkpoint()
             return
         if self.sock.fileno() < 0:

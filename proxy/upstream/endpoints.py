@@ -197,8 +197,18 @@ class Turn:
         """
         if self._settled:
             return False
-        self._settle()
-        return self._owner._succeeded(self.endpoint, now, probe=self.probe)
+        self._settled = True
+        endpoint = self.endpoint
+        if self.probe:
+            endpoint.probing = False
+        if endpoint.ejected_until is None:
+            endpoint.failures = 0
+        elif self.probe:
+            self._owner._restore(endpoint, now)
+            return True
+        else:
+            endpoint.quiet_since = now
+        return False
 
     def fail(self, now: float) -> bool:
         """Report a failure; return whether it ejected the endpoint. The first report counts."""
@@ -276,7 +286,7 @@ class Endpoints:
         count, start = len(self.all), self._next
         for step in range(count):
             endpoint = self.all[(start + step) % count]
-            if not endpoint.can_serve(now):
+            if endpoint.ejected_until is not None and not endpoint.can_serve(now):
                 continue
             rank = (
                 int(endpoint in tried),
@@ -337,16 +347,6 @@ class Endpoints:
             )
             for item in self.all
         )
-
-    def _succeeded(self, endpoint: Endpoint, now: float, *, probe: bool) -> bool:
-        if endpoint.ejected_until is None:
-            endpoint.failures = 0
-        elif probe:
-            self._restore(endpoint, now)
-            return True
-        else:
-            endpoint.quiet_since = now
-        return False
 
     def _failed(self, endpoint: Endpoint, now: float, *, probe: bool) -> bool:
         endpoint.failed += 1

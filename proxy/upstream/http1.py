@@ -18,22 +18,21 @@ import ssl
 
 import trio
 
-from pools import Pools
-
 from ..errors import ProtocolFailure, ReadFailed, ReadTimedOut, Sent, Truncated, UpstreamFailure
 from ..http.body import UntilClose, framing_of
 from ..http.head import BodyEncoder, HeadReader, ResponseHead, encode_head
 from .body import UpstreamBody
-from .call import Fields, UpstreamCall, UpstreamResponse
+from .call import UpstreamCall, UpstreamResponse
 from .connections import Connection, ConnectionPool, ConnectTime, PoolState, Slots
 from .endpoints import Endpoint
 from .origin import Origin, server_name
 from .resolver import Resolver
-from .upload import HeadDeadline, Upload
+from .upload import Upload
 
 __all__ = ["Http1Transport"]
 
 _SMALL_BODY_BYTES = 16384
+_READ_BYTES = 16384
 _EXPIRE_EVERY_S = 5
 
 
@@ -44,7 +43,6 @@ class Http1Transport:
 
     def __init__(
         self,
-        pools: Pools,
         resolver: Resolver | None = None,
         *,
         max_connections: int = 10000,
@@ -59,7 +57,6 @@ class Http1Transport:
 
         Raises `OSError`, `ssl.SSLError`, `ValueError`.
         """
-        self._pools = pools
         self._resolver = Resolver() if resolver is None else resolver
         self._slots = Slots(max_connections)
         self._tls_server_name = None if tls_server_name is None else server_name(tls_server_name)
@@ -74,21 +71,17 @@ class Http1Transport:
         endpoint: Endpoint,
         *,
         target: bytes | None = None,
-        headers: Fields | None = None,
+        host: bytes | None = None,
         new_connection: bool = False,
     ) -> UpstreamResponse:
         """Send one attempt; return when the response's head has arrived. Its body must be closed.
 
-        `target`, `headers`: instead of the call's. Raises `UpstreamFailure`, and `BadRequest` for a
+        `target`, `host`: instead of the call's. Raises `UpstreamFailure`, and `BadRequest` for a
         request that cannot be written as HTTP/1.1. When cancelled, it closes the connection and
-        returns its slot and every buffer.
+        returns its slot.
         """
-        pool = self._pool_of(endpoint.server)
-        message = _Message(
-            call,
-            call.target if target is None else target,
-            call.headers if headers is None else headers,
-        )
+        pool = self._origins.get(endpoint.server) or self._open_pool(endpoint.server)
+        message = _Message(call, call.target if target is None else target, host)
         time = ConnectTime(call.timeouts.connect_s)
         while True:
             try:
@@ -96,7 +89,7 @@ class Http1Transport:
             except UpstreamFailure as failure:
                 failure.sent = Sent.NOTHING
                 raise
-            attempt = _Attempt(self._pools, pool, connection, call, message)
+            attempt = _Attempt(pool, connection, call, message)
             try:
                 return attempt.response(endpoint, await attempt.run())
             except BaseException as error:
@@ -123,15 +116,13 @@ class Http1Transport:
         """A snapshot of each origin's connections."""
         return tuple(pool.state() for pool in self._origins.values())
 
-    def _pool_of(self, origin: Origin) -> ConnectionPool:
-        pool = self._origins.get(origin)
-        if pool is None:
-            context = None
-            if origin.scheme == "https":
-                context = self._ssl_context = self._ssl_context or _client_context(None)
-            pool = self._origins[origin] = ConnectionPool(
-                origin, self._slots, self._resolver, context, self._tls_server_name
-            )
+    def _open_pool(self, origin: Origin) -> ConnectionPool:
+        context = None
+        if origin.scheme == "https":
+            context = self._ssl_context = self._ssl_context or _client_context(None)
+        pool = self._origins[origin] = ConnectionPool(
+            origin, self._slots, self._resolver, context, self._tls_server_name
+        )
         return pool
 
 
@@ -140,16 +131,17 @@ class _Message:
 
     __slots__ = ("encoder", "first", "head_bytes")
 
-    def __init__(self, call: UpstreamCall, target: bytes, headers: Fields) -> None:
+    def __init__(self, call: UpstreamCall, target: bytes, host: bytes | None) -> None:
         """Raises `BadRequest`."""
-        encoder = BodyEncoder(headers)
-        self.first = encode_head(call.method, target, headers)
+        self.first, length = encode_head(call.method, target, call.headers, host=host)
         self.head_bytes = len(self.first)
-        self.encoder: BodyEncoder | None = encoder
+        self.encoder: BodyEncoder | None = None
         """None if the whole request is in `first`."""
-        body, left = call.body, encoder.left
-        if isinstance(body, bytes) and left is not None and left <= _SMALL_BODY_BYTES:
-            self.first += encoder.data(body) + encoder.end()
+        if length == 0 and call.body == b"":
+            return
+        self.encoder = encoder = BodyEncoder(length)
+        if isinstance(call.body, bytes) and length is not None and length <= _SMALL_BODY_BYTES:
+            self.first += encoder.data(call.body) + encoder.end()
             self.encoder = None
 
 
@@ -161,19 +153,17 @@ class _Attempt:
 
     def __init__(
         self,
-        pools: Pools,
         pool: ConnectionPool,
         connection: Connection,
         call: UpstreamCall,
         message: _Message,
     ) -> None:
-        self._pools = pools
         self._pool = pool
         self._connection = connection
         self._call = call
         self._message = message
         self._upload: Upload | None = None
-        self._deadline = HeadDeadline(call.timeouts.first_byte_s)
+        self._head_scope = trio.CancelScope()  # its deadline starts at the end of the request
 
     @property
     def sent(self) -> Sent:
@@ -190,15 +180,16 @@ class _Attempt:
         """Send the request; return the response's head. Raises `UpstreamFailure`, `BadRequest`, and
         whatever the iteration of the body raises.
         """
-        message, write_s = self._message, self._call.timeouts.write_s
+        message, timeouts = self._message, self._call.timeouts
+        write_s, first_byte_s = timeouts.write_s, timeouts.first_byte_s
         await self._connection.send_all(message.first, write_s)
         if message.encoder is None:
-            self._deadline.start()
+            self._head_scope.deadline = trio.current_time() + first_byte_s
             return await self._receive_head()
         self._upload = upload = Upload(self._connection, message.encoder, self._call.body, write_s)
         if self._call.nursery is None:
             return await self._upload_until_head(upload)
-        self._call.nursery.start_soon(upload.run, self._deadline)
+        self._call.nursery.start_soon(upload.run, self._head_scope, first_byte_s)
         try:
             return await self._receive_head()
         except BaseException:
@@ -222,7 +213,7 @@ class _Attempt:
 
     async def _upload_until_head(self, upload: Upload) -> ResponseHead:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(upload.run, self._deadline)
+            nursery.start_soon(upload.run, self._head_scope, self._call.timeouts.first_byte_s)
             result: ResponseHead | Exception
             try:
                 result = await self._receive_head()
@@ -234,42 +225,41 @@ class _Attempt:
         return result
 
     async def _receive_head(self) -> ResponseHead:
-        """Wait for the head; its deadline starts at the end of the request."""
-        with self._deadline.scope:
-            return await self._read_head()
+        """Wait for the head, and pass on the informational responses before it."""
+        reader = HeadReader()
+        with self._head_scope:
+            while True:
+                await self._connection.wait_readable()
+                head = self._read_once(reader)
+                if reader.interim:
+                    await self._pass_interim(reader)
+                if head is not None:
+                    return head
         if self._upload is not None and self._upload.failure is not None:
             raise self._upload.failure
         raise ReadTimedOut(
-            f"{self._connection.origin}: no response within {self._deadline.timeout_s} s"
+            f"{self._connection.origin}: no response within {self._call.timeouts.first_byte_s} s"
         )
 
-    async def _read_head(self) -> ResponseHead:
-        reader = HeadReader()
+    async def _pass_interim(self, reader: HeadReader) -> None:
+        interim, reader.interim = reader.interim, []
         on_interim = self._call.on_interim
-        while True:
-            await self._connection.wait_readable()
-            with self._pools.http_response.acquire() as lease:
-                head = self._read_once(reader, lease.buffer)
-            if reader.interim:
-                interim, reader.interim = reader.interim, []
-                if on_interim is not None:
-                    for each in interim:
-                        await on_interim(self._call, each.status, each.headers)
-            if head is not None:
-                return head
+        if on_interim is not None:
+            for each in interim:
+                await on_interim(self._call, each.status, each.headers)
 
-    def _read_once(self, reader: HeadReader, buffer: bytearray) -> ResponseHead | None:
+    def _read_once(self, reader: HeadReader) -> ResponseHead | None:
         connection = self._connection
         try:
-            count = connection.receive_into(buffer, 0)
-        except Truncated:  # the same over TLS, without close_notify
-            count = 0
-        if count == 0:
-            raise ReadFailed(f"{connection.origin}: closed the connection without a response")
-        if count is None:
+            data = connection.receive(_READ_BYTES)
+        except Truncated:  # an end like any other, over TLS and without close_notify
+            data = b""
+        if data is None:
             return None
+        if not data:
+            raise ReadFailed(f"{connection.origin}: closed the connection without a response")
         try:
-            return reader.receive(bytes(buffer[:count]))
+            return reader.receive(data)
         except ProtocolFailure as error:
             raise ProtocolFailure(f"{connection.origin}: {error}") from None
 

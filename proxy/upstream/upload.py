@@ -6,7 +6,6 @@ is kept for the task that reads the response.
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 
 import trio
@@ -15,23 +14,9 @@ from ..errors import ReadFailed
 from ..http.head import BodyEncoder
 from .connections import Connection
 
-__all__ = ["HeadDeadline", "Upload"]
+__all__ = ["Upload"]
 
 _CLOSE_S = 1.0
-
-
-class HeadDeadline:
-    """The deadline for the response's head. It starts when the request is complete."""
-
-    __slots__ = ("scope", "timeout_s")
-
-    def __init__(self, timeout_s: float) -> None:
-        self.timeout_s = timeout_s
-        self.scope = trio.CancelScope()
-
-    def start(self) -> None:
-        if self.timeout_s != math.inf:
-            self.scope.deadline = trio.current_time() + self.timeout_s
 
 
 class Upload:
@@ -55,8 +40,10 @@ class Upload:
         self.failure: Exception | None = None
         """Why the upload failed; None for a broken connection, which the reader notices itself."""
 
-    async def run(self, deadline: HeadDeadline) -> None:
-        """Send the body, then start the deadline for the head."""
+    async def run(self, head_scope: trio.CancelScope, first_byte_s: float) -> None:
+        """Send the body, then set the deadline of `head_scope`, in which the response's head is
+        awaited.
+        """
         assert self._body is not None
         with self.scope:
             try:
@@ -66,11 +53,11 @@ class Upload:
                 pass  # the response may have arrived; if not, reading it fails, too
             except Exception as error:  # a deadline, a wrong length, or an error of the body itself
                 self.failure = error
-                deadline.scope.cancel()
+                head_scope.cancel()
                 # Wake the reader of the response: no response follows an unfinished request.
                 self._connection.shut_down()
         self._body = None  # a body in memory must not live as long as the response
-        deadline.start()
+        head_scope.deadline = trio.current_time() + first_byte_s
 
     async def _send_all(self, body: bytes | AsyncIterable[bytes]) -> None:
         if isinstance(body, bytes):

@@ -24,7 +24,6 @@ import trio
 from interceptors import Request
 from interceptors.dialects.mcp_hooks import McpInterceptor
 from interceptors.hooks import Owner
-from pools import Pools
 
 from ..config import Config, mask_references
 from ..errors import ConfigError, RequestRefused
@@ -50,7 +49,6 @@ class Generation:
     def __init__(
         self,
         config: Config,
-        pools: Pools,
         sessions: Sessions,
         kept: Mapping[str, Balancer] | None = None,
         resolver: Resolver | None = None,
@@ -59,7 +57,7 @@ class Generation:
         `ConfigError`. Blocks on imports.
         """
         self.config = config
-        self.routes = RouteTable(config, pools, kept, sessions, resolver)
+        self.routes = RouteTable(config, kept, sessions, resolver)
         self.trusted_proxies = TrustedProxies(config.reverse_proxy.trusted_proxies)
         self.collectors = _collectors(self.owners)
         """Metrics of its interceptors."""
@@ -84,15 +82,14 @@ class Generation:
 class Generations:
     """The current generation, and replaced ones that still have exchanges."""
 
-    def __init__(self, config: Config, pools: Pools) -> None:
+    def __init__(self, config: Config) -> None:
         """Compile the first generation. Raises `ConfigError`."""
-        self._pools = pools
         self.sessions = Sessions()
         """State that outlives generations."""
         self.sessions.mcp.owners_of = self._mcp_interceptors
         self._resolver = Resolver()
         self._resolving: trio.CancelScope | None = None
-        self.current = Generation(config, pools, self.sessions, resolver=self._resolver)
+        self.current = Generation(config, self.sessions, resolver=self._resolver)
         self._all = [self.current]
         self._closing = False
         self._maintained: dict[Balancer, trio.CancelScope] = {}
@@ -152,7 +149,7 @@ class Generations:
             for upstream in after.upstreams
             if same and upstream in before.upstreams and upstream.ca_file is None
         }
-        new = Generation(config, self._pools, self.sessions, kept, self._resolver)
+        new = Generation(config, self.sessions, kept, self._resolver)
         check(new.collectors)
         for name, transport in new.routes.transports.items():
             was = self.current.routes.transports.get(name)

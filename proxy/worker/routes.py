@@ -15,7 +15,6 @@ from interceptors.chain import Chain
 from interceptors.dialects.mcp_sessions import SessionBook
 from interceptors.hooks import Owner
 from interceptors.paths import fold_path, normal_path
-from pools import Pools
 
 from ..config import (
     Config,
@@ -153,7 +152,6 @@ class RouteTable:
     def __init__(
         self,
         config: Config,
-        pools: Pools,
         kept: Mapping[str, Balancer] | None = None,
         sessions: Sessions | None = None,
         resolver: Resolver | None = None,
@@ -173,7 +171,6 @@ class RouteTable:
                 continue
             try:
                 transport = Http1Transport(
-                    pools,
                     resolver,
                     max_connections=upstream.max_connections,
                     tls=upstream.uses_tls,

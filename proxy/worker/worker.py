@@ -43,7 +43,7 @@ class Worker:
             json=(sizes.json.size, sizes.json.max_pooled),
             leak_detection=config.reverse_proxy.leak_detection,
         )
-        self.generations = Generations(config, self.pools)
+        self.generations = Generations(config)
         bound_connections(config)
         self.metrics = Metrics(
             self.pools,

@@ -449,8 +449,8 @@ def write_with_ours(
     out.
     """
     try:
-        encoder = BodyEncoder(headers)
-        wire = encode_head(method, target, headers)
+        wire, length = encode_head(method, target, headers)
+        encoder = BodyEncoder(length)
         return wire + b"".join([encoder.data(piece) for piece in pieces]) + encoder.end()
     except BadRequest:
         return None

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from interceptors import Interceptor, Request
 from interceptors.dialects.mcp_headers import VERSION_KEY
 from interceptors.testing import run_request
-from pools import Pools
 from proxy.config import parse_config
 from proxy.dialects.mcp_interceptors import state_of, surround
 from proxy.http import parse_host
@@ -125,7 +124,7 @@ def route(endpoint: str, path: str, *, strip: bool) -> Route:
         f'reverse_proxy:\n  upstreams: [{{name: up, endpoints: ["{endpoint}"]}}]\n'
         f"  routes: [{{path: {path}, upstream: up, dialect: mcp, strip_prefix: {str(strip).lower()}}}]"
     )
-    return RouteTable(config, Pools()).routes[0]
+    return RouteTable(config).routes[0]
 
 
 SEGMENT = st.text("ab", min_size=1, max_size=3)
@@ -341,7 +340,7 @@ def test_a_body_that_an_interceptor_makes_of_another_type_gets_its_headers(
 def test_the_configuration_on_the_documentations_page_is_one() -> None:
     """docs/mcp_proxy.md begins with a configuration that loads."""
     page = (Path(__file__).parents[4] / "docs" / "mcp_proxy.md").read_text()
-    (route,) = RouteTable(parse_config(page.split("```yaml\n")[1].split("```")[0]), Pools()).routes
+    (route,) = RouteTable(parse_config(page.split("```yaml\n")[1].split("```")[0])).routes
     assert (route.dialect.name, route.strip_prefix) == ("mcp", True)
     assert route.allowed_hosts is not None
     assert parse_host("mcp.example.com") in route.allowed_hosts

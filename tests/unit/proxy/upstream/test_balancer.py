@@ -13,7 +13,6 @@ import trio
 from support.upstream import Peer, Script, open_upstream
 from trio.testing import MockClock
 
-from pools import Pools
 from proxy.errors import ConnectFailed, NoEndpoint, OutOfResources, ReadFailed, UpstreamFailure
 from proxy.upstream import (
     Balancer,
@@ -32,14 +31,9 @@ from proxy.upstream.origin import Origin
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
-@pytest.fixture
-def pools() -> Pools:
-    return Pools(leak_detection="paranoid")
-
-
-def balancer(pools: Pools, *urls: str, failures: int = 100) -> Balancer:
+def balancer(*urls: str, failures: int = 100) -> Balancer:
     endpoints = Endpoints([Endpoint(url) for url in urls], consecutive_failures=failures)
-    return Balancer("up", Http1Transport(pools, max_connections=10), endpoints)
+    return Balancer("up", Http1Transport(max_connections=10), endpoints)
 
 
 def call(method: str = "GET", target: bytes = b"/", **fields: Any) -> UpstreamCall:
@@ -78,12 +72,12 @@ def idle(transport: Balancer) -> bool:
     )
 
 
-async def test_any_bytes_may_be_a_sessions_key(pools: Pools) -> None:
+async def test_any_bytes_may_be_a_sessions_key() -> None:
     """For sessions that no header tells: whoever knows the key says where it belongs, and asks with
     it.
     """
     async with open_upstream(good) as one, open_upstream(good) as two:
-        transport = balancer(pools, one.url, two.url)
+        transport = balancer(one.url, two.url)
         response = await transport.call(call())
         endpoint = response.endpoint
         await read(response.body)
@@ -100,10 +94,10 @@ async def test_any_bytes_may_be_a_sessions_key(pools: Pools) -> None:
     assert sorted([len(one.requests), len(two.requests)]) == [0, 6]
 
 
-async def test_a_request_may_be_sent_a_second_time_as_it_was(pools: Pools) -> None:
+async def test_a_request_may_be_sent_a_second_time_as_it_was() -> None:
     """The balancer changes nothing in it: base path and Host belong to the attempt."""
     async with open_upstream(good) as upstream:
-        transport = balancer(pools, f"{upstream.url}/base")
+        transport = balancer(f"{upstream.url}/base")
         again = call(target=b"/x")
         for _ in range(2):
             response = await transport.call(again)
@@ -113,7 +107,7 @@ async def test_a_request_may_be_sent_a_second_time_as_it_was(pools: Pools) -> No
     assert [item.target for item in upstream.requests] == [b"/base/x"] * 2
 
 
-async def test_a_kept_connection_that_was_closed_is_not_the_endpoints_failure(pools: Pools) -> None:
+async def test_a_kept_connection_that_was_closed_is_not_the_endpoints_failure() -> None:
     """A server may close one just when the next request is written; that says nothing, and a GET is
     simply sent again.
     """
@@ -127,7 +121,7 @@ async def test_a_kept_connection_that_was_closed_is_not_the_endpoints_failure(po
             await good(peer)
 
     async with open_upstream(script) as upstream:
-        transport = balancer(pools, upstream.url, failures=1)
+        transport = balancer(upstream.url, failures=1)
         for _ in range(2):
             response = await transport.call(call(retry=RetryPolicy(2, 1)))
             await read(response.body)
@@ -137,7 +131,7 @@ async def test_a_kept_connection_that_was_closed_is_not_the_endpoints_failure(po
     assert len(upstream.requests) == 3
 
 
-async def test_a_retry_takes_a_new_connection(pools: Pools) -> None:
+async def test_a_retry_takes_a_new_connection() -> None:
     """A second kept one may be as dead as the first: one attempt more is enough, however many are
     kept.
     """
@@ -152,7 +146,7 @@ async def test_a_retry_takes_a_new_connection(pools: Pools) -> None:
             await good(peer)
 
     async with open_upstream(script) as upstream:
-        transport = balancer(pools, upstream.url)
+        transport = balancer(upstream.url)
         for count in (2, 1):
             responses = [await transport.call(call(retry=RetryPolicy(2, 1))) for _ in range(count)]
             for response in responses:
@@ -162,9 +156,9 @@ async def test_a_retry_takes_a_new_connection(pools: Pools) -> None:
     assert upstream.accepted == 3
 
 
-async def test_without_a_policy_nothing_is_sent_twice(pools: Pools) -> None:
+async def test_without_a_policy_nothing_is_sent_twice() -> None:
     async with open_upstream(resets) as upstream:
-        transport = balancer(pools, upstream.url)
+        transport = balancer(upstream.url)
         with pytest.raises(ReadFailed):
             await transport.call(call())
         assert idle(transport)
@@ -172,10 +166,10 @@ async def test_without_a_policy_nothing_is_sent_twice(pools: Pools) -> None:
 
 
 async def test_when_every_endpoint_is_out_the_failure_says_for_how_long(
-    pools: Pools, autojump_clock: object
+    autojump_clock: object,
 ) -> None:
     """In whole seconds, rounded up, and never none at all."""
-    transport = balancer(pools, "http://127.0.0.1:1", failures=1)
+    transport = balancer("http://127.0.0.1:1", failures=1)
     transport.endpoints.pin(transport.endpoints.all[0], trio.current_time()).fail(
         trio.current_time()
     )
@@ -187,11 +181,11 @@ async def test_when_every_endpoint_is_out_the_failure_says_for_how_long(
 
 
 @pytest.mark.parametrize("script", [good, resets])
-async def test_cancelled_anywhere_it_leaves_nothing_behind(script: Script, pools: Pools) -> None:
+async def test_cancelled_anywhere_it_leaves_nothing_behind(script: Script) -> None:
     """After each number of the loop's turns, from before the first to after the last attempt."""
     finished = 0
     async with open_upstream(script) as one, open_upstream(script) as two:
-        transport = balancer(pools, one.url, two.url, failures=1_000_000)
+        transport = balancer(one.url, two.url, failures=1_000_000)
         policy = RetryPolicy(3, 1)
         for turns in range(120):
 
@@ -232,12 +226,12 @@ def no_room(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 async def test_what_is_ours_is_not_tried_again_and_counts_against_nobody(
-    pools: Pools, no_room: list[str]
+    no_room: list[str],
 ) -> None:
     """One attempt for each request, however many endpoints there are; each stays in service with no
     failure.
     """
-    transport = balancer(pools, "http://one.test", "http://127.0.0.1:9", failures=1)
+    transport = balancer("http://one.test", "http://127.0.0.1:9", failures=1)
     policy = RetryPolicy(5, 1)
     for _ in range(4):
         with pytest.raises(OutOfResources):
@@ -251,10 +245,10 @@ async def test_what_is_ours_is_not_tried_again_and_counts_against_nobody(
 
 
 async def test_a_check_that_fails_for_want_of_resources_ejects_nobody(
-    pools: Pools, no_room: list[str], autojump_clock: MockClock
+    no_room: list[str], autojump_clock: MockClock
 ) -> None:
     endpoints = Endpoints([Endpoint("http://one.test")], consecutive_failures=1, checked=True)
-    transport = Balancer("up", Http1Transport(pools), endpoints, checks=Checks("/", 1))
+    transport = Balancer("up", Http1Transport(), endpoints, checks=Checks("/", 1))
     with trio.move_on_after(5.5):
         await transport.maintain()
     assert len(no_room) == 6
@@ -262,11 +256,11 @@ async def test_a_check_that_fails_for_want_of_resources_ejects_nobody(
     assert (state.state, state.failures) == ("up", 0)
 
 
-async def test_a_check_that_waits_for_a_connection_ejects_nobody(pools: Pools) -> None:
+async def test_a_check_that_waits_for_a_connection_ejects_nobody() -> None:
     """All connections are in use, which is not the endpoint's fault."""
     async with open_upstream(good) as upstream:
         endpoints = Endpoints([Endpoint(upstream.url)], consecutive_failures=1, checked=True)
-        transport = Http1Transport(pools, max_connections=1)
+        transport = Http1Transport(max_connections=1)
         checked = Balancer("up", transport, endpoints, checks=Checks("/", 0.2))
         held = await checked.call(call())
         with trio.move_on_after(0.7):
@@ -278,7 +272,7 @@ async def test_a_check_that_waits_for_a_connection_ejects_nobody(pools: Pools) -
 
 
 async def test_a_probe_that_fails_for_want_of_resources_is_followed_by_another(
-    pools: Pools, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     """An endpoint that is due again is neither ejected anew nor left without a probe."""
     problems: list[UpstreamFailure] = [
@@ -292,7 +286,7 @@ async def test_a_probe_that_fails_for_want_of_resources_is_followed_by_another(
         raise problems.pop(0)
 
     monkeypatch.setattr(dial, "connect", connect)
-    transport = balancer(pools, "http://one.test", failures=1)
+    transport = balancer("http://one.test", failures=1)
     states = []
     for _ in range(4):
         with pytest.raises(UpstreamFailure):

@@ -16,7 +16,6 @@ import pytest
 import trio
 import trustme
 
-from pools import Pools
 from proxy.errors import (
     ConnectFailed,
     ConnectTimedOut,
@@ -315,11 +314,6 @@ def tls(authority: trustme.CA) -> ssl.SSLContext:
 
 
 @pytest.fixture
-def pools() -> Pools:
-    return Pools()
-
-
-@pytest.fixture
 async def resolver(nursery: trio.Nursery) -> Resolver:
     resolver = Resolver()
     await nursery.start(resolver.run)
@@ -327,10 +321,8 @@ async def resolver(nursery: trio.Nursery) -> Resolver:
 
 
 @pytest.fixture
-async def transport(
-    pools: Pools, resolver: Resolver, ca_file: str
-) -> AsyncIterator[Http1Transport]:
-    transport = Http1Transport(pools, resolver, ca_file=ca_file)
+async def transport(resolver: Resolver, ca_file: str) -> AsyncIterator[Http1Transport]:
+    transport = Http1Transport(resolver, ca_file=ca_file)
     yield transport
     await transport.aclose()
 
@@ -1103,9 +1095,9 @@ async def test_aclose_closes_idle_connections_and_leaves_those_on_loan(
 
 
 @bounded
-async def test_all_origins_share_one_bound(nursery: trio.Nursery, pools: Pools) -> None:
+async def test_all_origins_share_one_bound(nursery: trio.Nursery) -> None:
     """The oldest idle connection of any origin makes room."""
-    transport = Http1Transport(pools, max_connections=2)
+    transport = Http1Transport(max_connections=2)
     one, two, three = [await serve(nursery, answer_forever) for _ in range(3)]
     held = [await ask(transport, server) for server in (one, two)]
     with pytest.raises(PoolTimedOut):
@@ -1119,9 +1111,9 @@ async def test_all_origins_share_one_bound(nursery: trio.Nursery, pools: Pools) 
 
 
 @bounded
-async def test_the_queue_for_a_connection_is_bounded(nursery: trio.Nursery, pools: Pools) -> None:
+async def test_the_queue_for_a_connection_is_bounded(nursery: trio.Nursery) -> None:
     """64 may wait for the only connection; the next request is refused at once."""
-    transport = Http1Transport(pools, max_connections=1)
+    transport = Http1Transport(max_connections=1)
     server = await serve(nursery, answer_forever)
     held = await ask(transport, server)
     async with trio.open_nursery() as waiters:
@@ -1174,7 +1166,6 @@ async def test_tls_is_verified_and_names_the_server(
 )
 async def test_a_certificate_that_does_not_verify_is_a_tls_failure(
     nursery: trio.Nursery,
-    pools: Pools,
     resolver: Resolver,
     tls: ssl.SSLContext,
     ca_file: str,
@@ -1186,7 +1177,7 @@ async def test_a_certificate_that_does_not_verify_is_a_tls_failure(
     trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
     server = await serve(nursery, answer_forever, tls)
     files = {"own": ca_file, "other": str(tmp_path / "other.pem"), None: None}
-    transport = Http1Transport(pools, resolver, ca_file=files[ca])
+    transport = Http1Transport(resolver, ca_file=files[ca])
     with pytest.raises(TlsFailed, match="certificate not accepted") as caught:
         await ask(transport, f"https://{host}:{server.port}")
     assert (caught.value.sent, state(transport).lent) == (Sent.NOTHING, 0)
@@ -1211,12 +1202,12 @@ async def test_a_server_without_tls_is_a_tls_failure(
     assert state(transport).lent == 0
 
 
-async def test_an_unreadable_ca_file_is_an_error_at_once(pools: Pools, tmp_path: Path) -> None:
+async def test_an_unreadable_ca_file_is_an_error_at_once(tmp_path: Path) -> None:
     (tmp_path / "no.pem").write_text("nonsense")
     with pytest.raises(ssl.SSLError):
-        Http1Transport(pools, ca_file=str(tmp_path / "no.pem"))
+        Http1Transport(ca_file=str(tmp_path / "no.pem"))
     with pytest.raises(FileNotFoundError):
-        Http1Transport(pools, ca_file=str(tmp_path / "missing.pem"))
+        Http1Transport(ca_file=str(tmp_path / "missing.pem"))
 
 
 # Cancellation
@@ -1255,7 +1246,6 @@ STAGES = (
 )
 async def test_cancelled_where_it_hangs_a_request_leaves_nothing_behind(
     nursery: trio.Nursery,
-    pools: Pools,
     resolver: Resolver,
     ca_file: str,
     tls: ssl.SSLContext,
@@ -1293,7 +1283,7 @@ async def test_cancelled_where_it_hangs_a_request_leaves_nothing_behind(
         "resolving": f"{server.url.partition(':')[0]}://hang.test",
         "handshake": f"https://{NAME}:{mute.port}",
     }.get(stage, server.url)
-    transport = Http1Transport(pools, resolver, max_connections=3, ca_file=ca_file)
+    transport = Http1Transport(resolver, max_connections=3, ca_file=ca_file)
 
     async def hang() -> None:
         arguments: dict[str, Any] = {}
@@ -1316,5 +1306,5 @@ async def test_cancelled_where_it_hangs_a_request_leaves_nothing_behind(
     await server.wait_all_closed()
     hanging = False
     if url != server.url:
-        transport = Http1Transport(pools, resolver, max_connections=3, ca_file=ca_file)
+        transport = Http1Transport(resolver, max_connections=3, ca_file=ca_file)
     await good_requests(transport, server, 3)

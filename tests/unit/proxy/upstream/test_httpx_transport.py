@@ -20,7 +20,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 async def client() -> AsyncIterator[httpx.AsyncClient]:
     pools = Pools()
     async with httpx.AsyncClient(
-        transport=HttpxTransport(pools, Http1Transport(pools)),
+        transport=HttpxTransport(pools, Http1Transport()),
         timeout=httpx.Timeout(5, connect=5, read=0.2),
     ) as client:
         yield client

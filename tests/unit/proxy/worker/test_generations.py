@@ -11,7 +11,6 @@ import trio
 import trio.testing
 
 from interceptors import Interceptor
-from pools import Pools
 from proxy.config import Config, parse_config
 from proxy.errors import ConfigError
 from proxy.worker.generations import Generations
@@ -62,7 +61,7 @@ async def test_one_is_over_when_it_is_superseded_and_its_last_exchange_has_ended
     """Three at once, each left when its own exchange ends, in whichever order; the current one only
     by `aclose`.
     """
-    generations = Generations(configured("1"), Pools())
+    generations = Generations(configured("1"))
     await generations.start(nursery)
     exchanges: list[Any] = [object(), object()]
     generations.enter(exchanges[0])
@@ -84,7 +83,7 @@ async def test_one_is_over_when_it_is_superseded_and_its_last_exchange_has_ended
 async def test_a_transport_is_closed_with_the_last_generation_that_has_it(
     nursery: trio.Nursery,
 ) -> None:
-    generations = Generations(configured("1"), Pools())
+    generations = Generations(configured("1"))
     await generations.start(nursery)
     first = generations.current.routes.transports["up"]
     await generations.replace(configured("2"))
@@ -106,7 +105,7 @@ async def test_a_lifespan_that_is_never_entered_changes_nothing(
     nursery: trio.Nursery, autojump_clock: object
 ) -> None:
     """After a minute the attempt ends with an error, and what was current is."""
-    generations = Generations(configured("1"), Pools())
+    generations = Generations(configured("1"))
     await generations.start(nursery)
     current = generations.current
     with pytest.raises(ConfigError, match="not entered within 60 s"):
@@ -121,7 +120,7 @@ async def test_a_lifespan_that_is_entered_too_late_is_left_at_once(
     nursery: trio.Nursery, autojump_clock: object
 ) -> None:
     """Nobody waits for it any more: nothing of its generation stays, and the end waits for nothing."""
-    generations = Generations(configured("1"), Pools())
+    generations = Generations(configured("1"))
     await generations.start(nursery)
     with pytest.raises(ConfigError, match="were not entered within 60 s"):
         await generations.replace(configured("2", seconds=90, stubborn=True))
@@ -136,7 +135,7 @@ async def test_what_is_entered_while_all_is_closed_is_left_at_once(
     nursery: trio.Nursery, autojump_clock: object
 ) -> None:
     """And it never becomes current, nor are its upstreams looked after."""
-    generations = Generations(configured("1"), Pools())
+    generations = Generations(configured("1"))
 
     async def replace() -> None:
         with pytest.raises(ConfigError, match="this worker is ending"):
@@ -152,7 +151,7 @@ async def test_what_is_entered_while_all_is_closed_is_left_at_once(
 
 async def test_an_exchange_without_a_lifespan_is_forgotten_too() -> None:
     """Under a server that has no lifespans nothing starts; what comes and goes is not kept."""
-    generations = Generations(configured("1"), Pools())
+    generations = Generations(configured("1"))
     exchange: Any = object()
     generations.enter(exchange)
     generations.leave(exchange)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from interceptors.paths import normal_path
-from pools import Pools
 from proxy.config import parse_config
 from proxy.errors import ConfigError, RequestRefused
 from proxy.http import parse_host
@@ -20,7 +19,7 @@ def table(routes: str, upstream: str = "", rest: str = "") -> RouteTable:
     config = parse_config(
         f'reverse_proxy:\n  upstreams: [{{name: llm, endpoints: ["http://h:8080"]{upstream}}}]\n  routes: [{routes}]\n{rest}'
     )
-    return RouteTable(config, Pools())
+    return RouteTable(config)
 
 
 def to(*paths: str, rest: str = "") -> RouteTable:
@@ -32,7 +31,7 @@ def only(endpoint: str = "http://h:8080", path: str = "/", rest: str = "") -> Ro
         f'reverse_proxy:\n  upstreams: [{{name: llm, endpoints: ["{endpoint}"]}}]\n'
         f"  routes: [{{path: {path}, upstream: llm{rest}}}]"
     )
-    return RouteTable(config, Pools()).routes[0]
+    return RouteTable(config).routes[0]
 
 
 def found(routes: RouteTable, path: bytes) -> str | None:
