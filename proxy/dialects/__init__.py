@@ -1,10 +1,9 @@
-"""What each dialect says of itself, one file each: error bodies and events, the end of a stream,
-the interceptors around a route's own, its sessions.
+"""The dialects of routes, one file each: error events, the events that end a stream, the
+interceptors around a route's own, sessions.
 
 Imports `upstream`, `http` and the interceptors' readers. `relay`, `worker` and `exchange` ask the
-`Dialect` of their route; none compares its name. To add one: a file here with a subclass, its name
-in `config/schema.py`, its error format in `interceptors/refusals.py` and its rules of answers in
-`interceptors/dialects/answers.py`.
+`Dialect` of their route and never compare its name. CONTRIBUTING.md, "Add a dialect", lists the
+other places that know a dialect's name.
 """
 
 from collections.abc import Mapping

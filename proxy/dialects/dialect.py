@@ -1,9 +1,10 @@
-"""`Dialect`: what the proxy must know of the protocol that a route carries.
+"""`Dialect`: what the proxy must know about the protocol of a route.
 
 One subclass and one file for each dialect; instances are stateless and live as long as the process.
 `relay`, `worker` and `exchange` ask the dialect of their route and never compare its name. The base
-class gives the defaults, which are those of the generic dialect. Error bodies and the readers of
-answers come from `interceptors` (`refusals`, `dialects.answers`), which cannot import this package.
+class gives the defaults, which are those of the generic dialect. The shape of error bodies and the
+readers of answers are in `interceptors` (`refusals`, `dialects.answers`), which cannot import this
+package.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ class Dialect:
     name: ClassVar[str]
     """As `dialect` in the configuration and `Request.dialect`."""
     final_events: ClassVar[tuple[FinalEvent, ...]] = ()
-    """Events after which a stream is complete."""
+    """Events after which a stream is complete, so that `reconnect` does not resume it."""
     clean_end_is_final: ClassVar[bool] = False
-    """A stream that ends without an error is complete, whichever event was the last."""
+    """Whether a stream that ends without an error is complete, whatever its last event was."""
     has_error_events: ClassVar[bool] = True
-    """A failure inside a stream may be sent as an event; otherwise the stream is only cut."""
+    """Whether a failure inside a stream is sent as an event; otherwise the stream is only reset."""
     listening: ClassVar[frozenset[str]] = frozenset()
     """Methods whose event streams `timeouts.idle` does not cut, unless the route lists its own."""
 
@@ -52,7 +53,7 @@ class Dialect:
         return list(owners)
 
     def may_be_mislabelled(self, path: str) -> bool:
-        """Whether the first bytes of a body, not its type alone, tell if it is an event stream."""
+        """Whether the first bytes of a body, not only its content type, decide that it is a stream."""
         return may_be_mislabelled(self.name, path)
 
     def has_one_answer(self, path: str) -> bool:
@@ -79,7 +80,7 @@ class Dialect:
         return ()
 
     def can_resume(self, request: Request | None) -> bool:
-        """Whether the client may come back for the rest of a stream, so an error must not end it."""
+        """Whether the client may resume a stream, so that an error must not end the call."""
         return False
 
     def error_body(self, refusal: RequestRefused, request: Request | None) -> bytes:

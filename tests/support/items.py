@@ -126,9 +126,12 @@ def _headers() -> Iterator[str]:
     for path in _MODULES:
         if "bench" in path.parts or path.name in ("scaffold.py", "demo.py"):
             continue
-        documentation = {id(node.value) for node in _nodes(path) if isinstance(node, ast.Expr)}
+        other_text = {id(node.value) for node in _nodes(path) if isinstance(node, ast.Expr)}
         for node in _nodes(path):
-            if isinstance(node, ast.Constant) and id(node) not in documentation:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "final_events":
+                other_text.update(map(id, ast.walk(node.value)))  # names of events
+        for node in _nodes(path):
+            if isinstance(node, ast.Constant) and id(node) not in other_text:
                 yield from (f"header {name}" for name in _names_in(node.value))
     page = (ROOT / "docs/forwarding.md").read_text(encoding="utf-8")
     for row in page.splitlines():

@@ -143,3 +143,13 @@ def test_the_table_is_sorted_and_has_each_item_once() -> None:
     ]
     assert lines == sorted(lines, key=lambda line: line.split(" = "))
     assert len(lines) == len(TABLE)
+
+
+def test_the_monitoring_page_lists_every_error_type() -> None:
+    page = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8")
+    section = page.partition("### Error types\n")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    listed = [name for row in rows for name in re.findall("`([a-z_]+)`", row)]
+    assert sorted(listed) == sorted(
+        item.partition(" ")[2] for item in items() if item.startswith("error ")
+    )

@@ -167,8 +167,8 @@ def test_a_new_id_ends_the_search() -> None:
         (b"retry: soon\nid: 1\ndata: x\n\n", True),
     ],
 )
-def test_it_goes_on_behind_an_event_with_an_id(stream: bytes, wants: bool) -> None:
-    """Of one without, nobody can ask what comes next; nor of one whose id fits in no header."""
+def test_a_stream_resumes_after_an_event_with_an_id(stream: bytes, wants: bool) -> None:
+    """Not after one without an id, nor after one whose id cannot be sent in a header."""
     resume = resume_for()
     feed(resume, stream)
     assert resume.can_resume(clean=False) is wants
@@ -189,16 +189,16 @@ def test_it_goes_on_behind_an_event_with_an_id(stream: bytes, wants: bool) -> No
         (b'id: 9\ndata: "[DONE]"\n\n', set()),
     ],
 )
-def test_an_event_may_say_that_it_is_the_last(last: bytes, dialects: set[str]) -> None:
-    for dialect in ("openai", "anthropic", "generic", "abort", "mcp"):
+def test_the_last_event_of_each_dialect_ends_the_stream(last: bytes, dialects: set[str]) -> None:
+    for dialect in DIALECTS:
         resume = resume_for(dialect)
         feed(resume, event(1) + last)
         assert resume.done is (dialect in dialects)
         assert resume.can_resume(clean=False) is (dialect not in dialects)
 
 
-def test_with_mcp_a_clean_end_is_one() -> None:
-    """The server may close after an event with an id, and the client comes back: MCP 2025-11-25."""
+def test_with_mcp_a_clean_end_ends_the_stream() -> None:
+    """A server may close after an event with an id, and the client reconnects (MCP 2025-11-25)."""
     resume = resume_for("mcp")
     feed(resume, event(1))
     assert not resume.can_resume(clean=True)
