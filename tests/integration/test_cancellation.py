@@ -304,7 +304,7 @@ KINDS = {
         body=b"".join(b"data: %d!!\n\n" % number for number in range(4)),
         given=lambda streams: (on_event_async(_think, "One"), on_event_async(_think, "Two")),
         keep=True,
-        places=("stream.run_async", "hub.move"),
+        places=("passage.run_async", "hub.move"),
     ),
     "speaking": Exchanging(
         body=None,
@@ -353,7 +353,7 @@ KINDS = {
         body=b"".join(b"data: %d!\n\n" % number for number in range(4)),
         given=lambda streams: (streams.interceptor(Edits), on_event_async(_pass, "Pass")),
         keep=True,
-        places=("asgi.drain", "stream.run_async", "body.wait_readable"),
+        places=("asgi.drain", "passage.run_async", "body.wait_readable"),
     ),
 }
 
