@@ -48,14 +48,14 @@ class FrameKind(Enum):
     LINE_FEED = auto()
     """The LF of a CRLF that ended the previous frame in an earlier read."""
     BODY = auto()
-    """A whole JSON body without its BOM and the white space before it."""
+    """A whole JSON body without its BOM, and the white space before it."""
     LARGE_BODY = auto()
     """The beginning of a JSON body that is above the limit; the caller moves the rest."""
 
 
 Frame = tuple[FrameKind, int, int, int]
 """`(kind, start, end, data_at)`: `data_at` is where the data of an event begins that is one line
-`data: ...` ended by LF; 0: not known.
+`data: ...` ended by LF, and where a JSON body begins after the white space; otherwise 0.
 """
 
 FindNeeded = Callable[[bytes | bytearray, int, int], int]
@@ -209,7 +209,7 @@ class EventFramer:
         elif final or end - first > self._max_event_bytes:
             self._stage, self.at = _Stage.OVER, end
             is_large = end - first > self._max_event_bytes
-            yield FrameKind.LARGE_BODY if is_large else FrameKind.BODY, first, end, 0
+            yield FrameKind.LARGE_BODY if is_large else FrameKind.BODY, at, end, first
 
     def _events(
         self,

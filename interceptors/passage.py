@@ -151,7 +151,7 @@ class Passage:
                             return stop
                     event.end_of_life()
                 else:
-                    stop = self._process_other(kind, parts, buffer, at, behind, final)
+                    stop = self._process_other(kind, parts, buffer, at, behind, data_at, final)
                     if stop is not None:
                         return stop
             return framer.at
@@ -171,7 +171,14 @@ class Passage:
                 self._end_in_event()
 
     def _process_other(
-        self, kind: FrameKind, parts: Parts, buffer: bytearray, at: int, end: int, final: bool
+        self,
+        kind: FrameKind,
+        parts: Parts,
+        buffer: bytearray,
+        at: int,
+        end: int,
+        data_at: int,
+        final: bool,
     ) -> int | None:
         """A frame that is not a whole event. Returns the index at which to stop, or None. Raises
         `InterceptorError`.
@@ -200,8 +207,8 @@ class Passage:
             may_be_events = bool(hooks.hooks)
             hooks.begin_body()
             if kind is FrameKind.LARGE_BODY:
-                return self._begin_large(buffer, at, end, final, may_be_events)
-            body = BodyEvent(bytes(buffer[at:end]))
+                return self._begin_large(buffer, data_at, end, final, may_be_events)
+            body = BodyEvent(bytes(buffer[data_at:end]))
             return self._leave(body, hooks.run_sync([body], 0), parts, at, end)
         return None
 
@@ -261,11 +268,12 @@ class Passage:
     ) -> None:
         """Send `events` in place of `event`, the window's `[at:end]`."""
         if isinstance(event, BodyEvent):
+            first = end - len(event.raw)  # the white space before it leaves with it, unchanged
             event.end_of_life()
             body = self._hooks.body
             self._writer.count_body()
             if body is not None:
-                parts.replace(at, end, self._writer.output.add(body))
+                parts.replace(first, end, self._writer.output.add(body))
             return
         if len(events) == 1 and events[0] is event:
             self.counts.passed += 1

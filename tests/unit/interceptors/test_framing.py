@@ -71,7 +71,10 @@ def framed(
             window, 3, end, is_last and final, None if find is None else find_needed
         ):
             data = bytes(window[first:last])
-            if data_at:
+            if kind in (FrameKind.BODY, FrameKind.LARGE_BODY):
+                assert not window[first:data_at].strip(b" \t\r\n")
+                data = bytes(window[data_at:last])
+            elif data_at:
                 assert data.startswith(b"data: ")
                 assert data_at == first + 6
             if kind is FrameKind.LINE_FEED:

@@ -154,6 +154,21 @@ async def test_what_came_before_a_failing_event_is_still_delivered(earlier: OnEv
 
 
 @GUARDS
+@pytest.mark.parametrize("body", [b'{"a": 1}', b'{"' + b"x" * 70])
+@pytest.mark.parametrize("size", [1, 100])
+def test_no_white_space_leaves_before_a_json_body_that_fails(
+    guard_of: type[Guard], body: bytes, size: int
+) -> None:
+    """An error event follows: a space before it would become part of its first line."""
+    guard, stream = guard_of(fail), b"\n \t" + body
+    guard.wants_json = True
+    chunks = [stream[at : at + size] for at in range(0, len(stream), size)]
+    result = run_chain([guard], chunks, max_event_bytes=64)
+    assert result.failure is not None
+    assert result.output in (b"", b"\n")
+
+
+@GUARDS
 def test_an_event_that_json_cannot_say_aborts_behind_what_was_written(
     guard_of: type[Guard],
 ) -> None:
