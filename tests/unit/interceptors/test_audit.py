@@ -208,6 +208,14 @@ def test_options_that_make_no_sense_are_refused_at_load(
     assert refused.value.option == option
 
 
+def test_a_failure_stops_nothing(tmp_path: Path) -> None:
+    """Here an id that another interceptor has set, and that is not JSON."""
+    about = request()
+    about.state["exchange_id"] = object()
+    assert run_request([audit(tmp_path)], about) is None
+    assert lines(tmp_path) == []
+
+
 def test_loading_opens_no_file(tmp_path: Path) -> None:
     """`weirpool check` loads what it checks, and must leave no file behind."""
     loaded = load_interceptor("audit", {"path": str(tmp_path / "audit.jsonl")})

@@ -30,6 +30,7 @@ from unit.interceptors.dialects.transcripts import (
     text_block,
     text_events,
     text_part,
+    tool_delta,
 )
 
 from interceptors import LoadError
@@ -107,9 +108,9 @@ def test_a_match_is_found_wherever_it_is_cut(dialect: str) -> None:
 
 @pytest.mark.parametrize("dialect", PATHS)
 def test_the_text_before_a_match_and_the_message_leave(dialect: str) -> None:
-    """The delta with the match is cut before it."""
+    """The delta with the match is cut before the first match of all patterns."""
     reason = {"chat": "stop", "responses": "max_output_tokens", "anthropic": "end_turn"}[dialect]
-    guard = Guard(["evil"], reason=reason, message=" [stopped]")
+    guard = Guard(["plan", "evil"], reason=reason, message=" [stopped]")
     result = run_chain(
         [guard], [streamed(dialect, ["An ", "x evil plan"])], request=request(PATHS[dialect])
     )
@@ -203,6 +204,52 @@ def test_what_stands_around_a_match_counts_however_it_is_cut(
     """
     result = run_chain([Guard([pattern])], [streamed("chat", texts)], request=request(CHAT))
     assert result.ended is stopped
+
+
+@pytest.mark.parametrize(("pattern", "texts", "stopped"), [
+    ("^evil", ["x" * 40 + "evil1234", "z"], False), ("(?<!x)evil", ["x" * 40 + "evil1234", "z"], False),
+    ("evil", ["x" * 40, "evil1234"], True), ("(?<=xe)vil1", ["x" * 39 + "evil", "1234"], True),
+    (r"\bevil", ["x" * 31 + "evil1234", "z"], False),
+    ("^.{8}x{24}evil", ["x" * 40 + "evil123", "4"], False),
+])  # fmt: skip
+def test_the_text_before_the_window_counts_for_what_looks_behind(
+    pattern: str, texts: list[str], stopped: bool
+) -> None:
+    """The kept text begins neither a text nor a word, and is searched from the window on."""
+    result = run_chain(
+        [Guard([pattern], window=8)], [streamed("chat", texts)], request=request(CHAT)
+    )
+    assert result.ended is stopped
+
+
+def calling(*pieces: str, name: str = "read", rest: str | None = None) -> bytes:
+    """A tool call whose arguments come in pieces, as may its name, and the end of the answer."""
+    deltas = [tool_delta(0, "", "call_0", name), *(tool_delta(0, piece) for piece in pieces)]
+    if rest is not None:
+        deltas.insert(1, {"tool_calls": [{"index": 0, "function": {"name": rest}}]})
+    chunks = [chunk(choice(delta)) for delta in deltas]
+    return stream_of([*chunks, chunk(choice({}, "tool_calls")), "[DONE]"], named=False)
+
+
+@pytest.mark.parametrize("plan", ["an evil plan", "an e\\u0076il plan"])
+def test_a_match_in_arguments_stops_the_piece_that_completes_it(plan: str) -> None:
+    """However short the pieces are, also where the argument is escaped."""
+    result = run_chain(
+        [Guard(["an evil plan"])], [calling('{"a":"', *plan, '"}', "late")], request=request(CHAT)
+    )
+    assert result.ended
+    assert result.output.count(b'"arguments"') == 2 + len(plan) - 1
+    assert b"late" not in result.output
+
+
+def test_the_name_of_a_tool_is_searched() -> None:
+    """Streamed, in pieces, or not streamed."""
+    function = {"name": "evil", "arguments": "{}"}
+    called = {"id": "call_0", "type": "function", "function": function}
+    body = json.dumps(chat_body({"tool_calls": [called]}, finish_reason="tool_calls")).encode()
+    assert b"evil" not in run_json([Guard(["evil"])], body, request=request(CHAT))
+    for stream in (calling("{}", name="evil"), calling("{}", name="ev", rest="il")):
+        assert run_chain([Guard(["evil"])], [stream], request=request(CHAT)).ended
 
 
 def test_only_a_window_of_the_text_is_kept() -> None:

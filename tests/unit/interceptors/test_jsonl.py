@@ -44,7 +44,7 @@ class Disk:
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
-        self.errors: list[OSError] = []
+        self.errors: list[OSError | None] = []
         self.lines: list[bytes] = []
         self.batches = 0
 
@@ -55,8 +55,8 @@ class Disk:
         self.batches += 1
         self.entered.set()
         assert self.gate.wait(10)
-        if self.errors:
-            return lines, self.errors.pop(0)
+        if self.errors and (error := self.errors.pop(0)) is not None:
+            return lines, error
         self.lines += [line.data for line in lines]
         return (), None
 
@@ -112,6 +112,15 @@ async def test_lines_leave_while_the_process_serves_and_together(tmp_path: Path)
             assert disk.batches == batches + 1
 
 
+async def test_lines_that_fill_half_the_queue_are_written_at_once(mock_clock: Any) -> None:
+    """The time in which lines gather does not pass here."""
+    disk = Disk()
+    writer = LineWriter(disk, max_held_bytes=40)
+    async with writer.opened():
+        assert writer.put(b"x" * 21)
+        await in_thread(disk.entered.wait)
+
+
 async def test_a_slow_disk_drops_lines_counts_them_where_they_were_and_logs_once() -> None:
     """While the disk stands still hooks go on."""
     disk = Disk()
@@ -146,16 +155,20 @@ async def test_a_slow_disk_drops_lines_counts_them_where_they_were_and_logs_once
 
 
 async def test_what_a_failing_disk_loses_is_counted_until_it_is_told() -> None:
-    """Lines of failed batches, and the counts that fail with them, add up to one true count."""
+    """Lines of failed batches, and the counts that fail with them, add up to one true count. The
+    log has each time of trouble once.
+    """
     disk = Disk()
     disk.errors = [
         OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EIO, "Input/output error"),
+        None,
         OSError(errno.EIO, "Input/output error"),
     ]
     writer = LineWriter(disk)
     with capture_logs() as log:
         async with writer.opened():
-            for batch in range(3):
+            for batch in range(4):
                 disk.entered.clear()
                 writer.put(b"a%d\n" % batch)
                 writer.put(b"b%d\n" % batch)
@@ -163,30 +176,32 @@ async def test_what_a_failing_disk_loses_is_counted_until_it_is_told() -> None:
                 with trio.fail_after(10):
                     while writer._writing:
                         await trio.sleep(0.002)
-    assert disk.lines == [b'{"event":"lines_dropped","count":4}\n', b"a2\n", b"b2\n"]
-    assert [line["event"] for line in log] == ["lines_dropped"]
+    dropped = [b'{"event":"lines_dropped","count":%d}\n' % count for count in (4, 2)]
+    assert disk.lines == [dropped[0], b"a2\n", b"b2\n", dropped[1]]
+    assert [line["event"] for line in log] == ["lines_dropped"] * 2
     assert log[0]["reason"] == "[Errno 28] No space left on device"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 async def test_a_full_disk_fails_nobody_and_the_log_says_what_is_lost() -> None:
-    """A device that is always full."""
+    """A device that is always full. Each lifespan counts its own losses."""
     writer = LineWriter(rotating("/dev/full"))
-    with capture_logs() as log:
-        async with writer.opened():
-            assert all(writer.put(line) for line in numbered(7))
-    assert [line["event"] for line in log] == ["lines_dropped", "lines_lost"]
-    assert log[1]["count"] == 7
+    for _ in range(2):
+        with capture_logs() as log:
+            async with writer.opened():
+                assert all(writer.put(line) for line in numbered(7))
+        assert [line["event"] for line in log] == ["lines_dropped", "lines_lost"]
+        assert log[1]["count"] == 7
 
 
 async def test_a_fifo_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
-    """A write that blocks blocks its thread alone."""
+    """A write that blocks blocks its thread alone. A FIFO is never rotated."""
     path = tmp_path / "fifo"
     os.mkfifo(path)
     line = encode_line({"x": "y" * 1000})
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        writer = LineWriter(rotating(path))
+        writer = LineWriter(rotating(path, max_bytes=100))
         async with writer.opened():
             for _ in range(200):
                 assert writer.put(line)
@@ -353,6 +368,21 @@ def test_a_rotation_that_fails_is_tried_again(tmp_path: Path) -> None:
         (tmp_path / "f.1").rmdir()
         assert write(b"3\n") == ([], None)
     assert contents(tmp_path) == {"f": b"3\n", "f.1": b"0\n1\n"}
+
+
+def test_a_file_that_could_not_be_opened_again_is_tried_again(tmp_path: Path) -> None:
+    """Its directory is away for a while."""
+    directory, away = tmp_path / "here", tmp_path / "away"
+    directory.mkdir()
+    with opened(rotating(directory / "f", max_bytes=4)) as write:
+        assert write(b"0\n", b"1\n") == ([], None)
+        directory.rename(away)
+        for _ in range(2):
+            left, error = write(b"2\n")
+            assert (left, type(error)) == ([b"2\n"], FileNotFoundError)
+        away.rename(directory)
+        assert write(b"3\n") == ([], None)
+    assert contents(directory) == {"f": b"3\n", "f.1": b"0\n1\n"}
 
 
 def test_only_the_owner_may_read_and_each_process_may_have_its_own(tmp_path: Path) -> None:

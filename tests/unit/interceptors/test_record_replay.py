@@ -214,6 +214,21 @@ async def test_a_tape_that_the_disk_could_not_follow_has_no_end(tmp_path: Path) 
 # Playing back
 
 
+async def test_what_was_recorded_is_what_is_played(tmp_path: Path) -> None:
+    """Status, content type, and every kind of event."""
+    sent = b"\xef\xbb\xbfdata: a\r\ndata: b\r\n\r\nevent:e\rid: 1\rdata:x\r\rid: 2\n\nretry: 5\n\ndata\n\n"
+    kind = [("content-type", "text/event-stream; charset=utf-8")]
+    head = ResponseHead(203, [(name.encode(), value.encode()) for name, value in kind])
+    await trio.to_thread.run_sync(lambda: record(tmp_path, [sent], head=head))  # runs its own Trio
+    (tape,) = (tmp_path / "tapes").iterdir()
+    replay = open_replay(str(tape), "instant")
+    assert b"".join([event.raw async for _, event in play(replay)]) == (
+        b"data: a\ndata: b\n\nevent: e\nid: 1\ndata: x\n\nid: 2\n\nretry: 5\n\ndata: \n\n"
+    )
+    response = await replay.on_request(Request(method="POST", path="/elsewhere"))
+    assert (response.status, response.headers.multi_items()) == (203, kind)
+
+
 async def test_events_come_at_their_times(tmp_path: Path, autojump_clock: Any) -> None:
     """As they were, with their types, ids, retries and times, which do not add up errors."""
     path = tape_of(

@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 import warnings
 from time import thread_time
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.interceptors.toolkit.patterns import ASCII, PATTERNS, RUNS, patterns
 
+from interceptors import Request
+from interceptors.guard import Guard
+from interceptors.redact import Redact
+from interceptors.testing import run_chain
 from interceptors.toolkit.search import MAX_HOLD_S, Around, Budget, Pattern, PatternTooSlow
 
 HOSTILE = {
@@ -108,6 +113,28 @@ def test_the_budget_is_that_of_one_event() -> None:
                 pattern.search("a" * 200 + "cb")
         budget.begin()
         assert pattern.search("a" * 200 + "b") is not None
+
+
+@pytest.mark.parametrize(
+    ("made_of", "path"),
+    [
+        (Guard, "/v1/chat/completions"),
+        (Redact, "/v1/chat/completions"),
+        (Redact, "/events"),
+    ],
+)
+def test_each_event_has_the_whole_budget(
+    made_of: Any, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the events before it have taken."""
+    clock = iter(range(1000))
+    for name in ("perf_counter", "thread_time"):
+        monkeypatch.setattr(f"interceptors.toolkit.search.{name}", lambda: next(clock))
+    monkeypatch.setattr("interceptors.toolkit.search.MAX_HOLD_S", 50)
+    stream = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\n\n' * 100
+    result = run_chain([made_of([r"(?:a|a)*b"])], [stream], request=Request(path=path))
+    assert result.failure is None
+    assert next(clock) > 100
 
 
 @pytest.mark.parametrize("pattern", ["sk-[A-Za-z0-9]{20,}", r"\b[a-z.]{1,64}@example\.com"])

@@ -25,6 +25,7 @@ from proxy.http.headers import (
     received_request,
     request_headers,
     response_headers,
+    without_doubles,
 )
 
 PLAIN = HeaderSettings(host=b"upstream.test", set=(), removed=frozenset())
@@ -301,6 +302,16 @@ def test_an_underscore_makes_no_other_name(name: bytes, trusted: bool) -> None:
     assert sent([HOST, (name, b"6.6.6.6")], trusted=trusted) == sent([HOST], trusted=trusted)
 
 
+@pytest.mark.parametrize("name", b"mcp_session_id content_length last_event_id".split())
+def test_a_field_that_the_proxy_reads_has_one_spelling(name: bytes) -> None:
+    assert passed([(name, b"1")]) == []
+
+
+def test_what_the_configuration_removes_is_removed_in_both_spellings() -> None:
+    received = [(b"x_user", b"1"), (b"x_other", b"2")]
+    assert without_doubles(received, received, frozenset([b"x-user"])) == received[1:]
+
+
 def test_every_x_forwarded_field_is_believed_from_trusted_proxies_only() -> None:
     headers = [
         (b"x-forwarded-user", b"alice"),
@@ -530,6 +541,7 @@ def forwarded(*values: bytes) -> HeaderList:
             "198.51.100.1",
         ),
         ("10.0.0.1", forwarded(b"for=_hidden"), "10.0.0.1"),
+        ("10.0.0.1", forwarded(b'for=198.51.100.1, for="6.6.6.6'), "10.0.0.1"),
         ("10.0.0.1", forwarded(b"by=6.6.6.6"), "10.0.0.1"),
         ("10.0.0.1", [*forwarded(b"for=6.6.6.6"), *xff(b"198.51.100.1")], "198.51.100.1"),
     ],
