@@ -1,6 +1,4 @@
-"""Interceptors of messages that note what they were shown, and that change it, for the tests beside
-this.
-"""
+"""Interceptors of messages that note what they see, and that change it, for the tests in this folder."""
 
 from __future__ import annotations
 
@@ -22,10 +20,10 @@ from interceptors.dialects import (
 
 
 class Recorder(MessageInterceptor):
-    """Notes every part. `seen` is of the last stream."""
+    """Notes every part as a line like `text 0 Hi`. `seen` is of the last stream."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[Any, ...]] = []
+        self.seen: list[str] = []
 
     def open_messages(self, context: StreamContext) -> MessageStream:
         self.seen = []
@@ -33,37 +31,41 @@ class Recorder(MessageInterceptor):
 
 
 def _how(part: TextDelta | TextEnd) -> str:
-    return "again" if part.repeated else "whole" if part.whole else ""
+    return "(again)" if part.repeated else "(whole)" if part.whole else ""
 
 
 class RecorderStream(MessageStream):
-    def __init__(self, seen: list[tuple[Any, ...]]) -> None:
-        self.seen = seen
+    def __init__(self, seen: list[str]) -> None:
+        self._seen = seen
+
+    def _note(self, *parts: object) -> None:
+        self._seen.append(" ".join(str(part) for part in parts if part != ""))
 
     def on_text_delta(self, delta: TextDelta) -> None:
-        self.seen.append((delta.kind, delta.block.output, delta.text, _how(delta)))
+        self._note(delta.kind, delta.block.output, delta.text, _how(delta))
 
     def on_text_end(self, end: TextEnd) -> None:
-        self.seen.append((f"{end.kind} ends", end.block.output, _how(end)))
+        self._note(end.kind, "ends", end.block.output, _how(end))
 
     def on_tool_call_delta(self, delta: ToolCallDelta) -> None:
-        self.seen.append(("arguments", delta.block.output, delta.block.part, delta.arguments))
+        self._note("arguments", delta.block.output, delta.block.part, delta.arguments)
 
     def on_tool_call(self, call: ToolCall) -> None:
-        self.seen.append(
-            ("call", call.block.output, call.block.part, call.id, call.name, call.arguments)
-        )
+        where = call.block.output, call.block.part
+        self._note("call", *where, call.id, call.name, call.arguments)
 
     def on_finish(self, finish: Finish) -> None:
-        self.seen.append(("finish", finish.block.output, finish.reason))
+        self._note("finish", finish.block.output, finish.reason)
 
     def on_usage(self, usage: Usage) -> None:
-        self.seen.append(
-            ("usage", usage.model, usage.input, usage.output, usage.cached, usage.reasoning)
-        )
+        self._note("usage", *usage_fields(usage))
 
     def on_provider_error(self, error: ProviderError) -> None:
-        self.seen.append(("error", error.type, error.code, error.message))
+        self._note("error", error.type, error.code, error.message)
+
+
+def usage_fields(usage: Usage) -> tuple[Any, ...]:
+    return usage.model, usage.input, usage.output, usage.cached, usage.reasoning
 
 
 class Made(MessageInterceptor):
@@ -72,13 +74,8 @@ class Made(MessageInterceptor):
     def __init__(
         self, *, holds_tool_calls: bool = False, **hooks: Callable[[MessageStream, Any], object]
     ) -> None:
-        def method(
-            hook: Callable[[MessageStream, Any], object],
-        ) -> Callable[[MessageStream, Any], None]:
-            def call(self: MessageStream, part: Any) -> None:
-                hook(self, part)
-
-            return call
+        def method(hook: Callable[[MessageStream, Any], object]) -> Any:
+            return lambda self, part: (hook(self, part), None)[1]
 
         members: dict[str, Any] = {name: method(hook) for name, hook in hooks.items()}
         self.stream = type(

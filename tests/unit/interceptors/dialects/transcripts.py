@@ -1,12 +1,12 @@
-"""What providers send, as their documentation and SDKs' types have it: streams as lists of events,
-and bodies.
+"""What providers send by their documentation and their SDKs' types: streams as lists of events, and
+bodies.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -22,8 +22,8 @@ class Transcript:
     path: str
     messages: list[Any]
     """Decoded messages, and text where an event's data is none."""
-    seen: list[tuple[Any, ...]] = field(default_factory=list)
-    """What a recorder notes, hook by hook."""
+    seen: str
+    """What a recorder notes, hook by hook: `"text 0 Hi | text ends 0 | finish 0 stop"`."""
 
     def stream(self, line_end: bytes = b"\n") -> bytes:
         """As a provider writes it."""
@@ -62,18 +62,11 @@ def chunkings(stream: bytes) -> Iterator[list[bytes]]:
     yield [stream[at : at + 1] for at in range(len(stream))]
     for seed in range(4):
         random = Random(seed)
-        cuts = sorted(
-            {
-                0,
-                len(stream),
-                *(random.randrange(len(stream)) for _ in range(random.choice([3, 30, 200]))),
-            }
-        )
-        yield [stream[first:last] for first, last in pairwise(cuts)]
+        inner = {random.randrange(len(stream)) for _ in range(random.choice([3, 30, 200]))}
+        yield [stream[a:b] for a, b in pairwise(sorted({0, len(stream), *inner}))]
 
 
 # --- OpenAI chat completions
-# --------------------------------------------------------------------------------------------
 
 
 def chunk(*choices: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -95,21 +88,18 @@ def choice(
     return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
 
 
+def delta(finish_reason: str | None = None, index: int = 0, **fields: Any) -> dict[str, Any]:
+    """A chunk with one delta of one choice: `delta(content="Hi")`, `delta("stop")`."""
+    return chunk(choice(fields, finish_reason, index))
+
+
 def tool_delta(
     index: int, arguments: str, id: str | None = None, name: str | None = None
 ) -> dict[str, Any]:
-    if id is None:
-        return {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]}
-    return {
-        "tool_calls": [
-            {
-                "index": index,
-                "id": id,
-                "type": "function",
-                "function": {"name": name, "arguments": arguments},
-            }
-        ]
-    }
+    call: dict[str, Any] = {"index": index, "function": {"arguments": arguments}}
+    if id is not None:
+        call |= {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"tool_calls": [call]}
 
 
 CHAT_USAGE = {
@@ -150,7 +140,6 @@ def chat_body(
 
 
 # --- OpenAI responses
-# ---------------------------------------------------------------------------------------------------
 
 
 def response(status: str, output: list[Any], **more: Any) -> dict[str, Any]:
@@ -312,7 +301,6 @@ def responses_stream(
 
 
 # --- Anthropic messages
-# -------------------------------------------------------------------------------------------------
 
 ANTHROPIC_USAGE = {
     "input_tokens": 472,
