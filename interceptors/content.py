@@ -9,6 +9,7 @@ identity. Sans I/O. Rules: RFC 9110, sections 8.3 and 8.4.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from .tokens import is_token
 
@@ -96,10 +97,15 @@ def unify(headers: list[tuple[bytes, bytes]]) -> tuple[list[tuple[bytes, bytes]]
     Returns the headers, the `media_type` and the `content_coding`. Expects lower-case names. Raises
     `Contradiction`.
     """
-    types = [value for name, value in headers if name == b"content-type"]
-    codings = [value for name, value in headers if name == b"content-encoding"]
-    if not codings and len(types) == 1 and b"," not in types[0]:
-        return headers, _essence(types[0]), "identity"
+    types, is_coded, value = 0, False, b""
+    for name, item in headers:
+        if name == b"content-type":
+            types += 1
+            value = item
+        elif name == b"content-encoding":
+            is_coded = True
+    if types == 1 and not is_coded and b"," not in value:
+        return headers, _essence(value), "identity"
     kind, coding = media_type(headers), content_coding(headers)
     headers = _joined(headers, b"content-type")
     return (
@@ -133,6 +139,7 @@ def _joined(headers: list[tuple[bytes, bytes]], name: bytes) -> list[tuple[bytes
     ]
 
 
+@lru_cache(maxsize=64)  # most responses have the same few
 def _essence(value: bytes) -> str:
     return value.partition(b";")[0].strip().lower().decode("latin-1")
 

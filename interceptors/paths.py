@@ -8,7 +8,10 @@ from __future__ import annotations
 import re
 from urllib.parse import quote, unquote
 
-__all__ = ["fold_path", "normal_path", "quote_path", "unescape", "without_dots"]
+__all__ = ["fold_path", "is_special", "normal_path", "quote_path", "unescape", "without_dots"]
+
+is_special = re.compile(rb"%|//|/\.").search
+"""Finds what `normal_path` looks at: it returns every other path unchanged."""
 
 
 def normal_path(raw_path: bytes) -> bytes:

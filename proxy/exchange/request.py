@@ -5,6 +5,8 @@ Routing, policies, interceptors and the upstream call use this one reading. It k
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from ..downstream import Scope, raw_target
@@ -33,7 +35,10 @@ class ClientRequest(msgspec.Struct, frozen=True):
     """Names in lower case, without fields of the hop except `Transfer-Encoding`. `Host` is the
     authority of an absolute-form target.
     """
+    first: Mapping[bytes, bytes]
+    """The first value of each of them."""
     http_version: str
+    is_http2: bool
     scheme: str
     client: str | None
     """The peer's address in its one spelling; None if the server does not give it."""
@@ -46,21 +51,19 @@ class ClientRequest(msgspec.Struct, frozen=True):
     """
 
     @property
-    def is_http2(self) -> bool:
-        """Whether the request came over HTTP/2."""
-        return self.http_version == "2"
-
-    @property
     def announces_body(self) -> bool:
         """Whether the head has a framing header. Over HTTP/2 a body needs none."""
-        return any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
+        return b"content-length" in self.first or b"transfer-encoding" in self.first
 
 
 def read_request(scope: Scope, trusted: TrustedProxies) -> ClientRequest:
     """Read the head of a request. Does not raise: `fault` says what is wrong with it."""
     peer = scope.get("client")
-    client = None if peer is None else one_spelling(peer[0])
-    headers = received_request(scope["headers"], trusted=client in trusted)
+    client = None if peer is None else peer[0]
+    if client is not None and client.startswith(":"):
+        client = one_spelling(client)
+    is_trusted = bool(trusted.networks) and client in trusted
+    headers = received_request(scope["headers"], trusted=is_trusted)
     version: str = scope["http_version"]
     target, host, fault = _NO_TARGET, None, None
     try:
@@ -68,14 +71,17 @@ def read_request(scope: Scope, trusted: TrustedProxies) -> ClientRequest:
         named, host = request_host(headers, target.authority, version)
         if target.authority is not None:
             headers = [(b"host", named), *(item for item in headers if item[0] != b"host")]
-        refuse_two_lengths(headers, version)
+        if b"transfer-encoding" in dict(headers):
+            refuse_two_lengths(headers, version)
     except RequestRefused as refusal:
         fault = refusal.with_traceback(None)
     return ClientRequest(
         method=scope["method"],
         target=target,
         headers=headers,
+        first=dict(reversed(headers)),
         http_version=version,
+        is_http2=version == "2",
         scheme=scope["scheme"],
         client=client,
         host=host,

@@ -145,9 +145,12 @@ class UpstreamRequest:
         self, body: bytes | AsyncIterable[bytes], length: bytes | None, last_event_id: bytes | None
     ) -> UpstreamCall:
         route, client = self._route, self._client
-        method, target, headers = self._head()
-        headers = without_doubles(headers, client.headers, route.headers.removed)
-        refuse_trace(method)  # an interceptor may have set the method
+        method, target, headers = client.method, client.target.raw, client.headers
+        if self._request is not None:
+            method, target, headers = self._changed_head(self._request)
+            refuse_trace(method)
+        if self._request is not None or route.headers.removed:
+            headers = without_doubles(headers, client.headers, route.headers.removed)
         if method == "OPTIONS":
             headers = one_forward_less(headers)
         if last_event_id is not None:
@@ -163,22 +166,20 @@ class UpstreamRequest:
                 scheme=client.scheme,
                 identity=self._identity or self.may_repeat,
                 body=length,
-                via=self._via.append_to(headers, client.http_version),
+                via=self._via.entry(client.http_version),
             ),
             body,
             timeouts=route.call_timeouts,
             # A reconnection has its own attempts, with delays between them.
             retry=route.retry if last_event_id is None else None,
-            session=route.dialect.session_of(self._request),
+            session=None if self._request is None else route.dialect.session_of(self._request),
             on_interim=self._on_interim,
             nursery=self._nursery,
         )
 
-    def _head(self) -> tuple[str, bytes, HeaderList]:
+    def _changed_head(self, request: Request) -> tuple[str, bytes, HeaderList]:
         """Method, target and headers as interceptors left them. Raises `RequestRefused`."""
-        client, request = self._client, self._request
-        if request is None:
-            return client.method, client.target.raw, client.headers
+        client = self._client
         headers = [(name.lower(), value) for name, value in request.headers.raw]
         if request.body_replaced:
             headers = without_stale(headers, client.headers)

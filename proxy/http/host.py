@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from ..errors import RequestRefused
@@ -43,6 +44,7 @@ class Host(NamedTuple):
         return True
 
 
+@lru_cache(maxsize=64)  # most requests have the same few
 def parse_host(value: bytes | str) -> Host | None:
     """A host with or without a port; None for a malformed one."""
     match = _AUTHORITY.fullmatch(
@@ -71,12 +73,15 @@ def request_host(
     `RequestRefused` (400) for several Host headers, for a missing one since HTTP/1.1, and for a
     malformed host, even if an authority replaces it (RFC 9112, sections 3.2 and 3.2.2).
     """
-    values = [value for name, value in headers if name == b"host"]
-    if not values and http_version not in ("1.0", "2"):  # 1.2 is read as 1.1: RFC 9110, section 2.5
+    value, count = b"", 0
+    for name, item in headers:
+        if name == b"host":
+            value = item
+            count += 1
+    if not count and http_version not in ("1.0", "2"):  # 1.2 is read as 1.1: RFC 9110, section 2.5
         raise RequestRefused(400, "bad_request", "the request has no Host header")
-    if len(values) > 1:
+    if count > 1:
         raise RequestRefused(400, "bad_request", "the request has more than one Host header")
-    value = values[0] if values else b""
     host = parse_host(value) if value else None
     if (value and host is None) or (
         authority is not None and (host := parse_host(authority)) is None

@@ -30,8 +30,8 @@ _METADATA = re.compile(
 
 
 def hold_references(headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    """Whether any of these headers can contain references; names in any case."""
-    return not _NAMES.isdisjoint([name.lower() for name, _ in headers])
+    """Whether any of these headers, with names in lower case, can contain references."""
+    return not _NAMES.isdisjoint(dict(headers))
 
 
 def client_headers(

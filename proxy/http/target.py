@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from interceptors.paths import normal_path, unescape
+from interceptors.paths import is_special, normal_path, unescape
 
 from ..errors import RequestRefused
 
@@ -54,12 +54,13 @@ def read_target(raw: bytes) -> Target:
         authority, raw = match[1], raw[match.end() :]
         if not raw.startswith(b"/"):
             raw = b"/" + raw
-    if not is_target(raw):
+    if _ORIGIN_FORM.fullmatch(raw) is None:
         raise RequestRefused(
             400, "bad_request", "the request target holds an octet that must be percent-encoded"
         )
     path, _, query = raw.partition(b"?")
-    return Target(raw, path, query, normal_path(path).decode("ascii"), authority)
+    normal = normal_path(path) if is_special(path) else path
+    return Target(raw, path, query, normal.decode("ascii"), authority)
 
 
 def is_target(raw: bytes) -> bool:

@@ -34,20 +34,20 @@ _FORWARDED_PAIR = re.compile(
 class TrustedProxies:
     """Addresses and networks whose reports are believed. Ask for addresses in `one_spelling`."""
 
-    __slots__ = ("_networks",)
+    __slots__ = ("networks",)
 
     def __init__(self, networks: Iterable[str] = ()) -> None:
         """Raises `ValueError` for an item that is neither an address nor a network."""
-        self._networks = tuple(_network(item) for item in networks)
+        self.networks = tuple(_network(item) for item in networks)
 
     def __contains__(self, address: str | None) -> bool:
-        if not self._networks or address is None:
+        if not self.networks or address is None:
             return False
         try:
             ip = ipaddress.ip_address(address)
         except ValueError:
             return False
-        return any(ip in network for network in self._networks)
+        return any(ip in network for network in self.networks)
 
 
 def one_spelling(address: str) -> str:

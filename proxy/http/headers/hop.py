@@ -38,45 +38,45 @@ _READ_HERE = frozenset(
 _REPORT_INITIALS = (b"x", b"f")
 
 
-def end_to_end(headers: Iterable[tuple[bytes, bytes]], *, framing: bool = False) -> HeaderList:
+def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> HeaderList:
     """The fields of a received message that are not hop-by-hop, names in lower case (RFC 9110,
-    section 7.6.1). `framing` keeps `Transfer-Encoding`, for a request whose body is still unread.
+    section 7.6.1).
 
     Call it once, when the message arrives: the peer's `Connection` must not remove what
     interceptors and the configuration add later.
     """
     result: HeaderList = []
-    named: list[bytes] = []
+    connection: list[bytes] = []
     for name, value in headers:
         name = name.lower()
-        if name not in HOP_BY_HOP or (framing and name == b"transfer-encoding"):
+        if name not in HOP_BY_HOP:
             result.append((name, value))
         elif name == b"connection":
-            named += [item.strip().lower() for item in value.split(b",")]
-    removed = {name for name in named if name not in _NEVER_NAMED and not _is_report(name)}
-    return [field for field in result if field[0] not in removed] if removed else result
+            connection.append(value)
+    return _without_named(result, connection) if connection else result
 
 
 def received_request(headers: Iterable[tuple[bytes, bytes]], *, trusted: bool) -> HeaderList:
-    """The fields of a request as everything in the proxy reads them: `end_to_end` with the framing,
-    without reports about the client unless the peer is `trusted`.
+    """The fields of a request as everything in the proxy reads them: as `end_to_end`, but with
+    `Transfer-Encoding`, and without reports about the client unless the peer is `trusted`.
 
     Second spellings of reports and of fields that the proxy reads are removed, trusted or not.
     """
-    result = [
-        field
-        for field in end_to_end(headers, framing=True)
-        if not field[0].startswith(_REPORT_INITIALS)
-        or not _is_report(field[0])
-        or (trusted and b"_" not in field[0])
-    ]
-    if not any(b"_" in name for name, _ in result):
-        return result
-    return [
-        field
-        for field in result
-        if b"_" not in field[0] or not _is_read_here(field[0].replace(b"_", b"-"))
-    ]
+    result: HeaderList = []
+    connection: list[bytes] = []
+    for name, value in headers:
+        name = name.lower()
+        if name in HOP_BY_HOP:
+            if name == b"connection":
+                connection.append(value)
+            elif name == b"transfer-encoding":
+                result.append((name, value))
+        elif name.startswith(_REPORT_INITIALS) and _is_report(name):
+            if trusted and b"_" not in name:
+                result.append((name, value))
+        elif b"_" not in name or not _is_read_here(name.replace(b"_", b"-")):
+            result.append((name, value))
+    return _without_named(result, connection) if connection else result
 
 
 def without_doubles(
@@ -112,6 +112,13 @@ def refuse_two_lengths(headers: Sequence[tuple[bytes, bytes]], http_version: str
         raise RequestRefused(
             400, "bad_request", "the request has both Content-Length and Transfer-Encoding"
         )
+
+
+def _without_named(headers: HeaderList, connection: list[bytes]) -> HeaderList:
+    """The fields without those that `Connection` names."""
+    named = {item.strip().lower() for item in b",".join(connection).split(b",")}
+    removed = {name for name in named if name not in _NEVER_NAMED and not _is_report(name)}
+    return [field for field in headers if field[0] not in removed] if removed else headers
 
 
 def _is_report(name: bytes) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from secrets import token_hex
 
 from ...errors import RequestRefused
-from .fields import HeaderList, find_header, find_headers
+from .fields import HeaderList, find_headers
 from .forwarded import outer_prefix
 from .hop import HOP_BY_HOP
 
@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 _MAX_FORWARDS = 2**31 - 1
+_NO_VALUE = (b"",)
 # An interceptor may have set a hop-by-hop field, but not for this connection. The server has
 # answered `Expect` already; the rest is written anew.
 _WRITTEN_ANEW = HOP_BY_HOP | frozenset(
@@ -35,13 +36,13 @@ class HeaderSettings:
     """What a route changes in request headers, prepared once."""
 
     __slots__ = (
-        "_dropped",
-        "_dropped_for_identity",
-        "_set_for_identity",
+        "dropped",
+        "dropped_for_identity",
         "host",
         "prefix",
         "removed",
         "set",
+        "set_for_identity",
     )
 
     def __init__(
@@ -59,19 +60,11 @@ class HeaderSettings:
         self.removed = removed
         self.prefix = prefix
         self.set = tuple(set)
-        self._dropped = _WRITTEN_ANEW | removed
+        self.dropped = _WRITTEN_ANEW | removed
         if prefix:
-            self._dropped |= {b"x-forwarded-prefix"}
-        self._dropped_for_identity = self._dropped | {b"accept-encoding"}
-        self._set_for_identity = tuple(
-            field for field in self.set if field[0] != b"accept-encoding"
-        )
-
-    def dropped(self, *, identity: bool) -> frozenset[bytes]:
-        return self._dropped_for_identity if identity else self._dropped
-
-    def added(self, *, identity: bool) -> tuple[tuple[bytes, bytes], ...]:
-        return self._set_for_identity if identity else self.set
+            self.dropped |= {b"x-forwarded-prefix"}
+        self.dropped_for_identity = self.dropped | {b"accept-encoding"}
+        self.set_for_identity = tuple(field for field in self.set if field[0] != b"accept-encoding")
 
 
 def request_headers(
@@ -87,46 +80,45 @@ def request_headers(
     """The fields that go upstream.
 
     `identity`: ask for an unencoded body. `body`: the Content-Length, b"" for a body of unknown
-    length, None for no body. `via`: the whole value. Raises `RequestRefused` (400) for several Host
-    headers, of which two servers could read different ones (RFC 9112, section 3.2).
+    length, None for no body. `via`: the entry of this instance. Raises `RequestRefused` (400) for
+    several Host headers, of which two servers could read different ones (RFC 9112, section 3.2).
+
+    X-Forwarded-Proto and -Host of a trusted proxy or an interceptor stay; the client's address is
+    appended to -For.
     """
-    hosts = find_headers(headers, b"host")
-    if len(hosts) > 1:
+    dropped = settings.dropped_for_identity if identity else settings.dropped
+    passed: HeaderList = []
+    others: dict[bytes, list[bytes]] = {}
+    for field in headers:
+        if field[0] not in dropped:
+            passed.append(field)
+        else:
+            others.setdefault(field[0], []).append(field[1])
+    host, *more = others.get(b"host", _NO_VALUE)
+    if more:
         raise RequestRefused(400, "bad_request", "the request has more than one Host header")
-    own_host = hosts[0] if hosts else b""
-    dropped = settings.dropped(identity=identity)
-    result = [(b"host", own_host if settings.host is None else settings.host)]
-    result += [field for field in headers if field[0] not in dropped]
+    result = [(b"host", host if settings.host is None else settings.host), *passed]
     if identity:
         result.append((b"accept-encoding", b"identity"))
     if body is not None:
         result.append((b"content-length", body) if body else (b"transfer-encoding", b"chunked"))
-    reports = _reports(headers, client=client, scheme=scheme, host=own_host)
-    if settings.prefix:
-        reports.append((b"x-forwarded-prefix", outer_prefix(headers) + settings.prefix))
-    reports.append((b"via", via))
-    result += [field for field in reports if field[0] not in settings.removed]
-    result += settings.added(identity=identity)
-    return result
-
-
-def _reports(
-    headers: Sequence[tuple[bytes, bytes]], *, client: str | None, scheme: str, host: bytes
-) -> HeaderList:
-    """X-Forwarded-For, -Proto and -Host. A value of a trusted proxy or an interceptor stays; the
-    client's address is appended to For.
-    """
-    addresses = find_headers(headers, b"x-forwarded-for")
+    addresses = others.get(b"x-forwarded-for", [])
     if client is not None:
         addresses.append(client.encode("ascii", "replace"))
-    result: HeaderList = []
-    if addresses:
-        result.append((b"x-forwarded-for", b", ".join(addresses)))
-    proto = find_header(headers, b"x-forwarded-proto") or scheme.encode("ascii")
-    result.append((b"x-forwarded-proto", proto))
-    forwarded_host = find_header(headers, b"x-forwarded-host") or host
-    if forwarded_host:
-        result.append((b"x-forwarded-host", forwarded_host))
+    reports = [
+        (b"x-forwarded-for", b", ".join(addresses)),
+        (
+            b"x-forwarded-proto",
+            others.get(b"x-forwarded-proto", _NO_VALUE)[0] or scheme.encode("ascii"),
+        ),
+        (b"x-forwarded-host", others.get(b"x-forwarded-host", _NO_VALUE)[0] or host),
+        (b"x-forwarded-prefix", settings.prefix and outer_prefix(headers) + settings.prefix),
+        (b"via", b", ".join([*others.get(b"via", ()), via])),
+    ]
+    for name, value in reports:
+        if value and name not in settings.removed:
+            result.append((name, value))
+    result += settings.set_for_identity if identity else settings.set
     return result
 
 
@@ -145,16 +137,13 @@ class Via:
         self._pseudonym = pseudonym.encode("ascii")
         self._entries: dict[str, bytes] = {}
 
-    def append_to(self, headers: Iterable[tuple[bytes, bytes]], http_version: str) -> bytes:
-        """The value of `Via` for the upstream: the entries of `headers`, then this instance.
-        `http_version`: of the client's request.
-        """
+    def entry(self, http_version: str) -> bytes:
+        """The entry of this instance. `http_version`: of the client's request."""
         entry = self._entries.get(http_version)
         if entry is None:
             entry = b"%b %b" % (http_version.encode("ascii"), self._pseudonym)
             self._entries[http_version] = entry
-        before = find_headers(headers, b"via")
-        return b", ".join([*before, entry]) if before else entry
+        return entry
 
     def lists(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Whether a request has passed this instance."""
