@@ -25,7 +25,19 @@ __all__ = ["Chain", "EventCounts", "Part", "StreamChain", "enter_lifespans"]
 class Chain:
     """A route's interceptors under their configured names. Chains may share an `Owner`."""
 
-    __slots__ = ("_bodies", "_heads", "_requests", "_streams", "owners", "wants_body")
+    __slots__ = (
+        "_bodies",
+        "_heads",
+        "_requests",
+        "_streams",
+        "owners",
+        "sees_heads",
+        "sees_json",
+        "sees_requests",
+        "sees_responses",
+        "sees_streams",
+        "wants_body",
+    )
 
     def __init__(self, interceptors: Sequence[Owner | tuple[str, Interceptor]] = ()) -> None:
         self.owners = tuple(
@@ -38,31 +50,16 @@ class Chain:
         self._streams = tuple(owner for owner in self.owners if _overrides(owner, "open_stream"))
         self.wants_body = any(owner.interceptor.wants_body for owner in self.owners)
         """Whether the body must be collected between `on_request_head` and `on_request_body`."""
-
-    @property
-    def sees_requests(self) -> bool:
+        self.sees_requests = bool(asked)
         """Whether `on_request` does anything."""
-        return bool(self._requests or self._bodies)
-
-    @property
-    def sees_heads(self) -> bool:
+        self.sees_heads = bool(self._heads)
         """Whether `on_response` does anything."""
-        return bool(self._heads)
-
-    @property
-    def sees_responses(self) -> bool:
-        """Whether some interceptor sees responses, so their content headers must be consistent."""
-        return bool(self._heads or self._streams)
-
-    @property
-    def sees_streams(self) -> bool:
+        self.sees_streams = bool(self._streams)
         """Whether some interceptor may see events, so that bodies must arrive uncompressed."""
-        return bool(self._streams)
-
-    @property
-    def sees_json(self) -> bool:
+        self.sees_responses = self.sees_heads or self.sees_streams
+        """Whether some interceptor sees responses, so their content headers must be consistent."""
+        self.sees_json = any(owner.interceptor.wants_json for owner in self._streams)
         """Whether some interceptor may want the body of an `application/json` response."""
-        return any(owner.interceptor.wants_json for owner in self._streams)
 
     async def on_request(
         self, request: Request, show_body: Callable[[], None] | None = None

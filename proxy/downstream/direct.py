@@ -15,7 +15,6 @@ import trio
 from interceptors.chain import Part
 
 from ..errors import ClientGone, SendStalled
-from ..http.headers import HeaderList
 from .asgi import AsgiWriter
 from .hypercorn import ClientConnection
 from .writer import Send
@@ -25,7 +24,7 @@ __all__ = ["DirectWriter"]
 _IOV_MAX = 1024  # on Linux
 
 
-class DirectWriter:
+class DirectWriter(AsgiWriter):
     """Implements `Writer` on the client's socket. Nothing else may be written while bytes are
     unsent.
     """
@@ -34,24 +33,11 @@ class DirectWriter:
     synchronous = True
 
     def __init__(self, send: Send, connection: ClientConnection) -> None:
-        self._asgi = AsgiWriter(send, connection)
-        self._connection = connection
+        super().__init__(send, connection)
         self._sock = connection.sock
-        self._send = connection.sock.send
+        self._send_bytes = connection.sock.send
         self._sendmsg = connection.sock.sendmsg
-        self._unsent: memoryview | None = None
-        self.bytes_sent = 0
-
-    @property
-    def started(self) -> bool:
-        return self._asgi.started
-
-    @property
-    def stalled(self) -> bool:
-        return self._unsent is not None or self._asgi.stalled
-
-    async def start(self, status: int, headers: HeaderList, *, whole: bool = False) -> None:
-        await self._asgi.start(status, headers)
+        self._rest: memoryview | None = None
 
     def write(self, parts: Sequence[Part]) -> bool:
         size = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
@@ -62,12 +48,12 @@ class DirectWriter:
     def write_chunks(self, message: Sequence[Part], size: int) -> bool:
         try:
             if len(message) == 1:
-                sent = self._send(message[0])
+                sent = self._send_bytes(message[0])
             elif len(message) <= _IOV_MAX:
                 sent = self._sendmsg(message)
             else:
                 message = (b"".join(message),)
-                sent = self._send(message[0])
+                sent = self._send_bytes(message[0])
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as error:
@@ -75,30 +61,29 @@ class DirectWriter:
         self.bytes_sent += size
         if sent == (len(message[0]) if len(message) == 1 else sum(map(len, message))):
             return True
-        self._unsent = memoryview(b"".join(message))[sent:]
+        self._rest = memoryview(b"".join(message))[sent:]
+        self.stalled = True
         return False
 
     async def drain(self) -> bool:
-        unsent = self._unsent
-        if unsent is not None:
+        rest = self._rest
+        if rest is not None:
             try:
                 if self._sock.fileno() < 0:
                     raise ClientGone
                 await trio.lowlevel.wait_writable(self._sock)
-                unsent = unsent[self._sock.send(unsent) :]
+                rest = rest[self._send_bytes(rest) :]
             except (BlockingIOError, InterruptedError):
                 return False
             except (OSError, trio.ClosedResourceError) as error:
                 raise _lost(error) from error
-            self._unsent = unsent or None
-        return self._unsent is None
+            self._rest = rest or None
+            self.stalled = self._rest is not None
+        return self._rest is None
 
     async def finish(self) -> None:
-        assert self._unsent is None, "finish() before drain()"
-        await self._asgi.finish()
-
-    async def abort(self) -> None:
-        await self._connection.abort()
+        assert self._rest is None, "finish() before drain()"
+        await super().finish()
 
 
 def _lost(error: Exception) -> ClientGone | SendStalled:

@@ -6,6 +6,10 @@ gets; it is part of the documented behaviour.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+import msgspec
+
 from interceptors import Outcome
 from interceptors.message import is_preflight
 
@@ -19,34 +23,40 @@ from .request import ClientRequest, not_supported
 __all__ = ["Admission"]
 
 
-class Admission:
+class Admission(msgspec.Struct, eq=False):
     """The decision on one request. `decide` fills it in; what is known stays if it raises."""
 
-    __slots__ = ("client_place", "cors", "counted", "is_preflight", "route")
-
-    def __init__(self) -> None:
-        self.route: Route | None = None
-        """None: no route matches."""
-        self.cors: Cors | None = None
-        """For a request of an allowed origin; None otherwise."""
-        self.is_preflight = False
-        """A CORS preflight that the proxy itself answers."""
-        self.counted = False
-        """The exchange counts against the limits of streams."""
-        self.client_place: tuple[str, str] | None = None
-        """Where the client's streams are counted; None where they are not limited."""
+    route: Route | None = None
+    """None: no route matches."""
+    cors: Cors | None = None
+    """For a request of an allowed origin; None otherwise."""
+    is_preflight: bool = False
+    """A CORS preflight that the proxy itself answers."""
+    counted: bool = False
+    """The exchange counts against the limits of streams."""
+    client_place: tuple[str, str] | None = None
+    """Where the client's streams are counted; None where they are not limited."""
 
     def decide(self, worker: Worker, request: ClientRequest) -> Route:
         """Find the route and check the request. Never blocks. Raises `RequestRefused`."""
         target = request.target
-        self.route = route = worker.routes.find(target.normal, target.path)
-        if route is not None:
+        self.route = route = worker.generations.current.routes.find(target.normal, target.path)
+        if route is not None and route.allowed_origins is not None:
             self.cors = Cors.of(route.allowed_origins, request.headers)
         if request.fault is not None:
             raise request.fault
         if route is None:
             raise RequestRefused(404, "no_route", "no route matches this path")
-        _check_source(worker, route, request)
+        if route.allowed_hosts is not None and request.host not in route.allowed_hosts:
+            raise RequestRefused(403, "host_not_allowed", "this Host is not allowed here")
+        if route.allowed_origins is not None:
+            _check_origin(route.allowed_origins, request)
+        if b"via" in request.first and worker.via.lists(request.headers):
+            raise RequestRefused(
+                508,
+                "loop_detected",
+                "this request has passed this proxy before: an endpoint leads back to it",
+            )
         if request.method == "CONNECT":
             raise not_supported()
         self.is_preflight = self.cors is not None and is_preflight(request.method, request.headers)
@@ -62,28 +72,20 @@ class Admission:
             raise RequestRefused(
                 503, "too_many_streams", "this server is at its limit of streams", retry_after_s=1
             )
-        self.client_place = worker.client_place(route, request.client, request.headers)
-        if worker.is_client_full(route, self.client_place):
-            raise RequestRefused(
-                429,
-                "too_many_client_streams",
-                "this client is at its limit of streams",
-                retry_after_s=1,
-            )
+        if route.limits.max_streams_per_client is not None:
+            self.client_place = worker.client_place(route, request.client, request.headers)
+            if worker.is_client_full(route, self.client_place):
+                raise RequestRefused(
+                    429,
+                    "too_many_client_streams",
+                    "this client is at its limit of streams",
+                    retry_after_s=1,
+                )
         self.counted = True
 
 
-def _check_source(worker: Worker, route: Route, request: ClientRequest) -> None:
-    """Check `allowed_hosts`, `allowed_origins` and loops."""
-    if route.allowed_hosts is not None and request.host not in route.allowed_hosts:
-        raise RequestRefused(403, "host_not_allowed", "this Host is not allowed here")
-    if route.allowed_origins is not None:
-        origins = {value.decode("latin-1").lower() for value in origins_of(request.headers)}
-        if not origins <= route.allowed_origins:  # a request without Origin is not cross-origin
+def _check_origin(allowed: Collection[str], request: ClientRequest) -> None:
+    """A request without `Origin` is not cross-origin, and passes."""
+    for origin in origins_of(request.headers):
+        if origin.decode("latin-1").lower() not in allowed:
             raise RequestRefused(403, "origin_not_allowed", "this Origin is not allowed here")
-    if worker.via.lists(request.headers):
-        raise RequestRefused(
-            508,
-            "loop_detected",
-            "this request has passed this proxy before: an endpoint leads back to it",
-        )

@@ -14,6 +14,7 @@ import trio
 from interceptors import Event, HookError, Outcome, Response
 from interceptors.hooks import Owner
 
+from ..downstream import has_no_body
 from ..errors import RequestRefused
 from ..relay.heartbeat import with_heartbeats
 from .client_response import ClientResponse
@@ -37,7 +38,7 @@ async def send_answer(ctx: ExchangeContext, answer: Response) -> Outcome:
     if answer.made_by is not None:
         ctx.progress.answered_by, outcome = answer.made_by.name, answer.made_by.outcome
     response = ctx.response
-    bodiless = response.is_bodiless(answer.status)
+    bodiless = has_no_body(ctx.request.method, answer.status)
     await _send_head(response, answer, streams=answer.events is not None and not bodiless)
     if bodiless:
         return outcome

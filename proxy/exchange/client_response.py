@@ -13,7 +13,7 @@ from functools import partial
 
 import trio
 
-from ..downstream import ClientConnection, Message, Send, Writer, choose_writer, has_no_body
+from ..downstream import ClientConnection, Message, Send, Writer, choose_writer
 from ..errors import ClientGone, SendStalled
 from ..http.headers import HeaderList, check_response_headers, response_headers
 from ..relay.heartbeat import PING, only_accepts_streams
@@ -92,7 +92,7 @@ class ClientResponse:
         deadline here: it cannot be cancelled, and TCP_USER_TIMEOUT ends it.
         """
         direct = step is None and self.writer is not None and self.writer.synchronous
-        shielded = self._connection is not None and self._connection.shields_send
+        shielded = self._connection is not None and not self._connection.http2
         send_s = self._send_s if direct or not shielded else math.inf
         if step is None:
             assert self.writer is not None
@@ -123,7 +123,7 @@ class ClientResponse:
         self._worker.metrics.writers[writer.name].inc()
         self._body.answered = True
         # Unless the request is complete, the end of the response waits for it; the head must not.
-        whole = whole and self._body.complete
+        whole = whole and self._body.complete and not writer.synchronous
         await self.flush(partial(writer.start, status, headers, whole=whole))
 
     async def write(self, data: bytes, *, last: bool = False) -> None:
@@ -246,10 +246,6 @@ class ClientResponse:
         """Detect by TCP keepalive that the client has left, although nothing is sent to it."""
         if self._connection is not None:
             self._connection.send_probes()
-
-    def is_bodiless(self, status: int) -> bool:
-        """Whether a response with that status has no body, whatever its headers announce."""
-        return has_no_body(self._request.method, status)
 
     def headers(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
+import msgspec
 import trio
 
 from interceptors import Outcome, Request
@@ -48,23 +49,20 @@ when an interceptor or the proxy answers.
 """
 
 
-class Progress:
+class Progress(msgspec.Struct, eq=False):
     """What an exchange has reached. None: not reached, or not needed."""
 
-    __slots__ = ("answered_by", "chain", "first_body_at", "phase", "relay", "request", "upstream")
-
-    def __init__(self) -> None:
-        self.phase: Phase = "admit"
-        self.request: Request | None = None
-        """The request as interceptors see it."""
-        self.upstream: UpstreamRequest | None = None
-        self.chain: StreamChain | None = None
-        """The interceptors of the response. The exchange closes it."""
-        self.relay: Relay | None = None
-        self.first_body_at: float | None = None
-        """Trio's time of the first body bytes, of a body that no relay moved."""
-        self.answered_by: str | None = None
-        """The interceptor that answered instead of the upstream."""
+    phase: Phase = "admit"
+    request: Request | None = None
+    """The request as interceptors see it."""
+    upstream: UpstreamRequest | None = None
+    chain: StreamChain | None = None
+    """The interceptors of the response. The exchange closes it."""
+    relay: Relay | None = None
+    first_body_at: float | None = None
+    """Trio's time of the first body bytes, of a body that no relay moved."""
+    answered_by: str | None = None
+    """The interceptor that answered instead of the upstream."""
 
     @property
     def counts(self) -> EventCounts | None:
@@ -84,50 +82,23 @@ class Progress:
         return None if self.chain is None else self.chain.ended_by
 
 
-class ExchangeContext:
+class ExchangeContext(msgspec.Struct, eq=False):
     """One admitted exchange. All of it belongs to the exchange's own task, except what
     `watch_client` and `run_task` start.
     """
 
-    __slots__ = (
-        "admission",
-        "body",
-        "buffers",
-        "collected",
-        "ending",
-        "nursery",
-        "progress",
-        "request",
-        "response",
-        "route",
-        "worker",
-    )
-
-    def __init__(
-        self,
-        worker: Worker,
-        route: Route,
-        admission: Admission,
-        request: ClientRequest,
-        body: RequestBody,
-        response: ClientResponse,
-        progress: Progress,
-        ending: Ending,
-        buffers: BufferScope,
-        nursery: trio.Nursery,
-    ) -> None:
-        self.worker = worker
-        self.route = route
-        self.admission = admission
-        self.request = request
-        self.body = body
-        self.response = response
-        self.progress = progress
-        self.ending = ending
-        self.buffers = buffers
-        self.nursery = nursery
-        self.collected: CollectedBody | None = None
-        """The request's body in the worker's budget, if interceptors see it."""
+    worker: Worker
+    route: Route
+    admission: Admission
+    request: ClientRequest
+    body: RequestBody
+    response: ClientResponse
+    progress: Progress
+    ending: Ending
+    buffers: BufferScope
+    nursery: trio.Nursery
+    collected: CollectedBody | None = None
+    """The request's body in the worker's budget, if interceptors see it."""
 
     def close(self) -> None:
         """Return what the upstream and the budget have lent. Synchronous; safe to call again."""

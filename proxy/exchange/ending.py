@@ -6,6 +6,7 @@ place tells the client and one place counts and logs. It knows no task and no so
 
 from __future__ import annotations
 
+import msgspec
 import structlog
 
 from interceptors import InterceptorError, Outcome
@@ -17,20 +18,17 @@ __all__ = ["Ending"]
 _EXPECTED = (UpstreamFailure, RequestRefused, InterceptorError, ClientGone, SendStalled)
 
 
-class Ending:
+class Ending(msgspec.Struct, eq=False):
     """Set once, by the first of its methods that is called."""
 
-    __slots__ = ("failure", "outcome", "whole")
-
-    def __init__(self) -> None:
-        self.outcome: Outcome | None = None
-        """None while the exchange runs."""
-        self.failure: Exception | None = None
-        """The exception that ended it; None for endings without one: a client that left, a
-        drain, a deadline.
-        """
-        self.whole = False
-        """The client has the whole response, and its end."""
+    outcome: Outcome | None = None
+    """None while the exchange runs."""
+    failure: Exception | None = None
+    """The exception that ended it; None for endings without one: a client that left, a drain, a
+    deadline.
+    """
+    whole: bool = False
+    """The client has the whole response, and its end."""
 
     def complete(self, outcome: Outcome) -> None:
         """The response has ended."""

@@ -18,6 +18,7 @@ import trio
 
 from interceptors import HookError, Outcome
 from interceptors.chain import EventCounts
+from pools import BufferScope
 
 from ..dialects import GENERIC, Dialect
 from ..downstream import Receive, Scope, Send, inspect_server
@@ -61,7 +62,7 @@ class Exchange:
 
     def __init__(self, worker: Worker, scope: Scope) -> None:
         self._worker = worker
-        self._request = read_request(scope, worker.trusted_proxies)
+        self._request = read_request(scope, worker.generations.current.trusted_proxies)
         self._admission = Admission()
         self._progress = Progress()
         self._ending = Ending()
@@ -82,7 +83,7 @@ class Exchange:
         worker.enter(self)
         try:
             if route is not None:
-                async with worker.pools.open_scope() as buffers, trio.open_nursery() as nursery:
+                async with BufferScope() as buffers, trio.open_nursery() as nursery:
                     self._cancel = nursery.cancel_scope
                     self._cancel.deadline = self.started_at + route.timeouts.total
                     try:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
 
-from interceptors import Response, ResponseHead
+from interceptors import Request, Response, ResponseHead
 from interceptors.chain import StreamChain
 from interceptors.content import Contradiction, content_coding, is_json_type, media_type
 
+from ..downstream import has_no_body
 from ..errors import EncodedResponse, NotAStream, interceptor_failed
 from ..http.headers import (
     HeaderList,
@@ -89,11 +90,19 @@ async def on_response(ctx: ExchangeContext, received: ReceivedHead) -> PreparedR
     replaces it; the response's body is then closed.
     """
     ctx.progress.phase = "on_response"
-    shown = await _show_head(ctx, received)
-    if isinstance(shown, Response):
-        received.body.close()
-        return shown
-    kind = await _classify(ctx, shown, received.body)
+    begun = ctx.response.writer is not None
+    headers = received.headers
+    if hold_references(headers):
+        headers = _with_client_references(ctx, headers, received.call)
+    shown = ShownHead(received.status, headers, received.media_type, received.content_coding, None)
+    if ctx.progress.request is not None:
+        answer = await _show_head(ctx, ctx.progress.request, received, headers)
+        if isinstance(answer, Response):
+            received.body.close()
+            return answer
+        shown = answer
+    classify = _promised_kind if begun else _kind_of
+    kind = await classify(ctx, shown, received.body)
     rewrite = _Rewrite(stale=kind == "none" and _stands_for_changed(ctx, shown))
     if shown.head is not None and (chain := _open_chain(ctx, shown, kind)) is not None:
         rewrite = await _start_chain(ctx, chain, shown, shown.head, kind)
@@ -105,7 +114,6 @@ async def on_response(ctx: ExchangeContext, received: ReceivedHead) -> PreparedR
             else:
                 rewrite.json = json.text
         shown = shown._replace(headers=shown.head.headers.raw)
-    begun = ctx.response.writer is not None
     headers = [] if begun else _headers_for_client(ctx, received, shown, kind, rewrite)
     is_chunked = kind != "none" and find_header(headers, b"content-length") is None
     return PreparedResponse(
@@ -119,14 +127,10 @@ async def on_response(ctx: ExchangeContext, received: ReceivedHead) -> PreparedR
     )
 
 
-async def _show_head(ctx: ExchangeContext, received: ReceivedHead) -> ShownHead | Response:
-    route, request = ctx.route, ctx.progress.request
-    headers = received.headers
-    if hold_references(headers):
-        headers = _with_client_references(ctx, headers, received.call)
-    kind, coding = received.media_type, received.content_coding
-    if request is None:
-        return ShownHead(received.status, headers, kind, coding, None)
+async def _show_head(
+    ctx: ExchangeContext, request: Request, received: ReceivedHead, headers: HeaderList
+) -> ShownHead | Response:
+    route, kind, coding = ctx.route, received.media_type, received.content_coding
     assert received.call.endpoint is not None
     route.dialect.note_response(
         request,
@@ -148,31 +152,27 @@ async def _show_head(ctx: ExchangeContext, received: ReceivedHead) -> ShownHead 
     return ShownHead(head.status, head.headers.raw, kind, coding, head)
 
 
-async def _classify(ctx: ExchangeContext, shown: ShownHead, body: UpstreamBody) -> BodyKind:
-    """What the body is. Raises `NotAStream` if an early heartbeat has promised an event stream and
-    this is none.
-    """
-    begun = ctx.response.writer is not None
-    if begun and (shown.status != 200 or shown.coding != "identity"):
-        raise NotAStream(ctx.route.upstream, shown.status)
-    kind = await _kind_of(ctx, shown, body, ctx.response.heartbeat_s if begun else None)
-    if begun and kind != "events":
-        raise NotAStream(ctx.route.upstream, shown.status)
-    return kind
+async def _promised_kind(ctx: ExchangeContext, shown: ShownHead, body: UpstreamBody) -> BodyKind:
+    """As `_kind_of`, after an early heartbeat has promised an event stream. Raises `NotAStream`."""
+    if shown.status == 200 and shown.coding == "identity":
+        response = ctx.response
+        find_kind = partial(_kind_of, ctx, shown, body)
+        kind = await with_heartbeats(find_kind, response.heartbeat_s, response.send_heartbeat)
+        if kind == "events":
+            return kind
+    raise NotAStream(ctx.route.upstream, shown.status)
 
 
-async def _kind_of(
-    ctx: ExchangeContext, shown: ShownHead, body: UpstreamBody, heartbeat_s: float | None
-) -> BodyKind:
+async def _kind_of(ctx: ExchangeContext, shown: ShownHead, body: UpstreamBody) -> BodyKind:
+    """What the body is. Waits for its first bytes if these decide."""
     route, request = ctx.route, ctx.progress.request
-    if ctx.response.is_bodiless(shown.status):
+    if has_no_body(ctx.request.method, shown.status):
         return "none"
     if shown.media_type == "text/event-stream":
         return "events"
     if request is None:
         return "other"
-    look = partial(look_at, ctx, shown.media_type, shown.coding, body)
-    looks_like = await with_heartbeats(look, heartbeat_s, ctx.response.send_heartbeat)
+    looks_like = await look_at(ctx, shown.media_type, shown.coding, body)
     if looks_like == "events":
         return "events"
     if not route.chain.sees_json:
@@ -244,7 +244,7 @@ def _headers_for_client(
     if rewrite.stale:
         raw = without_stale(raw, received.headers, length=kind == "none")
     if shown.head is not None and kind != "none":
-        had_body = not response.is_bodiless(received.status)
+        had_body = not has_no_body(ctx.request.method, received.status)
         raw = with_length_of(raw, received.headers if had_body else [])
     # RFC 9110, section 8.6: a 204 has no length
     dropped = _LENGTH if rewrite.unknown_length or shown.status == 204 else _NO_NAMES

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from interceptors import Outcome, Request, Response
 from interceptors.message import address
 
-from ..http.headers import find_header, forwards_left, refuse_trace
+from ..http.headers import forwards_left, refuse_trace
 from ..relay import Mover, open_relay
 from ..relay.heartbeat import with_heartbeats
 from ..relay.resume import Resume
@@ -41,6 +41,10 @@ _FRAMING = frozenset((b"transfer-encoding",))
 # Interceptors may change the body, and a range of the original is not a range of the changed one
 # (RFC 9110, section 14.2).
 _FRAMING_AND_RANGES = _FRAMING | frozenset((b"range", b"if-range"))
+
+
+_FOR_PROXIES = frozenset(("OPTIONS", "TRACE"))
+"""Methods that a proxy may answer itself."""
 
 
 class OutgoingRequest(NamedTuple):
@@ -91,9 +95,9 @@ async def read_length(ctx: ExchangeContext) -> bytes | None:
     """
     ctx.progress.phase = "read_body"
     request, body = ctx.request, ctx.body
-    length = find_header(request.headers, b"content-length")
+    length = request.first.get(b"content-length")
     if length is None:
-        if find_header(request.headers, b"transfer-encoding") is not None:
+        if b"transfer-encoding" in request.first:
             length = b""
         elif request.is_http2:
             # The end of a request without a body arrives with its head.
@@ -114,7 +118,8 @@ async def on_request(ctx: ExchangeContext, length: bytes | None) -> OutgoingRequ
     No body is waited for until the interceptors that only want the head have seen it.
     """
     ctx.progress.phase = "on_request"
-    if (answer := _own_answer(ctx)) is not None:
+    answer = _own_answer(ctx) if ctx.request.method.upper() in _FOR_PROXIES else None
+    if answer is not None:
         ctx.watch_client()
         return answer
     has_body, chain = ctx.body.expects_body, ctx.route.chain
@@ -229,7 +234,7 @@ async def call_upstream(ctx: ExchangeContext, outgoing: OutgoingRequest) -> Rece
     """Send the request and wait for the head of the response. Early heartbeats go out meanwhile."""
     ctx.progress.phase = "call_upstream"
     response = ctx.response
-    heartbeat_s = response.early_heartbeat_s
+    heartbeat_s = response.early_heartbeat_s if ctx.route.heartbeat.early else None
     upstream = ctx.progress.upstream = UpstreamRequest(
         ctx.worker.via,
         ctx.route,
@@ -240,6 +245,8 @@ async def call_upstream(ctx: ExchangeContext, outgoing: OutgoingRequest) -> Rece
         partial(pass_interim, ctx),
         identity=ctx.route.chain.sees_streams or heartbeat_s is not None,
     )
+    if heartbeat_s is None:
+        return await upstream.send(outgoing.body)
     return await with_heartbeats(
         partial(upstream.send, outgoing.body), heartbeat_s, response.send_early_heartbeat
     )

@@ -180,7 +180,8 @@ class RequestBody:
             self._take(message)
         if not self.complete or self.gone:
             return False
-        self._end_body()
+        if self._to_reader is not None:
+            self._to_reader.close()
         messages.on_disconnect = on_gone
         return True
 
@@ -206,8 +207,8 @@ class RequestBody:
             await self._next()  # the server already has the end of the request
         if not self.complete:
             await self._read_rest()
-        if self.complete:
-            self._end_body()
+        if self.complete and self._to_reader is not None:
+            self._to_reader.close()
         if self._ended is not None:
             self._ended.set()
         while not self.gone:
@@ -292,10 +293,6 @@ class RequestBody:
     @property
     def _is_discarding(self) -> bool:
         return self._to_reader is None or self._to_reader.statistics().open_receive_channels == 0
-
-    def _end_body(self) -> None:
-        if self._to_reader is not None:
-            self._to_reader.close()
 
     async def _next(self) -> bytes:
         return self._take(await self._receive())

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable
 from typing import NamedTuple
 
+import msgspec
 import trio
 
 from interceptors import Request
@@ -50,61 +51,38 @@ class ReceivedHead(NamedTuple):
     """The call that it answers."""
 
 
-class UpstreamRequest:
+class UpstreamRequest(msgspec.Struct, eq=False):
     """One request. Call `close` at the end of the exchange."""
 
-    __slots__ = (
-        "_body",
-        "_client",
-        "_identity",
-        "_length",
-        "_nursery",
-        "_on_interim",
-        "_request",
-        "_route",
-        "_via",
-        "endpoint",
-    )
-
-    def __init__(
-        self,
-        via: Via,
-        route: Route,
-        client: ClientRequest,
-        request: Request | None,
-        length: bytes | None,
-        nursery: trio.Nursery,
-        on_interim: OnInterim,
-        *,
-        identity: bool,
-    ) -> None:
-        """`client`: the request as it came; `request`: as interceptors left it, if there are any.
-        `length`: as `body` of `request_headers`. `nursery`: of the task that sends the body.
-        `identity`: ask for a response without content coding.
-        """
-        self._via = via
-        self._route = route
-        self._client = client
-        self._request = request
-        self._length = length
-        self._nursery = nursery
-        self._on_interim = on_interim
-        self._identity = identity
-        self._body: UpstreamBody | None = None
-        self.endpoint: Endpoint | None = None
-        """The endpoint that was asked last; None before the first."""
+    via: Via
+    route: Route
+    client: ClientRequest
+    """The request as it came."""
+    request: Request | None
+    """As interceptors left it; None without interceptors."""
+    length: bytes | None
+    """The Content-Length; b"": not known; None: no body."""
+    nursery: trio.Nursery
+    """Of the task that sends the body."""
+    on_interim: OnInterim | None
+    identity: bool
+    """Ask for a response without content coding."""
+    body: UpstreamBody | None = None
+    """Of the response."""
+    endpoint: Endpoint | None = None
+    """The endpoint that was asked last; None before the first."""
 
     @property
     def may_repeat(self) -> bool:
         """Whether its stream can be resumed: the request is safe to repeat, and has no body."""
-        method = self._client.method if self._request is None else self._request.method
-        return self._route.reconnect.enabled and method == "GET" and self._length in (None, b"0")
+        method = self.client.method if self.request is None else self.request.method
+        return self.route.reconnect.enabled and method == "GET" and self.length in (None, b"0")
 
     async def send(self, body: bytes | AsyncIterable[bytes]) -> ReceivedHead:
         """Send the request; returns when the response's head has arrived. Raises `UpstreamFailure`,
         and `RequestRefused` for a request that cannot be sent.
         """
-        return await self._call(body, self._length, None)
+        return await self._call(body, self.length, None)
 
     async def send_again(self, last_event_id: bytes) -> ReceivedHead:
         """Ask for what follows that event, after `close`. Raises as `send`."""
@@ -112,17 +90,17 @@ class UpstreamRequest:
 
     def close(self) -> None:
         """Return the connection. Synchronous; safe to call again."""
-        if self._body is not None:
-            self._body.close()
+        if self.body is not None:
+            self.body.close()
 
     def forget(self) -> None:
         """Break the reference cycle through the callback for informational responses."""
-        del self._on_interim
+        self.on_interim = None
 
     async def _call(
         self, body: bytes | AsyncIterable[bytes], length: bytes | None, last_event_id: bytes | None
     ) -> ReceivedHead:
-        route = self._route
+        route = self.route
         call = self._make(body, length, last_event_id)
         try:
             response = await route.transport.call(call)
@@ -130,7 +108,7 @@ class UpstreamRequest:
             raise self._unsendable() from None
         finally:
             self.endpoint = call.endpoint or self.endpoint
-        self._body = response.body
+        self.body = response.body
         headers, kind, coding = end_to_end(response.headers), "", ""
         try:
             headers, kind, coding = unify(headers)
@@ -144,12 +122,12 @@ class UpstreamRequest:
     def _make(
         self, body: bytes | AsyncIterable[bytes], length: bytes | None, last_event_id: bytes | None
     ) -> UpstreamCall:
-        route, client = self._route, self._client
+        route, client = self.route, self.client
         method, target, headers = client.method, client.target.raw, client.headers
-        if self._request is not None:
-            method, target, headers = self._changed_head(self._request)
+        if self.request is not None:
+            method, target, headers = self._changed_head(self.request)
             refuse_trace(method)
-        if self._request is not None or route.headers.removed:
+        if self.request is not None or route.headers.removed:
             headers = without_doubles(headers, client.headers, route.headers.removed)
         if method == "OPTIONS":
             headers = one_forward_less(headers)
@@ -164,22 +142,22 @@ class UpstreamRequest:
                 route.headers,
                 client=client.client,
                 scheme=client.scheme,
-                identity=self._identity or self.may_repeat,
+                identity=self.identity or self.may_repeat,
                 body=length,
-                via=self._via.entry(client.http_version),
+                via=self.via.entry(client.http_version),
             ),
             body,
             timeouts=route.call_timeouts,
             # A reconnection has its own attempts, with delays between them.
             retry=route.retry if last_event_id is None else None,
-            session=None if self._request is None else route.dialect.session_of(self._request),
-            on_interim=self._on_interim,
-            nursery=self._nursery,
+            session=None if self.request is None else route.dialect.session_of(self.request),
+            on_interim=self.on_interim,
+            nursery=self.nursery,
         )
 
     def _changed_head(self, request: Request) -> tuple[str, bytes, HeaderList]:
         """Method, target and headers as interceptors left them. Raises `RequestRefused`."""
-        client = self._client
+        client = self.client
         headers = [(name.lower(), value) for name, value in request.headers.raw]
         if request.body_replaced:
             headers = without_stale(headers, client.headers)
@@ -196,7 +174,7 @@ class UpstreamRequest:
         """The refusal of a request that cannot be sent: the fault is the client's, or that of the
         interceptor that changed it.
         """
-        if self._request is None or not are_fields(self._client.headers):
+        if self.request is None or not are_fields(self.client.headers):
             return RequestRefused(
                 400, "bad_request", "a header or the target of the request cannot be forwarded"
             )

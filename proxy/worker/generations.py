@@ -112,12 +112,8 @@ class Generations:
         """Metrics of all present interceptors."""
         return [item for generation in self._all for item in generation.collectors]
 
-    def enter(self, exchange: LiveExchange) -> None:
-        """Register a new exchange with the current generation."""
-        self.current.live.add(exchange)
-
     def leave(self, exchange: LiveExchange) -> None:
-        """Remove an ended exchange from its generation."""
+        """Remove an ended exchange from its generation, whose `live` it is in."""
         for generation in self._all:
             if exchange in generation.live:
                 generation.live.discard(exchange)

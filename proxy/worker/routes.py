@@ -47,6 +47,9 @@ from .sessions import Sessions
 
 __all__ = ["Route", "RouteTable", "Timeouts"]
 
+_MAX_KNOWN = 256
+_MAX_KNOWN_BYTES = 256
+
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
@@ -193,6 +196,7 @@ class RouteTable:
         self._by_prefix = tuple(
             sorted(by_prefix.items(), key=lambda item: len(item[0]), reverse=True)
         )
+        self._known: dict[bytes, Route] = {}  # routes of paths that have been asked for
 
     def find(self, path: str, raw: bytes = b"") -> Route | None:
         """Return the route of a normal path.
@@ -203,17 +207,22 @@ class RouteTable:
         that decode `%2f` or remove `;parameters` before they resolve dot segments. Raises
         `RequestRefused` (400) otherwise.
         """
+        route = self._known.get(raw)
+        if route is not None:
+            return route
         route = self._find(path)
-        if (
-            route is not None
-            and raw
-            and not all(self._find(item) is route for item in other_readings(raw))
-        ):
+        if route is None or not raw:
+            return route
+        if not all(self._find(item) is route for item in other_readings(raw)):
             raise RequestRefused(
                 400,
                 "bad_request",
                 "servers read this path in several ways, and not all are of one route",
             )
+        if len(raw) <= _MAX_KNOWN_BYTES:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            self._known[raw] = route
         return route
 
     def _find(self, path: str) -> Route | None:

@@ -15,7 +15,7 @@ from pools import Pools
 from ..config import Config
 from ..downstream import client_connections, connections_by_open_files
 from ..errors import ConfigError
-from ..http.headers import TrustedProxies, Via, client_of, network_of, new_pseudonym
+from ..http.headers import Via, client_of, network_of, new_pseudonym
 from ..relay.hub import Hub
 from .collecting import BodyBudget
 from .generations import Generations
@@ -86,11 +86,6 @@ class Worker:
         """The routes of new exchanges."""
         return self.generations.current.routes
 
-    @property
-    def trusted_proxies(self) -> TrustedProxies:
-        """The proxies that new exchanges trust."""
-        return self.generations.current.trusted_proxies
-
     def join(self, siblings: Siblings) -> None:
         """Connect to the other workers, which may have sessions that this one does not know."""
         self.siblings = siblings
@@ -108,7 +103,7 @@ class Worker:
         """Register an exchange. A refused one is tracked until answered but does not count against
         the limits.
         """
-        self.generations.enter(exchange)
+        self.generations.current.live.add(exchange)
         tally = self.metrics.routes[exchange.route_name]
         tally.live.add(exchange)
         self.live.add(exchange)
@@ -136,7 +131,7 @@ class Worker:
 
     def is_full(self, route: Route) -> bool:
         """Whether the worker, or the route if it has its own limit, has reached `max_streams`."""
-        if self.admitted >= self.config.reverse_proxy.limits.max_streams:
+        if self.admitted >= self.generations.current.config.reverse_proxy.limits.max_streams:
             return True
         return (
             route.max_streams is not None
@@ -151,7 +146,7 @@ class Worker:
         """
         if route.limits.max_streams_per_client is None:
             return None
-        client = client_of(peer, headers, self.trusted_proxies)
+        client = client_of(peer, headers, self.generations.current.trusted_proxies)
         return None if client is None else (route.clients, network_of(client))
 
     def is_client_full(self, route: Route, place: tuple[str, str] | None) -> bool:

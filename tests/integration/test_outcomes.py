@@ -393,7 +393,7 @@ async def test_a_defect_of_the_proxy_is_an_internal_error(
         raise Defect
 
     owner, name, act = {
-        "admission": (None, "proxy.exchange.admission.Cors.of", fail),
+        "admission": (None, "proxy.worker.worker.Worker.is_full", fail),
         "request": (phases, "call_upstream", fail_later),
         "response": (phases, "on_response", fail_later),
         "relay": (phases, "open_relay", fail),

@@ -34,6 +34,13 @@ __all__ = ["ClientConnection", "inspect_server", "path_is_known"]
 
 _USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)  # RFC 5482; Linux only
 _INTERNAL_ERROR = 0x2  # RFC 9113, section 7
+_ADDED_HEADERS = {
+    (False, False): frozenset[bytes](),
+    (False, True): frozenset([b"server"]),
+    (True, False): frozenset([b"date"]),
+    (True, True): frozenset([b"date", b"server"]),
+}
+"""By `include_date_header` and `include_server_header`."""
 _LAST_BYTES_S = 1.0
 _LOOK_S = 0.05
 
@@ -78,7 +85,16 @@ def inspect_server(send: Any) -> ClientConnection | None:
 class ClientConnection:
     """The connection of one client under Hypercorn."""
 
-    __slots__ = ("_protocol", "_server", "_stream", "_transport", "sock", "tls")
+    __slots__ = (
+        "_protocol",
+        "_server",
+        "_stream",
+        "_transport",
+        "added_headers",
+        "http2",
+        "sock",
+        "tls",
+    )
 
     def __init__(
         self,
@@ -96,24 +112,13 @@ class ClientConnection:
         self.sock = sock
         """The socket, non-blocking. Hypercorn owns it and may close it at any await."""
         self.tls = tls
-
-    @property
-    def http2(self) -> bool:
-        return isinstance(self._protocol, H2Protocol)
-
-    @property
-    def shields_send(self) -> bool:
-        """Whether ASGI's `send` cannot be cancelled while the client accepts nothing (HTTP/1.1)."""
-        return not self.http2
-
-    @property
-    def added_headers(self) -> frozenset[bytes]:
+        self.http2 = isinstance(protocol, H2Protocol)
+        """Otherwise ASGI's `send` cannot be cancelled while the client accepts nothing."""
+        config = stream.config
+        self.added_headers = _ADDED_HEADERS[
+            bool(config.include_date_header), bool(config.include_server_header)
+        ]
         """Headers that Hypercorn adds to every response."""
-        config = self._stream.config
-        added = {b"date"} if config.include_date_header else set()
-        if config.include_server_header:
-            added.add(b"server")
-        return frozenset(added)
 
     @property
     def timed_out(self) -> bool:

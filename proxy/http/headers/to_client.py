@@ -16,6 +16,7 @@ __all__ = ["check_response_headers", "response_headers", "with_length_of", "with
 _ABOUT_CONTENT = frozenset(
     b"etag last-modified content-md5 digest content-digest repr-digest accept-ranges".split()
 )
+_FOR_STREAMS = HOP_BY_HOP | {b"x-accel-buffering"}
 
 
 def response_headers(
@@ -24,14 +25,13 @@ def response_headers(
     """The fields that go to the client, names in lower case. `dropped`: names that the server adds
     itself, or whose values are no longer true. `sse` tells proxies in front not to buffer.
     """
-    listed = [(name.lower(), value) for name, value in headers]
-    result = [
-        field
-        for field in listed
-        if field[0] not in HOP_BY_HOP  # set by an interceptor; framing is the server's
-        and field[0] not in dropped
-        and not (sse and field[0] == b"x-accel-buffering")
-    ]
+    # An interceptor may have set a field of the hop; framing is the server's.
+    dropped |= _FOR_STREAMS if sse else HOP_BY_HOP
+    result: HeaderList = []
+    for name, value in headers:
+        name = name.lower()
+        if name not in dropped:
+            result.append((name, value))
     if sse:
         result.append((b"x-accel-buffering", b"no"))
     return result

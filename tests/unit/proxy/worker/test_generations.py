@@ -64,9 +64,9 @@ async def test_one_is_over_when_it_is_superseded_and_its_last_exchange_has_ended
     generations = Generations(configured("1"))
     await generations.start(nursery)
     exchanges: list[Any] = [object(), object()]
-    generations.enter(exchanges[0])
+    generations.current.live.add(exchanges[0])
     await generations.replace(configured("2"))
-    generations.enter(exchanges[1])
+    generations.current.live.add(exchanges[1])
     await generations.replace(configured("3"))
     assert len(generations) == 3
     assert DIARY == ["1 entered", "2 entered", "3 entered"]
@@ -89,7 +89,7 @@ async def test_a_transport_is_closed_with_the_last_generation_that_has_it(
     await generations.replace(configured("2"))
     assert generations.current.routes.transports["up"] is first
     exchange: Any = object()
-    generations.enter(exchange)
+    generations.current.live.add(exchange)
     await generations.replace(configured("3", upstream="http://b"))
     assert generations.current.routes.transports["up"] is not first
     await trio.testing.wait_all_tasks_blocked()
@@ -153,6 +153,6 @@ async def test_an_exchange_without_a_lifespan_is_forgotten_too() -> None:
     """Under a server that has no lifespans nothing starts; what comes and goes is not kept."""
     generations = Generations(configured("1"))
     exchange: Any = object()
-    generations.enter(exchange)
+    generations.current.live.add(exchange)
     generations.leave(exchange)
     assert not generations.current.live
