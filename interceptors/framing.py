@@ -2,7 +2,7 @@
 
 `EventFramer` owns everything that a cut between two reads can split: the BOM, a CR and its LF, how
 much of an unfinished event was searched already, and whether the stream is a JSON body instead.
-`StreamTail` tells the same of bytes that pass unframed: whether they end between two events.
+`StreamTail` does the same for bytes that pass unframed: do they end between two events?
 
 Invariant: the frames of a stream do not depend on how it was cut into reads. Positions are indices
 into the caller's buffer. This module must not know hooks, leases or what happens to an event.
@@ -177,8 +177,8 @@ class EventFramer:
         yield from self._events(buffer, at, end, final, find_needed)
 
     def _find_stage(self, buffer: bytes | bytearray, at: int, end: int, final: bool) -> int:
-        """Tell a JSON body from events by the first byte that is not white space. Returns up to
-        where events may be framed: white space in a line waits, before a JSON body it is no event.
+        """Distinguish a JSON body from events by the first byte that is not white space. Return
+        the end of what may be framed: white space waits, because it may belong to a JSON body.
         """
         if self._at_start:
             if buffer.startswith(BOM, at, end):
@@ -236,38 +236,38 @@ class EventFramer:
                     continue
                 until = min(until, at + 1)
             if find_needed is not None and plain:
-                behind, clear_to = self._pass_unneeded(
+                after, clear_to = self._pass_unneeded(
                     buffer, at, end, scan_from, clear_to, find_needed
                 )
-                if behind > at:
-                    at = scan_from = behind
+                if after > at:
+                    at = scan_from = after
                     continue
                 until = min(until, clear_to + 1)
             while at < until and buffer[at] > _COLON:
                 # One search for one byte finds the end of an event of one line, the usual one.
                 data_at, line_end = 0, find(b"\n", at, end)
-                behind = line_end + 2
-                if not 1 < behind <= end:
+                after = line_end + 2
+                if not 1 < after <= end:
                     break
                 if buffer[line_end + 1] != _LF:
-                    behind = find(b"\n\n", line_end + 1, end) + 2
+                    after = find(b"\n\n", line_end + 1, end) + 2
                 elif startswith(b"data: ", at):
                     data_at = at + 6
-                if not 1 < behind - at <= limit:
+                if not 1 < after - at <= limit:
                     break
                 self._at_start = False
-                yield _EVENT, at, behind, data_at
-                at = behind
+                yield _EVENT, at, after, data_at
+                at = after
             if at > scan_from:
                 scan_from = at
                 continue
-            kind, behind = self._next(buffer, at, end, scan_from, plain, final)
-            if behind == at:
+            kind, after = self._next(buffer, at, end, scan_from, plain, final)
+            if after == at:
                 break
             self._at_start = False
             if kind is not None:
-                yield kind, at, behind, 0
-            at = scan_from = behind
+                yield kind, at, after, 0
+            at = scan_from = after
         self.at = at
         self._searched = end - at
         if self._searched > limit:
@@ -282,30 +282,30 @@ class EventFramer:
         """
         limit = self._max_event_bytes
         kind: FrameKind | None = None
-        behind, whole, may_be_silent = at, True, buffer[at] <= _COLON
+        after, whole, may_be_silent = at, True, buffer[at] <= _COLON
         if may_be_silent and scan_from - at <= _RESCAN_BYTES:
-            behind, blocks = find_silence(buffer, at, end, limit)
+            after, blocks = find_silence(buffer, at, end, limit)
             self.silent += blocks
-        if behind == at:
+        if after == at:
             if plain and buffer[at] != _LF:
-                behind = buffer.find(b"\n\n", max(at, scan_from - 1), end) + 2
-                whole = behind > 1
+                after = buffer.find(b"\n\n", max(at, scan_from - 1), end) + 2
+                whole = after > 1
             else:
-                behind = find_block_end(buffer, at, end, scan_from)
-                whole = behind >= 0
+                after = find_block_end(buffer, at, end, scan_from)
+                whole = after >= 0
             if not whole:
                 if not final:
                     return None, at
-                behind = end
+                after = end
                 self.cut = True
-            if behind - at > limit:
+            if after - at > limit:
                 kind = _LARGE
-            elif may_be_silent and is_silent(buffer, at, behind):
+            elif may_be_silent and is_silent(buffer, at, after):
                 self.silent += 1
             else:
                 kind = _EVENT if whole else _UNFINISHED
-        self._after_cr = behind == end and buffer[end - 1] == _CR
-        return kind, behind
+        self._after_cr = after == end and buffer[end - 1] == _CR
+        return kind, after
 
     def _find_bom(
         self, buffer: bytes | bytearray, at: int, end: int, final: bool
@@ -337,15 +337,15 @@ class EventFramer:
             return at, clear_to
         if at >= clear_to:
             clear_to = find_needed(buffer, at, end)
-        behind = buffer.rfind(b"\n\n", at, min(clear_to, at + self._max_event_bytes)) + 2
-        if behind < 2 or buffer[at] == _LF:
+        after = buffer.rfind(b"\n\n", at, min(clear_to, at + self._max_event_bytes)) + 2
+        if after < 2 or buffer[at] == _LF:
             return at, clear_to
-        empty = buffer.find(b"\n\n\n", at, behind + 1)
+        empty = buffer.find(b"\n\n\n", at, after + 1)
         if empty >= 0:
-            behind = empty + 2
+            after = empty + 2
         self._at_start = False
-        self.silent += buffer.count(b"\n\n", at, behind)
-        return behind, clear_to
+        self.silent += buffer.count(b"\n\n", at, after)
+        return after, clear_to
 
 
 class StreamTail:

@@ -1,5 +1,5 @@
-"""The parts to send in place of one window: slices of the window for what nobody changed, slices of
-the output's leases for what was written.
+"""The parts to send in place of one window: slices of the window for unchanged bytes, slices of the
+output's leases for what was written.
 
 Adjacent bytes of one buffer are one part. Parts are views, taken when everything is written: a
 buffer that has a view cannot grow. This module must not know events or hooks.
@@ -26,9 +26,9 @@ class Parts:
         self._output = output
         self._pieces: list[Piece] = []
         self._written = buffer  # the output's buffer that the open piece is in
-        self._opened = -1  # where the open piece begins; -1: there is none
+        self._opened = -1  # where the open piece begins; -1: no open piece
         self.unsent = start
-        """Where the bytes of the window begin that are in no part yet and that nobody changed."""
+        """Where the unchanged bytes of the window begin that are in no part yet."""
 
     @property
     def is_empty(self) -> bool:
@@ -36,8 +36,8 @@ class Parts:
         return not self._pieces and self._opened < 0
 
     def replace(self, at: int, end: int, start: int) -> None:
-        """Send what the output holds from `start` on in place of the window's `[at:end]`. Nothing
-        may be written after it that is no part, unless `close` is called before.
+        """Send the output from `start` on in place of the window's `[at:end]`. Call `close` before
+        writing anything to the output that is not a part.
         """
         if at > self.unsent or start == 0 or self._opened < 0:
             # Something is between this and what was written before, or a new buffer has begun.

@@ -1,6 +1,6 @@
 """`Passage`: upstream's events on their way through the hooks of one stream, window by window.
 
-Events that nobody changed leave as slices of the window; what was changed or added is written to
+Unchanged events leave as slices of the window; what was changed or added is written to
 leases of the `json` pool, which stay on loan until `release_parts()`. A JSON body that arrives as
 an event stream is shown whole. Events and bodies above the limit pass in pieces (`large`) if no
 hook needs them.
@@ -130,9 +130,9 @@ class Passage:
         view = memoryview(buffer)
         try:
             frames = framer.frames(buffer, at, end, final, find_needed)
-            for kind, at, behind, data_at in frames:
+            for kind, at, after, data_at in frames:
                 if kind is _EVENT:
-                    event = WireEvent(buffer, at, behind, True, data_at, view)
+                    event = WireEvent(buffer, at, after, True, data_at, view)
                     result = show(event)
                     if result is event:
                         passed += 1
@@ -144,14 +144,14 @@ class Passage:
                             passed += 1
                         else:
                             changed += 1
-                            parts.replace(at, behind, start)
+                            parts.replace(at, after, start)
                     else:
-                        stop = self._leave(event, result, parts, at, behind)
+                        stop = self._leave(event, result, parts, at, after)
                         if stop is not None:
                             return stop
                     event.end_of_life()
                 else:
-                    stop = self._process_other(kind, parts, buffer, at, behind, data_at, final)
+                    stop = self._process_other(kind, parts, buffer, at, after, data_at, final)
                     if stop is not None:
                         return stop
             return framer.at

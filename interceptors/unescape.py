@@ -1,5 +1,5 @@
-"""What JSON text says between its quotes, read as lax readers do: also pieces of it, text that is
-cut off, and unknown escapes.
+"""Decodes the text between the quotes of a JSON string as lax readers do: also pieces of it, text
+that is cut off, and unknown escapes.
 """
 
 from __future__ import annotations

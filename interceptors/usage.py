@@ -89,7 +89,7 @@ class Usage(MessageInterceptor):
         names = ["route", "model", "client"]
         self._tokens = Counter(
             "weirpool_llm_tokens",
-            "Tokens, as providers tell them: input, output, cached, cache_written, reasoning.",
+            "Tokens as reported by providers: input, output, cached, cache_written, reasoning.",
             [*names, "kind"],
             registry=None,
         )
@@ -99,15 +99,15 @@ class Usage(MessageInterceptor):
             names,
             registry=None,
         )
-        self._untold = Counter(
+        self._without_usage = Counter(
             "weirpool_llm_answers_without_usage",
-            "Answers, failures not included, that told no usage.",
+            "Answers without usage, failures excluded.",
             names,
             registry=None,
         )
 
     def collectors(self) -> Iterable[Collector]:
-        return self._tokens, self._requests, self._untold
+        return self._tokens, self._requests, self._without_usage
 
     async def on_request(self, request: Request) -> Response | None:
         if (
@@ -156,7 +156,7 @@ class Usage(MessageInterceptor):
         route: str,
         model: str | None,
         client: str | None,
-        told: dict[str, Tokens],
+        counts: dict[str, Tokens],
         *,
         failed: bool,
     ) -> None:
@@ -164,14 +164,14 @@ class Usage(MessageInterceptor):
         # A failed request may have any model name: it must not use up the labels.
         labels = (
             route,
-            self._models.of(model, new=not failed or bool(told)),
+            self._models.of(model, new=not failed or bool(counts)),
             self._clients.of(client),
         )
         self._requests.labels(*labels).inc()
-        for kind, tokens in told.items():
+        for kind, tokens in counts.items():
             self._tokens.labels(*labels, kind).inc(tokens)
-        if not told and not failed:
-            self._untold.labels(*labels).inc()
+        if not counts and not failed:
+            self._without_usage.labels(*labels).inc()
 
 
 class _UsageStream(MessageStream):
@@ -183,7 +183,7 @@ class _UsageStream(MessageStream):
         self._is_call = is_call(context.path)
         self._status = 0
         self._streamed = not context.is_body
-        self._told: dict[str, Tokens] = {}
+        self._counts: dict[str, Tokens] = {}
         self._reasons: dict[str, None] = {}
         self._error: str | None = None
 
@@ -192,7 +192,7 @@ class _UsageStream(MessageStream):
 
     def on_usage(self, usage: dialects.Usage) -> None:
         self._is_call = True
-        merge_counts(self._told, {kind: getattr(usage, kind) for kind in KINDS})
+        merge_counts(self._counts, {kind: getattr(usage, kind) for kind in KINDS})
 
     def on_finish(self, finish: Finish) -> None:
         self._is_call = True
@@ -205,7 +205,7 @@ class _UsageStream(MessageStream):
     def on_end(self, outcome: Outcome) -> None:
         if not self._is_call:
             return  # not an answer: a list of models, a batch
-        context, told = self._context, self._told
+        context, counts = self._context, self._counts
         model = self.model or context.state.get(_MODEL)
         client = context.state.get("client_key")
         model = None if model is None else _name(model)
@@ -213,7 +213,7 @@ class _UsageStream(MessageStream):
         failed = (
             self._status >= 400 or self._error is not None or not _FAILED.isdisjoint(self._reasons)
         )
-        self._usage.count(context.route, model, client, told, failed=failed)
+        self._usage.count(context.route, model, client, counts, failed=failed)
         context.log.info(
             "usage",
             model=model or "-",
@@ -223,7 +223,7 @@ class _UsageStream(MessageStream):
             finish_reason=",".join(self._reasons) or None,
             error=self._error,
             outcome=outcome.value,
-            **{kind: told.get(kind) for kind in KINDS},
+            **{kind: counts.get(kind) for kind in KINDS},
         )
 
 

@@ -218,7 +218,7 @@ class DnsFailed(UpstreamFailure):
 
 class ConnectFailed(UpstreamFailure):
     kind = "upstream_connect_failed"
-    public = "the upstream cannot be connected to"
+    public = "the upstream cannot be reached"
 
 
 class TlsFailed(UpstreamFailure):
@@ -267,7 +267,7 @@ class OutOfResources(_OwnLimit):
 
 class WriteTimedOut(UpstreamFailure):
     kind = "upstream_write_timeout"
-    public = "the upstream did not take the request in time"
+    public = "the upstream did not accept the request in time"
     status = 504
     outcome = Outcome.UPSTREAM_TIMEOUT
 

@@ -98,12 +98,12 @@ def readers_for(dialect: str, path: str) -> Readers:
 
 
 def is_decided_by_path(dialect: str) -> bool:
-    """Whether the dialect names no API, so that only the path tells which responses are answers."""
+    """Whether the dialect names no API, so that only the path decides which responses are answers."""
     return ANSWER_RULES.get(dialect, _GENERIC).is_decided_by_path
 
 
 def may_be_mislabelled(dialect: str, path: str) -> bool:
-    """Whether the first bytes of a body, not its content type alone, tell if it is an event stream."""
+    """Whether the first bytes of a body, not only its content type, decide that it is a stream."""
     return not is_decided_by_path(dialect) or bool(readers_for(dialect, path))
 
 

@@ -1,8 +1,8 @@
 """Anthropic messages: the events from `message_start` to `message_stop`, and the unstreamed
 `message`.
 
-Source: the types of Anthropic's Python SDK, `anthropic.types`. The `type` in the data says what an
-event is; without one, the event's type does. Calls of tools that the provider runs itself
+Source: the types of Anthropic's Python SDK, `anthropic.types`. The `type` in the data
+determines the event; without one, the event's type does. Calls of tools that the provider runs itself
 (`server_tool_use`, `mcp_tool_use`) are not `ToolCall`s.
 """
 

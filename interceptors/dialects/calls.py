@@ -1,7 +1,7 @@
 """Tool calls of an answer: how a reader assembles them, and writes what a hook has decided.
 
 Sans I/O; it knows no dialect. A call grows by pieces and is shown to hooks once it is complete, and
-again if it goes on after its end. A message may repeat a whole call: if it contradicts what is
+again if it continues after its end. A message may repeat a whole call: if it contradicts what is
 known, hooks see both, because a client may take either. With `hold_tool_calls`, no message of a
 call leaves before `decide`, so the call remembers every place where its arguments stand.
 """
@@ -162,7 +162,7 @@ class CallReader(FieldReader):
         """Where the last message belongs to tool calls. Only with `hold_tool_calls`."""
         self.has_removed = False
         """A call was dropped or refused: every later message must pass through `settle`."""
-        # Blocks that went on after their end: further ends are ignored. See `_end_mark`.
+        # Blocks that continued after their end: further ends are ignored. See `_end_mark`.
         self._endless: set[Any] = set()
         # Calls that are not complete, by output: the end of one must not search the others.
         self._open_calls: dict[int, dict[int, Call]] = {}
@@ -176,7 +176,7 @@ class CallReader(FieldReader):
 
         Raises `DialectError` if that takes back what was sent.
         """
-        if not call.complete:  # it goes on in the same message, and is shown again
+        if not call.complete:  # it continues in the same message, and is shown again
             return
         part = call.part
         assert part is not None
@@ -241,7 +241,7 @@ class CallReader(FieldReader):
         self._removed_calls += 1
 
     def _reopen(self, call: Call) -> None:
-        """A call goes on after its end: it is complete at the end of the stream, and shown again."""
+        """A call continues after its end: it is complete at the end of the stream, and shown again."""
         call.complete = False
         self._note_open(call)
         self._endless.add(self._end_mark(call.block))

@@ -14,15 +14,15 @@ __all__ = ["cut_choice", "cut_everything"]
 def cut_everything(message: dict[str, Any], choices: list[dict[str, Any]], reason: str) -> None:
     """Leave the frame of an answer and nothing of its content."""
     for choice in choices:
-        said: dict[str, Any] = {}
+        kept: dict[str, Any] = {}
         for name in ("message", "delta"):
             if isinstance(choice.get(name), dict):
-                said[name] = choice[name]
-                bare(said[name], ("role",))
-                said[name]["content"] = None
+                kept[name] = choice[name]
+                bare(kept[name], ("role",))
+                kept[name]["content"] = None
         choice["logprobs"] = None
         bare(choice, ("index", "logprobs"))
-        choice.update(said)
+        choice.update(kept)
         choice["finish_reason"] = reason
     if isinstance(message.pop("choices", None), list):
         bare(message, ("id", "object", "created", "model", "usage"))
@@ -43,7 +43,7 @@ def cut_choice(choice: dict[str, Any], part: Part | None, text: str, reason: str
     choice["finish_reason"] = reason
 
 
-def _cut_message(said: dict[str, Any], part: Part | None, text: str) -> None:
+def _cut_message(message: dict[str, Any], part: Part | None, text: str) -> None:
     field = "" if part is None else part.block.field
     if field == "text":
         return  # the message precedes the text of its choice
@@ -51,22 +51,22 @@ def _cut_message(said: dict[str, Any], part: Part | None, text: str) -> None:
         field = "function_call"
     names = list(FIELDS)
     for name in names[names.index(field) if field else 0 :]:
-        value = said.get(name)
+        value = message.get(name)
         if not value:
             continue
         is_call = FIELDS[name] == "tool_call"
         if name != field or part is None:
             if is_call:
-                del said[name]
+                del message[name]
             else:
-                said[name] = None
+                message[name] = None
         elif is_call:
-            del said[name]
+            del message[name]
             at = _position_of(part, value) if isinstance(value, list) else 0
             if at:
-                said[name] = value[:at]
+                message[name] = value[:at]
         else:
-            said[name] = _cut_list(value, part, text) if isinstance(value, list) else text
+            message[name] = _cut_list(value, part, text) if isinstance(value, list) else text
 
 
 def _position_of(part: Part, items: list[Any]) -> int:

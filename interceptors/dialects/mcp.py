@@ -112,8 +112,8 @@ class McpMessage:
         self.session: str | None = None
         """The session's id, where there is one."""
         self.revision: str | None = None
-        """The revision in the client's headers; None if there is none (`initialize`,
-        2025-03-26 and older).
+        """The revision in the client's headers; None without the header
+        (`initialize`, 2025-03-26 and older).
         """
         self.request: Call | None = None
         """Of a response: the request that it answers, if that is known."""
@@ -178,8 +178,8 @@ class McpMessage:
     @property
     def name(self) -> str | None:
         """What the message is about: the name of a tool or prompt, the URI of a resource (or, in
-        `completion/complete`, of its template); of a response, that of its request. None if there
-        is none, or if it is not a string.
+        `completion/complete`, of its template); of a response, that of its request. None if it is
+        missing or not a string.
         """
         if self.kind is Kind.RESPONSE:
             return self.request.name if self.request is not None else None
@@ -229,7 +229,7 @@ class McpMessage:
         return self._json
 
     def encode(self, raw: bytes, changes: dict[str, bytes | None]) -> bytes:
-        """The message with these `changes`. `raw`: the text as it came, which other members keep."""
+        """The message with these `changes`. `raw`: the received text, which other members keep."""
         if not changes:
             return raw
         came: dict[str, msgspec.Raw] = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])

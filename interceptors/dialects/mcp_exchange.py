@@ -92,7 +92,7 @@ def may_be_old(request: Request) -> bool:
 
 
 def id_in(body: bytes) -> RequestId | None:
-    """The id of a refused request; None if there is none, or several of which readers may take any."""
+    """The id of a refused request; None without one, or if readers could choose between several."""
     try:
         members = json.loads(body, object_pairs_hook=tuple)
     except (ValueError, RecursionError):

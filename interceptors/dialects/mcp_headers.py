@@ -132,17 +132,17 @@ def _mismatch(headers: Headers, message: dict[str, Any]) -> str | None:
     version = _version_in(params)
     if version is not None and headers[PROTOCOL_VERSION] != version:
         return f"{PROTOCOL_VERSION} header does not match the protocol version in _meta"
-    said = headers.get(METHOD)
-    if said != method and (required or said is not None):
+    given = headers.get(METHOD)
+    if given != method and (required or given is not None):
         return f"{METHOD} header does not match the body's method"
     key = NAMED_BY.get(method) if isinstance(method, str) else None
     if key is None:
         return None
-    said, value = headers.get(NAME), _member(params, key)
-    if said is None:
+    given, value = headers.get(NAME), _member(params, key)
+    if given is None:
         matches = value is None or not required
     else:
-        decoded = decode_value(said)
+        decoded = decode_value(given)
         matches = decoded is not None and decoded == value
     return None if matches else f"{NAME} header does not match the body's parameter {key!r}"
 
@@ -217,16 +217,16 @@ def _member(tree: Any, key: str) -> Any:
 
 
 def _set(headers: Headers, name: str, value: str) -> None:
-    if [decode_value(said) for said in headers.get_list(name)] != [value]:
+    if [decode_value(given) for given in headers.get_list(name)] != [value]:
         headers[name] = encode_value(value)
 
 
 def _mirror_arguments(headers: Headers, old: Any, new: Any) -> None:
     before, after = dict(_scalars(old)), dict(_scalars(new))
     for name in {name for name in headers if name.startswith(PARAM_PREFIX)}:
-        said = headers.get_list(name)
-        value = decode_value(said[0])
-        if len(said) > 1 or value is None:
+        given = headers.get_list(name)
+        value = decode_value(given[0])
+        if len(given) > 1 or value is None:
             continue
         now = {after.get(path) for path, was in before.items() if was == value}
         if len(now) != 1:

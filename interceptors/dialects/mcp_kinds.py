@@ -22,7 +22,7 @@ class Kind(StrEnum):
     RESPONSE = "response"
     """A result or an error."""
     MALFORMED = "malformed"
-    """JSON that is not a message of MCP; `problem` says why."""
+    """JSON that is not a message of MCP; `problem` is the reason."""
 
 
 def classify(json: Any) -> tuple[Kind, str | None]:

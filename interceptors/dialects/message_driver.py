@@ -1,8 +1,8 @@
 """`MessageDriver`: runs the hooks of one `MessageStream` on the events of its response.
 
 Each event is read once, its parts are shown to the hooks that are overridden, and what these change
-is written back. An event in which nothing changed leaves as it came; so does what the reader does
-not understand, which is counted and logged once a stream. Events that wait for a held tool call are
+is written back. An event in which nothing changed keeps its bytes, and so does what the reader
+does not understand, which is counted and logged once a stream. Events that wait for a held tool call are
 in `held`. It knows no dialect but by its reader.
 """
 

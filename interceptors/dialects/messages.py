@@ -68,7 +68,7 @@ class MessageStream(StreamInterceptor):
         for name in ("on_event", "on_complete"):
             if name in vars(cls):
                 raise TypeError(
-                    f"{cls.__qualname__}.{name}: a MessageStream has none of its own, for it calls "
+                    f"{cls.__qualname__}.{name}: a MessageStream must not define it, because it calls "
                     "the other hooks"
                 )
 
@@ -144,8 +144,8 @@ class MessageStream(StreamInterceptor):
 class MessageInterceptor(Interceptor):
     """An interceptor of LLM answers, streamed or not: override `open_messages`.
 
-    A response is an answer when its route says `dialect: openai` or `anthropic`, or when the path
-    of its request ends with `/chat/completions`, `/responses` or `/messages`. Other responses pass
+    A response is an answer if its route has `dialect: openai` or `anthropic`, or if the path of its
+    request ends with `/chat/completions`, `/responses` or `/messages`. Other responses pass
     unseen.
     """
 

@@ -281,7 +281,7 @@ class OpenAIResponsesReader(ItemReader):
         for part in self._parts:
             if isinstance(part, TextDelta) and not part.whole:
                 # Its part may have begun, although nothing of its text has left.
-                self._outputs[part.block.output].said.setdefault(part.block, [])
+                self._outputs[part.block.output].sent.setdefault(part.block, [])
         messages, output = end_items(self._outputs.values())
         is_completed = reason == "completed"
         status = "completed" if is_completed else "incomplete"
@@ -313,7 +313,7 @@ class OpenAIResponsesReader(ItemReader):
 
 
 def _is_hosted(item: dict[str, Any]) -> bool:
-    """Whether the provider runs a call of a shell, in a container of its own."""
+    """Whether the provider runs a call of a shell, in its own container."""
     environment = item.get("environment")
     kind = environment.get("type") if isinstance(environment, dict) else None
     return isinstance(kind, str) and kind.startswith("container")

@@ -212,7 +212,7 @@ class Reader(CallReader, ABC):
         tokens: dict[str, Any] | None = None,
     ) -> TextDelta:
         """A delta with text in `holder[key]`."""
-        if self._over and block in self._over:  # it goes on after its end: ignore further ends
+        if self._over and block in self._over:  # it continues after its end: ignore further ends
             self._over.discard(block)
             self._endless.add(self._end_mark(block))
         self._open[block] = origin

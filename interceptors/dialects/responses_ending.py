@@ -27,8 +27,8 @@ def end_items(items: Iterable[Item]) -> tuple[list[dict[str, Any]], list[dict[st
             if kind == "message":
                 content["content"] = _end_content(events, content, item)
             elif isinstance(kind, str) and kind in CALLS:
-                said = item.said.get(Block("tool_call", item.output), ())
-                content[CALLS[kind]] = "".join(said)
+                sent = item.sent.get(Block("tool_call", item.output), ())
+                content[CALLS[kind]] = "".join(sent)
             events.append(
                 {
                     "type": "response.output_item.done",
@@ -45,9 +45,9 @@ def _end_content(
 ) -> list[dict[str, Any]]:
     """The parts that an unfinished message has had, and the done events that have not left."""
     found = []
-    blocks = [block for block in item.said if block.field == "content"]
+    blocks = [block for block in item.sent if block.field == "content"]
     for block in sorted(blocks, key=lambda block: block.part):
-        text = "".join(item.said[block])
+        text = "".join(item.sent[block])
         part: dict[str, Any] = {"type": "output_text", "text": text, "annotations": []}
         done: dict[str, Any] = {"type": "response.output_text.done", "text": text, "logprobs": []}
         if block.kind == "refusal":

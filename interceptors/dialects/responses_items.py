@@ -30,7 +30,7 @@ class Item:
         "kind",
         "leaves_at",
         "output",
-        "said",
+        "sent",
         "shown",
         "texts",
     )
@@ -47,8 +47,8 @@ class Item:
         """The item as it left last; None before it was added."""
         self.leaves_at: int | None = None
         """Its index as it leaves, which is smaller than `index` after removed items."""
-        self.said: dict[Block, list[str]] = {}
-        """What has left of each text, and of the arguments of the call."""
+        self.sent: dict[Block, list[str]] = {}
+        """What was sent of each text, and of the arguments of the call."""
         self.texts: dict[Block, None] = {}
         """The texts that have begun. They may have ended."""
         self.ended: set[tuple[str, Block]] = set()
@@ -175,12 +175,12 @@ class ItemReader(Reader):
     def _note_said(self, parts: list[Part]) -> None:
         for part in parts:
             if isinstance(part, TextDelta) and not part.whole:
-                self._say(part.block, part.text)
+                self._note_sent(part.block, part.text)
             elif isinstance(part, ToolCallDelta):
-                self._say(part.block, part.arguments)
+                self._note_sent(part.block, part.arguments)
 
-    def _say(self, block: Block, text: str) -> None:
-        self._outputs[block.output].said.setdefault(block, []).append(text)
+    def _note_sent(self, block: Block, text: str) -> None:
+        self._outputs[block.output].sent.setdefault(block, []).append(text)
 
     def _note_response(self, response: dict[str, Any]) -> None:
         self._response = response
@@ -192,7 +192,7 @@ class ItemReader(Reader):
         item.shown = content
         if done:  # it has its texts itself
             item.done = True
-            item.said.clear()
+            item.sent.clear()
             item.ended.clear()
 
     def _place(self, item: Item) -> int:
@@ -284,7 +284,7 @@ class ItemReader(Reader):
     def make_delta(self, block: Block, text: str) -> Made:
         made = super().make_delta(block, text)
         assert isinstance(made.data, dict)
-        self._say(block, text)
+        self._note_sent(block, text)
         return Made(made.event and made.data["type"], made.data)
 
 

@@ -60,7 +60,7 @@ class Unread(Part):
 
     @property
     def data(self) -> str:
-        """All of the event's data as it came, and its lines that are not fields of an event."""
+        """All of the event's data as received, and its lines that are not fields of an event."""
         data, lines = self._event.data, self._event.unknown
         return f"{data}\n{lines}" if lines else data
 

@@ -75,7 +75,7 @@ class LineWriter:
         self._writing: Sequence[Line] = ()  # in the thread
         self._writing_bytes = 0
         self._dropped = 0  # lines that no `lines_dropped` line counts yet
-        self._in_trouble = False  # lines are being dropped, and the log has said so
+        self._in_trouble = False  # lines are being dropped, and this was logged
         self._closing = False
         self._wake = trio.Event()  # set if there is something to write
         self._hurry = trio.Event()  # set to write at once

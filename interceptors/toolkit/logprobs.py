@@ -68,7 +68,7 @@ def _has_text(tokens: Any) -> bool:
 
 
 def _spelled(tokens: Any) -> bytes | None:
-    """The bytes of a list of tokens; None if it is no such list."""
+    """The bytes of a list of tokens; None if it is not such a list."""
     if isinstance(tokens, dict):  # legacy completions
         tokens = tokens.get("tokens")
     if not isinstance(tokens, list):

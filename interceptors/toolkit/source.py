@@ -1,6 +1,6 @@
 """Facts about the source of a pattern, read token by token.
 
-The library `regex` searches, but it does not tell what a caller must know before a search: a
+The library `regex` searches, but does not report what a caller must know before a search: a
 literal prefix, whether a match depends on the text around it, and what a search can cost. A lexer
 finds these. It does not build a parse tree, and every fact is conservative: where the lexer cannot
 know, it reports the slower or the more careful answer.
@@ -83,7 +83,7 @@ class Source(NamedTuple):
 def read_source(pattern: str) -> Source:
     """Read a pattern that `re` compiles. Linear.
 
-    `reading_on` is None for a part with flags of its own (`(?x:...)`), which the lexer cannot
+    `reading_on` is None for a group with flags (`(?x:...)`), which the lexer cannot
     follow, and for a lookahead in a lookbehind, which partial matches do not support.
     """
     flags = re.compile(pattern).flags & (re.A | re.I | re.M | re.S | re.X)
@@ -131,31 +131,31 @@ def _spelling(piece: str, is_set: str | None, has_branches: bool) -> str:
 def _reading_on(pieces: list[re.Match[str]], has_branches: bool, verbose: bool) -> str | None:
     written: list[str] = []
     groups: list[int] = []  # where the open groups begin in `written`
-    behind: int | None = None  # where the outermost open lookbehind begins
+    lookbehind_at: int | None = None  # where the outermost open lookbehind begins
     reads_on = False  # an assertion in that lookbehind depends on the next character
     opened = -1  # where the group that was closed last begins in `written`
     for found in pieces:
         piece = found[0]
         text = _spelling(piece, found["set"], has_branches)
         if found["open"]:
-            if behind is not None and found["around"] in ("=", "!"):
+            if lookbehind_at is not None and found["around"] in ("=", "!"):
                 return None
-            if behind is None and found["around"] in ("<=", "<!"):
-                behind, reads_on = len(written), False
+            if lookbehind_at is None and found["around"] in ("<=", "<!"):
+                lookbehind_at, reads_on = len(written), False
             groups.append(len(written))
         elif found["close"]:
             opened = groups.pop()
-            if opened == behind:
+            if opened == lookbehind_at:
                 if reads_on:
                     written[opened] = _MORE_LINE + written[opened]
-                behind = None
+                lookbehind_at = None
         elif found["repeat"]:
-            if opened >= 0 and behind is None:
+            if opened >= 0 and lookbehind_at is None:
                 # At the end of the text, `regex` leaves a repeated group without a partial match.
                 written[opened] += _MORE
         elif piece in _READS_ON:
             reads_on = True
-            if behind is None:
+            if lookbehind_at is None:
                 text = _READS_ON[piece] + text
         if not found["close"] and not _is_comment(piece, verbose):
             opened = -1

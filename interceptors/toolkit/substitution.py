@@ -31,9 +31,9 @@ class Substitution:
         "_beginnings",
         "_constant",
         "_undecided",
-        "behind",
         "pattern",
         "prefix",
+        "seen_before",
         "template",
     )
 
@@ -42,7 +42,7 @@ class Substitution:
     ) -> None:
         """`pattern` and `template`: as `re.sub` takes them. `name`: the pattern's place in the
         configuration. Raises `ValueError` for a mistake in either, for a pattern that can match the
-        empty string, and for one that pieces of text cannot be searched with.
+        empty string, and for one that cannot be searched for in pieces of text.
         """
         try:
             re.compile(pattern).sub(template, "")  # refuses a template with an unknown group
@@ -58,7 +58,7 @@ class Substitution:
         )
         self.template = template
         self._constant = None if "\\" in template else template
-        self.behind = BEHIND if source.looks_behind else 1  # ^ and \b look at one character
+        self.seen_before = BEHIND if source.looks_behind else 1  # ^ and \b look at one character
         self.prefix = source.prefix
         """As `Source.prefix`."""
         self._beginnings = tuple(source.prefix[:size] for size in range(1, len(source.prefix)))
@@ -123,7 +123,7 @@ def _why_not(pattern: str) -> str:
 
 
 class ReachesBack(Exception):
-    """A text goes on after its end, and a match begins in what has left."""
+    """A text continues after its end, and a match begins in text that was already sent."""
 
 
 class Flow:
@@ -154,7 +154,7 @@ class Flow:
         is_usual = self._run is None and self._gone is None and not final
         if is_usual and not self._sub.begins_in(self._buffer):
             passed = self._buffer[self._at :]
-            self._buffer = self._buffer[-self._sub.behind :]
+            self._buffer = self._buffer[-self._sub.seen_before :]
             self._at = len(self._buffer)
             return passed
         left: list[str] = []
@@ -173,7 +173,7 @@ class Flow:
         start = self._at if self._run is None else self._run[0]
         if self._gone is not None:
             start = min(start, self._gone[0])
-        cut = max(0, start - self._sub.behind)
+        cut = max(0, start - self._sub.seen_before)
         if cut:
             self._buffer = self._buffer[cut:]
             self._at -= cut

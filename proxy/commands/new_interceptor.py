@@ -45,7 +45,7 @@ class Options:
 class {title}(Interceptor):
     """One per process."""
 
-    on_error = "abort"  # or "skip": log what a hook raises, and go on as if it had done nothing
+    on_error = "abort"  # or "skip": log what a hook raises, and continue as if it had done nothing
 
     def __init__(self, options: Options) -> None:
         self.options = options

@@ -1,6 +1,6 @@
 """The shape of the configuration: frozen typed settings with their defaults and their meaning.
 
-The docstring of a field is the only place that says what its key means: `reference` turns it into
+The docstring of a field is the only text about its key: `reference` turns it into
 the JSON Schema and docs/configuration.md. Unknown keys are forbidden. This module reads no file and
 checks nothing that involves two keys (`checks`).
 """

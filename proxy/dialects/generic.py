@@ -8,7 +8,7 @@ __all__ = ["Abort", "Generic"]
 
 
 class Generic(Dialect):
-    """Any event stream. It knows the final events of LLM APIs, which may be behind such a route."""
+    """Any event stream. It knows the final events of LLM APIs, which such a route may lead to."""
 
     name = "generic"
     final_events = ((None, b"[DONE]"), (b"message_stop", None))

@@ -45,7 +45,7 @@ WRITERS = ("asgi", "direct")
 
 
 def raw_target(scope: Scope) -> bytes:
-    """Return the request's target as it came. Without Weirpool's extension a `?` before an empty
+    """Return the request's target as received. Without Weirpool's extension a `?` before an empty
     query is lost.
     """
     target: bytes | None = scope["extensions"].get(RAW_TARGET) if scope.get("extensions") else None

@@ -2,7 +2,7 @@
 
 For chunked HTTP/1.1 responses without TLS under a known Hypercorn. The head and the last chunk go
 through ASGI and h11, whose state machine only knows that a chunked body is under way, so keep-alive
-works as usual. Between the two Hypercorn writes nothing of its own.
+works as usual. Between the two, Hypercorn itself writes nothing.
 """
 
 from __future__ import annotations

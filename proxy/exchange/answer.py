@@ -57,7 +57,7 @@ async def _send_head(response: ClientResponse, answer: Response, *, streams: boo
         raise RequestRefused(
             answer.status,
             "answered_too_late",
-            "an interceptor has answered when the stream had begun",
+            "an interceptor answered after the stream had started",
             outcome=answer.made_by.outcome,
         )
     headers = response.own_headers(answer.headers.raw, sse=sse, dropped=_LENGTH)

@@ -145,7 +145,7 @@ class ClientResponse:
 
     async def send_interim(self, status: int, headers: HeaderList) -> None:
         """Send an informational response (RFC 9110, section 15.2), unless the head has been sent or
-        the client speaks HTTP/1.0.
+        the client's version is HTTP/1.0.
 
         ASGI has only an extension for early hints: other servers than Hypercorn get a 103 with its
         `Link` fields, and nothing else.

@@ -1,7 +1,7 @@
 """How an exchange ended: outcome, failure, and whether the client has the whole response.
 
 The first reason counts. Tasks of the exchange note reasons here; when its nursery is closed, one
-place tells the client and one place counts and logs. It knows no task and no socket.
+place reports to the client and one place counts and logs. It knows no task and no socket.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """One exchange: one request in, one response out, one ending.
 
 It admits the request, opens the buffer scope and the nursery in which `phases.serve` runs, and
-afterwards tells the client of a failure, counts and logs. Invariants:
+afterwards reports a failure to the client, counts and logs. Invariants:
 
 - the exchange's own task serves; a second one reads the request's body and watches the client, if
   the server cannot call back when the client leaves;
-- a failure is noted in `Ending`, not raised: one place tells the client, one counts and logs;
+- a failure is noted in `Ending`, not raised: one place reports it to the client, one counts and logs;
 - everything borrowed is back when the call returns, however it ends.
 """
 
@@ -134,7 +134,7 @@ class Exchange:
         return route
 
     async def _end(self) -> None:
-        """Close the chain, tell the client, count and log. What is awaited has a deadline."""
+        """Close the chain, report to the client, count and log. Every wait here has a deadline."""
         cancel, connection, progress = self._cancel, self._connection, self._progress
         outcome = self._ending.settle(
             deadline_passed=cancel is not None and trio.current_time() >= cancel.deadline,
@@ -154,7 +154,7 @@ class Exchange:
             self._break_cycles()
 
     async def _conclude(self, outcome: Outcome) -> None:
-        """Tell the client how the exchange ended, unless it has left."""
+        """Report the ending to the client, unless it has left."""
         response, answered = self._response, False
         gone = outcome is Outcome.CLIENT_DISCONNECTED
         try:

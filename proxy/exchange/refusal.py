@@ -1,7 +1,7 @@
-"""What a client learns of a failure: the status, type and message of the proxy's own answer.
+"""The status, type and message of the proxy's answer to a failed exchange.
 
-The route's `Dialect` makes the body of it. An answer names no address, header or body of an
-upstream: these go to the log only.
+The route's `Dialect` makes the body. An answer contains no address, header or body of an upstream:
+these are only logged.
 """
 
 from __future__ import annotations
@@ -33,4 +33,4 @@ def refusal_of(failure: Exception | None, outcome: Outcome) -> RequestRefused:
         return RequestRefused(
             503, "draining", "this server is shutting down", retry_after_s=1, outcome=outcome
         )
-    return RequestRefused(504, "total_timeout", "the exchange took longer than it may")
+    return RequestRefused(504, "total_timeout", "the exchange exceeded its time limit")

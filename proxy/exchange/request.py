@@ -57,7 +57,7 @@ class ClientRequest(msgspec.Struct, frozen=True):
 
 
 def read_request(scope: Scope, trusted: TrustedProxies) -> ClientRequest:
-    """Read the head of a request. Does not raise: `fault` says what is wrong with it."""
+    """Read the head of a request. Does not raise: `fault` is what is wrong with it."""
     peer = scope.get("client")
     client = None if peer is None else peer[0]
     if client is not None and client.startswith(":"):
@@ -103,6 +103,4 @@ def _target_of(scope: Scope) -> Target:
 
 def not_supported() -> RequestRefused:
     """The refusal of CONNECT, which is also how HTTP/2 opens a WebSocket."""
-    return RequestRefused(
-        501, "not_supported", "CONNECT is not supported, and neither is WebSocket"
-    )
+    return RequestRefused(501, "not_supported", "CONNECT and WebSocket are not supported")

@@ -2,7 +2,7 @@
 
 ASGI reports both through one `receive`, in order. Invariants:
 
-- a client that leaves is noticed, even if nobody reads its body;
+- a client that leaves is noticed, even if its body is not read;
 - after `settle` the server has nothing left to hand over: Hypercorn's reading task blocks forever
   if an app returns before it has received everything.
 
@@ -28,7 +28,7 @@ Body = bytes | AsyncIterator[bytes]
 """A request's body on its way: whole, or in pieces."""
 
 LINGER_S = 10.0
-"""How long a client may send a body that nobody reads before its connection is cut."""
+"""How long a client may send a body that is not read before its connection is closed."""
 LINGER_BYTES = 64 * 1024 * 1024
 _QUIET_S = 0.5
 _QUIET_HTTP2_S = 0.05  # Hypercorn does not report a stream that the proxy resets
@@ -345,4 +345,4 @@ class RequestBody:
 
 
 def _too_slow() -> RequestRefused:
-    return RequestRefused(408, "request_timeout", "the request did not go on in time")
+    return RequestRefused(408, "request_timeout", "the rest of the request did not arrive in time")

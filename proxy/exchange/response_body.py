@@ -34,8 +34,8 @@ class JsonBody(NamedTuple):
 async def look_at(
     ctx: ExchangeContext, media_type: str, coding: str, body: UpstreamBody
 ) -> LooksLike | None:
-    """What a response is: by its media type or, if interceptors must see it whatever that says, by
-    its first bytes. None: only the media type counts.
+    """What a response is by its first bytes, if interceptors must see it whatever its media type
+    is. None: only the media type counts.
 
     Waits for the bytes that decide, and leaves the body unread. Raises `UpstreamFailure`.
     """

@@ -52,8 +52,8 @@ _CR, _LF = 0x0D, 0x0A
 _NOT_IN_TRAILERS = frozenset([b"content-length", b"transfer-encoding", b"host"])
 
 Split = tuple[int, int, int, int, int, int]
-"""`(lead, wire, behind, first, last, size)`: `buffer[:lead]` is data that ends an earlier chunk,
-`buffer[wire:behind]` are whole chunks with their framing, `buffer[first:last]` is more data; `size`
+"""`(lead, wire, after, first, last, size)`: `buffer[:lead]` is data that ends an earlier chunk,
+`buffer[wire:after]` are whole chunks with their framing, `buffer[first:last]` is more data; `size`
 counts all data bytes.
 """
 
@@ -155,20 +155,20 @@ class Chunked:
                     while match is not None:
                         data = match.end()
                         size = int(match[1], 16)
-                        behind = data + size
-                        if not size or behind + 2 > end:
+                        after = data + size
+                        if not size or after + 2 > end:
                             break
-                        match = _NEXT_HEADER.match(buffer, behind, end)
-                        if match is None and (buffer[behind] != _CR or buffer[behind + 1] != _LF):
+                        match = _NEXT_HEADER.match(buffer, after, end)
+                        if match is None and (buffer[after] != _CR or buffer[after + 1] != _LF):
                             break
                         if data - at > MAX_CHUNK_HEADER_BYTES:
                             raise _too_long("a chunk header", MAX_CHUNK_HEADER_BYTES)
                         if last:
-                            buffer[last : last + size] = buffer[data:behind]
+                            buffer[last : last + size] = buffer[data:after]
                             last += size
                         else:  # nothing to join: the first chunk stays where it is
-                            first, last = data, behind
-                        at = behind + 2
+                            first, last = data, after
+                        at = after + 2
                     if at == end:
                         break
                 if self._left > 2:
@@ -198,16 +198,16 @@ class Chunked:
                 if match is None:
                     break
                 count = int(match[1], 16)
-                behind = match.end() + count
+                after = match.end() + count
                 if (
                     count < _MIN_WHOLE_BYTES
-                    or behind + 2 > end
-                    or buffer[behind] != _CR
-                    or buffer[behind + 1] != _LF
+                    or after + 2 > end
+                    or buffer[after] != _CR
+                    or buffer[after + 1] != _LF
                 ):
                     break
                 size += count
-                at = behind + 2
+                at = after + 2
             if at == end:
                 return lead, wire, at, at, at, size
         try:
@@ -290,15 +290,15 @@ class Chunked:
         is incomplete.
         """
         newline = buffer.find(b"\n", at, end)
-        behind = newline + 1 if newline >= 0 else end
-        if len(self._line) + behind - at > limit:
+        after = newline + 1 if newline >= 0 else end
+        if len(self._line) + after - at > limit:
             raise _too_long(what, limit)
-        line = self._line + buffer[at:behind]
+        line = self._line + buffer[at:after]
         if newline < 0:
             self._line = bytes(line)
             return None, end
         self._line = b""
-        return bytes(line), behind
+        return bytes(line), after
 
 
 def _too_long(what: str, limit: int) -> ProtocolFailure:

@@ -1,7 +1,7 @@
 """The relay of whole events: through the interceptors that see them, and over several connections
 where the stream can resume.
 
-An unfinished event waits here, at the beginning of a lease of its own. Only an event above the
+An unfinished event waits at the beginning of a separate lease. Only an event above the
 limit that no interceptor needs leaves in pieces.
 """
 
@@ -168,15 +168,13 @@ class EventRelay(Relay):
         buffer: bytearray,
         start: int,
         last: int,
-        behind: int | None = None,
+        after: int | None = None,
         end: int = 0,
     ) -> bool:
-        """Pass events through the chain. The rest stays for the next read: with `behind` that is
-        `buffer[behind:end]`, and the chain gets whole events only.
+        """Pass events through the chain. The rest stays for the next read: with `after` that is
+        `buffer[after:end]`, and the chain gets whole events only.
         """
-        parts, rest = chain.process(
-            buffer, start, last, final=self.body.complete and behind is None
-        )
+        parts, rest = chain.process(buffer, start, last, final=self.body.complete and after is None)
         self.failure = chain.failure
         all_sent = True
         try:
@@ -187,18 +185,18 @@ class EventRelay(Relay):
             release_parts(parts)
             chain.release_parts()
         if chain.awaiting:
-            self._stopped = rest, last, behind, end
+            self._stopped = rest, last, after, end
             return all_sent
-        if behind is not None:
+        if after is not None:
             assert self._resume is not None
             self.failure = self.failure or self._resume.failure
-            rest, last = behind, end
+            rest, last = after, end
         self._keep(buffer, rest, rest if self.failure is not None or chain.ended else last)
         return all_sent
 
     def _keep(self, buffer: bytearray, rest: int, last: int) -> None:
-        """Keep `buffer[rest:last]`, an unfinished event, in a lease of its own; release that lease
-        if there is none.
+        """Keep `buffer[rest:last]`, an unfinished event, in a separate lease; release that lease if
+        the slice is empty.
         """
         size = last - rest
         carry = self._carry

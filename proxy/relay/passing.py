@@ -1,7 +1,7 @@
-"""The relay of bytes that no interceptor sees: they pass unparsed, and whole chunks keep the
-framing in which they came.
+"""The relay of bytes that no interceptor sees: they pass unparsed, and whole chunks keep
+the upstream's framing.
 
-It remembers the last bytes that left, which tell whether an event may be added after them.
+It remembers the last bytes that were sent, to know whether an event may be added after them.
 """
 
 from __future__ import annotations
@@ -69,24 +69,24 @@ class PassingRelay(Relay):
             self._keeps_chunks = False
 
     def _pass_chunks(self, buffer: bytearray, now: float) -> Need:
-        """A step that sends chunks which came whole as they came."""
+        """A step that sends complete chunks with their framing unchanged."""
         body = self.body
         split = body.receive_split(buffer)
         if split is None:
             return _READ
-        lead, wire, behind, first, last, size = split
+        lead, wire, after, first, last, size = split
         self._note(size, now)
         all_sent = True
         if size:
             if self._sse:
-                self._remember_chunks(buffer, lead, wire, behind, first, last)
+                self._remember_chunks(buffer, lead, wire, after, first, last)
             view = memoryview(buffer)
             if wire == 0 and first == last:
-                message: tuple[Part, ...] = (view[:behind],)
+                message: tuple[Part, ...] = (view[:after],)
             else:
                 message = (
                     *_as_chunk(view, 0, lead),
-                    *((view[wire:behind],) if wire < behind else ()),
+                    *((view[wire:after],) if wire < after else ()),
                     *_as_chunk(view, first, last),
                 )
             try:
@@ -103,13 +103,13 @@ class PassingRelay(Relay):
         return _TURN if body.pending else _READ
 
     def _remember_chunks(
-        self, buffer: bytearray, lead: int, wire: int, behind: int, first: int, last: int
+        self, buffer: bytearray, lead: int, wire: int, after: int, first: int, last: int
     ) -> None:
         if lead:
             self._tail.remember(buffer, 0, lead)
-        if wire < behind:
+        if wire < after:
             # Before the last chunk's CRLF; a whole chunk with its framing has at least 6 bytes.
-            self._tail.remember(buffer, behind - 6, behind - 2)
+            self._tail.remember(buffer, after - 6, after - 2)
         if first < last:
             self._tail.remember(buffer, first, last)
 

@@ -109,7 +109,7 @@ class Resume:
         """
         framer = self._framer
         first = last = passing = start  # bytes from `passing` on pass unless a frame is dropped
-        for kind, at, behind, _ in framer.frames(buffer, start, end):
+        for kind, at, after, _ in framer.frames(buffer, start, end):
             if kind in _TOO_LARGE:
                 self.failure = EventTooLarge(self._max_event_bytes)
                 rest = at
@@ -118,10 +118,10 @@ class Resume:
                 continue
             passes = kind is FrameKind.LINE_FEED and self._lf_passes
             if kind is _EVENT:
-                passes = self._note(bytes(buffer[at:behind]))
+                passes = self._note(bytes(buffer[at:after]))
             if not passes:
                 first, last = _move(buffer, first, last, passing, at)
-                passing = behind
+                passing = after
         else:
             rest = framer.at
         if framer.is_body:

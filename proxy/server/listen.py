@@ -135,7 +135,7 @@ class _Log(Logger):
         self._log = structlog.get_logger("hypercorn")
 
     async def access(self, *_: Any) -> None:
-        return  # the exchange line says more
+        return  # the exchange line has the details
 
     async def debug(self, message: str, *args: Any, **_: Any) -> None:
         self._log.debug("server", message=message % args if args else message)

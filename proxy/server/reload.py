@@ -22,7 +22,7 @@ __all__ = ["changed_paths", "check_reload", "reload_worker"]
 FIXED = ("reverse_proxy.buffer_pools", "reverse_proxy.leak_detection", "reporting", "admin", "log")
 """Settings that need a new process."""
 
-_NO_FILE = "there is no configuration file to read again (--upstream)"
+_NO_FILE = "no configuration file to read again: the process was started with --upstream"
 
 
 async def reload_worker(worker: Worker, file: str | None) -> None:

@@ -79,8 +79,8 @@ class Balancer:
         has arrived. Its body must be closed.
 
         Raises as `Http1Transport.call`, and at once `NoEndpoint` when every endpoint is ejected and
-        `SessionGone` when the session's endpoint is gone. The timeouts hold for each attempt. When
-        cancelled, it leaves no connection and no turn behind.
+        `SessionGone` when the session's endpoint is gone. The timeouts apply to each attempt. Cancellation
+        leaks no connection and no turn.
         """
         session, tied = self._session_of(call)
         now = trio.current_time()
@@ -236,7 +236,7 @@ class Balancer:
         self, method: str, session: bytes | None, response: UpstreamResponse, turn: Turn
     ) -> None:
         """MCP, 2025-03-26 and later, "Session Management": a response's head opens a session; 404
-        says that the session does not exist.
+        means that the session does not exist.
         """
         success = 200 <= response.status < 300
         if success:

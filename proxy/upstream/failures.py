@@ -1,7 +1,7 @@
 """Converts exceptions of sockets, TLS and name resolution to `UpstreamFailure`, in one place.
 
 A lack of this machine's own resources (descriptors, memory, local ports, threads) becomes
-`OutOfResources`, which says nothing about an endpoint.
+`OutOfResources`, which does not count against an endpoint.
 """
 
 from __future__ import annotations

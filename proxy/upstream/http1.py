@@ -7,7 +7,7 @@ Invariants:
 
 - a request is written a second time only if a kept connection was dead and no byte had left;
 - each connection goes back to its pool exactly once, whatever is cancelled;
-- each `UpstreamFailure` says what was sent and whether the connection had been used before.
+- each `UpstreamFailure` states what was sent and whether the connection had been used before.
 
 It does not choose endpoints and does not retry: `Balancer` does.
 """

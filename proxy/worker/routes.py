@@ -203,7 +203,7 @@ class RouteTable:
 
         Matching ignores case, and the longest prefix wins: a path that an upstream may take for a
         route's path gets that route's checks. Of prefixes that differ in case only, one must match
-        exactly. `raw`, the path as it came, must lead to the same route in the reading of servers
+        exactly. `raw`, the path as received, must lead to the same route in the reading of servers
         that decode `%2f` or remove `;parameters` before they resolve dot segments. Raises
         `RequestRefused` (400) otherwise.
         """

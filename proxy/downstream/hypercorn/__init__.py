@@ -1,6 +1,6 @@
 """Everything that depends on Hypercorn's private parts; each use checks them.
 
-`client` finds a client's connection behind ASGI's `send`. `connection` replaces Hypercorn's
+`client` finds a client's connection from ASGI's `send`. `connection` replaces Hypercorn's
 connection; `idle` (time between requests), `strict` (reading of heads), `requests`, `late` (data
 for answered streams) and `apps` (calling the app) are parts of it. `bound` limits the open
 connections. `tests/integration/test_hypercorn.py` fails for an unknown Hypercorn.

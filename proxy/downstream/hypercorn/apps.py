@@ -201,7 +201,7 @@ class AppTasks(TaskGroup):
 async def _run_app(
     app: Any, config: Any, scope: Any, messages: Messages, send: Callable[[Any], Awaitable[None]]
 ) -> None:
-    """As in Hypercorn: log what the app raises, and tell the connection that it has returned."""
+    """As in Hypercorn: log what the app raises, and notify the connection of its return."""
     receive: Any = messages.receive
     try:
         if type(app) is ASGIWrapper:

@@ -1,4 +1,4 @@
-"""The client's connection behind ASGI's `send`.
+"""Access to the client's connection from ASGI's `send`.
 
 ASGI gives no access to the client's socket, to resets of HTTP/2 streams, or to the headers that the
 server adds. Under Hypercorn's Trio worker all of that can be reached from `send`:
@@ -52,7 +52,7 @@ def path_is_known() -> bool:
 
 
 def inspect_server(send: Any) -> ClientConnection | None:
-    """Return the client's connection behind an ASGI `send`, or None for an unknown server."""
+    """Return the client's connection of an ASGI `send`, or None for an unknown server."""
     stream: Any = getattr(send, "__self__", None)
     if (
         type(stream) not in (HTTPStream, ClientStream)
@@ -184,7 +184,7 @@ class ClientConnection:
     async def wait_hangup(self) -> None:
         """Return when the client has closed or reset its connection, even if unread data remains.
 
-        Waits forever where the platform cannot tell (no epoll).
+        Waits forever on a platform without epoll, which cannot report it.
         """
         if self.sock.fileno() < 0:
             return

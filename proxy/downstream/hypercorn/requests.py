@@ -1,4 +1,4 @@
-"""Turns a client's request into an ASGI scope, with its target as it came, and never into a
+"""Turns a client's request into an ASGI scope, with its target byte for byte, and never into a
 WebSocket.
 
 ASGI's `raw_path` and `query_string` cannot distinguish `/x?` from `/x`, and Hypercorn decodes the

@@ -122,7 +122,7 @@ def _without_named(headers: HeaderList, connection: list[bytes]) -> HeaderList:
 
 
 def _is_report(name: bytes) -> bool:
-    """Whether only a proxy in front of this one can know what a field says about the client."""
+    """Whether a field is a report about the client that only a proxy in front can make."""
     name = name.replace(b"_", b"-")
     return name.startswith(b"x-forwarded-") or name in (b"forwarded", b"x-real-ip")
 

@@ -1,5 +1,5 @@
 """The header fields of the response that goes to the client: what is removed, what is added, and
-what is no longer true of a changed body.
+which fields of the upstream do not fit a changed body.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def response_headers(
     headers: Iterable[tuple[bytes, bytes]], *, dropped: frozenset[bytes], sse: bool
 ) -> HeaderList:
     """The fields that go to the client, names in lower case. `dropped`: names that the server adds
-    itself, or whose values are no longer true. `sse` tells proxies in front not to buffer.
+    itself, or whose values do not fit a changed body. `sse` asks proxies in front not to buffer.
     """
     # An interceptor may have set a field of the hop; framing is the server's.
     dropped |= _FOR_STREAMS if sse else HOP_BY_HOP

@@ -533,7 +533,7 @@ class Lives(Interceptor):
 
 
 def test_lifespans_are_entered_in_order_around_everything_and_left_in_the_opposite_one() -> None:
-    """Also for an interceptor that has none of its own in between."""
+    """An interceptor between them without a lifespan changes nothing."""
     calls: list[Any] = []
     run_chain([Lives("a", calls), Interceptor(), Lives("b", calls)], [b"data: x\n\n"])
     assert calls == [

@@ -545,7 +545,7 @@ def test_abort_ends_the_exchange_as_in_any_hook() -> None:
 
 def test_a_message_stream_has_no_on_event() -> None:
     """It would silence the other hooks."""
-    with pytest.raises(TypeError, match=r"Wrong\.on_event: a MessageStream has none"):
+    with pytest.raises(TypeError, match=r"Wrong\.on_event: a MessageStream must not define it"):
         type("Wrong", (MessageStream,), {"on_event": lambda self, event: event})
 
 
