@@ -1,10 +1,10 @@
-"""What each built-in interceptor costs: per event in a chain of its own, and per request. Prints a
+"""What each built-in interceptor costs: per event in its own chain, and per request. Prints a
 table.
 
     PYTHONPATH=. .venv/bin/python tests/bench/builtins.py
 
 Medians of CPU time in this process, framing of events included; `(none)` is a chain whose one hook
-returns each event as it came. The threads that write files are not included. The second table is of
+returns each event unchanged. The threads that write files are not included. The second table is of
 the same events as a chat stream, read as messages.
 """
 

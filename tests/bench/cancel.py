@@ -5,7 +5,7 @@ through Weirpool. Prints a table.
 
 Medians of 20, in milliseconds, from the client's `cancel()` or `close()` to the end of the
 upstream's connection, or for MCP to the moment when the server's tool was cancelled. Weirpool runs
-in a process of its own, the client and the upstream share one: what that costs is in every column.
+in its own process, the client and the upstream share one: what that costs is in every column.
 A client's own timeout, the only way out of a synchronous call before its head, has no such moment.
 """
 

@@ -1,4 +1,4 @@
-"""Resource exhaustion against `weirpool serve` in a process of its own: descriptors, memory,
+"""Resource exhaustion against `weirpool serve` in its own process: descriptors, memory,
 statuses, ejected endpoints.
 
     PYTHONPATH=.:tests .venv/bin/python tests/bench/exhaustion.py

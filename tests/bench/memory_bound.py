@@ -7,7 +7,7 @@ what `docs/capacity.md` computes.
 `http2`: a connection for each stream, whose window is soon shut. `http2-unread`: windows are open,
 and nobody reads the connection.
 
-Each scenario is a process of its own, `weirpool serve` with small limits, and the worst that
+Each scenario is its own process, `weirpool serve` with small limits, and the worst that
 clients and upstreams can do within them. What is measured is the growth of its resident memory over
 a warm process. Exit status 1 when any takes more than computed.
 """

@@ -4,7 +4,7 @@ over.
     pip install -e '.[test]' && python tests/bench/soak.py --minutes 30       # two minutes:
     --minutes 2
 
-The proxy runs in a process of its own, at about 60 % of a core: the load paces itself by the CPU
+The proxy runs in its own process, at about 60 % of a core: the load paces itself by the CPU
 time that the proxy takes. Both ends are this process. Some clients stay, on a route that passes
 events and on one that edits them, quickly or slowly; others leave at random, reset or stop reading;
 upstreams reset their streams. Printed is a summary as JSON. The exit status is 1 when a client that
@@ -119,7 +119,7 @@ def batch_of(first: int, behind: int) -> bytes:
 
 
 async def serve_upstream(soak: Soak, stream: trio.SocketStream) -> None:
-    """Streams of numbered events, in batches; with `reset` the connection is reset behind that
+    """Streams of numbered events, in batches; with `reset` the connection is reset after that
     many.
     """
     try:

@@ -336,7 +336,7 @@ def test_split_finds_what_frame_finds(wire: bytes, positions: list[int]) -> None
 
 
 def test_the_comparison_sees_both_verdicts() -> None:
-    """The reference is no constant: h11, as it is used here, takes one body and rejects another,
+    """The reference is not a constant: h11, as it is used here, takes one body and rejects another,
     and flags what comes behind.
     """
     assert read_with_h11(CHUNKED, [b"1\r\na\r\n0\r\n\r\n"]) == Reading(b"a", True, False, False)

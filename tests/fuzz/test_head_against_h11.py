@@ -105,7 +105,7 @@ def _reading(head: h11.Response, rest: bytes) -> Reading:
 
 
 def for_h11(wire: bytes) -> bytes:
-    """The wire with white space before a colon moved behind it, where it is part of no value."""
+    """The wire with white space before a colon moved after it, where it is part of no value."""
     return re.sub(rb"(?<=\r\n)([!#$%&'*+\-.^_`|~0-9A-Za-z]+)([\t ]+):", rb"\1:\2", wire)
 
 
@@ -562,7 +562,7 @@ def test_what_is_written_is_read_as_it_was_meant_or_is_not_written(
 
 
 def test_the_comparison_sees_both_verdicts() -> None:
-    """The reference is no constant: h11, as it is used here, takes one head and rejects others, and
+    """The reference is not a constant: h11, as it is used here, takes one head and rejects others, and
     tells framing and rest.
     """
     wire = b"HTTP/1.1 100 x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\nA: b\r\nConnection: x, Close\r\n\r\nhello"

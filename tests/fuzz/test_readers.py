@@ -48,7 +48,7 @@ SECRET = "sk-Zq3xV81Lp0"
 PATTERNS = ["sk-[A-Za-z0-9]{8,}"]
 NEVER = ["\u0110sk-[0-9]{8}"]  # no text begins like it, so that `redact` holds nothing back
 UNKNOWN = f"a line, {SECRET}"
-"""Data that stands for a line that is no field of an event."""
+"""Data that stands for a line that is not a field of an event."""
 PROTOCOL = frozenset(
     (
         *(
@@ -344,7 +344,7 @@ def answers(draw: st.DrawFn) -> tuple[str, list[Any]]:
 
 
 class Text(str):
-    """An event's data that is no JSON."""
+    """An event's data that is not JSON."""
 
     __slots__ = ()
 
@@ -476,7 +476,7 @@ def besides_tokens(stream: bytes) -> list[Any]:
 def test_any_stream_without_a_match_passes_exactly(
     data: st.DataObject, answer: tuple[str, list[Any]]
 ) -> None:
-    """No interceptor ends it, and every byte leaves as it came."""
+    """No interceptor ends it, and every byte leaves unchanged."""
     path, messages = answer
     wire = data.draw(wires(messages))
     for name, make in PASSING.items():
@@ -513,7 +513,7 @@ def strings(value: Any, *, protocol: bool = True) -> Iterator[str]:
 
 
 def decoded(data: str) -> Any:
-    """As a lax reader takes it; text, if it is no JSON. What such a text hides in escapes is
+    """As a lax reader takes it; text, if it is not JSON. What such a text hides in escapes is
     decoded.
     """
     try:
@@ -533,7 +533,7 @@ def events_of(stream: bytes) -> list[Any]:
 
 @st.composite
 def planted(draw: st.DrawFn, messages: list[Any]) -> list[Any]:
-    """The secret in one place: a value, a name, a field that nobody knows, or data that is no JSON."""
+    """The secret in one place: a value, a name, a field that nobody knows, or data that is not JSON."""
     messages = copy.deepcopy(messages)
     where = draw(st.sampled_from(["value", "value", "value", "name", "field", "data", "line"]))
     secret = draw(st.sampled_from(["{}", "a {}.", '{{"k":"{}"}}'])).format(SECRET)
@@ -597,7 +597,7 @@ def count_text(stream: bytes) -> int:
 def test_redact_lets_no_secret_out_of_any_place(
     data: st.DataObject, answer: tuple[str, list[Any]]
 ) -> None:
-    """Whatever holds it, it is replaced, JSON stays JSON, and the answer goes on."""
+    """Whatever holds it, it is replaced, JSON stays JSON, and the answer continues."""
     path, messages = answer
     wire = data.draw(wires(data.draw(planted(messages))))
     result = run([Redact(PATTERNS)], path, wire)
@@ -1137,7 +1137,7 @@ def run_body(interceptors: list[Interceptor], path: str, body: bytes) -> bytes:
 def test_any_body_without_a_match_passes_exactly(
     data: st.DataObject, answer: tuple[str, list[Any]]
 ) -> None:
-    """No interceptor refuses it, and every byte leaves as it came."""
+    """No interceptor refuses it, and every byte leaves unchanged."""
     path, messages = answer
     body = body_of(data, messages)
     for name, make in PASSING.items():

@@ -3,7 +3,7 @@ ends.
 
 Heads and bodies on their own are held against h11 next door; here it is what chooses between them
 (RFC 9112, section 6.3): bodies that may not be, informational responses before, HTTP/1.0, lengths
-that are told twice, and what lies behind the end.
+that are told twice, and what lies after the end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Reading:
     status: int
     body: bytes
     rest: bytes | None
-    """What lies behind the body, on a connection that could be used again; None: that ends with it.
+    """What lies after the body, on a connection that could be used again; None: that ends with it.
     """
 
 
@@ -45,7 +45,7 @@ def read_with_ours(method: str, wire: bytes) -> Reading | None:
         framing.eof()
     except ProtocolFailure:
         return None
-    # Where it ends with bytes behind it, our connection is closed, and nobody asks what they were.
+    # Where it ends with bytes after it, our connection is closed, and nobody asks what they were.
     return Reading(
         head.status, body, b"" if ended and not head.closes and not framing.surplus else None
     )

@@ -1,5 +1,5 @@
 """Any bytes in any chunks: the chain reads a stream as WHATWG HTML 9.2.6 says, and what nobody
-changes leaves as it came.
+changes leaves unchanged.
 
 `read` is a second, deliberately naive reading of that section, which shares no code and no idea
 with the chain: it decodes the whole stream and goes through it character by character.
@@ -169,7 +169,7 @@ PIECES = [
 
 
 def looks_like_json(stream: bytes) -> bool:
-    """Whether the chain may take it for a JSON body, which is no event stream."""
+    """Whether the chain may take it for a JSON body, which is not an event stream."""
     return stream.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")[:1] in (b"{", b"[")
 
 

@@ -1,4 +1,4 @@
-"""The app's own pages on a port of their own: what each port shows, until when, and with several
+"""The app's own pages on their own port: what each port shows, until when, and with several
 workers.
 """
 
@@ -180,7 +180,7 @@ async def test_plain_hypercorn_opens_the_port_too(tmp_path: Path) -> None:
 async def test_a_lost_lease_shows_in_metrics_and_log_with_its_place(
     log: list[dict[str, object]],
 ) -> None:
-    """`leak_detection: paranoid`: an error line says where the lease was taken, and the metric
+    """`leak_detection: paranoid`: an error line names where the lease was taken, and the metric
     counts it.
     """
 

@@ -442,7 +442,7 @@ async def test_nothing_is_put_into_json_under_text_event_stream(log: Log) -> Non
 
 
 async def test_json_under_text_event_stream_on_a_route_that_reconnects(log: Log) -> None:
-    """It is no stream that could go on: it leaves whole, and upstream is asked once."""
+    """It is no stream that could continue: it leaves whole, and upstream is asked once."""
     for names in ((), ("redact",)):
         async with serve(
             answering(b"text/event-stream", ERROR, by="chunks"),

@@ -1,4 +1,4 @@
-"""Clients that connect and send nothing: others are served, and live streams go on."""
+"""Clients that connect and send nothing: others are served, and live streams continue."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ interceptors: [{name: x, use: "no.such:Thing"}]
 
 
 async def test_serve_upstream_and_drain_on_sigterm() -> None:
-    """`serve --upstream`: it says what it serves; on SIGTERM a live stream may end by itself, then
+    """`serve --upstream`: it names what it serves; on SIGTERM a live stream may end by itself, then
     the status is 0.
     """
     go_on = trio.Event()

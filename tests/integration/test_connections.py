@@ -75,7 +75,7 @@ async def test_a_request_behind_a_broken_response_keeps_no_connection(
     read_timeout: int | None,
 ) -> None:
     """The response is cut in the middle, and the task that would read the next request, pipelined
-    behind it, ends as well.
+    after it, ends as well.
     """
     broken = trio.Event()
 
@@ -105,7 +105,7 @@ async def test_a_request_behind_a_broken_response_keeps_no_connection(
 
 async def test_a_request_behind_the_last_response_does_not_hold_the_server() -> None:
     """A stream comes to its end while the server ends: its connection closes, although a request is
-    pipelined behind it.
+    pipelined after it.
     """
     go_on, shutdown = trio.Event(), trio.Event()
 
@@ -177,7 +177,7 @@ async def test_data_for_an_http2_stream_that_was_answered_harms_nobody(
     who: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer comes before the body: what of that is on its way is thrown away, and the
-    connection goes on.
+    connection continues.
     """
     monkeypatch.setattr("proxy.exchange.request_body.LINGER_S", 0.05)
     certificates = Certificates(tmp_path)

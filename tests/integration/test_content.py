@@ -154,7 +154,7 @@ async def test_an_interceptor_that_contradicts_is_a_failure(log: Log) -> None:
 async def test_a_body_in_any_coding_is_refused_where_an_interceptor_must_see_it(
     lines: list[bytes], log: Log
 ) -> None:
-    """However many lines name codings. Where none must see it, it passes as it came."""
+    """However many lines name codings. Where none must see it, it passes unchanged."""
     body = gzip.compress(EVENTS)
     async with serve(log, SSE, *lines, body=body) as rig:
         answer = await rig.fetch("/redact")

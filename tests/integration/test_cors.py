@@ -380,7 +380,7 @@ async def test_over_http2_a_body_without_a_length_makes_it_no_preflight(tmp_path
 
 
 SERVER: dict[str, tuple[list[str], list[str] | None]] = {
-    # what the server sends, and what it must expose then (None: as it came)
+    # what the server sends, and what it must expose then (None: unchanged)
     "no CORS headers": (["Mcp-Session-Id: s"], None),
     "the origin": (
         ["Mcp-Session-Id: s", f"Access-Control-Allow-Origin: {PAGE}"],

@@ -1,5 +1,5 @@
 """SIGTERM, in real processes: it ends `weirpool serve` in `drain.timeout`, whatever clients do, and
-says so to those who listen.
+states it to those who listen.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ async def endless(peer: Peer) -> None:
         await peer.chunk(EVENT)
 
 
-# Clients that hold a connection, each in a way of its own
+# Clients that hold a connection, each in its own way
 
 
 async def connect(port: int, context: ssl.SSLContext | None) -> trio.abc.Stream:
@@ -200,7 +200,7 @@ async def test_no_client_can_hold_the_process(
 
 
 async def test_a_live_stream_hears_that_it_ends(tmp_path: Path) -> None:
-    """It goes on for `drain.timeout`; then it gets an error event, and is cut rather than ended."""
+    """It continues for `drain.timeout`; then it gets an error event, and is cut rather than ended."""
     async with serving(tmp_path, one_event) as server:
         client = await open_client(server.port)
         await client.send("GET", "/")
@@ -290,7 +290,7 @@ async def test_during_the_delay_everything_works_but_readyz(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("begun", ["", "GET / HTTP/1.1\r\nHo"], ids=["idle", "within a head"])
 async def test_a_new_request_on_an_open_connection_is_refused(begun: str, tmp_path: Path) -> None:
-    """While another stream goes on."""
+    """While another stream continues."""
     async with serving(tmp_path, one_event, drain="timeout: 2") as server:
         live, late = await open_client(server.port), await open_client(server.port)
         await live.send("GET", "/")

@@ -75,7 +75,7 @@ def expected(number: int) -> bytes:
 
 
 def message_of(event: Event) -> dict[str, Any] | None:
-    """None where it is no JSON."""
+    """None where it is not JSON."""
     message: dict[str, Any] | None = event.json() if event.raw.find(b"{") >= 0 else None
     return message
 
@@ -162,7 +162,7 @@ CHAIN = [Pass, Edit, DropAndAdd, Price, Hide]
 
 
 class Rests:
-    """Upstream stops after so many events until a test lets it go on."""
+    """Upstream stops after so many events until a test lets it continue."""
 
     def __init__(self, *after: int) -> None:
         self._reached = {number: trio.Event() for number in after}

@@ -209,7 +209,7 @@ async def test_a_request_names_the_proxies_that_it_has_passed(log: Log) -> None:
 
 
 async def test_a_request_that_comes_back_is_refused(log: Log) -> None:
-    """Wherever the pseudonym stands; another instance's is no loop."""
+    """Wherever the pseudonym stands; another instance's is not a loop."""
     async with serve(log) as rig, serve(log) as other:
         await rig.fetch("/plain")
         (ours,) = last(rig).all("via")

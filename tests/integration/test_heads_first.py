@@ -448,7 +448,7 @@ async def test_bodies_of_slow_clients_hold_no_more_than_the_bound(serve_once: Se
 
 
 async def test_a_body_counts_until_the_head_of_the_response(serve_once: Serve) -> None:
-    """While it is on its way up; a stream that goes on for hours holds nothing of the budget."""
+    """While it is on its way up; a stream that continues for hours holds nothing of the budget."""
     go = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -536,7 +536,7 @@ async def test_a_hook_that_asks_for_a_body_that_has_been_let_go_is_told(serve_on
 async def test_a_refused_body_is_let_go_before_its_client_has_read_the_answer(
     serve_once: Serve,
 ) -> None:
-    """A client may go on sending for ten seconds."""
+    """A client may continue sending for ten seconds."""
     async with serve_once(
         EVENTS, Collects, proxy="  limits: {max_collected_bytes: 2000000}"
     ) as rig:
@@ -549,7 +549,7 @@ async def test_a_refused_body_is_let_go_before_its_client_has_read_the_answer(
 
 
 async def test_a_body_of_single_bytes_takes_little_more_than_its_size(serve_once: Serve) -> None:
-    """Chunked, each in a chunk of its own; it goes upstream byte for byte."""
+    """Chunked, each in its own chunk; it goes upstream byte for byte."""
     async with serve_once(EVENTS, Collects) as rig:
         client = await rig.client()
         body = bytes(index % 251 for index in range(40_000))

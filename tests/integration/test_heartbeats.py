@@ -136,7 +136,7 @@ async def silent_after(rig: Rig, seconds: float = 0.4) -> Answer:
     ids=["json", "text", "encoded", "of known length", "mid-event"],
 )
 async def test_where_none_may_go(head: bytes, body: bytes, serve: Serve) -> None:
-    """No byte is added to what is no event stream, is encoded, has a length, or is in the middle of
+    """No byte is added to what is not an event stream, is encoded, has a length, or is in the middle of
     an event.
     """
 
@@ -316,7 +316,7 @@ async def test_early_heartbeats_begin_before_the_upstream_answers(
 
 
 async def test_without_interceptors_an_early_stream_passes(serve: Serve) -> None:
-    """But for the BOM, which would not be the first any more; and heartbeats go on in the stream."""
+    """But for the BOM, which would not be the first any more; and heartbeats continue in the stream."""
     feed = Feed()
     held = Held(stream)
     async with serve(held.script, route=EARLY) as rig:
@@ -337,7 +337,7 @@ async def test_without_interceptors_an_early_stream_passes(serve: Serve) -> None
 
 
 async def test_an_upstream_that_answers_in_time_has_its_own_head(serve: Serve) -> None:
-    """Nothing is early about it: its head arrives as it came."""
+    """Nothing is early about it: its head arrives unchanged."""
     async with serve(Feed().script, route="heartbeat: {interval: 5, early: true}") as rig:
         _, answer = await rig.start()
         assert answer.all("cache-control") == []

@@ -436,7 +436,7 @@ async def test_an_upload_that_nobody_takes_holds_up_no_other_stream(
 async def test_a_stream_that_the_client_resets_closes_its_upstream(
     when: str, certificates: Certificates, log: list[dict[str, object]]
 ) -> None:
-    """And only that: another stream of the same connection goes on."""
+    """And only that: another stream of the same connection continues."""
     arrived = trio.Event()
     closed = trio.Event()
     ended = trio.Event()
@@ -552,7 +552,7 @@ async def test_a_connection_that_breaks_before_anything_was_sent_is_let_go_at_on
 async def test_an_upstream_that_fails_before_its_head_gives_a_json_answer(
     certificates: Certificates, log: list[dict[str, object]]
 ) -> None:
-    """502, whole, and the connection goes on."""
+    """502, whole, and the connection continues."""
 
     async def script(peer: Peer) -> None:
         await peer.request()

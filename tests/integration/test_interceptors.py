@@ -870,7 +870,7 @@ async def test_a_hook_that_fails(hook: str, is_async: bool, on_error: str, serve
 
 
 async def test_a_failure_of_one_stays_with_its_stream(serve: Serve) -> None:
-    """Other streams go on, and the next one is not affected."""
+    """Other streams continue, and the next one is not affected."""
     feed = Feed()
 
     async def script(peer: Peer) -> None:

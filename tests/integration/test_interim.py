@@ -26,7 +26,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 def saying(*pieces: bytes, go: trio.Event | None = None) -> Script:
-    """Each piece in a write of its own; the last when `go` is set."""
+    """Each piece in its own write; the last when `go` is set."""
 
     async def script(peer: Peer) -> None:
         while True:

@@ -71,7 +71,7 @@ def serve(
 async def ask(
     client: Client, *headers: tuple[str, str], method: str = "GET", body: bytes | None = None
 ) -> Answer:
-    """One more request on the client's connection, which must go on."""
+    """One more request on the client's connection, which must continue."""
     with trio.fail_after(10):
         await client.send(method, "/v1/chat", list(headers), body)
         answer = await client.answer()
@@ -127,7 +127,9 @@ async def test_with_a_header_of_its_own_the_clients_token_reaches_the_server(ser
         (request,) = rig.upstream.requests
         assert request.all("authorization") == [b"Bearer user-oauth-token"]
         assert request.all("x-gateway-key") == []
-        assert (await ask(client, bearer(ANN))).status == 401  # a key in any other header is no key
+        assert (
+            await ask(client, bearer(ANN))
+        ).status == 401  # a key in any other header is not a key
 
 
 async def test_without_a_key_of_ours_the_client_gets_401_and_may_go_on(serve: Serve) -> None:
@@ -202,7 +204,7 @@ async def test_no_key_stands_in_any_log_line(
 ) -> None:
     """Whatever happens to a request with a key, neither the client's key nor the upstream's
     credential is logged or printed: an answer, refusals, a limit, an upstream that fails, and an
-    interceptor behind that raises, with its traceback.
+    interceptor after that raises, with its traceback.
     """
     caplog.set_level(0)
 

@@ -58,7 +58,7 @@ async def see(
     asked: dict[str, int] | None = None,
     **settings: Any,
 ) -> tuple[dict[str, Seen], dict[str, dict[str, Seen]]]:
-    """What an SDK sees without the proxy, and through it behind each chain. The upstream has been
+    """What an SDK sees without the proxy, and through it after each chain. The upstream has been
     asked for the same, as often.
 
     `asked` is how often, by model; when it is not given, each call is one request.

@@ -449,7 +449,7 @@ async def test_headers_follow_a_body_that_an_interceptor_has_changed() -> None:
 
 @pytest.mark.parametrize("length", [0, 1000, 200_000, 2_000_000])
 async def test_big_bodies_of_other_types_pass(length: int) -> None:
-    """What is no JSON is collected and passes to the byte, up to `max_request_body_bytes`, and is
+    """What is not JSON is collected and passes to the byte, up to `max_request_body_bytes`, and is
     refused beyond.
     """
     body = bytes(range(256)) * (length // 256)

@@ -122,7 +122,7 @@ async def test_a_client_sees_and_uses_only_what_is_allowed(
     path: str, mode: str, no_resource: int, dialect: str
 ) -> None:
     """In the newest revision, in that with sessions, and over the old transport, whose answers come
-    on another stream: the server is asked for nothing that is denied, and the session goes on.
+    on another stream: the server is asked for nothing that is denied, and the session continues.
     """
     calls: list[str] = []
     with warnings.catch_warnings():

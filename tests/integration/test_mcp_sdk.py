@@ -38,7 +38,7 @@ Requests = Counter[tuple[Any, ...]]
 
 @dataclass
 class Rig:
-    """One protocol, without a proxy and through one, behind each chain."""
+    """One protocol, without a proxy and through one, after each chain."""
 
     transport: str
     revision: str
@@ -79,7 +79,7 @@ class Rig:
                 while self.revision < "2026" and not any(
                     method == "GET" for method, *_ in server.requests
                 ):
-                    await trio.sleep(0.001)  # the client asks for that stream in a task of its own
+                    await trio.sleep(0.001)  # the client asks for that stream in its own task
                 return result
 
 
@@ -131,7 +131,7 @@ async def test_a_call_goes_on_when_the_server_has_closed_its_stream(rig: Rig) ->
 
 @pytest.mark.parametrize(("transport", "revision"), [("http", "2026-07-28")])
 async def test_a_subscription_hears_of_changes(rig: Rig) -> None:
-    """`subscriptions/listen` of 2026-07-28: the events come while other calls go on, and leaving it
+    """`subscriptions/listen` of 2026-07-28: the events come while other calls continue, and leaving it
     ends it at the server.
     """
 
@@ -201,8 +201,8 @@ async def test_a_connection_lost_within_a_call_ends_the_call(
     [*(("http", revision) for revision in REVISIONS), ("sse", "2024-11-05"), ("sse", "2025-11-25")],
 )
 async def test_a_cancelled_call_is_cancelled_at_the_server(rig: Rig) -> None:
-    """Before its first byte and after it: until 2025-11-25 the client says so in a notification, from 2026-07-28 on by closing
-    the stream; nobody makes a notification up, and the client goes on."""
+    """Before its first byte and after it: until 2025-11-25 the client states it in a notification, from 2026-07-28 on by closing
+    the stream; nobody makes a notification up, and the client continues."""
 
     async def run(server: McpServer, client: Client) -> str:
         for progress in (False, True):

@@ -320,7 +320,7 @@ async def test_a_session_of_the_old_transport_outlives_reloads(
 async def test_a_denied_call_is_answered_on_a_stream_of_another_worker(
     tmp_path: Path, spelling: str
 ) -> None:
-    """Every session, and every call on a connection of its own, so that most come to a worker that
+    """Every session, and every call on its own connection, so that most come to a worker that
     does not have the stream. What no worker has is Streamable HTTP's, and is answered there.
     """
     site, server = Site(tmp_path), OldServer(spelling.format)

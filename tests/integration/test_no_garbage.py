@@ -53,7 +53,7 @@ def garbage() -> Counter[str]:
 
 
 async def script(peer: Peer) -> None:
-    """An event stream; its target says how it ends."""
+    """An event stream; its target selects how it ends."""
     while True:
         request = await peer.request()
         if request.target == b"/json":

@@ -88,7 +88,7 @@ def steps(client: str, server: str) -> list[dict[str, Any]]:
 
 
 def reconnecting(client: str, how: str) -> list[dict[str, Any]]:
-    """The stream on which the client listens is cut, the client opens another one, and calls go on."""
+    """The stream on which the client listens is cut, the client opens another one, and calls continue."""
     if client in OLD:  # a new session, in which the server says welcome
         return [
             wait("notified", 1),
@@ -269,7 +269,7 @@ def test_everything_is_the_same(seen: Seen, client: str, place: str) -> None:
             assert through["steps"] == direct["steps"], through["requests"]
         if not (
             policy and client == "ai http" and server_of(place) == "Python"
-        ):  # there, denied calls have a status of their own
+        ):  # there, denied calls have their own status
             assert sent(through) == sent(direct)
 
 

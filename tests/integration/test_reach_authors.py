@@ -445,7 +445,7 @@ CHAT: list[Any] = [
     {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}},
     {"error": {"message": "over", "type": "server_error"}},
 ]  # fmt: skip
-TWICE = [  # a call that goes on after its end
+TWICE = [  # a call that continues after its end
     *CHAT[:3],
     {
         "choices": [

@@ -1,6 +1,6 @@
 """Every metric in `GET /metrics`, of one proxy in which each of them has counted something.
 
-A new metric needs a line in `METRICS` here (or a test of its own) and one in `tests/reach.txt`.
+A new metric needs a line in `METRICS` here (or its own test) and one in `tests/reach.txt`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Streams that go on although the upstream's connections end: what the client gets, and what the
+"""Streams that continue although the upstream's connections end: what the client gets, and what the
 upstream is asked.
 """
 
@@ -34,7 +34,7 @@ STREAM = b"".join(EVENTS) + DONE
 
 
 def asked_for(request: Request) -> int:
-    """The number of the event behind which to go on."""
+    """The number of the event behind which to continue."""
     ids = request.all("last-event-id")
     assert len(ids) <= 1
     return int(ids[0]) if ids else 0
@@ -373,7 +373,7 @@ async def test_a_client_that_leaves_while_it_waits_ends_it(serve: Serve) -> None
 
 
 async def test_an_interceptors_end_is_the_end(serve: Serve) -> None:
-    """The upstream's break behind it is nobody's concern."""
+    """The upstream's break after it is nobody's concern."""
     stop = on_event(lambda event: End(event) if event.id == "2" else event)
     async with serve(then(), stop, route=FAST) as rig:
         answer = await rig.fetch()
@@ -382,7 +382,7 @@ async def test_an_interceptors_end_is_the_end(serve: Serve) -> None:
 
 
 async def test_events_of_interceptors_go_out_between(serve: Serve) -> None:
-    """What a task emits while there is no connection leaves when the stream goes on."""
+    """What a task emits while there is no connection leaves when the stream continues."""
     broken = trio.Event()
 
     class Speak(Interceptor):
@@ -495,7 +495,7 @@ async def test_by_default_a_break_is_a_break(route: str, method: str, serve: Ser
     ],
 )
 async def test_other_responses_pass_as_ever(head: bytes, serve: Serve) -> None:
-    """What is no plain event stream of unknown length is not resumed."""
+    """What is not a plain event stream of unknown length is not resumed."""
 
     async def script(peer: Peer) -> None:
         await peer.request()

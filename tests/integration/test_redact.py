@@ -172,7 +172,7 @@ async def test_results_of_mcp_are_redacted_as_json_and_as_events(
 
 
 async def test_what_redact_cannot_see_on_mcp_is_refused(log: Log) -> None:
-    """An encoded body, a body above the limit, and one that is no JSON is searched as text."""
+    """An encoded body, a body above the limit, and one that is not JSON is searched as text."""
     body = json.dumps(RESULT).encode()
     for sent, header in (
         (gzip.compress(body), b"content-encoding: gzip"),
@@ -190,7 +190,7 @@ async def test_what_redact_cannot_see_on_mcp_is_refused(log: Log) -> None:
     "/v1/chat/completion%C5%BF",
 ])  # fmt: skip
 async def test_the_case_of_a_path_hides_no_answer(path: str, log: Log) -> None:
-    """On a route without `dialect` the path says what an answer is, and Express and ASP.NET Core
+    """On a route without `dialect` the path determines what an answer is, and Express and ASP.NET Core
     ignore its case.
     """
     feed = Feed()

@@ -314,7 +314,7 @@ async def test_keep_alive_goes_on_after_an_answer_of_our_own() -> None:
 
 async def test_a_whole_answer_leaves_in_one_piece() -> None:
     """When the upstream's body has come with its head, the client gets both at once, and the
-    connection goes on.
+    connection continues.
     """
 
     async def script(peer: Peer) -> None:
@@ -354,7 +354,7 @@ async def test_request_bodies_arrive_as_they_were_sent(chunked: bool) -> None:
 
 
 async def test_a_full_duplex_exchange() -> None:
-    """The upstream answers while the request body is still coming, and both directions go on."""
+    """The upstream answers while the request body is still coming, and both directions continue."""
 
     async def script(peer: Peer) -> None:
         await peer.request(body=False)

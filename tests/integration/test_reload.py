@@ -300,7 +300,7 @@ async def test_workers_reload_after_their_supervisor_has_checked(tmp_path: Path)
 async def test_a_lifespan_that_fails_at_start_is_one_line_and_a_status(
     tmp_path: Path, workers: str
 ) -> None:
-    """No traceback, no restart for ever."""
+    """No traceback, no restart forever."""
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
         place = Site(tmp_path, upstream)
         place.write("x", fails=True)
@@ -321,7 +321,7 @@ async def test_a_lifespan_that_fails_at_start_is_one_line_and_a_status(
 
 
 async def test_a_lifespan_that_fails_later_ends_the_process(tmp_path: Path) -> None:
-    """Streams would go on with an interceptor that is torn down."""
+    """Streams would continue with an interceptor that is torn down."""
     (tmp_path / "later.py").write_text(
         "from contextlib import asynccontextmanager\nimport trio\nfrom interceptors import Interceptor\n"
         "class Later(Interceptor):\n    @asynccontextmanager\n    async def lifespan(self):\n"

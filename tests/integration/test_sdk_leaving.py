@@ -27,7 +27,7 @@ async def test_leaving_closes_the_upstream_connection(
     provider: str, leaving: Leave, tmp_path: Path, log: Log
 ) -> None:
     """Before the head, before the first event, after it, within a JSON body: through every chain,
-    and the outcome says why.
+    and the outcome names the reason.
     """
     async with open_llm_upstream() as upstream:
 

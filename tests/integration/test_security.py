@@ -234,7 +234,7 @@ async def test_an_interceptor_cannot_write_a_line_of_its_own(
     where: str, value: str, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A value with a line end, which an interceptor may have taken from anywhere, is an error and
-    never a header, a request or a response of its own; the connection is of use afterwards.
+    never a header, a request or its own response; the connection is of use afterwards.
     """
 
     class Injects(Interceptor):

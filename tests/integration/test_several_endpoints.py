@@ -47,7 +47,7 @@ log: {{level: error}}
 
 @pytest.fixture(autouse=True)
 async def never_hang(nursery: trio.Nursery) -> None:
-    """A test that waits for ever fails instead."""
+    """A test that waits forever fails instead."""
 
     async def watch() -> None:
         await trio.sleep(30)

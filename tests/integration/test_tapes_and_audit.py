@@ -118,7 +118,7 @@ async def test_a_client_may_leave_a_tape_that_plays(serve: Serve, tmp_path: Path
 
 async def test_every_exchange_has_its_lines(serve: Serve, tmp_path: Path) -> None:
     """A stream that completes, a client that leaves in the middle of one, a JSON answer, an
-    upstream that hangs up: each has its request under an id of its own, and each body that began
+    upstream that hangs up: each has its request under its own id, and each body that began
     has its end with the outcome.
     """
     gone = trio.Event()

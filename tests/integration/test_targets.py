@@ -806,7 +806,7 @@ async def test_an_upgrade_to_h2c_is_ignored(log: Log) -> None:
 async def test_the_admin_port_answers_to_addresses_and_names_that_are_listed(
     log: Log, tmp_path: Path
 ) -> None:
-    """A page in the operator's browser reaches it by a name of its own (DNS rebinding)."""
+    """A page in the operator's browser reaches it by its own name (DNS rebinding)."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]

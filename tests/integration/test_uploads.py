@@ -162,7 +162,7 @@ async def test_a_client_that_leaves_at_once_sends_no_whole_request(
         assert seen.whole == 0
 
 
-# The proxy refuses to go on
+# The proxy refuses to continue
 
 
 async def test_a_chunked_body_over_the_limit_is_413_and_never_whole(

@@ -134,7 +134,7 @@ def read(api: str, streamed: bool, status: int, content_type: str, body: bytes) 
             )
     except Exception as error:
         result.error = type(error).__name__
-        if not isinstance(error, ValueError):  # which says at which character it is no JSON
+        if not isinstance(error, ValueError):  # which says at which character it is not JSON
             result.error_text = str(error)
     if streamed and status < 400:
         _prepare(status, content_type, body)

@@ -282,7 +282,7 @@ def cells(chains: list[str] | tuple[str, ...]) -> Any:
 
 @cells(["usage", "audit", "watch", "redact", "guard", "all"])
 def test_what_does_not_match_is_exact(case: Case, chain: str, directory: Path) -> None:
-    """Every byte leaves as it came, however the stream is cut; and `usage` and the hooks have seen
+    """Every byte leaves unchanged, however the stream is cut; and `usage` and the hooks have seen
     what there was.
     """
     for way, chunks in ways(case, chain).items():

@@ -93,7 +93,7 @@ CHAINS = list(_chains(Path(), "authorization"))
 
 
 def config_of(url: str, chain: str, directory: Path, **given: Any) -> Config:
-    """A configuration with one route to `url` behind this chain; its files lie in `directory`."""
+    """A configuration with one route to `url` after this chain; its files lie in `directory`."""
     return parse_config(yaml_of(url, chain, directory, **given))
 
 

@@ -130,7 +130,7 @@ async def fetch(
     body: bytes | None = None,
     ssl_context: object = None,
 ) -> Answer:
-    """One request on a connection of its own."""
+    """One request on its own connection."""
     client = await open_client(port, ssl_context)
     try:
         await client.send(method, target, headers, body)

@@ -138,7 +138,7 @@ class Http2Client:
         return stream_id
 
     async def send(self, stream_id: int, data: bytes, *, end: bool = True) -> None:
-        """Send a body as far as the server's windows let it, and go on when they open."""
+        """Send a body as far as the server's windows let it, and continue when they open."""
         stream = self.streams[stream_id]
 
         def may_go_on() -> bool:

@@ -38,7 +38,7 @@ class McpServer:
     open: int = 0
     """How many of them are not over."""
     waits: int = 0
-    """Calls of the tool `wait`, which go on until they are cancelled."""
+    """Calls of the tool `wait`, which continue until they are cancelled."""
     cancelled_at: list[float] = field(default_factory=list)
     """When those were."""
 
@@ -121,7 +121,7 @@ def _make(seen: McpServer) -> MCPServer:
 
     @server.tool()
     async def wait(progress: bool, context: Context) -> str:
-        """Wait for ever, after some progress or in silence."""
+        """Wait forever, after some progress or in silence."""
         if progress:
             await context.report_progress(1, 2)
         seen.waits += 1

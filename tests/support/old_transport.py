@@ -104,7 +104,7 @@ class OldClient:
         target: str | None = None,
         headers: list[tuple[str, str]] | None = None,
     ) -> Answer:
-        """Over a connection of its own."""
+        """Over its own connection."""
         headers = [("Content-Type", "application/json"), *(headers or [])]
         with trio.fail_after(10):
             return await fetch(

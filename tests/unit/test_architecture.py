@@ -105,7 +105,7 @@ def test_nobody_imports_httpcore() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_module_says_what_it_is(path: Path) -> None:
-    """A module's head says what it owns."""
+    """A module's head states what it owns."""
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 

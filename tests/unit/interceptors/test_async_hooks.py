@@ -317,7 +317,7 @@ async def test_a_hook_that_takes_too_long_ends_the_stream_by_name(
 
 
 async def test_a_hook_that_takes_too_long_can_be_skipped(autojump_clock: object) -> None:
-    """With `on_error = "skip"` the event passes as it came, and the stream goes on."""
+    """With `on_error = "skip"` the event passes unchanged, and the stream continues."""
     async with open_chain(("slow", Slow(2.5, "skip")), ("upper", Hook(upper))) as chain:
         with capture_logs() as logs:
             assert await feed(chain, [ABC]) == b"data: AA\n\ndata: B\n\ndata: CC\n\n"
@@ -326,13 +326,13 @@ async def test_a_hook_that_takes_too_long_can_be_skipped(autojump_clock: object)
 
 
 async def test_a_hook_may_take_any_time(autojump_clock: object) -> None:
-    """`hook_timeout_s = None` is no limit."""
+    """`hook_timeout_s = None` is not a limit."""
     async with open_chain(("slow", Slow(None))) as chain:
         assert await feed(chain, [ABC]) == b"data: aa\n\ndata: bb\n\ndata: cc\n\n"
 
 
 async def test_a_hooks_own_timeout_is_the_hooks_own() -> None:
-    """What a hook cancels inside itself, and a TooSlowError of its own, are not the limit's doing."""
+    """What a hook cancels inside itself, and its own TooSlowError, are not the limit's doing."""
 
     async def own(event: Event) -> Event:
         with trio.move_on_after(0):
@@ -454,7 +454,7 @@ class _StuckStream(AsyncStreamInterceptor):
 
 
 async def test_on_start_has_its_time_too(autojump_clock: object) -> None:
-    """A HookError names it; with skip the stream goes on."""
+    """A HookError names it; with skip the stream continues."""
 
     class Stream(AsyncStreamInterceptor):
         async def on_start(self, head: ResponseHead) -> None:
@@ -476,7 +476,7 @@ async def test_on_start_has_its_time_too(autojump_clock: object) -> None:
 
 
 async def test_closing_without_async_hooks_does_not_block() -> None:
-    """`aclose` is no checkpoint then."""
+    """`aclose` is not a checkpoint then."""
     others: list[str] = []
 
     async def other() -> None:

@@ -127,7 +127,7 @@ def test_json_is_wanted_by_those_who_say_so_and_open_streams() -> None:
 
 
 def test_a_body_is_collected_for_whoever_wants_it() -> None:
-    """For an `on_request` that says `wants_body`, and for nobody who does not say so."""
+    """For an `on_request` that says `wants_body`, and for nobody who does not state it."""
     wants = type("Wants", (Asked,), {"wants_body": True})
     assert Chain([("a", Asked("a", [])), ("b", wants("b", []))]).wants_body
     assert not Chain([("a", Asked("a", []))]).wants_body
@@ -378,7 +378,7 @@ def test_a_hook_that_takes_too_long_has_failed(
 
 @ASKED
 def test_a_hook_may_be_given_any_time(ask: Ask, hook: str, autojump_of_run: None) -> None:
-    """`hook_timeout_s = None` is no limit: an hour later the answer is still an answer."""
+    """`hook_timeout_s = None` is not a limit: an hour later the answer is still an answer."""
     answer = Response()
 
     async def late(about: Any) -> Response:

@@ -101,7 +101,7 @@ def test_equal_codings_are_one(values: list[bytes], expected: str) -> None:
     ],
 )
 def test_codings_that_differ_are_a_coding(values: list[bytes]) -> None:
-    """So an interceptor that must see the body refuses it. They pass as they came."""
+    """So an interceptor that must see the body refuses it. They pass unchanged."""
     for order in permutations(values):
         assert content_coding(coded(*order)) != "identity"
         assert unify(coded(*order))[0] == coded(*order)

@@ -386,7 +386,7 @@ async def test_a_stream_that_is_over_takes_no_events() -> None:
 
 
 async def test_where_nothing_can_be_said_emit_says_so() -> None:
-    """For a body that is no stream of events, or one that is encoded, and for a context without a
+    """For a body that is not a stream of events, or one that is encoded, and for a context without a
     stream.
     """
     speaker = Speaker()
@@ -463,7 +463,7 @@ def test_a_task_that_fails_ends_the_exchange_by_its_interceptors_name() -> None:
 
 
 def test_a_task_that_fails_can_be_skipped() -> None:
-    """With `on_error = "skip"` it is logged, and the stream goes on."""
+    """With `on_error = "skip"` it is logged, and the stream continues."""
     with capture_logs() as logs:
         result = run_chain(
             [Talker(fails_for, "skip"), Hook(upper)], [b"data: a\n\n", b"data: b\n\n"]
@@ -521,7 +521,7 @@ class SkipsAll(Starts):
 )
 def test_a_task_is_its_interceptors_wherever_it_was_started(where: str) -> None:
     """Its failure names, and obeys, the interceptor whose hook it was, also when others have been
-    asked before and behind it.
+    asked before and after it.
     """
     request = Request()
     run_request([SkipsAll()], request)

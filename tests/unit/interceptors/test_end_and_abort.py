@@ -167,7 +167,7 @@ def test_a_later_hooks_skipped_failure_takes_no_end_back(kind: Any, later_kind: 
 
 @KINDS
 def test_an_end_that_is_nonsense_and_skipped_ends_nothing(kind: Any) -> None:
-    """It is as if the hook had done nothing: the event passes, and so do those behind it."""
+    """It is as if the hook had done nothing: the event passes, and so do those after it."""
     with capture_logs() as logs:
         result = run_chain([kind(at_b(lambda event: End("bye")), on_error="skip")], [STREAM])  # type: ignore[arg-type]
     assert (result.output, result.ended, result.failure) == (STREAM, False, None)
@@ -196,7 +196,7 @@ def test_an_end_that_cannot_be_written_is_a_failure(kind: Any) -> None:
 
 @KINDS
 def test_an_end_at_the_last_event_is_an_end(kind: Any) -> None:
-    """Also when nothing comes behind it, and when the event that it answers lacks its empty line."""
+    """Also when nothing comes after it, and when the event that it answers lacks its empty line."""
     assert run_chain([kind(lambda event: End(event))], [b"data: a\n\n"]).ended
     result = run_chain([kind(lambda event: End(event))], [b"data: a"])
     assert (result.output, result.ended) == (b"data: a", True)

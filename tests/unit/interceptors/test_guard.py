@@ -149,7 +149,7 @@ BODIES = {
 @pytest.mark.parametrize("dialect", PATHS)
 def test_an_unstreamed_answer_is_cut_at_the_match(dialect: str) -> None:
     """What was found good stays, the text ends before the match with the message, and nothing
-    behind it is left.
+    after it is left.
     """
     body = json.dumps(BODIES[dialect]).encode()
     cut = json.loads(
@@ -311,7 +311,7 @@ def test_the_log_tells_which_pattern_and_not_what_it_found() -> None:
 
 
 def test_other_streams_pass() -> None:
-    """A path that is no dialect's is not looked at."""
+    """A path that is not a dialect's is not looked at."""
     stream = streamed("chat", ["evil"])
     assert run_chain([Guard(["evil"])], [stream], request=request("/events")).output == stream
 

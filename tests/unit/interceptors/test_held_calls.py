@@ -77,7 +77,7 @@ REASONS = {CHAT: "stop", RESPONSES: "completed", ANTHROPIC: "end_turn"}
 
 
 def events_of(path: str, names: list[str]) -> list[Any]:
-    """A text, then calls of these names, and a text behind them where the dialect can have one."""
+    """A text, then calls of these names, and a text after them where the dialect can have one."""
     if path == CHAT:
         made: list[Any] = [chunk(choice({"role": "assistant", "content": "Well."}))]
         for index, name in enumerate(names):
@@ -317,7 +317,7 @@ def test_a_ping_is_not_kept_waiting() -> None:
 
 
 def test_a_call_that_is_not_held_cannot_be_removed() -> None:
-    """The error says what to do."""
+    """The error contains what to do."""
 
     class Late(MessageInterceptor):
         def open_messages(self, context: Any) -> MessageStream:
@@ -417,7 +417,7 @@ def test_a_call_without_a_function_yet(holder: Any) -> None:
 
 
 def test_a_call_that_goes_on_in_the_event_that_ends_it_leaves_as_it_came() -> None:
-    """Two calls at one index, the first of which goes on behind the second."""
+    """Two calls at one index, the first of which continues behind the second."""
     pieces = [
         tool_delta(0, '{"a":', "call_a", "pass_1"),
         tool_delta(0, "{}", "call_b", "pass_2"),

@@ -307,7 +307,7 @@ def test_an_abort_ends_the_response(guard: Any, on_error: str) -> None:
 
 
 async def test_an_async_hook_has_its_time_for_a_body(autojump_clock: object) -> None:
-    """As for an event: a HookError, or with skip the body as it came."""
+    """As for an event: a HookError, or with skip the body unchanged."""
     for on_error in ("abort", "skip"):
         slow = AsyncHook(keep, on_error, before=trio.sleep_forever, hook_timeout_s=1.5)
         with capture_logs():

@@ -88,7 +88,7 @@ async def test_everything_queued_is_written_in_order_at_an_orderly_end(tmp_path:
 
 
 async def test_everything_queued_is_written_when_cancelled(tmp_path: Path) -> None:
-    """A cancelled lifespan writes what is queued, and the cancellation goes on."""
+    """A cancelled lifespan writes what is queued, and the cancellation continues."""
     writer = LineWriter(rotating(tmp_path / "lines"))
     with trio.CancelScope() as scope:
         async with writer.opened():
@@ -122,7 +122,7 @@ async def test_lines_that_fill_half_the_queue_are_written_at_once(mock_clock: An
 
 
 async def test_a_slow_disk_drops_lines_counts_them_where_they_were_and_logs_once() -> None:
-    """While the disk stands still hooks go on."""
+    """While the disk stands still hooks continue."""
     disk = Disk()
     writer = LineWriter(disk, max_held_bytes=40)
     with capture_logs() as log:
@@ -218,7 +218,7 @@ async def test_a_fifo_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
 async def test_leaving_does_not_wait_for_ever_for_a_disk_that_hangs(
     tmp_path: Path, mock_clock: Any
 ) -> None:
-    """When its time is over, leaving gives the hanging write up, and the log says how many lines
+    """When its time is over, leaving gives up the hanging write, and the log counts how many lines
     may be lost with it.
     """
     path = tmp_path / "fifo"
@@ -360,7 +360,7 @@ def test_a_disk_that_is_full_within_a_line_spoils_no_other(tmp_path: Path) -> No
 
 
 def test_a_rotation_that_fails_is_tried_again(tmp_path: Path) -> None:
-    """While the older file cannot be moved, lines are lost and said to be; then it goes on."""
+    """While the older file cannot be moved, lines are lost and said to be; then it continues."""
     (tmp_path / "f.1").mkdir()
     with opened(rotating(tmp_path / "f", max_bytes=4, keep=1)) as write:
         left, error = write(b"0\n", b"1\n", b"2\n")

@@ -368,7 +368,7 @@ def test_json_in_an_event_stream_that_nobody_wants_passes(
     ],
 )
 def test_what_is_no_json_is_a_stream(stream: bytes, sizes: list[int]) -> None:
-    """The first byte after white space decides, and nothing after it. White space alone is no body."""
+    """The first byte after white space decides, and nothing after it. White space alone is not a body."""
 
     class Keeps(Member):
         def see(self, event: Event) -> Event:

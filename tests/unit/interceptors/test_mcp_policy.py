@@ -655,7 +655,7 @@ def test_a_reused_id_does_not_hide_a_list() -> None:
 
 
 def test_a_list_that_cannot_be_read_is_not_shown() -> None:
-    """What is no JSON for us might be for the client."""
+    """What is not JSON for us might be for the client."""
     interceptor, request = policy(tools={"deny": ["shell"]}), post(rpc("tools/list"))
     texts = [
         '{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"add","description":"\\ud800"},{"name":"shell"}]}}',
@@ -730,7 +730,7 @@ def test_no_envelope_hides_a_list(text: str) -> None:
         assert (b"read_file" in output) == (
             ("read_file" in text) and not text.endswith('"result":{}}')
         )
-        assert (b"1.10" in output) == ("1.10" in text)  # numbers leave as they came
+        assert (b"1.10" in output) == ("1.10" in text)  # numbers leave unchanged
 
 
 def test_each_kind_of_list_is_filtered_in_other_spellings() -> None:

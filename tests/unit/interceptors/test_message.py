@@ -30,7 +30,7 @@ from interceptors.testing import run_request
     ],
 )
 def test_a_path_in_any_spelling_is_normalised(given: str, path: str) -> None:
-    """`path` is for checks; what goes upstream is as it came."""
+    """`path` is for checks; what goes upstream is unchanged."""
     request = Request(path=given)
     assert request.path == path
     if given.isascii():

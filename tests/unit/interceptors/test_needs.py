@@ -42,7 +42,7 @@ def holds(needs: Needs, raw: bytes) -> bool:
 
 
 class Picky(Interceptor):
-    """Acts on the events that hold what it needs and ignores the others; with `tells`, it says so."""
+    """Acts on the events that hold what it needs and ignores the others; with `tells`, it states it."""
 
     def __init__(
         self,
@@ -394,7 +394,7 @@ async def failure_of(needs: Any) -> HookError:
 
 @pytest.mark.parametrize("nonsense", NONSENSE.values(), ids=NONSENSE)
 async def test_nonsense_is_refused_when_the_stream_opens(nonsense: Any) -> None:
-    """A HookError of `open_stream`, under the configured name, that says what was expected."""
+    """A HookError of `open_stream`, under the configured name, states what was expected."""
     error = await failure_of(nonsense)
     assert (error.interceptor, error.hook) == ("configured", "open_stream")
     assert re.match(
@@ -544,7 +544,7 @@ def test_an_event_that_an_earlier_interceptor_made_is_shown_to_a_later_one(
 
 
 def test_an_event_of_an_interceptors_own_is_shown_to_a_later_one() -> None:
-    """`emit` says what did not come, so that no search can find it."""
+    """`emit` adds what did not arrive, so no search can find it."""
 
     class Emits(Interceptor):
         def open_stream(self, context: StreamContext) -> None:

@@ -87,7 +87,7 @@ async def test_the_burst_comes_at_once_and_then_the_rate(autojump_clock: MockClo
 
 
 async def test_what_is_refused_costs_nothing(autojump_clock: MockClock) -> None:
-    """A client that goes on asking while it is limited waits no longer for that."""
+    """A client that continues asking while it is limited waits no longer for that."""
     async with serving(requests_per_minute=60, burst=1) as limit:
         assert await allowed(limit, 1000) == 1
         await trio.sleep(1)

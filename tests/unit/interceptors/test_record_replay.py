@@ -1,4 +1,4 @@
-"""Record and replay: a tape says what happened and when, and played back it happens again."""
+"""Record and replay: a tape stores what happened and when; playing it back repeats it."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ async def test_an_instant_tape_lets_others_have_their_turn(tmp_path: Path) -> No
 async def test_a_tape_that_did_not_complete_ends_by_an_abort(
     last: str, reason: str, tmp_path: Path, autojump_clock: Any
 ) -> None:
-    """After its last event, and not like a whole stream; the reason says so."""
+    """After its last event, and not like a whole stream; the reason states it."""
     path = tape_of(tmp_path, HEADER + '{"at":1,"data":"1"}\n' + last)
     request = Request()
     got: list[Event] = []

@@ -66,7 +66,7 @@ def test_a_match_in_json_is_gone_however_it_is_spelt(
 
 
 def test_untouched_bytes_stay() -> None:
-    """Spaces, escapes, number formats and order of all that does not match leave as they came."""
+    """Spaces, escapes, number formats and order of all that does not match leave unchanged."""
     data = r'{ "a" : "\u00e9\/",  "b":1.0e+2 , "k": "\u0073ecret" ,"c":[ ],"d":"\ud83d\ude00" , "e":true}'
     assert redacted(["secret"], data) == data.replace(r"\u0073ecret", "[redacted]")
 

@@ -59,7 +59,7 @@ Blocks = list[tuple[str, list[str]]]
 
 
 def streamed(dialect: str, blocks: Blocks) -> bytes:
-    """As a provider would stream it, each in a block of its own."""
+    """As a provider would stream it, each in its own block."""
     made: list[Any] = []
     if dialect == "chat":
         for index, (kind, pieces) in enumerate(blocks):
@@ -221,7 +221,7 @@ INTERLEAVED: dict[str, tuple[str, list[Any]]] = {
 
 @pytest.mark.parametrize(("path", "messages"), INTERLEAVED.values(), ids=INTERLEAVED)
 def test_texts_at_once_do_not_mix(path: str, messages: list[Any]) -> None:
-    """Several choices, blocks and items: each is a text of its own."""
+    """Several choices, blocks and items: each is its own text."""
     output = run_chain(
         [Redact([KEY], "#")], [stream_of(messages, named=path != CHAT)], request=request(path)
     ).output
@@ -335,7 +335,7 @@ def test_of_a_stream_that_breaks_off_nothing_that_waits_leaves() -> None:
 
 @pytest.mark.parametrize("dialect", PATHS)
 def test_an_answer_without_secrets_leaves_as_the_very_bytes(dialect: str) -> None:
-    """Nothing matched and nothing waited: every event passes as it came."""
+    """Nothing matched and nothing waited: every event passes unchanged."""
     blocks: Blocks = [("thinking", ["Hm ", "✨"]), ("text", ["Hello", " there"])]
     stream = streamed(dialect, blocks)
     result = run_chain([Redact([KEY])], [stream], request=request(PATHS[dialect]))
@@ -355,7 +355,7 @@ def test_only_events_whose_text_waited_change() -> None:
 
 
 def test_what_matches_only_in_a_piece_is_not_redacted() -> None:
-    """A delta is no text of its own."""
+    """A delta is not a separate text."""
     stream = streamed("chat", [("text", ["cl", "ass", "ical", " ass"])])
     output = run_chain([Redact([r"\bass\b", "^ass"], "#")], [stream], request=request(CHAT)).output
     assert said(output, "text") == "classical #"
@@ -379,7 +379,7 @@ def test_all_other_strings_of_an_event_are_redacted_as_in_any() -> None:
 
 
 def test_an_event_of_an_answer_stays_json() -> None:
-    """A pattern that goes on to the end of what it is given ends with the string."""
+    """A pattern that continues to the end of what it is given ends with the string."""
     message = chunk(choice({"content": "my sk-Zq"}), user="sk-Zq", login="ann", password="hunter2")
     patterns = ["sk-.*", r'"login": ?"ann", ?"password": ?"\w+"']
     stream = stream_of([message, chunk(choice({}, "stop"))], named=False)
@@ -583,7 +583,7 @@ def repeated(stream: bytes, kind: str) -> set[str]:
 def test_a_replacement_that_matches_its_own_pattern_is_put_in_once(
     kind: str, pattern: str, replacement: str, redacted: str
 ) -> None:
-    """In the deltas, in all that repeats them, and in an event whose other strings stand behind it."""
+    """In the deltas, in all that repeats them, and in an event whose other strings stand after it."""
     before, after = ('{"k":"', '"}') if kind == "tool" else ("a ", "")
     stream = streamed("responses", [(kind, [f"{before}sk-", f"Zq3xV81L{after}"])])
     result = run_chain([Redact([pattern], replacement)], [stream], request=request(RESPONSES))

@@ -92,7 +92,7 @@ def test_the_bom_stays_at_the_beginning() -> None:
 
 
 def test_a_second_bom_is_one_when_everything_before_was_dropped() -> None:
-    """The client then reads it as the stream's, so the hooks see what stands behind it."""
+    """The client then reads it as the stream's, so the hooks see what stands after it."""
     seen: list[str] = []
 
     def drop_a(event: Event) -> Event | None:

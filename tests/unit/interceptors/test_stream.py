@@ -127,7 +127,7 @@ def test_counts_add_up_over_a_stream() -> None:
 
 
 def test_a_later_hook_sees_each_event_of_an_earlier_hooks_list() -> None:
-    """A list goes on event by event, each result standing where its event stood, also when it is a
+    """A list continues event by event, each result standing where its event stood, also when it is a
     list again.
     """
     seen: list[str] = []

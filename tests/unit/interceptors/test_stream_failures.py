@@ -102,7 +102,7 @@ def test_a_nonsense_result_aborts_and_the_error_says_whose_it_is(
 def test_skip_logs_and_lets_the_event_pass_as_it_was(
     guard_of: type[Guard], wrong: OnEvent, before: list[Hook]
 ) -> None:
-    """With `on_error = "skip"` the event passes the failed hook unchanged, and the hooks behind it
+    """With `on_error = "skip"` the event passes the failed hook unchanged, and the hooks after it
     still run.
     """
     stream = b"data: a\n\ndata: b\n\n"
@@ -360,7 +360,7 @@ async def test_a_failing_open_stream_aborts_and_ends_those_before_it(life: type[
 
 @LIVES
 def test_a_skipped_open_stream_leaves_the_others(life: type[Life]) -> None:
-    """With skip the stream goes on without that interceptor: none of its other hooks is called."""
+    """With skip the stream continues without that interceptor: none of its other hooks is called."""
     calls: list[Any] = []
     with capture_logs() as logs:
         result = run_chain(

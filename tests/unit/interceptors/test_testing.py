@@ -55,7 +55,7 @@ def test_the_example_of_the_module_holds() -> None:
 
 
 def test_a_stream_is_opened_started_fed_and_ended() -> None:
-    """A GET of "/" and a 200 event stream by default; each run is a stream of its own."""
+    """A GET of "/" and a 200 event stream by default; each run is its own stream."""
     told: list[Any] = []
     recording = recorder(told)
     for _ in range(2):

@@ -42,7 +42,7 @@ SAME: dict[str, tuple[str, str]] = {
 
 @pytest.mark.parametrize(("uri", "understood"), SAME.values(), ids=SAME)
 def test_what_a_server_may_understand_is_among_the_spellings(uri: str, understood: str) -> None:
-    """First the URI as it came, last as it is understood when nothing is encoded any more."""
+    """First the URI unchanged, last as it is understood when nothing is encoded any more."""
     found = spellings(uri).same
     assert found[0] == uri
     assert found[-1] == understood

@@ -176,7 +176,7 @@ def test_an_explicit_zero_is_kept_and_is_not_what_was_never_told() -> None:
 
 @pytest.mark.parametrize("path", PATHS.values())
 def test_an_answer_that_tells_no_usage_is_counted_as_such(path: str) -> None:
-    """Nothing is guessed from its deltas: there are no tokens, and a metric says how many such
+    """Nothing is guessed from its deltas: there are no tokens, and a metric counts how many such
     answers there were.
     """
     bodies = {
@@ -368,7 +368,7 @@ def test_what_is_no_answer_of_a_model_is_not_counted(
 
 
 def test_usage_that_is_nonsense_stops_nothing() -> None:
-    """The answer leaves as it came, a negative count is as not told, and the request is counted."""
+    """The answer leaves unchanged, a negative count is as not told, and the request is counted."""
     for told, counted in (
         ({"prompt_tokens": "seven"}, {}),
         ({"prompt_tokens": -7, "completion_tokens": 2}, {"output": 2}),
@@ -455,7 +455,7 @@ def test_ask_hides_nothing_from_a_client_that_has_asked() -> None:
     ],
 )
 def test_ask_leaves_every_other_request_as_it_is(path: str, body: bytes) -> None:
-    """Other dialects tell usage unasked, and what is no request of a chat stream is not ours to
+    """Other dialects tell usage unasked, and what is not a request of a chat stream is not ours to
     judge.
     """
     assert not asked(Usage(ask=True), body, path).body_replaced

@@ -187,7 +187,7 @@ def test_a_returned_lease_can_be_neither_used_nor_released() -> None:
 
 
 def test_a_lease_is_a_context_manager() -> None:
-    """It releases after an exception, too; a release inside is no error."""
+    """It releases after an exception, too; a release inside is not an error."""
     pool = pool_of()
     with pytest.raises(KeyError), pool.acquire():
         raise KeyError

@@ -1,4 +1,4 @@
-"""A lost lease is counted and logged; the level decides whether the log says where it was taken."""
+"""A lost lease is counted and logged; the level decides whether the log names where it was taken."""
 
 from __future__ import annotations
 

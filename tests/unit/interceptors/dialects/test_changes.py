@@ -195,7 +195,7 @@ def test_held_text_stays_after_the_last_delta_of_its_event() -> None:
 
 
 def test_a_text_that_only_upstreams_end_ends_is_repeated_whole() -> None:
-    """The last delta has left: the ending repeats it, and added text leaves in a delta of its own."""
+    """The last delta has left: the ending repeats it, and added text leaves in its own delta."""
     finish = Made(on_text_end=lambda stream, _: stream.finish("completed", "!"))
     messages = run(RESPONSES, responses_stream(text_events(["Hel", "lo"]))[:-4], finish)
     assert messages[-1]["response"]["output"][0]["content"][0]["text"] == "Hello!"
@@ -401,7 +401,7 @@ def test_a_tool_call_of_a_body_is_changed(path: str, body: Any) -> None:
 
 
 def test_a_tool_call_whose_deltas_have_left_cannot_be_changed() -> None:
-    """The error says what to set, for a body, too."""
+    """The error states what to set, for a body, too."""
     made = Made(on_tool_call=hide)
     failure = run_stream(CHAT, calls(CHAT, *PIECES), made).failure
     assert "set holds_tool_calls = True" in str(failure)

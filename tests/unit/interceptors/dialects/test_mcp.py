@@ -82,7 +82,7 @@ def only(text: str, *, from_client: bool = True) -> McpMessage:
 
 @pytest.mark.parametrize(("text", "kind"), KINDS.values(), ids=KINDS)
 def test_each_kind_is_told_from_the_others(text: str, kind: Kind) -> None:
-    """Requests, notifications, results, errors; and what is none of them says why."""
+    """Requests, notifications, results, errors; and what is none of them names the reason."""
     message = only(text)
     assert message.kind is kind
     assert (message.problem is not None) == (kind is Kind.MALFORMED)
@@ -212,7 +212,7 @@ def test_a_result_becomes_an_error_and_an_error_a_result() -> None:
 
 
 def test_of_a_batch_the_others_keep_their_bytes() -> None:
-    """One is changed, one dropped, one is no message at all; a batch stays a batch."""
+    """One is changed, one dropped, one is not a message at all; a batch stays a batch."""
     items = [
         '{ "jsonrpc":"2.0","method":"notifications/x" }',
         ODD,
@@ -315,7 +315,7 @@ def test_what_every_reader_takes_for_one_message_is_not_ambiguous() -> None:
     ["[]", "[7]", '[{"jsonrpc":"2.0","id":1,"method":"a"},{"jsonrpc":"2.0","id":1,"method":"b"}]'],
 )
 def test_a_batch_says_what_is_wrong_with_it(text: str) -> None:
-    """None in it, one that is no message, two with one id: whose response would it be?"""
+    """None in it, one that is not a message, two with one id: whose response would it be?"""
     assert parse(text, from_client=True).problem is not None
     assert parse(text, from_client=True).encode() == text.encode()
 

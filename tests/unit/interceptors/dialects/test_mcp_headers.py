@@ -72,7 +72,7 @@ def test_the_newest_revision_and_unknown_ones_have_mirrors() -> None:
     [["2025-11-25, 2025-11-25"], ["2025-11-25, 2025-06-18"], ["2025-11-25", "2025-11-25"], [""]],
 )
 def test_what_clients_send_instead_of_one_older_revision_is_no_newer_one(lines: list[str]) -> None:
-    """Several values in a list or in lines, of which none has mirrors: the server says what it
+    """Several values in a list or in lines, of which none has mirrors: the server names what it
     thinks of that.
     """
     headers = Headers([("MCP-Protocol-Version", line) for line in lines])

@@ -1,5 +1,5 @@
 """Every dialect, as providers use it: what the hooks see, however the bytes arrive, and that the
-bytes leave as they came.
+bytes leave unchanged.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def test_a_text_waits_no_longer_than_it_must(
 
 @pytest.mark.parametrize("step", [1, 7, 150])
 def test_of_a_match_longer_than_the_window_nothing_leaves(step: int) -> None:
-    """It is replaced when the window is full, and what goes on matching goes with it."""
+    """It is replaced when the window is full, and what continues matching goes with it."""
     text = "key sk-" + "a" * 500 + " end sk-abc"
     pieces = [text[at : at + step] for at in range(0, len(text), step)]
     left = fed("sk-[a-z]{3,}", pieces, window=100)
@@ -137,7 +137,7 @@ def test_of_a_piece_larger_than_the_window_all_but_the_window_leaves() -> None:
     ],
 )
 def test_what_could_not_be_found_in_pieces_is_refused(pattern: str, message: str) -> None:
-    """A ValueError that says why, and nothing that silently means something else."""
+    """A ValueError that names the reason, and nothing that silently means something else."""
     with pytest.raises(ValueError, match=message):
         substitution(pattern)
 

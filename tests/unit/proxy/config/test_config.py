@@ -232,7 +232,7 @@ def test_a_file_is_a_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_anchors_and_merges_are_read() -> None:
-    """A key that a merge brings as well is no duplicate."""
+    """A key that a merge brings as well is not a duplicate."""
     config = parse_config(
         configuration(
             upstreams='&one {name: llm, endpoints: ["http://h"], max_connections: 5}, {<<: *one, name: other}',

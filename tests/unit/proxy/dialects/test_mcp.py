@@ -82,7 +82,7 @@ def place(prefix: str = "", base: str = "", *, strip: bool = False) -> Place:
             "http://other.test/messages",
             "http://other.test/messages",
         ),
-        # An endpoint with a path of its own.
+        # An endpoint with its own path.
         (place(base="/base"), "/sse", "/base/messages?s=1", "/messages?s=1"),
         (place(base="/base"), "/sse", "/base/?s=1", "/?s=1"),
         (place(base="/base"), "/sse", "/base?s=1", "/base?s=1"),

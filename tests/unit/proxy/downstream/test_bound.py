@@ -8,7 +8,7 @@ from proxy.downstream.hypercorn.bound import ClientConnections, connections_by_o
 
 
 class Client:
-    """A connection; the registry's owner says what happens on it."""
+    """A connection; the registry's owner decides what happens on it."""
 
     def __init__(self, name: str, fd: int = 10) -> None:
         self.name = name

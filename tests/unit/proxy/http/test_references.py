@@ -75,7 +75,7 @@ def seen(
         (TOOLS, "#part", "#part"),
         (TOOLS, "../x", "../x"),
         (TOOLS, "../../x", "/tools/x"),
-        # Other origins, and what is no HTTP URL.
+        # Other origins, and what is not an HTTP URL.
         (TOOLS, "http://127.0.0.1:9001/mcp", None),
         (TOOLS, "http://127.0.0.1/mcp", None),
         (TOOLS, "http://other.test/tools/mcp", None),

@@ -155,7 +155,7 @@ class Bench:
         return self.hub._trio_fd >= 0
 
     async def park(self, *streams: Any) -> list[Moved]:
-        """Move streams, each in a task of its own; returns when all are parked."""
+        """Move streams, each in its own task; returns when all are parked."""
         tasks = [Moved(self.hub, stream) for stream in streams]
         for task in tasks:
             self.nursery.start_soon(task.run)
@@ -217,7 +217,7 @@ New = Callable[..., Scripted]
 
 
 class AlwaysReady:
-    """Readable for ever: an event counter that nobody reads."""
+    """Readable forever: an event counter that nobody reads."""
 
     wants_large = False
     runs_hooks = False
@@ -314,7 +314,7 @@ async def test_the_end_of_the_connection_wakes_a_stream(how: str, new: New) -> N
 
 
 async def test_a_closed_socket_cannot_be_moved(new: New) -> None:
-    """`move` says so at once, and nothing is left in the hub."""
+    """`move` states it at once, and nothing is left in the hub."""
     async with open_bench() as bench:
         stream = new()
         stream.close()
@@ -669,7 +669,7 @@ async def test_five_hundred_busy_streams_share_the_hub_and_leave_room_for_others
 
 
 async def test_a_turn_ends_in_time(monkeypatch: pytest.MonkeyPatch, new: New) -> None:
-    """With a clock of its own."""
+    """With its own clock."""
     clock = [0.0]
     monkeypatch.setattr("proxy.relay.hub.perf_counter", lambda: clock[0])
 
@@ -702,7 +702,7 @@ async def test_a_turn_ends_in_time(monkeypatch: pytest.MonkeyPatch, new: New) ->
 async def test_who_reads_little_does_not_wait_for_who_never_runs_dry(
     count: int, monkeypatch: pytest.MonkeyPatch, new: New
 ) -> None:
-    """With a clock of its own."""
+    """With its own clock."""
     clock = [0.0]
     monkeypatch.setattr("proxy.relay.hub.perf_counter", lambda: clock[0])
     order: list[Scripted] = []
@@ -1107,7 +1107,7 @@ async def test_no_window_is_on_loan_while_anybody_waits_or_a_task_runs(new: New)
     ],
 )
 async def test_what_a_hook_does_to_another_task_happens_at_once(how: str, new: New) -> None:
-    """A task waits for ever, and so would Trio."""
+    """A task waits forever, and so would Trio."""
     awaited, over = trio.Event(), trio.Event()
     sender, receiver = trio.open_memory_channel[None](1)
     scope = trio.CancelScope(deadline=trio.current_time() + 3600)
@@ -1377,7 +1377,7 @@ class Sink:
 
 
 class Shouting(Interceptor):
-    """Changes every event, and fails at one that says so."""
+    """Changes every event, and fails at one that states it."""
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor:
         return _ShoutingStream()

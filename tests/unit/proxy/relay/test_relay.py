@@ -400,7 +400,7 @@ async def test_a_last_event_without_its_empty_line_is_shown_to_the_chain(way: st
 
 @pytest.mark.parametrize("text", [b"change", b"pass", b"drop"])
 async def test_an_event_larger_than_every_window(text: bytes, way: str) -> None:
-    """It grows a buffer of its own, which is not kept afterwards."""
+    """It grows its own buffer, which is not kept afterwards."""
     block = b"data: " + text + b"y" * 30_000 + b"\n\n"
     expected = edited(text + b"y" * 30_000, block)
     dice = random.Random(1)
@@ -617,7 +617,7 @@ async def test_without_a_deadline_silence_may_last(way: str, autojump_clock: Moc
 async def test_a_slow_clients_time_is_not_the_upstreams(
     way: str, autojump_clock: MockClock
 ) -> None:
-    """While the client takes nothing nobody listens to upstream, so that this is no silence of it."""
+    """While the client takes nothing nobody listens to upstream, so that this is not a silence of it."""
 
     async def slowly() -> None:
         await trio.sleep(25.0)

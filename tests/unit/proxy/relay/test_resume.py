@@ -1,4 +1,4 @@
-"""A stream over several connections: what passes of each, when it goes on, and when not."""
+"""A stream over several connections: what passes of each, when it continues, and when not."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_an_event_that_is_too_large_ends_the_stream() -> None:
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 @pytest.mark.parametrize("replays_from", [1, 3, 5, 6])
 def test_what_the_client_has_had_is_dropped(replays_from: int, end: bytes) -> None:
-    """A server that goes on where it was, one that begins anew, one that goes a few events back,
+    """A server that continues where it was, one that begins anew, one that goes a few events back,
     one that repeats the last.
     """
     for size in (1, 2, 7, 1000):
@@ -137,7 +137,7 @@ def test_a_new_id_ends_the_search() -> None:
     assert feed(resume, events([3, 1, 2])) == events([3, 1, 2])
 
 
-# Whether it goes on
+# Whether it continues
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_any_bytes_pass_unchanged_up_to_the_last_whole_event(stream: bytes, seed
     assert dispatched(passed) == dispatched(stream)
 
 
-# What is no event stream
+# What is not an event stream
 
 
 @pytest.mark.parametrize("before", [b"", b"\n\n", b" \n\t", b"\r\n\r\n ", b"\xef\xbb\xbf"])

@@ -73,7 +73,7 @@ def idle(transport: Balancer) -> bool:
 
 
 async def test_any_bytes_may_be_a_sessions_key() -> None:
-    """For sessions that no header tells: whoever knows the key says where it belongs, and asks with
+    """For sessions without a header: a caller that knows the key states where it belongs, and asks with
     it.
     """
     async with open_upstream(good) as one, open_upstream(good) as two:

@@ -285,7 +285,7 @@ async def test_writing_sends_everything_and_counts_it(
 async def test_a_write_that_finds_no_room_in_time_fails(
     pair: tuple[Connection, socket.socket],
 ) -> None:
-    """`written` says what has left; so it does when a write is cancelled."""
+    """`written` counts what was sent, also when a write is cancelled."""
     connection, server = pair
     with pytest.raises(WriteTimedOut, match=r"took nothing for 0\.03 s"):
         await connection.send_all(b"x" * 10_000_000, 0.03)

@@ -113,7 +113,7 @@ async def test_a_refused_address_costs_nothing(
 async def test_a_slow_first_address_may_still_win(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    """It goes on while the second is tried; and of two that are connected at once, one is closed."""
+    """It continues while the second is tried; and of two that are connected at once, one is closed."""
     attempts = Attempts(monkeypatch, __1=ATTEMPT_DELAY_S + 0.1, **{"1o1o1o1": 5.0})
     (await connect(NAMED, Known("::1", "1.1.1.1"))).close()
     assert list(attempts.sockets) == ["::1"]

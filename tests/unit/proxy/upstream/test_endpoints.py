@@ -145,7 +145,7 @@ def test_one_probe_at_a_time_lets_it_back() -> None:
 
 
 def test_a_due_endpoint_gets_the_next_request_however_busy_it_is() -> None:
-    """Streams of before its ejection may go on for hours, and would keep it from ever being the
+    """Streams of before its ejection may continue for hours, and would keep it from ever being the
     least busy.
     """
     endpoints = several(2)

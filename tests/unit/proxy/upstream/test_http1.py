@@ -1030,7 +1030,7 @@ async def test_a_request_of_which_nothing_was_written_is_sent_once_more(
 async def test_a_request_that_was_written_is_not_sent_again(
     nursery: trio.Nursery, transport: Http1Transport
 ) -> None:
-    """The server may have carried it out; the failure says so."""
+    """The server may have carried it out; the failure states it."""
     heads = 0
 
     async def script(peer: Peer) -> None:
@@ -1253,7 +1253,7 @@ async def test_cancelled_where_it_hangs_a_request_leaves_nothing_behind(
     secure: bool,
     stage: str,
 ) -> None:
-    """At each stage that a server can stretch for ever, with every slot hanging there; afterwards
+    """At each stage that a server can stretch forever, with every slot hanging there; afterwards
     none is lost.
     """
     hanging = True

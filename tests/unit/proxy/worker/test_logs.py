@@ -112,7 +112,7 @@ def test_a_file_that_fails_costs_lines_only(
 
 
 def test_a_non_blocking_file_is_waited_for(open_writer: Callable[..., LogWriter]) -> None:
-    """EAGAIN is no failure: another process has made the shared file non-blocking."""
+    """EAGAIN is not a failure: another process has made the shared file non-blocking."""
     reader, fd = os.pipe()
     os.set_blocking(fd, False)
     fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 4096)
