@@ -200,7 +200,7 @@ def get(client: socket.socket, path: str = "/x") -> str:
 
 
 def descriptors(host: str) -> tuple[dict[str, object], bool]:
-    """Sixty clients that say nothing, with 64 descriptors."""
+    """Sixty clients that send nothing, with 64 descriptors."""
     with serving(host, FILES) as server, ExitStack() as stack:
         kept = stack.enter_context(server.connect())
         first = get(kept)
@@ -279,7 +279,7 @@ def bodies(path: str, key: bool, most: int, wanted: set[str]) -> tuple[dict[str,
 
 
 def numbers(size: int, wanted: str, most: int) -> tuple[dict[str, object], bool]:
-    """A batch of numbers, which are no messages."""
+    """A batch of numbers, which are not messages."""
     with serving() as server, server.connect() as client:
         body = b"[" + b"0," * ((size - 3) // 2) + b"0]"
         head = (

@@ -5,7 +5,7 @@ what `docs/capacity.md` computes.
     plain|tls|http2|http2-unread] [--upstream-tls]
 
 `http2`: a connection for each stream, whose window is soon shut. `http2-unread`: windows are open,
-and nobody reads the connection.
+and the connection is not read.
 
 Each scenario is its own process, `weirpool serve` with small limits, and the worst that
 clients and upstreams can do within them. What is measured is the growth of its resident memory over
@@ -175,7 +175,7 @@ async def ask(
             number = await client.start(
                 "POST", headers=[("content-length", str(limits.body))], end=False
             )
-            with suppress(trio.TooSlowError):  # nobody takes it
+            with suppress(trio.TooSlowError):  # it is not taken
                 await client.send(number, b"x" * (limits.body - 1), end=False)
     else:
         await stream.send_all(http1_request(scenario, limits))
@@ -196,7 +196,7 @@ SCENARIOS = [
         "unfinished large events, seen", lambda limits: 2 * limits.event, unfinished_event, "Touch"
     ),
     Scenario(
-        "uploads that nobody takes",
+        "uploads that the upstream does not take",
         lambda limits: min(limits.body, QUEUED_PIECES * PIECE),
         takes_no_body,
         uploads=True,

@@ -46,7 +46,7 @@ def pool_costs() -> list[tuple[int, float, float]]:
 
 
 def growth() -> dict[str, float]:
-    """A warm proxy relays 10,000 events more, passed and edited: what that leaves behind."""
+    """A warm proxy relays 10,000 more events, passed and edited: the memory that remains."""
     upstream_port = free_port()
     with weirpool_target(upstream_port) as target:
         load = Scenario("growth", 10, 1000)

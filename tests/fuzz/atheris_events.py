@@ -4,7 +4,7 @@ extra `fuzz`.
     python tests/fuzz/atheris_events.py [-max_total_time=60] [a directory for the corpus]
 
 Whatever bytes come, in whatever pieces: events, or `EventTooLarge`, and nothing else is raised;
-every lease comes back; what a hook passes on leaves byte for byte; what it writes anew is no larger
+every lease comes back; what a hook passes keeps its bytes; what it writes anew is not larger
 than what came, but for the lines that it takes; and the cuts change nothing.
 """
 

@@ -19,7 +19,7 @@ from support.chunks import unchunked
 from proxy.errors import ProtocolFailure
 from proxy.http.body import Chunked, ContentLength, Framing
 
-OLD = b"\r\n4\r\nold!\r\n"  # behind a read lies what was there before, which may look like anything
+OLD = b"\r\n4\r\nold!\r\n"  # after a read lies older data, which may look like anything
 HEAD = b"HTTP/1.1 200 OK\r\n%b\r\n\r\n"
 
 

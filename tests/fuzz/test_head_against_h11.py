@@ -415,7 +415,7 @@ def header_lists(draw: st.DrawFn) -> HeaderList:
 
 @st.composite
 def odd_header_lists(draw: st.DrawFn) -> HeaderList:
-    """Headers in any order, some of which may be such that they cannot be written, or not together."""
+    """Headers in any order, some of which cannot be written, or not together."""
     some = draw(st.lists(st.tuples(good_names, good_values), max_size=2))
     odd = st.one_of(
         st.just([]),

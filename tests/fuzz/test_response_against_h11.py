@@ -45,7 +45,7 @@ def read_with_ours(method: str, wire: bytes) -> Reading | None:
         framing.eof()
     except ProtocolFailure:
         return None
-    # Where it ends with bytes after it, our connection is closed, and nobody asks what they were.
+    # Where it ends with bytes after it, our connection is closed, and they are not read.
     return Reading(
         head.status, body, b"" if ended and not head.closes and not framing.surplus else None
     )

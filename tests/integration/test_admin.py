@@ -23,7 +23,7 @@ LOCAL = [("Host", "127.0.0.1")]
 
 
 def free_ports(count: int) -> int:
-    """The first of `count` ports in a row that nobody has now."""
+    """The first of `count` consecutive free ports."""
     for first in range(20000 + os.getpid() % 5000, 32000):
         try:
             for port in range(first, first + count):

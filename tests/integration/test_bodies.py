@@ -442,7 +442,7 @@ async def test_nothing_is_put_into_json_under_text_event_stream(log: Log) -> Non
 
 
 async def test_json_under_text_event_stream_on_a_route_that_reconnects(log: Log) -> None:
-    """It is no stream that could continue: it leaves whole, and upstream is asked once."""
+    """It is not a stream that could resume: it is sent whole, and upstream is called once."""
     for names in ((), ("redact",)):
         async with serve(
             answering(b"text/event-stream", ERROR, by="chunks"),
@@ -458,7 +458,7 @@ async def test_json_under_text_event_stream_on_a_route_that_reconnects(log: Log)
 
 
 async def test_a_stream_under_another_name_goes_on_over_connections(log: Log) -> None:
-    """The next response may have the wrong type, too; one that is no stream is refused."""
+    """The next response may have the wrong type, too; one that is not a stream is refused."""
     bodies = [b"id: 1\ndata: 1\n\n", b"id: 1\ndata: 1\n\nid: 2\ndata: 2\n\n", b"no stream"]
 
     async def script(peer: Peer) -> None:

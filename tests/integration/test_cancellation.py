@@ -1,4 +1,4 @@
-"""An exchange that is ended at any of its awaits leaves nothing behind, whoever ends it.
+"""An exchange that is ended at any of its awaits leaks nothing, whatever ends it.
 
 For each kind of exchange, and for each way to end one, the exchange is run again and again: ended
 at its first checkpoint, at its second, and so on, until it is over before its turn comes. The
@@ -56,7 +56,7 @@ BROKEN = (
 
 @pytest.fixture(autouse=True)
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxy soon has to wait for whoever does not read."""
+    """The proxy soon waits for a client that does not read."""
     limit_send_buffers(monkeypatch, SMALL_BYTES)
 
 
@@ -223,7 +223,7 @@ class Hides(StreamInterceptor):
 
 
 class Speaks(StreamInterceptor):
-    """Says something of its own, now and then."""
+    """Emits an event now and then."""
 
     async def speak(self, context: StreamContext) -> None:
         for _ in range(2):

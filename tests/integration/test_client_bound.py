@@ -130,7 +130,7 @@ async def test_when_no_connection_can_be_accepted_the_log_stays_small(tmp_path: 
 async def test_a_connection_without_a_request_is_idle(
     monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
-    """Its time begins when it does; a preface, frames and half a head are no request."""
+    """Its time starts with the connection; a preface, frames and half a head are not a request."""
     monkeypatch.setattr(listen, "_KEEP_ALIVE_S", 0.2)
     async with (
         open_upstream(upstream_script) as upstream,

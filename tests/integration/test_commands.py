@@ -117,7 +117,7 @@ async def test_workers_share_a_socket_and_a_dead_one_is_replaced() -> None:
 
 
 async def test_workers_end_when_their_supervisor_is_killed() -> None:
-    """No worker outlives a supervisor that could not say goodbye."""
+    """No worker outlives a killed supervisor."""
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
         command = serve("--upstream", upstream.url, "--workers", "2")
         async with running(command) as process:
@@ -287,7 +287,7 @@ def test_check_warns_and_fails_for_a_warning_only_when_asked(tmp_path: Path) -> 
 
 
 def test_check_gives_json_for_editors(tmp_path: Path) -> None:
-    """The documented form, on stdout alone; the value is what the file says."""
+    """The documented form, on stdout alone; the value is as written in the file."""
     text = WARNED.replace("path: /", 'path: "${CHECK_KEY}"').replace("[r]", "[r, s]")
     done = run(tmp_path, text, "check", "--json")
     assert (done.returncode, done.stderr) == (2, "")

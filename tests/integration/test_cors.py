@@ -358,7 +358,7 @@ async def test_what_no_browser_sends_as_a_preflight_needs_the_key(
 
 
 async def test_over_http2_a_body_without_a_length_makes_it_no_preflight(tmp_path: Path) -> None:
-    """Its head says nothing of a body there."""
+    """Its head does not describe a body."""
     certificates = Certificates(tmp_path)
     async with open_upstream(plain) as upstream:
         config = config_for(upstream.url, interceptors=KEYS, names="keys")

@@ -70,7 +70,7 @@ async def serving(
 
 
 async def one_event(peer: Peer) -> None:
-    """A stream that says one thing, and then nothing more."""
+    """A stream that sends one event, and then nothing."""
     await peer.request()
     await peer.start_stream()
     await peer.chunk(b"data: 1\n\n")
@@ -219,7 +219,7 @@ async def test_a_live_stream_hears_that_it_ends(tmp_path: Path) -> None:
 
 
 async def test_with_nothing_to_wait_for_it_ends_at_once(tmp_path: Path) -> None:
-    """Idle connections of clients are no reason to wait, for `drain.timeout` or at all."""
+    """A drain does not wait for idle client connections."""
     async with serving(tmp_path, stream_of(b"data: x\n\n"), drain="timeout: 60") as server:
         client = await open_client(server.port)
         await client.send("GET", "/")
@@ -233,7 +233,7 @@ async def test_with_nothing_to_wait_for_it_ends_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_second_signal_ends_it_at_once(tmp_path: Path, workers: int) -> None:
-    """A second SIGTERM, a second later, waits for nobody; the status tells that it was not a drain."""
+    """A second SIGTERM, a second later, ends the process; the status shows that it was not a drain."""
     async with serving(tmp_path, one_event, drain="timeout: 60", workers=workers) as server:
         client = await open_client(server.port)
         await client.send("GET", "/")

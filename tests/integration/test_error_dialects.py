@@ -256,7 +256,7 @@ async def test_mcp_says_nothing_where_nobody_waits_for_an_answer(asked: dict[str
 
 @pytest.mark.parametrize("dialect", ["generic", "abort"])
 async def test_the_other_dialects_are_as_they_were(dialect: str) -> None:
-    """generic says its `error` event, abort says nothing."""
+    """generic sends its `error` event, abort sends nothing."""
     async with serving(breaking_after(b"data: 1\n\n"), dialect) as proxy:
         answer = await fetch(proxy.port, "/v1/responses")
     said = b'event: error\ndata: {"error":{"type":"upstream_truncated","message":"the upstream\'s response ended too early"}}\n\n'

@@ -80,7 +80,7 @@ async def test_no_error_event_with_dialect_abort() -> None:
 async def test_an_error_event_only_after_an_empty_line(
     body: bytes, ended: bool, split: bool
 ) -> None:
-    """Also when a read separates CR from LF, and with the coding `identity`, which is none."""
+    """Also when a read separates CR from LF, and with the coding `identity`."""
     pieces = [chunk(bytes([byte])) for byte in body[-4:]]
     head = HEAD + b"Content-Encoding: identity\r\n" + CHUNKED
     answer = await answer_of(head, *([chunk(body[:-4]), *pieces] if split else [chunk(body)]))

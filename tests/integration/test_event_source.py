@@ -197,7 +197,7 @@ class Site:
 
     @property
     def observed(self) -> dict[str, Any]:
-        """What the browser says it was given, and with which Last-Event-ID it came."""
+        """What the browser reports that it received, and with which Last-Event-ID."""
         ids = {name: [value.decode() for value in values] for name, values in self._visits.items()}
         return {
             name: {"received": self._report[name], "last_event_ids": ids[name]}

@@ -97,7 +97,7 @@ def returns_nonsense(event: Event) -> Any:
 
 
 async def test_what_the_package_itself_says_stays(serve: Serve) -> None:
-    """A misuse is told in its own words, which hold no content."""
+    """The text of a misuse contains no content."""
     async with serve(stream_of(b"data: 1\n\n"), on_event(returns_nonsense, "Wrong")) as rig:
         await rig.fetch()
         await rig.outcomes()

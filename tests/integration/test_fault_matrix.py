@@ -236,7 +236,7 @@ async def plain_text_in_the_body(peer: Peer, stage: Stage) -> None:
 
 
 async def forged_record(peer: Peer, stage: Stage) -> None:
-    """RFC 8446, section 5.2: application data that nobody has encrypted."""
+    """RFC 8446, section 5.2: unencrypted application data."""
     await start(peer, stage)
     await transport_of(peer).send_all(b"\x17\x03\x03\x00\x40" + bytes(64))
     await peer.wait_closed()
@@ -374,7 +374,7 @@ async def _send(client: Side, fault: Fault) -> None:
 
 
 def refuse(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until the exchange is over, let the proxy connect to a port where nobody listens."""
+    """Until the exchange is over, let the proxy connect to a port without a listener."""
 
     async def connect(origin: Origin, resolver: Resolver) -> socket.socket:
         if stage.over.is_set():
@@ -454,13 +454,13 @@ class Cell:
     client: str
     interceptors: str
     http2: Certificates | None = None
-    """Of the proxy, whose client then speaks HTTP/2."""
+    """A proxy whose client uses HTTP/2."""
     upstream_tls: Certificates | None = None
     client_tls: Certificates | None = None
     hub: bool = True
 
     async def check(self, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Play it, and see what the module's docstring says."""
+        """Play it, and check what the module's docstring promises."""
         fault, outcomes = expected(self.name, self.client, self.interceptors)
         limit_send_buffers(monkeypatch, 65536)
         # For a client that neither sends nor reads. One of HTTP/2 that reads must have its end,

@@ -57,7 +57,7 @@ def sent(number: int) -> bytes:
 
 
 def expected(number: int) -> bytes:
-    """What a client gets instead, told independently of the interceptors."""
+    """What a client must get, computed independently of the interceptors."""
     event = sent(number).replace(SECRET, b"[redacted]")
     if number % 11 == 3:
         return event

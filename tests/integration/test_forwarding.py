@@ -186,7 +186,7 @@ async def test_an_ipv4_client_of_a_socket_for_both_families_has_its_own_address(
 
 
 async def test_a_request_names_the_proxies_that_it_has_passed(log: Log) -> None:
-    """After what is there; a response names none of ours. `headers.remove` can leave it out."""
+    """After existing entries; a response gets no entry. `headers.remove` can omit it."""
     async with serve(log) as rig:
         answer = await rig.fetch("/plain")
         (entry,) = last(rig).all("via")

@@ -48,7 +48,7 @@ async def begin(client: Client, framing: str, *headers: str) -> None:
 
 
 async def answer_of(client: Client) -> bytes:
-    """The head, and as much of the body as its Content-Length says."""
+    """The head, and the body up to its Content-Length."""
     data = b""
     while b"\r\n\r\n" not in data or len(data.partition(b"\r\n\r\n")[2]) < int(
         data.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]
@@ -222,7 +222,7 @@ class Asks(Interceptor):
 async def test_a_body_that_has_not_been_collected_yet_cannot_be_asked_for(
     serve_once: Serve,
 ) -> None:
-    """One that does not say `wants_body` is asked before there is a body, although another one
+    """One without `wants_body` runs before there is a body, although another one
     wants it.
     """
     async with serve_once(EVENTS, Asks, B) as rig:

@@ -99,7 +99,7 @@ async def test_a_quiet_stream_is_kept_alive(chained: bool, serve: Serve) -> None
 
 
 async def test_a_route_may_have_its_own(serve: Serve) -> None:
-    """The common setting holds where a route says nothing, and a route's own instead of it."""
+    """The common setting applies unless a route overrides it."""
     feed = Feed()
     async with serve(feed.script, proxy="  heartbeat: {interval: 0.05}") as rig:
         client, answer = await rig.start()
@@ -242,7 +242,7 @@ async def test_an_interceptors_own_stream_beats_too(serve: Serve) -> None:
 
 
 class Held:
-    """An upstream that answers when it is told to."""
+    """An upstream that answers when the test lets it."""
 
     def __init__(self, answer: Callable[[Peer], object] | None = None) -> None:
         self.go = trio.Event()
@@ -385,7 +385,7 @@ async def hang_up(peer: Peer) -> None:
 async def test_a_failure_after_an_early_heartbeat_is_an_event(
     answers: Callable[[Peer], object], kind: str, says: str, dialect: str, serve: Serve
 ) -> None:
-    """The status can no more be told in the head."""
+    """The head with its status was already sent."""
     held = Held(answers)
     async with serve(held.script, route=f"{EARLY}, dialect: {dialect}") as rig:
         client = await ask(rig)
@@ -420,7 +420,7 @@ async def test_a_late_head_after_early_heartbeats_is_an_event_too(serve: Serve) 
 
 
 async def test_an_early_heartbeat_notices_a_client_that_vanished(serve: Serve) -> None:
-    """Before the upstream has said anything, and although Hypercorn does not read."""
+    """Before the upstream has sent anything, although Hypercorn does not read."""
     held = Held()
     async with serve(held.script, route=EARLY) as rig:
         client = await ask(rig)

@@ -295,7 +295,7 @@ async def test_an_upload_that_is_refused_is_never_whole(
 async def test_an_upload_shorter_than_told_is_never_whole(
     certificates: Certificates, log: list[dict[str, object]]
 ) -> None:
-    """The client ends its stream before the Content-Length that it told."""
+    """The client ends its stream before its Content-Length."""
     seen = Seen()
     async with (
         open_upstream(taking(seen)) as upstream,
@@ -531,7 +531,7 @@ async def test_an_answer_lets_go_of_a_connection_that_breaks(
 async def test_a_connection_that_breaks_before_anything_was_sent_is_let_go_at_once(
     certificates: Certificates, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There are no last bytes that could still leave, and nothing waits for them."""
+    """No last bytes are left to send, and nothing waits for them."""
     monkeypatch.setattr("proxy.downstream.hypercorn.client._LAST_BYTES_S", 60.0)
     arrived = trio.Event()
 

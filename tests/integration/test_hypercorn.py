@@ -105,7 +105,7 @@ async def test_nobody_waits_for_a_client_that_was_reset(
 
 
 async def test_the_target_of_a_foreign_server_is_what_asgi_tells() -> None:
-    """ASGI cannot tell `/x?` from `/x`; a server whose parsing is ours can."""
+    """ASGI cannot distinguish `/x?` from `/x`; a server with Weirpool's parser can."""
     scope = {"raw_path": b"/%61", "query_string": b"", "extensions": {}}
     assert raw_target(scope) == raw_target({**scope, "extensions": None}) == b"/%61"
     assert raw_target({**scope, "query_string": b"a=?"}) == b"/%61?a=?"

@@ -56,7 +56,7 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 async def test_they_arrive_at_once_and_in_their_order(serve_once: Serve) -> None:
-    """102, 103 and one that nobody knows, before the final head has come."""
+    """102, 103 and an unknown one, before the final head."""
     go = trio.Event()
     odd = b"HTTP/1.1 199 Whatever\r\nX-A: b\r\n\r\n"
     async with serve_once(

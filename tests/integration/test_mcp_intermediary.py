@@ -285,7 +285,7 @@ async def test_streams_pass_to_the_byte(method: str, chunking: str, route: str) 
 @ROUTES
 async def test_a_stream_that_ends_behind_a_retry_is_whole(route: str) -> None:
     """A server may close after an event with an id, before the response: the client comes back.
-    Nothing is said about it.
+    It is not reported.
     """
     events = (b"id: 1\ndata:\n\n", b"retry: 10\n\n")
     async with serving(streamed(*events), route=route) as rig:

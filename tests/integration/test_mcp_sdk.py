@@ -47,7 +47,7 @@ class Rig:
     resumable: bool = False
     dialect: str = "generic"
     said: list[str] = field(default_factory=list)
-    """The types of what the server has said outside of calls."""
+    """The types of what the server has sent outside of calls."""
 
     async def see(self, run: Callable[[McpServer, Client], Awaitable[Any]]) -> tuple[Any, Requests]:
         """What `run` gives, and the requests that the server got meanwhile: the same in every case."""

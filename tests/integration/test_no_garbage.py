@@ -190,7 +190,7 @@ async def test_a_listening_stream_of_mcp_leaves_nothing_to_the_garbage_collector
 @pytest.mark.parametrize("chain", list(CHAINS))
 @pytest.mark.parametrize("kind", list(EXCHANGES))
 async def test_an_exchange_leaves_nothing_to_the_garbage_collector(kind: str, chain: str) -> None:
-    """Several of each kind, and no object of ours is left that only the collector would find."""
+    """Several of each kind: no object of Weirpool is left for the collector."""
     if chain == "answered" and kind in ("left", "broken", "json"):
         pytest.skip("no upstream has a say")
 

@@ -89,7 +89,7 @@ def steps(client: str, server: str) -> list[dict[str, Any]]:
 
 def reconnecting(client: str, how: str) -> list[dict[str, Any]]:
     """The stream on which the client listens is cut, the client opens another one, and calls continue."""
-    if client in OLD:  # a new session, in which the server says welcome
+    if client in OLD:  # a new session, in which the server sends a welcome
         return [
             wait("notified", 1),
             add(1, 2),

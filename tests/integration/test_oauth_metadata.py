@@ -35,7 +35,7 @@ def one(request: Request, name: str, default: str = "") -> str:
 
 
 def by_forwarded(request: Request) -> tuple[str, str]:
-    """As FastAPI behind a proxy middleware."""
+    """Like FastAPI behind a proxy middleware."""
     base = f"{one(request, 'x-forwarded-proto', 'http')}://{one(request, 'x-forwarded-host')}{one(request, 'x-forwarded-prefix')}"
     return base, f"{base}{WELL_KNOWN}/mcp"
 

@@ -143,7 +143,7 @@ CASES = [
 
 
 def configured(url: str, directory: Path) -> str:
-    """One route for each case, with interceptors of its own."""
+    """One route for each case, with its own interceptors."""
     entries: list[dict[str, Any]] = []
     routes: list[dict[str, Any]] = []
     for number, case in enumerate(CASES):
@@ -185,7 +185,7 @@ def read(directory: Path, name: str) -> str:
 
 
 async def test_every_option_has_its_effect(tmp_path: Path) -> None:
-    """As its case says."""
+    """The effect of its case."""
     (tmp_path / "now.jsonl").write_bytes(TAPE % (0, 0))
     (tmp_path / "later.jsonl").write_bytes(TAPE % (1000, 1000))
     got: dict[str, str] = {}

@@ -59,7 +59,7 @@ async def test_fields_of_the_hop_stay_on_it() -> None:
 
 @pytest.mark.parametrize("trusted", [False, True])
 async def test_what_a_proxy_in_front_reports(trusted: bool) -> None:
-    """It reaches the upstream from one of `trusted_proxies`, and from nobody else."""
+    """It reaches the upstream only from one of `trusted_proxies`."""
     values = dict.fromkeys(CLAIMS, "10.9.8.7") | {
         "x-forwarded-proto": "https",
         "x-forwarded-prefix": "/outer",

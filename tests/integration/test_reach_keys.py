@@ -139,7 +139,7 @@ async def beats(trial: Trial) -> None:
 def resumes(
     requests: int, delays: tuple[float, float] = (0, 60)
 ) -> Callable[[Trial], Awaitable[None]]:
-    """`delays`: between which two values the seconds are that it waits, as the log says."""
+    """`delays`: lower and upper bound of the waits in seconds, from the log."""
 
     async def look(trial: Trial) -> None:
         await fetch(trial.proxy.port)
@@ -191,7 +191,7 @@ SECTIONS: dict[str, tuple[str, Script | None, Callable[[Trial], Awaitable[None]]
 @pytest.mark.parametrize("place", ["reverse_proxy", "reverse_proxy.routes"])
 @pytest.mark.parametrize("key", SECTIONS)
 async def test_a_key_has_its_effect(place: str, key: str, log: Log) -> None:
-    """As its case says, for all routes and for one."""
+    """The effect of the case, for all routes and for one."""
     written, script, look = SECTIONS[key]
     section = key.partition(".")[0]
     text = f"{section}: {{{written}}}"

@@ -34,7 +34,7 @@ STREAM = b"".join(EVENTS) + DONE
 
 
 def asked_for(request: Request) -> int:
-    """The number of the event behind which to continue."""
+    """The number of the event after which to continue."""
     ids = request.all("last-event-id")
     assert len(ids) <= 1
     return int(ids[0]) if ids else 0
@@ -48,7 +48,7 @@ WHOLE = [*(f"event {number}" for number in range(1, COUNT + 1)), "[DONE]"]
 
 
 class Breaking:
-    """An upstream whose first connection for each target breaks behind so many bytes."""
+    """An upstream whose first connection for each target breaks after this many bytes."""
 
     def __init__(self, begins: Callable[[int], int] = lambda had: had) -> None:
         self._begins = begins
@@ -281,7 +281,7 @@ async def test_what_is_emitted_without_a_connection_leaves_also_when_there_is_no
 
 
 async def test_a_server_that_ends_clean_again_and_again_has_ended(serve: Serve) -> None:
-    """As often as it may be asked, it has nothing more to say: the stream is whole."""
+    """All attempts get no further event: the stream is complete."""
     async with serve(then(EMPTY, EMPTY, EMPTY), route=FAST) as rig:
         answer = await rig.fetch()
         assert (answer.complete, data_of(answer)) == (True, WHOLE[:2])
@@ -307,7 +307,7 @@ async def test_a_server_that_ends_clean_again_and_again_has_ended(serve: Serve) 
 async def test_what_cannot_go_on_is_an_error(
     answers: tuple[bytes | None, ...], kind: str, attempts: int, serve: Serve
 ) -> None:
-    """An error event, and the stream breaks off; what would be said again is not asked again."""
+    """An error event, and the stream breaks off; it is not resumed again."""
     async with serve(then(*answers), route=FAST) as rig:
         answer = await rig.fetch()
         assert not answer.complete
@@ -373,7 +373,7 @@ async def test_a_client_that_leaves_while_it_waits_ends_it(serve: Serve) -> None
 
 
 async def test_an_interceptors_end_is_the_end(serve: Serve) -> None:
-    """The upstream's break after it is nobody's concern."""
+    """A later break of the upstream has no effect."""
     stop = on_event(lambda event: End(event) if event.id == "2" else event)
     async with serve(then(), stop, route=FAST) as rig:
         answer = await rig.fetch()

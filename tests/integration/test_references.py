@@ -145,7 +145,7 @@ async def test_where_the_metadata_is(status: str) -> None:
     ids=["", "trusted"],
 )
 async def test_behind_trusted_proxies_the_origin_is_theirs(trusted: str, origin: str) -> None:
-    """And a server that honours what they say is known by it."""
+    """A server that honours these fields is recognised."""
     lines = [
         f'WWW-Authenticate: Bearer resource_metadata="OWN{METADATA}"',
         f"Location: {origin}/gw/tools/a" if trusted else "Location: /tools/a",
@@ -189,7 +189,7 @@ async def test_the_server_sees_the_stripped_prefix(target: str, expected: list[b
 
 
 async def test_an_endpoint_with_a_path() -> None:
-    """Its path is no part of the client's."""
+    """Its path is not part of the client's."""
     async with serving("307 Temporary Redirect", "Location: /srv/mcp", base="/srv") as (
         proxy,
         upstream,

@@ -84,7 +84,7 @@ async def test_ten_thousand_events_arrive_byte_for_byte(kind: str) -> None:
 @pytest.mark.parametrize("framing", ["chunked", "content-length", "until-close"])
 @pytest.mark.parametrize("content_type", [b"application/octet-stream", b"text/event-stream"])
 async def test_ten_megabytes_arrive_byte_for_byte(framing: str, content_type: bytes) -> None:
-    """A 10 MB body in each framing arrives whole, and its end is told as HTTP tells it."""
+    """A 10 MB body in each framing arrives whole, with the end of its framing."""
     body = random.Random(1).randbytes(10 * 1024 * 1024)
 
     async def script(peer: Peer) -> None:

@@ -209,7 +209,7 @@ async def test_connections_survive_where_the_upstream_is_the_same(tmp_path: Path
         assert (upstream.accepted, upstream.open) == (1, 1)
         place.write("new", upstream=", max_connections: 5")
         await reload(process, 2)
-        await until(lambda: upstream.open == 0)  # kept by nobody any more
+        await until(lambda: upstream.open == 0)  # no longer kept
         assert await ask() == b"data: x new\n\n"
         assert (upstream.accepted, upstream.open) == (2, 1)
         await client.aclose()
@@ -311,7 +311,7 @@ async def test_a_lifespan_that_fails_at_start_is_one_line_and_a_status(
             assert line["errors"] == [
                 "interceptors[0]: the lifespan of 'marked' failed: OSError: no such thing"
             ]
-            # The other worker may have been told to end before it came as far.
+            # The other worker may have been stopped before it got this far.
             others = [
                 text
                 for text in process.lines

@@ -110,7 +110,7 @@ def _given(cls: Any, options: Any) -> type[Interceptor]:
 
 
 def _raise(event: Event) -> EventResult:
-    raise ValueError("hush")  # what an author says in an exception is for the log
+    raise ValueError("hush")  # the text of an author's exception is for the log
 
 
 def _edit(event: Event) -> EventResult:
@@ -353,7 +353,7 @@ async def test_an_event_cannot_hold_another(
 async def test_an_abort_reason_is_the_authors_own_word(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What an interceptor says on purpose reaches the client, framed, so that it forges nothing."""
+    """A reason that an interceptor gives reaches the client, framed, so that it forges nothing."""
 
     def abort(event: Event) -> EventResult:
         raise Abort('no\r\n\r\ndata: forged\r\n\r\n"')

@@ -58,7 +58,7 @@ async def never_hang(nursery: trio.Nursery) -> None:
 
 @asynccontextmanager
 async def unheard() -> AsyncIterator[str]:
-    """An endpoint that refuses: the port is taken, and nobody listens."""
+    """An endpoint that refuses: its port is bound and not listening."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{sock.getsockname()[1]}"
@@ -388,7 +388,7 @@ async def test_an_idempotent_request_is_tried_at_another_endpoint(bad: Script, m
 
 
 async def test_a_streamed_body_is_not_sent_again() -> None:
-    """A PUT could be, but nobody has kept its body."""
+    """A PUT could be, but its body was not kept."""
     async with open_upstream(resets) as one, open_upstream(good) as two:
         async with open_proxy(config(one.url, two.url)) as proxy:
             client = await open_client(proxy.port)
@@ -825,7 +825,7 @@ async def test_a_session_of_the_old_transport_stays_where_its_stream_is(strip: b
 
 
 async def test_no_connection_is_left(log: list[dict[str, object]]) -> None:
-    """`max_connections` is the upstream's, over its endpoints. Who waits in vain gets 503,
+    """`max_connections` is the upstream's, over its endpoints. A wait without success gets 503,
     Retry-After, and is counted.
     """
 

@@ -50,7 +50,7 @@ def audited(tmp_path: Path) -> list[dict[str, Any]]:
 
 
 async def never(peer: Peer) -> None:
-    """An upstream that nobody should ask; the rig counts who does."""
+    """An upstream that must not be called; the rig counts calls."""
     await peer.request()
 
 

@@ -290,7 +290,7 @@ async def test_dot_segments_do_not_lead_through_a_prefix_that_is_stripped(log: L
 
 
 class Names(Interceptor):
-    """Says who the client is, and takes away what it says about its tenant."""
+    """Names the client, and removes the tenant that the client names."""
 
     async def on_request(self, request: HookRequest) -> Response | None:
         request.headers["x-user-id"] = "alice"
@@ -506,7 +506,7 @@ async def test_allowed_hosts_compares_the_host_that_was_parsed(log: Log) -> None
 
 
 async def test_the_authority_of_an_absolute_target_is_the_host(log: Log) -> None:
-    """RFC 9112, section 3.2.2: whatever `Host` says."""
+    """RFC 9112, section 3.2.2: independent of `Host`."""
 
     def make(url: str) -> Config:
         return configuration(
@@ -786,7 +786,7 @@ async def test_connect_is_refused(log: Log) -> None:
 
 
 async def test_an_upgrade_to_h2c_is_ignored(log: Log) -> None:
-    """RFC 9113, section 3.1: obsolete; it would go past whoever stands in front."""
+    """RFC 9113, section 3.1: obsolete; a proxy in front would not see it."""
     async with rig_of(guarded, log) as rig:
         for headers in (
             ["Upgrade: h2c"],

@@ -209,7 +209,7 @@ async def test_tls_server_name_is_what_is_sent_and_verified(
     sent: str | None,
     status: int,
 ) -> None:
-    """By default the endpoint's host, whatever `host` says; an address is verified and not sent."""
+    """By default the endpoint's host, independent of `host`; an address is verified and not sent."""
     server = Server(tmp_path, certificate)
     async with open_upstream(good, ssl_context=server.context) as upstream:
         settings = config_for(

@@ -46,7 +46,7 @@ CHANGING = ("redact-secret", "guard-secret", "all-secret")
 HOLDING = {"redact", "policy"}
 """The interceptors that hold tool calls until they are complete, and give them on in one piece."""
 EXACT = [name for name in CHAINS if name not in CHANGING and name != "policy"]
-"""Those behind which every byte is unchanged, but for the pieces of calls that were held."""
+"""Chains that keep every byte, except the pieces of held calls."""
 
 
 class Watch(MessageInterceptor):

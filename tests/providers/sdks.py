@@ -72,7 +72,7 @@ class Result:
     usage: list[Any] = field(default_factory=list)
     """Every `usage` that is not null, as it is written."""
     error: str | None = None
-    """The class that the SDK raises, and what it says."""
+    """The class that the SDK raises, and its message."""
     error_text: str = ""
     final: Any = None
     """What the SDK's own helper for streams assembles, or the class that it raises."""
@@ -134,7 +134,7 @@ def read(api: str, streamed: bool, status: int, content_type: str, body: bytes) 
             )
     except Exception as error:
         result.error = type(error).__name__
-        if not isinstance(error, ValueError):  # which says at which character it is not JSON
+        if not isinstance(error, ValueError):  # which names the character where it is not JSON
             result.error_text = str(error)
     if streamed and status < 400:
         _prepare(status, content_type, body)

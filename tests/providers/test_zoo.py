@@ -147,7 +147,7 @@ def is_foreign(case: Case) -> bool:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_transcript_is_true(case: Case) -> None:
-    """The official SDK, without a proxy, makes of the bytes what the file says that a client gets."""
+    """The official SDK, without a proxy, gets from the bytes what the file expects."""
     expect, result = case.expect, direct(case)
     assert result.error == expect.raises, result.error_text
     assert result.joined("text") == expect.text

@@ -127,7 +127,7 @@ class Case:
 
     @property
     def secret_is_in_answer(self) -> bool:
-        """Whether it is in what the model said, and not only in an error: `guard` then ends the
+        """Whether it is in the model's answer, and not only in an error: `guard` then ends the
         answer with a filter's reason.
         """
         expect = self.expect

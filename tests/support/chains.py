@@ -1,4 +1,4 @@
-"""The chains of interceptors behind which a client must see what it sees without a proxy. A new
+"""The chains of interceptors through which a client must see what it sees without a proxy. A new
 built-in goes into `_built_ins`.
 """
 
@@ -44,7 +44,7 @@ class _InspectingStream(StreamInterceptor):
 
 
 def _built_ins(directory: Path, header: str, *, mcp: bool = False) -> dict[str, dict[str, Any]]:
-    """The options of every built-in, such that it lets everything pass."""
+    """Options with which every built-in lets everything pass."""
     upstream = {
         "upstream": f"Bearer {KEY}" if header == "authorization" else KEY,
         "upstream_header": header,

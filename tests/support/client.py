@@ -82,7 +82,7 @@ class Client:
         return bytes(event.data)
 
     async def rest(self, answer: Answer) -> Answer:
-        """The rest of the body; `complete` says whether it came whole, `error` how it broke."""
+        """The rest of the body; `complete`: whether it arrived whole, `error`: how it broke."""
         try:
             while True:
                 event = await self._next()

@@ -17,7 +17,7 @@ class Dispatched(NamedTuple):
 
 
 def _lines(stream: bytes) -> list[str]:
-    """The whole lines; what comes after the last line end is none."""
+    """The whole lines, without what follows the last line end."""
     return re.split(r"\r\n|\r|\n", stream.decode("utf-8", "replace").removeprefix("\ufeff"))[:-1]
 
 

@@ -215,7 +215,7 @@ class Http2Requester:
         )
 
     async def rest(self, answer: Answer) -> Answer:
-        """The body; `complete` says whether it came whole, `error` how it broke."""
+        """The body; `complete`: whether it arrived whole, `error`: how it broke."""
         stream = self.connection.streams[self._id]
         await until(lambda: stream.over or self.connection.closed)
         answer.body, answer.complete = stream.body, stream.ended

@@ -44,7 +44,7 @@ _PASSED = (
 
 @dataclass(frozen=True)
 class Call:
-    """One call of an SDK's method; `model` says to the upstream how to answer."""
+    """One call of an SDK's method; `model` selects how the upstream answers."""
 
     method: str
     model: str
@@ -190,7 +190,7 @@ async def _run_in(way: str, run: Callable[[], Any], run_async: Callable[[], Awai
 
 
 async def observe(way: str, url: str, calls: list[Call], **settings: Any) -> dict[str, Seen]:
-    """Make the calls one after the other, on one client, and say what came of each. All are of one
+    """Make the calls one after the other, on one client, and return the result of each. All are of one
     provider.
     """
     provider = calls[0].provider

@@ -1,4 +1,4 @@
-"""What a log says, but for what depends on how busy the machine is."""
+"""The content of a log, without what depends on how busy the machine is."""
 
 from __future__ import annotations
 

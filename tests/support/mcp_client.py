@@ -1,4 +1,4 @@
-"""The official MCP client as a test uses it: in every revision that it speaks, and over both
+"""The official MCP client as a test uses it: in every revision that it supports, and over both
 transports.
 """
 
@@ -36,7 +36,7 @@ async def open_mcp_client(
     sse: bool = False,
     on_message: Callable[[Any], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Client]:
-    """A client that speaks this revision with the server at `url`, whichever newer ones both know;
+    """A client that uses this revision with the server at `url`, whichever newer ones both know;
     `auto`: the newest.
 
     `on_message` gets what the server says outside of calls.

@@ -79,7 +79,7 @@ def _make(seen: McpServer) -> MCPServer:
 
     @server.tool()
     async def add(a: int, b: int, context: Context) -> int:
-        """Add two numbers, which says nothing before it is done."""
+        """Add two numbers; sends nothing before it is done."""
         return a + b
 
     @server.tool()

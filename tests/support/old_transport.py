@@ -127,7 +127,7 @@ class OldClient:
         await self._connection.aclose()
 
     async def _block(self) -> bytes:
-        """The next event; a block without data is none."""
+        """The next event; a block without data is skipped."""
         with trio.fail_after(10):
             while True:
                 block, end, rest = self._rest.partition(b"\n\n")

@@ -25,7 +25,7 @@ class Block:
     """The number of its first line on the page."""
     text: str
     file: str | None
-    """The name of the file that it is for, where the line before it says "In `name`:"."""
+    """The file that it is for, if the line before it is "In `name`:"."""
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"

@@ -34,7 +34,7 @@ class Peer:
         self._h11 = h11.Connection(h11.SERVER)
 
     async def request(self, *, body: bool = True) -> Request:
-        """The next request, with its body unless told otherwise."""
+        """The next request, with its body by default."""
         head = await self._next()
         if not isinstance(head, h11.Request):
             raise EOFError

@@ -26,7 +26,7 @@ CHARACTERS = [
     0x2028,
     0x3000,
     0xFEFF,
-]  # enough to tell the sets of this code from each other
+]  # enough to distinguish the sets of this code
 LONG = 16  # a repetition that may match so often counts as one without a bound
 FUNCTIONS = (
     "compile", "sub", "subn", "match", "search", "fullmatch", "split", "findall", "finditer",

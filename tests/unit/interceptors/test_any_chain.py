@@ -30,7 +30,7 @@ Act = Callable[["Scripted", Event], Any]
 
 
 class Scripted(Interceptor):
-    """Does what its script says, one line for each call, and from its start again."""
+    """Runs its script, one line for each call, and starts again at its end."""
 
     def __init__(self, script: Sequence[str], on_error: Any, needs: Needs) -> None:
         self.script, self.on_error, self.needs = script, on_error, needs
@@ -57,7 +57,7 @@ class _ScriptedStream(StreamInterceptor):
 
 
 def told(event: Event) -> tuple[Any, ...]:
-    """What an event says to a hook; an exception is what it says, too."""
+    """What a hook can read of an event, exceptions included."""
     said: list[Any] = []
     for ask in (
         lambda: event.json(),
@@ -146,7 +146,7 @@ class Member:
 
 @dataclass
 class Run:
-    """All that can be told of a run from outside."""
+    """Everything that is visible of a run from outside."""
 
     output: bytes = b""
     counts: tuple[int, int, int, int] = (0, 0, 0, 0)
@@ -190,7 +190,7 @@ def run(
                 result.consumed += at - 2
                 left = bytes(window[at:end])
                 window[:] = b"!" * len(window)
-                window.clear()  # nobody looks at it any more: a view would make this fail
+                window.clear()  # no longer used: a remaining view would make this fail
                 if stream.failure is not None or stream.ended:
                     break
                 for interceptor in chain:
@@ -339,7 +339,7 @@ def test_every_act_among_replacements(act: str, others: list[Member], on_error: 
 
 
 class Odd(BaseException):
-    """Not an `Exception`: nobody's failure, and whoever runs the stream hears of it."""
+    """Not an `Exception`: it is not a failure of a hook, and the caller gets it."""
 
 
 @pytest.mark.parametrize("number", [1, 2])

@@ -244,7 +244,7 @@ def test_every_entry_is_compared_and_in_constant_time(monkeypatch: pytest.Monkey
 
 
 def test_a_failure_of_the_check_lets_nobody_in() -> None:
-    """`on_error` is `abort`, whatever the configuration says: fail closed."""
+    """`on_error` is `abort`, whatever the configuration: fail closed."""
     assert ApiKeys.on_error == "abort"
     with pytest.raises(LoadError, match="unknown option `on_error`"):
         load_interceptor(USE, {"keys": KEYS, "on_error": "skip"})

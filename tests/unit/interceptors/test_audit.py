@@ -105,7 +105,7 @@ def test_data_is_written_down_only_if_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("requests", [True, False])
 def test_parts_may_be_left_out(requests: bool, tmp_path: Path) -> None:
-    """Without requests and without events, one line for each stream remains, which tells all of it."""
+    """Without requests and without events, one line for each stream remains, with everything."""
     exchange(audit(tmp_path, requests=requests, events="none"), request())
     written = lines(tmp_path)
     assert [line["event"] for line in written] == (["request", "response"] if requests else []) + [
@@ -217,7 +217,7 @@ def test_a_failure_stops_nothing(tmp_path: Path) -> None:
 
 
 def test_loading_opens_no_file(tmp_path: Path) -> None:
-    """`weirpool check` loads what it checks, and must leave no file behind."""
+    """`weirpool check` loads what it checks, and must not create a file."""
     loaded = load_interceptor("audit", {"path": str(tmp_path / "audit.jsonl")})
     assert isinstance(loaded, Audit)
     assert list(tmp_path.iterdir()) == []

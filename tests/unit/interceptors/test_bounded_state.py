@@ -36,7 +36,7 @@ def ended(index: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("make", MAKERS)
 def test_a_text_that_goes_on_after_many_others_is_refused(make: Any) -> None:
-    """What came before it is no longer there to be searched together with it."""
+    """Earlier text is gone and is not searched together with it."""
     for others, goes_on in ((MAX_ENDED - 1, True), (MAX_ENDED + 1, False)):
         messages = [message for index in range(others + 1) for message in ended(index)]
         data = stream_of(
@@ -53,7 +53,7 @@ def test_texts_that_have_ended_leave_little_behind() -> None:
     counted: list[tuple[int, int]] = []
 
     class Count(Interceptor):
-        """Looks, behind `redact`, at what is alive."""
+        """Looks, after `redact`, at what is alive."""
 
         def open_stream(self, context: Any) -> Any:
             class Look(StreamInterceptor):

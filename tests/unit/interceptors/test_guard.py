@@ -93,7 +93,7 @@ ENDED = {"chat": "stop", "responses": "completed", "anthropic": "end_turn"}
 
 @pytest.mark.parametrize("dialect", PATHS)
 def test_a_match_is_found_wherever_it_is_cut(dialect: str) -> None:
-    """Nothing behind the match leaves, nor the delta that completes it."""
+    """Nothing after the match is sent, nor the delta that completes it."""
     for texts in cuts("An evil plan, and more", 3 if dialect == "chat" else 2):
         result = run_chain(
             [Guard(["evil plan"])], [streamed(dialect, texts)], request=request(PATHS[dialect])
@@ -263,7 +263,7 @@ def test_only_a_window_of_the_text_is_kept() -> None:
 
 
 def test_kinds_say_which_texts_are_searched() -> None:
-    """Thinking is searched unless the option says otherwise, and is not given the message."""
+    """Thinking is searched unless the option excludes it, and does not get the message."""
     stream = stream_of(
         [
             chunk(choice({"reasoning_content": "evil"})),

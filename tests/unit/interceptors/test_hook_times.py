@@ -195,7 +195,7 @@ async def test_an_async_hook_that_waits_holds_nothing(
 
 
 async def test_an_async_hook_that_computes_between_two_awaits_holds_the_loop(clock: Clock) -> None:
-    """The longest step counts: two of 40 ms hold nobody up for 80."""
+    """The longest step counts: two of 40 ms are not one of 80."""
 
     async def compute(*steps: float) -> None:
         for step in steps:
@@ -265,7 +265,7 @@ async def test_what_an_async_hook_raises_and_catches_is_its_own(autojump_clock: 
 
 
 async def test_a_hook_that_is_skipped_over_costs_nothing(clock: Clock) -> None:
-    """Comments, and hooks that nobody has overridden."""
+    """Comments, and hooks that are not overridden."""
 
     class Opens(Interceptor):
         def open_stream(self, context: StreamContext) -> StreamInterceptor:
@@ -277,7 +277,7 @@ async def test_a_hook_that_is_skipped_over_costs_nothing(clock: Clock) -> None:
 
 
 class Takes(Interceptor):
-    """Takes its time in one of its hooks; and fails there, if told to."""
+    """Takes time in one of its hooks, and optionally fails there."""
 
     def __init__(
         self, clock: Clock, where: str, *, is_async: bool = False, fails: bool = False

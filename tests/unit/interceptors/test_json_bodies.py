@@ -404,7 +404,7 @@ def test_a_body_in_a_log_shows_nothing() -> None:
 
 
 async def test_nothing_is_borrowed_for_a_body() -> None:
-    """What replaces it is bytes of its own."""
+    """The replacement has its own bytes."""
     pools = Pools()
     async with open_chain(
         ("a", Hook(lambda event: event.replace(json=1))), json=True, pools=pools

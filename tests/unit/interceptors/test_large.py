@@ -296,7 +296,7 @@ def in_a_stream(
 def test_a_large_body(
     needs: Needs, passes_unseen: bool, passes: bool, run: RunBody, is_async: bool, sizes: list[int]
 ) -> None:
-    """It passes unchanged and unseen, or nothing of it leaves: whatever its content type says."""
+    """It passes unchanged and unseen, or nothing of it is sent, whatever its content type."""
     member = Member(needs, passes_unseen, is_async)
     output, failure = run([member], BODY, sizes)
     assert (output == BODY, failure is None, member.seen) == (passes, passes, [])

@@ -92,7 +92,7 @@ def test_deny_wins_and_an_allow_list_is_all_there_is() -> None:
 
 
 def test_each_rule_is_for_its_own_kind() -> None:
-    """A rule for tools says nothing of prompts, resources and methods."""
+    """A rule for tools does not affect prompts, resources and methods."""
     tools = policy(tools={"allow": []})
     assert passes(tools, rpc("prompts/get", name="greet"))
     assert passes(tools, rpc("resources/read", uri="file:///a"))
@@ -264,7 +264,7 @@ BYPASSES: dict[str, bytes | str] = {
 def test_no_spelling_of_a_denied_call_reaches_the_server(
     body: bytes | str, content_type: str
 ) -> None:
-    """Whatever the Content-Type says."""
+    """Whatever the Content-Type."""
     request = post(body, content_type=content_type)
     assert run_request([policy(tools={"deny": ["shell"]})], request) is not None
 
@@ -569,7 +569,7 @@ LISTS: dict[str, tuple[str, str, str, list[str]]] = {
 def test_a_list_shows_only_what_is_allowed(
     method: str, member: str, key: str, rule: str, names: list[str], correlated: bool
 ) -> None:
-    """In a body and in a stream, page by page, also where nobody knows any more what was asked."""
+    """In a body and in a stream, page by page, also when the request is no longer known."""
     interceptor = policy(**{rule: {"deny": ["*shell*"]}})
     request = post(rpc(method) if correlated else rpc("ping", 7))
     assert run_request([interceptor], request) is None
@@ -630,7 +630,7 @@ def test_of_an_object_with_one_name_twice_every_entry_is_judged() -> None:
 
 
 def test_entries_without_a_name_are_not_shown() -> None:
-    """Nobody can say that they are allowed."""
+    """It is unknown whether they are allowed."""
     text = b'{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":7},{},8,{"name":"a"},{"name":"sh\\u0065ll"}]}}'
     left = json.loads(
         run_json([policy(tools={"deny": ["shell"]})], text, request=post(rpc("tools/list")))
@@ -666,7 +666,7 @@ def test_a_list_that_cannot_be_read_is_not_shown() -> None:
     for text in texts:
         for status in (200, 404):
             head = ResponseHead(status, [(b"content-type", b"application/json")], request)
-            if text.startswith("\ufeff"):  # a body's BOM is no part of its JSON
+            if text.startswith("\ufeff"):  # a body's BOM is not part of its JSON
                 assert b"shell" not in run_json(
                     [interceptor], text.encode(), request=request, head=head
                 )
@@ -759,7 +759,7 @@ def test_a_denied_resource_is_not_named_in_an_odd_notification() -> None:
 
 
 def test_errors_of_the_server_pass() -> None:
-    """Bodies of 400, 401 and 404, which clients read, are no lists."""
+    """Bodies of 400, 401 and 404, which clients read, are not lists."""
     interceptor = policy(tools={"deny": ["shell"]})
     request = post(rpc("tools/list"))
     head = ResponseHead(401, [(b"content-type", b"application/json")], request)

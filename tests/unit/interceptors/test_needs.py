@@ -107,7 +107,7 @@ def mixed(event: Event) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """All that can be told of a run from outside."""
+    """Everything that is visible of a run from outside."""
 
     output: bytes
     counts: tuple[int, int, int, int]

@@ -137,7 +137,7 @@ def test_what_a_client_would_not_count_as_an_event_is_not_recorded(tmp_path: Pat
 
 
 def test_a_stream_that_breaks_has_its_outcome_on_the_tape(tmp_path: Path) -> None:
-    """Whoever broke it: here a later interceptor, after the event was recorded."""
+    """Here a later interceptor broke it, after the event was recorded."""
 
     class BreaksStream(StreamInterceptor):
         def on_event(self, event: Event) -> Event:
@@ -171,7 +171,7 @@ def test_a_directory_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Pat
 
 
 def test_a_tape_of_which_a_full_disk_has_lost_something_has_no_end(tmp_path: Path) -> None:
-    """Nothing is written behind a gap, another tape is not spoilt, and what is lost is told."""
+    """Nothing is written after a gap, other tapes are unaffected, and the loss is logged."""
     recorder = Record(RecordOptions(directory=str(tmp_path)))
     sink = recorder._writer._sink
     streams: list[Any] = [recorder.open_stream(StreamContext(Request())) for _ in range(2)]

@@ -162,7 +162,7 @@ def test_patterns_apply_in_their_order() -> None:
 def test_bad_patterns_and_templates_are_refused_at_once(
     patterns: list[str], replacement: str, message: str
 ) -> None:
-    """A ValueError that says which pattern, when the interceptor is made, and not at the first
+    """A ValueError that names the pattern, when the interceptor is made, and not at the first
     event.
     """
     with pytest.raises(ValueError, match=message):

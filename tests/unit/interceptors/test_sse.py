@@ -147,7 +147,7 @@ def test_a_negative_retry_is_refused() -> None:
 
 
 def test_a_lone_surrogate_is_written_as_a_question_mark() -> None:
-    """Text that UTF-8 cannot say does not break the stream."""
+    """Text that UTF-8 cannot encode does not break the stream."""
     assert encode_data("a\ud800b") == b"data: a?b\n"
     assert encode_head("\ud800", None, None) == b"event: ?\n"
 

@@ -507,7 +507,7 @@ PING = "anthropic: text, with a ping"
 def test_the_routes_dialect_or_the_path_tells(
     path: str, dialect: str, name: str, understood: bool
 ) -> None:
-    """The first message tells OpenAI's two formats apart if the path does not; others are not read."""
+    """The first message distinguishes OpenAI's two formats if the path does not; others are not read."""
     transcript, recorder = STREAMS[name], Recorder()
     result = run_chain([recorder], [transcript.stream()], request=request(path, dialect))
     assert result.output == transcript.stream()

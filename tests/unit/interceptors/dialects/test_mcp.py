@@ -82,7 +82,7 @@ def only(text: str, *, from_client: bool = True) -> McpMessage:
 
 @pytest.mark.parametrize(("text", "kind"), KINDS.values(), ids=KINDS)
 def test_each_kind_is_told_from_the_others(text: str, kind: Kind) -> None:
-    """Requests, notifications, results, errors; and what is none of them names the reason."""
+    """Requests, notifications, results, errors; anything else has a reason."""
     message = only(text)
     assert message.kind is kind
     assert (message.problem is not None) == (kind is Kind.MALFORMED)

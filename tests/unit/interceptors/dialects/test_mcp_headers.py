@@ -220,7 +220,7 @@ def test_values_are_encoded_as_the_sdk_encodes_them(value: str) -> None:
 
 @given(st.one_of(st.text(), st.from_regex(r"\A=\?base64\?[A-Za-z0-9+/=]{0,12}\?=\Z")))
 def test_values_are_decoded_as_the_sdk_decodes_them(value: str) -> None:
-    """Whatever is there: the same text, or both say that it is malformed."""
+    """Any value: the same text, or both report that it is malformed."""
     assert decode_value(value) == sdk.decode_header_value(value)
 
 
@@ -316,7 +316,7 @@ def test_a_parameters_header_follows_the_argument_that_had_its_value(
 
 
 def test_parameters_stay_when_the_arguments_do() -> None:
-    """Headers that nobody here knows are forwarded, once or twice."""
+    """Unknown headers are forwarded, once or twice."""
     headers = Headers(
         [
             *headers_of(Mcp_Method="tools/call", Mcp_Name="add").multi_items(),

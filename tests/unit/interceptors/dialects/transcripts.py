@@ -21,7 +21,7 @@ PATHS = {"chat": CHAT, "responses": RESPONSES, "anthropic": ANTHROPIC}
 class Transcript:
     path: str
     messages: list[Any]
-    """Decoded messages, and text where an event's data is none."""
+    """Decoded messages, and text where an event's data is not a message."""
     seen: str
     """What a recorder notes, hook by hook: `"text 0 Hi | text ends 0 | finish 0 stop"`."""
 

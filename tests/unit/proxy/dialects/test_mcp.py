@@ -102,7 +102,7 @@ def place(prefix: str = "", base: str = "", *, strip: bool = False) -> Place:
             "/base/messages?s=1",
             "/tools/messages?s=1",
         ),
-        # A prefix that is not stripped: what lies outside it is no business of this route's.
+        # A prefix that is not stripped: what lies outside it does not concern this route.
         (place("/mcp"), "/mcp/sse", "/mcp/messages", "/mcp/messages"),
         (place("/mcp"), "/mcp/sse", "http://up.test:8080/mcp/messages", "/mcp/messages"),
         (place("/mcp"), "/mcp/sse", "http://up.test:8080/other", "http://up.test:8080/other"),

@@ -81,7 +81,7 @@ async def test_who_puts_waits_for_who_takes(nursery: trio.Nursery) -> None:
 
 
 async def test_one_that_is_closed_takes_everything_and_keeps_nothing(nursery: trio.Nursery) -> None:
-    """When the app has returned, whoever waits to put is let go, and later messages vanish."""
+    """When the app has returned, waiting `put`s return, and later messages are dropped."""
     messages = Messages(1)
     done = trio.Event()
 
@@ -101,7 +101,7 @@ async def test_one_that_is_closed_takes_everything_and_keeps_nothing(nursery: tr
 
 @pytest.mark.parametrize("empty", [True, False], ids=["taking", "putting"])
 async def test_who_waits_can_be_cancelled_and_another_can_wait_then(empty: bool) -> None:
-    """A wait that is cancelled leaves nothing behind: no message is lost, none is put twice."""
+    """A cancelled wait has no effect: no message is lost, none is put twice."""
     messages = Messages(1)
     if not empty:
         await messages.put(BODY)
@@ -137,7 +137,7 @@ async def test_two_do_not_wait_at_once(nursery: trio.Nursery) -> None:
 
 
 async def test_a_disconnect_is_told_at_once_and_is_a_message_as_well() -> None:
-    """Whoever has nothing else to wait for is called; whoever reads gets the message."""
+    """A listener is called; a reader gets the message."""
     messages = Messages(2)
     told: list[str] = []
     messages.on_disconnect = lambda: told.append("gone")

@@ -1,4 +1,4 @@
-"""What a writer says of itself when it is stopped in the middle."""
+"""What a writer reports when it is stopped in the middle."""
 
 from __future__ import annotations
 

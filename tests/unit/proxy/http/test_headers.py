@@ -48,7 +48,7 @@ def sent(headers: HeaderList, settings: HeaderSettings = PLAIN, **options: Any) 
 
 
 def passed(headers: HeaderList, settings: HeaderSettings = PLAIN, **options: Any) -> HeaderList:
-    """Those of them that are neither Host nor said about the client."""
+    """Those of them that are neither Host nor reports about the client."""
     return [
         item
         for item in sent([HOST, *headers], settings, **options)
@@ -139,7 +139,7 @@ def test_connection_cannot_take_away_host_or_framing() -> None:
 
 
 def test_the_framing_of_a_request_stays_readable() -> None:
-    """For whoever reads the body. It goes neither to interceptors nor upstream."""
+    """For the reader of the body. It goes neither to interceptors nor upstream."""
     headers = [
         (b"Connection", b"transfer-encoding"),
         (b"Transfer-Encoding", b"chunked"),
@@ -261,7 +261,7 @@ def test_rules_remove_and_set() -> None:
     ]
 
 
-# What is said about the client
+# Reports about the client
 
 CLAIMS = [
     (b"forwarded", b"for=203.0.113.9"),
@@ -352,7 +352,7 @@ def test_a_trusted_proxy_that_says_nothing_is_spoken_of_like_a_client() -> None:
 
 
 def test_a_client_without_an_address_is_not_named() -> None:
-    """On a Unix socket; what a trusted proxy said stands."""
+    """On a Unix socket; the report of a trusted proxy stays."""
     assert named(sent([HOST], client=None), b"x-forwarded-for") == []
     assert named(sent([HOST, *CLAIMS], client=None, trusted=True), b"x-forwarded-for") == [
         b"203.0.113.9, 203.0.113.10"
@@ -488,7 +488,7 @@ def test_response_headers_that_the_server_adds_or_that_are_true_no_more_are_drop
 
 
 def test_an_event_stream_asks_proxies_in_front_not_to_buffer() -> None:
-    """Once, whatever the upstream said."""
+    """Once, whatever the upstream sent."""
     headers = [
         (b"X-Accel-Buffering", b"yes"),
         (b"content-type", b"text/event-stream"),
@@ -511,7 +511,7 @@ def forwarded(*values: bytes) -> HeaderList:
 @pytest.mark.parametrize(
     ("peer", "headers", "client"),
     [
-        # Nobody's word counts but a trusted proxy's.
+        # Only the report of a trusted proxy counts.
         ("192.0.2.1", xff(b"198.51.100.1"), "192.0.2.1"),
         ("192.0.2.1", forwarded(b"for=198.51.100.1"), "192.0.2.1"),
         (None, xff(b"198.51.100.1"), None),
@@ -526,7 +526,7 @@ def forwarded(*values: bytes) -> HeaderList:
         ("10.0.0.1", xff(b"[2001:db8::1]:443"), "2001:db8::1"),
         ("10.0.0.1", xff(b"198.51.100.1:4711"), "198.51.100.1"),
         ("10.0.0.1", xff(b"::ffff:198.51.100.1"), "198.51.100.1"),
-        # What is no address counts as the proxy that wrote it.
+        # Text that is not an address counts as the proxy that wrote it.
         ("10.0.0.1", xff(b"unknown"), "10.0.0.1"),
         ("10.0.0.1", xff(b"6.6.6.6, unknown, 10.0.0.2"), "10.0.0.2"),
         ("10.0.0.1", xff(b""), "10.0.0.1"),
@@ -638,7 +638,7 @@ def test_the_server_gets_the_stripped_prefix(
 def test_the_origin_that_the_client_has_used(
     headers: HeaderList, trusted: bool, expected: str | None
 ) -> None:
-    """As trusted proxies say it; never what no URL can hold, and so could end a quoted string."""
+    """As trusted proxies report it; never what a URL cannot contain, which could end a quoted string."""
     assert client_origin(received_request(headers, trusted=trusted), scheme="https") == expected
 
 

@@ -43,7 +43,7 @@ def test_a_heartbeat_is_a_comment_with_one_line_end() -> None:
 
 
 async def test_it_beats_until_the_step_is_done(autojump_clock: MockClock) -> None:
-    """First after the wait, then after what each beat says; none beside a step that is done before."""
+    """First after the wait, then after the time that each beat returns; none if the step ends before."""
     beats, began = Beats(every_s=2.0), trio.current_time()
     assert await with_heartbeats(lambda: sleep_and_answer(8.5), 1.0, beats) == "answer"
     assert [at - began for at in beats.began] == [1.0, 3.0, 5.0, 7.0]

@@ -163,7 +163,7 @@ class Bench:
         return tasks
 
     def registered(self) -> set[int]:
-        """The streams' descriptors on the hub's epoll, as the kernel tells."""
+        """The streams' descriptors on the hub's epoll, from the kernel."""
         with open(f"/proc/self/fdinfo/{self.hub._epoll.fileno()}") as lines:
             registered = {int(line.split()[1]) for line in lines if line.startswith("tfd:")}
         if self.in_trios_place:
@@ -217,7 +217,7 @@ New = Callable[..., Scripted]
 
 
 class AlwaysReady:
-    """Readable forever: an event counter that nobody reads."""
+    """Readable forever: an event counter that is not read."""
 
     wants_large = False
     runs_hooks = False

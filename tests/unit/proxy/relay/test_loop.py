@@ -47,7 +47,7 @@ async def test_the_installed_trio_is_known() -> None:
     known()
 
 
-# What it tells
+# What it reports
 
 
 async def test_the_descriptor_is_ready_when_a_socket_is() -> None:
@@ -320,7 +320,7 @@ async def test_without_epoll_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_trio_without_that_module_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its name says that it may be gone in another Trio."""
+    """Its name shows that it may be gone in another Trio."""
     spec = importlib.util.spec_from_file_location("loop_again", proxy.relay.loop.__file__)
     assert spec is not None
     assert spec.loader is not None

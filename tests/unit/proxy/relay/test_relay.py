@@ -172,7 +172,7 @@ class _HookStream(StreamInterceptor):
 
 
 def edit(event: Event) -> EventResult:
-    """What the first letter says: change, drop, double, or let pass."""
+    """By the first letter: change, drop, double, or let pass."""
     match event.data[:1]:
         case "c":
             return event.replace(data=event.data.upper())
@@ -463,7 +463,7 @@ async def test_a_partial_event_keeps_one_lease_and_an_idle_stream_none(
 
 
 async def test_a_pass_through_never_keeps_a_lease(way: str) -> None:
-    """Half an event that nobody has to see has left already."""
+    """Half of an event that no hook needs has already been sent."""
     client = Client(refuses=lambda: True, takes=trio.sleep_forever)
     async with open_rig(way, client, UntilClose()) as rig:
         async with trio.open_nursery() as nursery:
@@ -494,7 +494,7 @@ async def test_windows_grow_while_they_come_back_full_and_shrink_again() -> None
                 assert rig.relay.wants_large is (wants_large or not sse)
 
 
-# Bytes that readiness does not tell of
+# Bytes that readiness does not show
 
 
 @pytest.mark.parametrize("hook", [None, edit])
@@ -617,7 +617,7 @@ async def test_without_a_deadline_silence_may_last(way: str, autojump_clock: Moc
 async def test_a_slow_clients_time_is_not_the_upstreams(
     way: str, autojump_clock: MockClock
 ) -> None:
-    """While the client takes nothing nobody listens to upstream, so that this is not a silence of it."""
+    """While the client takes nothing, upstream is not read, so this does not count as its silence."""
 
     async def slowly() -> None:
         await trio.sleep(25.0)
@@ -750,7 +750,7 @@ async def test_an_event_over_the_limit_ends_the_stream(whole: bool, way: str) ->
 
 @pytest.mark.parametrize("hook", [None, edit])
 async def test_a_body_that_is_cut_fails_after_what_came(hook: Any, way: str) -> None:
-    """Whole events have left; half of one has left only where nobody reads events."""
+    """Whole events have been sent; half of one only where no hook reads events."""
     client = Client()
     async with open_rig(way, client, ContentLength(1000), hook=hook) as rig:
         await rig.run_fed(b"data: p\n\ndata: unfin", close=True)
@@ -923,7 +923,7 @@ async def test_at_boundary_in_a_stream(end: bytes, way: str) -> None:
         assert rig.relay.at_boundary
 
 
-# Chunks that nobody wants to see
+# Chunks that no hook needs
 
 
 class ScriptedConnection:
@@ -1075,7 +1075,7 @@ BROKEN = {
 async def test_a_broken_body_fails_after_what_came_before(
     broken: str, full: bool, way: str
 ) -> None:
-    """Good chunks, and then something that is none, in one read or cut anywhere."""
+    """Good chunks, and then bytes that are not a chunk, in one read or cut anywhere."""
     good = b"4;x\r\nabcd\r\n6\r\nefghij\r\n2\r\nkl\r\n"
     wire = good + BROKEN[broken]
     cuts = (

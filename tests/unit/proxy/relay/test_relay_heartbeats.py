@@ -183,7 +183,7 @@ async def open_rig(
     hook: Hook | None = None,
     wrote_before_body: bool = False,
 ) -> AsyncIterator[Rig]:
-    """A relay that runs, of a body that ends with its connection unless `framing` says otherwise."""
+    """A running relay, of a body that ends with its connection unless `framing` is given."""
     pools = Pools(
         sse_event=(1024, 4), http_response=(2048, 4), json=(512, 4), leak_detection="paranoid"
     )

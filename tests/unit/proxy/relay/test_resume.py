@@ -54,7 +54,7 @@ def events(numbers: Iterable[int]) -> bytes:
 
 
 def test_a_byte_order_mark_never_passes() -> None:
-    """Of no connection: behind a comment of ours it would belong to a field's name."""
+    """Of no connection: after a comment of the proxy it would belong to a field's name."""
     for size in (1, 2, 3, 100):
         resume = resume_for()
         for _ in range(2):
@@ -102,7 +102,7 @@ def test_events_between_old_ones_are_old() -> None:
 
 
 def test_an_event_without_an_id_before_any_with_one_is_new() -> None:
-    """Nobody knows, and nothing is lost."""
+    """It is unknown, and nothing is lost."""
     resume = resume_for()
     feed(resume, event(1))
     resume.begin()
@@ -220,7 +220,7 @@ def test_delays_grow_up_to_the_most_and_end() -> None:
 
 
 def test_the_servers_retry_is_kept() -> None:
-    """It is the first delay, and no later one is shorter; the last one said counts."""
+    """It is the first delay, and no later one is shorter; the last one sent counts."""
     resume = resume_for(max_attempts=6, initial_backoff=1, max_backoff=20)
     feed(resume, b"retry: 100\n\nretry: 4000\n\n" + event(1))
     assert delays(resume) == [4, 8, 10, 10, 10, 10, None, None]
@@ -338,7 +338,7 @@ def test_any_bytes_pass_unchanged_up_to_the_last_whole_event(stream: bytes, seed
 @pytest.mark.parametrize("before", [b"", b"\n\n", b" \n\t", b"\r\n\r\n ", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
 def test_a_json_body_passes_whole_and_does_not_go_on(before: bytes, size: int) -> None:
-    """As soon as its first byte is there, however it is cut: a BOM alone stays behind."""
+    """As soon as its first byte is there, however it is cut: a BOM alone waits."""
     resume, data = resume_for(), before + b'[1,\n\n"x'
     passed, rest = b"", b""
     for at in range(0, len(data), size):

@@ -1,4 +1,4 @@
-"""The table of sessions: found while used, forgotten when told, and bounded in number and by age."""
+"""The table of sessions: found while used, forgotten on request, bounded in number and age."""
 
 from __future__ import annotations
 

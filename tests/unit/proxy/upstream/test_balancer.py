@@ -1,5 +1,5 @@
 """The balancer on real sockets: what a session's key does, which failures count, and that
-cancelling it leaves nothing behind.
+cancelling it leaks nothing.
 """
 
 from __future__ import annotations

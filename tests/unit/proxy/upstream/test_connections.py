@@ -104,7 +104,7 @@ async def listener() -> AsyncIterator[trio.SocketListener]:
 async def make_pool(
     listener: trio.SocketListener,
 ) -> AsyncIterator[Callable[[int], ConnectionPool]]:
-    """Pools for a server that accepts (in its backlog) and says nothing."""
+    """Pools for a server that accepts (in its backlog) and sends nothing."""
     made: list[ConnectionPool] = []
 
     def make(max_connections: int) -> ConnectionPool:
@@ -177,7 +177,7 @@ def test_a_broken_connection_is_a_read_failure_that_names_the_origin(
 def test_over_tls_the_rest_of_a_record_is_pending(
     tls_pair: tuple[Connection, ssl.SSLSocket],
 ) -> None:
-    """Of which the socket's readiness does not tell."""
+    """The socket's readiness does not show them."""
     connection, server = tls_pair
     assert not connection.pending
     assert connection.receive_into(bytearray(8), 0) is None
@@ -239,7 +239,7 @@ async def test_waiting_wakes_when_there_is_something(
 async def test_closing_wakes_whoever_waits(
     pair: tuple[Connection, socket.socket], nursery: trio.Nursery
 ) -> None:
-    """A reader and a writer in other tasks get a failure of ours; closing again does nothing."""
+    """A reader and a writer in other tasks get an `UpstreamFailure`; closing again does nothing."""
     connection, _ = pair
     failures: list[Exception] = []
 
@@ -303,7 +303,7 @@ async def test_a_write_that_finds_no_room_in_time_fails(
 async def test_writing_to_a_broken_connection_is_a_read_failure(
     pair: tuple[Connection, socket.socket],
 ) -> None:
-    """The answer may be there all the same: so it is no failure of its own."""
+    """The answer may have arrived all the same, so it is not a separate failure."""
     connection, server = pair
     server.close()
     with pytest.raises(ReadFailed, match="Broken pipe"):

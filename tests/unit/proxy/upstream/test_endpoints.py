@@ -80,7 +80,7 @@ def test_the_least_busy_is_next_and_ties_go_round() -> None:
 
 
 def test_one_request_at_a_time_goes_round_too() -> None:
-    """Nobody is busy then, and yet not all goes to the first."""
+    """No endpoint is busy then, and still not all calls go to the first."""
     endpoints = several(3)
     order = []
     for _ in range(6):

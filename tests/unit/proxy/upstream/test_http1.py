@@ -329,7 +329,7 @@ async def transport(resolver: Resolver, ca_file: str) -> AsyncIterator[Http1Tran
 
 @pytest.fixture
 def full_port() -> Iterator[int]:
-    """A port that answers no connection attempt: its backlog is full and nobody accepts."""
+    """A port that answers no connection attempt: its backlog is full and it accepts nothing."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(0)
@@ -344,7 +344,7 @@ def full_port() -> Iterator[int]:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port that refuses: bound, so that nobody else gets it, and not listening."""
+    """A port that refuses: bound, so that it stays taken, and not listening."""
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     yield sock.getsockname()[1]
@@ -970,7 +970,7 @@ async def test_a_response_closed_early_closes_its_connection(
 async def test_a_kept_connection_that_the_server_ended_is_replaced(
     nursery: trio.Nursery, transport: Http1Transport, tls: ssl.SSLContext, secure: bool, how: str
 ) -> None:
-    """Closed, cut, or with bytes that nobody asked for: noticed before the next request."""
+    """Closed, cut, or with unrequested bytes: noticed before the next request."""
     act = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -1274,7 +1274,7 @@ async def test_cancelled_where_it_hangs_a_request_leaves_nothing_behind(
         if stage in ("big head", "big body"):
             await trio.sleep(0.2)  # reads nothing for a while; by then the client is gone
 
-    # For a handshake that hangs, a server that speaks no TLS; its good requests go to one that
+    # For a handshake that hangs, a server without TLS; its good requests go to one that
     # does.
     server = await serve(nursery, script, tls if secure else None)
     mute = await serve(nursery, lambda peer: peer.gone())

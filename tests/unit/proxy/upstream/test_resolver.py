@@ -240,7 +240,7 @@ async def test_a_look_up_waits_for_no_thread_of_others(
 async def test_without_a_descriptor_any_failure_is_ours(
     resolver: Resolver, monkeypatch: pytest.MonkeyPatch, release: threading.Event, name: str
 ) -> None:
-    """The C library says EBUSY, EAI_AGAIN or EAI_NONAME; that none is left is found out besides."""
+    """The C library reports EBUSY, EAI_AGAIN or EAI_NONAME; a lack of descriptors is checked separately."""
     patched(monkeypatch, release)
     release.set()
     if name != "full":

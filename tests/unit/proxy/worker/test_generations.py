@@ -119,7 +119,7 @@ async def test_a_lifespan_that_is_never_entered_changes_nothing(
 async def test_a_lifespan_that_is_entered_too_late_is_left_at_once(
     nursery: trio.Nursery, autojump_clock: object
 ) -> None:
-    """Nobody waits for it any more: nothing of its generation stays, and the end waits for nothing."""
+    """It is no longer awaited: nothing of its generation stays, and the end does not wait."""
     generations = Generations(configured("1"))
     await generations.start(nursery)
     with pytest.raises(ConfigError, match="were not entered within 60 s"):

@@ -304,7 +304,7 @@ def test_failed_accepts_are_one_line_a_second(
 
 
 def test_standard_error_is_given_back() -> None:
-    """Tests, and whoever embeds the proxy, get back what was there."""
+    """Tests, and programs that embed the proxy, get back what was there."""
     before = (sys.stderr, sys.excepthook, logging.root.handlers[:])
     take_over_stderr()
     take_over_stderr()
