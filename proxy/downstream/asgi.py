@@ -13,10 +13,21 @@ from interceptors.chain import Part
 
 from ..errors import ClientGone
 from ..http.headers import HeaderList
-from .hypercorn import ClientConnection
-from .writer import Send
+from .hypercorn import RAW_TARGET, ClientConnection
+from .writer import Scope, Send
 
-__all__ = ["AsgiWriter"]
+__all__ = ["AsgiWriter", "raw_target"]
+
+
+def raw_target(scope: Scope) -> bytes:
+    """Return the request's target as received. Without Weirpool's extension a `?` before an empty
+    query is lost.
+    """
+    target: bytes | None = scope["extensions"].get(RAW_TARGET) if scope.get("extensions") else None
+    if target is None:
+        query: bytes = scope["query_string"]
+        target = scope["raw_path"] + b"?" + query if query else scope["raw_path"]
+    return target
 
 
 class AsgiWriter:

@@ -17,9 +17,9 @@ from interceptors.chain import Part
 from ..errors import ClientGone, SendStalled
 from .asgi import AsgiWriter
 from .hypercorn import ClientConnection
-from .writer import Send
+from .writer import Send, Writer
 
-__all__ = ["DirectWriter"]
+__all__ = ["DirectWriter", "choose_writer"]
 
 _IOV_MAX = 1024  # on Linux
 
@@ -84,6 +84,23 @@ class DirectWriter(AsgiWriter):
     async def finish(self) -> None:
         assert self._rest is None, "finish() before drain()"
         await super().finish()
+
+
+def choose_writer(
+    http_version: str, send: Send, connection: ClientConnection | None, *, chunked: bool
+) -> Writer:
+    """Choose the direct writer where possible, else the portable one. `chunked`: the body has
+    unknown length.
+    """
+    if (
+        connection is None
+        or connection.tls
+        or connection.http2
+        or not chunked
+        or http_version != "1.1"
+    ):
+        return AsgiWriter(send, connection)
+    return DirectWriter(send, connection)
 
 
 def _lost(error: Exception) -> ClientGone | SendStalled:

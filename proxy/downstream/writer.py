@@ -14,7 +14,7 @@ from interceptors.chain import Part
 
 from ..http.headers import HeaderList
 
-__all__ = ["Message", "Receive", "Scope", "Send", "Writer", "has_no_body"]
+__all__ = ["Message", "Receive", "Scope", "Send", "Writer"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -83,8 +83,3 @@ class Writer(Protocol):
         when cancelled; raises nothing.
         """
         ...
-
-
-def has_no_body(method: str, status: int) -> bool:
-    """Whether a response has no body: to HEAD, 1xx, 204, 304 (RFC 9110, section 6.4.1)."""
-    return method == "HEAD" or status < 200 or status in (204, 304)

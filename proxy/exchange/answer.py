@@ -14,8 +14,8 @@ import trio
 from interceptors import Event, HookError, Outcome, Response
 from interceptors.hooks import Owner
 
-from ..downstream import has_no_body
 from ..errors import RequestRefused
+from ..http.body import has_no_body
 from ..relay.heartbeat import with_heartbeats
 from .client_response import ClientResponse
 from .context import ExchangeContext

@@ -23,10 +23,9 @@ from ..upstream import UpstreamBody
 from ..worker.collecting import CollectedBody
 from ..worker.routes import Route
 from ..worker.worker import Worker
-from .admission import Admission
 from .client_response import ClientResponse
 from .ending import Ending
-from .request import ClientRequest
+from .request import Admission, ClientRequest
 from .request_body import RequestBody
 from .upstream_call import UpstreamRequest
 

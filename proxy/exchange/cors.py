@@ -3,7 +3,7 @@ response. Sans I/O.
 
 The proxy's own answers (refusals, interceptors' answers, preflights) allow the origin. A response of
 the upstream keeps its CORS headers; the session's id is exposed where it allows the origin. Rules:
-Fetch, "CORS protocol". `admission` refuses other origins.
+Fetch, "CORS protocol". `Admission` refuses other origins.
 """
 
 from __future__ import annotations

@@ -26,13 +26,12 @@ from ..errors import ClientGone, SendStalled, UpstreamFailure
 from ..worker.metrics import REFUSALS
 from ..worker.routes import Route
 from ..worker.worker import NO_ROUTE, Worker
-from .admission import Admission
 from .client_response import ClientResponse
 from .context import ExchangeContext, Progress
 from .ending import Ending
 from .phases import serve
 from .refusal import refusal_of
-from .request import read_request
+from .request import Admission, read_request
 from .request_body import LINGER_S, RequestBody
 
 __all__ = ["Exchange"]

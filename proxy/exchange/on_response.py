@@ -16,8 +16,8 @@ from interceptors import Request, Response, ResponseHead
 from interceptors.chain import StreamChain
 from interceptors.content import Contradiction, content_coding, is_json_type, media_type
 
-from ..downstream import has_no_body
 from ..errors import EncodedResponse, NotAStream, interceptor_failed
+from ..http.body import has_no_body
 from ..http.headers import (
     HeaderList,
     client_origin,
@@ -28,7 +28,7 @@ from ..http.headers import (
     without_stale,
 )
 from ..http.place import ClientSide
-from ..http.references import client_headers, hold_references
+from ..http.references import REFERENCE_FIELDS, client_headers
 from ..relay.heartbeat import with_heartbeats
 from ..upstream import Fields, UpstreamBody, UpstreamCall
 from .context import ExchangeContext
@@ -92,7 +92,7 @@ async def on_response(ctx: ExchangeContext, received: ReceivedHead) -> PreparedR
     ctx.progress.phase = "on_response"
     begun = ctx.response.writer is not None
     headers = received.headers
-    if hold_references(headers):
+    if not REFERENCE_FIELDS.isdisjoint(dict(headers)):
         headers = _with_client_references(ctx, headers, received.call)
     shown = ShownHead(received.status, headers, received.media_type, received.content_coding, None)
     if ctx.progress.request is not None:
@@ -115,7 +115,7 @@ async def on_response(ctx: ExchangeContext, received: ReceivedHead) -> PreparedR
                 rewrite.json = json.text
         shown = shown._replace(headers=shown.head.headers.raw)
     headers = [] if begun else _headers_for_client(ctx, received, shown, kind, rewrite)
-    is_chunked = kind != "none" and find_header(headers, b"content-length") is None
+    is_chunked = kind != "none" and b"content-length" not in dict(headers)
     return PreparedResponse(
         status=shown.status,
         headers=headers,
@@ -263,7 +263,7 @@ async def pass_interim(
     and `SendStalled`.
     """
     passed = end_to_end(headers)
-    if hold_references(passed):
+    if not REFERENCE_FIELDS.isdisjoint(dict(passed)):
         passed = _with_client_references(ctx, passed, call)
     await ctx.response.send_interim(status, passed)
 

@@ -4,7 +4,7 @@
                         |                              |
                         +--------- send_answer <-------+      (an interceptor or the proxy answers)
 
-Admission comes before, in `admission`; telling the client of a failure, counting and logging come
+Admission comes before, in `request`; telling the client of a failure, counting and logging come
 after, in `exchange`. A phase raises what goes wrong: `UpstreamFailure`, `RequestRefused`,
 `InterceptorError`, `ClientGone`, `SendStalled`. It knows no ending and no log line.
 """

@@ -1,13 +1,19 @@
-"""The client's request as everything in this package reads it: made once, from the ASGI scope.
+"""The client's request as everything in this package reads it, made once from the ASGI scope; and
+its admission: its route, and every check that needs only its head.
 
-Routing, policies, interceptors and the upstream call use this one reading. It knows no route.
+Routing, policies, interceptors and the upstream call use this one reading. Nothing is opened before
+a request is admitted. The order of the checks decides which error a client gets; it is part of the
+documented behaviour.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
+
+from interceptors import Outcome
+from interceptors.message import is_preflight
 
 from ..downstream import Scope, raw_target
 from ..errors import RequestRefused
@@ -19,8 +25,12 @@ from ..http.headers import (
     received_request,
     refuse_two_lengths,
 )
+from ..worker.routes import Route
+from ..worker.worker import Worker
+from .cors import Cors, origins_of
+from .refusal import refusal_of
 
-__all__ = ["ClientRequest", "not_supported", "read_request"]
+__all__ = ["Admission", "ClientRequest", "read_request"]
 
 _EARLY_HINT = "http.response.early_hint"
 _NO_TARGET = Target(raw=b"", path=b"", query=b"", normal="", authority=None)
@@ -67,7 +77,13 @@ def read_request(scope: Scope, trusted: TrustedProxies) -> ClientRequest:
     version: str = scope["http_version"]
     target, host, fault = _NO_TARGET, None, None
     try:
-        target = _target_of(scope)
+        raw = raw_target(scope)
+        if scope["method"] == "CONNECT" and not raw.startswith(b"/"):
+            raise _not_supported()  # its target is an authority, which matches no route
+        target = read_target(raw)
+        if target.authority is not None and version == "2":  # RFC 9113, section 8.3.1
+            target = _NO_TARGET
+            raise RequestRefused(400, "bad_request", "the request target must be a path")
         named, host = request_host(headers, target.authority, version)
         if target.authority is not None:
             headers = [(b"host", named), *(item for item in headers if item[0] != b"host")]
@@ -90,17 +106,74 @@ def read_request(scope: Scope, trusted: TrustedProxies) -> ClientRequest:
     )
 
 
-def _target_of(scope: Scope) -> Target:
-    raw = raw_target(scope)
-    if scope["method"] == "CONNECT" and not raw.startswith(b"/"):
-        raise not_supported()  # its target is an authority, which matches no route
-    target = read_target(raw)
-    if target.authority is not None and scope["http_version"] == "2":
-        # RFC 9113, section 8.3.1
-        raise RequestRefused(400, "bad_request", "the request target must be a path")
-    return target
-
-
-def not_supported() -> RequestRefused:
+def _not_supported() -> RequestRefused:
     """The refusal of CONNECT, which is also how HTTP/2 opens a WebSocket."""
     return RequestRefused(501, "not_supported", "CONNECT and WebSocket are not supported")
+
+
+class Admission(msgspec.Struct, eq=False):
+    """The decision on one request. `decide` fills it in; what is known stays if it raises."""
+
+    route: Route | None = None
+    """None: no route matches."""
+    cors: Cors | None = None
+    """For a request of an allowed origin; None otherwise."""
+    is_preflight: bool = False
+    """A CORS preflight that the proxy itself answers."""
+    counted: bool = False
+    """The exchange counts against the limits of streams."""
+    client_place: tuple[str, str] | None = None
+    """Where the client's streams are counted; None where they are not limited."""
+
+    def decide(self, worker: Worker, request: ClientRequest) -> Route:
+        """Find the route and check the request. Never blocks. Raises `RequestRefused`."""
+        target = request.target
+        self.route = route = worker.generations.current.routes.find(target.normal, target.path)
+        if route is not None and route.allowed_origins is not None:
+            self.cors = Cors.of(route.allowed_origins, request.headers)
+        if request.fault is not None:
+            raise request.fault
+        if route is None:
+            raise RequestRefused(404, "no_route", "no route matches this path")
+        if route.allowed_hosts is not None and request.host not in route.allowed_hosts:
+            raise RequestRefused(403, "host_not_allowed", "this Host is not allowed here")
+        if route.allowed_origins is not None:
+            _check_origin(route.allowed_origins, request)
+        if b"via" in request.first and worker.via.lists(request.headers):
+            raise RequestRefused(
+                508,
+                "loop_detected",
+                "this request has passed this proxy before: an endpoint leads back to it",
+            )
+        if request.method == "CONNECT":
+            raise _not_supported()
+        self.is_preflight = self.cors is not None and is_preflight(request.method, request.headers)
+        if not self.is_preflight:
+            # A preflight passes at a limit: without it the page could not read the 503.
+            self._take_place(worker, route, request)
+        return route
+
+    def _take_place(self, worker: Worker, route: Route, request: ClientRequest) -> None:
+        if worker.draining:
+            raise refusal_of(None, Outcome.DRAINING)
+        if worker.is_full(route):
+            raise RequestRefused(
+                503, "too_many_streams", "this server is at its limit of streams", retry_after_s=1
+            )
+        if route.limits.max_streams_per_client is not None:
+            self.client_place = worker.client_place(route, request.client, request.headers)
+            if worker.is_client_full(route, self.client_place):
+                raise RequestRefused(
+                    429,
+                    "too_many_client_streams",
+                    "this client is at its limit of streams",
+                    retry_after_s=1,
+                )
+        self.counted = True
+
+
+def _check_origin(allowed: Collection[str], request: ClientRequest) -> None:
+    """A request without `Origin` is not cross-origin, and passes."""
+    for origin in origins_of(request.headers):
+        if origin.decode("latin-1").lower() not in allowed:
+            raise RequestRefused(403, "origin_not_allowed", "this Origin is not allowed here")

@@ -32,6 +32,7 @@ __all__ = [
     "Framing",
     "UntilClose",
     "framing_of",
+    "has_no_body",
 ]
 
 MAX_CHUNK_HEADER_BYTES = 4096
@@ -305,9 +306,14 @@ def _too_long(what: str, limit: int) -> ProtocolFailure:
     return ProtocolFailure(f"{what} is longer than {limit} bytes")
 
 
+def has_no_body(method: str, status: int) -> bool:
+    """Whether a response has no body: to HEAD, 1xx, 204, 304 (RFC 9110, section 6.4.1)."""
+    return method == "HEAD" or status < 200 or status in (204, 304)
+
+
 def framing_of(method: str, head: ResponseHead) -> Framing:
     """How the body of a response ends (RFC 9112, section 6.3)."""
-    if method == "HEAD" or head.status in (204, 304):
+    if has_no_body(method, head.status):
         return ContentLength(0)
     if head.chunked:
         return Chunked()

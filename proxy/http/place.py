@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from interceptors.paths import normal_path, without_dots
 
-from .host import DEFAULT_PORTS, parse_host
+from .target import DEFAULT_PORTS, parse_host
 
 __all__ = ["ClientSide", "Place"]
 

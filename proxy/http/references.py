@@ -14,10 +14,11 @@ from interceptors.tokens import TOKEN
 from .headers import HeaderList
 from .place import ClientSide, Place
 
-__all__ = ["client_headers", "hold_references"]
+__all__ = ["REFERENCE_FIELDS", "client_headers"]
 
 _WHOLE = (b"location", b"content-location")
-_NAMES = frozenset([*_WHOLE, b"link", b"www-authenticate"])
+REFERENCE_FIELDS = frozenset([*_WHOLE, b"link", b"www-authenticate"])
+"""The fields that can contain references, in lower case."""
 
 # The first alternative skips quoted strings, closed or not: their content is text.
 _QUOTED = r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)'
@@ -27,11 +28,6 @@ _METADATA = re.compile(
     rf'(?:"((?:[^"\\]|\\.)*)"|([^\s,;"]+))|{_QUOTED}',
     re.DOTALL | re.IGNORECASE,
 )
-
-
-def hold_references(headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    """Whether any of these headers, with names in lower case, can contain references."""
-    return not _NAMES.isdisjoint(dict(headers))
 
 
 def client_headers(
@@ -44,7 +40,7 @@ def client_headers(
 
 
 def _rewritten(name: bytes, value: bytes, place: Place, client: ClientSide) -> bytes:
-    if name not in _NAMES:
+    if name not in REFERENCE_FIELDS:
         return value
     text = value.decode("latin-1")
     if name in _WHOLE:

@@ -132,7 +132,8 @@ class Messages:
     def _take(self) -> Message:
         message = self._messages.pop(0)
         self._taken += len(message.get("body", b""))
-        self._wake()
+        if self._waiting is not None:
+            self._wake()
         return message
 
     async def _wait(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from interceptors.tokens import TOKEN
 
-from ..host import parse_host
+from ..target import parse_host
 from .fields import find_header, find_headers
 
 __all__ = [
