@@ -306,13 +306,16 @@ def until_send(calls: list[CodeType | None]) -> list[CodeType]:
 
 
 def distinct(calls: list[CodeType]) -> dict[str, Any]:
-    """Distinct functions and files, the number of calls, and the names."""
+    """Distinct functions (with and without comprehensions, which Python 3.11 counts), distinct
+    files, the number of calls, and the names.
+    """
     functions = {
         f"{code.co_filename}:{code.co_firstlineno} {code.co_qualname}": code for code in calls
     }
     files = {code.co_filename for code in calls}
     return {
         "functions": len(functions),
+        "named": sum(not code.co_name.startswith("<") for code in functions.values()),
         "files": len(files),
         "calls": len(calls),
         "names": list(functions),
@@ -374,8 +377,8 @@ def print_calls(root: Path, listed: bool) -> None:
                 continue
             title = f"{what}{' (one hook)' if hook else ''}"
             print(
-                f"{title:<28} {figures['functions']} functions in {figures['files']} files, "
-                f"{figures['calls']} calls"
+                f"{title:<28} {figures['functions']} functions ({figures['named']} named) "
+                f"in {figures['files']} files, {figures['calls']} calls"
             )
             for name in figures["names"] if listed else ():
                 print(f"    {name.removeprefix(f'{root}{os.sep}')}")
