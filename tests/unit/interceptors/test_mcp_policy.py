@@ -17,7 +17,7 @@ from interceptors.dialects.mcp_headers import VERSION_KEY
 from interceptors.loader import load_interceptor
 from interceptors.mcp_lists import VisibleLists
 from interceptors.mcp_policy import McpPolicy
-from interceptors.testing import run_chain, run_json, run_request
+from interceptors.testing import run_chain, run_json, run_request, run_response
 
 MODERN = "2026-07-28"
 
@@ -550,6 +550,26 @@ def test_json_in_utf_8_passes_under_its_type(value: str) -> None:
         200,
         -32602,
     )
+
+
+@pytest.mark.parametrize(("types", "shown"), [
+    (["application/json-rpc"], "application/json"), (["Text/Event-Stream2"], "text/event-stream"),
+    (["text/plain", "application/json"], "application/json"),
+    (["application/json; charset=utf-8"], "application/json; charset=utf-8"),
+    (["text/html"], "text/html"), (["application/json", "text/event-stream"], None),
+    (["application/json; x=text/event-stream"], None),
+])  # fmt: skip
+def test_an_answer_has_the_type_that_clients_read_it_as(
+    types: list[str], shown: str | None
+) -> None:
+    """The official clients search the header for their types; with both it could be read twice."""
+    head = ResponseHead(200, [(b"content-type", item.encode()) for item in types], post(call("ok")))
+    if shown is None:
+        with pytest.raises(StreamAborted, match="two content types"):
+            run_response([policy(tools={"allow": ["ok"]})], head)
+    else:
+        assert run_response([policy(tools={"allow": ["ok"]})], head) is None
+        assert head.headers.get_list("content-type") == [shown]
 
 
 LISTS: dict[str, tuple[str, str, str, list[str]]] = {

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.event_source import comments, dispatched
 from support.writers import flush_of
@@ -547,6 +547,7 @@ STREAMS = st.lists(
     synchronous=st.booleans(),
     is_chunked=st.booleans(),
 )
+@example(b"\xef\xbb", b"", [(1, 0.0)], 11.0, False, WAYS[0], True, False)
 def test_nobody_can_tell_its_events_from_those_without(
     bom: bytes,
     stream: bytes,
