@@ -315,8 +315,8 @@ def page(port: int, path: str) -> str:
 
 
 async def settled(port: int, pid: int, most_descriptors: int, soak: Soak) -> dict[str, Any]:
-    """The proxy at rest: what /status and /metrics say, and what is still open. Waits for that, for
-    a bounded time.
+    """The proxy at rest: values of /status and /metrics, and what is still open. Waits for them,
+    for a bounded time.
     """
     found: dict[str, Any] = {}
     for _ in range(100):

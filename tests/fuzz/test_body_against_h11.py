@@ -246,7 +246,7 @@ def test_what_h11_rejects_is_rejected_and_what_both_accept_reads_alike(
 @given(anything, positions, st.integers(0, 3))
 @settings(deadline=None, max_examples=500)
 def test_the_cuts_change_nothing(wire: bytes, positions: list[int], start: int) -> None:
-    """Whole, byte by byte, or cut at random, at the buffer's start or behind a prefix: the same
+    """Whole, byte by byte, or cut at random, at the buffer's start or after a prefix: the same
     verdict and the same bytes.
     """
     whole = read_with_ours(Chunked(), cut(wire, []))

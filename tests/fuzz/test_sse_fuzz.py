@@ -1,5 +1,5 @@
-"""Any bytes in any chunks: the chain reads a stream as WHATWG HTML 9.2.6 says, and what nobody
-changes leaves unchanged.
+"""Any bytes in any chunks: the chain reads a stream as WHATWG HTML 9.2.6 defines, and unchanged
+events keep their bytes.
 
 `read` is a second, deliberately naive reading of that section, which shares no code and no idea
 with the chain: it decodes the whole stream and goes through it character by character.

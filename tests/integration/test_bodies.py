@@ -1,4 +1,4 @@
-"""What a response's body is, behind a whole proxy on real sockets: its first bytes decide where a
+"""What a response's body is, in a whole proxy on real sockets: its first bytes decide where a
 dialect is expected, and what is larger than `max_event_bytes` passes if no interceptor needs it.
 """
 

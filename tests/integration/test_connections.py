@@ -136,7 +136,7 @@ async def test_a_request_behind_the_last_response_does_not_hold_the_server() -> 
 
 
 async def test_a_client_that_vanishes_behind_a_middleware_keeps_no_connection() -> None:
-    """A middleware with a `send` of its own hides the connection from us; the client resets it with
+    """A middleware that wraps `send` hides the connection from the proxy; the client resets it with
     a request pipelined.
     """
 

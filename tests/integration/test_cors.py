@@ -1,5 +1,5 @@
 """Browsers: a page of an allowed origin can use a server through the proxy and read every refusal;
-nobody else can.
+no other page can.
 """
 
 from __future__ import annotations

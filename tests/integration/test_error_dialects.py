@@ -1,6 +1,4 @@
-"""Errors in the dialect: the official SDKs raise their own exceptions for what the proxy says of a
-failure.
-"""
+"""Errors in the dialect: the official SDKs raise their own exceptions for the proxy's errors."""
 
 from __future__ import annotations
 
@@ -393,8 +391,8 @@ async def test_sdks_raise_what_they_have_for_401_and_429() -> None:
 
 @pytest.mark.filterwarnings("default")
 async def test_the_mcp_sdk_shows_the_message_of_a_refusal() -> None:
-    """A model that is told when to try again can do so; "Server returned an error response" would
-    not help it.
+    """The message contains the time to wait, which a model can use; "Server returned an error
+    response" would not help it.
     """
     from mcp.client import Client
     from mcp.shared.exceptions import MCPError

@@ -1,5 +1,5 @@
-"""A browser's `EventSource` behind the proxy: what interceptors make of a stream reaches a page as
-if upstream had sent it so.
+"""A browser's `EventSource` through the proxy: a page gets changed events as if upstream had sent
+them.
 
 Headless Chromium loads a page that listens to one stream after the other and posts what it was
 given. It does so twice, from an upstream that sends the changed events by itself, and through the

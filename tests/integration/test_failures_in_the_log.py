@@ -1,5 +1,5 @@
-"""What the log says of a failure in an interceptor: who, in which hook, what and where, and nothing
-that passed through it.
+"""The log line of a failure in an interceptor: the interceptor, the hook, the exception and its
+place, and no content.
 """
 
 from __future__ import annotations

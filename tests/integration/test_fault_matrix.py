@@ -1,7 +1,7 @@
-"""The fault matrix: what an upstream does wrong, by who is waiting for it, by who has a say. One
-test a cell.
+"""The fault matrix: each fault of an upstream, for each way of waiting for it and each kind of
+interceptor. One test a cell.
 
-Over HTTP/1.1 and HTTP/2, and with upstreams that speak TLS, which can do wrong what others cannot.
+Over HTTP/1.1 and HTTP/2, and with upstreams over TLS, which have faults of their own.
 
 Each cell shows the outcome in the log and in the metric, what the client sees, and that everything
 is back: the leases, the one connection that the upstream may have (`max_connections: 1`), and the

@@ -1,5 +1,5 @@
-"""`api_keys` and `rate_limit` behind a whole proxy on real sockets: what the upstream sees, what
-the client, and what the log.
+"""`api_keys` and `rate_limit` in a whole proxy on real sockets: what the upstream, the client and
+the log get.
 
 Most tests run twice: over plain HTTP/1.1, where the direct writer serves the client, and over TLS,
 where the portable one does.
@@ -118,7 +118,7 @@ async def test_upstream_sees_its_own_credential_and_never_a_clients_key(serve: S
 
 
 async def test_with_a_header_of_its_own_the_clients_token_reaches_the_server(serve: Serve) -> None:
-    """An MCP server with OAuth behind a gateway's key."""
+    """An MCP server with OAuth, reached with a gateway's key."""
     entry = KEYS.replace('upstream: "Bearer ${UPSTREAM_KEY}"', "header: x-gateway-key")
     async with serve(stream_of(*EVENTS), "keys", entry) as rig:
         client = await rig.client()

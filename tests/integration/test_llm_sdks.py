@@ -1,4 +1,4 @@
-"""The `openai` and `anthropic` SDKs get the same through the proxy as without it, behind every
+"""The `openai` and `anthropic` SDKs get the same through the proxy as without it, through every
 chain of interceptors.
 """
 

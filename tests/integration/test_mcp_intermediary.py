@@ -178,8 +178,8 @@ PROTOCOL_ERROR = (
 async def test_answers_pass_as_they_are(
     method: str, status: str, body: bytes, headers: list[bytes], route: str
 ) -> None:
-    """Clients tell old servers from new ones, and ended sessions from errors, by these statuses and
-    bodies.
+    """Clients distinguish old servers from new ones, and ended sessions from errors, by these
+    statuses and bodies.
     """
     length = [] if "204" in status else [b"Content-Length: %d" % len(body)]
     raw = b"\r\n".join([b"HTTP/1.1 " + status.encode(), *headers, *length]) + b"\r\n\r\n" + body
@@ -396,9 +396,7 @@ async def test_headers_that_do_not_match_are_refused(headers: list[tuple[str, st
 
 
 async def test_a_body_that_cannot_be_read_cannot_be_verified() -> None:
-    """From 2026-07-28 on it is refused with a parse error; before, the server is left to say what
-    it thinks.
-    """
+    """From 2026-07-28 on it is refused with a parse error; before, the server decides."""
     async with serving(whole("400 Bad Request", b"server")) as rig:
         answer = await rig.fetch("POST", "/mcp", *modern(), body=b'{"jsonrpc":')
         assert (answer.status, json.loads(answer.body)["error"]["code"]) == (400, -32700)

@@ -1,5 +1,5 @@
 """The official MCP client and server get the same through the proxy as without it, in every
-revision that they speak.
+revision that they support.
 """
 
 from __future__ import annotations

@@ -276,8 +276,8 @@ async def reload(process: Process, count: int = 1) -> None:
 async def test_a_session_of_the_old_transport_outlives_reloads(
     tmp_path: Path, spelling: str
 ) -> None:
-    """What the new configuration says holds for new requests on the old stream, of denials, of
-    lists, and of new hooks; a response to a request from before a reload finds it.
+    """The new configuration applies to new requests on the old stream: denials, lists and new
+    hooks. A response to a request from before a reload finds it.
     """
     site, server = Site(tmp_path), OldServer(spelling.format)
     async with open_upstream(server) as upstream:

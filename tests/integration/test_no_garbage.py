@@ -1,5 +1,5 @@
-"""What an exchange leaves behind is freed when it ends: nothing of ours, nor of Hypercorn's, waits
-for the garbage collector.
+"""What an exchange used is freed when it ends: nothing of Weirpool or Hypercorn waits for the
+garbage collector.
 
 A proxy with thousands of streams can afford to collect rarely only because of that (`weirpool
 serve` does).

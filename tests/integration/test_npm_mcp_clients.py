@@ -244,8 +244,8 @@ def sent(session: Any) -> list[tuple[str, str, int]]:
 
 
 def without_denied(steps: list[Any]) -> list[Any]:
-    """What a session has to see behind the policy, by what it sees without: the denied tool is not
-    listed. Its call is left out.
+    """What a session must see with the policy, computed from what it sees without: the denied tool
+    is not listed, and its call is left out.
     """
     tools = [tool for tool in steps[0] if tool["name"] != "fail"] if steps else []
     return [tools, *steps[1:DENIED], *steps[DENIED + 1 :]]

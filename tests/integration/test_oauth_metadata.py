@@ -1,4 +1,4 @@
-"""OAuth behind a prefix: clients that follow RFC 9728 find the metadata of each server of the
+"""OAuth under a prefix: clients that follow RFC 9728 find the metadata of each server of the
 example in docs/mcp_proxy.md.
 """
 

@@ -249,8 +249,8 @@ async def test_204_ends_the_stream_whole(serve: Serve) -> None:
 async def test_what_is_emitted_without_a_connection_leaves_also_when_there_is_no_other(
     serve: Serve,
 ) -> None:
-    """The interceptor speaks while the proxy asks for more, and upstream then says that there is
-    none: the client hears it.
+    """The interceptor emits while the proxy reconnects, and upstream then has no further event: the
+    client gets what was emitted.
     """
     asked, emitted = trio.Event(), trio.Event()
     left = [b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + EVENTS[0] + EVENTS[1]]

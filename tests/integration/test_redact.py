@@ -1,5 +1,5 @@
-"""`redact` behind a whole proxy on real sockets: answers of LLMs streamed and not, other JSON, and
-when held text leaves.
+"""`redact` in a whole proxy on real sockets: LLM answers, streamed and not, other JSON, and when
+held text is sent.
 """
 
 from __future__ import annotations

@@ -295,8 +295,8 @@ async def test_keep_alive_goes_on_after_a_direct_stream() -> None:
 
 
 async def test_keep_alive_goes_on_after_an_answer_of_our_own() -> None:
-    """What the proxy itself has to say (here that the upstream broke) ends the exchange, and not
-    the client's connection.
+    """The proxy's own answer (here: the upstream broke) ends the exchange, not the client's
+    connection.
     """
 
     async def script(peer: Peer) -> None:

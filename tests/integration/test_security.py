@@ -1,4 +1,4 @@
-"""No credential comes out where it does not belong, and nobody's value becomes a line of a head.
+"""No credential appears where it does not belong, and no value becomes a header line.
 
 Every place that a stranger, an operator or a disk may see is searched for every credential that
 passes: log lines, metrics, the app's own pages, answers of ours, error events, tapes and the audit
@@ -178,7 +178,7 @@ async def test_no_credential_comes_out(
 async def test_a_refusal_repeats_nothing(
     refusal: str, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An answer of ours to a request that is not forwarded holds nothing of the request, and
+    """The proxy's answer to a request that is not forwarded contains nothing of the request, and
     neither does the log.
     """
     settings = {"upstream": INJECTED}

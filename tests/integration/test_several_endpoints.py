@@ -1,4 +1,4 @@
-"""Several endpoints behind a whole proxy, on real sockets: choice, ejection and return, retries,
+"""Several endpoints in a whole proxy, on real sockets: choice, ejection and return, retries,
 sessions, limits, checks.
 """
 
@@ -486,8 +486,8 @@ async def test_a_client_that_leaves_is_not_the_endpoints_failure(log: Log) -> No
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 async def test_an_answer_is_an_answer(status: int) -> None:
-    """Whatever its status: the client gets it, with its headers, nobody tries again, and the
-    endpoint stays.
+    """Whatever its status: the client gets it with its headers, it is not retried, and the endpoint
+    stays in service.
     """
 
     async def script(peer: Peer) -> None:
@@ -609,8 +609,8 @@ async def test_a_session_never_goes_to_an_endpoint_that_does_not_know_it() -> No
 
 @pytest.mark.parametrize("strip", [False, True])
 async def test_a_session_of_the_old_transport_stays_where_its_stream_is(strip: bool) -> None:
-    """HTTP+SSE (MCP 2024-11-05): the session is in the target that the `endpoint` event tells; both
-    have paths of their own.
+    """HTTP+SSE (MCP 2024-11-05): the session is in the target that the `endpoint` event announces;
+    both endpoints have paths.
     """
     posted: list[tuple[str, bytes]] = []
 

@@ -1,5 +1,5 @@
-"""The built-ins that write files, behind whole proxies on real sockets: what a stream leaves on
-disk, and what comes back of it.
+"""The built-ins that write files, in whole proxies on real sockets: what a stream writes to disk,
+and how it is replayed.
 
 Where it matters who waits and who writes, a test runs three times: with the hub, without it, and
 with TLS.

@@ -1,5 +1,5 @@
-"""Request bodies that do not arrive whole: nobody upstream may take a part for the whole, and the
-client reads why.
+"""Request bodies that do not arrive whole: no upstream may take a part for the whole, and the
+client gets the reason.
 """
 
 from __future__ import annotations

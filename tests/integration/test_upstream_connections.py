@@ -1,5 +1,5 @@
-"""From an endpoint's name to a connection, behind a whole proxy: look-ups, the name that TLS
-verifies, and what is ours.
+"""From an endpoint's name to a connection, in a whole proxy: look-ups, the name that TLS verifies,
+and failures of the proxy's machine.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""`usage` behind a whole proxy on real sockets: the metrics page, the log, a client's key, and a
-client that leaves.
+"""`usage` in a whole proxy on real sockets: the metrics page, the log, a client's key, and a client
+that leaves.
 """
 
 from __future__ import annotations

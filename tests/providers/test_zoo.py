@@ -68,8 +68,8 @@ def strings(tree: Any) -> Iterator[str]:
 
 
 def leaks(case: Case, output: bytes) -> list[str]:
-    """Where the secret can be read in an output: as bytes, decoded, joined over deltas, in what the
-    SDK says.
+    """The places of an output where the secret can be read: bytes, decoded values, joined deltas,
+    the SDK's result.
     """
     assert case.secret is not None
     secret, found = case.secret, []
@@ -462,7 +462,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_same_over_a_real_proxy(case: Case, rig: Rig) -> None:
-    """From YAML, on sockets, with the provider's status and content type: as in process, behind
+    """From YAML, on sockets, with the provider's status and content type: as in process, through
     each chain.
     """
     for chain in ("none", "front", "usage", "record", "all", "policy"):

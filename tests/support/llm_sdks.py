@@ -281,8 +281,8 @@ LEAVES = [
 
 
 async def leave(leaving: Leave, provider: str, url: str, is_waiting: Callable[[], bool]) -> float:
-    """Ask for an answer and leave it as soon as `is_waiting` says that the upstream waits. When
-    that was, by `time.perf_counter`.
+    """Ask for an answer and leave it as soon as `is_waiting` reports that the upstream waits.
+    Returns that time, by `time.perf_counter`.
 
     A client's `timeout` has no such moment: the time is then that of its error, when everything is
     over.

@@ -184,9 +184,7 @@ _ANTHROPIC_KINDS = {
 
 
 async def _refuse(peer: Peer, status: int, *, anthropic: bool, final: bool) -> None:
-    """An error with its provider's body and headers; what says when to come back says 5 ms, so that
-    tests are quick.
-    """
+    """An error with its provider's body and headers; Retry-After is 5 ms, to keep tests quick."""
     lines = ["Content-Type: application/json"]
     if anthropic:
         kind, message = _ANTHROPIC_KINDS[status]

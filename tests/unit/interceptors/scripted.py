@@ -85,7 +85,7 @@ class _AsyncHookStream(AsyncStreamInterceptor):
 
 
 class Life(Interceptor):
-    """An interceptor that writes down every call, and fails where it is told to."""
+    """An interceptor that records every call, and fails where the test wants it."""
 
     def __init__(
         self, name: str, calls: list[Any], fails_in: str = "", on_error: Any = "abort"
@@ -245,7 +245,7 @@ def counted(counts: Any) -> tuple[int, int, int, int]:
 
 
 def errors(logs: Iterable[Any]) -> list[tuple[str, str, str]]:
-    """Who failed in which hook, and what its interceptor says about that."""
+    """The interceptor and hook that failed, and its summary."""
     return [
         (log["interceptor"], log["hook"], log["on_error"])
         for log in logs

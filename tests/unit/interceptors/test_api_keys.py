@@ -1,5 +1,5 @@
-"""ApiKeys: who has no key of ours gets 401, who has one gets the upstream's credential and leaves
-its own behind.
+"""ApiKeys: a client without a valid key gets 401; with one, the upstream gets its credential
+instead of the key.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ async def test_unchanged_events_leave_as_the_windows_own_bytes() -> None:
 
 
 def test_every_hook_is_called_once_for_each_event_in_order() -> None:
-    """Going on behind an await repeats none of the hooks before it."""
+    """Continuing after an await repeats none of the hooks before it."""
     calls: list[Any] = []
 
     def mark(name: str) -> OnEvent:
@@ -200,7 +200,7 @@ async def test_nothing_of_an_awaited_event_leaves_before_its_hook_has_answered()
 
 
 def test_an_event_is_valid_while_it_is_awaited_and_stale_afterwards() -> None:
-    """However long the hook awaits, before and behind other hooks."""
+    """However long the hook awaits, before and after other hooks."""
     kept: list[Event] = []
 
     async def look(event: Event) -> Event:

@@ -1,6 +1,4 @@
-"""Audit: what it writes down, what it never does, and what it costs when it is told to look at
-nothing.
-"""
+"""Audit: what it writes, what it never writes, and what it costs when it must look at nothing."""
 
 from __future__ import annotations
 
@@ -60,9 +58,7 @@ def exchange(interceptor: Interceptor, request: Request, chunks: list[bytes] = E
 
 
 def test_an_exchange_is_a_line_for_each_of_its_parts_tied_by_one_id(tmp_path: Path) -> None:
-    """Request, response, events and end, with what the documentation says of each, in UTC and under
-    one random id.
-    """
+    """Request, response, events and end with the documented fields, in UTC and under one random id."""
     exchange(audit(tmp_path), request())
     written = lines(tmp_path)
     (exchange_id,) = {line.pop("exchange") for line in written}

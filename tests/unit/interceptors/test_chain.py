@@ -127,15 +127,15 @@ def test_json_is_wanted_by_those_who_say_so_and_open_streams() -> None:
 
 
 def test_a_body_is_collected_for_whoever_wants_it() -> None:
-    """For an `on_request` that says `wants_body`, and for nobody who does not state it."""
+    """For an `on_request` with `wants_body`, and for no other."""
     wants = type("Wants", (Asked,), {"wants_body": True})
     assert Chain([("a", Asked("a", [])), ("b", wants("b", []))]).wants_body
     assert not Chain([("a", Asked("a", []))]).wants_body
 
 
 def test_a_body_is_collected_for_a_stream_that_looks_at_it() -> None:
-    """`StreamContext.request` says that its body is there for interceptors that say `wants_body`:
-    also without `on_request`.
+    """`StreamContext.request` has the body for interceptors with `wants_body`, also without
+    `on_request`.
     """
     wants = type("Wants", (Silent,), {"wants_body": True})
     assert Chain([("a", wants())]).wants_body
@@ -146,7 +146,7 @@ def test_a_body_is_collected_for_a_stream_that_looks_at_it() -> None:
 
 
 class Asked(Interceptor):
-    """Writes down whom it was asked about, and answers with what `answer` makes of it."""
+    """Records its calls, and answers with what `answer` makes of them."""
 
     def __init__(
         self,
@@ -255,7 +255,7 @@ def fail_at(about: Any) -> None:
 
 @ASKED
 def test_a_hook_that_fails_ends_the_exchange(ask: Ask, hook: str) -> None:
-    """A HookError names interceptor and hook, keeps the cause, and nobody else is asked."""
+    """A HookError names interceptor and hook, keeps the cause, and no further hook is called."""
     calls: list[Any] = []
     with (
         capture_logs() as logs,
@@ -311,7 +311,7 @@ def test_a_nonsense_answer_names_class_and_hook_and_what_is_expected(
 def test_a_nonsense_answer_names_the_class_where_the_configuration_has_another_name(
     ask: Ask, hook: str
 ) -> None:
-    """The name in the configuration says which of several, the class's where the mistake is."""
+    """Named as in the configuration, which identifies one of several; the class has the mistake."""
 
     async def main() -> None:
         chain = Chain([("gate-of-blue", Asked("a", [], lambda about: "no"))])
@@ -333,9 +333,7 @@ def test_a_nonsense_answer_names_the_class_where_the_configuration_has_another_n
 @ASKED
 @pytest.mark.parametrize("on_error", ["abort", "skip"])
 def test_an_abort_always_ends_the_exchange(ask: Ask, hook: str, on_error: str) -> None:
-    """The client's reason is kept, the interceptor named, and it is no failure of a hook in the
-    log.
-    """
+    """The client's reason is kept, the interceptor named, and the log has no failure of a hook."""
 
     def abort(about: Any) -> None:
         raise Abort("not today")
@@ -353,7 +351,7 @@ def test_an_abort_always_ends_the_exchange(ask: Ask, hook: str, on_error: str) -
 def test_a_hook_that_takes_too_long_has_failed(
     ask: Ask, hook: str, on_error: str, autojump_of_run: None
 ) -> None:
-    """`hook_timeout_s` bounds each call; what happens then is what `on_error` says."""
+    """`hook_timeout_s` bounds each call; `on_error` decides what happens then."""
 
     async def forever(about: Any) -> None:
         await trio.sleep_forever()
@@ -412,7 +410,7 @@ def autojump_of_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_failing_open_stream_is_told_by_failure_and_nothing_is_raised() -> None:
-    """`Chain.open_stream` raises nothing: whoever called it must close the stream in any case."""
+    """`Chain.open_stream` raises nothing: the caller must close the stream in any case."""
 
     class Fails(Interceptor):
         def open_stream(self, context: StreamContext) -> StreamInterceptor:
@@ -463,9 +461,7 @@ async def test_only_those_who_want_json_are_asked_for_a_json_body() -> None:
 
 @pytest.mark.parametrize("kind", [StreamInterceptor, AsyncStreamInterceptor], ids=["sync", "async"])
 async def test_hooks_that_nobody_overrides_are_not_waited_for(kind: Any) -> None:
-    """An async stream whose `on_event` is the default's is no reason to frame events, nor to stop
-    for one.
-    """
+    """An async stream with the default `on_event` causes no framing and no stop."""
 
     class Opens(Interceptor):
         def open_stream(self, context: StreamContext) -> Any:

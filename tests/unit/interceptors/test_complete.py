@@ -82,7 +82,7 @@ def test_later_interceptors_see_it_and_are_asked_after_it() -> None:
 
 
 def test_a_later_interceptor_may_drop_it_or_end_the_stream() -> None:
-    """`on_event` has the same say about it as about any event; after `End` nobody else is asked."""
+    """`on_event` handles it like any event; after `End` no other hook is called."""
     assert run_chain([Last(lambda: Event("one")), Hook(drop)], [b"data: x\n\n"]).output == b""
 
     def end(event: Event) -> Any:

@@ -1,5 +1,5 @@
-"""Events of an interceptor's own, and the tasks that say them: order, bounds, who sees them, and
-when a stream takes no more.
+"""Events that interceptors emit, and their tasks: order, bounds, who sees them, and when a stream
+takes no more.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ async def test_an_async_hook_may_emit_the_event_that_it_holds() -> None:
 
 
 async def test_a_kept_event_of_upstreams_cannot_be_emitted(autojump_clock: object) -> None:
-    """StaleEvent in the task that tries, and the stream is none the worse."""
+    """StaleEvent in the task that tries; the stream is unaffected."""
     kept: list[Event] = []
     speaker = Speaker(lambda event: kept.append(event) or event)  # type: ignore[func-returns-value]
     async with open_chain(("s", speaker)) as stream:
@@ -212,7 +212,7 @@ async def test_a_kept_event_of_upstreams_cannot_be_emitted(autojump_clock: objec
 
 @pytest.mark.parametrize("nonsense", [None, "data", b"data: x\n\n", [Event("x")], End()])
 async def test_only_an_event_can_be_emitted(nonsense: Any) -> None:
-    """The mistake is told where it is made."""
+    """The mistake raises where it is made."""
     speaker = Speaker()
     async with open_chain(("s", speaker)) as stream:
         with pytest.raises(
@@ -230,7 +230,7 @@ async def test_only_an_event_can_be_emitted(nonsense: Any) -> None:
 async def test_an_emitted_event_that_cannot_be_written_is_its_emitters_failure(
     hook: Any, others: list[Interceptor], on_error: str
 ) -> None:
-    """Named so, whether it has a hook and whoever else has one."""
+    """Named so, with and without other hooks in the chain."""
     speaker = Speaker(hook, on_error)
     members = [
         ("before", Hook(lambda event: event)),
@@ -313,7 +313,7 @@ async def test_emit_waits_while_many_are_on_their_way() -> None:
 
 
 async def test_all_emitters_of_a_stream_share_the_bound() -> None:
-    """Whoever speaks: a slow client keeps no more of them than that."""
+    """A slow client keeps no more emitted events than that."""
     speakers = [Speaker(), Speaker()]
     async with (
         open_chain(("a", speakers[0]), ("b", speakers[1])) as stream,
@@ -335,7 +335,7 @@ async def test_all_emitters_of_a_stream_share_the_bound() -> None:
 
 
 async def test_a_cancelled_emit_takes_no_room() -> None:
-    """A deadline around a waiting `emit` leaves nothing behind, and nothing of it is sent."""
+    """A deadline around a waiting `emit` has no side effect, and nothing of it is sent."""
     speaker = Speaker()
     async with open_chain(("s", speaker)) as stream:
         for number in range(MAX_EMITTED):
@@ -362,7 +362,7 @@ async def test_whoever_sends_is_told_of_each_emission() -> None:
 
 
 async def test_a_stream_that_is_over_takes_no_events() -> None:
-    """StreamOver, at once and however often, after `aclose`; those who were waiting are told, too."""
+    """StreamOver after `aclose`, at once and every time; waiting callers get it, too."""
     speaker = Speaker()
     over: list[int] = []
 
@@ -474,7 +474,7 @@ def test_a_task_that_fails_can_be_skipped() -> None:
 
 @pytest.mark.parametrize("on_error", ["abort", "skip"])
 def test_a_task_may_abort(on_error: str) -> None:
-    """Whatever `on_error` says, with its reason."""
+    """Whatever `on_error`, with its reason."""
 
     async def aborts(context: StreamContext) -> None:
         raise Abort("enough")

@@ -96,8 +96,9 @@ async def test_an_end_is_the_last_that_leaves(
     left: bytes,
     counts: tuple[int, int, int, int],
 ) -> None:
-    """Its events leave behind all that came before, nothing of what comes later does, and no later event is shown to anyone:
-    however the stream is cut, also when all of it lies in one window."""
+    """Its events are sent after everything before them, later ones are not sent, and no later event
+    is shown to a hook: however the stream is cut, also when all of it lies in one window.
+    """
     seen: list[str] = []
 
     def see(event: Event) -> Event:
@@ -132,8 +133,9 @@ def test_a_later_hook_sees_what_an_end_leaves_behind(kind: Any) -> None:
 @KINDS
 @OTHERS
 def test_an_end_leaves_nothing_behind_it_of_an_earlier_hooks_list(kind: Any, other: Any) -> None:
-    """Of several events that one became, those behind the one that was answered with `End` are later events: they neither
-    leave nor are shown to the hook that has ended the stream."""
+    """If one event became several, those after the one that was answered with `End` are later
+    events: they are neither sent nor shown to the hook that has ended the stream.
+    """
     seen: list[str] = []
 
     def end_at_two(event: Event) -> Any:

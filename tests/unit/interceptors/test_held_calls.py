@@ -339,7 +339,7 @@ def test_a_call_that_is_not_held_cannot_be_removed() -> None:
 
 
 def test_only_anthropics_pings_overtake_a_call() -> None:
-    """A chunk of chat that says `ping` waits with its call, and goes with it."""
+    """A chunk of chat with `ping` waits with its call, and is sent with it."""
     call = chunk(choice(tool_delta(0, '{"secret": 1}', "call_0", "drop_1"))) | {"type": "ping"}
     sent = stream_of([call, chunk(choice({}, "tool_calls")), "[DONE]"], named=False)
     output = run_chain([Policy()], [sent], request=request(CHAT)).output
@@ -417,7 +417,7 @@ def test_a_call_without_a_function_yet(holder: Any) -> None:
 
 
 def test_a_call_that_goes_on_in_the_event_that_ends_it_leaves_as_it_came() -> None:
-    """Two calls at one index, the first of which continues behind the second."""
+    """Two calls at one index, the first of which continues after the second."""
     pieces = [
         tool_delta(0, '{"a":', "call_a", "pass_1"),
         tool_delta(0, "{}", "call_b", "pass_2"),
@@ -493,7 +493,7 @@ def test_a_shell_that_the_client_runs_is_held_with_all_that_repeats_it(decision:
 
 @pytest.mark.parametrize("name", ["drop_1", "refuse_1"])
 def test_a_text_between_the_pieces_of_a_call_changes_nothing_of_it(name: str) -> None:
-    """The call behind a removed one moves up with all of its pieces, also those behind a text that
+    """The call after a removed one moves up with all of its pieces, also those after a text that
     waits with it.
     """
     pieces = [

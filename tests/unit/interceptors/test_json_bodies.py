@@ -81,7 +81,7 @@ def test_a_body_that_nobody_changes_leaves_byte_for_byte(kind: Any, hook: OnEven
     "body", [b"", b"\xff\xfe", b"data: x\n\ndata: y\n\n", b"\xef\xbb\xbf{}", b"[" * 5000, b"\r\n\n"]
 )
 def test_a_body_that_is_not_json_passes_as_well(body: bytes) -> None:
-    """Whoever only looks at it as bytes or text, and whoever does not look, changes nothing of it."""
+    """A hook that only reads it as bytes or text, or does not read it, changes nothing."""
     seen: list[bytes] = []
 
     def see(event: Event) -> Event:
@@ -105,9 +105,7 @@ JSON = st.recursive(
 @settings(max_examples=50, deadline=None)
 @given(JSON, JSON)
 def test_any_value_can_be_seen_and_given(value: Any, other: Any) -> None:
-    """What the hook decodes is what the body says, and what it gives instead is what the client
-    decodes.
-    """
+    """The hook decodes what the body contains, and the client decodes what the hook returned."""
     seen: list[Any] = []
 
     def change(event: Event) -> Event:
@@ -258,7 +256,7 @@ async def test_what_only_a_stream_could_carry_is_refused(
 
 @pytest.mark.parametrize("result", ["None", "two others", "an event with an id", "text"])
 async def test_a_refused_result_names_the_class_and_the_hook(result: str) -> None:
-    """The configuration's name says which of several it is, the class's where the mistake is."""
+    """Named as in the configuration, which identifies one of several; the class has the mistake."""
     with capture_logs():
         async with open_chain(("configured", Guard(REFUSED[result][0])), json=True) as stream:
             with pytest.raises(
@@ -274,7 +272,7 @@ async def test_a_refused_result_names_the_class_and_the_hook(result: str) -> Non
 def test_skipped_it_is_as_if_the_hook_had_done_nothing(
     guard: Any, hook: OnEvent, others: Any
 ) -> None:
-    """The body leaves byte for byte, whatever the others say about their own errors."""
+    """The body keeps its bytes, whatever the others report about their own errors."""
     with capture_logs() as logs:
         assert run_json(others(guard(hook, on_error="skip")), BODY) == BODY
     assert errors(logs) == [("Guard", "on_event", "skip")]
@@ -296,7 +294,7 @@ def test_skipped_it_leaves_what_the_others_made_of_it(guard: Any) -> None:
 @GUARDS
 @pytest.mark.parametrize("on_error", ["abort", "skip"])
 def test_an_abort_ends_the_response(guard: Any, on_error: str) -> None:
-    """Whatever `on_error` says, and with its reason."""
+    """Whatever `on_error`, and with its reason."""
 
     def abort(event: Event) -> Event:
         raise Abort("too expensive")

@@ -100,7 +100,7 @@ async def test_everything_queued_is_written_when_cancelled(tmp_path: Path) -> No
 
 
 async def test_lines_leave_while_the_process_serves_and_together(tmp_path: Path) -> None:
-    """Nobody need end for lines to be written, and those that come close together are one batch."""
+    """Lines are written without an end of their streams, and those close together are one batch."""
     disk = Disk()
     writer = LineWriter(disk)
     async with writer.opened():
@@ -360,7 +360,7 @@ def test_a_disk_that_is_full_within_a_line_spoils_no_other(tmp_path: Path) -> No
 
 
 def test_a_rotation_that_fails_is_tried_again(tmp_path: Path) -> None:
-    """While the older file cannot be moved, lines are lost and said to be; then it continues."""
+    """While the older file cannot be moved, lines are lost and this is logged; then it continues."""
     (tmp_path / "f.1").mkdir()
     with opened(rotating(tmp_path / "f", max_bytes=4, keep=1)) as write:
         left, error = write(b"0\n", b"1\n", b"2\n")

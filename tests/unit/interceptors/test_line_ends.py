@@ -61,9 +61,7 @@ def count_calls(function: Callable[..., Any], *args: Any) -> int:
 @pytest.mark.parametrize("before", [b"", b"data: x\n\n"])
 @pytest.mark.parametrize("hook", [Hook(keep), Needy(keep)])
 async def test_a_window_of_line_ends_is_a_few_calls(hook: Hook, before: bytes, fill: bytes) -> None:
-    """64 KiB of line ends or comments are not looked at one by one, also for hooks that say what
-    they need.
-    """
+    """64 KiB of line ends or comments are not looked at one by one, also for hooks with `needs`."""
     pools = Pools()
     buffer = bytearray(before + fill * (WINDOW // len(fill)))
     async with pools.open_scope() as scope:
@@ -76,7 +74,7 @@ async def test_a_window_of_line_ends_is_a_few_calls(hook: Hook, before: bytes, f
 
 @pytest.mark.parametrize("line", [b"x\n", b"x\r", b"x: y\r\n", b":\n"])
 def test_lines_inside_an_event_are_read_together(line: bytes) -> None:
-    """An event may have many thousands of lines that nobody understands."""
+    """An event may have many thousands of unknown lines."""
     block = b"data: a\n" + line * 20000 + b"\n"
     assert count_calls(parse_fields, block) < 20
     assert count_calls(unknown_lines, block) < 20

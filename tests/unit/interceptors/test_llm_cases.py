@@ -783,7 +783,7 @@ def test_secrets_that_are_cut_are_found_in_every_text_that_grows(row: str) -> No
 
 
 def test_words_of_the_protocol_stop_no_answer() -> None:
-    """A pattern that matches `stop` or a model's name is about what the model says."""
+    """A pattern that matches `stop` or a model's name applies to the model's text."""
     sent = stream(text("fine") | {"model": "gpt-x", "id": "chatcmpl-1234567890123456"}, STOP, DONE)
     patterns = ["stop|gpt|assistant|choices|content|[0-9]{16}"]
     check_exact(CHAT, sent, lambda: Guard(patterns=patterns))
@@ -801,7 +801,7 @@ def delta_of_call(piece: Any, **more: Any) -> dict[str, Any]:
 )
 @pytest.mark.parametrize("begun", [True, False])
 def test_guard_searches_data_that_is_half_json_or_follows_done(data: str, begun: bool) -> None:
-    """With its escapes decoded, also before any event that tells the answer's format."""
+    """With its escapes decoded, also before any event that shows the answer's format."""
     result = run(CHAT, stream(*([text("a")] if begun else []), data), guard)
     assert (result.failure, result.ended) == (None, True)
     assert b"nightjar" not in result.output

@@ -1,4 +1,4 @@
-"""`needs`: an interceptor sees what it said that it needs, and the stream is the same as if it had
+"""`needs`: an interceptor sees the events that it needs, and the stream is the same as if it had
 seen everything.
 """
 
@@ -42,7 +42,9 @@ def holds(needs: Needs, raw: bytes) -> bool:
 
 
 class Picky(Interceptor):
-    """Acts on the events that hold what it needs and ignores the others; with `tells`, it states it."""
+    """Acts on the events that contain what it needs and ignores the others; with `tells`, it
+    declares it.
+    """
 
     def __init__(
         self,
@@ -379,7 +381,7 @@ class WrongStream(StreamInterceptor):
 
 
 async def failure_of(needs: Any) -> HookError:
-    """Why a stream does not open whose interceptor, configured as `configured`, says these `needs`."""
+    """The error of a stream whose interceptor, configured as `configured`, has these `needs`."""
     pools = Pools()
     async with pools.open_scope() as scope:
         with capture_logs() as logs:
@@ -409,7 +411,7 @@ def test_nonsense_ends_the_exchange_or_is_skipped_as_the_interceptor_says() -> N
 
 
 def test_skipped_nonsense_leaves_the_others_their_own_needs() -> None:
-    """Interceptors before and behind see what they need, and no other's share."""
+    """Interceptors before and after it see what they need, and no other's share."""
     for tells in (False, True):
         before, behind = Picky((b": a",), upper, tells=tells), Picky((b": b",), upper, tells=tells)
         with capture_logs():
@@ -517,7 +519,7 @@ async def test_a_needed_event_too_large_ends_the_stream_where_it_would_without_n
 def test_an_event_that_an_earlier_interceptor_made_is_shown_to_a_later_one(
     act: Act, shown: list[bytes], output: bytes, first_needs: Needs, is_async: bool
 ) -> None:
-    """Whatever it holds: nobody could have searched for it in what came."""
+    """Whatever it contains: it was not in the upstream's bytes."""
 
     def mark(event: Event) -> Event:
         marked.append(event.raw)
@@ -709,8 +711,8 @@ def test_nothing_shows_whether_an_interceptor_told_its_needs(
 @settings(max_examples=100, deadline=None)
 @given(ANY_NEEDS, ANY_STREAM, ANY_CUTS)
 def test_no_event_is_shown_that_is_not_needed(needs: Needs, stream: bytes, cuts: list[int]) -> None:
-    """Where nobody makes events, the hook's calls are those events that hold what it needs, in
-    order, and no others.
+    """If no interceptor makes events, the hook is called for exactly the events that contain what
+    it needs, in order.
     """
     everything, picky = Picky(None, keep), Picky(needs, keep)
     assert run_chain([everything], chunked(stream, cuts)).output == stream

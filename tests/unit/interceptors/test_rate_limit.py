@@ -1,5 +1,5 @@
-"""RateLimit: nobody has more than the burst and the rate allow, whoever waits as told comes in, and
-memory has a bound.
+"""RateLimit: no client exceeds burst and rate, a client that waits for Retry-After is let in, and
+memory is bounded.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ async def test_which_addresses_are_one_client(
 
 
 def test_by_client_key_without_a_key_fails_closed_and_says_why() -> None:
-    """Nothing goes upstream uncounted when nobody before it has named the client."""
+    """Nothing goes upstream uncounted if no earlier interceptor has named the client."""
     limit = load_interceptor(USE, {"requests_per_minute": 60, "by": "client_key"})
     with (
         capture_logs(),
@@ -243,9 +243,8 @@ ARRIVALS = st.lists(
 def test_no_window_holds_more_than_the_burst_and_the_rate(
     arrivals: list[tuple[float, int]], rate_per_s: float, burst: int, max_clients: int
 ) -> None:
-    """Whatever comes when from whom, in any T seconds each client has at most burst + rate * T
-    requests, also while there are more clients than buckets; and there are never more buckets than
-    may be.
+    """For any arrivals: in any T seconds each client has at most burst + rate * T requests, also
+    with more clients than buckets, and the number of buckets is bounded.
     """
     times: defaultdict[int, list[float]] = defaultdict(list)
 
@@ -295,8 +294,8 @@ def test_the_wait_is_as_long_as_it_must_be(
 
 
 async def test_full_buckets_are_forgotten(autojump_clock: MockClock) -> None:
-    """A client that has been away long enough for a full bucket takes no memory, although nobody
-    asks for it again.
+    """A client that has been away long enough for a full bucket takes no memory, without another
+    request of it.
     """
     store = MemoryStore()
     for number in range(100):
@@ -360,6 +359,6 @@ def test_options_out_of_range_are_refused_with_their_path(
 
 
 def test_a_store_without_room_is_refused() -> None:
-    """A store of no bucket could let nobody in."""
+    """A store without a bucket could let no client in."""
     with pytest.raises(ValueError, match="max_clients: expected 1 or more"):
         MemoryStore(0)

@@ -1,5 +1,5 @@
-"""Redact in answers of LLMs: a secret never reaches the client, however it is cut, and what is none
-is hardly ever late.
+"""Redact in LLM answers: a secret never reaches the client, however it is cut, and other text is
+hardly ever late.
 """
 
 from __future__ import annotations
@@ -311,7 +311,7 @@ def test_what_waits_leaves_at_done_and_when_upstream_ends_without_it() -> None:
 
 
 def test_of_a_stream_that_breaks_off_nothing_that_waits_leaves() -> None:
-    """Half a secret stays here, whoever breaks it off."""
+    """Half a secret is never sent, whatever breaks the stream off."""
 
     class Breaking(Interceptor):
         def open_stream(self, context: StreamContext) -> StreamInterceptor:
@@ -362,7 +362,7 @@ def test_what_matches_only_in_a_piece_is_not_redacted() -> None:
 
 
 def test_all_other_strings_of_an_event_are_redacted_as_in_any() -> None:
-    """Names, ids, what nobody knows, in events with text and without."""
+    """Names, ids and unknown fields, in events with text and without."""
     secret = {"user": SECRET, SECRET: r"sk-Zq3x\V81L", "ass": "ass"}
     messages = [
         chunk(choice({"content": "cl"}), **secret),
@@ -418,7 +418,7 @@ def test_an_error_of_the_provider_is_redacted() -> None:
 
 
 def test_repetitions_show_what_the_deltas_showed() -> None:
-    """OpenAI responses say each text up to five times."""
+    """OpenAI responses repeat each text up to five times."""
     blocks: Blocks = [
         ("thinking", ["t sk-Zq3x", "V81L"]),
         ("text", ["a sk-", "Zq3xV81L b"]),
@@ -470,9 +470,7 @@ def test_an_answer_that_is_not_streamed_is_redacted(path: str) -> None:
 
 
 def test_arguments_are_redacted_as_json() -> None:
-    """An escape hides nothing, and what replaces a match is written such that the arguments stay
-    JSON.
-    """
+    """An escape hides nothing, and a replacement is written so that the arguments stay JSON."""
     for dialect in PATHS:
         stream = streamed(dialect, [("tool", ['{"k":"s\\u006', 'b-Zq3xV81L","n":1}'])])
         output = run_chain(
@@ -485,7 +483,7 @@ HIDDEN = r"\u0073k-Zq3xV81L"  # the secret, as JSON may spell it
 
 
 def repeating(shown: str, again: str, last: str, kind: str = "function_call") -> bytes:
-    """A call of OpenAI responses whose two repetitions say what they like."""
+    """A call of OpenAI responses whose two repetitions differ."""
     key, name = {
         "function_call": ("arguments", "function_call_arguments"),
         "custom_tool_call": ("input", "custom_tool_call_input"),
@@ -515,7 +513,7 @@ def repeating(shown: str, again: str, last: str, kind: str = "function_call") ->
 
 @pytest.mark.parametrize("kind", ["function_call", "custom_tool_call"])
 def test_a_repetition_that_says_other_arguments_is_redacted_by_itself(kind: str) -> None:
-    """Behind an escape, in either repetition, whatever the call said before."""
+    """After an escape, in either repetition, whatever the call contained before."""
     key = "arguments" if kind == "function_call" else "input"
     hidden, other = f'{{"k":"{HIDDEN}"}}', f'{{"k":"{HIDDEN}","n":[2]}}'
     for shown, again, last in (
@@ -550,7 +548,7 @@ def test_a_text_that_is_repeated_as_another_is_redacted_by_itself() -> None:
 
 
 def repeated(stream: bytes, kind: str) -> set[str]:
-    """All that the repetitions of a Responses stream say of one kind."""
+    """The repetitions of one kind in a Responses stream."""
     found = set()
 
     def look(value: Any) -> None:
@@ -626,7 +624,7 @@ ARGUMENTS: dict[str, tuple[str, str, str]] = {
 def test_arguments_that_are_json_stay_json(
     dialect: str, pattern: str, arguments: str, expected: str
 ) -> None:
-    """A pattern is about what strings say; what reaches over several takes each."""
+    """A pattern applies to the content of strings; a match over several takes each."""
     stream = streamed(dialect, [("tool", [arguments[:4], arguments[4:]])])
     result = run_chain([Redact([pattern], "#")], [stream], request=request(PATHS[dialect]))
     assert result.failure is None

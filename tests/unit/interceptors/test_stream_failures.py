@@ -322,7 +322,7 @@ async def test_on_end_hears_the_outcome_exactly_once(life: type[Life], outcome: 
 
 
 async def test_closing_gives_back_what_was_written() -> None:
-    """Parts that were never released are no lost leases."""
+    """Parts that were never released are not lost leases."""
     pools = Pools()
     async with open_chain(("upper", Hook(upper)), pools=pools) as stream:
         parts, _ = stream.process(bytearray(b"data: a\n\n"), 0, 9)
@@ -379,7 +379,9 @@ def test_a_skipped_open_stream_leaves_the_others(life: type[Life]) -> None:
     ids=["text", "int", "class", "Interceptor"],
 )
 async def test_an_open_stream_that_returns_nonsense_is_told_what_is_expected(nonsense: Any) -> None:
-    """A class instead of an object, say: refused when the stream opens, and not at its first event."""
+    """For example a class instead of an object: refused when the stream opens, not at its first
+    event.
+    """
 
     class Wrong(Interceptor):
         def open_stream(self, context: StreamContext) -> Any:

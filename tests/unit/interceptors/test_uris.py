@@ -50,7 +50,7 @@ def test_what_a_server_may_understand_is_among_the_spellings(uri: str, understoo
 
 
 def test_a_uri_that_is_encoded_over_and_over_is_an_error() -> None:
-    """There is no end to it otherwise, and a client could buy time with it."""
+    """It could grow without a bound otherwise, and a client could use up CPU time with it."""
     with pytest.raises(ValueError, match="more than 3 times"):
         spellings("file:///%2525252525252565tc")
 
@@ -88,7 +88,7 @@ def test_what_the_parsers_of_browsers_make_of_it_is_among_the_spellings(
     "http://%EF%BD%89nternal/a", "file://ｌocalhost/etc/passwd",
 ])  # fmt: skip
 def test_what_two_readers_read_as_two_uris_is_an_error(uri: str) -> None:
-    """Whoever compares it refuses it."""
+    """A server that compares it refuses it."""
     with pytest.raises(ValueError, match="URI"):
         spellings(uri)
 

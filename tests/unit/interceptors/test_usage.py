@@ -1,5 +1,5 @@
-"""Usage: what the provider told is counted once and by whom it was used, and what it never told is
-not counted as nothing.
+"""Usage: what the provider reported is counted once, for its client; what it did not report is not
+counted as 0.
 """
 
 from __future__ import annotations
@@ -159,8 +159,8 @@ def test_an_answer_is_counted_by_route_model_and_client(
 
 
 def test_an_explicit_zero_is_kept_and_is_not_what_was_never_told() -> None:
-    """0 makes a series at 0 and a 0 in the log; what was not told makes neither, and the log has
-    null.
+    """0 makes a series at 0 and a 0 in the log; a missing count makes no series, and null in the
+    log.
     """
     body = chat_body({"content": ""}, usage={"prompt_tokens": 5, "completion_tokens": 0})
     usage = Usage()
@@ -193,8 +193,8 @@ def test_an_answer_that_tells_no_usage_is_counted_as_such(path: str) -> None:
 
 
 def test_what_is_told_several_times_counts_once_and_the_last_word_counts() -> None:
-    """Anthropic tells cumulative output, and some servers of OpenAI's dialect tell it all with
-    every chunk.
+    """Anthropic reports cumulative output, and some servers of OpenAI's dialect report everything
+    in every chunk.
     """
     messages = [
         message_start(),
@@ -218,8 +218,8 @@ def test_what_is_told_several_times_counts_once_and_the_last_word_counts() -> No
 
 
 def test_a_stream_that_breaks_off_counts_what_was_told_so_far() -> None:
-    """Input is told at the beginning of Anthropic's streams: it is counted although no end came,
-    once.
+    """Anthropic's streams report input at the beginning: it is counted once, although no end
+    arrived.
     """
 
     class Breaking(Interceptor):
@@ -271,8 +271,8 @@ def test_a_stream_that_breaks_off_counts_what_was_told_so_far() -> None:
     ],
 )
 def test_a_failure_is_a_request_without_usage(path: str, body: Any, error: str | None) -> None:
-    """It is counted as a request, and not among the answers that should have told usage; the line
-    has the error's type.
+    """It is counted as a request, and not among the answers without usage; the line has the error's
+    type.
     """
     usage = Usage()
     with capture_logs() as logs:
@@ -283,9 +283,7 @@ def test_a_failure_is_a_request_without_usage(path: str, body: Any, error: str |
 
 
 def test_a_failed_request_cannot_make_up_models() -> None:
-    """The name is whatever the client wrote: it gets no label of its own, but counts under one that
-    is known.
-    """
+    """The name is whatever the client sent: it gets no label, but counts under a known one."""
     usage = Usage(ask=True)
     for model, status in (("gpt", 200), ("made-up", 404), ("gpt", 429)):
         asking = Request(
@@ -455,9 +453,7 @@ def test_ask_hides_nothing_from_a_client_that_has_asked() -> None:
     ],
 )
 def test_ask_leaves_every_other_request_as_it_is(path: str, body: bytes) -> None:
-    """Other dialects tell usage unasked, and what is not a request of a chat stream is not ours to
-    judge.
-    """
+    """Other dialects report usage without a request for it, and other requests are not changed."""
     assert not asked(Usage(ask=True), body, path).body_replaced
 
 

@@ -1,4 +1,4 @@
-"""MCP messages: every kind is told, in both directions; what nobody touched keeps its bytes;
+"""MCP messages: every kind is recognised, in both directions; untouched messages keep their bytes;
 responses find their requests.
 """
 
@@ -153,9 +153,7 @@ ODD = (
 
 
 def test_looking_changes_nothing() -> None:
-    """Whoever only reads leaves every byte, also of numbers and escapes that we would write in
-    another way.
-    """
+    """A hook that only reads keeps every byte, also of numbers and escapes in an unusual form."""
     payload = parse(ODD, from_client=True)
     (message,) = payload.messages
     assert (message.id, message.method, message.name) == (1, "tools/call", "add")
@@ -396,9 +394,7 @@ BODIES = (st.lists(ENVELOPES | VALUES, max_size=4) | ENVELOPES | VALUES).map(
 def test_any_text_is_read_and_written_as_it_came_or_is_no_json(
     text: str, from_client: bool
 ) -> None:
-    """Whatever a client or a server may say: our messages or our error, nothing else; reading all
-    of it changes nothing.
-    """
+    """Any input gives messages or the documented error, nothing else; reading it changes nothing."""
     try:
         data = text.encode()
     except UnicodeEncodeError:
@@ -424,6 +420,6 @@ def test_any_text_is_read_and_written_as_it_came_or_is_no_json(
 
 
 def test_names_that_differ_in_their_case_only_are_ambiguous() -> None:
-    """Also those that nobody knows: a reader without case takes either."""
+    """Also unknown ones: a reader that ignores case takes either."""
     for text in ('{"x":1,"X":2}', '{"params":{"a":1,"A":2}}'):
         assert ambiguity(text.encode()) is not None

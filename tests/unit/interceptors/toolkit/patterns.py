@@ -25,7 +25,7 @@ ASCII = [
     *'aabbckss=@.-1E \n"[', "secret", "sk-", "ab", "aab", "-----BEGIN-----", "-----END-----", "AKIA", "ass", "é",
 ]  # fmt: skip
 ALPHABET = [*ASCII, "²", "\u0301", "\x1c"]
-"""The last three are no letters of words to one of `re` and `regex`."""
+"""The last three are not letters of words for one of `re` and `regex`."""
 
 _ATOMS = st.sampled_from(
     ["a", "b", "c", "[ab]", "[^a]", ".", r"\w", r"\s", r"\b", r"\B", "$", "^", r"\Z", "(?<=a)", r"(?<!a\b)"]

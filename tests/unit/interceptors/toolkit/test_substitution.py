@@ -106,7 +106,7 @@ def test_what_grows_by_more_than_one_character_at_a_time_is_one_match(step: int)
 
 
 def test_what_could_become_a_match_for_longer_than_the_window_is_given_up() -> None:
-    """It leaves from its beginning; what comes behind is still found."""
+    """It is sent from its beginning; what follows is still found."""
     flow = Flow(substitution("BEGIN[^.]*END", "#"), 50)
     fed_so_far = left = ""
     for piece in ["BEGIN", *["x" * 9] * 40, "BEGIN secret ", "END."]:

@@ -23,8 +23,8 @@ ORIGIN, CREDENTIALS = b"access-control-allow-origin", b"access-control-allow-cre
 def test_credentials_are_allowed_only_where_the_answer_has_allowed_this_origin(
     origins: list[bytes], kept: bool
 ) -> None:
-    """Beside `*` browsers refuse them: replacing that with the origin must not allow what nobody
-    has allowed.
+    """Browsers refuse them with `*`: replacing it with the origin must not allow what was not
+    allowed.
     """
     cors = Cors.of(["https://app.test"], [(b"origin", PAGE)])
     assert cors is not None

@@ -1,4 +1,4 @@
-"""Headers on their way through: what stays on its hop, what passes untouched, and what is said
+"""Headers on their way through: what is removed at the hop, what passes unchanged, and reports
 about the client.
 """
 

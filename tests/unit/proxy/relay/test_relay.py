@@ -1094,9 +1094,7 @@ async def test_a_broken_body_fails_after_what_came_before(
 
 
 async def test_a_body_that_is_broken_after_an_event_is_at_a_boundary(way: str) -> None:
-    """So that the client can be told of it by an event, in the middle of which it would otherwise
-    be.
-    """
+    """So that the client can get an error event, which must not be inside another event."""
     for data, at_boundary in ((b"data: 1\n\n", True), (b"data: 1\n", False)):
         async with open_rig(way, Client()) as rig:
             await rig.run_fed(b"%x\r\n%b\r\nno size\r\n" % (len(data), data))

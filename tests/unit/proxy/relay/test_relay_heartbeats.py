@@ -1,5 +1,5 @@
-"""The relay's heartbeats: when one goes out, when none may, and that no reader can tell the events
-from those without.
+"""The relay's heartbeats: when one is sent, when none may be, and that a reader gets the same
+events with and without them.
 
 All times are of Trio's mock clock. What a socket pair holds is readable at once, so that the clock
 jumps only when there is nothing to move.
@@ -324,9 +324,7 @@ async def test_with_a_chain_half_an_event_has_not_left(
 async def test_a_heartbeat_is_no_sign_of_life_of_the_upstream(
     way: str, synchronous: bool, autojump_clock: MockClock
 ) -> None:
-    """The idle deadline counts from upstream's last byte, whatever was said meanwhile, and from its
-    own time alone.
-    """
+    """The idle deadline counts from upstream's last byte only, whatever the proxy sends in between."""
     client = Client(synchronous)
     async with open_rig(way, client) as rig:
         rig.idle_s = 35.0
@@ -362,8 +360,8 @@ async def test_a_client_that_has_gone_is_noticed_by_a_heartbeat(
 async def test_a_client_that_takes_no_heartbeat_has_stalled(
     way: str, synchronous: bool, autojump_clock: MockClock
 ) -> None:
-    """The send deadline holds for a heartbeat as for any write, and no second one is written behind
-    the first.
+    """The send deadline applies to a heartbeat as to any write, and no second heartbeat is written
+    after the first.
     """
     client = Client(synchronous, takes=trio.sleep_forever)
     client.full = True

@@ -27,8 +27,8 @@ def test_a_session_is_found_until_it_is_forgotten() -> None:
 
 
 def test_a_session_ages_from_its_last_use() -> None:
-    """A use is a response of its endpoint, and lasts as long as that: to look is none, for a client
-    may try in vain for days.
+    """A use is a response of its endpoint, and lasts as long as that: a look-up is not a use,
+    because a client may fail for days.
     """
     sessions = Affinity()
     for key in (b"used", b"unused", b"streaming"):

@@ -108,8 +108,8 @@ async def test_a_request_may_be_sent_a_second_time_as_it_was() -> None:
 
 
 async def test_a_kept_connection_that_was_closed_is_not_the_endpoints_failure() -> None:
-    """A server may close one just when the next request is written; that says nothing, and a GET is
-    simply sent again.
+    """A server may close one just when the next request is written; this is no failure, and a GET
+    is sent again.
     """
 
     async def script(peer: Peer) -> None:

@@ -1,5 +1,5 @@
-"""From an origin to a socket: several addresses as RFC 8305 says, no socket left open, and whose
-fault a failure is.
+"""From an origin to a socket: several addresses as in RFC 8305, no socket left open, and the right
+failure.
 """
 
 from __future__ import annotations
@@ -204,8 +204,8 @@ async def test_what_is_ours_is_told_from_what_is_the_endpoints(
 async def test_an_address_of_a_family_that_this_machine_lacks_is_the_endpoints(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without IPv6 ::1 fails with the error of a machine that has no port left: UDP tells the two
-    apart.
+    """Without IPv6, ::1 fails with the error of a machine without a free port: a UDP socket
+    distinguishes the two.
     """
 
     class Socket(socket.socket):

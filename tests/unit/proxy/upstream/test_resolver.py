@@ -1,5 +1,5 @@
-"""Look-ups: joined, kept for a short time, apart from each other and from every other thread, and
-owned by nobody's request.
+"""Look-ups: joined, kept for a short time, independent of each other and of other threads, and not
+owned by a request.
 """
 
 from __future__ import annotations
