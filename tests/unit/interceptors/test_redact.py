@@ -182,3 +182,9 @@ def test_an_escape_hides_nothing_in_what_is_not_quite_json(data: str) -> None:
     redacted = Redact(patterns=["sk-[A-Za-z0-9]{20,}"]).redact(data)
     assert "[redacted]" in redacted
     assert "A" * 24 not in redacted
+
+
+@pytest.mark.parametrize("line", [b"secret: x", b"x: a secret", b"secret"])
+def test_fields_that_no_client_knows_hide_nothing(line: bytes) -> None:
+    result = run_chain([Redact(["secret"])], [b"id: 7\n" + line + b"\ndata: 1\n\n"])
+    assert result.output == b"id: 7\ndata: 1\n\n"

@@ -811,3 +811,21 @@ def test_a_secret_in_the_input_of_a_custom_tool_never_passes(cut: int) -> None:
     ]
     assert "".join(call.get("input", "") for call in calls) == "[redacted]"
     assert calls[0]["name"] == "shell"
+
+
+def test_a_match_in_a_tools_name_that_comes_in_pieces_ends_the_stream() -> None:
+    """The pieces cannot be changed any more without changing which tool is called."""
+    deltas = [
+        tool_delta(0, "", "call_0", SECRET[:9]),
+        {"tool_calls": [{"index": 0, "function": {"name": SECRET[9:]}}]},
+        tool_delta(0, "{}"),
+    ]
+    chunks = [
+        *(chunk(choice(delta)) for delta in deltas),
+        chunk(choice({}, "tool_calls")),
+        "[DONE]",
+    ]
+    stream = stream_of(chunks, named=False)
+    result = run_chain([Redact([KEY])], [stream], request=request(CHAT))
+    assert result.failure is not None
+    assert SECRET[9:].encode() not in result.output
