@@ -28,6 +28,7 @@ from structlog.testing import capture_logs
 from support.client import fetch
 from support.llm_events import block_delta, block_start, block_stop, event, tool_use
 from support.proxy import config_for, open_proxy
+from support.tables import words
 from support.upstream import Peer, open_upstream
 from unit.interceptors.dialects.test_contradictions import places
 from unit.interceptors.dialects.test_transcripts import BODIES, STREAMS
@@ -50,97 +51,25 @@ NEVER = ["\u0110sk-[0-9]{8}"]  # no text begins like it, so that `redact` holds 
 UNKNOWN = f"a line, {SECRET}"
 """Data that stands for a line that is not a field of an event."""
 PROTOCOL = frozenset(
-    (
-        *(
-            "id",
-            "object",
-            "type",
-            "model",
-            "role",
-            "finish_reason",
-            "native_finish_reason",
-            "stop_reason",
-            "status",
-        ),
-        *(
-            "item_id",
-            "call_id",
-            "tool_use_id",
-            "tool_call_id",
-            "response_id",
-            "previous_response_id",
-            "request_id",
-        ),
-        *("system_fingerprint", "service_tier", "provider", "obfuscation", "signature", "event"),
+    words(
+        "id object type model role finish_reason native_finish_reason stop_reason status item_id"
+        " call_id tool_use_id tool_call_id response_id previous_response_id request_id"
+        " system_fingerprint service_tier provider obfuscation signature event"
     )
 )
 
 
 # --- messages
-# -----------------------------------------------------------------------------------------------------------
 
-WORDS = [
-    "choices",
-    "delta",
-    "message",
-    "content",
-    "type",
-    "index",
-    "tool_calls",
-    "function",
-    "function_call",
-    "arguments",
-    "usage",
-    "error",
-    "response",
-    "output",
-    "item",
-    "part",
-    "text",
-    "input",
-    "id",
-    "name",
-    "thinking",
-    "reasoning",
-    "reasoning_content",
-    "refusal",
-    "custom",
-    "partial_json",
-    "content_block",
-    "output_index",
-    "item_id",
-    "content_index",
-    "summary",
-    "finish_reason",
-    "stop_reason",
-    "status",
-    "object",
-    "model",
-    "code",
-    "message_start",
-    "content_block_delta",
-    "text_delta",
-    "response.output_text.delta",
-    "response.completed",
-    "tool_use",
-]
-TEXTS = [
-    "",
-    "a",
-    "b c",
-    "sk-",
-    "sk-Zq3",
-    '{"a":',
-    '"x"}',
-    "{}",
-    "[DONE]",
-    "\n",
-    "\ud83d",
-    "\ude00",
-    "é\u2028",
-    "\\u0073k-",
-    "x" * 40,
-]
+WORDS = words(
+    "choices delta message content type index tool_calls function function_call arguments usage error"
+    " response output item part text input id name thinking reasoning reasoning_content refusal custom"
+    " partial_json content_block output_index item_id content_index summary finish_reason stop_reason"
+    " status object model code message_start content_block_delta text_delta tool_use"
+    " response.output_text.delta response.completed"
+)
+TEXTS = ["", "a", "b c", "sk-", "sk-Zq3", '{"a":', '"x"}', "{}", "[DONE]", "\n", "\ud83d", "\ude00"]
+TEXTS += ["é\u2028", "\\u0073k-", "x" * 40]
 NUMBERS = [0, 1, -1, 2, 1.0, 0.5, 1e400, float("nan"), -0.0, 10**25, 2**53]
 
 texts = st.sampled_from(TEXTS)
@@ -230,29 +159,15 @@ responses = fields(
     object=st.just("response"), status=st.sampled_from(["completed", "incomplete", "failed", "in_progress"]),
     output=items(output_items), usage=usages, error=errors, model=ids, incomplete_details=fields(reason=ids),
 )  # fmt: skip
-RESPONSE_TYPES = [
-    *(
-        f"response.{name}.{end}"
-        for name in ("output_text", "refusal", "reasoning_text")
-        for end in ("delta", "done")
-    ),
-    *(
-        f"response.{name}.{end}"
-        for name in ("reasoning_summary_text", "mcp_call_arguments")
-        for end in ("delta", "done")
-    ),
-    *(
-        f"response.{name}.{end}"
-        for name in ("function_call_arguments", "custom_tool_call_input")
-        for end in ("delta", "done")
-    ),
-    *(
-        f"response.{name}.{end}"
-        for name in ("content_part", "reasoning_summary_part", "output_item")
-        for end in ("added", "done")
-    ),
-    *("response.created", "response.completed", "response.incomplete", "response.failed", "error"),
-]
+RESPONSE_TYPES = words(
+    "response.created response.completed response.incomplete response.failed error"
+)
+for names, ends in (
+    ("output_text refusal reasoning_text reasoning_summary_text mcp_call_arguments", "delta done"),
+    ("function_call_arguments custom_tool_call_input", "delta done"),
+    ("content_part reasoning_summary_part output_item", "added done"),
+):
+    RESPONSE_TYPES += [f"response.{name}.{end}" for name in words(names) for end in words(ends)]
 of_responses = fields(
     type=st.sampled_from(RESPONSE_TYPES),
     output_index=small, item_id=ids, content_index=small, summary_index=small, sequence_number=small, delta=texts,
@@ -279,18 +194,8 @@ of_anthropic = fields(
 )  # fmt: skip
 GRAMMARS = {CHAT: of_chat, RESPONSES: of_responses, ANTHROPIC: of_anthropic}
 
-not_json = st.sampled_from(
-    [
-        "[DONE]",
-        "[DONE] ",
-        "pong",
-        '{"choices":[{"delta":{"content":"a',
-        "NaN",
-        "{}}",
-        '"x',
-        "[" * 2000,
-    ]
-)
+NOT_JSON = words('[DONE] pong {"choices":[{"delta":{"content":"a NaN {}} "x')
+not_json = st.sampled_from([*NOT_JSON, "[DONE] ", "[" * 2000])
 paths = st.sampled_from(sorted(GRAMMARS))
 
 
@@ -353,7 +258,6 @@ class Text(str):
 
 
 # --- as SSE
-# -------------------------------------------------------------------------------------------------------------
 
 
 def escaped(text: str, mask: int) -> str:
@@ -406,7 +310,16 @@ def wires(draw: st.DrawFn, messages: list[Any]) -> tuple[bytes, list[int]]:
 
 
 # --- what runs
-# ----------------------------------------------------------------------------------------------------------
+
+
+class Pass(MessageInterceptor):
+    """Has every hook, and changes nothing."""
+
+    def __init__(self, *, holds: bool) -> None:
+        self.stream = type("Holding", (PassStream,), {"holds_tool_calls": holds})
+
+    def open_messages(self, context: Any) -> MessageStream:
+        return self.stream()
 
 
 class PassStream(MessageStream):
@@ -419,27 +332,13 @@ class PassStream(MessageStream):
     on_provider_error = on_unread = look
 
 
-class HoldingStream(PassStream):
-    holds_tool_calls = True
-
-
-class Pass(MessageInterceptor):
-    """Has every hook, and changes nothing."""
-
-    def __init__(self, stream: type[MessageStream]) -> None:
-        self.stream = stream
-
-    def open_messages(self, context: Any) -> MessageStream:
-        return self.stream()
-
-
 PASSING: dict[str, Callable[[], list[Interceptor]]] = {
     "usage": lambda: [Usage()],
-    "every hook": lambda: [Pass(PassStream)],
-    "every hook, held": lambda: [Pass(HoldingStream)],
+    "every hook": lambda: [Pass(holds=False)],
+    "every hook, held": lambda: [Pass(holds=True)],
     "guard": lambda: [Guard(NEVER)],
     "redact": lambda: [Redact(NEVER)],
-    "all": lambda: [Usage(), Redact(NEVER), Guard(NEVER), Pass(HoldingStream)],
+    "all": lambda: [Usage(), Redact(NEVER), Guard(NEVER), Pass(holds=True)],
 }
 
 
@@ -495,7 +394,6 @@ def test_any_stream_without_a_match_passes_exactly(
 
 
 # --- a secret
-# -----------------------------------------------------------------------------------------------------------
 
 
 def strings(value: Any, *, protocol: bool = True) -> Iterator[str]:
@@ -533,7 +431,7 @@ def events_of(stream: bytes) -> list[Any]:
 
 @st.composite
 def planted(draw: st.DrawFn, messages: list[Any]) -> list[Any]:
-    """The secret in one place: a value, a name, an unknown field, or data that is not JSON."""
+    """The secret in one place: a value, a name, a field that nobody knows, or data that is not JSON."""
     messages = copy.deepcopy(messages)
     where = draw(st.sampled_from(["value", "value", "value", "name", "field", "data", "line"]))
     secret = draw(st.sampled_from(["{}", "a {}.", '{{"k":"{}"}}'])).format(SECRET)
@@ -555,18 +453,8 @@ def planted(draw: st.DrawFn, messages: list[Any]) -> list[Any]:
     elif where == "line":
         messages.insert(draw(st.integers(0, len(messages))), Text(UNKNOWN))
     else:
-        data = draw(
-            st.sampled_from(
-                [
-                    "{}",
-                    '{{"a": "{}"',
-                    '"{}',
-                    "[1, {}]",
-                    "[DONE] {}",
-                    '{{"choices":[{{"delta":{{"content":"{}',
-                ]
-            )
-        )
+        begins = ["{}", '{{"a": "{}"', '"{}', "[1, {}]", "[DONE] {}"]
+        data = draw(st.sampled_from([*begins, '{{"choices":[{{"delta":{{"content":"{}']))
         messages.insert(draw(st.integers(0, len(messages))), Text(data.format(SECRET)))
     return messages
 
@@ -627,18 +515,12 @@ def test_guard_ends_at_a_secret_in_any_place_that_it_searches(
 
 
 # --- a secret that is cut
-# -----------------------------------------------------------------------------------------------
 
 
 def chunk(delta: Any = None, index: int = 0, **more: Any) -> dict[str, Any]:
     choice = {"index": index, "delta": delta, "finish_reason": None, **more}
-    return {
-        "id": "c",
-        "object": "chat.completion.chunk",
-        "created": 1,
-        "model": "m",
-        "choices": [choice],
-    }
+    head = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    return {**head, "choices": [choice]}
 
 
 def part_of(kind: str, text: str) -> dict[str, Any]:
@@ -651,38 +533,30 @@ Answer = tuple[list[Any], list[Any], list[Any]]
 
 def chat_answer(draw: st.DrawFn, kind: str, pieces: list[str]) -> Answer:
     whole = "".join(pieces)
-    numbered = draw(st.booleans())
-    again = kind in ("function", "custom") and draw(
-        st.booleans()
-    )  # the id and the name come with each piece
+    place = {"index": 0} if draw(st.booleans()) else {}
+    # The id and the name may come with each piece.
+    again = kind in ("function", "custom") and draw(st.booleans())
 
     def call(piece: str, at: int) -> dict[str, Any]:
         named = {"id": "call_a", "type": "function"} if at == 0 or again else {}
         of, key = ("custom", "input") if kind == "custom" else ("function", "arguments")
         name = {"name": "send"} if at == 0 or again else {}
-        return {
-            "tool_calls": [
-                {**({"index": 0} if numbered else {}), **named, of: {**name, key: piece}}
-            ]
-        }
+        return {"tool_calls": [{**place, **named, of: {**name, key: piece}}]}
 
     def delta(piece: str, at: int) -> dict[str, Any]:
         if kind in ("function", "custom"):
             return chunk(call(piece, at))
         if kind == "function_call":
-            return chunk(
-                {"function_call": {**({"name": "send"} if at == 0 else {}), "arguments": piece}}
-            )
+            name = {"name": "send"} if at == 0 else {}
+            return chunk({"function_call": {**name, "arguments": piece}})
         if kind == "completions":
             return chunk(text=piece)
+        part = {"type": "text", "text": piece}
+        detail = {"type": "reasoning.text", "text": piece, "index": 0}
         made: dict[str, Any] = {
-            "list": {"content": [{"type": "text", "text": piece}]},
-            "thinking": {
-                "content": [{"type": "thinking", "thinking": [{"type": "text", "text": piece}]}]
-            },
-            "details": {
-                "reasoning_details": [{"type": "reasoning.text", "text": piece, "index": 0}]
-            },
+            "list": {"content": [part]},
+            "thinking": {"content": [{"type": "thinking", "thinking": [part]}]},
+            "details": {"reasoning_details": [detail]},
             "transcript": {"audio": {"id": "x", "transcript": piece}},
         }
         return chunk(made.get(kind, {kind: piece}))
@@ -696,23 +570,9 @@ def chat_answer(draw: st.DrawFn, kind: str, pieces: list[str]) -> Answer:
             deltas.append(chunk({}, message={kind: whole}))
     if again and draw(st.booleans()):  # another call at the same place, in between
         other = {"id": "call_b", "type": "function", "function": {"name": "see", "arguments": "{}"}}
-        deltas.insert(1, chunk({"tool_calls": [{**({"index": 0} if numbered else {}), **other}]}))
-    end = chunk({}, finish_reason="stop")
-    return (
-        [],
-        deltas,
-        draw(
-            st.sampled_from(
-                [
-                    [end, Text("[DONE]")],
-                    [Text("[DONE]")],
-                    [end],
-                    [],
-                    [end, chunk({}, finish_reason="stop")],
-                ]
-            )
-        ),
-    )
+        deltas.insert(1, chunk({"tool_calls": [{**place, **other}]}))
+    end, done = chunk({}, finish_reason="stop"), Text("[DONE]")
+    return [], deltas, draw(st.sampled_from([[end, done], [done], [end], [], [end, end]]))
 
 
 def responses_answer(draw: st.DrawFn, kind: str, pieces: list[str]) -> Answer:
@@ -727,19 +587,14 @@ def responses_answer(draw: st.DrawFn, kind: str, pieces: list[str]) -> Answer:
     ends: list[Any] = []
     if kind in ("function_call_arguments", "custom_tool_call_input"):
         key = "arguments" if kind.startswith("function") else "input"
-        item = {
-            "id": "i",
-            "type": "function_call" if key == "arguments" else "custom_tool_call",
-            "call_id": "c",
-            "name": "send",
-        }
+        of = "function_call" if key == "arguments" else "custom_tool_call"
+        item = {"id": "i", "type": of, "call_id": "c", "name": "send"}
         begins = [event("output_item.added", output_index=index, item={**item, key: ""})]
-        said = draw(st.sampled_from([whole, ""]))
-        ends = [
-            {"type": f"response.{kind}.done", **where, key: said},
-            event("output_item.done", output_index=index, item={**item, key: whole}),
-        ]
         item[key] = whole
+        ends = [
+            event(f"{kind}.done", **where, **{key: draw(st.sampled_from([whole, ""]))}),
+            event("output_item.done", output_index=index, item=dict(item)),
+        ]
     elif kind in ("output_text", "refusal", "reasoning_text", "reasoning_summary_text"):
         of = "summary_text" if "summary" in kind else kind
         field = "summary" if "summary" in kind else "content"
@@ -747,40 +602,31 @@ def responses_answer(draw: st.DrawFn, kind: str, pieces: list[str]) -> Answer:
         part = "reasoning_summary_part" if field == "summary" else "content_part"
         begins = [
             event("output_item.added", output_index=index, item={**item, field: []}),
-            {"type": f"response.{part}.added", **inner, "part": part_of(of, "")},
-        ]
-        ends = [
-            {
-                "type": f"response.{kind}.done",
-                **inner,
-                "refusal" if kind == "refusal" else "text": whole,
-            },
-            {"type": f"response.{part}.done", **inner, "part": part_of(of, whole)},
-            event(
-                "output_item.done", output_index=index, item={**item, field: [part_of(of, whole)]}
-            ),
+            event(f"{part}.added", **inner, part=part_of(of, "")),
         ]
         item[field] = [part_of(of, whole)]
+        text = "refusal" if kind == "refusal" else "text"
+        ends = [
+            event(f"{kind}.done", **inner, **{text: whole}),
+            event(f"{part}.done", **inner, part=part_of(of, whole)),
+            event("output_item.done", output_index=index, item=dict(item)),
+        ]
     else:
         ends = [{"type": f"response.{kind}.done", **where}]
     output = [{"id": "other", "type": "message", "content": []}][:index]
-    ends.append(
-        event(
-            "completed",
-            response={"object": "response", "status": "completed", "output": [*output, item]},
-        )
-    )
-    deltas = [{"type": f"response.{kind}.delta", **inner, "delta": piece} for piece in pieces]
-    if (
-        begins and "item_id" in where and draw(st.booleans())
-    ):  # another item at the same index, in between
-        begins.insert(
-            0, {**begins[0], "item": {**begins[0]["item"], "id": "twin", "call_id": "twin"}}
-        )
+    response = {"object": "response", "status": "completed", "output": [*output, item]}
+    ends.append(event("completed", response=response))
+    deltas = [event(f"{kind}.delta", **inner, delta=piece) for piece in pieces]
+    if begins and "item_id" in where and draw(st.booleans()):  # another item at the same index
+        twin = {**begins[0]["item"], "id": "twin", "call_id": "twin"}
+        begins.insert(0, {**begins[0], "item": twin})
         deltas.insert(1, {**deltas[0], "item_id": "twin", "delta": "b"})
     elif not draw(st.integers(0, 3)):
         begins = []
     return begins, deltas, [end for end in ends if draw(st.integers(0, 3))]
+
+
+SERVER_TOOL = {"type": "server_tool_use", "id": "t", "name": "find", "input": {}}
 
 
 def anthropic_answer(draw: st.DrawFn, kind: str, pieces: list[str]) -> Answer:
@@ -789,25 +635,12 @@ def anthropic_answer(draw: st.DrawFn, kind: str, pieces: list[str]) -> Answer:
         "text_delta": ({"type": "text", "text": ""}, "text"),
         "thinking_delta": ({"type": "thinking", "thinking": "", "signature": ""}, "thinking"),
         "tool_use": (tool_use("t", "send"), "partial_json"),
-        "server_tool_use": (
-            {"type": "server_tool_use", "id": "t", "name": "find", "input": {}},
-            "partial_json",
-        ),
+        "server_tool_use": (SERVER_TOOL, "partial_json"),
         "compaction_delta": ({"type": "compaction", "content": ""}, "content"),
     }[kind]
     of = "input_json_delta" if key == "partial_json" else kind
-    begins = [
-        {
-            "type": "message_start",
-            "message": {
-                "type": "message",
-                "model": "m",
-                "content": [],
-                "usage": {"input_tokens": 1},
-            },
-        },
-        block_start(index, block),
-    ]
+    message = {"type": "message", "model": "m", "content": [], "usage": {"input_tokens": 1}}
+    begins: list[Any] = [{"type": "message_start", "message": message}, block_start(index, block)]
     if kind in ("text_delta", "thinking_delta") and draw(st.booleans()):
         begins[1]["content_block"] = {**block, key: pieces[0]}
         pieces = pieces[1:]
@@ -817,85 +650,56 @@ def anthropic_answer(draw: st.DrawFn, kind: str, pieces: list[str]) -> Answer:
         {"type": "content_block_delta", "index": index, "delta": {"type": of, key: piece}}
         for piece in pieces
     ]
-    ends = [
-        block_stop(index),
-        {
-            "type": "message_delta",
-            "delta": {"stop_reason": "end_turn"},
-            "usage": {"output_tokens": 1},
-        },
-        {"type": "message_stop"},
-    ]
+    usage = {"output_tokens": 1}
+    end = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage}
+    ends = [block_stop(index), end, {"type": "message_stop"}]
     return begins, deltas, [end for end in ends if draw(st.integers(0, 3))]
 
 
+def other_call(**more: Any) -> dict[str, Any]:
+    return chunk({"tool_calls": [{"index": 1, **more}]})
+
+
+IN_PROGRESS = {"object": "response", "status": "in_progress", "output": []}
+OTHER = {"output_index": 5, "item_id": "other", "content_index": 0}
 CUT: dict[str, tuple[Callable[[st.DrawFn, str, list[str]], Answer], list[str], list[Any]]] = {
     CHAT: (
         chat_answer,
+        words(
+            "content reasoning_content reasoning refusal list thinking details completions"
+            " transcript function custom function_call"
+        ),
         [
-            "content",
-            "reasoning_content",
-            "reasoning",
-            "refusal",
-            "list",
-            "thinking",
-            "details",
-            "completions",
-            "transcript",
-            "function",
-            "custom",
-            "function_call",
-        ],
-        [
-            chunk({"content": "b"}, index=1),
-            chunk({"role": "assistant"}),
-            chunk(
-                {
-                    "tool_calls": [
-                        {"index": 1, "id": "call_b", "function": {"name": "see", "arguments": "{"}}
-                    ]
-                }
-            ),
-            chunk({"tool_calls": [{"index": 1, "function": {"arguments": "}"}}]}),
-            chunk({}, index=1, finish_reason="stop"),
-            chunk({"content": ""}, finish_reason=""),
+            *(chunk({"content": "b"}, index=1), chunk({"role": "assistant"})),
+            other_call(id="call_b", function={"name": "see", "arguments": "{"}),
+            other_call(function={"arguments": "}"}),
+            *(chunk({}, index=1, finish_reason="stop"), chunk({"content": ""}, finish_reason="")),
             {"choices": [], "usage": {"prompt_tokens": 1}},
         ],
     ),
     RESPONSES: (
         responses_answer,
+        words(
+            "output_text refusal reasoning_text reasoning_summary_text function_call_arguments"
+            " custom_tool_call_input mcp_call_arguments code_interpreter_call_code audio.transcript"
+        ),
         [
-            "output_text",
-            "refusal",
-            "reasoning_text",
-            "reasoning_summary_text",
-            "function_call_arguments",
-            "custom_tool_call_input",
-            "mcp_call_arguments",
-            "code_interpreter_call_code",
-            "audio.transcript",
-        ],
-        [
-            event("output_text.delta", output_index=5, item_id="other", content_index=0, delta="b"),
-            event("output_text.done", output_index=5, item_id="other", content_index=0, text="b"),
-            event("output_text.annotation.added", output_index=0, annotation={}),
-            event(
-                "in_progress",
-                response={"object": "response", "status": "in_progress", "output": []},
+            *(
+                event("output_text.delta", **OTHER, delta="b"),
+                event("in_progress", response=IN_PROGRESS),
             ),
+            event("output_text.done", **OTHER, text="b"),
+            event("output_text.annotation.added", output_index=0, annotation={}),
             {"type": "keepalive", "sequence_number": 3},
         ],
     ),
     ANTHROPIC: (
         anthropic_answer,
-        ["text_delta", "thinking_delta", "tool_use", "server_tool_use", "compaction_delta"],
+        words("text_delta thinking_delta tool_use server_tool_use compaction_delta"),
         [
-            {"type": "ping"},
-            block_start(5, {"type": "text", "text": "b"}),
-            block_delta(5, text="b"),
-            block_stop(5),
-            block_start(6, tool_use("u", "x")),
-            block_delta(6, partial_json="{}"),
+            *({"type": "ping"}, block_start(5, {"type": "text", "text": "b"})),
+            *(block_delta(5, text="b"), block_stop(5)),
+            *(block_start(6, tool_use("u", "x")), block_delta(6, partial_json="{}")),
             {
                 "type": "message_delta",
                 "delta": {"stop_reason": None},
@@ -904,16 +708,8 @@ CUT: dict[str, tuple[Callable[[st.DrawFn, str, list[str]], Answer], list[str], l
         ],
     ),
 }
-NOISE = [
-    Text("pong"),
-    Text(""),
-    Text("{"),
-    [1],
-    None,
-    {"type": "new", "x": ["y"]},
-    {"choices": 1, "type": ["z"]},
-    {"model": 3},
-]
+NOISE: list[Any] = [Text("pong"), Text(""), Text("{"), [1], None, {"type": "new", "x": ["y"]}]
+NOISE += [{"choices": 1, "type": ["z"]}, {"model": 3}]
 CASES = [(path, kind) for path, (_, kinds, _) in CUT.items() for kind in kinds]
 
 
@@ -928,17 +724,10 @@ def cut_answers(draw: st.DrawFn) -> tuple[str, str, list[Any], bool]:
     before, after = draw(
         st.sampled_from([("", ""), ("a ", " b"), ("sk-", "."), ("sk-Zq3 ", " sk-")])
     )
-    if kind in (
-        "function",
-        "function_call",
-        "function_call_arguments",
-        "tool_use",
-        "server_tool_use",
-    ):
+    if kind in words("function function_call function_call_arguments tool_use server_tool_use"):
         before, after = f'{{"k":"{before}', f'{after}"}}'
-        if kind != "server_tool_use" and draw(
-            st.booleans()
-        ):  # of others, `redact` takes the arguments as they are written
+        # Of tools that the provider runs, `redact` takes the arguments as they are written.
+        if kind != "server_tool_use" and draw(st.booleans()):
             secret = escaped(f'"{SECRET}', draw(st.integers(0, 2**13 - 1)))[1:]
     text = before + secret + after
     inside = st.integers(len(before) + 1, len(before) + len(secret) - 1)
@@ -1103,7 +892,6 @@ def test_guard_ends_before_a_cut_secret_is_whole(
 
 
 # --- answers that are not streamed
-# --------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -1168,33 +956,23 @@ def test_no_protector_lets_a_secret_out_of_a_body(
     assert not was_json or not (isinstance(redacted, Text) or isinstance(guarded, Text))
 
 
-# --- through a proxy, under any content type
-# -----------------------------------------------------------------------------
+# --- behind a proxy, under any content type
 
-TYPES = [
-    b"",
-    b"text/event-stream",
-    b"application/json",
-    b"text/plain; charset=utf-8",
-    b"application/octet-stream",
-    b"text/html",
-]
+TYPES = [b"", b"text/event-stream", b"application/json", b"text/plain; charset=utf-8"]
+TYPES += [b"application/octet-stream", b"text/html"]
 
 
 @st.composite
 def responses_of_any_type(draw: st.DrawFn) -> tuple[str, bytes, bytes]:
-    """A path, an uninformative content type, and a stream or a JSON body with a secret."""
+    """A path, a content type that says nothing, and a stream or a JSON body with a secret."""
     content_type = draw(st.sampled_from(TYPES))
     if draw(st.booleans()):
         path, messages = draw(answers())
         return path, content_type, b": \n\n" + draw(wires(draw(planted(messages))))[0]
     path, messages = draw(bodies())
     message = draw(planted(messages[:1] or [{}]))[-1]
-    return (
-        path,
-        content_type,
-        json.dumps([message] if isinstance(message, (Text, str)) else message).encode(),
-    )
+    body = [message] if isinstance(message, (Text, str)) else message
+    return path, content_type, json.dumps(body).encode()
 
 
 @settings(FEW, max_examples=max(2, EXAMPLES // 10))
@@ -1203,7 +981,7 @@ def responses_of_any_type(draw: st.DrawFn) -> tuple[str, bytes, bytes]:
 def test_no_secret_passes_a_proxy_under_any_content_type(
     name: str, given_: list[tuple[str, bytes, bytes]]
 ) -> None:
-    """Streams and JSON bodies, whatever the head declares."""
+    """Streams and JSON bodies, whatever the head says they are."""
     upcoming = iter(given_)
 
     async def script(peer: Peer) -> None:

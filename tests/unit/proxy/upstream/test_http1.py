@@ -51,18 +51,6 @@ MUCH = 8 * 1024 * 1024  # more than two socket buffers on loopback take
 NAME = "upstream.test"
 
 
-def bounded(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """No test hangs, and none asks a name server."""
-
-    @functools.wraps(test)
-    async def run(*args: Any, **kwargs: Any) -> None:
-        trio.socket.set_custom_hostname_resolver(Names())
-        with trio.fail_after(10):
-            await test(*args, **kwargs)
-
-    return run
-
-
 # The scripted server
 
 
@@ -137,25 +125,21 @@ class Server:
 
     @property
     def url(self) -> str:
-        return (
-            f"http://127.0.0.1:{self.port}" if self._tls is None else f"https://{NAME}:{self.port}"
-        )
+        scheme, host = ("http", "127.0.0.1") if self._tls is None else ("https", NAME)
+        return f"{scheme}://{host}:{self.port}"
 
     async def run(self, task_status: trio.TaskStatus[Server]) -> None:
         async with trio.open_nursery() as nursery:
-            listeners = await nursery.start(
-                functools.partial(trio.serve_tcp, self._serve, 0, host="127.0.0.1")
-            )
-            self.port = listeners[0].socket.getsockname()[1]
+            serve = functools.partial(trio.serve_tcp, self._serve, 0, host="127.0.0.1")
+            (listener,) = await nursery.start(serve)
+            self.port = listener.socket.getsockname()[1]
             task_status.started(self)
 
     async def _serve(self, stream: Any) -> None:
         number, self.accepted, self.open = self.accepted, self.accepted + 1, self.open + 1
         try:
-            if self._tls is not None:
-                stream = trio.SSLStream(
-                    stream, self._tls, server_side=True
-                )  # `aclose` sends close_notify
+            if self._tls is not None:  # `aclose` then sends close_notify
+                stream = trio.SSLStream(stream, self._tls, server_side=True)
             peer = Peer(stream, number)
             with suppress(EOFError, trio.BrokenResourceError):
                 await self._script(peer)
@@ -169,11 +153,6 @@ class Server:
         """Return when every connection that was accepted is closed at the client's side."""
         while self.open:
             await trio.sleep(0.001)
-
-
-async def serve(nursery: trio.Nursery, script: Script, tls: ssl.SSLContext | None = None) -> Server:
-    server: Server = await nursery.start(Server(script, tls).run)
-    return server
 
 
 def answering(*answers: bytes, then: str = "wait") -> Script:
@@ -217,21 +196,6 @@ class Pieces:
             self.ended = True
 
 
-async def ask(
-    transport: Http1Transport,
-    server: Server | str,
-    method: str = "GET",
-    target: bytes = b"/",
-    headers: Sequence[tuple[bytes, bytes]] = (),
-    body: Any = b"",
-    **fields: Any,
-) -> UpstreamResponse:
-    """Send a request with a Host header and these."""
-    endpoint = Endpoint(server if isinstance(server, str) else server.url)
-    call = UpstreamCall(method, target, [(b"host", NAME.encode()), *headers], body, **fields)
-    return await transport.call(call, endpoint)
-
-
 def upload(body: AsyncIterator[bytes] | bytes) -> dict[str, Any]:
     """The arguments of `ask` for a body of unknown length."""
     source = body if isinstance(body, bytes) else Pieces(body)
@@ -264,14 +228,50 @@ async def read(response: UpstreamResponse) -> bytes:
         response.body.close()
 
 
-async def fetch(transport: Http1Transport, *args: Any, **kwargs: Any) -> tuple[int, bytes]:
-    response = await ask(transport, *args, **kwargs)
-    return response.status, await read(response)
+class Web:
+    """Servers, and the transport under test."""
 
+    def __init__(self, nursery: trio.Nursery, resolver: Resolver, authority: trustme.CA) -> None:
+        self.nursery = nursery
+        self.resolver = resolver
+        self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert(NAME).configure_cert(self.tls)
 
-def state(transport: Http1Transport) -> PoolState:
-    (only,) = transport.statistics()
-    return only
+    async def serve(self, script: Script, secure: bool = False) -> Server:
+        server: Server = await self.nursery.start(Server(script, self.tls if secure else None).run)
+        return server
+
+    async def ask(
+        self,
+        server: Server | str,
+        method: str = "GET",
+        target: bytes = b"/",
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        body: Any = b"",
+        **fields: Any,
+    ) -> UpstreamResponse:
+        """Send a request with a Host header and these."""
+        endpoint = Endpoint(server if isinstance(server, str) else server.url)
+        call = UpstreamCall(method, target, [(b"host", NAME.encode()), *headers], body, **fields)
+        return await self.transport.call(call, endpoint)
+
+    async def fetch(self, *args: Any, **kwargs: Any) -> tuple[int, bytes]:
+        response = await self.ask(*args, **kwargs)
+        return response.status, await read(response)
+
+    def connect(self, **settings: Any) -> None:
+        """Use a new transport."""
+        self.transport = Http1Transport(self.resolver, **settings)
+
+    @property
+    def state(self) -> PoolState:
+        (only,) = self.transport.statistics()
+        return only
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Connections on loan, idle connections, and requests that wait for one."""
+        return self.state.lent, self.state.idle, self.state.waiting
 
 
 class Names(trio.abc.HostnameResolver):
@@ -307,29 +307,26 @@ def ca_file(authority: trustme.CA, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def tls(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(NAME).configure_cert(context)
-    return context
+async def web(nursery: trio.Nursery, authority: trustme.CA, ca_file: str) -> AsyncIterator[Web]:
+    """No test hangs, and none asks a name server."""
 
+    async def watch() -> None:
+        await trio.sleep(10)
+        raise trio.TooSlowError
 
-@pytest.fixture
-async def resolver(nursery: trio.Nursery) -> Resolver:
+    trio.socket.set_custom_hostname_resolver(Names())
     resolver = Resolver()
     await nursery.start(resolver.run)
-    return resolver
-
-
-@pytest.fixture
-async def transport(resolver: Resolver, ca_file: str) -> AsyncIterator[Http1Transport]:
-    transport = Http1Transport(resolver, ca_file=ca_file)
-    yield transport
-    await transport.aclose()
+    nursery.start_soon(watch)
+    web = Web(nursery, resolver, authority)
+    web.connect(ca_file=ca_file)
+    yield web
+    await web.transport.aclose()
 
 
 @pytest.fixture
 def full_port() -> Iterator[int]:
-    """A port that answers no connection attempt: its backlog is full and it accepts nothing."""
+    """A port that answers no connection attempt: its backlog is full and nobody accepts."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(0)
@@ -344,7 +341,7 @@ def full_port() -> Iterator[int]:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port that refuses: bound, so that it stays taken, and not listening."""
+    """A port that refuses: bound, so that nobody else gets it, and not listening."""
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     yield sock.getsockname()[1]
@@ -354,10 +351,7 @@ def closed_port() -> Iterator[int]:
 # What is sent
 
 
-@bounded
-async def test_the_request_head_is_sent_as_given(
-    nursery: trio.Nursery, transport: Http1Transport
-) -> None:
+async def test_the_request_head_is_sent_as_given(web: Web) -> None:
     """Order, duplicates, case and target byte for byte, and no other header."""
     heads: list[bytes] = []
 
@@ -365,15 +359,14 @@ async def test_the_request_head_is_sent_as_given(
         heads.append(await peer.head())
         await peer.send(OK)
 
-    server = await serve(nursery, script)
+    server = await web.serve(script)
     headers = [(b"X-B", b"1"), (b"accept", b"a"), (b"x-b", b"2"), (b"X-A", b""), (b"Accept", b"b")]
     target = b"/a/../b//%7Ec/%zz/;x?q=%20+&&=[]{}|^`<>\\\"?#'"
-    assert await fetch(transport, server, "OPTIONS", target, headers) == (200, b"ok")
+    assert await web.fetch(server, "OPTIONS", target, headers) == (200, b"ok")
     lines = b"".join(b"%b: %b\r\n" % field for field in [(b"host", NAME.encode()), *headers])
     assert heads == [b"OPTIONS " + target + b" HTTP/1.1\r\n" + lines + b"\r\n"]
 
 
-@bounded
 @pytest.mark.parametrize(
     "bad",
     [
@@ -384,21 +377,18 @@ async def test_the_request_head_is_sent_as_given(
     ],
 )
 async def test_a_request_that_cannot_be_written_costs_no_connection(
-    nursery: trio.Nursery, transport: Http1Transport, bad: dict[str, Any]
+    web: Web, bad: dict[str, Any]
 ) -> None:
-    server = await serve(nursery, answer_forever)
+    server = await web.serve(answer_forever)
     with pytest.raises(BadRequest):
-        await ask(transport, server, **bad)
+        await web.ask(server, **bad)
     assert server.accepted == 0
-    assert state(transport).lent == 0
+    assert web.counts == (0, 0, 0)
 
 
-@bounded
 @pytest.mark.parametrize("size", [5, 16384, 16385, 1_000_000])
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_body_in_memory_is_sent_whole(
-    nursery: trio.Nursery, transport: Http1Transport, size: int, chunked: bool
-) -> None:
+async def test_a_body_in_memory_is_sent_whole(web: Web, size: int, chunked: bool) -> None:
     """Small ones leave with the head, large ones beside the wait for the response."""
     length = (b"transfer-encoding", b"chunked") if chunked else (b"content-length", b"%d" % size)
     wire = b"%x\r\n%b\r\n0\r\n\r\n" % (size, b"x" * size) if chunked else b"x" * size
@@ -409,15 +399,14 @@ async def test_a_body_in_memory_is_sent_whole(
         await peer.send(OK)
         await answer_forever(peer)
 
-    server = await serve(nursery, script)
-    answer = await fetch(transport, server, "PUT", headers=[length], body=b"x" * size)
+    server = await web.serve(script)
+    answer = await web.fetch(server, "PUT", headers=[length], body=b"x" * size)
     assert answer == (200, b"ok")
-    assert await fetch(transport, server) == (200, b"ok")
+    assert await web.fetch(server) == (200, b"ok")
     assert server.accepted == 1
 
 
-@bounded
-async def test_the_upload_is_streamed(nursery: trio.Nursery, transport: Http1Transport) -> None:
+async def test_the_upload_is_streamed(web: Web) -> None:
     """Each piece arrives, as a chunk, before the next one is asked for."""
     arrived = [trio.Event() for _ in range(3)]
 
@@ -434,32 +423,26 @@ async def test_the_upload_is_streamed(nursery: trio.Nursery, transport: Http1Tra
             yield b"p%03d" % number
             await event.wait()
 
-    server = await serve(nursery, script)
-    assert await fetch(transport, server, **upload(body())) == (200, b"ok")
+    server = await web.serve(script)
+    assert await web.fetch(server, **upload(body())) == (200, b"ok")
 
 
-@bounded
-async def test_an_early_response_ends_the_upload(
-    nursery: trio.Nursery, transport: Http1Transport
-) -> None:
+async def test_an_early_response_ends_the_upload(web: Web) -> None:
     """Without a nursery for it; the connection is not reused."""
-    server = await serve(nursery, answering(b"HTTP/1.1 413 x\r\nContent-Length: 0\r\n\r\n"))
+    server = await web.serve(answering(b"HTTP/1.1 413 x\r\nContent-Length: 0\r\n\r\n"))
 
     async def body() -> AsyncIterator[bytes]:
         yield b"piece"
         await trio.sleep_forever()
 
     arguments = upload(body())
-    assert await fetch(transport, server, **arguments) == (413, b"")
+    assert await web.fetch(server, **arguments) == (413, b"")
     assert arguments["body"].ended
     await server.wait_all_closed()
-    assert (state(transport).lent, state(transport).idle) == (0, 0)
+    assert web.counts == (0, 0, 0)
 
 
-@bounded
-async def test_an_upload_continues_in_the_given_nursery(
-    nursery: trio.Nursery, transport: Http1Transport
-) -> None:
+async def test_an_upload_continues_in_the_given_nursery(web: Web) -> None:
     """Full duplex: each piece is sent after the echo of the previous one; then the connection is
     kept.
     """
@@ -474,8 +457,8 @@ async def test_an_upload_continues_in_the_given_nursery(
         await answer_forever(peer)
 
     to_body, pieces = trio.open_memory_channel[bytes](0)
-    server = await serve(nursery, script)
-    response = await ask(transport, server, nursery=nursery, **upload(pieces))
+    server = await web.serve(script)
+    response = await web.ask(server, nursery=web.nursery, **upload(pieces))
     echo = Reader(response.body)
     for piece in (b"one", b"two", b"three"):
         await to_body.send(piece)
@@ -483,71 +466,61 @@ async def test_an_upload_continues_in_the_given_nursery(
     await to_body.aclose()
     assert [piece async for piece in echo] == []
     response.body.close()
-    assert await fetch(transport, server) == (200, b"ok")
-    assert (server.accepted, state(transport).idle) == (1, 1)
+    assert await web.fetch(server) == (200, b"ok")
+    assert (server.accepted, web.state.idle) == (1, 1)
 
 
-@bounded
 @pytest.mark.parametrize("answer", [OK, b"nonsense\r\n\r\n"])
 async def test_the_end_of_the_response_ends_an_upload_in_the_given_nursery(
-    nursery: trio.Nursery, transport: Http1Transport, answer: bytes
+    web: Web, answer: bytes
 ) -> None:
     """Closed or failed: the nursery itself is not cancelled, and the connection is not kept."""
-    server = await serve(nursery, answering(answer))
+    server = await web.serve(answering(answer))
     _kept_open, pieces = trio.open_memory_channel[bytes](0)
     arguments = upload(pieces)
     async with trio.open_nursery() as uploads:  # leaving it waits for the upload
         with nullcontext() if answer == OK else pytest.raises(ProtocolFailure):
-            response = await ask(transport, server, nursery=uploads, **arguments)
+            response = await web.ask(server, nursery=uploads, **arguments)
             assert await read(response) == b"ok"
     assert arguments["body"].ended
     assert not uploads.cancel_scope.cancelled_caught
     await server.wait_all_closed()
-    assert (state(transport).lent, state(transport).idle) == (0, 0)
+    assert web.counts == (0, 0, 0)
 
 
-@bounded
 @pytest.mark.parametrize("where", ["head", "upload", "given nursery"])
-async def test_a_server_that_reads_nothing_times_the_write_out(
-    nursery: trio.Nursery, transport: Http1Transport, where: str
-) -> None:
+async def test_a_server_that_reads_nothing_times_the_write_out(web: Web, where: str) -> None:
     async def script(peer: Peer) -> None:
         await trio.sleep_forever()
 
-    server = await serve(nursery, script)
+    server = await web.serve(script)
     arguments = upload(b"x" * MUCH)
     if where == "head":
         arguments = {"headers": [(b"x", b"x" * MUCH)]}
     elif where == "given nursery":
-        arguments["nursery"] = nursery
+        arguments["nursery"] = web.nursery
     with pytest.raises(WriteTimedOut) as caught:
-        await ask(transport, server, timeouts=CallTimeouts(write_s=0.05), **arguments)
+        await web.ask(server, timeouts=CallTimeouts(write_s=0.05), **arguments)
     assert caught.value.sent is (Sent.HEAD if where == "head" else Sent.BODY)
-    assert state(transport).lent == 0
+    assert web.counts == (0, 0, 0)
 
 
-@bounded
-async def test_a_stalled_upload_fails_the_reader_of_the_response(
-    nursery: trio.Nursery, transport: Http1Transport
-) -> None:
+async def test_a_stalled_upload_fails_the_reader_of_the_response(web: Web) -> None:
     async def script(peer: Peer) -> None:
         await peer.head()
         await peer.send(CHUNKED)
         await trio.sleep_forever()
 
-    server = await serve(nursery, script)
+    server = await web.serve(script)
     timeouts = CallTimeouts(write_s=0.05)
     arguments = upload(b"x" * MUCH)
-    response = await ask(transport, server, nursery=nursery, timeouts=timeouts, **arguments)
+    response = await web.ask(server, nursery=web.nursery, timeouts=timeouts, **arguments)
     with pytest.raises(WriteTimedOut):
         await read(response)
-    assert state(transport).lent == 0
+    assert web.counts == (0, 0, 0)
 
 
-@bounded
-async def test_a_response_counts_although_the_upload_broke(
-    nursery: trio.Nursery, transport: Http1Transport
-) -> None:
+async def test_a_response_counts_although_the_upload_broke(web: Web) -> None:
     """A server may refuse a body and stop reading."""
 
     async def script(peer: Peer) -> None:
@@ -555,30 +528,26 @@ async def test_a_response_counts_although_the_upload_broke(
         peer.stream.socket.shutdown(socket.SHUT_RD)
         await peer.send(b"HTTP/1.1 413 x\r\nContent-Length: 4\r\n\r\nmuch")
 
-    server = await serve(nursery, script)
-    assert await fetch(transport, server, **upload(b"x" * MUCH)) == (413, b"much")
-    assert state(transport).idle == 0
+    server = await web.serve(script)
+    assert await web.fetch(server, **upload(b"x" * MUCH)) == (413, b"much")
+    assert web.state.idle == 0
 
 
-@bounded
-async def test_an_exception_of_the_request_body_returns_the_connection(
-    nursery: trio.Nursery, transport: Http1Transport
-) -> None:
+async def test_an_exception_of_the_request_body_returns_the_connection(web: Web) -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b"piece"
         raise LookupError("not found")
 
-    server = await serve(nursery, lambda peer: peer.gone())
+    server = await web.serve(lambda peer: peer.gone())
     with pytest.raises(LookupError):
-        await ask(transport, server, **upload(body()))
+        await web.ask(server, **upload(body()))
     await server.wait_all_closed()
-    assert state(transport).lent == 0
+    assert web.counts == (0, 0, 0)
 
 
 # What is read
 
 
-@bounded
 @pytest.mark.parametrize(
     ("answer", "body"),
     [
@@ -590,7 +559,7 @@ async def test_an_exception_of_the_request_body_returns_the_connection(
 )
 @pytest.mark.parametrize("bytewise", [False, True])
 async def test_a_framed_body_ends_by_itself_and_the_connection_is_reused(
-    nursery: trio.Nursery, transport: Http1Transport, answer: bytes, body: bytes, bytewise: bool
+    web: Web, answer: bytes, body: bytes, bytewise: bool
 ) -> None:
     """Informational responses without `on_interim` are skipped."""
 
@@ -602,27 +571,21 @@ async def test_a_framed_body_ends_by_itself_and_the_connection_is_reused(
                 await peer.send(answer[at : at + 1] if bytewise else answer)
                 await trio.sleep(0.0003)
 
-    server = await serve(nursery, script)
+    server = await web.serve(script)
     for _ in range(2):
-        assert (await fetch(transport, server))[1] == body
-    assert (server.accepted, state(transport).reused, state(transport).idle) == (1, 1, 1)
+        assert (await web.fetch(server))[1] == body
+    assert (server.accepted, web.state.reused, web.state.idle) == (1, 1, 1)
 
 
-@bounded
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
-async def test_a_body_without_framing_ends_with_the_connection(
-    nursery: trio.Nursery, transport: Http1Transport, tls: ssl.SSLContext, secure: bool
-) -> None:
+async def test_a_body_without_framing_ends_with_the_connection(web: Web, secure: bool) -> None:
     answer = answering(UNTIL_CLOSE + b"hello", then="end")
-    server = await serve(nursery, answer, tls if secure else None)
-    assert await fetch(transport, server) == (200, b"hello")
-    assert state(transport).idle == 0
+    server = await web.serve(answer, secure)
+    assert await web.fetch(server) == (200, b"hello")
+    assert web.state.idle == 0
 
 
-@bounded
-async def test_responses_without_a_body_are_complete_at_once(
-    nursery: trio.Nursery, transport: Http1Transport
-) -> None:
+async def test_responses_without_a_body_are_complete_at_once(web: Web) -> None:
     """To HEAD, 204 and 304, whatever their heads announce (RFC 9112, section 6.3)."""
     answers = [
         ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"),
@@ -631,18 +594,15 @@ async def test_responses_without_a_body_are_complete_at_once(
         ("GET", b"HTTP/1.1 204 No Content\r\n\r\n"),
         ("GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n"),
     ]
-    server = await serve(nursery, answering(*(answer for _, answer in answers), OK))
+    server = await web.serve(answering(*(answer for _, answer in answers), OK))
     for method, _ in answers:
-        response = await ask(transport, server, method)
+        response = await web.ask(server, method)
         assert (response.body.complete, await read(response)) == (True, b"")
-    assert await fetch(transport, server) == (200, b"ok")
+    assert await web.fetch(server) == (200, b"ok")
     assert server.accepted == 1
 
 
-@bounded
-async def test_a_response_head_is_returned_as_it_was_sent(
-    nursery: trio.Nursery, transport: Http1Transport
-) -> None:
+async def test_a_response_head_is_returned_as_it_was_sent(web: Web) -> None:
     headers = [
         (b"Set-Cookie", b"a"),
         (b"X", b"\xff"),
@@ -650,17 +610,14 @@ async def test_a_response_head_is_returned_as_it_was_sent(
         (b"Content-Length", b"0"),
     ]
     lines = b"".join(b"%b: %b\r\n" % field for field in headers)
-    server = await serve(nursery, answering(b"HTTP/1.1 299 Odd \xfc\r\n" + lines + b"\r\n"))
-    response = await ask(transport, server)
+    server = await web.serve(answering(b"HTTP/1.1 299 Odd \xfc\r\n" + lines + b"\r\n"))
+    response = await web.ask(server)
     await read(response)
     assert (response.status, response.reason, response.version) == (299, b"Odd \xfc", b"1.1")
     assert list(response.headers) == headers
 
 
-@bounded
-async def test_informational_responses_are_passed_on_in_order(
-    nursery: trio.Nursery, transport: Http1Transport
-) -> None:
+async def test_informational_responses_are_passed_on_in_order(web: Web) -> None:
     """In one read or in several, each before the response."""
     seen: list[tuple[UpstreamCall, int, Any]] = []
 
@@ -676,12 +633,11 @@ async def test_informational_responses_are_passed_on_in_order(
             come.set()
 
     come = trio.Event()
-    server = await serve(nursery, script)
-    assert await fetch(transport, server, on_interim=on_interim) == (200, b"ok")
+    server = await web.serve(script)
+    assert await web.fetch(server, on_interim=on_interim) == (200, b"ok")
     assert [item[1:] for item in seen] == [(100, ()), (103, ((b"Link", b"y"),)), (102, ())]
 
 
-@bounded
 @pytest.mark.parametrize(
     ("answer", "failure"),
     [
@@ -697,13 +653,7 @@ async def test_informational_responses_are_passed_on_in_order(
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
 @pytest.mark.parametrize("uploads", [False, True])
 async def test_a_bad_or_missing_head_is_a_failure_of_its_kind(
-    nursery: trio.Nursery,
-    transport: Http1Transport,
-    tls: ssl.SSLContext,
-    answer: bytes | None,
-    failure: type[UpstreamFailure],
-    secure: bool,
-    uploads: bool,
+    web: Web, answer: bytes | None, failure: type[UpstreamFailure], secure: bool, uploads: bool
 ) -> None:
     """None: a reset. The whole request was sent, on a new connection, which is closed."""
 
@@ -716,16 +666,15 @@ async def test_a_bad_or_missing_head_is_a_failure_of_its_kind(
             await peer.send(answer)
             await peer.end()
 
-    server = await serve(nursery, script, tls if secure else None)
+    server = await web.serve(script, secure)
     with pytest.raises(failure) as caught:
-        await ask(transport, server, **(upload(b"x") if uploads else {}))
+        await web.ask(server, **(upload(b"x") if uploads else {}))
     assert (type(caught.value), caught.value.reused) == (failure, False)
     assert caught.value.sent is Sent.ALL
     await server.wait_all_closed()
-    assert (state(transport).lent, state(transport).idle) == (0, 0)
+    assert web.counts == (0, 0, 0)
 
 
-@bounded
 @pytest.mark.parametrize(
     ("answer", "then", "failure"),
     [
@@ -738,13 +687,7 @@ async def test_a_bad_or_missing_head_is_a_failure_of_its_kind(
 )
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
 async def test_a_body_that_breaks_is_a_failure_after_what_arrived(
-    nursery: trio.Nursery,
-    transport: Http1Transport,
-    tls: ssl.SSLContext,
-    answer: bytes,
-    then: str,
-    failure: type[UpstreamFailure],
-    secure: bool,
+    web: Web, answer: bytes, then: str, failure: type[UpstreamFailure], secure: bool
 ) -> None:
     """A truncated or malformed body is not complete, and its connection is not kept."""
     read_ok = trio.Event()
@@ -758,8 +701,8 @@ async def test_a_body_that_breaks_is_a_failure_after_what_arrived(
         elif then == "end":
             await peer.end()
 
-    server = await serve(nursery, script, tls if secure else None)
-    response = await ask(transport, server)
+    server = await web.serve(script, secure)
+    response = await web.ask(server)
     body = Reader(response.body)
     assert await anext(body) == b"ok"
     read_ok.set()
@@ -767,13 +710,10 @@ async def test_a_body_that_breaks_is_a_failure_after_what_arrived(
         await anext(body)
     assert type(caught.value) is failure
     response.body.close()
-    assert (state(transport).lent, state(transport).idle) == (0, 0)
+    assert web.counts == (0, 0, 0)
 
 
-@bounded
-async def test_a_reset_is_not_the_end_of_a_body(
-    nursery: trio.Nursery, transport: Http1Transport
-) -> None:
+async def test_a_reset_is_not_the_end_of_a_body(web: Web) -> None:
     read_ok = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -782,8 +722,8 @@ async def test_a_reset_is_not_the_end_of_a_body(
         await read_ok.wait()
         peer.reset()
 
-    server = await serve(nursery, script)
-    response = await ask(transport, server)
+    server = await web.serve(script)
+    response = await web.ask(server)
     body = Reader(response.body)
     assert await anext(body) == b"ok"
     read_ok.set()
@@ -792,23 +732,17 @@ async def test_a_reset_is_not_the_end_of_a_body(
     response.body.close()
 
 
-@bounded
-async def test_a_body_until_close_is_truncated_without_close_notify(
-    nursery: trio.Nursery, transport: Http1Transport, tls: ssl.SSLContext
-) -> None:
+async def test_a_body_until_close_is_truncated_without_close_notify(web: Web) -> None:
     """RFC 9112, section 9.8."""
-    server = await serve(nursery, answering(UNTIL_CLOSE + b"hello", then="cut"), tls)
-    body = Reader((response := await ask(transport, server)).body)
+    server = await web.serve(answering(UNTIL_CLOSE + b"hello", then="cut"), True)
+    body = Reader((response := await web.ask(server)).body)
     assert await anext(body) == b"hello"
     with pytest.raises(Truncated, match="close_notify"):
         await anext(body)
     response.body.close()
 
 
-@bounded
-async def test_receive_frames_after_carried_bytes(
-    nursery: trio.Nursery, transport: Http1Transport
-) -> None:
+async def test_receive_frames_after_carried_bytes(web: Web) -> None:
     """Into the caller's buffer at an offset, early bytes of the head's read first, never blocking."""
     more = trio.Event()
 
@@ -818,8 +752,8 @@ async def test_receive_frames_after_carried_bytes(
         await more.wait()
         await peer.send(b"2\r\nde\r\n1\r\nf\r\n")
 
-    server = await serve(nursery, script)
-    body = (await ask(transport, server)).body
+    server = await web.serve(script)
+    body = (await web.ask(server)).body
     buffer, got = bytearray(b"carried" + bytes(57)), b""
     for whole in (b"abc", b"abcdef"):
         while got != whole:
@@ -831,19 +765,14 @@ async def test_receive_frames_after_carried_bytes(
     assert buffer[:7] == b"carried"
     body.close()
     body.close()
-    assert state(transport).lent == 0
+    assert web.counts == (0, 0, 0)
 
 
-@bounded
-async def test_early_bytes_are_received_in_pieces_that_fit(
-    nursery: trio.Nursery, transport: Http1Transport
-) -> None:
+async def test_early_bytes_are_received_in_pieces_that_fit(web: Web) -> None:
     """`pending` and `at_hand` report them."""
     data = bytes(range(250)) * 4
-    server = await serve(
-        nursery, answering(b"HTTP/1.1 200 x\r\nContent-Length: 1000\r\n\r\n" + data)
-    )
-    body = (await ask(transport, server)).body
+    server = await web.serve(answering(b"HTTP/1.1 200 x\r\nContent-Length: 1000\r\n\r\n" + data))
+    body = (await web.ask(server)).body
     got, buffer, was_pending = b"", bytearray(64), body.pending == body.at_hand
     while not body.complete:
         await body.wait_readable()
@@ -851,63 +780,53 @@ async def test_early_bytes_are_received_in_pieces_that_fit(
             got += buffer[span[0] : span[1]]
     assert (got, was_pending, body.pending) == (data, True, False)
     body.close()
-    assert state(transport).idle == 1
+    assert web.state.idle == 1
 
 
 # Deadlines and connecting
 
 
-@bounded
-async def test_failures_before_a_connection_name_their_cause(
-    transport: Http1Transport, closed_port: int
-) -> None:
+async def test_failures_before_a_connection_name_their_cause(web: Web, closed_port: int) -> None:
     for url, failure, text in (
         (f"http://127.0.0.1:{closed_port}", ConnectFailed, "Connection refused"),
         ("http://nowhere.invalid", DnsFailed, "http://nowhere.invalid:80: cannot resolve the name"),
     ):
         with pytest.raises(failure, match=text) as caught:
-            await ask(transport, url)
+            await web.ask(url)
         assert caught.value.sent is Sent.NOTHING
-    assert [pool.lent for pool in transport.statistics()] == [0, 0]
+    assert [pool.lent for pool in web.transport.statistics()] == [0, 0]
 
 
-@bounded
-async def test_the_connect_timeout_covers_look_up_tcp_and_tls(
-    nursery: trio.Nursery, transport: Http1Transport, full_port: int
-) -> None:
-    mute = await serve(nursery, lambda peer: peer.gone())
+async def test_the_connect_timeout_covers_look_up_tcp_and_tls(web: Web, full_port: int) -> None:
+    mute = await web.serve(lambda peer: peer.gone())
     for url in (
         "http://hang.test",
         f"http://127.0.0.1:{full_port}",
         f"https://{NAME}:{mute.port}",
     ):
         with pytest.raises(ConnectTimedOut, match=r"no connection within 0\.3 s"):
-            await ask(transport, url, timeouts=CallTimeouts(connect_s=0.3))
+            await web.ask(url, timeouts=CallTimeouts(connect_s=0.3))
     await mute.wait_all_closed()
-    assert [pool.lent for pool in transport.statistics()] == [0, 0, 0]
+    assert [pool.lent for pool in web.transport.statistics()] == [0, 0, 0]
 
 
-@bounded
 @pytest.mark.parametrize("beginning", [b"", b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nx: "])
 @pytest.mark.parametrize("uploads", ["no upload", "own nursery", "given nursery"])
-async def test_a_missing_head_times_out(
-    nursery: trio.Nursery, transport: Http1Transport, beginning: bytes, uploads: str
-) -> None:
+async def test_a_missing_head_times_out(web: Web, beginning: bytes, uploads: str) -> None:
     """Half a head does not stop the clock."""
-    server = await serve(nursery, answering(beginning))
+    server = await web.serve(answering(beginning))
     arguments = {} if uploads == "no upload" else upload(b"x")
     if uploads == "given nursery":
-        arguments["nursery"] = nursery
+        arguments["nursery"] = web.nursery
     with pytest.raises(ReadTimedOut, match=r"no response within 0\.05 s"):
-        await ask(transport, server, timeouts=CallTimeouts(first_byte_s=0.05), **arguments)
+        await web.ask(server, timeouts=CallTimeouts(first_byte_s=0.05), **arguments)
     await server.wait_all_closed()
-    assert state(transport).lent == 0
+    assert web.counts == (0, 0, 0)
 
 
-@bounded
 @pytest.mark.parametrize("given", [False, True], ids=["own nursery", "given nursery"])
 async def test_the_deadline_for_the_head_starts_when_the_request_has_ended(
-    nursery: trio.Nursery, transport: Http1Transport, given: bool
+    web: Web, given: bool
 ) -> None:
     async def script(peer: Peer) -> None:
         await peer.head()
@@ -918,16 +837,15 @@ async def test_the_deadline_for_the_head_starts_when_the_request_has_ended(
         yield b"x"
         await trio.sleep_forever()
 
-    server = await serve(nursery, script)
-    arguments = {**upload(body()), **({"nursery": nursery} if given else {})}
+    server = await web.serve(script)
+    arguments = {**upload(body()), **({"nursery": web.nursery} if given else {})}
     timeouts = CallTimeouts(first_byte_s=0.03)
-    assert await fetch(transport, server, timeouts=timeouts, **arguments) == (200, b"ok")
+    assert await web.fetch(server, timeouts=timeouts, **arguments) == (200, b"ok")
 
 
 # Reuse
 
 
-@bounded
 @pytest.mark.parametrize(
     ("method", "answer"),
     [
@@ -939,38 +857,34 @@ async def test_the_deadline_for_the_head_starts_when_the_request_has_ended(
     ],
 )
 async def test_a_connection_that_must_not_be_reused_is_closed(
-    nursery: trio.Nursery, transport: Http1Transport, method: str, answer: bytes
+    web: Web, method: str, answer: bytes
 ) -> None:
-    server = await serve(nursery, answering(answer))
+    server = await web.serve(answering(answer))
     for number in (1, 2):
-        assert await fetch(transport, server, method) == (200, b"" if method == "HEAD" else b"ok")
+        assert await web.fetch(server, method) == (200, b"" if method == "HEAD" else b"ok")
         await server.wait_all_closed()
         assert server.accepted == number
-    assert (state(transport).idle, state(transport).reused) == (0, 0)
+    assert (web.state.idle, web.state.reused) == (0, 0)
 
 
-@bounded
-async def test_a_response_closed_early_closes_its_connection(
-    nursery: trio.Nursery, transport: Http1Transport
-) -> None:
+async def test_a_response_closed_early_closes_its_connection(web: Web) -> None:
     """Unread, and half read."""
-    server = await serve(nursery, answering(CHUNKED + b"2\r\nok\r\n"))
+    server = await web.serve(answering(CHUNKED + b"2\r\nok\r\n"))
     for reads in (0, 1):
-        response = await ask(transport, server)
+        response = await web.ask(server)
         for _ in range(reads):
             assert await anext(Reader(response.body)) == b"ok"
         response.body.close()
         await server.wait_all_closed()
-    assert (state(transport).lent, state(transport).idle, server.accepted) == (0, 0, 2)
+    assert (web.state.lent, web.state.idle, server.accepted) == (0, 0, 2)
 
 
-@bounded
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
 @pytest.mark.parametrize("how", ["end", "cut", "send"])
 async def test_a_kept_connection_that_the_server_ended_is_replaced(
-    nursery: trio.Nursery, transport: Http1Transport, tls: ssl.SSLContext, secure: bool, how: str
+    web: Web, secure: bool, how: str
 ) -> None:
-    """Closed, cut, or with unrequested bytes: noticed before the next request."""
+    """Closed, cut, or with bytes that nobody asked for: noticed before the next request."""
     act = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -986,23 +900,22 @@ async def test_a_kept_connection_that_the_server_ended_is_replaced(
         else:
             await peer.send(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
 
-    server = await serve(nursery, script, tls if secure else None)
-    response = await ask(transport, server)
+    server = await web.serve(script, secure)
+    response = await web.ask(server)
     kept = response.body.connection
     assert await read(response) == b"ok"
-    assert state(transport).idle == 1
+    assert web.state.idle == 1
     while kept.is_alive():  # over TLS, session tickets may come first
         act.set()
         await trio.lowlevel.wait_readable(kept.sock)
         if how == "send" and secure:
             break  # `is_alive` would take the byte
-    assert await fetch(transport, server) == (200, b"ok")
-    assert (server.accepted, state(transport).reused) == (2, 0)
+    assert await web.fetch(server) == (200, b"ok")
+    assert (server.accepted, web.state.reused) == (2, 0)
 
 
-@bounded
 async def test_a_request_of_which_nothing_was_written_is_sent_once_more(
-    nursery: trio.Nursery, transport: Http1Transport, monkeypatch: pytest.MonkeyPatch
+    web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kept connection was reset between the check and the write: the request goes over a new
     connection, since another kept one may be as dead.
@@ -1014,23 +927,20 @@ async def test_a_request_of_which_nothing_was_written_is_sent_once_more(
         if peer.number < 2:
             peer.reset()
 
-    server = await serve(nursery, script)
-    responses = [await ask(transport, server) for _ in range(2)]
+    server = await web.serve(script)
+    responses = [await web.ask(server) for _ in range(2)]
     for response in responses:
         await read(response)
         while response.body.connection.is_alive():
             await trio.sleep(0.001)
-    assert state(transport).idle == 2
+    assert web.state.idle == 2
     monkeypatch.setattr(connections_module.Connection, "is_alive", lambda self: True)
-    assert await fetch(transport, server) == (200, b"ok")
-    assert (server.accepted, state(transport).reused, state(transport).lent) == (3, 1, 0)
+    assert await web.fetch(server) == (200, b"ok")
+    assert (server.accepted, web.state.reused, web.state.lent) == (3, 1, 0)
 
 
-@bounded
-async def test_a_request_that_was_written_is_not_sent_again(
-    nursery: trio.Nursery, transport: Http1Transport
-) -> None:
-    """The server may have carried it out; the failure states it."""
+async def test_a_request_that_was_written_is_not_sent_again(web: Web) -> None:
+    """The server may have carried it out; the failure says so."""
     heads = 0
 
     async def script(peer: Peer) -> None:
@@ -1040,35 +950,29 @@ async def test_a_request_that_was_written_is_not_sent_again(
             heads += 1
             await peer.send(OK) if heads == 1 else peer.reset()
 
-    server = await serve(nursery, script)
-    assert await fetch(transport, server) == (200, b"ok")
+    server = await web.serve(script)
+    assert await web.fetch(server) == (200, b"ok")
     with pytest.raises(ReadFailed) as caught:
-        await fetch(transport, server)
+        await web.fetch(server)
     assert (caught.value.sent, caught.value.reused) == (Sent.ALL, True)
-    assert (server.accepted, heads, state(transport).lent) == (1, 2, 0)
+    assert (server.accepted, heads, web.state.lent) == (1, 2, 0)
 
 
-@bounded
-async def test_idle_connections_expire(
-    nursery: trio.Nursery, transport: Http1Transport, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server = await serve(nursery, answer_forever)
-    await fetch(transport, server)
+async def test_idle_connections_expire(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = await web.serve(answer_forever)
+    await web.fetch(server)
     monkeypatch.setattr(connections_module, "KEEPALIVE_EXPIRY_S", 0.0)
     real_sleep = trio.sleep
     monkeypatch.setattr(trio, "sleep", lambda _: real_sleep(0.001))
     async with trio.open_nursery() as maintaining:
-        maintaining.start_soon(transport.maintain)
-        while state(transport).idle:
+        maintaining.start_soon(web.transport.maintain)
+        while web.state.idle:
             await trio.lowlevel.checkpoint()
         maintaining.cancel_scope.cancel()
     await server.wait_all_closed()
 
 
-@bounded
-async def test_aclose_closes_idle_connections_and_leaves_those_on_loan(
-    nursery: trio.Nursery, transport: Http1Transport
-) -> None:
+async def test_aclose_closes_idle_connections_and_leaves_those_on_loan(web: Web) -> None:
     finish = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -1080,11 +984,11 @@ async def test_aclose_closes_idle_connections_and_leaves_those_on_loan(
         else:
             await peer.send(OK)
 
-    server = await serve(nursery, script)
-    first, second = [await ask(transport, server) for _ in range(2)]
+    server = await web.serve(script)
+    first, second = [await web.ask(server) for _ in range(2)]
     await read(first)
-    await transport.aclose()
-    assert (state(transport).lent, state(transport).idle) == (1, 0)
+    await web.transport.aclose()
+    assert web.counts == (1, 0, 0)
     while server.open > 1:
         await trio.sleep(0.001)
     finish.set()
@@ -1094,52 +998,45 @@ async def test_aclose_closes_idle_connections_and_leaves_those_on_loan(
 # Bounds
 
 
-@bounded
-async def test_all_origins_share_one_bound(nursery: trio.Nursery) -> None:
+async def test_all_origins_share_one_bound(web: Web) -> None:
     """The oldest idle connection of any origin makes room."""
-    transport = Http1Transport(max_connections=2)
-    one, two, three = [await serve(nursery, answer_forever) for _ in range(3)]
-    held = [await ask(transport, server) for server in (one, two)]
+    web.connect(max_connections=2)
+    one, two, three = [await web.serve(answer_forever) for _ in range(3)]
+    held = [await web.ask(server) for server in (one, two)]
     with pytest.raises(PoolTimedOut):
-        await ask(transport, three, timeouts=CallTimeouts(connect_s=0.05))
+        await web.ask(three, timeouts=CallTimeouts(connect_s=0.05))
     for response in held:
         await read(response)
-    assert await fetch(transport, three) == (200, b"ok")
-    states = {item.origin: (item.lent, item.idle, item.waiting) for item in transport.statistics()}
-    assert states == {one.url: (0, 0, 0), two.url: (0, 1, 0), three.url: (0, 1, 0)}
-    await transport.aclose()
+    assert await web.fetch(three) == (200, b"ok")
+    states = {item.origin: (item.lent, item.idle) for item in web.transport.statistics()}
+    assert states == {one.url: (0, 0), two.url: (0, 1), three.url: (0, 1)}
 
 
-@bounded
-async def test_the_queue_for_a_connection_is_bounded(nursery: trio.Nursery) -> None:
+async def test_the_queue_for_a_connection_is_bounded(web: Web) -> None:
     """64 may wait for the only connection; the next request is refused at once."""
-    transport = Http1Transport(max_connections=1)
-    server = await serve(nursery, answer_forever)
-    held = await ask(transport, server)
+    web.connect(max_connections=1)
+    server = await web.serve(answer_forever)
+    held = await web.ask(server)
     async with trio.open_nursery() as waiters:
         for _ in range(64):
-            waiters.start_soon(fetch, transport, server)
-        while state(transport).waiting < 64:
+            waiters.start_soon(web.fetch, server)
+        while web.state.waiting < 64:
             await trio.lowlevel.checkpoint()
         with pytest.raises(PoolFull, match="64 requests wait") as caught:
-            await ask(transport, server)
+            await web.ask(server)
         assert caught.value.sent is Sent.NOTHING
         assert (caught.value.status, caught.value.retry_after_s) == (503, 1)
         await read(held)
-    await transport.aclose()
 
 
 # TLS
 
 
-@bounded
-async def test_tls_is_verified_and_names_the_server(
-    nursery: trio.Nursery, transport: Http1Transport, tls: ssl.SSLContext
-) -> None:
+async def test_tls_is_verified_and_names_the_server(web: Web) -> None:
     """SNI and ALPN are sent, big bodies pass both ways, and the connection is reused."""
     names: list[str | None] = []
-    tls.sni_callback = lambda _, name, __: names.append(name)
-    tls.set_alpn_protocols(["h2", "http/1.1"])
+    web.tls.sni_callback = lambda _, name, __: names.append(name)
+    web.tls.set_alpn_protocols(["h2", "http/1.1"])
     body = bytes(range(256)) * 2000
     answer = CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
     protocols: list[str | None] = []
@@ -1152,43 +1049,33 @@ async def test_tls_is_verified_and_names_the_server(
             protocols.append(peer.stream.selected_alpn_protocol())
             await peer.send(answer)
 
-    server = await serve(nursery, script, tls)
+    server = await web.serve(script, True)
     length = [(b"content-length", b"%d" % MUCH)]
     for _ in range(2):
-        got = await fetch(transport, server, "POST", headers=length, body=b"x" * MUCH)
+        got = await web.fetch(server, "POST", headers=length, body=b"x" * MUCH)
         assert got == (200, body)
     assert (names, protocols, server.accepted) == ([NAME], ["http/1.1"] * 2, 1)
 
 
-@bounded
 @pytest.mark.parametrize(
     ("ca", "host"), [("own", "other.test"), ("own", "127.0.0.1"), ("other", NAME), (None, NAME)]
 )
 async def test_a_certificate_that_does_not_verify_is_a_tls_failure(
-    nursery: trio.Nursery,
-    resolver: Resolver,
-    tls: ssl.SSLContext,
-    ca_file: str,
-    tmp_path: Path,
-    ca: str | None,
-    host: str,
+    web: Web, ca_file: str, tmp_path: Path, ca: str | None, host: str
 ) -> None:
     """Another host's, or of an authority that the CA file or the system does not know."""
     trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
-    server = await serve(nursery, answer_forever, tls)
+    server = await web.serve(answer_forever, True)
     files = {"own": ca_file, "other": str(tmp_path / "other.pem"), None: None}
-    transport = Http1Transport(resolver, ca_file=files[ca])
+    web.connect(ca_file=files[ca])
     with pytest.raises(TlsFailed, match="certificate not accepted") as caught:
-        await ask(transport, f"https://{host}:{server.port}")
-    assert (caught.value.sent, state(transport).lent) == (Sent.NOTHING, 0)
+        await web.ask(f"https://{host}:{server.port}")
+    assert (caught.value.sent, web.state.lent) == (Sent.NOTHING, 0)
     await server.wait_all_closed()
 
 
-@bounded
 @pytest.mark.parametrize("answers", [True, False])
-async def test_a_server_without_tls_is_a_tls_failure(
-    nursery: trio.Nursery, transport: Http1Transport, answers: bool
-) -> None:
+async def test_a_server_without_tls_is_a_tls_failure(web: Web, answers: bool) -> None:
     async def script(peer: Peer) -> None:
         if answers:
             await peer.send(OK)
@@ -1196,10 +1083,10 @@ async def test_a_server_without_tls_is_a_tls_failure(
             await peer.stream.receive_some(1)
             await peer.end()
 
-    server = await serve(nursery, script)
+    server = await web.serve(script)
     with pytest.raises(TlsFailed):
-        await ask(transport, f"https://{NAME}:{server.port}")
-    assert state(transport).lent == 0
+        await web.ask(f"https://{NAME}:{server.port}")
+    assert web.counts == (0, 0, 0)
 
 
 async def test_an_unreadable_ca_file_is_an_error_at_once(tmp_path: Path) -> None:
@@ -1213,49 +1100,17 @@ async def test_an_unreadable_ca_file_is_an_error_at_once(tmp_path: Path) -> None
 # Cancellation
 
 
-async def good_requests(transport: Http1Transport, server: Server, count: int) -> None:
-    """So many at the same time succeed: no slot was lost."""
-    with trio.fail_after(5):
-        responses = [await ask(transport, server) for _ in range(count)]
-        assert state(transport).lent == count
-        for response in responses:
-            assert (await read(response)).endswith(b"ok")
-    await transport.aclose()
-    await server.wait_all_closed()
-    assert (state(transport).lent, state(transport).idle, state(transport).waiting) == (0, 0, 0)
+STAGES = "connecting,resolving,big head,big body,waiting for the head,half a head,in the body"
 
 
-STAGES = (
-    "connecting",
-    "resolving",
-    "big head",
-    "big body",
-    "waiting for the head",
-    "half a head",
-    "in the body",
-)
-
-
-@bounded
 @pytest.mark.parametrize(
     ("stage", "secure"),
-    [
-        *((stage, secure) for stage in STAGES for secure in (False, True)),
-        ("handshake", True),
-    ],
+    [*((stage, tls) for stage in STAGES.split(",") for tls in (False, True)), ("handshake", True)],
 )
 async def test_cancelled_where_it_hangs_a_request_leaves_nothing_behind(
-    nursery: trio.Nursery,
-    resolver: Resolver,
-    ca_file: str,
-    tls: ssl.SSLContext,
-    full_port: int,
-    secure: bool,
-    stage: str,
+    web: Web, ca_file: str, full_port: int, secure: bool, stage: str
 ) -> None:
-    """At each stage that a server can stretch forever, with every slot hanging there; afterwards
-    none is lost.
-    """
+    """At each stage that a server can stretch, with a request in every slot; no slot is lost."""
     hanging = True
 
     async def script(peer: Peer) -> None:
@@ -1274,37 +1129,42 @@ async def test_cancelled_where_it_hangs_a_request_leaves_nothing_behind(
         if stage in ("big head", "big body"):
             await trio.sleep(0.2)  # reads nothing for a while; by then the client is gone
 
-    # For a handshake that hangs, a server without TLS; its good requests go to one that
-    # does.
-    server = await serve(nursery, script, tls if secure else None)
-    mute = await serve(nursery, lambda peer: peer.gone())
+    server = await web.serve(script, secure)
+    mute = await web.serve(lambda peer: peer.gone())
+    scheme = "https" if secure else "http"
     url = {
-        "connecting": f"{server.url.partition(':')[0]}://127.0.0.1:{full_port}",
-        "resolving": f"{server.url.partition(':')[0]}://hang.test",
+        "connecting": f"{scheme}://127.0.0.1:{full_port}",
+        "resolving": f"{scheme}://hang.test",
         "handshake": f"https://{NAME}:{mute.port}",
     }.get(stage, server.url)
-    transport = Http1Transport(resolver, max_connections=3, ca_file=ca_file)
+    web.connect(max_connections=3, ca_file=ca_file)
+
+    arguments: dict[str, Any] = {
+        "big head": {"headers": [(b"x", b"x" * MUCH)]},
+        "big body": upload(b"x" * MUCH),
+    }.get(stage, {})
 
     async def hang() -> None:
-        arguments: dict[str, Any] = {}
-        if stage == "big head":
-            arguments = {"headers": [(b"x", b"x" * MUCH)]}
-        elif stage == "big body":
-            arguments = upload(b"x" * MUCH)
-        await fetch(transport, url, **arguments)
+        await web.fetch(url, **arguments)
 
     async with trio.open_nursery() as requests:
         for _ in range(4):  # one of them waits for a slot
             requests.start_soon(hang)
-        while not transport.statistics() or not state(transport).waiting:
+        while not web.transport.statistics() or not web.state.waiting:
             await trio.lowlevel.checkpoint()
         await trio.testing.wait_all_tasks_blocked(0.02)
-        assert (state(transport).lent, state(transport).waiting) == (3, 1)
+        assert web.counts == (3, 0, 1)
         requests.cancel_scope.cancel()
-    assert (state(transport).lent, state(transport).idle, state(transport).waiting) == (0, 0, 0)
+    assert web.counts == (0, 0, 0)
     await mute.wait_all_closed()
     await server.wait_all_closed()
     hanging = False
     if url != server.url:
-        transport = Http1Transport(resolver, max_connections=3, ca_file=ca_file)
-    await good_requests(transport, server, 3)
+        web.connect(max_connections=3, ca_file=ca_file)
+    responses = [await web.ask(server) for _ in range(3)]
+    assert web.state.lent == 3
+    for response in responses:
+        assert (await read(response)).endswith(b"ok")
+    await web.transport.aclose()
+    await server.wait_all_closed()
+    assert web.counts == (0, 0, 0)
