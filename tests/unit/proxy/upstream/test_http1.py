@@ -326,7 +326,7 @@ async def web(nursery: trio.Nursery, authority: trustme.CA, ca_file: str) -> Asy
 
 @pytest.fixture
 def full_port() -> Iterator[int]:
-    """A port that answers no connection attempt: its backlog is full and nobody accepts."""
+    """A port that answers no connection attempt: its backlog is full and it accepts nothing."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(0)
@@ -341,7 +341,7 @@ def full_port() -> Iterator[int]:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port that refuses: bound, so that nobody else gets it, and not listening."""
+    """A port that refuses: bound, so that it stays taken, and not listening."""
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     yield sock.getsockname()[1]
@@ -884,7 +884,7 @@ async def test_a_response_closed_early_closes_its_connection(web: Web) -> None:
 async def test_a_kept_connection_that_the_server_ended_is_replaced(
     web: Web, secure: bool, how: str
 ) -> None:
-    """Closed, cut, or with bytes that nobody asked for: noticed before the next request."""
+    """Closed, cut, or with unrequested bytes: noticed before the next request."""
     act = trio.Event()
 
     async def script(peer: Peer) -> None:
@@ -940,7 +940,7 @@ async def test_a_request_of_which_nothing_was_written_is_sent_once_more(
 
 
 async def test_a_request_that_was_written_is_not_sent_again(web: Web) -> None:
-    """The server may have carried it out; the failure says so."""
+    """The server may have carried it out; the failure states it."""
     heads = 0
 
     async def script(peer: Peer) -> None:
