@@ -431,7 +431,7 @@ def events_of(stream: bytes) -> list[Any]:
 
 @st.composite
 def planted(draw: st.DrawFn, messages: list[Any]) -> list[Any]:
-    """The secret in one place: a value, a name, a field that nobody knows, or data that is not JSON."""
+    """The secret in one place: a value, a name, an unknown field, or data that is not JSON."""
     messages = copy.deepcopy(messages)
     where = draw(st.sampled_from(["value", "value", "value", "name", "field", "data", "line"]))
     secret = draw(st.sampled_from(["{}", "a {}.", '{{"k":"{}"}}'])).format(SECRET)
@@ -956,7 +956,7 @@ def test_no_protector_lets_a_secret_out_of_a_body(
     assert not was_json or not (isinstance(redacted, Text) or isinstance(guarded, Text))
 
 
-# --- behind a proxy, under any content type
+# --- through a proxy, under any content type
 
 TYPES = [b"", b"text/event-stream", b"application/json", b"text/plain; charset=utf-8"]
 TYPES += [b"application/octet-stream", b"text/html"]
@@ -964,7 +964,7 @@ TYPES += [b"application/octet-stream", b"text/html"]
 
 @st.composite
 def responses_of_any_type(draw: st.DrawFn) -> tuple[str, bytes, bytes]:
-    """A path, a content type that says nothing, and a stream or a JSON body with a secret."""
+    """A path, an uninformative content type, and a stream or a JSON body with a secret."""
     content_type = draw(st.sampled_from(TYPES))
     if draw(st.booleans()):
         path, messages = draw(answers())
@@ -981,7 +981,7 @@ def responses_of_any_type(draw: st.DrawFn) -> tuple[str, bytes, bytes]:
 def test_no_secret_passes_a_proxy_under_any_content_type(
     name: str, given_: list[tuple[str, bytes, bytes]]
 ) -> None:
-    """Streams and JSON bodies, whatever the head says they are."""
+    """Streams and JSON bodies, whatever the head declares."""
     upcoming = iter(given_)
 
     async def script(peer: Peer) -> None:
