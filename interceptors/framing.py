@@ -115,13 +115,13 @@ class EventFramer:
         return self._stage is _Stage.BODY or self._stage is _Stage.OVER
 
     def first_was_dropped(self) -> None:
-        """Nothing of the last frame leaves. If it was the first one, a BOM after it would become
-        the client's BOM, and must be taken for one.
+        """Nothing of the last frame is sent. If it was the first one, a BOM after it would become
+        the client's BOM: treat it as one.
         """
         self._at_start = self._leading
 
     def restart(self) -> None:
-        """A new connection continues the stream: forget what was unfinished, expect a BOM."""
+        """A new connection continues the stream: discard an unfinished event, and expect a BOM."""
         self._at_start = True
         self._after_cr = False
         self._searched = self._lead = 0
@@ -139,10 +139,10 @@ class EventFramer:
         final: bool = False,
         find_needed: FindNeeded | None = None,
     ) -> Iterator[Frame]:
-        """The frames in `buffer[start:end]`; silent bytes between them are in none.
+        """The frames in `buffer[start:end]`, without the silent bytes between them.
 
-        A frame counts as taken once it is yielded. `final`: no more bytes come. Events that
-        `find_needed` finds nothing in are passed over.
+        A frame counts as taken once it is yielded. `final`: no more bytes come. Events in which
+        `find_needed` finds nothing are skipped.
         """
         if self._stage is _IN_EVENTS and not self._after_cr:
             return self._events(buffer, start, end, final, find_needed)
@@ -156,7 +156,9 @@ class EventFramer:
         final: bool,
         find_needed: FindNeeded | None,
     ) -> Iterator[Frame]:
-        """`frames` where a line feed may be the last frame's, or the stream a JSON body."""
+        """As `frames`, where a line feed may belong to the last frame, or the stream may be a JSON
+        body.
+        """
         at = self.at = start
         if self._after_cr and at < end:
             self._after_cr = False
@@ -197,8 +199,8 @@ class EventFramer:
         return blank.start()
 
     def _body(self, buffer: bytes | bytearray, at: int, end: int, final: bool) -> Iterator[Frame]:
-        """A JSON body, once it is whole or too large. A client reads events also after a line that
-        begins like JSON: with the first field line the stream is one of events after all.
+        """A JSON body, once it is whole or too large. Clients also read events after a line that
+        begins like JSON: with the first field line, the stream is an event stream after all.
         """
         self.at = at
         first = at + self._lead
@@ -277,8 +279,8 @@ class EventFramer:
     def _next(
         self, buffer: bytes | bytearray, at: int, end: int, scan_from: int, plain: bool, final: bool
     ) -> tuple[FrameKind | None, int]:
-        """What begins at `at`, and where it ends: a frame, or None for silent bytes. `at` again
-        if the event has not come whole.
+        """The kind and the end of what begins at `at`: a frame, or None for silent bytes. The end
+        is `at` itself if the event is incomplete.
         """
         limit = self._max_event_bytes
         kind: FrameKind | None = None
@@ -329,9 +331,9 @@ class EventFramer:
         clear_to: int,
         find_needed: FindNeeded,
     ) -> tuple[int, int]:
-        """Pass over the events from `at` on that no hook needs. Returns the index after them, and
-        that of the first byte that a hook needs, if `clear_to` is not it. Only for bytes without
-        CR; stops where an empty line follows another, which is a block itself.
+        """Skip the events from `at` on that no hook needs. Returns the index after them, and that
+        of the first byte that a hook needs, if it is not `clear_to`. Only for bytes without CR;
+        stops where an empty line follows another, which is a block itself.
         """
         if scan_from - at > _RESCAN_BYTES:
             return at, clear_to
@@ -357,7 +359,7 @@ class StreamTail:
         self._bytes = b"\n\n"
 
     def remember(self, buffer: bytes | bytearray, start: int, end: int) -> None:
-        """`buffer[start:end]` leaves."""
+        """Remember the end of `buffer[start:end]`, which is sent now."""
         if end - start >= 4:
             self._bytes = bytes(buffer[end - 4 : end])
         else:

@@ -213,7 +213,7 @@ class Passage:
         return None
 
     def _end_in_event(self) -> None:
-        """Nothing can be added after this."""
+        """The stream ends inside an event: refuse events that are emitted later."""
         self._cut = True
         self.queue.refuse()
 

@@ -61,8 +61,8 @@ class StreamChain(Passage):
                 hook.call = note("on_event", hook.call)
 
     def pass_unseen(self) -> bool:
-        """Before `start`, for a stream that cannot be shown to hooks: whether every hook accepts
-        that. Then no hook is called for events.
+        """Whether every hook accepts a stream that it cannot see; then no hook is called for
+        events. Call it before `start`.
         """
         if not self._hooks.pass_unseen:
             return False
@@ -111,12 +111,12 @@ class StreamChain(Passage):
 
     @property
     def is_async(self) -> bool:
-        """Whether some hook must be awaited: the window must then stay where it is meanwhile."""
+        """Whether some hook must be awaited. The window must not move meanwhile."""
         return self._hooks.is_async
 
     @property
     def emitted(self) -> bool:
-        """Whether an emitted event can leave now: call `take_emitted`."""
+        """Whether an emitted event can be sent now: call `take_emitted`."""
         return bool(self.queue.events) and not self._cut and self.between_events
 
     @property

@@ -248,7 +248,7 @@ class AnthropicReader(BlockReader):
         call = self._whole_call(parts, call, name, content, "input", decoded=True)
         self._touch(call, list_of, content)
 
-    def says_nothing(self, message: dict[str, Any]) -> bool:
+    def is_empty(self, message: dict[str, Any]) -> bool:
         delta = message.get("delta")
         return (
             isinstance(delta, dict)

@@ -292,7 +292,7 @@ class CallReader(FieldReader):
             call.places.append(Place(holder, key, decoded or not isinstance(value, str)))
 
     def _count(self, call: Call, piece: str) -> None:
-        """Raises `DialectError` for more than the limits allow."""
+        """Count the characters of arguments. Raises `DialectError` above the limits."""
         call.size += len(piece)
         self._arguments_size += len(piece)
         if call.size > MAX_ARGUMENTS:
@@ -367,7 +367,7 @@ class CallReader(FieldReader):
         return self._contradict(parts, call, name, arguments, place) if self.whole_calls else call
 
     def _fill(self, call: Call, name: str | None, arguments: str, place: Place) -> None:
-        """Nothing was known of a call but where it belongs."""
+        """Fill in a call of which only the position was known."""
         if name:
             call.name = name
         if arguments:
@@ -386,7 +386,7 @@ class CallReader(FieldReader):
     def _contradict(
         self, parts: list[Part], call: Call, name: str | None, arguments: str, place: Place
     ) -> Call:
-        """Another call at the place of one: hooks are shown both."""
+        """Another call at the place of a known one: hooks see both."""
         other = Call(call.block, call.id, call.index, call.kind)
         other.name = name or call.name
         other.complete = True

@@ -215,7 +215,7 @@ class ChatCallReader(Reader):
         changed = self._correct_reasons(message) or changed
         if not changed:
             return None
-        return [] if touches and not self.is_body and self.says_nothing(message) else [message]
+        return [] if touches and not self.is_body and self.is_empty(message) else [message]
 
     def _take_out(self, touch: Touch, gone: set[int], cleaned: set[int]) -> None:
         """Remove a call from a message, and put its refusal there. `gone`: all removed items."""
@@ -277,7 +277,7 @@ class ChatCallReader(Reader):
         if call.index is not None and not call.removed:
             self._left.setdefault(call.block.output, set()).add(call.index)
 
-    def says_nothing(self, message: dict[str, Any]) -> bool:
+    def is_empty(self, message: dict[str, Any]) -> bool:
         choices = message.get("choices")
         if (
             message.get("usage") is not None

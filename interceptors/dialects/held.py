@@ -72,7 +72,7 @@ class HeldEvent:
         return call is not None
 
     def leave(self, reader: Reader) -> list[Event]:
-        """The events that leave in its place, and those before it."""
+        """The events that are sent in its place, and those before it."""
         made = None
         if reader.has_removed and isinstance(self.message, dict):
             made = reader.settle(self.message, self.touches)
@@ -80,7 +80,7 @@ class HeldEvent:
             edited = any(touch.call.edited for touch in self.touches)
             if edited or self.changed:
                 is_silent = self.is_silent or (
-                    edited and not self.event.is_body and reader.says_nothing(self.message)
+                    edited and not self.event.is_body and reader.is_empty(self.message)
                 )
                 made = [] if is_silent else [self.message]
         for note in self.notes:
@@ -108,7 +108,7 @@ class HeldEvents:
         return len(self._waiting)
 
     def pass_in_order(self, reader: Reader, held: HeldEvent) -> EventResult:
-        """Let an event leave after those that wait; it waits too if its calls are not decided."""
+        """Send an event after those that wait; it waits too if its calls are not decided."""
         alone = not self._waiting
         self._waiting.append(held)
         left = self.release(reader)
@@ -134,7 +134,7 @@ class HeldEvents:
         return left
 
     def clear(self) -> None:
-        """Let nothing that waits leave."""
+        """Drop all waiting events."""
         self._waiting.clear()
 
 

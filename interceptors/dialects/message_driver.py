@@ -86,7 +86,9 @@ class MessageDriver:
         return re.compile(b"|".join(sorted(needles))) if needles else ()
 
     def ask_to_finish(self, reason: str | None, text: str) -> None:
-        """Remember what `MessageStream.finish` asked for. Raises `TypeError` where it must not."""
+        """Remember the request of `MessageStream.finish`. Raises `TypeError` where it is not
+        allowed.
+        """
         part = self._current
         if not isinstance(part, _CONTENT):
             raise TypeError(
@@ -166,11 +168,11 @@ class MessageDriver:
         before: list[Event],
         in_order: object,
     ) -> EventResult:
-        """What leaves instead of an event that a hook has changed."""
+        """What is sent instead of an event that a hook has changed."""
         dropped = any(
             isinstance(part, TextDelta) and part.changed and part.dropped for part in parts
         )
-        is_silent = dropped and not event.is_body and reader.says_nothing(message)
+        is_silent = dropped and not event.is_body and reader.is_empty(message)
         if in_order and not reader.keeps_alive(message):
             held = HeldEvent(
                 reader, event, message, before, is_lax=is_lax, changed=True, is_silent=is_silent
@@ -273,7 +275,7 @@ class MessageDriver:
         last: Part,
         before: list[Event],
     ) -> EventResult:
-        """What leaves instead of an event whose hook has asked to finish."""
+        """What is sent instead of an event whose hook has asked to finish."""
         assert self._asked is not None
         reason, text = self._asked
         if event.is_body:

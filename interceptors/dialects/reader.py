@@ -76,7 +76,7 @@ class Reader(CallReader, ABC):
     # For the side of the hooks.
 
     def read(self, message: Any, event_type: str | None = None) -> list[Part]:
-        """The parts of an event: of its data, and with its type. Raises `DialectError`."""
+        """The parts of an event, from its data and its type. Raises `DialectError`."""
         if self._leaving or self.problems or self.calls:
             self._begin_message()
         elif self._here:
@@ -121,28 +121,28 @@ class Reader(CallReader, ABC):
         return parts
 
     def take_notes(self) -> list[Callable[[], object]]:
-        """What to call when the last message has left, if it does not leave now.
+        """The functions to call when the last message is sent, for a message that must wait.
 
-        Otherwise the next `read` calls it.
+        Without this call, the next `read` calls them.
         """
         notes, self._leaving = self._leaving, []
         return notes
 
     def commit(self) -> None:
-        """The last message leaves."""
+        """Note that the last message was sent."""
         for note in self._leaving:
             note()
         self._leaving.clear()
 
     @abstractmethod
     def settle(self, message: dict[str, Any], touches: list[Touch]) -> list[dict[str, Any]] | None:
-        """What leaves in place of a message after calls were removed: the message itself, changed;
-        others; or nothing. None if the message stays as it is.
+        """What is sent in place of a message after calls were removed: the message itself, changed;
+        others; or nothing. None if the message stays unchanged.
         """
 
     @abstractmethod
-    def says_nothing(self, message: dict[str, Any]) -> bool:
-        """Whether an event whose deltas were dropped need not leave at all."""
+    def is_empty(self, message: dict[str, Any]) -> bool:
+        """Whether an event has nothing to send after its deltas were dropped."""
 
     def keeps_alive(self, message: Any) -> bool:
         """Whether an event only keeps the connection alive, so it may overtake held events."""
@@ -157,13 +157,13 @@ class Reader(CallReader, ABC):
         return block in self._open or block in self._last
 
     def make_delta(self, block: Block, text: str) -> Made:
-        """Another delta of a text that has had one."""
+        """Make a further delta of a text that already has one."""
         event_type, message = self._open.get(block) or self._last[block]
         return Made(event_type, self._another(block, message, text))
 
     @abstractmethod
     def make_ending(self, reason: str | None = None) -> list[Made]:
-        """The events that complete what has left, so clients see a whole answer.
+        """The events that complete what was sent, so that clients see a whole answer.
 
         Nothing may be read afterwards.
         """
@@ -174,7 +174,7 @@ class Reader(CallReader, ABC):
     ) -> None:
         """End an answer that is not streamed at one of its parts.
 
-        `text` is left of the part's block, and nothing after it. For an `Unread` nothing is left.
+        `text` remains of the part's block, and nothing after it. For an `Unread` nothing remains.
         """
 
     # For the dialects.

@@ -259,7 +259,7 @@ class ItemReader(Reader):
         number = message.get("sequence_number", self._sequence_number)
         return [{**event, "output_index": index, "sequence_number": number} for event in made]
 
-    def says_nothing(self, message: dict[str, Any]) -> bool:
+    def is_empty(self, message: dict[str, Any]) -> bool:
         return message.get("delta") == ""
 
     def opens(self, message: dict[str, Any]) -> bool:

@@ -283,7 +283,7 @@ def _after_done(
 
 
 def _is_done(token: Token, at: int, done: tuple[Container[str], ...]) -> bool:
-    """A place is inside a string in `done`."""
+    """Whether a place is inside a string in `done`."""
     if token[1] is None or at >= token.end():
         return False
     text = unescape(token[1])
@@ -309,7 +309,9 @@ def _json_string(text: str) -> str:
 
 
 def _is_json(text: str) -> bool:
-    """A lax reader takes the text as JSON: line ends in strings, numbers of any length, NaN."""
+    """Whether a lax reader takes the text as JSON: line ends in strings, numbers of any length,
+    NaN.
+    """
     try:
         decode_json(text)
     except (ValueError, RecursionError):

@@ -66,7 +66,7 @@ class PatternTooSlow(Exception):
 
 
 class EmptyMatch(ValueError):
-    """A pattern matched the empty string, which no one can replace."""
+    """A pattern matched the empty string, which cannot be replaced."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name} matched the empty string: write one that matches a character")
@@ -147,7 +147,7 @@ class Pattern:
         return rf"(?:\G|(?<!{run})){text}" if run else text
 
     def is_quick(self, size: int) -> bool:
-        """A search in so many characters needs no clock."""
+        """Whether a search in `size` characters is quick enough to run without a timeout."""
         return size <= self._quick_size
 
     def left_s(self) -> float:

@@ -64,10 +64,10 @@ class Substitution:
         self._beginnings = tuple(source.prefix[:size] for size in range(1, len(source.prefix)))
 
     def _refuse_empty(self, pattern: str) -> None:
-        """Refuse a pattern that matches the empty string in one of some texts.
+        """Refuse a pattern that matches the empty string in one of several sample texts.
 
-        The pattern's own source is one of them, for `(?=secret)`. A pattern that this misses fails
-        at its first empty match (`Pattern.find_all`).
+        The pattern's source is one of them, for `(?=secret)`. A pattern that passes this check
+        fails at its first empty match (`Pattern.find_all`).
         """
         try:
             for text in ("", pattern, string.printable, "a a"):
@@ -80,7 +80,7 @@ class Substitution:
             ) from None
 
     def begins_in(self, text: str) -> bool:
-        """A match may begin in a text, or where it ends. Cheap."""
+        """Whether a match may begin in the text or at its end. Cheap."""
         prefix = self.prefix
         return not prefix or prefix in text or text.endswith(self._beginnings)
 
@@ -106,7 +106,7 @@ class Substitution:
         return None if found is None else int(found.start())
 
     def is_undecided(self, text: str, at: int) -> bool:
-        """A match that begins at `at` is still possible, or may still grow."""
+        """Whether a match that begins at `at` is still possible, or may still grow."""
         return self.pattern.timed(self._undecided.match, text, at, partial=True) is not None
 
 
@@ -127,15 +127,15 @@ class ReachesBack(Exception):
 
 
 class Flow:
-    """One substitution over one text. `feed` returns what leaves, in order."""
+    """One substitution over one text. `feed` returns what can be sent, in order."""
 
     __slots__ = ("_at", "_buffer", "_gone", "_run", "_sub", "_window")
 
     def __init__(self, substitution: Substitution, window: int) -> None:
         """`window`: most characters that are held back.
 
-        A longer match is replaced by what has arrived of it; the rest of it is dropped. A longer
-        beginning of a match is given up, and leaves.
+        A longer match is replaced when the window is full; the rest of it is dropped. A longer
+        beginning of a match is given up, and sent.
         """
         self._sub = substitution
         self._window = window
@@ -145,10 +145,10 @@ class Flow:
         self._run: tuple[int, int] | None = None  # a replaced match that still grows
 
     def feed(self, text: str, *, final: bool = False) -> str:
-        """Add a piece; return what leaves. `final`: the text ends here.
+        """Add a piece; return what can be sent. `final`: the text ends here.
 
         More text may follow a final piece. A match across that end raises `ReachesBack`, because
-        its beginning has left; text that continues a match replaced at the end is dropped.
+        its beginning was already sent; text that continues a match replaced at the end is dropped.
         """
         self._buffer += text
         is_usual = self._run is None and self._gone is None and not final
@@ -169,7 +169,7 @@ class Flow:
         return "".join(left)
 
     def _cut(self) -> None:
-        """Forget text that nothing can look back at."""
+        """Drop text that no lookbehind can see."""
         start = self._at if self._run is None else self._run[0]
         if self._gone is not None:
             start = min(start, self._gone[0])
@@ -199,7 +199,7 @@ class Flow:
         self._at = len(buffer)
 
     def _check_gone(self) -> None:
-        """Raise `ReachesBack` for a match that begins in what left at the end of the text."""
+        """Raise `ReachesBack` for a match that begins in what was sent at the end of the text."""
         assert self._gone is not None
         begin, end = self._gone
         buffer, pattern = self._buffer, self._sub.pattern
@@ -218,7 +218,7 @@ class Flow:
             self._gone = None
 
     def _decide(self, left: list[str]) -> None:
-        """Replace every match up to the place where text to come may change the result."""
+        """Replace every match up to the place where later text may change the result."""
         substitution, buffer = self._sub, self._buffer
         end = len(buffer)
         decided = -1  # no text to come changes what is before it
@@ -254,7 +254,7 @@ class Flow:
         return found if found is not None and found.start() < end else None
 
     def _keep_run(self, start: int, stop: int) -> None:
-        """Keep of a replaced match only what decides whether the text to come continues it."""
+        """Of a replaced match, keep only what decides whether later text continues it."""
         buffer = self._buffer
         if stop - start > self._window:
             shorter = self._sub.pattern.match(buffer[: start + self._window], start)

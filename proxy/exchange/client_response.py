@@ -85,9 +85,9 @@ class ClientResponse:
         """The end of the body has been handed over, too."""
 
     async def flush(self, step: Callable[[], Awaitable[bool | None]] | None = None) -> None:
-        """Wait until the client has taken what was written, or until `step` has sent what it sends.
+        """Wait until the client has taken what was written.
 
-        Repeats the step, by default the writer's `drain`, until its result is not False. Each
+        Repeats `step`, by default the writer's `drain`, until its result is not False. Each
         repetition may take `timeouts.send` seconds. Over HTTP/1.1 a wait inside Hypercorn has no
         deadline here: it cannot be cancelled, and TCP_USER_TIMEOUT ends it.
         """
@@ -216,7 +216,7 @@ class ClientResponse:
 
     @property
     def early_heartbeat_s(self) -> float | None:
-        """The same while the upstream has not answered; None: no heartbeats before its answer."""
+        """Seconds between heartbeats until the upstream answers; None: no early heartbeats."""
         if self._route is None or not self._route.heartbeat.early or self._request.method == "HEAD":
             return None
         accept = [value for name, value in self._request.headers if name == b"accept"]
@@ -254,8 +254,8 @@ class ClientResponse:
         sse: bool,
         dropped: frozenset[bytes] = _NO_NAMES,
     ) -> HeaderList:
-        """The headers of a response that go to the client: less `dropped`, and less those that the
-        server adds itself.
+        """The headers of a response that go to the client, without `dropped` and without those that
+        the server adds itself.
         """
         added = self._connection.added_headers if self._connection is not None else _NO_NAMES
         return response_headers(headers, dropped=dropped | added, sse=sse)
@@ -267,8 +267,8 @@ class ClientResponse:
         sse: bool,
         dropped: frozenset[bytes] = _NO_NAMES,
     ) -> HeaderList:
-        """The same for a response that is not the upstream's: a page of an allowed origin may read
-        it.
+        """As `headers`, for an answer that is not the upstream's. Adds CORS headers, so that a page
+        of an allowed origin can read it.
         """
         listed = self.headers(headers, sse=sse, dropped=dropped)
         return listed if self.cors is None else self.cors.grant(listed)

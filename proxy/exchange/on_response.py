@@ -187,9 +187,9 @@ async def _kind_of(ctx: ExchangeContext, shown: ShownHead, body: UpstreamBody) -
 
 
 def _stands_for_changed(ctx: ExchangeContext, shown: ShownHead) -> bool:
-    """Whether a response without a body describes one that interceptors may change: what it says
-    about that, its length too, may then be false (RFC 9110, section 9.3.2). A 304 has no type, and
-    may describe any body.
+    """Whether a response without a body describes one that interceptors may change. Its validators
+    and its length may then be wrong (RFC 9110, section 9.3.2). A 304 has no type, and may
+    describe any body.
     """
     chain, request = ctx.route.chain, ctx.progress.request
     if request is None or not chain.sees_streams:

@@ -90,8 +90,8 @@ async def serve(ctx: ExchangeContext) -> None:
 async def read_length(ctx: ExchangeContext) -> bytes | None:
     """The Content-Length of the request; b"" if it is not known, None if there is no body.
 
-    Over HTTP/2 a body may come without a header, so its first message decides; that is waited for
-    in `on_request`, unless it is here. Raises `RequestRefused` for bad framing.
+    An HTTP/2 request may have a body without a Content-Length, so its first message decides. If it
+    has not arrived, `on_request` waits for it. Raises `RequestRefused` for bad framing.
     """
     ctx.progress.phase = "read_body"
     request, body = ctx.request, ctx.body
@@ -115,7 +115,7 @@ def _no_length(ctx: ExchangeContext) -> bytes | None:
 async def on_request(ctx: ExchangeContext, length: bytes | None) -> OutgoingRequest | Response:
     """Call the request's hooks. Returns the request for the upstream, or an answer to it.
 
-    No body is waited for until the interceptors that only want the head have seen it.
+    Interceptors that need only the head run before the body is awaited.
     """
     ctx.progress.phase = "on_request"
     answer = _own_answer(ctx) if ctx.request.method.upper() in _FOR_PROXIES else None
@@ -210,8 +210,8 @@ async def _open_body(ctx: ExchangeContext, length: bytes | None) -> tuple[Body, 
 
 
 async def _settle_length(ctx: ExchangeContext, length: bytes | None) -> bytes | None:
-    """Wait for the first message, if it decides whether there is a body, or probably brings all of
-    it: a small body then leaves with the head.
+    """Wait for the body's first message if it decides whether there is a body, or probably contains
+    all of it, so that a small body is sent with the head.
     """
     if length == b"" and ctx.request.is_http2:
         return length if await ctx.body.first_message() else _no_length(ctx)

@@ -140,5 +140,5 @@ class PassingRelay(Relay):
 
 
 def _as_chunk(view: memoryview, first: int, last: int) -> tuple[Part, ...]:
-    """Bytes of a chunk that did not come whole, as a chunk."""
+    """Bytes of an incomplete chunk, framed as a chunk."""
     return (b"%x\r\n" % (last - first), view[first:last], b"\r\n") if first < last else ()

@@ -215,14 +215,16 @@ class Resume:
         return max(least_s, highest_s * (0.5 + self._random() / 2))
 
     def begin(self) -> None:
-        """A new response begins. What was not whole of the previous one is forgotten."""
+        """A new response begins. An incomplete event of the previous one is discarded."""
         self._framer.restart()
         self._lf_passes = True
         self._replay = _Replay.UNKNOWN
 
 
 def _move(buffer: bytearray, first: int, last: int, start: int, end: int) -> tuple[int, int]:
-    """Append `buffer[start:end]` to what passes, `buffer[first:last]`; where that is then."""
+    """Append `buffer[start:end]` to what passes, `buffer[first:last]`. Returns the new `(first,
+    last)`.
+    """
     if first == last:
         return start, end
     if last != start:

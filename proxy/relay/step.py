@@ -126,13 +126,13 @@ class Relay(ABC):
         raise NotImplementedError("bytes that no hook sees do not stop")
 
     def continue_with(self, body: UpstreamBody) -> None:
-        """Continue the stream in another body. An unfinished event of the last one is forgotten."""
+        """Continue the stream in another body. An unfinished event of the last one is discarded."""
         self.body = body
 
     @property
     @abstractmethod
     def at_boundary(self) -> bool:
-        """Whether what has left ends with a whole event, so that an error event may follow."""
+        """Whether the bytes sent so far end with a whole event, so that an error event may follow."""
 
     @property
     @abstractmethod
@@ -246,7 +246,7 @@ class Relay(ABC):
         return self.writer.write((PING,))
 
     def _note(self, size: int, now: float) -> None:
-        """Note that bytes of the body have come."""
+        """Note that bytes of the body have arrived."""
         if size:
             self.last_read = now
             if self.first_read is None:
