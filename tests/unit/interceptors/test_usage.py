@@ -15,13 +15,13 @@ from unit.interceptors.dialects.transcripts import (
     ANTHROPIC,
     CHAT,
     CHAT_USAGE,
-    PATHS,
     RESPONSES,
     anthropic_body,
     chat_body,
     choice,
     chunk,
     chunkings,
+    delta,
     message_end,
     message_item,
     message_start,
@@ -38,7 +38,6 @@ from interceptors import (
     LoadError,
     Request,
     ResponseHead,
-    StreamContext,
     StreamInterceptor,
 )
 from interceptors.loader import load_interceptor
@@ -46,21 +45,13 @@ from interceptors.testing import run_chain, run_json, run_request
 from interceptors.usage import KINDS, Usage
 
 GPT, CLAUDE = "gpt-4o-2024-08-06", "claude-sonnet-4-20250514"
+TOKENS = {"input_tokens": 37, "output_tokens": 11}
 RESPONDED = response(
     "completed",
     [message_item(text_part("Hi"))],
-    usage={
-        "input_tokens": 37,
-        "output_tokens": 11,
-        "output_tokens_details": {"reasoning_tokens": 3},
-    },
+    usage={**TOKENS, "output_tokens_details": {"reasoning_tokens": 3}},
 )
-TOLD = [
-    chunk(choice({"content": "Hi"})),
-    chunk(choice({}, "stop")),
-    chunk(usage=CHAT_USAGE),
-    "[DONE]",
-]
+TOLD = [delta(content="Hi"), delta("stop"), chunk(usage=CHAT_USAGE), "[DONE]"]
 
 
 def request(
@@ -93,6 +84,11 @@ def metrics(usage: Usage) -> dict[tuple[str, ...], float]:
     return found
 
 
+def requests(usage: Usage) -> dict[tuple[str, ...], float]:
+    """The count of requests by model and client."""
+    return {key[1:]: value for key, value in metrics(usage).items() if key[0] == "requests"}
+
+
 def line_of(logs: list[Any]) -> dict[str, Any]:
     """The one line of the one answer."""
     (line,) = [dict(log) for log in logs if log["event"] == "usage"]
@@ -101,6 +97,18 @@ def line_of(logs: list[Any]) -> dict[str, Any]:
 
 def tokens_in(line: dict[str, Any]) -> list[Any]:
     return [line[kind] for kind in KINDS]
+
+
+def run_body(usage: Usage, body: Any, made: Request | None = None, status: int = 200) -> bytes:
+    return run_json(
+        [usage], json.dumps(body).encode(), request=made or request(), head=head(status)
+    )
+
+
+def run_stream(usage: Usage, messages: list[Any], made: Request | None = None) -> bytes:
+    made = made or request()
+    stream = stream_of(messages, named=made.path != CHAT)
+    return run_chain([usage], [stream], request=made).output
 
 
 ANSWERS: dict[str, tuple[str, bool, Any, str, str, list[int | None]]] = {
@@ -125,47 +133,31 @@ ANSWERS: dict[str, tuple[str, bool, Any, str, str, list[int | None]]] = {
 def test_an_answer_is_counted_by_route_model_and_client(
     path: str, streamed: bool, answer: Any, model: str, reason: str, tokens: list[int | None]
 ) -> None:
-    """Streamed however it is cut, and not streamed: the same counts, and one line; the answer
-    leaves byte for byte.
-    """
-    bytes_of = stream_of(answer, named=path != CHAT) if streamed else json.dumps(answer).encode()
-    for chunks in chunkings(bytes_of) if streamed else [[bytes_of]]:
-        usage = Usage()
+    """With one line; the answer leaves byte for byte, however it is cut."""
+    sent = stream_of(answer, named=path != CHAT) if streamed else json.dumps(answer).encode()
+    for chunks in chunkings(sent) if streamed else [[sent]]:
+        usage, made = Usage(), request(path, "ann")
         with capture_logs() as logs:
             if streamed:
-                assert run_chain([usage], chunks, request=request(path, "ann")).output == bytes_of
+                assert run_chain([usage], chunks, request=made).output == sent
             else:
-                assert run_json([usage], bytes_of, request=request(path, "ann")) == bytes_of
-        told = {
-            ("tokens", model, "ann", kind): count
-            for kind, count in zip(KINDS, tokens, strict=True)
-            if count is not None
-        }
+                assert run_json([usage], sent, request=made) == sent
+        counts = zip(KINDS, tokens, strict=True)
+        told = {("tokens", model, "ann", kind): n for kind, n in counts if n is not None}
         assert metrics(usage) == {("requests", model, "ann"): 1, **told}
         line = line_of(logs)
         assert tokens_in(line) == tokens
-        assert (line["route"], line["model"], line["client"], line["status"]) == (
-            "/llm",
-            model,
-            "ann",
-            200,
-        )
-        assert (line["finish_reason"], line["outcome"], line["streamed"]) == (
-            reason,
-            "completed",
-            streamed,
-        )
+        keys = ("route", "model", "client", "status", "finish_reason", "outcome", "streamed")
+        expected = ["/llm", model, "ann", 200, reason, "completed", streamed]
+        assert [line[key] for key in keys] == expected
         assert "Hi" not in str(line)
 
 
-def test_an_explicit_zero_is_kept_and_is_not_what_was_never_told() -> None:
-    """0 makes a series at 0 and a 0 in the log; a missing count makes no series, and null in the
-    log.
-    """
-    body = chat_body({"content": ""}, usage={"prompt_tokens": 5, "completion_tokens": 0})
+def test_an_explicit_zero_is_kept_and_an_absent_count_is_not_zero() -> None:
+    """Zero makes a series and a 0 in the log; an absent count makes no series and null."""
     usage = Usage()
     with capture_logs() as logs:
-        run_json([usage], json.dumps(body).encode(), request=request())
+        run_body(usage, chat_body({}, usage={"prompt_tokens": 5, "completion_tokens": 0}))
     assert metrics(usage) == {
         ("requests", "gpt-4o", "-"): 1,
         ("tokens", "gpt-4o", "-", "input"): 5,
@@ -174,156 +166,99 @@ def test_an_explicit_zero_is_kept_and_is_not_what_was_never_told() -> None:
     assert tokens_in(line_of(logs)) == [5, 0, None, None, None]
 
 
-@pytest.mark.parametrize("path", PATHS.values())
-def test_an_answer_that_tells_no_usage_is_counted_as_such(path: str) -> None:
-    """Nothing is guessed from its deltas: there are no tokens, and a metric counts how many such
-    answers there were.
-    """
-    bodies = {
-        CHAT: chat_body({"content": "Hi"}, usage=None),
-        RESPONSES: response("completed", [message_item(text_part("Hi"))]),
-        ANTHROPIC: {**anthropic_body({"type": "text", "text": "Hi"}), "usage": None},
-    }
-    usage = Usage()
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, chat_body({"content": "Hi"}, usage=None)),
+        (RESPONSES, response("completed", [message_item(text_part("Hi"))])),
+        (ANTHROPIC, {**anthropic_body({"type": "text", "text": "Hi"}), "usage": None}),
+    ],
+)
+def test_an_answer_without_usage_is_counted_as_such(path: str, body: Any) -> None:
+    """Nothing is guessed from its deltas."""
+    usage, model = Usage(), body["model"]
     with capture_logs() as logs:
-        run_json([usage], json.dumps(bodies[path]).encode(), request=request(path))
-    model = bodies[path]["model"]
+        run_body(usage, body, request(path))
     assert metrics(usage) == {("requests", model, "-"): 1, ("answers_without_usage", model, "-"): 1}
     assert tokens_in(line_of(logs)) == [None] * 5
 
 
-def test_what_is_told_several_times_counts_once_and_the_last_word_counts() -> None:
-    """Anthropic reports cumulative output, and some servers of OpenAI's dialect report everything
-    in every chunk.
-    """
-    messages = [
-        message_start(),
-        *text_block(0, "Hi"),
-        {"type": "message_delta", "delta": {"stop_reason": None}, "usage": {"output_tokens": 30}},
-        *message_end(output_tokens=41),
-    ]
+def test_usage_that_comes_several_times_counts_once_and_the_last_counts() -> None:
+    """Anthropic's output is cumulative, and some servers send OpenAI's usage with every chunk."""
     usage = Usage()
-    run_chain([usage], [stream_of(messages, named=True)], request=request(ANTHROPIC))
+    end = {"type": "message_delta", "delta": {"stop_reason": None}, "usage": {"output_tokens": 30}}
+    messages = [message_start(), *text_block(0, "Hi"), end, *message_end(output_tokens=41)]
+    run_stream(usage, messages, request(ANTHROPIC))
     assert metrics(usage)["tokens", CLAUDE, "-", "output"] == 41
     usage = Usage()
-    chunks = [
-        chunk(choice({"content": "x"}), usage={"prompt_tokens": 7, "completion_tokens": count})
-        for count in range(1, 5)
-    ]
-    run_chain([usage], [stream_of([*chunks, "[DONE]"], named=False)], request=request())
-    assert (
-        metrics(usage)["tokens", GPT, "-", "input"],
-        metrics(usage)["tokens", GPT, "-", "output"],
-    ) == (7, 4)
+    counts = ({"prompt_tokens": 7, "completion_tokens": count} for count in range(1, 5))
+    run_stream(usage, [chunk(choice({"content": "x"}), usage=each) for each in counts])
+    found = metrics(usage)
+    assert (found["tokens", GPT, "-", "input"], found["tokens", GPT, "-", "output"]) == (7, 4)
 
 
-def test_a_stream_that_breaks_off_counts_what_was_told_so_far() -> None:
-    """Anthropic's streams report input at the beginning: it is counted once, although no end
-    arrived.
-    """
+def test_a_stream_that_breaks_off_counts_the_usage_so_far() -> None:
+    """Anthropic sends the input's at the beginning: it counts although no end came, once."""
 
-    class Breaking(Interceptor):
-        def open_stream(self, context: StreamContext) -> StreamInterceptor:
-            class BreakingStream(StreamInterceptor):
-                needs = (b"content_block_delta",)
+    class Breaking(StreamInterceptor):
+        needs = (b"content_block_delta",)
 
-                def on_event(self, event: Any) -> Any:
-                    raise RuntimeError
-
-            return BreakingStream()
+        def on_event(self, event: Any) -> Any:
+            raise RuntimeError
 
     usage = Usage()
+    breaking = type("Broken", (Interceptor,), {"open_stream": lambda self, _: Breaking()})()
+    stream = stream_of([message_start(), *text_block(0, "Hi"), *message_end()], named=True)
     with capture_logs() as logs:
-        stream = stream_of([message_start(), *text_block(0, "Hi"), *message_end()], named=True)
-        assert (
-            run_chain([usage, Breaking()], [stream], request=request(ANTHROPIC)).failure is not None
-        )
+        result = run_chain([usage, breaking], [stream], request=request(ANTHROPIC))
+    assert result.failure is not None
     assert metrics(usage)["tokens", CLAUDE, "-", "input"] == 472
-    assert metrics(usage)["requests", CLAUDE, "-"] == 1
+    assert requests(usage) == {(CLAUDE, "-"): 1}
     line = line_of(logs)
-    assert (line["outcome"], line["finish_reason"], line["input"], line["output"]) == (
-        "intercepted",
-        None,
-        472,
-        2,
-    )
+    keys = ("outcome", "finish_reason", "input", "output")
+    assert [line[key] for key in keys] == ["intercepted", None, 472, 2]
 
 
 @pytest.mark.parametrize(
     ("path", "body", "error"),
     [
-        (
-            CHAT,
-            {"error": {"message": "no", "type": "invalid_request_error", "code": None}},
-            "invalid_request_error",
-        ),
-        (
-            RESPONSES,
-            {"error": {"message": "no", "type": None, "code": "rate_limit_exceeded"}},
-            "rate_limit_exceeded",
-        ),
-        (
-            ANTHROPIC,
-            {"type": "error", "error": {"type": "overloaded_error", "message": "no"}},
-            "overloaded_error",
-        ),
+        (CHAT, {"error": {"type": "invalid_request_error", "code": None}}, "invalid_request_error"),
+        (RESPONSES, {"error": {"type": None, "code": "rate_limit"}}, "rate_limit"),
+        (ANTHROPIC, {"type": "error", "error": {"type": "overloaded_error"}}, "overloaded_error"),
         (CHAT, {"detail": "not found"}, None),
     ],
 )
 def test_a_failure_is_a_request_without_usage(path: str, body: Any, error: str | None) -> None:
-    """It is counted as a request, and not among the answers without usage; the line has the error's
-    type.
-    """
+    """It is not among the answers without usage; the line has the error's type."""
     usage = Usage()
     with capture_logs() as logs:
-        run_json([usage], json.dumps(body).encode(), request=request(path), head=head(429))
+        run_body(usage, body, request(path), 429)
     assert metrics(usage) == {("requests", "-", "-"): 1}
     line = line_of(logs)
     assert (line["status"], line["error"], line["finish_reason"]) == (429, error, None)
 
 
 def test_a_failed_request_cannot_make_up_models() -> None:
-    """The name is whatever the client sent: it gets no label, but counts under a known one."""
+    """Clients write the name: an unknown one gets no label."""
     usage = Usage(ask=True)
     for model, status in (("gpt", 200), ("made-up", 404), ("gpt", 429)):
-        asking = Request(
-            method="POST", path=CHAT, route="/llm", body=json.dumps({"model": model}).encode()
-        )
-        run_request([usage], asking)
-        body = {"error": {}} if status >= 400 else {"choices": []}
-        run_json([usage], json.dumps(body).encode(), request=asking, head=head(status))
-    assert {key: value for key, value in metrics(usage).items() if key[0] == "requests"} == {
-        ("requests", "gpt", "-"): 2,
-        ("requests", "other", "-"): 1,
-    }
+        sent = asked(usage, json.dumps({"model": model}).encode())
+        run_body(usage, {"error": {}} if status >= 400 else {"choices": []}, sent, status)
+    assert requests(usage) == {("gpt", "-"): 2, ("other", "-"): 1}
 
 
 def test_labels_are_bounded() -> None:
-    """Beyond so many models and clients they are `other`; the log has the names, cut where they are
-    absurd.
-    """
+    """More models and clients are `other`; the log has the names, long ones cut."""
     usage = Usage(max_models=2, max_clients=1)
+    names = [("a", "ann"), ("b", "bob"), ("c", "ann"), ("a", None), ("d" * 500, "bob")]
     with capture_logs() as logs:
-        for model, client in (
-            ("a", "ann"),
-            ("b", "bob"),
-            ("c", "ann"),
-            ("a", None),
-            ("d" * 500, "bob"),
-        ):
-            body = {**chat_body({"content": ""}, usage=None), "model": model}
-            run_json([usage], json.dumps(body).encode(), request=request(client=client))
-    counted = [key[1:] for key in metrics(usage) if key[0] == "requests"]
-    assert counted == [
-        ("a", "ann"),
-        ("b", "other"),
-        ("other", "ann"),
-        ("a", "-"),
-        ("other", "other"),
-    ]
-    assert [(log["model"], log["client"]) for log in logs] == [
-        ("a", "ann"), ("b", "bob"), ("c", "ann"), ("a", "-"), ("d" * 200, "bob"),
-    ]  # fmt: skip
+        for model, client in names:
+            run_body(usage, {**chat_body({}, usage=None), "model": model}, request(client=client))
+    other = "other"
+    labels = [("a", "ann"), ("b", other), (other, "ann"), ("a", "-"), (other, other)]
+    assert list(requests(usage)) == labels
+    logged = [(model[:200], client or "-") for model, client in names]
+    assert [(log["model"], log["client"]) for log in logs] == logged
 
 
 @pytest.mark.parametrize(
@@ -334,55 +269,39 @@ def test_labels_are_bounded() -> None:
         ("/v1/responses", "generic", "GET", RESPONDED),
         ("/v1/messages/count_tokens", "anthropic", "POST", {"input_tokens": 12}),
         ("/v1/messages/batches", "anthropic", "POST", {"type": "message_batch", "id": "b"}),
-        (
-            "/v1/embeddings",
-            "openai",
-            "POST",
-            {"object": "list", "data": [], "usage": {"prompt_tokens": 3}},
-        ),
-        (
-            "/messages",
-            "mcp",
-            "POST",
-            {"jsonrpc": "2.0", "id": 1, "result": {"usage": {"input_tokens": 1}}},
-        ),
+        ("/v1/embeddings", "openai", "POST", {"object": "list", "usage": {"prompt_tokens": 3}}),
+        ("/messages", "mcp", "POST", {"jsonrpc": "2.0", "id": 1, "result": {"usage": TOKENS}}),
     ],
 )
-def test_what_is_no_answer_of_a_model_is_not_counted(
+def test_responses_that_are_not_answers_of_a_model_are_not_counted(
     path: str, dialect: str, method: str, body: Any
 ) -> None:
-    """Lists, stored answers, batches, embeddings, MCP: neither metrics nor a line, and a stored
-    answer is not counted again.
-    """
+    """Lists, stored answers, batches, embeddings, MCP: neither metrics nor a line."""
     usage = Usage()
     with capture_logs() as logs:
-        run_json(
-            [usage],
-            json.dumps(body).encode(),
-            request=request(path, dialect=dialect, method=method),
-        )
+        run_body(usage, body, request(path, dialect=dialect, method=method))
     assert metrics(usage) == {}
     assert without_times(logs) == []
 
 
-def test_usage_that_is_nonsense_stops_nothing() -> None:
-    """The answer leaves unchanged, a negative count is as not told, and the request is counted."""
-    for told, counted in (
+@pytest.mark.parametrize(
+    ("told", "counted"),
+    [
         ({"prompt_tokens": "seven"}, {}),
         ({"prompt_tokens": -7, "completion_tokens": 2}, {"output": 2}),
-    ):
-        body = json.dumps(chat_body({"content": "Hi"}, usage=told)).encode()
-        usage = Usage()
-        with capture_logs() as logs:
-            assert run_json([usage], body, request=request()) == body
-        assert {
-            key[3]: value for key, value in metrics(usage).items() if key[0] == "tokens"
-        } == counted
-        assert line_of(logs)["status"] == 200
+    ],
+)
+def test_usage_that_is_nonsense_stops_nothing(told: Any, counted: Any) -> None:
+    """The answer leaves unchanged, a negative count is ignored, and the request is counted."""
+    body, usage = chat_body({"content": "Hi"}, usage=told), Usage()
+    with capture_logs() as logs:
+        assert run_body(usage, body) == json.dumps(body).encode()
+    tokens = {key[3]: value for key, value in metrics(usage).items() if key[0] == "tokens"}
+    assert tokens == counted
+    assert line_of(logs)["status"] == 200
 
 
 # --- ask
-# ----------------------------------------------------------------------------------------------------------------
 
 
 def asked(usage: Usage, body: bytes, path: str = CHAT) -> Request:
@@ -395,35 +314,25 @@ def asked(usage: Usage, body: bytes, path: str = CHAT) -> Request:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (
-            b'{"n": 1e2, "stream":true}',
-            b'{"n":1e2,"stream":true,"stream_options":{"include_usage":true}}',
-        ),
-        (
-            b'{"stream":true,"stream_options":null}',
-            b'{"stream":true,"stream_options":{"include_usage":true}}',
-        ),
+        (b'{"n": 1e2, "stream":true}', b'{"n":1e2,"stream":true,"stream_options":%s}'),
+        (b'{"stream":true,"stream_options":null}', b'{"stream":true,"stream_options":%s}'),
         (
             b'{"stream_options":{"include_usage":false,"x":1},"stream":true}',
             b'{"stream_options":{"include_usage":true,"x":1},"stream":true}',
         ),
     ],
 )
-def test_ask_has_a_chat_stream_tell_its_usage_and_hides_that_from_the_client(
+def test_ask_requests_the_usage_of_a_chat_stream_and_hides_it_from_the_client(
     before: bytes, after: bytes
 ) -> None:
-    """Only `stream_options` is added to the request; the chunk that has nothing but usage is
-    counted and does not leave.
-    """
+    """Only `stream_options` is added; the chunk that has only usage does not leave."""
     usage = Usage(ask=True)
     sent = asked(usage, before)
-    assert sent.body == after
-    told = [
-        {**item, "usage": None} if isinstance(item, dict) and "usage" not in item else item
-        for item in TOLD
-    ]
-    output = run_chain([usage], [stream_of(told, named=False)], request=sent).output
-    assert output == stream_of([item for item in told if item is not told[2]], named=False)
+    assert sent.body == after.replace(b"%s", b'{"include_usage":true}')
+    text, stop, told, done = TOLD
+    first = [{**item, "usage": None} for item in (text, stop)]  # type: ignore[dict-item]
+    left = run_stream(usage, [*first, told, done], sent)
+    assert left == stream_of([*first, done], named=False)
     assert metrics(usage)["tokens", GPT, "-", "output"] == 46
 
 
@@ -432,10 +341,8 @@ def test_ask_hides_nothing_from_a_client_that_has_asked() -> None:
     usage = Usage(ask=True)
     body = b'{"stream": true, "stream_options": {"include_usage": true}}'
     sent = asked(usage, body)
-    assert sent.body == body
-    assert not sent.body_replaced
-    stream = stream_of(TOLD, named=False)
-    assert run_chain([usage], [stream], request=sent).output == stream
+    assert (sent.body, sent.body_replaced) == (body, False)
+    assert run_stream(usage, TOLD, sent) == stream_of(TOLD, named=False)
 
 
 @pytest.mark.parametrize(
@@ -458,60 +365,35 @@ def test_ask_leaves_every_other_request_as_it_is(path: str, body: bytes) -> None
 
 
 def test_ask_hides_only_chunks_that_have_nothing_else() -> None:
-    """A chunk with usage and text leaves, one without choices and usage (Azure's first) does, too,
-    and so does a JSON body.
-    """
-    usage = Usage(ask=True)
-    stream = stream_of(
-        [
-            chunk(prompt_filter_results=[]),
-            chunk(choice({"content": "x"}, "stop"), usage=CHAT_USAGE),
-            "[DONE]",
-        ],
-        named=False,
-    )
-    assert run_chain([usage], [stream], request=asked(usage, b'{"stream":true}')).output == stream
-    body = json.dumps({"choices": [], "usage": {}}).encode()
-    assert run_json([usage], body, request=asked(usage, b'{"stream":true}')) == body
+    """Not those with usage and text, nor those without choices and usage (Azure's first)."""
+    usage, body = Usage(ask=True), {"choices": [], "usage": {}}
+    both = chunk(choice({"content": "x"}, "stop"), usage=CHAT_USAGE)
+    messages = [chunk(prompt_filter_results=[]), both, "[DONE]"]
+    left = run_stream(usage, messages, asked(usage, b'{"stream":true}'))
+    assert left == stream_of(messages, named=False)
+    left = run_body(usage, body, asked(usage, b'{"stream":true}'))
+    assert left == json.dumps(body).encode()
 
 
-def test_with_ask_the_requests_model_stands_in_where_none_was_told() -> None:
-    """The provider's name is the one that counts."""
+def test_with_ask_the_requests_model_counts_if_the_answer_has_none() -> None:
     usage = Usage(ask=True)
     with capture_logs() as logs:
-        run_chain(
-            [usage], [b"data: [DONE]\n\n"], request=asked(usage, b'{"model":"gpt","stream":true}')
-        )
-        run_chain(
-            [usage],
-            [stream_of(TOLD, named=False)],
-            request=asked(usage, b'{"model":"gpt","stream":true}'),
-        )
+        for messages in (["[DONE]"], TOLD):
+            run_stream(usage, messages, asked(usage, b'{"model":"gpt","stream":true}'))
     assert [log["model"] for log in logs] == ["gpt", GPT]
 
 
 # --- options
-# ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("options", "path"),
-    [
-        ({"max_models": 0}, "max_models"),
-        ({"max_clients": -1}, "max_clients"),
-        ({"asks": True}, "asks"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused_at_their_path(
-    options: dict[str, Any], path: str
-) -> None:
-    """At start, by the name of the entry point."""
+@pytest.mark.parametrize("options", [{"max_models": 0}, {"max_clients": -1}, {"asks": True}])
+def test_options_that_do_not_fit_are_refused_at_their_path(options: dict[str, Any]) -> None:
     with pytest.raises(LoadError) as caught:
         load_interceptor("usage", options)
-    assert caught.value.option == path
+    assert caught.value.option == next(iter(options))
 
 
 def test_without_ask_no_body_is_collected() -> None:
-    """Uploads pass as they arrive; usage by itself asks for nothing."""
+    """Uploads pass as they arrive."""
     assert not load_interceptor("usage", {}).wants_body
     assert load_interceptor("usage", {"ask": True}).wants_body

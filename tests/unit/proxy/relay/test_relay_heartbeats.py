@@ -12,6 +12,7 @@ import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ import trio
 import trio.testing
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.chunks import unchunked
 from support.event_source import comments, dispatched
 from support.writers import flush_of
 from trio.testing import MockClock
@@ -84,11 +86,7 @@ class Client:
         return self._take(b"".join(parts))
 
     def write_chunks(self, message: Sequence[Part], size: int) -> bool:
-        data, wire = b"", b"".join(message)
-        while wire:
-            head, _, rest = wire.partition(b"\r\n")
-            data += rest[: int(head, 16)]
-            wire = rest[int(head, 16) + 2 :]
+        data = b"".join(unchunked(b"".join(message)))
         assert len(data) == size
         return self._take(data)
 
@@ -118,23 +116,22 @@ class Hook(Interceptor):
     def __init__(
         self, on_event: Callable[[Event], EventResult], wait_s: float | None = None
     ) -> None:
-        self._on_event = on_event
-        self._wait_s = wait_s
+        self.on_event = on_event
+        self.wait_s = wait_s
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor | AsyncStreamInterceptor:
-        on_event, wait_s = self._on_event, self._wait_s
+        outer = self
 
         class Sync(StreamInterceptor):
             def on_event(self, event: Event) -> EventResult:
-                return on_event(event)
+                return outer.on_event(event)
 
         class Async(AsyncStreamInterceptor):
             async def on_event(self, event: Event) -> EventResult:
-                assert wait_s is not None
-                await trio.sleep(wait_s)
-                return on_event(event)
+                await trio.sleep(outer.wait_s or 0)
+                return outer.on_event(event)
 
-        return Sync() if wait_s is None else Async()
+        return Sync() if outer.wait_s is None else Async()
 
 
 class NoPool:
@@ -224,228 +221,140 @@ async def open_rig(
 
 def near(times: list[float], *expected: float) -> bool:
     """The hub adds the time that really passes in its wait, of which the clock knows nothing."""
-    return len(times) == len(expected) and all(
-        abs(a - b) < 1.0 for a, b in zip(times, expected, strict=True)
-    )
+    pairs = zip(times, expected, strict=True)
+    return len(times) == len(expected) and all(abs(a - b) < 1 for a, b in pairs)
 
 
-def since(rig: Rig, client: Client) -> list[float]:
-    return [at - rig.began for at in client.pings]
+KEEP = Hook(lambda event: event)
+HOOKS = [None, KEEP]
+EVENT, PING, CHANGED = b"data: 1\n\n", b": ping\n", b"data: changed\n\n"
 
 
-HOOKS = [None, Hook(lambda event: event)]
+@dataclass
+class Scenario:
+    """Steps (bytes that arrive, or seconds that pass), and what then holds."""
+
+    steps: list[bytes | float]
+    pings: tuple[float, ...] = ()
+    """When, in seconds since the relay began."""
+    received: bytes | None = None
+    """All bytes, if they are known."""
+    fails: type[Exception] | None = None
+    at_s: float = 0
+    """When it fails."""
+    hooks: tuple[Hook | None, ...] = (None,)
+    settings: dict[str, float | None] = field(default_factory=dict)
+    """Of the rig: `idle_s`, `send_s`, `heartbeat_s`."""
+    drain_s: float | None = None
+    """The client is full until it has been waited for so long."""
+    gone: bool = False
 
 
-@pytest.mark.parametrize("hook", HOOKS, ids=["no chain", "chain"])
-async def test_silence_is_broken_every_interval(
-    hook: Hook | None, way: str, synchronous: bool, autojump_clock: MockClock
+def change(wait_s: float) -> tuple[Hook]:
+    return (Hook(lambda event: event.replace(data="changed"), wait_s),)
+
+
+SCENARIOS = {
+    "silence is broken every interval, timed from what left last": Scenario(
+        [25, EVENT, 21],
+        (10, 20, 35, 45),
+        PING * 2 + EVENT + PING * 2,
+        hooks=(None, KEEP),
+    ),
+    "events every 0.9 of the interval leave no silence": Scenario(
+        [*[9, EVENT] * 20, 1], received=EVENT * 20, hooks=(None, KEEP)
+    ),
+    "no interval": Scenario([10_000], received=b"", settings={"heartbeat_s": None}),
+    "dropped events do not break the client's silence": Scenario(
+        [*[4, EVENT] * 8, 1], (10, 20, 30), PING * 3, hooks=(Hook(lambda event: None),)
+    ),
+    **{
+        f"none inside an event: {half!r}": Scenario(
+            [half, 55, b"\n\n", 11], (65,), half + b"\n\n" + PING
+        )
+        for half in (b"data: x", b"data: x\n", b": comment\n", b"data: x\r", b"data: x\r\n")
+    },
+    "with a chain, half an event has not left": Scenario(
+        [EVENT + b"data: ha", 11, b"lf\n\n", 1],
+        (10,),
+        EVENT + PING + b"data: half\n\n",
+        hooks=(KEEP,),
+    ),
+    "the idle deadline counts from upstream's last byte": Scenario(
+        [5, EVENT, 60], (15, 25, 35), None, ReadTimedOut, 40, settings={"idle_s": 35.0}
+    ),
+    "an idle deadline before the first heartbeat": Scenario(
+        [60], (), b"", ReadTimedOut, 5, settings={"idle_s": 5.0}
+    ),
+    "a heartbeat notices that the client has gone": Scenario(
+        [60], (), b"", ClientGone, 10, gone=True
+    ),
+    "a client that takes no heartbeat has stalled": Scenario(
+        [60], (10,), b"", SendStalled, 40, settings={"send_s": 30.0}, drain_s=FOREVER
+    ),
+    "also beside an async hook, which is ended": Scenario(
+        [EVENT, 60],
+        (10,),
+        b"",
+        SendStalled,
+        25,
+        hooks=change(FOREVER),
+        settings={"send_s": 15.0},
+        drain_s=FOREVER,
+    ),
+    "a slow client's time is not silence": Scenario(
+        [EVENT, 34, 2], (35,), EVENT + PING, drain_s=25.0
+    ),
+    "an event waits for the heartbeat before it": Scenario(
+        [EVENT, 23], (10,), PING + CHANGED, hooks=change(15.0), drain_s=12.0
+    ),
+    "a quick async hook": Scenario(
+        [7, EVENT, 5, 10], (10, 21), PING + CHANGED + PING, hooks=change(4.0)
+    ),
+    "a slow async hook": Scenario(
+        [7, EVENT, 26, 10], (10, 20, 30, 42), PING * 3 + CHANGED + PING, hooks=change(25.0)
+    ),
+}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
+async def test_when_heartbeats_leave(
+    scenario: Scenario, way: str, synchronous: bool, autojump_clock: MockClock
 ) -> None:
-    """From the head on, before the first event as well as after it, timed from what left last,
-    heartbeats included.
-    """
-    client = Client(synchronous)
-    async with open_rig(way, client, hook=hook) as rig:
-        await trio.sleep(25)
-        rig.far.send(b"data: 1\n\n")
-        await trio.sleep(21)
-        assert near(since(rig, client), 10, 20, 35, 45)
-        assert client.received == b": ping\n: ping\ndata: 1\n\n: ping\n: ping\n"
-        assert client.bytes_sent == len(client.received)
-        if rig.chain is not None:
-            assert rig.chain.counts.total == 1
+    """At which times, between which events, and how a stream ends that has them."""
 
+    async def drain() -> None:
+        if client.full:
+            await trio.sleep(scenario.drain_s or 0)
+            client.full = False
 
-@pytest.mark.parametrize("hook", HOOKS, ids=["no chain", "chain"])
-async def test_a_stream_that_speaks_gets_none(
-    hook: Hook | None, way: str, synchronous: bool, autojump_clock: MockClock
-) -> None:
-    """Events every 0.9 of the interval leave no silence."""
-    client = Client(synchronous)
-    async with open_rig(way, client, hook=hook) as rig:
-        for _ in range(20):
-            await trio.sleep(9)
-            rig.far.send(b"data: 1\n\n")
-        assert client.pings == []
-
-
-async def test_without_an_interval_there_are_none(way: str, autojump_clock: MockClock) -> None:
-    client = Client(True)
-    async with open_rig(way, client) as rig:
-        rig.heartbeat_s = None
-        await trio.sleep(10_000)
-        assert client.received == b""
-
-
-async def test_an_upstream_that_speaks_to_nobody_is_silence(
-    way: str, synchronous: bool, autojump_clock: MockClock
-) -> None:
-    """What an interceptor drops does not reach the client: it is the client's silence that counts."""
-    client = Client(synchronous)
-    async with open_rig(way, client, hook=Hook(lambda event: None)) as rig:
-        for _ in range(8):
-            await trio.sleep(4)
-            rig.far.send(b"data: dropped\n\n")
-        await trio.sleep(1)
-        assert near(since(rig, client), 10, 20, 30)
-
-
-@pytest.mark.parametrize(
-    "unfinished",
-    [b"data: half", b"data: half\n", b": a comment\n", b"data: half\r", b"data: half\r\n"],
-)
-async def test_none_in_the_middle_of_an_event(
-    unfinished: bytes, way: str, synchronous: bool, autojump_clock: MockClock
-) -> None:
-    """However long upstream takes for the rest; once the event is whole, silence is timed anew."""
-    client = Client(synchronous)
-    async with open_rig(way, client) as rig:
-        rig.far.send(unfinished)
-        await trio.sleep(55)
-        assert client.received == unfinished
-        rig.far.send(b"\n\n")
-        await trio.sleep(11)
-        assert client.received == unfinished + b"\n\n: ping\n"
-        assert near(since(rig, client), 65)
-
-
-async def test_with_a_chain_half_an_event_has_not_left(
-    way: str, synchronous: bool, autojump_clock: MockClock
-) -> None:
-    """It waits in the proxy for its end, and heartbeats go out before it."""
-    client = Client(synchronous)
-    async with open_rig(way, client, hook=HOOKS[1]) as rig:
-        rig.far.send(b"data: 1\n\ndata: ha")
-        await trio.sleep(11)
-        rig.far.send(b"lf\n\n")
-        await trio.sleep(1)
-        assert client.received == b"data: 1\n\n: ping\ndata: half\n\n"
-
-
-async def test_a_heartbeat_is_no_sign_of_life_of_the_upstream(
-    way: str, synchronous: bool, autojump_clock: MockClock
-) -> None:
-    """The idle deadline counts from upstream's last byte only, whatever the proxy sends in between."""
-    client = Client(synchronous)
-    async with open_rig(way, client) as rig:
-        rig.idle_s = 35.0
-        await trio.sleep(5)
-        rig.far.send(b"data: 1\n\n")
-        await rig.over.wait()
-        assert isinstance(rig.error, ReadTimedOut)
-        assert near([rig.ended_at - rig.began], 40)
-        assert near(since(rig, client), 15, 25, 35)
-
-
-async def test_an_idle_deadline_before_the_first_heartbeat_still_holds(
-    way: str, autojump_clock: MockClock
-) -> None:
-    client = Client(True)
-    async with open_rig(way, client) as rig:
-        rig.idle_s = 5.0
-        await rig.over.wait()
-        assert (type(rig.error), client.pings) == (ReadTimedOut, [])
-
-
-async def test_a_client_that_has_gone_is_noticed_by_a_heartbeat(
-    way: str, autojump_clock: MockClock
-) -> None:
-    client = Client(True)
-    async with open_rig(way, client) as rig:
-        client.gone = True
-        await rig.over.wait()
-        assert isinstance(rig.error, ClientGone)
-        assert near([rig.ended_at - rig.began], 10)
-
-
-async def test_a_client_that_takes_no_heartbeat_has_stalled(
-    way: str, synchronous: bool, autojump_clock: MockClock
-) -> None:
-    """The send deadline applies to a heartbeat as to any write, and no second heartbeat is written
-    after the first.
-    """
-    client = Client(synchronous, takes=trio.sleep_forever)
-    client.full = True
-    async with open_rig(way, client) as rig:
-        rig.send_s = 30.0
-        await rig.over.wait()
-        assert isinstance(rig.error, SendStalled)
-        assert near([rig.ended_at - rig.began], 40)
-        assert len(client.pings) == 1
-
-
-async def test_a_slow_clients_time_is_no_silence(way: str, autojump_clock: MockClock) -> None:
-    """A client that takes 25 s for an event has got something just now."""
-
-    async def slowly() -> None:
-        await trio.sleep(25.0)
-        client.full = False
-
-    client = Client(True, takes=slowly)
-    client.full = True
-    async with open_rig(way, client) as rig:
-        rig.far.send(b"data: 1\n\n")
-        await trio.sleep(34)
-        assert client.pings == []
-        await trio.sleep(2)
-        assert near(since(rig, client), 35)
-
-
-@pytest.mark.parametrize("wait_s", [4.0, 25.0])
-async def test_an_async_hook_may_take_its_time(
-    wait_s: float, way: str, synchronous: bool, autojump_clock: MockClock
-) -> None:
-    """While one is awaited upstream is not read, and the client hears heartbeats all the same."""
-    client = Client(synchronous)
-    async with open_rig(
-        way, client, hook=Hook(lambda event: event.replace(data="changed"), wait_s)
-    ) as rig:
-        await trio.sleep(7)
-        rig.far.send(b"data: 1\n\n")
-        await trio.sleep(wait_s + 1)
-        if wait_s < 10:
-            assert client.received == b": ping\ndata: changed\n\n"
-        else:
-            assert client.received == b": ping\n" * 3 + b"data: changed\n\n"
-            assert near(since(rig, client), 10, 20, 30)
-        await trio.sleep(10)
-        assert client.received.endswith(b"data: changed\n\n: ping\n")
-
-
-async def test_a_client_that_takes_no_heartbeat_beside_a_hook_has_stalled(
-    way: str, synchronous: bool, autojump_clock: MockClock
-) -> None:
-    """The hook is ended for it."""
-    client = Client(synchronous, takes=trio.sleep_forever)
-    client.full = True
-    async with open_rig(way, client, hook=Hook(lambda event: event, FOREVER)) as rig:
-        rig.send_s = 15.0
-        rig.far.send(b"data: 1\n\n")
-        await rig.over.wait()
-        assert isinstance(rig.error, SendStalled)
-        assert near([rig.ended_at - rig.began], 25)
-
-
-async def test_a_slow_client_takes_a_heartbeat_beside_a_hook(
-    way: str, autojump_clock: MockClock
-) -> None:
-    """The hook is done before the heartbeat has left: the event waits its turn."""
-
-    async def slowly() -> None:
-        await trio.sleep(12.0)
-        client.full = False
-
-    client = Client(True, takes=slowly)
-    client.full = True
-    async with open_rig(way, client, hook=Hook(lambda event: event, 15.0)) as rig:
-        rig.far.send(b"data: 1\n\n")
-        await trio.sleep(23)
-        assert client.received == b": ping\ndata: 1\n\n"
+    for hook in scenario.hooks:
+        client = Client(synchronous, takes=drain)
+        client.full, client.gone = scenario.drain_s is not None, scenario.gone
+        async with open_rig(way, client, hook=hook) as rig:
+            for name, value in scenario.settings.items():
+                setattr(rig, name, value)
+            for step in scenario.steps:
+                if isinstance(step, bytes):
+                    rig.far.send(step)
+                else:
+                    await trio.sleep(step)
+            assert near([at - rig.began for at in client.pings], *scenario.pings)
+            assert scenario.received in (None, client.received)
+            if scenario.fails is not None:
+                assert type(rig.error) is scenario.fails
+                assert near([rig.ended_at - rig.began], scenario.at_s)
+            else:
+                assert (rig.over.is_set(), rig.error) == (False, None)
+                assert client.bytes_sent == len(client.received)
+                if hook is KEEP:  # heartbeats are not events
+                    assert rig.chain.counts.total == client.received.count(b"data")
 
 
 @pytest.mark.parametrize("hook", HOOKS, ids=["no chain", "chain"])
 @pytest.mark.parametrize("cut", [0, 1, 2, 3])
 @pytest.mark.parametrize("framing", [Chunked, UntilClose])
-async def test_a_byte_order_mark_behind_a_heartbeat_is_dropped(
+async def test_a_byte_order_mark_after_a_heartbeat_is_dropped(
     framing: type[Framing],
     cut: int,
     hook: Hook | None,
@@ -453,15 +362,14 @@ async def test_a_byte_order_mark_behind_a_heartbeat_is_dropped(
     synchronous: bool,
     autojump_clock: MockClock,
 ) -> None:
-    """At the beginning of a stream it means nothing."""
+    """It is only one at the beginning of a stream."""
     client = Client(synchronous)
     stream = b"\xef\xbb\xbfdata: 1\n\ndata: 2\n\n"
     async with open_rig(way, client, framing(), hook=hook) as rig:
-        wire = lambda data: b"%x\r\n%s\r\n" % (len(data), data) if framing is Chunked else data  # noqa: E731
         await trio.sleep(11)
-        for piece in (stream[:cut], stream[cut:12], stream[12:]):
-            if piece:
-                rig.far.send(wire(piece))
+        for piece in filter(None, (stream[:cut], stream[cut:12], stream[12:])):
+            size = len(piece)
+            rig.far.send(b"%x\r\n%s\r\n" % (size, piece) if framing is Chunked else piece)
             await trio.sleep(1)
         assert dispatched(client.received) == dispatched(stream)
         assert client.received.replace(b": ping\n", b"") == stream[3:]
@@ -506,21 +414,8 @@ async def test_an_event_that_passes_costs_no_more(
     assert counts[0] == counts[1] < 10
 
 
-LINES = st.sampled_from(
-    [
-        b"data: x",
-        b"data",
-        b"data:",
-        b"id: 7",
-        b"id",
-        b"event: e",
-        b"retry: 5",
-        b": note",
-        b":",
-        b"\xef\xbb\xbf",
-        b"x",
-    ]
-)
+FIELDS = [b"data: x", b"data", b"data:", b"id: 7", b"id", b"event: e", b"retry: 5", b": note", b":"]
+LINES = st.sampled_from([*FIELDS, b"\xef\xbb\xbf", b"x"])
 ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
 STREAMS = st.lists(
     st.lists(st.tuples(LINES, ENDS), max_size=3).flatmap(
