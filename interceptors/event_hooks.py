@@ -8,13 +8,12 @@ a stream.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from time import perf_counter
 from typing import Any
 
 from .api import AsyncStreamInterceptor, End, EventResult, StreamInterceptor
 from .errors import EventTooLarge
-from .event import BodyEvent, Event, JsonEvent, not_for_a_body
-from .hooks import HOLD_S, Owner
+from .event import BodyEvent, Event, not_for_a_body
+from .hooks import Owner
 from .needs import Finder, finder_of, overlap_of
 from .wire_event import WireEvent
 
@@ -50,11 +49,12 @@ class EventHook:
 class EventHooks:
     """The hooks of one stream."""
 
-    __slots__ = ("_sync", "body", "ending", "hooks", "is_async", "is_body")
+    __slots__ = ("body", "ending", "hooks", "is_async", "is_body", "sync_hooks")
 
     def __init__(self) -> None:
         self.hooks: tuple[EventHook, ...] = ()
-        self._sync: tuple[EventHook, ...] = ()  # those before the first one that is async
+        self.sync_hooks: tuple[EventHook, ...] = ()
+        """Those before the first one that is async."""
         self.is_async = False
         """Whether some hook must be awaited."""
         self.ending: int | None = None
@@ -88,7 +88,7 @@ class EventHooks:
     def _set(self, hooks: tuple[EventHook, ...]) -> None:
         self.hooks = hooks
         first = next((at for at, hook in enumerate(hooks) if hook.is_async), len(hooks))
-        self._sync = hooks[:first]
+        self.sync_hooks = hooks[:first]
         self.is_async = first < len(hooks)
 
     @property
@@ -131,41 +131,10 @@ class EventHooks:
                 raise EventTooLarge(max_event_bytes, hook.owner.name)
         return watchers
 
-    def show(self, event: WireEvent) -> Event | tuple[list[Event], int]:
-        """Show one event to all hooks: the event that leaves for it, itself or another one. In
-        every other case what `run_sync` returns. Raises `InterceptorError`.
-        """
-        current: Event = event
-        clock = perf_counter()
-        for hook in self._sync:
-            if (
-                hook.need is not None
-                and isinstance(current, WireEvent)
-                and not current.holds(hook.need)
-            ):
-                continue
-            owner = hook.owner
-            try:
-                result: Any = hook.call(current)
-            except Exception as error:
-                owner.fail("on_event", error)
-                continue  # on_error is "skip": the event passes this hook unchanged
-            finally:
-                now = perf_counter()
-                took_s, clock = now - clock, now
-                owner.seconds += took_s
-                if took_s > HOLD_S:
-                    owner.warn("on_event", took_s)
-            if result is current:
-                continue
-            if type(result) is not JsonEvent and not isinstance(result, Event):
-                index = self.hooks.index(hook)
-                return self.run_sync(self._check(index, current, result), index + 1)
-            result.made_by = owner
-            current = result
-        if self.is_async:
-            return self.run_sync([current], len(self._sync))
-        return current
+    def run_after(self, hook: EventHook, event: Event, result: Any) -> tuple[list[Event], int]:
+        """`run_sync` after `hook`, which returned something other than an event for `event`."""
+        index = self.hooks.index(hook)
+        return self.run_sync(self._check(index, event, result), index + 1)
 
     def run_sync(self, events: list[Event], index: int) -> tuple[list[Event], int]:
         """Show events to the hooks from `index` on, up to the first that must be awaited. Returns

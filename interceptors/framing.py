@@ -11,12 +11,13 @@ into the caller's buffer. This module must not know hooks, leases or what happen
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum, auto
 
 from .sse import (
     BOM,
     FIELD_LINE_BYTES,
+    ends_of_one_form,
     find_block_end,
     find_field_line,
     find_silence,
@@ -24,10 +25,11 @@ from .sse import (
     is_silent,
 )
 
-__all__ = ["EventFramer", "Frame", "FrameKind", "StreamTail"]
+__all__ = ["EventFramer", "Frame", "FrameKind", "StreamTail", "one_by_one"]
 
 _LF, _CR, _COLON = 0x0A, 0x0D, 0x3A  # fields begin with letters: all of them are above the colon
 _RESCAN_BYTES = 4096  # below this size, rescanning an unfinished event is cheaper than tracking it
+_NEAR_BYTES = 512  # this close after an event that a hook needs, no search passes over others
 _BLANK = re.compile(rb"[ \t]")
 _BETWEEN_EVENTS = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)\Z")
 
@@ -53,9 +55,10 @@ class FrameKind(Enum):
     """The beginning of a JSON body that is above the limit; the caller moves the rest."""
 
 
-Frame = tuple[FrameKind, int, int, int]
-"""`(kind, start, end, data_at)`: `data_at` is where the data of an event begins that is one line
-`data: ...` ended by LF, and where a JSON body begins after the white space; otherwise 0.
+Frame = tuple[FrameKind, int, Sequence[int], int]
+"""`(kind, start, ends, prefix)`: adjacent events of one form are one frame, with an end for each;
+another frame has one end. `prefix`: the bytes before the data of each event, if it is one line
+`data: ...` ended by LF; the white space before a JSON body; otherwise 0.
 """
 
 FindNeeded = Callable[[bytes | bytearray, int, int], int]
@@ -138,15 +141,29 @@ class EventFramer:
         end: int,
         final: bool = False,
         find_needed: FindNeeded | None = None,
-    ) -> Iterator[Frame]:
+    ) -> Iterable[Frame]:
         """The frames in `buffer[start:end]`, without the silent bytes between them.
 
         A frame counts as taken once it is yielded. `final`: no more bytes come. Events in which
         `find_needed` finds nothing are skipped.
         """
-        if self._stage is _IN_EVENTS and not self._after_cr:
+        if self._stage is not _IN_EVENTS or self._after_cr:
+            return self._carefully(buffer, start, end, final, find_needed)
+        if self._searched or self._at_start or buffer.find(b"\r", start, end) >= 0:
             return self._events(buffer, start, end, final, find_needed)
-        return self._carefully(buffer, start, end, final, find_needed)
+        # The usual read brings whole events of one form. A generator would take 10 % of its time.
+        self._leading = False
+        if find_needed is not None:
+            start, _ = self._pass_unneeded(buffer, start, end, start, start, find_needed)
+            if start == end:
+                self.at = end
+                return ()
+        elif buffer.endswith(b"\n\n", start, end):
+            ends, prefix = ends_of_one_form(buffer, start, end, end, self._max_event_bytes)
+            if ends and ends[-1] == end:
+                self.at = end
+                return ((_EVENT, start, ends, prefix),)
+        return self._events(buffer, start, end, final, find_needed)
 
     def _carefully(
         self,
@@ -164,13 +181,13 @@ class EventFramer:
             self._after_cr = False
             if buffer[at] == _LF:
                 at += 1
-                yield FrameKind.LINE_FEED, start, at, 0
+                yield FrameKind.LINE_FEED, start, (at,), 0
         if self._stage is _Stage.BEGINNING:
             end = self._find_stage(buffer, at, end, final)
         if self._stage is _Stage.BODY:
             if self._at_start and buffer.startswith(BOM, at, end):
                 at += len(BOM)
-                yield FrameKind.BOM, at - len(BOM), at, 0
+                yield FrameKind.BOM, at - len(BOM), (at,), 0
             self._at_start = False
             yield from self._body(buffer, at, end, final)
             at = self.at
@@ -211,7 +228,7 @@ class EventFramer:
         elif final or end - first > self._max_event_bytes:
             self._stage, self.at = _Stage.OVER, end
             is_large = end - first > self._max_event_bytes
-            yield FrameKind.LARGE_BODY if is_large else FrameKind.BODY, at, end, first
+            yield FrameKind.LARGE_BODY if is_large else FrameKind.BODY, at, (end,), first - at
 
     def _events(
         self,
@@ -221,9 +238,9 @@ class EventFramer:
         final: bool,
         find_needed: FindNeeded | None,
     ) -> Iterator[Frame]:
-        find, startswith, limit = buffer.find, buffer.startswith, self._max_event_bytes
+        limit = self._max_event_bytes
         leading = self._leading = self._at_start
-        plain = find(b"\r", at, end) < 0
+        plain = buffer.find(b"\r", at, end) < 0
         clear_to = at  # nothing that a hook needs begins before
         scan_from, self._searched = at + self._searched, 0
         while at < end:
@@ -233,7 +250,7 @@ class EventFramer:
                 if bom_bytes < 0:
                     break
                 if bom_bytes:
-                    yield FrameKind.BOM, at, at + bom_bytes, 0
+                    yield FrameKind.BOM, at, (at + bom_bytes,), 0
                     at = scan_from = at + bom_bytes
                     continue
                 until = min(until, at + 1)
@@ -244,37 +261,26 @@ class EventFramer:
                 if after > at:
                     at = scan_from = after
                     continue
-                until = min(until, clear_to + 1)
-            while at < until and buffer[at] > _COLON:
-                # One search for one byte finds the end of an event of one line, the usual one.
-                data_at, line_end = 0, find(b"\n", at, end)
-                after = line_end + 2
-                if not 1 < after <= end:
-                    break
-                if buffer[line_end + 1] != _LF:
-                    after = find(b"\n\n", line_end + 1, end) + 2
-                elif startswith(b"data: ", at):
-                    data_at = at + 6
-                if not 1 < after - at <= limit:
-                    break
-                self._at_start = False
-                yield _EVENT, at, after, data_at
-                at = after
-            if at > scan_from:
-                scan_from = at
-                continue
+                until = min(until, clear_to + _NEAR_BYTES)
+            if at < until:
+                ends, prefix = ends_of_one_form(buffer, at, until, end, limit)
+                if ends:
+                    self._at_start = False
+                    yield _EVENT, at, ends, prefix
+                    at = scan_from = ends[-1]
+                    continue
             kind, after = self._next(buffer, at, end, scan_from, plain, final)
             if after == at:
                 break
             self._at_start = False
             if kind is not None:
-                yield kind, at, after, 0
+                yield kind, at, (after,), 0
             at = scan_from = after
         self.at = at
         self._searched = end - at
         if self._searched > limit:
             self._at_start, self._searched = False, 0
-            yield FrameKind.OVERLONG, at, end, 0
+            yield FrameKind.OVERLONG, at, (end,), 0
 
     def _next(
         self, buffer: bytes | bytearray, at: int, end: int, scan_from: int, plain: bool, final: bool
@@ -348,6 +354,14 @@ class EventFramer:
         self._at_start = False
         self.silent += buffer.count(b"\n\n", at, after)
         return after, clear_to
+
+
+def one_by_one(frames: Iterable[Frame]) -> Iterator[tuple[FrameKind, int, int, int]]:
+    """Frames with one event in each: `(kind, start, end, prefix)`."""
+    for kind, at, ends, prefix in frames:
+        for end in ends:
+            yield kind, at, end, prefix
+            at = end
 
 
 class StreamTail:

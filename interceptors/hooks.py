@@ -156,6 +156,11 @@ class Owner:
         if problem is not None:
             raise problem from error
 
+    def skip(self, hook: str, error: Exception, value: T) -> T:
+        """As `fail`; returns `value` where `on_error` is skip."""
+        self.fail(hook, error)
+        return value
+
     async def call(self, hook: str, running: Awaitable[T]) -> T:
         """Await an async hook. Raises what it raises, `HookTooSlow` after `hook_timeout_s`."""
         if not isinstance(running, Awaitable):

@@ -19,10 +19,10 @@ Piece = tuple[bytearray, int, int]
 class Parts:
     """The parts of one window, collected from its start to its end."""
 
-    __slots__ = ("_buffer", "_opened", "_output", "_pieces", "_written", "unsent")
+    __slots__ = ("_opened", "_output", "_pieces", "_written", "buffer", "unsent")
 
     def __init__(self, buffer: bytearray, start: int, output: PooledOutput) -> None:
-        self._buffer = buffer
+        self.buffer = buffer
         self._output = output
         self._pieces: list[Piece] = []
         self._written = buffer  # the output's buffer that the open piece is in
@@ -44,7 +44,7 @@ class Parts:
             if self._opened >= 0:
                 self._append((self._written, self._opened, start or len(self._written)))
             if at > self.unsent:
-                self._append((self._buffer, self.unsent, at))
+                self._append((self.buffer, self.unsent, at))
             self._written, self._opened = self._output.buffer, start
         self.unsent = end
 
@@ -52,7 +52,7 @@ class Parts:
         """Send pieces of the output, or nothing, in place of the window's `[at:end]`."""
         self.close()
         if at > self.unsent:
-            self._append((self._buffer, self.unsent, at))
+            self._append((self.buffer, self.unsent, at))
         for piece in pieces:
             self._append(piece)
         self.unsent = end
@@ -63,13 +63,18 @@ class Parts:
             self._append((self._written, self._opened, len(self._written)))
             self._opened = -1
 
-    def take(self, end: int) -> list[Part]:
-        """All parts, with the unchanged bytes up to `end`."""
-        if self._opened >= 0:
-            self.close()
-        if end > self.unsent:
-            self._append((self._buffer, self.unsent, end))
-        return [memoryview(buffer)[first:last] for buffer, first, last in self._pieces]
+    def take(self, end: int, view: memoryview) -> list[Part]:
+        """All parts, with the unchanged bytes up to `end`. `view` is one of the window."""
+        unsent, pieces = self.unsent, self._pieces
+        if not pieces:
+            if self._opened < 0:
+                return [view[unsent:end]] if end > unsent else []
+            if end == unsent:
+                return [memoryview(self._written)[self._opened :]]
+        self.close()
+        if end > unsent:
+            self._append((self.buffer, unsent, end))
+        return [memoryview(buffer)[first:last] for buffer, first, last in pieces]
 
     def _append(self, piece: Piece) -> None:
         pieces = self._pieces

@@ -12,7 +12,10 @@ parts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
 
 from pools import PooledOutput
 
@@ -22,6 +25,7 @@ from .event import BodyEvent, Event, JsonEvent
 from .event_hooks import EventHooks
 from .event_writer import EventWriter
 from .framing import EventFramer, FrameKind
+from .hooks import HOLD_S
 from .large import LargePassage
 from .parts import Part, Parts
 from .wire_event import WireEvent
@@ -52,6 +56,7 @@ class Passage:
         self._is_selective = False
         self._framer = EventFramer(max_event_bytes)
         self._writer = EventWriter(output, self._hooks)
+        self._output = output
         self._max_event_bytes = max_event_bytes
         self._pause: _Pause | None = None
         self._large: LargePassage | None = None
@@ -100,15 +105,39 @@ class Passage:
         Raises nothing. When a hook or a limit ends the stream, `failure` or `ended` is set, the
         parts are those of the events before it, and nothing may be processed afterwards.
         """
-        parts = Parts(buffer, start, self._writer.output)
-        at = start
-        if self._pause is not None or self._large is not None:
-            at = self._continue(parts, buffer, start, end, final)
-        if self._large is None and self.failure is None and not self.ended:
-            at = self._process(parts, buffer, at, end, final)
-        if start < end:
-            self._lf_passes = parts.unsent < at
-        return parts.take(at), at
+        framer, parts, at = self._framer, Parts(buffer, start, self._output), start
+        find_needed = self._hooks.find_needed if self._is_selective else None
+        view = memoryview(buffer)
+        try:
+            if self._pause is not None or self._large is not None:
+                at = self._continue(parts, buffer, start, end, final)
+            if self._large is None and self.failure is None and not self.ended:
+                try:
+                    frames = framer.frames(buffer, at, end, final, find_needed)
+                    for kind, at, ends, prefix in frames:
+                        if kind is _EVENT:
+                            stop = self._process_events(parts, at, ends, prefix, view)
+                        else:
+                            stop = self._process_other(
+                                kind, parts, buffer, at, ends[0], prefix, final
+                            )
+                        if stop is not None:
+                            at = stop
+                            break
+                    else:
+                        at = framer.at
+                except InterceptorError as error:
+                    self.failure = error
+            if framer.silent:
+                self.counts.passed += framer.silent
+                framer.silent = 0
+            if framer.cut:
+                self._end_in_event()
+            if start < end:
+                self._lf_passes = parts.unsent < at
+            return parts.take(at, view), at
+        finally:
+            view.release()
 
     def _continue(self, parts: Parts, buffer: bytearray, at: int, end: int, final: bool) -> int:
         """Finish the event in which the last `process` has stopped; the index after it."""
@@ -121,54 +150,68 @@ class Passage:
             self.failure = error
             return at
 
-    def _process(self, parts: Parts, buffer: bytearray, at: int, end: int, final: bool) -> int:
-        """Run the hooks over the events from `at` on. Returns the first index not consumed."""
-        framer, hooks = self._framer, self._hooks
-        find_needed = hooks.find_needed if self._is_selective else None
-        show, output, passed, changed = hooks.show, self._writer.output, 0, 0
-        event: WireEvent | None = None
-        view = memoryview(buffer)
+    def _process_events(
+        self, parts: Parts, at: int, ends: Sequence[int], prefix: int, view: memoryview
+    ) -> int | None:
+        """Run the hooks over adjacent events. Returns the index at which to stop, or None.
+
+        This is `EventHooks.run_sync`, inline for hooks that return one event: each call that it
+        saves is 3 to 5 % of the time of an event that passes.
+        """
+        hooks, output, buffer = self._hooks, self._output, parts.buffer
+        passed = changed = 0
+        result: Any
         try:
-            frames = framer.frames(buffer, at, end, final, find_needed)
-            for kind, at, after, data_at in frames:
-                if kind is _EVENT:
-                    event = WireEvent(buffer, at, after, True, data_at, view)
-                    result = show(event)
-                    if result is event:
-                        passed += 1
-                    elif type(result) is JsonEvent or type(result) is Event:
-                        try:
-                            start = result.add_to(output)
-                        except Exception as error:
-                            result.made_by.fail("on_event", error)
-                            passed += 1
-                        else:
-                            changed += 1
-                            parts.replace(at, after, start)
-                    else:
-                        stop = self._leave(event, result, parts, at, after)
-                        if stop is not None:
-                            return stop
-                    event.end_of_life()
+            for after in ends:
+                event = WireEvent(buffer, at, after, True, prefix and at + prefix, view)
+                current: Event = event
+                result = event
+                clock = perf_counter()
+                for hook in hooks.sync_hooks:
+                    if hook.need is not None and not hook.wants(current):
+                        continue
+                    owner = hook.owner
+                    try:
+                        result = hook.call(current)
+                    except Exception as error:
+                        result = owner.skip("on_event", error, current)
+                    finally:
+                        now = perf_counter()
+                        took_s, clock = now - clock, now
+                        owner.seconds += took_s
+                        if took_s > HOLD_S:
+                            owner.warn("on_event", took_s)
+                    if result is not current:
+                        if type(result) is not JsonEvent and not isinstance(result, Event):
+                            result = hooks.run_after(hook, current, result)
+                            break
+                        result.made_by = owner
+                        current = result
                 else:
-                    stop = self._process_other(kind, parts, buffer, at, after, data_at, final)
-                    if stop is not None:
-                        return stop
-            return framer.at
+                    if hooks.is_async:
+                        result = hooks.run_sync([current], len(hooks.sync_hooks))
+                if result is event:
+                    passed += 1
+                elif type(result) is JsonEvent or type(result) is Event:
+                    try:
+                        parts.replace(at, after, result.add_to(output))
+                        changed += 1
+                    except Exception as error:
+                        result.made_by.fail("on_event", error)
+                        passed += 1
+                elif (stop := self._leave(event, result, parts, at, after)) is not None:
+                    return stop
+                event._buffer = event._view = None  # its `end_of_life`
+                at = after
         except InterceptorError as error:
             self.failure = error
             return at
         finally:
-            if event is not None and self._pause is None:
+            if self._pause is None:
                 event.end_of_life()
-            view.release()
-            if passed or framer.silent:
-                self.counts.passed += passed + framer.silent
-                framer.silent = 0
-            if changed:
-                self.counts.changed += changed
-            if framer.cut:
-                self._end_in_event()
+            self.counts.passed += passed
+            self.counts.changed += changed
+        return None
 
     def _process_other(
         self,
@@ -177,7 +220,7 @@ class Passage:
         buffer: bytearray,
         at: int,
         end: int,
-        data_at: int,
+        prefix: int,
         final: bool,
     ) -> int | None:
         """A frame that is not a whole event. Returns the index at which to stop, or None. Raises
@@ -193,10 +236,11 @@ class Passage:
         elif kind is FrameKind.UNFINISHED:
             event = WireEvent(buffer, at, end, False)
             try:
-                return self._leave(event, hooks.show(event), parts, at, end)
-            finally:
-                if self._pause is None:
-                    event.end_of_life()
+                result = hooks.run_sync([event], 0)
+            except BaseException:
+                event.end_of_life()
+                raise
+            return self._leave(event, result, parts, at, end)
         elif kind is FrameKind.LARGE:
             hooks.watchers_of_large(buffer, at, end, self._max_event_bytes)
             self.counts.passed += 1
@@ -207,8 +251,8 @@ class Passage:
             may_be_events = bool(hooks.hooks)
             hooks.begin_body()
             if kind is FrameKind.LARGE_BODY:
-                return self._begin_large(buffer, data_at, end, final, may_be_events)
-            body = BodyEvent(bytes(buffer[data_at:end]))
+                return self._begin_large(buffer, at + prefix, end, final, may_be_events)
+            body = BodyEvent(bytes(buffer[at + prefix : end]))
             return self._leave(body, hooks.run_sync([body], 0), parts, at, end)
         return None
 
@@ -225,8 +269,8 @@ class Passage:
         at: int,
         end: int,
     ) -> int | None:
-        """Send what the hooks have made of an event, or pause it before an async hook. Returns the
-        index at which to stop, or None.
+        """Send what the hooks have made of an event and end its life, or pause it before an async
+        hook. Returns the index at which to stop, or None.
         """
         events = [result] if isinstance(result, Event) else result[0]
         if not isinstance(result, Event) and result[1] < len(self._hooks.hooks):
@@ -234,7 +278,10 @@ class Passage:
             if isinstance(event, WireEvent):
                 event.forget_view()
             return at
-        self._settle(event, events, parts, at, end)
+        try:
+            self._settle(event, events, parts, at, end)
+        finally:
+            event.end_of_life()
         if self._hooks.ending is None:
             return None
         self.ended = True

@@ -20,6 +20,7 @@ __all__ = [
     "encode_data",
     "encode_event",
     "encode_head",
+    "ends_of_one_form",
     "find_block_end",
     "find_empty_line",
     "find_field_line",
@@ -35,8 +36,8 @@ __all__ = [
 
 BOM = b"\xef\xbb\xbf"
 
-_LF = 0x0A
-_CR = 0x0D
+_LF, _CR, _COLON = 0x0A, 0x0D, 0x3A  # fields begin with letters: all of them are above the colon
+_PREFIX = len(b"data: ")
 
 # The end of a line and an empty line.
 _EMPTY_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n?|\n)")
@@ -118,6 +119,35 @@ def find_empty_line(buffer: bytes | bytearray, start: int, end: int) -> int:
     """
     match = _EMPTY_LINE.search(buffer, start, end)
     return match.end() if match is not None else -1
+
+
+def ends_of_one_form(
+    buffer: bytes | bytearray, at: int, until: int, end: int, limit: int
+) -> tuple[list[int], int]:
+    """Where adjacent events from `at` on end, and after how many bytes the data of each begins:
+    events of one line `data: ...`, else events that begin with another field (0). Only for bytes
+    without CR. The last event begins before `until` and ends before `end`.
+    """
+    find, startswith = buffer.find, buffer.startswith
+    ends: list[int] = []
+    # One search for one byte finds the end of an event of one line, the usual one.
+    while at < until and startswith(b"data: ", at):
+        line_end = find(b"\n", at, end - 1)
+        if line_end < 0 or buffer[line_end + 1] != _LF or line_end + 2 - at > limit:
+            break
+        at = line_end + 2
+        ends.append(at)
+    if ends:
+        return ends, _PREFIX
+    while at < until and buffer[at] > _COLON:
+        after = find(b"\n\n", at, end) + 2
+        if not 1 < after - at <= limit:
+            break
+        at = after
+        ends.append(at)
+        if startswith(b"data: ", at):
+            break
+    return ends, 0
 
 
 def find_silence(buffer: bytes | bytearray, start: int, end: int, most: int) -> tuple[int, int]:

@@ -136,7 +136,7 @@ class StreamChain(Passage):
             await self._add([event], ordinal, parts)
         except InterceptorError as error:
             self.failure = error
-        return parts.take(0)
+        return parts.take(0, memoryview(b""))
 
     async def complete(self) -> list[Part]:
         """Run every `on_complete`, once. Returns the parts of the events that they add, after the
@@ -149,7 +149,7 @@ class StreamChain(Passage):
                 await self._add(events, ordinal, parts)
         except InterceptorError as error:
             self.failure = error
-        return parts.take(0)
+        return parts.take(0, memoryview(b""))
 
     async def _add(self, events: list[Event], ordinal: int, parts: Parts) -> None:
         """Add events of the member with that ordinal. Raises `InterceptorError`."""

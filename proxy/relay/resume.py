@@ -20,7 +20,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 
 from interceptors import EventTooLarge
-from interceptors.framing import EventFramer, FrameKind
+from interceptors.framing import EventFramer, FrameKind, one_by_one
 from interceptors.sse import parse_retry, split_fields
 
 from ..config import Reconnect
@@ -109,7 +109,7 @@ class Resume:
         """
         framer = self._framer
         first = last = passing = start  # bytes from `passing` on pass unless a frame is dropped
-        for kind, at, after, _ in framer.frames(buffer, start, end):
+        for kind, at, after, _ in one_by_one(framer.frames(buffer, start, end)):
             if kind in _TOO_LARGE:
                 self.failure = EventTooLarge(self._max_event_bytes)
                 rest = at

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interceptors.framing import EventFramer, FrameKind, StreamTail
+from interceptors.framing import EventFramer, FrameKind, StreamTail, one_by_one
 from interceptors.needs import finder_of
 from interceptors.sse import first_of_body
 
@@ -67,16 +67,14 @@ def framed(
         end = len(window) - len(b"\n\ndata: old\n\n")
         begin = min(at, len(stream)) - len(rest) - 3
         at += size
-        for kind, first, last, data_at in framer.frames(
-            window, 3, end, is_last and final, None if find is None else find_needed
-        ):
+        found = framer.frames(window, 3, end, is_last and final, find and find_needed)
+        for kind, first, last, prefix in one_by_one(found):
             data = bytes(window[first:last])
             if kind in (FrameKind.BODY, FrameKind.LARGE_BODY):
-                assert not window[first:data_at].strip(b" \t\r\n")
-                data = bytes(window[data_at:last])
-            elif data_at:
-                assert data.startswith(b"data: ")
-                assert data_at == first + 6
+                assert not data[:prefix].strip(b" \t\r\n")
+                data = data[prefix:]
+            else:
+                assert not prefix or data.startswith(b"data: ")
             if kind is FrameKind.LINE_FEED:
                 assert data == b"\n"
                 if begin + first == event_end:
@@ -243,6 +241,18 @@ def test_a_bom_leads_until_something_leaves() -> None:
             if drops:
                 framer.first_was_dropped()
         assert kinds == ["EVENT", "BOM", "EVENT"] if drops else ["EVENT", "EVENT"]
+
+
+def test_a_bom_after_a_dropped_second_event_belongs_to_a_line() -> None:
+    framer, first = EventFramer(100), bytearray(b"data: 1\n\n")
+    for _ in range(2):
+        assert [kind for kind, *_ in framer.frames(first, 0, len(first))] == [FrameKind.EVENT]
+    framer.first_was_dropped()
+    assert framed_kinds(framer, BOM + b"data: 3\n\n") == ["EVENT"]
+
+
+def framed_kinds(framer: EventFramer, data: bytes) -> list[str]:
+    return [kind.name for kind, *_ in framer.frames(bytearray(data), 0, len(data))]
 
 
 def test_restart_forgets_what_was_unfinished() -> None:
