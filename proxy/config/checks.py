@@ -191,7 +191,7 @@ def _unknown(path: str, noun: str, name: str, known: Collection[str]) -> Mistake
     if near is not None:
         hint = f'did you mean "{near}"?'
     elif known:
-        hint = "there is " + ", ".join(f'"{item}"' for item in known)
+        hint = "there is " + ", ".join(f'"{item}"' for item in dict.fromkeys(known))
     else:
         hint = "there is none"
     return Mistake(path, f'no {noun} has the name "{name}"', hint, shows_value=False)
