@@ -15,6 +15,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from inspect import iscoroutinefunction
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from support.writers import flush_of
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from interceptors import (
+    AsyncStreamInterceptor,
     Event,
     EventResult,
     EventTooLarge,
@@ -156,11 +158,12 @@ class Client:
 class Hook(Interceptor):
     """Any function as an interceptor."""
 
-    def __init__(self, on_event: Callable[[Event], EventResult]) -> None:
+    def __init__(self, on_event: Callable[[Event], Any]) -> None:
         self._on_event = on_event
 
-    def open_stream(self, context: StreamContext) -> StreamInterceptor:
-        return _HookStream(self._on_event)
+    def open_stream(self, context: StreamContext) -> StreamInterceptor | AsyncStreamInterceptor:
+        is_async = iscoroutinefunction(self._on_event)
+        return (_AsyncHookStream if is_async else _HookStream)(self._on_event)
 
 
 class _HookStream(StreamInterceptor):
@@ -169,6 +172,14 @@ class _HookStream(StreamInterceptor):
 
     def on_event(self, event: Event) -> EventResult:
         return self._on_event(event)
+
+
+class _AsyncHookStream(AsyncStreamInterceptor):
+    def __init__(self, on_event: Callable[[Event], Awaitable[EventResult]]) -> None:
+        self._on_event = on_event
+
+    async def on_event(self, event: Event) -> EventResult:
+        return await self._on_event(event)
 
 
 def edit(event: Event) -> EventResult:
@@ -259,7 +270,7 @@ async def open_rig(
     writer: Any,
     framing: Framing | None = None,
     *,
-    hook: Callable[[Event], EventResult] | None = None,
+    hook: Callable[[Event], Any] | None = None,
     sizes: dict[str, Any] = SMALL,
     early: bytes = b"",
     sse: bool = True,
@@ -630,6 +641,40 @@ async def test_a_slow_clients_time_is_not_the_upstreams(
             await rig.far.send_all(b"one")
             await trio.sleep(25.0 + 9.0)
             await rig.far.send_all(b"two")
+        assert (rig.error, client.received) == (None, b"onetwo")
+
+
+async def test_a_hooks_time_is_not_the_upstreams(way: str, autojump_clock: MockClock) -> None:
+    """Upstream is not read while a hook awaits."""
+
+    async def slowly(event: Event) -> EventResult:
+        await trio.sleep(25.0)
+        return event
+
+    client = Client()
+    async with open_rig(way, client, ContentLength(18), hook=slowly) as rig:
+        rig.idle_s = 10.0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.run)
+            await rig.far.send_all(b"data: 1\n\n")
+            await trio.sleep(25.0 + 9.0)
+            await rig.far.send_all(b"data: 2\n\n")
+        assert (rig.error, client.received) == (None, b"data: 1\n\ndata: 2\n\n")
+
+
+async def test_what_came_in_time_is_read_after_the_deadline(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """A process that stood still has not been told yet that it can read."""
+    monkeypatch.setattr(UpstreamBody, "wait_readable", lambda body: trio.sleep_forever())
+    client = Client()
+    async with open_rig("own task", client, ContentLength(6)) as rig:
+        rig.idle_s = 10.0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.run)
+            for data in (b"one", b"two"):
+                await rig.far.send_all(data)
+                await trio.sleep(11.0)
         assert (rig.error, client.received) == (None, b"onetwo")
 
 
