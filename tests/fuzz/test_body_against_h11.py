@@ -139,20 +139,10 @@ positions = st.lists(st.integers(0, 10_000), max_size=12)
 sizes = st.sampled_from(["{:x}", "{:X}", "0{:x}", "{:016x}", "{:x};a=b", "{:x} ", "{:x};\t"])
 bad_sizes = st.sampled_from(
     [
-        "+{:x}",
-        "-{:x}",
-        "0x{:x}",
-        "0_{:x}",
-        " {:x}",
-        "{:017x}",
-        "{:021x}",
-        "{:x}\r",
-        "{:x} ;a",
-        "",
-        "{:x};\r",
-        "{:x}\x00",
+        "+{:x}", "-{:x}", "0x{:x}", "0_{:x}", " {:x}", "{:017x}", "{:021x}", "{:x}\r", "{:x} ;a",
+        "", "{:x};\r", "{:x}\x00",
     ]
-)
+)  # fmt: skip
 trailer_lines = st.sampled_from(
     (
         b"x: y\r\n|A:\r\n|x : y\r\n| x: y\r\n|x\r\n|: y\r\n|x: \x01\r\n|x: \x00\r\n|"

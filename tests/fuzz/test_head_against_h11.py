@@ -159,13 +159,8 @@ lines = st.sampled_from(
 length_lines = st.sampled_from(
     [
         *(
-            [],
-            [],
-            [b"Content-Length: 5"],
-            [b"Content-Length : 5"],
-            [b"Transfer-Encoding\t: chunked"],
-            [b"content-length:0"],
-            [b"Content-Length: 5, 5"],
+            [], [], [b"Content-Length: 5"], [b"Content-Length : 5"],
+            [b"Transfer-Encoding\t: chunked"], [b"content-length:0"], [b"Content-Length: 5, 5"],
             [b"Content-Length: 00 ,00"],
         ),
         *(
@@ -174,32 +169,16 @@ length_lines = st.sampled_from(
             [b"transfer-encoding:\tChunked "],
         ),
     ]
-)
+)  # fmt: skip
 bad_lines = st.sampled_from(
     [
         *(
-            b"x y : z",
-            b" x: y",
-            b"\tfold",
-            b" ",
-            b"x",
-            b": y",
-            b"",
-            b"x: \x00",
-            b"x: \x01",
-            b"x: a\rb",
-            b"x: a\nb",
-            b"x: \x7f",
-            b"\xe9: x",
+            b"x y : z", b" x: y", b"\tfold", b" ", b"x", b": y", b"", b"x: \x00", b"x: \x01",
+            b"x: a\rb", b"x: a\nb", b"x: \x7f", b"\xe9: x",
         ),
         *(
-            b"x: \x0b",
-            b"x: a\x0cb",
-            b"x(y): z",
-            b"x\x00: y",
-            b"Content-Length: +1",
-            b"Content-Length: 1, 2",
-            b"Content-Length:",
+            b"x: \x0b", b"x: a\x0cb", b"x(y): z", b"x\x00: y", b"Content-Length: +1",
+            b"Content-Length: 1, 2", b"Content-Length:",
         ),
         *(
             b"Content-Length: 1,",
@@ -225,7 +204,7 @@ bad_lines = st.sampled_from(
             b"Transfer-Encoding: \x0bchunked",
         ),
     ]
-)
+)  # fmt: skip
 status_lines = st.sampled_from(
     (
         b"HTTP/1.1 200 OK|HTTP/1.1 200 OK|HTTP/1.1 200|HTTP/1.1 404 |HTTP/1.0 200 OK|"

@@ -229,16 +229,12 @@ async def test_what_does_not_look_like_sse_passes_exact(
 @pytest.mark.parametrize(
     ("dialect", "path", "seen"),
     [
-        ("openai", "/v1/images/generations", True),
-        ("openai", "/v1/anything", True),
-        ("anthropic", "/v1/complete", True),
-        ("mcp", "/mcp", True),
-        ("generic", "/v1/messages", True),
-        ("generic", "/v1/responses/", True),
-        ("generic", "/v1/images/generations", False),
-        ("generic", "/events", False),
+        ("openai", "/v1/images/generations", True), ("openai", "/v1/anything", True),
+        ("anthropic", "/v1/complete", True), ("mcp", "/mcp", True),
+        ("generic", "/v1/messages", True), ("generic", "/v1/responses/", True),
+        ("generic", "/v1/images/generations", False), ("generic", "/events", False),
     ],
-)
+)  # fmt: skip
 async def test_where_the_first_bytes_decide(dialect: str, path: str, seen: bool, log: Log) -> None:
     """On routes of a dialect and on paths of LLM answers; elsewhere the content type does."""
     body = b'data: {"note":"sk-abcdefgh12345"}\n\n'

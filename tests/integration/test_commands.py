@@ -164,15 +164,9 @@ reporting: {{interval: 0.05}}
             assert len(answer.all("date")) == 1
             lines = await process.event("buffer_pool_report", 9)
             fields = {
-                "pool",
-                "reuse_rate",
-                "allocations",
-                "reuses",
-                "discards",
-                "in_use",
-                "current_size",
+                "pool", "reuse_rate", "allocations", "reuses", "discards", "in_use", "current_size",
                 "high_water",
-            }
+            }  # fmt: skip
             assert all(fields <= set(line) for line in lines)
             process.signal(signal.SIGTERM)
             await process.exit_status()

@@ -64,18 +64,12 @@ async def test_no_error_event_with_dialect_abort() -> None:
 @pytest.mark.parametrize(
     ("body", "ended"),
     [
-        (b"event: tool\r\n", False),
-        (b"event: tool\r", False),
-        (b"data: 1\n\ndata: 2\r\n", False),
-        (b"data: 1\n ", False),
-        (b"data: 1\r\n\r\n", True),
-        (b"data: 1\r\r", True),
-        (b"data: 1\n\n", True),
-        (b"data: 1\r\n\n", True),
-        (b"data: 1\r\r\n", True),
+        (b"event: tool\r\n", False), (b"event: tool\r", False), (b"data: 1\n\ndata: 2\r\n", False),
+        (b"data: 1\n ", False), (b"data: 1\r\n\r\n", True), (b"data: 1\r\r", True),
+        (b"data: 1\n\n", True), (b"data: 1\r\n\n", True), (b"data: 1\r\r\n", True),
         (b": comment\r\n\r\n", True),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("split", [False, True])
 async def test_an_error_event_only_after_an_empty_line(
     body: bytes, ended: bool, split: bool

@@ -28,11 +28,7 @@ from interceptors import Event, EventResult, Interceptor
 
 FLAGS = [
     *(
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
         "--disable-breakpad",
     ),
     *(
@@ -43,7 +39,7 @@ FLAGS = [
         "--disable-sync",
     ),
     *("--disable-default-apps", "--disable-extensions", "--password-store=basic"),
-]
+]  # fmt: skip
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>EventSource</title><script>
 const received = {};

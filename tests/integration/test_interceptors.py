@@ -712,21 +712,16 @@ async def test_an_async_hook_that_takes_too_long_has_failed(
 @pytest.mark.parametrize(
     ("how", "outcome"),
     [
-        ("upstream ends", "completed"),
-        ("the client leaves", "client_disconnected"),
-        ("the client resets", "client_disconnected"),
-        ("upstream breaks off", "upstream_error"),
+        ("upstream ends", "completed"), ("the client leaves", "client_disconnected"),
+        ("the client resets", "client_disconnected"), ("upstream breaks off", "upstream_error"),
         ("upstream breaks the framing", "upstream_error"),
         ("upstream is silent", "upstream_timeout"),
         ("the exchange takes too long", "upstream_timeout"),
-        ("an event is too large", "upstream_error"),
-        ("the server drains", "draining"),
-        ("End", "intercepted"),
-        ("Abort", "intercepted"),
-        ("a hook fails", "intercepted"),
+        ("an event is too large", "upstream_error"), ("the server drains", "draining"),
+        ("End", "intercepted"), ("Abort", "intercepted"), ("a hook fails", "intercepted"),
         ("a task fails", "intercepted"),
     ],
-)
+)  # fmt: skip
 async def test_on_end_is_called_once_however_a_stream_ends(
     how: str, outcome: str, serve: Serve
 ) -> None:

@@ -570,30 +570,20 @@ async def test_the_old_transports_client_works_behind_a_stripped_prefix() -> Non
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
-        ([("Host", "mcp.test")], 200),
-        ([("Host", "MCP.Test:8443")], 200),
-        ([("Host", "other.test:8443")], 200),
-        ([("Host", "other.test")], 403),
-        ([("Host", "other.test:80")], 403),
-        ([("Host", "mcp.test.evil.test")], 403),
-        ([("Host", "[::1]")], 200),
-        ([("Host", "[::1]:8000")], 200),
+        ([("Host", "mcp.test")], 200), ([("Host", "MCP.Test:8443")], 200),
+        ([("Host", "other.test:8443")], 200), ([("Host", "other.test")], 403),
+        ([("Host", "other.test:80")], 403), ([("Host", "mcp.test.evil.test")], 403),
+        ([("Host", "[::1]")], 200), ([("Host", "[::1]:8000")], 200),
         ([("Host", "[::2]:8000")], 403),
         ([("Host", "mcp.test"), ("Origin", "https://App.test")], 200),
         ([("Host", "mcp.test"), ("Origin", "https://app.test:8443")], 403),
         ([("Host", "mcp.test"), ("Origin", "http://app.test")], 403),
         ([("Host", "mcp.test"), ("Origin", "null")], 403),
         ([("Host", "mcp.test"), ("Origin", "")], 403),
-        (
-            [("Host", "mcp.test"), ("Origin", "https://app.test"), ("Origin", "https://evil.test")],
-            403,
-        ),
-        (
-            [("Host", "mcp.test"), ("Origin", "https://evil.test"), ("Origin", "https://app.test")],
-            403,
-        ),
+        ([("Host", "mcp.test"), ("Origin", "https://app.test"), ("Origin", "https://evil.test")], 403),
+        ([("Host", "mcp.test"), ("Origin", "https://evil.test"), ("Origin", "https://app.test")], 403),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
 async def test_origin_and_host_are_checked(
     method: str, headers: list[tuple[str, str]], status: int

@@ -146,14 +146,9 @@ async def test_an_event_called_endpoint_that_is_not_the_first_is_data(
 # --------------------------------------------------------------------------
 
 SPELLINGS = [
-    "/sse?sessionid=S{}",
-    "/messages/S{}",
-    "/S{}/messages",
-    "/messages?sid=S{}",
-    "/messages?a=1&token=%2F{}%3D&b",
-    "/m;session=S{}",
-    "http://AUTHORITY/messages/S{}",
-]
+    "/sse?sessionid=S{}", "/messages/S{}", "/S{}/messages", "/messages?sid=S{}",
+    "/messages?a=1&token=%2F{}%3D&b", "/m;session=S{}", "http://AUTHORITY/messages/S{}",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

@@ -70,22 +70,16 @@ def test_a_name_that_cannot_be_one_is_refused(name: str, problem: str, tmp_path:
 @pytest.mark.parametrize(
     ("name", "hidden"),
     [
-        ("json", "Python's module json"),
-        ("asyncio", "Python's module asyncio"),
-        ("trio", "the installed module trio"),
-        ("httpx", "the installed module httpx"),
+        ("json", "Python's module json"), ("asyncio", "Python's module asyncio"),
+        ("trio", "the installed module trio"), ("httpx", "the installed module httpx"),
         ("prometheus-client", "the installed module prometheus_client"),
         ("msgspec", "the installed module msgspec"),
-        ("interceptors", "Weirpool's package interceptors"),
-        ("pools", "Weirpool's package pools"),
-        ("proxy", "Weirpool's package proxy"),
-        ("pytest", "the installed module pytest"),
-        ("event", "Weirpool's Event"),
-        ("interceptor", "Weirpool's Interceptor"),
-        ("stream-interceptor", "Weirpool's StreamInterceptor"),
-        ("options", "Weirpool's Options"),
+        ("interceptors", "Weirpool's package interceptors"), ("pools", "Weirpool's package pools"),
+        ("proxy", "Weirpool's package proxy"), ("pytest", "the installed module pytest"),
+        ("event", "Weirpool's Event"), ("interceptor", "Weirpool's Interceptor"),
+        ("stream-interceptor", "Weirpool's StreamInterceptor"), ("options", "Weirpool's Options"),
     ],
-)
+)  # fmt: skip
 def test_a_name_that_hides_a_module_is_refused(name: str, hidden: str, tmp_path: Path) -> None:
     """The directory comes first for Python: `json.py` there would replace json everywhere."""
     with pytest.raises(

@@ -16,25 +16,14 @@ from interceptors.api_keys import hash_key
 from proxy.commands.cli import main
 
 HOP = (
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "proxy-authenticate",
-    "proxy-authentication-info",
-    "proxy-authorization",
-    "te",
-    "trailer",
-    "upgrade",
+    "connection", "keep-alive", "proxy-connection", "proxy-authenticate",
+    "proxy-authentication-info", "proxy-authorization", "te", "trailer", "upgrade",
     "http2-settings",
-)
+)  # fmt: skip
 CLAIMS = (
-    "x-real-ip",
-    "forwarded",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
+    "x-real-ip", "forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto",
     "x-forwarded-prefix",
-)
+)  # fmt: skip
 
 
 async def test_fields_of_the_hop_stay_on_it() -> None:
@@ -88,16 +77,9 @@ KEYS = f'{{name: keys, use: api_keys, options: {{keys: {{ann: "{hash_key(ANN)}"}
 
 
 CREDENTIALS = (
-    "api-key",
-    "authorization",
-    "cookie",
-    "proxy-authorization",
-    "set-cookie",
-    "x-amz-security-token",
-    "x-api-key",
-    "x-auth-token",
-    "x-goog-api-key",
-)
+    "api-key", "authorization", "cookie", "proxy-authorization", "set-cookie",
+    "x-amz-security-token", "x-api-key", "x-auth-token", "x-goog-api-key",
+)  # fmt: skip
 
 
 def test_a_credential_is_written_nowhere(

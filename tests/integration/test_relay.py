@@ -242,16 +242,12 @@ async def test_a_cookie_stays_with_its_client() -> None:
     ("method", "head", "status"),
     [
         ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", 200),
-        (
-            "HEAD",
-            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n",
-            200,
-        ),
+        ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n", 200),
         ("GET", b"HTTP/1.1 204 No Content\r\n\r\n", 204),
         ("GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", 304),
         ("DELETE", b"HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n", 405),
     ],
-)
+)  # fmt: skip
 async def test_responses_without_a_body(method: str, head: bytes, status: int) -> None:
     """HEAD, 204, 304 and empty bodies end at once, and both connections stay in use."""
 

@@ -150,14 +150,9 @@ NO_TARGETS = [
     "/open/..\\..\\admin?x",
 ]
 LEGAL = [
-    "/open%23x",
-    "/open/..%5Cadmin",
-    '/a"<>^`{|}~b',
-    '/a?b\\c"<>^`{|}',
-    "/a%zz",
-    "/a;b=c,d!$&'()*+:@-._",
-    "/a/?/?",
-]
+    "/open%23x", "/open/..%5Cadmin", '/a"<>^`{|}~b', '/a?b\\c"<>^`{|}', "/a%zz",
+    "/a;b=c,d!$&'()*+:@-._", "/a/?/?",
+]  # fmt: skip
 
 
 async def test_a_target_with_octets_that_none_has_is_refused(log: Log) -> None:
@@ -220,33 +215,19 @@ async def test_what_a_target_may_hold_passes_byte_for_byte(
 
 ANOTHER_ROUTES = [
     *(
-        "/open/..;/admin/x",
-        "/admin;a=b/x",
-        "/admin;",
-        "/;/admin/x",
-        "/.;/ADMIN",
-        "/%2e%2e;x/admin",
-        "/open;p/%2e%2E;q/admin",
+        "/open/..;/admin/x", "/admin;a=b/x", "/admin;", "/;/admin/x", "/.;/ADMIN",
+        "/%2e%2e;x/admin", "/open;p/%2e%2E;q/admin",
     ),
     *(
-        "/open/..%2fadmin/x",
-        "/open%2F..%2Fadmin",
-        "/%2fadmin/x",
-        "/admin%2Fx",
-        "/open/..;x%2fadmin",
-        "/%2e%2e%2fadmin",
+        "/open/..%2fadmin/x", "/open%2F..%2Fadmin", "/%2fadmin/x", "/admin%2Fx",
+        "/open/..;x%2fadmin", "/%2e%2e%2fadmin",
     ),
     *("/sub/..%2fother", "/sub/..;/other"),
-]
+]  # fmt: skip
 SAME_ROUTE = [
-    "/open/a%2fb",
-    "/open/..%252fadmin",
-    "/a;b=c/d",
-    "/open;admin",
-    "/sub/a%2Fb;v=1",
-    "/sub/x/..%2fy",
-    "/x?a=..;/admin",
-]
+    "/open/a%2fb", "/open/..%252fadmin", "/a;b=c/d", "/open;admin", "/sub/a%2Fb;v=1",
+    "/sub/x/..%2fy", "/x?a=..;/admin",
+]  # fmt: skip
 
 
 async def test_a_path_that_servers_read_as_another_routes_is_refused(
@@ -386,14 +367,9 @@ class Sets(Interceptor):
 SETS = '- {name: sets, use: "given_targets:Sets"}'
 
 BARE = [
-    ("/x?", "/x?"),
-    ("/x??", "/x??"),
-    ("/x", "/x"),
-    ("/v1/x?", "/x?"),
-    ("/v1?", "/?"),
-    ("/w/x?", "/w/x?"),
-    ("/w/x?a=%20?", "/w/x?a=%20?"),
-]
+    ("/x?", "/x?"), ("/x??", "/x??"), ("/x", "/x"), ("/v1/x?", "/x?"), ("/v1?", "/?"),
+    ("/w/x?", "/w/x?"), ("/w/x?a=%20?", "/w/x?a=%20?"),
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -484,24 +460,15 @@ async def test_a_host_goes_up_as_it_came(log: Log, certificates: Certificates) -
 async def test_allowed_hosts_compares_the_host_that_was_parsed(log: Log) -> None:
     async with rig_of(lambda url: configuration(url, LISTED), log) as rig:
         for host in (
-            "a.example",
-            "A.Example:443",
-            "a.example:",
-            "a.EXAMPLE:1",
-            "b.example:81",
+            "a.example", "A.Example:443", "a.example:", "a.EXAMPLE:1", "b.example:81",
             "[2001:DB8::1]:8000",
-        ):
+        ):  # fmt: skip
             assert (await rig.get("/", host)).status == 200, host
             assert rig.sent()[0].all("x-forwarded-host") == [host.encode()]
         for host in (
-            "b.example",
-            "b.example:82",
-            "a.example.",
-            "x.a.example",
-            "[2001:db8::2]",
-            "",
+            "b.example", "b.example:82", "a.example.", "x.a.example", "[2001:db8::2]", "",
             "a.example,b",
-        ):
+        ):  # fmt: skip
             assert ((await rig.get("/", host)).status, rig.sent()) == (403, []), host
 
 
@@ -627,13 +594,9 @@ async def test_the_case_of_a_path_passes_no_route_by(log: Log, certificates: Cer
         )
 
     spelt = [
-        "/RISK/DESK",
-        "/Risk//desk/x",
-        "/x/../rISK/./DESK",
-        "/%52isk/%44esk",
-        "/ri%C5%BFk/desk",
+        "/RISK/DESK", "/Risk//desk/x", "/x/../rISK/./DESK", "/%52isk/%44esk", "/ri%C5%BFk/desk",
         "/ris%E2%84%AA/des%e2%84%aa",
-    ]
+    ]  # fmt: skip
     async with rig_of(make, log) as rig:
         for path in [*spelt, "/r%C4%B1sk/desk", "/both/x", "/risk/desk"]:
             assert ((await rig.get(path)).status, rig.sent()) == (401, []), path
@@ -660,18 +623,11 @@ async def test_a_page_is_served_for_one_spelling_of_its_path(
     pages = ("/metrics", "/status", "/healthz", "/readyz")
     others = [
         *(
-            "/%6detrics",
-            "/%73tatus",
-            "/metrics/",
-            "//metrics",
-            "/./metrics",
-            "/x/../metrics",
-            "/METRICS",
-            "/metrics%20",
-            "/metrics;x",
+            "/%6detrics", "/%73tatus", "/metrics/", "//metrics", "/./metrics", "/x/../metrics",
+            "/METRICS", "/metrics%20", "/metrics;x",
         ),
         *("/healthz%3f", "/readyz%00", "/status%2f", "/_/%6detrics"),
-    ]
+    ]  # fmt: skip
 
     async def spellings(rig: Rig, ask: Any, prefix: str) -> None:
         for page in pages:

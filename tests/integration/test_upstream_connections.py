@@ -152,54 +152,18 @@ class Server:
 @pytest.mark.parametrize(
     ("certificate", "endpoint", "keys", "sent", "status"),
     [
-        (
-            "backend.example",
-            "127.0.0.1",
-            "tls_server_name: backend.example",
-            "backend.example",
-            200,
-        ),
-        (
-            "backend.example",
-            "127.0.0.1",
-            "tls_server_name: Backend.Example., host: other.example",
-            "backend.example",
-            200,
-        ),
+        ("backend.example", "127.0.0.1", "tls_server_name: backend.example", "backend.example", 200),
+        ("backend.example", "127.0.0.1", "tls_server_name: Backend.Example., host: other.example", "backend.example", 200),
         ("backend.example", "127.0.0.1", "tls_server_name: other.example", "other.example", 502),
         ("backend.example", "127.0.0.1", "host: backend.example", None, 502),
-        (
-            "backend.example",
-            "fast.example",
-            "tls_server_name: backend.example",
-            "backend.example",
-            200,
-        ),
+        ("backend.example", "fast.example", "tls_server_name: backend.example", "backend.example", 200),
         ("fast.example", "fast.example", "host: backend.example", "fast.example", 200),
-        (
-            "fast.example",
-            "fast.example",
-            "tls_server_name: backend.example",
-            "backend.example",
-            502,
-        ),
+        ("fast.example", "fast.example", "tls_server_name: backend.example", "backend.example", 502),
         ("127.0.0.1", "fast.example", "tls_server_name: 127.0.0.1", None, 200),
-        (
-            "straße.example",
-            "127.0.0.1",
-            "tls_server_name: straße.example",
-            "xn--strae-oqa.example",
-            200,
-        ),
-        (
-            "strasse.example",
-            "127.0.0.1",
-            "tls_server_name: straße.example",
-            "xn--strae-oqa.example",
-            502,
-        ),
+        ("straße.example", "127.0.0.1", "tls_server_name: straße.example", "xn--strae-oqa.example", 200),
+        ("strasse.example", "127.0.0.1", "tls_server_name: straße.example", "xn--strae-oqa.example", 502),
     ],
-)
+)  # fmt: skip
 async def test_tls_server_name_is_what_is_sent_and_verified(
     tmp_path: Path,
     names: Resolver,
