@@ -16,11 +16,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager
 from functools import partial
 from inspect import iscoroutinefunction
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
 import trustme
+from hypercorn.config import Config
 from support.chunks import read_chunked, unchunked
 from support.writers import flush_of
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -849,7 +851,8 @@ async def open_far_end(
             async for piece in stream:
                 received.extend(piece)
 
-    connection = ClientConnection(None, None, None, None, near, False)  # type: ignore[arg-type]
+    app: Any = SimpleNamespace(config=Config())
+    connection = ClientConnection(app, None, None, None, near, False)  # type: ignore[arg-type]
     connection.sock = counting  # type: ignore[assignment]
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
