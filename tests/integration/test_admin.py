@@ -102,7 +102,7 @@ async def test_the_pages_can_be_seen_until_the_drain_is_over(tmp_path: Path) -> 
             await client.aclose()
 
 
-async def test_each_worker_has_a_port_of_its_own(tmp_path: Path) -> None:
+async def test_each_worker_has_its_own_port(tmp_path: Path) -> None:
     """The configured port is the first worker's."""
     admin = free_ports(2)
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
@@ -138,7 +138,7 @@ async def test_each_worker_has_a_port_of_its_own(tmp_path: Path) -> None:
             await drained(process)
 
 
-async def test_a_port_that_is_taken_is_said_at_once(tmp_path: Path) -> None:
+async def test_a_taken_port_is_reported_at_once(tmp_path: Path) -> None:
     """A `start_failed` line with the setting's path."""
     admin = free_ports(2)
     with socket.socket() as taken:

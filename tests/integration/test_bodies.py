@@ -453,7 +453,7 @@ async def test_json_under_text_event_stream_on_a_route_that_reconnects(log: Log)
             assert rig.upstream.accepted == 1
 
 
-async def test_a_stream_under_another_name_goes_on_over_connections(log: Log) -> None:
+async def test_a_stream_under_another_type_continues_over_connections(log: Log) -> None:
     """The next response may have the wrong type, too; one that is not a stream is refused."""
     bodies = [b"id: 1\ndata: 1\n\n", b"id: 1\ndata: 1\n\nid: 2\ndata: 2\n\n", b"no stream"]
 
@@ -511,7 +511,7 @@ RESPONSE = b'{"object":"response","status":"completed","model":"gpt-x","output":
         "/v1/models/org/name",
     ],
 )
-async def test_json_that_is_no_answer_is_not_collected(path: str, name: str, log: Log) -> None:
+async def test_json_that_is_not_an_answer_is_not_collected(path: str, name: str, log: Log) -> None:
     """Embeddings and the like are exact at any size, through every built-in."""
     async with serve(
         answering(b"application/json", EMBEDDINGS), log, name, route="dialect: openai"

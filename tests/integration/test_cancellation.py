@@ -360,7 +360,7 @@ KINDS = {
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("kind", KINDS)
-async def test_an_exchange_ended_at_any_await_leaves_nothing_behind(
+async def test_an_exchange_ended_at_any_await_leaks_nothing(
     kind: str, ending: str, certificates: Certificates, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ended at each checkpoint: one log line and count; no task, lease or connection left."""

@@ -402,7 +402,7 @@ def test_new_key_makes_a_key_that_the_configuration_takes(tmp_path: Path) -> Non
         assert (done.returncode, done.stdout) == (2, "")
 
 
-def test_a_certificate_or_key_that_cannot_be_used_says_why(tmp_path: Path) -> None:
+def test_the_error_of_a_certificate_or_key_has_the_reason(tmp_path: Path) -> None:
     """Each in one line that names the option and the file, without a prompt for a pass phrase."""
     authority = trustme.CA()
     one, two = authority.issue_cert("a.example"), authority.issue_cert("b.example")

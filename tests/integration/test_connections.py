@@ -71,7 +71,7 @@ async def test_a_page_that_wants_no_body_ends_its_connection() -> None:
 
 
 @pytest.mark.parametrize("read_timeout", [None, 60], ids=["no read_timeout", "read_timeout"])
-async def test_a_request_behind_a_broken_response_keeps_no_connection(
+async def test_a_request_after_a_broken_response_keeps_no_connection(
     read_timeout: int | None,
 ) -> None:
     """The response is cut in the middle, and the task that would read the next request, pipelined
@@ -103,7 +103,7 @@ async def test_a_request_behind_a_broken_response_keeps_no_connection(
             await client.aclose()
 
 
-async def test_a_request_behind_the_last_response_does_not_hold_the_server() -> None:
+async def test_a_request_after_the_last_response_does_not_hold_the_server() -> None:
     """A stream comes to its end while the server ends: its connection closes, although a request is
     pipelined after it.
     """
@@ -173,7 +173,7 @@ async def test_a_client_that_vanishes_behind_a_middleware_keeps_no_connection() 
 
 
 @pytest.mark.parametrize("who", ["a page", "the upstream"])
-async def test_data_for_an_http2_stream_that_was_answered_harms_nobody(
+async def test_data_for_an_http2_stream_that_was_answered_harms_no_other_stream(
     who: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer comes before the body: what of that is on its way is thrown away, and the

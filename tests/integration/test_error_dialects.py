@@ -241,7 +241,7 @@ async def test_mcp_answers_every_open_request_and_no_other() -> None:
     ],
     ids=["GET", "notification", "response", "not JSON"],
 )
-async def test_mcp_says_nothing_where_nobody_waits_for_an_answer(asked: dict[str, Any]) -> None:
+async def test_mcp_sends_no_error_event_without_an_open_request(asked: dict[str, Any]) -> None:
     """Without an open request there is no message that would be an answer; the stream breaks off,
     and that is seen.
     """
@@ -253,7 +253,7 @@ async def test_mcp_says_nothing_where_nobody_waits_for_an_answer(asked: dict[str
 
 
 @pytest.mark.parametrize("dialect", ["generic", "abort"])
-async def test_the_other_dialects_are_as_they_were(dialect: str) -> None:
+async def test_generic_sends_an_error_event_and_abort_does_not(dialect: str) -> None:
     """generic sends its `error` event, abort sends nothing."""
     async with serving(breaking_after(b"data: 1\n\n"), dialect) as proxy:
         answer = await fetch(proxy.port, "/v1/responses")

@@ -96,7 +96,7 @@ def returns_nonsense(event: Event) -> Any:
     return 7
 
 
-async def test_what_the_package_itself_says_stays(serve: Serve) -> None:
+async def test_errors_of_the_package_keep_their_text(serve: Serve) -> None:
     """The text of a misuse contains no content."""
     async with serve(stream_of(b"data: 1\n\n"), on_event(returns_nonsense, "Wrong")) as rig:
         await rig.fetch()
@@ -172,7 +172,9 @@ async def test_a_failure_is_logged_under_its_own_hook(
         )
 
 
-async def test_an_answer_beyond_the_limits_is_no_failure_of_the_interceptor(serve: Serve) -> None:
+async def test_an_answer_beyond_the_limits_is_not_a_failure_of_the_interceptor(
+    serve: Serve,
+) -> None:
     """The provider's doing: a warning with the reason, without a traceback."""
     name = CALL.replace(b'"name":"f"', b'"name":"%b"' % (b"f" * 100_000))
     async with serve(stream_of(name, END), Looks) as rig:

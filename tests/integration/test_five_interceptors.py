@@ -252,7 +252,7 @@ def serve(log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
     return Way().serve(log, monkeypatch)
 
 
-async def test_a_hundred_thousand_events_keep_their_order_and_leave_nothing_behind(
+async def test_a_hundred_thousand_events_keep_their_order_and_leak_nothing(
     serve: Serve,
 ) -> None:
     """Passed, edited, dropped, added, selected and redacted, cut anywhere on their way."""

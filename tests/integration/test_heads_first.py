@@ -128,7 +128,7 @@ async def test_a_client_without_a_key_gets_401_for_a_body_above_the_limit(
         assert upstream.accepted == 0
 
 
-async def test_a_keyed_connection_goes_on_after_a_refusal(log: Log) -> None:
+async def test_a_keyed_connection_continues_after_a_refusal(log: Log) -> None:
     """The rest of a refused body is read and thrown away, and the next request of the connection is
     answered.
     """
@@ -269,7 +269,7 @@ async def test_a_client_that_leaves_while_its_head_is_looked_at_ends_the_exchang
 
 @pytest.mark.parametrize("announced", [True, False])
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_http2_says_with_the_head_whether_there_is_a_body(
+async def test_http2_announces_with_the_head_whether_there_is_a_body(
     announced: bool,
     method: str,
     certificates: Certificates,
@@ -526,7 +526,7 @@ class AsksInStream(StreamInterceptor):
         return event
 
 
-async def test_a_hook_that_asks_for_a_body_that_has_been_let_go_is_told(serve_once: Serve) -> None:
+async def test_a_hook_that_reads_a_freed_body_gets_an_error(serve_once: Serve) -> None:
     """`on_response` and `open_stream` have it."""
     async with serve_once(EVENTS, AsksLate) as rig:
         await rig.fetch(method="POST", body=b"{}")

@@ -292,7 +292,7 @@ async def test_an_upload_that_is_refused_is_never_whole(
         assert await outcomes_of(log) == ["refused"]
 
 
-async def test_an_upload_shorter_than_told_is_never_whole(
+async def test_an_upload_shorter_than_announced_is_never_whole(
     certificates: Certificates, log: list[dict[str, object]]
 ) -> None:
     """The client ends its stream before its Content-Length."""
@@ -392,7 +392,7 @@ async def test_priorities_are_ignored(
 # Ends that are none
 
 
-async def test_an_upload_that_nobody_takes_holds_up_no_other_stream(
+async def test_an_upload_that_is_not_read_blocks_no_other_stream(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch, log: list[dict[str, object]]
 ) -> None:
     """Its own window stays shut."""

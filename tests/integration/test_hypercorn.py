@@ -75,7 +75,7 @@ async def test_a_client_that_has_left_keeps_no_descriptor() -> None:
 
 
 @pytest.mark.parametrize("tls", [False, True])
-async def test_nobody_waits_for_a_client_that_was_reset(
+async def test_no_wait_for_a_client_that_was_reset(
     tls: bool, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is in flight has a time to arrive when a response is cut."""

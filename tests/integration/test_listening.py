@@ -106,7 +106,7 @@ async def test_any_other_silent_stream_is_cut(route: str, method: str, serve: Se
         assert await rig.outcomes() == ["upstream_timeout"]
 
 
-async def test_a_body_that_is_no_event_stream_is_cut(serve: Serve) -> None:
+async def test_a_body_that_is_not_an_event_stream_is_cut(serve: Serve) -> None:
     """As the rest of a document that a server does not send."""
 
     async def script(peer: object) -> None:

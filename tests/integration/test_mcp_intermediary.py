@@ -283,7 +283,7 @@ async def test_streams_pass_to_the_byte(method: str, chunking: str, route: str) 
 
 
 @ROUTES
-async def test_a_stream_that_ends_behind_a_retry_is_whole(route: str) -> None:
+async def test_a_stream_that_ends_after_a_retry_is_whole(route: str) -> None:
     """A server may close after an event with an id, before the response: the client comes back.
     It is not reported.
     """
@@ -312,7 +312,7 @@ async def test_what_must_be_seen_and_cannot_is_refused() -> None:
         assert (note.status, note.body) == (200, b"\x1f\x8b")
 
 
-async def test_an_event_that_is_too_large_is_said_to_be() -> None:
+async def test_an_event_that_is_too_large_is_an_event_too_large() -> None:
     """Above `max_event_bytes`, where an interceptor needs it, the open request gets an error
     although the stream could be resumed: it would not get better. Where none does, it passes.
     """

@@ -116,7 +116,7 @@ async def test_everything_is_the_same(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(("transport", "revision"), [("http", "2025-11-25")])
-async def test_a_call_goes_on_when_the_server_has_closed_its_stream(rig: Rig) -> None:
+async def test_a_call_continues_when_the_server_has_closed_its_stream(rig: Rig) -> None:
     """The server closes the call's stream; the client comes back with `Last-Event-ID`, misses
     nothing and gets nothing twice.
     """
@@ -152,7 +152,7 @@ async def test_a_subscription_hears_of_changes(rig: Rig) -> None:
     ("transport", "revision"),
     [*(("http", revision) for revision in REVISIONS[:3]), ("sse", "2024-11-05")],
 )
-async def test_what_the_server_says_outside_of_calls_comes_once(rig: Rig) -> None:
+async def test_what_the_server_sends_outside_of_calls_comes_once(rig: Rig) -> None:
     """A notification of no call's arrives on the stream that the client has opened with GET."""
 
     async def run(server: McpServer, client: Client) -> str:

@@ -356,7 +356,7 @@ async def test_a_denied_call_is_answered_on_a_stream_of_another_worker(
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("workers", [1, 4])
-async def test_the_official_client_goes_on_after_a_denied_call(
+async def test_the_official_client_continues_after_a_denied_call(
     tmp_path: Path, workers: int
 ) -> None:
     """The SDK's client and server, across reloads and workers: each denied call is an error, and

@@ -275,7 +275,7 @@ def test_everything_is_the_same(seen: Seen, client: str, place: str) -> None:
 
 @pytest.mark.parametrize("place", [place for place in PLACES if "no interceptor" not in place])
 @each_client
-def test_a_denied_call_has_its_error_and_the_session_goes_on(
+def test_a_denied_call_has_its_error_and_the_session_continues(
     seen: Seen, client: str, place: str
 ) -> None:
     """The client gets the policy's error for that call, on whichever stream it waits for it, and
@@ -349,7 +349,7 @@ def test_a_client_reconnects_when_its_stream_is_cut(
         )
 
 
-async def test_sessions_go_on_across_a_reload(tmp_path: Path) -> None:
+async def test_sessions_continue_across_a_reload(tmp_path: Path) -> None:
     """Every session stays at its endpoint, though another one is added, and gets the new policy's
     errors on its old stream.
     """

@@ -119,7 +119,7 @@ async def test_the_audit_has_the_user_agent(tmp_path: Path) -> None:
     assert '"user-agent":"curl/8"' in (tmp_path / "audit.jsonl").read_text()
 
 
-async def test_a_preflight_is_no_other_method() -> None:
+async def test_a_preflight_must_not_name_another_method() -> None:
     """A preflight needs no key."""
     headers = [("origin", "https://app.test"), ("access-control-request-method", "POST")]
     config = config_for(

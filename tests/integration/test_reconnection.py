@@ -304,7 +304,7 @@ async def test_a_server_that_ends_clean_again_and_again_has_ended(serve: Serve) 
         ),
     ],
 )
-async def test_what_cannot_go_on_is_an_error(
+async def test_what_cannot_continue_is_an_error(
     answers: tuple[bytes | None, ...], kind: str, attempts: int, serve: Serve
 ) -> None:
     """An error event, and the stream breaks off; it is not resumed again."""
@@ -336,7 +336,7 @@ async def test_an_upstream_that_falls_silent_is_asked_again(serve: Serve) -> Non
         assert (answer.complete, data_of(answer)) == (True, WHOLE)
 
 
-async def test_heartbeats_go_on_while_it_waits(serve: Serve) -> None:
+async def test_heartbeats_continue_while_it_waits(serve: Serve) -> None:
     """For the backoff, which the server's `retry` sets, and for a head that is slow to come."""
 
     async def script(peer: Peer) -> None:
@@ -420,7 +420,7 @@ async def test_events_of_interceptors_go_out_between(serve: Serve) -> None:
     ],
     ids=["goes on", "204", "nothing more", "cannot"],
 )
-async def test_the_last_word_is_said_once_at_the_end(
+async def test_on_complete_runs_once_at_the_end(
     answers: tuple[bytes], whole: bool, serve: Serve
 ) -> None:
     """And not where a connection ends clean, as each of these does first."""

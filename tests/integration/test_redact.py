@@ -53,7 +53,7 @@ def leaves(text: str) -> bytes:
     )
 
 
-async def test_what_waits_is_with_the_client_as_soon_as_it_is_no_secret(log: Log) -> None:
+async def test_held_text_is_sent_as_soon_as_it_cannot_be_a_secret(log: Log) -> None:
     """The beginning of a text leaves at once, what could become a secret with the delta that
     decides.
     """
@@ -81,7 +81,7 @@ async def test_what_waits_is_with_the_client_as_soon_as_it_is_no_secret(log: Log
         )
 
 
-async def test_json_that_is_no_answer_passes_as_it_is_and_uncollected(log: Log) -> None:
+async def test_json_that_is_not_an_answer_passes_unchanged_and_uncollected(log: Log) -> None:
     """Larger than an event may be, with what would be a secret in an answer."""
     answers = {
         b"/v1/files": b'{ "data": "sk-Zq3xV81L%s" }' % (b"x" * 100_000),

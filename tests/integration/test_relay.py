@@ -267,7 +267,7 @@ async def test_responses_without_a_body(method: str, head: bytes, status: int) -
         await client.aclose()
 
 
-async def test_keep_alive_goes_on_after_a_direct_stream() -> None:
+async def test_keep_alive_continues_after_a_direct_stream() -> None:
     """After chunks that went around h11, the client's connection carries the next request."""
     async with (
         open_upstream(stream_of(b"data: 1\n\n", b"data: 2\n\n")) as upstream,
@@ -290,7 +290,7 @@ async def test_keep_alive_goes_on_after_a_direct_stream() -> None:
         )
 
 
-async def test_keep_alive_goes_on_after_an_answer_of_our_own() -> None:
+async def test_keep_alive_continues_after_an_answer_of_the_proxy() -> None:
     """The proxy's own answer (here: the upstream broke) ends the exchange, not the client's
     connection.
     """

@@ -385,7 +385,7 @@ BASE = 'upstreams: [{name: a, endpoints: ["http://x"]}]\n  routes: [{path: /, up
         ),
     ],
 )
-def test_what_changed_is_told_by_its_path(after: str, paths: list[str]) -> None:
+def test_what_changed_is_named_by_its_path(after: str, paths: list[str]) -> None:
     assert (
         changed_paths(
             parse_config("reverse_proxy:\n  " + BASE), parse_config("reverse_proxy:\n  " + after)

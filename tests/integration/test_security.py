@@ -230,7 +230,7 @@ def not_injected(rig: Rig, answer: Answer) -> None:
     "where",
     ["request value", "request name", "path", "query", "response value", "response name", "answer"],
 )
-async def test_an_interceptor_cannot_write_a_line_of_its_own(
+async def test_an_interceptor_cannot_forge_a_line(
     where: str, value: str, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A value with a line end, which an interceptor may have taken from anywhere, is an error and

@@ -424,7 +424,7 @@ PRESERVED = "host: preserve"
 LISTED = "path: /, allowed_hosts: [a.example, 'b.example:81', '[2001:db8:0::1]']"
 
 
-async def test_a_host_that_is_none_is_refused(log: Log, certificates: Certificates) -> None:
+async def test_an_invalid_host_is_refused(log: Log, certificates: Certificates) -> None:
     """Nothing goes up: it would be read as another host in a link, a cache or a log."""
     for routes in (("path: /",), (LISTED,)):
         async with rig_of(
@@ -444,7 +444,7 @@ async def test_a_host_that_is_none_is_refused(log: Log, certificates: Certificat
             assert ((await rig.h2("/", host)).status, rig.sent()) == (400, []), host
 
 
-async def test_a_host_goes_up_as_it_came(log: Log, certificates: Certificates) -> None:
+async def test_a_host_is_sent_upstream_unchanged(log: Log, certificates: Certificates) -> None:
     async with rig_of(lambda url: configuration(url, upstream=PRESERVED), log) as rig:
         for host in [*HOSTS, ""]:
             assert (await rig.get("/", host)).status == 200, host

@@ -96,7 +96,7 @@ async def test_tokens_are_on_the_metrics_page_by_the_clients_name(log: Log) -> N
         assert "upstream-8sQ" not in page + str(log)
 
 
-async def test_what_was_told_counts_when_the_client_leaves(log: Log) -> None:
+async def test_what_was_reported_counts_when_the_client_leaves(log: Log) -> None:
     """Anthropic has reported the input by then: it is counted, once, and the line names how the answer
     ended.
     """

@@ -98,13 +98,13 @@ def test_arrows_point_one_way(path: Path) -> None:
     assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
 
 
-def test_nobody_imports_httpcore() -> None:
+def test_no_module_imports_httpcore() -> None:
     """The upstream transport is ours: no httpcore underneath."""
     assert not [path for path in MODULES if "httpcore" in imported(path)]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_module_says_what_it_is(path: Path) -> None:
+def test_every_module_has_a_head(path: Path) -> None:
     """A module's head states what it owns."""
     assert ast.get_docstring(ast.parse(path.read_text()))
 

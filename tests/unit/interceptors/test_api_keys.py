@@ -104,7 +104,7 @@ def test_a_header_of_ones_own_is_the_only_one_read() -> None:
 @pytest.mark.parametrize(
     "value", [f"Bearer {ANN}", "bearer  a b", "Basic dTpw", "DPoP x.y", "no-scheme", ""]
 )
-def test_with_a_header_of_its_own_the_clients_authorization_passes(value: str) -> None:
+def test_with_its_own_header_the_clients_authorization_passes(value: str) -> None:
     """Unchanged, whatever its scheme, twice if it comes twice."""
     others = [("authorization", value), ("authorization", "second"), ("x-api-key", "theirs")]
     answer, request = asked(
@@ -179,7 +179,7 @@ def test_a_challenge_asks_for_what_is_read(header: str, challenge: str) -> None:
 
 
 @pytest.mark.parametrize(("headers", "expected"), REFUSED.values(), ids=REFUSED)
-def test_what_is_no_key_of_ours_gets_401(
+def test_an_invalid_key_gets_401(
     headers: list[tuple[str, str]], expected: tuple[str, str, str]
 ) -> None:
     """A challenge as RFC 6750, section 3, has it, a JSON error, nothing of the key in either."""
@@ -243,7 +243,7 @@ def test_every_entry_is_compared_and_in_constant_time(monkeypatch: pytest.Monkey
         assert {given for _, given in compared} == {sha256(key.encode()).digest()}
 
 
-def test_a_failure_of_the_check_lets_nobody_in() -> None:
+def test_a_failure_of_the_check_refuses_every_client() -> None:
     """`on_error` is `abort`, whatever the configuration: fail closed."""
     assert ApiKeys.on_error == "abort"
     with pytest.raises(LoadError, match="unknown option `on_error`"):

@@ -35,7 +35,7 @@ def ended(index: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_a_text_that_goes_on_after_many_others_is_refused(make: Any) -> None:
+def test_a_text_that_continues_after_many_others_is_refused(make: Any) -> None:
     """Earlier text is gone and is not searched together with it."""
     for others, goes_on in ((MAX_ENDED - 1, True), (MAX_ENDED + 1, False)):
         messages = [message for index in range(others + 1) for message in ended(index)]
@@ -48,7 +48,7 @@ def test_a_text_that_goes_on_after_many_others_is_refused(make: Any) -> None:
         assert goes_on or isinstance(result.failure, StreamAborted)
 
 
-def test_texts_that_have_ended_leave_little_behind() -> None:
+def test_texts_that_have_ended_keep_little_memory() -> None:
     """Of 600 blocks, the flows and the templates of the last ones are kept."""
     counted: list[tuple[int, int]] = []
 

@@ -117,7 +117,7 @@ def test_a_chain_sees_what_one_of_it_sees() -> None:
     )
 
 
-def test_json_is_wanted_by_those_who_say_so_and_open_streams() -> None:
+def test_json_is_wanted_by_those_with_wants_json_and_open_stream() -> None:
     """`wants_json` without `open_stream` has nothing to show a body to, and `open_stream` alone is
     for streams.
     """
@@ -126,7 +126,7 @@ def test_json_is_wanted_by_those_who_say_so_and_open_streams() -> None:
     assert Chain([("a", Hook(keep))]).sees_json
 
 
-def test_a_body_is_collected_for_whoever_wants_it() -> None:
+def test_a_body_is_collected_for_interceptors_that_want_it() -> None:
     """For an `on_request` with `wants_body`, and for no other."""
     wants = type("Wants", (Asked,), {"wants_body": True})
     assert Chain([("a", Asked("a", [])), ("b", wants("b", []))]).wants_body
@@ -199,7 +199,7 @@ def test_all_are_asked_in_the_lists_order(ask: Ask, hook: str) -> None:
 
 
 @ASKED
-def test_the_first_answer_wins_and_nobody_else_is_asked(ask: Ask, hook: str) -> None:
+def test_the_first_answer_wins_and_no_further_hook_is_called(ask: Ask, hook: str) -> None:
     """The Response of the first that gives one is the answer, the very object."""
     calls: list[Any] = []
     answer = Response(status=403)
@@ -409,7 +409,7 @@ def autojump_of_run(monkeypatch: pytest.MonkeyPatch) -> None:
 # ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_failing_open_stream_is_told_by_failure_and_nothing_is_raised() -> None:
+async def test_a_failing_open_stream_sets_failure_and_raises_nothing() -> None:
     """`Chain.open_stream` raises nothing: the caller must close the stream in any case."""
 
     class Fails(Interceptor):
@@ -460,7 +460,7 @@ async def test_only_those_who_want_json_are_asked_for_a_json_body() -> None:
 
 
 @pytest.mark.parametrize("kind", [StreamInterceptor, AsyncStreamInterceptor], ids=["sync", "async"])
-async def test_hooks_that_nobody_overrides_are_not_waited_for(kind: Any) -> None:
+async def test_hooks_that_are_not_overridden_are_not_awaited(kind: Any) -> None:
     """An async stream with the default `on_event` causes no framing and no stop."""
 
     class Opens(Interceptor):

@@ -183,7 +183,7 @@ def test_an_authors_own_names_are_accepted(load: Any, base: str, body: str) -> N
     assert isinstance(load(base, body), Interceptor)
 
 
-def test_all_mistakes_of_a_file_are_told_at_once(load: Any) -> None:
+def test_all_mistakes_of_a_file_are_reported_at_once(load: Any) -> None:
     """Not one after the other, run by run."""
     with pytest.raises(LoadError) as caught:
         load(

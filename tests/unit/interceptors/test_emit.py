@@ -257,7 +257,7 @@ async def test_an_emitted_event_that_cannot_be_written_is_its_emitters_failure(
 
 
 @pytest.mark.parametrize("cut", range(len(BOM) + 2))
-async def test_a_bom_behind_an_emitted_event_does_not_leave(cut: int) -> None:
+async def test_a_bom_after_an_emitted_event_is_not_sent(cut: int) -> None:
     """It would no longer be the stream's first bytes, and so part of a field's name."""
     data = BOM + b"data: a\n\n"
     seen: list[str] = []
@@ -351,7 +351,7 @@ async def test_a_cancelled_emit_takes_no_room() -> None:
                 await speaker.context.emit(Event("x"))
 
 
-async def test_whoever_sends_is_told_of_each_emission() -> None:
+async def test_the_sender_is_notified_of_each_emission() -> None:
     """`on_emit` runs at once, in the emitting task, when the event is there to be taken."""
     speaker = Speaker()
     async with open_chain(("s", speaker)) as stream:
@@ -385,7 +385,7 @@ async def test_a_stream_that_is_over_takes_no_events() -> None:
                 await speaker.context.emit(Event("x"))
 
 
-async def test_where_nothing_can_be_said_emit_says_so() -> None:
+async def test_emit_fails_where_nothing_can_be_sent() -> None:
     """For a body that is not a stream of events, or one that is encoded, and for a context without a
     stream.
     """
@@ -417,7 +417,7 @@ def test_a_tasks_events_leave_in_a_scripted_stream() -> None:
     )
 
 
-def test_what_is_emitted_behind_an_unfinished_end_leaves_the_stream_readable() -> None:
+def test_what_is_emitted_after_an_unfinished_end_leaves_the_stream_readable() -> None:
     """The last event lacks its empty line, so that a client discards it."""
     said = trio.Event()
 

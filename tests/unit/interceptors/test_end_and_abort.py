@@ -121,7 +121,7 @@ async def test_an_end_is_the_last_that_leaves(
 
 
 @KINDS
-def test_a_later_hook_sees_what_an_end_leaves_behind(kind: Any) -> None:
+def test_a_later_hook_sees_the_events_of_an_end(kind: Any) -> None:
     """It may change or drop those events, too: the stream ends all the same."""
     for later, output in ((upper, b"data: B\n\ndata: X\n\n"), (drop, b"")):
         result = run_chain(
@@ -132,7 +132,7 @@ def test_a_later_hook_sees_what_an_end_leaves_behind(kind: Any) -> None:
 
 @KINDS
 @OTHERS
-def test_an_end_leaves_nothing_behind_it_of_an_earlier_hooks_list(kind: Any, other: Any) -> None:
+def test_an_end_drops_the_rest_of_an_earlier_hooks_list(kind: Any, other: Any) -> None:
     """If one event became several, those after the one that was answered with `End` are later
     events: they are neither sent nor shown to the hook that has ended the stream.
     """
@@ -237,7 +237,7 @@ ON_ERROR = pytest.mark.parametrize("on_error", ["abort", "skip"])
 @OTHERS
 @PLACES
 @ON_ERROR
-async def test_an_abort_ends_the_stream_whatever_on_error_says(
+async def test_an_abort_ends_the_stream_whatever_on_error(
     kind: Any, other: Any, place: int, on_error: str
 ) -> None:
     """What came before is delivered, nothing else."""
@@ -259,7 +259,7 @@ async def test_an_abort_ends_the_stream_whatever_on_error_says(
 
 @KINDS
 @ON_ERROR
-def test_an_abort_behind_a_list_lets_nothing_of_the_list_leave(kind: Any, on_error: str) -> None:
+def test_an_abort_after_a_list_sends_nothing_of_the_list(kind: Any, on_error: str) -> None:
     """The events of one event leave together or not at all."""
     chain = [Hook(lambda event: [Event("x"), event]), kind(at_b(abort), on_error=on_error)]
     result = run_chain(chain, [b"data: a\n\ndata: b\n\n"])
@@ -330,7 +330,7 @@ async def test_an_abort_in_on_end_comes_too_late(base: Any) -> None:
     assert calls == [("a", "open_stream"), ("a", "on_end", Outcome.COMPLETED)]
 
 
-def test_an_abort_is_no_error_of_the_package() -> None:
+def test_an_abort_is_not_an_interceptor_error() -> None:
     """`except InterceptorError` in a hook does not swallow it, and a class of one's own is one,
     too.
     """

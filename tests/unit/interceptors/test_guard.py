@@ -118,7 +118,7 @@ def test_the_text_before_a_match_and_the_message_leave(dialect: str) -> None:
 
 
 @pytest.mark.parametrize("dialect", PATHS)
-def test_an_answer_without_a_match_leaves_as_it_came(dialect: str) -> None:
+def test_an_answer_without_a_match_leaves_unchanged(dialect: str) -> None:
     """And is not delayed: each event leaves when it has come."""
     stream = streamed(dialect, ["An ", "ev", "il-minded plan"])
     for chunks in ([stream], [stream[at : at + 1] for at in range(len(stream))]):

@@ -72,7 +72,7 @@ GUARDS = pytest.mark.parametrize("guard", [Guard, AsyncGuard], ids=["sync", "asy
     ],
     ids=["itself", "in a list", "in a tuple", "looked at", "detached"],
 )
-def test_a_body_that_nobody_changes_leaves_byte_for_byte(kind: Any, hook: OnEvent) -> None:
+def test_an_unchanged_body_leaves_byte_for_byte(kind: Any, hook: OnEvent) -> None:
     """Its spaces, escapes and line ends are its own business."""
     assert run_json([kind(hook), Hook(keep)], BODY) == BODY
 
@@ -373,7 +373,7 @@ async def test_a_body_is_stale_when_its_exchange_was_cancelled() -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"hunter2", b'{"password": hunter2}', b'"hunter2', b'"hunter2\xff"', b"[" * 5000]
 )
-def test_a_body_that_is_not_json_says_so_and_does_not_show_it(body: bytes) -> None:
+def test_the_error_for_a_body_that_is_not_json_does_not_contain_it(body: bytes) -> None:
     """NotJson in the hook; unhandled it is the hook's failure."""
     with pytest.raises(NotJson, match="this response's body is n") as caught:
         BodyEvent(body).json()

@@ -154,7 +154,7 @@ async def test_a_slow_disk_drops_lines_counts_them_where_they_were_and_logs_once
     ]
 
 
-async def test_what_a_failing_disk_loses_is_counted_until_it_is_told() -> None:
+async def test_what_a_failing_disk_loses_is_counted_until_it_is_logged() -> None:
     """Lines of failed batches, and the counts that fail with them, add up to one true count. The
     log has each time of trouble once.
     """
@@ -183,7 +183,7 @@ async def test_what_a_failing_disk_loses_is_counted_until_it_is_told() -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-async def test_a_full_disk_fails_nobody_and_the_log_says_what_is_lost() -> None:
+async def test_a_full_disk_fails_no_exchange_and_the_loss_is_logged() -> None:
     """A device that is always full. Each lifespan counts its own losses."""
     writer = LineWriter(rotating("/dev/full"))
     for _ in range(2):
@@ -194,7 +194,7 @@ async def test_a_full_disk_fails_nobody_and_the_log_says_what_is_lost() -> None:
         assert log[1]["count"] == 7
 
 
-async def test_a_fifo_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
+async def test_a_fifo_without_a_reader_blocks_nothing(tmp_path: Path) -> None:
     """A write that blocks blocks its thread alone. A FIFO is never rotated."""
     path = tmp_path / "fifo"
     os.mkfifo(path)
@@ -320,7 +320,7 @@ def test_a_file_is_begun_anew_before_it_would_be_too_large(tmp_path: Path) -> No
         assert contents(tmp_path) == {"f": b"5\n6\n7\n", "f.1": b"2\n3\n4\n", "f.2": b"3\n0\n1\n"}
 
 
-def test_a_line_larger_than_a_file_may_be_has_a_file_of_its_own(tmp_path: Path) -> None:
+def test_a_line_larger_than_a_file_may_be_has_its_own_file(tmp_path: Path) -> None:
     """It is written whole, and the next line goes into the next file."""
     with opened(rotating(tmp_path / "f", max_bytes=4)) as write:
         write(b"0\n", b"too long\n", b"1\n")

@@ -342,7 +342,7 @@ def test_json_in_an_event_stream_is_one_body(
     ids=["blind", "no needs", "needs"],
 )
 @pytest.mark.parametrize("body", [b'{"a":\n\n1}', b"{broken\n\nda: x\n\n", b"[" + b" " * 100])
-def test_json_in_an_event_stream_that_nobody_wants_passes(
+def test_json_in_an_event_stream_that_no_hook_wants_passes(
     chain: list[Interceptor], body: bytes, sizes: list[int]
 ) -> None:
     """As it came, at any size."""
@@ -367,7 +367,7 @@ def test_json_in_an_event_stream_that_nobody_wants_passes(
         b"\x0b{}",
     ],
 )
-def test_what_is_no_json_is_a_stream(stream: bytes, sizes: list[int]) -> None:
+def test_what_is_not_json_is_a_stream(stream: bytes, sizes: list[int]) -> None:
     """The first byte after white space decides, and nothing after it. White space alone is not a body."""
 
     class Keeps(Member):

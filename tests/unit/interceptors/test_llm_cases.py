@@ -157,7 +157,7 @@ def usage_of(path: str, sent: bytes, *, json_body: bool = False) -> tuple[Any, d
 # --- An odd field does not end the answer
 
 
-def test_an_empty_finish_reason_is_none() -> None:
+def test_an_empty_finish_reason_does_not_count() -> None:
     """sgl-project/sglang#3912, ollama/ollama#4357, qualcomm/GenieX#1243."""
     sent = stream(text("key sk-abcd", ""), text("efgh12345 ok", ""), STOP, DONE)
     assert text_of(run(CHAT, sent, redact).output) == "key [redacted] ok"

@@ -185,7 +185,7 @@ REFUSALS: dict[
 @pytest.mark.parametrize(
     ("body", "code", "modern_code", "modern_status"), REFUSALS.values(), ids=REFUSALS
 )
-def test_a_refusal_is_said_as_the_revision_says_it(
+def test_a_refusal_has_the_form_of_the_revision(
     body: dict[str, Any], code: int, modern_code: int, modern_status: int
 ) -> None:
     """The code of what is not there."""
@@ -608,7 +608,7 @@ def test_a_list_shows_only_what_is_allowed(
     assert json.loads(output[12:]) == expected
 
 
-def test_a_list_of_allowed_entries_and_what_is_no_list_stay_byte_for_byte() -> None:
+def test_a_list_of_allowed_entries_and_what_is_not_a_list_stay_byte_for_byte() -> None:
     """So do lists that no rule is about."""
     interceptor = policy(tools={"deny": ["shell"]})
     for result in (

@@ -147,7 +147,9 @@ def test_a_body_that_is_not_json_is_not_shown(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("touch", [lambda request: request.body, lambda request: request.json()])
-def test_a_body_that_is_not_collected_says_how_to_get_it(touch: Callable[[Request], Any]) -> None:
+def test_the_error_for_an_uncollected_body_names_wants_body(
+    touch: Callable[[Request], Any],
+) -> None:
     request = Request(body=None)
     with pytest.raises(RuntimeError, match=r"wants_body = True"):
         touch(request)

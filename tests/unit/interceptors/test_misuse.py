@@ -84,7 +84,7 @@ def test_a_hook_of_messages_that_returns_its_change_fails() -> None:
         ),
     ],
 )
-def test_what_cannot_be_done_with_a_call_is_told(method: Any, told: str) -> None:
+def test_what_cannot_be_done_with_a_call_is_an_error(method: Any, told: str) -> None:
     class Calls(MessageStream):
         def on_tool_call(self, call: Any) -> None:
             method(call)
@@ -117,7 +117,7 @@ def test_a_wrong_answer_of_a_hook_for_mcp_names_the_hook() -> None:
         ),
     ],
 )
-def test_a_task_that_is_none_is_told(made: Any, told: str) -> None:
+def test_what_cannot_be_a_task_is_an_error(made: Any, told: str) -> None:
     async def task() -> None: ...
 
     class Starts(Interceptor):
@@ -130,7 +130,7 @@ def test_a_task_that_is_none_is_told(made: Any, told: str) -> None:
     assert "secret" not in caught.value.summary
 
 
-def test_a_body_that_nobody_collects_is_told() -> None:
+def test_a_body_that_is_not_collected_is_reported() -> None:
     class Asks(Interceptor):
         async def on_request(self, request: Request) -> None:
             request.json()

@@ -532,7 +532,7 @@ def chunked(stream: bytes, cuts: list[int]) -> Iterator[bytes]:
     [7],
     1 << 20,
 )
-def test_nothing_shows_whether_an_interceptor_told_its_needs(
+def test_nothing_shows_whether_an_interceptor_has_needs(
     members: list[Member], stream: bytes, cuts: list[int], max_event_bytes: int
 ) -> None:
     """Any chain, stream, cuts and limit."""

@@ -97,7 +97,7 @@ async def test_what_is_refused_costs_nothing(autojump_clock: MockClock) -> None:
 @pytest.mark.parametrize(
     "requests_per_minute", [0.001, 0.7, 1, 6, 7, 13, 59, 60, 61, 600, 9999, 1_000_000]
 )
-async def test_who_waits_as_told_comes_in(
+async def test_a_client_that_waits_for_retry_after_is_let_in(
     requests_per_minute: float, autojump_clock: MockClock
 ) -> None:
     """After Retry-After seconds, at any rate and late in a process's life, the next request is
@@ -131,7 +131,7 @@ async def test_the_burst_is_ten_seconds_worth_unless_given(
         assert await allowed(limit, burst + 1) == burst
 
 
-async def test_each_client_has_a_bucket_of_its_own(autojump_clock: MockClock) -> None:
+async def test_each_client_has_its_own_bucket(autojump_clock: MockClock) -> None:
     """One client's requests take nothing from another's."""
     async with serving(requests_per_minute=60, burst=2) as limit:
         assert await allowed(limit, 5, "192.0.2.1") == 2
@@ -174,7 +174,7 @@ async def test_which_addresses_are_one_client(
         assert await allowed(limit, 2, other) == (0 if shared else 2)
 
 
-def test_by_client_key_without_a_key_fails_closed_and_says_why() -> None:
+def test_by_client_key_without_a_key_fails_closed_with_the_reason() -> None:
     """Nothing goes upstream uncounted if no earlier interceptor has named the client."""
     limit = load_interceptor(USE, {"requests_per_minute": 60, "by": "client_key"})
     with (
@@ -208,7 +208,7 @@ def test_a_store_of_ones_own() -> None:
     assert asked == [("address:192.0.2.1", 0.5, 4)]
 
 
-def test_a_store_that_fails_lets_nobody_through() -> None:
+def test_a_store_that_fails_refuses_every_client() -> None:
     """An exception of the store ends the request: fail closed."""
 
     class Broken(MemoryStore):
@@ -325,7 +325,9 @@ async def test_the_fullest_bucket_makes_room(autojump_clock: MockClock) -> None:
     assert [await store.take("another", 1.0, 5) for _ in range(5)] == [0.0] * 4 + [1.0]
 
 
-async def test_a_crowd_of_addresses_gives_nobody_a_fresh_start(autojump_clock: MockClock) -> None:
+async def test_many_addresses_do_not_reset_the_bucket_of_a_client(
+    autojump_clock: MockClock,
+) -> None:
     """A hundred thousand addresses neither grow the store nor bring back what a drained client, of
     theirs or not, has spent.
     """

@@ -151,7 +151,7 @@ def test_a_stream_that_breaks_has_its_outcome_on_the_tape(tmp_path: Path) -> Non
     assert without_times(lines) == [{"data": "1"}, {"end": "intercepted"}]
 
 
-def test_each_stream_has_a_tape_of_its_own_which_only_its_owner_may_read(tmp_path: Path) -> None:
+def test_each_stream_has_its_own_tape_which_only_its_owner_may_read(tmp_path: Path) -> None:
     """Names begin with the time, so that they sort by it; mode 0600 in a directory of mode 0700."""
     recorder = Record(RecordOptions(directory=str(tmp_path / "a" / "tapes")))
     for _ in range(3):

@@ -117,7 +117,7 @@ def test_a_whole_event_is_written_in_one_order() -> None:
     )
 
 
-def test_fields_that_are_none_are_not_written() -> None:
+def test_fields_without_a_value_are_not_written() -> None:
     """None is absent, and an empty text is present and empty."""
     assert encode_event(Fields(None, None, None, None)) == b"\n"
     assert encode_event(Fields(None, "", None, None)) == b"data: \n\n"

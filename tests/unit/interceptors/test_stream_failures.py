@@ -70,7 +70,7 @@ NONSENSE: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize(("nonsense", "kind"), NONSENSE.values(), ids=NONSENSE)
 @pytest.mark.parametrize("place", ["first", "second", "behind a list"])
 @GUARDS
-def test_a_nonsense_result_aborts_and_the_error_says_whose_it_is(
+def test_a_wrong_result_aborts_and_the_error_names_its_hook(
     guard_of: type[Guard], nonsense: Any, kind: str, place: str
 ) -> None:
     """A HookError names interceptor, class, hook, what came and what is expected, wherever in the
@@ -169,7 +169,7 @@ def test_no_white_space_leaves_before_a_json_body_that_fails(
 
 
 @GUARDS
-def test_an_event_that_json_cannot_say_aborts_behind_what_was_written(
+def test_an_event_that_cannot_be_json_aborts_after_what_was_written(
     guard_of: type[Guard],
 ) -> None:
     """A value that cannot be encoded ends the stream cleanly."""
@@ -378,7 +378,7 @@ def test_a_skipped_open_stream_leaves_the_others(life: type[Life]) -> None:
     ["text", 1, StreamInterceptor, Interceptor()],
     ids=["text", "int", "class", "Interceptor"],
 )
-async def test_an_open_stream_that_returns_nonsense_is_told_what_is_expected(nonsense: Any) -> None:
+async def test_the_error_of_a_wrong_open_stream_has_what_was_expected(nonsense: Any) -> None:
     """For example a class instead of an object: refused when the stream opens, not at its first
     event.
     """

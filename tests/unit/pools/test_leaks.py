@@ -86,7 +86,7 @@ def test_a_lease_lost_in_a_reference_cycle_is_found_by_the_collector() -> None:
     assert (pool.statistics().leaks, len(logs)) == (1, 1)
 
 
-def test_a_returned_lease_is_no_leak() -> None:
+def test_a_returned_lease_is_not_a_leak() -> None:
     pool = pool_with("paranoid")
     with capture_logs() as logs:
         take_one(pool).release()

@@ -21,7 +21,7 @@ EITHER = (OpenAIChatReader, OpenAIResponsesReader)
 @pytest.mark.parametrize(
     "prefix", ["", "/v1", "/openai/deployments/images", "/models/x/v1", "/batches"]
 )
-def test_an_answer_is_one_behind_any_prefix(prefix: str, dialect: str) -> None:
+def test_an_answer_is_recognised_after_any_prefix(prefix: str, dialect: str) -> None:
     """Also after a prefix that is the name of something else."""
     assert readers_for(dialect, prefix + "/chat/completions") == CHAT
     assert readers_for(dialect, prefix + "/responses/") == RESPONSES

@@ -470,7 +470,7 @@ def test_a_class_without_hooks_sees_no_event() -> None:
     assert stream.needs == ()
 
 
-def test_zero_tokens_are_zero_and_absent_ones_are_none() -> None:
+def test_zero_tokens_are_zero_and_absent_ones_are_missing() -> None:
     seen: list[Any] = []
     usage = {"prompt_tokens": 0, "completion_tokens": None}
     usage |= {"prompt_tokens_details": {"cached_tokens": 0}}

@@ -81,7 +81,7 @@ def only(text: str, *, from_client: bool = True) -> McpMessage:
 
 
 @pytest.mark.parametrize(("text", "kind"), KINDS.values(), ids=KINDS)
-def test_each_kind_is_told_from_the_others(text: str, kind: Kind) -> None:
+def test_each_kind_is_distinguished_from_the_others(text: str, kind: Kind) -> None:
     """Requests, notifications, results, errors; anything else has a reason."""
     message = only(text)
     assert message.kind is kind
@@ -130,7 +130,7 @@ NAMES: dict[str, tuple[str, dict[str, Any], str | None]] = {
 
 
 @pytest.mark.parametrize(("method", "params", "name"), NAMES.values(), ids=NAMES)
-def test_a_message_says_what_it_is_about(
+def test_a_message_has_the_name_of_its_subject(
     method: str, params: dict[str, Any], name: str | None
 ) -> None:
     """The name of a tool or a prompt, the URI of a resource."""
@@ -170,7 +170,7 @@ def test_a_change_in_place_is_found_and_the_other_members_keep_their_bytes() -> 
     assert payload.encode() == expected
 
 
-def test_a_change_that_is_taken_back_is_none() -> None:
+def test_a_reverted_change_does_not_count() -> None:
     """What counts is what would be sent."""
     payload = parse(ODD, from_client=True)
     message = payload.messages[0]
@@ -267,7 +267,7 @@ def test_what_somebody_waits_for_cannot_be_dropped() -> None:
         "\ud800",
     ],
 )
-def test_what_is_no_json_is_one_named_error(text: str) -> None:
+def test_what_is_not_json_is_one_named_error(text: str) -> None:
     """Also a text that UTF-8 cannot write. Its message shows nothing of it."""
     with pytest.raises(NotJson, match="this MCP message is"):
         parse(text, from_client=True)
@@ -288,7 +288,7 @@ def test_what_is_no_json_is_one_named_error(text: str) -> None:
         '{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{"notifications":{"ResourceSubscriptions":["x"]}}}',
     ],
 )
-def test_what_two_readers_may_take_for_two_messages_is_told(text: str) -> None:
+def test_what_two_readers_may_take_for_two_messages_is_reported(text: str) -> None:
     """Names that occur twice, or that some reader would find although they are spelt in another
     case.
     """
@@ -391,7 +391,7 @@ BODIES = (st.lists(ENVELOPES | VALUES, max_size=4) | ENVELOPES | VALUES).map(
 
 
 @given(BODIES, st.booleans())
-def test_any_text_is_read_and_written_as_it_came_or_is_no_json(
+def test_any_text_is_read_and_written_unchanged_or_is_not_json(
     text: str, from_client: bool
 ) -> None:
     """Any input gives messages or the documented error, nothing else; reading it changes nothing."""

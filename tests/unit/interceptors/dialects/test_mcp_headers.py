@@ -54,7 +54,7 @@ def refused_by_sdk(body: dict[str, Any], headers: Headers) -> bool:
     return isinstance(verdict, sdk.InboundLadderRejection) and verdict.code == sdk.HEADER_MISMATCH
 
 
-def test_a_revision_is_what_the_header_says_and_nothing_is_made_up() -> None:
+def test_a_revision_is_that_of_the_header() -> None:
     """Without the header a request is of 2025-03-26 or older, and there is nothing to name."""
     assert revision_of(Headers({"MCP-Protocol-Version": "2025-06-18"})) == "2025-06-18"
     assert revision_of(Headers()) is None
@@ -71,7 +71,9 @@ def test_the_newest_revision_and_unknown_ones_have_mirrors() -> None:
     "lines",
     [["2025-11-25, 2025-11-25"], ["2025-11-25, 2025-06-18"], ["2025-11-25", "2025-11-25"], [""]],
 )
-def test_what_clients_send_instead_of_one_older_revision_is_no_newer_one(lines: list[str]) -> None:
+def test_what_clients_send_instead_of_one_older_revision_is_not_a_newer_one(
+    lines: list[str],
+) -> None:
     """Several values in a list or in lines, of which none has mirrors: the server names what it
     thinks of that.
     """
@@ -106,7 +108,7 @@ def test_an_earlier_date_has_no_mirrors() -> None:
     ]
 
 
-def test_what_names_a_method_is_what_the_sdk_says() -> None:
+def test_what_names_a_method_is_as_in_the_sdk() -> None:
     """The methods that have an `Mcp-Name`, and its parameter, are the SDK's."""
     assert dict(NAMED_BY) == dict(sdk.NAME_BEARING_METHODS)
 
@@ -197,7 +199,7 @@ def test_notifications_and_responses_need_no_headers_but_must_not_lie() -> None:
 
 
 @pytest.mark.parametrize("body", [[call()], [], "text", 7, None])
-def test_what_is_no_single_message_is_refused(body: Any) -> None:
+def test_what_is_not_a_single_message_is_refused(body: Any) -> None:
     """No header fits a batch."""
     rejection = check(headers_of(Mcp_Method="tools/call", Mcp_Name="add"), body)
     assert rejection is not None

@@ -482,7 +482,7 @@ def test_a_wrong_result_of_a_hook_is_its_failure(message: Any, error: str) -> No
             run_request([wrong], post(message))
 
 
-def test_a_failed_hook_that_is_skipped_leaves_the_message_as_it_came() -> None:
+def test_a_failed_hook_that_is_skipped_leaves_the_message_unchanged() -> None:
     """What it had changed before is not sent."""
 
     def fail(message: McpMessage) -> None:
@@ -681,7 +681,7 @@ FOREIGN: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("body", FOREIGN.values(), ids=FOREIGN)
-def test_what_is_not_mcp_passes_as_it_came_in_both_directions_or_is_refused(body: bytes) -> None:
+def test_what_is_not_mcp_passes_unchanged_in_both_directions_or_is_refused(body: bytes) -> None:
     """A route may serve other things, too. A strict interceptor refuses them with a JSON-RPC error."""
     seen, request = Seen(), post(body)
     check_passes(request, seen)

@@ -251,7 +251,7 @@ STREAMS: dict[str, Transcript] = {
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
 @pytest.mark.parametrize("transcript", STREAMS.values(), ids=STREAMS)
-def test_a_stream_is_understood_however_it_arrives_and_leaves_as_it_came(
+def test_a_stream_is_understood_however_it_arrives_and_leaves_unchanged(
     transcript: Transcript, line_end: bytes
 ) -> None:
     """Whole, byte by byte and re-chunked."""
@@ -329,7 +329,7 @@ BODIES: dict[str, tuple[str, Any, str]] = {
 
 
 @pytest.mark.parametrize(("path", "body", "seen"), BODIES.values(), ids=BODIES)
-def test_a_body_is_shown_to_the_same_hooks_and_leaves_as_it_came(
+def test_a_body_is_shown_to_the_same_hooks_and_leaves_unchanged(
     path: str, body: Any, seen: str
 ) -> None:
     """As whole texts and whole calls."""

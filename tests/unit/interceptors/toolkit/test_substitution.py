@@ -51,7 +51,7 @@ def test_what_leaves_is_what_re_makes_of_the_whole(pattern: str, pieces: list[st
     flags=st.sampled_from(["", "(?i)", "(?m)", "(?s)"]),
     pieces=st.lists(st.text("aaabbc \nA²\u0301", max_size=4), max_size=5),
 )
-def test_patterns_nobody_thought_of(pattern: str, flags: str, pieces: list[str]) -> None:
+def test_unusual_patterns(pattern: str, flags: str, pieces: list[str]) -> None:
     """Any pattern is either refused or found in pieces as in the whole."""
     try:
         made = substitution(flags + pattern)

@@ -352,7 +352,7 @@ def test_an_error_never_shows_what_a_reference_gave(monkeypatch: pytest.MonkeyPa
     assert not any("AB" in error for error in found)
 
 
-def test_a_file_that_cannot_be_read_is_told_with_its_path(tmp_path: Path) -> None:
+def test_the_error_of_an_unreadable_file_has_its_path(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b"\xff")
     (tmp_path / "large").write_bytes(b"x" * ((1 << 20) + 1))
     names = ("missing", "latin", "large", "")
@@ -448,7 +448,7 @@ admin: {port: 99999}
 """
 
 
-def test_every_mistake_of_every_kind_is_told_at_once(tmp_path: Path) -> None:
+def test_every_mistake_of_every_kind_is_reported_at_once(tmp_path: Path) -> None:
     """Names, types, ranges, variables, references, files and interceptors, in the order of the
     file, each at its place.
     """

@@ -136,7 +136,7 @@ async def test_two_do_not_wait_at_once(nursery: trio.Nursery) -> None:
     await messages.put(BODY)
 
 
-async def test_a_disconnect_is_told_at_once_and_is_a_message_as_well() -> None:
+async def test_a_disconnect_calls_back_at_once_and_is_a_message_as_well() -> None:
     """A listener is called; a reader gets the message."""
     messages = Messages(2)
     told: list[str] = []
@@ -148,7 +148,7 @@ async def test_a_disconnect_is_told_at_once_and_is_a_message_as_well() -> None:
     assert [await messages.receive(), await messages.receive()] == [LAST, GONE]
 
 
-async def test_a_disconnect_waits_for_nobody(nursery: trio.Nursery) -> None:
+async def test_a_disconnect_does_not_wait_for_a_reader(nursery: trio.Nursery) -> None:
     """It comes behind what is there already, although there is no room and another waits for that."""
     messages = Messages(1)
     await messages.put(BODY)
@@ -158,7 +158,7 @@ async def test_a_disconnect_waits_for_nobody(nursery: trio.Nursery) -> None:
     assert [await messages.receive(), await messages.receive()] == [BODY, GONE]
 
 
-async def test_nobody_is_told_who_has_returned() -> None:
+async def test_no_listener_is_called_after_the_app_has_returned() -> None:
     """After `close` nothing is called any more."""
     messages = Messages(2)
     told: list[str] = []

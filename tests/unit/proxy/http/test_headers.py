@@ -215,7 +215,7 @@ def test_a_request_without_host_gets_one() -> None:
 # Framing and encoding
 
 
-def test_framing_is_told_by_the_body_and_nothing_else() -> None:
+def test_framing_depends_on_the_body_only() -> None:
     """The client's Content-Length, Transfer-Encoding and Expect are of its hop."""
     headers = [
         (b"content-length", b"99"),
@@ -274,7 +274,7 @@ CLAIMS = [
 ]
 
 
-def test_what_an_untrusted_client_says_of_itself_is_dropped() -> None:
+def test_what_an_untrusted_client_reports_of_itself_is_dropped() -> None:
     """Only what we know of it goes up."""
     assert sent([HOST, *CLAIMS, (b"a", b"1")]) == [
         (b"host", b"upstream.test"),
@@ -346,7 +346,7 @@ def test_a_trusted_proxys_word_is_kept_and_its_address_appended() -> None:
     ]
 
 
-def test_a_trusted_proxy_that_says_nothing_is_spoken_of_like_a_client() -> None:
+def test_a_trusted_proxy_without_a_report_counts_as_the_client() -> None:
     assert sent([HOST], trusted=True, scheme="https") == sent([HOST], trusted=False, scheme="https")
     assert named(sent([HOST], trusted=True, scheme="https"), b"x-forwarded-proto") == [b"https"]
 

@@ -41,7 +41,7 @@ NO_HOSTS = """
 @pytest.mark.parametrize(
     "value", [*NO_HOSTS.encode().split(), b"", b"a:1 ", b" a", b"a b", b"a\n", b"a\x00", b"a\xe9"]
 )
-def test_what_is_no_host(value: bytes) -> None:
+def test_what_is_not_a_host(value: bytes) -> None:
     assert parse_host(value) is None
 
 

@@ -48,7 +48,7 @@ NO_TARGETS = rb"* h:80 a/b ftp://h/ http:/a ? # http://h#/a http://h\a /a\..\b /
 
 
 @pytest.mark.parametrize("target", [*NO_TARGETS.split(), b"", b"/ ", b" /"])
-def test_a_target_that_is_none_is_refused(target: bytes) -> None:
+def test_an_invalid_target_is_refused(target: bytes) -> None:
     with pytest.raises(RequestRefused) as caught:
         read_target(target)
     assert caught.value.status == 400

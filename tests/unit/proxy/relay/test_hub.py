@@ -354,7 +354,7 @@ async def test_a_second_mover_of_one_socket_fails_and_disturbs_nothing(new: New)
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_an_exception_out_of_a_pump_is_that_streams_and_the_hub_goes_on(
+async def test_an_exception_out_of_a_pump_is_that_streams_and_the_hub_continues(
     error: BaseException, hooks: bool, new: New
 ) -> None:
     """The very exception is raised in the task of the stream."""

@@ -931,7 +931,7 @@ async def test_what_was_only_looked_at_is_received_once_more(
         assert writer.received == data
 
 
-async def test_a_large_event_that_nobody_needs_passes_in_pieces(way: str) -> None:
+async def test_a_large_event_that_no_hook_needs_passes_in_pieces(way: str) -> None:
     """Through windows of 1 and 2 kB."""
     client = Client()
     large = b"data: " + b"x" * 100_000 + b"\n\n"

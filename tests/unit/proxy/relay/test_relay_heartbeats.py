@@ -376,7 +376,7 @@ async def test_a_byte_order_mark_after_a_heartbeat_is_dropped(
 
 
 @pytest.mark.parametrize("hook", HOOKS, ids=["no chain", "chain"])
-async def test_what_was_said_before_the_relay_counts(
+async def test_what_was_sent_before_the_relay_counts(
     hook: Hook | None, way: str, autojump_clock: MockClock
 ) -> None:
     """An early heartbeat has left already."""
@@ -441,7 +441,7 @@ STREAMS = st.lists(
     is_chunked=st.booleans(),
 )
 @example(b"\xef\xbb", b"", [(1, 0.0)], 11.0, False, WAYS[0], True, False)
-def test_nobody_can_tell_its_events_from_those_without(
+def test_its_events_are_the_same_as_those_without(
     bom: bytes,
     stream: bytes,
     cuts: list[tuple[int, float]],

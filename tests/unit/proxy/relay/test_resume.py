@@ -111,7 +111,7 @@ def test_an_event_without_an_id_before_any_with_one_is_new() -> None:
     ) == b"data: hello again\n\n" + event(2)
 
 
-def test_a_replay_that_breaks_goes_on_being_one() -> None:
+def test_a_replay_that_breaks_stays_a_replay() -> None:
     resume = resume_for()
     passed = feed(resume, events(range(1, 10)))
     for numbers in (range(1, 4), range(1, 7), range(8, 9), range(1, 12)):
@@ -337,7 +337,7 @@ def test_any_bytes_pass_unchanged_up_to_the_last_whole_event(stream: bytes, seed
 
 @pytest.mark.parametrize("before", [b"", b"\n\n", b" \n\t", b"\r\n\r\n ", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
-def test_a_json_body_passes_whole_and_does_not_go_on(before: bytes, size: int) -> None:
+def test_a_json_body_passes_whole_and_does_not_continue(before: bytes, size: int) -> None:
     """As soon as its first byte is there, however it is cut: a BOM alone waits."""
     resume, data = resume_for(), before + b'[1,\n\n"x'
     passed, rest = b"", b""

@@ -181,7 +181,7 @@ async def test_when_every_endpoint_is_out_the_failure_says_for_how_long(
 
 
 @pytest.mark.parametrize("script", [good, resets])
-async def test_cancelled_anywhere_it_leaves_nothing_behind(script: Script) -> None:
+async def test_cancelled_anywhere_it_leaks_nothing(script: Script) -> None:
     """After each number of the loop's turns, from before the first to after the last attempt."""
     finished = 0
     async with open_upstream(script) as one, open_upstream(script) as two:
@@ -225,7 +225,7 @@ def no_room(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-async def test_what_is_ours_is_not_tried_again_and_counts_against_nobody(
+async def test_a_limit_of_the_proxy_is_not_retried_and_counts_against_no_endpoint(
     no_room: list[str],
 ) -> None:
     """One attempt for each request, however many endpoints there are; each stays in service with no
@@ -244,7 +244,7 @@ async def test_what_is_ours_is_not_tried_again_and_counts_against_nobody(
     assert idle(transport)
 
 
-async def test_a_check_that_fails_for_want_of_resources_ejects_nobody(
+async def test_a_check_that_fails_for_lack_of_resources_ejects_no_endpoint(
     no_room: list[str], autojump_clock: MockClock
 ) -> None:
     endpoints = Endpoints([Endpoint("http://one.test")], consecutive_failures=1, checked=True)
@@ -256,7 +256,7 @@ async def test_a_check_that_fails_for_want_of_resources_ejects_nobody(
     assert (state.state, state.failures) == ("up", 0)
 
 
-async def test_a_check_that_waits_for_a_connection_ejects_nobody() -> None:
+async def test_a_check_that_waits_for_a_connection_ejects_no_endpoint() -> None:
     """All connections are in use, which is not the endpoint's fault."""
     async with open_upstream(good) as upstream:
         endpoints = Endpoints([Endpoint(upstream.url)], consecutive_failures=1, checked=True)

@@ -139,7 +139,7 @@ def numbers(pool: ConnectionPool) -> dict[str, int]:
 # One connection
 
 
-def test_reading_fills_the_buffer_from_where_it_is_told(
+def test_reading_fills_the_buffer_from_the_given_place(
     pair: tuple[Connection, socket.socket],
 ) -> None:
     """In place, no further than the buffer goes, and the bytes before stay."""
@@ -236,7 +236,7 @@ async def test_waiting_wakes_when_there_is_something(
 
 
 @bounded
-async def test_closing_wakes_whoever_waits(
+async def test_closing_wakes_every_waiter(
     pair: tuple[Connection, socket.socket], nursery: trio.Nursery
 ) -> None:
     """A reader and a writer in other tasks get an `UpstreamFailure`; closing again does nothing."""

@@ -134,7 +134,7 @@ async def test_cancelled_it_leaves_no_socket_open(
         assert all(item.fileno() == -1 for item in attempts.sockets.values())
 
 
-async def test_when_all_fail_each_reason_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_when_all_fail_each_reason_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     Attempts(
         monkeypatch,
         __1=errno.ENETUNREACH,
@@ -176,7 +176,7 @@ async def test_a_real_name_with_a_refused_address_is_connected_to(listener: int)
 @pytest.mark.parametrize(
     "number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL]
 )
-async def test_what_is_ours_is_told_from_what_is_the_endpoints(
+async def test_a_limit_of_the_proxy_is_distinguished_from_a_fault_of_the_endpoint(
     monkeypatch: pytest.MonkeyPatch, listener: int, number: int, named: bool
 ) -> None:
     """From socket() and from connect(), for an address and for a name."""

@@ -157,7 +157,7 @@ def test_a_due_endpoint_gets_the_next_request_however_busy_it_is() -> None:
     assert endpoints.all[0].outstanding == len(old) + 1
 
 
-def test_a_probe_that_is_given_up_says_nothing_and_leaves_the_place_to_the_next() -> None:
+def test_a_cancelled_probe_counts_for_nothing_and_leaves_its_place_to_the_next() -> None:
     """Its client has left, for example."""
     endpoints = several(1)
     fail(endpoints, 0, 0, times=2)
@@ -204,7 +204,7 @@ def test_ejections_do_not_grow_while_no_other_endpoint_is_up() -> None:
             assert fail(endpoints, 0, now)
 
 
-def test_what_began_before_an_ejection_says_nothing_afterwards() -> None:
+def test_what_began_before_an_ejection_does_not_count_afterwards() -> None:
     """Neither does its failure make the ejection longer, nor its answer let the endpoint back."""
     endpoints = several(2)
     late = [endpoints.pin(endpoints.all[0], 0) for _ in range(2)]

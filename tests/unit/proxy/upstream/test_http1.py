@@ -1107,7 +1107,7 @@ STAGES = "connecting,resolving,big head,big body,waiting for the head,half a hea
     ("stage", "secure"),
     [*((stage, tls) for stage in STAGES.split(",") for tls in (False, True)), ("handshake", True)],
 )
-async def test_cancelled_where_it_hangs_a_request_leaves_nothing_behind(
+async def test_cancelled_where_it_hangs_a_request_leaks_nothing(
     web: Web, ca_file: str, full_port: int, secure: bool, stage: str
 ) -> None:
     """At each stage that a server can stretch, with a request in every slot; no slot is lost."""

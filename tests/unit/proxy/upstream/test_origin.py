@@ -57,7 +57,7 @@ def test_a_name_has_one_form(name: str, labels: str) -> None:
         "ß" * 70,
     ],
 )
-def test_what_is_no_name_is_refused(name: str) -> None:
+def test_what_is_not_a_name_is_refused(name: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 (idna has its own subclasses)
         to_a_labels(name)
 
@@ -88,7 +88,7 @@ def test_tls_gets_a_name_without_its_last_dot_or_an_address(host: str, name: str
     assert server_name(host) == name
 
 
-def test_an_address_is_told_from_a_name() -> None:
+def test_an_address_is_distinguished_from_a_name() -> None:
     assert [
         address_family(host) is None
         for host in ("127.0.0.1", "::1", "127.1", "localhost", "a\x00", "ß")

@@ -169,7 +169,7 @@ async def test_what_is_over_is_forgotten(
     assert list(resolver._lookups) == ["last"]
 
 
-async def test_without_its_task_it_resolves_nothing_and_nobody_waits_after_its_end(
+async def test_without_its_task_it_resolves_nothing_and_no_caller_waits_after_its_end(
     names: Names, nursery: trio.Nursery
 ) -> None:
     resolver = Resolver()

@@ -205,7 +205,7 @@ def test_a_ca_file_that_cannot_be_loaded_is_a_mistake_in_the_configuration(tmp_p
         table("{path: /, upstream: llm}", f", ca_file: {tmp_path}/ca.pem")
 
 
-def test_every_interceptor_that_cannot_be_loaded_is_told() -> None:
+def test_every_interceptor_that_cannot_be_loaded_is_reported() -> None:
     rest = "interceptors: [{name: a, use: 'no.such.module:X'}, {name: b, use: 'interceptors.redact:Nope'}]"
     with pytest.raises(ConfigError) as caught:
         table("{path: /, upstream: llm}", rest=rest)
