@@ -913,7 +913,7 @@ async def test_a_compressed_stream_is_refused_and_not_passed_unseen(
         assert b"unseen" not in answer.body
         assert rig.upstream.requests[0].all("accept-encoding") == [b"identity"]
         assert await rig.outcomes() == ["upstream_error"]
-        assert "an interceptor must see it" in rig.lines("exchange")[0]["error"]
+        assert "an interceptor must read it" in rig.lines("exchange")[0]["error"]
         assert told == ["upstream_error"]
 
 
