@@ -118,6 +118,7 @@ class Pattern:
     __slots__ = (
         "_budget",
         "_empty",
+        "_literal",
         "_match",
         "_prefix",
         "_quick_size",
@@ -139,6 +140,7 @@ class Pattern:
         engine = compiled(self.only_at_runs(f"(?:{self.source.text})"), self.source)
         self._search, self._match = engine.search, engine.match
         self._prefix = self.source.prefix
+        self._literal = "" if self._prefix else self.source.literal
         self._quick_size = self.source.quick_size
 
     def only_at_runs(self, text: str) -> str:
@@ -157,6 +159,8 @@ class Pattern:
     def search(self, text: str, at: int = 0) -> Found | None:
         """The first match that begins at `at` or later. Lookbehinds see the text before."""
         if self._prefix and (at := text.find(self._prefix, at)) < 0:
+            return None
+        if self._literal and text.find(self._literal, at) < 0:
             return None
         is_quick = len(text) - at <= self._quick_size
         found: Found | None

@@ -69,6 +69,8 @@ class Source(NamedTuple):
     """
     prefix: str
     """Every match begins with it. May be empty."""
+    literal: str
+    """Every match contains it. May be empty."""
     run: str
     """One character or set: the pattern begins with an unbounded repetition of it. May be empty."""
     around: Around
@@ -95,7 +97,7 @@ def read_source(pattern: str) -> Source:
     if verbose:
         text += "\n"  # ends a comment
     if _SCOPED_FLAGS.search(body):
-        return Source(text, flags, None, "", "", Around.ANYTHING, True, True, 0)
+        return Source(text, flags, None, "", "", "", Around.ANYTHING, True, True, 0)
     reading_on = _reading_on(pieces, "|" in body, verbose)
     pieces = [piece for piece in pieces if not _is_comment(piece[0], verbose)]
     groups = {piece["around"] for piece in pieces}
@@ -104,6 +106,7 @@ def read_source(pattern: str) -> Source:
         flags,
         reading_on,
         prefix="" if flags & (re.IGNORECASE | re.VERBOSE) else _prefix_of(pieces),
+        literal="" if flags & (re.IGNORECASE | re.VERBOSE) else _literal_of(pieces),
         run="" if verbose else _run_of(body, pieces),
         around=_around_of(pieces),
         looks_ahead=bool(groups & {"=", "!"}) or any(piece[0] in _READS_ON for piece in pieces),
@@ -179,9 +182,25 @@ def _prefix_of(pieces: list[re.Match[str]]) -> str:
             prefix += piece
         elif len(piece) == 2 and piece[0] == "\\" and not piece[1].isalnum():
             prefix += piece[1]
-        else:
+        elif piece not in _BOUNDARIES or prefix:
             ended = True
     return prefix
+
+
+def _literal_of(pieces: list[re.Match[str]]) -> str:
+    """The longest text of literal characters that every match contains."""
+    depth, run, literals = 0, "", [""]
+    for found in pieces:
+        piece = found[0]
+        depth += bool(found["open"]) - bool(found["close"])
+        if piece == "|" and depth == 0:
+            return ""
+        if depth == 0 and len(piece) == 1 and piece not in ".^$()|" and not found["repeat"]:
+            run += piece
+            continue
+        literals.append(run[:-1] if found["repeat"] else run)
+        run = ""
+    return max(*literals, run, key=len)
 
 
 def _run_of(body: str, pieces: list[re.Match[str]]) -> str:

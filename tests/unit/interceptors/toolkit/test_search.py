@@ -17,7 +17,21 @@ from interceptors.guard import Guard
 from interceptors.redact import Redact
 from interceptors.testing import run_chain
 from interceptors.toolkit.search import MAX_HOLD_S, Around, Budget, Pattern, PatternTooSlow
+from interceptors.toolkit.source import read_source
 
+LITERALS = [  # the pattern, what each match begins with, and what it contains
+    (r"\bsk-[a-z]+\b", "sk-", "sk-"),
+    ("[0-9]+!", "", "!"),
+    ("foo+bar", "fo", "bar"),
+    ("ab{0}c", "a", "a"),
+    ("a(b|cd)ef?", "a", "a"),
+    ("(?:ab)?cd*", "", "c"),
+    (r"(?<=xyz)c\.d", "", "c"),
+    ("x(?#comment)*yz", "", "yz"),
+    ("foo|barbar", "", ""),
+    ("(?i)foo", "", ""),
+    ("(?x)f oo", "", ""),
+]
 HOSTILE = {
     "a+": ("[a-z.]+@example\\.com", "a" * 300_000 + " @example.com"),
     "a+!": (r"(\w+\s?)+!", "a" * 40 + "?" + "b" * 2000 + "! no"),
@@ -115,6 +129,12 @@ def test_the_budget_is_that_of_one_event() -> None:
         assert pattern.search("a" * 200 + "b") is not None
 
 
+@pytest.mark.parametrize(("pattern", "prefix", "literal"), LITERALS)
+def test_what_every_match_contains(pattern: str, prefix: str, literal: str) -> None:
+    source = read_source(pattern)
+    assert (source.prefix, source.literal) == (prefix, literal)
+
+
 @pytest.mark.parametrize(
     ("made_of", "path"),
     [
@@ -132,7 +152,7 @@ def test_each_event_has_the_whole_budget(
         monkeypatch.setattr(f"interceptors.toolkit.search.{name}", lambda: next(clock))
     monkeypatch.setattr("interceptors.toolkit.search.MAX_HOLD_S", 50)
     stream = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\n\n' * 100
-    result = run_chain([made_of([r"(?:a|a)*b"])], [stream], request=Request(path=path))
+    result = run_chain([made_of([r"(?:a|a)*[bz]"])], [stream], request=Request(path=path))
     assert result.failure is None
     assert next(clock) > 100
 

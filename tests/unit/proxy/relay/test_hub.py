@@ -698,6 +698,27 @@ async def test_a_turn_ends_in_time(monkeypatch: pytest.MonkeyPatch, new: New) ->
         assert [stream.pumps for stream in streams] == [1] * 30
 
 
+async def test_a_heavy_stream_is_served_in_every_turn(
+    monkeypatch: pytest.MonkeyPatch, new: New
+) -> None:
+    """Also where light streams fill each turn."""
+    monkeypatch.setattr("proxy.relay.hub.perf_counter", lambda: 0.0)
+    order: list[Scripted] = []
+
+    def turn(stream: Scripted, window: bytearray, now: float) -> Need:
+        order.append(stream)
+        return Need.TURN if len(order) < 20 * TURN_PUMPS else Need.END
+
+    async with open_bench() as bench:
+        heavy, *light = (new(turn) for _ in range(1 + TURN_PUMPS))
+        heavy.wants_large = True
+        for stream in (heavy, *light):
+            stream.far.send(b"x")
+        for task in await bench.park(heavy, *light):
+            await task.over.wait()
+    assert heavy.pumps >= 15
+
+
 @pytest.mark.parametrize("count", [20, 4 * TURN_PUMPS])
 async def test_who_reads_little_does_not_wait_for_who_never_runs_dry(
     count: int, monkeypatch: pytest.MonkeyPatch, new: New
