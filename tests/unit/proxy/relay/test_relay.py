@@ -15,14 +15,13 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from inspect import iscoroutinefunction
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
 import trustme
-from hypercorn.config import Config
+from hypercorn.config import Config as HypercornConfig
 from support.chunks import read_chunked, unchunked
 from support.writers import flush_of
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -314,6 +313,14 @@ async def open_rig(
     assert rig.in_use() == {}
 
 
+@asynccontextmanager
+async def running_rig(*args: Any, **kwargs: Any) -> AsyncIterator[Rig]:
+    """The same, while it runs. Leaving it waits for the relay's end."""
+    async with open_rig(*args, **kwargs) as rig, trio.open_nursery() as nursery:
+        nursery.start_soon(rig.run)
+        yield rig
+
+
 def chunked(data: bytes, cuts: Callable[[], int] = lambda: 1 << 20) -> bytes:
     """`data` in chunks of the sizes that `cuts` gives, with the last chunk."""
     out, at = b"", 0
@@ -389,14 +396,12 @@ async def test_what_one_read_brought_leaves_in_one_write(way: str) -> None:
     """Ten events that came together leave together, changed or not."""
     events = b"".join(b"data: %s%d\n\n" % (b"cp"[n % 2 : n % 2 + 1], n) for n in range(10))
     client = Client()
-    async with open_rig(way, client, ContentLength(2 * len(events)), hook=edit) as rig:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.run)
-            await rig.far.send_all(events)
-            await wait_all_tasks_blocked()
-            assert [b"".join(parts) for parts in client.writes] == [events.replace(b"c", b"C")]
-            await rig.far.send_all(events)
-        assert [b"".join(parts) for parts in client.writes] == [events.replace(b"c", b"C")] * 2
+    async with running_rig(way, client, ContentLength(2 * len(events)), hook=edit) as rig:
+        await rig.far.send_all(events)
+        await wait_all_tasks_blocked()
+        assert [b"".join(parts) for parts in client.writes] == [events.replace(b"c", b"C")]
+        await rig.far.send_all(events)
+    assert [b"".join(parts) for parts in client.writes] == [events.replace(b"c", b"C")] * 2
 
 
 async def test_a_last_event_without_its_empty_line_is_shown_to_the_chain(way: str) -> None:
@@ -455,37 +460,34 @@ async def test_a_partial_event_keeps_one_lease_and_an_idle_stream_none(
 ) -> None:
     """Whenever the relay waits."""
     client = Client()
-    async with open_rig(way, client, UntilClose(), hook=edit) as rig:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.run)
-            for _ in range(3):
-                await wait_all_tasks_blocked()
-                assert (rig.in_use(), rig.scope.leases) == ({}, 0)
-                await rig.far.send_all(b"data: whole\n\n" + b"d" * size)
-                await wait_all_tasks_blocked()
-                assert (rig.in_use(), rig.scope.leases) == ({pool: 1}, 1)
-                await rig.far.send_all(b"d" * size)
-                await wait_all_tasks_blocked()
-                assert sum(rig.in_use().values()) == rig.scope.leases == 1
-                await rig.far.send_all(b": x\n\n")
-                await wait_all_tasks_blocked()
-                assert (rig.in_use(), rig.scope.leases) == ({}, 0)
-            await rig.far.aclose()
-        assert rig.error is None
-        assert client.received.count(b"data: whole\n\n" + b"d" * (2 * size) + b": x\n\n") == 3
+    async with running_rig(way, client, UntilClose(), hook=edit) as rig:
+        for _ in range(3):
+            await wait_all_tasks_blocked()
+            assert (rig.in_use(), rig.scope.leases) == ({}, 0)
+            await rig.far.send_all(b"data: whole\n\n" + b"d" * size)
+            await wait_all_tasks_blocked()
+            assert (rig.in_use(), rig.scope.leases) == ({pool: 1}, 1)
+            await rig.far.send_all(b"d" * size)
+            await wait_all_tasks_blocked()
+            assert sum(rig.in_use().values()) == rig.scope.leases == 1
+            await rig.far.send_all(b": x\n\n")
+            await wait_all_tasks_blocked()
+            assert (rig.in_use(), rig.scope.leases) == ({}, 0)
+        await rig.far.aclose()
+    assert rig.error is None
+    assert client.received.count(b"data: whole\n\n" + b"d" * (2 * size) + b": x\n\n") == 3
 
 
 async def test_a_pass_through_never_keeps_a_lease(way: str) -> None:
     """Half of an event that no hook needs has already been sent."""
     client = Client(refuses=lambda: True, takes=trio.sleep_forever)
-    async with open_rig(way, client, UntilClose()) as rig:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.run)
-            await rig.far.send_all(b"data: ha")
-            await wait_all_tasks_blocked()
-            assert client.stalled
-            assert (rig.in_use(), rig.scope.leases) == ({}, 0)
-            nursery.cancel_scope.cancel()
+    async with open_rig(way, client, UntilClose()) as rig, trio.open_nursery() as nursery:
+        nursery.start_soon(rig.run)
+        await rig.far.send_all(b"data: ha")
+        await wait_all_tasks_blocked()
+        assert client.stalled
+        assert (rig.in_use(), rig.scope.leases) == ({}, 0)
+        nursery.cancel_scope.cancel()
 
 
 async def test_windows_grow_while_they_come_back_full_and_shrink_again() -> None:
@@ -519,13 +521,11 @@ async def test_early_bytes_larger_than_every_window(hook: Any, way: str) -> None
     wire = chunked(events, lambda: 777)
     for early in (len(wire), 9_000, 1):
         client = Client()
-        async with open_rig(way, client, hook=hook, early=wire[:early]) as rig:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(rig.run)
-                await wait_all_tasks_blocked()
-                assert len(client.received) > early - 2_000
-                await rig.far.send_all(wire[early:])
-            assert (rig.error, client.received) == (None, events)
+        async with running_rig(way, client, hook=hook, early=wire[:early]) as rig:
+            await wait_all_tasks_blocked()
+            assert len(client.received) > early - 2_000
+            await rig.far.send_all(wire[early:])
+        assert (rig.error, client.received) == (None, events)
 
 
 def tls_pair() -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
@@ -568,19 +568,17 @@ async def test_bytes_inside_tls_are_not_waited_for(hook: Any, way: str) -> None:
     assert 15_000 < len(record) < 16_384
     full = itertools.cycle([False, True, False])
     client = Client(refuses=lambda: next(full))
-    async with open_rig(
+    async with running_rig(
         way, client, UntilClose(), hook=hook, sockets=(near, socket.socket())
     ) as rig:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.run)
-            for _ in range(3):
-                client.received = b""
-                assert far.send(record) == len(record)
-                await wait_all_tasks_blocked()
-                assert client.received == record
-            far.close()  # without close_notify
-            await rig.over.wait()
-        assert isinstance(rig.error, Truncated)
+        for _ in range(3):
+            client.received = b""
+            assert far.send(record) == len(record)
+            await wait_all_tasks_blocked()
+            assert client.received == record
+        far.close()  # without close_notify
+        await rig.over.wait()
+    assert isinstance(rig.error, Truncated)
 
 
 # Deadlines
@@ -619,12 +617,10 @@ async def test_silence_from_the_start_times_out(way: str, autojump_clock: MockCl
 
 async def test_without_a_deadline_silence_may_last(way: str, autojump_clock: MockClock) -> None:
     client = Client()
-    async with open_rig(way, client, ContentLength(4)) as rig:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.run)
-            await trio.sleep(1e6)
-            await rig.far.send_all(b"late")
-        assert (rig.error, client.received) == (None, b"late")
+    async with running_rig(way, client, ContentLength(4)) as rig:
+        await trio.sleep(1e6)
+        await rig.far.send_all(b"late")
+    assert (rig.error, client.received) == (None, b"late")
 
 
 async def test_a_slow_clients_time_is_not_the_upstreams(
@@ -714,22 +710,20 @@ async def test_upstream_is_not_read_while_bytes_are_unsent(hook: Any, way: str) 
 
     event = b"data: " + b"x" * 100 + b"\n\n"
     client = Client(refuses=lambda: True, takes=wait, pieces=3)
-    async with open_rig(way, client, ContentLength(100 * len(event)), hook=hook) as rig:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.run)
-            await rig.far.send_all(event * 50)
-            await wait_all_tasks_blocked()
-            reads = rig.relay.body.connection.reads
-            assert len(reads) == 1
-            assert client.stalled
-            assert rig.hub is None or len(rig.hub) == 0
-            await rig.far.send_all(event * 50)
-            await wait_all_tasks_blocked()
-            assert len(reads) == 1
-            may_take.set()
-        assert (rig.error, client.received) == (None, event * 100)
-        assert len(reads) > 5
-        assert not any(stalled for stalled, _ in reads)
+    async with running_rig(way, client, ContentLength(100 * len(event)), hook=hook) as rig:
+        await rig.far.send_all(event * 50)
+        await wait_all_tasks_blocked()
+        reads = rig.relay.body.connection.reads
+        assert len(reads) == 1
+        assert client.stalled
+        assert rig.hub is None or len(rig.hub) == 0
+        await rig.far.send_all(event * 50)
+        await wait_all_tasks_blocked()
+        assert len(reads) == 1
+        may_take.set()
+    assert (rig.error, client.received) == (None, event * 100)
+    assert len(reads) > 5
+    assert not any(stalled for stalled, _ in reads)
 
 
 @pytest.mark.parametrize("hook", [None, edit])
@@ -738,15 +732,13 @@ async def test_a_client_that_has_gone_ends_the_relay(hook: Any, way: str) -> Non
     back with the scope.
     """
     client = Client(leaves_after=9)
-    async with open_rig(way, client, UntilClose(), hook=hook) as rig:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.run)
-            await rig.far.send_all(b"data: p\n\n")
-            await wait_all_tasks_blocked()
-            assert not rig.over.is_set()
-            await rig.far.send_all(b"data: p\n\ndata: unfin")
-        assert isinstance(rig.error, ClientGone)
-        assert client.received == b"data: p\n\n"
+    async with running_rig(way, client, UntilClose(), hook=hook) as rig:
+        await rig.far.send_all(b"data: p\n\n")
+        await wait_all_tasks_blocked()
+        assert not rig.over.is_set()
+        await rig.far.send_all(b"data: p\n\ndata: unfin")
+    assert isinstance(rig.error, ClientGone)
+    assert client.received == b"data: p\n\n"
 
 
 async def test_a_client_that_goes_while_it_is_waited_for_ends_the_relay(way: str) -> None:
@@ -851,8 +843,9 @@ async def open_far_end(
             async for piece in stream:
                 received.extend(piece)
 
-    app: Any = SimpleNamespace(config=Config())
-    connection = ClientConnection(app, None, None, None, near, False)  # type: ignore[arg-type]
+    stream: Any = SimpleNamespace(config=HypercornConfig())
+    unused: Any = None
+    connection = ClientConnection(stream, unused, unused, unused, near, False)
     connection.sock = counting  # type: ignore[assignment]
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
@@ -960,15 +953,13 @@ async def test_at_boundary_in_a_stream(end: bytes, way: str) -> None:
     """Byte by byte through a running relay, chunk headers between them."""
     lines = [b"event: e", b"data: 1", b"", b": ping", b"", b"data: 2", b"", b""]
     data = end.join(lines)
-    async with open_rig(way, Client()) as rig:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.run)
-            for at in range(len(data)):
-                await rig.far.send_all(b"1\r\n" + data[at : at + 1] + b"\r\n")
-                await wait_all_tasks_blocked()
-                assert rig.relay.at_boundary is is_boundary(data[: at + 1]), data[: at + 1]
-            await rig.far.send_all(b"0\r\n\r\n")
-        assert rig.relay.at_boundary
+    async with running_rig(way, Client()) as rig:
+        for at in range(len(data)):
+            await rig.far.send_all(b"1\r\n" + data[at : at + 1] + b"\r\n")
+            await wait_all_tasks_blocked()
+            assert rig.relay.at_boundary is is_boundary(data[: at + 1]), data[: at + 1]
+        await rig.far.send_all(b"0\r\n\r\n")
+    assert rig.relay.at_boundary
 
 
 # Chunks that no hook needs
