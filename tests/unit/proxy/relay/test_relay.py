@@ -15,13 +15,14 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from inspect import iscoroutinefunction
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
 import trustme
-from hypercorn.config import Config as HypercornConfig
+from hypercorn.config import Config
 from support.chunks import read_chunked, unchunked
 from support.writers import flush_of
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -481,13 +482,14 @@ async def test_a_partial_event_keeps_one_lease_and_an_idle_stream_none(
 async def test_a_pass_through_never_keeps_a_lease(way: str) -> None:
     """Half of an event that no hook needs has already been sent."""
     client = Client(refuses=lambda: True, takes=trio.sleep_forever)
-    async with open_rig(way, client, UntilClose()) as rig, trio.open_nursery() as nursery:
-        nursery.start_soon(rig.run)
-        await rig.far.send_all(b"data: ha")
-        await wait_all_tasks_blocked()
-        assert client.stalled
-        assert (rig.in_use(), rig.scope.leases) == ({}, 0)
-        nursery.cancel_scope.cancel()
+    async with open_rig(way, client, UntilClose()) as rig:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.run)
+            await rig.far.send_all(b"data: ha")
+            await wait_all_tasks_blocked()
+            assert client.stalled
+            assert (rig.in_use(), rig.scope.leases) == ({}, 0)
+            nursery.cancel_scope.cancel()
 
 
 async def test_windows_grow_while_they_come_back_full_and_shrink_again() -> None:
@@ -843,9 +845,8 @@ async def open_far_end(
             async for piece in stream:
                 received.extend(piece)
 
-    stream: Any = SimpleNamespace(config=HypercornConfig())
-    unused: Any = None
-    connection = ClientConnection(stream, unused, unused, unused, near, False)
+    app: Any = SimpleNamespace(config=Config())
+    connection = ClientConnection(app, None, None, None, near, False)  # type: ignore[arg-type]
     connection.sock = counting  # type: ignore[assignment]
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
