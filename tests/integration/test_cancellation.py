@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from fcntl import ioctl
 from functools import partial
+from termios import FIONREAD
 
 import h11
 import pytest
@@ -124,14 +127,27 @@ async def large_stream(peer: Peer, request: Request) -> None:
 
 async def take_upload(peer: Peer, request: Request) -> None:
     """Answer with the size of what came, which is not read at once."""
-    peer.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BYTES)  # type: ignore[attr-defined]
-    await trio.sleep(0.02)
+    sock = peer.stream.socket  # type: ignore[attr-defined]
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BYTES)
+    await no_more_arrives(sock)
     await peer.take_body(request)
     body = b"%d" % len(request.body)
     await peer.send(
         b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s"
         % (len(body), body)
     )
+
+
+async def no_more_arrives(sock: trio.socket.SocketType) -> None:
+    """Return when the sender waits. A time alone would pass while the whole process does."""
+    seen, unchanged = -1, 0
+    while unchanged < 4:
+        await trio.sleep(0.005)
+        waiting = bytearray(4)
+        ioctl(sock.fileno(), FIONREAD, waiting)
+        size = int.from_bytes(waiting, sys.byteorder)
+        unchanged = unchanged + 1 if size == seen else 0
+        seen = size
 
 
 async def json_body(peer: Peer, request: Request) -> None:
