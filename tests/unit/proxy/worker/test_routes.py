@@ -52,6 +52,23 @@ def test_the_longest_matching_prefix_wins_wherever_it_stands(paths: tuple[str, .
     assert found(routes, b"/") == "/"
 
 
+def test_a_path_that_was_found_before_has_the_same_answer() -> None:
+    """Also after more paths than are remembered, and after one that is too long for that; a path
+    that is refused is refused again.
+    """
+    routes = to("/v1", "/v2")
+    refused = b"/v1/x%2f..%2f..%2fv2"
+    paths = [b"/v%d/%d" % (1 + number % 2, number) for number in range(600)]
+    for _ in range(2):
+        with pytest.raises(RequestRefused, match="in several ways"):
+            routes.find(normal_path(refused).decode(), refused)
+        for path in [*paths, b"/v1/" + b"x" * 5000]:
+            route = routes.find(path.decode(), path)
+            assert route is not None
+            assert route.name == path[:3].decode()
+        assert routes.find("/v3", b"/v3") is None
+
+
 def test_a_prefix_covers_whole_segments() -> None:
     """Or /v1's interceptors would see /v10's streams."""
     routes = to("/v1", "/dir/")
