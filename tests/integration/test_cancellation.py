@@ -299,10 +299,10 @@ class Exchanging:
 
 
 KINDS = {
-    "stream": Exchanging(places=("dial._attempt", "http1._read_head", "hub.move")),
+    "stream": Exchanging(places=("dial._attempt", "http1._receive_head", "hub.move")),
     "stream, no hub": Exchanging(hub=False, places=("dial._attempt", "body.wait_readable")),
     "both sides kept": Exchanging(
-        play=get_twice, others=1, keep=True, places=("http1._read_head", "hub.move")
+        play=get_twice, others=1, keep=True, places=("http1._receive_head", "hub.move")
     ),
     "slow client": Exchanging(
         play=get_slowly,
@@ -314,7 +314,7 @@ KINDS = {
     "editing": Exchanging(
         body=b"".join(b"data: %d!\n\n" % number for number in range(4)),
         given=lambda streams: (streams.interceptor(Edits), on_event(lambda event: event)),
-        places=("hub.move", "http1._read_head"),
+        places=("hub.move", "http1._receive_head"),
     ),
     "async hooks": Exchanging(
         body=b"".join(b"data: %d!!\n\n" % number for number in range(4)),
