@@ -252,20 +252,6 @@ async def test_an_event_beyond_the_limit_ends_the_stream_visibly(log: Log) -> No
         await rig.everything_is_back()
 
 
-async def test_a_compressed_stream_that_must_be_seen_is_refused() -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.start_stream(b"Content-Encoding: gzip")
-        await peer.wait_closed()
-
-    config = {"interceptors": REDACT, "names": "r"}
-    async with (
-        open_upstream(script) as upstream,
-        open_proxy(config_for(upstream.url, **config)) as proxy,
-    ):
-        assert kind_of(await fetch(proxy.port)) == (502, "upstream_protocol_error")
-
-
 # No connection to the upstream
 
 
