@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import h11
 import pytest
 import trio
-from support.client import Answer, Client, open_client
+from support.certificates import Certificates
+from support.client import Answer, Client, fetch, open_client
+from support.http2_client import open_http2
 from support.interceptors import outcomes_of, until
 from support.proxy import Proxy, config_for, limit_upstream_buffers, open_proxy
 from support.upstream import Peer, Script, open_upstream
@@ -244,6 +246,41 @@ async def test_a_client_that_falls_silent_in_its_request_gets_408(
         assert (seen.data, seen.whole) == (100, 0)
         await client.aclose()
         assert await outcomes_of(log) == ["refused"]
+
+
+async def test_an_http2_client_that_sends_only_a_head_gets_408(certificates: Certificates) -> None:
+    """Without a length, only the next frame shows whether the request has a body."""
+    async with open_upstream(taking(Seen())) as upstream:
+        config = config_for(upstream.url, route="timeouts: {idle: 0.1}")
+        async with (
+            open_proxy(config, tls=certificates.files) as proxy,
+            open_http2(proxy, certificates) as client,
+        ):
+            stream = client.streams[await client.start("POST", end=False)]
+            with trio.fail_after(5):
+                await until(lambda: stream.status)
+            assert stream.status == 408
+        assert upstream.accepted == 0
+
+
+async def test_an_upstream_that_reads_late_is_not_the_clients_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limit_upstream_buffers(monkeypatch, socket.SO_SNDBUF, 16384)
+
+    async def script(peer: Peer) -> None:
+        request = await peer.request(body=False)
+        await trio.sleep(0.5)
+        await peer.take_body(request)
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async with (
+        open_upstream(script) as upstream,
+        proxy_for(upstream.url, "timeouts: {idle: 0.1}") as proxy,
+    ):
+        with trio.fail_after(10):
+            answer = await fetch(proxy.port, method="POST", body=bytes(4_000_000))
+        assert (answer.status, answer.body) == (200, b"ok")
 
 
 # The upstream ends it

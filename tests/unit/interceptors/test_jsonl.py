@@ -374,15 +374,15 @@ def test_a_file_that_could_not_be_opened_again_is_tried_again(tmp_path: Path) ->
     """Its directory is away for a while."""
     directory, away = tmp_path / "here", tmp_path / "away"
     directory.mkdir()
-    with opened(rotating(directory / "f", max_bytes=4)) as write:
+    with opened(rotating(directory / "f", max_bytes=6)) as write:
         assert write(b"0\n", b"1\n") == ([], None)
         directory.rename(away)
         for _ in range(2):
-            left, error = write(b"2\n")
-            assert (left, type(error)) == ([b"2\n"], FileNotFoundError)
+            left, error = write(b"long\n")
+            assert (left, type(error)) == ([b"long\n"], FileNotFoundError)
         away.rename(directory)
-        assert write(b"3\n") == ([], None)
-    assert contents(directory) == {"f": b"3\n", "f.1": b"0\n1\n"}
+        assert write(b"2\n", b"3\n") == ([], None)
+    assert contents(directory) == {"f": b"3\n", "f.1": b"0\n1\n2\n"}
 
 
 def test_only_the_owner_may_read_and_each_process_may_have_its_own(tmp_path: Path) -> None:

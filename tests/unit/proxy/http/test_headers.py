@@ -23,6 +23,7 @@ from proxy.http.headers import (
     new_pseudonym,
     one_spelling,
     received_request,
+    refuse_two_lengths,
     request_headers,
     response_headers,
     without_doubles,
@@ -660,3 +661,19 @@ def test_a_forwarded_line_is_read_by_its_grammar(value: bytes, client: str) -> N
     (`host`). What cannot be read counts as the proxy that sent it.
     """
     assert client_of("10.0.0.2", [(b"forwarded", value)], TrustedProxies(["10.0.0.0/8"])) == client
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1", "2"])
+@pytest.mark.parametrize(
+    "names",
+    [[b"transfer-encoding"], [b"content-length"], [b"content-length", b"transfer-encoding"]],
+)
+def test_a_request_has_one_length(names: list[bytes], version: str) -> None:
+    """RFC 9112, section 6.1: HTTP/1.0 has no Transfer-Encoding."""
+    headers = [(name, b"1") for name in names]
+    if b"transfer-encoding" in names and (len(names) > 1 or version == "1.0"):
+        with pytest.raises(RequestRefused) as caught:
+            refuse_two_lengths(headers, version)
+        assert caught.value.status == 400
+    else:
+        refuse_two_lengths(headers, version)
