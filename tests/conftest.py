@@ -10,10 +10,15 @@ from typing import Any
 
 import pytest
 import structlog
+from hypothesis import settings
 
 from pools import BufferPool, LeakDetector
 from pools.buffers import Lease
 from proxy.worker.stderr import release_stderr
+
+# On a busy machine an example can take longer than the 200 ms that Hypothesis allows by default.
+settings.register_profile("weirpool", deadline=None)
+settings.load_profile("weirpool")
 
 TOGETHER = (
     "test_npm_mcp_clients.py",

@@ -57,7 +57,7 @@ class UpstreamRequest(msgspec.Struct, eq=False):
     via: Via
     route: Route
     client: ClientRequest
-    """The request as it came."""
+    """The request as received."""
     request: Request | None
     """As interceptors left it; None without interceptors."""
     length: bytes | None
