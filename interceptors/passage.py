@@ -206,7 +206,7 @@ class Passage:
             return at
         finally:
             if self._pause is None:
-                event.end_of_life()
+                event._buffer = event._view = None
             self.counts.passed += passed
             self.counts.changed += changed
         return None
