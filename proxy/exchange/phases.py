@@ -95,9 +95,9 @@ async def read_length(ctx: ExchangeContext) -> bytes | None:
     """
     ctx.progress.phase = "read_body"
     request, body = ctx.request, ctx.body
-    length = request.first.get(b"content-length")
+    length = request.content_length
     if length is None:
-        if b"transfer-encoding" in request.first:
+        if request.has_transfer_encoding:
             length = b""
         elif request.is_http2:
             # The end of a request without a body arrives with its head.

@@ -8,7 +8,7 @@ documented behaviour.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import msgspec
 
@@ -45,8 +45,9 @@ class ClientRequest(msgspec.Struct, frozen=True):
     """Names in lower case, without fields of the hop except `Transfer-Encoding`. `Host` is the
     authority of an absolute-form target.
     """
-    first: Mapping[bytes, bytes]
-    """The first value of each of them."""
+    content_length: bytes | None
+    has_transfer_encoding: bool
+    has_via: bool
     http_version: str
     is_http2: bool
     scheme: str
@@ -63,7 +64,7 @@ class ClientRequest(msgspec.Struct, frozen=True):
     @property
     def announces_body(self) -> bool:
         """Whether the head has a framing header. Over HTTP/2 a body needs none."""
-        return b"content-length" in self.first or b"transfer-encoding" in self.first
+        return self.content_length is not None or self.has_transfer_encoding
 
 
 def read_request(scope: Scope, trusted: TrustedProxies) -> ClientRequest:
@@ -75,6 +76,7 @@ def read_request(scope: Scope, trusted: TrustedProxies) -> ClientRequest:
     is_trusted = bool(trusted.networks) and client in trusted
     headers = received_request(scope["headers"], trusted=is_trusted)
     version: str = scope["http_version"]
+    first_values = dict(reversed(headers))
     target, host, fault = _NO_TARGET, None, None
     try:
         raw = raw_target(scope)
@@ -87,7 +89,7 @@ def read_request(scope: Scope, trusted: TrustedProxies) -> ClientRequest:
         named, host = request_host(headers, target.authority, version)
         if target.authority is not None:
             headers = [(b"host", named), *(item for item in headers if item[0] != b"host")]
-        if b"transfer-encoding" in dict(headers):
+        if b"transfer-encoding" in first_values:
             refuse_two_lengths(headers, version)
     except RequestRefused as refusal:
         fault = refusal.with_traceback(None)
@@ -95,7 +97,9 @@ def read_request(scope: Scope, trusted: TrustedProxies) -> ClientRequest:
         method=scope["method"],
         target=target,
         headers=headers,
-        first=dict(reversed(headers)),
+        content_length=first_values.get(b"content-length"),
+        has_transfer_encoding=b"transfer-encoding" in first_values,
+        has_via=b"via" in first_values,
         http_version=version,
         is_http2=version == "2",
         scheme=scope["scheme"],
@@ -139,7 +143,7 @@ class Admission(msgspec.Struct, eq=False):
             raise RequestRefused(403, "host_not_allowed", "this Host is not allowed here")
         if route.allowed_origins is not None:
             _check_origin(route.allowed_origins, request)
-        if b"via" in request.first and worker.via.lists(request.headers):
+        if request.has_via and worker.via.lists(request.headers):
             raise RequestRefused(
                 508,
                 "loop_detected",
