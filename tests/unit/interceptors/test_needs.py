@@ -339,6 +339,7 @@ def test_nonsense_ends_the_exchange_or_is_skipped() -> None:
     st.integers(0, 20),
 )
 @example(b"abb", [b"b", b"abb"], 0, 2)
+@example(b"ab", [b"a", b"b"], 0, 2)
 def test_the_search_finds_where_the_first_of_several_strings_begins(
     buffer: bytes, strings: list[bytes], start: int, end: int
 ) -> None:

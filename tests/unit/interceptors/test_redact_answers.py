@@ -649,3 +649,17 @@ def test_a_secret_in_the_input_of_a_custom_tool_never_passes(cut: int) -> None:
     items = [call for m in left for call in m["choices"][0]["delta"].get("tool_calls", ())]
     assert "".join(call["custom"].get("input", "") for call in items) == "[redacted]"
     assert items[0]["custom"]["name"] == "shell"
+
+
+def test_a_match_in_a_tools_name_that_comes_in_pieces_ends_the_stream() -> None:
+    """The pieces can no longer be changed without changing which tool is called."""
+    deltas = [
+        tool_delta(0, "", "call_0", SECRET[:9]),
+        {"tool_calls": [{"index": 0, "function": {"name": SECRET[9:]}}]},
+        tool_delta(0, "{}"),
+    ]
+    messages = [*(delta(**fields) for fields in deltas), delta("tool_calls"), "[DONE]"]
+    stream = stream_of(messages, named=False)
+    result = run_chain([Redact([KEY])], [stream], request=request(CHAT))
+    assert result.failure is not None
+    assert SECRET[9:].encode() not in result.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from support.tables import words
 
 from interceptors.dialects import AnthropicReader, OpenAIChatReader, OpenAIResponsesReader
 from interceptors.dialects.answers import (
@@ -47,22 +48,11 @@ def test_the_case_of_a_path_does_not_count(dialect: str) -> None:
 @pytest.mark.parametrize("prefix", ["", "/v1", "/openai/deployments/x", "/a/b/c"])
 @pytest.mark.parametrize(
     "path",
-    [
-        "/embeddings",
-        "/embeddings/",
-        "/images/generations",
-        "/images/edits",
-        "/audio/speech",
-        "/audio/transcriptions",
-        "/models",
-        "/models/gpt-x",
-        "/models/org/name",
-        "/files",
-        "/files/abc/content",
-        "/vector_stores/vs/files/abc",
-        "/batches/abc/cancel",
-        "/moderations",
-    ],
+    words(
+        "/embeddings /embeddings/ /images/generations /images/edits /audio/speech"
+        " /audio/transcriptions /models /models/gpt-x /models/org/name /files /files/abc/content"
+        " /vector_stores/vs/files/abc /batches/abc/cancel /moderations"
+    ),
 )
 def test_openai_paths_that_are_no_answers(path: str, prefix: str) -> None:
     """Behind any prefix, with what comes after."""
@@ -71,17 +61,11 @@ def test_openai_paths_that_are_no_answers(path: str, prefix: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [
-        "/",
-        "/v1/completions",
-        "/models/org/name/completions",
-        "/v1beta/models/gemini:generateContent",
-        "/models/name/v1/conversations/abc/items",
-        "/v1/filesystem",
-        "/v1/my-embeddings",
-        "/v1/responses/resp_1",
-        "/v1/threads/t/messages",
-    ],
+    words(
+        "/ /v1/completions /models/org/name/completions /v1beta/models/gemini:generateContent"
+        " /models/name/v1/conversations/abc/items /v1/filesystem /v1/my-embeddings"
+        " /v1/responses/resp_1 /v1/threads/t/messages"
+    ),
 )
 def test_other_openai_paths_may_be_answers(path: str) -> None:
     """What is not known to be no answer is read as one."""

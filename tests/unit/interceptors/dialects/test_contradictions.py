@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
+from support.tables import words
 from unit.interceptors.dialects.recorder import Made, Recorder
 from unit.interceptors.dialects.test_transcripts import BODIES, STREAMS
 from unit.interceptors.dialects.transcripts import (
@@ -27,38 +28,11 @@ from unit.interceptors.dialects.transcripts import (
 from interceptors import HookError, Interceptor
 from interceptors.testing import run_chain, run_json
 
-WORDS = [
-    "choices",
-    "delta",
-    "message",
-    "content",
-    "type",
-    "index",
-    "tool_calls",
-    "function",
-    "arguments",
-    "usage",
-    "error",
-]
-WORDS += [
-    "response",
-    "output",
-    "item",
-    "part",
-    "text",
-    "input",
-    "message_start",
-    "content_block_delta",
-    "text_delta",
-]
-WORDS += [
-    "response.output_text.delta",
-    "response.completed",
-    "content_block",
-    "tool_use",
-    "finish_reason",
-    "object",
-]
+WORDS = words("choices delta message content type index tool_calls function arguments usage error")
+WORDS += words("response output item part text input message_start content_block_delta text_delta")
+WORDS += words(
+    "response.output_text.delta response.completed content_block tool_use finish_reason object"
+)
 
 scalars = (
     st.none()
