@@ -51,6 +51,12 @@ class _Pause:
 class Passage:
     """Implements the part of `StreamChain` that sees upstream's events."""
 
+    __slots__ = (
+        *("_cut", "_framer", "_hooks", "_is_selective", "_large", "_lf_passes", "_max_event_bytes"),
+        *("_output", "_pause", "_writer", "counts", "ended", "failure", "queue"),
+        "wrote_before_body",
+    )
+
     def __init__(self, output: PooledOutput, max_event_bytes: int) -> None:
         self._hooks = EventHooks()
         self._is_selective = False

@@ -27,6 +27,8 @@ __all__ = ["EventCounts", "Part", "StreamChain"]
 class StreamChain(Passage):
     """The hooks of one stream. Not reusable."""
 
+    __slots__ = ("_closed", "_members")
+
     def __init__(self, output: PooledOutput, max_event_bytes: int) -> None:
         super().__init__(output, max_event_bytes)
         self._members = Members()
