@@ -337,6 +337,23 @@ async def test_no_other_spelling_of_a_name_that_the_proxy_sets_goes_up(
         )
 
 
+async def test_no_other_spelling_of_a_configured_name_goes_up_without_interceptors(
+    log: Log,
+) -> None:
+    def routes(url: str) -> Config:
+        return configuration(
+            url, "path: /", upstream="headers: {set: {x-plan-name: free}, remove: [x-not-here]}"
+        )
+
+    sent = ("X_Plan_Name: m", "x_plan-name: m", "X_Not_Here: m", "X_Other: passes")
+    async with rig_of(routes, log) as rig:
+        assert (await rig.get("/x", "h", *sent)).status == 200
+        (request,) = rig.sent()
+    named = {name.decode().lower(): value.decode() for name, value in request.headers}
+    assert "m" not in named.values()
+    assert (named["x_other"], named["x-plan-name"]) == ("passes", "free")
+
+
 # A bare `?`: RFC 3986, section 6.2.3
 
 
