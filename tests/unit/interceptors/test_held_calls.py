@@ -377,3 +377,12 @@ def test_a_text_between_the_pieces_of_a_call_changes_nothing_of_it(name: str) ->
     for chunks in chunkings(sent):
         output = run_chain([policy()], chunks, request=request(CHAT)).output
         assert read(CHAT, output, streamed=True)[1:] == ([("pass_1", SECRET)], "tool_calls")
+
+
+def test_a_changed_call_keeps_the_id_of_its_event() -> None:
+    """A client may resume with it."""
+    call = delta(**tool_delta(0, SECRET, "call_0", "change_1"))
+    sent = b"id: 7\n" + stream_of([call, *CHAT_END], named=False)
+    output = run_chain([policy()], [sent], request=request(CHAT)).output
+    assert output.startswith(b"id: 7\ndata: ")
+    assert b'{\\"changed\\": true}' in output
