@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from interceptors import Request
 from interceptors.redact import Redact
-from interceptors.testing import run_chain
+from interceptors.testing import run_chain, run_json
 
 
 def redacted(patterns: list[str], data: str, replacement: str = "[redacted]") -> str:
@@ -188,3 +189,16 @@ def test_an_escape_hides_nothing_in_what_is_not_quite_json(data: str) -> None:
 def test_fields_that_no_client_knows_hide_nothing(line: bytes) -> None:
     result = run_chain([Redact(["secret"])], [b"id: 7\n" + line + b"\ndata: 1\n\n"])
     assert result.output == b"id: 7\ndata: 1\n\n"
+
+
+def test_fields_of_an_answer_that_no_client_knows_hide_nothing() -> None:
+    data = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
+    request = Request(method="POST", path="/v1/chat/completions")
+    result = run_chain([Redact(["secret"])], [b"secret: 1\n" + data], request=request)
+    assert b"secret" not in result.output
+
+
+def test_a_json_body_of_mcp_is_redacted() -> None:
+    body = b'{"jsonrpc":"2.0","id":1,"result":{"a":"s\\u0065cret"}}'
+    shown = run_json([Redact(["secret"])], body, request=Request(dialect="mcp"))
+    assert json.loads(shown)["result"] == {"a": "[redacted]"}
