@@ -45,7 +45,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("event_hooks", "hooks", "chain"):
+    for module in ("passage", "hooks", "chain"):
         monkeypatch.setattr(f"interceptors.{module}.perf_counter", clock)
     return clock
 
