@@ -1,8 +1,8 @@
 """Interceptors inspect, change, drop and add what passes through the proxy.
 
-Start with `Interceptor`, `StreamInterceptor` or `AsyncStreamInterceptor`; `interceptors.testing` runs
-them without a network. `interceptors.dialects` has base classes for LLM answers and MCP messages.
-This package imports only `pools`.
+Start with `Interceptor`, `StreamInterceptor` or `AsyncStreamInterceptor`; `interceptors.testing`
+runs them without a network. `interceptors.dialects` has base classes for LLM answers and MCP
+messages. This package imports only `pools`.
 """
 
 from .api import (

@@ -17,7 +17,8 @@ is_special = re.compile(rb"%|//|/\.").search
 def normal_path(raw_path: bytes) -> bytes:
     """A path as most servers interpret it, for comparisons only (RFC 3986, section 6.2.2).
 
-    Percent-encoded unreserved characters are decoded, dot segments resolved, empty segments removed.
+    Percent-encoded unreserved characters are decoded, dot segments resolved, empty segments
+    removed.
     """
     if b"%" in raw_path:
         raw_path = unescape(raw_path)

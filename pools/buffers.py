@@ -63,8 +63,9 @@ class PoolStatistics:
 class Lease:
     """One buffer on loan. Call `release()` exactly once, or use it as a context manager.
 
-    The borrower may resize the buffer; the pool restores the length, or discards the buffer. A lease
-    that is garbage-collected on loan is counted and logged as a leak; its buffer is not reused.
+    The borrower may resize the buffer; the pool restores the length, or discards the buffer. A
+    lease that is garbage-collected on loan is counted and logged as a leak; its buffer is not
+    reused.
     """
 
     __slots__ = ("_buffer", "_origin", "pool")

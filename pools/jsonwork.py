@@ -54,8 +54,8 @@ class PooledOutput:
 
     `add` and `add_json` write a piece and return its start in `buffer`; `used` is then its end. A
     piece is contiguous and does not move until `close()` releases the leases. After `pool.size`
-    bytes the next piece starts a new lease, so buffers stay poolable. Take views only after the last
-    piece of the batch: a buffer with a view cannot grow.
+    bytes the next piece starts a new lease, so buffers stay poolable. Take views only after the
+    last piece of the batch: a buffer with a view cannot grow.
     """
 
     __slots__ = ("_leases", "_pool", "_scope", "_size", "buffer")
@@ -80,7 +80,8 @@ class PooledOutput:
         return start
 
     def add_json(self, value: Any, before: bytes = b"", after: bytes = b"") -> int:
-        """Write `before`, the encoded `value` and `after` as a piece. Returns its start in `buffer`.
+        """Write `before`, the encoded `value` and `after` as a piece. Returns its start in
+        `buffer`.
 
         Raises as `encode_any_json`, and then leaves nothing in the buffer.
         """

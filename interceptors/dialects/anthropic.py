@@ -2,8 +2,8 @@
 `message`.
 
 Source: the types of Anthropic's Python SDK, `anthropic.types`. The `type` in the data
-determines the event; without one, the event's type does. Calls of tools that the provider runs itself
-(`server_tool_use`, `mcp_tool_use`) are not `ToolCall`s.
+determines the event; without one, the event's type does. Calls of tools that the provider runs
+itself (`server_tool_use`, `mcp_tool_use`) are not `ToolCall`s.
 """
 
 from __future__ import annotations

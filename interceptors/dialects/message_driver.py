@@ -2,8 +2,8 @@
 
 Each event is read once, its parts are shown to the hooks that are overridden, and what these change
 is written back. An event in which nothing changed keeps its bytes, and so does what the reader
-does not understand, which is counted and logged once a stream. Events that wait for a held tool call are
-in `held`. It knows no dialect but by its reader.
+does not understand, which is counted and logged once a stream. Events that wait for a held tool
+call are in `held`. It knows no dialect but by its reader.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """CORS on routes with `allowed_origins`: the headers that let a page of an allowed origin read a
 response. Sans I/O.
 
-The proxy's own answers (refusals, interceptors' answers, preflights) allow the origin. A response of
-the upstream keeps its CORS headers; the session's id is exposed where it allows the origin. Rules:
-Fetch, "CORS protocol". `Admission` refuses other origins.
+The proxy's own answers (refusals, interceptors' answers, preflights) allow the origin. A response
+of the upstream keeps its CORS headers; the session's id is exposed where it allows the origin.
+Rules: Fetch, "CORS protocol". `Admission` refuses other origins.
 """
 
 from __future__ import annotations

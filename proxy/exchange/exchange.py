@@ -5,8 +5,8 @@ afterwards reports a failure to the client, counts and logs. Invariants:
 
 - the exchange's own task serves; a second one reads the request's body and watches the client, if
   the server cannot call back when the client leaves;
-- a failure is noted in `Ending`, not raised: one place reports it to the client, one counts and logs;
-- everything borrowed is back when the call returns, however it ends.
+- a failure is noted in `Ending`, not raised: one place reports it to the client, one counts and
+logs; - everything borrowed is back when the call returns, however it ends.
 """
 
 from __future__ import annotations

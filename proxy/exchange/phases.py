@@ -108,7 +108,8 @@ async def read_length(ctx: ExchangeContext) -> bytes | None:
 
 
 def _no_length(ctx: ExchangeContext) -> bytes | None:
-    # RFC 9110, section 8.6: methods that expect a body announce an empty one. HTTP/2 clients do not.
+    # RFC 9110, section 8.6: methods that expect a body announce an empty one. HTTP/2 clients do
+    # not.
     return b"0" if ctx.request.method in ("POST", "PUT", "PATCH") else None
 
 

@@ -1,4 +1,5 @@
-"""The target and the host of a request, parsed once for routes, interceptors, endpoints and the proxy's pages.
+"""The target and the host of a request, parsed once for routes, interceptors, endpoints and the
+proxy's pages.
 
 A target is in origin-form or absolute-form (RFC 9112, section 3.2). Path and query are forwarded
 byte for byte; only the path's normal form (`interceptors.paths.normal_path`) is compared. Octets

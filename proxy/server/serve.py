@@ -1,9 +1,9 @@
 """`weirpool serve`: one server process, its signals, its drain.
 
-Hypercorn serves. This module adds what Hypercorn does not report to an app: on SIGTERM or SIGINT the
-worker reports that it is not ready, waits `drain.delay`, closes its listeners, gives live streams
-`drain.timeout`, and ends regardless of its clients. A second signal, at least a second later, ends
-it at once. SIGHUP reloads the configuration.
+Hypercorn serves. This module adds what Hypercorn does not report to an app: on SIGTERM or SIGINT
+the worker reports that it is not ready, waits `drain.delay`, closes its listeners, gives live
+streams `drain.timeout`, and ends regardless of its clients. A second signal, at least a second
+later, ends it at once. SIGHUP reloads the configuration.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ LAST_WORDS_S = 2.0
 """
 
 START_FAILED = 3
-"""Exit status of a process that could not start to serve; its `start_failed` line has the reason."""
+"""Exit status of a process that could not start to serve; its `start_failed` line has the reason.
+"""
 
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _SAME_SIGNAL_S = 1.0

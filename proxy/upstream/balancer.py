@@ -79,8 +79,8 @@ class Balancer:
         has arrived. Its body must be closed.
 
         Raises as `Http1Transport.call`, and at once `NoEndpoint` when every endpoint is ejected and
-        `SessionGone` when the session's endpoint is gone. The timeouts apply to each attempt. Cancellation
-        leaks no connection and no turn.
+        `SessionGone` when the session's endpoint is gone. The timeouts apply to each attempt.
+        Cancellation leaks no connection and no turn.
         """
         session, tied = self._session_of(call)
         now = trio.current_time()
