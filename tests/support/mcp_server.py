@@ -231,6 +231,7 @@ async def open_mcp_server(
     config.bind = ["127.0.0.1:0"]
     config.errorlog = None
     config.graceful_timeout = 0.1
+    config.keep_alive_timeout = 60.0  # after the default of 5 s it closes while requests arrive
     async with trio.open_nursery() as nursery:
         (seen.url,) = await nursery.start(
             lambda task_status: hypercorn_serve(

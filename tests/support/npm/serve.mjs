@@ -175,7 +175,8 @@ process.on('unhandledRejection', error => console.error(error)); // one session'
 
 const urls = [];
 for (let number = 0; number < Number(process.argv[2]); number += 1) {
-  const server = http.createServer(handler());
+  // Node closes idle connections after 5 s by default, even while a request is arriving.
+  const server = http.createServer({ keepAliveTimeout: 60_000 }, handler());
   await new Promise(resolve => server.listen(0, '127.0.0.1', resolve));
   urls.push(`http://127.0.0.1:${server.address().port}`);
 }
