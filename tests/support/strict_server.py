@@ -53,8 +53,12 @@ class StrictServer:
 
     def forget(self) -> None:
         """Forget everything, once no connection is served any more."""
-        while self._serving:
-            self._serving.pop().join(10)
+        while True:
+            with self._lock:
+                if not self._serving:
+                    break
+                thread = self._serving.pop()
+            thread.join(10)
         self.seen.clear()
         self.refusals.clear()
 
@@ -62,6 +66,7 @@ class StrictServer:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=200)
         self.port: int = self._listener.getsockname()[1]
         self._serving: list[threading.Thread] = []
+        self._lock = threading.Lock()  # a listed thread has been started
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -76,8 +81,9 @@ class StrictServer:
             except OSError:
                 return
             thread = threading.Thread(target=self._serve, args=(client,), daemon=True)
-            self._serving.append(thread)
-            thread.start()
+            with self._lock:
+                self._serving.append(thread)
+                thread.start()
 
     def _serve(self, client: socket.socket) -> None:
         client.settimeout(10)
