@@ -129,7 +129,8 @@ class Pattern:
 
     def __init__(self, pattern: str, name: str, budget: Budget, *, empty: bool = False) -> None:
         """`pattern`: in the syntax of `re`. `name`: its place in the configuration, for errors.
-        `empty`: it may match the empty string; else such a match raises `EmptyMatch`.
+        `empty`: it may match the empty string; else such a match raises `EmptyMatch`, so that a
+        search ends even if `Source.can_match_empty` is wrong.
 
         Raises `re.error` for a mistake in the syntax.
         """

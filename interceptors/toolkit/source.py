@@ -19,7 +19,8 @@ from typing import NamedTuple
 __all__ = ["Around", "Source", "read_source"]
 
 _PIECES = (
-    r"\\N\{[^}]*\}|\\.|(?P<set>\[\^?\]?(?:\\.|[^\]\\])*\])|\(\?#[^)]*\)|\(\?P=\w+\)"
+    r"\\N\{[^}]*\}|\\x[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|\\U[0-9A-Fa-f]{8}|\\0[0-7]{0,2}"
+    r"|\\[1-7][0-7]{2}|\\[1-9][0-9]?|\\.|(?P<set>\[\^?\]?(?:\\.|[^\]\\])*\])|\(\?#[^)]*\)|\(\?P=\w+\)"
     r"|(?P<open>\((?:\?(?:P<\w+>|(?P<atomic>>)|:|(?P<around><?[=!])|\(\w+\)|[imsux-]+:))?)"
     r"|(?P<close>\))|(?P<repeat>(?:[*+?]|\{(?:[0-9]+(?:,[0-9]*)?|,[0-9]*)\})[?+]?)"
 )
@@ -27,6 +28,7 @@ _PIECE = re.compile(rf"{_PIECES}|.", re.DOTALL)
 _VERBOSE_PIECE = re.compile(rf"{_PIECES}|\s+|#[^\n]*|.", re.DOTALL)
 _GLOBAL_FLAGS = re.compile(r"(?:\(\?[aiLmsux]++\))*")
 _SCOPED_FLAGS = re.compile(r"\(\?[ims-]*[aLux][aiLmsux-]*:")
+_REFERENCE = re.compile(r"\\[1-9][0-9]?|\(\?P=\w+\)")
 _COUNT = re.compile(r"\{(?P<least>[0-9]*+)(?P<comma>,?)(?P<most>[0-9]*+)\}")
 _CLASS_IN_SET = re.compile(r"\\.|\[", re.DOTALL)
 _ONE = r"(?:\[\^?\]?(?:\\.|[^\]\\])*\]|\\[dDsSwW]|\\[^0-9A-Za-z]|[^\\\[\](){}|^$*+?])"
@@ -80,6 +82,8 @@ class Source(NamedTuple):
     """It contains a lookbehind."""
     quick_size: int
     """A search in so many characters takes milliseconds at most; 0 where that is unknown."""
+    can_match_empty: bool = False
+    """A match can cover no character: what is optional or only looks around counts as none."""
 
 
 def read_source(pattern: str) -> Source:
@@ -112,6 +116,7 @@ def read_source(pattern: str) -> Source:
         looks_ahead=bool(groups & {"=", "!"}) or any(piece[0] in _READS_ON for piece in pieces),
         looks_behind=bool(groups & {"<=", "<!"}),
         quick_size=_quick_size(pieces),
+        can_match_empty=_least_width(pieces) == 0,
     )
 
 
@@ -216,8 +221,40 @@ def _run_of(body: str, pieces: list[re.Match[str]]) -> str:
     return (run["grouped"] or run["bare"]) if run else ""
 
 
+def _least_width(pieces: list[re.Match[str]]) -> float:
+    """The fewest characters that a match covers, with none for a reference to a group."""
+    branches, widths, last = [_NEVER], [0.0], 0.0  # of each open group; of the last piece or group
+    opened: list[re.Match[str]] = []
+    for found in pieces:
+        piece = found[0]
+        if found["open"]:
+            opened.append(found)
+            branches.append(_NEVER)
+            widths.append(0.0)
+            continue
+        if found["close"]:
+            group, other = opened.pop(), branches.pop()
+            last = min(widths.pop(), other)
+            if group["around"] or (group[0].startswith("(?(") and other == _NEVER):
+                last = 0.0  # a condition without a second branch may match nothing
+        elif found["repeat"]:
+            least, _ = _counts(found["repeat"], 0)
+            widths[-1] += last * (least - 1)
+            last *= least
+            continue
+        elif piece == "|":
+            branches[-1] = min(branches[-1], widths[-1])
+            widths[-1] = last = 0.0
+            continue
+        else:
+            is_place = piece in _ANCHORS or piece in _BOUNDARIES or _is_reference(piece)
+            last = 0.0 if is_place else 1.0
+        widths[-1] += last
+    return min(branches[-1], widths[-1])
+
+
 def _is_reference(token: str) -> bool:
-    return token.startswith("(?P=") or (token[0] == "\\" and token[1:2].isdigit())
+    return _REFERENCE.fullmatch(token) is not None
 
 
 def _around_of(pieces: list[re.Match[str]]) -> Around:

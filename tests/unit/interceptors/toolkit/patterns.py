@@ -12,6 +12,7 @@ PATTERNS = [
     r"[\w.]+@[\w.]+\.\w+", r"(?:\d{4}-){2}\d{4}", "-----BEGIN-----[^-]+-----END-----", "(?x) a # what$ [is\n  b",
     r"[\W_]ab", r"[^\W\d]+=", r"(?:[^x]|[^a])b", r"a\W", r"\w{2}\b", r"(?a)\w{2}\b", "(?<=(?<=ab)c)s",
     "a{e<=1}", "[[:alpha:]]b", r"[\[ab]c", r"\N{LATIN SMALL LETTER A}b", "(?P<q>['\"]?)secret(?P=q)", "(a)?b(?(1)c|d)",
+    r"\x61bc", r"s\u0062k", r"\U00000061b", r"\141b", r"a\x62+c", r"\0a|\x61\142", r"(a)?" * 11 + r"(b)c\12",
     r"=\bs", "a(?!$)b?", "ab?c", "sk-a*b", "s(?:a|b)k", r"x(?:ab)*(?<=b)c", r"(?m)a$\nb", "(?x)(a|b) *c", "ab(?#c)*c",
 ]  # fmt: skip
 RUNS = [
@@ -28,7 +29,7 @@ ALPHABET = [*ASCII, "²", "\u0301", "\x1c"]
 """The last three are not letters of words for one of `re` and `regex`."""
 
 _ATOMS = st.sampled_from(
-    ["a", "b", "c", "[ab]", "[^a]", ".", r"\w", r"\s", r"\b", r"\B", "$", "^", r"\Z", "(?<=a)", r"(?<!a\b)"]
+    ["a", "b", "c", r"\x61", r"\u0062", r"\143", "[ab]", "[^a]", ".", r"\w", r"\s", r"\b", r"\B", "$", "^", r"\Z", "(?<=a)", r"(?<!a\b)"]
 )  # fmt: skip
 
 
