@@ -158,7 +158,7 @@ def _wrong_method(cls: type, base: type, name: str) -> Iterator[str]:
         return
     plain = method if name == "lifespan" else inspect.unwrap(method)
     is_async = inspect.iscoroutinefunction(plain) or inspect.iscoroutinefunction(
-        getattr(plain, "__call__", None)  # noqa: B004
+        type(plain).__call__
     )
     if name == "lifespan":
         if is_async or inspect.isasyncgenfunction(plain):

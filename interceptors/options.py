@@ -75,7 +75,7 @@ def _convert_named(
 
 
 def _or_unset(hint: Any) -> Any:
-    return Union[hint, UnsetType]  # noqa: UP007
+    return Union[hint, UnsetType]  # noqa: UP007 - `|` refuses a hint that is a string
 
 
 def _convert(checker: Checker, options: Mapping[str, Any], cls: type) -> Any:

@@ -25,7 +25,7 @@ from .config.expand import Expansion, expand
 __all__ = ["main"]
 
 _TIMEOUT_S = 2.0
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - read, not bound
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,7 +91,7 @@ def _ask(host: str, port: int, path: str, *, tls: bool) -> str | None:
             host,
             port,
             timeout=_TIMEOUT_S,
-            context=ssl._create_unverified_context(),  # noqa: S323
+            context=ssl._create_unverified_context(),  # noqa: S323 - see above
         )
         if tls
         else http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)

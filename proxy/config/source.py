@@ -222,6 +222,6 @@ def _key_of(node: yaml.ScalarNode) -> str:
     """Return a key as the checker sees it: the text of its Python value."""
     try:
         plain = node.style is None and node.tag != "tag:yaml.org,2002:str"
-        return str(yaml.load(node.value, _Loader) if plain else node.value)  # noqa: S506 - safe
+        return str(yaml.load(node.value, _Loader) if plain else node.value)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError:
         return str(node.value)

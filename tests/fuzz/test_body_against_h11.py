@@ -246,7 +246,7 @@ def test_the_cuts_change_nothing(wire: bytes, positions: list[int], start: int) 
     if not whole.rejected:
         assert random == single == whole
     else:
-        # A mistake is told when it is seen; the bytes before it may have been passed on by then,
+        # A mistake is reported when it is seen; the bytes before it may have been passed on by then,
         # and only those.
         assert single.body.startswith(random.body)
         assert random.body.startswith(whole.body)

@@ -3,7 +3,7 @@ ends.
 
 Heads and bodies on their own are held against h11 next door; here it is what chooses between them
 (RFC 9112, section 6.3): bodies that may not be, informational responses before, HTTP/1.0, lengths
-that are told twice, and what lies after the end.
+that are given twice, and what lies after the end.
 """
 
 from __future__ import annotations

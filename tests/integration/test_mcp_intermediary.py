@@ -431,7 +431,7 @@ class Renames(Interceptor):
 
 async def test_headers_follow_a_body_that_an_interceptor_has_changed() -> None:
     """`Mcp-Name` is that of the new body, in the encoding that servers read; a parameter's header
-    follows its argument, and one of which nobody knows the argument stays.
+    follows its argument, and one whose argument is unknown stays.
     """
     async with serving(whole("200 OK"), Renames) as rig:
         headers = modern(Mcp_Param_Region="eu", Mcp_Param_Unknown="x")

@@ -202,7 +202,7 @@ async def test_a_connection_lost_within_a_call_ends_the_call(
 )
 async def test_a_cancelled_call_is_cancelled_at_the_server(rig: Rig) -> None:
     """Before its first byte and after it: until 2025-11-25 the client states it in a notification, from 2026-07-28 on by closing
-    the stream; nobody makes a notification up, and the client continues."""
+    the stream; no notification is made up, and the client continues."""
 
     async def run(server: McpServer, client: Client) -> str:
         for progress in (False, True):

@@ -1,7 +1,7 @@
 """No credential appears where it does not belong, and no value becomes a header line.
 
 Every place that a stranger, an operator or a disk may see is searched for every credential that
-passes: log lines, metrics, the app's own pages, answers of ours, error events, tapes and the audit
+passes: log lines, metrics, the app's own pages, the proxy's own answers, error events, tapes and the audit
 file.
 """
 

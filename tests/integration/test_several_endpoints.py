@@ -700,7 +700,7 @@ async def test_no_connection_is_left(log: Log) -> None:
 
 async def test_a_client_has_so_many_streams_at_once() -> None:
     """The next gets 429, another client does not, and one that ends leaves its place. A trusted
-    proxy's clients are told apart.
+    proxy's clients are distinguished.
     """
     async with open_upstream(listens) as upstream:
         settings = config(

@@ -169,7 +169,7 @@ async def test_what_could_be_read_in_two_ways_goes_nowhere(
     name: str, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """4xx or 501, or an end without a word; nothing of it is a request upstream; and the connection
-    is of no more use: what follows on it is answered by nobody (RFC 9112, section 6.1).
+    is of no more use: no request that follows on it is answered (RFC 9112, section 6.1).
     """
     async with served(log, monkeypatch) as (rig, wire):
         answer = await exchange(rig, REFUSED[name])

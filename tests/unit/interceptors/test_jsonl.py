@@ -139,7 +139,7 @@ async def test_a_slow_disk_drops_lines_counts_them_where_they_were_and_logs_once
             with trio.fail_after(10):
                 while (
                     writer._writing_bytes
-                ):  # the thread is done; the writer is told a moment later
+                ):  # the thread is done; the writer learns of it a moment later
                     await trio.sleep(0.002)
             assert writer.put(b"30\n")
     dropped = b'{"event":"lines_dropped","count":14}\n'
@@ -253,7 +253,7 @@ async def until_full(reader: int) -> None:
             if waiting > 65536 - 4096:
                 return
             threading.Event().wait(0.001)
-        raise AssertionError("nobody has filled the FIFO")
+        raise AssertionError("the FIFO is not full")
 
     await trio.to_thread.run_sync(poll)
 

@@ -713,7 +713,7 @@ ENVELOPES: dict[str, str] = {
     "an id that is true": f'{{"jsonrpc":"2.0","id":true,"result":{RESULT}}}',
     "an id that is a list": f'{{"jsonrpc":"2.0","id":[1],"result":{RESULT}}}',
     "no id": f'{{"jsonrpc":"2.0","result":{RESULT}}}',
-    "members that nobody knows": f'{{"jsonrpc":"2.0","id":1,"x":{{"y":[1.10]}},"result":{RESULT}}}',
+    "unknown members": f'{{"jsonrpc":"2.0","id":1,"x":{{"y":[1.10]}},"result":{RESULT}}}',
     "a batch": f'[{{"jsonrpc":"2.0","id":2,"result":{{}}}},{{"id":1.5,"result":{RESULT}}}]',
     "a batch in a batch": f'[[{{"jsonrpc":"2.0","id":1,"result":{RESULT}}}]]',
     "two results, the second counts": f'{{"jsonrpc":"2.0","id":1,"result":{{}},"result":{RESULT}}}',
