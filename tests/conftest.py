@@ -5,7 +5,10 @@ Leak detection is paranoid.
 from __future__ import annotations
 
 import gc
+import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +22,14 @@ from proxy.worker.stderr import release_stderr
 # On a busy machine an example can take longer than the 200 ms that Hypothesis allows by default.
 settings.register_profile("weirpool", deadline=None)
 settings.load_profile("weirpool")
+
+if sys.dont_write_bytecode:
+    # Where no byte code may be beside the sources, it goes to the user's cache: compiling them again
+    # is half of the time of a collection, and most of that of a command's start.
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(cache / "weirpool" / "byte-code")
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 TOGETHER = (
     "test_npm_mcp_clients.py",
@@ -36,6 +47,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
+def every_buffer_comes_back(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test after which a pool still has a lease out. `@pytest.mark.leaks` is for tests that
+    lose one on purpose.
+    """
+    _made.clear()
+    yield
+    if not _made or request.node.get_closest_marker("leaks"):
+        return
+    if any(pool.statistics().in_use for pool in _made):
+        gc.collect()  # what is lost in a cycle shows as lost, and not only as not given back
+    for pool in _made:
+        stats = pool.statistics()
+        assert stats.in_use == 0, (
+            f"{stats.in_use} leases of {pool.name!r} were not given back{_taken_at(pool)}"
+        )
+        assert stats.leaks == 0, f"{stats.leaks} leases of {pool.name!r} were lost"
+
+
+@pytest.fixture(autouse=True)
 def logging_starts_afresh() -> Iterator[None]:
     """An app configures logging for its process; a test must not inherit that of another."""
     structlog.reset_defaults()
@@ -44,35 +74,18 @@ def logging_starts_afresh() -> Iterator[None]:
     release_stderr()
 
 
-@pytest.fixture(autouse=True)
-def every_buffer_comes_back(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
-    """Fail a test after which a pool still has a lease out. `@pytest.mark.leaks` is for tests that
-    lose one on purpose.
-    """
-    made: list[BufferPool] = []
-    original = BufferPool.__init__
+_made: list[BufferPool] = []
+"""The pools of the running test."""
+_init_pool = BufferPool.__init__
 
-    def init(self: BufferPool, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        made.append(self)
 
-    monkeypatch.setattr(BufferPool, "__init__", init)
-    monkeypatch.setattr(
-        LeakDetector.__init__, "__defaults__", ("paranoid",)
-    )  # where a test does not choose
-    yield
-    if request.node.get_closest_marker("leaks"):
-        return
-    if any(pool.statistics().in_use for pool in made):
-        gc.collect()  # what is lost in a cycle shows as lost, and not only as not given back
-    for pool in made:
-        stats = pool.statistics()
-        assert stats.in_use == 0, (
-            f"{stats.in_use} leases of {pool.name!r} were not given back{_taken_at(pool)}"
-        )
-        assert stats.leaks == 0, f"{stats.leaks} leases of {pool.name!r} were lost"
+def _init(self: BufferPool, *args: Any, **kwargs: Any) -> None:
+    _init_pool(self, *args, **kwargs)
+    _made.append(self)
+
+
+BufferPool.__init__ = _init  # type: ignore[method-assign]
+LeakDetector.__init__.__defaults__ = ("paranoid",)  # where a test does not choose
 
 
 def _taken_at(pool: BufferPool) -> str:
