@@ -4,8 +4,10 @@ badly as it likes.
 
 from __future__ import annotations
 
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import h11
@@ -32,6 +34,7 @@ class Peer:
         self.stream = stream
         self.upstream = upstream
         self._h11 = h11.Connection(h11.SERVER)
+        self._raw = b""
 
     async def request(self, *, body: bool = True) -> Request:
         """The next request, with its body by default."""
@@ -85,6 +88,41 @@ class Peer:
 
     async def end(self) -> None:
         await self.send(b"0\r\n\r\n")
+
+    async def raw_head(self) -> bytes:
+        """The next request's head, byte for byte. Do not mix this and `exactly` with `request`."""
+        while b"\r\n\r\n" not in self._raw:
+            await self._read_raw()
+        return await self.exactly(self._raw.index(b"\r\n\r\n") + 4)
+
+    async def exactly(self, count: int) -> bytes:
+        """The next bytes, whatever they are. Raises `EOFError`."""
+        while len(self._raw) < count:
+            await self._read_raw()
+        data, self._raw = self._raw[:count], self._raw[count:]
+        return data
+
+    async def _read_raw(self) -> None:
+        data = await self.stream.receive_some(65536)
+        if not data:
+            raise EOFError
+        self._raw += data
+
+    async def close(self) -> None:
+        """Close the connection, over TLS with close_notify."""
+        if isinstance(self.stream, trio.SSLStream):
+            with suppress(trio.BrokenResourceError):
+                await self.stream.unwrap()
+        await self.cut()
+
+    async def cut(self) -> None:
+        """Close the connection, over TLS without close_notify."""
+        await trio.aclose_forcefully(self.stream)
+
+    def reset(self) -> None:
+        sock = getattr(self.stream, "transport_stream", self.stream).socket
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
 
     async def wait_closed(self) -> None:
         """Return when the other side has closed or reset the connection."""

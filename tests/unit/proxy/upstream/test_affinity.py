@@ -10,57 +10,44 @@ from proxy.upstream.affinity import MAX_SESSION_AGE_S, Affinity
 ONE, TWO = "http://one 80", "http://two 80"
 
 
-def test_a_session_is_found_until_it_is_forgotten() -> None:
+def remembering(*keys: bytes) -> Affinity:
     sessions = Affinity()
-    sessions.remember(b"a", ONE, 0)
+    for now, key in enumerate(keys):
+        sessions.remember(key, ONE, now)
+    return sessions
+
+
+def found(sessions: Affinity, now: float, *keys: bytes) -> list[str | None]:
+    return [sessions.find(key, now) for key in keys]
+
+
+def test_a_session_is_found_until_it_is_forgotten() -> None:
+    """Its id is a credential, and as long as a server likes: only a digest is kept."""
+    long = b"secret" * 10_000
+    sessions = remembering(b"a", b"b", long)
     sessions.remember(b"b", TWO, 0)
-    sessions.remember(b"b", ONE, 0)
-    assert (sessions.find(b"a", 0), sessions.find(b"b", 0), sessions.find(b"c", 0)) == (
-        ONE,
-        ONE,
-        None,
-    )
     sessions.forget(b"a")
     sessions.forget(b"c")
-    assert sessions.find(b"a", 0) is None
-    assert len(sessions) == 1
+    assert found(sessions, 0, b"a", b"b", b"c", long) == [None, TWO, None, ONE]
+    assert all(len(key) == 16 for key in sessions._sessions)
 
 
 def test_a_session_ages_from_its_last_use() -> None:
-    """A use is a response of its endpoint, and lasts as long as that: a look-up is not a use,
-    because a client may fail for days.
-    """
-    sessions = Affinity()
-    for key in (b"used", b"unused", b"streaming"):
-        sessions.remember(key, ONE, 0)
+    """An open response is use. A look-up is not, because a client may fail for days."""
+    sessions, age = remembering(b"unused", b"used", b"streaming"), MAX_SESSION_AGE_S
     sessions.hold(b"streaming")
-    sessions.renew(b"used", MAX_SESSION_AGE_S)
-    assert sessions.find(b"unused", MAX_SESSION_AGE_S) is ONE
-    assert [
-        sessions.find(key, MAX_SESSION_AGE_S + 1) for key in (b"used", b"unused", b"streaming")
-    ] == [ONE, None, ONE]
-    sessions.release(b"streaming", 2 * MAX_SESSION_AGE_S)
-    assert [sessions.find(key, 3 * MAX_SESSION_AGE_S) for key in (b"used", b"streaming")] == [
-        None,
-        ONE,
-    ]
-    assert sessions.find(b"streaming", 3 * MAX_SESSION_AGE_S + 1) is None
-    assert len(sessions) == 0
-    assert not sessions._held
+    sessions.renew(b"used", age)
+    assert sessions.find(b"unused", age) is ONE
+    assert found(sessions, age + 1, b"used", b"unused", b"streaming") == [ONE, None, ONE]
+    sessions.release(b"streaming", 2 * age)
+    assert found(sessions, 3 * age, b"used", b"streaming") == [None, ONE]
+    assert sessions.find(b"streaming", 3 * age + 1) is None
+    assert len(sessions) == len(sessions._held) == 0
 
 
 def test_the_one_used_longest_ago_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(affinity_module, "MAX_SESSIONS", 3)
-    sessions = Affinity()
-    for now, key in enumerate([b"a", b"b", b"c"]):
-        sessions.remember(key, ONE, now)
+    sessions = remembering(b"a", b"b", b"c")
     sessions.renew(b"a", 5)
     sessions.remember(b"d", TWO, 6)
-    assert [sessions.find(key, 7) for key in (b"a", b"b", b"c", b"d")] == [ONE, None, ONE, TWO]
-
-
-def test_session_ids_are_not_kept() -> None:
-    """They are as good as credentials, and as long as a server likes."""
-    sessions = Affinity()
-    sessions.remember(b"secret" * 10_000, ONE, 0)
-    assert all(len(key) == 16 for key in sessions._sessions)
+    assert found(sessions, 7, b"a", b"b", b"c", b"d") == [ONE, None, ONE, TWO]

@@ -5,10 +5,11 @@ failure.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,8 +24,8 @@ from proxy.upstream.failures import failure_of
 from proxy.upstream.origin import Origin
 from proxy.upstream.resolver import Address
 
-V4, V6 = socket.AF_INET, socket.AF_INET6
 NAMED = Origin("http", "up.test", 80)
+DELAY = ATTEMPT_DELAY_S
 
 
 class Known(Resolver):
@@ -32,155 +33,144 @@ class Known(Resolver):
 
     def __init__(self, *hosts: str) -> None:
         super().__init__()
-        self.addresses = tuple(Address(V6 if ":" in host else V4, host) for host in hosts)
+        self.addresses = tuple(
+            Address(socket.AF_INET6 if ":" in host else socket.AF_INET, host) for host in hosts
+        )
 
     async def resolve(self, origin: Origin) -> tuple[Address, ...]:
         return self.addresses
 
 
 class Attempts:
-    """Scripted attempts, in Trio's time: seconds until one is connected, or an errno at once, by
-    address; `inf` for never.
-    """
+    """Scripted attempts in Trio's time: seconds until an address is connected, or an errno."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, **script: float | int) -> None:
-        self.script = {
-            name.replace("_", ":").replace("o", "."): value for name, value in script.items()
-        }
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun: list[tuple[float, str]] = []
-        self.sockets: dict[str, socket.socket] = {}
-        monkeypatch.setattr(dial, "_attempt", self.attempt)
+        self.sockets: list[socket.socket] = []
+        self.script: dict[str, float | int] = {}
+        monkeypatch.setattr(dial, "_attempt", self._attempt)
 
-    async def attempt(self, address: Address, port: int) -> Any:
-        self.begun.append((round(trio.current_time(), 6), address.host))
+    async def connect(self, script: dict[str, float | int]) -> socket.socket:
+        self.script = script
+        self.began = trio.current_time()
+        return await connect(NAMED, Known(*script))
+
+    async def _attempt(self, address: Address, port: int) -> Any:
+        self.begun.append((round(trio.current_time() - self.began, 6), address.host))
         how = self.script[address.host]
         if isinstance(how, int):
             return dial._failed(how, address, port)
         await trio.sleep(how)
-        self.sockets[address.host] = sock = socket.socket(address.family)
-        return sock
+        self.sockets.append(socket.socket(address.family))
+        return self.sockets[-1]
 
 
-def test_the_families_alternate() -> None:
-    """RFC 8305, section 4; the first family is the one that the system put first."""
-
-    def order(hosts: Sequence[str]) -> list[str]:
-        return [item.host for item in dial._in_turn(Known(*hosts).addresses)]
-
-    assert order(["::1", "::2", "::3", "1.1.1.1", "2.2.2.2"]) == [
-        "::1",
-        "1.1.1.1",
-        "::2",
-        "2.2.2.2",
-        "::3",
-    ]
-    assert order(["1.1.1.1", "::1", "2.2.2.2", "3.3.3.3"]) == [
-        "1.1.1.1",
-        "::1",
-        "2.2.2.2",
-        "3.3.3.3",
-    ]
-    assert order(["::1"]) == ["::1"]
+@pytest.fixture
+def attempts(monkeypatch: pytest.MonkeyPatch) -> Attempts:
+    return Attempts(monkeypatch)
 
 
-async def test_a_dead_address_costs_a_fraction_of_a_second(
-    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+@pytest.mark.parametrize(
+    ("hosts", "order"),
+    [
+        ("::1 ::2 ::3 1.1.1.1 2.2.2.2", "::1 1.1.1.1 ::2 2.2.2.2 ::3"),
+        ("1.1.1.1 ::1 2.2.2.2 3.3.3.3", "1.1.1.1 ::1 2.2.2.2 3.3.3.3"),
+        ("::1", "::1"),
+    ],
+)
+def test_the_families_alternate(hosts: str, order: str) -> None:
+    """RFC 8305, section 4; the system's first address decides which is first."""
+    assert [item.host for item in dial._in_turn(Known(*hosts.split()).addresses)] == order.split()
+
+
+@pytest.mark.parametrize(
+    ("script", "begun", "took"),
+    [
+        # A dead address costs a quarter of a second, a refused one nothing.
+        ({"::1": math.inf, "::2": math.inf, "1.1": 0.1}, [(0, "::1"), (DELAY, "1.1")], DELAY + 0.1),
+        ({"::1": errno.ECONNREFUSED, "1.1": 0.0}, [(0, "::1"), (0, "1.1")], 0),
+        # The first one continues while the second is tried.
+        ({"::1": DELAY + 0.1, "1.1": 5.0}, [(0, "::1"), (DELAY, "1.1")], DELAY + 0.1),
+        # Both are connected at once: one is closed.
+        ({"::1": DELAY + 0.1, "1.1": 0.1}, [(0, "::1"), (DELAY, "1.1")], DELAY + 0.1),
+    ],
+)
+async def test_the_first_connection_wins(
+    attempts: Attempts,
+    autojump_clock: MockClock,
+    script: dict[str, float | int],
+    begun: list[tuple[float, str]],
+    took: float,
 ) -> None:
-    """Two addresses that never answer, then one that does: each attempt begins a quarter of a
-    second after the one before.
-    """
-    attempts = Attempts(monkeypatch, __1=float("inf"), __2=float("inf"), **{"1o1o1o1": 0.1})
-    began = trio.current_time()
-    sock = await connect(NAMED, Known("::1", "1.1.1.1", "::2"))
-    assert sock is attempts.sockets["1.1.1.1"]
-    sock.close()
-    assert attempts.begun == [
-        (round(began, 6), "::1"),
-        (round(began + ATTEMPT_DELAY_S, 6), "1.1.1.1"),
-    ]
-    assert round(trio.current_time() - began, 6) == ATTEMPT_DELAY_S + 0.1
-
-
-async def test_a_refused_address_costs_nothing(
-    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
-) -> None:
-    Attempts(monkeypatch, __1=errno.ECONNREFUSED, **{"1o1o1o1": 0.0})
-    began = trio.current_time()
-    (await connect(NAMED, Known("::1", "1.1.1.1"))).close()
-    assert trio.current_time() == began
-
-
-async def test_a_slow_first_address_may_still_win(
-    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
-) -> None:
-    """It continues while the second is tried; and of two that are connected at once, one is closed."""
-    attempts = Attempts(monkeypatch, __1=ATTEMPT_DELAY_S + 0.1, **{"1o1o1o1": 5.0})
-    (await connect(NAMED, Known("::1", "1.1.1.1"))).close()
-    assert list(attempts.sockets) == ["::1"]
-    attempts = Attempts(monkeypatch, __1=ATTEMPT_DELAY_S, **{"1o1o1o1": 0.0})
-    sock = await connect(NAMED, Known("::1", "1.1.1.1"))
-    assert [item.fileno() for item in attempts.sockets.values() if item is not sock] in ([], [-1])
+    sock = await attempts.connect(script)
+    assert attempts.begun == begun
+    assert trio.current_time() - attempts.began == pytest.approx(took)
+    assert [item for item in attempts.sockets if item.fileno() >= 0] == [sock]
     sock.close()
 
 
+@pytest.mark.parametrize("deadline", [0.1, 1.0])
 async def test_cancelled_it_leaves_no_socket_open(
-    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+    attempts: Attempts, autojump_clock: MockClock, deadline: float
 ) -> None:
     """Before any is connected, and in the moment when one is."""
-    for deadline in (0.1, 1.0):
-        attempts = Attempts(monkeypatch, __1=1.0, **{"1o1o1o1": float("inf")})
-        with trio.move_on_after(deadline):
-            (await connect(NAMED, Known("::1", "1.1.1.1"))).close()
-        assert all(item.fileno() == -1 for item in attempts.sockets.values())
+    with trio.move_on_after(deadline):
+        (await attempts.connect({"::1": 1.0, "1.1": math.inf})).close()
+    assert all(item.fileno() == -1 for item in attempts.sockets)
 
 
-async def test_when_all_fail_each_reason_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    Attempts(
-        monkeypatch,
-        __1=errno.ENETUNREACH,
-        **{"1o1o1o1": errno.ECONNREFUSED, "2o2o2o2": errno.ECONNREFUSED},
-    )
-    with pytest.raises(
-        ConnectFailed, match=r"^http://up\.test:80: Network is unreachable; Connection refused$"
-    ):
-        await connect(NAMED, Known("::1", "1.1.1.1", "2.2.2.2"))
-
-
-async def test_when_one_fails_for_want_of_resources_it_is_ours(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("number", "failure", "text"),
+    [
+        (errno.ENETUNREACH, ConnectFailed, "Network is unreachable; Connection refused"),
+        (errno.EMFILE, OutOfResources, "Too many open files; Connection refused"),
+    ],
+)
+async def test_when_all_fail_each_reason_is_reported_once(
+    attempts: Attempts, number: int, failure: type[Exception], text: str
 ) -> None:
-    """It might have been connected."""
-    Attempts(monkeypatch, __1=errno.EMFILE, **{"1o1o1o1": errno.ECONNREFUSED})
-    with pytest.raises(OutOfResources, match="Too many open files; Connection refused"):
-        await connect(NAMED, Known("::1", "1.1.1.1"))
+    """If this machine lacked resources for one, it might have been connected."""
+    refused = errno.ECONNREFUSED
+    with pytest.raises(failure, match=rf"^http://up\.test:80: {text}$"):
+        await attempts.connect({"::1": number, "1.1": refused, "2.2": refused})
 
 
 @pytest.fixture
 def listener() -> Iterator[int]:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        sock.listen()
+    with socket.create_server(("127.0.0.1", 0)) as sock:
         yield sock.getsockname()[1]
 
 
-async def test_a_real_name_with_a_refused_address_is_connected_to(listener: int) -> None:
+async def test_a_name_with_a_refused_address_is_connected_to(listener: int) -> None:
     """`localhost` is ::1 and 127.0.0.1 on most machines, and many servers listen on one of them."""
-    sock = await connect(Origin("http", "localhost", listener), Known("::1", "127.0.0.1"))
-    assert sock.getpeername() == ("127.0.0.1", listener)
-    assert not sock.getblocking()
-    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-    sock.close()
+    with await connect(Origin("http", "localhost", listener), Known("::1", "127.0.0.1")) as sock:
+        assert sock.getpeername() == ("127.0.0.1", listener)
+        assert not sock.getblocking()
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-@pytest.mark.parametrize("named", [False, True], ids=["address", "name"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "up.test"])
 @pytest.mark.parametrize(
-    "number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL]
+    ("number", "has_address", "failure"),
+    [
+        (errno.EMFILE, True, OutOfResources),
+        (errno.ENFILE, True, OutOfResources),
+        (errno.ENOBUFS, True, OutOfResources),
+        (errno.ENOMEM, True, OutOfResources),
+        (errno.EADDRNOTAVAIL, True, OutOfResources),
+        # Without IPv6, ::1 fails as on a machine without a free port.
+        (errno.EADDRNOTAVAIL, False, ConnectFailed),
+    ],
 )
 async def test_a_limit_of_the_proxy_is_distinguished_from_a_fault_of_the_endpoint(
-    monkeypatch: pytest.MonkeyPatch, listener: int, number: int, named: bool
+    monkeypatch: pytest.MonkeyPatch,
+    listener: int,
+    host: str,
+    number: int,
+    has_address: bool,
+    failure: type[Exception],
 ) -> None:
     """From socket() and from connect(), for an address and for a name."""
-    origin = Origin("http", "up.test" if named else "127.0.0.1", listener)
 
     class Socket(socket.socket):
         def __init__(self, family: int = -1, kind: int = -1, *rest: Any, **kwargs: Any) -> None:
@@ -191,51 +181,27 @@ async def test_a_limit_of_the_proxy_is_distinguished_from_a_fault_of_the_endpoin
         def connect_ex(self, address: Any) -> int:
             return number
 
+        def connect(self, address: Any) -> None:
+            if not has_address:
+                raise OSError(number, os.strerror(number))
+
     monkeypatch.setattr(socket, "socket", Socket)
-    with pytest.raises(OutOfResources, match=os.strerror(number)) as caught:
-        await connect(origin, Known("127.0.0.1"))
-    assert (caught.value.status, caught.value.kind, caught.value.retry_after_s) == (
-        503,
-        "out_of_resources",
-        1,
-    )
+    with pytest.raises(failure, match=os.strerror(number)):
+        await connect(Origin("http", host, listener), Known("127.0.0.1"))
 
 
-async def test_an_address_of_a_family_that_this_machine_lacks_is_the_endpoints(
+def test_a_broken_connection_is_distinguished_from_a_lack_of_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without IPv6, ::1 fails with the error of a machine without a free port: a UDP socket
-    distinguishes the two.
-    """
-
-    class Socket(socket.socket):
-        def connect_ex(self, address: Any) -> int:
-            return errno.EADDRNOTAVAIL
-
-        def connect(self, address: Any) -> None:
-            raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
-
-    monkeypatch.setattr(socket, "socket", Socket)
-    with pytest.raises(ConnectFailed):
-        await connect(Origin("http", "127.0.0.1", 9), Resolver())
-
-
-def test_a_broken_connection_is_the_endpoints_and_missing_memory_is_ours() -> None:
-    origin = Origin("https", "127.0.0.1", 9)
-    assert type(failure_of(origin, OSError(errno.ECONNRESET, "x"), ReadFailed)) is ReadFailed
+    """OpenSSL reads the system's authorities from files during the handshake."""
+    assert type(failure_of(NAMED, OSError(errno.ECONNRESET, "x"), ReadFailed)) is ReadFailed
     for number in (errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC):
-        assert type(failure_of(origin, OSError(number, "x"), ReadFailed)) is OutOfResources
+        assert type(failure_of(NAMED, OSError(number, "x"), ReadFailed)) is OutOfResources
     eof = ssl.SSLEOFError(8, "x")
     eof.reason = "UNEXPECTED_EOF"
-    assert type(failure_of(origin, eof, TlsFailed)) is TlsFailed
-
-
-def test_a_certificate_that_could_not_be_verified_without_a_descriptor_is_ours(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """OpenSSL reads the system's authorities from files, during the handshake."""
-    error = ssl.SSLCertVerificationError(1, "certificate verify failed")
-    error.verify_message = "unable to get local issuer certificate"
-    assert type(failure_of(NAMED, error, TlsFailed)) is TlsFailed
+    unverified = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    unverified.verify_message = "unable to get local issuer certificate"
+    for error in (eof, unverified):
+        assert type(failure_of(NAMED, error, TlsFailed)) is TlsFailed
     monkeypatch.setattr(failures_module, "has_spare_descriptors", lambda: False)
-    assert type(failure_of(NAMED, error, TlsFailed)) is OutOfResources
+    assert type(failure_of(NAMED, unverified, TlsFailed)) is OutOfResources
