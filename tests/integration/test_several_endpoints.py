@@ -6,42 +6,23 @@ from __future__ import annotations
 
 import json
 import socket
-import ssl
-import struct
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import Any
 
-import msgspec
 import pytest
 import trio
-import trustme
-from support.client import Answer, Client, fetch, open_client
-from support.interceptors import Log, until
-from support.proxy import Proxy, open_proxy
-from support.upstream import Peer, Script, open_upstream
-
-from proxy.config import Config, parse_config
+from support.certificates import Certificates
+from support.client import Answer, Client
+from support.interceptors import Log, Rig, until
+from support.proxy import config_for, open_proxy
+from support.upstream import Peer, Script, Upstream, open_upstream
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-
-
-def config(*urls: str, upstream: str = "", route: str = "", proxy: str = "") -> Config:
-    """One route to an upstream with these endpoints; each further argument is more YAML for its
-    place.
-    """
-    return parse_config(
-        f"""
-reverse_proxy:
-  upstreams: [{{name: up, endpoints: [{", ".join(f'"{url}"' for url in urls)}]{", " + upstream if upstream else ""}}}]
-  routes: [{{path: /, upstream: up{", " + route if route else ""}}}]
-  leak_detection: paranoid
-{proxy}
-drain: {{timeout: 1}}
-log: {{level: error}}
-"""
-    )
+CHUNKED = [("Transfer-Encoding", "chunked")]
+POST: dict[str, Any] = {"method": "POST", "body": b"x"}
 
 
 @pytest.fixture(autouse=True)
@@ -55,12 +36,62 @@ async def never_hang(nursery: trio.Nursery) -> None:
     nursery.start_soon(watch)
 
 
+@dataclass
+class Several(Rig):
+    """A proxy with an upstream of several endpoints. `urls`: of all, `upstreams`: of those that
+    listen.
+    """
+
+    urls: list[str] = field(default_factory=list)
+    upstreams: list[Upstream] = field(default_factory=list)
+
+    async def status(self, **request: Any) -> int:
+        return (await self.fetch(**request)).status
+
+    async def states(self) -> list[str]:
+        status = json.loads((await self.fetch("/status")).body)
+        return [item["state"] for item in status["upstreams"]["up"]["endpoints"]]
+
+    async def until_states(self, *states: str) -> None:
+        while await self.states() != list(states):
+            await trio.sleep(0.005)
+
+    def counts(self, name: str) -> list[float | None]:
+        """A metric of each endpoint."""
+        return [self.metric(f"weirpool_{name}", upstream="up", endpoint=url) for url in self.urls]
+
+    async def endpoints(self, count: int) -> list[object]:
+        """What the lines of so many exchanges name as their endpoint."""
+        await self.outcomes(count)
+        return [line["endpoint"] for line in self.lines("exchange")]
+
+
 @asynccontextmanager
-async def unheard() -> AsyncIterator[str]:
-    """An endpoint that refuses: its port is bound and not listening."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+async def serving(
+    log: Log, *scripts: Script | None, path: str = "", checked: bool = False, **settings: str
+) -> AsyncIterator[Several]:
+    """An endpoint for each script; None refuses connections. Afterwards nothing is on loan, and no
+    endpoint has anything outstanding; `checked`: except a check.
+    """
+    async with AsyncExitStack() as stack:
+        urls, upstreams = [], []
+        for script in scripts:
+            if script is None:
+                bound = stack.enter_context(socket.socket())  # and not listening
+                bound.bind(("127.0.0.1", 0))
+                urls.append(f"http://127.0.0.1:{bound.getsockname()[1]}")
+            else:
+                upstreams.append(await stack.enter_async_context(open_upstream(script)))
+                urls.append(upstreams[-1].url + path)
+        proxy = await stack.enter_async_context(open_proxy(config_for(urls, **settings)))
+        rig = Several(upstreams[0], proxy, log, urls=urls, upstreams=upstreams)
+        yield rig
+        for client in rig.clients:
+            await client.aclose()
+        await until(lambda: not proxy.worker.live)
+        assert set(rig.counts("endpoint_outstanding")) == {0}
+        if not checked:
+            await rig.everything_is_back()
 
 
 async def good(peer: Peer) -> None:
@@ -69,15 +100,9 @@ async def good(peer: Peer) -> None:
         await peer.send(OK)
 
 
-def reset(peer: Peer) -> None:
-    sock = peer.stream.socket  # type: ignore[attr-defined]
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
-
-
 async def resets(peer: Peer) -> None:
     await peer.request()
-    reset(peer)
+    peer.reset()
 
 
 async def closes(peer: Peer) -> None:
@@ -100,48 +125,16 @@ async def closes_in_head(peer: Peer) -> None:
     await peer.send(b"HTTP/1.1 200 OK\r\nContent-")
 
 
-async def listens(peer: Peer) -> None:
-    await peer.request()
-    await peer.start_stream()
-    await peer.wait_closed()
-
-
-async def says_garbage(peer: Peer) -> None:
+async def sends_garbage(peer: Peer) -> None:
     await peer.request()
     await peer.send(b"what?\r\n\r\n")
     await peer.wait_closed()
 
 
-BAD: list[Script] = [resets, closes, hangs, hangs_in_head, closes_in_head, says_garbage]
-SOON = "timeouts: {first_byte: 0.3}"
-
-
-def metric(proxy: Proxy, name: str, **labels: str) -> float | None:
-    return proxy.worker.metrics.registry.get_sample_value(f"weirpool_{name}", labels)
-
-
-async def endpoint_states(proxy: Proxy) -> dict[str, str]:
-    status = json.loads((await fetch(proxy.port, "/status")).body)
-    return {item["endpoint"]: item["state"] for item in status["upstreams"]["up"]["endpoints"]}
-
-
-async def until_state(proxy: Proxy, url: str, state: str) -> None:
-    with trio.fail_after(10):
-        while (await endpoint_states(proxy))[url] != state:
-            await trio.sleep(0.005)
-
-
-async def all_back(proxy: Proxy) -> None:
-    """Wait until no exchange is live; then nothing is on loan, and no endpoint has anything
-    outstanding.
-    """
-    await until(lambda: not proxy.worker.live)
-    assert set(proxy.in_use().values()) == {0}
-    assert proxy.lent() == 0
-    for transport in proxy.worker.routes.transports.values():
-        assert [item.outstanding for item in transport.endpoint_states()] == [0] * len(
-            transport.endpoint_states()
-        )
+async def streams(peer: Peer) -> None:
+    await peer.request()
+    await peer.start_stream()
+    await peer.wait_closed()
 
 
 def kind(answer: Answer) -> str:
@@ -151,21 +144,9 @@ def kind(answer: Answer) -> str:
 # Choice
 
 
-async def endpoints_in(log: Log, count: int) -> list[object]:
-    """What the lines of so many exchanges name as their endpoint."""
-    await until(lambda: len([line for line in log if line["event"] == "exchange"]) >= count)
-    return [line["endpoint"] for line in log if line["event"] == "exchange"]
-
-
-async def test_streams_go_to_the_endpoint_with_the_fewest() -> None:
+async def test_streams_go_to_the_endpoint_with_the_fewest(log: Log) -> None:
     """Ten streams that last are five and five; when those of one end, the next go there."""
-    done = trio.Event()
-
-    async def streams(peer: Peer) -> None:
-        await peer.request()
-        await peer.start_stream()
-        await done.wait()
-        await peer.end()
+    release = trio.Event()
 
     async def short(peer: Peer) -> None:
         while True:
@@ -174,58 +155,43 @@ async def test_streams_go_to_the_endpoint_with_the_fewest() -> None:
             await release.wait()
             await peer.end()
 
-    release = trio.Event()
-    async with open_upstream(streams) as one, open_upstream(short) as two:
-        async with open_proxy(config(one.url, two.url)) as proxy:
-            clients = []
-            for _ in range(10):
-                clients.append(await open_client(proxy.port))
-                await clients[-1].send("GET", "/")
-                await clients[-1].head()
-            assert (len(one.requests), len(two.requests)) == (5, 5)
-            release.set()
-            states = proxy.worker.routes.transports["up"].endpoint_states
-            await until(lambda: [item.outstanding for item in states()] == [5, 0])
-            for _ in range(3):
-                assert (await fetch(proxy.port)).complete
-            assert (len(one.requests), len(two.requests)) == (5, 8)
-            done.set()
-            for client in clients:
-                await client.aclose()
-            await all_back(proxy)
+    async with serving(log, streams, short) as rig:
+        one, two = rig.upstreams
+        for _ in range(10):
+            await rig.start()
+        assert (len(one.requests), len(two.requests)) == (5, 5)
+        release.set()
+        await until(lambda: rig.counts("endpoint_outstanding") == [5, 0])
+        for _ in range(3):
+            assert (await rig.fetch()).complete
+        assert (len(one.requests), len(two.requests)) == (5, 8)
 
 
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [("upstream", None), ("preserve", b"proxy.test"), ("other.test", b"other.test")],
-)
+@pytest.mark.parametrize("host", ["upstream", "preserve", "other.test"])
 async def test_path_scheme_and_host_follow_the_endpoint(
-    host: str, expected: bytes | None, tmp_path: Path, log: Log
+    host: str, certificates: Certificates, log: Log
 ) -> None:
     """Each has a base path; one has TLS. The target stays byte for byte after the base, and the log
     has the origin.
     """
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
-    async with open_upstream(good) as plain, open_upstream(good, ssl_context=context) as tls:
-        urls = f"{plain.url}/a/", f"{tls.url}/b/c"
-        async with open_proxy(
-            config(*urls, upstream=f"host: {host}, ca_file: {tmp_path}/ca.pem")
-        ) as proxy:
-            for number, upstream in enumerate([plain, tls] * 2, 1):
-                assert (await fetch(proxy.port, "/v1//x?y=%20")).body == b"ok"
-                assert (await endpoints_in(log, number))[-1] == upstream.url
-    assert [request.target for request in plain.requests] == [b"/a/v1//x?y=%20"] * 2
-    assert [request.target for request in tls.requests] == [b"/b/c/v1//x?y=%20"] * 2
-    for upstream in (plain, tls):
-        netloc = f"{upstream.host}:{upstream.port}".encode()
-        assert [request.all("host") for request in upstream.requests] == [[expected or netloc]] * 2
+    tls = certificates.server
+    async with open_upstream(good) as plain, open_upstream(good, ssl_context=tls) as secure:
+        urls = [f"{plain.url}/a/", f"{secure.url}/b/c"]
+        upstream = f"host: {host}, ca_file: {certificates.ca_file}"
+        async with open_proxy(config_for(urls, upstream=upstream)) as proxy:
+            rig = Several(plain, proxy, log)
+            for _ in range(4):
+                assert (await rig.fetch("/v1//x?y=%20")).body == b"ok"
+            assert await rig.endpoints(4) == [plain.url, secure.url] * 2
+    for server, base in ((plain, b"/a"), (secure, b"/b/c")):
+        netloc = f"{server.host}:{server.port}"
+        expected = {"upstream": netloc, "preserve": "proxy.test"}.get(host, host).encode()
+        for request in server.requests:
+            assert (request.target, request.all("host")) == (base + b"/v1//x?y=%20", [expected])
 
 
 @pytest.mark.parametrize(
-    ("scripts", "answer"),
+    ("scripts", "error"),
     [
         ((None, good), None),
         ((None, closes), "upstream_connection_lost"),
@@ -233,207 +199,119 @@ async def test_path_scheme_and_host_follow_the_endpoint(
     ],
 )
 async def test_the_log_names_the_endpoint_that_was_tried_last(
-    scripts: tuple[Script | None, Script | None], answer: str | None, log: Log
+    scripts: tuple[Script | None, ...], error: str | None, log: Log
 ) -> None:
-    """After a retry, the endpoint that it moved to; None refuses connections."""
-    async with AsyncExitStack() as stack:
-        urls = [
-            await stack.enter_async_context(unheard())
-            if script is None
-            else (await stack.enter_async_context(open_upstream(script))).url
-            for script in scripts
-        ]
-        proxy = await stack.enter_async_context(open_proxy(config(*urls)))
-        got = await fetch(proxy.port)
-        assert (kind(got) if got.status >= 400 else None) == answer
-        assert await endpoints_in(log, 1) == [urls[1]]
-
-
-async def test_the_log_names_no_endpoint_where_none_was_asked(log: Log) -> None:
-    """A client's mistake; every endpoint ejected. One that was asked and did not answer is named."""
-    async with open_upstream(hangs) as upstream:
-        one_strike = "  health: {consecutive_failures: 1, eject: 60}\n  retry: {max_attempts: 1}"
-        async with open_proxy(config(upstream.url, route=SOON, proxy=one_strike)) as proxy:
-            assert (
-                await fetch(proxy.port, method="POST", headers=[("Content-Length", "999999999")])
-            ).status == 413
-            assert (await fetch(proxy.port)).status == 504
-            assert kind(await fetch(proxy.port)) == "no_endpoint"
-            assert await endpoints_in(log, 3) == [None, upstream.url, None]
+    async with serving(log, *scripts) as rig:
+        answer = await rig.fetch()
+        assert (kind(answer) if answer.status >= 400 else None) == error
+        assert await rig.endpoints(1) == rig.urls[1:]
 
 
 # Retries
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_refusing_endpoint_is_not_noticed_by_clients(method: str, log: Log) -> None:
-    """Nothing was written there, so a POST may go to the other one, too. After two failures nothing
-    does.
+async def test_a_refusing_endpoint_is_not_noticed_by_clients(log: Log) -> None:
+    """Nothing was written there, so a POST may go to the other one, even if it is too big to be
+    held in memory. After two failures nothing goes there.
     """
-    body = b"x" * 1000 if method == "POST" else None
-    async with unheard() as dead, open_upstream(good) as upstream:
-        settings = config(
-            dead, upstream.url, proxy="  health: {consecutive_failures: 2, eject: 60}"
-        )
-        async with open_proxy(settings) as proxy:
-            for _ in range(20):
-                assert (await fetch(proxy.port, method=method, body=body)).status == 200
-            assert await endpoint_states(proxy) == {dead: "ejected", upstream.url: "up"}
-            for name, url, count in (
-                ("endpoint_up", dead, 0),
-                ("endpoint_up", upstream.url, 1),
-                ("endpoint_failures_total", dead, 2),
-                ("endpoint_ejections_total", dead, 1),
-                ("retries_total", upstream.url, 2),
-            ):
-                assert metric(proxy, name, upstream="up", endpoint=url) == count
-            await all_back(proxy)
-    assert len(upstream.requests) == 20
-    assert {request.body for request in upstream.requests} == {body or b""}
-    (ejected,) = [line for line in log if line["event"] == "endpoint_ejected"]
-    assert (ejected["upstream"], ejected["endpoint"], ejected["seconds"]) == ("up", dead, 60)
-
-
-async def test_an_upload_that_has_not_begun_goes_whole_to_the_next() -> None:
-    """A chunked POST too big to be held in memory, whose first endpoint refuses."""
-    body = bytes(range(256)) * 4000
-    async with unheard() as dead, open_upstream(good) as upstream:
-        async with open_proxy(config(dead, upstream.url)) as proxy:
-            client = await open_client(proxy.port)
-            await client.send("POST", "/", [("Transfer-Encoding", "chunked")], body)
-            assert (await client.answer()).status == 200
-            await client.aclose()
-            await all_back(proxy)
-    assert [request.body for request in upstream.requests] == [body]
-
-
-@pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("method", ["POST", "PATCH"])
-async def test_a_post_that_may_have_been_read_is_never_sent_twice(bad: Script, method: str) -> None:
-    """Whatever becomes of it. Each client gets its error, and the upstreams have as many requests
-    as there were clients.
-    """
-    async with open_upstream(bad) as one, open_upstream(bad) as two:
-        settings = config(
-            one.url, two.url, route=SOON, proxy="  health: {consecutive_failures: 100}"
-        )
-        async with open_proxy(settings) as proxy:
-            for body in (b"x", b"x" * 100_000) * 2:
-                assert (await fetch(proxy.port, method=method, body=body)).status in (502, 504)
-            await all_back(proxy)
-            retries = [
-                metric(proxy, "retries_total", upstream="up", endpoint=item.url)
-                for item in (one, two)
-            ]
-    assert (len(one.requests) + len(two.requests), retries) == (4, [0, 0])
-
-
-@pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
-async def test_an_idempotent_request_is_tried_at_another_endpoint(bad: Script, method: str) -> None:
-    """With its body, if it has one, for that was in memory."""
-    body = b"x" * 1000 if method == "PUT" else None
-    async with open_upstream(bad) as one, open_upstream(good) as two:
-        async with open_proxy(config(one.url, two.url, route=SOON)) as proxy:
-            assert (await fetch(proxy.port, method=method, body=body)).status == 200
-            await all_back(proxy)
-    assert [request.method for request in one.requests + two.requests] == [method] * 2
-    assert two.requests[0].body == (body or b"")
-
-
-async def test_a_streamed_body_is_not_sent_again() -> None:
-    """A PUT could be, but its body was not kept."""
-    async with open_upstream(resets) as one, open_upstream(good) as two:
-        async with open_proxy(config(one.url, two.url)) as proxy:
-            client = await open_client(proxy.port)
-            await client.send("PUT", "/", [("Transfer-Encoding", "chunked")], b"x" * 100_000)
-            assert (await client.head()).status == 502
-            await client.aclose()
-            await all_back(proxy)
-    assert (len(one.requests), len(two.requests)) == (1, 0)
+    health = "  health: {consecutive_failures: 2, eject: 60}"
+    bodies = [bytes(range(256)) * 4000, *[b"x" * 1000] * 9]
+    async with serving(log, None, good, proxy=health) as rig:
+        for body in bodies:
+            headers = CHUNKED if len(body) > 1000 else []
+            assert await rig.status(method="POST", headers=headers, body=body) == 200
+        assert await rig.states() == ["ejected", "up"]
+        assert rig.counts("endpoint_up") == [0, 1]
+        assert rig.counts("endpoint_failures_total") == [2, 0]
+        assert rig.counts("endpoint_ejections_total") == [1, 0]
+        assert rig.counts("retries_total") == [0, 2]
+        assert [request.body for request in rig.upstream.requests] == bodies
+        (ejected,) = rig.lines("endpoint_ejected")
+        assert (ejected["upstream"], ejected["endpoint"]) == ("up", rig.urls[0])
+        assert ejected["seconds"] == 60
 
 
 @pytest.mark.parametrize(
-    ("proxy_settings", "route", "attempts"),
+    "bad", [resets, closes, hangs, hangs_in_head, closes_in_head, sends_garbage]
+)
+async def test_only_an_idempotent_request_is_sent_twice(bad: Script, log: Log) -> None:
+    """Whatever becomes of a POST that may have been read: its client gets the error. A GET is tried
+    at both endpoints.
+    """
+    settings = {"route": "timeouts: {first_byte: 0.1}", "proxy": "  health: {eject: 60}"}
+    async with serving(log, bad, bad, **settings) as rig:
+        for method, body in (("POST", b"x"), ("PATCH", b"x" * 100_000), ("GET", None)):
+            assert await rig.status(method=method, body=body) in (502, 504)
+        requests = [request.method for one in rig.upstreams for request in one.requests]
+        assert sorted(requests) == ["GET", "GET", "PATCH", "POST"]
+        assert sum(count or 0 for count in rig.counts("retries_total")) == 1
+
+
+async def test_a_body_is_sent_again_if_it_is_in_memory(log: Log) -> None:
+    async with serving(log, resets, good) as rig:
+        one, two = rig.upstreams
+        assert await rig.status(method="PUT", body=b"x" * 1000) == 200
+        assert two.requests[0].body == b"x" * 1000
+        assert await rig.status(method="PUT", headers=CHUNKED, body=b"x" * 100_000) == 502
+        assert (len(one.requests), len(two.requests)) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("retry", "route", "attempts"),
     [
-        ("", "", 2),
-        ("  retry: {max_attempts: 4}", "", 4),
-        ("  retry: {max_attempts: 4}", "retry: {max_attempts: 3}", 3),
-        ("  retry: {max_attempts: 1}", "", 1),
-        ("  retry: {budget: 0}", "", 1),
-        ("  retry: {budget: 0}", "retry: {budget: 1}", 2),
+        ("{}", "", [2]),
+        ("{max_attempts: 4}", "", [4]),
+        ("{max_attempts: 4}", "retry: {max_attempts: 3}", [3]),
+        ("{max_attempts: 1}", "", [1]),
+        ("{budget: 0}", "", [1]),
+        ("{budget: 0}", "retry: {budget: 1}", [2]),
+        # Ten retries to begin with, and then a tenth of the requests: no outage is multiplied.
+        ("{max_attempts: 5, budget: 0.1}", "", [5, 5, *([3] + [1] * 6 + [2] + [1] * 9 + [2])]),
     ],
 )
-async def test_attempts_are_counted_in_all(proxy_settings: str, route: str, attempts: int) -> None:
-    """`max_attempts` holds the first one; a route may have its own; without a budget there is no
-    second.
-    """
-    async with open_upstream(resets) as upstream:
-        settings = config(
-            upstream.url,
-            route=route,
-            proxy=proxy_settings + "\n  health: {consecutive_failures: 100}",
-        )
-        async with open_proxy(settings) as proxy:
-            assert (await fetch(proxy.port)).status == 502
-            await all_back(proxy)
-    assert len(upstream.requests) == attempts
-
-
-async def test_retries_cannot_multiply_an_outage() -> None:
-    """100 requests to an upstream that fails: ten retries to begin with and a tenth of the
-    requests, not as many again.
-    """
-    async with open_upstream(resets) as upstream:
-        settings = config(
-            upstream.url,
-            proxy="  retry: {max_attempts: 5, budget: 0.1}\n  health: {consecutive_failures: 1000}",
-        )
-        async with open_proxy(settings) as proxy:
-            for _ in range(100):
-                assert (await fetch(proxy.port)).status == 502
-            await all_back(proxy)
-    assert len(upstream.requests) == 120
+async def test_attempts_are_counted_in_all(
+    retry: str, route: str, attempts: list[int], log: Log
+) -> None:
+    """`max_attempts` includes the first one. A route may have its own budget."""
+    proxy = f"  retry: {retry}\n  health: {{consecutive_failures: 1000}}"
+    async with serving(log, resets, route=route, proxy=proxy) as rig:
+        got = []
+        for _ in attempts:
+            rig.upstream.requests.clear()
+            assert await rig.status() == 502
+            got.append(len(rig.upstream.requests))
+        assert got == attempts
 
 
 async def test_total_holds_over_all_attempts(log: Log) -> None:
-    """Of many attempts that could take 0.4 s each, the one that is under way at 0.6 s is the last."""
-    async with open_upstream(hangs) as upstream:
-        settings = config(
-            upstream.url,
-            route="timeouts: {first_byte: 0.4, total: 0.6}, retry: {max_attempts: 100, budget: 1}",
-        )
-        async with open_proxy(settings) as proxy:
-            with trio.fail_after(5):
-                answer = await fetch(proxy.port)
-            assert (answer.status, kind(answer)) == (504, "total_timeout")
-            await all_back(proxy)
-    assert len(upstream.requests) <= 2
+    """Of many attempts that could take 0.2 s each, the one that is under way at 0.3 s is the last."""
+    route = "timeouts: {first_byte: 0.2, total: 0.3}, retry: {max_attempts: 100, budget: 1}"
+    async with serving(log, hangs, route=route) as rig:
+        answer = await rig.fetch()
+        assert (answer.status, kind(answer)) == (504, "total_timeout")
+        assert len(rig.upstream.requests) <= 2
 
 
-# Out and back
+# Ejection and return
 
 
 async def test_the_circuit_breaker_answers_at_once(log: Log) -> None:
-    """When every endpoint is out: 503 with the seconds until one may be back, and nothing is tried."""
-    async with open_upstream(hangs) as upstream:
-        health = "  health: {consecutive_failures: 2, eject: 30}"
-        settings = config(upstream.url, route=SOON, proxy=health)
-        async with open_proxy(settings) as proxy:
-            assert (await fetch(proxy.port, method="POST", body=b"x")).status == 504
-            assert (await fetch(proxy.port, method="POST", body=b"x")).status == 504
-            for _ in range(5):
-                answer = await fetch(proxy.port)
-                assert (answer.status, kind(answer)) == (503, "no_endpoint")
-                assert 1 <= int(answer.all("retry-after")[0]) <= 30
-            await all_back(proxy)
-            assert metric(proxy, "refused_total", route="/", reason="no_endpoint") == 5
-    assert upstream.accepted == 2
-    lines = [line for line in log if line["event"] == "exchange"][2:]
-    assert {line["outcome"] for line in lines} == {"upstream_error"}
-    assert all(
-        isinstance(line["duration"], float) and line["duration"] < 0.25 for line in lines
-    )  # first_byte is 0.3
+    """When every endpoint is out: 503 with the seconds until one may be back, and nothing is tried.
+    The log then names no endpoint, and none either for a client's mistake.
+    """
+    route, health = "timeouts: {first_byte: 0.3}", "  health: {consecutive_failures: 2, eject: 30}"
+    async with serving(log, hangs, route=route, proxy=health) as rig:
+        assert await rig.status(method="POST", headers=[("Content-Length", "999999999")]) == 413
+        assert [await rig.status(**POST) for _ in range(2)] == [504, 504]
+        for _ in range(3):
+            answer = await rig.fetch()
+            assert (answer.status, kind(answer)) == (503, "no_endpoint")
+            assert 1 <= int(answer.all("retry-after")[0]) <= 30
+        assert rig.metric("weirpool_refused_total", route="/", reason="no_endpoint") == 3
+        assert rig.upstream.accepted == 2
+        assert await rig.endpoints(6) == [None, *rig.urls * 2, None, None, None]
+        assert (await rig.outcomes(6))[3:] == ["upstream_error"] * 3
+        assert all(line["duration"] < 0.25 for line in rig.lines("exchange")[3:])
 
 
 async def test_an_endpoint_comes_back_by_a_probe(log: Log) -> None:
@@ -443,73 +321,56 @@ async def test_an_endpoint_comes_back_by_a_probe(log: Log) -> None:
     async def script(peer: Peer) -> None:
         await (good if well else resets)(peer)
 
-    async with open_upstream(script) as upstream:
-        settings = config(upstream.url, proxy="  health: {consecutive_failures: 1, eject: 0.2}")
-        async with open_proxy(settings) as proxy:
-            assert (await fetch(proxy.port, method="POST", body=b"x")).status == 502
-            assert await endpoint_states(proxy) == {upstream.url: "ejected"}
-            well = True
-            with trio.fail_after(10):
-                while (await fetch(proxy.port)).status != 200:
-                    pass
-            assert await endpoint_states(proxy) == {upstream.url: "up"}
-            await all_back(proxy)
-    assert [line["event"] for line in log if str(line["event"]).startswith("endpoint_")] == [
-        "endpoint_ejected",
-        "endpoint_back",
-    ]
+    health = "  health: {consecutive_failures: 1, eject: 0.2}"
+    async with serving(log, script, proxy=health) as rig:
+        assert await rig.status(**POST) == 502
+        assert await rig.states() == ["ejected"]
+        well = True
+        while await rig.status() != 200:
+            pass
+        assert await rig.states() == ["up"]
+        events = [line["event"] for line in log if str(line["event"]).startswith("endpoint_")]
+        assert events == ["endpoint_ejected", "endpoint_back"]
 
 
 async def test_a_client_that_leaves_is_not_the_endpoints_failure(log: Log) -> None:
-    """Before the head has come, nor is a body that turns out too large. The log has the endpoint."""
-    async with open_upstream(hangs) as upstream:
-        settings = config(
-            upstream.url,
-            proxy="  limits: {max_request_body_bytes: 100000}\n  health: {consecutive_failures: 1, eject: 60}",
-        )
-        async with open_proxy(settings) as proxy:
-            for _ in range(3):
-                upstream.requests.clear()
-                client = await open_client(proxy.port)
-                await client.send("GET", "/")
-                await until(lambda: len(upstream.requests) == 1)
-                client.reset()
-                await all_back(proxy)
-            client = await open_client(proxy.port)
-            await client.send("POST", "/", [("Transfer-Encoding", "chunked")], b"x" * 200_000)
-            assert (await client.head()).status == 413
-            await client.aclose()
-            await all_back(proxy)
-            assert await endpoint_states(proxy) == {upstream.url: "up"}
-            assert await endpoints_in(log, 4) == [upstream.url] * 4
+    """Nor is a body that turns out to be too large. The log names the endpoint."""
+    proxy = (
+        "  limits: {max_request_body_bytes: 100000}\n  health: {consecutive_failures: 1, eject: 60}"
+    )
+    async with serving(log, hangs, proxy=proxy) as rig:
+        client = await rig.client()
+        await client.send("GET", "/")
+        await until(lambda: rig.upstream.requests)
+        client.reset()
+        await rig.outcomes(1)
+        client = await rig.client()
+        await client.send("POST", "/", CHUNKED, b"x" * 200_000)
+        assert (await client.head()).status == 413
+        await client.aclose()
+        assert await rig.states() == ["up"]
+        assert await rig.endpoints(2) == rig.urls * 2
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-async def test_an_answer_is_an_answer(status: int) -> None:
+async def test_an_answer_is_an_answer(log: Log) -> None:
     """Whatever its status: the client gets it with its headers, it is not retried, and the endpoint
     stays in service.
     """
 
     async def script(peer: Peer) -> None:
         while True:
-            await peer.request()
+            status = (await peer.request()).target[1:]
             await peer.send(
-                b"HTTP/1.1 %d No\r\nRetry-After: 7\r\nContent-Length: 4\r\n\r\nbusy" % status
+                b"HTTP/1.1 " + status + b" No\r\nRetry-After: 7\r\nContent-Length: 4\r\n\r\nbusy"
             )
 
-    async with open_upstream(script) as upstream:
-        async with open_proxy(
-            config(upstream.url, proxy="  health: {consecutive_failures: 1}")
-        ) as proxy:
-            for _ in range(3):
-                answer = await fetch(proxy.port)
-                assert (answer.status, answer.body, answer.all("retry-after")) == (
-                    status,
-                    b"busy",
-                    [b"7"],
-                )
-            assert await endpoint_states(proxy) == {upstream.url: "up"}
-    assert len(upstream.requests) == 3
+    async with serving(log, script, proxy="  health: {consecutive_failures: 1}") as rig:
+        for status in (429, 500, 502, 503, 504):
+            answer = await rig.fetch(f"/{status}")
+            assert (answer.status, answer.body) == (status, b"busy")
+            assert answer.all("retry-after") == [b"7"]
+        assert await rig.states() == ["up"]
+        assert len(rig.upstream.requests) == 5
 
 
 # Sessions
@@ -517,155 +378,104 @@ async def test_an_answer_is_an_answer(status: int) -> None:
 
 def mcp(name: str) -> Script:
     """An MCP server, as far as its sessions go: it knows those that it has made, and no other."""
-    sessions: set[bytes] = set()
+    sessions: set[str] = set()
 
     async def script(peer: Peer) -> None:
         while True:
             request = await peer.request()
-            session = request.all("mcp-session-id")
+            session = b"".join(request.all("mcp-session-id")).decode()
+            length = b"\r\nContent-Length: 0\r\n\r\n"
             if not session:
-                sessions.add(f"{name}-{len(sessions)}".encode())
-                made = f"{name}-{len(sessions) - 1}".encode()
-                await peer.send(
-                    b"HTTP/1.1 200 OK\r\nMcp-Session-Id: "
-                    + made
-                    + b"\r\nContent-Length: 2\r\n\r\nok"
-                )
-            elif session[0] not in sessions:
-                await peer.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngone")
-            elif request.method == "DELETE":
-                sessions.remove(session[0])
-                await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                sessions.add(made := f"{name}-{len(sessions)}")
+                await peer.send(f"HTTP/1.1 200 OK\r\nMcp-Session-Id: {made}".encode() + length)
+            elif session not in sessions:
+                await peer.send(b"HTTP/1.1 404 Not Found" + length)
             elif request.method == "GET":
                 await peer.start_stream()
                 await peer.wait_closed()
             else:
-                await peer.send(OK)
+                if request.method == "DELETE":
+                    sessions.remove(session)
+                await peer.send(b"HTTP/1.1 200 OK" + length)
 
     return script
 
 
-async def call(proxy: Proxy, session: bytes, method: str = "POST") -> Answer:
-    headers = [("Mcp-Session-Id", session.decode())]
-    return await fetch(
-        proxy.port, "/mcp", method=method, headers=headers, body=b"{}" if method == "POST" else None
-    )
-
-
-async def test_a_session_stays_with_the_endpoint_that_made_it() -> None:
+async def test_a_session_stays_with_the_endpoint_that_made_it(log: Log) -> None:
     """However busy that is. It is forgotten when it has ended, or when the endpoint no longer knows
     it.
     """
-    async with open_upstream(mcp("a")) as one, open_upstream(mcp("b")) as two:
-        async with open_proxy(config(one.url, two.url)) as proxy:
-            sessions = [
-                (await fetch(proxy.port, "/mcp", method="POST", body=b"{}")).all("mcp-session-id")[
-                    0
-                ]
-                for _ in range(6)
-            ]
-            assert Counter(session[:1] for session in sessions) == {b"a": 3, b"b": 3}
-            session = next(item for item in sessions if item.startswith(b"a"))
-            listeners: list[Client] = []
-            for _ in range(5):
-                listeners.append(await open_client(proxy.port))
-                await listeners[-1].send("GET", "/mcp", [("Mcp-Session-Id", session.decode())])
-                assert (await listeners[-1].head()).status == 200
-            for item in sessions * 3:
-                assert (await call(proxy, item)).status == 200
-            transport = proxy.worker.routes.transports["up"]
-            assert transport.find(session) is transport.endpoints.all[0]
-            assert (await call(proxy, session, "DELETE")).status == 200
-            assert transport.find(session) is None
-            other = sessions[1] if sessions[1] != session else sessions[2]
-            transport.remember(b"b-99", transport.endpoints.all[1])
-            assert (await call(proxy, b"b-99")).status == 404
-            assert transport.find(b"b-99") is None
-            assert (await call(proxy, other)).status == 200
-            for client in listeners:
-                await client.aclose()
-            await all_back(proxy)
+    async with serving(log, mcp("a"), mcp("b")) as rig:
+        balancer = rig.proxy.worker.routes.transports["up"]
+        a, b = balancer.endpoints.all
+
+        async def ask(session: bytes, method: str = "POST") -> int:
+            headers = [("Mcp-Session-Id", session.decode())]
+            body = b"{}" if method == "POST" else None
+            return await rig.status(method=method, headers=headers, body=body)
+
+        sessions = [(await rig.fetch(**POST)).all("mcp-session-id")[0] for _ in range(6)]
+        assert Counter(session[:1] for session in sessions) == {b"a": 3, b"b": 3}
+        first, *others = sorted(sessions)
+        for _ in range(5):
+            client = await rig.client()
+            await client.send("GET", "/mcp", [("Mcp-Session-Id", first.decode())])
+            assert (await client.head()).status == 200
+        assert [await ask(session) for session in sessions * 3] == [200] * 18
+        assert balancer.find(first) is a
+        assert await ask(first, "DELETE") == 200
+        assert balancer.find(first) is None
+        balancer.remember(b"b-99", b)
+        assert await ask(b"b-99") == 404
+        assert balancer.find(b"b-99") is None
+        assert await ask(others[0]) == 200
 
 
-async def test_a_session_never_goes_to_an_endpoint_that_does_not_know_it() -> None:
-    """Not even when its own is out: it fails as it fails, and the session is still there when that
-    is back.
-    """
-    async with open_upstream(mcp("a")) as one:
-        async with unheard() as dead:
-            settings = config(dead, one.url, proxy="  health: {consecutive_failures: 1, eject: 60}")
-            async with open_proxy(settings) as proxy:
-                transport = proxy.worker.routes.transports["up"]
-                transport.remember(b"lost", transport.endpoints.all[0])
-                for _ in range(3):
-                    answer = await call(proxy, b"lost")
-                    assert (answer.status, kind(answer)) == (502, "upstream_connect_failed")
-                assert await endpoint_states(proxy) == {dead: "ejected", one.url: "up"}
-                assert transport.find(b"lost") is transport.endpoints.all[0]
-                assert (await fetch(proxy.port, method="POST", body=b"{}")).status == 200
-                await all_back(proxy)
-    assert len(one.requests) == 1
+async def test_a_session_never_goes_to_an_endpoint_that_does_not_know_it(log: Log) -> None:
+    """Not even when its own is out: the session is still there when that is back."""
+    health = "  health: {consecutive_failures: 1, eject: 60}"
+    async with serving(log, None, mcp("a"), proxy=health) as rig:
+        balancer = rig.proxy.worker.routes.transports["up"]
+        balancer.remember(b"lost", balancer.endpoints.all[0])
+        for _ in range(3):
+            answer = await rig.fetch(headers=[("Mcp-Session-Id", "lost")], **POST)
+            assert (answer.status, kind(answer)) == (502, "upstream_connect_failed")
+        assert await rig.states() == ["ejected", "up"]
+        assert balancer.find(b"lost") is balancer.endpoints.all[0]
+        assert await rig.status(**POST) == 200
+        assert len(rig.upstream.requests) == 1
 
 
-@pytest.mark.parametrize("strip", [False, True])
-async def test_a_session_of_the_old_transport_stays_where_its_stream_is(strip: bool) -> None:
+async def test_a_session_of_the_old_transport_stays_where_its_stream_is(log: Log) -> None:
     """HTTP+SSE (MCP 2024-11-05): the session is in the target that the `endpoint` event announces;
     both endpoints have paths.
     """
     posted: list[tuple[str, bytes]] = []
 
-    def old(name: str, base: bytes) -> Script:
+    def old(name: str) -> Script:
         async def script(peer: Peer) -> None:
-            while True:
-                request = await peer.request()
-                if request.method == "POST":
-                    posted.append((name, request.target))
-                    await peer.send(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
-                    continue
-                await peer.start_stream()
-                session = f"{name}-{len(peer.upstream.requests)}".encode()
-                await peer.chunk(
-                    b"event: endpoint\ndata: " + base + b"/messages?session_id=" + session + b"\n\n"
-                )
-                await peer.wait_closed()
-                return
+            while (request := await peer.request()).method == "POST":
+                posted.append((name, request.target))
+                await peer.send(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
+            await peer.start_stream()
+            target = f"/base/messages?session_id={name}-{len(peer.upstream.requests)}"
+            await peer.chunk(f"event: endpoint\ndata: {target}\n\n".encode())
+            await peer.wait_closed()
 
         return script
 
-    prefix = "/tools" if strip else ""
-    async with open_upstream(old("a", b"/one")) as one, open_upstream(old("b", b"/two")) as two:
-        settings = config(
-            one.url + "/one",
-            two.url + "/two",
-            route=f"dialect: mcp, strip_prefix: {str(strip).lower()}",
-        )
-        if strip:
-            (route,) = settings.reverse_proxy.routes
-            route = msgspec.structs.replace(route, path="/tools")
-            settings = msgspec.structs.replace(
-                settings,
-                reverse_proxy=msgspec.structs.replace(settings.reverse_proxy, routes=[route]),
-            )
-        async with open_proxy(settings) as proxy:
-            clients, targets = [], []
-            for _ in range(6):
-                clients.append(await open_client(proxy.port))
-                await clients[-1].send("GET", prefix + "/sse")
-                answer = await clients[-1].head()
-                await clients[-1].read_until(answer, b"\n\n")
-                targets.append(answer.body.split(b"data: ")[1].split(b"\n")[0].decode())
-            assert all(target.startswith(prefix + "/messages?session_id=") for target in targets)
-            for target in targets * 2:
-                assert (await fetch(proxy.port, target, method="POST", body=b"{}")).status == 202
-            assert Counter(name for name, _ in posted) == {"a": 6, "b": 6}
-            for name, upstream_target in posted:
-                base = b"/one" if name == "a" else b"/two"
-                assert upstream_target.startswith(
-                    base + b"/messages?session_id=" + name.encode() + b"-"
-                )
-            for client in clients:
-                await client.aclose()
-            await all_back(proxy)
+    async with serving(log, old("a"), old("b"), path="/base", route="dialect: mcp") as rig:
+        targets = []
+        for _ in range(6):
+            client, answer = await rig.start("/sse")
+            await client.read_until(answer, b"\n\n")
+            targets.append(answer.body.split(b"data: ")[1].split(b"\n")[0].decode())
+        assert all(target.startswith("/messages?session_id=") for target in targets)
+        for target in targets * 2:
+            assert (await rig.fetch(target, **POST)).status == 202
+        assert Counter(name for name, _ in posted) == {"a": 6, "b": 6}
+        for name, target in posted:
+            assert target.startswith(f"/base/messages?session_id={name}-".encode())
 
 
 # Limits
@@ -675,91 +485,64 @@ async def test_no_connection_is_left(log: Log) -> None:
     """`max_connections` is the upstream's, over its endpoints. A wait without success gets 503,
     Retry-After, and is counted.
     """
-    async with open_upstream(listens) as one, open_upstream(listens) as two:
-        settings = config(
-            one.url, two.url, upstream="max_connections: 2", route="timeouts: {connect: 0.2}"
-        )
-        async with open_proxy(settings) as proxy:
-            clients = [await open_client(proxy.port) for _ in range(2)]
-            for client in clients:
-                await client.send("GET", "/")
-                await client.head()
-            answer = await fetch(proxy.port)
-            assert (answer.status, kind(answer)) == (503, "upstream_connections_exhausted")
-            assert answer.all("retry-after") == [b"1"]
-            assert [line["outcome"] for line in log if line["event"] == "exchange"] == [
-                "refused"
-            ]  # by our own limit
-            reason = "upstream_connections_exhausted"
-            assert metric(proxy, "refused_total", route="/", reason=reason) == 1
-            assert await endpoint_states(proxy) == {one.url: "up", two.url: "up"}
-            for client in clients:
-                await client.aclose()
-            await all_back(proxy)
+    settings = {"upstream": "max_connections: 2", "route": "timeouts: {connect: 0.2}"}
+    async with serving(log, streams, streams, **settings) as rig:
+        for _ in range(2):
+            await rig.start()
+        answer = await rig.fetch()
+        assert (answer.status, kind(answer)) == (503, "upstream_connections_exhausted")
+        assert answer.all("retry-after") == [b"1"]
+        assert await rig.outcomes() == ["refused"]
+        labels = {"route": "/", "reason": "upstream_connections_exhausted"}
+        assert rig.metric("weirpool_refused_total", **labels) == 1
+        assert await rig.states() == ["up", "up"]
 
 
-async def test_a_client_has_so_many_streams_at_once() -> None:
+async def test_a_client_has_so_many_streams_at_once(log: Log) -> None:
     """The next gets 429, another client does not, and one that ends leaves its place. A trusted
     proxy's clients are distinguished.
     """
-    async with open_upstream(listens) as upstream:
-        settings = config(
-            upstream.url,
-            proxy="  limits: {max_streams_per_client: 2}\n  trusted_proxies: [127.0.0.1, 10.0.0.0/8]",
-        )
-        async with open_proxy(settings) as proxy:
+    proxy = "  limits: {max_streams_per_client: 2}\n  trusted_proxies: [127.0.0.1, 10.0.0.0/8]"
+    async with serving(log, streams, proxy=proxy) as rig:
 
-            async def ask(client: str | None) -> tuple[Client, Answer]:
-                connection = await open_client(proxy.port)
-                await connection.send("GET", "/", [("X-Forwarded-For", client)] if client else [])
-                return connection, await connection.head()
+        async def ask(address: str) -> tuple[Client, Answer]:
+            client = await rig.client()
+            await client.send("GET", "/", [("X-Forwarded-For", address)] if address else [])
+            return client, await client.head()
 
-            opened = [await ask("192.0.2.1") for _ in range(2)]
-            refused, answer = await ask("6.6.6.6, 192.0.2.1, 10.1.2.3")
-            answer = await refused.rest(answer)
-            assert (answer.status, kind(answer), answer.all("retry-after")) == (
-                429,
-                "too_many_client_streams",
-                [b"1"],
-            )
-            opened += [await ask("192.0.2.2"), await ask(None)]
-            assert [item.status for _, item in opened] == [200] * 4
-            await opened[0][0].aclose()
-            await until(lambda: proxy.worker.client_streams["", "192.0.2.1"] == 1)
-            opened.append(await ask("192.0.2.1"))
-            assert opened[-1][1].status == 200
-            reason = "too_many_client_streams"
-            assert metric(proxy, "refused_total", route="/", reason=reason) == 1
-            for client, _ in opened:
-                await client.aclose()
-            await refused.aclose()
-            await all_back(proxy)
-            assert proxy.worker.client_streams == {}
+        asked = [await ask("192.0.2.1") for _ in range(2)]
+        client, refused = await ask("6.6.6.6, 192.0.2.1, 10.1.2.3")
+        assert (refused.status, refused.all("retry-after")) == (429, [b"1"])
+        assert kind(await client.rest(refused)) == "too_many_client_streams"
+        asked += [await ask("192.0.2.2"), await ask("")]
+        await asked[0][0].aclose()
+        await until(lambda: rig.proxy.worker.client_streams["", "192.0.2.1"] == 1)
+        asked.append(await ask("192.0.2.1"))
+        assert [answer.status for _, answer in asked] == [200] * 5
+        labels = {"route": "/", "reason": "too_many_client_streams"}
+        assert rig.metric("weirpool_refused_total", **labels) == 1
+    assert rig.proxy.worker.client_streams == {}
 
 
-async def test_metrics_are_there_from_the_start() -> None:
+async def test_metrics_are_there_from_the_start(log: Log) -> None:
     """Each with all its labels, at 0, before any request."""
-    urls = "http://127.0.0.1:1", "http://127.0.0.1:2/base"
-    async with open_proxy(config(*urls)) as proxy:
-        for name in (
-            "endpoint_outstanding", "endpoint_failures_total", "endpoint_ejections_total",
-            "retries_total",
-        ):  # fmt: skip
-            for url in urls:
-                assert metric(proxy, name, upstream="up", endpoint=url) == 0
-        assert metric(proxy, "upstream_waiting", upstream="up") == 0
+    async with serving(log, good, good, path="/base") as rig:
+        for name in ("outstanding", "failures_total", "ejections_total"):
+            assert rig.counts(f"endpoint_{name}") == [0, 0]
+        assert rig.counts("retries_total") == [0, 0]
+        assert rig.metric("weirpool_upstream_waiting", upstream="up") == 0
         for reason in (
-            "too_many_streams", "too_many_client_streams", "upstream_connections_exhausted",
-            "no_endpoint",
-        ):  # fmt: skip
+            *("too_many_streams", "too_many_client_streams", "no_endpoint"),
+            "upstream_connections_exhausted",
+        ):
             for route in ("", "/"):
-                assert metric(proxy, "refused_total", route=route, reason=reason) == 0
+                assert rig.metric("weirpool_refused_total", route=route, reason=reason) == 0
 
 
 # Checks
 
 
-async def test_checks_find_what_no_request_has_found() -> None:
+async def test_checks_find_what_no_request_has_found(log: Log) -> None:
     """An endpoint whose check fails is out before a client meets it, and back when it succeeds.
     Checks carry what is set.
     """
@@ -768,31 +551,26 @@ async def test_checks_find_what_no_request_has_found() -> None:
     async def script(peer: Peer) -> None:
         while True:
             await peer.request()
-            await peer.send(
-                b"HTTP/1.1 %s\r\nContent-Length: 0\r\n\r\n"
-                % (b"302 Elsewhere" if well else b"500 Ill")
-            )
+            status = b"302 Elsewhere" if well else b"500 Ill"
+            await peer.send(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
 
-    async with open_upstream(script) as sick, open_upstream(good) as other:
-        settings = config(
-            f"{sick.url}/base",
-            other.url,
-            upstream="headers: {set: {Authorization: Bearer xyz}}",
-            proxy="  health: {consecutive_failures: 2, eject: 0.2, check_path: '/health?x=1', check_interval: 0.1}",
-        )
-        async with open_proxy(settings) as proxy:
-            await until_state(proxy, f"{sick.url}/base", "ejected")
-            assert (await endpoint_states(proxy))[other.url] == "up"
-            well = True
-            await until_state(proxy, f"{sick.url}/base", "up")
-    for upstream in (sick, other):
+    settings = {
+        "upstream": "headers: {set: {Authorization: Bearer xyz}}",
+        "proxy": "  health: {consecutive_failures: 2, eject: 0.1, check_path: '/health?x=1',"
+        " check_interval: 0.05}",
+    }
+    async with serving(log, script, good, path="/base", checked=True, **settings) as rig:
+        await rig.until_states("ejected", "up")
+        well = True
+        await rig.until_states("up", "up")
+    for upstream in rig.upstreams:
         request = upstream.requests[0]
         assert (request.method, request.target) == ("GET", b"/health?x=1")
         assert request.all("host") == [f"127.0.0.1:{upstream.port}".encode()]
         assert request.all("authorization") == [b"Bearer xyz"]
 
 
-async def test_a_check_that_hangs_holds_up_nothing() -> None:
+async def test_a_check_that_hangs_holds_up_nothing(log: Log) -> None:
     """Neither requests nor the end of the server, which `open_proxy` waits for."""
 
     async def script(peer: Peer) -> None:
@@ -802,21 +580,15 @@ async def test_a_check_that_hangs_holds_up_nothing() -> None:
         else:
             await peer.send(OK)
 
-    async with open_upstream(script) as upstream:
-        async with open_proxy(
-            config(upstream.url, proxy="  health: {check_path: /health, check_interval: 600}")
-        ) as proxy:
-            await until(lambda: upstream.accepted == 1)
-            assert (await fetch(proxy.port)).status == 200
-            began = trio.current_time()
-        assert trio.current_time() - began < 4
+    health = "  health: {check_path: /health, check_interval: 600}"
+    async with serving(log, script, proxy=health, checked=True) as rig:
+        await until(lambda: rig.upstream.accepted == 1)
+        assert await rig.status() == 200
+        began = trio.current_time()
+    assert trio.current_time() - began < 4
 
 
-async def test_a_check_that_gets_no_answer_in_its_interval_has_failed() -> None:
-    async with open_upstream(hangs) as upstream:
-        settings = config(
-            upstream.url,
-            proxy="  health: {consecutive_failures: 1, eject: 60, check_path: /, check_interval: 0.2}",
-        )
-        async with open_proxy(settings) as proxy:
-            await until_state(proxy, upstream.url, "ejected")
+async def test_a_check_that_gets_no_answer_in_its_interval_has_failed(log: Log) -> None:
+    health = "{consecutive_failures: 1, eject: 60, check_path: /, check_interval: 0.1}"
+    async with serving(log, hangs, proxy=f"  health: {health}", checked=True) as rig:
+        await rig.until_states("ejected")

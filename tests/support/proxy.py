@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -50,7 +51,7 @@ class Proxy:
 
 
 def config_for(
-    url: str,
+    url: str | list[str],
     *,
     route: str = "",
     proxy: str = "",
@@ -58,11 +59,12 @@ def config_for(
     interceptors: str = "",
     names: str = "",
 ) -> Config:
-    """A configuration with one route to `url`."""
+    """A configuration with one route to `url`, or to an upstream with these."""
+    urls = json.dumps([url] if isinstance(url, str) else url)
     return parse_config(
         f"""
 reverse_proxy:
-  upstreams: [{{name: up, endpoints: ["{url}"]{", " + upstream if upstream else ""}}}]
+  upstreams: [{{name: up, endpoints: {urls}{", " + upstream if upstream else ""}}}]
   routes: [{{path: /, upstream: up, interceptors: [{names}]{", " + route if route else ""}}}]
   leak_detection: paranoid
 {proxy}
