@@ -1,12 +1,11 @@
 """The official MCP client and server get the same through the proxy as without it, in every
-revision that they support.
+revision.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import trio
 from mcp.client import Client
 from mcp.shared.exceptions import MCPError
-from support.chains import CHAINS, config_of
+from support.chains import config_of
 from support.interceptors import Log
 from support.mcp_client import REVISIONS, call_with_progress, leave_call, open_mcp_client, use
 from support.mcp_server import McpServer, open_mcp_server
@@ -25,67 +24,59 @@ pytestmark = pytest.mark.filterwarnings(
     "default", "ignore::DeprecationWarning", "ignore::ResourceWarning"
 )
 
-each_protocol = pytest.mark.parametrize(
-    ("transport", "revision"),
-    [
-        *(("http", revision) for revision in [*REVISIONS, "auto"]),
-        *(("json", revision) for revision in REVISIONS[-2:]),
-        *(("sse", revision) for revision in ("2024-11-05", "2025-11-25")),
-    ],
-)
-Requests = Counter[tuple[Any, ...]]
+PROTOCOLS = [
+    *(("http", revision) for revision in [*REVISIONS, "auto"]),
+    *(("json", revision) for revision in REVISIONS[-2:]),
+    *(("sse", revision) for revision in ("2024-11-05", "2025-11-25")),
+]
+CHAINS = ["none", "built-ins"]
+ANNOUNCED = "ToolListChangedNotification"
+Run = Callable[[McpServer, Client, list[str]], Awaitable[Any]]
 
 
-@dataclass
-class Rig:
-    """One protocol, without a proxy and through one, after each chain."""
-
-    transport: str
-    revision: str
-    directory: Path
-    monkeypatch: pytest.MonkeyPatch
-    resumable: bool = False
-    dialect: str = "generic"
-    said: list[str] = field(default_factory=list)
-    """The types of what the server has sent outside of calls."""
-
-    async def see(self, run: Callable[[McpServer, Client], Awaitable[Any]]) -> tuple[Any, Requests]:
-        """What `run` gives, and the requests that the server got meanwhile: the same in every case."""
-        async with open_mcp_server(self.transport, resumable=self.resumable) as server:
-            direct = await self._run(run, server, server.url), server.requests
-        for chain in CHAINS:
-            async with open_mcp_server(self.transport, resumable=self.resumable) as server:
-                async with open_proxy(
-                    config_of(server.url, chain, self.directory, dialect=self.dialect, mcp=True)
-                ) as proxy:
-                    through = await self._run(run, server, proxy.url), server.requests
-            assert through == direct, chain
-        return direct
-
-    async def _run(
-        self, run: Callable[[McpServer, Client], Awaitable[Any]], server: McpServer, url: str
-    ) -> Any:
-        self.said.clear()
-
-        async def note(message: Any) -> None:
-            self.said.append(type(message).__name__)
-
-        sse = self.transport == "sse"
-        with trio.fail_after(30):
-            async with open_mcp_client(
-                url, self.revision, self.monkeypatch, sse=sse, on_message=note
-            ) as client:
-                result = await run(server, client)
-                while self.revision < "2026" and not any(
-                    method == "GET" for method, *_ in server.requests
-                ):
-                    await trio.sleep(0.001)  # the client asks for that stream in its own task
-                return result
+async def see(
+    run: Run,
+    transport: str,
+    revision: str,
+    directory: Path,
+    *,
+    dialect: str = "generic",
+    resumable: bool = False,
+) -> tuple[Any, Counter[tuple[Any, ...]]]:
+    """What `run` returns, and the requests that the server got: the same without a proxy and through
+    one. `run` gets the server, the client, and the types of messages outside of calls.
+    """
+    seen = []
+    for chain in (None, *CHAINS):
+        async with open_mcp_server(transport, resumable=resumable) as server:
+            if chain is None:
+                seen.append((await _run(run, server, server.url, transport, revision), server))
+                continue
+            config = config_of(server.url, chain, directory, dialect=dialect, mcp=True)
+            async with open_proxy(config) as proxy:
+                seen.append((await _run(run, server, proxy.url, transport, revision), server))
+    (direct, server), *others = seen
+    for chain, (result, other) in zip(CHAINS, others, strict=True):
+        assert (result, other.requests) == (direct, server.requests), chain
+    return direct, server.requests
 
 
-@pytest.fixture
-def rig(transport: str, revision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
-    return Rig(transport, revision, tmp_path, monkeypatch)
+async def _run(run: Run, server: McpServer, url: str, transport: str, revision: str) -> Any:
+    received: list[str] = []
+
+    async def note(message: Any) -> None:
+        received.append(type(message).__name__)
+
+    sse = transport == "sse"
+    with trio.fail_after(30), pytest.MonkeyPatch.context() as patch:
+        async with open_mcp_client(url, revision, patch, sse=sse, on_message=note) as client:
+            while listens(revision) and not any(method == "GET" for method, *_ in server.requests):
+                await trio.sleep(0.001)  # the client asks for that stream in its own task
+            return await run(server, client, received)
+
+
+def listens(revision: str) -> bool:
+    return revision < "2026"
 
 
 def text_of(result: Any) -> str:
@@ -93,49 +84,56 @@ def text_of(result: Any) -> str:
     return str(content.text)
 
 
-@each_protocol
-async def test_everything_is_the_same(rig: Rig) -> None:
-    """Handshake, lists, resources, prompts, calls with progress, errors, and what the server asks
-    of the client meanwhile.
+@pytest.mark.parametrize(("transport", "revision"), PROTOCOLS)
+async def test_everything_is_the_same(transport: str, revision: str, tmp_path: Path) -> None:
+    """Handshake, lists, resources, prompts, calls with progress, errors, what the server asks of the
+    client meanwhile, what it sends outside of calls, a call that continues on another stream, and
+    calls that the client cancels.
     """
-    seen, requests = await rig.see(lambda _, client: use(client))
+    resumable = transport == "http" and revision == "2025-11-25"
+
+    async def run(server: McpServer, client: Client, received: list[str]) -> Any:
+        seen = await use(client)
+        if listens(revision) and transport != "json":
+            await client.call_tool("announce", {})
+            while ANNOUNCED not in received:
+                await trio.sleep(0.001)
+        if resumable:
+            seen["poll"] = await call_with_progress(client, "poll", {})
+        if transport != "json" and revision != "auto":
+            for progress in (False, True):
+                with trio.fail_after(5):
+                    await leave_call(server, client, progress=progress)
+            seen["received"] = received.count(ANNOUNCED)
+            seen["after"] = text_of(await client.call_tool("add", {"a": 1, "b": 2}))
+        return seen
+
+    seen, requests = await see(run, transport, revision, tmp_path, resumable=resumable)
     assert seen["add"].structured_content == {"result": 42}
     assert seen["count"][0].structured_content == {"result": ["1", "2", "3", "4", "5"]}
-    if rig.transport != "json":
-        assert [progress[0] for progress in seen["count"][1]] == [1, 2, 3, 4, 5]
-    if rig.revision not in ("2024-11-05", "2025-03-26") and (
-        rig.transport != "json" or rig.revision == "2026-07-28"
-    ):
-        assert text_of(seen["greet"]) == "Hello, Ann"
-        assert text_of(seen["river"]) == "Rhein"
     assert seen["fail"].is_error
-    assert {request[0] for request in requests} == {
-        "auto": {"POST"},
-        "2026-07-28": {"POST"},
-    }.get(rig.revision, {"POST", "GET"} if rig.transport == "sse" else {"POST", "GET", "DELETE"})
+    assert seen.get("after", "3") == "3"
+    announced = int(listens(revision))
+    assert seen.get("received", announced) == announced
+    if transport != "json":
+        assert [progress[0] for progress in seen["count"][1]] == [1, 2, 3, 4, 5]
+    if revision > "2025-03-26" and (transport != "json" or revision == "2026-07-28"):
+        assert (text_of(seen["greet"]), text_of(seen["river"])) == ("Hello, Ann", "Rhein")
+    if resumable:
+        result, progress = seen["poll"]
+        assert (text_of(result), [done for done, _, _ in progress]) == ("polled", [1, 2, 3])
+        assert any("last-event-id" in request for request in requests)
+    modern = {"POST"} if revision in ("auto", "2026-07-28") else {"POST", "GET"}
+    ends = {"DELETE"} if len(modern) == 2 and transport != "sse" else set()
+    assert {request[0] for request in requests} == modern | ends
 
 
-@pytest.mark.parametrize(("transport", "revision"), [("http", "2025-11-25")])
-async def test_a_call_continues_when_the_server_has_closed_its_stream(rig: Rig) -> None:
-    """The server closes the call's stream; the client comes back with `Last-Event-ID`, misses
-    nothing and gets nothing twice.
-    """
-    rig.resumable = True
-    (result, progress), requests = await rig.see(
-        lambda _, client: call_with_progress(client, "poll", {})
-    )
-    assert text_of(result) == "polled"
-    assert [done for done, _, _ in progress] == [1, 2, 3]
-    assert sum(count for request, count in requests.items() if "last-event-id" in request) == 1
-
-
-@pytest.mark.parametrize(("transport", "revision"), [("http", "2026-07-28")])
-async def test_a_subscription_hears_of_changes(rig: Rig) -> None:
-    """`subscriptions/listen` of 2026-07-28: the events come while other calls continue, and leaving it
-    ends it at the server.
+async def test_a_subscription_gets_changes(tmp_path: Path) -> None:
+    """`subscriptions/listen` of 2026-07-28: the events come while other calls continue, and leaving
+    it ends it at the server.
     """
 
-    async def run(server: McpServer, client: Client) -> Any:
+    async def run(server: McpServer, client: Client, _: list[str]) -> Any:
         async with client.listen(tools_list_changed=True) as subscription:
             await client.call_tool("change", {})
             event = await anext(aiter(subscription))
@@ -143,42 +141,25 @@ async def test_a_subscription_hears_of_changes(rig: Rig) -> None:
             await trio.sleep(0.001)
         return subscription.honored, event, text_of(await client.call_tool("add", {"a": 1, "b": 2}))
 
-    (_, event, three), _ = await rig.see(run)
-    assert type(event).__name__ == "ToolsListChanged"
-    assert three == "3"
+    (_, event, three), _ = await see(run, "http", "2026-07-28", tmp_path)
+    assert (type(event).__name__, three) == ("ToolsListChanged", "3")
 
 
 @pytest.mark.parametrize(
-    ("transport", "revision"),
-    [*(("http", revision) for revision in REVISIONS[:3]), ("sse", "2024-11-05")],
-)
-async def test_what_the_server_sends_outside_of_calls_comes_once(rig: Rig) -> None:
-    """A notification of no call's arrives on the stream that the client has opened with GET."""
-
-    async def run(server: McpServer, client: Client) -> str:
-        while not any(method == "GET" for method, *_ in server.requests):
-            await trio.sleep(0.001)
-        await client.call_tool("announce", {})
-        while not rig.said:
-            await trio.sleep(0.001)
-        await client.call_tool("add", {"a": 1, "b": 2})
-        return ", ".join(rig.said)
-
-    said, _ = await rig.see(run)
-    assert said == "ToolListChangedNotification"
-
-
-@pytest.mark.parametrize("dialect", ["generic", "mcp", "abort"])
-@pytest.mark.parametrize(
-    ("transport", "revision"), [("http", "2025-11-25"), ("http", "2026-07-28")]
+    ("dialect", "revision"),
+    [
+        ("generic", "2025-11-25"),
+        ("mcp", "2025-06-18"),
+        ("mcp", "2026-07-28"),
+        ("abort", "2026-07-28"),
+    ],
 )
 async def test_a_connection_lost_within_a_call_ends_the_call(
-    rig: Rig, dialect: str, log: Log
+    dialect: str, revision: str, tmp_path: Path, log: Log
 ) -> None:
     """The client's call ends with an `MCPError`, as without the proxy, and the next one is served."""
-    rig.dialect = dialect
 
-    async def run(_: McpServer, client: Client) -> Any:
+    async def run(_: McpServer, client: Client, received: list[str]) -> Any:
         reported: list[float] = []
 
         async def note(done: float, *_: object) -> None:
@@ -189,26 +170,7 @@ async def test_a_connection_lost_within_a_call_ends_the_call(
         three = text_of(await client.call_tool("add", {"a": 1, "b": 2}))
         return type(lost.value), reported, three
 
-    seen, _ = await rig.see(run)
+    seen, _ = await see(run, "http", revision, tmp_path, dialect=dialect)
     assert seen == (MCPError, [1], "3")
-    assert [line["outcome"] for line in log if line["event"] == "exchange"].count(
-        "upstream_error"
-    ) == len(CHAINS)
-
-
-@pytest.mark.parametrize(
-    ("transport", "revision"),
-    [*(("http", revision) for revision in REVISIONS), ("sse", "2024-11-05"), ("sse", "2025-11-25")],
-)
-async def test_a_cancelled_call_is_cancelled_at_the_server(rig: Rig) -> None:
-    """Before its first byte and after it: until 2025-11-25 the client states it in a notification, from 2026-07-28 on by closing
-    the stream; no notification is made up, and the client continues."""
-
-    async def run(server: McpServer, client: Client) -> str:
-        for progress in (False, True):
-            with trio.fail_after(5):
-                await leave_call(server, client, progress=progress)
-        return text_of(await client.call_tool("add", {"a": 1, "b": 2}))
-
-    three, _ = await rig.see(run)
-    assert three == "3"
+    outcomes = [line["outcome"] for line in log if line["event"] == "exchange"]
+    assert outcomes.count("upstream_error") == len(CHAINS)
