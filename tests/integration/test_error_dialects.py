@@ -3,53 +3,50 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anthropic
+import openai
 import pytest
 import trio
+from mcp.client import Client
+from mcp.shared.exceptions import MCPError
 from support.client import fetch
 from support.proxy import Proxy, config_for, open_proxy
 from support.upstream import Peer, Script, open_upstream
 
 from interceptors.api_keys import hash_key
 
-CHAT = [
+CHUNK = (
     b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m",'
     b'"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
-]
-RESPONSE = [
-    b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","content_index":0,"delta":"hi","item_id":"i",'
-    b'"output_index":0,"sequence_number":1,"logprobs":[]}\n\n'
-]
-MESSAGE = [
-    b'event: message_start\ndata: {"type":"message_start","message":{"id":"m","type":"message","role":"assistant","content":[],'
-    b'"model":"m","stop_reason":null,"stop_sequence":null,"usage":{"input_tokens":1,"output_tokens":1}}}\n\n',
-    b'event: ping\ndata: {"type":"ping"}\n\n',
-]
+)
+DELTA = (
+    b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta",'
+    b'"content_index":0,"delta":"hi","item_id":"i","output_index":0,"sequence_number":1,'
+    b'"logprobs":[]}\n\n'
+)
+MESSAGE = (
+    b'event: message_start\ndata: {"type":"message_start","message":{"id":"m","type":"message",'
+    b'"role":"assistant","content":[],"model":"m","stop_reason":null,"stop_sequence":null,'
+    b'"usage":{"input_tokens":1,"output_tokens":1}}}\n\n'
+)
+CALL: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "?"}]}
+TOO_EARLY = "the upstream's response ended too early"
+SDKS = ["openai", "openai responses", "anthropic"]
 
 
-def breaking_after(*events: bytes) -> Script:
-    """An upstream whose connection breaks after these events."""
+def breaking_after(event: bytes) -> Script:
+    """An upstream whose connection breaks after this event."""
 
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.start_stream()
-        for event in events:
-            await peer.chunk(event)
+        await peer.chunk(event)
 
     return script
-
-
-@asynccontextmanager
-async def serving(script: Script, dialect: str, *, route: str = "") -> AsyncIterator[Proxy]:
-    async with open_upstream(script) as upstream:
-        async with open_proxy(
-            config_for(upstream.url, route=f"dialect: {dialect}{', ' + route if route else ''}")
-        ) as proxy:
-            yield proxy
 
 
 async def refuse(peer: Peer) -> None:
@@ -57,355 +54,236 @@ async def refuse(peer: Peer) -> None:
     await peer.request()
 
 
-def data_of(body: bytes) -> Any:
-    """The data of the last event."""
-    assert body.endswith(b"\n\n")
-    (line,) = [
-        line
-        for line in body.rstrip(b"\n").split(b"\n\n")[-1].split(b"\n")
-        if line.startswith(b"data: ")
+@asynccontextmanager
+async def serving(script: Script, dialect: str, **settings: str) -> AsyncIterator[Proxy]:
+    route = f"dialect: {dialect}" + settings.pop("route", "")
+    async with open_upstream(script) as upstream:
+        async with open_proxy(config_for(upstream.url, route=route, **settings)) as proxy:
+            with trio.fail_after(20):
+                yield proxy
+
+
+async def error_of(sdk: str, proxy: Proxy, *, stream: bool = False) -> tuple[Any, int]:
+    """The error that an SDK raises for a call, and how many items of a stream came before it."""
+    count, access = 0, {"api_key": "wk-nobody", "max_retries": 0}
+    call = {"model": "m", "input": "?"} if sdk == "openai responses" else CALL
+    client: Any
+    if sdk == "anthropic":
+        client = anthropic.AsyncAnthropic(base_url=proxy.url, **access)  # type: ignore[arg-type]
+        create, call = client.messages.create, CALL | {"max_tokens": 9}
+    else:
+        client = openai.AsyncOpenAI(base_url=proxy.url + "/v1", **access)  # type: ignore[arg-type]
+        create = (client.chat.completions if call is CALL else client.responses).create
+    with pytest.raises((openai.APIError, anthropic.APIError)) as caught:
+        async with client:
+            answer = await create(**call, stream=stream)
+            async for _ in answer:
+                count += 1
+    return caught.value, count
+
+
+@pytest.mark.parametrize(("sdk", "event"), list(zip(SDKS, (CHUNK, DELTA, MESSAGE), strict=True)))
+async def test_an_sdk_raises_its_error_inside_a_stream(sdk: str, event: bytes) -> None:
+    """Events before the failure are yielded; then it is not a connection error."""
+    async with serving(breaking_after(event), sdk.split()[0]) as proxy:
+        error, count = await error_of(sdk, proxy, stream=True)
+    assert count == 1
+    if sdk == "anthropic":
+        assert isinstance(error, anthropic.APIStatusError)
+        body = {"type": "error", "error": {"type": "api_error", "message": TOO_EARLY}}
+        assert error.body == body
+    else:
+        assert not isinstance(error, openai.APIConnectionError)
+        assert (error.message, error.code) == (TOO_EARLY, "upstream_truncated")
+
+
+@pytest.mark.parametrize("sdk", ["openai", "anthropic"])
+async def test_an_sdk_raises_its_status_errors(sdk: str) -> None:
+    """403 and 502 of the proxy, 401 and 429 of built-ins, with the kind or the type."""
+    raised = []
+    for script, settings, count in (
+        (refuse, {"route": ', allowed_hosts: ["a.test"]'}, 1),
+        (refuse, {}, 1),
+        (refuse, {"interceptors": f"{KEYS}, {LIMIT}", "names": "limit, keys"}, 2),
+    ):
+        async with serving(script, sdk, **settings) as proxy:
+            raised += [(await error_of(sdk, proxy, stream=bool(n)))[0] for n in range(count)]
+    module = openai if sdk == "openai" else anthropic
+    assert [type(error) for error in raised] == [
+        module.PermissionDeniedError,
+        module.InternalServerError,
+        module.AuthenticationError,
+        module.RateLimitError,
     ]
-    return json.loads(line.removeprefix(b"data: "))
+    if sdk == "openai":
+        kinds = ["host_not_allowed", "upstream_connection_lost", "invalid_api_key", "rate_limited"]
+        assert [error.code for error in raised] == kinds
+    else:
+        kinds = ["permission_error", "api_error", "authentication_error", "rate_limit_error"]
+        assert [error.body["error"]["type"] for error in raised] == kinds
+    assert "this API key is not valid" in str(raised[2])
+    assert "too many requests; try again in 60 s" in str(raised[3])
 
 
-@pytest.mark.parametrize("api", ["chat", "responses"])
-async def test_openai_raises_api_error_inside_a_stream(api: str) -> None:
-    """Events before the failure are yielded; then `APIError`, not a connection error."""
-    import openai
-
-    call: dict[str, Any] = {"model": "m", "stream": True}
-    async with serving(breaking_after(*(CHAT if api == "chat" else RESPONSE)), "openai") as proxy:
-        seen = []
-        with trio.fail_after(10), pytest.raises(openai.APIError) as caught:
-            async with openai.AsyncOpenAI(
-                base_url=proxy.url + "/v1", api_key="sk-test", max_retries=0
-            ) as client:
-                if api == "chat":
-                    message: Any = {"role": "user", "content": "?"}
-                    stream = await client.chat.completions.create(**call, messages=[message])
-                else:
-                    stream = await client.responses.create(**call, input="?")
-                async for item in stream:
-                    seen.append(item)
-    assert len(seen) == 1
-    assert not isinstance(caught.value, openai.APIConnectionError)
-    assert (caught.value.message, caught.value.code) == (
-        "the upstream's response ended too early",
-        "upstream_truncated",
-    )
+@pytest.mark.parametrize("dialect", ["generic", "abort"])
+async def test_generic_sends_an_error_event_and_abort_does_not(dialect: str) -> None:
+    async with serving(breaking_after(b"data: 1\n\n"), dialect) as proxy:
+        answer = await fetch(proxy.port, "/v1/responses")
+    body = {"error": {"type": "upstream_truncated", "message": TOO_EARLY}}
+    event = f"event: error\ndata: {json.dumps(body, separators=(',', ':'))}\n\n".encode()
+    assert answer.body == b"data: 1\n\n" + (event if dialect == "generic" else b"")
+    assert not answer.complete
 
 
-async def test_anthropic_raises_api_status_error_inside_a_stream() -> None:
-    """The `error` event becomes `APIStatusError`, with the body that the API sends."""
-    import anthropic
-
-    seen = []
-    async with serving(breaking_after(*MESSAGE), "anthropic") as proxy:
-        with trio.fail_after(10), pytest.raises(anthropic.APIStatusError) as caught:
-            async with anthropic.AsyncAnthropic(
-                base_url=proxy.url, api_key="sk-test", max_retries=0
-            ) as client:
-                async for event in await client.messages.create(
-                    model="m",
-                    max_tokens=9,
-                    messages=[{"role": "user", "content": "?"}],
-                    stream=True,
-                ):
-                    seen.append(event.type)
-    assert seen == ["message_start"]
-    assert caught.value.body == {
-        "type": "error",
-        "error": {"type": "api_error", "message": "the upstream's response ended too early"},
-    }
+# MCP
 
 
 def mcp_server(*, event_id: bytes = b"", resumed: bytes | None = None) -> Script:
     """An MCP server whose `tools/call` sends a notification, and then breaks off. `resumed`: what a
     GET with Last-Event-ID gets.
     """
+    note = b'event: message\ndata: {"jsonrpc":"2.0","method":"notifications/x"}\n\n'
+    server = {"name": "s", "version": "1"}
+    opened = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": server}
 
     async def script(peer: Peer) -> None:
         while True:
             request = await peer.request()
-            if request.method == "GET":
-                if resumed is None or not request.all("last-event-id"):
-                    await peer.send(b"HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n")
-                    continue
+            if request.method == "GET" and resumed is not None and request.all("last-event-id"):
                 await peer.start_stream()
                 await peer.chunk(resumed)
                 await peer.end()
                 continue
             message = json.loads(request.body or b"{}")
-            if "id" not in message:
-                await peer.send(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
-                continue
-            if message["method"] == "tools/call":
+            if message.get("method") == "tools/call":
                 await peer.start_stream()
-                await peer.chunk(
-                    event_id
-                    + b'event: message\ndata: {"jsonrpc":"2.0","method":"notifications/message",'
-                    b'"params":{"level":"info","data":"x"}}\n\n'
-                )
+                await peer.chunk(event_id + note)
                 return
-            result: dict[str, Any] = {"tools": []}
-            if message["method"] == "initialize":
-                server = {"name": "s", "version": "1"}
-                result = {
-                    "protocolVersion": "2025-11-25",
-                    "capabilities": {"tools": {}},
-                    "serverInfo": server,
-                }
-            body = json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}).encode()
+            status, body = b"202 Accepted", b""
+            if request.method == "GET":
+                status = b"405 Method Not Allowed"
+            elif "id" in message:
+                result = opened if message["method"] == "initialize" else {"tools": []}
+                answer = {"jsonrpc": "2.0", "id": message["id"], "result": result}
+                status, body = b"200 OK", json.dumps(answer).encode()
             await peer.send(
-                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nMcp-Session-Id: s-1\r\n"
-                b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+                b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nMcp-Session-Id: s-1\r\n"
+                b"Content-Length: %d\r\n\r\n%s" % (status, len(body), body)
             )
 
     return script
 
 
-@pytest.mark.filterwarnings("default")
+@asynccontextmanager
+async def mcp_client(script: Script, **settings: str) -> AsyncIterator[Client]:
+    async with serving(script, "mcp", **settings) as proxy:
+        async with Client(proxy.url + "/mcp", mode="legacy") as client:
+            yield client
+
+
+# The SDK leaves generators to the garbage collector.
+quiet = pytest.mark.filterwarnings(
+    "default", "ignore::DeprecationWarning", "ignore::ResourceWarning"
+)
+
+
+@quiet
 async def test_mcp_raises_its_error_for_a_call_whose_stream_breaks() -> None:
-    """The open request gets a JSON-RPC error response: `MCPError`, with the proxy's words, and at
-    once.
-    """
-    from mcp.client import Client
-    from mcp.shared.exceptions import MCPError
-
-    async with serving(mcp_server(), "mcp") as proxy:
-        with trio.fail_after(10), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            async with Client(proxy.url + "/mcp", mode="legacy") as client:
-                with pytest.raises(MCPError) as caught:
-                    await client.call_tool("add", {})
-        assert caught.value.error.code == -32000
-        assert caught.value.error.message == "the upstream's response ended too early"
-        assert caught.value.error.data == {"type": "upstream_truncated"}
+    async with mcp_client(mcp_server()) as client:
+        with pytest.raises(MCPError) as caught:
+            await client.call_tool("add", {})
+    error = caught.value.error
+    assert (error.code, error.message) == (-32000, TOO_EARLY)
+    assert error.data == {"type": "upstream_truncated"}
 
 
-@pytest.mark.filterwarnings("default")
+@quiet
 async def test_an_mcp_stream_that_can_be_resumed_is_left_to_the_client() -> None:
     """Events with ids have passed: an error response would end the call, where the client can have
     the rest by a GET.
     """
-    from mcp.client import Client
-
-    resumed = b'id: 2\nevent: message\ndata: {"jsonrpc":"2.0","id":2,"result":{"content":[{"type":"text","text":"done"}]}}\n\n'
-    async with serving(mcp_server(event_id=b"id: 1\nretry: 10\n", resumed=resumed), "mcp") as proxy:
-        with trio.fail_after(10), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            async with Client(proxy.url + "/mcp", mode="legacy") as client:
-                result = await client.call_tool("add", {})
-        assert result.content[0].text == "done"  # type: ignore[union-attr]
+    result = b'{"jsonrpc":"2.0","id":2,"result":{"content":[{"type":"text","text":"done"}]}}'
+    resumed = b"id: 2\nevent: message\ndata: " + result + b"\n\n"
+    async with mcp_client(mcp_server(event_id=b"id: 1\nretry: 10\n", resumed=resumed)) as client:
+        called = await client.call_tool("add", {})
+    assert called.content[0].text == "done"  # type: ignore[union-attr]
 
 
-def post(*messages: dict[str, Any]) -> dict[str, Any]:
-    body = json.dumps(messages[0] if len(messages) == 1 else messages).encode()
-    return {"method": "POST", "body": body, "headers": [("Content-Type", "application/json")]}
+@quiet
+async def test_the_mcp_sdk_shows_the_message_of_a_refusal() -> None:
+    """It contains the time to wait, which a model can use."""
+    limit = LIMIT.replace("burst: 1", "burst: 3")
+    async with mcp_client(mcp_server(), interceptors=limit, names="limit") as client:
+        with pytest.raises(MCPError) as caught:
+            for number in range(4):
+                await client.list_tools(cursor=str(number))
+    assert (caught.value.error.code, caught.value.error.data) == (-32000, {"type": "rate_limited"})
+    assert caught.value.error.message.startswith("too many requests; try again in ")
+
+
+NOTE = {"jsonrpc": "2.0", "method": "notifications/x"}
+RESULT = {"jsonrpc": "2.0", "id": 1, "result": {}}
+
+
+def post(body: Any, *headers: tuple[str, str]) -> dict[str, Any]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    named = list(headers or [("Content-Type", "application/json")])
+    return {"method": "POST", "body": data, "headers": named}
 
 
 def request(ident: Any) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "id": ident, "method": "tools/call", "params": {"name": "x"}}
 
 
-async def test_mcp_answers_every_open_request_and_no_other() -> None:
-    """In a batch, those that upstream has answered have their answer; each other one gets an error
-    of its own.
-    """
-    answered = b'event: message\ndata: {"jsonrpc":"2.0","id":"b","result":{}}\n\n'
-    async with serving(breaking_after(answered), "mcp") as proxy:
-        batch = post(
-            request(1), request("b"), {"jsonrpc": "2.0", "method": "notifications/x"}, request(3)
-        )
-        answer = await fetch(proxy.port, "/mcp", **batch)
-    assert not answer.complete
-    assert answer.body.startswith(answered)
-    events = answer.body.removeprefix(answered).split(b"\n\n")
-    assert [event.split(b"\n")[0] for event in events] == [
-        b"event: message",
-        b"event: message",
-        b"",
-    ]
-    said = [json.loads(event.split(b"\n")[1].removeprefix(b"data: ")) for event in events[:2]]
-    assert [(message["jsonrpc"], message["id"]) for message in said] == [("2.0", 1), ("2.0", 3)]
-    assert {message["error"]["data"]["type"] for message in said} == {"upstream_truncated"}
-
-
 @pytest.mark.parametrize(
-    "asked",
+    ("asked", "open_ids"),
     [
-        {"method": "GET"},
-        post({"jsonrpc": "2.0", "method": "notifications/x"}),
-        post({"jsonrpc": "2.0", "id": 1, "result": {}}),
-        {"method": "POST", "body": b"not JSON"},
+        (post([request(1), request("b"), NOTE, request(3)]), [1, 3]),
+        ({"method": "GET"}, []),
+        (post(NOTE), []),
+        (post(RESULT), []),
+        ({"method": "POST", "body": b"not JSON"}, []),
     ],
-    ids=["GET", "notification", "response", "not JSON"],
 )
-async def test_mcp_sends_no_error_event_without_an_open_request(asked: dict[str, Any]) -> None:
-    """Without an open request there is no message that would be an answer; the stream breaks off,
-    and that is seen.
-    """
-    event = b'event: message\ndata: {"jsonrpc":"2.0","method":"notifications/x"}\n\n'
+async def test_mcp_answers_every_open_request_and_no_other(asked: Any, open_ids: list[Any]) -> None:
+    """Without one there is no message that would be an answer; the stream breaks off."""
+    event = b'event: message\ndata: {"jsonrpc":"2.0","id":"b","result":{}}\n\n'
     async with serving(breaking_after(event), "mcp") as proxy:
         answer = await fetch(proxy.port, "/mcp", **asked)
-    assert answer.body == event
     assert not answer.complete
+    first, *others, end = answer.body.split(b"\n\n")
+    assert (first + b"\n\n", end) == (event, b"")
+    errors = [json.loads(other.removeprefix(b"event: message\ndata: ")) for other in others]
+    assert [(error["jsonrpc"], error["id"]) for error in errors] == [("2.0", n) for n in open_ids]
+    assert all(error["error"]["data"]["type"] == "upstream_truncated" for error in errors)
 
-
-@pytest.mark.parametrize("dialect", ["generic", "abort"])
-async def test_generic_sends_an_error_event_and_abort_does_not(dialect: str) -> None:
-    """generic sends its `error` event, abort sends nothing."""
-    async with serving(breaking_after(b"data: 1\n\n"), dialect) as proxy:
-        answer = await fetch(proxy.port, "/v1/responses")
-    said = b'event: error\ndata: {"error":{"type":"upstream_truncated","message":"the upstream\'s response ended too early"}}\n\n'
-    assert answer.body == b"data: 1\n\n" + (said if dialect == "generic" else b"")
-    assert not answer.complete
-
-
-async def test_the_sdks_raise_their_status_errors_for_whole_answers() -> None:
-    """403 becomes each SDK's own permission error, 502 its server error."""
-    import anthropic
-    import openai
-
-    for refused, openai_error, anthropic_error in (
-        (True, openai.PermissionDeniedError, anthropic.PermissionDeniedError),
-        (False, openai.InternalServerError, anthropic.InternalServerError),
-    ):
-        route = 'allowed_hosts: ["a.test"]' if refused else ""
-        async with serving(refuse, "openai", route=route) as proxy:
-            async with openai.AsyncOpenAI(
-                base_url=proxy.url + "/v1", api_key="sk-test", max_retries=0
-            ) as client:
-                with pytest.raises(openai_error) as caught:
-                    await client.chat.completions.create(
-                        model="m", messages=[{"role": "user", "content": "?"}]
-                    )
-        assert caught.value.code == ("host_not_allowed" if refused else "upstream_connection_lost")  # type: ignore[attr-defined]
-        async with serving(refuse, "anthropic", route=route) as proxy:
-            async with anthropic.AsyncAnthropic(
-                base_url=proxy.url, api_key="sk-test", max_retries=0
-            ) as client:
-                with pytest.raises(anthropic_error):
-                    await client.messages.create(
-                        model="m", max_tokens=9, messages=[{"role": "user", "content": "?"}]
-                    )
-
-
-# --- what built-ins answer
-# ------------------------------------------------------------------------------------------------
 
 KEYS = f'{{name: keys, use: api_keys, options: {{keys: {{ann: "{hash_key("wk-ann")}"}}}}}}'
 LIMIT = "{name: limit, use: rate_limit, options: {requests_per_minute: 1, burst: 1, by: address}}"
-LIMITED = "too many requests; try again in 60 s"
+REFUSED: list[tuple[dict[str, Any], object]] = [
+    *((post(request(ident)), ident) for ident in (0, 7, "7", "", -1, 10**30, "é\u2028", 1.5)),
+    (post(request(3), ("Content-Type", "text/plain")), 3),
+    (post(request(None)), None),
+    (post(request(True)), None),
+    (post(NOTE), None),
+    (post(RESULT), None),
+    (post(RESULT | {"method": None}), None),
+    (post(b'[{"id":"a","method":"x"},{"method":"notifications/x"}]'), "a"),
+    (post([request(1), request(2)]), None),
+    (post(b'{"jsonrpc":"2.0","id":1,"method":"x"'), None),
+    (post(b"\x1f\x8b", ("Content-Encoding", "gzip")), None),
+    (post(b""), None),
+    ({"method": "GET"}, None),
+    ({"method": "DELETE"}, None),
+]
 
 
-@asynccontextmanager
-async def refusing(dialect: str, names: str = "limit, keys") -> AsyncIterator[Proxy]:
-    """A proxy whose built-ins refuse: the first request has no key, and the second is one too many.
-    No server is asked.
-    """
-    config = config_for(
-        "http://127.0.0.1:1",
-        route=f"dialect: {dialect}",
-        interceptors=f"{KEYS}, {LIMIT}",
-        names=names,
-    )
-    async with open_proxy(config) as proxy:
-        yield proxy
-
-
-HUGE = 123456789012345678901234567890
-
-
-@pytest.mark.parametrize(
-    ("asked", "ident"),
-    [
-        *((post(request(ident)), ident) for ident in (0, 7, "7", "", -1, HUGE, "é\u2028")),
-        (post(request(1.5)), 1.5),
-        (post(request(3)) | {"headers": [("Content-Type", "text/plain")]}, 3),
-        (post(request(None)), None),
-        (post(request(True)), None),
-        (post({"jsonrpc": "2.0", "method": "notifications/x"}), None),
-        (post({"jsonrpc": "2.0", "id": 1, "result": {}}), None),
-        (post({"jsonrpc": "2.0", "id": 1, "method": None, "result": {}}), None),
-        (
-            {"method": "POST", "body": b'[{"id":"a","method":"x"},{"method":"notifications/x"}]'},
-            "a",
-        ),
-        (post(request(1), request(2)), None),
-        ({"method": "POST", "body": b'{"jsonrpc":"2.0","id":1,"method":"x"'}, None),
-        ({"method": "POST", "body": b"\x1f\x8b", "headers": [("Content-Encoding", "gzip")]}, None),
-        ({"method": "POST", "body": b""}, None),
-        ({"method": "GET"}, None),
-        ({"method": "DELETE"}, None),
-    ],
-    ids=lambda value: str(value)[:40],
-)
-async def test_what_built_ins_answer_on_mcp_has_the_requests_id(
-    asked: dict[str, Any], ident: object
-) -> None:
+async def test_what_built_ins_answer_on_mcp_has_the_requests_id() -> None:
     """Of the same type; null where there is no request, where there are several, and where the body
     cannot be read.
     """
-    async with refusing("mcp", "keys") as proxy:
-        answer = await fetch(proxy.port, "/mcp", **asked)
-    message = json.loads(answer.body)
-    assert (answer.status, type(message["id"]), message["id"]) == (401, type(ident), ident)
-
-
-async def test_sdks_raise_what_they_have_for_401_and_429() -> None:
-    """`AuthenticationError` and `RateLimitError`, with the kind or the type and the message."""
-    import anthropic
-    import openai
-
-    call: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "?"}]}
-    with trio.fail_after(20):
-        async with refusing("openai") as proxy:
-            async with openai.AsyncOpenAI(
-                base_url=proxy.url + "/v1", api_key="wk-nobody", max_retries=0
-            ) as client:
-                with pytest.raises(openai.AuthenticationError) as wrong_key:
-                    await client.chat.completions.create(**call)
-                with pytest.raises(openai.RateLimitError) as limited:
-                    await client.chat.completions.create(**call, stream=True)
-        assert (wrong_key.value.code, limited.value.code) == ("invalid_api_key", "rate_limited")
-        assert "this API key is not valid" in str(wrong_key.value)
-        assert LIMITED in str(limited.value)
-        async with refusing("anthropic") as proxy:
-            async with anthropic.AsyncAnthropic(
-                base_url=proxy.url, api_key="wk-nobody", max_retries=0
-            ) as other:
-                with pytest.raises(anthropic.AuthenticationError) as denied:
-                    await other.messages.create(**call, max_tokens=9)
-                with pytest.raises(anthropic.RateLimitError) as too_many:
-                    await other.messages.create(**call, max_tokens=9, stream=True)
-        assert denied.value.body == {
-            "type": "error",
-            "error": {"type": "authentication_error", "message": "this API key is not valid"},
-        }
-        assert too_many.value.body == {
-            "type": "error",
-            "error": {"type": "rate_limit_error", "message": LIMITED},
-        }
-
-
-@pytest.mark.filterwarnings("default")
-async def test_the_mcp_sdk_shows_the_message_of_a_refusal() -> None:
-    """The message contains the time to wait, which a model can use; "Server returned an error
-    response" would not help it.
-    """
-    from mcp.client import Client
-    from mcp.shared.exceptions import MCPError
-
-    limit = LIMIT.replace("burst: 1", "burst: 3")
-    async with open_upstream(mcp_server()) as upstream:
-        config = config_for(upstream.url, route="dialect: mcp", interceptors=limit, names="limit")
-        async with open_proxy(config) as proxy:
-            with trio.fail_after(10), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                async with Client(proxy.url + "/mcp", mode="legacy") as client:
-                    with pytest.raises(MCPError) as caught:
-                        for _ in range(4):
-                            await client.list_tools(cursor=str(_))
-    assert (caught.value.error.code, caught.value.error.data) == (-32000, {"type": "rate_limited"})
-    assert caught.value.error.message.startswith("too many requests; try again in ")
+    async with serving(refuse, "mcp", interceptors=KEYS, names="keys") as proxy:
+        for asked, ident in REFUSED:
+            answer = await fetch(proxy.port, "/mcp", **asked)
+            found = json.loads(answer.body)["id"]
+            assert (answer.status, type(found), found) == (401, type(ident), ident), asked

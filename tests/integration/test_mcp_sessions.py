@@ -283,7 +283,7 @@ async def test_a_denied_call_is_answered_on_a_stream_of_another_worker(tmp_path:
     assert Counter(method for _, method in server.calls) == {"tools/call": 42}
 
 
-@pytest.mark.filterwarnings("default", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("default", "ignore::DeprecationWarning", "ignore::ResourceWarning")
 async def test_the_official_client_continues_after_a_denied_call(tmp_path: Path) -> None:
     """Across reloads and workers, behind a prefix."""
     site, workers = Site(tmp_path), 2
