@@ -1,8 +1,5 @@
 """MCP clients from npm get the same through a Weirpool process as without it: the official
-TypeScript SDK and the AI SDK.
-
-All sessions run once, before the first test: each client, over each transport, at each place. The
-tests read what they saw.
+TypeScript SDK and the AI SDK. All sessions run once, before the first test.
 """
 
 from __future__ import annotations
@@ -19,7 +16,8 @@ import pytest
 import trio
 from support.mcp_server import McpServer, open_mcp_server
 from support.npm_clients import drive, require_packages, serve
-from support.process import WEIRPOOL, Process, port_of, running
+from support.process import Process, port_of, running
+from support.process import serve as weirpool_serve
 
 # The Python SDK leaves streams and generators to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
@@ -34,9 +32,7 @@ CLIENTS = [*OLD, *STREAMABLE]
 
 PLACES = {
     "root": ("one", ""),
-    "prefix": ("one", "/tools"),
     "four workers": ("workers", ""),
-    "two endpoints": ("two", ""),
     "two endpoints, prefix": ("two", "/tools"),
     "two endpoints, prefix, no interceptor": ("two", "/plain"),
     "TypeScript server, prefix": ("one", "/ts"),
@@ -89,22 +85,12 @@ def steps(client: str, server: str) -> list[dict[str, Any]]:
 
 def reconnecting(client: str, how: str) -> list[dict[str, Any]]:
     """The stream on which the client listens is cut, the client opens another one, and calls continue."""
+    leave = call("leave", how=how)
     if client in OLD:  # a new session, in which the server sends a welcome
-        return [
-            wait("notified", 1),
-            add(1, 2),
-            call("leave", how=how),
-            wait("notified", 2),
-            add(3, 4),
-        ]
-    missed = [
-        wait("listening", 1),
-        call("announce"),
-        wait("notified", 1),
-        call("leave", how=how),
-        wait("notified", 2),
-    ]
-    return [*missed, add(3, 4), *([call("poll")] if client == "sdk http" else [])]
+        return [wait("notified", 1), add(1, 2), leave, wait("notified", 2), add(3, 4)]
+    announced = [wait("listening", 1), call("announce"), wait("notified", 1)]
+    poll = [call("poll")] if client == "sdk http" else []
+    return [*announced, leave, wait("notified", 2), add(3, 4), *poll]
 
 
 RECONNECTING = [
@@ -122,9 +108,6 @@ NAMES = ["path", "middle of the path", "another parameter", "value only"]
 """How a server of the old transport may name a session (`serve.mjs`)."""
 
 TYPESCRIPT = [place for place in PLACES if place.startswith("TypeScript")]
-
-each_place = pytest.mark.parametrize("place", PLACES)
-each_client = pytest.mark.parametrize("client", CLIENTS)
 
 
 def server_of(place: str) -> str:
@@ -157,9 +140,7 @@ def names(client: str, place: str) -> list[str]:
 def sessions_at(base: dict[str, str]) -> Iterator[dict[str, Any]]:
     """All sessions. `base`: the URLs of the servers and of the Weirpool processes."""
 
-    def session(
-        name: str, client: str, url: str, steps: list[dict[str, Any]], path: str = "/sse"
-    ) -> dict[str, Any]:
+    def session(name: str, client: str, url: str, steps: Any, path: str = "/sse") -> dict[str, Any]:
         return {"name": name, "client": client, "url": url, "path": path, "steps": steps}
 
     for client in CLIENTS:
@@ -170,22 +151,12 @@ def sessions_at(base: dict[str, str]) -> Iterator[dict[str, Any]]:
                 yield session(name, client, base[process] + prefix, steps(client, server_of(place)))
     for place in TYPESCRIPT:
         process, prefix = PLACES[place]
+        url = base[process] + prefix
         for client, how in RECONNECTING:
-            yield session(
-                f"{client}, {how}, {place}",
-                client,
-                base[process] + prefix,
-                reconnecting(client, how),
-            )
+            yield session(f"{client}, {how}, {place}", client, url, reconnecting(client, how))
         for name in NAMES:
             path = f"/sse?name={quote(name)}"
-            yield session(
-                f"{name}, {place}",
-                "sdk sse",
-                base[process] + prefix,
-                steps("sdk sse", "TypeScript"),
-                path,
-            )
+            yield session(f"{name}, {place}", "sdk sse", url, steps("sdk sse", "TypeScript"), path)
 
 
 def configuration(python: list[McpServer], typescript: list[str], denied: list[str]) -> str:
@@ -198,16 +169,7 @@ def configuration(python: list[McpServer], typescript: list[str], denied: list[s
 async def weirpool(file: Path, text: str, workers: int = 1) -> AsyncIterator[tuple[Process, str]]:
     """A process with this configuration, and its URL."""
     file.write_text(text)
-    command = [
-        *WEIRPOOL,
-        "serve",
-        "--config",
-        str(file),
-        "--bind",
-        "127.0.0.1:0",
-        "--workers",
-        str(workers),
-    ]
+    command = weirpool_serve("--config", str(file), "--workers", str(workers))
     async with running(command) as process:
         yield process, f"http://127.0.0.1:{await port_of(process)}"
 
@@ -244,78 +206,58 @@ def sent(session: Any) -> list[tuple[str, str, int]]:
 
 
 def without_denied(steps: list[Any]) -> list[Any]:
-    """What a session must see with the policy, computed from what it sees without: the denied tool
-    is not listed, and its call is left out.
-    """
+    """The steps without the denied tool and its call."""
     tools = [tool for tool in steps[0] if tool["name"] != "fail"] if steps else []
     return [tools, *steps[1:DENIED], *steps[DENIED + 1 :]]
-
-
-@each_place
-@each_client
-def test_everything_is_the_same(seen: Seen, client: str, place: str) -> None:
-    """Tools, results, progress and notifications are the server's, and so are the paths and
-    statuses of all requests.
-    """
-    direct = seen.direct(client, place)
-    policy = "no interceptor" not in place
-    for through in seen.through(client, place):
-        assert "connect" not in through, (through["connect"], through["requests"])
-        if policy:
-            assert without_denied(through["steps"]) == without_denied(direct["steps"]), through[
-                "requests"
-            ]
-        else:
-            assert through["steps"] == direct["steps"], through["requests"]
-        if not (
-            policy and client == "ai http" and server_of(place) == "Python"
-        ):  # there, denied calls have their own status
-            assert sent(through) == sent(direct)
-
-
-@pytest.mark.parametrize("place", [place for place in PLACES if "no interceptor" not in place])
-@each_client
-def test_a_denied_call_has_its_error_and_the_session_continues(
-    seen: Seen, client: str, place: str
-) -> None:
-    """The client gets the policy's error for that call, on whichever stream it waits for it, and
-    the next call works.
-    """
-    for through in seen.through(client, place):
-        assert "connect" not in through, (through["connect"], through["requests"])
-        denied = through["steps"][DENIED]
-        if (
-            "four workers" in place
-        ):  # the error may be the server's, where another worker has the stream
-            assert "error" in denied, (denied, through["requests"])
-        else:
-            assert is_denial(denied), (denied, through["requests"])
-        assert through["steps"][DENIED + 1] == seen.direct(client, place)["steps"][DENIED + 1]
 
 
 def is_denial(step: Any) -> bool:
     """The TypeScript SDK puts the code into the message, too."""
     error = step["error"] if isinstance(step, dict) and "error" in step else {}
-    return error.get("code") == -32602 and error["message"].endswith(
-        "this tool is not allowed here"
-    )
+    message = "this tool is not allowed here"
+    return error.get("code") == -32602 and error["message"].endswith(message)
+
+
+def check_denied(session: Any, place: str) -> None:
+    """The client gets the policy's error for that call, on whichever stream it waits for it."""
+    assert "connect" not in session, (session["connect"], session["requests"])
+    denied = session["steps"][DENIED]
+    if "four workers" in place:  # it may be the server's, where another worker has the stream
+        assert "error" in denied, (denied, session["requests"])
+    else:
+        assert is_denial(denied), (denied, session["requests"])
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("client", CLIENTS)
+def test_everything_is_the_same(seen: Seen, client: str, place: str) -> None:
+    """Tools, results, progress and notifications are the server's, and so are the paths and
+    statuses of all requests. After a denied call the session continues.
+    """
+    direct = seen.direct(client, place)
+    policy = "no interceptor" not in place
+    for through in seen.through(client, place):
+        assert "connect" not in through, (through["connect"], through["requests"])
+        steps = [through["steps"], direct["steps"]]
+        if policy:
+            check_denied(through, place)
+            steps = [without_denied(each) for each in steps]
+        assert steps[0] == steps[1], through["requests"]
+        if not (policy and client == "ai http" and server_of(place) == "Python"):
+            assert sent(through) == sent(direct)  # else, denied calls have their own status
 
 
 @pytest.mark.parametrize("place", TYPESCRIPT)
-@pytest.mark.parametrize("name", NAMES)
-def test_the_server_names_a_session_as_it_likes(seen: Seen, name: str, place: str) -> None:
+def test_the_server_names_a_session_as_it_likes(seen: Seen, place: str) -> None:
     """The old transport: whatever URI the `endpoint` event has, calls reach the session, and a
     denied one gets its error.
     """
-    through, direct = seen.sessions[f"{name}, {place}"], seen.direct("sdk sse", place)
-    assert "connect" not in through, (through["connect"], through["requests"])
-    denied = through["steps"][DENIED]
-    assert is_denial(denied) or ("four workers" in place and "error" in denied), (
-        denied,
-        through["requests"],
-    )
-    assert without_denied(through["steps"]) == without_denied(direct["steps"]), through["requests"]
-    assert {status for _, _, status in sent(through)} == {202}
+    direct = seen.direct("sdk sse", place)["steps"]
+    for name in NAMES:
+        through = seen.sessions[f"{name}, {place}"]
+        check_denied(through, place)
+        assert without_denied(through["steps"]) == without_denied(direct), through["requests"]
+        assert {status for _, _, status in sent(through)} == {202}
 
 
 @pytest.mark.parametrize("place", TYPESCRIPT)
@@ -330,23 +272,22 @@ def test_a_client_reconnects_when_its_stream_is_cut(
     steps = session["steps"]
     assert "timeout" not in steps, session
     assert not [step for step in steps if isinstance(step, dict) and "error" in step], session
-    last = steps[-1]
     if client == "sdk http":
-        assert last["progress"] == [[number, None, f"– {number} 水"] for number in (1, 2, 3)]
-        last = steps[-2]
-    assert last["result"]["content"] == [{"type": "text", "text": "7"}]
-    reconnections = [
+        polled = steps.pop()
+        assert polled["progress"] == [[number, None, f"– {number} 水"] for number in (1, 2, 3)]
+    assert text_of(steps[-1]) == "7"
+    streams = [
         request
         for request in session["requests"]
-        if request["method"] == "GET" and request["status"] == 200
-    ][1:]
-    assert reconnections
+        if (request["method"], request["status"]) == ("GET", 200)
+    ]
+    assert len(streams) > 1
     if client in OLD:
-        assert reconnections[0]["version"] == "2025-11-25"
+        assert streams[1]["version"] == "2025-11-25"
     else:
-        assert all(request["last_event_id"] and request["session"] for request in reconnections), (
-            reconnections
-        )
+        for request in streams[1:]:
+            assert request["last_event_id"], streams
+            assert request["session"], streams
 
 
 async def test_sessions_continue_across_a_reload(tmp_path: Path) -> None:
@@ -361,35 +302,22 @@ async def test_sessions_continue_across_a_reload(tmp_path: Path) -> None:
         )
 
         async def reload() -> None:
-            (tmp_path / "w.yaml").write_text(
-                configuration(python, [python[0].url], ["fail", "count"])
-            )
+            text = configuration(python, [python[0].url], ["fail", "count"])
+            (tmp_path / "w.yaml").write_text(text)
             process.signal(signal.SIGHUP)
             (line,) = await process.event("reload")
             assert line["ok"] is True
 
-        steps = [
-            call("fail"),
-            add(1, 2),
-            {"op": "meet"},
-            call("count", to=3),
-            add(3, 4),
-            call("fail"),
-            add(5, 6),
-        ]
+        before, after = [call("fail"), add(1, 2)], [call("count", to=3), add(3, 4), call("fail")]
+        steps = [*before, {"op": "meet"}, *after, add(5, 6)]
         sessions = [
-            {
-                "name": f"{client} {number}",
-                "client": client,
-                "url": url,
-                "path": "/sse",
-                "steps": steps,
-            }
+            {"name": f"{client} {n}", "client": client, "url": url, "path": "/sse", "steps": steps}
             for client in CLIENTS
-            for number in range(2)
+            for n in range(2)
         ]
+        at_once = len(sessions)
         seen = await drive(
-            sessions, at_once=len(sessions), step_timeout_s=10, timeout_s=60, between=reload
+            sessions, at_once=at_once, step_timeout_s=10, timeout_s=60, between=reload
         )
     got = {
         name: ["denied" if is_denial(step) else text_of(step) for step in session["steps"]]
@@ -399,11 +327,8 @@ async def test_sessions_continue_across_a_reload(tmp_path: Path) -> None:
 
 
 def text_of(step: Any) -> str:
-    return (
-        step["result"]["content"][0]["text"]
-        if isinstance(step, dict) and "result" in step
-        else str(step)
-    )
+    has_result = isinstance(step, dict) and "result" in step
+    return str(step["result"]["content"][0]["text"] if has_result else step)
 
 
 def test_both_endpoints_have_sessions(seen: Seen) -> None:
