@@ -1,9 +1,8 @@
-"""A browser's `EventSource` through the proxy: a page gets changed events as if upstream had sent
-them.
+"""A browser's `EventSource` through the proxy: a page gets changed events as if the upstream had
+sent them.
 
-Headless Chromium loads a page that listens to one stream after the other and posts what it was
-given. It does so twice, from an upstream that sends the changed events by itself, and through the
-proxy from one whose events interceptors change: both reports, and the requests that led to them,
+Headless Chromium loads a page that listens to one stream after the other and reports what it got:
+once from an upstream that sends the changed events itself, and once through the proxy. Both reports
 must be equal.
 """
 
@@ -20,26 +19,18 @@ from typing import Any
 
 import pytest
 import trio
-from support.interceptors import Log, Serve, Way, on_event, on_event_async
+from support.interceptors import Serve, on_event, on_event_async
 from support.required import lacking
+from support.tables import words
 from support.upstream import Peer, open_upstream
 
 from interceptors import Event, EventResult, Interceptor
 
-FLAGS = [
-    *(
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-        "--disable-breakpad",
-    ),
-    *(
-        "--disable-quic",
-        "--no-proxy-server",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-    ),
-    *("--disable-default-apps", "--disable-extensions", "--password-store=basic"),
-]  # fmt: skip
+FLAGS = words("""
+    --headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-breakpad
+    --disable-quic --no-proxy-server --disable-background-networking --disable-component-update
+    --disable-sync --disable-default-apps --disable-extensions --password-store=basic
+""")
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>EventSource</title><script>
 const received = {};
@@ -160,11 +151,8 @@ def change(event: Event) -> EventResult:
 
 def add(event: Event) -> EventResult:
     """One more, with a type and an id and several lines."""
-    return (
-        [event, Event("added\nin two lines", event="extra", id="1a")]
-        if event.data == "one"
-        else event
-    )
+    added = Event("added\nin two lines", event="extra", id="1a")
+    return [event, added] if event.data == "one" else event
 
 
 async def look(event: Event) -> EventResult:
@@ -173,31 +161,30 @@ async def look(event: Event) -> EventResult:
     return event
 
 
-async def answer(
-    peer: Peer, status: str, content_type: str = "text/plain", body: bytes = b""
-) -> None:
-    head = (
-        f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    await peer.send(head.encode() + body)
+async def answer(peer: Peer, status: str, body: bytes = b"") -> None:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: text/html; charset=utf-8\r\n"
+    await peer.send(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+
+
+Stream = Callable[[bool], Sequence[bytes]]
+"""The chunks of a stream: those before its end, or those when the browser has come back."""
 
 
 class Site:
     """A page, and its streams by their names."""
 
-    def __init__(self, streams: dict[str, Callable[[bool], Sequence[bytes]]]) -> None:
+    def __init__(self, streams: dict[str, Stream]) -> None:
         self._streams = streams
-        self._visits: dict[str, list[bytes]] = {name: [] for name in streams}
+        self._visits: dict[str, list[str]] = {name: [] for name in streams}
         self._report: Any = None
         self.reported = trio.Event()
 
     @property
     def observed(self) -> dict[str, Any]:
         """What the browser reports that it received, and with which Last-Event-ID."""
-        ids = {name: [value.decode() for value in values] for name, values in self._visits.items()}
         return {
-            name: {"received": self._report[name], "last_event_ids": ids[name]}
-            for name in self._streams
+            name: {"received": self._report[name], "last_event_ids": ids}
+            for name, ids in self._visits.items()
         }
 
     async def script(self, peer: Peer) -> None:
@@ -206,15 +193,16 @@ class Site:
             path = request.target.decode()
             if path == "/":
                 page = PAGE.replace("NAMES", json.dumps(list(self._streams)))
-                await answer(peer, "200 OK", "text/html; charset=utf-8", page.encode())
+                await answer(peer, "200 OK", page.encode())
             elif path == "/report":
                 self._report = json.loads(request.body)
                 await answer(peer, "204 No Content")
                 self.reported.set()
             elif path.startswith("/events/"):
-                visits = self._visits[name := path.removeprefix("/events/")]
-                again = bool(visits)
-                visits.append(b", ".join(request.all("last-event-id")) or b"(none)")
+                name = path.removeprefix("/events/")
+                again = bool(self._visits[name])
+                ids = b", ".join(request.all("last-event-id")) or b"(none)"
+                self._visits[name].append(ids.decode())
                 await peer.start_stream(b"Cache-Control: no-store")
                 for chunk in self._streams[name](again):
                     await peer.chunk(chunk)
@@ -239,10 +227,6 @@ async def visit(browser: str, url: str, site: Site, directory: Path) -> dict[str
     return site.observed
 
 
-def framed(text: str, line_end: bytes) -> bytes:
-    return text.encode().replace(b"\n", line_end)
-
-
 def in_pieces(wire: bytes, seed: int) -> list[bytes]:
     """Cut anywhere: within characters, between CR and LF."""
     rng = random.Random(seed)
@@ -250,20 +234,21 @@ def in_pieces(wire: bytes, seed: int) -> list[bytes]:
     return [wire[first:last] for first, last in pairwise(cuts)]
 
 
-FRAMINGS = {"lf": b"\n", "crlf": b"\r\n", "cr": b"\r"}
+FRAMINGS = {
+    name + bom: (line_end, BOM if bom else b"")
+    for name, line_end in (("lf", b"\n"), ("crlf", b"\r\n"), ("cr", b"\r"))
+    for bom in ("", "-bom")
+}
 
 
 def unchanged_site(seed: int) -> Site:
-    """Streams as upstream has them, in each framing, with a BOM and without."""
+    """Streams as the upstream has them, in each framing, with a BOM and without."""
 
     def pieces(line_end: bytes, start: bytes, again: bool) -> list[bytes]:
-        return in_pieces(start + framed(AFTER if again else BEFORE, line_end), seed)
+        text = AFTER if again else BEFORE
+        return in_pieces(start + text.encode().replace(b"\n", line_end), seed)
 
-    streams: dict[str, Callable[[bool], Sequence[bytes]]] = {}
-    for name, line_end in FRAMINGS.items():
-        streams[name] = partial(pieces, line_end, b"")
-        streams[f"{name}-bom"] = partial(pieces, line_end, BOM)
-    return Site(streams)
+    return Site({name: partial(pieces, *framing) for name, framing in FRAMINGS.items()})
 
 
 def changed_site() -> Site:
@@ -272,23 +257,20 @@ def changed_site() -> Site:
     def pieces(again: bool) -> list[bytes]:
         return [(AFTER_CHANGED if again else BEFORE_CHANGED).encode()]
 
-    return Site({name + bom: pieces for name in FRAMINGS for bom in ("", "-bom")})
+    return Site(dict.fromkeys(FRAMINGS, pieces))
 
 
 @pytest.fixture
 def chromium() -> str:
     """The browser's path."""
-    found = [
-        path
-        for name in ("chromium", "chromium-browser", "google-chrome")
-        if (path := shutil.which(name))
-    ]
-    return found[0] if found else lacking("Chromium", "WEIRPOOL_REQUIRE_CHROMIUM")
+    found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+    return next(found, None) or lacking("Chromium", "WEIRPOOL_REQUIRE_CHROMIUM")
 
 
-@pytest.fixture
-def serve(log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
-    return Way().serve(log, monkeypatch)
+TYPES = words("""
+    message extra message note message renamed message message message message
+    (error) message renamed finish
+""")
 
 
 @pytest.mark.parametrize(
@@ -300,42 +282,28 @@ def serve(log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
     ids=["sync", "awaited"],
 )
 async def test_an_event_source_gets_what_interceptors_made_as_if_upstream_had_sent_it(
-    chain: list[type[Interceptor]], serve: Serve, chromium: str, tmp_path: Path
+    chain: list[type[Interceptor]], serve_once: Serve, chromium: str, tmp_path: Path
 ) -> None:
     """Types, data, ids, errors and the Last-Event-ID of its return are the same, whatever ends
     lines and wherever chunks end.
 
     Each stream ends once, and the browser comes again after the time that an interceptor has set:
-    upstream's is a minute.
+    the upstream's is a minute.
     """
     direct = changed_site()
     async with open_upstream(direct.script) as upstream:
         expected = await visit(chromium, upstream.url, direct, tmp_path / "direct")
     proxied = unchanged_site(seed=len(chain))
-    async with serve(proxied.script, *chain) as rig:
+    async with serve_once(proxied.script, *chain) as rig:
         observed = await visit(chromium, rig.proxy.url, proxied, tmp_path / "proxied")
         assert rig.failures() == []
     assert observed == expected
 
     # What both have seen is what this test is about.
     for stream in expected.values():
+        received = stream["received"]
         assert stream["last_event_ids"] == ["(none)", "ten"]
-        types = [item["type"] for item in stream["received"]]
-        assert types == [
-            *(
-                "message",
-                "extra",
-                "message",
-                "note",
-                "message",
-                "renamed",
-                "message",
-                "message",
-                "message",
-                "message",
-            ),
-            *("(error)", "message", "renamed", "finish"),
-        ]
-        assert stream["received"][1] == {"type": "extra", "data": "added\nin two lines", "id": "1a"}
-        assert stream["received"][4]["data"] == "a\u2028b\u2029c\u0085d é 😀 \\"
-        assert [item["id"] for item in stream["received"][-3:]] == ["ten", "", ""]
+        assert [item["type"] for item in received] == TYPES
+        assert received[1] == {"type": "extra", "data": "added\nin two lines", "id": "1a"}
+        assert received[4]["data"] == "a\u2028b\u2029c\u0085d é 😀 \\"
+        assert [item["id"] for item in received[-3:]] == ["ten", "", ""]
