@@ -1,10 +1,7 @@
-"""The chains of built-ins that every transcript passes, in process and from YAML. A new built-in
-goes into `_OPTIONS`.
-"""
+"""The chains of built-ins that every transcript passes. A new built-in goes into `_options`."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +10,25 @@ from interceptors.api_keys import hash_key
 from interceptors.dialects import MessageInterceptor, MessageStream, TextDelta, ToolCall
 from interceptors.loader import load_interceptor
 
-__all__ = ["CHAINS", "CHANGING", "EXACT", "HOLDING", "Policy", "Watch", "entries", "load_chain"]
+__all__ = ["CHAINS", "HOLDING", "NOWHERE", "Policy", "Watch", "entries", "load_chain"]
 
-_NOWHERE = "☃nowhere [0-9]{20}"  # no transcript has a beginning of it, which `redact` would hold
+NOWHERE = "☃nowhere [0-9]{20}"  # no transcript has a beginning of it, which `redact` would hold
 
+_FRONT = ["api_keys", "rate_limit", "audit"]
 CHAINS: dict[str, list[str]] = {
     "none": [],
-    "front": ["api_keys", "rate_limit"],
-    "usage": ["usage"],
-    "audit": ["audit"],
-    "record": ["record"],
-    "watch": ["watch"],
-    "redact": ["redact"],
-    "guard": ["guard"],
-    "policy": ["policy"],
-    "all": ["api_keys", "rate_limit", "audit", "usage", "redact", "guard", "watch", "record"],
-    "redact-secret": ["redact_secret"],
-    "guard-secret": ["guard_secret"],
-    "all-secret": [
-        "api_keys",
-        "rate_limit",
-        "audit",
-        "redact_secret",
-        "guard_secret",
-        "policy",
-        "usage",
-        "record",
-    ],
+    "held": [*_FRONT, "usage", "redact", "guard", "watch", "record"],
+    "unheld": [*_FRONT, "usage", "guard", "watch"],
+    "policy": [*_FRONT, "policy"],
+    "redact-secret": [*_FRONT, "redact_secret", "guard_secret", "policy", "usage", "record"],
+    "guard-secret": [*_FRONT, "guard_secret"],
 }
-CHANGING = ("redact-secret", "guard-secret", "all-secret")
-"""Those that look for the secret. Behind `redact`, `guard` must find nothing."""
-HOLDING = {"redact", "policy"}
-"""The interceptors that hold tool calls until they are complete, and give them on in one piece."""
-EXACT = [name for name in CHAINS if name not in CHANGING and name != "policy"]
-"""Chains that keep every byte, except the pieces of held calls."""
+HOLDING = ("held", "policy")
+"""Chains that hold tool calls until they are complete, and pass each on in one piece."""
 
 
 class Watch(MessageInterceptor):
-    """Keeps what hooks are shown, and changes nothing."""
+    """Notes what hooks are shown, and changes nothing."""
 
     def open_messages(self, context: StreamContext) -> MessageStream:
         return _WatchStream(context)
@@ -80,52 +58,41 @@ class _PolicyStream(_WatchStream):
     holds_tool_calls = True
 
 
+def _options(directory: Path, secret: str, keys: dict[str, str]) -> dict[str, tuple[str, Any]]:
+    """The class and the options of each interceptor."""
+    hashed = {name: hash_key(key) for name, key in keys.items()}
+    return {
+        "api_keys": ("api_keys:ApiKeys", {"keys": hashed, "upstream": "Bearer theirs"}),
+        "rate_limit": ("rate_limit:RateLimit", {"requests_per_minute": 10**6, "burst": 10**6}),
+        "usage": ("usage:Usage", {"max_clients": 10_000}),
+        "audit": ("audit:Audit", {"path": str(directory / "audit.jsonl"), "events": "data"}),
+        "record": ("record:Record", {"directory": str(directory / "tapes")}),
+        "redact": ("redact:Redact", {"patterns": [NOWHERE]}),
+        "redact_secret": ("redact:Redact", {"patterns": [secret]}),
+        "guard": ("guard:Guard", {"patterns": [NOWHERE]}),
+        "guard_secret": ("guard:Guard", {"patterns": [secret]}),
+        "watch": (f"{__name__}:Watch", {}),
+        "policy": (f"{__name__}:Policy", {}),
+    }
+
+
 def entries(directory: Path, secret: str, keys: dict[str, str]) -> dict[str, dict[str, Any]]:
     """The configuration of each interceptor. `secret` is a pattern; `keys` has each client's key."""
-    here = f"{Path(__file__)}:"
-    options: dict[str, tuple[str, dict[str, Any]]] = {
-        "api_keys": (
-            "api_keys",
-            {
-                "keys": {name: hash_key(key) for name, key in keys.items()},
-                "upstream": "Bearer theirs",
-            },
-        ),
-        "rate_limit": ("rate_limit", {"requests_per_minute": 1_000_000, "burst": 1_000_000}),
-        "usage": ("usage", {"max_clients": 10_000}),
-        "audit": ("audit", {"path": str(directory / "audit.jsonl"), "events": "data"}),
-        "record": ("record", {"directory": str(directory / "tapes")}),
-        "redact": ("redact", {"patterns": [_NOWHERE]}),
-        "redact_secret": ("redact", {"patterns": [secret]}),
-        "guard": ("guard", {"patterns": [_NOWHERE]}),
-        "guard_secret": ("guard", {"patterns": [secret]}),
-        "watch": (f"{here}Watch", {}),
-        "policy": (f"{here}Policy", {}),
-    }
     return {
-        name: {"name": name, "use": use, "options": given} for name, (use, given) in options.items()
+        # By its module: to look up an entry point takes longer than the rest of a run.
+        name: {"name": name, "use": _path(use), "options": options}
+        for name, (use, options) in _options(directory, secret, keys).items()
     }
 
 
-def load_chain(chain: str, directory: Path, secret: str | None, key: str) -> list[Interceptor]:
+def _path(use: str) -> str:
+    return use if use.startswith(__name__) else f"interceptors.{use}"
+
+
+def load_chain(chain: str, directory: Path, secret: str, keys: dict[str, str]) -> list[Interceptor]:
     """New interceptors, as a configuration makes them."""
-    configured = entries(
-        directory / chain, re.escape(secret) if secret is not None else _NOWHERE, {"ann": key}
-    )
-    return [load_interceptor(_CLASSES[name], configured[name]["options"]) for name in CHAINS[chain]]
-
-
-_CLASSES = {
-    "api_keys": "interceptors.api_keys:ApiKeys",
-    "rate_limit": "interceptors.rate_limit:RateLimit",
-    "usage": "interceptors.usage:Usage",
-    "audit": "interceptors.audit:Audit",
-    "record": "interceptors.record:Record",
-    "redact": "interceptors.redact:Redact",
-    "redact_secret": "interceptors.redact:Redact",
-    "guard": "interceptors.guard:Guard",
-    "guard_secret": "interceptors.guard:Guard",
-    "watch": f"{__name__}:Watch",
-    "policy": f"{__name__}:Policy",
-}
-"""By their modules: to look up entry points takes longer than all the rest of a run."""
+    configured = entries(directory, secret, keys)
+    return [
+        load_interceptor(configured[name]["use"], configured[name]["options"])
+        for name in CHAINS[chain]
+    ]

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 
 import yaml
 
-__all__ = ["Case", "Expected", "chunkings", "data_of", "load_cases", "normalised"]
+__all__ = ["Case", "Expected", "data_of", "events_of", "load_cases", "normalised", "pieces_of"]
 
 _SSE_START = re.compile(r"(?:\ufeff)?\s*(?::|(?:data|event|id|retry):)")
 _NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
@@ -66,26 +66,17 @@ class Case:
     """The secret is in the answer itself, although not in `expect`."""
 
     def __post_init__(self) -> None:
-        assert _NAME.fullmatch(self.name), (
-            f"{self.id}: name must be words of [a-z0-9], joined by hyphens"
-        )
+        assert _NAME.fullmatch(self.name), f"{self.id}: name must be like text-streamed"
         assert self.path.startswith("/"), f"{self.id}: path must start with '/'"
         if self.secret is None:
             return
         assert _SECRET.fullmatch(self.secret), (
             f"{self.id}: secret must consist of letters, digits, '-' and spaces"
         )
-        told = [
-            self.expect.text,
-            self.expect.thinking,
-            self.expect.refusal,
-            json.dumps(self.expect.tool_calls),
-        ]
-        assert self.secret in self.body or any(self.secret in text for text in told), (
-            f"{self.id}: the secret is nowhere"
-        )
+        in_answer = any(self.secret in text for text in self.told)
+        assert in_answer or self.secret in self.body, f"{self.id}: the secret is nowhere"
         repeats = self.api == "responses" or '"message":' in self.body  # which then has it whole
-        if self.is_sse and not repeats and any(self.secret in text for text in told):
+        if self.is_sse and not repeats and in_answer:
             assert self.secret not in self.body, (
                 f"{self.id}: the secret is in one event, it must be cut over several"
             )
@@ -126,30 +117,31 @@ class Case:
         return self.expect.failed or self.expect.error is not None or self.status >= 400
 
     @property
+    def told(self) -> list[str]:
+        """Texts of the model's answer."""
+        expect = self.expect
+        return [expect.text, expect.thinking, expect.refusal, json.dumps(expect.tool_calls)]
+
+    @property
     def secret_is_in_answer(self) -> bool:
         """Whether it is in the model's answer, and not only in an error: `guard` then ends the
         answer with a filter's reason.
         """
-        expect = self.expect
-        told = [expect.text, expect.thinking, expect.refusal, json.dumps(expect.tool_calls)]
-        return self.guard == "stops" or (
-            self.secret is not None and any(self.secret in text for text in told)
-        )
+        return self.guard == "stops" or any((self.secret or "\0") in text for text in self.told)
 
 
-def load_cases() -> list[Case]:
-    """The cases of every file beside this one."""
+def load_cases(*providers: str) -> list[Case]:
+    """The cases of these providers, or of all."""
     cases: list[Case] = []
-    for file in sorted(Path(__file__).parent.glob("*.yaml")):
-        content = yaml.load(file.read_text(), Loader=_Loader)
-        assert content["provider"] == file.stem, f"{file.name}: provider must be the file's name"
-        assert content.get("sources"), f"{file.name}: sources are missing"
+    for name in providers or sorted(file.stem for file in Path(__file__).parent.glob("*.yaml")):
+        content = yaml.load((Path(__file__).parent / f"{name}.yaml").read_text(), Loader=_Loader)
+        assert content["provider"] == name, f"{name}.yaml: provider must be the file's name"
+        assert content.get("sources"), f"{name}.yaml: sources are missing"
         for fields in content["cases"]:
             expect = Expected(**fields.pop("expect"))
-            cases.append(Case(provider=file.stem, expect=expect, **fields))
+            cases.append(Case(provider=name, expect=expect, **fields))
     ids = [case.id for case in cases]
-    twice = {name for name in ids if ids.count(name) > 1}
-    assert not twice, f"cases with one name: {twice}"
+    assert len(set(ids)) == len(ids), "cases with one name"
     return cases
 
 
@@ -162,17 +154,17 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     }
 
 
-def chunkings(data: bytes, seed: str, *, largest: int) -> dict[str, list[bytes]]:
-    """Ways in which a stream may arrive: whole, event by event, in pieces of up to `largest` bytes."""
-    random = Random(seed)
-    cuts = [0]
+def events_of(data: bytes) -> list[bytes]:
+    """The events of a stream, as they are written."""
+    return re.findall(rb"(?s).+?(?:\r?\n\r?\n|\Z)", data)
+
+
+def pieces_of(data: bytes, largest: int) -> list[bytes]:
+    """The stream in pieces of up to so many bytes."""
+    random, cuts = Random(len(data)), [0]
     while cuts[-1] < len(data):
         cuts.append(min(len(data), cuts[-1] + random.randint(1, largest)))
-    return {
-        "whole": [data],
-        "events": re.findall(rb"(?s).+?(?:\r?\n\r?\n|\Z)", data),
-        f"pieces of {largest}": [data[first:last] for first, last in pairwise(cuts)],
-    }
+    return [data[first:last] for first, last in pairwise(cuts)]
 
 
 def normalised(data: bytes) -> bytes:

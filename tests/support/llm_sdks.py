@@ -1,5 +1,4 @@
-"""The official LLM SDKs as a test uses them: what one observes of a list of calls, and the ways to
-leave one.
+"""The official LLM SDKs as a test uses them: what a caller gets, and the ways to leave an answer.
 
 An SDK runs in one of three ways: `sync` in a thread, `trio` in this loop, `asyncio` in a loop of
 its own in a thread.
@@ -29,9 +28,7 @@ WAYS = ["sync", "trio", "asyncio"]
 HEADERS = {"openai": "authorization", "anthropic": "x-api-key"}
 """Where each SDK sends its key."""
 
-_TLS = (
-    ssl.create_default_context()
-)  # never used, and what making a client would take most of its time for
+_TLS = ssl.create_default_context()  # unused; to make one takes most of the time of a client
 
 _PASSED = (
     "retry-after",
@@ -40,6 +37,11 @@ _PASSED = (
     "x-ratelimit-reset-requests",
     "anthropic-ratelimit-requests-reset",
 )
+_FINAL = {
+    "chat.completions.stream": "get_final_completion",
+    "responses.stream": "get_final_response",
+    "messages.stream": "get_final_message",
+}
 
 
 @dataclass(frozen=True)
@@ -60,25 +62,15 @@ class Call:
         return "anthropic" if self.method.startswith("messages") else "openai"
 
     def arguments(self) -> dict[str, Any]:
-        arguments: dict[str, Any] = {"model": self.model}
+        given: dict[str, Any] = {"model": self.model}
         if self.stream:
-            arguments["stream"] = True
-        if self.method.startswith("responses"):
-            return arguments | {"input": "What is a weir?"}
+            given["stream"] = True
         if self.provider == "anthropic":
-            arguments["max_tokens"] = 1000
-        return arguments | {"messages": [{"role": "user", "content": "What is a weir?"}]}
-
-    @property
-    def final(self) -> str | None:
-        """What a helper for streams makes of everything."""
-        if not self.method.endswith(".stream"):
-            return None
-        return {
-            "chat": "get_final_completion",
-            "responses": "get_final_response",
-            "messages": "get_final_message",
-        }[self.method.partition(".")[0]]
+            given["max_tokens"] = 1000
+        question = "What is a weir?"
+        if self.method.startswith("responses"):
+            return given | {"input": question}
+        return given | {"messages": [{"role": "user", "content": question}]}
 
 
 @dataclass
@@ -93,86 +85,29 @@ class Seen:
         """To be compared: everything but what differs from run to run."""
         return {"items": self.items, "request_id": self.request_id, "error": _describe(self.error)}
 
-    def result(self) -> dict[str, Any]:
-        """As `plain`, but however the texts and the arguments were cut: joined, block by block, and
-        what came with them once.
-        """
-        texts: dict[str, str] = {}
-        others = set()
-        for item in self.items:
-            blank = _take_texts(item, texts)
-            others.add(repr(blank))
-        return {**self.plain(), "items": (texts, others)}
-
-
-_CUT = (
-    "content",
-    "reasoning_content",
-    "refusal",
-    "arguments",
-    "arguments_delta",
-    "text",
-    "thinking",
-    "partial_json",
-    "delta",
-)
-# An event's number, what has come so far, and what belongs to the cut: there are as many as there
-# are pieces.
-_OF_THE_CUT = ("sequence_number", "snapshot", "parsed_arguments", "obfuscation", "logprobs")
-_PLACES = ("type", "index", "output_index", "content_index", "summary_index")
-
-
-def _take_texts(tree: Any, texts: dict[str, str], place: str = "") -> Any:
-    """A message without what a stream may cut anywhere, which goes to `texts`, and without what is
-    null.
-    """
-    if isinstance(tree, list):
-        return [_take_texts(item, texts, place) for item in tree]
-    if not isinstance(tree, dict):
-        return tree
-    place += "/" + ",".join(f"{name}={tree[name]}" for name in _PLACES if name in tree)
-    left = {}
-    for name, value in tree.items():
-        if (
-            value is None
-            or name in _OF_THE_CUT
-            or (name == "arguments" and "arguments_delta" in tree)
-        ):
-            continue
-        if name in _CUT and isinstance(value, str):
-            texts[f"{place}.{name}"] = texts.get(f"{place}.{name}", "") + value
-        else:
-            left[name] = _take_texts(value, texts, f"{place}.{name}")
-    return left
-
 
 def _describe(error: Exception | None) -> Any:
     if error is None:
         return None
-    found: dict[str, Any] = {
-        "type": f"{type(error).__module__}.{type(error).__qualname__}",
-        "text": str(error),
-    }
+    found: dict[str, Any] = {"type": type(error), "text": str(error)}
     for name in ("status_code", "code", "param", "type", "body", "request_id"):
-        if hasattr(error, name):
-            found[f".{name}"] = getattr(error, name)
+        found[f".{name}"] = getattr(error, name, None)
     if isinstance(error, openai.APIStatusError | anthropic.APIStatusError):
-        found["headers"] = {
-            name: error.response.headers[name] for name in _PASSED if name in error.response.headers
-        }
+        found["headers"] = {name: error.response.headers.get(name) for name in _PASSED}
     return found
 
 
 def _client_of(provider: str, url: str, *, is_async: bool, **settings: Any) -> Any:
     """The SDK's client for this address."""
     module: Any = openai if provider == "openai" else anthropic
-    http_class = module.DefaultAsyncHttpxClient if is_async else module.DefaultHttpxClient
-    client_class = getattr(
-        module, ("Async" if is_async else "") + ("OpenAI" if provider == "openai" else "Anthropic")
-    )
-    base_url = url + "/v1" if provider == "openai" else url
+    prefix = "Async" if is_async else ""
+    http_class = getattr(module, f"Default{prefix}HttpxClient")
+    client_class = getattr(module, prefix + ("OpenAI" if provider == "openai" else "Anthropic"))
     return client_class(
-        base_url=base_url, api_key=KEY, http_client=http_class(verify=_TLS), **settings
+        base_url=url + "/v1" if provider == "openai" else url,
+        api_key=KEY,
+        http_client=http_class(verify=_TLS),
+        **settings,
     )
 
 
@@ -190,63 +125,59 @@ async def _run_in(way: str, run: Callable[[], Any], run_async: Callable[[], Awai
 
 
 async def observe(way: str, url: str, calls: list[Call], **settings: Any) -> dict[str, Seen]:
-    """Make the calls one after the other, on one client, and return the result of each. All are of one
-    provider.
+    """Make the calls one after the other, on one client, and return the result of each. All are of
+    one provider.
     """
     provider = calls[0].provider
+    found = {call.name: Seen() for call in calls}
 
-    def run() -> dict[str, Seen]:
+    def run() -> None:
         with _client_of(provider, url, is_async=False, **settings) as client:
-            return {call.name: _observe_sync(client, call) for call in calls}
+            for call in calls:
+                _observe(client, call, found[call.name])
 
-    async def run_async() -> dict[str, Seen]:
+    async def run_async() -> None:
         async with _client_of(provider, url, is_async=True, **settings) as client:
-            return {call.name: await _observe_async(client, call) for call in calls}
+            for call in calls:
+                await _observe_async(client, call, found[call.name])
 
-    seen: dict[str, Seen] = await _run_in(way, run, run_async)
-    return seen
-
-
-def _observe_sync(client: Any, call: Call) -> Seen:
-    seen = Seen()
-    try:
-        result = attrgetter(call.method)(client)(**call.arguments())
-        if call.final is not None:
-            with result as stream:
-                for event in stream:
-                    seen.items.append(event.to_dict())
-                seen.items.append(getattr(stream, call.final)().to_dict())
-        elif call.stream:
-            for chunk in result:
-                seen.items.append(chunk.to_dict())
-        else:
-            seen.items.append(result.to_dict())
-            seen.request_id = result._request_id
-    except Exception as error:
-        seen.error = error
-    return seen
+    await _run_in(way, run, run_async)
+    return found
 
 
-async def _observe_async(client: Any, call: Call) -> Seen:
-    seen = Seen()
+def _observe(client: Any, call: Call, seen: Seen) -> None:
     try:
         made = attrgetter(call.method)(client)(**call.arguments())
-        if call.final is not None:
-            async with made as stream:
-                async for event in stream:
-                    seen.items.append(event.to_dict())
-                seen.items.append((await getattr(stream, call.final)()).to_dict())
-            return seen
-        result = await made
-        if call.stream:
-            async for chunk in result:
+        if call.method in _FINAL:
+            with made as stream:
+                seen.items += [event.to_dict() for event in stream]
+                seen.items.append(getattr(stream, _FINAL[call.method])().to_dict())
+        elif call.stream:
+            for chunk in made:
                 seen.items.append(chunk.to_dict())
         else:
-            seen.items.append(result.to_dict())
-            seen.request_id = result._request_id
+            seen.items.append(made.to_dict())
+            seen.request_id = made._request_id
     except Exception as error:
         seen.error = error
-    return seen
+
+
+async def _observe_async(client: Any, call: Call, seen: Seen) -> None:
+    try:
+        made = attrgetter(call.method)(client)(**call.arguments())
+        if call.method in _FINAL:
+            async with made as stream:
+                seen.items += [event.to_dict() async for event in stream]
+                seen.items.append((await getattr(stream, _FINAL[call.method])()).to_dict())
+        elif call.stream:
+            async for chunk in await made:
+                seen.items.append(chunk.to_dict())
+        else:
+            message = await made
+            seen.items.append(message.to_dict())
+            seen.request_id = message._request_id
+    except Exception as error:
+        seen.error = error
 
 
 @dataclass(frozen=True)
@@ -282,10 +213,7 @@ LEAVES = [
 
 async def leave(leaving: Leave, provider: str, url: str, is_waiting: Callable[[], bool]) -> float:
     """Ask for an answer and leave it as soon as `is_waiting` reports that the upstream waits.
-    Returns that time, by `time.perf_counter`.
-
-    A client's `timeout` has no such moment: the time is then that of its error, when everything is
-    over.
+    Returns that time, by `time.perf_counter`; of a `timeout` the time of its error.
     """
     method = "messages.create" if provider == "anthropic" else "chat.completions.create"
     arguments = Call(method, leaving.model, stream=leaving.stage != "body").arguments()
@@ -321,6 +249,11 @@ async def _leave_async(
 ) -> float:
     is_there = anyio.Event()  # the client has got as far as it will
 
+    async def all_wait() -> None:
+        await is_there.wait()
+        while not is_waiting():
+            await anyio.sleep(0.001)
+
     async def ask() -> None:
         if leaving.stage in ("head", "body"):
             is_there.set()
@@ -329,11 +262,6 @@ async def _leave_async(
             is_there.set()
         async for _ in stream:
             is_there.set()
-
-    async def all_wait() -> None:
-        await is_there.wait()
-        while not is_waiting():
-            await anyio.sleep(0.001)
 
     if leaving.how == "cancel":
         async with anyio.create_task_group() as group:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from interceptors import StreamContext
+from interceptors import Interceptor, StreamContext
 from interceptors.dialects import (
     Finish,
     MessageInterceptor,
@@ -84,3 +84,32 @@ class Made(MessageInterceptor):
 
     def open_messages(self, context: StreamContext) -> MessageStream:
         return self.stream()
+
+
+def _keep(stream: Any, delta: Any) -> None:
+    stream.kept = getattr(stream, "kept", {})
+    stream.kept[delta.block] = stream.kept.get(delta.block, "") + delta.text
+    delta.drop()
+
+
+def _release(stream: Any, end: Any) -> None:
+    end.add(getattr(stream, "kept", {}).pop(end.block, ""))
+
+
+CHANGES: dict[str, Callable[[], Interceptor]] = {
+    "upper": lambda: Made(
+        on_text_delta=lambda _, delta: setattr(delta, "text", delta.text.upper())
+    ),
+    "drop": lambda: Made(on_text_delta=lambda _, delta: delta.drop()),
+    "late": lambda: Made(on_text_delta=_keep, on_text_end=_release),
+    "calls": lambda: Made(
+        on_tool_call=lambda _, call: setattr(call, "arguments", '{"b":2}'), holds_tool_calls=True
+    ),
+    "finish": lambda: Made(on_text_delta=lambda stream, _: stream.finish(text="!")),
+    "finish at the end": lambda: Made(on_text_end=lambda stream, _: stream.finish(text="!")),
+    "finish at a call": lambda: Made(
+        on_tool_call=lambda stream, _: stream.finish(), holds_tool_calls=True
+    ),
+    "finish at arguments": lambda: Made(on_tool_call_delta=lambda stream, _: stream.finish()),
+}
+"""An interceptor for each kind of change."""
