@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from itertools import permutations
 from typing import Any
 
-import httpx2
 import pytest
+from providers import sdks
 from structlog.testing import capture_logs
+from support.llm_events import event
 from unit.interceptors.dialects.recorder import Made
 from unit.interceptors.dialects.transcripts import (
     ANTHROPIC,
@@ -44,12 +44,10 @@ from interceptors import Interceptor
 from interceptors.dialects import MessageStream, ToolCall
 from interceptors.testing import ChainResult, run_chain, run_json
 
-openai = pytest.importorskip("openai")
-anthropic = pytest.importorskip("anthropic")
-
-Result = tuple[str, list[tuple[str, str]], str]
+Result = tuple[str, list[tuple[str, Any]], str]
 """What an SDK makes of an answer: its text, its calls (names and arguments), and why it ended."""
 
+APIS = {CHAT: "chat", RESPONSES: "responses", ANTHROPIC: "messages"}
 REASONS = {CHAT: "stop", RESPONSES: "completed", ANTHROPIC: "end_turn"}
 SECRET = '{"secret": 1}'
 CHAT_END = [delta("tool_calls"), "[DONE]"]
@@ -123,55 +121,27 @@ def body_of(path: str, names: list[str]) -> bytes:
 
 
 def expected(path: str, names: list[str]) -> Result:
-    text, calls = "Well.", []
+    text, calls = "Well.", []  # type: ignore[var-annotated]
     for name in names:
         if name.startswith("refuse"):
             text += f"[{name} is not allowed]"
         elif name.startswith("change"):
-            calls.append((name, '{"changed": true}'))
+            calls.append((name, {"changed": True}))
         elif not name.startswith("drop"):
-            calls.append((name, SECRET))
+            calls.append((name, {"secret": 1}))
     with_calls = {CHAT: "tool_calls", ANTHROPIC: "tool_use", RESPONSES: "completed"}
     reason = (with_calls if calls else REASONS)[path]
     return text + ("" if path == CHAT else "Bye."), calls, reason
 
 
 def read(path: str, content: bytes, *, streamed: bool) -> Result:
-    """What the official SDK makes of it, streams with its helper that accumulates."""
-    headers = {"content-type": "text/event-stream" if streamed else "application/json"}
-    answer = httpx2.Response(200, headers=headers, content=content)
-    http = httpx2.Client(transport=httpx2.MockTransport(lambda _: answer))
-    made: Any
-    question: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "?"}]}
-    if path == ANTHROPIC:
-        api = anthropic.Anthropic(api_key="x", http_client=http, base_url="http://test").messages
-        if streamed:
-            with api.stream(**question, max_tokens=9) as stream:
-                made = stream.get_final_message()
-        else:
-            made = api.create(**question, max_tokens=9)
-        text = "".join(block.text for block in made.content if block.type == "text")
-        blocks = [block for block in made.content if block.type == "tool_use"]
-        calls = [(block.name, json.dumps(block.input)) for block in blocks]
-        return text, calls, made.stop_reason
-    client = openai.OpenAI(api_key="x", http_client=http, base_url="http://test/v1")
-    if path == CHAT:
-        if streamed:
-            with client.chat.completions.stream(**question) as stream:
-                made = stream.get_final_completion()
-        else:
-            made = client.chat.completions.create(**question)
-        (first,) = made.choices
-        functions = [call.function for call in first.message.tool_calls or ()]
-        calls = [(function.name, function.arguments) for function in functions]
-        return first.message.content or "", calls, first.finish_reason
-    if streamed:
-        with client.responses.stream(model="m", input="?") as stream:
-            made = stream.get_final_response()
-    else:
-        made = client.responses.create(model="m", input="?")
-    calls = [(item.name, item.arguments) for item in made.output if item.type == "function_call"]
-    return made.output_text, calls, made.status
+    """What the official SDK makes of it, streams also with its helper that accumulates."""
+    kind = "text/event-stream" if streamed else "application/json"
+    found = sdks.read(APIS[path], streamed, 200, kind, content)
+    assert found.error is None
+    assert not isinstance(found.final, str), found.final
+    calls = [(call["name"], call["arguments"]) for call in found.tool_calls()]
+    return found.joined("text"), calls, found.reasons[-1]
 
 
 def run_chat(*messages: Any, interceptor: Interceptor | None = None) -> ChainResult:
@@ -180,10 +150,15 @@ def run_chat(*messages: Any, interceptor: Interceptor | None = None) -> ChainRes
         return run_chain([interceptor or policy()], [sent], request=request(CHAT))
 
 
-SOME = ("pass_1", "drop_1", "refuse_1", "change_1")
 NAMES = [
-    *([name] for name in SOME),
-    *map(list, permutations(SOME, 2)),
+    ["pass_1"],
+    *(["drop_1"], ["refuse_1"], ["change_1"]),
+    *(
+        ["drop_1", "pass_1"],
+        ["pass_1", "drop_1"],
+        ["refuse_1", "change_1"],
+        ["change_1", "refuse_1"],
+    ),
     ["drop_1", "refuse_1", "pass_1"],
     ["pass_1", "drop_1", "pass_2", "refuse_2", "change_1"],
     ["drop_1", "drop_2", "change_1"],
@@ -334,12 +309,12 @@ def test_a_shell_that_the_client_runs_is_held_with_all_that_repeats_it(decision:
     done = {**item, "status": "completed", "action": {"commands": [command]}}
     where = {"output_index": 0, "command_index": 0}
     events = [
-        {"type": "response.output_item.added", "output_index": 0, "item": item},
-        {"type": "response.shell_call_command.added", **where, "command": ""},
-        {"type": "response.shell_call_command.delta", **where, "delta": command},
-        {"type": "response.shell_call_command.done", **where, "command": command},
-        {"type": "response.output_item.done", "output_index": 0, "item": done},
-        {"type": "response.completed", "response": response("completed", [done])},
+        event("output_item.added", output_index=0, item=item),
+        event("shell_call_command.added", **where, command=""),
+        event("shell_call_command.delta", **where, delta=command),
+        event("shell_call_command.done", **where, command=command),
+        event("output_item.done", output_index=0, item=done),
+        event("completed", response=response("completed", [done])),
     ]
 
     def decide(_: MessageStream, call: ToolCall) -> None:
@@ -355,13 +330,10 @@ def test_a_shell_that_the_client_runs_is_held_with_all_that_repeats_it(decision:
     for chunks in chunkings(sent):
         result = run_chain([holding(decide)], chunks, request=request(RESPONSES))
         assert result.failure is None
-        if decision == "pass":
-            assert result.output == sent
-            continue
-        assert b"secret" not in result.output
-        assert (b"shell_call" in result.output) == (decision == "change")
-        assert (b'{"commands":["ls"]}' in result.output) == (decision == "change")
-        assert (b"[no shell]" in result.output) == (decision == "refuse")
+        found = (b"secret", b"shell_call", b'{"commands":["ls"]}', b"[no shell]")
+        kept = {"pass": found[:2], "change": found[1:3], "refuse": found[3:], "drop": ()}[decision]
+        assert [word for word in found if word in result.output] == list(kept)
+        assert (result.output == sent) == (decision == "pass")
 
 
 @pytest.mark.parametrize("name", ["drop_1", "refuse_1"])
@@ -376,7 +348,7 @@ def test_a_text_between_the_pieces_of_a_call_changes_nothing_of_it(name: str) ->
     sent = stream_of([*(delta(**item) for item in items), *CHAT_END], named=False)
     for chunks in chunkings(sent):
         output = run_chain([policy()], chunks, request=request(CHAT)).output
-        assert read(CHAT, output, streamed=True)[1:] == ([("pass_1", SECRET)], "tool_calls")
+        assert read(CHAT, output, streamed=True)[1:] == ([("pass_1", {"secret": 1})], "tool_calls")
 
 
 def test_a_changed_call_keeps_the_id_of_its_event() -> None:

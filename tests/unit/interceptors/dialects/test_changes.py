@@ -5,12 +5,13 @@ and not.
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from unit.interceptors.dialects.recorder import Made, Recorder, usage_fields
-from unit.interceptors.dialects.test_contradictions import CHANGES
+from support.tables import words
+from unit.interceptors.dialects.recorder import CHANGES, Made, Recorder, usage_fields
 from unit.interceptors.dialects.test_transcripts import BODIES, STREAMS
 from unit.interceptors.dialects.transcripts import (
     ANTHROPIC,
@@ -98,38 +99,23 @@ def test_changed_text_is_written_back_and_nothing_else_changes(path: str) -> Non
     assert run(path, streamed(path, ["One", " two"]), UPPER()) == streamed(path, ["ONE", " TWO"])
 
 
-CHAT_TEXTS = {"content": "a", "refusal": "b", "reasoning_content": "c"}
-
-
 def list_content(*texts: str) -> dict[str, Any]:
     parts = [{"type": "text", "text": text, "annotations": []} for text in texts]
     return chat_body({"content": [parts[0], {"type": "image_url", "text": "x"}, *parts[1:]]})
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "changed"),
+    ("path", "make"),
     [
-        (
-            CHAT,
-            chat_body(CHAT_TEXTS, {"content": "d"}),
-            chat_body({name: text.upper() for name, text in CHAT_TEXTS.items()}, {"content": "D"}),
-        ),
-        (CHAT, list_content("one", "two"), list_content("ONE", "TWO")),
-        (
-            RESPONSES,
-            response("completed", [message_item(text_part("a"))]),
-            response("completed", [message_item(text_part("A"))]),
-        ),
-        (
-            ANTHROPIC,
-            anthropic_body({"type": "text", "text": "a"}),
-            anthropic_body({"type": "text", "text": "A"}),
-        ),
+        (CHAT, lambda a, b, c: chat_body({"content": a, "refusal": b, "reasoning": c}, {"content": b})),
+        (CHAT, lambda a, b, _: list_content(a, b)),
+        (RESPONSES, lambda a, b, _: response("completed", [message_item(text_part(a), text_part(b))])),
+        (ANTHROPIC, lambda a, b, _: anthropic_body(*({"type": "text", "text": text} for text in (a, b)))),
     ],
-)
-def test_every_text_of_a_body_is_changed(path: str, body: Any, changed: Any) -> None:
+)  # fmt: skip
+def test_every_text_of_a_body_is_changed(path: str, make: Any) -> None:
     """In its place, also in a content that is a list."""
-    assert run_body(path, body, UPPER()) == changed
+    assert run_body(path, make("a", "b", "c"), UPPER()) == make("A", "B", "C")
 
 
 def test_an_answer_can_be_ended_in_a_content_that_is_a_list() -> None:
@@ -295,57 +281,11 @@ def hidden(sent: Any) -> Any:
     return json.loads(json.dumps(sent).replace("secret", "***"))
 
 
-@each_path
-def test_a_held_tool_call_can_be_changed(path: str) -> None:
-    """Its arguments leave in its first delta, and are changed in repetitions, too."""
-    changed = run(path, calls(path, *PIECES), hiding())
-    expected = calls(path, ['{"key": "***"}'], PIECES[1])
-    assert "secret" not in json.dumps(changed)
-    assert without_numbers(changed) == without_numbers(expected)
-
-
-@pytest.mark.parametrize("holds", [False, True])
-@each_path
-def test_a_hook_is_called_once_for_each_call(path: str, holds: bool) -> None:
-    """However often the dialect repeats it."""
-    seen: list[Any] = []
-    note = Made(
-        on_tool_call=lambda _, call: seen.append((call.name, call.json())), holds_tool_calls=holds
-    )
-    run(path, calls(path, *PIECES), note)
-    assert seen == [("get_weather", {"key": "secret"}), ("get_time", {})]
-
-
-def repeated(first: str, again: str, key: str = "arguments") -> list[Any]:
+def repeated(first: str, again: str) -> list[Any]:
     """A call of OpenAI responses, repeated with other arguments where it and the response are done."""
     events = call_events([first], 0)
     events[-1]["item"]["arguments"] = again
-    text = json.dumps(responses_stream(events))
-    if key == "input":
-        text = text.replace("function_call_arguments", "custom_tool_call_input")
-        text = text.replace('"function_call"', '"custom_tool_call"')
-        text = text.replace('"arguments"', '"input"')
-    return json.loads(text)  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize("key", ["arguments", "input"])
-@pytest.mark.parametrize("holds", [False, True])
-def test_a_repetition_that_is_another_call_is_shown_to_the_hook(holds: bool, key: str) -> None:
-    """A client may take either: other arguments, or another name. The same, or nothing, is not shown."""
-    seen: list[Any] = []
-    note = Made(
-        on_tool_call=lambda _, call: seen.append((call.name, call.arguments)),
-        holds_tool_calls=holds,
-    )
-    sent = repeated("{}", '{"a":1}', key)
-    messages = run(RESPONSES, sent, note)
-    assert seen == [("get_weather", "{}"), *[("get_weather", '{"a":1}')] * 2]
-    assert without_numbers(messages) == without_numbers(sent)
-    seen.clear()
-    sent = repeated("{}", "", key)
-    sent[-2]["item"]["name"] = "delete_file"
-    run(RESPONSES, sent, note)
-    assert seen == [("get_weather", "{}"), ("delete_file", "")]
+    return responses_stream(events)
 
 
 def test_a_repetition_that_is_another_call_is_changed_by_itself() -> None:
@@ -379,27 +319,6 @@ def test_held_calls_are_changed_in_their_place(messages: list[Any]) -> None:
     assert run(CHAT, messages, hiding()) == hidden(messages)
 
 
-FUNCTION = {"name": "f", "arguments": '{"key": "secret"}'}
-
-
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        (CHAT, chat_body({"tool_calls": [{"id": "a", "type": "function", "function": FUNCTION}]})),
-        (RESPONSES, response("completed", [call_item('{"key": "secret"}')])),
-        (
-            ANTHROPIC,
-            anthropic_body(
-                {"type": "tool_use", "id": "t", "name": "f", "input": {"key": "secret"}}
-            ),
-        ),
-    ],
-)
-def test_a_tool_call_of_a_body_is_changed(path: str, body: Any) -> None:
-    """In its dialect's form: text, or Anthropic's decoded input."""
-    assert run_body(path, body, hiding()) == hidden(body)
-
-
 def test_a_tool_call_whose_deltas_have_left_cannot_be_changed() -> None:
     """The error states what to set, for a body, too."""
     made = Made(on_tool_call=hide)
@@ -407,32 +326,6 @@ def test_a_tool_call_whose_deltas_have_left_cannot_be_changed() -> None:
     assert "set holds_tool_calls = True" in str(failure)
     with capture_logs(), pytest.raises(HookError, match="holds_tool_calls"):
         run_body(RESPONSES, response("completed", [call_item("secret")]), made)
-
-
-@each_path
-def test_a_held_call_that_ends_the_answer_never_leaves(path: str) -> None:
-    """Neither its arguments nor the call after it; the answer is whole."""
-    stop = Made(on_tool_call=lambda stream, _: stream.finish(), holds_tool_calls=True)
-    result = run_stream(path, calls(path, *PIECES), stop)
-    assert result.ended
-    assert b"secret" not in result.output
-    recorder = Recorder()
-    run_chain([recorder], [result.output], request=request(path))
-    reason = "refusal" if path == ANTHROPIC else "content_filter"
-    assert [item for item in recorder.seen if "finish" in item] == [f"finish 0 {reason}"]
-
-
-def test_items_after_a_removed_call_move_up() -> None:
-    """SDKs take `output_index` for a position in the output."""
-
-    def drop(_: MessageStream, call: ToolCall) -> None:
-        if call.name == "get_weather":
-            call.drop()
-
-    drops = Made(on_tool_call=drop, holds_tool_calls=True)
-    left = run(RESPONSES, calls(RESPONSES, *PIECES), drops)
-    assert {message["output_index"] for message in left if "output_index" in message} == {0}
-    assert [item["name"] for item in left[-1]["response"]["output"]] == ["get_time"]
 
 
 # --- The other parts, and what a hook does not need
@@ -464,54 +357,35 @@ def test_a_hook_on_usage_reads_only_the_events_that_have_it(name: str) -> None:
     assert seen == [item for item in transcript.seen.split(" | ") if item.startswith("usage")]
 
 
-def test_a_class_without_hooks_sees_no_event() -> None:
-    stream = Made().open_stream(StreamContext(request(CHAT)))
-    assert stream is not None
-    assert stream.needs == ()
-
-
-def test_zero_tokens_are_zero_and_absent_ones_are_missing() -> None:
-    seen: list[Any] = []
-    usage = {"prompt_tokens": 0, "completion_tokens": None}
-    usage |= {"prompt_tokens_details": {"cached_tokens": 0}}
-    run(CHAT, [chunk(usage=usage)], Made(on_usage=lambda _, usage: seen.append(usage)))
-    (found,) = seen
-    assert (found.input, found.output, found.cached, found.cache_written) == (0, None, 0, None)
-    assert found.json == usage
-
-
 # --- Which dialect a response has
 
-PING = "anthropic: text, with a ping"
+WHICH = """
+/v1/chat/completions                    generic    chat: text           yes
+/openai/deployments/x/chat/completions/ generic    chat: text           yes
+/v1/responses                           generic    responses: text      yes
+/v1/messages                            generic    anthropic: text, with a ping  yes
+/v1/messages                            abort      anthropic: text, with a ping  yes
+/anything                               anthropic  anthropic: text, with a ping  yes
+/anything                               openai     chat: text           yes
+/anything                               openai     responses: text      yes
+/anything                               openai     responses: failed    yes
+/v1/responses/resp_1                    openai     responses: text      yes
+/anything                               generic    chat: text           no
+/v1/completions                         generic    chat: text           no
+/messages                               mcp        anthropic: text, with a ping  no
+/v1/chat/completions                    mcp        chat: text           no
+"""
+"""A path, the route's dialect, an answer, and whether it is read."""
 
 
-@pytest.mark.parametrize(
-    ("path", "dialect", "name", "understood"),
-    [
-        ("/v1/chat/completions", "generic", "chat: text", True),
-        ("/openai/deployments/x/chat/completions/", "generic", "chat: text", True),
-        ("/v1/responses", "generic", "responses: text", True),
-        ("/v1/messages", "generic", PING, True),
-        ("/v1/messages", "abort", PING, True),
-        ("/anything", "anthropic", PING, True),
-        ("/anything", "openai", "chat: text", True),
-        ("/anything", "openai", "responses: text", True),
-        ("/anything", "openai", "responses: failed", True),
-        ("/v1/responses/resp_1", "openai", "responses: text", True),
-        ("/anything", "generic", "chat: text", False),
-        ("/v1/completions", "generic", "chat: text", False),
-        ("/messages", "mcp", PING, False),
-        ("/v1/chat/completions", "mcp", "chat: text", False),
-    ],
-)
-def test_the_routes_dialect_or_the_path_tells(
-    path: str, dialect: str, name: str, understood: bool
-) -> None:
-    """The first message distinguishes OpenAI's two formats if the path does not; others are not read."""
-    transcript, recorder = STREAMS[name], Recorder()
+@pytest.mark.parametrize("row", WHICH.strip().split("\n"))
+def test_the_routes_dialect_or_the_path_tells(row: str) -> None:
+    """The first message distinguishes OpenAI's two formats if the path does not."""
+    path, dialect, *name, read = row.split()
+    transcript, recorder = STREAMS[" ".join(name)], Recorder()
     result = run_chain([recorder], [transcript.stream()], request=request(path, dialect))
     assert result.output == transcript.stream()
-    assert " | ".join(recorder.seen) == (transcript.seen if understood else "")
+    assert " | ".join(recorder.seen) == (transcript.seen if read == "yes" else "")
 
 
 @pytest.mark.parametrize("name", [name for name in BODIES if not name.startswith("anthropic")])
@@ -543,51 +417,36 @@ def test_abort_ends_the_exchange_as_in_any_hook() -> None:
     assert str(failure) == "no"
 
 
-def test_a_message_stream_has_no_on_event() -> None:
-    """It would silence the other hooks."""
-    with pytest.raises(TypeError, match=r"Wrong\.on_event: a MessageStream must not define it"):
-        type("Wrong", (MessageStream,), {"on_event": lambda self, event: event})
-
-
 def test_open_messages_returns_a_message_stream() -> None:
     wrong = type("Wrong", (MessageInterceptor,), {"open_messages": lambda self, _: "stream"})()
     with capture_logs(), pytest.raises(HookError, match="open_messages returned str"):
         run_chain([wrong], [b"data: {}\n\n"], request=request(CHAT))
 
 
-HOOKS = (
-    *("on_start", "on_text_delta", "on_text_end", "on_tool_call_delta", "on_tool_call"),
-    *("on_finish", "on_usage", "on_provider_error"),
-)
 SOURCE = """
 from interceptors.dialects import MessageInterceptor, MessageStream
 
-class Good(MessageInterceptor):
+class Given(MessageInterceptor):
     def open_messages(self, context):
-        return GoodStream()
+        return GivenStream()
 
-class GoodStream(MessageStream):
-""" + "\n".join(f"    def {hook}(self, part): ..." for hook in HOOKS)
+class GivenStream(MessageStream):
+    def on_start(self, head): ...
+    {}(self, part): ...
+"""
 
 
 @pytest.mark.parametrize(
-    ("hook", "written", "error"),
+    ("hook", "error"),
     [
-        ("", "", None),
-        (
-            "def on_text_delta",
-            "def on_text",
-            r"GoodStream has an unknown hook 'on_text'; known are: .*on_text_delta",
-        ),
-        ("def on_usage", "async def on_usage", "on_usage is async"),
+        *((f"def on_{name}", None) for name in words("text_delta tool_call usage provider_error")),
+        ("def on_text", r"GivenStream has an unknown hook 'on_text'; known are: .*on_text_delta"),
+        ("async def on_usage", "on_usage is async"),
+        ("def on_event", r"GivenStream\.on_event: a MessageStream must not define it"),
     ],
 )
-def test_a_misspelt_or_async_hook_is_refused_at_load(
-    hook: str, written: str, error: str | None, tmp_path: Any
-) -> None:
-    (tmp_path / "given.py").write_text(SOURCE.replace(hook, written) if hook else SOURCE)
-    if error is None:
-        load_interceptor(f"{tmp_path}/given.py:Good", {})
-    else:
-        with pytest.raises(LoadError, match=error):
-            load_interceptor(f"{tmp_path}/given.py:Good", {})
+def test_a_wrong_hook_is_refused_at_load(hook: str, error: str | None, tmp_path: Any) -> None:
+    """Misspelt, async, or one that would silence the others."""
+    (tmp_path / "given.py").write_text(SOURCE.format(hook))
+    with nullcontext() if error is None else pytest.raises((LoadError, TypeError), match=error):
+        load_interceptor(f"{tmp_path}/given.py:Given", {})

@@ -5,12 +5,13 @@ nothing follows.
 from __future__ import annotations
 
 from collections import Counter
-from importlib import import_module
 from typing import Any
 
 import pytest
+from anthropic.types import RawMessageStreamEvent
+from openai.types.chat import ChatCompletionChunk
+from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
-from support.required import lacking
 from unit.interceptors.dialects.recorder import Made
 from unit.interceptors.dialects.transcripts import (
     ANTHROPIC,
@@ -159,53 +160,40 @@ def test_what_was_shown_before_in_the_same_event_leaves() -> None:
 
 
 CHECKS = {CHAT: check_chat, RESPONSES: check_responses, ANTHROPIC: check_anthropic}
-
-
-@pytest.mark.parametrize("text", ["", "[stopped]"])
-@pytest.mark.parametrize("holds", [False, True])
-@pytest.mark.parametrize("path", PATHS.values())
-def test_an_answer_that_is_ended_anywhere_is_whole(path: str, holds: bool, text: str) -> None:
-    """At each hook of texts and tool calls, with last words and without, and with tool calls held
-    back.
-    """
-    stream = stream_of(ANSWERS[path], named=path != CHAT)
-    call = 1
-    while (
-        result := run_chain([finish_at(call, holds, text)], [stream], request=request(path))
-    ).ended:
-        CHECKS[path](messages_of(result.output))
-        call += 1
-    assert result.failure is None
-    assert call > 10
-
-
-TYPES = {
-    CHAT: ("openai.types.chat", "ChatCompletionChunk"),
-    RESPONSES: ("openai.types.responses", "ResponseStreamEvent"),
-    ANTHROPIC: ("anthropic.types", "RawMessageStreamEvent"),
+TYPES: dict[str, Any] = {
+    CHAT: ChatCompletionChunk,
+    RESPONSES: ResponseStreamEvent,
+    ANTHROPIC: RawMessageStreamEvent,
 }
+OTHER_REASONS = {CHAT: "stop", RESPONSES: "completed", ANTHROPIC: "end_turn"}
 
 
-@pytest.mark.parametrize("reason", [None, "completed"])
+@pytest.mark.parametrize(
+    ("holds", "text", "usual"), [(False, "[stopped]", True), (True, "", True), (False, "!", False)]
+)
 @pytest.mark.parametrize("path", PATHS.values())
-def test_an_ended_answer_is_of_the_sdks_types(path: str, reason: str | None) -> None:
-    """Every event that was made has what the official SDK's types demand."""
-    module, name = TYPES[path]
-    try:
-        types: TypeAdapter[Any] = TypeAdapter(getattr(import_module(module), name))
-    except ImportError:
-        lacking(module.partition(".")[0], "WEIRPOOL_REQUIRE_CLIENTS")
-    if reason is not None and path != RESPONSES:
-        reason = {CHAT: "stop", ANTHROPIC: "end_turn"}[path]
+def test_an_answer_that_is_ended_anywhere_is_whole(
+    path: str, holds: bool, text: str, usual: bool
+) -> None:
+    """At each hook of texts and tool calls, with last words and without, with the usual reason and
+    another, and with tool calls held back. Every event has what the SDK's types demand.
+    """
+    types: TypeAdapter[Any] = TypeAdapter(TYPES[path])
     stream = stream_of(ANSWERS[path], named=path != CHAT)
-    call = 1
-    while (
-        result := run_chain([finish_at(call, False, "!", reason)], [stream], request=request(path))
-    ).ended:
-        for message in messages_of(result.output):
+    reason = None if usual else OTHER_REASONS[path]
+    for call in range(1, 100):
+        ends = finish_at(call, holds, text, reason)
+        result = run_chain([ends], [stream], request=request(path))
+        if not result.ended:
+            break
+        messages = messages_of(result.output)
+        for message in messages:
             if message != "[DONE]":
                 types.validate_python(message)
-        call += 1
+        if usual:
+            CHECKS[path](messages)
+    assert result.failure is None
+    assert call > 10
 
 
 def test_a_text_that_begins_with_its_block_does_not_leave() -> None:

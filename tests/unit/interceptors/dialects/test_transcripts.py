@@ -8,11 +8,13 @@ import json
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from unit.interceptors.dialects.recorder import Recorder
 from unit.interceptors.dialects.transcripts import (
     ANTHROPIC,
     CHAT,
     CHAT_USAGE,
+    PATHS,
     RESPONSES,
     Transcript,
     anthropic_body,
@@ -30,6 +32,7 @@ from unit.interceptors.dialects.transcripts import (
     request,
     response,
     responses_stream,
+    stream_of,
     summary_events,
     text_block,
     text_events,
@@ -249,19 +252,19 @@ STREAMS: dict[str, Transcript] = {
 }
 
 
-@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
 @pytest.mark.parametrize("transcript", STREAMS.values(), ids=STREAMS)
 def test_a_stream_is_understood_however_it_arrives_and_leaves_unchanged(
-    transcript: Transcript, line_end: bytes
+    transcript: Transcript,
 ) -> None:
-    """Whole, byte by byte and re-chunked."""
-    stream = transcript.stream(line_end)
-    for chunks in chunkings(stream):
-        recorder = Recorder()
-        result = run_chain([recorder], chunks, request=request(transcript.path))
-        assert (result.failure, result.output) == (None, stream)
-        assert " | ".join(recorder.seen) == transcript.seen
-        assert result.counts.changed == result.counts.dropped == result.counts.added == 0
+    """With any line ends; whole, byte by byte and re-chunked."""
+    for line_end in (b"\n", b"\r\n", b"\r"):
+        stream = transcript.stream(line_end)
+        for chunks in chunkings(stream):
+            recorder = Recorder()
+            result = run_chain([recorder], chunks, request=request(transcript.path))
+            assert (result.failure, result.output) == (None, stream)
+            assert " | ".join(recorder.seen) == transcript.seen
+            assert result.counts.changed == result.counts.dropped == result.counts.added == 0
 
 
 FUNCTION = {"name": "get_weather", "arguments": '{"a": 1}'}
@@ -337,3 +340,62 @@ def test_a_body_is_shown_to_the_same_hooks_and_leaves_unchanged(
     written = json.dumps(body, indent=2).encode()
     assert run_json([recorder], written, request=request(path)) == written
     assert " | ".join(recorder.seen) == seen
+
+
+UNREAD = """
+chat      choices is a string, expected a list | {"choices": "none"}
+chat      choices[] is a number, expected an object | {"choices": [1]}
+chat      choices[].delta.content is an object, expected a string | {"choices": [{"index": 0, "delta": {"content": {"x": 1}}}]}
+chat      choices[].delta.content[] is a string, expected an object | {"choices": [{"index": 0, "delta": {"content": ["x"]}}]}
+chat      choices[].finish_reason is a number, expected a string | {"choices": [{"index": 0, "finish_reason": 1}]}
+chat      usage is a list, expected an object | {"choices": [], "usage": [1]}
+chat      the data is a list, expected an object | [1]
+responses delta is an object, expected a string | {"type": "response.output_text.delta", "delta": {}}
+anthropic index is null, expected the number of a content block | {"type": "content_block_delta", "delta": {}}
+"""
+
+
+@pytest.mark.parametrize("row", UNREAD.strip().split("\n"))
+def test_what_is_not_understood_is_logged_once_and_passes(row: str) -> None:
+    """The line names the field and not its content, and a second one does not follow."""
+    told, _, data = row.partition(" | ")
+    api, reason = told.split(maxsplit=1)
+    block = f"data: {data}\n\n".encode()
+    with capture_logs() as lines:
+        result = run_chain([Recorder(), Recorder()], [block * 3], request=request(PATHS[api]))
+    assert (result.failure, result.output) == (None, block * 3)
+    assert [line["reason"] for line in lines if line["event"] == "unread_part"] == [reason]
+
+
+UNKNOWN = r"""
+chat : keep-alive
+chat id: 7
+chat data:[DONE]
+chat event: heartbeat\ndata: now
+chat data: []
+chat data: {"object":"chat.completion.chunk","choices":null,"x":"\u0061"}
+chat data: {"choices":[{"index":0,"delta":{"content":"a","audio":{"id":"x"}},"content_filter_results":{}}]}
+anthropic event: ping\ndata: pong
+anthropic event: new\ndata: {"type":"new_kind","index":"a"}
+anthropic data: {"type":"content_block_delta","index":0,"delta":{"type":"new_delta","text":1}}
+responses event: response.new.delta\ndata: {"type":"response.new.delta","delta":1}
+responses data: [DONE]
+"""
+
+
+@pytest.mark.parametrize("row", UNKNOWN.strip().split("\n"))
+def test_what_is_unknown_passes(row: str) -> None:
+    """Events, fields and kinds of content that a dialect does not have yet, and what is no message."""
+    api, _, lines = row.partition(" ")
+    block = lines.replace(r"\n", "\n").encode() + b"\n\n"
+    result = run_chain([Recorder()], [block], request=request(PATHS[api]))
+    assert (result.output, result.failure) == (block, None)
+
+
+def test_arguments_that_never_end_are_refused() -> None:
+    """They are joined in memory, up to a million characters."""
+    deltas = [tool(0, "x" * 900_000, "call_a", "f"), tool(0, "x" * 200_000)]
+    with capture_logs():
+        result = run_chain([Recorder()], [stream_of(deltas, named=False)], request=request(CHAT))
+    assert "the arguments of a tool call are longer than 1048576 characters" in str(result.failure)
+    assert result.output == stream_of(deltas[:1], named=False)
