@@ -6,16 +6,16 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import socket
-import sys
 from pathlib import Path
 
 import pytest
 import trio
 from support.client import fetch, open_client
 from support.interceptors import until
-from support.process import Process, running, serve
+from support.process import HYPERCORN, port_in, port_of, running, serve
 from support.proxy import Proxy, config_for, open_proxy
 from support.upstream import Peer, open_upstream, stream_of
 
@@ -43,13 +43,8 @@ def write(directory: Path, url: str, rest: str) -> str:
     return str(file)
 
 
-def port_in(line: dict[str, object]) -> int:
-    return int(str(line["bind"][0]).rsplit(":", 1)[1])  # type: ignore[index]
-
-
-async def drained(process: Process) -> None:
-    process.signal(signal.SIGTERM)
-    assert await process.exit_status() == 0
+async def page_of(port: int, path: str) -> str:
+    return (await fetch(port, path, headers=LOCAL)).body.decode()
 
 
 async def test_the_pages_are_on_their_port_and_nowhere_else(tmp_path: Path) -> None:
@@ -60,13 +55,14 @@ async def test_the_pages_are_on_their_port_and_nowhere_else(tmp_path: Path) -> N
         async with running(serve("--config", file)) as process:
             (started,) = await process.event("started")
             assert started["admin"] == f"127.0.0.1:{admin}"
+            port = port_in(started)
             for page in ("/metrics", "/healthz", "/readyz", "/status"):
-                assert (await fetch(port_in(started), page)).body == b"data: upstream's\n\n"
+                assert (await fetch(port, page)).body == b"data: upstream's\n\n"
                 answer = await fetch(admin, page, headers=LOCAL)
                 assert (answer.status, b"upstream's" in answer.body) == (200, False)
             assert (await fetch(admin, "/v1/messages", headers=LOCAL)).status == 404
             assert len(upstream.requests) == 4
-            await drained(process)
+            await process.stop()
 
 
 async def test_the_pages_can_be_seen_until_the_drain_is_over(tmp_path: Path) -> None:
@@ -77,25 +73,21 @@ async def test_the_pages_can_be_seen_until_the_drain_is_over(tmp_path: Path) -> 
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.start_stream()
-        await peer.chunk(b"data: 1\n\n")
         await go_on.wait()
         await peer.end()
 
     async with open_upstream(script) as upstream:
         file = write(tmp_path, upstream.url, f"admin: {{port: {admin}}}")
         async with running(serve("--config", file)) as process:
-            (started,) = await process.event("started")
-            client = await open_client(port_in(started))
+            port = await port_of(process)
+            client = await open_client(port)
             await client.send("GET", "/")
             answer = await client.head()
             process.signal(signal.SIGTERM)
-            await until(lambda: not listens(port_in(started)))
+            await until(lambda: not listens(port))
             assert (await fetch(admin, "/readyz", headers=LOCAL)).status == 503
             assert (await fetch(admin, "/healthz", headers=LOCAL)).status == 200
-            assert (
-                b'weirpool_streams_active{route="/"} 1.0'
-                in (await fetch(admin, "/metrics", headers=LOCAL)).body
-            )
+            assert 'weirpool_streams_active{route="/"} 1.0' in await page_of(admin, "/metrics")
             go_on.set()
             assert (await client.rest(answer)).complete
             assert await process.exit_status() == 0
@@ -104,38 +96,27 @@ async def test_the_pages_can_be_seen_until_the_drain_is_over(tmp_path: Path) -> 
 
 async def test_each_worker_has_its_own_port(tmp_path: Path) -> None:
     """The configured port is the first worker's."""
-    admin = free_ports(2)
+    first = free_ports(2)
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
-        file = write(tmp_path, upstream.url, f"admin: {{port: {admin}, prefix: /-}}")
-        command = serve("--config", file, "--workers", "2")
-        async with running(command) as process:
+        file = write(tmp_path, upstream.url, f"admin: {{port: {first}, prefix: /-}}")
+        async with running(serve("--config", file, "--workers", "2")) as process:
             started = await process.event("started", 2)
-            pids = {line["admin"]: line["pid"] for line in started}
-            assert set(pids) == {f"127.0.0.1:{admin}", f"127.0.0.1:{admin + 1}"}
+            pids = {str(line["admin"]): line["pid"] for line in started}
+            assert set(pids) == {f"127.0.0.1:{first}", f"127.0.0.1:{first + 1}"}
             for _ in range(10):
                 await fetch(port_in(started[0]))
-            counted = 0
-            for port in (admin, admin + 1):
-                assert (
-                    f'"pid":{pids[f"127.0.0.1:{port}"]}'.encode()
-                    in (await fetch(port, "/-/status", headers=LOCAL)).body
-                )
-                text = (await fetch(port, "/-/metrics", headers=LOCAL)).body.decode()
-                (line,) = [
-                    line
-                    for line in text.splitlines()
-                    if 'exchanges_total{outcome="completed",route="/"}' in line
-                ]
-                counted += int(float(line.split()[-1]))
+            counted = 0.0
+            for port in (first, first + 1):
+                assert f'"pid":{pids[f"127.0.0.1:{port}"]}' in await page_of(port, "/-/status")
+                name = r'weirpool_exchanges_total{outcome="completed",route="/"}'
+                (count,) = re.findall(f"{name} (.*)", await page_of(port, "/-/metrics"))
+                counted += float(count)
             assert counted == 10
-            os.kill(int(str(pids[f"127.0.0.1:{admin}"])), signal.SIGKILL)
+            os.kill(int(str(pids[f"127.0.0.1:{first}"])), signal.SIGKILL)
             third = (await process.event("started", 3))[2]
-            assert third["admin"] == f"127.0.0.1:{admin}"
-            assert (
-                f'"pid":{third["pid"]}'.encode()
-                in (await fetch(admin, "/-/status", headers=LOCAL)).body
-            )
-            await drained(process)
+            assert third["admin"] == f"127.0.0.1:{first}"
+            assert f'"pid":{third["pid"]}' in await page_of(first, "/-/status")
+            await process.stop()
 
 
 async def test_a_taken_port_is_reported_at_once(tmp_path: Path) -> None:
@@ -156,24 +137,12 @@ async def test_a_taken_port_is_reported_at_once(tmp_path: Path) -> None:
 
 async def test_plain_hypercorn_opens_the_port_too(tmp_path: Path) -> None:
     admin = free_ports(1)
-    async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
-        file = write(tmp_path, upstream.url, f"admin: {{port: {admin}}}")
-        command = [
-            sys.executable,
-            "-m",
-            "hypercorn",
-            "--worker-class",
-            "trio",
-            "--bind",
-            f"127.0.0.1:{free_ports(1) + 7}",
-        ]
-        async with running(
-            [*command, "proxy:create_app()"], env={"WEIRPOOL_CONFIG": file}
-        ) as process:
-            await process.event("started")
-            assert (await fetch(admin, "/readyz", headers=LOCAL)).body == b"ready\n"
-            process.signal(signal.SIGTERM)
-            await process.exit_status()
+    file = write(tmp_path, "http://127.0.0.1:9", f"admin: {{port: {admin}}}")
+    command = [*HYPERCORN, "--bind", "127.0.0.1:0"]
+    async with running(command, env={"WEIRPOOL_CONFIG": file}) as process:
+        await process.event("started")
+        assert await page_of(admin, "/readyz") == "ready\n"
+        await process.stop()
 
 
 @pytest.mark.leaks
@@ -188,19 +157,14 @@ async def test_a_lost_lease_shows_in_metrics_and_log_with_its_place(
         proxy.worker.pools.json.acquire()
 
     async with open_proxy(config_for("http://127.0.0.1:9")) as proxy:
-        assert (
-            b'buffer_pool_leaks_total{pool="json"} 0.0'
-            in (await fetch(proxy.port, "/metrics")).body
-        )
+        metric = 'buffer_pool_leaks_total{pool="json"}'
+        assert f"{metric} 0.0" in await page_of(proxy.port, "/metrics")
         forgetful(proxy)
         gc.collect()
         (line,) = [line for line in log if line["event"] == "buffer_leaked"]
         assert line["pool"] == "json"
         assert "in forgetful" in str(line["taken_at"])
-        assert (
-            b'buffer_pool_leaks_total{pool="json"} 1.0'
-            in (await fetch(proxy.port, "/metrics")).body
-        )
+        assert f"{metric} 1.0" in await page_of(proxy.port, "/metrics")
 
 
 def listens(port: int) -> bool:

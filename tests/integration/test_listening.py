@@ -13,7 +13,7 @@ from support.client import Answer, Client
 from support.http2_client import open_http2
 from support.interceptors import Feed, Log, Rig, Serve, config_with, on_event, until
 from support.proxy import Proxy, open_proxy
-from support.upstream import open_upstream
+from support.upstream import Peer, open_upstream
 
 IDLE_S = 0.1
 SILENCE_S = 2.5 * IDLE_S
@@ -21,7 +21,6 @@ IDLE = f"timeouts: {{idle: {IDLE_S}}}"
 NOTICE = b'event: message\ndata: {"jsonrpc":"2.0","method":"notifications/tools/list_changed"}\n\n'
 CALL = b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}'
 ACCEPT = ("Accept", "application/json, text/event-stream")
-FIVE_MINUTES_S = 300
 
 
 async def listen(rig: Rig, *headers: tuple[str, str], method: str = "GET") -> tuple[Client, Answer]:
@@ -32,16 +31,16 @@ async def listen(rig: Rig, *headers: tuple[str, str], method: str = "GET") -> tu
 
 
 OPEN = b": open\n\n"
+PART = b"event: mess"
 
 
 @pytest.mark.parametrize(
     ("route", "proxy", "method", "first"),
     [
         (f"dialect: mcp, {IDLE}", "", "GET", OPEN),
-        (f"dialect: mcp, {IDLE}", "", "GET", b"event: endpoint\ndata: /messages?s=1\n\n"),
         (f"dialect: mcp, {IDLE}", "", "GET", b""),
-        (f"dialect: mcp, {IDLE}", "", "GET", b"event: mess"),
-        ("dialect: mcp", f"  timeouts: {{idle: {IDLE_S}}}", "GET", OPEN),
+        (f"dialect: mcp, {IDLE}", "", "GET", PART),
+        ("dialect: mcp", f"  {IDLE}", "GET", OPEN),
         (f"dialect: mcp, {IDLE}, heartbeat: {{interval: 0.05}}", "", "GET", OPEN),
         (f"dialect: mcp, {IDLE}, reconnect: {{enabled: true}}", "", "GET", OPEN),
         (f"listening: [GET], {IDLE}", "", "GET", OPEN),
@@ -50,41 +49,42 @@ OPEN = b": open\n\n"
     ],
 )
 async def test_a_listening_stream_may_be_silent(
-    route: str, proxy: str, method: str, first: bytes, serve: Serve
+    route: str, proxy: str, method: str, first: bytes, serve_once: Serve
 ) -> None:
     """Whatever came before the silence."""
     feed = Feed()
-    async with serve(feed.script, route=route, proxy=proxy) as rig:
+    async with serve_once(feed.script, route=route, proxy=proxy) as rig:
         client, answer = await listen(rig, ("Mcp-Session-Id", "s1"), method=method)
         if first:
             feed.send(first)
         await trio.sleep(SILENCE_S)
-        feed.send(b"age\ndata: 1\n\n" if first == b"event: mess" else NOTICE)
+        feed.send(b"age\ndata: 1\n\n" if first == PART else NOTICE)
         with trio.fail_after(10):
-            await client.read_until(answer, b"data: 1\n\n" if first == b"event: mess" else NOTICE)
-        with trio.move_on_after(SILENCE_S):
-            await client.rest(answer)
-        assert not answer.error
+            await client.read_until(answer, b"data: 1\n\n" if first == PART else NOTICE)
         assert not rig.lines("exchange")
         assert len(rig.upstream.requests) == 1
 
 
-async def test_interceptors_may_see_the_events_of_a_listening_stream(serve: Serve) -> None:
+@pytest.mark.parametrize("sees_events", [False, True])
+async def test_silence_in_each_way_of_serving(sees_events: bool, serve: Serve) -> None:
+    """With interceptors that see the events, and without."""
     feed = Feed()
-    async with serve(
-        feed.script, on_event(lambda event: event), route=f"dialect: mcp, {IDLE}"
-    ) as rig:
+    hooks = [on_event(lambda event: event)] if sees_events else []
+    async with serve(feed.script, *hooks, route=f"dialect: mcp, {IDLE}") as rig:
         client, answer = await listen(rig)
         await trio.sleep(SILENCE_S)
         feed.send(NOTICE)
         with trio.fail_after(10):
             await client.read_until(answer, NOTICE)
+        with trio.move_on_after(SILENCE_S):
+            await client.rest(answer)
+        assert not answer.error
+        assert not rig.lines("exchange")
 
 
 @pytest.mark.parametrize(
     ("route", "method"),
     [
-        ("dialect: mcp", "POST"),
         ("dialect: mcp, listening: []", "GET"),
         ("dialect: mcp, listening: [POST]", "GET"),
         ("listening: [GET]", "POST"),
@@ -92,35 +92,36 @@ async def test_interceptors_may_see_the_events_of_a_listening_stream(serve: Serv
         ("dialect: openai", "GET"),
     ],
 )
-async def test_any_other_silent_stream_is_cut(route: str, method: str, serve: Serve) -> None:
-    """After timeouts.idle; a request that was not answered gets its error first."""
+async def test_any_other_silent_stream_is_cut(route: str, method: str, serve_once: Serve) -> None:
+    """After timeouts.idle."""
     feed = Feed()
-    async with serve(feed.script, route=f"{route}, {IDLE}") as rig:
+    async with serve_once(feed.script, route=f"{route}, {IDLE}") as rig:
         client, answer = await listen(rig, method=method)
-        feed.send(b": open\n\n")
+        feed.send(OPEN)
         with trio.fail_after(10):
             await client.rest(answer)
         assert not answer.complete
-        if (route, method) == ("dialect: mcp", "POST"):
-            assert b'"id":1,"error":{"code":-32001,' in answer.body
         assert await rig.outcomes() == ["upstream_timeout"]
 
 
-async def test_a_body_that_is_not_an_event_stream_is_cut(serve: Serve) -> None:
-    """As the rest of a document that a server does not send."""
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_what_is_cut_in_each_way_of_serving(method: str, serve: Serve) -> None:
+    """A call that was not answered, which gets its error first; a body that is no event stream."""
 
-    async def script(peer: object) -> None:
-        await peer.request()  # type: ignore[attr-defined]
-        await peer.send(
-            b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 10\r\n\r\nhalf"
-        )  # type: ignore[attr-defined]
+    async def script(peer: Peer) -> None:
+        request = await peer.request()
+        if request.method == "POST":
+            await peer.start_stream()
+        else:
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
         await trio.sleep_forever()
 
     async with serve(script, route=f"dialect: mcp, {IDLE}") as rig:
-        client, answer = await listen(rig)
+        client, answer = await listen(rig, method=method)
         with trio.fail_after(10):
             await client.rest(answer)
         assert not answer.complete
+        assert (b'"id":1,"error":{"code":-32001,' in answer.body) is (method == "POST")
         assert await rig.outcomes() == ["upstream_timeout"]
 
 
@@ -141,48 +142,44 @@ async def sockets_of(proxy: Proxy) -> tuple[socket.socket, socket.socket]:
 
 
 @pytest.mark.parametrize(
-    ("send_s", "upstream_tls"), [("30", False), ("null", True), ("0.5", False), ("3600", False)]
+    ("send_s", "expected"),
+    [("30", (15, 3, 4)), ("null", (60, 15, 4)), ("0.5", (1, 1, 4)), ("3600", (60, 15, 4))],
 )
 async def test_peers_of_a_listening_stream_are_probed(
-    send_s: str, upstream_tls: bool, serve: Serve, certificates: Certificates
+    send_s: str, expected: tuple[int, int, int], serve_once: Serve
 ) -> None:
-    """The first probe goes out after five minutes at most."""
-    feed = Feed()
-    context = certificates.server if upstream_tls else None
-    ca = f"ca_file: {certificates.ca_file}" if upstream_tls else ""
+    """Within timeouts.send, if that is shorter."""
     route = f"dialect: mcp, timeouts: {{send: {send_s}}}"
-    async with serve(feed.script, route=route, upstream_tls=context, upstream=ca) as rig:
+    async with serve_once(Feed().script, route=route) as rig:
         await listen(rig)
         upstream, client = await sockets_of(rig.proxy)
-        assert probes(upstream) == (60, 15, 4)
-        found = probes(client)
-        assert found is not None
-        assert found[0] <= FIVE_MINUTES_S
-        if send_s == "30":
-            assert found[0] + 3 * found[1] < 30
-        if send_s == "0.5":
-            assert found[0] == 1
+        assert (probes(upstream), probes(client)) == ((60, 15, 4), expected)
 
 
-async def test_a_connection_that_listened_serves_a_route_with_another_send_timeout(
-    serve: Serve,
+async def test_peers_are_probed_in_each_way_of_serving(
+    serve: Serve, certificates: Certificates
 ) -> None:
-    """The probes follow the connection's TCP_USER_TIMEOUT."""
-    feed = Feed()
-    routes = "dialect: mcp, timeouts: {send: null}"
-    async with serve(feed.script, route=routes, proxy="  timeouts: {send: 30}") as rig:
+    """With TLS to the upstream. On a route with another timeouts.send the probes of the client's
+    connection follow its TCP_USER_TIMEOUT.
+    """
+    async with serve(
+        Feed().script,
+        route="dialect: mcp, timeouts: {send: null}",
+        proxy="  timeouts: {send: 30}",
+        upstream=f"ca_file: {certificates.ca_file}",
+        upstream_tls=certificates.server,
+    ) as rig:
         await listen(rig)
-        _, client = await sockets_of(rig.proxy)
-        assert probes(client) == (60, 15, 4)
+        upstream, client = await sockets_of(rig.proxy)
+        assert (probes(upstream), probes(client)) == ((60, 15, 4), (60, 15, 4))
         (exchange,) = rig.proxy.worker.live
         assert exchange._connection is not None
         exchange._connection.limit_send(8)
         assert probes(client) == (4, 1, 4)
 
 
-async def test_other_clients_are_not_probed(serve: Serve) -> None:
-    feed = Feed()
-    async with serve(feed.script) as rig:
+async def test_other_clients_are_not_probed(serve_once: Serve) -> None:
+    async with serve_once(Feed().script) as rig:
         await listen(rig)
         _, client = await sockets_of(rig.proxy)
         assert probes(client) is None
@@ -202,9 +199,7 @@ async def test_a_listening_stream_of_http_2(certificates: Certificates, log: Log
             ]
             await until(lambda: stream.status)
             _, sock = await sockets_of(proxy)
-            found = probes(sock)
-            assert found is not None
-            assert found[0] <= FIVE_MINUTES_S
+            assert probes(sock) == (15, 3, 4)
             await trio.sleep(SILENCE_S)
             feed.send(NOTICE)
             await until(lambda: stream.body.endswith(NOTICE))

@@ -6,22 +6,18 @@ import json
 import os
 import re
 import resource
-import signal
-import socket
 import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.process import ROOT, WEIRPOOL
+import trio
+from support.client import fetch, open_client
+from support.process import HYPERCORN, WEIRPOOL, Process, free_port, running
+from support.upstream import Peer, open_upstream
 
-HYPERCORN = [sys.executable, "-m", "hypercorn", "--worker-class", "trio", "--graceful-timeout", "2"]
-EVENT = b"data: tick\n\n"
 NOISY = """
 import logging, sys, threading, warnings
 from interceptors import Interceptor
@@ -49,185 +45,114 @@ class Noisy(Interceptor):
         print("printed", file=sys.stderr)
         request.log.warning("odd values", half="\\ud800", number=float("nan"), object=object(), tuple={(1, 2): 3})
 """
-
-
-class Upstream:
-    """Answers `/live` with an endless event stream and all else with `ok`, from threads."""
-
-    def __init__(self) -> None:
-        self.sock = socket.create_server(("127.0.0.1", 0))
-        self.port = self.sock.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                sock, _ = self.sock.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
-
-    def _serve(self, sock: socket.socket) -> None:
-        with sock, suppress(OSError):
-            while head := sock.recv(65536):
-                if head.startswith(b"GET /live"):
-                    sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
-                    while True:
-                        sock.sendall(EVENT)
-                        time.sleep(0.02)
-                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-
-
-@pytest.fixture(scope="module")
-def upstream() -> Iterator[Upstream]:
-    upstream = Upstream()
-    yield upstream
-    upstream.sock.close()
-
-
-@pytest.fixture
-def config(upstream: Upstream, tmp_path: Path) -> Path:
-    (tmp_path / "noisy.py").write_text(NOISY)
-    path = tmp_path / "weirpool.yaml"
-    path.write_text(
-        f"""
+CONFIG = """
 reverse_proxy:
-  upstreams: [{{name: u, endpoints: ["http://127.0.0.1:{upstream.port}"]}}]
-  routes:
-    - {{path: /, upstream: u}}
-    - {{path: /noisy, upstream: u, interceptors: [noisy]}}
-interceptors: [{{name: noisy, use: "./noisy.py:Noisy"}}]
-drain: {{timeout: 0.2}}
+  upstreams: [{name: u, endpoints: ["%s"]}]
+  routes: [{path: /, upstream: u}, {path: /noisy, upstream: u, interceptors: [noisy]}]
+interceptors: [{name: noisy, use: "./noisy.py:Noisy"}]
+drain: {timeout: 0.2}
 """
-    )
-    return path
 
 
-KINDS = ["serve", "workers", "hypercorn"]
+async def script(peer: Peer) -> None:
+    """`/live` is an endless event stream; all else is answered with `ok`."""
+    while True:
+        request = await peer.request()
+        if request.target == b"/live":
+            await peer.start_stream()
+            while True:
+                await peer.chunk(b"data: tick\n\n")
+                await trio.sleep(0.02)
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
 
-def fill(fd: int) -> None:
-    """Write to a pipe until it is full."""
-    os.set_blocking(fd, False)
-    with pytest.raises(BlockingIOError):
-        while True:
-            os.write(fd, b"x" * 4096)
+@asynccontextmanager
+async def serving(
+    kind: str, directory: Path, stderr: Any, **options: Any
+) -> AsyncIterator[tuple[Process, int]]:
+    """The proxy as a process, once it has answered a request, until SIGTERM ends it."""
+    (directory / "noisy.py").write_text(NOISY)
+    file, port = directory / "weirpool.yaml", free_port()
+    bind = ["--bind", f"127.0.0.1:{port}"]
+    command = {
+        "serve": [*WEIRPOOL, "serve", "--config", str(file), *bind],
+        "workers": [*WEIRPOOL, "serve", "--config", str(file), *bind, "--workers", "2"],
+        "hypercorn": [*HYPERCORN, *bind, "--graceful-timeout", "2"],
+    }[kind]
+    async with open_upstream(script) as upstream:
+        file.write_text(CONFIG % upstream.url)
+        env = {"WEIRPOOL_CONFIG": str(file)}
+        async with running(command, env=env, stderr=stderr, **options) as process:
+            with trio.fail_after(20):
+                while True:
+                    try:
+                        await fetch(port)
+                        break
+                    except OSError:
+                        await trio.sleep(0.02)
+            yield process, port
+            await process.stop()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
+async def ask(port: int, times: int) -> None:
+    """Requests on one connection."""
+    client = await open_client(port)
+    with trio.fail_after(10):
+        for _ in range(times):
+            await client.send("GET", "/")
+            assert (await client.answer()).body == b"ok"
+            client.next_cycle()
+    await client.aclose()
 
 
-def command(kind: str, config: Path, port: int) -> list[str]:
-    if kind == "hypercorn":
-        return [*HYPERCORN, "--bind", f"127.0.0.1:{port}", "proxy:create_app()"]
-    workers = ["--workers", "2"] if kind == "workers" else []
-    return [*WEIRPOOL, "serve", "--config", str(config), "--bind", f"127.0.0.1:{port}", *workers]
-
-
-@contextmanager
-def serving(
-    kind: str, config: Path, stderr: Any, **options: Any
-) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """The proxy as a process, once it answers."""
-    port = free_port()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WEIRPOOL_CONFIG": str(config)}
-    process = subprocess.Popen(
-        command(kind, config, port),
-        stderr=stderr,
-        cwd=config.parent,
-        env=environment,
-        start_new_session=True,
-        **options,
-    )
-    try:
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                get(port)
-                break
-            except OSError:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-        yield process, port
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def connect(port: int) -> socket.socket:
-    sock = socket.create_connection(("127.0.0.1", port), timeout=10)
-    sock.settimeout(10)
-    return sock
-
-
-def ask(sock: socket.socket, path: str = "/", extra: str = "") -> bytes:
-    sock.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\n{extra}\r\n".encode())
-    data = b""
-    while b"\r\n\r\n" not in data or (b"200" in data[:16] and not data.endswith(b"ok")):
-        piece = sock.recv(65536)
-        if not piece:
-            raise ConnectionError("closed")
-        data += piece
-    return data
-
-
-def get(port: int, path: str = "/", extra: str = "") -> bytes:
-    with connect(port) as sock:
-        return ask(sock, path, extra)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_reader_that_never_reads_and_then_closes_ends_nothing(kind: str, config: Path) -> None:
+@pytest.mark.parametrize("kind", ["workers", "hypercorn"])
+async def test_a_reader_that_never_reads_and_then_closes_ends_nothing(
+    kind: str, tmp_path: Path
+) -> None:
     """The pipe is full from the first line on; later each write is EPIPE."""
     reader, writer = os.pipe()
-    fill(writer)
+    os.set_blocking(writer, False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 4096)
     os.set_blocking(writer, True)
-    with serving(kind, config, writer) as (process, port), connect(port) as live:
+    async with serving(kind, tmp_path, writer) as (_, port):
         os.close(writer)
-        live.sendall(b"GET /live HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert b" 200 " in live.recv(65536)
-        for _ in range(2):
-            with connect(port) as kept:
-                for _ in range(20):
-                    assert ask(kept).endswith(b"ok")
+        live = await open_client(port)
+        await live.send("GET", "/live")
+        answer = await live.head()
+        for closes in (True, False):
+            await ask(port, 20)
             for _ in range(4):  # with several workers each of them answers some
-                assert get(port).endswith(b"ok")
-            for _ in range(3):
-                assert b"tick" in live.recv(65536)
-            if reader >= 0:
+                assert (await fetch(port)).body == b"ok"
+            with trio.fail_after(10):
+                await live.read_until(answer, b"tick\n\n")
+                answer.body = b""
+            if closes:
                 os.close(reader)
-                reader = -1
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(15) == 0
+        await live.aclose()
 
 
-def test_a_file_that_may_not_grow_ends_nothing_and_its_lines_are_counted(
-    config: Path, tmp_path: Path
+async def test_a_file_that_may_not_grow_ends_nothing_and_its_lines_are_counted(
+    tmp_path: Path,
 ) -> None:
     """EFBIG; when the file has room again, one line has the count, and every line is whole."""
-    path = tmp_path / "log"
+    path, endless = tmp_path / "log", resource.RLIM_INFINITY
 
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, endless))
 
-    with (
-        path.open("ab") as file,
-        serving("serve", config, file, preexec_fn=limit) as (process, port),
-    ):
-        with connect(port) as kept:
-            for _ in range(20):
-                assert ask(kept).endswith(b"ok")
-            until_dropped(port)
-            resource.prlimit(
-                process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-            )
-            ask(kept)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(15) == 0
+    with path.open("ab") as file:
+        async with serving("serve", tmp_path, file, preexec_fn=limit) as (process, port):
+            await ask(port, 20)
+            with trio.fail_after(20):  # until the writer's thread has met the file's limit
+                while not re.search(
+                    rb"weirpool_log_lines_dropped_total [1-9]",
+                    (await fetch(port, "/metrics")).body,
+                ):
+                    await trio.sleep(0.02)
+            resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (endless, endless))
+            await ask(port, 1)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     (dropped,) = [line for line in lines if line["event"] == "lines_dropped"]
     exchanges = sum(line["event"] == "exchange" for line in lines)
@@ -235,46 +160,24 @@ def test_a_file_that_may_not_grow_ends_nothing_and_its_lines_are_counted(
     assert "drain" in [line["event"] for line in lines]
 
 
-def until_dropped(port: int) -> None:
-    """The writer's thread has met the file's limit."""
-    deadline = time.monotonic() + 20
-    while not re.search(rb"weirpool_log_lines_dropped_total [1-9]", get_page(port)):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def get_page(port: int) -> bytes:
-    with connect(port) as sock:
-        sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-        return b"".join(iter(lambda: sock.recv(65536), b""))
-
-
-def test_no_standard_error_ends_nothing(config: Path) -> None:
+async def test_no_standard_error_ends_nothing(tmp_path: Path) -> None:
     """Its descriptor may then belong to any other file of the process, which gets no line."""
-    with serving("serve", config, subprocess.DEVNULL, preexec_fn=lambda: os.close(2)) as (
-        process,
-        port,
-    ):
-        for _ in range(5):
-            assert get(port).endswith(b"ok")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(15) == 0
+    options = {"preexec_fn": lambda: os.close(2)}
+    async with serving("serve", tmp_path, subprocess.DEVNULL, **options) as (_, port):
+        await ask(port, 5)
 
 
 @pytest.mark.parametrize("kind", ["workers", "hypercorn"])
-def test_every_line_is_json(kind: str, config: Path, tmp_path: Path) -> None:
+async def test_every_line_is_json(kind: str, tmp_path: Path) -> None:
     """Records of `logging`, warnings, threads, finalisers, what is printed."""
     path = tmp_path / "log"
-    with path.open("ab") as file, serving(kind, config, file) as (process, port):
-        get(port, "/noisy")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(15) == 0
+    with path.open("ab") as file:
+        async with serving(kind, tmp_path, file) as (_, port):
+            await fetch(port, "/noisy")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     events = {line["event"]: line for line in lines}
-    assert (
-        events["from a library\nlogging"] | {"level": "error", "logger": "a.library"}
-        == events["from a library\nlogging"]
-    )
+    of_library = events["from a library\nlogging"]
+    assert (of_library["level"], of_library["logger"]) == ("error", "a.library")
     assert "ValueError: caught" in events["with a traceback"]["exception"]
     assert events["wrong arguments %d"]["level"] == "warning"
     assert events["a warning"]["category"] == "UserWarning"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -21,10 +23,23 @@ from proxy.worker.stderr import release_stderr
 
 from .forkserver import Forked, ForkServer
 
-__all__ = ["ROOT", "WEIRPOOL", "Done", "Process", "port_of", "run_command", "running", "serve"]
+__all__ = [
+    "HYPERCORN",
+    "ROOT",
+    "WEIRPOOL",
+    "Done",
+    "Process",
+    "free_port",
+    "port_in",
+    "port_of",
+    "run_command",
+    "running",
+    "serve",
+]
 
 ROOT = Path(__file__).parents[2]
 WEIRPOOL = [sys.executable, "-m", "proxy"]
+HYPERCORN = [sys.executable, "-m", "hypercorn", "--worker-class", "trio", "proxy:create_app()"]
 
 
 def serve(*options: str) -> list[str]:
@@ -68,6 +83,11 @@ class Process:
         with trio.fail_after(20):
             return await self.process.wait()
 
+    async def stop(self) -> None:
+        """End it with SIGTERM, which is status 0."""
+        self.signal(signal.SIGTERM)
+        assert await self.exit_status() == 0
+
 
 def _parse(line: str) -> dict[str, object]:
     try:
@@ -82,7 +102,8 @@ async def running(command: list[str], **options: object) -> AsyncIterator[Proces
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}  # type: ignore[dict-item]
         process = await _start(command, environment, options)
         running = Process(process)
-        nursery.start_soon(running.read)
+        if process.stderr is not None:
+            nursery.start_soon(running.read)
         try:
             yield running
         finally:
@@ -124,12 +145,23 @@ async def _start(
     cwd = Path(str(options.pop("cwd", ROOT)))
     if command[: len(WEIRPOOL)] == WEIRPOOL and not options:
         return await _fork_server().start(command[len(WEIRPOOL) :], env, cwd)
+    options.setdefault("stderr", subprocess.PIPE)
     return await trio.lowlevel.open_process(
-        command, stderr=subprocess.PIPE, cwd=cwd, env=env, start_new_session=True, **options
+        command, cwd=cwd, env=env, start_new_session=True, **options
     )
 
 
 async def port_of(process: Process) -> int:
     started, *_ = await process.event("started")  # one for each worker
+    return port_in(started)
+
+
+def port_in(started: dict[str, object]) -> int:
+    """The port in a `started` line."""
     (bind,) = started["bind"]  # type: ignore[misc]
     return int(str(bind).rsplit(":", 1)[1])
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
