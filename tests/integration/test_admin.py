@@ -15,7 +15,7 @@ import pytest
 import trio
 from support.client import fetch, open_client
 from support.interceptors import until
-from support.process import HYPERCORN, port_in, port_of, running, serve
+from support.process import port_in, port_of, running, serve
 from support.proxy import Proxy, config_for, open_proxy
 from support.upstream import Peer, open_upstream, stream_of
 
@@ -133,16 +133,6 @@ async def test_a_taken_port_is_reported_at_once(tmp_path: Path) -> None:
             assert line["errors"] == [
                 f"admin.port: cannot listen on 127.0.0.1:{admin + 1}: Address already in use"
             ]
-
-
-async def test_plain_hypercorn_opens_the_port_too(tmp_path: Path) -> None:
-    admin = free_ports(1)
-    file = write(tmp_path, "http://127.0.0.1:9", f"admin: {{port: {admin}}}")
-    command = [*HYPERCORN, "--bind", "127.0.0.1:0"]
-    async with running(command, env={"WEIRPOOL_CONFIG": file}) as process:
-        await process.event("started")
-        assert await page_of(admin, "/readyz") == "ready\n"
-        await process.stop()
 
 
 @pytest.mark.leaks
