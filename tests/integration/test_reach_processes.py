@@ -26,26 +26,15 @@ class Odd(Interceptor):
     async def on_request(self, request):
         request.log.warning("odd", number=10**5000)  # cannot be written in decimal digits
 
-class Fatal(BaseException):
-    pass
-
-class Dies(Interceptor):
-    made = 0
-
-    def __init__(self):
-        Dies.made += 1
-        if Dies.made > 1:  # the first one is made for the check of the configuration
-            raise Fatal("a defect")
 """
 CONFIG = """
 reverse_proxy:
   upstreams: [{name: up, endpoints: ["%s"]}]
-  routes: [{path: /, upstream: up, dialect: openai, interceptors: [%s]}]
+  routes: [{path: /, upstream: up, dialect: openai, interceptors: [odd, guard, audit]}]
 interceptors:
   - {name: odd, use: "./own.py:Odd"}
   - {name: guard, use: guard, options: {patterns: [secret]}}
   - {name: audit, use: audit, options: {path: /dev/full}}
-  %s
 drain: {timeout: 1}
 log: {level: debug}
 """
@@ -59,7 +48,7 @@ async def test_events_of_a_process_that_serves(tmp_path: Path) -> None:
     cannot be written in any form, an audit on a full disk, and what of it is lost at the end."""
     (tmp_path / "own.py").write_text(OWN)
     async with open_upstream(stream_of(ANSWER)) as up:
-        (tmp_path / "weirpool.yaml").write_text(CONFIG % (up.url, "odd, guard, audit", ""))
+        (tmp_path / "weirpool.yaml").write_text(CONFIG % up.url)
         command = serve("--config", str(tmp_path / "weirpool.yaml"))
         async with running(command) as process:
             await fetch(await port_of(process), "/v1/chat/completions")
@@ -71,24 +60,11 @@ async def test_events_of_a_process_that_serves(tmp_path: Path) -> None:
             assert await process.exit_status() == 0
 
 
-async def test_a_process_that_fails(tmp_path: Path) -> None:
-    """What no handler takes is one line, `process_failed`, and status 1."""
-    (tmp_path / "own.py").write_text(OWN)
-    (tmp_path / "weirpool.yaml").write_text(
-        CONFIG % ("http://127.0.0.1:9", "dies", '- {name: dies, use: "./own.py:Dies"}')
-    )
-    command = serve("--config", str(tmp_path / "weirpool.yaml"))
-    async with running(command) as process:
-        (line,) = await process.event("process_failed")
-        assert "Fatal" in str(line)
-        assert await process.exit_status() == 1
-
-
 async def test_the_log_is_for_a_terminal(tmp_path: Path) -> None:
     """`log.format: console`: no line is JSON."""
     text = CONFIG.replace("log: {level: debug}", "log: {format: console}")
     (tmp_path / "own.py").write_text(OWN)
-    (tmp_path / "weirpool.yaml").write_text(text % ("http://127.0.0.1:9", "", ""))
+    (tmp_path / "weirpool.yaml").write_text(text % "http://127.0.0.1:9")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         bind = f"127.0.0.1:{taken.getsockname()[1]}"
         command = [*WEIRPOOL, "serve", "--config", str(tmp_path / "weirpool.yaml"), "--bind", bind]

@@ -296,51 +296,6 @@ async def test_workers_reload_after_their_supervisor_has_checked(tmp_path: Path)
             assert await process.exit_status() == 0
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-async def test_a_lifespan_that_fails_at_start_is_one_line_and_a_status(
-    tmp_path: Path, workers: str
-) -> None:
-    """No traceback, no restart forever."""
-    async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
-        place = Site(tmp_path, upstream)
-        place.write("x", fails=True)
-        command = serve("--config", str(place.file), "--workers", workers)
-        async with running(command) as process:
-            assert await process.exit_status() == 3
-            (line, *_) = await process.event("start_failed")
-            assert line["errors"] == [
-                "interceptors[0]: the lifespan of 'marked' failed: OSError: no such thing"
-            ]
-            # The other worker may have been stopped before it got this far.
-            others = [
-                text
-                for text in process.lines
-                if "start_failed" not in text and '"drain"' not in text
-            ]
-            assert others == []
-
-
-async def test_a_lifespan_that_fails_later_ends_the_process(tmp_path: Path) -> None:
-    """Streams would continue with an interceptor that is torn down."""
-    (tmp_path / "later.py").write_text(
-        "from contextlib import asynccontextmanager\nimport trio\nfrom interceptors import Interceptor\n"
-        "class Later(Interceptor):\n    @asynccontextmanager\n    async def lifespan(self):\n"
-        "        async with trio.open_nursery() as nursery:\n            nursery.start_soon(self.fail)\n            yield\n"
-        "            nursery.cancel_scope.cancel()\n"
-        "    async def fail(self):\n        await trio.sleep(0.2)\n        raise OSError('lost')\n"
-    )
-    file = tmp_path / "weirpool.yaml"
-    file.write_text(
-        'reverse_proxy: {upstreams: [{name: up, endpoints: ["http://127.0.0.1:9"]}], routes: [{path: /, upstream: up}]}\n'
-        'interceptors: [{name: later, use: "later.py:Later"}]\n'
-    )
-    async with running(serve("--config", str(file))) as process:
-        await process.event("started")
-        (line,) = await process.event("lifespan_failed")
-        assert "OSError: lost" in str(line["exception"])
-        assert await process.exit_status() == 1
-
-
 async def test_a_process_that_ends_reloads_no_more(tmp_path: Path) -> None:
     """SIGHUP during a drain is refused, and ends nothing sooner."""
 
