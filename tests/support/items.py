@@ -57,20 +57,11 @@ def _nodes(path: Path) -> list[ast.AST]:
     return list(ast.walk(ast.parse(path.read_text())))
 
 
-def items() -> set[str]:
+@cache
+def items() -> frozenset[str]:
     """All items."""
-    found = [
-        _classes,
-        _hooks,
-        _options,
-        _keys,
-        _headers,
-        _metrics,
-        _log_events,
-        _error_types,
-        _commands,
-    ]
-    return {item for kind in found for item in kind()}
+    found = [_classes, _hooks, _options, _keys, _headers, _metrics, _log_events, _error_types]
+    return frozenset(item for kind in [*found, _commands] for item in kind())
 
 
 def _classes() -> Iterator[str]:

@@ -10,7 +10,6 @@ import re
 from functools import cache
 from pathlib import Path
 
-import pytest
 from support.items import ROOT, items
 
 TESTS = ROOT / "tests"
@@ -40,17 +39,14 @@ class Module:
         self.lines = path.read_text(encoding="utf-8").splitlines()
         self.named: dict[str, ast.stmt] = {}
         for node in ast.parse("\n".join(self.lines)).body:
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 self.named[node.name] = node
-            elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                self.named |= {
-                    item.id: node
-                    for target in targets
-                    for item in ast.walk(target)
-                    if isinstance(item, ast.Name)
-                }
+                names = [item for target in targets for item in ast.walk(target)]
+                self.named |= {item.id: node for item in names if isinstance(item, ast.Name)}
 
+    @cache  # noqa: B019 - modules live as long as the tests
     def source_of(self, name: str) -> str:
         """The source of a test, its parametrisation, and what it uses of the module."""
         found: dict[str, str] = {}
@@ -59,9 +55,7 @@ class Module:
             name = wanted.pop()
             if name not in found and name in self.named:
                 node = self.named[name]
-                first = min(
-                    [node.lineno, *(item.lineno for item in getattr(node, "decorator_list", ()))]
-                )
+                first = min(item.lineno for item in [node, *getattr(node, "decorator_list", ())])
                 found[name] = "\n".join(self.lines[first - 1 : node.end_lineno])
                 wanted += re.findall(r"\w+", found[name])
         return "\n".join(found.values())
@@ -81,24 +75,15 @@ def words_of(item: str) -> list[str]:
         words = [word for word in name.split(".") if word not in SECTIONS]
         return words or [name.rpartition(".")[2]]
     if kind == "command":
-        return (
-            [word for word in name.split() if word.islower()]
-            if not name.startswith("weirpool ")
-            else [name.split()[1]]
-        )
+        words = name.split()
+        return [words[1]] if words[0] == "weirpool" else [word for word in words if word.islower()]
     return name.split(".") if kind in ("hook", "option") else [name]
 
 
 def mentions(source: str, word: str, kind: str) -> bool:
     suffix = "(_total|_count|_sum|_bucket)?" if kind == "metric" else ""
-    return (
-        re.search(
-            rf"(?<![\w-]){re.escape(word)}{suffix}(?![\w-])",
-            source,
-            re.IGNORECASE if kind == "header" else 0,
-        )
-        is not None
-    )
+    pattern = rf"(?<![\w-]){re.escape(word)}{suffix}(?![\w-])"
+    return re.search(pattern, source, re.IGNORECASE if kind == "header" else 0) is not None
 
 
 def test_every_item_has_a_test() -> None:
@@ -109,38 +94,27 @@ def test_every_item_has_a_test() -> None:
     assert not gone, f"remove from tests/reach.txt, these items are gone: {', '.join(gone)}"
 
 
-@pytest.mark.parametrize("kind", sorted({item.partition(" ")[0] for item in TABLE}))
-def test_every_test_is_there_and_reaches_its_item(kind: str) -> None:
+def test_every_test_is_there_and_reaches_its_item() -> None:
     """It exists, works as a user does, and its source has the item's name."""
     wrong = []
     for item, place in TABLE.items():
-        if item.partition(" ")[0] != kind:
-            continue
-        path, _, name = place.partition("::")
+        kind, (path, _, name) = item.partition(" ")[0], place.partition("::")
         if not path.startswith(USERS_WAY):
             wrong.append(f"{item}: {path} does not reach it as a user does")
-        elif (
-            not (TESTS / path).is_file()
-            or name not in module(path).named
-            or not name.startswith("test_")
-        ):
+        elif not (TESTS / path).is_file() or name not in module(path).named or name[:5] != "test_":
             wrong.append(f"{item}: there is no test {place}")
-        elif unsaid := [
-            word
-            for word in words_of(item)
-            if not mentions(module(path).source_of(name), word, kind)
-        ]:
-            wrong.append(f"{item}: {place} has no {', '.join(unsaid)}")
+        else:
+            source = module(path).source_of(name)
+            missing = [word for word in words_of(item) if not mentions(source, word, kind)]
+            if missing:
+                wrong.append(f"{item}: {place} has no {', '.join(missing)}")
     assert not wrong, "\n".join(wrong) + HOW
 
 
 def test_the_table_is_sorted_and_has_each_item_once() -> None:
     """So that changes conflict only where they are about the same item."""
-    lines = [
-        line
-        for line in (TESTS / "reach.txt").read_text().splitlines()
-        if line and not line.startswith("#")
-    ]
+    text = (TESTS / "reach.txt").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert lines == sorted(lines, key=lambda line: line.split(" = "))
     assert len(lines) == len(TABLE)
 
