@@ -4,30 +4,18 @@ refuse; and h11 as the other parser.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import h11
 from hypothesis import strategies as st
 
-__all__ = ["cut", "cuts", "edited", "h11_client", "overwritten"]
+__all__ = ["cut", "cuts", "edited", "h11_client"]
 
 
 def edited(wire: bytes, at: int, removed: int, added: bytes) -> bytes:
     """Valid input with one mistake anywhere; the rest is valid if the mistake is not seen."""
     at %= len(wire)
     return wire[:at] + added + wire[at + removed :]
-
-
-def overwritten(draw: Callable[..., Any], wire: bytes, most_at: int, alphabet: bytes) -> bytes:
-    """The input with up to two bytes overwritten, within its first `most_at`."""
-    changed = bytearray(wire)
-    places = st.tuples(st.integers(0, most_at), st.sampled_from(alphabet))
-    for at, value in draw(st.lists(places, max_size=2)):
-        if at < len(changed):
-            changed[at] = value
-    return bytes(changed)
 
 
 cuts = st.lists(st.integers(0, 10_000), max_size=12)
