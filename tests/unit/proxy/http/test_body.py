@@ -158,9 +158,7 @@ LONG_TRAILERS = (b"x: " + b"y" * 1019 + b"\r\n") * 16
     ],
     ids=lambda value: repr(value)[:20],
 )
-def test_chunk_headers_and_trailers_have_a_limit(
-    wire: bytes, limit: int | None, step: int
-) -> None:
+def test_chunk_headers_and_trailers_have_a_limit(wire: bytes, limit: int | None, step: int) -> None:
     """4,096 and 16,384 bytes with all CRLFs; an endless line is refused before its end."""
     framing, steps = read_chunked([wire[at : at + step] for at in range(0, len(wire), step)])
     assert framing.complete is (limit is None)
