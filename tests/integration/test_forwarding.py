@@ -18,7 +18,7 @@ from support.http2_client import Http2Requester, open_http2
 from support.interceptors import Log, Rig
 from support.process import WEIRPOOL, running
 from support.proxy import open_proxy
-from support.upstream import Peer, Request, Script, open_upstream
+from support.upstream import Peer, Request, open_upstream
 
 import interceptors
 from interceptors import Interceptor, Response, ResponseHead
@@ -40,9 +40,7 @@ class Marks(Interceptor):
         request.headers["connection"] = "x-user-id"
         if "x-method" in request.headers:
             request.method = request.headers["x-method"]
-        if "x-client" in request.headers:
-            return Response(str(request.client))
-        return None
+        return Response(str(request.client)) if "x-client" in request.headers else None
 
     async def on_response(self, head: ResponseHead) -> Response | None:
         self.seen.append(head.headers.copy())
@@ -54,23 +52,17 @@ async def echo(peer: Peer) -> None:
     """An upstream that has TRACE: its answer is the head of the request. Its own Connection names
     fields.
     """
+    head = b"HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Mark\r\nX-Mark: theirs\r\nKeep-Alive: timeout=5\r\n"
     while True:
         request = await peer.request()
         body = b"".join(b"%s: %s\r\n" % field for field in request.headers)
-        head = b"HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Mark\r\nX-Mark: theirs\r\nKeep-Alive: timeout=5\r\n"
-        await peer.send(
-            head
-            + b"Content-Length: %d\r\n\r\n" % len(body)
-            + (b"" if request.method == "HEAD" else body)
-        )
+        await peer.send(head + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
 
 
 @asynccontextmanager
-async def serve(
-    log: Log, script: Script = echo, *, bind: str = "127.0.0.1:0", trusted: str = ""
-) -> AsyncIterator[Rig]:
+async def gateway(log: Log, *, bind: str = "127.0.0.1:0", trusted: str = "") -> AsyncIterator[Rig]:
     Marks.seen.clear()
-    async with open_upstream(script) as upstream:
+    async with open_upstream(echo) as upstream:
         config = parse_config(
             f"""
 reverse_proxy:
@@ -107,76 +99,64 @@ def last(rig: Rig) -> Request:
 # Fields of the hop
 
 
-async def test_the_clients_connection_cannot_remove_what_is_set(log: Log) -> None:
+@pytest.mark.parametrize(
+    ("target", "sent", "arrives"),
+    [
+        (
+            "/marks",
+            [("Connection", "keep-alive, x-user-id"), ("X-User-Id", "mallory")],
+            {"x-user-id": [b"alice"], "x-forwarded-user": [b"alice"], "connection": []},
+        ),
+        (
+            "/keys",
+            [("Authorization", f"Bearer {ANN}"), ("Connection", "x-api-key, authorization")],
+            {"x-api-key": [b"sk-upstream"], "authorization": []},
+        ),
+        (
+            "/secret",
+            [("Connection", "x-set, authorization"), ("X-Set", "theirs")],
+            {"x-set": [b"ours"], "authorization": [b"Bearer sk-secret"]},
+        ),
+    ],
+)
+async def test_the_clients_connection_cannot_remove_what_is_set(
+    target: str, sent: list[tuple[str, str]], arrives: dict[str, list[bytes]], log: Log
+) -> None:
     """By an interceptor, by `api_keys`, by the configuration."""
-    async with serve(log) as rig:
-        await rig.fetch(
-            "/marks", headers=[("Connection", "keep-alive, x-user-id"), ("X-User-Id", "mallory")]
-        )
-        assert last(rig).all("x-user-id") == [b"alice"]
-        assert last(rig).all("x-forwarded-user") == [b"alice"]
-        assert last(rig).all("connection") == []
-        key = [("Authorization", f"Bearer {ANN}"), ("Connection", "x-api-key, authorization")]
-        assert (await rig.fetch("/keys", headers=key)).status == 200
-        assert (last(rig).all("x-api-key"), last(rig).all("authorization")) == (
-            [b"sk-upstream"],
-            [],
-        )
-        await rig.fetch(
-            "/secret", headers=[("Connection", "x-set, authorization"), ("X-Set", "theirs")]
-        )
-        assert (last(rig).all("x-set"), last(rig).all("authorization")) == (
-            [b"ours"],
-            [b"Bearer sk-secret"],
-        )
+    async with gateway(log) as rig:
+        assert (await rig.fetch(target, headers=sent)).status == 200
+        assert {name: last(rig).all(name) for name in arrives} == arrives
 
 
 async def test_the_upstreams_connection_cannot_remove_what_is_set(log: Log) -> None:
-    async with serve(log) as rig:
+    """By an interceptor, which also sets `x-user-id` upstream."""
+    async with gateway(log) as rig:
         assert (await rig.fetch("/marks")).all("x-mark") == [b"ours"]
+        assert last(rig).all("x-user-id") == [b"alice"]
         assert (await rig.fetch("/plain")).all("x-mark") == []
 
 
 async def test_interceptors_see_no_field_of_the_hop(log: Log) -> None:
     """Of the client's and of the upstream's, and nothing that a client claims about itself."""
-    sent = [
-        ("Connection", "TE, X-Hop"),
-        ("TE", "trailers"),
-        ("X-Hop", "1"),
-        ("Upgrade", "h2c"),
-        ("HTTP2-Settings", "AA"),
-    ]
-    claims = [
-        ("X-Forwarded-User", "mallory"),
-        ("X_Forwarded_For", "6.6.6.6"),
-        ("Forwarded", "for=6.6.6.6"),
-    ]
-    async with serve(log) as rig:
-        await rig.fetch(
-            "/marks",
-            headers=[*sent, *claims, ("X-End", "2"), ("Transfer-Encoding", "chunked")],
-            body=b"x",
-        )
+    hop = {"Connection": "TE, X-Hop", "TE": "trailers", "X-Hop": "1", "Upgrade": "h2c"}
+    claims = {"X-Forwarded-User": "m", "X_Forwarded_For": "6.6.6.6", "Forwarded": "for=6.6.6.6"}
+    sent = hop | claims | {"X-End": "2", "Transfer-Encoding": "chunked"}
+    async with gateway(log) as rig:
+        await rig.fetch("/marks", headers=list(sent.items()), body=b"x")
         request, response = Marks.seen
-        assert sorted(request) == ["host", "x-end"]
-        assert sorted(response) == ["content-length"]
+        assert (sorted(request), sorted(response)) == (["host", "x-end"], ["content-length"])
         assert last(rig).body == b"x"
-        assert not {b"x-hop", b"te", b"upgrade", b"http2-settings", b"x_forwarded_for"} & {
-            name.lower() for name, _ in last(rig).headers
-        }
-
-
-# Who the client is
+        named = {name.decode().lower() for name, _ in last(rig).headers}
+        assert not {"x-hop", "te", "upgrade", "x_forwarded_for", "forwarded"} & named
 
 
 async def test_an_ipv4_client_of_a_socket_for_both_families_has_its_own_address(log: Log) -> None:
     """In X-Forwarded-For, for interceptors, and compared with trusted proxies."""
-    async with serve(log, bind="[::]:0", trusted="127.0.0.0/8") as rig:
+    claims = [("X-Forwarded-For", "192.0.2.1"), ("X_Forwarded_For", "6.6.6.6")]
+    async with gateway(log, bind="[::]:0", trusted="127.0.0.0/8") as rig:
         await rig.fetch("/plain")
         assert last(rig).all("x-forwarded-for") == [b"127.0.0.1"]
-        await rig.fetch(
-            "/plain", headers=[("X-Forwarded-For", "192.0.2.1"), ("X_Forwarded_For", "6.6.6.6")]
-        )
+        await rig.fetch("/plain", headers=claims)
         assert last(rig).all("x-forwarded-for") == [b"192.0.2.1, 127.0.0.1"]
         assert last(rig).all("x_forwarded_for") == []
         assert (await rig.fetch("/marks", headers=[("X-Client", "?")])).body == b"127.0.0.1"
@@ -187,21 +167,18 @@ async def test_an_ipv4_client_of_a_socket_for_both_families_has_its_own_address(
 
 async def test_a_request_names_the_proxies_that_it_has_passed(log: Log) -> None:
     """After existing entries; a response gets no entry. `headers.remove` can omit it."""
-    async with serve(log) as rig:
-        answer = await rig.fetch("/plain")
+    before = [("Via", "1.0 a (b, c)"), ("Via", "2 d"), ("Connection", "via")]
+    async with gateway(log) as rig:
+        assert (await rig.fetch("/plain")).all("via") == []
         (entry,) = last(rig).all("via")
         version, _, pseudonym = entry.partition(b" ")
         assert version == b"1.1"
         assert socket.gethostname().encode() not in pseudonym
-        assert answer.all("via") == []
-        await rig.fetch(
-            "/marks", headers=[("Via", "1.0 a (b, c)"), ("Via", "2 d"), ("Connection", "via")]
-        )
+        await rig.fetch("/marks", headers=before)
         assert last(rig).all("via") == [b"1.0 a (b, c), 2 d, 1.1 " + pseudonym]
         await rig.fetch("/silent")
         assert last(rig).all("via") == []
-        stream = await trio.open_tcp_stream("127.0.0.1", rig.proxy.port)
-        async with stream:
+        async with await trio.open_tcp_stream("127.0.0.1", rig.proxy.port) as stream:
             await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
             while await stream.receive_some():
                 pass
@@ -210,53 +187,36 @@ async def test_a_request_names_the_proxies_that_it_has_passed(log: Log) -> None:
 
 async def test_a_request_that_comes_back_is_refused(log: Log) -> None:
     """Wherever the pseudonym stands; another instance's is not a loop."""
-    async with serve(log) as rig, serve(log) as other:
+    async with gateway(log) as rig, gateway(log) as other:
         await rig.fetch("/plain")
         (ours,) = last(rig).all("via")
         await other.fetch("/plain", headers=[("Via", ours.decode())])
         assert last(other).all("via")[0].startswith(ours + b", 1.1 weirpool-")
-        seen = len(rig.upstream.requests)
         for via in (ours, b"1.1 a, " + ours + b", 2 b", b"1.1 a,HTTP/" + ours):
-            answer = await rig.fetch("/marks", headers=[("Via", via.decode())])
+            answer = await rig.fetch("/plain", headers=[("Via", via.decode())])
             assert (answer.status, b"loop_detected" in answer.body) == (508, True)
-        assert len(rig.upstream.requests) == seen
+        assert len(rig.upstream.requests) == 1
         assert [line["outcome"] for line in rig.lines("exchange")][-3:] == ["refused"] * 3
 
 
 async def test_a_worker_knows_a_request_that_another_worker_sent(tmp_path: Path) -> None:
-    """A server that is its own upstream: two exchanges for a request, whichever of its workers gets
-    it.
-    """
+    """A server that is its own upstream: two exchanges for a request, in any of its workers."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+        address = f"127.0.0.1:{sock.getsockname()[1]}"
     file = tmp_path / "weirpool.yaml"
+    upstream = f'{{name: me, endpoints: ["http://{address}"]}}'
     file.write_text(
-        f"""
-reverse_proxy:
-  upstreams: [{{name: me, endpoints: ["http://127.0.0.1:{port}"]}}]
-  routes: [{{path: /, upstream: me}}]
-  limits: {{max_streams: 40}}
-"""
+        f"reverse_proxy: {{upstreams: [{upstream}], routes: [{{path: /, upstream: me}}]}}"
     )
-    command = [
-        *WEIRPOOL,
-        "serve",
-        "--config",
-        str(file),
-        "--bind",
-        f"127.0.0.1:{port}",
-        "--workers",
-        "2",
-    ]
+    command = [*WEIRPOOL, "serve", "--config", str(file), "--bind", address, "--workers", "2"]
     async with running(command) as process:
         await process.event("started", 2)
         for _ in range(8):
             with trio.fail_after(10):
-                assert (await fetch(port, "/x")).status == 508
+                assert (await fetch(int(address.rpartition(":")[2]), "/x")).status == 508
         lines = await process.event("exchange", 16)
-        assert len(lines) == 16
-        assert [line["outcome"] for line in lines].count("refused") == 8
+        assert [line["outcome"] for line in lines].count("refused") == len(lines) / 2 == 8
 
 
 # TRACE and Max-Forwards
@@ -266,22 +226,16 @@ async def test_trace_goes_nowhere(log: Log) -> None:
     """Its answer would show what was added on the way: also when an interceptor makes one of
     another request.
     """
-    async with serve(log) as rig:
-        key = [("Authorization", f"Bearer {ANN}")]
-        body = [("Content-Length", "5")]  # which does not come
+    async with gateway(log) as rig:
         for target, headers in (
             ("/secret", []),
             ("/secret", [("Max-Forwards", "0")]),
-            ("/keys", key),
-            ("/keys", body),
-            ("/", []),
+            ("/keys", [("Authorization", f"Bearer {ANN}")]),
+            ("/keys", [("Content-Length", "5")]),  # of a body that does not come
         ):
             answer = await rig.fetch(target, method="TRACE", headers=headers)
-            assert (answer.status, b"not_supported" in answer.body, b"sk-" in answer.body) == (
-                501,
-                True,
-                False,
-            )
+            assert (answer.status, b"not_supported" in answer.body) == (501, True)
+            assert b"sk-" not in answer.body
         assert (await rig.fetch("/marks", headers=[("X-Method", "TRACE")])).status == 501
         assert rig.upstream.requests == []
         assert {line["outcome"] for line in rig.lines("exchange")} == {"refused"}
@@ -289,40 +243,31 @@ async def test_trace_goes_nowhere(log: Log) -> None:
 
 @pytest.mark.parametrize("target", ["/plain", "/marks", "/origins"])
 async def test_options_may_be_forwarded_so_many_times(target: str, log: Log) -> None:
-    async with serve(log) as rig:
-        for value, expected in (("5", b"4"), ("1", b"0"), ("007", b"6")):
-            assert (
-                await rig.fetch(target, method="OPTIONS", headers=[("Max-Forwards", value)])
-            ).status == 200
-            assert last(rig).all("max-forwards") == [expected]
-        seen = len(rig.upstream.requests)
-        headers = [
-            ("Max-Forwards", "0"),
-            ("Connection", "max-forwards"),
-            ("Origin", "https://app.test"),
-        ]
-        answer = await rig.fetch(target, method="OPTIONS", headers=headers)
-        assert (answer.status, answer.body) == (204, b"")
-        assert answer.all("access-control-allow-origin") == (
-            [b"https://app.test"] if target == "/origins" else []
-        )
-        assert (
-            await rig.fetch(target, method="OPTIONS", headers=[("Max-Forwards", "5, 4")])
-        ).status == 400
-        assert len(rig.upstream.requests) == seen
+    """Of other methods, `Max-Forwards` passes unread."""
+    names = [("Connection", "max-forwards"), ("Origin", "https://app.test")]
+    async with gateway(log) as rig:
+
+        async def ask(method: str, value: str) -> tuple[int, list[bytes], list[bytes]]:
+            """The status, what went upstream, and what a page is allowed."""
+            rig.upstream.requests.clear()
+            headers = [*names, ("Max-Forwards", value)]
+            answer = await rig.fetch(target, method=method, headers=headers)
+            left = [value for item in rig.upstream.requests for value in item.all("max-forwards")]
+            return answer.status, left, answer.all("access-control-allow-origin")
+
+        for value, left in (("5", b"4"), ("1", b"0"), ("007", b"6")):
+            assert await ask("OPTIONS", value) == (200, [left], [])
+        page = [b"https://app.test"] if target == "/origins" else []
+        assert await ask("OPTIONS", "0") == (204, [], page)
+        assert await ask("OPTIONS", "5, 4") == (400, [], page)
+        for value in ("0", "nonsense"):
+            assert await ask("GET", value) == (200, [value.encode()], [])
 
 
-async def test_max_forwards_of_other_methods_passes(log: Log) -> None:
-    async with serve(log) as rig:
-        for value in ("0", "5", "nonsense"):
-            await rig.fetch("/plain", headers=[("Max-Forwards", value)])
-            assert last(rig).all("max-forwards") == [value.encode()]
-
-
-async def test_it_is_the_same_over_http2(log: Log, tmp_path: Path) -> None:
+async def test_it_is_the_same_over_http2(log: Log, certificates: Certificates) -> None:
     """Under plain Hypercorn."""
-    certificates = Certificates(tmp_path)
-    async with serve(log) as rig:
+    claims = [("x_forwarded_for", "6.6.6.6"), ("x-forwarded-user", "mallory")]
+    async with gateway(log) as rig:
         async with (
             open_proxy(rig.proxy.worker.config, tls=certificates.files) as proxy,
             open_http2(proxy, certificates) as connection,
@@ -335,10 +280,8 @@ async def test_it_is_the_same_over_http2(log: Log, tmp_path: Path) -> None:
                     answer = await client.answer()
                 return answer.status, answer.body
 
-            status, _ = await ask(
-                "GET", "/plain", ("x_forwarded_for", "6.6.6.6"), ("x-forwarded-user", "mallory")
-            )
-            assert (status, last(rig).all("x-forwarded-for")) == (200, [b"127.0.0.1"])
+            assert (await ask("GET", "/plain", *claims))[0] == 200
+            assert last(rig).all("x-forwarded-for") == [b"127.0.0.1"]
             assert last(rig).all("x_forwarded_for") == last(rig).all("x-forwarded-user") == []
             (via,) = last(rig).all("via")
             assert via.startswith(b"2 weirpool-")

@@ -1,101 +1,74 @@
-"""The app's own pages: metrics, health, readiness, status."""
+"""The app's own pages: metrics, health, readiness."""
 
 from __future__ import annotations
 
-import msgspec
-import trio
 from support.client import fetch
+from support.interceptors import until
 from support.proxy import config_for, open_proxy
 from support.upstream import open_upstream, stream_of
 
 from interceptors import Outcome
-from proxy.config import Admin
 
 POOLS = ("sse_event", "http_response", "json")
-
-
-async def test_every_metric_is_there_from_the_start() -> None:
-    """Before the first request."""
-    expected = set()
-    for pool in POOLS:
-        expected |= {
-            f'buffer_pool_reuse_rate{{pool="{pool}"}}',
-            f'buffer_pool_current_size{{pool="{pool}"}}',
-        }
-        expected |= {
-            f'buffer_pool_in_use{{pool="{pool}"}}',
-            f'buffer_pool_high_water{{pool="{pool}"}}',
-        }
-        expected |= {
-            f'buffer_pool_allocations_total{{pool="{pool}"}}',
-            f'buffer_pool_reuses_total{{pool="{pool}"}}',
-        }
-        expected |= {f'buffer_pool_leaks_total{{pool="{pool}"}}'}
-        for reason in ("oversize", "full", "exported"):
-            expected |= {f'buffer_pool_discards_total{{pool="{pool}",reason="{reason}"}}'}
-    expected |= {
-        'weirpool_streams_active{route="/"}',
-        'weirpool_time_to_first_byte_seconds_count{route="/"}',
-    }
-    expected |= {
-        f'weirpool_exchanges_total{{outcome="{outcome}",route="/"}}' for outcome in Outcome
-    }
-    for action in ("passed", "changed", "dropped", "added"):
-        expected |= {f'weirpool_events_total{{action="{action}",route="/"}}'}
-    expected |= {
-        f'weirpool_bytes_total{{direction="{name}",route="/"}}'
-        for name in ("upstream", "downstream")
-    }
-    expected |= {f'weirpool_writer_total{{writer="{name}"}}' for name in ("asgi", "direct")}
-    async with open_proxy(config_for("http://127.0.0.1:9")) as proxy:
-        answer = await fetch(proxy.port, "/metrics")
-        assert answer.status == 200
-        assert answer.all("content-type") == [b"text/plain; version=0.0.4; charset=utf-8"]
-        series = dict(
-            line.rsplit(" ", 1)
-            for line in answer.body.decode().splitlines()
-            if not line.startswith("#")
+FROM_THE_START = {
+    *(
+        f'buffer_pool_{name}{{pool="{pool}"}}'
+        for pool in POOLS
+        for name in (
+            "reuse_rate", "current_size", "in_use", "high_water", "allocations_total",
+            "reuses_total", "leaks_total",
         )
-        assert expected <= set(series)
-        assert {float(series[name]) for name in expected} == {0.0}
-        assert not [name for name in series if "_created" in name]
+    ),
+    *(
+        f'buffer_pool_discards_total{{pool="{pool}",reason="{reason}"}}'
+        for pool in POOLS
+        for reason in ("oversize", "full", "exported")
+    ),
+    'weirpool_streams_active{route="/"}',
+    'weirpool_time_to_first_byte_seconds_count{route="/"}',
+    *(f'weirpool_exchanges_total{{outcome="{outcome}",route="/"}}' for outcome in Outcome),
+    *(
+        f'weirpool_events_total{{action="{action}",route="/"}}'
+        for action in ("passed", "changed", "dropped", "added")
+    ),
+    *(f'weirpool_bytes_total{{direction="{d}",route="/"}}' for d in ("upstream", "downstream")),
+    *(f'weirpool_writer_total{{writer="{name}"}}' for name in ("asgi", "direct")),
+}  # fmt: skip
 
 
-async def test_metrics_count_what_streamed() -> None:
-    """After one stream: its outcome, its bytes, its writer, its pool."""
+async def test_the_pages() -> None:
+    """Every metric is there before the first request; one stream is counted once."""
     async with (
         open_upstream(stream_of(b"data: 1\n\n")) as upstream,
         open_proxy(config_for(upstream.url)) as proxy,
     ):
+
+        async def metrics() -> dict[str, float]:
+            answer = await fetch(proxy.port, "/metrics")
+            assert answer.all("content-type") == [b"text/plain; version=0.0.4; charset=utf-8"]
+            lines = answer.body.decode().splitlines()
+            samples = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
+            return {name: float(value) for name, value in samples}
+
+        first = await metrics()
+        assert {first[name] for name in FROM_THE_START} == {0.0}
+        assert not [name for name in first if "_created" in name]
         await fetch(proxy.port, method="POST", body=b"hello")
-        with trio.fail_after(5):
-            while proxy.worker.live:
-                await trio.sleep(0.005)
-        value = proxy.worker.metrics.registry.get_sample_value
-        assert value("weirpool_exchanges_total", {"route": "/", "outcome": "completed"}) == 1
-        assert value("weirpool_bytes_total", {"route": "/", "direction": "downstream"}) == 9
-        assert value("weirpool_bytes_total", {"route": "/", "direction": "upstream"}) == 5
-        assert value("weirpool_writer_total", {"writer": "direct"}) == 1
-        assert value("weirpool_time_to_first_byte_seconds_count", {"route": "/"}) == 1
-        assert value("weirpool_streams_active", {"route": "/"}) == 0
-        assert value("buffer_pool_in_use", {"pool": "sse_event"}) == 0
-        assert value("buffer_pool_allocations_total", {"pool": "sse_event"}) == 1
-
-
-async def test_health_and_readiness() -> None:
-    async with open_proxy(config_for("http://127.0.0.1:9")) as proxy:
-        assert (await fetch(proxy.port, "/healthz")).status == 200
-        assert (await fetch(proxy.port, "/readyz")).status == 200
-        proxy.worker.ready = False
-        assert (await fetch(proxy.port, "/readyz")).status == 503
-        assert (await fetch(proxy.port, "/healthz")).status == 200
-
-
-async def test_pages_can_move_out_of_the_upstreams_way() -> None:
-    """`admin.prefix` moves the app's pages; the upstream's own /metrics is then reachable."""
-    async with open_upstream(stream_of(b"data: its own\n\n")) as upstream:
-        config = config_for(upstream.url)
-        config = msgspec.structs.replace(config, admin=Admin(prefix="/_weirpool"))
-        async with open_proxy(config) as proxy:
-            assert (await fetch(proxy.port, "/metrics")).body == b"data: its own\n\n"
-            assert b"buffer_pool_in_use" in (await fetch(proxy.port, "/_weirpool/metrics")).body
+        await until(lambda: not proxy.worker.live)
+        second = await metrics()
+        counted = {
+            name: value for name, value in second.items() if name in FROM_THE_START and value
+        }
+        assert {name: value for name, value in counted.items() if "buffer_pool" not in name} == {
+            'weirpool_exchanges_total{outcome="completed",route="/"}': 1,
+            'weirpool_bytes_total{direction="downstream",route="/"}': 9,
+            'weirpool_bytes_total{direction="upstream",route="/"}': 5,
+            'weirpool_writer_total{writer="direct"}': 1,
+            'weirpool_time_to_first_byte_seconds_count{route="/"}': 1,
+        }
+        assert counted['buffer_pool_allocations_total{pool="sse_event"}'] == 1
+        assert 'buffer_pool_in_use{pool="sse_event"}' not in counted
+        for ready in (True, False):
+            proxy.worker.ready = ready
+            assert (await fetch(proxy.port, "/readyz")).status == (200 if ready else 503)
+            assert (await fetch(proxy.port, "/healthz")).status == 200
