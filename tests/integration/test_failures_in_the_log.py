@@ -11,45 +11,40 @@ import msgspec
 import pytest
 import structlog
 from support.client import fetch
-from support.interceptors import Log, Serve, Way, config_with, on_event, until
+from support.interceptors import Log, Rig, Serve, config_with, interceptor, on_event, until
 from support.proxy import open_proxy
-from support.upstream import open_upstream, stream_of
+from support.upstream import Script, open_upstream, stream_of
 
-from interceptors import (
-    End,
-    Event,
-    EventResult,
-    Interceptor,
-    Request,
-    Response,
-    StreamContext,
-    StreamInterceptor,
-)
+from interceptors import End, Event, EventResult, Interceptor, Request, Response, StreamContext
 from interceptors.dialects import MessageInterceptor, MessageStream, ToolCall, Unread
 from proxy.config.schema import Log as LogSettings
 from proxy.worker import logs
 
 SECRET = "opal-7731"
-CALL = (
-    b'data: {"object":"chat.completion.chunk","choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"c","type":"function",'
-    b'"function":{"name":"f","arguments":"{}"}}]},"finish_reason":null}]}\n\n'
-)
-END = (
-    b'data: {"object":"chat.completion.chunk","choices":[{"index":0,"delta":{},"finish_reason":"tool_calls"}]}\n\n'
-    b"data: [DONE]\n\n"
-)
-ODD = b'data: {"object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":7},"finish_reason":null}]}\n\n'
-COMPLETIONS = "/v1/chat/completions"
+SECRET_EVENT = stream_of(b"data: %b\n\n" % SECRET.encode())
+ONE_EVENT = stream_of(b"data: 1\n\n")
 
 
-@pytest.fixture
-def serve(log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
-    return Way().serve(log, monkeypatch)
+def choice(delta: str, finish_reason: str = "null") -> bytes:
+    """An event of a chat completion."""
+    fields = f'"choices":[{{"index":0,"delta":{delta},"finish_reason":{finish_reason}}}]'
+    return f'data: {{"object":"chat.completion.chunk",{fields}}}\n\n'.encode()
 
 
-def reads_a_number(event: Event) -> EventResult:
-    int(event.data)
-    return event
+def call(name: str) -> bytes:
+    function = f'"function":{{"name":"{name}","arguments":"{{}}"}}'
+    return choice(f'{{"tool_calls":[{{"index":0,"id":"c","type":"function",{function}}}]}}')
+
+
+END = choice("{}", '"tool_calls"') + b"data: [DONE]\n\n"
+ODD = choice('{"content":7}')
+
+
+async def exchange(rig: Rig, target: str = "/") -> dict[str, Any]:
+    """The `exchange` line of one request."""
+    await rig.fetch(target, method="POST", body=b"{}")
+    await rig.outcomes()
+    return rig.lines("exchange")[0]
 
 
 def rendered(line: dict[str, Any], level: str) -> str:
@@ -59,52 +54,46 @@ def rendered(line: dict[str, Any], level: str) -> str:
     return logs.output.process(None, "", dict(line)).decode()
 
 
-async def test_the_line_has_type_and_place_but_no_message(serve: Serve) -> None:
+def reads_a_number(event: Event) -> EventResult:
+    int(event.data)
+    return event
+
+
+async def test_the_line_has_type_and_place_but_no_message(serve_once: Serve) -> None:
     """The failure of `int(text)` holds the text."""
-    async with serve(
-        stream_of(b"data: %b\n\n" % SECRET.encode()), on_event(reads_a_number, "Reads")
-    ) as rig:
-        await rig.fetch()
-        assert await rig.outcomes() == ["intercepted"]
-        (line,), (failed,) = rig.lines("exchange"), rig.lines("interceptor_failed")
-        assert line["interceptor"] == "Reads"
+    async with serve_once(SECRET_EVENT, on_event(reads_a_number, "Reads")) as rig:
+        line = await exchange(rig)
+        assert (line["outcome"], line["interceptor"]) == ("intercepted", "Reads")
         assert line["error"].startswith("Reads.on_event: ValueError at ")
-        number = reads_a_number.__code__.co_firstlineno + 1
-        text = rendered(failed, "info")
         assert SECRET not in str(line)
+        (failed,) = rig.lines("interceptor_failed")
+        text = rendered(failed, "info")
         assert SECRET not in text
         assert "int(event.data)" not in text
-        assert (
-            f'File "{__file__}", line {number}, in reads_a_number' in json.loads(text)["exception"]
-        )
-        assert json.loads(text)["exception"].endswith("ValueError")
+        trace = json.loads(text)["exception"]
+        number = reads_a_number.__code__.co_firstlineno + 1
+        assert f'File "{__file__}", line {number}, in reads_a_number' in trace
+        assert trace.endswith("ValueError")
         assert SECRET in rendered(failed, "debug")
 
 
 async def test_at_debug_the_exchange_line_has_the_message(log: Log) -> None:
-    async with open_upstream(stream_of(b"data: %b\n\n" % SECRET.encode())) as upstream:
+    async with open_upstream(SECRET_EVENT) as upstream:
         config = config_with(upstream.url, on_event(reads_a_number, "Reads"))
-        async with open_proxy(
-            msgspec.structs.replace(config, log=LogSettings(level="debug"))
-        ) as proxy:
+        config = msgspec.structs.replace(config, log=LogSettings(level="debug"))
+        async with open_proxy(config) as proxy:
             await fetch(proxy.port)
             await until(lambda: log[-1]["event"] == "exchange")
             assert SECRET in str(log[-1]["error"])
 
 
-def returns_nonsense(event: Event) -> Any:
-    return 7
-
-
-async def test_errors_of_the_package_keep_their_text(serve: Serve) -> None:
+async def test_errors_of_the_package_keep_their_text(serve_once: Serve) -> None:
     """The text of a misuse contains no content."""
-    async with serve(stream_of(b"data: 1\n\n"), on_event(returns_nonsense, "Wrong")) as rig:
-        await rig.fetch()
-        await rig.outcomes()
-        assert "returned int, expected an Event" in rig.lines("exchange")[0]["error"]
-        assert "returned int, expected an Event" in rendered(
-            rig.lines("interceptor_failed")[0], "info"
-        )
+    nonsense: Any = lambda event: 7  # noqa: E731
+    async with serve_once(ONE_EVENT, on_event(nonsense, "Wrong")) as rig:
+        assert "returned int, expected an Event" in (await exchange(rig))["error"]
+        (failed,) = rig.lines("interceptor_failed")
+        assert "returned int, expected an Event" in rendered(failed, "info")
 
 
 class Answers(Interceptor):
@@ -112,26 +101,27 @@ class Answers(Interceptor):
         return Response(status=401)
 
 
-@pytest.mark.parametrize("cls", [Answers, on_event(lambda event: End(), "Ends")])
-async def test_who_intercepted_is_a_field(cls: type[Interceptor], serve: Serve) -> None:
-    async with serve(
-        stream_of(b"data: 1\n\n"), on_event(lambda event: event, "Passes"), cls
-    ) as rig:
-        await rig.fetch()
-        assert await rig.outcomes() == ["intercepted"]
-        assert rig.lines("exchange")[0]["interceptor"] == cls.__name__
-
-
-async def test_who_needed_an_event_that_is_too_large_is_a_field(serve: Serve) -> None:
-    large = b"data: " + b"x" * 2000 + b"\n\n"
-    async with serve(
-        stream_of(large),
-        on_event(lambda event: event, "Sees"),
-        route="limits: {max_event_bytes: 100}",
-    ) as rig:
-        await rig.fetch()
-        assert await rig.outcomes() == ["upstream_error"]
-        assert rig.lines("exchange")[0]["interceptor"] == "Sees"
+@pytest.mark.parametrize(
+    ("cls", "script", "outcome"),
+    [
+        (Answers, ONE_EVENT, "intercepted"),
+        (on_event(lambda event: End(), "Ends"), ONE_EVENT, "intercepted"),
+        (
+            on_event(lambda event: event, "Sees"),
+            stream_of(b"data: %2000d\n\n" % 1),
+            "upstream_error",
+        ),
+    ],
+)
+async def test_the_interceptor_that_ended_it_is_a_field(
+    cls: type[Interceptor], script: Script, outcome: str, serve_once: Serve
+) -> None:
+    """Also the one that needed an event that is too large."""
+    limits = "limits: {max_event_bytes: 100}"
+    given = [cls] if cls.__name__ == "Sees" else [on_event(lambda event: event, "Passes"), cls]
+    async with serve_once(script, *given, route=limits) as rig:
+        line = await exchange(rig)
+        assert (line["outcome"], line["interceptor"]) == (outcome, cls.__name__)
 
 
 class FailsAtCall(MessageInterceptor):
@@ -161,39 +151,28 @@ class Looks(FailsAtCall):
     ("cls", "hook"), [(FailsAtCall, "on_tool_call"), (FailsAtUnread, "on_unread")]
 )
 async def test_a_failure_is_logged_under_its_own_hook(
-    cls: type[Interceptor], hook: str, serve: Serve
+    cls: type[Interceptor], hook: str, serve_once: Serve
 ) -> None:
-    async with serve(stream_of(CALL, ODD, END), cls) as rig:
-        await rig.fetch(COMPLETIONS, method="POST", body=b"{}")
-        await rig.outcomes()
+    async with serve_once(stream_of(call("f"), ODD, END), cls) as rig:
+        line = await exchange(rig, "/v1/chat/completions")
         assert rig.failures() == [(cls.__name__, hook)]
-        assert rig.lines("exchange")[0]["error"].startswith(
-            f"{cls.__name__}.{hook}: LookupError at "
-        )
+        assert line["error"].startswith(f"{cls.__name__}.{hook}: LookupError at ")
 
 
 async def test_an_answer_beyond_the_limits_is_not_a_failure_of_the_interceptor(
-    serve: Serve,
+    serve_once: Serve,
 ) -> None:
     """The provider's doing: a warning with the reason, without a traceback."""
-    name = CALL.replace(b'"name":"f"', b'"name":"%b"' % (b"f" * 100_000))
-    async with serve(stream_of(name, END), Looks) as rig:
-        await rig.fetch(COMPLETIONS, method="POST", body=b"{}")
-        assert await rig.outcomes() == ["intercepted"]
+    async with serve_once(stream_of(call("f" * 100_000), END), Looks) as rig:
+        assert (await exchange(rig, "/v1/chat/completions"))["outcome"] == "intercepted"
         assert rig.failures() == []
         (line,) = rig.lines("unreadable_answer")
         assert (line["interceptor"], "exc_info" in line) == ("Looks", False)
         assert "the name of a tool call is longer than" in line["reason"]
 
 
-class Notes(Interceptor):
-    def open_stream(self, context: StreamContext) -> StreamInterceptor:
-        context.note_unread("choices[0].delta")
-        return StreamInterceptor()
-
-
-async def test_an_unread_part_names_its_interceptor(serve: Serve) -> None:
-    async with serve(stream_of(b"data: 1\n\n"), Notes) as rig:
-        await rig.fetch()
-        await rig.outcomes()
+async def test_an_unread_part_names_its_interceptor(serve_once: Serve) -> None:
+    notes = interceptor("Notes", opened=lambda context: context.note_unread("choices[0].delta"))
+    async with serve_once(ONE_EVENT, notes) as rig:
+        await exchange(rig)
         assert [line["interceptor"] for line in rig.lines("unread_part")] == ["Notes"]

@@ -149,6 +149,7 @@ LONG_TRAILERS = (b"x: " + b"y" * 1019 + b"\r\n") * 16
         (LONG_HEADER + b"hello\r\n" + LAST, None),
         (b"5;x" + LONG_HEADER[2:] + b"hello\r\n", 4096),
         (b"1\r\na\r\n5;x" + LONG_HEADER[2:] + b"hello\r\n" + LAST, 4096),
+        (b"5;x" + LONG_HEADER[2:] + b"hel", 4096),
         (b"5;" + b"x" * 4095, 4096),
         (b"0" * 4097, 4096),
         (b"0\r\n" + LONG_TRAILERS + b"\r\n", None),
