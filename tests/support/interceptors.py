@@ -37,6 +37,7 @@ __all__ = [
     "awaiting",
     "config_with",
     "interceptor",
+    "limited",
     "on_event",
     "on_event_async",
     "outcomes_of",
@@ -215,6 +216,18 @@ class Rig:
         assert self.proxy.lent() == 0
         assert worker.hub is None or len(worker.hub) == 0
         assert not self.lines("internal_error")
+
+
+def limited(serve: Serve, seconds: float = 20) -> Serve:
+    """The same, with so much time for what a test does with its rig."""
+
+    @asynccontextmanager
+    async def serve_in_time(*args: Any, **kwargs: Any) -> AsyncIterator[Rig]:
+        async with serve(*args, **kwargs) as rig:
+            with trio.fail_after(seconds):
+                yield rig
+
+    return serve_in_time
 
 
 @dataclass(frozen=True)

@@ -497,6 +497,23 @@ async def test_many_busy_streams_share_the_hub_and_leave_room_for_others(
     assert pumps[-1] <= (2 * pumps[0] if len(needs) == 2 else 1.2 * pumps[0] + 4)
 
 
+async def test_turn_pumps_again_although_the_socket_has_nothing(new: New) -> None:
+    """As with bytes inside TLS."""
+
+    def pump(stream: Scripted, window: bytearray, now: float) -> Need:
+        stream.received += b"" if stream.pumps > 1 else stream.sock.recv(1)
+        return Need.TURN if stream.pumps < 50 else Need.WRITE
+
+    async with open_bench() as bench:
+        streams = [new(pump), new(pump)]
+        tasks = await bench.park(*streams)
+        for stream in streams:
+            stream.far.send(b"x")
+        for task in tasks:
+            await task.over.wait()
+            assert (task.ends, task.stream.pumps) == ([Need.WRITE], 50)
+
+
 async def test_a_heavy_stream_is_served_in_every_turn(clock: Clock, new: New) -> None:
     """Also where light streams fill each turn."""
     order: list[Scripted] = []
