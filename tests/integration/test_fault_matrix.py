@@ -1,7 +1,5 @@
-"""The fault matrix: each fault of an upstream, for each way of waiting for it and each kind of
-interceptor. One test a cell.
-
-Over HTTP/1.1 and HTTP/2, and with upstreams over TLS, which have faults of their own.
+"""The fault matrix: each fault of an upstream, for each kind of client, interceptor and way of serving
+whose combination can matter. One test a cell.
 
 Each cell shows the outcome in the log and in the metric, what the client sees, and that everything
 is back: the leases, the one connection that the upstream may have (`max_connections: 1`), and the
@@ -16,7 +14,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import h2.errors
 import h11
@@ -49,6 +47,7 @@ BROKEN = (
     h11.RemoteProtocolError,
     h11.LocalProtocolError,
 )
+Act = Callable[[Peer, "Stage"], Awaitable[None]]
 SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 
 
@@ -106,12 +105,6 @@ async def hangs_before_head(peer: Peer, stage: Stage) -> None:
     await peer.wait_closed()
 
 
-async def hangs_mid_head(peer: Peer, stage: Stage) -> None:
-    await peer.send(b"HTTP/1.1 200 OK\r\nContent-Ty")
-    await stage.reach()
-    await peer.wait_closed()
-
-
 async def trickles_head(peer: Peer, stage: Stage) -> None:
     await stage.reach()
     for byte in SSE_HEAD * 20:
@@ -119,10 +112,10 @@ async def trickles_head(peer: Peer, stage: Stage) -> None:
         await trio.sleep(0.02)
 
 
-async def sends_garbage(peer: Peer, stage: Stage) -> None:
+async def floods_with_1xx(peer: Peer, stage: Stage) -> None:
     await stage.reach()
-    await peer.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
-    await peer.wait_closed()
+    while True:
+        await peer.send(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")
 
 
 async def endless_head(peer: Peer, stage: Stage) -> None:
@@ -132,20 +125,8 @@ async def endless_head(peer: Peer, stage: Stage) -> None:
         await peer.send(b"X-More: " + b"x" * 1000 + b"\r\n")
 
 
-async def floods_with_1xx(peer: Peer, stage: Stage) -> None:
-    await stage.reach()
-    while True:
-        await peer.send(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")
-
-
 async def closes_before_head(peer: Peer, stage: Stage) -> None:
     await stage.reach()
-
-
-async def hangs_mid_event(peer: Peer, stage: Stage) -> None:
-    await start(peer, stage)
-    await peer.chunk(b"data: half")
-    await peer.wait_closed()
 
 
 async def trickles_body(peer: Peer, stage: Stage) -> None:
@@ -154,6 +135,14 @@ async def trickles_body(peer: Peer, stage: Stage) -> None:
         for byte in b"data: slow\n\n":
             await peer.chunk(bytes([byte]))
             await trio.sleep(0.01)
+
+
+async def endless_event(peer: Peer, stage: Stage) -> None:
+    await start(peer, stage)
+    await peer.chunk(b"data: ")
+    while True:
+        await peer.chunk(b"y" * 500)
+        await trio.sleep(0.002)
 
 
 async def resets_mid_chunk(peer: Peer, stage: Stage) -> None:
@@ -165,49 +154,10 @@ async def resets_mid_chunk(peer: Peer, stage: Stage) -> None:
     sock.close()
 
 
-async def ends_early(peer: Peer, stage: Stage) -> None:
-    await start(peer, stage)
-
-
-async def garbage_for_a_chunk(peer: Peer, stage: Stage) -> None:
-    await start(peer, stage)
-    await peer.send(b"this is no chunk\r\n")
-    await peer.wait_closed()
-
-
-async def endless_event(peer: Peer, stage: Stage) -> None:
-    await start(peer, stage)
-    await peer.chunk(b"data: ")
-    while True:
-        await peer.chunk(b"y" * 500)
-        await trio.sleep(0.002)
-
-
-async def less_than_content_length(peer: Peer, stage: Stage) -> None:
-    await start(peer, stage, length=1000)
-
-
-async def more_than_content_length(peer: Peer, stage: Stage) -> None:
-    await start(peer, stage, length=18)
-    await peer.send(b"data: 2\n\nHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged")
-    await peer.wait_closed()
-
-
 async def stops_reading(peer: Peer, stage: Stage) -> None:
     await stage.reach()
     await stage.over.wait()
     await peer.wait_closed()
-
-
-async def answers_early(peer: Peer, stage: Stage) -> None:
-    await stage.reach()
-    await peer.send(
-        b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\nslow"
-    )
-    await peer.wait_closed()
-
-
-# What it does where there is TLS
 
 
 async def says_it_closes(peer: Peer, stage: Stage) -> None:
@@ -218,40 +168,38 @@ async def says_it_closes(peer: Peer, stage: Stage) -> None:
     await peer.stream.unwrap()
 
 
-async def closes_without_a_word(peer: Peer, stage: Stage) -> None:
-    await peer.send(SSE_HEAD + b"\r\ndata: 1\n\n")
-    await stage.reach()
+def head(then: bytes, first: bytes = b"", *, below_tls: bool = False, closes: bool = False) -> Act:
+    """Send `first`, and then, at fault, `then` instead of the rest of a head."""
+
+    async def act(peer: Peer, stage: Stage) -> None:
+        await peer.send(first) if first else None
+        await stage.reach()
+        await (transport_of(peer).send_all if below_tls else peer.send)(then)
+        if not closes:
+            await peer.wait_closed()
+
+    return act
 
 
-async def plain_text_for_a_head(peer: Peer, stage: Stage) -> None:
-    await stage.reach()
-    await transport_of(peer).send_all(SSE_HEAD + b"\r\ndata: forged\n\n")
-    await peer.wait_closed()
+def body(
+    then: bytes, length: int | None = None, *, below_tls: bool = False, closes: bool = False
+) -> Act:
+    """A stream that begins well, and then `then`."""
 
+    async def act(peer: Peer, stage: Stage) -> None:
+        await start(peer, stage, length)
+        await (transport_of(peer).send_all if below_tls else peer.send)(then) if then else None
+        if not closes:
+            await peer.wait_closed()
 
-async def plain_text_in_the_body(peer: Peer, stage: Stage) -> None:
-    await start(peer, stage)
-    await transport_of(peer).send_all(b"e\r\ndata: forged\n\n\r\n0\r\n\r\n")
-    await peer.wait_closed()
-
-
-async def forged_record(peer: Peer, stage: Stage) -> None:
-    """RFC 8446, section 5.2: unencrypted application data."""
-    await start(peer, stage)
-    await transport_of(peer).send_all(b"\x17\x03\x03\x00\x40" + bytes(64))
-    await peer.wait_closed()
-
-
-async def half_a_record(peer: Peer, stage: Stage) -> None:
-    await start(peer, stage)
-    await transport_of(peer).send_all(b"\x17\x03\x03\x00\x40" + bytes(32))
+    return act
 
 
 @dataclass(frozen=True)
 class Fault:
     """`kind` "": the upstream's own answer. `whole`: the client gets all of it."""
 
-    script: Callable[[Peer, Stage], Awaitable[None]] | None
+    script: Act | None
     outcome: str
     status: int = 200
     kind: str = ""
@@ -266,45 +214,57 @@ class Fault:
 
 
 ERROR, TIMEOUT = "upstream_error", "upstream_timeout"
-FAULTS = {
+LATE_HEAD = (TIMEOUT, 504, "upstream_read_timeout", False, "first_byte")
+PROTOCOL = (ERROR, 502, "upstream_protocol_error")
+GARBAGE = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+EARLY = (
+    b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\nslow"
+)
+FORGED = b"data: 2\n\nHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged"
+BEFORE_HEAD = {
     "refuses": Fault(None, ERROR, 502, "upstream_connect_failed"),
     "closes before head": Fault(closes_before_head, ERROR, 502, "upstream_connection_lost"),
-    "hangs before head": Fault(
-        hangs_before_head, TIMEOUT, 504, "upstream_read_timeout", timeout="first_byte"
-    ),
-    "hangs mid-head": Fault(
-        hangs_mid_head, TIMEOUT, 504, "upstream_read_timeout", timeout="first_byte"
-    ),
-    "trickles its head": Fault(
-        trickles_head, TIMEOUT, 504, "upstream_read_timeout", timeout="first_byte"
-    ),
-    "sends garbage": Fault(sends_garbage, ERROR, 502, "upstream_protocol_error"),
-    "endless head": Fault(endless_head, ERROR, 502, "upstream_protocol_error"),
-    "1xx flood": Fault(floods_with_1xx, ERROR, 502, "upstream_protocol_error"),
+    "hangs before head": Fault(hangs_before_head, *LATE_HEAD),
+    "hangs mid-head": Fault(head(b"ntent-Ty", b"HTTP/1.1 200 OK\r\nCo"), *LATE_HEAD),
+    "trickles its head": Fault(trickles_head, *LATE_HEAD),
+    "sends garbage": Fault(head(GARBAGE), *PROTOCOL),
+    "endless head": Fault(endless_head, *PROTOCOL),
+    "1xx flood": Fault(floods_with_1xx, *PROTOCOL),
     "stops reading": Fault(
         stops_reading, TIMEOUT, 504, "upstream_write_timeout", timeout="write", uploads=True
     ),
-    "answers early": Fault(answers_early, "completed", 429, body=b"slow", whole=True, uploads=True),
-    "hangs mid-event": Fault(hangs_mid_event, TIMEOUT, timeout="idle"),
+    "answers early": Fault(head(EARLY), "completed", 429, "", True, "", b"slow", uploads=True),
+}
+IN_BODY = {
+    "hangs mid-event": Fault(body(b"a\r\ndata: half\r\n"), TIMEOUT, timeout="idle"),
     "trickles its body": Fault(trickles_body, TIMEOUT, timeout="total"),
     "resets mid-chunk": Fault(resets_mid_chunk, ERROR),
-    "ends early": Fault(ends_early, ERROR),
-    "garbage for a chunk": Fault(garbage_for_a_chunk, ERROR),
+    "ends early": Fault(body(b"", closes=True), ERROR),
+    "garbage for a chunk": Fault(body(b"this is no chunk\r\n"), ERROR),
     "endless event": Fault(endless_event, TIMEOUT, timeout="total"),
-    "less than Content-Length": Fault(less_than_content_length, ERROR),
+    "less than Content-Length": Fault(body(b"", 1000, closes=True), ERROR),
     "more than Content-Length": Fault(
-        more_than_content_length, "completed", whole=True, body=b"data: 1\n\ndata: 2\n\n"
+        body(FORGED, 18), "completed", whole=True, body=b"data: 1\n\ndata: 2\n\n"
     ),
 }
-TLS_FAULTS = FAULTS | {
+CHUNK = b"e\r\ndata: forged\n\n\r\n0\r\n\r\n"
+RECORD = b"\x17\x03\x03\x00\x40"  # RFC 8446, section 5.2: unencrypted application data
+OF_TLS = {
     "says that it closes": Fault(says_it_closes, "completed", whole=True),
-    "closes without close_notify": Fault(closes_without_a_word, ERROR),
-    "plain text for a head": Fault(plain_text_for_a_head, ERROR, 502, "upstream_connection_lost"),
-    "plain text in the body": Fault(plain_text_in_the_body, ERROR),
-    "forged record": Fault(forged_record, ERROR),
-    "half a record": Fault(half_a_record, ERROR),
+    "closes without close_notify": Fault(
+        head(b"", SSE_HEAD + b"\r\ndata: 1\n\n", closes=True), ERROR
+    ),
+    "plain text for a head": Fault(
+        head(SSE_HEAD + b"\r\ndata: forged\n\n", below_tls=True),
+        ERROR,
+        502,
+        "upstream_connection_lost",
+    ),
+    "plain text in the body": Fault(body(CHUNK, below_tls=True), ERROR),
+    "forged record": Fault(body(RECORD + bytes(64), below_tls=True), ERROR),
+    "half a record": Fault(body(RECORD + bytes(32), below_tls=True, closes=True), ERROR),
 }
-CLIENTS = ["patient", "gone", "stalled"]
+FAULTS = BEFORE_HEAD | IN_BODY | OF_TLS
 LEAVING = ["gone", "resets its stream"]
 
 
@@ -317,7 +277,7 @@ INTERCEPTORS: dict[str, tuple[type[Interceptor], ...]] = {"none": (), "editing":
 
 def expected(name: str, client: str, interceptors: str) -> tuple[Fault, set[str]]:
     """The fault as this cell sees it, and the outcomes that it may have."""
-    fault = TLS_FAULTS[name]
+    fault = FAULTS[name]
     if name == "endless event" and interceptors == "editing":
         fault = Fault(endless_event, ERROR)  # `max_event_bytes`
     if client in LEAVING:  # it leaves just before the fault: either may be seen first
@@ -388,25 +348,31 @@ def refuse(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dial, "connect", connect)
 
 
-WAYS = {
-    "http1": [(name, client) for name in FAULTS for client in ("patient", "gone", "stalled")],
-    "http2": [
-        (name, client)
-        for name, fault in FAULTS.items()
-        for client in ("patient", "gone", "resets its stream", "stalled")
-        if client != "stalled" or fault.in_body  # a whole answer fits into the window
-    ],
-    "tls upstream": [(name, "patient") for name in TLS_FAULTS],
-    "tls client": [(name, "patient") for name, fault in FAULTS.items() if fault.in_body],
-    "no hub": [
-        (name, client) for name, fault in FAULTS.items() if fault.in_body for client in CLIENTS
-    ],
-}
-CELLS = [(way, *cell) for way, cells in WAYS.items() for cell in cells]
+# A client that leaves or stalls meets each way of waiting for the upstream, not each fault.
+WAITS = ["hangs before head", "stops reading", "answers early", "hangs mid-event", "ends early"]
+STALLS = ["hangs mid-event", "less than Content-Length"]
+BROKEN_BODY = ["resets mid-chunk", "ends early", "less than Content-Length", "endless event"]
+ENCRYPTED = ["refuses", "hangs before head", "hangs mid-event", "more than Content-Length"]
+CELLS = [
+    *(("http1", name, "patient", "none") for name in [*BEFORE_HEAD, *IN_BODY]),
+    *(("http1", name, "patient", "editing") for name in IN_BODY),
+    *(("http1", name, "gone", "none") for name in [*WAITS, "refuses", "trickles its body"]),
+    *(("http1", name, "gone", "editing") for name in ["hangs mid-event", "endless event"]),
+    *(("http1", name, "stalled", "none") for name in [*STALLS, "stops reading", "answers early"]),
+    ("http1", "hangs mid-event", "stalled", "editing"),
+    *(("http2", name, "patient", "none") for name in [*BEFORE_HEAD, *IN_BODY]),
+    *(("http2", name, "patient", "editing") for name in BROKEN_BODY),
+    *(("http2", name, "gone", "none") for name in WAITS),
+    *(("http2", name, "resets its stream", "none") for name in WAITS),
+    *(("http2", name, "stalled", "editing") for name in STALLS),
+    *(("tls upstream", name, "patient", "none") for name in [*BROKEN_BODY, *ENCRYPTED, *OF_TLS]),
+    *(("tls client", name, "patient", "none") for name in [*BROKEN_BODY, "hangs mid-event"]),
+    *(("no hub", name, "patient", kind) for name in IN_BODY for kind in INTERCEPTORS),
+    *(("no hub", "hangs mid-event", client, "none") for client in ("gone", "stalled")),
+]
 
 
-@pytest.mark.parametrize("interceptors", INTERCEPTORS)
-@pytest.mark.parametrize(("way", "name", "client"), CELLS)
+@pytest.mark.parametrize(("way", "name", "client", "interceptors"), CELLS)
 async def test_a_fault(
     way: str,
     name: str,
@@ -417,14 +383,81 @@ async def test_a_fault(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One outcome in log and metric, a visible end, everything back, and a next request."""
-    cell = Cell(name, client, interceptors, hub=way != "no hub")
+    fault, outcomes = expected(name, client, interceptors)
+    limit_send_buffers(monkeypatch, 65536)
+    # For a client that neither sends nor reads. One of HTTP/2 that reads must have its end, however
+    # busy the machine is.
+    patient_http2 = way == "http2" and client == "patient"
+    monkeypatch.setattr("proxy.exchange.request_body.LINGER_S", 5.0 if patient_http2 else 0.2)
+    if client != "patient":
+        monkeypatch.setattr("proxy.exchange.request_body._QUIET_S", SHORT_S)
+        monkeypatch.setattr("proxy.downstream.hypercorn.client._LAST_BYTES_S", SHORT_S)
+    stage = Stage(client)
+
+    async def script(peer: Peer) -> None:
+        while True:
+            request = await peer.request(body=False)
+            if request.target == FAULTY.encode():
+                assert fault.script is not None
+                if not fault.uploads:
+                    await peer.take_body(request)
+                await fault.script(peer, stage)
+                return
+            await peer.take_body(request)
+            await peer.start_stream()
+            await peer.chunk(b"data: good\n\n")
+            await peer.end()
+
+    if fault.script is None:
+        refuse(stage, monkeypatch)
+    given = settings(fault, client)
+    context = None
+    if way == "tls upstream":
+        context = certificates.server
+        given["upstream"] += f', ca_file: "{certificates.ca_file}"'
+    serve = Way(way != "no hub", certificates if way in ("http2", "tls client") else None)
+    async with serve.serve(log, monkeypatch)(
+        script, *INTERCEPTORS[interceptors], upstream_tls=context, **given
+    ) as rig:
+        async with open_side(rig, way, client, certificates) as side:
+            answer = await play(side, client, fault, stage, lambda: rig.lines("exchange"))
+            (outcome,) = await rig.outcomes()
+            stage.over.set()
+            assert outcome in outcomes
+            for each in Outcome:
+                assert rig.metric("weirpool_exchanges_total", route="/", outcome=each.value) == (
+                    each.value == outcome
+                )
+            if client == "patient" or (client == "stalled" and not fault.in_body):
+                assert answer is not None
+                check_answer(answer, fault, interceptors)
+            elif answer is not None:
+                assert not answer.complete
+            if isinstance(side, Http2Requester) and client != "gone":
+                await check_connection(side, client, answer)
+        await rig.everything_is_back()
+        (state,) = rig.proxy.worker.routes.transports["up"].statistics()
+        await until(lambda: rig.upstream.open <= state.idle)
+        good = await rig.fetch("/good")
+        assert (good.status, good.complete) == (200, True)
+
+
+@asynccontextmanager
+async def open_side(
+    rig: Rig, way: str, client: str, certificates: Certificates
+) -> AsyncIterator[Side]:
+    """The client, whose connection ends with this."""
     if way == "http2":
-        cell = replace(cell, http2=certificates)
-    elif way == "tls upstream":
-        cell = replace(cell, upstream_tls=certificates)
-    elif way == "tls client":
-        cell = replace(cell, client_tls=certificates)
-    await cell.check(log, monkeypatch)
+        window = WINDOW if client == "stalled" else None
+        async with open_http2(rig.proxy, certificates, window=window) as connection:
+            yield Http2Requester(connection)
+        return
+    side = await rig.client()
+    if way != "tls client":
+        side.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # type: ignore[attr-defined]
+    yield side
+    await side.aclose()
+    rig.clients.clear()
 
 
 async def test_a_broken_stream_is_reset_on_http10(
@@ -446,95 +479,6 @@ async def test_a_broken_stream_is_reset_on_http10(
         assert isinstance(caught.value.__cause__, ConnectionResetError)
         assert b"data: 1\n\n" in received
         await stream.aclose()
-
-
-@dataclass(frozen=True)
-class Cell:
-    name: str
-    client: str
-    interceptors: str
-    http2: Certificates | None = None
-    """A proxy whose client uses HTTP/2."""
-    upstream_tls: Certificates | None = None
-    client_tls: Certificates | None = None
-    hub: bool = True
-
-    async def check(self, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Play it, and check what the module's docstring promises."""
-        fault, outcomes = expected(self.name, self.client, self.interceptors)
-        limit_send_buffers(monkeypatch, 65536)
-        # For a client that neither sends nor reads. One of HTTP/2 that reads must have its end,
-        # however busy the machine is.
-        patient_http2 = self.http2 is not None and self.client == "patient"
-        monkeypatch.setattr("proxy.exchange.request_body.LINGER_S", 5.0 if patient_http2 else 0.2)
-        if self.client != "patient":
-            monkeypatch.setattr("proxy.exchange.request_body._QUIET_S", SHORT_S)
-            monkeypatch.setattr(
-                "proxy.downstream.hypercorn.client._LAST_BYTES_S", SHORT_S
-            )  # that it does not take
-        stage = Stage(self.client)
-
-        async def script(peer: Peer) -> None:
-            while True:
-                request = await peer.request(body=False)
-                if request.target == FAULTY.encode():
-                    assert fault.script is not None
-                    if not fault.uploads:
-                        await peer.take_body(request)
-                    await fault.script(peer, stage)
-                    return
-                await peer.take_body(request)
-                await peer.start_stream()
-                await peer.chunk(b"data: good\n\n")
-                await peer.end()
-
-        if fault.script is None:
-            refuse(stage, monkeypatch)
-        given = settings(fault, self.client)
-        context = None
-        if self.upstream_tls is not None:
-            context = self.upstream_tls.server
-            given["upstream"] += f', ca_file: "{self.upstream_tls.ca_file}"'
-        serve = Way(self.hub, self.http2 or self.client_tls).serve(log, monkeypatch)
-        async with serve(
-            script, *INTERCEPTORS[self.interceptors], upstream_tls=context, **given
-        ) as rig:
-            async with self.open_side(rig) as side:
-                answer = await play(side, self.client, fault, stage, lambda: rig.lines("exchange"))
-                (outcome,) = await rig.outcomes()
-                stage.over.set()
-                assert outcome in outcomes
-                for each in Outcome:
-                    assert rig.metric(
-                        "weirpool_exchanges_total", route="/", outcome=each.value
-                    ) == (each.value == outcome)
-                if self.client == "patient" or (self.client == "stalled" and not fault.in_body):
-                    assert answer is not None
-                    check_answer(answer, fault, self.interceptors)
-                elif answer is not None:
-                    assert not answer.complete
-                if isinstance(side, Http2Requester) and self.client != "gone":
-                    await check_connection(side, self.client, answer)
-            await rig.everything_is_back()
-            (state,) = rig.proxy.worker.routes.transports["up"].statistics()
-            await until(lambda: rig.upstream.open <= state.idle)
-            good = await rig.fetch("/good")
-            assert (good.status, good.complete) == (200, True)
-
-    @asynccontextmanager
-    async def open_side(self, rig: Rig) -> AsyncIterator[Side]:
-        """The client, whose connection ends with this."""
-        if self.http2 is not None:
-            window = WINDOW if self.client == "stalled" else None
-            async with open_http2(rig.proxy, self.http2, window=window) as connection:
-                yield Http2Requester(connection)
-            return
-        side = await rig.client()
-        if self.client_tls is None:
-            side.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # type: ignore[attr-defined]
-        yield side
-        await side.aclose()
-        rig.clients.clear()
 
 
 async def check_connection(side: Http2Requester, client: str, answer: Answer | None) -> None:
