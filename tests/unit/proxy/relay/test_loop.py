@@ -13,6 +13,7 @@ import select
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -81,6 +82,25 @@ async def test_a_clock_that_jumps_wants_idle(autojump_clock: MockClock) -> None:
     assert loop.wants_idle
     autojump_clock.autojump_threshold = float("inf")
     assert not loop.wants_idle
+
+
+async def test_a_function_runs_as_a_task_that_waits_only_while_it_runs() -> None:
+    loop, task = known(), trio.lowlevel.current_task()
+    seen: list[object] = []
+
+    class RunAs(trio.abc.Instrument):
+        def before_io_wait(self, timeout: float) -> None:
+            during, after = loop.run_as(task, trio.lowlevel.current_task), "none"
+            with suppress(RuntimeError):
+                after = repr(trio.lowlevel.current_task())
+            seen.append((during, after))
+
+    instrument = RunAs()
+    trio.lowlevel.add_instrument(instrument)
+    await wait_all_tasks_blocked()
+    trio.lowlevel.remove_instrument(instrument)
+    assert seen
+    assert set(seen) == {(task, "none")}
 
 
 # Where it is not as we know it
