@@ -51,7 +51,11 @@ CHUNKED = {"headers": [("Transfer-Encoding", "chunked")]}
 SMALL_BODY = "limits: {max_request_body_bytes: 10}"
 FROM_BAD = {"headers": [("Origin", "https://bad.test")]}
 CALL = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a"}}'
-LIST = [("mcp-protocol-version", "2026-07-28"), ("mcp-method", "tools/list")]
+LIST = [
+    ("content-type", "application/json"),
+    ("mcp-protocol-version", "2026-07-28"),
+    ("mcp-method", "tools/list"),
+]
 
 
 @pytest.mark.parametrize(
