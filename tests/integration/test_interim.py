@@ -10,22 +10,23 @@ import h2.events
 import pytest
 import trio
 from support.certificates import Certificates
-from support.client import open_client
 from support.http2_client import Http2Client, open_http2
-from support.interceptors import Log, Serve, Way, until
+from support.interceptors import Log, Rig, Serve, Way, interceptor, until
 from support.proxy import open_proxy
 from support.upstream import Peer, Script, open_upstream
 
-from interceptors import Interceptor, ResponseHead
+from interceptors import ResponseHead
 from proxy.config import parse_config
 from proxy.downstream import Message
 from proxy.exchange.exchange import Exchange
 
+PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
 EARLY = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+HOP = b"Connection: x-hop\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nContent-Length: 9\r\nX-End: 2\r\n\r\n"
 
 
-def saying(*pieces: bytes, go: trio.Event | None = None) -> Script:
+def sending(*pieces: bytes, go: trio.Event | None = None) -> Script:
     """Each piece in its own write; the last when `go` is set."""
 
     async def script(peer: Peer) -> None:
@@ -41,42 +42,43 @@ def saying(*pieces: bytes, go: trio.Event | None = None) -> Script:
     return script
 
 
-async def read_until(stream: trio.abc.Stream, end: bytes) -> bytes:
-    data = b""
+async def get(rig: Rig, end: bytes = b"ok", *, target: str = "/", version: str = "1.1") -> bytes:
+    """What comes back on a new connection until `end`."""
+    stream, data = (await rig.client()).stream, b""
+    await stream.send_all(f"GET {target} HTTP/{version}\r\nHost: a\r\n\r\n".encode())
     with trio.fail_after(10):
         while not data.endswith(end):
             piece = await stream.receive_some()
-            if not piece:
-                break
+            assert piece, data
             data += piece
     return data
 
 
-GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+def fields(data: bytes) -> list[tuple[bytes, list[bytes]]]:
+    """The status and the fields of each informational response."""
+    heads = [head.split(b"\r\n") for head in data.split(b"\r\n\r\n")]
+    return [(head[0][9:12], head[1:]) for head in heads if head[0].startswith(b"HTTP/1.1 1")]
 
 
 async def test_they_arrive_at_once_and_in_their_order(serve_once: Serve) -> None:
-    """102, 103 and an unknown one, before the final head."""
+    """102, 103 and an unknown one before the final head, without fields of the hop and without a
+    length. A client of HTTP/1.0 gets none.
+    """
     go = trio.Event()
-    odd = b"HTTP/1.1 199 Whatever\r\nX-A: b\r\n\r\n"
-    async with serve_once(
-        saying(b"HTTP/1.1 102 Processing\r\n\r\n" + EARLY, odd, OK, go=go)
-    ) as rig:
-        client = await rig.client()
-        for _ in range(2):
-            await client.stream.send_all(GET)
-            data = await read_until(client.stream, b"x-a: b\r\n\r\n")
-            heads = [part.split(b"\r\n") for part in data.split(b"\r\n\r\n")[:-1]]
-            assert [head[0].split(b" ")[1] for head in heads] == [b"102", b"103", b"199"]
-            assert [head[1:] for head in heads] == [
-                [],
-                [b"link: </a.css>; rel=preload"],
-                [b"x-a: b"],
-            ]
-            go.set()
-            assert (await read_until(client.stream, b"ok")).startswith(b"HTTP/1.1 200 ")
-            go = trio.Event()
-        assert await rig.outcomes(2) == ["completed"] * 2
+    odd = b"HTTP/1.1 199 Whatever\r\n" + HOP
+    async with serve_once(sending(PROCESSING + EARLY, odd + OK, go=go)) as rig:
+        expected = [
+            (b"102", []),
+            (b"103", [b"link: </a.css>; rel=preload"]),
+            (b"199", [b"x-end: 2"]),
+        ]
+        assert fields(await get(rig, b"preload\r\n\r\n")) == expected[:2]
+        go.set()
+        data = await get(rig)
+        assert fields(data) == expected
+        assert data.split(b"\r\n\r\n")[3].startswith(b"HTTP/1.1 200 ")
+        assert (await get(rig, version="1.0")).split(b" ")[1] == b"200"
+        assert await rig.outcomes(3) == ["completed"] * 3
 
 
 async def test_over_http2_they_are_header_blocks(
@@ -94,7 +96,7 @@ async def test_over_http2_they_are_header_blocks(
     monkeypatch.setattr(Http2Client, "_handle", handle)
     async with (
         Way(certificates=certificates).serve(log, monkeypatch)(
-            saying(b"HTTP/1.1 102 P\r\n\r\n", EARLY, OK, go=go)
+            sending(PROCESSING, EARLY, OK, go=go)
         ) as rig,
         open_http2(rig.proxy, certificates) as client,
     ):
@@ -110,52 +112,35 @@ async def test_over_http2_they_are_header_blocks(
         assert (stream.status, stream.body) == (200, b"ok")
 
 
-async def test_a_client_of_http_1_0_gets_none(serve_once: Serve) -> None:
-    async with serve_once(saying(EARLY, OK)) as rig:
-        client = await open_client(rig.proxy.port)
-        await client.stream.send_all(b"GET / HTTP/1.0\r\nHost: a\r\n\r\n")
-        assert (await read_until(client.stream, b"ok")).split(b" ")[1] == b"200"
-        await client.aclose()
-
-
-async def test_what_belongs_to_the_hop_is_removed(serve_once: Serve) -> None:
-    """Fields of the connection, those that `Connection` names, and a length, which no informational
-    response has.
-    """
-    hop = b"Connection: x-hop\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nContent-Length: 9\r\nX-End: 2\r\n\r\n"
-    async with serve_once(saying(b"HTTP/1.1 103 Early Hints\r\n" + hop, OK)) as rig:
-        client = await rig.client()
-        await client.stream.send_all(GET)
-        data = await read_until(client.stream, b"ok")
-        assert data.split(b"\r\n\r\n")[0].split(b"\r\n")[1:] == [b"x-end: 2"]
-
-
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\n\r\n", EARLY * 65])
 async def test_an_upgrade_and_a_flood_are_refused(answer: bytes, serve_once: Serve) -> None:
     """101 is not forwarded; the 65th is a failure of the upstream."""
-    async with serve_once(saying(answer, OK)) as rig:
-        fetched = await rig.fetch()
-        assert fetched.status == 502
+    async with serve_once(sending(answer, OK)) as rig:
+        assert (await rig.fetch()).status == 502
         assert await rig.outcomes() == ["upstream_error"]
 
 
-class Counts(Interceptor):
-    statuses: list[int] = []  # noqa: RUF012
-
-    async def on_response(self, head: ResponseHead) -> None:
-        self.statuses.append(head.status)
-
-
 async def test_hooks_see_the_final_head_only(serve_once: Serve) -> None:
-    Counts.statuses = []
-    async with serve_once(saying(EARLY, EARLY, OK), Counts) as rig:
-        assert (await rig.fetch()).status == 200
-        assert Counts.statuses == [200]
+    """And a request is tried again after hints: nothing final has come."""
+    statuses: list[int] = []
+
+    async def on_response(head: ResponseHead) -> None:
+        statuses.append(head.status)
+
+    async def script(peer: Peer) -> None:
+        is_first = peer.upstream.accepted == 1
+        await peer.request()
+        await peer.send(EARLY + EARLY)
+        if not is_first:
+            await peer.send(OK)
+
+    async with serve_once(script, interceptor(on_response=on_response)) as rig:
+        answer = await rig.fetch()
+        assert (answer.status, answer.body, rig.upstream.accepted) == (200, b"ok", 2)
+        assert statuses == [200]
 
 
 async def test_they_do_not_count_as_the_first_byte(serve_once: Serve) -> None:
-    """`first_byte` waits for the final head: an upstream that hints on and on is timed out."""
-
     async def script(peer: Peer) -> None:
         await peer.request()
         for _ in range(50):
@@ -167,26 +152,9 @@ async def test_they_do_not_count_as_the_first_byte(serve_once: Serve) -> None:
         assert await rig.outcomes() == ["upstream_timeout"]
 
 
-async def test_a_request_is_tried_again_after_hints(serve_once: Serve) -> None:
-    """Nothing final has come from the endpoint that broke off."""
-    asked = 0
-
-    async def script(peer: Peer) -> None:
-        nonlocal asked
-        await peer.request()
-        asked += 1
-        await peer.send(EARLY)
-        if asked > 1:
-            await peer.send(OK)
-
-    async with serve_once(script) as rig:
-        answer = await rig.fetch()
-        assert (answer.status, answer.body, asked) == (200, b"ok", 2)
-
-
 async def test_references_lead_to_the_route(log: Log) -> None:
     """`Link` of a hint as that of a final head: the prefix that the route strips is put back."""
-    async with open_upstream(saying(EARLY, OK)) as upstream:
+    async with open_upstream(sending(EARLY, OK)) as upstream:
         config = parse_config(
             f"""
 reverse_proxy:
@@ -196,10 +164,9 @@ log: {{level: error}}
 """
         )
         async with open_proxy(config) as proxy:
-            client = await open_client(proxy.port)
-            await client.stream.send_all(b"GET /app/x HTTP/1.1\r\nHost: a\r\n\r\n")
-            assert b"link: </app/a.css>; rel=preload" in await read_until(client.stream, b"ok")
-            await client.aclose()
+            rig = Rig(upstream, proxy, log)
+            assert b"link: </app/a.css>; rel=preload" in await get(rig, target="/app/x")
+            await rig.clients[0].aclose()
 
 
 async def test_none_comes_after_an_early_heartbeat(serve_once: Serve) -> None:
@@ -220,22 +187,20 @@ async def test_none_comes_after_an_early_heartbeat(serve_once: Serve) -> None:
 
 
 @pytest.mark.parametrize("extension", [True, False])
-async def test_another_server_gets_what_asgi_can_say(extension: bool, serve_once: Serve) -> None:
-    """With the extension for early hints a 103's links."""
+async def test_another_server_gets_what_asgi_allows(extension: bool, serve_once: Serve) -> None:
+    """With the extension for early hints, a 103's links."""
     sent: list[Message] = []
+    received: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
 
     async def receive() -> Message:
         if not received:
-            received.append(True)
-            return {"type": "http.request", "body": b"", "more_body": False}
-        await trio.sleep_forever()
-        raise AssertionError
+            await trio.sleep_forever()
+        return received.pop()
 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    received: list[bool] = []
-    async with serve_once(saying(b"HTTP/1.1 102 P\r\n\r\n", EARLY, OK)) as rig:
+    async with serve_once(sending(PROCESSING, EARLY, OK)) as rig:
         scope: dict[str, Any] = {
             "type": "http",
             "method": "GET",
@@ -248,10 +213,6 @@ async def test_another_server_gets_what_asgi_can_say(extension: bool, serve_once
             "extensions": {"http.response.early_hint": {}} if extension else {},
         }
         await Exchange(rig.proxy.worker, scope)(receive, send)
-    hints = (
-        [{"type": "http.response.early_hint", "links": [b"</a.css>; rel=preload"]}]
-        if extension
-        else []
-    )
-    assert sent[: len(hints)] == hints
-    assert sent[len(hints)]["type"] == "http.response.start"
+    hint = {"type": "http.response.early_hint", "links": [b"</a.css>; rel=preload"]}
+    assert sent[:extension] == [hint] * extension
+    assert sent[extension]["type"] == "http.response.start"

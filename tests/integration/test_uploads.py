@@ -98,8 +98,7 @@ async def answer_during(client: Client) -> Answer:
     """The answer to a client that continues its upload."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(flood, client)
-        answer = await client.answer()
-    return answer
+        return await client.answer()
 
 
 async def leave(client: Client, how: str) -> None:
