@@ -1,4 +1,4 @@
-"""A certificate authority of the tests' own, and one certificate for `localhost`."""
+"""A certificate authority of the tests' own, and one certificate."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["Certificates"]
 
 
 class Certificates:
-    """`files` (certificate."""
+    """`files` (certificate, key) and `ca_file` for configurations, `server` and `client` contexts."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, name: str = "localhost") -> None:
         self._authority = trustme.CA()
-        issued = self._authority.issue_cert("localhost")
+        issued = self._authority.issue_cert(name)
         self.files = (str(directory / "cert.pem"), str(directory / "key.pem"))
         issued.private_key_and_cert_chain_pem.write_to_path(self.files[0])
         issued.private_key_pem.write_to_path(self.files[1])
