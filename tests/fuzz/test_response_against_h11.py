@@ -75,10 +75,8 @@ def compare(method: str, wire: bytes) -> bytes | None:
     return ours.body
 
 
-OK, OLD = b"HTTP/1.1 200 OK\r\n", b"HTTP/1.0 200 OK\r\n"
+OK = b"HTTP/1.1 200 OK\r\n"
 LENGTH, CHUNKED = b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"
-NO_CONTENT, NOT_MODIFIED = b"HTTP/1.1 204 No Content\r\n", b"HTTP/1.1 304 x\r\n"
-EARLY = b"HTTP/1.1 103 x\r\nContent-Length: 99\r\n\r\n"
 CHUNKS = b"5\r\nhello\r\n0\r\n\r\n"
 
 
@@ -89,31 +87,20 @@ CHUNKS = b"5\r\nhello\r\n0\r\n\r\n"
         (OK + CHUNKED + b"\r\n" + CHUNKS, b"hello"),
         (OK + b"\r\nhello", b"hello"),
         (OK + b"Content-Length: 0\r\n\r\nhello", b""),
-        (OK + LENGTH + LENGTH + b"\r\nhello", b"hello"),
-        (EARLY + OK + LENGTH + b"\r\nhello", b"hello"),
-        (NO_CONTENT + LENGTH + b"\r\nhello", b""),
-        (NO_CONTENT + CHUNKED + b"\r\n" + CHUNKS, b""),
-        (NOT_MODIFIED + LENGTH + b"\r\n", b""),
-        (OLD + LENGTH + b"Connection: keep-alive\r\n\r\nhello", b"hello"),
-        (OLD + b"\r\nhello", b"hello"),
+        (b"HTTP/1.1 103 x\r\nContent-Length: 99\r\n\r\n" + OK + LENGTH + b"\r\nhello", b"hello"),
+        (b"HTTP/1.1 204 No Content\r\n" + CHUNKED + b"\r\n" + CHUNKS, b""),
+        (b"HTTP/1.1 304 Not Modified\r\n" + LENGTH + b"\r\n", b""),
+        (b"HTTP/1.0 200 OK\r\n\r\nhello", b"hello"),
         (OK + LENGTH + b"\r\nhello" + OK + b"\r\n", b"hello"),
-        (OK + CHUNKED + b"\r\n" + CHUNKS + OK + b"\r\n", b"hello"),
-        # Two readings, also where h11 has one; and what is not whole.
         (OK + LENGTH + CHUNKED + b"\r\n" + CHUNKS, None),
-        (OK + LENGTH + b"Content-Length: 6\r\n\r\nhello!", None),
-        (OK + b"Content-Length:\r\n 5\r\n\r\nhello", None),
-        (OK + LENGTH + b"\nhello", None),
         (OK + LENGTH + b"\r\nhell", None),
         (OK + CHUNKED + b"\r\n" + CHUNKS[:-2], None),
-        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n", None),
-        (EARLY, None),
-        (b"hello", None),
+        (b"HTTP/1.1 103 x\r\n\r\n", None),
     ],
 )
 def test_the_framing_of_a_response(wire: bytes, body: bytes | None) -> None:
+    """None: refused."""
     assert compare("GET", wire) == body
-    if body and not wire.startswith(EARLY):
-        assert compare("HEAD", wire.partition(b"\r\n\r\n")[0] + b"\r\n\r\n") == b""
 
 
 starts = st.sampled_from(
