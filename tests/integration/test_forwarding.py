@@ -12,9 +12,7 @@ from typing import ClassVar
 
 import pytest
 import trio
-from support.certificates import Certificates
 from support.client import fetch
-from support.http2_client import Http2Requester, open_http2
 from support.interceptors import Log, Rig
 from support.process import WEIRPOOL, running
 from support.proxy import open_proxy
@@ -262,31 +260,3 @@ async def test_options_may_be_forwarded_so_many_times(target: str, log: Log) -> 
         assert await ask("OPTIONS", "5, 4") == (400, [], page)
         for value in ("0", "nonsense"):
             assert await ask("GET", value) == (200, [value.encode()], [])
-
-
-async def test_it_is_the_same_over_http2(log: Log, certificates: Certificates) -> None:
-    """Under plain Hypercorn."""
-    claims = [("x_forwarded_for", "6.6.6.6"), ("x-forwarded-user", "mallory")]
-    async with gateway(log) as rig:
-        async with (
-            open_proxy(rig.proxy.worker.config, tls=certificates.files) as proxy,
-            open_http2(proxy, certificates) as connection,
-        ):
-
-            async def ask(method: str, target: str, *headers: tuple[str, str]) -> tuple[int, bytes]:
-                client = Http2Requester(connection)
-                with trio.fail_after(5):
-                    await client.send(method, target, headers)
-                    answer = await client.answer()
-                return answer.status, answer.body
-
-            assert (await ask("GET", "/plain", *claims))[0] == 200
-            assert last(rig).all("x-forwarded-for") == [b"127.0.0.1"]
-            assert last(rig).all("x_forwarded_for") == last(rig).all("x-forwarded-user") == []
-            (via,) = last(rig).all("via")
-            assert via.startswith(b"2 weirpool-")
-            assert (await ask("GET", "/plain", ("via", via.decode())))[0] == 508
-            assert (await ask("TRACE", "/secret"))[0] == 501
-            assert (await ask("OPTIONS", "/plain", ("max-forwards", "0"))) == (204, b"")
-            await ask("OPTIONS", "/plain", ("max-forwards", "2"))
-            assert last(rig).all("max-forwards") == [b"1"]

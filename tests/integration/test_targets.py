@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import socket
-import sys
-import types
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -39,41 +37,21 @@ async def answer_ok(peer: Peer) -> None:
         await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
 
-class Watches(Interceptor):
-    """Sees a request, and changes nothing in its target."""
+class Acts(Interceptor):
+    """Notes the target, sets a path or query that a header names, names the client, and removes the
+    tenant that the client names.
+    """
 
     async def on_request(self, request: HookRequest) -> Response | None:
         request.headers["x-saw"] = f"{request.path} {request.target!r} {request.headers['host']}"
-        return None
-
-
-class Sets(Interceptor):
-    """Sets the path, or the query, that a header names."""
-
-    async def on_request(self, request: HookRequest) -> Response | None:
         if "x-path" in request.headers:
             request.path = request.headers["x-path"]
         if "x-query" in request.headers:
             request.query = request.headers["x-query"].encode()
-        return None
-
-
-class Names(Interceptor):
-    """Names the client, and removes the tenant that the client names."""
-
-    async def on_request(self, request: HookRequest) -> Response | None:
         request.headers["x-user-id"] = "alice"
         request.headers.pop("x-tenant", None)
         request.headers["x_set_here"] = "1"
         return None
-
-
-@pytest.fixture(autouse=True)
-def _given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The configuration loads these by their module's name."""
-    module = types.ModuleType("given_targets")
-    vars(module).update(Watches=Watches, Sets=Sets, Names=Names)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
 def configuration(endpoints: str, *routes: str, upstream: str = "", rest: str = "") -> Config:
@@ -84,9 +62,7 @@ reverse_proxy:
   routes: [{", ".join(f"{{upstream: u, {route}}}" for route in routes or ("path: /",))}]
 interceptors:
   - {{name: keys, use: api_keys, options: {{keys: {{ann: "{hash_key("good")}"}}, upstream: "Bearer sk-upstream"}}}}
-  - {{name: names, use: "given_targets:Names"}}
-  - {{name: sets, use: "given_targets:Sets"}}
-  - {{name: watches, use: "given_targets:Watches"}}
+  - {{name: acts, use: "{__name__}:Acts"}}
 {rest}
 drain: {{timeout: 1}}
 log: {{level: error}}
@@ -207,7 +183,7 @@ def routes(url: str) -> Config:
         url,
         "path: /",
         "path: /sub, strip_prefix: true",
-        "path: /w, interceptors: [watches]",
+        "path: /w, interceptors: [acts]",
         *(f"path: {path}, interceptors: [keys]" for path in ("/admin", "/risk/desk", "/both")),
         "path: /Both",
     )
@@ -264,7 +240,7 @@ async def test_no_target_leaves_an_endpoints_own_path(rig_of: RigOf) -> None:
         closed = f'"http://127.0.0.1:{sock.getsockname()[1]}"'
 
         def make(url: str) -> Config:
-            paths = "path: /", "path: /v1, strip_prefix: true", "path: /set, interceptors: [sets]"
+            paths = "path: /", "path: /v1, strip_prefix: true", "path: /set, interceptors: [acts]"
             return configuration(f'{closed}, {url[:-1]}/tenant-a/"', *paths)
 
         async with rig_of(make) as rig:
@@ -284,7 +260,7 @@ async def test_no_target_leaves_an_endpoints_own_path(rig_of: RigOf) -> None:
 
 async def test_a_query_that_no_target_has_does_not_leave(rig_of: RigOf) -> None:
     """What an interceptor sets is held to the same grammar."""
-    async with rig_of(lambda url: configuration(url, "path: /, interceptors: [sets]")) as rig:
+    async with rig_of(lambda url: configuration(url, "path: /, interceptors: [acts]")) as rig:
         for query, expected in (("a#b", 502), ("a b", 502), ("a\\b", "/x?a\\b")):
             rig.check(await rig.get("/x", "h", f"X-Query: {query}"), expected, query)
 
@@ -299,7 +275,7 @@ async def test_no_other_spelling_of_a_name_that_the_proxy_sets_goes_up(rig_of: R
 
     def make(url: str) -> Config:
         upstream = "headers: {set: {x-plan-name: free}, remove: [x-not-here]}"
-        paths = "path: /plain", "path: /, interceptors: [keys, names]"
+        paths = "path: /plain", "path: /, interceptors: [keys, acts]"
         return configuration(url, *paths, upstream=upstream)
 
     plain = words("x_plan_name x_plan-name x_not_here content_length content_type mcp_name")
@@ -310,7 +286,9 @@ async def test_no_other_spelling_of_a_name_that_the_proxy_sets_goes_up(rig_of: R
             more = [("authorization", "Bearer good"), *passing, *((name, "m") for name in names)]
             await rig.get(path, "h", *(f"{name.upper()}: {value}" for name, value in more))
             await rig.h2(path, "h", *more)
-            for request in rig.sent():
+            first, second = rig.sent()
+            assert (first.all("via")[0][:4], second.all("via")[0][:2]) == (b"1.1 ", b"2 ")
+            for request in (first, second):
                 named = {name.decode().lower(): value.decode() for name, value in request.headers}
                 assert "m" not in named.values()
                 assert dict(passing).items() <= named.items()
@@ -334,9 +312,7 @@ FOREIGN = words("b.example b.example:82 a.example. x.a.example [2001:db8::2] a.e
 
 
 def hosts(url: str) -> Config:
-    allowed = (
-        "allowed_hosts: [a.example, 'b.example:81', '[2001:db8:0::1]'], interceptors: [watches]"
-    )
+    allowed = "allowed_hosts: [a.example, 'b.example:81', '[2001:db8:0::1]'], interceptors: [acts]"
     return configuration(url, "path: /", f"path: /listed, {allowed}", upstream="host: preserve")
 
 
