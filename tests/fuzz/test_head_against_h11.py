@@ -8,10 +8,10 @@ One exception: h11 rejects white space before a colon, which a proxy removes fro
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import h11
+import pytest
 from fuzz.mistakes import cut, cuts, edited, h11_client
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
@@ -168,18 +168,6 @@ class Request(NamedTuple):
     rest: bytes
 
 
-def write_with_ours(
-    method: str, target: bytes, headers: HeaderList, pieces: Sequence[bytes]
-) -> bytes | None:
-    """The whole request; None: refused."""
-    try:
-        wire, length = encode_head(method, target, headers)
-        encoder = BodyEncoder(length)
-        return wire + b"".join([encoder.data(piece) for piece in pieces]) + encoder.end()
-    except BadRequest:
-        return None
-
-
 def serve_with_h11(pieces: list[bytes]) -> Request:
     """Raises `RemoteProtocolError` for what h11 takes for no request."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
@@ -193,90 +181,47 @@ def serve_with_h11(pieces: list[bytes]) -> Request:
                 request = found
             elif isinstance(found, h11.Data):
                 body += found.data
-            else:
-                assert not found.headers
     assert request is not None
     headers = [(bytes(name), bytes(value)) for name, value in request.headers]
     target = bytes(request.target)
     return Request(bytes(request.method), target, headers, body, connection.trailing_data[0])
 
 
-def as_read(headers: HeaderList) -> HeaderList:
-    """h11 has names, and a coding's name, in lower case."""
-    stripped = [(name.lower(), value.strip(b" \t")) for name, value in headers]
-    return [
-        (name, value.lower() if name == b"transfer-encoding" else value) for name, value in stripped
-    ]
-
-
-GOOD = {
-    "method": st.sampled_from([b"GET", b"POST", b"HEAD", b"M-SEARCH"]),
-    "target": st.sampled_from([b"/", b"*", b"/a?b=c"]),
-    "length": st.sampled_from(
-        [[], [(b"Transfer-Encoding", b"Chunked")], [(b"content-length", b"5")]]
-    ),
-    "name": st.sampled_from(
-        b"x|X-Y|!#$%&'*+-.^_`~09azAZ|accept|expect|connection|upgrade".split(b"|")
-    ),
-    "value": st.sampled_from(b"|y|a \t b|\x80\xff|100-continue|close|:| spaced\t".split(b"|")),
-}
-INJECTED = (
-    b"/ HTTP/1.1\r\nx: y\r\n\r\n|/ HTTP/1.1\r\nhost: evil|/\r\nx: y|/ HTTP/1.0|host:evil|x: y\r\nz|a:||"
-    b"content-length | transfer-encoding|x\r\n\r\nGET / HTTP/1.1\r\nhost|host|content-length|"
-    b"transfer-encoding|y\nz: 1|y\r\n z|y\r\n\r\nGET / HTTP/1.1\r\nhost: h\r\n\r\n|\r|\x00"
-).split(b"|")
-odd_bytes = st.one_of(
-    st.sampled_from(INJECTED),
-    st.lists(st.sampled_from(b"\r\n\x00\t\x0b :,/\x7f\xe9aA0")).map(bytes),
-)
-odd_lengths = st.lists(
-    st.tuples(
-        st.sampled_from([b"content-length", b"Content-Length", b"transfer-encoding"]),
-        st.sampled_from(b"5|05|+5|5, 5|0||chunked|gzip|chunked ".split(b"|")),
-    ),
-    max_size=3,
-)
-bodies = st.lists(
-    st.sampled_from([b"", b"a", b"0\r\n\r\n", b"hello", b"\x00\r\n", b"x" * 300]), max_size=4
-)
-
-
-@st.composite
-def requests(draw: st.DrawFn, odd: str) -> tuple[str, bytes, HeaderList]:
-    """Method, target and headers in any order; the `odd` part perhaps cannot be written."""
-    parts = GOOD | ({odd: odd_lengths if odd == "length" else odd_bytes} if odd else {})
-    headers = [(b"Host", b"h"), *draw(parts["length"])]
-    headers += draw(st.lists(st.tuples(parts["name"], parts["value"]), max_size=3))
-    method = draw(parts["method"]).decode("latin-1")
-    return method, draw(parts["target"]), draw(st.permutations(headers))
+CHUNKED, LENGTH = (b"transfer-encoding", b"chunked"), (b"content-length", b"5")
+NAMES = b"x|x-y|!#$%&'*+-.^_`~09az|accept|expect|connection|upgrade".split(b"|")
+VALUES = b"|y|a \t b|\x80\xff|100-continue|close|:".split(b"|")
+fields = st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(VALUES)), max_size=3)
+bodies = st.lists(st.sampled_from([b"", b"a", b"0\r\n\r\n", b"\x00\r\n", b"x" * 300]), max_size=4)
 
 
 @given(
-    st.sampled_from(["", "", "method", "target", "length", "name", "value"]),
-    st.data(),
+    st.sampled_from(["GET", "POST", "HEAD", "M-SEARCH"]),
+    st.sampled_from([b"/", b"*", b"/a?b=c"]),
+    st.sampled_from([[], [CHUNKED], [LENGTH]]).flatmap(
+        lambda length: fields.flatmap(
+            lambda more: st.permutations([(b"host", b"h"), *length, *more])
+        )
+    ),
     bodies,
     cuts,
 )
-@settings(max_examples=400)
-def test_what_is_written_is_read_as_it_was_meant_or_is_not_written(
-    odd: str, given: st.DataObject, pieces: list[bytes], positions: list[int]
+@settings(max_examples=200)
+def test_a_request_is_what_a_server_reads(
+    method: str, target: bytes, headers: HeaderList, pieces: list[bytes], positions: list[int]
 ) -> None:
-    """Whatever is in method, target, names and values: h11 reads those and nothing else, or we
-    refuse with `BadRequest`. What can be written is not refused.
+    """Head and body, as one request; a body of another length is refused.
+    `tests/unit/proxy/http/test_head.py` has what is not written.
     """
-    method, target, headers = given.draw(requests(odd))
-    announced = {name.lower(): value for name, value in headers}
-    if not odd and b"transfer-encoding" not in announced:
-        length = int(announced.get(b"content-length", 0))
+    wire, length = encode_head(method, target, headers)
+    encoder = BodyEncoder(length)
+    if length is not None:
         pieces = cut((b"".join(pieces) + b"#" * length)[:length], positions)
-        assert write_with_ours(method, target, headers, [*pieces, b"x"]) is None
-        assert not length or write_with_ours(method, target, headers, pieces[:-1]) is None
-    wire = write_with_ours(method, target, headers, pieces)
-    event("refused" if wire is None else "written")
-    assert wire is not None or odd
-    if wire is not None:
-        read = Request(method.encode(), target, as_read(headers), b"".join(pieces), b"")
-        assert serve_with_h11(cut(wire, positions)) == read
+    wire += b"".join([encoder.data(piece) for piece in pieces]) + encoder.end()
+    read = Request(method.encode(), target, headers, b"".join(pieces), b"")
+    assert serve_with_h11(cut(wire, positions)) == read
+    if length is not None:
+        with pytest.raises(BadRequest):
+            encoder.data(b"x")
 
 
 def test_the_comparison_sees_both_verdicts() -> None:

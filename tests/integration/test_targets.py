@@ -76,7 +76,6 @@ class Rig:
     proxy: Proxy
     log: Log
     http2: Http2Client
-    http2_proxy: Proxy
 
     async def raw(self, *lines: str, method: str = "GET") -> Answer:
         """One HTTP/1.1 request of just these lines, each byte as it stands."""
@@ -148,7 +147,7 @@ def rig_of(log: Log, certificates: Certificates) -> RigOf:
                 open_proxy(config, tls=certificates.files) as http2_proxy,
                 open_http2(http2_proxy, certificates) as http2,
             ):
-                yield Rig(upstream, proxy, log, http2, http2_proxy)
+                yield Rig(upstream, proxy, log, http2)
                 assert not [line for line in log if line["event"] == "internal_error"]
 
     return rig_of
@@ -410,7 +409,7 @@ async def test_the_admin_port_answers_to_addresses_and_names_that_are_listed(rig
     async with open_upstream(answer_ok) as upstream:
         config = configuration(f'"{upstream.url}"', rest=admin)
         async with open_proxy(config) as proxy:
-            rig = Rig(upstream, Proxy(proxy.app, port), [], None, proxy)  # type: ignore[arg-type]
+            rig = Rig(upstream, Proxy(proxy.app, port), [], None)  # type: ignore[arg-type]
             for page in ("/metrics", "/status"):
                 for host in right:
                     assert (await rig.get(page, host)).status == 200, host

@@ -269,21 +269,6 @@ def test_more_than_64_informational_responses_are_refused(step: int) -> None:
 # Requests
 
 
-@pytest.mark.parametrize("method", ["get", "M-SEARCH", "!#$%&'*+-.^_`|~09azAZ"])
-@pytest.mark.parametrize("target", [b"*", b"http://h/", b"h:80", bytes(range(0x21, 0x7F))])
-@pytest.mark.parametrize(
-    "headers",
-    [
-        [(b"X-B", b"1"), (b"Host", b"h:80"), (b"x-b", b"2"), (b"X-B", b"1")],
-        [(b"HOST", b""), (b"empty", b""), (b"t", b"a\tb \x80\xff")],
-    ],
-)
-def test_a_request_is_written_as_given(method: str, target: bytes, headers: Headers) -> None:
-    lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-    head, _ = encode_head(method, target, headers)
-    assert head == b"%b %b HTTP/1.1\r\n%b\r\n" % (method.encode(), target, lines)
-
-
 def test_the_host_can_be_replaced() -> None:
     headers = [(b"a", b"1"), (b"HOST", b"client.test"), (b"b", b"2")]
     head, _ = encode_head("GET", b"/", headers, host=b"up.test:8000")
