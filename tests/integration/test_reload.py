@@ -5,6 +5,7 @@ changes nothing.
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ import pytest
 import trio
 from support.client import Client, fetch, open_client
 from support.interceptors import until
-from support.process import Process, port_of, running, serve
+from support.process import Process, port_in, port_of, running, serve
 from support.upstream import Peer, Upstream, open_upstream, stream_of
 
 from proxy.config import parse_config
@@ -147,8 +148,7 @@ async def test_new_exchanges_see_the_new_configuration_and_old_ones_keep_theirs(
         await until(lambda: place.notes == ["old entered", "new entered", "old left"])
         await live.aclose()
 
-        process.signal(signal.SIGTERM)
-        assert await process.exit_status() == 0
+        await process.stop()
         assert place.notes[3:] == ["new left"]
         assert {item["outcome"] for item in await process.event("exchange", 2)} == {"completed"}
 
@@ -162,12 +162,12 @@ async def test_a_broken_file_changes_nothing_and_is_reported(tmp_path: Path) -> 
         port = await port_of(process)
         good = place.file.read_text()
         broken = {
-            good.replace(
-                "upstream: up", "upstream: uq"
-            ): 'reverse_proxy.routes[0].upstream: no upstream has the name "uq"',
-            good.replace(
-                "fails: false", "fails: 7"
-            ): "interceptors[0].options.fails: must be true or false",
+            good.replace("upstream: up", "upstream: uq"): (
+                'reverse_proxy.routes[0].upstream: no upstream has the name "uq"'
+            ),
+            good.replace("fails: false", "fails: 7"): (
+                "interceptors[0].options.fails: must be true or false"
+            ),
             good.replace("fails: false", "fails: true"): (
                 "interceptors[0]: the lifespan of 'marked' failed: OSError: no such thing"
             ),
@@ -229,13 +229,8 @@ async def test_metrics_of_new_routes_begin_at_0_and_those_of_old_ones_stay(tmp_p
         assert 'weirpool_exchanges_total{outcome="completed",route="/"} 1.0' in text
         assert 'weirpool_exchanges_total{outcome="completed",route="/v1"} 0.0' in text
         assert 'weirpool_events_total{action="changed",route="/v1"} 0.0' in text
-        spent = [
-            line
-            for line in text.splitlines()
-            if line.startswith("weirpool_interceptor_seconds_total{")
-        ]
-        assert len(spent) == 1
-        assert float(spent[0].split()[-1]) > 0  # what the old one has taken is not forgotten
+        (spent,) = re.findall("weirpool_interceptor_seconds_total{.*} (.*)", text)
+        assert float(spent) > 0  # what the old one has taken is not forgotten
 
 
 async def test_without_a_file_the_signal_is_logged_and_ignored() -> None:
@@ -248,10 +243,8 @@ async def test_without_a_file_the_signal_is_logged_and_ignored() -> None:
                 line = await reload(process)
                 assert line["ok"] is False
                 assert "--upstream" in str(line["errors"])
-                port = int(str(started["bind"][0]).rsplit(":", 1)[1])  # type: ignore[index]
-                assert (await fetch(port)).body == b"data: x\n\n"
-                process.signal(signal.SIGTERM)
-                assert await process.exit_status() == 0
+                assert (await fetch(port_in(started))).body == b"data: x\n\n"
+                await process.stop()
 
 
 async def test_a_signal_while_it_starts_waits(tmp_path: Path) -> None:
@@ -278,7 +271,7 @@ async def test_workers_reload_after_their_supervisor_has_checked(tmp_path: Path)
     async with open_upstream(stream_of(b"data: x\n\n")) as upstream:
         async with site(tmp_path, upstream, "--workers", "2") as (place, process):
             first, _ = await process.event("started", 2)
-            port = int(str(first["bind"][0]).rsplit(":", 1)[1])  # type: ignore[index]
+            port = port_in(first)
             good = place.file.read_text()
             place.file.write_text(good.replace("upstream: up", "upstream: uq"))
             process.signal(signal.SIGHUP)
@@ -318,9 +311,6 @@ async def test_a_process_that_ends_reloads_no_more(tmp_path: Path) -> None:
         assert place.notes == ["old entered", "old left"]
 
 
-# What has changed
-
-
 BASE = 'upstreams: [{name: a, endpoints: ["http://x"]}]\n  routes: [{path: /, upstream: a}]'
 
 
@@ -331,19 +321,12 @@ BASE = 'upstreams: [{name: a, endpoints: ["http://x"]}]\n  routes: [{path: /, up
         (BASE + "\n  timeouts: {idle: 5}", ["reverse_proxy.timeouts.idle"]),
         (BASE + "\n  timeouts: {idle: 300}", []),  # as it is by default
         (
-            'upstreams: [{name: a, endpoints: ["http://x"], headers: {set: {a: b}}}]\n  routes: [{path: /, upstream: a}]',
+            BASE.replace('"]}', '"], headers: {set: {a: b}}}'),
             ["reverse_proxy.upstreams[0].headers.set.a"],
         ),
-        (
-            'upstreams: [{name: a, endpoints: ["http://x"]}]\n  routes: [{path: /, upstream: a}, {path: /b, upstream: a}]',
-            ["reverse_proxy.routes"],
-        ),
+        (BASE.replace("a}]", "a}, {path: /b, upstream: a}]"), ["reverse_proxy.routes"]),
     ],
 )
 def test_what_changed_is_named_by_its_path(after: str, paths: list[str]) -> None:
-    assert (
-        changed_paths(
-            parse_config("reverse_proxy:\n  " + BASE), parse_config("reverse_proxy:\n  " + after)
-        )
-        == paths
-    )
+    old, new = (parse_config(f"reverse_proxy:\n  {text}") for text in (BASE, after))
+    assert changed_paths(old, new) == paths

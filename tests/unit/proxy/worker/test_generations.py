@@ -55,24 +55,36 @@ interceptors: [{{name: noting, use: "{__name__}:Noting", options: {options}}}]
     )
 
 
+@pytest.fixture
+async def generations(nursery: trio.Nursery) -> Generations:
+    """With a first generation that has started."""
+    generations = Generations(configured("1"))
+    await generations.start(nursery)
+    return generations
+
+
+def open_exchange(generations: Generations) -> Any:
+    """An exchange of the current generation."""
+    exchange = object()
+    generations.current.live.add(exchange)  # type: ignore[arg-type]
+    return exchange
+
+
 async def test_one_is_over_when_it_is_superseded_and_its_last_exchange_has_ended(
-    nursery: trio.Nursery,
+    generations: Generations,
 ) -> None:
     """Three at once, each left when its own exchange ends, in whichever order; the current one only
     by `aclose`.
     """
-    generations = Generations(configured("1"))
-    await generations.start(nursery)
-    exchanges: list[Any] = [object(), object()]
-    generations.current.live.add(exchanges[0])
+    first = open_exchange(generations)
     await generations.replace(configured("2"))
-    generations.current.live.add(exchanges[1])
+    second = open_exchange(generations)
     await generations.replace(configured("3"))
     assert len(generations) == 3
     assert DIARY == ["1 entered", "2 entered", "3 entered"]
-    generations.leave(exchanges[1])
+    generations.leave(second)
     await trio.testing.wait_all_tasks_blocked()
-    generations.leave(exchanges[0])
+    generations.leave(first)
     await trio.testing.wait_all_tasks_blocked()
     assert DIARY[3:] == ["2 left", "1 left"]
     assert len(generations) == 1
@@ -81,15 +93,12 @@ async def test_one_is_over_when_it_is_superseded_and_its_last_exchange_has_ended
 
 
 async def test_a_transport_is_closed_with_the_last_generation_that_has_it(
-    nursery: trio.Nursery,
+    generations: Generations,
 ) -> None:
-    generations = Generations(configured("1"))
-    await generations.start(nursery)
     first = generations.current.routes.transports["up"]
     await generations.replace(configured("2"))
     assert generations.current.routes.transports["up"] is first
-    exchange: Any = object()
-    generations.current.live.add(exchange)
+    exchange = open_exchange(generations)
     await generations.replace(configured("3", upstream="http://b"))
     assert generations.current.routes.transports["up"] is not first
     await trio.testing.wait_all_tasks_blocked()
@@ -102,11 +111,9 @@ async def test_a_transport_is_closed_with_the_last_generation_that_has_it(
 
 
 async def test_a_lifespan_that_is_never_entered_changes_nothing(
-    nursery: trio.Nursery, autojump_clock: object
+    generations: Generations, autojump_clock: object
 ) -> None:
     """After a minute the attempt ends with an error, and what was current is."""
-    generations = Generations(configured("1"))
-    await generations.start(nursery)
     current = generations.current
     with pytest.raises(ConfigError, match="not entered within 60 s"):
         await generations.replace(configured("2", seconds=1000))
@@ -117,11 +124,9 @@ async def test_a_lifespan_that_is_never_entered_changes_nothing(
 
 
 async def test_a_lifespan_that_is_entered_too_late_is_left_at_once(
-    nursery: trio.Nursery, autojump_clock: object
+    generations: Generations, autojump_clock: object
 ) -> None:
     """It is no longer awaited: nothing of its generation stays, and the end does not wait."""
-    generations = Generations(configured("1"))
-    await generations.start(nursery)
     with pytest.raises(ConfigError, match="were not entered within 60 s"):
         await generations.replace(configured("2", seconds=90, stubborn=True))
     assert len(generations) == 1
@@ -132,16 +137,14 @@ async def test_a_lifespan_that_is_entered_too_late_is_left_at_once(
 
 
 async def test_what_is_entered_while_all_is_closed_is_left_at_once(
-    nursery: trio.Nursery, autojump_clock: object
+    generations: Generations, nursery: trio.Nursery, autojump_clock: object
 ) -> None:
     """And it never becomes current, nor are its upstreams looked after."""
-    generations = Generations(configured("1"))
 
     async def replace() -> None:
         with pytest.raises(ConfigError, match="this worker is ending"):
             await generations.replace(configured("2", seconds=5))
 
-    await generations.start(nursery)
     nursery.start_soon(replace)
     await trio.testing.wait_all_tasks_blocked()
     await generations.aclose()
@@ -152,7 +155,5 @@ async def test_what_is_entered_while_all_is_closed_is_left_at_once(
 async def test_an_exchange_without_a_lifespan_is_forgotten_too() -> None:
     """Under a server that has no lifespans nothing starts; what comes and goes is not kept."""
     generations = Generations(configured("1"))
-    exchange: Any = object()
-    generations.current.live.add(exchange)
-    generations.leave(exchange)
+    generations.leave(open_exchange(generations))
     assert not generations.current.live
