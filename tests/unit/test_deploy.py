@@ -28,7 +28,6 @@ from proxy.worker.generations import LEAVE_S
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-PAGES = ["docs/operations.md", "docs/capacity.md"]
 
 
 @pytest.fixture(autouse=True)
@@ -87,28 +86,27 @@ def test_hypercorns_settings_are_those_of_serve() -> None:
     """`deploy/hypercorn.toml` is what `weirpool serve` sets by itself."""
     settings = tomllib.loads((DEPLOY / "hypercorn.toml").read_text())
     ours = hypercorn_config([])
-    for name in settings:
+    for name in ("worker_class", "bind", "workers", "graceful_timeout"):
         assert hasattr(HypercornConfig(), name)
-        if name not in (
-            "worker_class",
-            "bind",
-            "workers",
-            "graceful_timeout",
-            "keep_alive_max_requests",
-        ):
-            assert settings[name] == getattr(ours, name), name
-    assert settings["keep_alive_max_requests"] >= 2**31 - 1
+        settings.pop(name, None)
+    assert settings.pop("keep_alive_max_requests") >= 2**31 - 1
+    assert settings == {name: getattr(ours, name) for name in settings}
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+def verify(*command: str) -> None:
+    """Run a program's own check of its configuration."""
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"there is no {command[0]}")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     """But for the program, which is not installed here."""
     unit = tmp_path / "weirpool.service"
-    unit.write_text(
-        (DEPLOY / "weirpool.service").read_text().replace("/opt/weirpool/bin/weirpool", "/bin/true")
-    )
-    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    text = (DEPLOY / "weirpool.service").read_text()
+    unit.write_text(text.replace("/opt/weirpool/bin/weirpool", "/bin/true"))
+    verify("systemd-analyze", "verify", str(unit))
 
 
 def test_the_service_does_not_begin_again_for_a_wrong_configuration() -> None:
@@ -118,65 +116,47 @@ def test_the_service_does_not_begin_again_for_a_wrong_configuration() -> None:
     assert "\nRestartPreventExitStatus=2\n" in unit
 
 
-FORWARDED = [
-    "X-Forwarded-For",
-    "X-Forwarded-Proto",
-    "X-Forwarded-Host",
-    "X-Forwarded-Port",
-    "X-Forwarded-Prefix",
+BELIEVED = [
+    *("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port"),
+    *("X-Forwarded-Prefix", "X-Real-IP", "Forwarded"),
 ]
 
 
-def test_nginx_passes_nothing_of_a_client_that_weirpool_would_believe() -> None:
-    text = (DEPLOY / "nginx.conf").read_text()
-    for name in [*FORWARDED, "X-Real-IP", "Forwarded"]:
-        assert re.search(
-            rf"^\s*proxy_set_header {name} (?!\$http_x|\$proxy_add)", text, re.MULTILINE
-        ), name
-
-
-def test_haproxy_passes_nothing_of_a_client_that_weirpool_would_believe() -> None:
-    text = (DEPLOY / "haproxy.cfg").read_text()
-    (pattern,) = re.findall(r"http-request del-header (\S+) -m reg", text)
-    for name in [*FORWARDED, "X-Real-IP", "Forwarded"]:
+def test_other_proxies_pass_nothing_of_a_client_that_weirpool_would_believe() -> None:
+    nginx = (DEPLOY / "nginx.conf").read_text()
+    for name in BELIEVED:
+        own = rf"^\s*proxy_set_header {name} (?!\$http_x|\$proxy_add)"
+        assert re.search(own, nginx, re.MULTILINE), name
+    haproxy = (DEPLOY / "haproxy.cfg").read_text()
+    (pattern,) = re.findall(r"http-request del-header (\S+) -m reg", haproxy)
+    for name in BELIEVED:
         assert re.fullmatch(pattern, name.lower()), name
-    assert text.index("del-header") < text.index("set-header")
+    assert haproxy.index("del-header") < haproxy.index("set-header")
 
 
-@pytest.mark.skipif(shutil.which("haproxy") is None, reason="there is no haproxy")
 def test_haproxy_takes_its_configuration(tmp_path: Path) -> None:
     text = (DEPLOY / "haproxy.cfg").read_text()
-    text = text.replace(
-        "bind :443 ssl crt /etc/haproxy/llm.example.com.pem alpn h2,http/1.1", "bind 127.0.0.1:8443"
-    )
-    (tmp_path / "haproxy.cfg").write_text(text)
-    done = subprocess.run(
-        ["haproxy", "-c", "-f", str(tmp_path / "haproxy.cfg")], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    bind = "bind :443 ssl crt /etc/haproxy/llm.example.com.pem alpn h2,http/1.1"
+    (tmp_path / "haproxy.cfg").write_text(text.replace(bind, "bind 127.0.0.1:8443"))
+    verify("haproxy", "-c", "-f", str(tmp_path / "haproxy.cfg"))
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_configurations_on_the_pages_are_accepted(page: str) -> None:
+@pytest.mark.parametrize("page", ["docs/operations.md", "docs/capacity.md"])
+def test_configurations_metrics_and_outcomes_on_the_pages_exist(page: str) -> None:
+    """A name that is misspelt in an alert is an alert that never comes."""
     for block in blocks_of(page):
         if block.language == "yaml":
             parse_config(block.text)
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_metrics_and_settings_on_the_pages_exist(page: str) -> None:
-    """A name that is misspelt in an alert is an alert that never comes."""
     text = (ROOT / page).read_text()
     source = "".join(path.read_text() for path in (ROOT / "proxy").rglob("*.py"))
     for name in re.findall(r"\b((?:weirpool|buffer_pool)_\w+)\b", text):
         base = re.sub(r"_(total|bucket)$", "", name)
         assert f'"{base}"' in source, name
+    outcomes = "".join(
+        (ROOT / "interceptors" / name).read_text() for name in ("message.py", "api.py")
+    )
     for outcome in re.findall(r'outcome="(\w+)"', text):
-        assert (
-            outcome
-            in (ROOT / "interceptors" / "message.py").read_text()
-            + (ROOT / "interceptors" / "api.py").read_text()
-        )
+        assert outcome in outcomes
 
 
 class Pages(http.server.BaseHTTPRequestHandler):
@@ -208,31 +188,32 @@ def test_the_health_check_follows_the_configuration(
 ) -> None:
     """The main port; `admin.port`, for each worker; `admin.prefix`."""
     file = tmp_path / "weirpool.yaml"
-
-    def check(text: str, *options: str) -> int:
-        file.write_text(text)
-        return healthcheck.main(["--config", str(file), *options])
-
-    assert check("", "--bind", f"0.0.0.0:{page}") == 0
-    assert check("", "--bind", f"[::ffff:127.0.0.1]:{page}") == 0
-    assert check("", "--bind", "0.0.0.0:9") == 1
-    assert check("nonsense: 1", "--bind", f"0.0.0.0:{page}") == 0
-    assert check(f"admin: {{port: {page}, host: 0.0.0.0}}", "--bind", "0.0.0.0:9") == 0
-    assert check(f"admin: {{port: {page}}}", "--bind", "0.0.0.0:9", "--tls") == 0
-    assert check(f"admin: {{port: {page}}}", "--bind", "0.0.0.0:9", "--workers", "2") == 1
     monkeypatch.setenv("PAGES_PORT", str(page))
-    assert check('admin: {port: "${PAGES_PORT}"}', "--bind", "0.0.0.0:9") == 0
-    assert check('admin: {port: "${NO_PORT:-null}"}', "--bind", f"0.0.0.0:{page}") == 0
-    assert check('admin: {port: "${NO_PORT}"}', "--bind", f"0.0.0.0:{page}") == 2
-    assert check("admin: {prefix: /-}", "--bind", f"0.0.0.0:{page}") == 1
+    served, not_served = f"0.0.0.0:{page}", "0.0.0.0:9"
+
+    def check(text: str, bind: str, *options: str) -> int:
+        file.write_text(text)
+        return healthcheck.main(["--config", str(file), "--bind", bind, *options])
+
+    assert check("", served) == 0
+    assert check("", f"[::ffff:127.0.0.1]:{page}") == 0
+    assert check("", not_served) == 1
+    assert check("", "8000") == 2
+    assert check("[", served) == 2
+    assert check("nonsense: 1", served) == 0
+    assert check(f"admin: {{port: {page}, host: 0.0.0.0}}", not_served) == 0
+    assert check(f"admin: {{port: {page}}}", not_served, "--tls") == 0
+    assert check(f"admin: {{port: {page}}}", not_served, "--workers", "2") == 1
+    assert check('admin: {port: "${PAGES_PORT}"}', not_served) == 0
+    assert check('admin: {port: "${NO_PORT:-null}"}', served) == 0
+    assert check('admin: {port: "${NO_PORT}"}', served) == 2
+    assert check("admin: {prefix: /-}", served) == 1
     monkeypatch.setattr(Pages, "ready", "/-/readyz")
-    assert check("admin: {prefix: /-}", "--bind", f"0.0.0.0:{page}") == 0
-    assert check("[", "--bind", f"0.0.0.0:{page}") == 2
-    assert check("", "--bind", "8000") == 2
+    assert check("admin: {prefix: /-}", served) == 0
 
 
 def test_the_containers_health_check_runs_as_written(page: int, tmp_path: Path) -> None:
-    """With the configuration of the docs that has `admin.port`, and not reachable."""
+    """With the configuration of the docs that has `admin.port`."""
     text = (DEPLOY / "Containerfile").read_text().replace("\\\n", "")
     (health,) = re.findall(r"^HEALTHCHECK .*CMD (\[.*\])$", text, re.MULTILINE)
     (serve,) = re.findall(r"^CMD (\[.*\])$", text, re.MULTILINE)
@@ -240,32 +221,23 @@ def test_the_containers_health_check_runs_as_written(page: int, tmp_path: Path) 
     assert python == "/opt/weirpool/bin/python"
     assert arguments[2:] == json.loads(serve)[1:]  # the options of serve
     file = tmp_path / "weirpool.yaml"
-    command = [
-        sys.executable,
-        *[str(file) if item.endswith(".yaml") else item for item in arguments],
-    ]
-    for port, status in ((page, 0), (9, 1)):
-        file.write_text(f"admin: {{port: {port}}}")
-        assert subprocess.run(command, cwd=ROOT, stderr=subprocess.DEVNULL).returncode == status
+    file.write_text(f"admin: {{port: {page}}}")
+    arguments = [str(file) if item.endswith(".yaml") else item for item in arguments]
+    assert subprocess.run([sys.executable, *arguments], cwd=ROOT).returncode == 0
 
 
 def test_what_the_docs_write_to_is_there_and_may_be_written() -> None:
     """The unit and the container have the directories of the pages of audit and record."""
     unit = (DEPLOY / "weirpool.service").read_text()
     container = (DEPLOY / "Containerfile").read_text()
-    settings = dict(
-        line.split("=", 1) for line in unit.splitlines() if re.match(r"[A-Z]\w+=", line)
-    )
-    directories = {
-        "/var/lib/" + settings["StateDirectory"],
-        "/var/log/" + settings["LogsDirectory"],
-    }
+    settings = dict(re.findall(r"^([A-Z]\w+)=(.*)$", unit, re.MULTILINE))
+    state, logs = settings["StateDirectory"], settings["LogsDirectory"]
+    directories = {f"/var/lib/{state}", f"/var/log/{logs}"}
     assert settings["WorkingDirectory"] in directories
     (made,) = re.findall(r"install -d -o 10001 -m 0700 (.*)", container)
     assert set(made.split()) == directories
-    assert re.findall(r"^WORKDIR (/var/.*)$", container, re.MULTILINE) == [
-        settings["WorkingDirectory"]
-    ]
+    (work,) = re.findall(r"^WORKDIR (/var/.*)$", container, re.MULTILINE)
+    assert work == settings["WorkingDirectory"]
     for page in (ROOT / "docs").rglob("*.md"):
         for path in re.findall(r"(?:path|directory): (/var/\S+?)[,}\s]", page.read_text()):
             assert any(path.startswith(directory + "/") for directory in directories), (page, path)

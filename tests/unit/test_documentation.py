@@ -71,15 +71,14 @@ def test_yaml_blocks_pass_the_check(block: Block, directory: Path) -> None:
 
 def test_interceptors_of_the_page_load(directory: Path) -> None:
     page = run_page("docs/interceptors.md", directory)
-    classes = [
-        value
-        for value in vars(page).values()
-        if isinstance(value, type) and value.__module__ == page.__name__
+    names = [
+        name
+        for name, value in vars(page).items()
+        if isinstance(value, type) and value.__module__ == "page" and issubclass(value, Interceptor)
     ]
-    names = [value.__name__ for value in classes if issubclass(value, Interceptor)]
     assert len(names) >= 5
     for name in names:
-        load_interceptor(f"{page.__name__}:{name}", {})
+        load_interceptor(f"page:{name}", {})
 
 
 def test_the_page_of_interceptors_names_every_public_name() -> None:
