@@ -14,6 +14,7 @@ import trio
 from mcp.client import Client
 from mcp.shared.exceptions import MCPError
 from support.client import fetch
+from support.mcp_server import open_mcp_server
 from support.proxy import Proxy, config_for, open_proxy
 from support.upstream import Peer, Script, open_upstream
 
@@ -138,87 +139,36 @@ async def test_generic_sends_an_error_event_and_abort_does_not(dialect: str) -> 
 # MCP
 
 
-def mcp_server(*, event_id: bytes = b"", resumed: bytes | None = None) -> Script:
-    """An MCP server whose `tools/call` sends a notification, and then breaks off. `resumed`: what a
-    GET with Last-Event-ID gets.
-    """
-    note = b'event: message\ndata: {"jsonrpc":"2.0","method":"notifications/x"}\n\n'
-    server = {"name": "s", "version": "1"}
-    opened = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": server}
-
-    async def script(peer: Peer) -> None:
-        while True:
-            request = await peer.request()
-            if request.method == "GET" and resumed is not None and request.all("last-event-id"):
-                await peer.start_stream()
-                await peer.chunk(resumed)
-                await peer.end()
-                continue
-            message = json.loads(request.body or b"{}")
-            if message.get("method") == "tools/call":
-                await peer.start_stream()
-                await peer.chunk(event_id + note)
-                return
-            status, body = b"202 Accepted", b""
-            if request.method == "GET":
-                status = b"405 Method Not Allowed"
-            elif "id" in message:
-                result = opened if message["method"] == "initialize" else {"tools": []}
-                answer = {"jsonrpc": "2.0", "id": message["id"], "result": result}
-                status, body = b"200 OK", json.dumps(answer).encode()
-            await peer.send(
-                b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nMcp-Session-Id: s-1\r\n"
-                b"Content-Length: %d\r\n\r\n%s" % (status, len(body), body)
-            )
-
-    return script
-
-
 @asynccontextmanager
-async def mcp_client(script: Script, **settings: str) -> AsyncIterator[Client]:
-    async with serving(script, "mcp", **settings) as proxy:
-        async with Client(proxy.url + "/mcp", mode="legacy") as client:
-            yield client
+async def limited_client(url: str) -> AsyncIterator[Client]:
+    """A client of a server behind a route with a limit of 10 requests."""
+    limit = LIMIT.replace("burst: 1", "burst: 10")
+    config = config_for(url, route="dialect: mcp", interceptors=limit, names="limit")
+    async with open_proxy(config) as proxy:
+        with trio.fail_after(20):
+            async with Client(proxy.url + "/mcp", mode="legacy") as client:
+                yield client
 
 
 # The SDK leaves generators to the garbage collector.
-quiet = pytest.mark.filterwarnings(
-    "default", "ignore::DeprecationWarning", "ignore::ResourceWarning"
-)
+@pytest.mark.filterwarnings("default", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+async def test_the_mcp_sdk_shows_the_message_of_an_error() -> None:
+    """Of a stream that breaks, and of a refusal, which contains the time to wait."""
 
+    async def note(*_: object) -> None: ...
 
-@quiet
-async def test_mcp_raises_its_error_for_a_call_whose_stream_breaks() -> None:
-    async with mcp_client(mcp_server()) as client:
-        with pytest.raises(MCPError) as caught:
-            await client.call_tool("add", {})
-    error = caught.value.error
+    async with open_mcp_server() as server, limited_client(server.url) as client:
+        with pytest.raises(MCPError) as lost:
+            await client.call_tool("lose", {}, progress_callback=note)
+        with pytest.raises(MCPError) as limited:
+            for _ in range(20):
+                await client.call_tool("add", {"a": 1, "b": 2})
+    error = lost.value.error
     assert (error.code, error.message) == (-32000, TOO_EARLY)
     assert error.data == {"type": "upstream_truncated"}
-
-
-@quiet
-async def test_an_mcp_stream_that_can_be_resumed_is_left_to_the_client() -> None:
-    """Events with ids have passed: an error response would end the call, where the client can have
-    the rest by a GET.
-    """
-    result = b'{"jsonrpc":"2.0","id":2,"result":{"content":[{"type":"text","text":"done"}]}}'
-    resumed = b"id: 2\nevent: message\ndata: " + result + b"\n\n"
-    async with mcp_client(mcp_server(event_id=b"id: 1\nretry: 10\n", resumed=resumed)) as client:
-        called = await client.call_tool("add", {})
-    assert called.content[0].text == "done"  # type: ignore[union-attr]
-
-
-@quiet
-async def test_the_mcp_sdk_shows_the_message_of_a_refusal() -> None:
-    """It contains the time to wait, which a model can use."""
-    limit = LIMIT.replace("burst: 1", "burst: 3")
-    async with mcp_client(mcp_server(), interceptors=limit, names="limit") as client:
-        with pytest.raises(MCPError) as caught:
-            for number in range(4):
-                await client.list_tools(cursor=str(number))
-    assert (caught.value.error.code, caught.value.error.data) == (-32000, {"type": "rate_limited"})
-    assert caught.value.error.message.startswith("too many requests; try again in ")
+    error = limited.value.error
+    assert (error.code, error.data) == (-32000, {"type": "rate_limited"})
+    assert error.message.startswith("too many requests; try again in ")
 
 
 NOTE = {"jsonrpc": "2.0", "method": "notifications/x"}
@@ -235,19 +185,30 @@ def request(ident: Any) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "id": ident, "method": "tools/call", "params": {"name": "x"}}
 
 
+ANSWERED = b'event: message\ndata: {"jsonrpc":"2.0","id":"b","result":{}}\n\n'
+MODERN = ("MCP-Protocol-Version", "2026-07-28"), ("Content-Type", "application/json")
+NAMED = ("Mcp-Method", "tools/call"), ("Mcp-Name", "x")
+
+
 @pytest.mark.parametrize(
-    ("asked", "open_ids"),
+    ("asked", "event", "open_ids"),
     [
-        (post([request(1), request("b"), NOTE, request(3)]), [1, 3]),
-        ({"method": "GET"}, []),
-        (post(NOTE), []),
-        (post(RESULT), []),
-        ({"method": "POST", "body": b"not JSON"}, []),
+        (post([request(1), request("b"), NOTE, request(3)]), ANSWERED, [1, 3]),
+        ({"method": "GET"}, ANSWERED, []),
+        (post(NOTE), ANSWERED, []),
+        (post(RESULT), ANSWERED, []),
+        ({"method": "POST", "body": b"not JSON"}, ANSWERED, []),
+        # The client can have the rest by a GET, up to 2025-11-25.
+        (post(request(1)), b"id: 1\n" + ANSWERED, []),
+        (post(request(1), *MODERN, *NAMED), b"id: 1\n" + ANSWERED, [1]),
+        # A request of the server answers nothing.
+        (post(request("b")), ANSWERED.replace(b'"result"', b'"method":"result","params"'), ["b"]),
     ],
 )
-async def test_mcp_answers_every_open_request_and_no_other(asked: Any, open_ids: list[Any]) -> None:
+async def test_mcp_answers_every_open_request_and_no_other(
+    asked: Any, event: bytes, open_ids: list[Any]
+) -> None:
     """Without one there is no message that would be an answer; the stream breaks off."""
-    event = b'event: message\ndata: {"jsonrpc":"2.0","id":"b","result":{}}\n\n'
     async with serving(breaking_after(event), "mcp") as proxy:
         answer = await fetch(proxy.port, "/mcp", **asked)
     assert not answer.complete

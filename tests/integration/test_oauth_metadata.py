@@ -104,34 +104,24 @@ async def discover(
         assert (found.status, json.loads(found.body)) == (200, {"resource": url}), where
 
 
-async def test_every_server_of_the_example_is_found() -> None:
-    """One whose URLs are made from X-Forwarded-*, one that knows its public URL, and one that reads
-    its Host header only.
+@pytest.mark.parametrize(
+    "urls",
+    [by_forwarded, by_settings("http://mcp.example.com/tools", sdk=False)],
+    ids=["forwarded", "settings"],
+)
+async def test_every_server_of_the_example_is_found(urls: Urls) -> None:
+    """One whose URLs are made from X-Forwarded-* or which knows its public URL, and whose metadata
+    path has no prefix; one with the prefix there; one that reads its Host header only.
     """
     public = by_settings("http://mcp.example.com/files", sdk=True)
     async with (
-        server(by_forwarded, f"{WELL_KNOWN}/mcp") as tools,
+        server(urls, f"{WELL_KNOWN}/mcp") as tools,
         server(public, f"{WELL_KNOWN}/files/mcp") as files,
         server(by_host, f"{WELL_KNOWN}/mcp") as notes,
         open_proxy(parse_config(example(tools=tools, files=files, notes=notes))) as proxy,
     ):
         for path in ("/tools/mcp", "/files/mcp", "/mcp"):
             await discover(proxy, f"http://mcp.example.com{path}")
-
-
-@pytest.mark.parametrize(
-    "urls",
-    [by_forwarded, by_settings("http://mcp.example.com/tools", sdk=False)],
-    ids=["forwarded", "settings"],
-)
-async def test_a_server_whose_metadata_path_has_no_prefix(urls: Urls) -> None:
-    """The first upstream sets X-Forwarded-Prefix itself."""
-    async with server(urls, f"{WELL_KNOWN}/mcp") as url:
-        text, first = example(tools=url), f'- {{name: tools, endpoints: ["{url}"]'
-        assert first in text
-        text = text.replace(first, first + ", headers: {set: {x-forwarded-prefix: /tools}}")
-        async with open_proxy(parse_config(text)) as proxy:
-            await discover(proxy, "http://mcp.example.com/tools/mcp")
 
 
 async def test_behind_a_proxy_that_ends_tls() -> None:

@@ -9,7 +9,7 @@ import pytest
 import trio
 from support.client import Answer
 from support.event_source import comments, dispatched
-from support.interceptors import Feed, Serve, on_event, on_event_async
+from support.interceptors import Serve, on_event, on_event_async
 from support.upstream import Peer, Request
 
 from interceptors import (
@@ -17,7 +17,6 @@ from interceptors import (
     Event,
     Interceptor,
     Outcome,
-    Response,
     ResponseHead,
     StreamContext,
     StreamInterceptor,
@@ -330,24 +329,6 @@ async def test_an_interceptors_end_is_the_end(serve_once: Serve) -> None:
         assert len(rig.upstream.requests) == 1
 
 
-@pytest.mark.parametrize("how", ["clean", "cut"])
-async def test_with_mcp_a_clean_end_is_passed_on(how: str, serve_once: Serve) -> None:
-    """A server may close after an event with an id, and it is the client that comes back."""
-
-    async def script(peer: Peer) -> None:
-        had = asked_for(await peer.request())
-        await peer.start_stream()
-        await peer.chunk(b"".join(EVENTS[had:]) if had else EVENTS[0])
-        if had or how == "clean":
-            await peer.end()
-
-    async with serve_once(script, route=FAST + ", dialect: mcp") as rig:
-        answer = await rig.fetch()
-        assert answer.complete
-        assert data_of(answer) == (WHOLE[:1] if how == "clean" else WHOLE[:-1])
-        assert len(rig.upstream.requests) == (1 if how == "clean" else 2)
-
-
 # Where nothing is resumed
 
 PLAIN = b"Content-Type: text/event-stream"
@@ -401,14 +382,3 @@ async def test_an_event_too_large_ends_it(serve_once: Serve) -> None:
             "event 1",
             "event_too_large",
         )
-
-
-async def test_an_interceptors_own_answer_is_not_resumed(serve_once: Serve) -> None:
-    class Own(Interceptor):
-        async def on_request(self, request: ClientRequest) -> Response:
-            return Response(events=[Event(data="one", id="1")])
-
-    async with serve_once(Feed().script, Own, route=FAST) as rig:
-        answer = await rig.fetch()
-        assert (answer.complete, data_of(answer)) == (True, ["one"])
-        assert rig.upstream.requests == []
