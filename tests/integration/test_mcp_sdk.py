@@ -147,12 +147,7 @@ async def test_a_subscription_gets_changes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("dialect", "revision"),
-    [
-        ("generic", "2025-11-25"),
-        ("mcp", "2025-06-18"),
-        ("mcp", "2026-07-28"),
-        ("abort", "2026-07-28"),
-    ],
+    [("generic", "2025-11-25"), ("mcp", "2026-07-28"), ("abort", "2026-07-28")],
 )
 async def test_a_connection_lost_within_a_call_ends_the_call(
     dialect: str, revision: str, tmp_path: Path, log: Log

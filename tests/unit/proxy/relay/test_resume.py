@@ -53,16 +53,6 @@ def events(numbers: Iterable[int]) -> bytes:
 # What passes
 
 
-def test_a_byte_order_mark_never_passes() -> None:
-    """Of no connection: after a comment of the proxy it would belong to a field's name."""
-    for size in (1, 2, 3, 100):
-        resume = resume_for()
-        for _ in range(2):
-            sizes = itertools.repeat(size).__next__
-            assert feed(resume, b"\xef\xbb\xbf: x\n\n", sizes) == b": x\n\n"
-            resume.begin()
-
-
 def test_an_event_that_is_too_large_ends_the_stream() -> None:
     """Whole or not; what came before it has passed."""
     for big in (b"data: " + b"x" * 100 + b"\n\n", b"data: " + b"x" * 100):
@@ -77,11 +67,9 @@ A, B, HELLO = b"data: no id\n\n", b": hi\n\n", b"data: hello again\n\n"
 @pytest.mark.parametrize(
     ("first", "second", "passes"),
     [
-        # A server that continues, one that begins anew, one that goes back.
-        (events(range(1, 6)), events(range(6, 9)), events(range(6, 9))),
+        # A server that begins anew, and one that goes back.
         (events(range(1, 6)), events(range(1, 9)), events(range(6, 9))),
         (events(range(1, 6)), events(range(3, 9)), events(range(6, 9))),
-        (events(range(1, 6)), events(range(5, 9)), events(range(6, 9))),
         # Events between old ones are old, also without an id; comments pass.
         (event(1) + A + event(2), B + event(1) + A + event(2) + event(3), B + event(3)),
         # An event without an id before any with one is new.
@@ -106,15 +94,6 @@ def test_what_the_client_has_had_is_dropped(
         resume.begin()
         assert feed(resume, second, sizes) == passes
         assert len(resume._recent) <= WINDOW
-
-
-def test_a_replay_that_breaks_stays_a_replay() -> None:
-    resume = resume_for()
-    passed = feed(resume, events(range(1, 10)))
-    for numbers in (range(1, 4), range(1, 7), range(8, 9), range(1, 12)):
-        resume.begin()
-        passed += feed(resume, events(numbers))
-    assert passed == events(range(1, 12))
 
 
 # Whether it continues
