@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -26,30 +26,16 @@ def require_packages() -> None:
 
 
 async def drive(
-    sessions: list[dict[str, Any]],
-    *,
-    at_once: int,
-    step_timeout_s: float,
-    timeout_s: float,
-    between: Callable[[], Awaitable[object]] | None = None,
+    sessions: list[dict[str, Any]], *, at_once: int, step_timeout_s: float, timeout_s: float
 ) -> dict[str, Any]:
-    """What each session saw, by its name. `drive.mjs` describes sessions and results.
-
-    `between` runs when all sessions have met; `at_once` must then be no less than their number.
-    """
+    """What each session saw, by its name. `drive.mjs` describes sessions and results."""
     task = json.dumps(
         {"sessions": sessions, "at_once": at_once, "timeout_ms": step_timeout_s * 1000}
     )
     async with _running("drive.mjs") as script:
         with trio.fail_after(timeout_s):
             await script.write(task)
-            line = await script.read()
-            if line == "met":
-                assert between is not None
-                await between()
-                await script.write("go")
-                line = await script.read()
-    return json.loads(line)
+            return json.loads(await script.read())
 
 
 @asynccontextmanager

@@ -38,13 +38,7 @@ def install() -> None:
             new.mkdir()
             for name in ("package.json", "package-lock.json"):
                 shutil.copy(SCRIPTS / name, new)
-            command = [
-                "npm",
-                "ci",
-                "--ignore-scripts",
-                "--no-audit",
-                "--no-fund",
-            ]  # the packages need no scripts of their own
+            command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
             try:
                 subprocess.run(
                     command, cwd=new, check=True, capture_output=True, text=True, timeout=300

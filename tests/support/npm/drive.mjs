@@ -10,8 +10,7 @@
 //   {op: 'together', calls: [{tool, arguments}]}   the same for several calls at once
 //   {op: 'listening', count}                waits until `count` GETs have been answered with a stream
 //   {op: 'notified', count}                 waits until `count` notifications of a changed list have come
-//   {op: 'meet'}                            waits until all sessions are here or over; then prints the line "met" and reads a line
-// A step that takes longer than `timeout_ms` gives 'timeout'. After two of them the other steps but `meet` are left out.
+// A step that takes longer than `timeout_ms` gives 'timeout'. After two of them the other steps are left out.
 
 import { createInterface } from 'node:readline';
 import { createMCPClient } from '@ai-sdk/mcp';
@@ -147,24 +146,6 @@ const CLIENTS = {
 };
 
 // Where all sessions wait for each other, and then for a line of stdin.
-class Meeting {
-  arrived = 0;
-
-  constructor(size) {
-    this.size = size;
-    this.over = new Promise(resolve => (this.end = resolve));
-  }
-
-  arrive() {
-    this.arrived += 1;
-    if (this.arrived === this.size) {
-      console.log('met');
-      lines.next().then(this.end);
-    }
-    return this.over;
-  }
-}
-
 const TIMEOUT = Symbol('timeout');
 
 function within(timeout_ms, promise) {
@@ -191,9 +172,8 @@ function take(client, session, step) {
   }
 }
 
-async function run({ client: kind, url, path, steps }, timeout_ms, meeting) {
+async function run({ client: kind, url, path, steps }, timeout_ms) {
   const session = new Session(url, path);
-  const meets = steps.some(step => step.op === 'meet');
   const seen = [];
   const outcome = () => ({ steps: seen, requests: session.requests });
   let client;
@@ -203,16 +183,11 @@ async function run({ client: kind, url, path, steps }, timeout_ms, meeting) {
     client = failure(error);
   }
   if (client === TIMEOUT || client.error) {
-    if (meets) meeting.arrive();
     return { ...outcome(), connect: client.error ? client : 'timeout' };
   }
   let late = 0;
   for (const step of steps) {
-    if (step.op === 'meet') {
-      await meeting.arrive();
-      continue;
-    }
-    if (late === 2) continue;
+    if (late === 2) break;
     const result = await within(timeout_ms, take(client, session, step)).catch(failure);
     seen.push(result === TIMEOUT ? 'timeout' : result);
     late += result === TIMEOUT ? 1 : 0;
@@ -227,11 +202,10 @@ process.on('unhandledRejection', () => {});
 
 const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
 const { sessions, at_once, timeout_ms } = JSON.parse((await lines.next()).value);
-const meeting = new Meeting(sessions.length);
 const queue = [...sessions];
 const results = {};
 async function work() {
-  for (let session; (session = queue.shift()); ) results[session.name] = await run(session, timeout_ms, meeting);
+  for (let session; (session = queue.shift()); ) results[session.name] = await run(session, timeout_ms);
 }
 await Promise.all(Array.from({ length: at_once }, work));
 process.stdout.write(JSON.stringify(results) + '\n', () => process.exit(0));

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from interceptors import Interceptor, Request
@@ -104,6 +104,7 @@ STARTS = st.sampled_from(["", "/", f"{UP}/", "../"])
 REFERENCES = st.builds(lambda start, parts: start + "/".join(parts) + "?s=1", STARTS, SEGMENTS)
 
 
+@settings(max_examples=60)  # each compiles a route
 @given(PATHS, PATHS, st.booleans(), PATHS, REFERENCES)
 def test_what_is_rewritten_comes_to_where_it_would_have_without_the_proxy(
     base: str, prefix: str, strip: bool, path: str, reference: str
