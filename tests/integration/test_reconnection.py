@@ -232,7 +232,7 @@ LOST, NOT_RESUMED = "upstream_connection_lost", "upstream_not_resumed"
         ([GZIP], 2, 0, NOT_RESUMED),
     ],
 )
-async def test_what_cannot_continue_is_an_error(
+async def test_the_next_connections_decide_how_the_stream_ends(
     answers: list[bytes | None], events: int, reconnected: int, error: str | None, serve_once: Serve
 ) -> None:
     """`on_complete` runs once, at the end of a stream that is whole."""
