@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 import pytest
@@ -15,7 +14,6 @@ from interceptors.dialects.mcp_headers import VERSION_KEY
 from interceptors.testing import run_request
 from proxy.config import parse_config
 from proxy.dialects.mcp_interceptors import state_of, surround
-from proxy.http import parse_host
 from proxy.http.place import ClientSide, Place
 from proxy.worker.routes import Route, RouteTable
 
@@ -269,12 +267,3 @@ def test_a_body_that_an_interceptor_makes_of_another_type_gets_its_headers(
     request = Request(method=method, headers=headers, body=b"add 1")
     assert run_request(around(SaysCall()), request) is None
     assert (request.headers.get("mcp-method"), request.headers.get("mcp-name")) == expected
-
-
-def test_the_configuration_on_the_documentations_page_is_one() -> None:
-    """docs/mcp_proxy.md begins with a configuration that loads."""
-    page = (Path(__file__).parents[4] / "docs" / "mcp_proxy.md").read_text()
-    (route,) = RouteTable(parse_config(page.split("```yaml\n")[1].split("```")[0])).routes
-    assert (route.dialect.name, route.strip_prefix) == ("mcp", True)
-    assert route.allowed_hosts is not None
-    assert parse_host("mcp.example.com") in route.allowed_hosts
