@@ -9,17 +9,19 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import h2.config
 import h2.connection
-import h2.events
 import pytest
 import trio
 from support.certificates import Certificates
 from support.client import fetch, open_client
+from support.http2_client import open_http2
+from support.interceptors import until
 from support.process import Process, running, serve
 from support.upstream import Peer, Script, open_upstream, stream_of
 
@@ -33,17 +35,10 @@ much longer.
 EVENT = b"data: " + b"x" * 16000 + b"\n\n"
 
 
+@dataclass
 class Server:
-    def __init__(self, process: Process, port: int) -> None:
-        self.process = process
-        self.port = port
-
-    async def ends_in_time(self, least_s: float = 0) -> None:
-        """Send SIGTERM; the process ends with status 0 and within its time."""
-        began = time.monotonic()
-        self.process.signal(signal.SIGTERM)
-        assert await self.process.exit_status() == 0
-        assert least_s <= time.monotonic() - began < DRAIN_S + LAST_WORDS_S + SLACK_S
+    process: Process
+    port: int
 
 
 @asynccontextmanager
@@ -98,54 +93,8 @@ async def connect(port: int, context: ssl.SSLContext | None) -> trio.abc.Stream:
     return stream
 
 
-async def says_nothing(port: int, context: ssl.SSLContext | None) -> trio.abc.Stream:
-    return await connect(port, None)  # under TLS, a handshake that never begins
-
-
-async def says_half_a_hello(port: int, context: ssl.SSLContext | None) -> trio.abc.Stream:
-    stream = await connect(port, None)
-    await stream.send_all(b"\x16\x03\x01\x02\x00\x01" if context else b"GE")
-    return stream
-
-
-async def says_half_a_head(port: int, context: ssl.SSLContext | None) -> trio.abc.Stream:
-    stream = await connect(port, context)
-    await stream.send_all(b"GET / HTTP/1.1\r\nHost: x")
-    return stream
-
-
-async def uploads_half_a_body(port: int, context: ssl.SSLContext | None) -> trio.abc.Stream:
-    stream = await connect(port, context)
-    await stream.send_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nhalf")
-    return stream
-
-
-async def asks_and_reads_nothing(port: int, context: ssl.SSLContext | None) -> trio.abc.Stream:
-    stream = await connect(port, context)
-    await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-    return stream
-
-
-async def asks_for_more_before_it_has_read(
-    port: int, context: ssl.SSLContext | None
-) -> trio.abc.Stream:
-    stream = await connect(port, context)
-    await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
-    return stream
-
-
-async def asks_http2_and_reads_nothing(
-    port: int, context: ssl.SSLContext | None
-) -> trio.abc.Stream:
-    return await http2(port, context, window=2**31 - 1)
-
-
-async def opens_no_http2_window(port: int, context: ssl.SSLContext | None) -> trio.abc.Stream:
-    return await http2(port, context, window=0)
-
-
-async def http2(port: int, context: ssl.SSLContext | None, window: int) -> trio.abc.Stream:
-    stream = await connect(port, context)
+def http2(window: int) -> bytes:
+    """Three requests with this window for each response."""
     client = h2.connection.H2Connection(
         h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
     )
@@ -155,42 +104,44 @@ async def http2(port: int, context: ssl.SSLContext | None, window: int) -> trio.
     for number in (1, 3, 5):
         head = [(":method", "GET"), (":path", "/"), (":scheme", "https"), (":authority", "x")]
         client.send_headers(number, head, end_stream=True)
-    await stream.send_all(client.data_to_send())
-    return stream
+    return client.data_to_send()
 
 
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+BEFORE_TLS = [b"", b"\x16\x03\x01\x02\x00\x01"]
+"""A handshake that never begins, and half of a hello."""
 HTTP1 = [
-    says_nothing,
-    says_half_a_hello,
-    says_half_a_head,
-    uploads_half_a_body,
-    asks_and_reads_nothing,
-    asks_for_more_before_it_has_read,
+    b"",
+    b"GE",
+    b"GET / HTTP/1.1\r\nHost: x",
+    b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nhalf",
+    GET,
+    GET * 20,
 ]
-HTTP2 = [asks_http2_and_reads_nothing, opens_no_http2_window]
-Hold = Callable[[int, "ssl.SSLContext | None"], Awaitable[trio.abc.Stream]]
+HTTP2 = [http2(2**31 - 1), http2(0)]
 
 
-@pytest.mark.parametrize("protocol", ["plain", "tls"])
-@pytest.mark.parametrize("script", [one_event, endless])
+@pytest.mark.parametrize(("tls", "script"), [(False, one_event), (True, endless)])
 async def test_no_client_can_hold_the_process(
-    protocol: str, script: Script, certificates: Certificates, tmp_path: Path
+    tls: bool, script: Script, certificates: Certificates, tmp_path: Path
 ) -> None:
-    """All of them at once, each several times."""
-    contexts: list[tuple[Hold, ssl.SSLContext | None]] = [
-        (hold, certificates.client() if protocol == "tls" else None) for hold in HTTP1
-    ]
-    if protocol == "tls":
-        contexts += [(hold, certificates.client("h2")) for hold in HTTP2]
-    async with (
-        serving(tmp_path, script, certificates if protocol == "tls" else None) as server,
-        AsyncExitStack() as stack,
-    ):
-        for hold, context in contexts * 3:
-            stream = await hold(server.port, context)
+    """Clients that send this and then nothing, and read nothing: all at once, each several times."""
+    http1 = certificates.client() if tls else None
+    sent = [(http1, data) for data in HTTP1]
+    if tls:
+        sent += [(None, data) for data in BEFORE_TLS]
+        sent += [(certificates.client("h2"), data) for data in HTTP2]
+    given = certificates if tls else None
+    async with serving(tmp_path, script, given) as server, AsyncExitStack() as stack:
+        for context, data in sent * 3:
+            stream = await connect(server.port, context)
             stack.push_async_callback(trio.aclose_forcefully, stream)
+            await stream.send_all(data)
         await trio.sleep(0.5)  # so that those who stall, stall
-        await server.ends_in_time(least_s=DRAIN_S)
+        began = time.monotonic()
+        server.process.signal(signal.SIGTERM)
+        assert await server.process.exit_status() == 0
+        assert DRAIN_S <= time.monotonic() - began < DRAIN_S + LAST_WORDS_S + SLACK_S
         assert await server.process.event("drain_cut")
         reports = await server.process.event("buffer_pool_report", 3)
         assert {line["in_use"] for line in reports} == {0}
@@ -233,7 +184,7 @@ async def test_with_nothing_to_wait_for_it_ends_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_second_signal_ends_it_at_once(tmp_path: Path, workers: int) -> None:
-    """A second SIGTERM, a second later, ends the process; the status shows that it was not a drain."""
+    """A second later; the status shows that it was not a drain."""
     async with serving(tmp_path, one_event, drain="timeout: 60", workers=workers) as server:
         client = await open_client(server.port)
         await client.send("GET", "/")
@@ -299,7 +250,7 @@ async def test_a_new_request_on_an_open_connection_is_refused(begun: str, tmp_pa
         server.process.signal(signal.SIGTERM)
         await server.process.event("drain")
         await trio.sleep(0.2)
-        await late.stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[len(begun) :])
+        await late.stream.send_all(GET[len(begun) :])
         answer = b""
         with trio.fail_after(5):
             while data := await late.stream.receive_some():
@@ -318,45 +269,16 @@ async def test_a_new_stream_of_an_http2_connection_is_refused(
     certificates: Certificates, tmp_path: Path
 ) -> None:
     """The connection stays while a stream lives on it."""
-    client = h2.connection.H2Connection(
-        h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
-    )
-    client.initiate_connection()
-    bodies: dict[int, bytes] = {1: b"", 3: b""}
-    heads: dict[int, dict[str, str]] = {}
-    over: set[int] = set()
-
-    async def ask(number: int) -> None:
-        head = [(":method", "GET"), (":path", "/"), (":scheme", "https"), (":authority", "x")]
-        client.send_headers(number, head, end_stream=True)
-        await stream.send_all(client.data_to_send())
-
-    async def read_until(condition: Callable[[], bool]) -> None:
-        with trio.fail_after(10):
-            while not condition():
-                for event in client.receive_data(bytes(await stream.receive_some())):
-                    number = getattr(event, "stream_id", None)
-                    if isinstance(event, h2.events.ResponseReceived):
-                        heads[number] = {
-                            str(name): str(value) for name, value in event.headers or ()
-                        }  # type: ignore[index]
-                    elif isinstance(event, h2.events.DataReceived):
-                        bodies[number] += event.data or b""  # type: ignore[index]
-                    elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
-                        over.add(number)  # type: ignore[arg-type]
-                await stream.send_all(client.data_to_send())
-
     async with serving(tmp_path, one_event, certificates) as server:
-        stream = await connect(server.port, certificates.client("h2"))
-        await ask(1)
-        await read_until(lambda: bodies[1] == b"data: 1\n\n")
-        server.process.signal(signal.SIGTERM)
-        await server.process.event("drain")
-        await trio.sleep(0.1)
-        await ask(3)
-        await read_until(lambda: 3 in over)
-        assert (heads.get(3), bodies[3]) == (None, b"")
-        await read_until(lambda: 1 in over)
-        assert b'event: error\ndata: {"error":{"type":"draining"' in bodies[1]
-        await trio.aclose_forcefully(stream)
+        async with open_http2(server, certificates) as client:  # type: ignore[arg-type]
+            live = client.streams[await client.start()]
+            await until(lambda: live.body == b"data: 1\n\n")
+            server.process.signal(signal.SIGTERM)
+            await server.process.event("drain")
+            await trio.sleep(0.1)
+            late = client.streams[await client.start()]
+            await until(lambda: late.over)
+            assert (late.status, late.body) == (0, b"")
+            await until(lambda: live.over)
+            assert b'event: error\ndata: {"error":{"type":"draining"' in live.body
         assert await server.process.exit_status() == 0
