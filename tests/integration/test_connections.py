@@ -17,7 +17,7 @@ from hypercorn.trio import serve as hypercorn_serve
 from support.certificates import Certificates
 from support.client import fetch, open_client
 from support.http2_client import open_http2
-from support.interceptors import Log, until
+from support.interceptors import Log, Serve, until
 from support.proxy import config_for, open_proxy
 from support.upstream import Peer, open_upstream, stream_of
 
@@ -54,6 +54,14 @@ async def all_ended() -> None:
     await until(lambda: not _connections)
 
 
+async def one_event(peer: Peer) -> None:
+    """A stream that sends one event, and then nothing."""
+    await peer.request()
+    await peer.start_stream()
+    await peer.chunk(b"data: x\n\n")
+    await peer.wait_closed()
+
+
 # It always ends
 
 
@@ -70,82 +78,32 @@ async def test_a_page_that_wants_no_body_ends_its_connection() -> None:
         await client.aclose()
 
 
-@pytest.mark.parametrize("read_timeout", [None, 60], ids=["no read_timeout", "read_timeout"])
-async def test_a_request_after_a_broken_response_keeps_no_connection(
-    read_timeout: int | None,
+@pytest.mark.parametrize(
+    ("how", "settings"),
+    [
+        ("breaks", {}),
+        ("breaks", {"read_timeout": 60}),
+        ("ends while the server ends", {"graceful_timeout": 60}),
+        ("the client resets it", {}),
+    ],
+)
+async def test_a_request_pipelined_after_a_response_keeps_no_connection(
+    how: str, settings: dict[str, Any]
 ) -> None:
-    """The response is cut in the middle, and the task that would read the next request, pipelined
-    after it, ends as well.
+    """However the response ends, the task that would read the next request ends as well; also where
+    a middleware that wraps `send` hides the connection from the proxy.
     """
-    broken = trio.Event()
+    end, shutdown = trio.Event(), trio.Event()
 
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.start_stream()
         await peer.chunk(b"data: x\n\n")
-        await broken.wait()
-
-    async with open_upstream(script) as upstream:
-        async with serve_plainly(
-            create_app(config_for(upstream.url)), read_timeout=read_timeout
-        ) as port:
-            client = await open_client(port)
-            await client.send("GET", "/")
-            answer = await client.head()
-            await client.read_until(answer, b"\n\n")
-            await client.stream.send_all(REQUEST)
-            await until(
-                lambda: next(iter(_connections)).protocol.protocol.connection.trailing_data[0]
-            )
-            broken.set()
-            assert not (await client.rest(answer)).complete
-            await all_ended()
-            await client.aclose()
-
-
-async def test_a_request_after_the_last_response_does_not_hold_the_server() -> None:
-    """A stream comes to its end while the server ends: its connection closes, although a request is
-    pipelined after it.
-    """
-    go_on, shutdown = trio.Event(), trio.Event()
-
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.start_stream()
-        await peer.chunk(b"data: x\n\n")
-        await go_on.wait()
-        await peer.end()
-
-    async with open_upstream(script) as upstream:
-        async with serve_plainly(
-            create_app(config_for(upstream.url)), shutdown, graceful_timeout=60
-        ) as port:
-            client = await open_client(port)
-            await client.send("GET", "/")
-            answer = await client.head()
-            await client.read_until(answer, b"\n\n")
-            (connection,) = _connections
-            await client.stream.send_all(REQUEST)
-            await until(lambda: connection.protocol.protocol.connection.trailing_data[0])
-            shutdown.set()
-            await until(lambda: connection.context.terminated.is_set())
-            go_on.set()
-            assert (await client.rest(answer)).complete
-            await all_ended()
-            await client.aclose()
-
-
-async def test_a_client_that_vanishes_behind_a_middleware_keeps_no_connection() -> None:
-    """A middleware that wraps `send` hides the connection from the proxy; the client resets it with
-    a request pipelined.
-    """
-
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.start_stream()
-        while True:
-            await peer.chunk(b"data: x\n\n")
+        while not end.is_set():
+            await peer.chunk(b"data: x\n\n" if how == "the client resets it" else b":\n")
             await trio.sleep(0.01)
+        if "ends" in how:
+            await peer.end()
 
     async with open_upstream(script) as upstream:
         app = create_app(config_for(upstream.url))
@@ -156,31 +114,37 @@ async def test_a_client_that_vanishes_behind_a_middleware_keeps_no_connection() 
 
             await app(scope, receive, send_on)
 
-        async with serve_plainly(middleware) as port:
+        served: Any = middleware if how == "the client resets it" else app
+        async with serve_plainly(served, shutdown, **settings) as port:
             client = await open_client(port)
             await client.send("GET", "/")
-            await client.read_until(await client.head(), b"\n\n")
+            answer = await client.head()
+            await client.read_until(answer, b"\n")
+            (connection,) = _connections
             await client.stream.send_all(REQUEST)
-            await until(
-                lambda: next(iter(_connections)).protocol.protocol.connection.trailing_data[0]
-            )
-            client.reset()
+            await until(lambda: connection.protocol.protocol.connection.trailing_data[0])
+            if how == "the client resets it":
+                client.reset()
+            else:
+                if "server" in how:
+                    shutdown.set()
+                    await until(lambda: connection.context.terminated.is_set())
+                end.set()
+                assert (await client.rest(answer)).complete is ("ends" in how)
             await all_ended()
             await until(lambda: not upstream.open)
+            await client.aclose()
 
 
 # It takes nothing with it
 
 
-@pytest.mark.parametrize("who", ["a page", "the upstream"])
+@pytest.mark.parametrize("path", ["/healthz", "/"], ids=["a page", "the upstream"])
 async def test_data_for_an_http2_stream_that_was_answered_harms_no_other_stream(
-    who: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    path: str, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answer comes before the body: what of that is on its way is thrown away, and the
-    connection continues.
-    """
+    """The answer comes before the body, which is thrown away."""
     monkeypatch.setattr("proxy.exchange.request_body.LINGER_S", 0.05)
-    certificates = Certificates(tmp_path)
 
     async def script(peer: Peer) -> None:
         await peer.request(body=False)
@@ -192,9 +156,8 @@ async def test_data_for_an_http2_stream_that_was_answered_harms_no_other_stream(
         open_proxy(config_for(upstream.url), tls=certificates.files) as proxy,
         open_http2(proxy, certificates) as client,
     ):
-        stream_id = await client.start(
-            "POST", "/healthz" if who == "a page" else "/", [("content-length", "20000")], end=False
-        )
+        length = [("content-length", "20000")]
+        stream_id = await client.start("POST", path, length, end=False)
         await until(lambda: client.streams[stream_id].ended)
         for end in (False, True):
             client.h2.send_data(stream_id, bytes(10000), end_stream=end)
@@ -243,51 +206,26 @@ async def test_an_app_derived_from_ours_is_called_by_its_own_call(
     assert seen == ["lifespan", "http"]
 
 
-@pytest.mark.parametrize(
-    "body", [None, b"", b'{"stream": true}'], ids=["GET", "POST without body", "POST"]
-)
+@pytest.mark.parametrize("body", [None, b"", b"{}"], ids=["GET", "POST without body", "POST"])
 async def test_a_request_that_is_whole_needs_no_inbound_task(
-    body: bytes | None, log: Log, monkeypatch: pytest.MonkeyPatch
+    body: bytes | None, serve_once: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server calls when the client leaves, also for a small body that has come with its head."""
-
-    async def run(self: RequestBody) -> None:
-        raise AssertionError("a task waits for the client")
-
-    monkeypatch.setattr(RequestBody, "run", run)
-    closed = trio.Event()
-
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.start_stream()
-        await peer.chunk(b"data: x\n\n")
-        await peer.wait_closed()
-        closed.set()
-
-    async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url)) as proxy:
-        client = await open_client(proxy.port)
+    monkeypatch.setattr(RequestBody, "run", None)
+    async with serve_once(one_event) as rig:
+        client = await rig.client()
         await client.send("GET" if body is None else "POST", "/", body=body)
         await client.read_until(await client.head(), b"\n\n")
-        assert upstream.requests[0].body == (body or b"")
+        assert rig.upstream.requests[0].body == (body or b"")
         await client.aclose()
-        with trio.fail_after(5):
-            await closed.wait()
-        await until(lambda: not proxy.worker.live)
-    assert [line["outcome"] for line in log if line["event"] == "exchange"] == [
-        "client_disconnected"
-    ]
+        assert await rig.outcomes() == ["client_disconnected"]
+        await until(lambda: not rig.upstream.open)
 
 
 async def test_a_stream_does_not_keep_its_request() -> None:
     """While a response lasts, a request's large body is nowhere in memory any more: neither ours
     nor Hypercorn's.
     """
-
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.start_stream()
-        await peer.chunk(b"data: x\n\n")
-        await peer.wait_closed()
 
     size, streams = 50_000, 20
     clients = []
@@ -305,7 +243,7 @@ async def test_a_stream_does_not_keep_its_request() -> None:
         gc.collect()
         return tracemalloc.get_traced_memory()[0] - before
 
-    async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url)) as proxy:
+    async with open_upstream(one_event) as upstream, open_proxy(config_for(upstream.url)) as proxy:
         tracemalloc.start()
         try:
             await memory_of_streams(1)  # and what is made once
@@ -317,25 +255,16 @@ async def test_a_stream_does_not_keep_its_request() -> None:
                 await client.aclose()
 
 
-@pytest.mark.parametrize("body", [None, b'{"stream": true}'], ids=["GET", "POST"])
+@pytest.mark.parametrize("body", [None, b"{}"], ids=["GET", "POST"])
 async def test_a_client_that_left_before_the_app_began_is_counted_once(
-    body: bytes | None, log: Log
+    body: bytes | None, serve_once: Serve
 ) -> None:
     """Its request and its end come in one read: the exchange ends at once, and nothing stays open."""
-
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.wait_closed()
-
-    async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url)) as proxy:
+    async with serve_once(one_event) as rig:
         for _ in range(10):
-            client = await open_client(proxy.port)
+            client = await rig.client()
             await client.send("GET" if body is None else "POST", "/", body=body)
             await client.aclose()
-        await until(lambda: len([line for line in log if line["event"] == "exchange"]) == 10)
-        await until(lambda: not upstream.open)
-        assert proxy.lent() == 0
+        assert await rig.outcomes(10) == ["client_disconnected"] * 10
+        await until(lambda: not rig.upstream.open)
         await all_ended()
-    assert {line["outcome"] for line in log if line["event"] == "exchange"} == {
-        "client_disconnected"
-    }
