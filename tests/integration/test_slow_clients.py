@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,31 +14,17 @@ import h2.config
 import h2.connection
 import h11
 import pytest
-import support.proxy
 import trio
 from support.certificates import Certificates
-from support.interceptors import Log, Way, on_event, until
-from support.proxy import config_for, open_proxy
+from support.interceptors import Log, Rig, Way, on_event, until
+from support.proxy import config_for, limit_send_buffers, open_proxy
 from support.upstream import Peer, open_upstream, stream_of
-
-from proxy.server.serve import bind_sockets
 
 EVENT = b"data: " + b"x" * 16000 + b"\n\n"
 SEND_S = 1
 
 
-async def last_line(log: Log) -> dict[str, Any]:
-    with trio.fail_after(20):
-        while not (lines := [line for line in log if line["event"] == "exchange"]):
-            await trio.sleep(0.01)
-    return dict(lines[0])
-
-
-# Slow
-
-
-@pytest.mark.parametrize("hub", [True, False], ids=["hub", "task"])
-@pytest.mark.parametrize("chained", [False, True])
+@pytest.mark.parametrize(("chained", "hub"), [(False, True), (True, True), (True, False)])
 async def test_a_slow_client_slows_the_upstream(
     chained: bool, hub: bool, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,7 +51,7 @@ async def test_a_slow_client_slows_the_upstream(
         assert rig.proxy.worker.hub is None or len(rig.proxy.worker.hub) == 0
         assert sum(rig.proxy.in_use().values()) <= chained  # at most an event that is not whole
         body = bytearray()
-        with trio.fail_after(20):
+        with trio.fail_after(30):
             while isinstance(piece := await client._next(), h11.Data):
                 body += piece.data
         assert isinstance(piece, h11.EndOfMessage)
@@ -74,38 +60,31 @@ async def test_a_slow_client_slows_the_upstream(
 
 
 async def test_the_send_deadline_limits_each_wait_not_the_whole(
-    monkeypatch: pytest.MonkeyPatch, log: Log
+    log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that takes a little all the time is not cut, although the whole takes longer."""
     send_s = 0.3
-
-    def bind_small(binds: Sequence[str], send_timeout_s: float | None) -> list[socket.socket]:
-        sockets = bind_sockets(binds, send_timeout_s)
-        for sock in sockets:  # accepted sockets inherit it
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        return sockets
-
-    monkeypatch.setattr(support.proxy, "bind_sockets", bind_small)
+    limit_send_buffers(monkeypatch, 4096)
     event = b"data: " + b"x" * 1000 + b"\n\n"
-    async with (
-        open_upstream(stream_of(*[event] * 400)) as upstream,
-        open_proxy(config_for(upstream.url, route=f"timeouts: {{send: {send_s}}}")) as proxy,
-    ):
+    async with Way().serve(log, monkeypatch)(
+        stream_of(*[event] * 400), route=f"timeouts: {{send: {send_s}}}"
+    ) as rig:
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            sock.connect(("127.0.0.1", proxy.port))
+            sock.connect(("127.0.0.1", rig.proxy.port))
             sock.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             sock.setblocking(False)
             received = b""
-            with trio.fail_after(10):
+            with trio.fail_after(20):
                 while not received.endswith(b"\r\n0\r\n\r\n"):
                     await trio.lowlevel.wait_readable(sock)
                     data = sock.recv(4096)
                     assert data, "the stream was cut"
                     received += data
                     await trio.sleep(0.008)
-        line = await last_line(log)
-        assert (line["outcome"], line["bytes"]) == ("completed", 400 * len(event))
+        assert await rig.outcomes() == ["completed"]
+        (line,) = rig.lines("exchange")
+        assert line["bytes"] == 400 * len(event)
         assert line["duration"] > 2 * send_s  # or this would prove nothing
 
 
@@ -128,19 +107,15 @@ async def lengthy(peer: Peer) -> None:
         await peer.send(EVENT)
 
 
-async def at_once(peer: Peer) -> None:
+def at_once(size: int) -> Callable[[Peer], Any]:
     """An answer before the request is complete."""
-    await peer.request(body=False)
-    await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
-    await peer.wait_closed()
 
+    async def script(peer: Peer) -> None:
+        await peer.request(body=False)
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
+        await peer.wait_closed()
 
-async def large_at_once(peer: Peer) -> None:
-    """The same, larger than the sockets' buffers."""
-    await peer.request(body=False)
-    await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 20000000\r\n\r\n")
-    await peer.send(b"x" * 20_000_000)
-    await peer.wait_closed()
+    return script
 
 
 @asynccontextmanager
@@ -162,7 +137,7 @@ async def stalled_client(
         await trio.aclose_forcefully(stream)
 
 
-def http2(method: str, path: str = "/", *, window: int, complete: bool = True) -> bytes:
+def http2(method: str, path: str = "/", *, window: int = 0, complete: bool = True) -> bytes:
     """A request over HTTP/2 with this window for its response; its body may never come."""
     client = h2.connection.H2Connection(
         h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
@@ -180,71 +155,50 @@ def http2(method: str, path: str = "/", *, window: int, complete: bool = True) -
 HTTP1 = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 UPLOAD1 = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
 WIDE = 2**31 - 1  # the connection stalls, not the stream
+SETTINGS = f"timeouts: {{send: {SEND_S}, idle: 60}}"
 
 
-@pytest.mark.parametrize("set_for", ["all", "route"])
 @pytest.mark.parametrize(
-    ("protocol", "script", "writer"),
+    ("protocol", "request_bytes", "script", "writer", "where", "outcome"),
     [
-        ("plain", chunked, "direct"),
-        ("plain", lengthy, "asgi"),
-        ("tls", chunked, "asgi"),
-        ("tls", lengthy, "asgi"),
-        ("h2", chunked, "asgi"),
+        ("plain", HTTP1, chunked, "direct", "proxy", "send_stalled"),
+        ("plain", HTTP1, chunked, "direct", "route", "send_stalled"),
+        ("plain", HTTP1, lengthy, "asgi", "proxy", "send_stalled"),
+        ("plain", HTTP1, lengthy, "asgi", "route", "send_stalled"),
+        ("tls", HTTP1, chunked, "asgi", "route", "send_stalled"),
+        ("h2", http2("GET", window=WIDE), chunked, "asgi", "proxy", "send_stalled"),
+        # The wait for the end of the answer has the deadline, also while the request is incomplete.
+        ("plain", http2("POST", complete=False), at_once(5), "asgi", "proxy", "send_stalled"),
+        ("plain", http2("POST"), at_once(5), "asgi", "proxy", "send_stalled"),
+        ("plain", http2("POST", "/no-route"), at_once(5), None, "proxy", "refused"),
+        ("plain", UPLOAD1, at_once(20_000_000), "asgi", "proxy", "send_stalled"),
     ],
 )
 async def test_a_client_that_takes_nothing_is_cut(
     protocol: str,
+    request_bytes: bytes,
     script: Callable[[Peer], Any],
-    writer: str,
-    set_for: str,
+    writer: str | None,
+    where: str,
+    outcome: str,
     certificates: Certificates,
     log: Log,
 ) -> None:
     """Soon after the deadline, with its outcome, and the upstream is closed."""
-    if protocol == "h2" and set_for == "route":
-        pytest.skip("streams of several routes share an HTTP/2 connection: the common value counts")
-    context = {"plain": None, "tls": certificates.client(), "h2": certificates.client("h2")}
-    request = http2("GET", window=WIDE) if protocol == "h2" else HTTP1
-    settings = f"timeouts: {{send: {SEND_S}}}"
-    where = {"route": settings} if set_for == "route" else {"proxy": f"  {settings}"}
+    contexts = {"plain": None, "tls": certificates.client(), "h2": certificates.client("h2")}
     tls = None if protocol == "plain" else certificates.files
-    async with (
-        open_upstream(script) as upstream,
-        open_proxy(config_for(upstream.url, **where), tls=tls) as proxy,
-        stalled_client(proxy.port, request, context[protocol]),
-    ):
-        line = await last_line(log)
-        assert line["outcome"] == "send_stalled"
-        assert SEND_S * 0.9 < line["duration"] < SEND_S + 5
-        await until(lambda: upstream.open == 0)
-        assert proxy.worker.metrics.writers[writer]._value.get() == 1
-        assert set(proxy.in_use().values()) == {0}
-        assert proxy.lent() == 0
-
-
-@pytest.mark.parametrize(
-    ("request_bytes", "script", "outcome"),
-    [
-        (http2("POST", window=0, complete=False), at_once, "send_stalled"),
-        (http2("POST", window=0), at_once, "send_stalled"),
-        (http2("POST", "/no-route", window=0), at_once, "refused"),
-        (UPLOAD1, large_at_once, "send_stalled"),
-    ],
-    ids=["http2", "http2-complete", "http2-refused", "http1"],
-)
-async def test_a_client_that_takes_nothing_of_the_end_is_cut(
-    request_bytes: bytes, script: Callable[[Peer], Any], outcome: str, log: Log
-) -> None:
-    """The wait for the end of the answer has the deadline, also while the request is incomplete."""
     async with open_upstream(script) as upstream:
-        config = config_for(upstream.url, proxy=f"  timeouts: {{send: {SEND_S}, idle: 60}}")
+        config = config_for(upstream.url, **{where: ("  " if where == "proxy" else "") + SETTINGS})
         if outcome == "refused":
-            config.reverse_proxy.routes[:] = [
-                type(route)(path="/other", upstream="up") for route in config.reverse_proxy.routes
-            ]
-        async with open_proxy(config) as proxy, stalled_client(proxy.port, request_bytes):
+            (route,) = config.reverse_proxy.routes
+            config.reverse_proxy.routes[:] = [type(route)(path="/other", upstream="up")]
+        async with open_proxy(config, tls=tls) as proxy:
+            rig = Rig(upstream, proxy, log)
             began = trio.current_time()
-            assert (await last_line(log))["outcome"] == outcome
-            assert SEND_S * 0.9 < trio.current_time() - began < SEND_S + 5
-            await until(lambda: not proxy.worker.live)
+            async with stalled_client(proxy.port, request_bytes, contexts[protocol]):
+                assert await rig.outcomes() == [outcome]
+                assert SEND_S * 0.9 < trio.current_time() - began < SEND_S + 8
+                await rig.everything_is_back()
+                (state,) = proxy.worker.routes.transports["up"].statistics()
+                await until(lambda: upstream.open <= state.idle)
+                assert not writer or proxy.worker.metrics.writers[writer]._value.get() == 1
