@@ -59,6 +59,13 @@ async def ask(client: Client, target: str = "/x") -> tuple[int, bytes]:
         return answer.status, answer.body
 
 
+async def closed(client: Client) -> None:
+    with trio.fail_after(5):
+        while await client.stream.receive_some(65536):
+            pass
+    client.reset()
+
+
 @pytest.mark.parametrize("more", ["", ", max_client_connections: 1000"])
 async def test_silent_clients_cost_only_their_own_connections(tmp_path: Path, more: str) -> None:
     """60 of them with 64 open files."""
@@ -68,8 +75,7 @@ async def test_silent_clients_cost_only_their_own_connections(tmp_path: Path, mo
         await live.send("GET", "/live")
         await live.head()
         silent = [await open_client(port) for _ in range(60)]
-        statuses = {(await ask(kept))[0] for _ in range(10)}
-        assert statuses <= {200, 503}
+        assert {(await ask(kept))[0] for _ in range(10)} <= {200, 503}
         assert (await fetch(port)).status == 200
         with trio.fail_after(10):
             for _ in range(3):
@@ -80,26 +86,20 @@ async def test_silent_clients_cost_only_their_own_connections(tmp_path: Path, mo
         assert await ask(kept) == (200, b"ok")
         for client in (kept, live):
             client.reset()
-        lines = [json.loads(line) for line in process.lines]
-    assert not {line["event"] for line in lines} & {"endpoint_ejected", "internal_error"}
-    values = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))
+        events = {json.loads(line)["event"] for line in process.lines}
+    assert not events & {"endpoint_ejected", "internal_error"}
+    lines = (line for line in metrics.splitlines() if not line.startswith("#"))
+    values = {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
     if not more:
-        assert (
-            float(values["weirpool_client_connections"])
-            <= float(values["weirpool_client_connections_limit"])
-            == 16
-        )
-    assert float(values['weirpool_client_connections_closed_total{which="idle"}']) > 10
+        assert values["weirpool_client_connections_limit"] == 16
+        assert values["weirpool_client_connections"] <= 16
+    assert values['weirpool_client_connections_closed_total{which="idle"}'] > 10
 
 
 async def test_when_no_connection_can_be_accepted_the_log_stays_small(tmp_path: Path) -> None:
     """Every file belongs to a request that waits."""
-    async with few_files(
-        tmp_path, more=", max_client_connections: 1000", upstream_more=", max_connections: 1"
-    ) as (
-        process,
-        port,
-    ):
+    more, upstream_more = ", max_client_connections: 1000", ", max_connections: 1"
+    async with few_files(tmp_path, more=more, upstream_more=upstream_more) as (process, port):
         clients = []
         for _ in range(70):
             clients.append(await open_client(port))
@@ -109,40 +109,35 @@ async def test_when_no_connection_can_be_accepted_the_log_stays_small(tmp_path: 
         began = time.monotonic()
         await trio.sleep(1.2)
         took_s = time.monotonic() - began
-        lines = [json.loads(line) for line in process.lines]
-        failed = [line for line in lines if line["event"] == "accept_failed"]
+        failed = [
+            line for line in map(json.loads, process.lines) if line["event"] == "accept_failed"
+        ]
         assert len(failed) <= took_s + 2
         for client in clients:
             client.reset()
         assert all(line["error"] == "Too many open files" and line["count"] >= 1 for line in failed)
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        PREFACE + SETTINGS,
-        PREFACE[:18],
-        PREFACE + SETTINGS + b"\0\0\1\1\1\0\0\0\1\x82",
-        b"GET / HTTP/1.1\r\nHo",
-        b"",
-    ],
-)
-async def test_a_connection_without_a_request_is_idle(
-    monkeypatch: pytest.MonkeyPatch, data: bytes
-) -> None:
+async def test_a_connection_without_a_request_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its time starts with the connection; a preface, frames and half a head are not a request."""
     monkeypatch.setattr(listen, "_KEEP_ALIVE_S", 0.2)
+    frames = b"\0\0\1\1\1\0\0\0\1\x82"
     async with (
         open_upstream(upstream_script) as upstream,
         open_proxy(config_for(upstream.url)) as proxy,
     ):
-        client = await open_client(proxy.port)
-        if data:
-            await client.stream.send_all(data)
-        with trio.fail_after(5):
-            while await client.stream.receive_some(65536):
-                pass
-        client.reset()
+        clients = []
+        for data in (
+            PREFACE + SETTINGS,
+            PREFACE[:18],
+            PREFACE + SETTINGS + frames,
+            b"GET / HTTP",
+            b"",
+        ):
+            clients.append(await open_client(proxy.port))
+            await clients[-1].stream.send_all(data)
+        for client in clients:
+            await closed(client)
 
 
 async def test_the_bound_of_the_configuration_counts() -> None:
@@ -151,20 +146,17 @@ async def test_the_bound_of_the_configuration_counts() -> None:
         open_upstream(upstream_script) as upstream,
         open_proxy(config_for(upstream.url, proxy="  max_client_connections: 3")) as proxy,
     ):
-        live = await open_client(proxy.port)
+        live, http2 = await open_client(proxy.port), await open_client(proxy.port)
         await live.send("GET", "/live")
         await live.head()
-        http2 = await open_client(proxy.port)
         await http2.stream.send_all(PREFACE + SETTINGS)
         assert await http2.stream.receive_some(9)
         silent = await open_client(proxy.port)
         others = []
-        for closed in (http2, silent):
+        for idle in (http2, silent):
             others.append(await open_client(proxy.port))
             assert await ask(others[-1]) == (200, b"ok")
-            with trio.fail_after(5):
-                while await closed.stream.receive_some(65536):
-                    pass
+            await closed(idle)
         assert b"data: x" in await live.read_some()
-        for client in (live, http2, silent, *others):
+        for client in (live, *others):
             client.reset()

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import trio
-from support.client import Client, fetch, open_client
-from support.interceptors import Log, config_with, interceptor, on_event
+from support.client import fetch, open_client
+from support.interceptors import Log, config_with, interceptor, on_event, until
 from support.proxy import Proxy, open_proxy
 from support.upstream import Peer, open_upstream
 
@@ -32,41 +32,35 @@ async def script(peer: Peer) -> None:
     await peer.wait_closed()
 
 
+async def listed(proxy: Proxy) -> dict[str, Any]:
+    return dict(json.loads((await fetch(proxy.port, "/status")).body)["exchanges"])
+
+
 async def live(proxy: Proxy, phase: str) -> dict[str, Any]:
     """The one open exchange in `/status`, once it is in that phase."""
     with trio.fail_after(5):
         while True:
-            exchanges = json.loads((await fetch(proxy.port, "/status")).body)["exchanges"]
-            if exchanges["total"] == 1 and exchanges["oldest"][0]["phase"] == phase:
-                return dict(exchanges["oldest"][0])
+            found = await listed(proxy)
+            if found["total"] == 1 and found["oldest"][0]["phase"] == phase:
+                return dict(found["oldest"][0])
             await trio.sleep(0.005)
 
 
-async def silent(client: Client) -> None:
-    await client.send("GET", "/silent")
-
-
-async def stream(client: Client) -> None:
-    await client.send("GET", "/")
-    await client.read_until(await client.head(), b"data: 1\n\n")
-
-
-async def upload(client: Client) -> None:
-    await client.stream.send_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n12")
+UPLOAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n12"
 
 
 @pytest.mark.parametrize(
-    ("begin", "given", "phase", "moved"),
+    ("request_bytes", "given", "phase", "moved"),
     [
-        (silent, (), "call_upstream", (0, None)),
-        (stream, (), "relay", (9, None)),
-        (stream, (Sees,), "relay", (9, 1)),
-        (upload, (Reads,), "on_request", (0, None)),
+        (b"GET /silent HTTP/1.1\r\nHost: x\r\n\r\n", (), "call_upstream", (0, None)),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", (), "relay", (9, None)),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", (Sees,), "relay", (9, 1)),
+        (UPLOAD, (Reads,), "on_request", (0, None)),
     ],
     ids=["upstream is silent", "stream", "stream with events", "body is awaited"],
 )
 async def test_status_lists_an_open_exchange(
-    begin: Any, given: Any, phase: str, moved: tuple[int, int | None], log: Log
+    request_bytes: bytes, given: Any, phase: str, moved: tuple[int, int | None], log: Log
 ) -> None:
     """Route, client, phase, age in seconds, bytes to the client and events; gone when it ends."""
     async with (
@@ -74,22 +68,17 @@ async def test_status_lists_an_open_exchange(
         open_proxy(config_with(upstream.url, *given)) as p,
     ):
         client = await open_client(p.port)
-        await begin(client)
+        await client.stream.send_all(request_bytes)
+        received = b""
+        while moved[0] and b"data: 1" not in received:
+            received += await client.stream.receive_some()
         shown = await live(p, phase)
-        age = shown.pop("age")
-        assert 0 <= age < 60
-        assert shown == {
-            "route": "/",
-            "client": "127.0.0.1",
-            "phase": phase,
-            "bytes": moved[0],
-            "events": moved[1],
-        }
+        assert 0 <= shown.pop("age") < 60
+        expected = {"route": "/", "client": "127.0.0.1", "phase": phase}
+        assert shown == expected | {"bytes": moved[0], "events": moved[1]}
         (exchange,) = p.worker.live
-        assert repr(exchange) == f"<Exchange {'POST' if begin is upload else 'GET'} / {phase}>"
+        method = request_bytes.split()[0].decode()
+        assert repr(exchange) == f"<Exchange {method} / {phase}>"
         client.reset()
-        with trio.fail_after(5):
-            while p.worker.live:
-                await trio.sleep(0.005)
-        exchanges = json.loads((await fetch(p.port, "/status")).body)["exchanges"]
-        assert exchanges == {"total": 0, "oldest": []}
+        await until(lambda: not p.worker.live)
+        assert await listed(p) == {"total": 0, "oldest": []}
