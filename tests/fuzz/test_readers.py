@@ -264,12 +264,16 @@ def run_body(interceptors: list[Interceptor], path: str, body: bytes) -> bytes:
 
 
 def without_tokens(value: Any) -> Any:
-    """The same without every `logprobs`."""
+    """The same without every `logprobs`. A call without a `function` may get an empty one there."""
     if isinstance(value, list):
         return [without_tokens(item) for item in value]
     if not isinstance(value, dict):
         return value
-    return {name: without_tokens(inner) for name, inner in value.items() if name != "logprobs"}
+    return {
+        name: without_tokens(inner)
+        for name, inner in value.items()
+        if name != "logprobs" and not (name == "function" and inner in (None, {}))
+    }
 
 
 def besides_tokens(stream: bytes) -> list[Any]:
