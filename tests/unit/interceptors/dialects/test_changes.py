@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
+from providers.transcripts import events_of
 from structlog.testing import capture_logs
 from support.tables import words
 from unit.interceptors.dialects.recorder import CHANGES, Made, Recorder, usage_fields
@@ -331,11 +332,16 @@ def test_a_tool_call_whose_deltas_have_left_cannot_be_changed() -> None:
 # --- The other parts, and what a hook does not need
 
 
-@pytest.mark.parametrize("name", [name for name in STREAMS if "error" in name or "failed" in name])
+ERRORS = [name for name, transcript in STREAMS.items() if "| error " in transcript.seen]
+
+
+@pytest.mark.parametrize("name", ERRORS)
 def test_an_errors_message_can_be_changed(name: str) -> None:
     """Providers repeat keys and prompts in them."""
     made = Made(on_provider_error=lambda _, error: setattr(error, "message", "[redacted]"))
-    assert "[redacted]" in str(run(STREAMS[name].path, STREAMS[name].messages, made))
+    left = str(run_stream(STREAMS[name].path, STREAMS[name].messages, made).output)
+    assert "[redacted]" in left
+    assert "opal-7731" not in left
     assert run_body(CHAT, {"error": "no sk-123"}, made) == {"error": "[redacted]"}
 
 
@@ -349,31 +355,30 @@ def test_a_hook_on_usage_reads_only_the_events_that_have_it(name: str) -> None:
 
     made = Made(on_usage=note)
     stream: Any = made.open_stream(StreamContext(request(transcript.path)))
-    for message in transcript.messages:
-        raw = stream_of([message], named=transcript.path != CHAT)
-        if b"delta" in raw and b'"usage"' not in raw:
-            assert stream.needs.search(raw) is None
-    run(transcript.path, transcript.messages, made)
+    for event in events_of(transcript.data):
+        if b"delta" in event and b'"usage"' not in event:
+            assert stream.needs.search(event) is None
+    run_chain([made], [transcript.data], request=request(transcript.path))
     assert seen == [item for item in transcript.seen.split(" | ") if item.startswith("usage")]
 
 
 # --- Which dialect a response has
 
 WHICH = """
-/v1/chat/completions                    generic    chat: text           yes
-/openai/deployments/x/chat/completions/ generic    chat: text           yes
-/v1/responses                           generic    responses: text      yes
-/v1/messages                            generic    anthropic: text, with a ping  yes
-/v1/messages                            abort      anthropic: text, with a ping  yes
-/anything                               anthropic  anthropic: text, with a ping  yes
-/anything                               openai     chat: text           yes
-/anything                               openai     responses: text      yes
-/anything                               openai     responses: failed    yes
-/v1/responses/resp_1                    openai     responses: text      yes
-/anything                               generic    chat: text           no
-/v1/completions                         generic    chat: text           no
-/messages                               mcp        anthropic: text, with a ping  no
-/v1/chat/completions                    mcp        chat: text           no
+/v1/chat/completions                    generic    openai-chat.text-streamed        yes
+/openai/deployments/x/chat/completions/ generic    openai-chat.text-streamed        yes
+/v1/responses                           generic    openai-responses.text-streamed   yes
+/v1/messages                            generic    anthropic.text-streamed          yes
+/v1/messages                            abort      anthropic.text-streamed          yes
+/anything                               anthropic  anthropic.text-streamed          yes
+/anything                               openai     openai-chat.text-streamed        yes
+/anything                               openai     openai-responses.text-streamed   yes
+/anything                               openai     openai-responses.failed-streamed yes
+/v1/responses/resp_1                    openai     openai-responses.text-streamed   yes
+/anything                               generic    openai-chat.text-streamed        no
+/v1/completions                         generic    openai-chat.text-streamed        no
+/messages                               mcp        anthropic.text-streamed          no
+/v1/chat/completions                    mcp        openai-chat.text-streamed        no
 """
 """A path, the route's dialect, an answer, and whether it is read."""
 
@@ -381,20 +386,19 @@ WHICH = """
 @pytest.mark.parametrize("row", WHICH.strip().split("\n"))
 def test_the_routes_dialect_or_the_path_tells(row: str) -> None:
     """The first message distinguishes OpenAI's two formats if the path does not."""
-    path, dialect, *name, read = row.split()
-    transcript, recorder = STREAMS[" ".join(name)], Recorder()
-    result = run_chain([recorder], [transcript.stream()], request=request(path, dialect))
-    assert result.output == transcript.stream()
+    path, dialect, name, read = row.split()
+    transcript, recorder = STREAMS[name], Recorder()
+    result = run_chain([recorder], [transcript.data], request=request(path, dialect))
+    assert result.output == transcript.data
     assert " | ".join(recorder.seen) == (transcript.seen if read == "yes" else "")
 
 
-@pytest.mark.parametrize("name", [name for name in BODIES if not name.startswith("anthropic")])
+@pytest.mark.parametrize("name", [name for name in BODIES if name.startswith("openai")])
 def test_a_body_tells_by_itself_which_of_openais_it_is(name: str) -> None:
     """If the path does not; an error is one in both."""
-    _, body, seen = BODIES[name]
     recorder = Recorder()
-    run_json([recorder], json.dumps(body).encode(), request=request("/anything", "openai"))
-    assert " | ".join(recorder.seen) == seen
+    run_json([recorder], BODIES[name].data, request=request("/anything", "openai"))
+    assert " | ".join(recorder.seen) == BODIES[name].seen
 
 
 # --- Mistakes of authors
@@ -413,7 +417,9 @@ def test_abort_ends_the_exchange_as_in_any_hook() -> None:
     def abort(_: MessageStream, part: Any) -> None:
         raise Abort("no")
 
-    failure = run_stream(CHAT, STREAMS["chat: text"].messages, Made(on_text_delta=abort)).failure
+    failure = run_stream(
+        CHAT, STREAMS["openai-chat.text-streamed"].messages, Made(on_text_delta=abort)
+    ).failure
     assert str(failure) == "no"
 
 

@@ -27,7 +27,7 @@ from interceptors.dialects import (
     openai_responses,
 )
 
-FEW, MANY = 500, 4_000
+FEW, MANY = 300, 2_400
 looks = 0
 
 
@@ -82,28 +82,8 @@ def looks_of(reader: Reader, events: list[Any]) -> int:
     return looks
 
 
-Events = Callable[[int], list[Any]]
-
-
-def texts(size: int) -> list[Any]:
-    return [chunk(*(choice({"content": "a"}, "stop", index) for index in range(size)))]
-
-
-def texts_that_end_later(size: int) -> list[Any]:
-    begin = chunk(*(choice({"content": "a"}, None, index) for index in range(size)))
-    return [begin, chunk(*(choice({}, "stop", index) for index in range(size)))]
-
-
-def calls(size: int) -> list[Any]:
-    begin = chunk(
-        *(choice(tool_delta(0, "{}", f"call_{index}", "f"), None, index) for index in range(size))
-    )
-    return [begin, chunk(*(choice({}, "tool_calls", index) for index in range(size)))]
-
-
-def calls_of_one_choice(size: int) -> list[Any]:
-    begin = chunk(*(choice(tool_delta(index, "{}", f"call_{index}", "f")) for index in range(size)))
-    return [begin, chunk(*(choice({}, "tool_calls") for _ in range(size)))]
+def each(size: int, make: Callable[[int], Any]) -> dict[str, Any]:
+    return chunk(*(make(index) for index in range(size)))
 
 
 def items(size: int) -> list[Any]:
@@ -113,22 +93,42 @@ def items(size: int) -> list[Any]:
     return [*({**delta, "output_index": index} for index in range(size)), end]
 
 
-@pytest.mark.parametrize(
-    ("events", "make"),
-    [
-        (texts, OpenAIChatReader),
-        (texts_that_end_later, OpenAIChatReader),
-        (calls, lambda: OpenAIChatReader(hold_tool_calls=True)),
-        (calls_of_one_choice, OpenAIChatReader),
-        (items, OpenAIResponsesReader),
-    ],
-)
+COSTS: dict[str, tuple[Callable[[int], list[Any]], Callable[[], Reader]]] = {
+    "choices that end in one event": (
+        lambda size: [each(size, lambda at: choice({"content": "a"}, "stop", at))],
+        OpenAIChatReader,
+    ),
+    "choices that end in a later event": (
+        lambda size: [
+            each(size, lambda at: choice({"content": "a"}, None, at)),
+            each(size, lambda at: choice({}, "stop", at)),
+        ],
+        OpenAIChatReader,
+    ),
+    "calls that were held": (
+        lambda size: [
+            each(size, lambda at: choice(tool_delta(0, "{}", f"call_{at}", "f"), None, at)),
+            each(size, lambda at: choice({}, "tool_calls", at)),
+        ],
+        lambda: OpenAIChatReader(hold_tool_calls=True),
+    ),
+    "calls of one choice": (
+        lambda size: [
+            each(size, lambda at: choice(tool_delta(at, "{}", f"call_{at}", "f"))),
+            each(size, lambda _: choice({}, "tool_calls")),
+        ],
+        OpenAIChatReader,
+    ),
+    "items of a response": (items, OpenAIResponsesReader),
+}
+
+
+@pytest.mark.parametrize(("events", "make"), COSTS.values(), ids=COSTS)
 def test_eight_times_as_much_costs_eight_times_as_much(
-    events: Events, make: Callable[[], Reader], monkeypatch: pytest.MonkeyPatch
+    events: Callable[[int], list[Any]],
+    make: Callable[[], Reader],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Choices that end in one event, or in a later one; calls that were held, calls of one choice;
-    items of a response.
-    """
     monkeypatch.setattr(openai_chat, "Block", CountedBlock)
     monkeypatch.setattr(openai_responses, "Block", CountedBlock)
     few, many = looks_of(make(), events(FEW)), looks_of(make(), events(MANY))

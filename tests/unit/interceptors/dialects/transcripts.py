@@ -1,5 +1,5 @@
-"""What providers send by their documentation and their SDKs' types: streams as lists of events, and
-bodies.
+"""What providers send: the answers of `tests/providers` with what hooks are shown of them, and
+functions that make streams as lists of events, and bodies.
 """
 
 from __future__ import annotations
@@ -8,8 +8,11 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 from typing import Any
+
+from providers.transcripts import load_cases
 
 from interceptors import Request
 
@@ -20,14 +23,26 @@ PATHS = {"chat": CHAT, "responses": RESPONSES, "anthropic": ANTHROPIC}
 @dataclass(frozen=True)
 class Transcript:
     path: str
-    messages: list[Any]
-    """Decoded messages, and text where an event's data is not a message."""
+    data: bytes
+    """As the provider writes it."""
     seen: str
     """What a recorder notes, hook by hook: `"text 0 Hi | text ends 0 | finish 0 stop"`."""
 
-    def stream(self, line_end: bytes = b"\n") -> bytes:
-        """As a provider writes it."""
-        return stream_of(self.messages, named=self.path != CHAT).replace(b"\n", line_end)
+    @property
+    def messages(self) -> list[Any]:
+        return messages_of(self.data)
+
+
+def load_transcripts(*, streamed: bool) -> dict[str, Transcript]:
+    """Those that `hooks.txt` has, streams or bodies."""
+    lines = (Path(__file__).parent / "hooks.txt").read_text().splitlines()
+    hooks = dict(line.split(" = ", 1) for line in lines)
+    cases = load_cases("openai-chat", "openai-responses", "anthropic", "mistral")
+    return {
+        case.id: Transcript(case.path, case.data, hooks[case.id])
+        for case in cases
+        if case.is_sse == streamed
+    }
 
 
 def stream_of(messages: Iterable[Any], *, named: bool) -> bytes:
@@ -36,7 +51,7 @@ def stream_of(messages: Iterable[Any], *, named: bool) -> bytes:
         if isinstance(message, str):
             blocks.append(f"data: {message}\n\n")
             continue
-        name = f"event: {message['type']}\n" if named else ""
+        name = f"event: {message['type']}\n" if named and "type" in message else ""
         # With spaces, so that an event that was written anew is not the one that came.
         blocks.append(f"{name}data: {json.dumps(message)}\n\n")
     return "".join(blocks).encode()
