@@ -35,6 +35,7 @@ from unit.interceptors.dialects.recorder import CHANGES
 from unit.interceptors.dialects.transcripts import ANTHROPIC, CHAT, RESPONSES, request
 
 from interceptors import HookError, Interceptor
+from interceptors.chain import EventCounts
 from interceptors.dialects import MessageInterceptor, MessageStream
 from interceptors.guard import Guard
 from interceptors.redact import Redact
@@ -42,7 +43,7 @@ from interceptors.testing import ChainResult, run_chain, run_json
 from interceptors.unescape import unescape
 from interceptors.usage import Usage
 
-EXAMPLES = int(os.environ.get("WEIRPOOL_FUZZ_EXAMPLES", "80"))
+EXAMPLES = int(os.environ.get("WEIRPOOL_FUZZ_EXAMPLES", "60"))
 FEW = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
 SECRET = "sk-Zq3xV81Lp0"
@@ -208,12 +209,14 @@ def wires(draw: st.DrawFn, messages: list[Any]) -> tuple[bytes, list[int]]:
     return wire, cuts
 
 
-def body_of(data: st.DataObject, messages: list[Any]) -> bytes:
-    mask, indent = data.draw(MASKS), data.draw(st.sampled_from([None, 1]))
+@st.composite
+def written(draw: st.DrawFn, messages: list[Any]) -> tuple[bytes, list[int]]:
+    """The last message as a body, which is not cut."""
+    mask, indent = draw(MASKS), draw(st.sampled_from([None, 1]))
     (message,) = messages[-1:] or [None]
     if isinstance(message, Text):
-        return escaped(message, mask if '"' in message else 0).encode()
-    return escaped(json.dumps(message, indent=indent), mask).encode()
+        return escaped(message, mask if '"' in message else 0).encode(), []
+    return escaped(json.dumps(message, indent=indent), mask).encode(), []
 
 
 # --- what runs
@@ -247,20 +250,17 @@ def passing() -> Iterator[list[Interceptor]]:
 
 
 def run(interceptors: list[Interceptor], path: str, wire: tuple[bytes, list[int]]) -> ChainResult:
+    """Of a stream in chunks of these sizes, or, without sizes, of a body."""
     with capture_logs() as lines:
-        result = run_chain(interceptors, chunked(*wire), request=request(path))
+        if wire[1]:
+            result = run_chain(interceptors, chunked(*wire), request=request(path))
+        else:
+            output = run_json(interceptors, wire[0], request=request(path))
+            result = ChainResult(output, EventCounts(), None)
     note(repr(result))
     errors = [line for line in lines if line["log_level"] in ("error", "critical")]
     assert result.failure is not None or not errors, lines
     return result
-
-
-def run_body(interceptors: list[Interceptor], path: str, body: bytes) -> bytes:
-    with capture_logs() as lines:
-        left = run_json(interceptors, body, request=request(path))
-    note(repr(left))
-    assert not [line for line in lines if line["log_level"] in ("error", "critical")], lines
-    return left
 
 
 def without_tokens(value: Any) -> Any:
@@ -276,30 +276,32 @@ def without_tokens(value: Any) -> Any:
     }
 
 
-def besides_tokens(stream: bytes) -> list[Any]:
-    """Every event of a stream, without every `logprobs`."""
-    reading, found = read(stream), []
+def besides_tokens(wire: bytes, *, streamed: bool) -> list[Any]:
+    """Every event of a stream, or a body, without every `logprobs`."""
+    if not streamed:
+        return [without_tokens(decoded(wire.decode()))]
+    reading, found = read(wire), []
     for block in [*reading.blocks, reading.tail]:
         data = without_tokens(decoded(block.data_buffer[:-1])) if block.data_buffer else None
         found.append((block.event, block.id, block.retry, data))
     return found
 
 
-@FEW
-@given(data=st.data(), answer=spoilt(STREAMS))
-def test_any_stream_without_a_match_passes_exactly(
-    data: st.DataObject, answer: tuple[str, list[Any]]
-) -> None:
+@settings(FEW, max_examples=2 * EXAMPLES)
+@given(data=st.data(), streamed=st.booleans())
+def test_any_answer_without_a_match_passes_exactly(data: st.DataObject, streamed: bool) -> None:
     """No interceptor ends it, and every byte leaves unchanged."""
-    path, messages = answer
-    wire = data.draw(wires(messages))
+    path, messages = data.draw(spoilt(STREAMS if streamed else BODIES))
+    wire = data.draw(wires(messages) if streamed else written(messages))
     for interceptors in passing():
         result = run(interceptors, path, wire)
         assert (result.failure, result.ended) == (None, False)
         if result.output == wire[0]:
             continue
         if b"logprobs" in wire[0]:  # `redact` takes out tokens that spell no text beside them
-            sent, left = besides_tokens(wire[0]), besides_tokens(result.output)
+            sent, left = (
+                besides_tokens(item, streamed=streamed) for item in (wire[0], result.output)
+            )
         else:
             sent, left = list(wire[0]), list(result.output)
         # A ping does not wait for a call that is held.
@@ -307,23 +309,7 @@ def test_any_stream_without_a_match_passes_exactly(
         assert sent == left or pings
 
 
-@FEW
-@given(data=st.data(), answer=spoilt(BODIES))
-def test_any_body_without_a_match_passes_exactly(
-    data: st.DataObject, answer: tuple[str, list[Any]]
-) -> None:
-    path, messages = answer
-    body = body_of(data, messages)
-    for interceptors in passing():
-        left = run_body(interceptors, path, body)
-        if left != body and b"logprobs" in body:  # as in streams
-            sent = without_tokens(decoded(body.decode()))
-            assert without_tokens(decoded(left.decode())) == sent
-        else:
-            assert left == body
-
-
-@settings(FEW, max_examples=3 * EXAMPLES)
+@settings(FEW, max_examples=2 * EXAMPLES)
 @given(data=st.data(), change=st.sampled_from(sorted(CHANGES)), streamed=st.booleans())
 def test_hooks_that_change_meet_no_other_error(
     data: st.DataObject, change: str, streamed: bool
@@ -408,42 +394,28 @@ def planted(draw: st.DrawFn, messages: list[Any]) -> list[Any]:
     return messages
 
 
-@FEW
-@given(data=st.data(), answer=spoilt(STREAMS))
-def test_no_protector_lets_a_secret_out_of_a_stream(
-    data: st.DataObject, answer: tuple[str, list[Any]]
-) -> None:
+@settings(FEW, max_examples=2 * EXAMPLES)
+@given(data=st.data(), streamed=st.booleans())
+def test_no_protector_lets_a_secret_out(data: st.DataObject, streamed: bool) -> None:
     """`redact` replaces it wherever it is, and the answer continues. `guard` ends the answer at any
-    string but the protocol's own words.
+    string but the protocol's own words. What was JSON stays JSON.
     """
-    path, messages = answer
-    wire = data.draw(wires(data.draw(planted(messages))))
-    redacted = run([Redact(PATTERNS)], path, wire)
-    assert SECRET.encode() not in redacted.output
-    check_nowhere(events_of(redacted.output))
-    guarded = run([Guard(PATTERNS)], path, wire)
-    assert guarded.ended or guarded.output == wire[0]
-    check_nowhere(events_of(guarded.output), protocol=False)
-    for result in (redacted, guarded):
+    path, messages = data.draw(spoilt(STREAMS if streamed else BODIES))
+    messages = data.draw(planted(messages))
+    wire = data.draw(wires(messages) if streamed else written(messages))
+    redacted, guarded = (run([made], path, wire) for made in (Redact(PATTERNS), Guard(PATTERNS)))
+    for result, protocol in ((redacted, True), (guarded, False)):
         assert result.failure is None
-        assert count_text(result.output) <= count_text(wire[0])
-
-
-@FEW
-@given(data=st.data(), answer=spoilt(BODIES))
-def test_no_protector_lets_a_secret_out_of_a_body(
-    data: st.DataObject, answer: tuple[str, list[Any]]
-) -> None:
-    """Wherever it is; what was JSON stays JSON."""
-    path, messages = answer
-    body = body_of(data, data.draw(planted(messages)))
-    redacted = decoded(run_body([Redact(PATTERNS)], path, body).decode())
-    guarded = decoded(run_body([Guard(PATTERNS)], path, body).decode())
-    check_nowhere([redacted])
-    check_nowhere([guarded], protocol=False)
-    if not isinstance(decoded(body.decode()), Text):
-        assert not isinstance(redacted, Text)
-        assert not isinstance(guarded, Text)
+        if streamed:
+            check_nowhere(events_of(result.output), protocol=protocol)
+            assert count_text(result.output) <= count_text(wire[0])
+        else:
+            left = decoded(result.output.decode())
+            check_nowhere([left], protocol=protocol)
+            assert not isinstance(left, Text) or isinstance(decoded(wire[0].decode()), Text)
+    if streamed:
+        assert SECRET.encode() not in redacted.output
+        assert guarded.ended or guarded.output == wire[0]
 
 
 # --- a secret that is cut

@@ -37,29 +37,24 @@ def test_a_path_in_any_spelling_is_normalised(given: str, path: str) -> None:
         assert request.raw_path == given.encode()
 
 
-@pytest.mark.parametrize(
-    ("path", "raw_path"),
-    [
-        ("/a b", b"/a%20b"),
-        ("/caf\u00e9/\U0001f511", b"/caf%C3%A9/%F0%9F%94%91"),
-        ("/a?b=c", b"/a%3Fb=c"),
-        ("/a#b", b"/a%23b"),
-        ("/a\r\nX-Evil: 1", b"/a%0D%0AX-Evil:%201"),
-        ("/a HTTP/1.1\r\n\r\nGET /admin", b"/a%20HTTP/1.1%0D%0A%0D%0AGET%20/admin"),
-        ("/\0", b"/%00"),
-        ("/a\\b", b"/a%5Cb"),
-        ('/<">{}|^`', b"/%3C%22%3E%7B%7D%7C%5E%60"),
-        ("/%2e/a%2Fb", b"/%2e/a%2Fb"),
-        ("/:@!$&'()*+,;=~-._", b"/:@!$&'()*+,;=~-._"),
-        ("/\u2028\x7f\x85", b"/%E2%80%A8%7F%C2%85"),
-    ],
-)
+QUOTED = {
+    "/a b": b"/a%20b",
+    "/caf\u00e9/\U0001f511": b"/caf%C3%A9/%F0%9F%94%91",
+    "/a?b=c#d": b"/a%3Fb=c%23d",
+    "/a HTTP/1.1\r\n\r\nX-Evil: 1": b"/a%20HTTP/1.1%0D%0A%0D%0AX-Evil:%201",
+    "/\0a\\b": b"/%00a%5Cb",
+    '/<">{}|^`': b"/%3C%22%3E%7B%7D%7C%5E%60",
+    "/%2e/a%2Fb": b"/%2e/a%2Fb",
+    "/:@!$&'()*+,;=~-._": b"/:@!$&'()*+,;=~-._",
+    "/\u2028\x7f\x85": b"/%E2%80%A8%7F%C2%85",
+}
+
+
+@pytest.mark.parametrize(("path", "raw_path"), QUOTED.items())
 def test_a_path_that_is_set_is_quoted(path: str, raw_path: bytes) -> None:
     """It replaces what goes upstream, and the query stays."""
     request = Request(path="/admin", raw_path=b"/x/../%61dmin", query=b"a=%20&b")
-    assert (request.path, request.raw_path, request.query) == (
-        "/admin", b"/x/../%61dmin", b"a=%20&b",
-    )  # fmt: skip
+    assert (request.path, request.raw_path) == ("/admin", b"/x/../%61dmin")
     request.path = path
     assert (request.path, request.raw_path, request.query) == (path, raw_path, b"a=%20&b")
 
@@ -264,19 +259,17 @@ def test_a_responses_body_has_its_content_type(
     assert (made.body, made.headers.get("content-type"), made.status) == (body, content_type, 200)
 
 
-@pytest.mark.parametrize("status", [-1, 0, 99, 100, 199, 1000])
-def test_a_status_that_cannot_end_a_request_is_refused(status: int) -> None:
-    with pytest.raises(ValueError, match=f"^a response's status must be 200 to 999, not {status}$"):
-        Response(status=status)
+def test_a_status_must_end_a_request() -> None:
     head = ResponseHead(200, [])
-    with pytest.raises(ValueError, match="must be 200 to 999"):
-        head.status = status
+    for status in (-1, 0, 99, 100, 199, 1000):
+        message = f"^a response's status must be 200 to 999, not {status}$"
+        with pytest.raises(ValueError, match=message):
+            Response(status=status)
+        with pytest.raises(ValueError, match="must be 200 to 999"):
+            head.status = status
     assert head.status == 200
-
-
-@pytest.mark.parametrize("status", [200, 204, 304, 418, 599, 999])
-def test_any_other_status_is_the_authors_choice(status: int) -> None:
-    assert Response(status=status).status == status
+    for status in (200, 204, 304, 418, 599, 999):
+        assert Response(status=status).status == status
 
 
 @pytest.mark.parametrize(
@@ -305,23 +298,17 @@ REFUSES = interceptor(  # without `wants_body`
         )
     ),
 )
+ERROR = {"type": "no_credit", "message": "pay first"}
 MCP_ERROR = {"code": -32600, "message": "pay first", "data": {"type": "no_credit"}}
+CALL = b'{"jsonrpc":"2.0","id":"7","method":"ping"}'
 
 
 @pytest.mark.parametrize(
     ("dialect", "body", "expected"),
     [
-        ("generic", b"", {"error": {"type": "no_credit", "message": "pay first"}}),
-        (
-            "anthropic",
-            b"",
-            {"type": "error", "error": {"type": "invalid_request_error", "message": "pay first"}},
-        ),
-        (
-            "mcp",
-            b'{"jsonrpc":"2.0","id":"7","method":"ping"}',
-            {"jsonrpc": "2.0", "id": "7", "error": MCP_ERROR},
-        ),
+        ("generic", b"", {"error": ERROR}),
+        ("anthropic", b"", {"type": "error", "error": {**ERROR, "type": "invalid_request_error"}}),
+        ("mcp", CALL, {"jsonrpc": "2.0", "id": "7", "error": MCP_ERROR}),
     ],
 )
 def test_a_refusal_has_the_shape_of_the_routes_dialect(
@@ -334,20 +321,22 @@ def test_a_refusal_has_the_shape_of_the_routes_dialect(
     assert json.loads(answer.body) == expected
 
 
-@pytest.mark.parametrize(
-    ("status", "kind"),
-    [(429, "rate_limit_error"), (401, "invalid_request_error"), (500, "server_error")],
-)
-def test_a_refusal_has_the_type_that_openai_has_for_it(status: int, kind: str) -> None:
-    error = {"message": "none left", "type": kind, "param": None, "code": "quota"}
-    refusal = Request(dialect="openai").refuse(status, "quota", "none left")
-    assert json.loads(refusal.body) == {"error": error}
+def test_a_refusal_has_the_type_that_openai_has_for_it() -> None:
+    for status, kind in (
+        (429, "rate_limit_error"),
+        (401, "invalid_request_error"),
+        (499, "invalid_request_error"),
+        (500, "server_error"),
+    ):
+        error = {"message": "none left", "type": kind, "param": None, "code": "quota"}
+        refusal = Request(dialect="openai").refuse(status, "quota", "none left")
+        assert json.loads(refusal.body) == {"error": error}
 
 
-@pytest.mark.parametrize("status", [0, 100, 200, 302, 399, 600, 999])
-def test_a_refusal_is_an_error(status: int) -> None:
-    with pytest.raises(ValueError, match=f"400 to 599, not {status}"):
-        Request().refuse(status, "no", "no")
+def test_a_refusal_is_an_error() -> None:
+    for status in (0, 100, 200, 302, 399, 600, 999):
+        with pytest.raises(ValueError, match=f"400 to 599, not {status}"):
+            Request().refuse(status, "no", "no")
     assert [Request().refuse(edge, "no", "no").status for edge in (400, 599)] == [400, 599]
 
 
