@@ -163,25 +163,34 @@ SPLIT: dict[str, tuple[str, Split]] = {
     "unread events between the pieces of a call":
         (CHAT, lambda a, b: [call_piece(f'{{"k":"{a}', id="a"), "pong", {"type": "new", "delta": ""}, call_piece(f'{b}"}}'), STOP]),
 }  # fmt: skip
+
+CODE = event("code_interpreter_call_code.delta", item_id="c", output_index=0)
+GROWING: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
+    "reasoning twice": (CHAT, lambda text: chunk({"reasoning_details": [{"type": "reasoning.text", "index": 0, "text": text}], "reasoning": text})),
+    "text beside a delta": (CHAT, lambda text: choices(text=text, delta={"content": text})),
+    "a transcript": (CHAT, lambda text: chunk({"audio": {"id": "a", "transcript": text}})),
+    "code of the provider": (RESPONSES, lambda text: CODE | {"delta": text}),
+    "input of the provider's tool": (MESSAGES, lambda text: block_delta(0, partial_json=text)),
+    "a compaction": (MESSAGES, lambda text: block_delta(0, content=text)),
+}  # fmt: skip
 for _value in (5, "x", [], {"a": 1}):
     for _name in ("model", "id", "created", "usage", "object"):
-        SPLIT[f"chat: {_name} is {_value}"] = (
+        GROWING[f"chat: {_name} is {_value}"] = (
             CHAT,
-            lambda a, b, more={_name: _value}: [text(a) | more, text(b) | more, STOP],  # type: ignore[misc]
+            lambda piece, odd={_name: _value}: text(piece) | odd,  # type: ignore[misc]
         )
-    SPLIT[f"responses: fields are {_value}"] = (
+    GROWING[f"responses: fields are {_value}"] = (
         RESPONSES,
-        lambda a, b, odd=_value: [  # type: ignore[misc]
-            delta(piece, sequence_number=odd, item_id=odd, response=odd) for piece in (a, b)
-        ],
+        lambda piece, odd=_value: delta(piece, sequence_number=odd, item_id=odd, response=odd),  # type: ignore[misc]
     )
-    SPLIT[f"messages: fields are {_value}"] = (
+    GROWING[f"messages: fields are {_value}"] = (
         MESSAGES,
-        lambda a, b, odd=_value: [  # type: ignore[misc]
+        lambda piece, odd=_value: (  # type: ignore[misc]
             block_delta(0, text=piece) | {"usage": odd, "message": odd, "model": odd}
-            for piece in (a, b)
-        ],
+        ),
     )
+for _name, (_path, _make) in GROWING.items():
+    SPLIT[_name] = (_path, lambda a, b, make=_make: [make(a), make(b)])  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(("path", "make"), SPLIT.values(), ids=SPLIT)
