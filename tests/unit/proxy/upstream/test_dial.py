@@ -26,6 +26,8 @@ from proxy.upstream.resolver import Address
 
 NAMED = Origin("http", "up.test", 80)
 DELAY = ATTEMPT_DELAY_S
+LATE = 0.2
+"""An attempt that takes this long is connected although it is cancelled."""
 
 
 class Known(Resolver):
@@ -60,7 +62,8 @@ class Attempts:
         how = self.script[address.host]
         if isinstance(how, int):
             return dial._failed(how, address, port)
-        await trio.sleep(how)
+        with trio.CancelScope(shield=how == LATE):
+            await trio.sleep(how)
         self.sockets.append(socket.socket(address.family))
         return self.sockets[-1]
 
@@ -91,8 +94,8 @@ def test_the_families_alternate(hosts: str, order: str) -> None:
         ({"::1": errno.ECONNREFUSED, "1.1": 0.0}, [(0, "::1"), (0, "1.1")], 0),
         # The first one continues while the second is tried.
         ({"::1": DELAY + 0.1, "1.1": 5.0}, [(0, "::1"), (DELAY, "1.1")], DELAY + 0.1),
-        # Both are connected at once: one is closed.
-        ({"::1": DELAY + 0.1, "1.1": 0.1}, [(0, "::1"), (DELAY, "1.1")], DELAY + 0.1),
+        # Both are connected: the second one is closed.
+        ({"::1": DELAY + 0.1, "1.1": LATE}, [(0, "::1"), (DELAY, "1.1")], DELAY + LATE),
     ],
 )
 async def test_the_first_connection_wins(
@@ -109,13 +112,19 @@ async def test_the_first_connection_wins(
     sock.close()
 
 
-@pytest.mark.parametrize("deadline", [0.1, 1.0])
+@pytest.mark.parametrize(
+    ("deadline", "script"),
+    [
+        (0.1, {"::1": 1.0, "1.1": math.inf}),
+        (1.0, {"::1": 1.0, "1.1": math.inf}),
+        (0.4, {"::1": 0.3, "1.1": LATE}),  # the first is connected, and the second is awaited
+    ],
+)
 async def test_cancelled_it_leaves_no_socket_open(
-    attempts: Attempts, autojump_clock: MockClock, deadline: float
+    attempts: Attempts, autojump_clock: MockClock, deadline: float, script: dict[str, float | int]
 ) -> None:
-    """Before any is connected, and in the moment when one is."""
     with trio.move_on_after(deadline):
-        (await attempts.connect({"::1": 1.0, "1.1": math.inf})).close()
+        (await attempts.connect(script)).close()
     assert all(item.fileno() == -1 for item in attempts.sockets)
 
 
