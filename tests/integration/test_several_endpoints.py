@@ -401,9 +401,11 @@ def mcp(name: str) -> Script:
     return script
 
 
-async def test_a_session_stays_with_the_endpoint_that_made_it(log: Log) -> None:
-    """However busy that is. It is forgotten when it has ended, or when the endpoint no longer knows
-    it.
+async def test_a_session_stays_with_the_endpoint_that_made_it(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However busy that is. It is forgotten when it has ended, when the endpoint no longer knows
+    it, and at its age unless it has an open response.
     """
     async with serving(log, mcp("a"), mcp("b")) as rig:
         balancer = rig.proxy.worker.routes.transports["up"]
@@ -416,19 +418,21 @@ async def test_a_session_stays_with_the_endpoint_that_made_it(log: Log) -> None:
 
         sessions = [(await rig.fetch(**POST)).all("mcp-session-id")[0] for _ in range(6)]
         assert Counter(session[:1] for session in sessions) == {b"a": 3, b"b": 3}
-        first, *others = sorted(sessions)
+        first, other, *_, last = sorted(sessions)
         for _ in range(5):
             client = await rig.client()
             await client.send("GET", "/mcp", [("Mcp-Session-Id", first.decode())])
             assert (await client.head()).status == 200
         assert [await ask(session) for session in sessions * 3] == [200] * 18
-        assert balancer.find(first) is a
-        assert await ask(first, "DELETE") == 200
-        assert balancer.find(first) is None
+        assert balancer.find(last) is b
+        assert await ask(last, "DELETE") == 200
+        assert balancer.find(last) is None
         balancer.remember(b"b-99", b)
         assert await ask(b"b-99") == 404
         assert balancer.find(b"b-99") is None
-        assert await ask(others[0]) == 200
+        assert await ask(other) == 200
+        monkeypatch.setattr("proxy.upstream.affinity.MAX_SESSION_AGE_S", 0)
+        assert (balancer.find(other), balancer.find(first)) == (None, a)
 
 
 async def test_a_session_never_goes_to_an_endpoint_that_does_not_know_it(log: Log) -> None:
@@ -563,6 +567,7 @@ async def test_checks_find_what_no_request_has_found(log: Log) -> None:
         await rig.until_states("ejected", "up")
         well = True
         await rig.until_states("up", "up")
+        await until(lambda: rig.proxy.lent() == 0)
     for upstream in rig.upstreams:
         request = upstream.requests[0]
         assert (request.method, request.target) == ("GET", b"/health?x=1")

@@ -200,6 +200,8 @@ async def test_a_request_that_cannot_be_written_costs_no_connection(web: Web) ->
     server = await web.serve(answer_forever)
     with pytest.raises(BadRequest):
         await web.ask(server, target=b"/a b")
+    with pytest.raises(BadRequest):
+        await web.ask(server, "POST", headers=[(b"content-length", b"2")], body=b"x")
     assert server.accepted == 0
     await web.all_closed(server)
 
