@@ -34,7 +34,7 @@ class Peer:
         self.stream = stream
         self.upstream = upstream
         self._h11 = h11.Connection(h11.SERVER)
-        self._raw = b""
+        self._raw = bytearray()
 
     async def request(self, *, body: bool = True) -> Request:
         """The next request, with its body by default."""
@@ -99,7 +99,8 @@ class Peer:
         """The next bytes, whatever they are. Raises `EOFError`."""
         while len(self._raw) < count:
             await self._read_raw()
-        data, self._raw = self._raw[:count], self._raw[count:]
+        data = bytes(self._raw[:count])
+        del self._raw[:count]
         return data
 
     async def _read_raw(self) -> None:

@@ -165,7 +165,7 @@ async def web(nursery: trio.Nursery, certificates: Certificates) -> AsyncIterato
     """No test hangs, and none asks a name server."""
 
     async def watch() -> None:
-        await trio.sleep(10)
+        await trio.sleep(20)
         raise trio.TooSlowError
 
     Names(localhost=0)
