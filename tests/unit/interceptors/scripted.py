@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from interceptors import (
     AsyncStreamInterceptor,
     Event,
     Interceptor,
+    Needs,
     Outcome,
     Request,
     ResponseHead,
@@ -21,14 +23,14 @@ from pools import Pools
 
 OnEvent = Callable[[Event], Any]
 BOM = b"\xef\xbb\xbf"
+OLD = b"data: old\n\n"
 
 
 def head() -> ResponseHead:
     return ResponseHead(200, [(b"content-type", b"text/event-stream")])
 
 
-# --- interceptors
-# -------------------------------------------------------------------------------------------------------
+# Interceptors
 
 
 class Hook(Interceptor):
@@ -36,17 +38,19 @@ class Hook(Interceptor):
 
     wants_json = True
 
-    def __init__(self, on_event: OnEvent, on_error: Any = "abort") -> None:
+    def __init__(self, on_event: OnEvent, on_error: Any = "abort", needs: Needs = None) -> None:
         self.hook = on_event
         self.on_error = on_error
+        self.needs = needs
 
     def open_stream(self, context: StreamContext) -> StreamInterceptor:
-        return _HookStream(self.hook)
+        return _HookStream(self.hook, self.needs)
 
 
 class _HookStream(StreamInterceptor):
-    def __init__(self, hook: OnEvent) -> None:
+    def __init__(self, hook: OnEvent, needs: Needs) -> None:
         self.hook = hook
+        self.needs = needs
 
     def on_event(self, event: Event) -> Any:
         return self.hook(event)
@@ -84,62 +88,6 @@ class _AsyncHookStream(AsyncStreamInterceptor):
         return await result if isinstance(result, Awaitable) else result
 
 
-class Life(Interceptor):
-    """An interceptor that records every call, and fails where the test wants it."""
-
-    def __init__(
-        self, name: str, calls: list[Any], fails_in: str = "", on_error: Any = "abort"
-    ) -> None:
-        self.name, self.calls, self.fails_in, self.on_error = name, calls, fails_in, on_error
-
-    def note(self, hook: str, value: Any = None) -> None:
-        self.calls.append((self.name, hook) if value is None else (self.name, hook, value))
-        if self.fails_in == hook:
-            raise KeyError(hook)
-
-    def open_stream(self, context: StreamContext) -> StreamInterceptor | AsyncStreamInterceptor:
-        self.note("open_stream")
-        return _LifeStream(self)
-
-
-class _LifeStream(StreamInterceptor):
-    def __init__(self, life: Life) -> None:
-        self.life = life
-
-    def on_start(self, head: ResponseHead) -> None:
-        self.life.note("on_start")
-
-    def on_event(self, event: Event) -> Event:
-        self.life.note("on_event")
-        return event
-
-    def on_end(self, outcome: Outcome) -> None:
-        self.life.note("on_end", outcome)
-
-
-class AsyncLife(Life):
-    """The same, with async hooks."""
-
-    def open_stream(self, context: StreamContext) -> AsyncStreamInterceptor:
-        self.note("open_stream")
-        return _AsyncLifeStream(self)
-
-
-class _AsyncLifeStream(AsyncStreamInterceptor):
-    def __init__(self, life: Life) -> None:
-        self.life = life
-
-    async def on_start(self, head: ResponseHead) -> None:
-        self.life.note("on_start")
-
-    async def on_event(self, event: Event) -> Event:
-        self.life.note("on_event")
-        return event
-
-    async def on_end(self, outcome: Outcome) -> None:
-        self.life.note("on_end", outcome)
-
-
 def keep(event: Event) -> Event:
     return event
 
@@ -156,8 +104,7 @@ def fail(event: Event) -> Event:
     raise KeyError("in the hook")
 
 
-# --- driving them
-# -------------------------------------------------------------------------------------------------------
+# Driving a chain
 
 
 @asynccontextmanager
@@ -195,27 +142,40 @@ def send(
     return _leave(stream, parts), bytes(window[at:])
 
 
-async def say(stream: StreamChain) -> bytes:
+async def emitted(stream: StreamChain) -> bytes:
     """What leaves of one emitted event."""
     return b"".join(_leave(stream, await stream.take_emitted()))
 
 
-async def feed(stream: StreamChain, chunks: Iterable[bytes]) -> bytes:
-    """What leaves of a stream until it ends or fails, its async hooks awaited as they come."""
-    output, window, arriving = b"", bytearray(), list(chunks)
-    for index in range(len(arriving) + 1):
-        final = index == len(arriving)
-        window += b"" if final else arriving[index]
-        at, awaiting = 0, True
-        while awaiting:
-            parts, at = stream.process(window, at, len(window), final=final)
+async def feed(
+    stream: StreamChain,
+    chunks: Iterable[bytes],
+    after: Callable[[int], Awaitable[bytes]] | None = None,
+) -> bytes:
+    """What leaves of a stream until it ends or fails. Each window is overwritten when it has been
+    processed: an event or a view that outlives it shows. `after` adds bytes after a chunk.
+    """
+    output, left, arriving = b"", b"", [*chunks, b""]
+    for index, chunk in enumerate(arriving):
+        window = bytearray(b"##" + left + chunk + OLD)
+        at, end, final = 2, len(window) - len(OLD), index == len(arriving) - 1
+        while True:
+            parts, at = stream.process(window, at, end, final=final)
             output += b"".join(_leave(stream, parts))
-            awaiting = stream.awaiting
-            if awaiting:
-                await stream.run_async()
-            if stream.failure is not None or (stream.ended and not awaiting):
-                return output
-        del window[:at]
+            if not stream.awaiting:
+                break
+            await stream.run_async()
+            if stream.failure is not None:
+                break
+        left = bytes(window[at:end])
+        window[:] = b"!" * len(window)
+        window.clear()  # BufferError if something still has a view of it
+        if stream.failure is None and not stream.ended and after is not None:
+            output += await after(index)
+        if stream.failure is not None or stream.ended:
+            return output
+    if stream.completes:
+        output += b"".join(_leave(stream, await stream.complete()))
     return output
 
 
@@ -228,6 +188,20 @@ def _leave(stream: StreamChain, parts: list[Any]) -> list[bytes]:
     return sent
 
 
+# Streams
+
+
+def next_block(stream: bytes) -> tuple[bytes, bool]:
+    """The lines up to the first empty one, read naively, and whether the empty one is there."""
+    match = re.match(rb"(?:[^\r\n]+(?>\r\n|\r|\n))*+(?>\r\n|\r|\n)", stream)
+    return (stream, False) if match is None else (match[0], True)
+
+
+def is_comment(block: bytes) -> bool:
+    """Whether a block has no line but comments and empty ones."""
+    return all(line[:1] in (b"", b":") for line in re.split(rb"[\r\n]+", block))
+
+
 def splits(stream: bytes) -> Iterator[list[bytes]]:
     """Whole, byte by byte, and in two at every position."""
     yield [stream]
@@ -236,8 +210,7 @@ def splits(stream: bytes) -> Iterator[list[bytes]]:
         yield [stream[:i], stream[i:]]
 
 
-# --- looking at what became of it
-# ---------------------------------------------------------------------------------------
+# What became of it
 
 
 def counted(counts: Any) -> tuple[int, int, int, int]:
@@ -245,7 +218,7 @@ def counted(counts: Any) -> tuple[int, int, int, int]:
 
 
 def errors(logs: Iterable[Any]) -> list[tuple[str, str, str]]:
-    """The interceptor and hook that failed, and its summary."""
+    """The interceptor and hook that failed, and its `on_error`."""
     return [
         (log["interceptor"], log["hook"], log["on_error"])
         for log in logs
