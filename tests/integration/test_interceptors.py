@@ -1,14 +1,13 @@
 """Interceptors of event streams on real sockets: what hooks do, how they fail, what clients see.
 
-Most tests run with the hub, without it, and with TLS, where the portable writer serves the client.
-What a chain does with events in detail is in the unit tests of `interceptors`.
+Tests with `serve` run with the hub, without it, and with TLS, where the portable writer serves the
+client. What a chain does with events in detail is in the unit tests of `interceptors`.
 """
 
 from __future__ import annotations
 
 import json
 import socket
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -50,10 +49,10 @@ from pools import Pools
 from proxy.errors import ConfigError
 from proxy.worker.metrics import Metrics
 
-
-@pytest.fixture
-def serve_http2(log: Log, monkeypatch: pytest.MonkeyPatch, certificates: Certificates) -> Serve:
-    return Way(certificates=certificates).serve(log, monkeypatch)
+Task = Callable[[StreamContext], Awaitable[object]]
+FAILED = "the interceptor 'Fails' failed"
+EVERY_WAY = pytest.mark.parametrize("looks", [False, True])
+"""Whether the interceptor sees all events; else bytes pass unparsed."""
 
 
 def error_event(kind: str, message: str) -> bytes:
@@ -65,11 +64,12 @@ def passing(event: Event) -> EventResult:
     return event
 
 
-Task = Callable[[StreamContext], Awaitable[object]]
+def raising(error: Exception) -> Any:
+    raise error
 
 
 def with_task(task: Task, *, looks: bool = False, name: str = "Task") -> Any:
-    """Starts one task per stream. `looks`: it sees all events; else bytes pass unparsed."""
+    """Starts one task per stream."""
     more = {"on_event": passing} if looks else {}
     return interceptor(name, opened=lambda context: context.start_soon(task, context), **more)
 
@@ -82,80 +82,118 @@ def emitting(*texts: str) -> Task:
     return task
 
 
-def with_length(length: int, *parts: bytes) -> Callable[[Peer], Awaitable[None]]:
-    """An upstream with a Content-Length."""
-
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n"
-        await peer.send(head % length + parts[0])
-        for part in parts[1:]:
-            await trio.sleep(0.05)
-            await peer.send(part)
-        await peer.wait_closed()
-
-    return script
+# What a hook does
 
 
-# Actions
+@pytest.fixture
+def serve_http2(log: Log, monkeypatch: pytest.MonkeyPatch, certificates: Certificates) -> Serve:
+    return Way(certificates=certificates).serve(log, monkeypatch)
 
 
-async def test_events_are_passed_changed_dropped_and_multiplied(serve: Serve) -> None:
-    """What passes leaves as the very bytes, and every event is counted once."""
-
-    def hook(event: Event) -> EventResult:
-        results: dict[int, EventResult] = {
-            2: None,
-            3: event.replace(json={"was": 3}, id="three"),
-            4: [Event("before"), event, Event("after", event="extra")],
-        }
-        return results.get(int(event.data), event)
-
-    sent = (
-        b": hello\n\nid:1\r\ndata:  1\r\n\r\ndata: 2\n\nevent: e\ndata: 3\n\ndata:4\n\ndata: 5\n\n"
-    )
-    async with serve(stream_of(sent), on_event(hook)) as rig:
-        answer = await rig.fetch()
-        assert answer.complete
-        assert answer.body == (
-            b": hello\n\nid:1\r\ndata:  1\r\n\r\n"
-            b'event: e\nid: three\ndata: {"was":3}\n\n'
-            b"data: before\n\ndata:4\n\nevent: extra\ndata: after\n\n"
-            b"data: 5\n\n"
-        )
-        assert await rig.outcomes() == ["completed"]
-        assert rig.lines("exchange")[0]["events"] == 6
-        for action, count in {"passed": 4, "changed": 1, "dropped": 1, "added": 2}.items():
-            assert rig.metric("weirpool_events_total", route="/", action=action) == count
+async def read_http2(rig: Rig, certificates: Certificates) -> tuple[bytes, bool]:
+    """The body, and whether the stream was whole."""
+    async with httpx.AsyncClient(http2=True, verify=certificates.client("h2")) as client:
+        body = b""
+        try:
+            with trio.fail_after(10):
+                async with client.stream("GET", rig.proxy.url + "/") as response:
+                    assert (response.status_code, response.http_version) == (200, "HTTP/2")
+                    async for data in response.aiter_raw():
+                        body += data
+        except httpx.RemoteProtocolError:
+            return body, False
+        return body, True
 
 
-async def test_end_is_the_end_of_a_whole_stream(serve: Serve) -> None:
-    """The client's connection stays usable; the upstream's, left mid-stream, is closed."""
+def act(event: Event) -> EventResult:
+    if event.data in ("abort", "fail"):
+        raise Abort("the model has failed") if event.data == "abort" else ValueError("a secret")
+    results: dict[str, EventResult] = {
+        "drop": None,
+        "change": event.replace(json={"was": "change"}, id="three"),
+        "several": [Event("before"), event, Event("after", event="extra")],
+        "end": End(event, Event("bye")),
+    }
+    return results.get(event.data, event)
+
+
+SENT = (
+    b": hello\n\nid:1\r\ndata:  1\r\n\r\ndata: drop\n\nevent: e\ndata: change\n\ndata:several\n\n"
+    + b"data: pass\n\n" * 500
+)
+LEAVES = (
+    b": hello\n\nid:1\r\ndata:  1\r\n\r\n"
+    b'event: e\nid: three\ndata: {"was":"change"}\n\n'
+    b"data: before\n\ndata:several\n\nevent: extra\ndata: after\n\n"
+) + b"data: pass\n\n" * 500
+LAST: dict[str, tuple[bytes, bool, str, str]] = {
+    "pass": (b"data: pass\n\ndata: rest\n\n", True, "completed", ""),
+    "end": (b"data: end\n\ndata: bye\n\n", True, "intercepted", ""),
+    "abort": (error_event("aborted", "the model has failed"), False, "intercepted", "the model has failed"),
+    "fail": (error_event("interceptor_failed", FAILED), False, "intercepted", "Fails.on_event: ValueError at "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("last", LAST)
+async def test_what_a_hook_does_is_what_leaves(last: str, is_async: bool, serve: Serve) -> None:
+    """What passes leaves as the very bytes, every event is counted once, and a stream that is not
+    whole is truncated. After a whole one the client's connection stays usable.
+    """
+    end, whole, outcome, error = LAST[last]
+    acts = on_event_async(awaiting(act), "Fails") if is_async else on_event(act, "Fails")
+    sent = SENT + b"data: %s\n\ndata: rest\n\n" % last.encode()
     closed = 0
 
     async def script(peer: Peer) -> None:
         nonlocal closed
-        await peer.request()
-        await peer.start_stream()
-        await peer.chunk(b"data: 1\n\ndata: 2\n\ndata: 3\n\n")
-        await peer.wait_closed()
-        closed += 1
+        while True:
+            await peer.request()
+            await peer.start_stream()
+            await peer.chunk(sent)
+            if last != "pass":
+                await peer.wait_closed()
+                closed += 1
+                return
+            await peer.end()
 
-    hook = on_event(lambda event: End(event, Event("bye")) if event.data == "2" else event)
-    async with serve(script, hook) as rig:
+    async with serve(script, acts) as rig:
         client = await rig.client()
-        for times in (1, 2, 3):
+        for times in range(1, 3 if whole else 2):
             with trio.fail_after(10):
                 await client.send("GET", "/")
                 answer = await client.answer()
-                assert answer.body == b"data: 1\n\ndata: 2\n\ndata: bye\n\n"
-                assert answer.complete
-                client.next_cycle()
+                assert (answer.body, answer.complete) == (LEAVES + end, whole)
+            if last != "pass":
                 await until(lambda times=times: closed == times)
-        assert await rig.outcomes(3) == ["intercepted"] * 3
-        assert rig.metric("weirpool_exchanges_total", route="/", outcome="intercepted") == 3
-        assert rig.upstream.accepted == 3
-        assert rig.failures() == []
+            if whole:
+                client.next_cycle()
+        assert await rig.outcomes(times) == [outcome] * times
+        labels = {"route": "/", "outcome": outcome}
+        assert rig.metric("weirpool_exchanges_total", **labels) == times
+        line = rig.lines("exchange")[0]
+        assert line.get("error", "").startswith(error)
+        assert line["events"] == 505 + {"pass": 2, "end": 1}.get(last, 0)
+        added = 3 if last == "end" else 2
+        for action, count in {"changed": 1, "dropped": 1, "added": added}.items():
+            assert rig.metric("weirpool_events_total", route="/", action=action) == count * times
+
+
+@pytest.mark.parametrize("last", LAST)
+async def test_what_a_hook_does_over_http2(
+    last: str, serve_http2: Serve, certificates: Certificates
+) -> None:
+    """A truncated stream is reset."""
+    acts = (
+        on_event_async(awaiting(act), "Fails")
+        if last in ("end", "fail")
+        else on_event(act, "Fails")
+    )
+    sent = SENT + b"data: %s\n\ndata: rest\n\n" % last.encode()
+    async with serve_http2(stream_of(sent), acts) as rig:
+        body, whole = await read_http2(rig, certificates)
+        assert (body, whole) == (LEAVES + LAST[last][0], LAST[last][1])
+        assert await rig.outcomes() == [LAST[last][2]]
 
 
 async def test_an_emitted_event_may_end_the_stream(serve: Serve) -> None:
@@ -168,27 +206,6 @@ async def test_an_emitted_event_may_end_the_stream(serve: Serve) -> None:
         with trio.fail_after(10):
             await feed.closed.wait()
         assert await rig.outcomes() == ["intercepted"]
-
-
-async def test_abort_tells_the_client_the_reason_and_breaks_the_stream(serve: Serve) -> None:
-    """Earlier events arrive, then an error event; the response is truncated, upstream closed."""
-    feed = Feed()
-
-    def hook(event: Event) -> EventResult:
-        if event.data == "2":
-            raise Abort("the model has failed")
-        return event
-
-    async with serve(feed.script, on_event(hook, on_error="skip")) as rig:
-        feed.send(b"data: 1\n\ndata: 2\n\ndata: 3\n\n")
-        answer = await rig.fetch()
-        assert answer.body == b"data: 1\n\n" + error_event("aborted", "the model has failed")
-        assert not answer.complete
-        with trio.fail_after(10):
-            await feed.closed.wait()
-        assert await rig.outcomes() == ["intercepted"]
-        assert rig.lines("exchange")[0]["error"] == "the model has failed"
-        assert rig.failures() == []
 
 
 @pytest.mark.parametrize(
@@ -218,18 +235,24 @@ async def test_abort_from_a_task(looks: bool, sent: bytes, error: bool, serve: S
 # Emitted events
 
 
-@pytest.mark.parametrize("looks", [False, True])
+@EVERY_WAY
 async def test_a_task_emits_while_upstream_is_silent(looks: bool, serve: Serve) -> None:
-    """Before the first event, between two, after one: each leaves at once, and no buffer is held."""
+    """Before the first event and after each: it leaves at once, through later hooks, no buffer held."""
     feed = Feed()
     send, texts = trio.open_memory_channel[str](10)
+    seen: list[str] = []
 
     async def task(context: StreamContext) -> None:
         await context.emit(Event("at once", event="tick"))
         async for text in texts:
             await context.emit(Event(text, event="tick"))
 
-    async with serve(feed.script, with_task(task, looks=looks)) as rig:
+    def see(event: Event) -> Event:
+        seen.append(event.data)
+        return event
+
+    later = [on_event_async(awaiting(see))] if looks else []
+    async with serve(feed.script, with_task(task, looks=looks), *later) as rig:
         client, answer = await rig.start()
         with trio.fail_after(10):
             await client.read_until(answer, b"event: tick\ndata: at once\n\n")
@@ -244,9 +267,10 @@ async def test_a_task_emits_while_upstream_is_silent(looks: bool, serve: Serve) 
         assert answer.complete
         assert await rig.outcomes() == ["completed"]
         assert rig.lines("exchange")[0]["events"] == (3 if looks else None)
+    assert len(seen) == (7 if looks else 0)
 
 
-@pytest.mark.parametrize("looks", [False, True])
+@EVERY_WAY
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 async def test_emitted_events_never_stand_inside_an_event(
     end: bytes, looks: bool, serve: Serve
@@ -287,97 +311,57 @@ async def test_emitted_events_never_stand_inside_an_event(
         assert answer.body in orders
 
 
-@pytest.mark.parametrize("looks", [False, True])
+@EVERY_WAY
 async def test_on_complete_adds_to_whole_streams_only(looks: bool, serve: Serve) -> None:
     """Also to one of known length; not to one that breaks off or stops inside an event."""
 
-    async def broken(peer: Peer) -> None:
-        await peer.request()
-        await peer.start_stream()
-        await peer.send(b"9\r\ndata: 1\n\n\r\n")
+    async def script(peer: Peer) -> None:
+        while True:
+            target = (await peer.request()).target
+            if target == b"/length":
+                lines = b"HTTP/1.1 200 OK", b"Content-Type: text/event-stream", b"Content-Length: 9"
+                await peer.send(b"\r\n".join(lines) + b"\r\n\r\ndata: 1\n\n")
+                continue
+            await peer.start_stream()
+            await peer.chunk(b"data: 1\n\n" + (b"data: 2" if target == b"/inside" else b""))
+            if target == b"/broken":
+                return
+            await peer.end()
 
     more = {"on_event": passing} if looks else {}
     last = interceptor("Last", on_complete=lambda: [Event("last")], **more)
-    added = b"data: 1\n\ndata: last\n\n"
-    for script, body in (
-        (stream_of(b"data: 1\n\n"), added),
-        (with_length(9, b"data: 1\n\n"), added),
-        (stream_of(b"data: 1\n\ndata: 2"), b"data: 1\n\ndata: 2"),
-        (broken, None),
-    ):
-        async with serve(script, last) as rig:
-            answer = await rig.fetch()
-            assert answer.complete is (body is not None)
-            assert answer.body == body if body is not None else b"last" not in answer.body
+    async with serve(script, last) as rig:
+        for target, body in (
+            ("/chunks", b"data: 1\n\ndata: last\n\n"),
+            ("/length", b"data: 1\n\ndata: last\n\n"),
+            ("/inside", b"data: 1\n\ndata: 2"),
+        ):
+            answer = await rig.fetch(target)
+            assert (answer.body, answer.complete) == (body, True)
+        answer = await rig.fetch("/broken")
+        assert (b"last" in answer.body, answer.complete) == (False, False)
 
 
-async def test_later_interceptors_see_what_an_earlier_one_emits(serve: Serve) -> None:
-    """The emitter itself and the interceptors before it do not."""
-    feed, seen = Feed(), list[str]()
+async def test_tasks_emit_over_http2(serve_http2: Serve, certificates: Certificates) -> None:
+    """In order; the upstream is silent until the emitted events have been sent."""
+    feed, texts = Feed(), [f"tick {number}" for number in range(30)]
 
-    def look(name: str) -> Callable[[Event], EventResult]:
-        def hook(event: Event) -> EventResult:
-            seen.append(f"{name}:{event.data}")
-            return event.replace(data=event.data + name)
+    async def task(context: StreamContext) -> None:
+        await emitting(*texts)(context)
+        feed.send(b"data: up\n\n")
+        feed.end()
 
-        return hook
-
-    def opened(context: StreamContext) -> None:
-        context.start_soon(emitting("x"), context)
-
-    given = (
-        on_event(look("a"), "A"),
-        interceptor("Middle", opened=opened, on_event=look("m")),
-        on_event(look("b"), "B"),
-        on_event_async(awaiting(look("c")), "C"),
-    )
-    async with serve(feed.script, *given) as rig:
-        client, answer = await rig.start()
-        with trio.fail_after(10):
-            await client.read_until(answer, b"data: xbc\n\n")
-            feed.send(b"data: y\n\n")
-            await client.read_until(answer, b"data: yambc\n\n")
-        assert seen == ["b:x", "c:xb", "a:y", "m:ya", "b:yam", "c:yamb"]
-        assert rig.metric("weirpool_events_total", route="/", action="added") == 1
-
-
-async def test_emitted_events_keep_their_order_beside_a_busy_upstream(serve: Serve) -> None:
-    """Two tasks emit 200 events each while the upstream sends 200: each source stays in order."""
-    left, done = 2, trio.Event()
-
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.start_stream()
-        for number in range(200):
-            await peer.chunk(b"data: up %d\n\n" % number)
-            await trio.lowlevel.checkpoint()
-        await done.wait()
-        await peer.end()
-
-    def task(name: str) -> Task:
-        async def run(context: StreamContext) -> None:
-            nonlocal left
-            await emitting(*(f"{name} {number}" for number in range(200)))(context)
-            left -= 1
-            if not left:
-                done.set()
-
-        return run
-
-    given = with_task(task("one"), name="One"), with_task(task("two"), looks=True, name="Two")
-    async with serve(script, *given) as rig:
-        answer = await rig.fetch()
-        assert answer.complete
-        texts = [block.decode().removeprefix("data: ") for block in answer.body.split(b"\n\n")[:-1]]
-        for source in ("up", "one", "two"):
-            expected = [f"{source} {number}" for number in range(200)]
-            assert [text for text in texts if text.startswith(source)] == expected
-        assert len(texts) == 600
+    async with serve_http2(feed.script, with_task(task)) as rig:
+        body, whole = await read_http2(rig, certificates)
+        assert whole
+        ticks = [block for block in body.split(b"\n\n") if block.startswith(b"data: tick")]
+        assert ticks == [f"data: {text}".encode() for text in texts]
+        assert b"data: up\n\n" in body
 
 
 async def test_emit_waits_for_a_slow_client(serve: Serve) -> None:
     """No more is buffered than the kernel and the queue hold."""
-    feed, count, text, emitted = Feed(), 100, "x" * 1_000_000, 0
+    feed, count, text, emitted = Feed(), 60, "x" * 500_000, 0
 
     async def task(context: StreamContext) -> None:
         nonlocal emitted
@@ -387,18 +371,17 @@ async def test_emit_waits_for_a_slow_client(serve: Serve) -> None:
         feed.end()
 
     async with serve(feed.script, with_task(task)) as rig:
-        client, answer = await rig.start()
+        client, _ = await rig.start()
         before = -1
         while before != emitted or emitted <= MAX_EMITTED:
             before = emitted
             await trio.sleep(0.1)
-        assert emitted < count - 30
+        assert emitted < count - 10
         read = 0
         with trio.fail_after(20):
             while data := getattr(await client._next(), "data", None):
                 read += len(data)
         assert read == count * (len(text) + len("data: \n\n"))
-        assert answer.status == 200
 
 
 async def test_what_was_emitted_before_the_end_arrives(serve: Serve) -> None:
@@ -429,16 +412,6 @@ async def test_what_was_emitted_before_the_end_arrives(serve: Serve) -> None:
         assert answer.body == b"data: 1\n\ndata: emitted\n\n"
 
 
-async def test_a_task_may_emit_into_a_stream_of_known_length(serve: Serve) -> None:
-    """The upstream's Content-Length is not sent to the client."""
-    script = with_length(18, b"data: 1\n\n", b"data: 2\n\n")
-    async with serve(script, with_task(emitting("mine"))) as rig:
-        answer = await rig.fetch()
-        assert answer.complete
-        assert sorted(answer.body.split(b"\n\n")) == [b"", b"data: 1", b"data: 2", b"data: mine"]
-        assert await rig.outcomes() == ["completed"]
-
-
 async def test_emitted_events_do_not_delay_the_idle_timeout(serve: Serve) -> None:
     feed = Feed()
 
@@ -454,66 +427,6 @@ async def test_emitted_events_do_not_delay_the_idle_timeout(serve: Serve) -> Non
         assert b'"type":"upstream_read_timeout"' in answer.body
         assert not answer.complete
         assert await rig.outcomes() == ["upstream_timeout"]
-
-
-# Tasks
-
-
-@pytest.mark.parametrize("outcome", ["client_disconnected", "completed", "intercepted"])
-async def test_tasks_end_with_their_stream(outcome: str, serve: Serve) -> None:
-    """Wherever they were started and however the stream ends: cancelled before `on_end`."""
-    feed, told = Feed(), list[str]()
-
-    async def task(name: str) -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            told.append(name)
-
-    starts = interceptor(
-        "Starts",
-        on_request=awaiting(lambda request: request.start_soon(task, "request")),
-        on_response=awaiting(lambda head: head.request.start_soon(task, "response")),
-        opened=lambda context: context.start_soon(task, "stream"),
-        on_event=lambda event: End() if event.data == "end" else event,
-        on_end=lambda outcome: told.append("over"),
-    )
-    async with serve(feed.script, starts) as rig:
-        feed.send(b"data: 1\n\n")
-        client, answer = await rig.start()
-        await client.read_until(answer, b"data: 1\n\n")
-        assert told == []
-        if outcome == "client_disconnected":
-            await client.aclose()
-        elif outcome == "completed":
-            feed.end()
-        else:
-            feed.send(b"data: end\n\n")
-        await until(lambda: "over" in told)
-        assert sorted(told[:3]) == ["request", "response", "stream"]
-        assert told[3:] == ["over"]
-        assert await rig.outcomes() == [outcome]
-
-
-async def test_the_request_of_a_context_starts_tasks_too(serve_once: Serve) -> None:
-    """In an interceptor without hooks for requests; a failure is that interceptor's."""
-    ran: list[str] = []
-
-    async def task(name: str) -> None:
-        ran.append(name)
-        raise ValueError("a task that fails")
-
-    starts = interceptor(
-        "Starts",
-        on_error="skip",
-        opened=lambda context: context.request.start_soon(task, "opened"),
-        on_start=lambda head: head.request.start_soon(task, "started"),
-    )
-    async with serve_once(stream_of(b"data: 1\n\n"), starts) as rig:
-        answer = await rig.fetch()
-        assert (answer.status, answer.body, answer.complete) == (200, b"data: 1\n\n", True)
-        assert sorted(ran) == ["opened", "started"]
-        assert rig.failures() == [("Starts", "start_soon")] * 2
 
 
 async def test_a_task_that_fails_when_cancelled_spoils_no_whole_response(serve: Serve) -> None:
@@ -540,66 +453,60 @@ async def test_a_task_that_fails_when_cancelled_spoils_no_whole_response(serve: 
 # Async hooks
 
 
-async def test_async_hooks_run_in_their_order_among_the_others(serve: Serve) -> None:
-    """500 events in one burst through sync, async and sync hooks: in order, exact, counted."""
-
-    def tag(name: str) -> Callable[[Event], EventResult]:
-        return lambda event: event.replace(data=event.data + name)
-
-    async def awaits(event: Event) -> EventResult:
-        number = int(event.data.removesuffix("a"))
-        if number % 10 == 0:
-            await trio.sleep(0.001)
-        if number % 7 == 0:
-            return None
-        return [event, Event(f"more {number}")] if number % 5 == 0 else tag("b")(event)
-
-    expected = b""
-    for number in range(1, 501):
-        if number % 7 and number % 5:
-            expected += b"data: %dabc\n\n" % number
-        elif number % 7:
-            expected += b"data: %dac\n\ndata: more %dc\n\n" % (number, number)
-    events = b"".join(b"data: %d\n\n" % number for number in range(1, 501))
-    given = on_event(tag("a"), "A"), on_event_async(awaits, "B"), on_event(tag("c"), "C")
-    async with serve(stream_of(events), *given) as rig:
-        answer = await rig.fetch()
-        assert answer.complete
-        assert answer.body == expected
-        assert await rig.outcomes() == ["completed"]
-        assert rig.lines("exchange")[0]["events"] == 500
-
-
-async def test_earlier_events_have_left_when_a_hook_awaits(serve: Serve) -> None:
-    """Of three events in one read, the hook awaits at the second. Other streams are not delayed."""
-    go, waits = trio.Event(), trio.Event()
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_earlier_events_have_left_when_a_hook_awaits(leaves: bool, serve: Serve) -> None:
+    """Of three events in one read, the hook awaits at the second; other streams are not delayed. If
+    the client leaves, the hook is cancelled, and `on_end` may still await.
+    """
+    go, waits, told, closed = trio.Event(), trio.Event(), list[str](), trio.Event()
 
     async def hook(event: Event) -> EventResult:
         if event.data == "wait":
             waits.set()
-            await go.wait()
+            try:
+                await go.wait()
+            except trio.Cancelled:
+                told.append("cancelled")
+                raise
         return event
+
+    async def on_end(outcome: Outcome) -> None:
+        await trio.sleep(0.01)
+        told.append(outcome)
 
     slow, fast = b"data: 1\n\ndata: wait\n\ndata: 3\n\n", b"data: fast\n\n" * 100
 
     async def script(peer: Peer) -> None:
-        request = await peer.request()
+        is_slow = (await peer.request()).target == b"/slow"
         await peer.start_stream()
-        await peer.chunk(slow if request.target == b"/slow" else fast)
-        await peer.end()
+        await peer.chunk(slow if is_slow else fast)
+        if not (is_slow and leaves):
+            await peer.end()
+        await peer.wait_closed()
+        closed.set()
 
-    async with serve(script, on_event_async(hook)) as rig:
+    hooks = interceptor("Waits", is_async=True, on_event=hook, on_end=on_end)
+    async with serve(script, hooks) as rig:
         client, answer = await rig.start("/slow")
         with trio.fail_after(10):
             await client.read_until(answer, b"data: 1\n\n")
             await waits.wait()
-        other = await rig.fetch("/fast")
-        assert (other.body, other.complete) == (fast, True)
-        go.set()
-        with trio.fail_after(10):
-            await client.rest(answer)
-        assert (answer.body, answer.complete) == (slow, True)
-        assert await rig.outcomes(2) == ["completed"] * 2
+            other = await rig.fetch("/fast")
+            assert (other.body, other.complete) == (fast, True)
+            if leaves:
+                await client.aclose()
+                await closed.wait()
+                await until(lambda: len(told) == 3)
+                told.remove("completed")  # of the other stream
+                assert told == ["cancelled", "client_disconnected"]
+            else:
+                go.set()
+                await client.rest(answer)
+                assert (answer.body, answer.complete) == (slow, True)
+        assert sorted(await rig.outcomes(2)) == [
+            "client_disconnected" if leaves else "completed",
+            "completed",
+        ]
 
 
 async def test_upstream_is_not_read_while_a_hook_awaits(
@@ -608,7 +515,7 @@ async def test_upstream_is_not_read_while_a_hook_awaits(
     """It can send what the kernel's buffers hold; all of it arrives afterwards."""
     limit_upstream_buffers(monkeypatch, socket.SO_RCVBUF, 16384)
     event = b"data: " + b"x" * 65_000 + b"\n\n"
-    count, sent = 200, 0  # 13 MB
+    count, sent = 100, 0
     go, waits = trio.Event(), trio.Event()
 
     async def hook(event: Event) -> EventResult:
@@ -633,7 +540,7 @@ async def test_upstream_is_not_read_while_a_hook_awaits(
         while before != sent:  # until the upstream is blocked
             before = sent
             await trio.sleep(0.1)
-        assert sent < count // 2
+        assert sent < count - 10
         go.set()
         with trio.fail_after(10):
             await client.rest(answer)
@@ -641,119 +548,59 @@ async def test_upstream_is_not_read_while_a_hook_awaits(
         assert answer.body == event * count
 
 
-async def test_a_client_that_leaves_while_a_hook_awaits(serve: Serve) -> None:
-    """The hook is cancelled, `on_end` may still await, and the upstream is closed."""
-    feed, told, waits = Feed(), list[str](), trio.Event()
-
-    async def hook(event: Event) -> EventResult:
-        waits.set()
-        try:
-            await trio.sleep_forever()
-        finally:
-            told.append("cancelled")
-
-    async def on_end(outcome: Outcome) -> None:
-        await trio.sleep(0.01)
-        told.append(outcome)
-
-    hooks = interceptor("Waits", is_async=True, on_event=hook, on_end=on_end)
-    async with serve(feed.script, hooks) as rig:
-        feed.send(b"data: 1\n\n")
-        client, _ = await rig.start()
-        with trio.fail_after(10):
-            await waits.wait()
-            await client.aclose()
-            await feed.closed.wait()
-        await until(lambda: len(told) == 2)
-        assert told == ["cancelled", "client_disconnected"]
-        assert await rig.outcomes() == ["client_disconnected"]
-
-
-ASYNC_HOOKS = ("on_request", "on_response", "on_start", "on_event", "on_end")
-
-
-@pytest.mark.parametrize("on_error", ["abort", "skip"])
-@pytest.mark.parametrize("hook", ASYNC_HOOKS)
-async def test_an_async_hook_that_takes_too_long_has_failed(
-    hook: str, on_error: str, serve_once: Serve
-) -> None:
-    """It is cancelled after `hook_timeout_s` and handled as any other failure."""
-
-    def waiting(name: str, result: Any = None) -> Callable[[object], Awaitable[Any]]:
-        async def run(given: object) -> Any:
-            await (trio.sleep_forever() if name == hook else trio.lowlevel.checkpoint())
-            return result
-
-        return run
-
-    hooks = {name: waiting(name) for name in ASYNC_HOOKS}
-    hooks["on_event"] = waiting("on_event", Event("changed"))
-    slow = interceptor("Slow", is_async=True, hook_timeout_s=0.2, on_error=on_error, **hooks)
-    async with serve_once(stream_of(b"data: 1\n\n"), slow) as rig:
-        answer = await rig.fetch()
-        if hook == "on_event":
-            error_body = error_event("interceptor_failed", "the interceptor 'Slow' failed")
-            assert answer.body == (b"data: 1\n\n" if on_error == "skip" else error_body)
-            assert answer.complete is (on_error == "skip")
-        elif on_error == "skip" or hook == "on_end":
-            assert (answer.body, answer.complete) == (b"data: changed\n\n", True)
-        else:
-            assert answer.status == 502
-            assert json.loads(answer.body)["error"]["type"] == "interceptor_failed"
-        await rig.outcomes()
-        assert rig.failures() == [("Slow", hook)]
-        problem = str(rig.lines("interceptor_failed")[0]["exc_info"])
-        assert problem == "took longer than its hook_timeout_s (0.2 s)"
-
-
 # The end
 
+ENDINGS: dict[str, tuple[str, str]] = {
+    "upstream ends": ("completed", ""),
+    "the client leaves": ("client_disconnected", ""),
+    "the client resets": ("client_disconnected", ""),
+    "upstream breaks off": ("upstream_error", ""),
+    "upstream breaks the framing": ("upstream_error", ""),
+    "upstream is silent": ("upstream_timeout", "timeouts: {idle: 0.2}"),
+    "the exchange takes too long": ("upstream_timeout", "timeouts: {total: 0.3}"),
+    "an event is too large": ("upstream_error", "limits: {max_event_bytes: 100}"),
+    "the server drains": ("draining", ""),
+    "End": ("intercepted", ""),
+    "Abort": ("intercepted", ""),
+    "a hook fails": ("intercepted", ""),
+    "a task fails": ("intercepted", ""),
+}
 
-@pytest.mark.parametrize(
-    ("how", "outcome"),
-    [
-        ("upstream ends", "completed"), ("the client leaves", "client_disconnected"),
-        ("the client resets", "client_disconnected"), ("upstream breaks off", "upstream_error"),
-        ("upstream breaks the framing", "upstream_error"),
-        ("upstream is silent", "upstream_timeout"),
-        ("the exchange takes too long", "upstream_timeout"),
-        ("an event is too large", "upstream_error"), ("the server drains", "draining"),
-        ("End", "intercepted"), ("Abort", "intercepted"), ("a hook fails", "intercepted"),
-        ("a task fails", "intercepted"),
-    ],
-)  # fmt: skip
-async def test_on_end_is_called_once_however_a_stream_ends(
-    how: str, outcome: str, serve: Serve
+
+@pytest.mark.parametrize("how", ENDINGS)
+async def test_tasks_end_and_on_end_is_called_once_however_a_stream_ends(
+    how: str, serve_once: Serve
 ) -> None:
-    """A sync and an async stream object both get the outcome of the log, once."""
-    feed, go, told = Feed(), trio.Event(), list[tuple[str, str]]()
+    """Tasks of any hook are cancelled, then a sync and an async `on_end` get the log's outcome."""
+    feed, go, told = Feed(), trio.Event(), list[str]()
+    outcome, route = ENDINGS[how]
 
-    def hook(event: Event) -> EventResult:
-        if event.data == "act" and how == "Abort":
-            raise Abort("as asked")
-        if event.data == "act" and how == "a hook fails":
-            raise ValueError("as asked")
-        return End() if event.data == "act" and how == "End" else event
+    def act(event: Event) -> EventResult:
+        if event.data == "act" and how in ("Abort", "a hook fails"):
+            raise Abort("as asked") if how == "Abort" else ValueError("as asked")
+        return End() if event.data == "act" else event
 
-    async def fail() -> None:
-        await go.wait()
-        raise ValueError("as asked")
+    async def task(name: str) -> None:
+        try:
+            if how == "a task fails" and name == "stream":
+                await go.wait()
+                raise ValueError("as asked")
+            await trio.sleep_forever()
+        finally:
+            told.append(name)
 
     hears = interceptor(
         "Hears",
-        opened=lambda context: context.start_soon(fail) if how == "a task fails" else None,
-        on_event=hook,
-        on_end=lambda outcome: told.append(("sync", outcome)),
+        on_request=awaiting(lambda request: request.start_soon(task, "request")),
+        on_response=awaiting(lambda head: head.request.start_soon(task, "response")),
+        opened=lambda context: context.start_soon(task, "stream"),
+        on_event=act,
+        on_end=lambda outcome: told.append(f"sync {outcome}"),
     )
-    on_end = awaiting(lambda outcome: told.append(("async", outcome)))
+    on_end = awaiting(lambda outcome: told.append(f"async {outcome}"))
     hears_too = interceptor("HearsToo", is_async=True, on_end=on_end)
-    route = {
-        "upstream is silent": "timeouts: {idle: 0.2}",
-        "the exchange takes too long": "timeouts: {total: 0.3}",
-        "an event is too large": "limits: {max_event_bytes: 100}",
-    }.get(how, "")
     drains = how == "the server drains"
-    async with serve(feed.script, hears, hears_too, route=route, drains=drains) as rig:
+    async with serve_once(feed.script, hears, hears_too, route=route, drains=drains) as rig:
         feed.send(b"data: 1\n\n")
         client, answer = await rig.start()
         await client.read_until(answer, b"data: 1\n\n")
@@ -761,23 +608,21 @@ async def test_on_end_is_called_once_however_a_stream_ends(
         go.set()
         if how == "the client leaves":
             await client.aclose()
-        else:
-            acts: dict[str, Callable[[], object]] = {
-                "upstream ends": feed.end,
-                "the client resets": client.reset,
-                "upstream breaks off": feed.hang_up,
-                "upstream breaks the framing": lambda: feed._told.send_nowait(b"no size\r\n"),
-                "an event is too large": lambda: feed.send(b"data: " + b"x" * 100 + b"\n\n"),
-                **dict.fromkeys(
-                    ("End", "Abort", "a hook fails"), lambda: feed.send(b"data: act\n\n")
-                ),
-            }
-            acts.get(how, lambda: None)()
+        acts: dict[str, Callable[[], object]] = {
+            "upstream ends": feed.end,
+            "the client resets": client.reset,
+            "upstream breaks off": feed.hang_up,
+            "upstream breaks the framing": lambda: feed._told.send_nowait(b"no size\r\n"),
+            "an event is too large": lambda: feed.send(b"data: " + b"x" * 100 + b"\n\n"),
+            **dict.fromkeys(("End", "Abort", "a hook fails"), lambda: feed.send(b"data: act\n\n")),
+        }
+        acts.get(how, lambda: None)()
         if not drains:
             assert await rig.outcomes() == [outcome]
             await rig.everything_is_back()
     assert await rig.outcomes() == [outcome]
-    assert sorted(told) == [("async", outcome), ("sync", outcome)]
+    assert sorted(told[:3]) == ["request", "response", "stream"]
+    assert told[3:] == [f"sync {outcome}", f"async {outcome}"]
 
 
 # Failure
@@ -786,19 +631,24 @@ BEFORE_HEAD = ("on_request", "on_response", "open_stream", "on_start")
 
 
 @pytest.mark.parametrize("on_error", ["abort", "skip"])
-@pytest.mark.parametrize("is_async", [False, True])
-@pytest.mark.parametrize("hook", [*BEFORE_HEAD, "on_event", "on_end", "start_soon"])
-async def test_a_hook_that_fails(hook: str, is_async: bool, on_error: str, serve: Serve) -> None:
+@pytest.mark.parametrize(
+    ("hook", "is_async"),
+    [
+        *((hook, False) for hook in (*BEFORE_HEAD, "on_event", "on_end", "start_soon")),
+        *((hook, True) for hook in ("on_start", "on_event", "on_end")),
+    ],
+)
+async def test_a_hook_that_fails(
+    hook: str, is_async: bool, on_error: str, serve_once: Serve
+) -> None:
     """`abort`: 502 before the head, later an error event and a truncated response. `skip`: as if
     the hook had done nothing. One log line with the traceback; the client sees no detail.
     """
-    feed, go = Feed(), trio.Event()
-    failed = False
+    feed, go, failed = Feed(), trio.Event(), list[str]()
 
     def fail(name: str) -> None:
-        nonlocal failed
         if name == hook and not failed:
-            failed = True
+            failed.append(name)
             raise ValueError("a secret")
 
     async def task() -> None:
@@ -832,14 +682,14 @@ async def test_a_hook_that_fails(hook: str, is_async: bool, on_error: str, serve
     )
     events = b"data: 1\n\ndata: 2\n\ndata: 3\n\n"
     whole = on_error == "skip" or hook == "on_end"
-    async with serve(feed.script, fails) as rig:
+    async with serve_once(feed.script, fails) as rig:
         feed.send(events)
         client, answer = await rig.start()
         if hook in BEFORE_HEAD and not whole:
             await client.rest(answer)
             assert (answer.status, answer.complete) == (502, True)
             assert answer.all("content-type") == [b"application/json"]
-            error = {"type": "interceptor_failed", "message": "the interceptor 'Fails' failed"}
+            error = {"type": "interceptor_failed", "message": FAILED}
             assert json.loads(answer.body) == {"error": error}
             assert len(rig.upstream.requests) == (hook != "on_request")
         else:
@@ -852,12 +702,12 @@ async def test_a_hook_that_fails(hook: str, is_async: bool, on_error: str, serve
                 feed.end()
             with trio.fail_after(10):
                 await client.rest(answer)
-            error_sent = error_event("interceptor_failed", "the interceptor 'Fails' failed")
+            error_sent = error_event("interceptor_failed", FAILED)
             assert (answer.status, answer.complete) == (200, whole)
             assert answer.body == sent + (b"" if whole else error_sent)
-        assert b"secret" not in answer.body
         await rig.everything_is_back()
         assert await rig.outcomes() == ["completed" if whole else "intercepted"]
+        assert "secret" not in rig.lines("exchange")[0].get("error", "")
         assert rig.failures() == [("Fails", hook)]
         (line,) = rig.lines("interceptor_failed")
         assert isinstance(line["exc_info"], ValueError)
@@ -869,20 +719,16 @@ async def test_a_failure_of_one_stays_with_its_stream(serve: Serve) -> None:
     feed = Feed()
 
     async def script(peer: Peer) -> None:
-        script = stream_of(b"data: bad\n\n") if rig.upstream.requests else feed.script
-        await script(peer)
+        await (stream_of(b"data: bad\n\n") if rig.upstream.requests else feed.script)(peer)
 
-    def hook(event: Event) -> EventResult:
-        if event.data == "bad":
-            raise ValueError
-        return event
-
-    async with serve(script, on_event(hook)) as rig:
+    fails = on_event(lambda event: raising(ValueError()) if event.data == "bad" else event, "Fails")
+    async with serve(script, fails) as rig:
         feed.send(b"data: 1\n\n")
         client, answer = await rig.start()
         await client.read_until(answer, b"data: 1\n\n")
         for _ in range(2):
-            assert not (await rig.fetch()).complete
+            bad = await rig.fetch()
+            assert (bad.body, bad.complete) == (error_event("interceptor_failed", FAILED), False)
         feed.send(b"data: 2\n\n")
         feed.end()
         with trio.fail_after(10):
@@ -891,45 +737,33 @@ async def test_a_failure_of_one_stays_with_its_stream(serve: Serve) -> None:
         assert await rig.outcomes(3) == ["intercepted", "intercepted", "completed"]
 
 
-@pytest.mark.parametrize("encoding", [b"gzip", b"br", b"Identity, gzip"])
-async def test_a_compressed_stream_is_refused_and_not_passed_unseen(
-    encoding: bytes, serve_once: Serve
+@pytest.mark.parametrize("on_error", ["abort", "skip"])
+@pytest.mark.parametrize("path", ["/abort", "/raise", "/nonsense"])
+async def test_a_response_of_events_that_fails_is_truncated(
+    path: str, on_error: str, serve_once: Serve
 ) -> None:
-    """A stream that a hook cannot see is a 502, and none of its bytes reaches the client."""
-    told: list[str] = []
+    """It is its interceptor's failure, named in the log, and never looks whole."""
 
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.start_stream(b"Content-Encoding: " + encoding)
-        await peer.chunk(b"unseen")
-        await peer.wait_closed()
+    async def events() -> Any:
+        yield Event("one")
+        if path == "/abort":
+            raise Abort("enough")
+        if path == "/nonsense":
+            yield "two"
+        raise LookupError("no more")
 
-    looks = interceptor("Looks", on_event=passing, on_end=lambda outcome: told.append(outcome))
-    async with serve_once(script, looks) as rig:
-        answer = await rig.fetch(headers=[("Accept-Encoding", "gzip, br")])
-        assert (answer.status, answer.complete) == (502, True)
-        error = json.loads(answer.body)["error"]
-        assert error["type"] == "upstream_protocol_error"
-        assert b"unseen" not in answer.body
-        assert rig.upstream.requests[0].all("accept-encoding") == [b"identity"]
-        assert await rig.outcomes() == ["upstream_error"]
-        assert "an interceptor must read it" in rig.lines("exchange")[0]["error"]
-        assert told == ["upstream_error"]
+    async def nobody(peer: Peer) -> None:
+        raise AssertionError("the upstream is not asked")
 
-
-async def test_a_hook_that_holds_the_loop_is_named(serve_once: Serve) -> None:
-    """More than 50 ms in a sync hook is a warning; its time is in the metric."""
-
-    def hook(event: Event) -> EventResult:
-        time.sleep(0.06)
-        return event
-
-    async with serve_once(stream_of(b"data: 1\n\n"), on_event(hook, "Heavy")) as rig:
-        assert (await rig.fetch()).complete
-        (line,) = rig.lines("interceptor_slow")
-        assert (line["interceptor"], line["hook"]) == ("Heavy", "on_event")
-        assert line["seconds"] >= 0.06
-        assert (rig.metric("weirpool_interceptor_seconds_total", interceptor="Heavy") or 0) >= 0.06
+    on_request = awaiting(lambda request: Response(events=events()))
+    fails = interceptor("Fails", on_error=on_error, on_request=on_request)
+    async with serve_once(nobody, fails) as rig:
+        answer = await rig.fetch(path)
+        assert not answer.complete
+        assert answer.body.startswith(b"data: one\n\nevent: error\n")
+        assert (b"enough" in answer.body) is (path == "/abort")
+        assert await rig.outcomes() == ["intercepted"]
+        assert rig.failures() == ([] if path == "/abort" else [("Fails", "events")])
 
 
 # Metrics
@@ -953,12 +787,9 @@ async def test_metrics_of_an_interceptor_are_the_proxys(serve_once: Serve) -> No
         def collect(self) -> list[Metric]:
             raise RuntimeError
 
-    class Failing(Interceptor):
-        def collectors(self) -> list[Collector]:
-            return [Broken()]
-
+    failing = interceptor("Failing", collectors=lambda: [Broken()])
     Twin = type("Twin", (Counting,), {})
-    async with serve_once(stream_of(b"data: 1\n\n"), Failing, Counting, Twin) as rig:
+    async with serve_once(stream_of(b"data: 1\n\n"), failing, Counting, Twin) as rig:
         assert rig.metric("my_requests_total", kind="GET", interceptor="Counting") == 0
         assert (await rig.fetch()).complete
         text = (await rig.fetch("/metrics")).body
@@ -969,124 +800,7 @@ async def test_metrics_of_an_interceptor_are_the_proxys(serve_once: Serve) -> No
 
 
 def test_a_metric_named_as_one_of_the_proxys_is_refused_at_start() -> None:
-    class Posing(Interceptor):
-        def collectors(self) -> list[Collector]:
-            return [Counter("weirpool_exchanges", "Mine.", registry=None)]
-
-    posing = Owner("Posing", Posing()), Posing().collectors()[0]
-    with pytest.raises(
-        ConfigError,
-        match="the metric 'weirpool_exchanges' of 'Posing' has the name of one of the proxy's",
-    ):
+    posing = Owner("Posing", Interceptor()), Counter("weirpool_exchanges", "Mine.", registry=None)
+    problem = "the metric 'weirpool_exchanges' of 'Posing' has the name of one of the proxy's"
+    with pytest.raises(ConfigError, match=problem):
         Metrics(Pools(), [], collectors=lambda: [posing])
-
-
-# HTTP/2
-
-
-async def read_http2(rig: Rig, certificates: Certificates) -> tuple[int, bytes, bool]:
-    """Status, body, and whether the stream was whole."""
-    async with httpx.AsyncClient(http2=True, verify=certificates.client("h2")) as client:
-        body = b""
-        try:
-            with trio.fail_after(10):
-                async with client.stream("GET", rig.proxy.url + "/") as response:
-                    assert response.http_version == "HTTP/2"
-                    async for data in response.aiter_raw():
-                        body += data
-        except httpx.RemoteProtocolError:
-            return response.status_code, body, False
-        return response.status_code, body, True
-
-
-FAILED = error_event("interceptor_failed", "the interceptor 'Acts' failed")
-
-
-@pytest.mark.parametrize("is_async", [False, True])
-@pytest.mark.parametrize(
-    ("last", "body", "whole", "outcome"),
-    [
-        ("pass", b"data: pass\n\n", True, "completed"),
-        ("end", b"data: bye\n\n", True, "intercepted"),
-        ("abort", error_event("aborted", "as asked"), False, "intercepted"),
-        ("fail", FAILED, False, "intercepted"),
-    ],
-)
-async def test_actions_over_http2(
-    last: str,
-    body: bytes,
-    whole: bool,
-    outcome: str,
-    is_async: bool,
-    serve_http2: Serve,
-    certificates: Certificates,
-) -> None:
-    """As over HTTP/1.1; a truncated stream is reset."""
-
-    def act(event: Event) -> EventResult:
-        if event.data == "abort":
-            raise Abort("as asked")
-        if event.data == "fail":
-            raise ValueError
-        results: dict[str, EventResult] = {
-            "change": event.replace(data="changed"),
-            "drop": None,
-            "end": End(Event("bye")),
-        }
-        return results.get(event.data, event)
-
-    events = b"data: 1\n\ndata: change\n\ndata: drop\n\ndata: %s\n\n" % last.encode()
-    acts = on_event_async(awaiting(act), "Acts") if is_async else on_event(act, "Acts")
-    async with serve_http2(stream_of(events), acts) as rig:
-        expected = b"data: 1\n\ndata: changed\n\n" + body
-        assert await read_http2(rig, certificates) == (200, expected, whole)
-        assert await rig.outcomes() == [outcome]
-
-
-async def test_tasks_emit_over_http2(serve_http2: Serve, certificates: Certificates) -> None:
-    """The upstream is silent until the emitted events have been sent."""
-    feed = Feed()
-    texts = [f"tick {number}" for number in range(30)]
-
-    async def task(context: StreamContext) -> None:
-        await emitting(*texts)(context)
-        feed.send(b"data: up\n\n")
-        feed.end()
-
-    async with serve_http2(feed.script, with_task(task)) as rig:
-        _, body, whole = await read_http2(rig, certificates)
-        assert whole
-        ticks = [block for block in body.split(b"\n\n") if block.startswith(b"data: tick")]
-        assert ticks == [f"data: {text}".encode() for text in texts]
-        assert b"data: up\n\n" in body
-
-
-# Responses of events
-
-
-@pytest.mark.parametrize("on_error", ["abort", "skip"])
-@pytest.mark.parametrize("path", ["/abort", "/raise", "/nonsense"])
-async def test_a_response_of_events_that_fails_is_truncated(
-    path: str, on_error: str, serve: Serve
-) -> None:
-    """It is its interceptor's failure, named in the log, and never looks whole."""
-
-    async def events() -> Any:
-        yield Event("one")
-        if path == "/abort":
-            raise Abort("enough")
-        if path == "/nonsense":
-            yield "two"
-        raise LookupError("no more")
-
-    async def nobody(peer: Peer) -> None:
-        raise AssertionError("the upstream is not asked")
-
-    on_request = awaiting(lambda request: Response(events=events()))
-    async with serve(nobody, interceptor("Fails", on_error=on_error, on_request=on_request)) as rig:
-        answer = await rig.fetch(path)
-        assert not answer.complete
-        assert answer.body.startswith(b"data: one\n\nevent: error\n")
-        assert (b"enough" in answer.body) is (path == "/abort")
-        assert await rig.outcomes() == ["intercepted"]
-        assert rig.failures() == ([] if path == "/abort" else [("Fails", "events")])
