@@ -151,7 +151,7 @@ CASES = [
     Case("Holds", "DialectError", "/twice/chat/completions", b"interceptor_failed", [{"event": "exchange"}]),
     Case("Finishes", "MessageStream.finish", "/chat/completions", rb'cut at a.*"finish_reason":"length".*\[DONE\]\n\n$'),
     Case("Reads", "OpenAIChatReader AnthropicReader OpenAIResponsesReader Reader Made", "/stream",
-         rb'data: \[\["Hi",true\],\["Hi",true\],\["Hi",true\]\]'),
+         rb'data: \[\["Hi","Made"\],\["Hi","Made"\],\["Hi","Made"\]\]'),
     Case("Mcp", "on_mcp_request McpError McpMessage", "/mcp", b'"code":-32602,"message":"not rm"', headers=MCP, body=CALL,
          dialect="mcp"),
     Case("Mcp", "on_mcp_response", "/mcp", rb'"tools":\[{"name":"renamed"}\]', headers=MCP, body=LIST, dialect="mcp"),

@@ -284,8 +284,9 @@ class ReadsJson(Streams):
             try:
                 event.json()
             except NotJson as error:
-                both = isinstance(error, InterceptorError) and isinstance(error, ValueError)
-                return event.replace(f"NotJson {both}")
+                ours: InterceptorError = error
+                pythons: ValueError = error
+                return event.replace(f"NotJson {ours is pythons}")
             return event
 
 
@@ -406,7 +407,7 @@ class Reads(Streams):
                 parts = reader.read(message, message.get("type"))
                 part = next(part for part in parts if isinstance(part, TextDelta))
                 made: Made = reader.make_delta(part.block, "!")
-                found.append([part.text, isinstance(made, Made)])
+                found.append([part.text, type(made).__name__])
             return event.replace(json=found)
 
 
@@ -487,3 +488,5 @@ def errors(error: InterceptorError | Abort) -> None:
             assert_type((error.option, error.errors), tuple[str, tuple[LoadError, ...]])
         case EventTooLarge():
             assert_type(error.max_event_bytes, int)
+        case _:
+            print(error)
