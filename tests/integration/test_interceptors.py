@@ -565,11 +565,19 @@ ENDINGS: dict[str, tuple[str, str]] = {
     "a hook fails": ("intercepted", ""),
     "a task fails": ("intercepted", ""),
 }
+LEAVING = ("the client leaves", "the client resets", "the server drains")
 
 
-@pytest.mark.parametrize("how", ENDINGS)
+@pytest.mark.parametrize(
+    ("how", "serve"),
+    [
+        *((how, "hub") for how in ENDINGS),
+        *((how, way) for how in LEAVING for way in ("no hub", "TLS")),
+    ],
+    indirect=["serve"],
+)
 async def test_tasks_end_and_on_end_is_called_once_however_a_stream_ends(
-    how: str, serve_once: Serve
+    how: str, serve: Serve
 ) -> None:
     """Tasks of any hook are cancelled, then a sync and an async `on_end` get the log's outcome."""
     feed, go, told = Feed(), trio.Event(), list[str]()
@@ -600,7 +608,7 @@ async def test_tasks_end_and_on_end_is_called_once_however_a_stream_ends(
     on_end = awaiting(lambda outcome: told.append(f"async {outcome}"))
     hears_too = interceptor("HearsToo", is_async=True, on_end=on_end)
     drains = how == "the server drains"
-    async with serve_once(feed.script, hears, hears_too, route=route, drains=drains) as rig:
+    async with serve(feed.script, hears, hears_too, route=route, drains=drains) as rig:
         feed.send(b"data: 1\n\n")
         client, answer = await rig.start()
         await client.read_until(answer, b"data: 1\n\n")
@@ -737,10 +745,14 @@ async def test_a_failure_of_one_stays_with_its_stream(serve: Serve) -> None:
         assert await rig.outcomes(3) == ["intercepted", "intercepted", "completed"]
 
 
-@pytest.mark.parametrize("on_error", ["abort", "skip"])
 @pytest.mark.parametrize("path", ["/abort", "/raise", "/nonsense"])
+@pytest.mark.parametrize(
+    ("on_error", "serve"),
+    [("abort", "hub"), ("skip", "no hub"), ("skip", "TLS")],
+    indirect=["serve"],
+)
 async def test_a_response_of_events_that_fails_is_truncated(
-    path: str, on_error: str, serve_once: Serve
+    path: str, on_error: str, serve: Serve
 ) -> None:
     """It is its interceptor's failure, named in the log, and never looks whole."""
 
@@ -757,7 +769,7 @@ async def test_a_response_of_events_that_fails_is_truncated(
 
     on_request = awaiting(lambda request: Response(events=events()))
     fails = interceptor("Fails", on_error=on_error, on_request=on_request)
-    async with serve_once(nobody, fails) as rig:
+    async with serve(nobody, fails) as rig:
         answer = await rig.fetch(path)
         assert not answer.complete
         assert answer.body.startswith(b"data: one\n\nevent: error\n")

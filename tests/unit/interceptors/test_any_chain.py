@@ -24,6 +24,7 @@ from unit.interceptors.scripted import (
     is_comment,
     next_block,
     open_chain,
+    splits,
 )
 
 from interceptors import (
@@ -486,6 +487,22 @@ async def test_every_act_among_others(act: str) -> None:
         await check([*before, acts, *after], [stream], [stream])
         acts = Member((act,), on_error, is_async=is_async)
         await check([*before, acts, *after], [unfinished], [unfinished])
+
+
+@pytest.mark.parametrize("act", ["pass", "drop", "data", "[event]", "(event, new)"])
+@pytest.mark.parametrize(
+    "stream",
+    [
+        BOM + b"data: a\n\n: c\n\n" + BOM + b"data: b\n\n",
+        b"data: a\n\n" + BOM + b"data: b\n\n",
+        b"data: a\r\n\r\n: c\r\n\r\ndata: b\r\n\r\n",
+        b"data: a\r\r:c\r\rdata: b\r",
+    ],
+)
+async def test_a_bom_and_every_line_end_cut_anywhere(stream: bytes, act: str) -> None:
+    """A BOM is the stream's where nothing has left; a cut LF goes where its event went."""
+    for is_async in (False, True):
+        await check([Member((act, "pass"), is_async=is_async)], [stream], *splits(stream))
 
 
 @pytest.mark.parametrize("made", MADE)

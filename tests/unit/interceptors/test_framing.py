@@ -12,7 +12,7 @@ from copy import copy
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from unit.interceptors.scripted import BOM, Hook, is_comment, keep, next_block, open_chain
 
@@ -134,6 +134,7 @@ def test_any_stream_in_any_reads(stream: bytes, sizes: list[int]) -> None:
 @given(
     STREAMS, SIZES, st.sampled_from([(b"x",), (b"data: 1", b"foo"), (b"never there",), (b"\n",)])
 )
+@example(b"data: a\n\n" + b"y" * 9000 + b"\n\ndata: x\n\n", [1500], (b"x",))
 def test_only_events_without_a_need_are_passed_over(
     stream: bytes, sizes: list[int], needs: tuple[bytes, ...]
 ) -> None:

@@ -122,16 +122,11 @@ def test_a_name_that_leads_nowhere_is_refused(use: str, message: str) -> None:
     [
         ("raise KeyError('set MY_TOKEN')", "KeyError: 'set MY_TOKEN'"),
         ("raise SystemExit(0)", "it ends the process (SystemExit: 0)"),
-        (
-            "class Mine(Interceptor):\n    def __init__(self): raise SystemExit",
-            "it ends the process (SystemExit: None)",
-        ),
-        (
-            "class Mine(Interceptor):\n    def __init__(self, key: 'Decimal'): ...",
-            "the annotations of Mine.__init__ cannot be resolved: name 'Decimal' is not defined",
-        ),
+        ("class Mine(Interceptor):\n    def __init__(self): raise SystemExit", "it ends the process (SystemExit: None)"),
+        ("class Mine(Interceptor):\n    def __init__(self, key: 'Decimal'): ...",
+         "the annotations of Mine.__init__ cannot be resolved: name 'Decimal' is not defined"),
     ],
-)
+)  # fmt: skip
 def test_whatever_a_users_module_does_is_a_load_error(
     text: str, message: str, tmp_path: Path
 ) -> None:
@@ -202,6 +197,9 @@ def test_options_reach_init(
     assert repr(made.given) == repr(given)
 
 
+WHOLE = {"limit": "must be a whole number"}
+
+
 @pytest.mark.parametrize(
     ("cls", "options", "found"),
     [
@@ -209,27 +207,19 @@ def test_options_reach_init(
         (Tuned, {}, {"words": "missing option `words`"}),
         (Tuned, {"words": "abc"}, {"words": "must be a list: write it in brackets"}),
         (Tuned, {"words": ["a", 3]}, {"words[1]": "must be a string: write it in quotes"}),
-        (Tuned, {"words": [], "limit": "many"}, {"limit": "must be a whole number"}),
-        (Tuned, {"words": [], "limit": None}, {"limit": "must be a whole number"}),
-        *(
-            (Tuned, {"words": [], "limit": text}, {"limit": "must be a whole number"})
-            for text in ("7.5", "7s", "", " 7", "0x7")
-        ),
+        *((Tuned, {"words": [], "limit": value}, WHOLE) for value in ("many", None, "7.5", "7s", "", " 7", "0x7")),
         (Tuned, {"words": [], "mode": "c"}, {"mode": "must be one of a, b"}),
         (Tuned, {"words": [], "limti": 7}, {"limti": "unknown option `limti`: did you mean `lim"}),
-        (KeywordOnly, {"limit": "x"}, {"limit": "must be a whole number"}),
+        (KeywordOnly, {"limit": "x"}, WHOLE),
         (KeywordOnly, {"x": 1}, {"limit": "missing"}),
         (Picky, {"words": [], "limit": -1}, {"": "refused its options: limit is negative"}),
         (Picky, {"words": [""], "limit": -1}, {"words[0]": "is empty", "": "limit is negative"}),
-        (
-            Picky,
-            {"words": ["", "a", ""], "limit": "x", "limti": 3},
-            {"limit": "must", "limti": "unknown", "words[0]": "is empty", "words[2]": "is empty"},
-        ),
+        (Picky, {"words": ["", "a", ""], "limit": "x", "limti": 3},
+         {"limit": "must", "limti": "unknown", "words[0]": "is empty", "words[2]": "is empty"}),
         (Picky, {"words": [], "limit": -1, "more": 1}, {"more": "unknown"}),  # may be a consequence
         (Picky, {"limit": None, "more": 1}, {"limit": "must", "more": "unknown", "words": "miss"}),
     ],
-)
+)  # fmt: skip
 def test_every_wrong_option_is_reported_at_its_path(
     module: Callable[..., str], cls: type, options: dict[str, Any], found: dict[str, str]
 ) -> None:
@@ -245,39 +235,15 @@ def test_every_wrong_option_is_reported_at_its_path(
     ("use", "options", "paths"),
     [
         ("redact", {"patterns": ["(", "a", "["], "window": 0}, "patterns[0] patterns[2] window"),
-        (
-            "guard",
-            {"patterns": ["(", "a*", "b"], "window": 0, "kinds": ["x"]},
-            "kinds[0] patterns[0] patterns[1] window",
-        ),
-        (
-            "api_keys",
-            {"keys": {"ann": "x", "bob": ["y"]}, "upstream": "", "header": ""},
-            "header keys.ann keys.bob[0] upstream",
-        ),
-        (
-            "rate_limit",
-            {"requests_per_minute": 0, "burst": 0, "max_clients": 0, "by": "x"},
-            "burst by max_clients requests_per_minute",
-        ),
-        (
-            "usage",
-            {"max_models": 0, "max_clients": 0, "ask": "maybe"},
-            "ask max_clients max_models",
-        ),
-        (
-            "mcp_policy",
-            {"tools": {"allow": [""], "deny": [""]}, "prompts": {"deny": [""]}},
-            "prompts.deny[0] tools.allow[0] tools.deny[0]",
-        ),
-        (
-            "audit",
-            {"path": "a", "keep": 0, "headers": ["cookie", "x", "authorization"]},
-            "headers[0] headers[2] keep",
-        ),
+        ("guard", {"patterns": ["(", "a*", "b"], "window": 0, "kinds": ["x"]}, "kinds[0] patterns[0] patterns[1] window"),
+        ("api_keys", {"keys": {"ann": "x", "bob": ["y"]}, "upstream": "", "header": ""}, "header keys.ann keys.bob[0] upstream"),
+        ("rate_limit", {"requests_per_minute": 0, "burst": 0, "max_clients": 0, "by": "x"}, "burst by max_clients requests_per_minute"),
+        ("usage", {"max_models": 0, "max_clients": 0, "ask": "maybe"}, "ask max_clients max_models"),
+        ("mcp_policy", {"tools": {"allow": [""], "deny": [""]}, "prompts": {"deny": [""]}}, "prompts.deny[0] tools.allow[0] tools.deny[0]"),
+        ("audit", {"path": "a", "keep": 0, "headers": ["cookie", "x", "authorization"]}, "headers[0] headers[2] keep"),
         ("audit", {"path": "a", "headers": ["cookie", "x"]}, "headers[0]"),
     ],
-)
+)  # fmt: skip
 def test_a_built_in_reports_all_that_is_wrong(
     use: str, options: dict[str, Any], paths: str
 ) -> None:

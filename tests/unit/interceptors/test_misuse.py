@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from support.interceptors import awaiting, interceptor
 
-from interceptors import Event, HookError, Interceptor, Request, StreamContext, StreamInterceptor
+from interceptors import Event, HookError, Request
 from interceptors.dialects import MessageInterceptor, MessageStream
 from interceptors.dialects.mcp_hooks import McpInterceptor, on_mcp_request
 from interceptors.testing import run_chain, run_request
@@ -19,77 +20,38 @@ CALL = (
 )
 
 
-def told_by(
-    stream: StreamInterceptor, chunk: bytes = b"data: secret\n\n", request: Request | None = None
-) -> str:
-    """The summary of the failure for the log."""
-
-    class Opens(Interceptor):
-        def open_stream(self, context: StreamContext) -> StreamInterceptor | None:
-            return stream
-
-    class OpensMessages(MessageInterceptor):
-        def open_messages(self, context: StreamContext) -> MessageStream | None:
-            assert isinstance(stream, MessageStream)
-            return stream
-
-    made = OpensMessages() if isinstance(stream, MessageStream) else Opens()
-    failure = run_chain([made], [chunk], request=request or Request()).failure
+def told_by(hook: str, function: Any) -> str:
+    """The summary for the log of the failure of a stream with this hook."""
+    if hook == "on_event":
+        given = interceptor(on_event=function)()
+        failure = run_chain([given], [b"data: secret\n\n"]).failure
+    else:
+        stream = type("Messages", (MessageStream,), {hook: staticmethod(function)})
+        opens = {"open_messages": lambda self, context: stream()}
+        given = type("Opens", (MessageInterceptor,), opens)()
+        failure = run_chain([given], [TEXT, CALL], request=CHAT).failure
     assert isinstance(failure, HookError)
-    assert "secret" not in failure.summary
     return failure.summary
 
 
 @pytest.mark.parametrize(
-    ("returned", "told"),
+    ("hook", "function", "told"),
     [
-        (["secret"], "on_event returned a list of str, expected an Event"),
-        (
-            [Event(data="a"), {"secret": 1}],
-            "on_event returned a list of Event, dict, expected an Event",
-        ),
-        (Event, "on_event returned the class Event, expected an Event"),
+        ("on_event", lambda event: ["secret"], "on_event returned a list of str, expected an Event"),
+        ("on_event", lambda event: [Event("a"), {"secret": 1}], "on_event returned a list of Event, dict, expected an Event"),
+        ("on_event", lambda event: Event, "on_event returned the class Event, expected an Event"),
+        ("on_text_delta", lambda delta: delta.text, "Messages.on_text_delta returned str, expected None: "
+         "what is to change is set on what the hook is given"),
+        ("on_tool_call", lambda call: call.drop(), "set holds_tool_calls = True on the class"),
+        ("on_tool_call", lambda call: call.refuse({"secret": 1}), "is a string, not dict"),
+        ("on_tool_call", lambda call: setattr(call, "arguments", {"secret": 1}),
+         "the arguments of a tool call are JSON text, not dict"),
     ],
-)
-def test_what_a_hook_returned_is_described(returned: Any, told: str) -> None:
-    class Returns(StreamInterceptor):
-        def on_event(self, event: Event) -> Any:
-            return returned
-
-    assert told in told_by(Returns())
-
-
-def test_a_hook_of_messages_that_returns_its_change_fails() -> None:
-    """Its change would be lost."""
-
-    class Redacting(MessageStream):
-        def on_text_delta(self, delta: Any) -> None:
-            return delta.text.replace("secret", "***")  # type: ignore[no-any-return]
-
-    told = told_by(Redacting(), TEXT, CHAT)
-    assert (
-        "Redacting.on_text_delta returned str, expected None: what is to change is set on what the hook is given"
-        in told
-    )
-
-
-@pytest.mark.parametrize(
-    ("method", "told"),
-    [
-        (lambda call: call.drop(), "set holds_tool_calls = True on the class"),
-        (lambda call: call.refuse({"secret": 1}), "is a string, not dict"),
-        (
-            lambda call: setattr(call, "arguments", {"secret": 1}),
-            "the arguments of a tool call are JSON text, not dict",
-        ),
-    ],
-)
-def test_what_cannot_be_done_with_a_call_is_an_error(method: Any, told: str) -> None:
-    class Calls(MessageStream):
-        def on_tool_call(self, call: Any) -> None:
-            method(call)
-
-    assert told in told_by(Calls(), CALL, CHAT)
+)  # fmt: skip
+def test_a_hook_that_breaks_the_rules_is_described(hook: str, function: Any, told: str) -> None:
+    summary = told_by(hook, function)
+    assert told in summary
+    assert "secret" not in summary
 
 
 def test_a_wrong_answer_of_a_hook_for_mcp_names_the_hook() -> None:
@@ -106,35 +68,21 @@ def test_a_wrong_answer_of_a_hook_for_mcp_names_the_hook() -> None:
     )
 
 
+async def task() -> None: ...
+
+
 @pytest.mark.parametrize(
-    ("made", "told"),
+    ("on_request", "told"),
     [
-        (lambda: "secret", "start_soon was given <lambda>, which is not async"),
-        (
-            None,
-            "start_soon takes an async function and its arguments, not coroutine: "
-            "write start_soon(fn, x), not start_soon(fn(x))",
-        ),
+        (lambda request: request.start_soon(lambda: "secret"), "<lambda>, which is not async"),
+        (lambda request: request.start_soon(task()), "start_soon takes an async function and its arguments, not coroutine: "
+         "write start_soon(fn, x), not start_soon(fn(x))"),
+        (lambda request: request.json() and None, "set wants_body = True on the interceptor that reads it"),
     ],
-)
-def test_what_cannot_be_a_task_is_an_error(made: Any, told: str) -> None:
-    async def task() -> None: ...
-
-    class Starts(Interceptor):
-        async def on_request(self, request: Request) -> None:
-            request.start_soon(made or task())
-
+)  # fmt: skip
+def test_a_request_that_is_misused_is_an_error(on_request: Any, told: str) -> None:
+    asks = interceptor(on_request=awaiting(on_request))
     with pytest.raises(HookError) as caught:
-        run_request([Starts()], Request())
+        run_request([asks()], Request(method="POST", body=b'"secret"'))
     assert told in caught.value.summary
     assert "secret" not in caught.value.summary
-
-
-def test_a_body_that_is_not_collected_is_reported() -> None:
-    class Asks(Interceptor):
-        async def on_request(self, request: Request) -> None:
-            request.json()
-
-    with pytest.raises(HookError) as caught:
-        run_request([Asks()], Request(method="POST", body=b"{}"))
-    assert "set wants_body = True on the interceptor that reads it" in caught.value.summary

@@ -57,41 +57,45 @@ def test_the_example_of_the_module_holds() -> None:
 def test_a_stream_is_opened_started_fed_and_ended() -> None:
     """A GET of "/" and a 200 event stream by default; each run is its own stream."""
     told: list[Any] = []
-    recording = recorder(told)
-    for _ in range(2):
+    recording, awaits = recorder(told), interceptor(is_async=True, on_event=awaiting(lambda e: e))
+    for chunks in ([b"data: a\n\nda", b"", b"ta: b\n", b"\ndata: tail"], iter([])):
         told.clear()
-        result = run_chain([recording], [b"data: a\n\nda", b"", b"ta: b\n", b"\ndata: tail"])
+        result = run_chain([recording, awaits()], chunks)
         context, head, *rest = told
         assert (context.route, context.method, context.path, context.client) == (
             "/", "GET", "/", None,
         )  # fmt: skip
         assert (head.status, head.headers.get("Content-Type")) == (200, "text/event-stream")
-        assert rest == ["a", "b", "tail", Outcome.COMPLETED]
-        assert result.output == b"data: a\n\ndata: b\n\ndata: tail"
-
-
-def test_request_and_head_can_be_given() -> None:
-    request = Request(route="/llm", method="POST", path="/llm/x", client="192.0.2.1")
-    head, told = ResponseHead(206, []), list[Any]()
-    run_chain([recorder(told)], iter([]), request=request, head=head)
-    assert told[0].request is request
-    assert told[1] is head
+        if isinstance(chunks, list):
+            assert rest == ["a", "b", "tail", Outcome.COMPLETED]
+            assert result.output == b"data: a\n\ndata: b\n\ndata: tail"
+    request, head = Request(route="/llm", method="POST", path="/llm/x"), ResponseHead(206, [])
+    run_chain([recorder(told)], [], request=request, head=head)
+    assert (told[-3].request, told[-2]) == (request, head)
 
 
 def test_a_failing_hook_is_the_results_failure_and_ends_the_stream() -> None:
-    def bomb(event: Event) -> Event:
+    """A failing start is raised."""
+    told: list[Any] = []
+
+    def bomb(event: Any) -> Event:
         if event.data == "b":
             raise KeyError("x")
-        return event
+        return event  # type: ignore[no-any-return]
 
-    told: list[Any] = []
+    def start(head: ResponseHead) -> None:
+        raise KeyError("no start")
+
     with capture_logs():
         chunks = [b"data: a\n\n", b"data: b\n\n", b"data: c\n\n"]
         result = run_chain([recorder(told, bomb)], chunks)
-    assert isinstance(result.failure, HookError)
-    assert result.failure.interceptor == "Recorder"
-    assert result.output == b"data: a\n\n"
-    assert told[2:] == ["a", "b", Outcome.INTERCEPTED]
+        assert isinstance(result.failure, HookError)
+        assert (result.failure.interceptor, result.output) == ("Recorder", b"data: a\n\n")
+        assert told[2:] == ["a", "b", Outcome.INTERCEPTED]
+        starts = interceptor("Starts", on_start=start, on_end=lambda outcome: told.append(outcome))
+        with pytest.raises(HookError, match=r"Starts\.on_start: KeyError: 'no start'"):
+            run_chain([starts()], [b"data: a\n\n"])
+    assert told[5:] == [Outcome.INTERCEPTED]
 
 
 @pytest.mark.parametrize(
@@ -102,18 +106,6 @@ def test_the_event_limit_is_the_callers(length: int, limit: dict[str, int], fits
     result = run_chain([recorder()], [b"data: " + b"x" * length + b"\n\n"], **limit)
     assert (result.failure is None) is fits
     assert fits or isinstance(result.failure, EventTooLarge)
-
-
-def test_a_failing_start_is_raised_and_the_stream_is_ended() -> None:
-    ended: list[Outcome] = []
-
-    def start(head: ResponseHead) -> None:
-        raise KeyError("no start")
-
-    starts = interceptor("Starts", on_start=start, on_end=lambda outcome: ended.append(outcome))
-    with capture_logs(), pytest.raises(HookError, match=r"Starts\.on_start: KeyError: 'no start'"):
-        run_chain([starts()], [b"data: a\n\n"])
-    assert ended == [Outcome.INTERCEPTED]
 
 
 @pytest.mark.leaks
