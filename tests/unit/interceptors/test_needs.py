@@ -129,7 +129,7 @@ def test_needs_of_an_object_override_those_of_its_class() -> None:
         (b"data", "data"), (b"data", None), (bytearray(b"data"),), (re.compile(rb"data"),),
         (b"data", b""), re.compile("data"), finder_of,
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 async def test_nonsense_is_refused_when_the_stream_opens(nonsense: Any) -> None:
     """A HookError with the expected form; with `skip` the others see what they need."""
