@@ -135,7 +135,7 @@ CASES = [
     Case("Returns", "End", "/stream", rb"\n\ndata: one\n\ndata: changed\n\ndata: \[1\]\n\ndata: two\n\ndata: the last\n\n$"),
     Case("Aborts", "Abort StreamAborted", "/stream", b"enough of this"),
     Case("Fails", "HookError", "/stream", b"the interceptor 'Fails' failed"),
-    Case("ReadsJson", "NotJson InterceptorError", "/stream", b"data: NotJson True\n\n"),
+    Case("ReadsJson", "NotJson InterceptorError", "/stream", b"data: NotJson NotJson\n\n"),
     Case("Keeps", "StaleEvent", "/stream", b"data: one\n\ndata: stale\n\n"),
     Case("Says", "MessageInterceptor.open_messages MessageInterceptor MessageStream MessageStream.on_text_delta "
          "MessageStream.sees_other_texts MessageStream.model TextDelta Kind Block Part MessageStream.on_text_end TextEnd "

@@ -284,9 +284,8 @@ class ReadsJson(Streams):
             try:
                 event.json()
             except NotJson as error:
-                ours: InterceptorError = error
-                pythons: ValueError = error
-                return event.replace(f"NotJson {ours is pythons}")
+                both: tuple[InterceptorError, ValueError] = (error, error)
+                return event.replace(f"NotJson {both[0].__class__.__name__}")
             return event
 
 
