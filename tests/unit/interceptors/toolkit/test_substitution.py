@@ -5,48 +5,45 @@ as soon as it is certain.
 from __future__ import annotations
 
 import re
-import warnings
 from time import thread_time
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from unit.interceptors.toolkit.patterns import ALPHABET, PATTERNS, RUNS, patterns
+from unit.interceptors.toolkit.patterns import (
+    ALPHABET,
+    PATTERNS,
+    RUNS,
+    UNEQUAL,
+    patterns,
+    unwarned,
+)
 
-from interceptors.toolkit.search import Budget, EmptyMatch, Pattern
 from interceptors.toolkit.substitution import Flow, ReachesBack, Substitution
 
 TEMPLATE = r"<\g<0>>"
 
 
-def substitution(pattern: str, template: str = TEMPLATE) -> Substitution:
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # "possible nested set", and what it will mean one day
-        return Substitution(pattern, template)
-
-
-def fed(pattern: str, pieces: list[str], *, window: int = 1000) -> list[str]:
+def fed(substitution: Substitution, pieces: list[str], window: int = 10_000) -> list[str]:
     """What leaves after each piece, and at the end."""
-    flow = Flow(substitution(pattern, "#"), window)
-    return [*(flow.feed(piece) for piece in pieces), flow.feed("", final=True)]
+    flow = Flow(substitution, window)
+    return [*map(flow.feed, pieces), flow.feed("", final=True)]
 
 
 @pytest.mark.parametrize("pattern", [*PATTERNS, *RUNS])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(pieces=st.lists(st.lists(st.sampled_from(ALPHABET), max_size=6).map("".join), max_size=6))
 @example(pieces=["abab", "ab", "c", ""])
 def test_what_leaves_is_what_re_makes_of_the_whole(pattern: str, pieces: list[str]) -> None:
     """For any text and any cuts, whatever a pattern looks at around its matches."""
-    flow = Flow(substitution(pattern), 10_000)
-    left = "".join(flow.feed(piece) for piece in pieces) + flow.feed("", final=True)
-    assert left == substitution(pattern).sub("".join(pieces))
+    made, text = unwarned(Substitution, pattern, TEMPLATE), "".join(pieces)
+    assert "".join(fed(made, pieces)) == made.sub(text)
+    if not UNEQUAL & set(text):
+        assert made.sub(text) == unwarned(re.sub, pattern, TEMPLATE, text)
 
 
-@settings(
-    max_examples=600, deadline=None, derandomize=True
-)  # an oddity of an engine's must not fail somebody else's change
+# Derandomized: an oddity of an engine must not fail somebody else's change.
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     pattern=patterns,
     flags=st.sampled_from(["", "(?i)", "(?m)", "(?s)"]),
@@ -55,13 +52,10 @@ def test_what_leaves_is_what_re_makes_of_the_whole(pattern: str, pieces: list[st
 def test_unusual_patterns(pattern: str, flags: str, pieces: list[str]) -> None:
     """Any pattern is either refused or found in pieces as in the whole."""
     try:
-        made = substitution(flags + pattern)
+        made = unwarned(Substitution, flags + pattern, TEMPLATE)
     except ValueError:
         return
-    flow = Flow(made, 10_000)
-    assert "".join(flow.feed(piece) for piece in pieces) + flow.feed("", final=True) == made.sub(
-        "".join(pieces)
-    )
+    assert "".join(fed(made, pieces)) == made.sub("".join(pieces))
 
 
 @pytest.mark.parametrize(("pattern", "pieces", "left"), [
@@ -85,86 +79,63 @@ def test_a_text_waits_no_longer_than_it_must(
     """After each piece everything has left but the longest end that could still become a match, or
     of which one could grow.
     """
-    assert fed(pattern, pieces) == left
+    assert fed(Substitution(pattern, "#"), pieces) == left
 
 
 @pytest.mark.parametrize("step", [1, 7, 150])
-def test_of_a_match_longer_than_the_window_nothing_leaves(step: int) -> None:
+@pytest.mark.parametrize(("pattern", "text", "expected"), [
+    ("sk-[a-z]{3,}", "key sk-" + "a" * 500 + " end sk-abc", "key # end #"),
+    (r"(?:\d{4}-)+", "key " + "1234-" * 100 + "12ab", "key #12ab"),
+])  # fmt: skip
+def test_of_a_match_longer_than_the_window_nothing_leaves(
+    pattern: str, text: str, expected: str, step: int
+) -> None:
     """It is replaced when the window is full, and what continues matching goes with it."""
-    text = "key sk-" + "a" * 500 + " end sk-abc"
     pieces = [text[at : at + step] for at in range(0, len(text), step)]
-    left = fed("sk-[a-z]{3,}", pieces, window=100)
-    assert "".join(left) == "key # end #"
+    left = fed(Substitution(pattern, "#"), pieces, 100)
+    assert "".join(left) == expected
     assert "#" in "".join(left[: (110 + 150) // step + 1])
-
-
-@pytest.mark.parametrize("step", [1, 7, 150])
-def test_what_grows_by_more_than_one_character_at_a_time_is_one_match(step: int) -> None:
-    """Beyond the window, too."""
-    text = "x" + "1234-" * 100 + "12ab"
-    pieces = [text[at : at + step] for at in range(0, len(text), step)]
-    assert "".join(fed(r"(?:\d{4}-)+", pieces, window=60)) == "x#12ab"
 
 
 def test_what_could_become_a_match_for_longer_than_the_window_is_given_up() -> None:
     """It is sent from its beginning; what follows is still found."""
-    flow = Flow(substitution("BEGIN[^.]*END", "#"), 50)
+    flow = Flow(Substitution("BEGIN[^.]*END", "#"), 50)
     fed_so_far = left = ""
     for piece in ["BEGIN", *["x" * 9] * 40, "BEGIN secret ", "END."]:
         fed_so_far += piece
         left += flow.feed(piece)
         assert len(fed_so_far) - len(left) <= 50 or "#" in left
     assert left + flow.feed("", final=True) == "BEGIN" + "x" * 360 + "#."
-
-
-def test_of_a_piece_larger_than_the_window_all_but_the_window_leaves() -> None:
-    """At once, although a match could begin anywhere in it."""
-    flow = Flow(substitution("[a-z]+=", "#"), 100)
+    flow = Flow(Substitution("[a-z]+=", "#"), 100)  # one piece larger than the window
     assert flow.feed("-" * 1000 + "a" * 2000) == "-" * 1000 + "a" * 1900
     assert flow.feed("=") == "#"
 
 
-@pytest.mark.parametrize(
-    ("pattern", "message"),
-    [
-        ("(", "missing \\)"),
-        *(
-            (pattern, "can match the empty string")
-            for pattern in (
-                *("a*", r"\b", "(?=a)", "a|$", "(?=secret)", "(?=secret)s?", "(?=(?:c){2})"),
-                *("(?=b)^", "(?:a|b*)(?!c)", "x{0,3}", "(a)?(?(1)b)", "(?#c)", "(?x) a?  # c", ""),
-            )
-        ),
-        ("a(?x: b )", "one of its parts is verbose, or ASCII"),
-        (r"a(?a:\w)", "one of its parts is verbose, or ASCII"),
-        ("(?<=a(?=b))b", "lookahead inside a lookbehind"),
-    ],
-)
-def test_what_could_not_be_found_in_pieces_is_refused(pattern: str, message: str) -> None:
-    """A ValueError that names the reason, and nothing that silently means something else."""
-    with pytest.raises(ValueError, match=message):
-        substitution(pattern)
+@pytest.mark.parametrize(("message", "patterns"), [
+    ("missing \\)", ["("]),
+    ("can match the empty string", [
+        "a*", r"\b", "(?=a)", "a|$", "(?=secret)", "(?=secret)s?", "(?=(?:c){2})", "(?=b)^", "(?:a|b*)(?!c)", "x{0,3}",
+        "(a)?(?(1)b)", "(?#c)", "(?x) a?  # c", "",
+    ]),
+    ("one of its parts is verbose, or ASCII", ["a(?x: b )", r"a(?a:\w)"]),
+    ("lookahead inside a lookbehind", ["(?<=a(?=b))b"]),
+])  # fmt: skip
+def test_what_could_not_be_found_in_pieces_is_refused(message: str, patterns: list[str]) -> None:
+    for pattern in patterns:
+        with pytest.raises(ValueError, match=message):
+            Substitution(pattern, "#")
 
 
 def test_a_template_with_groups_is_filled_in() -> None:
     """By number and by name, of matches that were cut."""
-    pattern, template = r"(?P<user>\w+)(\+\w+)?@(\w+)", r"\3:\g<user>\2"
-    flow = Flow(Substitution(pattern, template), 100)
-    pieces = ["an", "n@ho", "me, bob", "+x@w", "ork"]
-    left = "".join(flow.feed(piece) for piece in pieces) + flow.feed("", final=True)
-    assert left == "home:ann, work:bob+x" == re.sub(pattern, template, "".join(pieces))
+    made = Substitution(r"(?P<user>\w+)(\+\w+)?@(\w+)", r"\3:\g<user>\2")
+    left = fed(made, ["an", "n@ho", "me, bob", "+x@w", "ork"])
+    assert "".join(left) == "home:ann, work:bob+x"
 
 
-def test_an_empty_match_fails() -> None:
-    """A search never goes on past one: it would pass text unseen, or not end."""
-    with pytest.raises(EmptyMatch):
-        list(Pattern("(?=b)", "patterns[0]", Budget()).find_all("ab"))
-
-
-@pytest.mark.parametrize(
-    "pattern",
-    [r"(?P<user>[a-z.]+)@example\.com", "sk-[A-Za-z0-9]{20,}", "[a-z][a-z.]*@x", ".*secret"],
-)
+@pytest.mark.parametrize("pattern", [
+    r"(?P<user>[a-z.]+)@example\.com", "sk-[A-Za-z0-9]{20,}", "[a-z][a-z.]*@x", ".*secret",
+])  # fmt: skip
 def test_a_delta_costs_little_however_much_waits(pattern: str) -> None:
     """With 1000 characters held back, a delta takes far less than half a millisecond."""
     flow = Flow(Substitution(pattern, "#"), 1000)
