@@ -42,6 +42,7 @@ __all__ = [
     "on_event_async",
     "outcomes_of",
     "until",
+    "with_options",
 ]
 
 Log = list[dict[str, Any]]
@@ -95,6 +96,15 @@ def interceptor(name: str = "Hook", *, is_async: bool = False, **parts: Any) -> 
     if members or opened is not None:
         own.setdefault("open_stream", open_stream)
     return type(name, (Interceptor,), own)
+
+
+def with_options(cls: Any, *options: Any, **named: Any) -> type[Interceptor]:
+    """A class with options as one without, as `Serve` takes them."""
+
+    def init(self: Any) -> None:
+        cls.__init__(self, *options, **named)
+
+    return type(cls.__name__, (cls,), {"__init__": init, "__module__": __name__})
 
 
 def _static(part: Any) -> Any:
