@@ -3,7 +3,6 @@ it runs: none is postponed.
 """
 
 import json
-import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,17 +15,22 @@ from mcp import MCPError
 from mcp.client import Client
 from mcp.client.sse import sse_client
 from mcp.server import MCPServer
-from support.client import fetch
 from support.http2_client import Http2Client, Http2Requester
-from support.proxy import config_for, open_proxy
-from support.upstream import Peer, open_upstream
+from support.interceptors import Serve, config_with, with_options
+from support.proxy import open_proxy
+from support.upstream import Peer
 
-POLICY = {
-    "interceptors": """{name: policy, use: mcp_policy, options: {
-        tools: {allow: ["add", "sub*"], deny: ["*_secret"]},
-        resources: {deny: ["memo://private/*"]}, prompts: {allow: []}, methods: {deny: ["completion/*"]}}}""",
-    "names": "policy",
-}
+from interceptors.mcp_policy import McpPolicy, McpPolicyOptions, Rule
+
+POLICY = with_options(
+    McpPolicy,
+    McpPolicyOptions(
+        tools=Rule(allow=["add", "sub*"], deny=["*_secret"]),
+        resources=Rule(deny=["memo://private/*"]),
+        prompts=Rule(allow=[]),
+        methods=Rule(deny=["completion/*"]),
+    ),
+)
 
 
 @asynccontextmanager
@@ -112,26 +116,21 @@ async def use(client: Client) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("path", "mode", "no_resource"),
-    [("/mcp", "auto", -32602), ("/mcp", "legacy", -32002), ("/sse", "legacy", -32002)],
-)
-@pytest.mark.parametrize("dialect", ["generic", "mcp"])
-@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(("path", "mode", "dialect", "no_resource"), [
+    ("/mcp", "auto", "generic", -32602), ("/mcp", "legacy", "mcp", -32002), ("/sse", "legacy", "generic", -32002),
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore")
 async def test_a_client_sees_and_uses_only_what_is_allowed(
-    path: str, mode: str, no_resource: int, dialect: str
+    path: str, mode: str, dialect: str, no_resource: int
 ) -> None:
     """In the newest revision, in that with sessions, and over the old transport, whose answers come
     on another stream: the server is asked for nothing that is denied, and the session continues.
     """
     calls: list[str] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with trio.fail_after(30):
-            async with (
-                open_server(calls) as urls,
-                open_proxy(config_for(urls[path], route=f"dialect: {dialect}", **POLICY)) as proxy,
-            ):
+    with trio.fail_after(30):
+        async with open_server(calls) as urls:
+            config = config_with(urls[path], POLICY, route=f"dialect: {dialect}")
+            async with open_proxy(config) as proxy:
                 url = proxy.url + path
                 server: Any = sse_client(url) if path == "/sse" else url
                 async with Client(server, mode=mode) as client:
@@ -151,183 +150,119 @@ async def test_a_client_sees_and_uses_only_what_is_allowed(
     assert calls == ["subtract", "public", "add"]
 
 
+def responding(status: bytes, types: list[bytes], body: bytes) -> Any:
+    """A script that answers every request so."""
+    lines = [b"Content-Type: " + each for each in types]
+    head = b"\r\n".join([b"HTTP/1.1 " + status, b"Content-Length: %d" % len(body), *lines])
+
+    async def script(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.send(head + b"\r\n\r\n" + body)
+
+    return script
+
+
+JSON, STREAM = b"application/json", b"text/event-stream"
+HEADERS = [("Accept", "application/json, text/event-stream"), ("Content-Type", "application/json")]
 PLAIN = b'[{"jsonrpc":"2.0","id":1,"result":{}}]'
-ANSWERS = {
-    "json": (b"200 OK", b"Content-Type: application/json", PLAIN),
-    "stream": (b"200 OK", b"Content-Type: text/event-stream", b"data: " + PLAIN[1:-1] + b"\n\n"),
-    "accepted": (b"202 Accepted", b"Content-Type: application/json", b""),
-    "refused": (b"400 Bad Request", b"Content-Type: application/json", b'{"error":"no batches"}'),
-}
 
 
-@pytest.mark.parametrize(("status", "content_type", "body"), ANSWERS.values(), ids=ANSWERS)
+@pytest.mark.parametrize(("status", "content_type", "body", "ids"), [
+    (b"200 OK", JSON, PLAIN, [1, 2]), (b"200 OK", STREAM, b"data: " + PLAIN[1:-1] + b"\n\n", [1, 2]),
+    (b"202 Accepted", JSON, b"", [2]), (b"400 Bad Request", JSON, b'{"error":"no batches"}', None),
+], ids=["json", "stream", "accepted", "refused"])  # fmt: skip
 async def test_of_a_batch_only_what_is_denied_is_answered_here(
-    status: bytes, content_type: bytes, body: bytes
+    status: bytes, content_type: bytes, body: bytes, ids: list[int] | None, serve_once: Serve
 ) -> None:
     """2025-03-26, however the server answers the rest."""
     batch = [
-        {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "add"}},
-        {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "shell"}},
+        {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": {"name": name}}
+        for number, name in enumerate(("add", "shell"), start=1)
     ]
-
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(
-            b"HTTP/1.1 %s\r\n%s\r\nContent-Length: %d\r\n\r\n%s"
-            % (status, content_type, len(body), body)
-        )
-
-    with trio.fail_after(10):
-        async with (
-            open_upstream(script) as upstream,
-            open_proxy(config_for(upstream.url, **POLICY)) as proxy,
-        ):
-            headers = [
-                ("Accept", "application/json, text/event-stream"),
-                ("Content-Type", "application/json"),
-            ]
-            answer = await fetch(
-                proxy.port, "/mcp", method="POST", headers=headers, body=json.dumps(batch).encode()
-            )
-    assert [json.loads(request.body) for request in upstream.requests] == [batch[:1]]
+    async with serve_once(responding(status, [content_type], body), POLICY) as rig:
+        sent = json.dumps(batch).encode()
+        answer = await rig.fetch("/mcp", method="POST", headers=HEADERS, body=sent)
+        assert [json.loads(request.body) for request in rig.upstream.requests] == [batch[:1]]
     assert answer.complete
-    if status.startswith(b"400"):
+    if ids is None:
         assert (answer.status, answer.body) == (400, body)
         return
     assert answer.status == 200
-    if b"event-stream" in content_type:
-        found = [
-            json.loads(line[6:])
-            for line in answer.body.decode().split("\n")
-            if line.startswith("data: ")
-        ]
+    if content_type == STREAM:
+        lines = answer.body.decode().split("\n")
+        found = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
     else:
         found = json.loads(answer.body)
-    assert sorted(item["id"] for item in found) == ([2] if not body else [1, 2])
+    assert sorted(item["id"] for item in found) == ids
     assert [item["error"]["code"] for item in found if item["id"] == 2] == [-32602]
 
 
-async def test_who_is_denied_everything_never_reaches_the_server() -> None:
+async def test_who_is_denied_everything_never_reaches_the_server(serve_once: Serve) -> None:
     """No connection is opened."""
-
-    async def script(peer: Peer) -> None:
-        raise AssertionError
-
     call = b'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"shell"}}'
-    with trio.fail_after(10):
-        async with (
-            open_upstream(script) as upstream,
-            open_proxy(config_for(upstream.url, **POLICY)) as proxy,
-        ):
-            answers = [
-                await fetch(
-                    proxy.port,
-                    "/mcp",
-                    method="POST",
-                    headers=[("Content-Type", "application/json"), *headers],
-                    body=body,
-                )
-                for headers, body in (
-                    ([], call),
-                    ([], b"[" + call + b"]"),
-                    ([("Accept", "text/event-stream")], call),
-                    ([("Content-Encoding", "gzip")], b"\x1f\x8b"),
-                    ([], call.replace(b'"method"', b'"method":"ping","method"')),
-                )
-            ]
-    assert upstream.accepted == 0
-    assert [(answer.status, answer.complete) for answer in answers] == [
-        (status, True) for status in (200, 200, 200, 415, 400)
+    asked = [
+        ([], call, 200),
+        ([], b"[" + call + b"]", 200),
+        ([("Accept", "text/event-stream")], call, 200),
+        ([("Content-Encoding", "gzip")], b"\x1f\x8b", 415),
+        ([], call.replace(b'"method"', b'"method":"ping","method"'), 400),
     ]
-    assert answers[2].body.startswith(b"event: message\ndata: {")
+    async with serve_once(responding(b"200 OK", [], b""), POLICY) as rig:
+        for headers, body, status in asked:
+            headers = [HEADERS[1], *headers]
+            answer = await rig.fetch("/mcp", method="POST", headers=headers, body=body)
+            assert (answer.status, answer.complete) == (status, True)
+            streamed = ("Accept", "text/event-stream") in headers
+            assert answer.body.startswith(b"event: message\ndata: {") is streamed
+        assert rig.upstream.accepted == 0
 
 
 LIST = b'{"jsonrpc":"2.0","id":1,"error":null,"result":{"tools":[{"name":"add"},{"name":"shell"}]}}'
 
 
 @pytest.mark.parametrize(("types", "status"), [
-    ([b"application/json"], 200), ([b"text/event-stream"], 200),
-    ([b"Application/JSON-RPC; charset=utf-8"], 200), ([b"text/html", b"application/json"], 502),
-    ([b"text/event-streams"], 200), ([b"text/plain; was=text/event-stream"], 200),
-    ([b"application/json", b"text/event-stream"], 502),
+    ([JSON], 200), ([STREAM], 200), ([b"Application/JSON-RPC; charset=utf-8"], 200), ([b"text/html", JSON], 502),
+    ([b"text/event-streams"], 200), ([b"text/plain; was=text/event-stream"], 200), ([JSON, STREAM], 502),
 ])  # fmt: skip
-@pytest.mark.parametrize("dialect", ["generic", "mcp"])
 async def test_what_official_clients_read_as_a_response_is_filtered(
-    types: list[bytes], status: int, dialect: str
+    types: list[bytes], status: int, serve_once: Serve
 ) -> None:
     """They look for their media types in all of Content-Type."""
-    body = (
-        b"event: message\ndata: " + LIST + b"\n\n"
-        if any(b"event-stream" in item for item in types)
-        else LIST
-    )
-
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        lines = [b"Content-Type: " + item for item in types]
-        head = [b"HTTP/1.1 200 OK", b"Content-Length: %d" % len(body), *lines]
-        await peer.send(b"\r\n".join(head) + b"\r\n\r\n" + body)
-
+    is_stream = any(b"event-stream" in item for item in types)
+    body = b"event: message\ndata: " + LIST + b"\n\n" if is_stream else LIST
     asked = b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}'
-    with trio.fail_after(10):
-        async with open_upstream(script) as upstream:
-            async with open_proxy(
-                config_for(upstream.url, route=f"dialect: {dialect}", **POLICY)
-            ) as proxy:
-                headers = [
-                    ("Accept", "application/json, text/event-stream"),
-                    ("Content-Type", "application/json"),
-                ]
-                answer = await fetch(proxy.port, "/mcp", method="POST", headers=headers, body=asked)
+    async with serve_once(responding(b"200 OK", types, body), POLICY) as rig:
+        answer = await rig.fetch("/mcp", method="POST", headers=HEADERS, body=asked)
     assert (answer.status, answer.complete) == (status, True)
     assert b"shell" not in answer.body
     assert (b'"add"' in answer.body) == (status == 200)
 
 
-@pytest.mark.parametrize("dialect", ["generic", "mcp"])
-async def test_a_charset_hides_no_tool(dialect: str) -> None:
+async def test_a_charset_hides_no_tool(serve_once: Serve) -> None:
     """Over HTTP/1.1 and HTTP/2."""
-
-    async def script(peer: Peer) -> None:
-        while True:
-            await peer.request()
-            await peer.send(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
-
     utf_7 = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"+AHMAaABlAGwAbA-","arguments":{}}}'
     add = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"add","arguments":{}}}'
-    sent = [
-        (["application/json; charset=utf-7"], utf_7, 415),
-        (["application/json; charset=utf-8; charset=utf-7"], utf_7, 415),
-        (["application/json", "text/plain"], utf_7, 415),
-        (["application/json", "application/json"], add, 415),
-        ([], add, 415),
-        (["application/json"], add, 202),
-        (["Application/JSON;charset=UTF-8"], add, 202),
-        (['application/json; charset="utf-8"'], add, 202),
+    refused = [
+        (["application/json; charset=utf-7"], utf_7),
+        (["application/json", "text/plain"], utf_7),
+        (["application/json", "application/json"], add),
+        ([], add),
     ]
-    with trio.fail_after(20):
-        async with open_upstream(script) as upstream:
-            async with open_proxy(
-                config_for(upstream.url, route=f"dialect: {dialect}", **POLICY)
-            ) as proxy:
-                async with trio.open_nursery() as nursery:
-                    connection = Http2Client(
-                        await trio.open_tcp_stream("127.0.0.1", proxy.port), nursery
-                    )
-                    nursery.start_soon(connection.run)
-                    for types, body, status in sent:
-                        headers = [("content-type", value) for value in types]
-                        answer = await fetch(
-                            proxy.port, "/mcp", method="POST", headers=headers, body=body
-                        )
-                        requester = Http2Requester(connection)
-                        await requester.send("POST", "/mcp", headers, body)
-                        assert (answer.status, (await requester.answer()).status) == (
-                            status,
-                            status,
-                        )
-                    connection.close_connection()
-                    nursery.cancel_scope.cancel()
-    passed = [value for types, _, status in sent if status == 202 for value in types]
-    received = [request.all("content-type") for request in upstream.requests]
-    assert received == [[value.encode()] for value in passed for _ in range(2)]
+    passing = ["application/json", "Application/JSON;charset=UTF-8"]
+    sent = [*((*each, 415) for each in refused), *(([each], add, 202) for each in passing)]
+    async with serve_once(responding(b"202 Accepted", [], b""), POLICY) as rig:
+        async with trio.open_nursery() as nursery:
+            stream = await trio.open_tcp_stream("127.0.0.1", rig.proxy.port)
+            connection = Http2Client(stream, nursery)
+            nursery.start_soon(connection.run)
+            for types, body, status in sent:
+                headers = [("content-type", value) for value in types]
+                answer = await rig.fetch("/mcp", method="POST", headers=headers, body=body)
+                requester = Http2Requester(connection)
+                await requester.send("POST", "/mcp", headers, body)
+                assert (answer.status, (await requester.answer()).status) == (status, status)
+            connection.close_connection()
+            nursery.cancel_scope.cancel()
+        received = [request.all("content-type") for request in rig.upstream.requests]
+        assert received == [[value.encode()] for value in passing for _ in range(2)]
