@@ -1,0 +1,79 @@
+"""Answers of LLMs in every dialect, for tests of what built-ins do to their texts and calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unit.interceptors.dialects.transcripts import (
+    block,
+    call_events,
+    delta,
+    message_end,
+    message_start,
+    messages_of,
+    responses_stream,
+    stream_of,
+    summary_events,
+    text_block,
+    text_events,
+    tool_block,
+    tool_delta,
+)
+
+Blocks = list[tuple[str, list[str]]]
+"""An answer: of each text or call its kind and its deltas."""
+
+_FIELDS = {"text": "content", "thinking": "reasoning_content", "tool": "tool_calls"}
+_EVENTS = {
+    "text": "response.output_text.delta",
+    "thinking": "response.reasoning_summary_text.delta",
+    "tool": "response.function_call_arguments.delta",
+}
+
+
+def streamed(dialect: str, blocks: Blocks) -> bytes:
+    """As a provider would stream it, each in a block of its own."""
+    made: list[Any] = []
+    if dialect == "chat":
+        for index, (kind, pieces) in enumerate(blocks):
+            if kind == "tool":
+                begin = tool_delta(index, "", f"call_{index}", "send")
+                made += [delta(**begin), *(delta(**tool_delta(index, piece)) for piece in pieces)]
+            else:
+                made += [delta(**{_FIELDS[kind]: piece}) for piece in pieces]
+        return stream_of([*made, delta("stop"), "[DONE]"], named=False)
+    if dialect == "responses":
+        for index, (kind, pieces) in enumerate(blocks):
+            if kind == "text":
+                made.append(text_events(pieces, index, id=f"msg_{index}"))
+            else:
+                made.append((summary_events if kind == "thinking" else call_events)(pieces, index))
+        return stream_of(responses_stream(*made), named=True)
+    for index, (kind, pieces) in enumerate(blocks):
+        if kind == "tool":
+            made += tool_block(index, *pieces)
+        elif kind == "text":
+            made += text_block(index, *pieces)
+        else:
+            deltas = [{"type": "thinking_delta", "thinking": piece} for piece in pieces]
+            made += block(index, {"type": "thinking", "thinking": "", "signature": ""}, *deltas)
+    return stream_of([message_start(), *made, *message_end()], named=True)
+
+
+def said(stream: bytes, kind: str = "text") -> str:
+    """The text of one kind that a client puts together."""
+    text = ""
+    for message in messages_of(stream):
+        if not isinstance(message, dict):
+            continue
+        for item in message.get("choices", ()):
+            value = item["delta"].get(_FIELDS[kind]) or ""
+            if kind == "tool":
+                value = "".join(call["function"]["arguments"] for call in value)
+            text += value
+        delta = message.get("delta")
+        if isinstance(delta, str):
+            text += delta if message["type"] == _EVENTS[kind] else ""
+        elif isinstance(delta, dict):
+            text += delta.get("partial_json" if kind == "tool" else kind, "")
+    return text
