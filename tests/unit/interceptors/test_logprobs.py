@@ -14,6 +14,7 @@ from unit.interceptors.dialects.transcripts import (
     chat_body,
     choice,
     chunk,
+    delta,
     messages_of,
     request,
     responses_stream,
@@ -25,38 +26,22 @@ from interceptors.redact import Redact
 from interceptors.testing import run_chain, run_json
 
 SECRET = "sk-ABCDEFGHIJKLMNOPQRSTUVWX"
-PATTERNS = ["sk-[A-Za-z0-9]{20,}"]
+REDACT = Redact(["sk-[A-Za-z0-9]{20,}"])
+
+
+def token(text: Any, given: Any) -> dict[str, Any]:
+    return {"token": text, "logprob": 0, "bytes": given, "top_logprobs": []}
 
 
 def tokens(*texts: str | bytes) -> list[dict[str, Any]]:
     return [
-        {
-            "token": text if isinstance(text, str) else str(text)[2:-1],
-            "logprob": 0,
-            "bytes": list(text.encode() if isinstance(text, str) else text),
-            "top_logprobs": [],
-        }
+        token(text, [*text.encode()]) if isinstance(text, str) else token(str(text)[2:-1], [*text])
         for text in texts
     ]
 
 
-OF_SECRET = tokens(SECRET[:7], SECRET[7:])
-
-
-def logprobs(content: Any = None, refusal: Any = None) -> dict[str, Any]:
-    return {"content": content, "refusal": refusal}
-
-
-def chat(*chunks: dict[str, Any]) -> list[dict[str, Any]]:
-    """The chunks that leave for these."""
-    data = stream_of([*chunks, "[DONE]"], named=False)
-    result = run_chain([Redact(PATTERNS)], [data], request=request(CHAT))
-    assert result.failure is None
-    assert b"sk-" not in result.output
-    assert not any(str(list(token["bytes"]))[1:-1] in result.output.decode() for token in OF_SECRET)
-    return [message for message in messages_of(result.output) if isinstance(message, dict)]
-
-
+HALVES = SECRET[:7], SECRET[7:]
+OF_SECRET = tokens(*HALVES)
 CALL = {
     "id": "c",
     "type": "function",
@@ -64,162 +49,105 @@ CALL = {
 }
 
 
-@pytest.mark.parametrize(
-    "chunks",
-    [
-        [({"tool_calls": [{"index": 0, **CALL}]}, logprobs(OF_SECRET))],
-        [
-            ({"content": ""}, logprobs(OF_SECRET[:1])),
-            ({"content": ""}, logprobs(OF_SECRET[1:])),
-            ({"content": SECRET}, None),
-        ],
-        [({}, logprobs(OF_SECRET))],
-        [
-            ({"content": SECRET[:9]}, logprobs(tokens(SECRET[:9]))),
-            ({"content": SECRET[9:]}, logprobs(tokens(SECRET[9:]))),
-        ],
-        [({"content": "fine"}, logprobs(None, OF_SECRET))],
-        [({"content": "fine"}, logprobs(tokens("fine"), OF_SECRET))],
-        [
-            (
-                {"content": "fine"},
-                logprobs([{"token": "fine", "logprob": 0, "bytes": OF_SECRET[0]["bytes"]}]),
-            )
-        ],
-        [
-            (
-                {"content": "fine"},
-                logprobs([{"token": SECRET[:7], "logprob": 0, "bytes": list(b"fine")}]),
-            )
-        ],
-        [({"refusal": "no"}, logprobs(OF_SECRET))],
-        [({"content": "fine"}, {"tokens": [SECRET[:7], SECRET[7:]]})],
-        [({"content": "fine"}, OF_SECRET)],
-    ],
-)
-def test_no_token_of_a_secret_leaves(chunks: list[tuple[dict[str, Any], Any]]) -> None:
-    """Of arguments, of a text that is held, that was changed, that comes later, of another field,
-    or of nothing.
-    """
-    left = chat(
-        *(chunk({**choice(delta), "logprobs": given}) for delta, given in chunks),
-        chunk(choice({}, "stop")),
-    )
-    assert all(not message["choices"][0].get("logprobs") for message in left)
+def logprobs(content: Any = None, refusal: Any = None) -> dict[str, Any]:
+    return {"content": content, "refusal": refusal}
 
 
-@pytest.mark.parametrize(
-    ("delta", "given"),
-    [
-        ({"content": "Well, fine."}, logprobs(tokens("Well", ", fine", "."))),
-        (
-            {"content": "Well", "refusal": None},
-            logprobs([{"token": "Well", "logprob": 0, "bytes": None}]),
-        ),
-        ({"refusal": "No."}, logprobs(None, tokens("No", "."))),
-        ({"content": "é😀."}, logprobs(tokens("é", b"\xf0\x9f", b"\x98\x80", "."))),
-        ({"content": ""}, logprobs([], None)),
-        ({"content": "a"}, None),
-    ],
-)
+def answer(*deltas: tuple[dict[str, Any], Any]) -> bytes:
+    """A chat with these deltas, each with its `logprobs`."""
+    chunks = [chunk({**choice(fields), "logprobs": given}) for fields, given in deltas]
+    return stream_of([*chunks, delta("stop"), "[DONE]"], named=False)
+
+
+HIDDEN: dict[str, list[tuple[dict[str, Any], Any]]] = {
+    "of arguments": [({"tool_calls": [{"index": 0, **CALL}]}, logprobs(OF_SECRET))],
+    "of a text that comes later": [({"content": ""}, logprobs(OF_SECRET[:1])), ({"content": ""}, logprobs(OF_SECRET[1:])),
+        ({"content": SECRET}, None)],
+    "of nothing": [({}, logprobs(OF_SECRET))],
+    "of a text that is held": [({"content": half}, logprobs(tokens(half))) for half in HALVES],
+    "of another field": [({"content": "fine"}, logprobs(None, OF_SECRET))],
+    "of another field, too": [({"content": "fine"}, logprobs(tokens("fine"), OF_SECRET))],
+    "in the bytes": [({"content": "fine"}, logprobs([token("fine", OF_SECRET[0]["bytes"])]))],
+    "in the text": [({"content": "fine"}, logprobs([token(SECRET[:7], [*b"fine"])]))],
+    "beside a refusal": [({"refusal": "no"}, logprobs(OF_SECRET))],
+    "of legacy completions": [({"content": "fine"}, {"tokens": [*HALVES]})],
+    "as a list": [({"content": "fine"}, OF_SECRET)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("deltas", HIDDEN.values(), ids=HIDDEN)
+def test_no_token_of_a_secret_leaves(deltas: list[tuple[dict[str, Any], Any]]) -> None:
+    result = run_chain([REDACT], [answer(*deltas)], request=request(CHAT))
+    assert result.failure is None
+    assert b"sk-" not in result.output
+    assert not any(str(each["bytes"])[1:-1] in result.output.decode() for each in OF_SECRET)
+    *left, _ = messages_of(result.output)
+    assert not any(message["choices"][0].get("logprobs") for message in left)
+
+
+@pytest.mark.parametrize(("fields", "given"), [
+    ({"content": "Well, fine."}, logprobs(tokens("Well", ", fine", "."))),
+    ({"content": "Well", "refusal": None}, logprobs([token("Well", None)])),
+    ({"refusal": "No."}, logprobs(None, tokens("No", "."))),
+    ({"content": "é😀."}, logprobs(tokens("é", b"\xf0\x9f", b"\x98\x80", "."))),  # a character cut over tokens
+    ({"content": ""}, logprobs([], None)), ({"content": "a"}, None),
+    # Nothing in these could be a part of a text.
+    *(({"role": "assistant", "reasoning_content": "Hm"}, empty) for empty in (
+        None, [], [None], {"content": None}, {"content": [None], "refusal": []},
+    )),
+])  # fmt: skip
 def test_tokens_of_a_text_that_leaves_unchanged_leave_unchanged(
-    delta: dict[str, Any], given: Any
+    fields: dict[str, Any], given: Any
 ) -> None:
-    """The event keeps its bytes, also where a character is cut over tokens."""
-    data = stream_of(
-        [chunk({**choice(delta), "logprobs": given}), chunk(choice({}, "stop")), "[DONE]"],
-        named=False,
-    )
-    assert run_chain([Redact(PATTERNS)], [data], request=request(CHAT)).output == data
+    """The event keeps its bytes."""
+    data = answer((fields, given))
+    assert run_chain([REDACT], [data], request=request(CHAT)).output == data
 
 
 def test_each_choice_is_judged_by_itself() -> None:
     """One choice is changed and loses its tokens; the other keeps them."""
-    body = chat_body({"role": "assistant", "content": "fine"})
-    messages = [{"content": "fine"}, {"content": SECRET}, {"content": None, "tool_calls": [CALL]}]
-    body["choices"] = [
-        {
-            "index": index,
-            "message": {"role": "assistant", **message},
-            "logprobs": logprobs(OF_SECRET if index else tokens("fine")),
-            "finish_reason": "stop",
-        }
-        for index, message in enumerate(messages)
-    ]
-    left = json.loads(
-        run_json([Redact(PATTERNS)], json.dumps(body).encode(), request=request(CHAT))
-    )
+    body = chat_body({"content": "fine"}, {"content": SECRET}, {"tool_calls": [CALL]})
+    for each, given in zip(body["choices"], (tokens("fine"), OF_SECRET, OF_SECRET), strict=True):
+        each["logprobs"] = logprobs(given)
+    left = json.loads(run_json([REDACT], json.dumps(body).encode(), request=request(CHAT)))
     assert [bool(each["logprobs"]) for each in left["choices"]] == [True, False, False]
 
 
 @pytest.mark.parametrize("text", ["Well, fine.", f"it is {SECRET}"])
 def test_responses_have_tokens_in_events_and_parts(text: str) -> None:
     """Deltas, what is done, and the whole response, streamed and not."""
-    events = responses_stream(text_events([text]))
-    with_tokens = json.loads(json.dumps(events), object_hook=lambda value: _filled(value, text))
-    data = stream_of(with_tokens, named=True)
-    result = run_chain([Redact(PATTERNS)], [data], request=request(RESPONSES))
-    if SECRET not in text:
-        assert result.output == data
-    assert all(found in (tokens(text), []) for found in _all_logprobs(messages_of(result.output)))
-    assert any(_all_logprobs(messages_of(result.output))) == (SECRET not in text)
-    final = next(
-        message["response"] for message in with_tokens if message["type"] == "response.completed"
-    )
-    body = json.loads(
-        run_json([Redact(PATTERNS)], json.dumps(final).encode(), request=request(RESPONSES))
-    )
-    assert _all_logprobs(body) == ([tokens(text)] if SECRET not in text else [[]])
 
+    def filled(value: dict[str, Any]) -> dict[str, Any]:
+        if text in (value.get("delta"), value.get("text")):
+            value["logprobs"] = tokens(text)
+        return value
 
-@pytest.mark.parametrize(
-    "empty", [None, [], [None], {"content": None}, {"content": [None], "refusal": []}]
-)
-def test_logprobs_without_a_token_pass_byte_for_byte(empty: Any) -> None:
-    """There is nothing in them that could be a part of a text."""
-    chunk = {
-        "choices": [
-            {
-                "index": 0,
-                "delta": {"role": "assistant", "reasoning_content": "Hm"},
-                "logprobs": empty,
-            }
-        ]
-    }
-    data = b"data: " + json.dumps(chunk, indent=None).encode() + b"\n\n"
-    assert run_chain([Redact(PATTERNS)], [data], request=request(CHAT)).output == data
+    clean = SECRET not in text
+    messages = json.loads(json.dumps(responses_stream(text_events([text]))), object_hook=filled)
+    data = stream_of(messages, named=True)
+    output = run_chain([REDACT], [data], request=request(RESPONSES)).output
+    assert (output == data) is clean
+    found = all_logprobs(messages_of(output))
+    assert all(each in (tokens(text), []) for each in found)
+    assert any(found) is clean
+    body = json.dumps(messages[-1]["response"]).encode()
+    left = all_logprobs(json.loads(run_json([REDACT], body, request=request(RESPONSES))))
+    assert left == [tokens(text) if clean else []]
 
 
 def test_tokens_beside_an_unknown_text_are_compared_with_what_leaves() -> None:
     """A text that no reader knows is redacted with its event, and its tokens go with it."""
-    event = {
-        "type": "response.whisper.done",
-        "item_id": "i",
-        "output_index": 0,
-        "text": SECRET,
-        "logprobs": OF_SECRET,
-    }
-    data = stream_of([event], named=True)
-    result = run_chain(
-        [Redact(PATTERNS)],
-        [data.replace(b'"logprobs"', b'"logpr\\u006fbs"')],
-        request=request(RESPONSES),
-    )
-    assert _all_logprobs(messages_of(result.output)) == [[]]
+    where = {"item_id": "i", "output_index": 0}
+    event = {"type": "response.whisper.done", **where, "text": SECRET, "logprobs": OF_SECRET}
+    data = stream_of([event], named=True).replace(b'"logprobs"', b'"logpr\\u006fbs"')
+    result = run_chain([REDACT], [data], request=request(RESPONSES))
+    assert all_logprobs(messages_of(result.output)) == [[]]
 
 
-def _filled(value: dict[str, Any], text: str) -> dict[str, Any]:
-    if text in (value.get("delta"), value.get("text")):
-        value["logprobs"] = tokens(text)
-    return value
-
-
-def _all_logprobs(value: Any) -> list[Any]:
+def all_logprobs(value: Any) -> list[Any]:
     if isinstance(value, list):
-        return [found for inner in value for found in _all_logprobs(inner)]
+        return [found for inner in value for found in all_logprobs(inner)]
     if not isinstance(value, dict):
         return []
-    return [
-        *([value["logprobs"]] if "logprobs" in value else []),
-        *(_all_logprobs([v for k, v in value.items() if k != "logprobs"])),
-    ]
+    own = [value["logprobs"]] if "logprobs" in value else []
+    return [*own, *all_logprobs([inner for name, inner in value.items() if name != "logprobs"])]
