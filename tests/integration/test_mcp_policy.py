@@ -164,7 +164,8 @@ def responding(status: bytes, types: list[bytes], body: bytes) -> Any:
 
 
 JSON, STREAM = b"application/json", b"text/event-stream"
-HEADERS = [("Accept", "application/json, text/event-stream"), ("Content-Type", "application/json")]
+JSON_TYPE = ("Content-Type", "application/json")
+HEADERS = [("Accept", "application/json, text/event-stream"), JSON_TYPE]
 PLAIN = b'[{"jsonrpc":"2.0","id":1,"result":{}}]'
 
 
@@ -198,23 +199,37 @@ async def test_of_a_batch_only_what_is_denied_is_answered_here(
     assert [item["error"]["code"] for item in found if item["id"] == 2] == [-32602]
 
 
-async def test_who_is_denied_everything_never_reaches_the_server(serve_once: Serve) -> None:
-    """No connection is opened."""
-    call = b'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"shell"}}'
-    asked = [
-        ([], call, 200),
-        ([], b"[" + call + b"]", 200),
-        ([("Accept", "text/event-stream")], call, 200),
-        ([("Content-Encoding", "gzip")], b"\x1f\x8b", 415),
-        ([], call.replace(b'"method"', b'"method":"ping","method"'), 400),
-    ]
+CALL = b'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"%s"}}'
+UTF_7 = CALL % b"+AHMAaABlAGwAbA-"
+DENIED: dict[str, tuple[list[tuple[str, str]], bytes, int]] = {
+    "a call": ([JSON_TYPE], CALL % b"shell", 200),
+    "a batch": ([JSON_TYPE], b"[%s]" % CALL % b"shell", 200),
+    "a stream": ([JSON_TYPE, ("Accept", "text/event-stream")], CALL % b"shell", 200),
+    "compressed": ([JSON_TYPE, ("Content-Encoding", "gzip")], b"\x1f\x8b", 415),
+    "two methods": ([JSON_TYPE], (CALL % b"shell").replace(b'"method"', b'"method":"ping","method"'), 400),
+    "a charset": ([("Content-Type", "application/json; charset=utf-7")], UTF_7, 415),
+    "two types": ([JSON_TYPE, ("Content-Type", "text/plain")], UTF_7, 415),
+    "no type": ([], CALL % b"add", 415),
+}  # fmt: skip
+
+
+async def test_what_is_denied_never_reaches_the_server(serve_once: Serve) -> None:
+    """No connection is opened, neither over HTTP/1.1 nor over HTTP/2."""
     async with serve_once(responding(b"200 OK", [], b""), POLICY) as rig:
-        for headers, body, status in asked:
-            headers = [HEADERS[1], *headers]
-            answer = await rig.fetch("/mcp", method="POST", headers=headers, body=body)
-            assert (answer.status, answer.complete) == (status, True)
-            streamed = ("Accept", "text/event-stream") in headers
-            assert answer.body.startswith(b"event: message\ndata: {") is streamed
+        async with trio.open_nursery() as nursery:
+            stream = await trio.open_tcp_stream("127.0.0.1", rig.proxy.port)
+            connection = Http2Client(stream, nursery)
+            nursery.start_soon(connection.run)
+            for name, (headers, body, status) in DENIED.items():
+                answer = await rig.fetch("/mcp", method="POST", headers=headers, body=body)
+                assert (answer.status, answer.complete) == (status, True), name
+                assert answer.body.startswith(b"event: message\n") is (name == "a stream")
+                requester = Http2Requester(connection)
+                lowered = [(field.lower(), value) for field, value in headers]
+                await requester.send("POST", "/mcp", lowered, body)
+                assert (await requester.answer()).status == status, name
+            connection.close_connection()
+            nursery.cancel_scope.cancel()
         assert rig.upstream.accepted == 0
 
 
@@ -222,47 +237,16 @@ LIST = b'{"jsonrpc":"2.0","id":1,"error":null,"result":{"tools":[{"name":"add"},
 
 
 @pytest.mark.parametrize(("types", "status"), [
-    ([JSON], 200), ([STREAM], 200), ([b"Application/JSON-RPC; charset=utf-8"], 200), ([b"text/html", JSON], 502),
-    ([b"text/event-streams"], 200), ([b"text/plain; was=text/event-stream"], 200), ([JSON, STREAM], 502),
+    ([b"Application/JSON-RPC; charset=utf-8"], 200), ([b"text/plain; was=text/event-stream"], 200), ([JSON, STREAM], 502),
 ])  # fmt: skip
 async def test_what_official_clients_read_as_a_response_is_filtered(
     types: list[bytes], status: int, serve_once: Serve
 ) -> None:
     """They look for their media types in all of Content-Type."""
-    is_stream = any(b"event-stream" in item for item in types)
-    body = b"event: message\ndata: " + LIST + b"\n\n" if is_stream else LIST
-    asked = b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}'
+    body = b"data: " + LIST + b"\n\n" if b"event-stream" in types[0] else LIST
     async with serve_once(responding(b"200 OK", types, body), POLICY) as rig:
+        asked = b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}'
         answer = await rig.fetch("/mcp", method="POST", headers=HEADERS, body=asked)
     assert (answer.status, answer.complete) == (status, True)
     assert b"shell" not in answer.body
-    assert (b'"add"' in answer.body) == (status == 200)
-
-
-async def test_a_charset_hides_no_tool(serve_once: Serve) -> None:
-    """Over HTTP/1.1 and HTTP/2."""
-    utf_7 = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"+AHMAaABlAGwAbA-","arguments":{}}}'
-    add = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"add","arguments":{}}}'
-    refused = [
-        (["application/json; charset=utf-7"], utf_7),
-        (["application/json", "text/plain"], utf_7),
-        (["application/json", "application/json"], add),
-        ([], add),
-    ]
-    passing = ["application/json", "Application/JSON;charset=UTF-8"]
-    sent = [*((*each, 415) for each in refused), *(([each], add, 202) for each in passing)]
-    async with serve_once(responding(b"202 Accepted", [], b""), POLICY) as rig:
-        async with trio.open_nursery() as nursery:
-            stream = await trio.open_tcp_stream("127.0.0.1", rig.proxy.port)
-            connection = Http2Client(stream, nursery)
-            nursery.start_soon(connection.run)
-            for types, body, status in sent:
-                headers = [("content-type", value) for value in types]
-                answer = await rig.fetch("/mcp", method="POST", headers=headers, body=body)
-                requester = Http2Requester(connection)
-                await requester.send("POST", "/mcp", headers, body)
-                assert (answer.status, (await requester.answer()).status) == (status, status)
-            connection.close_connection()
-            nursery.cancel_scope.cancel()
-        received = [request.all("content-type") for request in rig.upstream.requests]
-        assert received == [[value.encode()] for value in passing for _ in range(2)]
+    assert (b'"add"' in answer.body) is (status == 200)

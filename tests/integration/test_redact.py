@@ -56,22 +56,6 @@ async def test_held_text_is_sent_as_soon_as_it_cannot_be_a_secret(serve_once: Se
         assert answer.body == left + chunk("", "stop") + DONE
 
 
-@pytest.mark.parametrize("path", [
-    "/v1/Chat/completions", "/V1/CHAT/COMPLETIONS/", "/v1//chat/%43ompletion%53", "/v1/chat/completion%C5%BF",
-])  # fmt: skip
-async def test_the_case_of_a_path_hides_no_answer(path: str, serve_once: Serve) -> None:
-    """On a route without `dialect` the path determines what an answer is, and Express and ASP.NET Core
-    ignore its case.
-    """
-    feed = Feed()
-    feed.send(chunk("The key is sk-Zq3") + chunk("xV81L") + DONE)
-    feed.end()
-    async with serve_once(feed.script, REDACT) as rig:
-        answer = await rig.fetch(path, method="POST", body=b"{}")
-        assert rig.upstream.requests[0].target.decode() == path
-        assert answer.body == leaves("The key is ") + leaves("[redacted]") + DONE
-
-
 def sending(answers: dict[bytes, tuple[bytes, bytes]]) -> Any:
     """A script with an answer for each path: lines of its head, and its body."""
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import re
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,62 +20,48 @@ from support.interceptors import Serve, interceptor, on_event, with_options
 from support.upstream import Peer
 
 from interceptors import Abort, Event, EventResult, Interceptor, Request, Response, ResponseHead
+from interceptors.api_keys import ApiKeys, ApiKeysOptions, hash_key
 from interceptors.audit import Audit, AuditOptions
 from interceptors.record import Record, RecordOptions
 from proxy.config import parse_config
 from proxy.errors import ConfigError
 
 SECRET = "s3cr3t"
+KEY = f"{SECRET}-key"
 CREDENTIALS = [
-    ("Authorization", f"Bearer {SECRET}-authorization"), ("X-Api-Key", f"{SECRET}-key"),
-    ("Cookie", f"session={SECRET}-cookie"), ("Proxy-Authorization", f"Basic {SECRET}-proxy"),
-    ("X-Custom-Token", f"{SECRET}-custom"),
+    ("Authorization", f"Bearer {KEY}"), ("X-Api-Key", KEY), ("Cookie", f"session={SECRET}-cookie"),
+    ("Proxy-Authorization", f"Basic {SECRET}-proxy"), ("X-Custom-Token", f"{SECRET}-custom"),
 ]  # fmt: skip
 TARGET = f"/v1/things?api_key={SECRET}-query"
 BODY = f'{{"password": "{SECRET}-body"}}'.encode()
 INJECTED = f'headers: {{set: {{x-upstream-key: "{SECRET}-injected"}}}}'
-SET_COOKIE = f"Set-Cookie: id={SECRET}-set".encode()
 
 
-# What the upstream does, each another way for an exchange to end. What an event holds is the
-# user's, and tapes hold it.
+def sending(data: bytes | None) -> Any:
+    """An upstream that sends this and hangs up, or with None waits."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await (peer.wait_closed() if data is None else peer.send(data))
+
+    return script
 
 
-async def streams(peer: Peer) -> None:
-    await peer.request()
-    await peer.start_stream(SET_COOKIE)
-    await peer.chunk(b"data: hello\n\n")
-    await peer.end()
-
-
-async def breaks(peer: Peer) -> None:
-    await peer.request()
-    await peer.start_stream(SET_COOKIE)
-    await peer.chunk(b"data: hello\n\n")
-
-
-async def breaks_its_framing(peer: Peer) -> None:
-    await breaks(peer)
-    await peer.send(SECRET.encode() + b"-chunk\r\n")
-
-
-async def answers_nonsense(peer: Peer) -> None:
-    await peer.request()
-    await peer.send(b"HTTP/1.1 200 OK\r\nX-Leak " + SECRET.encode() + b"\r\n\r\n")
-
-
-async def answers_another_protocol(peer: Peer) -> None:
-    await peer.request()
-    await peer.send(SECRET.encode() + b"\r\n")
-
-
-async def says_nothing(peer: Peer) -> None:
-    await peer.request()
-    await peer.wait_closed()
-
-
-async def hangs_up(peer: Peer) -> None:
-    await peer.request()
+# What an event holds is the user's, and tapes hold it.
+STREAM = (
+    f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
+    f"Set-Cookie: id={SECRET}-set\r\n\r\nd\r\ndata: hello\n\n\r\n"
+).encode()
+UPSTREAMS: dict[str, bytes | None] = {
+    "streams": STREAM + b"0\r\n\r\n",
+    "breaks": STREAM,
+    "breaks its framing": STREAM + SECRET.encode() + b"-chunk\r\n",
+    "answers nonsense": b"HTTP/1.1 200 OK\r\nX-Leak " + SECRET.encode() + b"\r\n\r\n",
+    "answers another protocol": SECRET.encode() + b"\r\n",
+    "says nothing": None,
+    "hangs up": b"",
+}
+streams = sending(UPSTREAMS["streams"])
 
 
 def edit(event: Event) -> EventResult:
@@ -84,42 +72,63 @@ def fail(event: Event) -> EventResult:
     raise ValueError("hush")  # the text of an author's exception is for the log
 
 
-@pytest.mark.parametrize(("script", "hook"), [
-    *((script, edit) for script in (
-        streams, breaks, breaks_its_framing, answers_nonsense, answers_another_protocol, says_nothing, hangs_up,
-    )),
-    *((script, None) for script in (streams, breaks_its_framing)), (streams, fail),
+async def refuse(request: Request) -> None:
+    raise ValueError(f"hush: {request!r} of {request.state!r}")
+
+
+OPTIONS = ApiKeysOptions(keys={"ann": hash_key(KEY)}, upstream=f"Bearer {SECRET}-swapped")
+KEYS = with_options(ApiKeys, OPTIONS)
+CHAINS: dict[str, list[type[Interceptor]]] = {
+    "none": [],
+    "editing": [KEYS, on_event(edit)],
+    "failing": [KEYS, on_event(fail)],
+    "failing early": [KEYS, interceptor(on_request=refuse)],
+}
+
+
+@pytest.mark.parametrize(("upstream", "chain"), [
+    *((upstream, "editing") for upstream in UPSTREAMS), *(("streams", chain) for chain in ("none", "failing", "failing early")),
+    ("breaks its framing", "none"),
 ])  # fmt: skip
 async def test_no_credential_comes_out(
-    script: Any, hook: Any, tmp_path: Path, serve_once: Serve
+    upstream: str,
+    chain: str,
+    tmp_path: Path,
+    serve_once: Serve,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Neither the client's headers, query and body nor the upstream's injected key and cookie,
-    however the exchange ends.
+    """Neither the client's headers, query and body nor the upstream's credential, injected key and
+    cookie, however the exchange ends.
 
     The upstream has got them, so that there was something to come out; the client gets that cookie
     in a head, and nothing else.
     """
-    given: list[type[Interceptor]] = []
-    if hook is not None:
-        record = RecordOptions(directory=str(tmp_path / "tapes"))
-        audit = AuditOptions(path=str(tmp_path / "audit.jsonl"))
-        given = [with_options(Record, record), with_options(Audit, audit), on_event(hook)]
+    caplog.set_level(0)
+    tapes = with_options(Record, RecordOptions(directory=str(tmp_path / "tapes")))
+    audit = with_options(Audit, AuditOptions(path=str(tmp_path / "audit.jsonl"), events="data"))
+    given = [tapes, audit, *CHAINS[chain]] if CHAINS[chain] else []
     settings = {"upstream": INJECTED, "route": "timeouts: {first_byte: 0.2}"}
-    async with serve_once(script, *given, **settings) as rig:
+    async with serve_once(sending(UPSTREAMS[upstream]), *given, **settings) as rig:
         answer = await rig.fetch(TARGET, method="POST", headers=CREDENTIALS, body=BODY)
         await rig.outcomes()
         assert b"hush" not in answer.body
-        (request,) = rig.upstream.requests
-        got = repr(request)
-        for kind in ("authorization", "key", "cookie", "custom", "query", "body", "injected"):
+        got = repr(rig.upstream.requests)
+        expected = ["cookie", "custom", "query", "body", "injected", "swapped" if given else "key"]
+        for kind in expected if chain != "failing early" else ():
             assert f"{SECRET}-{kind}" in got
         assert f"{SECRET}-proxy" not in got  # RFC 9110, section 11.7.1: it is for us
+        assert KEY not in got or not given
         head = [item for item in answer.headers if item[0] != b"set-cookie"]
         seen: dict[str, Any] = {"answer": answer.body, "head": head, "log": rig.log}
         for page in ("/metrics", "/status", "/healthz", "/readyz"):
             seen[page] = (await rig.fetch(page)).body
+    errors = [line["exc_info"] for line in rig.log if line.get("exc_info")]
+    seen["tracebacks"] = "".join("".join(traceback.format_exception(error)) for error in errors)
+    assert ("hush" in seen["tracebacks"]) is chain.startswith("failing")
+    seen |= {"output": capfd.readouterr(), "logging": caplog.text}
     files = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert ("audit.jsonl" in files) is (hook is not None)
+    assert ("audit.jsonl" in files) is bool(given)
     for place, what in (seen | files).items():
         assert SECRET not in repr(what), place
 
@@ -155,55 +164,43 @@ LINE_ENDS = [
 ]  # fmt: skip
 
 
-async def _plain(peer: Peer) -> None:
-    while True:
-        await peer.request()
-        await peer.send(
-            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: text/plain\r\n\r\nok"
-        )
+PLAIN = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: text/plain\r\n\r\nok"
+FORGERIES: dict[str, Callable[[Any, str], object]] = {
+    "request value": lambda request, value: request.headers.update({"x-a": value}),
+    "request name": lambda request, value: request.headers.update({"x-a" + value: "b"}),
+    "request path": lambda request, value: setattr(request, "path", "/a" + value),
+    "request query": lambda request, value: setattr(request, "query", b"a" + value.encode()),
+    "response value": lambda head, value: head.headers.update({"x-a": value}),
+    "response name": lambda head, value: head.headers.update({"x-a" + value: "b"}),
+    "answer": lambda _, value: Response(status=200, headers={"x-a": value}, body=b"ok"),
+}
 
 
-@pytest.mark.parametrize(
-    "where",
-    ["request value", "request name", "path", "query", "response value", "response name", "answer"],
-)
+@pytest.mark.parametrize("where", FORGERIES)
 async def test_an_interceptor_cannot_forge_a_line(where: str, serve_once: Serve) -> None:
     """A value with a line end, which an interceptor may have taken from anywhere, is an error and
     never a header, a request or its own response; the connection is of use afterwards.
     """
 
-    async def on_request(request: Request) -> Response | None:
-        if not request.query.isdigit():
-            return None
-        value = LINE_ENDS[int(request.query)]
-        if where == "request value":
-            request.headers["x-a"] = value
-        elif where == "request name":
-            request.headers["x-a" + value] = "b"
-        elif where == "path":
-            request.path = "/a" + value
-        elif where == "query":
-            request.query = b"a" + value.encode()
-        elif where == "answer":
-            return Response(status=200, headers={"x-a": value}, body=b"ok")
+    async def on_request(request: Request) -> Any:
+        request.state["value"] = int(request.query)
+        if not where.startswith("response") and request.query != b"9":
+            return FORGERIES[where](request, LINE_ENDS[int(request.query)])
         return None
 
     async def on_response(head: ResponseHead) -> None:
-        if head.request.query.isdigit():
-            value = LINE_ENDS[int(head.request.query)]
-            if where == "response value":
-                head.headers["x-a"] = value
-            elif where == "response name":
-                head.headers["x-a" + value] = "b"
+        value = head.request.state["value"]
+        if where.startswith("response") and value < 9:
+            FORGERIES[where](head, LINE_ENDS[value])
 
-    injects = interceptor(on_request=on_request, on_response=on_response)
-    async with serve_once(_plain, injects) as rig:
-        for query in [*map(str, range(len(LINE_ENDS))), "good"]:
+    injects = interceptor(on_request=on_request, on_response=on_response, sets_state=("value",))
+    async with serve_once(sending(PLAIN), injects) as rig:
+        for query in (*range(len(LINE_ENDS)), 9):
             answer = await rig.fetch(f"/x?{query}")
             assert answer.complete
             assert not answer.all("x-injected")
             # A path is written percent-encoded, and then there is no line end in it.
-            if query == "good" or where == "path":
+            if query == 9 or where == "request path":
                 assert (answer.status, answer.body) == (200, b"ok")
             else:
                 assert (answer.status, b"interceptor_failed" in answer.body) == (502, True)
@@ -218,15 +215,9 @@ async def test_an_upstreams_head_cannot_split_the_response(
 ) -> None:
     """What an upstream puts into a value is one header, or makes it a response that is refused."""
 
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(
-            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nLocation: /a%sX-Injected: yes\r\n\r\nok"
-            % line_end
-            + b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged"
-        )
-
-    async with serve_once(script) as rig:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nLocation: /a%sX-Injected: yes\r\n\r\nok"
+    forged = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged"
+    async with serve_once(sending(head % line_end + forged)) as rig:
         stream = await trio.open_tcp_stream("127.0.0.1", rig.proxy.port)
         await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
         received = b""
