@@ -4,21 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unit.interceptors.dialects.transcripts import (
-    block,
-    call_events,
-    delta,
-    message_end,
-    message_start,
-    messages_of,
-    responses_stream,
-    stream_of,
-    summary_events,
-    text_block,
-    text_events,
-    tool_block,
-    tool_delta,
-)
+from unit.interceptors.dialects import transcripts as llm
 
 Blocks = list[tuple[str, list[str]]]
 """An answer: of each text or call its kind and its deltas."""
@@ -37,33 +23,38 @@ def streamed(dialect: str, blocks: Blocks) -> bytes:
     if dialect == "chat":
         for index, (kind, pieces) in enumerate(blocks):
             if kind == "tool":
-                begin = tool_delta(index, "", f"call_{index}", "send")
-                made += [delta(**begin), *(delta(**tool_delta(index, piece)) for piece in pieces)]
+                begin = llm.tool_delta(index, "", f"call_{index}", "send")
+                made += [
+                    llm.delta(**begin),
+                    *(llm.delta(**llm.tool_delta(index, piece)) for piece in pieces),
+                ]
             else:
-                made += [delta(**{_FIELDS[kind]: piece}) for piece in pieces]
-        return stream_of([*made, delta("stop"), "[DONE]"], named=False)
+                made += [llm.delta(**{_FIELDS[kind]: piece}) for piece in pieces]
+        return llm.stream_of([*made, llm.delta("stop"), "[DONE]"], named=False)
     if dialect == "responses":
         for index, (kind, pieces) in enumerate(blocks):
             if kind == "text":
-                made.append(text_events(pieces, index, id=f"msg_{index}"))
+                made.append(llm.text_events(pieces, index, id=f"msg_{index}"))
+            elif kind == "thinking":
+                made.append(llm.summary_events(pieces, index))
             else:
-                made.append((summary_events if kind == "thinking" else call_events)(pieces, index))
-        return stream_of(responses_stream(*made), named=True)
+                made.append(llm.call_events(pieces, index))
+        return llm.stream_of(llm.responses_stream(*made), named=True)
     for index, (kind, pieces) in enumerate(blocks):
         if kind == "tool":
-            made += tool_block(index, *pieces)
+            made += llm.tool_block(index, *pieces)
         elif kind == "text":
-            made += text_block(index, *pieces)
+            made += llm.text_block(index, *pieces)
         else:
             deltas = [{"type": "thinking_delta", "thinking": piece} for piece in pieces]
-            made += block(index, {"type": "thinking", "thinking": "", "signature": ""}, *deltas)
-    return stream_of([message_start(), *made, *message_end()], named=True)
+            made += llm.block(index, {"type": "thinking", "thinking": "", "signature": ""}, *deltas)
+    return llm.stream_of([llm.message_start(), *made, *llm.message_end()], named=True)
 
 
 def said(stream: bytes, kind: str = "text") -> str:
     """The text of one kind that a client puts together."""
     text = ""
-    for message in messages_of(stream):
+    for message in llm.messages_of(stream):
         if not isinstance(message, dict):
             continue
         for item in message.get("choices", ()):

@@ -10,22 +10,8 @@ from itertools import combinations, pairwise
 import pytest
 from structlog.testing import capture_logs
 from unit.interceptors.answers import said, streamed
-from unit.interceptors.dialects.transcripts import (
-    ANTHROPIC,
-    CHAT,
-    PATHS,
-    RESPONSES,
-    anthropic_body,
-    chat_body,
-    delta,
-    message_item,
-    messages_of,
-    request,
-    response,
-    stream_of,
-    text_part,
-    tool_delta,
-)
+from unit.interceptors.dialects import transcripts as llm
+from unit.interceptors.dialects.transcripts import ANTHROPIC, CHAT, PATHS, RESPONSES, request
 
 from interceptors.guard import Guard
 from interceptors.testing import ChainResult, run_chain, run_json
@@ -40,7 +26,7 @@ def guarded(guard: Guard | str, texts: list[str], dialect: str = "chat") -> Chai
 
 def reason_of(dialect: str, stream: bytes) -> str | None:
     """Why the answer ended. Its last message must be the dialect's."""
-    *messages, last = messages_of(stream)
+    *messages, last = llm.messages_of(stream)
     if dialect == "chat":
         assert last == "[DONE]"
         return messages[-1]["choices"][0]["finish_reason"]
@@ -92,18 +78,18 @@ def test_an_answer_without_a_match_leaves_unchanged(dialect: str) -> None:
 
 
 BODIES = {
-    CHAT: chat_body(
+    CHAT: llm.chat_body(
         {"content": "fine"}, {"content": "An evil plan", "tool_calls": []}, {"content": "more evil"}
     ),
-    RESPONSES: response(
+    RESPONSES: llm.response(
         "completed",
         [
-            message_item(text_part("fine")),
-            message_item(text_part("An evil plan"), text_part("more")),
-            message_item(text_part("more")),
+            llm.message_item(llm.text_part("fine")),
+            llm.message_item(llm.text_part("An evil plan"), llm.text_part("more")),
+            llm.message_item(llm.text_part("more")),
         ],
     ),
-    ANTHROPIC: anthropic_body(
+    ANTHROPIC: llm.anthropic_body(
         *({"type": "text", "text": text} for text in ("fine", "An evil plan", "more"))
     ),
 }
@@ -161,11 +147,14 @@ def test_what_stands_around_a_match_counts_however_it_is_cut(
 
 def calling(*pieces: str, name: str = "read", rest: str | None = None) -> bytes:
     """A tool call whose arguments come in pieces, as may its name, and the end of the answer."""
-    deltas = [tool_delta(0, "", "call_0", name), *(tool_delta(0, piece) for piece in pieces)]
+    deltas = [
+        llm.tool_delta(0, "", "call_0", name),
+        *(llm.tool_delta(0, piece) for piece in pieces),
+    ]
     if rest is not None:
         deltas.insert(1, {"tool_calls": [{"index": 0, "function": {"name": rest}}]})
-    chunks = [*(delta(**fields) for fields in deltas), delta("tool_calls"), "[DONE]"]
-    return stream_of(chunks, named=False)
+    chunks = [*(llm.delta(**fields) for fields in deltas), llm.delta("tool_calls"), "[DONE]"]
+    return llm.stream_of(chunks, named=False)
 
 
 @pytest.mark.parametrize("plan", ["an evil plan", "an e\\u0076il plan"])
@@ -182,7 +171,7 @@ def test_the_name_of_a_tool_is_searched() -> None:
     """Streamed, in pieces, or not streamed."""
     function = {"name": "evil", "arguments": "{}"}
     called = {"id": "call_0", "type": "function", "function": function}
-    body = json.dumps(chat_body({"tool_calls": [called]}, finish_reason="tool_calls")).encode()
+    body = json.dumps(llm.chat_body({"tool_calls": [called]}, finish_reason="tool_calls")).encode()
     assert b"evil" not in run_json([Guard(["evil"])], body, request=request(CHAT))
     for stream in (calling("{}", name="evil"), calling("{}", name="ev", rest="il")):
         assert run_chain([Guard(["evil"])], [stream], request=request(CHAT)).ended
@@ -199,7 +188,7 @@ def test_kinds_say_which_texts_are_searched() -> None:
 
 
 @pytest.mark.parametrize(("path", "stream"), [
-    (CHAT, stream_of([delta(content="ev"), delta(content="il", index=1), "[DONE]"], named=False)),
+    (CHAT, llm.stream_of([llm.delta(content="ev"), llm.delta(content="il", index=1), "[DONE]"], named=False)),
     (ANTHROPIC, streamed("anthropic", [("text", ["ev"]), ("text", ["il"])])),
     ("/events", streamed("chat", [("text", ["evil"])])),  # no answer of a dialect
 ])  # fmt: skip

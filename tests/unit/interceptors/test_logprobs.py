@@ -8,19 +8,8 @@ import json
 from typing import Any
 
 import pytest
-from unit.interceptors.dialects.transcripts import (
-    CHAT,
-    RESPONSES,
-    chat_body,
-    choice,
-    chunk,
-    delta,
-    messages_of,
-    request,
-    responses_stream,
-    stream_of,
-    text_events,
-)
+from unit.interceptors.dialects import transcripts as llm
+from unit.interceptors.dialects.transcripts import CHAT, RESPONSES, request
 
 from interceptors.redact import Redact
 from interceptors.testing import run_chain, run_json
@@ -55,8 +44,8 @@ def logprobs(content: Any = None, refusal: Any = None) -> dict[str, Any]:
 
 def answer(*deltas: tuple[dict[str, Any], Any]) -> bytes:
     """A chat with these deltas, each with its `logprobs`."""
-    chunks = [chunk({**choice(fields), "logprobs": given}) for fields, given in deltas]
-    return stream_of([*chunks, delta("stop"), "[DONE]"], named=False)
+    chunks = [llm.chunk({**llm.choice(fields), "logprobs": given}) for fields, given in deltas]
+    return llm.stream_of([*chunks, llm.delta("stop"), "[DONE]"], named=False)
 
 
 HIDDEN: dict[str, list[tuple[dict[str, Any], Any]]] = {
@@ -81,7 +70,7 @@ def test_no_token_of_a_secret_leaves(deltas: list[tuple[dict[str, Any], Any]]) -
     assert result.failure is None
     assert b"sk-" not in result.output
     assert not any(str(each["bytes"])[1:-1] in result.output.decode() for each in OF_SECRET)
-    *left, _ = messages_of(result.output)
+    *left, _ = llm.messages_of(result.output)
     assert not any(message["choices"][0].get("logprobs") for message in left)
 
 
@@ -106,7 +95,7 @@ def test_tokens_of_a_text_that_leaves_unchanged_leave_unchanged(
 
 def test_each_choice_is_judged_by_itself() -> None:
     """One choice is changed and loses its tokens; the other keeps them."""
-    body = chat_body({"content": "fine"}, {"content": SECRET}, {"tool_calls": [CALL]})
+    body = llm.chat_body({"content": "fine"}, {"content": SECRET}, {"tool_calls": [CALL]})
     for each, given in zip(body["choices"], (tokens("fine"), OF_SECRET, OF_SECRET), strict=True):
         each["logprobs"] = logprobs(given)
     left = json.loads(run_json([REDACT], json.dumps(body).encode(), request=request(CHAT)))
@@ -123,11 +112,13 @@ def test_responses_have_tokens_in_events_and_parts(text: str) -> None:
         return value
 
     clean = SECRET not in text
-    messages = json.loads(json.dumps(responses_stream(text_events([text]))), object_hook=filled)
-    data = stream_of(messages, named=True)
+    messages = json.loads(
+        json.dumps(llm.responses_stream(llm.text_events([text]))), object_hook=filled
+    )
+    data = llm.stream_of(messages, named=True)
     output = run_chain([REDACT], [data], request=request(RESPONSES)).output
     assert (output == data) is clean
-    found = all_logprobs(messages_of(output))
+    found = all_logprobs(llm.messages_of(output))
     assert all(each in (tokens(text), []) for each in found)
     assert any(found) is clean
     body = json.dumps(messages[-1]["response"]).encode()
@@ -139,9 +130,9 @@ def test_tokens_beside_an_unknown_text_are_compared_with_what_leaves() -> None:
     """A text that no reader knows is redacted with its event, and its tokens go with it."""
     where = {"item_id": "i", "output_index": 0}
     event = {"type": "response.whisper.done", **where, "text": SECRET, "logprobs": OF_SECRET}
-    data = stream_of([event], named=True).replace(b'"logprobs"', b'"logpr\\u006fbs"')
+    data = llm.stream_of([event], named=True).replace(b'"logprobs"', b'"logpr\\u006fbs"')
     result = run_chain([REDACT], [data], request=request(RESPONSES))
-    assert all_logprobs(messages_of(result.output)) == [[]]
+    assert all_logprobs(llm.messages_of(result.output)) == [[]]
 
 
 def all_logprobs(value: Any) -> list[Any]:
