@@ -102,15 +102,6 @@ async def test_lines_leave_while_the_process_serves_and_together() -> None:
             assert disk.batches == batch
 
 
-async def test_lines_that_fill_half_the_queue_are_written_at_once(mock_clock: Any) -> None:
-    """The time in which lines gather does not pass here."""
-    disk = Disk()
-    writer = LineWriter(disk, max_held_bytes=40)
-    async with writer.opened():
-        assert writer.put(b"x" * 21)
-        await disk.wait_entered()
-
-
 async def test_a_slow_disk_drops_lines_counts_them_where_they_were_and_logs_once() -> None:
     """While the disk stands still hooks continue."""
     disk = Disk()
@@ -165,7 +156,10 @@ async def test_a_full_disk_fails_no_exchange_and_the_loss_is_logged() -> None:
 
 
 async def test_leaving_does_not_wait_for_ever_for_a_disk_that_hangs(mock_clock: Any) -> None:
-    """At its deadline, leaving gives up the hanging write, and the log counts what may be lost."""
+    """At its deadline, leaving gives up the hanging write, and the log counts what may be lost.
+
+    The time in which lines gather does not pass here: what fills half the queue is written at once.
+    """
     disk = Disk()
     disk.gate.clear()
     writer = LineWriter(disk, max_held_bytes=600)

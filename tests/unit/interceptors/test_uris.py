@@ -12,57 +12,36 @@ from hypothesis import strategies as st
 
 from interceptors.toolkit.uris import MAX_URI, spellings, trim
 
-SAME: dict[str, tuple[str, str]] = {
-    "as it is": ("file:///etc/passwd", "file:///etc/passwd"),
-    "scheme and host in capitals": ("HTTPS://Example.COM/A", "https://example.com/A"),
-    "dot segments": ("file:///public/../etc/./passwd", "file:///etc/passwd"),
-    "dot segments above the root": ("file:///../../etc/passwd", "file:///etc/passwd"),
-    "encoded dot segments": ("file:///public/%2e%2E/etc/passwd", "file:///etc/passwd"),
-    "encoded slashes": ("file:///public%2F..%2fetc/passwd", "file:///etc/passwd"),
-    "encoded twice": ("file:///public/%252e%252e/etc/passwd", "file:///etc/passwd"),
-    "encoded letters": ("file:///%65tc/p%61sswd", "file:///etc/passwd"),
-    "an encoded colon": ("file%3A///etc/passwd", "file:///etc/passwd"),
-    "an encoded question mark": ("file:///x%3f/a", "file:///x?/a"),
-    "backslashes": ("file:\\\\\\public\\..\\etc\\passwd", "file:///etc/passwd"),
-    "runs of slashes": ("file:////etc//passwd", "file:///etc/passwd"),
-    "a file without authority": ("file:/etc/passwd", "file:///etc/passwd"),
-    "a file without slashes": ("file:etc/passwd", "file:///etc/passwd"),
-    "a file on localhost": ("file://LOCALHOST/etc/passwd", "file:///etc/passwd"),
-    "white space that parsers take away": (" fi\tle:///etc/\npasswd\x00", "file:///etc/passwd"),
-    "user information": ("https://good.example@internal/x", "https://internal/x"),
-    "a port that is the default": ("https://internal:443/x", "https://internal/x"),
-    "an empty port": ("https://internal:/x", "https://internal/x"),
-    "a default port with zeros": ("http://internal:0080/a", "http://internal/a"),
-    "a port with zeros": ("http://internal:08080/a", "http://internal:8080/a"),
-    "a dot after the host": ("https://internal./x", "https://internal/x"),
-    "another port stays": ("https://internal:8443/x", "https://internal:8443/x"),
-    "a web host without slashes": ("http:internal/a", "http://internal/a"),
-    "a web host after three slashes": ("http:///internal/a", "http://internal/a"),
-    "a web host after backslashes": ("HTTP:\\internal\\a", "http://internal/a"),
-    "a query stays": ("db://t/../u?id=1#f", "db://t/u?id=1#f"),
-    "a template": ("file:///a/../{path}", "file:///{path}"),
-    "a path that is relative": ("note:a/../b", "note:b"),
-    "a closing slash stays": ("file:///a/b/../", "file:///a/"),
-    "no URI at all": ("just text", "just text"),
-}
+SAME: dict[str, list[str]] = {  # what is understood: how it is spelt
+    "file:///etc/passwd": [
+        "file:///etc/passwd", "file:///public/../etc/./passwd", "file:///../../etc/passwd", "file:///public/%2e%2E/etc/passwd",
+        "file:///public%2F..%2fetc/passwd", "file:///public/%252e%252e/etc/passwd", "file:///%65tc/p%61sswd",
+        "file%3A///etc/passwd", "file:\\\\\\public\\..\\etc\\passwd", "file:////etc//passwd", "file:/etc/passwd", "file:etc/passwd",
+        "file://LOCALHOST/etc/passwd", " fi\tle:///etc/\npasswd\x00",
+    ],
+    "https://internal/x": [
+        "HTTPS://Internal/x", "https://good.example@internal/x", "https://internal:443/x", "https://internal:/x",
+        "https://internal./x", "https://internal:0443/x", "https:internal/x", "https:/internal/x", "https:///internal/x",
+        "HTTPS:\\internal\\x",
+    ],
+    "https://internal:8443/x": ["https://internal:8443/x", "https://internal:08443/x"],
+    "http://internal/X": ["http://internal:080/X"],
+    "file:///x?/a": ["file:///x%3f/a"],
+    "db://t/u?id=1#f": ["db://t/../u?id=1#f"],
+    "file:///{path}": ["file:///a/../{path}"],
+    "note:b": ["note:a/../b"],
+    "file:///a/": ["file:///a/b/../"],
+    "just text": ["just text"],
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("uri", "understood"), SAME.values(), ids=SAME)
-def test_what_a_server_may_understand_is_among_the_spellings(uri: str, understood: str) -> None:
+@pytest.mark.parametrize("understood", SAME)
+def test_what_a_server_may_understand_is_among_the_spellings(understood: str) -> None:
     """First the URI unchanged, last as it is understood when nothing is encoded any more."""
-    found = spellings(uri).same
-    assert (found[0], found[-1]) == (uri, understood)
-    assert len(set(found)) == len(found)
-
-
-@given(st.text(alphabet="ab:/\\.%25eE?#@\t 4", max_size=30))
-def test_the_last_spelling_is_understood_as_itself(uri: str) -> None:
-    """Any text has spellings, or is an error."""
-    with suppress(ValueError):
-        last = spellings(uri).same[-1]
-        if not set("%?#") & set(last) and last.isprintable():
-            again = spellings(last).same[-1]
-            assert spellings(again).same[-1] == again
+    for uri in SAME[understood]:
+        found = spellings(uri).same
+        assert (found[0], found[-1]) == (uri, understood)
+        assert len(set(found)) == len(found)
 
 
 @pytest.mark.parametrize(("uri", "message"), [
