@@ -74,6 +74,12 @@ def test_no_token_of_a_secret_leaves(deltas: list[tuple[dict[str, Any], Any]]) -
     assert not any(message["choices"][0].get("logprobs") for message in left)
 
 
+def test_no_token_of_a_secret_leaves_in_what_only_a_lax_reader_takes() -> None:
+    data = answer(({"content": "fine"}, logprobs(None, OF_SECRET)))
+    data = data.replace(b'"id": "', b'"id": "\t', 1)
+    assert HALVES[0].encode() not in run_chain([REDACT], [data], request=request(CHAT)).output
+
+
 @pytest.mark.parametrize(("fields", "given"), [
     ({"content": "Well, fine."}, logprobs(tokens("Well", ", fine", "."))),
     ({"content": "Well", "refusal": None}, logprobs([token("Well", None)])),

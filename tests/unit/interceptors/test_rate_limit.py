@@ -226,26 +226,6 @@ async def test_the_fullest_bucket_makes_room(autojump_clock: MockClock) -> None:
     assert [await store.take("another", 1.0, 5) for _ in range(5)] == [0.0] * 4 + [1.0]
 
 
-async def test_many_addresses_do_not_reset_the_bucket_of_a_client(
-    autojump_clock: MockClock,
-) -> None:
-    """They neither grow the store nor bring back what a drained client, of theirs or not, has
-    spent.
-    """
-    store = MemoryStore(max_clients=100)
-    for _ in range(5):
-        await store.take("drained", 1.0, 5)
-    came_in = 0
-    for number in range(3000):
-        came_in += await store.take(f"address {number}", 1.0, 5) == 0.0
-    assert len(store) == 100
-    assert came_in >= 100
-    assert await store.take("drained", 1.0, 5) == 1.0
-    await trio.sleep(5)
-    assert await store.take("a late newcomer", 1.0, 5) == 0.0
-    assert len(store) == 1
-
-
 def test_a_store_without_room_is_refused() -> None:
     with pytest.raises(ValueError, match="max_clients: expected 1 or more"):
         MemoryStore(0)

@@ -42,6 +42,7 @@ JSON_CASES: dict[str, tuple[str, str, str]] = {
     "a number": ("4111[0-9]{4}", '{"card":41110000}', '{"card":"[redacted]"}'),
     "a negative number": ("-42", "[-42]", '["[redacted]"]'),
     "part of a number": ("4111", '{"card":41110000}', '{"card":"[redacted]0000"}'),
+    "the end of a long number": ("4111", f'{{"card":{"1" * 40}24111}}', f'{{"card":"{"1" * 40}2[redacted]"}}'),
     "a number with exponent": (r"1\.5e3", "[1.5e3]", '["[redacted]"]'),
     "spaces before the JSON": ("secret", ' \t{"a":"\\u0073ecret"}', ' \t{"a":"[redacted]"}'),
     "JSON over data lines": ("secret", '{"a":\n"\\u0073ecret"}', '{"a":\n"[redacted]"}'),

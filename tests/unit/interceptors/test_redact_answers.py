@@ -125,6 +125,11 @@ def test_only_events_whose_text_waited_change() -> None:
     assert [item for item in result.output.split(b"\n\n") if item in blocks] == kept
 
 
+def test_a_match_in_one_delta_only_is_not_redacted() -> None:
+    stream = streamed("chat", [("text", ["cl", "ass", "ical", " ass"])])
+    assert said(run([r"\bass\b", "^ass"], stream, CHAT, "#")) == "classical #"
+
+
 def test_all_other_strings_of_an_event_are_redacted_as_in_any() -> None:
     """Names, ids and unknown fields, in events with text and without."""
     messages = [
@@ -288,6 +293,7 @@ ARGUMENTS: dict[str, tuple[list[str], str, str]] = {
     "syntax alone": ([r"\},\{"], '[{},{}]', '[{},{}]'),
     "syntax and a number": ([r":[0-9]+\}"], '{"a":1}', '{"a":"#"}'),
     "spaces stay": (["sk-.*"], '{ "k" : "sk-Zq" ,"a":[ ] }', '{ "k" : "#" ,"a":[ ] }'),
+    "a line end in a string": (["sk-.*"], '{"k":"a\nsk-Zq","n":1}', '{"k":"a\\n#","n":1}'),
     "no JSON": (["sk-.*"], "send sk-Zq now", "send #"),
     "JSON that is cut off": (["sk-[A-Za-z]+"], r'{"k":"\u0073k-Zq', '{"k":"#'),
     "a string, then over several": (["ann", OVER], '{"user":"ann","password":"hunter2"}', '{"user":"#","password":"hunter2"}'),
