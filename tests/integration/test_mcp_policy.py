@@ -215,7 +215,7 @@ DENIED: dict[str, tuple[list[tuple[str, str]], bytes, int]] = {
 
 async def test_what_is_denied_never_reaches_the_server(serve_once: Serve) -> None:
     """No connection is opened, neither over HTTP/1.1 nor over HTTP/2."""
-    async with serve_once(responding(b"200 OK", [], b""), POLICY) as rig:
+    async with serve_once(responding(b"200 OK", [], b""), POLICY, route="dialect: mcp") as rig:
         async with trio.open_nursery() as nursery:
             stream = await trio.open_tcp_stream("127.0.0.1", rig.proxy.port)
             connection = Http2Client(stream, nursery)
@@ -244,7 +244,7 @@ async def test_what_official_clients_read_as_a_response_is_filtered(
 ) -> None:
     """They look for their media types in all of Content-Type."""
     body = b"data: " + LIST + b"\n\n" if b"event-stream" in types[0] else LIST
-    async with serve_once(responding(b"200 OK", types, body), POLICY) as rig:
+    async with serve_once(responding(b"200 OK", types, body), POLICY, route="dialect: mcp") as rig:
         asked = b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}'
         answer = await rig.fetch("/mcp", method="POST", headers=HEADERS, body=asked)
     assert (answer.status, answer.complete) == (status, True)
