@@ -107,6 +107,7 @@ def test_a_limit_that_would_count_by_key_and_cannot_is_a_warning(check: Check) -
     ]
     assert checked.config is not None
     assert lines(check("limit", LIMIT % "auto")) == []
+    assert lines(check("names, limit, keys", own("Names"), LIMIT % "auto", KEYS)) == []
 
 
 def test_an_authors_interceptors_declare_what_they_need_and_give(check: Check) -> None:

@@ -157,3 +157,4 @@ async def test_an_exchange_without_a_lifespan_is_forgotten_too() -> None:
     generations = Generations(configured("1"))
     generations.leave(open_exchange(generations))
     assert not generations.current.live
+    assert not generations.current.over.is_set()

@@ -4,7 +4,7 @@ without an end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -15,12 +15,26 @@ from interceptors import Event, Request, StreamContext, StreamOver
 from interceptors.dialects.mcp_hooks import McpInterceptor
 from interceptors.dialects.mcp_sessions import EMIT_S, McpSessions
 from proxy.worker import siblings
-from proxy.worker.siblings import Siblings, open_mailboxes
+from proxy.worker.siblings import Mailbox, Siblings, open_mailboxes
 
 
-async def test_so_many_questions_are_open_at_a_time(autojump_clock: trio.testing.MockClock) -> None:
+@pytest.fixture
+def mailboxes() -> Iterator[list[Mailbox]]:
+    made = open_mailboxes(2)
+    yield made
+    for sock in [sock for pair in made for sock in pair]:
+        sock.close()
+
+
+async def never(event: Event) -> None:
+    """A client that takes nothing."""
+    await trio.sleep_forever()
+
+
+async def test_so_many_questions_are_open_at_a_time(
+    mailboxes: list[Mailbox], autojump_clock: trio.testing.MockClock
+) -> None:
     """Another one is answered at once."""
-    mailboxes = open_mailboxes(2)
     asking = Siblings(mailboxes, 0, McpSessions())
     took: list[float] = []
 
@@ -34,9 +48,6 @@ async def test_so_many_questions_are_open_at_a_time(autojump_clock: trio.testing
             nursery.start_soon(ask)
     assert sum(seconds == 0 for seconds in took) == 5
     assert max(took) == pytest.approx(1)
-    for pair in mailboxes:
-        for sock in pair:
-            sock.close()
 
 
 @pytest.mark.parametrize(
@@ -72,12 +83,8 @@ async def test_a_client_that_takes_nothing_does_not_hold_who_emits(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """`LiveSession.emit` owns the one deadline, for callers in this process and in others."""
-
-    async def emit(event: Event) -> None:
-        await trio.sleep_forever()
-
     sessions = McpSessions()
-    live = sessions.of("up").open(b"/m?1", StreamContext(Request(), emit), object())
+    live = sessions.of("up").open(b"/m?1", StreamContext(Request(), never), object())
     began = trio.current_time()
     with pytest.raises(StreamOver):
         await live.emit(["{}"])
@@ -85,15 +92,12 @@ async def test_a_client_that_takes_nothing_does_not_hold_who_emits(
     assert not await sessions.deliver("up", b"/m?1", ["{}"])
 
 
-async def test_what_waits_for_a_client_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
+async def test_what_waits_for_a_client_is_bounded(
+    mailboxes: list[Mailbox], autojump_clock: trio.testing.MockClock
+) -> None:
     """By number and by size, for callers in this process and in others."""
-
-    async def emit(event: Event) -> None:
-        await trio.sleep_forever()
-
     sessions = McpSessions()
-    live = sessions.of("up").open(b"/m?1", StreamContext(Request(), emit), object())
-    mailboxes = open_mailboxes(2)
+    live = sessions.of("up").open(b"/m?1", StreamContext(Request(), never), object())
     asking, having = Siblings(mailboxes, 0, McpSessions()), Siblings(mailboxes, 1, sessions)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(asking.run)
@@ -111,9 +115,6 @@ async def test_what_waits_for_a_client_is_bounded(autojump_clock: trio.testing.M
     with pytest.raises(StreamOver):
         await live.emit(["x" * 262_145])
     assert live.has_room(["x" * 262_144])
-    for pair in mailboxes:
-        for sock in pair:
-            sock.close()
 
 
 class Strict(McpInterceptor):
@@ -125,10 +126,7 @@ class Strict(McpInterceptor):
     [
         (b'{"jsonrpc":"2.0","id":1,"method":"ping","id":2}', None),
         (b'{"jsonrpc":"2.0","id":1,"method":"ping","ID":2}', None),
-        (
-            b'[{"jsonrpc":"2.0","id":1,"method":"ping"},{"jsonrpc":"2.0","id":1,"method":"ping"}]',
-            None,
-        ),
+        (b'[{"jsonrpc":"2.0","id":1,"method":"a"},{"jsonrpc":"2.0","id":1,"method":"b"}]', None),
         (b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{},"params":{}}', 1),
     ],
 )
