@@ -397,20 +397,22 @@ reverse_proxy:
     - {path: v1, upstream: lmm, interceptors: [redcat], dialect: OpenAI, timeouts: {idel: 3, connect: 30s}}
     - {path: /x, upstream: two, retry: {max_attempts: 0}}
     - {path: "/a b", upstream: "${NOPE_B}"}
+    - {path: /y, upstream: llm, dialect: openai, interceptors: [limit, keys]}
   timeouts: {connect: -1}
 interceptors:
   - {name: redact, use: redact, options: {patterns: ["(", "["], windw: 3}}
   - {name: gone, use: "no.such:Thing"}
   - {name: away, use: "./nofile.py:X"}
   - {name: keys, use: api_keys, options: {keys: {ann: x, bob: y}, upstream: "${NOPE_C}"}}
+  - {name: limit, use: rate_limit, options: {requests_per_minute: 1, by: client_key, bursts: 3}}
 log: {levle: info}
 admin: {port: 99999}
 """
 
 
 def test_every_mistake_of_every_kind_is_reported_at_once(tmp_path: Path) -> None:
-    """Names, types, ranges, variables, references, files and interceptors, in the order of the
-    file, each at its place.
+    """Names, types, ranges, variables, references, files, interceptors and what they need from each
+    other, in the order of the file, each at its place.
     """
     (tmp_path / "weirpool.yaml").write_text(MISTAKES)
     checked = check_config(tmp_path / "weirpool.yaml")
@@ -435,13 +437,15 @@ def test_every_mistake_of_every_kind_is_reported_at_once(tmp_path: Path) -> None
         ],
         16: [f"{proxy}.routes[1].retry.max_attempts"],
         17: [f"{proxy}.routes[2].path", f"{proxy}.routes[2].upstream"],
-        18: [f"{proxy}.timeouts.connect"],
-        20: [f"{own[0]}.options.{name}" for name in ("patterns[0]", "patterns[1]", "windw")],
-        21: [f"{own[1]}.use"],
-        22: [f"{own[2]}.use"],
-        23: [f"{own[3]}.options.{name}" for name in ("keys.ann", "keys.bob", "upstream")],
-        24: ["log.levle"],
-        25: ["admin.port"],
+        18: [f"{proxy}.routes[3].interceptors[0]"],
+        19: [f"{proxy}.timeouts.connect"],
+        21: [f"{own[0]}.options.{name}" for name in ("patterns[0]", "patterns[1]", "windw")],
+        22: [f"{own[1]}.use"],
+        23: [f"{own[2]}.use"],
+        24: [f"{own[3]}.options.{name}" for name in ("keys.ann", "keys.bob", "upstream")],
+        25: ["interceptors[4].options.bursts"],
+        26: ["log.levle"],
+        27: ["admin.port"],
     }
     lines = [problem.line or 0 for problem in checked.problems]
     assert lines == sorted(lines)
@@ -495,35 +499,6 @@ def test_what_only_looks_like_a_number_or_a_date_is_checked_as_text(value: str) 
     )
     assert first.startswith("drain.timeout: must be a number of seconds")
     assert second.startswith("log.level: ")
-
-
-def test_mistakes_between_interceptors_are_reported_beside_all_others(tmp_path: Path) -> None:
-    """Also about interceptors that have a wrong option themselves; warnings, too."""
-    (tmp_path / "weirpool.yaml").write_text(
-        """
-reverse_proxy:
-  upstreams:
-    - {name: llm, endpoints: ["http://h"]}
-    - {name: unused, endpoints: ["http://h"]}
-  routes:
-    - {path: /, upstream: llm, dialect: openai, interceptors: [limit, keys]}
-interceptors:
-  - {name: limit, use: rate_limit, options: {requests_per_minute: 1, by: client_key, bursts: 3}}
-  - {name: keys, use: api_keys, options: {keys: {ann: x}}}
-drain: {timeout: soon}
-"""
-    )
-    found = [
-        (problem.severity, problem.line, problem.path)
-        for problem in check_config(tmp_path / "weirpool.yaml").problems
-    ]
-    assert found == [
-        ("warning", 5, "reverse_proxy.upstreams[1]"),
-        ("error", 7, "reverse_proxy.routes[0].interceptors[0]"),
-        ("error", 9, "interceptors[0].options.bursts"),
-        ("error", 10, "interceptors[1].options.keys.ann"),
-        ("error", 11, "drain.timeout"),
-    ]
 
 
 def test_a_ca_file_is_relative_to_the_configuration(tmp_path: Path) -> None:
