@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import socket
 import subprocess
@@ -24,9 +25,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from support.process import ROOT, WEIRPOOL
+from support.process import ROOT, WEIRPOOL, free_port
 
 from interceptors.api_keys import hash_key
+from proxy.commands.bench.processes import cpu_seconds, resident_kb
 
 KEY = "a-key-of-a-client"
 FILES = 64
@@ -52,6 +54,9 @@ from interceptors import Interceptor
 class Body(Interceptor):
     wants_body = True
 """
+
+
+POST = "POST %s HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
 
 
 class Upstream:
@@ -90,26 +95,19 @@ class Server:
     """`weirpool serve`, with what it uses."""
 
     def __init__(self, directory: Path, upstream: Upstream, host: str, files: int | None) -> None:
-        (directory / "weirpool.yaml").write_text(
-            CONFIG.replace("HOST", host).replace("PORT", str(upstream.port))
-        )
+        file = directory / "weirpool.yaml"
+        file.write_text(CONFIG.replace("HOST", host).replace("PORT", str(upstream.port)))
         (directory / "body.py").write_text(BODY)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self.log = directory / "log"
-        limit = (
-            (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))) if files else None
-        )
+
+        def limit() -> None:
+            if files:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [
-                    *WEIRPOOL,
-                    "serve",
-                    "--config",
-                    str(directory / "weirpool.yaml"),
-                    "--bind",
-                    f"127.0.0.1:{self.port}",
-                ],
+                [*WEIRPOOL, "serve", "--config", str(file), "--bind", f"127.0.0.1:{self.port}"],
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 preexec_fn=limit,
@@ -128,14 +126,12 @@ class Server:
     def watch(self) -> None:
         with suppress(OSError):
             while not self.watching.wait(0.02):
-                self.most_files = max(
-                    self.most_files, len(os.listdir(f"/proc/{self.process.pid}/fd"))
-                )
+                files = len(os.listdir(f"/proc/{self.process.pid}/fd"))
+                self.most_files = max(self.most_files, files)
                 self.most_memory = max(self.most_memory, self.memory() - self.idle_memory)
 
     def memory(self) -> int:
-        with Path(f"/proc/{self.process.pid}/statm").open() as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
+        return resident_kb([self.process.pid]) * 1024
 
     def connect(self) -> socket.socket:
         client = socket.create_connection(("127.0.0.1", self.port), timeout=20)
@@ -179,16 +175,9 @@ def status_of(client: socket.socket) -> str:
     except OSError as error:
         return type(error).__name__
     head, _, body = data.partition(b"\r\n\r\n")
-    length = next(
-        (
-            int(line.split(b":")[1])
-            for line in head.split(b"\r\n")
-            if line.lower().startswith(b"content-length:")
-        ),
-        0,
-    )
+    (length,) = re.findall(rb"(?i)content-length: *(\d+)", head) or [0]
     with suppress(OSError):
-        while len(body) < length and (piece := client.recv(65536)):
+        while len(body) < int(length) and (piece := client.recv(65536)):
             body += piece
     return head.split(b" ")[1].decode()
 
@@ -253,13 +242,9 @@ def bodies(path: str, key: bool, most: int, wanted: set[str]) -> tuple[dict[str,
         def client() -> None:
             with server.connect() as sock:
                 sock.settimeout(4)
-                head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 16000000\r\nContent-Type: application/json\r\n"
+                authorization = f"Authorization: Bearer {KEY}\r\n" if key else ""
                 try:
-                    sock.sendall(
-                        (
-                            head + (f"Authorization: Bearer {KEY}\r\n" if key else "") + "\r\n"
-                        ).encode()
-                    )
+                    sock.sendall((POST % (path, 16_000_000) + authorization + "\r\n").encode())
                     for _ in range(15_000_000 // len(piece)):
                         sock.sendall(piece)
                 except OSError:
@@ -282,26 +267,18 @@ def numbers(size: int, wanted: str, most: int) -> tuple[dict[str, object], bool]
     """A batch of numbers, which are not messages."""
     with serving() as server, server.connect() as client:
         body = b"[" + b"0," * ((size - 3) // 2) + b"0]"
-        head = (
-            b"POST /policy HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-            % len(body)
-        )
-        before = _cpu(server.process.pid)
+        head = (POST % ("/policy", len(body)) + "\r\n").encode()
+        before = cpu_seconds([server.process.pid])
         with suppress(OSError):
             client.sendall(head + body)
         status = status_of(client)
-        spent = _cpu(server.process.pid) - before
+        spent = cpu_seconds([server.process.pid]) - before
         said = {
             "status": status,
             "CPU ms": round(spent * 1000),
             "memory MiB": round(server.most_memory / MIB, 1),
         }
         return said, status == wanted and server.most_memory <= most
-
-
-def _cpu(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 CASES: dict[str, Callable[[], tuple[dict[str, object], bool]]] = {

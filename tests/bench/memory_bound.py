@@ -36,8 +36,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from support.certificates import Certificates  # noqa: E402
 from support.client import fetch, open_client  # noqa: E402
 from support.http2_client import Http2Client  # noqa: E402
-from support.process import WEIRPOOL, Process, running  # noqa: E402
+from support.process import WEIRPOOL, Process, port_in, running  # noqa: E402
 from support.upstream import Peer, open_upstream  # noqa: E402
+
+from proxy.commands.bench.processes import resident_kb  # noqa: E402
 
 HTTP_RESPONSE = 16384
 PIECE = 65536
@@ -49,7 +51,6 @@ STREAM = {"plain": 64 * 1024, "tls": 192 * 1024, "http2": 256 * 1024, "http2-unr
 """What a stream costs besides what it holds of bodies, by its client's connection."""
 UPSTREAM_TLS = 64 * 1024
 """More, where the upstream's connection has TLS."""
-PAGE = 4096
 
 TOUCH = """
 from interceptors import Interceptor, StreamInterceptor
@@ -211,15 +212,11 @@ SCENARIOS = [
 ]
 
 
-def resident(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
-
-
 async def settled(pid: int) -> int:
     """The resident memory, when it has not grown for a second."""
     most, since = 0, trio.current_time()
     while trio.current_time() < since + 1:
-        now = resident(pid)
+        now = resident_kb([pid]) * 1024
         if now > most + 256 * 1024:
             most, since = now, trio.current_time()
         await trio.sleep(0.05)
@@ -252,19 +249,15 @@ drain: {{timeout: 0}}
         )
         command = [*WEIRPOOL, "serve", "--config", str(file), "--bind", "127.0.0.1:0"]
         if limits.clients != "plain":
-            command += [
-                "--certfile",
-                limits.certificates.files[0],
-                "--keyfile",
-                limits.certificates.files[1],
-            ]
+            certificate, key = limits.certificates.files
+            command += ["--certfile", certificate, "--keyfile", key]
         async with running(command) as process:
             return await load(process, scenario, limits)
 
 
 async def load(process: Process, scenario: Scenario, limits: Limits) -> tuple[int, int]:
     (started,) = await process.event("started")
-    pid, port = int(str(started["pid"])), int(str(started["bind"][0]).rsplit(":", 1)[1])  # type: ignore[index]
+    pid, port = int(str(started["pid"])), port_in(started)
     context = limits.certificates.client() if limits.clients != "plain" else None
     await fetch(port, "/metrics", ssl_context=context)  # what is imported on first use
     before = await settled(pid)
