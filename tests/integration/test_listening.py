@@ -38,6 +38,7 @@ PART = b"event: mess"
     ("route", "proxy", "method", "first"),
     [
         (f"dialect: mcp, {IDLE}", "", "GET", OPEN),
+        (f"dialect: mcp, {IDLE}", "", "GET", b"event: endpoint\ndata: /messages?s=1\n\n"),
         (f"dialect: mcp, {IDLE}", "", "GET", b""),
         (f"dialect: mcp, {IDLE}", "", "GET", PART),
         ("dialect: mcp", f"  {IDLE}", "GET", OPEN),
@@ -67,15 +68,16 @@ async def test_a_listening_stream_may_be_silent(
 
 @pytest.mark.parametrize("sees_events", [False, True])
 async def test_silence_in_each_way_of_serving(sees_events: bool, serve: Serve) -> None:
-    """With interceptors that see the events, and without."""
+    """Within an event. With interceptors that see the events, and without."""
     feed = Feed()
     hooks = [on_event(lambda event: event)] if sees_events else []
     async with serve(feed.script, *hooks, route=f"dialect: mcp, {IDLE}") as rig:
         client, answer = await listen(rig)
+        feed.send(NOTICE + PART)
         await trio.sleep(SILENCE_S)
-        feed.send(NOTICE)
+        feed.send(b"age\ndata: 1\n\n")
         with trio.fail_after(10):
-            await client.read_until(answer, NOTICE)
+            await client.read_until(answer, b"event: message\ndata: 1\n\n")
         with trio.move_on_after(SILENCE_S):
             await client.rest(answer)
         assert not answer.error
