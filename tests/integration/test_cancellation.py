@@ -12,7 +12,7 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fcntl import ioctl
 from functools import partial
@@ -23,7 +23,7 @@ import pytest
 import trio
 from support.certificates import Certificates
 from support.client import Answer, Client
-from support.http2_client import Http2Requester, open_http2
+from support.http2_client import BROKEN, Http2Requester, Side, open_side
 from support.injection import ARMED, Injector, armed_exchanges
 from support.interceptors import Log, Rig, Way, on_event, on_event_async, until
 from support.proxy import limit_send_buffers
@@ -47,22 +47,12 @@ GOOD = b"data: good\n\n"
 MOST_CHECKPOINTS = 1000
 ROUNDS = 4  # no two exchanges on real sockets take quite the same steps, so that one round may pass an await by
 SMALL_BYTES = 65536
-BROKEN = (
-    EOFError,
-    trio.BrokenResourceError,
-    trio.ClosedResourceError,
-    h11.RemoteProtocolError,
-    h11.LocalProtocolError,
-)
 
 
 @pytest.fixture(autouse=True)
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proxy soon waits for a client that does not read."""
     limit_send_buffers(monkeypatch, SMALL_BYTES)
-
-
-Side = Client | Http2Requester
 
 
 # What ends it
@@ -443,19 +433,6 @@ async def test_an_exchange_ended_at_any_await_leaks_nothing(
                 break
         streams.check()
         assert [place for place in exchanging.places if not places[place]] == [], sorted(places)
-
-
-@asynccontextmanager
-async def open_side(rig: Rig, http2: Certificates | None) -> AsyncIterator[Side]:
-    """A client, whose connection ends with this."""
-    if http2 is not None:
-        async with open_http2(rig.proxy, http2) as connection:
-            yield Http2Requester(connection)
-        return
-    client = await rig.client()
-    yield client
-    await client.aclose()
-    rig.clients.clear()
 
 
 def descriptors() -> int:

@@ -235,6 +235,7 @@ async def test_during_the_delay_everything_works_but_readyz(tmp_path: Path) -> N
         server.process.signal(signal.SIGTERM)
         await server.process.event("drain")
         assert (await fetch(server.port, "/readyz")).status == 503
+        assert (await fetch(server.port, "/healthz")).status == 200
         assert (await fetch(server.port)).body == b"data: x\n\n"
         assert await server.process.exit_status() == 0
 

@@ -12,18 +12,17 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import h2.errors
-import h11
 import pytest
 import trio
 from support.certificates import Certificates
 from support.client import Answer, Client
-from support.http2_client import Http2Requester, open_http2
-from support.interceptors import Log, Rig, Way, on_event, until
+from support.http2_client import BROKEN, Http2Requester, Side, open_side
+from support.interceptors import Log, Way, on_event, until
 from support.proxy import limit_send_buffers
 from support.upstream import Peer
 
@@ -40,13 +39,6 @@ WINDOW = 20_000
 SHORT_S = 0.1
 TOTAL_S = 0.4
 """In which a head and an event arrive."""
-BROKEN = (
-    EOFError,
-    trio.BrokenResourceError,
-    trio.ClosedResourceError,
-    h11.RemoteProtocolError,
-    h11.LocalProtocolError,
-)
 Act = Callable[[Peer, "Stage"], Awaitable[None]]
 SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 
@@ -299,9 +291,6 @@ def settings(fault: Fault, client: str) -> dict[str, str]:
     }
 
 
-Side = Client | Http2Requester
-
-
 async def play(
     client: Side, kind: str, fault: Fault, stage: Stage, over: Callable[[], object]
 ) -> Answer | None:
@@ -419,7 +408,11 @@ async def test_a_fault(
     async with serve.serve(log, monkeypatch)(
         script, *INTERCEPTORS[interceptors], upstream_tls=context, **given
     ) as rig:
-        async with open_side(rig, way, client, certificates) as side:
+        window = WINDOW if client == "stalled" else None
+        async with open_side(rig, certificates if way == "http2" else None, window=window) as side:
+            if isinstance(side, Client):
+                transport = getattr(side.stream, "transport_stream", side.stream)
+                transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
             answer = await play(side, client, fault, stage, lambda: rig.lines("exchange"))
             (outcome,) = await rig.outcomes()
             stage.over.set()
@@ -440,45 +433,6 @@ async def test_a_fault(
         await until(lambda: rig.upstream.open <= state.idle)
         good = await rig.fetch("/good")
         assert (good.status, good.complete) == (200, True)
-
-
-@asynccontextmanager
-async def open_side(
-    rig: Rig, way: str, client: str, certificates: Certificates
-) -> AsyncIterator[Side]:
-    """The client, whose connection ends with this."""
-    if way == "http2":
-        window = WINDOW if client == "stalled" else None
-        async with open_http2(rig.proxy, certificates, window=window) as connection:
-            yield Http2Requester(connection)
-        return
-    side = await rig.client()
-    if way != "tls client":
-        side.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # type: ignore[attr-defined]
-    yield side
-    await side.aclose()
-    rig.clients.clear()
-
-
-async def test_a_broken_stream_is_reset_on_http10(
-    log: Log, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The connection's end completes an HTTP/1.0 body, so a broken one ends with a reset."""
-
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await start(peer, Stage("patient"))
-
-    async with Way().serve(log, monkeypatch)(script) as rig:
-        stream = await trio.open_tcp_stream("127.0.0.1", rig.proxy.port)
-        await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
-        received = b""
-        with pytest.raises(trio.BrokenResourceError) as caught:
-            while data := await stream.receive_some():
-                received += data
-        assert isinstance(caught.value.__cause__, ConnectionResetError)
-        assert b"data: 1\n\n" in received
-        await stream.aclose()
 
 
 async def check_connection(side: Http2Requester, client: str, answer: Answer | None) -> None:

@@ -52,28 +52,6 @@ async def begin(client: Http2Client, path: str = "/", method: str = "GET") -> Ex
 # Requests and streams
 
 
-async def test_heartbeats_go_out_early_and_between_events(serve2: Serve2) -> None:
-    """On one stream of several."""
-    go = trio.Event()
-
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await go.wait()
-        await peer.start_stream()
-        await peer.chunk(b"data: 1\n\n")
-        await peer.wait_closed()
-
-    async with serve2(script, route="heartbeat: {interval: 0.05, early: true}") as (_, client):
-        early = client.streams[await client.start(headers=[("accept", "text/event-stream")])]
-        other = client.streams[await client.start(headers=[("accept", "*/*")])]
-        await until(lambda: early.body.count(b": ping\n") >= 2)
-        assert (early.status, other.status) == (200, 0)
-        go.set()
-        for stream in (early, other):
-            await until(lambda stream=stream: b"data: 1\n\n: ping\n: ping\n" in stream.body)
-        assert not other.body.startswith(b":")
-
-
 async def test_a_stream_arrives_whole(serve2: Serve2) -> None:
     """Two megabytes of events, far more than a window. Priorities are ignored, also of more streams
     than Hypercorn remembers.

@@ -23,7 +23,6 @@ from proxy.exchange import phases
 from proxy.exchange.context import ExchangeContext
 
 EVENTS = stream_of(b"data: 1\n\n")
-REDACT = '{name: r, use: "interceptors.redact:Redact", options: {patterns: ["x"]}}'
 LINE = "route upstream endpoint method status outcome events bytes duration time_to_first_byte"
 
 
@@ -217,27 +216,6 @@ async def test_an_interceptor_ends_the_exchange(
         assert (await only_outcome(rig, "intercepted")).get("interceptor") == named
 
 
-async def test_an_event_beyond_the_limit_ends_the_stream_visibly(log: Log) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.start_stream()
-        await peer.chunk(b"data: ok\n\ndata: ")
-        for _ in range(100):
-            await peer.chunk(b"y" * 1000)
-        await peer.wait_closed()
-
-    limits = {"route": "limits: {max_event_bytes: 20000}", "interceptors": REDACT, "names": "r"}
-    async with open_upstream(script) as upstream:
-        async with open_proxy(config_for(upstream.url, **limits)) as proxy:
-            answer = await fetch(proxy.port)
-            assert answer.body.startswith(b"data: ok\n\nevent: error\n")
-            assert b"event_too_large" in answer.body
-            assert not answer.complete
-            rig = Rig(upstream, proxy, log)
-            await only_outcome(rig, "upstream_error")
-            await rig.everything_is_back()
-
-
 # No connection to the upstream
 
 
@@ -275,40 +253,7 @@ async def test_an_upstream_that_cannot_be_reached_is_502(
             await only_outcome(Rig(upstream, proxy, log), "upstream_error")
 
 
-async def test_the_total_deadline_is_504_before_the_head(serve_once: Serve) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        await peer.wait_closed()
-
-    async with serve_once(script, route="timeouts: {total: 0.05}") as rig:
-        assert kind_of(await rig.fetch()) == (504, "total_timeout")
-        await only_outcome(rig, "upstream_timeout")
-
-
 # Ended by a drain
-
-
-async def test_a_drain_ends_live_streams_and_refuses_new_requests(log: Log) -> None:
-    """503 with Connection: close on a kept connection; the stream ends with an error event."""
-    async with open_upstream(live) as upstream, open_proxy(config_for(upstream.url)) as proxy:
-        client, kept = await open_client(proxy.port), await open_client(proxy.port)
-        await client.send("GET", "/")
-        answer = await client.head()
-        await client.read_until(answer, b"\n\n")
-        proxy.worker.start_draining()
-        await kept.send("GET", "/")
-        refused = await kept.answer()
-        assert (kind_of(refused), refused.all("connection")) == ((503, "draining"), [b"close"])
-        assert (await fetch(proxy.port, "/readyz")).status == 503
-        assert (await fetch(proxy.port, "/healthz")).status == 200
-        proxy.worker.stop_live()
-        await client.rest(answer)
-        assert b'"type":"draining"' in answer.body
-        assert not answer.complete
-        assert await Rig(upstream, proxy, log).outcomes(2) == ["draining", "draining"]
-        assert len(upstream.requests) == 1
-        await client.aclose()
-        await kept.aclose()
 
 
 async def test_cancelled_at_the_graceful_timeout_an_exchange_was_draining(

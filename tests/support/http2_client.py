@@ -17,14 +17,32 @@ import h2.errors
 import h2.events
 import h2.exceptions
 import h2.settings
+import h11
 import trio
 
 from support.certificates import Certificates
-from support.client import Answer
-from support.interceptors import until
+from support.client import Answer, Client
+from support.interceptors import Rig, until
 from support.proxy import Proxy
 
-__all__ = ["Exchanged", "Http2Client", "Http2Requester", "open_http2"]
+__all__ = [
+    "BROKEN",
+    "Exchanged",
+    "Http2Client",
+    "Http2Requester",
+    "Side",
+    "open_http2",
+    "open_side",
+]
+
+BROKEN = (
+    EOFError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    h11.RemoteProtocolError,
+    h11.LocalProtocolError,
+)
+"""What a client raises whose connection has broken."""
 
 
 @dataclass
@@ -259,3 +277,23 @@ async def open_http2(
         yield client
         nursery.cancel_scope.cancel()
     await trio.aclose_forcefully(stream)
+
+
+Side = Client | Http2Requester
+
+
+@asynccontextmanager
+async def open_side(
+    rig: Rig, http2: Certificates | None, *, window: int | None = None
+) -> AsyncIterator[Side]:
+    """A client of HTTP/2 if there are certificates for it, else of HTTP/1.1. Its connection ends
+    with this.
+    """
+    if http2 is not None:
+        async with open_http2(rig.proxy, http2, window=window) as connection:
+            yield Http2Requester(connection)
+        return
+    client = await rig.client()
+    yield client
+    await client.aclose()
+    rig.clients.clear()

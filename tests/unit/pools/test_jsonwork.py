@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
-from typing import Any
 
-import msgspec
 import pytest
 
-from pools import BufferPool, BufferScope, PooledOutput, decode_json, encode_json
+from pools import BufferPool, BufferScope, PooledOutput
 
 SIZE = 128
 
@@ -27,28 +24,6 @@ async def output(pool: BufferPool) -> AsyncIterator[PooledOutput]:
 
 def counters(pool: BufferPool, *names: str) -> tuple[int, ...]:
     return tuple(getattr(pool.statistics(), name) for name in names)
-
-
-@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda data: data.decode()])
-def test_json_is_decoded_from_every_kind_of_text(kind: Any) -> None:
-    """Without a view of a buffer that is left."""
-    buffer = bytearray('{"a":[1,"é",null]}'.encode())
-    given = kind(buffer)
-    assert decode_json(given) == {"a": [1, "é", None]}
-    del given
-    buffer.clear()  # BufferError if something still saw it
-
-
-@pytest.mark.parametrize("text", [b"", b"{", b"NaN", b"{} {}"])
-def test_what_is_not_json_is_a_decode_error(text: bytes) -> None:
-    with pytest.raises(msgspec.DecodeError):
-        decode_json(text)
-
-
-def test_json_is_encoded_on_one_line() -> None:
-    text = encode_json({"a": "x\ny\r", "b": [1.5, None]})
-    assert not {b"\n", b"\r"} & {text[at : at + 1] for at in range(len(text))}
-    assert json.loads(text) == {"a": "x\ny\r", "b": [1.5, None]}
 
 
 async def test_a_piece_lies_where_it_was_written(pool: BufferPool, output: PooledOutput) -> None:
