@@ -31,7 +31,7 @@ def raw_target(scope: Scope) -> bytes:
 
 
 class AsgiWriter:
-    """Implements `Writer` on plain ASGI; with a known connection it can also reset."""
+    """Implements `Writer` on plain ASGI."""
 
     name = "asgi"
     synchronous = False
@@ -79,12 +79,6 @@ class AsgiWriter:
     async def finish(self) -> None:
         data, self._unsent = self._unsent, b""
         await self._pass({"type": "http.response.body", "body": data, "more_body": False})
-
-    async def abort(self) -> None:
-        if self._connection is not None:
-            await self._connection.abort()
-        # Otherwise the app returns in the middle of a response, and the server closes the
-        # connection.
 
     async def _pass(self, message: dict[str, object]) -> None:
         try:

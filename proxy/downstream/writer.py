@@ -1,7 +1,7 @@
 """The interface of the two writers.
 
 A writer sends one response: `start`, then any number of `write`s, each followed by `drain` before
-anything else if it returns False, then `finish` or `abort`. Only `write` is synchronous: the relay
+anything else if it returns False, then `finish`. Only `write` is synchronous: the relay
 calls it from `pump()`.
 """
 
@@ -75,11 +75,5 @@ class Writer(Protocol):
     async def finish(self) -> None:
         """End the response cleanly; a writer that is not `synchronous` sends unsent bytes with it.
         Raises `ClientGone`.
-        """
-        ...
-
-    async def abort(self) -> None:
-        """End the response so that the client sees that it is incomplete. Bounded in time, even
-        when cancelled; raises nothing.
         """
         ...
