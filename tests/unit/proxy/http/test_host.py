@@ -1,4 +1,6 @@
-"""A host as RFC 9110 (section 7.2) and RFC 3986 (section 3.2.2) have it, and lists of hosts."""
+"""A host as RFC 9110 (section 7.2) and RFC 3986 (section 3.2.2) have it.
+`tests/integration/test_targets.py` has the host of a request, and `allowed_hosts`.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tables import words
 
-from proxy.errors import RequestRefused
-from proxy.http import HostList, parse_host, request_host
+from proxy.http import parse_host
 
 IN_A_NAME = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;="
 
@@ -62,45 +63,3 @@ def test_an_address_has_one_spelling(address: ipaddress.IPv6Address, port: int |
     suffix = "" if port is None else f":{port}"
     for spelling in (address.compressed, address.exploded.upper()):
         assert parse_host(f"[{spelling}]{suffix}") == (f"[{address}]", port)
-
-
-def test_a_host_without_a_port_allows_each_of_its_ports() -> None:
-    hosts = HostList(["A.example", "b.example:81", "[::1]"])
-    for value in ("a.EXAMPLE", "a.example:1", "b.example:81", "[0::1]:5"):
-        assert parse_host(value) in hosts
-    for value in ("b.example", "b.example:82", "c.example", "[::2]", ""):
-        assert parse_host(value) not in hosts
-    for item in ("", "https://a.example", "a b"):
-        with pytest.raises(ValueError, match="is not a host"):
-            HostList([item])
-
-
-@pytest.mark.parametrize(
-    ("values", "authority", "version", "expected"),
-    [
-        ([b"A:1"], None, "1.1", (b"A:1", ("a", 1))),
-        ([b"a"], b"B", "1.1", (b"B", ("b", None))),
-        ([b""], None, "1.1", (b"", None)),
-        ([], None, "1.0", (b"", None)),
-        ([], b"a", "1.1", None),
-        ([], None, "1.2", None),
-        ([b"a", b"a"], None, "1.1", None),
-        ([b"a b"], None, "1.1", None),
-        ([b"a"], b"u@b", "1.1", None),
-        ([b"a"], b"", "1.1", None),
-        ([b"a b"], b"b", "1.1", None),
-    ],
-)
-def test_the_host_of_a_request(
-    values: list[bytes], authority: bytes | None, version: str, expected: object
-) -> None:
-    """The authority of an absolute-form target, else the one Host header (RFC 9112, section 3.2.2).
-    None: 400.
-    """
-    headers = [(b"host", value) for value in values]
-    if expected is not None:
-        assert request_host(headers, authority, version) == expected
-        return
-    with pytest.raises(RequestRefused) as caught:
-        request_host(headers, authority, version)
-    assert caught.value.status == 400

@@ -1,52 +1,17 @@
-"""The request target: what it may hold, and when it leaves an endpoint's own path."""
+"""The request target octet by octet, and when it leaves an endpoint's own path.
+`tests/integration/test_targets.py` has what becomes of a target.
+"""
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.tables import words
 
-from proxy.errors import RequestRefused
-from proxy.http import is_target, read_target, stays_under
+from proxy.http import is_target, stays_under
 
 PATH = set(range(0x21, 0x7F)) - set(b"#?\\")
 QUERY = set(range(0x21, 0x7F)) - set(b"#")
-DOTS = b"/a/../%2e//%62"
-
-
-@pytest.mark.parametrize(
-    ("given", "raw", "path", "query", "normal", "authority"),
-    [
-        (b"/", b"/", b"/", b"", "/", None),
-        (b"/x?", b"/x?", b"/x", b"", "/x", None),
-        (b"//a??", b"//a??", b"//a", b"?", "/a", None),
-        (DOTS + b"?c=%20+&d", DOTS + b"?c=%20+&d", DOTS, b"c=%20+&d", "/b", None),
-        (b"http://h:80/a?b", b"/a?b", b"/a", b"b", "/a", b"h:80"),
-        (b"HTTPS://h", b"/", b"/", b"", "/", b"h"),
-        (b"https://h?b", b"/?b", b"/", b"b", "/", b"h"),
-        (b"https://h?", b"/?", b"/", b"", "/", b"h"),
-        (b"http://u@h//a", b"//a", b"//a", b"", "/a", b"u@h"),
-        (b"http:///a", b"/a", b"/a", b"", "/a", b""),
-    ],
-)
-def test_a_target_is_taken_apart_byte_for_byte(
-    given: bytes, raw: bytes, path: bytes, query: bytes, normal: str, authority: bytes | None
-) -> None:
-    """An absolute form loses its origin (RFC 9112, section 3.2.2); a bare `?` stays (RFC 3986,
-    section 6.2.3).
-    """
-    assert read_target(given) == (raw, path, query, normal, authority)
-
-
-NO_TARGETS = words(r"* h:80 a/b ftp://h/ http:/a ? # http://h#/a http://h\a /a\..\b /a# /?#")
-
-
-@pytest.mark.parametrize("target", [*NO_TARGETS, "", "/ ", " /"])
-def test_an_invalid_target_is_refused(target: str) -> None:
-    with pytest.raises(RequestRefused) as caught:
-        read_target(target.encode())
-    assert caught.value.status == 400
 
 
 def test_each_octet() -> None:
