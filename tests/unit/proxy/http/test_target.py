@@ -1,14 +1,18 @@
-"""The request target octet by octet, and when it leaves an endpoint's own path.
-`tests/integration/test_targets.py` has what becomes of a target.
+"""The target and the host of a request octet by octet (RFC 9112, section 3.2; RFC 9110, section 7.2;
+RFC 3986), and when a path leaves an endpoint's own path. `tests/integration/test_targets.py` has what
+becomes of them.
 """
 
 from __future__ import annotations
 
-from hypothesis import given
+import ipaddress
+
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tables import words
 
-from proxy.http import is_target, stays_under
+from proxy.http import is_target, parse_host, stays_under
 
 PATH = set(range(0x21, 0x7F)) - set(b"#?\\")
 QUERY = set(range(0x21, 0x7F)) - set(b"#")
@@ -60,3 +64,55 @@ def test_what_stays_under_a_base_does_so_in_each_reading(segments: list[str], ba
             whole = resolved(decoded(base + path, separators, parameters=parameters))
             expected = expected and whole[: len(own)] == own
     assert stays_under(base.encode(), path.encode()) is expected
+
+
+IN_A_NAME = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;="
+
+
+@pytest.mark.parametrize(
+    ("value", "host", "is_address"),
+    [
+        (b"A.Example", ("a.example", None), False),
+        (b"a_b.", ("a_b.", None), False),
+        (b"a.example:", ("a.example", None), False),
+        (b"a:00080", ("a", 80), False),
+        (b"a:65535", ("a", 65535), False),
+        (b"a%2Fb", ("a%2fb", None), False),
+        (b"1.2.3", ("1.2.3", None), False),
+        (b"0x7f.0.0.1", ("0x7f.0.0.1", None), False),
+        (b"127.0.0.1", ("127.0.0.1", None), True),
+        (b"[2001:DB8:0::1]:8000", ("[2001:db8::1]", 8000), True),
+        (b"[::FFFF:1.2.3.4]", (f"[{ipaddress.IPv6Address('::ffff:1.2.3.4')}]", None), True),
+    ],
+)
+def test_what_a_host_is(value: bytes, host: tuple[str, int | None], is_address: bool) -> None:
+    parsed = parse_host(value)
+    assert parsed == parse_host(value.decode()) == host
+    assert parsed is not None
+    assert parsed.is_address is is_address
+
+
+NO_HOSTS = words(
+    """
+    :80 a:65536 a:100000 a:000080 a:+1 a:-1 a:8o u@a @a a@ a/b a/../b a?b a#b a\\b [::1 ::1 [] [::1]a
+    [1.2.3.4] [::1%25e] [::1%e] [v1.a] [:::] [::g] a% a%2 a%zz a:1:2 "a" <a> a:80@b a:x/..//b a,b:x
+    """
+)
+
+
+@pytest.mark.parametrize("value", [*NO_HOSTS, "", "a:1 ", " a", "a b", "a\n", "a\x00", "a\xe9"])
+def test_what_is_not_a_host(value: str) -> None:
+    assert parse_host(value.encode("latin-1")) is parse_host(value) is None
+
+
+def test_each_octet_of_a_name() -> None:
+    for code in range(256):
+        assert (parse_host(b"a" + bytes([code]) + b"b") is not None) is (code in IN_A_NAME)
+
+
+@given(st.ip_addresses(v=6), st.none() | st.integers(0, 65535))
+@settings(max_examples=50)
+def test_an_address_has_one_spelling(address: ipaddress.IPv6Address, port: int | None) -> None:
+    suffix = "" if port is None else f":{port}"
+    for spelling in (address.compressed, address.exploded.upper()):
+        assert parse_host(f"[{spelling}]{suffix}") == (f"[{address}]", port)
