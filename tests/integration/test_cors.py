@@ -176,7 +176,7 @@ async def test_a_page_reads_every_answer_of_the_proxys(case: str) -> None:
 
 
 async def test_a_page_reads_that_the_proxy_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """500, and 502 where no server listens."""
+    """500, and 502 where no server listens. A page has one origin."""
 
     async def fail(*_: object) -> None:
         raise ZeroDivisionError
@@ -184,6 +184,8 @@ async def test_a_page_reads_that_the_proxy_failed(monkeypatch: pytest.MonkeyPatc
     async with open_proxy(config_for("http://127.0.0.1:1", route=ALLOWED)) as proxy:
         answer = await ask(proxy, POST, ("Origin", PAGE))
         assert (answer.status, readable(answer)) == (502, True)
+        answer = await ask(proxy, POST, ("Origin", PAGE), ("Origin", PAGE))
+        assert (answer.status, without_cors(answer)) == (502, True)
         monkeypatch.setattr(exchange, "serve", fail)
         answer = await ask(proxy, POST, ("Origin", PAGE))
         assert (answer.status, readable(answer)) == (500, True)

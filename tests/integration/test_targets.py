@@ -224,9 +224,7 @@ OUTSIDE = words(
     /v1/..%5C..%5ctenant-b /%2e%2e/tenant-b /.%2E/tenant-b //..//../tenant-b /a/../../ /.. /..?x
     /a%2fb/../.. /..%2f..%5Cx /%2e%2e%2ftenant-b /../tenant-a2/x /..;/tenant-b /..;a=b/tenant-b"""
 )
-INSIDE = words(
-    """/a/../b /a%2f..%2fb /a/%2e%2e/b /..a/b /a..b /../tenant-a/x /a?../../x /x / /./"""
-)
+INSIDE = words("""/a/../b /a%2f..%2fb /a/%2e%2e/b /..a/b /a..b /a?../../x /x / /./""")
 
 
 async def test_no_target_leaves_an_endpoints_own_path(rig_of: RigOf) -> None:
@@ -236,7 +234,7 @@ async def test_no_target_leaves_an_endpoints_own_path(rig_of: RigOf) -> None:
     """
     with trio.socket.socket() as sock:
         await sock.bind(("127.0.0.1", 0))
-        closed = f'"http://127.0.0.1:{sock.getsockname()[1]}"'
+        closed = f'"http://127.0.0.1:{sock.getsockname()[1]}/tenant-b"'
 
         def make(url: str) -> Config:
             paths = "path: /", "path: /v1, strip_prefix: true", "path: /set, interceptors: [acts]"
@@ -251,8 +249,7 @@ async def test_no_target_leaves_an_endpoints_own_path(rig_of: RigOf) -> None:
                 rig.check(await rig.get("/set", "h", f"X-Path: {path}"), 400, path)
             for target in INSIDE:
                 rig.check(await rig.get(target), "/tenant-a" + target, target)
-                if not target.startswith("/.."):
-                    rig.check(await rig.get("/v1" + target), "/tenant-a" + target, target)
+                rig.check(await rig.get("/v1" + target), "/tenant-a" + target, target)
             answer = await rig.get("/set", "h", "X-Path: /a/../b")
             rig.check(answer, "/tenant-a/a/../b", "set")
 

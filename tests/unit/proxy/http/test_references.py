@@ -164,6 +164,7 @@ TO = f"http://{HOST}/tools"
             (unchanged, unchanged)
             for unchanged in (
                 f'Bearer resource_metadata="{TO}{METADATA}"',
+                f'Bearer resource_metadata="http://{HOST.upper()}/tools/x"',
                 'Bearer resource_metadata="http://other.test\\/x"',
                 f'Bearer x_resource_metadata="{OWN}/x"',
                 f'Bearer realm="{OWN}/x", error_uri="{OWN}/y"',
