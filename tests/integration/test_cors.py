@@ -212,7 +212,7 @@ async def test_an_interceptors_own_cors_headers_give_way(
     them with `*`.
     """
     lines = "|".join([*(f"access-control-{line}" for line in given), "vary: Accept, origin"])
-    async with gateway(plain, ALLOWED, "own") as (proxy, _):
+    async with gateway(plain, f"{ALLOWED}, heartbeat: {{interval: 5}}", "own") as (proxy, _):
         answer = await ask(proxy, {"path": "/own"}, ("Origin", PAGE), ("X-Answer", lines))
     assert (answer.status, answer.body) == (200, b"data: a\n\n")
     assert answer.all("access-control-allow-origin") == [PAGE.encode()]

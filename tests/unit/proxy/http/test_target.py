@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tables import words
 
-from proxy.http import is_target, parse_host, stays_under
+from proxy.errors import RequestRefused
+from proxy.http import HostList, is_target, parse_host, request_host, stays_under
 
 PATH = set(range(0x21, 0x7F)) - set(b"#?\\")
 QUERY = set(range(0x21, 0x7F)) - set(b"#")
@@ -116,3 +117,16 @@ def test_an_address_has_one_spelling(address: ipaddress.IPv6Address, port: int |
     suffix = "" if port is None else f":{port}"
     for spelling in (address.compressed, address.exploded.upper()):
         assert parse_host(f"[{spelling}]{suffix}") == (f"[{address}]", port)
+
+
+def test_two_hosts_are_refused() -> None:
+    """Equal or not (RFC 9112, section 3.2)."""
+    with pytest.raises(RequestRefused) as caught:
+        request_host([(b"host", b"a"), (b"x", b"y"), (b"host", b"a")], None, "1.1")
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("item", ["", "https://a.example", "a b"])
+def test_a_list_of_hosts_has_only_hosts(item: str) -> None:
+    with pytest.raises(ValueError, match="is not a host"):
+        HostList([item])
