@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import trio
+import trio.testing
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio import serve as hypercorn_serve
 from mcp.server import MCPServer
@@ -111,6 +112,8 @@ def _make(seen: McpServer) -> MCPServer:
     async def poll(context: Context) -> str:
         """Close the stream in the middle of the call; the client comes back for the rest."""
         await context.report_progress(1, 3)
+        # The SDK drops what it has not written, and without an id the client cannot come back.
+        await trio.testing.wait_all_tasks_blocked(0.01)
         await context.close_sse_stream()
         await context.report_progress(2, 3)
         await trio.sleep(
