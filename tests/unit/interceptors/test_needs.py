@@ -21,11 +21,10 @@ from unit.interceptors.scripted import (
     head,
     keep,
     open_chain,
-    splits,
     upper,
 )
 
-from interceptors import End, Event, HookError, Needs, StreamInterceptor
+from interceptors import End, Event, HookError, Needs
 from interceptors.needs import finder_of
 from interceptors.testing import run_chain
 
@@ -58,28 +57,6 @@ class Picky(Hook):
         super().__init__(see, on_error, needs if tells else None)
 
 
-@pytest.mark.parametrize(
-    ("needs", "called"),
-    [
-        (None, "a b ab"),
-        ((), ""), ([], ""), ((b"x", b"y"), ""), (re.compile(rb"x"), ""),
-        ((b"a",), "a b ab"),  # "data" holds it as well
-        ((b": a",), "a ab"), ([b": a"], "a ab"), ((b"x", b"b"), "b ab"),
-        (re.compile(rb"[ab]\W"), "a b ab"), (re.compile(rb"A(?=B)", re.IGNORECASE), "ab"),
-        (re.compile(rb""), "a b ab"),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_hook_is_called_for_what_it_needs_and_for_nothing_else(needs: Needs, called: str) -> None:
-    """None is everything, no string nothing."""
-    for ends in (b"\n", b"\r\n", b"\r"):
-        picky = Picky(needs)
-        stream = b"data: a\n\ndata: b\n\n: a\n\ndata: ab\n\n".replace(b"\n", ends)
-        result = run_chain([picky], [stream])
-        assert (result.output, result.counts.passed, result.failure) == (stream, 4, None)
-        assert picky.called == [b"data: %b" % data.encode() + ends * 2 for data in called.split()]
-
-
 async def test_an_interceptor_that_needs_nothing_costs_nothing() -> None:
     """With `()` no event is framed, unless another interceptor needs some."""
     heard: list[str] = []
@@ -94,32 +71,6 @@ async def test_an_interceptor_that_needs_nothing_costs_nothing() -> None:
         await stream.start(head())
         assert await feed(stream, [b"data: a\n\n"]) == b"data: A\n\n"
     assert heard == ["end", "start", "end"]
-
-
-def test_needs_of_an_object_override_those_of_its_class() -> None:
-    seen: list[str] = []
-
-    class Stream(StreamInterceptor):
-        needs = (b"x",)
-
-        def __init__(self, **own: Needs) -> None:
-            vars(self).update(own)
-
-        def on_event(self, event: Event) -> Event:
-            seen.append(event.data)
-            return event
-
-    own: list[dict[str, Needs]] = [
-        {},
-        {"needs": (b"y",)},
-        {"needs": re.compile(b"z")},
-        {"needs": None},
-    ]
-    for made, expected in zip(own, ["x", "y", "z", "xyz"], strict=True):
-        seen.clear()
-        opens = interceptor(open_stream=lambda context, made=made: Stream(**made))
-        run_chain([opens()], [b"data: x\n\ndata: y\n\ndata: z\n\n"])
-        assert "".join(seen) == expected
 
 
 @pytest.mark.parametrize(
@@ -167,33 +118,6 @@ def test_the_search_finds_where_the_first_of_several_strings_begins(
         finder = finder_of(needs)
         assert finder is not None
         assert finder(bytearray(buffer), start, end) == min(found, default=-1)
-
-
-@pytest.mark.parametrize("ends", [b"\n", b"\r"], ids=["LF", "CR"])
-@pytest.mark.parametrize("act", [keep, upper], ids=["keep", "change"])
-@pytest.mark.parametrize(
-    ("stream", "left"),
-    [
-        (b"data: x\n\n" * 8 + b"data: ab\n\n" + b"data: y\n\n" * 8, None),
-        (b"data: x\n\ndata: x\n\ndata: ab, and too long\n\ndata: ab\n\n", b"data: x\n\n" * 2),
-        (b"data: ab\n\ndata: x\n\ndata: ab, and an end that is too long", b"data: ab\n\ndata: x\n\n"),
-        (b"data: 12345\n\ndata: ab345\n\ndata: 12345\n\ndata: ab3456\n\n", b"data: 12345\n\ndata: ab345\n\ndata: 12345\n\n"),
-    ],
-)  # fmt: skip
-async def test_a_needed_event_too_large_ends_the_stream(
-    stream: bytes, left: bytes | None, act: Act, ends: bytes
-) -> None:
-    """The limit of 13 bytes is for each event, not for those passed over. Those before leave."""
-    stream = stream.replace(b"\n", ends)
-    output = stream if left is None else left.replace(b"\n", ends)
-    if act is upper:
-        output = re.sub(
-            rb"data: (ab\d*)\s\s", lambda match: b"data: %s\n\n" % match[1].upper(), output
-        )
-    for chunks in splits(stream):
-        async with open_chain(("i", Picky((b"ab",), act)), max_event_bytes=13) as opened:
-            assert await feed(opened, chunks) == output, chunks
-            assert (opened.failure is None) is (left is None)
 
 
 # Any needs in any chain
