@@ -5,15 +5,13 @@ Leak detection is paranoid.
 from __future__ import annotations
 
 import gc
-import os
-import sys
 from collections.abc import Generator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 from hypothesis import settings
+from support import byte_code
 
 from pools import BufferPool, LeakDetector
 from pools.buffers import Lease
@@ -23,13 +21,7 @@ from proxy.worker.stderr import release_stderr
 settings.register_profile("weirpool", deadline=None)
 settings.load_profile("weirpool")
 
-if sys.dont_write_bytecode:
-    # Where no byte code may be beside the sources, it goes to the user's cache: compiling them again
-    # is half of the time of a collection, and most of that of a command's start.
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(cache / "weirpool" / "byte-code")
-    sys.dont_write_bytecode = False
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+byte_code.keep()
 
 TOGETHER = (
     "test_npm_mcp_clients.py",
@@ -51,8 +43,10 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-def pytest_unconfigure() -> None:
+def pytest_unconfigure(config: pytest.Config) -> None:
     gc.unfreeze()  # so that Python ends as usual
+    if not hasattr(config, "workerinput"):
+        byte_code.forget_temporary()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
