@@ -121,10 +121,11 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 
 
 @st.composite
-def spoilt(draw: st.DrawFn, transcripts: list[tuple[str, list[Any]]]) -> tuple[str, list[Any]]:
+def spoilt(draw: st.DrawFn, *, streamed: bool) -> tuple[str, list[Any]]:
     """A path, and what came there, with a few things changed, gone, doubled, out of order or from
     another answer.
     """
+    transcripts = STREAMS if streamed else BODIES
     path, messages = copy.deepcopy(draw(st.sampled_from(transcripts)))
     for _ in range(draw(st.integers(0, 4))):
         if not messages:
@@ -152,7 +153,7 @@ def spoilt(draw: st.DrawFn, transcripts: list[tuple[str, list[Any]]]) -> tuple[s
                     source, name = draw(st.sampled_from(places(other)))
                     new = name if isinstance(name, str) else key
                     holder[new] = copy.deepcopy(source[name])
-    if transcripts is STREAMS and not draw(st.integers(0, 3)):
+    if streamed and not draw(st.integers(0, 3)):
         messages.insert(
             draw(st.integers(0, len(messages))), Text(draw(st.sampled_from([*NOT_JSON, "[DONE] "])))
         )
@@ -291,7 +292,7 @@ def besides_tokens(wire: bytes, *, streamed: bool) -> list[Any]:
 @given(data=st.data(), streamed=st.booleans())
 def test_any_answer_without_a_match_passes_exactly(data: st.DataObject, streamed: bool) -> None:
     """No interceptor ends it, and every byte leaves unchanged."""
-    path, messages = data.draw(spoilt(STREAMS if streamed else BODIES))
+    path, messages = data.draw(spoilt(streamed=streamed))
     wire = data.draw(wires(messages) if streamed else written(messages))
     for interceptors in passing():
         result = run(interceptors, path, wire)
@@ -317,7 +318,7 @@ def test_hooks_that_change_meet_no_other_error(
     """Every change, on answers that are not as they should be: whole events and bodies, or the named
     error.
     """
-    path, messages = data.draw(spoilt(STREAMS if streamed else BODIES))
+    path, messages = data.draw(spoilt(streamed=streamed))
     interceptors, failure = [CHANGES[change]()], None
     with capture_logs():
         if streamed:
@@ -400,7 +401,7 @@ def test_no_protector_lets_a_secret_out(data: st.DataObject, streamed: bool) -> 
     """`redact` replaces it wherever it is, and the answer continues. `guard` ends the answer at any
     string but the protocol's own words. What was JSON stays JSON.
     """
-    path, messages = data.draw(spoilt(STREAMS if streamed else BODIES))
+    path, messages = data.draw(spoilt(streamed=streamed))
     messages = data.draw(planted(messages))
     wire = data.draw(wires(messages) if streamed else written(messages))
     redacted, guarded = (run([made], path, wire) for made in (Redact(PATTERNS), Guard(PATTERNS)))
@@ -659,9 +660,9 @@ def responses_of_any_type(draw: st.DrawFn) -> tuple[str, bytes, bytes]:
     """A path, an uninformative content type, and a stream or a JSON body with a secret."""
     content_type = draw(st.sampled_from(TYPES))
     if draw(st.booleans()):
-        path, messages = draw(spoilt(STREAMS))
+        path, messages = draw(spoilt(streamed=True))
         return path, content_type, b": \n\n" + draw(wires(draw(planted(messages))))[0]
-    path, messages = draw(spoilt(BODIES))
+    path, messages = draw(spoilt(streamed=False))
     message = draw(planted(messages[:1] or [{}]))[-1]
     body = [message] if isinstance(message, str) else message
     return path, content_type, json.dumps(body).encode()

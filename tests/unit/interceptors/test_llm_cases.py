@@ -398,6 +398,14 @@ def test_arguments_of_a_body_that_are_an_object() -> None:
     assert run_body(answer(KEY), redact()) == answer("[redacted]")
 
 
+def test_arguments_after_the_blocks_end_are_redacted() -> None:
+    pieces = [block_delta(0, partial_json=piece) for piece in ('{"a":', f'"{KEY}"', "}")]
+    sent = stream(block(0, "t", "f"), pieces[0], block_stop(0), *pieces[1:], MESSAGE_STOP)
+    left = messages_of(run(MESSAGES, sent, redact).output)
+    arguments = [message["delta"]["partial_json"] for message in left if "delta" in message]
+    assert json.loads("".join(arguments)) == {"a": "[redacted]"}
+
+
 def test_the_type_in_the_data_counts_and_not_the_events() -> None:
     """A policy must see what clients read that look at either."""
     sent = b"event: ping\n" + stream(block(0, "t", "delete_file"), block_stop(0))

@@ -13,6 +13,7 @@ from unit.interceptors.dialects.recorder import Recorder
 from unit.interceptors.dialects.transcripts import (
     CHAT,
     PATHS,
+    RESPONSES,
     Transcript,
     chat_body,
     choice,
@@ -20,8 +21,11 @@ from unit.interceptors.dialects.transcripts import (
     chunkings,
     delta,
     load_transcripts,
+    message_item,
     request,
+    response,
     stream_of,
+    text_part,
     tool_delta,
 )
 
@@ -54,10 +58,16 @@ MORE_STREAMS = {
         "text 0 a | text 1 b | text 0 c | text 0 d | thinking 0 e | text 0 f | text ends 0"
         " | thinking ends 0 | finish 0 stop | text 1 g | text ends 1 | finish 1 stop",
     ),
+    "an error beside usage (Groq)": ([{"choices": [], "x_groq": {"error": {"code": 5}}}], "error None 5"),
     "no finish reason at all": ([delta(content="Hel"), "[DONE]"], "text 0 Hel | text ends 0"),
 }  # fmt: skip
 for _name, (_messages, _seen) in MORE_STREAMS.items():
     STREAMS[_name] = Transcript(CHAT, stream_of(_messages, named=False), _seen)
+STREAMS["a whole response as an event"] = Transcript(
+    RESPONSES,
+    stream_of([response("completed", [message_item(text_part("Hi"))])], named=False),
+    "text 0 Hi (whole) | text ends 0 (whole) | finish 0 completed",
+)
 
 
 @pytest.mark.parametrize("transcript", STREAMS.values(), ids=STREAMS)
@@ -88,6 +98,10 @@ MORE_BODIES: dict[str, tuple[Any, str]] = {
         "text 0 a (whole) | text ends 0 (whole) | refusal 0 b (whole) | refusal ends 0 (whole)"
         " | finish 0 stop | finish 1 stop",
     ),
+    "function_call, from before tool calls": (
+        chat_body({"function_call": {"name": "f", "arguments": "{}"}}, usage=None),
+        "call 0 0 None f {} | finish 0 stop",
+    ),
     "an error that is text": ({"error": "not found"}, "error None None not found"),
     "a list that is not an answer": ([{"choices": 1}], ""),
     "a list of errors": ([{"error": {"message": "no", "code": 400}}], "error None 400 no"),
@@ -112,8 +126,14 @@ chat      choices[] is a number, expected an object | {"choices": [1]}
 chat      choices[].delta.content is an object, expected a string | {"choices": [{"index": 0, "delta": {"content": {"x": 1}}}]}
 chat      choices[].delta.content[] is a string, expected an object | {"choices": [{"index": 0, "delta": {"content": ["x"]}}]}
 chat      choices[].finish_reason is a number, expected a string | {"choices": [{"index": 0, "finish_reason": 1}]}
+chat      choices[].delta is a string, expected an object | {"choices": [{"index": 0, "delta": "x"}]}
+chat      choices[].delta.tool_calls is a string, expected a list | {"choices": [{"index": 0, "delta": {"tool_calls": "x"}}]}
+chat      choices[].delta.tool_calls[] is a number, expected an object | {"choices": [{"index": 0, "delta": {"tool_calls": [1]}}]}
+chat      choices[].delta.reasoning_details[] is a number, expected an object | {"choices": [{"index": 0, "delta": {"reasoning_details": [1]}}]}
+chat      choices[].message.content is a number, expected a string | {"choices": [{"index": 0, "message": {"content": 5}}]}
 chat      usage is a list, expected an object | {"choices": [], "usage": [1]}
 chat      the data is a list, expected an object | [1]
+responses response.output is a string, expected a list | {"type": "response.completed", "response": {"output": "x"}}
 responses delta is an object, expected a string | {"type": "response.output_text.delta", "delta": {}}
 anthropic index is null, expected the number of a content block | {"type": "content_block_delta", "delta": {}}
 """
