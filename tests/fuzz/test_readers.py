@@ -608,7 +608,10 @@ def joined(events: list[Any]) -> list[str]:
         elif isinstance(value, list):
             for at, item in enumerate(value):
                 number = item.get("index", at) if isinstance(item, dict) else at
-                join(item, (*place, str(number)))
+                if place[-1] == "content" and isinstance(item, dict) and "text" in item:
+                    join(item["text"], place)  # as text that is not in a list
+                else:
+                    join(item, (*place, str(number)))
         elif isinstance(value, dict):
             if "tool_calls" in place:  # an id begins a call, and what has none continues the last
                 ids[place] = value.get("id") or ids.get(place)
