@@ -74,10 +74,13 @@ def test_query_body_and_data_are_written_down_only_if_asked_for(tmp_path: Path) 
     assert [line["data"] for line in events] == ["hello wörld", "two"]
 
 
-def test_requests_may_be_left_out(tmp_path: Path) -> None:
-    """The end has everything."""
-    exchange(audit(tmp_path, requests=False, events="none"))
+def test_requests_and_events_may_be_left_out(tmp_path: Path) -> None:
+    """The end has everything, and no event is even parsed."""
+    interceptor = audit(tmp_path, requests=False, events="none")
+    exchange(interceptor)
     (end,) = lines(tmp_path)
+    large = b"data: " + b"x" * 1000 + b"\n\n"
+    assert run_chain([interceptor], [large], max_event_bytes=100).output == large
     assert end.items() >= {"event": "end", **ABOUT, "status": 200, "events": None}.items()
 
 

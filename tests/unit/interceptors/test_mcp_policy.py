@@ -486,6 +486,7 @@ LISTS: dict[str, tuple[str, Any]] = {
     "an object with one name twice": (
         '{"tools":{"a":{"name":"shell"},"a":{"name":"ok"},"b":{"name":"ok","NAME":"shell"},"c":{"name":"ok"}}}',
         {"tools": {"c": {"name": "ok"}}}),
+    "entries that are text in an object": ('{"tools":{"a":"shell","b":["shell"],"c":{"name":"ok"}}}', {"tools": {"c": {"name": "ok"}}}),
     "entries without a name": ('{"tools":[{"name":7},{},8,{"name":"a"},{"name":"sh\\u0065ll"}]}', {"tools": [{"name": "a"}]}),
     # The official Python client reads snake case as well as camel case.
     "other spellings": (
