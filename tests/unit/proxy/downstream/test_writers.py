@@ -17,7 +17,7 @@ async def take(message: Any) -> None:
 
 
 @pytest.mark.parametrize("cancelled", [True, False])
-async def test_a_writer_is_stalled_until_its_head_has_left(cancelled: bool) -> None:
+async def test_a_writer_is_stalled_until_its_head_or_its_bytes_have_left(cancelled: bool) -> None:
     """A server that is cancelled in it may have taken it or not."""
     writer = AsgiWriter(take, None)
     with trio.CancelScope() as scope:
@@ -25,6 +25,12 @@ async def test_a_writer_is_stalled_until_its_head_has_left(cancelled: bool) -> N
             scope.cancel()
         await writer.start(200, [])
     assert (writer.started, writer.stalled) == (True, cancelled)
+    writer.write((b"data: x\n\n",))
+    with trio.CancelScope() as scope:
+        if cancelled:
+            scope.cancel()
+        await writer.drain()
+    assert writer.stalled is cancelled
 
 
 async def test_the_direct_writer_is_stalled_while_bytes_are_unsent() -> None:
