@@ -121,7 +121,11 @@ class _RedactMessages(MessageStream):
             self._done.clear()
 
     def on_text_delta(self, delta: TextDelta) -> None:
-        if delta.whole:
+        if delta.grows:
+            text = delta.text
+            for flow in self._interceptor.open_flow():
+                text = flow.feed(text)
+        elif delta.whole:
             text = self._interceptor.json.substitute(delta.text)
         else:
             text = self._feed(delta.block, delta.text)

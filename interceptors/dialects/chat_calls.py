@@ -18,6 +18,21 @@ from .reader import Reader
 __all__ = ["ChatCallReader"]
 
 
+class _Missing(dict[str, Any]):
+    """The object that an item lacks. The item gets it when arguments are written."""
+
+    __slots__ = ("_item", "_kind")
+
+    def __init__(self, item: dict[str, Any], kind: str) -> None:
+        super().__init__()
+        self._item = item
+        self._kind = kind
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        self._item[self._kind] = dict(self)
+
+
 class ChatCallReader(Reader):
     """The part of the chat reader that is about tool calls."""
 
@@ -45,6 +60,13 @@ class ChatCallReader(Reader):
     def _index(self, choice: dict[str, Any], position: int) -> int:
         index = self._number(choice, "index", "choices[].")
         return position if index is None else index
+
+    def _holder(self, item: dict[str, Any], kind: str, where: str) -> dict[str, Any]:
+        """The object that has a call's name and arguments."""
+        holder = self._dict(item, kind, where)
+        if holder is not None:
+            return holder
+        return _Missing(item, kind) if item.get(kind) is None else {}
 
     def _find_call(
         self,
@@ -110,11 +132,7 @@ class ChatCallReader(Reader):
                 continue
             number = self._number(item, "index", where)
             kind, key = kind_of(item)
-            holder = self._dict(item, kind, where)
-            if holder is None:
-                holder = {}
-                if self.hold_tool_calls and item.get(kind) is None:
-                    item[kind] = holder  # also if it is null
+            holder = self._holder(item, kind, where)
             call_id = self._id(item, "id", where)
             name = self._str(holder, "name", f"{where}{kind}.")
             place = position if number is None else number
@@ -168,7 +186,7 @@ class ChatCallReader(Reader):
         where = "choices[].message.tool_calls[]."
         for position, item in self._items(message, "tool_calls", "choices[].message."):
             kind, key = kind_of(item)
-            holder = self._dict(item, kind, where) or {}
+            holder = self._holder(item, kind, where)
             number = self._number(item, "index", where)
             place: Any = position if number is None else number
             call_id = self._id(item, "id", where)

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from .chat_calls import ChatCallReader
+from .chat_chunk import chunk_like
 from .chat_cut import cut_choice, cut_everything
 from .chat_fields import DETAILS, FIELDS, PARTS
 from .parts import Block, Finish, Kind, Part, ProviderError, TextDelta, TextEnd, Usage
@@ -22,14 +23,6 @@ from .reader import DONE, Made, Origin
 from .unread import Unread
 
 __all__ = ["OpenAIChatReader"]
-
-# What the chunks of one answer have in common. A value of another type may hold anything.
-_OF_CHUNK: dict[str, tuple[type, ...]] = {
-    "id": (str, int),
-    "object": (str,),
-    "created": (int, float),
-    **dict.fromkeys(("model", "system_fingerprint", "service_tier", "provider"), (str, type(None))),
-}
 
 
 class OpenAIChatReader(ChatCallReader):
@@ -289,7 +282,7 @@ class OpenAIChatReader(ChatCallReader):
             for of, at, holder, key in texts:
                 block = Block(of, index, at, name)
                 if grows:
-                    self._show_again(parts, block, holder, key, choice, repeats=False)
+                    self._show_again(parts, block, holder, key, choice, grows=True, repeats=False)
                 else:
                     self._whole(parts, block, holder, key, choice)
 
@@ -310,7 +303,7 @@ class OpenAIChatReader(ChatCallReader):
                 continue
             block = Block("thinking", index, position, "reasoning_details")
             if grows or repeats:
-                self._show_again(parts, block, item, key, choice, repeats=repeats)
+                self._show_again(parts, block, item, key, choice, grows=grows, repeats=repeats)
             else:
                 self._whole(parts, block, item, key, choice)
 
@@ -322,11 +315,20 @@ class OpenAIChatReader(ChatCallReader):
         key: str,
         choice: dict[str, Any],
         *,
+        grows: bool,
         repeats: bool,
     ) -> None:
-        """A whole text that does not end its block. `repeats`: it stands elsewhere in the message."""
-        repeated = repeats or block in self._open or block in self._over
-        delta = TextDelta(block, holder, key, whole=True, repeated=repeated, tokens=choice)
+        """A whole text that does not end its block. `grows`: as in `_read_whole`. `repeats`: it stands
+        elsewhere in the message.
+        """
+        is_over = block in self._over
+        repeated = repeats or block in self._open or is_over
+        reason = choice.get("finish_reason")
+        if is_over or (isinstance(reason, str) and reason and block.output not in self._endless):
+            grows = False  # the text has ended, or ends in this chunk
+        delta = TextDelta(
+            block, holder, key, whole=True, repeated=repeated, grows=grows, tokens=choice
+        )
         parts += delta, TextEnd(block, delta, whole=True, repeated=repeated)
 
     def _end_mark(self, block: Block) -> Any:
@@ -351,19 +353,19 @@ class OpenAIChatReader(ChatCallReader):
             delta = {"content": [{"type": "thinking", "thinking": inner}]}
         elif block.field == "text":
             choice = {"index": block.output, "text": text, "finish_reason": None}
-            return _chunk_like(message, choice)
+            return chunk_like(message, choice)
         elif block.kind == "other":
             delta = {"audio": {"transcript": text}}
         elif block.field == "content" and block.kind == "refusal":
             delta = {"refusal": text}
-        return _chunk_like(message, {"index": block.output, "delta": delta, "finish_reason": None})
+        return chunk_like(message, {"index": block.output, "delta": delta, "finish_reason": None})
 
     def make_ending(self, reason: str | None = None) -> list[Made]:
         reason = reason or self.default_reason
         made = []
         for index, (event_type, message) in sorted(self._choices.items()):
             choice = {"index": index, "delta": {}, "finish_reason": reason}
-            made.append(Made(event_type, _chunk_like(message, choice)))
+            made.append(Made(event_type, chunk_like(message, choice)))
         if not self._has_choices:  # the first event does not leave: an answer with nothing in it
             empty = {"id": "", "object": "chat.completion.chunk", "created": 0}
             choice = {"index": 0, "delta": {}, "finish_reason": reason}
@@ -389,12 +391,3 @@ class OpenAIChatReader(ChatCallReader):
 
 def _has_text(item: Any) -> bool:
     return isinstance(item, dict) and isinstance(item.get("text"), str) and bool(item["text"])
-
-
-def _chunk_like(message: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
-    """A chunk with the ids of another, and one choice: without usage or the other's content."""
-    kept: dict[str, Any] = {}
-    for name, of in _OF_CHUNK.items():
-        if name in message and isinstance(message[name], of):
-            kept[name] = message[name]
-    return {**kept, "choices": [choice]}

@@ -70,7 +70,7 @@ class TextDelta(Part):
     `holder` and `key` belong to the reader: the place of the text.
     """
 
-    __slots__ = ("_tokens", "dropped", "holder", "key", "repeated", "whole")
+    __slots__ = ("_tokens", "dropped", "grows", "holder", "key", "repeated", "whole")
 
     def __init__(
         self,
@@ -80,6 +80,7 @@ class TextDelta(Part):
         *,
         whole: bool = False,
         repeated: bool = False,
+        grows: bool = False,
         tokens: dict[str, Any] | None = None,
     ) -> None:
         """`holder[key]` is the text. `tokens["logprobs"]` are its tokens, removed if it changes."""
@@ -91,6 +92,8 @@ class TextDelta(Part):
         """
         self.repeated: bool = repeated
         """The client has had this text before, as deltas: change it like those, do not count it."""
+        self.grows: bool = grows
+        """The `whole` text is only what has come so far: a later message repeats it with more."""
         self.holder = holder
         self.key = key
         self._tokens = tokens

@@ -265,16 +265,12 @@ def run(interceptors: list[Interceptor], path: str, wire: tuple[bytes, list[int]
 
 
 def without_tokens(value: Any) -> Any:
-    """The same without every `logprobs`. A call without a `function` may get an empty one there."""
+    """The same without every `logprobs`."""
     if isinstance(value, list):
         return [without_tokens(item) for item in value]
     if not isinstance(value, dict):
         return value
-    return {
-        name: without_tokens(inner)
-        for name, inner in value.items()
-        if name != "logprobs" and not (name == "function" and inner in (None, {}))
-    }
+    return {name: without_tokens(inner) for name, inner in value.items() if name != "logprobs"}
 
 
 def besides_tokens(wire: bytes, *, streamed: bool) -> list[Any]:

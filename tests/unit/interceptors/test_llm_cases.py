@@ -222,12 +222,87 @@ def test_a_delta_beside_a_message_that_grows() -> None:
     assert seen == ["a", " b"]
     check_exact(CHAT, answer("a", " b"), redact, guard)
     redacted = messages_of(run(CHAT, answer("key sk-abcd", "efgh12345"), redact).output)
+    assert redacted[0]["choices"][0]["message"]["content"] == "key "
     assert redacted[1]["choices"][0]["delta"]["content"] == "[redacted]"
     assert redacted[1]["choices"][0]["message"]["content"] == "key [redacted]"
     for first in ("about ", f"about {WORDS}"):
         output = run(CHAT, answer(first, WORDS), guard).output
         assert b"nightjar" not in output
         assert output.endswith(stream(FILTERED, DONE))
+
+
+def in_message(make: Callable[[str], dict[str, Any]], *, beside: bool) -> Split:
+    """A cumulative message in three chunks, with the fields that `make` returns."""
+
+    def made(first: str, second: str) -> list[Any]:
+        pieces = [
+            (first, first, None),
+            (second, first + second, None),
+            ("", first + second, "stop"),
+        ]
+        return [
+            choices(
+                delta=make(piece) if beside and piece else {},
+                message=make(whole),
+                finish_reason=reason,
+            )
+            for piece, whole, reason in pieces
+        ]
+
+    return made
+
+
+CUMULATIVE: dict[str, Callable[[str], dict[str, Any]]] = {
+    "content": lambda text: {"content": text},
+    "a list in the content": lambda text: {"content": [{"type": "text", "text": text}]},
+    "reasoning": lambda text: {"reasoning": text},
+    "reasoning_details": lambda text: {
+        "reasoning_details": [{"type": "reasoning.text", "index": 0, "text": text}]
+    },
+}
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["beside a delta", "alone"])
+@pytest.mark.parametrize("make", CUMULATIVE.values(), ids=CUMULATIVE)
+def test_a_message_that_grows_holds_the_beginning_of_a_match(
+    make: Callable[[str], dict[str, Any]], beside: bool
+) -> None:
+    """As the deltas do: until a match is decided, or the choice has finished."""
+    answer = in_message(make, beside=beside)
+    output = run(CHAT, stream(*answer("key sk-abcd", "efgh12345 b")), redact).output
+    assert b"sk-" not in output
+    left = [item["choices"][0]["message"] for item in messages_of(output)]
+    assert left[1:] == [make("key [redacted] b")] * 2
+    held = messages_of(run(CHAT, stream(*answer("key ", "sk-abcd")), redact).output)
+    assert held[-1]["choices"][0]["message"] == make("key sk-abcd")
+
+
+def test_a_body_without_a_finish_reason_is_whole() -> None:
+    """What repeats a text in it, too."""
+    body = {"choices": [{"message": CUMULATIVE["reasoning"](f"{KEY} sk-abcd")}]}
+    body["choices"][0]["message"] |= CUMULATIVE["reasoning_details"](f"{KEY} sk-abcd")
+    assert run_body(body, redact()) == json.loads(json.dumps(body).replace(KEY, "[redacted]"))
+
+
+def test_a_message_that_grows_after_the_end_of_its_text() -> None:
+    """One that repeats the text is whole; after more deltas it holds again, until the stream ends."""
+    first, rest = (
+        grown("a sk-abcd", "a sk-abcd", "stop"),
+        choices(delta={}, message={"content": "a sk-abcd"}),
+    )
+    check_exact(CHAT, stream(first, rest, DONE), redact)
+    more = [
+        grown(" sk-ab", "a sk-abcd sk-ab", "stop"),
+        grown("cdefgh12345", "a sk-abcd sk-abcdefgh12345", "stop"),
+    ]
+    redacted = run(CHAT, stream(first, *more, DONE), redact)
+    assert redacted.failure is None
+    left = [item["choices"][0] for item in messages_of(redacted.output)[:3]]
+    assert [item["message"]["content"] for item in left] == [
+        "a sk-abcd",
+        "a sk-abcd ",
+        "a sk-abcd ",
+    ]
 
 
 def blocks(*texts: str) -> list[dict[str, Any]]:

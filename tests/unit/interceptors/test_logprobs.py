@@ -99,6 +99,22 @@ def test_tokens_of_a_text_that_leaves_unchanged_leave_unchanged(
     assert run_chain([REDACT], [data], request=request(CHAT)).output == data
 
 
+@pytest.mark.parametrize("item", [{}, {"function": None}, {"function": {}}, {"function": [None]}])
+def test_a_call_keeps_its_form_in_an_event_that_is_written_anew(item: dict[str, Any]) -> None:
+    """Without its tokens, or with a text redacted."""
+    tool_calls = [{"index": 0, "id": "c", **item}]
+    for text, given, left in (("", logprobs(OF_SECRET), ""), (f"a {SECRET}", None, "a [redacted]")):
+        choice = llm.choice({"content": text, "tool_calls": tool_calls}, "tool_calls")
+        data = llm.stream_of([llm.chunk({**choice, "logprobs": given}), "[DONE]"], named=False)
+        output = run_chain([REDACT], [data], request=request(CHAT)).output
+        sent = llm.messages_of(output)[0]["choices"][0]
+        assert sent == {
+            **choice,
+            "delta": {"content": left, "tool_calls": tool_calls},
+            "logprobs": None,
+        }
+
+
 def test_each_choice_is_judged_by_itself() -> None:
     """One choice is changed and loses its tokens; the other keeps them."""
     body = llm.chat_body({"content": "fine"}, {"content": SECRET}, {"tool_calls": [CALL]})
