@@ -29,6 +29,7 @@ from unit.interceptors.dialects.transcripts import (
     message_end,
     message_item,
     message_start,
+    messages_of,
     request,
     response,
     responses_stream,
@@ -256,6 +257,13 @@ def test_the_tokens_of_a_call_that_is_changed_do_not_leave(name: str, streamed: 
     assert b"Well." in output
 
 
+def test_the_tokens_of_a_changed_call_do_not_leave_with_what_repeats_it_later() -> None:
+    call = tool_delta(0, SECRET, "a", "change_1")
+    again = {**choice({}), "message": call, "logprobs": {"content": [{"token": SECRET}]}}
+    output = run_chat(delta(**call), delta("tool_calls"), chunk(again), "[DONE]").output
+    assert b"secret" not in output
+
+
 @pytest.mark.parametrize("size", [100_000, 10])
 def test_what_waits_for_a_call_is_bounded(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """Large events, or many small ones: the answer ends, and nothing of the call has left."""
@@ -349,6 +357,26 @@ def test_a_text_between_the_pieces_of_a_call_changes_nothing_of_it(name: str) ->
     for chunks in chunkings(sent):
         output = run_chain([policy()], chunks, request=request(CHAT)).output
         assert read(CHAT, output, streamed=True)[1:] == ([("pass_1", {"secret": 1})], "tool_calls")
+
+
+def test_a_function_call_is_removed_with_all_of_its_pieces() -> None:
+    pieces = {"name": "drop_1", "arguments": "{"}, {"arguments": "}"}
+    messages = [delta(content="Well."), *(delta(function_call=piece) for piece in pieces)]
+    output = run_chat(*messages, delta("function_call"), "[DONE]").output
+    assert messages_of(output) == [messages[0], delta("stop"), "[DONE]"]
+
+
+def test_a_changed_call_leaves_no_empty_events() -> None:
+    begin, end = tool_delta(0, "{", "a", "change_1"), tool_delta(0, "}")
+    *left, _, _ = messages_of(run_chat(delta(**begin), delta(**end), *CHAT_END).output)
+    assert left == [delta(**tool_delta(0, '{"changed": true}', "a", "change_1"))]
+
+
+def test_a_body_of_which_the_only_call_is_removed_leaves() -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "drop_1", "arguments": "{}"}}
+    body = {"choices": [{"index": 0, "message": {"tool_calls": [call]}}]}
+    left = run_json([policy()], json.dumps(body).encode(), request=request(CHAT))
+    assert json.loads(left) == {"choices": [{"index": 0, "message": {}}]}
 
 
 def test_a_changed_call_keeps_the_id_of_its_event() -> None:

@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 from support.llm_events import block_delta, block_start, block_stop, event, function_call, tool_use
 from unit.interceptors.dialects.recorder import Made
-from unit.interceptors.dialects.transcripts import messages_of
+from unit.interceptors.dialects.transcripts import messages_of, request
 
 from interceptors import Abort, Interceptor, Request
 from interceptors.dialects import MessageInterceptor, MessageStream, ToolCall
@@ -316,6 +316,8 @@ EXACT: dict[str, tuple[str, list[Any]]] = {
     "half a character (elizaOS/eliza#30904)": (CHAT, [text(HALF), text("\ude00"), STOP, DONE]),
     "half a character in arguments": (CHAT, [call_piece({"a": HALF}, id="a"), CALLED, DONE]),
     "message is null": (CHAT, [choices(delta={"content": "a"}, message=None)]),
+    "reasoning_details without a text":
+        (CHAT, [chunk({"reasoning_details": [{"type": "reasoning.text", "signature": "s"}, {"type": "new"}]})]),
     "a block where a result is (anthropics/anthropic-sdk-typescript#879)":
         (MESSAGES, [RESULT, *blocks("47 million"), *blocks(" people"), MESSAGE_STOP]),
     "a block that begins where one has not ended":
@@ -604,6 +606,57 @@ def test_an_ending_repeats_odd_values(begun: Any, repeated: Any) -> None:
     assert str([repeated])[1:-1] in str(messages_of(result.output)[-1])
 
 
+def test_an_ending_has_the_text_that_came_with_its_part_and_is_done_once() -> None:
+    where = {"output_index": 0, "content_index": 0}
+    part = {"type": "output_text", "text": "Well "}
+    message = {"type": "message", "id": "m", "role": "assistant", "content": []}
+    begun = event("output_item.added", output_index=0, item=message)
+    sent = stream(begun, event("content_part.added", **where, part=part), delta("a "), delta(WORDS))
+    left = messages_of(run(RESPONSES, sent, guard).output)
+    done = [item["text"] for item in left if item["type"] == "response.output_text.done"]
+    assert done == [left[-1]["response"]["output"][0]["content"][0]["text"]] == ["Well a "]
+
+
+@pytest.mark.parametrize("data", [{"x": WORDS}, f'{{"x":"{WORDS}'])
+def test_an_event_before_the_format_is_known_is_searched(data: Any) -> None:
+    result = run_chain([guard()], [stream(data)], request=request("/x", "openai"))
+    assert result.ended
+    assert b"nightjar" not in result.output
+
+
+@pytest.mark.parametrize("path", [CHAT, MESSAGES])
+def test_an_answer_that_ends_in_its_first_event_has_no_model(path: str) -> None:
+    first, *_ = messages_of(run(path, stream({"type": "new", "x": WORDS}), guard).output)
+    assert first.get("message", first)["model"] == ""
+
+
+def test_a_delta_belongs_to_its_part_and_item() -> None:
+    """An event without `output_index` belongs to the newest item."""
+    blocks: list[tuple[int, int]] = []
+    note = Made(
+        on_text_delta=lambda _, delta: blocks.append((delta.block.output, delta.block.part))
+    )
+    items = [{"type": "message", "id": name, "content": []} for name in "ab"]
+    begun = [
+        event("output_item.added", output_index=at, item=item) for at, item in enumerate(items)
+    ]
+    deltas = [
+        delta("a", output_index=output, content_index=part) for output, part in ((0, 0), (1, 1))
+    ]
+    summary = event("reasoning_summary_text.delta", output_index=2, summary_index=2, delta="a")
+    newest = event("output_text.delta", content_index=3, delta="a")
+    run_chain([note], [stream(*begun, *deltas, newest, summary)], request=post(RESPONSES))
+    assert blocks == [(0, 0), (1, 1), (1, 3), (2, 2)]
+
+
+def test_what_is_unread_is_json_only_without_other_lines() -> None:
+    seen: list[bool] = []
+    note = Made(on_unread=lambda _, unread: seen.append(unread.is_json))
+    sent = stream({"x": 1}) + b'data: {"x":1}\nx-y: 1\n\n' + stream("pong")
+    run_chain([note], [sent], request=post(MESSAGES))
+    assert seen == [True, False, False]
+
+
 BODIES = f"""
 chat {{"choices":[{{"index":0,"message":{{"content":"a"}},"{WORDS}":1}}]}}
 chat {{"choices":[{{"message":{{"content":"a"}},"x":{{"y":"{WORDS}"}}}}],"usage":{{"x":"{WORDS}"}}}}
@@ -611,6 +664,7 @@ chat {{"choices":[{{"index":0,"message":{{"content":"a"}},"delta":{{"content":"{
 chat {{"choices":[{{"index":0,"text":"{WORDS}"}}]}}
 chat {{"choices":[{{"index":"1","message":{{"content":"{WORDS}"}}}}]}}
 chat {{"choices":[],"id":["{WORDS}"]}}
+chat {{"choices":null,"x":"{WORDS}"}}
 responses {{"object":"response","output":[],"model":{{"x":"{WORDS}"}},"usage":{{"{WORDS}":1}}}}
 messages {{"type":"message","content":[],"role":["{WORDS}"],"usage":{{"input_tokens":1,"x":["{WORDS}"]}}}}
 """

@@ -120,6 +120,12 @@ def test_the_search_finds_where_the_first_of_several_strings_begins(
         assert finder(bytearray(buffer), start, end) == min(found, default=-1)
 
 
+def test_a_string_is_found_that_begins_right_before_another() -> None:
+    finder = finder_of((b"b", b"ab"))
+    assert finder is not None
+    assert finder(bytearray(b"ab"), 0, 2) == 0
+
+
 # Any needs in any chain
 
 PIECES = [

@@ -11,10 +11,12 @@ import pytest
 from structlog.testing import capture_logs
 from unit.interceptors.dialects.recorder import Recorder
 from unit.interceptors.dialects.transcripts import (
+    ANTHROPIC,
     CHAT,
     PATHS,
     RESPONSES,
     Transcript,
+    anthropic_body,
     chat_body,
     choice,
     chunk,
@@ -68,6 +70,11 @@ STREAMS["a whole response as an event"] = Transcript(
     stream_of([response("completed", [message_item(text_part("Hi"))])], named=False),
     "text 0 Hi (whole) | text ends 0 (whole) | finish 0 completed",
 )
+STREAMS["a whole message as an event"] = Transcript(
+    ANTHROPIC,
+    stream_of([anthropic_body({"type": "text", "text": "Hi"})], named=True),
+    "text 0 Hi (whole) | text ends 0 (whole) | finish 0 end_turn | usage claude-opus-4-1 472 2 0 None",
+)
 
 
 @pytest.mark.parametrize("transcript", STREAMS.values(), ids=STREAMS)
@@ -102,11 +109,15 @@ MORE_BODIES: dict[str, tuple[Any, str]] = {
         chat_body({"function_call": {"name": "f", "arguments": "{}"}}, usage=None),
         "call 0 0 None f {} | finish 0 stop",
     ),
+    "calls without ids": (
+        chat_body({"tool_calls": [{"function": {"name": name, "arguments": "{}"}} for name in "fg"]}, usage=None),
+        "call 0 0 None f {} | call 0 1 None g {} | finish 0 stop",
+    ),
     "an error that is text": ({"error": "not found"}, "error None None not found"),
     "a list that is not an answer": ([{"choices": 1}], ""),
     "a list of errors": ([{"error": {"message": "no", "code": 400}}], "error None 400 no"),
     "an object of another kind": ({"input_tokens": 14}, ""),
-}
+}  # fmt: skip
 for _name, (_body, _seen) in MORE_BODIES.items():
     BODIES[_name] = Transcript(CHAT, json.dumps(_body, indent=2).encode(), _seen)
 
