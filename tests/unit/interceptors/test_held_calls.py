@@ -379,6 +379,16 @@ def test_a_body_of_which_the_only_call_is_removed_leaves() -> None:
     assert json.loads(left) == {"choices": [{"index": 0, "message": {}}]}
 
 
+@pytest.mark.parametrize("given", [{}, {"function": None}, {"function": [None]}])
+def test_a_call_without_a_function_gets_one_only_if_it_is_changed(given: dict[str, Any]) -> None:
+    """What is there and is not an object stays."""
+    change = holding(lambda _, call: setattr(call, "arguments", "{}"))
+    call = {"index": 0, "id": "a", **given}
+    expected = call if given.get("function") else {**call, "function": {"arguments": "{}"}}
+    left = messages_of(run_chat(delta(tool_calls=[call]), *CHAT_END, interceptor=change).output)
+    assert left[0] == delta(tool_calls=[expected])
+
+
 def test_a_changed_call_keeps_the_id_of_its_event() -> None:
     """A client may resume with it."""
     call = delta(**tool_delta(0, SECRET, "call_0", "change_1"))

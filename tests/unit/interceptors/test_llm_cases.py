@@ -277,6 +277,12 @@ def test_a_message_that_grows_holds_the_beginning_of_a_match(
     assert held[-1]["choices"][0]["message"] == make("key sk-abcd")
 
 
+@pytest.mark.parametrize("reason", ["", 5])
+def test_an_odd_finish_reason_does_not_end_a_message_that_grows(reason: Any) -> None:
+    sent = stream(grown("a sk-abcd", "a sk-abcd", reason), grown("efgh12345", f"a {KEY}", "stop"))
+    assert b"sk-" not in run(CHAT, sent, redact).output
+
+
 def test_a_body_without_a_finish_reason_is_whole() -> None:
     """What repeats a text in it, too."""
     body = {"choices": [{"message": CUMULATIVE["reasoning"](f"{KEY} sk-abcd")}]}
