@@ -13,7 +13,7 @@ from functools import partial
 
 import trio
 
-from ..downstream import ClientConnection, Message, Send, Writer, choose_writer
+from ..downstream import ClientStream, Writer
 from ..errors import ClientGone, SendStalled
 from ..http.headers import HeaderList, check_response_headers, response_headers
 from ..relay.heartbeat import PING, only_accepts_streams
@@ -38,11 +38,10 @@ class ClientResponse:
 
     __slots__ = (
         "_body",
-        "_connection",
         "_request",
         "_route",
-        "_send",
         "_send_s",
+        "_stream",
         "_worker",
         "cors",
         "ended",
@@ -58,8 +57,7 @@ class ClientResponse:
         route: Route | None,
         request: ClientRequest,
         body: RequestBody,
-        send: Send,
-        connection: ClientConnection | None,
+        stream: ClientStream,
         cors: Cors | None,
     ) -> None:
         """`cors`: of a request from an allowed origin."""
@@ -67,8 +65,7 @@ class ClientResponse:
         self._route = route
         self._request = request
         self._body = body
-        self._send = send
-        self._connection = connection
+        self._stream = stream
         self._send_s = (worker.routes if route is None else route).timeouts.send
         self.cors = cors
         self.writer: Writer | None = None
@@ -88,12 +85,11 @@ class ClientResponse:
         """Wait until the client has taken what was written.
 
         Repeats `step`, by default the writer's `drain`, until its result is not False. Each
-        repetition may take `timeouts.send` seconds. Over HTTP/1.1 a wait inside Hypercorn has no
-        deadline here: it cannot be cancelled, and TCP_USER_TIMEOUT ends it.
+        repetition may take `timeouts.send` seconds. A wait that cannot be cancelled (HTTP/1.1 inside
+        Hypercorn) has no deadline here: TCP_USER_TIMEOUT ends it.
         """
         direct = step is None and self.writer is not None and self.writer.synchronous
-        shielded = self._connection is not None and not self._connection.http2
-        send_s = self._send_s if direct or not shielded else math.inf
+        send_s = self._send_s if direct or self._stream.cancellable else math.inf
         if step is None:
             assert self.writer is not None
             step = self.writer.drain
@@ -116,15 +112,14 @@ class ClientResponse:
         if self._route is not None and self._route.chain.owners:
             check_response_headers(headers)
         self.may_add = may_add
-        self.writer = writer = choose_writer(
-            self._request.http_version, self._send, self._connection, chunked=chunked
-        )
+        self.writer = writer = self._stream.writer(chunked=chunked)
         self.status = status
         self._worker.metrics.writers[writer.name].inc()
         self._body.answered = True
         # Unless the request is complete, the end of the response waits for it; the head must not.
-        whole = whole and self._body.complete and not writer.synchronous
-        await self.flush(partial(writer.start, status, headers, whole=whole))
+        whole = whole and (self._body.complete or not self._stream.holds_response)
+        if not writer.start(status, headers, whole=whole):
+            await self.flush()
 
     async def write(self, data: bytes, *, last: bool = False) -> None:
         """Write and wait until the client has it. `last`: `finish` may send it with the end."""
@@ -140,28 +135,20 @@ class ClientResponse:
             if not self._body.complete and self._body.holds_connection:
                 await self.flush()
                 await self._body.wait_complete()
-            await self.flush(self.writer.finish)
+            if not self.writer.finish():
+                await self.flush()
         self.ended = True
 
     async def send_interim(self, status: int, headers: HeaderList) -> None:
         """Send an informational response (RFC 9110, section 15.2), unless the head has been sent or
         the client's version is HTTP/1.0.
-
-        ASGI has only an extension for early hints: other servers than Hypercorn get a 103 with its
-        `Link` fields, and nothing else.
         """
         if self.writer is not None or self._request.http_version == "1.0":
             return
         headers = [
             item for item in self.headers(headers, sse=False) if item[0] != b"content-length"
         ]
-        if self._connection is not None:
-            await self.flush(partial(self._connection.send_interim, status, headers))
-        elif status == 103 and self._request.early_hints:
-            links = [value for name, value in headers if name == b"link"]
-            await self.flush(
-                partial(self._send, {"type": "http.response.early_hint", "links": links})
-            )
+        await self.flush(partial(self._stream.send_interim, status, headers))
 
     async def send_refusal(self, status: int, headers: HeaderList, body: bytes) -> bool:
         """Send a whole answer of the proxy. Returns False if the client has left, takes nothing, or
@@ -170,24 +157,18 @@ class ClientResponse:
         if self.cors is not None:
             headers = self.cors.grant(headers)
         self.status = status
-        messages: tuple[Message, ...] = (
-            {"type": "http.response.start", "status": status, "headers": headers},
-            {"type": "http.response.body", "body": body, "more_body": True},
-        )
+        writer = self._stream.writer(chunked=False)
+        whole = not self._stream.holds_response
         try:
-            for message in messages:
-                await self.flush(partial(self._send, message))
+            if not writer.start(status, headers, whole=whole):
+                await self.flush(writer.drain)
+            if not writer.write((body,)):
+                await self.flush(writer.drain)
             if self._body.holds_connection and not await self._body.discard():
                 return False
-            end = {"type": "http.response.body", "body": b"", "more_body": False}
-            await self.flush(partial(self._send, end))
-        except (
-            SendStalled,
-            OSError,
-            trio.BrokenResourceError,
-            trio.ClosedResourceError,
-            trio.BusyResourceError,
-        ):
+            if not writer.finish():
+                await self.flush(writer.drain)
+        except (SendStalled, ClientGone):
             return False
         return True
 
@@ -244,8 +225,7 @@ class ClientResponse:
 
     def send_probes(self) -> None:
         """Detect by TCP keepalive that the client has left, although nothing is sent to it."""
-        if self._connection is not None:
-            self._connection.send_probes()
+        self._stream.send_probes()
 
     def headers(
         self,
@@ -257,8 +237,7 @@ class ClientResponse:
         """The headers of a response that go to the client, without `dropped` and without those that
         the server adds itself.
         """
-        added = self._connection.added_headers if self._connection is not None else _NO_NAMES
-        return response_headers(headers, dropped=dropped | added, sse=sse)
+        return response_headers(headers, dropped=dropped | self._stream.added_headers, sse=sse)
 
     def own_headers(
         self,

@@ -1,7 +1,7 @@
 """What the phases of one exchange share, and how its tasks end it.
 
-`ExchangeContext` lives as long as the exchange's nursery. `Progress` outlives it: the log line, the
-metrics and `/status` read there what the exchange has reached.
+`ExchangeContext` lives as long as the exchange's cancel scope. `Progress` outlives it: the log
+line, the metrics and `/status` read there what the exchange has reached.
 """
 
 from __future__ import annotations
@@ -95,7 +95,12 @@ class ExchangeContext(msgspec.Struct, eq=False):
     progress: Progress
     ending: Ending
     buffers: BufferScope
-    nursery: trio.Nursery
+    cancel: trio.CancelScope
+    """Ends the exchange, with its tasks."""
+    nursery: trio.Nursery | None
+    """None where no second task is needed: the whole request is at hand, and no interceptor can start
+    a task.
+    """
     collected: CollectedBody | None = None
     """The request's body in the worker's budget, if interceptors see it."""
 
@@ -119,11 +124,11 @@ class ExchangeContext(msgspec.Struct, eq=False):
         back, this needs no task.
         """
         if not self.body.listen(self.on_disconnect):
+            assert self.nursery is not None
             self.nursery.start_soon(self._read_body)
 
     def on_disconnect(self) -> None:
         """The server reports that the client has left."""
-        self.body.left()
         self._client_left()
 
     async def _read_body(self) -> None:
@@ -138,7 +143,7 @@ class ExchangeContext(msgspec.Struct, eq=False):
     def _client_left(self) -> None:
         if not self.response.finished:
             self.ending.stop(Outcome.CLIENT_DISCONNECTED)
-            self.nursery.cancel_scope.cancel()
+            self.cancel.cancel()
 
     async def run_task(
         self, owner: Owner, async_fn: Callable[..., Awaitable[object]], args: tuple[Any, ...]
@@ -152,4 +157,4 @@ class ExchangeContext(msgspec.Struct, eq=False):
 
     def _end_with(self, error: Exception) -> None:
         self.ending.fail(error, self.route.name)
-        self.nursery.cancel_scope.cancel()
+        self.cancel.cancel()

@@ -1,12 +1,13 @@
 """One exchange: one request in, one response out, one ending.
 
-It admits the request, opens the buffer scope and the nursery in which `phases.serve` runs, and
-afterwards reports a failure to the client, counts and logs. Invariants:
+It admits the request, opens the buffer scope, and a nursery if a second task may be needed, runs
+`phases.serve`, and afterwards reports a failure to the client, counts and logs. Invariants:
 
 - the exchange's own task serves; a second one reads the request's body and watches the client, if
-  the server cannot call back when the client leaves;
+  the request is incomplete or the server cannot call back when the client leaves;
 - a failure is noted in `Ending`, not raised: one place reports it to the client, one counts and
-logs; - everything borrowed is back when the call returns, however it ends.
+  logs;
+- everything borrowed is back when the call returns, however it ends.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from interceptors.chain import EventCounts
 from pools import BufferScope
 
 from ..dialects import GENERIC, Dialect
-from ..downstream import Receive, Scope, Send, inspect_server
+from ..downstream import ClientStream
 from ..errors import ClientGone, SendStalled, UpstreamFailure
 from ..worker.metrics import REFUSALS
 from ..worker.routes import Route
@@ -40,18 +41,18 @@ _CONCLUDE_S = LINGER_S + 5.0
 
 
 class Exchange:
-    """Serves one ASGI request that is for an upstream. Call it once."""
+    """Serves one request of a client that is for an upstream. Await `run` once."""
 
     __slots__ = (
         "_admission",
         "_body",
         "_cancel",
-        "_connection",
         "_ended_at",
         "_ending",
         "_progress",
         "_request",
         "_response",
+        "_stream",
         "_worker",
         "client_place",
         "is_counted",
@@ -59,9 +60,10 @@ class Exchange:
         "started_at",
     )
 
-    def __init__(self, worker: Worker, scope: Scope) -> None:
+    def __init__(self, worker: Worker, stream: ClientStream) -> None:
         self._worker = worker
-        self._request = read_request(scope, worker.generations.current.trusted_proxies)
+        self._stream = stream
+        self._request = read_request(stream, worker.generations.current.trusted_proxies)
         self._admission = Admission()
         self._progress = Progress()
         self._ending = Ending()
@@ -75,43 +77,64 @@ class Exchange:
         request = self._request
         return f"<Exchange {request.method} {self.route_name} {self._progress.phase}>"
 
-    async def __call__(self, receive: Receive, send: Send) -> None:
+    async def run(self) -> None:
         """Serve the request to its end. Raises only what cancels it."""
         worker, ending = self._worker, self._ending
-        route = self._admit(receive, send)
+        route = self._admit()
         worker.enter(self)
         try:
             if route is not None:
-                async with BufferScope() as buffers, trio.open_nursery() as nursery:
-                    self._cancel = nursery.cancel_scope
-                    self._cancel.deadline = self.started_at + route.timeouts.total
-                    try:
-                        await serve(
-                            ExchangeContext(
-                                worker,
-                                route,
-                                self._admission,
-                                self._request,
-                                self._body,
-                                self._response,
-                                self._progress,
-                                ending,
-                                buffers,
-                                nursery,
-                            )
-                        )
-                    except Exception as error:
-                        ending.fail(error, self.route_name)
-                    nursery.cancel_scope.cancel()
+                async with BufferScope() as buffers:
+                    stream = self._stream
+                    if (
+                        stream.at_hand
+                        and stream.calls_back
+                        and not stream.gone
+                        and not route.chain.owners
+                    ):
+                        # Nothing needs a second task, and a nursery costs as much as the head.
+                        with trio.CancelScope() as self._cancel:
+                            await self._serve(route, buffers, self._cancel, None)
+                    else:
+                        async with trio.open_nursery() as nursery:
+                            self._cancel = nursery.cancel_scope
+                            await self._serve(route, buffers, self._cancel, nursery)
+                            nursery.cancel_scope.cancel()
         except Exception as error:  # of a task in the nursery
             ending.fail(error, self.route_name)
         finally:
             await self._end()
 
-    def _admit(self, receive: Receive, send: Send) -> Route | None:
+    async def _serve(
+        self,
+        route: Route,
+        buffers: BufferScope,
+        cancel: trio.CancelScope,
+        nursery: trio.Nursery | None,
+    ) -> None:
+        if route.timeouts.total != math.inf:
+            cancel.deadline = self.started_at + route.timeouts.total
+        ctx = ExchangeContext(
+            self._worker,
+            route,
+            self._admission,
+            self._request,
+            self._body,
+            self._response,
+            self._progress,
+            self._ending,
+            buffers,
+            cancel,
+            nursery,
+        )
+        try:
+            await serve(ctx)
+        except Exception as error:
+            self._ending.fail(error, self.route_name)
+
+    def _admit(self) -> Route | None:
         """Find the route and check the request; None if it is refused, which `ending` knows."""
         worker, admission, route = self._worker, self._admission, None
-        self._connection = connection = inspect_server(send)
         try:
             route = admission.decide(worker, self._request)
         except Exception as error:
@@ -120,24 +143,23 @@ class Exchange:
             self.route_name = admission.route.name
         self.is_counted, self.client_place = admission.counted, admission.client_place
         self._body = RequestBody(
-            receive,
-            connection,
+            self._stream,
             max_bytes=0 if route is None else route.limits.max_request_body_bytes,
             idle_s=math.inf if route is None else route.timeouts.idle,
         )
-        if connection is not None and route is not None:
-            connection.limit_send(route.timeouts.send)
+        if route is not None:
+            self._stream.limit_send(route.timeouts.send)
         self._response = ClientResponse(
-            worker, admission.route, self._request, self._body, send, connection, admission.cors
+            worker, admission.route, self._request, self._body, self._stream, admission.cors
         )
         return route
 
     async def _end(self) -> None:
         """Close the chain, report to the client, count and log. Every wait here has a deadline."""
-        cancel, connection, progress = self._cancel, self._connection, self._progress
+        cancel, progress = self._cancel, self._progress
         outcome = self._ending.settle(
             deadline_passed=cancel is not None and trio.current_time() >= cancel.deadline,
-            client_timed_out=connection is not None and connection.timed_out,
+            client_timed_out=self._stream.timed_out,
         )
         progress.phase = "conclude"
         if progress.chain is not None:
@@ -164,11 +186,7 @@ class Exchange:
                 await self._send_error(outcome)
         finally:
             if not answered:
-                if self._connection is not None:
-                    await self._connection.abort()
-                # Without access to the connection, the app returns in the middle of the response,
-                # and the server closes the connection.
-                await self._body.settle()
+                await self._stream.abort()
 
     async def _refuse(self, outcome: Outcome) -> bool:
         """Send the failure as a response."""
@@ -234,6 +252,7 @@ class Exchange:
         """Free everything now: the garbage collector runs rarely."""
         progress = self._progress
         self._ending.failure = None  # its traceback references this frame
+        self._stream.on_gone = None
         if progress.upstream is not None:
             progress.upstream.forget()
             progress.upstream = None

@@ -177,7 +177,9 @@ def _request_for_hooks(ctx: ExchangeContext, has_body: bool) -> Request:
     )
     request.target = client.target.raw
     request.sessions = route.sessions
-    request.spawn = lambda *task: ctx.nursery.start_soon(ctx.run_task, *task)
+    nursery = ctx.nursery
+    assert nursery is not None
+    request.spawn = lambda *task: nursery.start_soon(ctx.run_task, *task)
     ctx.progress.request = request
     return request
 
@@ -191,6 +193,8 @@ async def _address(
     leave it out.
     """
     if answer.unaddressed is None or request is None or request.body_replaced:
+        return
+    if ctx.body.is_withheld:
         return
     if ctx.body.complete or not length or int(length) <= _SMALL_BODY_BYTES:
         request.set_body(await ctx.body.small_body(_SMALL_BODY_BYTES, _ADDRESS_S))
@@ -206,6 +210,7 @@ def _check_length(ctx: ExchangeContext, length: bytes | None) -> None:
 async def _open_body(ctx: ExchangeContext, length: bytes | None) -> tuple[Body, bytes | None]:
     """The body for the upstream, and its length as far as it is known now."""
     length = await _settle_length(ctx, length)
+    ctx.body.has_begun()  # what has arrived and is not acceptable must not reach the upstream
     ctx.body.check_size()
     return ctx.body.stream(int(length) if length else None), length
 

@@ -1,5 +1,5 @@
-"""The client's request as everything in this package reads it, made once from the ASGI scope; and
-its admission: its route, and every check that needs only its head.
+"""The client's request as everything in this package reads it, made once from its head; and its
+admission: its route, and every check that needs only its head.
 
 Routing, policies, interceptors and the upstream call use this one reading. Nothing is opened before
 a request is admitted. The order of the checks decides which error a client gets; it is part of the
@@ -15,7 +15,7 @@ import msgspec
 from interceptors import Outcome
 from interceptors.message import is_preflight
 
-from ..downstream import Scope, raw_target
+from ..downstream import ClientStream
 from ..errors import RequestRefused
 from ..http import Host, Target, read_target, request_host
 from ..http.headers import (
@@ -32,7 +32,6 @@ from .refusal import refusal_of
 
 __all__ = ["Admission", "ClientRequest", "read_request"]
 
-_EARLY_HINT = "http.response.early_hint"
 _NO_TARGET = Target(raw=b"", path=b"", query=b"", normal="", authority=None)
 
 
@@ -54,8 +53,6 @@ class ClientRequest(msgspec.Struct, frozen=True):
     client: str | None
     """The peer's address in its one spelling; None if the server does not give it."""
     host: Host | None
-    early_hints: bool
-    """The ASGI server can send 103 responses."""
     fault: RequestRefused | None
     """Why the target, the host or the framing is not acceptable; None for a good request. A request
     with an unreadable target matches no route.
@@ -67,20 +64,20 @@ class ClientRequest(msgspec.Struct, frozen=True):
         return self.content_length is not None or self.has_transfer_encoding
 
 
-def read_request(scope: Scope, trusted: TrustedProxies) -> ClientRequest:
+def read_request(stream: ClientStream, trusted: TrustedProxies) -> ClientRequest:
     """Read the head of a request. Does not raise: `fault` is what is wrong with it."""
-    peer = scope.get("client")
-    client = None if peer is None else peer[0]
+    head, client = stream.head, stream.peer
     if client is not None and client.startswith(":"):
         client = one_spelling(client)
     is_trusted = bool(trusted.networks) and client in trusted
-    headers = received_request(scope["headers"], trusted=is_trusted)
-    version: str = scope["http_version"]
+    headers = received_request(head.headers, trusted=is_trusted)
+    version, raw = head.version, head.target
     first_values = dict(reversed(headers))
-    target, host, fault = _NO_TARGET, None, None
+    target, host, fault = _NO_TARGET, None, head.fault
     try:
-        raw = raw_target(scope)
-        if scope["method"] == "CONNECT" and not raw.startswith(b"/"):
+        if fault is not None:
+            raise fault
+        if head.method == "CONNECT" and not raw.startswith(b"/"):
             raise _not_supported()  # its target is an authority, which matches no route
         target = read_target(raw)
         if target.authority is not None and version == "2":  # RFC 9113, section 8.3.1
@@ -94,7 +91,7 @@ def read_request(scope: Scope, trusted: TrustedProxies) -> ClientRequest:
     except RequestRefused as refusal:
         fault = refusal.with_traceback(None)
     return ClientRequest(
-        method=scope["method"],
+        method=head.method,
         target=target,
         headers=headers,
         content_length=first_values.get(b"content-length"),
@@ -102,10 +99,9 @@ def read_request(scope: Scope, trusted: TrustedProxies) -> ClientRequest:
         has_via=b"via" in first_values,
         http_version=version,
         is_http2=version == "2",
-        scheme=scope["scheme"],
+        scheme=stream.scheme,
         client=client,
         host=host,
-        early_hints=_EARLY_HINT in (scope.get("extensions") or ()),
         fault=fault,
     )
 

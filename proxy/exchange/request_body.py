@@ -1,12 +1,7 @@
 """The body of a request as it arrives, and whether the client is still connected.
 
-ASGI reports both through one `receive`, in order. Invariants:
-
-- a client that leaves is noticed, even if its body is not read;
-- after `settle` the server has nothing left to hand over: Hypercorn's reading task blocks forever
-  if an app returns before it has received everything.
-
-It knows no route and no interceptor.
+A client that leaves is noticed, even if its body is not read. This module knows no route and no
+interceptor.
 """
 
 from __future__ import annotations
@@ -18,7 +13,7 @@ from contextlib import suppress
 import trio
 from trio_util import wait_any
 
-from ..downstream import ClientConnection, Message, Messages, Receive
+from ..downstream import ClientStream
 from ..errors import ClientGone, RequestRefused
 from ..worker.collecting import too_large
 
@@ -30,8 +25,6 @@ Body = bytes | AsyncIterator[bytes]
 LINGER_S = 10.0
 """How long a client may send a body that is not read before its connection is closed."""
 LINGER_BYTES = 64 * 1024 * 1024
-_QUIET_S = 0.5
-_QUIET_HTTP2_S = 0.05  # Hypercorn does not report a stream that the proxy resets
 _SMALL_PIECE_BYTES = 16384
 
 
@@ -42,66 +35,58 @@ class RequestBody:
 
     __slots__ = (
         "_begun",
-        "_connection",
-        "_disconnected",
         "_ended",
         "_first",
         "_idle_s",
         "_max_bytes",
-        "_messages",
         "_pieces",
-        "_receive",
+        "_stream",
         "_to_reader",
         "answered",
         "bytes_received",
-        "complete",
         "expects_body",
-        "gone",
     )
 
-    def __init__(
-        self,
-        receive: Receive,
-        connection: ClientConnection | None,
-        *,
-        max_bytes: int,
-        idle_s: float,
-    ) -> None:
+    def __init__(self, stream: ClientStream, *, max_bytes: int, idle_s: float) -> None:
         """`idle_s` limits the client's silence in the middle of its request."""
-        self._receive = receive
-        self._connection = connection
+        self._stream = stream
         self._max_bytes = max_bytes
         self._idle_s = idle_s
-        messages = getattr(receive, "__self__", None)
-        self._messages = messages if type(messages) is Messages else None
-        self._begun = False  # the first message has been received, or is awaited
+        self._begun = False  # the first piece has been received, or is awaited
         self._first = b""
         self._to_reader: trio.MemorySendChannel[bytes] | None = None
         self._pieces: trio.MemoryReceiveChannel[bytes] | None = None
         self._ended: trio.Event | None = None  # made by `wait_complete`, set by `run`
-        self._disconnected = False  # the server has reported it
         self.expects_body = True
         """The request has a body; without one, no time limit applies to the end of the request."""
         self.answered = False
         """A response has begun; from then on the client may be silent."""
-        self.complete = False
-        """The whole request has arrived."""
-        self.gone = False
-        """The client has left, as reported by the server or by its socket."""
         self.bytes_received = 0
 
     @property
+    def complete(self) -> bool:
+        """The whole request has arrived."""
+        return self._stream.complete
+
+    @property
+    def gone(self) -> bool:
+        """The client has left."""
+        return self._stream.gone
+
+    @property
     def holds_connection(self) -> bool:
-        """Whether the response must not end before the request. Over HTTP/1.1 the server would then
-        close the connection, and a client that is still sending would miss the response; over
-        HTTP/2 only the stream ends (RFC 9113, section 8.1).
-        """
-        return self._connection is None or not self._connection.http2
+        """Whether the response must not end before the request."""
+        return self._stream.holds_response
 
     @property
     def over(self) -> bool:
         """Whether the server has nothing left to hand over."""
-        return self.complete or self._disconnected
+        return self._stream.complete or self._stream.gone
+
+    @property
+    def is_withheld(self) -> bool:
+        """Whether the client sends the body only after a 100 (RFC 9110, section 10.1.1)."""
+        return self._stream.head.expects_continue and not self.has_begun()
 
     # Before `listen` or `run`
 
@@ -109,18 +94,17 @@ class RequestBody:
         """Until `listen` or `run`, call `on_gone` when the client leaves, if the server supports
         it. Receives nothing.
         """
-        if self._messages is not None:
-            self._messages.on_disconnect = on_gone
+        self._stream.on_gone = on_gone
 
     def has_begun(self) -> bool | None:
         """Whether some of the body, or its end, has arrived; None if only `first_message` can find
         out. Never blocks.
         """
-        if self._messages is None:
+        if not self._stream.calls_back:
             return None
-        if not self._begun and (message := self._messages.receive_nowait()) is not None:
+        if not self._begun and (data := self._receive_nowait()) is not None:
             self._begun = True
-            self._first = self._take(message)
+            self._first = data
         return self._begun
 
     async def first_message(self) -> bool:
@@ -129,7 +113,7 @@ class RequestBody:
 
         Raises `ClientGone`, and `RequestRefused` if it does not arrive in time.
         """
-        if not self._begun:
+        if not self._begun and not self.has_begun() and not self.complete:
             self._begun = True
             with trio.CancelScope(deadline=trio.current_time() + self._idle_s) as scope:
                 self._first = await self._next()
@@ -167,27 +151,21 @@ class RequestBody:
 
     def listen(self, on_gone: Callable[[], None]) -> bool:
         """Watch the client without a task: possible if the request is complete and the server calls
-        back. `on_gone` must be synchronous and call `left`.
+        back. `on_gone` must be synchronous.
 
         False: `run` is needed. What has arrived is received first, unless a reader wants it.
         """
-        messages = self._messages
-        if messages is None or self._first:
+        stream = self._stream
+        if not stream.calls_back or self._first:
             return False
-        while (self.complete or self._to_reader is None) and (
-            message := messages.receive_nowait()
-        ) is not None:
-            self._take(message)
-        if not self.complete or self.gone:
+        while (stream.complete or self._to_reader is None) and self._receive_nowait() is not None:
+            pass
+        if not stream.complete or stream.gone:
             return False
         if self._to_reader is not None:
             self._to_reader.close()
-        messages.on_disconnect = on_gone
+        stream.on_gone = on_gone
         return True
-
-    def left(self) -> None:
-        """Note the server's report that the client has left."""
-        self.gone = self._disconnected = True
 
     # While `run` is a task
 
@@ -199,8 +177,7 @@ class RequestBody:
         it. The upload completes only after the whole body has arrived; any other end of the
         exchange aborts it.
         """
-        if self._messages is not None:
-            self._messages.on_disconnect = None  # what came before the end is passed on first
+        self._stream.on_gone = None  # what came before the end is passed on first
         if self._first:
             await self._hand_over(self._first)
         if not self.complete and not self.expects_body:
@@ -278,32 +255,19 @@ class RequestBody:
                 await self._next()
         return self.over
 
-    async def settle(self) -> None:
-        """After the connection or the stream was cut, receive until the server reports it, for a
-        limited time: an app that returns earlier makes Hypercorn write to a closing connection.
-        """
-        http2 = self._connection is None or self._connection.http2
-        quiet_s = _QUIET_HTTP2_S if http2 else _QUIET_S
-        while not self._disconnected:
-            with trio.move_on_after(quiet_s) as scope:
-                await self._next()
-            if scope.cancelled_caught:
-                return
-
     @property
     def _is_discarding(self) -> bool:
         return self._to_reader is None or self._to_reader.statistics().open_receive_channels == 0
 
     async def _next(self) -> bytes:
-        return self._take(await self._receive())
-
-    def _take(self, message: Message) -> bytes:
-        if message["type"] == "http.disconnect":
-            self.left()
-            return b""
-        data: bytes = message.get("body", b"")
+        data = await self._stream.receive()
         self.bytes_received += len(data)
-        self.complete = self.complete or not message.get("more_body", False)
+        return data
+
+    def _receive_nowait(self) -> bytes | None:
+        data = self._stream.receive_nowait()
+        if data:
+            self.bytes_received += len(data)
         return data
 
     async def _hand_over(self, data: bytes) -> None:
@@ -315,33 +279,12 @@ class RequestBody:
         except trio.BrokenResourceError:
             return  # the reader has stopped
         except trio.WouldBlock:
-            connection = self._connection
-            if connection is None:
-                await self._send(data)
-            else:
-                await wait_any(lambda: self._send(data), lambda: self._wait_hangup(connection))
+            await wait_any(lambda: self._send(data), self._stream.wait_hangup)
 
     async def _send(self, data: bytes) -> None:
         assert self._to_reader is not None
         with suppress(trio.BrokenResourceError):
             await self._to_reader.send(data)
-
-    async def _wait_hangup(self, connection: ClientConnection) -> None:
-        """Return when the socket or the server reports that the client has left; for an HTTP/2
-        stream only the server does.
-        """
-        messages = self._messages
-        if messages is None:
-            await connection.wait_hangup()
-        else:
-            ended = trio.Event()
-            messages.on_disconnect = ended.set
-            try:
-                if not messages.has_ended:
-                    await wait_any(connection.wait_hangup, ended.wait)
-            finally:
-                messages.on_disconnect = None
-        self.gone = True
 
 
 def _too_slow() -> RequestRefused:

@@ -62,8 +62,8 @@ class UpstreamRequest(msgspec.Struct, eq=False):
     """As interceptors left it; None without interceptors."""
     length: bytes | None
     """The Content-Length; b"": not known; None: no body."""
-    nursery: trio.Nursery
-    """Of the task that sends the body."""
+    nursery: trio.Nursery | None
+    """Of the task that sends the body; None if the body is sent with the head."""
     on_interim: OnInterim | None
     identity: bool
     """Ask for a response without content coding."""

@@ -50,6 +50,7 @@ _MIN_WHOLE_BYTES = 4
 # response (RFC 9112, section 5.1).
 _TRAILER_LINE = re.compile(rb"(%b)[\t ]*:%b\r\n" % (_TOKEN, _VALUE))
 _CR, _LF = 0x0D, 0x0A
+_NO_NAMES = frozenset[bytes]()
 _NOT_IN_TRAILERS = frozenset([b"content-length", b"transfer-encoding", b"host"])
 
 Split = tuple[int, int, int, int, int, int]
@@ -122,26 +123,34 @@ class UntilClose:
 
 
 class Chunked:
-    """The chunked transfer coding. Extensions are ignored, trailers are checked and dropped."""
+    """The chunked transfer coding. Extensions are ignored, trailers are checked and dropped.
+
+    Of a request, any trailer is dropped; of a response, one that could change its framing is refused.
+    """
 
     __slots__ = (
         "_in_trailers",
         "_left",
         "_line",
+        "_refused_trailers",
         "_trailer_bytes",
         "complete",
         "framed",
         "surplus",
+        "surplus_at",
         "was_split",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, *, of_request: bool = False) -> None:
+        self._refused_trailers = _NO_NAMES if of_request else _NOT_IN_TRAILERS
         self._left = 0  # bytes of the current chunk with its CRLF; 0: a chunk header comes next
         self._line = b""  # the beginning of an incomplete chunk header or trailer line
         self._in_trailers = False
         self._trailer_bytes = 0
         self.complete = False
         self.surplus = False
+        self.surplus_at = 0
+        """With `surplus`, after `frame`: the index of the first byte after the body."""
         self.framed = (0, 0)
         self.was_split: Split = (0, 0, 0, 0, 0, 0)
         """After `split` has raised: what came before the malformed bytes, as `split` returns it."""
@@ -175,7 +184,7 @@ class Chunked:
                 if self._left > 2:
                     first, last, at = self._part(buffer, at, end, first, last)
                 elif self.complete:
-                    self.surplus = True
+                    self.surplus, self.surplus_at = True, at
                     break
                 else:
                     at = self._between(buffer, at, end)
@@ -280,7 +289,7 @@ class Chunked:
             raise ProtocolFailure(f"the trailers are longer than {MAX_TRAILER_BYTES} bytes")
         else:
             match = _TRAILER_LINE.fullmatch(line)
-            if match is None or match[1].lower() in _NOT_IN_TRAILERS:
+            if match is None or match[1].lower() in self._refused_trailers:
                 raise ProtocolFailure("a trailer is malformed")
         return at
 

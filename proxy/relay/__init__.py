@@ -12,12 +12,13 @@ from interceptors.chain import StreamChain
 from pools import BufferScope, Pools
 
 from ..downstream import Writer
+from ..hub import Need
 from ..upstream import UpstreamBody
 from .events import EventRelay
 from .mover import Mover
 from .passing import PassingRelay
 from .resume import Resume
-from .step import Need, Relay
+from .step import Relay
 
 __all__ = ["Mover", "Need", "Relay", "open_relay"]
 

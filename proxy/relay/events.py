@@ -13,9 +13,10 @@ from interceptors.chain import StreamChain
 from pools import BufferScope, Lease, Pools
 
 from ..downstream import Writer
+from ..hub import Need
 from ..upstream import UpstreamBody
 from .resume import Resume
-from .step import Need, Relay, release_parts
+from .step import Relay, release_parts
 
 __all__ = ["EventRelay"]
 

@@ -13,9 +13,9 @@ from typing import TypeVar
 import trio
 
 from ..errors import ReadTimedOut
+from ..hub import Hub, Need
 from .heartbeat import with_heartbeats
-from .hub import Hub
-from .step import Need, Relay
+from .step import Relay
 
 __all__ = ["Mover"]
 

@@ -12,8 +12,9 @@ from interceptors.sse import BOM
 from pools import BufferScope, Pools
 
 from ..downstream import Writer
+from ..hub import Need
 from ..upstream import UpstreamBody
-from .step import Need, Relay
+from .step import Relay
 
 __all__ = ["PassingRelay"]
 
@@ -36,7 +37,7 @@ class PassingRelay(Relay):
         sse: bool,
     ) -> None:
         super().__init__(body, writer, chain, pools, scope, sse=sse)
-        self._keeps_chunks = body.chunked and writer.synchronous
+        self._keeps_chunks = body.chunked and writer.keeps_chunks
         self._tail = StreamTail()
         self._bom: bytes | None = None  # the part received of a BOM that must not pass
 
@@ -132,7 +133,7 @@ class PassingRelay(Relay):
             return True
         data = self._bom.removeprefix(BOM)
         self._bom = None
-        self._keeps_chunks = self.body.chunked and self.writer.synchronous
+        self._keeps_chunks = self.body.chunked and self.writer.keeps_chunks
         if not data:
             return True
         self._tail.remember(data, 0, len(data))

@@ -14,7 +14,6 @@ outcomes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from enum import Enum, auto
 
 import trio
 
@@ -23,27 +22,11 @@ from interceptors.chain import Part, StreamChain
 from pools import BufferScope, Pools
 
 from ..downstream import Writer
+from ..hub import Need
 from ..upstream import UpstreamBody
 from .heartbeat import PING
 
 __all__ = ["Need", "Relay", "release_parts"]
-
-
-class Need(Enum):
-    """What a step needs before the next one."""
-
-    READ = auto()
-    """Upstream has nothing more for now."""
-    TURN = auto()
-    """More may be buffered already, without the socket being readable; let other streams run."""
-    HOOK = auto()
-    """An interceptor must be awaited."""
-    EMIT = auto()
-    """An interceptor has emitted an event, and it can be sent now."""
-    WRITE = auto()
-    """The client has not taken everything: flush the writer first."""
-    END = auto()
-    """The response is over; with `failure` set it is not whole."""
 
 
 # Reading an enum member is slower than reading a global.

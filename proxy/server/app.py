@@ -1,7 +1,8 @@
 """The Quart-Trio app: its lifespan, and the dispatch of requests to the exchange or to Quart.
 
-Quart serves the admin pages. Everything else becomes an `Exchange` at the ASGI level: this avoids
-Quart's request context, the largest part of its cost, and its frames on long-lived streams.
+Quart serves the admin pages. Everything else becomes an `Exchange`, on one of the proxy's own
+connections (`serve_stream`) or at the ASGI level: this avoids Quart's request context, the largest
+part of its cost, and its frames on long-lived streams.
 """
 
 from __future__ import annotations
@@ -19,10 +20,20 @@ from quart_trio import QuartTrio
 from pools import report, run_reports
 
 from ..config import Config, check_config, log_warnings
-from ..downstream import contain_connections, path_is_known, share_log
+from ..downstream import (
+    AsgiStream,
+    ClientStream,
+    contain_connections,
+    path_is_known,
+    scope_of,
+    serve_asgi,
+    share_log,
+    stream_of,
+)
+from ..downstream.http1_stream import Http1Stream
 from ..errors import ConfigError, Problem
 from ..exchange.exchange import Exchange
-from ..relay.hub import Hub
+from ..hub import Hub
 from ..worker.generations import LEAVE_S
 from ..worker.logs import configure_logging, flush_log
 from ..worker.stderr import take_over_stderr
@@ -53,10 +64,27 @@ class Weirpool(QuartTrio):
                 page = own_page(scope, self.pages)
                 if page is not None and page.refusal is None:
                     return self.serve_page(page.scope, receive, send)
-            return Exchange(self.worker, scope)(receive, send)
+            stream: ClientStream = stream_of(receive, send) or AsgiStream(scope, receive, send)
+            return Exchange(self.worker, stream).run()
         if scope["type"] == "websocket":  # from another server; ours turns it into a plain request
             return _refuse_websocket(receive, send)
         return self.serve_page(scope, receive, send)
+
+    def serve_stream(self, stream: Http1Stream) -> Awaitable[None]:
+        """Return the awaitable that serves a request of one of the proxy's own connections."""
+        if type(self).__call__ is not _CALL and stream.head.fault is None:
+            return serve_asgi(self, stream, scope_of(stream))  # a derived app
+        target, pages = stream.head.target, self.pages
+        if pages and (not target.startswith(b"/") or target.partition(b"?")[0] in pages):
+            page = own_page(scope_of(stream), pages)
+            if page is not None and page.refusal is None:
+                stream.wants_body = False
+                return serve_asgi(self.serve_page, stream, page.scope)
+        return Exchange(self.worker, stream).run()
+
+    def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: Any) -> None:
+        """Start a task that ends with the lifespan."""
+        self.nursery.start_soon(async_fn, *args)
 
     async def serve_page(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve anything but an exchange."""
@@ -66,6 +94,9 @@ class Weirpool(QuartTrio):
         """Suppress Quart's traceback, which would bypass the log."""
         if not isinstance(exception_info[1], ConfigError):  # logged as `start_failed`
             structlog.get_logger("proxy").error("internal_error", exc_info=exception_info)
+
+
+_CALL = Weirpool.__call__
 
 
 def create_app(config: Config | None = None) -> Weirpool:

@@ -91,8 +91,8 @@ def bind_socket(bind: str, send_timeout_s: float | None, option: str = "--bind")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if send_timeout_s is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-            # Hypercorn shields its sends from cancellation. Accepted sockets inherit this option,
-            # and the kernel ends the wait.
+            # With TLS, Hypercorn shields its sends from cancellation. Accepted sockets inherit this
+            # option, and the kernel ends the wait.
             sock.setsockopt(
                 socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(send_timeout_s * 1000))
             )

@@ -24,7 +24,12 @@ from hypercorn.trio import serve as hypercorn_serve
 from hypercorn.utils import LifespanFailureError
 
 from ..config import Config
-from ..downstream import ServerConfig, connections_by_open_files, cut_connections
+from ..downstream import (
+    ServerConfig,
+    connections_by_open_files,
+    cut_connections,
+    end_idle_connections,
+)
 from ..http.headers import Via, new_pseudonym
 from ..worker.logs import flush_log
 from ..worker.siblings import Mailbox, Siblings
@@ -146,6 +151,7 @@ async def _drain(
         await worker.none_left.wait()
     worker.stop_live()
     server.drained.set()
+    end_idle_connections(server)
     # A client that reads nothing, or that is still in its handshake, would block the process: a
     # send that Hypercorn has started cannot be cancelled. Regular ends have closed their
     # connections by now.

@@ -20,11 +20,13 @@ import ssl
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 
 import trio
 from trio.lowlevel import wait_readable, wait_writable
 
 from ..errors import ConnectTimedOut, PoolFull, PoolTimedOut, ReadFailed, Truncated, WriteTimedOut
+from ..hub import current_hub
 from ..keepalive import send_probes
 from . import dial
 from .failures import failure_of
@@ -111,17 +113,26 @@ class Connection:
         """Whether TLS holds decrypted bytes, which do not make the socket readable."""
         return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
 
-    async def wait_readable(self) -> None:
-        """Wait until a read may return something. Raises `ReadFailed` if the connection is closed
-        while waiting.
+    async def wait_readable(self, timeout_s: float = inf) -> bool:
+        """Wait until a read may return something. Returns False if `timeout_s` has passed instead.
+        Raises `ReadFailed` if the connection is closed while waiting.
         """
         if self.tls and self.pending:
             await trio.lowlevel.checkpoint()
-            return
-        if self.sock.fileno() < 0:
+            return True
+        fd = self.sock.fileno()
+        if fd < 0:
             raise ReadFailed(f"{self.origin}: closed")
         try:
-            await wait_readable(self.sock)
+            hub = current_hub()
+            if hub is not None:
+                return await hub.wait_readable(fd, timeout_s)
+            if timeout_s == inf:
+                await wait_readable(self.sock)
+                return True
+            with trio.move_on_after(timeout_s) as scope:
+                await wait_readable(self.sock)
+            return not scope.cancelled_caught
         except trio.ClosedResourceError:
             raise ReadFailed(f"{self.origin}: closed") from None
         except OSError as error:  # epoll_ctl(2)
@@ -180,7 +191,11 @@ class Connection:
 
     def close(self) -> None:
         """Close at once, without close_notify. Never blocks; safe to call again."""
-        if self.sock.fileno() >= 0:
+        fd = self.sock.fileno()
+        if fd >= 0:
+            hub = current_hub()
+            if hub is not None:
+                hub.notify_closing(fd)
             trio.lowlevel.notify_closing(self.sock)
             self.sock.close()
 

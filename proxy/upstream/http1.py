@@ -15,6 +15,7 @@ It does not choose endpoints and does not retry: `Balancer` does.
 from __future__ import annotations
 
 import ssl
+from math import inf
 
 import trio
 
@@ -163,7 +164,7 @@ class _Attempt:
         self._call = call
         self._message = message
         self._upload: Upload | None = None
-        self._head_scope = trio.CancelScope()  # its deadline starts at the end of the request
+        self._head_scope = trio.CancelScope()  # of an upload; its deadline starts when that ends
 
     @property
     def sent(self) -> Sent:
@@ -184,8 +185,10 @@ class _Attempt:
         write_s, first_byte_s = timeouts.write_s, timeouts.first_byte_s
         await self._connection.send_all(message.first, write_s)
         if message.encoder is None:
-            self._head_scope.deadline = trio.current_time() + first_byte_s
-            return await self._receive_head()
+            head = await self._read_head(first_byte_s)
+            if head is None:
+                raise self._no_response()
+            return head
         self._upload = upload = Upload(self._connection, message.encoder, self._call.body, write_s)
         if self._call.nursery is None:
             return await self._upload_until_head(upload)
@@ -225,21 +228,32 @@ class _Attempt:
         return result
 
     async def _receive_head(self) -> ResponseHead:
-        """Wait for the head, and pass on the informational responses before it."""
-        reader = HeadReader()
+        """Wait for the head while the request is being sent."""
         with self._head_scope:
-            while True:
-                await self._connection.wait_readable()
-                head = self._read_once(reader)
-                if reader.interim:
-                    await self._pass_interim(reader)
-                if head is not None:
-                    return head
+            head = await self._read_head(inf)
+            assert head is not None
+            return head
         if self._upload is not None and self._upload.failure is not None:
             raise self._upload.failure
-        raise ReadTimedOut(
-            f"{self._connection.origin}: no response within {self._call.timeouts.first_byte_s} s"
-        )
+        raise self._no_response()
+
+    async def _read_head(self, timeout_s: float) -> ResponseHead | None:
+        """Read the head, and pass on the informational responses before it. None if `timeout_s` has
+        passed.
+        """
+        reader, due, left_s = HeadReader(), trio.current_time() + timeout_s, timeout_s
+        while await self._connection.wait_readable(left_s):
+            head = self._read_once(reader)
+            if reader.interim:
+                await self._pass_interim(reader)
+            if head is not None:
+                return head
+            left_s = max(0.0, due - trio.current_time())
+        return None
+
+    def _no_response(self) -> ReadTimedOut:
+        first_byte_s = self._call.timeouts.first_byte_s
+        return ReadTimedOut(f"{self._connection.origin}: no response within {first_byte_s} s")
 
     async def _pass_interim(self, reader: HeadReader) -> None:
         interim, reader.interim = reader.interim, []

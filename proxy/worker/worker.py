@@ -16,7 +16,7 @@ from ..config import Config
 from ..downstream import client_connections, connections_by_open_files
 from ..errors import ConfigError
 from ..http.headers import Via, client_of, network_of, new_pseudonym
-from ..relay.hub import Hub
+from ..hub import Hub
 from .collecting import BodyBudget
 from .generations import Generations
 from .live import LiveExchange

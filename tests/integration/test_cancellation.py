@@ -285,16 +285,20 @@ UPLOADED = b"%d" % len(UPLOAD)
 EDITED, TWICE = (b"".join(b"data: %d%b\n\n" % (n, end) for n in range(4)) for end in (b"!", b"!!"))
 KINDS = {
     "stream": Exchanging(
-        ("dial.start_tls", "dial._attempt", "http1._receive_head", "hub.move"), upstream_tls=True
+        ("dial.start_tls", "dial._attempt", "http1._read_head", "hub.move"), upstream_tls=True
     ),
     "both sides kept": Exchanging(
-        ("http1._receive_head", "hub.move"), play=get_twice, others=1, keep=True
+        ("http1._read_head", "hub.move"), play=get_twice, others=1, keep=True
     ),
     "slow client": Exchanging(
-        ("direct.drain",), play=get_slowly, script=large_stream, body=b"".join(LARGE), keep=True
+        ("http1_stream.drain",),
+        play=get_slowly,
+        script=large_stream,
+        body=b"".join(LARGE),
+        keep=True,
     ),
     "editing": Exchanging(
-        ("hub.move", "http1._receive_head"),
+        ("hub.move", "http1._read_head"),
         body=EDITED,
         given=lambda streams: (streams.interceptor(edit), on_event(lambda event: event)),
     ),
@@ -337,9 +341,11 @@ KINDS = {
         outcome="intercepted",
         given=lambda _: (Answers,),
     ),
-    "tls client": Exchanging(("asgi.drain", "asgi.finish", "body.wait_readable"), client_tls=True),
+    "tls client": Exchanging(
+        ("asgi_writers.drain", "asgi_writers._pass", "body.wait_readable"), client_tls=True
+    ),
     "http2": Exchanging(
-        ("asgi.drain", "client.wait_sent", "body.wait_readable", "passage.run_async"),
+        ("asgi_writers.drain", "client.wait_sent", "body.wait_readable", "passage.run_async"),
         http2=True,
         body=TWICE,
         given=lambda streams: (streams.interceptor(edit), on_event_async(edit_later)),

@@ -6,22 +6,20 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
-from hypercorn.config import Config as HypercornConfig
-from hypercorn.trio import serve as hypercorn_serve
 from support.certificates import Certificates
 from support.client import fetch, open_client
 from support.http2_client import open_http2
 from support.interceptors import Log, Serve, until
-from support.proxy import config_for, open_proxy
+from support.proxy import config_for, open_proxy, serve_plainly
 from support.upstream import Peer, open_upstream, stream_of
 
-from proxy.downstream.hypercorn.connection import Connection, _connections
+from proxy.downstream import client_connections
+from proxy.downstream.http1 import Http1Connection
+from proxy.downstream.hypercorn import Connection
 from proxy.exchange.request_body import RequestBody
 from proxy.server.app import Weirpool, create_app
 
@@ -29,29 +27,8 @@ NO_UPSTREAM = "http://127.0.0.1:9"
 REQUEST = b"GET / HTTP/1.1\r\nHost: proxy.test\r\n\r\n"
 
 
-@asynccontextmanager
-async def serve_plainly(
-    app: Any, shutdown: trio.Event | None = None, **settings: Any
-) -> AsyncIterator[int]:
-    """The port at which Hypercorn itself serves an app, with its own `settings`."""
-    server = HypercornConfig()
-    server.bind = ["127.0.0.1:0"]
-    server.errorlog = None
-    for name, value in settings.items():
-        setattr(server, name, value)
-    trigger = trio.sleep_forever if shutdown is None else shutdown.wait
-    async with trio.open_nursery() as nursery:
-        (bound,) = await nursery.start(
-            lambda task_status: hypercorn_serve(
-                app, server, shutdown_trigger=trigger, mode="asgi", task_status=task_status
-            )
-        )
-        yield int(bound.rsplit(":", 1)[1])
-        nursery.cancel_scope.cancel()
-
-
 async def all_ended() -> None:
-    await until(lambda: not _connections)
+    await until(lambda: not client_connections)
 
 
 async def one_event(peer: Peer) -> None:
@@ -60,6 +37,21 @@ async def one_event(peer: Peer) -> None:
     await peer.start_stream()
     await peer.chunk(b"data: x\n\n")
     await peer.wait_closed()
+
+
+def bytes_ahead(connection: Any) -> bytes:
+    """What has arrived after the request that is being served."""
+    if isinstance(connection, Http1Connection):
+        return connection.reader.data
+    data: bytes = connection.protocol.protocol.connection.trailing_data[0]
+    return data
+
+
+def ends(connection: Any) -> bool:
+    """Whether its server has begun to end."""
+    if isinstance(connection, Http1Connection):
+        return connection._server.ends
+    return bool(connection.context.terminated.is_set())
 
 
 # It always ends
@@ -120,15 +112,15 @@ async def test_a_request_pipelined_after_a_response_keeps_no_connection(
             await client.send("GET", "/")
             answer = await client.head()
             await client.read_until(answer, b"\n")
-            (connection,) = _connections
+            (connection,) = client_connections
             await client.stream.send_all(REQUEST)
-            await until(lambda: connection.protocol.protocol.connection.trailing_data[0])
+            await until(lambda: bytes_ahead(connection))
             if how == "the client resets it":
                 client.reset()
             else:
                 if "server" in how:
                     shutdown.set()
-                    await until(lambda: connection.context.terminated.is_set())
+                    await until(lambda: ends(connection))
                 end.set()
                 assert (await client.rest(answer)).complete is ("ends" in how)
             await all_ended()
@@ -165,17 +157,23 @@ async def test_data_for_an_http2_stream_that_was_answered_harms_no_other_stream(
         assert (await client.get("/healthz")).body == b"ok\n"
 
 
+@pytest.mark.parametrize(
+    ("kind", "method", "hub"),
+    [(Http1Connection, "_next_head", True), (Connection, "_read_data", False)],
+)
 async def test_what_goes_wrong_in_a_connection_does_not_end_the_server(
-    log: Log, monkeypatch: pytest.MonkeyPatch
+    kind: type, method: str, hub: bool, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A defect in the code of one connection closes that one, and is logged."""
 
-    async def fail(self: Connection) -> None:
+    async def fail(self: object) -> None:
         raise KeyError("unforeseen")
 
+    if not hub:
+        monkeypatch.setattr("proxy.downstream.server.current_hub", lambda: None)
     async with open_proxy(config_for(NO_UPSTREAM)) as proxy:
         with monkeypatch.context() as patch:
-            patch.setattr(Connection, "_read_data", fail)
+            patch.setattr(kind, method, fail)
             client = await open_client(proxy.port)
             assert await client.stream.receive_some() == b""
             await client.aclose()

@@ -142,7 +142,8 @@ async def test_no_client_can_hold_the_process(
         server.process.signal(signal.SIGTERM)
         assert await server.process.exit_status() == 0
         assert DRAIN_S <= time.monotonic() - began < DRAIN_S + LAST_WORDS_S + SLACK_S
-        assert await server.process.event("drain_cut")
+        if tls:  # the proxy's own connections end before that
+            assert await server.process.event("drain_cut")
         reports = await server.process.event("buffer_pool_report", 3)
         assert {line["in_use"] for line in reports} == {0}
         assert not [line for line in server.process.lines if "Traceback" in line]

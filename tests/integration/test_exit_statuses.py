@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 import trio
 from interceptors import Interceptor
 from proxy.worker import generations
-from proxy.relay.hub import Hub
+from proxy.hub.hub import Hub
 
 class Own(Interceptor):
     def __init__(self, dsn: str) -> None:

@@ -379,7 +379,7 @@ async def test_a_fault(
     patient_http2 = way == "http2" and client == "patient"
     monkeypatch.setattr("proxy.exchange.request_body.LINGER_S", 5.0 if patient_http2 else 0.2)
     if client != "patient":
-        monkeypatch.setattr("proxy.exchange.request_body._QUIET_S", SHORT_S)
+        monkeypatch.setattr("proxy.downstream.asgi._QUIET_S", SHORT_S)
         monkeypatch.setattr("proxy.downstream.hypercorn.client._LAST_BYTES_S", SHORT_S)
     stage = Stage(client)
 

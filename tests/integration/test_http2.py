@@ -21,7 +21,6 @@ from support.upstream import Peer, Script, stream_of
 
 from interceptors import Interceptor, Request, Response
 from proxy.downstream.hypercorn.connection import _connections
-from proxy.exchange import exchange
 
 EVENT = b"data: " + b"x" * 1000 + b"\n\n"
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -167,7 +166,7 @@ async def test_an_end_that_the_window_holds_back_stalls(
 ) -> None:
     """Upstream is done, but the last bytes have no window to leave through."""
     if server == "unknown":
-        monkeypatch.setattr(exchange, "inspect_server", lambda _: None)
+        monkeypatch.setattr("proxy.downstream.asgi.inspect_server", lambda _: None)
     script = stream_of(b"data: 1\n\n", b"data: 2\n\n")
     async with serve2(script, route="timeouts: {send: 0.1}", window=10) as (rig, client):
         stream = await begin(client)

@@ -15,9 +15,8 @@ from support.interceptors import Log, Serve, Way, until
 from support.proxy import config_for
 from support.upstream import Peer, stream_of
 
-from proxy.downstream import inspect_server, path_is_known, raw_target
-from proxy.downstream.hypercorn import RAW_TARGET
-from proxy.exchange import exchange
+from proxy.downstream import path_is_known, raw_target
+from proxy.downstream.hypercorn import RAW_TARGET, inspect_server
 from proxy.server.app import create_app
 
 
@@ -30,7 +29,8 @@ async def test_a_chunked_response_takes_the_direct_writer_where_the_path_is_know
     """
     assert path_is_known()
     if writer == "asgi":
-        monkeypatch.setattr(exchange, "inspect_server", lambda _: None)
+        monkeypatch.setattr("proxy.downstream.asgi.inspect_server", lambda _: None)
+        monkeypatch.setattr("proxy.downstream.server.current_hub", lambda: None)
     async with serve_once(stream_of(b"data: x\n\n")) as rig:
         at_rest = 0
         for _ in range(10):
@@ -47,7 +47,8 @@ async def test_no_wait_for_a_client_that_was_reset(
     tls: bool, certificates: Certificates, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is in flight has a time to arrive when a response is cut."""
-    monkeypatch.setattr("proxy.downstream.hypercorn.client._LAST_BYTES_S", 60.0)
+    for name in ("hypercorn.client._LAST_BYTES_S", "http1_stream.LAST_BYTES_S"):
+        monkeypatch.setattr(f"proxy.downstream.{name}", 60.0)
 
     async def script(peer: Peer) -> None:
         await peer.request()
@@ -57,9 +58,9 @@ async def test_no_wait_for_a_client_that_was_reset(
 
     def unsent() -> int:
         (exchange,) = rig.proxy.worker.live
-        assert exchange._connection is not None
+        assert exchange._stream._connection is not None
         return int.from_bytes(
-            ioctl(exchange._connection.sock.fileno(), TIOCOUTQ, bytes(4)), sys.byteorder
+            ioctl(exchange._stream._connection.sock.fileno(), TIOCOUTQ, bytes(4)), sys.byteorder
         )
 
     serve = Way(certificates=certificates if tls else None).serve(log, monkeypatch)

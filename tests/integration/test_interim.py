@@ -17,7 +17,7 @@ from support.upstream import Peer, Script, open_upstream
 
 from interceptors import ResponseHead
 from proxy.config import parse_config
-from proxy.downstream import Message
+from proxy.downstream import AsgiStream, Message
 from proxy.exchange.exchange import Exchange
 
 PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
@@ -212,7 +212,7 @@ async def test_another_server_gets_what_asgi_allows(extension: bool, serve_once:
             "client": ("127.0.0.1", 1),
             "extensions": {"http.response.early_hint": {}} if extension else {},
         }
-        await Exchange(rig.proxy.worker, scope)(receive, send)
+        await Exchange(rig.proxy.worker, AsgiStream(scope, receive, send)).run()
     hint = {"type": "http.response.early_hint", "links": [b"</a.css>; rel=preload"]}
     assert sent[:extension] == [hint] * extension
     assert sent[extension]["type"] == "http.response.start"

@@ -140,7 +140,7 @@ async def sockets_of(proxy: Proxy) -> tuple[socket.socket, socket.socket]:
     """The upstream's and the client's socket of the one live exchange, once its stream is moved."""
     await until(lambda: any(item._progress.relay is not None for item in proxy.worker.live))
     (exchange,) = proxy.worker.live
-    return exchange._progress.relay.body.connection.sock, exchange._connection.sock
+    return exchange._progress.relay.body.connection.sock, exchange._stream._connection.sock
 
 
 @pytest.mark.parametrize(
@@ -175,8 +175,8 @@ async def test_peers_are_probed_in_each_way_of_serving(
         upstream, client = await sockets_of(rig.proxy)
         assert (probes(upstream), probes(client)) == ((60, 15, 4), (60, 15, 4))
         (exchange,) = rig.proxy.worker.live
-        assert exchange._connection is not None
-        exchange._connection.limit_send(8)
+        assert exchange._stream._connection is not None
+        exchange._stream._connection.limit_send(8)
         assert probes(client) == (4, 1, 4)
 
 

@@ -155,6 +155,25 @@ async def test_an_unknown_route_is_404(log: Log) -> None:
         await only_outcome(Rig(upstream, proxy, log), "refused")
 
 
+@pytest.mark.parametrize(
+    ("head", "status", "kind"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: %b\r\n\r\n" % (b"x" * 70_000), 431, "head_too_large"),
+        (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505, "version_not_supported"),
+    ],
+    ids=["large", "version"],
+)
+async def test_a_head_that_cannot_be_read(head: bytes, status: int, kind: str, log: Log) -> None:
+    """It has no route, and is answered, logged and counted as every refused request."""
+    config = config_for("http://127.0.0.1:9")
+    async with open_upstream(EVENTS) as upstream, open_proxy(config) as proxy:
+        client = await open_client(proxy.port)
+        await client.stream.send_all(head)
+        assert kind_of(await client.answer()) == (status, kind)
+        await client.aclose()
+        await only_outcome(Rig(upstream, proxy, log), "refused")
+
+
 SPELLINGS = """/small /small/ /small/more?x=1 /%73mall /%73%6D%61%6c%6C/more /x/../small /x/%2e%2E/small
 /x/.%2e/small/more /./small /%2e/small //small ///small//more /../small http://proxy.test/small
 http://proxy.test//small"""

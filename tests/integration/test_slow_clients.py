@@ -163,15 +163,15 @@ SETTINGS = f"timeouts: {{send: {SEND_S}, idle: 60}}"
     [
         ("plain", HTTP1, chunked, "direct", "proxy", "send_stalled"),
         ("plain", HTTP1, chunked, "direct", "route", "send_stalled"),
-        ("plain", HTTP1, lengthy, "asgi", "proxy", "send_stalled"),
-        ("plain", HTTP1, lengthy, "asgi", "route", "send_stalled"),
+        ("plain", HTTP1, lengthy, "direct", "proxy", "send_stalled"),
+        ("plain", HTTP1, lengthy, "direct", "route", "send_stalled"),
         ("tls", HTTP1, chunked, "asgi", "route", "send_stalled"),
         ("h2", http2("GET", window=WIDE), chunked, "asgi", "proxy", "send_stalled"),
         # The wait for the end of the answer has the deadline, also while the request is incomplete.
         ("plain", http2("POST", complete=False), at_once(5), "asgi", "proxy", "send_stalled"),
         ("plain", http2("POST"), at_once(5), "asgi", "proxy", "send_stalled"),
         ("plain", http2("POST", "/no-route"), at_once(5), None, "proxy", "refused"),
-        ("plain", UPLOAD1, at_once(20_000_000), "asgi", "proxy", "send_stalled"),
+        ("plain", UPLOAD1, at_once(20_000_000), "direct", "proxy", "send_stalled"),
     ],
 )
 async def test_a_client_that_takes_nothing_is_cut(

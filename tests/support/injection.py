@@ -6,7 +6,7 @@ n-th, the test's action runs, as if a signal, deadline or reset had come then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import trio
 from trio.lowlevel import Task
 
+from proxy.downstream import ClientStream
 from proxy.exchange.exchange import Exchange
 
 __all__ = ["ARMED", "Injector", "armed_exchanges"]
@@ -45,13 +46,13 @@ class Injector(trio.abc.Instrument):
     def fired(self) -> bool:
         return self.count >= self.at
 
-    async def watch(self, exchange: Exchange, receive: Any, send: Any) -> None:
+    async def watch(self, exchange: Exchange) -> None:
         self.exchange = exchange
         self.left.add(trio.lowlevel.current_task())
         trio.lowlevel.add_instrument(self)
         try:
             with self.scope:
-                await Exchange.__call__(exchange, receive, send)
+                await Exchange.run(exchange)
         finally:
             trio.lowlevel.remove_instrument(self)
             self.left.discard(trio.lowlevel.current_task())
@@ -79,15 +80,15 @@ def armed_exchanges(monkeypatch: pytest.MonkeyPatch) -> Callable[[Injector], Non
     class Watched(Exchange):
         __slots__ = ("_armed",)
 
-        def __init__(self, worker: Any, scope: MutableMapping[str, Any]) -> None:
-            super().__init__(worker, scope)
-            self._armed = scope["path"] == ARMED
+        def __init__(self, worker: Any, stream: ClientStream) -> None:
+            super().__init__(worker, stream)
+            self._armed = stream.head.target == ARMED.encode()
 
-        async def __call__(self, receive: Any, send: Any) -> None:
+        async def run(self) -> None:
             if self._armed:
-                await waiting.pop().watch(self, receive, send)
+                await waiting.pop().watch(self)
             else:
-                await super().__call__(receive, send)
+                await super().run()
 
     monkeypatch.setattr("proxy.server.app.Exchange", Watched)
     return waiting.append

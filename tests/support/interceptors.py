@@ -22,7 +22,7 @@ from interceptors import (
     StreamInterceptor,
 )
 from proxy.config import Config
-from proxy.relay.hub import Hub
+from proxy.hub.hub import Hub
 from support.certificates import Certificates
 from support.client import Answer, Client, fetch, open_client
 from support.proxy import Proxy, config_for, open_proxy
@@ -251,7 +251,7 @@ class Way:
     def serve(self, log: Log, monkeypatch: pytest.MonkeyPatch) -> Serve:
         """`async with serve(script, *interceptors, route=..., proxy=...) as rig`."""
         if not self.hub:
-            monkeypatch.setattr("proxy.relay.hub.Hub.available", staticmethod(lambda: False))
+            monkeypatch.setattr("proxy.hub.hub.Hub.available", staticmethod(lambda: False))
         elif not Hub.available():
             pytest.skip("no epoll here")
         tls = self.certificates.files if self.certificates is not None else None

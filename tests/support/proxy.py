@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import trio
@@ -20,7 +21,14 @@ from proxy.upstream import Resolver, dial
 from proxy.upstream.origin import Origin
 from proxy.worker.worker import Worker
 
-__all__ = ["Proxy", "config_for", "limit_send_buffers", "limit_upstream_buffers", "open_proxy"]
+__all__ = [
+    "Proxy",
+    "config_for",
+    "limit_send_buffers",
+    "limit_upstream_buffers",
+    "open_proxy",
+    "serve_plainly",
+]
 
 
 @dataclass
@@ -110,6 +118,27 @@ async def open_proxy(
             await _wait_for_end(nursery)
         nursery.cancel_scope.cancel()
     assert not scope.cancelled_caught, "the server did not end"
+
+
+@asynccontextmanager
+async def serve_plainly(
+    app: Any, shutdown: trio.Event | None = None, **settings: Any
+) -> AsyncIterator[int]:
+    """The port at which Hypercorn itself serves an app, with its own `settings`."""
+    server = HypercornConfig()
+    server.bind = ["127.0.0.1:0"]
+    server.errorlog = None
+    for name, value in settings.items():
+        setattr(server, name, value)
+    trigger = trio.sleep_forever if shutdown is None else shutdown.wait
+    async with trio.open_nursery() as nursery:
+        (bound,) = await nursery.start(
+            lambda task_status: hypercorn_serve(
+                app, server, shutdown_trigger=trigger, mode="asgi", task_status=task_status
+            )
+        )
+        yield 0 if "unix" in bound else int(bound.rsplit(":", 1)[1])
+        nursery.cancel_scope.cancel()
 
 
 async def _wait_for_end(nursery: trio.Nursery) -> None:

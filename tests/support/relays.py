@@ -20,8 +20,8 @@ from interceptors.chain import Chain, Part
 from pools import BufferScope, Pools
 from proxy.errors import ClientGone, SendStalled
 from proxy.http.body import Chunked, Framing
+from proxy.hub.hub import Hub
 from proxy.relay import Mover, Relay, open_relay
-from proxy.relay.hub import Hub
 from proxy.upstream import UpstreamBody
 from proxy.upstream.connections import Connection, Origin
 from support.chunks import unchunked
@@ -76,7 +76,7 @@ class Recorder:
         self.wire = bytearray()
         """The body as a synchronous writer frames it, but for its end."""
         self.bytes_sent = 0
-        self.synchronous = synchronous
+        self.synchronous = self.keeps_chunks = synchronous
         self.unsent: list[bytes] = []
         self._refuses = refuses
         self._takes = takes

@@ -2,27 +2,24 @@
 
 `client` finds a client's connection from ASGI's `send`. `connection` replaces Hypercorn's
 connection; `idle` (time between requests), `strict` (reading of heads), `requests`, `late` (data
-for answered streams) and `apps` (calling the app) are parts of it. `bound` limits the open
-connections. `tests/integration/test_hypercorn.py` fails for an unknown Hypercorn.
+for answered streams) and `apps` (calling the app) are parts of it.
+`tests/integration/test_hypercorn.py` fails for an unknown Hypercorn.
 """
 
 from __future__ import annotations
 
 from .apps import RAW_TARGET, Messages
-from .bound import client_connections, connections_by_open_files
 from .client import ClientConnection, inspect_server, path_is_known
-from .connection import ServerConfig, contain_connections, cut_connections
+from .connection import Connection, ServerConfig, contain_parts
 from .server_log import share_log
 
 __all__ = [
     "RAW_TARGET",
     "ClientConnection",
+    "Connection",
     "Messages",
     "ServerConfig",
-    "client_connections",
-    "connections_by_open_files",
-    "contain_connections",
-    "cut_connections",
+    "contain_parts",
     "inspect_server",
     "path_is_known",
     "share_log",

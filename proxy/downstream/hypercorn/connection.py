@@ -1,4 +1,4 @@
-"""Hypercorn's connection class, with Weirpool's changes."""
+"""Hypercorn's connection class, with Weirpool's changes: for TLS, for HTTP/2, and without a hub."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import struct
 from contextlib import suppress
 from typing import Any
 
-import hypercorn.trio.run as hypercorn_run
 import structlog
 import trio
 from hypercorn.config import Config
@@ -20,14 +19,14 @@ from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import EventWrapper
 
+from ..bound import client_connections, watch_accept
 from .apps import AppTasks, LazyEvent
-from .bound import client_connections, watch_accept
 from .idle import IdleTimer, ServerConfig
 from .late import take_late_data
 from .requests import read_requests_plainly
 from .strict import be_strict
 
-__all__ = ["RESET", "Connection", "ServerConfig", "contain_connections", "cut_connections"]
+__all__ = ["RESET", "Connection", "ServerConfig", "contain_parts"]
 
 RESET = struct.pack("ii", 1, 0)
 """For SO_LINGER: on, 0 s. Closing the socket then sends a reset."""
@@ -48,8 +47,10 @@ class Connection(TCPServer):
       is discarded.
     """
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args: Any, early: bytes = b"") -> None:
+        """`early`: what has arrived already."""
         super().__init__(*args)
+        self._early = early
         self.protocol: Any = None
         self.send_lock: Any = None  # created by the first task that must wait
         self.idle_task: Any = IdleTimer(self)
@@ -101,6 +102,14 @@ class Connection(TCPServer):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             sock.close()
 
+    @staticmethod
+    def cut_all(config: Config) -> int:
+        """Cut the connections of the server with `config`. Returns their number."""
+        found = [connection for connection in _connections if connection.config is config]
+        for connection in found:
+            connection.cut()
+        return len(found)
+
     def close_idle(self) -> None:
         """Close the socket. Every wait for it ends. Synchronous."""
         self._socket.close()
@@ -125,6 +134,9 @@ class Connection(TCPServer):
         sock: Any = stream.socket if type(stream) is trio.SocketStream else None
         data, more = b"", True
         try:
+            if self._early:
+                data, self._early = self._early, b""
+                await self._hand_over(data)
             while more and not self._stopped:
                 if self.config.read_timeout:
                     with trio.fail_after(self.config.read_timeout):
@@ -236,26 +248,16 @@ class Connection(TCPServer):
             return data
 
 
-def contain_connections() -> None:
-    """Let Hypercorn's Trio worker use `Connection`, if it is a known Hypercorn. Process-wide."""
-    if (
-        getattr(hypercorn_run, "TCPServer", None) is TCPServer
-        and getattr(tcp_server, "TaskGroup", None) is TaskGroup
-    ):
-        vars(hypercorn_run)["TCPServer"] = Connection
-        watch_accept()
-        vars(tcp_server)["TaskGroup"] = AppTasks
-        read_requests_plainly()
+def contain_parts() -> bool:
+    """Let Hypercorn use the parts of `Connection`, if it is a known Hypercorn. Process-wide. Returns
+    whether it is.
+    """
+    if getattr(tcp_server, "TaskGroup", None) is not TaskGroup:
+        return False
+    watch_accept()
+    vars(tcp_server)["TaskGroup"] = AppTasks
+    read_requests_plainly()
+    return True
 
 
 _connections: set[Connection] = set()
-
-
-def cut_connections(config: Config) -> int:
-    """Reset the connections of the server with `config`, whatever they wait for. Returns their
-    number.
-    """
-    found = [connection for connection in _connections if connection.config is config]
-    for connection in found:
-        connection.cut()
-    return len(found)

@@ -9,7 +9,7 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio.task_group import TaskGroup
 
-from .bound import Closable, client_connections
+from ..bound import Closable, client_connections
 
 __all__ = ["IdleTimer", "ServerConfig"]
 

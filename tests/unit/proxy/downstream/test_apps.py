@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from proxy.downstream import Messages
+from proxy.downstream.hypercorn import Messages
 from proxy.downstream.hypercorn.apps import LazyEvent
 
 BODY = {"type": "http.request", "body": bytes(16384), "more_body": True}

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.downstream.hypercorn.bound import ClientConnections, connections_by_open_files
+from proxy.downstream.bound import ClientConnections, connections_by_open_files
 
 
 class Client:

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import trio
 
-from proxy.downstream.asgi import AsgiWriter
-from proxy.downstream.direct import DirectWriter
+from proxy.downstream.asgi_writers import AsgiWriter, DirectWriter
 
 
 async def take(message: Any) -> None:
@@ -23,7 +22,8 @@ async def test_a_writer_is_stalled_until_its_head_or_its_bytes_have_left(cancell
     with trio.CancelScope() as scope:
         if cancelled:
             scope.cancel()
-        await writer.start(200, [])
+        assert not writer.start(200, [])
+        await writer.drain()
     assert (writer.started, writer.stalled) == (True, cancelled)
     writer.write((b"data: x\n\n",))
     with trio.CancelScope() as scope:
@@ -47,7 +47,8 @@ async def test_the_direct_writer_is_stalled_while_bytes_are_unsent() -> None:
     with ours, trio.fail_after(10):
         async with client, trio.open_nursery() as nursery:
             writer = DirectWriter(take, connection)
-            await writer.start(200, [])
+            assert not writer.start(200, [])
+            await writer.drain()
             assert (writer.write((b"data: x\n\n",)), writer.stalled) == (True, False)
             assert (writer.write((bytes(4_000_000),)), writer.stalled) == (False, True)
             nursery.start_soon(read)

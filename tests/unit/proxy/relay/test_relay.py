@@ -26,8 +26,8 @@ from trio.testing import wait_all_tasks_blocked
 from interceptors import Event, EventResult, EventTooLarge, HookError
 from interceptors.chain import Part
 from pools import BufferScope, Pools
-from proxy.downstream import ClientConnection
-from proxy.downstream.direct import DirectWriter
+from proxy.downstream.asgi_writers import DirectWriter
+from proxy.downstream.hypercorn import ClientConnection
 from proxy.errors import ClientGone, ProtocolFailure, Truncated
 from proxy.http.body import Chunked, ContentLength, Framing, UntilClose
 from proxy.relay import Need, open_relay

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import resource
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Protocol
 
 __all__ = ["ClientConnections", "client_connections", "connections_by_open_files", "watch_accept"]
@@ -58,6 +59,9 @@ class ClientConnections:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def __iter__(self) -> Iterator[Closable]:
+        return iter(self._open)
 
     def enter(self, connection: Closable) -> None:
         """Register a new connection. Closes another one, or this one, if there are too many."""

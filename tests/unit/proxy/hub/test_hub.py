@@ -21,12 +21,12 @@ import trio
 from trio._core import _run as trio_run
 from trio.testing import wait_all_tasks_blocked
 
-import proxy.relay.hub
+import proxy.hub.hub
 from pools import Pools
 from proxy.errors import ClientGone, ReadFailed
+from proxy.hub.hub import TURN_PUMPS, Hub
+from proxy.hub.loop import trio_loop
 from proxy.relay import Need
-from proxy.relay.hub import TURN_PUMPS, Hub
-from proxy.relay.loop import trio_loop
 from proxy.upstream.connections import Connection, Origin
 
 pytestmark = pytest.mark.skipif(not Hub.available(), reason="no epoll here")
@@ -38,7 +38,7 @@ IN_PLACE, AS_TASK = "in Trio's place", "as a task"
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How the hub waits."""
     if request.param == AS_TASK:
-        monkeypatch.setattr("proxy.relay.hub.trio_loop", lambda: None)
+        monkeypatch.setattr("proxy.hub.hub.trio_loop", lambda: None)
     return str(request.param)
 
 
@@ -168,7 +168,7 @@ def _on_epoll(epoll: Any) -> set[int]:
 async def open_bench(way: str | None = None) -> AsyncIterator[Bench]:
     """Ten seconds for a test."""
     if way is None:
-        way = IN_PLACE if proxy.relay.hub.trio_loop is trio_loop else AS_TASK
+        way = IN_PLACE if proxy.hub.hub.trio_loop is trio_loop else AS_TASK
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             bench = Bench(nursery)
@@ -201,7 +201,7 @@ def new() -> Iterator[New]:
 @pytest.fixture
 def one_pump_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest of the ready streams waits in the hub's queue."""
-    monkeypatch.setattr("proxy.relay.hub.TURN_S", -1.0)
+    monkeypatch.setattr("proxy.hub.hub.TURN_S", -1.0)
 
 
 class Clock:
@@ -216,7 +216,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("proxy.relay.hub.perf_counter", clock)
+    monkeypatch.setattr("proxy.hub.hub.perf_counter", clock)
     return clock
 
 
@@ -478,7 +478,7 @@ async def test_many_busy_streams_share_the_hub_and_leave_room_for_others(
     is pumped as often as any other, up to a few; those whose bytes wait in TLS may be up to twice
     as often. At no such moment is a lease on loan.
     """
-    monkeypatch.setattr("proxy.relay.hub.TURN_S", turn_s)
+    monkeypatch.setattr("proxy.hub.hub.TURN_S", turn_s)
     most = 0
     async with open_bench() as bench:
         await crowd.join(bench, 150, *needs)
@@ -666,7 +666,7 @@ async def test_a_socket_of_trios_waits_for_a_few_turns_however_many_streams_are_
     crowd: Crowd, new: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pump makes a socket ready that a task waits for."""
-    monkeypatch.setattr("proxy.relay.hub.TURN_S", 60.0)
+    monkeypatch.setattr("proxy.hub.hub.TURN_S", 60.0)
     other = new()
     sent_at: list[int] = []
     delays: list[int] = []

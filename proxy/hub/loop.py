@@ -3,7 +3,7 @@
 With Trio's epoll descriptor the hub can wait for Trio's sockets and its own at once, which saves a
 pass through Trio's loop for each of its events. An `Instrument` (public API) is called just before
 Trio waits. `trio_loop` returns None if any internal differs; the hub is then an ordinary task.
-`tests/unit/proxy/relay/test_loop.py` fails when an installed Trio has changed.
+`tests/unit/proxy/hub/test_loop.py` fails when an installed Trio has changed.
 """
 
 from __future__ import annotations
@@ -14,28 +14,41 @@ from collections.abc import Callable
 from math import inf
 from typing import Any, TypeVar
 
+from outcome import Error, Outcome, Value
 from trio.lowlevel import Task
 
 trio_run: Any
+trio_traps: Any
 try:
     from trio._core import _run as trio_run
+    from trio._core import _traps as trio_traps
 except ImportError:
-    trio_run = None
+    trio_run = trio_traps = None
 
 __all__ = ["TrioLoop", "trio_loop"]
 
 T = TypeVar("T")
 
+_TRAPS = ("WaitTaskRescheduled", "CancelShieldedCheckpoint")
+_OF_TASKS = (
+    "_abort_func",
+    "_attempt_delivery_of_any_pending_cancel",
+    "_cancel_points",
+    "_schedule_points",
+    "custom_sleep_data",
+)
+
 
 class TrioLoop:
     """Trio's loop in this thread. Belongs to one `trio.run`."""
 
-    __slots__ = ("_deadlines", "_run_context", "_runner", "fd", "runnable", "wake")
+    __slots__ = ("_deadlines", "_run_context", "_runner", "_traps", "fd", "runnable", "wake")
 
     def __init__(self, run_context: Any, runner: Any, epoll: select.epoll) -> None:
         self._run_context = run_context
         self._runner = runner
         self._deadlines = runner.deadlines
+        self._traps = trio_traps
         self.runnable: deque[Any] = runner.runq
         """Tasks that can run now."""
         self.fd = epoll.fileno()
@@ -52,6 +65,43 @@ class TrioLoop:
             return task.context.run(function, *args)
         finally:
             del self._run_context.task
+
+    def step(self, task: Task, result: Outcome[Any]) -> None:
+        """Run the next step of a task that waits in `wait_task_rescheduled`, between two passes of
+        the loop: what `trio.lowlevel.reschedule` and Trio's loop do, without the pass.
+        """
+        unknown: Any = task
+        unknown._abort_func = None
+        unknown.custom_sleep_data = None
+        instruments = self._runner.instruments
+        if "before_task_step" in instruments:
+            instruments.call("before_task_step", task)
+        self._run_context.task = task
+        final: Outcome[Any] | None = None
+        try:
+            try:
+                trap = task.context.run(task.coro.send, result)
+            except StopIteration as stop:
+                final = Value(stop.value)
+            except BaseException as error:
+                final = Error(error)
+            if final is not None:
+                self._runner.task_exited(task, final)
+                return
+            unknown._schedule_points += 1
+            if type(trap) is self._traps.WaitTaskRescheduled:
+                unknown._cancel_points += 1
+                unknown._abort_func = trap.abort_func
+                unknown._attempt_delivery_of_any_pending_cancel()
+            elif trap is self._traps.CancelShieldedCheckpoint:
+                self._runner.reschedule(task)
+            else:  # `PermanentlyDetachCoroutineObject`, or a trap of another library
+                raise TypeError(f"a task of the hub has yielded {trap!r}")
+        finally:
+            if "after_task_step" in instruments:
+                instruments.call("after_task_step", task)
+            del self._run_context.task
+            final = None  # it may hold a traceback
 
     def next_deadline(self) -> float:
         """The earliest deadline of any cancel scope, in Trio's time."""
@@ -84,6 +134,10 @@ def trio_loop() -> TrioLoop | None:
             hasattr(runner, name) for name in ("waiting_for_idle", "clock_autojump_threshold")
         )
         or getattr(runner, "is_guest", True)
+        or not all(hasattr(trio_traps, name) for name in _TRAPS)
+        or not all(hasattr(Task, name) for name in _OF_TASKS)
+        or not callable(getattr(runner, "task_exited", None))
+        or not callable(getattr(getattr(runner, "instruments", None), "call", None))
     ):
         return None
     return TrioLoop(run_context, runner, epoll)

@@ -1,14 +1,18 @@
-"""The hub: waits for the streams of a worker that only need moving, in one epoll.
+"""The hub: waits for the sockets of a worker, clients' and upstreams', in one epoll.
 
-A stream's task parks here, in its own nursery and cancel scope, and is woken only for a decision:
-the client's socket is full, the stream has ended or failed, a deadline has fired. Meanwhile the hub
-pumps every readable stream through one borrowed window, so that structure and cancellation stay
-Trio's while an event costs no task switch.
+Three things wait here:
+
+- a *stream* that only needs moving: its task is parked, and the hub pumps it through one borrowed
+  window until it needs a decision (the client's socket is full, the stream has ended or failed);
+- a *waiting task* (`wait_readable`, `Wait`): the hub runs its next step in its own turn;
+- a *watcher*, which is called for each event of its descriptor.
+
+Tasks stay in their nurseries and cancel scopes, and a pumped event costs no task switch.
 
 The hub waits in place of Trio: an instrument calls it before Trio waits, and its epoll contains
 Trio's (`loop`). An event then costs one wait, one read and one write; anything of Trio's (a socket,
 a thread, a signal, a deadline, a task woken by a pump) ends the hub's wait at once. In an unknown
-Trio the hub is an ordinary task that waits for its epoll. Invariants:
+Trio the hub is an ordinary task that waits for its epoll, and tasks are rescheduled. Invariants:
 
 - a stream leaves the table and the epoll before its task is rescheduled, exactly once;
 - an exception out of a pump is that stream's, never the hub's;
@@ -20,7 +24,7 @@ Trio the hub is an ordinary task that waits for its epoll. Invariants:
   fill large windows, at least one of them in each turn;
 - windows are borrowed for one turn, and only if there is something to read.
 
-The hub knows streams by `pump` only.
+The hub knows streams by `pump` only, and no protocol.
 """
 
 from __future__ import annotations
@@ -28,8 +32,9 @@ from __future__ import annotations
 import select
 from collections import deque
 from contextlib import suppress
+from math import inf
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import outcome
 import trio
@@ -40,31 +45,22 @@ from pools import Lease, Pools
 
 from ..errors import ReadFailed
 from .loop import TrioLoop, trio_loop
-from .step import Need
+from .stream import LISTEN, Need, Stream, Watcher
+from .waits import Readable, Timeouts
 
-__all__ = ["TURN_PUMPS", "TURN_S", "Hub", "Stream"]
+__all__ = ["TURN_PUMPS", "TURN_S", "Hub", "current_hub"]
 
 TURN_S = 0.002
 TURN_PUMPS = 64
-_READ, _TURN = Need.READ, Need.TURN
+_READ, _TURN = Need.READ, Need.TURN  # reading an enum member is slower than reading a global
 # Two hubs cannot wait in place of one Trio.
-_waited_for = trio.lowlevel.RunVar("proxy.relay.hub", default=False)
+_waited_for = trio.lowlevel.RunVar("proxy.hub.waited_for", default=False)
+_current: trio.lowlevel.RunVar[Hub | None] = trio.lowlevel.RunVar("proxy.hub.current", default=None)
 
 
-class Stream(Protocol):
-    """A stream as the hub sees it."""
-
-    wants_large: bool
-    """Whether the next pump wants the large window."""
-
-    @property
-    def runs_hooks(self) -> bool:
-        """Whether a pump runs user code, which needs the context variables of its task."""
-        ...
-
-    def fileno(self) -> int: ...
-
-    def pump(self, window: bytearray, now: float) -> Need: ...
+def current_hub() -> Hub | None:
+    """The hub that runs in this `trio.run`, or None. Call it inside Trio."""
+    return _current.get()
 
 
 class _Parked:
@@ -100,6 +96,7 @@ class Hub:
         self._pools = pools
         self._epoll = select.epoll()
         self._parked: dict[int, _Parked] = {}
+        self._watchers: dict[int, Watcher] = {}
         # Pumped next, readable or not: streams that read little, and those that fill large windows.
         self._light: deque[_Parked] = deque()
         self._heavy: deque[_Parked] = deque()
@@ -109,6 +106,8 @@ class Hub:
         self._trio_ready: select.poll | None = None  # polls that epoll alone
         self._for_trio = False  # that epoll is ready
         self._ran_hooks = False
+        self._may_step = False  # in a turn, and no task's step is running
+        self.timeouts = Timeouts()
         self._clock = 0.0
         self._trio_ahead = 0.0  # Trio's time minus that clock
         self._small_window: bytearray | None = None  # of this turn
@@ -121,11 +120,61 @@ class Hub:
         return hasattr(select, "epoll")
 
     def __len__(self) -> int:
+        """How many streams are parked."""
         return len(self._parked)
 
+    def watch(self, fd: int, watcher: Watcher) -> None:
+        """Call `watcher` for each event of a descriptor until `forget`. Raises `OSError`."""
+        self._epoll.register(fd, LISTEN)
+        self._watchers[fd] = watcher
+
+    def listen_for(self, fd: int, events: int) -> None:
+        """Change the events of a watched descriptor: `LISTEN`, `LISTEN_FOR_HANGUP` or 0."""
+        if fd in self._watchers:
+            self._epoll.modify(fd, events)
+
+    def forget(self, fd: int) -> None:
+        """End a watch. Call it before the descriptor is closed; safe to call again."""
+        if self._watchers.pop(fd, None) is not None:
+            with suppress(OSError, ValueError):  # closed too early, or the hub has ended
+                self._epoll.unregister(fd)
+
+    def notify_closing(self, fd: int) -> None:
+        """Call it before a descriptor is closed: a task that waits for it gets
+        `ClosedResourceError`.
+        """
+        waiting = self._watchers.get(fd)
+        if isinstance(waiting, Readable):
+            waiting.close()
+
+    async def wait_readable(self, fd: int, timeout_s: float = inf) -> bool:
+        """Wait until a descriptor is readable. Returns False if `timeout_s` has passed instead.
+        Raises `OSError` for a descriptor that cannot be watched, and `ClosedResourceError` after
+        `notify_closing`.
+        """
+        self._epoll.register(fd, select.EPOLLIN)
+        waiting = Readable(self, fd, trio.lowlevel.current_task(), timeout_s)
+        self._watchers[fd] = waiting
+        result: bool = await trio.lowlevel.wait_task_rescheduled(waiting.abort)
+        return result
+
+    def resume(self, task: Task, result: outcome.Outcome[Any]) -> None:
+        """Continue a task that waits in `wait_task_rescheduled`: now, if this is called in a turn
+        of a hub that waits in Trio's place, and outside of any task; otherwise as Trio schedules it.
+        """
+        if not self._may_step or self._loop is None:
+            trio.lowlevel.reschedule(task, result)
+            return
+        self._may_step, self._ran_hooks = False, True
+        try:
+            self._loop.step(task, result)
+        finally:
+            self._may_step = True
+
     async def run(self) -> None:
-        """Move streams until cancelled."""
+        """Move streams and run waiting tasks until cancelled."""
         loop = None if _waited_for.get() else trio_loop()
+        _current.set(self)
         try:
             if loop is not None:
                 await self._run_in_trios_place(loop)
@@ -133,10 +182,14 @@ class Hub:
                 if self._light or self._heavy:
                     await trio.lowlevel.checkpoint()
                 else:
-                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                    with self.timeouts.timer():
+                        await trio.lowlevel.wait_readable(self._epoll.fileno())
+                self.timeouts.expire()
                 self._trio_ahead = current_time() - perf_counter()
                 self._turn(0)
         finally:
+            if _current.get() is self:
+                _current.set(None)
             self._epoll.close()
 
     async def _run_in_trios_place(self, loop: TrioLoop) -> None:
@@ -149,11 +202,13 @@ class Hub:
         _waited_for.set(True)
         trio.lowlevel.add_instrument(waiter)
         try:
-            await waiter.died.wait()
+            while waiter.error is None:
+                with self.timeouts.timer():
+                    await waiter.died.wait()
+                self.timeouts.expire()
         finally:
             trio.lowlevel.remove_instrument(waiter)
             _waited_for.set(False)
-        assert waiter.error is not None
         raise waiter.error
 
     async def move(self, stream: Stream) -> Need:
@@ -174,7 +229,7 @@ class Hub:
         """Wait in place of Trio, and move streams, until Trio has work or `timeout_s` has passed.
         Blocks the thread, as Trio's own wait would; called just before that.
         """
-        if not self._parked:
+        if not self._parked and not self._watchers:
             self._light.clear()  # only streams that have left
             self._heavy.clear()
             return
@@ -224,10 +279,17 @@ class Hub:
         light, heavy = self._light, self._heavy
         now, ends_at, pumps = clock + self._trio_ahead, clock + TURN_S, 0
         had_light = late = bool(light)
-        for fd, _ in events:
+        for fd, mask in events:
             ready = self._parked.get(fd)
             if ready is None:
-                self._for_trio = self._for_trio or fd == self._trio_fd
+                watcher = self._watchers.get(fd)
+                if watcher is None:
+                    self._for_trio = self._for_trio or fd == self._trio_fd
+                    continue
+                self._may_step = True
+                watcher.on_ready(mask, now)
+                self._may_step = False
+                pumps += 1
             elif ready.queued:
                 pass
             elif late or ready.stream.wants_large:

@@ -1,7 +1,7 @@
 """What we know of Trio's insides. When an installed Trio has changed,
 `test_the_installed_trio_is_known` fails.
 
-The hub works then as before, only slower: see to it that `proxy/relay/loop.py` knows that Trio, too.
+The hub works then as before, only slower: see to it that `proxy/hub/loop.py` knows that Trio, too.
 How the loop is used: `test_hub.py`.
 """
 
@@ -24,8 +24,8 @@ from support.tables import words
 from trio._core import _run as trio_run
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-import proxy.relay.loop
-from proxy.relay.loop import TrioLoop, trio_loop
+import proxy.hub.loop
+from proxy.hub.loop import TrioLoop, trio_loop
 
 pytestmark = pytest.mark.skipif(not hasattr(select, "epoll"), reason="no epoll here")
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(not hasattr(select, "epoll"), reason="no epoll h
 def known() -> TrioLoop:
     """The running loop, which must be known."""
     loop = trio_loop()
-    assert loop is not None, f"proxy/relay/loop.py does not know Trio {trio.__version__}"
+    assert loop is not None, f"proxy/hub/loop.py does not know Trio {trio.__version__}"
     return loop
 
 
@@ -128,7 +128,10 @@ def test_guest_mode_is_not_known() -> None:
     results[0].unwrap()
 
 
-NAMES = words("deadlines runq waiting_for_idle clock_autojump_threshold is_guest io_manager")
+NAMES = words(
+    "deadlines runq waiting_for_idle clock_autojump_threshold is_guest io_manager task_exited"
+    " instruments"
+)
 ABSENT, NO_WAKEUP = "absent", "an epoll, but no wakeup"
 UNKNOWN = [
     *((name, ABSENT) for name in NAMES),
@@ -146,7 +149,7 @@ async def test_a_runner_that_differs_is_not_known(
     real = trio_run.GLOBAL_RUN_CONTEXT.runner
     runner = SimpleNamespace(**{each: getattr(real, each) for each in NAMES})
     context = SimpleNamespace(GLOBAL_RUN_CONTEXT=SimpleNamespace(runner=runner))
-    monkeypatch.setattr("proxy.relay.loop.trio_run", context)
+    monkeypatch.setattr("proxy.hub.loop.trio_run", context)
     known()
     if value is ABSENT:
         delattr(runner, name)
@@ -166,13 +169,13 @@ async def test_without_a_runner_or_epoll_no_loop_is_known(
     with monkeypatch.context() as patch:
         patch.delattr("select.epoll")
         assert trio_loop() is None
-    monkeypatch.setattr("proxy.relay.loop.trio_run", module)
+    monkeypatch.setattr("proxy.hub.loop.trio_run", module)
     assert trio_loop() is None
 
 
 def test_a_trio_without_that_module_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its name shows that it may be gone in another Trio."""
-    spec = importlib.util.spec_from_file_location("loop_again", proxy.relay.loop.__file__)
+    spec = importlib.util.spec_from_file_location("loop_again", proxy.hub.loop.__file__)
     assert spec is not None
     assert spec.loader is not None
     again = importlib.util.module_from_spec(spec)

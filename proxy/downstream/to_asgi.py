@@ -1,0 +1,138 @@
+"""Serves a client's request by an ASGI app: the proxy's pages, and apps around the proxy.
+
+A middleware that passes `receive` and `send` unchanged keeps the way to the client's stream:
+`stream_of` finds it, and the exchange uses it directly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import trio
+
+from ..errors import ClientGone, RequestRefused
+from .http1_stream import Http1Stream
+from .port import Message, Receive, Scope, Send
+
+__all__ = ["answer_fault", "scope_of", "serve_asgi", "stream_of"]
+
+SEND_S = 30.0
+"""How long a client may accept nothing of such a response."""
+
+
+def scope_of(stream: Http1Stream) -> Scope:
+    """The ASGI scope of a request (ASGI specification, HTTP connection scope, 2.3)."""
+    head, sock = stream.head, stream.socket_names
+    path, _, query = head.target.partition(b"?")
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": head.version,
+        "method": head.method,
+        "scheme": stream.scheme,
+        "path": unquote_to_bytes(path).decode("utf-8", "replace"),
+        "raw_path": path,
+        "query_string": query,
+        "root_path": "",
+        "headers": head.headers,
+        "client": sock[0],
+        "server": sock[1],
+        "state": {},
+        "extensions": {},
+    }
+
+
+async def serve_asgi(app: Any, stream: Http1Stream, scope: Scope) -> None:
+    """Call an ASGI app for one request. Raises what the app raises, in a group; a client that leaves
+    is an `http.disconnect`, and an `OSError` for `send`, which the app may pass on. A body that is
+    not acceptable HTTP is an `http.disconnect`, too; the client gets 400 if there is no response.
+    """
+    bridge = _Bridge(stream)
+    try:
+        await app(scope, bridge.receive, bridge.send)
+    except* OSError:
+        if not bridge.left:
+            raise
+    if bridge.fault is not None and not stream.started:
+        await answer_fault(stream, bridge.fault)
+
+
+def stream_of(receive: Receive, send: Send) -> Http1Stream | None:
+    """The client's stream, if these are those of `serve_asgi` and nothing is sent yet."""
+    bridge = getattr(send, "__self__", None)
+    if not isinstance(bridge, _Bridge):
+        return None
+    whole = bool(getattr(receive, "__self__", None) is bridge)
+    return bridge.stream if whole else None
+
+
+async def answer_fault(stream: Http1Stream, fault: RequestRefused) -> None:
+    """Answer a head that no app can be called for."""
+    body = f"{fault.message}\n".encode()
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", b"%d" % len(body)),
+    ]
+    bridge = _Bridge(stream)
+    await bridge.send({"type": "http.response.start", "status": fault.status, "headers": headers})
+    await bridge.send({"type": "http.response.body", "body": body})
+
+
+class _Bridge:
+    """ASGI's `receive` and `send` of one request."""
+
+    def __init__(self, stream: Http1Stream) -> None:
+        self.stream = stream
+        self.left = False
+        """A `send` has failed because the client has left."""
+        self.fault: RequestRefused | None = None
+        """Why the body cannot be read."""
+        self._asked = False
+        self._head: tuple[int, list[tuple[bytes, bytes]]] | None = None
+
+    async def receive(self) -> Message:
+        stream, first = self.stream, not self._asked
+        self._asked = True
+        if not first or not stream.complete:
+            try:
+                data = await stream.receive()
+            except RequestRefused as fault:
+                self.fault = fault.with_traceback(None)
+            if stream.gone or self.fault is not None:
+                return {"type": "http.disconnect"}
+            return {"type": "http.request", "body": data, "more_body": not stream.complete}
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(self, message: Message) -> None:
+        try:
+            if message["type"] == "http.response.start":
+                headers = [
+                    (bytes(name).lower(), bytes(value)) for name, value in message["headers"]
+                ]
+                self._head = message["status"], headers
+            elif message["type"] == "http.response.body":
+                await self._send_body(message.get("body", b""), message.get("more_body", False))
+        except ClientGone:
+            self.left = True
+            raise OSError("the client has left") from None
+
+    async def _send_body(self, body: bytes, more: bool) -> None:
+        stream = self.stream
+        if self._head is not None:
+            (status, headers), self._head = self._head, None
+            unknown = not any(name == b"content-length" for name, _ in headers)
+            if not more and unknown and status not in (204, 304):
+                headers.append((b"content-length", b"%d" % len(body)))
+            stream.start(status, headers, whole=True)
+        await self._leave(stream.write((body,)))
+        if not more:
+            await self._leave(stream.finish())
+
+    async def _leave(self, left: bool) -> None:
+        """Wait until the client has taken everything. Raises `ClientGone` if it accepts nothing."""
+        while not left:
+            with trio.move_on_after(SEND_S) as scope:
+                left = await self.stream.drain()
+            if scope.cancelled_caught:
+                raise ClientGone

@@ -1,0 +1,14 @@
+"""One epoll for the sockets of a worker, clients' and upstreams'.
+
+`hub` waits and decides who runs next; `stream` says what it pumps and calls, `waits` how a task waits
+in it, with timeouts; `loop` holds what it knows of Trio's internals. It knows no protocol, no relay
+and no exchange.
+"""
+
+from __future__ import annotations
+
+from .hub import Hub, current_hub
+from .stream import LISTEN, LISTEN_FOR_HANGUP, Need, Stream, Watcher
+from .waits import Wait
+
+__all__ = ["LISTEN", "LISTEN_FOR_HANGUP", "Hub", "Need", "Stream", "Wait", "Watcher", "current_hub"]
