@@ -120,7 +120,6 @@ mistakes = st.one_of(
     st.builds(edited, heads(valid=True), st.integers(0, 200), st.integers(0, 2), additions),
     st.binary(max_size=30),
 )
-DECIDED_LATER = ("Host: header", "illegal request line: bytearray(b'GET /\\xe9")
 
 
 @given(st.booleans(), st.data(), cuts, cuts)
@@ -138,7 +137,9 @@ def test_a_request_reads_as_h11_reads_it(
     if isinstance(read, RequestHead) and isinstance(reference, RequestHead):
         assert (read, rest) == (reference, after)
     elif isinstance(read, RequestHead):
-        assert any(text in str(reference) for text in DECIDED_LATER), reference
+        # Decided later: the host, and a target with other octets than ASCII.
+        is_odd = not read.target.isascii() and "illegal request line" in str(reference)
+        assert is_odd or "Host: header" in str(reference), reference
 
 
 STRAY = st.sampled_from([b"", b"", b"\nx", b"\r\n\tx", b"\x00"])
