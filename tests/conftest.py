@@ -25,7 +25,6 @@ byte_code.keep()
 
 TOGETHER = (
     "test_npm_mcp_clients.py",
-    "test_zoo.py",
     "test_surface.py",
     "test_against_strict_server.py",
 )
