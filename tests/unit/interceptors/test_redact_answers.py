@@ -323,7 +323,7 @@ def test_what_was_too_long_to_wait_is_redacted_where_it_is_repeated() -> None:
 
 def test_many_replacements_that_match_again_cost_no_square() -> None:
     """What would be looked at again for each of them is bounded."""
-    arguments = json.dumps(["sk-Zq"] * 4_000)
+    arguments = json.dumps(["sk-Zq"] * 1_000)
     redacted = Redact(["sk-.*"], "sk-x").json.redact_json(arguments)
     assert set(json.loads(redacted)) == {"sk-x"}
 
