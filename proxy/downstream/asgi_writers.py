@@ -9,21 +9,19 @@ works as usual. Between the two, Hypercorn itself writes nothing.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
 
 import trio
 
 from interceptors.chain import Part
 
-from ..errors import ClientGone, SendStalled
+from ..errors import ClientGone
 from ..http.headers import HeaderList
 from .hypercorn import ClientConnection
 from .port import Message, Send, Writer
+from .sockets import send_now, send_rest
 
 __all__ = ["AsgiWriter", "DirectWriter", "choose_writer"]
-
-_IOV_MAX = 1024  # on Linux
 
 
 class AsgiWriter:
@@ -113,8 +111,6 @@ class DirectWriter(AsgiWriter):
     def __init__(self, send: Send, connection: ClientConnection) -> None:
         super().__init__(send, connection)
         self._sock = connection.sock
-        self._send_bytes = connection.sock.send
-        self._sendmsg = connection.sock.sendmsg
         self._rest: memoryview | None = None
 
     def start(self, status: int, headers: HeaderList, *, whole: bool = False) -> bool:
@@ -127,24 +123,10 @@ class DirectWriter(AsgiWriter):
         return self.write_chunks((b"%x\r\n" % size, *parts, b"\r\n"), size)
 
     def write_chunks(self, message: Sequence[Part], size: int) -> bool:
-        try:
-            if len(message) == 1:
-                sent = self._send_bytes(message[0])
-            elif len(message) <= _IOV_MAX:
-                sent = self._sendmsg(message)
-            else:
-                message = (b"".join(message),)
-                sent = self._send_bytes(message[0])
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError as error:
-            raise _lost(error) from error
+        self._rest = send_now(self._sock, message)
         self.bytes_sent += size
-        if sent == (len(message[0]) if len(message) == 1 else sum(map(len, message))):
-            return True
-        self._rest = memoryview(b"".join(message))[sent:]
-        self.stalled = True
-        return False
+        self.stalled = self._rest is not None
+        return self._rest is None
 
     def finish(self) -> bool:
         assert self._rest is None, "finish() before drain()"
@@ -153,18 +135,8 @@ class DirectWriter(AsgiWriter):
     async def drain(self) -> bool:
         if self._head is not None or self._last:
             return await super().drain()
-        rest = self._rest
-        if rest is not None:
-            try:
-                if self._sock.fileno() < 0:
-                    raise ClientGone
-                await trio.lowlevel.wait_writable(self._sock)
-                rest = rest[self._send_bytes(rest) :]
-            except (BlockingIOError, InterruptedError):
-                return False
-            except (OSError, trio.ClosedResourceError) as error:
-                raise _lost(error) from error
-            self._rest = rest or None
+        if self._rest is not None:
+            self._rest = await send_rest(self._sock, self._rest)
             self.stalled = self._rest is not None
         return self._rest is None
 
@@ -184,12 +156,3 @@ def choose_writer(
     ):
         return AsgiWriter(send, connection)
     return DirectWriter(send, connection)
-
-
-def _lost(error: Exception) -> ClientGone | SendStalled:
-    """The kernel may be the first to give up a stalled client."""
-    return (
-        SendStalled()
-        if isinstance(error, OSError) and error.errno == errno.ETIMEDOUT
-        else ClientGone()
-    )

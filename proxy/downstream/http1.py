@@ -22,14 +22,13 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from math import inf
-from select import EPOLLERR, EPOLLHUP, EPOLLIN
 from typing import Protocol
 
 import trio
 
 from ..errors import RequestRefused
 from ..http.request import Http2Assumed, RequestHead, RequestReader
-from ..hub import LISTEN, LISTEN_FOR_HANGUP, Hub, Wait
+from ..hub import BROKEN, LISTEN, LISTEN_FOR_HANGUP, READABLE, Hub, Wait
 from ..keepalive import send_probes
 from .bound import client_connections
 from .http1_stream import Http1Stream
@@ -153,9 +152,9 @@ class Http1Connection:
 
     def on_ready(self, events: int, now: float) -> None:
         """Receive what has arrived, or note that the client has left."""
-        if events & EPOLLIN and self._listening:
+        if events & READABLE and self._listening:
             self._receive()
-        elif events & (EPOLLHUP | EPOLLERR):
+        elif events & BROKEN:
             error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             self.timed_out = self.timed_out or error == errno.ETIMEDOUT
             self.lose()

@@ -6,7 +6,6 @@ and does not decide whether the connection is used again.
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Callable, Sequence
 from email.utils import formatdate
@@ -19,15 +18,14 @@ import trio
 
 from interceptors.chain import Part
 
-from ..errors import ClientGone, ProtocolFailure, RequestRefused, SendStalled
+from ..errors import ClientGone, ProtocolFailure, RequestRefused
 from ..http.body import Chunked, has_no_body
 from ..http.headers import HeaderList
 from ..http.request import RequestHead, RequestReader
-from .sockets import LAST_BYTES_S, let_last_bytes_leave
+from .sockets import LAST_BYTES_S, let_last_bytes_leave, send_now, send_rest
 
 __all__ = ["Http1Stream"]
 
-_IOV_MAX = 1024  # on Linux
 _LINGER_S = 10.0
 _LINGER_BYTES = 64 * 1024 * 1024
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -203,7 +201,7 @@ class Http1Stream:
         it has ended.
         """
         if self._continues or self._broken:
-            return False  # the client sends it only after a 100, or nobody knows where it ends
+            return False  # the client sends it only after a 100, or its end cannot be found
         left = _LINGER_BYTES
         try:
             with trio.move_on_after(_LINGER_S):
@@ -312,41 +310,15 @@ class Http1Stream:
             self._head = b""
         if self._gone:
             raise ClientGone
-        sock = self._connection.sock
-        try:
-            if len(message) == 1:
-                sent = sock.send(message[0])
-            elif len(message) <= _IOV_MAX:
-                sent = sock.sendmsg(message)
-            else:
-                message = (b"".join(message),)
-                sent = sock.send(message[0])
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError as error:
-            raise _lost(error) from error
+        self._unsent = send_now(self._connection.sock, message)
         self.bytes_sent += size
         if self._left is not None:
             self._left -= size
-        if sent == (len(message[0]) if len(message) == 1 else sum(map(len, message))):
-            return True
-        self._unsent = memoryview(b"".join(message))[sent:]
-        return False
+        return self._unsent is None
 
     async def drain(self) -> bool:
-        unsent = self._unsent
-        if unsent is not None:
-            sock = self._connection.sock
-            try:
-                if sock.fileno() < 0:
-                    raise ClientGone
-                await trio.lowlevel.wait_writable(sock)
-                unsent = unsent[sock.send(unsent) :]
-            except (BlockingIOError, InterruptedError):
-                return False
-            except (OSError, trio.ClosedResourceError) as error:
-                raise _lost(error) from error
-            self._unsent = unsent or None
+        if self._unsent is not None:
+            self._unsent = await send_rest(self._connection.sock, self._unsent)
         return self._unsent is None
 
     def finish(self) -> bool:
@@ -364,13 +336,6 @@ class Http1Stream:
         with trio.CancelScope(shield=True), trio.move_on_after(LAST_BYTES_S):
             await let_last_bytes_leave(connection.sock)
         connection.cut()
-
-
-def _lost(error: Exception) -> ClientGone | SendStalled:
-    """The kernel may be the first to give up a stalled client."""
-    if isinstance(error, OSError) and error.errno == errno.ETIMEDOUT:
-        return SendStalled()
-    return ClientGone()
 
 
 _STATUS_LINES = {

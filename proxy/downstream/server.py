@@ -67,7 +67,7 @@ async def serve_connection(app: Any, config: Any, context: Any, state: Any, stre
     early: bytes | None = None
     _connections[connection] = config
     try:
-        early = await connection.run(_how_to_serve(inner))
+        early = await connection.run(_how_to_serve(inner, config, state))
     except* Exception as error:
         structlog.get_logger("proxy").error("internal_error", exc_info=error)
     finally:
@@ -77,9 +77,9 @@ async def serve_connection(app: Any, config: Any, context: Any, state: Any, stre
         await Connection(app, config, context, state, transport, early=early)
 
 
-def _how_to_serve(app: Any) -> Any:
+def _how_to_serve(app: Any, config: Any, state: Any) -> Any:
     """By our app itself, or by any other through ASGI."""
-    return getattr(app, "serve_stream", None) or partial(_serve_asgi, app)
+    return getattr(app, "serve_stream", None) or partial(_serve_asgi, app, config, state)
 
 
 def _watch_server(app: Any, config: Any, context: Any) -> None:
@@ -99,12 +99,13 @@ async def _end_with(config: Any, context: Any) -> None:
     end_idle_connections(config)
 
 
-async def _serve_asgi(app: Any, stream: Http1Stream) -> None:
+async def _serve_asgi(app: Any, config: Any, state: Any, stream: Http1Stream) -> None:
     fault = stream.head.fault
     if fault is not None:
         await answer_fault(stream, fault)
     else:
-        await serve_asgi(app, stream, scope_of(stream))
+        given = {"state": state.copy(), "root_path": config.root_path}
+        await serve_asgi(app, stream, {**scope_of(stream), **given})
 
 
 def contain_connections() -> None:

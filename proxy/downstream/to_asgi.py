@@ -59,12 +59,12 @@ async def serve_asgi(app: Any, stream: Http1Stream, scope: Scope) -> None:
 
 
 def stream_of(receive: Receive, send: Send) -> Http1Stream | None:
-    """The client's stream, if these are those of `serve_asgi` and nothing is sent yet."""
+    """The client's stream, if these are those of `serve_asgi`."""
     bridge = getattr(send, "__self__", None)
     if not isinstance(bridge, _Bridge):
         return None
-    whole = bool(getattr(receive, "__self__", None) is bridge)
-    return bridge.stream if whole else None
+    is_same = bool(getattr(receive, "__self__", None) is bridge)
+    return bridge.stream if is_same else None
 
 
 async def answer_fault(stream: Http1Stream, fault: RequestRefused) -> None:

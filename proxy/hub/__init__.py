@@ -8,7 +8,18 @@ and no exchange.
 from __future__ import annotations
 
 from .hub import Hub, current_hub
-from .stream import LISTEN, LISTEN_FOR_HANGUP, Need, Stream, Watcher
+from .stream import BROKEN, LISTEN, LISTEN_FOR_HANGUP, READABLE, Need, Stream, Watcher
 from .waits import Wait
 
-__all__ = ["LISTEN", "LISTEN_FOR_HANGUP", "Hub", "Need", "Stream", "Wait", "Watcher", "current_hub"]
+__all__ = [
+    "BROKEN",
+    "LISTEN",
+    "LISTEN_FOR_HANGUP",
+    "READABLE",
+    "Hub",
+    "Need",
+    "Stream",
+    "Wait",
+    "Watcher",
+    "current_hub",
+]

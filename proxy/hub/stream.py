@@ -5,12 +5,17 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import Protocol
 
-__all__ = ["LISTEN", "LISTEN_FOR_HANGUP", "Need", "Stream", "Watcher"]
+__all__ = ["BROKEN", "LISTEN", "LISTEN_FOR_HANGUP", "READABLE", "Need", "Stream", "Watcher"]
 
-LISTEN = 0x001 | 0x2000
-"""Events of a watcher that reads: EPOLLIN and EPOLLRDHUP. EPOLLHUP and EPOLLERR always count."""
+# As numbers: `select` has the names on Linux only, and this module is imported everywhere.
+READABLE = 0x001
+"""EPOLLIN."""
+BROKEN = 0x008 | 0x010
+"""EPOLLERR and EPOLLHUP. Both are always reported."""
 LISTEN_FOR_HANGUP = 0x2000
-"""Events of a watcher that does not read at the moment."""
+"""EPOLLRDHUP: for a watcher that does not read at the moment."""
+LISTEN = READABLE | LISTEN_FOR_HANGUP
+"""For a watcher that reads."""
 
 
 class Need(Enum):

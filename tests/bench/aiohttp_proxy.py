@@ -63,7 +63,7 @@ async def session(app: web.Application) -> object:
 if __name__ == "__main__":
     uvloop.install()
     app = web.Application()
-    app.cleanup_ctx.append(session)  # type: ignore[arg-type]
+    app.cleanup_ctx.append(session)
     app.router.add_route("*", "/{path:.*}", proxy)
     web.run_app(
         app, host="127.0.0.1", port=int(sys.argv[1]), access_log=None, backlog=4096, print=None

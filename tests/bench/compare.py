@@ -229,7 +229,7 @@ def compare(names: list[str], rounds: int) -> dict[str, object]:
                             before = leases(target)
                             run_scenario(scenario, target, upstream_port)
                             found["reuse_rate"] = reuse_rate(target, before)
-                    results.setdefault(scenario.name, {}).setdefault(target.name, []).append(found)  # type: ignore[arg-type]
+                    results.setdefault(scenario.name, {}).setdefault(target.name, []).append(found)
                     print(
                         f"{scenario.name:18} {target.name:9} round {number + 1}: {found['cpu_us_per_event']:8.1f} us/event",
                         flush=True,
@@ -252,7 +252,7 @@ def compare(names: list[str], rounds: int) -> dict[str, object]:
         },
         "rounds": rounds,
         "results": {
-            name: {target: medians(found) for target, found in targets.items()}  # type: ignore[arg-type]
+            name: {target: medians(found) for target, found in targets.items()}
             for name, targets in results.items()
         },
     }
@@ -280,7 +280,7 @@ def nginx_version() -> str | None:
 
 def table(report: dict[str, object]) -> str:
     """The results, and what they must show, in Markdown."""
-    results: dict[str, dict[str, dict[str, float]]] = report["results"]  # type: ignore[assignment]
+    results: dict[str, dict[str, dict[str, float]]] = report["results"]
     lines = [
         "| scenario | proxy | CPU us/event | events/s | p50 us | p99 us | kB/stream | failed |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
@@ -341,7 +341,7 @@ def table(report: dict[str, object]) -> str:
 
 def plot(report: dict[str, object]) -> str:
     """CPU time per event, as an SVG of bars."""
-    results: dict[str, dict[str, dict[str, float]]] = report["results"]  # type: ignore[assignment]
+    results: dict[str, dict[str, dict[str, float]]] = report["results"]
     shown = [name for name in ("paced", "busy", "paced edit") if name in results]
     colours = {"weirpool": "#0b7285", "nginx": "#868e96", "aiohttp": "#e8590c", "naive": "#c92a2a"}
     largest = max(

@@ -184,6 +184,26 @@ async def test_what_goes_wrong_in_a_connection_does_not_end_the_server(
 # The app is called
 
 
+async def test_an_app_around_the_proxy_gets_the_lifespans_state_and_the_root_path() -> None:
+    """As Hypercorn gives them; a change of the state is the request's own."""
+    app, seen = create_app(config_for(NO_UPSTREAM)), []
+
+    async def middleware(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            scope["state"]["model"] = "loaded"
+            await app(scope, receive, send)
+            return
+        seen.append((dict(scope["state"]), scope["root_path"]))
+        scope["state"]["mine"] = 1
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async with serve_plainly(middleware, root_path="/api") as port:
+        for _ in range(2):
+            assert (await fetch(port, "/x")).status == 204
+    assert seen == [({"model": "loaded"}, "/api")] * 2
+
+
 async def test_an_app_derived_from_ours_is_called_by_its_own_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -380,7 +380,7 @@ async def test_a_fault(
     monkeypatch.setattr("proxy.exchange.request_body.LINGER_S", 5.0 if patient_http2 else 0.2)
     if client != "patient":
         monkeypatch.setattr("proxy.downstream.asgi._QUIET_S", SHORT_S)
-        monkeypatch.setattr("proxy.downstream.hypercorn.client._LAST_BYTES_S", SHORT_S)
+        monkeypatch.setattr("proxy.downstream.hypercorn.client.LAST_BYTES_S", SHORT_S)
     stage = Stage(client)
 
     async def script(peer: Peer) -> None:

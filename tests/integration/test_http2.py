@@ -376,7 +376,7 @@ async def test_an_exchange_lets_go_of_a_connection_that_breaks(
     """At once: nothing waits for last bytes, whether the whole answer waits for a window or nothing
     was sent.
     """
-    monkeypatch.setattr("proxy.downstream.hypercorn.client._LAST_BYTES_S", 60.0)
+    monkeypatch.setattr("proxy.downstream.hypercorn.client.LAST_BYTES_S", 60.0)
     arrived = trio.Event()
 
     async def script(peer: Peer) -> None:

@@ -47,7 +47,7 @@ async def test_no_wait_for_a_client_that_was_reset(
     tls: bool, certificates: Certificates, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is in flight has a time to arrive when a response is cut."""
-    for name in ("hypercorn.client._LAST_BYTES_S", "http1_stream.LAST_BYTES_S"):
+    for name in ("hypercorn.client.LAST_BYTES_S", "http1_stream.LAST_BYTES_S"):
         monkeypatch.setattr(f"proxy.downstream.{name}", 60.0)
 
     async def script(peer: Peer) -> None:

@@ -56,7 +56,7 @@ def imported(name: str) -> set[str]:
 
 
 def reachable(name: str) -> set[str]:
-    """Every module of ours that a module imports, directly or not."""
+    """Every module of the project that a module imports, directly or not."""
     seen: set[str] = set()
     waiting = [name]
     while waiting:
@@ -129,3 +129,18 @@ def test_serve_does_not_load_the_bench() -> None:
     code = "import sys, proxy.commands.cli; print([m for m in sys.modules if 'bench' in m])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "[]\n"
+
+
+def test_the_proxy_is_imported_without_epoll() -> None:
+    """As on macOS, whose `select` has none of these names; its connections are Hypercorn's then."""
+    script = (
+        "import select, trio\n"
+        "for name in [name for name in dir(select) if name.lower().startswith('epoll')]:\n"
+        "    delattr(select, name)\n"
+        "import proxy.downstream, proxy.hub, proxy.exchange.exchange\n"
+        "assert not proxy.hub.Hub.available()\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stderr) == (0, "")

@@ -12,10 +12,8 @@ then everything works through plain ASGI.
 
 from __future__ import annotations
 
-import math
 import select
 import socket
-from contextlib import suppress
 from typing import Any
 
 import h2.exceptions
@@ -27,12 +25,17 @@ from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.tcp_server import TCPServer
 
 from ...keepalive import send_probes
-from .connection import RESET, Connection
+from ..sockets import (
+    LAST_BYTES_S,
+    let_last_bytes_leave,
+    limit_unacknowledged,
+    reset_on_close,
+)
+from .connection import Connection
 from .requests import ClientStream, Http1, Http2
 
 __all__ = ["ClientConnection", "inspect_server", "path_is_known"]
 
-_USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)  # RFC 5482; Linux only
 _INTERNAL_ERROR = 0x2  # RFC 9113, section 7
 _ADDED_HEADERS = {
     (False, False): frozenset[bytes](),
@@ -41,7 +44,6 @@ _ADDED_HEADERS = {
     (True, True): frozenset([b"date", b"server"]),
 }
 """By `include_date_header` and `include_server_header`."""
-_LAST_BYTES_S = 1.0
 _LOOK_S = 0.05
 
 
@@ -133,20 +135,10 @@ class ClientConnection:
         applies.
         """
         server = self._server
-        if (
-            type(server) is not Connection
-            or self.http2
-            or server.send_timeout_s == timeout_s
-            or _USER_TIMEOUT is None
-        ):
+        if type(server) is not Connection or self.http2 or server.send_timeout_s == timeout_s:
             return
         server.send_timeout_s = timeout_s
-        with suppress(OSError):
-            self.sock.setsockopt(
-                socket.IPPROTO_TCP,
-                _USER_TIMEOUT,
-                0 if timeout_s == math.inf else max(1, int(timeout_s * 1000)),
-            )
+        limit_unacknowledged(self.sock, timeout_s)
         if server.probes:
             send_probes(self.sock)  # the probes depend on it
 
@@ -220,14 +212,14 @@ class ClientConnection:
 
         Earlier bytes get a second to leave. Not cancelled by surrounding scopes.
         """
-        with trio.CancelScope(shield=True), trio.move_on_after(_LAST_BYTES_S):
+        with trio.CancelScope(shield=True), trio.move_on_after(LAST_BYTES_S):
             if isinstance(self._protocol, H2Protocol):
                 if await self._reset_stream(self._protocol):
                     return
             else:
-                await self._let_last_bytes_leave()
+                await let_last_bytes_leave(self.sock)
         if self.sock.fileno() >= 0:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            reset_on_close(self.sock)
             self._transport.socket.close()
         if type(self._server) is Connection:
             self._server.stop_reading()
@@ -240,7 +232,7 @@ class ClientConnection:
             if (
                 buffer is not None and buffer.buffer
             ):  # one that never held data never reports that it is empty
-                with trio.move_on_after(_LAST_BYTES_S / 2):
+                with trio.move_on_after(LAST_BYTES_S / 2):
                     await buffer.drain()
             protocol.connection.reset_stream(stream_id, _INTERNAL_ERROR)
             await protocol._flush()
@@ -253,26 +245,3 @@ class ClientConnection:
         except Exception:  # h2 refuses to reset a closed stream
             return self.sock.fileno() < 0 or stream_id not in protocol.streams
         return True
-
-    async def _let_last_bytes_leave(self) -> None:
-        """Wait until the client's side has acknowledged all bytes: a reset discards unsent ones."""
-        try:
-            from fcntl import ioctl
-            from termios import TIOCOUTQ
-        except ImportError:
-            return
-        if self.sock.fileno() < 0:
-            return
-        unsent = bytearray(4)
-        broken = select.poll()
-        broken.register(self.sock.fileno(), 0)  # POLLHUP and POLLERR are always reported
-        while self.sock.fileno() >= 0 and not broken.poll(
-            0
-        ):  # after a reset unacknowledged bytes stay so
-            try:
-                ioctl(self.sock.fileno(), TIOCOUTQ, unsent)
-            except OSError:
-                return
-            if not any(unsent):
-                return
-            await trio.sleep(0.02)

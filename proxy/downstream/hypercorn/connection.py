@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 from contextlib import suppress
 from typing import Any
 
@@ -20,16 +19,15 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import EventWrapper
 
 from ..bound import client_connections, watch_accept
+from ..sockets import reset_on_close
 from .apps import AppTasks, LazyEvent
 from .idle import IdleTimer, ServerConfig
 from .late import take_late_data
 from .requests import read_requests_plainly
 from .strict import be_strict
 
-__all__ = ["RESET", "Connection", "ServerConfig", "contain_parts"]
+__all__ = ["Connection", "ServerConfig", "contain_parts"]
 
-RESET = struct.pack("ii", 1, 0)
-"""For SO_LINGER: on, 0 s. Closing the socket then sends a reset."""
 _READ_BYTES = 65536
 
 
@@ -99,7 +97,7 @@ class Connection(TCPServer):
         """
         sock = self._socket
         if sock.fileno() >= 0:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            reset_on_close(sock)
             sock.close()
 
     @staticmethod

@@ -39,7 +39,7 @@ openai               | either    | /models/name/v1/conversations/abc/items /v1/f
 
 @pytest.mark.parametrize("row", PATHS.strip().split("\n"))
 def test_dialect_and_path_decide_who_reads_an_answer(row: str) -> None:
-    """After any prefix and in any case; what is not known to be no answer is read as one."""
+    """After any prefix and in any case; whatever may be an answer is read as one."""
     dialects, readers, paths = row.split("|")
     for dialect in dialects.split():
         for path in paths.split():

@@ -36,7 +36,7 @@ async def test_messages_come_in_order_and_small_pieces_of_a_body_come_together()
 
 
 async def test_reader_and_writer_wait_for_each_other(nursery: trio.Nursery) -> None:
-    """Only one task may wait; a disconnect waits for nobody, and its listener is called."""
+    """Only one task may wait; a disconnect does not wait, and its listener is called."""
     messages, called, put = Messages(2), [], []
     messages.on_disconnect = lambda: called.append("gone")
 

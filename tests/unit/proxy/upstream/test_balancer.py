@@ -179,7 +179,7 @@ async def test_cancelled_anywhere_it_leaks_nothing(script: Script) -> None:
 
 @pytest.fixture
 def problems(monkeypatch: pytest.MonkeyPatch) -> list[UpstreamFailure]:
-    """What the next connections fail with; the last one for ever."""
+    """What the next connections fail with; the last one repeats."""
     problems: list[UpstreamFailure] = [OutOfResources("Too many open files")]
 
     async def connect(origin: Origin, resolver: Resolver) -> socket.socket:
