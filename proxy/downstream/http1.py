@@ -1,4 +1,4 @@
-"""A client's HTTP/1.1 connection without TLS (RFC 9112): its requests, one after another.
+"""A client's HTTP/1.1 connection (RFC 9112): its requests, one after another.
 
 The connection's task reads a head, hands an `Http1Stream` to the app, and reads the next head. The
 hub watches the socket from its first byte to its last, so that a client that leaves ends its
@@ -18,9 +18,7 @@ It knows no route, no exchange and no server.
 from __future__ import annotations
 
 import errno
-import socket
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from math import inf
 from typing import Protocol
 
@@ -29,10 +27,9 @@ import trio
 from ..errors import RequestRefused
 from ..http.request import Http2Assumed, RequestHead, RequestReader
 from ..hub import BROKEN, LISTEN, LISTEN_FOR_HANGUP, READABLE, Hub, Wait
-from ..keepalive import send_probes
 from .bound import client_connections
 from .http1_stream import Http1Stream
-from .sockets import limit_unacknowledged, reset_on_close
+from .transport import Transport
 
 __all__ = ["Http1Connection", "Serve"]
 
@@ -71,21 +68,19 @@ class Http1Connection:
         "_in_a_row",
         "_listening",
         "_news",
-        "_probes",
-        "_send_s",
         "_server",
         "_stream",
         "half_closed",
         "hub",
         "peer",
         "reader",
-        "sock",
         "timed_out",
+        "transport",
     )
 
-    def __init__(self, sock: socket.socket, hub: Hub, peer: str | None, server: Ending) -> None:
-        """`sock`: non-blocking; the connection closes it."""
-        self.sock = sock
+    def __init__(self, transport: Transport, hub: Hub, peer: str | None, server: Ending) -> None:
+        """The connection closes `transport`."""
+        self.transport = transport
         self.hub = hub
         self.peer = peer
         self.reader = RequestReader()
@@ -99,8 +94,6 @@ class Http1Connection:
         self._closed = False  # by the client, or by the server while idle
         self._in_a_row = 0
         self._listening = True
-        self._send_s = -1.0  # the socket's limit; -1 until it is set
-        self._probes = False
 
     async def run(self, serve: Serve) -> bytes | None:
         """Serve the connection to its end. Raises what `serve` raises.
@@ -112,7 +105,7 @@ class Http1Connection:
             if self._watch():
                 await self._serve_requests(serve)
         except Http2Assumed:
-            self.hub.forget(self.sock.fileno())
+            self.hub.forget(self.transport.fileno())
             client_connections.leave(self)
             return self.reader.data
         except BaseException:
@@ -125,7 +118,7 @@ class Http1Connection:
         """Let the hub watch the socket. False: it is closed, because there are too many."""
         try:
             if not self._closed:
-                self.hub.watch(self.sock.fileno(), self)
+                self.hub.watch(self.transport.fileno(), self)
         except OSError:
             return False
         return not self._closed
@@ -155,20 +148,19 @@ class Http1Connection:
         if events & READABLE and self._listening:
             self._receive()
         elif events & BROKEN:
-            error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            self.timed_out = self.timed_out or error == errno.ETIMEDOUT
+            self.timed_out = self.timed_out or self.transport.take_error() == errno.ETIMEDOUT
             self.lose()
         else:
             self._end_of_input()
 
     def _receive(self) -> None:
         try:
-            data = self.sock.recv(_READ_BYTES)
-        except (BlockingIOError, InterruptedError):
-            return
+            data = self.transport.receive(_READ_BYTES)
         except OSError as error:
             self.timed_out = error.errno == errno.ETIMEDOUT
             self.lose()
+            return
+        if data is None:
             return
         if not data:
             self._end_of_input()
@@ -189,7 +181,7 @@ class Http1Connection:
         if not is_last:
             self.lose()
             return
-        self.hub.listen_for(self.sock.fileno(), 0)
+        self.hub.listen_for(self.transport.fileno(), 0)
         if self._listening:
             self.half_closed = True
             self._news.wake()
@@ -197,7 +189,7 @@ class Http1Connection:
     def lose(self) -> None:
         """The client has left."""
         self._closed = True
-        self.hub.forget(self.sock.fileno())
+        self.hub.forget(self.transport.fileno())
         if self._stream is not None:
             self._stream.leave()
         self._news.wake()
@@ -205,7 +197,7 @@ class Http1Connection:
     def _listen(self, reads: bool) -> None:
         if self._listening != reads and not self.half_closed:
             self._listening = reads
-            self.hub.listen_for(self.sock.fileno(), LISTEN if reads else LISTEN_FOR_HANGUP)
+            self.hub.listen_for(self.transport.fileno(), LISTEN if reads else LISTEN_FOR_HANGUP)
 
     # What the connection's task awaits
 
@@ -242,7 +234,7 @@ class Http1Connection:
 
     async def _conclude(self, stream: Http1Stream) -> bool:
         """After a response: whether the connection can carry another request."""
-        if self._closed or self.sock.fileno() < 0:
+        if self._closed or self.transport.fileno() < 0:
             return False
         if not stream.ended:  # the app has returned without a whole response
             if not stream.shows_its_end:
@@ -261,27 +253,12 @@ class Http1Connection:
         """Close the sending side, and read for a moment what the client still sends: closing the
         socket at once would send a reset, and the client could lose the response.
         """
-        with suppress(OSError):
-            self.sock.shutdown(socket.SHUT_WR)
+        self.transport.shut_down_sending()
         left = _LINGER_BYTES
         with trio.move_on_after(_LINGER_CLOSED_S):
             while left > 0 and await self.more():
                 left -= len(self.reader.data)
                 self.reader.data = b""
-
-    def limit_send(self, timeout_s: float) -> None:
-        """As `ClientStream.limit_send`. The listening socket's limit applies before."""
-        if timeout_s != self._send_s:
-            self._send_s = timeout_s
-            limit_unacknowledged(self.sock, timeout_s)
-            if self._probes:
-                send_probes(self.sock)  # the probes depend on it
-
-    def send_probes(self) -> None:
-        """As `ClientStream.send_probes`."""
-        if not self._probes:
-            self._probes = True
-            send_probes(self.sock)
 
     @property
     def ends(self) -> bool:
@@ -292,7 +269,7 @@ class Http1Connection:
 
     def fileno(self) -> int:
         """The socket's descriptor; negative if closed."""
-        return self.sock.fileno()
+        return self.transport.fileno()
 
     def close_idle(self) -> None:
         """Close an idle connection. Synchronous; raises nothing."""
@@ -307,13 +284,9 @@ class Http1Connection:
 
     def cut(self) -> None:
         """Reset the connection, whatever it waits for. Synchronous."""
-        reset_on_close(self.sock)
         self.lose()
-        self.close()
+        self.transport.reset()
 
     def close(self) -> None:
         """Close the socket. Safe to call again."""
-        if self.sock.fileno() >= 0:
-            self.hub.forget(self.sock.fileno())
-            trio.lowlevel.notify_closing(self.sock)
-            self.sock.close()
+        self.transport.close()

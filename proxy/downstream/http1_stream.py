@@ -6,7 +6,6 @@ and does not decide whether the connection is used again.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from http import HTTPStatus
@@ -22,7 +21,7 @@ from ..errors import ClientGone, ProtocolFailure, RequestRefused
 from ..http.body import Chunked, has_no_body
 from ..http.headers import HeaderList
 from ..http.request import RequestHead, RequestReader
-from .sockets import LAST_BYTES_S, let_last_bytes_leave, send_now, send_rest
+from .transport import Transport
 
 __all__ = ["Http1Stream"]
 
@@ -35,7 +34,7 @@ _NO_NAMES: frozenset[bytes] = frozenset()
 class Connection(Protocol):
     """The connection of a stream."""
 
-    sock: socket.socket
+    transport: Transport
     peer: str | None
     reader: RequestReader
     """What has arrived and is not taken."""
@@ -49,10 +48,6 @@ class Connection(Protocol):
     async def more(self, timeout_s: float = inf) -> bool:
         """Wait until more has arrived. Returns False if nothing will, or has within `timeout_s`."""
         ...
-
-    def limit_send(self, timeout_s: float) -> None: ...
-
-    def send_probes(self) -> None: ...
 
     def lose(self) -> None:
         """The client has left."""
@@ -85,13 +80,13 @@ class Http1Stream:
         "head",
         "on_gone",
         "peer",
+        "scheme",
         "started",
         "wants_body",
     )
 
     name = "direct"
     synchronous = True
-    scheme = "http"
     added_headers = _NO_NAMES
     holds_response = False
     cancellable = True
@@ -101,6 +96,7 @@ class Http1Stream:
         self._connection = connection
         self.head = head
         self.peer = connection.peer
+        self.scheme = "https" if connection.transport.secure else "http"
         self.on_gone: Callable[[], None] | None = None
         self.complete = head.length == 0
         self._gone = False
@@ -221,23 +217,15 @@ class Http1Stream:
                 self.on_gone = before
 
     @property
-    def socket_names(self) -> tuple[Any, Any]:
-        """The addresses of both ends, host and port; None for one that is not known."""
-        sock = self._connection.sock
-        names: list[Any] = []
-        for name in (sock.getpeername, sock.getsockname):
-            try:
-                found = name()
-            except OSError:
-                found = None
-            names.append(found[:2] if isinstance(found, tuple) else None)
-        return names[0], names[1]
+    def names(self) -> tuple[Any, Any]:
+        """As `Transport.names`."""
+        return self._connection.transport.names
 
     def limit_send(self, timeout_s: float) -> None:
-        self._connection.limit_send(timeout_s)
+        self._connection.transport.limit_send(timeout_s)
 
     def send_probes(self) -> None:
-        self._connection.send_probes()
+        self._connection.transport.send_probes()
 
     # The response
 
@@ -310,7 +298,7 @@ class Http1Stream:
             self._head = b""
         if self._gone:
             raise ClientGone
-        self._unsent = send_now(self._connection.sock, message)
+        self._unsent = self._connection.transport.send(message)
         self.bytes_sent += size
         if self._left is not None:
             self._left -= size
@@ -318,7 +306,7 @@ class Http1Stream:
 
     async def drain(self) -> bool:
         if self._unsent is not None:
-            self._unsent = await send_rest(self._connection.sock, self._unsent)
+            self._unsent = await self._connection.transport.send_rest(self._unsent)
         return self._unsent is None
 
     def finish(self) -> bool:
@@ -332,10 +320,8 @@ class Http1Stream:
 
     async def abort(self) -> None:
         """Reset the connection. Earlier bytes get a second to leave."""
-        connection = self._connection
-        with trio.CancelScope(shield=True), trio.move_on_after(LAST_BYTES_S):
-            await let_last_bytes_leave(connection.sock)
-        connection.cut()
+        await self._connection.transport.let_last_bytes_leave()
+        self._connection.cut()
 
 
 _STATUS_LINES = {

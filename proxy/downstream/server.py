@@ -23,6 +23,7 @@ from .http1 import Http1Connection
 from .http1_stream import Http1Stream
 from .hypercorn import Connection, ServerConfig, contain_parts
 from .to_asgi import answer_fault, scope_of, serve_asgi
+from .transport import Transport
 
 __all__ = ["contain_connections", "cut_connections", "end_idle_connections"]
 
@@ -55,15 +56,16 @@ async def serve_connection(app: Any, config: Any, context: Any, state: Any, stre
         return
     sock = socket.socket(fileno=stream.socket.detach())
     sock.setblocking(False)
+    transport = Transport(sock, hub)
     try:
-        name = sock.getpeername()
+        name = transport.sock.getpeername()
     except OSError:  # the client has left already
-        sock.close()
+        transport.close()
         return
     peer = name[0] if isinstance(name, tuple) else None  # of a Unix socket
     inner = getattr(app, "app", app)  # Hypercorn wraps the app
     _watch_server(inner, config, context)
-    connection = Http1Connection(sock, hub, peer, _Server(config, context))
+    connection = Http1Connection(transport, hub, peer, _Server(config, context))
     early: bytes | None = None
     _connections[connection] = config
     try:
@@ -73,8 +75,8 @@ async def serve_connection(app: Any, config: Any, context: Any, state: Any, stre
     finally:
         del _connections[connection]
     if early is not None:
-        transport = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-        await Connection(app, config, context, state, transport, early=early)
+        plain = trio.SocketStream(trio.socket.from_stdlib_socket(transport.sock))
+        await Connection(app, config, context, state, plain, early=early)
 
 
 def _how_to_serve(app: Any, config: Any, state: Any) -> Any:

@@ -23,7 +23,7 @@ SEND_S = 30.0
 
 def scope_of(stream: Http1Stream) -> Scope:
     """The ASGI scope of a request (ASGI specification, HTTP connection scope, 2.3)."""
-    head, sock = stream.head, stream.socket_names
+    head, names = stream.head, stream.names
     path, _, query = head.target.partition(b"?")
     return {
         "type": "http",
@@ -36,8 +36,8 @@ def scope_of(stream: Http1Stream) -> Scope:
         "query_string": query,
         "root_path": "",
         "headers": head.headers,
-        "client": sock[0],
-        "server": sock[1],
+        "client": names[0],
+        "server": names[1],
         "state": {},
         "extensions": {},
     }
