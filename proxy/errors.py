@@ -162,7 +162,7 @@ class Sent(Enum):
 
     NOTHING = "nothing"
     HEAD = "head"
-    """Some or all of the head, nothing of the body."""
+    """Some or all of the head; nothing of the body has been taken from its source."""
     BODY = "body"
     """The head and a part of the body."""
     ALL = "all"

@@ -98,6 +98,10 @@ class AsgiStream:
         return self.complete
 
     @property
+    def waits_for_continue(self) -> bool:
+        return False  # the server sends the 100
+
+    @property
     def calls_back(self) -> bool:
         return self._messages is not None
 

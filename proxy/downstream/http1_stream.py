@@ -27,7 +27,6 @@ __all__ = ["Http1Stream"]
 
 _LINGER_S = 10.0
 _LINGER_BYTES = 64 * 1024 * 1024
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _NO_NAMES: frozenset[bytes] = frozenset()
 
 
@@ -82,7 +81,6 @@ class Http1Stream:
         "peer",
         "scheme",
         "started",
-        "wants_body",
     )
 
     name = "direct"
@@ -104,8 +102,6 @@ class Http1Stream:
         self._to_receive = head.length or 0  # of a body with a length
         self._broken = False  # its framing
         self._continues = head.expects_continue and not self.complete
-        self.wants_body = True
-        """Ask a client that waits for 100 for the body as soon as something receives it."""
         # The response
         self.started = self.ended = False
         self.closes = False
@@ -127,6 +123,10 @@ class Http1Stream:
     def is_cut(self) -> bool:
         """Whether the request is known to be incomplete, if nothing more arrives."""
         return self._to_receive > len(self._connection.reader.data)
+
+    @property
+    def waits_for_continue(self) -> bool:
+        return self._continues and not self._connection.reader.data
 
     @property
     def gone(self) -> bool:
@@ -154,10 +154,6 @@ class Http1Stream:
         if self.complete or self._gone:
             await self.wait_hangup()
             return b""
-        asks = self._continues and self.wants_body and not self.started
-        if asks and not connection.reader.data:
-            self._continues = False
-            await self._send_all(_CONTINUE)
         data = self._take()
         while not data and not self.complete:
             if not await connection.more():
@@ -270,6 +266,7 @@ class Http1Stream:
         return True if whole else self._write((), 0)
 
     async def send_interim(self, status: int, headers: HeaderList) -> None:
+        self._continues = self._continues and status != 100
         lines = [status_line(status), *(b"%b: %b\r\n" % field for field in headers), b"\r\n"]
         await self._send_all(b"".join(lines))
 

@@ -68,6 +68,14 @@ class ClientStream(Protocol):
         ...
 
     @property
+    def waits_for_continue(self) -> bool:
+        """The client sends its body only after a 100 (RFC 9110, section 10.1.1), which
+        `send_interim` sends: neither a 100 nor any of the body has passed, and the body is not
+        empty.
+        """
+        ...
+
+    @property
     def gone(self) -> bool:
         """The client has left."""
         ...
@@ -78,8 +86,9 @@ class ClientStream(Protocol):
         ...
 
     async def receive(self) -> bytes:
-        """Wait for the next bytes of the body. Returns `b""` when `complete` or `gone` has changed;
-        once `complete`, that is when the client leaves.
+        """Wait for the next bytes of the body; a client that waits for a 100 does not get it here.
+        Returns `b""` when `complete` or `gone` has changed; once `complete`, that is when the client
+        leaves.
 
         Raises `RequestRefused` for a body that is not acceptable HTTP.
         """

@@ -43,12 +43,13 @@ def scope_of(stream: Http1Stream) -> Scope:
     }
 
 
-async def serve_asgi(app: Any, stream: Http1Stream, scope: Scope) -> None:
+async def serve_asgi(app: Any, stream: Http1Stream, scope: Scope, *, asks: bool = True) -> None:
     """Call an ASGI app for one request. Raises what the app raises, in a group; a client that leaves
     is an `http.disconnect`, and an `OSError` for `send`, which the app may pass on. A body that is
     not acceptable HTTP is an `http.disconnect`, too; the client gets 400 if there is no response.
+    `asks`: a client that waits for a 100 gets it when the app receives the body.
     """
-    bridge = _Bridge(stream)
+    bridge = _Bridge(stream, asks=asks)
     try:
         await app(scope, bridge.receive, bridge.send)
     except* OSError:
@@ -82,8 +83,9 @@ async def answer_fault(stream: Http1Stream, fault: RequestRefused) -> None:
 class _Bridge:
     """ASGI's `receive` and `send` of one request."""
 
-    def __init__(self, stream: Http1Stream) -> None:
+    def __init__(self, stream: Http1Stream, *, asks: bool = False) -> None:
         self.stream = stream
+        self._asks = asks
         self.left = False
         """A `send` has failed because the client has left."""
         self.fault: RequestRefused | None = None
@@ -96,7 +98,11 @@ class _Bridge:
         self._asked = True
         if not first or not stream.complete:
             try:
+                if self._asks and stream.waits_for_continue and not stream.started:
+                    await stream.send_interim(100, [])
                 data = await stream.receive()
+            except ClientGone:
+                return {"type": "http.disconnect"}
             except RequestRefused as fault:
                 self.fault = fault.with_traceback(None)
             if stream.gone or self.fault is not None:

@@ -140,15 +140,24 @@ class ClientResponse:
         self.ended = True
 
     async def send_interim(self, status: int, headers: HeaderList) -> None:
-        """Send an informational response (RFC 9110, section 15.2), unless the head has been sent or
-        the client's version is HTTP/1.0.
+        """Send an informational response (RFC 9110, section 15.2), unless the head has been sent,
+        the client's version is HTTP/1.0, or it is a 100 that the client no longer waits for.
         """
         if self.writer is not None or self._request.http_version == "1.0":
             return
+        if status == 100 and self._stream.head.expects_continue:
+            if not self._body.is_withheld:
+                return
+            self._body.note_continue()
         headers = [
             item for item in self.headers(headers, sse=False) if item[0] != b"content-length"
         ]
         await self.flush(partial(self._stream.send_interim, status, headers))
+
+    async def ask_for_body(self) -> None:
+        """Send a 100 if the client waits for it and has no response."""
+        if self._body.is_withheld:
+            await self.send_interim(100, [])
 
     async def send_refusal(self, status: int, headers: HeaderList, body: bytes) -> bool:
         """Send a whole answer of the proxy. Returns False if the client has left, takes nothing, or

@@ -55,6 +55,8 @@ class OutgoingRequest(NamedTuple):
     body: Body
     length: bytes | None
     """The Content-Length; b"": not known; None: no body."""
+    expects_continue: bool
+    """The client waits for a 100, and the upstream decides."""
 
 
 class ResponseStream(NamedTuple):
@@ -125,6 +127,7 @@ async def on_request(ctx: ExchangeContext, length: bytes | None) -> OutgoingRequ
         return answer
     has_body, chain = ctx.body.expects_body, ctx.route.chain
     body: Body = b""
+    expects_continue = False
     if has_body:
         ctx.body.watch(ctx.on_disconnect)
     else:
@@ -138,7 +141,8 @@ async def on_request(ctx: ExchangeContext, length: bytes | None) -> OutgoingRequ
         else:
             _check_length(ctx, length)
             if request is None or not request.body_replaced:
-                body, length = await _open_body(ctx, length)
+                expects_continue = _upstream_asks(ctx, request)
+                body, length = await _open_body(ctx, length, asks=not expects_continue)
         ctx.watch_client()
     if answer is None and request is not None and (chain.wants_body or request.body_replaced):
         if chain.wants_body:
@@ -146,7 +150,9 @@ async def on_request(ctx: ExchangeContext, length: bytes | None) -> OutgoingRequ
         body = request.body
         if body or request.body_replaced:
             length = b"%d" % len(body)
-    return OutgoingRequest(request, body, length) if answer is None else answer
+    if answer is not None:
+        return answer
+    return OutgoingRequest(request, body, length, expects_continue)
 
 
 def _own_answer(ctx: ExchangeContext) -> Response | None:
@@ -207,9 +213,27 @@ def _check_length(ctx: ExchangeContext, length: bytes | None) -> None:
         raise too_large(limit)
 
 
-async def _open_body(ctx: ExchangeContext, length: bytes | None) -> tuple[Body, bytes | None]:
-    """The body for the upstream, and its length as far as it is known now."""
-    length = await _settle_length(ctx, length)
+def _upstream_asks(ctx: ExchangeContext, request: Request | None) -> bool:
+    """Whether `Expect: 100-continue` goes up (RFC 9110, section 10.1.1): the client waits, no
+    interceptor reads the body, and neither an interceptor nor the configuration has removed it.
+    """
+    return (
+        ctx.body.is_withheld
+        and not ctx.route.chain.wants_body
+        and b"expect" not in ctx.route.headers.removed
+        and (request is None or "expect" in request.headers)
+    )
+
+
+async def _open_body(
+    ctx: ExchangeContext, length: bytes | None, *, asks: bool
+) -> tuple[Body, bytes | None]:
+    """The body for the upstream, and its length as far as it is known now. `asks`: a client that
+    waits for a 100 gets it.
+    """
+    if asks:
+        await ctx.response.ask_for_body()
+        length = await _settle_length(ctx, length)
     ctx.body.has_begun()  # what has arrived and is not acceptable must not reach the upstream
     ctx.body.check_size()
     return ctx.body.stream(int(length) if length else None), length
@@ -249,6 +273,7 @@ async def call_upstream(ctx: ExchangeContext, outgoing: OutgoingRequest) -> Rece
         outgoing.length,
         ctx.nursery,
         partial(pass_interim, ctx),
+        response.ask_for_body if outgoing.expects_continue else None,
         identity=ctx.route.chain.sees_streams or heartbeat_s is not None,
     )
     if heartbeat_s is None:

@@ -40,6 +40,7 @@ class RequestBody:
         "_idle_s",
         "_max_bytes",
         "_pieces",
+        "_silence",
         "_stream",
         "_to_reader",
         "answered",
@@ -56,6 +57,7 @@ class RequestBody:
         self._first = b""
         self._to_reader: trio.MemorySendChannel[bytes] | None = None
         self._pieces: trio.MemoryReceiveChannel[bytes] | None = None
+        self._silence: trio.CancelScope | None = None  # while `run` awaits the body
         self._ended: trio.Event | None = None  # made by `wait_complete`, set by `run`
         self.expects_body = True
         """The request has a body; without one, no time limit applies to the end of the request."""
@@ -86,7 +88,12 @@ class RequestBody:
     @property
     def is_withheld(self) -> bool:
         """Whether the client sends the body only after a 100 (RFC 9110, section 10.1.1)."""
-        return self._stream.head.expects_continue and not self.has_begun()
+        return self._stream.waits_for_continue
+
+    def note_continue(self) -> None:
+        """The client gets its 100 now: from now on its silence has a limit."""
+        if self._silence is not None:
+            self._silence.deadline = trio.current_time() + self._idle_s
 
     # Before `listen` or `run`
 
@@ -195,14 +202,17 @@ class RequestBody:
         # One scope with a moving deadline costs less than a scope for each message.
         while not self.complete and not self.gone:
             with trio.CancelScope() as scope:
+                self._silence = scope
                 while not self.complete and not self.gone:
-                    scope.deadline = trio.current_time() + self._idle_s
+                    if not self.is_withheld:
+                        scope.deadline = trio.current_time() + self._idle_s
                     data = await self._next()
                     scope.deadline = math.inf
                     if self.bytes_received > self._max_bytes and not self._is_discarding:
                         raise too_large(self._max_bytes)
                     if data:
                         await self._hand_over(data)
+            self._silence = None
             if scope.cancelled_caught and not self.answered:
                 raise _too_slow()
 

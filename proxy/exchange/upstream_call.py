@@ -30,7 +30,7 @@ from ..http.headers import (
     without_doubles,
     without_stale,
 )
-from ..upstream import Endpoint, OnInterim, UpstreamBody, UpstreamCall
+from ..upstream import AskForBody, Endpoint, OnInterim, UpstreamBody, UpstreamCall
 from ..worker.routes import Route
 from .request import ClientRequest
 
@@ -65,6 +65,8 @@ class UpstreamRequest(msgspec.Struct, eq=False):
     nursery: trio.Nursery | None
     """Of the task that sends the body; None if the body is sent with the head."""
     on_interim: OnInterim | None
+    ask_for_body: AskForBody | None
+    """Send `Expect: 100-continue`, and ask the client if the upstream does not; None: send none."""
     identity: bool
     """Ask for a response without content coding."""
     body: UpstreamBody | None = None
@@ -94,8 +96,8 @@ class UpstreamRequest(msgspec.Struct, eq=False):
             self.body.close()
 
     def forget(self) -> None:
-        """Break the reference cycle through the callback for informational responses."""
-        self.on_interim = None
+        """Break the reference cycles through the callbacks."""
+        self.on_interim = self.ask_for_body = None
 
     async def _call(
         self, body: bytes | AsyncIterable[bytes], length: bytes | None, last_event_id: bytes | None
@@ -145,6 +147,7 @@ class UpstreamRequest(msgspec.Struct, eq=False):
                 identity=self.identity or self.may_repeat,
                 body=length,
                 via=self.via.entry(client.http_version),
+                expects_continue=self.ask_for_body is not None,
             ),
             body,
             timeouts=route.call_timeouts,
@@ -152,6 +155,7 @@ class UpstreamRequest(msgspec.Struct, eq=False):
             retry=route.retry if last_event_id is None else None,
             session=None if self.request is None else route.dialect.session_of(self.request),
             on_interim=self.on_interim,
+            ask_for_body=self.ask_for_body,
             nursery=self.nursery,
         )
 

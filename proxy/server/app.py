@@ -78,8 +78,7 @@ class Weirpool(QuartTrio):
         if pages and (not target.startswith(b"/") or target.partition(b"?")[0] in pages):
             page = own_page(scope_of(stream), pages)
             if page is not None and page.refusal is None:
-                stream.wants_body = False
-                return serve_asgi(self.serve_page, stream, page.scope)
+                return serve_asgi(self.serve_page, stream, page.scope, asks=False)
         return Exchange(self.worker, stream).run()
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: Any) -> None:

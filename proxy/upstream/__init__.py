@@ -13,7 +13,7 @@ imports only those that follow:
 
 from .balancer import Balancer, Checks
 from .body import UpstreamBody
-from .call import CallTimeouts, Fields, OnInterim, UpstreamCall, UpstreamResponse
+from .call import AskForBody, CallTimeouts, Fields, OnInterim, UpstreamCall, UpstreamResponse
 from .connections import PoolState
 from .endpoints import Endpoint, Endpoints, EndpointState
 from .http1 import Http1Transport
@@ -21,6 +21,7 @@ from .resolver import Resolver
 from .retry import RetryPolicy
 
 __all__ = [
+    "AskForBody",
     "Balancer",
     "CallTimeouts",
     "Checks",

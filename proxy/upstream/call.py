@@ -16,7 +16,7 @@ from .body import UpstreamBody
 from .endpoints import Endpoint
 from .retry import RetryPolicy
 
-__all__ = ["CallTimeouts", "Fields", "OnInterim", "UpstreamCall", "UpstreamResponse"]
+__all__ = ["AskForBody", "CallTimeouts", "Fields", "OnInterim", "UpstreamCall", "UpstreamResponse"]
 
 Fields = Sequence[tuple[bytes, bytes]]
 """Header fields in their order."""
@@ -44,7 +44,9 @@ class UpstreamCall:
     headers: Fields
     """Sent in this order and case, `Host` included. They announce the length of `body`."""
     body: bytes | AsyncIterable[bytes] = b""
-    """Bytes can be sent again; an iterable is read once, and closed if it is a generator."""
+    """Bytes can be sent again, and so can an iterable of which nothing has been taken. A generator
+    is closed after an attempt.
+    """
     timeouts: CallTimeouts = CallTimeouts()
     retry: RetryPolicy | None = None
     """None: one attempt."""
@@ -52,6 +54,10 @@ class UpstreamCall:
     """A session's key. Without a known one, `Mcp-Session-Id` in `headers` names the session."""
     on_interim: OnInterim | None = None
     """Awaited for each informational response (1xx, except 101) in order; None skips them."""
+    ask_for_body: AskForBody | None = None
+    """Awaited for a request with `Expect: 100-continue` if the response has not come within
+    `http1.CONTINUE_S` after the head; must not fail if the body has been asked for already.
+    """
     nursery: trio.Nursery | None = None
     """Continues the upload after the response's head; without it, an early response ends the
     upload.
@@ -62,6 +68,10 @@ class UpstreamCall:
 
 OnInterim = Callable[[UpstreamCall, int, Fields], Awaitable[None]]
 """Receives the call, the status and the header fields of an informational response."""
+
+
+AskForBody = Callable[[], Awaitable[None]]
+"""Lets the body come that the source withholds."""
 
 
 @dataclass(slots=True, eq=False)

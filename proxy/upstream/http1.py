@@ -30,7 +30,12 @@ from .origin import Origin, server_name
 from .resolver import Resolver
 from .upload import Upload
 
-__all__ = ["Http1Transport"]
+__all__ = ["CONTINUE_S", "Http1Transport"]
+
+CONTINUE_S = 1.0
+"""How long a request with `Expect: 100-continue` waits for a 100 or a response before its body is
+asked for anyway (RFC 9110, section 10.1.1: a server may not know the expectation).
+"""
 
 _SMALL_BODY_BYTES = 16384
 _READ_BYTES = 16384
@@ -175,7 +180,8 @@ class _Attempt:
         in_first = message.encoder is None and written == len(message.first)
         if in_first or (self._upload is not None and self._upload.complete):
             return Sent.ALL
-        return Sent.HEAD if written <= message.head_bytes else Sent.BODY
+        has_begun = self._upload is not None and self._upload.taken
+        return Sent.HEAD if written <= message.head_bytes and not has_begun else Sent.BODY
 
     async def run(self) -> ResponseHead:
         """Send the request; return the response's head. Raises `UpstreamFailure`, `BadRequest`, and
@@ -185,7 +191,7 @@ class _Attempt:
         write_s, first_byte_s = timeouts.write_s, timeouts.first_byte_s
         await self._connection.send_all(message.first, write_s)
         if message.encoder is None:
-            head = await self._read_head(first_byte_s)
+            head = await self._read_head(first_byte_s, HeadReader())
             if head is None:
                 raise self._no_response()
             return head
@@ -195,8 +201,10 @@ class _Attempt:
         self._call.nursery.start_soon(upload.run, self._head_scope, first_byte_s)
         try:
             return await self._receive_head()
-        except BaseException:
+        except BaseException as error:
             upload.scope.cancel()
+            if isinstance(error, UpstreamFailure):
+                await upload.ended.wait()  # until then it may take a piece, which rules out a retry
             raise
 
     def response(self, endpoint: Endpoint, head: ResponseHead) -> UpstreamResponse:
@@ -229,19 +237,25 @@ class _Attempt:
 
     async def _receive_head(self) -> ResponseHead:
         """Wait for the head while the request is being sent."""
+        reader, ask_for_body = HeadReader(), self._call.ask_for_body
         with self._head_scope:
-            head = await self._read_head(inf)
+            head: ResponseHead | None = None
+            if ask_for_body is not None:
+                head = await self._read_head(CONTINUE_S, reader)
+                if head is None:
+                    await ask_for_body()
+            head = head or await self._read_head(inf, reader)
             assert head is not None
             return head
         if self._upload is not None and self._upload.failure is not None:
             raise self._upload.failure
         raise self._no_response()
 
-    async def _read_head(self, timeout_s: float) -> ResponseHead | None:
+    async def _read_head(self, timeout_s: float, reader: HeadReader) -> ResponseHead | None:
         """Read the head, and pass on the informational responses before it. None if `timeout_s` has
-        passed.
+        passed; it may be called again with the same `reader`.
         """
-        reader, due, left_s = HeadReader(), trio.current_time() + timeout_s, timeout_s
+        due, left_s = trio.current_time() + timeout_s, timeout_s
         while await self._connection.wait_readable(left_s):
             head = self._read_once(reader)
             if reader.interim:

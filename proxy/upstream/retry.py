@@ -1,8 +1,8 @@
 """Whether a failed request may be sent again, and the budget for retries. Sans I/O.
 
 A request is sent again if no byte of it was written, or if its method is idempotent (RFC 9110,
-section 9.2.2) and its body is in memory. Any other request could be carried out twice, which may
-cost money, and is never sent again.
+section 9.2.2) and its body is in memory or has not begun. Any other request could be carried out
+twice, which may cost money, and is never sent again.
 """
 
 from __future__ import annotations
@@ -64,4 +64,4 @@ def may_resend(method: str, body: bytes | AsyncIterable[bytes], failure: Upstrea
         return False
     if failure.sent is Sent.NOTHING:
         return True
-    return method in _IDEMPOTENT and isinstance(body, bytes)
+    return method in _IDEMPOTENT and (isinstance(body, bytes) or failure.sent is Sent.HEAD)

@@ -35,6 +35,10 @@ class Upload:
         self._write_timeout_s = write_timeout_s
         self.scope = trio.CancelScope()
         """Cancel it to abort the upload."""
+        self.taken = False
+        """A piece of the body has been taken from its source, or the source is closed."""
+        self.ended = trio.Event()
+        """Set when `run` is over, unless that was cancelled from outside."""
         self.complete = False
         """Whether the whole body has been written."""
         self.failure: Exception | None = None
@@ -58,6 +62,7 @@ class Upload:
                 self._connection.shut_down()
         self._body = None  # a body in memory must not live as long as the response
         head_scope.deadline = trio.current_time() + first_byte_s
+        self.ended.set()
 
     async def _send_all(self, body: bytes | AsyncIterable[bytes]) -> None:
         if isinstance(body, bytes):
@@ -69,9 +74,11 @@ class Upload:
     async def _send_pieces(self, pieces: AsyncIterator[bytes]) -> None:
         try:
             async for piece in pieces:
+                self.taken = True
                 await self._send(self._encoder.data(piece))
         finally:
             if isinstance(pieces, AsyncGenerator):
+                self.taken = True
                 with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_S):
                     await pieces.aclose()  # do not leave it to the garbage collector
 

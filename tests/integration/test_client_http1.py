@@ -1,7 +1,5 @@
 """HTTP/1.1 connections of clients, under `weirpool serve` and under plain Hypercorn: idle times,
 heads, half-closes, pipelining and 100 Continue.
-
-That an upstream's final status comes before the body of a client that waits for 100 is not built.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from typing import Any
 
 import pytest
 import trio
-from support.interceptors import Log, config_with, interceptor, outcomes_of, until
+from support.interceptors import Log, awaiting, config_with, interceptor, outcomes_of, until
 from support.proxy import Proxy, limit_upstream_buffers, open_proxy, serve_plainly
 from support.upstream import Peer, Upstream, open_upstream
 
@@ -27,6 +25,10 @@ from proxy.server.app import create_app
 
 GET, POST = b"GET /x HTTP/1.1\r\nHost: a\r\n", b"POST /x HTTP/1.1\r\nHost: a\r\n"
 CLOSE = b"Connection: close\r\n"
+EXPECT, CONTINUE = b"Expect: 100-continue\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"
+EARLY = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+LENGTH, CHUNKED = b"Content-Length: 2\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"
+BODIES = {LENGTH: b"hi", CHUNKED: b"2\r\nhi\r\n0\r\n\r\n"}
 Served = tuple[Proxy, Upstream]
 Open = Callable[..., AbstractAsyncContextManager[Served]]
 
@@ -293,26 +295,225 @@ async def test_pipelined_requests_are_answered_in_their_order(serving: Open) -> 
         assert [target or b"/healthz" for target, _ in found] == [*targets, b"/x"]
 
 
-async def test_100_comes_only_when_the_body_is_read(serving: Open, log: Log) -> None:
-    expect = b"Expect: 100-continue\r\n"
-    head = POST + expect + b"Content-Length: 2\r\n\r\n"
+async def asks(proxy: Proxy, head: bytes, framing: bytes = LENGTH) -> bytes:
+    """What arrives on a connection whose client sends its body after a 100 only."""
+    data = b""
+    with trio.fail_after(10):
+        async with await trio.open_tcp_stream("127.0.0.1", proxy.port) as stream:
+            await stream.send_all(head + CLOSE + EXPECT + framing)
+            while more := await stream.receive_some():
+                if CONTINUE in more:
+                    await stream.send_all(BODIES[framing])
+                data += more
+    return data
 
-    async def on_request(request: Request) -> Response | None:
-        return Response(status=403) if request.headers.get("x-no") else None
 
-    hook = interceptor(on_request=on_request)
-    async with serving(hook, route="limits: {max_request_body_bytes: 1000}") as (proxy, _):
-        assert statuses(await talk(proxy, head, b"hi", last=b"POST /x 2")) == [100, 200]
-        assert statuses(await talk(proxy, head + b"hi", last=b"POST /x 2")) == [200]
-        for wire, status in (
-            (head.replace(b": 2", b": 2000"), 413),
-            (head.replace(b"Expect", b"X-No: 1\r\nExpect"), 403),
-            (head.replace(b"POST", b"TRACE"), 501),
-            (head.replace(b"/x", b"/healthz"), 405),
-        ):
-            data = await talk(proxy, wire)  # and the connection ends
-            assert statuses(data) == [status]
-            assert b"connection: close\r\n" in data
+def silence(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setattr("proxy.upstream.http1.CONTINUE_S", seconds)
+
+
+@pytest.mark.parametrize("framing", BODIES)
+@pytest.mark.parametrize(
+    ("says", "expected"),
+    [
+        (CONTINUE, [100, 200]),
+        (EARLY + CONTINUE, [103, 100, 200]),
+        (b"", [100, 200]),
+        (EARLY, [103, 100, 200]),
+        (b"HTTP/1.1 401 x\r\nContent-Length: 0\r\n\r\n", [401]),
+        (EARLY + b"HTTP/1.1 417 x\r\nContent-Length: 0\r\n\r\n", [103, 417]),
+        (b"HTTP/1.1 200 x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", [200]),
+        (b"HTTP/1.0 401 x\r\nContent-Length: 0\r\n\r\n", [401]),
+        (b"close", [502]),
+        (b"reset", [502]),
+    ],
+)
+async def test_the_upstream_decides_on_a_body_that_waits(
+    says: bytes, expected: list[int], framing: bytes, serving: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """c13: its 100 or its response; the proxy asks only if it is silent. A connection whose request
+    is not whole is not used again.
+    """
+
+    async def decide(peer: Peer) -> None:
+        while (request := await peer.request(body=False)).target != b"/x":
+            await peer.take_body(request)
+            await peer.send(b"HTTP/1.1 204 x\r\n\r\n")
+        if says == b"reset":
+            peer.reset()
+        elif says != b"close":
+            await peer.send(says)
+            if 100 not in expected:
+                await peer.wait_closed()
+            await peer.take_body(request)
+            late = b"" if CONTINUE in says else CONTINUE
+            await peer.send(late + b"HTTP/1.1 200 x\r\nContent-Length: 2\r\n\r\n" + request.body)
+
+    silence(monkeypatch, 30 if CONTINUE in says or 100 not in expected else 0.05)
+    async with serving(script=decide) as (proxy, upstream):
+        assert statuses(await talk(proxy, GET.replace(b"/x", b"/") + CLOSE + b"\r\n")) == [204]
+        data = await asks(proxy, POST, framing)
+        assert statuses(data) == expected
+        assert upstream.requests[1].all("expect") == [b"100-continue"]
+        assert upstream.requests[1].body == (b"hi" if 100 in expected else b"")
+        assert upstream.accepted == 1
+        if 100 not in expected:
+            await until(lambda: not upstream.open)
+
+
+async def remove_expect(request: Request) -> None:
+    del request.headers["expect"]
+
+
+async def replace_body(request: Request) -> None:
+    request.replace_body(b"mine")
+
+
+async def answer(request: Request) -> Response | None:
+    return Response(status=403)
+
+
+@pytest.mark.parametrize(
+    ("parts", "more", "head", "expected"),
+    [
+        ({"on_event": lambda event: None}, {}, POST, [401]),
+        ({"on_request": awaiting(lambda request: None)}, {}, POST, [401]),
+        ({"wants_body": True, "on_request": awaiting(lambda request: None)}, {}, POST, [100, 200]),
+        ({"on_request": remove_expect}, {}, POST, [100, 200]),
+        ({}, {"upstream": "headers: {remove: [expect]}"}, POST, [100, 200]),
+        ({"on_request": replace_body}, {}, POST, [200]),
+        ({"on_request": answer, "wants_body": False}, {}, POST, [403]),
+        ({"wants_body": True}, {"route": "limits: {max_request_body_bytes: 1}"}, POST, [413]),
+        ({}, {}, b"TRACE /x HTTP/1.1\r\nHost: a\r\n", [501]),
+        ({}, {}, POST.replace(b"/x", b"/healthz"), [405]),
+    ],
+)
+async def test_the_proxy_asks_where_an_interceptor_reads_the_body(
+    parts: dict[str, Any],
+    more: dict[str, str],
+    head: bytes,
+    expected: list[int],
+    serving: Open,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without waiting for the upstream, and not if the head decides."""
+
+    async def refuse(peer: Peer) -> None:
+        request = await peer.request(body=False)
+        if request.all("expect"):
+            await peer.send(b"HTTP/1.1 401 x\r\nContent-Length: 0\r\n\r\n")
+        else:
+            await peer.take_body(request)
+            await peer.send(b"HTTP/1.1 200 x\r\nContent-Length: 0\r\n\r\n")
+
+    silence(monkeypatch, 30)
+    async with serving(interceptor(**parts), script=refuse, **more) as (proxy, _):
+        data = await asks(proxy, head)
+        assert statuses(data) == expected
+        assert data.count(b"connection: close\r\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"), [(b"PUT", [100, 200]), (b"DELETE", [100, 200]), (b"POST", [502])]
+)
+@pytest.mark.parametrize("says", [b"", CONTINUE])
+async def test_a_request_whose_body_has_not_begun_is_retried(
+    says: bytes, method: bytes, expected: list[int], serving: Open, log: Log
+) -> None:
+    """Also after the 100, as long as nothing of the body has been taken."""
+    failed = trio.Event()
+
+    async def fail_first(peer: Peer) -> None:
+        request = await peer.request(body=False)
+        if peer.upstream.accepted == 1:
+            await peer.send(says)
+            peer.reset()
+            failed.set()
+        else:
+            await peer.send(CONTINUE)
+            await peer.take_body(request)
+            await peer.send(b"HTTP/1.1 200 x\r\nContent-Length: 2\r\n\r\n" + request.body)
+
+    async with serving(script=fail_first) as (proxy, upstream):
+        data = b""
+        with trio.fail_after(10):
+            async with await trio.open_tcp_stream("127.0.0.1", proxy.port) as stream:
+                await stream.send_all(POST.replace(b"POST", method) + CLOSE + EXPECT + LENGTH)
+                await failed.wait()
+                await until(lambda: upstream.accepted == 2 or log)
+                while more := await stream.receive_some():
+                    if CONTINUE in more:
+                        await stream.send_all(b"hi")
+                    data += more
+        assert [status for status in statuses(data) if status != 100] == expected[-1:]
+        assert statuses(data).count(100) <= 1
+        assert upstream.accepted == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "sees"),
+    [
+        (POST + EXPECT + LENGTH, b"hi", [b"100-continue"]),
+        (POST + EXPECT + CHUNKED, BODIES[CHUNKED], [b"100-continue"]),
+        (POST + EXPECT + LENGTH + b"hi", b"", []),
+        (POST + EXPECT + LENGTH + b"h", b"i", []),
+        (POST.replace(b"1.1", b"1.0") + EXPECT + LENGTH, b"hi", []),
+        (POST + b"Expect: x\r\n" + LENGTH, b"hi", []),
+        (POST + EXPECT + b"Content-Length: 0\r\n\r\n", b"", []),
+    ],
+)
+async def test_a_body_that_does_not_wait_goes_up_at_once(
+    head: bytes, body: bytes, sees: list[bytes], serving: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silence(monkeypatch, 30)
+    async with serving() as (proxy, upstream):
+        with trio.fail_after(10):
+            async with await trio.open_tcp_stream("127.0.0.1", proxy.port) as stream:
+                await stream.send_all(head)
+                if sees:
+                    await until(lambda: upstream.requests)
+                await stream.send_all(body)
+                data = await stream.receive_some()
+        assert statuses(data) == [200]
+        (request,) = upstream.requests
+        assert request.all("expect") == sees
+
+
+@pytest.mark.parametrize("framing", BODIES)
+@pytest.mark.parametrize("then", ["leaves", "sends"])
+async def test_a_client_that_waits_leaves_or_sends_after_the_answer(
+    then: str, framing: bytes, serving: Open, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes after the answer is read, so that no reset overtakes it."""
+
+    async def refuse(peer: Peer) -> None:
+        await peer.request(body=False)
+        if then == "sends":
+            await peer.send(b"HTTP/1.1 401 x\r\nContent-Length: 2\r\n\r\nno")
+        await peer.wait_closed()
+
+    silence(monkeypatch, 30)
+    async with serving(script=refuse) as (proxy, upstream):
+        with trio.fail_after(10):
+            async with await trio.open_tcp_stream("127.0.0.1", proxy.port) as stream:
+                await stream.send_all(POST + EXPECT + framing)
+                await until(lambda: upstream.requests)
+                if then == "sends":
+                    assert statuses(await stream.receive_some()) == [401]
+                    await stream.send_all(BODIES[framing] * 1000)
+                    assert await stream.receive_some() == b""
+        outcome = "completed" if then == "sends" else "client_disconnected"
+        assert await outcomes_of(log) == [outcome]
+        await until(lambda: not upstream.open)
+
+
+async def test_a_client_that_is_silent_after_the_100_gets_408(
+    serving: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`timeouts.idle` begins with the 100, not with the head."""
+    silence(monkeypatch, 0.2)
+    async with serving(route="timeouts: {idle: 0.1}") as (proxy, _):
+        assert statuses(await talk(proxy, POST + EXPECT + LENGTH, last=b"}}\n")) == [100, 408]
 
 
 async def test_a_connection_beyond_the_limit_is_closed_without_an_error(

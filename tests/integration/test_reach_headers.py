@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from support.client import fetch, open_client
+from support.client import fetch
 from support.proxy import Proxy, config_for, open_proxy
 from support.tables import words
 from support.upstream import Peer, Upstream, open_upstream
@@ -126,19 +126,6 @@ async def test_server_and_date_are_there_once() -> None:
     async with gateway(*lines) as (_, proxy):
         answer = await fetch(proxy.port)
     assert (answer.all("server"), len(answer.all("date"))) == ([b"theirs"], 1)
-
-
-async def test_expect_is_answered_here() -> None:
-    """`Expect: 100-continue` is the client's question to the proxy: the upstream does not see it."""
-    async with gateway() as (upstream, proxy):
-        client = await open_client(proxy.port)
-        await client.send("POST", "/", [("expect", "100-continue"), ("content-length", "2")])
-        assert b" 100 " in await client.stream.receive_some(1000)
-        await client.stream.send_all(b"ok")
-        assert b" 204 " in await client.stream.receive_some(1000)
-        await client.aclose()
-    (sent,) = upstream.requests
-    assert (sent.all("expect"), sent.body) == ([], b"ok")
 
 
 async def test_rules_of_the_upstream() -> None:

@@ -25,8 +25,8 @@ __all__ = [
 
 _MAX_FORWARDS = 2**31 - 1
 _NO_VALUE = (b"",)
-# An interceptor may have set a hop-by-hop field, but not for this connection. The server has
-# answered `Expect` already; the rest is written anew.
+# An interceptor may have set a hop-by-hop field, but not for this connection; the rest is written
+# anew.
 _WRITTEN_ANEW = HOP_BY_HOP | frozenset(
     b"host content-length expect x-forwarded-for x-forwarded-proto x-forwarded-host via".split()
 )
@@ -76,12 +76,14 @@ def request_headers(
     identity: bool,
     body: bytes | None,
     via: bytes,
+    expects_continue: bool = False,
 ) -> HeaderList:
     """The fields that go upstream.
 
     `identity`: ask for an unencoded body. `body`: the Content-Length, b"" for a body of unknown
-    length, None for no body. `via`: the entry of this instance. Raises `RequestRefused` (400) for
-    several Host headers, of which two servers could read different ones (RFC 9112, section 3.2).
+    length, None for no body. `via`: the entry of this instance. `expects_continue`: the body is
+    sent after a 100. Raises `RequestRefused` (400) for several Host headers, of which two servers
+    could read different ones (RFC 9112, section 3.2).
 
     X-Forwarded-Proto and -Host of a trusted proxy or an interceptor stay; the client's address is
     appended to -For.
@@ -102,6 +104,8 @@ def request_headers(
         result.append((b"accept-encoding", b"identity"))
     if body is not None:
         result.append((b"content-length", body) if body else (b"transfer-encoding", b"chunked"))
+    if expects_continue:
+        result.append((b"expect", b"100-continue"))
     addresses = others.get(b"x-forwarded-for", [])
     if client is not None:
         addresses.append(client.encode("ascii", "replace"))

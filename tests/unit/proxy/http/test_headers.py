@@ -121,12 +121,16 @@ def test_two_hosts_are_refused() -> None:
 
 
 def test_framing_depends_on_the_body_only() -> None:
-    """The client's Content-Length, Transfer-Encoding and Expect are of its hop."""
+    """The client's Content-Length, Transfer-Encoding and Expect are of its hop. `Expect` goes up
+    where the proxy leaves the decision to the upstream.
+    """
     headers = fields("content-length: 99", "expect: 100-continue", "transfer-encoding: chunked")
     assert passed(headers, body=None) == []
     for body, line in ((b"5", "content-length: 5"), (b"0", "content-length: 0")):
         assert passed(headers, body=body) == fields(line)
-    assert passed(headers, body=b"") == fields("transfer-encoding: chunked")
+    chunked = fields("transfer-encoding: chunked")
+    assert passed(headers, body=b"") == chunked
+    assert passed(headers, body=b"", expects_continue=True) == [*chunked, *headers[1:2]]
 
 
 def test_an_interceptor_that_reads_needs_an_unencoded_body() -> None:
