@@ -210,7 +210,7 @@ class TlsTransport(Transport):
                         tls.do_handshake()
                         transport = TlsTransport(tls, hub)
                     except ssl.SSLWantReadError:
-                        await hub.wait_readable(tls.fileno())
+                        await trio.lowlevel.wait_readable(tls)
                     except ssl.SSLWantWriteError:
                         await trio.lowlevel.wait_writable(tls)
         except (OSError, trio.ClosedResourceError):

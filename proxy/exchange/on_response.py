@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
 
+import trio
+
 from interceptors import Request, Response, ResponseHead
 from interceptors.chain import StreamChain
 from interceptors.content import Contradiction, content_coding, is_json_type, media_type
@@ -66,7 +68,7 @@ class _Rewrite:
     """Headers that describe the upstream's body do not describe the client's."""
     unknown_length: bool = False
     json: bytes | None = None
-    """A whole body that replaces the upstream's."""
+    """The whole body, as interceptors have left it."""
 
 
 class PreparedResponse(NamedTuple):
@@ -80,8 +82,10 @@ class PreparedResponse(NamedTuple):
     """The body's length is unknown."""
     may_add: bool
     """Proxy bytes may go out between its events."""
-    json: bytes | None
-    """The whole body, if it is JSON and interceptors have seen it."""
+    whole: bytes | None
+    """The whole body, if it is JSON that interceptors have seen, or has come with the head. None: a
+    relay moves it.
+    """
     body: UpstreamBody
 
 
@@ -114,7 +118,13 @@ async def on_response(ctx: ExchangeContext, received: ReceivedHead) -> PreparedR
             else:
                 rewrite.json = json.text
         shown = shown._replace(headers=shown.head.headers.raw)
-    headers = [] if begun else _headers_for_client(ctx, received, shown, kind, rewrite)
+    headers, whole = [], rewrite.json
+    if not begun:
+        headers = _headers_for_client(ctx, received, shown, kind, rewrite)
+        if whole is None and received.body.at_hand and ctx.progress.chain is None:
+            whole = received.body.take()
+            if whole:
+                ctx.progress.first_body_at = trio.current_time()
     is_chunked = kind != "none" and b"content-length" not in dict(headers)
     return PreparedResponse(
         status=shown.status,
@@ -122,7 +132,7 @@ async def on_response(ctx: ExchangeContext, received: ReceivedHead) -> PreparedR
         kind=kind,
         is_chunked=is_chunked,
         may_add=kind == "events" and is_chunked and shown.coding == "identity",
-        json=rewrite.json,
+        whole=whole,
         body=received.body,
     )
 

@@ -284,9 +284,7 @@ async def call_upstream(ctx: ExchangeContext, outgoing: OutgoingRequest) -> Rece
 
 
 async def send_head(ctx: ExchangeContext, prepared: PreparedResponse) -> ResponseStream:
-    """Send the head, and a JSON body that interceptors have seen. An early heartbeat has sent the
-    head already.
-    """
+    """Send the head, with a body that is here already; an early heartbeat has sent it before."""
     ctx.progress.phase = "send_head"
     response = ctx.response
     if response.writer is None:
@@ -294,11 +292,11 @@ async def send_head(ctx: ExchangeContext, prepared: PreparedResponse) -> Respons
             prepared.status,
             prepared.headers,
             chunked=prepared.is_chunked,
-            whole=prepared.json is not None or prepared.body.at_hand,
+            whole=prepared.whole is not None,
             may_add=prepared.may_add,
         )
-        if prepared.json:
-            await response.write(prepared.json, last=True)
+        if prepared.whole:
+            await response.write(prepared.whole, last=True)
     ctx.forget_request_body(prepared.body)
     return ResponseStream(prepared.body, prepared.kind == "events")
 

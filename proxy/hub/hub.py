@@ -4,8 +4,8 @@ Three things wait here:
 
 - a *stream* that only needs moving: its task is parked, and the hub pumps it through one borrowed
   window until it needs a decision (the client's socket is full, the stream has ended or failed);
-- a *waiting task* (`wait_readable`, `Wait`): the hub runs its next step in its own turn;
-- a *watcher*, which is called for each event of its descriptor.
+- a *waiting task* (`Wait`): the hub runs its next step in its own turn;
+- a *watcher*, which is called for each event of its descriptor, unless a stream is parked there.
 
 Tasks stay in their nurseries and cancel scopes, and a pumped event costs no task switch.
 
@@ -14,7 +14,8 @@ Trio's (`loop`). An event then costs one wait, one read and one write; anything 
 a thread, a signal, a deadline, a task woken by a pump) ends the hub's wait at once. In an unknown
 Trio the hub is an ordinary task that waits for its epoll, and tasks are rescheduled. Invariants:
 
-- a stream leaves the table and the epoll before its task is rescheduled, exactly once;
+- a stream leaves the table before its task is rescheduled, exactly once, and the epoll unless its
+  descriptor is watched;
 - an exception out of a pump is that stream's, never the hub's;
 - a descriptor is unregistered, never masked (EPOLLHUP arrives at mask 0), and closed only by its
   own task, after it has left;
@@ -32,7 +33,6 @@ from __future__ import annotations
 import select
 from collections import deque
 from contextlib import suppress
-from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -46,7 +46,7 @@ from pools import Lease, Pools
 from ..errors import ReadFailed
 from .loop import TrioLoop, trio_loop
 from .stream import LISTEN, Need, Stream, Watcher
-from .waits import Readable, Timeouts
+from .waits import Timeouts
 
 __all__ = ["TURN_PUMPS", "TURN_S", "Hub", "current_hub"]
 
@@ -124,9 +124,12 @@ class Hub:
         return len(self._parked)
 
     def watch(self, fd: int, watcher: Watcher) -> None:
-        """Call `watcher` for each event of a descriptor until `forget`. Raises `OSError`."""
-        self._epoll.register(fd, LISTEN)
-        self._watchers[fd] = watcher
+        """Call `watcher` for each event of a descriptor until `forget`; safe to call again. Raises
+        `OSError`.
+        """
+        if fd not in self._watchers:
+            self._epoll.register(fd, LISTEN)
+            self._watchers[fd] = watcher
 
     def listen_for(self, fd: int, events: int) -> None:
         """Change the events of a watched descriptor: `LISTEN`, `LISTEN_FOR_HANGUP` or 0."""
@@ -136,27 +139,11 @@ class Hub:
     def forget(self, fd: int) -> None:
         """End a watch. Call it before the descriptor is closed; safe to call again."""
         if self._watchers.pop(fd, None) is not None:
-            with suppress(OSError, ValueError):  # closed too early, or the hub has ended
-                self._epoll.unregister(fd)
+            self._unregister(fd)
 
-    def notify_closing(self, fd: int) -> None:
-        """Call it before a descriptor is closed: a task that waits for it gets
-        `ClosedResourceError`.
-        """
-        waiting = self._watchers.get(fd)
-        if isinstance(waiting, Readable):
-            waiting.close()
-
-    async def wait_readable(self, fd: int, timeout_s: float = inf) -> bool:
-        """Wait until a descriptor is readable. Returns False if `timeout_s` has passed instead.
-        Raises `OSError` for a descriptor that cannot be watched, and `ClosedResourceError` after
-        `notify_closing`.
-        """
-        self._epoll.register(fd, select.EPOLLIN)
-        waiting = Readable(self, fd, trio.lowlevel.current_task(), timeout_s)
-        self._watchers[fd] = waiting
-        result: bool = await trio.lowlevel.wait_task_rescheduled(waiting.abort)
-        return result
+    def _unregister(self, fd: int) -> None:
+        with suppress(OSError, ValueError):  # closed too early, or the hub has ended
+            self._epoll.unregister(fd)
 
     def resume(self, task: Task, result: outcome.Outcome[Any]) -> None:
         """Continue a task that waits in `wait_task_rescheduled`: now, if this is called in a turn
@@ -220,7 +207,8 @@ class Hub:
         if fd < 0:
             raise ReadFailed("the connection was closed")
         parked = _Parked(self, stream, fd, trio.lowlevel.current_task())
-        self._epoll.register(fd, select.EPOLLIN)
+        if fd not in self._watchers:
+            self._epoll.register(fd, select.EPOLLIN)
         self._parked[fd] = parked
         need: Need = await trio.lowlevel.wait_task_rescheduled(parked.abort)
         return need
@@ -362,8 +350,8 @@ class Hub:
         """Take a stream out of the table and the epoll, unless it has left."""
         if self._parked.get(parked.fd) is parked:
             del self._parked[parked.fd]
-            with suppress(OSError, ValueError):  # closed too early, or the hub has ended
-                self._epoll.unregister(parked.fd)
+            if parked.fd not in self._watchers:
+                self._unregister(parked.fd)
 
     def _borrow_small(self) -> bytearray:
         lease = self._pools.sse_event.acquire()

@@ -14,7 +14,7 @@ import trio
 from trio import current_time
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
-__all__ = ["Readable", "Timeouts", "Wait"]
+__all__ = ["Timeouts", "Wait"]
 
 Queue = dict[Any, float]
 """Waits with timeouts of one length, the oldest first, and when each is due in Trio's time."""
@@ -29,7 +29,7 @@ class Timeouts:
         self._queues: dict[float, Queue] = {}
         self._timer = trio.CancelScope()  # its deadline: when the next one is due, or earlier
 
-    def start(self, wait: Wait | Readable, timeout_s: float) -> Queue:
+    def start(self, wait: Wait, timeout_s: float) -> Queue:
         """Call `wait.expire` after `timeout_s`, unless the wait is removed from the result before."""
         queue = self._queues.get(timeout_s)
         if queue is None:
@@ -68,8 +68,6 @@ class Steps(Protocol):
     """What a wait needs of the hub."""
 
     timeouts: Timeouts
-
-    def forget(self, fd: int) -> None: ...
 
     def resume(self, task: Task, result: outcome.Outcome[Any]) -> None: ...
 
@@ -124,39 +122,6 @@ class Wait:
     def _abort(self, _: RaiseCancelT) -> Abort:
         self._leave()
         return Abort.SUCCEEDED
-
-
-class Readable:
-    """A descriptor that a task waits for."""
-
-    __slots__ = ("fd", "hub", "task", "timeouts")
-
-    def __init__(self, hub: Steps, fd: int, task: Task, timeout_s: float) -> None:
-        self.hub = hub
-        self.fd = fd
-        self.task = task
-        self.timeouts = None if timeout_s == inf else hub.timeouts.start(self, timeout_s)
-
-    def on_ready(self, events: int, now: float) -> None:
-        self._leave()
-        self.hub.resume(self.task, _CAME)
-
-    def expire(self) -> None:
-        self._leave()
-        self.hub.resume(self.task, _PASSED)
-
-    def abort(self, _: RaiseCancelT) -> Abort:
-        self._leave()
-        return Abort.SUCCEEDED
-
-    def close(self) -> None:
-        self._leave()
-        self.hub.resume(self.task, outcome.Error(trio.ClosedResourceError()))
-
-    def _leave(self) -> None:
-        self.hub.forget(self.fd)
-        if self.timeouts is not None:
-            self.timeouts.pop(self, None)
 
 
 class _Result:

@@ -12,14 +12,16 @@ import trio
 
 from ..errors import ProtocolFailure, ReadFailed, Truncated
 from ..http.body import Chunked, ContentLength, Framing, Split
-from .connections import Connection, ConnectionPool
+from .connection import Connection
+from .connections import ConnectionPool
 from .upload import Upload
 
 __all__ = ["UpstreamBody"]
 
 
 class UpstreamBody:
-    """The body of one response. Read it with `receive` and `wait_readable`, then `close` it.
+    """The body of one response. Read it with `receive` and `wait_readable`, or, if it is `at_hand`,
+    with `take`; then `close` it.
 
     `close` keeps the connection for the next request if the exchange was complete and clean, and
     closes it otherwise.
@@ -97,6 +99,18 @@ class UpstreamBody:
             self._break(error, split[5])
         self.complete = framing.complete
         return split
+
+    def take(self) -> bytes:
+        """The rest of a body that is `at_hand`, which is then complete."""
+        data = b"" if self._unread is None else bytes(self._unread)
+        framing = self._framing
+        if isinstance(framing, ContentLength):
+            data += self._early[: framing.left]
+            self._early = self._early[framing.left :]
+            framing.left, framing.complete = 0, True
+        self._unread = None
+        self.complete, self.pending = True, False
+        return data
 
     def unread(self, data: bytes) -> None:
         """Let `receive` return these bytes again: all of the body that has been received so far."""

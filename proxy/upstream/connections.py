@@ -1,44 +1,37 @@
 """Connections to the origins of one upstream: opened, kept alive, checked before reuse and bounded.
 
-A `Connection` is a non-blocking socket, plain or TLS, read into the caller's buffer. A
-`ConnectionPool` lends those of one origin; all pools of an upstream share its `Slots`, which bound
+A `ConnectionPool` lends those of one origin; all pools of an upstream share its `Slots`, which bound
 the open connections, idle ones included. Invariants, also under cancellation:
 
 - slots in use == connections lent, and each comes back through `release`, which never blocks;
 - a connection is opened only if its origin has no idle one, or if a new one is requested; an idle
   connection is closed to make room, so that lent + idle never exceeds `max_connections`;
 - at most `Slots.max_waiting` requests wait for a slot, and none longer than its connect deadline;
-- only the task that has a connection on loan reads, writes or closes it.
+- only the task that has a connection on loan reads, writes or closes it;
+- an idle connection is closed at once when its server closes it, or sends something.
 
 It knows no HTTP, and no name resolution: `dial` opens the sockets.
 """
 
 from __future__ import annotations
 
-import socket
 import ssl
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass
-from math import inf
 
 import trio
-from trio.lowlevel import wait_readable, wait_writable
 
-from ..errors import ConnectTimedOut, PoolFull, PoolTimedOut, ReadFailed, Truncated, WriteTimedOut
-from ..hub import current_hub
+from ..errors import ConnectTimedOut, PoolFull, PoolTimedOut
 from ..keepalive import send_probes
 from . import dial
-from .failures import failure_of
+from .connection import Connection
 from .origin import Origin, server_name
 from .resolver import Resolver
 
 __all__ = [
     "KEEPALIVE_EXPIRY_S",
     "ConnectTime",
-    "Connection",
     "ConnectionPool",
-    "Origin",
     "PoolState",
     "Slots",
 ]
@@ -46,7 +39,6 @@ __all__ = [
 KEEPALIVE_EXPIRY_S = 60.0
 """An idle connection is closed after this time; most servers keep theirs for 60 to 75 s."""
 
-_NOT_YET = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _MIN_WAITING = 64  # for an upstream with few connections, such as a model that serves two at a time
 
 
@@ -58,146 +50,6 @@ class ConnectTime:
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
         self.deadline = trio.current_time() + self.timeout_s
-
-
-class Connection:
-    """One connection, on loan or idle. Its borrower closes it through the pool."""
-
-    __slots__ = ("_recv_into", "idle_since", "origin", "sock", "tls", "used", "written")
-
-    def __init__(self, origin: Origin, sock: socket.socket) -> None:
-        self.origin = origin
-        self.sock = sock
-        self._recv_into = sock.recv_into
-        self.tls = isinstance(sock, ssl.SSLSocket)
-        self.used = False
-        """Whether it has carried a request before: the server may have closed it since."""
-        self.written = 0
-        """Bytes of the current request that have been written."""
-        self.idle_since = 0.0
-
-    def receive_into(self, buffer: bytearray, at: int) -> int | None:
-        """Read once into `buffer[at:]`; return the count, 0 at an orderly end, None if nothing is
-        there yet. Never blocks.
-
-        Raises `ReadFailed` for a broken connection, `OutOfResources`, and `Truncated` when TLS ends
-        without close_notify (RFC 8446, section 6.1): a cut connection must not end a body.
-        """
-        try:
-            if not at:
-                return self._recv_into(buffer)
-            with memoryview(buffer) as view, view[at:] as room:
-                return self._recv_into(room)
-        except OSError as error:
-            self._nothing_read(error)
-            return None
-
-    def receive(self, max_bytes: int) -> bytes | None:
-        """As `receive_into`, but return the bytes: `b""` at an orderly end."""
-        try:
-            return self.sock.recv(max_bytes)
-        except OSError as error:
-            self._nothing_read(error)
-            return None
-
-    def _nothing_read(self, error: OSError) -> None:
-        """Return if there is nothing to read yet; raise what else a read has failed with."""
-        if isinstance(error, _NOT_YET):
-            return
-        if isinstance(error, ssl.SSLEOFError):
-            raise Truncated(f"{self.origin}: TLS ended without close_notify") from None
-        raise failure_of(self.origin, error, ReadFailed) from error
-
-    @property
-    def pending(self) -> bool:
-        """Whether TLS holds decrypted bytes, which do not make the socket readable."""
-        return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
-
-    async def wait_readable(self, timeout_s: float = inf) -> bool:
-        """Wait until a read may return something. Returns False if `timeout_s` has passed instead.
-        Raises `ReadFailed` if the connection is closed while waiting.
-        """
-        if self.tls and self.pending:
-            await trio.lowlevel.checkpoint()
-            return True
-        fd = self.sock.fileno()
-        if fd < 0:
-            raise ReadFailed(f"{self.origin}: closed")
-        try:
-            hub = current_hub()
-            if hub is not None:
-                return await hub.wait_readable(fd, timeout_s)
-            if timeout_s == inf:
-                await wait_readable(self.sock)
-                return True
-            with trio.move_on_after(timeout_s) as scope:
-                await wait_readable(self.sock)
-            return not scope.cancelled_caught
-        except trio.ClosedResourceError:
-            raise ReadFailed(f"{self.origin}: closed") from None
-        except OSError as error:  # epoll_ctl(2)
-            raise failure_of(self.origin, error, ReadFailed) from error
-
-    async def send_all(self, data: bytes, timeout_s: float) -> None:
-        """Write everything; `timeout_s` bounds each wait until the socket is writable. Raises
-        `ReadFailed` for a broken connection, and `WriteTimedOut`.
-
-        When cancelled, `written` counts what has been written.
-        """
-        view = memoryview(data)
-        while view:
-            waiting_for = wait_writable
-            try:
-                sent = self.sock.send(view)
-            except (BlockingIOError, InterruptedError, ssl.SSLWantWriteError):
-                pass
-            except ssl.SSLWantReadError:
-                waiting_for = wait_readable
-            except OSError as error:
-                raise failure_of(self.origin, error, ReadFailed) from error
-            else:
-                self.written += sent
-                view = view[sent:]
-                continue
-            try:
-                with trio.fail_after(timeout_s):
-                    await waiting_for(self.sock)
-            except trio.TooSlowError:
-                raise WriteTimedOut(f"{self.origin}: took nothing for {timeout_s} s") from None
-            except trio.ClosedResourceError:
-                raise ReadFailed(f"{self.origin}: closed") from None
-            except OSError as error:  # epoll_ctl(2)
-                raise failure_of(self.origin, error, ReadFailed) from error
-
-    def is_alive(self) -> bool:
-        """Whether an idle connection can carry a request: it is open, and the server has sent
-        nothing.
-        """
-        try:
-            if isinstance(self.sock, ssl.SSLSocket):
-                self.sock.recv(1)  # processes session tickets; no data is expected
-            else:
-                self.sock.recv(1, socket.MSG_PEEK)
-        except (BlockingIOError, InterruptedError, ssl.SSLWantReadError):
-            return True
-        except OSError:
-            return False
-        return False
-
-    def shut_down(self) -> None:
-        """End both directions so that the reading task sees the end; the descriptor stays open."""
-        with suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Close at once, without close_notify. Never blocks; safe to call again."""
-        fd = self.sock.fileno()
-        if fd >= 0:
-            hub = current_hub()
-            if hub is not None:
-                hub.notify_closing(fd)
-            trio.lowlevel.notify_closing(self.sock)
-            self.sock.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,18 +77,23 @@ class Slots:
         """Take a slot in order of arrival. Raises `PoolFull` at once if too many wait already, and
         `PoolTimedOut` at the deadline.
         """
+        if self.take():
+            return
+        if self._free.statistics().tasks_waiting >= self.max_waiting:
+            raise PoolFull(f"{origin}: {self.max_waiting} requests wait for a connection already")
+        try:
+            with trio.fail_at(deadline):
+                await self._free.acquire()
+        except trio.TooSlowError:
+            raise self.timed_out(origin) from None
+
+    def take(self) -> bool:
+        """Take a slot, if one is free."""
         try:
             self._free.acquire_nowait()
         except trio.WouldBlock:
-            if self._free.statistics().tasks_waiting >= self.max_waiting:
-                raise PoolFull(
-                    f"{origin}: {self.max_waiting} requests wait for a connection already"
-                ) from None
-            try:
-                with trio.fail_at(deadline):
-                    await self._free.acquire()
-            except trio.TooSlowError:
-                raise self.timed_out(origin) from None
+            return False
+        return True
 
     def timed_out(self, origin: Origin) -> PoolTimedOut:
         return PoolTimedOut(
@@ -288,6 +145,18 @@ class ConnectionPool:
         self._reused = 0
         self._closed = False
 
+    def lend_kept(self) -> Connection | None:
+        """Lend a kept connection until `release`, if there is one and a slot is free."""
+        if not self.idle or not self._slots.take():
+            return None
+        connection = self._take_idle()
+        if connection is None:
+            self._slots.release()
+            return None
+        self._lent += 1
+        self._reused += 1
+        return connection
+
     async def acquire(self, time: ConnectTime, *, fresh: bool = False) -> Connection:
         """Lend a kept or a new connection until `release`; with `fresh`, a new one.
 
@@ -308,7 +177,6 @@ class ConnectionPool:
                 self._opened += 1
             else:
                 self._reused += 1
-            connection.written = 0
             return connection
         except BaseException:
             self._lent -= 1
@@ -324,8 +192,14 @@ class ConnectionPool:
         if reusable and not self._closed:
             connection.used = True
             connection.idle_since = trio.current_time()
+            connection.on_event = self._check
             self.idle.append(connection)
         else:
+            connection.close()
+
+    def _check(self, connection: Connection) -> None:
+        if not connection.is_alive():
+            self.idle.remove(connection)
             connection.close()
 
     def expire(self) -> None:
@@ -358,7 +232,9 @@ class ConnectionPool:
         oldest = trio.current_time() - KEEPALIVE_EXPIRY_S
         while self.idle:
             connection = self.idle.pop()
+            connection.on_event = None
             if connection.idle_since > oldest and connection.is_alive():
+                connection.written = 0
                 return connection
             connection.close()
         return None

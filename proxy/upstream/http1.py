@@ -24,7 +24,8 @@ from ..http.body import UntilClose, framing_of
 from ..http.head import BodyEncoder, HeadReader, ResponseHead, encode_head
 from .body import UpstreamBody
 from .call import UpstreamCall, UpstreamResponse
-from .connections import Connection, ConnectionPool, ConnectTime, PoolState, Slots
+from .connection import Connection
+from .connections import ConnectionPool, ConnectTime, PoolState, Slots
 from .endpoints import Endpoint
 from .origin import Origin, server_name
 from .resolver import Resolver
@@ -88,13 +89,15 @@ class Http1Transport:
         """
         pool = self._origins.get(endpoint.server) or self._open_pool(endpoint.server)
         message = _Message(call, call.target if target is None else target, host)
-        time = ConnectTime(call.timeouts.connect_s)
         while True:
-            try:
-                connection = await pool.acquire(time, fresh=new_connection)
-            except UpstreamFailure as failure:
-                failure.sent = Sent.NOTHING
-                raise
+            connection = None if new_connection else pool.lend_kept()
+            if connection is None:
+                time = ConnectTime(call.timeouts.connect_s)
+                try:
+                    connection = await pool.acquire(time, fresh=new_connection)
+                except UpstreamFailure as failure:
+                    failure.sent = Sent.NOTHING
+                    raise
             attempt = _Attempt(pool, connection, call, message)
             try:
                 return attempt.response(endpoint, await attempt.run())
@@ -169,7 +172,6 @@ class _Attempt:
         self._call = call
         self._message = message
         self._upload: Upload | None = None
-        self._head_scope = trio.CancelScope()  # of an upload; its deadline starts when that ends
 
     @property
     def sent(self) -> Sent:
@@ -196,11 +198,12 @@ class _Attempt:
                 raise self._no_response()
             return head
         self._upload = upload = Upload(self._connection, message.encoder, self._call.body, write_s)
+        due = trio.CancelScope()  # the head's deadline, which starts when the upload ends
         if self._call.nursery is None:
-            return await self._upload_until_head(upload)
-        self._call.nursery.start_soon(upload.run, self._head_scope, first_byte_s)
+            return await self._upload_until_head(upload, due)
+        self._call.nursery.start_soon(upload.run, due, first_byte_s)
         try:
-            return await self._receive_head()
+            return await self._receive_head(upload, due)
         except BaseException as error:
             upload.scope.cancel()
             if isinstance(error, UpstreamFailure):
@@ -222,12 +225,12 @@ class _Attempt:
             head.status, head.headers, body, endpoint, version=head.version, reason=head.reason
         )
 
-    async def _upload_until_head(self, upload: Upload) -> ResponseHead:
+    async def _upload_until_head(self, upload: Upload, due: trio.CancelScope) -> ResponseHead:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(upload.run, self._head_scope, self._call.timeouts.first_byte_s)
+            nursery.start_soon(upload.run, due, self._call.timeouts.first_byte_s)
             result: ResponseHead | Exception
             try:
-                result = await self._receive_head()
+                result = await self._receive_head(upload, due)
             except Exception as error:
                 result = error  # raised outside of the nursery, which would wrap it in a group
             upload.scope.cancel()
@@ -235,10 +238,10 @@ class _Attempt:
             raise result
         return result
 
-    async def _receive_head(self) -> ResponseHead:
+    async def _receive_head(self, upload: Upload, due: trio.CancelScope) -> ResponseHead:
         """Wait for the head while the request is being sent."""
         reader, ask_for_body = HeadReader(), self._call.ask_for_body
-        with self._head_scope:
+        with due:
             head: ResponseHead | None = None
             if ask_for_body is not None:
                 head = await self._read_head(CONTINUE_S, reader)
@@ -247,8 +250,8 @@ class _Attempt:
             head = head or await self._read_head(inf, reader)
             assert head is not None
             return head
-        if self._upload is not None and self._upload.failure is not None:
-            raise self._upload.failure
+        if upload.failure is not None:
+            raise upload.failure
         raise self._no_response()
 
     async def _read_head(self, timeout_s: float, reader: HeadReader) -> ResponseHead | None:

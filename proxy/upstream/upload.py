@@ -12,7 +12,7 @@ import trio
 
 from ..errors import ReadFailed
 from ..http.head import BodyEncoder
-from .connections import Connection
+from .connection import Connection
 
 __all__ = ["Upload"]
 

@@ -316,7 +316,7 @@ KINDS = {
             "request_body._read_rest",
             "request_body._hand_over",
             "request_body.run",
-            "connections.send_all",
+            "connection.send_all",
         ),
         play=upload,
         script=take_upload,

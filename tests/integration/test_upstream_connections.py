@@ -25,6 +25,7 @@ from support.upstream import Peer, open_upstream
 
 from proxy.config import parse_config
 from proxy.errors import ConfigError
+from proxy.upstream.connections import ConnectionPool
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -53,6 +54,26 @@ async def test_a_response_with_white_space_before_a_colon_passes() -> None:
             assert (answer.status, answer.body) == (200, b"ok")
             assert answer.all("x-xss-protection") == [b"1"]
         assert len(upstream.requests) == 8
+
+
+async def test_an_idle_connection_is_closed_as_soon_as_its_server_closes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The hub watches it; the regular search for such connections is off here."""
+    monkeypatch.setattr(ConnectionPool, "expire", lambda pool: None)
+    end = trio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        await end.wait()
+
+    async with open_upstream(script) as upstream, open_proxy(config_for(upstream.url)) as proxy:
+        assert (await fetch(proxy.port)).body == b"ok"
+        statistics = proxy.worker.routes.transports["up"].statistics
+        await until(lambda: [pool.idle for pool in statistics()] == [1])
+        end.set()
+        await until(lambda: [pool.idle for pool in statistics()] == [0])
 
 
 # Look-ups

@@ -23,7 +23,8 @@ from proxy.http.body import Chunked, Framing
 from proxy.hub.hub import Hub
 from proxy.relay import Mover, Relay, open_relay
 from proxy.upstream import UpstreamBody
-from proxy.upstream.connections import Connection, Origin
+from proxy.upstream.connection import Connection
+from proxy.upstream.origin import Origin
 from support.chunks import unchunked
 from support.interceptors import on_event, on_event_async
 

@@ -27,7 +27,8 @@ from proxy.errors import ClientGone, ReadFailed
 from proxy.hub.hub import TURN_PUMPS, Hub
 from proxy.hub.loop import trio_loop
 from proxy.relay import Need
-from proxy.upstream.connections import Connection, Origin
+from proxy.upstream.connection import Connection
+from proxy.upstream.origin import Origin
 
 pytestmark = pytest.mark.skipif(not Hub.available(), reason="no epoll here")
 

@@ -32,7 +32,7 @@ from proxy.errors import ClientGone, ProtocolFailure, Truncated
 from proxy.http.body import Chunked, ContentLength, Framing, UntilClose
 from proxy.relay import Need, open_relay
 from proxy.upstream import UpstreamBody
-from proxy.upstream.connections import Origin
+from proxy.upstream.origin import Origin
 
 HOOKS = pytest.mark.parametrize("hook", [None, edit], ids=["passing", "seen"])
 FRAMINGS = pytest.mark.parametrize("framing", ["chunked", "content-length", "until close"])

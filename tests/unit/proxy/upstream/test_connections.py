@@ -25,14 +25,9 @@ from proxy.errors import (
     WriteTimedOut,
 )
 from proxy.upstream import Resolver, dial
-from proxy.upstream.connections import (
-    KEEPALIVE_EXPIRY_S,
-    Connection,
-    ConnectionPool,
-    ConnectTime,
-    Origin,
-    Slots,
-)
+from proxy.upstream.connection import Connection
+from proxy.upstream.connections import KEEPALIVE_EXPIRY_S, ConnectionPool, ConnectTime, Slots
+from proxy.upstream.origin import Origin
 
 ORIGIN = Origin("http", "upstream.test", 80)
 Pair = tuple[Connection, socket.socket]

@@ -42,6 +42,7 @@ from proxy.upstream import (
     UpstreamResponse,
 )
 from proxy.upstream import connections as connections_module
+from proxy.upstream.connection import Connection
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -495,7 +496,7 @@ async def test_a_request_of_which_nothing_was_written_is_sent_once_more(
         while response.body.connection.is_alive():
             await trio.sleep(0.001)
     assert web.state.idle == 2
-    monkeypatch.setattr(connections_module.Connection, "is_alive", lambda self: True)
+    monkeypatch.setattr(Connection, "is_alive", lambda self: True)
     assert await web.fetch(server) == (200, b"ok")
     assert (server.accepted, web.state.reused, web.state.lent) == (3, 1, 0)
 
