@@ -4,7 +4,10 @@ Leak detection is paranoid.
 
 from __future__ import annotations
 
+import atexit
 import gc
+import importlib.util
+import sys
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -22,13 +25,30 @@ settings.register_profile("weirpool", deadline=None)
 settings.load_profile("weirpool")
 
 byte_code.keep()
+atexit.register(gc.unfreeze)  # so that Python ends as usual
 
-TOGETHER = (
-    "test_npm_mcp_clients.py",
-    "test_surface.py",
-    "test_against_strict_server.py",
-)
-"""Files with an expensive fixture: `--dist loadgroup` runs each of them on one worker."""
+for _name in {"anthropic", "openai"} - sys.modules.keys():
+    # Load the SDKs when a test uses one: few workers need them, and each takes seconds.
+    _spec = importlib.util.find_spec(_name)
+    assert _spec is not None
+    assert _spec.loader is not None
+    _spec.loader = importlib.util.LazyLoader(_spec.loader)
+    sys.modules[_name] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_name])
+
+TOGETHER = {
+    "test_npm_mcp_clients.py": "npm",
+    "test_surface.py": "type checkers",
+    "test_against_strict_server.py": "strict server",
+    **dict.fromkeys(
+        ("test_endings.py", "test_error_dialects.py", "test_llm_sdks.py", "test_sdk_leaving.py"),
+        "LLM SDKs",
+    ),
+    "test_zoo.py": "LLM SDKs",
+}
+"""What is expensive to make and used by these files: `--dist loadgroup` runs the files of one on one
+worker.
+"""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -43,7 +63,6 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    gc.unfreeze()  # so that Python ends as usual
     if not hasattr(config, "workerinput"):
         byte_code.forget_temporary()
 
@@ -51,7 +70,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name in TOGETHER:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+            item.add_marker(pytest.mark.xdist_group(TOGETHER[item.path.name]))
 
 
 @pytest.fixture(autouse=True)

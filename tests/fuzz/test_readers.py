@@ -394,15 +394,16 @@ def planted(draw: st.DrawFn, messages: list[Any]) -> list[Any]:
 @settings(FEW, max_examples=2 * EXAMPLES)
 @given(data=st.data(), streamed=st.booleans())
 def test_no_protector_lets_a_secret_out(data: st.DataObject, streamed: bool) -> None:
-    """`redact` replaces it wherever it is, and the answer continues. `guard` ends the answer at any
-    string but the protocol's own words. What was JSON stays JSON.
+    """`redact` replaces it wherever it is, and the answer continues; `guard` ends the answer at any
+    string but the protocol's own words. What was JSON stays JSON. An answer that clients read
+    differently fails.
     """
     path, messages = data.draw(spoilt(streamed=streamed))
     messages = data.draw(planted(messages))
     wire = data.draw(wires(messages) if streamed else written(messages))
     redacted, guarded = (run([made], path, wire) for made in (Redact(PATTERNS), Guard(PATTERNS)))
     for result, protocol in ((redacted, True), (guarded, False)):
-        assert result.failure is None
+        assert result.failure is None or "AnswerError: " in str(result.failure)
         if streamed:
             check_nowhere(events_of(result.output), protocol=protocol)
             assert count_text(result.output) <= count_text(wire[0])
@@ -412,7 +413,7 @@ def test_no_protector_lets_a_secret_out(data: st.DataObject, streamed: bool) -> 
             assert not isinstance(left, Text) or isinstance(decoded(wire[0].decode()), Text)
     if streamed:
         assert SECRET.encode() not in redacted.output
-        assert guarded.ended or guarded.output == wire[0]
+        assert guarded.ended or guarded.failure or guarded.output == wire[0]
 
 
 # --- a secret that is cut

@@ -36,7 +36,6 @@ def no_collection() -> Iterator[None]:
     yield
     gc.set_debug(0)
     gc.enable()
-    gc.unfreeze()
 
 
 def garbage() -> Counter[str]:

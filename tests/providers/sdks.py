@@ -23,8 +23,6 @@ __all__ = ["Result", "read"]
 _answer: httpx2.Response
 _http = httpx2.Client(transport=httpx2.MockTransport(lambda _: _answer))
 _settings: Any = {"api_key": "k", "base_url": "http://up/v1", "max_retries": 0}
-_OPENAI = openai.OpenAI(**_settings, http_client=_http)
-_ANTHROPIC = anthropic.Anthropic(**_settings, http_client=_http)
 
 _MESSAGES: Any = {"model": "m", "messages": [{"role": "user", "content": "What is a weir?"}]}
 _INPUT: Any = {"model": "m", "input": "What is a weir?"}
@@ -134,22 +132,28 @@ def _prepare(status: int, content_type: str, body: bytes) -> None:
     _answer = httpx2.Response(status, headers=headers, content=body, request=request)
 
 
+@lru_cache
+def _client(api: str) -> Any:
+    made = anthropic.Anthropic if api == "messages" else openai.OpenAI
+    return made(**_settings, http_client=_http)
+
+
 def _create(api: str, *, stream: bool) -> Any:
     if api == "chat":
-        return _OPENAI.chat.completions.create(**_MESSAGES, stream=stream)
+        return _client(api).chat.completions.create(**_MESSAGES, stream=stream)
     if api == "responses":
-        return _OPENAI.responses.create(**_INPUT, stream=stream)
-    return _ANTHROPIC.messages.create(**_MESSAGES, max_tokens=9, stream=stream)
+        return _client(api).responses.create(**_INPUT, stream=stream)
+    return _client(api).messages.create(**_MESSAGES, max_tokens=9, stream=stream)
 
 
 def _final(api: str) -> Any:
     if api == "chat":
-        with _OPENAI.chat.completions.stream(**_MESSAGES) as chat:
+        with _client(api).chat.completions.stream(**_MESSAGES) as chat:
             return chat.get_final_completion()
     if api == "responses":
-        with _OPENAI.responses.stream(**_INPUT) as responses:
+        with _client(api).responses.stream(**_INPUT) as responses:
             return responses.get_final_response()
-    with _ANTHROPIC.messages.stream(**_MESSAGES, max_tokens=9) as messages:
+    with _client(api).messages.stream(**_MESSAGES, max_tokens=9) as messages:
         return messages.get_final_message()
 
 

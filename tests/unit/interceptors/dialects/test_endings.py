@@ -5,12 +5,10 @@ nothing follows.
 from __future__ import annotations
 
 from collections import Counter
+from importlib import import_module
 from typing import Any
 
 import pytest
-from anthropic.types import RawMessageStreamEvent
-from openai.types.chat import ChatCompletionChunk
-from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 from unit.interceptors.dialects.recorder import Made
 from unit.interceptors.dialects.transcripts import (
@@ -160,10 +158,10 @@ def test_what_was_shown_before_in_the_same_event_leaves() -> None:
 
 
 CHECKS = {CHAT: check_chat, RESPONSES: check_responses, ANTHROPIC: check_anthropic}
-TYPES: dict[str, Any] = {
-    CHAT: ChatCompletionChunk,
-    RESPONSES: ResponseStreamEvent,
-    ANTHROPIC: RawMessageStreamEvent,
+TYPES = {
+    CHAT: ("openai.types.chat", "ChatCompletionChunk"),
+    RESPONSES: ("openai.types.responses", "ResponseStreamEvent"),
+    ANTHROPIC: ("anthropic.types", "RawMessageStreamEvent"),
 }
 OTHER_REASONS = {CHAT: "stop", RESPONSES: "completed", ANTHROPIC: "end_turn"}
 
@@ -178,7 +176,8 @@ def test_an_answer_that_is_ended_anywhere_is_whole(
     """At each hook of texts and tool calls, with last words and without, with the usual reason and
     another, and with tool calls held back. Every event has what the SDK's types demand.
     """
-    types: TypeAdapter[Any] = TypeAdapter(TYPES[path])
+    module, name = TYPES[path]
+    types: TypeAdapter[Any] = TypeAdapter(getattr(import_module(module), name))
     stream = stream_of(ANSWERS[path], named=path != CHAT)
     reason = None if usual else OTHER_REASONS[path]
     for call in range(1, 100):
