@@ -81,7 +81,8 @@ async def serving(
     }[kind]
     async with open_upstream(script) as upstream:
         file.write_text(CONFIG % upstream.url)
-        env = {"WEIRPOOL_CONFIG": str(file)}
+        # A limit on the size of files must not cut the byte code that others load.
+        env = {"WEIRPOOL_CONFIG": str(file), "PYTHONDONTWRITEBYTECODE": "1"}
         async with running(command, env=env, stderr=stderr, **options) as process:
             with trio.fail_after(20):
                 while True:
