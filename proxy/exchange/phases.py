@@ -139,8 +139,9 @@ async def on_request(ctx: ExchangeContext, length: bytes | None) -> OutgoingRequ
         if answer is not None:
             await _address(ctx, request, answer, length)
         else:
-            _check_length(ctx, length)
-            if request is None or not request.body_replaced:
+            replaced = request is not None and request.body_replaced
+            _check_length(ctx, length, collects=chain.wants_body and not replaced)
+            if not replaced:
                 expects_continue = _upstream_asks(ctx, request)
                 body, length = await _open_body(ctx, length, asks=not expects_continue)
         ctx.watch_client()
@@ -207,8 +208,10 @@ async def _address(
         address(request, answer)
 
 
-def _check_length(ctx: ExchangeContext, length: bytes | None) -> None:
+def _check_length(ctx: ExchangeContext, length: bytes | None, *, collects: bool) -> None:
     limit = ctx.route.limits.max_request_body_bytes
+    if collects:
+        limit = min(limit, ctx.worker.config.reverse_proxy.limits.max_collected_bytes)
     if length and int(length) > limit:
         raise too_large(limit)
 

@@ -212,14 +212,16 @@ class _Attempt:
 
     def response(self, endpoint: Endpoint, head: ResponseHead) -> UpstreamResponse:
         """The response to hand out: the connection belongs to its body from now on."""
-        framing = framing_of(self._call.method, head)
+        framing, upload = framing_of(self._call.method, head), self._upload
+        # A server that answers an expectation may take the body after that for the next request.
+        is_early = self._call.ask_for_body is not None and upload and not upload.complete
         body = UpstreamBody(
             self._pool,
             self._connection,
             framing,
             head.early,
-            keep_alive=not head.closes and not isinstance(framing, UntilClose),
-            upload=self._upload,
+            keep_alive=not (head.closes or is_early or isinstance(framing, UntilClose)),
+            upload=upload,
         )
         return UpstreamResponse(
             head.status, head.headers, body, endpoint, version=head.version, reason=head.reason

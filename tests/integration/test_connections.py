@@ -208,11 +208,13 @@ async def test_an_app_derived_from_ours_is_called_by_its_own_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Hypercorn's frame around the app is saved only where nothing is lost by that."""
-    seen: list[str] = []
+    seen: list[str | bytes] = []
 
     class Derived(Weirpool):
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
             seen.append(scope["type"])
+            if scope["type"] == "http" and scope["method"] == "POST":
+                seen.append((await receive())["body"])
             await super().__call__(scope, receive, send)
 
     monkeypatch.setattr("proxy.server.app.Weirpool", Derived)
@@ -221,7 +223,13 @@ async def test_an_app_derived_from_ours_is_called_by_its_own_call(
         open_proxy(config_for(upstream.url)) as proxy,
     ):
         assert (await fetch(proxy.port)).complete
-    assert seen == ["lifespan", "http"]
+        client = await open_client(proxy.port)
+        await client.send("POST", "/", [("expect", "100-continue"), ("content-length", "2")])
+        assert b" 100 " in await client.stream.receive_some()  # as the app reads the body
+        await client.stream.send_all(b"hi")
+        await until(lambda: b"hi" in seen)
+        await client.aclose()
+    assert seen == ["lifespan", "http", "http", b"hi"]
 
 
 @pytest.mark.parametrize("body", [None, b"", b"{}"], ids=["GET", "POST without body", "POST"])

@@ -139,12 +139,10 @@ async def test_a_file_that_may_not_grow_ends_nothing_and_its_lines_are_counted(
 ) -> None:
     """EFBIG; when the file has room again, one line has the count, and every line is whole."""
     path, endless = tmp_path / "log", resource.RLIM_INFINITY
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, endless))
-
     with path.open("ab") as file:
-        async with serving("serve", tmp_path, file, preexec_fn=limit) as (process, port):
+        async with serving("serve", tmp_path, file) as (process, port):
+            # Only now: what the process imports goes to the cache of byte code.
+            resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (2000, endless))
             await ask(port, 20)
             with trio.fail_after(20):  # until the writer's thread has met the file's limit
                 while not re.search(
